@@ -1,0 +1,1 @@
+"""Who computes: policy, reference, reward, rollout, and the weights' way between them."""

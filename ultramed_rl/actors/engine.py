@@ -1,0 +1,220 @@
+"""A DeepSpeed engine around one module: build, step, export, save. The same on gloo/CPU and NCCL/CUDA."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from ultramed_rl.models.load import PolicyModel, RewardModel, save_model
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """How a module is trained: parallelism, precision, and the optimizer's constants."""
+
+    device: str
+    precision: str
+    zero_stage: int
+    offload_optimizer: bool
+    weight_decay: float
+    max_grad_norm: float
+    micro_batch_size: int
+    gradient_checkpointing: bool
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or gradient that isn't finite. Nothing was saved from it."""
+
+
+def join_ranks(rank: int, world_size: int, address: str, port: int, device: str) -> None:
+    """Join the process group of the policy's ranks."""
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK="0", MASTER_ADDR=address, MASTER_PORT=str(port)
+    )
+    import deepspeed
+
+    backend = "nccl" if device == "cuda" else "gloo"
+    if device == "cuda":
+        torch.cuda.set_device(0)
+    deepspeed.init_distributed(dist_backend=backend, rank=rank, world_size=world_size, verbose=False)
+
+
+def deepspeed_config(spec: EngineSpec) -> dict[str, Any]:
+    """DeepSpeed's own config. Accumulation is ours (see `Engine.step`), so it is 1 there."""
+    zero: dict[str, Any] = {"stage": spec.zero_stage}
+    if spec.zero_stage == 3:
+        # Weights leave through GatheredParameters; small ones stay whole, which saves a gather each.
+        zero["stage3_param_persistence_threshold"] = 10_000
+    if spec.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    return {
+        "train_micro_batch_size_per_gpu": spec.micro_batch_size,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": spec.max_grad_norm,
+        "zero_optimization": zero,
+        "bf16": {"enabled": spec.precision == "bfloat16"},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+    }
+
+
+def loading_context(spec: EngineSpec) -> Any:
+    """With ZeRO-3, `from_pretrained` must know, so that no rank ever holds the whole model. Keep it alive."""
+    if spec.zero_stage != 3:
+        return None
+    from transformers.integrations import HfDeepSpeedConfig
+
+    return HfDeepSpeedConfig(deepspeed_config(spec))
+
+
+class Engine:
+    """One rank of a data-parallel training engine."""
+
+    def __init__(self, module: PolicyModel | RewardModel, spec: EngineSpec) -> None:
+        import deepspeed
+
+        self.spec = spec
+        if spec.gradient_checkpointing:
+            module.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        trainable = [p for p in module.parameters() if p.requires_grad]
+        self.backend, *_ = deepspeed.initialize(
+            model=module, optimizer=self._optimizer(trainable), config=deepspeed_config(spec)
+        )
+        self.module: PolicyModel | RewardModel = self.backend.module
+        self.device = torch.device(spec.device)
+
+    def _optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        arguments: dict[str, Any] = {"lr": 0.0, "betas": (0.9, 0.95), "weight_decay": self.spec.weight_decay}
+        if self.spec.offload_optimizer:
+            from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+            return DeepSpeedCPUAdam(parameters, adamw_mode=True, **arguments)
+        return torch.optim.AdamW(parameters, fused=True, **arguments)
+
+    def step(self, losses: Iterator[torch.Tensor], micro_batches: int, rate: float, ids: Sequence[str]) -> float:
+        """Accumulate this rank's micro-batch losses and take one optimizer step.
+
+        Each loss must be scaled so that their sum over all micro-batches and ranks is the batch's loss;
+        DeepSpeed averages gradients over ranks, hence the factor here.
+
+        Returns:
+            the gradient norm before clipping.
+
+        Raises:
+            NonFiniteError: naming `ids`, before a non-finite loss reaches a gradient.
+        """
+        ranks = dist.get_world_size()
+        for group in self.backend.optimizer.param_groups:
+            group["lr"] = rate
+        for index, loss in enumerate(losses):
+            if not self.everywhere(bool(torch.isfinite(loss))):
+                raise NonFiniteError(f"loss is not finite; the batch holds {', '.join(ids)}")
+            self.backend.set_gradient_accumulation_boundary(index == micro_batches - 1)
+            self.backend.backward(loss * ranks)
+        self.backend.step()
+        norm = float(self.backend.get_global_grad_norm() or 0.0)
+        if not math.isfinite(norm):
+            raise NonFiniteError(f"gradient norm is {norm}; the batch holds {', '.join(ids)}")
+        return norm
+
+    def everywhere(self, condition: bool) -> bool:
+        """Whether the condition holds on every rank."""
+        flag = torch.tensor(float(condition), device=self.device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MIN)
+        return bool(flag.item())
+
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum over ranks."""
+        summed = values.detach().clone().to(self.device)
+        dist.all_reduce(summed)
+        return summed
+
+    def full(self, parameters: Sequence[nn.Parameter]) -> AbstractContextManager[Any]:
+        """Within it, ZeRO-3's partitioned parameters are whole on every rank."""
+        if self.spec.zero_stage != 3:
+            return nullcontext()
+        import deepspeed
+
+        return deepspeed.zero.GatheredParameters(list(parameters))
+
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every weight, whole, one at a time, under its Hugging Face name. A collective: run on all ranks."""
+        for name, parameter in self.module.lm.named_parameters():
+            with self.full([parameter]):
+                yield name, parameter.detach()
+
+    def save(self, directory: str, tokenizer: Any) -> None:
+        """Write a Hugging Face checkpoint from rank 0. A collective: run on all ranks."""
+        main = dist.get_rank() == 0
+        state: dict[str, torch.Tensor] = {}
+        for name, tensor in self.weights():
+            if main:
+                # Only ZeRO-3's gathered tensors vanish after the gather; others are copied by the writer.
+                state[name] = tensor.cpu().clone() if self.spec.zero_stage == 3 else tensor
+        if main:
+            save_model(self.module, tokenizer, directory, state)
+        dist.barrier()
+
+    def start_round(self) -> None:
+        """Begin from exactly the weights that were saved and sent, with a fresh optimizer.
+
+        bf16 training keeps fp32 masters whose extra bits no checkpoint holds; dropping them makes a round
+        a function of its starting checkpoint, so a resumed run equals an unbroken one.
+        """
+        optimizer = self.backend.optimizer
+        for state in getattr(optimizer, "optimizer", optimizer).state.values():
+            for value in state.values():
+                if torch.is_tensor(value):
+                    value.zero_()
+        if hasattr(optimizer, "refresh_fp32_params") and self.spec.precision == "bfloat16":
+            optimizer.refresh_fp32_params()
+
+    def save_optimizer(self, directory: str) -> None:
+        """DeepSpeed's own sharded state, for `optimizer_state: keep`."""
+        self.backend.save_checkpoint(directory, tag="optimizer")
+        if dist.get_rank() == 0:
+            # DeepSpeed's recovery script is code in a data directory; nothing here runs it.
+            (Path(directory) / "zero_to_fp32.py").unlink(missing_ok=True)
+            (Path(directory) / "ranks.json").write_text(json.dumps({"ranks": dist.get_world_size()}))
+        dist.barrier()
+
+    def load_optimizer(self, directory: str) -> None:
+        """Restore what `save_optimizer` wrote. The number of ranks must be the same."""
+        saved = json.loads((Path(directory) / "ranks.json").read_text())["ranks"]
+        if saved != dist.get_world_size():
+            raise ValueError(
+                f"optimizer state in {directory} is of {saved} ranks, this run has {dist.get_world_size()}; "
+                "use the same cluster.policy.ranks or training.optimizer_state=reset"
+            )
+        self.backend.load_checkpoint(directory, tag="optimizer")
+
+    def offload(self) -> None:
+        """Move states off the GPU while other roles have it. Nothing to do on CPU."""
+        if self.device.type == "cpu":
+            return
+        if self.spec.zero_stage > 0:
+            self.backend.offload_states()
+        else:
+            self.module.to("cpu")
+        torch.cuda.empty_cache()
+
+    def reload(self) -> None:
+        """Undo `offload`."""
+        if self.device.type == "cpu":
+            return
+        if self.spec.zero_stage > 0:
+            self.backend.reload_states()
+        else:
+            self.module.to(self.device)
+
+

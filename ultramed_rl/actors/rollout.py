@@ -1,0 +1,192 @@
+"""A vLLM engine as a Ray actor."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ultramed_rl.actors.trainer import peak_memory
+from ultramed_rl.records import Completion, Prompt
+
+
+@dataclass(frozen=True)
+class EngineArguments:
+    """What a rollout engine is started with."""
+
+    model: str
+    device: str
+    precision: str
+    max_length: int
+    max_num_seqs: int
+    tensor_parallel: int
+    enforce_eager: bool
+    kv_cache_bytes: int | None
+    memory_fraction: float
+    transfer_backend: str
+    sleeps: bool
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class SamplingRequest:
+    """n answers to one prompt. Sample i is drawn with `seed + i`, whatever else the engine computes."""
+
+    prompt: Prompt
+    n: int
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+    seed: int
+
+
+class RolloutWorker:
+    """One engine. `policy_version` says which weights it holds; every completion carries it."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        self.policy_version = -1
+
+    def start(self, arguments: EngineArguments, stop_token: int, version: int) -> None:
+        """Load the model into vLLM."""
+        from vllm import LLM
+        from vllm.config import WeightTransferConfig
+
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        self.arguments, self.stop_token = arguments, stop_token
+        self.llm = LLM(
+            model=arguments.model,
+            tokenizer=arguments.model,
+            dtype=arguments.precision,
+            max_model_len=arguments.max_length,
+            max_num_seqs=arguments.max_num_seqs,
+            tensor_parallel_size=arguments.tensor_parallel,
+            enforce_eager=arguments.enforce_eager,
+            trust_remote_code=arguments.trust_remote_code,
+            weight_transfer_config=WeightTransferConfig(backend=arguments.transfer_backend),
+            generation_config="vllm",
+            **self._device_arguments(),
+        )
+        self.policy_version = version
+
+    def _device_arguments(self) -> dict[str, Any]:
+        arguments = self.arguments
+        if arguments.device == "cpu":
+            # vLLM's CPU sampler cannot rewind a seeded generator after a partial prefill, so prompts
+            # are prefilled whole.
+            budget = max(4096, arguments.max_length)
+            return {
+                "kv_cache_memory_bytes": arguments.kv_cache_bytes,
+                "enable_chunked_prefill": False,
+                "max_num_batched_tokens": budget,
+            }
+        extra: dict[str, Any] = {"gpu_memory_utilization": arguments.memory_fraction}
+        if arguments.kv_cache_bytes is not None:
+            extra["kv_cache_memory_bytes"] = arguments.kv_cache_bytes
+        if arguments.tensor_parallel > 1:
+            extra["distributed_executor_backend"] = "ray"
+        return {**extra, "enable_sleep_mode": arguments.sleeps}
+
+    def generate(self, requests: Sequence[SamplingRequest]) -> Iterator[list[Completion]]:
+        """Answer the requests, yielding each prompt's completions as soon as all of its n are done.
+
+        Raises:
+            ValueError: a prompt that leaves no room for an answer, before anything is computed.
+        """
+        from vllm import SamplingParams, TokensPrompt
+
+        for request in requests:
+            self._check(request)
+        engine = self.llm.llm_engine
+        self.llm.reset_prefix_cache()  # what is cached would change rounding, and so a resumed run's samples
+        for index, request in enumerate(requests):
+            engine.add_request(
+                str(index),
+                TokensPrompt(prompt_token_ids=list(request.prompt.token_ids)),
+                SamplingParams(
+                    n=request.n,
+                    temperature=request.temperature,
+                    top_p=request.top_p,
+                    max_tokens=request.max_new_tokens,
+                    seed=request.seed,
+                    stop_token_ids=[self.stop_token],
+                    logprobs=0,
+                    output_kind=_final_only(),
+                ),
+            )
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                if output.finished:
+                    yield self._completions(requests[int(output.request_id)], output)
+
+    def _check(self, request: SamplingRequest) -> None:
+        length, limit = len(request.prompt.token_ids), self.arguments.max_length
+        if length + request.max_new_tokens > limit:
+            raise ValueError(
+                f"prompt {request.prompt.prompt_id} has {length} tokens; with {request.max_new_tokens} new ones "
+                f"it exceeds the context of {limit}: lower prompts.max_prompt_tokens or raise policy.max_length"
+            )
+
+    def _completions(self, request: SamplingRequest, output: Any) -> list[Completion]:
+        return [
+            Completion(
+                prompt_id=request.prompt.prompt_id,
+                sample=answer.index,
+                text=answer.text,
+                token_ids=tuple(answer.token_ids),
+                finish_reason=answer.finish_reason or "unknown",
+                logprob=float(answer.cumulative_logprob or 0.0),
+                policy_version=self.policy_version,
+            )
+            for answer in sorted(output.outputs, key=lambda a: a.index)
+        ]
+
+    def init_weight_transfer(self, init_info: dict[str, Any]) -> None:
+        """First half of vLLM's weight-transfer handshake."""
+        self.llm.init_weight_transfer_engine({"init_info": init_info})
+
+    def start_weight_update(self) -> None:
+        """Between this and `set_policy_version` the engine holds no complete policy."""
+        self.policy_version = -1
+        self.llm.start_weight_update()
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """Receive weights, all or a part."""
+        self.llm.update_weights({"update_info": update_info})
+
+    def finish_weight_update(self, version: str | None) -> None:
+        """Make the received weights the engine's own."""
+        self.llm.finish_weight_update(version)
+
+    def set_policy_version(self, version: int) -> None:
+        """Everything arrived: from now on completions carry this version."""
+        self.llm.update_weight_version(str(version))
+        self.llm.reset_prefix_cache()
+        self.policy_version = version
+
+    def version(self) -> int:
+        """The policy version this engine holds; -1 in the middle of an update."""
+        return self.policy_version
+
+    def offload(self) -> None:
+        """Give the GPU to other roles. Level 1 keeps the weights in host memory; on CPU nothing moves."""
+        if self.arguments.sleeps:
+            self.llm.sleep(level=1)
+        gc.collect()
+
+    def reload(self) -> None:
+        """Undo `offload`."""
+        if self.arguments.sleeps:
+            self.llm.wake_up()
+
+    def peak_memory(self) -> int:
+        """Bytes at the peak of this process."""
+        return peak_memory(self.arguments.device)
+
+
+def _final_only() -> Any:
+    from vllm.sampling_params import RequestOutputKind
+
+    return RequestOutputKind.FINAL_ONLY

@@ -1,0 +1,100 @@
+"""From a plan to Ray: one placement group per node, one bundle per device slot."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from ultramed_rl.cluster.plan import Member, Plan
+from ultramed_rl.config.cluster import Cluster
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Reserved bundles: `groups[node]` has a bundle for each slot of that node."""
+
+    groups: tuple[PlacementGroup, ...]
+    device: str
+    cpus_per_slot: float
+    share: float
+
+    def options(self, member: Member) -> dict[str, Any]:
+        """Ray actor options that put a member on its slots."""
+        first = member.slots[0]
+        environment = {"OMP_NUM_THREADS": str(max(1, int(self.cpus_per_slot))), "TOKENIZERS_PARALLELISM": "false"}
+        options: dict[str, Any] = {"num_cpus": self.cpus_per_slot * self.share}
+        if self.device == "cuda":
+            parallel = len(member.slots) > 1
+            # A tensor-parallel engine's actor only drives: its vLLM workers take the shares.
+            options["num_gpus"] = 0 if parallel else self.share
+            if parallel:
+                environment["VLLM_RAY_BUNDLE_INDICES"] = ",".join(str(s.index) for s in member.slots)
+                environment["VLLM_RAY_PER_WORKER_GPUS"] = str(self.share)
+                options["num_cpus"] = 0
+        else:
+            environment |= {"DS_ACCELERATOR": "cpu", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        if member.role == "rollout":
+            environment |= {
+                "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+                "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
+                "VLLM_NO_USAGE_STATS": "1",
+            }
+        return {
+            **options,
+            "runtime_env": {"env_vars": environment},
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(
+                self.groups[first.node], first.index, placement_group_capture_child_tasks=True
+            ),
+        }
+
+    def release(self) -> None:
+        """Give all bundles back."""
+        for group in self.groups:
+            remove_placement_group(group)
+
+
+def connect(cluster: Cluster) -> None:
+    """Join the Ray cluster of the config or of RAY_ADDRESS, or start one on this machine."""
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, log_to_driver=False)
+        return
+    cpus = cluster.cpus_per_node or os.cpu_count() or 1
+    ray.init(
+        num_cpus=max(cpus, cluster.devices_per_node if cluster.device == "cpu" else 1),
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=512 * 2**20 if cluster.device == "cpu" else None,
+    )
+
+
+def reserve(plan: Plan, cluster: Cluster) -> Placement:
+    """Reserve every slot that the plan uses.
+
+    Raises:
+        RuntimeError: the cluster has not got the resources within `start_timeout_s`; says what it has.
+    """
+    used = {slot for role in plan.roles for member in role.members for slot in member.slots}
+    nodes = 1 + max(slot.node for slot in used)
+    per_node = [1 + max(s.index for s in used if s.node == node) for node in range(nodes)]
+    total_cpus = ray.cluster_resources().get("CPU", 1.0) / max(1, len(ray.nodes()))
+    cpus = (cluster.cpus_per_node or total_cpus) / cluster.devices_per_node
+    bundle = {"CPU": cpus, **({"GPU": 1.0} if cluster.device == "cuda" else {})}
+    groups = tuple(placement_group([dict(bundle)] * count, strategy="STRICT_PACK") for count in per_node)
+    for group in groups:
+        if not group.wait(cluster.start_timeout_s):
+            raise RuntimeError(
+                f"cluster: no node had {group.bundle_count} bundles of {bundle} free within "
+                f"{cluster.start_timeout_s:g} s; it has {ray.cluster_resources()}: start more nodes or lower "
+                "cluster.nodes / cluster.devices_per_node"
+            )
+    share = 1.0 / len(plan.roles) if plan.layout == "colocated" else 1.0
+    return Placement(groups, cluster.device, cpus, share)

@@ -1,0 +1,7 @@
+"""What a run is: one file per group of sections, strict load, overrides, dump. Loads no torch."""
+
+from ultramed_rl.config.base import ConfigError
+from ultramed_rl.config.load import config_difference, dump_config, load_config, parse_config
+from ultramed_rl.config.run import RunConfig
+
+__all__ = ["ConfigError", "RunConfig", "config_difference", "dump_config", "load_config", "parse_config"]

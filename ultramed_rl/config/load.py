@@ -1,0 +1,194 @@
+"""YAML and `section.key=value` overrides in, a validated `RunConfig` out; every problem in one line."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from ultramed_rl.config.base import ConfigError
+from ultramed_rl.config.run import RunConfig
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses duplicate keys and reads 1e-5 as a number, as YAML 1.2 does."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    __import__("re").compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)$"),
+    list("-+0123456789."),
+)
+
+
+def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node)
+        if key in seen:
+            line = key_node.start_mark.line + 1
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice (line {line})")
+        seen.add(key)
+    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read and validate a config file.
+
+    Args:
+        path: the YAML file.
+        overrides: `section.key=value` strings; the value is read as YAML.
+
+    Raises:
+        ConfigError: with one line per problem.
+    """
+    source = str(path)
+    data = _read_yaml(Path(path))
+    for override in overrides:
+        _apply_override(data, override)
+    return parse_config(data, source)
+
+
+def parse_config(data: dict[str, Any], source: str = "config") -> RunConfig:
+    """Validate a plain mapping. Raises `ConfigError` whose lines name `source`."""
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        lines: list[str] = []
+        for problem in error.errors():
+            lines.extend(_explain(problem, source, data))
+        raise ConfigError(lines) from None
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved config as YAML; `parse_config` of it gives an equal config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def config_difference(old: RunConfig, new: RunConfig) -> list[str]:
+    """Dotted keys that differ, as `key: old -> new` lines."""
+    before, after = dict(_flatten(old.model_dump())), dict(_flatten(new.model_dump()))
+    keys = sorted(before.keys() | after.keys())
+    return [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in keys if before.get(key) != after.get(key)]
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError([f"{path}: no such file; see configs/ for complete examples"])
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path}: not valid YAML: {' '.join(str(error).split())}"]) from None
+    if not isinstance(data, dict):
+        raise ConfigError([f"{path}: must be a mapping of sections, not {type(data).__name__}"])
+    return data
+
+
+def _apply_override(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError([f"override {override!r}: must read section.key=value, as in training.epochs=2"])
+    *sections, last = key.strip().split(".")
+    node = data
+    for section in sections:
+        child = node.setdefault(section, {})
+        if child is None:
+            child = node[section] = {}
+        if not isinstance(child, dict):
+            raise ConfigError([f"override {override!r}: {section!r} is a value, not a section"])
+        node = child
+    try:
+        node[last] = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError:
+        node[last] = text
+
+
+def _explain(problem: Any, source: str, data: dict[str, Any]) -> Iterator[str]:
+    kind, location = problem["type"], [str(part) for part in problem["loc"]]
+    key = ".".join(part for part in location if not _is_union_tag(part, data, location))
+    value = problem.get("input")
+    if kind == "extra_forbidden":
+        allowed = _allowed_keys(location)
+        guess = difflib.get_close_matches(location[-1], allowed, n=1)
+        hint = f"; did you mean {guess[0]!r}?" if guess else ""
+        yield f"{source}: {key}: unknown key{hint} (allowed: {', '.join(allowed)})"
+    elif kind == "missing":
+        yield f"{source}: {key}: required, but missing"
+    elif kind == "value_error":
+        for text in str(problem["ctx"]["error"]).split(" ;; "):
+            yield f"{source}: {text}"
+    else:
+        shown = repr(value) if not isinstance(value, dict) else "a mapping"
+        hint = ""
+        if kind == "literal_error" and isinstance(value, str):
+            choices = [c.strip("'") for c in problem["ctx"]["expected"].replace(" or ", ", ").split(", ")]
+            guess = difflib.get_close_matches(value, choices, n=1)
+            hint = f"; did you mean {guess[0]!r}?" if guess else ""
+        yield f"{source}: {key}={shown}: {problem['msg'][0].lower()}{problem['msg'][1:]}{hint}"
+
+
+def _is_union_tag(part: str, data: dict[str, Any], location: list[str]) -> bool:
+    """Pydantic puts the chosen union member's tag into a location; it is no key of the file."""
+    node: Any = data
+    for step in location:
+        if isinstance(node, list):
+            node = node[int(step)] if step.isdigit() and int(step) < len(node) else None
+        elif isinstance(node, dict):
+            if step == part and step not in node and node.get("type", None) == step:
+                return True
+            if step in node:
+                node = node[step]
+    return False
+
+
+def _allowed_keys(location: list[str]) -> list[str]:
+    model: Any = RunConfig
+    for step in location[:-1]:
+        model = _descend(model, step)
+    fields = getattr(model, "model_fields", {})
+    return list(fields)
+
+
+def _descend(annotation: Any, step: str) -> Any:
+    """The model behind one step of a location: a field, a list index, or a union's tag."""
+    candidates = _models(annotation)
+    for model in candidates:
+        if step in model.model_fields:
+            return _narrow(model.model_fields[step].annotation)
+    for model in candidates:
+        tag = model.model_fields.get("type")
+        if tag is not None and tag.default == step:
+            return model
+    return annotation
+
+
+def _narrow(annotation: Any) -> Any:
+    found = _models(annotation)
+    return found[0] if len(found) == 1 else annotation
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (Union, types.UnionType, Annotated, list):
+        return [model for part in get_args(annotation) for model in _models(part)]
+    return []
+
+
+def _flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(node, list) and any(isinstance(item, dict) for item in node):
+        for index, value in enumerate(node):
+            yield from _flatten(value, f"{prefix}.{index}")
+    else:
+        yield prefix, node

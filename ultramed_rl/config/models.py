@@ -1,0 +1,80 @@
+"""Which models a run starts from, and how they are held in memory."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from ultramed_rl.config.base import Section
+
+Precision = Literal["auto", "bfloat16", "float32"]
+
+
+class Architecture(Section):
+    """The shape of a decoder: what `plan` needs to count bytes when no config.json is at hand."""
+
+    hidden_size: int = Field(gt=0)
+    intermediate_size: int = Field(gt=0)
+    num_hidden_layers: int = Field(gt=0)
+    num_attention_heads: int = Field(gt=0)
+    num_key_value_heads: int = Field(gt=0)
+    vocab_size: int = Field(gt=0)
+    head_dim: int | None = Field(default=None, gt=0)
+    tie_word_embeddings: bool = False
+
+
+class Model(Section):
+    """The starting policy: a local directory, a hub id, or `offline://smollm2-135m-instruct`."""
+
+    path: str
+    precision: Precision = Field(
+        default="auto",
+        description="auto: bfloat16 where the device computes it natively, float32 elsewhere",
+    )
+    max_length: int = Field(default=2048, gt=8, description="tokens of prompt and completion together")
+    trust_remote_code: bool = False
+    architecture: Architecture | None = None
+
+
+class Reference(Section):
+    """Which frozen policy the preference objective is anchored to, and when it moves."""
+
+    update: Literal["initial", "previous", "ema"] = "initial"
+    ema_decay: float = Field(default=0.9, ge=0.0, lt=1.0)
+    micro_batch_tokens: int = Field(default=16384, gt=0)
+
+
+class Contrast(Section):
+    """Reward training data made by the run itself: see `ultramed_rl.data.contrasts`."""
+
+    type: Literal["contrast"] = "contrast"
+    prompts: int = Field(default=64, gt=1, description="prompts whose answers are contrasted")
+    held_out: float = Field(default=0.2, gt=0.0, lt=1.0)
+    calm_temperature: float = Field(default=0.3, ge=0.0, description="temperature of the answers preferred")
+    wild_temperature: float = Field(default=1.3, gt=0.0, description="temperature of the incoherent ones")
+    max_new_tokens: int = Field(default=64, gt=0)
+
+
+class RewardTraining(Section):
+    """How the run trains its own Bradley-Terry reward model before the first round."""
+
+    data: Contrast = Contrast()
+    learning_rate: float = Field(default=2e-5, gt=0)
+    batch_size: int = Field(default=16, gt=0)
+    micro_batch_size: int = Field(default=8, gt=0)
+    epochs: int = Field(default=1, gt=0)
+    trainable_layers: int | None = Field(
+        default=None, gt=0, description="train only the last k decoder layers and the head; null: all"
+    )
+
+
+class Reward(Section):
+    """The reward model: a trained `num_labels=1` classifier, or one trained in the same run."""
+
+    path: str | None = None
+    train: RewardTraining | None = None
+    precision: Precision = "auto"
+    micro_batch_tokens: int = Field(default=16384, gt=0)
+    trust_remote_code: bool = False
+    architecture: Architecture | None = None

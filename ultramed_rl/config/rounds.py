@@ -1,0 +1,79 @@
+"""What happens in a round: sampling, pair selection, the objective, training, evaluation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ultramed_rl.config.base import Section
+
+
+class Sampling(Section):
+    """How completions are drawn from the current policy."""
+
+    n: int = Field(default=8, ge=2, description="completions per prompt")
+    temperature: float = Field(default=1.0, gt=0.0)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    max_new_tokens: int = Field(default=1024, gt=0)
+
+
+class PairRule(Section):
+    """How the scored completions of a prompt become a preference pair."""
+
+    rejected: Literal["worst", "random", "near_low"] = Field(
+        default="worst", description="near_low: the completion nearest to mean - 2 sigma (arXiv 2502.16825)"
+    )
+    min_margin: float = Field(default=0.0, ge=0.0, description="pairs with a smaller reward gap are dropped")
+    max_length_ratio: float | None = Field(
+        default=None, gt=1.0, description="drop pairs whose longer side has more than this times the tokens"
+    )
+    include_reference_answer: bool = Field(
+        default=False, description="score the data's own answer as one more candidate, as UltraMedical does"
+    )
+
+
+class DPO(Section):
+    """Direct preference optimisation (arXiv 2305.18290)."""
+
+    type: Literal["dpo"] = "dpo"
+    beta: float = Field(default=0.1, gt=0.0)
+    label_smoothing: float = Field(default=0.0, ge=0.0, lt=0.5)
+
+
+class KTOPair(Section):
+    """The paired KTO that UltraMedical trained with (arXiv 2402.01306, both sides of a pair)."""
+
+    type: Literal["kto_pair"] = "kto_pair"
+    beta: float = Field(default=0.1, gt=0.0)
+
+
+Objective = Annotated[DPO | KTOPair, Field(discriminator="type")]
+
+
+class Training(Section):
+    """One round of preference optimisation on this round's pairs."""
+
+    learning_rate: float = Field(default=5e-7, gt=0.0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule_scope: Literal["round", "run"] = Field(
+        default="round", description="warm up and decay within each round (RLHFlow), or once over the run"
+    )
+    warmup: float = Field(default=0.1, ge=0.0, lt=1.0, description="share of the schedule")
+    epochs: int = Field(default=1, gt=0)
+    batch_size: int = Field(default=128, gt=0, description="pairs per optimizer step, over all ranks")
+    micro_batch_size: int = Field(default=2, gt=0, description="pairs per forward pass on one rank")
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    max_grad_norm: float = Field(default=1.0, gt=0.0)
+    optimizer_state: Literal["reset", "keep"] = Field(
+        default="reset", description="Adam's moments at the start of a round: fresh, or the last round's"
+    )
+    gradient_checkpointing: bool = True
+
+
+class Evaluation(Section):
+    """Held-out evaluation after every round, with the same prompts and seeds each time."""
+
+    samples: int = Field(default=1, gt=0, description="completions per held-out prompt")
+    temperature: float | None = Field(default=None, ge=0.0, description="null: that of sampling")
+    bootstrap: int = Field(default=2000, ge=100, description="paired bootstrap resamples")

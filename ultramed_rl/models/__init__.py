@@ -1,0 +1,1 @@
+"""Models: loading and saving, the policy and reward heads, the model that needs no hub."""

@@ -1,0 +1,272 @@
+"""The online loop (UltraMedical, section on iterative preference learning; RLHFlow's workflow).
+
+    prompts -> completions -> scored -> pairs -> reference logprobs -> policy update
+       ^                                                                  |
+       +-------- rollout engines <---- weights ---- adopt <---------------+
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean
+
+from ultramed_rl.actors.policy import RoundPlace
+from ultramed_rl.actors.rollout import SamplingRequest
+from ultramed_rl.config import RunConfig
+from ultramed_rl.data.prompts import PromptPool, prompts_for_round
+from ultramed_rl.learning.pairs import select_pairs
+from ultramed_rl.online.crew import Crew
+from ultramed_rl.online.metrics import (
+    compare,
+    completion_metrics,
+    kl_to_reference,
+    pair_metrics,
+    reward_metrics,
+)
+from ultramed_rl.online.seeds import derive_seed
+from ultramed_rl.records import (
+    Checkpoint,
+    Completion,
+    PreferencePair,
+    Prompt,
+    ReferenceLogprobs,
+    ScoredCompletion,
+)
+from ultramed_rl.store import RoundRecord, RunDirectory
+from ultramed_rl.tracking import Progress, Tracker
+
+Metrics = dict[str, float]
+
+
+class Controller:
+    """Runs rounds. The crew computes, the store remembers, the tracker tells."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        store: RunDirectory,
+        crew: Crew,
+        pool: PromptPool,
+        tracker: Tracker,
+        progress: Progress,
+    ) -> None:
+        self.config, self.store, self.crew, self.pool = config, store, crew, pool
+        self.tracker, self.progress = tracker, progress
+        self.version = 0
+        self.policy_steps = 0
+
+    def run(self, on_round: Callable[[Metrics], None]) -> list[Metrics]:
+        """All rounds that aren't committed yet; returns the metrics of every round, committed ones too."""
+        self.version = self.store.committed_rounds()
+        self.baseline = self.store.initial.phase("evaluation", self.evaluate, 0, kind=ScoredCompletion)
+        rows: list[Metrics] = [self.store.round(i).committed_metrics() for i in range(self.version)]
+        self.policy_steps = int(sum(row["policy_steps"] for row in rows))
+        for index in range(self.version, self.config.run.rounds):
+            rows.append(self.run_round(self.store.round(index)))
+            on_round(rows[-1])
+        return rows
+
+    def run_round(self, record: RoundRecord) -> Metrics:
+        """One round. Phases that a killed run finished are read back, not computed again."""
+        prompts = record.phase("prompts", self.choose_prompts, record.index, kind=Prompt)
+        completions = record.phase("completions", self.generate, record.index, prompts, kind=Completion)
+        scored = record.phase("scored", self.score, prompts, completions, kind=ScoredCompletion)
+        pairs = record.phase("pairs", self.select, record.index, prompts, scored, kind=PreferencePair)
+        references = record.phase("reference", self.reference_logprobs, pairs, kind=ReferenceLogprobs)
+        checkpoint = self.train(record, pairs, references)
+        sync = self.adopt(record, checkpoint)
+        evaluation = record.phase("evaluation", self.evaluate, checkpoint.version, kind=ScoredCompletion)
+
+        metrics = self.round_metrics(record, completions, scored, pairs, references, evaluation)
+        metrics |= checkpoint.metrics | sync
+        record.commit(metrics)
+        self.tracker.log(metrics, step=record.index, kind="round")
+        if self.config.run.keep_checkpoints is not None:
+            self.store.prune_checkpoints(self.config.run.keep_checkpoints)
+        return metrics
+
+    # -- phases --------------------------------------------------------------------------------------------
+
+    def choose_prompts(self, index: int) -> list[Prompt]:
+        prompts = self.config.prompts
+        chosen = prompts_for_round(
+            self.pool.training, prompts.per_round, index, self.config.run.seed, prompts.reuse
+        )
+        return list(chosen)
+
+    def generate(self, index: int, prompts: Sequence[Prompt]) -> list[Completion]:
+        sampling = self.config.sampling
+        requests = [self._request(p, sampling.n, sampling.temperature, index) for p in prompts]
+        with self.progress.phase(f"round {index} generate", len(prompts) * sampling.n, "completions") as bar:
+            return self.crew.generate(requests, self.version, bar.advance)
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[ScoredCompletion]:
+        candidates = list(completions)
+        if self.config.pairs.include_reference_answer:
+            candidates += [self._reference_answer(p) for p in prompts if p.answer]
+        with self.progress.phase("score", len(candidates), "completions") as bar:
+            return self.crew.score(prompts, candidates, bar.advance)
+
+    def select(
+        self, index: int, prompts: Sequence[Prompt], scored: Sequence[ScoredCompletion]
+    ) -> list[PreferencePair]:
+        pairs, audit = self._select(index, prompts, scored)
+        if not pairs:
+            raise ValueError(
+                f"round {index}: no pair out of {len(prompts)} prompts ({audit}); lower pairs.min_margin, raise "
+                "sampling.n or sampling.temperature, or look at rounds/*/scored.parquet"
+            )
+        return pairs
+
+    def reference_logprobs(self, pairs: Sequence[PreferencePair]) -> list[ReferenceLogprobs]:
+        with self.progress.phase("reference logprobs", 2 * len(pairs), "completions") as bar:
+            return self.crew.reference_logprobs(pairs, bar.advance)
+
+    def train(
+        self, record: RoundRecord, pairs: Sequence[PreferencePair], references: Sequence[ReferenceLogprobs]
+    ) -> Checkpoint:
+        """Train on the round's pairs and write the checkpoint; its manifest holds the training metrics."""
+
+        def compute(directory: Path) -> Metrics:
+            metrics = self._train(record.index, pairs, references)
+            self.crew.save_policy(directory)
+            return metrics
+
+        path, metrics = record.phase_directory("checkpoint", compute, pairs, references)
+        return Checkpoint(str(path), record.index + 1, metrics)
+
+    def adopt(self, record: RoundRecord, checkpoint: Checkpoint) -> Metrics:
+        """From here on everyone works with the new policy: engines always, the reference per config."""
+        sync = self.crew.sync(checkpoint.version)
+        self.version = checkpoint.version
+        if self.config.reference.update == "ema":
+            record.phase_directory("reference_model", self._average_reference(checkpoint), checkpoint.version)
+        else:
+            self.crew.adopt_reference(checkpoint.path)
+        return {"sync_seconds": sync["seconds"], "sync_bytes": sync["bytes"]}
+
+    def evaluate(self, version: int) -> list[ScoredCompletion]:
+        """Held-out prompts with the same seeds every time, so that versions are compared in pairs."""
+        evaluation = self.config.evaluation
+        temperature = evaluation.temperature
+        temperature = self.config.sampling.temperature if temperature is None else temperature
+        requests = [
+            self._request(p, evaluation.samples, temperature, "evaluation") for p in self.pool.held_out
+        ]
+        with self.progress.phase(
+            f"evaluate policy {version}", len(requests) * evaluation.samples, "completions"
+        ) as bar:
+            completions = self.crew.generate(requests, version, bar.advance)
+            return self.crew.score(self.pool.held_out, completions, lambda _: None)
+
+    # -- helpers -------------------------------------------------------------------------------------------
+
+    def round_metrics(
+        self,
+        record: RoundRecord,
+        completions: Sequence[Completion],
+        scored: Sequence[ScoredCompletion],
+        pairs: Sequence[PreferencePair],
+        references: Sequence[ReferenceLogprobs],
+        evaluation: Sequence[ScoredCompletion],
+    ) -> Metrics:
+        prompts = record.phase("prompts", self.choose_prompts, record.index, kind=Prompt)
+        _, audit = self._select(record.index, prompts, scored)
+        change, wins = compare(
+            self.baseline, evaluation, self.config.evaluation.bootstrap, self.config.run.seed
+        )
+        held_out = {f"eval_{k}": v for k, v in reward_metrics(evaluation).items()}
+        held_out |= {f"eval_{k}": v for k, v in completion_metrics([s.completion for s in evaluation]).items()}
+        seconds = record.seconds
+        tokens = sum(len(c.token_ids) for c in completions)
+        return {
+            "round": record.index,
+            **completion_metrics(completions),
+            **reward_metrics(scored),
+            **pair_metrics(pairs, audit),
+            "kl_to_reference": kl_to_reference(pairs, references),
+            **held_out,
+            "eval_change": change.mean,
+            "eval_change_low": change.low,
+            "eval_change_high": change.high,
+            "eval_win_rate": wins,
+            **{f"seconds_{name}": value for name, value in seconds.items()},
+            "seconds": sum(seconds.values()),
+            "tokens_per_second_completions": tokens / max(seconds["completions"], 1e-9),
+        }
+
+    def _train(
+        self, index: int, pairs: Sequence[PreferencePair], references: Sequence[ReferenceLogprobs]
+    ) -> Metrics:
+        whole_run = self.config.training.schedule_scope == "run"
+        place = RoundPlace(
+            index=index if whole_run else 0,
+            rounds=self.config.run.rounds if whole_run else 1,
+            seed=derive_seed(self.config.run.seed, "batches", index),
+        )
+        steps: list[Metrics] = []
+        started = time.perf_counter()
+        total = len(pairs) * self.config.training.epochs
+        with self.progress.phase(f"round {index} train", total, "pairs") as bar:
+            for step in self.crew.train(pairs, references, place):
+                steps.append(step)
+                bar.advance(min(self.config.training.batch_size, total))
+                self.tracker.log({"round": index, **step}, step=self.policy_steps + len(steps), kind="step")
+        self.policy_steps += len(steps)
+        seconds = time.perf_counter() - started
+        return {
+            "policy_steps": len(steps),
+            "loss_first": steps[0]["loss"],
+            "loss_last": steps[-1]["loss"],
+            "implicit_accuracy": fmean(s["accuracy"] for s in steps),
+            "implicit_margin": steps[-1]["implicit_margin"],
+            "grad_norm_max": max(s["grad_norm"] for s in steps),
+            "seconds_training": seconds,
+            "tokens_per_second_training": sum(s["tokens"] for s in steps) / seconds,
+        }
+
+    def _select(self, index: int, prompts: Sequence[Prompt], scored: Sequence[ScoredCompletion]):  # type: ignore[no-untyped-def]
+        rule = self.config.pairs
+        return select_pairs(
+            prompts,
+            scored,
+            rejected=rule.rejected,
+            min_margin=rule.min_margin,
+            max_length_ratio=rule.max_length_ratio,
+            seed=self.config.run.seed,
+            round_index=index,
+        )
+
+    def _average_reference(self, checkpoint: Checkpoint) -> Callable[[Path], Metrics]:
+        def compute(directory: Path) -> Metrics:
+            self.crew.adopt_reference(checkpoint.path)
+            self.crew.save_reference(directory)
+            return {}
+
+        return compute
+
+    def _request(self, prompt: Prompt, n: int, temperature: float, occasion: object) -> SamplingRequest:
+        sampling = self.config.sampling
+        return SamplingRequest(
+            prompt=prompt,
+            n=n,
+            temperature=temperature,
+            top_p=sampling.top_p,
+            max_new_tokens=sampling.max_new_tokens,
+            seed=derive_seed(self.config.run.seed, occasion, prompt.prompt_id),
+        )
+
+    def _reference_answer(self, prompt: Prompt) -> Completion:
+        """UltraMedical scores the data's own answer beside the policy's."""
+        assert prompt.answer is not None
+        return Completion(
+            prompt_id=prompt.prompt_id,
+            sample=self.config.sampling.n,
+            text=prompt.answer,
+            token_ids=tuple(self.crew.tokenizer.encode_answer(prompt.answer)),
+            finish_reason="reference",
+            logprob=0.0,
+            policy_version=self.version,
+        )

@@ -1,0 +1,87 @@
+"""What a round's records say, as flat metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from statistics import fmean
+
+from ultramed_rl.evaluation.statistics import Interval, paired_bootstrap, summarize, win_rate
+from ultramed_rl.records import (
+    Completion,
+    PreferencePair,
+    ReferenceLogprobs,
+    ScoredCompletion,
+    SelectionAudit,
+)
+
+
+def completion_metrics(completions: Sequence[Completion]) -> dict[str, float]:
+    """Lengths in tokens, and how answers ended."""
+    lengths = summarize([len(c.token_ids) for c in completions])
+    return {
+        "completions": len(completions),
+        "tokens": sum(len(c.token_ids) for c in completions),
+        "length_mean": lengths.mean,
+        "length_p90": lengths.p90,
+        "finished_share": fmean(c.finish_reason == "stop" for c in completions),
+        "empty_share": fmean(not c.text.strip() for c in completions),
+    }
+
+
+def reward_metrics(scored: Sequence[ScoredCompletion]) -> dict[str, float]:
+    """Mean, deviation and quantiles of the finite rewards."""
+    finite = [s.reward for s in scored if abs(s.reward) < float("inf")]
+    summary = summarize(finite)
+    return {
+        "reward_mean": summary.mean,
+        "reward_std": summary.std,
+        "reward_p10": summary.p10,
+        "reward_p50": summary.p50,
+        "reward_p90": summary.p90,
+        "reward_non_finite": len(scored) - len(finite),
+    }
+
+
+def pair_metrics(pairs: Sequence[PreferencePair], audit: SelectionAudit) -> dict[str, float]:
+    """What selection kept and dropped, the reward margin, and the lengths of both sides."""
+    counts = {f"pairs_{name}": float(value) for name, value in asdict(audit).items() if name != "pairs"}
+    return {
+        "pairs": len(pairs),
+        **counts,
+        "margin_mean": fmean(p.margin for p in pairs),
+        "chosen_length": fmean(len(p.chosen.token_ids) for p in pairs),
+        "rejected_length": fmean(len(p.rejected.token_ids) for p in pairs),
+    }
+
+
+def kl_to_reference(pairs: Sequence[PreferencePair], references: Sequence[ReferenceLogprobs]) -> float:
+    """Nats per completion of the sampling policy from the reference, over the completions in pairs.
+
+    The mean of log pi - log pi_ref of pi's own samples estimates KL(pi || pi_ref); pair selection keeps
+    the extremes, so it is an estimate on pairs, not on all samples.
+    """
+    ratios = []
+    for pair, reference in zip(pairs, references, strict=True):
+        sides = ((pair.chosen, reference.chosen), (pair.rejected, reference.rejected))
+        ratios += [c.logprob - r for c, r in sides if c.finish_reason != "reference"]
+    return fmean(ratios) if ratios else 0.0
+
+
+def prompt_means(scored: Sequence[ScoredCompletion]) -> dict[str, float]:
+    """Mean reward of each prompt's completions."""
+    by_prompt: dict[str, list[float]] = {}
+    for item in scored:
+        by_prompt.setdefault(item.completion.prompt_id, []).append(item.reward)
+    return {prompt: fmean(rewards) for prompt, rewards in by_prompt.items()}
+
+
+def compare(
+    before: Sequence[ScoredCompletion], after: Sequence[ScoredCompletion], resamples: int, seed: int
+) -> tuple[Interval, float]:
+    """(change of the mean reward with its 95 % interval, win rate) on the same prompts, paired."""
+    old, new = prompt_means(before), prompt_means(after)
+    assert old.keys() == new.keys(), "evaluations of different prompts"
+    prompts = sorted(old)
+    first, second = [old[p] for p in prompts], [new[p] for p in prompts]
+    return paired_bootstrap(first, second, resamples, seed), win_rate(first, second)

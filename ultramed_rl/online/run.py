@@ -1,0 +1,120 @@
+"""From a config to a finished run: check, open the store, start the crew, loop, report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ultramed_rl.config import RunConfig
+from ultramed_rl.data.prompts import PromptPool, check_rounds, load_prompts, split_pool
+from ultramed_rl.models.tokenizer import ChatTokenizer
+from ultramed_rl.records import Checkpoint
+from ultramed_rl.store import RunDirectory
+from ultramed_rl.tracking import Progress, Tracker, render_rounds, verdict
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run came to: its directory, the last checkpoint, each round's metrics, a verdict in words."""
+
+    directory: Path
+    checkpoint: Checkpoint
+    rounds: list[Metrics]
+    verdict: str
+
+
+def run(config: RunConfig, *, resume: bool = False) -> RunResult:
+    """Run all rounds of a config; with `resume`, go on where an earlier run stopped.
+
+    Raises:
+        ValueError: bad input, with value, rule and cure. What was finished stays on disk.
+    """
+    from ultramed_rl.online.crew import Crew
+
+    progress = Progress()
+    tokenizer = ChatTokenizer(config.policy.path, trust_remote_code=config.policy.trust_remote_code)
+    pool = prepare_prompts(config, tokenizer, progress)
+    with RunDirectory.open(config, resume) as store:
+        store.discard_metrics_after(store.committed_rounds())
+        with Tracker(store, config, resume) as tracker:
+            crew = Crew(config, tokenizer)
+            try:
+                return _run_rounds(config, store, crew, pool, tracker, progress)
+            finally:
+                crew.stop()
+
+
+def prepare_prompts(config: RunConfig, tokenizer: ChatTokenizer, progress: Progress) -> PromptPool:
+    """Load the prompts and make sure that they last for all rounds."""
+    loaded = load_prompts(config.prompts, tokenizer.encode_chat)
+    pool = split_pool(loaded, config.prompts.held_out, config.run.seed)
+    check_rounds(pool, config.prompts.per_round, config.run.rounds, config.prompts.reuse)
+    counts = ", ".join(f"{name} {count}" for name, count in pool.counts.items() if count)
+    progress.say(f"prompts: {len(pool.training)} to train on, {len(pool.held_out)} held out ({counts})")
+    return pool
+
+
+def _run_rounds(
+    config: RunConfig, store: RunDirectory, crew: Any, pool: PromptPool, tracker: Tracker, progress: Progress
+) -> RunResult:
+    from ultramed_rl.online.controller import Controller
+
+    committed = store.committed_rounds()
+    policy, version = latest_checkpoint(config, store)
+    with progress.phase("start rollout engines", 1, "groups") as bar:
+        crew.start_rollout(policy, version)
+        bar.advance(1)
+    reward = prepare_reward_model(config, store, crew, pool, progress)
+    with progress.phase("start policy, reference and reward model", 1, "groups") as bar:
+        crew.start_learners(policy, version, reference_path(config, store), reward)
+        bar.advance(1)
+    if config.training.optimizer_state == "keep" and version:
+        crew.restore_optimizer(Path(policy))
+    if committed:
+        progress.say(f"resuming after {committed} committed rounds, with policy {version}")
+
+    controller = Controller(config, store, crew, pool, tracker, progress)
+    rounds = controller.run(lambda row: progress.say(render_rounds([row])))
+    tracker.log({f"peak_memory_{k}": v for k, v in crew.peak_memory().items()}, len(rounds), "round")
+    checkpoint = Checkpoint(str(store.round(len(rounds) - 1).path / "checkpoint"), len(rounds), {})
+    words = verdict(rounds[-1])
+    progress.say("\n".join(["", render_rounds(rounds), words, f"policy: {checkpoint.path}"]))
+    return RunResult(store.path, checkpoint, rounds, words)
+
+
+def latest_checkpoint(config: RunConfig, store: RunDirectory) -> tuple[str, int]:
+    """The newest policy on disk and its version; the starting policy is version 0."""
+    committed = store.committed_rounds()
+    for index in (committed, committed - 1):
+        if 0 <= index < config.run.rounds and store.round(index).finished("checkpoint"):
+            return str(store.round(index).path / "checkpoint"), index + 1
+    return config.policy.path, 0
+
+
+def reference_path(config: RunConfig, store: RunDirectory) -> str:
+    """The reference that the round in progress is trained against."""
+    committed = store.committed_rounds()
+    if committed and config.reference.update == "previous":
+        return str(store.round(committed - 1).path / "checkpoint")
+    if committed and config.reference.update == "ema":
+        return str(store.round(committed - 1).path / "reference_model")
+    return config.policy.path
+
+
+def prepare_reward_model(
+    config: RunConfig, store: RunDirectory, crew: Any, pool: PromptPool, progress: Progress
+) -> str:
+    """The configured reward model, or the one that this run trains once and keeps."""
+    from ultramed_rl.online.reward_model import train_reward_model
+
+    if config.reward.path is not None:
+        return config.reward.path
+    path, metrics = store.initial.phase_directory(
+        "reward_model", lambda directory: train_reward_model(config, crew, pool, progress, directory)
+    )
+    kinds = ", ".join(f"{k.removeprefix('accuracy_')} {v:.2f}" for k, v in metrics.items() if k.startswith("accuracy_"))
+    progress.say(f"reward model: held-out accuracy {metrics['accuracy']:.2f} ({kinds})")
+    return str(path)

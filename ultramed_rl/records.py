@@ -1,0 +1,112 @@
+"""The records that cross boundaries between roles. Frozen; token lists are plain Python ints.
+
+    Prompt -> Completion (n per prompt) -> ScoredCompletion -> PreferencePair -> Checkpoint
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypedDict
+
+
+class Message(TypedDict):
+    """One chat turn."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A chat that awaits an answer.
+
+    `token_ids` is the chat template's rendering with the generation prompt; `answer` is the data's own
+    reference answer, if any; `kind` names the source's type (question, vignette, messages).
+    """
+
+    prompt_id: str
+    messages: tuple[Message, ...]
+    token_ids: tuple[int, ...] = ()
+    answer: str | None = None
+    kind: str = "question"
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled answer. `token_ids` holds the end-of-turn token when the policy gave one.
+
+    `finish_reason` is vLLM's: "stop" or "length"; "reference" marks the data's own answer.
+    `logprob` is the sum of the sampled tokens' logprobs under the sampling policy, in nats at
+    temperature 1. `policy_version` counts the rounds that policy had been trained for.
+    """
+
+    prompt_id: str
+    sample: int
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str
+    logprob: float
+    policy_version: int
+
+    @property
+    def completion_id(self) -> str:
+        return f"{self.prompt_id}#{self.sample}"
+
+
+@dataclass(frozen=True)
+class ScoredCompletion:
+    """A completion and its reward."""
+
+    completion: Completion
+    reward: float
+
+
+@dataclass(frozen=True)
+class PreferencePair:
+    """A chosen and a rejected completion of one prompt, with the rewards that decided it."""
+
+    prompt: Prompt
+    chosen: Completion
+    rejected: Completion
+    chosen_reward: float
+    rejected_reward: float
+
+    @property
+    def pair_id(self) -> str:
+        return f"{self.prompt.prompt_id}:{self.chosen.sample}>{self.rejected.sample}"
+
+    @property
+    def margin(self) -> float:
+        return self.chosen_reward - self.rejected_reward
+
+
+@dataclass(frozen=True)
+class SelectionAudit:
+    """What pair selection did with its prompts; every prompt is in exactly one count."""
+
+    prompts: int
+    pairs: int
+    tied: int = 0
+    identical: int = 0
+    small_margin: int = 0
+    length_ratio: int = 0
+    non_finite: int = 0
+    too_few: int = 0
+
+
+@dataclass(frozen=True)
+class ReferenceLogprobs:
+    """Summed completion logprobs of a pair under the reference policy, in nats."""
+
+    pair_id: str
+    chosen: float
+    rejected: float
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A policy on disk in Hugging Face format, and how many rounds it has been trained for."""
+
+    path: str
+    version: int
+    metrics: dict[str, float] = field(default_factory=dict)
