@@ -43,6 +43,8 @@ def join_ranks(rank: int, world_size: int, address: str, port: int, device: str)
     )
     import deepspeed
 
+    # On CPU DeepSpeed would compile a shared-memory all-reduce first: a minute, and a compiler on the machine.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if device == "cuda" else "gloo"
     if device == "cuda":
         torch.cuda.set_device(0)
@@ -121,11 +123,17 @@ class Engine:
                 raise NonFiniteError(f"loss is not finite; the batch holds {', '.join(ids)}")
             self.backend.set_gradient_accumulation_boundary(index == micro_batches - 1)
             self.backend.backward(loss * ranks)
+        norm = self._plain_norm() if self.spec.zero_stage == 0 else None
         self.backend.step()
-        norm = float(self.backend.get_global_grad_norm() or 0.0)
+        norm = float(self.backend.get_global_grad_norm()) if norm is None else norm
         if not math.isfinite(norm):
             raise NonFiniteError(f"gradient norm is {norm}; the batch holds {', '.join(ids)}")
         return norm
+
+    def _plain_norm(self) -> float | None:
+        """Without ZeRO and in fp32 DeepSpeed reports no norm; gradients are already averaged over ranks."""
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients)) if gradients else None
 
     def everywhere(self, condition: bool) -> bool:
         """Whether the condition holds on every rank."""

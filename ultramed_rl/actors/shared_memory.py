@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from safetensors.torch import load_file
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
@@ -45,6 +46,21 @@ class SharedMemoryWeightTransferEngine(WeightTransferEngine[SharedMemoryInitInfo
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
         finalize_layerwise_reload(self.model, self.model_config)
+        repack_tied_head(self.model)
 
     def shutdown(self) -> None:
         """Nothing is held between updates."""
+
+
+def repack_tied_head(model: torch.nn.Module) -> None:
+    """Make a tied output head compute with the new embedding.
+
+    On CPU the head multiplies by a packed copy of the shared weight. Checkpoints of tied models hold no
+    head, so vLLM 0.29's reload never packs it again and would sample from new layers under an old head.
+    """
+    head, embedding = getattr(model, "lm_head", None), getattr(model, "model", model)
+    embedding = getattr(embedding, "embed_tokens", None)
+    if head is None or embedding is None or head is embedding or head.weight is not embedding.weight:
+        return
+    vars(head).pop("_already_called_process_weights_after_loading", None)
+    head.quant_method.process_weights_after_loading(head)
