@@ -64,9 +64,10 @@ class ReferenceWorker(Scorer):
 
     def blend(self, path: str, decay: float) -> None:
         """Move towards a checkpoint: weights = decay * weights + (1 - decay) * checkpoint's."""
-        newer = load_policy(path, self.precision, "cpu").lm.state_dict()
+        newer = dict(load_policy(path, self.precision, "cpu").lm.named_parameters())
         with torch.no_grad():
-            for name, weight in self.model.lm.state_dict().items():
+            # By parameter, not by state dict: there a tied weight stands twice and would move twice.
+            for name, weight in self.model.lm.named_parameters():
                 weight.lerp_(newer[name].to(weight.device), 1.0 - decay)
 
     def save(self, directory: str) -> None:

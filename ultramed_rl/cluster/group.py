@@ -38,7 +38,11 @@ class WorkerGroup:
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
         """Call a method on every actor at once and wait for all results."""
-        return ray.get(self.start(method, *arguments))
+        return wait(self.start(method, *arguments))
+
+    def first(self, method: str, *arguments: Any) -> Any:
+        """Call a method on rank 0 alone."""
+        return ray.get(getattr(self.actors[0], method).remote(*arguments))
 
     def start(self, method: str, *arguments: Any) -> list[Any]:
         """Call a method on every actor at once; returns the references."""
@@ -75,3 +79,8 @@ class WorkerGroup:
         """End the actors."""
         for actor in self.actors:
             ray.kill(actor)
+
+
+def wait(pending: Sequence[Any]) -> list[Any]:
+    """Results of calls that `WorkerGroup.start` began; the first failure is raised."""
+    return ray.get(list(pending))

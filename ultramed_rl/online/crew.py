@@ -8,15 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from ultramed_rl.actors.engine import EngineSpec
 from ultramed_rl.actors.policy import PolicyWorker, RoundPlace
 from ultramed_rl.actors.reward_trainer import RewardTrainWorker
 from ultramed_rl.actors.rollout import EngineArguments, RolloutWorker, SamplingRequest
 from ultramed_rl.actors.scorer import ReferenceWorker, RewardWorker
 from ultramed_rl.actors.weight_sync import transfer_backend
-from ultramed_rl.cluster.group import WorkerGroup
+from ultramed_rl.cluster.group import WorkerGroup, wait
 from ultramed_rl.cluster.placement import Placement, connect, reserve
 from ultramed_rl.cluster.plan import Plan, make_plan
 from ultramed_rl.config import RunConfig
@@ -66,12 +64,12 @@ class Crew:
         self.reward = self._launch(
             "reward", RewardWorker, lambda m: (m.rank, device, reward_precision, config.reward.micro_batch_tokens)
         )
-        address = ray.get(self.policy.actors[0].rendezvous.remote())
+        address = self.policy.first("rendezvous")
         trust = config.policy.trust_remote_code
         pending = self.policy.start("load", policy, self._policy_spec(), address, trust)
         pending += self.reference.start("load", reference, trust)
         pending += self.reward.start("load", reward, config.reward.trust_remote_code)
-        ray.get(pending)
+        wait(pending)
         backend = transfer_backend(device, config.cluster.layout)
         self._collective("connect", backend, self.rollout.actors, config.cluster.rollout.tensor_parallel)
         if self.turns:
@@ -235,7 +233,7 @@ class Crew:
 
     def save_reference(self, directory: Path) -> None:
         """Write the averaged reference."""
-        ray.get(self.reference.actors[0].save.remote(str(directory)))
+        self.reference.first("save", str(directory))
         self.tokenizer.backend.save_pretrained(directory)
 
     def _collective(self, method: str, *arguments: Any) -> list[Any]:
@@ -250,7 +248,7 @@ class Crew:
         assert training is not None
         group = self._launch("policy", RewardTrainWorker, self._rank_arguments)
         try:
-            address = ray.get(group.actors[0].rendezvous.remote())
+            address = group.first("rendezvous")
             spec = EngineSpec(
                 device=self.config.cluster.device,
                 precision=resolve_precision(self.config.reward.precision, self.config.cluster.device),

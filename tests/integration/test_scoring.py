@@ -1,0 +1,78 @@
+"""Scores and logprobs don't depend on who shares a batch, and equal transformers' own."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from ultramed_rl.actors.scorer import ReferenceWorker, RewardWorker, Scorer
+
+
+def items() -> list[tuple[list[int], list[int]]]:
+    rng = random.Random(0)
+    token = lambda: rng.randrange(3, 259)  # noqa: E731
+    return [
+        ([token() for _ in range(rng.randint(1, 30))], [token() for _ in range(rng.randint(1, 40))])
+        for _ in range(17)
+    ]
+
+
+def scores(worker: Scorer, budget: int) -> list[float]:
+    worker.batch_tokens = budget
+    found = dict(pair for batch in worker.score(items(), 0) for pair in batch)
+    return [found[i] for i in range(17)]
+
+
+@pytest.mark.parametrize("kind", ["reference", "reward"])
+def test_scores_are_independent_of_the_batch(tiny_root: Path, kind: str) -> None:
+    worker = {"reference": ReferenceWorker, "reward": RewardWorker}[kind](0, "cpu", "float32", 1)
+    worker.load(str(tiny_root / ("policy" if kind == "reference" else "reward")))
+    alone, together = scores(worker, 1), scores(worker, 100_000)
+    assert alone == pytest.approx(together, abs=1e-3)
+    assert len(set(alone)) == 17
+
+
+def test_reward_equals_transformers(tiny_root: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    worker = RewardWorker(0, "cpu", "float32", 1000)
+    worker.load(str(tiny_root / "reward"))
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_root / "reward").eval()
+    with torch.no_grad():
+        expected = [model(input_ids=torch.tensor([[*p, *c]])).logits.item() for p, c in items()]
+    assert scores(worker, 1000) == pytest.approx(expected, abs=1e-4)
+
+
+def test_reference_equals_transformers(tiny_root: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    worker = ReferenceWorker(0, "cpu", "float32", 1000)
+    worker.load(str(tiny_root / "policy"))
+    model = AutoModelForCausalLM.from_pretrained(tiny_root / "policy").eval()
+    expected = []
+    for prompt, completion in items():
+        ids = torch.tensor([[*prompt, *completion]])
+        with torch.no_grad():
+            logprobs = model(input_ids=ids).logits.log_softmax(-1)
+        steps = range(len(prompt) - 1, ids.shape[1] - 1)
+        expected.append(sum(logprobs[0, i, ids[0, i + 1]].item() for i in steps))
+    assert scores(worker, 1000) == pytest.approx(expected, abs=1e-3)
+
+
+def test_ema_reference_moves_by_its_decay(tiny_root: Path, tmp_path: Path) -> None:
+    from tests.tiny import make_policy
+
+    other = make_policy(tmp_path / "other", seed=9)
+    worker = ReferenceWorker(0, "cpu", "float32", 1000)
+    worker.load(str(tiny_root / "policy"))
+    before = {k: v.clone() for k, v in worker.model.lm.named_parameters()}
+    worker.blend(str(other), 0.75)
+    newer = ReferenceWorker(0, "cpu", "float32", 1000)
+    newer.load(str(other))
+    moved = dict(newer.model.lm.named_parameters())
+    for name, weight in worker.model.lm.named_parameters():
+        expected = 0.75 * before[name] + 0.25 * moved[name]
+        torch.testing.assert_close(weight, expected, atol=1e-6, rtol=1e-5)

@@ -1,0 +1,1 @@
+"""Where a run computes: the plan (pure arithmetic), Ray placement, and groups of actors."""

