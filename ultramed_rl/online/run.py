@@ -39,7 +39,7 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult:
     pool = prepare_prompts(config, tokenizer, progress)
     with RunDirectory.open(config, resume) as store:
         store.discard_metrics_after(store.committed_rounds())
-        with Tracker(store, config, resume) as tracker:
+        with Tracker(store, config) as tracker:
             crew = Crew(config, tokenizer)
             try:
                 return _run_rounds(config, store, crew, pool, tracker, progress)

@@ -1,0 +1,129 @@
+"""Does the framework slow vLLM down? Rollout tokens/s through the crew over bare `LLM.generate`.
+
+Both sides answer the same requests (SmolLM2-135M-Instruct, MedicationQA, n=4, the same seeds and so the same
+tokens), each in a Ray actor or a process of its own, in turn, `--repeats` times; medians are compared.
+
+    python benchmarks/rollout.py --prompts 32
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import time
+from typing import Any
+
+from ultramed_rl.config import RunConfig, load_config
+
+
+def requests_of(config: RunConfig, count: int, tokenizer: Any) -> list[Any]:
+    from ultramed_rl.actors.rollout import SamplingRequest
+    from ultramed_rl.data.prompts import load_prompts, split_pool
+
+    loaded = load_prompts(config.prompts, tokenizer.encode_chat)
+    prompts = split_pool(loaded, 48, 0).training[:count]
+    sampling = config.sampling
+    return [
+        SamplingRequest(p, sampling.n, sampling.temperature, sampling.top_p, sampling.max_new_tokens, seed)
+        for seed, p in enumerate(prompts)
+    ]
+
+
+def bare_engine(arguments: Any, end_token: int, requests: list[Any], pipe: Any) -> None:
+    """A process with nothing but vLLM in it: one `LLM.generate` for each message, answered with seconds."""
+    os.environ |= {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+    }
+    from vllm import LLM, SamplingParams, TokensPrompt
+
+    llm = LLM(
+        model=arguments.model,
+        dtype=arguments.precision,
+        max_model_len=arguments.max_length,
+        max_num_seqs=arguments.max_num_seqs,
+        enforce_eager=True,
+        kv_cache_memory_bytes=arguments.kv_cache_bytes,
+        enable_chunked_prefill=False,
+        max_num_batched_tokens=4096,
+        generation_config="vllm",
+    )
+    prompts = [TokensPrompt(prompt_token_ids=list(r.prompt.token_ids)) for r in requests]
+    params = [
+        SamplingParams(
+            n=r.n,
+            temperature=r.temperature,
+            max_tokens=r.max_new_tokens,
+            seed=r.seed,
+            stop_token_ids=[end_token],
+            logprobs=0,
+        )
+        for r in requests
+    ]
+    pipe.send("ready")
+    while pipe.recv() == "generate":
+        llm.reset_prefix_cache()
+        started = time.perf_counter()
+        outputs = llm.generate(prompts, params, use_tqdm=False)
+        seconds = time.perf_counter() - started
+        pipe.send((sum(len(c.token_ids) for o in outputs for c in o.outputs), seconds))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/quickstart.yaml")
+    parser.add_argument("--prompts", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+
+    from ultramed_rl.models.tokenizer import ChatTokenizer
+    from ultramed_rl.online.crew import Crew
+
+    config = load_config(options.config)
+    tokenizer = ChatTokenizer(config.policy.path)
+    requests = requests_of(config, options.prompts, tokenizer)
+    crew = Crew(config, tokenizer)
+    crew.start_rollout(config.policy.path, 0)
+    context = multiprocessing.get_context("spawn")
+    pipe, child = context.Pipe()
+    arguments = crew._engine_arguments(config.policy.path)
+    peer = context.Process(target=bare_engine, args=(arguments, tokenizer.end_id, requests, child), daemon=True)
+    peer.start()
+    assert pipe.recv() == "ready"
+
+    ours, theirs = [], []
+    for repeat in range(options.repeats + 1):
+        pipe.send("generate")
+        tokens, seconds = pipe.recv()
+        started = time.perf_counter()
+        completions = crew.generate(requests, 0, lambda _: None)
+        elapsed = time.perf_counter() - started
+        produced = sum(len(c.token_ids) for c in completions)
+        assert produced == tokens, f"not the same work: {produced} and {tokens} tokens"
+        print(f"repeat {repeat}: ours {produced / elapsed:.1f}, vLLM {tokens / seconds:.1f} tokens/s", flush=True)
+        if repeat:  # the first is the warm-up of both
+            ours.append(produced / elapsed)
+            theirs.append(tokens / seconds)
+    pipe.send("stop")
+    crew.stop()
+    mine, peers = statistics.median(ours), statistics.median(theirs)
+    print(
+        json.dumps(
+            {
+                "benchmark": "rollout",
+                "ours": round(mine, 1),
+                "peer": round(peers, 1),
+                "ratio": round(mine / peers, 3),
+                "unit": "tokens/s",
+                "requests": len(requests) * config.sampling.n,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Two rounds on real Ray, vLLM and DeepSpeed; and the same rounds with the driver killed on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from tests.tiny import tiny_run
+
+
+def start(config_file: Path, *extra: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "ultramed_rl.cli", "run", str(config_file), *extra]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output
+    return output
+
+
+def write_config(root: Path, name: str, **changes: Any) -> Path:
+    settings = tiny_run(root, run__name=name, **changes)
+    path = root / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def pairs_of(run: Path, index: int) -> list[dict[str, Any]]:
+    return pq.read_table(run / "rounds" / f"{index:03d}" / "pairs.parquet").to_pylist()
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny_root: Path) -> Path:
+    """A finished run with ZeRO-2 on two ranks."""
+    output = finish(start(write_config(tiny_root, "unbroken")))
+    assert "The held-out reward" in output
+    return tiny_root / "runs" / "unbroken"
+
+
+def test_a_run_leaves_complete_rounds(unbroken: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    for index in range(2):
+        folder = unbroken / "rounds" / f"{index:03d}"
+        completions = pq.read_table(folder / "completions.parquet").to_pylist()
+        assert len(completions) == 8 * 4
+        assert {row["policy_version"] for row in completions} == {index}
+        for pair in pairs_of(unbroken, index):
+            assert pair["chosen_reward"] > pair["rejected_reward"]
+            assert pair["chosen"] != pair["rejected"]
+            assert [m["role"] for m in pair["prompt"]] == ["user"]
+        assert AutoModelForCausalLM.from_pretrained(folder / "checkpoint").num_parameters() > 0
+    prompts = [
+        {row["prompt_id"] for row in pq.read_table(unbroken / f"rounds/00{i}/prompts.parquet").to_pylist()}
+        for i in range(2)
+    ]
+    assert not prompts[0] & prompts[1], "a prompt was used twice"
+    metrics = [json.loads(line) for line in (unbroken / "metrics.jsonl").read_text().splitlines()]
+    rounds = [m for m in metrics if "eval_win_rate" in m]
+    assert [m["round"] for m in rounds] == [0, 1]
+    assert abs(rounds[0]["kl_to_reference"]) < 1e-2, "in round 0 the policy is the reference"
+    assert rounds[1]["kl_to_reference"] != 0
+
+
+def test_zero3_learns_the_same(unbroken: Path, tiny_root: Path) -> None:
+    config = write_config(tiny_root, "zero3", cluster__policy={"ranks": 2, "zero_stage": 3})
+    finish(start(config))
+    run = tiny_root / "runs" / "zero3"
+    assert [p["pair_id"] for p in pairs_of(run, 0)] == [p["pair_id"] for p in pairs_of(unbroken, 0)]
+    losses = [
+        [json.loads(line)["loss"] for line in (r / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
+        for r in (run, unbroken)
+    ]
+    assert losses[0][:2] == pytest.approx(losses[1][:2], rel=1e-3)
+
+
+def kill_when(process: subprocess.Popen[str], condition: Callable[[], bool], delay: float = 0.0) -> None:
+    """SIGKILL the driver as soon as the condition holds."""
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "the phase never came"
+        time.sleep(0.005)
+    time.sleep(delay)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_a_run_killed_in_every_phase_ends_with_the_same_pairs(unbroken: Path, tiny_root: Path) -> None:
+    config = write_config(tiny_root, "killed")
+    run = tiny_root / "runs" / "killed"
+    done = lambda name: (run / "rounds" / name).exists()  # noqa: E731
+
+    kill_when(start(config), lambda: done("000/prompts.json"))
+    assert not done("000/completions.json"), "killed too late to be in generation"
+    kill_when(start(config, "--resume"), lambda: done("000/completions.json"))
+    assert not done("000/scored.json"), "killed too late to be in scoring"
+    kill_when(start(config, "--resume"), lambda: done("001/reference.json"), delay=0.05)
+    assert not done("001/checkpoint.json"), "killed too late to be in training"
+    finish(start(config, "--resume"))
+
+    for index in range(2):
+        assert pairs_of(run, index) == pairs_of(unbroken, index)
+    steps = [m for m in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "loss" in m]
+    places = [(m["round"], m["step"]) for m in steps]
+    assert len(places) == len(set(places)), "a step was logged twice"
+
+
+def test_bad_resumes_are_one_clear_line(unbroken: Path, tiny_root: Path) -> None:
+    config = tiny_root / "unbroken.yaml"
+    again = start(config)
+    output, _ = again.communicate(timeout=100)
+    assert again.returncode == 1 and "--resume" in output.splitlines()[-1]
+    changed = start(config, "--resume", "objective.beta=0.2")
+    output, _ = changed.communicate(timeout=100)
+    assert changed.returncode == 1 and "objective.beta: 0.1 -> 0.2" in output

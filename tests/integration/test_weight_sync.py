@@ -1,0 +1,68 @@
+"""After a sync an engine answers exactly as one freshly started from the saved checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import make_policy, tiny_run
+from ultramed_rl.actors.policy import RoundPlace
+from ultramed_rl.actors.rollout import SamplingRequest
+from ultramed_rl.config import parse_config
+from ultramed_rl.models.tokenizer import ChatTokenizer
+from ultramed_rl.online.crew import Crew
+from ultramed_rl.records import Completion, PreferencePair, Prompt
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def requests(tokenizer: ChatTokenizer) -> list[SamplingRequest]:
+    prompts = []
+    for i in range(5):
+        messages = ({"role": "user", "content": f"Question {i}?"},)
+        prompts.append(Prompt(f"p{i}", messages, tuple(tokenizer.encode_chat(messages))))
+    return [SamplingRequest(p, 3, 1.0, 1.0, 12, seed=100 + i) for i, p in enumerate(prompts)]
+
+
+def pairs_of(asked: list[SamplingRequest], answers: list[Completion]) -> list[PreferencePair]:
+    by_prompt = {r.prompt.prompt_id: r.prompt for r in asked}
+    return [
+        PreferencePair(by_prompt[a.prompt_id], a, b, 1.0, 0.0)
+        for a, b in zip(answers[::3], answers[1::3], strict=True)
+    ]
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_synced_engine_equals_a_fresh_one(tiny_root: Path, tmp_path: Path, tied: bool) -> None:
+    policy = make_policy(tmp_path / "policy", tie_word_embeddings=tied)
+    settings = tiny_run(tiny_root, policy__path=str(policy), cluster__policy={"ranks": 1, "zero_stage": 0})
+    config = parse_config(settings)
+    tokenizer = ChatTokenizer(str(policy))
+    asked = requests(tokenizer)
+
+    crew = Crew(config, tokenizer)
+    crew.start_rollout(str(policy), 0)
+    crew.start_learners(str(policy), 0, str(policy), str(tiny_root / "reward"))
+    before = crew.generate(asked, 0, lambda _: None)
+    again = crew.generate(asked, 0, lambda _: None)
+    pairs = pairs_of(asked, before)
+    references = crew.reference_logprobs(pairs, lambda _: None)
+    assert list(crew.train(pairs, references, RoundPlace(0, 1, 0)))
+    crew.save_policy(tmp_path / "checkpoint")
+    crew.sync(1)
+    synced = crew.generate(asked, 1, lambda _: None)
+    crew.stop()
+
+    fresh_crew = Crew(config, tokenizer)
+    fresh_crew.start_rollout(str(tmp_path / "checkpoint"), 1)
+    fresh = fresh_crew.generate(asked, 1, lambda _: None)
+    fresh_crew.stop()
+
+    assert before == again, "the same engine must repeat itself"
+    assert [c.token_ids for c in synced] != [c.token_ids for c in before], "training changed nothing"
+    assert [c.token_ids for c in synced] == [c.token_ids for c in fresh]
+    assert [c.logprob for c in synced] == pytest.approx([c.logprob for c in fresh], abs=1e-4)
+    # The engine's logprobs are the policy's own: what rollout samples is what the learner sees.
+    for pair, reference in zip(pairs, references, strict=True):
+        assert pair.chosen.logprob == pytest.approx(reference.chosen, abs=1e-3)

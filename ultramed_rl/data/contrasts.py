@@ -1,0 +1,143 @@
+"""Training pairs for a reward model that a run makes from its own starting policy's answers.
+
+A small policy can't be asked which of two answers is medically right: at 135M parameters that is near chance,
+and a reward model of the same size wouldn't learn it from a few hundred pairs. What it can both judge and
+improve is whether an answer is coherent, whether it comes to an end, and whether it is about the question:
+
+    coherent   an answer sampled at low temperature        over  one sampled at high temperature
+    complete   an answer that ended by itself              over  its own first 30-80 %, cut off
+    on_topic   an answer                                   over  the answer to another prompt
+    correct    a vignette's right final answer             over  the same sentence with a wrong letter
+
+Each pair differs in one respect, so held-out accuracy by kind says what the reward model has learnt; expect
+`correct` near one half. All is pure and seeded by prompt: the same answers give the same pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from ultramed_rl.data.prompts import seeded_number
+from ultramed_rl.data.vignettes import answer_sentence, read_letter, read_options
+from ultramed_rl.records import Completion, Prompt
+
+KINDS = ("coherent", "complete", "on_topic", "correct")
+CUT_LOW, CUT_HIGH = 0.3, 0.8  # share of the tokens that a cut answer keeps
+
+EncodeText = Callable[[str], list[int]]
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Two answers to a prompt, as token ids, of which the first is better in the respect `kind`."""
+
+    prompt: Prompt
+    chosen: tuple[int, ...]
+    rejected: tuple[int, ...]
+    kind: str
+
+
+def build_contrasts(
+    prompts: Sequence[Prompt],
+    calm: Sequence[Completion],
+    wild: Sequence[Completion],
+    *,
+    encode_text: EncodeText,
+    end_token: int,
+    seed: int,
+) -> list[Contrast]:
+    """All contrasts, prompt by prompt in the order of KINDS.
+
+    `calm` and `wild` hold one completion per prompt, at low and high temperature. Only calm answers that
+    stopped by themselves and aren't empty are preferred. Identical or repeated pairs are left out.
+
+    Raises:
+        ValueError: a prompt without its two answers, or no calm answer that can be preferred.
+    """
+    ids = [prompt.prompt_id for prompt in prompts]
+    calm_by_id, wild_by_id = _by_prompt(ids, calm, "calm"), _by_prompt(ids, wild, "wild")
+    finished = {i: c for i, c in calm_by_id.items() if c.finish_reason == "stop" and c.text.strip()}
+    if not finished:
+        raise ValueError(
+            f"contrasts: none of {len(ids)} calm answers ended by itself; raise reward.train.data."
+            "max_new_tokens, or ask for shorter answers in prompts.suffix"
+        )
+    strangers = _derangement(finished, seed)
+    pairs: list[Contrast] = []
+    for prompt in prompts:
+        answer = finished.get(prompt.prompt_id)
+        if answer is not None:
+            pairs += _from_answer(prompt, answer, wild_by_id[prompt.prompt_id], end_token, seed)
+            pairs += _on_topic(prompt, answer, strangers)
+        pairs += _correct(prompt, encode_text, end_token, seed)
+    # Messages are dicts, so a Prompt has no hash; its id stands for it.
+    unique = {(p.prompt.prompt_id, p.chosen, p.rejected): p for p in pairs if p.chosen != p.rejected}
+    return list(unique.values())
+
+
+def split_contrasts(
+    contrasts: Sequence[Contrast], held_out: float, seed: int
+) -> tuple[list[Contrast], list[Contrast]]:
+    """(training, held-out) contrasts, split by prompt: a share `held_out` of the prompts, at least one.
+
+    An on_topic pair goes with its own prompt, whichever prompt its rejected answer was given to.
+
+    Raises:
+        ValueError: fewer than two prompts, or none left to train on.
+    """
+    assert 0.0 < held_out < 1.0, held_out
+    ids = sorted({c.prompt.prompt_id for c in contrasts}, key=lambda i: seeded_number(seed, "contrasts", i))
+    count = max(1, round(held_out * len(ids)))
+    if count >= len(ids):
+        raise ValueError(
+            f"contrasts of {len(ids)} prompts can't be split with held_out={held_out}; raise reward.train."
+            "data.prompts, or max_new_tokens so that more answers end"
+        )
+    chosen = set(ids[:count])
+    training = [c for c in contrasts if c.prompt.prompt_id not in chosen]
+    return training, [c for c in contrasts if c.prompt.prompt_id in chosen]
+
+
+def _by_prompt(ids: Sequence[str], completions: Sequence[Completion], name: str) -> dict[str, Completion]:
+    by_id = {c.prompt_id: c for c in completions}
+    if len(completions) != len(ids) or by_id.keys() != set(ids):
+        raise ValueError(
+            f"contrasts: {len(completions)} {name} answers of {len(by_id)} prompts for {len(ids)} prompts; "
+            "give each prompt exactly one"
+        )
+    return {i: by_id[i] for i in ids}
+
+
+def _derangement(finished: Mapping[str, Completion], seed: int) -> dict[str, Completion]:
+    """Every prompt's stranger: the next in a seeded circle, so nobody meets itself unless it is alone."""
+    circle = sorted(finished, key=lambda i: seeded_number(seed, "on_topic", i))
+    return {i: finished[after] for i, after in zip(circle, circle[1:] + circle[:1], strict=True)}
+
+
+def _from_answer(
+    prompt: Prompt, answer: Completion, wild: Completion, end_token: int, seed: int
+) -> Iterator[Contrast]:
+    if wild.token_ids and wild.text.strip() != answer.text.strip():
+        yield Contrast(prompt, answer.token_ids, wild.token_ids, "coherent")
+    body = answer.token_ids[:-1] if answer.token_ids[-1] == end_token else answer.token_ids
+    if len(body) >= 2:
+        share = CUT_LOW + (CUT_HIGH - CUT_LOW) * seeded_number(seed, "complete", prompt.prompt_id) / 2**64
+        keep = min(max(round(share * len(body)), 1), len(body) - 1)
+        yield Contrast(prompt, answer.token_ids, body[:keep], "complete")
+
+
+def _on_topic(prompt: Prompt, answer: Completion, strangers: Mapping[str, Completion]) -> Iterator[Contrast]:
+    stranger = strangers[prompt.prompt_id]
+    if stranger.text.strip() != answer.text.strip():
+        yield Contrast(prompt, answer.token_ids, stranger.token_ids, "on_topic")
+
+
+def _correct(prompt: Prompt, encode_text: EncodeText, end_token: int, seed: int) -> Iterator[Contrast]:
+    letter = read_letter(prompt.answer) if prompt.kind == "vignette" and prompt.answer else None
+    options = read_options(prompt.messages[-1]["content"])
+    wrong = [other for other in options if other != letter]
+    if letter in options and wrong:
+        other = wrong[seeded_number(seed, "correct", prompt.prompt_id) % len(wrong)]
+        right, false = (encode_text(answer_sentence(options, x)) for x in (letter, other))
+        yield Contrast(prompt, (*right, end_token), (*false, end_token), "correct")

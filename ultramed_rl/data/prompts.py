@@ -1,0 +1,321 @@
+"""The prompt pool: rows become chats, chats become prompts without duplicates, and rounds take their share.
+
+rows --> drafts --> normalised, de-duplicated, tokenised --> split_pool --> prompts_for_round
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ultramed_rl.config.data import MessagesSource, Prompts, PromptSource, QuestionSource
+from ultramed_rl.data.sources import Row, read_rows
+from ultramed_rl.data.vignettes import COLUMNS, Vignette, answer_sentence, read_vignette, render_vignette
+from ultramed_rl.records import Message, Prompt
+
+Encode = Callable[[Sequence[Message]], list[int]]
+ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
+MISFITS_ALLOWED = 0.05  # share of a source's rows; above it the source is misread rather than dirty
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PromptPool:
+    """The prompts to train on, those held out, and counts of rows by what became of them."""
+
+    training: tuple[Prompt, ...]
+    held_out: tuple[Prompt, ...] = ()
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A chat as the row has it, before system message, suffix and tokens."""
+
+    messages: list[Message]
+    answer: str | None
+    kind: str
+
+
+class _Misfit(ValueError):
+    """A row that doesn't fit its source's type; `column` is set where it lacks that column."""
+
+    def __init__(self, reason: str, column: str | None = None) -> None:
+        super().__init__(reason)
+        self.column = column
+
+
+def load_prompts(config: Prompts, encode: Encode) -> PromptPool:
+    """All usable prompts of all sources, in order, under `training`; `held_out` is empty until `split_pool`.
+
+    `encode` renders a chat with the generation prompt to token ids. `counts` holds rows, duplicate, too_long,
+    misfit and, for vignettes, vignette_figure, vignette_wrong_key.
+
+    Raises:
+        ValueError: an unreadable source, more than 5 % of its rows unfit, a prompt over `max_prompt_tokens`
+            where the config refuses those, or nothing left.
+    """
+    counts: Counter[str] = Counter(rows=0, duplicate=0, too_long=0, misfit=0)
+    seen: set[str] = set()
+    prompts: list[Prompt] = []
+    for source in config.sources:
+        for draft in _read_drafts(source, counts):
+            key = _normalised_chat(draft.messages)
+            if key in seen:
+                counts["duplicate"] += 1
+                continue
+            seen.add(key)
+            prompt = _build_prompt(draft, key, config, encode)
+            if len(prompt.token_ids) > config.max_prompt_tokens:
+                _refuse_unless_dropped(prompt, config)
+                counts["too_long"] += 1
+            else:
+                prompts.append(prompt)
+    if not prompts:
+        raise ValueError(
+            f"prompts: none left ({dict(counts)}); raise prompts.max_prompt_tokens or add a source"
+        )
+    return PromptPool(tuple(prompts), counts=dict(counts))
+
+
+# -- rows to drafts ----------------------------------------------------------------------------------------
+
+
+def _read_drafts(source: PromptSource, counts: Counter[str]) -> Iterator[_Draft]:
+    """The source's drafts; misfits are counted, and too many of them raise once the source is read."""
+    misfits: list[_Misfit] = []
+    first = ""
+    rows = 0
+    row: Row = {}
+    for rows, row in enumerate(read_rows(source.uri, source.limit), start=1):
+        try:
+            draft = _draft(source, row)
+        except _Misfit as misfit:
+            first = first or f"row {rows}: {misfit}"
+            misfits.append(misfit)
+            continue
+        if isinstance(draft, _Draft):
+            yield draft
+        else:
+            counts[f"vignette_{draft}"] += 1
+    counts["rows"] += rows
+    counts["misfit"] += len(misfits)
+    _judge_misfits(source, misfits, rows, first, list(row))
+
+
+def _judge_misfits(
+    source: PromptSource, misfits: list[_Misfit], rows: int, first: str, columns: list[str]
+) -> None:
+    if not misfits:
+        return
+    missing = misfits[0].column
+    if missing is not None and len(misfits) == rows and all(m.column == missing for m in misfits):
+        raise ValueError(
+            f"source {source.uri!r}: no row has a column {missing!r}; its columns are {', '.join(columns)}: "
+            f"name one of them, or another source type than {source.type!r}"
+        )
+    if len(misfits) > MISFITS_ALLOWED * rows:
+        raise ValueError(
+            f"source {source.uri!r}: {len(misfits)} of {rows} rows don't fit type {source.type!r} ({first}); "
+            f"at most {MISFITS_ALLOWED:.0%} may: name another column, or clean the file"
+        )
+    logger.warning("source %s: skipped %d of %d rows (%s)", source.uri, len(misfits), rows, first)
+
+
+def _draft(source: PromptSource, row: Row) -> _Draft | str:
+    """The row's chat; for a vignette that cleaning drops on purpose, the reason instead."""
+    if isinstance(source, QuestionSource):
+        question = _text(row, source.column)
+        answer = None if source.answer_column is None else _answer(row, source.answer_column)
+        return _Draft([Message(role="user", content=question)], answer, source.type)
+    if isinstance(source, MessagesSource):
+        return _chat_draft(row, source.column)
+    for column in COLUMNS:
+        _text(row, column)
+    vignette = read_vignette(row)
+    if vignette == "malformed":
+        raise _Misfit("not a stem with lettered options")
+    if not isinstance(vignette, Vignette):
+        return vignette
+    answer = answer_sentence(vignette.options, vignette.letter)
+    return _Draft([Message(role="user", content=render_vignette(vignette))], answer, source.type)
+
+
+def _chat_draft(row: Row, column: str) -> _Draft:
+    """A chat up to its last user turn; what the assistant says after it is the answer."""
+    if column == "messages" and column not in row and "conversations" in row:
+        column = "conversations"
+    turns = _column(row, column)
+    if not isinstance(turns, list):
+        raise _Misfit(f"column {column!r} holds a {type(turns).__name__}, not a list of turns")
+    messages = [_message(turn) for turn in turns]
+    answers: list[str] = []
+    while messages and messages[-1]["role"] == "assistant":
+        answers.insert(0, messages.pop()["content"])
+    if not messages or messages[-1]["role"] != "user":
+        raise _Misfit("a chat needs a user turn before the answer")
+    return _Draft(messages, "\n\n".join(answers) or None, "messages")
+
+
+def _message(turn: Any) -> Message:
+    if not isinstance(turn, dict):
+        raise _Misfit(f"a turn is a {type(turn).__name__}, not role and content")
+    role = turn.get("role", turn.get("from"))
+    content = turn.get("content", turn.get("value"))
+    if role not in ROLES or not isinstance(content, str) or not content.strip():
+        raise _Misfit(
+            f"a turn has role {role!r} and {type(content).__name__} content; roles are {', '.join(ROLES)}"
+        )
+    return Message(role=ROLES[role], content=content.strip())
+
+
+def _column(row: Row, column: str) -> Any:
+    if column not in row:
+        raise _Misfit(f"no column {column!r}", column)
+    return row[column]
+
+
+def _text(row: Row, column: str) -> str:
+    value = _column(row, column)
+    if not isinstance(value, str) or not value.strip():
+        raise _Misfit(f"column {column!r} holds {value!r:.40}, not text")
+    return value.strip()
+
+
+def _answer(row: Row, column: str) -> str | None:
+    """Answers may be absent row by row, but not of another type."""
+    return None if _column(row, column) in (None, "") else _text(row, column)
+
+
+# -- drafts to prompts -------------------------------------------------------------------------------------
+
+
+def normalise_text(text: str) -> str:
+    """Casefolded, whitespace collapsed, without the punctuation around words.
+
+    Punctuation inside words and before numbers stays: "1.5 mg" isn't "15 mg", ".5 mg" isn't "5 mg".
+    """
+    words = unicodedata.normalize("NFKC", text).casefold().split()
+    bare = (word.lstrip("\"'([{").rstrip("\"')]}.,;:?!") for word in words)
+    return " ".join(word for word in bare if word)
+
+
+def _normalised_chat(messages: Sequence[Message]) -> str:
+    """A chat's identity. Earlier turns count: "And in children?" asks something else in each chat."""
+    turns = [normalise_text(m["content"]) for m in messages if m["role"] != "system"]
+    return "\n".join(turns)
+
+
+def _build_prompt(draft: _Draft, key: str, config: Prompts, encode: Encode) -> Prompt:
+    messages = [Message(role=m["role"], content=m["content"]) for m in draft.messages]
+    if config.suffix is not None:
+        messages[-1]["content"] = _with_suffix(messages[-1]["content"], config.suffix)
+    if config.system is not None:
+        # Chat templates take one system message, and the run's own is meant for every prompt.
+        messages = [m for m in messages if m["role"] != "system"]
+        messages.insert(0, Message(role="system", content=config.system))
+    prompt_id = hashlib.sha256(f"{draft.kind}\n{key}".encode()).hexdigest()[:16]
+    return Prompt(prompt_id, tuple(messages), tuple(encode(messages)), draft.answer, draft.kind)
+
+
+def _with_suffix(text: str, suffix: str) -> str:
+    """A suffix continues a line of text; after several lines it is a paragraph, or it would join option D."""
+    return f"{text}\n\n{suffix.lstrip()}" if "\n" in text else text + suffix
+
+
+def _refuse_unless_dropped(prompt: Prompt, config: Prompts) -> None:
+    if config.too_long == "refuse":
+        tokens, limit, text = len(prompt.token_ids), config.max_prompt_tokens, prompt.messages[-1]["content"]
+        raise ValueError(
+            f"prompt {prompt.prompt_id} ({text[:60]!r}): {tokens} tokens, over prompts."
+            f"max_prompt_tokens={limit}; raise that, or set prompts.too_long=drop"
+        )
+
+
+# -- the pool and its rounds -------------------------------------------------------------------------------
+
+
+def seeded_number(*parts: object) -> int:
+    """A 64-bit number that depends on the parts only: the same in every process and Python version."""
+    text = "\x1f".join(map(str, parts))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def split_pool(pool: PromptPool, held_out: int, seed: int) -> PromptPool:
+    """The pool with `held_out` of its prompts set aside. Each id's own hash decides, so file order doesn't.
+
+    Raises:
+        ValueError: no training prompt would be left.
+    """
+    prompts = (*pool.training, *pool.held_out)
+    if held_out >= len(prompts):
+        raise ValueError(
+            f"prompts.held_out={held_out} leaves none of {len(prompts)} prompts; lower it or add sources"
+        )
+    chosen = {p.prompt_id for p in _shuffled(prompts, seed, "held out")[:held_out]}
+    training = tuple(p for p in prompts if p.prompt_id not in chosen)
+    return PromptPool(training, tuple(p for p in prompts if p.prompt_id in chosen), dict(pool.counts))
+
+
+def check_rounds(pool: PromptPool, per_round: int, rounds: int, reuse: bool) -> None:
+    """Make sure, before anything is started, that the training prompts last for all rounds.
+
+    Raises:
+        ValueError: they don't, with the arithmetic.
+    """
+    _check_supply(len(pool.training), per_round, rounds, reuse)
+
+
+def prompts_for_round(
+    training: Sequence[Prompt], per_round: int, round_index: int, seed: int, reuse: bool
+) -> tuple[Prompt, ...]:
+    """Round `round_index`'s prompts: consecutive slices of a seeded permutation, without replacement.
+
+    With `reuse` a pool that is used up is reshuffled for another pass. Every pass holds every prompt once,
+    and a round that spans two passes holds no prompt twice.
+
+    Raises:
+        ValueError: the pool is used up, or smaller than a round.
+    """
+    _check_supply(len(training), per_round, round_index + 1, reuse)
+    first, offset = divmod(round_index * per_round, len(training))
+    order = _pass_order(training, per_round, first, seed)
+    if offset + per_round > len(training):
+        order += _pass_order(training, per_round, first + 1, seed)
+    return tuple(order[offset : offset + per_round])
+
+
+def _pass_order(training: Sequence[Prompt], per_round: int, number: int, seed: int) -> list[Prompt]:
+    """Pass `number`'s permutation; its start avoids the prompts already in the round that it completes."""
+    order: list[Prompt] = []
+    for current in range(number + 1):
+        used = -(current * len(training)) % per_round  # slots of the spanning round that this pass fills
+        tail = {p.prompt_id for p in order[-(per_round - used) :]} if used else set()
+        shuffled = _shuffled(training, seed, current)
+        head = [p for p in shuffled if p.prompt_id not in tail][:used]
+        heads = {p.prompt_id for p in head}
+        order = head + [p for p in shuffled if p.prompt_id not in heads]
+    return order
+
+
+def _shuffled(prompts: Sequence[Prompt], seed: int, occasion: object) -> list[Prompt]:
+    return sorted(prompts, key=lambda p: seeded_number(seed, occasion, p.prompt_id))
+
+
+def _check_supply(pool: int, per_round: int, rounds: int, reuse: bool) -> None:
+    if per_round > pool:
+        raise ValueError(
+            f"prompts.per_round={per_round} is more than the {pool} training prompts; lower it or add sources"
+        )
+    if not reuse and rounds * per_round > pool:
+        raise ValueError(
+            f"{rounds} rounds x prompts.per_round={per_round} = {rounds * per_round} prompts, but there are "
+            f"{pool} to train on; set run.rounds to {pool // per_round} or fewer, add sources, or set "
+            "prompts.reuse=true"
+        )

@@ -1,0 +1,1 @@
+"""Does a round help? Statistics over evaluations."""

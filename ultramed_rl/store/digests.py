@@ -1,0 +1,38 @@
+"""Digests of records and of files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+
+def digest_inputs(inputs: Iterable[Any]) -> str:
+    """SHA-256 over numbers, strings, records and sequences of records, independent of when and where."""
+    hasher = hashlib.sha256()
+    for item in inputs:
+        members = item if isinstance(item, (list, tuple)) else [item]
+        hasher.update(f"{type(item).__name__}[{len(members)}]".encode())
+        for member in members:
+            hasher.update(json.dumps(_plain(member), sort_keys=True, ensure_ascii=True).encode())
+            hasher.update(b"\n")
+    return hasher.hexdigest()
+
+
+def digest_path(path: Path) -> str:
+    """SHA-256 of a file's bytes; of a directory, over its files' relative names and digests."""
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+        listing = "\n".join(f"{p.relative_to(path).as_posix()} {digest_path(p)}" for p in files)
+        return hashlib.sha256(listing.encode()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return {"record": type(value).__name__, **asdict(value)}
+    return value

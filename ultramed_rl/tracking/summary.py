@@ -1,0 +1,52 @@
+"""The table of rounds, and what it comes to in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+Metrics = dict[str, float]
+
+_COLUMNS: list[tuple[str, str]] = [
+    ("round", "{round:.0f}"),
+    ("pairs", "{pairs:.0f}"),
+    ("margin", "{margin_mean:.2f}"),
+    ("loss", "{loss_first:.3f}>{loss_last:.3f}"),
+    ("acc", "{implicit_accuracy:.2f}"),
+    ("KL", "{kl_to_reference:.2f}"),
+    ("reward", "{reward_mean:.2f}"),
+    ("held-out", "{eval_reward_mean:.2f}"),
+    ("vs start (95 %)", "{eval_change:+.2f} [{eval_change_low:+.2f}, {eval_change_high:+.2f}]"),
+    ("wins", "{eval_win_rate:.2f}"),
+    ("tokens", "{eval_length_mean:.0f}"),
+    ("ended", "{eval_finished_share:.2f}"),
+    ("sync s", "{sync_seconds:.1f}"),
+    ("s", "{seconds:.0f}"),
+]
+
+
+def render_rounds(rows: Sequence[Metrics]) -> str:
+    """Rounds as a table of plain text. `reward` is of the round's samples, the next columns are held out."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading, _ in _COLUMNS:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*[template.format(**row) for _, template in _COLUMNS])
+    console = Console(width=140, color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get().rstrip()
+
+
+def verdict(last: Metrics) -> str:
+    """What the last round's held-out evaluation says, honest about its uncertainty."""
+    change, low, high = last["eval_change"], last["eval_change_low"], last["eval_change_high"]
+    wins = last["eval_win_rate"]
+    detail = f"{change:+.3f} against the starting policy (95 % interval {low:+.3f} to {high:+.3f}, wins {wins:.0%})"
+    if low > 0:
+        return f"The held-out reward rose: {detail}."
+    if high < 0:
+        return f"The held-out reward fell: {detail}."
+    return f"The held-out reward did not move measurably: {detail}."
