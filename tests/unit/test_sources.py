@@ -12,12 +12,18 @@ from pyarrow import parquet
 
 from ultramed_rl.data.sources import read_rows
 
-ROWS = [{"question": "what is morphine", "n": 1}, {"question": "wie heißt das?", "n": 2}, {"question": "x", "n": 3}]
+ROWS = [
+    {"question": "what is morphine", "n": 1},
+    {"question": "wie heißt das?", "n": 2},
+    {"question": "x", "n": 3},
+]
 
 
 def write(path: Path, rows: list[dict[str, object]]) -> Path:
     if path.suffix == ".jsonl":
-        path.write_text("\n\n".join(json.dumps(r, ensure_ascii=False) for r in rows) + "\n", encoding="utf-8-sig")
+        path.write_text(
+            "\n\n".join(json.dumps(r, ensure_ascii=False) for r in rows) + "\n", encoding="utf-8-sig"
+        )
     elif path.suffix == ".json":
         path.write_text(json.dumps(rows))
     elif path.suffix == ".parquet":
@@ -88,7 +94,7 @@ def test_the_hub_is_asked_without_remote_code(monkeypatch: pytest.MonkeyPatch) -
         ("/nowhere/at-all/*.jsonl", "no such file"),
         ("{dir}", "is a directory; name its files"),
         ("{dir}/notes.txt", "a source file ends in one of .json"),
-        ("{dir}/broken.jsonl", "broken.jsonl, line 2: not JSON: Expecting value at column 8"),
+        ("{dir}/broken.jsonl", "broken.jsonl, line 2: not JSON: Expecting value at column 7"),
         ("{dir}/broken.json", "broken.json: not JSON (its line 2)"),
         ("{dir}/list.jsonl", "list.jsonl, line 1: holds a list"),
         ("{dir}/object.json", "holds a dict; a .json source is one list"),
@@ -101,7 +107,7 @@ def test_the_hub_is_asked_without_remote_code(monkeypatch: pytest.MonkeyPatch) -
 def test_errors_are_one_line_with_value_rule_and_cure(tmp_path: Path, uri: str, words: str) -> None:
     files = {
         "notes.txt": b"hi",
-        "broken.jsonl": b'{"a": 1}\n{"a": 1,"b": \n',
+        "broken.jsonl": b'{"a": 1}\n{"a": }\n',
         "broken.json": b"[\n {]\n]",
         "list.jsonl": b"[1, 2]\n",
         "object.json": b'{"data": []}',
@@ -110,11 +116,8 @@ def test_errors_are_one_line_with_value_rule_and_cure(tmp_path: Path, uri: str, 
         "bad.arrow": b"nothing of the kind",
         "empty.jsonl": b"\n\n",
     }
-    files["broken.jsonl"] = b'{"a": 1}\n{"a": }\n'
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
-    if words.endswith("column 8"):
-        words = words.replace("column 8", "column 7")
     with pytest.raises(ValueError) as error:
         list(read_rows(uri.format(dir=tmp_path)))
     assert words in str(error.value)

@@ -56,7 +56,7 @@ def build_contrasts(
         ValueError: a prompt without its two answers, or no calm answer that can be preferred.
     """
     ids = [prompt.prompt_id for prompt in prompts]
-    calm_by_id, wild_by_id = _by_prompt(ids, calm, "calm"), _by_prompt(ids, wild, "wild")
+    calm_by_id, wild_by_id = (_by_prompt(ids, calm, "calm"), _by_prompt(ids, wild, "wild"))
     finished = {i: c for i, c in calm_by_id.items() if c.finish_reason == "stop" and c.text.strip()}
     if not finished:
         raise ValueError(

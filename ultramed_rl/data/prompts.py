@@ -231,7 +231,11 @@ def _with_suffix(text: str, suffix: str) -> str:
 
 def _refuse_unless_dropped(prompt: Prompt, config: Prompts) -> None:
     if config.too_long == "refuse":
-        tokens, limit, text = len(prompt.token_ids), config.max_prompt_tokens, prompt.messages[-1]["content"]
+        tokens, limit, text = (
+            len(prompt.token_ids),
+            config.max_prompt_tokens,
+            prompt.messages[-1]["content"],
+        )
         raise ValueError(
             f"prompt {prompt.prompt_id} ({text[:60]!r}): {tokens} tokens, over prompts."
             f"max_prompt_tokens={limit}; raise that, or set prompts.too_long=drop"

@@ -66,7 +66,7 @@ def _inside_package(uri: str, address: str) -> str:
         )
     if not spec.submodule_search_locations:
         raise ValueError(f"source {uri!r}: {package!r} is a single module and holds no files; name a package")
-    return str(Path(list(spec.submodule_search_locations)[0]) / inside)
+    return str(Path(next(iter(spec.submodule_search_locations))) / inside)
 
 
 def _expand(pattern: str, uri: str) -> list[Path]:

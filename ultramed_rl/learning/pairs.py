@@ -48,13 +48,14 @@ def select_pairs(
     counts: Counter[str] = Counter()
     for prompt, candidates in zip(prompts, _group(prompts, scored), strict=True):
         draw = _draw(seed, round_index, prompt.prompt_id)
-        outcome = _best_and_worse(candidates, rejected, draw)
-        if not isinstance(outcome, str):
-            outcome = _apply_limits(prompt, *outcome, min_margin, max_length_ratio)
-        if isinstance(outcome, PreferencePair):
-            pairs.append(outcome)
+        sides = _best_and_worse(candidates, rejected, draw)
+        pair = (
+            sides if isinstance(sides, str) else _apply_limits(prompt, *sides, min_margin, max_length_ratio)
+        )
+        if isinstance(pair, str):
+            counts[pair] += 1
         else:
-            counts[outcome] += 1
+            pairs.append(pair)
     return pairs, SelectionAudit(prompts=len(prompts), pairs=len(pairs), **counts)
 
 

@@ -1,0 +1,163 @@
+"""Pair selection: rules by hand, each audit count by hand, and the invariants over random rounds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ultramed_rl.learning.pairs import RULES, select_pairs
+from ultramed_rl.records import Completion, PreferencePair, Prompt, ScoredCompletion, SelectionAudit
+
+NAN = math.nan
+
+
+def score(rewards: list[float], texts: list[str] | None = None, name: str = "p") -> list[ScoredCompletion]:
+    """Samples 0, 1, ... of a prompt; a text of k characters has k tokens."""
+    texts = texts or [f"t{i}" for i in range(len(rewards))]
+    return [
+        ScoredCompletion(Completion(name, i, text, tuple(map(ord, text)), "stop", 0.0, 0), reward)
+        for i, (reward, text) in enumerate(zip(rewards, texts, strict=True))
+    ]
+
+
+def select(
+    scored: list[ScoredCompletion], names: str = "p", **changes: Any
+) -> tuple[list[PreferencePair], SelectionAudit]:
+    rule: dict[str, Any] = {"rejected": "worst", "min_margin": 0.0, "max_length_ratio": None, "seed": 0}
+    prompts = [Prompt(name, ()) for name in names]
+    return select_pairs(prompts, scored, **{**rule, "round_index": 0, **changes})
+
+
+def samples(scored: list[ScoredCompletion], **changes: Any) -> tuple[int, int]:
+    ((pair,), _) = select(scored, **changes)
+    return pair.chosen.sample, pair.rejected.sample
+
+
+def test_worst_takes_the_extremes_and_the_lowest_sample_of_equals() -> None:
+    assert samples(score([1.0, 3.0, 0.0, 3.0, 0.0])) == (1, 2)
+    assert samples(score([1.0, 3.0, 0.0, 3.0, 0.0])[::-1]) == (1, 2)
+
+
+def test_near_low_takes_the_one_nearest_to_two_sigma_below() -> None:
+    # 34 rewards, mean 0, sum of squares 902, sigma 5.151, target -10.30. -9 is 1.30 off, -20 is 9.70 off.
+    scored = score([-20.0, -9.0, *[0.0] * 30, 14.0, 15.0])
+    assert samples(scored, rejected="near_low") == (33, 1)
+    assert samples(scored, rejected="worst") == (33, 0)
+    # Mean 1, population sigma sqrt(2/3) = 0.816, target -0.633: below all of them.
+    assert samples(score([1.0, 0.0, 2.0]), rejected="near_low") == (2, 1)
+
+
+def test_random_depends_on_the_prompt_and_the_round_but_not_on_the_order() -> None:
+    rewards = [float(r) for r in range(20)]
+    one, other = score(rewards, name="a"), score(rewards, name="b")
+    (a, b), _ = select(one + other, "ab", rejected="random")
+    (b_again, a_again), _ = select(other[::-1] + one, "ba", rejected="random")
+    assert (a, b) == (a_again, b_again)
+    drawn = {samples(score(rewards), rejected="random", round_index=i)[1] for i in range(200)}
+    assert drawn == set(range(19))  # all the lower-ranked, never the chosen
+
+
+@pytest.mark.parametrize(
+    ("scored", "changes", "count"),
+    [
+        (score([1.0, 1.0, 1.0]), {}, "tied"),
+        (score([2.0, 1.0], ["same", " same\n"]), {}, "identical"),
+        (score([1.0, 0.75]), {"min_margin": 0.5}, "small_margin"),
+        (score([1.0, 0.5]), {"min_margin": 0.5}, "pairs"),
+        (score([1.0, 0.5], ["abcdef", "abc"]), {"max_length_ratio": 2.0}, "pairs"),
+        (score([1.0, 0.5], ["abc", "abcdefg"]), {"max_length_ratio": 2.0}, "length_ratio"),
+        (score([1.0, 0.5], ["abc", ""]), {"max_length_ratio": 9.0}, "length_ratio"),
+        (
+            score([1.0, 0.75], ["abc", "abcdefg"]),
+            {"max_length_ratio": 2.0, "min_margin": 0.5},
+            "small_margin",
+        ),
+        (score([1.0, NAN]), {}, "non_finite"),
+        (score([math.inf, -math.inf]), {}, "non_finite"),
+        (score([NAN, 1.0, 0.0]), {}, "pairs"),
+        (score([1.0]), {}, "too_few"),
+        (score([1.0, 0.0], ["", "  "]), {}, "too_few"),
+        (score([1.0, 0.0], ["", "text"]), {}, "tied"),  # only the empty one could be preferred
+    ],
+)
+def test_each_prompt_is_in_one_count(
+    scored: list[ScoredCompletion], changes: dict[str, Any], count: str
+) -> None:
+    pairs, audit = select(scored, **changes)
+    assert audit == SelectionAudit(**{"prompts": 1, "pairs": 0, count: 1})
+    assert len(pairs) == audit.pairs
+
+
+def test_empty_text_is_never_chosen_but_may_be_rejected() -> None:
+    assert samples(score([9.0, 2.0, 1.0], ["", "good", "poor"])) == (1, 2)
+    assert samples(score([2.0, 1.0, -1.0], ["good", "poor", " "])) == (0, 2)
+
+
+def test_duplicates_of_the_chosen_text_are_passed_over() -> None:
+    assert samples(score([3.0, 2.0, 0.0], ["same", "other", "same "])) == (0, 1)
+
+
+def test_infinite_rewards_are_set_aside() -> None:
+    assert samples(score([math.inf, 1.0, 0.0, -math.inf])) == (1, 2)
+
+
+def test_margin_and_order_of_prompts() -> None:
+    pairs, audit = select(score([1.0, 0.0], name="b") + score([0.0, 2.5], name="a"), "ab")
+    assert [p.prompt.prompt_id for p in pairs] == ["a", "b"]
+    assert [p.margin for p in pairs] == [2.5, 1.0]
+    assert (audit.prompts, audit.pairs) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("scored", "names", "changes", "words"),
+    [
+        (score([1.0, 0.0]), "px", {}, "prompt x: no completions"),
+        (score([1.0, 0.0], name="y"), "p", {}, "completion y#0: of no prompt given"),
+        (score([1.0]) + score([1.0]), "p", {}, "completion p#0: given twice"),
+        (score([1.0]), "pp", {}, "2 prompts have 1 ids"),
+        (score([1.0]), "p", {"rejected": "best"}, "unknown rule; use one of worst, random, near_low"),
+    ],
+)
+def test_errors(scored: list[ScoredCompletion], names: str, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        select(scored, names, **changes)
+
+
+rewards = st.one_of(st.integers(-2, 2).map(float), st.floats(-1e6, 1e6), st.sampled_from([NAN, math.inf]))
+candidate = st.tuples(rewards, st.text("ab ", max_size=4))
+
+
+@given(
+    st.lists(st.lists(candidate, min_size=1, max_size=6), max_size=5),
+    st.sampled_from(RULES),
+    st.sampled_from([0.0, 0.5]),
+    st.sampled_from([None, 1.5]),
+    st.integers(0, 3),
+)
+def test_invariants(
+    groups: list[list[tuple[float, str]]], rule: str, margin: float, ratio: float | None, seed: int
+) -> None:
+    names = "abcde"[: len(groups)]
+    scored = [
+        s
+        for name, g in zip(names, groups, strict=True)
+        for s in score([r for r, _ in g], [t for _, t in g], name)
+    ]
+    pairs, audit = select(
+        scored, names, rejected=rule, min_margin=margin, max_length_ratio=ratio, seed=seed, round_index=1
+    )
+    counts = asdict(audit)
+    assert counts.pop("prompts") == len(groups) == sum(counts.values())
+    assert audit.pairs == len(pairs)
+    ids = [p.prompt.prompt_id for p in pairs]
+    assert ids == sorted(set(ids))
+    for p in pairs:
+        assert p.chosen_reward > p.rejected_reward and p.margin >= margin
+        assert p.chosen.text.strip() and p.chosen.text.strip() != p.rejected.text.strip()
+        lengths = sorted((len(p.chosen.token_ids), len(p.rejected.token_ids)))
+        assert ratio is None or lengths[1] <= ratio * lengths[0]

