@@ -74,7 +74,9 @@ def bare_engine(arguments: Any, end_token: int, requests: list[Any], pipe: Any) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", default="configs/quickstart.yaml")
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3)
@@ -91,7 +93,9 @@ def main() -> None:
     context = multiprocessing.get_context("spawn")
     pipe, child = context.Pipe()
     arguments = crew._engine_arguments(config.policy.path)
-    peer = context.Process(target=bare_engine, args=(arguments, tokenizer.end_id, requests, child), daemon=True)
+    peer = context.Process(
+        target=bare_engine, args=(arguments, tokenizer.end_id, requests, child), daemon=True
+    )
     peer.start()
     assert pipe.recv() == "ready"
 
@@ -104,7 +108,10 @@ def main() -> None:
         elapsed = time.perf_counter() - started
         produced = sum(len(c.token_ids) for c in completions)
         assert produced == tokens, f"not the same work: {produced} and {tokens} tokens"
-        print(f"repeat {repeat}: ours {produced / elapsed:.1f}, vLLM {tokens / seconds:.1f} tokens/s", flush=True)
+        print(
+            f"repeat {repeat}: ours {produced / elapsed:.1f}, vLLM {tokens / seconds:.1f} tokens/s",
+            flush=True,
+        )
         if repeat:  # the first is the warm-up of both
             ours.append(produced / elapsed)
             theirs.append(tokens / seconds)

@@ -83,3 +83,7 @@ def fail(message: str, code: int) -> NoReturn:
 def main() -> None:
     """Entry point."""
     sys.exit(app())
+
+
+if __name__ == "__main__":
+    main()

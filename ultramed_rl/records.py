@@ -1,6 +1,6 @@
 """The records that cross boundaries between roles. Frozen; token lists are plain Python ints.
 
-    Prompt -> Completion (n per prompt) -> ScoredCompletion -> PreferencePair -> Checkpoint
+Prompt -> Completion (n per prompt) -> ScoredCompletion -> PreferencePair -> Checkpoint
 """
 
 from __future__ import annotations

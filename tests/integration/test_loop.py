@@ -82,7 +82,11 @@ def test_zero3_learns_the_same(unbroken: Path, tiny_root: Path) -> None:
     run = tiny_root / "runs" / "zero3"
     assert [p["pair_id"] for p in pairs_of(run, 0)] == [p["pair_id"] for p in pairs_of(unbroken, 0)]
     losses = [
-        [json.loads(line)["loss"] for line in (r / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
+        [
+            json.loads(line)["loss"]
+            for line in (r / "metrics.jsonl").read_text().splitlines()
+            if '"loss"' in line
+        ]
         for r in (run, unbroken)
     ]
     assert losses[0][:2] == pytest.approx(losses[1][:2], rel=1e-3)
@@ -103,7 +107,7 @@ def kill_when(process: subprocess.Popen[str], condition: Callable[[], bool], del
 def test_a_run_killed_in_every_phase_ends_with_the_same_pairs(unbroken: Path, tiny_root: Path) -> None:
     config = write_config(tiny_root, "killed")
     run = tiny_root / "runs" / "killed"
-    done = lambda name: (run / "rounds" / name).exists()  # noqa: E731
+    done = lambda name: (run / "rounds" / name).exists()
 
     kill_when(start(config), lambda: done("000/prompts.json"))
     assert not done("000/completions.json"), "killed too late to be in generation"

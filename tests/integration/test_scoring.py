@@ -13,7 +13,7 @@ from ultramed_rl.actors.scorer import ReferenceWorker, RewardWorker, Scorer
 
 def items() -> list[tuple[list[int], list[int]]]:
     rng = random.Random(0)
-    token = lambda: rng.randrange(3, 259)  # noqa: E731
+    token = lambda: rng.randrange(3, 259)
     return [
         ([token() for _ in range(rng.randint(1, 30))], [token() for _ in range(rng.randint(1, 40))])
         for _ in range(17)

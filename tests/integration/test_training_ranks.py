@@ -25,13 +25,15 @@ def make_pairs(count: int = 6) -> tuple[list[PreferencePair], list[ReferenceLogp
         text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
         ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
         prompt = Prompt(f"p{i}", messages, ids)
-        chosen = Completion(prompt.prompt_id, 0, "a", tuple(range(10, 16 + i)) + (2,), "stop", 0.0, 0)
-        rejected = Completion(prompt.prompt_id, 1, "b", tuple(range(40, 50)) + (2,), "stop", 0.0, 0)
+        chosen = Completion(prompt.prompt_id, 0, "a", (*tuple(range(10, 16 + i)), 2), "stop", 0.0, 0)
+        rejected = Completion(prompt.prompt_id, 1, "b", (*tuple(range(40, 50)), 2), "stop", 0.0, 0)
         pairs.append(PreferencePair(prompt, chosen, rejected, 1.0, 0.0))
     return pairs, [ReferenceLogprobs(p.pair_id, -30.0 - i, -50.0) for i, p in enumerate(pairs)]
 
 
-def train(root: Path, out: Path, objective: Any, ranks: int, stage: int, micro: int) -> list[dict[str, float]]:
+def train(
+    root: Path, out: Path, objective: Any, ranks: int, stage: int, micro: int
+) -> list[dict[str, float]]:
     """Two epochs on the tiny policy in real Ray actors; the checkpoint goes to `out`."""
     import ray
 
@@ -49,7 +51,9 @@ def train(root: Path, out: Path, objective: Any, ranks: int, stage: int, micro: 
         port = probe.getsockname()[1]
     spec = EngineSpec("cpu", "float32", stage, False, 0.0, 1.0, micro, gradient_checkpointing=stage == 3)
     group.call("load", str(root / "policy"), spec, ("127.0.0.1", port))
-    training = Training(learning_rate=1e-3, batch_size=3 if micro < 6 else 6, micro_batch_size=micro, epochs=2)
+    training = Training(
+        learning_rate=1e-3, batch_size=3 if micro < 6 else 6, micro_batch_size=micro, epochs=2
+    )
     pairs, references = make_pairs()
     steps = [
         metrics
@@ -87,7 +91,9 @@ def test_ranks_stages_and_micro_batches_agree(tiny_root: Path, tmp_path: Path, o
             assert close.float().mean() > 0.999, f"{name}: {key}"
 
 
-def test_a_nan_loss_names_its_pairs_and_moves_nothing(tiny_root: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_nan_loss_names_its_pairs_and_moves_nothing(
+    tiny_root: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
     import ray
 
     pairs, references = make_pairs()

@@ -46,7 +46,7 @@ def test_padding_marks_the_answers_tokens() -> None:
 
 
 def test_learning_rate_by_hand() -> None:
-    rate = lambda p, shape: learning_rate(p, peak=1.0, warmup=0.2, shape=shape)  # noqa: E731
+    rate = lambda p, shape: learning_rate(p, peak=1.0, warmup=0.2, shape=shape)
     assert rate(0.1, "cosine") == pytest.approx(0.5)
     assert rate(0.2, "cosine") == pytest.approx(1.0)
     assert rate(0.6, "cosine") == pytest.approx(0.5)

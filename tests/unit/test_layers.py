@@ -53,8 +53,12 @@ def test_ray_and_vllm_stay_in_cluster_and_actors(path: Path) -> None:
     assert not heavy or own in {"cluster", "actors"}, f"{own} imports {heavy}"
 
 
-@pytest.mark.parametrize("module", ["ultramed_rl", "ultramed_rl.config", "ultramed_rl.cli", "ultramed_rl.cluster.plan"])
+@pytest.mark.parametrize(
+    "module", ["ultramed_rl", "ultramed_rl.config", "ultramed_rl.cli", "ultramed_rl.cluster.plan"]
+)
 def test_light_modules_load_nothing_heavy(module: str) -> None:
-    code = f"import sys, {module}; print(sorted(set(sys.modules) & {{'torch', 'ray', 'vllm', 'transformers'}}))"
+    code = (
+        f"import sys, {module}; print(sorted(set(sys.modules) & {{'torch', 'ray', 'vllm', 'transformers'}}))"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

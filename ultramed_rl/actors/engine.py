@@ -103,7 +103,9 @@ class Engine:
             return DeepSpeedCPUAdam(parameters, adamw_mode=True, **arguments)
         return torch.optim.AdamW(parameters, fused=True, **arguments)
 
-    def step(self, losses: Iterator[torch.Tensor], micro_batches: int, rate: float, ids: Sequence[str]) -> float:
+    def step(
+        self, losses: Iterator[torch.Tensor], micro_batches: int, rate: float, ids: Sequence[str]
+    ) -> float:
         """Accumulate this rank's micro-batch losses and take one optimizer step.
 
         Each loss must be scaled so that their sum over all micro-batches and ranks is the batch's loss;
@@ -224,5 +226,3 @@ class Engine:
             self.backend.reload_states()
         else:
             self.module.to(self.device)
-
-

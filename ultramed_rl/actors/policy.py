@@ -34,7 +34,9 @@ class PolicyWorker(TrainWorker):
 
     sender: Sender | None = None
 
-    def load(self, path: str, spec: EngineSpec, address: tuple[str, int], trust_remote_code: bool = False) -> None:
+    def load(
+        self, path: str, spec: EngineSpec, address: tuple[str, int], trust_remote_code: bool = False
+    ) -> None:
         """Load the policy from a checkpoint. Collective."""
 
         def module_of(spec: EngineSpec):  # type: ignore[no-untyped-def]
@@ -74,9 +76,11 @@ class PolicyWorker(TrainWorker):
             rate = learning_rate(
                 progress, peak=training.learning_rate, warmup=training.warmup, shape=training.schedule
             )
-            micro_batches = shard_batch(batch, data.lengths, training.micro_batch_size, self.world_size)[self.rank]
+            micro_batches = shard_batch(batch, data.lengths, training.micro_batch_size, self.world_size)[
+                self.rank
+            ]
             metrics = self._step(data, batch, micro_batches, objective, rate)
-            yield {"step": step, "steps": len(batches), "learning_rate": rate, **metrics}
+            yield {"step": step, "pairs": len(batch), "learning_rate": rate, **metrics}
 
     def _step(
         self,

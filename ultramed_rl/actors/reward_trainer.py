@@ -48,7 +48,7 @@ class RewardTrainWorker(TrainWorker):
             losses = self._losses(contrasts, micro_batches, len(batch), totals)
             norm = self.engine.step(losses, len(micro_batches), rate, names)
             loss, correct = (self.engine.total(totals) / len(batch)).tolist()
-            yield {"step": step, "steps": len(batches), "loss": loss, "accuracy": correct, "grad_norm": norm}
+            yield {"step": step, "pairs": len(batch), "loss": loss, "accuracy": correct, "grad_norm": norm}
 
     @torch.no_grad()
     def judge(self, contrasts: Sequence[Contrast], batch_size: int) -> list[tuple[float, float]]:
@@ -70,7 +70,9 @@ class RewardTrainWorker(TrainWorker):
             chosen, rejected = self._rewards([contrasts[i] for i in micro.indices])
             losses = bradley_terry_loss(chosen, rejected)
             if not micro.filler:
-                totals += torch.tensor([losses.detach().sum(), (chosen > rejected).sum()], dtype=torch.float64)
+                totals += torch.tensor(
+                    [losses.detach().sum(), (chosen > rejected).sum()], dtype=torch.float64
+                )
             yield losses.sum() * (0.0 if micro.filler else 1.0 / batch_size)
 
     def _rewards(self, contrasts: Sequence[Contrast]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -79,6 +79,7 @@ class RolloutWorker:
             budget = max(4096, arguments.max_length)
             return {
                 "kv_cache_memory_bytes": arguments.kv_cache_bytes,
+                "block_size": 32,  # the default of 128 is longer than most prompts: no prefix would be shared
                 "enable_chunked_prefill": False,
                 "max_num_batched_tokens": budget,
             }

@@ -185,4 +185,3 @@ def _source(engine: Engine) -> Any:
             return engine.weights()
 
     return EngineSource()
-

@@ -75,7 +75,9 @@ def read_architecture(config_file: Path) -> Architecture:
     try:
         return Architecture(**{name: data[name] for name in _FIELDS if data.get(name) is not None})
     except ValueError as error:
-        raise ValueError(f"{config_file}: not the config of a decoder: {str(error).splitlines()[0]}") from None
+        raise ValueError(
+            f"{config_file}: not the config of a decoder: {str(error).splitlines()[0]}"
+        ) from None
 
 
 def count_parameters(shape: Architecture) -> int:

@@ -57,7 +57,9 @@ def activation_bytes(model: Architecture, shape: TrainingShape) -> int:
     tokens, size = shape.micro_sequences * shape.sequence_length, bytes_per_weight(shape.precision)
     layer = tokens * (10 * model.hidden_size + 4 * model.intermediate_size) * size
     layers = model.num_hidden_layers
-    kept = tokens * model.hidden_size * size * layers + layer if shape.gradient_checkpointing else layer * layers
+    kept = (
+        tokens * model.hidden_size * size * layers + layer if shape.gradient_checkpointing else layer * layers
+    )
     return kept + logit_bytes(model, tokens)
 
 

@@ -26,7 +26,10 @@ class Placement:
     def options(self, member: Member) -> dict[str, Any]:
         """Ray actor options that put a member on its slots."""
         first = member.slots[0]
-        environment = {"OMP_NUM_THREADS": str(max(1, int(self.cpus_per_slot))), "TOKENIZERS_PARALLELISM": "false"}
+        environment = {
+            "OMP_NUM_THREADS": str(max(1, int(self.cpus_per_slot))),
+            "TOKENIZERS_PARALLELISM": "false",
+        }
         options: dict[str, Any] = {"num_cpus": self.cpus_per_slot * self.share}
         if self.device == "cuda":
             parallel = len(member.slots) > 1
@@ -63,15 +66,18 @@ def connect(cluster: Cluster) -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray's coming default: an actor without GPUs keeps the environment that it was given.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     if address:
-        ray.init(address=address, log_to_driver=False)
+        ray.init(address=address, log_to_driver=False, logging_level="warning")
         return
     cpus = cluster.cpus_per_node or os.cpu_count() or 1
     ray.init(
         num_cpus=max(cpus, cluster.devices_per_node if cluster.device == "cpu" else 1),
         include_dashboard=False,
         log_to_driver=False,
+        logging_level="warning",
         object_store_memory=512 * 2**20 if cluster.device == "cpu" else None,
     )
 

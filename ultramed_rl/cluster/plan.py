@@ -109,7 +109,9 @@ def _members(role: str, count: int, width: int, free: list[Slot], cluster: Clust
                 rank += 1
     if rank < count:
         total = cluster.nodes * cluster.devices_per_node
-        layout = "colocated roles share them" if cluster.layout == "colocated" else "roles before it took the rest"
+        layout = (
+            "colocated roles share them" if cluster.layout == "colocated" else "roles before it took the rest"
+        )
         raise PlanError(
             f"cluster.{role}: {count} processes x {width} devices = {count * width}, but {len(free)} of "
             f"{cluster.nodes} x {cluster.devices_per_node} = {total} devices are free ({layout}); "
@@ -133,7 +135,9 @@ def _role_bytes(config: RunConfig, role: str) -> dict[str, int]:
         )
         return training_bytes(policy, shape)
     if role == "rollout":
-        weights = forward_bytes(policy, precision, 0, head=False)["weights"] // cluster.rollout.tensor_parallel
+        weights = (
+            forward_bytes(policy, precision, 0, head=False)["weights"] // cluster.rollout.tensor_parallel
+        )
         if cluster.rollout.kv_cache_gib is not None:
             return {"weights": weights, "kv cache": int(cluster.rollout.kv_cache_gib * GIB)}
         budget = int(cluster.device_memory_gib * GIB * cluster.rollout.memory_fraction)
@@ -172,7 +176,9 @@ def _check_bytes(plan: Plan, config: RunConfig) -> None:
         "reward": "lower reward.micro_batch_tokens or use a smaller reward model",
     }
     where = "node" if plan.device == "cpu" else "GPU"
-    whole = f"all processes of a node {plan.peak_bytes / GIB:.1f}; the largest, " if plan.device == "cpu" else ""
+    whole = (
+        f"all processes of a node {plan.peak_bytes / GIB:.1f}; the largest, " if plan.device == "cpu" else ""
+    )
     raise PlanError(
         f"cluster.device_memory_gib={config.cluster.device_memory_gib:g} per {where}: too little for {whole}"
         f"{worst.role}: {parts} = {worst.total_bytes / GIB:.1f} GiB; {cures[worst.role]}"
@@ -184,7 +190,9 @@ def render_plan(plan: Plan) -> str:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{plan.layout} on {plan.nodes} node(s) x {plan.devices_per_node} {plan.device} device(s)")
+    table = Table(
+        title=f"{plan.layout} on {plan.nodes} node(s) x {plan.devices_per_node} {plan.device} device(s)"
+    )
     for heading in ("role", "processes", "devices each", "bundles by node", "GiB per device", "total"):
         table.add_column(heading)
     for role in plan.roles:
@@ -204,6 +212,4 @@ def render_plan(plan: Plan) -> str:
         console.print(table)
     where = "node" if plan.device == "cpu" else "GPU"
     share = plan.peak_bytes / plan.limit_bytes
-    return (
-        f"{capture.get()}fullest {where}: {plan.peak_bytes / GIB:.1f} of {plan.limit_bytes / GIB:.1f} GiB ({share:.0%})"
-    )
+    return f"{capture.get()}fullest {where}: {plan.peak_bytes / GIB:.1f} of {plan.limit_bytes / GIB:.1f} GiB ({share:.0%})"

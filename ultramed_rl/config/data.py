@@ -47,7 +47,8 @@ class Prompts(Section):
     suffix: str | None = Field(default=None, description="text added to the end of every user message")
     max_prompt_tokens: int = Field(default=512, gt=0)
     too_long: Literal["refuse", "drop"] = Field(
-        default="refuse", description="a prompt over max_prompt_tokens stops the run, or is dropped and counted"
+        default="refuse",
+        description="a prompt over max_prompt_tokens stops the run, or is dropped and counted",
     )
     held_out: int = Field(default=64, gt=0, description="prompts kept for evaluation")
     per_round: int = Field(default=64, gt=0)

@@ -77,14 +77,18 @@ def config_difference(old: RunConfig, new: RunConfig) -> list[str]:
     """Dotted keys that differ, as `key: old -> new` lines."""
     before, after = dict(_flatten(old.model_dump())), dict(_flatten(new.model_dump()))
     keys = sorted(before.keys() | after.keys())
-    return [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in keys if before.get(key) != after.get(key)]
+    return [
+        f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
+        for key in keys
+        if before.get(key) != after.get(key)
+    ]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError([f"{path}: no such file; see configs/ for complete examples"])
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError([f"{path}: not valid YAML: {' '.join(str(error).split())}"]) from None
     if not isinstance(data, dict):
@@ -106,7 +110,7 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
             raise ConfigError([f"override {override!r}: {section!r} is a value, not a section"])
         node = child
     try:
-        node[last] = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        node[last] = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
         node[last] = text
 

@@ -35,17 +35,18 @@ def paired_bootstrap(before: Sequence[float], after: Sequence[float], resamples:
     Raises:
         ValueError: lengths differ, nothing to compare, or a number isn't finite.
     """
-    differences = _finite(after) - _finite(before) if len(before) == len(after) else None
-    if differences is None or not len(differences):
-        raise ValueError(f"paired comparison of {len(before)} and {len(after)} items: needs equal numbers, at least one")
+    if resamples < 1:
+        raise ValueError(f"resamples={resamples}: must be at least 1")
+    old, new = _paired(before, after)
+    differences = new - old
     picks = np.random.default_rng(seed).integers(len(differences), size=(resamples, len(differences)))
     low, high = np.percentile(differences[picks].mean(axis=1), [2.5, 97.5])
     return Interval(float(differences.mean()), float(low), float(high))
 
 
 def win_rate(before: Sequence[float], after: Sequence[float]) -> float:
-    """Share of items where `after` is higher; a tie counts a half."""
-    old, new = _finite(before), _finite(after)
+    """Share of items where `after` is higher; a tie counts a half. Raises like `paired_bootstrap`."""
+    old, new = _paired(before, after)
     return float(((new > old) + 0.5 * (new == old)).mean())
 
 
@@ -56,6 +57,14 @@ def summarize(values: Sequence[float]) -> Summary:
         raise ValueError("no numbers to summarise")
     p10, p50, p90 = np.percentile(array, [10, 50, 90])
     return Summary(float(array.mean()), float(array.std()), float(p10), float(p50), float(p90), len(array))
+
+
+def _paired(before: Sequence[float], after: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    if len(before) != len(after) or not len(before):
+        raise ValueError(
+            f"paired comparison of {len(before)} and {len(after)} items: needs equal numbers, at least one"
+        )
+    return _finite(before), _finite(after)
 
 
 def _finite(values: Sequence[float]) -> np.ndarray:

@@ -22,7 +22,7 @@ class MicroBatch:
 
 def epoch_batches(count: int, batch_size: int, epochs: int, seed: int) -> list[list[int]]:
     """Shuffled global batches over all epochs; the last batch of an epoch may be smaller."""
-    batches = []
+    batches: list[list[int]] = []
     for epoch in range(epochs):
         order = list(range(count))
         random.Random(f"{seed}:{epoch}").shuffle(order)

@@ -10,7 +10,9 @@ from torch.utils.checkpoint import checkpoint
 Head = Callable[[torch.Tensor], torch.Tensor]
 
 
-def token_logprobs(hidden: torch.Tensor, targets: torch.Tensor, head: Head, chunk: int = 1024) -> torch.Tensor:
+def token_logprobs(
+    hidden: torch.Tensor, targets: torch.Tensor, head: Head, chunk: int = 1024
+) -> torch.Tensor:
     """Logprob of each target token.
 
     Args:

@@ -7,7 +7,11 @@ import torch.nn.functional as F
 
 
 def dpo_loss(
-    chosen_logratio: torch.Tensor, rejected_logratio: torch.Tensor, *, beta: float, label_smoothing: float = 0.0
+    chosen_logratio: torch.Tensor,
+    rejected_logratio: torch.Tensor,
+    *,
+    beta: float,
+    label_smoothing: float = 0.0,
 ) -> torch.Tensor:
     """DPO (arXiv 2305.18290, eq. 7), with conservative label smoothing (cDPO, Mitchell 2023).
 

@@ -24,9 +24,13 @@ class PolicyModel(nn.Module):
     ) -> torch.Tensor:
         """[B, L] ids and masks -> [N] fp32 logprobs of the N marked tokens, in row-major order."""
         decoder = self.lm.get_decoder()
-        hidden = decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        hidden = decoder(
+            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+        ).last_hidden_state
         wanted = completion_mask[:, 1:]
-        return token_logprobs(hidden[:, :-1][wanted], input_ids[:, 1:][wanted], self.lm.get_output_embeddings())
+        return token_logprobs(
+            hidden[:, :-1][wanted], input_ids[:, 1:][wanted], self.lm.get_output_embeddings()
+        )
 
 
 class RewardModel(nn.Module):
@@ -39,7 +43,9 @@ class RewardModel(nn.Module):
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """[B, L] ids and mask, right-padded -> [B] fp32 rewards."""
         decoder = self.lm.base_model
-        hidden = decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        hidden = decoder(
+            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+        ).last_hidden_state
         last = attention_mask.sum(-1) - 1
         rows = torch.arange(hidden.shape[0], device=hidden.device)
         return self.lm.score(hidden[rows, last]).squeeze(-1).float()
@@ -68,14 +74,18 @@ def load_reward(path: str, precision: str, device: str, *, trust_remote_code: bo
     config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     trained = any("SequenceClassification" in name for name in config.architectures or [])
     if trained and config.num_labels != 1:
-        raise ValueError(f"reward model {path!r}: has {config.num_labels} labels; a reward model has num_labels=1")
+        raise ValueError(
+            f"reward model {path!r}: has {config.num_labels} labels; a reward model has num_labels=1"
+        )
     classifier = AutoModelForSequenceClassification.from_pretrained(
         source, num_labels=1, **_load_arguments(precision, device, trust_remote_code)
     )
     return RewardModel(classifier)
 
 
-def save_model(module: PolicyModel | RewardModel, tokenizer: Any, directory: str, state: dict[str, Any]) -> None:
+def save_model(
+    module: PolicyModel | RewardModel, tokenizer: Any, directory: str, state: dict[str, Any]
+) -> None:
     """Write a Hugging Face checkpoint (safetensors) from a full state dict of the wrapped model."""
     module.lm.config.pad_token_id = module.lm.config.pad_token_id or tokenizer.pad_token_id
     module.lm.save_pretrained(directory, state_dict=state, safe_serialization=True)

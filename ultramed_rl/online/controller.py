@@ -1,8 +1,8 @@
 """The online loop (UltraMedical, section on iterative preference learning; RLHFlow's workflow).
 
-    prompts -> completions -> scored -> pairs -> reference logprobs -> policy update
-       ^                                                                  |
-       +-------- rollout engines <---- weights ---- adopt <---------------+
+prompts -> completions -> scored -> pairs -> reference logprobs -> policy update
+   ^                                                                  |
+   +-------- rollout engines <---- weights ---- adopt <---------------+
 """
 
 from __future__ import annotations
@@ -178,7 +178,9 @@ class Controller:
             self.baseline, evaluation, self.config.evaluation.bootstrap, self.config.run.seed
         )
         held_out = {f"eval_{k}": v for k, v in reward_metrics(evaluation).items()}
-        held_out |= {f"eval_{k}": v for k, v in completion_metrics([s.completion for s in evaluation]).items()}
+        held_out |= {
+            f"eval_{k}": v for k, v in completion_metrics([s.completion for s in evaluation]).items()
+        }
         seconds = record.seconds
         tokens = sum(len(c.token_ids) for c in completions)
         return {
@@ -212,7 +214,7 @@ class Controller:
         with self.progress.phase(f"round {index} train", total, "pairs") as bar:
             for step in self.crew.train(pairs, references, place):
                 steps.append(step)
-                bar.advance(min(self.config.training.batch_size, total))
+                bar.advance(int(step["pairs"]))
                 self.tracker.log({"round": index, **step}, step=self.policy_steps + len(steps), kind="step")
         self.policy_steps += len(steps)
         seconds = time.perf_counter() - started

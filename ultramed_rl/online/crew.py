@@ -62,7 +62,9 @@ class Crew:
         )
         reward_precision = resolve_precision(config.reward.precision, device)
         self.reward = self._launch(
-            "reward", RewardWorker, lambda m: (m.rank, device, reward_precision, config.reward.micro_batch_tokens)
+            "reward",
+            RewardWorker,
+            lambda m: (m.rank, device, reward_precision, config.reward.micro_batch_tokens),
         )
         address = self.policy.first("rendezvous")
         trust = config.policy.trust_remote_code
@@ -154,7 +156,9 @@ class Crew:
         rewards = self._scores(self.reward, items, advance)
         return [ScoredCompletion(c, r) for c, r in zip(completions, rewards, strict=True)]
 
-    def reference_logprobs(self, pairs: Sequence[PreferencePair], advance: Advance) -> list[ReferenceLogprobs]:
+    def reference_logprobs(
+        self, pairs: Sequence[PreferencePair], advance: Advance
+    ) -> list[ReferenceLogprobs]:
         """The reference policy's logprobs of both sides of each pair, computed once per round.
 
         Raises:
@@ -168,7 +172,9 @@ class Crew:
         ]
         broken = [r.pair_id for r in records if not math.isfinite(r.chosen + r.rejected)]
         if broken:
-            raise ValueError(f"reference logprobs are not finite for pairs {', '.join(broken)}: drop these prompts")
+            raise ValueError(
+                f"reference logprobs are not finite for pairs {', '.join(broken)}: drop these prompts"
+            )
         return records
 
     def _scores(

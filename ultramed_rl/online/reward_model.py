@@ -34,7 +34,7 @@ def train_reward_model(
             for rank, metrics in group.stream("train", [arguments] * len(group)):
                 if rank == 0:
                     steps.append(metrics)
-                    bar.advance(min(training.batch_size, total))
+                    bar.advance(int(metrics["pairs"]))
         group.call("save", str(directory))
         accuracy = accuracy_by_kind(held_out, group.call("judge", held_out, training.micro_batch_size)[0])
     return {

@@ -115,6 +115,8 @@ def prepare_reward_model(
     path, metrics = store.initial.phase_directory(
         "reward_model", lambda directory: train_reward_model(config, crew, pool, progress, directory)
     )
-    kinds = ", ".join(f"{k.removeprefix('accuracy_')} {v:.2f}" for k, v in metrics.items() if k.startswith("accuracy_"))
+    kinds = ", ".join(
+        f"{k.removeprefix('accuracy_')} {v:.2f}" for k, v in metrics.items() if k.startswith("accuracy_")
+    )
     progress.say(f"reward model: held-out accuracy {metrics['accuracy']:.2f} ({kinds})")
     return str(path)

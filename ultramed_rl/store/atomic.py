@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -22,23 +23,32 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> Any:
     """
     temporary = path.with_name(f"{_TEMPORARY}{path.name}")
     remove(temporary)
-    with _clear_when_full(path, temporary):
+    with explain_full_disk(path, temporary):
         result = write(temporary)
         _flush(temporary)
-    os.replace(temporary, path)
-    _flush(path.parent)
+        os.replace(temporary, path)
+        _flush_one(path.parent)
     return result
 
 
 def write_json(path: Path, payload: dict[str, Any]) -> None:
-    """Write a mapping as JSON, whole."""
-    text = json.dumps(payload, indent=1, sort_keys=True, allow_nan=False)
+    """Write a mapping as JSON, whole; a non-finite number becomes null, since JSON has none."""
+    text = json.dumps(without_non_finite(payload), indent=1, sort_keys=True, allow_nan=False)
     write_whole(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+
+
+def without_non_finite(value: Any) -> Any:
+    """The same nested value with null for every number that JSON cannot hold."""
+    if isinstance(value, dict):
+        return {key: without_non_finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_non_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def remove(path: Path) -> None:
     """Delete a file or directory that may not be there."""
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
@@ -46,29 +56,42 @@ def remove(path: Path) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """Delete what a killed run was writing."""
-    for path in folder.glob(f"**/{_TEMPORARY}*"):
+    for path in list(folder.glob(f"**/{_TEMPORARY}*")):
         remove(path)
 
 
 @contextmanager
-def _clear_when_full(path: Path, temporary: Path) -> Iterator[None]:
+def explain_full_disk(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Turn "no space left" into one line with the path, the free bytes and the cure; drop `temporary`."""
     try:
         yield
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    except Exception as error:
+        if not _says_full(error):
             raise
-        remove(temporary)
+        if temporary is not None:
+            remove(temporary)
         free = shutil.disk_usage(path.parent).free
         raise RuntimeError(
-            f"{path}: no space left on the disk ({free / 2**20:.0f} MiB free); free some and rerun with --resume"
+            f"{path}: no space left on the disk ({free} bytes free); free some and rerun with --resume"
         ) from error
 
 
+def _says_full(error: Exception) -> bool:
+    # safetensors and errors that cross from a Ray actor keep only the words, not the errno.
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return os.strerror(errno.ENOSPC) in str(error)
+
+
 def _flush(path: Path) -> None:
-    files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
-    for file in [*files, path]:
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    """Files before the folders that list them."""
+    for inner in [*path.rglob("*"), path] if path.is_dir() else [path]:
+        _flush_one(inner)
+
+
+def _flush_one(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ def digest_inputs(inputs: Iterable[Any]) -> str:
         members = item if isinstance(item, (list, tuple)) else [item]
         hasher.update(f"{type(item).__name__}[{len(members)}]".encode())
         for member in members:
-            hasher.update(json.dumps(_plain(member), sort_keys=True, ensure_ascii=True).encode())
+            hasher.update(json.dumps(_named(member), sort_keys=True, default=_fields).encode())
             hasher.update(b"\n")
     return hasher.hexdigest()
 
@@ -32,7 +32,15 @@ def digest_path(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _plain(value: Any) -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        return {"record": type(value).__name__, **asdict(value)}
-    return value
+def _named(value: Any) -> Any:
+    """The outermost record carries its kind: a Prompt never equals a Completion."""
+    return {"record": type(value).__name__, **_fields(value)} if is_dataclass(value) else value
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    """A record's fields as they are: `asdict` would copy every token id."""
+    if not is_dataclass(record):
+        raise TypeError(
+            f"{type(record).__name__}: a phase's inputs are records, numbers, strings and lists of these"
+        )
+    return {field.name: getattr(record, field.name) for field in fields(record)}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ultramed_rl.store.atomic import remove, remove_leftovers, write_json, write_whole
+from ultramed_rl.store.atomic import remove, write_json, write_whole
 from ultramed_rl.store.digests import digest_inputs, digest_path
 from ultramed_rl.store.tables import read_records, write_records
 
@@ -22,13 +24,15 @@ class RoundRecord:
     def __init__(self, path: Path, index: int) -> None:
         self.path, self.index = path, index
         self.path.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(self.path)
 
     def phase(self, name: str, compute: Callable[..., list[T]], *inputs: Any, kind: type[T]) -> list[T]:
         """The records of a phase: read back if it is finished, else `compute(*inputs)`, then kept.
 
+        `inputs` are records, numbers, strings and lists of these; their digest is kept with the artifact.
+
         Raises:
             ValueError: the artifact is of other inputs, or not what was written.
+            RuntimeError: the disk is full.
         """
         artifact = self.path / f"{name}.parquet"
         if self.finished(name):
@@ -44,10 +48,14 @@ class RoundRecord:
     def phase_directory(
         self, name: str, compute: Callable[[Path], dict[str, float]], *inputs: Any
     ) -> tuple[Path, dict[str, float]]:
-        """A directory of files and some numbers about it: kept ones, or those that `compute` makes."""
+        """A directory of files and some numbers about it: kept ones, or those that `compute` makes.
+
+        `compute` fills the directory that it is given and returns the numbers; a non-finite one reads
+        back as NaN. Raises like `phase`, and for a directory that was pruned.
+        """
         artifact = self.path / name
         if self.finished(name):
-            return artifact, self._verify(name, artifact, inputs)["metrics"]
+            return artifact, _numbers(self._verify(name, artifact, inputs)["metrics"])
         remove(artifact)
         started = time.perf_counter()
 
@@ -66,39 +74,51 @@ class RoundRecord:
     @property
     def seconds(self) -> dict[str, float]:
         """Seconds that each finished phase took when it was computed."""
-        manifests = [json.loads(p.read_text()) for p in sorted(self.path.glob("*.json")) if p.stem != "commit"]
-        return {m["name"]: m["seconds"] for m in manifests}
+        return {manifest["name"]: manifest["seconds"] for manifest in self._manifests()}
 
     def commit(self, metrics: dict[str, float]) -> None:
-        """The round is done: nothing of it will be computed again."""
-        write_json(self.path / "commit.json", {"round": self.index, "metrics": metrics})
+        """The round is done: nothing of it will be computed again. Holds its phases' digests."""
+        write_json(
+            self.path / "commit.json",
+            {"round": self.index, "metrics": metrics, "phases": self._digests()},
+        )
 
     @property
     def committed(self) -> bool:
-        """Whether the round is done."""
-        return (self.path / "commit.json").is_file()
+        """Whether the round is done, with the very phases that it was committed with."""
+        try:
+            commit = _read_json(self.path / "commit.json")
+            return commit.get("phases", {}).items() <= self._digests().items()
+        except (OSError, ValueError):
+            return False
 
     def committed_metrics(self) -> dict[str, float]:
-        """What `commit` was given."""
-        metrics: dict[str, float] = json.loads((self.path / "commit.json").read_text())["metrics"]
-        return metrics
+        """What `commit` was given; a number that wasn't finite is NaN."""
+        return _numbers(_read_json(self.path / "commit.json")["metrics"])
 
     def prune(self, name: str) -> None:
         """Delete a directory artifact that is no longer needed; its manifest says so."""
         if not (self.path / name).is_dir():
             return
-        manifest = json.loads(self._manifest_path(name).read_text())
+        manifest = _read_json(self._manifest_path(name))
         write_json(self._manifest_path(name), {**manifest, "pruned": True})
         remove(self.path / name)
 
     def _manifest_path(self, name: str) -> Path:
         return self.path / f"{name}.json"
 
+    def _manifests(self) -> list[Manifest]:
+        return [_read_json(p) for p in sorted(self.path.glob("*.json")) if p.stem != "commit"]
+
+    def _digests(self) -> dict[str, str]:
+        return {manifest["name"]: manifest["digest"] for manifest in self._manifests()}
+
     def _verify(self, name: str, artifact: Path, inputs: tuple[Any, ...]) -> Manifest:
-        manifest: Manifest = json.loads(self._manifest_path(name).read_text())
+        manifest = _read_json(self._manifest_path(name))
         cure = f"delete {self.path} to compute it again"
         if not artifact.exists():
-            raise ValueError(f"{artifact}: missing though its manifest is there; {cure}")
+            why = "was pruned (run.keep_checkpoints)" if manifest.get("pruned") else "its manifest is there"
+            raise ValueError(f"{artifact}: missing, {why}; {cure}")
         expected = digest_inputs(inputs)
         if manifest["inputs"] != expected:
             raise ValueError(
@@ -106,7 +126,8 @@ class RoundRecord:
             )
         found = digest_path(artifact)
         if manifest["digest"] != found:
-            raise ValueError(f"{artifact}: not what was written ({manifest['digest'][:12]}, found {found[:12]}); {cure}")
+            digests = f"{manifest['digest'][:12]}, found {found[:12]}"
+            raise ValueError(f"{artifact}: not what was written ({digests}); {cure}")
         return manifest
 
     def _write_manifest(
@@ -117,6 +138,21 @@ class RoundRecord:
             "inputs": digest_inputs(inputs),
             "digest": digest_path(artifact),
             "seconds": round(seconds, 3),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
             **extra,
         }
         write_json(self._manifest_path(name), manifest)
+
+
+def _read_json(path: Path) -> Manifest:
+    try:
+        content: Manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: not the JSON that was written ({error}); delete {path.parent} to compute it again"
+        ) from None
+    return content
+
+
+def _numbers(stored: dict[str, float | None]) -> dict[str, float]:
+    return {name: math.nan if value is None else value for name, value in stored.items()}

@@ -88,7 +88,11 @@ def _prompt(row: dict[str, Any]) -> Prompt:
 
 
 def _completion_row(c: Completion) -> dict[str, Any]:
-    return {"prompt_id": c.prompt_id, **{name: getattr(c, name) for name in _SIDE}, "token_ids": list(c.token_ids)}
+    return {
+        "prompt_id": c.prompt_id,
+        **{name: getattr(c, name) for name in _SIDE},
+        "token_ids": list(c.token_ids),
+    }
 
 
 def _completion(row: dict[str, Any]) -> Completion:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-_LINE_EVERY_S = 15.0
+_LINE_EVERY_S = 10.0
 
 
 class Bar(Protocol):
@@ -63,7 +63,13 @@ class _Lines:
 @contextmanager
 def _terminal_bar(name: str, total: int, counter: _Counter) -> Iterator[Bar]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
     from rich.progress import Progress as RichProgress
 
     columns = (

@@ -29,22 +29,29 @@ def render_rounds(rows: Sequence[Metrics]) -> str:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
     for heading, _ in _COLUMNS:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(*[template.format(**row) for _, template in _COLUMNS])
+        table.add_row(*[_cell(template, row) for _, template in _COLUMNS])
     console = Console(width=140, color_system=None)
     with console.capture() as capture:
         console.print(table)
     return capture.get().rstrip()
 
 
+def _cell(template: str, row: Metrics) -> str:
+    try:
+        return template.format(**row)
+    except KeyError:
+        return "-"
+
+
 def verdict(last: Metrics) -> str:
     """What the last round's held-out evaluation says, honest about its uncertainty."""
     change, low, high = last["eval_change"], last["eval_change_low"], last["eval_change_high"]
-    wins = last["eval_win_rate"]
-    detail = f"{change:+.3f} against the starting policy (95 % interval {low:+.3f} to {high:+.3f}, wins {wins:.0%})"
+    interval = f"95 % interval {low:+.3f} to {high:+.3f}, wins {last['eval_win_rate']:.0%}"
+    detail = f"{change:+.3f} against the starting policy ({interval})"
     if low > 0:
         return f"The held-out reward rose: {detail}."
     if high < 0:

@@ -75,6 +75,9 @@ class Tracker:
                 x_disable_meta=True,
                 x_disable_stats=True,
                 x_save_requirements=False,
+                # A network that is down costs a minute or two, never the run; offline files stay.
+                init_timeout=30.0,
+                finish_timeout=60.0,
             ),
         )
         self.run.define_metric("train/*", step_metric="policy_step")
@@ -93,4 +96,5 @@ class Tracker:
             retry(action)
         except Exception as error:
             self.run = None
-            warnings.warn(f"wandb failed to {what} ({error}); going on with metrics.jsonl alone", stacklevel=2)
+            text = f"wandb failed to {what} ({error}); going on with metrics.jsonl alone"
+            warnings.warn(text, stacklevel=2)

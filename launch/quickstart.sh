@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# The whole loop on this machine: set up what is missing, then three online rounds on a real 135M model.
+# Arguments are passed on: section.key=value overrides, or --resume.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+bash launch/setup.sh
+export DO_NOT_TRACK=1
+exec .venv/bin/ultramed-rl run configs/quickstart.yaml "$@"

@@ -1,0 +1,243 @@
+"""Metrics are always written, wandb never stops a run or sees a secret, and people see progress."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny import tiny_run
+from ultramed_rl.config import RunConfig, parse_config
+from ultramed_rl.store import RunDirectory
+from ultramed_rl.tracking import Progress, Tracker, progress, render_rounds, tracker, verdict
+
+KEY = "0123456789abcdef" * 2 + "deadbeef"  # as long as a real one
+
+
+def config(root: Path, wandb: str) -> RunConfig:
+    return parse_config(tiny_run(root, tracking__wandb=wandb, tracking__tags=["test"]))
+
+
+def rows_of(store: RunDirectory) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (store.path / "metrics.jsonl").read_text().splitlines()]
+
+
+class FakeRun:
+    """Records what is logged; fails in the calls that it is told to fail in."""
+
+    def __init__(self, failures: int = 0) -> None:
+        self.failures, self.calls, self.logged = failures, 0, []  # type: ignore[var-annotated]
+        self.finished: int | None = None
+
+    def log(self, row: dict[str, Any]) -> None:
+        self.calls += 1
+        if self.calls <= self.failures:
+            raise ConnectionError("no route to wandb")
+        self.logged.append(row)
+
+    def define_metric(self, *_: Any, **__: Any) -> None: ...
+
+    def finish(self, exit_code: int) -> None:
+        self.finished = exit_code
+
+
+class FakeWandb(types.ModuleType):
+    """Stands in for the wandb module and keeps what `init` was given."""
+
+    Settings = dict
+
+    def __init__(self, run: FakeRun | Exception) -> None:
+        super().__init__("wandb")
+        self.run, self.asked = run, []  # type: ignore[var-annotated]
+
+    def init(self, **arguments: Any) -> FakeRun:
+        self.asked.append(arguments)
+        if isinstance(self.run, Exception):
+            raise self.run
+        return self.run
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracker, "wait_random_exponential", lambda *_, **__: lambda _: 0.0)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+
+
+def install(monkeypatch: pytest.MonkeyPatch, run: FakeRun | Exception) -> FakeWandb:
+    fake = FakeWandb(run)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    return fake
+
+
+# -- tracker -----------------------------------------------------------------------------------------------
+
+
+def test_jsonl_is_written_without_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = install(monkeypatch, FakeRun())
+    settings = config(tmp_path, "disabled")
+    with RunDirectory.open(settings, resume=False) as store, Tracker(store, settings) as tracked:
+        tracked.log({"round": 0, "loss": 0.5}, step=1, kind="step")
+        tracked.log({"round": 0, "reward": math.inf}, step=0, kind="round")
+    step, end = rows_of(store)
+    assert (step["step_index"], step["loss"]) == (1, 0.5)
+    assert (end["round_index"], end["reward"]) == (0, None)
+    assert fake.asked == []
+
+
+def test_wandb_gets_axes_and_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = FakeRun()
+    fake = install(monkeypatch, run)
+    settings = config(tmp_path, "offline")
+    with RunDirectory.open(settings, resume=False) as store:
+        with Tracker(store, settings) as tracked:
+            tracked.log({"loss": 0.5}, step=4, kind="step")
+            tracked.log({"reward": 2.0}, step=1, kind="round")
+        assert run.logged == [
+            {"policy_step": 4, "train/loss": 0.5},
+            {"round": 1, "round_metrics/reward": 2.0},
+        ]
+        assert run.finished == 0
+        with pytest.raises(KeyError), Tracker(store, settings):
+            raise KeyError
+        assert run.finished == 1
+    first, second = fake.asked
+    assert first["id"] == second["id"], "a resumed run goes on under its id"
+    assert first["config"] == settings.model_dump(mode="json") and first["dir"] == str(store.path)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "key", "mode"), [("auto", "", "offline"), ("auto", KEY, "online"), ("offline", KEY, "offline")]
+)
+def test_the_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: str, key: str, mode: str) -> None:
+    fake = install(monkeypatch, FakeRun())
+    monkeypatch.setenv("WANDB_API_KEY", key)
+    settings = config(tmp_path, wanted)
+    with RunDirectory.open(settings, resume=False) as store, Tracker(store, settings):
+        pass
+    assert fake.asked[0]["mode"] == mode
+
+
+def test_a_hiccup_is_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = FakeRun(failures=2)
+    install(monkeypatch, run)
+    settings = config(tmp_path, "offline")
+    with RunDirectory.open(settings, resume=False) as store, Tracker(store, settings) as tracked:
+        tracked.log({"loss": 0.5}, step=1, kind="step")
+    assert len(run.logged) == 1 and run.calls == 3
+
+
+@pytest.mark.parametrize("where", ["start", "log"])
+def test_a_broken_wandb_is_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    run = FakeRun(failures=99)
+    fake = install(monkeypatch, OSError("no wandb today") if where == "start" else run)
+    settings = config(tmp_path, "offline")
+    with RunDirectory.open(settings, resume=False) as store, Tracker(store, settings) as tracked:
+        for step in range(3):
+            tracked.log({"loss": 0.5}, step=step, kind="step")
+    messages = [str(w.message) for w in recwarn if "wandb failed" in str(w.message)]
+    assert len(messages) == 1 and f"failed to {where}" in messages[0]
+    assert len(fake.asked) == (3 if where == "start" else 1) and run.calls == (3 if where == "log" else 0)
+    assert [row["step_index"] for row in rows_of(store)] == [0, 1, 2]
+
+
+def test_real_wandb_offline_writes_and_keeps_no_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    secrets = {"WANDB_API_KEY": KEY, "HF_TOKEN": "hf_" + "s3cr3t" * 5}
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    settings = config(tmp_path, "offline")
+    with RunDirectory.open(settings, resume=False) as store, Tracker(store, settings) as tracked:
+        assert tracked.run is not None, "wandb did not start"
+        tracked.log({"loss": 0.5}, step=1, kind="step")
+    files = [path for path in store.path.rglob("*") if path.is_file()]
+    (log,) = [path for path in files if path.suffix == ".wandb"]
+    assert b"train/loss" in log.read_bytes()
+    for path in files:
+        for value in secrets.values():
+            assert value.encode() not in path.read_bytes(), path
+    collected = {"wandb-metadata.json", "requirements.txt", "diff.patch", "output.log"}
+    assert not collected & {path.name for path in files}, "something of the machine or code was kept"
+
+
+# -- progress ----------------------------------------------------------------------------------------------
+
+
+def test_lines_where_nobody_watches(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([0.0, 4.0, 11.0, 11.0, 15.0, 22.0, 22.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    shown = Progress()
+    shown.terminal = False
+    with shown.phase("generate", 40, unit="completions") as bar:
+        for _ in range(4):
+            bar.advance(10)
+    first, second, last = capsys.readouterr().out.splitlines()
+    assert (first, second) == ("generate: 20/40 completions", "generate: 40/40 completions")
+    assert last.startswith("generate: 40 completions in ") and last.endswith(" completions/s")
+
+
+def test_a_bar_in_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = Progress()
+    shown.terminal = True
+    with shown.phase("score", 2, unit="pairs") as bar:
+        bar.advance(2)
+    assert capsys.readouterr().out.splitlines()[-1].startswith("score: 2 pairs in ")
+
+
+def test_a_phase_that_fails_is_not_called_done(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = Progress()
+    shown.terminal = False
+    with pytest.raises(KeyError), shown.phase("score", 2, unit="pairs"):
+        raise KeyError
+    assert capsys.readouterr().out == ""
+
+
+# -- summary -----------------------------------------------------------------------------------------------
+
+ROW = {
+    "round": 0,
+    "pairs": 320,
+    "margin_mean": 4.725,
+    "loss_first": 0.6931,
+    "loss_last": 0.6482,
+    "implicit_accuracy": 0.5312,
+    "kl_to_reference": 0.0,
+    "reward_mean": 3.36,
+    "eval_reward_mean": 3.35,
+    "eval_change": -0.01,
+    "eval_change_low": -0.76,
+    "eval_change_high": 0.7,
+    "eval_win_rate": 0.48,
+    "eval_length_mean": 31.4,
+    "eval_finished_share": 0.645,
+    "sync_seconds": 3.08,
+    "seconds": 1335.3,
+}
+
+
+def test_the_table_is_narrow_and_says_what_it_does_not_know() -> None:
+    unknown = {k: v for k, v in ROW.items() if k != "sync_seconds"}
+    heading, *lines = render_rounds([ROW, {**unknown, "round": 1, "loss_last": math.nan}]).splitlines()
+    assert heading.split()[:3] == ["round", "pairs", "margin"] and len(lines) == 2
+    assert max(map(len, [heading, *lines])) <= 110
+    assert "-0.01 [-0.76, +0.70]" in lines[0] and "0.693>0.648" in lines[0] and "1335" in lines[0]
+    assert "0.693>nan" in lines[1] and lines[1].split()[-2] == "-"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [(0.1, 0.4, "rose: +0.200"), (-0.1, 0.4, "did not move measurably"), (-0.4, -0.1, "fell")],
+)
+def test_the_verdict_follows_the_interval(low: float, high: float, words: str) -> None:
+    text = verdict({**ROW, "eval_change": 0.2, "eval_change_low": low, "eval_change_high": high})
+    assert words in text and f"{low:+.3f} to {high:+.3f}" in text
