@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +19,7 @@ def test_a_constant_difference_has_no_width() -> None:
 
 
 def test_two_items_by_hand() -> None:
-    """Differences 0 and 1: a resample's mean is 0, 1/2 or 1 with chances 1/4, 1/2, 1/4, so the tails are 0 and 1."""
+    """Differences 0 and 1: a resample's mean is 0, 1/2 or 1, each tail with chance 1/4."""
     assert paired_bootstrap([0.0, 0.0], [0.0, 1.0], 4000, seed=3) == Interval(0.5, 0.0, 1.0)
 
 
@@ -40,7 +39,8 @@ def test_pairing_removes_what_items_share() -> None:
 
 
 def test_the_seed_decides() -> None:
-    before, after = list(np.arange(20.0)), list(np.arange(20.0)[::-1])
+    before = [float(i) for i in range(20)]
+    after = before[::-1]
     assert paired_bootstrap(before, after, 300, 5) == paired_bootstrap(before, after, 300, 5)
     assert paired_bootstrap(before, after, 300, 5) != paired_bootstrap(before, after, 300, 6)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -90,13 +91,7 @@ def test_pairs_load_as_conversations(record: RoundRecord, tmp_path: Path) -> Non
     assert row["prompt"] == list(PROMPT.messages)
     assert row["chosen"] == [{"role": "assistant", "content": GOOD.text}]
     assert row["rejected"] == [{"role": "assistant", "content": ""}]
-    assert (
-        row["margin"],
-        row["policy_version"] if "policy_version" in row else row["chosen_policy_version"],
-    ) == (
-        3.75,
-        7,
-    )
+    assert (row["margin"], row["chosen_policy_version"], row["rejected_finish_reason"]) == (3.75, 7, "length")
     assert row["pair_id"] == "p-1:0>3" and row["chosen_token_ids"] == [5, 6, 2]
 
 
@@ -143,8 +138,6 @@ def test_the_digest_of_inputs_is_fixed() -> None:
         (0, [PROMPT, GOOD], Checkpoint("a", 1, {"x": 0.5}), "s")
     )
     by_hand = b'int[1]0\nlist[1]{"metrics": {}, "path": "a", "record": "Checkpoint", "version": 1}\n'
-    import hashlib
-
     assert digest_inputs((0, [Checkpoint("a", 1)])) == hashlib.sha256(by_hand).hexdigest()
     assert digest_inputs(([1], [2])) != digest_inputs(([1, 2], []))
     with pytest.raises(TypeError, match="object"):
@@ -342,7 +335,7 @@ def test_looking_at_a_round_leaves_the_phase_in_progress_alone(tmp_path: Path) -
 
 def commit_rounds(store: RunDirectory, count: int) -> None:
     for index in range(count):
-        store.round(index).phase("prompts", lambda: [PROMPT], index, kind=Prompt)
+        store.round(index).phase("prompts", lambda _: [PROMPT], index, kind=Prompt)
         store.round(index).phase_directory("checkpoint", fill(f"w{index}"), index)
         store.round(index).commit({"loss": 0.5, "norm": math.nan})
 

@@ -1,0 +1,121 @@
+"""Configs: strict, with one clear line per problem, and light to load."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from tests.tiny import tiny_run
+from ultramed_rl.cli import app
+from ultramed_rl.config import ConfigError, config_difference, dump_config, load_config, parse_config
+
+ROOT = Path(__file__).parents[2]
+PRESETS = sorted((ROOT / "configs").rglob("*.yaml"))
+
+
+def problems(data: dict[str, Any]) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(data, "my.yaml")
+    return caught.value.problems
+
+
+def test_presets_exist() -> None:
+    assert {p.name for p in PRESETS} >= {"quickstart.yaml", "llama3-8b-1node.yaml", "llama3-70b-4node.yaml"}
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda p: p.name)
+def test_every_shipped_config_parses_and_survives_a_dump(path: Path) -> None:
+    config = load_config(path)
+    assert parse_config(yaml.safe_load(dump_config(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"run__sed": 1}, "my.yaml: run.sed: unknown key; did you mean 'seed'?"),
+        ({"pairs__rejected": "wrst"}, "my.yaml: pairs.rejected='wrst': input should be 'worst'"),
+        ({"training__epochs": "two"}, "my.yaml: training.epochs='two': input should be a valid integer"),
+        ({"training__epochs": 1.5}, "my.yaml: training.epochs=1.5: input should be a valid integer"),
+        ({"sampling__n": 1}, "my.yaml: sampling.n=1: input should be greater than or equal to 2"),
+        ({"objective__bta": 0.1}, "my.yaml: objective.bta: unknown key; did you mean 'beta'?"),
+        ({"objective__type": "dop"}, "my.yaml: objective"),
+        ({"policy__max_length": 100}, "my.yaml: prompts.max_prompt_tokens=96: with sampling.max_new_tokens=16"),
+        ({"reward__path": None}, "my.yaml: reward: exactly one of reward.path"),
+        ({"training__batch_size": 3}, "my.yaml: training.batch_size=3: must be a multiple of cluster.policy.ranks=2"),
+        ({"cluster__rollout__kv_cache_gib": None}, "my.yaml: cluster.rollout.kv_cache_gib=null: must be set"),
+        ({"cluster__policy__offload_optimizer": True}, "my.yaml: cluster.policy.offload_optimizer=true"),
+    ],
+)
+def test_each_mistake_is_one_line(tmp_path: Path, change: dict[str, Any], line: str) -> None:
+    found = problems(tiny_run(tmp_path, **change))
+    assert len(found) == 1 and "\n" not in found[0]
+    assert found[0].startswith(line)
+
+
+def test_label_smoothing_on_kto_is_refused(tmp_path: Path) -> None:
+    data = tiny_run(tmp_path, objective={"type": "kto_pair", "label_smoothing": 0.1})
+    assert problems(data)[0].startswith("my.yaml: objective.label_smoothing: unknown key")
+
+
+def test_all_problems_come_at_once(tmp_path: Path) -> None:
+    found = problems(tiny_run(tmp_path, run__sed=1, training__epochs=0))
+    assert len(found) == 2
+
+
+def test_overrides_are_yaml_and_nest(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(tiny_run(tmp_path)))
+    config = load_config(path, ["training.learning_rate=1e-5", "cluster.policy.zero_stage=3", "tracking.tags=[a, b]"])
+    assert config.training.learning_rate == 1e-5
+    assert config.cluster.policy.zero_stage == 3
+    assert config.tracking.tags == ["a", "b"]
+    for bad in ("epochs", "=1", "run.name.deeper=1"):
+        with pytest.raises(ConfigError, match="override"):
+            load_config(path, [bad])
+
+
+def test_files_that_are_no_config(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    with pytest.raises(ConfigError, match="no such file"):
+        load_config(path)
+    path.write_text("run: {name: a}\nrun: {name: b}\n")
+    with pytest.raises(ConfigError, match=r"key 'run' stands twice \(line 2\)"):
+        load_config(path)
+    path.write_text("- a\n")
+    with pytest.raises(ConfigError, match="must be a mapping of sections, not list"):
+        load_config(path)
+    path.write_text("run: [\n")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_config(path)
+
+
+def test_yaml_cannot_make_objects(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("run: !!python/object/apply:os.getcwd []\n")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_config(path)
+
+
+def test_differences_are_named(tmp_path: Path) -> None:
+    data = tiny_run(tmp_path)
+    other = copy.deepcopy(data)
+    other["objective"]["beta"] = 0.2
+    other["prompts"]["sources"][0]["limit"] = 5
+    assert config_difference(parse_config(data), parse_config(other)) == [
+        "objective.beta: 0.1 -> 0.2",
+        "prompts.sources.0.limit: None -> 5",
+    ]
+
+
+def test_the_command_line_exits_with_2_and_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(tiny_run(tmp_path, run__sed=1)))
+    for command in ("run", "plan"):
+        result = CliRunner().invoke(app, [command, str(path)])
+        assert result.exit_code == 2
+        assert "run.sed: unknown key; did you mean 'seed'?" in result.output
