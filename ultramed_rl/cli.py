@@ -49,6 +49,10 @@ def run_command(
         fail(f"interrupted; finished phases are kept, go on with: {again} --resume", 130)
     except (ValueError, RuntimeError, OSError) as error:
         fail(one_line(error), 1)
+    except Exception as error:
+        if not type(error).__module__.startswith("ray."):
+            raise  # our own bug: show where
+        fail(f"{one_line(error)}\nfinished phases are kept: go on with --resume", 1)
 
 
 @app.command("plan")

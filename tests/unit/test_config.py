@@ -44,9 +44,15 @@ def test_every_shipped_config_parses_and_survives_a_dump(path: Path) -> None:
         ({"sampling__n": 1}, "my.yaml: sampling.n=1: input should be greater than or equal to 2"),
         ({"objective__bta": 0.1}, "my.yaml: objective.bta: unknown key; did you mean 'beta'?"),
         ({"objective__type": "dop"}, "my.yaml: objective"),
-        ({"policy__max_length": 100}, "my.yaml: prompts.max_prompt_tokens=96: with sampling.max_new_tokens=16"),
+        (
+            {"policy__max_length": 100},
+            "my.yaml: prompts.max_prompt_tokens=96: with sampling.max_new_tokens=16",
+        ),
         ({"reward__path": None}, "my.yaml: reward: exactly one of reward.path"),
-        ({"training__batch_size": 3}, "my.yaml: training.batch_size=3: must be a multiple of cluster.policy.ranks=2"),
+        (
+            {"training__batch_size": 3},
+            "my.yaml: training.batch_size=3: must be a multiple of cluster.policy.ranks=2",
+        ),
         ({"cluster__rollout__kv_cache_gib": None}, "my.yaml: cluster.rollout.kv_cache_gib=null: must be set"),
         ({"cluster__policy__offload_optimizer": True}, "my.yaml: cluster.policy.offload_optimizer=true"),
     ],
@@ -70,7 +76,9 @@ def test_all_problems_come_at_once(tmp_path: Path) -> None:
 def test_overrides_are_yaml_and_nest(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(tiny_run(tmp_path)))
-    config = load_config(path, ["training.learning_rate=1e-5", "cluster.policy.zero_stage=3", "tracking.tags=[a, b]"])
+    config = load_config(
+        path, ["training.learning_rate=1e-5", "cluster.policy.zero_stage=3", "tracking.tags=[a, b]"]
+    )
     assert config.training.learning_rate == 1e-5
     assert config.cluster.policy.zero_stage == 3
     assert config.tracking.tags == ["a", "b"]

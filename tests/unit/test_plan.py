@@ -72,7 +72,9 @@ def test_presets_fit_their_nodes(path: Path) -> None:
 
 
 def test_too_little_memory_shows_the_arithmetic_and_the_cure() -> None:
-    with pytest.raises(PlanError, match=r"policy: weights 15.0 \+ gradients 15.0 \+ optimizer 89.7 .*zero_stage"):
+    with pytest.raises(
+        PlanError, match=r"policy: weights 15.0 \+ gradients 15.0 \+ optimizer 89.7 .*zero_stage"
+    ):
         make_plan(gpu_run(cluster__policy={"ranks": 8, "zero_stage": 0}))
 
 
@@ -116,9 +118,9 @@ def test_cpu_roles_share_slots_and_add_up(tmp_path: Path) -> None:
     make_policy(tmp_path / "policy")
     make_reward(tmp_path / "reward")
     plan = make_plan(parse_config(tiny_run(tmp_path)))
-    assert {m.slots[0] for r in plan.roles for m in r.members} == {r.members[0].slots[0] for r in plan.roles} | {
-        plan.roles[1].members[1].slots[0]
-    }
+    assert {m.slots[0] for r in plan.roles for m in r.members} == {
+        r.members[0].slots[0] for r in plan.roles
+    } | {plan.roles[1].members[1].slots[0]}
     single = sum(r.total_bytes * len(r.members) for r in plan.roles)
     assert plan.peak_bytes > single
 

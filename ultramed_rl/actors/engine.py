@@ -79,6 +79,34 @@ def loading_context(spec: EngineSpec) -> Any:
     return HfDeepSpeedConfig(deepspeed_config(spec))
 
 
+def inference_config(precision: str) -> dict[str, Any]:
+    """ZeRO-3 for a frozen model: weights are split over ranks and stream from host memory."""
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_optimization": {
+            "stage": 3,
+            "offload_param": {"device": "cpu", "pin_memory": torch.cuda.is_available()},
+        },
+        "bf16": {"enabled": precision == "bfloat16"},
+        "steps_per_print": 10**9,
+    }
+
+
+def inference_context(precision: str) -> Any:
+    """What `loading_context` is for training. Keep it alive."""
+    from transformers.integrations import HfDeepSpeedConfig
+
+    return HfDeepSpeedConfig(inference_config(precision))
+
+
+def shard_for_inference(module: nn.Module, precision: str) -> nn.Module:
+    """Wrap a frozen module that was loaded under `inference_context`. Collective."""
+    import deepspeed
+
+    backend, *_ = deepspeed.initialize(model=module, config=inference_config(precision))
+    return backend.eval()
+
+
 class Engine:
     """One rank of a data-parallel training engine."""
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from ultramed_rl.actors.trainer import peak_memory
+from ultramed_rl.actors.engine import inference_context, join_ranks, shard_for_inference
+from ultramed_rl.actors.trainer import free_address, peak_memory
 from ultramed_rl.learning.batching import pad_batch, token_budget_batches
 from ultramed_rl.learning.logprobs import sum_by_row
 from ultramed_rl.models.load import load_policy, load_reward
@@ -20,8 +21,18 @@ class Scorer:
 
     model: Any
 
-    def __init__(self, rank: int, device: str, precision: str, batch_tokens: int) -> None:
+    def __init__(self, rank: int, device: str, precision: str, batch_tokens: int, shards: int = 1) -> None:
         self.rank, self.device, self.precision, self.batch_tokens = rank, device, precision, batch_tokens
+        self.shards = shards
+
+    def rendezvous(self) -> tuple[str, int]:
+        """An address and a free port of this replica's node, where sharded replicas can meet."""
+        return free_address()
+
+    def join(self, address: tuple[str, int]) -> None:
+        """Join the other replicas, before a sharded model is loaded. Collective."""
+        join_ranks(self.rank, self.shards, *address, self.device)
+        self._zero3 = inference_context(self.precision)
 
     def score(self, items: Sequence[TokenPair], pad_id: int) -> Iterator[list[tuple[int, float]]]:
         """Score in length-sorted batches; yields (index of the item, number) as they are done.
@@ -30,25 +41,37 @@ class Scorer:
         the rounding of the precision.
         """
         lengths = [len(prompt) + len(completion) for prompt, completion in items]
-        for indices in token_budget_batches(lengths, self.batch_tokens):
-            yield list(zip(indices, self.forward([items[i] for i in indices], pad_id), strict=True))
+        for indices in self._in_step(token_budget_batches(lengths, self.batch_tokens)):
+            numbers = self.forward([items[i] for i in indices] or [([pad_id], [pad_id])], pad_id)
+            if indices:
+                yield list(zip(indices, numbers, strict=True))
 
     def forward(self, items: Sequence[TokenPair], pad_id: int) -> list[float]:
         """One padded batch."""
         raise NotImplementedError
 
+    def _in_step(self, batches: list[list[int]]) -> list[list[int]]:
+        """Sharded replicas gather weights together, so all of them make the same number of passes."""
+        if self.shards == 1:
+            return batches
+        count = torch.tensor(len(batches), device=self.device)
+        torch.distributed.all_reduce(count, op=torch.distributed.ReduceOp.MAX)
+        return batches + [[] for _ in range(int(count) - len(batches))]
+
     def _adopt(self, model: torch.nn.Module) -> None:
-        self.model = model.to(self.device).eval().requires_grad_(False)
+        model.eval().requires_grad_(False)
+        self.model = model.to(self.device) if self.shards == 1 else shard_for_inference(model, self.precision)
 
     def offload(self) -> None:
         """Leave the GPU to other roles."""
-        if self.device != "cpu":
+        if self.device != "cpu" and self.shards == 1:
             self.model.to("cpu")
             torch.cuda.empty_cache()
 
     def reload(self) -> None:
-        """Come back to the GPU."""
-        self.model.to(self.device)
+        """Come back to the GPU. Sharded weights stream from host memory and never lived there."""
+        if self.shards == 1:
+            self.model.to(self.device)
 
     def peak_memory(self) -> int:
         """Bytes at the peak of this process."""

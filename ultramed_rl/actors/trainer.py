@@ -23,11 +23,7 @@ class TrainWorker:
 
     def rendezvous(self) -> tuple[str, int]:
         """An address and a free port of this rank's node, where the ranks can meet."""
-        import ray
-
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+        return free_address()
 
     def build(self, module_of: Any, tokenizer_path: str, spec: EngineSpec, address: tuple[str, int]) -> None:
         """Join the other ranks, load, and wrap in DeepSpeed. Collective."""
@@ -56,6 +52,15 @@ class TrainWorker:
     def peak_memory(self) -> int:
         """Bytes: the GPU's peak allocation, or this process's resident peak on CPU."""
         return peak_memory(self.engine.device.type)
+
+
+def free_address() -> tuple[str, int]:
+    """This node's address and a port that was free a moment ago."""
+    import ray
+
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
 
 def peak_memory(device: str) -> int:

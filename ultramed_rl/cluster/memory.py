@@ -68,12 +68,19 @@ def logit_bytes(model: Architecture, tokens: int) -> int:
     return 2 * min(tokens, 1024) * model.vocab_size * 4
 
 
-def forward_bytes(model: Architecture, precision: str, batch_tokens: int, *, head: bool) -> dict[str, int]:
-    """A forward-only replica: weights, one live layer of a batch, and a chunk of logits if it has a head."""
+def forward_bytes(
+    model: Architecture, precision: str, batch_tokens: int, *, head: bool, shards: int = 1
+) -> dict[str, int]:
+    """A forward-only replica: weights, one live layer of a batch, and a chunk of logits if it has a head.
+
+    Sharded, a rank holds its part of the weights and, for a moment, one whole layer.
+    """
     size = bytes_per_weight(precision)
     live = batch_tokens * (6 * model.hidden_size + 2 * model.intermediate_size) * size
+    if shards > 1:
+        live += 2 * count_parameters(model) * size // model.num_hidden_layers
     return {
-        "weights": count_parameters(model) * size,
+        "weights": count_parameters(model) * size // shards,
         "activations": live + (logit_bytes(model, batch_tokens) if head else 0),
     }
 

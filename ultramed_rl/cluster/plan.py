@@ -143,12 +143,14 @@ def _role_bytes(config: RunConfig, role: str) -> dict[str, int]:
         budget = int(cluster.device_memory_gib * GIB * cluster.rollout.memory_fraction)
         return {"weights": weights, "kv cache": max(0, budget - weights)}
     if role == "reference":
-        return forward_bytes(policy, precision, config.reference.micro_batch_tokens, head=True)
+        shards = cluster.reference.replicas if cluster.reference.shard else 1
+        return forward_bytes(policy, precision, config.reference.micro_batch_tokens, head=True, shards=shards)
     reward_precision = resolve_precision(config.reward.precision, cluster.device)
     model = policy
     if config.reward.path is not None:
         model = resolve_architecture(config.reward.path, config.reward.architecture, "reward")
-    return forward_bytes(model, reward_precision, config.reward.micro_batch_tokens, head=False)
+    shards = cluster.reward.replicas if cluster.reward.shard else 1
+    return forward_bytes(model, reward_precision, config.reward.micro_batch_tokens, head=False, shards=shards)
 
 
 def _peak_bytes(cluster: Cluster, roles: list[RolePlan]) -> int:
@@ -172,8 +174,8 @@ def _check_bytes(plan: Plan, config: RunConfig) -> None:
         "policy": "raise cluster.policy.zero_stage or cluster.policy.ranks, set cluster.policy.offload_optimizer, "
         "or lower training.micro_batch_size",
         "rollout": "raise cluster.rollout.tensor_parallel or lower cluster.rollout.kv_cache_gib",
-        "reference": "lower reference.micro_batch_tokens or use a smaller policy",
-        "reward": "lower reward.micro_batch_tokens or use a smaller reward model",
+        "reference": "set cluster.reference.shard=true or lower reference.micro_batch_tokens",
+        "reward": "set cluster.reward.shard=true or lower reward.micro_batch_tokens",
     }
     where = "node" if plan.device == "cpu" else "GPU"
     whole = (

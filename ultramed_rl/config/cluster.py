@@ -31,9 +31,12 @@ class RolloutGroup(Section):
 
 
 class ReplicaGroup(Section):
-    """Reference or reward replicas, each a whole model on one device."""
+    """Reference or reward replicas, each a whole model on one device; or, sharded, one model over all."""
 
     replicas: int = Field(default=1, gt=0)
+    shard: bool = Field(
+        default=False, description="split the weights over the replicas (ZeRO-3), for large models"
+    )
 
 
 class Cluster(Section):

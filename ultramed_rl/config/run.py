@@ -93,6 +93,10 @@ def _group_rules(config: RunConfig) -> list[str]:
         )
     if cluster.policy.offload_optimizer and cluster.policy.zero_stage == 0:
         problems.append("cluster.policy.offload_optimizer=true: needs cluster.policy.zero_stage >= 1")
+    if config.reference.update == "ema" and cluster.reference.shard:
+        problems.append(
+            "cluster.reference.shard=true: a sharded reference cannot average (reference.update=ema)"
+        )
     if cluster.device == "cpu" and cluster.policy.offload_optimizer:
         problems.append("cluster.policy.offload_optimizer=true: has no meaning on cluster.device=cpu")
     if cluster.device == "cpu" and cluster.rollout.kv_cache_gib is None:

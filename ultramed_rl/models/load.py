@@ -68,19 +68,31 @@ def load_reward(path: str, precision: str, device: str, *, trust_remote_code: bo
     Raises:
         ValueError: the checkpoint has a head with more than one label.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
 
     source = resolve_model(path)
-    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    check_reward_model(path, trust_remote_code=trust_remote_code)
+    classifier = AutoModelForSequenceClassification.from_pretrained(
+        source, num_labels=1, **_load_arguments(precision, device, trust_remote_code)
+    )
+    return RewardModel(classifier)
+
+
+def check_reward_model(path: str, *, trust_remote_code: bool = False) -> None:
+    """Raise ValueError for a model that isn't there, or a classifier with more than one label."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(resolve_model(path), trust_remote_code=trust_remote_code)
+    except OSError as error:
+        raise ValueError(
+            f"reward model {path!r}: cannot be loaded ({' '.join(str(error).split())[:200]})"
+        ) from None
     trained = any("SequenceClassification" in name for name in config.architectures or [])
     if trained and config.num_labels != 1:
         raise ValueError(
             f"reward model {path!r}: has {config.num_labels} labels; a reward model has num_labels=1"
         )
-    classifier = AutoModelForSequenceClassification.from_pretrained(
-        source, num_labels=1, **_load_arguments(precision, device, trust_remote_code)
-    )
-    return RewardModel(classifier)
 
 
 def save_model(

@@ -19,9 +19,15 @@ class ChatTokenizer:
     def __init__(self, path: str, *, trust_remote_code: bool = False) -> None:
         from transformers import AutoTokenizer
 
-        self.backend: Any = AutoTokenizer.from_pretrained(
-            resolve_model(path), trust_remote_code=trust_remote_code
-        )
+        source = resolve_model(path)
+        try:
+            self.backend: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"model {path!r}: its tokenizer cannot be loaded ({reason}); "
+                "give a checkpoint directory, or a hub id that this machine can reach"
+            ) from None
         if not self.backend.chat_template:
             raise ValueError(
                 f"model {path!r}: its tokenizer has no chat template; use an instruction-tuned model"
@@ -34,6 +40,13 @@ class ChatTokenizer:
         pad = self.backend.pad_token_id
         self.pad_id: int = self.backend.eos_token_id if pad is None else pad
         self.end_id: int = self.end_of_turn()
+
+    def same_as(self, other: ChatTokenizer) -> bool:
+        """Whether both turn every chat into the same tokens."""
+        return (
+            self.backend.chat_template == other.backend.chat_template
+            and self.backend.get_vocab() == other.backend.get_vocab()
+        )
 
     def end_of_turn(self) -> int:
         """The token that the chat template puts after an assistant's answer."""

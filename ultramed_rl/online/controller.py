@@ -81,8 +81,9 @@ class Controller:
 
         metrics = self.round_metrics(record, completions, scored, pairs, references, evaluation)
         metrics |= checkpoint.metrics | sync
-        record.commit(metrics)
+        # Logged first: a kill between the two logs the round again on resume, after its line was discarded.
         self.tracker.log(metrics, step=record.index, kind="round")
+        record.commit(metrics)
         if self.config.run.keep_checkpoints is not None:
             self.store.prune_checkpoints(self.config.run.keep_checkpoints)
         return metrics

@@ -34,8 +34,12 @@ class Crew:
     reward: WorkerGroup
     rollout: WorkerGroup
 
-    def __init__(self, config: RunConfig, tokenizer: ChatTokenizer) -> None:
+    def __init__(
+        self, config: RunConfig, tokenizer: ChatTokenizer, reward_tokenizer: ChatTokenizer | None = None
+    ) -> None:
+        """`reward_tokenizer` is the reward model's, where it isn't the policy's own."""
         self.config, self.tokenizer = config, tokenizer
+        self.reward_tokenizer = reward_tokenizer
         self.plan: Plan = make_plan(config)
         self.turns = config.cluster.layout == "colocated"
         connect(config.cluster)
@@ -55,16 +59,12 @@ class Crew:
         config = self.config
         device = config.cluster.device
         self.policy = self._launch("policy", PolicyWorker, self._rank_arguments)
-        self.reference = self._launch(
-            "reference",
-            ReferenceWorker,
-            lambda m: (m.rank, device, self.policy_precision, config.reference.micro_batch_tokens),
+        self.reference = self._launch_scorers(
+            "reference", ReferenceWorker, self.policy_precision, config.reference.micro_batch_tokens
         )
         reward_precision = resolve_precision(config.reward.precision, device)
-        self.reward = self._launch(
-            "reward",
-            RewardWorker,
-            lambda m: (m.rank, device, reward_precision, config.reward.micro_batch_tokens),
+        self.reward = self._launch_scorers(
+            "reward", RewardWorker, reward_precision, config.reward.micro_batch_tokens
         )
         address = self.policy.first("rendezvous")
         trust = config.policy.trust_remote_code
@@ -91,6 +91,15 @@ class Crew:
     def _launch(self, role: str, worker: type, arguments: Callable[[Any], tuple[Any, ...]]) -> WorkerGroup:
         members = next(r.members for r in self.plan.roles if r.role == role)
         return WorkerGroup.launch(worker, members, self.placement, arguments, takes_turns=self.turns)
+
+    def _launch_scorers(self, role: str, worker: type, precision: str, batch_tokens: int) -> WorkerGroup:
+        replicas = getattr(self.config.cluster, role)
+        shards = replicas.replicas if replicas.shard else 1
+        device = self.config.cluster.device
+        group = self._launch(role, worker, lambda m: (m.rank, device, precision, batch_tokens, shards))
+        if shards > 1:
+            group.call("join", group.first("rendezvous"))
+        return group
 
     def _rank_arguments(self, member: Any) -> tuple[int, int, int]:
         return (member.rank, self.config.cluster.policy.ranks, self.config.run.seed)
@@ -151,10 +160,18 @@ class Crew:
         self, prompts: Sequence[Prompt], completions: Sequence[Completion], advance: Advance
     ) -> list[ScoredCompletion]:
         """The reward of each completion, in order. A non-finite reward is kept; selection quarantines it."""
-        tokens = {p.prompt_id: p.token_ids for p in prompts}
-        items = [(tokens[c.prompt_id], c.token_ids) for c in completions]
-        rewards = self._scores(self.reward, items, advance)
+        by_id = {p.prompt_id: p for p in prompts}
+        items = [self._reward_tokens(by_id[c.prompt_id], c) for c in completions]
+        rewards = self._scores(self.reward, items, (self.reward_tokenizer or self.tokenizer).pad_id, advance)
         return [ScoredCompletion(c, r) for c, r in zip(completions, rewards, strict=True)]
+
+    def _reward_tokens(self, prompt: Prompt, completion: Completion) -> tuple[Sequence[int], Sequence[int]]:
+        """What the reward model reads: the policy's own tokens, or the same chat in its own tokens."""
+        if self.reward_tokenizer is None:
+            return prompt.token_ids, completion.token_ids
+        text = self.reward_tokenizer.encode_text(completion.text)
+        end = [] if completion.finish_reason == "length" else [self.reward_tokenizer.end_id]
+        return self.reward_tokenizer.encode_chat(prompt.messages), [*text, *end]
 
     def reference_logprobs(
         self, pairs: Sequence[PreferencePair], advance: Advance
@@ -165,7 +182,7 @@ class Crew:
             ValueError: naming the pairs whose logprobs are not finite.
         """
         items = [(p.prompt.token_ids, side.token_ids) for p in pairs for side in (p.chosen, p.rejected)]
-        values = self._scores(self.reference, items, advance)
+        values = self._scores(self.reference, items, self.tokenizer.pad_id, advance)
         records = [
             ReferenceLogprobs(p.pair_id, chosen, rejected)
             for p, chosen, rejected in zip(pairs, values[::2], values[1::2], strict=True)
@@ -178,13 +195,16 @@ class Crew:
         return records
 
     def _scores(
-        self, group: WorkerGroup, items: Sequence[tuple[Sequence[int], Sequence[int]]], advance: Advance
+        self,
+        group: WorkerGroup,
+        items: Sequence[tuple[Sequence[int], Sequence[int]]],
+        pad: int,
+        advance: Advance,
     ) -> list[float]:
         replicas = len(group)
         shards = [items[rank::replicas] for rank in range(replicas)]
         values: list[float | None] = [None] * len(items)
         with group.awake():
-            pad = self.tokenizer.pad_id
             for rank, scores in group.stream("score", [(shard, pad) for shard in shards]):
                 for index, value in scores:
                     values[rank + index * replicas] = value

@@ -8,6 +8,7 @@ from typing import Any
 
 from ultramed_rl.config import RunConfig
 from ultramed_rl.data.prompts import PromptPool, check_rounds, load_prompts, split_pool
+from ultramed_rl.models.load import check_reward_model
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Checkpoint
 from ultramed_rl.store import RunDirectory
@@ -40,11 +41,24 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult:
     with RunDirectory.open(config, resume) as store:
         store.discard_metrics_after(store.committed_rounds())
         with Tracker(store, config) as tracker:
-            crew = Crew(config, tokenizer)
+            crew = Crew(config, tokenizer, reward_tokenizer(config, tokenizer))
             try:
                 return _run_rounds(config, store, crew, pool, tracker, progress)
             finally:
                 crew.stop()
+
+
+def reward_tokenizer(config: RunConfig, policy: ChatTokenizer) -> ChatTokenizer | None:
+    """The reward model's tokenizer, or None where the policy's tokens are its own.
+
+    Raises:
+        ValueError: the reward model cannot be read; found before anything is started.
+    """
+    if config.reward.path is None:
+        return None
+    check_reward_model(config.reward.path, trust_remote_code=config.reward.trust_remote_code)
+    own = ChatTokenizer(config.reward.path, trust_remote_code=config.reward.trust_remote_code)
+    return None if own.same_as(policy) else own
 
 
 def prepare_prompts(config: RunConfig, tokenizer: ChatTokenizer, progress: Progress) -> PromptPool:
