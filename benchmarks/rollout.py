@@ -46,7 +46,8 @@ def bare_engine(arguments: Any, end_token: int, requests: list[Any], pipe: Any) 
         dtype=arguments.precision,
         max_model_len=arguments.max_length,
         max_num_seqs=arguments.max_num_seqs,
-        enforce_eager=True,
+        enforce_eager=arguments.enforce_eager,
+        block_size=32,
         kv_cache_memory_bytes=arguments.kv_cache_bytes,
         enable_chunked_prefill=False,
         max_num_batched_tokens=4096,
@@ -92,7 +93,7 @@ def main() -> None:
     crew.start_rollout(config.policy.path, 0)
     context = multiprocessing.get_context("spawn")
     pipe, child = context.Pipe()
-    arguments = crew._engine_arguments(config.policy.path)
+    arguments = crew.engine_arguments(config.policy.path)
     peer = context.Process(
         target=bare_engine, args=(arguments, tokenizer.end_id, requests, child), daemon=True
     )

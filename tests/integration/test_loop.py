@@ -132,3 +132,56 @@ def test_bad_resumes_are_one_clear_line(unbroken: Path, tiny_root: Path) -> None
     changed = start(config, "--resume", "objective.beta=0.2")
     output, _ = changed.communicate(timeout=100)
     assert changed.returncode == 1 and "objective.beta: 0.1 -> 0.2" in output
+
+
+def weights_of(run: Path, index: int) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return load_file(run / "rounds" / f"{index:03d}" / "checkpoint" / "model.safetensors")
+
+
+def test_every_other_choice_resumes_too(tiny_root: Path) -> None:
+    """KTO, an averaged reference, a kept optimizer, near-low pairs, two engines on devices of their own."""
+    import torch
+
+    choices: dict[str, Any] = {
+        "objective": {"type": "kto_pair", "beta": 0.1},
+        "reference__update": "ema",
+        "training__optimizer_state": "keep",
+        "training__schedule_scope": "run",
+        "pairs": {"rejected": "near_low", "max_length_ratio": 20.0},
+        "cluster__layout": "disaggregated",
+        "cluster__devices_per_node": 5,
+        "cluster__policy": {"ranks": 1, "zero_stage": 1},
+        "cluster__rollout": {"engines": 2, "max_num_seqs": 32, "kv_cache_gib": 0.1, "enforce_eager": True},
+    }
+    finish(start(write_config(tiny_root, "choices", **choices)))
+    config = write_config(tiny_root, "choices-killed", **choices)
+    whole, killed = tiny_root / "runs" / "choices", tiny_root / "runs" / "choices-killed"
+    kill_when(start(config), lambda: (killed / "rounds" / "000" / "commit.json").exists())
+    finish(start(config, "--resume"))
+
+    for index in range(2):
+        assert pairs_of(killed, index) == pairs_of(whole, index)
+        expected = weights_of(whole, index)
+        for name, weight in weights_of(killed, index).items():
+            torch.testing.assert_close(weight, expected[name], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("policy.path=/no/such/model", "/no/such/model"),
+        ("reward.path=/no/such/model", "/no/such/model"),
+        ("prompts.per_round=100", "prompts.per_round"),
+        ("prompts.held_out=24", "held_out"),
+        ("prompts.max_prompt_tokens=30", "max_prompt_tokens=30"),
+    ],
+)
+def test_bad_input_is_one_line_before_anything_starts(tiny_root: Path, change: str, says: str) -> None:
+    process = start(write_config(tiny_root, "bad"), change)
+    output, _ = process.communicate(timeout=100)
+    lines = [line for line in output.splitlines() if says in line]
+    assert process.returncode in (1, 2) and lines, output
+    assert "Traceback" not in output and "Started" not in output
+    assert not (tiny_root / "runs" / "bad").exists()

@@ -24,6 +24,7 @@ from ultramed_rl.online.metrics import (
     kl_to_reference,
     pair_metrics,
     reward_metrics,
+    token_rates,
 )
 from ultramed_rl.online.seeds import derive_seed
 from ultramed_rl.records import (
@@ -183,7 +184,6 @@ class Controller:
             f"eval_{k}": v for k, v in completion_metrics([s.completion for s in evaluation]).items()
         }
         seconds = record.seconds
-        tokens = sum(len(c.token_ids) for c in completions)
         return {
             "round": record.index,
             **completion_metrics(completions),
@@ -197,7 +197,7 @@ class Controller:
             "eval_win_rate": wins,
             **{f"seconds_{name}": value for name, value in seconds.items()},
             "seconds": sum(seconds.values()),
-            "tokens_per_second_completions": tokens / max(seconds["completions"], 1e-9),
+            **token_rates(prompts, scored, pairs, seconds),
         }
 
     def _train(

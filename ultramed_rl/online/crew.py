@@ -50,7 +50,7 @@ class Crew:
     def start_rollout(self, model: str, version: int) -> None:
         """Start the vLLM engines with this checkpoint's weights."""
         self.rollout = self._launch("rollout", RolloutWorker, lambda m: (m.rank,))
-        self.rollout.call("start", self._engine_arguments(model), self.tokenizer.end_id, version)
+        self.rollout.call("start", self.engine_arguments(model), self.tokenizer.end_id, version)
         if self.turns:
             self.rollout.call("offload")
 
@@ -117,7 +117,8 @@ class Crew:
             gradient_checkpointing=training.gradient_checkpointing,
         )
 
-    def _engine_arguments(self, model: str) -> EngineArguments:
+    def engine_arguments(self, model: str) -> EngineArguments:
+        """How a rollout engine of this run is started."""
         cluster, group = self.config.cluster, self.config.cluster.rollout
         cache = None if group.kv_cache_gib is None else int(group.kv_cache_gib * 2**30)
         return EngineArguments(

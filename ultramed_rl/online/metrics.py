@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from statistics import fmean
 
@@ -10,6 +10,7 @@ from ultramed_rl.evaluation.statistics import Interval, paired_bootstrap, summar
 from ultramed_rl.records import (
     Completion,
     PreferencePair,
+    Prompt,
     ReferenceLogprobs,
     ScoredCompletion,
     SelectionAudit,
@@ -66,6 +67,27 @@ def kl_to_reference(pairs: Sequence[PreferencePair], references: Sequence[Refere
         sides = ((pair.chosen, reference.chosen), (pair.rejected, reference.rejected))
         ratios += [c.logprob - r for c, r in sides if c.finish_reason != "reference"]
     return fmean(ratios) if ratios else 0.0
+
+
+def token_rates(
+    prompts: Sequence[Prompt],
+    scored: Sequence[ScoredCompletion],
+    pairs: Sequence[PreferencePair],
+    seconds: Mapping[str, float],
+) -> dict[str, float]:
+    """Tokens per second of sampling (answers only), scoring and reference logprobs (prompts too)."""
+    prompt_tokens = {p.prompt_id: len(p.token_ids) for p in prompts}
+    answers = [s.completion for s in scored]
+    tokens = {
+        "completions": sum(len(a.token_ids) for a in answers if a.finish_reason != "reference"),
+        "scored": sum(prompt_tokens[a.prompt_id] + len(a.token_ids) for a in answers),
+        "reference": sum(
+            2 * len(p.prompt.token_ids) + len(p.chosen.token_ids) + len(p.rejected.token_ids) for p in pairs
+        ),
+    }
+    return {
+        f"tokens_per_second_{phase}": count / max(seconds[phase], 1e-9) for phase, count in tokens.items()
+    }
 
 
 def prompt_means(scored: Sequence[ScoredCompletion]) -> dict[str, float]:

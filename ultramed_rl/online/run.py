@@ -104,7 +104,7 @@ def latest_checkpoint(config: RunConfig, store: RunDirectory) -> tuple[str, int]
     committed = store.committed_rounds()
     for index in (committed, committed - 1):
         if 0 <= index < config.run.rounds and store.round(index).finished("checkpoint"):
-            return str(store.round(index).path / "checkpoint"), index + 1
+            return str(store.round(index).directory("checkpoint")), index + 1
     return config.policy.path, 0
 
 
@@ -112,9 +112,9 @@ def reference_path(config: RunConfig, store: RunDirectory) -> str:
     """The reference that the round in progress is trained against."""
     committed = store.committed_rounds()
     if committed and config.reference.update == "previous":
-        return str(store.round(committed - 1).path / "checkpoint")
+        return str(store.round(committed - 1).directory("checkpoint"))
     if committed and config.reference.update == "ema":
-        return str(store.round(committed - 1).path / "reference_model")
+        return str(store.round(committed - 1).directory("reference_model"))
     return config.policy.path
 
 

@@ -71,6 +71,12 @@ class RoundRecord:
         """Whether a phase's manifest, the last thing that it writes, is there."""
         return self._manifest_path(name).is_file()
 
+    def directory(self, name: str) -> Path:
+        """A finished directory artifact, verified. Raises ValueError if it is not what was written."""
+        artifact = self.path / name
+        self._verify_bytes(artifact, _read_json(self._manifest_path(name)))
+        return artifact
+
     @property
     def seconds(self) -> dict[str, float]:
         """Seconds that each finished phase took when it was computed."""
@@ -115,15 +121,19 @@ class RoundRecord:
 
     def _verify(self, name: str, artifact: Path, inputs: tuple[Any, ...]) -> Manifest:
         manifest = _read_json(self._manifest_path(name))
+        expected = digest_inputs(inputs)
+        if manifest["inputs"] != expected:
+            raise ValueError(
+                f"{artifact}: made from other inputs ({manifest['inputs'][:12]}, now {expected[:12]}); "
+                f"delete {self.path} to compute it again"
+            )
+        return self._verify_bytes(artifact, manifest)
+
+    def _verify_bytes(self, artifact: Path, manifest: Manifest) -> Manifest:
         cure = f"delete {self.path} to compute it again"
         if not artifact.exists():
             why = "was pruned (run.keep_checkpoints)" if manifest.get("pruned") else "its manifest is there"
             raise ValueError(f"{artifact}: missing, {why}; {cure}")
-        expected = digest_inputs(inputs)
-        if manifest["inputs"] != expected:
-            raise ValueError(
-                f"{artifact}: made from other inputs ({manifest['inputs'][:12]}, now {expected[:12]}); {cure}"
-            )
         found = digest_path(artifact)
         if manifest["digest"] != found:
             digests = f"{manifest['digest'][:12]}, found {found[:12]}"

@@ -1,0 +1,43 @@
+"""A reference whose weights are split over two ranks gives the logprobs of a whole one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.integration.test_scoring import items
+from ultramed_rl.actors.scorer import ReferenceWorker, RewardWorker, Scorer
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+@pytest.mark.parametrize(("kind", "worker"), [("policy", ReferenceWorker), ("reward", RewardWorker)])
+def test_sharded_replicas_equal_a_whole_one(tiny_root: Path, kind: str, worker: type[Scorer]) -> None:
+    import ray
+
+    from ultramed_rl.cluster.group import WorkerGroup
+
+    whole = worker(0, "cpu", "float32", 200)
+    whole.load(str(tiny_root / kind))  # type: ignore[attr-defined]
+    expected = dict(pair for batch in whole.score(items(), 0) for pair in batch)
+
+    if not ray.is_initialized():
+        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    environment = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+    remote = ray.remote(worker).options(num_cpus=1, runtime_env={"env_vars": environment})
+    group = WorkerGroup(
+        kind, [remote.remote(r, "cpu", "float32", 200, 2) for r in range(2)], takes_turns=False
+    )
+    group.call("join", group.first("rendezvous"))
+    group.call("load", str(tiny_root / kind))
+    # Unequal shards: the second rank must make empty passes while the first still gathers.
+    shards = [items()[:14], items()[14:]]
+    found = {
+        index + 14 * rank: number
+        for rank, scores in group.stream("score", [(shard, 0) for shard in shards])
+        for index, number in scores
+    }
+    group.stop()
+    assert found == pytest.approx(expected, abs=1e-4)
