@@ -16,7 +16,7 @@ from ultramed_rl.learning.batching import MicroBatch, epoch_batches, pad_batch, 
 from ultramed_rl.learning.logprobs import sum_by_row
 from ultramed_rl.learning.objectives import dpo_loss, kl_estimate, kto_pair_loss
 from ultramed_rl.learning.schedule import learning_rate, step_progress
-from ultramed_rl.models.load import load_policy
+from ultramed_rl.models.load import PolicyModel, load_policy
 from ultramed_rl.records import PreferencePair, ReferenceLogprobs
 
 
@@ -39,7 +39,7 @@ class PolicyWorker(TrainWorker):
     ) -> None:
         """Load the policy from a checkpoint. Collective."""
 
-        def module_of(spec: EngineSpec):  # type: ignore[no-untyped-def]
+        def module_of(spec: EngineSpec) -> PolicyModel:
             return load_policy(path, spec.precision, spec.device, trust_remote_code=trust_remote_code)
 
         self.build(module_of, path, spec, address)
@@ -67,7 +67,8 @@ class PolicyWorker(TrainWorker):
         """One round of training; yields each optimizer step's metrics. Collective.
 
         Raises:
-            NonFiniteError: with the batch's pair ids, before a non-finite number reaches the weights.
+            NonFiniteError: with the batch's pair ids; a non-finite loss never becomes a gradient, and
+                nothing is saved after a non-finite gradient.
         """
         data = _TrainingData(pairs, references)
         batches = epoch_batches(len(pairs), training.batch_size, training.epochs, place.seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from typing import Any
+from collections.abc import Callable
 
 import torch
 
@@ -25,12 +25,18 @@ class TrainWorker:
         """An address and a free port of this rank's node, where the ranks can meet."""
         return free_address()
 
-    def build(self, module_of: Any, tokenizer_path: str, spec: EngineSpec, address: tuple[str, int]) -> None:
+    def build(
+        self,
+        module_of: Callable[[EngineSpec], PolicyModel | RewardModel],
+        tokenizer_path: str,
+        spec: EngineSpec,
+        address: tuple[str, int],
+    ) -> None:
         """Join the other ranks, load, and wrap in DeepSpeed. Collective."""
         join_ranks(self.rank, self.world_size, *address, spec.device)
         torch.manual_seed(self.seed)
         self._zero3 = loading_context(spec)
-        module: PolicyModel | RewardModel = module_of(spec)
+        module = module_of(spec)
         self.tokenizer = ChatTokenizer(tokenizer_path)
         if spec.zero_stage != 3:
             module.to(spec.device)

@@ -34,6 +34,7 @@ from ultramed_rl.records import (
     Prompt,
     ReferenceLogprobs,
     ScoredCompletion,
+    SelectionAudit,
 )
 from ultramed_rl.store import RoundRecord, RunDirectory
 from ultramed_rl.tracking import Progress, Tracker
@@ -230,7 +231,9 @@ class Controller:
             "tokens_per_second_training": sum(s["tokens"] for s in steps) / seconds,
         }
 
-    def _select(self, index: int, prompts: Sequence[Prompt], scored: Sequence[ScoredCompletion]):  # type: ignore[no-untyped-def]
+    def _select(
+        self, index: int, prompts: Sequence[Prompt], scored: Sequence[ScoredCompletion]
+    ) -> tuple[list[PreferencePair], SelectionAudit]:
         rule = self.config.pairs
         return select_pairs(
             prompts,
