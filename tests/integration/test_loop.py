@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -171,17 +172,23 @@ def test_every_other_choice_resumes_too(tiny_root: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ("policy.path=/no/such/model", "/no/such/model"),
-        ("reward.path=/no/such/model", "/no/such/model"),
-        ("prompts.per_round=100", "prompts.per_round"),
-        ("prompts.held_out=24", "held_out"),
-        ("prompts.max_prompt_tokens=30", "max_prompt_tokens=30"),
+        ({"policy__path": "/no/such/model"}, "model '/no/such/model': no config.json there"),
+        ({"reward__path": "/no/such/model"}, "model '/no/such/model': no config.json there"),
+        ({"prompts__per_round": 100}, "prompts.per_round"),
+        ({"prompts__held_out": 24}, "held_out"),
+        ({"prompts__max_prompt_tokens": 30}, "max_prompt_tokens=30"),
+        ({"prompts__sources": [{"type": "question", "uri": "/no/such.jsonl"}]}, "/no/such.jsonl"),
     ],
 )
-def test_bad_input_is_one_line_before_anything_starts(tiny_root: Path, change: str, says: str) -> None:
-    process = start(write_config(tiny_root, "bad"), change)
-    output, _ = process.communicate(timeout=100)
-    lines = [line for line in output.splitlines() if says in line]
-    assert process.returncode in (1, 2) and lines, output
-    assert "Traceback" not in output and "Started" not in output
-    assert not (tiny_root / "runs" / "bad").exists()
+def test_bad_input_is_found_before_anything_starts(
+    tiny_root: Path, change: dict[str, Any], says: str
+) -> None:
+    import ray
+
+    from ultramed_rl import parse_config, run
+
+    with pytest.raises(ValueError, match=re.escape(says)) as caught:
+        run(parse_config(tiny_run(tiny_root, run__name="bad", **change)))
+    assert "\n" not in str(caught.value)
+    assert not ray.is_initialized()
+    assert not (tiny_root / "runs" / "bad" / "rounds").exists()

@@ -104,7 +104,8 @@ def shard_for_inference(module: nn.Module, precision: str) -> nn.Module:
     import deepspeed
 
     backend, *_ = deepspeed.initialize(model=module, config=inference_config(precision))
-    return backend.eval()
+    backend.eval()  # DeepSpeed's returns nothing
+    return backend
 
 
 class Engine:

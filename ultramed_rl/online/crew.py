@@ -40,6 +40,7 @@ class Crew:
         """`reward_tokenizer` is the reward model's, where it isn't the policy's own."""
         self.config, self.tokenizer = config, tokenizer
         self.reward_tokenizer = reward_tokenizer
+        self._starting: list[Any] = []
         self.plan: Plan = make_plan(config)
         self.turns = config.cluster.layout == "colocated"
         connect(config.cluster)
@@ -49,10 +50,26 @@ class Crew:
 
     def start_rollout(self, model: str, version: int) -> None:
         """Start the vLLM engines with this checkpoint's weights."""
+        self.begin_rollout(model, version)
+        self._finish_rollout()
+
+    def begin_rollout(self, model: str, version: int) -> None:
+        """Begin to start the engines; `start_learners` waits for them.
+
+        Engines that share GPUs with the learners are waited for at once: they measure free memory.
+        """
         self.rollout = self._launch("rollout", RolloutWorker, lambda m: (m.rank,))
-        self.rollout.call("start", self.engine_arguments(model), self.tokenizer.end_id, version)
-        if self.turns:
-            self.rollout.call("offload")
+        arguments = self.engine_arguments(model)
+        self._starting = self.rollout.start("start", arguments, self.tokenizer.end_id, version)
+        if arguments.sleeps:
+            self._finish_rollout()
+
+    def _finish_rollout(self) -> None:
+        if self._starting:
+            wait(self._starting)
+            self._starting = []
+            if self.turns:
+                self.rollout.call("offload")
 
     def start_learners(self, policy: str, version: int, reference: str, reward: str) -> None:
         """Start policy, reference and reward model together, and connect the policy to the engines."""
@@ -72,6 +89,7 @@ class Crew:
         pending += self.reference.start("load", reference, trust)
         pending += self.reward.start("load", reward, config.reward.trust_remote_code)
         wait(pending)
+        self._finish_rollout()
         backend = transfer_backend(device, config.cluster.layout)
         self._collective("connect", backend, self.rollout.actors, config.cluster.rollout.tensor_parallel)
         if self.turns:

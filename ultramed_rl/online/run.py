@@ -78,11 +78,14 @@ def _run_rounds(
 
     committed = store.committed_rounds()
     policy, version = latest_checkpoint(config, store)
-    with progress.phase("start rollout engines", 1, "groups") as bar:
-        crew.start_rollout(policy, version)
-        bar.advance(1)
+    if config.reward.train is None:
+        crew.begin_rollout(policy, version)
+    else:
+        with progress.phase("start rollout engines", 1, "groups") as bar:
+            crew.start_rollout(policy, version)
+            bar.advance(1)
     reward = prepare_reward_model(config, store, crew, pool, progress)
-    with progress.phase("start policy, reference and reward model", 1, "groups") as bar:
+    with progress.phase("start the crew", 1, "groups") as bar:
         crew.start_learners(policy, version, reference_path(config, store), reward)
         bar.advance(1)
     if config.training.optimizer_state == "keep" and version:
