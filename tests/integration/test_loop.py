@@ -99,7 +99,7 @@ def kill_when(process: subprocess.Popen[str], condition: Callable[[], bool], del
     while not condition():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, "the phase never came"
-        time.sleep(0.005)
+        time.sleep(0.001)
     time.sleep(delay)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -191,4 +191,4 @@ def test_bad_input_is_found_before_anything_starts(
         run(parse_config(tiny_run(tiny_root, run__name="bad", **change)))
     assert "\n" not in str(caught.value)
     assert not ray.is_initialized()
-    assert not (tiny_root / "runs" / "bad" / "rounds").exists()
+    assert not (tiny_root / "runs" / "bad").exists()

@@ -37,11 +37,12 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult:
 
     progress = Progress()
     tokenizer = ChatTokenizer(config.policy.path, trust_remote_code=config.policy.trust_remote_code)
+    own_tokenizer = reward_tokenizer(config, tokenizer)
     pool = prepare_prompts(config, tokenizer, progress)
     with RunDirectory.open(config, resume) as store:
         store.discard_metrics_after(store.committed_rounds())
         with Tracker(store, config) as tracker:
-            crew = Crew(config, tokenizer, reward_tokenizer(config, tokenizer))
+            crew = Crew(config, tokenizer, own_tokenizer)
             try:
                 return _run_rounds(config, store, crew, pool, tracker, progress)
             finally:
