@@ -81,7 +81,7 @@ class Controller:
         sync = self.adopt(record, checkpoint)
         evaluation = record.phase("evaluation", self.evaluate, checkpoint.version, kind=ScoredCompletion)
 
-        metrics = self.round_metrics(record, completions, scored, pairs, references, evaluation)
+        metrics = self.round_metrics(record, prompts, completions, scored, pairs, references, evaluation)
         metrics |= checkpoint.metrics | sync
         # Logged first: a kill between the two logs the round again on resume, after its line was discarded.
         self.tracker.log(metrics, step=record.index, kind="round")
@@ -145,7 +145,10 @@ class Controller:
         sync = self.crew.sync(checkpoint.version)
         self.version = checkpoint.version
         if self.config.reference.update == "ema":
-            record.phase_directory("reference_model", self._average_reference(checkpoint), checkpoint.version)
+            average = self._average_reference(checkpoint)
+            path, _ = record.phase_directory("reference_model", average, checkpoint.version)
+            # An average that an earlier, killed run wrote is only on disk: the next round must use it too.
+            self.crew.load_reference(str(path))
         else:
             self.crew.adopt_reference(checkpoint.path)
         return {"sync_seconds": sync["seconds"], "sync_bytes": sync["bytes"]}
@@ -169,13 +172,13 @@ class Controller:
     def round_metrics(
         self,
         record: RoundRecord,
+        prompts: Sequence[Prompt],
         completions: Sequence[Completion],
         scored: Sequence[ScoredCompletion],
         pairs: Sequence[PreferencePair],
         references: Sequence[ReferenceLogprobs],
         evaluation: Sequence[ScoredCompletion],
     ) -> Metrics:
-        prompts = record.phase("prompts", self.choose_prompts, record.index, kind=Prompt)
         _, audit = self._select(record.index, prompts, scored)
         change, wins = compare(
             self.baseline, evaluation, self.config.evaluation.bootstrap, self.config.run.seed

@@ -270,10 +270,16 @@ class Crew:
         """Move the reference as the config says: stay, follow, or average."""
         rule = self.config.reference
         if rule.update == "previous":
-            self.reference.call("load", checkpoint, self.config.policy.trust_remote_code)
+            self.load_reference(checkpoint)
         elif rule.update == "ema":
             self.reference.call("blend", checkpoint, rule.ema_decay)
         if self.turns and rule.update != "initial":
+            self.reference.call("offload")
+
+    def load_reference(self, path: str) -> None:
+        """Make every replica the policy of this checkpoint."""
+        self.reference.call("load", path, self.config.policy.trust_remote_code)
+        if self.turns:
             self.reference.call("offload")
 
     def save_reference(self, directory: Path) -> None:
