@@ -18,7 +18,8 @@ LAYERS = [
     {"cluster"},
     {"rewards"},
     {"actors"},
-    {"models", "data", "evaluation"},
+    {"evaluation"},
+    {"models", "data"},
     {"learning", "store", "tracking"},
     {"config", "records"},
 ]

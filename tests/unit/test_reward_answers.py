@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ultramed_rl.config.rewards import Scale
+from ultramed_rl.evaluation.letters import read_letter
+from ultramed_rl.evaluation.numbers import read_number, read_reference_number
 from ultramed_rl.rewards.judge import parse_grade
-from ultramed_rl.rewards.letters import read_letter
-from ultramed_rl.rewards.numbers import read_number, read_reference_number
 
 OPTIONS = {"A": "Aspirin", "B": "Metoprolol", "C": "warfarin 5 mg", "D": "E. coli"}
 

@@ -13,8 +13,8 @@ from string import Template
 from typing import TYPE_CHECKING
 
 from ultramed_rl.config.rewards import JudgeTerm, Scale
+from ultramed_rl.evaluation.numbers import NUMBER, to_float
 from ultramed_rl.records import Completion, Prompt
-from ultramed_rl.rewards.numbers import NUMBER, to_float
 from ultramed_rl.rewards.term import read_secret, with_prompts
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from string import ascii_uppercase
 
-from ultramed_rl.rewards.numbers import BOXED
+from ultramed_rl.evaluation.numbers import BOXED
 
 # I would be the pronoun.
 _USUAL = "ABCDEFGH"
