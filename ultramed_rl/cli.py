@@ -70,6 +70,43 @@ def evaluate_command(config_path: ConfigPath, overrides: Overrides = None, resum
     run_alone(config_path, overrides, resume, "evaluate")
 
 
+@app.command("reward-bench")
+def reward_bench_command(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[CONFIG] [SECTION.KEY=VALUE]...", help="as in data.too_long=drop"),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="a reward model's path or hub id")] = None,
+    data: Annotated[str | None, typer.Option(help="pairs: hf://owner/name:split or files")] = None,
+    subset_column: Annotated[str | None, typer.Option(help="where a row's subset is")] = None,
+    name: Annotated[str | None, typer.Option(help="the run's name, a folder under runs/")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="read at most so many rows")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cuda or cpu")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, bfloat16 or float32")] = None,
+    max_length: Annotated[int | None, typer.Option(help="tokens of a prompt with one answer")] = None,
+    resume: Resume = False,
+) -> None:
+    """Count how often a reward model prefers the better answer: Medical RewardBench, RewardBench, any pairs.
+
+    Example: ultramed-rl reward-bench --model runs/mine/reward/model --data hf://allenai/reward-bench:filtered
+    """
+    from ultramed_rl.config.reward_bench import option_overrides, split_arguments
+
+    config_path, overrides = split_arguments(arguments or [])
+    alone = config_path is None
+    options: dict[str, str | int | None] = {
+        "model.path": model,
+        "data.uri": data,
+        "data.subset_column": subset_column,
+        "run.name": name,
+        "data.limit": limit,
+        "cluster.device": find_device(device or "auto") if device or alone else None,
+        "model.precision": precision,
+        "model.max_length": max_length,
+    }
+    run_alone(config_path, [*option_overrides(options, alone=alone), *overrides], resume, "reward_bench")
+
+
 @app.command("recipe")
 def recipe_command(config_path: ConfigPath, overrides: Overrides = None, resume: Resume = False) -> None:
     """Run all stages of a recipe; finished ones are skipped on --resume.
@@ -145,25 +182,40 @@ def serve_reward_command(
         fail(one_line(error), 1)
 
 
-def check_config(config_path: str, overrides: list[str] | None, expected: str) -> Any:
+def find_device(device: str) -> str:
+    """`auto` is cuda where this machine has it, else cpu."""
+    if device != "auto":
+        return device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def check_config(config_path: str | None, overrides: list[str] | None, expected: str) -> Any:
     """The config, valid, of the expected type and with a plan that fits; else exit with code 2."""
     from ultramed_rl.config import ConfigError, load_any
+    from ultramed_rl.config.load import COMMAND_LINE
     from ultramed_rl.recipes.run import check_runnable
 
+    source = config_path or COMMAND_LINE
     try:
         config = load_any(config_path, overrides or [])
         if config.type != expected:
-            command = "run" if config.type == "online" else config.type
-            fail(f"{config_path}: type={config.type!r}: use ultramed-rl {command}", 2)
+            fail(f"{source}: type={config.type!r}: use ultramed-rl {command_of(config.type)}", 2)
         check_runnable(config)
     except ConfigError as error:
         fail(str(error), 2)
     except ValueError as error:
-        fail(f"{config_path}: {error}", 2)
+        fail(f"{source}: {error}", 2)
     return config
 
 
-def run_alone(config_path: str, overrides: list[str] | None, resume: bool, expected: str) -> None:
+def command_of(kind: str) -> str:
+    """The command that runs a config of this type."""
+    return "run" if kind == "online" else kind.replace("_", "-")
+
+
+def run_alone(config_path: str | None, overrides: list[str] | None, resume: bool, expected: str) -> None:
     """Check, then run one stage."""
     config = check_config(config_path, overrides, expected)
 
@@ -172,8 +224,8 @@ def run_alone(config_path: str, overrides: list[str] | None, resume: bool, expec
 
         RUNNERS[expected](config, resume)
 
-    command = "run" if expected == "online" else expected
-    carry_out(run, f"ultramed-rl {command} {config_path}", overrides)
+    command = " ".join(["ultramed-rl", command_of(expected), *([config_path] if config_path else [])])
+    carry_out(run, command, overrides)
 
 
 def carry_out(action: Callable[[], object], command: str, overrides: list[str] | None) -> None:

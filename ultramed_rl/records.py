@@ -96,6 +96,15 @@ class Completion:
 
 
 @dataclass(frozen=True)
+class OptionLogprobs:
+    """Summed logprobs of the texts that may continue a question, in the question's order and in nats."""
+
+    question_id: str
+    logprobs: tuple[float, ...]
+    policy_version: int
+
+
+@dataclass(frozen=True)
 class ScoredCompletion:
     """A completion and its reward; `terms` are the numbers it was made of, where it is more than one's."""
 

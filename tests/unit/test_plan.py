@@ -81,6 +81,8 @@ def expected_roles(config: Any) -> set[str]:
         own = {"policy", "rollout", *(["reference"] if needs_reference(config) else [])}
     else:
         own = {"rollout"} if config.type in ("contrasts", "evaluate") else {"trainer"}
+    if config.type == "reward_bench":
+        return {"reward"}
     scores = config.type in ("online", "evaluate") and config.reward.paths
     return {*own, "reward"} if scores else own
 

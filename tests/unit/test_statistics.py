@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ultramed_rl.evaluation.statistics import Interval, Summary, paired_bootstrap, summarize, win_rate
+from ultramed_rl.evaluation.statistics import (
+    Interval,
+    McNemar,
+    Summary,
+    mcnemar,
+    paired_bootstrap,
+    summarize,
+    wilson_interval,
+    win_rate,
+)
 
 NUMBERS = st.floats(-1e6, 1e6)
 PAIRED = st.lists(st.tuples(NUMBERS, NUMBERS), min_size=1, max_size=30)
@@ -90,3 +99,68 @@ def test_what_cannot_be_compared_is_refused() -> None:
         summarize([])
     with pytest.raises(ValueError, match="resamples=0"):
         paired_bootstrap([1.0], [1.0], 0, 0)
+
+
+def test_wilson_by_hand() -> None:
+    """At the ends one root of the score equation is the share itself, the other z^2 / (n + z^2) from it."""
+    none, every, half = wilson_interval(0, 4, 2.0), wilson_interval(4, 4, 2.0), wilson_interval(8, 16, 2.0)
+    assert (none.mean, none.low, none.high) == (0.0, 0.0, pytest.approx(4 / 8))
+    assert (every.mean, every.low, every.high) == (1.0, pytest.approx(4 / 8), 1.0)
+    width = math.sqrt(5) / 10  # z^2 / n is 1/4: sqrt(1/4 * (1/4 + 1/16)) / (5/4)
+    assert (half.mean, half.low, half.high) == (0.5, pytest.approx(0.5 - width), pytest.approx(0.5 + width))
+
+
+def test_wilson_agrees_with_scipy() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    for right, total in ((0, 1), (1, 1), (3, 7), (412, 500), (1272, 1273)):
+        theirs = stats.binomtest(right, total).proportion_ci(0.95, method="wilson")
+        ours = wilson_interval(right, total)
+        assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=1e-7)
+
+
+@given(st.integers(1, 10**9), st.floats(0, 1))
+def test_wilson_holds_the_share_within_0_and_1_and_mirrors(total: int, fraction: float) -> None:
+    right = round(fraction * total)
+    ours, mirrored = wilson_interval(right, total), wilson_interval(total - right, total)
+    assert 0.0 <= ours.low <= ours.mean <= ours.high <= 1.0
+    assert (1 - mirrored.high, 1 - mirrored.low) == pytest.approx((ours.low, ours.high), abs=1e-12)
+
+
+@pytest.mark.parametrize(("right", "total", "z"), [(0, 0, 2.0), (5, 4, 2.0), (-1, 4, 2.0), (1, 4, 0.0)])
+def test_wilson_of_impossible_counts_is_refused(right: int, total: int, z: float) -> None:
+    with pytest.raises(ValueError, match="at least one item|z=0"):
+        wilson_interval(right, total, z)
+
+
+def outcomes(only_before: int, only_after: int, same: int) -> tuple[list[bool], list[bool]]:
+    before = [True] * only_before + [False] * only_after + [i % 2 == 0 for i in range(same)]
+    after = [False] * only_before + [True] * only_after + [i % 2 == 0 for i in range(same)]
+    return before, after
+
+
+def test_mcnemar_by_hand() -> None:
+    """One against five: 2 (C(6,0) + C(6,1)) / 2^6; items on which both agree say nothing."""
+    assert mcnemar(*outcomes(1, 5, 0)) == McNemar(1, 5, 14 / 64)
+    assert mcnemar(*outcomes(1, 5, 100)) == McNemar(1, 5, 14 / 64)
+    assert mcnemar(*outcomes(5, 1, 3)) == McNemar(5, 1, 14 / 64)
+    assert mcnemar(*outcomes(0, 3, 0)).p_value == 2 / 8
+
+
+def test_mcnemar_of_equal_or_no_discordant_counts_is_1() -> None:
+    assert mcnemar(*outcomes(0, 0, 4)) == McNemar(0, 0, 1.0)
+    assert mcnemar(*outcomes(7, 7, 4)).p_value == 1.0
+    assert mcnemar(*outcomes(1, 0, 0)).p_value == 1.0
+
+
+def test_mcnemar_of_thousands_of_discordant_pairs_agrees_with_scipy() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    for one, other in ((2, 9), (1900, 2100), (2450, 2550), (300, 900)):
+        theirs = stats.binomtest(one, one + other, 0.5).pvalue
+        assert mcnemar(*outcomes(one, other, 10)).p_value == pytest.approx(theirs, rel=1e-9)
+    assert mcnemar(*outcomes(0, 3000, 0)).p_value == 0.0
+
+
+def test_mcnemar_of_unpaired_outcomes_is_refused() -> None:
+    for before, after in (([True], [True, False]), ([], [])):
+        with pytest.raises(ValueError, match="equal numbers, at least one"):
+            mcnemar(before, after)

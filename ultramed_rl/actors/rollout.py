@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ultramed_rl.actors.options import OptionRequest, score_options
 from ultramed_rl.actors.trainer import peak_memory
-from ultramed_rl.records import Completion, Prompt
+from ultramed_rl.records import Completion, OptionLogprobs, Prompt
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class RolloutWorker:
         self.rank = rank
         self.policy_version = -1
 
-    def start(self, arguments: EngineArguments, stop_token: int, version: int) -> None:
-        """Load the model into vLLM."""
+    def start(self, arguments: EngineArguments, stop_token: int | None, version: int) -> None:
+        """Load the model into vLLM. Without a stop token it weighs options and answers nothing."""
         from vllm import LLM
         from vllm.config import WeightTransferConfig
 
@@ -98,6 +99,7 @@ class RolloutWorker:
         """
         from vllm import SamplingParams, TokensPrompt
 
+        assert self.stop_token is not None, "an engine that only weighs options"
         for request in requests:
             self._check(request)
         engine = self.llm.llm_engine
@@ -121,6 +123,23 @@ class RolloutWorker:
             for output in engine.step():
                 if output.finished:
                     yield self._completions(requests[int(output.request_id)], output)
+
+    def score_options(self, requests: Sequence[OptionRequest]) -> Iterator[OptionLogprobs]:
+        """How likely each option is after its context, as soon as a request's are known.
+
+        Raises:
+            ValueError: a question that exceeds the context, before anything is computed.
+        """
+        limit = self.arguments.max_length
+        for request in requests:
+            longest = len(request.context) + max(map(len, request.options))
+            if longest > limit:
+                raise ValueError(
+                    f"question {request.question_id} has {longest} tokens with its longest option, over the "
+                    f"context of {limit}: raise policy.max_length"
+                )
+        self.llm.reset_prefix_cache()
+        yield from score_options(self.llm, requests, self.policy_version)
 
     def _check(self, request: SamplingRequest) -> None:
         length, limit = len(request.prompt.token_ids), self.arguments.max_length

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ultramed_rl.cluster.architecture import count_parameters, resolve_architecture
 from ultramed_rl.cluster.memory import GIB, TrainingShape, forward_bytes, training_bytes
-from ultramed_rl.config import ContrastsConfig, EvaluateConfig, SamplingConfig
+from ultramed_rl.config import ContrastsConfig, EvaluateConfig, RewardBenchConfig, SamplingConfig
 from ultramed_rl.config.cluster import TrainerGroup
 from ultramed_rl.config.models import Architecture, Model, Reward
 from ultramed_rl.config.precision import resolve_precision
@@ -67,6 +67,11 @@ def sampling_demands(config: ContrastsConfig | EvaluateConfig) -> Iterator[Deman
     policy = max(shapes, key=count_parameters)
     yield _rollout(config, policy)
     yield from _rewards(config, policy)
+
+
+def reward_bench_demands(config: RewardBenchConfig) -> Iterator[Demand]:
+    """The reward model alone."""
+    yield from _rewards(config, resolve_architecture(config.model.path, config.model.architecture, "model"))
 
 
 def stage_demands(config: StageConfig) -> Iterator[Demand]:
@@ -134,10 +139,15 @@ def _reference(config: RunConfig, policy: Architecture) -> Demand:
     return Demand("reference", group.replicas, 1, sizes, cure)
 
 
-def _rewards(config: RunConfig | EvaluateConfig, policy: Architecture) -> Iterator[Demand]:
+def _rewards(
+    config: RunConfig | EvaluateConfig | RewardBenchConfig, policy: Architecture
+) -> Iterator[Demand]:
     """One role for each reward model: none where only rules score, several where there is an ensemble."""
     group, reward = config.cluster.reward, config.reward
-    cure = "set cluster.reward.shard=true or lower reward.micro_batch_tokens"
+    if reward is None:
+        return
+    section = "model" if isinstance(config, RewardBenchConfig) else "reward"
+    cure = f"set cluster.reward.shard=true or lower {section}.micro_batch_tokens"
     for role, path in zip(reward_roles(reward), reward.paths, strict=True):
         model = policy if path is None else resolve_architecture(path, reward.architecture, "reward")
         sizes = forward_bytes(

@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ultramed_rl.cluster.demands import Demand, run_demands, sampling_demands, stage_demands
+from ultramed_rl.cluster.demands import (
+    Demand,
+    reward_bench_demands,
+    run_demands,
+    sampling_demands,
+    stage_demands,
+)
 from ultramed_rl.cluster.memory import GIB, PROCESS_BYTES
-from ultramed_rl.config import AnyConfig, ContrastsConfig, EvaluateConfig
+from ultramed_rl.config import AnyConfig, ContrastsConfig, EvaluateConfig, RewardBenchConfig
 from ultramed_rl.config.cluster import Devices
 from ultramed_rl.config.run import RunConfig
 
@@ -71,6 +77,8 @@ def make_plan(config: AnyConfig) -> Plan:
     if isinstance(config, (ContrastsConfig, EvaluateConfig)):
         # One role after the other, so they may have the same devices.
         return lay_out(config.cluster, "in turn", list(sampling_demands(config)))
+    if isinstance(config, RewardBenchConfig):
+        return lay_out(config.cluster, "alone", list(reward_bench_demands(config)))
     return lay_out(config.cluster, "alone", list(stage_demands(config)))
 
 

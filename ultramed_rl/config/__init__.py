@@ -10,6 +10,7 @@ from ultramed_rl.config.load import (
     load_config,
     parse_config,
 )
+from ultramed_rl.config.reward_bench import RewardBenchConfig
 from ultramed_rl.config.run import RunConfig
 from ultramed_rl.config.sampling import ContrastsConfig, EvaluateConfig
 from ultramed_rl.config.stages import PreferenceConfig, RewardConfig, SftConfig
@@ -20,6 +21,7 @@ __all__ = [
     "ContrastsConfig",
     "EvaluateConfig",
     "PreferenceConfig",
+    "RewardBenchConfig",
     "RewardConfig",
     "RunConfig",
     "SamplingConfig",

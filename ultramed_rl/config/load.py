@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from ultramed_rl.config.base import ConfigError, Section
+from ultramed_rl.config.reward_bench import RewardBenchConfig
 from ultramed_rl.config.run import RunConfig
 from ultramed_rl.config.sampling import ContrastsConfig, EvaluateConfig
 from ultramed_rl.config.stages import PreferenceConfig, RewardConfig, SftConfig
@@ -43,7 +44,15 @@ def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
 
 
-AnyConfig = RunConfig | SftConfig | RewardConfig | PreferenceConfig | ContrastsConfig | EvaluateConfig
+AnyConfig = (
+    RunConfig
+    | SftConfig
+    | RewardConfig
+    | PreferenceConfig
+    | ContrastsConfig
+    | EvaluateConfig
+    | RewardBenchConfig
+)
 SamplingConfig = RunConfig | ContrastsConfig | EvaluateConfig
 KINDS: dict[str, type[AnyConfig]] = {
     "online": RunConfig,
@@ -52,7 +61,9 @@ KINDS: dict[str, type[AnyConfig]] = {
     "preference": PreferenceConfig,
     "contrasts": ContrastsConfig,
     "evaluate": EvaluateConfig,
+    "reward_bench": RewardBenchConfig,
 }
+COMMAND_LINE = "command line"  # where a config comes from that is in no file
 Config = TypeVar("Config", bound=Section)
 
 
@@ -74,18 +85,22 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, kind: type[A
     return parse_config(read_mapping(path, overrides), str(path), kind=kind)
 
 
-def load_any(path: str | Path, overrides: Sequence[str] = ()) -> AnyConfig:
-    """Like `load_config`, for the kind that the file's `type` names; without one it is an online run."""
+def load_any(path: str | Path | None, overrides: Sequence[str] = ()) -> AnyConfig:
+    """Like `load_config`, for the kind that the file's `type` names; without one it is an online run.
+
+    Without a file the overrides are all there is.
+    """
+    source = COMMAND_LINE if path is None else str(path)
     data = read_mapping(path, overrides)
     named = data.get("type", "online")
     if named not in KINDS:
-        raise ConfigError([f"{path}: type={named!r}: must be one of {', '.join(KINDS)}"])
-    return parse_config(data, str(path), kind=KINDS[named])
+        raise ConfigError([f"{source}: type={named!r}: must be one of {', '.join(KINDS)}"])
+    return parse_config(data, source, kind=KINDS[named])
 
 
-def read_mapping(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """A YAML file with overrides applied, not validated yet."""
-    data = _read_yaml(Path(path))
+def read_mapping(path: str | Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A YAML file, or nothing, with overrides applied, not validated yet."""
+    data = {} if path is None else _read_yaml(Path(path))
     for override in overrides:
         _apply_override(data, override)
     return data

@@ -14,6 +14,8 @@ from ultramed_rl.config.run import RunName
 from ultramed_rl.config.validate import Checked
 
 REFERENCE = "stage://"
+# What a stage makes that makes no model.
+_MADE = {"contrasts": "pairs", "evaluate": "a comparison", "reward_bench": "a comparison"}
 
 
 class RecipeConfig(Checked):
@@ -116,7 +118,7 @@ def _reference_problem(key: str, target: str, earlier: Mapping[str, str]) -> str
     """Why a key cannot refer to a stage, given the types of the earlier ones."""
     if target not in earlier:
         return f"no earlier stage has this name ({', '.join(earlier) or 'none'})"
-    made = {"contrasts": "pairs", "evaluate": "a comparison"}.get(earlier[target], "a model")
+    made = _MADE.get(earlier[target], "a model")
     wanted = "pairs" if key.rpartition(".")[2] == "uri" else "a model"
     return None if made == wanted else f"that stage makes {made}, not {wanted}"
 

@@ -153,34 +153,47 @@ class Scale(Section):
         return self
 
 
-class JudgeTerm(_Term):
-    """The grade of a language model behind an OpenAI-compatible API, such as `vllm serve`'s."""
+class ApiModel(Section):
+    """A language model behind an OpenAI-compatible API, such as `vllm serve`'s, and how it is asked."""
 
-    type: Literal["judge"] = "judge"
-    name: str = Field(default="judge", min_length=1)
     model: str = Field(min_length=1, description="as the API names it")
     base_url: str = Field(description="as http://host:8000/v1")
     api_key_env: str | None = Field(
         default=None, min_length=1, description="environment variable that holds the API key"
     )
-    template: str | None = Field(
-        default=None,
-        description="a text file with $question, $answer and perhaps $reference, $low, $high; null: our own",
-    )
-    scale: Scale = Scale()
     temperature: float = Field(default=0.0, ge=0.0, le=2.0)
     max_tokens: int = Field(default=256, gt=0)
     concurrency: int = Field(default=8, gt=0, le=256, description="requests at a time")
     timeout_s: float = Field(default=120.0, gt=0.0, allow_inf_nan=False)
     retries: int = Field(
-        default=3, ge=0, le=20, description="of a request that failed, and of a reply without a grade"
+        default=3, ge=0, le=20, description="of a request that failed, and of a reply that cannot be read"
     )
-    samples: int = Field(default=1, gt=0, le=64, description="grades per answer, of which the mean counts")
 
     @field_validator("base_url")
     @classmethod
     def _address(cls, url: str) -> str:
         return _web_address(url, "judge.base_url")
+
+
+class StatementJudge(ApiModel):
+    """Who says of each of an item's statements whether an answer entails or contradicts it."""
+
+    template: str | None = Field(
+        default=None, description="a text file with $question, $answer and $statement; null: our own"
+    )
+
+
+class JudgeTerm(_Term, ApiModel):
+    """The grade of a language model behind an OpenAI-compatible API."""
+
+    type: Literal["judge"] = "judge"
+    name: str = Field(default="judge", min_length=1)
+    template: str | None = Field(
+        default=None,
+        description="a text file with $question, $answer and perhaps $reference, $low, $high; null: our own",
+    )
+    scale: Scale = Scale()
+    samples: int = Field(default=1, gt=0, le=64, description="grades per answer, of which the mean counts")
 
     @model_validator(mode="after")
     def _samples_differ(self) -> JudgeTerm:

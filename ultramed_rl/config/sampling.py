@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ultramed_rl.config.base import Section
+from ultramed_rl.config.benchmarks import Benchmarks, benchmark_rules
 from ultramed_rl.config.cluster import Devices, ReplicaGroup, RolloutGroup
 from ultramed_rl.config.data import Prompts
 from ultramed_rl.config.models import ContrastSampling, Model, ModelSettings, Reward
@@ -49,7 +50,8 @@ class ComparedSampling(Section):
 
 
 class EvaluateConfig(Checked):
-    """Policies on the same held-out prompts, scored and compared with the first of them."""
+    """Policies on the same questions: benchmarks with known answers (`benchmarks`), and prompts whose answers a
+    reward scores (`prompts`). Each policy is compared with the first."""
 
     type: Literal["evaluate"] = "evaluate"
     run: RunName
@@ -57,21 +59,66 @@ class EvaluateConfig(Checked):
         min_length=1, description="name: path; the first is what the others are compared with"
     )
     policy: ModelSettings = ModelSettings()
-    prompts: Prompts
+    chat_templates: dict[PolicyName, str] = Field(
+        default={}, description="name: chatml, llama3 or a Jinja file, for policies that are base models"
+    )
+    benchmarks: Benchmarks | None = None
+    prompts: Prompts | None = None
     sampling: ComparedSampling = ComparedSampling()
-    reward: Reward
+    reward: Reward | None = Field(
+        default=None, description="scores the answers to prompts, and reranks self-consistency's samples"
+    )
     bootstrap: int = Field(default=2000, ge=100, description="paired bootstrap resamples")
     cluster: SamplingCluster = SamplingCluster()
     tracking: Tracking = Tracking()
 
     def problems(self) -> list[str]:
-        found = [*device_rules(self.cluster), *reward_rules(self.reward)]
-        found += length_rules(self.prompts, self.policy, self.sampling.max_new_tokens, "sampling")
-        if self.sampling.samples > 1 and self.sampling.temperature == 0.0:
-            found.append(
-                f"sampling.samples={self.sampling.samples}: at sampling.temperature=0 they are all alike; raise "
-                "the temperature or set samples=1"
-            )
-        if self.reward.train is not None:
-            found.append("reward.train: an evaluation trains nothing; name a trained model in reward.path")
+        found = [*device_rules(self.cluster), *_asked_rules(self), *_sampling_rules(self)]
+        if self.benchmarks is not None:
+            found += benchmark_rules(self.benchmarks, self.policy.max_length)
+        if self.reward is not None:
+            found += reward_rules(self.reward)
+            if self.reward.train is not None:
+                found.append(
+                    "reward.train: an evaluation trains nothing; name a trained model in reward.path"
+                )
+        found += [
+            f"chat_templates.{name}: no such policy ({', '.join(self.policies)})"
+            for name in self.chat_templates
+            if name not in self.policies
+        ]
         return found
+
+    @property
+    def samples_chats(self) -> bool:
+        """Whether policies answer in words, for which they need a chat template."""
+        asked = self.benchmarks.protocols if self.benchmarks is not None else []
+        return self.prompts is not None or any(protocol.type != "likelihood" for protocol in asked)
+
+
+def _asked_rules(config: EvaluateConfig) -> list[str]:
+    """Something to ask, and a reward exactly where one is used."""
+    benchmarks = config.benchmarks
+    if benchmarks is None and config.prompts is None:
+        return ["evaluate: nothing to ask; set benchmarks (known answers) or prompts (scored by reward)"]
+    if config.prompts is not None and config.reward is None:
+        return ["reward: required where prompts are set; name what scores their answers"]
+    reranks = benchmarks is not None and any(p.type == "self_consistency" for p in benchmarks.protocols)
+    if config.reward is not None and config.prompts is None and not reranks:
+        return [
+            "reward: scores nothing; set prompts, or self_consistency among benchmarks.protocols, or remove it"
+        ]
+    return []
+
+
+def _sampling_rules(config: EvaluateConfig) -> list[str]:
+    if config.prompts is None:
+        return []
+    sampling = config.sampling
+    found = length_rules(config.prompts, config.policy, sampling.max_new_tokens, "sampling")
+    if sampling.samples > 1 and sampling.temperature == 0.0:
+        found.append(
+            f"sampling.samples={sampling.samples}: at sampling.temperature=0 they are all alike; raise "
+            "the temperature or set samples=1"
+        )
+    return found

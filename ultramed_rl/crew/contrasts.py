@@ -9,12 +9,18 @@ from ultramed_rl.config.models import ContrastSampling
 from ultramed_rl.crew.sampling import SamplingCrew
 from ultramed_rl.data.contrasts import Texts, build_contrasts
 from ultramed_rl.learning.seeds import derive_seed
+from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, PreferenceGroup, Prompt
 from ultramed_rl.tracking import Progress
 
 
 def sample_contrasts(
-    data: ContrastSampling, prompts: Sequence[Prompt], crew: SamplingCrew, seed: int, progress: Progress
+    data: ContrastSampling,
+    prompts: Sequence[Prompt],
+    crew: SamplingCrew,
+    tokenizer: ChatTokenizer,
+    seed: int,
+    progress: Progress,
 ) -> list[PreferenceGroup]:
     """Pairs out of the answers of policy 0. The same seed gives the same ones."""
     chosen = prompts[-data.prompts :]  # the end of the pool: rounds draw from all of it, seeded
@@ -26,6 +32,5 @@ def sample_contrasts(
         ]
         with progress.phase(f"sample {name} answers", len(requests), "completions") as bar:
             answers[name] = crew.generate(requests, 0, bar.advance)
-    tokenizer = crew.tokenizer
     texts = Texts(tokenizer.encode_text, tokenizer.decode, tokenizer.end_id)
     return build_contrasts(chosen, answers["calm"], answers["wild"], texts=texts, seed=seed)

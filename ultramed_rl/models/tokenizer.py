@@ -18,6 +18,35 @@ _TEMPLATE_FOLDER = Path(__file__).parent / "templates"
 TEMPLATES = ("chatml", "llama3")
 
 
+def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
+    """A model's tokenizer, with or without a chat template. Raises ValueError where there is none."""
+    from transformers import AutoTokenizer
+
+    source = resolve_model(path)
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"model {path!r}: its tokenizer cannot be loaded ({reason}); "
+            "give a checkpoint directory, or a hub id that this machine can reach"
+        ) from None
+
+
+def encode_continuations(
+    tokenizer: Any, context: str, endings: Sequence[str]
+) -> tuple[list[int], list[list[int]]]:
+    """Token ids of a context and of the texts that may follow it, as lm-evaluation-harness splits them.
+
+    Context and ending are encoded together, with the special tokens that the tokenizer puts by itself, and
+    split after as many tokens as the context alone has; spaces at the context's end belong to the ending.
+    """
+    bare = context.rstrip()
+    spaces = context[len(bare) :]
+    start, *wholes = tokenizer([bare, *(bare + spaces + ending for ending in endings)])["input_ids"]
+    return list(start), [list(whole[len(start) :]) for whole in wholes]
+
+
 class ChatTokenizer:
     """A tokenizer with a chat template and an end-of-turn token.
 
@@ -29,17 +58,7 @@ class ChatTokenizer:
         self, path: str, *, trust_remote_code: bool = False, chat_template: str | None = None
     ) -> None:
         """`chat_template`: one of TEMPLATES, or a Jinja file, instead of the tokenizer's own."""
-        from transformers import AutoTokenizer
-
-        source = resolve_model(path)
-        try:
-            self.backend: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ValueError(
-                f"model {path!r}: its tokenizer cannot be loaded ({reason}); "
-                "give a checkpoint directory, or a hub id that this machine can reach"
-            ) from None
+        self.backend: Any = load_tokenizer(path, trust_remote_code=trust_remote_code)
         if chat_template is not None:
             self.backend.chat_template = read_template(chat_template)
         if not self.backend.chat_template:

@@ -23,7 +23,7 @@ def train_reward_model(
     """Sample contrasts with the starting policy, train on them, save; returns training metrics."""
     training = config.reward.train
     assert training is not None
-    every = sample_contrasts(training.data, pool.training, crew, config.run.seed, progress)
+    every = sample_contrasts(training.data, pool.training, crew, crew.tokenizer, config.run.seed, progress)
     contrasts, held_out = split_contrasts(every, training.data.held_out, config.run.seed)
     total = len(contrasts) * training.epochs
     steps: list[Metrics] = []

@@ -123,6 +123,12 @@ def _evaluate(config: Any, resume: bool) -> str:
     return str(evaluate_policies(config, resume=resume).directory / "comparison.json")
 
 
+def _reward_bench(config: Any, resume: bool) -> str:
+    from ultramed_rl.stages.reward_bench import bench_reward
+
+    return str(bench_reward(config, resume=resume).directory / "reward_bench.json")
+
+
 # The driver of each type of stage: (config, resume) to the path of what it made.
 RUNNERS: Mapping[str, Callable[[Any, bool], str]] = {
     "online": _online,
@@ -131,4 +137,5 @@ RUNNERS: Mapping[str, Callable[[Any, bool], str]] = {
     "preference": _offline,
     "contrasts": _contrasts,
     "evaluate": _evaluate,
+    "reward_bench": _reward_bench,
 }

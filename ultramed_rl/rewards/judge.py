@@ -6,24 +6,19 @@ import logging
 import math
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import fmean
-from string import Template
-from typing import TYPE_CHECKING
 
 from ultramed_rl.config.rewards import JudgeTerm, Scale
 from ultramed_rl.evaluation.numbers import NUMBER, to_float
+from ultramed_rl.evaluation.templates import read_template, without_tags
 from ultramed_rl.records import Completion, Prompt
-from ultramed_rl.rewards.term import read_secret, with_prompts
-
-if TYPE_CHECKING:
-    from openai import OpenAI
+from ultramed_rl.rewards.api import ApiClient
+from ultramed_rl.rewards.term import with_prompts
 
 logger = logging.getLogger(__name__)
 _OURS = Path(__file__).with_name("judge_prompt.txt")
-_FIELDS = {"question", "answer", "reference", "low", "high"}
-_TAG = re.compile(r"<(?=/?\s*(?:question|answer|reference_answer)\b)", re.IGNORECASE)
+_NEEDED, _OPTIONAL = ("question", "answer"), ("reference", "low", "high")
 _NUMBER = rf"(?P<grade>{NUMBER.pattern})(?!\s*(?:-|–|,|to|or|and)\s*\d)"
 _GRADE = rf"{_NUMBER}(?:\s*(?:/|out\s+of)\s*(?P<most>\d+(?:\.\d+)?))?"
 # NUMBER refuses "7/10" as a ratio: here it is the usual way to write a grade.
@@ -46,9 +41,9 @@ class Judge:
 
     def __init__(self, config: JudgeTerm) -> None:
         self.config = config
-        # Never OpenAI's own variable by default: a key isn't sent to an address that it wasn't meant for.
-        self._key = read_secret(config.api_key_env, "judge.api_key_env") or "none"
-        self.template = _read_template(config.template)
+        self.api = ApiClient(config)
+        file = _OURS if config.template is None else Path(config.template)
+        self.template = read_template(file, _NEEDED, _OPTIONAL, "judge.template")
         self.unparsed = 0
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
@@ -58,23 +53,13 @@ class Judge:
             RuntimeError: the API cannot be reached or refuses.
             ValueError: more than half of the answers have no readable grade.
         """
-        from openai import OpenAI
-
-        config = self.config
+        count, scale = self.config.samples, self.config.scale
         asked = [self.request(*pair) for pair in with_prompts(prompts, completions)]
-        client = OpenAI(
-            api_key=self._key,
-            base_url=config.base_url,
-            timeout=config.timeout_s,
-            max_retries=config.retries,
-        )
-        drawn = [text for text in asked for _ in range(config.samples)]
-        with client, ThreadPoolExecutor(config.concurrency) as pool:
-            replies = list(pool.map(lambda text: self._grade(client, text), drawn))
-        count = config.samples
+        drawn = [text for text in asked for _ in range(count)]
+        replies = self.api.ask_for(drawn, lambda reply: parse_grade(reply, scale))
         groups = [replies[start : start + count] for start in range(0, len(replies), count)]
-        rewards = [self._mean([grade for grade, _ in group]) for group in groups]
-        self._check(rewards, [reply for grade, reply in replies if grade is None])
+        rewards = [self._mean([reply.value for reply in group]) for group in groups]
+        self._check(rewards, [reply.text for reply in replies if reply.value is None])
         return rewards
 
     def request(self, prompt: Prompt, completion: Completion) -> str:
@@ -82,56 +67,14 @@ class Judge:
         scale = self.config.scale
         reference = ""
         if prompt.answer:
-            reference = f"\n<reference_answer>\n{_without_tags(prompt.answer)}\n</reference_answer>\n"
+            reference = f"\n<reference_answer>\n{_harmless(prompt.answer)}\n</reference_answer>\n"
         return self.template.substitute(
-            question=_without_tags(_question(prompt)),
-            answer=_without_tags(completion.text),
+            question=_harmless(_question(prompt)),
+            answer=_harmless(completion.text),
             reference=reference,
             low=f"{scale.low:g}",
             high=f"{scale.high:g}",
         )
-
-    def _grade(self, client: OpenAI, text: str) -> tuple[float | None, str]:
-        """A grade on the judge's own scale, or None; and the last reply."""
-        reply = ""
-        for _ in range(self.config.retries + 1):
-            reply = self._ask(client, text)
-            grade = parse_grade(reply, self.config.scale)
-            if grade is not None:
-                return grade, reply
-        return None, reply
-
-    def _ask(self, client: OpenAI, text: str) -> str:
-        from openai import OpenAIError
-
-        config = self.config
-        try:
-            response = client.chat.completions.create(
-                model=config.model,
-                messages=[{"role": "user", "content": text}],
-                temperature=config.temperature,
-                max_tokens=config.max_tokens,
-            )
-            return response.choices[0].message.content or ""
-        except OpenAIError as error:
-            raise self._failure(error) from None
-        except (AttributeError, IndexError, TypeError, ValueError):
-            raise RuntimeError(
-                f"judge {config.base_url}: its reply is no chat completion; is base_url that of an "
-                "OpenAI-compatible API, as http://host:8000/v1?"
-            ) from None
-
-    def _failure(self, error: Exception) -> RuntimeError:
-        status = getattr(error, "status_code", None)
-        cure = {
-            401: "set api_key_env to the variable that holds its key",
-            403: "set api_key_env to the variable that holds its key",
-            404: f"check base_url and model={self.config.model!r}",
-            None: "is it running? Or raise timeout_s or retries",
-        }.get(status, "see the server's log")
-        reason = " ".join(str(error).split())[:200]
-        shown = "" if status is None else f"status {status}, "
-        return RuntimeError(f"judge {self.config.base_url}: {shown}{type(error).__name__} ({reason}); {cure}")
 
     def _mean(self, grades: Sequence[float | None]) -> float:
         scale = self.config.scale
@@ -182,21 +125,5 @@ def _question(prompt: Prompt) -> str:
     return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt.messages)
 
 
-def _without_tags(text: str) -> str:
-    """The text with our own tags made harmless, so that an answer cannot close its frame."""
-    return _TAG.sub("‹", text)
-
-
-def _read_template(path: str | None) -> Template:
-    file = _OURS if path is None else Path(path)
-    try:
-        template = Template(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"judge.template={path!r}: cannot be read ({error}); give a text file") from None
-    names = set(template.get_identifiers())
-    if not template.is_valid() or names - _FIELDS or not {"question", "answer"} <= names:
-        raise ValueError(
-            f"judge.template={path!r}: holds {sorted(names)}; it needs $question and $answer, and may hold "
-            "$reference, $low and $high; write a dollar sign as $$"
-        )
-    return template
+def _harmless(text: str) -> str:
+    return without_tags(text, "question", "answer", "reference_answer")

@@ -27,7 +27,7 @@ def make_contrasts(config: ContrastsConfig, *, resume: bool = False) -> Path:
             crew = SamplingCrew(config, tokenizer)
             try:
                 crew.start_rollout(config.policy.path, 0)
-                return sample_contrasts(config.contrasts, pool.training, crew, seed, progress)
+                return sample_contrasts(config.contrasts, pool.training, crew, tokenizer, seed, progress)
             finally:
                 crew.stop()
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from ultramed_rl.records import (
     Completion,
     Message,
+    OptionLogprobs,
     PreferenceGroup,
     Prompt,
     ReferenceLogprobs,
@@ -41,6 +42,11 @@ _COMPLETION = [
     ("token_ids", _TOKENS),
     ("finish_reason", pa.string()),
     ("logprob", pa.float64()),
+    ("policy_version", pa.int32()),
+]
+_OPTIONS = [
+    ("question_id", pa.string()),
+    ("logprobs", pa.list_(pa.float64())),
     ("policy_version", pa.int32()),
 ]
 _SCORED = [*_COMPLETION, ("reward", pa.float64()), ("terms", pa.map_(pa.string(), pa.float64()))]
@@ -168,6 +174,18 @@ def _reference(row: dict[str, Any]) -> ReferenceLogprobs:
     return ReferenceLogprobs(row["group_id"], tuple(row["logprobs"]), row["mismatched"])
 
 
+def _options_row(o: OptionLogprobs) -> dict[str, Any]:
+    return {
+        "question_id": o.question_id,
+        "logprobs": list(o.logprobs),
+        "policy_version": o.policy_version,
+    }
+
+
+def _options(row: dict[str, Any]) -> OptionLogprobs:
+    return OptionLogprobs(row["question_id"], tuple(row["logprobs"]), row["policy_version"])
+
+
 def _chat_row(c: TokenizedChat) -> dict[str, Any]:
     return {name: getattr(c, name) for name, _ in _CHAT_SAMPLE}
 
@@ -182,5 +200,6 @@ _KINDS: dict[type, tuple[list[tuple[str, Any]], Callable[[Any], dict[str, Any]],
     ScoredCompletion: (_SCORED, _scored_row, _scored),
     PreferenceGroup: (_GROUP, _group_row, _group),
     TokenizedChat: (_CHAT_SAMPLE, _chat_row, _chat),
+    OptionLogprobs: (_OPTIONS, _options_row, _options),
     ReferenceLogprobs: (_REFERENCE, _reference_row, _reference),
 }

@@ -35,6 +35,18 @@ _COMPARISON: list[tuple[str, str]] = [
 ]
 
 
+_SUBSETS: list[tuple[str, str]] = [
+    ("subset", "{name}"),
+    ("accuracy", "{accuracy:.2%}"),
+    ("95 %", "[{low:.1%}, {high:.1%}]"),
+    ("pairs", "{pairs:.0f}"),
+    ("ties", "{ties:.0f}"),
+    ("not finite", "{non_finite:.0f}"),
+    ("too long", "{too_long:.0f}"),
+    ("without", "{missing}"),
+]
+
+
 def render_rounds(rows: Sequence[Metrics]) -> str:
     """Rounds as a table of plain text. `reward` is of the round's samples, the next columns are held out."""
     return _render(_COLUMNS, rows)
@@ -43,6 +55,11 @@ def render_rounds(rows: Sequence[Metrics]) -> str:
 def render_comparison(policies: Mapping[str, Metrics]) -> str:
     """Policies on the same held-out prompts, each against the first."""
     return _render(_COMPARISON, [{"name": name, **metrics} for name, metrics in policies.items()])
+
+
+def render_subsets(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A reward model's accuracy by subset, and the averages under them."""
+    return _render(_SUBSETS, rows)
 
 
 def _render(columns: Sequence[tuple[str, str]], rows: Sequence[Mapping[str, Any]]) -> str:

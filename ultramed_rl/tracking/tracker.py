@@ -11,9 +11,16 @@ from typing import Any, Literal, Protocol
 
 from tenacity import Retrying, stop_after_attempt, wait_random_exponential
 
-from ultramed_rl.config import EvaluateConfig, PreferenceConfig, RewardConfig, RunConfig, SftConfig
+from ultramed_rl.config import (
+    EvaluateConfig,
+    PreferenceConfig,
+    RewardBenchConfig,
+    RewardConfig,
+    RunConfig,
+    SftConfig,
+)
 
-TrackedConfig = RunConfig | SftConfig | RewardConfig | PreferenceConfig | EvaluateConfig
+TrackedConfig = RunConfig | SftConfig | RewardConfig | PreferenceConfig | EvaluateConfig | RewardBenchConfig
 Kind = Literal["step", "round", "evaluation"]
 # The axis and the prefix under which wandb shows each kind.
 _PANELS: dict[Kind, tuple[str, str]] = {

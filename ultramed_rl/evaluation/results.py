@@ -1,0 +1,169 @@
+"""What an evaluation comes to: accuracies with intervals, by task, subject and protocol, and comparisons."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from ultramed_rl.evaluation.grading import Outcome
+from ultramed_rl.evaluation.positions import Ordered, PositionBias, position_bias
+from ultramed_rl.evaluation.reranking import CurvePoint
+from ultramed_rl.evaluation.statistics import Interval, mcnemar, paired_bootstrap, wilson_interval
+
+# UltraMedical's table: MedQA, MedMCQA, PubMedQA and six subjects of MMLU, each counted once.
+PAPER_COLUMNS = 9
+_PAPER_TASKS = ("medqa", "medmcqa", "pubmedqa", "mmlu_medical")
+
+
+@dataclass(frozen=True)
+class Score:
+    """An accuracy of `items`, with its 95 % interval: Wilson's, or a bootstrap over items where items give
+    shares."""
+
+    items: int
+    accuracy: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """A task under one protocol.
+
+    `options` counts the items by their number of options; `unread` the answers without a reading, by the reason;
+    `cut` the samples that met the limit of tokens, of `samples` in all.
+    """
+
+    task: str
+    protocol: str
+    score: Score
+    options: dict[str, int]
+    subjects: dict[str, Score]
+    unread: dict[str, int]
+    cut: int
+    samples: int
+    positions: PositionBias | None = None
+    curve: tuple[CurvePoint, ...] = ()
+
+
+@dataclass(frozen=True)
+class Average:
+    """The unweighted mean over columns; over the paper's nine where all of them are there."""
+
+    accuracy: float
+    columns: dict[str, float]
+
+    @property
+    def whole(self) -> bool:
+        """Whether the columns are the paper's nine."""
+        return len(self.columns) == PAPER_COLUMNS
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A policy against another on the same items: the change of the accuracy with a paired bootstrap interval, and
+    McNemar's exact p-value where items are right or wrong."""
+
+    task: str
+    protocol: str
+    change: float
+    low: float
+    high: float
+    only_before: int | None
+    only_after: int | None
+    p_value: float | None
+
+
+def score_outcomes(outcomes: Sequence[Outcome], seed: int = 0) -> Score:
+    """The accuracy of these outcomes."""
+    values = [outcome.right for outcome in outcomes]
+    if set(values) <= {0.0, 1.0}:
+        interval = wilson_interval(int(sum(values)), len(values))
+    else:
+        interval = paired_bootstrap([0.0] * len(values), values, 1000, seed)
+    return Score(len(values), interval.mean, interval.low, interval.high)
+
+
+def task_result(
+    protocol: str, outcomes: Sequence[Outcome], samples: int, curve: Sequence[CurvePoint] = ()
+) -> TaskResult:
+    """What one task's outcomes come to. Questions in further orders of their options count in `positions` alone.
+
+    Args:
+        samples: answers per question.
+    """
+    first = [outcome for outcome in outcomes if outcome.question.place == 0]
+    subjects: dict[str, list[Outcome]] = {}
+    for outcome in first:
+        if outcome.question.item.subject:
+            subjects.setdefault(outcome.question.item.subject, []).append(outcome)
+    options = Counter(len(outcome.question.item.options) for outcome in first)
+    return TaskResult(
+        task=first[0].question.task.name,
+        protocol=protocol,
+        score=score_outcomes(first),
+        options={str(count): items for count, items in sorted(options.items()) if count},
+        subjects={subject: score_outcomes(members) for subject, members in sorted(subjects.items())},
+        unread=dict(Counter(outcome.problem for outcome in first if outcome.problem)),
+        cut=sum(outcome.cut for outcome in first),
+        samples=samples * len(first),
+        positions=_positions(outcomes) if len(outcomes) > len(first) else None,
+        curve=tuple(curve),
+    )
+
+
+def _positions(outcomes: Sequence[Outcome]) -> PositionBias:
+    orders = Counter(outcome.question.item.item_id for outcome in outcomes)
+    most = max(orders.values())  # items with few options have fewer orders and are left out
+    return position_bias(
+        [
+            Ordered(q.item.item_id, q.order, o.given[0] if o.given else None, q.item.answer)
+            for o in outcomes
+            if orders[(q := o.question).item.item_id] == most
+        ]
+    )
+
+
+def average_columns(results: Sequence[TaskResult], columns: Mapping[str, Sequence[str]]) -> Average | None:
+    """The macro average over those of the paper's columns that there are; None where there is none.
+
+    Args:
+        results: of one policy under one protocol.
+        columns: a task's subjects that count singly; a task of whose subjects one lacks is a single column.
+    """
+    found: dict[str, float] = {}
+    for result in results:
+        if result.task not in _PAPER_TASKS:
+            continue
+        subjects = columns.get(result.task, ())
+        if subjects and all(subject in result.subjects for subject in subjects):
+            found |= {subject: result.subjects[subject].accuracy for subject in subjects}
+        else:
+            found[result.task] = result.score.accuracy
+    return Average(fmean(found.values()), found) if found else None
+
+
+def compare_outcomes(
+    before: Sequence[Outcome], after: Sequence[Outcome], protocol: str, resamples: int, seed: int
+) -> Comparison:
+    """Two policies' outcomes of one task, on the same items."""
+    old = {o.question.question_id: o.right for o in before if o.question.place == 0}
+    new = {o.question.question_id: o.right for o in after if o.question.place == 0}
+    assert old.keys() == new.keys(), "evaluations of different items"
+    first, second = list(old.values()), [new[key] for key in old]
+    change: Interval = paired_bootstrap(first, second, resamples, seed)
+    test = None
+    if set(first) | set(second) <= {0.0, 1.0}:
+        test = mcnemar([value == 1.0 for value in first], [value == 1.0 for value in second])
+    return Comparison(
+        before[0].question.task.name,
+        protocol,
+        change.mean,
+        change.low,
+        change.high,
+        test.only_before if test else None,
+        test.only_after if test else None,
+        test.p_value if test else None,
+    )

@@ -1,0 +1,141 @@
+"""The places of a text where an answer is stated: a box, "the answer is ...", "I would choose ...", "... is correct".
+
+What stands there, a letter or an option's text, isn't looked at here. A clause that doubts ("if the answer is",
+"the wrong answer is", "some would choose") or asks states nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ultramed_rl.evaluation.numbers import BOXED
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What is said to be the answer, or not to be it, and where that stands.
+
+    A `verdict` ("C is correct") judges one option of perhaps several; `lettered` is too weak a phrase for
+    anything but a letter ("so it is C").
+    """
+
+    start: int
+    said: str
+    negated: bool = False
+    verdict: bool = False
+    lettered: bool = False
+
+
+# Enough for the text of an option, and it bounds the work on a text that is all statements.
+LONGEST = 600
+_MODAL = (
+    r"(?:(?:is|was|remains)\b|(?P<not>(?:is|was)n't|(?:cannot|can't|can not|could not|couldn't) be)\b"
+    r"|(?:would|should|must|will|has to)(?: most likely| therefore)? be\b|(?:appears|seems) to be\b)"
+)
+_NOUN = re.compile(
+    r"\b(?:answer|option|choice|selection|guess)(?:[ _](?:choice|option|letter|idx|index|key|selection))?"
+    r"(?: (?:to|for|of) [^.\n:?!]{1,80}?| here)?(?:\s?\([^()\n]{1,40}\))?"
+    rf"(?:[\"']?\s?[:=]| {_MODAL}| - |(?=\s?\([A-Z]\))|(?<=final answer)(?= [A-Z]\b))"
+    r"[\s:\"']*(?:(?:most likely|likely|probably|clearly|definitely|indeed) )?(?P<negated>not\b(?! only))?",
+    re.IGNORECASE,
+)
+_HEADING = re.compile(r"^[ #>-]*(?:(?:the|my|final|correct|best|right) )*answer[ .]*\n", re.I | re.MULTILINE)
+_CHOOSE = re.compile(
+    r"(?:\b(?:I|we|We)(?:'d|'ll|'m| would| will| must| should| have to| am)?(?: also| therefore| still| then)? "
+    r"|^|(?<=[.!?] )|\b(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore),? )"
+    r"(?i:choose|chose|choosing|picke?d?|picking|select(?:ed)?|go(?:ing)? with|opt for|settle on)\b:?",
+    re.MULTILINE,
+)
+_MARK = r"(?:(?i:option|choice|answer) )?[(\[\"]*"
+_CONCLUDED = re.compile(
+    r"\b(?i:so|thus|hence|therefore|leaving|leaves|left with|elimination|must be|it's|it is)\b"
+    r"[,:]? (?i:(?:only|us with|me with|just|it's|it is|it must be) )?"
+    rf"(?=(?:{_MARK}[A-Z][)\]\"]*|(?i:yes|no|maybe))[.!]?(?:\n|\s?$))"
+)
+_INSTEAD = re.compile(rf"\b[Nn]ot {_MARK}[A-Z][)\]\"]*,? (?:but|it's|it is)(?: rather)? (?={_MARK}[A-Z]\b)")
+_REMAINS = re.compile(r"\b[Oo]nly (?=(?:[Oo]ption |[Cc]hoice )?\(?[A-Z]\)? (?:remains|fits|is left|matches)\b)")
+_MAKING = re.compile(
+    rf"\b(?:making|leaving|makes) (?={_MARK}[A-Z]\b[^.\n]{{0,80}}? (?:as )?the (?:only|correct|best|right)\b)"
+)
+_CHINESE = re.compile(
+    r"(?:答案 ?(?:应该|应当|应)?(?:是|为|选|:)|(?<!可)(?<!可以)(?:应该|应|故)?选(?:择|项)?(?:是|为|:)?) ?(?P<negated>不是)?"
+)
+_BOX = re.compile(rf"{BOXED.pattern}|(?i:<(?:final_?)?answer>([^<]{{1,{LONGEST}}})</(?:final_?)?answer>)")
+_DOUBT = re.compile(
+    r"\b(?:if|whether|unless|not|never|cannot|neither|nor|wrong|incorrect|false|untrue|worst|least|another|other"
+    r"|next|second|alternative|tempting|might|may|could|possible|potential|initially|initial|thought|suppose|say"
+    r"|assume|assuming|imagine|some|many|students?|people|distractor|previous|eliminated|excluded)\b|n't\b|不",
+    re.IGNORECASE,
+)
+_CLAUSE = re.compile(r"[.!?\n;,:，]|\b(?:but|so|hence|therefore|thus|however|and|then)\b", re.IGNORECASE)
+_ASKED = re.compile(r"[^.!\n]{0,60}\?")
+_VERDICT = re.compile(
+    r" (?:is|are|was|were)(?P<negated>n't| not)?(?: (?:therefore|thus|clearly|indeed|definitely))?(?: both)?"
+    r"(?: the)?(?: (?:single|only|one|overall))*"
+    r" (?:correct|right|best|answer|most (?:likely|appropriate|accurate|suitable))"
+    r"(?P<noun> (?:possible )?(?:answer|choice|option))?(?: one| statement| diagnosis| fit)?"
+    r"(?=\s?(?:[.,;!)\]:]|-|$|\n|(?:because|since|as|given|here|based|in this|and|due|to the question)\b))"
+)
+_SENTENCE = re.compile(
+    r"\n|(?<=[\w)\"'%][\w)\"'%])[.!?;:] "
+    r"|\b(?:so|thus|hence|therefore|that|because|since|only|then|why|conclude)\b[,:]? ",
+    re.IGNORECASE,
+)
+_JOINT = re.compile(r"(?<![A-Z)])(?:,| (?=and |but |while |whereas ))(?: (?:and|but|while|whereas|so))? ")
+_STARTS_WITH_LETTER = re.compile(
+    r"[\s\"'(\[]*(?i:the )?(?i:both |either )?(?i:(?:correct )?(?:option|choice|answer|statement)s? )?"
+    r"(?i:both )?[(\[]*[A-Za-z](?![\w'+-])"
+)
+
+
+def statements(text: str) -> list[Statement]:
+    """All statements of a text without markup, in their order."""
+    found = [*_boxes(text), *_phrases(text), *_verdicts(text)]
+    return sorted(found, key=lambda statement: statement.start)
+
+
+def _boxes(text: str) -> Iterator[Statement]:
+    for match in _BOX.finditer(text):
+        yield Statement(match.start(), (match[1] or match[2] or "")[:LONGEST])
+
+
+def _phrases(text: str) -> Iterator[Statement]:
+    """Statements that follow a phrase."""
+    for phrase in (_NOUN, _HEADING, _CHOOSE, _CONCLUDED, _INSTEAD, _REMAINS, _MAKING, _CHINESE):
+        lettered = phrase in (_INSTEAD, _REMAINS, _MAKING)
+        for match in phrase.finditer(text):
+            said = text[match.end() : match.end() + LONGEST].lstrip().partition("\n")[0]
+            if _ASKED.match(said) or (not lettered and _is_doubted(text, match.start())):
+                continue
+            groups = match.groupdict()
+            negated = bool(groups.get("negated") or groups.get("not"))
+            if not lettered or _STARTS_WITH_LETTER.match(said):
+                yield Statement(match.end(), said, negated, lettered=lettered)
+
+
+def _verdicts(text: str) -> Iterator[Statement]:
+    """Statements that stand before "is correct"."""
+    for match in _VERDICT.finditer(text):
+        subject = _subject(text[max(0, match.start() - LONGEST) : match.start()])
+        start = match.start() - len(subject)
+        lettered = match["noun"] is None
+        if (lettered and not _STARTS_WITH_LETTER.match(subject)) or _is_doubted(text, start):
+            continue
+        yield Statement(start, subject, bool(match["negated"]), verdict=True, lettered=lettered)
+
+
+def _subject(before: str) -> str:
+    """The end of a text that "is correct" speaks of."""
+    ends = [match.end() for match in _SENTENCE.finditer(before)]
+    sentence = before[max(ends, default=0) :]
+    if _STARTS_WITH_LETTER.match(sentence):
+        return sentence
+    joints = [match.end() for match in _JOINT.finditer(sentence)]
+    clause = sentence[max(joints, default=0) :]
+    return clause if _STARTS_WITH_LETTER.match(clause) else sentence
+
+
+def _is_doubted(text: str, start: int) -> bool:
+    return _DOUBT.search(_CLAUSE.split(text[max(0, start - 80) : start])[-1]) is not None

