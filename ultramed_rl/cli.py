@@ -19,6 +19,13 @@ Overrides = Annotated[
 ]
 
 
+ConfigOrOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[CONFIG] [SECTION.KEY=VALUE]...", help="a YAML file, or options alone"),
+]
+RunNameOption = Annotated[str | None, typer.Option(help="the run's name, a folder under runs/")]
+DeviceOption = Annotated[str | None, typer.Option(help="auto, cuda or cpu")]
+PrecisionOption = Annotated[str | None, typer.Option(help="auto, bfloat16 or float32")]
 Resume = Annotated[bool, typer.Option("--resume", help="go on where an earlier run stopped")]
 
 
@@ -65,24 +72,70 @@ def contrasts_command(config_path: ConfigPath, overrides: Overrides = None, resu
 
 
 @app.command("evaluate")
-def evaluate_command(config_path: ConfigPath, overrides: Overrides = None, resume: Resume = False) -> None:
-    """Compare policies by reward on the same held-out prompts."""
-    run_alone(config_path, overrides, resume, "evaluate")
+def evaluate_command(
+    arguments: ConfigOrOverrides = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="a policy: PATH or NAME=PATH; again for more, compared with the first"),
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="benchmarks with commas between them: medqa,pubmedqa")
+    ] = None,
+    protocols: Annotated[
+        str | None, typer.Option("--protocol", help="likelihood, greedy, self_consistency; greedy by default")
+    ] = None,
+    source: Annotated[list[str] | None, typer.Option(help="TASK=URI: where a task's rows are")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="rows out of installed packages")] = False,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="a seeded sample of so many items per task")
+    ] = None,
+    reward: Annotated[str | None, typer.Option(help="a reward model that reranks self_consistency")] = None,
+    name: RunNameOption = None,
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+    max_length: Annotated[int | None, typer.Option(help="tokens of a question with its answer")] = None,
+    resume: Resume = False,
+) -> None:
+    """Ask policies benchmarks, and compare them; with a config also by reward on held-out prompts.
+
+    Example: ultramed-rl evaluate --model runs/mine/rounds/002/checkpoint --tasks medqa,mmlu_medical --offline
+    """
+    from ultramed_rl.config.options import evaluate_options, option_overrides, split_arguments
+
+    config_path, overrides = split_arguments(arguments or [])
+    alone = config_path is None
+    options: dict[str, Any] = {
+        "reward.path": reward,
+        "run.name": name,
+        "policy.precision": precision,
+        "policy.max_length": max_length,
+        **device_options(device, alone),
+    }
+    if not alone and (model or tasks or protocols or source or offline or limit):
+        fail(
+            "--model, --tasks, --protocol, --source, --offline and --limit stand for a CONFIG; give one of both",
+            2,
+        )
+    if alone:
+        try:
+            options = evaluate_options(
+                options, model or [], tasks, protocols, sources=source or [], limit=limit, offline=offline
+            )
+        except ValueError as error:
+            fail(str(error), 2)
+    run_alone(config_path, [*option_overrides(options), *overrides], resume, "evaluate")
 
 
 @app.command("reward-bench")
 def reward_bench_command(
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[CONFIG] [SECTION.KEY=VALUE]...", help="as in data.too_long=drop"),
-    ] = None,
+    arguments: ConfigOrOverrides = None,
     model: Annotated[str | None, typer.Option(help="a reward model's path or hub id")] = None,
     data: Annotated[str | None, typer.Option(help="pairs: hf://owner/name:split or files")] = None,
     subset_column: Annotated[str | None, typer.Option(help="where a row's subset is")] = None,
-    name: Annotated[str | None, typer.Option(help="the run's name, a folder under runs/")] = None,
+    name: RunNameOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="read at most so many rows")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cuda or cpu")] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, bfloat16 or float32")] = None,
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
     max_length: Annotated[int | None, typer.Option(help="tokens of a prompt with one answer")] = None,
     resume: Resume = False,
 ) -> None:
@@ -90,21 +143,23 @@ def reward_bench_command(
 
     Example: ultramed-rl reward-bench --model runs/mine/reward/model --data hf://allenai/reward-bench:filtered
     """
-    from ultramed_rl.config.reward_bench import option_overrides, split_arguments
+    from ultramed_rl.config.options import option_overrides, reward_bench_options, split_arguments
 
     config_path, overrides = split_arguments(arguments or [])
     alone = config_path is None
-    options: dict[str, str | int | None] = {
+    options: dict[str, Any] = {
         "model.path": model,
         "data.uri": data,
         "data.subset_column": subset_column,
         "run.name": name,
         "data.limit": limit,
-        "cluster.device": find_device(device or "auto") if device or alone else None,
         "model.precision": precision,
         "model.max_length": max_length,
+        **({"cluster.device": find_device(device or "auto")} if device or alone else {}),
     }
-    run_alone(config_path, [*option_overrides(options, alone=alone), *overrides], resume, "reward_bench")
+    if alone:
+        options = reward_bench_options(options)
+    run_alone(config_path, [*option_overrides(options), *overrides], resume, "reward_bench")
 
 
 @app.command("recipe")
@@ -180,6 +235,15 @@ def serve_reward_command(
         fail(str(error), 2)
     except (RuntimeError, OSError) as error:
         fail(one_line(error), 1)
+
+
+def device_options(device: str | None, alone: bool) -> dict[str, Any]:
+    """One engine on this machine, where no config says more."""
+    if not alone:
+        return {} if device is None else {"cluster.device": find_device(device)}
+    found = find_device(device or "auto")
+    here = {"cluster.device": found, "cluster.devices_per_node": 1}
+    return here | ({"cluster.rollout.kv_cache_gib": 1.0} if found == "cpu" else {})
 
 
 def find_device(device: str) -> str:

@@ -512,7 +512,7 @@ def test_a_recipe_killed_in_its_second_stage_goes_on(root: Path) -> None:
     assert saved["reward"]["path"] == str(folder / "reward" / "model")
     assert (folder / "online" / "rounds" / "000" / "commit.json").is_file()
 
-    policies = json.loads((folder / "evaluate" / "comparison.json").read_text())["policies"]
+    policies = json.loads((folder / "evaluate" / "results.json").read_text())["policies"]
     assert set(policies) == {"start", "online"}
     assert (policies["start"]["change"], policies["start"]["win_rate"]) == (0.0, 0.5)
     low, high = policies["online"]["change_low"], policies["online"]["change_high"]

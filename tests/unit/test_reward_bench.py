@@ -19,7 +19,8 @@ from ultramed_rl.cli import app
 from ultramed_rl.cluster.plan import PlanError, make_plan
 from ultramed_rl.config import ConfigError, RewardBenchConfig, load_any, parse_config
 from ultramed_rl.config.recipe import load_recipe, stage_config
-from ultramed_rl.config.reward_bench import BenchmarkPairs, option_overrides, split_arguments
+from ultramed_rl.config.options import option_overrides, reward_bench_options, split_arguments
+from ultramed_rl.config.reward_bench import BenchmarkPairs
 from ultramed_rl.data.benchmark_pairs import fit_pairs, read_pairs
 from ultramed_rl.evaluation.reward_bench import (
     GENERAL,
@@ -362,11 +363,11 @@ def test_options_fill_what_a_file_would_say() -> None:
         "data.uri": "hf://allenai/reward-bench:filtered",
         "data.limit": 7,
     }
-    found = load_any(None, option_overrides({**options, "run.name": None}, alone=True))
+    found = load_any(None, option_overrides(reward_bench_options({**options, "run.name": None})))
     expected = config(model__path="/m/reward model/", data__uri=options["data.uri"], data__limit=7)
     expected["run"] = {"name": "reward-model-on-reward-bench"}
     assert found == parse_config(expected, kind=RewardBenchConfig)
-    named = load_any(None, option_overrides({**options, "run.name": "7"}, alone=True))
+    named = load_any(None, option_overrides(reward_bench_options({**options, "run.name": "7"})))
     assert named.run.name == "7", "a text stays one that YAML would read as a number"
 
 

@@ -18,13 +18,13 @@ from pydantic import ValidationError
 
 from tests.unit.test_reward_http import asked, chat, serving
 from ultramed_rl.config.rewards import ApiModel, StatementJudge
-from ultramed_rl.evaluation.items import Item
-from ultramed_rl.evaluation.statements import (
+from ultramed_rl.evaluation.entailment import (
     StatementScores,
     statement_prompt,
     statement_template,
     summarize_statements,
 )
+from ultramed_rl.evaluation.items import Item
 from ultramed_rl.evaluation.verdicts import Verdict, read_verdict
 from ultramed_rl.rewards.api import ApiClient, Reply
 from ultramed_rl.rewards.statements import StatementGrader, count_statements
@@ -339,12 +339,15 @@ def test_statements_that_stay_unread_are_counted_and_shown(caplog: pytest.LogCap
     assert "1 of 5 statements have no readable verdict, as in 'No idea.'" in caplog.text
 
 
-def test_mostly_unread_statements_stop_the_run() -> None:
-    with (
-        serving(lambda _: (200, chat("No idea."))) as url,
-        pytest.raises(ValueError, match="5 of 5 statements .*'No idea.'.*raise judge.max_tokens"),
-    ):
-        grader(url).grade(ITEMS_ASKED[:1], ANSWERS[:1])
+def test_more_than_half_unread_stop_the_run() -> None:
+    def answer(request: dict[str, Any]) -> tuple[int, Any]:
+        return 200, chat("neutral" if framed(asked(request), "statement") == "rest" else "No idea.")
+
+    with serving(answer) as url:
+        (half,) = grader(url).grade([Item("a", "q", required=("rest", "water"))], ["x"])
+        assert half.required == (N, None)
+        with pytest.raises(ValueError, match="2 of 3 statements .*'No idea.'.*raise judge.max_tokens"):
+            grader(url).grade([Item("a", "q", required=("rest", "water", "tea"))], ["x"])
 
 
 def test_an_answer_that_asks_for_its_verdict_does_not_get_it() -> None:

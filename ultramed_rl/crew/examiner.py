@@ -9,6 +9,11 @@ from typing import Any, Protocol, TypeVar
 from ultramed_rl.actors.options import OptionRequest
 from ultramed_rl.actors.rollout import SamplingRequest
 from ultramed_rl.config.benchmarks import Benchmarks, Greedy, Likelihood, SelfConsistency
+from ultramed_rl.config.rewards import StatementJudge
+from ultramed_rl.evaluation.grading import Outcome, grade_answers, grade_likelihoods, grade_votes
+from ultramed_rl.evaluation.items import Item
+from ultramed_rl.evaluation.report import PolicyReport, report_policy, sample_curves
+from ultramed_rl.evaluation.reranking import CurvePoint
 from ultramed_rl.evaluation.suite import (
     AskedTask,
     Question,
@@ -21,6 +26,7 @@ from ultramed_rl.evaluation.suite import (
 from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.models.tokenizer import ChatTokenizer, load_tokenizer
 from ultramed_rl.records import Completion, OptionLogprobs, Prompt, ScoredCompletion
+from ultramed_rl.rewards.statements import StatementGrader
 from ultramed_rl.store import ArtifactFolder
 from ultramed_rl.store.parts import phase_in_parts
 from ultramed_rl.tracking import Progress
@@ -93,7 +99,9 @@ class Examiner:
         options: tuple[OptionRequest, ...] = ()
         prompts: tuple[Prompt, ...] = ()
         if "likelihood" in self.protocols:
-            plain = tokenizer.backend if tokenizer else load_tokenizer(path, trust_remote_code=trust_remote_code)
+            plain = (
+                tokenizer.backend if tokenizer else load_tokenizer(path, trust_remote_code=trust_remote_code)
+            )
             asked = self.likelihood_questions
             options = tuple(OptionRequest(q.question_id, *encode_options(plain, q)) for q in asked)
             self._check_room(asked, [len(o.context) + max(map(len, o.options)) for o in options], 0)
@@ -165,6 +173,33 @@ class Examiner:
             "rewards", candidate, sitting, samples, stream, ScoredCompletion, lambda s: s.completion.prompt_id
         )
 
+    # -- what they come to ---------------------------------------------------------------------------------
+
+    def report(self, candidate: Candidate, answers: Answers) -> PolicyReport:
+        """Every answer graded, by task and protocol. K-QA's wait for their judge."""
+        graded: dict[str, list[Outcome]] = {}
+        samples: dict[str, int] = dict.fromkeys(self.protocols, 1)
+        curves: dict[str, list[CurvePoint]] = {}
+        if answers.likelihoods:
+            graded["likelihood"] = grade_likelihoods(self.likelihood_questions, answers.likelihoods)
+        if answers.greedy:
+            pairs = zip(self.chat_questions, answers.greedy, strict=True)
+            graded["greedy"] = grade_answers([p for p in pairs if p[0].task.form != "statements"])
+        if answers.samples:
+            count = samples["self_consistency"] = self.protocols["self_consistency"].samples
+            groups = [answers.samples[i : i + count] for i in range(0, len(answers.samples), count)]
+            graded["self_consistency"] = grade_votes(self.voted_questions, groups)
+            curves = sample_curves(self.voted_questions, groups, answers.rewards, self.seed)
+        return report_policy(candidate.name, self.suite, graded, samples, curves)
+
+    def statements(self, answers: Answers) -> tuple[list[Item], list[str]]:
+        """The items whose answers a judge reads, and these."""
+        pairs = zip(self.chat_questions, answers.greedy, strict=True) if answers.greedy else ()
+        found = [(q.item, answer.text) for q, answer in pairs if q.task.form == "statements"]
+        return [item for item, _ in found], [text for _, text in found]
+
+    # -- requests ------------------------------------------------------------------------------------------
+
     def _weigh(
         self, candidate: Candidate, sitting: Sitting, engines: Callable[[], Engines]
     ) -> list[OptionLogprobs]:
@@ -228,3 +263,16 @@ class Examiner:
     def _samples(self, prompt: Prompt, protocol: SelfConsistency) -> SamplingRequest:
         how = (protocol.samples, protocol.temperature, protocol.top_p, protocol.max_new_tokens)
         return SamplingRequest(prompt, *how, derive_seed(self.seed, "benchmark", prompt.prompt_id))
+
+
+def make_judge(suite: Sequence[AskedTask], config: StatementJudge | None) -> StatementGrader | None:
+    """Who reads the answers of tasks that need a judge. Raises ValueError where such a task has none."""
+    needing = [asked.task.name for asked in suite if asked.task.form == "statements"]
+    if not needing:
+        return None
+    if config is None:
+        raise ValueError(
+            f"benchmarks.tasks: {needing[0]} needs a judge; set benchmarks.judge (model and base_url of an "
+            "OpenAI-compatible API), or leave it out"
+        )
+    return StatementGrader(config)

@@ -44,7 +44,7 @@ class RewardCrew:
         config, plan = self.config, make_plan(self.config)
         connect(config.cluster)
         self.placement = reserve(plan, config.cluster)
-        paths = [path for path in config.reward.paths if path is not None]
+        paths = [path for path in scorers.config.paths if path is not None]
         pending = launch_scorers(scorers, plan, self.placement, config.cluster, paths)
         self.groups = scorers.groups
         wait(pending)

@@ -30,9 +30,7 @@ class Outcome:
     text: str = ""
 
 
-def grade_likelihoods(
-    questions: Sequence[Question], scored: Sequence[OptionLogprobs]
-) -> list[Outcome]:
+def grade_likelihoods(questions: Sequence[Question], scored: Sequence[OptionLogprobs]) -> list[Outcome]:
     """The most likely option is the answer; of equal ones the first, as lm-evaluation-harness has it.
 
     Raises:
@@ -52,12 +50,9 @@ def grade_likelihoods(
     return outcomes
 
 
-def grade_answers(questions: Sequence[Question], completions: Sequence[Completion]) -> list[Outcome]:
+def grade_answers(answers: Sequence[tuple[Question, Completion]]) -> list[Outcome]:
     """One answer per question."""
-    return [
-        _outcome(question, read_answer(question, completion), [completion])
-        for question, completion in zip(questions, completions, strict=True)
-    ]
+    return [_outcome(question, read_answer(question, answer), [answer]) for question, answer in answers]
 
 
 def grade_votes(questions: Sequence[Question], samples: Sequence[Sequence[Completion]]) -> list[Outcome]:
@@ -96,7 +91,7 @@ def score_reading(question: Question, given: tuple[str, ...]) -> float:
         return 0.0
     if question.task.form == "choice":
         return float(given[0] == item.answer)
-    if len(item.expected) == 1 and question.task.name.endswith("factoid"):
+    if question.task.form == "factoid":
         return score_factoid(given, item.expected)
     return score_list(given, item.expected).f1
 

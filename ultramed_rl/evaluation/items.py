@@ -8,7 +8,7 @@ from string import ascii_uppercase
 from typing import Any, Literal
 
 Row = Mapping[str, Any]
-Form = Literal["choice", "names", "statements"]
+Form = Literal["choice", "factoid", "list", "statements"]
 Problem = Literal["", "none", "contradiction", "truncated"]
 
 
@@ -16,8 +16,8 @@ Problem = Literal["", "none", "contradiction", "truncated"]
 class Item:
     """One question.
 
-    Of a choice, `options` are the texts in their order and `answer` is the right one's letter. Of names
-    (factoids and lists), `expected` holds one tuple per wanted entity: the names that are accepted for it. Of
+    Of a choice, `options` are the texts in their order and `answer` is the right one's letter. Of a
+    factoid or a list, `expected` holds one tuple per wanted entity: the names that are accepted for it. Of
     statements (K-QA), `required` must be in an answer and `optional` may be.
     """
 
@@ -59,6 +59,7 @@ class Task:
 
     Args:
         uris: where its rows are by default, on the hub.
+        offline: where they are in an installed package, or nothing.
         read: a row's item, or None for a row of another subject; raises `Misfit` for one that doesn't fit.
         ask: the user message that asks for an answer with its reasoning.
         continuations: the choice as lm-evaluation-harness asks it, or None where there is nothing to choose.
@@ -78,3 +79,4 @@ class Task:
     columns: tuple[str, ...] = ()
     subject_files: bool = False
     drops_repeats: bool = False
+    offline: str = ""

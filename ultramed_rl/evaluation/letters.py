@@ -7,8 +7,7 @@ where an answer is stated (see `statements`), and only with a mark, the end, or 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
-from functools import partial
+from collections.abc import Mapping
 
 from ultramed_rl.evaluation.settling import decide
 
@@ -17,35 +16,58 @@ _USUAL = "ABCDEFGH"
 # "So, the answer is X." is how a prompt asks for it.
 _PLACEHOLDERS = "XYZ"
 _PREFIX = re.compile(
-    r"(?:(?:most likely|likely|probably|clearly|therefore|thus|indeed|definitely|actually|simply|the|a combination of"
-    r"|correct|best|options?|choices?|letter|answers?|statements?|both|either|选项|option:)\b[\s:\"'(\[<-]*){0,4}",
+    r"(?:(?:most likely|likely|probably|clearly|therefore|thus|indeed|definitely|actually|simply|the|correct|best"
+    r"|single|options?|choices?|letter|answers?|statements?|both|either)\b[\s:\"'(\[<-]*|选项 ?){0,4}",
     re.IGNORECASE,
 )
+_OPENING = " \n:\"'([{<-=#>.|"
 _LETTER = re.compile(r"(?P<letter>[A-Za-z])(?P<close>[)\]}\"'>]*)")
-_REASON = r"because|since|as|given|due|for|which|based|rather|instead|over|not"
-_BARE_END = re.compile(
-    rf"\s*$|[.:](?!\w)|\.(?=[A-Z][a-z]{{2}})|:|[,;!|\n]| ?- | ?[(\[]| ?/ ?[A-Z]\b|选项|项"
-    rf"| (?:{_REASON}|and|or|but|in|it|this|the|so|&)\b| is (?:the )?(?:correct|right|best|most)\b| &"
+_END = re.compile(
+    r"\s*$|[.:](?!\w)|[.:](?=[A-Z][a-z]{2})|[,;!|\n]| ?- | ?[(\[]| ?/ ?[A-Z]\b|选项|项| &"
+    r"| (?:because|since|as|given|due|for|which|based|rather|instead|over|not|and|or|but|in|it|this|the|so)\b"
+    r"| is (?:the )?(?:correct|right|best|most)\b"
 )
 _SMALL_END = re.compile(r"\s*$|[.:,;](?!\w)| (?:because|since)\b")
 _PRONOUN_END = re.compile(r"\s*$|[.:](?!\w)")
-_WHOLE_END = re.compile(r"[.!,;:]*\s*$|[.):]? ?(?:\(|- )|[.:] ")
+_WHOLE_END = re.compile(r"[.!,;:]*\s*$|[.:]? ?\(|[.:] |[.:](?=[A-Z][a-z]{2})| - ")
 _ANOTHER = re.compile(
-    r"(?:\s?\([^()\n]{1,80}\)|[.):]? (?!and\b|or\b)[^.,;\n]{1,80}?(?= (?:and|or) [A-Z][.)] ))?"
-    r"[)\]\"'.]*\s?(?:,|/|&|;|\bor\b|\band\b|\bplus\b)\s?(?:(?:or|and|both) )?(?:(?:option|choice|answer) )?"
-    r"[(\[\"']*(?P<letter>[A-Z])(?=[)\].,;:\"']|\s*$| (?:and|or|are|as|because|since|both|seem|fit)\b| ?[/&])",
+    r"(?: ?\([^()\n]{1,80}\)|[.):]? (?!and\b|or\b)[^.,;\n]{1,80}?(?= (?:and|or) [A-Z][.)] ))?"
+    r"[)\]\"'.]*\s?(?:,|/|&|;|\bor\b|\band\b|\bplus\b)\s?(?:(?:or|and|both) )?(?:(?i:option|choice|answer) )?"
+    r"[(\[\"']*(?P<letter>[A-Z])(?=[)\].,;:\"']|\s*$| (?:and|or|are|because|since|both|seem|fit)\b| ?[/&])"
+)
+_ONLY_LETTERS = re.compile(r"(?:\W|\b(?:and|or|both|option)\b|\b[A-Z]\b)*")
+_DENIED = re.compile(
+    r"(?: ?\([^()\n]{1,80}\))?,?(?: which)? (?:is|are|was|were)(?:n't| not| wrong| incorrect| false)\b"
+)
+_REJECTED = re.compile(
+    r"[^.\n]{0,60}\b(?:not|never|wrong|incorrect|false|unlikely|less|contraindicated|inappropriate|excluded"
+    r"|eliminated|avoid|ruled out)\b|[^.\n]{0,60}n't\b",
     re.IGNORECASE,
 )
-_DENIED = re.compile(r"(?:\s?\([^()\n]{1,80}\))?,?(?: which)? (?:is|are|was|were)(?:n't| not| wrong| incorrect| false)\b")
-_SPECIES = re.compile(r"[.] ?(?P<name>[a-z][\w-]*)")
+_SPECIES = re.compile(r"\. ?(?P<name>[a-z][\w-]*)")
 _EPITHET = re.compile(
-    r"[.] ?(?:coli|diff|difficile|albicans|trachomatis|botulinum|perfringens|tetani|burnetii|faecalis|faecium"
+    r"\. ?(?:coli|diff|difficile|albicans|trachomatis|botulinum|perfringens|tetani|burnetii|faecalis|faecium"
     r"|histolytica|granulosus|henselae|burgdorferi|pertussis|anthracis|cereus|fragilis|abortus|neoformans|jejuni"
     r"|diphtheriae|fumigatus|baumannii|lumbricoides|israelii|latum|cloacae|tularensis|lamblia|vaginalis|pylori"
     r"|influenzae|ducreyi|capsulatum|gondii)\b",
     re.IGNORECASE,
 )
-_SMALL_WORDS = {"yes", "no", "maybe", "true", "false", "the", "it", "this", "because", "since", "in", "as", "a", "an"}
+_SMALL_WORDS = {
+    "yes",
+    "no",
+    "maybe",
+    "true",
+    "false",
+    "the",
+    "it",
+    "this",
+    "because",
+    "since",
+    "in",
+    "as",
+    "a",
+    "an",
+}
 
 
 def read_letter(answer: str, options: Mapping[str, str] | None = None) -> str | None:
@@ -55,7 +77,11 @@ def read_letter(answer: str, options: Mapping[str, str] | None = None) -> str | 
         options: the question's own, by letter, where they are known; others are then no answer.
     """
     known = options or dict.fromkeys(_USUAL, "")
-    found = decide(answer, partial(_resolve, options=known))
+
+    def resolve(said: str, whole: bool = False) -> str:
+        return letters_at(said, known, whole)[0]
+
+    found = decide(answer, resolve)
     return found if len(found) == 1 and found in known else None
 
 
@@ -64,18 +90,56 @@ def letters_at(said: str, options: Mapping[str, str], whole: bool = False) -> tu
 
     ("", "") where a word starts, or a letter that means something else. See `Resolve` for `whole`.
     """
-    said = said.lstrip(" \n:\"'([{<-=#>.|")
-    head = said[_PREFIX.match(said).end() :]  # type: ignore[union-attr]
-    match = _LETTER.match(head)
-    rest = head[match.end() :] if match else ""
-    if match is None or not _ends(match, rest, options, whole) or _DENIED.match(rest):
+    said = said.lstrip(_OPENING)
+    prefix = _PREFIX.match(said)
+    match = _LETTER.match(said, prefix.end() if prefix else 0)
+    if match is None:
         return "", ""
-    letter = match["letter"].upper()
-    another = _ANOTHER.match(head, match.end("letter"))
-    more = another["letter"] if another and another["letter"].isupper() else ""
-    return "".join(dict.fromkeys(letter + more)), rest.lstrip(" .:)-,")
+    letter, rest = match["letter"].upper(), said[match.end() :]
+    another = _ANOTHER.match(said, match.end("letter"))
+    if whole and another and not _ONLY_LETTERS.fullmatch(said, another.end()):
+        another = None
+    label = rest.lstrip(" .:()-,")
+    own = options.get(letter, "")
+    if not _is_answer(match, rest, own, letter in options) or (
+        whole and not another and not _is_whole(match, rest, label, own)
+    ):
+        return "", ""
+    return "".join(dict.fromkeys(letter + (another["letter"] if another else ""))), label
 
 
-def _ends(match: re.Match[str], rest: str, options: Collection[str], whole: bool) -> bool:
-    """Whether the letter ends there, as an answer's does."""
-    return True
+def _is_answer(match: re.Match[str], rest: str, own: str, known: bool) -> bool:
+    """Whether the letter ends as an answer's does, and is no pronoun, genus or placeholder."""
+    letter, closed = match["letter"], match["close"].strip("'")
+    if not known and letter.upper() in _PLACEHOLDERS + "I":
+        return False
+    if rest[:1].isalnum() or _DENIED.match(rest) or _is_species(rest, own):
+        return False
+    if closed or (own and rest[:1] == " " and _starts(rest[1:], own)):
+        return True
+    end = _PRONOUN_END if letter in "Ii" else _END if letter.isupper() else _SMALL_END
+    return end.match(rest) is not None
+
+
+def _is_whole(match: re.Match[str], rest: str, label: str, own: str) -> bool:
+    """Whether no more than the letter and its option's text stands there, and nothing rejects it."""
+    if not label:
+        return True
+    if label.split()[0] in ("and", "or", "is", "are"):
+        return False
+    if own and _starts(label, own):
+        return not _REJECTED.match(label, len(own))
+    labelled = match["close"].strip("'\"") or (match["letter"].isupper() and _WHOLE_END.match(rest))
+    return bool(labelled) and not _REJECTED.match(label)
+
+
+def _starts(text: str, own: str) -> bool:
+    return text.casefold().startswith(own.strip(" .").casefold())
+
+
+def _is_species(rest: str, own: str) -> bool:
+    """Whether a name such as "E. coli" follows, and not the option's own text in small letters."""
+    match = _SPECIES.match(rest)
+    if own and _starts(rest.lstrip(" ."), own.split()[0]):
+        return False
+    return _EPITHET.match(rest) is not None or (match is not None and match["name"] not in _SMALL_WORDS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from itertools import pairwise
 
 _THOUGHT = re.compile(r"[<◁](?P<closes>/?)(?:think|thinking|thought|reasoning)[>▷]", re.IGNORECASE)
 _PUNCTUATION = str.maketrans(
@@ -25,7 +26,9 @@ def clean(text: str) -> str:
 
     Bold stays, as `**`. Thoughts that never end leave nothing behind them.
     """
-    text = unicodedata.normalize("NFKC", _after_thoughts(text).translate(_PUNCTUATION)).translate(_PUNCTUATION)
+    text = unicodedata.normalize("NFKC", _after_thoughts(text).translate(_PUNCTUATION)).translate(
+        _PUNCTUATION
+    )
     text = _MARKER.sub("\n", re.sub(r"</?(?:b|strong)>", "**", text))
     text = _FONT.sub(r"\1", _FONT.sub(r"\1", text))
     text = re.sub(r"\\[()\[\],;]|~", " ", text)
@@ -37,7 +40,7 @@ def clean(text: str) -> str:
 def turns(text: str) -> list[str]:
     """The parts between questions: a small model goes on with questions of its own, and answers them."""
     starts = [0, *(match.start() for match in _TURN.finditer(text)), len(text)]
-    return [text[start:end] for start, end in zip(starts, starts[1:], strict=False)]
+    return [text[start:end] for start, end in pairwise(starts)]
 
 
 def _after_thoughts(text: str) -> str:

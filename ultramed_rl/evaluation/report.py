@@ -8,7 +8,14 @@ from typing import Any
 
 from ultramed_rl.evaluation.grading import Outcome, read_answer, votes_of
 from ultramed_rl.evaluation.reranking import CurvePoint, SampledItem, rerank_curve
-from ultramed_rl.evaluation.results import Average, TaskResult, average_columns, task_result
+from ultramed_rl.evaluation.results import (
+    Average,
+    Comparison,
+    TaskResult,
+    average_columns,
+    compare_outcomes,
+    task_result,
+)
 from ultramed_rl.evaluation.suite import AskedTask, Question
 from ultramed_rl.records import Completion, ScoredCompletion
 
@@ -88,6 +95,14 @@ def sample_curves(
             item = SampledItem(question.question_id, tuple(votes), numbers, question.item.answer)
             items.setdefault(question.task.name, []).append(item)
     return {task: rerank_curve(members, seed) for task, members in items.items()}
+
+
+def compare_reports(before: PolicyReport, after: PolicyReport, resamples: int, seed: int) -> list[Comparison]:
+    """Two policies, task by task and protocol by protocol, on the same items."""
+    return [
+        compare_outcomes(before.outcomes[task, protocol], outcomes, protocol, resamples, seed)
+        for (task, protocol), outcomes in after.outcomes.items()
+    ]
 
 
 def failures(outcomes: Sequence[Outcome]) -> Iterator[dict[str, Any]]:

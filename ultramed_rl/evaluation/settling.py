@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from functools import cache
 from string import ascii_uppercase
 from typing import Protocol
 
@@ -16,7 +17,7 @@ from ultramed_rl.evaluation.statements import LONGEST, statements
 
 _MARKUP = re.compile(r"[*`$]+|__")
 _CORRECTION = re.compile(r"\b(?:wait|actually|no,|correction|reflection|reconsider\w*|mistake\w*|hmm)", re.I)
-_OPTION_LINE = re.compile(r"[ *>-]*(?:(?:Option|Choice) )?\(?([A-Z])[)*]* ?[.):]\)?[* ]*\S.*")
+_OPTION_LINE = re.compile(r"[ *#>-]*(?:(?:Option|Choice) )?\(?([A-Z])[)*]* ?[.):]\)?[* ]*\S.*")
 _BULLET = re.compile(r"(?:[-+•#>]|\d+[.)]) ?")
 _ROMAN = re.compile(r"^\W?II[.):]", re.MULTILINE)
 _LETTER_LINE = re.compile(r"[^\w\n]{0,9}[A-Za-z][^\w\n]{0,9}")
@@ -57,8 +58,9 @@ def decide(text: str, resolve: Resolve, truncated: bool = False) -> str:
     Args:
         truncated: whether the text was cut off; a line within a discussion then decides nothing.
     """
+    remembered: Resolve = cache(resolve)  # a looping text says the same thousands of times
     for turn in turns(clean(text)):
-        found = _settled(_MARKUP.sub("", turn), resolve, truncated) or _agreed(turn, resolve, truncated)
+        found = _settled(_MARKUP.sub("", turn), remembered, truncated) or _agreed(turn, remembered, truncated)
         if found:
             return found
     return ""
@@ -90,10 +92,11 @@ def _agreed(text: str, resolve: Resolve, truncated: bool) -> str:
     if truncated:
         first = lines[0] if lines and _LETTER_LINE.fullmatch(lines[0]) else ""
         return resolve(_MARKUP.sub("", first), whole=True)
-    for form in (_bare_lines, _labelled_lines, _bold_labels, _closing_sentence):
-        found = _united(*(resolve(said, whole=True) for said in form(lines)))
-        if found:
-            return found
+    for form in (_bare_lines, _full_lines, _bold_labels, _closing_sentence):
+        found = [resolve(said, whole=True) for said in form(lines)]
+        # A line amid others is part of what they discuss.
+        if any(found) and (form is not _full_lines or found[0] or found[-1]):
+            return _united(*found)
     return ""
 
 
@@ -104,13 +107,13 @@ def _bare_lines(lines: list[str]) -> Iterator[str]:
             yield _MARKUP.sub("", line)
 
 
-def _labelled_lines(lines: list[str]) -> Iterator[str]:
-    """Lines that an answer fills, if the first or the last line is one of them and no list of points follows."""
+def _full_lines(lines: list[str]) -> Iterator[str]:
+    """Lines that an answer could fill; "" for points of a list, and for all in an outline (I., II.)."""
     outline = _ROMAN.search("\n".join(lines))
     before = ""
     for line in lines:
-        if not (_BULLET.match(line) or before.endswith(":") or len(line) > LONGEST or outline):
-            yield _MARKUP.sub("", line)
+        point = before.endswith(":") or (_BULLET.match(line) and not _OPTION_LINE.fullmatch(line))
+        yield "" if point or outline or len(line) > LONGEST else _MARKUP.sub("", line)
         before = line.rstrip("* ")
 
 

@@ -55,7 +55,9 @@ _CONCLUDED = re.compile(
     rf"(?=(?:{_MARK}[A-Z][)\]\"]*|(?i:yes|no|maybe))[.!]?(?:\n|\s?$))"
 )
 _INSTEAD = re.compile(rf"\b[Nn]ot {_MARK}[A-Z][)\]\"]*,? (?:but|it's|it is)(?: rather)? (?={_MARK}[A-Z]\b)")
-_REMAINS = re.compile(r"\b[Oo]nly (?=(?:[Oo]ption |[Cc]hoice )?\(?[A-Z]\)? (?:remains|fits|is left|matches)\b)")
+_REMAINS = re.compile(
+    r"\b[Oo]nly (?=(?:[Oo]ption |[Cc]hoice )?\(?[A-Z]\)? (?:remains|fits|is left|matches)\b)"
+)
 _MAKING = re.compile(
     rf"\b(?:making|leaving|makes) (?={_MARK}[A-Z]\b[^.\n]{{0,80}}? (?:as )?the (?:only|correct|best|right)\b)"
 )
@@ -118,7 +120,7 @@ def _phrases(text: str) -> Iterator[Statement]:
 def _verdicts(text: str) -> Iterator[Statement]:
     """Statements that stand before "is correct"."""
     for match in _VERDICT.finditer(text):
-        subject = _subject(text[max(0, match.start() - LONGEST) : match.start()])
+        subject = _subject(text[max(0, match.start() - LONGEST // 2) : match.start()])
         start = match.start() - len(subject)
         lettered = match["noun"] is None
         if (lettered and not _STARTS_WITH_LETTER.match(subject)) or _is_doubted(text, start):

@@ -49,14 +49,19 @@ def load_suite(config: Benchmarks, seed: int) -> tuple[AskedTask, ...]:
 
 def _ask(choice: TaskChoice, orders: int, seed: int) -> AskedTask:
     task = find_task(choice.name)
-    loaded = load_items(task, choice.uri, limit=choice.limit, seed=seed)
+    uri = choice.uri
+    if uri == "offline":
+        uri = task.offline
+        if not uri:
+            raise ValueError(f"task {task.name!r}: no package holds its rows; name a file or a hub set as its uri")
+    loaded = load_items(task, uri, limit=choice.limit, seed=seed)
     extra = orders if task.shuffles else 0
     questions = [
         Question(task, reorder(item, order) if task.form == "choice" else item, place, order)
         for item in loaded.items
         for place, order in enumerate(shuffled_orders(item.item_id, len(item.options), extra, seed))
     ]
-    return AskedTask(task, (choice.uri,) if choice.uri else task.uris, loaded, tuple(questions))
+    return AskedTask(task, (uri,) if uri else task.uris, loaded, tuple(questions))
 
 
 def likelihood_questions(suite: Sequence[AskedTask]) -> list[Question]:

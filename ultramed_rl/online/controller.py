@@ -29,6 +29,7 @@ from ultramed_rl.evaluation.metrics import (
 )
 from ultramed_rl.learning.pairs import select_pairs
 from ultramed_rl.learning.seeds import derive_seed
+from ultramed_rl.online.exams import RoundExams
 from ultramed_rl.records import (
     Checkpoint,
     Completion,
@@ -55,9 +56,10 @@ class Controller:
         pool: PromptPool,
         tracker: Tracker,
         progress: Progress,
+        exams: RoundExams | None = None,
     ) -> None:
         self.config, self.store, self.crew, self.pool = config, store, crew, pool
-        self.tracker, self.progress = tracker, progress
+        self.tracker, self.progress, self.exams = tracker, progress, exams
         self.version = 0
         self.policy_steps = 0
 
@@ -65,6 +67,8 @@ class Controller:
         """All rounds that aren't committed yet; returns the metrics of every round, committed ones too."""
         self.version = self.store.committed_rounds()
         self.baseline = self.store.initial.phase("evaluation", self.evaluate, 0, kind=ScoredCompletion)
+        if self.exams is not None:
+            self.exams.sit(self.store.initial, 0, self.crew)
         rows: list[Metrics] = [self.store.round(i).committed_metrics() for i in range(self.version)]
         self.policy_steps = int(sum(row["policy_steps"] for row in rows))
         for index in range(self.version, self.config.run.rounds):
@@ -85,6 +89,8 @@ class Controller:
 
         metrics = self.round_metrics(record, prompts, completions, scored, pairs, references, evaluation)
         metrics |= checkpoint.metrics | sync
+        if self.exams is not None and self.exams.due(record.index):
+            metrics |= self.exams.sit(record, checkpoint.version, self.crew)
         # Logged first: a kill between the two logs the round again on resume, after its line was discarded.
         self.tracker.log(metrics, step=record.index, kind="round")
         record.commit(metrics)

@@ -35,26 +35,36 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult:
     """
     from ultramed_rl.crew.online import Crew
     from ultramed_rl.crew.scorers import Scorers
+    from ultramed_rl.online.exams import RoundExams
 
     progress = Progress()
     tokenizer = chat_tokenizer(config.policy)
     scorers = Scorers(config.reward, tokenizer)
     pool = prepare_pool(config.prompts, tokenizer.encode_chat, config.run.seed, progress)
     check_rounds(pool, config.prompts, config.run.rounds)
+    exams = RoundExams(config, config.benchmarks, tokenizer, progress) if config.benchmarks else None
     with RunDirectory.open(config, resume) as store:
         store.discard_metrics_after(store.committed_rounds())
         with Tracker(store, config) as tracker:
             if store.committed_rounds() == config.run.rounds:
                 return finished_run(config, store, progress)
+            if exams is not None:
+                exams.warn(store.path, pool)
             crew = Crew(config, tokenizer, scorers)
             try:
-                return _run_rounds(config, store, crew, pool, tracker, progress)
+                return _run_rounds(config, store, crew, pool, tracker, progress, exams)
             finally:
                 crew.stop()
 
 
 def _run_rounds(
-    config: RunConfig, store: RunDirectory, crew: Any, pool: PromptPool, tracker: Tracker, progress: Progress
+    config: RunConfig,
+    store: RunDirectory,
+    crew: Any,
+    pool: PromptPool,
+    tracker: Tracker,
+    progress: Progress,
+    exams: Any,
 ) -> RunResult:
     from ultramed_rl.online.controller import Controller
 
@@ -79,7 +89,7 @@ def _run_rounds(
     if committed:
         progress.say(f"resuming after {committed} committed rounds, with policy {version}")
 
-    controller = Controller(config, store, crew, pool, tracker, progress)
+    controller = Controller(config, store, crew, pool, tracker, progress, exams)
     rounds = controller.run(lambda row: progress.say(render_rounds([row])))
     tracker.log({f"peak_memory_{k}": v for k, v in crew.peak_memory().items()}, len(rounds), "round")
     return conclude(store, rounds, progress)

@@ -120,7 +120,7 @@ def _contrasts(config: Any, resume: bool) -> str:
 def _evaluate(config: Any, resume: bool) -> str:
     from ultramed_rl.stages.evaluate import evaluate_policies
 
-    return str(evaluate_policies(config, resume=resume).directory / "comparison.json")
+    return str(evaluate_policies(config, resume=resume).directory / "results.json")
 
 
 def _reward_bench(config: Any, resume: bool) -> str:

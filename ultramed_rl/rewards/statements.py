@@ -1,4 +1,4 @@
-"""A judge's verdicts on the statements of many answers (`evaluation/statements.py` says what they measure)."""
+"""A judge's verdicts on the statements of many answers (`evaluation/entailment.py` says what they measure)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 
 from ultramed_rl.config.rewards import StatementJudge
+from ultramed_rl.evaluation.entailment import StatementScores, statement_prompt, statement_template
 from ultramed_rl.evaluation.items import Item
-from ultramed_rl.evaluation.statements import StatementScores, statement_prompt, statement_template
 from ultramed_rl.evaluation.verdicts import Verdict, read_verdict
 from ultramed_rl.rewards.api import ApiClient, Reply
 

@@ -1,149 +1,105 @@
-"""The stage that compares policies: the same held-out prompts, the same seeds, one reward."""
+"""The stage that evaluates policies: benchmarks with known answers, and held-out prompts scored by reward.
+
+policy --> engines --> answers      (one policy after the other)
+answers of all --> reward models --> rewards
+answers, rewards --> accuracies, intervals, comparisons, averages
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ultramed_rl.actors.rollout import SamplingRequest
 from ultramed_rl.config import EvaluateConfig
-from ultramed_rl.crew.evaluation import EvaluationCrew
-from ultramed_rl.crew.scorers import Scorers
-from ultramed_rl.data.pool import split_pool
-from ultramed_rl.data.prompts import PromptPool, load_prompts
-from ultramed_rl.evaluation.metrics import compare, completion_metrics, reward_metrics
-from ultramed_rl.learning.seeds import derive_seed
+from ultramed_rl.crew.evaluation import EvaluationCrew, Policy
 from ultramed_rl.models.tokenizer import ChatTokenizer
-from ultramed_rl.records import Completion, Prompt, ScoredCompletion
+from ultramed_rl.stages.benchmark import Examination
+from ultramed_rl.stages.held_out import HeldOut
 from ultramed_rl.store import ArtifactFolder, WorkDirectory
 from ultramed_rl.store.atomic import write_json
 from ultramed_rl.tracking import Progress, Tracker
 from ultramed_rl.tracking.summary import render_comparison
 
 Metrics = dict[str, float]
+RESULTS = "results.json"
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Each policy's figures by its name, in the order of the config."""
+    """Each policy's figures by its name, in the order of the config; `details` is what results.json holds."""
 
     directory: Path
     policies: dict[str, Metrics]
-
-
-@dataclass(frozen=True)
-class Entrant:
-    """A policy that is compared: the held-out prompts in its own tokens, and scorers that read these."""
-
-    name: str
-    path: str
-    tokenizer: ChatTokenizer
-    prompts: tuple[Prompt, ...]
-    scorers: Scorers
+    details: dict[str, Any]
 
 
 def evaluate_policies(config: EvaluateConfig, *, resume: bool = False) -> EvaluationResult:
-    """Every policy answers all held-out prompts, then all answers are scored; both are kept by policy."""
+    """Every policy answers everything, then all answers are scored; both are kept by policy.
+
+    Raises:
+        ValueError: bad input, before an engine starts.
+    """
     progress = Progress()
-    entrants = enter(config, progress)
+    policies = [enrol(config, name, path) for name, path in config.policies.items()]
+    examination = Examination(config, policies, progress) if config.benchmarks else None
+    held_out = HeldOut(config, policies, progress) if config.prompts else None
+    parts = [part for part in (examination, held_out) if part is not None]
     with WorkDirectory.open(config, resume) as store:
         artifacts = ArtifactFolder(store.path)
         crew = EvaluationCrew(config)
         try:
-            answers = [_answers(config, crew, artifacts, entrant, progress) for entrant in entrants]
-            crew.stop_rollout()
-            scored = {
-                entrant.name: _scored(crew, artifacts, entrant, completions, progress)
-                for entrant, completions in zip(entrants, answers, strict=True)
-            }
+            for policy in policies:
+                for part in parts:
+                    part.ask(crew, artifacts, policy)
+                crew.stop_rollout()
+            for part in parts:
+                for policy in policies:
+                    part.score(crew, artifacts, policy)
         finally:
             crew.stop()
-        figures = compare_policies(config, scored)
-        finished = (store.path / "comparison.json").is_file()
-        write_json(store.path / "comparison.json", {"policies": figures})
-        if not finished:
-            with Tracker(store, config) as tracker:
-                for index, metrics in enumerate(figures.values()):
-                    tracker.log(metrics, step=index, kind="evaluation")
-        progress.say(render_comparison(figures))
-        return EvaluationResult(store.path, figures)
+        return conclude(config, store, examination, held_out, progress)
 
 
-def enter(config: EvaluateConfig, progress: Progress) -> list[Entrant]:
-    """All that can go wrong before an engine starts: tokenizers, prompts, scorers.
-
-    A prompt that is too long for one policy's tokenizer is left out for all, so that all answer the same ones.
-    """
-    trust = config.policy.trust_remote_code
-    tokenizers = {
-        name: ChatTokenizer(path, trust_remote_code=trust) for name, path in config.policies.items()
-    }
-    pools = {name: load_prompts(config.prompts, t.encode_chat) for name, t in tokenizers.items()}
-    common = set.intersection(*({p.prompt_id for p in pool.training} for pool in pools.values()))
-    held_out = {}
-    for name, pool in pools.items():
-        shared = PromptPool(tuple(p for p in pool.training if p.prompt_id in common))
-        held_out[name] = split_pool(shared, config.prompts.held_out, config.run.seed).held_out
-    lost = max(len(pool.training) for pool in pools.values()) - len(common)
-    note = f", {lost} left out that are too long for one of the policies" if lost else ""
-    progress.say(f"prompts: {config.prompts.held_out} held out of {len(common)}{note}")
-    return [
-        Entrant(name, path, tokenizers[name], held_out[name], Scorers(config.reward, tokenizers[name]))
-        for name, path in config.policies.items()
-    ]
+def enrol(config: EvaluateConfig, name: str, path: str) -> Policy:
+    """A policy, with a chat tokenizer where it has to answer in words. Raises ValueError where that has none."""
+    if not config.samples_chats:
+        return Policy(name, path, None)
+    trust, template = config.policy.trust_remote_code, config.chat_templates.get(name)
+    try:
+        return Policy(name, path, ChatTokenizer(path, trust_remote_code=trust, chat_template=template))
+    except ValueError as error:
+        if "no chat template" not in str(error):
+            raise
+        raise ValueError(
+            f"policies.{name}={path!r}: its tokenizer has no chat template; set chat_templates.{name} (chatml, "
+            "llama3 or a Jinja file), or ask for protocol likelihood alone, which needs none"
+        ) from None
 
 
-def compare_policies(config: EvaluateConfig, scored: dict[str, list[ScoredCompletion]]) -> dict[str, Metrics]:
-    """Each policy's rewards and lengths, and its change against the first with a paired interval."""
-    first = next(iter(scored.values()))
-    figures = {}
-    for name, answers in scored.items():
-        change, wins = compare(first, answers, config.bootstrap, config.run.seed)
-        figures[name] = {
-            **reward_metrics(answers),
-            **completion_metrics([s.completion for s in answers]),
-            "change": change.mean,
-            "change_low": change.low,
-            "change_high": change.high,
-            "win_rate": wins,
-        }
-    return figures
-
-
-def _answers(
+def conclude(
     config: EvaluateConfig,
-    crew: EvaluationCrew,
-    artifacts: ArtifactFolder,
-    entrant: Entrant,
+    store: WorkDirectory,
+    examination: Examination | None,
+    held_out: HeldOut | None,
     progress: Progress,
-) -> list[Completion]:
-    sampling = config.sampling
-
-    def request(prompt: Prompt) -> SamplingRequest:
-        seed = derive_seed(config.run.seed, "evaluation", prompt.prompt_id)
-        how = (sampling.samples, sampling.temperature, sampling.top_p, sampling.max_new_tokens)
-        return SamplingRequest(prompt, *how, seed)
-
-    def compute(prompts: Sequence[Prompt], path: str) -> list[Completion]:
-        crew.start_policy(path, entrant.tokenizer)
-        total = len(prompts) * sampling.samples
-        with progress.phase(f"answers of {entrant.name}", total, "completions") as bar:
-            return crew.generate([request(prompt) for prompt in prompts], bar.advance)
-
-    inputs = (list(entrant.prompts), entrant.path)
-    return artifacts.phase(f"completions-{entrant.name}", compute, *inputs, kind=Completion)
-
-
-def _scored(
-    crew: EvaluationCrew,
-    artifacts: ArtifactFolder,
-    entrant: Entrant,
-    completions: list[Completion],
-    progress: Progress,
-) -> list[ScoredCompletion]:
-    def compute(completions: Sequence[Completion]) -> list[ScoredCompletion]:
-        with progress.phase(f"score {entrant.name}", len(completions), "completions") as bar:
-            return crew.score(entrant.scorers, entrant.prompts, completions, bar.advance)
-
-    return artifacts.phase(f"scored-{entrant.name}", compute, completions, kind=ScoredCompletion)
+) -> EvaluationResult:
+    """Write and say what it came to."""
+    figures: dict[str, Metrics] = {name: {} for name in config.policies}
+    details: dict[str, Any] = {}
+    if held_out is not None:
+        rewards = held_out.compare()
+        details["rewards"] = rewards
+        figures = {name: figures[name] | rewards[name] for name in figures}
+        progress.say(render_comparison(rewards))
+    if examination is not None:
+        details |= examination.conclude(store.path)
+        figures = {name: figures[name] | examination.metrics(name) for name in figures}
+    finished = (store.path / RESULTS).is_file()
+    write_json(store.path / RESULTS, {"policies": figures, **details})
+    if not finished:
+        with Tracker(store, config) as tracker:
+            for index, metrics in enumerate(figures.values()):
+                tracker.log(metrics, step=index, kind="evaluation")
+    progress.say(f"results: {store.path / RESULTS}")
+    return EvaluationResult(store.path, figures, details)

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,13 @@ def write_json(path: Path, payload: dict[str, Any]) -> None:
     """Write a mapping as JSON, whole; a non-finite number becomes null, since JSON has none."""
     text = json.dumps(without_non_finite(payload), indent=1, sort_keys=True, allow_nan=False)
     write_whole(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+
+
+def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write mappings as JSON lines, whole, and the folder that they are in."""
+    lines = [json.dumps(without_non_finite(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, lambda temporary: temporary.write_text("".join(lines), encoding="utf-8"))
 
 
 def without_non_finite(value: Any) -> Any:

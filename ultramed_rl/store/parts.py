@@ -30,14 +30,14 @@ class Parts(Generic[T]):
 
     def read(self) -> list[T]:
         """All records that were kept."""
-        return [record for file in sorted(self.path.glob("*.parquet")) for record in read_records(self.kind, file)]
+        return [
+            record for file in sorted(self.path.glob("*.parquet")) for record in read_records(self.kind, file)
+        ]
 
     def keep(self, records: Sequence[T]) -> None:
         """One more part."""
         number = len(list(self.path.glob("*.parquet")))
-        write_whole(
-            self.path / f"{number:06d}.parquet", lambda file: write_records(records, self.kind, file)
-        )
+        write_whole(self.path / f"{number:06d}.parquet", lambda file: write_records(records, self.kind, file))
 
     def keep_as_they_come(self, batches: Iterable[Sequence[T]]) -> Iterator[T]:
         """Pass records on, and keep a part whenever there are many of them or it is long since the last one."""

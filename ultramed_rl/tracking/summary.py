@@ -49,20 +49,21 @@ _SUBSETS: list[tuple[str, str]] = [
 
 def render_rounds(rows: Sequence[Metrics]) -> str:
     """Rounds as a table of plain text. `reward` is of the round's samples, the next columns are held out."""
-    return _render(_COLUMNS, rows)
+    return render_table(_COLUMNS, rows)
 
 
 def render_comparison(policies: Mapping[str, Metrics]) -> str:
     """Policies on the same held-out prompts, each against the first."""
-    return _render(_COMPARISON, [{"name": name, **metrics} for name, metrics in policies.items()])
+    return render_table(_COMPARISON, [{"name": name, **metrics} for name, metrics in policies.items()])
 
 
 def render_subsets(rows: Sequence[Mapping[str, Any]]) -> str:
     """A reward model's accuracy by subset, and the averages under them."""
-    return _render(_SUBSETS, rows)
+    return render_table(_SUBSETS, rows)
 
 
-def _render(columns: Sequence[tuple[str, str]], rows: Sequence[Mapping[str, Any]]) -> str:
+def render_table(columns: Sequence[tuple[str, str]], rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as plain text, a column for each (heading, format); a dash where a row lacks what a format names."""
     from rich.console import Console
     from rich.table import Table
 

@@ -89,5 +89,5 @@ def _ask(instruction: str) -> Callable[[Item], str]:
 
 # The harness has no such task; this is its pubmedqa's form with two endings.
 BIOASQ_YESNO = Task("bioasq_yesno", (), read_yesno, ask_choice, continuations=continue_abstract)
-BIOASQ_FACTOID = Task("bioasq_factoid", (), read_factoid, _ask(_ONE_NAME), form="names")
-BIOASQ_LIST = Task("bioasq_list", (), read_list, _ask(_NAMES), form="names")
+BIOASQ_FACTOID = Task("bioasq_factoid", (), read_factoid, _ask(_ONE_NAME), form="factoid")
+BIOASQ_LIST = Task("bioasq_list", (), read_list, _ask(_NAMES), form="list")

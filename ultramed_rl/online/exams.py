@@ -1,0 +1,108 @@
+"""Benchmarks of an online run: of its starting policy, and after every N-th round."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from ultramed_rl.config import RunConfig
+from ultramed_rl.config.benchmarks import RoundBenchmarks
+from ultramed_rl.crew.examiner import Answers, Candidate, Examiner, Sitting, make_judge
+from ultramed_rl.crew.online import Crew
+from ultramed_rl.data.prompts import PromptPool
+from ultramed_rl.evaluation.contamination import TrainedPrompt
+from ultramed_rl.evaluation.entailment import summarize_statements
+from ultramed_rl.evaluation.guard import check_contamination
+from ultramed_rl.evaluation.report import PolicyReport, compare_reports, failures
+from ultramed_rl.evaluation.suite import load_suite
+from ultramed_rl.evaluation.tables import render_averages, render_comparisons, render_results
+from ultramed_rl.models.tokenizer import ChatTokenizer
+from ultramed_rl.records import Completion, Prompt, ScoredCompletion
+from ultramed_rl.store import ArtifactFolder
+from ultramed_rl.store.atomic import write_json, write_lines
+from ultramed_rl.tracking import Progress
+
+Metrics = dict[str, float]
+
+
+class RoundExams:
+    """The benchmarks of one run. Version 0's answers are what later ones are compared with."""
+
+    def __init__(
+        self, config: RunConfig, benchmarks: RoundBenchmarks, tokenizer: ChatTokenizer, progress: Progress
+    ) -> None:
+        """All that can go wrong before an engine starts: tasks, data, lengths, the judge's key."""
+        self.config, self.benchmarks, self.progress = config, benchmarks, progress
+        self.suite = load_suite(benchmarks, config.run.seed)
+        self.judge = make_judge(self.suite, benchmarks.judge)
+        self.examiner = Examiner(benchmarks, self.suite, config.run.seed, config.policy.max_length, progress)
+        self.candidate: Candidate = self.examiner.admit("policy", config.policy.path, tokenizer)
+        self.first: PolicyReport | None = None
+
+    def due(self, index: int) -> bool:
+        """Whether a round ends with an exam: every N-th does, and the last."""
+        return (index + 1) % self.benchmarks.every == 0 or index + 1 == self.config.run.rounds
+
+    def warn(self, folder: Path, pool: PromptPool) -> None:
+        """Say before anything is trained which questions the run trains on, and keep it."""
+        check = self.benchmarks.contamination
+        if check is None or not self.suite:
+            return
+        texts = ((p.messages[-1]["content"].removesuffix(self._suffix), p) for p in pool.training)
+        own = (TrainedPrompt(text, self.config.run.name) for text, _ in texts)
+        found = check_contamination(check, self.suite, self.config.policy.path, own)
+        self.progress.say(found.render())
+        write_json(folder / "contamination.json", asdict(found))
+
+    def sit(self, folder: ArtifactFolder, version: int, crew: Crew) -> Metrics:
+        """Ask the policy that the engines hold; answers, results and failures stay with the round."""
+        sitting = Sitting(folder, version)
+        answers = self.examiner.ask(self.candidate, sitting, lambda: crew)
+        if answers.samples:
+
+            def score(prompts: Sequence[Prompt], samples: Sequence[Completion]) -> list[ScoredCompletion]:
+                return crew.score(prompts, samples, lambda _: None)
+
+            self.examiner.reward(self.candidate, sitting, answers, score)
+        report = self.examiner.report(self.candidate, answers)
+        metrics = report.metrics | self._judge(answers)
+        if self.first is None:
+            self.first = report
+        metrics |= self._compare(report, version)
+        self._keep(folder.path / "benchmarks", report)
+        return {f"bench_{name}": value for name, value in metrics.items()}
+
+    @property
+    def _suffix(self) -> str:
+        return (self.config.prompts.suffix or "").strip()
+
+    def _compare(self, report: PolicyReport, version: int) -> Metrics:
+        """The change against version 0, task by task."""
+        assert self.first is not None
+        seed, resamples = self.config.run.seed, self.config.evaluation.bootstrap
+        found = compare_reports(self.first, report, resamples, seed) if version else []
+        tables = [render_results([report]), render_averages([report])]
+        self.progress.say(
+            "\n".join([*tables, render_comparisons({f"version {version}": found}, "version 0")])
+        )
+        metrics: Metrics = {}
+        for comparison in found:
+            name = f"{comparison.task}_{comparison.protocol}"
+            metrics |= {f"{name}_change": comparison.change}
+            metrics |= {} if comparison.p_value is None else {f"{name}_p": comparison.p_value}
+        return metrics
+
+    def _judge(self, answers: Answers) -> Metrics:
+        items, texts = self.examiner.statements(answers)
+        if self.judge is None or not items:
+            return {}
+        return summarize_statements(self.judge.grade(items, texts), seed=self.config.run.seed).metrics
+
+    def _keep(self, folder: Path, report: PolicyReport) -> None:
+        folder.mkdir(exist_ok=True)
+        results = [asdict(result) for result in report.results]
+        averages = {protocol: asdict(average) for protocol, average in report.averages.items()}
+        write_json(folder / "results.json", {"results": results, "averages": averages})
+        for (task, protocol), outcomes in report.outcomes.items():
+            write_lines(folder / "failures" / f"{task}-{protocol}.jsonl", failures(outcomes))
