@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from harness import evaluate_peer, write_docs
+from harness import load_peer, run_peer, write_docs
 
 MODEL = "offline://smollm2-135m-instruct"
 WANTED = 0.995
@@ -47,7 +47,7 @@ def peer_side(task: str, limit: int | None, batch: int, folder: Path) -> dict[st
         from ultramed_rl.models.offline import resolve_model
 
         docs = write_docs(PEERS[task], items_of(task, limit), folder / f"{task}-{limit}.jsonl")
-        found = evaluate_peer(PEERS[task], docs, resolve_model(MODEL), "float32", batch)
+        found = run_peer(PEERS[task], docs, load_peer(resolve_model(MODEL), "float32"), batch)
         kept.write_text(json.dumps(asdict(found)))
         print(f"lm-eval, {task}: {found.seconds:.0f} s, accuracy {found.accuracy:.4f}", flush=True)
     result: dict[str, Any] = json.loads(kept.read_text())
@@ -76,7 +76,9 @@ def our_side(tasks: list[str], limit: int | None, folder: Path) -> dict[str, dic
     return found
 
 
-def compare(task: str, limit: int | None, ours: dict[str, list[float]], peer: dict[str, Any]) -> dict[str, Any]:
+def compare(
+    task: str, limit: int | None, ours: dict[str, list[float]], peer: dict[str, Any]
+) -> dict[str, Any]:
     """One task's row."""
     items = items_of(task, limit)
     keys = [ord(item.answer) - ord("A") for item in items]

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness on local data with its own tasks: the peer that `agreement.py` compares with.
+"""lm-evaluation-harness on local data with its own tasks: the peer of `agreement.py` and `evaluation.py`.
 
     items --> JSON lines in the columns of a task of lm-eval --> that task's YAML, its data replaced --> simple_evaluate
 
@@ -45,8 +45,7 @@ class PeerResult:
     Args:
         predictions: place of the likeliest ending.
         right: lm-eval's `acc` of each item.
-        seconds: of the whole evaluation, the model's loading included.
-        loading_seconds: the loading's part of it.
+        seconds: of the evaluation, the model loaded before.
         loglikelihoods: of each ending, summed over its tokens.
     """
 
@@ -54,7 +53,6 @@ class PeerResult:
     right: list[bool]
     accuracy: float
     seconds: float
-    loading_seconds: float
     loglikelihoods: list[list[float]]
 
 
@@ -169,27 +167,33 @@ def _letters(doc: Mapping[str, Any]) -> list[str]:
 # -- the evaluation ----------------------------------------------------------------------------------------
 
 
-def evaluate_peer(
-    task_name: str, docs_path: Path, model_path: str, dtype: str, batch_size: int
-) -> PeerResult:
-    """Evaluate by lm-eval's `hf` model on the CPU.
+def load_peer(model_path: str, dtype: str) -> Any:
+    """lm-eval's `hf` model on the CPU.
+
+    Args:
+        model_path: a local checkpoint or a hub id.
+        dtype: `float32` or `bfloat16`.
+    """
+    from lm_eval.api.registry import get_model
+
+    return get_model("hf").create_from_arg_obj({"pretrained": model_path, "dtype": dtype}, {"device": "cpu"})
+
+
+def run_peer(task_name: str, docs_path: Path, model: Any, batch_size: int) -> PeerResult:
+    """Evaluate by lm-eval.
 
     Args:
         docs_path: what `write_docs` wrote for this task.
-        model_path: a local checkpoint or a hub id.
-        dtype: `float32` or `bfloat16`.
+        model: see `load_peer`.
         batch_size: endings in a forward pass.
     """
     import lm_eval
-    from lm_eval.api.registry import get_model
     from lm_eval.tasks import TaskManager
 
     # lm-eval's index of all its tasks takes 10 s and isn't needed for one that is given whole.
     task, manager = peer_task(task_name, docs_path), TaskManager(include_defaults=False)
+    model.batch_size_per_gpu = batch_size
     started = time.perf_counter()
-    settings = {"device": "cpu", "batch_size": batch_size}
-    model = get_model("hf").create_from_arg_obj({"pretrained": model_path, "dtype": dtype}, settings)
-    loaded = time.perf_counter()
     results = lm_eval.simple_evaluate(
         model=model, tasks=[task], task_manager=manager, bootstrap_iters=0, log_samples=True
     )
@@ -200,4 +204,4 @@ def evaluate_peer(
     accuracy = float(results["results"][task["task"]]["acc,none"])
     assert abs(accuracy - sum(right) / len(right)) < 1e-9, (accuracy, right)
     predictions = [values.index(max(values)) for values in found]
-    return PeerResult(predictions, right, accuracy, seconds, loaded - started, found)
+    return PeerResult(predictions, right, accuracy, seconds, found)

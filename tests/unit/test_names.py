@@ -16,7 +16,7 @@ from ultramed_rl.evaluation.names import ListScore, normalise_name, read_names, 
         ("Answer: BRCA1; BRCA2; TP53", ("BRCA1", "BRCA2", "TP53")),
         ("**Answer:** the p53 protein.", ("p53 protein",)),
         ("**Answer: Dystrophin**", ("Dystrophin",)),
-        ('Answer: "imatinib"; \'nilotinib\'; “dasatinib”.', ("imatinib", "nilotinib", "dasatinib")),
+        ("Answer: \"imatinib\"; 'nilotinib'; “dasatinib”.", ("imatinib", "nilotinib", "dasatinib")),
         ("Answer:\n- Imatinib\n- Nilotinib\n\nThese inhibit BCR-ABL.", ("Imatinib", "Nilotinib")),
         ("Answer:\n\n1. **Imatinib**\n2. Nilotinib\n", ("Imatinib", "Nilotinib")),
         ("Answer:\n* an ACE inhibitor\n* the sartans", ("ACE inhibitor", "sartans")),
@@ -107,7 +107,7 @@ def test_a_list_is_scored_by_the_entities_it_finds(names: tuple[str, ...], score
 
 
 def test_a_name_that_two_entities_share_goes_where_it_helps() -> None:
-    """"TNF" fits both entities and "cachectin" the first only; in order of places the second would get nothing."""
+    """ "TNF" fits both entities and "cachectin" the first only; in order of places the second would get nothing."""
     assert score_list(("TNF", "cachectin"), (("TNF", "cachectin"), ("TNF", "lymphotoxin"))).f1 == 1.0
 
 
@@ -123,7 +123,10 @@ def test_any_text_is_read_into_names_or_none(text: str) -> None:
         assert all(normalise_name(name) for name in reading.given)
 
 
-@given(st.lists(st.text("abcα1 -", min_size=1), max_size=5), st.lists(st.text("abcα1 -", min_size=1), min_size=1, max_size=5))
+@given(
+    st.lists(st.text("abcα1 -", min_size=1), max_size=5),
+    st.lists(st.text("abcα1 -", min_size=1), min_size=1, max_size=5),
+)
 def test_scores_are_shares_and_the_order_of_names_is_free(names: list[str], wanted: list[str]) -> None:
     score = score_list(names, [(name,) for name in wanted])
     assert score == score_list(names[::-1], [(name,) for name in wanted[::-1]])

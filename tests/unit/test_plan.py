@@ -83,7 +83,7 @@ def expected_roles(config: Any) -> set[str]:
         own = {"rollout"} if config.type in ("contrasts", "evaluate") else {"trainer"}
     if config.type == "reward_bench":
         return {"reward"}
-    scores = config.type in ("online", "evaluate") and config.reward.paths
+    scores = config.type in ("online", "evaluate") and config.reward and config.reward.paths
     return {*own, "reward"} if scores else own
 
 

@@ -12,7 +12,12 @@ from ultramed_rl.evaluation.reading import read_choice
 
 CYSTITIS = {"A": "Ciprofloxacin", "B": "Doxycycline", "C": "Nitrofurantoin", "D": "Ceftriaxone"}
 PUBMED = {"A": "yes", "B": "no", "C": "maybe"}
-STENT = {"A": "Aspirin", "B": "Aspirin and clopidogrel", "C": "Clopidogrel", "D": "Aspirin, clopidogrel and apixaban"}
+STENT = {
+    "A": "Aspirin",
+    "B": "Aspirin and clopidogrel",
+    "C": "Clopidogrel",
+    "D": "Aspirin, clopidogrel and apixaban",
+}
 GERMS = {"A": "Hepatitis B virus", "B": "E. coli", "C": "Clostridioides difficile", "D": "Group A streptococcus",
          "E": "Klebsiella pneumoniae"}  # fmt: skip
 TEN = dict(zip("ABCDEFGHIJ", ["Aspirin", "Ibuprofen", "Naproxen", "Celecoxib", "Ketorolac", "Diclofenac",
@@ -131,7 +136,12 @@ SENTENCES: list[Row] = [
     ("other_is_wrong", "The answer is C, A is wrong.", "cystitis", "C"),
     ("option_is_correct", "Option C is correct", "cystitis", "C"),
     ("option_with_text_is_correct", "Option C (nitrofurantoin) is the correct answer.", "cystitis", "C"),
-    ("option_comma_text_is_correct", "Therefore, option C, nitrofurantoin, is the best choice.", "cystitis", "C"),
+    (
+        "option_comma_text_is_correct",
+        "Therefore, option C, nitrofurantoin, is the best choice.",
+        "cystitis",
+        "C",
+    ),
     ("label_is_correct", "C. Nitrofurantoin is the correct answer.", "cystitis", "C"),
     ("text_is_correct", "Nitrofurantoin is the correct answer.", "cystitis", "C"),
     ("joined_text_is_correct", "Aspirin and clopidogrel is the correct answer.", "stent", "B"),
@@ -165,6 +175,26 @@ SENTENCES: list[Row] = [
     ("two_verdicts", "Option A is correct. Option C is correct.", "cystitis", "contradiction"),
     ("labels_joined", "The answer is A. Ciprofloxacin and C. Nitrofurantoin.", "cystitis", "contradiction"),
     ("no_answer", "I cannot determine the answer without the culture.", "cystitis", "none"),
+    (
+        "labels_in_brackets",
+        "The answer is A (Ciprofloxacin) and C (Nitrofurantoin).",
+        "cystitis",
+        "contradiction",
+    ),
+    ("letter_or_text", "The answer is C or ceftriaxone.", "cystitis", "contradiction"),
+    (
+        "list_of_options",
+        "Select the best answer: A. Ciprofloxacin B. Doxycycline",
+        "cystitis",
+        "contradiction",
+    ),
+    ("format_echo", '{"answer": "A|B|C|D"}', "cystitis", "contradiction"),
+    ("germ_behind_text", "The answer is C. Nitrofurantoin covers E. coli.", "cystitis", "C"),
+    ("over_another", "We choose C over A.", "cystitis", "C"),
+    ("therefore_inside", "The answer, therefore, is C.", "cystitis", "C"),
+    ("arrow", "Answer -> C", "cystitis", "C"),
+    ("answers_are", "The correct answers are A and C.", "cystitis", "contradiction"),
+    ("chinese_option", "答案是C选项", "cystitis", "C"),
 ]
 BOXES: list[Row] = [
     ("plain", r"\boxed{C}", "cystitis", "C"),
@@ -235,6 +265,12 @@ JUDGEMENTS: list[Row] = [
     ("unclear", "The answer is yes? The answer is unclear.", "pubmed", "none"),
     ("self_talk", "The trial was large.\nNo, wait.\nIt was small.", "pubmed", "none"),
     ("changed", "The answer is no. Wait: mortality fell. The answer is yes.", "pubmed", "A"),
+    ("format_echo", "Answer: yes/no/maybe", "pubmed", "contradiction"),
+    ("format_in_lead", "Answer (yes/no/maybe): yes", "pubmed", "A"),
+    ("options_behind_lead", "Answer: A. yes\nB. no\nC. maybe", "pubmed", "contradiction"),
+    ("maybe_not", "Answer: Maybe not", "pubmed", "none"),
+    ("long_dash", "Yes—mortality fell.", "pubmed", "A"),
+    ("therefore", "Mortality did not change. Therefore, no.", "pubmed", "B"),
 ]
 TEN_OPTIONS: list[Row] = [
     ("last", "The answer is (J).", "ten", "J"),
@@ -279,7 +315,7 @@ TRAPS: list[Row] = [
     ("celsius", "Her temperature is 37 °C", "cystitis", "none"),
     ("celsius_sign", "Her temperature is 37 ℃", "cystitis", "none"),
     ("step", "Step A is to take a culture.", "cystitis", "none"),
-    ("genotype", "The genotype is (A).", "cystitis", "A"),
+    ("genotype", "The genotype is (A).", "cystitis", "none"),
 ]
 DOUBTS: list[Row] = [
     ("not", "The answer is not B.", "cystitis", "none"),
@@ -304,6 +340,19 @@ DOUBTS: list[Row] = [
     ("corrected", "The answer is A. No, quinolones harm cartilage. The answer is C.", "cystitis", "C"),
     ("corrected_verdict", "Option A is correct. Wait, no. Option C is correct.", "cystitis", "C"),
     ("corrected_text", "The answer is A. Actually, the answer is nitrofurantoin.", "cystitis", "C"),
+    ("rejected_in_brackets", "Answer: C (wrong)", "cystitis", "none"),
+    ("text_rejected_in_brackets", "Answer: Ciprofloxacin (wrong)", "cystitis", "none"),
+    ("others_rejected", "Correct answer: C. Incorrect: A, B, D", "cystitis", "C"),
+    ("taken_back_at_once", "So the answer is A, I mean C.", "cystitis", "none"),
+    ("taken_back_next_line", "The answer is A.\n\nWait, that harms cartilage.", "cystitis", "none"),
+    ("another_case_if", "The answer is C. If she had fever, the answer would be D.", "cystitis", "C"),
+    ("another_case", "The answer is C. In a man, the correct answer would be A.", "cystitis", "C"),
+    ("another_case_is", "The answer is C. For pyelonephritis, the answer is D.", "cystitis", "C"),
+    ("conditional_alone", "The answer would be C.", "cystitis", "C"),
+    ("isnt_but_is", "The correct answer isn't A; it's C", "cystitis", "C"),
+    ("recommended", "A good choice is ciprofloxacin.", "cystitis", "none"),
+    ("drug_of_choice", "The drug of choice is ciprofloxacin.", "cystitis", "none"),
+    ("described", "A) Ciprofloxacin is a fluoroquinolone. It is a good drug.", "cystitis", "none"),
 ]
 LONG: list[Row] = [
     ("paper", LONG_THOUGHT + "So, the answer is C.", "cystitis", "C"),
@@ -319,7 +368,12 @@ LONG: list[Row] = [
     ("echo_then_first", ECHO + "\nA. Ciprofloxacin", "cystitis", "A"),
     ("echo_then_text", "The options are:\n" + ECHO + "\nNitrofurantoin", "cystitis", "C"),
     ("answer_then_echo", "The answer is C.\n\nOptions:\n" + ECHO, "cystitis", "C"),
-    ("echo_in_line", "Options: A. Ciprofloxacin B. Doxycycline C. Nitrofurantoin. Answer: C", "cystitis", "C"),
+    (
+        "echo_in_line",
+        "Options: A. Ciprofloxacin B. Doxycycline C. Nitrofurantoin. Answer: C",
+        "cystitis",
+        "C",
+    ),
     ("thought", "<think>\nThe answer is A.\n</think>\n\nThe answer is C.", "cystitis", "C"),
     ("empty_thought", "<think>\n\n</think>\n\nC", "cystitis", "C"),
     ("thought_without_start", "Perhaps the answer is A.\n</think>\nThe answer is C.", "cystitis", "C"),
@@ -327,12 +381,25 @@ LONG: list[Row] = [
     ("thought_only", "<think>The answer is A.</think>", "cystitis", "none"),
     ("loop", "So, the answer is C. " * 300, "cystitis", "C"),
     ("loop_of_words", "She should take the drug. " * 300, "cystitis", "none"),
-    ("next_question", "So, the answer is C.\n\nQuestion: A man has gout.\n" + ECHO + "So, the answer is A.", "cystitis", "C"),
+    (
+        "next_question",
+        "So, the answer is C.\n\nQuestion: A man has gout.\n" + ECHO + "So, the answer is A.",
+        "cystitis",
+        "C",
+    ),
     ("next_turn", "C<|im_end|>\n<|im_start|>user\nAnd now?<|im_end|>\nThe answer is A.", "cystitis", "C"),
     ("question_echo", "Question: Which drug is safe?\n" + ECHO + "Answer: C", "cystitis", "C"),
     ("empty", "", "cystitis", "none"),
     ("space", " \n\t \n", "cystitis", "none"),
     ("punctuation", "...", "cystitis", "none"),
+    (
+        "per_option_bold",
+        "**A. Ciprofloxacin** harms.\n\n**C. Nitrofurantoin** is safe.",
+        "cystitis",
+        "contradiction",
+    ),
+    ("next_question_heading", "C\n\n## Question 2\nThe answer is A", "cystitis", "C"),
+    ("next_instruction", "The answer is C\n\n### Instruction:\nAnd gout?\nThe answer is A", "cystitis", "C"),
 ]
 GROUPS = {
     "letter_alone": LETTER_ALONE, "letter_with_text": LETTER_WITH_TEXT, "sentence": SENTENCES, "box": BOXES,
@@ -348,7 +415,9 @@ GROUPS = {
         for name, text, options, expected in rows
     ],
 )
-def test_answers_are_read_as_a_careful_reader_would(text: str, options: dict[str, str], expected: str) -> None:
+def test_answers_are_read_as_a_careful_reader_would(
+    text: str, options: dict[str, str], expected: str
+) -> None:
     reading = read_choice(text, options)
     assert (reading.given or (reading.problem,)) == (expected,)
     assert bool(reading.given) != bool(reading.problem)
@@ -393,19 +462,31 @@ def test_fragments_of_answers_in_any_order_give_an_option_or_a_problem(text: str
     assert bool(reading.given) != bool(reading.problem) and set(reading.given) <= set(TEN)
 
 
-_PROSE = st.text(string.ascii_lowercase + "      \n", max_size=300).filter(lambda text: "question" not in text)
+_PROSE = st.text(string.ascii_lowercase + "      \n", max_size=300).filter(
+    lambda text: "question" not in text
+)
 
 
 @given(_PROSE, st.sampled_from("ABCD"), st.booleans())
-def test_the_sentence_that_is_asked_for_is_read_after_any_prose(prose: str, letter: str, by_text: bool) -> None:
+def test_the_sentence_that_is_asked_for_is_read_after_any_prose(
+    prose: str, letter: str, by_text: bool
+) -> None:
     said = CYSTITIS[letter] if by_text else letter
     assert read_choice(f"{prose}.\nSo, the answer is {said}.", CYSTITIS).given == (letter,)
 
 
-@given(st.sampled_from("ABCD"), st.sampled_from([str.lower, str.upper, str.title]), st.text(" \n", max_size=5))
+@given(
+    st.sampled_from("ABCD"), st.sampled_from([str.lower, str.upper, str.title]), st.text(" \n", max_size=5)
+)
 def test_case_and_space_change_nothing(letter: str, case: object, space: str) -> None:
     assert callable(case)
-    for said in (letter, f"({letter})", CYSTITIS[letter], f"{letter}. {CYSTITIS[letter]}", f"the answer is {letter}"):
+    for said in (
+        letter,
+        f"({letter})",
+        CYSTITIS[letter],
+        f"{letter}. {CYSTITIS[letter]}",
+        f"the answer is {letter}",
+    ):
         assert read_choice(space + case(said) + space, CYSTITIS).given == (letter,)
 
 

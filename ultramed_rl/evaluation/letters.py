@@ -16,58 +16,55 @@ _USUAL = "ABCDEFGH"
 # "So, the answer is X." is how a prompt asks for it.
 _PLACEHOLDERS = "XYZ"
 _PREFIX = re.compile(
-    r"(?:(?:most likely|likely|probably|clearly|therefore|thus|indeed|definitely|actually|simply|the|correct|best"
-    r"|single|options?|choices?|letter|answers?|statements?|both|either)\b[\s:\"'(\[<-]*|选项 ?){0,4}",
+    r"(?:(?:most likely|likely|probably|clearly|obviously|certainly|therefore|thus|indeed|definitely|actually"
+    r"|simply|the|correct|best|single|options?|choices?|letter|answers?|statements?|both|either)\b[\s:\"'(\[<-]*|选项 ?){0,4}",
     re.IGNORECASE,
 )
 _OPENING = " \n:\"'([{<-=#>.|"
 _LETTER = re.compile(r"(?P<letter>[A-Za-z])(?P<close>[)\]}\"'>]*)")
 _END = re.compile(
-    r"\s*$|[.:](?!\w)|[.:](?=[A-Z][a-z]{2})|[,;!|\n]| ?- | ?[(\[]| ?/ ?[A-Z]\b|选项|项| &"
-    r"| (?:because|since|as|given|due|for|which|based|rather|instead|over|not|and|or|but|in|it|this|the|so)\b"
+    r"\s*$| ?[.:](?!\w)|[.:](?=[A-Z][a-z]{2})|[,;!|\n]| ?- | ?[(\[]| ?/ ?[A-Z]\b|选项|项| &"
+    r"| (?:because|since|as|given|due|for this|which|based|rather|instead|over|not|and|or|but|in this|it"
+    r"|this|the|so|here|remains|fits|matches|is left)\b"
     r"| is (?:the )?(?:correct|right|best|most)\b"
 )
 _SMALL_END = re.compile(r"\s*$|[.:,;](?!\w)| (?:because|since)\b")
 _PRONOUN_END = re.compile(r"\s*$|[.:](?!\w)")
 _WHOLE_END = re.compile(r"[.!,;:]*\s*$|[.:]? ?\(|[.:] |[.:](?=[A-Z][a-z]{2})| - ")
 _ANOTHER = re.compile(
-    r"(?: ?\([^()\n]{1,80}\)|[.):]? (?!and\b|or\b)[^.,;\n]{1,80}?(?= (?:and|or) [A-Z][.)] ))?"
-    r"[)\]\"'.]*\s?(?:,|/|&|;|\bor\b|\band\b|\bplus\b)\s?(?:(?:or|and|both) )?(?:(?i:option|choice|answer) )?"
-    r"[(\[\"']*(?P<letter>[A-Z])(?=[)\].,;:\"']|\s*$| (?:and|or|are|because|since|both|seem|fit)\b| ?[/&])"
+    r"(?: ?\([^()\n]{1,80}\))?[)\]\"'.]*\s?(?:,|/|&|;|\||\bor\b|\band\b|\bplus\b)\s?(?:(?:or|and|both) )?"
+    r"(?:(?i:option|choice|answer) )?[(\[\"']*(?P<letter>[A-Z])"
+    r"(?=[)\].,;:|\"']|\s*$| \(| (?:and|or|are|because|since|both|seem|fit)\b| ?[/&])"
+)
+_EPITHETS = (
+    r"(?i:coli|diff|difficile|albicans|trachomatis|botulinum|perfringens|tetani|burnetii|faecalis|faecium"
+    r"|histolytica|granulosus|henselae|burgdorferi|pertussis|anthracis|cereus|fragilis|abortus|neoformans|jejuni"
+    r"|diphtheriae|fumigatus|baumannii|lumbricoides|israelii|latum|cloacae|tularensis|lamblia|vaginalis|pylori"
+    r"|influenzae|ducreyi|capsulatum|gondii)\b"
+)
+# A second label further on: an echo of options in one line, or "A. Aspirin and C. Warfarin".
+_LABELLED = re.compile(
+    rf"[.):]? ?[^.\n]{{1,80}}? \(?(?P<letter>[A-Z])[).] (?=\w)(?!{_EPITHETS}|(?:is|was|are|would|does)\b)"
 )
 _ONLY_LETTERS = re.compile(r"(?:\W|\b(?:and|or|both|option)\b|\b[A-Z]\b)*")
+_MARKS = re.compile(r"^(?:[ :(),!]|\.(?!\d)|-(?= ))*")
 _DENIED = re.compile(
     r"(?: ?\([^()\n]{1,80}\))?,?(?: which)? (?:is|are|was|were)(?:n't| not| wrong| incorrect| false)\b"
+    r"|[\s.,(:-]+(?:wrong|incorrect|false)\b(?! ?(?:options?|answers?|choices?|ones)?:)",
+    re.IGNORECASE,
 )
 _REJECTED = re.compile(
     r"[^.\n]{0,60}\b(?:not|never|wrong|incorrect|false|unlikely|less|contraindicated|inappropriate|excluded"
     r"|eliminated|avoid|ruled out)\b|[^.\n]{0,60}n't\b",
     re.IGNORECASE,
 )
-_SPECIES = re.compile(r"\. ?(?P<name>[a-z][\w-]*)")
-_EPITHET = re.compile(
-    r"\. ?(?:coli|diff|difficile|albicans|trachomatis|botulinum|perfringens|tetani|burnetii|faecalis|faecium"
-    r"|histolytica|granulosus|henselae|burgdorferi|pertussis|anthracis|cereus|fragilis|abortus|neoformans|jejuni"
-    r"|diphtheriae|fumigatus|baumannii|lumbricoides|israelii|latum|cloacae|tularensis|lamblia|vaginalis|pylori"
-    r"|influenzae|ducreyi|capsulatum|gondii)\b",
-    re.IGNORECASE,
+# "A. Aspirin is an NSAID" describes an option.
+_PREDICATE = re.compile(
+    r" (?:is|are|was|were|has|have|can|may|would|could|should|will|does|causes?|inhibits?)\b"
 )
-_SMALL_WORDS = {
-    "yes",
-    "no",
-    "maybe",
-    "true",
-    "false",
-    "the",
-    "it",
-    "this",
-    "because",
-    "since",
-    "in",
-    "as",
-    "a",
-    "an",
-}
+_SPECIES = re.compile(r"\. ?(?P<name>[a-z][\w-]*)")
+_EPITHET = re.compile(rf"\. ?{_EPITHETS}")
+_COMMON_WORD = re.compile(r"yes|no|maybe|true|false|the|it|this|because|since|in|as|an?")
 
 
 def read_letter(answer: str, options: Mapping[str, str] | None = None) -> str | None:
@@ -96,16 +93,23 @@ def letters_at(said: str, options: Mapping[str, str], whole: bool = False) -> tu
     if match is None:
         return "", ""
     letter, rest = match["letter"].upper(), said[match.end() :]
-    another = _ANOTHER.match(said, match.end("letter"))
-    if whole and another and not _ONLY_LETTERS.fullmatch(said, another.end()):
-        another = None
-    label = rest.lstrip(" .:()-,")
     own = options.get(letter, "")
-    if not _is_answer(match, rest, own, letter in options) or (
-        whole and not another and not _is_whole(match, rest, label, own)
-    ):
+    if not _is_answer(match, rest, own, letter in options):
         return "", ""
-    return "".join(dict.fromkeys(letter + (another["letter"] if another else ""))), label
+    another = _another(said, match.end("letter"), options, whole)
+    label = _MARKS.sub("", rest, count=1)
+    if whole and not another and not _is_whole(match, rest, label, own):
+        return "", ""
+    return "".join(dict.fromkeys(letter + another)), label
+
+
+def _another(said: str, end: int, options: Mapping[str, str], whole: bool) -> str:
+    """A second letter that stands beside the first, or labels a second option after the first one's text."""
+    beside = _ANOTHER.match(said, end)
+    if beside and (not whole or _ONLY_LETTERS.fullmatch(said, beside.end())):
+        return beside["letter"]
+    labelled = _LABELLED.match(said, end)
+    return labelled["letter"] if labelled and labelled["letter"] in options else ""
 
 
 def _is_answer(match: re.Match[str], rest: str, own: str, known: bool) -> bool:
@@ -113,7 +117,8 @@ def _is_answer(match: re.Match[str], rest: str, own: str, known: bool) -> bool:
     letter, closed = match["letter"], match["close"].strip("'")
     if not known and letter.upper() in _PLACEHOLDERS + "I":
         return False
-    if rest[:1].isalnum() or _DENIED.match(rest) or _is_species(rest, own):
+    labelled = bool(own) and _starts(_MARKS.sub("", rest, count=1), own)
+    if re.match(r"[A-Za-z0-9_]", rest) or _is_species(rest, own) or (is_denied(rest) and not labelled):
         return False
     if closed or (own and rest[:1] == " " and _starts(rest[1:], own)):
         return True
@@ -128,9 +133,16 @@ def _is_whole(match: re.Match[str], rest: str, label: str, own: str) -> bool:
     if label.split()[0] in ("and", "or", "is", "are"):
         return False
     if own and _starts(label, own):
-        return not _REJECTED.match(label, len(own))
+        return not (_REJECTED.match(label, len(own)) or _PREDICATE.match(label, len(own.strip(" ."))))
+    if match["letter"].isupper() and re.match(r"[,.]? (?:- )?(?:because|since)\b", rest):
+        return True
     labelled = match["close"].strip("'\"") or (match["letter"].isupper() and _WHOLE_END.match(rest))
     return bool(labelled) and not _REJECTED.match(label)
+
+
+def is_denied(rest: str) -> bool:
+    """Whether what follows an option says at once that it is wrong."""
+    return _DENIED.match(rest) is not None
 
 
 def _starts(text: str, own: str) -> bool:
@@ -142,4 +154,6 @@ def _is_species(rest: str, own: str) -> bool:
     match = _SPECIES.match(rest)
     if own and _starts(rest.lstrip(" ."), own.split()[0]):
         return False
-    return _EPITHET.match(rest) is not None or (match is not None and match["name"] not in _SMALL_WORDS)
+    return _EPITHET.match(rest) is not None or (
+        match is not None and not _COMMON_WORD.fullmatch(match["name"])
+    )

@@ -21,12 +21,23 @@ _GREEK = {
     "π": "pi", "ρ": "rho", "σ": "sigma", "ς": "sigma", "τ": "tau", "υ": "upsilon", "φ": "phi", "χ": "chi",
     "ψ": "psi", "ω": "omega",
 }  # fmt: skip
-_LEAD = re.compile(r"\banswers?(?: \([^()\n]{1,40}\))?(?: is| are)? ?: ?|^#+ ?(?:final )?answers?$", re.I | re.MULTILINE)
+_LEAD = re.compile(
+    r"\banswers?(?: \([^()\n]{1,40}\))?(?: is| are)? ?: ?|^#+ ?(?:final )?answers?$", re.I | re.MULTILINE
+)
 _MARKUP = re.compile(r"[*`$]+|__")
 _POINT = re.compile(r"^(?:[-+•]|\d{1,2}[.)]) ")
 _ARTICLE = re.compile(r"^(?:the|an?) (?=\S)", re.IGNORECASE)
 _QUOTES = " \"'.,:"
-_PLACEHOLDERS = {"name", "none", "unknown", "notmentioned", "notgiven", "na", "idontknow", "cannotbedetermined"}
+_PLACEHOLDERS = {
+    "name",
+    "none",
+    "unknown",
+    "notmentioned",
+    "notgiven",
+    "na",
+    "idontknow",
+    "cannotbedetermined",
+}
 _KEPT = re.compile(r"(?<=\d)[.,](?=\d)|[^\W_]|[+%<>=]")
 
 

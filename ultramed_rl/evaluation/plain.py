@@ -10,13 +10,14 @@ _THOUGHT = re.compile(r"[<◁](?P<closes>/?)(?:think|thinking|thought|reasoning)
 _PUNCTUATION = str.maketrans(
     dict.fromkeys("’‘´′", "'")
     | dict.fromkeys("“”„«»「」『』", '"')
-    | dict.fromkeys("‐‑‒–—―−", "-")
+    | dict.fromkeys("‐‑‒–−", "-")
+    | dict.fromkeys("—―", " - ")
     | {"。": ". ", "、": ",", "【": "[", "】": "]", "\x08": "\\b"}
 )
 _FONT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathsf|mbox)\s*\{([^{}]*)\}")
 _MARKER = re.compile(r"<\|(?!im_start|start_header_id)[^|<>\n]{1,30}\|>|</?s>|<br ?/?>")
 _TURN = re.compile(
-    r"^[ #*>-]*(?:question|problem|user|human|q)(?: ?\d+)?[* ]*:|<\|(?:im_start|start_header_id)\|>|\[INST\]",
+    r"^[ #*>-]*(?:question|problem|user|human|q|instruction|input)(?: ?\d+)?[* ]*:|^#+ ?question\b|<\|(?:im_start|start_header_id)\|>|\[INST\]",
     re.IGNORECASE | re.MULTILINE,
 )
 

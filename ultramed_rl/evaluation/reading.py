@@ -10,25 +10,26 @@ import re
 from collections.abc import Mapping
 
 from ultramed_rl.evaluation.items import Reading
-from ultramed_rl.evaluation.letters import letters_at
+from ultramed_rl.evaluation.letters import is_denied, letters_at
 from ultramed_rl.evaluation.plain import clean
 from ultramed_rl.evaluation.settling import decide
 
 _JUDGEMENTS = {"yes", "no", "maybe", "true", "false"}
 _START = re.compile(r"(?:[\s:\"'(\[{]|- )*(?:an? |the |to |that )?")
 _LIKELY = re.compile(r"(?:most likely|likely|probably|clearly|definitely|indeed|therefore|simply) ")
-_FULL_END = re.compile(r"[\s.,;:!)\]\"'}]*$")
+_FULL_END = re.compile(r"[\s.,;:!)\]\"'}]*$|,? (?:because|since)\b")
 _END = re.compile(
     r"[\s\"'}]*(?:$|[.;:!)\]](?![\w.])| ?\(| - (?=[a-z])"
-    r"|,? (?:because|since|as|which|given|due to|based on|so|rather than|instead of|not|option|choice|in this"
-    r"|is (?:the )?(?:correct|best|right))\b)"
+    r"|,? (?:because|since|as|which|given|due to|based on|so|rather than|instead of|option|choice|in this"
+    r"|is (?:the )?(?:correct|best|right))\b|, not\b)"
 )
 _JUDGEMENT_END = re.compile(r"\s*[,:;.!-](?!\w)")
 _TORN = re.compile(r"[,.;:!]? ?(?:(?:but|or|and|/) ?)?(?:yes|no|maybe|possibly)\b")
 _LABEL = re.compile(
     r"[\s,\"']*(?:[(\[](?:(?:option|choice|answer) )?|(?:option|choice|answer) [(\[]?)(?P<letter>[a-z])\b(?!['+-])"
 )
-_AND = re.compile(r"[\s,\"']*(?:,|/|&|;|\band\b|\bor\b)\s?(?:(?:and|or|maybe) )?(?:the |an? )?")
+_AND = re.compile(r"[\s,\"')]*(?:,|/|&|;|\band\b|\bor\b)\s?(?:(?:and|or|maybe) )?(?:the |an? )?")
+_OR = re.compile(r"(?:and|or) ")
 # Says that it is none of the options; no option has it as its letter.
 _NEITHER = "-"
 _REFUSAL = re.compile(
@@ -88,6 +89,8 @@ class _Options:
 
     def _ended(self, key: str, rest: str, whole: bool) -> list[str]:
         """Who has the text `key`, and others that `rest` adds; nobody where it goes on as another text."""
+        if is_denied(rest):
+            return []
         letters = self.letters[key]
         label = _LABEL.match(rest)
         if label and label["letter"].upper() in self.texts:
@@ -117,6 +120,8 @@ class _Options:
             # "D. Both A and C" is one option.
             several = [letter for letter in letters[1:] if not re.search(rf"\b{letter}\b", own)]
             return letters[0] + "".join(several)
+        joint = _OR.match(label)
+        groups = groups or (self._groups(label[joint.end() :]) if joint else [])
         if groups:
             return _united(letters, *groups)
         if whole and label and len(letters) == 1 and not _fits(label, own):
@@ -126,6 +131,8 @@ class _Options:
 
 def _fits(label: str, own: str) -> bool:
     """Whether a line's text begins as the option does, or holds it."""
+    if re.match(r"because|since", label):
+        return True
     said, expected = _normalised(label), _normalised(own).rstrip(" .")
     return said.split()[:1] == expected.split()[:1] or (bool(expected) and expected in said)
 

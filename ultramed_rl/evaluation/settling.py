@@ -15,14 +15,14 @@ from typing import Protocol
 from ultramed_rl.evaluation.plain import clean, turns
 from ultramed_rl.evaluation.statements import LONGEST, statements
 
-_MARKUP = re.compile(r"[*`$]+|__")
+_MARKUP = re.compile(r"[*`$]+|(?<![A-Za-z0-9])_+|_+(?![A-Za-z0-9])")
 _CORRECTION = re.compile(r"\b(?:wait|actually|no,|correction|reflection|reconsider\w*|mistake\w*|hmm)", re.I)
 _OPTION_LINE = re.compile(r"[ *#>-]*(?:(?:Option|Choice) )?\(?([A-Z])[)*]* ?[.):]\)?[* ]*\S.*")
 _BULLET = re.compile(r"(?:[-+•#>]|\d+[.)]) ?")
 _ROMAN = re.compile(r"^\W?II[.):]", re.MULTILINE)
 _LETTER_LINE = re.compile(r"[^\w\n]{0,9}[A-Za-z][^\w\n]{0,9}")
 _BOLD = re.compile(
-    rf"\*\*(?P<said>[\s(\[\"]*(?:(?i:option|choice|answer) )?[(\[]*[A-Z](?![\w'+-])[^*\n]{{0,{LONGEST}}})\*\*"
+    rf"\*\*(?P<said>[\s(\[\"]*(?:(?i:option|choice|answer) )?[(\[]*[A-Z](?![\w'+-])[^*\n]{{0,{LONGEST}}})\*\*(?!\w)"
 )
 _MENTION = re.compile(r"\([A-Z]\)|\b(?i:option|choice) \(?[A-Z]\b(?!['+-])")
 # "vitamin (C)", "type **A**"
@@ -41,6 +41,14 @@ _UNSETTLED = re.compile(
     r"|could|may|might|compar\w+|versus|vs|but|although|however|while|whereas|inappropriate|tempting)\b|n't|\?",
     re.IGNORECASE,
 )
+
+
+_CONCLUDES = re.compile(
+    r"\b(?:so|thus|hence|therefore|accordingly|consistent|corresponds?|match(?:es)?|fits?|supports?|points?|leads?"
+    r"|best|correct|right|most|likely|answer|choice|conclu\w+|choose|indicates?|suggests?|favou?rs?|which is)\b",
+    re.IGNORECASE,
+)
+_SENTENCE_END = re.compile(r"(?<=\w[\w)])[.!?] (?=\S)")
 
 
 class Resolve(Protocol):
@@ -71,7 +79,7 @@ def _settled(text: str, resolve: Resolve, truncated: bool) -> str:
     current, verdict_end, seen = "", -1, [""]
     for statement in statements(text):
         found = resolve(statement.said, whole=statement.verdict)
-        if not found:
+        if not found or (statement.conditional and current):
             continue
         if statement.negated:
             current = "" if current and current in found else current
@@ -93,47 +101,51 @@ def _agreed(text: str, resolve: Resolve, truncated: bool) -> str:
         first = lines[0] if lines and _LETTER_LINE.fullmatch(lines[0]) else ""
         return resolve(_MARKUP.sub("", first), whole=True)
     for form in (_bare_lines, _full_lines, _bold_labels, _closing_sentence):
-        found = [resolve(said, whole=True) for said in form(lines)]
+        found = list(form(lines, resolve))
         # A line amid others is part of what they discuss.
         if any(found) and (form is not _full_lines or found[0] or found[-1]):
             return _united(*found)
     return ""
 
 
-def _bare_lines(lines: list[str]) -> Iterator[str]:
+def _bare_lines(lines: list[str], resolve: Resolve) -> Iterator[str]:
     """Lines of a letter and nothing else."""
     for line in lines:
         if _LETTER_LINE.fullmatch(line):
-            yield _MARKUP.sub("", line)
+            yield resolve(_MARKUP.sub("", line), whole=True)
 
 
-def _full_lines(lines: list[str]) -> Iterator[str]:
-    """Lines that an answer could fill; "" for points of a list, and for all in an outline (I., II.)."""
+def _full_lines(lines: list[str], resolve: Resolve) -> Iterator[str]:
+    """Lines that an answer fills; "" for points of a list, and for all in an outline (I., II.)."""
     outline = _ROMAN.search("\n".join(lines))
     before = ""
     for line in lines:
         point = before.endswith(":") or (_BULLET.match(line) and not _OPTION_LINE.fullmatch(line))
-        yield "" if point or outline or len(line) > LONGEST else _MARKUP.sub("", line)
+        skipped = point or outline or len(line) > LONGEST
+        yield "" if skipped else resolve(_MARKUP.sub("", line), whole=True)
         before = line.rstrip("* ")
 
 
-def _bold_labels(lines: list[str]) -> Iterator[str]:
+def _bold_labels(lines: list[str], resolve: Resolve) -> Iterator[str]:
+    """Letters in bold, alone or with their option's text."""
     for line in lines:
         for match in _BOLD.finditer(line):
             before = line[max(0, match.start() - 30) : match.start()]
             if not _KIND.search(before) and not _REJECTED.match(line, match.end()):
-                yield match["said"]
+                found = resolve(match["said"], whole=True)
+                # "**E. coli**" may be an option's text, but isn't stated as the answer.
+                yield found if found[:1] in match["said"] else ""
 
 
-def _closing_sentence(lines: list[str]) -> Iterator[str]:
-    """The options that the last sentence mentions, if it neither excludes nor weighs any."""
+def _closing_sentence(lines: list[str], resolve: Resolve) -> Iterator[str]:
+    """The options that the last sentence mentions, if it concludes and neither excludes nor weighs any."""
     last = _MARKUP.sub("", lines[-1] if lines else "")[-LONGEST:]
-    sentence = re.split(r"(?<=\w\w)[.!?] (?=\S)|(?<=\w\))[.!?] (?=\S)", last)[-1]
-    if _UNSETTLED.search(sentence):
+    sentence = _SENTENCE_END.split(last)[-1]
+    if _UNSETTLED.search(sentence) or not _CONCLUDES.search(sentence):
         return
     for match in _MENTION.finditer(sentence):
         if not _KIND.search(sentence[: match.start()]):
-            yield match[0]
+            yield resolve(match[0], whole=True)
 
 
 def _united(*letters: str) -> str:
@@ -147,10 +159,10 @@ def _without_options(lines: Iterable[str]) -> list[str]:
     for line in lines:
         match = _OPTION_LINE.fullmatch(line)
         if not (match and match[1] == ascii_uppercase[len(run) % 26]):
-            kept.extend(run if len(run) < 2 else ())
+            kept.extend(run if len(run) < 2 else [""])
             run = []
         if match and match[1] == ascii_uppercase[len(run) % 26]:
             run.append(line)
         else:
             kept.append(line)
-    return [*kept, *(run if len(run) < 2 else ())]
+    return [*kept, *(run if len(run) < 2 else [""])]

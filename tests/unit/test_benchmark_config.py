@@ -1,0 +1,157 @@
+"""Benchmarks in configs and on the command line: what is allowed, and what is said of the rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.tiny import make_policy, tiny_run
+from ultramed_rl.cli import app
+from ultramed_rl.config import ConfigError, EvaluateConfig, RunConfig, dump_config, load_any, parse_config
+from ultramed_rl.config.benchmarks import Greedy, Likelihood, SelfConsistency
+from ultramed_rl.config.options import evaluate_options, option_overrides, run_name
+
+
+def evaluation(**changes: Any) -> dict[str, Any]:
+    return {
+        "type": "evaluate",
+        "run": {"name": "exam"},
+        "policies": {"a": "offline://smollm2-135m-instruct"},
+        "benchmarks": {"tasks": ["medqa"]},
+        "cluster": {"device": "cpu", "rollout": {"kv_cache_gib": 1.0}},
+        **changes,
+    }
+
+
+def problems(data: dict[str, Any], kind: Any = EvaluateConfig) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(data, kind=kind)
+    return "\n".join(caught.value.problems)
+
+
+def test_names_alone_stand_for_tasks_and_protocols() -> None:
+    asked = {
+        "tasks": ["medqa", {"name": "pubmedqa", "limit": 7}],
+        "protocols": ["likelihood", "self_consistency"],
+    }
+    config = parse_config(evaluation(benchmarks=asked), kind=EvaluateConfig)
+    assert config.benchmarks is not None
+    assert [(t.name, t.limit) for t in config.benchmarks.tasks] == [("medqa", None), ("pubmedqa", 7)]
+    assert config.benchmarks.protocols == [Likelihood(), SelfConsistency()]
+    assert parse_config(config.to_mapping(), kind=EvaluateConfig) == config, dump_config(config)
+    plain = parse_config(evaluation(), kind=EvaluateConfig)
+    assert plain.benchmarks is not None and plain.benchmarks.protocols == [Greedy()]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"benchmarks": None}, "nothing to ask; set benchmarks .* or prompts"),
+        ({"benchmarks": {"tasks": []}}, r"benchmarks.tasks=\[\]: name at least one task"),
+        ({"benchmarks": {"tasks": ["medqa", "medqa"]}}, "'medqa' stands twice"),
+        ({"benchmarks": {"tasks": ["medqa"], "protocols": ["greedy", "greedy"]}}, "'greedy' stands twice"),
+        (
+            {"benchmarks": {"tasks": ["medqa"], "protocols": ["greddy"]}},
+            "greddy.*must be one of|does not match",
+        ),
+        ({"policy": {"max_length": 1024}}, "max_new_tokens=1024 leaves no room .* policy.max_length=1024"),
+        ({"reward": {"path": "r"}}, "reward: scores nothing; set prompts, or self_consistency"),
+        ({"chat_templates": {"b": "chatml"}}, r"chat_templates.b: no such policy \(a\)"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(changes: dict[str, Any], expected: str) -> None:
+    import re
+
+    assert re.search(expected, problems(evaluation(**changes)), re.S)
+
+
+def test_rounds_leave_the_harness_to_a_stage_of_its_own(tmp_path: Path) -> None:
+    asked = {"tasks": ["medqa"], "protocols": ["likelihood"], "general": {"tasks": ["mmlu"]}}
+    assert "devices are taken; put it into an evaluate stage" in problems(
+        tiny_run(tmp_path, benchmarks=asked), RunConfig
+    )
+
+
+def test_options_alone_make_a_config() -> None:
+    options = evaluate_options(
+        {"cluster.device": "cpu", "cluster.rollout.kv_cache_gib": 1.0, "run.name": None},
+        ["runs/mine/rounds/002/checkpoint", "start=org/base-8B"],
+        "medqa, pubmedqa",
+        "likelihood",
+        sources=["pubmedqa=data/pubmed.jsonl"],
+        limit=9,
+        offline=True,
+    )
+    config = load_any(None, option_overrides(options))
+    assert isinstance(config, EvaluateConfig) and config.benchmarks is not None
+    assert config.policies == {"checkpoint": "runs/mine/rounds/002/checkpoint", "start": "org/base-8B"}
+    found = [(task.name, task.uri, task.limit) for task in config.benchmarks.tasks]
+    assert found == [("medqa", "offline", 9), ("pubmedqa", "data/pubmed.jsonl", 9)]
+    assert config.run.name == "checkpoint-on-start-on-medqa-on-pubmedqa"
+
+
+@pytest.mark.parametrize(
+    ("models", "sources", "expected"),
+    [
+        (["a/x", "b/x"], [], "a second one named 'x'; write --model NAME=b/x"),
+        (["a/x"], ["medqa"], "--source medqa: must read TASK=URI"),
+        (["a/x"], ["kqa=f.jsonl"], "--source kqa=...: --tasks doesn't name that task"),
+        (["=x"], [], "--model =x: must read NAME=PATH"),
+    ],
+)
+def test_options_that_contradict_are_refused(models: list[str], sources: list[str], expected: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        evaluate_options({}, models, "medqa", None, sources=sources, limit=None, offline=False)
+    assert expected in str(caught.value)
+
+
+def test_run_names_are_what_a_folder_may_be_called() -> None:
+    assert (
+        run_name("-on-", ["/m/my model/", "hf://allenai/reward-bench:filtered"]) == "my-model-on-reward-bench"
+    )
+    assert run_name("-on-", [None, "d/file.jsonl"]) == "data-on-file"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (
+            ["--model", "POLICY", "--tasks", "medqua", "--offline"],
+            "task 'medqua': no such benchmark; did you mean 'medqa'",
+        ),
+        (["--tasks", "medqa"], "policies"),
+        (["exam.yaml", "--tasks", "medqa"], "stand for a CONFIG; give one of both"),
+    ],
+)
+def test_bad_command_lines_end_with_code_2(tmp_path: Path, arguments: list[str], expected: str) -> None:
+    policy = str(make_policy(tmp_path / "policy"))
+    called = [policy if argument == "POLICY" else argument for argument in arguments]
+    found = CliRunner().invoke(app, ["evaluate", *called, "--device", "cpu"])
+    assert (found.exit_code, expected in found.output) == (2, True), found.output
+
+
+def test_a_base_model_is_asked_for_likelihoods_alone(tmp_path: Path) -> None:
+    from tests.tiny import make_tokenizer
+    from ultramed_rl.stages.evaluate import enrol
+
+    policy = make_policy(tmp_path / "base")
+    plain = make_tokenizer()
+    plain.chat_template = None
+    for file in policy.glob("chat_template*"):
+        file.unlink()
+    plain.save_pretrained(policy)
+    likelihood = {"tasks": ["medqa"], "protocols": ["likelihood"]}
+    config = parse_config(evaluation(policies={"a": str(policy)}, benchmarks=likelihood), kind=EvaluateConfig)
+    assert enrol(config, "a", str(policy)).tokenizer is None
+    asked = parse_config(evaluation(policies={"a": str(policy)}), kind=EvaluateConfig)
+    with pytest.raises(
+        ValueError, match=r"policies.a=.*no chat template; set chat_templates.a .* or ask for protocol"
+    ):
+        enrol(asked, "a", str(policy))
+    mended = parse_config(
+        evaluation(policies={"a": str(policy)}, chat_templates={"a": "chatml"}), kind=EvaluateConfig
+    )
+    assert enrol(mended, "a", str(policy)).tokenizer is not None
