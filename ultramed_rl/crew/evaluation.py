@@ -11,6 +11,7 @@ from ultramed_rl.crew.sampling import Advance, SamplingCrew
 from ultramed_rl.crew.scorers import Scorers
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, Prompt, ScoredCompletion
+from ultramed_rl.tracking import Progress
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class Policy:
 class EvaluationCrew:
     """Starts what is asked for when it is asked for."""
 
-    def __init__(self, config: EvaluateConfig) -> None:
-        self.config = config
+    def __init__(self, config: EvaluateConfig, progress: Progress) -> None:
+        self.config, self.progress = config, progress
         self.sampling: SamplingCrew | None = None
         self.policy = ""
         self.rewards = RewardCrew(config)
@@ -41,8 +42,10 @@ class EvaluationCrew:
         """Engines with this policy's weights: those that there are, or new ones instead of another policy's."""
         if self.sampling is None or self.policy != policy.name:
             self.stop_rollout()
-            self.sampling, self.policy = SamplingCrew(self.config, policy.tokenizer), policy.name
-            self.sampling.start_rollout(policy.path, 0)
+            with self.progress.phase(f"start engines with {policy.name}", 1, "groups") as bar:
+                self.sampling, self.policy = SamplingCrew(self.config, policy.tokenizer), policy.name
+                self.sampling.start_rollout(policy.path, 0)
+                bar.advance(1)
         return self.sampling
 
     def stop_rollout(self) -> None:

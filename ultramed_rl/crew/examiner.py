@@ -240,8 +240,9 @@ class Examiner:
         def compute(done: set[str]) -> Iterator[list[T]]:
             left = [request for question, request in requests.items() if question not in done]
             title = f"{candidate.name}, {name.replace('_', '-')}"
+            answers = stream(left)  # engines start here, so that the phase's rate is theirs
             with self.progress.phase(title, len(left), "questions") as bar:
-                for records in stream(left):
+                for records in answers:
                     bar.advance(1)
                     yield records
 

@@ -17,7 +17,9 @@ _USUAL = "ABCDEFGH"
 _PLACEHOLDERS = "XYZ"
 _PREFIX = re.compile(
     r"(?:(?:most likely|likely|probably|clearly|obviously|certainly|therefore|thus|indeed|definitely|actually"
-    r"|simply|the|correct|best|single|options?|choices?|letter|answers?|statements?|both|either)\b[\s:\"'(\[<-]*|选项 ?){0,4}",
+    r"|simply|the|correct|best|single|options?|choices?|letter|answers?|statements?"
+    r"|both|either)\b[\s:\"'(\[<-]*"
+    r"|选项 ?){0,4}",
     re.IGNORECASE,
 )
 _OPENING = " \n:\"'([{<-=#>.|"
@@ -38,9 +40,10 @@ _ANOTHER = re.compile(
 )
 _EPITHETS = (
     r"(?i:coli|diff|difficile|albicans|trachomatis|botulinum|perfringens|tetani|burnetii|faecalis|faecium"
-    r"|histolytica|granulosus|henselae|burgdorferi|pertussis|anthracis|cereus|fragilis|abortus|neoformans|jejuni"
-    r"|diphtheriae|fumigatus|baumannii|lumbricoides|israelii|latum|cloacae|tularensis|lamblia|vaginalis|pylori"
-    r"|influenzae|ducreyi|capsulatum|gondii)\b"
+    r"|histolytica|granulosus|henselae|burgdorferi|pertussis|anthracis|cereus|fragilis|abortus|neoformans"
+    r"|jejuni|diphtheriae|fumigatus|baumannii|lumbricoides|israelii|latum"
+    r"|cloacae|tularensis|lamblia|vaginalis"
+    r"|pylori|influenzae|ducreyi|capsulatum|gondii)\b"
 )
 # A second label further on: an echo of options in one line, or "A. Aspirin and C. Warfarin".
 _LABELLED = re.compile(
@@ -59,9 +62,7 @@ _REJECTED = re.compile(
     re.IGNORECASE,
 )
 # "A. Aspirin is an NSAID" describes an option.
-_PREDICATE = re.compile(
-    r" (?:is|are|was|were|has|have|can|may|would|could|should|will|does|causes?|inhibits?)\b"
-)
+_PREDICATE = re.compile(r" (?:is|are|was|were|has|have|can|may|would|could|should|will|does|[a-z]{3,}s)\b")
 _SPECIES = re.compile(r"\. ?(?P<name>[a-z][\w-]*)")
 _EPITHET = re.compile(rf"\. ?{_EPITHETS}")
 _COMMON_WORD = re.compile(r"yes|no|maybe|true|false|the|it|this|because|since|in|as|an?")

@@ -93,8 +93,8 @@ def score_list(given: Sequence[str], expected: Sequence[Sequence[str]]) -> ListS
 def normalise_name(name: str) -> str:
     """What two spellings of a name share: letters and digits, with Greek letters written out.
 
-    Case, articles, punctuation and spaces go, but not what parts two numbers ("1.5" isn't "15") nor the plus of
-    "CD4+".
+    Case, articles, punctuation and spaces go, but not what parts two numbers ("1.5" isn't "15") nor the plus
+    of "CD4+".
     """
     plain = _ARTICLE.sub("", unicodedata.normalize("NFKC", name).casefold().lstrip(_QUOTES))
     plain = "".join(_GREEK.get(character, character) for character in plain)
@@ -102,7 +102,7 @@ def normalise_name(name: str) -> str:
 
 
 def _names(after: str) -> tuple[str, ...]:
-    """The names on the rest of a line, or, where it is empty, on the next line or in the list that follows."""
+    """The names on the rest of a line, or, where it is empty, on the next line or in the list below."""
     line, _, below = after.partition("\n")
     if not line.strip(" *_"):
         lines = below.split("\n") if below else []

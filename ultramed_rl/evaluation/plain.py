@@ -17,7 +17,8 @@ _PUNCTUATION = str.maketrans(
 _FONT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathsf|mbox)\s*\{([^{}]*)\}")
 _MARKER = re.compile(r"<\|(?!im_start|start_header_id)[^|<>\n]{1,30}\|>|</?s>|<br ?/?>")
 _TURN = re.compile(
-    r"^[ #*>-]*(?:question|problem|user|human|q|instruction|input)(?: ?\d+)?[* ]*:|^#+ ?question\b|<\|(?:im_start|start_header_id)\|>|\[INST\]",
+    r"^[ #*>-]*(?:question|problem|user|human|q|instruction|input)(?: ?\d+)?[* ]*:"
+    r"|^#+ ?question\b|<\|(?:im_start|start_header_id)\|>|\[INST\]",
     re.IGNORECASE | re.MULTILINE,
 )
 

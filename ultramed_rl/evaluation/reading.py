@@ -26,7 +26,8 @@ _END = re.compile(
 _JUDGEMENT_END = re.compile(r"\s*[,:;.!-](?!\w)")
 _TORN = re.compile(r"[,.;:!]? ?(?:(?:but|or|and|/) ?)?(?:yes|no|maybe|possibly)\b")
 _LABEL = re.compile(
-    r"[\s,\"']*(?:[(\[](?:(?:option|choice|answer) )?|(?:option|choice|answer) [(\[]?)(?P<letter>[a-z])\b(?!['+-])"
+    r"[\s,\"']*(?:[(\[](?:(?:option|choice|answer) )?|(?:option|choice|answer) [(\[]?)"
+    r"(?P<letter>[a-z])\b(?!['+-])"
 )
 _AND = re.compile(r"[\s,\"')]*(?:,|/|&|;|\band\b|\bor\b)\s?(?:(?:and|or|maybe) )?(?:the |an? )?")
 _OR = re.compile(r"(?:and|or) ")
@@ -41,8 +42,9 @@ _REFUSAL = re.compile(
 def read_choice(text: str, options: Mapping[str, str], *, truncated: bool = False) -> Reading:
     """The letter of the option that a model's answer gives.
 
-    Where a text is given alone, it must be all of an option's; an option that is a single letter (a blood group)
-    goes by its own letter only. Several letters, and a letter with another option's text, are a contradiction.
+    Where a text is given alone, it must be all of an option's; an option that is a single letter (a blood
+    group) goes by its own letter only. Several letters are a contradiction, and so is a letter with another
+    option's text.
 
     Args:
         options: the texts by letter, as the model was shown them.

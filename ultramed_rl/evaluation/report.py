@@ -106,9 +106,9 @@ def compare_reports(before: PolicyReport, after: PolicyReport, resamples: int, s
 
 
 def failures(outcomes: Sequence[Outcome]) -> Iterator[dict[str, Any]]:
-    """What was answered wrong or not at all, for reading: one row per question."""
+    """What was answered wrong or not at all, in the data's own order of options, for reading."""
     for outcome in outcomes:
-        if outcome.right < 1.0:
+        if outcome.right < 1.0 and outcome.question.place == 0:
             item = outcome.question.item
             yield {
                 "question_id": outcome.question.question_id,

@@ -22,30 +22,35 @@ _BULLET = re.compile(r"(?:[-+•#>]|\d+[.)]) ?")
 _ROMAN = re.compile(r"^\W?II[.):]", re.MULTILINE)
 _LETTER_LINE = re.compile(r"[^\w\n]{0,9}[A-Za-z][^\w\n]{0,9}")
 _BOLD = re.compile(
-    rf"\*\*(?P<said>[\s(\[\"]*(?:(?i:option|choice|answer) )?[(\[]*[A-Z](?![\w'+-])[^*\n]{{0,{LONGEST}}})\*\*(?!\w)"
+    rf"\*\*(?P<said>[\s(\[\"]*(?:(?i:option|choice|answer) )?[(\[]*[A-Z](?![\w'+-])"
+    rf"[^*\n]{{0,{LONGEST}}})\*\*(?!\w)"
 )
 _MENTION = re.compile(r"\([A-Z]\)|\b(?i:option|choice) \(?[A-Z]\b(?!['+-])")
 # "vitamin (C)", "type **A**"
 _KIND = re.compile(
-    r"\b(?:vitamin|hepatitis|type|group|class|grade|stage|factor|protein|influenza|phase|level|step|part|patient"
-    r"|figure|table|case|pugh)s?\W{0,3}$",
+    r"\b(?:vitamin|hepatitis|type|group|class|grade|stage|factor|protein|influenza|phase|level|step|part"
+    r"|patient|figure|table|case|pugh)s?\W{0,3}$",
     re.IGNORECASE,
 )
 _REJECTED = re.compile(
-    r"[^.\n]{0,60}\b(?:not|wrong|incorrect|false|unlikely|less|contraindicated|inappropriate|excluded|eliminated)\b",
+    r"[^.\n]{0,60}\b(?:not|wrong|incorrect|false|unlikely|less|contraindicated|inappropriate|excluded"
+    r"|eliminated)\b",
     re.IGNORECASE,
 )
 _UNSETTLED = re.compile(
-    r"\b(?:not|never|no|wrong|incorrect|false|exclude[sd]?|rul(?:e|es|ed|ing) out|eliminat\w+|unlikely|less|unlike"
-    r"|contraindicated|except|avoid\w*|without|neither|nor|rather|instead|consider\w*|first|next|let|whether|if"
-    r"|could|may|might|compar\w+|versus|vs|but|although|however|while|whereas|inappropriate|tempting)\b|n't|\?",
+    r"\b(?:not|never|no|wrong|incorrect|false|exclude[sd]?|rul(?:e|es|ed|ing) out|eliminat\w+|unlikely|less"
+    r"|unlike|contraindicated|except|avoid\w*|without|neither|nor|rather"
+    r"|instead|consider\w*|first|next|let|whether"
+    r"|if|could|may|might|compar\w+|versus|vs|but|although|however|while|whereas|inappropriate"
+    r"|tempting)\b|n't|\?",
     re.IGNORECASE,
 )
 
 
 _CONCLUDES = re.compile(
-    r"\b(?:so|thus|hence|therefore|accordingly|consistent|corresponds?|match(?:es)?|fits?|supports?|points?|leads?"
-    r"|best|correct|right|most|likely|answer|choice|conclu\w+|choose|indicates?|suggests?|favou?rs?|which is)\b",
+    r"\b(?:so|thus|hence|therefore|accordingly|consistent|corresponds?|match(?:es)?|fits?|supports?|points?"
+    r"|leads?|best|correct|right|most|likely|answer|choice|conclu\w+|choose|indicates?|suggests?|favou?rs?"
+    r"|which is)\b",
     re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"(?<=\w[\w)])[.!?] (?=\S)")
@@ -79,13 +84,13 @@ def _settled(text: str, resolve: Resolve, truncated: bool) -> str:
     current, verdict_end, seen = "", -1, [""]
     for statement in statements(text):
         found = resolve(statement.said, whole=statement.verdict)
-        if not found or (statement.conditional and current):
+        if not found:
             continue
         if statement.negated:
             current = "" if current and current in found else current
             continue
         joins = statement.verdict and verdict_end >= 0 and current
-        if joins and not _CORRECTION.search(text, verdict_end, statement.start):
+        if statement.conditional or (joins and not _CORRECTION.search(text, verdict_end, statement.start)):
             found = _united(current, found)
         current, verdict_end = found, statement.start + len(statement.said) if statement.verdict else -1
         if seen[-1] != current:

@@ -1,7 +1,7 @@
-"""The places of a text where an answer is stated: a box, "the answer is ...", "I would choose ...", and so on.
+"""The places where a text states its answer: a box, "the answer is ...", "I would choose ...", and so on.
 
-What stands there, a letter or an option's text, isn't looked at here. A clause that doubts ("if the answer is",
-"the wrong answer is", "some would choose") or asks states nothing.
+What stands there, a letter or an option's text, isn't looked at here. A clause that asks states nothing, nor
+does one that doubts ("if the answer is", "the wrong answer is", "some would choose").
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from ultramed_rl.evaluation.numbers import BOXED
 class Statement:
     """What is said to be the answer, or not to be it, and where that stands.
 
-    A `verdict` ("C is correct") judges one option of perhaps several; one that is `conditional` ("in a man, the
-    answer would be A") says nothing against an earlier one.
+    A `verdict` ("C is correct") judges one option of perhaps several; one that is `conditional` ("in a man,
+    the answer is A") doesn't replace an earlier one.
     """
 
     start: int
@@ -32,7 +32,8 @@ class Statement:
 LONGEST = 600
 _MODAL = (
     r"(?:(?:is|was|are|remains)\b|(?P<not>(?:is|was)n't|(?:cannot|can't|can not|could not|couldn't) be)\b"
-    r"|(?:(?P<would>would)|should|must|will|has to)(?: most likely| therefore)? be\b|(?:appears|seems) to be\b)"
+    r"|(?:(?P<would>would)|should|must|will|has to)(?: most likely| therefore)? be\b"
+    r"|(?:appears|seems) to be\b)"
 )
 _NOUN = re.compile(
     r"(?<![A-Za-z])(?:(?P<answer>answers?|ans)|option|choice|selection|guess)"
@@ -65,22 +66,23 @@ _MAKING = re.compile(
     rf"\b(?:making|leaving|makes) (?={_MARK}[A-Z]\b[^.\n]{{0,80}}? (?:as )?the (?:only|correct|best|right)\b)"
 )
 _CHINESE = re.compile(
-    r"(?:答案 ?(?:应该|应当|应)?(?:是|为|选|:)|(?:应该|应|故)?选(?:择|项)?(?:是|为|:)?) ?(?P<negated>不是)?"
+    r"(?:答案 ?(?:应该|应当|应)?(?:是|为|选|:)|(?:应该|应|故)?选(?:择|项)?(?:是|为|:)?) ?"
+    r"(?P<negated>不是)?"
 )
 _PHRASES = (_NOUN, _HEADING, _CHOOSE, _CONCLUDED, _INSTEAD, _REMAINS, _MAKING, _CHINESE)
 # What these say stands against a doubt ("not A but C"); they give letters only.
 _SURE = (_INSTEAD, _REMAINS, _MAKING)
 _BOX = re.compile(rf"{BOXED.pattern}|(?i:<(?:final_?)?answer>([^<]{{1,{LONGEST}}})</(?:final_?)?answer>)")
 _DOUBT = re.compile(
-    r"\b(?:if|whether|unless|not|never|cannot|neither|nor|wrong|incorrect|false|untrue|worst|least|another|other"
-    r"|next|second|alternative|tempting|might|may|could|(?:a|one) (?:possible|potential)|initially|initial|thought"
-    r"|suppose|let's say|assume|assuming|imagine|some|many|students?|people|distractor|previous|eliminated|excluded"
-    r")\b|n't\b|不",
+    r"\b(?:if|whether|unless|not|never|cannot|neither|nor|wrong|incorrect|false|untrue|worst|least|another"
+    r"|other|next|second|alternative|tempting|might|may|could|(?:a|one) (?:possible|potential)|initial(?:ly)?"
+    r"|thought|suppose|let's say|assume|assuming|imagine|some|many|students?|people|distractor|previous"
+    r"|eliminated|excluded)\b|n't\b|不",
     re.IGNORECASE,
 )
 _CONDITION = re.compile(
-    r"\b(?:if|unless|had|were)\b|(?:^|[.!?\n] ?)(?:for|in) (?!this|the|our|my|that|summary|conclusion|short|light|view"
-    r"|fact|your)[^.!?\n,]{1,60},[^,]{0,20}$",
+    r"\b(?:if|unless)\b|^(?:had|were)\b|(?:^|[.!?\n] ?)(?:for|in) (?!this|the|our|my|that|summary|conclusion|short"
+    r"|light|view|fact|your)[^.!?\n,]{1,60},[^,]{0,20}$",
     re.IGNORECASE,
 )
 _ARGUMENT = re.compile(r"[.!?](?= )|\n|\b(?:but|so|hence|therefore|thus|however|then)\b", re.IGNORECASE)
@@ -135,9 +137,11 @@ def _phrases(text: str) -> Iterator[Statement]:
             if _states_nothing(match, after):
                 continue
             groups = match.groupdict()
-            negated, would = groups.get("negated") or groups.get("not"), groups.get("would")
-            conditional = bool(would) or _is_conditional(text, match.start())
-            yield Statement(match.end(), said, bool(negated), conditional=conditional)
+            conditional = _is_conditional(text, match.start())
+            if conditional and groups.get("would"):
+                continue
+            negated = bool(groups.get("negated") or groups.get("not"))
+            yield Statement(match.end(), said, negated, conditional=conditional)
             if _TAKEN_BACK.match(after):
                 yield Statement(match.end() + 1, said, negated=True)
 

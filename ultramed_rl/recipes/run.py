@@ -28,8 +28,9 @@ class RecipeResult:
 def check_runnable(config: AnyConfig) -> None:
     """Plan it, look its benchmarks up, and ask OpenRLHF's limits where it is to compute. Raises ValueError with what does not fit."""
     make_plan(config)
-    if getattr(config, "benchmarks", None) is not None:
-        check_tasks(config.benchmarks)  # type: ignore[arg-type]
+    benchmarks = getattr(config, "benchmarks", None)
+    if benchmarks is not None:
+        check_tasks(benchmarks)
     if getattr(config, "engine", "native") == "openrlhf":
         from ultramed_rl.stages.openrlhf_limits import openrlhf_problems
 

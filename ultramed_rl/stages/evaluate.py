@@ -47,7 +47,7 @@ def evaluate_policies(config: EvaluateConfig, *, resume: bool = False) -> Evalua
     parts = [part for part in (examination, held_out) if part is not None]
     with WorkDirectory.open(config, resume) as store:
         artifacts = ArtifactFolder(store.path)
-        crew = EvaluationCrew(config)
+        crew = EvaluationCrew(config, progress)
         try:
             for policy in policies:
                 for part in parts:
