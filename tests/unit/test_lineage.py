@@ -17,7 +17,7 @@ from ultramed_rl.config.load import KINDS
 from ultramed_rl.data.pool import split_pool
 from ultramed_rl.data.prompts import load_prompts
 from ultramed_rl.data.stage_data import prepare_conversations, prepare_preferences
-from ultramed_rl.evaluation.lineage import Lineage, training_prompts
+from ultramed_rl.evaluation.contamination.lineage import Lineage, training_prompts
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Message, PreferenceGroup, Prompt
 from ultramed_rl.store import write_samples

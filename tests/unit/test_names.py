@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ultramed_rl.evaluation.names import ListScore, normalise_name, read_names, score_factoid, score_list
+from ultramed_rl.evaluation.reading.names import (
+    ListScore,
+    normalise_name,
+    read_names,
+    score_factoid,
+    score_list,
+)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ultramed_rl.evaluation.reading import read_choice
+from ultramed_rl.evaluation.reading.choice import read_choice
 
 CYSTITIS = {"A": "Ciprofloxacin", "B": "Doxycycline", "C": "Nitrofurantoin", "D": "Ceftriaxone"}
 PUBMED = {"A": "yes", "B": "no", "C": "maybe"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.test_reading import CYSTITIS, Row, cases
-from ultramed_rl.evaluation.reading import read_choice
+from ultramed_rl.evaluation.reading.choice import read_choice
 
 ECHO = "A. Ciprofloxacin\nB. Doxycycline\nC. Nitrofurantoin\nD. Ceftriaxone\n"
 LONG_THOUGHT = """Let's work through this step by step.

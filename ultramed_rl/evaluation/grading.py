@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ultramed_rl.evaluation.items import Item, Problem, Reading
-from ultramed_rl.evaluation.names import read_names, score_factoid, score_list
-from ultramed_rl.evaluation.reading import read_choice
+from ultramed_rl.evaluation.reading.choice import read_choice
+from ultramed_rl.evaluation.reading.names import read_names, score_factoid, score_list
 from ultramed_rl.evaluation.suite import Question
 from ultramed_rl.evaluation.voting import majority
 from ultramed_rl.records import Completion, OptionLogprobs

@@ -53,7 +53,9 @@ def _ask(choice: TaskChoice, orders: int, seed: int) -> AskedTask:
     if uri == "offline":
         uri = task.offline
         if not uri:
-            raise ValueError(f"task {task.name!r}: no package holds its rows; name a file or a hub set as its uri")
+            raise ValueError(
+                f"task {task.name!r}: no package holds its rows; name a file or a hub set as its uri"
+            )
     loaded = load_items(task, uri, limit=choice.limit, seed=seed)
     extra = orders if task.shuffles else 0
     questions = [

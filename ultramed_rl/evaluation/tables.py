@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ultramed_rl.evaluation.judging.entailment import StatementSummary
 from ultramed_rl.evaluation.report import PolicyReport
 from ultramed_rl.evaluation.results import Comparison
-from ultramed_rl.evaluation.entailment import StatementSummary
 from ultramed_rl.tracking.summary import render_table
 
 _RESULTS = [

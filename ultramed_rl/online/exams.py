@@ -11,9 +11,9 @@ from ultramed_rl.config.benchmarks import RoundBenchmarks
 from ultramed_rl.crew.examiner import Answers, Candidate, Examiner, Sitting, make_judge
 from ultramed_rl.crew.online import Crew
 from ultramed_rl.data.prompts import PromptPool
-from ultramed_rl.evaluation.contamination import TrainedPrompt
-from ultramed_rl.evaluation.entailment import summarize_statements
-from ultramed_rl.evaluation.guard import check_contamination
+from ultramed_rl.evaluation.contamination.guard import check_contamination
+from ultramed_rl.evaluation.contamination.search import TrainedPrompt
+from ultramed_rl.evaluation.judging.entailment import summarize_statements
 from ultramed_rl.evaluation.report import PolicyReport, compare_reports, failures
 from ultramed_rl.evaluation.suite import load_suite
 from ultramed_rl.evaluation.tables import render_averages, render_comparisons, render_results

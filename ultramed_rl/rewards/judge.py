@@ -10,8 +10,8 @@ from pathlib import Path
 from statistics import fmean
 
 from ultramed_rl.config.rewards import JudgeTerm, Scale
-from ultramed_rl.evaluation.numbers import NUMBER, to_float
-from ultramed_rl.evaluation.templates import read_template, without_tags
+from ultramed_rl.evaluation.judging.templates import read_template, without_tags
+from ultramed_rl.evaluation.reading.numbers import NUMBER, to_float
 from ultramed_rl.records import Completion, Prompt
 from ultramed_rl.rewards.api import ApiClient
 from ultramed_rl.rewards.term import with_prompts

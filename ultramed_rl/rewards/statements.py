@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 
 from ultramed_rl.config.rewards import StatementJudge
-from ultramed_rl.evaluation.entailment import StatementScores, statement_prompt, statement_template
 from ultramed_rl.evaluation.items import Item
-from ultramed_rl.evaluation.verdicts import Verdict, read_verdict
+from ultramed_rl.evaluation.judging.entailment import StatementScores, statement_prompt, statement_template
+from ultramed_rl.evaluation.judging.verdicts import Verdict, read_verdict
 from ultramed_rl.rewards.api import ApiClient, Reply
 
 logger = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ from ultramed_rl.config import EvaluateConfig
 from ultramed_rl.crew.evaluation import EvaluationCrew, Policy
 from ultramed_rl.crew.examiner import Answers, Examiner, Sitting, make_judge
 from ultramed_rl.crew.scorers import Scorers
-from ultramed_rl.evaluation.contamination import Contamination
-from ultramed_rl.evaluation.entailment import StatementSummary, summarize_statements
-from ultramed_rl.evaluation.guard import check_contamination
+from ultramed_rl.evaluation.contamination.guard import check_contamination
+from ultramed_rl.evaluation.contamination.search import Contamination
+from ultramed_rl.evaluation.judging.entailment import StatementSummary, summarize_statements
 from ultramed_rl.evaluation.report import PolicyReport, compare_reports, failures
 from ultramed_rl.evaluation.results import Comparison
 from ultramed_rl.evaluation.suite import AskedTask, load_suite

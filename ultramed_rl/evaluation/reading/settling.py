@@ -12,8 +12,8 @@ from functools import cache
 from string import ascii_uppercase
 from typing import Protocol
 
-from ultramed_rl.evaluation.plain import clean, turns
-from ultramed_rl.evaluation.statements import LONGEST, statements
+from ultramed_rl.evaluation.reading.plain import clean, turns
+from ultramed_rl.evaluation.reading.statements import LONGEST, statements
 
 _MARKUP = re.compile(r"[*`$]+|(?<![A-Za-z0-9])_+|_+(?![A-Za-z0-9])")
 _CORRECTION = re.compile(r"\b(?:wait|actually|no,|correction|reflection|reconsider\w*|mistake\w*|hmm)", re.I)

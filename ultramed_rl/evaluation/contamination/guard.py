@@ -7,14 +7,14 @@ from itertools import chain
 
 from ultramed_rl.config.benchmarks import ContaminationCheck
 from ultramed_rl.data.sources import read_rows
-from ultramed_rl.evaluation.contamination import (
+from ultramed_rl.evaluation.contamination.lineage import training_prompts
+from ultramed_rl.evaluation.contamination.search import (
     Contamination,
     Embed,
     TrainedPrompt,
     find_contamination,
     question_text,
 )
-from ultramed_rl.evaluation.lineage import training_prompts
 from ultramed_rl.evaluation.suite import AskedTask
 
 _TEXT_COLUMNS = ("prompt", "question", "Question", "instruction", "text")

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ultramed_rl.evaluation.items import Reading
-from ultramed_rl.evaluation.numbers import BOXED
-from ultramed_rl.evaluation.plain import clean, turns
+from ultramed_rl.evaluation.reading.numbers import BOXED
+from ultramed_rl.evaluation.reading.plain import clean, turns
 
 _GREEK = {
     "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "epsilon", "ζ": "zeta", "η": "eta",

@@ -19,8 +19,8 @@ from typing import Literal
 
 import numpy as np
 
+from ultramed_rl.evaluation.contamination.stems import Stem, read_stem, sentence_runs
 from ultramed_rl.evaluation.items import Item
-from ultramed_rl.evaluation.stems import Stem, read_stem, sentence_runs
 
 Embed = Callable[[Sequence[str]], np.ndarray]
 Questions = Mapping[str, Mapping[str, str]]

@@ -30,7 +30,7 @@ from ultramed_rl.data.pool import split_pool
 from ultramed_rl.data.preferences import ranked_key, read_preferences
 from ultramed_rl.data.prompts import load_prompts
 from ultramed_rl.data.sources import read_rows
-from ultramed_rl.evaluation.contamination import Role, TrainedPrompt
+from ultramed_rl.evaluation.contamination.search import Role, TrainedPrompt
 from ultramed_rl.models.tokenizer import chat_tokenizer
 from ultramed_rl.records import Message
 

@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
+from ultramed_rl.evaluation.judging.templates import read_template, without_tags
+from ultramed_rl.evaluation.judging.verdicts import Verdict
 from ultramed_rl.evaluation.statistics import Interval, paired_bootstrap, wilson_interval
-from ultramed_rl.evaluation.templates import read_template, without_tags
-from ultramed_rl.evaluation.verdicts import Verdict
 
 _OURS = Path(__file__).with_name("statement_prompt.txt")
 _FIELDS = ("question", "answer", "statement")

@@ -10,9 +10,9 @@ import re
 from collections.abc import Mapping
 
 from ultramed_rl.evaluation.items import Reading
-from ultramed_rl.evaluation.letters import is_denied, letters_at
-from ultramed_rl.evaluation.plain import clean
-from ultramed_rl.evaluation.settling import decide
+from ultramed_rl.evaluation.reading.letters import is_denied, letters_at
+from ultramed_rl.evaluation.reading.plain import clean
+from ultramed_rl.evaluation.reading.settling import decide
 
 _JUDGEMENTS = {"yes", "no", "maybe", "true", "false"}
 _START = re.compile(r"(?:[\s:\"'(\[{]|- )*(?:an? |the |to |that )?")

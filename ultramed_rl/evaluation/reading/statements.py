@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ultramed_rl.evaluation.numbers import BOXED
+from ultramed_rl.evaluation.reading.numbers import BOXED
 
 
 @dataclass(frozen=True)

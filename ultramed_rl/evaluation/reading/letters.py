@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from ultramed_rl.evaluation.settling import decide
+from ultramed_rl.evaluation.reading.settling import decide
 
 # I would be the pronoun.
 _USUAL = "ABCDEFGH"
