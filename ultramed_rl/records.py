@@ -181,3 +181,37 @@ class Checkpoint:
     path: str
     version: int
     metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """A chat that a language model is asked to go on with.
+
+    `key` names it within its stage. `schema` is a JSON schema as text: the answer must then be one JSON value
+    that fits it. The same request has the same answer: a cache goes by all fields but `key`.
+    """
+
+    key: str
+    messages: tuple[Message, ...]
+    max_tokens: int = 1024
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    schema: str = ""
+
+
+@dataclass(frozen=True)
+class ChatReply:
+    """What came of a request: `text`, or nothing and in `error` why.
+
+    Of a request with a schema, `text` is the JSON that fits it. Token counts are the model's own, over all
+    attempts; 0 where the reply was cached.
+    """
+
+    key: str
+    text: str
+    error: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    attempts: int = 1
+    cached: bool = False

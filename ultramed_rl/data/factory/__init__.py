@@ -1,0 +1,1 @@
+"""The data factory: instructions made, answered, scored, cleaned, compared, and paired."""
