@@ -19,4 +19,3 @@ class Generator(Protocol):
         no further request is taken, and the iterator ends.
         """
         ...
-'''
