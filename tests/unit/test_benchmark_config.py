@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from typer.testing import CliRunner
@@ -12,7 +13,9 @@ from tests.tiny import make_policy, tiny_run
 from ultramed_rl.cli import app
 from ultramed_rl.config import ConfigError, EvaluateConfig, RunConfig, dump_config, load_any, parse_config
 from ultramed_rl.config.benchmarks import Greedy, Likelihood, SelfConsistency
+from ultramed_rl.config.load import KINDS, NULL_SAYS, _models
 from ultramed_rl.config.options import evaluate_options, option_overrides, run_name
+from ultramed_rl.recipes.run import check_runnable
 
 
 def evaluation(**changes: Any) -> dict[str, Any]:
@@ -58,6 +61,24 @@ def test_names_alone_stand_for_tasks_and_protocols() -> None:
             "greddy.*must be one of|does not match",
         ),
         ({"policy": {"max_length": 1024}}, "max_new_tokens=1024 leaves no room .* policy.max_length=1024"),
+        (
+            {"benchmarks": {"tasks": ["medqa"], "protocols": ["self_consistency"], "orders": 2}},
+            "benchmarks.orders=2: self_consistency asks the data's own order alone",
+        ),
+        (
+            {
+                "benchmarks": {"general": {"tasks": ["mmlu"], "gpus": 4}},
+                "cluster": {"device": "cuda", "devices_per_node": 2},
+            },
+            "benchmarks.general.gpus=4: .* cluster.devices_per_node=2; lower it",
+        ),
+        (
+            {
+                "benchmarks": {"general": {"tasks": ["mmlu"]}, "protocols": ["self_consistency"]},
+                "reward": {"path": "r"},
+            },
+            "reward: scores nothing",
+        ),
         ({"reward": {"path": "r"}}, "reward: scores nothing; set prompts, or self_consistency"),
         ({"chat_templates": {"b": "chatml"}}, r"chat_templates.b: no such policy \(a\)"),
     ],
@@ -66,6 +87,45 @@ def test_what_cannot_be_meant_is_refused(changes: dict[str, Any], expected: str)
     import re
 
     assert re.search(expected, problems(evaluation(**changes)), re.S)
+
+
+def test_null_on_the_command_line_says_what_it_says_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "exam.yaml"
+    file.write_text(dump_config(parse_config(evaluation(), kind=EvaluateConfig)))
+    for override in ("benchmarks.contamination=null", "benchmarks.contamination.embedder=null"):
+        config = load_any(file, [override])
+        assert isinstance(config, EvaluateConfig) and config.benchmarks is not None
+        check = config.benchmarks.contamination
+        assert check is None or check.embedder is None, override
+
+
+def nullable(model: Any, prefix: str, seen: set[Any]) -> Iterator[str]:
+    """Dotted keys that may be null and by default are something else."""
+    for name, entry in model.model_fields.items():
+        key = f"{prefix}.{name}"
+        default = None if entry.is_required() else entry.get_default(call_default_factory=True)
+        if type(None) in get_args(entry.annotation) and default is not None:
+            yield key
+        for inner in _models(entry.annotation):
+            if inner not in seen:
+                seen.add(inner)
+                yield from nullable(inner, key, seen)
+
+
+def test_no_key_loses_its_null_on_the_command_line() -> None:
+    lost = {
+        key
+        for kind, model in KINDS.items()
+        for key in nullable(model, kind, set())
+        if not key.endswith(NULL_SAYS)
+    }
+    assert not lost, "name them in NULL_SAYS"
+
+
+def test_lm_evaluation_harness_alone_asks_no_chats() -> None:
+    config = parse_config(evaluation(benchmarks={"general": {"tasks": ["mmlu"]}}), kind=EvaluateConfig)
+    assert not config.samples_chats
+    assert parse_config(evaluation(), kind=EvaluateConfig).samples_chats
 
 
 def test_rounds_leave_the_harness_to_a_stage_of_its_own(tmp_path: Path) -> None:
@@ -155,3 +215,17 @@ def test_a_base_model_is_asked_for_likelihoods_alone(tmp_path: Path) -> None:
         evaluation(policies={"a": str(policy)}, chat_templates={"a": "chatml"}), kind=EvaluateConfig
     )
     assert enrol(mended, "a", str(policy)).tokenizer is not None
+
+
+@pytest.mark.parametrize(
+    ("task", "expected"),
+    [
+        ("kqa", "task 'kqa': needs a judge; set benchmarks.judge"),
+        ("bioasq_list", "no public source has its rows; get them"),
+        ({"name": "medxpertqa", "uri": "offline"}, "no package holds its rows"),
+    ],
+)
+def test_what_a_task_lacks_is_said_before_any_stage_of_a_recipe_starts(task: Any, expected: str) -> None:
+    config = parse_config(evaluation(benchmarks={"tasks": [task]}), kind=EvaluateConfig)
+    with pytest.raises(ConfigError, match=expected):
+        check_runnable(config)

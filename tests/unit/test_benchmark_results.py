@@ -186,6 +186,17 @@ def test_a_policys_report_from_graded_answers_to_failures() -> None:
     assert "1 columns, not nine" in render_averages([report])
 
 
+def test_no_figure_of_a_subject_is_cut_off_a_wide_table() -> None:
+    asked = [question("a", subject="Social & Preventive Medicine"), question("b", subject="ENT")]
+    suite = [AskedTask(TASKS["medqa"], ("x",), Loaded(tuple(q.item for q in asked), {}), tuple(asked))]
+    protocols = ("likelihood", "greedy", "self_consistency")
+    graded = {protocol: [outcome(q, "B") for q in asked] for protocol in protocols}
+    names = ("base", "Llama-3-8B-UltraMedical", "mine")
+    table = render_subjects([report_policy(n, suite, graded, dict.fromkeys(protocols, 1), {}) for n in names])
+    assert "…" not in table and "items" in table
+    assert table.count("100.0% [21%, 100%]") == 3 * 2 * 3
+
+
 def test_curves_take_each_samples_own_reward() -> None:
     asked = question("a")
     texts = ["So, the answer is A.", "So, the answer is B.", "So, the answer is A.", "hm"]

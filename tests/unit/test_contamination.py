@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ultramed_rl.data.sources import read_rows
+from ultramed_rl.data.stems import read_stem
 from ultramed_rl.data.vignettes import clean_vignettes, render_vignette
 from ultramed_rl.evaluation.contamination.search import (
     Contamination,
@@ -19,7 +20,6 @@ from ultramed_rl.evaluation.contamination.search import (
     find_contamination,
     question_text,
 )
-from ultramed_rl.evaluation.contamination.stems import read_stem
 from ultramed_rl.evaluation.items import Item
 from ultramed_rl.models.embedding import Embedder, default_embedder
 

@@ -80,6 +80,13 @@ def test_a_hard_kill_loses_what_was_in_memory_alone(tmp_path: Path, monkeypatch:
     assert [record.question_id for record in found] == KEYS[:4]
 
 
+def test_a_part_that_a_kill_left_half_written_is_no_part(tmp_path: Path) -> None:
+    kept = parts.Parts(tmp_path / "likelihood.parts", OptionLogprobs, ("a",))
+    kept.keep([record for (record,) in records(KEYS[:2])])
+    (kept.path / ".tmp-000001.parquet").write_bytes(b"PAR1")
+    assert [record.question_id for record in kept.read()] == KEYS[:2]
+
+
 def test_parts_of_other_inputs_are_forgotten(tmp_path: Path) -> None:
     asked: list[str] = []
     with pytest.raises(Killed):

@@ -109,8 +109,7 @@ def round_rules(benchmarks: RoundBenchmarks, max_length: int) -> list[str]:
 
 
 def benchmark_rules(benchmarks: Benchmarks, max_length: int) -> list[str]:
-    """Tasks and protocols once each, room for a question beside the longest answer, a judge where one is
-    needed."""
+    """Tasks and protocols once each, room for a question beside the longest answer, orders where they are asked."""
     problems = []
     named: list[tuple[str, list[str]]] = [
         ("tasks", [task.name for task in benchmarks.tasks]),
@@ -124,7 +123,12 @@ def benchmark_rules(benchmarks: Benchmarks, max_length: int) -> list[str]:
             for name in sorted(set(names))
             if names.count(name) > 1
         ]
-    if benchmarks.max_new_tokens >= max_length:
+    if benchmarks.orders and {protocol.type for protocol in benchmarks.protocols} == {"self_consistency"}:
+        problems.append(
+            f"benchmarks.orders={benchmarks.orders}: self_consistency asks the data's own order alone; add likelihood "
+            "or greedy to benchmarks.protocols, or set orders=0"
+        )
+    if benchmarks.tasks and benchmarks.max_new_tokens >= max_length:
         problems.append(
             f"benchmarks.protocols: max_new_tokens={benchmarks.max_new_tokens} leaves no room for a question in "
             f"policy.max_length={max_length}; lower it or raise policy.max_length"

@@ -63,6 +63,8 @@ KINDS: dict[str, type[AnyConfig]] = {
     "evaluate": EvaluateConfig,
     "reward_bench": RewardBenchConfig,
 }
+# Keys whose null says something, since their default is another value.
+NULL_SAYS = ("benchmarks.contamination", "contamination.embedder")
 COMMAND_LINE = "command line"  # where a config comes from that is in no file
 Config = TypeVar("Config", bound=Section)
 
@@ -166,8 +168,8 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
         value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
         value = text
-    if value is None:
-        node.pop(last, None)  # every key that may be null is null by default
+    if value is None and not key.strip().endswith(NULL_SAYS):
+        node.pop(last, None)  # every other key that may be null is null by default
     else:
         node[last] = value
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from ultramed_rl.config.base import Section
+from ultramed_rl.config.generation import web_address
 
 
 def _not_zero(weight: float) -> float:
@@ -103,19 +103,6 @@ class FormatTerm(_Term):
         return self
 
 
-def _web_address(url: str, key: str) -> str:
-    try:
-        parts = urlsplit(url)
-        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        whole = False
-    if not whole:
-        raise ValueError(f"{key}={url!r}: not a web address; write http://host:port/path")
-    if parts.username or parts.password:
-        raise ValueError(f"{key}: holds a user name or password; name an environment variable instead")
-    return url
-
-
 class HttpTerm(_Term):
     """A reward server that speaks OpenRLHF's protocol, such as `ultramed-rl serve-reward`."""
 
@@ -137,7 +124,7 @@ class HttpTerm(_Term):
     @field_validator("url")
     @classmethod
     def _address(cls, url: str) -> str:
-        return _web_address(url, "http.url")
+        return web_address(url, "http.url")
 
 
 class Scale(Section):
@@ -172,7 +159,7 @@ class ApiModel(Section):
     @field_validator("base_url")
     @classmethod
     def _address(cls, url: str) -> str:
-        return _web_address(url, "judge.base_url")
+        return web_address(url, "judge.base_url")
 
 
 class StatementJudge(ApiModel):

@@ -73,7 +73,12 @@ class EvaluateConfig(Checked):
     tracking: Tracking = Tracking()
 
     def problems(self) -> list[str]:
-        found = [*device_rules(self.cluster), *_asked_rules(self), *_sampling_rules(self)]
+        found = [
+            *device_rules(self.cluster),
+            *_asked_rules(self),
+            *_sampling_rules(self),
+            *_general_rules(self),
+        ]
         if self.benchmarks is not None:
             found += benchmark_rules(self.benchmarks, self.policy.max_length)
         if self.reward is not None:
@@ -92,8 +97,25 @@ class EvaluateConfig(Checked):
     @property
     def samples_chats(self) -> bool:
         """Whether policies answer in words, for which they need a chat template."""
-        asked = self.benchmarks.protocols if self.benchmarks is not None else []
-        return self.prompts is not None or any(protocol.type != "likelihood" for protocol in asked)
+        return self.prompts is not None or bool(_asked_types(self.benchmarks) - {"likelihood"})
+
+
+def _asked_types(benchmarks: Benchmarks | None) -> set[str]:
+    """The protocols by which tasks are asked; without tasks (lm-evaluation-harness alone) there are none."""
+    if benchmarks is None or not benchmarks.tasks:
+        return set()
+    return {protocol.type for protocol in benchmarks.protocols}
+
+
+def _general_rules(config: EvaluateConfig) -> list[str]:
+    general = config.benchmarks.general if config.benchmarks is not None else None
+    there = config.cluster.devices_per_node
+    if general is None or config.cluster.device != "cuda" or general.gpus <= there:
+        return []
+    return [
+        f"benchmarks.general.gpus={general.gpus}: they are of one node, which has "
+        f"cluster.devices_per_node={there}; lower it"
+    ]
 
 
 def _asked_rules(config: EvaluateConfig) -> list[str]:
@@ -103,7 +125,7 @@ def _asked_rules(config: EvaluateConfig) -> list[str]:
         return ["evaluate: nothing to ask; set benchmarks (known answers) or prompts (scored by reward)"]
     if config.prompts is not None and config.reward is None:
         return ["reward: required where prompts are set; name what scores their answers"]
-    reranks = benchmarks is not None and any(p.type == "self_consistency" for p in benchmarks.protocols)
+    reranks = "self_consistency" in _asked_types(benchmarks)
     if config.reward is not None and config.prompts is None and not reranks:
         return [
             "reward: scores nothing; set prompts, or self_consistency among benchmarks.protocols, or remove it"

@@ -98,16 +98,16 @@ class Examiner:
         """
         options: tuple[OptionRequest, ...] = ()
         prompts: tuple[Prompt, ...] = ()
-        if "likelihood" in self.protocols:
+        asked = self.likelihood_questions
+        if asked and "likelihood" in self.protocols:
             plain = (
                 tokenizer.backend if tokenizer else load_tokenizer(path, trust_remote_code=trust_remote_code)
             )
-            asked = self.likelihood_questions
             options = tuple(OptionRequest(q.question_id, *encode_options(plain, q)) for q in asked)
             self._check_room(asked, [len(o.context) + max(map(len, o.options)) for o in options], 0)
-        if self.protocols.keys() - {"likelihood"}:
+        asked = self.chat_questions
+        if asked and self.protocols.keys() - {"likelihood"}:
             assert tokenizer is not None, "who answers in words needs a chat tokenizer"
-            asked = self.chat_questions
             prompts = tuple(encode_question(tokenizer, q, self.config.system) for q in asked)
             self._check_room(asked, [len(p.token_ids) for p in prompts], self.config.max_new_tokens)
         return Candidate(name, path, options, prompts)
@@ -192,11 +192,10 @@ class Examiner:
             curves = sample_curves(self.voted_questions, groups, answers.rewards, self.seed)
         return report_policy(candidate.name, self.suite, graded, samples, curves)
 
-    def statements(self, answers: Answers) -> tuple[list[Item], list[str]]:
-        """The items whose answers a judge reads, and these."""
+    def statements(self, answers: Answers) -> list[tuple[Item, Completion]]:
+        """The items whose answers a judge reads, with these."""
         pairs = zip(self.chat_questions, answers.greedy, strict=True) if answers.greedy else ()
-        found = [(q.item, answer.text) for q, answer in pairs if q.task.form == "statements"]
-        return [item for item, _ in found], [text for _, text in found]
+        return [(q.item, answer) for q, answer in pairs if q.task.form == "statements"]
 
     # -- requests ------------------------------------------------------------------------------------------
 
@@ -267,13 +266,6 @@ class Examiner:
 
 
 def make_judge(suite: Sequence[AskedTask], config: StatementJudge | None) -> StatementGrader | None:
-    """Who reads the answers of tasks that need a judge. Raises ValueError where such a task has none."""
-    needing = [asked.task.name for asked in suite if asked.task.form == "statements"]
-    if not needing:
-        return None
-    if config is None:
-        raise ValueError(
-            f"benchmarks.tasks: {needing[0]} needs a judge; set benchmarks.judge (model and base_url of an "
-            "OpenAI-compatible API), or leave it out"
-        )
-    return StatementGrader(config)
+    """Who reads the answers of tasks that need a judge. Raises ValueError where its key isn't set."""
+    needed = any(asked.task.form == "statements" for asked in suite)
+    return StatementGrader(config) if needed and config is not None else None

@@ -56,7 +56,7 @@ def load_items(
     counts = Counter(
         dict.fromkeys(("rows", "misfit", "left_out", "duplicate", "repeated", "same_options"), 0)
     )
-    read = _read_items(task, _uris(task, uri), counts)
+    read = _read_items(task, find_uris(task, uri), counts)
     items = tuple(_with_ids(_without_repeats(task, read, counts)))
     counts["items"] = len(items)
     if not items:
@@ -66,7 +66,8 @@ def load_items(
     return Loaded(_sample(items, limit, derive_seed("items", task.name, seed)), dict(counts))
 
 
-def _uris(task: Task, uri: str | Sequence[str] | None) -> Sequence[str]:
+def find_uris(task: Task, uri: str | Sequence[str] | None) -> Sequence[str]:
+    """Where the task's rows are. Raises ValueError where no source is known."""
     if uri is None and not task.uris:
         raise ValueError(
             f"task {task.name!r}: no public source has its rows; get them where the task's authors give them "

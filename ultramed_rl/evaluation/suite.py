@@ -9,7 +9,7 @@ from typing import Any
 from ultramed_rl.config.benchmarks import Benchmarks, TaskChoice
 from ultramed_rl.evaluation.choices import reorder, shuffled_orders
 from ultramed_rl.evaluation.items import Item, Task
-from ultramed_rl.evaluation.load import Loaded, load_items
+from ultramed_rl.evaluation.load import Loaded, find_uris, load_items
 from ultramed_rl.evaluation.tasks import find_task
 from ultramed_rl.models.tokenizer import ChatTokenizer, encode_continuations
 from ultramed_rl.records import Message, Prompt
@@ -19,8 +19,8 @@ Tokens = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Question:
-    """An item in one order of its options. `place` counts the item's orders, 0 is the data's own; `order[k]` is
-    where the option at place k stands there."""
+    """An item in one order of its options. `place` counts the item's orders, 0 is the data's own; the option at
+    place k here stands at place `order[k]` in the data."""
 
     task: Task
     item: Item
@@ -43,27 +43,78 @@ class AskedTask:
 
 
 def load_suite(config: Benchmarks, seed: int) -> tuple[AskedTask, ...]:
-    """Every task of a config. Raises ValueError for an unknown task or data that cannot be used."""
-    return tuple(_ask(choice, config.orders, seed) for choice in config.tasks)
+    """Every task of a config.
+
+    Raises:
+        ValueError: an unknown task, one that no protocol asks, or data that cannot be used.
+    """
+    for choice in config.tasks:
+        check_task(config, choice)  # all of them before the first one's data are read
+    return tuple(_ask(config, choice, seed) for choice in config.tasks)
 
 
-def _ask(choice: TaskChoice, orders: int, seed: int) -> AskedTask:
+def task_problems(config: Benchmarks) -> list[str]:
+    """What can be said against a config's tasks before their data are read: one line each."""
+    problems = []
+    for choice in config.tasks:
+        try:
+            check_task(config, choice)
+        except ValueError as error:
+            problems.append(f"benchmarks.tasks: {error}")
+    return problems
+
+
+def check_task(config: Benchmarks, choice: TaskChoice) -> Task:
+    """The task of a choice.
+
+    Raises:
+        ValueError: there is none of that name, no protocol asks it, its data have no source, or its answers no judge.
+    """
     task = find_task(choice.name)
-    uri = choice.uri
-    if uri == "offline":
-        uri = task.offline
-        if not uri:
-            raise ValueError(
-                f"task {task.name!r}: no package holds its rows; name a file or a hub set as its uri"
-            )
+    check_protocols(task, [protocol.type for protocol in config.protocols])
+    find_uris(task, source_of(task, choice))
+    if task.form == "statements" and config.judge is None:
+        raise ValueError(
+            f"task {task.name!r}: needs a judge; set benchmarks.judge (model and base_url of an OpenAI-compatible "
+            "API), or leave the task out"
+        )
+    return task
+
+
+def check_protocols(task: Task, protocols: Sequence[str]) -> None:
+    """Make sure that a task is asked at all. Raises ValueError where its results would be empty."""
+    answering = {"statements": {"greedy"}}.get(task.form, {"greedy", "self_consistency"})
+    if answering & set(protocols) or (task.continuations is not None and "likelihood" in protocols):
+        return
+    why = "a judge reads its greedy answers" if task.form == "statements" else "it has no options to weigh"
+    raise ValueError(
+        f"task {task.name!r}: benchmarks.protocols=[{', '.join(protocols)}] don't ask it, since {why}; add greedy, "
+        "or leave the task out"
+    )
+
+
+def source_of(task: Task, choice: TaskChoice) -> str | None:
+    """The URI that a choice names; None for the task's own on the hub."""
+    if choice.uri != "offline":
+        return choice.uri
+    if not task.offline:
+        raise ValueError(
+            f"task {task.name!r}: no package holds its rows; name a file or a hub set as its uri"
+        )
+    return task.offline
+
+
+def _ask(config: Benchmarks, choice: TaskChoice, seed: int) -> AskedTask:
+    task = find_task(choice.name)
+    uri = source_of(task, choice)
     loaded = load_items(task, uri, limit=choice.limit, seed=seed)
-    extra = orders if task.shuffles else 0
+    extra = config.orders if task.shuffles else 0
     questions = [
         Question(task, reorder(item, order) if task.form == "choice" else item, place, order)
         for item in loaded.items
         for place, order in enumerate(shuffled_orders(item.item_id, len(item.options), extra, seed))
     ]
-    return AskedTask(task, (uri,) if uri else task.uris, loaded, tuple(questions))
+    return AskedTask(task, tuple(find_uris(task, uri)), loaded, tuple(questions))
 
 
 def likelihood_questions(suite: Sequence[AskedTask]) -> list[Question]:
@@ -85,12 +136,13 @@ def encode_options(tokenizer: Any, question: Question) -> tuple[Tokens, tuple[To
 
 
 def encode_question(tokenizer: ChatTokenizer, question: Question, system: str | None) -> Prompt:
-    """The chat that asks for an answer with its reasoning."""
+    """The chat that asks for an answer with its reasoning. It doesn't hold the key, which scorers that compare with
+    a reference would read: reranking by them would be an oracle."""
     asked = Message(role="user", content=question.task.ask(question.item))
     before = (Message(role="system", content=system),) if system is not None else ()
     messages = (*before, asked)
     tokens = tuple(tokenizer.encode_chat(messages))
-    return Prompt(question.question_id, messages, tokens, question.item.answer or None, question.task.name)
+    return Prompt(question.question_id, messages, tokens, kind=question.task.name)
 
 
 def check_room(lengths: Sequence[tuple[str, int]], max_length: int, answer: int) -> None:
@@ -110,7 +162,9 @@ def check_room(lengths: Sequence[tuple[str, int]], max_length: int, answer: int)
     if longest:
         found = ", ".join(f"{len(n)} of {task} (up to {max(n)} tokens)" for task, n in longest.items())
         most = max(map(max, longest.values()))
+        less = f" less {answer} for the answer" if answer else ""
+        other = ", or lower the protocols' max_new_tokens" if answer else ""
         raise ValueError(
-            f"benchmarks: {found} exceed policy.max_length={max_length} less {answer} for the answer; set "
-            f"policy.max_length to {most + answer} or more, or shorten the protocol's max_new_tokens"
+            f"benchmarks: {found} exceed policy.max_length={max_length}{less}; set policy.max_length to "
+            f"{most + answer} or more{other}"
         )

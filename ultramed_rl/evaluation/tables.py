@@ -23,7 +23,7 @@ _RESULTS = [
     ("same in all orders", "{consistency:.1%}"),
     ("position bias", "{bias:.3f}"),
 ]
-_SUBJECTS = [("task", "{task}"), ("subject", "{subject}"), ("items", "{items}")]
+_SUBJECTS = [("policy", "{policy}"), ("task", "{task}"), ("subject", "{subject}"), ("items", "{items}")]
 _COMPARISONS = [
     ("policy", "{policy}"),
     ("task", "{task}"),
@@ -64,17 +64,17 @@ def render_results(reports: Sequence[PolicyReport]) -> str:
 
 
 def render_subjects(reports: Sequence[PolicyReport]) -> str:
-    """Every subject of the tasks that have some: a column for each policy and protocol."""
-    found: dict[tuple[str, str], dict[str, Any]] = {}
-    headings: dict[str, str] = {}
+    """Every subject of the tasks that have some, policy by policy: a column for each protocol."""
+    found: dict[tuple[str, str, str], dict[str, Any]] = {}
+    protocols: dict[str, None] = {}
     for report in reports:
         for result in report.results:
-            key = headings.setdefault(f"{report.policy} {result.protocol}", f"c{len(headings)}")
             for subject, score in result.subjects.items():
-                row = {"task": result.task, "subject": subject, "items": score.items}
-                row = found.setdefault((result.task, subject), row)
-                row[key] = f"{score.accuracy:.1%} [{score.low:.0%}, {score.high:.0%}]"
-    columns = [*_SUBJECTS, *((heading, f"{{{key}}}") for heading, key in headings.items())]
+                protocols[result.protocol] = None
+                row = {"policy": report.policy, "task": result.task, "subject": subject, "items": score.items}
+                row = found.setdefault((report.policy, result.task, subject), row)
+                row[result.protocol] = f"{score.accuracy:.1%} [{score.low:.0%}, {score.high:.0%}]"
+    columns = [*_SUBJECTS, *((name, f"{{{name}}}") for name in protocols)]
     return _table(columns, list(found.values()))
 
 

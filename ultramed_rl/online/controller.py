@@ -87,10 +87,12 @@ class Controller:
         sync = self.adopt(record, checkpoint)
         evaluation = record.phase("evaluation", self.evaluate, checkpoint.version, kind=ScoredCompletion)
 
-        metrics = self.round_metrics(record, prompts, completions, scored, pairs, references, evaluation)
-        metrics |= checkpoint.metrics | sync
+        exam: Metrics = {}
         if self.exams is not None and self.exams.due(record.index):
-            metrics |= self.exams.sit(record, checkpoint.version, self.crew)
+            exam = self.exams.sit(record, checkpoint.version, self.crew)
+
+        metrics = self.round_metrics(record, prompts, completions, scored, pairs, references, evaluation)
+        metrics |= checkpoint.metrics | sync | exam
         # Logged first: a kill between the two logs the round again on resume, after its line was discarded.
         self.tracker.log(metrics, step=record.index, kind="round")
         record.commit(metrics)

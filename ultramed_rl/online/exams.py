@@ -9,14 +9,19 @@ from pathlib import Path
 from ultramed_rl.config import RunConfig
 from ultramed_rl.config.benchmarks import RoundBenchmarks
 from ultramed_rl.crew.examiner import Answers, Candidate, Examiner, Sitting, make_judge
+from ultramed_rl.crew.judging import judge_statements
 from ultramed_rl.crew.online import Crew
 from ultramed_rl.data.prompts import PromptPool
 from ultramed_rl.evaluation.contamination.guard import check_contamination
 from ultramed_rl.evaluation.contamination.search import TrainedPrompt
-from ultramed_rl.evaluation.judging.entailment import summarize_statements
 from ultramed_rl.evaluation.report import PolicyReport, compare_reports, failures
 from ultramed_rl.evaluation.suite import load_suite
-from ultramed_rl.evaluation.tables import render_averages, render_comparisons, render_results
+from ultramed_rl.evaluation.tables import (
+    render_averages,
+    render_comparisons,
+    render_results,
+    render_statements,
+)
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, Prompt, ScoredCompletion
 from ultramed_rl.store import ArtifactFolder
@@ -49,8 +54,8 @@ class RoundExams:
         check = self.benchmarks.contamination
         if check is None or not self.suite:
             return
-        texts = ((p.messages[-1]["content"].removesuffix(self._suffix), p) for p in pool.training)
-        own = (TrainedPrompt(text, self.config.run.name) for text, _ in texts)
+        texts = (p.messages[-1]["content"].rstrip().removesuffix(self._suffix) for p in pool.training)
+        own = (TrainedPrompt(text, self.config.run.name) for text in texts)
         found = check_contamination(check, self.suite, self.config.policy.path, own)
         self.progress.say(found.render())
         write_json(folder / "contamination.json", asdict(found))
@@ -66,7 +71,7 @@ class RoundExams:
 
             self.examiner.reward(self.candidate, sitting, answers, score)
         report = self.examiner.report(self.candidate, answers)
-        metrics = report.metrics | self._judge(answers)
+        metrics = report.metrics | self._judge(answers, sitting)
         if self.first is None:
             self.first = report
         metrics |= self._compare(report, version)
@@ -82,10 +87,9 @@ class RoundExams:
         assert self.first is not None
         seed, resamples = self.config.run.seed, self.config.evaluation.bootstrap
         found = compare_reports(self.first, report, resamples, seed) if version else []
-        tables = [render_results([report]), render_averages([report])]
-        self.progress.say(
-            "\n".join([*tables, render_comparisons({f"version {version}": found}, "version 0")])
-        )
+        compared = render_comparisons({f"version {version}": found}, "version 0")
+        tables = [render_results([report]), render_averages([report]), compared]
+        self.progress.say("\n".join(table for table in tables if table))
         metrics: Metrics = {}
         for comparison in found:
             name = f"{comparison.task}_{comparison.protocol}"
@@ -93,11 +97,13 @@ class RoundExams:
             metrics |= {} if comparison.p_value is None else {f"{name}_p": comparison.p_value}
         return metrics
 
-    def _judge(self, answers: Answers) -> Metrics:
-        items, texts = self.examiner.statements(answers)
-        if self.judge is None or not items:
+    def _judge(self, answers: Answers, sitting: Sitting) -> Metrics:
+        answered = self.examiner.statements(answers)
+        if self.judge is None or not answered:
             return {}
-        return summarize_statements(self.judge.grade(items, texts), seed=self.config.run.seed).metrics
+        summary = judge_statements(self.judge, answered, sitting, self.progress, self.config.run.seed)
+        self.progress.say(render_statements({f"version {sitting.version}": summary}))
+        return summary.metrics
 
     def _keep(self, folder: Path, report: PolicyReport) -> None:
         folder.mkdir(exist_ok=True)

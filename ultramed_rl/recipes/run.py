@@ -10,7 +10,6 @@ from typing import Any
 
 from ultramed_rl.cluster.plan import make_plan
 from ultramed_rl.config import AnyConfig, ConfigError
-from ultramed_rl.config.benchmarks import Benchmarks
 from ultramed_rl.config.recipe import RecipeConfig, stage_config, stage_inputs
 from ultramed_rl.store.artifacts import read_json
 from ultramed_rl.store.atomic import write_json
@@ -30,27 +29,17 @@ def check_runnable(config: AnyConfig) -> None:
     make_plan(config)
     benchmarks = getattr(config, "benchmarks", None)
     if benchmarks is not None:
-        check_tasks(benchmarks)
+        from ultramed_rl.evaluation.suite import task_problems
+
+        found = task_problems(benchmarks)
+        if found:
+            raise ConfigError(found)
     if getattr(config, "engine", "native") == "openrlhf":
         from ultramed_rl.stages.openrlhf_limits import openrlhf_problems
 
         problems = openrlhf_problems(config)  # type: ignore[arg-type]
         if problems:
             raise ConfigError(problems)
-
-
-def check_tasks(benchmarks: Benchmarks) -> None:
-    """Make sure that every task exists. Raises ConfigError, one line for each that doesn't."""
-    from ultramed_rl.evaluation.tasks import find_task
-
-    problems = []
-    for choice in benchmarks.tasks:
-        try:
-            find_task(choice.name)
-        except ValueError as error:
-            problems.append(f"benchmarks.tasks: {error}")
-    if problems:
-        raise ConfigError(problems)
 
 
 def plan_recipe(recipe: RecipeConfig) -> None:

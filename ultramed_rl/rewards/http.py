@@ -12,8 +12,9 @@ import httpx
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
 
 from ultramed_rl.config.rewards import HttpTerm
+from ultramed_rl.config.secrets import read_secret
 from ultramed_rl.records import Completion, Prompt
-from ultramed_rl.rewards.term import read_secret, with_prompts
+from ultramed_rl.rewards.term import with_prompts
 
 logger = logging.getLogger(__name__)
 _BUSY = {408, 425, 429}

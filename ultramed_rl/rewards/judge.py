@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 
 from ultramed_rl.config.rewards import JudgeTerm, Scale
-from ultramed_rl.evaluation.judging.templates import read_template, without_tags
+from ultramed_rl.data.templates import read_template, without_tags
 from ultramed_rl.evaluation.reading.numbers import NUMBER, to_float
 from ultramed_rl.records import Completion, Prompt
 from ultramed_rl.rewards.api import ApiClient

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -27,19 +26,3 @@ def with_prompts(
     missing = sorted({c.prompt_id for c in completions} - by_id.keys())
     assert not missing, f"completions of unknown prompts: {missing[:5]}"
     return [(by_id[completion.prompt_id], completion) for completion in completions]
-
-
-def read_secret(variable: str | None, key: str) -> str | None:
-    """The secret in an environment variable, or None where none is named.
-
-    Raises:
-        ValueError: the variable is named but not set.
-    """
-    if variable is None:
-        return None
-    secret = os.environ.get(variable, "").strip()
-    if not secret:
-        raise ValueError(
-            f"{key}={variable!r}: this environment variable isn't set; export it, or remove the key"
-        )
-    return secret

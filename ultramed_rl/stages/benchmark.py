@@ -11,10 +11,11 @@ from ultramed_rl.cluster.placement import disconnect
 from ultramed_rl.config import EvaluateConfig
 from ultramed_rl.crew.evaluation import EvaluationCrew, Policy
 from ultramed_rl.crew.examiner import Answers, Examiner, Sitting, make_judge
+from ultramed_rl.crew.judging import judge_statements
 from ultramed_rl.crew.scorers import Scorers
-from ultramed_rl.evaluation.contamination.guard import check_contamination
+from ultramed_rl.evaluation.contamination.guard import check_contamination, check_readable
 from ultramed_rl.evaluation.contamination.search import Contamination
-from ultramed_rl.evaluation.judging.entailment import StatementSummary, summarize_statements
+from ultramed_rl.evaluation.judging.entailment import StatementSummary
 from ultramed_rl.evaluation.report import PolicyReport, compare_reports, failures
 from ultramed_rl.evaluation.results import Comparison
 from ultramed_rl.evaluation.suite import AskedTask, load_suite
@@ -27,7 +28,6 @@ from ultramed_rl.evaluation.tables import (
     render_subjects,
 )
 from ultramed_rl.records import Completion, Prompt, ScoredCompletion
-from ultramed_rl.rewards.statements import count_statements
 from ultramed_rl.stages.general import GeneralResult, check_general, run_general
 from ultramed_rl.store import ArtifactFolder
 from ultramed_rl.store.atomic import write_lines
@@ -40,7 +40,8 @@ class Examination:
     """The benchmarks of one evaluation and what policies made of them."""
 
     def __init__(self, config: EvaluateConfig, policies: Sequence[Policy], progress: Progress) -> None:
-        """All that can go wrong before an engine starts: tasks, data, lengths, the judge's key, scorers."""
+        """All that can go wrong before an engine starts: tasks, data, lengths, the judge's key, scorers, and the
+        data that contamination is looked for in."""
         assert config.benchmarks is not None
         self.config, self.benchmarks, self.progress = config, config.benchmarks, progress
         self.suite = load_suite(self.benchmarks, config.run.seed)
@@ -49,6 +50,8 @@ class Examination:
         self.judge = make_judge(self.suite, self.benchmarks.judge)
         if self.benchmarks.general is not None:
             check_general(self.benchmarks.general, config.cluster.device)
+        if self.benchmarks.contamination is not None and self.suite:
+            check_readable(self.benchmarks.contamination)
         self.examiner = Examiner(
             self.benchmarks, self.suite, config.run.seed, config.policy.max_length, progress
         )
@@ -85,16 +88,22 @@ class Examination:
         self.reports[policy.name] = self.examiner.report(candidate, answers)
 
     def conclude(self, folder: Path) -> dict[str, Any]:
-        """Everything that needs no engine: judge, lm-evaluation-harness, contamination; files and the table."""
-        for name in self.candidates:
-            self._judge(name)
-            self._run_general(name, folder)
-            self._check_contamination(name)
+        """Everything that needs no engine: files, judge, contamination and the tables, lm-evaluation-harness.
+
+        What others compute comes last, so that their failure leaves the rest to be read.
+        """
         for name, report in self.reports.items():
             for (task, protocol), outcomes in report.outcomes.items():
                 write_lines(folder / "failures" / f"{name}-{task}-{protocol}.jsonl", failures(outcomes))
         comparisons = self.compare()
-        self._say(comparisons)
+        self._say_reports(comparisons)
+        for name in self.candidates:
+            self._check_contamination(name)
+        for name in self.candidates:
+            self._judge(name, folder)
+        self._say_if_any(render_statements(self.statements))
+        for name in self.candidates:
+            self._run_general(name, folder)
         return {
             "tasks": {asked.task.name: _task_details(asked) for asked in self.suite},
             "benchmarks": {name: self._details(name) for name in self.candidates},
@@ -111,38 +120,35 @@ class Examination:
         """A policy's figures, flat, for a tracker."""
         found = dict(self.reports[name].metrics)
         if name in self.statements:
-            summary = self.statements[name]
-            intervals = {
-                "comprehensiveness": summary.comprehensiveness,
-                "hallucination": summary.hallucination,
-            }
-            found |= {f"kqa_{key}": value.mean for key, value in intervals.items() if value is not None}
+            found |= self.statements[name].metrics
         if name in self.general:
             found |= self.general[name].metrics
         return found
 
-    def _say(self, comparisons: dict[str, list[Comparison]]) -> None:
+    def _say_reports(self, comparisons: dict[str, list[Comparison]]) -> None:
         reports = list(self.reports.values())
         tables = [
             render_results(reports),
             render_subjects(reports),
             render_curves(reports),
             render_averages(reports),
-            render_statements(self.statements),
             render_comparisons(comparisons, reports[0].policy),
-            *(f"{name}: {found.render()}" for name, found in self.contamination.items()),
         ]
-        self.progress.say("\n\n".join(table for table in tables if table))
+        self._say_if_any("\n\n".join(table for table in tables if table))
+
+    def _say_if_any(self, text: str) -> None:
+        if text:
+            self.progress.say(text)
 
     # -- steps ---------------------------------------------------------------------------------------------
 
-    def _judge(self, name: str) -> None:
-        items, texts = self.examiner.statements(self.answers[name])
-        if self.judge is None or not items:
-            return
-        with self.progress.phase(f"{name}: judge", count_statements(items), "statements") as bar:
-            scores = self.judge.grade(items, texts, bar.advance)
-        self.statements[name] = summarize_statements(scores, seed=self.config.run.seed)
+    def _judge(self, name: str, folder: Path) -> None:
+        answered = self.examiner.statements(self.answers[name])
+        if self.judge is not None and answered:
+            sitting = Sitting(ArtifactFolder(folder), suffix=f"-{name}")
+            self.statements[name] = judge_statements(
+                self.judge, answered, sitting, self.progress, self.config.run.seed
+            )
 
     def _run_general(self, name: str, folder: Path) -> None:
         section, config = self.benchmarks.general, self.config
@@ -159,7 +165,9 @@ class Examination:
     def _check_contamination(self, name: str) -> None:
         if self.benchmarks.contamination is not None and self.suite:
             path = self.candidates[name].path
-            self.contamination[name] = check_contamination(self.benchmarks.contamination, self.suite, path)
+            found = check_contamination(self.benchmarks.contamination, self.suite, path)
+            self.contamination[name] = found
+            self.progress.say(f"{name}: {found.render()}")
 
     def _details(self, name: str) -> dict[str, Any]:
         report = self.reports[name]

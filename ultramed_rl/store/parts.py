@@ -15,6 +15,7 @@ from ultramed_rl.store.tables import read_records, write_records
 T = TypeVar("T")
 PART_RECORDS = 2000
 PART_SECONDS = 60.0
+_NUMBERED = "[0-9]*.parquet"  # and not what a kill left half written
 
 
 class Parts(Generic[T]):
@@ -31,12 +32,12 @@ class Parts(Generic[T]):
     def read(self) -> list[T]:
         """All records that were kept."""
         return [
-            record for file in sorted(self.path.glob("*.parquet")) for record in read_records(self.kind, file)
+            record for file in sorted(self.path.glob(_NUMBERED)) for record in read_records(self.kind, file)
         ]
 
     def keep(self, records: Sequence[T]) -> None:
         """One more part."""
-        number = len(list(self.path.glob("*.parquet")))
+        number = len(list(self.path.glob(_NUMBERED)))
         write_whole(self.path / f"{number:06d}.parquet", lambda file: write_records(records, self.kind, file))
 
     def keep_as_they_come(self, batches: Iterable[Sequence[T]]) -> Iterator[T]:

@@ -72,7 +72,7 @@ def render_table(columns: Sequence[tuple[str, str]], rows: Sequence[Mapping[str,
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(*[_cell(template, row) for _, template in columns])
-    console = Console(width=140, color_system=None)
+    console = Console(width=400, color_system=None)
     with console.capture() as capture:
         console.print(table)
     return capture.get().rstrip()

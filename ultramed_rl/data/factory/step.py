@@ -1,6 +1,6 @@
 """What a stage of the factory does with one record, as moves; who asks, keeps and resumes is the runner's business.
 
-    record --> start --> Ask --> reply --> go_on --> Ask --> ... --> Keep | Drop | Fail
+record --> start --> Ask --> reply --> go_on --> Ask --> ... --> Keep | Drop | Fail
 """
 
 from __future__ import annotations

@@ -37,6 +37,18 @@ def check_contamination(
     return find_contamination(questions, trained, _embedder(check), unknown=lineage.gaps)
 
 
+def check_readable(check: ContaminationCheck) -> None:
+    """Make sure before an engine starts that the sources begin well and that the embedding model is there.
+
+    Raises:
+        ValueError: as `check_contamination`.
+    """
+    for uri in check.sources:
+        next(_source_prompts(uri), None)
+    if check.embedder not in (None, "auto"):
+        _embedder(check)
+
+
 def _embedder(check: ContaminationCheck) -> Embed | None:
     """What tells near-duplicates; none where `auto` finds none installed."""
     if check.embedder is None:

@@ -11,7 +11,7 @@ nothing: dropping the last four lines makes open questions empty, and those all 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -19,13 +19,20 @@ from typing import Literal
 
 import numpy as np
 
-from ultramed_rl.evaluation.contamination.stems import Stem, read_stem, sentence_runs
+from ultramed_rl.data.likeness import (
+    PAPER_RULE,
+    TELLING_WORDS,
+    Embed,
+    NearRule,
+    check_unit_vectors,
+    equal_keys,
+    same_question,
+)
+from ultramed_rl.data.stems import Stem, read_stem
 from ultramed_rl.evaluation.items import Item
 
-Embed = Callable[[Sequence[str]], np.ndarray]
 Questions = Mapping[str, Mapping[str, str]]
 Role = Literal["model", "reward"]
-TELLING_WORDS = 13  # so many equal words in a row are no chance (GPT-3, arXiv 2005.14165, appendix C)
 _BLOCK, _ROWS = 4096, 512  # training prompts embedded together, and compared with all items together
 _SHOWN = 120  # characters of a training text in a finding
 
@@ -37,17 +44,6 @@ class TrainedPrompt:
     text: str
     source: str
     role: Role = "model"
-
-
-@dataclass(frozen=True)
-class NearRule:
-    """Which embeddings are near: squared L2 distance and relative difference of lengths (characters of the
-    normalised stem) at most so much. Stems of fewer than `words` words are left out: their embeddings say little.
-    """
-
-    squared_l2: float = 0.05
-    length: float = 0.20
-    words: int = 5
 
 
 @dataclass(frozen=True)
@@ -122,7 +118,7 @@ def find_contamination(
     embed: Embed | None = None,
     *,
     unknown: Sequence[str] = (),
-    rule: NearRule = NearRule(),
+    rule: NearRule = PAPER_RULE,
 ) -> Contamination:
     """Look for benchmark items among training prompts.
 
@@ -207,22 +203,14 @@ class _Search:
 
     def _equal(self, prompt: Stem) -> set[int]:
         """Items whose stem is the prompt's, or is contained in it."""
-        found = set(self._by_key.get(prompt.key, ()))
-        if len(prompt.words) <= 2 * TELLING_WORDS:
-            found.update(place for key in sentence_runs(prompt) for place in self._by_key.get(key, ()))
+        found = {place for key in equal_keys(prompt) for place in self._by_key.get(key, ())}
         words = prompt.words
         for start, three in enumerate(zip(words, words[1:], words[2:], strict=False)):
             for place in self._by_start.get(three, ()):
                 item = self._items[place].words
                 if words[start : start + len(item)] == item:
                     found.add(place)
-        return {place for place in found if self._same_question(self._items[place], prompt)}
-
-    @staticmethod
-    def _same_question(item: Stem, prompt: Stem) -> bool:
-        """A short stem says too little where both have options and none in common."""
-        telling = len(item.words) >= TELLING_WORDS or not (item.options and prompt.options)
-        return telling or bool(item.options & prompt.options)
+        return {place for place in found if same_question(self._items[place], prompt)}
 
     def _keep(
         self, place: int, prompt: TrainedPrompt, kind: Literal["exact", "near"], distance: float
@@ -262,7 +250,7 @@ class _Search:
             alike = np.abs(own[rows, None] - lengths) <= self._rule.length * longer
             for row, column in np.argwhere(alike & (distances <= self._rule.squared_l2)):
                 number = comparable[start + row]
-                if self._same_question(self._items[places[column]], stems[number]):
+                if same_question(self._items[places[column]], stems[number]):
                     self._keep(
                         int(places[column]), prompts[number], "near", round(float(distances[row, column]), 6)
                     )
@@ -277,17 +265,7 @@ class _Search:
         assert self._embed is not None
         if not texts:
             return np.zeros((0, 1), dtype=np.float32)
-        vectors = np.asarray(self._embed(texts), dtype=np.float32)
-        if vectors.ndim != 2 or len(vectors) != len(texts):
-            raise ValueError(
-                f"embed gave shape {vectors.shape} for {len(texts)} texts; give one vector a text"
-            )
-        lengths = np.linalg.norm(vectors, axis=1)
-        if not np.allclose(lengths, 1.0, atol=1e-3):
-            raise ValueError(
-                f"embed gave vectors of length {lengths.min():.3g} to {lengths.max():.3g}; scale them to 1"
-            )
-        return vectors
+        return check_unit_vectors(self._embed(texts), len(texts))
 
 
 # -- words -------------------------------------------------------------------------------------------------

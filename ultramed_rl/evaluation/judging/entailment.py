@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
-from ultramed_rl.evaluation.judging.templates import read_template, without_tags
+from ultramed_rl.data.templates import read_template, without_tags
 from ultramed_rl.evaluation.judging.verdicts import Verdict
 from ultramed_rl.evaluation.statistics import Interval, paired_bootstrap, wilson_interval
 

@@ -1,4 +1,4 @@
-"""What a judge is asked: text files with $fields, and material that cannot leave the frame it is shown in."""
+"""What a model is asked: text files with $fields, and material that cannot leave the frame it is shown in."""
 
 from __future__ import annotations
 

@@ -42,10 +42,10 @@ def read_stem(text: str) -> Stem:
     lines = text.splitlines()
     first, last, options = _find_options(lines)
     before, after = "\n".join(lines[:first]), "\n".join(lines[last:])
-    if not options or len(_words(after)) >= len(_words(before)):
+    if not options or len(read_words(after)) >= len(read_words(before)):
         before, options = text, []
     stem = _LABEL.sub("", before).strip()
-    return Stem(stem, _words(stem), frozenset(" ".join(_words(option)) for option in options))
+    return Stem(stem, read_words(stem), frozenset(" ".join(read_words(option)) for option in options))
 
 
 def _find_options(lines: Sequence[str]) -> tuple[int, int, list[str]]:
@@ -65,14 +65,14 @@ def _find_options(lines: Sequence[str]) -> tuple[int, int, list[str]]:
     return found
 
 
-def _words(text: str) -> tuple[str, ...]:
-    """Words and numbers in plain form; "1.5" is one, and none of the signs around them matter."""
+def read_words(text: str) -> tuple[str, ...]:
+    """A text's words and numbers in plain form; "1.5" is one, and none of the signs around them matter."""
     return tuple(_WORD.findall(normalise_text(text)))
 
 
 def sentence_runs(stem: Stem) -> Iterator[str]:
     """The words of every run of whole sentences or lines that is at least half of the stem."""
-    parts = [_words(part) for part in _SENTENCE_END.split(stem.text)]
+    parts = [read_words(part) for part in _SENTENCE_END.split(stem.text)]
     for first in range(len(parts)):
         for last in range(first + 1, len(parts) + 1):
             words = [word for part in parts[first:last] for word in part]

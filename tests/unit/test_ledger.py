@@ -1,0 +1,286 @@
+"""The ledger of a long stage: nothing lost, nothing twice, and final files that don't show how they came about."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ultramed_rl.data.sources import read_rows
+from ultramed_rl.store.entries import Entry, dead, dropped, kept
+from ultramed_rl.store.keys import KeyIndex, key_number
+from ultramed_rl.store.ledger import Ledger, PartSize, Tally
+
+
+def entry(place: int) -> Entry:
+    """Record `place`'s fate: kept as none, one or two rows; dropped for one of two reasons; or dead."""
+    key, kind = f"k{place}", place % 6
+    if kind < 3:
+        return kept(place, key, [{"id": key, "n": n} for n in range(kind)])
+    if kind < 5:
+        return dropped(place, key, "easy" if kind == 3 else "short")
+    return dead(place, key, "unanswered", "status 500", {"id": key})
+
+
+def fill(ledger: Ledger, places: list[int]) -> None:
+    for place in places:
+        if not ledger.holds(place, f"k{place}"):
+            ledger.add(entry(place))
+
+
+def lines(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def die(ledger: Ledger) -> None:
+    """As a killed process does: what waits is lost, the lock is free."""
+    ledger._lock.close()
+
+
+def final_files(folder: Path) -> dict[str, bytes]:
+    names = ("rows.jsonl", "dead_letters.jsonl", "manifest.json")
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+def test_final_files_hold_the_records_in_input_order_and_their_counts(tmp_path: Path) -> None:
+    with Ledger(tmp_path, part=PartSize(records=2)) as ledger:
+        fill(ledger, [5, 2, 0, 4, 1, 3])
+        ledger.expect(6)
+        path = ledger.finish()
+    assert path.read_text() == '{"id": "k1", "n": 0}\n{"id": "k2", "n": 0}\n{"id": "k2", "n": 1}\n'
+    assert list(read_rows(str(path))) == lines(path)
+    letter = {"key": "k5", "reason": "unanswered", "detail": "status 500", "row": {"id": "k5"}}
+    assert lines(tmp_path / "dead_letters.jsonl") == [letter]
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    counts = {name: manifest[name] for name in ("records", "kept", "rows", "drops", "dead_letters")}
+    assert counts == {
+        "records": 6,
+        "kept": 3,
+        "rows": 3,
+        "drops": {"easy": 1, "short": 1},
+        "dead_letters": {"unanswered": 1},
+    }
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), records=st.integers(0, 40))
+def test_kills_orders_and_part_sizes_never_show_in_the_final_files(
+    data: st.DataObject, records: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    whole, broken = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("broken")
+    with Ledger(whole) as ledger:
+        fill(ledger, list(range(records)))
+        ledger.expect(records)
+        ledger.finish()
+    durable: set[int] = set()
+    for _ in range(data.draw(st.integers(0, 4))):
+        size = data.draw(st.integers(1, 9))
+        todo = data.draw(st.permutations(range(records)))[: data.draw(st.integers(0, records))]
+        ledger = Ledger(broken, part=PartSize(records=size))
+        assert {p for p in range(records) if ledger.holds(p, f"k{p}")} == durable
+        new = [place for place in todo if place not in durable]
+        fill(ledger, todo)
+        durable |= set(new[: len(new) // size * size])
+        assert ledger.tally.done == len(durable | set(new))
+        die(ledger)
+    with Ledger(broken) as ledger:
+        assert ledger.tally.done == len(durable)
+        fill(ledger, data.draw(st.permutations(range(records))))
+        ledger.expect(records)
+        ledger.finish()
+    assert final_files(broken) == final_files(whole)
+
+
+def test_a_part_is_written_by_count_by_bytes_and_by_age(tmp_path: Path) -> None:
+    sizes = {"count": PartSize(records=2), "bytes": PartSize(bytes=30), "age": PartSize(seconds=0.0)}
+    found = {}
+    for name, size in sizes.items():
+        ledger = Ledger(tmp_path / name, part=size)
+        for place in range(4):  # a line of 12 bytes each
+            ledger.add(kept(place, f"k{place}", [{"n": 1000 + place}]))
+        found[name] = len(list((tmp_path / name / "parts").iterdir()))
+        die(ledger)
+    assert found == {"count": 2, "bytes": 1, "age": 4}
+
+
+def test_dead_letters_are_done_again_only_on_demand_and_replaced_by_what_they_become(tmp_path: Path) -> None:
+    with Ledger(tmp_path) as ledger:
+        fill(ledger, list(range(12)))
+        ledger.expect(12)
+        ledger.finish()
+    with Ledger(tmp_path) as ledger:
+        assert ledger.holds(5, "k5") and ledger.finished
+    with Ledger(tmp_path, retry_dead=True) as ledger:
+        assert [p for p in range(12) if not ledger.holds(p, f"k{p}")] == [5, 11]
+        ledger.add(kept(5, "k5", [{"id": "k5", "n": 7}]))
+    assert not (tmp_path / "manifest.json").exists(), "the final files are old"
+    with Ledger(tmp_path) as ledger:  # the letter that was not retried still counts
+        assert ledger.tally == Tally(7, 7, {"easy": 2, "short": 2}, {"unanswered": 1})
+        ledger.expect(12)
+        ledger.finish()
+    assert [row["id"] for row in lines(tmp_path / "rows.jsonl")] == ["k1", "k2", "k2", "k5", "k7", "k8", "k8"]
+    assert [letter["key"] for letter in lines(tmp_path / "dead_letters.jsonl")] == ["k11"]
+
+
+def test_a_finished_ledger_is_left_alone_unless_its_files_are_damaged(tmp_path: Path) -> None:
+    with Ledger(tmp_path) as ledger:
+        fill(ledger, list(range(6)))
+        ledger.expect(6)
+        ledger.finish()
+    before, when = final_files(tmp_path), (tmp_path / "rows.jsonl").stat().st_mtime_ns
+    with Ledger(tmp_path) as ledger:
+        ledger.expect(6)
+        ledger.finish()
+        assert (tmp_path / "rows.jsonl").stat().st_mtime_ns == when
+        (tmp_path / "rows.jsonl").write_text("cut")
+        ledger.finish()
+    assert final_files(tmp_path) == before
+
+
+@pytest.mark.parametrize("renamed", range(4))
+def test_a_kill_while_the_final_files_are_written_leaves_nothing_that_looks_finished(
+    tmp_path: Path, renamed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last part, the dead letters, the rows and the manifest take their names in turn."""
+    with Ledger(tmp_path / "whole") as ledger:
+        fill(ledger, list(range(6)))
+        ledger.expect(6)
+        ledger.finish()
+    with Ledger(tmp_path / "broken") as ledger:
+        fill(ledger, list(range(3)))
+    ledger, left = Ledger(tmp_path / "broken"), renamed
+    fill(ledger, list(range(6)))
+    ledger.expect(6)
+    rename = os.replace
+
+    def killing(source: Path, target: Path) -> None:
+        nonlocal left
+        if left == 0:
+            raise KeyboardInterrupt
+        left -= 1
+        rename(source, target)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(os, "replace", killing)
+        ledger.finish()
+    die(ledger)
+    with Ledger(tmp_path / "broken") as ledger:
+        assert not ledger.finished
+        fill(ledger, list(range(6)))
+        ledger.expect(6)
+        ledger.finish()
+    assert final_files(tmp_path / "broken") == final_files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("expected", [None, 5], ids=["not told", "one short"])
+def test_an_unfinished_stage_makes_no_final_files(tmp_path: Path, expected: int | None) -> None:
+    with Ledger(tmp_path) as ledger:
+        fill(ledger, [0, 1, 2, 4])
+        if expected:
+            ledger.expect(expected)
+        with pytest.raises(ValueError, match="not all records are done"):
+            ledger.finish()
+        assert not ledger.finished and not ledger.rows_path.exists()
+
+
+def another_record(folder: Path) -> None:
+    with Ledger(folder) as ledger:
+        ledger.holds(2, "k3")
+
+
+def a_shorter_input(folder: Path) -> None:
+    with Ledger(folder) as ledger:
+        ledger.expect(3)
+
+
+def other_inputs(folder: Path) -> None:
+    Ledger(folder, ["another prompt"])
+
+
+def a_second_writer(folder: Path) -> None:
+    with Ledger(folder):
+        Ledger(folder)
+
+
+def a_broken_part(folder: Path) -> None:
+    (folder / "parts" / "000000.parquet").write_bytes(b"PAR1")
+    Ledger(folder)
+
+
+@pytest.mark.parametrize(
+    ("misuse", "words"),
+    [
+        (another_record, r"record 3 of the input is 'k3'.*or delete the folder"),
+        (a_shorter_input, "results of 4 records, and the input has 3"),
+        (other_inputs, "results of other inputs"),
+        (a_second_writer, "another process is writing"),
+        (a_broken_part, "not the part that was written.*delete it"),
+    ],
+)
+def test_results_of_something_else_are_refused_in_one_line(
+    tmp_path: Path, misuse: Callable[[Path], None], words: str
+) -> None:
+    with Ledger(tmp_path) as ledger:
+        fill(ledger, list(range(4)))
+    with pytest.raises(ValueError, match=words) as caught:
+        misuse(tmp_path)
+    assert "\n" not in str(caught.value)
+    Ledger(tmp_path / "other").close()
+
+
+def test_a_part_that_was_deleted_is_done_again_and_overwrites_no_other(tmp_path: Path) -> None:
+    with Ledger(tmp_path, part=PartSize(records=2)) as ledger:
+        fill(ledger, list(range(6)))
+    (tmp_path / "parts" / "000001.parquet").unlink()
+    with Ledger(tmp_path) as ledger:
+        assert [p for p in range(6) if ledger.holds(p, f"k{p}")] == [0, 1, 4, 5]
+        fill(ledger, list(range(6)))
+        ledger.expect(6)
+        ledger.finish()
+    assert [row["id"] for row in lines(tmp_path / "rows.jsonl")] == ["k1", "k2", "k2"]
+
+
+def test_a_record_is_never_done_twice(tmp_path: Path) -> None:
+    with Ledger(tmp_path) as ledger:
+        ledger.add(entry(0))
+        with pytest.raises(AssertionError, match="record 0 is done twice"):
+            ledger.add(entry(0))
+
+
+def test_what_text_files_cannot_hold_is_written_so_that_json_readers_can(tmp_path: Path) -> None:
+    row = {"half": "\ud83d", "line": "a\u2028b\n", "none": float("nan"), "é": "ü"}
+    with Ledger(tmp_path) as ledger:
+        ledger.add(kept(0, "\ud800", [row, {"é": "ü"}]))
+        ledger.add(dead(1, "b", "bad \udfff", "", {"image": b"\x00", "when": {1}}))
+        ledger.expect(2)
+        ledger.finish()
+    first, second = read_rows(str(tmp_path / "rows.jsonl"))
+    assert first == {**row, "none": None}
+    assert second == {"é": "ü"} and "ü".encode() in (tmp_path / "rows.jsonl").read_bytes()
+    [letter] = lines(tmp_path / "dead_letters.jsonl")
+    assert letter["row"] == {"image": "b'\\x00'", "when": "{1}"}
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        kept(0, "a", [{"image": b"\x00"}])
+
+
+@given(st.lists(st.text(max_size=2), max_size=300))
+def test_every_key_is_found_at_its_first_place(keys: list[str]) -> None:
+    index, first = KeyIndex(), dict[str, int]()
+    assert [index.meet(key) for key in keys] == [first.setdefault(key, i) for i, key in enumerate(keys)]
+
+
+def test_the_index_still_finds_keys_after_it_has_grown_and_takes_few_bytes_for_each() -> None:
+    index = KeyIndex()
+    assert [index.meet(f"k{i}") for i in range(20_000)] == list(range(20_000))
+    assert [index.meet(f"k{i}") for i in (0, 511, 512, 19_999)] == [0, 511, 512, 19_999]
+    assert index._slots.itemsize * len(index._slots) <= 16 * 20_000
+
+
+def test_a_keys_number_is_the_same_in_every_version() -> None:
+    # The first 8 bytes of SHA-256 of "abc", from FIPS 180-2's example.
+    assert key_number("abc") == 0xBA7816BF8F01CFEA

@@ -1,0 +1,80 @@
+"""Cleaning of instructions: which are repeated, and which stand in a benchmark."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from ultramed_rl.config.base import Section
+from ultramed_rl.config.benchmarks import TaskChoice
+
+HASHED = "hashed"
+_EMBEDDER = (
+    "what near duplicates are told by: hashed (counts of hashed words, without a model), or a sentence-embedding "
+    "model's path, package:// or hub id"
+)
+
+
+class Columns(Section):
+    """Where a row's id and its instruction are; an instruction may be a text, or a chat whose first user turn it is."""
+
+    id: str = "id"
+    instruction: str = "conversations"
+
+
+class Deduplicate(Section):
+    """Drop instructions that repeat another: the same words, nearly the same words, or a near vector."""
+
+    type: Literal["deduplicate"] = "deduplicate"
+    columns: Columns = Columns()
+    keep: Literal["first", "longest", "best"] = Field(
+        default="first", description="which of alike rows stays; best: by `score_column`, then the first"
+    )
+    score_column: str = "score"
+    words: int = Field(default=3, ge=1, le=32, description="words of a shingle")
+    jaccard: float | None = Field(
+        default=0.8,
+        gt=0.0,
+        le=1.0,
+        description="shared part of two rows' shingles from which they are alike; null: off",
+    )
+    cosine: float | None = Field(
+        default=0.975,
+        gt=0.5,
+        le=1.0,
+        description="cosine of two rows' vectors from which they are alike; null: off",
+    )
+    embedder: str = Field(default=HASHED, description=_EMBEDDER)
+
+
+def _named(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class Decontaminate(Section):
+    """Drop instructions that stand in a benchmark; the defaults of distance and length are the paper's."""
+
+    type: Literal["decontaminate"] = "decontaminate"
+    columns: Columns = Columns()
+    tasks: list[Annotated[TaskChoice, BeforeValidator(_named)]] = Field(
+        default=["medqa", "medmcqa", "pubmedqa", "mmlu_medical"], min_length=1, validate_default=True
+    )
+    squared_l2: float = Field(
+        default=0.05, ge=0.0, lt=2.0, description="squared distance of unit vectors up to which they are near"
+    )
+    length: float = Field(
+        default=0.20,
+        ge=0.0,
+        lt=1.0,
+        description="difference of lengths up to which near ones count, of the longer",
+    )
+    least_words: int = Field(default=5, ge=1, description="shorter questions are compared word by word alone")
+    ngram: int = Field(default=13, ge=4, le=64, description="words in a row that tell a question")
+    overlap: float = Field(
+        default=0.5,
+        gt=0.0,
+        le=1.0,
+        description="part of a test item's n-grams from which a row holds the item",
+    )
+    embedder: str = Field(default=HASHED, description=_EMBEDDER)

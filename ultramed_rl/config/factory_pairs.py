@@ -1,0 +1,171 @@
+"""Candidates, the judge, pairs and the reward bench of the data factory.
+
+Figures: [P] UltraMedical's paper (arXiv 2406.03949), [O] our choice where it is silent.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from ultramed_rl.config.base import Section
+from ultramed_rl.config.factory import Asking
+
+
+class Candidates(Asking):
+    """How a model is asked for its candidate answer. The paper doesn't say how its eight were sampled. [O]"""
+
+    type: Literal["candidates"] = "candidates"
+    temperature: float = Field(default=0.7, ge=0.0, le=2.0)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    system: str | None = Field(default=None, description="system message before every instruction")
+    most_words: int = Field(default=4096, gt=0, description="a longer instruction fails without being asked")
+    unfinished: Literal["flag", "fail"] = Field(
+        default="flag", description="an answer that stops within a sentence is kept with its flag, or fails"
+    )
+
+
+class Aspect(Section):
+    """One thing that the judge scores: its name in the reply, and what is asked."""
+
+    name: str = Field(pattern=r"^[a-z][a-z_]*$")
+    question: str = Field(min_length=1)
+
+
+ASPECTS = [
+    Aspect(name="correctness", question="Are the facts, the reasoning and the conclusion right and safe?"),
+    Aspect(name="completeness", question="Is everything that was asked for answered, without padding?"),
+    Aspect(name="clarity", question="Is it well ordered, natural to read, and understood at once?"),
+]
+
+
+class Feedback(Asking):
+    """What the judge is asked about a record's candidates, and what happens to a faulty reply."""
+
+    type: Literal["feedback"] = "feedback"
+    aspects: list[Aspect] = Field(default=ASPECTS, min_length=1)
+    low: int = Field(default=1, description="lowest score [P]")
+    high: int = Field(default=5, description="highest score [P]")
+    max_tokens: int = Field(default=4096, gt=0, description="of one reply")
+    temperature: float = Field(default=0.0, ge=0.0, le=2.0)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    second_order_share: float = Field(
+        default=0.05, ge=0.0, le=1.0, description="share of records judged again in reversed order [O]"
+    )
+    inconsistent: Literal["keep", "retry", "fail"] = Field(
+        default="retry",
+        description="a ranking against its own overall scores is kept, asked for again and then kept, or asked "
+        "for again and then fails; what is kept has consistent=false",
+    )
+
+    @model_validator(mode="after")
+    def _scale_and_names(self) -> Feedback:
+        if self.low >= self.high:
+            raise ValueError(f"feedback: low={self.low}, high={self.high}: high must be above low; raise it")
+        names = [aspect.name for aspect in self.aspects]
+        if len(set(names)) < len(names):
+            raise ValueError(f"feedback.aspects: names are {names}; give each aspect its own")
+        return self
+
+
+class RuleJudge(Section):
+    """A judge without a model, for a setting where none that can judge is at hand. Scores are 1 to 5. [O]"""
+
+    type: Literal["rules"] = "rules"
+    min_words: int = Field(default=8, ge=1, description="fewer words cost score in proportion")
+    max_words: int = Field(default=400, ge=1, description="more words cost score in proportion")
+    ngram: int = Field(default=4, ge=1, description="words of a run that counts as repeated")
+    weights: dict[str, float] = Field(
+        default={"correctness": 2.0, "completeness": 1.0, "clarity": 1.0},
+        description="of the aspects in the overall score",
+    )
+    seed: int = 0
+
+    @field_validator("weights")
+    @classmethod
+    def _three_weights(cls, weights: dict[str, float]) -> dict[str, float]:
+        names = {"correctness", "completeness", "clarity"}
+        if set(weights) != names or min(weights.values()) < 0 or not sum(weights.values()):
+            raise ValueError(
+                f"weights={weights}: need {', '.join(sorted(names))}, none below 0 and not all 0"
+            )
+        return weights
+
+    @model_validator(mode="after")
+    def _window(self) -> RuleJudge:
+        if self.min_words > self.max_words:
+            raise ValueError(
+                f"min_words={self.min_words} is above max_words={self.max_words}; lower it or raise max_words"
+            )
+        return self
+
+
+class SplitSizes(Section):
+    """Prompts, not pairs, in the splits beside training. Paper: 2,232 and 777 rows of about 110K. [P]"""
+
+    dev: int = Field(default=2232, ge=0)
+    test: int = Field(default=777, ge=0)
+
+
+class Pairs(Section):
+    """How judged candidates become preferences."""
+
+    type: Literal["pairs"] = "pairs"
+    form: Literal["binary", "ranked", "pairs"] = Field(
+        default="binary",
+        description="binary: one pair a prompt, for DPO and KTO; ranked: one row of answers best first, for our "
+        "reward stage; pairs: a row for every ordered pair, for trainers that read nothing else",
+    )
+    strongest: list[str] = Field(
+        default=[],
+        description="models, strongest first: of answers that tie for the best score, theirs is chosen",
+    )
+    min_gap: float = Field(
+        default=0.0, ge=0.0, description="the overall scores of a pair differ by at least so much"
+    )
+    splits: SplitSizes = SplitSizes()
+    seed: int = 0
+
+    @field_validator("strongest")
+    @classmethod
+    def _once_each(cls, models: list[str]) -> list[str]:
+        if len(set(models)) < len(models):
+            raise ValueError(f"strongest={models}: a model stands there twice; remove one")
+        return models
+
+
+class BenchSizes(Section):
+    """Pairs a subset, as Medical RewardBench has them. [P]"""
+
+    easy: int = Field(default=238, ge=0)
+    hard: int = Field(default=196, ge=0)
+    length: int = Field(default=180, ge=0)
+    human: int = Field(default=163, ge=0)
+
+
+class Bench(Section):
+    """Which pairs of the test split are easy, hard or about length. The paper gives no thresholds. [O]"""
+
+    type: Literal["bench"] = "bench"
+    sizes: BenchSizes = BenchSizes()
+    easy_gap: float = Field(default=2.0, gt=0.0, description="easy: overall scores at least so far apart")
+    easy_ranks: int = Field(default=2, ge=1, description="easy: ranks at least so far apart")
+    hard_gap: float = Field(
+        default=1.0, ge=0.0, description="hard: next ranks, and scores at most so far apart"
+    )
+    length_factor: float = Field(
+        default=1.5,
+        gt=1.0,
+        description="length: the rejected answer has so many times the chosen one's words",
+    )
+    per_prompt: int = Field(default=1, ge=1, description="pairs of one prompt over all subsets")
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _apart(self) -> Bench:
+        if self.hard_gap >= self.easy_gap:
+            raise ValueError(
+                f"bench: hard_gap={self.hard_gap} isn't below easy_gap={self.easy_gap}; lower it, or a pair is both"
+            )
+        return self

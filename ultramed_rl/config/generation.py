@@ -1,0 +1,90 @@
+"""A language model behind an OpenAI-compatible API: where it is, how fast it may be asked, what it may cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator, model_validator
+
+from ultramed_rl.config.base import Section
+
+# Fields of a request's body that are ours to write.
+_OURS = ("model", "messages", "stream", "n", "response_format", "max_tokens", "max_completion_tokens", "seed")
+
+
+def web_address(url: str, key: str) -> str:
+    """The address itself.
+
+    Raises:
+        ValueError: it is none, or holds a password.
+    """
+    try:
+        parts = urlsplit(url)
+        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        whole = False
+    if not whole:
+        raise ValueError(f"{key}={url!r}: not a web address; write http://host:port/path")
+    if parts.username or parts.password:
+        raise ValueError(f"{key}: holds a user name or password; name an environment variable instead")
+    return url
+
+
+class Endpoint(Section):
+    """Whom to ask. Limits hold for each process; budgets for all that a run asks of the model.
+
+    `structured`: json_schema lets the endpoint hold to the schema; json_object lets it write JSON, with the
+    schema in the prompt; prompt has the schema in the prompt alone. Replies are checked in every case.
+    """
+
+    model: str = Field(min_length=1, description="as the API names it")
+    base_url: str = Field(description="as http://host:8000/v1")
+    api_key_env: str | None = Field(
+        default=None, min_length=1, description="environment variable that holds the API key"
+    )
+    requests_per_minute: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
+    tokens_per_minute: float | None = Field(
+        default=None, gt=0.0, allow_inf_nan=False, description="of prompts and answers together"
+    )
+    concurrency: int = Field(default=32, gt=0, le=1024, description="requests at a time")
+    timeout_s: float = Field(default=180.0, gt=0.0, allow_inf_nan=False)
+    retries: int = Field(default=6, ge=0, le=20, description="of a request, whatever is wrong with the reply")
+    token_budget: int | None = Field(default=None, gt=0, description="tokens that a run may use, in and out")
+    money_budget: float | None = Field(
+        default=None, gt=0.0, allow_inf_nan=False, description="what a run may cost, in the prices' currency"
+    )
+    prompt_price: float = Field(default=0.0, ge=0.0, allow_inf_nan=False, description="per million tokens")
+    completion_price: float = Field(
+        default=0.0, ge=0.0, allow_inf_nan=False, description="per million tokens"
+    )
+    structured: Literal["json_schema", "json_object", "prompt"] = "json_schema"
+    length_field: Literal["max_tokens", "max_completion_tokens"] = Field(
+        default="max_tokens", description="how the API calls the most tokens of an answer"
+    )
+    extra: Mapping[str, Any] = Field(
+        default={}, description="further fields of each request's body; null leaves one of ours out"
+    )
+
+    @field_validator("base_url")
+    @classmethod
+    def _address(cls, url: str) -> str:
+        return web_address(url, "base_url")
+
+    @field_validator("extra")
+    @classmethod
+    def _not_ours(cls, extra: Mapping[str, Any]) -> Mapping[str, Any]:
+        for name in _OURS:
+            if name in extra:
+                raise ValueError(f"extra.{name}={extra[name]!r}: comes with each request; remove it")
+        return extra
+
+    @model_validator(mode="after")
+    def _money_has_prices(self) -> Endpoint:
+        if self.money_budget is not None and self.prompt_price == self.completion_price == 0.0:
+            raise ValueError(
+                f"money_budget={self.money_budget:g}: nothing costs anything; "
+                "set prompt_price and completion_price, or remove it"
+            )
+        return self

@@ -1,0 +1,135 @@
+"""Chats answered by an OpenAI-compatible API: within budgets, and never paid for twice."""
+
+from __future__ import annotations
+
+import json
+import queue
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+
+from ultramed_rl.config.generation import Endpoint
+from ultramed_rl.data.factory.api.attempts import Outcome, Watch, usable_reply
+from ultramed_rl.data.factory.api.budget import Budget, cost
+from ultramed_rl.data.factory.api.ledger import Entry, Ledger, Usage
+from ultramed_rl.data.factory.api.session import Session, Trail, session
+from ultramed_rl.data.factory.api.transport import Failure, Transport
+from ultramed_rl.records import ChatReply, ChatRequest
+from ultramed_rl.store.digests import digest_inputs
+
+
+class ApiGenerator:
+    """A `Generator` over HTTP.
+
+    A reply that was had before, in any run with this folder, is given again for nothing. Rates and concurrency
+    hold for each call of `replies`. Not to be sent to another process: make one there, with the same folder.
+    """
+
+    def __init__(self, endpoint: Endpoint, folder: Path, run: str = "", name: str = "endpoint") -> None:
+        """
+        Args:
+            folder: of the known replies and the use, on a local disk; processes may share it.
+            run: whose use the budgets count; another run has budgets of its own.
+            name: how errors call the endpoint.
+
+        Raises:
+            ValueError: the key's environment variable isn't set.
+            RuntimeError: the folder's file cannot be opened.
+        """
+        self.endpoint, self.name = endpoint, name
+        self._transport = Transport(endpoint, name)
+        self._ledger = Ledger(folder, run, endpoint.model)
+        self._watch = Watch()
+
+    @property
+    def exhausted(self) -> str:
+        """Which budget is used up, by how much, and what to do; empty while none is."""
+        return Budget(self.endpoint).spent(self.usage())
+
+    def usage(self) -> Usage:
+        """What the run has asked of this model so far, earlier starts included."""
+        return self._ledger.usage()
+
+    def close(self) -> None:
+        """Close the folder's file. Nothing is lost without this."""
+        self._ledger.close()
+
+    def replies(self, requests: Iterable[ChatRequest]) -> Iterator[ChatReply]:
+        """One reply for every request that is taken, in the order in which they are done.
+
+        Requests are taken in the caller's thread, while it waits for a reply: at most twice `concurrency` more
+        than replies were given. When a budget is used up no more are taken, and those under way are finished.
+        A reply's error is "truncated", "filtered", "empty", "misfit: ..." (not the JSON asked for, and why) or
+        "failure: ..." (of the endpoint).
+
+        Raises:
+            RuntimeError: the endpoint serves nobody: it refuses the key; from the start, the model or any
+                connection; or 20 requests in a row. What was under way is to be asked again.
+            ValueError: a request's schema is none.
+        """
+        source, ended = iter(requests), False
+        under_way = _UnderWay(self.endpoint)
+        with session(self._transport) as (asking, start):
+            while True:
+                while not ended and under_way.has_room(self.usage()):
+                    request = next(source, None)
+                    if request is None:
+                        ended = True
+                    else:
+                        under_way.add(request, start(self._reply(asking, request)))
+                if not under_way.requests:
+                    return
+                yield under_way.next()
+
+    async def _reply(self, asking: Session, request: ChatRequest) -> ChatReply:
+        started, digest = time.monotonic(), self._digest(request)
+        known = self._ledger.find(digest)
+        if known is not None:
+            self._ledger.write(Entry(request.key, cached=True), digest)
+            return ChatReply(request.key, known, attempts=0, cached=True)
+        trail, found = Trail(), Outcome(error="stopped")
+        try:
+            found = await usable_reply(asking, request, trail, self._watch)
+        except Failure as failure:
+            raise failure.stopping(self.name, self.endpoint) from None
+        finally:  # what was used is used, also where the run ends here
+            self._write(request.key, digest, trail, found, time.monotonic() - started)
+        tokens = (trail.prompt_tokens, trail.completion_tokens)
+        return ChatReply(request.key, found.text, found.error, *tokens, attempts=trail.attempts)
+
+    def _write(self, key: str, digest: bytes, trail: Trail, found: Outcome, seconds: float) -> None:
+        tokens = (trail.prompt_tokens, trail.completion_tokens)
+        price = cost(self.endpoint, *tokens)
+        entry = Entry(key, *tokens, price, trail.attempts, round(seconds, 3), error=found.error)
+        self._ledger.write(entry, digest, found.text or None)
+
+    def _digest(self, request: ChatRequest) -> bytes:
+        """Of all that decides on the reply."""
+        extra = json.dumps(dict(self.endpoint.extra), sort_keys=True)
+        return bytes.fromhex(digest_inputs([replace(request, key=""), self.endpoint.model, extra]))
+
+
+class _UnderWay:
+    """Requests that were taken and whose replies were not given yet."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.requests: dict[Future[ChatReply], ChatRequest] = {}
+        self._most = 2 * endpoint.concurrency  # so that slots stay full while some wait to be asked again
+        self._budget = Budget(endpoint)
+        self._done: queue.SimpleQueue[Future[ChatReply]] = queue.SimpleQueue()
+
+    def has_room(self, usage: Usage) -> bool:
+        return len(self.requests) < self._most and self._budget.allows(usage)
+
+    def add(self, request: ChatRequest, reply: Future[ChatReply]) -> None:
+        self.requests[reply] = request
+        self._budget.taken(request)
+        reply.add_done_callback(self._done.put)
+
+    def next(self) -> ChatReply:
+        """The reply that is done next, or the error that ends them all."""
+        future = self._done.get()
+        self._budget.taken(self.requests.pop(future), -1)
+        return future.result()

@@ -1,0 +1,118 @@
+"""The JSON in a model's reply: repaired where only one reading is possible, refused otherwise."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import lru_cache
+from typing import Any
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError, best_match
+
+_FENCE = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL | re.IGNORECASE)
+# A string as a whole, so that nothing in it is touched; or a comma between a value and a closing bracket.
+_TRAILING = re.compile(r'("(?:[^"\\]|\\.)*")|(?<=[^\s,:\[{]),(?=\s*[\]}])', re.DOTALL)
+
+_TOO_DEEP = "not JSON (nested too deeply)"
+
+
+class Misfit(Exception):
+    """A reply that isn't the JSON that was asked for, and why: one line, fit to tell the model."""
+
+
+def fit(text: str, schema: str) -> str:
+    """The JSON in a reply, rewritten plainly.
+
+    Raises:
+        Misfit: there is none, it could be read in several ways, or it doesn't fit the schema.
+        ValueError: the schema is none.
+    """
+    value = read_json(text)
+    try:
+        problem = best_match(validator(schema).iter_errors(value))
+        if problem is None:
+            return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except RecursionError:
+        raise Misfit(_TOO_DEEP) from None
+    raise Misfit(f"{problem.json_path}: {' '.join(problem.message.split())[:200]}")
+
+
+@lru_cache(maxsize=64)
+def validator(schema: str) -> Draft202012Validator:
+    """The schema, ready to check with. Raises ValueError where it is none."""
+    try:
+        read = json.loads(schema)
+        Draft202012Validator.check_schema(read)
+    except (ValueError, SchemaError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"schema={schema[:80]!r}: no JSON schema ({reason}); write one of draft 2020-12"
+        ) from None
+    return Draft202012Validator(read)
+
+
+def read_json(text: str) -> Any:
+    """The one JSON value in a reply.
+
+    Passed over: reasoning before it (up to </think>), a code fence, words around an object or array as long as
+    they hold no bracket. Mended: commas after a last item, raw line breaks in strings. Everything else is
+    refused, single quotes too: Python joins the strings of ['a' 'b'], and no one knows which was meant. A value
+    that was cut off is never closed: it would be a shorter one.
+
+    Raises:
+        Misfit: there is no such value, or not only one.
+    """
+    try:
+        return _parse(text)
+    except Misfit:
+        text = text.rpartition("</think>")[2].strip()
+    if text.startswith("<think>"):
+        raise Misfit("not JSON (reasoning that doesn't end)")
+    fenced = _FENCE.fullmatch(text)
+    try:
+        return _parse(fenced[1] if fenced else text)
+    except Misfit as error:
+        first = error
+    outermost = _outermost(text)
+    if outermost is None:
+        raise first
+    try:
+        return _parse(outermost)
+    except Misfit:
+        return _parse(_TRAILING.sub(lambda match: match[1] or "", outermost))
+
+
+def _outermost(text: str) -> str | None:
+    """From the first opening bracket to the last closing one; None where a further one opens behind that."""
+    opened = re.search(r"[\[{]", text)
+    closed = max(text.rfind("]"), text.rfind("}"))
+    if opened is None or closed < opened.start() or re.search(r"[\[{]", text[closed:]):
+        return None
+    return text[opened.start() : closed + 1]
+
+
+def _parse(text: str) -> Any:
+    """JSON as RFC 8259 has it, but for raw control characters in strings; no key twice, no half characters."""
+    try:
+        value = json.loads(text, strict=False, object_pairs_hook=_once, parse_constant=_no_constant)
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except json.JSONDecodeError as error:
+        raise Misfit(f"not JSON ({error.msg} at character {error.pos} of {len(text)})") from None
+    except RecursionError:
+        raise Misfit(_TOO_DEEP) from None
+    except ValueError as error:  # an overflowing number, or half of a surrogate pair
+        raise Misfit(f"not JSON ({type(error).__name__}: {str(error)[:100]})") from None
+    return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise Misfit(f"the key {next(n for n in names if names.count(n) > 1)!r} stands twice in one object")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise Misfit(f"{name} is no number of JSON")

@@ -1,0 +1,137 @@
+"""A reward bench out of test pairs: easy, hard, length, and pairs that people have labelled.
+
+test pairs --> kind of each --> Human (labelled) > Length > Hard > Easy, up to each one's size --> rows with a subset
+
+Medical RewardBench has these four and 777 pairs; how its pairs were told apart was not found. Assumed here:
+
+- Easy: overall scores far apart, and ranks too.
+- Hard: next ranks, and scores close together or equal.
+- Length: the rejected answer is much longer than the chosen one, so that a model that rewards length gets it wrong.
+- Human: pairs with a majority of human labels, whoever is right; people's choice is `chosen`, also over the judge's.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from itertools import product
+from typing import Any, Literal
+
+from ultramed_rl.config.factory_pairs import Bench
+from ultramed_rl.data.factory.step import Row
+from ultramed_rl.learning.seeds import seeded_number
+
+Side = Literal["chosen", "rejected"]
+SUBSETS = ("Human", "Length", "Hard", "Easy")  # a pair goes to the first that has room: rare kinds first
+_ROUNDING = 1e-9
+
+
+def build_bench(
+    pairs: Iterable[Row], rules: Bench, counts: Counter[str], labels: Mapping[str, Side] | None = None
+) -> list[Row]:
+    """The bench's rows, subset by subset, with `subset` and `label_type` naming it and `id` the pair's own id.
+
+    `ultramed-rl reward-bench` reads them as they are. Pairs of a subset are drawn by seed, at most `per_prompt` of
+    one prompt over all subsets. Memory holds the test pairs that fit a subset.
+
+    Args:
+        pairs: rows of form `pairs` (see `pair_rows`), of the test split alone: nothing here can tell.
+        counts: gains pairs, unfit (of no subset), and of each subset NAME_eligible, NAME and NAME_short (rows that
+            lack to its size); overruled (pairs where people prefer the judge's rejected answer), unknown_labels (of
+            no pair here).
+        labels: what people prefer, by pair_id (see `bench_labels`).
+
+    Raises:
+        ValueError: a row that isn't a pair of the factory, a pair_id given twice, or no pair that fits.
+    """
+    eligible = _sort_into_subsets(pairs, rules, counts, labels or {})
+    used: Counter[str] = Counter()
+    bench: list[Row] = []
+    for subset in SUBSETS:
+        size = getattr(rules.sizes, subset.lower())
+        taken = _draw(eligible[subset], size, rules, used)
+        counts.update({subset: len(taken), f"{subset}_short": size - len(taken)})
+        counts["overruled"] += sum(row["metadata"]["overruled"] for row in taken)
+        bench += [{**row, "subset": subset, "label_type": subset} for row in taken]
+        for row, other in product(taken, SUBSETS):
+            eligible[other].pop(row["id"], None)
+    if not bench:
+        raise ValueError(
+            f"bench: none of {counts['pairs']} pairs fits a subset; lower easy_gap or length_factor, raise hard_gap, "
+            "or give the pairs of more test prompts"
+        )
+    return bench
+
+
+def pair_kinds(pair: Row, rules: Bench) -> list[str]:
+    """The subsets that a pair fits by its scores, ranks and lengths: Length, and one of Hard and Easy, or none."""
+    metadata = pair["metadata"]
+    better, worse = metadata["scores"]
+    first, second = metadata["ranks"]
+    gap, ranks = better - worse, second - first
+    words, other = (len(pair[side][-1]["content"].split()) for side in ("chosen", "rejected"))
+    fits = {
+        "Length": other >= rules.length_factor * words,
+        "Hard": ranks == 1 and gap <= rules.hard_gap + _ROUNDING,
+        "Easy": ranks >= rules.easy_ranks and gap >= rules.easy_gap - _ROUNDING,
+    }
+    return [subset for subset, fit in fits.items() if fit]
+
+
+def pair_id(pair: Row) -> str:
+    """The pair's own id.
+
+    Raises:
+        ValueError: it isn't a pair of the factory.
+    """
+    metadata = pair.get("metadata")
+    name = metadata.get("pair_id") if isinstance(metadata, Mapping) else None
+    if not isinstance(name, str) or not {"chosen", "rejected", "prompt"} <= pair.keys():
+        raise ValueError(
+            f"row {pair.get('prompt_id')!r:.60}: no pair of the factory (metadata {metadata!r:.60}); write the test "
+            "split with pairs.form=pairs"
+        )
+    return name
+
+
+def _sort_into_subsets(
+    pairs: Iterable[Row], rules: Bench, counts: Counter[str], labels: Mapping[str, Side]
+) -> dict[str, dict[str, Row]]:
+    """By subset the pairs that fit it, by their ids."""
+    eligible: dict[str, dict[str, Row]] = {subset: {} for subset in SUBSETS}
+    seen: set[str] = set()
+    counts.update(pairs=0, unfit=0, overruled=0)
+    for pair in pairs:
+        name = pair_id(pair)
+        if name in seen:
+            raise ValueError(f"pair {name!r:.80}: stands there twice; give each pair once")
+        seen.add(name)
+        subsets = ["Human"] if name in labels else pair_kinds(pair, rules)
+        counts.update(pairs=1, unfit=int(not subsets))
+        for subset in subsets:
+            eligible[subset][name] = _bench_row(pair, name, labels.get(name, "chosen"))
+            counts[f"{subset}_eligible"] += 1
+    counts["unknown_labels"] += len(labels.keys() - seen)
+    return eligible
+
+
+def _draw(eligible: Mapping[str, Row], size: int, rules: Bench, used: Counter[str]) -> list[Any]:
+    """Up to `size` rows, drawn by seed, in the order of the draw; `used` counts each prompt's."""
+    taken: list[Any] = []
+    for name in sorted(eligible, key=lambda name: seeded_number(rules.seed, "bench", name)):
+        row = eligible[name]
+        if len(taken) == size:
+            break
+        if used[row["prompt"]] < rules.per_prompt:
+            used[row["prompt"]] += 1
+            taken.append(row)
+    return taken
+
+
+def _bench_row(pair: Row, name: str, preferred: Side) -> dict[str, Any]:
+    """The pair with its own id; the sides exchanged where people prefer the rejected one."""
+    overruled = preferred == "rejected"
+    row = {**pair, "id": name, "metadata": {**pair["metadata"], "overruled": overruled}}
+    if overruled:
+        row |= {"chosen": pair["rejected"], "rejected": pair["chosen"]}
+    return row

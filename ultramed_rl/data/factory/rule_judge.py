@@ -1,0 +1,154 @@
+"""A judge without a model: scores that rules can justify, for a setting where no model at hand can judge.
+
+What it can tell: whether a multiple-choice answer gives the right letter, whether an answer ends, has a sensible
+length, repeats itself, and speaks of what was asked. What it cannot: whether an open-ended answer is true, safe or
+well reasoned. There `correctness` is only the share of the question's words that the answer takes up, which an answer
+that echoes the question gets in full. Preferences made by it teach a model to finish, to keep to the subject and
+not to babble; they are no medical judgement, and no figure of theirs says anything about a model's knowledge.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ultramed_rl.config.factory_pairs import RuleJudge
+from ultramed_rl.data.chats import Misfit
+from ultramed_rl.data.factory.asking import name_of
+from ultramed_rl.data.factory.instructions import Instruction, read_instruction
+from ultramed_rl.data.factory.judgements import Candidate, Verdict, judged_row, read_candidates
+from ultramed_rl.data.factory.step import Fail, Keep, Move, Row
+from ultramed_rl.data.stems import read_words
+from ultramed_rl.learning.seeds import seeded_number
+from ultramed_rl.records import ChatReply
+
+LOW, HIGH = 1.0, 5.0
+NAME = "rules"
+_LETTERS = 4  # words of so many letters and more carry what a question is about
+ReadLetter = Callable[[str, Mapping[str, str]], str | None]
+
+
+@dataclass(frozen=True)
+class Signs:
+    """What the rules see of an answer; shares are 0 to 1. `right` is None for an open-ended question.
+
+    Args:
+        letter: the option that the answer settles on.
+        overlap: of the question's different longer words, those that the answer has.
+        fit: 1 for a length within the window, less in proportion outside.
+        repeated: of the answer's runs of n words, those that stood in it before.
+    """
+
+    right: bool | None
+    letter: str | None
+    ended: bool
+    overlap: float
+    fit: float
+    repeated: float
+
+
+class RuleJudgeStep:
+    """A record with candidates to its judged row, as `FeedbackStep` writes it, without asking anyone.
+
+    Scores run from 1 to 5 and are linear in a share s, 1 + 4 s:
+    correctness   s = 1 for the right letter, 0 for a wrong one, 1/4 for none; open-ended: s = overlap
+    completeness  s = fit, halved if the answer stops within a sentence
+    clarity       s = 1 - repeated
+
+    `overall` is their weighted mean. The ranking goes by it; of equal answers the less repetitive goes first,
+    then one drawn by seed: such a rank means nothing, and `pairs.min_gap` > 0 leaves it out. `orders` is empty, as
+    rules see no order.
+
+    Fails by: misfit, too_few_candidates.
+
+    Args:
+        read_letter: the option's letter that an answer settles on, out of (answer, options); None for none.
+    """
+
+    def __init__(self, config: RuleJudge, read_letter: ReadLetter) -> None:
+        self.config, self.read_letter = config, read_letter
+
+    def start(self, row: Row) -> Move:
+        """Judges at once."""
+        try:
+            instruction = read_instruction(row)
+        except Misfit as misfit:
+            return Fail("misfit", str(misfit))
+        candidates = read_candidates(row)
+        if len(candidates) < 2:
+            return Fail("too_few_candidates", f"{len(candidates)} of at least 2")
+        signs = [self._signs(instruction, candidate) for candidate in candidates]
+        scores = [score_aspects(one) for one in signs]
+        overall = [self._overall(one) for one in scores]
+        ranks = self._ranks(name_of(row), signs, overall)
+        columns = zip([describe(one) for one in signs], scores, overall, ranks, strict=True)
+        return Keep((judged_row(row, NAME, [Verdict(*column) for column in columns], ()),))
+
+    def go_on(self, row: Row, replies: Sequence[ChatReply]) -> Move:
+        """Never asked for."""
+        raise AssertionError("rules ask nothing")
+
+    def _signs(self, instruction: Instruction, candidate: Candidate) -> Signs:
+        words = read_words(candidate.text)
+        letter = self.read_letter(candidate.text, instruction.options) if instruction.key else None
+        return Signs(
+            right=None if instruction.key is None else letter == instruction.key,
+            letter=letter,
+            ended=not candidate.unfinished,
+            overlap=overlap(instruction.stem, words),
+            fit=length_fit(len(words), self.config.min_words, self.config.max_words),
+            repeated=repeated_share(words, self.config.ngram),
+        )
+
+    def _overall(self, scores: Mapping[str, float]) -> float:
+        weights = self.config.weights
+        total = sum(weights[name] * score for name, score in scores.items())
+        return round(total / sum(weights.values()), 3)
+
+    def _ranks(self, name: str, signs: Sequence[Signs], overall: Sequence[float]) -> list[int]:
+        def key(place: int) -> tuple[float, float, int]:
+            draw = seeded_number(self.config.seed, "tie", name, place)
+            return -overall[place], signs[place].repeated, draw
+
+        order = sorted(range(len(signs)), key=key)
+        return [order.index(place) + 1 for place in range(len(signs))]
+
+
+def score_aspects(signs: Signs) -> dict[str, float]:
+    """The three aspects' scores, 1 to 5."""
+    known = signs.right is not None
+    letter = 1.0 if signs.right else 0.25 if signs.letter is None else 0.0
+    shares = {
+        "correctness": letter if known else signs.overlap,
+        "completeness": signs.fit if signs.ended else signs.fit / 2,
+        "clarity": 1.0 - signs.repeated,
+    }
+    return {name: round(LOW + (HIGH - LOW) * share, 3) for name, share in shares.items()}
+
+
+def describe(signs: Signs) -> str:
+    """What the rules saw, as the evaluation's text."""
+    key = {True: "right letter", False: "wrong letter" if signs.letter else "no letter", None: "open-ended"}
+    end = "ends by itself" if signs.ended else "stops within a sentence"
+    return (
+        f"By rules, not by knowledge: {key[signs.right]}, {end}, question's words {signs.overlap:.0%}, "
+        f"length {signs.fit:.0%}, repeated {signs.repeated:.0%}."
+    )
+
+
+def overlap(question: str, words: Sequence[str]) -> float:
+    """The share of the question's different words of four letters and more that are among `words`; 0 of none."""
+    asked = {word for word in read_words(question) if len(word) >= _LETTERS}
+    return len(asked & set(words)) / len(asked) if asked else 0.0
+
+
+def length_fit(count: int, low: int, high: int) -> float:
+    """1 for low..high words, count/low below, high/count above."""
+    return min(1.0, count / low, high / count) if count else 0.0
+
+
+def repeated_share(words: Sequence[str], size: int) -> float:
+    """Of the runs of `size` words, the share that stood before in the same text; 0 for a text that has none."""
+    runs = Counter(tuple(words[first : first + size]) for first in range(len(words) - size + 1))
+    return 1.0 - len(runs) / runs.total() if runs else 0.0
