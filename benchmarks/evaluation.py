@@ -47,16 +47,17 @@ def ours(count: int, turn: Connection) -> None:
     tokenizer, task = load_tokenizer(MODEL), find_task(TASK)
     questions = [Question(task, item, 0, ()) for item in items_of(TASK, None)[:count]]
 
-    def evaluate() -> list[int]:
-        requests = [OptionRequest(q.question_id, *encode_options(tokenizer, q)) for q in questions]
+    def evaluate(asked: int) -> list[int]:
+        some = questions[:asked]
+        requests = [OptionRequest(q.question_id, *encode_options(tokenizer, q)) for q in some]
         found = {scored.question_id: scored for scored in worker.score_options(requests)}
-        outcomes = grade_likelihoods(questions, [found[q.question_id] for q in questions])
+        outcomes = grade_likelihoods(some, [found[q.question_id] for q in some])
         return [ord(outcome.given[0]) - ord("A") for outcome in outcomes]
 
     turn.send("ready")
-    while turn.recv() is not None:
+    while (asked := turn.recv()) is not None:
         started = time.perf_counter()
-        answers = evaluate()
+        answers = evaluate(asked)
         turn.send((time.perf_counter() - started, answers))
 
 
@@ -100,14 +101,15 @@ def main() -> None:
     context.Process(target=peer, args=(other,), daemon=True).start()
     assert peer_turn.recv() == "ready"
 
-    ask(peer_turn, (options.probe, options.batches[0]))  # a warm-up that isn't measured
+    ask(our_turn, options.probe)  # warm-ups that aren't measured
+    ask(peer_turn, (options.probe, options.batches[0]))
     probes = {batch: ask(peer_turn, (options.probe, batch))[0] for batch in options.batches}
     batch = min(probes, key=lambda size: probes[size])
     print("lm-eval by batch:", {size: round(options.probe / s, 2) for size, s in probes.items()}, flush=True)
     seconds: dict[str, list[float]] = {"ours": [], "lm-eval": []}
     answers: dict[str, list[int]] = {}
     for _ in range(options.repeats):
-        for name, turn, what in (("ours", our_turn, "go"), ("lm-eval", peer_turn, (options.items, batch))):
+        for name, turn, what in (("ours", our_turn, options.items), ("lm-eval", peer_turn, (options.items, batch))):
             spent, answers[name] = ask(turn, what)
             seconds[name].append(spent)
             print(f"{name}: {spent:.1f} s", flush=True)
