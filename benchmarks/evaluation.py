@@ -109,7 +109,10 @@ def main() -> None:
     seconds: dict[str, list[float]] = {"ours": [], "lm-eval": []}
     answers: dict[str, list[int]] = {}
     for _ in range(options.repeats):
-        for name, turn, what in (("ours", our_turn, options.items), ("lm-eval", peer_turn, (options.items, batch))):
+        for name, turn, what in (
+            ("ours", our_turn, options.items),
+            ("lm-eval", peer_turn, (options.items, batch)),
+        ):
             spent, answers[name] = ask(turn, what)
             seconds[name].append(spent)
             print(f"{name}: {spent:.1f} s", flush=True)
