@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ultramed_rl.evaluation.grading import Outcome, read_answer, votes_of
@@ -18,6 +19,7 @@ from ultramed_rl.evaluation.results import (
 )
 from ultramed_rl.evaluation.suite import AskedTask, Question
 from ultramed_rl.records import Completion, ScoredCompletion
+from ultramed_rl.store.atomic import write_lines
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,14 @@ class PolicyReport:
             found[f"{name}_unread"] = sum(result.unread.values()) / result.score.items
         averages = {f"average_{protocol}": a.accuracy for protocol, a in self.averages.items()}
         return found | averages
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """Results and averages as plain values, for a JSON file."""
+        return {
+            "results": [asdict(result) for result in self.results],
+            "averages": {protocol: asdict(average) for protocol, average in self.averages.items()},
+        }
 
 
 def report_policy(
@@ -103,6 +113,12 @@ def compare_reports(before: PolicyReport, after: PolicyReport, resamples: int, s
         compare_outcomes(before.outcomes[task, protocol], outcomes, protocol, resamples, seed)
         for (task, protocol), outcomes in after.outcomes.items()
     ]
+
+
+def write_failures(report: PolicyReport, folder: Path, prefix: str = "") -> None:
+    """A file for each task and protocol with what was not answered right, for reading."""
+    for (task, protocol), outcomes in report.outcomes.items():
+        write_lines(folder / f"{prefix}{task}-{protocol}.jsonl", failures(outcomes))
 
 
 def failures(outcomes: Sequence[Outcome]) -> Iterator[dict[str, Any]]:

@@ -14,7 +14,7 @@ from ultramed_rl.crew.online import Crew
 from ultramed_rl.data.prompts import PromptPool
 from ultramed_rl.evaluation.contamination.guard import check_contamination
 from ultramed_rl.evaluation.contamination.search import TrainedPrompt
-from ultramed_rl.evaluation.report import PolicyReport, compare_reports, failures
+from ultramed_rl.evaluation.report import PolicyReport, compare_reports, write_failures
 from ultramed_rl.evaluation.suite import load_suite
 from ultramed_rl.evaluation.tables import (
     render_averages,
@@ -25,7 +25,7 @@ from ultramed_rl.evaluation.tables import (
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, Prompt, ScoredCompletion
 from ultramed_rl.store import ArtifactFolder
-from ultramed_rl.store.atomic import write_json, write_lines
+from ultramed_rl.store.atomic import write_json
 from ultramed_rl.tracking import Progress
 
 Metrics = dict[str, float]
@@ -107,8 +107,5 @@ class RoundExams:
 
     def _keep(self, folder: Path, report: PolicyReport) -> None:
         folder.mkdir(exist_ok=True)
-        results = [asdict(result) for result in report.results]
-        averages = {protocol: asdict(average) for protocol, average in report.averages.items()}
-        write_json(folder / "results.json", {"results": results, "averages": averages})
-        for (task, protocol), outcomes in report.outcomes.items():
-            write_lines(folder / "failures" / f"{task}-{protocol}.jsonl", failures(outcomes))
+        write_json(folder / "results.json", report.details)
+        write_failures(report, folder / "failures")

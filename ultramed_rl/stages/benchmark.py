@@ -16,7 +16,7 @@ from ultramed_rl.crew.scorers import Scorers
 from ultramed_rl.evaluation.contamination.guard import check_contamination, check_readable
 from ultramed_rl.evaluation.contamination.search import Contamination
 from ultramed_rl.evaluation.judging.entailment import StatementSummary
-from ultramed_rl.evaluation.report import PolicyReport, compare_reports, failures
+from ultramed_rl.evaluation.report import PolicyReport, compare_reports, write_failures
 from ultramed_rl.evaluation.results import Comparison
 from ultramed_rl.evaluation.suite import AskedTask, load_suite
 from ultramed_rl.evaluation.tables import (
@@ -30,7 +30,6 @@ from ultramed_rl.evaluation.tables import (
 from ultramed_rl.records import Completion, Prompt, ScoredCompletion
 from ultramed_rl.stages.general import GeneralResult, check_general, run_general
 from ultramed_rl.store import ArtifactFolder
-from ultramed_rl.store.atomic import write_lines
 from ultramed_rl.tracking import Progress
 
 Metrics = dict[str, float]
@@ -93,8 +92,7 @@ class Examination:
         What others compute comes last, so that their failure leaves the rest to be read.
         """
         for name, report in self.reports.items():
-            for (task, protocol), outcomes in report.outcomes.items():
-                write_lines(folder / "failures" / f"{name}-{task}-{protocol}.jsonl", failures(outcomes))
+            write_failures(report, folder / "failures", f"{name}-")
         comparisons = self.compare()
         self._say_reports(comparisons)
         for name in self.candidates:
@@ -170,12 +168,7 @@ class Examination:
             self.progress.say(f"{name}: {found.render()}")
 
     def _details(self, name: str) -> dict[str, Any]:
-        report = self.reports[name]
-        details: dict[str, Any] = {
-            "path": self.candidates[name].path,
-            "results": [asdict(result) for result in report.results],
-            "averages": {protocol: asdict(average) for protocol, average in report.averages.items()},
-        }
+        details: dict[str, Any] = {"path": self.candidates[name].path, **self.reports[name].details}
         for key, found in (
             ("statements", self.statements),
             ("general", self.general),

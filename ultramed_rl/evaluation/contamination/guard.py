@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from itertools import chain
 
 from ultramed_rl.config.benchmarks import ContaminationCheck
@@ -51,15 +52,19 @@ def check_readable(check: ContaminationCheck) -> None:
 
 def _embedder(check: ContaminationCheck) -> Embed | None:
     """What tells near-duplicates; none where `auto` finds none installed."""
-    if check.embedder is None:
-        return None
+    return None if check.embedder is None else _load_embedder(check.embedder)
+
+
+@cache
+def _load_embedder(name: str) -> Embed | None:
+    """Once for all policies that are checked."""
     import torch
 
     from ultramed_rl.models.embedding import Embedder, default_embedder
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if check.embedder != "auto":
-        return Embedder(check.embedder, device)
+    if name != "auto":
+        return Embedder(name, device)
     try:
         return default_embedder(device)
     except ValueError:
