@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from ultramed_rl.data.factory.api.rate import Rate
@@ -90,8 +90,14 @@ def test_replies_with_none_or_several_readings_are_refused(text: str) -> None:
 
 
 # Numbers that a float holds exactly, so that equal means equal.
-SCALARS = st.none() | st.booleans() | st.integers(-(10**12), 10**12) | st.text(max_size=8) | st.just(0.5)
-KEYS = st.text(max_size=5)
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**12), 10**12)
+    | st.text(max_size=8)
+    | st.sampled_from([0.5, "</think>"])
+)
+KEYS = st.text(max_size=5) | st.just("</think>")
 NESTED = st.recursive(
     SCALARS,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4),
@@ -107,6 +113,7 @@ def encodable(value: Any) -> bool:
 
 
 @given(CONTAINERS.filter(encodable), STYLES, AROUND, AROUND, st.booleans())
+@example(["a</think>b"], {}, "So: ", "", False)
 def test_words_and_fences_around_a_value_do_not_change_it(
     value: Any, style: Any, before: str, after: str, fenced: bool
 ) -> None:
@@ -119,6 +126,7 @@ def test_words_and_fences_around_a_value_do_not_change_it(
 def test_a_value_that_was_cut_off_is_never_closed(value: Any, style: Any, data: Any) -> None:
     """Nor is any whole part of it taken for the answer."""
     text = json.dumps(value, **style)
+    assume("</think>" not in text)  # what follows it is the answer to reasoning that looks like a cut value
     cut = data.draw(st.integers(0, len(text) - 1))
     with pytest.raises(Misfit):
         read_json("So: " + text[:cut])
@@ -134,6 +142,8 @@ def with_commas(value: Any) -> str:
 
 
 @given(CONTAINERS.filter(encodable))
+@example(["</think>"])
+@example({"</think>": [], "0": None})
 def test_commas_after_last_items_are_dropped_and_nothing_else(value: Any) -> None:
     assert read_json(with_commas(value)) == value
 

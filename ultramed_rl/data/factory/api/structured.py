@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from functools import lru_cache
@@ -14,6 +15,7 @@ _FENCE = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL | re.IGNORECASE)
 # A string as a whole, so that nothing in it is touched; or a comma between a value and a closing bracket.
 _TRAILING = re.compile(r'("(?:[^"\\]|\\.)*")|(?<=[^\s,:\[{]),(?=\s*[\]}])', re.DOTALL)
 
+_REASONED = "</think>"
 _TOO_DEEP = "not JSON (nested too deeply)"
 
 
@@ -55,7 +57,7 @@ def validator(schema: str) -> Draft202012Validator:
 def read_json(text: str) -> Any:
     """The one JSON value in a reply.
 
-    Passed over: reasoning before it (up to </think>), a code fence, words around an object or array as long as
+    Passed over: reasoning before it (up to </think>, unless that stands in a string), a code fence, words around an object or array as long as
     they hold no bracket. Mended: commas after a last item, raw line breaks in strings. Everything else is
     refused, single quotes too: Python joins the strings of ['a' 'b'], and no one knows which was meant. A value
     that was cut off is never closed: it would be a shorter one.
@@ -63,10 +65,13 @@ def read_json(text: str) -> Any:
     Raises:
         Misfit: there is no such value, or not only one.
     """
-    try:
+    with contextlib.suppress(Misfit):
         return _parse(text)
-    except Misfit:
-        text = text.rpartition("</think>")[2].strip()
+    around = _outermost(text)
+    if around is not None and _REASONED in around:  # the mark can only stand in a string if this reads
+        with contextlib.suppress(Misfit):
+            return _parse_mended(around)
+    text = text.rpartition(_REASONED)[2].strip()
     if text.startswith("<think>"):
         raise Misfit("not JSON (reasoning that doesn't end)")
     fenced = _FENCE.fullmatch(text)
@@ -77,10 +82,13 @@ def read_json(text: str) -> Any:
     outermost = _outermost(text)
     if outermost is None:
         raise first
-    try:
-        return _parse(outermost)
-    except Misfit:
-        return _parse(_TRAILING.sub(lambda match: match[1] or "", outermost))
+    return _parse_mended(outermost)
+
+
+def _parse_mended(text: str) -> Any:
+    with contextlib.suppress(Misfit):
+        return _parse(text)
+    return _parse(_TRAILING.sub(lambda match: match[1] or "", text))
 
 
 def _outermost(text: str) -> str | None:
