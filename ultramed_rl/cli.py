@@ -162,6 +162,72 @@ def reward_bench_command(
     run_alone(config_path, [*option_overrides(options), *overrides], resume, "reward_bench")
 
 
+@app.command("data")
+def data_command(
+    step: Annotated[
+        str,
+        typer.Argument(metavar="STAGE", help="a step such as score; of a recipe, the stage's name, or all"),
+    ],
+    config_path: ConfigPath,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="do the dead letters of an earlier run again")
+    ] = False,
+) -> None:
+    """Run a stage of the data factory: a config of its own, or one stage of a recipe, or all of them.
+
+    Example: ultramed-rl data score configs/data/ultramedical.yaml --resume
+    """
+    from ultramed_rl.config.load import read_mapping
+
+    if check(lambda: read_mapping(config_path, overrides or []), config_path).get("type") == "recipe":
+        if step == "all" and not retry_failed:
+            recipe_command(config_path, overrides, resume)
+        else:
+            run_recipe_stage(step, config_path, overrides, resume, retry_failed)
+        return
+    config = check_config(config_path, overrides, "data")
+    if config.step.type != step:
+        fail(f"{config_path}: step.type={config.step.type!r}: use ultramed-rl data {config.step.type}", 2)
+
+    def run() -> None:
+        from ultramed_rl.stages.data.run import make_data
+
+        make_data(config, resume=resume, retry_failed=retry_failed)
+
+    carry_out(run, f"ultramed-rl data {step} {config_path}", overrides)
+
+
+def run_recipe_stage(
+    name: str, config_path: str, overrides: list[str] | None, resume: bool, retry_failed: bool
+) -> None:
+    """One data stage of a recipe, with what the stages before it have made."""
+    from ultramed_rl.config.recipe import load_recipe
+    from ultramed_rl.recipes.run import data_stage
+
+    config = check(lambda: data_stage(load_recipe(config_path, overrides), name), config_path)
+
+    def run() -> None:
+        from ultramed_rl.stages.data.run import make_data
+
+        make_data(config, resume=resume, retry_failed=retry_failed)
+
+    carry_out(run, f"ultramed-rl data {name} {config_path}", overrides)
+
+
+def check(read: Callable[[], Any], source: str) -> Any:
+    """What `read` gives; exits with code 2 where it says that something is wrong."""
+    from ultramed_rl.config import ConfigError
+
+    try:
+        return read()
+    except ConfigError as error:
+        fail(str(error), 2)
+    except ValueError as error:
+        fail(f"{source}: {error}", 2)
+
+
 @app.command("recipe")
 def recipe_command(config_path: ConfigPath, overrides: Overrides = None, resume: Resume = False) -> None:
     """Run all stages of a recipe; finished ones are skipped on --resume.

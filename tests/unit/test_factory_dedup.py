@@ -118,12 +118,16 @@ def test_a_chain_of_likenesses_doesnt_remove_what_is_unlike_the_row_that_stays()
 @pytest.mark.parametrize(("keep", "kept"), [("first", "0"), ("longest", "1"), ("best", "2")])
 def test_the_row_that_stays_is_the_configs_choice(keep: Any, kept: str) -> None:
     texts = [FAMILY, FAMILY + " Explain.", FAMILY.upper()]
-    found = clean(texts, CONFIG.model_copy(update={"keep": keep}), score=[1.0, 2.0, 3.0])
+    found = clean(
+        texts, CONFIG.model_copy(update={"keep": keep, "score_column": "score"}), score=[1.0, 2.0, 3.0]
+    )
     assert list(found.clusters) == [kept] and len(found.clusters[kept]) == 2
 
 
 def test_a_row_without_a_score_and_an_id_twice_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"row 0: 'score' holds None, not a number; score the rows first"):
+    with pytest.raises(
+        ValueError, match=r"row 0: 'difficulty' holds None, not a number; score the rows first"
+    ):
         clean([FAMILY], CONFIG.model_copy(update={"keep": "best"}), score=[None])
     keys = DuplicateKeys(CONFIG, HashedEmbedder())([{"id": "a", "text": "x"}, {"id": "a", "text": "y"}])
     with pytest.raises(ValueError, match=r"id 'a' stands twice"):

@@ -15,7 +15,7 @@ import pytest
 from tests.fake_api import Said, asked, fake_api, reply
 from tests.unit.test_generation import ask, endpoint, in_turn, request
 from ultramed_rl.data.factory.api.generator import ApiGenerator
-from ultramed_rl.data.factory.api.ledger import FILE
+from ultramed_rl.data.factory.api.replies import FILE
 from ultramed_rl.records import ChatReply, ChatRequest, Message
 
 ROOT = Path(__file__).parents[2]

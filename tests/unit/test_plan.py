@@ -77,6 +77,8 @@ def shipped(path: Path) -> list[AnyConfig]:
 
 def expected_roles(config: Any) -> set[str]:
     """For a config with at most one reward model."""
+    if config.type == "data":
+        return {"rollout"} if config.engines else set()
     if config.type == "online":
         own = {"policy", "rollout", *(["reference"] if needs_reference(config) else [])}
     else:

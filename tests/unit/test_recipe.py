@@ -267,7 +267,7 @@ def test_a_shared_model_is_a_chains_start_too(tmp_path: Path) -> None:
         ({"stages__sft__run": {"name": "mine"}}, "stages.sft.run.name: a stage's name is the recipe's"),
         (
             {"stages__reward__data": {"sources": [{"uri": "stage://sft"}]}},
-            "stages.reward.data.sources.0.uri=stage://sft: that stage makes a model, not pairs",
+            "stages.reward.data.sources.0.uri=stage://sft: that stage makes a model, not a file",
         ),
     ],
 )

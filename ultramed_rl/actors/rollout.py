@@ -33,7 +33,10 @@ class EngineArguments:
 
 @dataclass(frozen=True)
 class SamplingRequest:
-    """n answers to one prompt. Sample i is drawn with `seed + i`, whatever else the engine computes."""
+    """n answers to one prompt. Sample i is drawn with `seed + i`, whatever else the engine computes.
+
+    `schema`: a JSON schema as text, to which the engine holds every answer.
+    """
 
     prompt: Prompt
     n: int
@@ -41,6 +44,7 @@ class SamplingRequest:
     top_p: float
     max_new_tokens: int
     seed: int
+    schema: str = ""
 
 
 class RolloutWorker:
@@ -117,6 +121,7 @@ class RolloutWorker:
                     stop_token_ids=[self.stop_token],
                     logprobs=0,
                     output_kind=_final_only(),
+                    structured_outputs=_structure(request.schema),
                 ),
             )
         while engine.has_unfinished_requests():
@@ -204,6 +209,13 @@ class RolloutWorker:
     def peak_memory(self) -> int:
         """Bytes at the peak of this process."""
         return peak_memory(self.arguments.device)
+
+
+def _structure(schema: str) -> Any:
+    from vllm.sampling_params import StructuredOutputsParams
+
+    # Free whitespace would let a small model write nothing else.
+    return StructuredOutputsParams(json=schema, disable_any_whitespace=True) if schema else None
 
 
 def _final_only() -> Any:

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 
 from ultramed_rl.cluster.architecture import count_parameters, resolve_architecture
 from ultramed_rl.cluster.memory import GIB, TrainingShape, forward_bytes, training_bytes
-from ultramed_rl.config import ContrastsConfig, EvaluateConfig, RewardBenchConfig, SamplingConfig
+from ultramed_rl.config import (
+    ContrastsConfig,
+    EngineConfig,
+    EvaluateConfig,
+    RewardBenchConfig,
+    SamplingConfig,
+)
 from ultramed_rl.config.cluster import TrainerGroup
 from ultramed_rl.config.models import Architecture, Model, Reward
 from ultramed_rl.config.precision import resolve_precision
@@ -55,9 +61,9 @@ def run_demands(config: RunConfig) -> Iterator[Demand]:
     yield from _rewards(config, policy)
 
 
-def sampling_demands(config: ContrastsConfig | EvaluateConfig) -> Iterator[Demand]:
+def sampling_demands(config: ContrastsConfig | EvaluateConfig | EngineConfig) -> Iterator[Demand]:
     """Engines, and after them reward models."""
-    if isinstance(config, ContrastsConfig):
+    if not isinstance(config, EvaluateConfig):
         yield _rollout(config, resolve_architecture(config.policy.path, config.policy.architecture, "policy"))
         return
     shapes = [

@@ -13,7 +13,14 @@ from ultramed_rl.cluster.demands import (
     stage_demands,
 )
 from ultramed_rl.cluster.memory import GIB, PROCESS_BYTES
-from ultramed_rl.config import AnyConfig, ContrastsConfig, EvaluateConfig, RewardBenchConfig
+from ultramed_rl.config import (
+    AnyConfig,
+    ContrastsConfig,
+    DataConfig,
+    EngineConfig,
+    EvaluateConfig,
+    RewardBenchConfig,
+)
 from ultramed_rl.config.cluster import Devices
 from ultramed_rl.config.run import RunConfig
 
@@ -65,7 +72,7 @@ class Plan:
     limit_bytes: int
 
 
-def make_plan(config: AnyConfig) -> Plan:
+def make_plan(config: AnyConfig | EngineConfig) -> Plan:
     """Lay the roles over the devices and count bytes.
 
     Raises:
@@ -74,12 +81,22 @@ def make_plan(config: AnyConfig) -> Plan:
     """
     if isinstance(config, RunConfig):
         return lay_out(config.cluster, config.cluster.layout, list(run_demands(config)))
-    if isinstance(config, (ContrastsConfig, EvaluateConfig)):
+    if isinstance(config, DataConfig):
+        return _largest_engine(config)
+    if isinstance(config, (ContrastsConfig, EvaluateConfig, EngineConfig)):
         # One role after the other, so they may have the same devices.
         return lay_out(config.cluster, "in turn", list(sampling_demands(config)))
     if isinstance(config, RewardBenchConfig):
         return lay_out(config.cluster, "alone", list(reward_bench_demands(config)))
     return lay_out(config.cluster, "alone", list(stage_demands(config)))
+
+
+def _largest_engine(config: DataConfig) -> Plan:
+    """Generators are asked one after the other; a step that starts no engine needs no device."""
+    plans = [make_plan(engine) for engine in config.engines.values()]
+    cluster, limit = config.cluster, int(config.cluster.device_memory_gib * GIB)
+    none = Plan(cluster.device, cluster.nodes, cluster.devices_per_node, "alone", (), 0, limit)
+    return max(plans, key=lambda plan: plan.peak_bytes, default=none)
 
 
 def lay_out(cluster: Devices, layout: str, demands: Sequence[Demand]) -> Plan:

@@ -1,6 +1,7 @@
 """What a run is: one file per group of sections, strict load, overrides, dump. Loads no torch."""
 
 from ultramed_rl.config.base import ConfigError
+from ultramed_rl.config.factory_stage import DataConfig, EngineConfig
 from ultramed_rl.config.load import (
     AnyConfig,
     SamplingConfig,
@@ -19,6 +20,8 @@ __all__ = [
     "AnyConfig",
     "ConfigError",
     "ContrastsConfig",
+    "DataConfig",
+    "EngineConfig",
     "EvaluateConfig",
     "PreferenceConfig",
     "RewardBenchConfig",

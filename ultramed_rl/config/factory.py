@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ultramed_rl.config.base import Section
+from ultramed_rl.config.embedding import EMBEDDER, HASHED
 
 OpenMethod = Literal["constrain", "concretise", "multi_step", "depth_breadth", "real_data"]
 ChoiceMethod = Literal["constrain", "concretise", "distractors", "multi_step"]
@@ -20,6 +21,17 @@ _REFUSALS = [
     r"^i (?:can ?not|can['’]t|am (?:not able|unable) to|won['’]t) (?:help|assist|answer|provide|fulfil|comply)",
     r"^as an? (?:ai|artificial intelligence|(?:large )?language model)\b",
 ]
+
+
+def _check_patterns(name: str, patterns: list[str]) -> list[str]:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(
+                f"{name}={pattern!r}: not a regular expression ({error}); escape what is meant literally with \\"
+            ) from None
+    return patterns
 
 
 class Asking(Section):
@@ -37,6 +49,9 @@ class Textbook(Asking):
     type: Literal["textbook"] = "textbook"
     exemplars: int = Field(
         default=3, ge=0, description="questions shown as examples, drawn for each paragraph"
+    )
+    exemplars_from: str | None = Field(
+        default=None, description="records to draw them from, as of MedQA's training set"
     )
     attempts: int = Field(default=2, gt=0, description="times that the question itself is asked for")
     name: str = Field(default="TextBookQA", min_length=1, description="first part of the new records' ids")
@@ -73,6 +88,12 @@ class Evolve(Asking):
     keep: Literal["last", "every"] = Field(
         default="last", description="which rounds' versions become records"
     )
+    name: str | None = Field(
+        default=None,
+        min_length=1,
+        pattern=r"^[^,]*$",
+        description="a set of their own, beside the originals: first part of the versions' ids; null: the record's",
+    )
 
     @model_validator(mode="after")
     def _ascends(self) -> Evolve:
@@ -97,6 +118,11 @@ class Answer(Asking):
     type: Literal["answer"] = "answer"
     attempts: int = Field(default=3, gt=0, description="answers asked for before the record is dropped")
     exemplars: int = Field(default=3, ge=0, description="solved questions shown from the second attempt on")
+    exemplars_from: str | None = Field(
+        default=None,
+        description="solved records, of which those most like the question are shown; null: none",
+    )
+    embedder: str = Field(default=HASHED, description=EMBEDDER)
     max_tokens: int = Field(default=2048, gt=0, description="of one reply")
     refusals: list[str] = Field(
         default=_REFUSALS, description="Python patterns, any case; an answer that begins so is a refusal"
@@ -105,15 +131,7 @@ class Answer(Asking):
     @field_validator("refusals")
     @classmethod
     def _compiles(cls, patterns: list[str]) -> list[str]:
-        for pattern in patterns:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(
-                    f"answer.refusals={pattern!r}: not a regular expression ({error}); "
-                    "escape what is meant literally with \\"
-                ) from None
-        return patterns
+        return _check_patterns("answer.refusals", patterns)
 
 
 class Score(Asking):
@@ -130,6 +148,34 @@ class Score(Asking):
     temperature: float = Field(default=0.0, ge=0.0, le=2.0)
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     max_tokens: int = Field(default=512, gt=0, description="of one reply")
+
+
+class Paragraphs(Section):
+    """Passages out of documents, for the textbook step to ask about; no model is asked."""
+
+    type: Literal["paragraphs"] = "paragraphs"
+    least_words: int = Field(default=40, gt=0, description="of a passage; shorter neighbours are joined")
+    most_words: int = Field(default=250, gt=0, description="of a passage, the headings above it not counted")
+    headings: bool = Field(default=True, description="put the headings above a passage before its text")
+    notes: list[str] = Field(
+        default=[r"OpenMedicine Calculators?\b"],
+        description="Python patterns, any case; a part that begins so speaks of the document, and is left out",
+    )
+    name: str = Field(default="Paragraph", min_length=1, description="first part of the passages' ids")
+
+    @field_validator("notes")
+    @classmethod
+    def _compiles(cls, patterns: list[str]) -> list[str]:
+        return _check_patterns("paragraphs.notes", patterns)
+
+    @model_validator(mode="after")
+    def _ascends(self) -> Paragraphs:
+        if self.least_words > self.most_words:
+            raise ValueError(
+                f"paragraphs.least_words={self.least_words}: exceeds paragraphs.most_words={self.most_words}; "
+                "exchange them"
+            )
+        return self
 
 
 FactoryStep = Annotated[Textbook | Topics | Evolve | Answer | Score, Field(discriminator="type")]

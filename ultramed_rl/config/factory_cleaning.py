@@ -8,12 +8,7 @@ from pydantic import BeforeValidator, Field
 
 from ultramed_rl.config.base import Section
 from ultramed_rl.config.benchmarks import TaskChoice
-
-HASHED = "hashed"
-_EMBEDDER = (
-    "what near duplicates are told by: hashed (counts of hashed words, without a model), or a sentence-embedding "
-    "model's path, package:// or hub id"
-)
+from ultramed_rl.config.embedding import EMBEDDER, HASHED
 
 
 class Columns(Section):
@@ -31,7 +26,7 @@ class Deduplicate(Section):
     keep: Literal["first", "longest", "best"] = Field(
         default="first", description="which of alike rows stays; best: by `score_column`, then the first"
     )
-    score_column: str = "score"
+    score_column: str = "difficulty"
     words: int = Field(default=3, ge=1, le=32, description="words of a shingle")
     jaccard: float | None = Field(
         default=0.8,
@@ -45,7 +40,7 @@ class Deduplicate(Section):
         le=1.0,
         description="cosine of two rows' vectors from which they are alike; null: off",
     )
-    embedder: str = Field(default=HASHED, description=_EMBEDDER)
+    embedder: str = Field(default=HASHED, description=EMBEDDER)
 
 
 def _named(value: object) -> object:
@@ -77,4 +72,4 @@ class Decontaminate(Section):
         le=1.0,
         description="part of a test item's n-grams from which a row holds the item",
     )
-    embedder: str = Field(default=HASHED, description=_EMBEDDER)
+    embedder: str = Field(default=HASHED, description=EMBEDDER)

@@ -160,6 +160,7 @@ class Bench(Section):
         description="length: the rejected answer has so many times the chosen one's words",
     )
     per_prompt: int = Field(default=1, ge=1, description="pairs of one prompt over all subsets")
+    labels: str | None = Field(default=None, description="CSV of people's labels, see the stage's sheet.csv")
     seed: int = 0
 
     @model_validator(mode="after")

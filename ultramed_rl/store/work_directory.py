@@ -21,6 +21,22 @@ _HARMLESS = (
     "tracking.",
     "cluster.address",
     "cluster.start_timeout_s",
+    "cluster.workers",
+    "max_failed_share",
+)
+# Of an endpoint that answers: how it is reached, and what it may cost.
+_HARMLESS_OF_GENERATORS = (
+    "base_url",
+    "api_key_env",
+    "requests_per_minute",
+    "tokens_per_minute",
+    "concurrency",
+    "timeout_s",
+    "retries",
+    "token_budget",
+    "money_budget",
+    "prompt_price",
+    "completion_price",
 )
 
 
@@ -114,12 +130,18 @@ def _parse(line: str) -> dict[str, Any] | None:
     return row
 
 
+def _is_harmless(key: str) -> bool:
+    return key.startswith(_HARMLESS) or (
+        key.startswith("generators.") and key.rpartition(".")[2] in _HARMLESS_OF_GENERATORS
+    )
+
+
 def _check_resume(path: Path, saved: AnyConfig, config: AnyConfig, resume: bool) -> None:
     if not resume:
         raise ValueError(
             f"{path}: holds a run already; go on with it by --resume, or choose another run.name"
         )
-    changed = [line for line in config_difference(saved, config) if not line.startswith(_HARMLESS)]
+    changed = [line for line in config_difference(saved, config) if not _is_harmless(line.partition(":")[0])]
     if changed:
         raise ValueError(
             f"{path}: was started with another config ({'; '.join(changed)}); "

@@ -30,8 +30,8 @@ class Progress:
         print(text, flush=True)
 
     @contextmanager
-    def phase(self, name: str, total: int, unit: str) -> Iterator[Bar]:
-        """Show a phase of `total` units from its start to its end."""
+    def phase(self, name: str, total: int | None, unit: str) -> Iterator[Bar]:
+        """Show a phase from its start to its end; `total` units, or None where nobody has counted them."""
         started = time.perf_counter()
         counter = _Counter()
         if self.terminal:
@@ -41,7 +41,8 @@ class Progress:
             yield _Lines(self, name, total, unit, counter)
         seconds = time.perf_counter() - started
         rate = f", {counter.done / seconds:.1f} {unit}/s" if counter.done > 1 and seconds > 0 else ""
-        self.say(f"{name}: {min(counter.done, total)} {unit} in {seconds:.1f} s{rate}")
+        done = counter.done if total is None else min(counter.done, total)
+        self.say(f"{name}: {done} {unit} in {seconds:.1f} s{rate}")
 
 
 class _Counter:
@@ -49,7 +50,9 @@ class _Counter:
 
 
 class _Lines:
-    def __init__(self, progress: Progress, name: str, total: int, unit: str, counter: _Counter) -> None:
+    def __init__(
+        self, progress: Progress, name: str, total: int | None, unit: str, counter: _Counter
+    ) -> None:
         self.progress, self.name, self.total, self.unit, self.counter = progress, name, total, unit, counter
         self.last = time.monotonic()
 
@@ -57,11 +60,12 @@ class _Lines:
         self.counter.done += count
         if time.monotonic() - self.last > _LINE_EVERY_S:
             self.last = time.monotonic()
-            self.progress.say(f"{self.name}: {self.counter.done}/{self.total} {self.unit}")
+            of = "" if self.total is None else f"/{self.total}"
+            self.progress.say(f"{self.name}: {self.counter.done}{of} {self.unit}")
 
 
 @contextmanager
-def _terminal_bar(name: str, total: int, counter: _Counter) -> Iterator[Bar]:
+def _terminal_bar(name: str, total: int | None, counter: _Counter) -> Iterator[Bar]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,

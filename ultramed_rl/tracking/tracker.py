@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 from tenacity import Retrying, stop_after_attempt, wait_random_exponential
 
 from ultramed_rl.config import (
+    DataConfig,
     EvaluateConfig,
     PreferenceConfig,
     RewardBenchConfig,
@@ -20,13 +21,16 @@ from ultramed_rl.config import (
     SftConfig,
 )
 
-TrackedConfig = RunConfig | SftConfig | RewardConfig | PreferenceConfig | EvaluateConfig | RewardBenchConfig
-Kind = Literal["step", "round", "evaluation"]
+TrackedConfig = (
+    RunConfig | SftConfig | RewardConfig | PreferenceConfig | EvaluateConfig | RewardBenchConfig | DataConfig
+)
+Kind = Literal["step", "round", "evaluation", "data"]
 # The axis and the prefix under which wandb shows each kind.
 _PANELS: dict[Kind, tuple[str, str]] = {
     "step": ("policy_step", "train"),
     "round": ("round", "round_metrics"),
     "evaluation": ("policy_step", "held_out"),
+    "data": ("data_step", "data"),
 }
 
 

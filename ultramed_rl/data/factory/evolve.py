@@ -56,6 +56,7 @@ class EvolveStep:
 
     Its `evolution` lists each round as a `Change`. A multiple-choice question keeps its number of options, and
     its `answer` is the new version's key. A record of which no round fits stays as it is, but for `evolution`.
+    With a `name` versions are of that set, to stand beside the originals, and such a record is dropped.
     """
 
     def __init__(self, config: Evolve) -> None:
@@ -78,6 +79,8 @@ class EvolveStep:
         if last and last.miss and self.config.on_miss == "drop":
             return Drop(last.miss)
         if len(state.changes) == self.config.rounds:
+            if self.config.name and len(state.versions) == 1 and last:
+                return Drop(last.miss)
             return Keep(self._rows(row, state))
         return self._ask(row, state, replies)
 
@@ -114,12 +117,19 @@ class EvolveStep:
         own = _CHOICE_METHODS[method]
         return _CHOICE.render(question=old.text, answer=right, method=own, least=least, most=most)
 
+    def _name(self, row: Row) -> str:
+        own = name_of(row)
+        return f"{self.config.name},{own.partition(',')[2] or own}" if self.config.name else own
+
     def _rows(self, row: Row, state: _State) -> tuple[Row, ...]:
         """The versions that become records, each with the rounds up to it."""
         evolution = [asdict(change) for change in state.changes]
         if len(state.versions) == 1:
             return ({**row, "evolution": evolution},)
-        kind, name = str(row.get("type", "Exam" if state.versions[0].options else "Open-End")), name_of(row)
+        kind, name = (
+            str(row.get("type", "Exam" if state.versions[0].options else "Open-End")),
+            self._name(row),
+        )
         fitted = [number for number, change in enumerate(state.changes, 1) if not change.miss]
         ends = [*fitted[:-1], len(evolution)]  # the last version's rounds include the misses after it
         rows = tuple(

@@ -14,6 +14,7 @@ from typing import Any
 
 from ultramed_rl.data.chats import Misfit, read_turns
 from ultramed_rl.data.factory.step import Row
+from ultramed_rl.data.option_lines import last_run
 from ultramed_rl.data.vignettes import Vignette, render_vignette
 
 CHOICE_TYPES = ("Exam", "Literature")
@@ -74,14 +75,11 @@ def split_options(text: str) -> tuple[str, dict[str, str]]:
     What isn't in that form stays in the stem whole: no line is ever dropped for its place alone.
     """
     lines = text.strip().split("\n")
-    matches = [_OPTION.fullmatch(line.strip()) for line in lines]
-    first = max((n for n, match in enumerate(matches) if match and match[1] == "A"), default=len(lines))
-    found = {match[1]: match[2] for match in matches[first:] if match}
-    stem = "\n".join(lines[:first]).rstrip()
-    count = len(lines) - first
-    if count < 2 or "".join(found) != ascii_uppercase[:count] or not stem:
+    run = last_run([line.strip() for line in lines], _OPTION, over="nothing", least=2)
+    stem = "\n".join(lines[: run.start]).rstrip()
+    if not run.texts or run.end < len(lines) or not stem:
         return text.strip(), {}
-    return stem, found
+    return stem, dict(zip(ascii_uppercase, run.texts, strict=False))
 
 
 def new_row(row_id: str, kind: str, instruction: Instruction, **more: Any) -> Row:
@@ -101,3 +99,9 @@ def answered_row(row: Row, answer: str) -> Row:
     """The record with this answer, in place of the one that it may have had."""
     turns = [{"from": "human", "value": question_text(row)}, {"from": "gpt", "value": answer}]
     return {**row, "conversations": turns}
+
+
+def set_of(row: Row) -> str:
+    """The set that a record belongs to: the part of its id before the first comma, else its type."""
+    before, comma, _ = str(row.get("id") or "").partition(",")
+    return before if comma else str(row.get("type") or "")

@@ -6,7 +6,7 @@ from typing import Literal
 
 from ultramed_rl.config.generation import Endpoint
 from ultramed_rl.data.factory.api.body import largest_use
-from ultramed_rl.data.factory.api.ledger import Usage
+from ultramed_rl.data.factory.api.replies import ApiUsage
 from ultramed_rl.records import ChatRequest
 
 
@@ -32,14 +32,14 @@ class Budget:
         self._tokens += sign * (prompt + completion)
         self._cost += sign * cost(self.endpoint, prompt, completion)
 
-    def allows(self, usage: Usage) -> bool:
+    def allows(self, usage: ApiUsage) -> bool:
         """Whether one more may be taken now."""
         tokens, money = self.endpoint.token_budget, self.endpoint.money_budget
         return (tokens is None or usage.tokens + self._tokens < tokens) and (
             money is None or usage.cost + self._cost < money
         )
 
-    def spent(self, usage: Usage) -> str:
+    def spent(self, usage: ApiUsage) -> str:
         """Which budget is used up and by what, or nothing."""
         tokens, money = self.endpoint.token_budget, self.endpoint.money_budget
         if tokens is not None and usage.tokens >= tokens:

@@ -13,7 +13,7 @@ from pathlib import Path
 from ultramed_rl.config.generation import Endpoint
 from ultramed_rl.data.factory.api.attempts import Outcome, Watch, usable_reply
 from ultramed_rl.data.factory.api.budget import Budget, cost
-from ultramed_rl.data.factory.api.ledger import Entry, Ledger, Usage
+from ultramed_rl.data.factory.api.replies import ApiUsage, ReplyRecord, ReplyStore
 from ultramed_rl.data.factory.api.session import Session, Trail, session
 from ultramed_rl.data.factory.api.transport import Failure, Transport
 from ultramed_rl.records import ChatReply, ChatRequest
@@ -40,7 +40,7 @@ class ApiGenerator:
         """
         self.endpoint, self.name = endpoint, name
         self._transport = Transport(endpoint, name)
-        self._ledger = Ledger(folder, run, endpoint.model)
+        self._store = ReplyStore(folder, run, endpoint.model)
         self._watch = Watch()
 
     @property
@@ -48,13 +48,13 @@ class ApiGenerator:
         """Which budget is used up, by how much, and what to do; empty while none is."""
         return Budget(self.endpoint).spent(self.usage())
 
-    def usage(self) -> Usage:
+    def usage(self) -> ApiUsage:
         """What the run has asked of this model so far, earlier starts included."""
-        return self._ledger.usage()
+        return self._store.usage()
 
     def close(self) -> None:
         """Close the folder's file. Nothing is lost without this."""
-        self._ledger.close()
+        self._store.close()
 
     def replies(self, requests: Iterable[ChatRequest]) -> Iterator[ChatReply]:
         """One reply for every request that is taken, in the order in which they are done.
@@ -85,9 +85,9 @@ class ApiGenerator:
 
     async def _reply(self, asking: Session, request: ChatRequest) -> ChatReply:
         started, digest = time.monotonic(), self._digest(request)
-        known = self._ledger.find(digest)
+        known = self._store.find(digest)
         if known is not None:
-            self._ledger.write(Entry(request.key, cached=True), digest)
+            self._store.write(ReplyRecord(request.key, cached=True), digest)
             return ChatReply(request.key, known, attempts=0, cached=True)
         trail, found = Trail(), Outcome(error="stopped")
         try:
@@ -102,8 +102,8 @@ class ApiGenerator:
     def _write(self, key: str, digest: bytes, trail: Trail, found: Outcome, seconds: float) -> None:
         tokens = (trail.prompt_tokens, trail.completion_tokens)
         price = cost(self.endpoint, *tokens)
-        entry = Entry(key, *tokens, price, trail.attempts, round(seconds, 3), error=found.error)
-        self._ledger.write(entry, digest, found.text or None)
+        record = ReplyRecord(key, *tokens, price, trail.attempts, round(seconds, 3), error=found.error)
+        self._store.write(record, digest, found.text or None)
 
     def _digest(self, request: ChatRequest) -> bytes:
         """Of all that decides on the reply."""
@@ -120,7 +120,7 @@ class _UnderWay:
         self._budget = Budget(endpoint)
         self._done: queue.SimpleQueue[Future[ChatReply]] = queue.SimpleQueue()
 
-    def has_room(self, usage: Usage) -> bool:
+    def has_room(self, usage: ApiUsage) -> bool:
         return len(self.requests) < self._most and self._budget.allows(usage)
 
     def add(self, request: ChatRequest, reply: Future[ChatReply]) -> None:

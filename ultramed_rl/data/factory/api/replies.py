@@ -33,7 +33,7 @@ FROM totals WHERE run = ? AND model = ?"""
 
 
 @dataclass(frozen=True)
-class Entry:
+class ReplyRecord:
     """What one request has used; `cost` in the prices' currency, `seconds` from taken to done."""
 
     key: str
@@ -47,7 +47,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Usage:
+class ApiUsage:
     """What a run has asked of a model so far, restarts and other processes included."""
 
     requests: int = 0
@@ -62,7 +62,7 @@ class Usage:
         return self.prompt_tokens + self.completion_tokens
 
 
-class Ledger:
+class ReplyStore:
     """Known replies of any run, and the use of one run of one model. Threads may share it."""
 
     def __init__(self, folder: Path, run: str, model: str) -> None:
@@ -86,9 +86,9 @@ class Ledger:
             row = self._database.execute("SELECT text FROM replies WHERE digest = ?", (digest,)).fetchone()
         return None if row is None else str(row[0])
 
-    def write(self, entry: Entry, digest: bytes, text: str | None = None) -> None:
+    def write(self, record: ReplyRecord, digest: bytes, text: str | None = None) -> None:
         """Add what a request has used and, with `text`, its reply; the first reply to a request stays."""
-        e, now = entry, time.time()
+        e, now = record, time.time()
         tokens = (e.prompt_tokens, e.completion_tokens)
         used = (*tokens, e.cost, e.attempts, e.seconds, e.cached, e.error, now)
         with self._explained(), self._lock, self._database as database:
@@ -100,11 +100,11 @@ class Ledger:
                 kept = (digest, self.model, text, now)
                 database.execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?)", kept)
 
-    def usage(self) -> Usage:
+    def usage(self) -> ApiUsage:
         """The sums of this run and model."""
         with self._explained(), self._lock:
             row = self._database.execute(_SUMS, (self.run, self.model)).fetchone()
-        return Usage() if row is None else Usage(*row)
+        return ApiUsage() if row is None else ApiUsage(*row)
 
     def close(self) -> None:
         """Close the file. What was written stays without this."""

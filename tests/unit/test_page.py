@@ -1,0 +1,112 @@
+"""A report page holds its texts and figures, escaped, and nothing that asks the network or runs a text."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import plotly.graph_objects as go
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ultramed_rl.tracking.page import PageTable, Section, clean_text, figure_text, page_html
+
+ATTACK = "</script><script>alert(1)</script>"
+ODD = f"{ATTACK} \ud800 \x00 \u202e & \"quoted\" 'single'"
+
+
+class Reader(HTMLParser):
+    """Elements, and text outside of scripts and styles."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._inside = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._inside = tag
+        self.text += " "
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        self.text += data if self._inside not in ("script", "style") else ""
+
+
+def figures(html: str) -> list[dict[str, Any]]:
+    found = re.search(r'<script type="application/json" id="figures">(.*?)</script>', html, re.DOTALL)
+    assert found
+    return json.loads(found[1])
+
+
+def test_paragraphs_and_tables_come_out_in_order_with_their_words() -> None:
+    table = PageTable(("Set", "Rows"), (("MedQA", "9,343"), ("PubMedQA", "88,688")))
+    html = page_html("Title", [Section("First", ("before", table, "after")), Section("Second", ())])
+    assert Reader(html).text.split() == [
+        *("Title", "Title", "First", "before", "Set", "Rows", "MedQA", "9,343", "PubMedQA", "88,688"),
+        *("after", "Second"),
+    ]
+    assert "<script" not in html, "a page without figures needs no plotly.js"
+
+
+def test_no_text_becomes_a_tag_wherever_it_stands() -> None:
+    figure = go.Figure(go.Bar(x=[ODD], y=[1], text=[ODD]))
+    table = PageTable((ODD, ODD), ((ODD, ODD),))
+    html = page_html(ODD, [Section(ODD, (ODD, table, figure))])
+    html.encode("utf-8")
+    assert "\x00" not in html and "<script>alert" not in html and "\u202e" not in html
+    reader = Reader(html)
+    assert [tag for tag, _ in reader.tags].count("script") == 3  # the figures, plotly.js, the page's own
+    assert (
+        reader.text.count("</script><script>alert(1)</script> \ufffd \ufffd \ufffd & \"quoted\" 'single'")
+        == 8
+    )
+    assert figures(html)[0]["data"][0]["text"][0].startswith(ATTACK)
+
+
+def test_figures_keep_their_numbers_and_leave_their_colours_to_the_page() -> None:
+    first = go.Figure(go.Bar(x=["a", "b"], y=[1.5, None]), layout={"title": {"text": "T"}})
+    html = page_html("t", [Section("h", (first, go.Figure(go.Scatter(x=[1], y=[float("nan")]))))])
+    one, other = figures(html)
+    assert one["data"][0]["y"] == [1.5, None] and other["data"][0]["y"] == [None]
+    assert one["layout"] == {"title": {"text": "T"}}
+    assert [a["id"] for tag, a in Reader(html).tags if a.get("class") == "figure"] == ["figure-0", "figure-1"]
+
+
+def test_plotly_is_inlined_once_and_nothing_is_fetched() -> None:
+    figure = go.Figure(go.Bar(y=[1]))
+    html = page_html("t", [Section("a", (figure,)), Section("b", (figure, figure))])
+    assert html.count("plotly.js v") == 1
+    tags = Reader(html).tags
+    assert not any(tag in ("link", "img", "iframe", "object") or "src" in found for tag, found in tags)
+    policy = next(a["content"] for tag, a in tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy and "default-src 'none'" in policy and "http" not in policy
+    assert "prefers-color-scheme: dark" in html and 'content="width=device-width' in html
+
+
+def test_a_label_is_one_cut_line_that_plotly_reads_no_tag_in() -> None:
+    assert figure_text("a  <b>\n&\x00") == "a &lt;b&gt; &amp;�"
+    assert figure_text("abcdef", most=4) == "abc…" and figure_text("abcd", most=4) == "abcd"
+    assert figure_text("<one> two three", width=9) == "&lt;one&gt; two<br>three"
+
+
+@given(st.text(st.characters(), max_size=60), st.integers(0, 20))
+def test_any_text_can_be_written_and_shown(text: str, width: int) -> None:
+    clean_text(text).encode("utf-8")
+    label = figure_text(text, 30, width)
+    label.encode("utf-8")
+    assert not re.search(r"[<>]", label.replace("<br>", ""))
+    assert clean_text(clean_text(text)) == clean_text(text)
+
+
+@pytest.mark.parametrize("row", [("a",), ("a", "1", "2")])
+def test_a_table_row_of_another_width_is_our_own_mistake(row: tuple[str, ...]) -> None:
+    with pytest.raises(AssertionError):
+        PageTable(("Set", "Rows"), (row,))

@@ -1,0 +1,107 @@
+"""Questions of any form to UltraMedical records: exam questions, literature questions, open-ended ones."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from string import ascii_uppercase
+from typing import Any
+
+from ultramed_rl.config.factory_rows import Records, Vignettes
+from ultramed_rl.data.chats import Misfit, read_turns
+from ultramed_rl.data.factory.instructions import Instruction, answered_row, new_row
+from ultramed_rl.data.factory.step import Row
+from ultramed_rl.data.vignettes import Vignette, read_vignette
+
+
+def import_rows(rows: Iterable[Row], config: Records, counts: Counter[str]) -> Iterator[Row]:
+    """Records of the rows that hold a question, in order.
+
+    Args:
+        counts: gains records, and by reason the rows that gave none: no_question, no_options (fewer than two, or
+            one of them empty or twice), no_key.
+    """
+    for number, row in enumerate(rows, start=1):
+        try:
+            instruction = _read_instruction(row, config)
+        except Misfit as misfit:
+            counts[misfit.name] += 1
+            continue
+        counts["records"] += 1
+        name = f"{config.name},{row[config.id] if config.id else number}"
+        record = new_row(name, config.kind, instruction)
+        reply = _text(row.get(config.reply)) if config.reply else ""
+        yield answered_row(record, reply) if reply else record
+
+
+def import_vignettes(rows: Iterable[Row], config: Vignettes, counts: Counter[str]) -> Iterator[Row]:
+    """As `import_rows`, of DrugSwap's rows; those left out are counted by `read_vignette`'s reasons."""
+    for number, row in enumerate(rows, start=1):
+        found = read_vignette(row)
+        if isinstance(found, Vignette):
+            counts["records"] += 1
+            question = Instruction(found.stem, found.options, found.letter)
+            yield new_row(f"{config.name},{number}", "Exam", question)
+        else:
+            counts[found] += 1
+
+
+def _read_instruction(row: Row, config: Records) -> Instruction:
+    stem = _question(row, config.question)
+    context = _context(row.get(config.context)) if config.context else ""
+    stem = f"{context}\n\n{stem}" if context else stem
+    if config.answer is None:
+        return Instruction(stem)
+    options = _lettered(config.choices or _options(row, config.options or []))
+    return Instruction(stem, options, _key(row.get(config.answer), options))
+
+
+def _question(row: Row, column: str) -> str:
+    value = row.get(column)
+    if isinstance(value, list):
+        turns = read_turns(dict(row), column)
+        value = next((turn["content"] for turn in turns if turn["role"] == "user"), "")
+    if not (text := _text(value)):
+        raise Misfit(f"nothing in column {column!r}", name="no_question")
+    return text
+
+
+def _context(value: Any) -> str:
+    """A text, texts, or PubMedQA's mapping with its texts under `contexts`."""
+    if isinstance(value, Mapping):
+        value = value.get("contexts")
+    parts = value if isinstance(value, list) else [value]
+    return "\n".join(filter(None, map(_text, parts)))
+
+
+def _options(row: Row, columns: str | list[str]) -> list[Any]:
+    """In the order of the columns, of the list, or of the mapping's letters."""
+    if isinstance(columns, list):
+        return [row.get(column) for column in columns]
+    found = row.get(columns)
+    return [found[key] for key in sorted(found)] if isinstance(found, Mapping) else list(found or [])
+
+
+def _lettered(values: Sequence[Any]) -> dict[str, str]:
+    texts = [" ".join(_text(value).split()) for value in values]
+    if not 2 <= len(texts) <= len(ascii_uppercase) or not all(texts) or len(set(texts)) < len(texts):
+        raise Misfit(f"its options are {texts!r:.80}", name="no_options")
+    return dict(zip(ascii_uppercase, texts, strict=False))
+
+
+def _key(value: Any, options: Mapping[str, str]) -> str:
+    """The letter that `value` stands for: a letter, a place from 0, or an option's text."""
+    letters = list(options)
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(letters):
+        return letters[value]
+    text = " ".join(_text(value).split())
+    if text in options:
+        return text
+    same = [letter for letter, option in options.items() if option.casefold() == text.casefold()]
+    if len(same) != 1:
+        raise Misfit(f"its answer {value!r:.40} is none of its options", name="no_key")
+    return same[0]
+
+
+def _text(value: Any) -> str:
+    return value.strip() if isinstance(value, str) else ""

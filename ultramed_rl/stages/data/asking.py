@@ -1,0 +1,166 @@
+"""Stages that go record by record, with a model that is asked or without one."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from ultramed_rl.config.factory_pairs import Candidates
+from ultramed_rl.config.factory_stage import ApiGeneratorConfig, DataConfig
+from ultramed_rl.data.factory.api.generator import ApiGenerator
+from ultramed_rl.data.factory.asking import name_of
+from ultramed_rl.data.factory.candidates import CandidateStep, gather_candidates
+from ultramed_rl.data.factory.generator import Generator
+from ultramed_rl.data.factory.runner import StepResult, run_step
+from ultramed_rl.data.factory.step import Step
+from ultramed_rl.records import ChatReply, ChatRequest
+from ultramed_rl.stages.data.inputs import identity_of, read_input
+from ultramed_rl.stages.data.work import Work
+from ultramed_rl.store.atomic import write_lines
+from ultramed_rl.store.ledger import Ledger, Tally
+
+REPLIES = "replies"  # under run.directory: what APIs have answered, known to all runs there
+
+
+class BudgetedGenerator(Generator, Protocol):
+    """A generator that may end early, and says why."""
+
+    @property
+    def exhausted(self) -> str: ...
+
+
+class _Nobody:
+    """For steps that ask no one."""
+
+    exhausted = ""
+
+    def replies(self, requests: Iterable[ChatRequest]) -> Iterator[ChatReply]:
+        for request in requests:
+            raise AssertionError(f"{request.key}: this step asks no model")
+        return iter(())
+
+
+def carry_step(work: Work, step: Step) -> Counter[str]:
+    """Every record through a step that asks at most one model -> rows.jsonl and dead_letters.jsonl; counts."""
+    name = next(iter(work.config.generators), "")
+    ledger = _carry(work, step, name, work.scratch / "ledger")
+    for path in (ledger.rows_path, ledger.dead_letters_path):
+        _put(path, work.output / path.name)
+    return _counts(ledger.tally)
+
+
+def carry_candidates(work: Work) -> Counter[str]:
+    """Every record to every model, one model after the other; then each record with its candidates."""
+    step, counts, files = work.config.step, Counter[str](), {}
+    assert isinstance(step, Candidates)
+    for name, generator in work.config.generators.items():
+        warmth = {} if generator.temperature is None else {"temperature": generator.temperature}
+        ledger = _carry(work, CandidateStep(step.model_copy(update=warmth), name), name, work.scratch / name)
+        files[name] = str(ledger.rows_path)
+        _put(ledger.dead_letters_path, work.output / f"dead_letters-{name}.jsonl")
+        counts.update({f"{name}_{key}": count for key, count in _counts(ledger.tally).items()})
+    write_lines(work.output / "rows.jsonl", map(dict, gather_candidates(files, counts)))
+    return counts
+
+
+def _carry(work: Work, step: Step, name: str, folder: Path) -> Ledger:
+    """A step over all rows, to its end.
+
+    Raises:
+        RuntimeError: the generator's budget is used up, or too many records failed.
+    """
+    config = work.config
+    with Ledger(folder, identity_of(config), retry_dead=work.retry_failed) as ledger:
+        # What is finished needs no engine: only its rows are read, to see that they are the same.
+        with _open_generator(config, "" if ledger.finished and not work.retry_failed else name) as generator:
+            label = name and f" by {name}"
+            with work.progress.phase(f"{config.step.type}{label}", None, "records") as bar:
+                result = run_step(
+                    step,
+                    read_input(config),
+                    generator,
+                    ledger,
+                    key=name_of,
+                    in_flight=_in_flight(config, name),
+                    advance=bar.advance,
+                )
+            if not result.complete:
+                raise RuntimeError(f"{config.run.name}: {generator.exhausted}; {_so_far(result)}")
+        ledger.finish()
+        if result.usage.replies:
+            work.progress.say(_said(result))
+        _check_failed(config, ledger)
+        return ledger
+
+
+@contextmanager
+def _open_generator(config: DataConfig, name: str) -> Iterator[BudgetedGenerator]:
+    if not name:
+        yield _Nobody()
+        return
+    generator = config.generators[name]
+    if isinstance(generator, ApiGeneratorConfig):
+        folder = Path(config.run.directory).absolute() / REPLIES
+        api = ApiGenerator(generator, folder, f"{config.run.name}/{name}", f"generators.{name}")
+        try:
+            yield api
+        finally:
+            api.close()
+        return
+    from ultramed_rl.crew.chats import EngineGenerator
+
+    with EngineGenerator(config.engines[name]) as engine:
+        yield engine
+
+
+def _in_flight(config: DataConfig, name: str) -> int:
+    """Records open at once: enough for the generator to be full while some records wait."""
+    generator = config.generators.get(name)
+    if isinstance(generator, ApiGeneratorConfig):
+        return 4 * generator.concurrency
+    group = config.cluster.rollout
+    return 8 * group.engines * group.max_num_seqs
+
+
+def _check_failed(config: DataConfig, ledger: Ledger) -> None:
+    """Raises RuntimeError where more records failed than is allowed."""
+    tally = ledger.tally
+    failed = sum(tally.dead_letters.values())
+    if tally.done and failed / tally.done > config.max_failed_share:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in tally.dead_letters.items())
+        raise RuntimeError(
+            f"{config.run.name}: {failed} of {tally.done} records failed ({reasons}), over max_failed_share="
+            f"{config.max_failed_share:g}; see {ledger.dead_letters_path}, then go on with --retry-failed, or "
+            "raise it and --resume"
+        )
+
+
+def _counts(tally: Tally) -> Counter[str]:
+    counts = Counter({"records": tally.done, "kept": tally.kept, "rows": tally.rows})
+    counts.update({f"dropped_{reason}": count for reason, count in tally.drops.items()})
+    counts.update({f"failed_{reason}": count for reason, count in tally.dead_letters.items()})
+    return counts
+
+
+def _said(result: StepResult) -> str:
+    usage = result.usage
+    return (
+        f"{usage.replies} replies ({usage.cached} known before, {usage.errors} failed), {usage.prompt_tokens} prompt "
+        f"and {usage.completion_tokens} completion tokens"
+    )
+
+
+def _so_far(result: StepResult) -> str:
+    return f"{result.tally.done} records are done and kept; raise the budget and go on with --resume"
+
+
+def _put(source: Path, target: Path) -> None:
+    """The same file under another name; both are never changed in place."""
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        target.write_bytes(source.read_bytes())

@@ -1,0 +1,69 @@
+"""What a data stage reads, and what its results depend on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ultramed_rl.config.embedding import HASHED
+from ultramed_rl.config.factory_stage import ApiGeneratorConfig, DataConfig
+from ultramed_rl.data.factory.hashing import HashedEmbedder
+from ultramed_rl.data.likeness import Embed
+from ultramed_rl.data.sources import Row, list_sources, read_rows
+from ultramed_rl.store.digests import digest_path
+
+# Of an endpoint: what decides on its answers.
+_DECIDES = ("model", "temperature", "structured", "length_field", "extra")
+
+
+def read_input(config: DataConfig) -> Iterator[Row]:
+    """The input's rows, file by file."""
+    for uri in config.input:
+        yield from read_rows(uri, config.limit)
+
+
+def identity_of(config: DataConfig) -> list[str]:
+    """What decides on the results: the step, the models it asks, and the contents of the files it reads."""
+    models = {
+        name: generator.model_dump(include=set(_DECIDES))
+        if isinstance(generator, ApiGeneratorConfig)
+        else generator.model_dump()
+        for name, generator in config.generators.items()
+    }
+    step = config.step.model_dump()
+    uris = [*config.input, *(step[key] for key in ("exemplars_from", "judged", "labels") if step.get(key))]
+    return [
+        json.dumps({"step": step, "models": models, "limit": config.limit}, sort_keys=True),
+        *(f"{source} {_digest(source)}" for uri in uris for source in list_sources(uri)),
+    ]
+
+
+def _digest(source: str) -> str:
+    """Of a file its contents; a hub data set or a package's file is known by its name."""
+    path = Path(source).expanduser()
+    return digest_path(path) if path.is_file() else ""
+
+
+def open_embedder(name: str) -> Embed:
+    """What makes vectors; a model is loaded when it is first used, in whichever process that is."""
+    return HashedEmbedder() if name == HASHED else _ModelEmbedder(name)
+
+
+class _ModelEmbedder:
+    """A sentence-embedding model that workers can be sent by its name."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._embedder: Embed | None = None
+
+    def __reduce__(self) -> Any:
+        return _ModelEmbedder, (self.path,)
+
+    def __call__(self, texts: Any) -> Any:
+        if self._embedder is None:
+            from ultramed_rl.models.embedding import Embedder
+
+            self._embedder = Embedder(self.path)
+        return self._embedder(texts)

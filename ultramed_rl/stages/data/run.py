@@ -1,0 +1,52 @@
+"""A data stage from its config to its files; what is finished is read back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ultramed_rl.config.factory_stage import DataConfig
+from ultramed_rl.stages.data.inputs import identity_of
+from ultramed_rl.stages.data.steps import carry_out
+from ultramed_rl.stages.data.work import Work
+from ultramed_rl.store import ArtifactFolder, WorkDirectory
+from ultramed_rl.tracking import Progress, Tracker
+
+OUTPUT = "records"
+
+
+def make_data(config: DataConfig, *, resume: bool = False, retry_failed: bool = False) -> Path:
+    """Carry the step over all rows; returns the folder of its files, RUN/records.
+
+    A killed stage goes on with `resume` where it stopped: no record is lost, doubled or paid for twice.
+
+    Args:
+        retry_failed: of a finished stage too, do the dead letters again.
+
+    Raises:
+        ValueError: bad input, with value, rule and cure.
+        RuntimeError: a budget is used up, or more records failed than `max_failed_share` allows; what is done
+            is kept.
+    """
+    progress = Progress()
+    with WorkDirectory.open(config, resume or retry_failed) as store:
+        artifacts = ArtifactFolder(store.path)
+        if retry_failed:
+            artifacts.discard(OUTPUT)
+        finished = artifacts.finished(OUTPUT)
+
+        def compute(folder: Path) -> dict[str, float]:
+            work = Work(config, store.path / "work", folder, progress, retry_failed)
+            return {name: float(count) for name, count in carry_out(work).items()}
+
+        folder, counts = artifacts.phase_directory(OUTPUT, compute, *identity_of(config))
+        if not finished:
+            with Tracker(store, config) as tracker:
+                tracker.log(counts, step=0, kind="data")
+        progress.say(f"{config.run.name} ({config.step.type}): {render_counts(counts)}: {folder}")
+        return folder
+
+
+def render_counts(counts: Mapping[str, float]) -> str:
+    """What a stage counted, in a line; what didn't happen is left out."""
+    return ", ".join(f"{count:g} {name}" for name, count in counts.items() if count) or "nothing"

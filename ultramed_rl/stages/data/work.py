@@ -1,0 +1,20 @@
+"""A stage under way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ultramed_rl.config.factory_stage import DataConfig
+from ultramed_rl.tracking import Progress
+
+
+@dataclass(frozen=True)
+class Work:
+    """A stage under way: `scratch` is kept until it is done and after, `output` appears whole at its end."""
+
+    config: DataConfig
+    scratch: Path
+    output: Path
+    progress: Progress
+    retry_failed: bool = False
