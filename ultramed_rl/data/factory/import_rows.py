@@ -18,8 +18,8 @@ def import_rows(rows: Iterable[Row], config: Records, counts: Counter[str]) -> I
     """Records of the rows that hold a question, in order.
 
     Args:
-        counts: gains records, and by reason the rows that gave none: no_question, no_options (fewer than two, or
-            one of them empty or twice), no_key.
+        counts: gains by reason the rows that gave none: no_question, no_options (fewer than two, or one of them
+            empty or twice), no_key.
     """
     for number, row in enumerate(rows, start=1):
         try:
@@ -27,7 +27,6 @@ def import_rows(rows: Iterable[Row], config: Records, counts: Counter[str]) -> I
         except Misfit as misfit:
             counts[misfit.name] += 1
             continue
-        counts["records"] += 1
         name = f"{config.name},{row[config.id] if config.id else number}"
         record = new_row(name, config.kind, instruction)
         reply = _text(row.get(config.reply)) if config.reply else ""
@@ -39,7 +38,6 @@ def import_vignettes(rows: Iterable[Row], config: Vignettes, counts: Counter[str
     for number, row in enumerate(rows, start=1):
         found = read_vignette(row)
         if isinstance(found, Vignette):
-            counts["records"] += 1
             question = Instruction(found.stem, found.options, found.letter)
             yield new_row(f"{config.name},{number}", "Exam", question)
         else:

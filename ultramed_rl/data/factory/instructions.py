@@ -104,4 +104,4 @@ def answered_row(row: Row, answer: str) -> Row:
 def set_of(row: Row) -> str:
     """The set that a record belongs to: the part of its id before the first comma, else its type."""
     before, comma, _ = str(row.get("id") or "").partition(",")
-    return before if comma else str(row.get("type") or "")
+    return before if comma and before else str(row.get("type") or "")

@@ -13,12 +13,12 @@ from ultramed_rl.data.factory.decontaminate import BenchmarkItem, Decontaminator
 from ultramed_rl.data.factory.deduplicate import find_duplicates
 from ultramed_rl.data.factory.duplicate_keys import DuplicateKeys
 from ultramed_rl.data.factory.removal import split_removed
-from ultramed_rl.data.sources import list_sources, read_rows
+from ultramed_rl.data.sources import list_sources
 from ultramed_rl.evaluation.contamination.search import question_text
 from ultramed_rl.evaluation.load import load_items
 from ultramed_rl.evaluation.suite import source_of
 from ultramed_rl.evaluation.tasks import find_task
-from ultramed_rl.stages.data.inputs import identity_of, open_embedder, read_input
+from ultramed_rl.stages.data.inputs import identity_of, open_embedder, read_input, read_made_rows
 from ultramed_rl.stages.data.work import Work
 from ultramed_rl.store.atomic import write_lines
 
@@ -96,7 +96,7 @@ def _split(
     counts: Counter[str] = Counter()
 
     def rows(kept: bool) -> Iterator[dict[str, Any]]:
-        source = (row for file in files for row in read_rows(str(file)))
+        source = (row for file in files for row in read_made_rows(str(file)))
         for row, removal in split_removed(source, columns, removed):
             if removal is None:
                 counts["kept"] += kept

@@ -19,9 +19,17 @@ _DECIDES = ("model", "temperature", "structured", "length_field", "extra")
 
 
 def read_input(config: DataConfig) -> Iterator[Row]:
-    """The input's rows, file by file."""
+    """The input's rows, file by file; a stage before may have left nothing in one."""
     for uri in config.input:
-        yield from read_rows(uri, config.limit)
+        yield from read_made_rows(uri, config.limit)
+
+
+def read_made_rows(uri: str, limit: int | None = None) -> Iterator[Row]:
+    """As `read_rows`, but a file that a stage wrote may be empty."""
+    path = Path(uri)
+    if path.suffix == ".jsonl" and path.is_file() and not path.stat().st_size:
+        return iter(())
+    return read_rows(uri, limit)
 
 
 def identity_of(config: DataConfig) -> list[str]:

@@ -7,8 +7,7 @@ from collections import Counter
 
 from ultramed_rl.config.factory_rows import Report
 from ultramed_rl.data.factory.report.build import ReportOptions, build_report
-from ultramed_rl.data.sources import read_rows
-from ultramed_rl.stages.data.inputs import open_embedder, read_input
+from ultramed_rl.stages.data.inputs import open_embedder, read_input, read_made_rows
 from ultramed_rl.stages.data.work import Work
 
 
@@ -21,7 +20,7 @@ def write_report(work: Work) -> Counter[str]:
         lambda: read_input(config),
         work.output,
         open_embedder(step.embedder),
-        None if judged is None else lambda: read_rows(judged),
+        None if judged is None else lambda: read_made_rows(judged),
         ReportOptions(config.run.name, step.originals, step.seed, step.points, step.clusters),
     )
     work.progress.say(paths.table_md.read_text(encoding="utf-8"))

@@ -22,7 +22,7 @@ from ultramed_rl.data.sources import read_rows
 from ultramed_rl.evaluation.reading.choice import read_choice
 from ultramed_rl.stages.data.asking import carry_candidates, carry_step
 from ultramed_rl.stages.data.cleaning import remove_contaminated, remove_repeated
-from ultramed_rl.stages.data.inputs import open_embedder
+from ultramed_rl.stages.data.inputs import open_embedder, read_made_rows
 from ultramed_rl.stages.data.report import write_report
 from ultramed_rl.stages.data.streams import write_bench, write_pairs, write_records
 from ultramed_rl.stages.data.work import Work
@@ -64,7 +64,7 @@ def read_letter(text: str, options: Mapping[str, str]) -> str | None:
 def _find_exemplars(step: Answer) -> Callable[[Any], Any]:
     if step.exemplars_from is None or not step.exemplars:
         return lambda row: ()
-    return ExemplarIndex(read_rows(step.exemplars_from), open_embedder(step.embedder), step.exemplars)
+    return ExemplarIndex(read_made_rows(step.exemplars_from), open_embedder(step.embedder), step.exemplars)
 
 
 _ALONE: Mapping[type, Callable[[Any], Step]] = {

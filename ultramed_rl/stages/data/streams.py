@@ -40,8 +40,15 @@ def write_records(work: Work) -> Counter[str]:
     else:
         assert isinstance(step, Records), step
         found = import_rows(rows, step, counts)
-    write_lines(work.output / "rows.jsonl", map(dict, found))
-    return counts
+    written: Counter[str] = Counter()
+    write_lines(work.output / "rows.jsonl", _counted(found, written))
+    return written + counts
+
+
+def _counted(rows: Iterable[Row], counts: Counter[str]) -> Iterator[dict[str, Any]]:
+    for row in rows:
+        counts["rows"] += 1
+        yield dict(row)
 
 
 def write_pairs(work: Work) -> Counter[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ultramed_rl.data.chats import Misfit, read_turns
 from ultramed_rl.data.factory.difficulty import in_range, read_difficulty
-from ultramed_rl.data.factory.instructions import question_text, split_options
+from ultramed_rl.data.factory.instructions import question_text, set_of, split_options
 from ultramed_rl.data.factory.step import Row
 from ultramed_rl.tracking.page import clean_text
 
@@ -77,9 +77,8 @@ def read_facts(row: Any) -> Facts:
 
 
 def set_name(row: Row) -> str:
-    """ "TextBookQA" of the id "TextBookQA,Anatomy_Gray_28"; of an id without a comma, the row's type."""
-    before, comma, _ = str(row.get("id") or "").partition(",")
-    return (_name(before) if comma else "") or _name(row.get("type")) or UNNAMED
+    """As `set_of` has it, fit to be shown."""
+    return _name(set_of(row)) or UNNAMED
 
 
 class _Names:

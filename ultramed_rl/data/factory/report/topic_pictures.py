@@ -91,12 +91,12 @@ def _number(axes: object, topics: TopicMap) -> None:
 
 
 def _centres(topics: TopicMap) -> Iterator[tuple[float, float]]:
-    """Of each cluster the text with a fifth of it nearest: where it is dense, not between two halves of it."""
+    """Of each cluster the text with a third of it nearest: where it is dense, not between two halves of it."""
     from sklearn.neighbors import NearestNeighbors  # type: ignore[import-untyped]
 
     for cluster in range(len(topics.labels)):
         own = topics.places[topics.clusters == cluster]
-        distances, _ = NearestNeighbors(n_neighbors=max(1, len(own) // 5)).fit(own).kneighbors(own)
+        distances, _ = NearestNeighbors(n_neighbors=len(own) // 3 + 1).fit(own).kneighbors(own)
         x, y = own[np.argmin(distances[:, -1])]
         yield float(x), float(y)
 
