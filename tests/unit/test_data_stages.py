@@ -80,6 +80,14 @@ def test_a_stage_keeps_drops_and_says_so(tmp_path: Path) -> None:
     assert (counts["kept"], counts["dropped_below_threshold"]) == (14, 6)
 
 
+def test_a_models_own_temperature_goes_before_the_steps(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", [record(1)])
+    with fake_api(scores_by_number) as (url, api):
+        make(stage(tmp_path, "plain", source, SCORE, generators=endpoint(url)))
+        make(stage(tmp_path, "warm", source, SCORE, generators=endpoint(url, temperature=0.4)))
+    assert [body["temperature"] for body in api.bodies] == [0.0, 0.4]
+
+
 def test_a_rerun_in_another_folder_costs_nothing(tmp_path: Path) -> None:
     """Replies are known to all runs of a directory."""
     source = write(tmp_path / "in.jsonl", [record(n) for n in range(8)])

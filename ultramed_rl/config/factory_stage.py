@@ -31,7 +31,7 @@ class EngineGeneratorConfig(ModelSettings):
     """A model on this project's own engines, see `cluster.rollout`."""
 
     type: Literal["engine"] = "engine"
-    path: str
+    path: str = Field(description="a local directory, a hub id or offline://NAME")
     chat_template: str | None = Field(
         default=None, description="chatml, llama3 or a Jinja file; null: its tokenizer's own"
     )
@@ -91,7 +91,7 @@ class DataConfig(Checked):
     run: RunName
     input: list[str] = Field(min_length=1, description="rows behind URIs: files, package://, hf://, stage://")
     limit: int | None = Field(default=None, gt=0, description="of each input at most so many rows")
-    step: DataStep
+    step: DataStep = Field(description="what happens to the rows")
     generators: dict[GeneratorName, GeneratorConfig] = Field(
         default={}, description="name: the model that a step asks; candidates asks two or more"
     )
@@ -104,6 +104,11 @@ class DataConfig(Checked):
     def problems(self) -> list[str]:
         found = [*_generator_rules(self), *_length_rules(self), *_exemplar_rules(self.step)]
         return found + (device_rules(self.cluster) if self.engines else [])
+
+    def step_for(self, name: str) -> DataStep:
+        """The step as it asks the generator of this name."""
+        warmth = self.generators[name].temperature if name else None
+        return self.step if warmth is None else self.step.model_copy(update={"temperature": warmth})
 
     @property
     def engines(self) -> dict[str, EngineConfig]:

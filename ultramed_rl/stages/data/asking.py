@@ -55,11 +55,11 @@ def carry_step(work: Work, step: Step) -> Counter[str]:
 
 def carry_candidates(work: Work) -> Counter[str]:
     """Every record to every model, one model after the other; then each record with its candidates."""
-    step, counts, files = work.config.step, Counter[str](), {}
-    assert isinstance(step, Candidates)
-    for name, generator in work.config.generators.items():
-        warmth = {} if generator.temperature is None else {"temperature": generator.temperature}
-        ledger = _carry(work, CandidateStep(step.model_copy(update=warmth), name), name, work.scratch / name)
+    counts, files = Counter[str](), {}
+    for name in work.config.generators:
+        step = work.config.step_for(name)
+        assert isinstance(step, Candidates)
+        ledger = _carry(work, CandidateStep(step, name), name, work.scratch / name)
         files[name] = str(ledger.rows_path)
         _put(ledger.dead_letters_path, work.output / f"dead_letters-{name}.jsonl")
         counts.update({f"{name}_{key}": count for key, count in _counts(ledger.tally).items()})

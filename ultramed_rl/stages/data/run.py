@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ultramed_rl.config.factory_stage import DataConfig
+from ultramed_rl.stages.data.card import write_data_card
 from ultramed_rl.stages.data.inputs import identity_of
 from ultramed_rl.stages.data.steps import carry_out
 from ultramed_rl.stages.data.work import Work
 from ultramed_rl.store import ArtifactFolder, WorkDirectory
-from ultramed_rl.tracking import Progress, Tracker
+from ultramed_rl.tracking import Progress, Tracker, watched
 
 OUTPUT = "records"
 
@@ -29,7 +30,7 @@ def make_data(config: DataConfig, *, resume: bool = False, retry_failed: bool = 
             is kept.
     """
     progress = Progress()
-    with WorkDirectory.open(config, resume or retry_failed) as store:
+    with WorkDirectory.open(config, resume or retry_failed) as store, watched(store.path):
         artifacts = ArtifactFolder(store.path)
         if retry_failed:
             artifacts.discard(OUTPUT)
@@ -37,7 +38,9 @@ def make_data(config: DataConfig, *, resume: bool = False, retry_failed: bool = 
 
         def compute(folder: Path) -> dict[str, float]:
             work = Work(config, store.path / "work", folder, progress, retry_failed)
-            return {name: float(count) for name, count in carry_out(work).items()}
+            counts = {name: float(count) for name, count in carry_out(work).items()}
+            write_data_card(config, store.path, folder, counts)
+            return counts
 
         folder, counts = artifacts.phase_directory(OUTPUT, compute, *identity_of(config))
         if not finished:

@@ -37,8 +37,8 @@ def carry_out(work: Work) -> Counter[str]:
 
 def make_step(work: Work) -> Step:
     """The logic of a step that goes record by record."""
-    config = work.config
-    match config.step:
+    name = next(iter(work.config.generators), "")
+    match work.config.step_for(name):
         case Textbook() as step:
             source = read_rows(step.exemplars_from) if step.exemplars_from and step.exemplars else ()
             questions = [found for row in source if (found := read_instruction(row)).key]
@@ -46,13 +46,13 @@ def make_step(work: Work) -> Step:
         case Answer() as step:
             return AnswerStep(step, read_letter, _find_exemplars(step))
         case Feedback() as step:
-            return FeedbackStep(step, next(iter(config.generators)))
+            return FeedbackStep(step, name)
         case RuleJudge() as step:
             return RuleJudgeStep(step, read_letter)
         case Topics() | Evolve() | Score() as step:
             made: Step = _ALONE[type(step)](step)
             return made
-    raise AssertionError(f"step {config.step.type} doesn't go record by record")
+    raise AssertionError(f"step {work.config.step.type} doesn't go record by record")
 
 
 def read_letter(text: str, options: Mapping[str, str]) -> str | None:

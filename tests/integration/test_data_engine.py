@@ -1,0 +1,50 @@
+"""The data factory on our own engines: real vLLM, a tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ultramed_rl.config import EngineConfig, parse_config
+from ultramed_rl.crew.chats import EngineGenerator
+from ultramed_rl.records import ChatReply, ChatRequest, Message
+
+VERDICT = json.dumps(
+    {
+        "type": "object",
+        "properties": {"verdict": {"enum": ["yes", "no", "perhaps"]}, "score": {"enum": [1, 2, 3, 4, 5]}},
+        "required": ["verdict", "score"],
+        "additionalProperties": False,
+    }
+)
+
+
+def request(key: str, text: str, max_tokens: int, schema: str = "") -> ChatRequest:
+    return ChatRequest(key, (Message(role="user", content=text),), max_tokens, 1.0, 1.0, 7, schema)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_chats_are_answered_once_each_and_held_to_their_schema(tiny_root: Path) -> None:
+    rollout = {"engines": 1, "max_num_seqs": 4, "kv_cache_gib": 0.1, "enforce_eager": True}
+    devices = {"device": "cpu", "devices_per_node": 1, "device_memory_gib": 8, "cpus_per_node": 2}
+    settings = {
+        "policy": {"path": str(tiny_root / "policy"), "max_length": 256},
+        "cluster": {**devices, "rollout": rollout},
+    }
+    judged = [request(f"judge {n}", f"Is {n} a prime?", 64, VERDICT) for n in range(20)]
+    with EngineGenerator(parse_config(settings, kind=EngineConfig)) as generator:
+        asked = [*judged, request("cut", "Go on.", 8), request("long", "x" * 240, 32)]
+        replies = {reply.key: reply for reply in generator.replies(iter(asked))}
+        again = {reply.key: reply for reply in generator.replies(iter(judged[::-1]))}
+    assert replies.keys() == {one.key for one in asked}, "a request was lost"
+    for one in judged:
+        value = json.loads(replies[one.key].text)
+        assert value["verdict"] in ("yes", "no", "perhaps") and value["score"] in range(1, 6)
+    assert {key: reply.text for key, reply in again.items()} == {
+        one.key: replies[one.key].text for one in judged
+    }, "an answer depends on what is computed beside it"
+    assert len({reply.text for reply in again.values()}) > 1
+    assert replies["cut"] == ChatReply("cut", "", "truncated", replies["cut"].prompt_tokens, 8)
+    assert replies["long"].error.startswith("too_long: the chat has ")
