@@ -1,0 +1,158 @@
+"""Dealing prompts to engines: nothing lost, nothing doubled, whatever happens to engines."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ultramed_rl.cluster.dispatch import Dispatcher, DispatchRules, Ticket
+
+
+def tickets(count: int, sequences: int = 1) -> list[Ticket]:
+    return [Ticket(f"p{n}", sequences, float(sequences)) for n in range(count)]
+
+
+def deal(dispatcher: Dispatcher, now: float = 0.0) -> list[tuple[str, str]]:
+    found = []
+    while (turn := dispatcher.next(now)) is not None:
+        found.append((turn[0], turn[1].key))
+    return found
+
+
+def test_each_ticket_goes_to_the_engine_with_the_least_load() -> None:
+    loads = [Ticket("long", 1, 10.0), Ticket("a", 1, 4.0), Ticket("b", 1, 5.0), Ticket("c", 1, 2.0)]
+    dispatcher = Dispatcher(loads, DispatchRules(room=8))
+    dispatcher.join("e0")
+    dispatcher.join("e1")
+    # e0 has 10, so e1 takes 4 and 5; then 9 is still less than 10.
+    assert deal(dispatcher) == [("e0", "long"), ("e1", "a"), ("e1", "b"), ("e1", "c")]
+
+
+def test_an_engine_is_given_no_more_than_it_has_room_for() -> None:
+    dispatcher = Dispatcher(tickets(10, sequences=4), DispatchRules(room=8))
+    dispatcher.join("e0")
+    assert len(deal(dispatcher)) == 2
+    assert dispatcher.done("e0", "p0", 1.0)
+    assert deal(dispatcher) == [("e0", "p2")]
+
+
+def test_a_ticket_larger_than_the_room_is_dealt_alone() -> None:
+    dispatcher = Dispatcher(tickets(2, sequences=64), DispatchRules(room=8))
+    dispatcher.join("e0")
+    assert deal(dispatcher) == [("e0", "p0")]
+
+
+def test_what_a_lost_engine_held_is_done_by_another() -> None:
+    dispatcher = Dispatcher(tickets(4), DispatchRules(room=2))
+    dispatcher.join("e0")
+    dispatcher.join("e1")
+    held = [key for engine, key in deal(dispatcher) if engine == "e0"]
+    dispatcher.leave("e0")
+    for key in ("p0", "p1", "p2", "p3"):
+        if key not in held:
+            assert dispatcher.done("e1", key, 1.0)
+    assert sorted(key for _, key in deal(dispatcher)) == sorted(held)
+
+
+def test_a_ticket_that_fails_too_often_is_set_aside_with_its_error() -> None:
+    dispatcher = Dispatcher(tickets(2), DispatchRules(room=4, attempts=3))
+    dispatcher.join("e0")
+    deal(dispatcher)
+    for attempt in range(3):
+        dispatcher.fail("e0", "p0", f"bad {attempt}")
+        assert deal(dispatcher) == ([("e0", "p0")] if attempt < 2 else [])
+    assert dispatcher.set_aside == {"p0": "bad 2"}
+    assert not dispatcher.finished
+    assert dispatcher.done("e0", "p1", 1.0) and dispatcher.finished
+
+
+def test_an_idle_engine_takes_a_straggler_over_and_the_first_answer_counts() -> None:
+    dispatcher = Dispatcher(tickets(3), DispatchRules(room=2, copy_after=3.0))
+    dispatcher.join("slow")
+    dispatcher.join("fast")
+    assert deal(dispatcher) == [("fast", "p0"), ("slow", "p1"), ("fast", "p2")]
+    assert dispatcher.done("fast", "p0", 1.0) and dispatcher.done("fast", "p2", 1.0)
+    assert deal(dispatcher, 2.9) == [], "p1 is not late yet: the others took a second"
+    assert deal(dispatcher, 3.0) == [("fast", "p1")]
+    assert dispatcher.done("fast", "p1", 4.0)
+    assert dispatcher.cancelled() == [("slow", "p1")] and dispatcher.cancelled() == []
+    assert not dispatcher.done("slow", "p1", 5.0), "the second answer was counted"
+    assert dispatcher.finished and dispatcher.answered == 3
+
+
+def test_tickets_are_taken_only_as_there_is_room() -> None:
+    taken = 0
+
+    def source() -> object:
+        nonlocal taken
+        for ticket in tickets(1000):
+            taken += 1
+            yield ticket
+
+    dispatcher = Dispatcher(source(), DispatchRules(room=5))  # type: ignore[arg-type]
+    dispatcher.join("e0")
+    deal(dispatcher)
+    assert taken == 5
+
+
+def test_memory_does_not_grow_with_what_was_answered() -> None:
+    dispatcher = Dispatcher((Ticket(f"p{n}", 1, float(n % 7 + 1)) for n in range(20_000)), DispatchRules(room=4))
+    for n in range(3):
+        dispatcher.join(f"e{n}")
+    while not dispatcher.finished:
+        for engine, key in deal(dispatcher):
+            dispatcher.done(engine, key, 1.0)
+    assert dispatcher.answered == 20_000
+    assert len(dispatcher._order) <= 8 * 3 + 65 and len(dispatcher._durations) <= 201
+
+
+EVENTS = st.lists(
+    st.tuples(st.sampled_from(["done", "fail", "leave", "join"]), st.integers(0, 7)), max_size=80
+)
+
+
+@given(st.integers(0, 30), st.integers(1, 6), st.integers(1, 3), EVENTS)
+def test_every_ticket_ends_once_whatever_happens(count: int, room: int, attempts: int, events: list) -> None:
+    dispatcher = Dispatcher(tickets(count), DispatchRules(room, attempts, copy_after=2.0))
+    alive, out, answered, now = {"e0"}, set[tuple[str, str]](), Counter[str](), 0.0
+    dispatcher.join("e0")
+
+    def step(kind: str, number: int) -> None:
+        nonlocal out
+        engine = f"e{number % 4}"
+        mine = sorted(pair for pair in out)
+        if kind == "join" and engine not in alive:
+            alive.add(engine)
+            dispatcher.join(engine)
+        elif kind == "leave" and engine in alive and len(alive) > 1:
+            alive.remove(engine)
+            dispatcher.leave(engine)
+            out = {pair for pair in out if pair[0] != engine}
+        elif mine and kind in ("done", "fail"):
+            pair = mine[number % len(mine)]
+            out.discard(pair)
+            if kind == "fail":
+                dispatcher.fail(*pair, "bad")
+            elif dispatcher.done(*pair, now):
+                answered[pair[1]] += 1
+        out -= set(dispatcher.cancelled())
+
+    for kind, number in events:
+        now += 1.0
+        out |= set(deal(dispatcher, now))
+        assert all(engine in alive for engine, _ in out)
+        step(kind, number)
+    while not dispatcher.finished:
+        now += 1.0
+        out |= set(deal(dispatcher, now))
+        assert out, "tickets are open and no engine holds any"
+        step("done", 0)
+    assert set(answered.values()) <= {1}, "a ticket was answered twice"
+    ends = set(answered) | set(dispatcher.set_aside)
+    assert (
+        ends == {ticket.key for ticket in tickets(count)}
+        and len(answered) + len(dispatcher.set_aside) == count
+    )
+    assert dispatcher.answered == len(answered)
