@@ -245,9 +245,11 @@ def test_killed_between_states_and_while_one_is_written(unbroken: StageResult, r
         "config.yaml",
         "data",
         "data.json",
+        "environment.json",
         "metrics.jsonl",
         "model",
         "model.json",
+        "status.json",
     }
     assert AutoModelForCausalLM.from_pretrained(killed / "model").num_parameters() > 0
 

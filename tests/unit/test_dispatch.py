@@ -98,7 +98,9 @@ def test_tickets_are_taken_only_as_there_is_room() -> None:
 
 
 def test_memory_does_not_grow_with_what_was_answered() -> None:
-    dispatcher = Dispatcher((Ticket(f"p{n}", 1, float(n % 7 + 1)) for n in range(20_000)), DispatchRules(room=4))
+    dispatcher = Dispatcher(
+        (Ticket(f"p{n}", 1, float(n % 7 + 1)) for n in range(20_000)), DispatchRules(room=4)
+    )
     for n in range(3):
         dispatcher.join(f"e{n}")
     while not dispatcher.finished:

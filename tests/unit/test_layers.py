@@ -18,6 +18,7 @@ LAYERS = [
     {"cluster"},
     {"rewards"},
     {"actors"},
+    {"report"},
     {"evaluation"},
     {"models", "data"},
     {"learning", "store", "tracking"},

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
+from base64 import b64decode, b64encode
+from hashlib import sha256
 from html.parser import HTMLParser
 from typing import Any
 
@@ -13,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ultramed_rl.tracking.page import PageTable, Section, clean_text, figure_text, page_html
+from ultramed_rl.tracking.page_parts import Callout, Fact, Facts, Heading, Note, Text, Widget
 
 ATTACK = "</script><script>alert(1)</script>"
 ODD = f"{ATTACK} \ud800 \x00 \u202e & \"quoted\" 'single'"
@@ -46,6 +50,11 @@ def figures(html: str) -> list[dict[str, Any]]:
     return json.loads(found[1])
 
 
+def own_script(html: str) -> bytes:
+    (found,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    return found.encode()
+
+
 def test_paragraphs_and_tables_come_out_in_order_with_their_words() -> None:
     table = PageTable(("Set", "Rows"), (("MedQA", "9,343"), ("PubMedQA", "88,688")))
     html = page_html("Title", [Section("First", ("before", table, "after")), Section("Second", ())])
@@ -53,7 +62,7 @@ def test_paragraphs_and_tables_come_out_in_order_with_their_words() -> None:
         *("Title", "Title", "First", "before", "Set", "Rows", "MedQA", "9,343", "PubMedQA", "88,688"),
         *("after", "Second"),
     ]
-    assert "<script" not in html, "a page without figures needs no plotly.js"
+    assert "<script" not in html and "script-src 'none'" in html, "a page without figures needs no plotly.js"
 
 
 def test_no_text_becomes_a_tag_wherever_it_stands() -> None:
@@ -83,11 +92,19 @@ def test_figures_keep_their_numbers_and_leave_their_colours_to_the_page() -> Non
 def test_plotly_is_inlined_once_and_nothing_is_fetched() -> None:
     figure = go.Figure(go.Bar(y=[1]))
     html = page_html("t", [Section("a", (figure,)), Section("b", (figure, figure))])
-    assert html.count("plotly.js v") == 1
+    packed = re.findall(r'<script type="application/gzip" id="library">(.*?)</script>', html)
+    assert len(packed) == 1 and html.count("plotly.js v") == 0 and len(html) < 2_200_000
+    library = gzip.decompress(b64decode(packed[0]))
+    assert library.count(b"plotly.js v") == 1 and b"\r" not in library
     tags = Reader(html).tags
     assert not any(tag in ("link", "img", "iframe", "object") or "src" in found for tag, found in tags)
     policy = next(a["content"] for tag, a in tags if a.get("http-equiv") == "Content-Security-Policy")
     assert policy and "default-src 'none'" in policy and "http" not in policy
+    scripts = policy.split("script-src ")[1].split(";")[0]
+    digests = {
+        f"'sha256-{b64encode(sha256(found).digest()).decode()}'" for found in (library, own_script(html))
+    }
+    assert set(scripts.split()) == digests, "no other script may run"
     assert "prefers-color-scheme: dark" in html and 'content="width=device-width' in html
 
 
@@ -110,3 +127,26 @@ def test_any_text_can_be_written_and_shown(text: str, width: int) -> None:
 def test_a_table_row_of_another_width_is_our_own_mistake(row: tuple[str, ...]) -> None:
     with pytest.raises(AssertionError):
         PageTable(("Set", "Rows"), (row,))
+
+
+def test_every_kind_of_part_is_escaped_and_a_widgets_data_ends_no_script() -> None:
+    facts = Facts((Fact(ODD, ODD, ODD),))
+    parts = (Note(ODD), Heading(ODD), Callout("good", ODD, (ODD, ODD)), facts, Text(ODD, ODD))
+    widget = Widget("w", "<div id='w'></div>", "document.title = 'w';", [ODD])
+    html = page_html("t", [Section("", (*parts, widget))], subtitle=ODD, footer=ODD)
+    html.encode("utf-8")
+    assert "<script>alert" not in html and "\u202e" not in html
+    assert Reader(html).text.count("</script><script>alert(1)</script>") == 12
+    (data,) = re.findall(r'<script type="application/json" id="w-data">(.*?)</script>', html, re.DOTALL)
+    assert json.loads(data) == [ODD]
+
+
+def test_long_pages_have_links_to_their_sections() -> None:
+    sections = [Section(f"Part {n}", ("text",)) for n in range(5)]
+    found = [
+        a["href"]
+        for tag, a in Reader(page_html("t", [Section("", ("first",)), *sections])).tags
+        if tag == "a"
+    ]
+    assert found == [f"#section-{n}" for n in range(1, 6)]
+    assert "<nav" not in page_html("t", sections[:4])

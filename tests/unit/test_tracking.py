@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tenacity
 
+from tests.rounds import finish_round
 from tests.tiny import tiny_run
+from tests.wandb_file import finished_file
 from ultramed_rl.config import RunConfig, parse_config
 from ultramed_rl.store import RunDirectory
-from ultramed_rl.tracking import Progress, Tracker, progress, render_rounds, tracker, verdict
+from ultramed_rl.tracking import Progress, Tracker, progress, render_rounds, verdict
+from ultramed_rl.tracking.kinds import Backend
 
 KEY = "0123456789abcdef" * 2 + "deadbeef"  # as long as a real one
 
@@ -40,6 +44,8 @@ class FakeRun:
             raise ConnectionError("no route to wandb")
         self.logged.append(row)
 
+    id, url = "0a1b", "https://wandb.invalid/0a1b"
+
     def define_metric(self, *_: Any, **__: Any) -> None: ...
 
     def finish(self, exit_code: int) -> None:
@@ -64,7 +70,7 @@ class FakeWandb(types.ModuleType):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracker, "wait_random_exponential", lambda *_, **__: lambda _: 0.0)
+    monkeypatch.setattr(tenacity, "wait_random_exponential", lambda *_, **__: lambda _: 0.0)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
 
 
@@ -147,6 +153,46 @@ def test_a_broken_wandb_is_one_warning(
     assert [row["step_index"] for row in rows_of(store)] == [0, 1, 2]
 
 
+class Raising:
+    """A backend whose every call fails, or all from one on."""
+
+    name = "nowhere"
+
+    def __init__(self, *calls: str) -> None:
+        self.failing, self.called = set(calls), []  # type: ignore[var-annotated]
+
+    def __getattr__(self, call: str) -> Any:
+        def act(*_: Any) -> None:
+            self.called.append(call)
+            if call in self.failing:
+                raise ConnectionError(f"{call} refused")
+
+        return act
+
+
+@pytest.mark.parametrize("call", ["start", "log", "show", "keep", "finish"])
+def test_a_backend_that_raises_stops_no_training_and_warns_once(
+    tmp_path: Path, call: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    settings = config(tmp_path, "disabled")
+    broken, sound = Raising(call), Raising()
+    backends: list[Backend] = [broken, sound]  # type: ignore[list-item]
+    with RunDirectory.open(settings, resume=False) as store:
+        finish_round(store, 0)
+        with Tracker(store, settings, backends) as tracked:
+            for index in range(2):
+                tracked.log({"loss": 0.5}, step=index, kind="step")
+                tracked.log({"reward_mean": 1.0}, step=0, kind="round")
+        kept = store.read_metrics()
+    assert [(row.get("loss"), row.get("reward_mean")) for row in kept] == [(0.5, None), (None, 1.0)] * 2
+    warned = [str(w.message) for w in recwarn if "nowhere" in str(w.message)]
+    assert len(warned) == 1 and f"{call} refused" in warned[0]
+    assert broken.called.count(call) == 3, "retried twice, then left alone"
+    assert sound.called.count("log") == 4 and sound.called.count("show") == 2, "the other one goes on"
+    if call in ("show", "keep"):
+        assert broken.called.count("log") == 4, "metrics go on without pictures"
+
+
 def test_real_wandb_offline_writes_and_keeps_no_secret(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,10 +202,10 @@ def test_real_wandb_offline_writes_and_keeps_no_secret(
         monkeypatch.setenv(name, value)
     settings = config(tmp_path, "offline")
     with RunDirectory.open(settings, resume=False) as store, Tracker(store, settings) as tracked:
-        assert tracked.run is not None, "wandb did not start"
+        assert tracked.working == ["wandb"], "wandb did not start"
         tracked.log({"loss": 0.5}, step=1, kind="step")
+    log = finished_file(store.path)
     files = [path for path in store.path.rglob("*") if path.is_file()]
-    (log,) = [path for path in files if path.suffix == ".wandb"]
     assert b"train/loss" in log.read_bytes()
     for path in files:
         for value in secrets.values():

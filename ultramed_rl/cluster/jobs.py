@@ -18,6 +18,7 @@ from typing import Any
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
 from ultramed_rl.config.cluster import Devices
+from ultramed_rl.tracking.heartbeat import note_link
 
 _POLL_S = 1.0
 _STOP_S = 15.0
@@ -54,6 +55,7 @@ def run_job(job: Job, cluster: Devices, say: Callable[[str], Any] = sys.stdout.w
     """
     with _job_server(cluster) as address:
         client = _connect(address)
+        note_link("ray dashboard", address if address.startswith("http") else None)
         identity = f"ultramed_rl-{secrets.token_hex(6)}"
         _submit(client, identity, job)
         try:

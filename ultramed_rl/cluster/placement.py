@@ -12,6 +12,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ultramed_rl.cluster.plan import Member, Plan
 from ultramed_rl.config.cluster import Devices
+from ultramed_rl.tracking.heartbeat import note_link
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ def connect(cluster: Devices) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     if address:
-        ray.init(address=address, log_to_driver=False, logging_level="warning")
+        context = ray.init(address=address, log_to_driver=False, logging_level="warning")
+        note_link("ray dashboard", context.dashboard_url)
         return
     cpus = cluster.cpus_per_node or os.cpu_count() or 1
     ray.init(
@@ -84,6 +86,7 @@ def connect(cluster: Devices) -> None:
 
 def disconnect() -> None:
     """Leave the Ray cluster; one that `connect` started ends."""
+    note_link("ray dashboard", None)
     if ray.is_initialized():
         ray.shutdown()
 

@@ -22,7 +22,7 @@ class Greedy(Section):
     """One answer with its reasoning, at temperature 0: the paper's protocol."""
 
     type: Literal["greedy"] = "greedy"
-    max_new_tokens: int = Field(default=1024, gt=0)
+    max_new_tokens: int = Field(default=1024, gt=0, description="longest answer, reasoning included")
 
 
 class SelfConsistency(Section):
@@ -30,10 +30,15 @@ class SelfConsistency(Section):
     paper's "Ens". With a reward model also the best of n and voting by reward, for n = 1, 2, 4, ..."""
 
     type: Literal["self_consistency"] = "self_consistency"
-    samples: int = Field(default=10, ge=2, le=1024)
-    temperature: float = Field(default=0.7, gt=0.0)
-    top_p: float = Field(default=0.9, gt=0.0, le=1.0)
-    max_new_tokens: int = Field(default=1024, gt=0)
+    samples: int = Field(default=10, ge=2, le=1024, description="answers to each question")
+    temperature: float = Field(default=0.7, gt=0.0, description="of the answers")
+    top_p: float = Field(
+        default=0.9,
+        gt=0.0,
+        le=1.0,
+        description="sample from the likeliest tokens that together have this probability",
+    )
+    max_new_tokens: int = Field(default=1024, gt=0, description="longest answer, reasoning included")
 
 
 Protocol = Annotated[Likelihood | Greedy | SelfConsistency, Field(discriminator="type")]
@@ -50,7 +55,7 @@ def _typed(value: object) -> object:
 class TaskChoice(Section):
     """One task: by its name alone, or with another source or a part of it."""
 
-    name: str
+    name: str = Field(description="medqa, medmcqa, pubmedqa, ...: see evaluation.md")
     uri: str | None = Field(
         default=None,
         description="null: the task's own source on the hub; offline: the one in an installed package",
@@ -75,7 +80,9 @@ class Benchmarks(Section):
     """Tasks that policies are asked, and the protocols by which."""
 
     tasks: list[Annotated[TaskChoice, BeforeValidator(_named)]] = []
-    protocols: list[Annotated[Protocol, BeforeValidator(_typed)]] = Field(default=[Greedy()], min_length=1)
+    protocols: list[Annotated[Protocol, BeforeValidator(_typed)]] = Field(
+        default=[Greedy()], min_length=1, description="how tasks are asked; a name alone takes its defaults"
+    )
     system: str | None = Field(default=None, description="system message before every question")
     orders: int = Field(
         default=0, ge=0, le=23, description="further orders of the options, to measure position bias"

@@ -12,28 +12,35 @@ from ultramed_rl.config.base import Section
 class TrainerGroup(Section):
     """The DeepSpeed ranks of whatever is trained."""
 
-    ranks: int = Field(default=1, gt=0)
-    zero_stage: Literal[0, 1, 2, 3] = 2
-    offload_optimizer: bool = False
+    ranks: int = Field(default=1, gt=0, description="data-parallel processes, one device each")
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        default=2,
+        description="DeepSpeed's ZeRO: 0 nothing is partitioned, 1 optimizer states, 2 gradients too, 3 weights too",
+    )
+    offload_optimizer: bool = Field(
+        default=False, description="keep the optimizer's states and step in CPU memory"
+    )
 
 
 class RolloutGroup(Section):
     """The vLLM engines."""
 
-    engines: int = Field(default=1, gt=0)
-    tensor_parallel: int = Field(default=1, gt=0)
-    max_num_seqs: int = Field(default=256, gt=0)
+    engines: int = Field(default=1, gt=0, description="vLLM engines, each a copy of the policy")
+    tensor_parallel: int = Field(default=1, gt=0, description="GPUs that one engine's weights are split over")
+    max_num_seqs: int = Field(default=256, gt=0, description="sequences that an engine has under way at most")
     kv_cache_gib: float | None = Field(
         default=None, gt=0.0, description="KV cache of one engine in GiB; null on CUDA: from memory_fraction"
     )
     memory_fraction: float = Field(default=0.85, gt=0.0, lt=1.0, description="share of a GPU for an engine")
-    enforce_eager: bool = False
+    enforce_eager: bool = Field(
+        default=False, description="no CUDA graphs: a faster start, slower generation"
+    )
 
 
 class ReplicaGroup(Section):
     """Reference or reward replicas, each a whole model on one device; or, sharded, one model over all."""
 
-    replicas: int = Field(default=1, gt=0)
+    replicas: int = Field(default=1, gt=0, description="copies of the model, one device each")
     shard: bool = Field(
         default=False, description="split the weights over the replicas (ZeRO-3), for large models"
     )
@@ -42,15 +49,17 @@ class ReplicaGroup(Section):
 class Devices(Section):
     """The nodes of a run and what they have."""
 
-    device: Literal["cpu", "cuda"] = "cuda"
-    nodes: int = Field(default=1, gt=0)
+    device: Literal["cpu", "cuda"] = Field(default="cuda", description="where models compute")
+    nodes: int = Field(default=1, gt=0, description="machines of the run")
     devices_per_node: int = Field(
         default=8, gt=0, description="GPUs, or on CPU the slots that share a node's cores"
     )
     cpus_per_node: int | None = Field(default=None, gt=0, description="null: what Ray finds")
     device_memory_gib: float = Field(default=80.0, gt=0.0, description="per GPU; on CPU per node")
     address: str | None = Field(default=None, description="Ray address; null: RAY_ADDRESS or a local cluster")
-    start_timeout_s: float = Field(default=900.0, gt=0.0)
+    start_timeout_s: float = Field(
+        default=900.0, gt=0.0, description="seconds to wait until the cluster has what the run needs"
+    )
 
 
 class Cluster(Devices):
@@ -59,7 +68,9 @@ class Cluster(Devices):
     `colocated`: roles take turns on the same devices. `disaggregated`: each role has its own.
     """
 
-    layout: Literal["colocated", "disaggregated"] = "colocated"
+    layout: Literal["colocated", "disaggregated"] = Field(
+        default="colocated", description="whether roles take turns on the same devices, or each has its own"
+    )
     policy: TrainerGroup = TrainerGroup()
     rollout: RolloutGroup = RolloutGroup()
     reference: ReplicaGroup = ReplicaGroup()

@@ -37,8 +37,13 @@ def _check_patterns(name: str, patterns: list[str]) -> list[str]:
 class Asking(Section):
     """How a step asks its model. Temperature and top_p are by default those of UltraMedical's scripts."""
 
-    temperature: float = Field(default=0.9, ge=0.0, le=2.0)
-    top_p: float = Field(default=0.7, gt=0.0, le=1.0)
+    temperature: float = Field(default=0.9, ge=0.0, le=2.0, description="of the model's replies")
+    top_p: float = Field(
+        default=0.7,
+        gt=0.0,
+        le=1.0,
+        description="sample from the likeliest tokens that together have this probability",
+    )
     max_tokens: int = Field(default=1024, gt=0, description="of one reply")
     seed: int = Field(default=0, ge=0, description="of sampling, and of what is drawn for a record")
 
@@ -61,9 +66,11 @@ class Topics(Asking):
     """A field of study to its subfields, or a subfield to instructions."""
 
     type: Literal["topics"] = "topics"
-    mode: Literal["subfields", "instructions"]
+    mode: Literal["subfields", "instructions"] = Field(
+        description="subfields of a field, or instructions of a subfield"
+    )
     count: int = Field(default=20, gt=0, description="items asked for in one reply")
-    attempts: int = Field(default=2, gt=0)
+    attempts: int = Field(default=2, gt=0, description="times that a list is asked for")
     max_tokens: int = Field(default=4096, gt=0, description="of one reply")
     name: str = Field(default="WikiInstruct", min_length=1, description="first part of the new records' ids")
 
@@ -72,15 +79,19 @@ class Evolve(Asking):
     """Questions made harder, round by round (Evol-Instruct, arXiv 2304.12244)."""
 
     type: Literal["evolve"] = "evolve"
-    rounds: int = Field(default=2, gt=0)
+    rounds: int = Field(default=2, gt=0, description="times that a question is made harder")
     open_methods: list[OpenMethod] = Field(
-        default=["constrain", "concretise", "multi_step", "depth_breadth", "real_data"], min_length=1
+        default=["constrain", "concretise", "multi_step", "depth_breadth", "real_data"],
+        min_length=1,
+        description="ways to make an open question harder, one drawn for each round",
     )
     choice_methods: list[ChoiceMethod] = Field(
-        default=["constrain", "concretise", "distractors", "multi_step"], min_length=1
+        default=["constrain", "concretise", "distractors", "multi_step"],
+        min_length=1,
+        description="ways to make a multiple-choice question harder, one drawn for each round",
     )
     least_words: int = Field(default=10, ge=0, description="words that a round adds to the stem at least")
-    most_words: int = Field(default=20, gt=0)
+    most_words: int = Field(default=20, gt=0, description="words that a round adds to the stem at most")
     attempts: int = Field(default=2, gt=0, description="of one round")
     on_miss: Literal["keep", "drop"] = Field(
         default="keep", description="a round that never fits: keep the earlier version, or drop the record"
@@ -144,9 +155,14 @@ class Score(Asking):
     threshold: float = Field(
         default=7.0, ge=1.0, le=10.0, description="records below are dropped; 1 drops none"
     )
-    attempts: int = Field(default=2, gt=0)
-    temperature: float = Field(default=0.0, ge=0.0, le=2.0)
-    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    attempts: int = Field(default=2, gt=0, description="times that a score is asked for")
+    temperature: float = Field(default=0.0, ge=0.0, le=2.0, description="of the model's replies")
+    top_p: float = Field(
+        default=1.0,
+        gt=0.0,
+        le=1.0,
+        description="sample from the likeliest tokens that together have this probability",
+    )
     max_tokens: int = Field(default=512, gt=0, description="of one reply")
 
 

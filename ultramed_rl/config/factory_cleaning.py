@@ -14,8 +14,8 @@ from ultramed_rl.config.embedding import EMBEDDER, HASHED
 class Columns(Section):
     """Where a row's id and its instruction are; an instruction may be a text, or a chat whose first user turn it is."""
 
-    id: str = "id"
-    instruction: str = "conversations"
+    id: str = Field(default="id", description="column of the row's id")
+    instruction: str = Field(default="conversations", description="column of the text, or of the chat")
 
 
 class Deduplicate(Section):
@@ -26,7 +26,7 @@ class Deduplicate(Section):
     keep: Literal["first", "longest", "best"] = Field(
         default="first", description="which of alike rows stays; best: by `score_column`, then the first"
     )
-    score_column: str = "difficulty"
+    score_column: str = Field(default="difficulty", description="for keep=best: the column of a number")
     words: int = Field(default=3, ge=1, le=32, description="words of a shingle")
     jaccard: float | None = Field(
         default=0.8,

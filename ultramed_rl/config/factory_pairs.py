@@ -17,8 +17,13 @@ class Candidates(Asking):
     """How a model is asked for its candidate answer. The paper doesn't say how its eight were sampled. [O]"""
 
     type: Literal["candidates"] = "candidates"
-    temperature: float = Field(default=0.7, ge=0.0, le=2.0)
-    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    temperature: float = Field(default=0.7, ge=0.0, le=2.0, description="of the answers")
+    top_p: float = Field(
+        default=1.0,
+        gt=0.0,
+        le=1.0,
+        description="sample from the likeliest tokens that together have this probability",
+    )
     system: str | None = Field(default=None, description="system message before every instruction")
     most_words: int = Field(default=4096, gt=0, description="a longer instruction fails without being asked")
     unfinished: Literal["flag", "fail"] = Field(
@@ -29,8 +34,8 @@ class Candidates(Asking):
 class Aspect(Section):
     """One thing that the judge scores: its name in the reply, and what is asked."""
 
-    name: str = Field(pattern=r"^[a-z][a-z_]*$")
-    question: str = Field(min_length=1)
+    name: str = Field(pattern=r"^[a-z][a-z_]*$", description="the key in the judge's reply")
+    question: str = Field(min_length=1, description="what the judge is asked about it")
 
 
 ASPECTS = [
@@ -48,8 +53,13 @@ class Feedback(Asking):
     low: int = Field(default=1, description="lowest score [P]")
     high: int = Field(default=5, description="highest score [P]")
     max_tokens: int = Field(default=4096, gt=0, description="of one reply")
-    temperature: float = Field(default=0.0, ge=0.0, le=2.0)
-    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    temperature: float = Field(default=0.0, ge=0.0, le=2.0, description="of the judge's replies")
+    top_p: float = Field(
+        default=1.0,
+        gt=0.0,
+        le=1.0,
+        description="sample from the likeliest tokens that together have this probability",
+    )
     second_order_share: float = Field(
         default=0.05, ge=0.0, le=1.0, description="share of records judged again in reversed order [O]"
     )
@@ -80,7 +90,7 @@ class RuleJudge(Section):
         default={"correctness": 2.0, "completeness": 1.0, "clarity": 1.0},
         description="of the aspects in the overall score",
     )
-    seed: int = 0
+    seed: int = Field(default=0, description="of the order in which equal answers are ranked")
 
     @field_validator("weights")
     @classmethod
@@ -104,8 +114,8 @@ class RuleJudge(Section):
 class SplitSizes(Section):
     """Prompts, not pairs, in the splits beside training. Paper: 2,232 and 777 rows of about 110K. [P]"""
 
-    dev: int = Field(default=2232, ge=0)
-    test: int = Field(default=777, ge=0)
+    dev: int = Field(default=2232, ge=0, description="prompts of the dev split")
+    test: int = Field(default=777, ge=0, description="prompts of the test split")
 
 
 class Pairs(Section):
@@ -125,7 +135,7 @@ class Pairs(Section):
         default=0.0, ge=0.0, description="the overall scores of a pair differ by at least so much"
     )
     splits: SplitSizes = SplitSizes()
-    seed: int = 0
+    seed: int = Field(default=0, description="of the splits, and of which rejected answer a pair has")
 
     @field_validator("strongest")
     @classmethod
@@ -138,10 +148,10 @@ class Pairs(Section):
 class BenchSizes(Section):
     """Pairs a subset, as Medical RewardBench has them. [P]"""
 
-    easy: int = Field(default=238, ge=0)
-    hard: int = Field(default=196, ge=0)
-    length: int = Field(default=180, ge=0)
-    human: int = Field(default=163, ge=0)
+    easy: int = Field(default=238, ge=0, description="pairs that are far apart")
+    hard: int = Field(default=196, ge=0, description="pairs that are close")
+    length: int = Field(default=180, ge=0, description="pairs whose rejected answer is the longer one")
+    human: int = Field(default=163, ge=0, description="pairs labelled by people")
 
 
 class Bench(Section):
@@ -161,7 +171,7 @@ class Bench(Section):
     )
     per_prompt: int = Field(default=1, ge=1, description="pairs of one prompt over all subsets")
     labels: str | None = Field(default=None, description="CSV of people's labels, see the stage's sheet.csv")
-    seed: int = 0
+    seed: int = Field(default=0, description="of the choice of pairs")
 
     @model_validator(mode="after")
     def _apart(self) -> Bench:

@@ -17,7 +17,9 @@ class Records(Section):
     name: str = Field(
         min_length=1, pattern=r"^[^,]*$", description="of the set: the first part of the records' ids"
     )
-    kind: Literal["Exam", "Literature", "Open-End"]
+    kind: Literal["Exam", "Literature", "Open-End"] = Field(
+        description="Exam: lettered options; Literature: a text and options; Open-End: neither"
+    )
     question: str = Field(description="column of the question, or of a chat whose first user turn it is")
     context: str | None = Field(
         default=None, description="column of a text or list of texts before the question"
@@ -50,7 +52,12 @@ class Vignettes(Section):
     """DrugSwap's questions, out of MedQA's training set, to records; those that point at a figure fall out."""
 
     type: Literal["vignettes"] = "vignettes"
-    name: str = Field(default="MedQA", min_length=1, pattern=r"^[^,]*$")
+    name: str = Field(
+        default="MedQA",
+        min_length=1,
+        pattern=r"^[^,]*$",
+        description="of the set: the first part of the records' ids",
+    )
 
 
 class Sample(Section):
@@ -60,7 +67,7 @@ class Sample(Section):
     sizes: dict[str, int] = Field(
         min_length=1, description="by set, how many of its records; sets that aren't here give none"
     )
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, description="of the choice")
 
 
 class Report(Section):
@@ -74,4 +81,4 @@ class Report(Section):
     embedder: str = Field(default=HASHED, description=EMBEDDER)
     points: int = Field(default=5000, gt=0, description="records on the map, a seeded sample")
     clusters: int | None = Field(default=None, gt=0, description="null: by the number of points")
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, description="of the map's sample and its clusters")

@@ -44,12 +44,16 @@ class Endpoint(Section):
     api_key_env: str | None = Field(
         default=None, min_length=1, description="environment variable that holds the API key"
     )
-    requests_per_minute: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
+    requests_per_minute: float | None = Field(
+        default=None, gt=0.0, allow_inf_nan=False, description="of each process; null: no limit"
+    )
     tokens_per_minute: float | None = Field(
         default=None, gt=0.0, allow_inf_nan=False, description="of prompts and answers together"
     )
     concurrency: int = Field(default=32, gt=0, le=1024, description="requests at a time")
-    timeout_s: float = Field(default=180.0, gt=0.0, allow_inf_nan=False)
+    timeout_s: float = Field(
+        default=180.0, gt=0.0, allow_inf_nan=False, description="seconds for one request"
+    )
     retries: int = Field(default=6, ge=0, le=20, description="of a request, whatever is wrong with the reply")
     token_budget: int | None = Field(default=None, gt=0, description="tokens that a run may use, in and out")
     money_budget: float | None = Field(
@@ -59,7 +63,9 @@ class Endpoint(Section):
     completion_price: float = Field(
         default=0.0, ge=0.0, allow_inf_nan=False, description="per million tokens"
     )
-    structured: Literal["json_schema", "json_object", "prompt"] = "json_schema"
+    structured: Literal["json_schema", "json_object", "prompt"] = Field(
+        default="json_schema", description="how the endpoint is held to JSON"
+    )
     length_field: Literal["max_tokens", "max_completion_tokens"] = Field(
         default="max_tokens", description="how the API calls the most tokens of an answer"
     )

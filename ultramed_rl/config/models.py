@@ -16,20 +16,20 @@ Precision = Literal["auto", "bfloat16", "float32"]
 class Architecture(Section):
     """The shape of a decoder: what `plan` needs to count bytes when no config.json is at hand."""
 
-    hidden_size: int = Field(gt=0)
-    intermediate_size: int = Field(gt=0)
-    num_hidden_layers: int = Field(gt=0)
-    num_attention_heads: int = Field(gt=0)
-    num_key_value_heads: int = Field(gt=0)
-    vocab_size: int = Field(gt=0)
-    head_dim: int | None = Field(default=None, gt=0)
-    tie_word_embeddings: bool = False
+    hidden_size: int = Field(gt=0, description="width of the hidden states")
+    intermediate_size: int = Field(gt=0, description="width of the MLP")
+    num_hidden_layers: int = Field(gt=0, description="decoder layers")
+    num_attention_heads: int = Field(gt=0, description="query heads")
+    num_key_value_heads: int = Field(gt=0, description="key and value heads")
+    vocab_size: int = Field(gt=0, description="rows of the embedding")
+    head_dim: int | None = Field(default=None, gt=0, description="null: hidden_size / num_attention_heads")
+    tie_word_embeddings: bool = Field(default=False, description="the head uses the embedding's weights")
 
 
 class LoRA(Section):
     """Adapters that are trained instead of the policy's weights (arXiv 2106.09685); by peft."""
 
-    rank: int = Field(default=16, gt=0)
+    rank: int = Field(default=16, gt=0, description="inner width of an adapter")
     alpha: int = Field(default=32, gt=0, description="the update is alpha / rank x B A")
     target_modules: str | list[str] = Field(
         default="all-linear", description="names of the layers that get adapters, or all-linear"
@@ -47,14 +47,14 @@ class ModelSettings(Section):
         description="auto: bfloat16 where the device computes it natively, float32 elsewhere",
     )
     max_length: int = Field(default=2048, gt=8, description="tokens of prompt and completion together")
-    trust_remote_code: bool = False
+    trust_remote_code: bool = Field(default=False, description="run Python code that comes with the model")
     architecture: Architecture | None = None
 
 
 class Model(ModelSettings):
     """The starting policy: a local directory, a hub id, or `offline://smollm2-135m-instruct`."""
 
-    path: str
+    path: str = Field(description="a local directory, a hub id or offline://NAME")
     chat_template: str | None = Field(
         default=None,
         description="chatml, llama3 or a Jinja file, for a base model; null: its tokenizer's own",
@@ -67,9 +67,19 @@ class Model(ModelSettings):
 class Reference(Section):
     """Which frozen policy the preference objective is anchored to, and when it moves."""
 
-    update: Literal["initial", "previous", "ema"] = "initial"
-    ema_decay: float = Field(default=0.9, ge=0.0, lt=1.0)
-    micro_batch_tokens: int = Field(default=16384, gt=0)
+    update: Literal["initial", "previous", "ema"] = Field(
+        default="initial",
+        description="initial: the starting policy; previous: that of the round before; ema: a moving average of all",
+    )
+    ema_decay: float = Field(
+        default=0.9,
+        ge=0.0,
+        lt=1.0,
+        description="for ema: the average's own share when it moves; the new policy has the rest",
+    )
+    micro_batch_tokens: int = Field(
+        default=16384, gt=0, description="packed tokens per forward pass on one replica"
+    )
 
 
 class ContrastSampling(Section):
@@ -78,23 +88,30 @@ class ContrastSampling(Section):
     prompts: int = Field(default=64, gt=1, description="prompts whose answers are contrasted")
     calm_temperature: float = Field(default=0.3, ge=0.0, description="temperature of the answers preferred")
     wild_temperature: float = Field(default=1.3, gt=0.0, description="temperature of the incoherent ones")
-    max_new_tokens: int = Field(default=64, gt=0)
+    max_new_tokens: int = Field(default=64, gt=0, description="longest answer")
 
 
 class Contrast(ContrastSampling):
     """Reward training data made by the run itself."""
 
     type: Literal["contrast"] = "contrast"
-    held_out: float = Field(default=0.2, gt=0.0, lt=1.0)
+    held_out: float = Field(
+        default=0.2,
+        gt=0.0,
+        lt=1.0,
+        description="share of the pairs on which the reward model's accuracy is measured",
+    )
 
 
 class RewardTraining(Optimization):
     """How the run trains its own Bradley-Terry reward model before the first round."""
 
     data: Contrast = Contrast()
-    learning_rate: float = Field(default=2e-5, gt=0)
-    batch_size: int = Field(default=16, gt=0)
-    gradient_checkpointing: bool = False
+    learning_rate: float = Field(default=2e-5, gt=0, description="highest rate of the schedule")
+    batch_size: int = Field(default=16, gt=0, description="pairs per optimizer step, over all ranks")
+    gradient_checkpointing: bool = Field(
+        default=False, description="compute activations again in the backward pass, to save memory"
+    )
     trainable_layers: int | None = Field(
         default=None, gt=0, description="train only the last k decoder layers and the head; null: all"
     )
@@ -104,14 +121,25 @@ class Reward(Section):
     """What scores completions: a trained `num_labels=1` classifier (`path`), several of them (`ensemble`), or
     one trained in the same run (`train`); and `terms` that are added by weight, or stand alone."""
 
-    path: str | None = None
+    path: str | None = Field(
+        default=None, description="a trained reward model: a local directory or a hub id"
+    )
     train: RewardTraining | None = None
     ensemble: Ensemble | None = None
     weight: float = Field(default=1.0, gt=0.0, description="of the reward model beside the terms")
-    terms: list[RewardTerm] = []
-    precision: Precision = "auto"
-    micro_batch_tokens: int = Field(default=16384, gt=0)
-    trust_remote_code: bool = False
+    terms: list[RewardTerm] = Field(
+        default=[], description="rules, servers and judges that are added by weight, or score alone"
+    )
+    precision: Precision = Field(
+        default="auto",
+        description="of reward models; auto: bfloat16 where the device computes it natively, float32 elsewhere",
+    )
+    micro_batch_tokens: int = Field(
+        default=16384, gt=0, description="packed tokens per forward pass on one replica"
+    )
+    trust_remote_code: bool = Field(
+        default=False, description="run Python code that comes with a reward model"
+    )
     architecture: Architecture | None = None
 
     @property

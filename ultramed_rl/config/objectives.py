@@ -81,8 +81,8 @@ class KTO(_Objective):
     kl: ClassVar[Literal["none", "batch", "mismatched"]] = "mismatched"
     type: Literal["kto"] = "kto"
     beta: Beta = 0.1
-    desirable_weight: float = Field(default=1.0, gt=0.0)
-    undesirable_weight: float = Field(default=1.0, gt=0.0)
+    desirable_weight: float = Field(default=1.0, gt=0.0, description="of chosen answers")
+    undesirable_weight: float = Field(default=1.0, gt=0.0, description="of rejected answers")
 
 
 class KTOPair(_Objective):

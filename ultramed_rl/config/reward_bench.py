@@ -16,14 +16,16 @@ from ultramed_rl.config.validate import Checked
 class BenchedModel(ModelSettings):
     """The reward model: a trained `num_labels=1` classifier. `max_length` is of a prompt with one answer."""
 
-    path: str
-    micro_batch_tokens: int = Field(default=16384, gt=0)
+    path: str = Field(description="a local directory or a hub id")
+    micro_batch_tokens: int = Field(
+        default=16384, gt=0, description="packed tokens per forward pass on one replica"
+    )
 
 
 class BenchmarkPairs(Section):
     """Rows with chosen and rejected answers behind a URI, see `ultramed_rl.data.benchmark_pairs`."""
 
-    uri: str
+    uri: str = Field(description="hf://owner/name:split, package://name/path, or local files")
     subset_column: str | None = Field(
         default=None, description="null: subset, label_type, type or category, the first that a row has"
     )
@@ -39,7 +41,9 @@ class BenchmarkPairs(Section):
 class ScoringCluster(Devices):
     """The devices of reward models that are alone on them; by default one."""
 
-    devices_per_node: int = Field(default=1, gt=0)
+    devices_per_node: int = Field(
+        default=1, gt=0, description="GPUs, or on CPU the slots that share a node's cores"
+    )
     reward: ReplicaGroup = ReplicaGroup()
 
 

@@ -24,7 +24,9 @@ Weight = Annotated[Finite, AfterValidator(_not_zero)]
 class _Term(Section):
     """What every term has: `weight` may be negative; `name` is the term's column in the scored table."""
 
-    weight: Weight = 1.0
+    weight: Weight = Field(
+        default=1.0, description="factor in the sum of all terms; may be negative, never 0"
+    )
 
 
 class AnswerTerm(_Term):
@@ -34,14 +36,18 @@ class AnswerTerm(_Term):
     """
 
     type: Literal["answer"] = "answer"
-    name: str = Field(default="answer", min_length=1)
+    name: str = Field(default="answer", min_length=1, description="the term's column in the scored table")
     kind: Literal["letter", "number", "auto"] = Field(
         default="auto", description="auto: a letter where the reference names one, else a number"
     )
-    relative_tolerance: float = Field(default=1e-3, ge=0.0, lt=1.0)
-    absolute_tolerance: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
-    right: Finite = 1.0
-    wrong: Finite = 0.0
+    relative_tolerance: float = Field(
+        default=1e-3, ge=0.0, lt=1.0, description="numbers are equal up to this part of the reference's"
+    )
+    absolute_tolerance: float = Field(
+        default=0.0, ge=0.0, allow_inf_nan=False, description="numbers are equal up to this difference"
+    )
+    right: Finite = Field(default=1.0, description="score of the right answer")
+    wrong: Finite = Field(default=0.0, description="score of a wrong answer")
     missing: Finite = Field(default=0.0, description="no answer can be read, or several that contradict")
 
 
@@ -50,11 +56,13 @@ class LengthTerm(_Term):
     `free`, minus one for every token over it."""
 
     type: Literal["length"] = "length"
-    name: str = Field(default="length", min_length=1)
-    low: int | None = Field(default=None, ge=0)
-    high: int | None = Field(default=None, ge=0)
-    falloff: int | None = Field(default=None, gt=0)
-    free: int | None = Field(default=None, ge=0)
+    name: str = Field(default="length", min_length=1, description="the term's column in the scored table")
+    low: int | None = Field(default=None, ge=0, description="fewest tokens of the window")
+    high: int | None = Field(default=None, ge=0, description="most tokens of the window")
+    falloff: int | None = Field(
+        default=None, gt=0, description="tokens outside the window at which the score is 0"
+    )
+    free: int | None = Field(default=None, ge=0, description="tokens that cost nothing; without a window")
 
     @model_validator(mode="after")
     def _one_form(self) -> LengthTerm:
@@ -77,12 +85,12 @@ class FormatTerm(_Term):
     """
 
     type: Literal["format"] = "format"
-    name: str = Field(default="format", min_length=1)
-    must_match: str | None = None
-    must_not_match: str | None = None
+    name: str = Field(default="format", min_length=1, description="the term's column in the scored table")
+    must_match: str | None = Field(default=None, description="a pattern that must be found")
+    must_not_match: str | None = Field(default=None, description="a pattern that must not be found")
     ended: bool = Field(default=False, description="the answer must have ended by itself, not been cut off")
-    passed: Finite = 0.0
-    failed: Finite = -1.0
+    passed: Finite = Field(default=0.0, description="score where every rule is kept")
+    failed: Finite = Field(default=-1.0, description="score where one is broken")
 
     @field_validator("must_match", "must_not_match")
     @classmethod
@@ -107,7 +115,7 @@ class HttpTerm(_Term):
     """A reward server that speaks OpenRLHF's protocol, such as `ultramed-rl serve-reward`."""
 
     type: Literal["http"] = "http"
-    name: str = Field(default="http", min_length=1)
+    name: str = Field(default="http", min_length=1, description="the term's column in the scored table")
     url: str = Field(description="the whole address, as http://host:5000/get_reward")
     token_env: str | None = Field(
         default=None, min_length=1, description="environment variable that holds the bearer token"
@@ -116,8 +124,10 @@ class HttpTerm(_Term):
         default=None,
         description="whose chat template the server's model reads (path or hub id); null: the policy's",
     )
-    timeout_s: float = Field(default=180.0, gt=0.0, allow_inf_nan=False)
-    retries: int = Field(default=5, ge=0, le=20)
+    timeout_s: float = Field(
+        default=180.0, gt=0.0, allow_inf_nan=False, description="seconds for one request"
+    )
+    retries: int = Field(default=5, ge=0, le=20, description="of a request that failed")
     batch_size: int = Field(default=64, gt=0, description="answers per request")
     concurrency: int = Field(default=4, gt=0, le=256, description="requests at a time")
 
@@ -130,8 +140,8 @@ class HttpTerm(_Term):
 class Scale(Section):
     """The grades that a judge may give; they become 0 to 1."""
 
-    low: Finite = 1.0
-    high: Finite = 10.0
+    low: Finite = Field(default=1.0, description="the worst grade, which becomes 0")
+    high: Finite = Field(default=10.0, description="the best grade, which becomes 1")
 
     @model_validator(mode="after")
     def _ascends(self) -> Scale:
@@ -148,10 +158,12 @@ class ApiModel(Section):
     api_key_env: str | None = Field(
         default=None, min_length=1, description="environment variable that holds the API key"
     )
-    temperature: float = Field(default=0.0, ge=0.0, le=2.0)
-    max_tokens: int = Field(default=256, gt=0)
+    temperature: float = Field(default=0.0, ge=0.0, le=2.0, description="of the judge's replies")
+    max_tokens: int = Field(default=256, gt=0, description="of one reply")
     concurrency: int = Field(default=8, gt=0, le=256, description="requests at a time")
-    timeout_s: float = Field(default=120.0, gt=0.0, allow_inf_nan=False)
+    timeout_s: float = Field(
+        default=120.0, gt=0.0, allow_inf_nan=False, description="seconds for one request"
+    )
     retries: int = Field(
         default=3, ge=0, le=20, description="of a request that failed, and of a reply that cannot be read"
     )
@@ -174,7 +186,7 @@ class JudgeTerm(_Term, ApiModel):
     """The grade of a language model behind an OpenAI-compatible API."""
 
     type: Literal["judge"] = "judge"
-    name: str = Field(default="judge", min_length=1)
+    name: str = Field(default="judge", min_length=1, description="the term's column in the scored table")
     template: str | None = Field(
         default=None,
         description="a text file with $question, $answer and perhaps $reference, $low, $high; null: our own",
@@ -201,9 +213,16 @@ class Ensemble(Section):
     """Several reward models. `uncertainty`: their mean minus `penalty` standard deviations (of the members
     as a population); arXiv 2310.02743 takes the variance, which has no unit to compare with a reward's."""
 
-    paths: list[str] = Field(min_length=2)
-    combine: Literal["mean", "min", "uncertainty"] = "mean"
-    penalty: float | None = Field(default=None, ge=0.0, allow_inf_nan=False)
+    paths: list[str] = Field(min_length=2, description="the reward models: local directories or hub ids")
+    combine: Literal["mean", "min", "uncertainty"] = Field(
+        default="mean", description="how the members' scores become one"
+    )
+    penalty: float | None = Field(
+        default=None,
+        ge=0.0,
+        allow_inf_nan=False,
+        description="for uncertainty: standard deviations that are taken off the mean",
+    )
 
     @model_validator(mode="after")
     def _rules(self) -> Ensemble:

@@ -13,9 +13,16 @@ class Sampling(Section):
     """How completions are drawn from the current policy."""
 
     n: int = Field(default=8, ge=2, description="completions per prompt")
-    temperature: float = Field(default=1.0, gt=0.0)
-    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
-    max_new_tokens: int = Field(default=1024, gt=0)
+    temperature: float = Field(
+        default=1.0, gt=0.0, description="of the samples; 1 is the policy's own distribution"
+    )
+    top_p: float = Field(
+        default=1.0,
+        gt=0.0,
+        le=1.0,
+        description="sample from the likeliest tokens that together have this probability",
+    )
+    max_new_tokens: int = Field(default=1024, gt=0, description="longest completion")
 
 
 class PairRule(Section):

@@ -20,27 +20,40 @@ from ultramed_rl.config.validate import Checked
 class RunName(Section):
     """Name and place of a run, and the seed of all its random choices."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    directory: str = "runs"
-    seed: int = Field(default=42, ge=0)
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run's folder under `directory`"
+    )
+    directory: str = Field(
+        default="runs", description="where runs are kept; on a cluster, a file system that all nodes see"
+    )
+    seed: int = Field(default=42, ge=0, description="of all random choices")
 
 
 class Run(RunName):
     """An online run's name, place and length."""
 
-    rounds: int = Field(default=3, gt=0)
+    rounds: int = Field(default=3, gt=0, description="how many rounds the run has")
     keep_checkpoints: int | None = Field(default=None, gt=0, description="null: keep every round's")
 
 
 class Tracking(Section):
-    """Where metrics go besides `metrics.jsonl`, which is always written."""
+    """Where metrics, samples and what the run made are told besides `metrics.jsonl`, which is always written."""
 
     wandb: Literal["auto", "offline", "online", "disabled"] = Field(
         default="auto", description="auto: online when WANDB_API_KEY is set, offline otherwise"
     )
-    project: str = "ultramed_rl"
-    group: str | None = None
-    tags: list[str] = []
+    project: str = Field(default="ultramed_rl", description="the wandb project")
+    group: str | None = Field(default=None, description="the wandb group; null: none")
+    tags: list[str] = Field(default=[], description="the wandb run's tags")
+    tensorboard: bool = Field(
+        default=False, description="event files in RUN/tensorboard; needs the extra ultramed_rl[tensorboard]"
+    )
+    sample_prompts: int = Field(
+        default=4, ge=0, description="prompts of a round that are shown with all their completions and scores"
+    )
+    upload_checkpoints: bool = Field(
+        default=False, description="wandb gets checkpoints whole; false: where they are, and their digests"
+    )
 
 
 class RunConfig(Checked):
@@ -54,7 +67,7 @@ class RunConfig(Checked):
     prompts: Prompts
     sampling: Sampling = Sampling()
     pairs: PairRule = PairRule()
-    objective: Objective
+    objective: Objective = Field(description="the preference objective that rounds train on")
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     benchmarks: RoundBenchmarks | None = None

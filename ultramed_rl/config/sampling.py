@@ -44,9 +44,14 @@ class ComparedSampling(Section):
     """How each policy answers."""
 
     samples: int = Field(default=1, gt=0, description="answers per prompt")
-    temperature: float = Field(default=0.0, ge=0.0)
-    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
-    max_new_tokens: int = Field(default=1024, gt=0)
+    temperature: float = Field(default=0.0, ge=0.0, description="of the answers; 0 takes the likeliest token")
+    top_p: float = Field(
+        default=1.0,
+        gt=0.0,
+        le=1.0,
+        description="sample from the likeliest tokens that together have this probability",
+    )
+    max_new_tokens: int = Field(default=1024, gt=0, description="longest answer")
 
 
 class EvaluateConfig(Checked):

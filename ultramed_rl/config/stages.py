@@ -20,7 +20,7 @@ from ultramed_rl.config.validate import Checked
 class _Source(Section):
     """Rows behind a URI: hf://owner/name:split, package://name/path, or local files."""
 
-    uri: str
+    uri: str = Field(description="hf://owner/name:split, package://name/path, or local files")
     weight: float = Field(
         default=1.0, gt=0.0, description="how often its rows are used: 0.5 a seeded half, 2 each twice"
     )
@@ -76,7 +76,7 @@ class BradleyTerry(Section):
     margin: Literal["none", "score_difference"] = Field(
         default="none", description="how far the better answer should lead: the data's score gap, scaled"
     )
-    margin_scale: float = Field(default=1.0, gt=0.0)
+    margin_scale: float = Field(default=1.0, gt=0.0, description="factor on the score gap")
     centering: float = Field(
         default=0.0, ge=0.0, description="weight of (r_chosen + r_rejected)^2 (arXiv 2312.09244)"
     )
@@ -125,7 +125,7 @@ class RewardConfig(_Stage):
 
     type: Literal["reward"] = "reward"
     data: PreferenceData
-    objective: RewardObjective = BradleyTerry()
+    objective: RewardObjective = Field(default=BradleyTerry(), description="the reward model's loss")
     trainable_layers: int | None = Field(
         default=None, gt=0, description="train only the last k decoder layers and the head; null: all"
     )
@@ -142,7 +142,7 @@ class PreferenceConfig(_Stage):
 
     type: Literal["preference"] = "preference"
     data: PreferenceData
-    objective: Objective
+    objective: Objective = Field(description="the preference objective")
 
     def problems(self) -> list[str]:
         rules = [*super().problems(), *_held_out_rules(self.training, self.data)]

@@ -12,22 +12,28 @@ from ultramed_rl.config.base import Section
 class Optimization(Section):
     """Steps, their size and their rate."""
 
-    learning_rate: float = Field(default=5e-7, gt=0.0)
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    learning_rate: float = Field(default=5e-7, gt=0.0, description="highest rate of the schedule")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        default="cosine", description="how the rate falls after the warm-up; constant: not at all"
+    )
     warmup: float = Field(default=0.1, ge=0.0, lt=1.0, description="share of the schedule")
-    epochs: int = Field(default=1, gt=0)
+    epochs: int = Field(default=1, gt=0, description="times that each sample is used")
     batch_size: int = Field(default=128, gt=0, description="samples per optimizer step, over all ranks")
     micro_batch_tokens: int = Field(
         default=16384, gt=0, description="packed tokens per forward pass on one rank; a prompt counts once"
     )
-    weight_decay: float = Field(default=0.0, ge=0.0)
-    max_grad_norm: float = Field(default=1.0, gt=0.0)
+    weight_decay: float = Field(default=0.0, ge=0.0, description="of AdamW")
+    max_grad_norm: float = Field(
+        default=1.0, gt=0.0, description="longer gradients are scaled down to this norm"
+    )
     max_skipped_steps: int = Field(
         default=3,
         ge=0,
         description="steps (of a round or a stage) whose gradient may be non-finite: skipped, then it stops",
     )
-    gradient_checkpointing: bool = True
+    gradient_checkpointing: bool = Field(
+        default=True, description="compute activations again in the backward pass, to save memory"
+    )
 
 
 class Training(Optimization):
@@ -44,7 +50,9 @@ class Training(Optimization):
 class StageTraining(Optimization):
     """An offline stage's whole training, with evaluation and saved states on the way."""
 
-    learning_rate: float = Field(gt=0.0)  # what is right for one kind of stage is wrong for another
+    learning_rate: float = Field(
+        gt=0.0, description="highest rate of the schedule"
+    )  # what is right for one kind of stage is wrong for another
     max_steps: int | None = Field(
         default=None, gt=0, description="stop after so many steps; the schedule then ends there too"
     )

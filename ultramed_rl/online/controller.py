@@ -29,6 +29,7 @@ from ultramed_rl.evaluation.metrics import (
 )
 from ultramed_rl.learning.pairs import select_pairs
 from ultramed_rl.learning.seeds import derive_seed
+from ultramed_rl.online.cards import write_pairs_card, write_policy_card
 from ultramed_rl.online.exams import RoundExams
 from ultramed_rl.records import (
     Checkpoint,
@@ -95,6 +96,7 @@ class Controller:
         metrics |= checkpoint.metrics | sync | exam
         # Logged first: a kill between the two logs the round again on resume, after its line was discarded.
         self.tracker.log(metrics, step=record.index, kind="round")
+        write_pairs_card(self.config, self.store, record, metrics)
         record.commit(metrics)
         if self.config.run.keep_checkpoints is not None:
             self.store.prune_checkpoints(self.config.run.keep_checkpoints)
@@ -165,6 +167,7 @@ class Controller:
         def compute(directory: Path) -> Metrics:
             metrics = self._train(record.index, pairs, references)
             self.crew.save_policy(directory)
+            write_policy_card(self.config, self.store, record, directory, metrics)
             return metrics
 
         path, metrics = record.phase_directory("checkpoint", compute, pairs, references or [])
@@ -175,7 +178,7 @@ class Controller:
         sync = self.crew.sync(checkpoint.version)
         self.version = checkpoint.version
         if self.config.reference.update == "ema":
-            average = self._average_reference(checkpoint)
+            average = self._average_reference(record, checkpoint)
             path, _ = record.phase_directory("reference_model", average, checkpoint.version)
             # An average that an earlier, killed run wrote is only on disk: the next round must use it too.
             self.crew.load_reference(str(path))
@@ -287,10 +290,11 @@ class Controller:
             listwise=self.config.objective.listwise,
         )
 
-    def _average_reference(self, checkpoint: Checkpoint) -> Callable[[Path], Metrics]:
+    def _average_reference(self, record: RoundRecord, checkpoint: Checkpoint) -> Callable[[Path], Metrics]:
         def compute(directory: Path) -> Metrics:
             self.crew.adopt_reference(checkpoint.path)
             self.crew.save_reference(directory)
+            write_policy_card(self.config, self.store, record, directory, {}, "reference")
             return {}
 
         return compute

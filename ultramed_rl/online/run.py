@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from ultramed_rl.config import RunConfig
 from ultramed_rl.data.pool import check_rounds, prepare_pool
 from ultramed_rl.data.prompts import PromptPool
 from ultramed_rl.models.tokenizer import chat_tokenizer
+from ultramed_rl.online.cards import write_reward_card, write_run_card
 from ultramed_rl.records import Checkpoint
 from ultramed_rl.store import RunDirectory
-from ultramed_rl.tracking import Progress, Tracker, render_rounds, verdict
+from ultramed_rl.tracking import Progress, Tracker, render_rounds, verdict, watched
 
 Metrics = dict[str, float]
 
@@ -43,7 +45,7 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult:
     pool = prepare_pool(config.prompts, tokenizer.encode_chat, config.run.seed, progress)
     check_rounds(pool, config.prompts, config.run.rounds)
     exams = RoundExams(config, config.benchmarks, tokenizer, progress) if config.benchmarks else None
-    with RunDirectory.open(config, resume) as store:
+    with RunDirectory.open(config, resume) as store, watched(store.path):
         store.discard_metrics_after(store.committed_rounds())
         with Tracker(store, config) as tracker:
             if store.committed_rounds() == config.run.rounds:
@@ -103,9 +105,23 @@ def finished_run(config: RunConfig, store: RunDirectory, progress: Progress) -> 
 def conclude(store: RunDirectory, rounds: list[Metrics], progress: Progress) -> RunResult:
     """Say what the rounds came to."""
     checkpoint = Checkpoint(str(store.round(len(rounds) - 1).path / "checkpoint"), len(rounds), {})
+    assert isinstance(store.config, RunConfig)
+    write_run_card(store.config, store, rounds)
     words = verdict(rounds[-1])
     progress.say("\n".join(["", render_rounds(rounds), words, f"policy: {checkpoint.path}"]))
+    write_own_report(store.path, progress)
     return RunResult(store.path, checkpoint, rounds, words)
+
+
+def write_own_report(run_dir: Path, progress: Progress) -> None:
+    """Write the run's report into its folder; what keeps it from that is a warning, never the run's end."""
+    try:
+        from ultramed_rl.report.build import write_report
+
+        progress.say(f"report: {write_report(run_dir)}")
+    except Exception as error:
+        text = f"the report could not be written ({error}); try `ultramed-rl report {run_dir}` later"
+        warnings.warn(text, stacklevel=2)
 
 
 def latest_checkpoint(config: RunConfig, store: RunDirectory) -> tuple[str, int]:
@@ -135,9 +151,13 @@ def prepare_reward_models(
 
     if config.reward.train is None:
         return [path for path in config.reward.paths if path is not None]
-    path, metrics = store.initial.phase_directory(
-        "reward_model", lambda directory: train_reward_model(config, crew, pool, progress, directory)
-    )
+
+    def compute(directory: Path) -> Metrics:
+        metrics = train_reward_model(config, crew, pool, progress, directory)
+        write_reward_card(config, store, directory, metrics)
+        return metrics
+
+    path, metrics = store.initial.phase_directory("reward_model", compute)
     kinds = ", ".join(
         f"{k.removeprefix('accuracy_')} {v:.2f}" for k, v in metrics.items() if k.startswith("accuracy_")
     )

@@ -13,7 +13,7 @@ from ultramed_rl.config import AnyConfig, ConfigError
 from ultramed_rl.config.recipe import RecipeConfig, stage_config, stage_inputs
 from ultramed_rl.store.artifacts import read_json
 from ultramed_rl.store.atomic import write_json
-from ultramed_rl.tracking import Progress
+from ultramed_rl.tracking import Progress, watched
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,15 @@ def run_recipe(recipe: RecipeConfig, *, resume: bool = False) -> RecipeResult:
             "run.name"
         )
     outputs: dict[str, str] = {}
-    for number, name in enumerate(recipe.stages, start=1):
-        config = stage_config(recipe, name, outputs)
-        remember_inputs(recipe, name, outputs, directory / name)
-        progress.say(f"-- stage {number} of {len(recipe.stages)}: {name} ({config.type})")
-        began = time.perf_counter()
-        outputs[name] = RUNNERS[config.type](config, name in started)
-        progress.say(f"-- {name}: {time.perf_counter() - began:.0f} s, {outputs[name]}")
+    directory.mkdir(parents=True, exist_ok=True)
+    with watched(directory, stages=tuple(recipe.stages)):
+        for number, name in enumerate(recipe.stages, start=1):
+            config = stage_config(recipe, name, outputs)
+            remember_inputs(recipe, name, outputs, directory / name)
+            progress.say(f"-- stage {number} of {len(recipe.stages)}: {name} ({config.type})")
+            began = time.perf_counter()
+            outputs[name] = RUNNERS[config.type](config, name in started)
+            progress.say(f"-- {name}: {time.perf_counter() - began:.0f} s, {outputs[name]}")
     return RecipeResult(directory, outputs)
 
 

@@ -11,14 +11,15 @@ from ultramed_rl.data.pool import prepare_pool
 from ultramed_rl.models.tokenizer import chat_tokenizer
 from ultramed_rl.records import PreferenceGroup
 from ultramed_rl.store import ArtifactFolder, WorkDirectory
-from ultramed_rl.tracking import Progress
+from ultramed_rl.store.cards import DataFacts, data_card, made_from, read_versions, write_card
+from ultramed_rl.tracking import Progress, watched
 
 
 def make_contrasts(config: ContrastsConfig, *, resume: bool = False) -> Path:
     """Sample, contrast, and write pairs.parquet; returns its path. A finished stage is read back."""
     progress = Progress()
     tokenizer = chat_tokenizer(config.policy)
-    with WorkDirectory.open(config, resume) as store:
+    with WorkDirectory.open(config, resume) as store, watched(store.path):
         artifacts = ArtifactFolder(store.path)
 
         def compute() -> list[PreferenceGroup]:
@@ -33,5 +34,11 @@ def make_contrasts(config: ContrastsConfig, *, resume: bool = False) -> Path:
 
         pairs = artifacts.phase("pairs", compute, kind=PreferenceGroup)
         path = store.path / "pairs.parquet"
+        inputs = [made_from("policy that answered", config.policy.path)]
+        inputs += [made_from("prompts", source.uri) for source in config.prompts.sources]
+        facts = DataFacts(
+            {"pairs": len(pairs)}, inputs, read_versions(store.path), files={"train": path.name}
+        )
+        write_card(store.path, data_card(config, facts))
         progress.say(f"{config.run.name}: {len(pairs)} pairs: {path}")
         return path

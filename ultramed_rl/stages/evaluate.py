@@ -18,7 +18,7 @@ from ultramed_rl.stages.benchmark import Examination
 from ultramed_rl.stages.held_out import HeldOut
 from ultramed_rl.store import ArtifactFolder, WorkDirectory
 from ultramed_rl.store.atomic import write_json
-from ultramed_rl.tracking import Progress, Tracker
+from ultramed_rl.tracking import Progress, Tracker, watched
 from ultramed_rl.tracking.summary import render_comparison
 
 Metrics = dict[str, float]
@@ -45,7 +45,7 @@ def evaluate_policies(config: EvaluateConfig, *, resume: bool = False) -> Evalua
     examination = Examination(config, policies, progress) if config.benchmarks else None
     held_out = HeldOut(config, policies, progress) if config.prompts else None
     parts = [part for part in (examination, held_out) if part is not None]
-    with WorkDirectory.open(config, resume) as store:
+    with WorkDirectory.open(config, resume) as store, watched(store.path):
         artifacts = ArtifactFolder(store.path)
         crew = EvaluationCrew(config, progress)
         try:

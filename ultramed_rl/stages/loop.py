@@ -12,6 +12,7 @@ from ultramed_rl.actors.trainer import TrainingPlace
 from ultramed_rl.config.stages import StageConfig
 from ultramed_rl.crew.stage import StageCrew
 from ultramed_rl.learning.batching import count_steps
+from ultramed_rl.stages.card import write_stage_card
 from ultramed_rl.store import StageDirectory
 from ultramed_rl.tracking import Progress, Tracker
 
@@ -130,7 +131,9 @@ class StageLoop:
                 self.crew.save(directory)
             else:
                 shutil.copytree(best[0], directory, dirs_exist_ok=True)
-            return self.figures(place)
+            figures = self.figures(place)
+            write_stage_card(self.config, self.store, directory, figures)
+            return figures
 
         path, metrics = self.store.artifacts.phase_directory("model", write)
         self.store.discard_saved()

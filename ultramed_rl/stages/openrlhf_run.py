@@ -10,6 +10,7 @@ from typing import Any
 from ultramed_rl.cluster.placement import disconnect
 from ultramed_rl.config.stages import StageConfig
 from ultramed_rl.data.stage_data import Prepared
+from ultramed_rl.stages.card import write_stage_card
 from ultramed_rl.stages.openrlhf import states_directory, submit_openrlhf
 from ultramed_rl.stages.openrlhf_files import write_openrlhf_data
 from ultramed_rl.store import StageDirectory
@@ -43,6 +44,7 @@ def train_by_openrlhf(
         disconnect()  # a local Ray of an earlier stage has no job server
         submit_openrlhf(config, data / "training.jsonl", held_out, output)
         shutil.copytree(output, directory, dirs_exist_ok=True)
+        write_stage_card(config, store, directory, counts)
         return counts
 
     path, metrics = store.artifacts.phase_directory("model", train)

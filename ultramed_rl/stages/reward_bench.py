@@ -28,7 +28,7 @@ from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, PreferenceGroup, Prompt, ScoredCompletion
 from ultramed_rl.store import ArtifactFolder, WorkDirectory
 from ultramed_rl.store.atomic import without_non_finite, write_json, write_whole
-from ultramed_rl.tracking import Progress, Tracker
+from ultramed_rl.tracking import Progress, Tracker, watched
 from ultramed_rl.tracking.summary import render_subsets
 
 _NAMES_SHOWN = 3  # of missing subsets in the table; reward_bench.json has all of them
@@ -63,7 +63,7 @@ def bench_reward(config: RewardBenchConfig, *, resume: bool = False) -> RewardBe
     """
     progress = Progress()
     bench = prepare_bench(config, progress)
-    with WorkDirectory.open(config, resume) as store:
+    with WorkDirectory.open(config, resume) as store, watched(store.path):
         scored = _scores(config, bench, ArtifactFolder(store.path), progress)
         subsets = score_subsets(scored, bench.too_long)
         result = RewardBenchResult(store.path, subsets, average_subsets(subsets))

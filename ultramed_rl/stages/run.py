@@ -14,7 +14,7 @@ from ultramed_rl.stages.kinds import Data, Kind, Work, kind_of
 from ultramed_rl.stages.loop import StageLoop, render
 from ultramed_rl.stages.openrlhf_run import train_by_openrlhf
 from ultramed_rl.store import SampleFile, StageDirectory, write_samples
-from ultramed_rl.tracking import Progress, Tracker
+from ultramed_rl.tracking import Progress, Tracker, watched
 
 Metrics = dict[str, float]
 
@@ -37,7 +37,7 @@ def run_stage(config: StageConfig, *, resume: bool = False) -> StageResult:
     progress = Progress()
     kind = kind_of(config)
     tokenizer = chat_tokenizer(config.model)
-    with StageDirectory.open(config, resume) as store:
+    with StageDirectory.open(config, resume) as store, watched(store.path):
         if store.artifacts.finished("model"):
             path = store.artifacts.directory("model")
             store.discard_saved()  # by which a killed run may not have come

@@ -13,6 +13,8 @@ from typing import Any, Self
 
 from ultramed_rl.config import AnyConfig, config_difference, dump_config, load_any
 from ultramed_rl.store.atomic import explain_full_disk, remove_leftovers, without_non_finite, write_whole
+from ultramed_rl.store.environment import FILE as ENVIRONMENT
+from ultramed_rl.store.environment import write_environment
 
 # Keys whose change doesn't change what a run computes.
 _HARMLESS = (
@@ -82,6 +84,7 @@ class WorkDirectory:
             _check_resume(self.path, before, self.config, resume)
         remove_leftovers(self.path)
         write_whole(saved, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_environment(self.path)
 
     def __enter__(self) -> Self:
         return self
@@ -96,8 +99,14 @@ class WorkDirectory:
     def _forget_start(self) -> None:
         """Where bad input stopped a run before it made anything, it can be mended under the same name."""
         remove_leftovers(self.path)
-        if {path.name for path in self.path.iterdir()} <= {".lock", "config.yaml"}:
-            (self.path / "config.yaml").unlink(missing_ok=True)
+        if {path.name for path in self.path.iterdir()} <= {
+            ".lock",
+            "config.yaml",
+            "status.json",
+            ENVIRONMENT,
+        }:
+            for name in ("config.yaml", ENVIRONMENT):
+                (self.path / name).unlink(missing_ok=True)
 
     def append_metrics(self, metrics: dict[str, Any]) -> None:
         """One line of `metrics.jsonl`; a non-finite number becomes null."""

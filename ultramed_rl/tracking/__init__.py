@@ -1,7 +1,8 @@
-"""Telling people: metrics to JSONL and wandb, progress to the terminal, the table of rounds."""
+"""Telling people and programs: metrics, progress, the status of a run, the table of rounds."""
 
+from ultramed_rl.tracking.heartbeat import watched
 from ultramed_rl.tracking.progress import Progress
 from ultramed_rl.tracking.summary import render_rounds, verdict
 from ultramed_rl.tracking.tracker import Tracker
 
-__all__ = ["Progress", "Tracker", "render_rounds", "verdict"]
+__all__ = ["Progress", "Tracker", "render_rounds", "verdict", "watched"]

@@ -1,37 +1,21 @@
-"""Metrics: `metrics.jsonl` always, wandb beside it. Tracking never stops a run."""
+"""Metrics: `metrics.jsonl` always, wandb and TensorBoard beside it. Tracking never stops a run."""
 
 from __future__ import annotations
 
-import os
-import secrets
-import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from tenacity import Retrying, stop_after_attempt, wait_random_exponential
+from ultramed_rl.tracking.guard import Guard
+from ultramed_rl.tracking.kinds import Backend, Kind
+from ultramed_rl.tracking.round_files import Made, made_by_stage, made_in_round, round_samples
+from ultramed_rl.tracking.tensorboard_events import TensorboardEvents
+from ultramed_rl.tracking.voice import tell
+from ultramed_rl.tracking.wandb_run import WandbRun, wandb_mode
 
-from ultramed_rl.config import (
-    DataConfig,
-    EvaluateConfig,
-    PreferenceConfig,
-    RewardBenchConfig,
-    RewardConfig,
-    RunConfig,
-    SftConfig,
-)
-
-TrackedConfig = (
-    RunConfig | SftConfig | RewardConfig | PreferenceConfig | EvaluateConfig | RewardBenchConfig | DataConfig
-)
-Kind = Literal["step", "round", "evaluation", "data"]
-# The axis and the prefix under which wandb shows each kind.
-_PANELS: dict[Kind, tuple[str, str]] = {
-    "step": ("policy_step", "train"),
-    "round": ("round", "round_metrics"),
-    "evaluation": ("policy_step", "held_out"),
-    "data": ("data_step", "data"),
-}
+if TYPE_CHECKING:
+    from ultramed_rl.tracking.kinds import TrackedConfig
 
 
 class MetricsSink(Protocol):
@@ -42,78 +26,90 @@ class MetricsSink(Protocol):
     def append_metrics(self, metrics: dict[str, Any]) -> None: ...
 
 
-class Tracker:
-    """Logs the metrics of optimizer steps and of rounds. Use as a context manager."""
+class _Guarded:
+    """A backend whose metrics, and whose samples and artifacts, are given up each for themselves."""
 
-    def __init__(self, sink: MetricsSink, config: TrackedConfig) -> None:
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.metrics = Guard(backend.name)
+        self.pictures = Guard(f"{backend.name}'s samples and artifacts", "the run directory has them all")
+
+    def picture(self, what: str, action: Callable[[], object]) -> None:
+        if self.metrics.working:
+            self.pictures.attempt(what, action)
+
+
+class Tracker:
+    """Logs the metrics of optimizer steps and of rounds, and shows what a round left. A context manager.
+
+    Args:
+        backends: who shows it; by default those that the config names.
+    """
+
+    def __init__(
+        self, sink: MetricsSink, config: TrackedConfig, backends: Sequence[Backend] | None = None
+    ) -> None:
         self.sink, self.config = sink, config
-        self.run: Any = None
+        wanted = chosen_backends(sink.path, config) if backends is None else backends
+        self._backends = [_Guarded(backend) for backend in wanted]
+
+    @property
+    def working(self) -> list[str]:
+        """The names of the backends that haven't been given up."""
+        return [guarded.backend.name for guarded in self._backends if guarded.metrics.working]
 
     def __enter__(self) -> Tracker:
-        mode = self.config.tracking.wandb
-        if mode == "auto":
-            mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
-        if mode != "disabled":
-            self._try("start", lambda: self._start(mode))
+        for guarded in self._backends:
+            guarded.metrics.attempt("start", guarded.backend.start)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.run is not None:
-            self._try("finish", lambda: self.run.finish(exit_code=0 if kind is None else 1))
+        for guarded in self._backends:
+            backend = guarded.backend
+            if kind is None:
+                guarded.picture("keep what was made", lambda to=backend: to.keep(self._made_by_stage()))  # type: ignore[misc]
+            guarded.metrics.attempt("finish", lambda to=backend: to.finish(kind is not None))  # type: ignore[misc]
 
     def log(self, metrics: dict[str, float], step: int, kind: Kind) -> None:
         """Log the metrics of an optimizer step, of a round, or of an evaluation after `step` steps."""
         self.sink.append_metrics({f"{kind}_index": step, **metrics})
-        if self.run is not None:
-            axis, prefix = _PANELS[kind]
-            row = {f"{prefix}/{name}": value for name, value in metrics.items()}
-            self._try("log", lambda: self.run.log({axis: step, **row}))
+        tell("metrics", kind=kind, index=step, metrics=metrics)
+        for guarded in self._backends:
+            guarded.metrics.attempt("log", lambda to=guarded.backend: to.log(kind, step, metrics))  # type: ignore[misc]
+            if kind == "round":
+                self._show_round(guarded, step)
 
-    def _start(self, mode: str) -> None:
-        import wandb
+    def _show_round(self, guarded: _Guarded, index: int) -> None:
+        """Some of its samples and its lineage, out of its folder; a line about the whole run has none."""
+        folder = self.sink.path / "rounds" / f"{index:03d}"
+        if not folder.is_dir():
+            return
+        seed, prompts = self.config.run.seed, self.config.tracking.sample_prompts
 
-        self.run = wandb.init(
-            project=self.config.tracking.project,
-            name=self.config.run.name,
-            group=self.config.tracking.group,
-            tags=self.config.tracking.tags,
-            id=self._run_id(),
-            resume="allow" if mode == "online" else None,
-            dir=str(self.sink.path),
-            mode=mode,  # type: ignore[arg-type]
-            config=self.config.model_dump(mode="json"),
-            # Nothing of the machine or the code is collected: a secret could stand anywhere in them.
-            settings=wandb.Settings(
-                console="off",
-                silent=True,
-                disable_code=True,
-                disable_git=True,
-                save_code=False,
-                x_disable_meta=True,
-                x_disable_stats=True,
-                x_save_requirements=False,
-                # A network that is down costs a minute or two, never the run; offline files stay.
-                init_timeout=30.0,
-                finish_timeout=60.0,
-            ),
+        def show() -> None:
+            samples = round_samples(folder, index, seed, prompts)
+            if samples:
+                guarded.backend.show(samples, index)
+
+        guarded.picture("show samples", show)
+        guarded.picture(
+            "keep artifacts", lambda: guarded.backend.keep(made_in_round(folder, index, self._start))
         )
-        for axis, prefix in _PANELS.values():
-            self.run.define_metric(f"{prefix}/*", step_metric=axis)
 
-    def _run_id(self) -> str:
-        """The same id on resume, so that wandb goes on with the same run."""
-        path = self.sink.path / "wandb_run_id"
-        if not path.is_file():
-            path.write_text(secrets.token_hex(4))
-        return path.read_text().strip()
+    def _made_by_stage(self) -> list[Made]:
+        return made_by_stage(self.sink.path, self._start)
 
-    def _try(self, what: str, action: Any) -> None:
-        retry = Retrying(stop=stop_after_attempt(3), wait=wait_random_exponential(0.1, max=2), reraise=True)
-        try:
-            retry(action)
-        except Exception as error:
-            self.run = None
-            text = f"wandb failed to {what} ({error}); going on with metrics.jsonl alone"
-            warnings.warn(text, stacklevel=2)
+    @property
+    def _start(self) -> str:
+        """The model that the run began with; nothing where it has none."""
+        model = getattr(self.config, "policy", None) or getattr(self.config, "model", None)
+        return str(getattr(model, "path", "") or "")
+
+
+def chosen_backends(directory: Path, config: TrackedConfig) -> list[Backend]:
+    """Those that the config names."""
+    mode = wandb_mode(config)
+    found: list[Backend] = [WandbRun(directory, config, mode)] if mode is not None else []
+    return found + ([TensorboardEvents(directory, config)] if config.tracking.tensorboard else [])

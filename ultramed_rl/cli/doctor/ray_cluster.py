@@ -1,0 +1,61 @@
+"""Whether Ray's cluster can be reached, or one started here. Nothing is started."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from ultramed_rl.cli.doctor.finding import Finding
+
+_TIMEOUT_S = 3.0
+_PORTS = {"": 6379, "ray": 10001, "http": 80, "https": 443}
+_STORE_BYTES = 512 * 2**20  # the object store of a local cluster on CPU
+_FULL = 0.95  # of a disk, from which Ray refuses to spill objects
+_SHARED = Path("/dev/shm")
+
+
+def check_ray(address: str | None) -> Iterator[Finding]:
+    """The cluster of the config or of RAY_ADDRESS; without one, whether this machine can start its own."""
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address in (None, "", "local"):
+        yield from _check_local()
+    elif address == "auto":
+        yield Finding("ray", "ok", "address=auto: the cluster that runs on this machine, found at the start")
+    else:
+        yield _check_address(str(address))
+
+
+def _check_address(address: str) -> Finding:
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    cure = "start Ray there (ray start --head), open the port, or unset RAY_ADDRESS and cluster.address"
+    try:
+        port = parts.port or _PORTS.get(parts.scheme, 6379)
+        with socket.create_connection((parts.hostname or "", port), timeout=_TIMEOUT_S):
+            return Finding("ray", "ok", f"{address} answers")
+    except (OSError, ValueError) as error:
+        return Finding("ray", "fail", f"{address}: no answer ({error})", cure)
+
+
+def _check_local() -> Iterator[Finding]:
+    """Room for the object store and for Ray's files."""
+    folder = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+    if not os.access(folder, os.W_OK):
+        yield Finding("ray", "fail", f"{folder}: not writable", "set RAY_TMPDIR to a folder that is")
+        return
+    disk = shutil.disk_usage(folder)
+    if disk.used / disk.total > _FULL:
+        text = f"{folder}: {disk.used / disk.total:.0%} full; Ray stops spilling objects at {_FULL:.0%}"
+        yield Finding("ray", "warn", text, "free some, or set RAY_TMPDIR to another disk")
+    shared = shutil.disk_usage(_SHARED).free if _SHARED.is_dir() else _STORE_BYTES
+    if shared < _STORE_BYTES:
+        text = (
+            f"/dev/shm has {shared / 2**20:.0f} MiB free; the object store takes {_STORE_BYTES / 2**20:.0f}"
+        )
+        yield Finding("ray", "warn", text, "enlarge it, in a container by --shm-size=8g")
+        return
+    yield Finding("ray", "ok", "no address is set: each run starts its own cluster on this machine")

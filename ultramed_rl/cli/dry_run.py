@@ -1,0 +1,77 @@
+"""What would be done: where, from where on, and on which devices. Nothing is started or written."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ultramed_rl.cli.exits import FAILED, fail
+from ultramed_rl.tracking.voice import say, tell, tell_result
+
+_NOTHING = "nothing was started"
+
+
+def show_run(config: Any, resume: bool) -> None:
+    """What a run of one config would do. Exits with code 1 where its directory is in the way."""
+    _show(config, resume)
+    say(_NOTHING)
+    tell_result(True, exit_code=0, dry_run=True)
+
+
+def show_recipe(recipe: Any, resume: bool) -> None:
+    """What a recipe would do, stage by stage."""
+    from ultramed_rl.config.recipe import stage_inputs
+    from ultramed_rl.recipes.run import planned_stages
+
+    directory = Path(recipe.run.directory) / recipe.run.name
+    stages = planned_stages(recipe)
+    begun = [name for name, _ in stages if (directory / name / "config.yaml").is_file()]
+    if begun and not resume:
+        fail(
+            f"{directory}: holds stages already ({', '.join(begun)}); go on with --resume, or choose another run.name",
+            FAILED,
+        )
+    for name, config in stages:
+        inputs = stage_inputs(recipe, name)
+        say(f"{name}: {'from ' + ', '.join(inputs) if inputs else 'from no other stage'}")
+        _show(config, resume)
+    say(_NOTHING)
+    tell_result(True, exit_code=0, dry_run=True)
+
+
+def _show(config: Any, resume: bool) -> None:
+    from ultramed_rl.cluster.plan import make_plan, render_plan
+
+    directory = Path(config.run.directory) / config.run.name
+    does = _what_happens(directory, resume)
+    plan = make_plan(config)
+    tell(
+        "plan",
+        name=config.run.name,
+        type=config.type,
+        directory=str(directory),
+        does=does,
+        plan=asdict(plan),
+    )
+    say(f"{config.run.name} ({config.type}) in {directory}: {does}\n{render_plan(plan)}\n")
+
+
+def _what_happens(directory: Path, resume: bool) -> str:
+    """New, or what becomes of the run that is there."""
+    from ultramed_rl.tracking.status import read_status
+
+    if not (directory / "config.yaml").is_file():
+        return "would begin"
+    status = read_status(directory)
+    if status.state == "running":
+        fail(f"{directory}: another process is writing this run; wait for it or stop it", FAILED)
+    if not resume:
+        fail(
+            f"{directory}: holds a run already; go on with it by --resume, or choose another run.name", FAILED
+        )
+    if status.state == "finished":
+        return "is finished and would be read back"
+    if status.rounds_wanted is not None:
+        return f"would go on after {len(status.rounds)} of {status.rounds_wanted} rounds"
+    return "would go on where it stopped"

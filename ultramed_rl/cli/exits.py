@@ -1,0 +1,72 @@
+"""How commands end: exit codes, errors in one line, and how to go on."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn, TypeVar
+
+import typer
+
+from ultramed_rl.tracking.voice import tell_result
+
+T = TypeVar("T")
+FAILED, WRONG, INTERRUPTED = 1, 2, 130
+
+
+def fail(message: str, code: int, **fields: Any) -> NoReturn:
+    """Say it on stderr and exit; `fields` are for programs."""
+    tell_result(False, exit_code=code, error=message, **fields)
+    typer.echo(message, err=True)
+    raise typer.Exit(code)
+
+
+def check(read: Callable[[], T], source: str | None = None) -> T:
+    """What `read` gives; exits with code 2 and the line where it says that something is wrong."""
+    from ultramed_rl.config import ConfigError
+
+    try:
+        return read()
+    except ConfigError as error:  # its lines name their file
+        fail(str(error), WRONG)
+    except ValueError as error:
+        fail(f"{source}: {error}" if source else str(error), WRONG)
+
+
+def carry_out(action: Callable[[], Mapping[str, Any]], again: str | None = None) -> None:
+    """Run it and tell programs what it gave; failures are one line with an exit code, unless they are our own bugs.
+
+    Args:
+        again: the command that goes on with it; None where there is nothing to go on with.
+    """
+    how = f"go on with: {again}" if again else "nothing is lost"
+    try:
+        result = action()
+    except KeyboardInterrupt:
+        fail(
+            f"interrupted; what was finished is kept, {how}" if again else "interrupted",
+            INTERRUPTED,
+            resume=again,
+        )
+    except (ValueError, RuntimeError, OSError) as error:
+        fail(one_line(error), FAILED, resume=again)
+    except Exception as error:
+        if not type(error).__module__.startswith("ray."):
+            raise  # our own bug: show where
+        fail(f"{one_line(error)}\nwhat was finished is kept: {how}", FAILED, resume=again)
+    tell_result(True, exit_code=0, **result)
+
+
+def resume_command(
+    name: str, config_path: str | None, overrides: tuple[str, ...], flags: tuple[str, ...]
+) -> str:
+    """The command line that goes on with a run, as a shell reads it."""
+    given = [config_path] if config_path else []
+    others = [flag for flag in flags if flag != "--resume"]
+    return shlex.join(["ultramed-rl", *name.split(), *given, *overrides, *others, "--resume"])
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error; of one that crossed from a Ray actor, the message that was raised there."""
+    cause = getattr(error, "cause", None)
+    return f"{type(cause).__name__}: {cause}" if isinstance(cause, Exception) else str(error)

@@ -1,0 +1,150 @@
+"""Commands about several stages: recipes, the data factory, and plans of any config."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from ultramed_rl.cli.dry_run import show_recipe, show_run
+from ultramed_rl.cli.exits import WRONG, carry_out, check, fail, resume_command
+from ultramed_rl.cli.options import ConfigPath, DryRun, Json, Order, Overrides, Quiet, Resume, manner_of
+from ultramed_rl.cli.program import command
+from ultramed_rl.cli.runs import check_config
+from ultramed_rl.tracking.voice import say, speaking, tell, tell_result
+
+
+@command("recipe")
+def recipe_command(
+    config_path: ConfigPath,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Run all stages of a recipe; finished ones are skipped on --resume.
+
+    Example: ultramed-rl recipe configs/recipes/quickstart.yaml run.name=mine
+    """
+    with speaking(manner_of(quiet, json)):
+        run_recipe_whole(Order(config_path, tuple(overrides or ()), resume, dry_run))
+
+
+@command("data")
+def data_command(
+    step: Annotated[
+        str,
+        typer.Argument(metavar="STAGE", help="a step such as score; of a recipe, the stage's name, or all"),
+    ],
+    config_path: ConfigPath,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="do the dead letters of an earlier run again")
+    ] = False,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Run a stage of the data factory: a config of its own, or one stage of a recipe, or all of them.
+
+    Example: ultramed-rl data score configs/data/ultramedical.yaml --resume
+    """
+    flags = ("--retry-failed",) if retry_failed else ()
+    order = Order(config_path, tuple(overrides or ()), resume, dry_run, flags)
+    with speaking(manner_of(quiet, json)):
+        if not _is_recipe(order):
+            run_data(step, _step_config(step, order), order)
+        elif step == "all" and not retry_failed:
+            run_recipe_whole(order)
+        else:
+            run_data(step, _recipe_stage(step, order), order)
+
+
+@command("plan")
+def plan_command(config_path: ConfigPath, overrides: Overrides = None, json: Json = False) -> None:
+    """Show every role's processes, devices and bytes against what the nodes have. Starts nothing.
+
+    Example: ultramed-rl plan configs/llama3-70b-4node.yaml cluster.policy.zero_stage=2
+    """
+    from ultramed_rl.cluster.plan import make_plan, render_plan
+    from ultramed_rl.config import load_any
+    from ultramed_rl.config.recipe import load_recipe
+    from ultramed_rl.recipes.run import planned_stages
+
+    order = Order(config_path, tuple(overrides or ()))
+    with speaking(manner_of(False, json)):
+        if _is_recipe(order):
+            recipe = check(lambda: load_recipe(config_path, overrides), config_path)
+            configs = [(f"{name} ({c.type}):\n", c, "\n") for name, c in planned_stages(recipe)]
+        else:
+            configs = [("", check(lambda: load_any(config_path, overrides or []), config_path), "")]
+        for head, config, tail in configs:
+            plan = check(lambda config=config: make_plan(config), config_path)  # type: ignore[misc]
+            tell("plan", name=config.run.name, type=config.type, plan=asdict(plan))
+            say(f"{head}{render_plan(plan)}{tail}")
+        tell_result(True, exit_code=0)
+
+
+def run_recipe_whole(order: Order) -> None:
+    """All stages, checked and planned before the first one starts."""
+    from ultramed_rl.config.recipe import load_recipe
+    from ultramed_rl.recipes.run import plan_recipe, run_recipe
+
+    path, overrides = order.config_path or "", list(order.overrides)
+    recipe = check(lambda: load_recipe(path, overrides), path)
+    check(lambda: plan_recipe(recipe), path)
+    if order.dry_run:
+        show_recipe(recipe, order.resume)
+        return
+
+    def run() -> dict[str, Any]:
+        result = run_recipe(recipe, resume=order.resume)
+        return {"output": str(result.directory), "outputs": result.outputs}
+
+    carry_out(run, resume_command("recipe", path, order.overrides, ()))
+
+
+def run_data(step: str, config: Any, order: Order) -> None:
+    """One data stage whose config is checked."""
+    if order.dry_run:
+        show_run(config, order.resume or bool(order.flags))
+        return
+
+    def run() -> dict[str, Any]:
+        from ultramed_rl.stages.data.run import make_data
+
+        return {"output": str(make_data(config, resume=order.resume, retry_failed=bool(order.flags)))}
+
+    carry_out(run, resume_command(f"data {step}", order.config_path, order.overrides, order.flags))
+
+
+def _is_recipe(order: Order) -> bool:
+    from ultramed_rl.config.load import read_mapping
+
+    path = order.config_path or ""
+    return bool(check(lambda: read_mapping(path, order.overrides), path).get("type") == "recipe")
+
+
+def _step_config(step: str, order: Order) -> Any:
+    config = check_config(order, "data")
+    if config.step.type != step:
+        use = f"use ultramed-rl data {config.step.type}"
+        fail(f"{order.config_path}: step.type={config.step.type!r}: {use}", WRONG)
+    return config
+
+
+def _recipe_stage(name: str, order: Order) -> Any:
+    """One data stage of a recipe, with what the stages before it have made; dry, as if they had."""
+    from ultramed_rl.config.recipe import load_recipe, stage_config
+    from ultramed_rl.recipes.run import check_runnable, data_stage
+
+    path, overrides = order.config_path or "", list(order.overrides)
+    recipe = check(lambda: load_recipe(path, overrides), path)
+    if not order.dry_run or recipe.stages.get(name, {}).get("type") != "data":
+        return check(lambda: data_stage(recipe, name), path)
+    config = check(lambda: stage_config(recipe, name, {}), path)
+    check(lambda: check_runnable(config), path)
+    return config

@@ -1,0 +1,132 @@
+"""Commands that run one config: online rounds and the offline stages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ultramed_rl.cli.dry_run import show_run
+from ultramed_rl.cli.exits import WRONG, carry_out, check, fail, resume_command
+from ultramed_rl.cli.options import ConfigPath, DryRun, Json, Order, Overrides, Quiet, Resume, manner_of
+from ultramed_rl.cli.program import command
+from ultramed_rl.tracking.voice import speaking
+
+
+@command("run")
+def run_command(
+    config_path: ConfigPath,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Run online rounds: sample, score, select pairs, train, sync, evaluate.
+
+    Example: ultramed-rl run configs/quickstart.yaml run.name=mine run.seed=1
+    """
+    with speaking(manner_of(quiet, json)):
+        run_alone(Order(config_path, tuple(overrides or ()), resume, dry_run), "online")
+
+
+@command("sft")
+def sft_command(
+    config_path: ConfigPath,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Fine-tune on conversations; only what the assistant wrote is learnt.
+
+    Example: ultramed-rl sft configs/sft/ultramedical-8b.yaml training.max_steps=20
+    """
+    with speaking(manner_of(quiet, json)):
+        run_alone(Order(config_path, tuple(overrides or ()), resume, dry_run), "sft")
+
+
+@command("reward")
+def reward_command(
+    config_path: ConfigPath,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Train a reward model on ranked answers.
+
+    Example: ultramed-rl reward configs/reward/ultramedrm-8b.yaml --resume
+    """
+    with speaking(manner_of(quiet, json)):
+        run_alone(Order(config_path, tuple(overrides or ()), resume, dry_run), "reward")
+
+
+@command("preference")
+def preference_command(
+    config_path: ConfigPath,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Learn offline preferences: DPO, KTO and the other objectives on answers that are there already.
+
+    Example: ultramed-rl preference configs/preference/ultramedical-8b-dpo.yaml objective.beta=0.05
+    """
+    with speaking(manner_of(quiet, json)):
+        run_alone(Order(config_path, tuple(overrides or ()), resume, dry_run), "preference")
+
+
+@command("contrasts")
+def contrasts_command(
+    config_path: ConfigPath,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Make preference pairs out of a policy's own answers, where no preference data is at hand.
+
+    Example: ultramed-rl contrasts contrasts.yaml contrasts.prompts=64
+    """
+    with speaking(manner_of(quiet, json)):
+        run_alone(Order(config_path, tuple(overrides or ()), resume, dry_run), "contrasts")
+
+
+def run_alone(order: Order, expected: str) -> None:
+    """Check, then run one stage, or say what would be done."""
+    config = check_config(order, expected)
+    if order.dry_run:
+        show_run(config, order.resume)
+        return
+
+    def run() -> dict[str, Any]:
+        from ultramed_rl.recipes.run import RUNNERS
+
+        output = RUNNERS[expected](config, order.resume)
+        return {"output": output, "directory": str(Path(config.run.directory) / config.run.name)}
+
+    carry_out(run, resume_command(command_of(expected), order.config_path, order.overrides, order.flags))
+
+
+def check_config(order: Order, expected: str) -> Any:
+    """The config, valid, of the expected type and with a plan that fits; else exit with code 2."""
+    from ultramed_rl.config import load_any
+    from ultramed_rl.config.load import COMMAND_LINE
+    from ultramed_rl.recipes.run import check_runnable
+
+    source = order.config_path or COMMAND_LINE
+    config = check(lambda: load_any(order.config_path, order.overrides), source)
+    if config.type != expected:
+        fail(f"{source}: type={config.type!r}: use ultramed-rl {command_of(config.type)}", WRONG)
+    check(lambda: check_runnable(config), source)
+    return config
+
+
+def command_of(kind: str) -> str:
+    """The command that runs a config of this type."""
+    return "run" if kind == "online" else kind.replace("_", "-")

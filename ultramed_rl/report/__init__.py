@@ -1,0 +1,9 @@
+"""Reports of runs, each as one HTML file: what a run came to, and how several compare.
+
+run directory --> records read back (run_files, answers, online_run) --> sections --> page
+"""
+
+from ultramed_rl.report.build import write_report
+from ultramed_rl.report.comparison_page import write_comparison
+
+__all__ = ["write_comparison", "write_report"]

@@ -1,0 +1,142 @@
+"""Answers of a run as numbers: read from parquet batch by batch, so that texts and tokens are never all in memory."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ultramed_rl.config.factory import Answer as AnswerStep
+
+_ROWS = 512
+Key = tuple[str, int]  # prompt id and sample
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is known of one scored answer but its text. `tokens` counts the end-of-turn token too."""
+
+    prompt_id: str
+    sample: int
+    tokens: int
+    finish: str
+    reward: float
+    empty: bool
+    refusal: bool
+
+    @property
+    def key(self) -> Key:
+        return self.prompt_id, self.sample
+
+    @property
+    def scored(self) -> bool:
+        """Whether the reward is a number."""
+        return math.isfinite(self.reward)
+
+    @property
+    def sampled(self) -> bool:
+        """Whether the policy wrote it; not so of the data's own answer."""
+        return self.finish != "reference"
+
+
+@dataclass(frozen=True)
+class PairAnswers:
+    """The answers of one preference group, best first: their samples, and the reward margin."""
+
+    prompt_id: str
+    samples: tuple[int, ...]
+    margin: float
+
+    @property
+    def chosen(self) -> Key:
+        return self.prompt_id, self.samples[0]
+
+    @property
+    def rejected(self) -> Key:
+        return self.prompt_id, self.samples[-1]
+
+
+def read_answers(path: Path) -> list[Answer]:
+    """The scored answers of a file; none where it isn't there."""
+    found = []
+    columns = ["prompt_id", "sample", "text", "token_ids", "finish_reason", "reward"]
+    for batch in _batches(path, columns):
+        lengths = pc.list_value_length(batch.column("token_ids")).to_pylist()
+        rows = zip(*(batch.column(n).to_pylist() for n in columns if n != "token_ids"), lengths, strict=True)
+        for prompt_id, sample, text, finish, reward, tokens in rows:
+            reward = math.nan if reward is None else reward
+            found.append(
+                Answer(prompt_id, sample, tokens, finish, reward, not text.strip(), is_refusal(text))
+            )
+    return found
+
+
+def read_pairs(path: Path) -> list[PairAnswers]:
+    """The preference groups of a file; none where it isn't there."""
+    found = []
+    columns = ["group_id", "prompt_id", "margin", "chosen_sample", "rejected_sample"]
+    for batch in _batches(path, columns):
+        for row in batch.to_pylist():
+            found.append(PairAnswers(row["prompt_id"], _samples(row), row["margin"]))
+    return found
+
+
+def read_texts(path: Path, wanted: set[str]) -> dict[Key, str]:
+    """The answers' texts to these prompts."""
+    return {
+        (row["prompt_id"], row["sample"]): row["text"]
+        for batch in _batches(path, ["prompt_id", "sample", "text"])
+        for row in batch.to_pylist()
+        if row["prompt_id"] in wanted
+    }
+
+
+def read_prompts(path: Path, wanted: set[str]) -> dict[str, dict[str, Any]]:
+    """`messages`, `answer` and `kind` of these prompts."""
+    return {
+        row["prompt_id"]: row
+        for batch in _batches(path, ["prompt_id", "messages", "answer", "kind"])
+        for row in batch.to_pylist()
+        if row["prompt_id"] in wanted
+    }
+
+
+def is_refusal(text: str) -> bool:
+    """Whether an answer begins as a refusal does, by the data factory's default patterns."""
+    start = text.strip()[:200]
+    return any(pattern.search(start) for pattern in _patterns())
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean of finite values; NaN where there is none."""
+    finite = [value for value in values if math.isfinite(value)]
+    return math.fsum(finite) / len(finite) if finite else math.nan
+
+
+def _samples(row: dict[str, Any]) -> tuple[int, ...]:
+    """A group's samples, out of its id (the prompt's, a colon, and these); the first version wrote two columns."""
+    if "group_id" not in row:
+        return row["chosen_sample"], row["rejected_sample"]
+    return tuple(map(int, row["group_id"][len(row["prompt_id"]) + 1 :].split(">")))
+
+
+@cache
+def _patterns() -> tuple[re.Pattern[str], ...]:
+    return tuple(
+        re.compile(pattern, re.IGNORECASE) for pattern in AnswerStep.model_fields["refusals"].default
+    )
+
+
+def _batches(path: Path, columns: list[str]) -> Iterator[Any]:
+    if not path.is_file():
+        return
+    with pq.ParquetFile(path) as file:
+        known = [name for name in columns if name in file.schema_arrow.names]
+        yield from file.iter_batches(batch_size=_ROWS, columns=known)

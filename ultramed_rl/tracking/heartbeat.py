@@ -1,0 +1,140 @@
+"""`status.json` of a run directory: what is being done, how far it is, and by which process.
+
+A thread of its own writes it, so that a slow or full disk neither stops nor slows a training.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+STATUS = "status.json"
+_EVERY_S = 2.0
+_LAST_S = 5.0  # that the end of a run waits for its last line
+_ERROR_LENGTH = 500
+
+
+@dataclass(eq=False)
+class Count:
+    """A phase under way: `done` of `total` units, the latter None where nobody has counted them."""
+
+    phase: str
+    total: int | None
+    unit: str
+    started: float = field(default_factory=time.time)
+    done: int = 0
+
+
+class Heartbeat:
+    """Writes the status of one directory until it is ended."""
+
+    def __init__(self, directory: Path, stages: Sequence[str] = ()) -> None:
+        self.file, self.stages, self.began = directory / STATUS, list(stages), time.time()
+        self.phases: list[Count] = []
+        self.last: Count | None = None
+        self.state, self.error = "running", ""
+        self._over, self._warned = threading.Event(), False
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def end(self, error: BaseException | None) -> None:
+        """Say how it ended; waits for the disk for a few seconds at most."""
+        self.state = _state_after(error)
+        self.error = "" if error is None else str(error)[:_ERROR_LENGTH]
+        self._over.set()
+        self._thread.join(_LAST_S)
+
+    def _beat(self) -> None:
+        self._write()
+        while not self._over.wait(_EVERY_S):
+            self._write()
+        self._write()
+
+    def _write(self) -> None:
+        # The name is one that the store clears away when a killed run is taken up.
+        temporary = self.file.with_name(f".tmp-{STATUS}")
+        try:
+            temporary.write_text(json.dumps(self._content()) + "\n", encoding="utf-8")
+            os.replace(temporary, self.file)
+        except Exception as error:
+            if not self._warned:
+                self._warned = True
+                warnings.warn(f"{self.file}: not written ({error}); the run goes on without", stacklevel=2)
+
+    def _content(self) -> dict[str, Any]:
+        open_phases = list(self.phases)
+        at = open_phases[-1] if open_phases else self.last
+        work = {} if at is None else {name: getattr(at, name) for name in Count.__dataclass_fields__}
+        return {
+            **work,
+            "state": self.state,
+            "error": self.error,
+            "began": self.began,
+            "updated": time.time(),
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "links": dict(_links),
+            "stages": self.stages,
+        }
+
+
+_current: list[Heartbeat] = []  # a recipe's, and within it a stage's
+_links: dict[str, str] = {}
+
+
+@contextmanager
+def watched(directory: Path, stages: Sequence[str] = ()) -> Iterator[None]:
+    """Keep `status.json` in a directory up to date while its run goes on.
+
+    Args:
+        stages: of a recipe, all of its stages in their order.
+    """
+    heartbeat = Heartbeat(directory, stages)
+    _current.append(heartbeat)
+    error: BaseException | None = None
+    try:
+        yield
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:
+        _current.remove(heartbeat)
+        heartbeat.end(error)
+
+
+@contextmanager
+def at_work(count: Count) -> Iterator[None]:
+    """The innermost watched run does this now."""
+    heartbeat = _current[-1] if _current else None
+    if heartbeat is None:
+        yield
+        return
+    heartbeat.phases.append(count)
+    try:
+        yield
+    finally:
+        heartbeat.phases.remove(count)
+        heartbeat.last = count
+
+
+def note_link(name: str, url: str | None) -> None:
+    """A page that shows more of the run under way, as Ray's dashboard does; None where there is none."""
+    if url:
+        _links[name] = url if "://" in url else f"http://{url}"
+    else:
+        _links.pop(name, None)
+
+
+def _state_after(error: BaseException | None) -> str:
+    if error is None:
+        return "finished"
+    return "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"

@@ -1,0 +1,185 @@
+"""How a run stands, read from its files alone: by anybody, on any machine that sees them, while it goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ultramed_rl.tracking.heartbeat import STATUS
+from ultramed_rl.tracking.liveness import is_alive
+from ultramed_rl.tracking.status_records import Driver, Row, State, Status, Work
+
+_TAIL_BYTES = 2**18
+# The file that each type of run writes when it is done; an online run's rounds are counted.
+_DONE = {
+    "sft": "model.json",
+    "reward": "model.json",
+    "preference": "model.json",
+    "contrasts": "pairs.json",
+    "evaluate": "results.json",
+    "reward_bench": "reward_bench.json",
+    "data": "records.json",
+}
+
+
+def read_status(directory: Path) -> Status:
+    """How the run in a directory stands.
+
+    Raises:
+        ValueError: there is no run in it.
+    """
+    heart = _json(directory / STATUS)
+    if (directory / "config.yaml").is_file():
+        return _run_status(directory, heart)
+    names = list(heart.get("stages") or _folders_with_runs(directory))
+    if not names:
+        raise ValueError(
+            f"{directory}: holds no run; give a folder such as runs/NAME, or start the run first"
+        )
+    return _recipe_status(directory, heart, names)
+
+
+def _run_status(directory: Path, heart: Row) -> Status:
+    config = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8")) or {}
+    kind = str(config.get("type", "online"))
+    wanted = int(config["run"]["rounds"]) if kind == "online" else None
+    rounds = _committed_rounds(directory) if kind == "online" else ()
+    made = len(rounds) == wanted if kind == "online" else (directory / _DONE[kind]).is_file()
+    state = _state(directory, heart, made)
+    work = _work(heart) if state == "running" else None
+    return Status(
+        directory=directory,
+        kind=kind,
+        state=state,
+        work=work,
+        driver=_driver(heart) if state == "running" else None,
+        rounds_wanted=wanted,
+        rounds=rounds,
+        left_s=_run_left_s(directory, rounds, wanted, work) if work and wanted else None,
+        elapsed_s=_elapsed_s(heart),
+        metrics=_last_metrics(directory, kind, rounds),
+        links=heart.get("links", {}) if state == "running" else {},
+        error=str(heart.get("error", "")) if state == "failed" else "",
+    )
+
+
+def _recipe_status(directory: Path, heart: Row, names: list[str]) -> Status:
+    stages = tuple(
+        _run_status(directory / name, _json(directory / name / STATUS))
+        if (directory / name / "config.yaml").is_file()
+        else Status(directory / name, "", "waiting")
+        for name in names
+    )
+    states = [stage.state for stage in stages]
+    state: State = "stopped"
+    if "running" in states or is_alive(directory, heart):
+        state = "running"
+    elif heart.get("state") in ("failed", "interrupted", "finished"):
+        state = heart["state"]
+    elif all(found == "finished" for found in states):
+        state = "finished"
+    at = next((stage for stage in stages if stage.state == "running"), None)
+    return Status(
+        directory=directory,
+        kind="recipe",
+        state=state,
+        work=at.work if at else None,
+        driver=_driver(heart) if state == "running" else None,
+        elapsed_s=_elapsed_s(heart),
+        links=heart.get("links", {}) if state == "running" else {},
+        error=str(heart.get("error", "")) if state == "failed" else "",
+        stages=stages,
+    )
+
+
+def _state(directory: Path, heart: Row, made: bool) -> State:
+    """What the driver said last, unless it is gone; of a run without a heartbeat, what its files tell."""
+    if is_alive(directory, heart):
+        return "running"
+    said = heart.get("state", "running")
+    if said != "running":
+        return said
+    return "finished" if made else "stopped"
+
+
+def _work(heart: Row) -> Work | None:
+    if "phase" not in heart:
+        return None
+    seconds = max(0.0, heart["updated"] - heart["started"])
+    return Work(heart["phase"], heart["done"], heart["total"], heart["unit"], seconds)
+
+
+def _driver(heart: Row) -> Driver | None:
+    if "pid" not in heart:
+        return None
+    return Driver(int(heart["pid"]), str(heart["host"]), max(0.0, time.time() - heart["updated"]))
+
+
+def _elapsed_s(heart: Row) -> float | None:
+    return heart["updated"] - heart["began"] if "began" in heart else None
+
+
+def _committed_rounds(directory: Path) -> tuple[Row, ...]:
+    """The rows of the rounds that are committed, from the first on."""
+    rows: list[Row] = []
+    while commit := _json(directory / "rounds" / f"{len(rows):03d}" / "commit.json"):
+        rows.append({name: value for name, value in commit["metrics"].items() if value is not None})
+    return tuple(rows)
+
+
+def _run_left_s(directory: Path, rounds: tuple[Row, ...], wanted: int, work: Work) -> float | None:
+    """Rounds to come as long as the mean of those before, less what the one at hand has taken."""
+    seconds = [float(row["seconds"]) for row in rounds if "seconds" in row]
+    if not seconds:
+        return None
+    folder = directory / "rounds" / f"{len(rounds):03d}"
+    taken = work.seconds + sum(_json(file).get("seconds", 0.0) for file in folder.glob("*.json"))
+    return max(0.0, (wanted - len(rounds)) * sum(seconds) / len(seconds) - taken)
+
+
+def _last_metrics(directory: Path, kind: str, rounds: tuple[Row, ...]) -> dict[str, Row]:
+    found: dict[str, Row] = {"round": rounds[-1]} if rounds else {}
+    for row in _tail(directory / "metrics.jsonl"):
+        for name in ("evaluation", "step", "data"):
+            if f"{name}_index" in row:
+                found[name] = row
+    done = _json(directory / _DONE[kind]).get("metrics") if kind in _DONE else None
+    return found | ({"result": done} if done and kind != "data" else {})
+
+
+def _tail(path: Path) -> list[Row]:
+    """The whole lines at the end of a JSONL file."""
+    if not path.is_file():
+        return []
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _TAIL_BYTES))
+        lines = file.read().split(b"\n")
+    return [row for line in lines if (row := _parse(line))]
+
+
+def _folders_with_runs(directory: Path) -> list[str]:
+    """Stages in the order in which they were begun."""
+    files = sorted(directory.glob("*/config.yaml"), key=lambda file: file.stat().st_mtime)
+    return [file.parent.name for file in files]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A JSON file's mapping; nothing where it isn't there, or isn't whole."""
+    try:
+        return _parse(path.read_bytes())
+    except OSError:
+        return {}
+
+
+def _parse(text: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:  # half a line, or one that is being written
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,141 @@
+"""Metrics, samples and lineage to wandb, online or into a directory that `wandb sync` sends later."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, astuple, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ultramed_rl.tracking.heartbeat import note_link
+from ultramed_rl.tracking.kinds import PANELS, Kind
+from ultramed_rl.tracking.round_files import Made, Sample
+
+if TYPE_CHECKING:
+    from ultramed_rl.tracking.kinds import TrackedConfig
+
+Mode = Literal["online", "offline"]
+_STAGING = "WANDB_DATA_DIR"
+
+
+def wandb_mode(config: TrackedConfig) -> Mode | None:
+    """`auto` is online where a key is set; None is disabled."""
+    wanted = config.tracking.wandb
+    if wanted == "disabled":
+        return None
+    if wanted == "auto":
+        return "online" if os.environ.get("WANDB_API_KEY") else "offline"
+    return wanted
+
+
+class WandbRun:
+    """A run of wandb that goes on under the same id when the run is resumed.
+
+    Artifacts are references with digests and parents in their metadata, which also an offline directory holds:
+    policy-ID:v0 -> completions-ID -> pairs-ID -> policy-ID:v1. Files are copied and uploaded only for
+    checkpoints and where `tracking.upload_checkpoints` says so.
+    """
+
+    name = "wandb"
+
+    def __init__(self, directory: Path, config: TrackedConfig, mode: Mode) -> None:
+        self.directory, self.config, self.mode = directory, config, mode
+        self.run: Any = None
+
+    def start(self) -> None:
+        import wandb
+
+        tracking = self.config.tracking
+        self.run = wandb.init(
+            project=tracking.project,
+            name=self.config.run.name,
+            group=tracking.group,
+            job_type=self.config.type,
+            tags=tracking.tags,
+            id=run_id(self.directory),
+            resume="allow" if self.mode == "online" else None,
+            dir=str(self.directory),
+            mode=self.mode,
+            config=self.config.model_dump(mode="json"),
+            # Nothing of the machine or the code is collected: a secret could stand anywhere in them.
+            settings=wandb.Settings(
+                console="off",
+                silent=True,
+                disable_code=True,
+                disable_git=True,
+                save_code=False,
+                x_disable_meta=True,
+                x_disable_stats=True,
+                x_save_requirements=False,
+                # A network that is down costs a minute or two, never the run; offline files stay.
+                init_timeout=30.0,
+                finish_timeout=60.0,
+            ),
+        )
+        for axis, prefix in PANELS.values():
+            self.run.define_metric(f"{prefix}/*", step_metric=axis)
+        note_link("wandb", self.run.url if self.mode == "online" else None)
+
+    def log(self, kind: Kind, step: int, metrics: Mapping[str, float]) -> None:
+        axis, prefix = PANELS[kind]
+        self.run.log({axis: step, **{f"{prefix}/{name}": value for name, value in metrics.items()}})
+
+    def show(self, samples: Sequence[Sample], step: int) -> None:
+        import wandb
+
+        table = wandb.Table(columns=[field.name for field in fields(Sample)])
+        for sample in samples:
+            table.add_data(*astuple(sample))
+        with staging_in(self.directory):
+            self.run.log({PANELS["round"][0]: step, "samples": table})
+
+    def keep(self, made: Sequence[Made]) -> None:
+        with staging_in(self.directory):
+            for item in made:
+                self.run.log_artifact(
+                    self._artifact(item), aliases=[f"version-{item.version}", item.digest[:12]]
+                )
+
+    def _artifact(self, item: Made) -> Any:
+        import wandb
+
+        artifact = wandb.Artifact(
+            name=f"{item.name}-{self.run.id}",
+            type=item.kind,
+            description=", ".join(f"made from {name}" for name in item.parents),
+            metadata={**asdict(item), "path": str(item.path)},
+        )
+        if item.kind == "model" and self.config.tracking.upload_checkpoints:
+            artifact.add_dir(str(item.path))
+        else:
+            # Without a checksum no file is read: the digest that the run took of it is in the metadata.
+            artifact.add_reference(item.path.absolute().as_uri(), name=item.path.name, checksum=False)
+        return artifact
+
+    def finish(self, failed: bool) -> None:
+        note_link("wandb", None)
+        if self.run is not None:
+            self.run.finish(exit_code=int(failed))
+
+
+@contextmanager
+def staging_in(directory: Path) -> Iterator[None]:
+    """Files of artifacts wait within the run's directory, where an offline run needs them, not in a home."""
+    before = os.environ.get(_STAGING)
+    os.environ[_STAGING] = before or str(directory / "wandb" / "data")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_STAGING]
+
+
+def run_id(directory: Path) -> str:
+    """The same id on resume, so that wandb goes on with the same run."""
+    path = directory / "wandb_run_id"
+    if not path.is_file():
+        path.write_text(secrets.token_hex(4))
+    return path.read_text().strip()
