@@ -342,6 +342,15 @@ def test_a_stage_of_a_recipe_runs_alone_once_those_before_it_have(tmp_path: Path
     assert unknown.exit_code == 2 and "no data stage of this recipe (judged, pairs)" in unknown.output
 
 
+def test_a_stage_that_bad_input_stopped_can_be_mended_and_run(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", [answered(n, [POOR, GOOD.format(n=n)]) for n in range(6)])
+    file, runner = str(recipe(tmp_path, source)), CliRunner()
+    too_many = runner.invoke(app, ["data", "all", file, "stages.pairs.step.splits.test=5"])
+    assert too_many.exit_code == 1 and "leave no prompt to train on" in too_many.output
+    mended = runner.invoke(app, ["data", "all", file, "--resume"])
+    assert mended.exit_code == 0, mended.output
+
+
 def test_a_recipe_whose_earlier_stage_was_made_anew_says_so(tmp_path: Path) -> None:
     source = write(tmp_path / "in.jsonl", [answered(n, [POOR, GOOD.format(n=n)]) for n in range(6)])
     file, runner = str(recipe(tmp_path, source)), CliRunner()

@@ -99,12 +99,8 @@ class WorkDirectory:
     def _forget_start(self) -> None:
         """Where bad input stopped a run before it made anything, it can be mended under the same name."""
         remove_leftovers(self.path)
-        if {path.name for path in self.path.iterdir()} <= {
-            ".lock",
-            "config.yaml",
-            "status.json",
-            ENVIRONMENT,
-        }:
+        beginnings = {".lock", "config.yaml", "status.json", "inputs.json", ENVIRONMENT}
+        if {path.name for path in self.path.iterdir()} <= beginnings:
             for name in ("config.yaml", ENVIRONMENT):
                 (self.path / name).unlink(missing_ok=True)
 
