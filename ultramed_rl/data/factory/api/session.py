@@ -20,6 +20,9 @@ from ultramed_rl.records import ChatRequest
 T = TypeVar("T")
 Start = Callable[[Coroutine[Any, Any, T]], "Future[T]"]
 _FIRST_S, _LONGEST_S = 0.5, 30.0  # the most that is waited after a first failure, and after any
+_WELL_S = 1.0  # and after any while most requests are answered: the trouble is this request's own
+_MEMORY = 1 / 32  # weight of one attempt in the share of those that are answered
+_WELL = 0.6  # such a share, from which the endpoint is well
 _LONGEST_ASKED_S = 600.0  # a server that asks for a longer wait is asked again after this
 
 
@@ -40,12 +43,14 @@ class Session:
         self._slots = asyncio.Semaphore(self.endpoint.concurrency)
         self._requests = Rate(self.endpoint.requests_per_minute)
         self._tokens = Rate(self.endpoint.tokens_per_minute)
+        self._answered = 0.0  # of the latest attempts, the share
 
     async def send(self, request: ChatRequest, trail: Trail) -> Answer:
         """The answer, asked for until `trail` has `retries` attempts more than one.
 
         Between attempts it waits what the server asks for, and a random time up to a bound that doubles with
-        every attempt ("full jitter": so that all who failed together don't come back together).
+        every attempt ("full jitter": so that all who failed together don't come back together). While the endpoint
+        answers most of what it is asked, the bound stays low.
 
         Raises:
             Failure: the last one, or one that wouldn't pass.
@@ -55,10 +60,12 @@ class Session:
             try:
                 answer = await self._once(request)
             except Failure as failure:
+                self._note(answered=False)
                 if not failure.passing or not self.may_retry(trail):
                     raise
-                await asyncio.sleep(_delay(trail.attempts, failure.wait))
+                await asyncio.sleep(self._delay(trail.attempts, failure.wait))
                 continue
+            self._note(answered=True)
             trail.prompt_tokens += answer.prompt_tokens
             trail.completion_tokens += answer.completion_tokens
             return answer
@@ -66,6 +73,14 @@ class Session:
     def may_retry(self, trail: Trail) -> bool:
         """Whether the request may be sent once more."""
         return trail.attempts <= self.endpoint.retries
+
+    def _note(self, *, answered: bool) -> None:
+        self._answered += _MEMORY * (answered - self._answered)
+
+    def _delay(self, attempts: int, asked: float) -> float:
+        longest = _WELL_S if self._answered >= _WELL else _LONGEST_S
+        bound = min(longest, _FIRST_S * 2 ** (attempts - 1))
+        return min(asked, _LONGEST_ASKED_S) + random.uniform(0.0, bound)
 
     async def _once(self, request: ChatRequest) -> Answer:
         largest = unused = sum(largest_use(request))
@@ -78,11 +93,6 @@ class Session:
                 return answer
             finally:
                 self._tokens.give_back(unused)
-
-
-def _delay(attempts: int, asked: float) -> float:
-    bound = min(_LONGEST_S, _FIRST_S * 2 ** (attempts - 1))
-    return min(asked, _LONGEST_ASKED_S) + random.uniform(0.0, bound)
 
 
 @contextmanager
