@@ -21,8 +21,8 @@ VERDICT = json.dumps(
 )
 
 
-def request(key: str, text: str, max_tokens: int, schema: str = "") -> ChatRequest:
-    return ChatRequest(key, (Message(role="user", content=text),), max_tokens, 1.0, 1.0, 7, schema)
+def request(key: str, text: str, max_tokens: int, schema: str = "", seed: int = 7) -> ChatRequest:
+    return ChatRequest(key, (Message(role="user", content=text),), max_tokens, 1.0, 1.0, seed, schema)
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -33,13 +33,14 @@ def test_chats_are_answered_once_each_and_held_to_their_schema(tiny_root: Path) 
         "policy": {"path": str(tiny_root / "policy"), "max_length": 256},
         "cluster": {**devices, "rollout": rollout},
     }
-    judged = [request(f"judge {n}", f"Is {n} a prime?", 64, VERDICT) for n in range(20)]
+    judged = [request(f"judge {n}", f"Is {n} a prime?", 64, VERDICT, seed=n) for n in range(20)]
     with EngineGenerator(parse_config(settings, kind=EngineConfig)) as generator:
         asked = [*judged, request("cut", "Go on.", 8), request("long", "x" * 240, 32)]
         replies = {reply.key: reply for reply in generator.replies(iter(asked))}
         again = {reply.key: reply for reply in generator.replies(iter(judged[::-1]))}
     assert replies.keys() == {one.key for one in asked}, "a request was lost"
     for one in judged:
+        assert not replies[one.key].error, replies[one.key]
         value = json.loads(replies[one.key].text)
         assert value["verdict"] in ("yes", "no", "perhaps") and value["score"] in range(1, 6)
     assert {key: reply.text for key, reply in again.items()} == {

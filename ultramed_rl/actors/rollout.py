@@ -72,6 +72,8 @@ class RolloutWorker:
             trust_remote_code=arguments.trust_remote_code,
             weight_transfer_config=WeightTransferConfig(backend=arguments.transfer_backend),
             generation_config="vllm",
+            # Free whitespace would let a small model write nothing else.
+            structured_outputs_config={"backend": "guidance", "disable_any_whitespace": True},
             **self._device_arguments(),
         )
         self.policy_version = version
@@ -214,8 +216,7 @@ class RolloutWorker:
 def _structure(schema: str) -> Any:
     from vllm.sampling_params import StructuredOutputsParams
 
-    # Free whitespace would let a small model write nothing else.
-    return StructuredOutputsParams(json=schema, disable_any_whitespace=True) if schema else None
+    return StructuredOutputsParams(json=schema) if schema else None
 
 
 def _final_only() -> Any:
