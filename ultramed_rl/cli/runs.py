@@ -11,90 +11,64 @@ from ultramed_rl.cli.options import ConfigPath, DryRun, Json, Order, Overrides, 
 from ultramed_rl.cli.program import command
 from ultramed_rl.tracking.voice import speaking
 
+# By command: the type of its configs, and its help.
+_COMMANDS = {
+    "run": (
+        "online",
+        """Run online rounds: sample, score, select pairs, train, sync, evaluate.
 
-@command("run")
-def run_command(
-    config_path: ConfigPath,
-    overrides: Overrides = None,
-    resume: Resume = False,
-    dry_run: DryRun = False,
-    quiet: Quiet = False,
-    json: Json = False,
-) -> None:
-    """Run online rounds: sample, score, select pairs, train, sync, evaluate.
+        Example: ultramed-rl run configs/quickstart.yaml run.name=mine run.seed=1
+        """,
+    ),
+    "sft": (
+        "sft",
+        """Fine-tune on conversations; only what the assistant wrote is learnt.
 
-    Example: ultramed-rl run configs/quickstart.yaml run.name=mine run.seed=1
-    """
-    with speaking(manner_of(quiet, json)):
-        run_alone(Order(config_path, tuple(overrides or ()), resume, dry_run), "online")
+        Example: ultramed-rl sft configs/sft/ultramedical-8b.yaml training.max_steps=20
+        """,
+    ),
+    "reward": (
+        "reward",
+        """Train a reward model on ranked answers.
 
+        Example: ultramed-rl reward configs/reward/ultramedrm-8b.yaml --resume
+        """,
+    ),
+    "preference": (
+        "preference",
+        """Learn offline preferences: DPO, KTO and the other objectives on answers that are there already.
 
-@command("sft")
-def sft_command(
-    config_path: ConfigPath,
-    overrides: Overrides = None,
-    resume: Resume = False,
-    dry_run: DryRun = False,
-    quiet: Quiet = False,
-    json: Json = False,
-) -> None:
-    """Fine-tune on conversations; only what the assistant wrote is learnt.
+        Example: ultramed-rl preference configs/preference/ultramedical-8b-dpo.yaml objective.beta=0.05
+        """,
+    ),
+    "contrasts": (
+        "contrasts",
+        """Make preference pairs out of a policy's own answers, where no preference data is at hand.
 
-    Example: ultramed-rl sft configs/sft/ultramedical-8b.yaml training.max_steps=20
-    """
-    with speaking(manner_of(quiet, json)):
-        run_alone(Order(config_path, tuple(overrides or ()), resume, dry_run), "sft")
-
-
-@command("reward")
-def reward_command(
-    config_path: ConfigPath,
-    overrides: Overrides = None,
-    resume: Resume = False,
-    dry_run: DryRun = False,
-    quiet: Quiet = False,
-    json: Json = False,
-) -> None:
-    """Train a reward model on ranked answers.
-
-    Example: ultramed-rl reward configs/reward/ultramedrm-8b.yaml --resume
-    """
-    with speaking(manner_of(quiet, json)):
-        run_alone(Order(config_path, tuple(overrides or ()), resume, dry_run), "reward")
+        Example: ultramed-rl contrasts contrasts.yaml contrasts.prompts=64
+        """,
+    ),
+}
 
 
-@command("preference")
-def preference_command(
-    config_path: ConfigPath,
-    overrides: Overrides = None,
-    resume: Resume = False,
-    dry_run: DryRun = False,
-    quiet: Quiet = False,
-    json: Json = False,
-) -> None:
-    """Learn offline preferences: DPO, KTO and the other objectives on answers that are there already.
+def _add_command(name: str, kind: str, words: str) -> None:
+    def run_config(
+        config_path: ConfigPath,
+        overrides: Overrides = None,
+        resume: Resume = False,
+        dry_run: DryRun = False,
+        quiet: Quiet = False,
+        json: Json = False,
+    ) -> None:
+        with speaking(manner_of(quiet, json)):
+            run_alone(Order(config_path, tuple(overrides or ()), resume, dry_run), kind)
 
-    Example: ultramed-rl preference configs/preference/ultramedical-8b-dpo.yaml objective.beta=0.05
-    """
-    with speaking(manner_of(quiet, json)):
-        run_alone(Order(config_path, tuple(overrides or ()), resume, dry_run), "preference")
+    run_config.__doc__ = words
+    command(name)(run_config)
 
 
-@command("contrasts")
-def contrasts_command(
-    config_path: ConfigPath,
-    overrides: Overrides = None,
-    resume: Resume = False,
-    dry_run: DryRun = False,
-    quiet: Quiet = False,
-    json: Json = False,
-) -> None:
-    """Make preference pairs out of a policy's own answers, where no preference data is at hand.
-
-    Example: ultramed-rl contrasts contrasts.yaml contrasts.prompts=64
-    """
-    with speaking(manner_of(quiet, json)):
-        run_alone(Order(config_path, tuple(overrides or ()), resume, dry_run), "contrasts")
+for _name, (_kind, _words) in _COMMANDS.items():
+    _add_command(_name, _kind, _words)
 
 
 def run_alone(order: Order, expected: str) -> None:

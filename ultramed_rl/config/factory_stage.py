@@ -16,6 +16,7 @@ from ultramed_rl.config.run import RunName, Tracking, device_rules
 from ultramed_rl.config.sampling import SamplingCluster
 from ultramed_rl.config.validate import Checked
 
+FURTHER_INPUTS = ("exemplars_from", "judged", "labels")  # keys of steps that name rows beside the input
 GeneratorName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 _TEMPERATURE = "of this model's answers; null: the step's"
 
@@ -104,6 +105,12 @@ class DataConfig(Checked):
     def problems(self) -> list[str]:
         found = [*_generator_rules(self), *_length_rules(self), *_exemplar_rules(self.step)]
         return found + (device_rules(self.cluster) if self.engines else [])
+
+    @property
+    def further_inputs(self) -> dict[str, str]:
+        """By key, the URIs that the step reads beside `input`."""
+        named = {key: getattr(self.step, key, None) for key in FURTHER_INPUTS}
+        return {key: uri for key, uri in named.items() if uri}
 
     def step_for(self, name: str) -> DataStep:
         """The step as it asks the generator of this name."""

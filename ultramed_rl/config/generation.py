@@ -10,6 +10,8 @@ from pydantic import Field, field_validator, model_validator
 
 from ultramed_rl.config.base import Section
 
+# Of an endpoint's settings those that decide on its answers; the others say how it is reached and what it may cost.
+DECIDES = ("model", "structured", "length_field", "extra")
 # Fields of a request's body that are ours to write.
 _OURS = ("model", "messages", "stream", "n", "response_format", "max_tokens", "max_completion_tokens", "seed")
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from ultramed_rl.config.base import ConfigError
+from ultramed_rl.config.factory_stage import FURTHER_INPUTS
 from ultramed_rl.config.load import KINDS, AnyConfig, parse_config, read_mapping
 from ultramed_rl.config.run import RunName
 from ultramed_rl.config.validate import Checked
@@ -21,7 +22,7 @@ _MADE = {
     "reward_bench": "a comparison",
     "data": "a folder of files",
 }
-_FILE_KEYS = ("uri", "exemplars_from", "judged", "labels")
+_FILE_KEYS = ("uri", *FURTHER_INPUTS)
 
 
 class RecipeConfig(Checked):

@@ -10,7 +10,8 @@ from typing import Self
 from ultramed_rl.actors.rollout import SamplingRequest
 from ultramed_rl.config.factory_stage import EngineConfig
 from ultramed_rl.crew.sampling import SamplingCrew
-from ultramed_rl.data.factory.api.structured import Misfit, fit
+from ultramed_rl.data.factory.api.attempts import read_reply
+from ultramed_rl.data.factory.api.structured import Misfit
 from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.models.tokenizer import chat_tokenizer
 from ultramed_rl.records import ChatReply, ChatRequest, Completion, Prompt
@@ -85,14 +86,9 @@ class EngineGenerator:
 
 
 def _reply(request: ChatRequest, completion: Completion, prompt_tokens: int) -> ChatReply:
-    text, error = completion.text, ""
-    if completion.finish_reason == "length":
-        text, error = "", "truncated"
-    elif not text.strip():
-        text, error = "", "empty"
-    elif request.schema:
-        try:
-            text = fit(text, request.schema)
-        except Misfit as misfit:
-            text, error = "", f"misfit: {misfit}"
+    text, error = "", ""
+    try:
+        text = read_reply(completion.text, completion.finish_reason, request.schema)
+    except Misfit as misfit:
+        error = str(misfit)
     return ChatReply(request.key, text, error, prompt_tokens, len(completion.token_ids))

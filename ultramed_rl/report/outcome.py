@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import plotly.graph_objects as go  # type: ignore[import-untyped]
+import plotly.graph_objects as go
 
 from ultramed_rl.evaluation.statistics import Interval, paired_bootstrap
 from ultramed_rl.report.answers import Answer

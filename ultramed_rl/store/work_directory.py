@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from ultramed_rl.config import AnyConfig, config_difference, dump_config, load_any
+from ultramed_rl.config.generation import DECIDES, Endpoint
 from ultramed_rl.store.atomic import explain_full_disk, remove_leftovers, without_non_finite, write_whole
 from ultramed_rl.store.environment import FILE as ENVIRONMENT
 from ultramed_rl.store.environment import write_environment
@@ -26,20 +27,7 @@ _HARMLESS = (
     "cluster.workers",
     "max_failed_share",
 )
-# Of an endpoint that answers: how it is reached, and what it may cost.
-_HARMLESS_OF_GENERATORS = (
-    "base_url",
-    "api_key_env",
-    "requests_per_minute",
-    "tokens_per_minute",
-    "concurrency",
-    "timeout_s",
-    "retries",
-    "token_budget",
-    "money_budget",
-    "prompt_price",
-    "completion_price",
-)
+_ENDPOINT_LIMITS = Endpoint.model_fields.keys() - DECIDES
 
 
 class WorkDirectory:
@@ -137,7 +125,7 @@ def _parse(line: str) -> dict[str, Any] | None:
 
 def _is_harmless(key: str) -> bool:
     return key.startswith(_HARMLESS) or (
-        key.startswith("generators.") and key.rpartition(".")[2] in _HARMLESS_OF_GENERATORS
+        key.startswith("generators.") and key.rpartition(".")[2] in _ENDPOINT_LIMITS
     )
 
 

@@ -139,7 +139,7 @@ def _navigation(sections: Sequence[Section]) -> str:
 
 def _figure_json(figure: Figure) -> str:
     """Data and layout without the template (the page's own, light or dark, takes its place)."""
-    from plotly.io import to_json  # type: ignore[import-untyped]
+    from plotly.io import to_json
 
     # Not orjson, which refuses halves of surrogate pairs. The layout's own title and colours stay.
     found = json.loads(to_json(figure, engine="json", validate=False))
@@ -150,7 +150,7 @@ def _figure_json(figure: Figure) -> str:
 @cache
 def _library() -> tuple[str, str]:
     """plotly.js, and the same compressed in base64; the same bytes at every call."""
-    from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
+    from plotly.offline import get_plotlyjs
 
     # A script's text, and so its hash, has no carriage returns in the browser.
     library = re.sub(r"\r\n?", "\n", get_plotlyjs())

@@ -18,7 +18,7 @@ from ultramed_rl.data.factory.generator import Generator
 from ultramed_rl.data.factory.runner import StepResult, run_step
 from ultramed_rl.data.factory.step import Step
 from ultramed_rl.records import ChatReply, ChatRequest
-from ultramed_rl.stages.data.inputs import identity_of, read_input
+from ultramed_rl.stages.data.inputs import read_input
 from ultramed_rl.stages.data.work import Work
 from ultramed_rl.store.atomic import write_lines
 from ultramed_rl.store.ledger import Ledger, Tally
@@ -74,7 +74,7 @@ def _carry(work: Work, step: Step, name: str, folder: Path) -> Ledger:
         RuntimeError: the generator's budget is used up, or too many records failed.
     """
     config = work.config
-    with Ledger(folder, identity_of(config), retry_dead=work.retry_failed) as ledger:
+    with Ledger(folder, work.identity, retry_dead=work.retry_failed) as ledger:
         # What is finished needs no engine: only its rows are read, to see that they are the same.
         with _open_generator(config, "" if ledger.finished and not work.retry_failed else name) as generator:
             label = name and f" by {name}"

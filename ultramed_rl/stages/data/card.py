@@ -17,15 +17,13 @@ from ultramed_rl.store.cards import (
     write_card,
 )
 
-# Keys of steps that name rows beside the input.
-_FURTHER = {"exemplars_from": "solved examples", "judged": "judged rows", "labels": "labels"}
+_PARTS = {"exemplars_from": "solved examples", "judged": "judged rows", "labels": "labels"}
 
 
 def write_data_card(config: DataConfig, run: Path, folder: Path, counts: Mapping[str, float]) -> None:
     """README.md beside the rows, before the folder is digested."""
-    step = config.step.model_dump()
     inputs = [made_from("input", uri) for uri in config.input]
-    inputs += [made_from(part, step[key]) for key, part in _FURTHER.items() if step.get(key)]
+    inputs += [made_from(_PARTS[key], uri) for key, uri in config.further_inputs.items()]
     files = split_files(folder, "test" if config.step.type == "bench" else "train")
     facts = DataFacts(
         counts=counts,

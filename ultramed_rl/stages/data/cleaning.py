@@ -18,7 +18,7 @@ from ultramed_rl.evaluation.contamination.search import question_text
 from ultramed_rl.evaluation.load import load_items
 from ultramed_rl.evaluation.suite import source_of
 from ultramed_rl.evaluation.tasks import find_task
-from ultramed_rl.stages.data.inputs import identity_of, open_embedder, read_input, read_made_rows
+from ultramed_rl.stages.data.inputs import open_embedder, read_input, read_made_rows
 from ultramed_rl.stages.data.work import Work
 from ultramed_rl.store.atomic import write_lines
 
@@ -61,7 +61,7 @@ def _map(work: Work, files: list[Path], function: Any, name: str) -> list[Path]:
         files,
         function,
         work.scratch / name,
-        identity=identity_of(work.config),
+        identity=work.identity,
         rows=ROWS,
         workers=cluster.workers,
     )

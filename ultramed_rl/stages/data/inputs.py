@@ -9,13 +9,11 @@ from typing import Any
 
 from ultramed_rl.config.embedding import HASHED
 from ultramed_rl.config.factory_stage import ApiGeneratorConfig, DataConfig
+from ultramed_rl.config.generation import DECIDES
 from ultramed_rl.data.factory.hashing import HashedEmbedder
 from ultramed_rl.data.likeness import Embed
 from ultramed_rl.data.sources import Row, list_sources, read_rows
 from ultramed_rl.store.digests import digest_path
-
-# Of an endpoint: what decides on its answers.
-_DECIDES = ("model", "temperature", "structured", "length_field", "extra")
 
 
 def read_input(config: DataConfig) -> Iterator[Row]:
@@ -35,13 +33,13 @@ def read_made_rows(uri: str, limit: int | None = None) -> Iterator[Row]:
 def identity_of(config: DataConfig) -> list[str]:
     """What decides on the results: the step, the models it asks, and the contents of the files it reads."""
     models = {
-        name: generator.model_dump(include=set(_DECIDES))
+        name: generator.model_dump(include={*DECIDES, "temperature"})
         if isinstance(generator, ApiGeneratorConfig)
         else generator.model_dump()
         for name, generator in config.generators.items()
     }
     step = config.step.model_dump()
-    uris = [*config.input, *(step[key] for key in ("exemplars_from", "judged", "labels") if step.get(key))]
+    uris = [*config.input, *config.further_inputs.values()]
     return [
         json.dumps({"step": step, "models": models, "limit": config.limit}, sort_keys=True),
         *(f"{source} {_digest(source)}" for uri in uris for source in list_sources(uri)),

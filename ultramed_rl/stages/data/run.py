@@ -36,13 +36,15 @@ def make_data(config: DataConfig, *, resume: bool = False, retry_failed: bool = 
             artifacts.discard(OUTPUT)
         finished = artifacts.finished(OUTPUT)
 
+        identity = identity_of(config)  # reads all of the input: once
+
         def compute(folder: Path) -> dict[str, float]:
-            work = Work(config, store.path / "work", folder, progress, retry_failed)
+            work = Work(config, identity, store.path / "work", folder, progress, retry_failed)
             counts = {name: float(count) for name, count in carry_out(work).items()}
             write_data_card(config, store.path, folder, counts)
             return counts
 
-        folder, counts = artifacts.phase_directory(OUTPUT, compute, *identity_of(config))
+        folder, counts = artifacts.phase_directory(OUTPUT, compute, *identity)
         if not finished:
             with Tracker(store, config) as tracker:
                 tracker.log(counts, step=0, kind="data")

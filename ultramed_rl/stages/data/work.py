@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ class Work:
     """A stage under way: `scratch` is kept until it is done and after, `output` appears whole at its end."""
 
     config: DataConfig
+    identity: Sequence[str]
     scratch: Path
     output: Path
     progress: Progress

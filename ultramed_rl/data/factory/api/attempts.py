@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ultramed_rl.data.factory.api.body import correction
 from ultramed_rl.data.factory.api.session import Session, Trail
 from ultramed_rl.data.factory.api.structured import Misfit, fit, validator
-from ultramed_rl.data.factory.api.transport import Answer, Failure
+from ultramed_rl.data.factory.api.transport import Failure
 from ultramed_rl.records import ChatRequest
 
 _IN_A_ROW = 20  # requests that fail without an answer between them: it isn't the requests
@@ -65,7 +65,7 @@ async def usable_reply(asking: Session, request: ChatRequest, trail: Trail, watc
             return Outcome(error=f"failure: {failure}")
         watch.saw_answer()
         try:
-            return Outcome(_read(answer, request.schema))
+            return Outcome(read_reply(answer.text, answer.finish_reason, request.schema))
         except Misfit as misfit:
             error = str(misfit)
         cut += error == "truncated"
@@ -75,15 +75,15 @@ async def usable_reply(asking: Session, request: ChatRequest, trail: Trail, watc
             asked = correction(request, answer.text, error.removeprefix("misfit: "))
 
 
-def _read(answer: Answer, schema: str) -> str:
-    """The reply as it can be used. Raises Misfit with the outcome's error."""
-    if answer.finish_reason == "content_filter":
+def read_reply(text: str, finish_reason: str | None, schema: str) -> str:
+    """The reply as it can be used, of an API or an engine. Raises Misfit with the outcome's error."""
+    if finish_reason == "content_filter":
         raise Misfit("filtered")
-    if answer.finish_reason == "length":
+    if finish_reason == "length":
         raise Misfit("truncated")
-    if not answer.text.strip():
+    if not text.strip():
         raise Misfit("empty")
     try:
-        return fit(answer.text, schema) if schema else answer.text
+        return fit(text, schema) if schema else text
     except Misfit as misfit:
         raise Misfit(f"misfit: {misfit}") from None

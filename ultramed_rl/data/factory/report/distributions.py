@@ -10,8 +10,8 @@ from itertools import pairwise
 from math import floor
 from typing import Any
 
-import plotly.graph_objects as go  # type: ignore[import-untyped]
-from plotly.subplots import make_subplots  # type: ignore[import-untyped]
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from ultramed_rl.data.factory.report.facts import read_all_facts
 from ultramed_rl.tracking.page import figure_text

@@ -9,7 +9,7 @@ from functools import partial
 from math import log
 
 import numpy as np
-from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS  # type: ignore[import-untyped]
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 WORDLESS = "(no words)"
 _WORD = re.compile(r"[^\W\d_](?:[\w'’-]*\w)?")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import plotly.graph_objects as go  # type: ignore[import-untyped]
+import plotly.graph_objects as go
 
 from ultramed_rl.data.factory.report.topics import TopicMap
 from ultramed_rl.tracking.page import clean_text, figure_text
@@ -92,7 +92,7 @@ def _number(axes: object, topics: TopicMap) -> None:
 
 def _centres(topics: TopicMap) -> Iterator[tuple[float, float]]:
     """Of each cluster the text with a third of it nearest: where it is dense, not between two halves of it."""
-    from sklearn.neighbors import NearestNeighbors  # type: ignore[import-untyped]
+    from sklearn.neighbors import NearestNeighbors
 
     for cluster in range(len(topics.labels)):
         own = topics.places[topics.clusters == cluster]

@@ -106,7 +106,7 @@ def _checked(vectors: np.ndarray, count: int) -> np.ndarray:
 
 def _components(vectors: np.ndarray, seed: int) -> np.ndarray:
     """[n, d] -> [n, at most 50] principal components; equal vectors are at 0."""
-    from sklearn.decomposition import PCA  # type: ignore[import-untyped]
+    from sklearn.decomposition import PCA
 
     if len(np.unique(vectors.round(_SAME), axis=0)) == 1:
         return np.zeros((len(vectors), 2))
@@ -117,7 +117,7 @@ def _components(vectors: np.ndarray, seed: int) -> np.ndarray:
 
 def _place(vectors: np.ndarray, seed: int) -> np.ndarray:
     """[n, k] -> [n, 2]."""
-    from sklearn.manifold import TSNE  # type: ignore[import-untyped]
+    from sklearn.manifold import TSNE
 
     if len(vectors) < _FEW or not vectors.any():
         return vectors[:, :2].copy()
@@ -128,7 +128,7 @@ def _place(vectors: np.ndarray, seed: int) -> np.ndarray:
 
 def _cluster(vectors: np.ndarray, count: int, seed: int) -> np.ndarray:
     """The cluster of each text, numbered by size, then by the first text."""
-    from sklearn.cluster import KMeans  # type: ignore[import-untyped]
+    from sklearn.cluster import KMeans
 
     count = min(count, len(np.unique(vectors.round(_SAME), axis=0)))
     raw = KMeans(count, n_init=4, random_state=seed).fit_predict(vectors)
