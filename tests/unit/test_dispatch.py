@@ -14,6 +14,14 @@ def tickets(count: int, sequences: int = 1) -> list[Ticket]:
     return [Ticket(f"p{n}", sequences, float(sequences)) for n in range(count)]
 
 
+def filled(given: list[Ticket], rules: DispatchRules) -> Dispatcher:
+    dispatcher = Dispatcher(rules)
+    for ticket in given:
+        dispatcher.add(ticket)
+    dispatcher.closed = True
+    return dispatcher
+
+
 def deal(dispatcher: Dispatcher, now: float = 0.0) -> list[tuple[str, str]]:
     found = []
     while (turn := dispatcher.next(now)) is not None:
@@ -23,7 +31,7 @@ def deal(dispatcher: Dispatcher, now: float = 0.0) -> list[tuple[str, str]]:
 
 def test_each_ticket_goes_to_the_engine_with_the_least_load() -> None:
     loads = [Ticket("long", 1, 10.0), Ticket("a", 1, 4.0), Ticket("b", 1, 5.0), Ticket("c", 1, 2.0)]
-    dispatcher = Dispatcher(loads, DispatchRules(room=8))
+    dispatcher = filled(loads, DispatchRules(room=8))
     dispatcher.join("e0")
     dispatcher.join("e1")
     # e0 has 10, so e1 takes 4 and 5; then 9 is still less than 10.
@@ -31,7 +39,7 @@ def test_each_ticket_goes_to_the_engine_with_the_least_load() -> None:
 
 
 def test_an_engine_is_given_no_more_than_it_has_room_for() -> None:
-    dispatcher = Dispatcher(tickets(10, sequences=4), DispatchRules(room=8))
+    dispatcher = filled(tickets(10, sequences=4), DispatchRules(room=8))
     dispatcher.join("e0")
     assert len(deal(dispatcher)) == 2
     assert dispatcher.done("e0", "p0", 1.0)
@@ -39,13 +47,13 @@ def test_an_engine_is_given_no_more_than_it_has_room_for() -> None:
 
 
 def test_a_ticket_larger_than_the_room_is_dealt_alone() -> None:
-    dispatcher = Dispatcher(tickets(2, sequences=64), DispatchRules(room=8))
+    dispatcher = filled(tickets(2, sequences=64), DispatchRules(room=8))
     dispatcher.join("e0")
     assert deal(dispatcher) == [("e0", "p0")]
 
 
 def test_what_a_lost_engine_held_is_done_by_another() -> None:
-    dispatcher = Dispatcher(tickets(4), DispatchRules(room=2))
+    dispatcher = filled(tickets(4), DispatchRules(room=2))
     dispatcher.join("e0")
     dispatcher.join("e1")
     held = [key for engine, key in deal(dispatcher) if engine == "e0"]
@@ -57,19 +65,48 @@ def test_what_a_lost_engine_held_is_done_by_another() -> None:
 
 
 def test_a_ticket_that_fails_too_often_is_set_aside_with_its_error() -> None:
-    dispatcher = Dispatcher(tickets(2), DispatchRules(room=4, attempts=3))
+    dispatcher = filled(tickets(2), DispatchRules(room=4, attempts=3))
     dispatcher.join("e0")
     deal(dispatcher)
-    for attempt in range(3):
-        dispatcher.fail("e0", "p0", f"bad {attempt}")
-        assert deal(dispatcher) == ([("e0", "p0")] if attempt < 2 else [])
-    assert dispatcher.set_aside == {"p0": "bad 2"}
-    assert not dispatcher.finished
-    assert dispatcher.done("e0", "p1", 1.0) and dispatcher.finished
+    dispatcher.fail("e0", "p0", "bad 0")
+    assert deal(dispatcher) == [("e0", "p0")]
+    dispatcher.fail("e0", "p0", "bad 1")
+    assert deal(dispatcher) == [], "on its last attempt it was put beside another"
+    assert dispatcher.done("e0", "p1", 1.0)
+    assert deal(dispatcher) == [("e0", "p0")]
+    dispatcher.fail("e0", "p0", "bad 2")
+    assert dispatcher.set_aside == {"p0": "bad 2"} and dispatcher.finished
+
+
+def test_only_the_ticket_that_kills_workers_is_set_aside_for_it() -> None:
+    dispatcher = filled(tickets(6), DispatchRules(room=6, attempts=3))
+    dispatcher.join("e0")
+    answered = set[str]()
+    while not dispatcher.finished:
+        held = [key for _, key in deal(dispatcher)]
+        assert held
+        if "p3" in held:  # it kills whatever worker it is with
+            dispatcher.leave("e0", "segfault")
+            dispatcher.join("e0")
+        else:
+            answered |= {key for key in held if dispatcher.done("e0", key, 1.0)}
+    assert dispatcher.set_aside == {"p3": "segfault"} and answered == {"p0", "p1", "p2", "p4", "p5"}
+
+
+def test_a_worker_with_a_suspect_is_given_nothing_beside_it() -> None:
+    dispatcher = filled(tickets(1), DispatchRules(room=6, attempts=2))
+    dispatcher.closed = False
+    dispatcher.join("e0")
+    deal(dispatcher)
+    dispatcher.fail("e0", "p0", "bad")
+    assert deal(dispatcher) == [("e0", "p0")]
+    dispatcher.add(Ticket("late", 1, 1.0))
+    assert deal(dispatcher) == []
+    assert dispatcher.done("e0", "p0", 1.0) and deal(dispatcher) == [("e0", "late")]
 
 
 def test_an_idle_engine_takes_a_straggler_over_and_the_first_answer_counts() -> None:
-    dispatcher = Dispatcher(tickets(3), DispatchRules(room=2, copy_after=3.0))
+    dispatcher = filled(tickets(3), DispatchRules(room=2, copy_after=3.0))
     dispatcher.join("slow")
     dispatcher.join("fast")
     assert deal(dispatcher) == [("fast", "p0"), ("slow", "p1"), ("fast", "p2")]
@@ -82,31 +119,27 @@ def test_an_idle_engine_takes_a_straggler_over_and_the_first_answer_counts() -> 
     assert dispatcher.finished and dispatcher.answered == 3
 
 
-def test_tickets_are_taken_only_as_there_is_room() -> None:
-    taken = 0
-
-    def source() -> object:
-        nonlocal taken
-        for ticket in tickets(1000):
-            taken += 1
-            yield ticket
-
-    dispatcher = Dispatcher(source(), DispatchRules(room=5))  # type: ignore[arg-type]
-    dispatcher.join("e0")
-    deal(dispatcher)
-    assert taken == 5
+def test_stragglers_are_copied_only_when_no_more_will_come() -> None:
+    dispatcher = filled(tickets(2), DispatchRules(room=1, copy_after=2.0))
+    dispatcher.closed = False
+    dispatcher.join("slow")
+    dispatcher.join("fast")
+    ((_, slow), (_, fast)) = [(e, k) for e, k in sorted(deal(dispatcher), reverse=True)]
+    assert dispatcher.done("fast", fast, 1.0)
+    assert deal(dispatcher, 100.0) == []
+    dispatcher.closed = True
+    assert deal(dispatcher, 100.0) == [("fast", slow)]
 
 
 def test_memory_does_not_grow_with_what_was_answered() -> None:
-    dispatcher = Dispatcher(
-        (Ticket(f"p{n}", 1, float(n % 7 + 1)) for n in range(20_000)), DispatchRules(room=4)
-    )
+    dispatcher = Dispatcher(DispatchRules(room=4))
     for n in range(3):
         dispatcher.join(f"e{n}")
-    while not dispatcher.finished:
+    for n in range(20_000):
+        dispatcher.add(Ticket(f"p{n}", 1, float(n % 7 + 1)))
         for engine, key in deal(dispatcher):
             dispatcher.done(engine, key, 1.0)
-    assert dispatcher.answered == 20_000
+    assert dispatcher.answered == 20_000 and dispatcher.finished
     assert len(dispatcher._order) <= 8 * 3 + 65 and len(dispatcher._durations) <= 201
 
 
@@ -117,7 +150,7 @@ EVENTS = st.lists(
 
 @given(st.integers(0, 30), st.integers(1, 6), st.integers(1, 3), EVENTS)
 def test_every_ticket_ends_once_whatever_happens(count: int, room: int, attempts: int, events: list) -> None:
-    dispatcher = Dispatcher(tickets(count), DispatchRules(room, attempts, copy_after=2.0))
+    dispatcher = filled(tickets(count), DispatchRules(room, attempts, copy_after=2.0))
     alive, out, answered, now = {"e0"}, set[tuple[str, str]](), Counter[str](), 0.0
     dispatcher.join("e0")
 

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.tiny import make_policy, make_reward, make_tokenizer
+from ultramed_rl.cluster.transport import RayExchange
 from ultramed_rl.config.models import Reward
 from ultramed_rl.crew.scorers import Scorers, reward_tokens
 from ultramed_rl.models.tokenizer import ChatTokenizer
@@ -39,7 +40,7 @@ def score(
 ) -> tuple[list[ScoredCompletion], int]:
     """The scores, and how many answers the progress was told of."""
     told: list[int] = []
-    scored = Scorers(Reward.model_validate(reward), policy).score(PROMPTS, answers, told.append)
+    scored = Scorers(Reward.model_validate(reward), policy).score(PROMPTS, answers, told.append, RayExchange())
     return scored, sum(told)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
+from ultramed_rl.actors.turns import Turn, TurnReport
 from ultramed_rl.learning.batching import token_budget_batches
 from ultramed_rl.learning.chunks import head_chunks
 from ultramed_rl.learning.packing import AnswerGroup, PackedBatch, pack_groups
@@ -52,6 +55,19 @@ def score_groups(
                 for group, first, part in members
                 for place in range(len(part.answers))
             ]
+
+
+def number_turn(
+    turn: Turn, score: Callable[[Sequence[AnswerGroup]], Iterator[list[AnswerNumber]]]
+) -> TurnReport:
+    """A turn of a worker that numbers answers: each request is an `AnswerGroup`, its value a number an answer."""
+    started = time.time()
+    keys, groups = [key for key, _ in turn.requests], [group for _, group in turn.requests]
+    values: list[list[float]] = [[math.nan] * len(group.answers) for group in groups]
+    for numbers in score(groups):
+        for group, answer, number in numbers:
+            values[group][answer] = number
+    return TurnReport(list(zip(keys, values, strict=True)), started=started, ended=time.time())
 
 
 def split_groups(groups: Sequence[AnswerGroup], budget: int) -> Iterator[tuple[int, int, AnswerGroup]]:

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from ultramed_rl.actors.deepspeed_setup import EngineSpec
-from ultramed_rl.actors.passes import AnswerNumber, policy_logprobs, score_groups
+from ultramed_rl.actors.passes import AnswerNumber, number_turn, policy_logprobs, score_groups
 from ultramed_rl.actors.tasks import ImitationTask, PreferenceTask
 from ultramed_rl.actors.trainer import TrainWorker
+from ultramed_rl.actors.turns import Turn, TurnReport
 from ultramed_rl.actors.weight_sync import Sender, make_sender
 from ultramed_rl.config.models import Model
 from ultramed_rl.config.objectives import Objective
@@ -25,6 +26,7 @@ class PolicyWorker(TrainWorker):
     """One rank of the policy."""
 
     sender: Sender | None = None
+    scoring_budget: int = 0
 
     def load(
         self, model: Model, spec: EngineSpec, address: tuple[str, int], checkpoint: str | None = None
@@ -110,6 +112,14 @@ class PolicyWorker(TrainWorker):
                 in_step=self.engine.spec.zero_stage == 3,
                 packed=is_packed(self.engine.module.lm),
             )
+
+    def scores_within(self, budget: int) -> None:
+        """How many tokens a pass of `work` may have."""
+        self.scoring_budget = budget
+
+    def work(self, turn: Turn) -> TurnReport:
+        """The base model's logprobs of each request's answers, an `AnswerGroup`'s. Collective under ZeRO-3."""
+        return number_turn(turn, lambda groups: self.score_base(groups, self.scoring_budget))
 
     # -- weights -------------------------------------------------------------------------------------------
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ultramed_rl.actors.options import OptionRequest, score_options
 from ultramed_rl.actors.trainer import peak_memory
-from ultramed_rl.records import Completion, OptionLogprobs, Prompt
+from ultramed_rl.actors.turns import Turn, TurnReport
+from ultramed_rl.records import Completion, Prompt
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class RolloutWorker:
     def __init__(self, rank: int) -> None:
         self.rank = rank
         self.policy_version = -1
+        self._under_way: dict[str, SamplingRequest] = {}
 
     def start(self, arguments: EngineArguments, stop_token: int | None, version: int) -> None:
         """Load the model into vLLM. Without a stop token it weighs options and answers nothing."""
@@ -97,64 +100,71 @@ class RolloutWorker:
             extra["distributed_executor_backend"] = "ray"
         return {**extra, "enable_sleep_mode": arguments.sleeps}
 
-    def generate(self, requests: Sequence[SamplingRequest]) -> Iterator[list[Completion]]:
-        """Answer the requests, yielding each prompt's completions as soon as all of its n are done.
+    def work(self, turn: Turn) -> TurnReport:
+        """Take up new requests and go on with the old ones, until all are done or the turn's seconds are over.
 
-        Raises:
-            ValueError: a prompt that leaves no room for an answer, before anything is computed.
+        A request ends with all of its n answers at once, or all of its options' logprobs. An error of the engine
+        itself is raised: such an engine is good for nothing more.
         """
+        started = time.time()
+        report = TurnReport(started=started)
+        self._cancel(turn.cancelled)
+        questions = [(key, r) for key, r in turn.requests if isinstance(r, OptionRequest)]
+        self._add([(key, r) for key, r in turn.requests if isinstance(r, SamplingRequest)], report)
+        if questions:
+            assert not self._under_way, "options are scored by an engine that does nothing else"
+            found = score_options(self.llm, [request for _, request in questions], self.policy_version)
+            report.done.extend((scored.question_id, scored) for scored in found)
+        self._step(started + turn.seconds, report)
+        return replace(report, ended=time.time())
+
+    def _add(self, requests: Sequence[tuple[str, SamplingRequest]], report: TurnReport) -> None:
+        assert self.stop_token is not None or not requests, "an engine that only weighs options"
+        if requests and not self._under_way:
+            # What is cached would change rounding, and so a resumed run's samples.
+            self.llm.reset_prefix_cache()
+        for key, request in requests:
+            try:
+                self._begin(key, request)
+            except (
+                ValueError
+            ) as error:  # of this request: too long for the engine, a schema that it cannot hold
+                report.failed.append((key, str(error)))
+
+    def _begin(self, key: str, request: SamplingRequest) -> None:
         from vllm import SamplingParams, TokensPrompt
 
-        assert self.stop_token is not None, "an engine that only weighs options"
-        for request in requests:
-            self._check(request)
+        self.llm.llm_engine.add_request(
+            key,
+            TokensPrompt(prompt_token_ids=list(request.prompt.token_ids)),
+            SamplingParams(
+                n=request.n,
+                temperature=request.temperature,
+                top_p=request.top_p,
+                max_tokens=request.max_new_tokens,
+                seed=request.seed,
+                stop_token_ids=[self.stop_token],
+                logprobs=0,
+                output_kind=_final_only(),
+                structured_outputs=_structure(request.schema),
+            ),
+        )
+        self._under_way[key] = request
+
+    def _cancel(self, keys: Sequence[str]) -> None:
+        here = [key for key in keys if self._under_way.pop(key, None) is not None]
+        if here:
+            self.llm.llm_engine.abort_request(here)
+
+    def _step(self, until: float, report: TurnReport) -> None:
         engine = self.llm.llm_engine
-        self.llm.reset_prefix_cache()  # what is cached would change rounding, and so a resumed run's samples
-        for index, request in enumerate(requests):
-            engine.add_request(
-                str(index),
-                TokensPrompt(prompt_token_ids=list(request.prompt.token_ids)),
-                SamplingParams(
-                    n=request.n,
-                    temperature=request.temperature,
-                    top_p=request.top_p,
-                    max_tokens=request.max_new_tokens,
-                    seed=request.seed,
-                    stop_token_ids=[self.stop_token],
-                    logprobs=0,
-                    output_kind=_final_only(),
-                    structured_outputs=_structure(request.schema),
-                ),
-            )
-        while engine.has_unfinished_requests():
+        while self._under_way and engine.has_unfinished_requests():
             for output in engine.step():
-                if output.finished:
-                    yield self._completions(requests[int(output.request_id)], output)
-
-    def score_options(self, requests: Sequence[OptionRequest]) -> Iterator[OptionLogprobs]:
-        """How likely each option is after its context, as soon as a request's are known.
-
-        Raises:
-            ValueError: a question that exceeds the context, before anything is computed.
-        """
-        limit = self.arguments.max_length
-        for request in requests:
-            longest = len(request.context) + max(map(len, request.options))
-            if longest > limit:
-                raise ValueError(
-                    f"question {request.question_id} has {longest} tokens with its longest option, over the "
-                    f"context of {limit}: raise policy.max_length"
-                )
-        self.llm.reset_prefix_cache()
-        yield from score_options(self.llm, requests, self.policy_version)
-
-    def _check(self, request: SamplingRequest) -> None:
-        length, limit = len(request.prompt.token_ids), self.arguments.max_length
-        if length + request.max_new_tokens > limit:
-            raise ValueError(
-                f"prompt {request.prompt.prompt_id} has {length} tokens; with {request.max_new_tokens} new ones "
-                f"it exceeds the context of {limit}: lower prompts.max_prompt_tokens or raise policy.max_length"
-            )
+                if output.finished and output.request_id in self._under_way:
+                    request = self._under_way.pop(output.request_id)
+                    report.done.append((output.request_id, self._completions(request, output)))
+            if time.time() >= until:
+                return
 
     def _completions(self, request: SamplingRequest, output: Any) -> list[Completion]:
         return [

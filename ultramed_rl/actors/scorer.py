@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from ultramed_rl.actors.deepspeed_setup import inference_context, join_ranks, shard_for_inference
-from ultramed_rl.actors.passes import AnswerNumber, agreed_chunks, score_groups
+from ultramed_rl.actors.passes import AnswerNumber, agreed_chunks, number_turn, score_groups
 from ultramed_rl.actors.trainer import free_address, peak_memory
+from ultramed_rl.actors.turns import Turn, TurnReport
 from ultramed_rl.learning.packing import AnswerGroup, PackedBatch, sum_by_answer
 from ultramed_rl.models.load import PolicyModel, RewardModel, is_packed, load_policy, load_reward
 
@@ -43,6 +44,10 @@ class Scorer:
             in_step=self.shards > 1,
             packed=self.packed,
         )
+
+    def work(self, turn: Turn) -> TurnReport:
+        """The numbers of each request's answers, an `AnswerGroup`'s, all within the turn."""
+        return number_turn(turn, self.score)
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """One packed batch: [A] numbers."""

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ultramed_rl.cli.exits import FAILED, WRONG, carry_out, check, fail
-from ultramed_rl.cli.options import Json, Quiet, RunDirectoryPath, manner_of
+from ultramed_rl.cli.options import Json, Quiet, RunDirectoryPath, RunPlace, manner_of
 from ultramed_rl.cli.program import command
 from ultramed_rl.tracking.voice import say, speaking, tell
 
 
 @command("status")
 def status_command(
-    run_dir: RunDirectoryPath,
+    run_dir: RunPlace,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="until the run ends; then 1 unless it finished")
     ] = False,
@@ -31,21 +33,58 @@ def status_command(
     from ultramed_rl.tracking.status_view import follow as follow_status
     from ultramed_rl.tracking.status_view import render_status, status_mapping
 
-    with speaking(manner_of(False, json)):
+    with speaking(manner_of(False, json)), _at_hand(run_dir, words=True, follow=follow) as folder:
         if not follow:
-            status = check(lambda: read_status(run_dir))
-            tell("status", **status_mapping(status))
+            status = check(lambda: read_status(folder))
+            tell("status", **{**status_mapping(status), "directory": str(run_dir)})
             say(render_status(status))
             return
-        status = check(lambda: follow_status(run_dir))
+        status = check(lambda: follow_status(folder))
         if status.state != "finished":
             raise typer.Exit(FAILED)
 
 
+@command("timeline")
+def timeline_command(
+    run_dir: RunDirectoryPath,
+    out: Annotated[
+        Path | None, typer.Option(help="the trace; by default trace.json in the run's folder")
+    ] = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Show how busy each role was in each phase of an online run, and write the trace that Perfetto opens.
+
+    Example: ultramed-rl timeline runs/quickstart --out trace.json
+    """
+    with speaking(manner_of(quiet, json)):
+        from ultramed_rl.tracking.timeline_view import read_timeline, render_utilisation, utilisation_table
+        from ultramed_rl.tracking.utilisation import workers_of
+
+        spans = check(lambda: read_timeline(run_dir))
+        table = utilisation_table(spans)
+        tell("utilisation", phases=table)
+        say(render_utilisation(table, workers_of(spans)))
+
+        def write() -> dict[str, Any]:
+            from ultramed_rl.store.atomic import write_lines
+            from ultramed_rl.tracking.trace import trace_events
+
+            path = run_dir / "trace.json" if out is None else out
+            write_lines(path, [trace_events(spans)])
+            say(f"trace: {path} (open it at https://ui.perfetto.dev)")
+            return {"output": str(path)}
+
+        carry_out(write)
+
+
 @command("report")
 def report_command(
-    run_dir: RunDirectoryPath,
-    output: Annotated[Path | None, typer.Option(help="the HTML file; by default in the run's folder")] = None,
+    run_dir: RunPlace,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="the HTML file; by default in the run's folder, of a URL NAME.html here"),
+    ] = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -53,20 +92,24 @@ def report_command(
 
     Example: ultramed-rl report runs/quickstart --output quickstart.html
     """
-    with speaking(manner_of(quiet, json)):
-        _check_runs([run_dir])
+    with speaking(manner_of(quiet, json)), _at_hand(run_dir) as folder:
+        _check_runs([folder])
+        target = Path(f"{folder.name}.html") if output is None and "://" in run_dir else output
 
         def write() -> dict[str, Any]:
             from ultramed_rl.report import write_report
 
-            return _written(write_report(run_dir, output))
+            return _written(write_report(folder, target))
 
         carry_out(write)
 
 
 @command("compare")
 def compare_command(
-    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR RUN_DIR...", help="two runs or more")],
+    run_dirs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN_DIR RUN_DIR...", help="two runs or more, or URLs of their copies"),
+    ],
     output: Annotated[Path, typer.Option(help="the HTML file")] = Path("comparison.html"),
     quiet: Quiet = False,
     json: Json = False,
@@ -75,17 +118,31 @@ def compare_command(
 
     Example: ultramed-rl compare runs/dpo runs/simpo --output dpo-simpo.html
     """
-    with speaking(manner_of(quiet, json)):
+    with speaking(manner_of(quiet, json)), ExitStack() as open_runs:
         if len(run_dirs) < 2:
             fail(f"{run_dirs[0]}: a comparison needs another run beside it; name two or more", WRONG)
-        _check_runs(run_dirs)
+        folders = [open_runs.enter_context(_at_hand(run_dir)) for run_dir in run_dirs]
+        _check_runs(folders)
 
         def write() -> dict[str, Any]:
             from ultramed_rl.report import write_comparison
 
-            return _written(write_comparison(run_dirs, output))
+            return _written(write_comparison(folders, output))
 
         carry_out(write)
+
+
+@contextmanager
+def _at_hand(run_dir: str, *, words: bool = False, follow: bool = False) -> Iterator[Path]:
+    """The run's folder, or what is read of its copy at a URL."""
+    from ultramed_rl.store.remote import at_hand
+
+    with ExitStack() as fetched:
+        try:
+            folder = check(lambda: fetched.enter_context(at_hand(run_dir, words=words, follow=follow)))
+        except RuntimeError as error:
+            fail(str(error), FAILED)
+        yield folder
 
 
 def _check_runs(run_dirs: list[Path]) -> None:

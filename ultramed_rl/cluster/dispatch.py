@@ -1,26 +1,25 @@
-"""Which engine answers which prompt next: pure bookkeeping, no clock and no Ray of its own.
+"""Which worker does what next: pure bookkeeping, no clock and no Ray of its own.
 
-waiting tickets --> next() --> an engine with room, the least loaded --> done() | fail() | leave()
-                      ^                                                    |        |         |
-                      +------------ again, at most `attempts` times -------(--------+---------+
-                                                                           first answer counts; copies are cancelled
+add() --> waiting --> next() --> a worker with room, the least loaded --> done() | fail() | leave()
+             ^                                                               |        |         |
+             +--------- again, at most `attempts` times, the last alone -----(--------+---------+
+                                                                        first answer counts; copies are cancelled
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class Ticket:
-    """A prompt to be answered. `sequences`: its answers, which take room in an engine; `load`: the tokens that they
-    are expected to cost."""
+    """Something to be done once. `size`: the room that it takes in a worker (an engine counts sequences, a scorer
+    tokens); `load`: what it is expected to cost, in any unit."""
 
     key: str
-    sequences: int
+    size: int
     load: float
 
 
@@ -29,10 +28,11 @@ class DispatchRules:
     """How tickets are dealt.
 
     Args:
-        room: sequences that an engine is given at once; more than it computes at a time, so that it never waits.
-        attempts: times that a ticket may fail, or be with an engine that dies, before it is set aside.
+        room: what a worker is given at once; more than it computes at a time, so that it never waits.
+        attempts: times that a ticket may fail, or be with a worker that dies, before it is set aside. On its last
+            attempt it has a worker to itself, so that only a ticket that kills workers is set aside for it.
         copy_after: at the tail, a ticket that has been out for so many times the median ticket's seconds is given
-            to an idle engine too; infinity: never.
+            to an idle worker too; infinity: never.
     """
 
     room: int
@@ -45,80 +45,82 @@ class DispatchRules:
 
 @dataclass
 class _Out:
-    """A ticket that engines hold, and since when the first of them does."""
+    """A ticket that workers hold, and since when the first of them does."""
 
     ticket: Ticket
     since: float
-    engines: set[str] = field(default_factory=set)
+    workers: set[str] = field(default_factory=set)
 
 
 class Dispatcher:
-    """Deals tickets to engines as they have room. Every ticket ends once: answered, or set aside with its error.
+    """Deals tickets to workers as they have room. Every ticket ends once: answered, or set aside with its error.
 
-    Tickets are taken from their iterator as there is room, so that memory holds those that are out, however many
-    there are. Times are seconds of whatever clock the caller has.
+    Memory holds what waits and what is out, not what is done. Times are seconds of whatever clock the caller has.
     """
 
-    def __init__(self, tickets: Iterable[Ticket], rules: DispatchRules) -> None:
+    def __init__(self, rules: DispatchRules) -> None:
         self.rules = rules
         self.set_aside: dict[str, str] = {}
         self.answered = 0
-        self._source: Iterator[Ticket] = iter(tickets)
-        self._again: deque[Ticket] = deque()
+        self.closed = False  # no more will be added: from here on stragglers are worth a copy
+        self._waiting: deque[Ticket] = deque()
+        self._alone: deque[Ticket] = deque()  # on their last attempt
+        self._reserved: set[str] = set()  # workers that hold one of these
         self._out: dict[str, _Out] = {}
         self._failures: dict[str, int] = {}
-        self._held: dict[str, dict[str, Ticket]] = {}  # by engine
+        self._held: dict[str, dict[str, Ticket]] = {}  # by worker
         self._loads: dict[str, float] = {}
-        self._sequences: dict[str, int] = {}
+        self._sizes: dict[str, int] = {}
         self._order: list[
             tuple[float, str]
-        ] = []  # a heap of (load, engine); what is out of date is passed over
+        ] = []  # a heap of (load, worker); what is out of date is passed over
         self._cancelled: list[tuple[str, str]] = []
         self._durations: list[float] = []  # the latest ones
-        self._exhausted = False
 
-    # -- engines -------------------------------------------------------------------------------------------
+    # -- workers -------------------------------------------------------------------------------------------
 
-    def join(self, engine: str) -> None:
-        """An engine is there, and empty."""
-        assert engine not in self._held, engine
-        self._held[engine], self._loads[engine], self._sequences[engine] = {}, 0.0, 0
-        heapq.heappush(self._order, (0.0, engine))
+    def join(self, worker: str) -> None:
+        """A worker is there, and empty."""
+        assert worker not in self._held, worker
+        self._held[worker], self._loads[worker], self._sizes[worker] = {}, 0.0, 0
+        heapq.heappush(self._order, (0.0, worker))
 
-    def leave(self, engine: str, error: str = "its engine is gone") -> None:
-        """An engine is lost: what it held, and no other engine holds, is to be done again."""
-        held = self._held.pop(engine)
-        del self._loads[engine], self._sequences[engine]
-        self._cancelled = [(other, key) for other, key in self._cancelled if other != engine]
+    def leave(self, worker: str, error: str = "its worker is gone") -> None:
+        """A worker is lost: what it held, and no other worker holds, is to be done again."""
+        held = self._held.pop(worker)
+        self._reserved.discard(worker)
+        del self._loads[worker], self._sizes[worker]
+        self._cancelled = [(other, key) for other, key in self._cancelled if other != worker]
         for key in held:
-            self._drop_copy(engine, key, error)
+            self._drop_copy(worker, key, error)
 
     # -- tickets -------------------------------------------------------------------------------------------
 
-    def next(self, now: float) -> tuple[str, Ticket] | None:
-        """An engine and what it is to do next, or None while there is no room or nothing to do."""
-        engine = self._least_loaded()
-        if engine is None:
-            return None
-        ticket = self._take()
-        if ticket is None:
-            ticket = self._straggler(engine, now)
-        if ticket is None:
-            return None
-        out = self._out.setdefault(ticket.key, _Out(ticket, now))
-        out.engines.add(engine)
-        self._held[engine][ticket.key] = ticket
-        self._sequences[engine] += ticket.sequences
-        self._add_load(engine, ticket.load)
-        return engine, ticket
+    def add(self, ticket: Ticket) -> None:
+        """One more to be done."""
+        assert ticket.key not in self._out and not self.closed, f"{ticket.key}: stands twice, or came late"
+        self._waiting.append(ticket)
 
-    def done(self, engine: str, key: str, now: float) -> bool:
-        """An engine has answered: whether this is the ticket's first answer, the one that counts."""
-        if not self._release(engine, key):
+    def next(self, now: float) -> tuple[str, Ticket] | None:
+        """A worker and what it is to do next, or None while there is no room or nothing to do."""
+        found = self._next_alone() or self._next_waiting(now)
+        if found is None:
+            return None
+        worker, ticket = found
+        out = self._out.setdefault(ticket.key, _Out(ticket, now))
+        out.workers.add(worker)
+        self._held[worker][ticket.key] = ticket
+        self._sizes[worker] += ticket.size
+        self._add_load(worker, ticket.load)
+        return worker, ticket
+
+    def done(self, worker: str, key: str, now: float) -> bool:
+        """A worker has answered: whether this is the ticket's first answer, the one that counts."""
+        if not self._release(worker, key):
             return False
         out = self._out.pop(key)
-        out.engines.discard(engine)
-        for other in out.engines:  # copies that came second
+        out.workers.discard(worker)
+        for other in out.workers:  # copies that came second
             self._release(other, key)
             self._cancelled.append((other, key))
         self._note_duration(now - out.since)
@@ -126,95 +128,116 @@ class Dispatcher:
         self.answered += 1
         return True
 
-    def fail(self, engine: str, key: str, error: str) -> None:
-        """An engine could not answer: the ticket is done again, or set aside after so many attempts."""
-        if self._release(engine, key):
-            self._drop_copy(engine, key, error)
+    def fail(self, worker: str, key: str, error: str) -> None:
+        """A worker could not answer: the ticket is done again, or set aside after so many attempts."""
+        if self._release(worker, key):
+            self._drop_copy(worker, key, error)
 
     def cancelled(self) -> list[tuple[str, str]]:
-        """Engines and keys that need no answer any more, each told once."""
+        """Workers and keys that need no answer any more, each told once."""
         told, self._cancelled = self._cancelled, []
         return told
 
     @property
+    def waiting(self) -> int:
+        """Tickets that no worker holds."""
+        return len(self._waiting) + len(self._alone)
+
+    @property
+    def held(self) -> int:
+        """Tickets that workers hold."""
+        return len(self._out)
+
+    def keys_of(self, worker: str) -> list[str]:
+        """Tickets that this worker holds."""
+        return list(self._held.get(worker, ()))
+
+    def holds(self, worker: str) -> int:
+        """How many tickets this worker holds."""
+        return len(self._held.get(worker, ()))
+
+    @property
     def finished(self) -> bool:
         """Whether every ticket was answered or set aside."""
-        if self._out or self._again:
-            return False
-        if not self._exhausted:
-            ticket = next(self._source, None)
-            if ticket is not None:
-                self._again.append(ticket)
-                return False
-            self._exhausted = True
-        return True
+        return not (self._out or self._waiting or self._alone)
 
     # -- inside --------------------------------------------------------------------------------------------
 
+    def _next_alone(self) -> tuple[str, Ticket] | None:
+        """A suspect, for a worker that holds nothing; it gets nothing else beside it."""
+        if not self._alone:
+            return None
+        worker = next((name for name, held in self._held.items() if not held), None)
+        if worker is None:
+            return None
+        self._reserved.add(worker)
+        return worker, self._alone.popleft()
+
+    def _next_waiting(self, now: float) -> tuple[str, Ticket] | None:
+        worker = self._least_loaded()
+        if worker is None:
+            return None
+        ticket = self._waiting.popleft() if self._waiting else self._straggler(worker, now)
+        return None if ticket is None else (worker, ticket)
+
     def _least_loaded(self) -> str | None:
-        """The engine with the least load among those with room; the heap is put right on the way."""
+        """The worker with the least load among those with room; the heap is put right on the way."""
         full = []
         found = None
         while self._order:
-            load, engine = self._order[0]
-            if self._loads.get(engine) != load:
+            load, worker = self._order[0]
+            if self._loads.get(worker) != load:
                 heapq.heappop(self._order)
-            elif self._sequences[engine] >= self.rules.room:
+            elif self._sizes[worker] >= self.rules.room or worker in self._reserved:
                 full.append(heapq.heappop(self._order))
             else:
-                found = engine
+                found = worker
                 break
         for entry in full:
             heapq.heappush(self._order, entry)
         return found
 
-    def _take(self) -> Ticket | None:
-        if self._again:
-            return self._again.popleft()
-        if self._exhausted:
+    def _straggler(self, worker: str, now: float) -> Ticket | None:
+        """The ticket that has been out longest, for a worker that has nothing at all to do."""
+        if not self.closed or self._held[worker] or not self._durations:
             return None
-        ticket = next(self._source, None)
-        self._exhausted = ticket is None
-        assert ticket is None or ticket.key not in self._out, f"{ticket and ticket.key}: stands twice"
-        return ticket
-
-    def _straggler(self, engine: str, now: float) -> Ticket | None:
-        """The ticket that has been out longest, for an engine that has nothing at all to do."""
-        if self._held[engine] or not self._durations:
+        # In the order in which they went out; suspects are never copied.
+        alone = (o for o in self._out.values() if len(o.workers) == 1 and not o.workers & self._reserved)
+        oldest = next(alone, None)
+        if oldest is None:
             return None
         usual = sorted(self._durations)[len(self._durations) // 2]
-        alone = (out for out in self._out.values() if len(out.engines) == 1 and engine not in out.engines)
-        oldest = min(alone, key=lambda out: out.since, default=None)
-        if oldest is None or now - oldest.since < self.rules.copy_after * usual:
-            return None
-        return oldest.ticket
+        return oldest.ticket if now - oldest.since >= self.rules.copy_after * usual else None
 
-    def _release(self, engine: str, key: str) -> bool:
-        """Whether the engine held the ticket; its room is free."""
-        ticket = self._held.get(engine, {}).pop(key, None)
+    def _release(self, worker: str, key: str) -> bool:
+        """Whether the worker held the ticket; its room is free."""
+        ticket = self._held.get(worker, {}).pop(key, None)
         if ticket is None:
             return False
-        self._sequences[engine] -= ticket.sequences
-        self._add_load(engine, -ticket.load)
+        self._reserved.discard(worker)
+        self._sizes[worker] -= ticket.size
+        self._add_load(worker, -ticket.load)
         return True
 
-    def _add_load(self, engine: str, load: float) -> None:
-        # Sums of floats drift; an engine without tickets has no load.
-        self._loads[engine] = self._loads[engine] + load if self._held[engine] else 0.0
-        heapq.heappush(self._order, (self._loads[engine], engine))
+    def _add_load(self, worker: str, load: float) -> None:
+        # Sums of floats drift; a worker without tickets has no load.
+        self._loads[worker] = self._loads[worker] + load if self._held[worker] else 0.0
+        heapq.heappush(self._order, (self._loads[worker], worker))
         if len(self._order) > 8 * len(self._loads) + 64:  # mostly out of date
             self._order = [(load, name) for name, load in self._loads.items()]
             heapq.heapify(self._order)
 
-    def _drop_copy(self, engine: str, key: str, error: str) -> None:
+    def _drop_copy(self, worker: str, key: str, error: str) -> None:
         out = self._out[key]
-        out.engines.discard(engine)
+        out.workers.discard(worker)
         failures = self._failures[key] = self._failures.get(key, 0) + 1
-        if out.engines:
+        if out.workers:
             return
         del self._out[key]
-        if failures < self.rules.attempts:
-            self._again.append(out.ticket)
+        if failures < self.rules.attempts - 1:
+            self._waiting.appendleft(out.ticket)
+        elif failures < self.rules.attempts:
+            self._alone.append(out.ticket)
         else:
             del self._failures[key]
             self.set_aside[key] = error

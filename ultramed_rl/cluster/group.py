@@ -7,16 +7,21 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from ultramed_rl.cluster.placement import Placement
 from ultramed_rl.cluster.plan import Member
+
+__all__ = ["RayActorError", "RayTaskError", "WorkerGroup", "wait", "wait_within"]
 
 
 class WorkerGroup:
     """The actors of one role, in rank order."""
 
-    def __init__(self, role: str, actors: Sequence[Any], *, takes_turns: bool) -> None:
-        self.role, self.actors, self.takes_turns = role, list(actors), takes_turns
+    def __init__(self, role: str, spawn: Callable[[int], Any], ranks: int, *, takes_turns: bool) -> None:
+        self.role, self.takes_turns, self.size = role, takes_turns, ranks
+        self._spawn = spawn
+        self._actors = {rank: spawn(rank) for rank in range(ranks)}
 
     @classmethod
     def launch(
@@ -30,23 +35,64 @@ class WorkerGroup:
     ) -> WorkerGroup:
         """Create one actor for each member, on its slots."""
         remote = ray.remote(worker)
-        actors = [remote.options(**placement.options(m)).remote(*arguments(m)) for m in members]
-        return cls(members[0].role, actors, takes_turns=takes_turns)
+
+        def spawn(rank: int) -> Any:
+            member = members[rank]
+            return remote.options(**placement.options(member)).remote(*arguments(member))
+
+        return cls(members[0].role, spawn, len(members), takes_turns=takes_turns)
 
     def __len__(self) -> int:
-        return len(self.actors)
+        return len(self._actors)
+
+    @property
+    def actors(self) -> list[Any]:
+        """Those that there are, in rank order."""
+        return [self._actors[rank] for rank in sorted(self._actors)]
+
+    def actor(self, rank: int) -> Any:
+        """One of them."""
+        return self._actors[rank]
+
+    def respawn(self, rank: int) -> Any:
+        """A new actor in the place of this rank's, which ends if it has not."""
+        self.kill(rank)
+        self._actors[rank] = self._spawn(rank)
+        return self._actors[rank]
+
+    def kill(self, rank: int) -> None:
+        """End an actor; its rank is empty until it is spawned again."""
+        actor = self._actors.pop(rank, None)
+        if actor is not None:
+            ray.kill(actor)
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
         """Call a method on every actor at once and wait for all results."""
         return wait(self.start(method, *arguments))
 
     def first(self, method: str, *arguments: Any) -> Any:
-        """Call a method on rank 0 alone."""
+        """Call a method on the first actor alone."""
         return ray.get(getattr(self.actors[0], method).remote(*arguments))
 
     def start(self, method: str, *arguments: Any) -> list[Any]:
         """Call a method on every actor at once; returns the references."""
         return [getattr(actor, method).remote(*arguments) for actor in self.actors]
+
+    def call_living(self, method: str, *arguments: Any) -> list[Any]:
+        """Call a method on every actor; those that are dead give nothing, and are found out when they have work."""
+        found = []
+        for reference in self.start(method, *arguments):
+            try:
+                found.append(ray.get(reference))
+            except RayActorError:
+                continue
+        return found
+
+    def living(self, timeout: float) -> list[int]:
+        """Ranks whose actor answers within `timeout` seconds."""
+        asked = {actor.peak_memory.remote(): rank for rank, actor in self._actors.items()}
+        ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=timeout) if asked else ([], [])
+        return sorted(asked[reference] for reference in ready if _succeeded(reference))
 
     def stream(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
         """Run a generator method on every actor; yields (rank, item) as items come, from all at once."""
@@ -68,19 +114,35 @@ class WorkerGroup:
     def awake(self) -> Iterator[WorkerGroup]:
         """On the devices within, off them outside: the whole story of colocation."""
         if self.takes_turns:
-            self.call("reload")
+            self.call_living("reload")
         try:
             yield self
         finally:
             if self.takes_turns:
-                self.call("offload")
+                self.call_living("offload")
 
     def stop(self) -> None:
         """End the actors."""
-        for actor in self.actors:
-            ray.kill(actor)
+        for rank in list(self._actors):
+            self.kill(rank)
 
 
 def wait(pending: Sequence[Any]) -> list[Any]:
     """Results of calls that `WorkerGroup.start` began; the first failure is raised."""
     return ray.get(list(pending))
+
+
+def wait_within(pending: Sequence[Any], seconds: float) -> list[Any]:
+    """Like `wait`; TimeoutError if it takes longer."""
+    try:
+        return ray.get(list(pending), timeout=seconds)
+    except GetTimeoutError as error:
+        raise TimeoutError(str(error)) from None
+
+
+def _succeeded(reference: Any) -> bool:
+    try:
+        ray.get(reference)
+    except Exception:
+        return False
+    return True

@@ -46,6 +46,34 @@ class ReplicaGroup(Section):
     )
 
 
+class Faults(Section):
+    """What is done about workers that die or hang."""
+
+    attempts: int = Field(
+        default=3,
+        ge=2,
+        description="tries of a prompt whose worker fails or dies before it is set aside; the last with a worker to itself",
+    )
+    restarts: int = Field(default=20, ge=0, description="workers of one role that a run replaces at most")
+    hang_s: float = Field(
+        default=600.0, gt=0.0, description="seconds without a sign of life after which a worker is replaced"
+    )
+    start_s: float = Field(
+        default=900.0,
+        gt=0.0,
+        description="seconds to wait for a replacement; after that its node counts as lost",
+    )
+    fewer: bool = Field(
+        default=True, description="go on with fewer engines or replicas when one cannot be replaced"
+    )
+    set_aside_share: float = Field(
+        default=0.01,
+        ge=0.0,
+        le=1.0,
+        description="share of a round's prompts that may be set aside before the run stops; one always may",
+    )
+
+
 class Devices(Section):
     """The nodes of a run and what they have."""
 
@@ -60,6 +88,7 @@ class Devices(Section):
     start_timeout_s: float = Field(
         default=900.0, gt=0.0, description="seconds to wait until the cluster has what the run needs"
     )
+    faults: Faults = Faults()
 
 
 class Cluster(Devices):
@@ -71,10 +100,21 @@ class Cluster(Devices):
     layout: Literal["colocated", "disaggregated"] = Field(
         default="colocated", description="whether roles take turns on the same devices, or each has its own"
     )
+    barriers: bool | None = Field(
+        default=None,
+        description="true: generate, score and weigh one after the other; false: all at once, each answer as it "
+        "comes; null: false, but true where roles take turns on the same GPUs",
+    )
     policy: TrainerGroup = TrainerGroup()
     rollout: RolloutGroup = RolloutGroup()
     reference: ReplicaGroup = ReplicaGroup()
     reward: ReplicaGroup = ReplicaGroup()
+
+    @property
+    def has_barriers(self) -> bool:
+        """Whether a round's phases wait for each other."""
+        shared = self.layout == "colocated" and self.device == "cuda"
+        return shared if self.barriers is None else self.barriers
 
 
 class StageCluster(Devices):

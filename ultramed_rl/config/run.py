@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ultramed_rl.config.base import Section
 from ultramed_rl.config.benchmarks import RoundBenchmarks, round_rules
@@ -24,9 +27,42 @@ class RunName(Section):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run's folder under `directory`"
     )
     directory: str = Field(
-        default="runs", description="where runs are kept; on a cluster, a file system that all nodes see"
+        default="runs",
+        description="where runs are kept: a folder, on a cluster one that all nodes see; or a URL such as s3://bucket/runs, "
+        "which gets a copy of what is made in `scratch`",
+    )
+    scratch: str = Field(
+        default="~/.cache/ultramed_rl/runs",
+        description="where runs work whose `directory` is a URL; on several nodes, a file system that all nodes see",
+    )
+    publish_every_s: float = Field(
+        default=30.0, gt=0, description="where `directory` is a URL, seconds between one copying and the next"
     )
     seed: int = Field(default=42, ge=0, description="of all random choices")
+
+    @field_validator("directory")
+    @classmethod
+    def _is_folder_or_url(cls, directory: str) -> str:
+        if re.match(r"[a-z][a-z0-9+.-]+:/(?!/)", directory):
+            raise ValueError(
+                f"run.directory={directory!r}: neither a folder nor a URL; a URL has two slashes, as in "
+                "s3://bucket/runs, and a recipe's cannot be one: give a folder that all nodes see"
+            )
+        return directory
+
+    @property
+    def url(self) -> str | None:
+        """Where the run's copy is kept; None where `directory` is a folder."""
+        return f"{self.directory.rstrip('/')}/{self.name}" if "://" in self.directory else None
+
+    @property
+    def folder(self) -> Path:
+        """Where the run works: under `directory`, or under `scratch` by the parts of the URL."""
+        if self.url is None:
+            return Path(self.directory) / self.name
+        scheme, _, rest = self.url.partition("://")
+        parts = [quote(part, safe="") for part in (scheme, *rest.split("/")) if part.strip(".")]
+        return Path(self.scratch).expanduser().joinpath(*parts)
 
 
 class Run(RunName):
@@ -196,6 +232,11 @@ def _group_rules(config: RunConfig) -> list[str]:
     if config.reference.update == "ema" and cluster.reference.shard:
         problems.append(
             "cluster.reference.shard=true: a sharded reference cannot average (reference.update=ema)"
+        )
+    if cluster.barriers is False and cluster.layout == "colocated" and cluster.device == "cuda":
+        problems.append(
+            "cluster.barriers=false: roles that take turns on the same GPUs cannot work at once; use "
+            "cluster.layout=disaggregated or leave it null"
         )
     if cluster.device == "cpu" and cluster.policy.offload_optimizer:
         problems.append("cluster.policy.offload_optimizer=true: has no meaning on cluster.device=cpu")

@@ -15,15 +15,22 @@ from ultramed_rl.actors.trainer import TrainingPlace
 from ultramed_rl.actors.weight_sync import transfer_backend
 from ultramed_rl.cluster.architecture import resolve_architecture
 from ultramed_rl.cluster.demands import needs_reference
-from ultramed_rl.cluster.group import WorkerGroup, wait
-from ultramed_rl.cluster.scoring import number_answers, pair_references
+from ultramed_rl.cluster.group import RayActorError, RayTaskError, WorkerGroup, wait, wait_within
+from ultramed_rl.cluster.pool import LostWorkers, Pool
+from ultramed_rl.cluster.transport import Station
 from ultramed_rl.config import RunConfig
+from ultramed_rl.crew.pools import scorer_rules
+from ultramed_rl.crew.references import ReferenceLane
 from ultramed_rl.crew.sampling import Advance, SamplingCrew
-from ultramed_rl.crew.scorers import Scorers, launch_replicas, launch_scorers
-from ultramed_rl.learning.checks import check_groups, check_references
+from ultramed_rl.crew.scorers import Replicas, Scorers, launch_replicas, launch_scorers
+from ultramed_rl.learning.checks import check_groups
 from ultramed_rl.learning.preference_data import reference_answers
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, PreferenceGroup, Prompt, ReferenceLogprobs, ScoredCompletion
+
+
+class PolicyLost(RuntimeError):
+    """A policy rank died. The others wait for it in vain: all of them start again, from a checkpoint."""
 
 
 class Crew(SamplingCrew):
@@ -31,11 +38,15 @@ class Crew(SamplingCrew):
 
     policy: WorkerGroup
     reference: WorkerGroup
+    references: ReferenceLane
 
     def __init__(self, config: RunConfig, tokenizer: ChatTokenizer, scorers: Scorers) -> None:
         self.config, self.scorers, self.tokenizer = config, scorers, tokenizer
         policy = resolve_architecture(config.policy.path, config.policy.architecture, "policy")
         self.vocab_size = policy.vocab_size
+        self.reference_path = ""  # what a replaced reference loads
+        self.policy_restarts = 0
+        self._connected: list[Any] = []  # the engines that the policy's sender knows
         super().__init__(config, tokenizer)
 
     # -- start and stop ------------------------------------------------------------------------------------
@@ -43,32 +54,98 @@ class Crew(SamplingCrew):
     def start_learners(self, policy: str, version: int, reference: str, rewards: Sequence[str]) -> None:
         """Start policy, reference and reward models together, and connect the policy to the engines."""
         config = self.config
-        device = config.cluster.device
         self.policy = self._launch("policy", PolicyWorker, self._rank_arguments)
+        pending = self._load_policy(policy if version else None)
         if needs_reference(config):
-            self.reference = launch_replicas(
-                self.plan,
-                self.placement,
-                "reference",
-                ReferenceWorker,
-                config.cluster,
-                config.cluster.reference,
-                self.policy_precision,
-                config.reference.micro_batch_tokens,
-            )
-        address = self.policy.first("rendezvous")
-        spec = engine_spec(device, config.policy.precision, config.cluster.policy, config.training)
-        trained = policy if version else None
-        pending = self.policy.start("load", config.policy, spec, address, trained)
-        if needs_reference(config):
-            pending += self.reference.start("load", reference, config.policy.trust_remote_code)
-        pending += launch_scorers(self.scorers, self.plan, self.placement, config.cluster, rewards)
+            pending += self._start_reference(reference)
+        pending += launch_scorers(
+            self.scorers, self.plan, self.placement, config.cluster, rewards, self.exchange
+        )
         wait(pending)
         self._finish_rollout()
-        backend = transfer_backend(device, config.cluster.layout)
-        self._collective("connect", backend, self.rollout.actors, config.cluster.rollout.tensor_parallel)
+        self._join_policy()
+
+    def restart_policy(self, checkpoint: str, version: int) -> None:
+        """All policy ranks anew, with the weights of a checkpoint; version 0 is the starting policy.
+
+        Raises:
+            LostWorkers: it has been restarted too often, or its ranks find no place.
+        """
+        faults = self.config.cluster.faults
+        self.policy_restarts += 1
+        if self.policy_restarts > faults.restarts:
+            raise LostWorkers(
+                f"policy: lost {self.policy_restarts} times (faults.restarts={faults.restarts}); mend the cause and "
+                "go on with --resume"
+            )
+        for rank in range(self.policy.size):
+            self.policy.respawn(rank)
+        try:
+            wait_within(self._load_policy(checkpoint if version else None), faults.start_s)
+        except TimeoutError:
+            raise LostWorkers(
+                f"policy: its {self.policy.size} ranks were not there again after {faults.start_s:.0f} s "
+                "(cluster.faults.start_s): give the cluster its devices back and go on with --resume"
+            ) from None
+        self._join_policy()
+        if self.config.training.optimizer_state == "keep" and version:
+            self.restore_optimizer(Path(checkpoint))
+
+    def _load_policy(self, trained: str | None) -> list[Any]:
+        config = self.config
+        spec = engine_spec(
+            config.cluster.device, config.policy.precision, config.cluster.policy, config.training
+        )
+        address = self.policy.actors[0].rendezvous.remote()
+        return self.policy.start("load", config.policy, spec, address, trained)
+
+    def _join_policy(self) -> None:
+        """What a policy that has been loaded needs before it works: engines, and perhaps a reference's role."""
+        config = self.config
+        self._connected = []
+        self._connect()
+        if config.policy.lora is not None and config.objective.uses_reference:
+            budget = config.reference.micro_batch_tokens
+            self.policy.call("scores_within", budget)
+            # Its ranks are no one's to replace but `restart_policy`'s.
+            rules = scorer_rules(config.cluster.faults, budget, self.policy.size, "reward", restarts=0)
+            station = Station(self.policy, lambda actors: [], lockstep=True)
+            self._open_references(self.exchange.add("reference", station, rules))
         if self.turns:
             self.policy.call("offload")
+
+    def _start_reference(self, path: str) -> list[Any]:
+        config = self.config
+        self.reference_path = path
+        replicas = Replicas(
+            "reference",
+            ReferenceWorker,
+            config.cluster.reference,
+            self.policy_precision,
+            config.reference.micro_batch_tokens,
+        )
+        station, pending = launch_replicas(
+            self.plan, self.placement, config.cluster, replicas, self._reference_load
+        )
+        self.reference = station.group
+        rules = replicas.rules(config.cluster.faults, "reward")
+        self._open_references(self.exchange.add("reference", station, rules))
+        return pending
+
+    def _reference_load(self) -> tuple[Any, ...]:
+        return ("load", self.reference_path, self.config.policy.trust_remote_code)
+
+    def _open_references(self, pool: Pool) -> None:
+        self.references = ReferenceLane(pool, self.vocab_size, self.config.policy.max_length)
+
+    def _connect(self) -> None:
+        """Make the policy's way to the engines, if these are not the ones that it knows."""
+        if self._connected == self.rollout.actors:
+            return
+        backend = transfer_backend(self.config.cluster.device, self.config.cluster.layout)
+        tensor_parallel = self.config.cluster.rollout.tensor_parallel
+        self._collective("connect", backend, self.rollout.actors, tensor_parallel)
+        self._connected = self.rollout.actors
 
     def _rank_arguments(self, member: Any) -> tuple[int, int, int]:
         return (member.rank, self.config.cluster.policy.ranks, self.config.run.seed)
@@ -79,28 +156,36 @@ class Crew(SamplingCrew):
         self, prompts: Sequence[Prompt], completions: Sequence[Completion], advance: Advance
     ) -> list[ScoredCompletion]:
         """The reward of each completion, in order. A non-finite reward is kept; selection quarantines it."""
-        return self.scorers.score(prompts, completions, advance)
+        return self.scorers.score(prompts, completions, advance, self.exchange)
+
+    @contextmanager
+    def reference_awake(self) -> Iterator[None]:
+        """Whoever gives reference logprobs, on the devices within."""
+        with (self.reference if needs_reference(self.config) else self.policy).awake():
+            yield
 
     def reference_logprobs(
         self, groups: Sequence[PreferenceGroup], advance: Advance
-    ) -> list[ReferenceLogprobs]:
-        """The reference policy's logprobs of every answer of each group, computed once per round.
+    ) -> Iterator[ReferenceLogprobs]:
+        """The reference policy's logprobs of every answer of each group, as they come, each group's once.
 
         Raises:
-            ValueError: naming the groups that cannot be learnt from, or whose logprobs are not finite.
+            ValueError: naming the groups that cannot be learnt from.
+            PolicyLost: a LoRA policy, which is its own reference, lost a rank.
         """
-        config = self.config
-        length = config.policy.max_length
+        length = self.config.policy.max_length
         check_groups(groups, self.vocab_size, length)
-        packed = reference_answers(groups, config.objective.kl == "mismatched", length)
-        if config.policy.lora is None:
-            values = number_answers(self.reference, "score", packed, (), advance)
-        else:
-            budget = config.reference.micro_batch_tokens
-            values = number_answers(self.policy, "score_base", packed, (budget,), advance)
-        references = pair_references(groups, values)
-        check_references(groups, references)
-        return references
+        packed = reference_answers(groups, self.config.objective.kl == "mismatched", length)
+        source = zip(groups, packed, strict=True)
+        try:
+            with self.reference_awake():
+                for reference in self.references.stream(source, self.exchange):
+                    advance(len(reference.logprobs))
+                    yield reference
+        except LostWorkers as error:
+            if needs_reference(self.config):
+                raise
+            raise PolicyLost(str(error)) from error
 
     # -- learn ---------------------------------------------------------------------------------------------
 
@@ -110,9 +195,9 @@ class Crew(SamplingCrew):
         references: Sequence[ReferenceLogprobs] | None,
         place: TrainingPlace,
     ) -> Iterator[dict[str, float]]:
-        """One round of policy training; yields each optimizer step's metrics."""
+        """One round of policy training; yields each optimizer step's metrics. Raises PolicyLost."""
         config = self.config
-        with self.policy.awake():
+        with self.policy.awake(), _policy_lost():
             if config.training.optimizer_state == "reset":
                 self._collective("start_round")
             self._collective(
@@ -134,13 +219,29 @@ class Crew(SamplingCrew):
         with self.policy.awake():
             self._collective("load_state", str(checkpoint / "optimizer"))
 
-    def sync(self, version: int) -> dict[str, float]:
-        """The policy's weights into every engine; returns seconds and bytes."""
+    def sync(self, checkpoint: str, version: int) -> dict[str, float]:
+        """The policy's weights into every engine; returns seconds and bytes.
+
+        Engines that died are replaced before, by ones that start with the same weights from their checkpoint.
+
+        Raises:
+            PolicyLost: a policy rank is gone.
+            LostWorkers: engines die again and again.
+        """
+        self.weights = (checkpoint, version)
         with self.policy.awake(), self.rollout.awake():
-            seconds_and_bytes: dict[str, float] = self._collective("send_weights", version)[0]
-            held = set(self.rollout.call("version"))
+            while True:
+                self.heal(self.engines, self.rollout)
+                try:
+                    self._connect()
+                    sent: dict[str, float] = self._collective("send_weights", version)[0]
+                    held = set(self.rollout.call("version"))
+                    break
+                except RayActorError:
+                    if len(self.rollout.living(self.config.cluster.faults.hang_s)) == len(self.rollout):
+                        raise
         assert held == {version}, f"engines hold policy {held} after a sync of {version}"
-        return seconds_and_bytes
+        return sent
 
     def adopt_reference(self, checkpoint: str) -> None:
         """Move the reference as the config says: stay, follow, or average."""
@@ -150,15 +251,17 @@ class Crew(SamplingCrew):
         if rule.update == "previous":
             self.load_reference(checkpoint)
         elif rule.update == "ema":
+            self.heal(self.references.pool, self.reference)
             self.reference.call("blend", checkpoint, rule.ema_decay)
         if self.turns and rule.update != "initial":
-            self.reference.call("offload")
+            self.reference.call_living("offload")
 
     def load_reference(self, path: str) -> None:
         """Make every replica the policy of this checkpoint."""
-        self.reference.call("load", path, self.config.policy.trust_remote_code)
+        self.reference_path = path
+        self.reference.call_living("load", path, self.config.policy.trust_remote_code)
         if self.turns:
-            self.reference.call("offload")
+            self.reference.call_living("offload")
 
     def save_reference(self, directory: Path) -> None:
         """Write the averaged reference."""
@@ -166,7 +269,8 @@ class Crew(SamplingCrew):
         self.tokenizer.backend.save_pretrained(directory)
 
     def _collective(self, method: str, *arguments: Any) -> list[Any]:
-        return self.policy.call(method, *arguments)
+        with _policy_lost():
+            return self.policy.call(method, *arguments)
 
     # -- the run's own reward model ------------------------------------------------------------------------
 
@@ -189,10 +293,22 @@ class Crew(SamplingCrew):
 
     def peak_memory(self) -> dict[str, int]:
         """Peak bytes of the largest process of each role."""
-        return {role: max(group.call("peak_memory")) for role, group in self.groups.items()}
+        peaks = {role: group.call_living("peak_memory") for role, group in self.groups.items()}
+        return {role: max(found) for role, found in peaks.items() if found}
 
     @property
     def groups(self) -> dict[str, WorkerGroup]:
         """The groups that have started, by role."""
         own = {role: getattr(self, role) for role in ("policy", "reference") if hasattr(self, role)}
         return super().groups | own | {group.role: group for group in self.scorers.groups}
+
+
+@contextmanager
+def _policy_lost() -> Iterator[None]:
+    """Tell a dead rank from a rank that raises, even where what it raises is that an engine is dead."""
+    try:
+        yield
+    except RayActorError as error:
+        if isinstance(error, RayTaskError):
+            raise
+        raise PolicyLost(f"a policy rank died: {str(error).splitlines()[0]}") from error

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ultramed_rl.cluster.group import WorkerGroup, wait
+from ultramed_rl.cluster.group import wait
 from ultramed_rl.cluster.placement import Placement, connect, reserve
 from ultramed_rl.cluster.plan import make_plan
+from ultramed_rl.cluster.transport import RayExchange
 from ultramed_rl.config import EvaluateConfig, RewardBenchConfig
-from ultramed_rl.crew.scorers import Advance, Scorers, launch_scorers
+from ultramed_rl.crew.scorers import Advance, RewardModels, Scorers, launch_scorers
 from ultramed_rl.records import Completion, Prompt, ScoredCompletion
 
 
@@ -17,7 +18,8 @@ class RewardCrew:
 
     def __init__(self, config: EvaluateConfig | RewardBenchConfig) -> None:
         self.config = config
-        self.groups: list[WorkerGroup] | None = None
+        self.models: list[RewardModels] | None = None
+        self.exchange = RayExchange()
         self.placement: Placement | None = None
 
     def score(
@@ -28,15 +30,15 @@ class RewardCrew:
         advance: Advance,
     ) -> list[ScoredCompletion]:
         """The reward of each completion, in order, by `scorers` on the one set of reward models."""
-        if self.groups is None:
+        if self.models is None:
             self._start(scorers)
-        scorers.groups = self.groups or []
-        return scorers.score(prompts, completions, advance)
+        scorers.models = self.models or []
+        return scorers.score(prompts, completions, advance, self.exchange)
 
     def stop(self) -> None:
         """End all actors and give the devices back."""
-        for group in self.groups or ():
-            group.stop()
+        for model in self.models or ():
+            model.group.stop()
         if self.placement is not None:
             self.placement.release()
 
@@ -45,6 +47,6 @@ class RewardCrew:
         connect(config.cluster)
         self.placement = reserve(plan, config.cluster)
         paths = [path for path in scorers.config.paths if path is not None]
-        pending = launch_scorers(scorers, plan, self.placement, config.cluster, paths)
-        self.groups = scorers.groups
+        pending = launch_scorers(scorers, plan, self.placement, config.cluster, paths, self.exchange)
+        self.models = scorers.models
         wait(pending)

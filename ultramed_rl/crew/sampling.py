@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from ultramed_rl.actors.options import OptionRequest
+from ultramed_rl.actors.options import OptionRequest, branches
 from ultramed_rl.actors.rollout import EngineArguments, RolloutWorker, SamplingRequest
 from ultramed_rl.actors.weight_sync import transfer_backend
+from ultramed_rl.cluster.dispatch import Ticket
 from ultramed_rl.cluster.group import WorkerGroup, wait
 from ultramed_rl.cluster.placement import Placement, connect, reserve
 from ultramed_rl.cluster.plan import Plan, make_plan
+from ultramed_rl.cluster.pool import Outcome, Pool
+from ultramed_rl.cluster.transport import RayExchange, Station
 from ultramed_rl.config import SamplingConfig
 from ultramed_rl.config.precision import resolve_precision
+from ultramed_rl.crew.pools import engine_rules
 from ultramed_rl.models.offline import resolve_model
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, OptionLogprobs
@@ -24,12 +28,15 @@ class SamplingCrew:
     """Owns the engines of one run. Groups start when first needed and stay until `stop`."""
 
     rollout: WorkerGroup
+    engines: Pool  # the same, as workers of the exchange
 
     def __init__(self, config: SamplingConfig, tokenizer: ChatTokenizer | None) -> None:
         """Without a tokenizer the engines weigh options and answer nothing."""
         self.cluster, self.model = config.cluster, config.policy
         self.stop_token = None if tokenizer is None else tokenizer.end_id
         self._starting: list[Any] = []
+        self.exchange = RayExchange()
+        self.weights: tuple[str, int] = ("", -1)  # what a replaced engine starts with
         self.plan: Plan = make_plan(config)
         self.turns = self.plan.layout == "colocated"
         connect(config.cluster)
@@ -45,18 +52,25 @@ class SamplingCrew:
 
         Engines that share GPUs with the learners are waited for at once: they measure free memory.
         """
+        self.weights = (model, version)
         self.rollout = self._launch("rollout", RolloutWorker, lambda m: (m.rank,))
-        arguments = self.engine_arguments(model)
-        self._starting = self.rollout.start("start", arguments, self.stop_token, version)
-        if arguments.sleeps:
+        rules = engine_rules(self.cluster.faults, self.cluster.rollout.max_num_seqs)
+        self.engines = self.exchange.add("rollout", Station(self.rollout, self._prepare_engine), rules)
+        self._starting = self._prepare_engine(self.rollout.actors)
+        if self.turns and self.cluster.device == "cuda":
             self._finish_rollout()
+
+    def _prepare_engine(self, actors: Sequence[Any]) -> list[Any]:
+        model, version = self.weights
+        arguments = self.engine_arguments(model)
+        return [actor.start.remote(arguments, self.stop_token, version) for actor in actors]
 
     def _finish_rollout(self) -> None:
         if self._starting:
             wait(self._starting)
             self._starting = []
             if self.turns:
-                self.rollout.call("offload")
+                self.rollout.call_living("offload")
 
     def stop(self) -> None:
         """End all actors and give the devices back."""
@@ -96,7 +110,34 @@ class SamplingCrew:
             trust_remote_code=self.model.trust_remote_code,
         )
 
+    def heal(self, pool: Pool, group: WorkerGroup) -> None:
+        """Replace what has died of a pool's workers, and wait for the replacements.
+
+        Raises:
+            LostWorkers: too few are left.
+        """
+        living = group.living(self.cluster.faults.hang_s)
+        for rank in set(pool.ranks) - set(living):
+            self.exchange.lose(pool, rank, "found dead between phases")
+        while pool.starting:
+            self.exchange.outcomes()
+
     # -- generate ------------------------------------------------------------------------------------------
+
+    def offer(self, request: SamplingRequest | OptionRequest) -> None:
+        """Something that an engine is to do; its outcome comes from the exchange, under the request's key.
+
+        Raises:
+            ValueError: it doesn't fit the engine's context.
+        """
+        if isinstance(request, OptionRequest):
+            tokens = len(request.context) * len(branches(request.options))
+            ticket = Ticket(request.question_id, len(request.options), float(tokens))
+        else:
+            load = len(request.prompt.token_ids) + request.n * request.max_new_tokens
+            ticket = Ticket(request.prompt.prompt_id, request.n, float(load))
+        check_length(request, self.model.max_length)
+        self.engines.offer(ticket, request)
 
     def generate(
         self, requests: Sequence[SamplingRequest], version: int, advance: Advance
@@ -109,36 +150,73 @@ class SamplingCrew:
         return [completion for request in requests for completion in found[request.prompt.prompt_id]]
 
     def stream_completions(
-        self, requests: Sequence[SamplingRequest], version: int
+        self, requests: Iterable[SamplingRequest], version: int
     ) -> Iterator[list[Completion]]:
-        """Each prompt's n completions as soon as an engine has them; none lost, none doubled."""
-        missing = {request.prompt.prompt_id: request.n for request in requests}
-        assert len(missing) == len(requests), "a prompt stands twice"
-        for completions in self._stream("generate", requests):
-            assert missing.pop(completions[0].prompt_id, None) == len(completions), "lost or doubled answers"
-            _check_version([c.policy_version for c in completions], version)
+        """Each prompt's n completions as soon as an engine has them; none lost, none doubled.
+
+        Raises:
+            ValueError: a request that doesn't fit the engine's context.
+            RuntimeError: a request that no engine could answer.
+        """
+        for outcome in self.answer(requests):
+            completions = answered(outcome)
+            check_version([c.policy_version for c in completions], version)
             yield completions
-        assert not missing, f"prompts without their completions: {sorted(missing)}"
 
-    def stream_options(self, requests: Sequence[OptionRequest], version: int) -> Iterator[OptionLogprobs]:
+    def stream_options(self, requests: Iterable[OptionRequest], version: int) -> Iterator[OptionLogprobs]:
         """Each question's options with their logprobs, as soon as an engine has them."""
-        missing = {request.question_id for request in requests}
-        assert len(missing) == len(requests), "a question stands twice"
-        for scored in self._stream("score_options", requests):
-            missing.remove(scored.question_id)
-            _check_version([scored.policy_version], version)
+        for outcome in self.answer(requests):
+            scored: OptionLogprobs = answered(outcome)
+            check_version([scored.policy_version], version)
             yield scored
-        assert not missing, f"questions without an answer: {sorted(missing)}"
 
-    def _stream(self, method: str, requests: Sequence[Any]) -> Iterator[Any]:
-        """Deal requests to the engines in turn; what they yield, as it comes."""
-        count = len(self.rollout)
-        shards = [(list(requests[rank::count]),) for rank in range(count)]
-        with self.rollout.awake():
-            for _, item in self.rollout.stream(method, shards):
-                yield item
+    def answer(self, requests: Iterable[SamplingRequest | OptionRequest]) -> Iterator[Outcome]:
+        """What the engines make of requests, as it comes. Requests are taken as there is room for them."""
+        engines, source = self.engines, iter(requests)
+        more = True
+        try:
+            with self.rollout.awake():
+                while more or engines.unfinished:
+                    while more and engines.wanted:
+                        request = next(source, None)
+                        if request is None:
+                            more = False
+                            engines.close()
+                        else:
+                            self.offer(request)
+                    if engines.unfinished:
+                        yield from self.exchange.outcomes()
+        finally:
+            if engines.unfinished:
+                engines.forget()
 
 
-def _check_version(found: Sequence[int], expected: int) -> None:
+def answered(outcome: Outcome) -> Any:
+    """An outcome's value, where there must be one."""
+    if outcome.error:
+        raise RuntimeError(f"{outcome.key}: no engine could answer it: {outcome.error}")
+    return outcome.value
+
+
+def check_length(request: SamplingRequest | OptionRequest, limit: int) -> None:
+    """Refuse what an engine with a context of `limit` tokens cannot hold."""
+    if isinstance(request, OptionRequest):
+        longest = len(request.context) + max(map(len, request.options))
+        if longest > limit:
+            raise ValueError(
+                f"question {request.question_id} has {longest} tokens with its longest option, over the "
+                f"context of {limit}: raise policy.max_length"
+            )
+        return
+    length = len(request.prompt.token_ids)
+    if length + request.max_new_tokens > limit:
+        raise ValueError(
+            f"prompt {request.prompt.prompt_id} has {length} tokens; with {request.max_new_tokens} new ones "
+            f"it exceeds the context of {limit}: lower prompts.max_prompt_tokens or raise policy.max_length"
+        )
+
+
+def check_version(found: Sequence[int], expected: int) -> None:
+    """An answer of another policy than the one that was asked is a defect of ours."""
     stale = set(found) - {expected}
     assert not stale, f"answers of policy {sorted(stale)}, expected {expected}"

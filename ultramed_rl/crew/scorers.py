@@ -2,32 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from ultramed_rl.actors.scorer import RewardWorker
 from ultramed_rl.cluster.demands import reward_roles
+from ultramed_rl.cluster.dispatch import Ticket
+from ultramed_rl.cluster.exchange import Exchange
 from ultramed_rl.cluster.group import WorkerGroup
 from ultramed_rl.cluster.placement import Placement
 from ultramed_rl.cluster.plan import Plan
-from ultramed_rl.cluster.scoring import number_answers
-from ultramed_rl.config.cluster import Cluster, Devices, ReplicaGroup
+from ultramed_rl.cluster.pool import Outcome, Pool, PoolRules
+from ultramed_rl.cluster.transport import RayExchange, Station
+from ultramed_rl.config.cluster import Cluster, Devices, Faults, ReplicaGroup
 from ultramed_rl.config.models import Reward
 from ultramed_rl.config.precision import resolve_precision
 from ultramed_rl.config.reward_bench import ScoringCluster
 from ultramed_rl.config.sampling import SamplingCluster
+from ultramed_rl.crew.pools import scorer_rules
+from ultramed_rl.crew.terms import TermThread
 from ultramed_rl.learning.packing import AnswerGroup
 from ultramed_rl.models.load import check_reward_model
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, Prompt, ScoredCompletion
-from ultramed_rl.rewards import combine_members, make_term, score_terms, weighted_sum
+from ultramed_rl.rewards import combine_members, make_term, weighted_sum
 
 Advance = Callable[[int], None]
+Load = tuple[Any, ...]  # a method of a worker, and its arguments
+
+
+@dataclass
+class _Pending:
+    """A prompt's answers and what is known of their rewards by now: numbers by column."""
+
+    completions: Sequence[Completion]
+    columns: dict[str, list[float]] = field(default_factory=dict)
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A prompt's scored answers in their order; none, and an error, where no scorer could be brought to it."""
+
+    prompt_id: str
+    answers: list[ScoredCompletion]
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class RewardModels:
+    """The replicas of one reward model, and the column that its numbers are told under."""
+
+    column: str
+    group: WorkerGroup
+    pool: Pool
 
 
 class Scorers:
     """The scorers of one run. Terms are made at once, so that a missing secret shows before anything starts;
-    the reward models' groups are given to `groups` when they have started.
+    the reward models' groups are added when they have started.
+
+    Prompts are offered with their answers, outcomes of the exchange are handed back, and `ready` has what is
+    complete: every model's numbers and every term's.
 
     Raises:
         ValueError: a reward model that cannot be read, or a term that cannot be made.
@@ -36,59 +74,135 @@ class Scorers:
     def __init__(self, config: Reward, policy: ChatTokenizer) -> None:
         self.config = config
         self.tokenizers = [_own_tokenizer(config, path, policy) for path in config.paths]
-        self.terms = {term.name: make_term(term, policy) for term in config.terms}
-        self.groups: list[WorkerGroup] = []
+        self.terms = TermThread({term.name: make_term(term, policy) for term in config.terms})
+        self.models: list[RewardModels] = []
+        self._pending: dict[str, _Pending] = {}
+        self._ready: list[Scored] = []
+
+    @property
+    def groups(self) -> list[WorkerGroup]:
+        """The reward models' actors."""
+        return [model.group for model in self.models]
+
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        """All reward models on their devices within."""
+        with ExitStack() as stack:
+            for group in self.groups:
+                stack.enter_context(group.awake())
+            yield
+
+    @property
+    def wanted(self) -> bool:
+        """Whether more prompts may be offered; if not, those upstream are to wait."""
+        return self.terms.wanted and all(model.pool.wanted for model in self.models)
+
+    @property
+    def unfinished(self) -> int:
+        """Prompts offered that `ready` has not given."""
+        return len(self._pending) + len(self._ready)
+
+    def offer(self, prompt: Prompt, completions: Sequence[Completion]) -> None:
+        """Answers to be scored."""
+        assert prompt.prompt_id not in self._pending, f"{prompt.prompt_id} is under way"
+        self._pending[prompt.prompt_id] = _Pending(completions)
+        for model, tokenizer in zip(self.models, self.tokenizers, strict=True):
+            group = reward_tokens(tokenizer, prompt, completions)
+            tokens = group.packed_tokens
+            model.pool.offer(Ticket(prompt.prompt_id, tokens, float(tokens)), group)
+        self.terms.offer(prompt, completions)
+
+    def take(self, outcome: Outcome) -> None:
+        """A reward model's outcome from the exchange."""
+        column = next(model.column for model in self.models if model.pool.role == outcome.role)
+        self._note(outcome.key, {column: outcome.value}, outcome.error)
+
+    def ready(self) -> list[Scored]:
+        """Prompts that have become complete since the last time."""
+        for prompt_id, columns in self.terms.results():
+            self._note(prompt_id, columns, "")
+        found, self._ready = self._ready, []
+        return found
 
     def score(
-        self, prompts: Sequence[Prompt], completions: Sequence[Completion], advance: Advance
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Completion],
+        advance: Advance,
+        exchange: Exchange,
     ) -> list[ScoredCompletion]:
         """The reward of each completion, in order, with each scorer's own number where there are several.
 
         A non-finite reward is kept; selection quarantines it.
+
+        Raises:
+            RuntimeError: answers that no scorer could be brought to.
         """
-        columns = self._models(prompts, completions, advance)
+        by_prompt: dict[str, list[Completion]] = {p.prompt_id: [] for p in prompts}
+        for completion in completions:
+            by_prompt[completion.prompt_id].append(completion)
+        found: dict[tuple[str, int], ScoredCompletion] = {}
+        source = ((p, by_prompt[p.prompt_id]) for p in prompts if by_prompt[p.prompt_id])
+        with self.awake():
+            for scored in self.stream(source, exchange):
+                if scored.error:
+                    raise RuntimeError(f"{scored.prompt_id}: its answers could not be scored: {scored.error}")
+                found |= {(scored.prompt_id, s.completion.sample): s for s in scored.answers}
+                advance(len(scored.answers))
+        return [found[completion.prompt_id, completion.sample] for completion in completions]
+
+    def stream(
+        self, source: Iterator[tuple[Prompt, Sequence[Completion]]], exchange: Exchange
+    ) -> Iterator[Scored]:
+        """Each prompt's scored answers as soon as they are complete; prompts are taken as there is room."""
+        more = True
+        while more or self.unfinished:
+            while more and self.wanted:
+                item = next(source, None)
+                more = item is not None
+                if item is not None:
+                    self.offer(*item)
+            yield from self.ready()
+            if self.unfinished:
+                for outcome in exchange.outcomes(self.patience):
+                    self.take(outcome)
+
+    def forget(self) -> None:
+        """Drop all that is under way, for a caller that gave up; the exchange forgets its part itself."""
+        self._pending, self._ready = {}, []
+        self.terms = TermThread(self.terms.terms)
+
+    @property
+    def patience(self) -> float:
+        """Seconds that the exchange may be waited for: terms are no part of it."""
+        return 0.05 if self.terms.busy else 1.0
+
+    def _note(self, prompt_id: str, columns: dict[str, list[float]], error: str) -> None:
+        pending = self._pending[prompt_id]
+        pending.columns |= columns
+        pending.error = pending.error or error
+        if len(pending.columns) == len(self.models) + len(self.config.terms):
+            del self._pending[prompt_id]
+            answers = [] if pending.error else self._combine(pending)
+            self._ready.append(Scored(prompt_id, answers, pending.error))
+
+    def _combine(self, pending: _Pending) -> list[ScoredCompletion]:
+        models = [pending.columns[model.column] for model in self.models]
         weights, values = [], []
-        if columns:
+        if models:
             weights.append(self.config.weight)
-            values.append(self._combine(list(columns.values())))
-        terms = score_terms(self.terms, prompts, completions)
+            ensemble = self.config.ensemble
+            values.append(models[0] if ensemble is None else combine_members(ensemble, models))
         weights += [term.weight for term in self.config.terms]
-        values += [terms[term.name] for term in self.config.terms]
-        if not columns:
-            advance(len(completions))
-        columns |= terms
+        values += [pending.columns[term.name] for term in self.config.terms]
+        # Columns in the order of models and terms, whoever came first.
+        names = [*(model.column for model in self.models), *(term.name for term in self.config.terms)]
+        shown = names if len(names) > 1 else []
         rewards = weighted_sum(weights, values)
-        shown = columns if len(columns) > 1 else {}
         return [
-            ScoredCompletion(completion, reward, {name: numbers[i] for name, numbers in shown.items()})
-            for i, (completion, reward) in enumerate(zip(completions, rewards, strict=True))
+            ScoredCompletion(completion, reward, {name: pending.columns[name][i] for name in shown})
+            for i, (completion, reward) in enumerate(zip(pending.completions, rewards, strict=True))
         ]
-
-    def _combine(self, members: list[list[float]]) -> list[float]:
-        ensemble = self.config.ensemble
-        return members[0] if ensemble is None else combine_members(ensemble, members)
-
-    def _models(
-        self, prompts: Sequence[Prompt], completions: Sequence[Completion], advance: Advance
-    ) -> dict[str, list[float]]:
-        """Each reward model's numbers, one for each completion."""
-        by_prompt: dict[str, list[int]] = {p.prompt_id: [] for p in prompts}
-        for index, completion in enumerate(completions):
-            by_prompt[completion.prompt_id].append(index)
-        asked = [p for p in prompts if by_prompt[p.prompt_id]]
-        columns: dict[str, list[float]] = {}
-        for number, (group, tokenizer) in enumerate(zip(self.groups, self.tokenizers, strict=True), 1):
-            answers = [
-                reward_tokens(tokenizer, p, [completions[i] for i in by_prompt[p.prompt_id]]) for p in asked
-            ]
-            first = number == 1
-            found = number_answers(group, "score", answers, (), advance if first else lambda _: None)
-            rewards: dict[int, float] = {}
-            for prompt, values in zip(asked, found, strict=True):
-                rewards |= zip(by_prompt[prompt.prompt_id], values, strict=True)
-            name = "model" if len(self.groups) == 1 else f"model_{number}"
-            columns[name] = [rewards[i] for i in range(len(completions))]
-        return columns
 
 
 def reward_tokens(
@@ -117,35 +231,75 @@ def launch_scorers(
     placement: Placement,
     cluster: Cluster | SamplingCluster | ScoringCluster,
     paths: Sequence[str],
+    exchange: RayExchange,
 ) -> list[Any]:
     """Start the reward models' groups on their slots; returns the pending loads."""
-    config, pending = scorers.config, []
+    config, pending = scorers.config, list[Any]()
     precision = resolve_precision(config.precision, cluster.device)
-    for role, path in zip(reward_roles(config), paths, strict=True):
-        group = launch_replicas(
-            plan, placement, role, RewardWorker, cluster, cluster.reward, precision, config.micro_batch_tokens
+    roles = reward_roles(config)
+    for number, (role, path) in enumerate(zip(roles, paths, strict=True), 1):
+        replicas = Replicas(role, RewardWorker, cluster.reward, precision, config.micro_batch_tokens)
+        load: Load = ("load", path, config.trust_remote_code)
+        station, loads = launch_replicas(plan, placement, cluster, replicas, _always(load))
+        rules = replicas.rules(cluster.faults, "rollout")
+        pool = exchange.add(role, station, rules)
+        scorers.models.append(
+            RewardModels("model" if len(roles) == 1 else f"model_{number}", station.group, pool)
         )
-        scorers.groups.append(group)
-        pending += group.start("load", path, config.trust_remote_code)
+        pending += loads
     return pending
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """A forward-only role: who computes, how many, in which precision, how many tokens a pass."""
+
+    role: str
+    worker: type
+    group: ReplicaGroup
+    precision: str
+    batch_tokens: int
+
+    @property
+    def shards(self) -> int:
+        """Replicas that hold one model together; 1 where each has its own."""
+        return self.group.replicas if self.group.shard else 1
+
+    def rules(self, faults: Faults, upstream: str) -> PoolRules:
+        """How the exchange gives them work."""
+        return scorer_rules(faults, self.batch_tokens, self.shards, upstream)
 
 
 def launch_replicas(
     plan: Plan,
     placement: Placement,
-    role: str,
-    worker: type,
     devices: Devices,
-    replicas: ReplicaGroup,
-    precision: str,
-    batch_tokens: int,
-) -> WorkerGroup:
-    """Replicas of a forward-only role; sharded ones have joined each other."""
-    shards = replicas.replicas if replicas.shard else 1
-    members = next(r.members for r in plan.roles if r.role == role)
+    replicas: Replicas,
+    load: Callable[[], Load],
+) -> tuple[Station, list[Any]]:
+    """Replicas of a forward-only role, and their pending loads; sharded ones have joined each other.
+
+    Args:
+        load: a method and its arguments with which every actor begins, and a replacement too, whenever it comes.
+    """
+    members = next(r.members for r in plan.roles if r.role == replicas.role)
+    arguments = (devices.device, replicas.precision, replicas.batch_tokens, replicas.shards)
     turns = plan.layout == "colocated"
-    arguments = (devices.device, precision, batch_tokens, shards)
-    group = WorkerGroup.launch(worker, members, placement, lambda m: (m.rank, *arguments), takes_turns=turns)
-    if shards > 1:
-        group.call("join", group.first("rendezvous"))
-    return group
+    group = WorkerGroup.launch(
+        replicas.worker, members, placement, lambda m: (m.rank, *arguments), takes_turns=turns
+    )
+
+    def prepare(actors: Sequence[Any]) -> list[Any]:
+        pending = []
+        if replicas.shards > 1:
+            address = actors[0].rendezvous.remote()
+            pending += [actor.join.remote(address) for actor in actors]
+        method, *rest = load()
+        return pending + [getattr(actor, method).remote(*rest) for actor in actors]
+
+    station = Station(group, prepare, lockstep=replicas.shards > 1)
+    return station, prepare(group.actors)
+
+
+def _always(load: Load) -> Callable[[], Load]:
+    return lambda: load

@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import TypeVar
 
 from ultramed_rl.actors.rollout import SamplingRequest
 from ultramed_rl.actors.trainer import TrainingPlace
 from ultramed_rl.config import RunConfig
-from ultramed_rl.crew.online import Crew
+from ultramed_rl.crew.online import Crew, PolicyLost
 from ultramed_rl.data.pool import prompts_for_round
 from ultramed_rl.data.prompts import PromptPool
 from ultramed_rl.evaluation.metrics import (
@@ -31,6 +32,9 @@ from ultramed_rl.learning.pairs import select_pairs
 from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.online.cards import write_pairs_card, write_policy_card
 from ultramed_rl.online.exams import RoundExams
+from ultramed_rl.online.gather import Gatherer, Rules
+from ultramed_rl.online.resume import latest_checkpoint
+from ultramed_rl.online.watcher import RunWatcher
 from ultramed_rl.records import (
     Checkpoint,
     Completion,
@@ -41,9 +45,12 @@ from ultramed_rl.records import (
     SelectionAudit,
 )
 from ultramed_rl.store import RoundRecord, RunDirectory
-from ultramed_rl.tracking import Progress, Tracker
+from ultramed_rl.store.atomic import remove
+from ultramed_rl.tracking import Tracker
+from ultramed_rl.tracking.timeline import Span
 
 Metrics = dict[str, float]
+T = TypeVar("T")
 
 
 class Controller:
@@ -56,13 +63,15 @@ class Controller:
         crew: Crew,
         pool: PromptPool,
         tracker: Tracker,
-        progress: Progress,
+        watcher: RunWatcher,
         exams: RoundExams | None = None,
     ) -> None:
         self.config, self.store, self.crew, self.pool = config, store, crew, pool
-        self.tracker, self.progress, self.exams = tracker, progress, exams
+        self.tracker, self.watcher, self.exams = tracker, watcher, exams
+        self.progress = watcher.progress
         self.version = 0
         self.policy_steps = 0
+        self.trained = latest_checkpoint(config, store)  # what a lost policy starts again from
 
     def run(self, on_round: Callable[[Metrics], None]) -> list[Metrics]:
         """All rounds that aren't committed yet; returns the metrics of every round, committed ones too."""
@@ -79,21 +88,32 @@ class Controller:
 
     def run_round(self, record: RoundRecord) -> Metrics:
         """One round. Phases that a killed run finished are read back, not computed again."""
-        prompts = record.phase("prompts", self.choose_prompts, record.index, kind=Prompt)
-        completions = record.phase("completions", self.generate, record.index, prompts, kind=Completion)
-        scored = record.phase("scored", self.score, prompts, completions, kind=ScoredCompletion)
-        pairs = record.phase("pairs", self.select, record.index, prompts, scored, kind=PreferenceGroup)
-        references = self.reference_logprobs(record, pairs)
-        checkpoint = self.train(record, pairs, references)
-        sync = self.adopt(record, checkpoint)
-        evaluation = record.phase("evaluation", self.evaluate, checkpoint.version, kind=ScoredCompletion)
+        asked = record.phase("prompts", self.choose_prompts, record.index, kind=Prompt)
+        gatherer = Gatherer(self.config, self.crew, self.progress, record, self.rules(record.index))
+        with self.watcher.phase("gather", record.index) as shares:
+            gathered = self.holding(record, lambda: gatherer.gather(asked))
+        prompts, scored = [p for p in asked if p.prompt_id not in gathered.set_aside], list(gathered.scored)
+        digest = record.digest("scored")
+        pairs = record.phase(
+            "pairs", lambda *_: self.select(record.index, prompts, scored), digest, kind=PreferenceGroup
+        )
+        with self.watcher.phase("weigh", record.index):
+            references = self.holding(record, lambda: gatherer.weigh(asked, pairs))
+        with self.watcher.phase("train", record.index):
+            checkpoint = self.train(record, pairs, references)
+        with self.watcher.phase("adopt", record.index):
+            sync = self.adopt(record, checkpoint)
+        with self.watcher.phase("evaluate", record.index):
+            evaluation = record.phase("evaluation", self.evaluate, checkpoint.version, kind=ScoredCompletion)
 
         exam: Metrics = {}
         if self.exams is not None and self.exams.due(record.index):
             exam = self.exams.sit(record, checkpoint.version, self.crew)
 
-        metrics = self.round_metrics(record, prompts, completions, scored, pairs, references, evaluation)
+        metrics = self.round_metrics(record, prompts, scored, pairs, references, evaluation)
         metrics |= checkpoint.metrics | sync | exam
+        metrics |= {f"utilisation_{role}": share for role, share in shares.items()}
+        metrics |= {"set_aside": float(len(gathered.set_aside)), "restarts": self.restarts()}
         # Logged first: a kill between the two logs the round again on resume, after its line was discarded.
         self.tracker.log(metrics, step=record.index, kind="round")
         write_pairs_card(self.config, self.store, record, metrics)
@@ -102,30 +122,37 @@ class Controller:
             self.store.prune_checkpoints(self.config.run.keep_checkpoints)
         return metrics
 
+    def holding(self, record: RoundRecord, work: Callable[[], T]) -> T:
+        """Do work that needs the policy; when a rank of it is lost, all start again from the last checkpoint."""
+        while True:
+            try:
+                return work()
+            except PolicyLost as lost:
+                path, version = self.trained
+                self.progress.say(f"round {record.index}: {lost}; starting again from policy {version}")
+                self.crew.restart_policy(path, version)
+
+    def restarts(self) -> float:
+        """Workers that this process has replaced, of any role."""
+        return float(sum(self.watcher.restarts.values()) + self.crew.policy_restarts)
+
     # -- phases --------------------------------------------------------------------------------------------
 
     def choose_prompts(self, index: int) -> list[Prompt]:
         return list(prompts_for_round(self.pool.training, self.config.prompts, index, self.config.run.seed))
 
-    def generate(self, index: int, prompts: Sequence[Prompt]) -> list[Completion]:
-        sampling = self.config.sampling
-        requests = [self._request(p, sampling.n, sampling.temperature, index) for p in prompts]
-        with self.progress.phase(f"round {index} generate", len(prompts) * sampling.n, "completions") as bar:
-            return self.crew.generate(requests, self.version, bar.advance)
-
-    def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[ScoredCompletion]:
-        candidates = list(completions)
-        if self.config.pairs.include_reference_answer:
-            answers = [(p, self._reference_answer(p)) for p in prompts if p.answer]
-            room = self.config.policy.max_length
-            fitting = [a for p, a in answers if len(p.token_ids) + len(a.token_ids) <= room]
-            if len(fitting) < len(answers):
-                self.progress.say(
-                    f"score: {len(answers) - len(fitting)} reference answers exceed policy.max_length={room}: left out"
-                )
-            candidates += fitting
-        with self.progress.phase("score", len(candidates), "completions") as bar:
-            return self.crew.score(prompts, candidates, bar.advance)
+    def rules(self, index: int) -> Rules:
+        """What the round asks of its prompts."""
+        sampling, reference = self.config.sampling, None
+        if self.config.objective.uses_reference:
+            reference = {"initial": 0}.get(self.config.reference.update, self.version)
+        return Rules(
+            request=lambda prompt: self._request(prompt, sampling.n, sampling.temperature, index),
+            extra=self._extra,
+            select=lambda prompt, scored: next(iter(self._select(index, [prompt], scored)[0]), None),
+            version=self.version,
+            reference_version=reference,
+        )
 
     def select(
         self, index: int, prompts: Sequence[Prompt], scored: Sequence[ScoredCompletion]
@@ -138,24 +165,6 @@ class Controller:
             )
         return pairs
 
-    def reference_logprobs(
-        self, record: RoundRecord, pairs: Sequence[PreferenceGroup]
-    ) -> list[ReferenceLogprobs] | None:
-        """Once per round, kept beside the pairs under the digest of these and of the reference's version; None
-        where the objective has no reference."""
-
-        def compute(pairs: Sequence[PreferenceGroup]) -> list[ReferenceLogprobs]:
-            total = sum(len(p.completions) for p in pairs)
-            with self.progress.phase("reference logprobs", total, "completions") as bar:
-                return self.crew.reference_logprobs(pairs, bar.advance)
-
-        if not self.config.objective.uses_reference:
-            return None
-        version = {"initial": 0}.get(self.config.reference.update, self.version)
-        return record.phase(
-            "reference", lambda groups, _: compute(groups), pairs, version, kind=ReferenceLogprobs
-        )
-
     def train(
         self,
         record: RoundRecord,
@@ -164,9 +173,16 @@ class Controller:
     ) -> Checkpoint:
         """Train on the round's pairs and write the checkpoint; its manifest holds the training metrics."""
 
-        def compute(directory: Path) -> Metrics:
+        def attempt(directory: Path) -> Metrics:
+            self.store.discard_metrics_after(record.index)  # of an attempt that lost the policy
+            for left in directory.iterdir():
+                remove(left)
             metrics = self._train(record.index, pairs, references)
             self.crew.save_policy(directory)
+            return metrics
+
+        def compute(directory: Path) -> Metrics:
+            metrics = self.holding(record, lambda: attempt(directory))
             write_policy_card(self.config, self.store, record, directory, metrics)
             return metrics
 
@@ -175,7 +191,8 @@ class Controller:
 
     def adopt(self, record: RoundRecord, checkpoint: Checkpoint) -> Metrics:
         """From here on everyone works with the new policy: engines always, the reference per config."""
-        sync = self.crew.sync(checkpoint.version)
+        self.trained = (checkpoint.path, checkpoint.version)
+        sync = self.holding(record, lambda: self.crew.sync(*self.trained))
         self.version = checkpoint.version
         if self.config.reference.update == "ema":
             average = self._average_reference(record, checkpoint)
@@ -206,7 +223,6 @@ class Controller:
         self,
         record: RoundRecord,
         prompts: Sequence[Prompt],
-        completions: Sequence[Completion],
         scored: Sequence[ScoredCompletion],
         pairs: Sequence[PreferenceGroup],
         references: Sequence[ReferenceLogprobs] | None,
@@ -223,7 +239,7 @@ class Controller:
         seconds = record.seconds
         return {
             "round": record.index,
-            **completion_metrics(completions),
+            **completion_metrics([s.completion for s in scored if s.completion.finish_reason != "reference"]),
             **reward_metrics(scored),
             **pair_metrics(pairs, audit),
             **({} if references is None else {"kl_to_reference": kl_to_reference(pairs, references)}),
@@ -253,8 +269,15 @@ class Controller:
         started = time.perf_counter()
         total = len(pairs) * self.config.training.epochs
         with self.progress.phase(f"round {index} train", total, "pairs") as bar:
+            since = time.time()
             for step in self.crew.train(pairs, references, place):
                 steps.append(step)
+                now = time.time()
+                for rank in range(len(self.crew.policy)):
+                    self.watcher.span(
+                        Span("policy", f"policy-{rank}", "train", since, now, int(step["samples"]))
+                    )
+                since = now
                 bar.advance(int(step["samples"]))
                 self.tracker.log({"round": index, **step}, step=self.policy_steps + len(steps), kind="step")
         self.policy_steps += len(steps)
@@ -310,14 +333,20 @@ class Controller:
             seed=derive_seed(self.config.run.seed, occasion, prompt.prompt_id),
         )
 
-    def _reference_answer(self, prompt: Prompt) -> Completion:
-        """UltraMedical scores the data's own answer beside the policy's."""
-        assert prompt.answer is not None
+    def _extra(self, prompt: Prompt) -> Completion | None:
+        """UltraMedical scores the data's own answer beside the policy's; one that exceeds the context is left out."""
+        if not (self.config.pairs.include_reference_answer and prompt.answer):
+            return None
+        answer = self._reference_answer(prompt, prompt.answer)
+        fits = len(prompt.token_ids) + len(answer.token_ids) <= self.config.policy.max_length
+        return answer if fits else None
+
+    def _reference_answer(self, prompt: Prompt, answer: str) -> Completion:
         return Completion(
             prompt_id=prompt.prompt_id,
             sample=self.config.sampling.n,
-            text=prompt.answer,
-            token_ids=tuple(self.crew.tokenizer.encode_answer(prompt.answer)),
+            text=answer,
+            token_ids=tuple(self.crew.tokenizer.encode_answer(answer)),
             finish_reason="reference",
             logprob=0.0,
             policy_version=self.version,

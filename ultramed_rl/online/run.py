@@ -12,6 +12,7 @@ from ultramed_rl.data.pool import check_rounds, prepare_pool
 from ultramed_rl.data.prompts import PromptPool
 from ultramed_rl.models.tokenizer import chat_tokenizer
 from ultramed_rl.online.cards import write_reward_card, write_run_card
+from ultramed_rl.online.resume import latest_checkpoint, reference_path
 from ultramed_rl.records import Checkpoint
 from ultramed_rl.store import RunDirectory
 from ultramed_rl.tracking import Progress, Tracker, render_rounds, verdict, watched
@@ -69,6 +70,7 @@ def _run_rounds(
     exams: Any,
 ) -> RunResult:
     from ultramed_rl.online.controller import Controller
+    from ultramed_rl.online.watcher import RunWatcher
 
     committed = store.committed_rounds()
     policy, version = latest_checkpoint(config, store)
@@ -84,15 +86,17 @@ def _run_rounds(
         bar.advance(1)
     if config.policy.lora is not None and config.policy.lora.quantize is not None:
         crew.sync(
-            version
+            policy, version
         )  # the engines began with the whole base model, the policy computes with its 4-bit one
     if config.training.optimizer_state == "keep" and version:
         crew.restore_optimizer(Path(policy))
     if committed:
         progress.say(f"resuming after {committed} committed rounds, with policy {version}")
 
-    controller = Controller(config, store, crew, pool, tracker, progress, exams)
-    rounds = controller.run(lambda row: progress.say(render_rounds([row])))
+    with RunWatcher(store.path, config.run.name, progress) as watcher:
+        crew.exchange.watcher = watcher
+        controller = Controller(config, store, crew, pool, tracker, watcher, exams)
+        rounds = controller.run(lambda row: progress.say(render_rounds([row])))
     tracker.log({f"peak_memory_{k}": v for k, v in crew.peak_memory().items()}, len(rounds), "round")
     return conclude(store, rounds, progress)
 
@@ -122,25 +126,6 @@ def write_own_report(run_dir: Path, progress: Progress) -> None:
     except Exception as error:
         text = f"the report could not be written ({error}); try `ultramed-rl report {run_dir}` later"
         warnings.warn(text, stacklevel=2)
-
-
-def latest_checkpoint(config: RunConfig, store: RunDirectory) -> tuple[str, int]:
-    """The newest policy on disk and its version; the starting policy is version 0."""
-    committed = store.committed_rounds()
-    for index in (committed, committed - 1):
-        if 0 <= index < config.run.rounds and store.round(index).finished("checkpoint"):
-            return str(store.round(index).directory("checkpoint")), index + 1
-    return config.policy.path, 0
-
-
-def reference_path(config: RunConfig, store: RunDirectory) -> str:
-    """The reference that the round in progress is trained against."""
-    committed = store.committed_rounds()
-    if committed and config.reference.update == "previous":
-        return str(store.round(committed - 1).directory("checkpoint"))
-    if committed and config.reference.update == "ema":
-        return str(store.round(committed - 1).directory("reference_model"))
-    return config.policy.path
 
 
 def prepare_reward_models(

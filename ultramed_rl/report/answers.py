@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ultramed_rl.config.factory import Answer as AnswerStep
+from ultramed_rl.store.shards import shard_files
 
 _ROWS = 512
 Key = tuple[str, int]  # prompt id and sample
@@ -135,8 +136,7 @@ def _patterns() -> tuple[re.Pattern[str], ...]:
 
 
 def _batches(path: Path, columns: list[str]) -> Iterator[Any]:
-    if not path.is_file():
-        return
-    with pq.ParquetFile(path) as file:
-        known = [name for name in columns if name in file.schema_arrow.names]
-        yield from file.iter_batches(batch_size=_ROWS, columns=known)
+    for shard in shard_files(path):
+        with pq.ParquetFile(shard) as file:
+            known = [name for name in columns if name in file.schema_arrow.names]
+            yield from file.iter_batches(batch_size=_ROWS, columns=known)

@@ -19,6 +19,7 @@ from ultramed_rl.report.samples import choose_samples
 from ultramed_rl.report.setup import config_section, environment_section
 from ultramed_rl.report.stage import stage_sections
 from ultramed_rl.report.summary import summary_section
+from ultramed_rl.report.timeline import timeline_section
 from ultramed_rl.store.atomic import write_whole
 from ultramed_rl.tracking.page import page_html
 from ultramed_rl.tracking.page_parts import Section
@@ -74,7 +75,8 @@ def online_sections(run: OnlineRun) -> tuple[list[Section], list[Section]]:
     check = check_length(run)
     setup = [config_section(run.files), environment_section(run.files)]
     if not run.rounds:
-        return [summary_section(run, check)], setup
+        timeline = timeline_section(run.files)
+        return [summary_section(run, check), *([timeline] if timeline else [])], setup
     before = [
         summary_section(run, check),
         reward_section(run),
@@ -85,7 +87,13 @@ def online_sections(run: OnlineRun) -> tuple[list[Section], list[Section]]:
         pair_section(run),
         evaluation_section(run),
     ]
-    after = [training_section(run), time_section(run), memory_section(run.files), *setup]
+    after = [
+        training_section(run),
+        time_section(run),
+        timeline_section(run.files),
+        memory_section(run.files),
+        *setup,
+    ]
     return [s for s in before if s is not None], [s for s in after if s is not None]
 
 

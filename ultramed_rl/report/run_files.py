@@ -85,7 +85,11 @@ def read_run(path: Path) -> RunFiles:
 
 def phase_seconds(folder: Path) -> Metrics:
     """Seconds of each finished phase of a folder of artifacts."""
-    return {name: float(manifest.get("seconds", 0.0)) for name, manifest in manifests(folder).items()}
+    found: Metrics = {}
+    for name, manifest in manifests(folder).items():
+        seconds = manifest["seconds"]
+        found |= seconds if isinstance(seconds, dict) else {name: float(seconds)}
+    return found
 
 
 def manifests(folder: Path) -> dict[str, dict[str, Any]]:

@@ -35,7 +35,7 @@ class ArtifactFolder:
             ValueError: the artifact is of other inputs, or not what was written.
             RuntimeError: the disk is full.
         """
-        artifact = self.path / f"{name}.parquet"
+        artifact = self.artifact(name)
         if self.finished(name):
             self._verify(name, artifact, inputs)
             return read_records(kind, artifact)
@@ -43,7 +43,7 @@ class ArtifactFolder:
         records = compute(*inputs)
         seconds = time.perf_counter() - started
         write_whole(artifact, lambda temporary: write_records(records, kind, temporary))
-        self._write_manifest(name, artifact, inputs, seconds, rows=len(records))
+        self.write_manifest(name, artifact, inputs, seconds, rows=len(records))
         return records
 
     def phase_directory(
@@ -67,7 +67,7 @@ class ArtifactFolder:
             return compute(temporary)
 
         metrics = write_whole(artifact, write)
-        self._write_manifest(
+        self.write_manifest(
             name, artifact, inputs, time.perf_counter() - started, metrics=metrics, sizes=sizes
         )
         return artifact, metrics
@@ -85,20 +85,29 @@ class ArtifactFolder:
     @property
     def seconds(self) -> dict[str, float]:
         """Seconds that each finished phase took when it was computed."""
-        return {manifest["name"]: manifest["seconds"] for manifest in self.manifests()}
+        found: dict[str, float] = {}
+        for manifest in self.manifests():
+            seconds = manifest["seconds"]
+            found |= seconds if isinstance(seconds, dict) else {manifest["name"]: seconds}
+        return found
 
     def metrics(self, name: str) -> dict[str, float]:
         """The numbers that a finished directory phase returned."""
         return read_numbers(read_json(self._manifest_path(name))["metrics"])
 
+    def manifest(self, name: str) -> Manifest:
+        """What a finished phase wrote about itself."""
+        return read_json(self._manifest_path(name))
+
     def digest(self, name: str) -> str:
         """The digest of a finished phase."""
-        return str(read_json(self._manifest_path(name))["digest"])
+        return str(self.manifest(name)["digest"])
 
     def discard(self, name: str) -> None:
-        """Forget a directory artifact altogether."""
+        """Forget an artifact altogether."""
         remove(self._manifest_path(name))
         remove(self.path / name)
+        remove(self.artifact(name))
 
     def prune(self, name: str) -> None:
         """Delete a directory artifact that is no longer needed; its manifest says so."""
@@ -114,6 +123,14 @@ class ArtifactFolder:
     def manifests(self) -> list[Manifest]:
         """Those of all finished phases."""
         return [read_json(p) for p in sorted(self.path.glob("*.json")) if p.stem != _COMMIT]
+
+    def artifact(self, name: str) -> Path:
+        """Where a phase's records are."""
+        return self.path / f"{name}.parquet"
+
+    def verify(self, name: str, inputs: tuple[Any, ...]) -> Manifest:
+        """The manifest of a finished phase of records. Raises ValueError like `phase`."""
+        return self._verify(name, self.artifact(name), inputs)
 
     def _verify(self, name: str, artifact: Path, inputs: tuple[Any, ...]) -> Manifest:
         manifest = read_json(self._manifest_path(name))
@@ -136,18 +153,30 @@ class ArtifactFolder:
             raise ValueError(f"{artifact}: not what was written ({digests}); {cure}")
         return manifest
 
-    def _write_manifest(
-        self, name: str, artifact: Path, inputs: tuple[Any, ...], seconds: float, **extra: Any
+    def write_manifest(
+        self,
+        name: str,
+        artifact: Path,
+        inputs: tuple[Any, ...],
+        seconds: float | dict[str, float],
+        **extra: Any,
     ) -> None:
+        """The last thing of a phase: from here on it is finished."""
         manifest = {
             "name": name,
             "inputs": digest_inputs(inputs),
             "digest": digest_path(artifact, sizes=extra.get("sizes", False)),
-            "seconds": round(seconds, 3),
+            "seconds": _rounded(seconds),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             **extra,
         }
         write_json(self._manifest_path(name), manifest)
+
+
+def _rounded(seconds: float | dict[str, float]) -> float | dict[str, float]:
+    if isinstance(seconds, dict):
+        return {name: round(value, 3) for name, value in seconds.items()}
+    return round(seconds, 3)
 
 
 def read_json(path: Path) -> Manifest:

@@ -15,6 +15,7 @@ from ultramed_rl.store.tables import read_records, write_records
 T = TypeVar("T")
 PART_RECORDS = 2000
 PART_SECONDS = 60.0
+INPUTS = "_inputs.json"  # readers of parquet folders pass over what begins so
 _NUMBERED = "[0-9]*.parquet"  # and not what a kill left half written
 
 
@@ -23,11 +24,12 @@ class Parts(Generic[T]):
 
     def __init__(self, path: Path, kind: type[T], inputs: Sequence[Any]) -> None:
         self.path, self.kind = path, kind
-        digest, known = digest_inputs(inputs), path / "inputs.json"
+        digest, known = digest_inputs(inputs), path / INPUTS
         if not known.is_file() or read_json(known)["inputs"] != digest:
             remove(path)
             path.mkdir(parents=True)
             write_json(known, {"inputs": digest})
+        self._number = max((int(file.stem) for file in path.glob(_NUMBERED)), default=-1)
 
     def read(self) -> list[T]:
         """All records that were kept."""
@@ -37,7 +39,7 @@ class Parts(Generic[T]):
 
     def keep(self, records: Sequence[T]) -> None:
         """One more part."""
-        number = len(list(self.path.glob(_NUMBERED)))
+        number = self._number = self._number + 1
         write_whole(self.path / f"{number:06d}.parquet", lambda file: write_records(records, self.kind, file))
 
     def keep_as_they_come(self, batches: Iterable[Sequence[T]]) -> Iterator[T]:

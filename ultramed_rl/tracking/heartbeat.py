@@ -83,12 +83,14 @@ class Heartbeat:
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "links": dict(_links),
+            "waits": list(_waits),
             "stages": self.stages,
         }
 
 
 _current: list[Heartbeat] = []  # a recipe's, and within it a stage's
 _links: dict[str, str] = {}
+_waits: list[str] = []
 
 
 @contextmanager
@@ -132,6 +134,11 @@ def note_link(name: str, url: str | None) -> None:
         _links[name] = url if "://" in url else f"http://{url}"
     else:
         _links.pop(name, None)
+
+
+def note_waits(lines: Sequence[str]) -> None:
+    """Who waits for whom in the run under way, in sentences; none where nobody does."""
+    _waits[:] = lines
 
 
 def _state_after(error: BaseException | None) -> str:

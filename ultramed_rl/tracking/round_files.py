@@ -48,7 +48,7 @@ def round_samples(folder: Path, index: int, seed: int, prompts: int) -> list[Sam
     import pyarrow.parquet as parquet
 
     files = [folder / f"{name}.parquet" for name in ("prompts", "scored", "pairs")]
-    if prompts == 0 or not all(file.is_file() for file in files):
+    if prompts == 0 or not all(file.exists() for file in files):
         return []
     texts = {
         row["prompt_id"]: _text(row["messages"])
@@ -72,17 +72,17 @@ def made_in_round(folder: Path, index: int, start: str) -> list[Made]:
     """
     before = _manifest(folder.with_name(f"{index - 1:03d}"), "checkpoint") if index else None
     policy = start if before is None else str(before["digest"])
-    parents: dict[str, dict[str, str]] = {"completions": {f"policy-{index}": policy}}
+    parents: dict[str, dict[str, str]] = {"scored": {f"policy-{index}": policy}}
     found = []
     for name, file, version, kind in (
-        ("completions", "completions.parquet", index, "dataset"),
+        ("scored", "scored.parquet", index, "dataset"),
         ("pairs", "pairs.parquet", index, "dataset"),
         ("checkpoint", "checkpoint", index + 1, "model"),
     ):
         manifest = _manifest(folder, name)
         if manifest is None:
             break
-        shown = "policy" if name == "checkpoint" else name
+        shown = {"checkpoint": "policy", "scored": "completions"}.get(name, name)
         numbers = manifest.get("metrics") or {"rows": manifest["rows"]}
         found.append(Made(shown, kind, folder / file, manifest["digest"], version, parents[name], numbers))
         parents["pairs"] = {f"completions-{index}": manifest["digest"]}

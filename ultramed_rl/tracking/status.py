@@ -12,9 +12,12 @@ import yaml
 
 from ultramed_rl.tracking.heartbeat import STATUS
 from ultramed_rl.tracking.liveness import is_alive
+from ultramed_rl.tracking.recent import recent_utilisation
+from ultramed_rl.tracking.spans import TIMELINE
 from ultramed_rl.tracking.status_records import Driver, Row, State, Status, Work
 
 _TAIL_BYTES = 2**18
+_WRITER, _MISSED = "writer.json", 3  # as store/remote/lease.py writes it
 # The file that each type of run writes when it is done; an online run's rounds are counted.
 _DONE = {
     "sft": "model.json",
@@ -65,6 +68,8 @@ def _run_status(directory: Path, heart: Row) -> Status:
         metrics=_last_metrics(directory, kind, rounds),
         links=heart.get("links", {}) if state == "running" else {},
         error=str(heart.get("error", "")) if state == "failed" else "",
+        waits=tuple(heart.get("waits", ())) if state == "running" else (),
+        utilisation=recent_utilisation(directory / TIMELINE, heart["started"]) if work else {},
     )
 
 
@@ -93,6 +98,8 @@ def _recipe_status(directory: Path, heart: Row, names: list[str]) -> Status:
         elapsed_s=_elapsed_s(heart),
         links=heart.get("links", {}) if state == "running" else {},
         error=str(heart.get("error", "")) if state == "failed" else "",
+        waits=at.waits if at else (),
+        utilisation=at.utilisation if at else {},
         stages=stages,
     )
 
@@ -104,7 +111,18 @@ def _state(directory: Path, heart: Row, made: bool) -> State:
     said = heart.get("state", "running")
     if said != "running":
         return said
+    if _is_published(directory):
+        return "running"
     return "finished" if made else "stopped"
+
+
+def _is_published(directory: Path) -> bool:
+    """Whether a copy that was fetched from a URL has a process that renews its lease there; its heartbeat is only as
+    fresh as the last publication."""
+    writer = _json(directory / _WRITER)
+    if not writer or writer["released"]:
+        return False
+    return bool(time.time() - writer["renewed"] < _MISSED * writer["every_s"])
 
 
 def _work(heart: Row) -> Work | None:

@@ -50,6 +50,7 @@ class Status:
     `stopped` has no process any more and didn't say why: it was killed. `left_s` is of the whole run, where
     that can be told. `metrics` holds the last row of each kind (round, evaluation, step, data) and the result
     of a finished stage. `rounds` are the rows of all committed rounds. Of a recipe, `stages` are its stages.
+    `waits` says who waits for whom, and `utilisation` how busy each role has been in the phase at hand, in [0, 1].
     """
 
     directory: Path
@@ -64,6 +65,8 @@ class Status:
     metrics: Mapping[str, Row] = field(default_factory=dict)
     links: Mapping[str, str] = field(default_factory=dict)
     error: str = ""
+    waits: tuple[str, ...] = ()
+    utilisation: Mapping[str, float] = field(default_factory=dict)
     stages: tuple[Status, ...] = ()
 
     @property

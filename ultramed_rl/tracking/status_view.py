@@ -77,12 +77,15 @@ def _follow_lines(directory: Path, every_s: float) -> Status:
     last = -math.inf
     for status in _until_it_ends(directory, every_s):
         at = status.work and (status.work.phase, status.work.done)
-        where = (status.state, len(status.rounds), [stage.state for stage in status.stages], at)
+        # Who waits for whom, without the numbers, which always change.
+        waits = [text.partition(":")[0] for text in status.waits]
+        where = (status.state, len(status.rounds), [stage.state for stage in status.stages], at, waits)
         due = time.monotonic() - last > _LINE_EVERY_S or status.state != "running"
         if where != shown and due:
             shown, last = where, time.monotonic()
             tell("status", **status_mapping(status))
-            say(f"{headline(status)}{'; ' + render_work(status.work) if status.work else ''}")
+            work = [render_work(status.work)] if status.work else []
+            say("; ".join([headline(status), *work, *status.waits]))
     return status
 
 
@@ -105,6 +108,10 @@ def _lines(status: Status) -> Iterator[str]:
         yield f"  {render_work(status.work)}"
     elif status.state == "running":
         yield "  starting"
+    if status.utilisation:
+        yield f"  busy: {', '.join(f'{role} {share:.0%}' for role, share in status.utilisation.items())}"
+    for text in status.waits:
+        yield f"  {text}"
     if status.driver is not None:
         driver = status.driver
         yield f"  driver: process {driver.pid} on {driver.host}, heard of {duration(driver.silent_s)} ago"

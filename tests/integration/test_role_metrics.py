@@ -1,0 +1,69 @@
+"""What a run records is on the metrics endpoint of its node, under the names that docs/cluster.md gives."""
+
+from __future__ import annotations
+
+import re
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from ultramed_rl.cluster.metrics import RoleMetrics
+from ultramed_rl.tracking.stall import RoleState
+
+WANTED = {
+    ("items_total", "reward"): 7.0,
+    ("restarts_total", "reward"): 1.0,
+    ("quarantined_prompts_total", "rollout"): 2.0,
+    ("waiting", "reward"): 9.0,
+    ("held", "reward"): 5.0,
+    ("busy_workers", "reward"): 2.0,
+    ("starting_workers", "reward"): 1.0,
+    ("turn_seconds_count", "reward"): 3.0,
+}
+_LINE = re.compile(r"^ray_ultramed_rl_(\w+)\{(.*)\} (\S+)$", re.MULTILINE)
+
+
+def exported(url: str) -> dict[tuple[str, str], float]:
+    """Numbers by name and role, of the run `tiny`."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            text = answer.read().decode()
+    except OSError:  # the agent is still starting
+        return {}
+    found = {}
+    for name, labels, value in _LINE.findall(text):
+        tags = dict(re.findall(r'(\w+)="([^"]*)"', labels))
+        if tags["run"] == "tiny" and "le" not in tags:
+            found[name, tags["role"]] = float(value)
+    return found
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_endpoint_exports_what_was_recorded_by_run_and_role() -> None:
+    import ray
+
+    interval = {"metrics_report_interval_ms": 500}
+    ray.init(num_cpus=1, include_dashboard=False, _system_config=interval, logging_level="ERROR")
+    metrics = RoleMetrics("tiny")
+    for items, seconds in ((3, 0.5), (4, 2.0), (0, 0.2)):
+        metrics.count("reward", items, seconds)
+    metrics.restarted("reward")
+    metrics.set_aside("rollout")
+    metrics.set_aside("rollout")
+    for waiting in (7, 9):
+        metrics.observe([RoleState("reward", 4, 1, 2, waiting, 5, 20, ("rollout",), 0.0)])
+    node = ray.nodes()[0]
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    deadline, found = time.monotonic() + 40, exported(url)
+    while WANTED.items() - found.items() and time.monotonic() < deadline:
+        time.sleep(0.5)
+        found = exported(url)
+    assert {key: found.get(key) for key in WANTED} == WANTED
+
+
+def test_the_page_on_clusters_names_every_metric() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text(encoding="utf-8")
+    missing = [name for name, _ in WANTED if f"ray_ultramed_rl_{name.removesuffix('_count')}" not in text]
+    assert not missing

@@ -1,0 +1,146 @@
+"""All roles' pools over one transport: one place to wait, whoever answers first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ultramed_rl.actors.turns import TurnReport
+from ultramed_rl.cluster.pool import Outcome, Pool, PoolRules, Transport
+from ultramed_rl.tracking.stall import RoleState, StallWatch
+from ultramed_rl.tracking.timeline import Span
+
+_LOOK_EVERY_S = 5.0
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a transport has to tell of a worker: a report, or that it is there again, or else lost with an error."""
+
+    role: str
+    rank: int
+    report: TurnReport | None = None
+    started: bool = False
+    error: str = ""
+
+
+class EventTransport(Transport, Protocol):
+    """A transport whose events can be waited for."""
+
+    def now(self) -> float:
+        """Seconds of the clock that pools go by."""
+        ...
+
+    def events(self, timeout: float) -> list[Event]:
+        """What has happened, waiting for the first of it up to `timeout` seconds."""
+        ...
+
+
+class Watcher(Protocol):
+    """Who is told of the exchange's work: timeline, metrics, the run's status."""
+
+    def span(self, span: Span) -> None:
+        """A worker's turn."""
+        ...
+
+    def restarted(self, role: str, error: str) -> None:
+        """A worker is being replaced."""
+        ...
+
+    def set_aside(self, role: str) -> None:
+        """A key is given up with its error."""
+        ...
+
+    def look(self, states: Sequence[RoleState], stalled: str | None) -> None:
+        """How the roles stand, every few seconds; `stalled` says who waits for whom if nothing moves."""
+        ...
+
+
+class Exchange:
+    """Pools by role. What is offered to a pool comes back from `outcomes`, once for each key."""
+
+    def __init__(self, transport: EventTransport, watcher: Watcher | None = None) -> None:
+        self.transport, self.watcher = transport, watcher
+        self.pools: dict[str, Pool] = {}
+        self.phase = ""  # under which turns are told
+        self._stall = StallWatch(60.0, transport.now)
+        self._looked = -1e9
+
+    def open(self, role: str, ranks: list[int], rules: PoolRules) -> Pool:
+        """The pool of a role whose workers of these ranks are there."""
+        pool = self.pools[role] = Pool(role, ranks, rules, self.transport)
+        pool.on_restart = lambda error: self._restarted(role, error)
+        return pool
+
+    def outcomes(self, timeout: float = 1.0) -> list[Outcome]:
+        """What has ended in any pool. Waits up to `timeout` seconds where nothing has.
+
+        Raises:
+            LostWorkers: a role cannot go on.
+        """
+        self._pump()
+        found = self._take()
+        if not found:
+            self._handle(self.transport.events(timeout))
+            self._pump()
+            found = self._take()
+        else:
+            self._handle(self.transport.events(0.0))
+        self._tell()
+        return found
+
+    def forget(self) -> None:
+        """Drop all that is under way, for a caller that gave up."""
+        for pool in self.pools.values():
+            if pool.unfinished:
+                pool.forget()
+
+    def lose(self, pool: Pool, rank: int, error: str) -> None:
+        """Give up a worker that was found dead."""
+        self.transport.end(pool.role, rank)
+        pool.lost(rank, error, self.transport.now())
+
+    # -- inside --------------------------------------------------------------------------------------------
+
+    def _pump(self) -> None:
+        now = self.transport.now()
+        for pool in self.pools.values():
+            pool.pump(now)
+
+    def _take(self) -> list[Outcome]:
+        found = [outcome for pool in self.pools.values() for outcome in pool.outcomes()]
+        for outcome in found:
+            if outcome.error and self.watcher is not None:
+                self.watcher.set_aside(outcome.role)
+        return found
+
+    def _handle(self, events: Sequence[Event]) -> None:
+        now = self.transport.now()
+        for event in events:
+            pool = self.pools[event.role]
+            if event.report is not None:
+                pool.reported(event.rank, event.report, now)
+                self._note(event.role, event.rank, event.report)
+            elif event.started:
+                pool.started(event.rank)
+            else:
+                pool.lost(event.rank, event.error, now)
+
+    def _note(self, role: str, rank: int, report: TurnReport) -> None:
+        if self.watcher is not None:
+            worker = f"{role}-{rank}"
+            items = len(report.done)
+            self.watcher.span(Span(role, worker, self.phase, report.started, report.ended, items))
+
+    def _restarted(self, role: str, error: str) -> None:
+        if self.watcher is not None:
+            self.watcher.restarted(role, error)
+
+    def _tell(self) -> None:
+        now = self.transport.now()
+        if self.watcher is None or now - self._looked < _LOOK_EVERY_S:
+            return
+        self._looked = now
+        states = [pool.state(now) for pool in self.pools.values()]
+        self.watcher.look(states, self._stall.look(states))

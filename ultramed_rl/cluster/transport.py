@@ -1,0 +1,161 @@
+"""Turns to Ray actors, and what becomes of them as events."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import RayTaskError
+
+from ultramed_rl.actors.turns import Turn, TurnReport
+from ultramed_rl.cluster.exchange import Event, Exchange
+from ultramed_rl.cluster.group import WorkerGroup
+from ultramed_rl.cluster.pool import Pool, PoolRules
+
+
+@dataclass(frozen=True)
+class Station:
+    """A role's actors as workers of an exchange.
+
+    Attributes:
+        prepare: begins all that a spawned actor must do before it can work; returns the references.
+        lockstep: the actors hold one model together and make every pass at the same time: they are one worker,
+            each turn is dealt to all of them, and if one dies all do.
+    """
+
+    group: WorkerGroup
+    prepare: Callable[[Sequence[Any]], list[Any]]
+    lockstep: bool = False
+
+    @property
+    def ranks(self) -> list[int]:
+        """The workers that there are at the start."""
+        return [0] if self.lockstep else list(range(self.group.size))
+
+    def members(self, rank: int) -> list[int]:
+        """The actors of one worker."""
+        return list(range(self.group.size)) if self.lockstep else [rank]
+
+
+@dataclass
+class _Pending:
+    """Calls whose results make one event together; `turn` tells a turn from a start."""
+
+    role: str
+    rank: int
+    turn: bool
+    open: set[Any]
+    reports: list[TurnReport] = field(default_factory=list)
+
+
+class RayTransport:
+    """Workers by role and rank. What is heard of an actor that was ended since is dropped."""
+
+    def __init__(self) -> None:
+        self.stations: dict[str, Station] = {}
+        self._pending: dict[Any, _Pending] = {}  # by reference
+
+    def now(self) -> float:
+        """Seconds of a clock that never goes back."""
+        return time.monotonic()
+
+    def send(self, role: str, rank: int, turn: Turn) -> None:
+        """Give a worker a turn. A lockstep worker's actors share its requests."""
+        station = self.stations[role]
+        members = station.members(rank)
+        shares = [
+            Turn(turn.requests[i :: len(members)], turn.cancelled, turn.seconds) for i in range(len(members))
+        ]
+        self._await(
+            role,
+            rank,
+            True,
+            [station.group.actor(m).work.remote(share) for m, share in zip(members, shares, strict=True)],
+        )
+
+    def start(self, role: str, rank: int) -> None:
+        """Begin to put a new worker in the place of one that is lost."""
+        station = self.stations[role]
+        self._forget(role, rank)
+        actors = [station.group.respawn(member) for member in station.members(rank)]
+        self._await(role, rank, False, station.prepare(actors))
+
+    def end(self, role: str, rank: int) -> None:
+        """End a worker, and hear nothing more of it."""
+        self._forget(role, rank)
+        for member in self.stations[role].members(rank):
+            self.stations[role].group.kill(member)
+
+    def events(self, timeout: float) -> list[Event]:
+        """What has happened, waiting for the first of it up to `timeout` seconds."""
+        if not self._pending:
+            time.sleep(min(timeout, 0.05))
+            return []
+        ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=timeout)
+        if ready:
+            ready, _ = ray.wait(list(self._pending), num_returns=len(self._pending), timeout=0)
+        return [event for reference in ready if (event := self._read(reference)) is not None]
+
+    # -- inside --------------------------------------------------------------------------------------------
+
+    def _await(self, role: str, rank: int, turn: bool, references: list[Any]) -> None:
+        pending = _Pending(role, rank, turn, set(references))
+        self._pending |= dict.fromkeys(references, pending)
+
+    def _read(self, reference: Any) -> Event | None:
+        pending = self._pending.pop(reference, None)
+        if pending is None:  # of a worker that was lost a moment ago
+            return None
+        try:
+            result = ray.get(reference)
+        except Exception as error:
+            self.end(pending.role, pending.rank)
+            return Event(pending.role, pending.rank, error=_explain(error))
+        pending.open.discard(reference)
+        if pending.turn:
+            pending.reports.append(result)
+        if pending.open:
+            return None
+        if not pending.turn:
+            return Event(pending.role, pending.rank, started=True)
+        return Event(pending.role, pending.rank, report=_merge(pending.reports))
+
+    def _forget(self, role: str, rank: int) -> None:
+        gone = [ref for ref, p in self._pending.items() if (p.role, p.rank) == (role, rank)]
+        for reference in gone:
+            del self._pending[reference]
+
+
+class RayExchange(Exchange):
+    """An exchange whose workers are Ray actors."""
+
+    transport: RayTransport
+
+    def __init__(self) -> None:
+        super().__init__(RayTransport())
+
+    def add(self, role: str, station: Station, rules: PoolRules) -> Pool:
+        """Take a role's actors up."""
+        self.transport.stations[role] = station
+        return self.open(role, station.ranks, rules)
+
+
+def _merge(reports: Sequence[TurnReport]) -> TurnReport:
+    if len(reports) == 1:
+        return reports[0]
+    return TurnReport(
+        done=[item for report in reports for item in report.done],
+        failed=[item for report in reports for item in report.failed],
+        started=min(report.started for report in reports),
+        ended=max(report.ended for report in reports),
+    )
+
+
+def _explain(error: Exception) -> str:
+    """The last line of what went wrong, in one line."""
+    cause = error.cause if isinstance(error, RayTaskError) and error.cause is not None else error
+    words = str(cause).strip().splitlines()
+    return f"{type(cause).__name__}: {words[-1] if words else 'no message'}"[:500]

@@ -1,0 +1,64 @@
+"""Preference groups to their reference logprobs, through the exchange."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ultramed_rl.cluster.dispatch import Ticket
+from ultramed_rl.cluster.exchange import Exchange
+from ultramed_rl.cluster.pool import Outcome, Pool
+from ultramed_rl.learning.checks import check_groups
+from ultramed_rl.learning.packing import AnswerGroup
+from ultramed_rl.records import PreferenceGroup, ReferenceLogprobs
+
+
+class ReferenceLane:
+    """Whoever holds the reference's weights, behind offers and outcomes."""
+
+    def __init__(self, pool: Pool, vocab_size: int, max_length: int) -> None:
+        self.pool, self.vocab_size, self.max_length = pool, vocab_size, max_length
+        self._answers: dict[str, int] = {}  # of the groups under way
+
+    def offer(self, group: PreferenceGroup, packed: AnswerGroup | None = None) -> None:
+        """A group whose answers are to be weighed; `packed` has them, and perhaps KTO's mismatched one after them.
+
+        Raises:
+            ValueError: a group that cannot be learnt from.
+        """
+        if packed is None:
+            check_groups([group], self.vocab_size, self.max_length)
+            packed = AnswerGroup(group.prompt.token_ids, [c.token_ids for c in group.completions])
+        self._answers[group.group_id] = len(group.completions)
+        tokens = packed.packed_tokens
+        self.pool.offer(Ticket(group.group_id, tokens, float(tokens)), packed)
+
+    def forget(self) -> None:
+        """Drop all that is under way; the exchange forgets its part itself."""
+        self._answers = {}
+
+    def take(self, outcome: Outcome) -> ReferenceLogprobs:
+        """A group's logprobs, in nats.
+
+        Raises:
+            RuntimeError: no worker could weigh it.
+        """
+        if outcome.error:
+            raise RuntimeError(f"{outcome.key}: the reference could not weigh it: {outcome.error}")
+        count, numbers = self._answers.pop(outcome.key), outcome.value
+        rest = numbers[count] if len(numbers) > count else None
+        return ReferenceLogprobs(outcome.key, tuple(numbers[:count]), rest)
+
+    def stream(
+        self, source: Iterator[tuple[PreferenceGroup, AnswerGroup]], exchange: Exchange
+    ) -> Iterator[ReferenceLogprobs]:
+        """Each group's logprobs as they come; groups are taken as there is room."""
+        more = True
+        while more or self.pool.unfinished:
+            while more and self.pool.wanted:
+                item = next(source, None)
+                more = item is not None
+                if item is not None:
+                    self.offer(*item)
+            if self.pool.unfinished:
+                for outcome in exchange.outcomes():
+                    yield self.take(outcome)

@@ -1,0 +1,25 @@
+"""Which weights a run that is started or taken up again begins with."""
+
+from __future__ import annotations
+
+from ultramed_rl.config import RunConfig
+from ultramed_rl.store import RunDirectory
+
+
+def latest_checkpoint(config: RunConfig, store: RunDirectory) -> tuple[str, int]:
+    """The newest policy on disk and its version; the starting policy is version 0."""
+    committed = store.committed_rounds()
+    for index in (committed, committed - 1):
+        if 0 <= index < config.run.rounds and store.round(index).finished("checkpoint"):
+            return str(store.round(index).directory("checkpoint")), index + 1
+    return config.policy.path, 0
+
+
+def reference_path(config: RunConfig, store: RunDirectory) -> str:
+    """The reference that the round in progress is trained against."""
+    committed = store.committed_rounds()
+    if committed and config.reference.update == "previous":
+        return str(store.round(committed - 1).directory("checkpoint"))
+    if committed and config.reference.update == "ema":
+        return str(store.round(committed - 1).directory("reference_model"))
+    return config.policy.path

@@ -1,0 +1,72 @@
+"""Who tells of the workers' turns: the timeline, Ray's metrics, the run's status, and a line when something is wrong."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from ultramed_rl.cluster.metrics import RoleMetrics
+from ultramed_rl.tracking import Progress
+from ultramed_rl.tracking.heartbeat import note_waits
+from ultramed_rl.tracking.stall import RoleState, explain_wait
+from ultramed_rl.tracking.timeline import TIMELINE, Span, Timeline
+from ultramed_rl.tracking.utilisation import utilisation, workers_of
+
+
+class RunWatcher:
+    """Watches one run's exchange. A context manager."""
+
+    def __init__(self, directory: Path, run: str, progress: Progress) -> None:
+        self.timeline = Timeline(directory / TIMELINE)
+        self.metrics = RoleMetrics(run)
+        self.progress = progress
+        self.restarts: dict[str, int] = {}
+        self._spans: list[Span] = []  # of the phase under way
+
+    @contextmanager
+    def phase(self, name: str, index: int) -> Iterator[dict[str, float]]:
+        """A phase of a round; what it yields holds afterwards each role's share of the time that it was at work."""
+        self._spans = []
+        shares: dict[str, float] = {}
+        started = time.time()
+        with self.timeline.phase(name, index):
+            yield shares
+        note_waits(())
+        shares |= utilisation(self._spans, started, time.time(), workers_of(self._spans))
+        self._spans = []
+
+    def span(self, span: Span) -> None:
+        """A worker's turn."""
+        self._spans.append(span)
+        self.timeline.note(span)
+        self.metrics.count(span.role, span.items, span.seconds)
+
+    def restarted(self, role: str, error: str) -> None:
+        """A worker is being replaced."""
+        self.restarts[role] = self.restarts.get(role, 0) + 1
+        self.metrics.restarted(role)
+        self.progress.say(f"{role}: a worker is started again: {error}")
+
+    def set_aside(self, role: str) -> None:
+        """A prompt is given up."""
+        self.metrics.set_aside(role)
+
+    def look(self, states: Sequence[RoleState], stalled: str | None) -> None:
+        """How the roles stand."""
+        self.metrics.observe(states)
+        note_waits(explain_wait(states))
+        if stalled is not None:
+            self.progress.say(stalled)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        note_waits(())
+        self.timeline.close()

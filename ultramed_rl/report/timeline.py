@@ -1,0 +1,194 @@
+"""The section on who worked when: rounds by role as a Gantt figure, and the busy share of each role by phase."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import plotly.graph_objects as go
+
+from ultramed_rl.report.cost import phase_words
+from ultramed_rl.report.figures import Axes, dressed
+from ultramed_rl.report.run_files import RunFiles
+from ultramed_rl.report.words import duration, percent
+from ultramed_rl.tracking.page import figure_text
+from ultramed_rl.tracking.page_parts import Heading, Note, PageTable, Part, Section
+from ultramed_rl.tracking.spans import CONTROLLER, TIMELINE, Span, read_spans
+from ultramed_rl.tracking.timeline_view import WHOLE, utilisation_table
+from ultramed_rl.tracking.utilisation import Load, run_windows, workers_of
+
+MOST_BARS = 1200  # of one figure
+_LEVELS = 10  # shades of a bar
+_MOST_RULES = 60  # beginnings of rounds that are drawn
+_BREAKS = (
+    "A bar is as dark as many of a role's workers are at work. Ten minutes or more without any turn, as between a stop and its "
+    "resumption, are cut out."
+)
+_SHARES = (
+    "The share of a phase's time that a role's workers were at work, with as many workers as have had a turn. Where phases "
+    "stream into each other, one that waits for another shows here."
+)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A stretch of one role and phase with about the same load: seconds since the start, share of the workers."""
+
+    role: str
+    phase: str
+    start: float
+    length: float
+    share: float
+
+
+def timeline_section(files: RunFiles) -> Section | None:
+    """Who worked when, of an online run; None where it has no timeline."""
+    spans = read_spans(files.path / TIMELINE)
+    if not workers_of(spans):
+        return None
+    table = utilisation_table(spans)
+    shown = without_breaks(spans)
+    parts: list[Part] = [Heading("All rounds"), gantt_figure(shown)]
+    rounds = rounds_of(shown)
+    if len(rounds) > 1:
+        name, start, end = rounds[-1]
+        last = list(clipped(shown, start, end))
+        parts += [Heading(f"The last one, {name}"), gantt_figure(last)] if workers_of(last) else []
+    parts += [Note(_BREAKS), Heading("Busy workers by phase"), share_figure(table)]
+    return Section("Timeline", (*parts, share_table(table), Note(_SHARES)))
+
+
+def gantt_figure(spans: Sequence[Span]) -> go.Figure:
+    """Bars of when each role worked, a colour for each phase; at most `MOST_BARS`, whatever the spans are."""
+    bars = load_bars(spans)
+    workers = workers_of(spans)
+    unit, seconds = (
+        ("minutes", 60.0) if max(bar.start + bar.length for bar in bars) > 600 else ("seconds", 1.0)
+    )
+    figure = go.Figure()
+    for phase in dict.fromkeys(bar.phase for bar in bars):
+        of_phase = [bar for bar in bars if bar.phase == phase]
+        figure.add_trace(
+            go.Bar(
+                y=[figure_text(f"{bar.role} ({workers[bar.role]})") for bar in of_phase],
+                x=[_short(bar.length / seconds) for bar in of_phase],
+                base=[_short(bar.start / seconds) for bar in of_phase],
+                customdata=[bar.share for bar in of_phase],
+                name=figure_text(phase_words(phase)),
+                orientation="h",
+                marker={
+                    "opacity": [round(0.15 + 0.85 * bar.share, 3) for bar in of_phase],
+                    "line": {"width": 0},
+                },
+                hovertemplate=f"%{{y}}, %{{fullData.name}}: %{{customdata:.0%}} busy at %{{base:.4g}} {unit}<extra></extra>",
+                showlegend=True,
+            )
+        )
+    dressed(figure, Axes(f"{unit} since the start", "", 110 + 34 * len(workers)))
+    figure.update_layout(barmode="overlay", bargap=0.3)
+    figure.update_yaxes(autorange="reversed", type="category", showgrid=False)
+    for _, start, _ in rounds_of(spans)[:_MOST_RULES]:
+        figure.add_vline(x=_short((start - _first(spans)) / seconds), line={"width": 1, "dash": "dot"})
+    return figure
+
+
+def load_bars(spans: Sequence[Span]) -> list[Bar]:
+    """The load of each role and phase over time, in at most `MOST_BARS` bars; equal neighbours are one."""
+    workers, by_kind = workers_of(spans), dict[tuple[str, str], list[Span]]()
+    for span in spans:
+        if span.role in workers:
+            by_kind.setdefault((span.role, span.phase), []).append(span)
+    zero, end = _first(spans), max(span.ended for span in spans)
+    bins = max(1, MOST_BARS // len(by_kind))
+    width = (end - zero) / bins
+    return [
+        bar
+        for (role, phase), found in by_kind.items()
+        for bar in _bars(role, phase, _levels(Load(found), zero, width, bins, workers[role]), width)
+    ]
+
+
+def rounds_of(spans: Sequence[Span]) -> list[tuple[str, float, float]]:
+    """Name, beginning and end of each round that the controller told of, in their order."""
+    found: dict[str, list[Span]] = {}
+    for span in spans:
+        if span.role == CONTROLLER:
+            found.setdefault(span.worker, []).append(span)
+    ends = [(name, min(s.started for s in of), max(s.ended for s in of)) for name, of in found.items()]
+    return sorted(ends, key=lambda item: item[1])
+
+
+def without_breaks(spans: Sequence[Span]) -> list[Span]:
+    """The spans with times that go on where a stopped run was taken up again."""
+    found, windows = list[Span](), run_windows(spans)
+    place, shift = 0, 0.0
+    for span in sorted(spans, key=lambda span: span.started):
+        while span.started > windows[place][1]:
+            shift += windows[place + 1][0] - windows[place][1]
+            place += 1
+        found.append(replace(span, started=span.started - shift, ended=span.ended - shift))
+    return found
+
+
+def clipped(spans: Sequence[Span], start: float, end: float) -> Iterator[Span]:
+    """What of the spans lies within a window; a span's idle time goes in proportion."""
+    for span in spans:
+        first, last = max(start, span.started), min(end, span.ended)
+        if last > first:
+            yield replace(span, started=first, ended=last, idle_s=(last - first) * (1.0 - span.density))
+
+
+def share_figure(table: dict[str, dict[str, float]]) -> go.Figure:
+    """Bars of each role's busy share, side by side for each phase."""
+    roles = [name for name in table[WHOLE] if name != "seconds"]
+    figure = go.Figure()
+    for role in roles:
+        figure.add_trace(
+            go.Bar(
+                y=[figure_text(phase_words(phase)) for phase in table],
+                x=[_short(row[role]) for row in table.values()],
+                name=figure_text(role),
+                orientation="h",
+                hovertemplate="%{y}, %{fullData.name}: %{x:.0%}<extra></extra>",
+                showlegend=True,
+            )
+        )
+    dressed(figure, Axes("", "", 90 + (12 + 16 * len(roles)) * len(table)))
+    figure.update_layout(barmode="group", bargap=0.25)
+    figure.update_xaxes(tickformat=".0%", range=[0, 1])
+    figure.update_yaxes(autorange="reversed", type="category", showgrid=False)
+    return figure
+
+
+def share_table(table: dict[str, dict[str, float]]) -> PageTable:
+    """The same as numbers."""
+    roles = [name for name in table[WHOLE] if name != "seconds"]
+    rows = tuple(
+        (phase_words(phase), duration(row["seconds"]), *(percent(row[role]) for role in roles))
+        for phase, row in table.items()
+    )
+    return PageTable(("Phase", "time", *roles), rows)
+
+
+def _levels(load: Load, zero: float, width: float, bins: int, workers: int) -> list[int]:
+    """The share of the workers at work in each bin, in steps; little work is not none."""
+    work = (load.between(zero + i * width, zero + (i + 1) * width) for i in range(bins))
+    return [min(_LEVELS, math.ceil(_LEVELS * seconds / (width * workers) - 1e-3)) for seconds in work]
+
+
+def _bars(role: str, phase: str, levels: Sequence[int], width: float) -> Iterator[Bar]:
+    start = 0
+    for place in range(1, len(levels) + 1):
+        if place == len(levels) or levels[place] != levels[start]:
+            if levels[start]:
+                yield Bar(role, phase, start * width, (place - start) * width, levels[start] / _LEVELS)
+            start = place
+
+
+def _first(spans: Sequence[Span]) -> float:
+    return min(span.started for span in spans)
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.5g}")

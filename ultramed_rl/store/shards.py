@@ -1,0 +1,114 @@
+"""A phase whose records come over hours: kept in files as they come, and a folder of these files at the end."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar, overload
+
+import pyarrow.parquet as pq
+
+from ultramed_rl.store.artifacts import ArtifactFolder
+from ultramed_rl.store.parts import Parts
+from ultramed_rl.store.tables import read_records
+
+T = TypeVar("T")
+SHARD_RECORDS = 4000
+SHARD_SECONDS = 20.0
+
+
+class RecordFiles(Sequence[T], Generic[T]):
+    """The records of a folder of parquet files, in the order in which they came; one file is in memory at a time."""
+
+    def __init__(self, path: Path, kind: type[T]) -> None:
+        self.kind = kind
+        self.files = shard_files(path)
+        self._counts = [pq.read_metadata(file).num_rows for file in self.files]
+        self._open: tuple[int, list[T]] = (-1, [])
+
+    def __len__(self) -> int:
+        return sum(self._counts)
+
+    def __iter__(self) -> Iterator[T]:
+        for number in range(len(self.files)):
+            yield from read_records(self.kind, self.files[number])
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[T]: ...
+    def __getitem__(self, index: int | slice) -> T | list[T]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        place = index + len(self) if index < 0 else index
+        for number, count in enumerate(self._counts):
+            if place < count:
+                if self._open[0] != number:
+                    self._open = (number, read_records(self.kind, self.files[number]))
+                return self._open[1][place]
+            place -= count
+        raise IndexError(index)
+
+
+class ShardedPhase(Generic[T]):
+    """One phase of a folder. What a killed run kept is there; `finish` makes the rest final.
+
+    The records of one key are kept together, so that after a kill each key is there wholly or not at all.
+
+    Raises:
+        ValueError: the finished phase is of other inputs, or not what was written.
+    """
+
+    def __init__(self, folder: ArtifactFolder, name: str, kind: type[T], *inputs: Any) -> None:
+        self.folder, self.name, self.kind, self.inputs = folder, name, kind, inputs
+        self.finished = folder.finished(name)
+        self._waiting: list[T] = []
+        self._since = time.monotonic()
+        if self.finished:
+            folder.verify(name, inputs)
+            return
+        path = folder.path / f"{name}.parts"
+        if folder.artifact(name).is_dir() and not path.exists():
+            os.replace(folder.artifact(name), path)  # a kill came just before the manifest
+        self._parts = Parts(path, kind, inputs)
+
+    def read(self) -> RecordFiles[T]:
+        """All that is in files."""
+        path = self.folder.artifact(self.name) if self.finished else self._parts.path
+        return RecordFiles(path, self.kind)
+
+    def keep(self, records: Sequence[T]) -> None:
+        """The records of one key; they are in a file soon."""
+        self._waiting += records
+        if len(self._waiting) >= SHARD_RECORDS or time.monotonic() - self._since > SHARD_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """What is kept is in a file now."""
+        if self._waiting:
+            self._parts.keep(self._waiting)
+        self._waiting, self._since = [], time.monotonic()
+
+    def finish(self, seconds: Mapping[str, float], **extra: Any) -> RecordFiles[T]:
+        """All keys are there.
+
+        Args:
+            seconds: that the phase took, under its name; perhaps with others' that it did on the way.
+            extra: for the manifest.
+        """
+        self.flush()
+        rows = len(self.read())
+        artifact = self.folder.artifact(self.name)
+        os.replace(self._parts.path, artifact)
+        self.folder.write_manifest(self.name, artifact, self.inputs, dict(seconds), rows=rows, **extra)
+        self.finished = True
+        return self.read()
+
+
+def shard_files(path: Path) -> list[Path]:
+    """The parquet files of an artifact: itself, or those in its folder; none where it isn't there."""
+    if path.is_dir():
+        return sorted(path.glob("[0-9]*.parquet"))
+    return [path] if path.is_file() else []

@@ -1,0 +1,137 @@
+"""How busy the workers were: the share of a window that a role's workers spent at work."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+
+from ultramed_rl.tracking.spans import CONTROLLER, Span
+
+Window = tuple[float, float]  # unix seconds, from and to
+_PHASE_BREAK_S = 30.0  # a phase without spans for so long is over, where no controller says so
+_RUN_BREAK_S = 600.0  # a run without spans for so long was stopped
+
+
+class Load:
+    """The work of some spans up to any moment, in worker-seconds.
+
+    What several spans of one worker cover counts once, as the work of the span that began first.
+    """
+
+    def __init__(self, spans: Iterable[Span]) -> None:
+        rises: dict[float, float] = {}
+        until: dict[tuple[str, str], float] = {}
+        for span in sorted(spans, key=lambda span: (span.started, span.ended)):
+            worker = (span.role, span.worker)
+            started = max(span.started, until.get(worker, span.started))
+            if span.ended > started:
+                rises[started] = rises.get(started, 0.0) + span.density
+                rises[span.ended] = rises.get(span.ended, 0.0) - span.density
+                until[worker] = span.ended
+        self._times = sorted(rises)
+        self._rates: list[float] = []
+        self._work: list[float] = []
+        rate = work = 0.0
+        last = self._times[0] if self._times else 0.0
+        for moment in self._times:
+            work += rate * (moment - last)
+            rate, last = rate + rises[moment], moment
+            self._rates.append(rate)
+            self._work.append(work)
+
+    def between(self, start: float, end: float) -> float:
+        """Worker-seconds of work within a window."""
+        return max(0.0, self._until(end) - self._until(start))
+
+    def _until(self, moment: float) -> float:
+        place = bisect_right(self._times, moment) - 1
+        if place < 0:
+            return 0.0
+        return self._work[place] + self._rates[place] * (moment - self._times[place])
+
+
+def utilisation(
+    spans: Iterable[Span], start: float, end: float, workers: Mapping[str, int]
+) -> dict[str, float]:
+    """The share of a window that each role's workers spent at work, in [0, 1]; 0 for a window without length.
+
+    Args:
+        start: of the window, in unix seconds, as is its end. What spans cover outside of it doesn't count.
+        workers: how many each role has; roles that aren't named are left out.
+    """
+    return _shares(_loads(spans, workers), [(start, end)], workers)
+
+
+def phase_utilisation(
+    spans: Sequence[Span], workers: Mapping[str, int] | None = None
+) -> dict[str, dict[str, float]]:
+    """By phase, in the order of their beginnings, the share of its windows that each role's workers were at work.
+
+    Args:
+        workers: how many each role has; by default those that have any span.
+    """
+    workers = workers_of(spans) if workers is None else workers
+    loads = _loads(spans, workers)
+    return {phase: _shares(loads, windows, workers) for phase, windows in phase_windows(spans).items()}
+
+
+def workers_of(spans: Iterable[Span]) -> dict[str, int]:
+    """How many workers of each role have a span, in the order of the roles' first spans."""
+    found: dict[str, set[str]] = {}
+    for span in spans:
+        if span.role != CONTROLLER:
+            found.setdefault(span.role, set()).add(span.worker)
+    return {role: len(names) for role, names in found.items()}
+
+
+def phase_windows(spans: Sequence[Span]) -> dict[str, list[Window]]:
+    """When each phase was under way: by the controller's spans, else from a phase's own spans with short breaks."""
+    told = [span for span in spans if span.role == CONTROLLER]
+    breaks = 0.0 if told else _PHASE_BREAK_S
+    by_phase: dict[str, list[Span]] = {}
+    for span in sorted(told or spans, key=lambda span: span.started):
+        by_phase.setdefault(span.phase, []).append(span)
+    return {phase: stretches(found, breaks) for phase, found in by_phase.items()}
+
+
+def run_windows(spans: Sequence[Span]) -> list[Window]:
+    """When the run was under way: a long time without any span lies between a stop and a resumption."""
+    return stretches(spans, _RUN_BREAK_S)
+
+
+def stretches(spans: Iterable[Span], breaks_s: float) -> list[Window]:
+    """The windows that spans cover, with breaks of at most so many seconds."""
+    found: list[Window] = []
+    for span in sorted(spans, key=lambda span: span.started):
+        if found and span.started - found[-1][1] <= breaks_s:
+            found[-1] = (found[-1][0], max(found[-1][1], span.ended))
+        else:
+            found.append((span.started, span.ended))
+    return found
+
+
+def window_shares(
+    spans: Sequence[Span], windows: Sequence[Window], workers: Mapping[str, int]
+) -> dict[str, float]:
+    """`utilisation` over several windows together, which must not overlap."""
+    return _shares(_loads(spans, workers), windows, workers)
+
+
+def _loads(spans: Iterable[Span], workers: Mapping[str, int]) -> dict[str, Load]:
+    by_role: dict[str, list[Span]] = {role: [] for role in workers}
+    for span in spans:
+        if span.role in by_role:
+            by_role[span.role].append(span)
+    return {role: Load(found) for role, found in by_role.items()}
+
+
+def _shares(
+    loads: Mapping[str, Load], windows: Sequence[Window], workers: Mapping[str, int]
+) -> dict[str, float]:
+    seconds = sum(max(0.0, end - start) for start, end in windows)
+    shares = {}
+    for role, count in workers.items():
+        work = sum(loads[role].between(start, end) for start, end in windows)
+        room = seconds * count
+        shares[role] = min(1.0, work / room) if room > 0 else 0.0
+    return shares
