@@ -13,10 +13,23 @@ from ultramed_rl.cli import evaluations  # isort: skip
 from ultramed_rl.cli import recipes  # isort: skip
 from ultramed_rl.cli import reading  # isort: skip
 from ultramed_rl.cli import serving  # isort: skip
+from ultramed_rl.cli import submitting  # isort: skip
+from ultramed_rl.cli import jobs  # isort: skip
 from ultramed_rl.cli import doctor  # isort: skip
 from ultramed_rl.cli.program import app
 
-__all__ = ["app", "doctor", "evaluations", "main", "reading", "recipes", "runs", "serving"]
+__all__ = [
+    "app",
+    "doctor",
+    "evaluations",
+    "jobs",
+    "main",
+    "reading",
+    "recipes",
+    "runs",
+    "serving",
+    "submitting",
+]
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ultramed_rl.cli.exits import FAILED, fail
+from ultramed_rl.cli.exits import FAILED, check, fail
 from ultramed_rl.tracking.voice import say, tell, tell_result
 
 _NOTHING = "nothing was started"
@@ -43,27 +43,32 @@ def show_recipe(recipe: Any, resume: bool) -> None:
 def _show(config: Any, resume: bool) -> None:
     from ultramed_rl.cluster.plan import make_plan, render_plan
 
-    directory = Path(config.run.directory) / config.run.name
-    does = _what_happens(directory, resume)
+    directory = config.run.url or str(config.run.folder)
+    does = check(lambda: _what_happens(directory, resume))
     plan = make_plan(config)
     tell(
         "plan",
         name=config.run.name,
         type=config.type,
-        directory=str(directory),
+        directory=directory,
         does=does,
         plan=asdict(plan),
     )
     say(f"{config.run.name} ({config.type}) in {directory}: {does}\n{render_plan(plan)}\n")
 
 
-def _what_happens(directory: Path, resume: bool) -> str:
+def _what_happens(directory: str, resume: bool) -> str:
     """New, or what becomes of the run that is there."""
+    from ultramed_rl.store.remote import at_hand
     from ultramed_rl.tracking.status import read_status
 
-    if not (directory / "config.yaml").is_file():
-        return "would begin"
-    status = read_status(directory)
+    try:
+        with at_hand(directory, words=True, empty=True) as folder:
+            if not (folder / "config.yaml").is_file():
+                return "would begin"
+            status = read_status(folder)
+    except RuntimeError as error:
+        fail(str(error), FAILED)
     if status.state == "running":
         fail(f"{directory}: another process is writing this run; wait for it or stop it", FAILED)
     if not resume:

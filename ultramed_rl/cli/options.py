@@ -20,6 +20,9 @@ ConfigOrOverrides = Annotated[
     typer.Argument(metavar="[CONFIG] [SECTION.KEY=VALUE]...", help="a YAML file, or options alone"),
 ]
 RunDirectoryPath = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="a run's folder, as in runs/NAME")]
+RunPlace = Annotated[
+    str, typer.Argument(metavar="RUN_DIR", help="a run's folder, as in runs/NAME, or the URL of its copy")
+]
 RunNameOption = Annotated[str | None, typer.Option(help="the run's name, a folder under runs/")]
 DeviceOption = Annotated[str | None, typer.Option(help="auto, cuda or cpu")]
 PrecisionOption = Annotated[str | None, typer.Option(help="auto, bfloat16 or float32")]

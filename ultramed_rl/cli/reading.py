@@ -137,12 +137,14 @@ def _at_hand(run_dir: str, *, words: bool = False, follow: bool = False) -> Iter
     """The run's folder, or what is read of its copy at a URL."""
     from ultramed_rl.store.remote import at_hand
 
-    with ExitStack() as fetched:
+    def fetch() -> Path:
         try:
-            folder = check(lambda: fetched.enter_context(at_hand(run_dir, words=words, follow=follow)))
+            return fetched.enter_context(at_hand(run_dir, words=words, follow=follow))
         except RuntimeError as error:
             fail(str(error), FAILED)
-        yield folder
+
+    with ExitStack() as fetched:
+        yield check(fetch)
 
 
 def _check_runs(run_dirs: list[Path]) -> None:

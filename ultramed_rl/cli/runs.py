@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from ultramed_rl.cli.dry_run import show_run
@@ -82,7 +81,7 @@ def run_alone(order: Order, expected: str) -> None:
         from ultramed_rl.recipes.run import RUNNERS
 
         output = RUNNERS[expected](config, order.resume)
-        return {"output": output, "directory": str(Path(config.run.directory) / config.run.name)}
+        return {"output": output, "directory": config.run.url or str(config.run.folder)}
 
     carry_out(run, resume_command(command_of(expected), order.config_path, order.overrides, order.flags))
 
@@ -92,12 +91,14 @@ def check_config(order: Order, expected: str) -> Any:
     from ultramed_rl.config import load_any
     from ultramed_rl.config.load import COMMAND_LINE
     from ultramed_rl.recipes.run import check_runnable
+    from ultramed_rl.store.remote import check_url
 
     source = order.config_path or COMMAND_LINE
     config = check(lambda: load_any(order.config_path, order.overrides), source)
     if config.type != expected:
         fail(f"{source}: type={config.type!r}: use ultramed-rl {command_of(config.type)}", WRONG)
     check(lambda: check_runnable(config), source)
+    check(lambda: check_url(config), source)
     return config
 
 

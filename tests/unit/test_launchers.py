@@ -1,0 +1,277 @@
+"""launch/: files for Ray's launcher, KubeRay and SLURM fit their schemas, the locks, and the config that they run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+from tests.ray_job_schema import RAY_JOB
+from ultramed_rl.config import load_config
+
+ROOT = Path(__file__).parents[2]
+LAUNCH = ROOT / "launch"
+CONFIG = load_config(ROOT / "configs" / "llama3-70b-4node.yaml")
+KUBERNETES = kubernetes_validate.latest_version()
+
+
+def read(name: str) -> Any:
+    return yaml.safe_load((LAUNCH / name).read_text(encoding="utf-8"))
+
+
+def locked(package: str) -> str:
+    """The version in both locks, which must be one."""
+    found = {
+        re.search(rf"^{package}==(.*)$", (LAUNCH / "locks" / name).read_text(), re.MULTILINE).group(1)  # type: ignore[union-attr]
+        for name in ("cpu.txt", "cuda.txt")
+    }
+    (version,) = found
+    return version
+
+
+# -- Ray's cluster launcher --------------------------------------------------------------------------------
+
+
+def test_the_cluster_file_is_what_rays_launcher_takes() -> None:
+    import ray.autoscaler
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
+    cluster = read("ray-cluster.yaml")
+    jsonschema.validate(cluster, schema)
+    with pytest.raises(jsonschema.ValidationError):  # the schema is strict enough to find a typo
+        jsonschema.validate({**cluster, "max_worker": 3}, schema)
+    prepared = prepare_config(cluster)
+    validate_config(prepared)
+    (kind,) = prepared["available_node_types"].values()
+    assert kind["max_workers"] == 3 == prepared["max_workers"]
+
+
+def test_the_cluster_has_the_nodes_of_the_config_that_it_names() -> None:
+    text, cluster = (LAUNCH / "ray-cluster.yaml").read_text(), read("ray-cluster.yaml")
+    assert "ultramed-rl submit configs/llama3-70b-4node.yaml" in text
+    provider = cluster["provider"]
+    assert 1 + len(provider["worker_ips"]) == CONFIG.cluster.nodes
+    assert cluster["max_workers"] == len(provider["worker_ips"])
+
+
+def test_the_dashboard_is_not_opened_to_the_network() -> None:
+    assert "--dashboard-host" not in " ".join(read("ray-cluster.yaml")["head_start_ray_commands"])
+
+
+@pytest.mark.parametrize("key", ["setup_commands", "head_start_ray_commands", "worker_start_ray_commands"])
+def test_every_command_of_the_cluster_is_one_that_bash_reads(key: str) -> None:
+    for line in read("ray-cluster.yaml")[key]:
+        subprocess.run(["bash", "-n", "-c", line], check=True)
+
+
+# -- KubeRay -----------------------------------------------------------------------------------------------
+
+
+def groups(job: Any) -> list[Any]:
+    cluster = job["spec"]["rayClusterSpec"]
+    return [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+
+
+def test_the_ray_job_is_one() -> None:
+    jsonschema.validate(read("kuberay-rayjob.yaml"), RAY_JOB)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("spec", "entryPoint"), "ultramed-rl"),
+        (("spec", "submissionMode"), "K8sJob"),
+        (("spec", "rayClusterSpec", "headGroupSpec", "rayStartParams"), {"num-cpus": 0}),
+        (("spec", "rayClusterSpec", "headGroupSpec", "replicas"), 1),
+    ],
+)
+def test_a_wrong_ray_job_is_found(path: tuple[str, ...], value: Any) -> None:
+    job = read("kuberay-rayjob.yaml")
+    node = job
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(job, RAY_JOB)
+
+
+def test_every_pod_is_one_that_kubernetes_takes() -> None:
+    for group in groups(read("kuberay-rayjob.yaml")):
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, **group["template"]}
+        kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+        pod["spec"]["containers"][0]["volumeMount"] = []
+        with pytest.raises(kubernetes_validate.ValidationError):
+            kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+
+
+def test_every_mount_has_its_volume_and_shared_memory_is_memory() -> None:
+    for group in groups(read("kuberay-rayjob.yaml")):
+        spec = group["template"]["spec"]
+        volumes = {volume["name"]: volume for volume in spec["volumes"]}
+        mounts = {mount["mountPath"]: mount["name"] for mount in spec["containers"][0]["volumeMounts"]}
+        assert set(mounts.values()) == set(volumes)
+        assert volumes[mounts["/dev/shm"]]["emptyDir"]["medium"] == "Memory"
+        assert "persistentVolumeClaim" in volumes[mounts["/shared"]]
+
+
+def test_the_ray_job_has_the_nodes_of_its_config_and_the_locks_versions() -> None:
+    job = read("kuberay-rayjob.yaml")
+    cluster = job["spec"]["rayClusterSpec"]
+    (workers,) = cluster["workerGroupSpecs"]
+    assert workers["replicas"] == workers["minReplicas"] == workers["maxReplicas"] == CONFIG.cluster.nodes
+    (container,) = workers["template"]["spec"]["containers"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == str(CONFIG.cluster.devices_per_node)
+    project = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert cluster["rayVersion"] == locked("ray")
+    for group in groups(job):
+        image = group["template"]["spec"]["containers"][0]["image"]
+        assert image.endswith(f"/ultramed-rl:{project.group(1)}-ray{locked('ray')}")  # type: ignore[union-attr]
+
+
+def test_the_ray_job_runs_a_config_of_this_project_and_resumes() -> None:
+    job = read("kuberay-rayjob.yaml")
+    program, command, config, *rest = shlex.split(job["spec"]["entrypoint"])
+    assert (program, command, rest) == ("ultramed-rl", "run", ["run.directory=/shared/runs", "--resume"])
+    inside = Path(config).relative_to("/opt/ultramed_rl")
+    assert load_config(ROOT / inside, ["run.directory=/shared/runs"]).cluster == CONFIG.cluster
+    variables = yaml.safe_load(job["spec"]["runtimeEnvYAML"])["env_vars"]
+    assert all(isinstance(value, str) for value in variables.values())
+    assert not any("KEY" in name for name in variables), "a secret would be on the dashboard"
+
+
+# -- SLURM -------------------------------------------------------------------------------------------------
+
+RECORD = 'printf "%s" "${0##*/}" >>"$LOG"; printf " %q" "$@" >>"$LOG"; echo >>"$LOG"\n'
+FAKES = {
+    # What a cluster of these nodes would do: a step that starts Ray lasts until it is stopped.
+    "srun": RECORD
+    + """for word in "$@"; do
+  case $word in --nodes=*) count=${word#*=} ;; hostname) echo "10.1.2.3 fe80::1"; exit ;; esac
+done
+[ -z "${BROKEN:-}" ] || exit 1
+for _ in $(seq "$count"); do echo up >>"$UP"; done
+exec sleep 60
+""",
+    "scontrol": RECORD + '[ "$1 $2" != "show hostnames" ] || printf "n1\\nn2\\nn3\\n"\n',
+    "ray": RECORD
+    + """echo "Active:"; sed "s/.*/ 1 node_&/" "$UP"; echo "Pending:"; echo " (no pending nodes)"\n""",
+    "ultramed-rl": 'printf "RAY_ADDRESS=%s " "$RAY_ADDRESS" >>"$LOG"\n'
+    + RECORD
+    + 'exec sleep "${LASTS:-0}"\n',
+}
+
+
+def slurm(tmp_path: Path, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+    """The script as sbatch would start it, in a copy, with fakes before everything else on the PATH."""
+    programs = tmp_path / "venv" / "bin"
+    programs.mkdir(parents=True)
+    for name, text in FAKES.items():
+        (programs / name).write_text(f"#!/usr/bin/env bash\n{text}")
+        (programs / name).chmod(0o755)
+    (tmp_path / "up").touch()
+    script = tmp_path / "slurm_script"  # SLURM runs a copy in its spool
+    script.write_bytes((LAUNCH / "slurm.sh").read_bytes())
+    environment = {
+        "PATH": os.environ["PATH"],
+        "LOG": str(tmp_path / "log"),
+        "UP": str(tmp_path / "up"),
+        "ULTRAMED_RL_VENV": str(tmp_path / "venv"),
+        "SLURM_JOB_ID": "77",
+        "SLURM_JOB_NODELIST": "n[1-3]",
+        "SLURM_GPUS_ON_NODE": "8",
+        "SLURM_CPUS_PER_TASK": "96",
+        **variables,
+    }
+    return subprocess.Popen(
+        ["bash", str(script), *arguments],
+        cwd=tmp_path,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def recorded(tmp_path: Path) -> list[str]:
+    """The calls in their order, without those that only look."""
+    lines = (tmp_path / "log").read_text().splitlines()
+    return [line for line in lines if not line.startswith("ray status")]
+
+
+def test_slurm_starts_a_head_then_workers_then_the_run_with_their_address(tmp_path: Path) -> None:
+    process = slurm(tmp_path, "configs/my run.yaml", "run.directory=/shared/runs")
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 0, output
+    ray = "--block --num-gpus=8 --num-cpus=96"
+    step = "--cpus-per-task=96 --kill-on-bad-exit=0"
+    assert recorded(tmp_path) == [
+        "scontrol show hostnames n\\[1-3\\]",
+        "srun --nodes=1 --ntasks=1 --nodelist=n1 hostname -I",
+        f"srun --nodes=1 --ntasks=1 {step} --nodelist=n1 ray start --head --node-ip-address=10.1.2.3 --port=6379 "
+        f"--temp-dir=/tmp/ray-77 {ray}",
+        f"srun --nodes=2 --ntasks=2 {step} --exclude=n1 ray start --address=10.1.2.3:6379 {ray}",
+        "RAY_ADDRESS=10.1.2.3:6379 ultramed-rl run configs/my\\ run.yaml run.directory=/shared/runs --resume",
+    ]
+
+
+def test_slurm_gives_back_the_runs_exit_code_and_other_commands_run_too(tmp_path: Path) -> None:
+    process = slurm(
+        tmp_path, "c.yaml", ULTRAMED_RL_COMMAND="data score", ULTRAMED_RL_PORT="7000", LASTS="wrong"
+    )
+    assert process.wait(timeout=30) == 1  # sleep's
+    assert recorded(tmp_path)[-1] == "RAY_ADDRESS=10.1.2.3:7000 ultramed-rl data score c.yaml --resume"
+
+
+def test_slurm_queues_the_job_again_before_its_time_is_up(tmp_path: Path) -> None:
+    process = slurm(tmp_path, "c.yaml", LASTS="60")
+    deadline = time.monotonic() + 20
+    while not any("ultramed-rl" in line for line in recorded_so_far(tmp_path)):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGUSR1)
+    output, _ = process.communicate(timeout=20)  # ends only when every step has let go of stdout
+    assert process.returncode == 0 and "queued again" in output
+    assert recorded(tmp_path)[-1] == "scontrol requeue 77"
+
+
+def recorded_so_far(tmp_path: Path) -> list[str]:
+    return recorded(tmp_path) if (tmp_path / "log").exists() else []
+
+
+def test_slurm_stops_when_ray_does_not_come_up(tmp_path: Path) -> None:
+    process = slurm(tmp_path, "c.yaml", BROKEN="1")
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 1 and "Ray ended on a node before all were up" in output
+
+
+def test_slurm_wants_a_config(tmp_path: Path) -> None:
+    process = slurm(tmp_path)
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode != 0 and "which config?" in output
+
+
+def test_slurm_asks_for_the_nodes_of_the_config_that_it_names() -> None:
+    text = (LAUNCH / "slurm.sh").read_text()
+    assert f"#SBATCH --nodes={CONFIG.cluster.nodes}\n" in text
+    assert f"#SBATCH --gpus-per-node={CONFIG.cluster.devices_per_node}\n" in text
+    assert "sbatch launch/slurm.sh configs/llama3-70b-4node.yaml run.directory=/shared/runs" in text
+    named = re.findall(r"configs/[\w./-]+\.yaml", text)
+    assert named and all((ROOT / name).is_file() for name in named)
+
+
+@pytest.mark.parametrize("script", sorted(LAUNCH.glob("*.sh")), ids=lambda p: p.name)
+def test_every_script_is_one_that_bash_reads(script: Path) -> None:
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    assert os.access(script, os.X_OK)
