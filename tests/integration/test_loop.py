@@ -58,7 +58,7 @@ def test_a_run_leaves_complete_rounds(unbroken: Path) -> None:
 
     for index in range(2):
         folder = unbroken / "rounds" / f"{index:03d}"
-        completions = pq.read_table(folder / "completions.parquet").to_pylist()
+        completions = pq.read_table(folder / "scored.parquet").to_pylist()
         assert len(completions) == 8 * 4
         assert {row["policy_version"] for row in completions} == {index}
         for pair in pairs_of(unbroken, index):
@@ -106,8 +106,16 @@ def kill_when(process: subprocess.Popen[str], condition: Callable[[], bool], del
     process.wait()
 
 
-def test_a_run_killed_in_every_phase_ends_with_the_same_pairs(unbroken: Path, tiny_root: Path) -> None:
-    config = write_config(tiny_root, "killed")
+def said(run: Path, index: int) -> list[tuple[str, list[list[int]]]]:
+    """A round's pairs: whose they are, and the tokens of both answers."""
+    rows = pq.read_table(run / "rounds" / f"{index:03d}" / "pairs.parquet").to_pylist()
+    return [(row["group_id"], [c["token_ids"] for c in row["completions"]]) for row in rows]
+
+
+def test_phases_one_after_the_other_killed_in_each_give_the_same_pairs(
+    unbroken: Path, tiny_root: Path
+) -> None:
+    config = write_config(tiny_root, "killed", cluster__barriers=True)
     run = tiny_root / "runs" / "killed"
     done = lambda name: (run / "rounds" / name).exists()
 
@@ -120,7 +128,8 @@ def test_a_run_killed_in_every_phase_ends_with_the_same_pairs(unbroken: Path, ti
     finish(start(config, "--resume"))
 
     for index in range(2):
-        assert pairs_of(run, index) == pairs_of(unbroken, index)
+        assert said(run, index) == said(unbroken, index)
+        assert not done(f"{index:03d}/completions.json"), "what the scored answers hold already"
     steps = [m for m in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "loss" in m]
     places = [(m["round"], m["step"]) for m in steps]
     assert len(places) == len(set(places)), "a step was logged twice"
@@ -188,7 +197,7 @@ def check_resume(tiny_root: Path, name: str, choices: dict[str, Any]) -> Path:
     finish(start(config, "--resume"))
 
     for index in range(2):
-        assert pairs_of(killed, index) == pairs_of(whole, index)
+        assert said(killed, index) == said(whole, index)
         expected = weights_of(whole, index)
         for key, weight in weights_of(killed, index).items():
             torch.testing.assert_close(weight, expected[key], atol=1e-5, rtol=1e-4)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -149,13 +150,26 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 def kill_when(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
     """SIGKILL the driver as soon as the condition holds."""
+    wait_until(process, condition)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def wait_until(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 300
     while not condition():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, "the moment never came"
         time.sleep(0.001)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+
+
+def kill_a_rank_when(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+    """SIGKILL one of the driver's training ranks as soon as the condition holds."""
+    wait_until(process, condition)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    ranks = [worker for worker in workers if "".join(worker.cmdline()).startswith("ray::PolicyWorker")]
+    assert len(ranks) == 2, [worker.cmdline() for worker in workers]
+    ranks[1].kill()
 
 
 def write_config(settings: dict[str, Any], path: Path) -> Path:
@@ -229,8 +243,11 @@ def test_killed_between_states_and_while_one_is_written(unbroken: StageResult, r
     kill_when(start("sft", config, "--resume"), lambda: any(states.glob(".tmp-step-000000008*")))
     assert [p.name for p in states.glob("step-*.json")] == ["step-000000004.json"], "killed too late"
     assert (killed / "best" / "step-000000003").is_dir(), "what the state of step 4 counts on"
-    output = finish(start("sft", config, "--resume"))
+    last = start("sft", config, "--resume")
+    kill_a_rank_when(last, lambda: '"step_index": 5,' in metrics.read_text())
+    output = finish(last)
     assert "resuming after step 4 of 10" in output
+    assert "trainer: a rank died" in output and "starting again from the newest state" in output
 
     for index in ("step_index", "evaluation_index"):
         ours, theirs = rows_of(killed, index), rows_of(unbroken.directory, index)

@@ -48,16 +48,18 @@ def test_synced_engine_equals_a_fresh_one(tiny_root: Path, tmp_path: Path, tied:
     before = crew.generate(asked, 0, lambda _: None)
     again = crew.generate(asked, 0, lambda _: None)
     pairs = pairs_of(asked, before)
-    references = crew.reference_logprobs(pairs, lambda _: None)
-    assert list(crew.train(pairs, references, TrainingPlace(0, 1, 0)))
-    crew.save_policy(tmp_path / "checkpoint")
-    crew.sync(1)
-    synced = crew.generate(asked, 1, lambda _: None)
+    found = {r.group_id: r for r in crew.reference_logprobs(pairs, lambda _: None)}
+    references = [found[pair.group_id] for pair in pairs]
+    for version in (1, 2):  # an engine takes the second sync's weights straight into its layers
+        assert list(crew.train(pairs, references, TrainingPlace(0, 1, version)))
+        crew.save_policy(tmp_path / f"checkpoint-{version}")
+        crew.sync(str(tmp_path / f"checkpoint-{version}"), version)
+    synced = crew.generate(asked, 2, lambda _: None)
     crew.stop()
 
     fresh_crew = Crew(config, tokenizer, Scorers(config.reward, tokenizer))
-    fresh_crew.start_rollout(str(tmp_path / "checkpoint"), 1)
-    fresh = fresh_crew.generate(asked, 1, lambda _: None)
+    fresh_crew.start_rollout(str(tmp_path / "checkpoint-2"), 2)
+    fresh = fresh_crew.generate(asked, 2, lambda _: None)
     fresh_crew.stop()
 
     assert before == again, "the same engine must repeat itself"

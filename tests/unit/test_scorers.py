@@ -40,7 +40,9 @@ def score(
 ) -> tuple[list[ScoredCompletion], int]:
     """The scores, and how many answers the progress was told of."""
     told: list[int] = []
-    scored = Scorers(Reward.model_validate(reward), policy).score(PROMPTS, answers, told.append, RayExchange())
+    scored = Scorers(Reward.model_validate(reward), policy).score(
+        PROMPTS, answers, told.append, RayExchange()
+    )
     return scored, sum(told)
 
 

@@ -56,6 +56,7 @@ class RolloutWorker:
         self.rank = rank
         self.policy_version = -1
         self._under_way: dict[str, SamplingRequest] = {}
+        self._asleep: set[str] = set()  # what vLLM has taken off the GPU
 
     def start(self, arguments: EngineArguments, stop_token: int | None, version: int) -> None:
         """Load the model into vLLM. Without a stop token it weighs options and answers nothing."""
@@ -108,6 +109,9 @@ class RolloutWorker:
         """
         started = time.time()
         report = TurnReport(started=started)
+        assert self.policy_version >= 0, (
+            "an engine in the middle of a weight update has no policy to sample from"
+        )
         self._cancel(turn.cancelled)
         questions = [(key, r) for key, r in turn.requests if isinstance(r, OptionRequest)]
         self._add([(key, r) for key, r in turn.requests if isinstance(r, SamplingRequest)], report)
@@ -210,13 +214,24 @@ class RolloutWorker:
     def offload(self) -> None:
         """Give the GPU to other roles. Level 1 keeps the weights in host memory; on CPU nothing moves."""
         if self.arguments.sleeps:
+            self.reload()  # vLLM takes an engine that is half awake for asleep, and would leave it so
             self.llm.sleep(level=1)
+            self._asleep = {"weights", "kv_cache"}
         gc.collect()
 
+    def reload_weights(self) -> None:
+        """Bring back the weights alone, for an update: a cache beside the policy's weights would be memory for nothing."""
+        self._wake({"weights"})
+
     def reload(self) -> None:
-        """Undo `offload`."""
-        if self.arguments.sleeps:
-            self.llm.wake_up()
+        """Bring back all that is not here."""
+        self._wake({"weights", "kv_cache"})
+
+    def _wake(self, tags: set[str]) -> None:
+        asleep = self._asleep & tags
+        if asleep:
+            self.llm.wake_up(tags=sorted(asleep, reverse=True))
+            self._asleep -= asleep
 
     def peak_memory(self) -> int:
         """Bytes at the peak of this process."""

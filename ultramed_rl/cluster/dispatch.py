@@ -182,20 +182,15 @@ class Dispatcher:
 
     def _least_loaded(self) -> str | None:
         """The worker with the least load among those with room; the heap is put right on the way."""
-        full = []
-        found = None
         while self._order:
             load, worker = self._order[0]
-            if self._loads.get(worker) != load:
-                heapq.heappop(self._order)
-            elif self._sizes[worker] >= self.rules.room or worker in self._reserved:
-                full.append(heapq.heappop(self._order))
-            else:
-                found = worker
-                break
-        for entry in full:
-            heapq.heappush(self._order, entry)
-        return found
+            full = self._loads.get(worker) == load and (
+                self._sizes[worker] >= self.rules.room or worker in self._reserved
+            )
+            if not full and self._loads.get(worker) == load:
+                return worker
+            heapq.heappop(self._order)  # one that is full comes back with its next ticket that ends
+        return None
 
     def _straggler(self, worker: str, now: float) -> Ticket | None:
         """The ticket that has been out longest, for a worker that has nothing at all to do."""

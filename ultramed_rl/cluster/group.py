@@ -12,7 +12,11 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ultramed_rl.cluster.placement import Placement
 from ultramed_rl.cluster.plan import Member
 
-__all__ = ["RayActorError", "RayTaskError", "WorkerGroup", "wait", "wait_within"]
+__all__ = ["RanksLost", "RayActorError", "WorkerGroup", "ranks_held", "wait", "wait_within"]
+
+
+class RanksLost(RuntimeError):
+    """A rank of a group that computes together died. The others wait for it in vain: all of them must start again."""
 
 
 class WorkerGroup:
@@ -138,6 +142,17 @@ def wait_within(pending: Sequence[Any], seconds: float) -> list[Any]:
         return ray.get(list(pending), timeout=seconds)
     except GetTimeoutError as error:
         raise TimeoutError(str(error)) from None
+
+
+@contextmanager
+def ranks_held(role: str) -> Iterator[None]:
+    """Raise RanksLost for a dead rank; what a living rank raises stays as it is, even that an engine is dead."""
+    try:
+        yield
+    except RayActorError as error:
+        if isinstance(error, RayTaskError):
+            raise
+        raise RanksLost(f"{role}: a rank died ({str(error).splitlines()[0]})") from error
 
 
 def _succeeded(reference: Any) -> bool:

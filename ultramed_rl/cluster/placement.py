@@ -100,8 +100,7 @@ def reserve(plan: Plan, cluster: Devices) -> Placement:
     used = {slot for role in plan.roles for member in role.members for slot in member.slots}
     nodes = 1 + max(slot.node for slot in used)
     per_node = [1 + max(s.index for s in used if s.node == node) for node in range(nodes)]
-    total_cpus = ray.cluster_resources().get("CPU", 1.0) / max(1, len(ray.nodes()))
-    cpus = (cluster.cpus_per_node or total_cpus) / cluster.devices_per_node
+    cpus = (cluster.cpus_per_node or _cpus_of_a_node()) / cluster.devices_per_node
     bundle = {"CPU": cpus, **({"GPU": 1.0} if cluster.device == "cuda" else {})}
     groups = tuple(placement_group([dict(bundle)] * count, strategy="STRICT_PACK") for count in per_node)
     for group in groups:
@@ -117,3 +116,9 @@ def reserve(plan: Plan, cluster: Devices) -> Placement:
         "in turn": sum(role.role != "rollout" for role in plan.roles),
     }
     return Placement(groups, cluster.device, cpus, 1.0 / max(1, together.get(plan.layout, 1)))
+
+
+def _cpus_of_a_node() -> float:
+    """Cores of the smallest node that has any; a head that only manages has none."""
+    found = [n["Resources"].get("CPU", 0.0) for n in ray.nodes() if n["Alive"]]
+    return min((cpus for cpus in found if cpus), default=1.0)

@@ -7,6 +7,7 @@ offer() --> Dispatcher --> Turn --> transport --> worker --> TurnReport --> Outc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -100,6 +101,9 @@ class Pool:
         self.on_restart: Callable[[str], None] = lambda error: None
         self._workers = {rank: _Worker(rank) for rank in ranks}
         self._last_error = ""
+        self._gone = 0
+        self._changed: dict[int, _Worker] = {}  # since the last pump: there may be something to send
+        self._look_at = math.inf  # no worker hangs, and no replacement is late, before
         self._begin()
 
     def _begin(self) -> None:
@@ -148,12 +152,18 @@ class Pool:
         self._check_times(now)
         while (dealt := self._dispatcher.next(now)) is not None:
             name, ticket = dealt
-            self._workers[self._rank(name)].outbox.append((ticket.key, self._payloads[ticket.key]))
+            self._changed_worker(name).outbox.append((ticket.key, self._payloads[ticket.key]))
         for name, key in self._dispatcher.cancelled():
-            self._cancel(self._workers[self._rank(name)], key)
-        for worker in self._workers.values():
+            self._cancel(self._changed_worker(name), key)
+        changed, self._changed = self._changed, {}
+        for worker in changed.values():
             self._send(worker, now)
         self._check_left()
+
+    def _changed_worker(self, name: str) -> _Worker:
+        rank = self._rank(name)
+        worker = self._changed[rank] = self._workers[rank]
+        return worker
 
     def _cancel(self, worker: _Worker, key: str) -> None:
         kept = [(k, payload) for k, payload in worker.outbox if k != key]
@@ -172,6 +182,8 @@ class Pool:
         worker.outbox, worker.cancelled = [], []
         worker.since = now if worker.turns == 0 else worker.since
         worker.turns += 1
+        self._look_at = min(self._look_at, worker.since + self.rules.faults.hang_s)
+        self._changed[worker.rank] = worker  # there may be room for another turn
         self.transport.send(self.role, worker.rank, turn)
 
     # -- events --------------------------------------------------------------------------------------------
@@ -181,6 +193,7 @@ class Pool:
         worker = self._workers[rank]
         worker.turns -= 1
         worker.since = now
+        self._changed[rank] = worker
         name = self._name(rank)
         for key, value in report.done:
             if self._dispatcher.done(name, key, now):
@@ -208,16 +221,18 @@ class Pool:
         if self.restarts < self.rules.faults.restarts:
             self.restarts += 1
             worker.state, worker.since = "starting", now
+            self._look_at = min(self._look_at, now + self.rules.faults.start_s)
             self.on_restart(error)
             self.transport.start(self.role, rank)
         else:
-            worker.state = "gone"
+            self._give_up(worker)
 
     def forget(self) -> None:
         """Drop all that is under way, for a caller that gave up: workers are told with their next turn."""
         for worker in self._workers.values():
             if self.rules.lasting and worker.state == "ready":
                 worker.cancelled += self._dispatcher.keys_of(self._name(worker.rank))
+                self._changed[worker.rank] = worker
             worker.outbox = []
         self._begin()
 
@@ -265,6 +280,8 @@ class Pool:
 
     def _check_times(self, now: float) -> None:
         faults = self.rules.faults
+        if now <= self._look_at:
+            return
         for worker in self._workers.values():
             out = now - worker.since
             if worker.state == "ready" and worker.turns and out > faults.hang_s:
@@ -272,16 +289,27 @@ class Pool:
                 self.lost(worker.rank, f"no sign of life for {out:.0f} s", now)
             elif worker.state == "starting" and out > faults.start_s:
                 self.transport.end(self.role, worker.rank)
-                worker.state = "gone"
+                self._give_up(worker)
                 self._last_error = f"its replacement was not there after {out:.0f} s"
+        self._look_at = min(
+            (
+                w.since + (faults.start_s if w.state == "starting" else faults.hang_s)
+                for w in self._workers.values()
+                if w.turns or w.state == "starting"
+            ),
+            default=math.inf,
+        )
+
+    def _give_up(self, worker: _Worker) -> None:
+        worker.state = "gone"
+        self._gone += 1
 
     def _check_left(self) -> None:
-        gone = [w for w in self._workers.values() if w.state == "gone"]
-        left = len(self._workers) - len(gone)
-        if left and (self.rules.faults.fewer or not gone):
+        left = len(self._workers) - self._gone
+        if left and (self.rules.faults.fewer or not self._gone):
             return
         raise LostWorkers(
-            f"{self.role}: {len(gone)} of {len(self._workers)} workers are lost after {self.restarts} restarts "
+            f"{self.role}: {self._gone} of {len(self._workers)} workers are lost after {self.restarts} restarts "
             f"(faults.restarts={self.rules.faults.restarts}); the last: {self._last_error}; mend the cause and go "
             "on with --resume"
         )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from types import TracebackType
 from typing import Self
 
@@ -16,14 +16,12 @@ from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.models.tokenizer import chat_tokenizer
 from ultramed_rl.records import ChatReply, ChatRequest, Completion, Prompt
 
-_WAVES = 4  # full batches of an engine that are dealt at once
-
 
 class EngineGenerator:
     """A `Generator` over vLLM engines, which start when it is entered and end when it is left.
 
-    Requests are dealt in windows; the next begins when all of one are answered. The same request has the same
-    answer wherever and beside whatever it is computed, as far as the engine's rounding allows.
+    Requests are taken as engines have room for them. The same request has the same answer wherever and beside
+    whatever it is computed, as far as the engine's rounding allows.
     """
 
     exhausted = ""  # engines have no budget
@@ -31,8 +29,6 @@ class EngineGenerator:
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
         self.tokenizer = chat_tokenizer(config.policy)
-        group = config.cluster.rollout
-        self.window = _WAVES * group.engines * group.max_num_seqs
 
     def __enter__(self) -> Self:
         self._crew = SamplingCrew(self.config, self.tokenizer)
@@ -54,20 +50,27 @@ class EngineGenerator:
         A reply's error is "truncated", "too_long: ..." (the chat leaves no room for its answer), "refused: ..."
         (by the chat template), "misfit: ..." (not the JSON asked for, and why) or "empty".
         """
-        source = iter(requests)
-        while window := list(islice(source, self.window)):
-            asked: dict[str, tuple[ChatRequest, int]] = {}
-            sampling = []
-            for request in window:
+        asked: dict[str, tuple[ChatRequest, int]] = {}
+        refused: deque[ChatReply] = deque()
+
+        def source() -> Iterator[SamplingRequest]:
+            for request in requests:
                 found = self._sampling(request)
                 if isinstance(found, ChatReply):
-                    yield found
+                    refused.append(found)
                 else:
                     asked[request.key] = (request, len(found.prompt.token_ids))
-                    sampling.append(found)
-            for completions in self._crew.stream_completions(sampling, 0):
-                request, tokens = asked[completions[0].prompt_id]
-                yield _reply(request, completions[0], tokens)
+                    yield found
+
+        for outcome in self._crew.answer(source()):
+            while refused:
+                yield refused.popleft()
+            request, tokens = asked.pop(outcome.key)
+            if outcome.error:
+                yield ChatReply(request.key, "", f"engine: {outcome.error}", tokens)
+            else:
+                yield _reply(request, outcome.value[0], tokens)
+        yield from refused
 
     def _sampling(self, request: ChatRequest) -> SamplingRequest | ChatReply:
         try:

@@ -15,7 +15,7 @@ from ultramed_rl.actors.trainer import TrainingPlace
 from ultramed_rl.actors.weight_sync import transfer_backend
 from ultramed_rl.cluster.architecture import resolve_architecture
 from ultramed_rl.cluster.demands import needs_reference
-from ultramed_rl.cluster.group import RayActorError, RayTaskError, WorkerGroup, wait, wait_within
+from ultramed_rl.cluster.group import RanksLost, RayActorError, WorkerGroup, ranks_held, wait, wait_within
 from ultramed_rl.cluster.pool import LostWorkers, Pool
 from ultramed_rl.cluster.transport import Station
 from ultramed_rl.config import RunConfig
@@ -27,10 +27,6 @@ from ultramed_rl.learning.checks import check_groups
 from ultramed_rl.learning.preference_data import reference_answers
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, PreferenceGroup, Prompt, ReferenceLogprobs, ScoredCompletion
-
-
-class PolicyLost(RuntimeError):
-    """A policy rank died. The others wait for it in vain: all of them start again, from a checkpoint."""
 
 
 class Crew(SamplingCrew):
@@ -171,7 +167,7 @@ class Crew(SamplingCrew):
 
         Raises:
             ValueError: naming the groups that cannot be learnt from.
-            PolicyLost: a LoRA policy, which is its own reference, lost a rank.
+            RanksLost: a LoRA policy, which is its own reference, lost a rank.
         """
         length = self.config.policy.max_length
         check_groups(groups, self.vocab_size, length)
@@ -185,7 +181,7 @@ class Crew(SamplingCrew):
         except LostWorkers as error:
             if needs_reference(self.config):
                 raise
-            raise PolicyLost(str(error)) from error
+            raise RanksLost(str(error)) from error
 
     # -- learn ---------------------------------------------------------------------------------------------
 
@@ -195,9 +191,9 @@ class Crew(SamplingCrew):
         references: Sequence[ReferenceLogprobs] | None,
         place: TrainingPlace,
     ) -> Iterator[dict[str, float]]:
-        """One round of policy training; yields each optimizer step's metrics. Raises PolicyLost."""
+        """One round of policy training; yields each optimizer step's metrics. Raises RanksLost."""
         config = self.config
-        with self.policy.awake(), _policy_lost():
+        with self.policy.awake(), ranks_held("policy"):
             if config.training.optimizer_state == "reset":
                 self._collective("start_round")
             self._collective(
@@ -225,23 +221,29 @@ class Crew(SamplingCrew):
         Engines that died are replaced before, by ones that start with the same weights from their checkpoint.
 
         Raises:
-            PolicyLost: a policy rank is gone.
+            RanksLost: a policy rank is gone.
             LostWorkers: engines die again and again.
         """
         self.weights = (checkpoint, version)
-        with self.policy.awake(), self.rollout.awake():
-            while True:
-                self.heal(self.engines, self.rollout)
-                try:
-                    self._connect()
-                    sent: dict[str, float] = self._collective("send_weights", version)[0]
-                    held = set(self.rollout.call("version"))
-                    break
-                except RayActorError:
-                    if len(self.rollout.living(self.config.cluster.faults.hang_s)) == len(self.rollout):
-                        raise
+        with self.policy.awake():
+            sent = self._send_weights(version)
+        with self.rollout.awake():  # the policy is off the devices: now there is room for the cache too
+            held = set(self.rollout.call("version"))
         assert held == {version}, f"engines hold policy {held} after a sync of {version}"
         return sent
+
+    def _send_weights(self, version: int) -> dict[str, float]:
+        while True:
+            self.heal(self.engines, self.rollout)
+            try:
+                if self.turns:
+                    self.rollout.call("reload_weights")
+                self._connect()
+                sent: dict[str, float] = self._collective("send_weights", version)[0]
+                return sent
+            except RayActorError:  # an engine's; was it one that died just now?
+                if len(self.rollout.living(self.config.cluster.faults.hang_s)) == len(self.rollout):
+                    raise
 
     def adopt_reference(self, checkpoint: str) -> None:
         """Move the reference as the config says: stay, follow, or average."""
@@ -269,7 +271,7 @@ class Crew(SamplingCrew):
         self.tokenizer.backend.save_pretrained(directory)
 
     def _collective(self, method: str, *arguments: Any) -> list[Any]:
-        with _policy_lost():
+        with ranks_held("policy"):
             return self.policy.call(method, *arguments)
 
     # -- the run's own reward model ------------------------------------------------------------------------
@@ -301,14 +303,3 @@ class Crew(SamplingCrew):
         """The groups that have started, by role."""
         own = {role: getattr(self, role) for role in ("policy", "reference") if hasattr(self, role)}
         return super().groups | own | {group.role: group for group in self.scorers.groups}
-
-
-@contextmanager
-def _policy_lost() -> Iterator[None]:
-    """Tell a dead rank from a rank that raises, even where what it raises is that an engine is dead."""
-    try:
-        yield
-    except RayActorError as error:
-        if isinstance(error, RayTaskError):
-            raise
-        raise PolicyLost(f"a policy rank died: {str(error).splitlines()[0]}") from error

@@ -8,9 +8,10 @@ from typing import Any
 
 from ultramed_rl.actors.deepspeed_setup import engine_spec
 from ultramed_rl.actors.trainer import TrainingPlace
-from ultramed_rl.cluster.group import WorkerGroup
+from ultramed_rl.cluster.group import WorkerGroup, ranks_held
 from ultramed_rl.cluster.placement import connect, reserve
 from ultramed_rl.cluster.plan import make_plan
+from ultramed_rl.cluster.pool import LostWorkers
 from ultramed_rl.cluster.scoring import number_answers
 from ultramed_rl.config.stages import StageConfig
 from ultramed_rl.learning.packing import AnswerGroup
@@ -26,6 +27,7 @@ class StageCrew:
         self.plan = make_plan(config)
         connect(config.cluster)
         self.placement = reserve(self.plan, config.cluster)
+        self.restarts = 0
         ranks, seed = config.cluster.trainer.ranks, config.run.seed
         members = self.plan.roles[0].members
         self.trainers = WorkerGroup.launch(
@@ -37,42 +39,64 @@ class StageCrew:
         model, cluster = self.config.model, self.config.cluster
         spec = engine_spec(cluster.device, model.precision, cluster.trainer, self.config.training)
         address = self.trainers.first("rendezvous")
-        self.trainers.call("load", model, spec, address, *extra)
+        self._call("load", model, spec, address, *extra)
+
+    def restart(self) -> None:
+        """All ranks anew; `start` and `teach` have to follow.
+
+        Raises:
+            LostWorkers: they were lost too often.
+        """
+        self.restarts += 1
+        allowed = self.config.cluster.faults.restarts
+        if self.restarts > allowed:
+            raise LostWorkers(
+                f"trainer: ranks lost {self.restarts} times (cluster.faults.restarts={allowed}); mend the cause and "
+                "go on with --resume"
+            )
+        for rank in range(self.trainers.size):
+            self.trainers.respawn(rank)
 
     def teach(self, method: str, *arguments: Any) -> None:
         """Set the task of every rank, by the worker's method of this name."""
-        self.trainers.call(method, *arguments)
+        self._call(method, *arguments)
 
     def train(self, place: TrainingPlace, start: int, stop: int) -> Iterator[Metrics]:
         """Optimizer steps [start, stop); yields each one's metrics."""
         arguments = (self.config.training, place, start, stop)
-        for rank, metrics in self.trainers.stream("train", [arguments] * len(self.trainers)):
-            if rank == 0:
-                yield metrics
+        with ranks_held("trainer"):
+            for rank, metrics in self.trainers.stream("train", [arguments] * len(self.trainers)):
+                if rank == 0:
+                    yield metrics
 
     def evaluate(self) -> Metrics:
         """The metrics of the held-out data."""
-        metrics: Metrics = self.trainers.call("evaluate", self.config.training.micro_batch_tokens)[0]
+        metrics: Metrics = self._call("evaluate", self.config.training.micro_batch_tokens)[0]
         return metrics
 
     def score_start(self, groups: Sequence[AnswerGroup], advance: Callable[[int], None]) -> list[list[float]]:
         """Logprobs of all answers under the starting model, which must not have been trained yet."""
         budget = self.config.training.micro_batch_tokens
-        return number_answers(self.trainers, "score_base", groups, (budget,), advance)
+        with ranks_held("trainer"):
+            return number_answers(self.trainers, "score_base", groups, (budget,), advance)
 
     def save(self, directory: Path) -> None:
         """Write the model as a Hugging Face checkpoint."""
-        self.trainers.call("save", str(directory))
+        self._call("save", str(directory))
 
     def save_state(self, directory: Path) -> None:
         """Write all that `load_state` needs to go on exactly."""
-        self.trainers.call("save_state", str(directory))
+        self._call("save_state", str(directory))
 
     def load_state(self, directory: Path) -> None:
         """Go on from what `save_state` wrote."""
-        self.trainers.call("load_state", str(directory))
+        self._call("load_state", str(directory))
 
     def stop(self) -> None:
         """End the ranks and give the devices back."""
         self.trainers.stop()
         self.placement.release()
+
+    def _call(self, method: str, *arguments: Any) -> list[Any]:
+        with ranks_held("trainer"):
+            return self.trainers.call(method, *arguments)

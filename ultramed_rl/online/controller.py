@@ -16,8 +16,9 @@ from typing import TypeVar
 
 from ultramed_rl.actors.rollout import SamplingRequest
 from ultramed_rl.actors.trainer import TrainingPlace
+from ultramed_rl.cluster.group import RanksLost
 from ultramed_rl.config import RunConfig
-from ultramed_rl.crew.online import Crew, PolicyLost
+from ultramed_rl.crew.online import Crew
 from ultramed_rl.data.pool import prompts_for_round
 from ultramed_rl.data.prompts import PromptPool
 from ultramed_rl.evaluation.metrics import (
@@ -127,7 +128,7 @@ class Controller:
         while True:
             try:
                 return work()
-            except PolicyLost as lost:
+            except RanksLost as lost:
                 path, version = self.trained
                 self.progress.say(f"round {record.index}: {lost}; starting again from policy {version}")
                 self.crew.restart_policy(path, version)

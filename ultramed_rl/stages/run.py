@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ultramed_rl.cluster.group import RanksLost
 from ultramed_rl.config.stages import StageConfig
 from ultramed_rl.crew.stage import StageCrew
 from ultramed_rl.models.tokenizer import ChatTokenizer, chat_tokenizer
@@ -51,19 +52,29 @@ def run_stage(config: StageConfig, *, resume: bool = False) -> StageResult:
         data = prepare_data(config, kind, tokenizer, store, progress)
         kind.check(config, data)
         with Tracker(store, config) as tracker:
-            crew = StageCrew(config, kind.worker)
+            work = Work(config, StageCrew(config, kind.worker), data, store, progress)
             try:
-                with progress.phase("start the ranks", 1, "groups") as bar:
-                    crew.start(*kind.extra(config))
-                    bar.advance(1)
-                kind.teach(Work(config, crew, data, store, progress))
-                count, evaluates = len(data.training), data.held_out is not None
-                loop = StageLoop(config, store, crew, count, evaluates, tracker, progress)
-                path, metrics = loop.run()
+                path, metrics = train_to_the_end(work, kind, tracker)
                 progress.say(f"{config.run.name}: {render(metrics)}\nmodel: {path}")
                 return StageResult(store.path, path, metrics)
             finally:
-                crew.stop()
+                work.crew.stop()
+
+
+def train_to_the_end(work: Work, kind: Kind, tracker: Tracker) -> tuple[Path, Metrics]:
+    """Train; ranks that are lost start again, from the newest state that was saved."""
+    config, crew, progress = work.config, work.crew, work.progress
+    while True:
+        try:
+            with progress.phase("start the ranks", 1, "groups") as bar:
+                crew.start(*kind.extra(config))
+                bar.advance(1)
+            kind.teach(work)
+            count, evaluates = len(work.data.training), work.data.held_out is not None
+            return StageLoop(config, work.store, crew, count, evaluates, tracker, progress).run()
+        except RanksLost as lost:
+            progress.say(f"{lost}; starting again from the newest state")
+            crew.restart()
 
 
 def prepare_data(

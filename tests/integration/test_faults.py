@@ -1,0 +1,140 @@
+"""Actors that are killed or stopped in the middle of their work: only what they held is done again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny import tiny_run
+from ultramed_rl.actors.rollout import SamplingRequest
+from ultramed_rl.actors.trainer import TrainingPlace
+from ultramed_rl.cluster.group import RanksLost
+from ultramed_rl.config import parse_config
+from ultramed_rl.crew.online import Crew
+from ultramed_rl.crew.scorers import Scorers
+from ultramed_rl.models.tokenizer import ChatTokenizer
+from ultramed_rl.records import Completion, PreferenceGroup, Prompt
+
+# Times are short so that hangs are found soon; a worker that starts may take a minute here.
+FAULTS = {"attempts": 4, "restarts": 6, "hang_s": 45.0, "start_s": 300.0}
+CHANGES: dict[str, Any] = {
+    "policy__max_length": 448,
+    "sampling__max_new_tokens": 320,
+    "cluster__faults": FAULTS,
+    "cluster__policy": {"ranks": 1, "zero_stage": 0},
+    "cluster__rollout": {"engines": 2, "max_num_seqs": 8, "kv_cache_gib": 0.1, "enforce_eager": True},
+}
+
+
+@pytest.fixture(scope="module")
+def crew(tiny_root: Path) -> Iterator[Crew]:
+    import ray
+
+    config = parse_config(tiny_run(tiny_root, **CHANGES))
+    tokenizer = ChatTokenizer(config.policy.path)
+    crew = Crew(config, tokenizer, Scorers(config.reward, tokenizer))
+    crew.begin_rollout(config.policy.path, 0)
+    crew.start_learners(config.policy.path, 0, config.policy.path, [str(tiny_root / "reward")])
+    yield crew
+    crew.stop()
+    ray.shutdown()
+
+
+def requests(crew: Crew, count: int, tokens: int) -> list[SamplingRequest]:
+    found = []
+    for i in range(count):
+        messages = ({"role": "user", "content": f"Question {i}?"},)
+        prompt = Prompt(f"p{i}", messages, tuple(crew.tokenizer.encode_chat(messages)))
+        found.append(SamplingRequest(prompt, 2, 1.0, 1.0, tokens, seed=100 + 2 * i))
+    return found
+
+
+def process_of(actor: Any) -> int:
+    """The process of an actor that has nothing to do."""
+    import ray
+
+    return int(ray.get(actor.__ray_call__.remote(lambda _: os.getpid())))
+
+
+def later(seconds: float, number: int, pid: int) -> None:
+    threading.Timer(seconds, lambda: os.kill(pid, number)).start()
+
+
+def said(completions: list[Completion]) -> list[tuple[str, int, tuple[int, ...]]]:
+    return [(c.prompt_id, c.sample, c.token_ids) for c in completions]
+
+
+def answers(crew: Crew, asked: list[SamplingRequest], version: int = 0) -> list[tuple[str, int, Any]]:
+    return said(crew.generate(asked, version, lambda _: None))
+
+
+def test_what_a_killed_engine_held_is_answered_by_the_others_and_the_same(crew: Crew) -> None:
+    asked = requests(crew, 24, 256)
+    unbroken = answers(crew, asked)
+    victim = process_of(crew.rollout.actors[0])
+    later(1.0, signal.SIGKILL, victim)
+    assert answers(crew, asked) == unbroken
+    assert crew.engines.restarts == 1 and not Path(f"/proc/{victim}").exists()
+    crew.heal(crew.engines, crew.rollout)
+    assert len(crew.rollout) == 2 and crew.rollout.call("version") == [0, 0]
+
+
+def test_an_engine_that_gives_no_sign_of_life_is_replaced(crew: Crew) -> None:
+    asked = requests(crew, 8, 256)
+    unbroken = answers(crew, asked)
+    victim = process_of(crew.rollout.actors[1])
+    os.kill(victim, signal.SIGSTOP)
+    assert answers(crew, asked) == unbroken
+    crew.heal(crew.engines, crew.rollout)
+    assert not Path(f"/proc/{victim}").exists()
+
+
+def test_killed_reward_and_reference_models_give_the_same_numbers(crew: Crew) -> None:
+    asked = requests(crew, 6, 24)
+    completions = crew.generate(asked, 0, lambda _: None)
+    prompts = [request.prompt for request in asked]
+    pairs = pairs_of(asked, completions)
+    before = crew.score(prompts, completions, lambda _: None)
+    weighed = list(crew.reference_logprobs(pairs, lambda _: None))
+    os.kill(process_of(crew.scorers.groups[0].actors[0]), signal.SIGKILL)
+    os.kill(process_of(crew.reference.actors[0]), signal.SIGKILL)
+    after = crew.score(prompts, completions, lambda _: None)
+    assert [s.reward for s in after] == pytest.approx([s.reward for s in before], abs=1e-4)
+    again = {r.group_id: r.logprobs for r in crew.reference_logprobs(pairs, lambda _: None)}
+    assert again.keys() == {r.group_id for r in weighed} and len(weighed) == len(pairs)
+    for one in weighed:
+        assert again[one.group_id] == pytest.approx(one.logprobs, abs=1e-3)
+
+
+def test_a_lost_policy_starts_again_and_its_weights_reach_a_new_engine(crew: Crew, tmp_path: Path) -> None:
+    asked = requests(crew, 4, 24)
+    completions = crew.generate(asked, 0, lambda _: None)
+    pairs = pairs_of(asked, completions)
+    references = by_pair(crew, pairs)
+    os.kill(process_of(crew.policy.actors[0]), signal.SIGKILL)
+    with pytest.raises(RanksLost, match="policy: a rank died"):
+        list(crew.train(pairs, references, TrainingPlace(0, 1, 0)))
+    crew.restart_policy(crew.config.policy.path, 0)
+    assert list(crew.train(pairs, references, TrainingPlace(0, 1, 0)))
+    crew.save_policy(tmp_path / "checkpoint")
+    os.kill(process_of(crew.rollout.actors[0]), signal.SIGKILL)  # before the sync, which has to find it out
+    crew.sync(str(tmp_path / "checkpoint"), 1)
+    assert crew.rollout.call("version") == [1, 1]
+    assert answers(crew, asked, 1) == answers(crew, asked, 1)
+
+
+def pairs_of(asked: list[SamplingRequest], completions: list[Completion]) -> list[PreferenceGroup]:
+    prompts = {r.prompt.prompt_id: r.prompt for r in asked}
+    both = zip(completions[::2], completions[1::2], strict=True)
+    return [PreferenceGroup(prompts[a.prompt_id], (a, b), (1.0, 0.0)) for a, b in both]
+
+
+def by_pair(crew: Crew, pairs: list[PreferenceGroup]) -> list[Any]:
+    found = {r.group_id: r for r in crew.reference_logprobs(pairs, lambda _: None)}
+    return [found[pair.group_id] for pair in pairs]

@@ -1,0 +1,167 @@
+"""A Ray cluster of several nodes on one machine: a raylet for each, in a network namespace of its own where allowed."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import psutil
+
+_BRIDGE, _NET = "umrl0", "10.231.77"
+
+
+class Node:
+    """A worker node: its raylet and all that it has started."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+
+    def workers(self, kind: str) -> list[psutil.Process]:
+        """Actors of this class on the node."""
+        return [p for p in self._family() if "".join(_words(p)).startswith(f"ray::{kind}")]
+
+    def remove(self) -> None:
+        """The node is gone at once, with everything on it."""
+        for process in self._family():
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+        self.process.wait()
+
+    def _family(self) -> list[psutil.Process]:
+        if not psutil.pid_exists(self.process.pid):
+            return []
+        own = psutil.Process(self.process.pid)
+        return [own, *own.children(recursive=True)]
+
+
+@contextmanager
+def ray_nodes(count: int, cpus: int) -> Iterator[tuple[str, list[Node]]]:
+    """(address, worker nodes): a head without cores on this machine, and nodes beside it."""
+    with ExitStack() as stack:
+        apart = _may_have_namespaces()
+        if apart:
+            stack.callback(_remove_bridge)
+            _add_bridge()
+        ip, port = (f"{_NET}.1" if apart else "127.0.0.1"), _free_port()
+        head = ["--head", f"--port={port}", f"--node-ip-address={ip}", "--num-cpus=0"]
+        first = _start([], [*head, "--include-dashboard=false"])
+        stack.callback(first.remove)
+        _wait_for_port(ip, port)
+        nodes = []
+        for number in range(count):
+            prefix, own = [], ip
+            if apart:
+                stack.callback(_remove_namespace, number)
+                prefix, own = _add_namespace(number), f"{_NET}.{number + 2}"
+            extra = [f"--address={ip}:{port}", f"--node-ip-address={own}", f"--num-cpus={cpus}"]
+            nodes.append(_start(prefix, extra))
+            stack.callback(nodes[-1].remove)
+        _wait_for_nodes(f"{ip}:{port}", count + 1)
+        yield f"{ip}:{port}", nodes
+
+
+def _start(prefix: list[str], arguments: list[str]) -> Node:
+    ray = str(Path(sys.executable).parent / "ray")
+    command = [*prefix, ray, "start", *arguments, "--block", "--disable-usage-stats"]
+    memory = ["--object-store-memory=200000000", "--min-worker-port=0", "--max-worker-port=0"]
+    environment = os.environ | {"RAY_DISABLE_IMPORT_WARNING": "1"}
+    return Node(
+        subprocess.Popen(
+            [*command, *memory], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+        )
+    )
+
+
+def _may_have_namespaces() -> bool:
+    """Whether this machine lets us make a namespace and a bridge."""
+    try:
+        made = all(
+            _run("ip", *words.split()) for words in ("netns add umrl-try", "link add umrl-try type bridge")
+        )
+    except FileNotFoundError:
+        return False
+    _run("ip", "link", "del", "umrl-try")
+    _run("ip", "netns", "del", "umrl-try")
+    return made
+
+
+def _add_bridge() -> None:
+    _remove_bridge()
+    for words in (
+        f"link add {_BRIDGE} type bridge",
+        f"addr add {_NET}.1/24 dev {_BRIDGE}",
+        f"link set {_BRIDGE} up",
+    ):
+        assert _run("ip", *words.split()), words
+
+
+def _remove_bridge() -> None:
+    _run("ip", "link", "del", _BRIDGE)
+
+
+def _add_namespace(number: int) -> list[str]:
+    """A namespace with an address on the bridge; returns the words that run a command in it."""
+    name = f"umrl{number}"
+    _remove_namespace(number)
+    for words in (
+        f"netns add {name}",
+        f"link add {name}a type veth peer name {name}b",
+        f"link set {name}a master {_BRIDGE} up",
+        f"link set {name}b netns {name}",
+        f"-n {name} addr add {_NET}.{number + 2}/24 dev {name}b",
+        f"-n {name} link set {name}b up",
+        f"-n {name} link set lo up",
+    ):
+        assert _run("ip", *words.split()), words
+    return ["ip", "netns", "exec", name]
+
+
+def _remove_namespace(number: int) -> None:
+    # The link first: a namespace that is deleted takes its own with it only later.
+    _run("ip", "link", "del", f"umrl{number}a")
+    _run("ip", "netns", "del", f"umrl{number}")
+
+
+def _run(*words: str) -> bool:
+    return subprocess.run(words, capture_output=True, check=False).returncode == 0
+
+
+def _words(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_for_port(ip: str, port: int) -> None:
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            socket.create_connection((ip, port), timeout=1).close()
+            return
+        except OSError:
+            assert time.monotonic() < deadline, "the head never came"
+            time.sleep(0.2)
+
+
+def _wait_for_nodes(address: str, count: int) -> None:
+    code = (
+        "import ray, time\n"
+        f"ray.init(address={address!r}, log_to_driver=False)\n"
+        f"while sum(n['Alive'] for n in ray.nodes()) < {count}: time.sleep(0.5)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=400, capture_output=True)
