@@ -3,64 +3,61 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-import torch
-from safetensors.torch import load_file
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
 
+from ultramed_rl.actors.direct_load import DirectLoad, load_by_vllm
+from ultramed_rl.actors.segment import Segment, Slot
+
 
 @dataclass
 class SharedMemoryInitInfo(WeightTransferInitInfo):
-    """Nothing to agree on: the file says what it holds."""
+    """Nothing to agree on: each update says where its weights lie."""
 
 
 @dataclass
 class SharedMemoryUpdateInfo(WeightTransferUpdateInfo):
-    """A safetensors file in shared memory, complete when this arrives."""
+    """A segment with all weights: its path, and the fields of its slots. Nobody writes there during the update."""
 
     path: str
+    slots: list[Any]
 
 
 class SharedMemoryWeightTransferEngine(WeightTransferEngine[SharedMemoryInitInfo, SharedMemoryUpdateInfo]):
-    """Maps the file and loads it layer by layer, repacking CPU weights as at start-up."""
+    """Reads weights where the policy has them. The first update goes through vLLM's own loader, which shows what
+    becomes of each weight; later ones go straight into the layers."""
 
     init_info_cls = SharedMemoryInitInfo
     update_info_cls = SharedMemoryUpdateInfo
+    segment: Segment | None = None
+    direct: DirectLoad | None = None
 
     def init_transfer_engine(self, init_info: SharedMemoryInitInfo) -> None:
         """No rendezvous."""
 
     def start_weight_update(self) -> None:
-        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
-
-        initialize_layerwise_reload(self.model)
+        """An update is one piece: `receive_weights` does it all."""
 
     def receive_weights(self, update_info: SharedMemoryUpdateInfo) -> None:
-        self.model.load_weights(load_file(update_info.path).items())
+        segment = self._map(update_info)
+        if self.direct is not None and self.direct.fits(segment):
+            self.direct.load(segment)
+        else:
+            self.direct = load_by_vllm(self.model, self.model_config, segment)
+
+    def _map(self, update_info: SharedMemoryUpdateInfo) -> Segment:
+        slots = [Slot(name, dtype, tuple(shape), offset) for name, dtype, shape, offset in update_info.slots]
+        if self.segment is None or self.segment.path != update_info.path:
+            self.segment = Segment(slots, update_info.path)
+        return self.segment
 
     def finish_weight_update(self) -> None:
-        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
-
-        finalize_layerwise_reload(self.model, self.model_config)
-        repack_tied_head(self.model)
+        """The weights are in their layers already."""
 
     def shutdown(self) -> None:
-        """Nothing is held between updates."""
-
-
-def repack_tied_head(model: torch.nn.Module) -> None:
-    """Make a tied output head compute with the new embedding.
-
-    On CPU the head multiplies by a packed copy of the shared weight. Checkpoints of tied models hold no
-    head, so vLLM 0.29's reload never packs it again and would sample from new layers under an old head.
-    """
-    head, embedding = getattr(model, "lm_head", None), getattr(model, "model", model)
-    embedding = getattr(embedding, "embed_tokens", None)
-    if head is None or embedding is None or head is embedding or head.weight is not embedding.weight:
-        return
-    vars(head).pop("_already_called_process_weights_after_loading", None)
-    head.quant_method.process_weights_after_loading(head)
+        self.segment = self.direct = None

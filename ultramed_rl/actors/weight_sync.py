@@ -10,16 +10,17 @@ for all three: init, start_weight_update, update_weights, finish_weight_update(v
 from __future__ import annotations
 
 import math
-import os
 import time
-import uuid
 from collections.abc import Sequence
-from pathlib import Path
+from contextlib import suppress
+from dataclasses import astuple
 from typing import Any, Protocol
 
 from ultramed_rl.actors.engine import Engine
+from ultramed_rl.actors.segment import Segment, lay_out
 
 SHARED_MEMORY = "shared_memory"
+_ABANDON_S = 60.0  # for an engine to close an update that failed on another
 
 
 def register_engines() -> None:
@@ -67,6 +68,14 @@ class RolloutClient:
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         self._all("finish_weight_update", [weight_version] * len(self.engines))
 
+    def abandon_weight_update(self) -> None:
+        """Close an update that failed on some engines, so that the others can begin another."""
+        import ray
+
+        for engine in self.engines:
+            with suppress(ray.exceptions.RayError):
+                ray.get(engine.finish_weight_update.remote(None), timeout=_ABANDON_S)
+
     def set_version(self, version: int) -> None:
         """Record the policy version that the engines now hold."""
         self._all("set_policy_version", [version] * len(self.engines))
@@ -89,46 +98,82 @@ def make_sender(backend: str, engine: Engine, engines: Sequence[Any], tensor_par
 
 
 class SharedMemorySender:
-    """Writes all weights into one file in shared memory that every engine on the node maps."""
+    """Keeps the policy's weights in memory that every engine on the node maps, so that they are sent as they lie.
 
-    def __init__(self, engine: Engine, client: RolloutClient, directory: str = "/dev/shm") -> None:
+    Weights that own their storage live there from now on. Others (flattened by ZeRO, merged from adapters) are
+    copied there by each `send`.
+    """
+
+    def __init__(self, engine: Engine, client: RolloutClient) -> None:
         import torch.distributed as dist
 
-        self.engine, self.client, self.directory = engine, client, Path(directory)
+        self.engine, self.client = engine, client
         self.is_sender = dist.get_rank() == 0
         if self.is_sender:
-            self._remove_leftovers()
+            self.slots = lay_out(engine.weight_shapes())
+            self.segment = Segment(self.slots)
+            self._move_in()
             self.client.init_weight_transfer_engine({})
 
     def send(self, version: int) -> dict[str, float]:
-        import torch
-        from safetensors.torch import save_file
+        """Besides seconds and bytes: the seconds of each part."""
+        import torch.distributed as dist
 
-        started = time.perf_counter()
-        tensors: dict[str, torch.Tensor] = {}
+        laps = _Laps()
+        self._fill()
+        laps.end("fill")
+        if self.is_sender:
+            try:
+                self.client.start_weight_update()
+                laps.end("start")
+                self.client.update_weights(self._update_info())
+                laps.end("load")
+                self.client.finish_weight_update(str(version))
+            except BaseException:
+                self.client.abandon_weight_update()
+                raise
+            laps.end("finish")
+            self.client.set_version(version)
+            laps.end("version")
+        dist.barrier()
+        size = sum(math.prod(shape) * dtype.itemsize for _, dtype, shape in self.engine.weight_shapes())
+        return {"seconds": laps.total(), "bytes": float(size), **laps.seconds}
+
+    def _update_info(self) -> dict[str, Any]:
+        return {"path": self.segment.path, "slots": [astuple(slot) for slot in self.slots]}
+
+    def _fill(self) -> None:
+        """Copy what doesn't lie in the segment already. Collective."""
         for name, tensor in self.engine.weights():
             if self.is_sender:
-                tensors[name] = tensor.clone() if self.engine.spec.zero_stage == 3 else tensor.contiguous()
-        size = sum(t.numel() * t.element_size() for t in tensors.values())
-        if self.is_sender:
-            path = self.directory / f"ultramed_rl-{os.getpid()}-{uuid.uuid4().hex}.safetensors"
-            try:
-                save_file(tensors, path)
-                self.client.start_weight_update()
-                self.client.update_weights({"path": str(path)})
-                self.client.finish_weight_update(str(version))
-                self.client.set_version(version)
-            finally:
-                path.unlink(missing_ok=True)
-        torch.distributed.barrier()
-        return {"seconds": time.perf_counter() - started, "bytes": float(size)}
+                place = self.segment.tensor(name)
+                if tensor.data_ptr() != place.data_ptr():
+                    place.copy_(tensor)
 
-    def _remove_leftovers(self) -> None:
-        """Files of senders that were killed in the middle."""
-        for path in self.directory.glob("ultramed_rl-*.safetensors"):
-            pid = path.name.split("-")[1]
-            if not Path(f"/proc/{pid}").exists():
-                path.unlink(missing_ok=True)
+    def _move_in(self) -> None:
+        """Make the segment the storage of every parameter that is sent as it is and shares its own with none."""
+        for name, parameter in self.engine.module.lm.named_parameters():
+            slot, old = self.segment.slots.get(name), parameter.data
+            own = old.untyped_storage().nbytes() == old.numel() * old.element_size() and old.is_contiguous()
+            if slot is not None and own and (old.shape, old.dtype) == (slot.shape, slot.torch_dtype):
+                parameter.data = self.segment.tensor(name).copy_(old)
+
+
+class _Laps:
+    """Seconds of the parts of something, as `seconds_NAME`."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._started = self._last = time.perf_counter()
+
+    def end(self, name: str) -> None:
+        """The part that began with the one before's end is over."""
+        now = time.perf_counter()
+        self.seconds[f"seconds_{name}"], self._last = now - self._last, now
+
+    def total(self) -> float:
+        """Since the start."""
+        return time.perf_counter() - self._started
 
 
 class NativeSender:

@@ -1,0 +1,38 @@
+"""What the three scripts share: a job as a JSON file, JSON lines between them, and seconds by part."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+
+class Stage:
+    """One script's job, from the file that its argument names; `finish` writes its report beside it."""
+
+    def __init__(self) -> None:
+        self._last = time.time()
+        self._file, self._seconds = Path(sys.argv[1]), dict[str, float]()
+        self.job: dict[str, Any] = json.loads(self._file.read_text())
+
+    def end(self, part: str) -> None:
+        """The part that began where the last one ended is over."""
+        now = time.time()
+        self._seconds[part], self._last = now - self._last, now
+
+    def finish(self, **figures: float) -> None:
+        """Write seconds by part, and what else is worth telling."""
+        self._file.with_suffix(".report").write_text(json.dumps({"seconds": self._seconds, **figures}))
+
+
+def read_jsonl(path: str) -> list[dict[str, Any]]:
+    """All rows."""
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def write_jsonl(path: str, rows: Iterable[dict[str, Any]]) -> None:
+    """One row a line."""
+    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))

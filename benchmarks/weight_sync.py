@@ -1,0 +1,175 @@
+"""How fast are new weights in the engine? Bytes/s of a policy-to-engine sync over bytes/s of a plain copy.
+
+    python benchmarks/weight_sync.py --repeats 10
+
+A policy rank and a vLLM engine, each the product's own Ray actor, hold SmolLM2-135M; the weights go over as after
+each round. The peer copies as many bytes between two tensors that have been touched before, with one thread and with
+all (the faster counts), in turn with the syncs. On CPU both sides compute in float32 with all cores; an engine packs
+its linear layers and the output head on arrival, which is part of the sync. With `--device cuda` both actors share
+one GPU, the transfer is vLLM's own, and the peer is a copy within the GPU. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from typing import Any
+
+MODEL = "offline://smollm2-135m-instruct"
+WANTED = 0.5
+
+
+class Copier:
+    """The peer: two touched buffers of so many bytes on the device."""
+
+    def __init__(self, size: int, device: str) -> None:
+        import torch
+
+        self.device = device
+        self.source = torch.ones(size // 4, dtype=torch.float32, device=device)
+        self.target = torch.zeros_like(self.source)
+
+    def seconds(self, threads: int) -> float:
+        """Of one copy."""
+        import torch
+
+        if self.device == "cpu":
+            torch.set_num_threads(threads)
+        else:
+            torch.cuda.synchronize()
+        started = time.perf_counter()
+        self.target.copy_(self.source)
+        if self.device != "cpu":
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+
+def start_actors(device: str, precision: str, threads: int) -> tuple[Any, Any]:
+    """The policy's rank 0 and an engine, connected as an online run connects them."""
+    import ray
+
+    from ultramed_rl.actors.deepspeed_setup import EngineSpec
+    from ultramed_rl.actors.policy import PolicyWorker
+    from ultramed_rl.actors.rollout import EngineArguments, RolloutWorker
+    from ultramed_rl.actors.weight_sync import transfer_backend
+    from ultramed_rl.config.models import Model
+    from ultramed_rl.models.offline import resolve_model
+
+    backend = transfer_backend(device, "colocated")
+    options = _options(device, threads)
+    policy = ray.remote(PolicyWorker).options(**options).remote(0, 1, 0)
+    engine = ray.remote(RolloutWorker).options(**options).remote(0)
+    arguments = EngineArguments(
+        model=resolve_model(MODEL),
+        device=device,
+        precision=precision,
+        max_length=256,
+        max_num_seqs=16,
+        tensor_parallel=1,
+        enforce_eager=True,
+        kv_cache_bytes=2**28,
+        memory_fraction=0.3,
+        transfer_backend=backend,
+        sleeps=False,
+    )
+    ray.get(engine.start.remote(arguments, None, 0))
+    spec = EngineSpec(device, precision, 0, False, 0.0, 1.0, gradient_checkpointing=False)
+    ray.get(policy.load.remote(Model(path=MODEL), spec, ray.get(policy.rendezvous.remote())))
+    ray.get(policy.connect.remote(backend, [engine], 1))
+    return policy, engine
+
+
+def _options(device: str, threads: int) -> dict[str, Any]:
+    """Ray's options of an actor, with the environment that a run gives it."""
+    environment = {
+        "OMP_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    if device == "cpu":
+        environment |= {"DS_ACCELERATOR": "cpu", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    gpus = 0.5 if device == "cuda" else 0
+    return {"num_cpus": 0, "num_gpus": gpus, "runtime_env": {"env_vars": environment}}
+
+
+def measure(policy: Any, engine: Any, options: argparse.Namespace) -> dict[str, list[Any]]:
+    """Each repeat's sync, as the sender reports it, with the caller's seconds; and the copies in turn with them."""
+    import ray
+
+    found: dict[str, list[Any]] = {"syncs": [], "one": [], "all": []}
+    copier = None
+    for version in range(1, options.repeats + options.warm_up + 1):
+        started = time.perf_counter()
+        sync = ray.get(policy.send_weights.remote(version))
+        sync["caller"] = time.perf_counter() - started
+        assert ray.get(engine.version.remote()) == version
+        copier = copier or Copier(int(sync["bytes"]), options.device)
+        found["syncs"].append(sync)
+        for name, threads in (("one", 1), ("all", options.threads)):
+            found[name].append(copier.seconds(threads))
+        print(
+            f"sync {version}: {sync['seconds']:.3f} s, copy {found['one'][-1]:.3f} s with one thread, "
+            f"{found['all'][-1]:.3f} s with {options.threads}",
+            flush=True,
+        )
+    return found
+
+
+def report(found: dict[str, list[Any]], options: argparse.Namespace) -> dict[str, Any]:
+    """The JSON line: medians of what comes after the warm-up."""
+    syncs = found["syncs"][options.warm_up :]
+    size = syncs[0]["bytes"]
+    copies = {name: statistics.median(found[name][options.warm_up :]) for name in ("one", "all")}
+    fastest = min(copies, key=lambda name: copies[name])
+    seconds = statistics.median(sync["seconds"] for sync in syncs)
+    parts = [name for name in syncs[0] if name.startswith("seconds_") or name == "caller"]
+    ratio = copies[fastest] / seconds
+    return {
+        "benchmark": "weight_sync",
+        "ours": round(size / seconds / 1e9, 3),
+        "peer": round(size / copies[fastest] / 1e9, 3),
+        "ratio": round(ratio, 3),
+        "unit": "GB/s",
+        "peer_name": "torch copy_",
+        "wanted": WANTED,
+        "device": options.device,
+        "precision": options.precision,
+        "bytes": int(size),
+        "seconds": round(seconds, 4),
+        "seconds_first": round(found["syncs"][0]["seconds"], 4),
+        "parts": {n: round(statistics.median(s[n] for s in syncs), 4) for n in parts},
+        "copy_threads": options.threads if fastest == "all" else 1,
+        "copy_seconds": {name: round(value, 4) for name, value in copies.items()},
+    }
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    arguments.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    arguments.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
+    arguments.add_argument("--repeats", type=int, default=10, help="measured syncs")
+    arguments.add_argument("--warm-up", type=int, default=2, help="syncs before them")
+    arguments.add_argument("--threads", type=int, default=os.cpu_count(), help="of each side")
+    options = arguments.parse_args()
+
+    from ultramed_rl.cluster.placement import connect, disconnect
+    from ultramed_rl.config.cluster import Cluster
+
+    connect(Cluster(device=options.device))
+    try:
+        policy, engine = start_actors(options.device, options.precision, options.threads)
+        found = measure(policy, engine, options)
+    finally:
+        disconnect()
+    print(json.dumps(report(found, options)))
+
+
+if __name__ == "__main__":
+    main()
