@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -54,7 +54,6 @@ def ray_nodes(count: int, cpus: int) -> Iterator[tuple[str, list[Node]]]:
         head = ["--head", f"--port={port}", f"--node-ip-address={ip}", "--num-cpus=0"]
         first = _start([], [*head, "--include-dashboard=false"])
         stack.callback(first.remove)
-        _wait_for_port(ip, port)
         nodes = []
         for number in range(count):
             prefix, own = [], ip
@@ -69,15 +68,19 @@ def ray_nodes(count: int, cpus: int) -> Iterator[tuple[str, list[Node]]]:
 
 
 def _start(prefix: list[str], arguments: list[str]) -> Node:
+    """A node that has come up. One after the other: those that start at once on one machine may take each other's
+    ports."""
     ray = str(Path(sys.executable).parent / "ray")
     command = [*prefix, ray, "start", *arguments, "--block", "--disable-usage-stats"]
-    memory = ["--object-store-memory=200000000", "--min-worker-port=0", "--max-worker-port=0"]
-    environment = os.environ | {"RAY_DISABLE_IMPORT_WARNING": "1"}
-    return Node(
-        subprocess.Popen(
-            [*command, *memory], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
-        )
-    )
+    extra = ["--object-store-memory=200000000", "--min-worker-port=0", "--max-worker-port=0"]
+    for _ in range(3):
+        with tempfile.NamedTemporaryFile("w+", suffix=".log", delete=False) as log:
+            process = subprocess.Popen([*command, *extra], stdout=log, stderr=subprocess.STDOUT)
+            while process.poll() is None and "Ray runtime started" not in Path(log.name).read_text():
+                time.sleep(0.2)
+        if process.poll() is None:
+            return Node(process)
+    raise AssertionError(Path(log.name).read_text())
 
 
 def _may_have_namespaces() -> bool:
@@ -145,17 +148,6 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("", 0))
         return int(probe.getsockname()[1])
-
-
-def _wait_for_port(ip: str, port: int) -> None:
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            socket.create_connection((ip, port), timeout=1).close()
-            return
-        except OSError:
-            assert time.monotonic() < deadline, "the head never came"
-            time.sleep(0.2)
 
 
 def _wait_for_nodes(address: str, count: int) -> None:

@@ -1,0 +1,229 @@
+"""Pools over a transport whose workers die, hang, start late and refuse, on a clock that the test turns."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.simulated import SimulatedTransport
+from ultramed_rl.actors.turns import Turn, TurnReport
+from ultramed_rl.cluster.dispatch import DispatchRules, Ticket
+from ultramed_rl.cluster.exchange import Exchange
+from ultramed_rl.cluster.pool import FaultRules, LostWorkers, Outcome, Pool, PoolRules
+
+HANG_S, START_S = 30.0, 60.0
+
+
+@dataclass
+class Echo:
+    """Answers each request in a second with the worker's rank and what it was given; `refused` keys fail."""
+
+    rank: int
+    refused: frozenset[str] = frozenset()
+    cancelled: list[str] = field(default_factory=list)
+
+    def work(self, turn: Turn, now: float) -> tuple[float, TurnReport]:
+        self.cancelled += turn.cancelled
+        done = [(key, (self.rank, payload)) for key, payload in turn.requests if key not in self.refused]
+        failed = [(key, f"{key} is refused") for key, _ in turn.requests if key in self.refused]
+        ended = now + max(0.1, len(turn.requests))
+        return ended, TurnReport(done, failed, now, ended)
+
+
+def pool_rules(
+    restarts: int = 100, fewer: bool = True, lasting: bool = False, copy_after: float = math.inf
+) -> PoolRules:
+    faults = FaultRules(restarts, HANG_S, START_S, fewer)
+    return PoolRules(DispatchRules(4, 3, copy_after), faults, depth=1 + lasting, lasting=lasting)
+
+
+@dataclass
+class Bench:
+    """An exchange with one pool, and its transport."""
+
+    transport: SimulatedTransport
+    exchange: Exchange
+    pool: Pool
+
+    def offer(self, *keys: str) -> None:
+        for key in keys:
+            self.pool.offer(Ticket(key, 1, 1.0), f"payload of {key}")
+
+    def finish(self) -> dict[str, Outcome]:
+        """All outcomes by key; a key that ends twice is an error."""
+        self.pool.close()
+        found: dict[str, Outcome] = {}
+        for _ in range(10_000):
+            if not self.pool.unfinished:
+                return found
+            for outcome in self.exchange.outcomes():
+                assert outcome.key not in found, f"{outcome.key} ended twice"
+                found[outcome.key] = outcome
+        raise AssertionError(f"stuck with {self.pool.unfinished} keys at {self.transport.time} s")
+
+
+def bench(
+    workers: int,
+    rules: PoolRules,
+    fate: Callable[[str, int, Turn], str] = lambda role, rank, turn: "",
+    start_s: Callable[[str, int], float] = lambda role, rank: 1.0,
+    refused: frozenset[str] = frozenset(),
+) -> Bench:
+    transport = SimulatedTransport({"echo": lambda rank: Echo(rank, refused)}, None, fate, start_s)
+    exchange = Exchange(transport)
+    return Bench(transport, exchange, exchange.open("echo", list(range(workers)), rules))
+
+
+def keys(count: int) -> list[str]:
+    return [f"k{number}" for number in range(count)]
+
+
+def once(*fates: str) -> Callable[[str, int, Turn], str]:
+    """These fates for the first turns, in order of their beginnings; nothing befalls the later ones."""
+    left = list(fates)
+    return lambda role, rank, turn: left.pop(0) if left else ""
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    workers=st.integers(1, 5),
+    count=st.integers(0, 40),
+    fates=st.lists(st.sampled_from(["", "", "dies", "hangs"]), max_size=12),
+    late=st.lists(st.sampled_from([0.5, 5.0, START_S + 20.0]), max_size=12),
+    refused=st.frozensets(st.sampled_from(keys(40)), max_size=3),
+    lasting=st.booleans(),
+)
+def test_whatever_befalls_workers_each_key_ends_once(
+    workers: int, count: int, fates: list[str], late: list[float], refused: frozenset[str], lasting: bool
+) -> None:
+    starts = iter(late)
+    rules = pool_rules(lasting=lasting, copy_after=3.0 if lasting else math.inf)
+    asked = bench(workers, rules, once(*fates), lambda role, rank: next(starts, 1.0), refused)
+    asked.offer(*keys(count))
+    try:
+        found = asked.finish()
+    except LostWorkers:
+        # Every place had a replacement that came too late.
+        assert sum(seconds > START_S for seconds in late) >= workers
+        return
+    assert set(found) == set(keys(count))
+    for key, outcome in found.items():
+        if key in refused:
+            assert outcome.error
+        elif not outcome.error:
+            assert outcome.value[1] == f"payload of {key}"
+        else:  # set aside only after three workers were lost with it
+            assert sum(fate != "" for fate in fates) >= 3
+    assert asked.pool.restarts <= sum(fate != "" for fate in fates)
+
+
+def test_a_key_that_kills_its_worker_is_set_aside_and_nobody_else_is() -> None:
+    def fate(role: str, rank: int, turn: Turn) -> str:
+        return "dies" if any(key == "k5" for key, _ in turn.requests) else ""
+
+    asked = bench(3, pool_rules(), fate)
+    asked.offer(*keys(30))
+    found = asked.finish()
+    assert {key for key, outcome in found.items() if outcome.error} == {"k5"}
+    assert found["k5"].error == "Killed: by its fate" and len(found) == 30
+    assert asked.pool.restarts == 3  # attempts
+
+
+def test_a_refused_request_is_tried_again_and_costs_no_worker() -> None:
+    asked = bench(2, pool_rules(), refused=frozenset({"k1"}))
+    asked.offer(*keys(6))
+    found = asked.finish()
+    assert found["k1"].error == "k1 is refused" and asked.pool.restarts == 0
+    assert sum(not outcome.error for outcome in found.values()) == 5
+
+
+def test_a_hang_is_ended_when_its_time_is_over_and_not_before() -> None:
+    asked = bench(1, pool_rules(), once("hangs"))
+    asked.offer("k0")
+    found = asked.finish()
+    # 30 s of hanging, noticed within the exchange's second; a second to start, a second to answer
+    assert HANG_S + 2 <= asked.transport.time <= HANG_S + 4
+    assert found["k0"].value == (0, "payload of k0") and asked.pool.restarts == 1
+
+
+def test_a_worker_that_answers_slowly_but_steadily_is_left_alone() -> None:
+    asked = bench(1, pool_rules(restarts=0))
+    asked.offer(*keys(100))  # 100 s of work in turns of at most 4 s
+    assert len(asked.finish()) == 100 and asked.transport.time >= 100
+
+
+def test_restarts_are_bounded_and_the_error_says_so() -> None:
+    asked = bench(1, pool_rules(restarts=2), lambda role, rank, turn: "dies")
+    asked.offer(*keys(3))
+    with pytest.raises(LostWorkers, match=r"echo: 1 of 1 workers are lost after 2 restarts .* by its fate"):
+        asked.finish()
+
+
+def test_the_rest_goes_on_when_a_worker_cannot_be_replaced() -> None:
+    asked = bench(3, pool_rules(restarts=0), once("dies"))
+    asked.offer(*keys(20))
+    found = asked.finish()
+    assert not any(outcome.error for outcome in found.values()) and len(found) == 20
+    assert len(asked.pool.ranks) == 2
+
+
+def test_without_fewer_one_lost_worker_ends_the_run() -> None:
+    asked = bench(3, pool_rules(restarts=0, fewer=False), once("dies"))
+    asked.offer(*keys(20))
+    with pytest.raises(LostWorkers, match="1 of 3 workers"):
+        asked.finish()
+
+
+def test_a_replacement_that_does_not_come_is_given_up_after_start_s() -> None:
+    asked = bench(1, pool_rules(), once("dies"), lambda role, rank: 1e6)
+    asked.offer("k0")
+    with pytest.raises(LostWorkers, match="its replacement was not there after 6"):
+        asked.finish()
+    assert START_S < asked.transport.time < START_S + 5
+
+
+def test_the_tail_does_not_wait_for_a_straggler_whose_copy_is_done() -> None:
+    hung: list[int] = []
+
+    def fate(role: str, rank: int, turn: Turn) -> str:
+        if any(key == "k0" for key, _ in turn.requests) and not hung:
+            hung.append(rank)
+            return "hangs"
+        return ""
+
+    asked = bench(2, pool_rules(lasting=True, copy_after=3.0), fate)
+    asked.offer(*keys(8))
+    found = asked.finish()
+    assert all(outcome.value[0] != hung[0] for key, outcome in found.items() if key == "k0")
+    assert asked.transport.time < HANG_S and asked.pool.restarts == 0
+
+
+def test_after_forget_nothing_old_comes_back_and_the_same_keys_may_be_offered() -> None:
+    asked = bench(2, pool_rules(lasting=True))
+    asked.offer(*keys(12))
+    for _ in range(3):
+        asked.exchange.outcomes(0.1)
+    asked.exchange.forget()
+    assert asked.pool.unfinished == 0
+    asked.offer(*keys(12))
+    assert Counter(asked.finish().keys()) == Counter(keys(12))
+    asked.offer("new")
+    assert set(asked.finish()) == {"new"}
+
+
+def test_offers_are_not_wanted_while_too_many_wait() -> None:
+    asked = bench(1, pool_rules())
+    for number in range(64 + 16):
+        assert asked.pool.wanted, number
+        asked.offer(f"k{number}")
+    assert not asked.pool.wanted
+    while not asked.pool.wanted:
+        asked.exchange.outcomes()
+    assert asked.pool.unfinished < 64 + 16 + 4
+    asked.finish()

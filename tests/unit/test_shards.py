@@ -1,0 +1,181 @@
+"""A phase's files: what is kept stays, a kill loses no key and doubles none, wherever it comes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.rounds import HOSTILE, make_completion, make_prompt
+from ultramed_rl.records import Completion, ScoredCompletion
+from ultramed_rl.store import shards
+from ultramed_rl.store.artifacts import ArtifactFolder
+from ultramed_rl.store.shards import RecordFiles, ShardedPhase
+from ultramed_rl.store.tables import read_records, row_of_record, schema_of, write_records
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+def records(number: int) -> list[Completion]:
+    """One key's."""
+    return [make_completion(make_prompt(number), sample, 0) for sample in range(3)]
+
+
+@pytest.fixture(autouse=True)
+def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "SHARD_RECORDS", 6)
+
+
+def open_phase(path: Path, version: int = 0) -> ShardedPhase[Completion]:
+    return ShardedPhase(ArtifactFolder(path), "scored", Completion, version)
+
+
+def test_files_are_written_as_records_come_and_read_back_in_their_order(tmp_path: Path) -> None:
+    phase = open_phase(tmp_path)
+    for number in range(5):
+        phase.keep(records(number))
+    assert len(phase.read().files) == 2 and len(phase.read()) == 12  # the fifth key waits
+    found = phase.finish({"scored": 1.0})
+    expected = [record for number in range(5) for record in records(number)]
+    assert list(found) == expected and len(found) == 15
+    assert found[0] == expected[0] and found[-1] == expected[-1] and found[5:8] == expected[5:8]
+    with pytest.raises(IndexError):
+        found[15]
+    again = open_phase(tmp_path)
+    assert again.finished and list(again.read()) == expected
+
+
+def test_records_come_after_a_time_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "SHARD_SECONDS", 0.0)
+    phase = open_phase(tmp_path)
+    phase.keep(records(0))
+    assert list(phase.read()) == records(0)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_killed_run_keeps_whole_keys(tmp_path: Path, beside: bool) -> None:
+    phase = open_phase(tmp_path)
+    with pytest.raises(Killed):
+        if beside:
+            with phase.beside():
+                keep_and_die(phase)
+        else:
+            keep_and_die(phase)
+    again = open_phase(tmp_path)
+    assert not again.finished and list(again.read()) == [*records(0), *records(1)]
+    again.keep(records(2))
+    assert list(again.finish({"scored": 1.0})) == [*records(0), *records(1), *records(2)]
+
+
+def keep_and_die(phase: ShardedPhase[Completion]) -> None:
+    for number in range(3):
+        phase.keep(records(number))
+    raise Killed
+
+
+def test_a_kill_between_the_rename_and_the_manifest_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phase = open_phase(tmp_path)
+    phase.keep(records(0))
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(ArtifactFolder, "write_manifest", raise_killed)
+        phase.finish({"scored": 1.0})
+    assert not (tmp_path / "scored.parts").exists() and (tmp_path / "scored.parquet").is_dir()
+    again = open_phase(tmp_path)
+    assert not again.finished and list(again.read()) == records(0)
+    again.keep(records(1))
+    assert list(again.finish({"scored": 1.0})) == [*records(0), *records(1)]
+    assert ArtifactFolder(tmp_path).manifest("scored")["rows"] == 6
+
+
+def raise_killed(*_: object, **__: object) -> None:
+    raise Killed
+
+
+def test_what_was_kept_for_other_inputs_is_dropped(tmp_path: Path) -> None:
+    phase = open_phase(tmp_path, 0)
+    phase.keep(records(0))
+    phase.flush()
+    assert list(open_phase(tmp_path, 1).read()) == []
+
+
+def test_a_finished_phase_of_other_inputs_is_refused(tmp_path: Path) -> None:
+    open_phase(tmp_path, 0).finish({"scored": 1.0})
+    with pytest.raises(ValueError, match="made from other inputs"):
+        open_phase(tmp_path, 1)
+
+
+@pytest.mark.parametrize("when", ["keep", "end"])
+def test_what_goes_wrong_beside_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no space left")
+
+    monkeypatch.setattr("ultramed_rl.store.parts.write_table", fail)
+    phase = open_phase(tmp_path)
+    with pytest.raises(RuntimeError, match="no space left"), phase.beside():
+        for number in range(2 if when == "end" else 4):
+            phase.keep(records(number))
+        assert when == "end", "the second file was begun though the first one failed"
+
+
+def test_files_written_beside_are_those_written_in_turn(tmp_path: Path) -> None:
+    found = []
+    for name in ("beside", "in turn"):
+        phase = open_phase(tmp_path / name)
+        if name == "beside":
+            with phase.beside():
+                for number in range(9):
+                    phase.keep(records(number))
+        else:
+            for number in range(9):
+                phase.keep(records(number))
+        found.append([file.read_bytes() for file in phase.finish({"scored": 1.0}).files])
+    assert found[0] == found[1]
+
+
+def test_a_plain_file_of_records_is_read_the_same(tmp_path: Path) -> None:
+    write_records(records(0), Completion, tmp_path / "scored.parquet")
+    assert list(RecordFiles(tmp_path / "scored.parquet", Completion)) == records(0)
+    assert len(RecordFiles(tmp_path / "nothing.parquet", Completion)) == 0
+
+
+TOKENS = st.lists(st.integers(0, 2**31 - 1), max_size=5).map(tuple)
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.just(HOSTILE)
+COMPLETIONS = st.builds(
+    Completion,
+    TEXTS,
+    st.integers(0, 9),
+    TEXTS,
+    TOKENS,
+    st.sampled_from(["stop", "length"]),
+    st.floats(),
+    st.just(3),
+)
+SCORED = st.builds(
+    ScoredCompletion, COMPLETIONS, st.floats(), st.dictionaries(TEXTS, st.floats(), max_size=2)
+)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(SCORED, max_size=4))
+def test_columns_hold_what_rows_would(
+    tmp_path_factory: pytest.TempPathFactory, found: list[ScoredCompletion]
+) -> None:
+    """The columns of the kinds that come by the million are built by hand; rows are the plain way."""
+    path = tmp_path_factory.mktemp("columns") / "x.parquet"
+    write_records(found, ScoredCompletion, path)
+    plain = pa.Table.from_pylist([row_of_record(s) for s in found], schema=schema_of(ScoredCompletion))
+    assert repr(pq.read_table(path).to_pylist()) == repr(plain.to_pylist())  # by repr: NaN equals itself
+    assert repr(read_records(ScoredCompletion, path)) == repr(found)
+
+
+def test_records_of_another_kind_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="not all records are Completion"):
+        write_records([make_prompt(0)], Completion, tmp_path / "x.parquet")
