@@ -6,7 +6,7 @@ The gatherer, exchange, pools, scorers and store are the real ones; engines and 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,9 +112,9 @@ class Round:
         on_events = self.on_events
 
         class Transport(SimulatedTransport):
-            def events(self, timeout: float) -> list[Event]:
+            def events(self, timeout: float, unread: Collection[str] = ()) -> list[Event]:
                 on_events()
-                return super().events(timeout)
+                return super().events(timeout, unread)
 
         return Transport(
             {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -32,8 +32,12 @@ class EventTransport(Transport, Protocol):
         """Seconds of the clock that pools go by."""
         ...
 
-    def events(self, timeout: float) -> list[Event]:
-        """What has happened, waiting for the first of it up to `timeout` seconds."""
+    def events(self, timeout: float, unread: Collection[str] = ()) -> list[Event]:
+        """What has happened, waiting for the first of it up to `timeout` seconds; never much at once.
+
+        Args:
+            unread: roles whose news stay where they are.
+        """
         ...
 
 
@@ -64,6 +68,7 @@ class Exchange:
         self.transport, self.watcher = transport, watcher
         self.pools: dict[str, Pool] = {}
         self.phase = ""  # under which turns are told
+        self._unread: set[str] = set()
         self._stall = StallWatch(60.0, transport.now)
         self._looked = -1e9
 
@@ -82,19 +87,30 @@ class Exchange:
         self._pump()
         found = self._take()
         if not found:
-            self._handle(self.transport.events(timeout))
+            self._handle(self.transport.events(timeout, self._unread))
             self._pump()
             found = self._take()
         else:
-            self._handle(self.transport.events(0.0))
+            self._handle(self.transport.events(0.0, self._unread))
         self._tell()
         return found
+
+    def hold(self, role: str, back: bool) -> None:
+        """Leave a role's reports unread while those downstream are behind, so that the driver needn't keep them; or
+        read them again."""
+        if back:
+            self._unread.add(role)
+        elif role in self._unread:
+            self._unread.remove(role)
+            self.pools[role].excuse(self.transport.now())
 
     def forget(self) -> None:
         """Drop all that is under way, for a caller that gave up."""
         for pool in self.pools.values():
             if pool.unfinished:
                 pool.forget()
+        for role in list(self._unread):
+            self.hold(role, False)
 
     def lose(self, pool: Pool, rank: int, error: str) -> None:
         """Give up a worker that was found dead."""
@@ -105,8 +121,9 @@ class Exchange:
 
     def _pump(self) -> None:
         now = self.transport.now()
-        for pool in self.pools.values():
-            pool.pump(now)
+        for role, pool in self.pools.items():
+            if role not in self._unread:
+                pool.pump(now)
 
     def _take(self) -> list[Outcome]:
         found = [outcome for pool in self.pools.values() for outcome in pool.outcomes()]

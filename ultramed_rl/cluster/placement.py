@@ -76,6 +76,7 @@ def connect(cluster: Devices) -> None:
         return
     cpus = cluster.cpus_per_node or os.cpu_count() or 1
     ray.init(
+        address="local",  # also where somebody's cluster runs on this machine
         num_cpus=max(cpus, cluster.devices_per_node if cluster.device == "cpu" else 1),
         include_dashboard=False,
         log_to_driver=False,

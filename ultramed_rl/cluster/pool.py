@@ -203,6 +203,11 @@ class Pool:
             self._dispatcher.fail(name, key, error)
         self._take_aside()
 
+    def excuse(self, now: float) -> None:
+        """Nobody listened for a while: no worker is late before it could have been heard again."""
+        for worker in self._workers.values():
+            worker.since = now
+
     def started(self, rank: int) -> None:
         """A replacement is there."""
         worker = self._workers[rank]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,8 @@ from ultramed_rl.actors.turns import Turn, TurnReport
 from ultramed_rl.cluster.exchange import Event, Exchange
 from ultramed_rl.cluster.group import WorkerGroup
 from ultramed_rl.cluster.pool import Pool, PoolRules
+
+_MOST_EVENTS = 64
 
 
 @dataclass(frozen=True)
@@ -89,14 +91,21 @@ class RayTransport:
         for member in self.stations[role].members(rank):
             self.stations[role].group.kill(member)
 
-    def events(self, timeout: float) -> list[Event]:
-        """What has happened, waiting for the first of it up to `timeout` seconds."""
-        if not self._pending:
+    def events(self, timeout: float, unread: Collection[str] = ()) -> list[Event]:
+        """What has happened, waiting for the first of it up to `timeout` seconds; at most `_MOST_EVENTS`, the oldest
+        turns first, so that a driver that is behind holds a few reports and Ray's object store the others.
+
+        Args:
+            unread: roles whose news stay where they are.
+        """
+        awaited = [ref for ref, pending in self._pending.items() if pending.role not in unread]
+        if not awaited:
             time.sleep(min(timeout, 0.05))
             return []
-        ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=timeout)
+        ready, _ = ray.wait(awaited, num_returns=1, timeout=timeout)
         if ready:
-            ready, _ = ray.wait(list(self._pending), num_returns=len(self._pending), timeout=0)
+            most = min(len(awaited), _MOST_EVENTS)
+            ready, _ = ray.wait(awaited, num_returns=most, timeout=0)
         return [event for reference in ready if (event := self._read(reference)) is not None]
 
     # -- inside --------------------------------------------------------------------------------------------

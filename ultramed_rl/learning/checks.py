@@ -54,7 +54,7 @@ def _broken_rules(group: PreferenceGroup, vocab_size: int, max_length: int) -> I
         yield f"prompt fills the context of {max_length} tokens"
     elif any(len(prompt) + len(a) > max_length for a in answers):
         yield f"prompt and answer exceed {max_length} tokens"
-    if any(not 0 <= token < vocab_size for ids in (prompt, *answers) for token in ids):
+    if any(ids and not 0 <= min(ids) <= max(ids) < vocab_size for ids in (prompt, *answers)):
         yield f"token id outside the vocabulary of {vocab_size}"
     if len(group.rewards) != len(answers) or not all(math.isfinite(r) for r in group.rewards):
         yield "missing or non-finite reward"

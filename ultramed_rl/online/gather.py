@@ -10,9 +10,10 @@ With barriers the same three steps come one after the other, and give the same r
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -95,10 +96,10 @@ class Gatherer:
 
         Raises:
             ValueError: too many prompts are set aside.
-            LostWorkers, PolicyLost: what was done is kept.
+            LostWorkers, RanksLost: what was done is kept.
         """
         self._limit = max(1, int(self.config.cluster.faults.set_aside_share * len(prompts)))
-        phase = ShardedPhase(self.record, "scored", ScoredCompletion, self.record.index, prompts)
+        phase = ShardedPhase(self.record, "scored", ScoredCompletion, *self._inputs)
         if not phase.finished:
             if self.config.cluster.has_barriers:
                 self._in_turn(phase, prompts)
@@ -139,6 +140,9 @@ class Gatherer:
             if references is not None:
                 stack.enter_context(self.crew.reference_awake())
             stack.callback(self._forget)
+            stack.enter_context(phase.beside())
+            if references is not None:
+                stack.enter_context(references.beside())
             stream.run(prompts, bar.advance)
         seconds = stream.watch.added("completions", "scored", "reference")
         if references is not None:
@@ -154,7 +158,7 @@ class Gatherer:
     # -- one after the other -------------------------------------------------------------------------------
 
     def _in_turn(self, phase: ShardedPhase[ScoredCompletion], prompts: Sequence[Prompt]) -> None:
-        completions = ShardedPhase(self.record, "completions", Completion, self.record.index, prompts)
+        completions = ShardedPhase(self.record, "completions", Completion, *self._inputs)
         if not completions.finished:
             self._generate(completions, prompts)
         seconds = self.record.seconds["completions"]
@@ -242,7 +246,12 @@ class Gatherer:
         version = self.rules.reference_version
         if version is None:
             return None
-        return ShardedPhase(self.record, "reference", ReferenceLogprobs, self.record.index, prompts, version)
+        return ShardedPhase(self.record, "reference", ReferenceLogprobs, *self._inputs, version)
+
+    @property
+    def _inputs(self) -> tuple[int, str]:
+        """What every phase here is made from: the round's prompts, whose files have a digest already."""
+        return self.record.index, self.record.digest("prompts")
 
     def _forget(self) -> None:
         """After an error nothing of this round may come back in a later one."""
@@ -285,6 +294,7 @@ class _Stream:
                     self.crew.offer(self.rules.request(prompt))
             if not self._unfinished:
                 continue
+            self.crew.exchange.hold("rollout", not self.crew.scorers.wanted)
             for outcome in self.crew.exchange.outcomes(self.crew.scorers.patience):
                 self._route(outcome)
             for scored in self.crew.scorers.ready():
@@ -345,3 +355,14 @@ class _Stream:
     def _kept(self) -> Iterator[tuple[str, list[ScoredCompletion]]]:
         for prompt_id, answers in groupby(self.scored.read(), lambda s: s.completion.prompt_id):
             yield prompt_id, list(answers)
+
+
+@contextmanager
+def _seldom_collected() -> Iterator[None]:
+    """Records make no cycles: looking for some among millions of them every 2000 new objects is time for nothing."""
+    before = gc.get_threshold()
+    gc.set_threshold(50_000, 20, 50)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)

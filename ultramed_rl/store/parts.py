@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 from ultramed_rl.store.artifacts import ArtifactFolder, read_json
 from ultramed_rl.store.atomic import remove, write_json, write_whole
 from ultramed_rl.store.digests import digest_inputs
-from ultramed_rl.store.tables import read_records, write_records
+from ultramed_rl.store.tables import read_records, table_of_records, write_table
 
 T = TypeVar("T")
 PART_RECORDS = 2000
@@ -39,8 +39,14 @@ class Parts(Generic[T]):
 
     def keep(self, records: Sequence[T]) -> None:
         """One more part."""
+        self.prepare(records)()
+
+    def prepare(self, records: Sequence[T]) -> Callable[[], None]:
+        """What writes one more part, the records turned into a table already: for a thread that needs no Python."""
+        table = table_of_records(records, self.kind)
         number = self._number = self._number + 1
-        write_whole(self.path / f"{number:06d}.parquet", lambda file: write_records(records, self.kind, file))
+        path = self.path / f"{number:06d}.parquet"
+        return lambda: write_whole(path, lambda file: write_table(table, file))
 
     def keep_as_they_come(self, batches: Iterable[Sequence[T]]) -> Iterator[T]:
         """Pass records on, and keep a part whenever there are many of them or it is long since the last one."""

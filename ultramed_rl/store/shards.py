@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
@@ -65,6 +67,8 @@ class ShardedPhase(Generic[T]):
         self.folder, self.name, self.kind, self.inputs = folder, name, kind, inputs
         self.finished = folder.finished(name)
         self._waiting: list[T] = []
+        self._writer: ThreadPoolExecutor | None = None
+        self._written: Future[None] | None = None
         self._since = time.monotonic()
         if self.finished:
             folder.verify(name, inputs)
@@ -79,17 +83,44 @@ class ShardedPhase(Generic[T]):
         path = self.folder.artifact(self.name) if self.finished else self._parts.path
         return RecordFiles(path, self.kind)
 
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Within, files are written by a thread, and the caller goes on meanwhile; at the end they are there.
+
+        What the thread raises is raised by the next `keep` or `flush`, or else at the end.
+        """
+        with ThreadPoolExecutor(1, thread_name_prefix=f"write-{self.name}") as self._writer:
+            try:
+                yield
+            finally:
+                self._writer = None
+        self._settle()
+
     def keep(self, records: Sequence[T]) -> None:
         """The records of one key; they are in a file soon."""
         self._waiting += records
         if len(self._waiting) >= SHARD_RECORDS or time.monotonic() - self._since > SHARD_SECONDS:
-            self.flush()
+            self._write()
 
     def flush(self) -> None:
         """What is kept is in a file now."""
+        self._write()
+        self._settle()
+
+    def _write(self) -> None:
+        self._settle()  # one at a time: a slow disk holds its caller back
         if self._waiting:
-            self._parts.keep(self._waiting)
+            write = self._parts.prepare(self._waiting)
+            if self._writer is None:
+                write()
+            else:
+                self._written = self._writer.submit(write)
         self._waiting, self._since = [], time.monotonic()
+
+    def _settle(self) -> None:
+        written, self._written = self._written, None
+        if written is not None:
+            written.result()
 
     def finish(self, seconds: Mapping[str, float], **extra: Any) -> RecordFiles[T]:
         """All keys are there.

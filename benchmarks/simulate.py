@@ -1,0 +1,360 @@
+"""Does the controller keep hundreds of engines busy, and does its memory stay flat?
+
+    python benchmarks/simulate.py --engines 1 8 64 512 --prompts 1000000 --n 8
+
+Real: `online/gather.py`'s streamed round with the exchange, pools, dispatchers, scorers, pair selection, reference
+lane and the parquet files that it keeps, all of it on this process's one thread; and the pickling of every turn and
+unpickling of every report. Simulated: the workers, see `simulated.py`. Not counted: Ray's own part of a call, and
+what a round does after it is gathered. The virtual clock goes on by the controller's own time (`--clock`) while
+engines work, so a slow controller shows as idle engines.
+
+An engine is a model of 8B parameters in bfloat16 on one H100 with 256 sequences: weights of 16 GB at 3.35 TB/s are
+5 ms of a step, launching and scheduling 3 ms; each sequence adds 47 us, about half of it to read a cache of 500
+tokens x 128 KiB: 20 ms a step, 12,800 tokens/s when full. Prompts and scorers' tokens are 16 GFLOP each, at half of
+990 TFLOP/s: 30,000 tokens/s. Scorers are as many as keep up, with a tenth to spare.
+
+Lengths are measured, not made up: 50 answers and questions of UltraMedical's examples in SmolLM2's tokens, below by
+quantiles; answers end at 1024.
+
+`ratio` is the wall time over a bound that no schedule beats: the largest of
+- all answers' tokens at a full batch's time per token, and all prompts, shared evenly by the engines;
+- the longest answer alone on an engine, with its prompt;
+- all tokens of the reward models, and of the reference, shared evenly by their workers.
+The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import random
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from simulated import (
+    EngineSpeed,
+    SimulatedCrew,
+    SimulatedEngine,
+    SimulatedScorer,
+    SimulatedTransport,
+    Sizes,
+    clock,
+    draw,
+)
+
+from ultramed_rl.actors.rollout import SamplingRequest
+from ultramed_rl.config import RunConfig, parse_config
+from ultramed_rl.learning.packing import AnswerGroup
+from ultramed_rl.learning.pairs import select_pairs
+from ultramed_rl.learning.seeds import derive_seed
+from ultramed_rl.online.gather import Gatherer, Rules
+from ultramed_rl.records import (
+    Completion,
+    Message,
+    PreferenceGroup,
+    Prompt,
+    ReferenceLogprobs,
+    ScoredCompletion,
+)
+from ultramed_rl.store import RoundRecord
+from ultramed_rl.store.shards import RecordFiles
+from ultramed_rl.tracking import Progress
+
+# fmt: off
+ANSWER_TOKENS = [36, 163, 229, 254, 276, 299, 307, 318, 333, 349, 383, 409, 420, 472, 501, 547, 567, 645, 686, 773, 871]
+PROMPT_TOKENS = [12, 22, 43, 64, 77, 94, 117, 155, 175, 338, 519]
+# fmt: on
+LIMIT = 1024
+CHARACTERS = 4.94  # of an answer's text per token, in the same 50 answers
+VOCABULARY = 128_256
+SPEED = EngineSpeed(fixed_s=0.008, sequence_s=0.012 / 256, prefill_rate=30_000.0, max_num_seqs=256)
+SCORER_RATE, SCORER_TURN_S = 30_000.0, 0.005
+MICRO_BATCH = 16_384
+SEED = 7
+
+
+class Answers:
+    """Answers of the measured lengths, drawn once; a request's are picked among them by its seed."""
+
+    def __init__(self, count: int = 8192) -> None:
+        dice = random.Random(SEED)
+        words = dice.choices(range(VOCABULARY), k=1 << 16)
+        letters = "".join(dice.choices("etaoinshrdlu ", k=1 << 18))
+        self.lengths = np.array([min(LIMIT, round(draw(ANSWER_TOKENS, dice.random()))) for _ in range(count)])
+        self.tokens = [tuple(_cut(words, int(length), dice)) for length in self.lengths]
+        self.texts = [str(_cut(letters, int(length * CHARACTERS), dice)) for length in self.lengths]
+
+    def places(self, seed: int, n: int) -> list[int]:
+        return [(seed + 2741 * sample) % len(self.tokens) for sample in range(n)]
+
+    def __call__(self, request: SamplingRequest) -> list[Completion]:
+        name = request.prompt.prompt_id
+        return [
+            Completion(name, sample, self.texts[k], self.tokens[k], "stop", -0.5 * len(self.tokens[k]), 0)
+            for sample, k in enumerate(self.places(request.seed, request.n))
+        ]
+
+
+def _cut(whole: Any, length: int, dice: random.Random) -> Any:
+    start = dice.randrange(len(whole) - length)
+    return whole[start : start + length]
+
+
+class Prompts(Sequence[Prompt]):
+    """Prompts that are made when they are asked for."""
+
+    def __init__(self, count: int) -> None:
+        dice = random.Random(SEED + 1)
+        self.count = count
+        self.made = [
+            tuple(dice.choices(range(VOCABULARY), k=round(draw(PROMPT_TOKENS, dice.random()))))
+            for _ in range(4096)
+        ]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        message = Message(role="user", content=f"What is known of drug {index}?")
+        return Prompt(f"prompt-{index:08d}", (message,), self.made[index % len(self.made)])
+
+    def __iter__(self) -> Iterator[Prompt]:
+        return map(self.__getitem__, range(self.count))
+
+
+# -- the round ---------------------------------------------------------------------------------------------
+
+
+def rate_answers(key: str, group: AnswerGroup) -> list[float]:
+    """Rewards that differ between answers and are the same every time."""
+    return [(answer[0] * 7919 + len(answer)) % 9973 / 1000.0 for answer in group.answers]
+
+
+def weigh_answers(key: str, group: AnswerGroup) -> list[float]:
+    return [-0.5 * len(answer) for answer in group.answers]
+
+
+def request_of(prompt: Prompt, n: int) -> SamplingRequest:
+    return SamplingRequest(prompt, n, 1.0, 1.0, LIMIT, derive_seed(SEED, 0, prompt.prompt_id))
+
+
+def pair_of(prompt: Prompt, scored: Sequence[ScoredCompletion]) -> PreferenceGroup | None:
+    pairs, _ = select_pairs(
+        [prompt],
+        scored,
+        rejected="worst",
+        min_margin=0.1,
+        max_length_ratio=None,
+        seed=SEED,
+        round_index=0,
+    )
+    return pairs[0] if pairs else None
+
+
+def run_config(sizes: Sizes, n: int) -> RunConfig:
+    """A run of this size; nothing in it is loaded."""
+    return parse_config(
+        {
+            "run": {"name": "simulated", "rounds": 1},
+            "policy": {"path": "none", "max_length": 2048},
+            "reward": {
+                "train": {"learning_rate": 1.0e-5, "batch_size": 1},
+                "micro_batch_tokens": MICRO_BATCH,
+            },
+            "reference": {"micro_batch_tokens": MICRO_BATCH},
+            "prompts": {"sources": [{"type": "question", "uri": "none"}], "per_round": 1, "held_out": 1},
+            "sampling": {"n": n, "temperature": 1.0, "max_new_tokens": LIMIT},
+            "objective": {"type": "dpo"},
+            "training": {"learning_rate": 1.0e-6, "batch_size": 1},
+            "cluster": {
+                "layout": "disaggregated",
+                "barriers": False,
+                "nodes": sizes.engines + sizes.rewards + sizes.references + 1,
+                "devices_per_node": 1,
+                "rollout": {"engines": sizes.engines, "max_num_seqs": SPEED.max_num_seqs},
+                "reward": {"replicas": sizes.rewards},
+                "reference": {"replicas": sizes.references},
+            },
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a round has to be done, in seconds of one worker of each role; `longest_s`: one answer, alone."""
+
+    engine_s: float
+    reward_s: float
+    reference_s: float
+    longest_s: float
+
+    def bound(self, sizes: Sizes) -> float:
+        return max(
+            self.engine_s / sizes.engines,
+            self.reward_s / sizes.rewards,
+            self.reference_s / sizes.references,
+            self.longest_s,
+        )
+
+
+def measure_work(prompts: Prompts, answers: Answers, n: int) -> Work:
+    """All that the round comes to; pairs are taken as two answers of mean length each."""
+    full_s = SPEED.step_s(SPEED.max_num_seqs) / SPEED.max_num_seqs
+    tokens = asked = longest = 0
+    for prompt in prompts:
+        lengths = answers.lengths[answers.places(request_of(prompt, n).seed, n)]
+        tokens += int(lengths.sum())
+        longest = max(longest, int(lengths.max()))
+        asked += len(prompt.token_ids)
+    weighed = asked + 2 * tokens / n
+    return Work(
+        engine_s=tokens * full_s + asked / SPEED.prefill_rate,
+        reward_s=(tokens + asked) / SCORER_RATE,
+        reference_s=weighed / SCORER_RATE,
+        longest_s=longest * SPEED.step_s(1),
+    )
+
+
+def sizes_for(engines: int, work: Work) -> Sizes:
+    """As many scorers as keep up with the engines, and a tenth more."""
+    share = 1.1 * engines / work.engine_s
+    return Sizes(engines, int(share * work.reward_s) + 1, int(share * work.reference_s) + 1)
+
+
+# -- one run, in a process of its own ----------------------------------------------------------------------
+
+
+class AnonymousPeak:
+    """The peak of this process's anonymous memory, looked at four times a second."""
+
+    def __init__(self) -> None:
+        self.start = self.peak = anonymous_bytes()
+        threading.Thread(target=self._look, daemon=True).start()
+
+    def _look(self) -> None:
+        while True:
+            self.peak = max(self.peak, anonymous_bytes())
+            time.sleep(0.25)
+
+
+def anonymous_bytes() -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("RssAnon:")[1].split()[0]) * 1024
+
+
+def simulate(engines: int, count: int, n: int, kind: str, folder: str) -> dict[str, Any]:
+    """A round of `count` prompts with so many engines."""
+    answers, prompts = Answers(), Prompts(count)
+    work = measure_work(prompts, answers, n)
+    sizes = sizes_for(engines, work)
+    memory = AnonymousPeak()
+    path = Path(tempfile.mkdtemp(prefix="simulate-", dir=folder or None))
+    started = time.perf_counter()
+    try:
+        record = RoundRecord(path, 0)
+        record.phase("prompts", list, kind=Prompt)  # those of a real round are in its files by now
+        transport = run_round(record, prompts, answers, sizes, n, kind)
+        written = sum(file.stat().st_size for file in path.rglob("*.parquet"))
+        scored = len(RecordFiles(record.artifact("scored"), ScoredCompletion))
+        pairs = len(RecordFiles(path / "reference.parts", ReferenceLogprobs))  # final when they are weighed
+    finally:
+        shutil.rmtree(path)
+    assert scored == count * n, f"{scored} scored of {count * n}"
+    bound = work.bound(sizes)
+    return {
+        "engines": engines,
+        "rewards": sizes.rewards,
+        "references": sizes.references,
+        "prompts": count,
+        "wall_s": round(transport.time, 1),
+        "bound_s": round(bound, 1),
+        "ratio": round(transport.time / bound, 4),
+        "controller_s": round(transport.controller_s, 1),
+        "completions_per_controller_s": round(count * n / transport.controller_s),
+        "controller_share": round(transport.controller_s / transport.time, 4),
+        "turns": transport.turns,
+        "pairs": pairs,
+        "memory_mb": round(memory.peak / 1e6),
+        "memory_before_mb": round(memory.start / 1e6),
+        "written_gb": round(written / 1e9, 3),
+        "real_s": round(time.perf_counter() - started, 1),
+    }
+
+
+def run_round(
+    record: RoundRecord, prompts: Prompts, answers: Answers, sizes: Sizes, n: int, kind: str
+) -> SimulatedTransport:
+    """Gather one round; the transport knows how long it took."""
+    config = run_config(sizes, n)
+    transport = SimulatedTransport(
+        {
+            "rollout": lambda rank: SimulatedEngine(SPEED, answers),
+            "reward": lambda rank: SimulatedScorer(SCORER_RATE, SCORER_TURN_S, rate_answers),
+            "reference": lambda rank: SimulatedScorer(SCORER_RATE, SCORER_TURN_S, weigh_answers),
+        },
+        timer=clock(kind),
+    )
+    rules = Rules(
+        request=lambda prompt: request_of(prompt, n),
+        extra=lambda prompt: None,
+        select=pair_of,
+        version=0,
+        reference_version=0,
+    )
+    gatherer = Gatherer(config, SimulatedCrew(config, sizes, transport), Progress(), record, rules)
+    gatherer.gather(prompts)
+    transport.now()  # what came after the last event
+    return transport
+
+
+def in_own_process(*arguments: Any) -> dict[str, Any]:
+    """`simulate` where nothing of another run is in memory."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(simulate, arguments)
+
+
+def summary(runs: Mapping[int, dict[str, Any]], tenths: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
+    worst = max(runs.values(), key=lambda run: run["ratio"])
+    return {
+        "benchmark": "simulate",
+        "ratio": worst["ratio"],
+        "ours": worst["wall_s"],
+        "peer": worst["bound_s"],
+        "unit": "s, virtual: a round's wall time, and the bound of any schedule",
+        "completions_per_controller_s": min(run["completions_per_controller_s"] for run in runs.values()),
+        "memory_gb": max(run["memory_mb"] for run in runs.values()) / 1000,
+        "by_engines": {str(engines): run for engines, run in runs.items()},
+        "tenth_of_prompts": {str(engines): run for engines, run in tenths.items()},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--engines", type=int, nargs="+", default=[1, 8, 64, 512])
+    parser.add_argument("--prompts", type=int, default=1_000_000)
+    parser.add_argument("--n", type=int, default=8)
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="the controller's own time")
+    parser.add_argument(
+        "--folder", default="", help="for the records, some GB; default: the system's temporary one"
+    )
+    asked = parser.parse_args()
+    runs, tenths = {}, {}
+    for engines in asked.engines:
+        for found, count in ((tenths, asked.prompts // 10), (runs, asked.prompts)):
+            found[engines] = in_own_process(engines, count, asked.n, asked.clock, asked.folder)
+            print(json.dumps(found[engines]), flush=True)
+    print(json.dumps(summary(runs, tenths)))
+
+
+if __name__ == "__main__":
+    main()
