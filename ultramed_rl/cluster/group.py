@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ultramed_rl.cluster.placement import Placement
 from ultramed_rl.cluster.plan import Member
@@ -25,7 +29,10 @@ class WorkerGroup:
     def __init__(self, role: str, spawn: Callable[[int], Any], ranks: int, *, takes_turns: bool) -> None:
         self.role, self.takes_turns, self.size = role, takes_turns, ranks
         self._spawn = spawn
-        self._actors = {rank: spawn(rank) for rank in range(ranks)}
+        self._actors: dict[int, Any] = {}
+        self._whereabouts: dict[int, Any] = {}  # references to (node, process) of each
+        for rank in range(ranks):
+            self._put(rank)
 
     @classmethod
     def launch(
@@ -61,14 +68,27 @@ class WorkerGroup:
     def respawn(self, rank: int) -> Any:
         """A new actor in the place of this rank's, which ends if it has not."""
         self.kill(rank)
-        self._actors[rank] = self._spawn(rank)
-        return self._actors[rank]
+        return self._put(rank)
 
-    def kill(self, rank: int) -> None:
-        """End an actor; its rank is empty until it is spawned again."""
-        actor = self._actors.pop(rank, None)
-        if actor is not None:
-            ray.kill(actor)
+    def _put(self, rank: int) -> Any:
+        actor = self._actors[rank] = self._spawn(rank)
+        self._whereabouts[rank] = actor.__ray_call__.remote(_whereabouts)
+        return actor
+
+    def kill(self, rank: int, *, frozen: bool = False) -> None:
+        """End an actor; its rank is empty until it is spawned again.
+
+        Ray asks an actor's process to end itself. One that is `frozen` cannot, and would keep its place: it is
+        ended from outside.
+        """
+        actor, where = self._actors.pop(rank, None), self._whereabouts.pop(rank, None)
+        if actor is None:
+            return
+        ray.kill(actor)
+        if frozen and ray.wait([where], timeout=0)[0] and _succeeded(where):
+            node, process = ray.get(where)
+            there = NodeAffinitySchedulingStrategy(node, soft=False)
+            _end_process.options(num_cpus=0, scheduling_strategy=there).remote(process)
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
         """Call a method on every actor at once and wait for all results."""
@@ -153,6 +173,18 @@ def ranks_held(role: str) -> Iterator[None]:
         if isinstance(error, RayTaskError):
             raise
         raise RanksLost(f"{role}: a rank died ({str(error).splitlines()[0]})") from error
+
+
+def _whereabouts(_: Any) -> tuple[str, int]:
+    return ray.get_runtime_context().get_node_id(), os.getpid()
+
+
+@ray.remote
+def _end_process(process: int) -> None:
+    # By now the number may be another's.
+    with suppress(OSError):
+        if b"ray::" in Path(f"/proc/{process}/cmdline").read_bytes():
+            os.kill(process, signal.SIGKILL)
 
 
 def _succeeded(reference: Any) -> bool:

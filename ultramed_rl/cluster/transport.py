@@ -89,7 +89,7 @@ class RayTransport:
         """End a worker, and hear nothing more of it."""
         self._forget(role, rank)
         for member in self.stations[role].members(rank):
-            self.stations[role].group.kill(member)
+            self.stations[role].group.kill(member, frozen=True)
 
     def events(self, timeout: float, unread: Collection[str] = ()) -> list[Event]:
         """What has happened, waiting for the first of it up to `timeout` seconds; at most `_MOST_EVENTS`, the oldest

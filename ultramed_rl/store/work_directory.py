@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,14 +17,19 @@ from ultramed_rl.config.generation import DECIDES, Endpoint
 from ultramed_rl.store.atomic import explain_full_disk, remove_leftovers, without_non_finite, write_whole
 from ultramed_rl.store.environment import FILE as ENVIRONMENT
 from ultramed_rl.store.environment import write_environment
+from ultramed_rl.store.remote import Mirror, check_url
+from ultramed_rl.store.remote.versions import INDEX
 
 # Keys whose change doesn't change what a run computes.
 _HARMLESS = (
     "run.directory",
+    "run.scratch",
+    "run.publish_every_s",
     "run.keep_checkpoints",
     "tracking.",
     "cluster.address",
     "cluster.start_timeout_s",
+    "cluster.faults.",
     "cluster.workers",
     "max_failed_share",
 )
@@ -35,6 +41,7 @@ class WorkDirectory:
 
     def __init__(self, path: Path, config: AnyConfig) -> None:
         self.path, self.config = path, config
+        self._mirror: Mirror | None = None
         self._lock = (path / ".lock").open("w")
         try:
             # The kernel frees it with its owner, however that ends.
@@ -47,32 +54,62 @@ class WorkDirectory:
     def open(cls, config: AnyConfig, resume: bool) -> Self:
         """Start a run's directory, or take up the one that is there.
 
+        Where `run.directory` is a URL, a run that is there is pulled first, and published from then on.
+
         Raises:
             ValueError: it is there and `resume` isn't set, it is of another config, or it is in use.
-            RuntimeError: the disk is full.
+            RuntimeError: the disk is full, or the URL cannot be reached.
         """
+        check_url(config)
         # Workers on other nodes, or of a cluster that was there before, have other working directories.
-        path = (Path(config.run.directory) / config.run.name).absolute()
+        path = config.run.folder.absolute()
         path.mkdir(parents=True, exist_ok=True)
         directory = cls(path, config)
         try:
             directory._take_up(resume)
         except BaseException:
-            directory._lock.close()
+            directory._let_go(failed=True)
             raise
         return directory
 
     def _take_up(self, resume: bool) -> None:
         """Check against an earlier start, clear what a killed run left, keep the config. Holds the lock."""
         saved, text = self.path / "config.yaml", dump_config(self.config)
+        if self.config.run.url is not None:
+            self._mirror = Mirror(self.config.run.url, self.path, self.config.run.publish_every_s)
+            self._check_copy(self._mirror, resume)
+            self._mirror.take_up()
         if saved.is_file():
-            before = load_any(saved)
-            if before.type != self.config.type:
-                raise ValueError(f"{self.path}: holds a run of type {before.type}; choose another run.name")
-            _check_resume(self.path, before, self.config, resume)
+            self._check_saved(saved, resume)
         remove_leftovers(self.path)
         write_whole(saved, lambda temporary: temporary.write_text(text, encoding="utf-8"))
         write_environment(self.path)
+        if self._mirror is not None:
+            self._mirror.start()
+
+    def _check_copy(self, mirror: Mirror, resume: bool) -> None:
+        """Check against the run at the URL before all of it is pulled."""
+        content = mirror.read_config() if mirror.behind else None
+        if content is not None:
+            with tempfile.TemporaryDirectory() as folder:
+                saved = Path(folder, "config.yaml")
+                saved.write_bytes(content)
+                self._check_saved(saved, resume)
+
+    def _check_saved(self, saved: Path, resume: bool) -> None:
+        before, shown = load_any(saved), self.config.run.url or self.path
+        if before.type != self.config.type:
+            raise ValueError(f"{shown}: holds a run of type {before.type}; choose another run.name")
+        _check_resume(shown, before, self.config, resume)
+
+    def _let_go(self, failed: bool) -> None:
+        """Publish what is left, and let others write."""
+        mirror, self._mirror = self._mirror, None
+        try:
+            if mirror is not None:
+                mirror.close(failed)
+        finally:
+            self._lock.close()
 
     def __enter__(self) -> Self:
         return self
@@ -82,12 +119,12 @@ class WorkDirectory:
     ) -> None:
         if isinstance(error, ValueError):
             self._forget_start()
-        self._lock.close()
+        self._let_go(failed=error is not None)
 
     def _forget_start(self) -> None:
         """Where bad input stopped a run before it made anything, it can be mended under the same name."""
         remove_leftovers(self.path)
-        beginnings = {".lock", "config.yaml", "status.json", "inputs.json", ENVIRONMENT}
+        beginnings = {".lock", "config.yaml", "status.json", "inputs.json", ENVIRONMENT, INDEX}
         if {path.name for path in self.path.iterdir()} <= beginnings:
             for name in ("config.yaml", ENVIRONMENT):
                 (self.path / name).unlink(missing_ok=True)
@@ -129,7 +166,7 @@ def _is_harmless(key: str) -> bool:
     )
 
 
-def _check_resume(path: Path, saved: AnyConfig, config: AnyConfig, resume: bool) -> None:
+def _check_resume(path: Path | str, saved: AnyConfig, config: AnyConfig, resume: bool) -> None:
     if not resume:
         raise ValueError(
             f"{path}: holds a run already; go on with it by --resume, or choose another run.name"

@@ -1,0 +1,95 @@
+"""A run at a URL for those who only read it: what they read is fetched into a temporary folder."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ultramed_rl.store.remote.lease import WRITER
+from ultramed_rl.store.remote.mirror import CONFIG
+from ultramed_rl.store.remote.place import RemoteFile, RemotePlace
+
+_EVERY_S = 5.0
+_WORDS = (".json", ".jsonl", ".yaml")
+# Weights, states to go on from, samples as tokens, parts of phases, and what trackers and steps keep for themselves.
+_LARGE = re.compile(r"(^|/)(states|best|work|wandb|tensorboard|[^/]+\.parts|\.tmp-[^/]*)(/|$)|/\.tmp-")
+_LARGE_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".arrow", ".gguf")
+
+
+@contextmanager
+def at_hand(
+    place: str | Path, *, words: bool = False, follow: bool = False, empty: bool = False
+) -> Iterator[Path]:
+    """A folder to read a run from: its own, or one with what is at its URL, without weights and states.
+
+    Args:
+        words: fetch JSON and YAML alone, which is all that a status takes.
+        follow: go on fetching what changes.
+        empty: there may be no run yet.
+
+    Raises:
+        ValueError: no run there, or nothing opens such a URL.
+        RuntimeError: the store cannot be read.
+    """
+    if "://" not in str(place):
+        yield Path(place)
+        return
+    with tempfile.TemporaryDirectory(prefix="ultramed_rl-") as scratch:
+        copy = _Copy(str(place), Path(scratch), words)
+        copy.place.reach(copy.refresh)
+        if not (empty or (copy.folder / CONFIG).is_file()):
+            raise ValueError(f"{place}: holds no run; give a URL such as s3://bucket/runs/NAME")
+        over = threading.Event()
+        thread = threading.Thread(target=copy.keep_fresh, args=(over,), name="fetch", daemon=True)
+        if follow:
+            thread.start()
+        try:
+            yield copy.folder
+        finally:
+            over.set()
+            if follow:
+                thread.join()
+
+
+class _Copy:
+    """The small files of a URL in a folder of the run's name."""
+
+    def __init__(self, url: str, scratch: Path, words: bool) -> None:
+        self.place = RemotePlace(url.rstrip("/"))
+        self.folder = scratch / url.rstrip("/").rpartition("/")[2]
+        self.folder.mkdir()
+        self.words = words
+        self._fetched: dict[str, RemoteFile] = {}
+
+    def refresh(self) -> None:
+        """Fetch what is new or has changed; what is gone goes. What sums up comes after what it sums up."""
+        listing = {name: file for name, file in self.place.list().items() if self._is_read(name)}
+        for name in self._fetched.keys() - listing.keys():
+            (self.folder / name).unlink(missing_ok=True)
+            del self._fetched[name]
+        for name in sorted(listing, key=lambda n: (n.endswith(".json"), -n.count("/"), n)):
+            if self._fetched.get(name) != listing[name]:
+                try:
+                    self.place.get(name, self.folder / name)
+                except FileNotFoundError:  # deleted since
+                    continue
+                self._fetched[name] = listing[name]
+
+    def keep_fresh(self, over: threading.Event) -> None:
+        """Until it is over; an outage is waited for."""
+        while not over.wait(_EVERY_S):
+            try:
+                self.refresh()
+            except Exception:
+                continue
+
+    def _is_read(self, name: str) -> bool:
+        if name == WRITER:
+            return True
+        if _LARGE.search(name) or name.endswith(_LARGE_SUFFIXES):
+            return False
+        return name.endswith(_WORDS) or not self.words
