@@ -27,9 +27,7 @@ def test_sharded_replicas_equal_a_whole_one(tiny_root: Path, kind: str, worker: 
         ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
     environment = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
     remote = ray.remote(worker).options(num_cpus=1, runtime_env={"env_vars": environment})
-    group = WorkerGroup(
-        kind, [remote.remote(r, "cpu", "float32", 200, 2) for r in range(2)], takes_turns=False
-    )
+    group = WorkerGroup(kind, lambda r: remote.remote(r, "cpu", "float32", 200, 2), 2, takes_turns=False)
     group.call("join", group.first("rendezvous"))
     group.call("load", str(tiny_root / kind))
     # Unequal shards: the second rank must make empty passes while the first still gathers.

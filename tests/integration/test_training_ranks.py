@@ -79,8 +79,7 @@ class Ranks:
         if ranks not in self.groups:
             environment = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
             remote = ray.remote(SmallChunks).options(num_cpus=0, runtime_env={"env_vars": environment})
-            actors = [remote.remote(r, ranks, 0) for r in range(ranks)]
-            group = WorkerGroup("policy", actors, takes_turns=False)
+            group = WorkerGroup("policy", lambda r: remote.remote(r, ranks, 0), ranks, takes_turns=False)
             self.groups[ranks] = group, group.first("rendezvous")
         return self.groups[ranks]
 

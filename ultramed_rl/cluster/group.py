@@ -26,6 +26,8 @@ class RanksLost(RuntimeError):
 class WorkerGroup:
     """The actors of one role, in rank order."""
 
+    patience_s = 600.0  # after which an actor that doesn't answer counts as dead
+
     def __init__(self, role: str, spawn: Callable[[int], Any], ranks: int, *, takes_turns: bool) -> None:
         self.role, self.takes_turns, self.size = role, takes_turns, ranks
         self._spawn = spawn
@@ -103,20 +105,26 @@ class WorkerGroup:
         return [getattr(actor, method).remote(*arguments) for actor in self.actors]
 
     def call_living(self, method: str, *arguments: Any) -> list[Any]:
-        """Call a method on every actor; those that are dead give nothing, and are found out when they have work."""
+        """Call a method on every actor; those that are dead or frozen give nothing, and are found out when they have
+        work."""
         found = []
-        for reference in self.start(method, *arguments):
+        for reference in self._answered(self.start(method, *arguments)):
             try:
                 found.append(ray.get(reference))
             except RayActorError:
                 continue
         return found
 
-    def living(self, timeout: float) -> list[int]:
-        """Ranks whose actor answers within `timeout` seconds."""
+    def living(self) -> list[int]:
+        """Ranks whose actor answers."""
         asked = {actor.peak_memory.remote(): rank for rank, actor in self._actors.items()}
-        ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=timeout) if asked else ([], [])
-        return sorted(asked[reference] for reference in ready if _succeeded(reference))
+        return sorted(asked[reference] for reference in self._answered(list(asked)) if _succeeded(reference))
+
+    def _answered(self, references: list[Any]) -> list[Any]:
+        if not references:
+            return []
+        ready, _ = ray.wait(references, num_returns=len(references), timeout=self.patience_s)
+        return [reference for reference in references if reference in set(ready)]
 
     def stream(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
         """Run a generator method on every actor; yields (rank, item) as items come, from all at once."""

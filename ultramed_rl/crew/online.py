@@ -242,7 +242,7 @@ class Crew(SamplingCrew):
                 sent: dict[str, float] = self._collective("send_weights", version)[0]
                 return sent
             except RayActorError:  # an engine's; was it one that died just now?
-                if len(self.rollout.living(self.config.cluster.faults.hang_s)) == len(self.rollout):
+                if len(self.rollout.living()) == len(self.rollout):
                     raise
 
     def adopt_reference(self, checkpoint: str) -> None:

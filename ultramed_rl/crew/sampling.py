@@ -89,7 +89,9 @@ class SamplingCrew:
 
     def _launch(self, role: str, worker: type, arguments: Callable[[Any], tuple[Any, ...]]) -> WorkerGroup:
         members = next(r.members for r in self.plan.roles if r.role == role)
-        return WorkerGroup.launch(worker, members, self.placement, arguments, takes_turns=self.turns)
+        group = WorkerGroup.launch(worker, members, self.placement, arguments, takes_turns=self.turns)
+        group.patience_s = self.cluster.faults.hang_s
+        return group
 
     def engine_arguments(self, model: str) -> EngineArguments:
         """How a rollout engine of this run is started."""
@@ -116,7 +118,7 @@ class SamplingCrew:
         Raises:
             LostWorkers: too few are left.
         """
-        living = group.living(self.cluster.faults.hang_s)
+        living = group.living()
         for rank in set(pool.ranks) - set(living):
             self.exchange.lose(pool, rank, "found dead between phases")
         while pool.starting:

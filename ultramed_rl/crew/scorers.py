@@ -288,6 +288,7 @@ def launch_replicas(
     group = WorkerGroup.launch(
         replicas.worker, members, placement, lambda m: (m.rank, *arguments), takes_turns=turns
     )
+    group.patience_s = devices.faults.hang_s
 
     def prepare(actors: Sequence[Any]) -> list[Any]:
         pending = []

@@ -105,6 +105,7 @@ class Gatherer:
                 self._in_turn(phase, prompts)
             else:
                 self._streamed(phase, prompts)
+        self.record.discard("completions")  # which the scored ones hold, all of them
         return Gathered(phase.read(), dict(self.record.manifest("scored")["set_aside"]))
 
     def weigh(
@@ -166,7 +167,6 @@ class Gatherer:
         started = time.perf_counter()
         self._score(phase, completions.read(), {p.prompt_id: p for p in prompts})
         self._finish(phase, {"completions": seconds, "scored": time.perf_counter() - started}, prompts)
-        self.record.discard("completions")  # the scored ones hold them all
 
     def _generate(self, phase: ShardedPhase[Completion], prompts: Sequence[Prompt]) -> None:
         done = {c.prompt_id for c in phase.read()}
