@@ -35,6 +35,7 @@ def ours(count: int, turn: Connection) -> None:
     }
     from ultramed_rl.actors.options import OptionRequest
     from ultramed_rl.actors.rollout import EngineArguments, RolloutWorker
+    from ultramed_rl.actors.turns import Turn
     from ultramed_rl.evaluation.grading import grade_likelihoods
     from ultramed_rl.evaluation.suite import Question, encode_options
     from ultramed_rl.evaluation.tasks import find_task
@@ -50,7 +51,7 @@ def ours(count: int, turn: Connection) -> None:
     def evaluate(asked: int) -> list[int]:
         some = questions[:asked]
         requests = [OptionRequest(q.question_id, *encode_options(tokenizer, q)) for q in some]
-        found = {scored.question_id: scored for scored in worker.score_options(requests)}
+        found = dict(worker.work(Turn([(request.question_id, request) for request in requests])).done)
         outcomes = grade_likelihoods(some, [found[q.question_id] for q in some])
         return [ord(outcome.given[0]) - ord("A") for outcome in outcomes]
 
