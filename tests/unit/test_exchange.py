@@ -152,6 +152,25 @@ def test_a_hang_is_ended_when_its_time_is_over_and_not_before() -> None:
     assert found["k0"].value == (0, "payload of k0") and asked.pool.restarts == 1
 
 
+def test_workers_that_nobody_listened_to_for_long_are_not_taken_for_hung() -> None:
+    asked = bench(2, pool_rules(restarts=0))
+    asked.offer(*keys(4))
+    assert asked.exchange.outcomes(0.0) == []  # their turns are out
+    asked.transport.time += 100 * HANG_S  # the driver trains meanwhile
+    assert len(asked.finish()) == 4
+
+
+def test_reports_of_a_role_held_back_stay_unread_and_its_workers_are_not_late() -> None:
+    asked = bench(1, pool_rules(restarts=0))
+    asked.offer("k0")
+    asked.exchange.outcomes(0.0)
+    asked.exchange.hold("echo", True)
+    for _ in range(int(2 * HANG_S)):
+        assert asked.exchange.outcomes(1.0) == []
+    asked.exchange.hold("echo", False)
+    assert set(asked.finish()) == {"k0"}
+
+
 def test_a_worker_that_answers_slowly_but_steadily_is_left_alone() -> None:
     asked = bench(1, pool_rules(restarts=0))
     asked.offer(*keys(100))  # 100 s of work in turns of at most 4 s

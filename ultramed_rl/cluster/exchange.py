@@ -12,6 +12,7 @@ from ultramed_rl.tracking.stall import RoleState, StallWatch
 from ultramed_rl.tracking.timeline import Span
 
 _LOOK_EVERY_S = 5.0
+_AWAY_S = 5.0  # longer than any wait of `outcomes`: its caller did something else
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Exchange:
         self.phase = ""  # under which turns are told
         self._unread: set[str] = set()
         self._stall = StallWatch(60.0, transport.now)
-        self._looked = -1e9
+        self._looked = self._pumped = -1e9
 
     def open(self, role: str, ranks: list[int], rules: PoolRules) -> Pool:
         """The pool of a role whose workers of these ranks are there."""
@@ -121,6 +122,10 @@ class Exchange:
 
     def _pump(self) -> None:
         now = self.transport.now()
+        if now - self._pumped > _AWAY_S:  # nobody listened: what workers said meanwhile is still to be read
+            for pool in self.pools.values():
+                pool.excuse(now)
+        self._pumped = now
         for role, pool in self.pools.items():
             if role not in self._unread:
                 pool.pump(now)

@@ -120,6 +120,12 @@ class WorkerGroup:
         asked = {actor.peak_memory.remote(): rank for rank, actor in self._actors.items()}
         return sorted(asked[reference] for reference in self._answered(list(asked)) if _succeeded(reference))
 
+    def dead(self, timeout: float = 5.0) -> list[int]:
+        """Ranks that Ray knows to be dead; those that are only busy aren't."""
+        asked = {actor.peak_memory.remote(): rank for rank, actor in self._actors.items()}
+        ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=timeout) if asked else ([], [])
+        return sorted(asked[reference] for reference in ready if not _succeeded(reference))
+
     def _answered(self, references: list[Any]) -> list[Any]:
         if not references:
             return []
@@ -173,14 +179,15 @@ def wait_within(pending: Sequence[Any], seconds: float) -> list[Any]:
 
 
 @contextmanager
-def ranks_held(role: str) -> Iterator[None]:
-    """Raise RanksLost for a dead rank; what a living rank raises stays as it is, even that an engine is dead."""
+def ranks_held(group: WorkerGroup) -> Iterator[None]:
+    """Raise RanksLost where a rank is dead, also if a living one only says that it waited for it in vain; what a
+    living rank raises else stays as it is, even that an engine is dead."""
     try:
         yield
-    except RayActorError as error:
-        if isinstance(error, RayTaskError):
+    except (RayActorError, RayTaskError) as error:
+        if isinstance(error, RayTaskError) and not group.dead():
             raise
-        raise RanksLost(f"{role}: a rank died ({str(error).splitlines()[0]})") from error
+        raise RanksLost(f"{group.role}: a rank died ({str(error).splitlines()[0]})") from error
 
 
 def _whereabouts(_: Any) -> tuple[str, int]:

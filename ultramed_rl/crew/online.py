@@ -59,6 +59,7 @@ class Crew(SamplingCrew):
         )
         wait(pending)
         self._finish_rollout()
+        self._connect()  # now, so that what keeps weights from the engines shows before a round is generated
         self._join_policy()
 
     def restart_policy(self, checkpoint: str, version: int) -> None:
@@ -74,10 +75,12 @@ class Crew(SamplingCrew):
                 f"policy: lost {self.policy_restarts} times (faults.restarts={faults.restarts}); mend the cause and "
                 "go on with --resume"
             )
+        self._connected = []
         for rank in range(self.policy.size):
             self.policy.respawn(rank)
         try:
-            wait_within(self._load_policy(checkpoint if version else None), faults.start_s)
+            with ranks_held(self.policy):
+                wait_within(self._load_policy(checkpoint if version else None), faults.start_s)
         except TimeoutError:
             raise LostWorkers(
                 f"policy: its {self.policy.size} ranks were not there again after {faults.start_s:.0f} s "
@@ -96,19 +99,17 @@ class Crew(SamplingCrew):
         return self.policy.start("load", config.policy, spec, address, trained)
 
     def _join_policy(self) -> None:
-        """What a policy that has been loaded needs before it works: engines, and perhaps a reference's role."""
+        """What a policy that has been loaded needs before it works; `sync` connects it to the engines."""
         config = self.config
-        self._connected = []
-        self._connect()
         if config.policy.lora is not None and config.objective.uses_reference:
             budget = config.reference.micro_batch_tokens
-            self.policy.call("scores_within", budget)
+            self._collective("scores_within", budget)
             # Its ranks are no one's to replace but `restart_policy`'s.
             rules = scorer_rules(config.cluster.faults, budget, self.policy.size, "reward", restarts=0)
             station = Station(self.policy, lambda actors: [], lockstep=True)
             self._open_references(self.exchange.add("reference", station, rules))
         if self.turns:
-            self.policy.call("offload")
+            self._collective("offload")
 
     def _start_reference(self, path: str) -> list[Any]:
         config = self.config
@@ -193,7 +194,7 @@ class Crew(SamplingCrew):
     ) -> Iterator[dict[str, float]]:
         """One round of policy training; yields each optimizer step's metrics. Raises RanksLost."""
         config = self.config
-        with self.policy.awake(), ranks_held("policy"):
+        with self.policy.awake(), ranks_held(self.policy):
             if config.training.optimizer_state == "reset":
                 self._collective("start_round")
             self._collective(
@@ -271,7 +272,7 @@ class Crew(SamplingCrew):
         self.tokenizer.backend.save_pretrained(directory)
 
     def _collective(self, method: str, *arguments: Any) -> list[Any]:
-        with ranks_held("policy"):
+        with ranks_held(self.policy):
             return self.policy.call(method, *arguments)
 
     # -- the run's own reward model ------------------------------------------------------------------------

@@ -64,7 +64,7 @@ class StageCrew:
     def train(self, place: TrainingPlace, start: int, stop: int) -> Iterator[Metrics]:
         """Optimizer steps [start, stop); yields each one's metrics."""
         arguments = (self.config.training, place, start, stop)
-        with ranks_held("trainer"):
+        with ranks_held(self.trainers):
             for rank, metrics in self.trainers.stream("train", [arguments] * len(self.trainers)):
                 if rank == 0:
                     yield metrics
@@ -77,7 +77,7 @@ class StageCrew:
     def score_start(self, groups: Sequence[AnswerGroup], advance: Callable[[int], None]) -> list[list[float]]:
         """Logprobs of all answers under the starting model, which must not have been trained yet."""
         budget = self.config.training.micro_batch_tokens
-        with ranks_held("trainer"):
+        with ranks_held(self.trainers):
             return number_answers(self.trainers, "score_base", groups, (budget,), advance)
 
     def save(self, directory: Path) -> None:
@@ -98,5 +98,5 @@ class StageCrew:
         self.placement.release()
 
     def _call(self, method: str, *arguments: Any) -> list[Any]:
-        with ranks_held("trainer"):
+        with ranks_held(self.trainers):
             return self.trainers.call(method, *arguments)

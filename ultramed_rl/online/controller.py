@@ -125,13 +125,17 @@ class Controller:
 
     def holding(self, record: RoundRecord, work: Callable[[], T]) -> T:
         """Do work that needs the policy; when a rank of it is lost, all start again from the last checkpoint."""
+        lost = False
         while True:
             try:
+                if lost:
+                    self.crew.restart_policy(*self.trained)
                 return work()
-            except RanksLost as lost:
-                path, version = self.trained
-                self.progress.say(f"round {record.index}: {lost}; starting again from policy {version}")
-                self.crew.restart_policy(path, version)
+            except RanksLost as error:
+                lost = True
+                self.progress.say(
+                    f"round {record.index}: {error}; starting again from policy {self.trained[1]}"
+                )
 
     def restarts(self) -> float:
         """Workers that this process has replaced, of any role."""
