@@ -315,7 +315,7 @@ class Pool:
             return
         raise LostWorkers(
             f"{self.role}: {self._gone} of {len(self._workers)} workers are lost after {self.restarts} restarts "
-            f"(faults.restarts={self.rules.faults.restarts}); the last: {self._last_error}; mend the cause and go "
+            f"(cluster.faults.restarts={self.rules.faults.restarts}); the last: {self._last_error}; mend the cause and go "
             "on with --resume"
         )
 

@@ -72,7 +72,7 @@ class Crew(SamplingCrew):
         self.policy_restarts += 1
         if self.policy_restarts > faults.restarts:
             raise LostWorkers(
-                f"policy: lost {self.policy_restarts} times (faults.restarts={faults.restarts}); mend the cause and "
+                f"policy: lost {self.policy_restarts} times (cluster.faults.restarts={faults.restarts}); mend the cause and "
                 "go on with --resume"
             )
         self._connected = []
