@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -46,6 +47,7 @@ class Node:
 def ray_nodes(count: int, cpus: int) -> Iterator[tuple[str, list[Node]]]:
     """(address, worker nodes): a head without cores on this machine, and nodes beside it."""
     with ExitStack() as stack:
+        stack.callback(_forget_cluster)
         apart = _may_have_namespaces()
         if apart:
             stack.callback(_remove_bridge)
@@ -81,6 +83,11 @@ def _start(prefix: list[str], arguments: list[str]) -> Node:
         if process.poll() is None:
             return Node(process)
     raise AssertionError(Path(log.name).read_text())
+
+
+def _forget_cluster() -> None:
+    """A head that is killed leaves its address behind, and later drivers would look for it."""
+    (Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster").unlink(missing_ok=True)
 
 
 def _may_have_namespaces() -> bool:

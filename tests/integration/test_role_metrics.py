@@ -45,7 +45,9 @@ def test_the_endpoint_exports_what_was_recorded_by_run_and_role() -> None:
     import ray
 
     interval = {"metrics_report_interval_ms": 500}
-    ray.init(num_cpus=1, include_dashboard=False, _system_config=interval, logging_level="ERROR")
+    ray.init(
+        address="local", num_cpus=1, include_dashboard=False, _system_config=interval, logging_level="ERROR"
+    )
     metrics = RoleMetrics("tiny")
     for items, seconds in ((3, 0.5), (4, 2.0), (0, 0.2)):
         metrics.count("reward", items, seconds)

@@ -89,7 +89,7 @@ def workers() -> Iterator[Ranks]:
     import ray
 
     if not ray.is_initialized():
-        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     ranks = Ranks()
     yield ranks
     for group, _ in ranks.groups.values():

@@ -89,7 +89,11 @@ def _job_server(cluster: Devices) -> Iterator[str]:
     ours = not ray.is_initialized()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     context = ray.init(
-        include_dashboard=True, log_to_driver=False, logging_level="warning", ignore_reinit_error=True
+        address="local" if ours else None,  # not somebody's cluster that runs on this machine
+        include_dashboard=True,
+        log_to_driver=False,
+        logging_level="warning",
+        ignore_reinit_error=True,
     )
     try:
         if not context.dashboard_url:
