@@ -1,10 +1,11 @@
-"""The records that cross boundaries between roles. Frozen; token lists are plain Python ints.
+"""The records that cross boundaries between roles. Frozen; token ids are any sequence of ints, `TokenIds` where we make them.
 
 Prompt -> Completion (n per prompt) -> ScoredCompletion -> PreferenceGroup -> Checkpoint
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict
 
@@ -27,7 +28,7 @@ class Prompt:
 
     prompt_id: str
     messages: tuple[Message, ...]
-    token_ids: tuple[int, ...] = ()
+    token_ids: Sequence[int] = ()
     answer: str | None = None
     kind: str = "question"
     source: int = 0
@@ -68,7 +69,7 @@ class TokenizedChat:
     """A whole chat as token ids, and which of them the assistant wrote, so that they are learnt."""
 
     conversation_id: str
-    token_ids: tuple[int, ...]
+    token_ids: Sequence[int]
     learned: tuple[bool, ...]
     kind: str = "messages"
 
@@ -85,7 +86,7 @@ class Completion:
     prompt_id: str
     sample: int
     text: str
-    token_ids: tuple[int, ...]
+    token_ids: Sequence[int]
     finish_reason: str
     logprob: float
     policy_version: int

@@ -94,7 +94,7 @@ class Round:
         scored = sorted(gathered.scored, key=lambda s: s.completion.completion_id)
         kept = [p for p in PROMPTS if p.prompt_id not in gathered.set_aside]
         pairs = select(kept, scored)
-        references = gatherer.weigh(PROMPTS, pairs)
+        references = gatherer.weigh(pairs)
         assert references is not None and crew.exchange.pools["rollout"].unfinished == 0
         return scored, pairs, references, gathered.set_aside
 

@@ -30,10 +30,17 @@ def read(name: str) -> Any:
     return yaml.safe_load((LAUNCH / name).read_text(encoding="utf-8"))
 
 
+def found_in(pattern: str, text: str) -> str:
+    """The group of a pattern that must be there."""
+    match = re.search(pattern, text, re.MULTILINE)
+    assert match is not None, f"{pattern} is nowhere"
+    return match.group(1)
+
+
 def locked(package: str) -> str:
     """The version in both locks, which must be one."""
     found = {
-        re.search(rf"^{package}==(.*)$", (LAUNCH / "locks" / name).read_text(), re.MULTILINE).group(1)  # type: ignore[union-attr]
+        found_in(rf"^{package}==(.*)$", (LAUNCH / "locks" / name).read_text())
         for name in ("cpu.txt", "cuda.txt")
     }
     (version,) = found
@@ -133,11 +140,11 @@ def test_the_ray_job_has_the_nodes_of_its_config_and_the_locks_versions() -> Non
     assert workers["replicas"] == workers["minReplicas"] == workers["maxReplicas"] == CONFIG.cluster.nodes
     (container,) = workers["template"]["spec"]["containers"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == str(CONFIG.cluster.devices_per_node)
-    project = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    project = found_in(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text())
     assert cluster["rayVersion"] == locked("ray")
     for group in groups(job):
         image = group["template"]["spec"]["containers"][0]["image"]
-        assert image.endswith(f"/ultramed-rl:{project.group(1)}-ray{locked('ray')}")  # type: ignore[union-attr]
+        assert image.endswith(f"/ultramed-rl:{project}-ray{locked('ray')}")
 
 
 def test_the_ray_job_runs_a_config_of_this_project_and_resumes() -> None:

@@ -16,6 +16,7 @@ from ultramed_rl.store import shards
 from ultramed_rl.store.artifacts import ArtifactFolder
 from ultramed_rl.store.shards import RecordFiles, ShardedPhase
 from ultramed_rl.store.tables import read_records, row_of_record, schema_of, write_records
+from ultramed_rl.token_ids import TokenIds
 
 
 class Killed(BaseException):
@@ -146,7 +147,7 @@ def test_a_plain_file_of_records_is_read_the_same(tmp_path: Path) -> None:
     assert len(RecordFiles(tmp_path / "nothing.parquet", Completion)) == 0
 
 
-TOKENS = st.lists(st.integers(0, 2**31 - 1), max_size=5).map(tuple)
+TOKENS = st.lists(st.integers(0, 2**31 - 1), max_size=5).map(TokenIds)
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.just(HOSTILE)
 COMPLETIONS = st.builds(
     Completion,

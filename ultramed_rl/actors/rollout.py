@@ -13,6 +13,7 @@ from ultramed_rl.actors.options import OptionRequest, score_options
 from ultramed_rl.actors.trainer import peak_memory
 from ultramed_rl.actors.turns import Turn, TurnReport
 from ultramed_rl.records import Completion, Prompt
+from ultramed_rl.token_ids import TokenIds
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ class RolloutWorker:
                 prompt_id=request.prompt.prompt_id,
                 sample=answer.index,
                 text=answer.text,
-                token_ids=tuple(answer.token_ids),
+                token_ids=TokenIds(answer.token_ids),
                 finish_reason=answer.finish_reason or "unknown",
                 logprob=float(answer.cumulative_logprob or 0.0),
                 policy_version=self.policy_version,

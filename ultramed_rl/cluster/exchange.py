@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from ultramed_rl.actors.turns import TurnReport
 from ultramed_rl.cluster.pool import Outcome, Pool, PoolRules, Transport
 from ultramed_rl.tracking.stall import RoleState, StallWatch
 from ultramed_rl.tracking.timeline import Span
 
+T = TypeVar("T")
 _LOOK_EVERY_S = 5.0
 _AWAY_S = 5.0  # longer than any wait of `outcomes`: its caller did something else
 
@@ -95,6 +96,25 @@ class Exchange:
             self._handle(self.transport.events(0.0, self._unread))
         self._tell()
         return found
+
+    def stream(self, pool: Pool, source: Iterator[T], offer: Callable[[T], None]) -> Iterator[Outcome]:
+        """What one pool makes of a source, as it comes, while no other has work. Items are taken, and given to
+        `offer`, as there is room; what is under way when the caller gives up is dropped."""
+        more = True
+        try:
+            while more or pool.unfinished:
+                while more and pool.wanted:
+                    item = next(source, None)
+                    if item is None:
+                        more = False
+                        pool.close()
+                    else:
+                        offer(item)
+                if pool.unfinished:
+                    yield from self.outcomes()
+        finally:
+            if pool.unfinished:
+                pool.forget()
 
     def hold(self, role: str, back: bool) -> None:
         """Leave a role's reports unread while those downstream are behind, so that the driver needn't keep them; or

@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ultramed_rl.cluster.placement import Placement
 from ultramed_rl.cluster.plan import Member
+from ultramed_rl.cluster.pool import LostWorkers
 
 __all__ = ["RanksLost", "RayActorError", "WorkerGroup", "ranks_held", "wait", "wait_within"]
 
@@ -26,10 +27,17 @@ class RanksLost(RuntimeError):
 class WorkerGroup:
     """The actors of one role, in rank order."""
 
-    patience_s = 600.0  # after which an actor that doesn't answer counts as dead
-
-    def __init__(self, role: str, spawn: Callable[[int], Any], ranks: int, *, takes_turns: bool) -> None:
-        self.role, self.takes_turns, self.size = role, takes_turns, ranks
+    def __init__(
+        self,
+        role: str,
+        spawn: Callable[[int], Any],
+        ranks: int,
+        *,
+        takes_turns: bool,
+        patience_s: float = 600.0,  # after which an actor that doesn't answer counts as dead
+    ) -> None:
+        self.role, self.takes_turns, self.size, self.patience_s = role, takes_turns, ranks, patience_s
+        self.restarts = 0  # of all ranks together
         self._spawn = spawn
         self._actors: dict[int, Any] = {}
         self._whereabouts: dict[int, Any] = {}  # references to (node, process) of each
@@ -45,6 +53,7 @@ class WorkerGroup:
         arguments: Callable[[Member], tuple[Any, ...]],
         *,
         takes_turns: bool,
+        patience_s: float = 600.0,
     ) -> WorkerGroup:
         """Create one actor for each member, on its slots."""
         remote = ray.remote(worker)
@@ -53,7 +62,7 @@ class WorkerGroup:
             member = members[rank]
             return remote.options(**placement.options(member)).remote(*arguments(member))
 
-        return cls(members[0].role, spawn, len(members), takes_turns=takes_turns)
+        return cls(members[0].role, spawn, len(members), takes_turns=takes_turns, patience_s=patience_s)
 
     def __len__(self) -> int:
         return len(self._actors)
@@ -71,6 +80,21 @@ class WorkerGroup:
         """A new actor in the place of this rank's, which ends if it has not."""
         self.kill(rank)
         return self._put(rank)
+
+    def respawn_all(self, allowed: int) -> None:
+        """New actors in the place of all; what they load has to follow.
+
+        Raises:
+            LostWorkers: more often than `allowed`.
+        """
+        self.restarts += 1
+        if self.restarts > allowed:
+            raise LostWorkers(
+                f"{self.role}: ranks lost {self.restarts} times (cluster.faults.restarts={allowed}); mend the cause and "
+                "go on with --resume"
+            )
+        for rank in range(self.size):
+            self.respawn(rank)
 
     def _put(self, rank: int) -> Any:
         actor = self._actors[rank] = self._spawn(rank)
@@ -108,29 +132,28 @@ class WorkerGroup:
         """Call a method on every actor; those that are dead or frozen give nothing, and are found out when they have
         work."""
         found = []
-        for reference in self._answered(self.start(method, *arguments)):
-            try:
-                found.append(ray.get(reference))
-            except RayActorError:
-                continue
+        asked = self.start(method, *arguments)
+        answered = _answered(asked, self.patience_s)
+        for reference in asked:
+            if reference in answered:
+                with suppress(RayActorError):
+                    found.append(ray.get(reference))
         return found
 
     def living(self) -> list[int]:
         """Ranks whose actor answers."""
-        asked = {actor.peak_memory.remote(): rank for rank, actor in self._actors.items()}
-        return sorted(asked[reference] for reference in self._answered(list(asked)) if _succeeded(reference))
+        return [rank for rank, alive in self._probe(self.patience_s) if alive]
 
     def dead(self, timeout: float = 5.0) -> list[int]:
         """Ranks that Ray knows to be dead; those that are only busy aren't."""
-        asked = {actor.peak_memory.remote(): rank for rank, actor in self._actors.items()}
-        ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=timeout) if asked else ([], [])
-        return sorted(asked[reference] for reference in ready if not _succeeded(reference))
+        return [rank for rank, alive in self._probe(timeout) if not alive]
 
-    def _answered(self, references: list[Any]) -> list[Any]:
-        if not references:
-            return []
-        ready, _ = ray.wait(references, num_returns=len(references), timeout=self.patience_s)
-        return [reference for reference in references if reference in set(ready)]
+    def _probe(self, timeout: float) -> list[tuple[int, bool]]:
+        """Ranks of which something is known in this time, and whether they live."""
+        ranks = sorted(self._actors)
+        asked = [self._actors[rank].peak_memory.remote() for rank in ranks]
+        answered = _answered(asked, timeout)
+        return [(r, _succeeded(ref)) for r, ref in zip(ranks, asked, strict=True) if ref in answered]
 
     def stream(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
         """Run a generator method on every actor; yields (rank, item) as items come, from all at once."""
@@ -200,6 +223,12 @@ def _end_process(process: int) -> None:
     with suppress(OSError):
         if b"ray::" in Path(f"/proc/{process}/cmdline").read_bytes():
             os.kill(process, signal.SIGKILL)
+
+
+def _answered(references: Sequence[Any], timeout: float) -> set[Any]:
+    if not references:
+        return set()
+    return set(ray.wait(list(references), num_returns=len(references), timeout=timeout)[0])
 
 
 def _succeeded(reference: Any) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
@@ -47,7 +48,7 @@ class RoleMetrics:
                 (self._busy, state.busy),
                 (self._starting, state.starting),
             ):
-                self._record(lambda gauge=gauge, value=value, tags=tags: gauge.set(value, tags))  # type: ignore[misc]
+                self._record(partial(gauge.set, value, tags))
 
     def count(self, role: str, items: int, seconds: float) -> None:
         """A turn of a worker is done."""

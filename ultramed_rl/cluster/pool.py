@@ -123,8 +123,8 @@ class Pool:
         self._dispatcher.add(ticket)
 
     def close(self) -> None:
-        """Nothing more is offered until all is done."""
-        self._dispatcher.closed = True
+        """Nothing more is offered until all is done; where all is done, that is over at once."""
+        self._dispatcher.closed = bool(self._payloads)
 
     @property
     def unfinished(self) -> int:

@@ -7,7 +7,6 @@ from typing import Any
 
 from ultramed_rl.cluster.group import WorkerGroup
 from ultramed_rl.learning.packing import AnswerGroup
-from ultramed_rl.records import PreferenceGroup, ReferenceLogprobs
 
 
 def number_answers(
@@ -33,15 +32,3 @@ def number_answers(
             advance(len(numbers))
     assert all(v is not None for row in values for v in row), "an answer was not scored"
     return [[float(v) for v in row if v is not None] for row in values]
-
-
-def pair_references(
-    groups: Sequence[PreferenceGroup], values: Sequence[Sequence[float]]
-) -> list[ReferenceLogprobs]:
-    """Each group's reference logprobs out of its numbers: its answers', then perhaps the mismatched one's."""
-    references = []
-    for group, numbers in zip(groups, values, strict=True):
-        count = len(group.completions)
-        rest = numbers[count] if len(numbers) > count else None
-        references.append(ReferenceLogprobs(group.group_id, tuple(numbers[:count]), rest))
-    return references

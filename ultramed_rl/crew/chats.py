@@ -15,6 +15,7 @@ from ultramed_rl.data.factory.api.structured import Misfit
 from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.models.tokenizer import chat_tokenizer
 from ultramed_rl.records import ChatReply, ChatRequest, Completion, Prompt
+from ultramed_rl.token_ids import TokenIds
 
 
 class EngineGenerator:
@@ -74,7 +75,7 @@ class EngineGenerator:
 
     def _sampling(self, request: ChatRequest) -> SamplingRequest | ChatReply:
         try:
-            token_ids = tuple(self.tokenizer.encode_chat(request.messages))
+            token_ids = TokenIds(self.tokenizer.encode_chat(request.messages))
         except ValueError as error:
             return ChatReply(request.key, "", f"refused: {error}")
         room = self.config.policy.max_length - request.max_tokens

@@ -41,7 +41,6 @@ class Crew(SamplingCrew):
         policy = resolve_architecture(config.policy.path, config.policy.architecture, "policy")
         self.vocab_size = policy.vocab_size
         self.reference_path = ""  # what a replaced reference loads
-        self.policy_restarts = 0
         self._connected: list[Any] = []  # the engines that the policy's sender knows
         super().__init__(config, tokenizer)
 
@@ -69,15 +68,8 @@ class Crew(SamplingCrew):
             LostWorkers: it has been restarted too often, or its ranks find no place.
         """
         faults = self.config.cluster.faults
-        self.policy_restarts += 1
-        if self.policy_restarts > faults.restarts:
-            raise LostWorkers(
-                f"policy: lost {self.policy_restarts} times (cluster.faults.restarts={faults.restarts}); mend the cause and "
-                "go on with --resume"
-            )
         self._connected = []
-        for rank in range(self.policy.size):
-            self.policy.respawn(rank)
+        self.policy.respawn_all(faults.restarts)
         try:
             with ranks_held(self.policy):
                 wait_within(self._load_policy(checkpoint if version else None), faults.start_s)
@@ -256,8 +248,8 @@ class Crew(SamplingCrew):
         elif rule.update == "ema":
             self.heal(self.references.pool, self.reference)
             self.reference.call("blend", checkpoint, rule.ema_decay)
-        if self.turns and rule.update != "initial":
-            self.reference.call_living("offload")
+            if self.turns:
+                self.reference.call_living("offload")
 
     def load_reference(self, path: str) -> None:
         """Make every replica the policy of this checkpoint."""

@@ -9,6 +9,7 @@ from ultramed_rl.cluster.exchange import Exchange
 from ultramed_rl.cluster.pool import Outcome, Pool
 from ultramed_rl.learning.checks import check_groups
 from ultramed_rl.learning.packing import AnswerGroup
+from ultramed_rl.learning.preference_data import read_reference
 from ultramed_rl.records import PreferenceGroup, ReferenceLogprobs
 
 
@@ -44,21 +45,11 @@ class ReferenceLane:
         """
         if outcome.error:
             raise RuntimeError(f"{outcome.key}: the reference could not weigh it: {outcome.error}")
-        count, numbers = self._answers.pop(outcome.key), outcome.value
-        rest = numbers[count] if len(numbers) > count else None
-        return ReferenceLogprobs(outcome.key, tuple(numbers[:count]), rest)
+        return read_reference(outcome.key, self._answers.pop(outcome.key), outcome.value)
 
     def stream(
         self, source: Iterator[tuple[PreferenceGroup, AnswerGroup]], exchange: Exchange
     ) -> Iterator[ReferenceLogprobs]:
         """Each group's logprobs as they come; groups are taken as there is room."""
-        more = True
-        while more or self.pool.unfinished:
-            while more and self.pool.wanted:
-                item = next(source, None)
-                more = item is not None
-                if item is not None:
-                    self.offer(*item)
-            if self.pool.unfinished:
-                for outcome in exchange.outcomes():
-                    yield self.take(outcome)
+        for outcome in exchange.stream(self.pool, source, lambda item: self.offer(*item)):
+            yield self.take(outcome)

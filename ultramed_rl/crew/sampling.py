@@ -89,9 +89,10 @@ class SamplingCrew:
 
     def _launch(self, role: str, worker: type, arguments: Callable[[Any], tuple[Any, ...]]) -> WorkerGroup:
         members = next(r.members for r in self.plan.roles if r.role == role)
-        group = WorkerGroup.launch(worker, members, self.placement, arguments, takes_turns=self.turns)
-        group.patience_s = self.cluster.faults.hang_s
-        return group
+        patience_s = self.cluster.faults.hang_s
+        return WorkerGroup.launch(
+            worker, members, self.placement, arguments, takes_turns=self.turns, patience_s=patience_s
+        )
 
     def engine_arguments(self, model: str) -> EngineArguments:
         """How a rollout engine of this run is started."""
@@ -174,23 +175,8 @@ class SamplingCrew:
 
     def answer(self, requests: Iterable[SamplingRequest | OptionRequest]) -> Iterator[Outcome]:
         """What the engines make of requests, as it comes. Requests are taken as there is room for them."""
-        engines, source = self.engines, iter(requests)
-        more = True
-        try:
-            with self.rollout.awake():
-                while more or engines.unfinished:
-                    while more and engines.wanted:
-                        request = next(source, None)
-                        if request is None:
-                            more = False
-                            engines.close()
-                        else:
-                            self.offer(request)
-                    if engines.unfinished:
-                        yield from self.exchange.outcomes()
-        finally:
-            if engines.unfinished:
-                engines.forget()
+        with self.rollout.awake():
+            yield from self.exchange.stream(self.engines, iter(requests), self.offer)
 
 
 def answered(outcome: Outcome) -> Any:

@@ -286,9 +286,13 @@ def launch_replicas(
     arguments = (devices.device, replicas.precision, replicas.batch_tokens, replicas.shards)
     turns = plan.layout == "colocated"
     group = WorkerGroup.launch(
-        replicas.worker, members, placement, lambda m: (m.rank, *arguments), takes_turns=turns
+        replicas.worker,
+        members,
+        placement,
+        lambda m: (m.rank, *arguments),
+        takes_turns=turns,
+        patience_s=devices.faults.hang_s,
     )
-    group.patience_s = devices.faults.hang_s
 
     def prepare(actors: Sequence[Any]) -> list[Any]:
         pending = []

@@ -11,7 +11,6 @@ from ultramed_rl.actors.trainer import TrainingPlace
 from ultramed_rl.cluster.group import WorkerGroup, ranks_held
 from ultramed_rl.cluster.placement import connect, reserve
 from ultramed_rl.cluster.plan import make_plan
-from ultramed_rl.cluster.pool import LostWorkers
 from ultramed_rl.cluster.scoring import number_answers
 from ultramed_rl.config.stages import StageConfig
 from ultramed_rl.learning.packing import AnswerGroup
@@ -27,7 +26,6 @@ class StageCrew:
         self.plan = make_plan(config)
         connect(config.cluster)
         self.placement = reserve(self.plan, config.cluster)
-        self.restarts = 0
         ranks, seed = config.cluster.trainer.ranks, config.run.seed
         members = self.plan.roles[0].members
         self.trainers = WorkerGroup.launch(
@@ -47,15 +45,7 @@ class StageCrew:
         Raises:
             LostWorkers: they were lost too often.
         """
-        self.restarts += 1
-        allowed = self.config.cluster.faults.restarts
-        if self.restarts > allowed:
-            raise LostWorkers(
-                f"trainer: ranks lost {self.restarts} times (cluster.faults.restarts={allowed}); mend the cause and "
-                "go on with --resume"
-            )
-        for rank in range(self.trainers.size):
-            self.trainers.respawn(rank)
+        self.trainers.respawn_all(self.config.cluster.faults.restarts)
 
     def teach(self, method: str, *arguments: Any) -> None:
         """Set the task of every rank, by the worker's method of this name."""

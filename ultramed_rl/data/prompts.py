@@ -17,6 +17,7 @@ from ultramed_rl.data.misfits import FittingRows
 from ultramed_rl.data.sources import Row
 from ultramed_rl.data.vignettes import COLUMNS, Vignette, answer_sentence, read_vignette, render_vignette
 from ultramed_rl.records import Message, Prompt
+from ultramed_rl.token_ids import TokenIds
 
 Encode = Callable[[Sequence[Message]], list[int]]
 MISFITS_ALLOWED = 0.05  # share of a source's rows; above it the source is misread rather than dirty
@@ -159,7 +160,7 @@ def _build_prompt(draft: _Draft, key: str, place: int, config: Prompts, encode: 
         messages = [m for m in messages if m["role"] != "system"]
         messages.insert(0, Message(role="system", content=config.system))
     prompt_id = hashlib.sha256(f"{draft.kind}\n{key}".encode()).hexdigest()[:16]
-    return Prompt(prompt_id, tuple(messages), tuple(encode(messages)), draft.answer, draft.kind, place)
+    return Prompt(prompt_id, tuple(messages), TokenIds(encode(messages)), draft.answer, draft.kind, place)
 
 
 def _with_suffix(text: str, suffix: str) -> str:

@@ -14,6 +14,7 @@ from ultramed_rl.records import (
     RankedAnswers,
     TokenizedChat,
 )
+from ultramed_rl.token_ids import TokenIds
 
 
 class Tokenizer(Protocol):
@@ -35,7 +36,7 @@ def tokenize_conversation(conversation: Conversation, tokenizer: Tokenizer) -> T
         ValueError: a chat that the template refuses or doesn't keep as it is.
     """
     token_ids, learned = tokenizer.encode_conversation(conversation.messages)
-    return TokenizedChat(conversation.conversation_id, tuple(token_ids), tuple(learned), conversation.kind)
+    return TokenizedChat(conversation.conversation_id, TokenIds(token_ids), tuple(learned), conversation.kind)
 
 
 def tokenize_preference(ranked: RankedAnswers, tokenizer: Tokenizer) -> PreferenceGroup:
@@ -47,7 +48,7 @@ def tokenize_preference(ranked: RankedAnswers, tokenizer: Tokenizer) -> Preferen
     Raises:
         ValueError: a chat that the template refuses.
     """
-    token_ids = tuple(tokenizer.encode_chat(ranked.messages))
+    token_ids = TokenIds(tokenizer.encode_chat(ranked.messages))
     prompt = Prompt(ranked.prompt_id, ranked.messages, token_ids, kind=ranked.kind)
     encoded = [
         tokenizer.encode_text(text) if place in ranked.cut else tokenizer.encode_answer(text)

@@ -13,6 +13,7 @@ from ultramed_rl.evaluation.load import Loaded, find_uris, load_items
 from ultramed_rl.evaluation.tasks import find_task
 from ultramed_rl.models.tokenizer import ChatTokenizer, encode_continuations
 from ultramed_rl.records import Message, Prompt
+from ultramed_rl.token_ids import TokenIds
 
 Tokens = tuple[int, ...]
 
@@ -141,7 +142,7 @@ def encode_question(tokenizer: ChatTokenizer, question: Question, system: str | 
     asked = Message(role="user", content=question.task.ask(question.item))
     before = (Message(role="system", content=system),) if system is not None else ()
     messages = (*before, asked)
-    tokens = tuple(tokenizer.encode_chat(messages))
+    tokens = TokenIds(tokenizer.encode_chat(messages))
     return Prompt(question.question_id, messages, tokens, kind=question.task.name)
 
 

@@ -72,7 +72,7 @@ class PreferenceData:
         return torch.tensor(values, dtype=torch.float32)
 
 
-def mismatched_answer(groups: Sequence[PreferenceGroup], index: int, max_length: int) -> tuple[int, ...]:
+def mismatched_answer(groups: Sequence[PreferenceGroup], index: int, max_length: int) -> Sequence[int]:
     """Another group's answer for KTO's KL estimate (arXiv 2402.01306, section 4.1), cut to fit the context.
 
     That of the next group with another prompt, in the order given; chosen and rejected answers take turns. Where
@@ -97,3 +97,10 @@ def reference_answers(
             answers.append(mismatched_answer(groups, index, max_length))
         packed.append(AnswerGroup(group.prompt.token_ids, answers))
     return packed
+
+
+def read_reference(group_id: str, answers: int, numbers: Sequence[float]) -> ReferenceLogprobs:
+    """A group's logprobs out of what the reference said of `reference_answers`: as many as there are answers, then
+    perhaps the mismatched one's."""
+    rest = numbers[answers] if len(numbers) > answers else None
+    return ReferenceLogprobs(group_id, tuple(numbers[:answers]), rest)

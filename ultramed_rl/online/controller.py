@@ -47,6 +47,7 @@ from ultramed_rl.records import (
 )
 from ultramed_rl.store import RoundRecord, RunDirectory
 from ultramed_rl.store.atomic import remove
+from ultramed_rl.token_ids import TokenIds
 from ultramed_rl.tracking import Tracker
 from ultramed_rl.tracking.timeline import Span
 
@@ -99,7 +100,7 @@ class Controller:
             "pairs", lambda *_: self.select(record.index, prompts, scored), digest, kind=PreferenceGroup
         )
         with self.watcher.phase("weigh", record.index):
-            references = self.holding(record, lambda: gatherer.weigh(asked, pairs))
+            references = self.holding(record, lambda: gatherer.weigh(pairs))
         with self.watcher.phase("train", record.index):
             checkpoint = self.train(record, pairs, references)
         with self.watcher.phase("adopt", record.index):
@@ -139,7 +140,7 @@ class Controller:
 
     def restarts(self) -> float:
         """Workers that this process has replaced, of any role."""
-        return float(sum(self.watcher.restarts.values()) + self.crew.policy_restarts)
+        return float(sum(self.watcher.restarts.values()) + self.crew.policy.restarts)
 
     # -- phases --------------------------------------------------------------------------------------------
 
@@ -351,7 +352,7 @@ class Controller:
             prompt_id=prompt.prompt_id,
             sample=self.config.sampling.n,
             text=answer,
-            token_ids=tuple(self.crew.tokenizer.encode_answer(answer)),
+            token_ids=TokenIds(self.crew.tokenizer.encode_answer(answer)),
             finish_reason="reference",
             logprob=0.0,
             policy_version=self.version,

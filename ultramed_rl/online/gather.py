@@ -108,11 +108,9 @@ class Gatherer:
         self.record.discard("completions")  # which the scored ones hold, all of them
         return Gathered(phase.read(), dict(self.record.manifest("scored")["set_aside"]))
 
-    def weigh(
-        self, prompts: Sequence[Prompt], pairs: Sequence[PreferenceGroup]
-    ) -> list[ReferenceLogprobs] | None:
+    def weigh(self, pairs: Sequence[PreferenceGroup]) -> list[ReferenceLogprobs] | None:
         """Each pair's reference logprobs, in the pairs' order; None where the objective has no reference."""
-        phase = self._reference_phase(prompts)
+        phase = self._reference_phase()
         if phase is None:
             return None
         if not phase.finished:
@@ -131,7 +129,7 @@ class Gatherer:
     # -- all at once ---------------------------------------------------------------------------------------
 
     def _streamed(self, phase: ShardedPhase[ScoredCompletion], prompts: Sequence[Prompt]) -> None:
-        references = self._reference_phase(prompts) if self._streams_references else None
+        references = self._reference_phase() if self._streams_references else None
         stream = _Stream(self, phase, references)
         total = len(prompts) * self.config.sampling.n
         with ExitStack() as stack:
@@ -242,7 +240,7 @@ class Gatherer:
             write_lines(self.record.path / "set_aside.jsonl", rows)
         phase.finish(seconds, set_aside=self.set_aside)
 
-    def _reference_phase(self, prompts: Sequence[Prompt]) -> ShardedPhase[ReferenceLogprobs] | None:
+    def _reference_phase(self) -> ShardedPhase[ReferenceLogprobs] | None:
         version = self.rules.reference_version
         if version is None:
             return None

@@ -9,12 +9,11 @@ from typing import Any
 from ultramed_rl.actors.policy import PolicyWorker
 from ultramed_rl.actors.reward_trainer import RewardTrainWorker
 from ultramed_rl.cluster.architecture import resolve_architecture
-from ultramed_rl.cluster.scoring import pair_references
 from ultramed_rl.config.stages import PreferenceConfig, RewardConfig, SftConfig, StageConfig
 from ultramed_rl.crew.stage import StageCrew
 from ultramed_rl.data.stage_data import Prepared, prepare_conversations, prepare_preferences
 from ultramed_rl.learning.checks import check_chats, check_groups, check_references
-from ultramed_rl.learning.preference_data import reference_answers
+from ultramed_rl.learning.preference_data import read_reference, reference_answers
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import PreferenceGroup, ReferenceLogprobs, TokenizedChat
 from ultramed_rl.store import SampleFile, StageDirectory
@@ -126,7 +125,10 @@ def _references(work: Work, name: str, groups: Sequence[PreferenceGroup]) -> lis
         total = sum(len(a.answers) for a in answers)
         with work.progress.phase("reference logprobs", total, "answers") as bar:
             values = work.crew.score_start(answers, bar.advance)
-        references = pair_references(groups, values)
+        references = [
+            read_reference(group.group_id, len(group.completions), numbers)
+            for group, numbers in zip(groups, values, strict=True)
+        ]
         check_references(groups, references)
         return references
 

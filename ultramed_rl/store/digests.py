@@ -9,6 +9,8 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from ultramed_rl.token_ids import TokenIds
+
 
 def digest_inputs(inputs: Iterable[Any]) -> str:
     """SHA-256 over numbers, strings, records and sequences of records, independent of when and where."""
@@ -17,7 +19,7 @@ def digest_inputs(inputs: Iterable[Any]) -> str:
         members = item if isinstance(item, (list, tuple)) else [item]
         hasher.update(f"{type(item).__name__}[{len(members)}]".encode())
         for member in members:
-            hasher.update(json.dumps(_named(member), sort_keys=True, default=_fields).encode())
+            hasher.update(json.dumps(_named(member), sort_keys=True, default=_plain).encode())
             hasher.update(b"\n")
     return hasher.hexdigest()
 
@@ -43,6 +45,10 @@ def digest_path(path: Path, *, sizes: bool = False) -> str:
 def _named(value: Any) -> Any:
     """The outermost record carries its kind: a Prompt never equals a Completion."""
     return {"record": type(value).__name__, **_fields(value)} if is_dataclass(value) else value
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, TokenIds) else _fields(value)
 
 
 def _fields(record: Any) -> dict[str, Any]:

@@ -6,9 +6,8 @@ the last.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +24,7 @@ from ultramed_rl.records import (
     ScoredCompletion,
     TokenizedChat,
 )
+from ultramed_rl.token_ids import TokenIds
 
 T = TypeVar("T")
 _TOKENS = pa.list_(pa.int32())
@@ -94,7 +94,14 @@ def write_table(table: pa.Table, path: Path) -> None:
 
 def read_records(kind: type[T], path: Path) -> list[T]:
     """Read what `write_records` wrote."""
-    return [record_from_row(kind, row) for row in pq.read_table(path).to_pylist()]
+    table = pq.read_table(path)
+    tokens = [field.name for field in table.schema if field.type == _TOKENS]
+    columns = [_token_lists(table.column(name)) for name in tokens]
+    rows = table.drop_columns(tokens).to_pylist()
+    for name, lists in zip(tokens, columns, strict=True):
+        for row, ids in zip(rows, lists, strict=True):
+            row[name] = ids
+    return [record_from_row(kind, row) for row in rows]
 
 
 def schema_of(kind: type) -> pa.Schema:
@@ -134,7 +141,7 @@ def _prompt_row(p: Prompt) -> dict[str, Any]:
 
 def _prompt(row: dict[str, Any]) -> Prompt:
     messages = tuple(Message(role=m["role"], content=m["content"]) for m in row["messages"])
-    tokens = tuple(row["token_ids"])
+    tokens = TokenIds(row["token_ids"])
     return Prompt(row["prompt_id"], messages, tokens, row["answer"], row["kind"], row["source"])
 
 
@@ -144,7 +151,7 @@ def _completion_row(c: Completion) -> dict[str, Any]:
 
 def _completion(row: dict[str, Any]) -> Completion:
     fields = {name: row[name] for name, _ in _COMPLETION}
-    return Completion(**{**fields, "token_ids": tuple(fields["token_ids"])})
+    return Completion(**{**fields, "token_ids": TokenIds(fields["token_ids"])})
 
 
 def _completion_columns(completions: Sequence[Completion]) -> list[pa.Array]:
@@ -156,11 +163,20 @@ def _completion_columns(completions: Sequence[Completion]) -> list[pa.Array]:
 
 
 def _token_column(lists: Sequence[Sequence[int]]) -> pa.Array:
-    """Lists of token ids, packed by `struct`: Arrow's own way through Python numbers takes three times as long."""
-    packed = b"".join([struct.pack(f"={len(tokens)}i", *tokens) for tokens in lists])
+    """Token ids as they are packed; Arrow's own way goes through Python's numbers."""
+    packed = b"".join([TokenIds(tokens).packed for tokens in lists])
     values = pa.Array.from_buffers(pa.int32(), len(packed) // 4, [None, pa.py_buffer(packed)])
     offsets = pa.array(accumulate(map(len, lists), initial=0), type=pa.int32(), size=len(lists) + 1)
     return pa.ListArray.from_arrays(offsets, values)
+
+
+def _token_lists(column: pa.ChunkedArray) -> list[TokenIds]:
+    """What `_token_column` was given, cut out of Arrow's buffer."""
+    found: list[TokenIds] = []
+    for chunk in column.chunks:
+        packed, places = chunk.values.to_numpy(zero_copy_only=True), chunk.offsets.to_pylist()
+        found += [TokenIds.of_bytes(packed[a:b].tobytes()) for a, b in pairwise(places)]
+    return found
 
 
 def _scored_columns(scored: Sequence[ScoredCompletion]) -> list[pa.Array]:
@@ -228,7 +244,9 @@ def _chat_row(c: TokenizedChat) -> dict[str, Any]:
 
 
 def _chat(row: dict[str, Any]) -> TokenizedChat:
-    return TokenizedChat(row["conversation_id"], tuple(row["token_ids"]), tuple(row["learned"]), row["kind"])
+    return TokenizedChat(
+        row["conversation_id"], TokenIds(row["token_ids"]), tuple(row["learned"]), row["kind"]
+    )
 
 
 _KINDS: dict[type, tuple[list[tuple[str, Any]], Callable[[Any], dict[str, Any]], Callable[[Any], Any]]] = {
