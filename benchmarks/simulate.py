@@ -66,6 +66,7 @@ from ultramed_rl.records import (
 )
 from ultramed_rl.store import RoundRecord
 from ultramed_rl.store.shards import RecordFiles
+from ultramed_rl.token_ids import TokenIds
 from ultramed_rl.tracking import Progress
 
 # fmt: off
@@ -89,7 +90,7 @@ class Answers:
         words = dice.choices(range(VOCABULARY), k=1 << 16)
         letters = "".join(dice.choices("etaoinshrdlu ", k=1 << 18))
         self.lengths = np.array([min(LIMIT, round(draw(ANSWER_TOKENS, dice.random()))) for _ in range(count)])
-        self.tokens = [tuple(_cut(words, int(length), dice)) for length in self.lengths]
+        self.tokens = [TokenIds(_cut(words, int(length), dice)) for length in self.lengths]
         self.texts = [str(_cut(letters, int(length * CHARACTERS), dice)) for length in self.lengths]
 
     def places(self, seed: int, n: int) -> list[int]:
@@ -115,7 +116,7 @@ class Prompts(Sequence[Prompt]):
         dice = random.Random(SEED + 1)
         self.count = count
         self.made = [
-            tuple(dice.choices(range(VOCABULARY), k=round(draw(PROMPT_TOKENS, dice.random()))))
+            TokenIds(dice.choices(range(VOCABULARY), k=round(draw(PROMPT_TOKENS, dice.random()))))
             for _ in range(4096)
         ]
 

@@ -192,42 +192,47 @@ class SimulatedTransport:
 
     def now(self) -> float:
         """The virtual clock."""
-        with self._inside():
-            return self.time
+        self._enter()
+        self._leave()
+        return self.time
 
     def send(self, role: str, rank: int, turn: Turn) -> None:
         """Give a worker a turn. That it is serialised is the controller's work."""
         pickle.dumps(turn, protocol=5)
-        with self._inside():
-            place = self._place(role, rank)
-            assert place.worker is not None, f"{role} {rank} is not there, and was given a turn"
-            place.turns.append(turn)
-            self._go_on((role, rank), place, self.time)
+        self._enter()
+        place = self._place(role, rank)
+        assert place.worker is not None, f"{role} {rank} is not there, and was given a turn"
+        place.turns.append(turn)
+        self._go_on((role, rank), place, self.time)
+        self._leave()
 
     def start(self, role: str, rank: int) -> None:
         """Begin to replace a worker."""
-        with self._inside():
-            place = self._place(role, rank)
-            self._end(place)
-            self._tell(self.time + self.start_s(role, rank), (role, rank), place.life, "started")
+        self._enter()
+        place = self._place(role, rank)
+        self._end(place)
+        self._tell(self.time + self.start_s(role, rank), (role, rank), place.life, "started")
+        self._leave()
 
     def end(self, role: str, rank: int) -> None:
         """End a worker."""
-        with self._inside():
-            self._end(self._place(role, rank))
+        self._enter()
+        self._end(self._place(role, rank))
+        self._leave()
 
     def events(self, timeout: float, unread: Collection[str] = ()) -> list[Event]:
         """What has happened, waiting for the first of it up to `timeout` virtual seconds; some of it, and nothing
         of roles that are `unread`."""
-        with self._inside():
-            found = self._take(unread)
-            if not found and timeout > 0:
-                latest = self.time + timeout
-                while not found and self._coming and self._coming[0][0] <= latest:
-                    self.time = max(self.time, self._coming[0][0])
-                    found = self._take(unread)
-                if not found:
-                    self.time = latest
+        self._enter()
+        found = self._take(unread)
+        if not found and timeout > 0:
+            latest = self.time + timeout
+            while not found and self._coming and self._coming[0][0] <= latest:
+                self.time = max(self.time, self._coming[0][0])
+                found = self._take(unread)
+            if not found:
+                self.time = latest
+        self._leave()
         # To read a report is the controller's work.
         return [
             Event(role, rank, report=pickle.loads(told))
@@ -238,16 +243,16 @@ class SimulatedTransport:
 
     # -- inside --------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _inside(self) -> Iterator[None]:
-        if self.timer is None:
-            yield
-            return
-        spent = self.timer() - self._left
-        self.controller_s += spent
-        self.time += spent
-        yield
-        self._left = self.timer()
+    def _enter(self) -> None:
+        """Here the controller's time ends, and what follows is the simulation's own, until `_leave`."""
+        if self.timer is not None:
+            spent = self.timer() - self._left
+            self.controller_s += spent
+            self.time += spent
+
+    def _leave(self) -> None:
+        if self.timer is not None:
+            self._left = self.timer()
 
     def _place(self, role: str, rank: int) -> _Place:
         key = (role, rank)

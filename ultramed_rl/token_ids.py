@@ -9,6 +9,8 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, overload
 
+import numpy as np
+
 _SIZE = array("i").itemsize
 assert _SIZE == 4, "an int of 32 bits"
 
@@ -52,6 +54,11 @@ class TokenIds(Sequence[int]):
         if isinstance(index, slice):
             return TokenIds.of_bytes(self._numbers()[index].tobytes())
         return int(self._numbers()[index])
+
+    def within(self, size: int) -> bool:
+        """Whether all ids are of a vocabulary of this size, below 2**31."""
+        # Read without their sign, negative ones are the highest.
+        return not self.packed or int(np.frombuffer(self.packed, dtype=np.uint32).max()) < size
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, TokenIds):

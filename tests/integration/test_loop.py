@@ -222,6 +222,33 @@ def test_a_lora_policy_is_its_own_reference(tiny_root: Path) -> None:
     assert (run / "rounds" / "001" / "checkpoint" / "adapter" / "adapter_model.safetensors").is_file()
 
 
+def test_a_policy_with_its_own_devices_learns_while_engines_generate(tiny_root: Path) -> None:
+    choices: dict[str, Any] = {
+        "run__rounds": 1,
+        "prompts__per_round": 16,
+        "training__early": True,
+        "cluster__layout": "disaggregated",
+        "cluster__devices_per_node": 4,
+        "cluster__policy": {"ranks": 1, "zero_stage": 0},
+        "cluster__rollout__max_num_seqs": 8,  # so that prompts are answered two at a time
+    }
+    finish(start(write_config(tiny_root, "early", **choices)))
+    run = tiny_root / "runs" / "early"
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (whole,) = [row for row in rows if "early_steps" in row]
+    steps = [row for row in rows if "grad_norm" in row]
+    assert 1 <= whole["early_steps"] <= whole["policy_steps"] == len(steps)
+    pairs = pairs_of(run, 0)
+    assert [row["samples"] for row in steps] == [len(pairs[i : i + 4]) for i in range(0, len(pairs), 4)]
+    prompts = [row["prompt_id"] for row in pq.read_table(run / "rounds/000/prompts.parquet").to_pylist()]
+    places = [prompts.index(pair["prompt_id"]) for pair in pairs]
+    assert places == sorted(places), "batches follow the prompts"
+    # Engines kept on sampling from the policy that the round began with.
+    assert steps[0]["rollout_gap"] < 1e-3
+    scored = pq.read_table(run / "rounds" / "000" / "scored.parquet").to_pylist()
+    assert len(scored) == 64 and {row["policy_version"] for row in scored} == {0}
+
+
 def test_an_objective_without_a_reference_has_none(tiny_root: Path) -> None:
     choices = {"objective": {"type": "simpo"}, "run__rounds": 1, "cluster__policy": {"ranks": 1}}
     settings = tiny_run(tiny_root, run__name="simpo", **choices)

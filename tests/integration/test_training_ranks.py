@@ -18,7 +18,7 @@ from ultramed_rl.actors.deepspeed_setup import EngineSpec
 from ultramed_rl.actors.policy import PolicyWorker
 from ultramed_rl.actors.scorer import ReferenceWorker
 from ultramed_rl.actors.trainer import TrainingPlace
-from ultramed_rl.cluster.group import WorkerGroup
+from ultramed_rl.cluster.group import WorkerGroup, wait
 from ultramed_rl.config.models import LoRA, Model
 from ultramed_rl.config.objectives import DPO, KTO, NCA, KTOPair, SimPO
 from ultramed_rl.config.training import Training
@@ -166,6 +166,39 @@ def test_ranks_stages_and_packing_agree(workers: Ranks, tiny_root: Path, tmp_pat
             # Adam divides by the gradient's size: where that is near zero, rounding decides a step's sign.
             close = torch.isclose(found[key], weight, atol=2e-4)
             assert close.float().mean() > 0.999, f"{name}: {key}"
+
+
+def test_batches_that_come_one_after_the_other_are_learnt_as_at_once(
+    workers: Ranks, tiny_root: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    group, address = workers.of(2)
+    groups, references = make_groups()
+    training = Training(learning_rate=1e-3, batch_size=4, micro_batch_tokens=160)
+    place = TrainingPlace(0, 1, 5, most=len(groups) + 6)  # six prompts gave no pair
+    spec = EngineSpec("cpu", "float32", 2, False, 0.0, 1.0, gradient_checkpointing=False)
+    found = {}
+    for early in (0, 1):
+        group.call("load", Model(path=str(tiny_root / "policy")), spec, address)
+        group.call("learn_preferences", [], [], DPO(), 256)
+        pending = [
+            group.start("learn_next", groups[i : i + 4], references[i : i + 4], training, place, i // 4)
+            for i in range(0, 4 * early, 4)
+        ]
+        steps = [wait(step)[0] for step in pending]
+        group.call("add_preferences", groups[4 * early :], references[4 * early :])
+        rest = group.stream("train", [(training, place, early)] * 2)
+        steps += [metrics for rank, metrics in rest if rank == 0]
+        group.call("save", str(tmp_path / str(early)))
+        found[early] = steps, load_file(tmp_path / str(early) / "model.safetensors")
+    (whole, expected), (batches, weights) = found[0], found[1]
+    assert [s["samples"] for s in whole] == [4, len(groups) - 4] == [s["samples"] for s in batches]
+    assert whole[-1]["learning_rate"] > 0.2e-3, "rates are those of a pair for every prompt"
+    for ours, theirs in zip(batches, whole, strict=True):
+        for name in ("step", "loss", "grad_norm", "learning_rate", "tokens"):
+            assert ours[name] == theirs[name], name
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
 def test_bad_groups_are_refused_with_their_ids(workers: Ranks, tiny_root: Path, tmp_path: Path) -> None:

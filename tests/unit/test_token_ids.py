@@ -32,6 +32,11 @@ def test_it_differs_where_the_numbers_do(ids: list[int], others: list[int]) -> N
     assert (TokenIds(ids) == TokenIds(others)) == (TokenIds(ids) == tuple(others)) == (ids == others)
 
 
+@given(IDS, st.integers(1, 2**31 - 1))
+def test_it_knows_whether_a_vocabulary_holds_it(ids: list[int], size: int) -> None:
+    assert TokenIds(ids).within(size) == all(0 <= token < size for token in ids)
+
+
 def test_an_id_that_has_no_place_is_refused() -> None:
     with pytest.raises(OverflowError):
         TokenIds([2**31])

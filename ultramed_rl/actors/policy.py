@@ -9,11 +9,12 @@ import torch
 from ultramed_rl.actors.deepspeed_setup import EngineSpec
 from ultramed_rl.actors.passes import AnswerNumber, number_turn, policy_logprobs, score_groups
 from ultramed_rl.actors.tasks import ImitationTask, PreferenceTask
-from ultramed_rl.actors.trainer import TrainWorker
+from ultramed_rl.actors.trainer import TrainingPlace, TrainWorker
 from ultramed_rl.actors.turns import Turn, TurnReport
 from ultramed_rl.actors.weight_sync import Sender, make_sender
 from ultramed_rl.config.models import Model
 from ultramed_rl.config.objectives import Objective
+from ultramed_rl.config.training import Training
 from ultramed_rl.learning.checks import check_chats, check_groups
 from ultramed_rl.learning.packing import AnswerGroup, PackedBatch, sum_by_answer
 from ultramed_rl.learning.preference_data import PreferenceData
@@ -77,6 +78,32 @@ class PolicyWorker(TrainWorker):
             return PreferenceTask(self.engine, self.shape, data, objective)
 
         self.set_task(task(groups, references), task(*held_out) if held_out else None)
+
+    def add_preferences(
+        self, groups: Sequence[PreferenceGroup], references: Sequence[ReferenceLogprobs] | None
+    ) -> None:
+        """More groups for the task that `learn_preferences` set.
+
+        Raises:
+            ValueError: like `learn_preferences`.
+        """
+        task = self.task
+        assert isinstance(task, PreferenceTask), "no preferences are being learnt"
+        check_groups(groups, self.shape.vocab, task.data.max_length, paired=not task.objective.unpaired)
+        task.data.add(groups, references)
+
+    def learn_next(
+        self,
+        groups: Sequence[PreferenceGroup],
+        references: Sequence[ReferenceLogprobs] | None,
+        training: Training,
+        place: TrainingPlace,
+        step: int,
+    ) -> dict[str, float]:
+        """Take up the groups that are the batch of `step`, and learn them; the step's metrics. Collective."""
+        self.add_preferences(groups, references)
+        (metrics,) = self.train(training, place, step, step + 1)
+        return metrics
 
     def learn_chats(
         self, chats: Sequence[TokenizedChat], held_out: Sequence[TokenizedChat] | None = None

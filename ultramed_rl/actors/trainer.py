@@ -15,7 +15,7 @@ from ultramed_rl.actors.peak import measure_peak
 from ultramed_rl.actors.tasks.base import Sums, Task
 from ultramed_rl.config.models import Model
 from ultramed_rl.config.training import Optimization
-from ultramed_rl.learning.batching import MicroBatch, epoch_batches, shard_batch
+from ultramed_rl.learning.batching import MicroBatch, count_steps, epoch_batches, ordered_batches, shard_batch
 from ultramed_rl.learning.flops import ModelShape
 from ultramed_rl.learning.schedule import learning_rate, step_progress
 from ultramed_rl.models.load import PolicyModel, RewardModel, is_packed, model_shape
@@ -25,12 +25,17 @@ from ultramed_rl.models.tokenizer import ChatTokenizer, chat_tokenizer
 @dataclass(frozen=True)
 class TrainingPlace:
     """Where in the run a training stands: in round `index` of `rounds` that share a schedule (one alone is
-    0 of 1), cut to `max_steps` if there are more."""
+    0 of 1), cut to `max_steps` if there are more.
+
+    `most`: steps may be taken before all samples are there, of which there will be at most so many. Batches are then
+    in the samples' order, and rates those of a training on so many.
+    """
 
     index: int
     rounds: int
     seed: int
     max_steps: int | None = None
+    most: int | None = None
 
 
 class TrainWorker:
@@ -87,10 +92,14 @@ class TrainWorker:
         """
         if self.peak_flops is None:
             self.peak_flops = measure_peak(self.engine.device, self.engine.spec.precision)
-        batches = epoch_batches(len(self.task.lengths), training.batch_size, training.epochs, place.seed)
-        batches = batches[: place.max_steps]
+        count, size = len(self.task.lengths), training.batch_size
+        if place.most is None:
+            batches = epoch_batches(count, size, training.epochs, place.seed)[: place.max_steps]
+            steps = len(batches)
+        else:
+            batches, steps = ordered_batches(count, size), count_steps(place.most, size, 1)
         for step in range(start, len(batches) if stop is None else stop):
-            progress = step_progress(step, len(batches), place.index, place.rounds)
+            progress = step_progress(step, steps, place.index, place.rounds)
             rate = learning_rate(
                 progress, peak=training.learning_rate, warmup=training.warmup, shape=training.schedule
             )

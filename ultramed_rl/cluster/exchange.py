@@ -84,7 +84,7 @@ class Exchange:
         """What has ended in any pool. Waits up to `timeout` seconds where nothing has.
 
         Raises:
-            LostWorkers: a role cannot go on.
+            LostWorkers, RanksLost: a role cannot go on.
         """
         self._pump()
         found = self._take()

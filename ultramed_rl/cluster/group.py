@@ -15,13 +15,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ultramed_rl.cluster.placement import Placement
 from ultramed_rl.cluster.plan import Member
-from ultramed_rl.cluster.pool import LostWorkers
+from ultramed_rl.cluster.pool import LostWorkers, RanksLost
 
-__all__ = ["RanksLost", "RayActorError", "WorkerGroup", "ranks_held", "wait", "wait_within"]
-
-
-class RanksLost(RuntimeError):
-    """A rank of a group that computes together died. The others wait for it in vain: all of them must start again."""
+__all__ = ["RanksLost", "RayActorError", "WorkerGroup", "are_done", "ranks_held", "wait", "wait_within"]
 
 
 class WorkerGroup:
@@ -191,6 +187,12 @@ class WorkerGroup:
 def wait(pending: Sequence[Any]) -> list[Any]:
     """Results of calls that `WorkerGroup.start` began; the first failure is raised."""
     return ray.get(list(pending))
+
+
+def are_done(pending: Sequence[Any]) -> bool:
+    """Whether `wait` would have nothing to wait for: all have ended, or the first that failed has."""
+    ready, open_ = ray.wait(list(pending), num_returns=len(pending), timeout=0)
+    return not open_ or not all(_succeeded(reference) for reference in ready)
 
 
 def wait_within(pending: Sequence[Any], seconds: float) -> list[Any]:

@@ -21,6 +21,10 @@ class LostWorkers(RuntimeError):
     """A role has no workers left, or fewer than it may go on with."""
 
 
+class RanksLost(RuntimeError):
+    """A rank of a group that computes together died. The others wait for it in vain: all of them must start again."""
+
+
 @dataclass(frozen=True)
 class FaultRules:
     """What is done about workers that die or hang.
@@ -46,6 +50,7 @@ class PoolRules:
         depth: turns that a worker is given at once: two where it should never wait for the driver.
         lasting: whether requests outlast a turn, as in an engine that answers many side by side.
         upstream: roles that this one is fed by, for those who ask why it waits.
+        ranks: the worker is ranks that compute together and that others start again: their loss is RanksLost.
     """
 
     dispatch: DispatchRules
@@ -53,6 +58,7 @@ class PoolRules:
     depth: int
     lasting: bool
     upstream: tuple[str, ...] = ()
+    ranks: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,7 +153,7 @@ class Pool:
         """Deal what waits, send turns, replace what hangs.
 
         Raises:
-            LostWorkers: no worker is left to do what is to be done.
+            LostWorkers, RanksLost: no worker is left to do what is to be done.
         """
         self._check_times(now)
         while (dealt := self._dispatcher.next(now)) is not None:
@@ -313,6 +319,8 @@ class Pool:
         left = len(self._workers) - self._gone
         if left and (self.rules.faults.fewer or not self._gone):
             return
+        if self.rules.ranks:
+            raise RanksLost(f"{self.role}: a rank died ({self._last_error})")
         raise LostWorkers(
             f"{self.role}: {self._gone} of {len(self._workers)} workers are lost after {self.restarts} restarts "
             f"(cluster.faults.restarts={self.rules.faults.restarts}); the last: {self._last_error}; mend the cause and go "

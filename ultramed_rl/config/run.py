@@ -127,6 +127,7 @@ class RunConfig(Checked):
             *reward_rules(self.reward),
             *_objective_rules(self),
             *_lora_rules(self),
+            *_early_rules(self),
             *_group_rules(self),
             *device_rules(self.cluster),
         ]
@@ -222,6 +223,24 @@ def _lora_rules(config: RunConfig) -> list[str]:
             "use cluster.policy.zero_stage <= 2"
         )
     return problems
+
+
+def _early_rules(config: RunConfig) -> list[str]:
+    """Steps are taken during generation only where nobody else uses the policy's devices or its weights."""
+    if not config.training.early:
+        return []
+    cluster, why = config.cluster, ""
+    if cluster.layout != "disaggregated":
+        why = f"cluster.layout={cluster.layout} gives the policy no devices of its own; use disaggregated"
+    elif cluster.has_barriers:
+        why = "cluster.barriers=true lets no pair be ready before all answers are there; set it to false"
+    elif config.training.epochs > 1:
+        why = f"training.epochs={config.training.epochs} needs all pairs before the second one; use 1"
+    elif config.policy.lora is not None:
+        why = "a LoRA policy is its own reference, and busy with that; set policy.lora to null"
+    elif config.objective.kl == "mismatched":
+        why = f"objective.type={config.objective.type} needs other prompts' answers, all of them; use another"
+    return [f"training.early=true: {why}, or training.early=false"] if why else []
 
 
 def _group_rules(config: RunConfig) -> list[str]:

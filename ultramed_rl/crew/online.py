@@ -15,7 +15,7 @@ from ultramed_rl.actors.trainer import TrainingPlace
 from ultramed_rl.actors.weight_sync import transfer_backend
 from ultramed_rl.cluster.architecture import resolve_architecture
 from ultramed_rl.cluster.demands import needs_reference
-from ultramed_rl.cluster.group import RanksLost, RayActorError, WorkerGroup, ranks_held, wait, wait_within
+from ultramed_rl.cluster.group import RayActorError, WorkerGroup, are_done, ranks_held, wait, wait_within
 from ultramed_rl.cluster.pool import LostWorkers, Pool
 from ultramed_rl.cluster.transport import Station
 from ultramed_rl.config import RunConfig
@@ -96,8 +96,7 @@ class Crew(SamplingCrew):
         if config.policy.lora is not None and config.objective.uses_reference:
             budget = config.reference.micro_batch_tokens
             self._collective("scores_within", budget)
-            # Its ranks are no one's to replace but `restart_policy`'s.
-            rules = scorer_rules(config.cluster.faults, budget, self.policy.size, "reward", restarts=0)
+            rules = scorer_rules(config.cluster.faults, budget, self.policy.size, "reward", ranks=True)
             station = Station(self.policy, lambda actors: [], lockstep=True)
             self._open_references(self.exchange.add("reference", station, rules))
         if self.turns:
@@ -166,15 +165,10 @@ class Crew(SamplingCrew):
         check_groups(groups, self.vocab_size, length)
         packed = reference_answers(groups, self.config.objective.kl == "mismatched", length)
         source = zip(groups, packed, strict=True)
-        try:
-            with self.reference_awake():
-                for reference in self.references.stream(source, self.exchange):
-                    advance(len(reference.logprobs))
-                    yield reference
-        except LostWorkers as error:
-            if needs_reference(self.config):
-                raise
-            raise RanksLost(str(error)) from error
+        with self.reference_awake():
+            for reference in self.references.stream(source, self.exchange):
+                advance(len(reference.logprobs))
+                yield reference
 
     # -- learn ---------------------------------------------------------------------------------------------
 
@@ -185,14 +179,51 @@ class Crew(SamplingCrew):
         place: TrainingPlace,
     ) -> Iterator[dict[str, float]]:
         """One round of policy training; yields each optimizer step's metrics. Raises RanksLost."""
+        with self.policy.awake():
+            self.begin_training()
+            yield from self.go_on_training(groups, references, place, 0)
+
+    def begin_training(self) -> None:
+        """Ready for a round's pairs, of which there are none yet."""
         config = self.config
-        with self.policy.awake(), ranks_held(self.policy):
-            if config.training.optimizer_state == "reset":
-                self._collective("start_round")
-            self._collective(
-                "learn_preferences", groups, references, config.objective, config.policy.max_length
-            )
-            for rank, metrics in self.policy.stream("train", [(config.training, place)] * len(self.policy)):
+        if config.training.optimizer_state == "reset":
+            self._collective("start_round")
+        none: list[ReferenceLogprobs] | None = [] if config.objective.uses_reference else None
+        self._collective("learn_preferences", [], none, config.objective, config.policy.max_length)
+
+    def start_step(
+        self,
+        groups: Sequence[PreferenceGroup],
+        references: Sequence[ReferenceLogprobs] | None,
+        place: TrainingPlace,
+        step: int,
+    ) -> list[Any]:
+        """Begin the optimizer step whose batch these pairs are, after those before it; `step_metrics` has what it
+        came to."""
+        return self.policy.start("learn_next", groups, references, self.config.training, place, step)
+
+    def step_done(self, pending: Sequence[Any]) -> bool:
+        """Whether `step_metrics` needn't wait."""
+        return are_done(pending)
+
+    def step_metrics(self, pending: Sequence[Any]) -> dict[str, float]:
+        """The metrics of a step that was started, waiting for it. Raises RanksLost."""
+        with ranks_held(self.policy):
+            metrics: dict[str, float] = wait(pending)[0]
+        return metrics
+
+    def go_on_training(
+        self,
+        groups: Sequence[PreferenceGroup],
+        references: Sequence[ReferenceLogprobs] | None,
+        place: TrainingPlace,
+        start: int,
+    ) -> Iterator[dict[str, float]]:
+        """The rest of the round's pairs, and all steps from `start` on; yields each one's metrics. Raises RanksLost."""
+        with ranks_held(self.policy):
+            self._collective("add_preferences", groups, references)
+            arguments = (self.config.training, place, start)
+            for rank, metrics in self.policy.stream("train", [arguments] * len(self.policy)):
                 if rank == 0:
                     yield metrics
 

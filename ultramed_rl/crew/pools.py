@@ -18,15 +18,16 @@ def engine_rules(faults: Faults, max_num_seqs: int) -> PoolRules:
 
 
 def scorer_rules(
-    faults: Faults, batch_tokens: int, actors: int, upstream: str, *, restarts: int | None = None
+    faults: Faults, batch_tokens: int, actors: int, upstream: str, *, ranks: bool = False
 ) -> PoolRules:
     """Replicas: room is counted in tokens; `actors` in lockstep share one turn.
 
-    One turn at a time: while it is computed, the next one's requests gather.
+    One turn at a time: while it is computed, the next one's requests gather. `ranks` of a policy are not the pool's
+    to replace.
     """
     dispatch = DispatchRules(_WAVES * batch_tokens * actors, faults.attempts, copy_after=math.inf)
-    rules = fault_rules(faults) if restarts is None else fault_rules(faults, restarts)
-    return PoolRules(dispatch, rules, depth=1, lasting=False, upstream=(upstream,))
+    rules = fault_rules(faults, 0) if ranks else fault_rules(faults)
+    return PoolRules(dispatch, rules, depth=1, lasting=False, upstream=(upstream,), ranks=ranks)
 
 
 def fault_rules(faults: Faults, restarts: int | None = None) -> FaultRules:

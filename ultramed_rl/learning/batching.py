@@ -28,6 +28,11 @@ def epoch_batches(count: int, batch_size: int, epochs: int, seed: int) -> list[l
     return batches
 
 
+def ordered_batches(count: int, batch_size: int) -> list[list[int]]:
+    """Batches of samples as they come, each once; the last one may be smaller."""
+    return [list(range(i, min(i + batch_size, count))) for i in range(0, count, batch_size)]
+
+
 def count_steps(count: int, batch_size: int, epochs: int, max_steps: int | None = None) -> int:
     """How many batches `epoch_batches` gives, at most `max_steps`."""
     steps = -(-count // batch_size) * epochs

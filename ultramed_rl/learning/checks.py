@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 
 from ultramed_rl.records import PreferenceGroup, ReferenceLogprobs, TokenizedChat
+from ultramed_rl.token_ids import TokenIds
 
 SHOWN = 8
 
@@ -36,10 +38,17 @@ def check_groups(
 
 def check_chats(chats: Sequence[TokenizedChat], vocab_size: int) -> None:
     """Raise ValueError with the ids of chats that hold token ids outside the vocabulary."""
-    names = [c.conversation_id for c in chats if max(c.token_ids) >= vocab_size or min(c.token_ids) < 0]
+    names = [c.conversation_id for c in chats if _is_outside(c.token_ids, vocab_size)]
     if names:
         rule = f"token id outside the vocabulary of {vocab_size}"
         _refuse({rule: names}, "use the tokenizer of the model that is trained")
+
+
+def _is_outside(token_ids: Sequence[int], vocab_size: int) -> bool:
+    try:
+        return not TokenIds(token_ids).within(vocab_size)
+    except OverflowError:
+        return True
 
 
 def _broken_rules(group: PreferenceGroup, vocab_size: int, max_length: int) -> Iterator[str]:
@@ -48,13 +57,13 @@ def _broken_rules(group: PreferenceGroup, vocab_size: int, max_length: int) -> I
         yield "empty prompt"
     if not answers or not all(answers):
         yield "empty answer"
-    if len(set(answers)) < len(answers):
+    if any(one == other for one, other in combinations(answers, 2)):
         yield "equal answers"
     if len(prompt) >= max_length:
         yield f"prompt fills the context of {max_length} tokens"
     elif any(len(prompt) + len(a) > max_length for a in answers):
         yield f"prompt and answer exceed {max_length} tokens"
-    if any(ids and not 0 <= min(ids) <= max(ids) < vocab_size for ids in (prompt, *answers)):
+    if any(_is_outside(ids, vocab_size) for ids in (prompt, *answers)):
         yield f"token id outside the vocabulary of {vocab_size}"
     if len(group.rewards) != len(answers) or not all(math.isfinite(r) for r in group.rewards):
         yield "missing or non-finite reward"

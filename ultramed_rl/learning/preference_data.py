@@ -26,8 +26,22 @@ class PreferenceData:
         if references is not None:
             check_references(groups, references)
         self.groups, self.references, self.max_length = groups, references, max_length
-        costs = [self.answers_of(i) for i in range(len(groups))]
-        self.lengths = [c.packed_tokens if packed else c.padded_tokens for c in costs]
+        self._packed = packed
+        self.lengths = [self._cost(i) for i in range(len(groups))]
+
+    def add(self, groups: Sequence[PreferenceGroup], references: Sequence[ReferenceLogprobs] | None) -> None:
+        """More groups, after those that there are."""
+        assert (references is None) == (self.references is None), "with references all of them, or none"
+        if references is not None and self.references is not None:
+            check_references(groups, references)
+            self.references = [*self.references, *references]
+        before = len(self.groups)
+        self.groups = [*self.groups, *groups]
+        self.lengths.extend(self._cost(i) for i in range(before, len(self.groups)))
+
+    def _cost(self, index: int) -> int:
+        answers = self.answers_of(index)
+        return answers.packed_tokens if self._packed else answers.padded_tokens
 
     def answers_of(self, index: int) -> AnswerGroup:
         """A group's token ids."""

@@ -7,15 +7,12 @@ prompts -> completions -> scored -> pairs -> reference logprobs -> policy update
 
 from __future__ import annotations
 
-import math
-import time
+import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import TypeVar
 
 from ultramed_rl.actors.rollout import SamplingRequest
-from ultramed_rl.actors.trainer import TrainingPlace
 from ultramed_rl.cluster.group import RanksLost
 from ultramed_rl.config import RunConfig
 from ultramed_rl.crew.online import Crew
@@ -35,6 +32,7 @@ from ultramed_rl.online.cards import write_pairs_card, write_policy_card
 from ultramed_rl.online.exams import RoundExams
 from ultramed_rl.online.gather import Gatherer, Rules
 from ultramed_rl.online.resume import latest_checkpoint
+from ultramed_rl.online.training import RoundTraining
 from ultramed_rl.online.watcher import RunWatcher
 from ultramed_rl.records import (
     Checkpoint,
@@ -49,7 +47,6 @@ from ultramed_rl.store import RoundRecord, RunDirectory
 from ultramed_rl.store.atomic import remove
 from ultramed_rl.token_ids import TokenIds
 from ultramed_rl.tracking import Tracker
-from ultramed_rl.tracking.timeline import Span
 
 Metrics = dict[str, float]
 T = TypeVar("T")
@@ -91,7 +88,9 @@ class Controller:
     def run_round(self, record: RoundRecord) -> Metrics:
         """One round. Phases that a killed run finished are read back, not computed again."""
         asked = record.phase("prompts", self.choose_prompts, record.index, kind=Prompt)
-        gatherer = Gatherer(self.config, self.crew, self.progress, record, self.rules(record.index))
+        training = self.training(record.index, asked)
+        rules, early = self.rules(record.index), training if self.config.training.early else None
+        gatherer = Gatherer(self.config, self.crew, self.progress, record, rules, early)
         with self.watcher.phase("gather", record.index) as shares:
             gathered = self.holding(record, lambda: gatherer.gather(asked))
         prompts, scored = [p for p in asked if p.prompt_id not in gathered.set_aside], list(gathered.scored)
@@ -102,7 +101,7 @@ class Controller:
         with self.watcher.phase("weigh", record.index):
             references = self.holding(record, lambda: gatherer.weigh(pairs))
         with self.watcher.phase("train", record.index):
-            checkpoint = self.train(record, pairs, references)
+            checkpoint = self.train(record, training, pairs, references)
         with self.watcher.phase("adopt", record.index):
             sync = self.adopt(record, checkpoint)
         with self.watcher.phase("evaluate", record.index):
@@ -145,7 +144,25 @@ class Controller:
     # -- phases --------------------------------------------------------------------------------------------
 
     def choose_prompts(self, index: int) -> list[Prompt]:
-        return list(prompts_for_round(self.pool.training, self.config.prompts, index, self.config.run.seed))
+        seed = self.config.run.seed
+        prompts = list(prompts_for_round(self.pool.training, self.config.prompts, index, seed))
+        if self.config.training.early:  # batches follow this order; sources stand one after the other
+            random.Random(derive_seed(seed, "order", index)).shuffle(prompts)
+        return prompts
+
+    def training(self, index: int, prompts: Sequence[Prompt]) -> RoundTraining:
+        """The round's training, before its first step."""
+        before = self.policy_steps
+
+        def log(count: int, step: Metrics) -> None:
+            self.policy_steps = before + count
+            self.tracker.log({"round": index, **step}, step=self.policy_steps, kind="step")
+
+        def discard() -> None:
+            self.policy_steps = before
+            self.store.discard_metrics_after(index)
+
+        return RoundTraining(self.config, self.crew, self.watcher, index, prompts, log, discard)
 
     def rules(self, index: int) -> Rules:
         """What the round asks of its prompts."""
@@ -174,16 +191,18 @@ class Controller:
     def train(
         self,
         record: RoundRecord,
+        training: RoundTraining,
         pairs: Sequence[PreferenceGroup],
         references: Sequence[ReferenceLogprobs] | None,
     ) -> Checkpoint:
         """Train on the round's pairs and write the checkpoint; its manifest holds the training metrics."""
 
         def attempt(directory: Path) -> Metrics:
-            self.store.discard_metrics_after(record.index)  # of an attempt that lost the policy
             for left in directory.iterdir():
                 remove(left)
-            metrics = self._train(record.index, pairs, references)
+            total = len(pairs) * self.config.training.epochs
+            with self.progress.phase(f"round {record.index} train", total, "pairs") as bar:
+                metrics = training.finish(pairs, references, bar.advance)
             self.crew.save_policy(directory)
             return metrics
 
@@ -257,51 +276,6 @@ class Controller:
             **{f"seconds_{name}": value for name, value in seconds.items()},
             "seconds": sum(seconds.values()),
             **token_rates(prompts, scored, pairs, seconds),
-        }
-
-    def _train(
-        self,
-        index: int,
-        pairs: Sequence[PreferenceGroup],
-        references: Sequence[ReferenceLogprobs] | None,
-    ) -> Metrics:
-        whole_run = self.config.training.schedule_scope == "run"
-        place = TrainingPlace(
-            index=index if whole_run else 0,
-            rounds=self.config.run.rounds if whole_run else 1,
-            seed=derive_seed(self.config.run.seed, "batches", index),
-        )
-        steps: list[Metrics] = []
-        started = time.perf_counter()
-        total = len(pairs) * self.config.training.epochs
-        with self.progress.phase(f"round {index} train", total, "pairs") as bar:
-            since = time.time()
-            for step in self.crew.train(pairs, references, place):
-                steps.append(step)
-                now = time.time()
-                for rank in range(len(self.crew.policy)):
-                    self.watcher.span(
-                        Span("policy", f"policy-{rank}", "train", since, now, int(step["samples"]))
-                    )
-                since = now
-                bar.advance(int(step["samples"]))
-                self.tracker.log({"round": index, **step}, step=self.policy_steps + len(steps), kind="step")
-        self.policy_steps += len(steps)
-        seconds = time.perf_counter() - started
-        return {
-            "policy_steps": len(steps),
-            "loss_first": steps[0]["loss"],
-            "loss_last": steps[-1]["loss"],
-            "implicit_accuracy": fmean(s.get("accuracy", math.nan) for s in steps),
-            "implicit_margin": steps[-1]["implicit_margin"],
-            "grad_norm_max": max(
-                (s["grad_norm"] for s in steps if s["grad_norm"] == s["grad_norm"]), default=math.nan
-            ),
-            "seconds_training": seconds,
-            "tokens_per_second_training": sum(s["tokens"] for s in steps) / seconds,
-            "mfu": fmean(s["mfu"] for s in steps),
-            "rollout_gap": steps[0].get("rollout_gap", math.nan),
-            "skipped_steps": sum(math.isnan(s["grad_norm"]) for s in steps),
         }
 
     def _select(

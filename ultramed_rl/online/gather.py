@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -23,6 +23,7 @@ from ultramed_rl.config import RunConfig
 from ultramed_rl.crew.online import Crew
 from ultramed_rl.crew.sampling import check_version
 from ultramed_rl.crew.scorers import Scored
+from ultramed_rl.online.training import RoundTraining
 from ultramed_rl.records import Completion, PreferenceGroup, Prompt, ReferenceLogprobs, ScoredCompletion
 from ultramed_rl.store import RoundRecord
 from ultramed_rl.store.atomic import write_lines
@@ -80,13 +81,22 @@ class _Watch:
 
 
 class Gatherer:
-    """Gathers one round's records. `gather` comes first, then `weigh` for the pairs that were selected."""
+    """Gathers one round's records. `gather` comes first, then `weigh` for the pairs that were selected.
+
+    A `training` is told of each pair as it is ready.
+    """
 
     def __init__(
-        self, config: RunConfig, crew: Crew, progress: Progress, record: RoundRecord, rules: Rules
+        self,
+        config: RunConfig,
+        crew: Crew,
+        progress: Progress,
+        record: RoundRecord,
+        rules: Rules,
+        training: RoundTraining | None = None,
     ) -> None:
         self.config, self.crew, self.progress = config, crew, progress
-        self.record, self.rules = record, rules
+        self.record, self.rules, self.training = record, rules, training
         self.set_aside: dict[str, str] = {}
         self._limit = 1
         self._weighed_s = 0.0  # that the streamed references took after the last score
@@ -130,9 +140,12 @@ class Gatherer:
 
     def _streamed(self, phase: ShardedPhase[ScoredCompletion], prompts: Sequence[Prompt]) -> None:
         references = self._reference_phase() if self._streams_references else None
+        if self.training is not None:
+            self.training.begin()
         stream = _Stream(self, phase, references)
         total = len(prompts) * self.config.sampling.n
         with ExitStack() as stack:
+            stack.enter_context(_seldom_collected())
             bar = stack.enter_context(self._phase("generate and score", total))
             stack.enter_context(self.crew.rollout.awake())
             stack.enter_context(self.crew.scorers.awake())
@@ -274,8 +287,10 @@ class _Stream:
     ) -> None:
         self.gatherer, self.crew, self.rules = gatherer, gatherer.crew, gatherer.rules
         self.scored, self.references = scored, references
+        self.training = gatherer.training
         self.watch = _Watch()
         self._prompts: dict[str, Prompt] = {}  # under way
+        self._weighing: dict[str, PreferenceGroup] = {}  # by group, for the training
 
     def run(self, prompts: Sequence[Prompt], advance: Callable[[int], None]) -> None:
         """Until every prompt is scored and every pair weighed, or set aside."""
@@ -292,11 +307,15 @@ class _Stream:
                     self.crew.offer(self.rules.request(prompt))
             if not self._unfinished:
                 continue
+            if self.training is not None:
+                self.training.advance()
             self.crew.exchange.hold("rollout", not self.crew.scorers.wanted)
             for outcome in self.crew.exchange.outcomes(self.crew.scorers.patience):
                 self._route(outcome)
             for scored in self.crew.scorers.ready():
                 self._keep(scored, advance)
+        if self.training is not None:
+            self.training.advance()
 
     @property
     def _wanted(self) -> bool:
@@ -318,36 +337,58 @@ class _Stream:
                 self.watch.note("completions")
             else:
                 del self._prompts[outcome.key]
+                self._settle(outcome.key, None, None)
         elif outcome.role == "reference":
             assert self.references is not None
-            self.references.keep([self.crew.references.take(outcome)])
+            reference = self.crew.references.take(outcome)
+            self.references.keep([reference])
             self.watch.note("reference")
+            if self.training is not None:
+                pair = self._weighing.pop(reference.group_id)
+                self._settle(pair.prompt.prompt_id, pair, reference)
         else:
             self.crew.scorers.take(outcome)
 
     def _keep(self, scored: Scored, advance: Callable[[int], None]) -> None:
         prompt = self._prompts.pop(scored.prompt_id)
         if not self.gatherer.accept_scored(scored):
+            self._settle(scored.prompt_id, None, None)
             return
         self.scored.keep(scored.answers)
         self.watch.note("scored")
         advance(sum(s.completion.finish_reason != "reference" for s in scored.answers))
-        self._select(prompt, scored.answers)
+        self._select(prompt, scored.answers, {})
 
-    def _select(self, prompt: Prompt, answers: Sequence[ScoredCompletion]) -> None:
-        if self.references is not None and (pair := self.rules.select(prompt, answers)) is not None:
-            self.crew.references.offer(pair)
+    def _select(
+        self, prompt: Prompt, answers: Sequence[ScoredCompletion], weighed: Mapping[str, ReferenceLogprobs]
+    ) -> None:
+        """A prompt's pair to the reference, if it has one and was not weighed; and what is known of it to the training."""
+        if self.references is None and self.training is None:
+            return
+        pair = self.rules.select(prompt, answers)
+        reference = None if pair is None else weighed.get(pair.group_id)
+        if pair is None or self.references is None or reference is not None:
+            self._settle(prompt.prompt_id, pair, reference)
+            return
+        if self.training is not None:
+            self._weighing[pair.group_id] = pair
+        self.crew.references.offer(pair)
+
+    def _settle(
+        self, prompt_id: str, pair: PreferenceGroup | None, reference: ReferenceLogprobs | None
+    ) -> None:
+        if self.training is not None:
+            self.training.settle(prompt_id, pair, reference)
 
     def _left(self, prompts: Sequence[Prompt]) -> Iterator[Prompt]:
         """Prompts that an earlier, killed run had not kept; of those that it had, the pairs still to be weighed."""
         kept = {prompt_id for prompt_id, _ in self._kept()}
-        if kept and self.references is not None:
-            weighed = {reference.group_id for reference in self.references.read()}
+        if kept:
+            found = [] if self.references is None else self.references.read()
+            weighed = {reference.group_id: reference for reference in found}
             by_id = {p.prompt_id: p for p in prompts if p.prompt_id in kept}
             for prompt_id, answers in self._kept():
-                pair = self.rules.select(by_id[prompt_id], answers)
-                if pair is not None and pair.group_id not in weighed:
-                    self.crew.references.offer(pair)
+                self._select(by_id[prompt_id], answers, weighed)
         return (p for p in prompts if p.prompt_id not in kept)
 
     def _kept(self) -> Iterator[tuple[str, list[ScoredCompletion]]]:

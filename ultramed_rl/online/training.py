@@ -1,0 +1,171 @@
+"""One round's training: on all pairs at once, or on each batch as soon as it is there (`training.early`).
+
+Early, batches follow the order of the round's prompts, whoever answered first: a pair waits for those of the prompts
+before it. So what is learnt does not depend on who was faster, and a run that was killed learns the same again.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from statistics import fmean
+from typing import Any
+
+from ultramed_rl.actors.trainer import TrainingPlace
+from ultramed_rl.config import RunConfig
+from ultramed_rl.crew.online import Crew
+from ultramed_rl.learning.seeds import derive_seed
+from ultramed_rl.online.watcher import RunWatcher
+from ultramed_rl.records import PreferenceGroup, Prompt, ReferenceLogprobs
+from ultramed_rl.tracking.timeline import Span
+
+Metrics = dict[str, float]
+Weighed = tuple[PreferenceGroup, ReferenceLogprobs | None]
+_AHEAD = 2  # steps that the policy is given at once, so that it never waits for the driver
+
+
+class RoundTraining:
+    """The training of one round.
+
+    Args:
+        log: told of each step's metrics, with the step's place in the round.
+        discard: drops what was logged of the round, when its training begins anew.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        crew: Crew,
+        watcher: RunWatcher,
+        index: int,
+        prompts: Sequence[Prompt],
+        log: Callable[[int, Metrics], None],
+        discard: Callable[[], None],
+    ) -> None:
+        self.config, self.crew, self.watcher, self.index = config, crew, watcher, index
+        self.prompts, self.log, self.discard = prompts, log, discard
+        whole_run = config.training.schedule_scope == "run"
+        self.place = TrainingPlace(
+            index=index if whole_run else 0,
+            rounds=config.run.rounds if whole_run else 1,
+            seed=derive_seed(config.run.seed, "batches", index),
+            most=len(prompts) if config.training.early else None,
+        )
+        self._begun_as = -1  # the restart of the policy that these steps were taken with
+        self._reset()
+
+    def _reset(self) -> None:
+        self.steps: list[Metrics] = []
+        self._settled: dict[str, Weighed | None] = {}  # by prompt, where those before it are not settled yet
+        self._reached = 0  # prompts that are settled without a gap
+        self._ready: list[Weighed] = []  # of these, and not sent yet
+        self._sent: list[str] = []  # groups
+        self._pending: deque[list[Any]] = deque()
+        self._since = time.time()
+
+    # -- while pairs come ----------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Before the first prompt is settled; again when the gathering begins again, with the policy that there is
+        then. What an earlier gathering settled is settled once more by the next one."""
+        if self.steps or self._pending:
+            self.discard()
+        self._reset()
+        self.crew.begin_training()
+        self._begun_as = self.crew.policy.restarts
+
+    def settle(
+        self, prompt_id: str, pair: PreferenceGroup | None, reference: ReferenceLogprobs | None
+    ) -> None:
+        """A prompt's pair is there, with its reference logprobs where there are any; or it gives none."""
+        self._settled[prompt_id] = None if pair is None else (pair, reference)
+        while self._reached < len(self.prompts):
+            name = self.prompts[self._reached].prompt_id
+            if name not in self._settled:
+                break
+            weighed = self._settled.pop(name)
+            self._reached += 1
+            if weighed is not None:
+                self._ready.append(weighed)
+
+    def advance(self) -> None:
+        """Take note of steps that are done, and begin those that can begin. Raises RanksLost."""
+        while self._pending and self.crew.step_done(self._pending[0]):
+            self._note(self.crew.step_metrics(self._pending.popleft()))
+        size = self.config.training.batch_size
+        while len(self._ready) >= size and len(self._pending) < _AHEAD:
+            batch, self._ready = self._ready[:size], self._ready[size:]
+            pairs, references = _columns(batch)
+            step = len(self._sent) // size
+            self._pending.append(self.crew.start_step(pairs, references, self.place, step))
+            self._sent += [pair.group_id for pair in pairs]
+
+    # -- when all are there --------------------------------------------------------------------------------
+
+    def finish(
+        self,
+        pairs: Sequence[PreferenceGroup],
+        references: Sequence[ReferenceLogprobs] | None,
+        advance: Callable[[int], None],
+    ) -> Metrics:
+        """All steps that were not taken yet; the training's metrics. Raises RanksLost."""
+        started = time.perf_counter()
+        with self.crew.policy.awake():
+            if self._begun_as != self.crew.policy.restarts or not self.config.training.early:
+                self.discard()  # of an attempt that lost the policy
+                self._reset()
+                self.crew.begin_training()
+                self._begun_as = self.crew.policy.restarts
+            early = len(self._sent)
+            assert [pair.group_id for pair in pairs[:early]] == self._sent, (
+                "the pairs are others than those learnt"
+            )
+            while self._pending:
+                self._note(self.crew.step_metrics(self._pending.popleft()))
+            advance(early)
+            taken = len(self.steps)
+            rest = None if references is None else references[early:]
+            self._since = time.time()
+            for step in self.crew.go_on_training(pairs[early:], rest, self.place, taken):
+                advance(int(step["samples"]))
+                self._note(step)
+        self._begun_as = -1
+        return self._metrics(time.perf_counter() - started, taken)
+
+    def _note(self, step: Metrics) -> None:
+        self.steps.append(step)
+        now = time.time()
+        since = max(self._since, now - step["seconds"])
+        for rank in range(len(self.crew.policy)):
+            self.watcher.span(Span("policy", f"policy-{rank}", "train", since, now, int(step["samples"])))
+        self._since = now
+        self.log(len(self.steps), step)
+
+    def _metrics(self, seconds: float, early: int) -> Metrics:
+        steps = self.steps
+        worked = max(seconds, sum(s["seconds"] for s in steps))
+        return {
+            "policy_steps": len(steps),
+            **({"early_steps": early} if self.config.training.early else {}),
+            "loss_first": steps[0]["loss"],
+            "loss_last": steps[-1]["loss"],
+            "implicit_accuracy": fmean(s.get("accuracy", math.nan) for s in steps),
+            "implicit_margin": steps[-1]["implicit_margin"],
+            "grad_norm_max": max(
+                (s["grad_norm"] for s in steps if s["grad_norm"] == s["grad_norm"]), default=math.nan
+            ),
+            "seconds_training": seconds,
+            "tokens_per_second_training": sum(s["tokens"] for s in steps) / worked,
+            "mfu": fmean(s["mfu"] for s in steps),
+            "rollout_gap": steps[0].get("rollout_gap", math.nan),
+            "skipped_steps": sum(math.isnan(s["grad_norm"]) for s in steps),
+        }
+
+
+def _columns(
+    batch: Sequence[Weighed],
+) -> tuple[list[PreferenceGroup], list[ReferenceLogprobs] | None]:
+    references = [reference for _, reference in batch if reference is not None]
+    return [pair for pair, _ in batch], references or None
