@@ -15,8 +15,9 @@ pairs, reference logprobs, and the last weights. `ratio` is the share of identic
 the driver lives, and one of the workers is at a turn, by the run's timeline. A worker that is struck while it has
 nothing to do is missed when it is needed, and the time until then counts as well; `replacing_s` is counted from the
 first sight of a new process of its role. Where the run ended before, the strike is `unmeasured`. `gave_up` counts
-drivers that ended with an error, `stayed` processes that outlived their driver by 15 seconds. The last line is JSON;
-the exit status is 1 if anything differs.
+drivers that ended with an error, `stayed` processes that outlived their driver by 15 seconds. `missed` strikes were
+not made, as the run had ended: give it more --rounds or --prompts. The last line is JSON; the exit status is 1 if
+anything differs or was missed.
 """
 
 from __future__ import annotations
@@ -224,7 +225,7 @@ def _middle_and_most(seconds: Sequence[float]) -> dict[str, float] | None:
 
 def is_same(line: Mapping[str, Any]) -> bool:
     """Whether nothing differs that must not."""
-    zero = ("lost", "doubled", "changed", "prompts_differ", "gave_up")
+    zero = ("lost", "doubled", "changed", "prompts_differ", "gave_up", "missed")
     return (
         line["ours"] == line["peer"]
         and line["ratio"] == 1.0
@@ -245,7 +246,8 @@ def run_both(root: Path, options: argparse.Namespace) -> dict[str, Any]:
     started = time.monotonic()
     killer.run(turns_of_kinds(options.kinds, options.kills, chance))
     seconds["struck"] = time.monotonic() - started
-    return report(runs / "unbroken", runs / "struck", killer, seconds, options.rounds)
+    line = report(runs / "unbroken", runs / "struck", killer, seconds, options.rounds)
+    return {**line, "missed": options.kills - len(killer.strikes)}
 
 
 def main() -> None:

@@ -198,17 +198,18 @@ class Killer:
     stayed: list[str] = field(default_factory=list)  # processes that outlived their driver
 
     def run(self, kinds: Sequence[str]) -> None:
-        """Make all strikes, then wait for the end.
+        """Make all strikes, or as many as the run lasts for, then wait for the end.
 
         Raises:
-            RuntimeError: the run stands still, gives up again and again, or ends before all strikes were made.
+            RuntimeError: the run stands still, or gives up again and again.
         """
         try:
             self._start()
             for number, kind in enumerate(kinds):
                 # Spread over all rounds but the last, which is there for strikes that come late.
                 self._wait_for_moment(number * (self.rounds - 1) // len(kinds))
-                self._strike(kind)
+                if not self._strike(kind):
+                    break
             while not self.over:
                 self._tick()
         finally:
@@ -220,14 +221,13 @@ class Killer:
         self.driver = start_driver(self.config, {MARK: name})
         self._moved = time.monotonic()
 
-    def _strike(self, kind: str) -> None:
+    def _strike(self, kind: str) -> bool:
+        """Whether there was still somebody to strike."""
         victim = None
         while victim is None:
             self._until(lambda: kind == "driver" or self.crew_met, math.inf)
             if self.over:
-                raise RuntimeError(
-                    f"the run ended after {len(self.strikes)} kills: give it more --rounds or --prompts"
-                )
+                return False
             if kind == "driver":
                 victim = next((p for p in self.processes if p.pid == self.driver.pid), None)
             else:
@@ -244,6 +244,7 @@ class Killer:
             self.driver.wait()
             self.stayed += self.household.end(SECONDS["leave"])
             self._start()
+        return True
 
     def _wait_for_moment(self, due: int) -> None:
         """A random time, not before `due` rounds are done."""

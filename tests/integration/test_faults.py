@@ -14,7 +14,7 @@ import pytest
 from tests.tiny import tiny_run
 from ultramed_rl.actors.rollout import SamplingRequest
 from ultramed_rl.actors.trainer import TrainingPlace
-from ultramed_rl.cluster.group import RanksLost
+from ultramed_rl.cluster.group import RanksLost, ranks_held
 from ultramed_rl.config import parse_config
 from ultramed_rl.crew.online import Crew
 from ultramed_rl.crew.scorers import Scorers
@@ -127,6 +127,23 @@ def test_a_lost_policy_starts_again_and_its_weights_reach_a_new_engine(crew: Cre
     crew.sync(str(tmp_path / "checkpoint"), 1)
     assert crew.rollout.call("version") == [1, 1]
     assert answers(crew, asked, 1) == answers(crew, asked, 1)
+
+
+def test_a_policy_that_hangs_in_training_is_ended(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = requests(crew, 4, 24)
+    pairs = pairs_of(asked, crew.generate(asked, 1, lambda _: None))
+    references = by_pair(crew, pairs)
+    victim = process_of(crew.policy.actors[0])
+    os.kill(victim, signal.SIGSTOP)
+    monkeypatch.setattr(crew.policy, "patience_s", 5.0)
+    place = TrainingPlace(0, 1, 0)
+    with pytest.raises(RanksLost, match="policy: no sign of life for 5 s"):
+        crew.step_metrics(crew.start_step(pairs, references, place, 0))
+    crew.restart_policy(crew.config.policy.path, 0)
+    assert not Path(f"/proc/{victim}").exists()
+    os.kill(process_of(crew.policy.actors[0]), signal.SIGSTOP)
+    with ranks_held(crew.policy), pytest.raises(RanksLost, match="no sign of life"):
+        list(crew.policy.stream("train", [(crew.config.training, place)]))
 
 
 def pairs_of(asked: list[SamplingRequest], completions: list[Completion]) -> list[PreferenceGroup]:

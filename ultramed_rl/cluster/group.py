@@ -152,13 +152,19 @@ class WorkerGroup:
         return [(r, _succeeded(ref)) for r, ref in zip(ranks, asked, strict=True) if ref in answered]
 
     def stream(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
-        """Run a generator method on every actor; yields (rank, item) as items come, from all at once."""
+        """Run a generator method on every actor; yields (rank, item) as items come, from all at once.
+
+        Raises:
+            RanksLost: no item came for `patience_s`.
+        """
         running = {
             getattr(actor, method).options(num_returns="streaming").remote(*args): rank
             for rank, (actor, args) in enumerate(zip(self.actors, arguments, strict=True))
         }
         while running:
-            ready, _ = ray.wait(list(running), num_returns=1, fetch_local=False)
+            ready, _ = ray.wait(list(running), num_returns=1, fetch_local=False, timeout=self.patience_s)
+            if not ready:
+                raise self._give_up()
             for generator in ready:
                 try:
                     reference = next(generator)
@@ -166,6 +172,23 @@ class WorkerGroup:
                     del running[generator]
                     continue
                 yield running[generator], ray.get(reference)
+
+    def wait(self, pending: Sequence[Any]) -> list[Any]:
+        """Results of calls that `start` began; the first failure is raised.
+
+        Raises:
+            RanksLost: they were not there after `patience_s`.
+        """
+        try:
+            return wait_within(pending, self.patience_s)
+        except TimeoutError:
+            raise self._give_up() from None
+
+    def _give_up(self) -> RanksLost:
+        """End all: one of them hangs, and the others wait for it."""
+        for rank in list(self._actors):
+            self.kill(rank, frozen=True)
+        return RanksLost(f"{self.role}: no sign of life for {self.patience_s:.0f} s")
 
     @contextmanager
     def awake(self) -> Iterator[WorkerGroup]:

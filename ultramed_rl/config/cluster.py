@@ -56,7 +56,9 @@ class Faults(Section):
     )
     restarts: int = Field(default=20, ge=0, description="workers of one role that a run replaces at most")
     hang_s: float = Field(
-        default=600.0, gt=0.0, description="seconds without a sign of life after which a worker is replaced"
+        default=600.0,
+        gt=0.0,
+        description="seconds without a sign of life (a turn's report, an optimizer step) after which a worker is replaced",
     )
     start_s: float = Field(
         default=900.0,
@@ -103,7 +105,7 @@ class Cluster(Devices):
     barriers: bool | None = Field(
         default=None,
         description="true: generate, score and weigh one after the other; false: all at once, each answer as it "
-        "comes; null: false, but true where roles take turns on the same GPUs",
+        "comes; null: true where roles share devices, on which they would only slow each other, else false",
     )
     policy: TrainerGroup = TrainerGroup()
     rollout: RolloutGroup = RolloutGroup()
@@ -113,8 +115,7 @@ class Cluster(Devices):
     @property
     def has_barriers(self) -> bool:
         """Whether a round's phases wait for each other."""
-        shared = self.layout == "colocated" and self.device == "cuda"
-        return shared if self.barriers is None else self.barriers
+        return self.layout == "colocated" if self.barriers is None else self.barriers
 
 
 class StageCluster(Devices):

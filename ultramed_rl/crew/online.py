@@ -209,7 +209,7 @@ class Crew(SamplingCrew):
     def step_metrics(self, pending: Sequence[Any]) -> dict[str, float]:
         """The metrics of a step that was started, waiting for it. Raises RanksLost."""
         with ranks_held(self.policy):
-            metrics: dict[str, float] = wait(pending)[0]
+            metrics: dict[str, float] = self.policy.wait(pending)[0]
         return metrics
 
     def go_on_training(
