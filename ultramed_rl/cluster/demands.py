@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ultramed_rl.cluster.architecture import count_parameters, resolve_architecture
-from ultramed_rl.cluster.memory import GIB, TrainingShape, forward_bytes, training_bytes
+from ultramed_rl.cluster.memory import GIB, TrainingShape, bytes_per_weight, forward_bytes, training_bytes
 from ultramed_rl.config import (
     ContrastsConfig,
     EngineConfig,
@@ -42,8 +42,10 @@ def needs_reference(config: RunConfig) -> bool:
 def run_demands(config: RunConfig) -> Iterator[Demand]:
     """The roles of an online run, in the order in which they are given devices."""
     policy = resolve_architecture(config.policy.path, config.policy.architecture, "policy")
-    yield _rollout(config, policy)
-    sizes = _trainer_bytes(
+    transit = _in_transit(config, policy)
+    engines = _rollout(config, policy)
+    yield replace(engines, bytes_per_device=engines.bytes_per_device | transit)
+    sizes = transit | _trainer_bytes(
         config.cluster.policy,
         config.cluster.device,
         config.policy,
@@ -59,6 +61,14 @@ def run_demands(config: RunConfig) -> Iterator[Demand]:
     if needs_reference(config):
         yield _reference(config, policy)
     yield from _rewards(config, policy)
+
+
+def _in_transit(config: RunConfig, policy: Architecture) -> dict[str, int]:
+    """On CPU weights go from the policy to the engines through memory that both processes have mapped."""
+    if config.cluster.device != "cpu":
+        return {}
+    precision = resolve_precision(config.policy.precision, "cpu")
+    return {"weights in transit": count_parameters(policy) * bytes_per_weight(precision)}
 
 
 def sampling_demands(config: ContrastsConfig | EvaluateConfig | EngineConfig) -> Iterator[Demand]:
@@ -125,10 +135,11 @@ def _rollout(config: SamplingConfig, policy: Architecture) -> Demand:
         cache = int(group.kv_cache_gib * GIB)
     else:
         cache = max(0, int(cluster.device_memory_gib * GIB * group.memory_fraction) - weights)
+    sizes = {"weights": weights, "kv cache": cache}
+    if cluster.device == "cpu":
+        sizes["packed weights"] = weights  # vLLM's matrices in oneDNN's own order, made beside the plain ones
     cure = "raise cluster.rollout.tensor_parallel or lower cluster.rollout.kv_cache_gib"
-    return Demand(
-        "rollout", group.engines, group.tensor_parallel, {"weights": weights, "kv cache": cache}, cure
-    )
+    return Demand("rollout", group.engines, group.tensor_parallel, sizes, cure)
 
 
 def _reference(config: RunConfig, policy: Architecture) -> Demand:
