@@ -148,6 +148,7 @@ def write_config(root: Path, name: str, options: argparse.Namespace) -> Path:
         run__rounds=options.rounds,
         prompts__per_round=options.prompts,
         sampling__max_new_tokens=32,
+        cluster__barriers=False,
         # Few at a time, so that a round of few tokens takes long enough to be struck.
         cluster__rollout={"engines": WORKERS["rollout"], "max_num_seqs": 8, **ENGINE},
         cluster__reward={"replicas": WORKERS["reward"]},

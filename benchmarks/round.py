@@ -5,8 +5,9 @@
 Ours is the product: a run of the quickstart's rounds with its actors resident. The peer is what one writes without
 it (`staged/`): vLLM generates and exits, transformers scores in padded batches and exits, TRL's DPOTrainer trains
 and saves, each a process of its own that loads its model from disk. Our run goes first; each peer's round then
-begins with the policy that ours began that round with, on the same prompts, sampling with the same seeds, so both
-sides do the same work: tokens and pairs of both are reported. Both compute in float32 on all cores.
+begins with the policy that ours began that round with, on the same prompts; `same_work` says whether tokens and pairs
+of both sides are within 3 %. By default the peer gives each prompt a seed, as ours does; `--unseeded` is its fastest way,
+and cannot be repeated. Both compute in float32 on all cores.
 
 A round of ours is timed from the commit of the one before to its own, less its evaluation, which the peer has not
 got. The first round and the start-up, which a run pays once, are reported beside the median of the others. A

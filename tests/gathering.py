@@ -128,8 +128,8 @@ class Round:
 def run_config(root: Path, **changes: Any) -> RunConfig:
     training = {"learning_rate": 1.0e-5, "batch_size": 1}
     reward = {"train": training, "micro_batch_tokens": 256}
-    cluster = {"cluster__rollout__max_num_seqs": SPEED.max_num_seqs}
-    return parse_config(tiny_run(root, reward=reward, **cluster, **changes))
+    cluster = {"cluster__rollout__max_num_seqs": SPEED.max_num_seqs, "cluster__barriers": False}
+    return parse_config(tiny_run(root, reward=reward, **{**cluster, **changes}))
 
 
 def select(prompts: Sequence[Prompt], scored: Sequence[ScoredCompletion]) -> list[PreferenceGroup]:

@@ -112,7 +112,6 @@ def tiny_run(root: Path, **changes: Any) -> dict[str, Any]:
             "device": "cpu",
             "devices_per_node": 2,
             "device_memory_gib": 20.0,
-            "barriers": False,
             "policy": {"ranks": 2, "zero_stage": 2},
             "rollout": {"engines": 1, "max_num_seqs": 32, "kv_cache_gib": 0.1, "enforce_eager": True},
         },

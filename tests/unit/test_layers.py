@@ -22,7 +22,7 @@ LAYERS = [
     {"evaluation"},
     {"models", "data"},
     {"learning", "store", "tracking"},
-    {"config", "records"},
+    {"config", "records", "token_ids"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ultramed_rl.actors.options import OptionRequest, score_options
+from ultramed_rl.actors.seeded_sampling import install as install_seeded_sampling
 from ultramed_rl.actors.trainer import peak_memory
 from ultramed_rl.actors.turns import Turn, TurnReport
 from ultramed_rl.records import Completion, Prompt
@@ -66,6 +67,8 @@ class RolloutWorker:
 
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         self.arguments, self.stop_token = arguments, stop_token
+        if arguments.device == "cpu":
+            install_seeded_sampling()
         self.llm = LLM(
             model=arguments.model,
             tokenizer=arguments.model,

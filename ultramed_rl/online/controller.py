@@ -69,7 +69,7 @@ class Controller:
         self.tracker, self.watcher, self.exams = tracker, watcher, exams
         self.progress = watcher.progress
         self.version = 0
-        self.policy_steps = 0
+        self.policy_steps = 0  # of the rounds before this one
         self.trained = latest_checkpoint(config, store)  # what a lost policy starts again from
 
     def run(self, on_round: Callable[[Metrics], None]) -> list[Metrics]:
@@ -152,14 +152,11 @@ class Controller:
 
     def training(self, index: int, prompts: Sequence[Prompt]) -> RoundTraining:
         """The round's training, before its first step."""
-        before = self.policy_steps
 
         def log(count: int, step: Metrics) -> None:
-            self.policy_steps = before + count
-            self.tracker.log({"round": index, **step}, step=self.policy_steps, kind="step")
+            self.tracker.log({"round": index, **step}, step=self.policy_steps + count, kind="step")
 
         def discard() -> None:
-            self.policy_steps = before
             self.store.discard_metrics_after(index)
 
         return RoundTraining(self.config, self.crew, self.watcher, index, prompts, log, discard)
@@ -212,6 +209,7 @@ class Controller:
             return metrics
 
         path, metrics = record.phase_directory("checkpoint", compute, pairs, references or [])
+        self.policy_steps += int(metrics["policy_steps"])  # also of one that a killed run had finished
         return Checkpoint(str(path), record.index + 1, metrics)
 
     def adopt(self, record: RoundRecord, checkpoint: Checkpoint) -> Metrics:
