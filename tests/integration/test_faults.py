@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -141,9 +142,14 @@ def test_a_policy_that_hangs_in_training_is_ended(crew: Crew, monkeypatch: pytes
         crew.step_metrics(crew.start_step(pairs, references, place, 0))
     crew.restart_policy(crew.config.policy.path, 0)
     assert not Path(f"/proc/{victim}").exists()
-    os.kill(process_of(crew.policy.actors[0]), signal.SIGSTOP)
+    victim = process_of(crew.policy.actors[0])
+    os.kill(victim, signal.SIGSTOP)
     with ranks_held(crew.policy), pytest.raises(RanksLost, match="no sign of life"):
         list(crew.policy.stream("train", [(crew.config.training, place)]))
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{victim}").exists():  # ended by a task of its own
+        assert time.monotonic() < deadline, "a frozen process was left behind"
+        time.sleep(0.1)
 
 
 def pairs_of(asked: list[SamplingRequest], completions: list[Completion]) -> list[PreferenceGroup]:
