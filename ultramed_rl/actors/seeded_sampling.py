@@ -31,7 +31,7 @@ def install() -> None:
     from vllm.v1.sample.ops import topk_topp_sampler as ops
 
     theirs = ops.TopKTopPSampler.forward_cpu
-    if getattr(theirs, "seeded_rows", False):
+    if theirs.__module__ == __name__:
         return
 
     def forward_cpu(
@@ -47,5 +47,4 @@ def install() -> None:
         probs = ops.apply_top_k_top_p(logits, k, p).softmax(dim=-1, dtype=torch.float32)
         return sample_rows(probs, generators), None
 
-    forward_cpu.seeded_rows = True  # type: ignore[attr-defined]
     ops.TopKTopPSampler.forward_cpu = forward_cpu

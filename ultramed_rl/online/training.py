@@ -68,10 +68,9 @@ class RoundTraining:
     # -- while pairs come ----------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Before the first prompt is settled; again when the gathering begins again, with the policy that there is
-        then. What an earlier gathering settled is settled once more by the next one."""
-        if self.steps or self._pending:
-            self.discard()
+        """Before the first prompt is settled, or with all pairs at hand; again when the policy was lost, with the one
+        that there is then. What an earlier gathering settled is settled once more by the next one."""
+        self.discard()  # of an attempt that lost the policy
         self._reset()
         self.crew.begin_training()
         self._begun_as = self.crew.policy.restarts
@@ -114,10 +113,7 @@ class RoundTraining:
         started = time.perf_counter()
         with self.crew.policy.awake():
             if self._begun_as != self.crew.policy.restarts or not self.config.training.early:
-                self.discard()  # of an attempt that lost the policy
-                self._reset()
-                self.crew.begin_training()
-                self._begun_as = self.crew.policy.restarts
+                self.begin()
             early = len(self._sent)
             assert [pair.group_id for pair in pairs[:early]] == self._sent, (
                 "the pairs are others than those learnt"
