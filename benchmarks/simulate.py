@@ -2,7 +2,7 @@
 
     python benchmarks/simulate.py --engines 1 8 64 512 --prompts 1000000 --n 8
 
-Real: `online/gather.py`'s streamed round with the exchange, pools, dispatchers, scorers, pair selection, reference
+Real: the streamed round of `online/`, with the exchange, pools, dispatchers, scorers, pair selection, reference
 lane and the parquet files that it keeps, all of it on this process's one thread; and the pickling of every turn and
 unpickling of every report. Simulated: the workers, see `simulated.py`. Not counted: Ray's own part of a call, and
 what a round does after it is gathered. The virtual clock goes on by the controller's own time (`--clock`) while
@@ -55,7 +55,8 @@ from ultramed_rl.config import RunConfig, parse_config
 from ultramed_rl.learning.packing import AnswerGroup
 from ultramed_rl.learning.pairs import select_pairs
 from ultramed_rl.learning.seeds import derive_seed
-from ultramed_rl.online.gather import Gatherer, Rules
+from ultramed_rl.online.gather import Gatherer
+from ultramed_rl.online.intake import Rules
 from ultramed_rl.records import (
     Completion,
     Message,

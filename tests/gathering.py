@@ -23,7 +23,8 @@ from ultramed_rl.config import RunConfig, parse_config
 from ultramed_rl.learning.packing import AnswerGroup
 from ultramed_rl.learning.pairs import select_pairs
 from ultramed_rl.learning.seeds import derive_seed
-from ultramed_rl.online.gather import Gatherer, Rules
+from ultramed_rl.online.gather import Gatherer
+from ultramed_rl.online.intake import Rules
 from ultramed_rl.online.training import RoundTraining
 from ultramed_rl.records import Completion, PreferenceGroup, Prompt, ReferenceLogprobs, ScoredCompletion
 from ultramed_rl.store import RoundRecord

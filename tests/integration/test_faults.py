@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.learning import learn
 from tests.tiny import tiny_run
 from ultramed_rl.actors.rollout import SamplingRequest
 from ultramed_rl.actors.trainer import TrainingPlace
@@ -120,9 +121,9 @@ def test_a_lost_policy_starts_again_and_its_weights_reach_a_new_engine(crew: Cre
     references = by_pair(crew, pairs)
     os.kill(process_of(crew.policy.actors[0]), signal.SIGKILL)
     with pytest.raises(RanksLost, match="policy: a rank died"):
-        list(crew.train(pairs, references, TrainingPlace(0, 1, 0)))
+        learn(crew, pairs, references, 0)
     crew.restart_policy(crew.config.policy.path, 0)
-    assert list(crew.train(pairs, references, TrainingPlace(0, 1, 0)))
+    assert learn(crew, pairs, references, 0)
     crew.save_policy(tmp_path / "checkpoint")
     os.kill(process_of(crew.rollout.actors[0]), signal.SIGKILL)  # before the sync, which has to find it out
     crew.sync(str(tmp_path / "checkpoint"), 1)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.learning import learn
 from tests.tiny import make_policy, tiny_run
 from ultramed_rl.actors.rollout import SamplingRequest
-from ultramed_rl.actors.trainer import TrainingPlace
 from ultramed_rl.config import parse_config
 from ultramed_rl.crew.online import Crew
 from ultramed_rl.crew.scorers import Scorers
@@ -51,7 +51,7 @@ def test_synced_engine_equals_a_fresh_one(tiny_root: Path, tmp_path: Path, tied:
     found = {r.group_id: r for r in crew.reference_logprobs(pairs, lambda _: None)}
     references = [found[pair.group_id] for pair in pairs]
     for version in (1, 2):  # an engine takes the second sync's weights straight into its layers
-        assert list(crew.train(pairs, references, TrainingPlace(0, 1, version)))
+        assert learn(crew, pairs, references, version)
         crew.save_policy(tmp_path / f"checkpoint-{version}")
         crew.sync(str(tmp_path / f"checkpoint-{version}"), version)
     synced = crew.generate(asked, 2, lambda _: None)

@@ -17,7 +17,7 @@ from ultramed_rl.actors.rollout import SamplingRequest
 from ultramed_rl.actors.turns import Turn
 from ultramed_rl.cluster.pool import LostWorkers
 from ultramed_rl.learning.seeds import derive_seed
-from ultramed_rl.online.gather import Rules
+from ultramed_rl.online.intake import Rules
 from ultramed_rl.records import Completion, Prompt, ScoredCompletion
 from ultramed_rl.store import artifacts, atomic, parts, shards
 

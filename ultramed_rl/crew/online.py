@@ -172,17 +172,6 @@ class Crew(SamplingCrew):
 
     # -- learn ---------------------------------------------------------------------------------------------
 
-    def train(
-        self,
-        groups: Sequence[PreferenceGroup],
-        references: Sequence[ReferenceLogprobs] | None,
-        place: TrainingPlace,
-    ) -> Iterator[dict[str, float]]:
-        """One round of policy training; yields each optimizer step's metrics. Raises RanksLost."""
-        with self.policy.awake():
-            self.begin_training()
-            yield from self.go_on_training(groups, references, place, 0)
-
     def begin_training(self) -> None:
         """Ready for a round's pairs, of which there are none yet."""
         config = self.config

@@ -12,8 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
+
+from ultramed_rl.token_ids import TokenIds
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,11 @@ class AnswerGroup:
 
     prompt: Sequence[int]
     answers: Sequence[Sequence[int]]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """One block of tokens between processes, not an object for each answer."""
+        parts = [TokenIds(ids).packed for ids in (self.prompt, *self.answers)]
+        return _cut_group, (b"".join(parts), [len(part) for part in parts])
 
     @property
     def packed_tokens(self) -> int:
@@ -32,6 +41,13 @@ class AnswerGroup:
     def padded_tokens(self) -> int:
         """Tokens as padded rows, the prompt in each."""
         return len(self.answers) * (len(self.prompt) + max(len(answer) for answer in self.answers))
+
+
+def _cut_group(packed: bytes, sizes: Sequence[int]) -> AnswerGroup:
+    """What was pickled; `sizes` in bytes."""
+    ends = [0, *accumulate(sizes)]
+    prompt, *answers = (TokenIds.of_bytes(packed[a:b]) for a, b in pairwise(ends))
+    return AnswerGroup(prompt, answers)
 
 
 @dataclass(frozen=True)

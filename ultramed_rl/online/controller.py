@@ -30,7 +30,8 @@ from ultramed_rl.learning.pairs import select_pairs
 from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.online.cards import write_pairs_card, write_policy_card
 from ultramed_rl.online.exams import RoundExams
-from ultramed_rl.online.gather import Gatherer, Rules
+from ultramed_rl.online.gather import Gatherer
+from ultramed_rl.online.intake import Rules
 from ultramed_rl.online.resume import latest_checkpoint
 from ultramed_rl.online.training import RoundTraining
 from ultramed_rl.online.watcher import RunWatcher

@@ -1,0 +1,169 @@
+"""A round's records under way all at once: each goes on to its next worker as soon as it is there."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import groupby
+
+from ultramed_rl.cluster.pool import Outcome
+from ultramed_rl.crew.online import Crew
+from ultramed_rl.crew.scorers import Scored
+from ultramed_rl.online.intake import Intake
+from ultramed_rl.online.training import RoundTraining
+from ultramed_rl.records import PreferenceGroup, Prompt, ReferenceLogprobs, ScoredCompletion
+from ultramed_rl.store.shards import ShardedPhase
+
+
+@dataclass
+class _Watch:
+    """Seconds from the start until each step gave its last record."""
+
+    started: float = field(default_factory=time.perf_counter)
+    last: dict[str, float] = field(default_factory=dict)
+
+    def note(self, step: str) -> None:
+        self.last[step] = time.perf_counter() - self.started
+
+    def added(self, *steps: str) -> dict[str, float]:
+        """What each step adds to the wall time after those before it; they sum up to the whole."""
+        found, reached = {}, 0.0
+        for step in steps:
+            last = max(self.last.get(step, 0.0), reached)
+            found[step], reached = last - reached, last
+        return found
+
+
+class Stream:
+    """The round's records on their way through the crew."""
+
+    def __init__(
+        self,
+        crew: Crew,
+        intake: Intake,
+        scored: ShardedPhase[ScoredCompletion],
+        references: ShardedPhase[ReferenceLogprobs] | None,
+        training: RoundTraining | None,
+    ) -> None:
+        self.crew, self.intake, self.rules = crew, intake, intake.rules
+        self.scored, self.references, self.training = scored, references, training
+        self.watch = _Watch()
+        self._prompts: dict[str, Prompt] = {}  # under way
+        self._weighing: dict[str, PreferenceGroup] = {}  # by group, for the training
+
+    def run(self, prompts: Sequence[Prompt], advance: Callable[[int], None]) -> None:
+        """Until every prompt is scored and every pair weighed, or set aside."""
+        source = self._left(prompts)
+        more = True
+        while more or self._unfinished:
+            while more and self._wanted:
+                prompt = next(source, None)
+                if prompt is None:
+                    more = False
+                    self.crew.engines.close()
+                else:
+                    self._prompts[prompt.prompt_id] = prompt
+                    self.crew.offer(self.rules.request(prompt))
+            if not self._unfinished:
+                continue
+            if self.training is not None:
+                self.training.advance()
+            self.crew.exchange.hold("rollout", not self.crew.scorers.wanted)
+            for outcome in self.crew.exchange.outcomes(self.crew.scorers.patience):
+                self._route(outcome)
+            for scored in self.crew.scorers.ready():
+                self._keep(scored, advance)
+        if self.training is not None:
+            self.training.advance()
+
+    @property
+    def _wanted(self) -> bool:
+        """Whether another prompt may set out: nobody on its way is behind."""
+        reference = self.references is None or self.crew.references.pool.wanted
+        return self.crew.engines.wanted and self.crew.scorers.wanted and reference
+
+    @property
+    def _unfinished(self) -> bool:
+        weighing = self.references is not None and self.crew.references.pool.unfinished
+        return bool(self.crew.engines.unfinished or self.crew.scorers.unfinished or weighing)
+
+    def _route(self, outcome: Outcome) -> None:
+        if outcome.role == "rollout":
+            completions = self.intake.accept(outcome)
+            prompt = self._prompts[outcome.key]
+            if completions:
+                self.crew.scorers.offer(prompt, self.intake.candidates(prompt, completions))
+                self.watch.note("completions")
+            else:
+                del self._prompts[outcome.key]
+                self._settle(outcome.key, None, None)
+        elif outcome.role == "reference":
+            assert self.references is not None
+            reference = self.crew.references.take(outcome)
+            self.references.keep([reference])
+            self.watch.note("reference")
+            if self.training is not None:
+                pair = self._weighing.pop(reference.group_id)
+                self._settle(pair.prompt.prompt_id, pair, reference)
+        else:
+            self.crew.scorers.take(outcome)
+
+    def _keep(self, scored: Scored, advance: Callable[[int], None]) -> None:
+        prompt = self._prompts.pop(scored.prompt_id)
+        if not self.intake.accept_scored(scored):
+            self._settle(scored.prompt_id, None, None)
+            return
+        self.scored.keep(scored.answers)
+        self.watch.note("scored")
+        advance(sum(s.completion.finish_reason != "reference" for s in scored.answers))
+        self._select(prompt, scored.answers, {})
+
+    def _select(
+        self, prompt: Prompt, answers: Sequence[ScoredCompletion], weighed: Mapping[str, ReferenceLogprobs]
+    ) -> None:
+        """A prompt's pair to the reference, if it has one and was not weighed; and what is known of it to the training."""
+        if self.references is None and self.training is None:
+            return
+        pair = self.rules.select(prompt, answers)
+        reference = None if pair is None else weighed.get(pair.group_id)
+        if pair is None or self.references is None or reference is not None:
+            self._settle(prompt.prompt_id, pair, reference)
+            return
+        if self.training is not None:
+            self._weighing[pair.group_id] = pair
+        self.crew.references.offer(pair)
+
+    def _settle(
+        self, prompt_id: str, pair: PreferenceGroup | None, reference: ReferenceLogprobs | None
+    ) -> None:
+        if self.training is not None:
+            self.training.settle(prompt_id, pair, reference)
+
+    def _left(self, prompts: Sequence[Prompt]) -> Iterator[Prompt]:
+        """Prompts that an earlier, killed run had not kept; of those that it had, the pairs still to be weighed."""
+        kept = {prompt_id for prompt_id, _ in self._kept()}
+        if kept:
+            found = [] if self.references is None else self.references.read()
+            weighed = {reference.group_id: reference for reference in found}
+            by_id = {p.prompt_id: p for p in prompts if p.prompt_id in kept}
+            for prompt_id, answers in self._kept():
+                self._select(by_id[prompt_id], answers, weighed)
+        return (p for p in prompts if p.prompt_id not in kept)
+
+    def _kept(self) -> Iterator[tuple[str, list[ScoredCompletion]]]:
+        for prompt_id, answers in groupby(self.scored.read(), lambda s: s.completion.prompt_id):
+            yield prompt_id, list(answers)
+
+
+@contextmanager
+def seldom_collected() -> Iterator[None]:
+    """Records make no cycles: looking for some among millions of them every 2000 new objects is time for nothing."""
+    before = gc.get_threshold()
+    gc.set_threshold(50_000, 20, 50)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
