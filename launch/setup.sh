@@ -70,7 +70,8 @@ else
   say "installing $(grep -c == launch/locks/cuda.txt) pinned packages for CUDA"
   quiet pip install --no-deps -r <(grep -v '^flash-attn==' launch/locks/cuda.txt)
   say "building flash-attn against the installed torch"
-  quiet pip install --no-deps --no-build-isolation -r <(grep '^flash-attn==' launch/locks/cuda.txt)
+  quiet pip install --no-deps --no-build-isolation -r <(grep '^flash-attn==' launch/locks/cuda.txt) ||
+    say "flash-attn could not be built (it wants nvcc, a C++ compiler and Python's headers); only engine=openrlhf needs it"
 fi
 if [ -n "$dev" ]; then
   say "installing $(grep -c == launch/locks/dev.txt) packages for tests and benchmarks"

@@ -20,6 +20,7 @@ from tests.tiny import tiny_run
 from ultramed_rl.actors.options import OptionRequest
 from ultramed_rl.config import EvaluateConfig, parse_config
 from ultramed_rl.crew.sampling import SamplingCrew
+from ultramed_rl.evaluation.suite import load_suite
 from ultramed_rl.online.run import run
 from ultramed_rl.records import Completion, OptionLogprobs
 from ultramed_rl.stages.evaluate import evaluate_policies
@@ -124,15 +125,12 @@ def test_every_protocol_from_one_config(
     assert len(results) == 6
     medqa = results["medqa", "likelihood"]
     assert medqa["options"] == {"5": 12} and medqa["positions"]["orders"] == 3
-    first = {
-        s.question_id: s.logprobs
-        for s in scored
-        if s.question_id.startswith("medqa") and s.question_id[-1] == "0"
-    }
-    keys = [i % 5 for i in range(12)]
-    right = sum(
-        max(range(5), key=values.__getitem__) == key for values, key in zip(first.values(), keys, strict=True)
-    )
+    found_logprobs = {s.question_id: s.logprobs for s in scored}
+    items = load_suite(config.benchmarks, config.run.seed)[0].loaded.items
+    right = 0
+    for row, item in enumerate(items):
+        values = found_logprobs[f"medqa/{item.item_id}/0"]
+        right += max(range(5), key=values.__getitem__) == row % 5
     assert medqa["score"]["accuracy"] == pytest.approx(right / 12)
 
     # A random model of bytes says nothing: every answer is counted as unread, none guessed.
@@ -173,7 +171,7 @@ def test_a_killed_evaluation_asks_only_the_rest(root: Path, tmp_path: Path) -> N
         parse_config({**settings, "run": {**settings["run"], "name": "whole"}}, kind=EvaluateConfig)
     )
     starter = (
-        "import sys, ultramed_rl.store.parts as parts; parts.PART_RECORDS = 2; "
+        "import sys, ultramed_rl.store.shards as shards; shards.SHARD_RECORDS = 2; "
         "from ultramed_rl.cli import main; sys.argv = ['ultramed-rl', 'evaluate', sys.argv[1]]; main()"
     )
     kept = tmp_path / "exam" / "benchmark-self_consistency-tiny.parts"
@@ -213,10 +211,9 @@ def test_rounds_are_examined_and_compared_with_the_start(root: Path, tmp_path: P
         assert math.isfinite(last[name])
     start = read_records(OptionLogprobs, result.directory / "initial" / "benchmark-likelihood.parquet")
     after = read_records(OptionLogprobs, result.directory / "rounds" / "001" / "benchmark-likelihood.parquet")
-    assert [s.question_id for s in start] == [a.question_id for a in after]
-    assert any(s.logprobs != a.logprobs for s, a in zip(start, after, strict=True)), (
-        "the weights never arrived"
-    )
+    before = {s.question_id: s.logprobs for s in start}
+    assert before.keys() == {a.question_id for a in after} and len(before) == len(start) == len(after)
+    assert any(before[a.question_id] != a.logprobs for a in after), "the weights never arrived"
     assert {a.policy_version for a in after} == {2}
     warned = json.loads((result.directory / "contamination.json").read_text())
     assert {task["task"]: task["exact"] for task in warned["tasks"]}["medqa"] == 12

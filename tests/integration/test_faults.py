@@ -153,6 +153,37 @@ def test_a_policy_that_hangs_in_training_is_ended(crew: Crew, monkeypatch: pytes
         time.sleep(0.1)
 
 
+def test_an_engine_that_dies_or_hangs_in_a_sync(
+    crew: Crew, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crew.restart_policy(crew.config.policy.path, 0)
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    crew.save_policy(checkpoint)
+    heal, strikes = crew.heal, [signal.SIGKILL]
+
+    def heal_and_strike(*arguments: Any) -> None:
+        """All engines were alive a moment ago."""
+        heal(*arguments)
+        if strikes and arguments[0] is crew.engines:
+            os.kill(process_of(crew.rollout.actors[0]), strikes.pop())
+
+    monkeypatch.setattr(crew, "heal", heal_and_strike)
+    crew.sync(str(checkpoint), 2)
+    assert not strikes and crew.rollout.call("version") == [2, 2]
+
+    strikes.append(signal.SIGSTOP)
+    for group in (crew.policy, crew.rollout):
+        monkeypatch.setattr(group, "patience_s", 15.0)
+    with pytest.raises(RanksLost, match="policy: no sign of life for 15 s"):
+        crew.sync(str(checkpoint), 3)
+    crew.restart_policy(str(checkpoint), 3)
+    crew.sync(str(checkpoint), 3)
+    assert crew.rollout.call("version") == [3, 3]
+    asked = requests(crew, 4, 24)
+    assert answers(crew, asked, 3) == answers(crew, asked, 3)
+
+
 def pairs_of(asked: list[SamplingRequest], completions: list[Completion]) -> list[PreferenceGroup]:
     prompts = {r.prompt.prompt_id: r.prompt for r in asked}
     both = zip(completions[::2], completions[1::2], strict=True)

@@ -10,6 +10,7 @@ import torch
 
 from ultramed_rl.actors.scorer import ReferenceWorker, RewardWorker, Scorer
 from ultramed_rl.learning.packing import AnswerGroup
+from ultramed_rl.models.load import load_policy
 
 
 def groups() -> list[AnswerGroup]:
@@ -72,11 +73,30 @@ def test_ema_reference_moves_by_its_decay(tiny_root: Path, tmp_path: Path) -> No
     other = make_policy(tmp_path / "other", seed=9)
     worker = ReferenceWorker(0, "cpu", "float32", 1000)
     worker.load(str(tiny_root / "policy"))
-    before = {k: v.clone() for k, v in worker.model.lm.named_parameters()}
-    worker.blend(str(other), 0.75)
-    newer = ReferenceWorker(0, "cpu", "float32", 1000)
-    newer.load(str(other))
-    moved = dict(newer.model.lm.named_parameters())
-    for name, weight in worker.model.lm.named_parameters():
-        expected = 0.75 * before[name] + 0.25 * moved[name]
-        torch.testing.assert_close(weight, expected, atol=1e-6, rtol=1e-5)
+    worker.average(str(tiny_root / "policy"), str(other), 0.75, str(tmp_path / "average"))
+    before, moved, average = (
+        load_policy(str(path), "float32").lm.state_dict()
+        for path in (tiny_root / "policy", other, tmp_path / "average")
+    )
+    for name, weight in average.items():
+        torch.testing.assert_close(weight, 0.75 * before[name] + 0.25 * moved[name], atol=1e-6, rtol=1e-5)
+
+
+def test_a_bfloat16_reference_moves_by_less_than_its_own_grid(tiny_root: Path, tmp_path: Path) -> None:
+    near = tmp_path / "near"
+    lm = load_policy(str(tiny_root / "policy"), "float32").lm
+    with torch.no_grad():
+        for weight in lm.parameters():
+            weight.mul_(1 + 2**-9)  # half of bfloat16's step at most
+    lm.save_pretrained(near)
+    worker = ReferenceWorker(0, "cpu", "bfloat16", 1000)
+    older = str(tiny_root / "policy")
+    for number in range(3):
+        directory = str(tmp_path / str(number))
+        worker.average(older, str(near), 0.5, directory)
+        older = directory
+    start, moved = (
+        load_policy(path, "float32").lm.state_dict() for path in (str(tiny_root / "policy"), older)
+    )
+    for name, weight in moved.items():
+        torch.testing.assert_close(weight, start[name] * (1 + 0.875 * 2**-9), atol=0, rtol=1e-6)

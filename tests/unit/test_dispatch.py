@@ -191,3 +191,19 @@ def test_every_ticket_ends_once_whatever_happens(count: int, room: int, attempts
         and len(answered) + len(dispatcher.set_aside) == count
     )
     assert dispatcher.answered == len(answered)
+
+
+def test_a_ticket_whose_two_holders_die_still_gets_its_last_attempt_alone() -> None:
+    dispatcher = filled(tickets(3), DispatchRules(room=2, attempts=3, copy_after=2.0))
+    for worker in ("slow", "fast"):
+        dispatcher.join(worker)
+    assert deal(dispatcher) == [("fast", "p0"), ("slow", "p1"), ("fast", "p2")]
+    dispatcher.fail("slow", "p1", "a first failure")
+    assert dispatcher.done("fast", "p0", 1.0) and dispatcher.done("fast", "p2", 1.0)
+    assert deal(dispatcher, 1.0) == [("fast", "p1")]
+    assert deal(dispatcher, 9.0) == [("slow", "p1")], "a copy of the straggler"
+    dispatcher.leave("fast", "died")
+    dispatcher.leave("slow", "died")
+    assert not dispatcher.set_aside, "set aside without a try of its own"
+    dispatcher.join("new")
+    assert deal(dispatcher, 10.0) == [("new", "p1")] and dispatcher.done("new", "p1", 11.0)

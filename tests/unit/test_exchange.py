@@ -236,6 +236,28 @@ def test_after_forget_nothing_old_comes_back_and_the_same_keys_may_be_offered() 
     assert set(asked.finish()) == {"new"}
 
 
+def test_a_turn_from_before_a_forget_is_not_believed() -> None:
+    asked = bench(1, pool_rules(lasting=True))
+    asked.pool.offer(Ticket("k0", 1, 1.0), "old")
+    asked.exchange.outcomes(0.0)  # its turn is out
+    asked.exchange.forget()
+    asked.pool.offer(Ticket("k0", 1, 1.0), "new")
+    assert asked.finish()["k0"].value == (0, "new")
+
+
+def test_a_hang_is_found_while_its_role_is_held_back_again_and_again() -> None:
+    asked = bench(2, pool_rules(), once("hangs"))
+    asked.offer(*keys(2))
+    found: set[str] = set()
+    while len(found) < 2:
+        asked.exchange.hold("echo", True)
+        asked.exchange.outcomes(1.0)
+        asked.exchange.hold("echo", False)
+        found |= {outcome.key for outcome in asked.exchange.outcomes(1.0)}
+        assert asked.transport.time < 4 * HANG_S, "the time that it was listened to was forgotten each time"
+    assert asked.pool.restarts == 1
+
+
 def test_offers_are_not_wanted_while_too_many_wait() -> None:
     asked = bench(1, pool_rules())
     for number in range(64 + 16):

@@ -119,6 +119,34 @@ def test_killed_again_and_again_in_one_folder(tmp_path: Path, unbroken: Any, bar
     assert found == unbroken and kills > 3
 
 
+def test_mismatched_answers_are_those_of_all_pairs_wherever_a_kill_comes(tmp_path: Path) -> None:
+    changes = {"objective": {"type": "kto"}, "reference__micro_batch_tokens": 32}
+    whole = Round(tmp_path / "whole", changes).run()
+    assert all(reference.mismatched is not None for reference in whole[2])
+
+    def weigh_until(event: int) -> Any:
+        """Killed at this event after the answers are gathered."""
+        strike, gathered = after(event), False
+
+        def gather(crew: Any, work: Callable[[], Any]) -> Any:
+            nonlocal gathered
+            found, gathered = work(), True
+            return found
+
+        return Round(
+            tmp_path / "killed", changes, hold=gather, on_events=lambda: strike() if gathered else None
+        ).run()
+
+    kills = 0
+    for event in range(1, 40):
+        try:
+            assert weigh_until(event) == whole
+            break
+        except Killed:
+            kills += 1
+    assert kills > 3, "it was never in the midst of it"
+
+
 @pytest.mark.parametrize("barriers", [False, True])
 @pytest.mark.parametrize("late", [False, True], ids=["before the write", "after it"])
 def test_killed_at_each_write(

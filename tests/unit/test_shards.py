@@ -14,7 +14,7 @@ from tests.rounds import HOSTILE, make_completion, make_prompt
 from ultramed_rl.records import Completion, ScoredCompletion
 from ultramed_rl.store import shards
 from ultramed_rl.store.artifacts import ArtifactFolder
-from ultramed_rl.store.shards import RecordFiles, ShardedPhase
+from ultramed_rl.store.shards import RecordFiles, ShardedPhase, in_order
 from ultramed_rl.store.tables import read_records, row_of_record, schema_of, write_records
 from ultramed_rl.token_ids import TokenIds
 
@@ -72,6 +72,33 @@ def test_a_killed_run_keeps_whole_keys(tmp_path: Path, beside: bool) -> None:
     assert not again.finished and list(again.read()) == [*records(0), *records(1)]
     again.keep(records(2))
     assert list(again.finish({"scored": 1.0})) == [*records(0), *records(1), *records(2)]
+
+
+def test_what_is_kept_outlives_an_error(tmp_path: Path) -> None:
+    phase = open_phase(tmp_path)
+    with pytest.raises(KeyboardInterrupt), phase.kept():
+        for number in range(3):
+            phase.keep(records(number))
+        raise KeyboardInterrupt
+    assert list(open_phase(tmp_path).read()) == [*records(0), *records(1), *records(2)]
+
+
+def test_what_is_made_of_records_is_never_in_a_file_before_them(tmp_path: Path) -> None:
+    first, second = open_phase(tmp_path), ShardedPhase(ArtifactFolder(tmp_path), "later", Completion, 0)
+    second.after = first
+    first.keep(records(0))
+    for number in range(2):
+        second.keep(records(number))
+    assert len(second.read()) == 6 and list(first.read()) == records(0)
+
+
+def test_records_in_another_order_than_they_came() -> None:
+    came = [*records(2), *records(0), *records(1)]
+    ids = [make_prompt(number).prompt_id for number in range(3)]
+    assert in_order(came, lambda c: c.prompt_id, ids) == [*records(0), *records(1), *records(2)]
+    for asked in (ids[:2], [*ids, "another"]):
+        with pytest.raises(AssertionError, match="lost or unasked"):
+            in_order(came, lambda c: c.prompt_id, asked)
 
 
 def keep_and_die(phase: ShardedPhase[Completion]) -> None:

@@ -42,6 +42,7 @@ def test_an_update_brings_back_the_weights_alone_and_sleep_after_it_is_whole() -
     engine.reload_weights()
     assert memory.here == {"weights"}, "the cache is there beside the policy"
     engine.offload()
+    engine.offload()
     assert memory.here == set(), "half of the engine stayed on the GPU"
     engine.reload_weights()
     engine.reload()
@@ -60,6 +61,21 @@ def test_on_a_device_of_its_own_nothing_moves() -> None:
     engine.offload()
     engine.reload()
     assert memory.here == {"weights", "kv_cache"}
+
+
+def test_an_update_whose_sender_died_is_closed_before_the_next() -> None:
+    engine, _ = worker()
+    calls: list[str] = []
+    fake: Any = engine
+    fake.llm = SimpleNamespace(
+        start_weight_update=lambda: calls.append("start"),
+        finish_weight_update=lambda version: calls.append(f"finish {version}"),
+    )
+    engine.start_weight_update()
+    engine.start_weight_update()
+    engine.finish_weight_update("1")
+    engine.start_weight_update()
+    assert calls == ["start", "finish None", "start", "finish 1", "start"]
 
 
 def test_an_engine_in_the_middle_of_an_update_answers_nothing() -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +16,8 @@ from ultramed_rl.actors.trainer import peak_memory
 from ultramed_rl.actors.turns import Turn, TurnReport
 from ultramed_rl.records import Completion, Prompt
 from ultramed_rl.token_ids import TokenIds
+
+_ALL = frozenset({"weights", "kv_cache"})  # vLLM's tags of what can sleep
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class RolloutWorker:
         self.policy_version = -1
         self._under_way: dict[str, SamplingRequest] = {}
         self._asleep: set[str] = set()  # what vLLM has taken off the GPU
+        self._updating = False
 
     def start(self, arguments: EngineArguments, stop_token: int | None, version: int) -> None:
         """Load the model into vLLM. Without a stop token it weighs options and answers nothing."""
@@ -193,9 +197,18 @@ class RolloutWorker:
         self.llm.init_weight_transfer_engine({"init_info": init_info})
 
     def start_weight_update(self) -> None:
-        """Between this and `set_policy_version` the engine holds no complete policy."""
+        """Between this and `set_policy_version` the engine holds no complete policy. An update whose sender died is
+        closed before; an engine that cannot close it ends."""
         self.policy_version = -1
+        self._cancel(list(self._under_way))
+        if self._updating:
+            try:
+                self.llm.finish_weight_update(None)
+            except Exception:
+                logging.getLogger(__name__).exception("a weight update that was given up cannot be closed")
+                os._exit(1)
         self.llm.start_weight_update()
+        self._updating = True
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """Receive weights, all or a part."""
@@ -204,6 +217,7 @@ class RolloutWorker:
     def finish_weight_update(self, version: str | None) -> None:
         """Make the received weights the engine's own."""
         self.llm.finish_weight_update(version)
+        self._updating = False
 
     def set_policy_version(self, version: int) -> None:
         """Everything arrived: from now on completions carry this version."""
@@ -217,10 +231,10 @@ class RolloutWorker:
 
     def offload(self) -> None:
         """Give the GPU to other roles. Level 1 keeps the weights in host memory; on CPU nothing moves."""
-        if self.arguments.sleeps:
+        if self.arguments.sleeps and self._asleep != _ALL:
             self.reload()  # vLLM takes an engine that is half awake for asleep, and would leave it so
             self.llm.sleep(level=1)
-            self._asleep = {"weights", "kv_cache"}
+            self._asleep = set(_ALL)
         gc.collect()
 
     def reload_weights(self) -> None:
@@ -229,10 +243,10 @@ class RolloutWorker:
 
     def reload(self) -> None:
         """Bring back all that is not here."""
-        self._wake({"weights", "kv_cache"})
+        self._wake(_ALL)
 
-    def _wake(self, tags: set[str]) -> None:
-        asleep = self._asleep & tags
+    def _wake(self, tags: Collection[str]) -> None:
+        asleep = self._asleep.intersection(tags)
         if asleep:
             self.llm.wake_up(tags=sorted(asleep, reverse=True))
             self._asleep -= asleep

@@ -81,17 +81,18 @@ class ReferenceWorker(Scorer):
         """Become the policy of this checkpoint."""
         self._adopt(load_policy(path, self.precision, trust_remote_code=trust_remote_code))
 
-    def blend(self, path: str, decay: float) -> None:
-        """Move towards a checkpoint: weights = decay * weights + (1 - decay) * checkpoint's."""
-        newer = dict(load_policy(path, self.precision).lm.named_parameters())
+    def average(
+        self, older: str, newer: str, decay: float, directory: str, trust_remote_code: bool = False
+    ) -> None:
+        """Write decay * older + (1 - decay) * newer of two checkpoints, in float32: a round moves weights by less than
+        bfloat16 can tell apart. What this replica computes with stays as it is."""
+        both = [load_policy(p, "float32", trust_remote_code=trust_remote_code).lm for p in (older, newer)]
+        towards = dict(both[1].named_parameters())
         with torch.no_grad():
             # By parameter, not by state dict: there a tied weight stands twice and would move twice.
-            for name, weight in self.model.lm.named_parameters():
-                weight.lerp_(newer[name].to(weight.device), 1.0 - decay)
-
-    def save(self, directory: str) -> None:
-        """Write the reference as a checkpoint: an averaged one exists nowhere else."""
-        self.model.lm.save_pretrained(directory, safe_serialization=True)
+            for name, weight in both[0].named_parameters():
+                weight.lerp_(towards[name], 1.0 - decay)
+        both[0].save_pretrained(directory, safe_serialization=True)
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """[A] summed logprobs."""

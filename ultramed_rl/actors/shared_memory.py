@@ -38,7 +38,8 @@ class SharedMemoryWeightTransferEngine(WeightTransferEngine[SharedMemoryInitInfo
     direct: DirectLoad | None = None
 
     def init_transfer_engine(self, init_info: SharedMemoryInitInfo) -> None:
-        """No rendezvous."""
+        """No rendezvous; but the sender is another one, whose path may be one that an earlier one had."""
+        self.segment = None
 
     def start_weight_update(self) -> None:
         """An update is one piece: `receive_weights` does it all."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import astuple
 from typing import Any, Protocol
 
@@ -20,7 +19,6 @@ from ultramed_rl.actors.engine import Engine
 from ultramed_rl.actors.segment import Segment, lay_out
 
 SHARED_MEMORY = "shared_memory"
-_ABANDON_S = 60.0  # for an engine to close an update that failed on another
 
 
 def register_engines() -> None:
@@ -68,14 +66,6 @@ class RolloutClient:
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         self._all("finish_weight_update", [weight_version] * len(self.engines))
 
-    def abandon_weight_update(self) -> None:
-        """Close an update that failed on some engines, so that the others can begin another."""
-        import ray
-
-        for engine in self.engines:
-            with suppress(ray.exceptions.RayError):
-                ray.get(engine.finish_weight_update.remote(None), timeout=_ABANDON_S)
-
     def set_version(self, version: int) -> None:
         """Record the policy version that the engines now hold."""
         self._all("set_policy_version", [version] * len(self.engines))
@@ -122,20 +112,18 @@ class SharedMemorySender:
         laps = _Laps()
         self._fill()
         laps.end("fill")
-        if self.is_sender:
-            try:
+        try:
+            if self.is_sender:
                 self.client.start_weight_update()
                 laps.end("start")
                 self.client.update_weights(self._update_info())
                 laps.end("load")
                 self.client.finish_weight_update(str(version))
-            except BaseException:
-                self.client.abandon_weight_update()
-                raise
-            laps.end("finish")
-            self.client.set_version(version)
-            laps.end("version")
-        dist.barrier()
+                laps.end("finish")
+                self.client.set_version(version)
+                laps.end("version")
+        finally:
+            dist.barrier()  # after an error too: the others wait here
         size = sum(math.prod(shape) * dtype.itemsize for _, dtype, shape in self.engine.weight_shapes())
         return {"seconds": laps.total(), "bytes": float(size), **laps.seconds}
 

@@ -11,6 +11,9 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+W = TypeVar("W", int, str)  # what a worker is known by
 
 
 @dataclass(frozen=True)
@@ -44,18 +47,19 @@ class DispatchRules:
 
 
 @dataclass
-class _Out:
+class _Out(Generic[W]):
     """A ticket that workers hold, and since when the first of them does."""
 
     ticket: Ticket
     since: float
-    workers: set[str] = field(default_factory=set)
+    workers: set[W] = field(default_factory=set)
 
 
-class Dispatcher:
+class Dispatcher(Generic[W]):
     """Deals tickets to workers as they have room. Every ticket ends once: answered, or set aside with its error.
 
-    Memory holds what waits and what is out, not what is done. Times are seconds of whatever clock the caller has.
+    Workers are known by a number or a name. Memory holds what waits and what is out, not what is done. Times are
+    seconds of whatever clock the caller has.
     """
 
     def __init__(self, rules: DispatchRules) -> None:
@@ -65,27 +69,27 @@ class Dispatcher:
         self.closed = False  # no more will be added: from here on stragglers are worth a copy
         self._waiting: deque[Ticket] = deque()
         self._alone: deque[Ticket] = deque()  # on their last attempt
-        self._reserved: set[str] = set()  # workers that hold one of these
-        self._out: dict[str, _Out] = {}
+        self._reserved: set[W] = set()  # workers that hold one of these
+        self._out: dict[str, _Out[W]] = {}
         self._failures: dict[str, int] = {}
-        self._held: dict[str, dict[str, Ticket]] = {}  # by worker
-        self._loads: dict[str, float] = {}
-        self._sizes: dict[str, int] = {}
+        self._held: dict[W, dict[str, Ticket]] = {}  # by worker
+        self._loads: dict[W, float] = {}
+        self._sizes: dict[W, int] = {}
         self._order: list[
-            tuple[float, str]
+            tuple[float, W]
         ] = []  # a heap of (load, worker); what is out of date is passed over
-        self._cancelled: list[tuple[str, str]] = []
+        self._cancelled: list[tuple[W, str]] = []
         self._durations: list[float] = []  # the latest ones
 
     # -- workers -------------------------------------------------------------------------------------------
 
-    def join(self, worker: str) -> None:
+    def join(self, worker: W) -> None:
         """A worker is there, and empty."""
         assert worker not in self._held, worker
         self._held[worker], self._loads[worker], self._sizes[worker] = {}, 0.0, 0
         heapq.heappush(self._order, (0.0, worker))
 
-    def leave(self, worker: str, error: str = "its worker is gone") -> None:
+    def leave(self, worker: W, error: str = "its worker is gone") -> None:
         """A worker is lost: what it held, and no other worker holds, is to be done again."""
         held = self._held.pop(worker)
         self._reserved.discard(worker)
@@ -101,20 +105,20 @@ class Dispatcher:
         assert ticket.key not in self._out and not self.closed, f"{ticket.key}: stands twice, or came late"
         self._waiting.append(ticket)
 
-    def next(self, now: float) -> tuple[str, Ticket] | None:
+    def next(self, now: float) -> tuple[W, Ticket] | None:
         """A worker and what it is to do next, or None while there is no room or nothing to do."""
         found = self._next_alone() or self._next_waiting(now)
         if found is None:
             return None
         worker, ticket = found
-        out = self._out.setdefault(ticket.key, _Out(ticket, now))
+        out = self._out.setdefault(ticket.key, _Out[W](ticket, now))
         out.workers.add(worker)
         self._held[worker][ticket.key] = ticket
         self._sizes[worker] += ticket.size
         self._add_load(worker, ticket.load)
         return worker, ticket
 
-    def done(self, worker: str, key: str, now: float) -> bool:
+    def done(self, worker: W, key: str, now: float) -> bool:
         """A worker has answered: whether this is the ticket's first answer, the one that counts."""
         if not self._release(worker, key):
             return False
@@ -128,12 +132,12 @@ class Dispatcher:
         self.answered += 1
         return True
 
-    def fail(self, worker: str, key: str, error: str) -> None:
+    def fail(self, worker: W, key: str, error: str) -> None:
         """A worker could not answer: the ticket is done again, or set aside after so many attempts."""
         if self._release(worker, key):
             self._drop_copy(worker, key, error)
 
-    def cancelled(self) -> list[tuple[str, str]]:
+    def cancelled(self) -> list[tuple[W, str]]:
         """Workers and keys that need no answer any more, each told once."""
         told, self._cancelled = self._cancelled, []
         return told
@@ -148,11 +152,11 @@ class Dispatcher:
         """Tickets that workers hold."""
         return len(self._out)
 
-    def keys_of(self, worker: str) -> list[str]:
+    def keys_of(self, worker: W) -> list[str]:
         """Tickets that this worker holds."""
         return list(self._held.get(worker, ()))
 
-    def holds(self, worker: str) -> int:
+    def holds(self, worker: W) -> int:
         """How many tickets this worker holds."""
         return len(self._held.get(worker, ()))
 
@@ -163,7 +167,7 @@ class Dispatcher:
 
     # -- inside --------------------------------------------------------------------------------------------
 
-    def _next_alone(self) -> tuple[str, Ticket] | None:
+    def _next_alone(self) -> tuple[W, Ticket] | None:
         """A suspect, for a worker that holds nothing; it gets nothing else beside it."""
         if not self._alone:
             return None
@@ -173,14 +177,14 @@ class Dispatcher:
         self._reserved.add(worker)
         return worker, self._alone.popleft()
 
-    def _next_waiting(self, now: float) -> tuple[str, Ticket] | None:
+    def _next_waiting(self, now: float) -> tuple[W, Ticket] | None:
         worker = self._least_loaded()
         if worker is None:
             return None
         ticket = self._waiting.popleft() if self._waiting else self._straggler(worker, now)
         return None if ticket is None else (worker, ticket)
 
-    def _least_loaded(self) -> str | None:
+    def _least_loaded(self) -> W | None:
         """The worker with the least load among those with room; the heap is put right on the way."""
         while self._order:
             load, worker = self._order[0]
@@ -192,7 +196,7 @@ class Dispatcher:
             heapq.heappop(self._order)  # one that is full comes back with its next ticket that ends
         return None
 
-    def _straggler(self, worker: str, now: float) -> Ticket | None:
+    def _straggler(self, worker: W, now: float) -> Ticket | None:
         """The ticket that has been out longest, for a worker that has nothing at all to do."""
         if not self.closed or self._held[worker] or not self._durations:
             return None
@@ -204,7 +208,7 @@ class Dispatcher:
         usual = sorted(self._durations)[len(self._durations) // 2]
         return oldest.ticket if now - oldest.since >= self.rules.copy_after * usual else None
 
-    def _release(self, worker: str, key: str) -> bool:
+    def _release(self, worker: W, key: str) -> bool:
         """Whether the worker held the ticket; its room is free."""
         ticket = self._held.get(worker, {}).pop(key, None)
         if ticket is None:
@@ -214,7 +218,7 @@ class Dispatcher:
         self._add_load(worker, -ticket.load)
         return True
 
-    def _add_load(self, worker: str, load: float) -> None:
+    def _add_load(self, worker: W, load: float) -> None:
         # Sums of floats drift; a worker without tickets has no load.
         self._loads[worker] = self._loads[worker] + load if self._held[worker] else 0.0
         heapq.heappush(self._order, (self._loads[worker], worker))
@@ -222,12 +226,12 @@ class Dispatcher:
             self._order = [(load, name) for name, load in self._loads.items()]
             heapq.heapify(self._order)
 
-    def _drop_copy(self, worker: str, key: str, error: str) -> None:
+    def _drop_copy(self, worker: W, key: str, error: str) -> None:
         out = self._out[key]
         out.workers.discard(worker)
-        failures = self._failures[key] = self._failures.get(key, 0) + 1
-        if out.workers:
+        if out.workers:  # another still tries: this one was a copy
             return
+        failures = self._failures[key] = self._failures.get(key, 0) + 1
         del self._out[key]
         if failures < self.rules.attempts - 1:
             self._waiting.appendleft(out.ticket)

@@ -70,7 +70,7 @@ class Exchange:
         self.transport, self.watcher = transport, watcher
         self.pools: dict[str, Pool] = {}
         self.phase = ""  # under which turns are told
-        self._unread: set[str] = set()
+        self._unread: dict[str, float] = {}  # roles that are held back, and since when
         self._stall = StallWatch(60.0, transport.now)
         self._looked = self._pumped = -1e9
 
@@ -120,10 +120,10 @@ class Exchange:
         """Leave a role's reports unread while those downstream are behind, so that the driver needn't keep them; or
         read them again."""
         if back:
-            self._unread.add(role)
+            self._unread.setdefault(role, self.transport.now())
         elif role in self._unread:
-            self._unread.remove(role)
-            self.pools[role].excuse(self.transport.now())
+            now = self.transport.now()
+            self.pools[role].excuse(now, now - self._unread.pop(role))
 
     def forget(self) -> None:
         """Drop all that is under way, for a caller that gave up."""
@@ -143,8 +143,9 @@ class Exchange:
     def _pump(self) -> None:
         now = self.transport.now()
         if now - self._pumped > _AWAY_S:  # nobody listened: what workers said meanwhile is still to be read
-            for pool in self.pools.values():
-                pool.excuse(now)
+            for role, pool in self.pools.items():
+                if role not in self._unread:
+                    pool.excuse(now, now - self._pumped)
         self._pumped = now
         for role, pool in self.pools.items():
             if role not in self._unread:

@@ -93,6 +93,7 @@ class _Worker:
     state: str = "ready"  # or starting, gone
     since: float = 0.0  # of the oldest turn that is out, or of the start
     turns: int = 0
+    stale: int = 0  # of these turns: given before the pool forgot what was in them
     outbox: list[tuple[str, Any]] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
 
@@ -113,12 +114,12 @@ class Pool:
         self._begin()
 
     def _begin(self) -> None:
-        self._dispatcher = Dispatcher(self.rules.dispatch)
+        self._dispatcher: Dispatcher[int] = Dispatcher(self.rules.dispatch)
         self._payloads: dict[str, Any] = {}
         self._ended: list[Outcome] = []
         for worker in self._workers.values():
             if worker.state == "ready":
-                self._dispatcher.join(self._name(worker.rank))
+                self._dispatcher.join(worker.rank)
 
     # -- work ----------------------------------------------------------------------------------------------
 
@@ -157,17 +158,16 @@ class Pool:
         """
         self._check_times(now)
         while (dealt := self._dispatcher.next(now)) is not None:
-            name, ticket = dealt
-            self._changed_worker(name).outbox.append((ticket.key, self._payloads[ticket.key]))
-        for name, key in self._dispatcher.cancelled():
-            self._cancel(self._changed_worker(name), key)
+            rank, ticket = dealt
+            self._changed_worker(rank).outbox.append((ticket.key, self._payloads[ticket.key]))
+        for rank, key in self._dispatcher.cancelled():
+            self._cancel(self._changed_worker(rank), key)
         changed, self._changed = self._changed, {}
         for worker in changed.values():
             self._send(worker, now)
         self._check_left()
 
-    def _changed_worker(self, name: str) -> _Worker:
-        rank = self._rank(name)
+    def _changed_worker(self, rank: int) -> _Worker:
         worker = self._changed[rank] = self._workers[rank]
         return worker
 
@@ -181,7 +181,7 @@ class Pool:
         if worker.state != "ready" or worker.turns >= self.rules.depth:
             return
         idle = not (worker.outbox or worker.cancelled)
-        if idle and not (self.rules.lasting and self._dispatcher.holds(self._name(worker.rank))):
+        if idle and not (self.rules.lasting and self._dispatcher.holds(worker.rank)):
             return
         seconds = min(1.0, 0.1 + len(self._workers) / 256)
         turn = Turn(tuple(worker.outbox), tuple(worker.cancelled), seconds)
@@ -200,35 +200,37 @@ class Pool:
         worker.turns -= 1
         worker.since = now
         self._changed[rank] = worker
-        name = self._name(rank)
+        if worker.stale:
+            worker.stale -= 1
+            return
         for key, value in report.done:
-            if self._dispatcher.done(name, key, now):
+            if self._dispatcher.done(rank, key, now):
                 self._end(Outcome(self.role, key, value))
                 self.last_done = now
         for key, error in report.failed:
-            self._dispatcher.fail(name, key, error)
+            self._dispatcher.fail(rank, key, error)
         self._take_aside()
 
-    def excuse(self, now: float) -> None:
-        """Nobody listened for a while: no worker is late before it could have been heard again."""
+    def excuse(self, now: float, away: float) -> None:
+        """Nobody listened for `away` seconds: they don't count against anybody."""
         for worker in self._workers.values():
-            worker.since = now
+            worker.since = min(now, worker.since + away)
 
     def started(self, rank: int) -> None:
         """A replacement is there."""
         worker = self._workers[rank]
-        worker.state, worker.turns = "ready", 0
+        worker.state, worker.turns, worker.stale = "ready", 0, 0
         worker.outbox, worker.cancelled = [], []
-        self._dispatcher.join(self._name(rank))
+        self._dispatcher.join(rank)
 
     def lost(self, rank: int, error: str, now: float) -> None:
         """A worker is dead, or could not be started; it is replaced while there are restarts left."""
         worker = self._workers[rank]
         self._last_error = error
         if worker.state == "ready":
-            self._dispatcher.leave(self._name(rank), error)
+            self._dispatcher.leave(rank, error)
             self._take_aside()
-        worker.turns, worker.outbox, worker.cancelled = 0, [], []
+        worker.turns, worker.stale, worker.outbox, worker.cancelled = 0, 0, [], []
         if self.restarts < self.rules.faults.restarts:
             self.restarts += 1
             worker.state, worker.since = "starting", now
@@ -242,9 +244,9 @@ class Pool:
         """Drop all that is under way, for a caller that gave up: workers are told with their next turn."""
         for worker in self._workers.values():
             if self.rules.lasting and worker.state == "ready":
-                worker.cancelled += self._dispatcher.keys_of(self._name(worker.rank))
+                worker.cancelled += self._dispatcher.keys_of(worker.rank)
                 self._changed[worker.rank] = worker
-            worker.outbox = []
+            worker.outbox, worker.stale = [], worker.turns
         self._begin()
 
     def state(self, now: float) -> RoleState:
@@ -326,9 +328,3 @@ class Pool:
             f"(cluster.faults.restarts={self.rules.faults.restarts}); the last: {self._last_error}; mend the cause and go "
             "on with --resume"
         )
-
-    def _name(self, rank: int) -> str:
-        return str(rank)
-
-    def _rank(self, name: str) -> int:
-        return int(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -28,7 +29,7 @@ from ultramed_rl.models.tokenizer import ChatTokenizer, load_tokenizer
 from ultramed_rl.records import Completion, OptionLogprobs, Prompt, ScoredCompletion
 from ultramed_rl.rewards.statements import StatementGrader
 from ultramed_rl.store import ArtifactFolder
-from ultramed_rl.store.parts import phase_in_parts
+from ultramed_rl.store.shards import ShardedPhase, in_order
 from ultramed_rl.tracking import Progress
 
 R = TypeVar("R")
@@ -236,26 +237,22 @@ class Examiner:
     ) -> list[T]:
         """One artifact of a sitting: what `stream` gives for the requests that are not answered yet."""
 
-        def compute(done: set[str]) -> Iterator[list[T]]:
+        artifact = f"benchmark-{name}{sitting.suffix}"
+        inputs = (list(requests.values()), candidate.path, sitting.version)
+        phase = ShardedPhase(sitting.folder, artifact, kind, *inputs)
+        if not phase.finished:
+            done = {key(record) for record in phase.read()}
             left = [request for question, request in requests.items() if question not in done]
             title = f"{candidate.name}, {name.replace('_', '-')}"
-            answers = stream(left)  # engines start here, so that the phase's rate is theirs
-            with self.progress.phase(title, len(left), "questions") as bar:
-                for records in answers:
-                    bar.advance(1)
-                    yield records
-
-        return phase_in_parts(
-            sitting.folder,
-            f"benchmark-{name}{sitting.suffix}",
-            compute,
-            list(requests.values()),
-            candidate.path,
-            sitting.version,
-            kind=kind,
-            key=key,
-            order=list(requests),
-        )
+            started = time.perf_counter()
+            if left:
+                answers = stream(left)  # engines start here, so that the phase's rate is theirs
+                with self.progress.phase(title, len(left), "questions") as bar, phase.kept():
+                    for records in answers:
+                        phase.keep(records)
+                        bar.advance(1)
+            phase.finish({artifact: time.perf_counter() - started})
+        return in_order(phase.read(), key, list(requests))
 
     def _greedy(self, prompt: Prompt, protocol: Greedy) -> SamplingRequest:
         return SamplingRequest(prompt, 1, 0.0, 1.0, protocol.max_new_tokens, 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,11 @@ from ultramed_rl.actors.policy import PolicyWorker
 from ultramed_rl.actors.reward_trainer import RewardTrainWorker
 from ultramed_rl.actors.scorer import ReferenceWorker
 from ultramed_rl.actors.trainer import TrainingPlace
-from ultramed_rl.actors.weight_sync import transfer_backend
+from ultramed_rl.actors.weight_sync import SHARED_MEMORY, transfer_backend
 from ultramed_rl.cluster.architecture import resolve_architecture
 from ultramed_rl.cluster.demands import needs_reference
 from ultramed_rl.cluster.group import RayActorError, WorkerGroup, are_done, ranks_held, wait, wait_within
-from ultramed_rl.cluster.pool import LostWorkers, Pool
+from ultramed_rl.cluster.pool import LostWorkers, Pool, RanksLost
 from ultramed_rl.cluster.transport import Station
 from ultramed_rl.config import RunConfig
 from ultramed_rl.crew.pools import scorer_rules
@@ -130,9 +130,8 @@ class Crew(SamplingCrew):
         """Make the policy's way to the engines, if these are not the ones that it knows."""
         if self._connected == self.rollout.actors:
             return
-        backend = transfer_backend(self.config.cluster.device, self.config.cluster.layout)
         tensor_parallel = self.config.cluster.rollout.tensor_parallel
-        self._collective("connect", backend, self.rollout.actors, tensor_parallel)
+        self._within_patience("connect", self._backend, self.rollout.actors, tensor_parallel)
         self._connected = self.rollout.actors
 
     def _rank_arguments(self, member: Any) -> tuple[int, int, int]:
@@ -153,9 +152,13 @@ class Crew(SamplingCrew):
             yield
 
     def reference_logprobs(
-        self, groups: Sequence[PreferenceGroup], advance: Advance
+        self, groups: Sequence[PreferenceGroup], advance: Advance, known: Collection[str] = ()
     ) -> Iterator[ReferenceLogprobs]:
         """The reference policy's logprobs of every answer of each group, as they come, each group's once.
+
+        Args:
+            groups: all of the round: KTO's mismatched answers are those of the neighbours.
+            known: ids of groups that are weighed already.
 
         Raises:
             ValueError: naming the groups that cannot be learnt from.
@@ -164,7 +167,8 @@ class Crew(SamplingCrew):
         length = self.config.policy.max_length
         check_groups(groups, self.vocab_size, length)
         packed = reference_answers(groups, self.config.objective.kl == "mismatched", length)
-        source = zip(groups, packed, strict=True)
+        both = zip(groups, packed, strict=True)
+        source = ((group, answers) for group, answers in both if group.group_id not in known)
         with self.reference_awake():
             for reference in self.references.stream(source, self.exchange):
                 advance(len(reference.logprobs))
@@ -234,42 +238,54 @@ class Crew(SamplingCrew):
         Engines that died are replaced before, by ones that start with the same weights from their checkpoint.
 
         Raises:
-            RanksLost: a policy rank is gone.
+            RanksLost: a policy rank is gone, or they cannot tell that an engine is.
             LostWorkers: engines die again and again.
         """
         self.weights = (checkpoint, version)
-        with self.policy.awake():
-            sent = self._send_weights(version)
+        while True:
+            # While the policy is off the devices: a new engine takes what memory is free.
+            self.heal(self.engines, self.rollout)
+            if self.turns:
+                self.rollout.call_living("offload")
+            try:
+                with self.policy.awake():
+                    sent = self._send_weights(version)
+                break
+            except RayActorError as error:  # an engine's; was it one that died just now?
+                if len(self.rollout.living()) == len(self.rollout):
+                    raise
+                if self._backend != SHARED_MEMORY and len(self.policy) > 1:  # the others are in its midst
+                    raise RanksLost(f"policy: an engine died in a weight sync ({error})") from error
         with self.rollout.awake():  # the policy is off the devices: now there is room for the cache too
-            held = set(self.rollout.call("version"))
-        assert held == {version}, f"engines hold policy {held} after a sync of {version}"
+            held = set(self.rollout.call_living("version"))
+        assert held <= {version}, f"engines hold policy {held} after a sync of {version}"
         return sent
 
     def _send_weights(self, version: int) -> dict[str, float]:
-        while True:
-            self.heal(self.engines, self.rollout)
-            try:
-                if self.turns:
-                    self.rollout.call("reload_weights")
-                self._connect()
-                sent: dict[str, float] = self._collective("send_weights", version)[0]
-                return sent
-            except RayActorError:  # an engine's; was it one that died just now?
-                if len(self.rollout.living()) == len(self.rollout):
-                    raise
+        if self.turns:
+            self.rollout.call("reload_weights")
+        self._connect()
+        sent: dict[str, float] = self._within_patience("send_weights", version)[0]
+        return sent
 
     def adopt_reference(self, checkpoint: str) -> None:
-        """Move the reference as the config says: stay, follow, or average."""
-        rule = self.config.reference
-        if not needs_reference(self.config):
-            return
-        if rule.update == "previous":
+        """Move the reference as the config says: stay or follow; an average is made by `average_reference`."""
+        if needs_reference(self.config) and self.config.reference.update == "previous":
             self.load_reference(checkpoint)
-        elif rule.update == "ema":
+
+    def average_reference(self, checkpoint: str, directory: Path) -> None:
+        """Write the reference moved towards a checkpoint: decay * reference + (1 - decay) * checkpoint's weights."""
+        policy, decay = self.config.policy, self.config.reference.ema_decay
+        arguments = (self.reference_path, checkpoint, decay, str(directory), policy.trust_remote_code)
+        while True:
             self.heal(self.references.pool, self.reference)
-            self.reference.call("blend", checkpoint, rule.ema_decay)
-            if self.turns:
-                self.reference.call_living("offload")
+            try:
+                self.reference.first("average", *arguments)
+                break
+            except RayActorError:
+                if len(self.reference.living()) == len(self.reference):
+                    raise
+        self.tokenizer.backend.save_pretrained(directory)
 
     def load_reference(self, path: str) -> None:
         """Make every replica the policy of this checkpoint."""
@@ -278,14 +294,18 @@ class Crew(SamplingCrew):
         if self.turns:
             self.reference.call_living("offload")
 
-    def save_reference(self, directory: Path) -> None:
-        """Write the averaged reference."""
-        self.reference.first("save", str(directory))
-        self.tokenizer.backend.save_pretrained(directory)
-
     def _collective(self, method: str, *arguments: Any) -> list[Any]:
         with ranks_held(self.policy):
             return self.policy.call(method, *arguments)
+
+    def _within_patience(self, method: str, *arguments: Any) -> list[Any]:
+        """Like `_collective`, for what waits for engines too: one that hangs would be waited for in vain."""
+        with ranks_held(self.policy):
+            return self.policy.wait(self.policy.start(method, *arguments))
+
+    @property
+    def _backend(self) -> str:
+        return transfer_backend(self.config.cluster.device, self.config.cluster.layout)
 
     # -- the run's own reward model ------------------------------------------------------------------------
 

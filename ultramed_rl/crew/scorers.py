@@ -170,7 +170,9 @@ class Scorers:
     def forget(self) -> None:
         """Drop all that is under way, for a caller that gave up; the exchange forgets its part itself."""
         self._pending, self._ready = {}, []
-        self.terms = TermThread(self.terms.terms)
+        if self.terms.busy:
+            self.terms.stop()
+            self.terms = TermThread(self.terms.terms)
 
     @property
     def patience(self) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 
 from ultramed_rl.records import Completion, Prompt
 from ultramed_rl.rewards import Term, score_terms
@@ -18,7 +19,7 @@ class TermThread:
 
     def __init__(self, terms: Mapping[str, Term]) -> None:
         self.terms = terms
-        self._offers: queue.SimpleQueue[tuple[Prompt, Sequence[Completion]]] = queue.SimpleQueue()
+        self._offers: queue.SimpleQueue[tuple[Prompt, Sequence[Completion]] | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[tuple[str, dict[str, list[float]]] | BaseException] = (
             queue.SimpleQueue()
         )
@@ -54,17 +55,28 @@ class TermThread:
             self._open -= 1
             yield found
 
+    def stop(self) -> None:
+        """Score nothing more but what is at the terms just now; nothing can be offered after that."""
+        with suppress(queue.Empty):
+            while True:
+                self._offers.get_nowait()
+        self._offers.put(None)
+
     def _work(self) -> None:
         try:
-            while True:
-                self._score(self._gather())
+            while items := self._gather():
+                self._score(items)
         except BaseException as error:
             self._results.put(error)
 
     def _gather(self) -> list[tuple[Prompt, Sequence[Completion]]]:
-        found = [self._offers.get()]
-        while len(found) < _TOGETHER and not self._offers.empty():
-            found.append(self._offers.get())
+        """What waits, at least one; none once it was stopped."""
+        found: list[tuple[Prompt, Sequence[Completion]]] = []
+        while not found or (len(found) < _TOGETHER and not self._offers.empty()):
+            item = self._offers.get()
+            if item is None:
+                return []
+            found.append(item)
         return found
 
     def _score(self, items: Sequence[tuple[Prompt, Sequence[Completion]]]) -> None:

@@ -32,7 +32,6 @@ from ultramed_rl.online.cards import write_pairs_card, write_policy_card
 from ultramed_rl.online.exams import RoundExams
 from ultramed_rl.online.gather import Gatherer
 from ultramed_rl.online.intake import Rules
-from ultramed_rl.online.resume import latest_checkpoint
 from ultramed_rl.online.training import RoundTraining
 from ultramed_rl.online.watcher import RunWatcher
 from ultramed_rl.records import (
@@ -64,14 +63,16 @@ class Controller:
         pool: PromptPool,
         tracker: Tracker,
         watcher: RunWatcher,
+        trained: tuple[str, int],
         exams: RoundExams | None = None,
     ) -> None:
+        """`trained`: the newest policy's path and version, what a lost policy starts again from."""
         self.config, self.store, self.crew, self.pool = config, store, crew, pool
         self.tracker, self.watcher, self.exams = tracker, watcher, exams
         self.progress = watcher.progress
         self.version = 0
         self.policy_steps = 0  # of the rounds before this one
-        self.trained = latest_checkpoint(config, store)  # what a lost policy starts again from
+        self.trained = trained
 
     def run(self, on_round: Callable[[Metrics], None]) -> list[Metrics]:
         """All rounds that aren't committed yet; returns the metrics of every round, committed ones too."""
@@ -221,7 +222,6 @@ class Controller:
         if self.config.reference.update == "ema":
             average = self._average_reference(record, checkpoint)
             path, _ = record.phase_directory("reference_model", average, checkpoint.version)
-            # An average that an earlier, killed run wrote is only on disk: the next round must use it too.
             self.crew.load_reference(str(path))
         else:
             self.crew.adopt_reference(checkpoint.path)
@@ -294,8 +294,7 @@ class Controller:
 
     def _average_reference(self, record: RoundRecord, checkpoint: Checkpoint) -> Callable[[Path], Metrics]:
         def compute(directory: Path) -> Metrics:
-            self.crew.adopt_reference(checkpoint.path)
-            self.crew.save_reference(directory)
+            self.crew.average_reference(checkpoint.path, directory)
             write_policy_card(self.config, self.store, record, directory, {}, "reference")
             return {}
 

@@ -80,12 +80,11 @@ class Gatherer:
             return None
         if not phase.finished:
             known = {reference.group_id for reference in phase.read()}
-            left = [pair for pair in pairs if pair.group_id not in known]
+            total = sum(len(pair.completions) for pair in pairs if pair.group_id not in known)
             started = time.perf_counter()
-            if left:
-                total = sum(len(p.completions) for p in left)
-                with self._phase("reference logprobs", total) as bar:
-                    for reference in self.crew.reference_logprobs(left, bar.advance):
+            if total:
+                with self._phase("reference logprobs", total) as bar, phase.kept():
+                    for reference in self.crew.reference_logprobs(pairs, bar.advance, known):
                         phase.keep([reference])
             phase.finish({"reference": self._weighed_s + time.perf_counter() - started})
         found = {reference.group_id: reference for reference in phase.read()}
@@ -97,6 +96,8 @@ class Gatherer:
         self, phase: ShardedPhase[ScoredCompletion], prompts: Sequence[Prompt], intake: Intake
     ) -> None:
         references = self._reference_phase() if self._streams_references else None
+        if references is not None:
+            references.after = phase
         if self.training is not None:
             self.training.begin()
         stream = Stream(self.crew, intake, phase, references, self.training)
@@ -109,13 +110,12 @@ class Gatherer:
             if references is not None:
                 stack.enter_context(self.crew.reference_awake())
             stack.callback(self._forget)
-            stack.enter_context(phase.beside())
-            if references is not None:
-                stack.enter_context(references.beside())
+            for kept in (phase,) if references is None else (phase, references):
+                stack.enter_context(kept.kept())
+                stack.enter_context(kept.beside())
             stream.run(prompts, bar.advance)
         seconds = stream.watch.added("completions", "scored", "reference")
         if references is not None:
-            references.flush()
             self._weighed_s = seconds["reference"]
         self._finish(phase, {name: seconds[name] for name in ("completions", "scored")}, prompts, intake)
 
@@ -144,7 +144,7 @@ class Gatherer:
         done = {c.prompt_id for c in phase.read()}
         started = time.perf_counter()
         left = [p for p in prompts if p.prompt_id not in done]
-        with self._phase("generate", len(left) * self.config.sampling.n) as bar:
+        with self._phase("generate", len(left) * self.config.sampling.n) as bar, phase.kept():
             for outcome in self.crew.answer(map(self.rules.request, left)):
                 completions = intake.accept(outcome)
                 if completions:
@@ -168,6 +168,7 @@ class Gatherer:
         total = (len(prompts) - len(done)) * self.config.sampling.n
         with self._phase("score", total) as bar, self.crew.scorers.awake(), ExitStack() as stack:
             stack.callback(self._forget)
+            stack.enter_context(phase.kept())
             for scored in self.crew.scorers.stream(source, self.crew.exchange):
                 if intake.accept_scored(scored):
                     phase.keep(scored.answers)

@@ -60,6 +60,11 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult:
                 crew.stop()
 
 
+def _saved(crew: Any, directory: Path) -> dict[str, float]:
+    crew.save_policy(directory)
+    return {}
+
+
 def _run_rounds(
     config: RunConfig,
     store: RunDirectory,
@@ -84,10 +89,11 @@ def _run_rounds(
     with progress.phase("start the crew", 1, "groups") as bar:
         crew.start_learners(policy, version, reference_path(config, store), rewards)
         bar.advance(1)
-    if config.policy.lora is not None and config.policy.lora.quantize is not None:
-        crew.sync(
-            policy, version
-        )  # the engines began with the whole base model, the policy computes with its 4-bit one
+    if config.policy.lora is not None and config.policy.lora.quantize is not None and not version:
+        # The engines began with the whole base model, the policy computes with its 4-bit one: from now on so do they,
+        # and those that replace them.
+        start, _ = store.initial.phase_directory("policy", lambda folder: _saved(crew, folder))
+        crew.sync(str(start), version)
     if config.training.optimizer_state == "keep" and version:
         crew.restore_optimizer(Path(policy))
     if committed:
@@ -95,7 +101,7 @@ def _run_rounds(
 
     with RunWatcher(store.path, config.run.name, progress) as watcher:
         crew.exchange.watcher = watcher
-        controller = Controller(config, store, crew, pool, tracker, watcher, exams)
+        controller = Controller(config, store, crew, pool, tracker, watcher, (policy, version), exams)
         rounds = controller.run(lambda row: progress.say(render_rounds([row])))
     tracker.log({f"peak_memory_{k}": v for k, v in crew.peak_memory().items()}, len(rounds), "round")
     return conclude(store, rounds, progress)

@@ -24,9 +24,6 @@ from ultramed_rl.store.atomic import remove, remove_leftovers, write_json, write
 from ultramed_rl.store.digests import digest_inputs, digest_path
 from ultramed_rl.store.entries import Entry, merge_entries, read_heads, write_entries
 from ultramed_rl.store.keys import key_number
-from ultramed_rl.store.parts import PART_RECORDS, PART_SECONDS
-
-PART_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -48,9 +45,9 @@ class Tally:
 class PartSize:
     """When a part is written: at so many records or bytes, or when the oldest has waited so long."""
 
-    records: int = PART_RECORDS
-    seconds: float = PART_SECONDS
-    bytes: int = PART_BYTES
+    records: int = 2000
+    seconds: float = 60.0
+    bytes: int = 64 << 20
 
 
 class Ledger:

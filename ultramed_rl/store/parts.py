@@ -1,20 +1,17 @@
-"""A phase whose records are kept as they come, so that a killed run repeats only what it had not written yet."""
+"""The files of a phase that is under way, so that a killed run repeats only what it had not written yet."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from ultramed_rl.store.artifacts import ArtifactFolder, read_json
+from ultramed_rl.store.artifacts import read_json
 from ultramed_rl.store.atomic import remove, write_json, write_whole
 from ultramed_rl.store.digests import digest_inputs
 from ultramed_rl.store.tables import read_records, table_of_records, write_table
 
 T = TypeVar("T")
-PART_RECORDS = 2000
-PART_SECONDS = 60.0
 INPUTS = "_inputs.json"  # readers of parquet folders pass over what begins so
 _NUMBERED = "[0-9]*.parquet"  # and not what a kill left half written
 
@@ -47,56 +44,3 @@ class Parts(Generic[T]):
         number = self._number = self._number + 1
         path = self.path / f"{number:06d}.parquet"
         return lambda: write_whole(path, lambda file: write_table(table, file))
-
-    def keep_as_they_come(self, batches: Iterable[Sequence[T]]) -> Iterator[T]:
-        """Pass records on, and keep a part whenever there are many of them or it is long since the last one."""
-        waiting: list[T] = []
-        last = time.monotonic()
-        try:
-            for batch in batches:
-                waiting += batch
-                yield from batch
-                if len(waiting) >= PART_RECORDS or time.monotonic() - last > PART_SECONDS:
-                    self.keep(waiting)
-                    waiting, last = [], time.monotonic()
-        finally:
-            if waiting:
-                self.keep(waiting)
-
-
-def phase_in_parts(
-    folder: ArtifactFolder,
-    name: str,
-    compute: Callable[[set[str]], Iterable[Sequence[T]]],
-    *inputs: Any,
-    kind: type[T],
-    key: Callable[[T], str],
-    order: Sequence[str],
-) -> list[T]:
-    """Like `ArtifactFolder.phase`, for a phase that may take hours.
-
-    Args:
-        compute: given the keys that are done already, yields the others' records, whole keys at a time.
-        key: what a record belongs to.
-        order: every key, in the order in which their records are to stand.
-
-    Raises:
-        ValueError: like `phase`.
-    """
-    parts_path = folder.path / f"{name}.parts"
-
-    def gather(*_: Any) -> list[T]:
-        parts = Parts(parts_path, kind, inputs)
-        found: dict[str, list[T]] = {}
-        for record in parts.read():
-            found.setdefault(key(record), []).append(record)
-        done = set(found)
-        for record in parts.keep_as_they_come(compute(done)) if len(done) < len(order) else ():
-            assert key(record) not in done, f"{key(record)}: computed twice"
-            found.setdefault(key(record), []).append(record)
-        assert found.keys() == set(order), "keys lost or unasked for"
-        return [record for k in order for record in found[k]]
-
-    records = folder.phase(name, gather, *inputs, kind=kind)
-    remove(parts_path)
-    return records

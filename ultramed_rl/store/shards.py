@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,6 +66,7 @@ class ShardedPhase(Generic[T]):
     def __init__(self, folder: ArtifactFolder, name: str, kind: type[T], *inputs: Any) -> None:
         self.folder, self.name, self.kind, self.inputs = folder, name, kind, inputs
         self.finished = folder.finished(name)
+        self.after: ShardedPhase[Any] | None = None  # whose records are in files before those made of them
         self._waiting: list[T] = []
         self._writer: ThreadPoolExecutor | None = None
         self._written: Future[None] | None = None
@@ -102,6 +103,16 @@ class ShardedPhase(Generic[T]):
         if len(self._waiting) >= SHARD_RECORDS or time.monotonic() - self._since > SHARD_SECONDS:
             self._write()
 
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Within, what is kept outlives an error and Ctrl-C: it is in a file when these are raised on."""
+        try:
+            yield
+        except (Exception, KeyboardInterrupt):
+            self.flush()
+            raise
+        self.flush()
+
     def flush(self) -> None:
         """What is kept is in a file now."""
         self._write()
@@ -110,6 +121,8 @@ class ShardedPhase(Generic[T]):
     def _write(self) -> None:
         self._settle()  # one at a time: a slow disk holds its caller back
         if self._waiting:
+            if self.after is not None:
+                self.after.flush()
             write = self._parts.prepare(self._waiting)
             if self._writer is None:
                 write()
@@ -136,6 +149,15 @@ class ShardedPhase(Generic[T]):
         self.folder.write_manifest(self.name, artifact, self.inputs, dict(seconds), rows=rows, **extra)
         self.finished = True
         return self.read()
+
+
+def in_order(records: Iterable[T], key: Callable[[T], str], order: Sequence[str]) -> list[T]:
+    """Records by their keys in this order; those of one key as they came. Every key has some, and no other."""
+    found: dict[str, list[T]] = {}
+    for record in records:
+        found.setdefault(key(record), []).append(record)
+    assert found.keys() == set(order), "keys lost or unasked for"
+    return [record for k in order for record in found[k]]
 
 
 def shard_files(path: Path) -> list[Path]:
