@@ -160,15 +160,15 @@ def test_an_engine_that_dies_or_hangs_in_a_sync(
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()
     crew.save_policy(checkpoint)
-    heal, strikes = crew.heal, [signal.SIGKILL]
+    connect, strikes = crew._connect, [signal.SIGKILL]
 
-    def heal_and_strike(*arguments: Any) -> None:
+    def connect_and_strike() -> None:
         """All engines were alive a moment ago."""
-        heal(*arguments)
-        if strikes and arguments[0] is crew.engines:
+        connect()
+        if strikes:
             os.kill(process_of(crew.rollout.actors[0]), strikes.pop())
 
-    monkeypatch.setattr(crew, "heal", heal_and_strike)
+    monkeypatch.setattr(crew, "_connect", connect_and_strike)
     crew.sync(str(checkpoint), 2)
     assert not strikes and crew.rollout.call("version") == [2, 2]
 

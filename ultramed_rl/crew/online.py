@@ -249,7 +249,10 @@ class Crew(SamplingCrew):
                 self.rollout.call_living("offload")
             try:
                 with self.policy.awake():
-                    sent = self._send_weights(version)
+                    if self.turns and len(self.rollout.call_living("reload_weights")) < len(self.rollout):
+                        continue
+                    self._connect()
+                    sent: dict[str, float] = self._within_patience("send_weights", version)[0]
                 break
             except RayActorError as error:  # an engine's; was it one that died just now?
                 if len(self.rollout.living()) == len(self.rollout):
@@ -259,13 +262,6 @@ class Crew(SamplingCrew):
         with self.rollout.awake():  # the policy is off the devices: now there is room for the cache too
             held = set(self.rollout.call_living("version"))
         assert held <= {version}, f"engines hold policy {held} after a sync of {version}"
-        return sent
-
-    def _send_weights(self, version: int) -> dict[str, float]:
-        if self.turns:
-            self.rollout.call("reload_weights")
-        self._connect()
-        sent: dict[str, float] = self._within_patience("send_weights", version)[0]
         return sent
 
     def adopt_reference(self, checkpoint: str) -> None:
