@@ -16,7 +16,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from tests.tiny import make_reward, tiny_run
 
@@ -189,8 +191,6 @@ def test_every_other_choice_resumes_too(tiny_root: Path) -> None:
 
 def check_resume(tiny_root: Path, name: str, choices: dict[str, Any]) -> Path:
     """A run killed after its first round gives the pairs and the weights of an unbroken one."""
-    import torch
-
     finish(start(write_config(tiny_root, name, **choices)))
     config = write_config(tiny_root, f"{name}-killed", **choices)
     whole, killed = tiny_root / "runs" / name, tiny_root / "runs" / f"{name}-killed"
@@ -221,6 +221,20 @@ def test_a_lora_policy_is_its_own_reference(tiny_root: Path) -> None:
     assert all(r["rollout_gap"] < 1e-3 for r in rounds)
     assert any(len(p["completions"]) > 2 for p in pairs_of(run, 0))
     assert (run / "rounds" / "001" / "checkpoint" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_engines_sample_from_the_4_bit_policy_from_the_first_round_on(tiny_root: Path) -> None:
+    choices = {"run__rounds": 1, "policy__lora": {"rank": 4, "alpha": 8, "quantize": "nf4"}}
+    finish(start(write_config(tiny_root, "nf4", **choices)))
+    run = tiny_root / "runs" / "nf4"
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (whole,) = [row for row in rows if "kl_to_reference" in row]
+    assert whole["rollout_gap"] < 1e-3
+    # What a replaced engine would start with is on disk, and isn't the base model.
+    base, start_policy = (
+        load_file(p / "model.safetensors") for p in (tiny_root / "policy", run / "initial/policy")
+    )
+    assert any(not torch.equal(weight, base[name]) for name, weight in start_policy.items() if name in base)
 
 
 def test_a_policy_with_its_own_devices_learns_while_engines_generate(tiny_root: Path) -> None:

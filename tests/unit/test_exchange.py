@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.simulated import SimulatedTransport
@@ -99,6 +99,7 @@ def once(*fates: str) -> Callable[[str, int, Turn], str]:
     refused=st.frozensets(st.sampled_from(keys(40)), max_size=3),
     lasting=st.booleans(),
 )
+@example(3, 4, ["", "", "", "hangs", "hangs"], [0.5], frozenset({"k0", "k1"}), True)
 def test_whatever_befalls_workers_each_key_ends_once(
     workers: int, count: int, fates: list[str], late: list[float], refused: frozenset[str], lasting: bool
 ) -> None:

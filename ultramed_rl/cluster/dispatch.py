@@ -52,6 +52,7 @@ class _Out(Generic[W]):
 
     ticket: Ticket
     since: float
+    alone: bool
     workers: set[W] = field(default_factory=set)
 
 
@@ -111,7 +112,7 @@ class Dispatcher(Generic[W]):
         if found is None:
             return None
         worker, ticket = found
-        out = self._out.setdefault(ticket.key, _Out[W](ticket, now))
+        out = self._out.setdefault(ticket.key, _Out[W](ticket, now, worker in self._reserved))
         out.workers.add(worker)
         self._held[worker][ticket.key] = ticket
         self._sizes[worker] += ticket.size
@@ -200,9 +201,10 @@ class Dispatcher(Generic[W]):
         """The ticket that has been out longest, for a worker that has nothing at all to do."""
         if not self.closed or self._held[worker] or not self._durations:
             return None
-        # In the order in which they went out; suspects are never copied.
-        alone = (o for o in self._out.values() if len(o.workers) == 1 and not o.workers & self._reserved)
-        oldest = next(alone, None)
+        # In the order in which they went out. What has failed is never copied: it may kill the other one too, and
+        # two that refuse it in turn would go on for ever.
+        whole = (o for o in self._out.values() if len(o.workers) == 1 and o.ticket.key not in self._failures)
+        oldest = next(whole, None)
         if oldest is None:
             return None
         usual = sorted(self._durations)[len(self._durations) // 2]
@@ -229,13 +231,13 @@ class Dispatcher(Generic[W]):
     def _drop_copy(self, worker: W, key: str, error: str) -> None:
         out = self._out[key]
         out.workers.discard(worker)
-        if out.workers:  # another still tries: this one was a copy
-            return
         failures = self._failures[key] = self._failures.get(key, 0) + 1
+        if out.workers:
+            return
         del self._out[key]
         if failures < self.rules.attempts - 1:
             self._waiting.appendleft(out.ticket)
-        elif failures < self.rules.attempts:
+        elif self.rules.attempts > 1 and not out.alone:
             self._alone.append(out.ticket)
         else:
             del self._failures[key]
