@@ -44,8 +44,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def load(path: str, lora: LoRA | None = None, adapter: Path | None = None) -> PolicyModel:
+    """As ranks hold it, ready to train: of a model that is not, bitsandbytes computes in bfloat16 where a CPU can."""
     torch.manual_seed(0)
-    return load_policy(path, "float32", lora=lora, adapter=str(adapter) if adapter else None)
+    return load_policy(path, "float32", lora=lora, adapter=str(adapter) if adapter else None).train()
 
 
 def randomise_adapters(policy: PolicyModel, seed: int = 1) -> PolicyModel:
