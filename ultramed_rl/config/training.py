@@ -48,7 +48,9 @@ class Training(Optimization):
         "batches then follow the order of the prompts, and rates are those of a pair for every prompt",
     )
     optimizer_state: Literal["reset", "keep"] = Field(
-        default="reset", description="Adam's moments at the start of a round: fresh, or the last round's"
+        default="reset",
+        description="at the start of a round: fresh moments of Adam, and weights as the checkpoint has them, or the last "
+        "round's; in bfloat16 few small steps are mostly rounded away at a reset, keep adds them up",
     )
 
 
