@@ -87,27 +87,32 @@ def _by_segment(
     layout: SegmentLayout,
 ) -> torch.Tensor:
     """One fused call a segment: work is that of the visible blocks only."""
+    precision = query.dtype
+    # On CPU the fused kernel's backward is twice as fast in float32 as in bfloat16, and no less exact.
+    query, key, value = query.float(), key.float(), value.float()
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:
         key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    # Segments tile the row, so a split does: its backward is one concatenation, where that of a slice would be
+    # a gradient of the whole row for each segment.
+    sizes = [s.queries for s in layout.segments]
+    queries, keys, values = (x.split(sizes, 2) for x in (query, key, value))
+    place = {s.start: i for i, s in enumerate(layout.segments)}
     outputs = []
-    for s in layout.segments:
-        keys, values = key[:, :, s.start : s.stop], value[:, :, s.start : s.stop]
-        if s.prefix_stop > s.prefix_start:
-            keys = torch.cat([key[:, :, s.prefix_start : s.prefix_stop], keys], 2)
-            values = torch.cat([value[:, :, s.prefix_start : s.prefix_stop], values], 2)
+    for i, s in enumerate(layout.segments):
+        seen = [place[s.prefix_start], i] if s.prefix_stop > s.prefix_start else [i]
         mask = layout.mask(s.queries, s.keys, window, query)
         outputs.append(
             F.scaled_dot_product_attention(
-                query[:, :, s.start : s.stop],
-                keys,
-                values,
+                queries[i],
+                torch.cat([keys[j] for j in seen], 2) if len(seen) > 1 else keys[i],
+                torch.cat([values[j] for j in seen], 2) if len(seen) > 1 else values[i],
                 attn_mask=mask,
                 is_causal=mask is None,
                 scale=scaling,
             )
         )
-    return torch.cat(outputs, 2).transpose(1, 2).contiguous()
+    return torch.cat(outputs, 2).transpose(1, 2).to(precision).contiguous()
 
 
 def _varlen(
