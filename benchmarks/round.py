@@ -7,7 +7,8 @@ it (`staged/`): vLLM generates and exits, transformers scores in padded batches 
 and saves, each a process of its own that loads its model from disk. Our run goes first; each peer's round then
 begins with the policy that ours began that round with, on the same prompts; `same_work` says whether tokens and pairs
 of both sides are within 3 %. By default the peer gives each prompt a seed, as ours does; `--unseeded` is its fastest way,
-and cannot be repeated. Both compute in float32 on all cores.
+and cannot be repeated. Both compute on all cores in `--precision`: float32, or bfloat16 with float32 weights in the
+optimizer, which is what `precision: auto` means where cores or GPUs have it.
 
 A round of ours is timed from the commit of the one before to its own, less its evaluation, which the peer has not
 got. The first round and the start-up, which a run pays once, are reported beside the median of the others. A
@@ -57,8 +58,8 @@ def round_config(options: argparse.Namespace, folder: Path) -> RunConfig:
         "run.keep_checkpoints": "null",
         "reward.train": "null",
         "reward.path": folder / "reward",
-        "policy.precision": "float32",
-        "reward.precision": "float32",
+        "policy.precision": options.precision,
+        "reward.precision": options.precision,
         "prompts.held_out": 1,
         "prompts.per_round": (options.prompts or config.prompts.per_round) * options.size,
         "sampling.max_new_tokens": options.tokens or config.sampling.max_new_tokens,
@@ -119,6 +120,7 @@ def job_of(
         "max_new_tokens": sampling.max_new_tokens,
         "end_token": ChatTokenizer(config.policy.path).end_id,
         "seeded": not options.unseeded,
+        "precision": options.precision,
         "engine": {
             "max_length": config.policy.max_length,
             "max_num_seqs": group.max_num_seqs,
@@ -224,6 +226,7 @@ def report(
         "unit": "seconds a round",
         "peer_name": "vLLM, transformers and TRL's DPOTrainer, a process each",
         "size": options.size,
+        "precision": options.precision,
         "ours_first": round(ours["seconds"][0], 2),
         "ours_startup": round(ours["startup"], 2),
         "ours_rounds": [round(s, 2) for s in ours["seconds"]],
@@ -247,6 +250,7 @@ def main() -> None:
     arguments.add_argument("--size", type=int, default=1, help="times the config's prompts a round")
     arguments.add_argument("--repeats", type=int, default=2, help="measured rounds of each side")
     arguments.add_argument("--prompts", type=int, default=None, help="instead of the config's, before --size")
+    arguments.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     arguments.add_argument("--tokens", type=int, default=None, help="longest answer, instead of the config's")
     arguments.add_argument(
         "--peer-pass", type=int, default=8, help="pairs of a pass of TRL's; divides the batch"

@@ -18,7 +18,7 @@ def main() -> None:
     engine = job["engine"]
     llm = LLM(
         model=job["policy"],
-        dtype="float32",
+        dtype=job["precision"],
         max_model_len=engine["max_length"],
         max_num_seqs=engine["max_num_seqs"],
         kv_cache_memory_bytes=engine["kv_cache_bytes"],

@@ -14,7 +14,8 @@ def main() -> None:
     from transformers import AutoModelForSequenceClassification
 
     stage.end("import")
-    model = AutoModelForSequenceClassification.from_pretrained(job["reward"], dtype=torch.float32).eval()
+    dtype = getattr(torch, job["precision"])
+    model = AutoModelForSequenceClassification.from_pretrained(job["reward"], dtype=dtype).eval()
     stage.end("load")
     rows = read_jsonl(job["answers"])
     texts = [row["prompt"] + answer["ids"] for row in rows for answer in row["answers"]]

@@ -23,7 +23,7 @@ def main() -> None:
 
     stage.end("import")
     policy, reference = (
-        AutoModelForCausalLM.from_pretrained(job[name], dtype=torch.float32)
+        AutoModelForCausalLM.from_pretrained(job[name], dtype=getattr(torch, job["precision"]))
         for name in ("policy", "reference")
     )
     training = job["training"]
@@ -38,7 +38,7 @@ def main() -> None:
         max_grad_norm=training["max_grad_norm"],
         adam_beta2=0.95,
         beta=job["beta"],
-        bf16=False,
+        bf16=False,  # autocast would cast float32 weights in each pass: slower than weights in bfloat16
         gradient_checkpointing=False,
         max_length=None,
         precompute_ref_log_probs=job["precompute"],
