@@ -160,7 +160,8 @@ def test_the_ray_job_runs_a_config_of_this_project_and_resumes() -> None:
 
 # -- SLURM -------------------------------------------------------------------------------------------------
 
-RECORD = 'printf "%s" "${0##*/}" >>"$LOG"; printf " %q" "$@" >>"$LOG"; echo >>"$LOG"\n'
+# A call is written at once: several programs write at the same time.
+RECORD = 'printf "%s%s%s\\n" "${PREFIX:-}" "${0##*/}" "$(printf " %q" "$@")" >>"$LOG"\n'
 FAKES = {
     # What a cluster of these nodes would do: a step that starts Ray lasts until it is stopped.
     "srun": RECORD
@@ -174,9 +175,7 @@ exec sleep 60
     "scontrol": RECORD + '[ "$1 $2" != "show hostnames" ] || printf "n1\\nn2\\nn3\\n"\n',
     "ray": RECORD
     + """echo "Active:"; sed "s/.*/ 1 node_&/" "$UP"; echo "Pending:"; echo " (no pending nodes)"\n""",
-    "ultramed-rl": 'printf "RAY_ADDRESS=%s " "$RAY_ADDRESS" >>"$LOG"\n'
-    + RECORD
-    + 'exec sleep "${LASTS:-0}"\n',
+    "ultramed-rl": 'PREFIX="RAY_ADDRESS=$RAY_ADDRESS "\n' + RECORD + 'exec sleep "${LASTS:-0}"\n',
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from itertools import pairwise
 from typing import Any
 
@@ -37,6 +38,14 @@ group_lists = st.lists(
 def sequences(groups: list[AnswerGroup]) -> list[list[int]]:
     """Every prompt + answer, in the order of the groups."""
     return [[*g.prompt, *a] for g in groups for a in g.answers]
+
+
+@given(group_lists)
+def test_groups_come_out_of_a_pickle_as_they_went_in(groups: list[AnswerGroup]) -> None:
+    copies = pickle.loads(pickle.dumps(groups))
+    assert [list(g.prompt) for g in copies] == [list(g.prompt) for g in groups]
+    assert sequences(copies) == sequences(groups)
+    assert [len(g.answers) for g in copies] == [len(g.answers) for g in groups]
 
 
 def test_layout_of_two_groups_by_hand() -> None:
