@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ultramed_rl.actors.deepspeed_setup import engine_spec
 from ultramed_rl.actors.policy import PolicyWorker
@@ -27,6 +27,8 @@ from ultramed_rl.learning.checks import check_groups
 from ultramed_rl.learning.preference_data import reference_answers
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, PreferenceGroup, Prompt, ReferenceLogprobs, ScoredCompletion
+
+Result = TypeVar("Result")
 
 
 class Crew(SamplingCrew):
@@ -242,26 +244,30 @@ class Crew(SamplingCrew):
             LostWorkers: engines die again and again.
         """
         self.weights = (checkpoint, version)
-        while True:
-            # While the policy is off the devices: a new engine takes what memory is free.
-            self.heal(self.engines, self.rollout)
-            if self.turns:
-                self.rollout.call_living("offload")
-            try:
-                with self.policy.awake():
-                    if self.turns and len(self.rollout.call_living("reload_weights")) < len(self.rollout):
-                        continue
-                    self._connect()
-                    sent: dict[str, float] = self._within_patience("send_weights", version)[0]
-                break
-            except RayActorError as error:  # an engine's; was it one that died just now?
-                if len(self.rollout.living()) == len(self.rollout):
-                    raise
-                if self._backend != SHARED_MEMORY and len(self.policy) > 1:  # the others are in its midst
-                    raise RanksLost(f"policy: an engine died in a weight sync ({error})") from error
+        # Engines are replaced while the policy is off the devices: a new one takes what memory is free.
+        sent: dict[str, float] = self._with_all(
+            self.engines, self.rollout, lambda: self._send_weights(version)
+        )
         with self.rollout.awake():  # the policy is off the devices: now there is room for the cache too
             held = set(self.rollout.call_living("version"))
         assert held <= {version}, f"engines hold policy {held} after a sync of {version}"
+        return sent
+
+    def _send_weights(self, version: int) -> dict[str, float]:
+        if self.turns:
+            self.rollout.call_living("offload")
+        with self.policy.awake():
+            if self.turns and len(self.rollout.call_living("reload_weights")) < len(self.rollout):
+                raise TimeoutError("rollout: an engine did not take its weights back")
+            try:
+                self._connect()
+                sent: dict[str, float] = self._within_patience("send_weights", version)[0]
+            except RayActorError as error:
+                alone = self._backend == SHARED_MEMORY or len(self.policy) == 1
+                if alone or len(self.rollout.living()) == len(self.rollout):
+                    raise
+                # The other policy ranks wait in its midst.
+                raise RanksLost(f"policy: an engine died in a weight sync ({error})") from error
         return sent
 
     def adopt_reference(self, checkpoint: str) -> None:
@@ -273,14 +279,8 @@ class Crew(SamplingCrew):
         """Write the reference moved towards a checkpoint: decay * reference + (1 - decay) * checkpoint's weights."""
         policy, decay = self.config.policy, self.config.reference.ema_decay
         arguments = (self.reference_path, checkpoint, decay, str(directory), policy.trust_remote_code)
-        while True:
-            self.heal(self.references.pool, self.reference)
-            try:
-                self.reference.first("average", *arguments)
-                break
-            except RayActorError:
-                if len(self.reference.living()) == len(self.reference):
-                    raise
+        pool, group = self.references.pool, self.reference
+        self._with_all(pool, group, lambda: group.first("average", *arguments))
         self.tokenizer.backend.save_pretrained(directory)
 
     def load_reference(self, path: str) -> None:
@@ -289,6 +289,16 @@ class Crew(SamplingCrew):
         self.reference.call_living("load", path, self.config.policy.trust_remote_code)
         if self.turns:
             self.reference.call_living("offload")
+
+    def _with_all(self, pool: Pool, group: WorkerGroup, attempt: Callable[[], Result]) -> Result:
+        """What needs every worker of a group; made again, with replacements, if one of them dies in it."""
+        while True:
+            self.heal(pool, group)
+            try:
+                return attempt()
+            except (RayActorError, TimeoutError):
+                if len(group.living()) == len(group):
+                    raise
 
     def _collective(self, method: str, *arguments: Any) -> list[Any]:
         with ranks_held(self.policy):
