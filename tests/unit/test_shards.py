@@ -59,12 +59,12 @@ def test_records_come_after_a_time_too(tmp_path: Path, monkeypatch: pytest.Monke
     assert list(phase.read()) == records(0)
 
 
-@pytest.mark.parametrize("beside", [False, True])
-def test_a_killed_run_keeps_whole_keys(tmp_path: Path, beside: bool) -> None:
+@pytest.mark.parametrize("by_thread", [False, True])
+def test_a_killed_run_keeps_whole_keys(tmp_path: Path, by_thread: bool) -> None:
     phase = open_phase(tmp_path)
     with pytest.raises(Killed):
-        if beside:
-            with phase.beside():
+        if by_thread:
+            with phase.kept():
                 keep_and_die(phase)
         else:
             keep_and_die(phase)
@@ -141,24 +141,26 @@ def test_a_finished_phase_of_other_inputs_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("when", ["keep", "end"])
-def test_what_goes_wrong_beside_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+def test_what_goes_wrong_in_the_thread_is_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("no space left")
 
     monkeypatch.setattr("ultramed_rl.store.parts.write_table", fail)
     phase = open_phase(tmp_path)
-    with pytest.raises(RuntimeError, match="no space left"), phase.beside():
+    with pytest.raises(RuntimeError, match="no space left"), phase.kept():
         for number in range(2 if when == "end" else 4):
             phase.keep(records(number))
         assert when == "end", "the second file was begun though the first one failed"
 
 
-def test_files_written_beside_are_those_written_in_turn(tmp_path: Path) -> None:
+def test_files_written_by_the_thread_are_those_written_in_turn(tmp_path: Path) -> None:
     found = []
-    for name in ("beside", "in turn"):
+    for name in ("by a thread", "in turn"):
         phase = open_phase(tmp_path / name)
-        if name == "beside":
-            with phase.beside():
+        if name == "by a thread":
+            with phase.kept():
                 for number in range(9):
                     phase.keep(records(number))
         else:

@@ -63,6 +63,16 @@ class Watcher(Protocol):
         ...
 
 
+def feed(source: Iterator[T], wanted: Callable[[], bool], offer: Callable[[T], None]) -> bool:
+    """Offer items for as long as they are wanted; whether there may be more."""
+    while wanted():
+        item = next(source, None)
+        if item is None:
+            return False
+        offer(item)
+    return True
+
+
 class Exchange:
     """Pools by role. What is offered to a pool comes back from `outcomes`, once for each key."""
 
@@ -103,13 +113,8 @@ class Exchange:
         more = True
         try:
             while more or pool.unfinished:
-                while more and pool.wanted:
-                    item = next(source, None)
-                    if item is None:
-                        more = False
-                        pool.close()
-                    else:
-                        offer(item)
+                if more and not (more := feed(source, lambda: pool.wanted, offer)):
+                    pool.close()
                 if pool.unfinished:
                     yield from self.outcomes()
         finally:

@@ -10,7 +10,7 @@ from typing import Any
 from ultramed_rl.actors.scorer import RewardWorker
 from ultramed_rl.cluster.demands import reward_roles
 from ultramed_rl.cluster.dispatch import Ticket
-from ultramed_rl.cluster.exchange import Exchange
+from ultramed_rl.cluster.exchange import Exchange, feed
 from ultramed_rl.cluster.group import WorkerGroup
 from ultramed_rl.cluster.placement import Placement
 from ultramed_rl.cluster.plan import Plan
@@ -157,11 +157,7 @@ class Scorers:
         """Each prompt's scored answers as soon as they are complete; prompts are taken as there is room."""
         more = True
         while more or self.unfinished:
-            while more and self.wanted:
-                item = next(source, None)
-                more = item is not None
-                if item is not None:
-                    self.offer(*item)
+            more = more and feed(source, lambda: self.wanted, lambda item: self.offer(*item))
             yield from self.ready()
             if self.unfinished:
                 for outcome in exchange.outcomes(self.patience):

@@ -112,7 +112,6 @@ class Gatherer:
             stack.callback(self._forget)
             for kept in (phase,) if references is None else (phase, references):
                 stack.enter_context(kept.kept())
-                stack.enter_context(kept.beside())
             stream.run(prompts, bar.advance)
         seconds = stream.watch.added("completions", "scored", "reference")
         if references is not None:
@@ -194,7 +193,7 @@ class Gatherer:
     def _intake(self, prompts: int) -> Intake:
         """For one attempt: prompts that an earlier one set aside are asked again."""
         share = self.config.cluster.faults.set_aside_share
-        return Intake(self.rules, self.record.index, max(1, int(share * prompts)), share, self.progress.say)
+        return Intake(self.rules, self.record.index, prompts, share, self.progress.say)
 
     def _reference_phase(self) -> ShardedPhase[ReferenceLogprobs] | None:
         version = self.rules.reference_version

@@ -37,14 +37,15 @@ class Intake:
     """Takes what comes back of one round's prompts.
 
     Args:
-        limit: prompts that may be set aside.
-        share: the setting that the limit comes from, for the message.
+        prompts: that the round has.
+        share: of them, and at least one, may be set aside.
     """
 
     def __init__(
-        self, rules: Rules, index: int, limit: int, share: float, say: Callable[[str], None]
+        self, rules: Rules, index: int, prompts: int, share: float, say: Callable[[str], None]
     ) -> None:
-        self.rules, self.index, self.limit, self.share, self.say = rules, index, limit, share, say
+        self.rules, self.index, self.share, self.say = rules, index, share, say
+        self.limit = max(1, int(share * prompts))
         self.set_aside: dict[str, str] = {}
 
     def accept(self, outcome: Outcome) -> list[Completion]:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 
+from ultramed_rl.cluster.exchange import feed
 from ultramed_rl.cluster.pool import Outcome
 from ultramed_rl.crew.online import Crew
 from ultramed_rl.crew.scorers import Scored
@@ -59,14 +60,8 @@ class Stream:
         source = self._left(prompts)
         more = True
         while more or self._unfinished:
-            while more and self._wanted:
-                prompt = next(source, None)
-                if prompt is None:
-                    more = False
-                    self.crew.engines.close()
-                else:
-                    self._prompts[prompt.prompt_id] = prompt
-                    self.crew.offer(self.rules.request(prompt))
+            if more and not (more := feed(source, lambda: self._wanted, self._set_out)):
+                self.crew.engines.close()
             if not self._unfinished:
                 continue
             if self.training is not None:
@@ -78,6 +73,10 @@ class Stream:
                 self._keep(scored, advance)
         if self.training is not None:
             self.training.advance()
+
+    def _set_out(self, prompt: Prompt) -> None:
+        self._prompts[prompt.prompt_id] = prompt
+        self.crew.offer(self.rules.request(prompt))
 
     @property
     def _wanted(self) -> bool:

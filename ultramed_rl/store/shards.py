@@ -84,19 +84,6 @@ class ShardedPhase(Generic[T]):
         path = self.folder.artifact(self.name) if self.finished else self._parts.path
         return RecordFiles(path, self.kind)
 
-    @contextmanager
-    def beside(self) -> Iterator[None]:
-        """Within, files are written by a thread, and the caller goes on meanwhile; at the end they are there.
-
-        What the thread raises is raised by the next `keep` or `flush`, or else at the end.
-        """
-        with ThreadPoolExecutor(1, thread_name_prefix=f"write-{self.name}") as self._writer:
-            try:
-                yield
-            finally:
-                self._writer = None
-        self._settle()
-
     def keep(self, records: Sequence[T]) -> None:
         """The records of one key; they are in a file soon."""
         self._waiting += records
@@ -105,9 +92,17 @@ class ShardedPhase(Generic[T]):
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Within, what is kept outlives an error and Ctrl-C: it is in a file when these are raised on."""
+        """Within, files are written by a thread, and the caller goes on meanwhile; at the end they are there. What is
+        kept outlives an error and Ctrl-C: it is in a file when these are raised on.
+
+        What the thread raises is raised by the next `keep` or `flush`, or else at the end.
+        """
         try:
-            yield
+            with ThreadPoolExecutor(1, thread_name_prefix=f"write-{self.name}") as self._writer:
+                try:
+                    yield
+                finally:
+                    self._writer = None
         except (Exception, KeyboardInterrupt):
             self.flush()
             raise
