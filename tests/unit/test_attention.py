@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from ultramed_rl.learning.packing import AnswerGroup, pack_groups, sum_by_answer
-from ultramed_rl.models.attention import SEGMENTS, SegmentLayout, segment_attention, why_not_packed
+from ultramed_rl.models.attention import SEGMENTS, SHORT, SegmentLayout, segment_attention, why_not_packed
 from ultramed_rl.models.load import PolicyModel, load_policy, load_reward
 
 VOCAB = 97
@@ -364,6 +364,31 @@ def test_segment_attention_by_hand() -> None:
     assert attend(None) == [1.0, 1.5, round(7 / 3, 4), 3.75, round(19 / 3, 4), 32.0, 48.0]
     # A window of two: itself and the one before it in its own sequence.
     assert attend(2) == [1.0, 1.5, 3.0, 6.0, 9.0, 32.0, 48.0]
+
+
+@pytest.mark.parametrize("longest", [12, SHORT + 44])
+def test_bfloat16_gives_the_exact_attention_and_gradients_to_its_own_rounding(longest: int) -> None:
+    half = [1] * (longest // 2)
+    segments = pack_groups([AnswerGroup(half, [half, [1, 1, 1]]), AnswerGroup([1, 1], [[1, 1]])]).segments
+    generator, size = torch.Generator().manual_seed(0), segments[-1].stop
+    shapes = [(1, heads, size, 16) for heads in (4, 2, 2)]
+    inputs = [torch.randn(s, generator=generator).bfloat16().requires_grad_() for s in shapes]
+    upstream = torch.randn(1, size, 4, 16, generator=generator).bfloat16()
+    output, _ = segment_attention(torch.nn.Module(), *inputs, None, segments=SegmentLayout(segments))
+    assert output.dtype == torch.bfloat16
+    found = [output, *torch.autograd.grad(output, inputs, upstream)]
+
+    seen = torch.zeros(size, size, dtype=torch.bool)
+    for s in segments:
+        seen[s.start : s.stop, s.prefix_start : s.prefix_stop] = True
+        seen[s.start : s.stop, s.start : s.stop] = torch.ones(s.queries, s.queries).tril().bool()
+    doubles = [x.detach().double().requires_grad_() for x in inputs]
+    query, key, value = doubles[0], *(x.repeat_interleave(2, 1) for x in doubles[1:])
+    weights = (query @ key.mT / 16**0.5).masked_fill(~seen, -torch.inf).softmax(-1)
+    exact = (weights @ value).transpose(1, 2)
+    expected = [exact, *torch.autograd.grad(exact, doubles, upstream.double())]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours.double() - theirs).norm() < 2**-7 * theirs.norm()  # half a step of bfloat16 is 2**-9
 
 
 def test_attention_dropout_and_a_missing_layout_are_refused() -> None:
