@@ -292,12 +292,12 @@ class Crew(SamplingCrew):
 
     def _with_all(self, pool: Pool, group: WorkerGroup, attempt: Callable[[], Result]) -> Result:
         """What needs every worker of a group; made again, with replacements, if one of them dies in it."""
+        self.heal(pool, group)
         while True:
-            self.heal(pool, group)
             try:
                 return attempt()
             except (RayActorError, TimeoutError):
-                if len(group.living()) == len(group):
+                if not self.heal(pool, group):
                     raise
 
     def _collective(self, method: str, *arguments: Any) -> list[Any]:

@@ -113,17 +113,18 @@ class SamplingCrew:
             trust_remote_code=self.model.trust_remote_code,
         )
 
-    def heal(self, pool: Pool, group: WorkerGroup) -> None:
-        """Replace what has died of a pool's workers, and wait for the replacements.
+    def heal(self, pool: Pool, group: WorkerGroup) -> bool:
+        """Replace what has died of a pool's workers, and wait for the replacements; whether any had.
 
         Raises:
             LostWorkers: too few are left.
         """
-        living = group.living()
-        for rank in set(pool.ranks) - set(living):
+        dead = set(pool.ranks) - set(group.living())
+        for rank in dead:
             self.exchange.lose(pool, rank, "found dead between phases")
         while pool.starting:
             self.exchange.outcomes()
+        return bool(dead)
 
     # -- generate ------------------------------------------------------------------------------------------
 
