@@ -104,7 +104,9 @@ def main() -> None:
 
     with fake_endpoint(options.limit, options.trouble) as (url, counts):
         replies, seconds = ask_all(url, options.requests, options.limit, options.concurrency)
-    print(json.dumps(report(replies, seconds, counts, options)))
+    line = report(replies, seconds, counts, options)
+    print(json.dumps(line))
+    sys.exit(bool(line["lost"] or line["doubled"]))
 
 
 if __name__ == "__main__":

@@ -125,7 +125,8 @@ def weight_gap(whole: Path, struck: Path) -> float:
     from safetensors.torch import load_file
 
     expected, found = (load_file(folder / "model.safetensors") for folder in (whole, struck))
-    return max(float((found[name] - weight).abs().max()) for name, weight in expected.items())
+    gaps = [float((found[name] - weight).abs().max()) for name, weight in expected.items()]
+    return math.inf if any(map(math.isnan, gaps)) else max(gaps)
 
 
 # -- the two runs ------------------------------------------------------------------------------------------
@@ -206,8 +207,8 @@ def report(
         **{name: getattr(found, name) for name in ("lost", "doubled", "changed")},
         "prompts_differ": found.prompts,
         "by_round": [difference.either - difference.identical for difference in each],
-        "logprob_gap": found.logprob_gap if math.isfinite(found.logprob_gap) else None,
-        "weight_gap": weight_gap(whole / last, struck / last),
+        "logprob_gap": _finite(found.logprob_gap),
+        "weight_gap": _finite(weight_gap(whole / last, struck / last)),
         "recovery_s": _middle_and_most([since for since, _ in recovered]),
         "replacing_s": _middle_and_most([since for _, since in recovered]),
         "unmeasured": len(killer.strikes) - len(recovered),
@@ -218,6 +219,11 @@ def report(
     }
 
 
+def _finite(gap: float) -> float | None:
+    """For JSON, which has no infinity."""
+    return gap if math.isfinite(gap) else None
+
+
 def _middle_and_most(seconds: Sequence[float]) -> dict[str, float] | None:
     if not seconds:
         return None
@@ -226,13 +232,14 @@ def _middle_and_most(seconds: Sequence[float]) -> dict[str, float] | None:
 
 def is_same(line: Mapping[str, Any]) -> bool:
     """Whether nothing differs that must not."""
-    zero = ("lost", "doubled", "changed", "prompts_differ", "gave_up", "missed")
+    zero = ("lost", "doubled", "changed", "prompts_differ", "gave_up", "stayed", "missed")
     return (
         line["ours"] == line["peer"]
         and line["ratio"] == 1.0
         and not any(line[name] for name in zero)
         and line["logprob_gap"] is not None
         and line["logprob_gap"] <= MOST_LOGPROB_GAP
+        and line["weight_gap"] == 0.0
     )
 
 

@@ -143,12 +143,15 @@ def compare(data: Path, count: int, removed: set[str]) -> dict[str, Any]:
         context.Process(target=search_once, args=(data, count, threads, ours, there), daemon=True).start()
         seconds[name], ids[name] = here.recv()
     kept = [one for one in ids["peer"] if one in removed]
+    assert ids["ours"] == ids["ours_one_core"], "the search depends on its threads"
+    found = set(ids["peer"]) & set(ids["ours"])
     return {
         "search_rows": count,
         "search_seconds": {name: round(spent, 2) for name, spent in seconds.items()},
         "search_ratio": round(seconds["peer"] / seconds["ours"], 2),
         "search_ratio_one_core": round(seconds["peer"] / seconds["ours_one_core"], 2),
         "paper_removes": len(ids["peer"]),
+        "search_recall": round(len(found) / max(1, len(ids["peer"])), 5),
         "recall": round(len(kept) / max(1, len(ids["peer"])), 5),
     }
 

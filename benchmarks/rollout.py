@@ -1,9 +1,10 @@
 """Does the framework slow vLLM down? Rollout tokens/s through the crew over bare `LLM.generate`.
 
 Both sides answer the same requests (SmolLM2-135M-Instruct, MedicationQA, n=4), each in a Ray actor or a process of its
-own, in turn, `--repeats` times; medians of tokens/s are compared. Both give every request a seed of its own; on CPU
-ours draws its tokens by `actors/seeded_sampling.py`, so answers are others than bare vLLM's. `--unseeded`: the peer
-samples without seeds, which is its fastest way and cannot be repeated.
+own, in turn, `--repeats` times; medians of tokens/s are compared. For `ratio` both give every request a seed of its
+own; on CPU ours draws its tokens by `actors/seeded_sampling.py`, which is faster, so answers are others than bare
+vLLM's. `ratio_unseeded` is against bare vLLM without seeds, which cannot be repeated: there the framework's own cost,
+and that of seeds, show.
 
     python benchmarks/rollout.py --prompts 32
 """
@@ -35,8 +36,8 @@ def requests_of(config: RunConfig, count: int, tokenizer: Any) -> list[Any]:
     ]
 
 
-def bare_engine(arguments: Any, end_token: int, requests: list[Any], seeded: bool, pipe: Any) -> None:
-    """A process with nothing but vLLM in it: one `LLM.generate` for each message, answered with seconds."""
+def bare_engine(arguments: Any, end_token: int, requests: list[Any], pipe: Any) -> None:
+    """A process with nothing but vLLM in it: one `LLM.generate` for each message, answered with tokens and seconds."""
     os.environ |= {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -57,22 +58,25 @@ def bare_engine(arguments: Any, end_token: int, requests: list[Any], seeded: boo
         generation_config="vllm",
     )
     prompts = [TokensPrompt(prompt_token_ids=list(r.prompt.token_ids)) for r in requests]
-    params = [
-        SamplingParams(
-            n=r.n,
-            temperature=r.temperature,
-            max_tokens=r.max_new_tokens,
-            seed=r.seed if seeded else None,
-            stop_token_ids=[end_token],
-            logprobs=0,
-        )
-        for r in requests
-    ]
+    params = {
+        side: [
+            SamplingParams(
+                n=r.n,
+                temperature=r.temperature,
+                max_tokens=r.max_new_tokens,
+                seed=r.seed if side == "seeded" else None,
+                stop_token_ids=[end_token],
+                logprobs=0,
+            )
+            for r in requests
+        ]
+        for side in ("seeded", "unseeded")
+    }
     pipe.send("ready")
-    while pipe.recv() == "generate":
+    while (side := pipe.recv()) != "stop":
         llm.reset_prefix_cache()
         started = time.perf_counter()
-        outputs = llm.generate(prompts, params, use_tqdm=False)
+        outputs = llm.generate(prompts, params[side], use_tqdm=False)
         seconds = time.perf_counter() - started
         pipe.send((sum(len(c.token_ids) for o in outputs for c in o.outputs), seconds))
 
@@ -84,7 +88,6 @@ def main() -> None:
     parser.add_argument("--config", default="configs/quickstart.yaml")
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--unseeded", action="store_true", help="the peer samples without seeds")
     options = parser.parse_args()
 
     from ultramed_rl.crew.sampling import SamplingCrew
@@ -100,42 +103,46 @@ def main() -> None:
     arguments = crew.engine_arguments(config.policy.path)
     peer = context.Process(
         target=bare_engine,
-        args=(arguments, tokenizer.end_id, requests, not options.unseeded, child),
+        args=(arguments, tokenizer.end_id, requests, child),
         daemon=True,
     )
     peer.start()
     assert pipe.recv() == "ready"
 
-    ours, theirs, counts = [], [], []
-    for repeat in range(options.repeats + 1):
-        pipe.send("generate")
-        tokens, seconds = pipe.recv()
+    def answer(side: str) -> tuple[int, float]:
+        if side != "ours":
+            pipe.send(side)
+            tokens, seconds = pipe.recv()
+            return tokens, seconds
         started = time.perf_counter()
         completions = crew.generate(requests, 0, lambda _: None)
-        elapsed = time.perf_counter() - started
-        produced = sum(len(c.token_ids) for c in completions)
-        print(
-            f"repeat {repeat}: ours {produced / elapsed:.1f}, vLLM {tokens / seconds:.1f} tokens/s",
-            flush=True,
-        )
-        if repeat:  # the first is the warm-up of both
-            ours.append(produced / elapsed)
-            theirs.append(tokens / seconds)
-            counts.append([produced, tokens])
+        return sum(len(c.token_ids) for c in completions), time.perf_counter() - started
+
+    sides = ("seeded", "ours", "unseeded")
+    found: dict[str, list[tuple[int, float]]] = {side: [] for side in sides}
+    for repeat in range(options.repeats + 1):
+        for side in sides if repeat % 2 else reversed(sides):
+            found[side].append(answer(side))
+        rates = {side: round(tokens / seconds, 1) for side, (*_, (tokens, seconds)) in found.items()}
+        print(f"repeat {repeat}: {rates} tokens/s", flush=True)
     pipe.send("stop")
     crew.stop()
-    mine, peers = statistics.median(ours), statistics.median(theirs)
+    medians = {  # the first is the warm-up of all
+        side: statistics.median(tokens / seconds for tokens, seconds in each[1:])
+        for side, each in found.items()
+    }
     print(
         json.dumps(
             {
                 "benchmark": "rollout",
-                "ours": round(mine, 1),
-                "peer": round(peers, 1),
-                "ratio": round(mine / peers, 3),
+                "ours": round(medians["ours"], 1),
+                "peer": round(medians["seeded"], 1),
+                "ratio": round(medians["ours"] / medians["seeded"], 3),
                 "unit": "tokens/s",
+                "peer_unseeded": round(medians["unseeded"], 1),
+                "ratio_unseeded": round(medians["ours"] / medians["unseeded"], 3),
                 "requests": len(requests) * config.sampling.n,
-                "tokens": counts,
-                "peer_seeded": not options.unseeded,
+                "tokens": {side: [tokens for tokens, _ in each[1:]] for side, each in found.items()},
             }
         )
     )

@@ -6,9 +6,9 @@ Ours is the product: a run of the quickstart's rounds with its actors resident. 
 it (`staged/`): vLLM generates and exits, transformers scores in padded batches and exits, TRL's DPOTrainer trains
 and saves, each a process of its own that loads its model from disk. Our run goes first; each peer's round then
 begins with the policy that ours began that round with, on the same prompts; `same_work` says whether tokens and pairs
-of both sides are within 3 %. By default the peer gives each prompt a seed, as ours does; `--unseeded` is its fastest way,
-and cannot be repeated. Both compute on all cores in `--precision`: float32, or bfloat16 with float32 weights in the
-optimizer, which is what `precision: auto` means where cores or GPUs have it.
+of both sides are within 3 %; if not, the exit status is 1. By default the peer gives each prompt a seed, as ours does; `--unseeded` is its fastest way,
+and cannot be repeated. Both compute on all cores in `--precision`. In bfloat16, which `precision: auto` means where
+cores have it, our optimizer keeps float32 weights; the peer's are bfloat16, the faster way for it.
 
 A round of ours is timed from the commit of the one before to its own, less its evaluation, which the peer has not
 got. The first round and the start-up, which a run pays once, are reported beside the median of the others. A
@@ -281,7 +281,9 @@ def main() -> None:
                 f"round {index}: ours {ours['seconds'][index]:.1f} s, peer {peer[-1]['seconds']:.1f} s",
                 flush=True,
             )
-        print(json.dumps(report(ours, peer, options)))
+        line = report(ours, peer, options)
+        print(json.dumps(line))
+    sys.exit(not line["same_work"])
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
     python benchmarks/simulate.py --engines 1 8 64 512 --prompts 1000000 --n 8
 
 Real: the streamed round of `online/`, with the exchange, pools, dispatchers, scorers, pair selection, reference
-lane and the parquet files that it keeps, all of it on this process's one thread; and the pickling of every turn and
-unpickling of every report. Simulated: the workers, see `simulated.py`. Not counted: Ray's own part of a call, and
+lane and the tables that it keeps, all of it on this process's main thread; and the pickling of every turn and
+unpickling of every report. Tables are compressed and written by threads beside it, as in a run: `beside_s` is what
+these take of the CPU, and is no part of the controller's time. Simulated: the workers, see `simulated.py`. Not counted: Ray's own part of a call, and
 what a round does after it is gathered. The virtual clock goes on by the controller's own time (`--clock`) while
 engines work, so a slow controller shows as idle engines.
 
@@ -261,11 +262,12 @@ def simulate(engines: int, count: int, n: int, kind: str, folder: str) -> dict[s
     sizes = sizes_for(engines, work)
     memory = AnonymousPeak()
     path = Path(tempfile.mkdtemp(prefix="simulate-", dir=folder or None))
-    started = time.perf_counter()
+    started, beside = time.perf_counter(), time.process_time() - time.thread_time()
     try:
         record = RoundRecord(path, 0)
         record.phase("prompts", list, kind=Prompt)  # those of a real round are in its files by now
         transport = run_round(record, prompts, answers, sizes, n, kind)
+        beside = time.process_time() - time.thread_time() - beside
         written = sum(file.stat().st_size for file in path.rglob("*.parquet"))
         scored = len(RecordFiles(record.artifact("scored"), ScoredCompletion))
         pairs = len(RecordFiles(path / "reference.parts", ReferenceLogprobs))  # final when they are weighed
@@ -284,6 +286,7 @@ def simulate(engines: int, count: int, n: int, kind: str, folder: str) -> dict[s
         "controller_s": round(transport.controller_s, 1),
         "completions_per_controller_s": round(count * n / transport.controller_s),
         "controller_share": round(transport.controller_s / transport.time, 4),
+        "beside_s": round(beside, 1),
         "turns": transport.turns,
         "pairs": pairs,
         "memory_mb": round(memory.peak / 1e6),

@@ -191,6 +191,8 @@ def test_a_killed_evaluation_asks_only_the_rest(root: Path, tmp_path: Path) -> N
     resumed = evaluate_policies(parse_config(settings, kind=EvaluateConfig), resume=True)
     records = read_records(Completion, tmp_path / "exam" / "benchmark-self_consistency-tiny.parquet")
     assert len(records) == len({c.completion_id for c in records}) == 2 * 24, "an answer was lost or doubled"
+    final = tmp_path / "exam" / "benchmark-self_consistency-tiny.parquet"
+    assert {name: (final / name).read_bytes() for name in before} == before, "what was kept is asked again"
     assert resumed.policies["tiny"].keys() == whole.policies["tiny"].keys()
 
 

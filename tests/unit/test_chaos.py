@@ -80,11 +80,15 @@ def test_rounds_sum_up_and_their_widest_gap_counts() -> None:
     assert total == Difference(3, 4, 1, 2, 1, 4, 0.5)
 
 
-@pytest.mark.parametrize("name", ["lost", "doubled", "changed", "prompts_differ", "gave_up", "missed"])
+ZERO = ("lost", "doubled", "changed", "prompts_differ", "gave_up", "stayed", "missed")
+
+
+@pytest.mark.parametrize("name", ZERO)
 def test_anything_that_differs_fails_the_benchmark(name: str) -> None:
-    line = {"ours": 9, "peer": 9, "ratio": 1.0, "logprob_gap": 1e-6}
-    line |= dict.fromkeys(("lost", "doubled", "changed", "prompts_differ", "gave_up", "missed"), 0)
+    line = {"ours": 9, "peer": 9, "ratio": 1.0, "logprob_gap": 1e-6, "weight_gap": 0.0}
+    line |= dict.fromkeys(ZERO, 0)
     assert is_same(line)
+    assert not is_same({**line, "weight_gap": 1e-9}) and not is_same({**line, "weight_gap": None})
     assert not is_same({**line, name: 1})
     assert not is_same({**line, "logprob_gap": 1e-3}) and not is_same({**line, "ours": 8})
     assert not is_same({**line, "logprob_gap": None})
