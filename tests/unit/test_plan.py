@@ -113,6 +113,14 @@ def test_too_few_devices_shows_the_arithmetic() -> None:
         make_plan(gpu_run(cluster__layout="disaggregated"))
 
 
+def test_engines_on_shared_gpus_need_a_policy_rank_on_each() -> None:
+    few = {"ranks": 2, "zero_stage": 3, "offload_optimizer": True}
+    with pytest.raises(PlanError, match=r"ranks=2: engines are on 8 GPUs.* set ranks to 8"):
+        make_plan(gpu_run(cluster__policy=few))
+    plan = make_plan(gpu_run(cluster__policy=few, cluster__rollout={"engines": 1, "tensor_parallel": 2}))
+    assert len({slot for role in plan.roles[:2] for member in role.members for slot in member.slots}) == 2
+
+
 def test_an_unknown_model_names_the_cure() -> None:
     with pytest.raises(ValueError, match=r"policy.path='who/knows': .* set policy.architecture"):
         resolve_architecture("who/knows", None, "policy")

@@ -79,6 +79,8 @@ class Engine:
                 raise NonFiniteError(f"loss is not finite; the batch holds {', '.join(ids)}")
             self.backend.set_gradient_accumulation_boundary(index == micro_batches - 1)
             self.backend.backward(loss * ranks)
+        if self.spec.offload_optimizer and self.device.type == "cuda":
+            torch.cuda.synchronize()  # DeepSpeed copies gradients to the host while backward goes on
         own_norm = torch.nn.utils.get_total_norm(self._gradients())
         finite = self.everywhere(bool(torch.isfinite(own_norm)))
         if not finite:
@@ -189,9 +191,11 @@ class Engine:
         self.skipped_steps = 0
         optimizer = self.backend.optimizer
         for state in getattr(optimizer, "optimizer", optimizer).state.values():
-            for value in state.values():
+            for name, value in state.items():
                 if torch.is_tensor(value):
                     value.zero_()
+                elif name == "step":  # DeepSpeedCPUAdam's is a number
+                    state[name] = 0
         if hasattr(optimizer, "refresh_fp32_params") and self.spec.precision == "bfloat16":
             optimizer.refresh_fp32_params()
 
@@ -252,8 +256,10 @@ class Engine:
         if self.spec.zero_stage in (1, 2) or self.spec.offload_optimizer:
             return
         optimizer = self.backend.optimizer
-        for flat in getattr(optimizer, "fp32_partitioned_groups_flat", ()):
-            flat.data = flat.data.to(device)
+        masters = [*getattr(optimizer, "fp32_partitioned_groups_flat", ())]  # of stage 3
+        masters += [p for group in getattr(optimizer, "fp32_groups", ()) for p in group]  # of stage 0 in bf16
+        for master in masters:
+            master.data = master.data.to(device)
         for state in getattr(optimizer, "optimizer", optimizer).state.values():
             for name, value in state.items():
                 if torch.is_tensor(value) and value.dim():

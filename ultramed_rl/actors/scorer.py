@@ -56,6 +56,10 @@ class Scorer:
     def _adopt(self, model: PolicyModel | RewardModel) -> None:
         model.eval().requires_grad_(False)
         self.packed, self.vocab_size = is_packed(model.lm), model.lm.config.vocab_size
+        if hasattr(self, "model"):  # the device needn't hold both
+            del self.model
+            if self.device != "cpu":
+                torch.cuda.empty_cache()
         self.model = model.to(self.device) if self.shards == 1 else shard_for_inference(model, self.precision)
 
     def offload(self) -> None:

@@ -172,10 +172,11 @@ class NativeSender:
         from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
         self.client, self.is_sender = client, dist.get_rank() == 0
-        self.bytes = sum(math.prod(shape) * dtype.itemsize for _, dtype, shape in engine.weight_shapes())
+        sizes = [math.prod(shape) * dtype.itemsize for _, dtype, shape in engine.weight_shapes()]
+        self.bytes = sum(sizes)
         workers = len(client.engines) * client.tensor_parallel
         self.trainer = WeightTransferTrainerFactory.trainer_init(
-            _init_info(backend, dist.get_rank(), workers), client=client, source=_source(engine)
+            _init_info(backend, dist.get_rank(), workers, max(sizes)), client=client, source=_source(engine)
         )
 
     def send(self, version: int) -> dict[str, float]:
@@ -186,11 +187,14 @@ class NativeSender:
         return {"seconds": time.perf_counter() - started, "bytes": float(self.bytes)}
 
 
-def _init_info(backend: str, rank: int, workers: int) -> Any:
+def _init_info(backend: str, rank: int, workers: int, largest: int) -> Any:
+    """`largest`: bytes of the largest weight, which a packed buffer of vLLM's `ipc` must hold."""
     if backend == "ipc":
         from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
+        from vllm.distributed.weight_transfer.packed_tensor import DEFAULT_PACKED_BUFFER_SIZE_BYTES
 
-        return IPCTrainerInitInfo(rank=rank, packed=True)
+        size = max(largest, DEFAULT_PACKED_BUFFER_SIZE_BYTES)
+        return IPCTrainerInitInfo(rank=rank, packed=True, packed_buffer_size_bytes=size)
     import ray
     from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
     from vllm.utils.network_utils import get_open_port

@@ -80,7 +80,9 @@ def make_plan(config: AnyConfig | EngineConfig) -> Plan:
         ValueError: a model whose shape is unknown.
     """
     if isinstance(config, RunConfig):
-        return lay_out(config.cluster, config.cluster.layout, list(run_demands(config)))
+        plan = lay_out(config.cluster, config.cluster.layout, list(run_demands(config)))
+        _check_reach(plan)
+        return plan
     if isinstance(config, DataConfig):
         return _largest_engine(config)
     if isinstance(config, (ContrastsConfig, EvaluateConfig, EngineConfig)):
@@ -178,6 +180,19 @@ def _check_bytes(plan: Plan, cluster: Devices, cures: dict[str, str]) -> None:
         f"cluster.device_memory_gib={cluster.device_memory_gib:g} per {where}: too little for {whole}"
         f"{worst.role}: {parts} = {worst.total_bytes / GIB:.1f} GiB; {cures[worst.role]}"
     )
+
+
+def _check_reach(plan: Plan) -> None:
+    """Where GPUs are shared, an engine takes its weights from the policy rank on the same GPU."""
+    if (plan.device, plan.layout) != ("cuda", "colocated"):
+        return
+    slots = {r.role: {slot for member in r.members for slot in member.slots} for r in plan.roles}
+    if not slots["rollout"] <= slots["policy"]:
+        raise PlanError(
+            f"cluster.policy.ranks={len(slots['policy'])}: engines are on {len(slots['rollout'])} GPUs, and take "
+            f"their weights from a policy rank on the same GPU; set ranks to {len(slots['rollout'])}, lower "
+            "cluster.rollout.engines, or use cluster.layout=disaggregated"
+        )
 
 
 def render_plan(plan: Plan) -> str:

@@ -59,6 +59,10 @@ class Crew(SamplingCrew):
             self.scorers, self.plan, self.placement, config.cluster, rewards, self.exchange
         )
         wait(pending)
+        if self.turns:  # as the policy when it has joined: devices are the engines' from here on
+            scoring = [self.reference] if needs_reference(config) else []
+            for group in (*scoring, *self.scorers.groups):
+                group.call("offload")
         self._finish_rollout()
         self._connect()  # now, so that what keeps weights from the engines shows before a round is generated
         self._join_policy()
@@ -280,7 +284,11 @@ class Crew(SamplingCrew):
         policy, decay = self.config.policy, self.config.reference.ema_decay
         arguments = (self.reference_path, checkpoint, decay, str(directory), policy.trust_remote_code)
         pool, group = self.references.pool, self.reference
-        self._with_all(pool, group, lambda: group.first("average", *arguments))
+
+        def average() -> None:
+            wait_within([group.actors[0].average.remote(*arguments)], group.patience_s)
+
+        self._with_all(pool, group, average)
         self.tokenizer.backend.save_pretrained(directory)
 
     def load_reference(self, path: str) -> None:

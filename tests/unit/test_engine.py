@@ -1,0 +1,41 @@
+"""What the training engine does to its optimizer between rounds, and tells vLLM of its weights."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ultramed_rl.actors.deepspeed_setup import EngineSpec
+from ultramed_rl.actors.engine import Engine
+from ultramed_rl.actors.weight_sync import _init_info
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_rounds_optimizer_is_a_fresh_one(wrapped: bool) -> None:
+    """torch's AdamW counts its steps in a tensor, DeepSpeed's on the host in a number."""
+    parameter = torch.nn.Parameter(torch.ones(3))
+    states = [
+        {"step": torch.tensor(7.0), "exp_avg": torch.ones(3), "exp_avg_sq": torch.ones(3)},
+        {"step": 7, "exp_avg": torch.ones(3), "exp_avg_sq": torch.ones(3)},
+    ]
+    for state in states:
+        optimizer = SimpleNamespace(state={parameter: state})
+        engine = Engine.__new__(Engine)
+        engine.spec = EngineSpec("cpu", "float32", 0, False, 0.0, 1.0, gradient_checkpointing=False)
+        engine.backend = SimpleNamespace(
+            optimizer=SimpleNamespace(optimizer=optimizer) if wrapped else optimizer
+        )
+        engine.start_round()
+        assert {name: float(torch.as_tensor(value).sum()) for name, value in state.items()} == dict.fromkeys(
+            state, 0.0
+        )
+        assert engine.skipped_steps == 0
+
+
+@pytest.mark.parametrize(("largest", "size"), [(2**20, 2**30), (2_101_346_304, 2_101_346_304)])
+def test_a_packed_buffer_holds_the_largest_weight(largest: int, size: int) -> None:
+    """The embedding of a 70B Llama is 128256 x 8192 x 2 bytes, over the 2**30 that vLLM takes by itself."""
+    info = _init_info("ipc", 0, 8, largest)
+    assert info.packed and info.packed_buffer_size_bytes == size
