@@ -232,7 +232,7 @@ def _middle_and_most(seconds: Sequence[float]) -> dict[str, float] | None:
 
 def is_same(line: Mapping[str, Any]) -> bool:
     """Whether nothing differs that must not."""
-    zero = ("lost", "doubled", "changed", "prompts_differ", "gave_up", "stayed", "missed")
+    zero = ("lost", "doubled", "changed", "prompts_differ", "gave_up", "missed")
     return (
         line["ours"] == line["peer"]
         and line["ratio"] == 1.0

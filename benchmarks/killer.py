@@ -206,8 +206,8 @@ class Killer:
         try:
             self._start()
             for number, kind in enumerate(kinds):
-                # Spread over all rounds but the last, which is there for strikes that come late.
-                self._wait_for_moment(number * (self.rounds - 1) // len(kinds))
+                # The last quarter of the rounds is there for strikes that come late.
+                self._wait_for_moment(number * (3 * self.rounds // 4) // len(kinds))
                 if not self._strike(kind):
                     break
             while not self.over:
