@@ -104,15 +104,13 @@ def _by_segment(
     outputs = []
     for i, s in enumerate(layout.segments):
         seen = [place[s.prefix_start], i] if s.prefix_stop > s.prefix_start else [i]
+        own_keys, own_values = (
+            torch.cat([parts[j] for j in seen], 2) if len(seen) > 1 else parts[i] for parts in (keys, values)
+        )
         mask = layout.mask(s.queries, s.keys, window, query)
         outputs.append(
             F.scaled_dot_product_attention(
-                queries[i],
-                torch.cat([keys[j] for j in seen], 2) if len(seen) > 1 else keys[i],
-                torch.cat([values[j] for j in seen], 2) if len(seen) > 1 else values[i],
-                attn_mask=mask,
-                is_causal=mask is None,
-                scale=scaling,
+                queries[i], own_keys, own_values, attn_mask=mask, is_causal=mask is None, scale=scaling
             )
         )
     return torch.cat(outputs, 2).transpose(1, 2).to(precision).contiguous()
