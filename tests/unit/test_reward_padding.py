@@ -45,9 +45,9 @@ def test_padding_is_no_token_that_ends_an_answer(
 
 
 def test_padding_has_an_embedding() -> None:
-    tokenizer = tokenizer_with(
-        pad_token="[PAD]", bos_token="<|im_start|>"
-    )  # added behind a vocabulary of 259
+    tokenizer = tokenizer_with(bos_token="<|im_start|>")
+    tokenizer.add_tokens(["[PAD]"], special_tokens=True)  # behind a vocabulary of 259
+    tokenizer.pad_token = "[PAD]"
     assert tokenizer.pad_token_id == 259
     assert set_padding(tokenizer, 259) == 1 == tokenizer.pad_token_id
 
