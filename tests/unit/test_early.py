@@ -210,15 +210,15 @@ def test_a_driver_that_is_killed_learns_the_same(tmp_path: Path, in_order: list[
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "said"),
     [
-        ({"cluster__layout": "colocated"}, "gives the policy no devices of its own"),
-        ({"cluster__barriers": True}, "lets no pair be ready"),
-        ({"training__epochs": 2}, "needs all pairs before the second"),
-        ({"policy__lora": {"rank": 4}}, "a LoRA policy is its own reference"),
-        ({"objective": {"type": "kto"}}, "needs other prompts' answers"),
+        ({"cluster__layout": "colocated"}, r"cluster\.layout=colocated\b"),
+        ({"cluster__barriers": True}, r"cluster\.barriers=true\b"),
+        ({"training__epochs": 2}, r"training\.epochs=2\b"),
+        ({"policy__lora": {"rank": 4}}, r".*policy\.lora\b"),
+        ({"objective": {"type": "kto"}}, r"objective\.type=kto\b"),
     ],
 )
-def test_where_it_cannot_be_is_said(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
+def test_where_it_cannot_be_is_said(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=rf"training\.early=true: {said}"):
         run_config(tmp_path, **{**EARLY, **changes})

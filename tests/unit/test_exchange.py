@@ -181,7 +181,7 @@ def test_a_worker_that_answers_slowly_but_steadily_is_left_alone() -> None:
 def test_restarts_are_bounded_and_the_error_says_so() -> None:
     asked = bench(1, pool_rules(restarts=2), lambda role, rank, turn: "dies")
     asked.offer(*keys(3))
-    with pytest.raises(LostWorkers, match=r"echo: 1 of 1 workers are lost after 2 restarts .* by its fate"):
+    with pytest.raises(LostWorkers, match=r"echo: 1 of 1 .*\b2 .*cluster\.faults\.restarts=2\b.* fate;"):
         asked.finish()
 
 
@@ -196,14 +196,14 @@ def test_the_rest_goes_on_when_a_worker_cannot_be_replaced() -> None:
 def test_without_fewer_one_lost_worker_ends_the_run() -> None:
     asked = bench(3, pool_rules(restarts=0, fewer=False), once("dies"))
     asked.offer(*keys(20))
-    with pytest.raises(LostWorkers, match="1 of 3 workers"):
+    with pytest.raises(LostWorkers, match="echo: 1 of 3 "):
         asked.finish()
 
 
 def test_a_replacement_that_does_not_come_is_given_up_after_start_s() -> None:
     asked = bench(1, pool_rules(), once("dies"), lambda role, rank: 1e6)
     asked.offer("k0")
-    with pytest.raises(LostWorkers, match="its replacement was not there after 6"):
+    with pytest.raises(LostWorkers, match=r"echo: 1 of 1 .* 6[0-5] s;"):
         asked.finish()
     assert START_S < asked.transport.time < START_S + 5
 
