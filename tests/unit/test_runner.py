@@ -6,6 +6,7 @@ import json
 import logging
 import queue
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -187,10 +188,11 @@ def test_the_second_record_of_a_key_is_a_dead_letter_in_a_resumed_run_too(tmp_pa
         ledger.expect(5)
         ledger.finish()
     letters = [json.loads(line) for line in (tmp_path / "dead_letters.jsonl").read_text().splitlines()]
-    assert [(letter["key"], letter["reason"], letter["detail"]) for letter in letters] == [
-        ("a", "duplicate_key", "record 4 of the input has the key of record 1"),
-        ("b", "duplicate_key", "record 5 of the input has the key of record 2"),
+    assert [(letter["key"], letter["reason"]) for letter in letters] == [
+        ("a", "duplicate_key"),
+        ("b", "duplicate_key"),
     ]
+    assert [re.findall(r"\d+", letter["detail"]) for letter in letters] == [["4", "1"], ["5", "2"]]
     assert result.tally.kept == 3
 
 
@@ -215,7 +217,7 @@ def test_a_step_that_raises_on_everything_stops_with_one_line_and_leaves_no_dead
 ) -> None:
     with (
         Ledger(tmp_path) as ledger,
-        pytest.raises(ValueError, match="first 20 records all raised KeyError.*'r19'.*question") as caught,
+        pytest.raises(ValueError, match=r"\b20 .*\bKeyError.*'r19'.*question") as caught,
     ):
         run_step(Fragile(0, 999), rows_of(1000), Refuses(), ledger, key=lambda row: row["id"])
     assert "\n" not in str(caught.value)
