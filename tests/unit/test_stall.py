@@ -180,7 +180,10 @@ def test_no_roles_are_no_stall() -> None:
 # -- status ------------------------------------------------------------------------------------------------
 
 
-def test_the_heartbeat_carries_the_waits_until_there_are_none(tmp_path: Path) -> None:
+def test_the_heartbeat_carries_the_waits_until_there_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ultramed_rl.tracking.heartbeat._EVERY_S", 0.05)
     try:
         with watched(tmp_path):
             note_waits(["reward waits for rollout: nothing queued"])

@@ -76,7 +76,10 @@ def dead_process() -> int:
 # -- the heartbeat -----------------------------------------------------------------------------------------
 
 
-def test_the_heartbeat_says_what_is_being_done_and_how_it_ended(tmp_path: Path) -> None:
+def test_the_heartbeat_says_what_is_being_done_and_how_it_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ultramed_rl.tracking.heartbeat._EVERY_S", 0.05)
     progress = Progress()
     with watched(tmp_path), progress.phase("generate", 8, unit="completions") as bar:
         bar.advance(3)
@@ -98,7 +101,8 @@ def test_an_end_by_an_error_is_said_with_its_words(tmp_path: Path, error: BaseEx
     assert (found["state"], found["error"]) == (state, str(error))
 
 
-def test_a_stage_within_a_recipe_beats_for_itself(tmp_path: Path) -> None:
+def test_a_stage_within_a_recipe_beats_for_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ultramed_rl.tracking.heartbeat._EVERY_S", 0.05)
     (tmp_path / "sft").mkdir()
     with watched(tmp_path, stages=("sft", "online")):
         with watched(tmp_path / "sft"), Progress().phase("train", 4, unit="steps"):
@@ -116,7 +120,8 @@ def test_a_disk_that_refuses_stops_nothing_and_is_one_warning(
     assert len([w for w in recwarn if "not written" in str(w.message)]) == 1
 
 
-def test_a_disk_that_hangs_holds_no_step(tmp_path: Path) -> None:
+def test_a_disk_that_hangs_holds_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ultramed_rl.tracking.heartbeat._LAST_S", 0.2)
     # Opening a pipe that nobody reads blocks for ever, as a network disk that is away does: so would this test.
     os.mkfifo(tmp_path / f".tmp-{STATUS}")
     with watched(tmp_path), Progress().phase("train", 1000, unit="steps") as bar:
@@ -290,7 +295,7 @@ def start_driver(root: Path, steps: int) -> subprocess.Popen[str]:
 
 
 def test_follow_ends_with_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    process = start_driver(tmp_path, steps=30)
+    process = start_driver(tmp_path, steps=10)
     wait_for(tmp_path / "runs" / "tiny", state="running")
     status = follow(tmp_path / "runs" / "tiny", every_s=0.1)
     process.wait()
