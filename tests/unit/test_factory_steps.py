@@ -130,7 +130,7 @@ def test_exemplars_are_three_and_always_the_same_for_a_record() -> None:
 
 
 def test_too_few_exemplars_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"textbook.exemplars=3: only 2 .*lower it"):
+    with pytest.raises(ValueError, match=r"textbook\.exemplars=3: .*\b2\b"):
         TextbookStep(Textbook(), EXEMPLARS[:2])
 
 
@@ -144,7 +144,8 @@ def test_a_paragraph_cannot_leave_its_frame() -> None:
 
 @pytest.mark.parametrize("row", [{"id": "p"}, {"id": "p", "text": "  "}, {"id": "p", "text": 3}])
 def test_a_row_without_a_paragraph_is_a_dead_letter(row: Row) -> None:
-    assert drive(textbook(), row)[0] == Fail("malformed_record", "no text under 'text'")
+    move = drive(textbook(), row)[0]
+    assert isinstance(move, Fail) and move.reason == "malformed_record" and "'text'" in move.detail
 
 
 def items(*pairs: tuple[Any, Any], parts: tuple[str, str] = ("name", "description")) -> str:
@@ -312,19 +313,20 @@ def test_the_same_replies_give_the_same_moves_however_often_a_run_is_killed() ->
 
 def test_a_malformed_record_is_a_dead_letter() -> None:
     move, _ = drive(closed(), {**CHOICE, "answer": "E"})
-    assert (
-        isinstance(move, Fail) and move.reason == "malformed_record" and "none of its letters" in move.detail
-    )
+    assert isinstance(move, Fail) and move.reason == "malformed_record" and "'E'" in move.detail
 
 
 @pytest.mark.parametrize(
     ("section", "rule"),
     [
-        ({"type": "evolve", "least_words": 30}, "exceeds evolve.most_words=20"),
-        ({"type": "evolve", "open_methods": ["constrain", "constrain"]}, "name each once"),
+        ({"type": "evolve", "least_words": 30}, r"evolve\.least_words=30: .*evolve\.most_words=20\b"),
+        (
+            {"type": "evolve", "open_methods": ["constrain", "constrain"]},
+            r"evolve\.open_methods=\['constrain', 'constrain'\]: ",
+        ),
         ({"type": "evolve", "open_methods": ["magic"]}, "constrain"),
-        ({"type": "answer", "refusals": ["("]}, "not a regular expression"),
-        ({"type": "score", "threshold": 11}, "less than or equal to 10"),
+        ({"type": "answer", "refusals": ["("]}, r"answer\.refusals='\(': "),
+        ({"type": "score", "threshold": 11}, r"threshold\n.*\b10 \[type=less_than_equal, input_value=11\b"),
         ({"type": "topics"}, "mode"),
         ({"type": "textbook", "exemplar": 3}, "exemplar"),
     ],
