@@ -331,7 +331,7 @@ def config(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "key", "named"),
     [
-        ({"data__too_long": "cut"}, "data.too_long='cut'", "'refuse' or 'drop'"),
+        ({"data__too_long": "cut"}, "data.too_long='cut'", "'drop'"),
         ({"data__subset": "x"}, "data.subset", "'subset_column'"),
         ({"data__limit": 0}, "data.limit=0", "0"),
         ({"model__precision": "int8"}, "model.precision='int8'", "'auto', 'bfloat16'"),

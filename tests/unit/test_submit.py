@@ -362,12 +362,12 @@ def test_a_log_that_cannot_be_reached_is_given_up(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["list", "job"], "jobs list: "),
-        (["stop"], "jobs stop: "),
-        (["stop", "job", "--follow"], "--follow"),
+        (["list", "job"], "jobs list: .*JOB"),
+        (["stop"], "jobs stop: .*JOB"),
+        (["stop", "job", "--follow"], "jobs stop: --follow"),
         (["start", "job"], "start"),
     ],
 )
 def test_wrong_uses_of_jobs_are_refused(arguments: list[str], named: str) -> None:
     found = CliRunner().invoke(app, ["jobs", *arguments, *NOWHERE])
-    assert found.exit_code == 2 and named in found.output
+    assert found.exit_code == 2 and re.search(named, found.output)
