@@ -148,7 +148,7 @@ def test_mismatched_answers_are_those_of_all_pairs_wherever_a_kill_comes(tmp_pat
 
 
 @pytest.mark.parametrize("barriers", [False, True])
-@pytest.mark.parametrize("late", [False, True], ids=["before the write", "after it"])
+@pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
 def test_killed_at_each_write(
     tmp_path: Path, unbroken: Any, monkeypatch: pytest.MonkeyPatch, barriers: bool, late: bool
 ) -> None:
@@ -216,9 +216,7 @@ def test_too_many_set_aside_end_the_round_and_what_is_done_is_kept(tmp_path: Pat
         return "too long" if key in ("p3", "p7", "p8") else ""
 
     changes = {"cluster__barriers": barriers, "cluster__faults": {"set_aside_share": 0.2}}
-    with pytest.raises(
-        ValueError, match=r"3 prompts set aside, more than .*set_aside_share=0.2 allows \(2\)"
-    ):
+    with pytest.raises(ValueError, match=r"\b3 .*cluster\.faults\.set_aside_share=0\.2 .*\(2\)"):
         Round(tmp_path, changes, refuse=refuse).run()
     again = Round(
         tmp_path, {"cluster__barriers": barriers, "cluster__faults": {"set_aside_share": 0.3}}, refuse=refuse
@@ -246,12 +244,12 @@ def test_answers_of_another_policy_are_a_defect(tmp_path: Path, monkeypatch: pyt
     asked = Round(tmp_path)
     rules = asked._rules()
     monkeypatch.setattr(asked, "_rules", lambda: Rules(rules.request, rules.extra, rules.select, 1, 0))
-    with pytest.raises(AssertionError, match=r"answers of policy \[0\], expected 1"):
+    with pytest.raises(AssertionError, match=r"\[0\], .* 1$"):
         asked.run()
 
 
 def test_a_round_without_workers_says_so_and_goes_on_later(tmp_path: Path, unbroken: Any) -> None:
-    with pytest.raises(LostWorkers, match="reward: 2 of 2 workers are lost"):
+    with pytest.raises(LostWorkers, match="reward: 2 of 2 "):
         Round(
             tmp_path,
             {"cluster__faults": {"restarts": 0}},
