@@ -194,7 +194,7 @@ def _objective_rules(config: RunConfig) -> list[str]:
     if objective.kl != "none" and batch_size < 2:
         problems.append(
             f"training.batch_size={batch_size}: {objective.type} estimates a KL over the batch and needs at "
-            "least 2 pairs"
+            "least 2 pairs; raise it"
         )
     return problems
 
