@@ -94,12 +94,12 @@ fsspec.register_implementation("staged", Staged, clobber=True)
 
 @pytest.fixture(autouse=True)
 def empty_stores() -> Iterator[None]:
-    _empty()
+    empty_store()
     yield
-    _empty()
+    empty_store()
 
 
-def _empty() -> None:
+def empty_store() -> None:
     for kind in (Staged, MemoryFileSystem):
         kind.store.clear()
         kind.pseudo_dirs[:] = [""]
@@ -325,7 +325,7 @@ def test_at_every_instant_the_url_holds_a_run_that_can_be_taken_up(
 ) -> None:
     """A run goes on between any two steps of the store and of looks at the folder, and the process dies before any of
     the former."""
-    _empty()
+    empty_store()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "a" / "tiny"
         folder.mkdir(parents=True)

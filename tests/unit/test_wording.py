@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import math
 import re
+import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -22,13 +26,19 @@ import yaml
 from typer.testing import CliRunner
 
 from tests.fake_api import Said, fake_api
-from tests.gathering import Round
 from tests.rounds import finish_round
 from tests.tiny import make_questions, tiny_run
+from tests.unit import test_remote as remote
+from tests.unit import test_reward_http as servers
+from tests.unit import test_stall as stall
+from tests.unit import test_status as status
+from tests.unit import test_tracking as tracking
 from ultramed_rl.actors.deepspeed_setup import EngineSpec
 from ultramed_rl.actors.engine import Engine
 from ultramed_rl.cli import app
+from ultramed_rl.cluster.dispatch import DispatchRules, Ticket
 from ultramed_rl.cluster.plan import make_plan
+from ultramed_rl.cluster.pool import FaultRules, Outcome, Pool, PoolRules
 from ultramed_rl.config import load_any, parse_config
 from ultramed_rl.config.generation import Endpoint
 from ultramed_rl.config.stages import ConversationSource
@@ -37,9 +47,13 @@ from ultramed_rl.data.factory.api.generator import ApiGenerator
 from ultramed_rl.data.pool import check_rounds, split_pool
 from ultramed_rl.data.prompts import load_prompts
 from ultramed_rl.data.sources import read_rows
+from ultramed_rl.evaluation.statistics import Interval
 from ultramed_rl.evaluation.tasks import find_task
 from ultramed_rl.learning.checks import check_groups
+from ultramed_rl.online.intake import Intake
 from ultramed_rl.records import ChatRequest, Completion, PreferenceGroup, Prompt
+from ultramed_rl.report.online_run import Change
+from ultramed_rl.report.summary import verdict_callout
 from ultramed_rl.store import RoundRecord, RunDirectory
 from ultramed_rl.store.ledger import Ledger
 
@@ -262,6 +276,125 @@ STORE: list[Wording] = [
      "ROOT/work: holds results of other inputs (DIGEST, now DIGEST); delete the folder to begin anew"),
 ]  # fmt: skip
 
+# -- the copy of a run at a URL ----------------------------------------------------------------------------
+
+
+def at_url(provoke: Provoke) -> Provoke:
+    """With an empty store behind staged://, whose failures end with it."""
+
+    def call(root: Path) -> object:
+        remote.empty_store()
+        try:
+            return provoke(root)
+        finally:
+            remote.empty_store()
+
+    return call
+
+
+def fail(error: Exception) -> None:
+    """From now on nothing reaches the store."""
+
+    def refuse(step: str, path: str) -> None:
+        raise error
+
+    remote.Staged.before = staticmethod(refuse)
+
+
+def opened_there(root: Path, resume: bool = True) -> RunDirectory:
+    return RunDirectory.open(remote.config(root), resume=resume)
+
+
+def again_there(root: Path) -> object:
+    with opened_there(root):
+        pass
+    return opened_there(root, resume=False)
+
+
+def out_of_reach(root: Path) -> object:
+    fail(PermissionError("403 Forbidden"))
+    return opened_there(root)
+
+
+def second_writer(root: Path) -> object:
+    place = remote.RemotePlace(remote.URL, remote.SOON)
+    place.write_json(remote.WRITER, asdict(remote.owner(began=0.0)))
+    return remote.Lease(place, 10.0)
+
+
+def overtaken(root: Path) -> object:
+    place = remote.RemotePlace(remote.URL, remote.SOON)
+    lease = remote.Lease(place, 10.0)
+    place.write_json(remote.WRITER, asdict(remote.owner()))
+    try:
+        return lease.check()
+    finally:
+        lease.release()
+
+
+def outage(ended: bool) -> Provoke:
+    """The warning while a run goes on, or the error at its end."""
+
+    def publish(root: Path) -> object:
+        mirror = remote.Mirror(remote.URL, root, 0.02, patience=remote.SOON)
+        mirror.take_up()
+        fail(ConnectionError("the network is down"))
+        (root / "a.txt").write_text("a")
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            mirror.start()
+            deadline = time.monotonic() + 20
+            while not told and time.monotonic() < deadline:
+                time.sleep(0.01)
+            with pytest.raises(RuntimeError) as error:
+                mirror.close()
+        return error.value if ended else told[0].message
+
+    return publish
+
+
+REMOTE: list[Wording] = [
+    ("a URL with one slash", config(run__directory="s3:/bucket/runs"),
+     "my.yaml: run.directory='s3:/bucket/runs': neither a folder nor a URL; a URL has two slashes, as in s3://bucket/runs, and a recipe's cannot be one: give a folder that all nodes see"),
+    ("run is there", at_url(again_there),
+     "staged://bucket/runs/tiny: holds a run already; go on with it by --resume, or choose another run.name"),
+    ("out of reach", at_url(out_of_reach),
+     "staged://bucket/runs/tiny: cannot be read or written (PermissionError: 403 Forbidden); look at the address, the credentials and the network"),
+    ("another process", at_url(second_writer),
+     "staged://bucket/runs/tiny: another process is publishing this run (process 17 on other, since 1970-01-01 00:00 UTC); stop it, or wait 30 s if it is dead"),
+    ("taken over", at_url(overtaken),
+     "staged://bucket/runs/tiny: taken over by process 17 on other; what this process makes is no longer published: stop one of the two"),
+    ("outage", at_url(outage(ended=False)),
+     "staged://bucket/runs/tiny: not published (the network is down); tried again every 0.02 s, and the run goes on"),
+    ("outage at the end", at_url(outage(ended=True)),
+     "staged://bucket/runs/tiny: the copy isn't whole (the network is down); ROOT has everything: rerun with --resume on this machine to publish the rest"),
+]  # fmt: skip
+
+# -- reward servers and judges -----------------------------------------------------------------------------
+
+
+def answered(scorer: Callable[[str], Any], code: int, reply: object) -> Provoke:
+    """Two answers are to be scored, and this is what the server says."""
+
+    def score(root: Path) -> object:
+        with servers.serving(lambda request: (code, reply)) as url:
+            answers = [servers.completion("yes"), servers.completion("no")]
+            return scorer(url).score([servers.prompt()], answers)
+
+    return score
+
+
+SERVERS: list[Wording] = [
+    ("a server that wants a token", answered(servers.client, 401, {"detail": "no"}),
+     """reward server http://HOST/get_reward: status 401 '{"detail": "no"}'; set token_env to the variable that holds the server's token"""),
+    ("too few rewards", answered(servers.client, 200, {"rewards": [1.0]}),
+     """reward server http://HOST/get_reward: 1 rewards for 2 texts; it must answer {"rewards": [one number per query]} as OpenRLHF's serve_rm does"""),
+    ("a judge that is not there", answered(servers.judge, 404, {"error": {"message": "no such model"}}),
+     "judge http://HOST/v1: status 404 (no such model); check base_url and model='j'"),
+    ("grades that cannot be read", answered(servers.judge, 200, servers.chat("I cannot grade that.")),
+     "judge 'j': 2 of 2 answers have no readable grade, as in 'I cannot grade that.'; raise judge.max_tokens, or ask in the template for a last line 'Grade: <number>'"),
+]  # fmt: skip
+
 # -- commands ----------------------------------------------------------------------------------------------
 
 
@@ -307,17 +440,45 @@ COMMANDS: list[Wording] = [
      "--working-dir ROOT/none: no such folder; name one that exists"),
 ]  # fmt: skip
 
+# -- jobs on a cluster -------------------------------------------------------------------------------------
+
+
+def submit(*arguments: str, address: str = "http://h:8265") -> Provoke:
+    return command("submit", "ROOT/run.yaml", *arguments, "--address", address, files={"run.yaml": RUN})
+
+
+JOBS: list[Wording] = [
+    ("relative directory", submit("run.directory=runs"),
+     "ROOT/run.yaml: run.directory='runs': a relative path, which lies in the job's temporary folder and goes with it; give an absolute path on a file system that all nodes see, as in run.directory=/shared/runs"),
+    ("relative path", submit("policy.path=./policy"),
+     "ROOT/run.yaml: policy.path='./policy': a relative path, which the cluster has not got; give an absolute path on a file system that all nodes see, or send the folder along with --working-dir DIR"),
+    ("variable that is not set", submit("--env", "NOT_SET_ANYWHERE"),
+     "--env NOT_SET_ANYWHERE: this environment variable isn't set; export it, or write --env NOT_SET_ANYWHERE=VALUE"),
+    ("another port", submit(address="head:6379"),
+     "--address head:6379: must be the dashboard's, which takes jobs, as in http://HEAD:8265"),
+]  # fmt: skip
+
 # -- workers and faults ------------------------------------------------------------------------------------
 
 
-def gathered(fate: str = "", refused: int = 0, **faults: Any) -> Provoke:
-    """A round whose scorers meet this fate and whose engines refuse so many prompts."""
-    return lambda root: Round(
-        root,
-        {"cluster__faults": faults},
-        fate=lambda role, rank, turn: fate if role == "reward" else "",
-        refuse=lambda key: "too long" if key in {f"p{n}" for n in range(refused)} else "",
-    ).run()
+def hung(restarts: int) -> Provoke:
+    """A scorer that never answers, nor does what replaces it."""
+
+    def pump(root: Path) -> None:
+        faults = FaultRules(restarts, hang_s=30.0, start_s=60.0, fewer=True)
+        pool = Pool("reward", [0], PoolRules(DispatchRules(4), faults, depth=1, lasting=False), Mock())
+        pool.offer(Ticket("p1", 1, 1.0), "answer")
+        for seconds in (0.0, 31.0, 92.0):
+            pool.pump(seconds)
+
+    return pump
+
+
+def set_aside(root: Path) -> None:
+    """Three of twelve prompts that no engine takes."""
+    intake = Intake(Mock(), index=0, prompts=12, share=0.2, say=Mock())
+    for number in range(3):
+        intake.accept(Outcome("rollout", f"p{number}", error="130 tokens, over 128"))
 
 
 @contextmanager
@@ -356,10 +517,12 @@ def no_key(root: Path) -> object:
 
 
 WORKERS: list[Wording] = [
-    ("no scorers left", gathered("dies", restarts=0),
-     "reward: 2 of 2 workers are lost after 0 restarts (cluster.faults.restarts=0); the last: Killed: by its fate; mend the cause and go on with --resume"),
-    ("set aside", gathered(refused=3, set_aside_share=0.2),
-     "round 0: 3 prompts set aside, more than cluster.faults.set_aside_share=0.2 allows (2); the last: too long; mend the cause and go on with --resume"),
+    ("no scorer left", hung(restarts=0),
+     "reward: 1 of 1 workers are lost after 0 restarts (cluster.faults.restarts=0); the last: no sign of life for 31 s; mend the cause and go on with --resume"),
+    ("no replacement", hung(restarts=1),
+     "reward: 1 of 1 workers are lost after 1 restarts (cluster.faults.restarts=1); the last: its replacement was not there after 61 s; mend the cause and go on with --resume"),
+    ("prompts set aside", set_aside,
+     "round 0: 3 prompts set aside, more than cluster.faults.set_aside_share=0.2 allows (2); the last: 130 tokens, over 128; mend the cause and go on with --resume"),
     ("loss", endless_loss,
      "loss is not finite; the batch holds p1:0>1, p2:0>3; look at them, or lower training.learning_rate"),
     ("gradient", endless_gradient,
@@ -372,7 +535,16 @@ WORKERS: list[Wording] = [
 
 # -- all of them -------------------------------------------------------------------------------------------
 
-TABLES = {"config": CONFIGS, "data": DATA, "store": STORE, "command": COMMANDS, "worker": WORKERS}
+TABLES = {
+    "config": CONFIGS,
+    "data": DATA,
+    "store": STORE,
+    "remote": REMOTE,
+    "server": SERVERS,
+    "command": COMMANDS,
+    "job": JOBS,
+    "worker": WORKERS,
+}
 
 
 @pytest.mark.parametrize(
@@ -395,4 +567,69 @@ def test_it_is_said_like_this_in_one_line_with_value_rule_and_fix(
     assert re.sub(r"\b[0-9a-f]{12}\b", "DIGEST", told) == sentence
     assert "\n" not in sentence
     assert re.search(r"[='\d/]|--[a-z]|\b[a-z_]+\.[a-z_]+\b", sentence), "no value, key or name"
-    assert re.search(r"; [a-z]|\?|\b(should|must|missing|allowed|choose)\b", sentence), "nothing to do"
+    assert re.search(r"; [a-z]|\?|\b(should|must|missing|allowed|choose|rerun)\b", sentence), "nothing to do"
+
+
+# -- what a run says of itself -----------------------------------------------------------------------------
+
+
+def under_way(root: Path) -> object:
+    store = status.open_run(root)
+    finish_round(store, 0, status.ROUND)
+    finish_round(store, 1)
+    status.beat(store.path)
+    return status.render_status(status.read_status(store.path)).splitlines()[0]
+
+
+def verdict(change: float, low: float, high: float) -> Provoke:
+    figures = {"eval_change": change, "eval_change_low": low, "eval_change_high": high}
+    return lambda root: tracking.verdict({**tracking.ROW, **figures})
+
+
+def reported(change: float, low: float, high: float) -> Provoke:
+    two_rounds: Any = SimpleNamespace(rounds=[0, 1])
+    found = Change(8, Interval(change, low, high), Interval(0.5, 0.2, 0.8))
+    return lambda root: verdict_callout(two_rounds, found).heading
+
+
+def stalled(finished: float | None = None) -> Provoke:
+    """Nothing is finished for a minute, or until then."""
+
+    def look(root: Path) -> object:
+        run = stall.Run()
+        told = [run.look(at) for at in (0, 60)]
+        if finished is None:
+            return told[-1]
+        run.finished_at += finished
+        return run.look(finished + 5)
+
+    return look
+
+
+def held_back(root: Path) -> object:
+    scorer = stall.RoleState("reward", 1, 0, 1, 640, 32, 0, ("rollout",), 1.0)
+    return "; ".join(stall.explain_wait([stall.ROLLOUT, scorer]))
+
+
+SAID: list[Wording] = [
+    ("status", under_way, "tiny (online): running, round 2 of 3, 4 min so far, about 3 min left"),
+    ("rose", verdict(0.2, 0.1, 0.4),
+     "The held-out reward rose: +0.200 against the starting policy (95 % interval +0.100 to +0.400, wins 48%)."),
+    ("unclear", verdict(0.2, -0.1, 0.4),
+     "The held-out reward did not move measurably: +0.200 against the starting policy (95 % interval -0.100 to +0.400, wins 48%)."),
+    ("fell", verdict(-0.2, -0.4, -0.1),
+     "The held-out reward fell: -0.200 against the starting policy (95 % interval -0.400 to -0.100, wins 48%)."),
+    ("rose, in the report", reported(0.2, 0.1, 0.4), "The held-out reward rose by 0.20 after 2 rounds."),
+    ("unclear, in the report", reported(0.2, -0.1, 0.4), "The held-out reward did not move measurably after 2 rounds."),
+    ("fell, in the report", reported(-0.2, -0.4, -0.1), "The held-out reward fell by 0.20 after 2 rounds."),
+    ("stall", stalled(),
+     "nothing has finished for 60 s: reward waits for rollout: 2 of 2 reward workers idle, nothing queued; rollout has 48 completions under way, last one 60 s ago"),
+    ("end of a stall", stalled(finished=90.0), "goes on again after 90 s"),
+    ("full queue", held_back,
+     "rollout is held back by reward: 640 completions wait for 1 reward worker (limit 640)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("provoke", "sentence"), [pytest.param(*rest, id=name) for name, *rest in SAID])
+def test_a_run_says_of_itself(tmp_path: Path, provoke: Provoke, sentence: str) -> None:
+    assert provoke(tmp_path) == sentence
