@@ -34,7 +34,8 @@ def make_models(root: Path) -> Path:
     (root / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = [f"{letter}. drug {place}" for place, letter in enumerate("ABCDE")]
     items = [
-        {"question": f"Which drug {i}?", "options": "\n".join(options), "answer": options[i % 5]} for i in range(6)
+        {"question": f"Which drug {i}?", "options": "\n".join(options), "answer": options[i % 5]}
+        for i in range(6)
     ]
     (root / "medqa.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     return root
@@ -42,7 +43,11 @@ def make_models(root: Path) -> Path:
 
 def cases(models: Path) -> dict[str, dict[str, Any]]:
     """Changes to the tiny run, by name."""
-    two = {"paths": [str(models / "reward"), str(models / "reward-2")], "combine": "uncertainty", "penalty": 0.5}
+    two = {
+        "paths": [str(models / "reward"), str(models / "reward-2")],
+        "combine": "uncertainty",
+        "penalty": 0.5,
+    }
     terms = [{"type": "length", "free": 8, "weight": 0.01}]
     scored = {"precision": "float32", "micro_batch_tokens": 512}
     protocols = [
@@ -124,7 +129,9 @@ def check_run(simulation: Simulation, outcome: Outcome) -> None:
         pairs: list[PreferenceGroup] = outcome.of(index, "pairs")
         references = None
         if config.objective.uses_reference:
-            references = _check_references(outcome, index, pairs, learner.rank.base if config.policy.lora else reference)
+            references = _check_references(
+                outcome, index, pairs, learner.rank.base if config.policy.lora else reference
+            )
         learner.learn(index, prompts, pairs, references)
         last = index + 1 > config.run.rounds - (config.run.keep_checkpoints or config.run.rounds)
         assert ("checkpoint" in outcome.folders[f"{index:03d}"]) == last

@@ -19,18 +19,20 @@ from typing import Any
 
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayTaskError
 
+_NODE = "5e" * 28  # the one there is
 CALL_S = 0.01  # of a call that says nothing of its seconds
 _living: dict[int, Actor] = {}  # by number, for handles that were pickled
 
 
 @dataclass(frozen=True)
 class Call:
-    """A call that begins: whose, of which method, and how many calls of the whole simulation began before it."""
+    """A call that begins, or a generator's next item: whose, of which method, and how many began before it."""
 
     role: str
     rank: int
     method: str
     number: int
+    arguments: tuple[Any, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -102,10 +104,27 @@ class Stream(Reference):
 @dataclass
 class _Task:
     method: str
-    arguments: bytes
+    packed: bytes
     waits_for: list[Reference]
     reference: Reference
     iterator: Iterator[Any] | None = None  # of a generator that has begun
+
+    def arguments(self) -> tuple[Any, ...]:
+        """As the actor gets them: results that were awaited in their places."""
+        awaited = iter(self.waits_for)
+        return tuple(
+            next(awaited).read() if given is _AWAITED else given for given in pickle.loads(self.packed)
+        )
+
+
+class _Awaited:
+    """Stands in a pickle for a result that isn't there yet."""
+
+    def __reduce__(self) -> str:
+        return "_AWAITED"
+
+
+_AWAITED = _Awaited()
 
 
 class Actor:
@@ -170,10 +189,11 @@ class _Method:
 
     def remote(self, *arguments: Any) -> Reference:
         reference: Reference = Stream() if self.streaming else Reference()
-        if self.name == "__ray_call__":  # of the process itself, which there isn't
+        if self.name == "__ray_call__":  # where the process is
+            reference.settle((_NODE, 0))
             return reference
-        waits_for = [a for a in arguments if isinstance(a, Reference)]
-        places = [("reference", waits_for.index(a)) if isinstance(a, Reference) else a for a in arguments]
+        waits_for = [given for given in arguments if isinstance(given, Reference)]
+        places = [_AWAITED if isinstance(given, Reference) else given for given in arguments]
         task = _Task(self.name, pickle.dumps(places, protocol=5), waits_for, reference)
         self.actor.ray.submit(self.actor, task)
         return reference
@@ -194,7 +214,7 @@ class _Class:
 class _Meeting:
     """A collective call that waits until every rank has come to it."""
 
-    arrived: list[tuple[Actor, _Task, Takes]] = field(default_factory=list)
+    arrived: list[tuple[Actor, _Task, Takes, Exception | None]] = field(default_factory=list)
 
 
 class SimulatedRay:
@@ -202,7 +222,8 @@ class SimulatedRay:
 
     Args:
         workers: the simulated class of each class of actors. An instance has `role` and `rank`; of methods named in
-            `collective`, all `ranks` of a `meeting` begin the same one before any of them ends.
+            `collective`, all `ranks` of a `meeting` begin the same one before any of them ends, and if
+            `meets_after_errors` one that raises has met them too.
         fate: what befalls a call: "" nothing; "dies" before it, "dies late" after its work and before its result;
             "hangs"; "raises".
         on_wait: called whenever the driver waits.
@@ -218,7 +239,7 @@ class SimulatedRay:
     ) -> None:
         self.workers, self.fate, self.on_wait, self.timer = workers, fate, on_wait, timer
         self.time, self.driver_s, self.calls = 0.0, 0.0, 0
-        self.begun: list[Call] = []
+        self.begun: list[Call] | None = []  # None: nobody keeps them
         self._coming: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers, self._meetings = count(), dict[Any, _Meeting]()
         self._left = 0.0 if timer is None else timer()
@@ -344,7 +365,7 @@ class SimulatedRay:
             Stuck: it hangs.
         """
         actor = handle._actor
-        fate = self._fate(actor, method) if actor.responds else ""
+        fate = self._fate(actor, method, arguments) if actor.responds else ""
         if fate == "dies":
             actor.die("by its fate")
         if fate == "raises":
@@ -360,10 +381,11 @@ class SimulatedRay:
             raise actor_error("it is dead")
         return value
 
-    def _fate(self, actor: Actor, method: str) -> str:
-        call = Call(actor.role, actor.rank, method, self.calls)
+    def _fate(self, actor: Actor, method: str, arguments: tuple[Any, ...] = ()) -> str:
+        call = Call(actor.role, actor.rank, method, self.calls, arguments)
         self.calls += 1
-        self.begun.append(call)
+        if self.begun is not None:
+            self.begun.append(call)
         return self.fate(call)
 
     def _begin_next(self, actor: Actor) -> None:
@@ -382,7 +404,8 @@ class SimulatedRay:
 
     def _go_on(self, actor: Actor, task: _Task) -> None:
         """A call begins, or a generator goes on to its next item."""
-        fate = self._fate(actor, task.method)
+        arguments = () if task.iterator is not None else task.arguments()
+        fate = self._fate(actor, task.method, arguments)
         if fate == "dies":
             actor.die("by its fate")
         elif fate == "hangs":
@@ -391,34 +414,32 @@ class SimulatedRay:
             error = RuntimeError(f"{actor.role} {actor.rank}: broken in {task.method}")
             self._later(CALL_S, lambda: self._end(actor, task, error=task_error(error)))
         else:
-            self._compute(actor, task, fate == "dies late")
+            self._compute(actor, task, arguments, fate == "dies late")
 
-    def _compute(self, actor: Actor, task: _Task, fatal: bool) -> None:
+    def _compute(self, actor: Actor, task: _Task, arguments: tuple[Any, ...], fatal: bool) -> None:
         try:
-            took = self._advance(actor, task)
+            took = self._advance(actor, task, arguments)
         except StopIteration:
             self._end(actor, task)
             return
         except Stuck:
             return
         except Exception as error:
-            wrapped = task_error(error)
-            self._later(CALL_S, lambda: self._end(actor, task, error=wrapped))
+            if self._is_collective(actor, task) and actor.worker.meets_after_errors:
+                self._meet(actor, task, Takes(CALL_S), task_error(error))
+            else:
+                wrapped = task_error(error)
+                self._later(CALL_S, lambda: self._end(actor, task, error=wrapped))
             return
         if fatal:
             self._later(took.seconds, lambda: actor.die("by its fate"))
-        if task.method in getattr(actor.worker, "collective", ()) and actor.worker.ranks > 1:
+        if self._is_collective(actor, task):
             self._meet(actor, task, took)
         else:
             self._later(took.seconds, lambda: self._tell(actor, task, took.value))
 
-    def _advance(self, actor: Actor, task: _Task) -> Takes:
+    def _advance(self, actor: Actor, task: _Task, arguments: tuple[Any, ...]) -> Takes:
         if task.iterator is None:
-            places = pickle.loads(task.arguments)
-            arguments = [
-                task.waits_for[p[1]].read() if isinstance(p, tuple) and p[:1] == ("reference",) else p
-                for p in places
-            ]
             value = getattr(actor.worker, task.method)(*arguments)
             if not isinstance(task.reference, Stream):
                 return value if isinstance(value, Takes) else Takes(CALL_S, value)
@@ -426,15 +447,24 @@ class SimulatedRay:
         value = next(task.iterator)
         return value if isinstance(value, Takes) else Takes(CALL_S, value)
 
-    def _meet(self, actor: Actor, task: _Task, took: Takes) -> None:
+    def _is_collective(self, actor: Actor, task: _Task) -> bool:
+        return task.method in getattr(actor.worker, "collective", ()) and actor.worker.ranks > 1
+
+    def _meet(self, actor: Actor, task: _Task, took: Takes, error: Exception | None = None) -> None:
         actor.collectives += 1
         key = (actor.worker.meeting, actor.collectives)
         meeting = self._meetings.setdefault(key, _Meeting())
-        meeting.arrived.append((actor, task, took))
-        assert len({t.method for _, t, _ in meeting.arrived}) == 1, "ranks make different collective calls"
+        meeting.arrived.append((actor, task, took, error))
+        assert len({t.method for _, t, _, _ in meeting.arrived}) == 1, "ranks make different collective calls"
         if len(meeting.arrived) == actor.worker.ranks:
-            for each, its, took_ in self._meetings.pop(key).arrived:
-                self._later(took_.seconds, lambda a=each, t=its, v=took_.value: self._tell(a, t, v))
+            for arrival in self._meetings.pop(key).arrived:
+                self._later(arrival[2].seconds, lambda a=arrival: self._leave_meeting(*a))
+
+    def _leave_meeting(self, actor: Actor, task: _Task, took: Takes, error: Exception | None) -> None:
+        if error is not None:
+            self._end(actor, task, error=error)
+        else:
+            self._tell(actor, task, took.value)
 
     def _tell(self, actor: Actor, task: _Task, value: Any) -> None:
         if actor.running is not task or not actor.responds:

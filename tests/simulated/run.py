@@ -53,6 +53,7 @@ def simulated(ray: SimulatedRay) -> Iterator[None]:
         for module in (group, transport, placement):
             stack.enter_context(mock.patch.object(module, "ray", ray))
         stack.enter_context(mock.patch.object(transport, "time", ray))
+        stack.enter_context(mock.patch.object(group, "_end_process", mock.MagicMock()))
         stack.enter_context(mock.patch.object(placement, "placement_group", lambda *_, **__: _Group()))
         stack.enter_context(mock.patch.object(placement, "remove_placement_group", lambda _: None))
         # Models are files that no one changes: each is looked at once.
@@ -97,7 +98,9 @@ class Simulation:
 
     @property
     def config(self) -> RunConfig:
-        settings = tiny_run(self.models, **{"run__directory": str(self.path), "cluster__faults": FAULTS, **self.changes})
+        settings = tiny_run(
+            self.models, **{"run__directory": str(self.path), "cluster__faults": FAULTS, **self.changes}
+        )
         return parse_config({section: keys for section, keys in settings.items() if keys is not None})
 
     def run(self, *, resume: bool = False, kill_at: int | None = None) -> Ended:

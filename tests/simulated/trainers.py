@@ -44,7 +44,10 @@ class SimulatedTrainer(PolicyWorker):
 
     role = "policy"
     collective = frozenset(
-        {"load", "train", "learn_next", "save", "save_state", "load_state", "connect", "send_weights"}
+        {"load", "train", "learn_next", "save", "save_state", "load_state", "send_weights"}
+    )
+    meets_after_errors = (
+        True  # as a weight sync, the one collective that raises by itself, ends with a barrier
     )
     peak_flops = 1e12
     ray: SimulatedRay
@@ -174,7 +177,7 @@ class SimulatedTrainer(PolicyWorker):
 class SimulatedRewardTrainer(SimulatedTrainer):
     """The ranks that train a run's own reward model."""
 
-    collective = frozenset({"load", "train", "save"})
+    collective = frozenset({"load", "train", "save", "evaluate"})
 
     def load(self, model: Any, spec: Any, address: Any, trainable_layers: int | None = None) -> Takes:  # type: ignore[override]
         self._join(address)
@@ -188,5 +191,6 @@ class SimulatedRewardTrainer(SimulatedTrainer):
         self.set_task(task)
         task.groups = list(groups)
 
-    def evaluate(self, budget: int) -> dict[str, float]:
-        return {"loss": 0.5, "accuracy": seeded_number(self.weights) % 100 / 100}
+    def evaluate(self, budget: int) -> Iterator[dict[str, float]]:
+        yield {}
+        yield {"loss": 0.5, "accuracy": seeded_number(self.weights) % 100 / 100}
