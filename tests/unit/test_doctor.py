@@ -241,7 +241,9 @@ def test_a_failure_is_exit_code_1_with_its_cure(tmp_path: Path, monkeypatch: pyt
     file.write_text(yaml.safe_dump(tiny_run(tmp_path, run__sed=1)))
     found = CliRunner().invoke(app, ["doctor", str(file)])
     assert found.exit_code == 1
-    assert re.search(r"run\.sed: .*'seed'", found.output) and re.search(rf"cure: [a-z]+ {file}: ", found.output)
+    assert re.search(r"run\.sed: .*'seed'", found.output) and re.search(
+        rf"cure: [a-z]+ {file}: ", found.output
+    )
 
 
 def test_a_check_that_breaks_is_a_finding_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
