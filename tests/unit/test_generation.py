@@ -287,7 +287,7 @@ def test_the_key_is_in_no_error_and_no_file(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"base_url": "ftp://x"}, "base_url='ftp://x': not a web address"),
+        ({"base_url": "ftp://x"}, r"base_url\n.*'ftp://x'"),
         ({"base_url": "http://me:pass@x"}, "holds a user name or password"),
         ({"money_budget": 1.0}, "money_budget=1: nothing costs anything; set prompt_price"),
         ({"extra": {"messages": []}}, "extra.messages=.*remove it"),

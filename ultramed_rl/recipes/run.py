@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ultramed_rl.cluster.plan import make_plan
-from ultramed_rl.config import AnyConfig, ConfigError
+from ultramed_rl.config import AnyConfig
+from ultramed_rl.config.base import Problems
 from ultramed_rl.config.recipe import RecipeConfig, stage_config, stage_inputs
 from ultramed_rl.store.artifacts import read_json
 from ultramed_rl.store.atomic import write_json
@@ -33,13 +34,13 @@ def check_runnable(config: AnyConfig) -> None:
 
         found = task_problems(benchmarks)
         if found:
-            raise ConfigError(found)
+            raise Problems(found)
     if getattr(config, "engine", "native") == "openrlhf":
         from ultramed_rl.stages.openrlhf_limits import openrlhf_problems
 
         problems = openrlhf_problems(config)  # type: ignore[arg-type]
         if problems:
-            raise ConfigError(problems)
+            raise Problems(problems)
 
 
 def plan_recipe(recipe: RecipeConfig) -> None:
@@ -48,7 +49,8 @@ def plan_recipe(recipe: RecipeConfig) -> None:
         try:
             check_runnable(config)
         except ValueError as error:
-            raise ValueError(f"stages.{name}: {error}") from None
+            lines = error.problems if isinstance(error, Problems) else [str(error)]
+            raise Problems([f"stages.{name}: {line}" for line in lines]) from None
 
 
 def planned_stages(recipe: RecipeConfig) -> list[tuple[str, AnyConfig]]:
