@@ -37,9 +37,8 @@ def check(read: Callable[[], T], document: Document | None = None) -> T:
         return read()
     except ValueError as error:
         problems = error.problems if isinstance(error, ConfigError) else [str(error)]
-        if isinstance(error, ConfigError) and not isinstance(error, Problems):
-            document = None  # its lines name their file
-        told = [document.tell(problem) for problem in problems] if document else problems
+        names_file = isinstance(error, ConfigError) and not isinstance(error, Problems)
+        told = [document.tell(p) for p in problems] if document and not names_file else problems
         fail(str(ConfigError(told)), WRONG)
 
 

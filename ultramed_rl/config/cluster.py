@@ -40,7 +40,7 @@ class RolloutGroup(Section):
     """The vLLM engines."""
 
     engines: Processes = Field(default=1, description="vLLM engines, each a copy of the policy")
-    tensor_parallel: NodeDevices = Field(
+    tensor_parallel: Annotated[NodeDevices, Field(le=64)] = Field(
         default=1, description="GPUs that one engine's weights are split over"
     )
     max_num_seqs: BatchSize = Field(default=256, description="sequences that an engine has under way at most")
