@@ -11,7 +11,7 @@ from ultramed_rl.cli.dry_run import show_recipe, show_run
 from ultramed_rl.cli.exits import WRONG, carry_out, check, fail, resume_command
 from ultramed_rl.cli.options import ConfigPath, DryRun, Json, Order, Overrides, Quiet, Resume, manner_of
 from ultramed_rl.cli.program import command
-from ultramed_rl.cli.runs import check_config, is_recipe, read_order
+from ultramed_rl.cli.runs import check_config, check_named, is_recipe, read_order
 from ultramed_rl.tracking.voice import say, speaking, tell, tell_result
 
 if TYPE_CHECKING:
@@ -61,11 +61,11 @@ def data_command(
     with speaking(manner_of(quiet, json)):
         document = read_order(order)
         if not is_recipe(document):
-            run_data(step, _step_config(step, document), order)
+            run_data(_step_config(step, document), order, document)
         elif step == "all" and not retry_failed:
             run_recipe_whole(order, document)
         else:
-            run_data(step, _recipe_stage(step, order, document), order)
+            run_data(_recipe_stage(step, order, document), order, document)
 
 
 @command("plan")
@@ -96,12 +96,15 @@ def plan_command(config_path: ConfigPath, overrides: Overrides = None, json: Jso
 def run_recipe_whole(order: Order, document: Document) -> None:
     """All stages, checked and planned before the first one starts."""
     from ultramed_rl.config.recipe import check_recipe
+    from ultramed_rl.recipes.inputs import check_recipe_inputs
     from ultramed_rl.recipes.run import plan_recipe, run_recipe
 
     recipe = check(lambda: check_recipe(document))
     check(lambda: plan_recipe(recipe), document)
+    if not order.resume:
+        check(lambda: check_recipe_inputs(recipe), document)
     if order.dry_run:
-        show_recipe(recipe, order.resume)
+        show_recipe(recipe, order.resume, document)
         return
 
     def run() -> dict[str, Any]:
@@ -111,10 +114,11 @@ def run_recipe_whole(order: Order, document: Document) -> None:
     carry_out(run, resume_command("recipe", order.config_path, order.overrides, ()))
 
 
-def run_data(step: str, config: Any, order: Order) -> None:
+def run_data(config: Any, order: Order, document: Document) -> None:
     """One data stage whose config is checked."""
+    check_named(config, order, document)
     if order.dry_run:
-        show_run(config, order.resume or bool(order.flags))
+        show_run(config, order.resume or bool(order.flags), document)
         return
 
     def run() -> dict[str, Any]:
@@ -122,7 +126,8 @@ def run_data(step: str, config: Any, order: Order) -> None:
 
         return {"output": str(make_data(config, resume=order.resume, retry_failed=bool(order.flags)))}
 
-    carry_out(run, resume_command(f"data {step}", order.config_path, order.overrides, order.flags))
+    name = config.run.name if is_recipe(document) else config.step.type
+    carry_out(run, resume_command(f"data {name}", order.config_path, order.overrides, order.flags))
 
 
 def _step_config(step: str, document: Document) -> Any:

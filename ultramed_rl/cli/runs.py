@@ -75,9 +75,11 @@ for _name, (_kind, _words) in _COMMANDS.items():
 
 def run_alone(order: Order, expected: str) -> None:
     """Check, then run one stage, or say what would be done."""
-    config = check_config(read_order(order), expected)
+    document = read_order(order)
+    config = check_config(document, expected)
+    check_named(config, order, document)
     if order.dry_run:
-        show_run(config, order.resume)
+        show_run(config, order.resume, document)
         return
 
     def run() -> dict[str, Any]:
@@ -113,6 +115,14 @@ def check_config(document: Document, expected: str) -> Any:
     check(lambda: check_runnable(config), document)
     check(lambda: check_url(config), document)
     return config
+
+
+def check_named(config: Any, order: Order, document: Document) -> None:
+    """What the config names is there; exits with code 2 where it isn't. A run that goes on may need it no more."""
+    from ultramed_rl.recipes.inputs import check_inputs
+
+    if not (order.resume or order.flags):
+        check(lambda: check_inputs(config), document)
 
 
 def command_of(kind: str) -> str:

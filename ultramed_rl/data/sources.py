@@ -17,6 +17,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ultramed_rl.config.files import why_unreadable
+
 Row = dict[str, Any]
 _HUB = "hf://"
 
@@ -38,7 +40,7 @@ def read_rows(uri: str, limit: int | None = None) -> Iterator[Row]:
     if uri.startswith(_HUB):
         rows = _read_hub(uri, uri.removeprefix(_HUB), streaming=limit is not None)
     else:
-        rows = _read_files(_files(uri), _fixed_folder(uri))
+        rows = _read_files(local_files(uri), _fixed_folder(uri))
     return _not_empty(uri, islice(rows, limit))
 
 
@@ -48,11 +50,16 @@ def list_sources(uri: str) -> list[str]:
     Raises:
         ValueError: as `read_rows` does, for an address that names nothing.
     """
-    files = [] if uri.startswith(_HUB) else _files(uri)
+    files = [] if uri.startswith(_HUB) else local_files(uri)
     return [str(file) for file in files] if len(files) > 1 else [uri]
 
 
-def _files(uri: str) -> list[Path]:
+def local_files(uri: str) -> list[Path]:
+    """The files of this machine behind an address that is no hub's, in the order in which they are read.
+
+    Raises:
+        ValueError: as `read_rows` does.
+    """
     return _expand(_local(uri), uri)
 
 
@@ -114,10 +121,10 @@ def _expand(path: Path, uri: str) -> list[Path]:
             f"source {uri!r}: no such file as {str(path)!r}; check the path and the working directory"
         )
     for file in found:
-        if file.is_dir():
-            raise ValueError(
-                f"source {uri!r}: {str(file)!r} is a directory; name its files, as in {file}/*.jsonl"
-            )
+        reason = why_unreadable(file)
+        if reason is not None:
+            cure = f"name its files, as in {file}/*.jsonl" if file.is_dir() else "name another"
+            raise ValueError(f"source {uri!r}: {str(file)!r} {reason}; {cure}")
         if file.suffix not in (*_READERS, *_DOCUMENTS):
             known = ", ".join((*_READERS, *_DOCUMENTS))
             raise ValueError(
