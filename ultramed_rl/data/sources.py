@@ -21,10 +21,17 @@ from ultramed_rl.config.files import why_unreadable
 
 Row = dict[str, Any]
 _HUB = "hf://"
+_LONGEST_LINE = 2**26  # bytes: whatever is longer has lost its ends of lines
 
 
 def read_rows(uri: str, limit: int | None = None) -> Iterator[Row]:
-    """The rows behind `uri`, in file order, at most `limit` of them.
+    """The rows behind `uri`, as `read_placed_rows` without their places."""
+    return (row for _, row in read_placed_rows(uri, limit))
+
+
+def read_placed_rows(uri: str, limit: int | None = None) -> Iterator[tuple[str, Row]]:
+    """The rows behind `uri`, in file order, at most `limit` of them, each after where it stands: "row 3", counted from
+    1; of several files "FILE, row 3".
 
     A document's `path` is what follows the folders that the address names without a wildcard, so it is the same
     on every machine: of one file, its name.
@@ -38,7 +45,7 @@ def read_rows(uri: str, limit: int | None = None) -> Iterator[Row]:
     """
     assert limit is None or limit > 0, limit
     if uri.startswith(_HUB):
-        rows = _read_hub(uri, uri.removeprefix(_HUB), streaming=limit is not None)
+        rows = _placed("row ", _read_hub(uri, uri.removeprefix(_HUB), streaming=limit is not None))
     else:
         rows = _read_files(local_files(uri), _fixed_folder(uri))
     return _not_empty(uri, islice(rows, limit))
@@ -75,7 +82,11 @@ def _local(uri: str) -> Path:
     )
 
 
-def _not_empty(uri: str, rows: Iterator[Row]) -> Iterator[Row]:
+def _placed(place: str, rows: Iterator[Row]) -> Iterator[tuple[str, Row]]:
+    return ((f"{place}{number}", row) for number, row in enumerate(rows, start=1))
+
+
+def _not_empty(uri: str, rows: Iterator[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
     count = 0
     for row in rows:
         count += 1
@@ -133,17 +144,27 @@ def _expand(path: Path, uri: str) -> list[Path]:
     return found
 
 
-def _read_files(paths: list[Path], folder: Path) -> Iterator[Row]:
+def _read_files(paths: list[Path], folder: Path) -> Iterator[tuple[str, Row]]:
     for path in paths:
-        if path.suffix in _DOCUMENTS:
-            yield {"path": path.relative_to(folder).as_posix(), "text": _decode(path.read_bytes(), str(path))}
-        else:
-            yield from _READERS[path.suffix](path)
+        place = "row " if len(paths) == 1 else f"{path}, row "
+        yield from _placed(place, _read_file(path, folder))
+
+
+def _read_file(path: Path, folder: Path) -> Iterator[Row]:
+    if path.suffix in _DOCUMENTS:
+        text = _decode(path.read_bytes(), str(path))
+        return iter([{"path": path.relative_to(folder).as_posix(), "text": text}])
+    return _READERS[path.suffix](path)
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:
-    with path.open("rb") as lines:
+    with path.open("rb") as file:
+        lines = iter(lambda: file.readline(_LONGEST_LINE + 1), b"")
         for number, line in enumerate(lines, start=1):
+            if len(line) > _LONGEST_LINE:
+                raise ValueError(
+                    f"{path}, line {number}: over {_LONGEST_LINE:,} bytes; a line is one row of texts"
+                )
             if line.strip():
                 yield _row(_parse_json(line, f"{path}, line {number}"), f"{path}, line {number}")
 
@@ -168,6 +189,8 @@ def _only_list(content: Any) -> Any:
 def _parse_json(content: bytes, place: str) -> Any:
     try:
         return json.loads(_decode(content, place))
+    except RecursionError:
+        raise ValueError(f"{place}: not JSON: nested too deep; repair the file") from None
     except json.JSONDecodeError as error:
         inside = f" (its line {error.lineno})" if error.lineno > 1 else ""
         raise ValueError(
@@ -196,7 +219,7 @@ def _read_parquet(path: Path) -> Iterator[Row]:
     try:
         for batch in parquet.ParquetFile(path).iter_batches():
             yield from batch.to_pylist()
-    except (ArrowException, OSError) as error:
+    except (ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not readable as parquet ({_first_line(error)}); write it again") from error
 
 
@@ -214,7 +237,7 @@ def _read_arrow(path: Path) -> Iterator[Row]:
                 batches = iter(ipc.open_stream(source))
             for batch in batches:
                 yield from batch.to_pylist()
-    except (ArrowException, OSError) as error:
+    except (ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path}: not readable as Arrow IPC ({_first_line(error)}); write it again"
         ) from error

@@ -18,7 +18,7 @@ def read_template(file: Path, needed: Sequence[str], optional: Sequence[str], ke
     """
     reason = why_unreadable(file)
     if reason is not None:
-        raise ValueError(f"{key}={str(file)!r}: {reason}; give a text file")
+        raise ValueError(f"{key}={str(file)!r}: cannot be read ({reason}); give a text file")
     try:
         template = Template(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
