@@ -25,8 +25,12 @@ _LONGEST_LINE = 2**26  # bytes: whatever is longer has lost its ends of lines
 
 
 def read_rows(uri: str, limit: int | None = None) -> Iterator[Row]:
-    """The rows behind `uri`, as `read_placed_rows` without their places."""
-    return (row for _, row in read_placed_rows(uri, limit))
+    """As `read_placed_rows`, without the places; a row that no file takes is refused here.
+
+    Raises:
+        ValueError: also half of a surrogate pair, which JSON can escape.
+    """
+    return _encodable(uri, read_placed_rows(uri, limit))
 
 
 def read_placed_rows(uri: str, limit: int | None = None) -> Iterator[tuple[str, Row]]:
@@ -80,6 +84,17 @@ def _local(uri: str) -> Path:
     raise ValueError(
         f"source {uri!r}: unknown scheme {scheme!r}; use hf://owner/name:split, package:// or a path"
     )
+
+
+def _encodable(uri: str, rows: Iterator[tuple[str, Row]]) -> Iterator[Row]:
+    for place, row in rows:
+        try:
+            json.dumps(row, ensure_ascii=False, default=str).encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"source {uri!r}, {place}: holds half of a surrogate pair, which no file takes; repair the row"
+            ) from None
+        yield row
 
 
 def _placed(place: str, rows: Iterator[Row]) -> Iterator[tuple[str, Row]]:
