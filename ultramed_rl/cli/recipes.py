@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -77,19 +78,24 @@ def plan_command(config_path: ConfigPath, overrides: Overrides = None, json: Jso
     from ultramed_rl.cluster.plan import make_plan, render_plan
     from ultramed_rl.config.load import check_any
     from ultramed_rl.config.recipe import check_recipe
-    from ultramed_rl.recipes.run import planned_stages
+    from ultramed_rl.recipes.run import of_stage, planned_stages
 
     with speaking(manner_of(False, json)):
         document = read_order(Order(config_path, tuple(overrides or ())))
         if is_recipe(document):
             recipe = check(lambda: check_recipe(document))
-            configs = [(f"{name} ({c.type}):\n", c, "\n") for name, c in planned_stages(recipe)]
+            configs = planned_stages(recipe)
         else:
-            configs = [("", check(lambda: check_any(document)), "")]
-        for head, config, tail in configs:
-            plan = check(lambda config=config: make_plan(config), document)  # type: ignore[misc]
+            configs = [("", check(lambda: check_any(document)))]
+
+        def plan_stage(name: str, config: Any) -> Any:
+            with of_stage(name) if name else nullcontext():
+                return make_plan(config)
+
+        for name, config in configs:
+            plan = check(lambda name=name, config=config: plan_stage(name, config), document)  # type: ignore[misc]
             tell("plan", name=config.run.name, type=config.type, plan=asdict(plan))
-            say(f"{head}{render_plan(plan)}{tail}")
+            say(f"{name} ({config.type}):\n{render_plan(plan)}\n" if name else render_plan(plan))
         tell_result(True, exit_code=0)
 
 

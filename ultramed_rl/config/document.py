@@ -27,28 +27,25 @@ class Document:
     data: dict[str, Any]
     lines: dict[str, int] = field(default_factory=dict)
 
-    def tell(self, problem: str, *keys: str) -> str:
+    def tell(self, problem: str, key: str | None = None) -> str:
         """A problem as one line, with the file before it and its line in the file after it.
 
         Args:
-            keys: where it may stand, in dotted keys; by default what the problem begins with.
+            key: the dotted key where it is; by default what the problem begins with.
         """
-        line = self._line(*(keys or (re.split(r"[=:,\s]", problem, maxsplit=1)[0],)))
+        line = self._line(re.split(r"[=:,\s]", problem, maxsplit=1)[0] if key is None else key)
         end = f" (line {line})" if line else ""
         whole = f"{shorten(self.name, _LONGEST_NAME)}: {problem}"
         return shorten(whole, LONGEST_LINE - len(end)) + end
 
-    def _line(self, *keys: str) -> int:
-        """The line of the first key that is there; else of the nearest one above the first."""
-        for key in keys:
-            if key in self.lines:
-                return self.lines[key]
-        above = keys[0]
-        while above:
-            above = above.rpartition(".")[0]
-            if above in self.lines:
-                return self.lines[above]
-        return 0
+    def _line(self, key: str) -> int:
+        """The line of a key, or of the nearest one above it; what a recipe's stage doesn't say itself, it shares."""
+        while key:
+            for place in (key, re.sub(r"^stages\.[^.]+\.", "shared.", key)):
+                if place in self.lines:
+                    return self.lines[place]
+            key = key.rpartition(".")[0]
+        return self.lines.get("", 0)
 
 
 def read_document(path: str | Path | None, overrides: Sequence[str] = ()) -> Document:

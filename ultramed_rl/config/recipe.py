@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -77,10 +76,7 @@ def check_recipe(document: Document) -> RecipeConfig:
         try:
             validate(kind, data)
         except Problems as error:
-            for problem in error.problems:
-                key = re.split(r"[=:,\s]", problem, maxsplit=1)[0]
-                keys = (f"stages.{name}.{key}", f"shared.{key}")
-                problems.append(document.tell(f"stages.{name}.{problem}", *keys))
+            problems += [document.tell(f"stages.{name}.{problem}") for problem in error.problems]
     if problems:
         raise ConfigError(problems)
     return recipe

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,11 +47,18 @@ def check_runnable(config: AnyConfig) -> None:
 def plan_recipe(recipe: RecipeConfig) -> None:
     """Plan every stage before the first one starts. Raises ValueError naming the stage."""
     for name, config in planned_stages(recipe):
-        try:
+        with of_stage(name):
             check_runnable(config)
-        except ValueError as error:
-            lines = error.problems if isinstance(error, Problems) else [str(error)]
-            raise Problems([f"stages.{name}: {line}" for line in lines]) from None
+
+
+@contextmanager
+def of_stage(name: str) -> Iterator[None]:
+    """What is wrong with a stage, after its key in the recipe."""
+    try:
+        yield
+    except ValueError as error:
+        lines = error.problems if isinstance(error, Problems) else [str(error)]
+        raise Problems([f"stages.{name}: {line}" for line in lines]) from None
 
 
 def planned_stages(recipe: RecipeConfig) -> list[tuple[str, AnyConfig]]:
