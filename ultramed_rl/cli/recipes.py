@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -84,16 +85,16 @@ def plan_command(config_path: ConfigPath, overrides: Overrides = None, json: Jso
         document = read_order(Order(config_path, tuple(overrides or ())))
         if is_recipe(document):
             recipe = check(lambda: check_recipe(document))
-            configs = planned_stages(recipe)
+            stages = planned_stages(recipe)
         else:
-            configs = [("", check(lambda: check_any(document)))]
+            stages = [("", check(lambda: check_any(document)))]
 
-        def plan_stage(name: str, config: Any) -> Any:
-            with of_stage(name) if name else nullcontext():
-                return make_plan(config)
+        def make_plans() -> Iterator[tuple[str, Any, Any]]:
+            for name, config in stages:
+                with of_stage(name) if name else nullcontext():
+                    yield name, config, make_plan(config)
 
-        for name, config in configs:
-            plan = check(lambda name=name, config=config: plan_stage(name, config), document)  # type: ignore[misc]
+        for name, config, plan in check(lambda: list(make_plans()), document):
             tell("plan", name=config.run.name, type=config.type, plan=asdict(plan))
             say(f"{name} ({config.type}):\n{render_plan(plan)}\n" if name else render_plan(plan))
         tell_result(True, exit_code=0)
