@@ -38,7 +38,7 @@ class RecipeConfig(Checked):
     type: Literal["recipe"] = "recipe"
     run: RunName
     shared: dict[Label, Any] = Field(default={}, description="sections that the stages have in common")
-    stages: dict[Label, dict[str, Any]] = Field(min_length=1, description="name: a config with its type")
+    stages: dict[Label, dict[Label, Any]] = Field(min_length=1, description="name: a config with its type")
 
     def problems(self) -> list[str]:
         types = {name: str(stage.get("type")) for name, stage in self.stages.items()}
