@@ -16,14 +16,18 @@ class ConfigError(ValueError):
 
     def __init__(self, problems: Sequence[str]) -> None:
         shown = [shorten(problem, LONGEST_LINE) for problem in problems[:MOST_PROBLEMS]]
-        if len(problems) > MOST_PROBLEMS:
-            shown.append(f"and {len(problems) - MOST_PROBLEMS} more problems like these")
+        if len(problems) > len(shown):
+            shown.append(f"and {len(problems) - len(shown)} more problems like these")
         super().__init__("\n".join(shown))
         self.problems = shown
 
 
 class Problems(ConfigError):
     """Broken rules whose lines begin with the dotted key: whoever knows the file puts its name before them."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        ValueError.__init__(self, "\n".join(problems))
+        self.problems = list(problems)
 
 
 class Section(BaseModel):

@@ -16,7 +16,7 @@ COMMAND_LINE = "command line"  # where a config comes from that is in no file
 # Keys whose null says something, since their default is another value.
 NULL_SAYS = ("benchmarks.contamination", "contamination.embedder", "step.cosine", "step.jaccard")
 _OVERRIDDEN = 0  # the line of what no file says
-_LONGEST_NAME = 160
+_LONGEST_NAME, _LONGEST_KEY = 160, 120
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,10 @@ class Document:
         Args:
             key: the dotted key where it is; by default what the problem begins with.
         """
-        line = self._line(re.split(r"[=:,\s]", problem, maxsplit=1)[0] if key is None else key)
+        key = re.split(r"[=:,\s]", problem, maxsplit=1)[0] if key is None else key
+        line = self._line(key)
+        if problem.startswith(key):
+            problem = shorten(key, _LONGEST_KEY) + problem[len(key) :]
         end = f" (line {line})" if line else ""
         whole = f"{shorten(self.name, _LONGEST_NAME)}: {problem}"
         return shorten(whole, LONGEST_LINE - len(end)) + end

@@ -9,11 +9,10 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from ultramed_rl.config.base import Problems, Section, shorten, show
+from ultramed_rl.config.base import Problems, Section, show
 from ultramed_rl.config.reference_types import sections_in
 
 Config = TypeVar("Config", bound=Section)
-_LONGEST_KEY = 120
 
 
 def validate(kind: type[Config], data: dict[str, Any]) -> Config:
@@ -28,7 +27,7 @@ def validate(kind: type[Config], data: dict[str, Any]) -> Config:
 
 def _explain(problem: Any, data: dict[str, Any], kind: type[Section]) -> Iterator[str]:
     fault, location = problem["type"], [str(part) for part in problem["loc"]]
-    key = shorten(".".join(_keys(location, data, fault)), _LONGEST_KEY)
+    key = ".".join(_keys(location, data, fault))
     value, context = problem.get("input"), problem.get("ctx", {})
     if fault == "extra_forbidden":
         allowed = _allowed_keys(kind, location)

@@ -43,9 +43,15 @@ Config = TypeVar("Config", bound=Section)
 
 
 class _Dumper(yaml.SafeDumper):
-    """SafeDumper that puts texts in quotes which YAML 1.2 reads as numbers, such as 1e5 and 0o17."""
+    """SafeDumper whose texts are the same texts again, read by YAML 1.2: 1e5 and 0o17, and Unicode's own line ends."""
 
 
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = '"' if re.search("[\x85\u2028\u2029]", text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
 _Dumper.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|0o[0-7]+$"),
