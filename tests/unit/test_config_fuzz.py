@@ -8,6 +8,7 @@ import resource
 import time
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -209,27 +210,43 @@ DAMAGES = [
 DAMAGES += ["twice", "doubled", "deep", "long", "unindented"]
 
 
+@dataclass(frozen=True)
+class Mutant:
+    """A file and overrides, and the first key of the place that was changed; none where the whole file was."""
+
+    content: bytes
+    overrides: tuple[str, ...] = ()
+    key: str = ""
+
+
 @st.composite
-def mutants(draw: st.DrawFn) -> tuple[bytes, str]:
-    """A file, and the first key of the place that was changed; none where the whole file was."""
+def mutants(draw: st.DrawFn) -> Mutant:
     config = draw(st.sampled_from(CONFIGS))
-    kind = draw(st.sampled_from(["value", "value", "value", "key", "damage"]))
-    data = read(config)
+    kind = draw(st.sampled_from(["value", "value", "value", "override", "key", "damage"]))
+    data, text = read(config), config.read_text(encoding="utf-8")
     if kind == "value":
         place = draw(st.sampled_from(list(places(data))))
-        return with_value(data, place, draw(st.sampled_from(VALUES))).encode(errors="replace"), str(place[0])
+        return Mutant(with_value(data, place, draw(st.sampled_from(VALUES))).encode(), key=str(place[0]))
+    if kind == "override":
+        place = draw(
+            st.sampled_from([place for place in places(data) if all(isinstance(k, str) for k in place)])
+        )
+        dotted = draw(
+            st.sampled_from([".".join(place), place[0], f"{place[0]}..x", f"{place[0]}.unknown", ".", ""])
+        )
+        override = f"{dotted}={draw(st.sampled_from(VALUES))}"
+        return Mutant(text.encode(), (draw(st.sampled_from([override, override, dotted])),))
     if kind == "key":
-        return with_key(data, draw(st.sampled_from(KEYS)), draw(st.integers(0, 500))).encode(), ""
-    text = config.read_text(encoding="utf-8")
-    return with_damage(text, draw(st.sampled_from(DAMAGES)), draw(st.integers(0, 10_000))), ""
+        return Mutant(with_key(data, draw(st.sampled_from(KEYS)), draw(st.integers(0, 500))).encode())
+    return Mutant(with_damage(text, draw(st.sampled_from(DAMAGES)), draw(st.integers(0, 10_000))))
 
 
-def plan(path: Path) -> tuple[int, str, str]:
+def plan(path: Path, overrides: tuple[str, ...] = ()) -> tuple[int, str, str]:
     """The exit code of `ultramed-rl plan`, and what it says on stdout and stderr."""
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         try:
-            plan_command(str(path))
+            plan_command(str(path), list(overrides))
         except typer.Exit as ended:
             return ended.exit_code, out.getvalue(), err.getvalue()
     return 0, out.getvalue(), err.getvalue()
@@ -241,11 +258,10 @@ def test_no_mutation_gives_a_traceback_or_takes_long(tmp_path: Path) -> None:
 
     @given(mutants())
     @settings(max_examples=MUTATIONS, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    def check(mutant: tuple[bytes, str]) -> None:
-        content, key = mutant
-        path.write_bytes(content)
+    def check(mutant: Mutant) -> None:
+        path.write_bytes(mutant.content)
         began = time.process_time()
-        code, said, told = plan(path)  # any other exception is a traceback, and fails here
+        code, said, told = plan(path, mutant.overrides)  # any other exception is a traceback, and fails here
         seconds = time.process_time() - began
         assert code in (0, 2), told
         assert seconds < 1.0, f"{seconds:.1f} s"
@@ -256,9 +272,8 @@ def test_no_mutation_gives_a_traceback_or_takes_long(tmp_path: Path) -> None:
         assert 1 <= len(lines) <= 21 and said == ""
         for line in lines:
             assert len(line) <= 400 and line.isprintable(), line
-            assert line.startswith(f"{path}: ") or line.startswith("and "), line
-        if key:
-            assert any(key in line or "(line " in line for line in lines), lines
+            assert line.startswith((f"{path}: ", "and ", "override ")), line
+        assert any(mutant.key in line or "(line " in line for line in lines), lines
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.process_time()

@@ -35,7 +35,7 @@ def read_rows(uri: str, limit: int | None = None) -> Iterator[Row]:
 
 def read_placed_rows(uri: str, limit: int | None = None) -> Iterator[tuple[str, Row]]:
     """The rows behind `uri`, in file order, at most `limit` of them, each after where it stands: "row 3", counted from
-    1; of several files "FILE, row 3".
+    1; of several files "FILE, row 3", by the path that a document would have.
 
     A document's `path` is what follows the folders that the address names without a wildcard, so it is the same
     on every machine: of one file, its name.
@@ -161,7 +161,7 @@ def _expand(path: Path, uri: str) -> list[Path]:
 
 def _read_files(paths: list[Path], folder: Path) -> Iterator[tuple[str, Row]]:
     for path in paths:
-        place = "row " if len(paths) == 1 else f"{path}, row "
+        place = "row " if len(paths) == 1 else f"{path.relative_to(folder).as_posix()}, row "
         yield from _placed(place, _read_file(path, folder))
 
 
