@@ -193,7 +193,7 @@ def test_a_key_that_cannot_be_is_refused_with_its_line(tmp_path: Path, added: st
     with path.open("a") as file:
         file.write(added + "\n")
     said = problem(path)
-    line = int(re.search(r"\(line (\d+)\)$", said)[1])  # type: ignore[index]
+    line = int(re.search(r"\(line (\d+)(, column \d+)?\)$", said)[1])  # type: ignore[index]
     assert lines < line <= lines + 3 and said.startswith(f"{path}: {key}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,6 +55,8 @@ def show(value: object) -> str:
     """A value as an error shows it: short, whatever somebody wrote there."""
     if isinstance(value, dict):
         return "a mapping"
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)  # as the file has it
     if isinstance(value, list) and len(value) > 8:
         return f"a list of {len(value)}"
     return shorten(repr(value[:200] if isinstance(value, str) else value), 60)

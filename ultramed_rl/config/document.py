@@ -27,17 +27,17 @@ class Document:
     data: dict[str, Any]
     lines: dict[str, int] = field(default_factory=dict)
 
-    def tell(self, problem: str, key: str | None = None) -> str:
+    def tell(self, problem: str, where: str | None = None) -> str:
         """A problem as one line, with the file before it and its line in the file after it.
 
         Args:
-            key: the dotted key where it is; by default what the problem begins with.
+            where: its line, where that isn't the line of the key that the problem begins with; "" for none.
         """
-        key = re.split(r"[=:,\s]", problem, maxsplit=1)[0] if key is None else key
+        key = re.split(r"[=:,\s]", problem, maxsplit=1)[0]
         line = self._line(key)
-        if problem.startswith(key):
-            problem = shorten(key, _LONGEST_KEY) + problem[len(key) :]
-        end = f" (line {line})" if line else ""
+        where = f"line {line}" * bool(line) if where is None else where
+        problem = shorten(key, _LONGEST_KEY) + problem[len(key) :]
+        end = f" ({where})" * bool(where)
         whole = f"{shorten(self.name, _LONGEST_NAME)}: {problem}"
         return shorten(whole, LONGEST_LINE - len(end)) + end
 
@@ -48,7 +48,7 @@ class Document:
                 if place in self.lines:
                     return self.lines[place]
             key = key.rpartition(".")[0]
-        return self.lines.get("", 0)
+        return 0
 
 
 def read_document(path: str | Path | None, overrides: Sequence[str] = ()) -> Document:
@@ -74,23 +74,21 @@ def _read_file(path: Path) -> Document:
         raise ConfigError([document.tell(words)])
     try:
         with path.open("rb") as file:
-            text = file.read(4 * MOST_CHARACTERS + 1).decode("utf-8-sig")
+            content = file.read(4 * MOST_CHARACTERS + 1)  # UTF-8 has at most 4 bytes a character
+        whole = len(content) <= 4 * MOST_CHARACTERS  # what is too large may be cut off within one
+        data, lines = read_yaml(content.decode("utf-8-sig", "strict" if whole else "replace"))
     except UnicodeDecodeError as error:
-        raise ConfigError(
-            [document.tell(f"not valid YAML: not UTF-8 at byte {error.start}; save it as UTF-8")]
-        ) from None
+        words = f"not valid YAML: not UTF-8 at byte {error.start}; save it as UTF-8"
+        raise ConfigError([document.tell(words)]) from None
     except OSError as error:
         raise ConfigError([document.tell(f"cannot be read ({error.strerror})")]) from None
-    try:
-        data, lines = read_yaml(text)
     except YamlProblem as error:
-        where = Document(str(path), {}, {error.key: error.line} if error.line else {})
-        raise ConfigError(
-            [where.tell(f"{error.key}: {error.problem}" if error.key else error.problem, error.key)]
-        ) from None
+        words = f"{error.key}: {error.problem}" if error.key else error.problem
+        raise ConfigError([document.tell(words, error.where)]) from None
     if not isinstance(data, dict):
         found = "empty" if data is None else type(data).__name__
-        raise ConfigError([document.tell(f"must be a mapping of sections, not {found}")])
+        words = f"must be a mapping of sections, not {found}; see configs/ for complete examples"
+        raise ConfigError([document.tell(words)])
     return Document(str(path), data, lines)
 
 
@@ -108,7 +106,9 @@ def _apply_override(document: Document, override: str) -> None:
         if child is None:
             child = node[section] = {}
         if not isinstance(child, dict):
-            raise ConfigError([f"override {shown}: {show(section)} is a value, not a section"])
+            raise ConfigError(
+                [f"override {shown}: {show(section)} is a value, not a section; set the value itself"]
+            )
         node = child
     value = _override_value(dotted, text)
     for key in [key for key in document.lines if key == dotted or key.startswith(f"{dotted}.")]:
@@ -125,6 +125,6 @@ def _override_value(key: str, text: str) -> Any:
     try:
         return read_yaml(text, key)[0]
     except YamlProblem as error:
-        if error.syntax:
+        if error.column:
             return text
         raise ConfigError([f"override {show(f'{key}={text}')}: {error.key}: {error.problem}"]) from None

@@ -31,26 +31,29 @@ def _explain(problem: Any, data: dict[str, Any], kind: type[Section]) -> Iterato
     value, context = problem.get("input"), problem.get("ctx", {})
     if fault == "extra_forbidden":
         allowed = _allowed_keys(kind, location)
-        yield f"{key}: unknown key{_guess(location[-1], allowed)} (allowed: {', '.join(allowed)})"
+        yield f"{key}: unknown key{guess(location[-1], allowed)} (allowed: {', '.join(allowed)})"
     elif fault == "missing":
         yield f"{key}: required, but missing"
     elif fault == "union_tag_not_found":
-        yield f"{key}.type: required, but missing; must be one of {_choices(kind, location)}"
+        yield f"{key}.type: required, but missing"
     elif fault == "union_tag_invalid":
         tags = re.findall(r"'([^']*)'", context["expected_tags"])
-        yield f"{key}.type={show(context['tag'])}: must be one of {', '.join(tags)}{_guess(context['tag'], tags)}"
+        yield f"{key}.type={show(context['tag'])}: must be one of {', '.join(tags)}{guess(context['tag'], tags)}"
+    elif fault in ("model_type", "model_attributes_type"):
+        yield f"{key}={show(value)}: must be a section of keys; see docs/configuration.md"
     elif fault == "value_error":
         error = context["error"]
         lines = error.problems if isinstance(error, Problems) else [str(error)]
         yield from (_name(line, location, key) for line in lines)
     else:
         choices = re.findall(r"'([^']*)'", context.get("expected", "")) if fault == "literal_error" else []
-        yield f"{key}={show(value)}: {problem['msg'][0].lower()}{problem['msg'][1:]}{_guess(value, choices)}"
+        yield f"{key}={show(value)}: {problem['msg'][0].lower()}{problem['msg'][1:]}{guess(value, choices)}"
 
 
-def _guess(given: object, known: Sequence[str]) -> str:
-    guess = difflib.get_close_matches(given[:80], known, n=1) if isinstance(given, str) else []
-    return f"; did you mean {guess[0]!r}?" if guess else ""
+def guess(given: object, known: Sequence[str]) -> str:
+    """What was meant, in words that go on after a rule; nothing where no known one is near."""
+    near = difflib.get_close_matches(given[:80], known, n=1) if isinstance(given, str) else []
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _name(text: str, location: list[str], key: str) -> str:
@@ -78,13 +81,6 @@ def _keys(location: list[str], data: dict[str, Any], fault: str) -> Iterator[str
 
 
 _ABSENT = object()
-
-
-def _choices(kind: type[Section], location: list[str]) -> str:
-    model: Any = kind
-    for step in location:
-        model = _descend(model, step)
-    return ", ".join(str(found.model_fields["type"].default) for found in sections_in(model))
 
 
 def _allowed_keys(kind: type[Section], location: list[str]) -> list[str]:

@@ -11,7 +11,7 @@ import yaml
 
 from ultramed_rl.config.base import ConfigError, Problems, Section, show
 from ultramed_rl.config.document import Document, read_document
-from ultramed_rl.config.explain import validate
+from ultramed_rl.config.explain import guess, validate
 from ultramed_rl.config.factory_stage import DataConfig, EngineConfig
 from ultramed_rl.config.reward_bench import RewardBenchConfig
 from ultramed_rl.config.run import RunConfig
@@ -89,7 +89,8 @@ def check_any(document: Document) -> AnyConfig:
     """The config of the kind that a document's `type` names. Raises `ConfigError`."""
     named = document.data.get("type", "online")
     if not isinstance(named, str) or named not in KINDS:
-        raise ConfigError([document.tell(f"type={show(named)}: must be one of {', '.join(KINDS)}")])
+        hint = guess(named, [*KINDS])
+        raise ConfigError([document.tell(f"type={show(named)}: must be one of {', '.join(KINDS)}{hint}")])
     return check_document(document, KINDS[named])
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from ultramed_rl.config.base import ConfigError, Problems, show
+from ultramed_rl.config.base import ConfigError, Problems, shorten
 from ultramed_rl.config.document import Document, read_document
 from ultramed_rl.config.explain import validate
 from ultramed_rl.config.factory_stage import FURTHER_INPUTS
@@ -46,7 +46,7 @@ class RecipeConfig(Checked):
         found = [f"shared.{key}: no stage has such a section" for key in self.shared if key not in used]
         for number, (name, kind) in enumerate(types.items()):
             if kind not in KINDS:
-                given = show(self.stages[name].get("type"))
+                given = shorten(repr(self.stages[name].get("type")), 60)
                 found.append(f"stages.{name}.type={given}: must be one of {', '.join(KINDS)}")
                 continue
             earlier = dict(list(types.items())[:number])
@@ -142,14 +142,15 @@ def _reference_problem(key: str, target: str, earlier: Mapping[str, str]) -> str
     target, _, file = target.partition("/")
     if target not in earlier:
         return f"no earlier stage has this name ({', '.join(earlier) or 'none'})"
-    made = _MADE.get(earlier[target], "a model")
-    if file and earlier[target] == "data":
+    kind = earlier[target]
+    made = _MADE.get(kind, "a model")
+    if file and kind == "data":
         made = "a file"
-    elif earlier[target] == "data":
-        return "that stage makes several files; name one, as in /rows"
+    elif kind == "data":
+        return f"a stage of type {kind!r} makes several files; name one, as in /rows"
     takes_file = key.rpartition(".")[2] in _FILE_KEYS or key.startswith("input.")
     wanted = "a file" if takes_file else "a model"
-    return None if made == wanted else f"that stage makes {made}, not {wanted}"
+    return None if made == wanted else f"a stage of type {kind!r} makes {made}, not {wanted}"
 
 
 def _references(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -30,11 +30,19 @@ _FLOAT = re.compile(
 
 
 class YamlProblem(ValueError):
-    """What is wrong with a text: `key` is the dotted key where that is, "" for none, and `line` its line, 0 for none."""
+    """What is wrong with a text: `key` is the dotted key where that is, "" for none, and `line` its line, 0 for none.
 
-    def __init__(self, problem: str, key: str, line: int, *, syntax: bool = False) -> None:
+    A column is known where it is no YAML at all.
+    """
+
+    def __init__(self, problem: str, key: str, line: int, column: int = 0) -> None:
         super().__init__(problem)
-        self.problem, self.key, self.line, self.syntax = problem, key, line, syntax
+        self.problem, self.key, self.line, self.column = problem, key, line, column
+
+    @property
+    def where(self) -> str:
+        """The place in words, "" where none is known."""
+        return f"line {self.line}{f', column {self.column}' * bool(self.column)}" * bool(self.line)
 
 
 def read_yaml(text: str, key: str = "") -> tuple[Any, dict[str, int]]:
@@ -79,7 +87,7 @@ class _Reading:
         self._next(key)  # the document's end
         event = self._next(key)
         if not isinstance(event, yaml.StreamEndEvent):
-            raise YamlProblem("a second document; a config is one", key, _line(event))
+            raise YamlProblem("a second document; a config is one, so remove it", key, _line(event))
         return value
 
     def _next(self, key: str) -> Any:
@@ -88,18 +96,17 @@ class _Reading:
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             words = " ".join(f"{error.problem}".split())
-            raise YamlProblem(
-                f"not valid YAML: {words}", key, mark.line + 1 if mark else 1, syntax=True
-            ) from None
+            assert mark is not None
+            words = f"not valid YAML; mend it: {words}"
+            raise YamlProblem(words, key, mark.line + 1, mark.column + 1) from None
         except (ValueError, OverflowError):  # an escape of a character that there isn't
-            raise YamlProblem(
-                "not valid YAML: an escape that is no character", key, self._loader.line + 1
-            ) from None
+            words = "not valid YAML: an escape that is no character"
+            raise YamlProblem(words, key, self._loader.line + 1) from None
 
     def _value(self, event: Any, key: str, depth: int) -> Any:
         self._count(1, key, event)
         if depth > DEEPEST:
-            raise YamlProblem(f"nested more than {DEEPEST} deep", key, _line(event))
+            raise YamlProblem(f"nested more than {DEEPEST} deep, which no section is", key, _line(event))
         if isinstance(event, yaml.AliasEvent):
             return self._alias(event, key, depth)
         if event.tag is not None:
@@ -145,7 +152,7 @@ class _Reading:
             name = self._key(event, key)
             place = _below(key, name)
             if name in own:
-                raise YamlProblem(f"key {name!r} stands twice", place, _line(event))
+                raise YamlProblem(f"key {name!r} stands twice; remove one", place, _line(event))
             self.lines[place] = _line(event)
             own[name] = self._value(self._next(place), place, depth + 1)
         for name in merged.keys() - own.keys():
@@ -203,14 +210,14 @@ class _Reading:
         """A copy of what the anchor names, so that a change of the one is none of the other."""
         name, line = event.anchor, _line(event)
         if name not in self._anchors:
-            raise YamlProblem(f"alias *{name}: no anchor &{name} before it", key, line)
+            raise YamlProblem(f"alias *{name}: no anchor &{name} before it; put one there", key, line)
         found = self._anchors[name]
         if found is None:
-            raise YamlProblem(f"alias *{name}: stands inside what it repeats", key, line)
+            raise YamlProblem(f"alias *{name}: stands inside what it repeats; write it out", key, line)
         value, size = found
         self._count(size - 1, key, event)
         if depth + _height(value) > DEEPEST:
-            raise YamlProblem(f"nested more than {DEEPEST} deep", key, line)
+            raise YamlProblem(f"nested more than {DEEPEST} deep, which no section is", key, line)
         return copy.deepcopy(value)
 
     def _count(self, values: int, key: str, event: Any) -> None:
