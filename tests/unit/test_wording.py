@@ -435,7 +435,7 @@ COMMANDS: list[Wording] = [
     ("a config and options", command("evaluate", "exam.yaml", "--tasks", "medqa"),
      "--model, --tasks, --protocol, --source, --offline and --limit stand for a CONFIG; give one of both"),
     ("unknown stage", command("data", "judge", "ROOT/recipe.yaml", files={"recipe.yaml": RECIPE}),
-     "ROOT/recipe.yaml: stages.judge: no data stage of this recipe (judged); name one, or all"),
+     "ROOT/recipe.yaml: stages.judge: no data stage of this recipe (judged); name one, or all (line 4)"),
     ("a folder that is not there", command("submit", "ROOT/run.yaml", "--address", "http://h:8265", "--working-dir", "ROOT/none", files={"run.yaml": RUN}),
      "--working-dir ROOT/none: no such folder; name one that exists"),
 ]  # fmt: skip

@@ -16,12 +16,13 @@ _NOTHING = "nothing was started"
 
 
 def show_run(config: Any, resume: bool, document: Document) -> None:
-    """What a run of one config would do. Exits with code 1 where its directory is in the way, with 2 where the
-    prompts don't last."""
+    """What a run of one config would do. Exits with code 1 where its directory is in the way, with 2 where what it
+    names isn't there, or its prompts don't last."""
     _show(config, resume)
     if not resume:
-        from ultramed_rl.recipes.inputs import check_pool
+        from ultramed_rl.recipes.inputs import check_inputs, check_pool
 
+        check(lambda: check_inputs(config), document)
         check(lambda: check_pool(config), document)
     say(_NOTHING)
     tell_result(True, exit_code=0, dry_run=True)
@@ -30,7 +31,7 @@ def show_run(config: Any, resume: bool, document: Document) -> None:
 def show_recipe(recipe: Any, resume: bool, document: Document) -> None:
     """What a recipe would do, stage by stage."""
     from ultramed_rl.config.recipe import stage_inputs
-    from ultramed_rl.recipes.inputs import check_pool
+    from ultramed_rl.recipes.inputs import check_pool, check_recipe_inputs
     from ultramed_rl.recipes.run import planned_stages
 
     directory = Path(recipe.run.directory) / recipe.run.name
@@ -41,6 +42,8 @@ def show_recipe(recipe: Any, resume: bool, document: Document) -> None:
             f"{directory}: holds stages already ({', '.join(begun)}); go on with --resume, or choose another run.name",
             FAILED,
         )
+    if not resume:
+        check(lambda: check_recipe_inputs(recipe), document)
     for name, config in stages:
         inputs = stage_inputs(recipe, name)
         say(f"{name}: {'from ' + ', '.join(inputs) if inputs else 'from no other stage'}")

@@ -108,11 +108,11 @@ def run_recipe_whole(order: Order, document: Document) -> None:
 
     recipe = check(lambda: check_recipe(document))
     check(lambda: plan_recipe(recipe), document)
-    if not order.resume:
-        check(lambda: check_recipe_inputs(recipe), document)
     if order.dry_run:
         show_recipe(recipe, order.resume, document)
         return
+    if not order.resume:
+        check(lambda: check_recipe_inputs(recipe), document)
 
     def run() -> dict[str, Any]:
         result = run_recipe(recipe, resume=order.resume)
@@ -123,10 +123,10 @@ def run_recipe_whole(order: Order, document: Document) -> None:
 
 def run_data(config: Any, order: Order, document: Document) -> None:
     """One data stage whose config is checked."""
-    check_named(config, order, document)
     if order.dry_run:
         show_run(config, order.resume or bool(order.flags), document)
         return
+    check_named(config, order, document)
 
     def run() -> dict[str, Any]:
         from ultramed_rl.stages.data.run import make_data

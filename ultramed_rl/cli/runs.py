@@ -77,10 +77,10 @@ def run_alone(order: Order, expected: str) -> None:
     """Check, then run one stage, or say what would be done."""
     document = read_order(order)
     config = check_config(document, expected)
-    check_named(config, order, document)
     if order.dry_run:
         show_run(config, order.resume, document)
         return
+    check_named(config, order, document)
 
     def run() -> dict[str, Any]:
         from ultramed_rl.recipes.run import RUNNERS

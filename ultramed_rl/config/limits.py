@@ -15,23 +15,23 @@ from pydantic_core import PydanticCustomError
 
 # -- numbers -----------------------------------------------------------------------------------------------
 
-Count = Annotated[int, Field(ge=1, le=10**9)]  # of rows, prompts, steps: what is never held in memory at once
+Count = Annotated[int, Field(gt=0, le=10**9)]  # of rows, prompts, steps: what is never held in memory at once
 CountOrZero = Annotated[int, Field(ge=0, le=10**9)]
-Few = Annotated[int, Field(ge=1, le=10_000)]  # of rounds, attempts, passes over the data
+Few = Annotated[int, Field(gt=0, le=10_000)]  # of rounds, attempts, passes over the data
 FewOrZero = Annotated[int, Field(ge=0, le=10_000)]
-Samples = Annotated[int, Field(ge=1, le=1024)]  # answers to one prompt
-Tokens = Annotated[int, Field(ge=1, le=2**24)]
+Samples = Annotated[int, Field(gt=0, le=1024)]  # answers to one prompt
+Tokens = Annotated[int, Field(gt=0, le=2**24)]
 Words = Annotated[int, Field(ge=0, le=10**6)]
 Retries = Annotated[int, Field(ge=0, le=20)]
-Concurrency = Annotated[int, Field(ge=1, le=1024)]
-BatchSize = Annotated[int, Field(ge=1, le=2**20)]  # samples that are computed at once
-Processes = Annotated[int, Field(ge=1, le=4096)]
+Concurrency = Annotated[int, Field(gt=0, le=1024)]
+BatchSize = Annotated[int, Field(gt=0, le=2**20)]  # samples that are computed at once
+Processes = Annotated[int, Field(gt=0, le=4096)]
 WorkersOrZero = Annotated[int, Field(ge=0, le=4096)]
 ZeroStage = Annotated[int, Field(ge=0, le=3)]
-Nodes = Annotated[int, Field(ge=1, le=4096)]
-NodeDevices = Annotated[int, Field(ge=1, le=1024)]
-Width = Annotated[int, Field(ge=1, le=2**20)]  # of a layer, or rows of an embedding
-Budget = Annotated[int, Field(ge=1, le=10**15)]  # of tokens that are paid for
+Nodes = Annotated[int, Field(gt=0, le=4096)]
+NodeDevices = Annotated[int, Field(gt=0, le=1024)]
+Width = Annotated[int, Field(gt=0, le=2**20)]  # of a layer, or rows of an embedding
+Budget = Annotated[int, Field(gt=0, le=10**15)]  # of tokens that are paid for
 Resamples = Annotated[int, Field(ge=100, le=100_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch and vLLM take
 SmallSeed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy, scikit-learn and lm-eval take

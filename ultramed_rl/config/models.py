@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -62,7 +62,9 @@ class ModelSettings(Section):
         default="auto",
         description="auto: bfloat16 where the device computes it natively, float32 elsewhere",
     )
-    max_length: Tokens = Field(default=2048, gt=8, description="tokens of prompt and completion together")
+    max_length: Annotated[Tokens, Field(gt=8)] = Field(
+        default=2048, description="tokens of prompt and completion together"
+    )
     trust_remote_code: bool = Field(default=False, description="run Python code that comes with the model")
     architecture: Architecture | None = None
 
@@ -100,7 +102,9 @@ class Reference(Section):
 class ContrastSampling(Section):
     """How a policy's own answers are drawn for contrasts: see `ultramed_rl.data.contrasts`."""
 
-    prompts: Count = Field(default=64, gt=1, description="prompts whose answers are contrasted")
+    prompts: Annotated[Count, Field(gt=1)] = Field(
+        default=64, description="prompts whose answers are contrasted"
+    )
     calm_temperature: Temperature = Field(default=0.3, description="temperature of the answers preferred")
     wild_temperature: PositiveTemperature = Field(
         default=1.3, description="temperature of the incoherent ones"
