@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from ultramed_rl.config.explain import validate
 from ultramed_rl.config.models import Architecture
 
 _LLAMA3_8B = Architecture(
@@ -65,7 +66,10 @@ def resolve_architecture(
         path = path.partition("@")[2]
     config_file = Path(path).expanduser() / "config.json"
     if config_file.is_file():
-        return read_architecture(config_file)
+        try:
+            return read_architecture(config_file)
+        except ValueError as error:
+            raise ValueError(f"{key}.path={path!r}: {error}") from None
     if path in KNOWN:
         return KNOWN[path]
     raise ValueError(
@@ -75,15 +79,14 @@ def resolve_architecture(
 
 
 def read_architecture(config_file: Path) -> Architecture:
-    """The shape in a Hugging Face config.json."""
-    data = json.loads(config_file.read_text())
-    data.setdefault("num_key_value_heads", data.get("num_attention_heads"))
+    """The shape in a Hugging Face config.json. Raises ValueError where it holds none."""
     try:
-        return Architecture(**{name: data[name] for name in _FIELDS if data.get(name) is not None})
-    except ValueError as error:
-        raise ValueError(
-            f"{config_file}: not the config of a decoder: {str(error).splitlines()[0]}"
-        ) from None
+        data = json.loads(config_file.read_bytes())
+        data.setdefault("num_key_value_heads", data.get("num_attention_heads"))
+        return validate(Architecture, {name: data[name] for name in _FIELDS if data.get(name) is not None})
+    except (ValueError, AttributeError, RecursionError) as error:  # no JSON, or not an object
+        why = str(error).splitlines()[0]
+        raise ValueError(f"{config_file}: not the config of a decoder: {why}") from None
 
 
 def count_parameters(shape: Architecture) -> int:

@@ -7,8 +7,10 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import Environment, TemplateError
+from jinja2.ext import Extension
 
+from ultramed_rl.config.files import why_unreadable
 from ultramed_rl.config.models import Model
 from ultramed_rl.models.offline import resolve_model
 from ultramed_rl.records import Message
@@ -215,16 +217,33 @@ def chat_tokenizer(model: Model) -> ChatTokenizer:
     )
 
 
-def read_template(name: str) -> str:
+def read_template(name: str, key: str = "chat_template") -> str:
     """The text of a built-in chat template, or of a Jinja file.
 
     Raises:
-        ValueError: neither.
+        ValueError: neither, or no Jinja; `key` is the config's name for it.
     """
     file = _TEMPLATE_FOLDER / f"{name}.jinja" if name in TEMPLATES else Path(name).expanduser()
-    if not file.is_file():
-        raise ValueError(f"chat_template={name!r}: no such file, and none of {', '.join(TEMPLATES)}")
-    return file.read_text(encoding="utf-8")
+    reason = why_unreadable(file)
+    if reason is not None:
+        raise ValueError(f"{key}={name!r}: {reason}, and none of {', '.join(TEMPLATES)}")
+    try:
+        text = file.read_text(encoding="utf-8")
+        Environment(extensions=["jinja2.ext.loopcontrols", _Generation]).parse(text)
+    except (OSError, UnicodeDecodeError, TemplateError) as error:
+        raise ValueError(f"{key}={name!r}: no Jinja template ({' '.join(str(error).split())})") from None
+    return text
+
+
+class _Generation(Extension):
+    """What transformers adds to Jinja: {% generation %} marks what the assistant wrote."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Any) -> Any:
+        """The block's content."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 def _ends(offsets: Sequence[tuple[int, int]]) -> list[int]:
