@@ -4,34 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
+from ultramed_rl.config.addresses import web_address
 from ultramed_rl.config.base import Section
 
 # Of an endpoint's settings those that decide on its answers; the others say how it is reached and what it may cost.
 DECIDES = ("model", "structured", "length_field", "extra")
 # Fields of a request's body that are ours to write.
 _OURS = ("model", "messages", "stream", "n", "response_format", "max_tokens", "max_completion_tokens", "seed")
-
-
-def web_address(url: str, key: str) -> str:
-    """The address itself.
-
-    Raises:
-        ValueError: it is none, or holds a password.
-    """
-    try:
-        parts = urlsplit(url)
-        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        whole = False
-    if not whole:
-        raise ValueError(f"{key}={url!r}: not a web address; write http://host:port/path")
-    if parts.username or parts.password:
-        raise ValueError(f"{key}: holds a user name or password; name an environment variable instead")
-    return url
 
 
 class Endpoint(Section):

@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, overloa
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ultramed_rl.config.base import ConfigError, Section
+from ultramed_rl.config.base import SECRET, ConfigError, Section
 from ultramed_rl.config.factory_stage import DataConfig, EngineConfig
 from ultramed_rl.config.reward_bench import RewardBenchConfig
 from ultramed_rl.config.run import RunConfig
@@ -188,6 +188,8 @@ def _explain(problem: Any, source: str, data: dict[str, Any], kind: type[Section
         yield f"{source}: {key}: unknown key{hint} (allowed: {', '.join(allowed)})"
     elif fault == "missing":
         yield f"{source}: {key}: required, but missing"
+    elif fault == SECRET:
+        yield f"{source}: {key}{problem['ctx']['place']}: {problem['msg']}"
     elif fault == "value_error":
         for text in str(problem["ctx"]["error"]).split(" ;; "):
             yield f"{source}: {text}"

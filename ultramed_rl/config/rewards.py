@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
+from ultramed_rl.config.addresses import web_address
 from ultramed_rl.config.base import Section
-from ultramed_rl.config.generation import web_address
 
 
 def _not_zero(weight: float) -> float:
