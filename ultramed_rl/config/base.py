@@ -6,7 +6,16 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic_core import PydanticCustomError
+
+from ultramed_rl.config.addresses import secret_parts
+
+SECRET = "secret_in_address"  # the kind of pydantic's error
+_KEPT = (
+    "its address holds {part}, which config.yaml would keep; leave it out and let the environment have it: token_env "
+    "and api_key_env name a variable, object stores read their own (AWS_SECRET_ACCESS_KEY)"
+)
 
 LONGEST_LINE = 400  # characters of one problem
 MOST_PROBLEMS = 20
@@ -32,11 +41,23 @@ class Problems(ConfigError):
 
 
 class Section(BaseModel):
-    """A config section: frozen, strict about types, finite, and closed to unknown keys."""
+    """A config section: frozen, strict about types, finite, closed to unknown keys, and without secrets in addresses."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=()
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        hide_input_in_errors=True,
     )
+
+    @field_validator("*")
+    @classmethod
+    def _no_secrets(cls, value: Any) -> Any:
+        for place, part in secret_parts(value):
+            raise PydanticCustomError(SECRET, _KEPT, {"place": place, "part": part})
+        return value
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values, defaults included, that validate to an equal section."""

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from ultramed_rl.config.base import Problems, Section, show
+from ultramed_rl.config.base import SECRET, Problems, Section, show
 from ultramed_rl.config.reference_types import sections_in
 
 Config = TypeVar("Config", bound=Section)
@@ -32,6 +32,8 @@ def _explain(problem: Any, data: dict[str, Any], kind: type[Section]) -> Iterato
     if fault == "extra_forbidden":
         allowed = _allowed_keys(kind, location)
         yield f"{key}: unknown key{guess(location[-1], allowed)} (allowed: {', '.join(allowed)})"
+    elif fault == SECRET:
+        yield f"{key}{context['place']}: {problem['msg']}"
     elif fault == "missing":
         yield f"{key}: required, but missing"
     elif fault == "union_tag_not_found":

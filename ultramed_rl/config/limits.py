@@ -105,8 +105,6 @@ def _web_address(url: str) -> str:
         whole = False
     if not whole:
         raise PydanticCustomError("address", "not a web address; write http://host:port/path")
-    if parts.username or parts.password:
-        raise ValueError("holds a user name or password; name an environment variable instead")
     return url
 
 

@@ -13,6 +13,7 @@ from jinja2.ext import Extension
 from ultramed_rl.config.files import why_unreadable
 from ultramed_rl.config.models import Model
 from ultramed_rl.models.offline import resolve_model
+from ultramed_rl.models.rendering import UnfitTemplate, render_chat
 from ultramed_rl.records import Message
 
 _MARKER = "ultramed answer probe"
@@ -53,13 +54,15 @@ class ChatTokenizer:
     """A tokenizer with a chat template and an end-of-turn token.
 
     Raises:
-        ValueError: the tokenizer lacks a chat template or an end-of-turn token.
+        ValueError: the tokenizer lacks a chat template or an end-of-turn token, or its template cannot render a
+            question (`rendering.py` has the limits).
     """
 
     def __init__(
         self, path: str, *, trust_remote_code: bool = False, chat_template: str | None = None
     ) -> None:
         """`chat_template`: one of TEMPLATES, or a Jinja file, instead of the tokenizer's own."""
+        self.template = chat_template
         self.backend: Any = load_tokenizer(path, trust_remote_code=trust_remote_code)
         if chat_template is not None:
             self.backend.chat_template = read_template(chat_template)
@@ -72,6 +75,7 @@ class ChatTokenizer:
             raise ValueError(
                 f"model {path!r}: its tokenizer has no eos_token; set it in tokenizer_config.json"
             )
+        self._render([Message(role="user", content="x")], generate=True)  # a broken one shows here
         self.end_id: int = self.end_of_turn()
         if chat_template is not None:
             # Whoever loads the checkpoint must stop where its answers were taught to end.
@@ -194,20 +198,17 @@ class ChatTokenizer:
     def _render(self, messages: Sequence[Message], *, generate: bool = False) -> str:
         """The chat as text, with the generation prompt if `generate`."""
         try:
-            return str(
-                self.backend.apply_chat_template(
-                    list(messages), tokenize=False, add_generation_prompt=generate
-                )
-            )
-        except TemplateError as error:
-            roles = ", ".join(message["role"] for message in messages)
+            return render_chat(self.backend, messages, generate=generate)
+        except UnfitTemplate as error:
+            roles = ", ".join(message["role"] for message in messages[:9])
             raise self._refusal(
-                f"chat template refuses a chat of {roles} ({' '.join(str(error).split())})",
+                f"chat template refuses a chat of {roles} ({error})",
                 "leave out what it refuses, or use another template",
             ) from None
 
     def _refusal(self, problem: str, cure: str) -> ValueError:
-        return ValueError(f"model {self.backend.name_or_path!r}: its {problem}; {cure}")
+        named = "" if self.template is None else f", chat_template={self.template!r}"
+        return ValueError(f"model {self.backend.name_or_path!r}{named}: its {problem}; {cure}")
 
 
 def chat_tokenizer(model: Model) -> ChatTokenizer:
