@@ -93,8 +93,9 @@ def test_a_preference_has_the_tokens_of_a_rollout(tmp_path: Path, tokenizer: Cha
     (group,) = groups(tokenizer, sources=sources(tmp_path, [row])).training()
     messages = (Message(role="user", content="q"),)
     assert group.prompt == Prompt("p", messages, tuple(tokenizer.encode_chat(messages)), None, "exam")
+    end = (tokenizer.end_id,)
     assert group.completions == tuple(
-        Completion("p", i, answer, tuple(tokenizer.encode_answer(answer)), "reference", 0.0, 0)
+        Completion("p", i, answer, (*tokenizer.encode_text(answer), *end), "reference", 0.0, 0)
         for i, answer in enumerate("yzx")
     )
     assert (group.rewards, group.desirable) == ((3.0, 2.0, 1.0), 1)
@@ -289,8 +290,8 @@ def test_answers_that_are_too_long_are_left_out(
 class Casefolding(ChatTokenizer):
     """Different texts, the same tokens."""
 
-    def encode_text(self, text: str) -> list[int]:
-        return super().encode_text(text.casefold())
+    def encode_answers(self, messages: Any, answers: Any, cut: Any = (), **options: Any) -> Any:
+        return super().encode_answers(messages, [answer.casefold() for answer in answers], cut, **options)
 
 
 def test_answers_of_equal_tokens_are_left_out(tmp_path: Path, tokenizer: ChatTokenizer) -> None:

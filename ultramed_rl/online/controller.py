@@ -296,11 +296,13 @@ class Controller:
         return answer if fits else None
 
     def _reference_answer(self, prompt: Prompt, answer: str) -> Completion:
+        tokenizer = self.crew.tokenizer
+        _, (tokens,) = tokenizer.encode_answers(prompt.messages, [answer])
         return Completion(
             prompt_id=prompt.prompt_id,
             sample=self.config.sampling.n,
-            text=answer,
-            token_ids=TokenIds(self.crew.tokenizer.encode_answer(answer)),
+            text=tokenizer.without_end(answer),
+            token_ids=TokenIds(tokens),
             finish_reason="reference",
             logprob=0.0,
             policy_version=self.version,

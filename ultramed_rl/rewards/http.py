@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -13,7 +14,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_expo
 
 from ultramed_rl.config.rewards import HttpTerm
 from ultramed_rl.config.secrets import read_secret
-from ultramed_rl.records import Completion, Prompt
+from ultramed_rl.records import Completion, Message, Prompt
 from ultramed_rl.rewards.term import with_prompts
 
 logger = logging.getLogger(__name__)
@@ -37,11 +38,12 @@ class RewardClient:
         """`tokenizer` is the policy's, used where the config names none."""
         self.config = config
         self._token = read_secret(config.token_env, "http.token_env")
-        self._own = config.tokenizer is not None
+        self._own: Any = None
         if config.tokenizer is not None:
-            from ultramed_rl.models.tokenizer import ChatTokenizer
+            from ultramed_rl.models.reading import RewardReader
 
-            tokenizer = ChatTokenizer(config.tokenizer)
+            self._own = RewardReader.of(config.tokenizer, None)
+            tokenizer = self._own.tokenizer
         if tokenizer is None:
             raise ValueError("http.tokenizer=null: no policy's tokenizer to fall back on; name one")
         self.tokenizer = tokenizer
@@ -64,18 +66,25 @@ class RewardClient:
         return [reward for rewards in replies for reward in rewards]
 
     def _texts(self, prompt: Prompt, completion: Completion) -> tuple[str, str]:
-        """The prompt, and prompt and answer together."""
+        """The prompt, and prompt and answer together.
+
+        A server takes all letters of a control token for the token, so that a text's own ones have a space in them.
+        """
         tokenizer = self.tokenizer
-        asked, answered = list(prompt.token_ids), list(completion.token_ids)
-        if self._own:
-            # As the loop does: an answer without any token has no last one to be read at.
-            ended = completion.finish_reason != "length" or not completion.text
-            asked = tokenizer.encode_chat(prompt.messages)
-            answered = [*tokenizer.encode_text(completion.text), *([tokenizer.end_id] if ended else [])]
+        part = tokenizer.controls.part
         decode = lambda ids: tokenizer.backend.decode(
-            ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+            list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
-        return decode(asked), decode([*asked, *answered])
+        messages = tuple(Message(role=m["role"], content=part(m["content"])) for m in prompt.messages)
+        if self._own is not None:
+            prompt = replace(prompt, messages=messages)
+            group = self._own.read(prompt, [replace(completion, text=part(completion.text))])
+            return decode(tokenizer.encode_chat(messages)), decode([*group.prompt, *group.answers[0]])
+        asked = prompt.token_ids if messages == prompt.messages else tokenizer.encode_chat(messages)
+        body, start = list(completion.token_ids), decode(asked)
+        end = decode(body[-1:]) if body[-1:] == [tokenizer.end_id] else ""
+        whole = decode([*asked, *body]).removesuffix(end)
+        return start, start + part(whole.removeprefix(start)) + end
 
     def _ask(self, client: httpx.Client, batch: Sequence[tuple[str, str]]) -> list[float]:
         payload = {
