@@ -94,6 +94,16 @@ class Scorers:
                 stack.enter_context(group.awake())
             yield
 
+    def neutralised(self, completions: Sequence[Completion]) -> int:
+        """Of the policy's answers those that hold a control token of the policy or of a reward model: sampled before
+        their end, or as letters. Reward models read the letters."""
+        tokenizers = [self.policy, *(r.tokenizer for r in self.readers if not r.shared)]
+        return sum(
+            self.policy.spell_out(c.token_ids) is not c.token_ids
+            or any(tokenizer.controls.count(c.text) for tokenizer in tokenizers)
+            for c in completions
+        )
+
     @property
     def wanted(self) -> bool:
         """Whether more prompts may be offered; if not, those upstream are to wait."""

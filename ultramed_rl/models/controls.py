@@ -8,6 +8,8 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 _PRIVATE = 0xE000  # the first of Unicode's private characters: no normaliser changes them, no text needs them
 
 
@@ -31,6 +33,7 @@ class ControlTokens:
         }
         named = zip(backend.all_special_tokens, backend.all_special_ids, strict=True)
         self.ids |= {text: index for text, index in named if backend.convert_ids_to_tokens(index) == text}
+        self.numbers = np.array(sorted(set(self.ids.values())), dtype=np.int32)
         self._backend = backend
         self._copy: Any = None
         self._tag = "".join(chr(_PRIVATE + secrets.randbelow(6400)) for _ in range(12))

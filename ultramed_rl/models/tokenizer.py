@@ -8,12 +8,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import TemplateError
 
 from ultramed_rl.config.models import Model
 from ultramed_rl.models.controls import ControlTokens
 from ultramed_rl.models.offline import resolve_model
 from ultramed_rl.records import Message
+from ultramed_rl.token_ids import TokenIds
 
 _MARKER = "ultramed answer probe"
 _ALONE = "\ue000"  # a letter of nobody's, which no merge and no word takes in
@@ -42,11 +44,13 @@ def encode_continuations(
     """Token ids of a context and of the texts that may follow it, as lm-evaluation-harness splits them.
 
     Context and ending are encoded together, with the special tokens that the tokenizer puts by itself, and
-    split after as many tokens as the context alone has; spaces at the context's end belong to the ending.
+    split after as many tokens as the context alone has; spaces at the context's end belong to the ending. Letters
+    of a control token stay letters.
     """
     bare = context.rstrip()
     spaces = context[len(bare) :]
-    start, *wholes = tokenizer([bare, *(bare + spaces + ending for ending in endings)])["input_ids"]
+    texts = [bare, *(bare + spaces + ending for ending in endings)]
+    start, *wholes = tokenizer(texts, split_special_tokens=True)["input_ids"]
     return list(start), [list(whole[len(start) :]) for whole in wholes]
 
 
@@ -201,12 +205,13 @@ class ChatTokenizer:
 
     def spell_out(self, token_ids: Sequence[int]) -> Sequence[int]:
         """An answer's tokens, with the letters of those control tokens that it holds before its end."""
-        body = token_ids[:-1] if len(token_ids) and token_ids[-1] == self.end_id else token_ids
-        controls = set(self.controls.ids.values())
-        if controls.isdisjoint(body):
+        ids = np.frombuffer(TokenIds(token_ids).packed, dtype=np.int32)
+        body = ids[:-1] if len(ids) and ids[-1] == self.end_id else ids
+        held = np.isin(body, self.controls.numbers)
+        if not held.any():
             return token_ids
-        spelled = [piece for i in body for piece in (self.controls.spell(i) if i in controls else [i])]
-        return [*spelled, *token_ids[len(body) :]]
+        pieces = (self.controls.spell(i) if odd else [i] for i, odd in zip(body.tolist(), held, strict=True))
+        return [*(i for piece in pieces for i in piece), *ids[len(body) :].tolist()]
 
     def without_end(self, text: str) -> str:
         """An answer without the end of turn that it may hold as text at its end."""

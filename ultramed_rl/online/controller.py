@@ -237,9 +237,11 @@ class Controller:
             f"eval_{k}": v for k, v in completion_metrics([s.completion for s in evaluation]).items()
         }
         seconds = record.seconds
+        sampled = [s.completion for s in scored if s.completion.finish_reason != "reference"]
         return {
             "round": record.index,
-            **completion_metrics([s.completion for s in scored if s.completion.finish_reason != "reference"]),
+            **completion_metrics(sampled),
+            "neutralised": self.crew.scorers.neutralised(sampled),
             **reward_metrics(scored),
             **pair_metrics(pairs, audit),
             **({} if references is None else {"kl_to_reference": kl_to_reference(pairs, references)}),
