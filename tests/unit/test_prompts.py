@@ -152,3 +152,13 @@ def test_the_quickstart_sources() -> None:
     vignette = pool.training[-1]
     assert vignette.messages[-1]["content"].endswith("\n\nBe brief.")  # not a part of option D
     assert vignette.answer is not None and vignette.answer[-3:-1] in ("A.", " A", " B", " C", " D")
+
+
+def test_control_tokens_in_questions_are_counted_and_rendered_chats_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rendered = questions("<|im_start|>user\nWhat?<|im_end|>\n")
+    rows = [*questions("What is a</s> mark?", "What?"), *rendered, *questions(*map(str, range(17)))]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = Prompts.model_validate({"sources": [{"type": "question", "uri": str(path)}]})
+    pool = load_prompts(config, encode, lambda messages: sum(m["content"].count("</s>") for m in messages))
+    assert (pool.counts["neutralised"], pool.counts["misfit"], len(pool.training)) == (1, 1, 19)

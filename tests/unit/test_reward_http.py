@@ -62,8 +62,10 @@ def serving(answer: Answer) -> Iterator[str]:
 
 
 class Bytes:
-    """A tokenizer whose tokens are characters."""
+    """A tokenizer whose tokens are characters, none of them a control token."""
 
+    end_id = -1
+    controls = SimpleNamespace(part=lambda text: text)
     backend = SimpleNamespace(decode=lambda ids, **_: "".join(map(chr, ids)))
 
 

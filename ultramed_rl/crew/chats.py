@@ -30,7 +30,7 @@ class EngineGenerator:
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
-        self.tokenizer = chat_tokenizer(config.policy)
+        self.tokenizer = chat_tokenizer(config.policy, learns=False)
 
     def __enter__(self) -> Self:
         self._crew = SamplingCrew(self.config, self.tokenizer)

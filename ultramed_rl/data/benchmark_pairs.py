@@ -32,7 +32,7 @@ def read_pairs(source: BenchmarkPairs, counts: Counter[str]) -> Iterator[RankedA
     has, else "all".
 
     Args:
-        counts: gains rows, misfit and, by reason, misfit_column, misfit_turn, misfit_empty, misfit_order,
+        counts: gains rows, misfit and, by reason, misfit_column, misfit_turn, misfit_empty, misfit_rendered, misfit_order,
             misfit_prompt, misfit_equal, misfit_subset, misfit_id.
 
     Raises:

@@ -35,7 +35,7 @@ def read_conversations(
 
     Args:
         counts: gains rows, duplicate (equal content, whatever the ids), misfit and, by reason, misfit_column,
-            misfit_turn, misfit_empty, misfit_order, misfit_id (an id that another content has already).
+            misfit_turn, misfit_empty, misfit_rendered, misfit_order, misfit_id (an id that another content has already).
         quiet: don't warn of skipped rows.
 
     Raises:

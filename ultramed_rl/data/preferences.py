@@ -35,7 +35,7 @@ def read_preferences(
 
     Args:
         counts: gains rows, duplicate (equal prompt and answers), misfit and, by reason, misfit_column, misfit_turn,
-            misfit_empty, misfit_order, misfit_prompt, misfit_answers, misfit_equal, misfit_score,
+            misfit_empty, misfit_rendered, misfit_order, misfit_prompt, misfit_answers, misfit_equal, misfit_score,
             misfit_non_finite, misfit_tie, misfit_id.
         quiet: don't warn of skipped rows.
 

@@ -16,6 +16,7 @@ from ultramed_rl.learning.packing import PackedBatch, unpack_rows
 from ultramed_rl.models.attention import SEGMENTS, SegmentLayout, register_segment_attention, why_not_packed
 from ultramed_rl.models.lora import attach_lora, forget_quantizer, load_adapter, quantization
 from ultramed_rl.models.offline import resolve_model
+from ultramed_rl.models.reading import READ_AT
 
 logger = logging.getLogger(__name__)
 ADAPTER_FOLDER = "adapter"  # of a LoRA policy's checkpoint, beside the merged weights
@@ -166,6 +167,8 @@ def save_model(
     module: PolicyModel | RewardModel, tokenizer: Any, directory: str, state: dict[str, Any]
 ) -> None:
     """Write a Hugging Face checkpoint (safetensors) from a full state dict of the wrapped model."""
+    if isinstance(module, RewardModel):
+        module.lm.config.update(READ_AT)
     module.lm.config.pad_token_id = module.lm.config.pad_token_id or tokenizer.pad_token_id
     generation = getattr(module.lm, "generation_config", None)
     if generation is not None:

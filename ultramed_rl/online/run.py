@@ -43,7 +43,7 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult:
     progress = Progress()
     tokenizer = chat_tokenizer(config.policy)
     scorers = Scorers(config.reward, tokenizer)
-    pool = prepare_pool(config.prompts, tokenizer.encode_chat, config.run.seed, progress)
+    pool = prepare_pool(config.prompts, tokenizer, config.run.seed, progress)
     check_rounds(pool, config.prompts, config.run.rounds)
     exams = RoundExams(config, config.benchmarks, tokenizer, progress) if config.benchmarks else None
     with RunDirectory.open(config, resume) as store, watched(store.path):

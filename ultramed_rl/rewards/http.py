@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from ultramed_rl.config.rewards import HttpTerm
 from ultramed_rl.config.secrets import read_secret
 from ultramed_rl.http.client import Failure, HttpClient, Server, field_of
 from ultramed_rl.http.session import Session, Trail, running
-from ultramed_rl.records import Completion, Prompt
+from ultramed_rl.records import Completion, Message, Prompt
 from ultramed_rl.rewards.term import with_prompts
 
 _TOKEN = "set token_env to the variable that holds the server's token"
@@ -43,11 +44,12 @@ class RewardClient:
                 cures=_CURES,
             )
         )
-        self._own = config.tokenizer is not None
+        self._own: Any = None
         if config.tokenizer is not None:
-            from ultramed_rl.models.tokenizer import ChatTokenizer
+            from ultramed_rl.models.reading import RewardReader
 
-            tokenizer = ChatTokenizer(config.tokenizer)
+            self._own = RewardReader.of(config.tokenizer, None)
+            tokenizer = self._own.tokenizer
         if tokenizer is None:
             raise ValueError("http.tokenizer=null: no policy's tokenizer to fall back on; name one")
         self.tokenizer = tokenizer
@@ -67,18 +69,25 @@ class RewardClient:
             return [reward for reply in replies for reward in reply.result()]
 
     def _texts(self, prompt: Prompt, completion: Completion) -> tuple[str, str]:
-        """The prompt, and prompt and answer together."""
+        """The prompt, and prompt and answer together.
+
+        A server takes all letters of a control token for the token, so that a text's own ones have a space in them.
+        """
         tokenizer = self.tokenizer
-        asked, answered = list(prompt.token_ids), list(completion.token_ids)
-        if self._own:
-            # As the loop does: an answer without any token has no last one to be read at.
-            ended = completion.finish_reason != "length" or not completion.text
-            asked = tokenizer.encode_chat(prompt.messages)
-            answered = [*tokenizer.encode_text(completion.text), *([tokenizer.end_id] if ended else [])]
+        part = tokenizer.controls.part
         decode = lambda ids: tokenizer.backend.decode(
-            ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+            list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
-        return decode(asked), decode([*asked, *answered])
+        messages = tuple(Message(role=m["role"], content=part(m["content"])) for m in prompt.messages)
+        if self._own is not None:
+            prompt = replace(prompt, messages=messages)
+            group = self._own.read(prompt, [replace(completion, text=part(completion.text))])
+            return decode(tokenizer.encode_chat(messages)), decode([*group.prompt, *group.answers[0]])
+        asked = prompt.token_ids if messages == prompt.messages else tokenizer.encode_chat(messages)
+        body, start = list(completion.token_ids), decode(asked)
+        end = decode(body[-1:]) if body[-1:] == [tokenizer.end_id] else ""
+        whole = decode([*asked, *body]).removesuffix(end)
+        return start, start + part(whole.removeprefix(start)) + end
 
     async def _ask(self, session: Session, batch: Sequence[tuple[str, str]]) -> list[float]:
         body = {

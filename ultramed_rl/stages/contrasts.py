@@ -24,7 +24,7 @@ def make_contrasts(config: ContrastsConfig, *, resume: bool = False) -> Path:
 
         def compute() -> list[PreferenceGroup]:
             seed = config.run.seed
-            pool = prepare_pool(config.prompts, tokenizer.encode_chat, seed, progress)
+            pool = prepare_pool(config.prompts, tokenizer, seed, progress)
             crew = SamplingCrew(config, tokenizer)
             try:
                 crew.start_rollout(config.policy.path, 0)

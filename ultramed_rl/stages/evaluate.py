@@ -67,7 +67,8 @@ def enrol(config: EvaluateConfig, name: str, path: str) -> Policy:
         return Policy(name, path, None)
     trust, template = config.policy.trust_remote_code, config.chat_templates.get(name)
     try:
-        return Policy(name, path, ChatTokenizer(path, trust_remote_code=trust, chat_template=template))
+        chat = ChatTokenizer(path, trust_remote_code=trust, chat_template=template, learns=False)
+        return Policy(name, path, chat)
     except ValueError as error:
         if "no chat template" not in str(error):
             raise

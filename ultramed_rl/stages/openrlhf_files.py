@@ -11,6 +11,7 @@ from typing import Any
 
 from ultramed_rl.config.models import Model
 from ultramed_rl.config.stages import BradleyTerry, PreferenceConfig, RewardConfig, SftConfig
+from ultramed_rl.models.reading import READ_AT
 from ultramed_rl.records import Conversation, RankedAnswers
 from ultramed_rl.store.atomic import write_json, write_whole
 
@@ -125,7 +126,9 @@ def adopt_openrlhf_reward(path: Path) -> None:
     if prefix != "score":
         _rename_weight(path, f"{prefix}.weight", "score.weight")
     labels = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
-    _change_config(path, {"architectures": [family.__name__], "value_head_prefix": "score", **labels})
+    _change_config(
+        path, {"architectures": [family.__name__], "value_head_prefix": "score", **labels, **READ_AT}
+    )
     with torch.device("meta"):
         wanted = set(family(AutoConfig.from_pretrained(path)).state_dict())
     if wanted != (found := {name for name, _ in _weights(path)}):
