@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -12,17 +12,18 @@ from ultramed_rl.config.limits import (
     BatchSize,
     Count,
     FewOrZero,
-    Label,
     NodeDevices,
     SmallSeed,
     Tokens,
 )
 
+TaskName = Annotated[str, Field(max_length=200)]
+
 
 class General(Section):
     """What lm-evaluation-harness (arXiv 2405.14782) asks a checkpoint, to see what specialising has cost."""
 
-    tasks: list[Label] = Field(
+    tasks: list[TaskName] = Field(
         min_length=1, description="names as lm-eval has them: mmlu, gsm8k, gpqa_main_zeroshot, ..."
     )
     limit: Count | None = Field(default=None, description="items of each task, for a try; null: all")
@@ -60,7 +61,7 @@ class General(Section):
     @classmethod
     def _names(cls, tasks: list[str]) -> list[str]:
         for index, name in enumerate(tasks):
-            if not name or name.startswith("-") or set(name) & set(", \t\n*?[]/"):
+            if not name or not name.isprintable() or name.startswith("-") or set(name) & set(", *?[]/"):
                 raise ValueError(
                     f"general.tasks={name!r}: not the name of one task; give each its own entry, and its folder "
                     "in general.include_path if it is your own"
