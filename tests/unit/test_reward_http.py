@@ -138,7 +138,7 @@ def test_the_token_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with serving(answer) as url:
         assert client(url, token_env="MY_REWARD_TOKEN").score([prompt()], [completion("yes")]) == [18.0]
-        with pytest.raises(RuntimeError, match=rf"{url}/get_reward: status 401 .*; set token_env"):
+        with pytest.raises(RuntimeError, match=rf"{url}/get_reward: status 401 .*token_env"):
             client(url).score([prompt()], [completion("yes")])
     with pytest.raises(RuntimeError) as caught:
         client(url, token_env="MY_REWARD_TOKEN").score([prompt()], [completion("yes")])
@@ -270,7 +270,7 @@ def test_mostly_unreadable_grades_stop_the_run() -> None:
     with serving(lambda r: (200, chat("Grade: 3" if "good" in asked(r) else "I cannot grade that."))) as url:
         scorer = judge(url)
         assert math.isnan(scorer.score([prompt()], [completion("good"), completion("bad")])[1])
-        with pytest.raises(ValueError, match=r"2 of 3 answers .*'I cannot grade that.'"):
+        with pytest.raises(ValueError, match=r"'j': 2 of 3 .*'I cannot grade that\.'.*judge\.max_tokens"):
             scorer.score([prompt()], [completion("good"), completion("bad"), completion("bad")])
 
 
@@ -316,7 +316,7 @@ def test_templates_of_ones_own(tmp_path: Path) -> None:
     assert scorer.request(prompt(), completion("A $x")) == "p?|A $x|1-10|$|{json}"
     for text in ("$question", "$question $answer $other", "$question $answer costs $5"):
         template.write_text(text)
-        with pytest.raises(ValueError, match="needs \\$question and \\$answer"):
+        with pytest.raises(ValueError, match=r"judge\.template=.*\$question .*\$answer"):
             judge("http://127.0.0.1:9", template=str(template))
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match=rf"judge\.template='{tmp_path}/none\.txt'"):
         judge("http://127.0.0.1:9", template=str(tmp_path / "none.txt"))
