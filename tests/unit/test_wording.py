@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 
 from tests.fake_api import Said, fake_api
 from tests.rounds import finish_round
-from tests.tiny import make_questions, tiny_run
+from tests.tiny import make_questions, make_tokenizer, tiny_config, tiny_run
 from tests.unit import test_remote as remote
 from tests.unit import test_reward_http as servers
 from tests.unit import test_stall as stall
@@ -50,6 +50,7 @@ from ultramed_rl.data.sources import read_rows
 from ultramed_rl.evaluation.statistics import Interval
 from ultramed_rl.evaluation.tasks import find_task
 from ultramed_rl.learning.checks import check_groups
+from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.online.intake import Intake
 from ultramed_rl.records import ChatRequest, Completion, PreferenceGroup, Prompt
 from ultramed_rl.report.online_run import Change
@@ -176,6 +177,18 @@ def pool(**changes: Any) -> Provoke:
     return load
 
 
+def templated(template: str) -> Provoke:
+    """A model is loaded with a chat template of one's own."""
+
+    def load(root: Path) -> object:
+        make_tokenizer().save_pretrained(root)
+        tiny_config().save_pretrained(root)
+        (root / "mine.jinja").write_text(template)
+        return ChatTokenizer(str(root), chat_template=str(root / "mine.jinja"))
+
+    return load
+
+
 def broken_pairs(root: Path) -> object:
     def answer(*tokens: int) -> Completion:
         return Completion("p1", tokens[0], "text", tokens, "stop", 0.0, 0)
@@ -209,6 +222,8 @@ DATA: list[Wording] = [
      "3 rounds x prompts.per_round=8 = 24 prompts, but there are 20 to train on; set run.rounds to 2 or fewer, add sources, or set prompts.reuse=true"),
     ("pairs that cannot be learnt from", broken_pairs,
      "equal answers 0=1: p1:4>4; token id outside the vocabulary of 64: p1:4>70; missing or non-finite reward: p1:4>70. Nothing was trained; drop or mend them, or look at the round's pairs.parquet"),
+    ("template that fails", templated("{{ messages + 1 }}"),
+     "model 'ROOT', chat_template='ROOT/mine.jinja': its chat template cannot render a chat of user (TypeError: can only concatenate list (not \"int\") to list); mend it, use another, or leave out what it refuses"),
     ("unknown benchmark", lambda root: find_task("medqua"),
      "task 'medqua': no such benchmark; did you mean 'medqa'? Name one of medqa, medmcqa, pubmedqa, mmlu_medical, medxpertqa, mmlu_pro_health, bioasq_yesno, bioasq_factoid, bioasq_list, kqa"),
 ]  # fmt: skip
