@@ -158,9 +158,9 @@ def test_a_reply_that_does_not_fit_is_asked_again_with_what_is_wrong(tmp_path: P
         (reply(None), "empty", 3),
         (Said(REFUSAL, 400), r"failure: .*\b400 \(no\)", 1),
         (Said(REFUSAL, 500), r"failure: .*\b500 \(no\)", 3),
-        (Said(b"<html>"), r"failure: .*\(<html>\) .*\bbase_url\b", 3),
-        (Said([]), r"failure: .*\(\[\]\) .*\bbase_url\b", 3),
-        (Said({"choices": []}), r"failure: .*\(\{\"choices\": \[\]\}\) .*\bbase_url\b", 3),
+        (Said(b"<html>"), r"failure: .*\(<html>\)", 3),
+        (Said([]), r"failure: .*\(\[\]\)", 3),
+        (Said({"choices": []}), r"failure: .*\(\{\"choices\": \[\]\}\)", 3),
         (Said(reply("late").body, delay_s=9.0), "failure: APITimeoutError", 3),
     ],
 )
@@ -285,11 +285,11 @@ def test_the_key_is_in_no_error_and_no_file(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"base_url": "ftp://x"}, r"base_url\n.*http://host:port.*"),
+        ({"base_url": "ftp://x"}, "base_url='ftp://x': .*http://host:port"),
         ({"base_url": "http://me:pass@x"}, r"base_url\n.*type=secret_in_address"),
         ({"money_budget": 1.0}, "money_budget=1: .*prompt_price.*completion_price"),
         ({"extra": {"messages": []}}, r"extra\.messages="),
-        ({"requests_per_minute": 0.0}, r"requests_per_minute\n.*type=greater_than,"),
+        ({"requests_per_minute": 0.0}, r"requests_per_minute\n.*type=greater_than\]"),
         ({"structured": "yaml"}, r"structured\n.*'json_schema'"),
         ({"api_key": "sk-1"}, r"api_key\n.*type=extra_forbidden,"),
     ],

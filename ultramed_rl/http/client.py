@@ -25,6 +25,7 @@ _BUSY = {408, 409, 425, 429}
 _SEARCHED = 20_000  # characters of a server's words that are looked through for secrets
 _PASSWORD = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 _UNPAID = "insufficient_quota"  # OpenAI's code, under status 429, of an account without money
+_DEFAULT = "see the server's log"
 _IS_IT_THERE = "is it running? Or raise timeout_s or retries"
 _REDIRECTED = (
     "a redirect is not followed: texts and key would go elsewhere; write the address that it leads to"
@@ -33,7 +34,8 @@ _REDIRECTED = (
 
 @dataclass(frozen=True)
 class Server:
-    """Who is asked and how. `name` and `url` are what errors show; `cures` are what to do about a status."""
+    """Who is asked and how. `name` and `url` are what errors show; `cures` are what to do about a status, and by 200
+    about a reply that isn't what was asked for."""
 
     name: str
     url: str
@@ -64,7 +66,7 @@ class Failure(Exception):
         passing: bool = False,
         wait: float = 0.0,
         unreachable: bool = False,
-        cure: str = "see the server's log",
+        cure: str = _DEFAULT,
     ) -> None:
         shown = "" if status is None else f"status {status} "
         super().__init__(f"{shown}{reason}")
@@ -121,7 +123,8 @@ class HttpClient:
             return read(parse_json(payload))
         except ValueError as error:
             said = one_line(payload.decode(errors="replace"))
-            raise Failure(f"its reply ({said}): {one_line(str(error))}", passing=True) from None
+            reason, cure = f"its reply ({said}): {one_line(str(error))}", self.server.cures.get(200, _DEFAULT)
+            raise Failure(reason, passing=True, cure=cure) from None
 
     async def close(self) -> None:
         """Close the connections; a later request opens them anew."""

@@ -329,8 +329,8 @@ class ChatTokenizer:
         except UnfitTemplate as error:
             roles = ", ".join(message["role"] for message in messages[:9])
             raise self._refusal(
-                f"chat template refuses a chat of {roles} ({error})",
-                "leave out what it refuses, or use another template",
+                f"chat template cannot render a chat of {roles} ({error})",
+                "mend it, use another, or leave out what it refuses",
             ) from None
 
     def _rewrites(self, answer: str) -> ValueError:

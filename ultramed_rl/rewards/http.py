@@ -16,6 +16,7 @@ from ultramed_rl.rewards.term import with_prompts
 
 _TOKEN = "set token_env to the variable that holds the server's token"
 _CURES = {
+    200: 'it must answer {"rewards": [one number per query]} as OpenRLHF\'s serve_rm does',
     401: _TOKEN,
     403: _TOKEN,
     404: "write the whole address, as http://host:5000/get_reward",
@@ -111,7 +112,7 @@ def read_rewards(reply: Any, count: int) -> list[float]:
     rewards = field_of(reply, "rewards")
     if not isinstance(rewards, list) or len(rewards) != count:
         got = f"{len(rewards)} `rewards`" if isinstance(rewards, list) else "no list of `rewards`"
-        raise ValueError(f"{got} for {count} texts, not one number for each as of OpenRLHF's serve_rm")
+        raise ValueError(f"{got} for {count} texts")
     odd = [r for r in rewards if r is not None and (isinstance(r, bool) or not isinstance(r, int | float))]
     if odd:
         raise ValueError(f"no number for every text ({type(odd[0]).__name__} among `rewards`)")

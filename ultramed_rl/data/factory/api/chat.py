@@ -56,6 +56,7 @@ def chat_client(endpoint: Endpoint, name: str) -> HttpClient:
             token=key,
             requests_per_minute=endpoint.requests_per_minute,
             cures={
+                200: "is base_url that of an OpenAI-compatible API, as http://host:8000/v1?",
                 401: _KEY,
                 402: "pay, or ask another endpoint",
                 403: _KEY,
@@ -102,9 +103,7 @@ def _read(reply: Any, request: ChatRequest) -> Answer:
     message = field_of(choice, "message")
     content = field_of(message, "content") or ""
     if not isinstance(message, dict) or not isinstance(content, str):
-        raise ValueError(
-            "no chat completion; is base_url that of an OpenAI-compatible API, as http://host:8000/v1?"
-        )
+        raise ValueError("no chat completion")
     text = redact(_without_surrogates(content), least=LEAST_IN_TEXT)
     asked = "".join(turn["content"] for turn in request.messages)
     usage = field_of(reply, "usage")
