@@ -281,7 +281,6 @@ def test_tracking_keeps_the_key_in_the_environment(
         ("sft", {"training__batch_size": 15}, "training.batch_size=15: .*cluster.trainer.ranks=2"),
         ("sft", {"model__precision": "float32"}, "model.precision='float32': .* bfloat16"),
         ("sft", {"model__path": "owner/name"}, "model.trust_remote_code=false: .*'owner/name'"),
-        ("sft", {"model__lora": {"target_modules": ".*_proj"}}, "model.lora.target_modules='.*_proj': "),
         (
             "sft",
             {"model__lora": {}, "cluster__trainer__zero_stage": 3},

@@ -151,7 +151,7 @@ class TrainWorker:
 
     def save(self, directory: str) -> None:
         """Write a Hugging Face checkpoint. Collective."""
-        self.engine.save(directory, self.tokenizer.backend)
+        self.engine.save(directory, self.tokenizer)
 
     def offload(self) -> None:
         """Leave the device to other roles."""

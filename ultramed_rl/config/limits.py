@@ -31,6 +31,7 @@ ZeroStage = Annotated[int, Field(ge=0, le=3)]
 Nodes = Annotated[int, Field(gt=0, le=4096)]
 NodeDevices = Annotated[int, Field(gt=0, le=1024)]
 Width = Annotated[int, Field(gt=0, le=2**20)]  # of a layer, or rows of an embedding
+Parameters = Annotated[int, Field(ge=1, le=10**14)]  # weights of a model
 Budget = Annotated[int, Field(gt=0, le=10**15)]  # of tokens that are paid for
 Resamples = Annotated[int, Field(ge=100, le=100_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch and vLLM take

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ultramed_rl.config.base import Section
 from ultramed_rl.config.limits import (
@@ -15,7 +15,7 @@ from ultramed_rl.config.limits import (
     Few,
     Label,
     LearningRate,
-    Pattern,
+    Parameters,
     PositiveShare,
     PositiveTemperature,
     Share,
@@ -40,6 +40,12 @@ class Architecture(Section):
     vocab_size: Width = Field(description="rows of the embedding")
     head_dim: Width | None = Field(default=None, description="null: hidden_size / num_attention_heads")
     tie_word_embeddings: bool = Field(default=False, description="the head uses the embedding's weights")
+    max_position_embeddings: Tokens | None = Field(
+        default=None, description="longest sequence, RoPE scaling included; null: not checked"
+    )
+    parameters: Parameters | None = Field(
+        default=None, description="in all; null: those of a dense decoder of this shape"
+    )
 
 
 class LoRA(Section):
@@ -47,12 +53,20 @@ class LoRA(Section):
 
     rank: Width = Field(default=16, description="inner width of an adapter")
     alpha: Width = Field(default=32, description="the update is alpha / rank x B A")
-    target_modules: Pattern | list[Label] = Field(
-        default="all-linear", description="names of the layers that get adapters, or all-linear"
+    target_modules: Literal["all-linear"] | list[Label] = Field(
+        default="all-linear", min_length=1, description="names of the layers that get adapters, or all-linear"
     )
     quantize: Literal["nf4"] | None = Field(
         default=None, description="nf4: hold the frozen weights in 4 bits (QLoRA, arXiv 2305.14314)"
     )
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _names_alone(cls, value: object) -> object:
+        """Text is a name, or several with commas between; peft would take it for a regular expression."""
+        if not isinstance(value, str) or value == "all-linear":
+            return value
+        return [name.strip() for name in value.split(",")]
 
 
 class ModelSettings(Section):

@@ -14,6 +14,7 @@ from ultramed_rl.data.chats import LONGEST_TEXT
 from ultramed_rl.data.factory.api.attempts import read_reply
 from ultramed_rl.data.factory.api.structured import Misfit
 from ultramed_rl.learning.seeds import derive_seed
+from ultramed_rl.models.checks import check_sampled_model
 from ultramed_rl.models.tokenizer import chat_tokenizer
 from ultramed_rl.records import ChatReply, ChatRequest, Completion, Prompt
 from ultramed_rl.token_ids import TokenIds
@@ -31,6 +32,7 @@ class EngineGenerator:
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
         self.tokenizer = chat_tokenizer(config.policy, learns=False)
+        check_sampled_model(config.policy.path, config.policy)
 
     def __enter__(self) -> Self:
         self._crew = SamplingCrew(self.config, self.tokenizer)

@@ -84,8 +84,14 @@ def _convert(package: str, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
+    from ultramed_rl.models.checkpoint import ModelSource, check_finite, refuse_gaps
+
     logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(package, gguf_file=_GGUF, dtype=torch.bfloat16)
+    model, found = AutoModelForCausalLM.from_pretrained(
+        package, gguf_file=_GGUF, dtype=torch.bfloat16, output_loading_info=True
+    )
+    refuse_gaps(ModelSource(package, _GGUF, model.config, AutoModelForCausalLM), model, found)
+    check_finite(model, _GGUF)
     tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=_GGUF)
     # The conversion loses these: without them generation never stops and padding is undefined.
     tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"

@@ -83,7 +83,7 @@ class ChatTokenizer:
         self.template = chat_template
         self.backend: Any = load_tokenizer(path, trust_remote_code=trust_remote_code)
         if chat_template is not None:
-            self.backend.chat_template = read_template(chat_template)
+            self.backend.chat_template = self._begun(chat_template)
         if not self.backend.chat_template:
             raise ValueError(
                 f"model {path!r}: its tokenizer has no chat template; use an instruction-tuned model, or set "
@@ -116,6 +116,12 @@ class ChatTokenizer:
             self.backend.chat_template == other.backend.chat_template
             and self.backend.get_vocab() == other.backend.get_vocab()
         )
+
+    def _begun(self, name: str) -> str:
+        """A template's text; a built-in one begins a chat as the tokenizer begins every text that it encodes."""
+        text = read_template(name)
+        begins = self.backend("x")["input_ids"][0] == self.backend.bos_token_id
+        return "{{ bos_token }}" + text if begins and name in TEMPLATES and "bos_token" not in text else text
 
     def end_of_turn(self) -> int:
         """The token that the chat template puts after an assistant's answer."""

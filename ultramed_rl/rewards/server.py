@@ -148,19 +148,18 @@ def load_served(
 ) -> tuple[Any, Any, Limits]:
     """The model in this process, its tokenizer, and the limits that follow from its shape."""
     import torch
-    from transformers import AutoConfig
 
     from ultramed_rl.actors.scorer import RewardWorker
     from ultramed_rl.config.precision import resolve_precision
-    from ultramed_rl.models.load import check_reward_model
-    from ultramed_rl.models.offline import resolve_model
+    from ultramed_rl.models.checks import check_reward_model
+    from ultramed_rl.models.configs import decoder_config, longest_sequence, read_config
     from ultramed_rl.models.tokenizer import ChatTokenizer
 
     check_reward_model(path, trained=True, trust_remote_code=trust_remote_code)
-    shape = AutoConfig.from_pretrained(resolve_model(path), trust_remote_code=trust_remote_code)
+    config = decoder_config(read_config(path, trust_remote_code=trust_remote_code))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = ChatTokenizer(path, trust_remote_code=trust_remote_code)
     worker = RewardWorker(0, device, resolve_precision(precision, device), batch_tokens)
     worker.load(path, trust_remote_code)
-    return worker, tokenizer, Limits(tokens=getattr(shape, "max_position_embeddings", None))
+    return worker, tokenizer, Limits(tokens=longest_sequence(config))

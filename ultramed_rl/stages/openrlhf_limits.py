@@ -63,11 +63,6 @@ def _model_problems(model: Model) -> Iterator[str]:
             f"model.chat_template={model.chat_template!r}: OpenRLHF takes the tokenizer's own; save it in the "
             f"checkpoint, {_NATIVE}"
         )
-    modules = model.lora.target_modules if model.lora else "all-linear"
-    if isinstance(modules, str) and modules != "all-linear":
-        yield (
-            f"model.lora.target_modules={modules!r}: OpenRLHF takes no pattern; give a list of names or all-linear"
-        )
 
 
 def _has_no_code(path: str) -> bool:

@@ -23,7 +23,7 @@ from ultramed_rl.evaluation.reward_bench import (
     score_subsets,
     wrong_pairs,
 )
-from ultramed_rl.models.load import check_reward_model
+from ultramed_rl.models.checks import check_reward_model
 from ultramed_rl.models.reading import RewardReader
 from ultramed_rl.records import Completion, PreferenceGroup, Prompt, RankedAnswers, ScoredCompletion
 from ultramed_rl.store import ArtifactFolder, WorkDirectory
