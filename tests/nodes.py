@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psutil
 
+# Instead of those that Ray gives every node: a worker's is of 10002 to 19999, the agent's 52365.
+ANY_PORTS = ("--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0")
 _BRIDGE, _NET = "umrl0", "10.231.77"
 
 
@@ -47,14 +49,15 @@ class Node:
 def ray_nodes(count: int, cpus: int) -> Iterator[tuple[str, list[Node]]]:
     """(address, worker nodes): a head without cores on this machine, and nodes beside it."""
     with ExitStack() as stack:
-        stack.callback(_forget_cluster)
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="nodes-"))
         apart = _may_have_namespaces()
         if apart:
             stack.callback(_remove_bridge)
             _add_bridge()
         ip, port = (f"{_NET}.1" if apart else "127.0.0.1"), _free_port()
-        head = ["--head", f"--port={port}", f"--node-ip-address={ip}", "--num-cpus=0"]
-        first = _start([], [*head, "--include-dashboard=false"])
+        head = ["--head", f"--port={port}", f"--node-ip-address={ip}", "--num-cpus=0", "--no-monitor"]
+        head += [f"--ray-client-server-port={_free_port()}", "--include-dashboard=false"]
+        first = _start([], [*head, f"--temp-dir={folder}"])
         stack.callback(first.remove)
         nodes = []
         for number in range(count):
@@ -74,20 +77,18 @@ def _start(prefix: list[str], arguments: list[str]) -> Node:
     ports."""
     ray = str(Path(sys.executable).parent / "ray")
     command = [*prefix, ray, "start", *arguments, "--block", "--disable-usage-stats"]
-    extra = ["--object-store-memory=200000000", "--min-worker-port=0", "--max-worker-port=0"]
+    extra = ["--object-store-memory=200000000", *ANY_PORTS]
+    environment = os.environ | {"DASHBOARD_METRIC_PORT": "0"}
     for _ in range(3):
         with tempfile.NamedTemporaryFile("w+", suffix=".log", delete=False) as log:
-            process = subprocess.Popen([*command, *extra], stdout=log, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(
+                [*command, *extra], stdout=log, stderr=subprocess.STDOUT, env=environment
+            )
             while process.poll() is None and "Ray runtime started" not in Path(log.name).read_text():
                 time.sleep(0.2)
         if process.poll() is None:
             return Node(process)
     raise AssertionError(Path(log.name).read_text())
-
-
-def _forget_cluster() -> None:
-    """A head that is killed leaves its address behind, and later drivers would look for it."""
-    (Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster").unlink(missing_ok=True)
 
 
 def _may_have_namespaces() -> bool:

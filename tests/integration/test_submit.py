@@ -19,6 +19,7 @@ import yaml
 from click.testing import Result
 from typer.testing import CliRunner
 
+from tests.nodes import ANY_PORTS
 from ultramed_rl.cli import app
 from ultramed_rl.cluster.submission import JobServer, Submission
 
@@ -53,15 +54,12 @@ def head() -> Iterator[Head]:
         command = [
             *("nice", "-n", "10", str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2"),
             *(f"--port={gcs}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"),
-            *(
-                "--dashboard-agent-listen-port=0",
-                f"--ray-client-server-port={client}",
-                "--node-ip-address=127.0.0.1",
-            ),
+            *(*ANY_PORTS, f"--ray-client-server-port={client}"),
             *("--object-store-memory=200000000", f"--temp-dir={temporary}", "--disable-usage-stats"),
         ]
         log = Path(temporary) / "start.log"
         environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+        environment |= {"DASHBOARD_METRIC_PORT": "0", "AUTOSCALER_METRIC_PORT": "0"}
         with log.open("w") as output:
             process = subprocess.Popen(
                 command, stdout=output, stderr=output, env=environment, start_new_session=True

@@ -63,8 +63,9 @@ def submit_job(client: Any, identity: str, **request: Any) -> None:
         if _NO_AGENT not in str(error):
             raise
         raise RuntimeError(
-            f"Ray took no job within {_AGENT_S:g} s: the part of it that starts jobs is not up, most often because "
-            "another Ray cluster on the machine holds its port (52365); stop that one, or name it in cluster.address"
+            f"Ray took no job within {_AGENT_S:g} s: the part of it that starts jobs is not up; if its node was started "
+            "while another Ray held port 52365, start it again with --dashboard-agent-listen-port=0, else look at "
+            "dashboard_agent.log among Ray's logs"
         ) from None
 
 
