@@ -1,4 +1,4 @@
-"""A run's own Ray beside somebody else's: neither disturbs the other, whichever ends first."""
+"""A run's own Ray beside somebody else's: neither disturbs the other, whichever ends first; and nobody else gets in."""
 
 from __future__ import annotations
 
@@ -7,30 +7,44 @@ import signal
 import subprocess
 import sys
 import tempfile
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+import pytest
+
+from tests.stranger import join_as_stranger
+from ultramed_rl.actors.deepspeed_setup import join_ranks, open_store
+from ultramed_rl.cli.doctor.ports import judge_ports
 from ultramed_rl.cluster.group import WorkerGroup
 from ultramed_rl.cluster.jobs import Job, run_job
-from ultramed_rl.cluster.placement import disconnect
+from ultramed_rl.cluster.placement import connect, disconnect
 from ultramed_rl.cluster.private_ray import start_private_ray
 from ultramed_rl.config.cluster import Devices
 
-# As anybody's script: its agent takes the port that Ray gives every agent, 52365.
+# As anybody's script: open, and its agent takes the port that Ray gives every agent, 52365.
 OTHER = """
 import ray
 
-ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+context = ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
 two = ray.remote(lambda: 2).options(num_cpus=1)
-print("up", flush=True)
+print(context.address_info["gcs_address"], flush=True)
 while input():
     print("answer", ray.get(two.remote(), timeout=60), flush=True)
 """
 
 
-class Worker:
-    """An actor of our run."""
+class Rank:
+    """A rank of our run."""
+
+    def meet(self) -> int:
+        """Join the ranks, which are this one alone; returns the process."""
+        self.store = open_store(1)
+        join_ranks(0, 1, self.store.host, self.store.port, "cpu")
+        return os.getpid()
 
     def process(self) -> int:
         return os.getpid()
@@ -39,8 +53,8 @@ class Worker:
 class OtherRay:
     """Somebody's script with a Ray of its own."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
+    def __init__(self, process: subprocess.Popen[str], address: str) -> None:
+        self.process, self.address = process, address
 
     def ask(self) -> str:
         """What its Ray computes now."""
@@ -68,23 +82,34 @@ def another_ray() -> Iterator[OtherRay]:
             env=environment | {"RAY_TMPDIR": folder},
         )
         try:
-            assert process.stdout is not None and process.stdout.readline() == "up\n"
-            yield OtherRay(process)
+            assert process.stdout is not None
+            yield OtherRay(process, process.stdout.readline().strip())
         finally:
             process.terminate()
             process.wait(timeout=60)
 
 
-def test_either_ray_goes_on_when_the_other_ends() -> None:
+def family(root: int) -> list[psutil.Process]:
+    process = psutil.Process(root)
+    return [process, *process.children(recursive=True)]
+
+
+def test_a_private_ray_lets_nobody_in_and_goes_on_when_another_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
+    monkeypatch.setenv("WANDB_API_KEY", "314159")
     with another_ray() as first:
-        address = start_private_ray(2, dashboard=True)
+        assert "joined and saw 314159" in join_as_stranger(first.address)
+        assert judge_ports("other", family(first.process.pid)).level == "warn"
+
+        dashboard = start_private_ray(2, dashboard=True)
+        connect(Devices(device="cpu"))  # what runs call: it takes the Ray that is there
         try:
-            remote = ray.remote(Worker).options(num_cpus=1)
+            remote = ray.remote(Rank).options(num_cpus=1, runtime_env={"env_vars": {"DS_ACCELERATOR": "cpu"}})
             group = WorkerGroup("policy", lambda rank: remote.remote(), 1, takes_turns=False)
-            processes = group.call("process")
-            run_job(Job(["true"], 0, 1, {}), Devices(device="cpu", address=address), lambda text: None)
+            processes = group.call("meet")
+            check_closed(dashboard, beside=first)
+            run_job(Job(["true"], 0, 1, {}), Devices(device="cpu", address=dashboard), lambda text: None)
             first.interrupt()
             assert group.call("process") == processes
 
@@ -96,3 +121,28 @@ def test_either_ray_goes_on_when_the_other_ends() -> None:
                 assert second.ask() == "answer 2\n"
         finally:
             disconnect()
+
+
+def check_closed(dashboard: str, beside: OtherRay) -> None:
+    """The Ray of this process listens on loopback, turns strangers away, and tells nobody its token."""
+    import ray
+
+    ours = [p for p in family(os.getpid()) if p not in family(beside.process.pid)]
+    found = judge_ports("ours", ours)
+    assert found.level == "ok" and "127.0.0.1:" in found.text
+    listening = {c.laddr.ip for p in ours for c in p.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+    assert listening == {"127.0.0.1", "::ffff:127.0.0.1"}
+
+    said = join_as_stranger(ray.get_runtime_context().gcs_address)
+    assert "InvalidAuthToken" in said and "joined" not in said
+    for path in ("/api/jobs/", "/api/version"):
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(dashboard + path, timeout=10)
+
+    (token,) = {p.environ()["RAY_AUTH_TOKEN"] for p in ours if p.name() in ("raylet", "gcs_server")}
+    assert len(token) == 64 and token not in os.environ.values()
+    assert not [p for p in ours if token in " ".join(p.cmdline())]
+    folder = Path(ray.get_runtime_context().get_temp_dir())
+    assert folder.stat().st_mode & 0o777 == 0o700
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert files and not [path for path in files if token.encode() in path.read_bytes()]

@@ -1,7 +1,8 @@
 """A Ray of this process's own, for whatever no cluster is named for; it ends with the process.
 
 Its ports are free ones and its files lie in a folder of its own, so that another Ray on the machine neither disturbs it
-nor is disturbed: nothing reads or writes `/tmp/ray`.
+nor is disturbed: nothing reads or writes `/tmp/ray`. It listens on the loopback address, and answers only those who have
+its token: this process, and all that it starts itself.
 """
 
 from __future__ import annotations
@@ -9,19 +10,21 @@ from __future__ import annotations
 import atexit
 import fcntl
 import os
+import secrets
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
-from unittest.mock import patch
+from typing import IO
 
 from ultramed_rl.tracking.heartbeat import failed_since, note_link
 from ultramed_rl.tracking.voice import say
 
+LOOPBACK = "127.0.0.1"
 LOGS, _LOCK, _SPILLED = "session_latest/logs", "lock", "spilled"
 _PREFIX = "umrl-"
 _SOCKET_BYTES = 107  # that Linux allows in the path of a socket
@@ -30,13 +33,14 @@ FULL = 0.95  # of a disk, from which Ray refuses to write objects
 _LINK = "ray logs"
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Started:
-    """The folder, its lock (held for as long as this process lives), and when it was made."""
+    """The folder, its lock (held for as long as this process lives), when it was made, and the dashboard's address."""
 
     folder: Path
     lock: IO[str]
     moment: float
+    dashboard: str = ""
 
 
 _started: list[_Started] = []  # one at most
@@ -69,7 +73,7 @@ def start_private_ray(
     _started.append(_Started(folder, lock, time.monotonic()))
     (folder / _SPILLED).mkdir()
     note_link(_LINK, (folder / LOGS).as_uri())
-    with _alone():
+    with _closed():
         context = ray.init(
             address="local",  # whatever RAY_ADDRESS says
             num_cpus=cpus,
@@ -81,7 +85,14 @@ def start_private_ray(
             object_spilling_directory=str(folder / _SPILLED),
             _temp_dir=str(folder),
         )
-    return f"http://{context.dashboard_url}" if dashboard else ""
+    if dashboard:
+        _started[0].dashboard = f"http://{context.dashboard_url}"
+    return _started[0].dashboard
+
+
+def is_private(dashboard: str) -> bool:
+    """Whether this is the dashboard of the Ray that `start_private_ray` started."""
+    return any(started.dashboard == dashboard for started in _started)
 
 
 @atexit.register
@@ -93,6 +104,7 @@ def stop_private_ray() -> None:
     import ray
 
     ray.shutdown()
+    _read_token_settings()
     note_link(_LINK, None)
     last = _started.pop()
     last.lock.close()
@@ -139,21 +151,56 @@ def remove_spilled(parent: Path) -> None:
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """What `ray.init` cannot be told: a free port for the part that starts jobs, and neither the autoscaler nor the
-    reader of logs, which nobody asks here."""
+def _closed() -> Iterator[None]:
+    """What `ray.init` cannot be told by its arguments: to listen on the loopback address, at free ports, without the
+    autoscaler and the reader of logs, which nobody asks here; and a token.
+
+    Ray's processes get the variables; this one keeps none, so that what it starts itself has no token.
+    """
     from ray._private import parameter
 
     make = parameter.RayParams
+    ours = {
+        "node_ip_address": LOOPBACK,
+        "dashboard_agent_listen_port": 0,
+        "no_monitor": True,
+        "include_log_monitor": False,
+    }
+    variables = _variables()
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    _read_token_settings()
+    parameter.RayParams = lambda **given: make(**(given | ours))
+    try:
+        yield
+    finally:
+        parameter.RayParams = make
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
-    def make_alone(**given: Any) -> Any:
-        ours = {"dashboard_agent_listen_port": 0, "no_monitor": True, "include_log_monitor": False}
-        return make(**(given | ours))
 
-    variables = {
+def _variables() -> dict[str, str]:
+    loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+    # What computes has sockets of its own, which shall be nowhere else, unless the user wants them elsewhere.
+    theirs = {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback, "VLLM_HOST_IP": LOOPBACK}
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        # Despite its name: a Ray process looks for its node on the loopback address.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "DASHBOARD_METRIC_PORT": "0",
         # Ray's coming default: an actor without GPUs keeps the environment that it was given.
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        **{name: os.environ.get(name, value) for name, value in theirs.items()},
     }
-    with patch.object(parameter, "RayParams", make_alone), patch.dict(os.environ, variables):
-        yield
+
+
+def _read_token_settings() -> None:
+    """Let Ray read the variables of its tokens anew: it keeps what it read first."""
+    import ray
+
+    ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
+    ray._raylet.Config.initialize("")
