@@ -62,9 +62,9 @@ def test_duplicates_by_normalised_text_are_counted(tmp_path: Path) -> None:
 
 
 def test_a_missing_column_names_those_there(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no row has a column 'question'; its columns are Question, id"):
+    with pytest.raises(ValueError, match="'question'.*Question, id"):
         load(tmp_path, [{"Question": "x", "id": 1}])
-    with pytest.raises(ValueError, match="no row has a column 'original_question'"):
+    with pytest.raises(ValueError, match="'original_question'"):
         load(tmp_path, questions("x"), {"type": "vignette"})
 
 
@@ -72,19 +72,17 @@ def test_a_few_misfits_are_counted_and_more_are_refused(tmp_path: Path) -> None:
     good = questions(*(f"q{i}" for i in range(19)))
     pool = load(tmp_path, [*good, {"question": ""}])  # 1 of 20 is 5 %
     assert pool.counts["misfit"] == 1 and len(pool.training) == 19
-    with pytest.raises(
-        ValueError, match=r"1 of 19 rows .*row 19: column 'question' holds 3, not text\); at most 5%"
-    ):
+    with pytest.raises(ValueError, match=r"1 of 19 .*\b19: .*'question'.*\b3\b.*\); .*\b5%"):
         load(tmp_path, [*good[:18], {"question": 3}])
 
 
 def test_too_long_is_refused_or_dropped(tmp_path: Path) -> None:
     rows = questions("one two three", "one two")
-    with pytest.raises(ValueError, match="3 tokens, over prompts.max_prompt_tokens=2; raise that, or set"):
+    with pytest.raises(ValueError, match=r"\b3\b.*prompts\.max_prompt_tokens=2.*prompts\.too_long"):
         load(tmp_path, rows, max_prompt_tokens=2)
     pool = load(tmp_path, rows, max_prompt_tokens=2, too_long="drop")
     assert len(pool.training) == 1 and pool.counts["too_long"] == 1
-    with pytest.raises(ValueError, match="none left"):
+    with pytest.raises(ValueError, match=r"^prompts: .*'too_long': 2.*prompts\.max_prompt_tokens"):
         load(tmp_path, rows, max_prompt_tokens=1, too_long="drop")
 
 
@@ -111,9 +109,9 @@ def test_chats_lose_their_last_answer(tmp_path: Path) -> None:
     assert first.messages[0]["content"] == "new"
     assert (first.answer, second.answer) == ("Less.", None)
     assert first.prompt_id != second.prompt_id  # the same last words in another chat
-    with pytest.raises(ValueError, match="role 'doctor'"):
+    with pytest.raises(ValueError, match="'doctor'"):
         load(tmp_path, [{"messages": [{"role": "doctor", "content": "x"}]}], {"type": "messages"})
-    with pytest.raises(ValueError, match="needs a user turn"):
+    with pytest.raises(ValueError, match="'messages'.*'user'"):
         load(tmp_path, [{"messages": [{"role": "assistant", "content": "x"}]}], {"type": "messages"})
 
 

@@ -138,7 +138,7 @@ def test_the_token_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with serving(answer) as url:
         assert client(url, token_env="MY_REWARD_TOKEN").score([prompt()], [completion("yes")]) == [18.0]
-        with pytest.raises(RuntimeError, match=rf"{url}/get_reward: status 401 .*; set token_env"):
+        with pytest.raises(RuntimeError, match=rf"{url}/get_reward: status 401 .*token_env"):
             client(url).score([prompt()], [completion("yes")])
     with pytest.raises(RuntimeError) as caught:
         client(url, token_env="MY_REWARD_TOKEN").score([prompt()], [completion("yes")])
@@ -157,7 +157,7 @@ def test_a_busy_server_is_asked_again(status: int) -> None:
         assert client(url, retries=1).score([prompt()], [completion("yes")]) == [18.0]
         assert len(calls) == 2
         calls.clear()
-        with pytest.raises(RuntimeError, match=rf"status {status} \(1 times\)"):
+        with pytest.raises(RuntimeError, match=rf"status {status} \(1 "):
             client(url, retries=0).score([prompt()], [completion("yes")])
 
 
@@ -179,29 +179,32 @@ def test_a_slow_or_absent_server_is_named() -> None:
         time.sleep(0.5)
         return by_length(request)
 
-    with serving(answer) as url, pytest.raises(RuntimeError, match="Timeout.*raise timeout_s"):
+    with serving(answer) as url, pytest.raises(RuntimeError, match="Timeout.*timeout_s"):
         client(url, timeout_s=0.1).score([prompt()], [completion("yes")])
-    with pytest.raises(RuntimeError, match="ConnectError.*start the server"):
+    with pytest.raises(RuntimeError, match="ConnectError.*retries"):
         client(url).score([prompt()], [completion("yes")])
 
 
 @pytest.mark.parametrize(
-    ("reply", "message"),
+    ("reply", "named"),
     [
-        ({"rewards": [1.0]}, "1 rewards for 2 texts"),
-        ({"rewards": [1.0, 2.0, 3.0]}, "3 rewards for 2 texts"),
-        ({"rewards": 1.0}, "rewards=1.0 for 2 texts"),
-        ({"rewards": [1.0, "2.0"]}, "'2.0' is no number"),
-        ({"rewards": [1.0, True]}, "True is no number"),
-        ({"rewards": [[1.0], [2.0]]}, r"\[1.0\] is no number"),
-        ({"scores": [1.0, 2.0]}, "isn't JSON with `rewards`"),
-        ([1.0, 2.0], "isn't JSON with `rewards`"),
-        (b"<html>", "isn't JSON with `rewards`"),
-        (b"\xff\xfe\x00", "isn't JSON with `rewards`"),
+        ({"rewards": [1.0]}, r"1 .*\b2 "),
+        ({"rewards": [1.0, 2.0, 3.0]}, r"3 .*\b2 "),
+        ({"rewards": 1.0}, r"rewards=1\.0 .*\b2 "),
+        ({"rewards": [1.0, "2.0"]}, r".*'2\.0' "),
+        ({"rewards": [1.0, True]}, ".*True "),
+        ({"rewards": [[1.0], [2.0]]}, r".*\[1\.0\] "),
+        ({"scores": [1.0, 2.0]}, ".*scores.*`rewards`"),
+        ([1.0, 2.0], r".*\[1\.0, ?2\.0\].*`rewards`"),
+        (b"<html>", ".*<html>.*`rewards`"),
+        (b"\xff\xfe\x00", ".*`rewards`"),
     ],
 )
-def test_replies_that_cannot_be_laid_beside_the_request(reply: Any, message: str) -> None:
-    with serving(lambda _: (200, reply)) as url, pytest.raises(RuntimeError, match=message):
+def test_replies_that_cannot_be_laid_beside_the_request(reply: Any, named: str) -> None:
+    with (
+        serving(lambda _: (200, reply)) as url,
+        pytest.raises(RuntimeError, match=f"{url}/get_reward: {named}"),
+    ):
         client(url).score([prompt()], [completion("yes"), completion("no")])
 
 
@@ -295,7 +298,7 @@ def test_mostly_unreadable_grades_stop_the_run() -> None:
     with serving(lambda r: (200, chat("Grade: 3" if "good" in asked(r) else "I cannot grade that."))) as url:
         scorer = judge(url)
         assert math.isnan(scorer.score([prompt()], [completion("good"), completion("bad")])[1])
-        with pytest.raises(ValueError, match=r"2 of 3 answers .*'I cannot grade that.'"):
+        with pytest.raises(ValueError, match=r"'j': 2 of 3 .*'I cannot grade that\.'.*judge\.max_tokens"):
             scorer.score([prompt()], [completion("good"), completion("bad"), completion("bad")])
 
 
@@ -313,8 +316,8 @@ def test_the_api_is_asked_again_when_it_fails() -> None:
 @pytest.mark.parametrize(
     ("status", "message"),
     [
-        (401, "status 401.*set api_key_env"),
-        (404, "status 404.*check base_url and model='j'"),
+        (401, "status 401.*api_key_env"),
+        (404, "status 404.*base_url .*model='j'"),
         (500, "status 500"),
     ],
 )
@@ -333,12 +336,18 @@ def test_a_slow_absent_or_strange_api_is_named() -> None:
 
     with serving(slow) as url, pytest.raises(RuntimeError, match="APITimeoutError.*timeout_s"):
         judge(url, timeout_s=0.1).score([prompt()], [completion("x")])
-    with pytest.raises(RuntimeError, match="APIConnectionError.*is it running"):
+    with pytest.raises(RuntimeError, match="APIConnectionError.*retries"):
         judge(url).score([prompt()], [completion("x")])
-    for strange in (b"<html>", {"rewards": [1]}, [], {**chat("7"), "choices": []}):
+    strange = (
+        (b"<html>", "<html>"),
+        ({"rewards": [1]}, "rewards"),
+        ([], r"\[\]"),
+        ({**chat("7"), "choices": []}, "choices"),
+    )
+    for reply, shown in strange:
         with (
-            serving(lambda _, r=strange: (200, r)) as url,
-            pytest.raises(RuntimeError, match="no chat completion"),
+            serving(lambda _, r=reply: (200, r)) as url,
+            pytest.raises(RuntimeError, match=f"judge {url}/v1: .*{shown}.*base_url"),
         ):
             judge(url).score([prompt()], [completion("x")])
 
@@ -365,7 +374,7 @@ def test_templates_of_ones_own(tmp_path: Path) -> None:
     assert scorer.request(prompt(), completion("A $x")) == "p?|A $x|1-10|$|{json}"
     for text in ("$question", "$question $answer $other", "$question $answer costs $5"):
         template.write_text(text)
-        with pytest.raises(ValueError, match="needs \\$question and \\$answer"):
+        with pytest.raises(ValueError, match=r"judge\.template=.*\$question .*\$answer"):
             judge("http://127.0.0.1:9", template=str(template))
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match=rf"judge\.template='{tmp_path}/none\.txt'"):
         judge("http://127.0.0.1:9", template=str(tmp_path / "none.txt"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -161,7 +162,7 @@ def test_prompts_are_held_out_beside_an_evaluation_source(tmp_path: Path, tokeni
     )
     held_out = {g.prompt.messages[0]["content"] for g in prepared.held_out()}
     assert len(held_out) == 5 and "q0" in held_out and len(list(prepared.training())) == 1
-    with pytest.raises(ValueError, match="data.held_out=5 leaves none of 5 prompts"):
+    with pytest.raises(ValueError, match=r"data\.held_out=5 .*\b5 "):
         groups(tokenizer, sources=training, evaluation_sources=sources(tmp_path, [pair("q0")]), held_out=5)
 
 
@@ -217,18 +218,14 @@ def test_long_chats_are_refused_or_dropped(tmp_path: Path, tokenizer: ChatTokeni
     data = sources(tmp_path, [chat("q", "a", id="short"), chat("q2", "a" * 50, id="long")])
     (short,) = [c for c in chats(tokenizer, sources=data).training() if c.conversation_id == "short"]
     limit = len(short.token_ids)
-    with pytest.raises(ValueError) as refusal:
-        list(chats(tokenizer, limit, sources=data).training())
     tokens = limit + 50
-    assert str(refusal.value) == (
-        f"conversation 'long': {tokens} tokens, over model.max_length={limit}; raise that, or set data.too_long=drop"
-    )
+    too_long = rf"'long': {tokens} .*model\.max_length={limit};.* data\.too_long=drop$"
+    with pytest.raises(ValueError, match=too_long):
+        list(chats(tokenizer, limit, sources=data).training())
     prepared = chats(tokenizer, limit, sources=data, too_long="drop")
     assert [c.conversation_id for c in prepared.training()] == ["short"]
     assert prepared.counts["too_long"] == 1
-    with pytest.raises(
-        ValueError, match=r"nothing left for training \(\{.*'too_long': 2.*raise model.max_len"
-    ):
+    with pytest.raises(ValueError, match=r"\btraining \(.*'too_long': 2.*model\.max_length"):
         list(chats(tokenizer, limit - 1, sources=data, too_long="drop").training())
 
 
@@ -237,7 +234,7 @@ def test_an_evaluation_on_nothing_is_refused(tmp_path: Path, tokenizer: ChatToke
     evaluation = sources(tmp_path, [chat("r", "a" * 500)])
     prepared = chats(tokenizer, 200, sources=data, evaluation_sources=evaluation, too_long="drop")
     assert len(list(prepared.training())) == 1
-    with pytest.raises(ValueError, match="nothing left for held_out"):
+    with pytest.raises(ValueError, match=r"\bheld_out \(.*'too_long': 1.*model\.max_length"):
         list(prepared.held_out())
 
 
@@ -285,9 +282,7 @@ def test_answers_that_are_too_long_are_left_out(
         assert rest.desirable == wanted and len(rest.rewards) == len(left)
         check_groups([rest], 259, limit)
     if "long!" in answers:
-        with pytest.raises(
-            ValueError, match=f"preference 'p': .* tokens, its prompt and .*max_length={limit}; raise"
-        ):
+        with pytest.raises(ValueError, match=rf"'p': \d+ .*model\.max_length={limit};.* data\.too_long=drop"):
             fit_group(group, limit, False, found)
 
 
@@ -314,7 +309,7 @@ def test_answers_of_equal_tokens_are_left_out(tmp_path: Path, tokenizer: ChatTok
 def test_bad_sources_show_before_anything_is_tokenised(
     tmp_path: Path, tokenizer: ChatTokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(ValueError, match="1 of 2 rows hold no conversation"):
+    with pytest.raises(ValueError, match=r"\b1 of 2 .*\(1 order; .*\b2: "):
         chats(tokenizer, sources=sources(tmp_path, [chat("q"), {"messages": []}]))
     data = sources(tmp_path, [chat("q"), chat("r"), {"messages": []}], max_misfit_share=0.5)
     prepared = chats(tokenizer, sources=data, held_out=1)
@@ -325,7 +320,7 @@ def test_bad_sources_show_before_anything_is_tokenised(
         1,
         1,
     )
-    assert caplog.text.count("skipped 1 of 3 rows") == 1
+    assert len(re.findall(r"\b1 of 3 ", caplog.text)) == 1
 
 
 prompts = st.sampled_from(["q", "Q?", "r", "s", "t", "u"])
@@ -360,7 +355,7 @@ def test_splits_share_no_prompt_and_no_id(
         prepared = groups(tokenizer, seed=seed, **data)
         trained, evaluated = list(prepared.training()), list(prepared.held_out())
     except ValueError as error:  # too few prompts for this split, or a weight left out all of them
-        assert "leaves none of" in str(error) or "nothing left for held_out" in str(error)
+        assert re.search(r"data\.held_out=\d+ |\bheld_out \(", str(error))
         return
     keys = [{prompt_key(g.prompt.messages) for g in split} for split in (trained, evaluated)]
     assert trained and not keys[0] & keys[1] and len(keys[1]) >= held_out

@@ -167,22 +167,22 @@ def test_what_fits_is_rewritten_plainly() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "named"),
     [
-        ('{"grade": 6}', "$.grade: 6 is greater than the maximum of 5"),
-        ('{"grade": "5"}', "$.grade: '5' is not of type 'integer'"),
-        ("[5]", "$: [5] is not of type 'object'"),
-        ('{"grade": 5', "not JSON (Expecting ',' delimiter at character 11 of 11)"),
+        ('{"grade": 6}', r"\$\.grade: 6 .*\b5\b"),
+        ('{"grade": "5"}', r"\$\.grade: '5' .*'integer'"),
+        ("[5]", r"\$: \[5\] .*'object'"),
+        ('{"grade": 5', r"JSON \(.*\b11 .*\b11\)"),
     ],
 )
-def test_what_does_not_fit_is_named(text: str, message: str) -> None:
-    with pytest.raises(Misfit, match=re.escape(message)):
+def test_what_does_not_fit_is_named(text: str, named: str) -> None:
+    with pytest.raises(Misfit, match=named):
         fit(text, GRADE)
 
 
 @pytest.mark.parametrize("schema", ["{", '{"type": "int"}', "[]"])
 def test_a_schema_that_is_none_is_the_callers_error(schema: str) -> None:
-    with pytest.raises(ValueError, match="schema=.*no JSON schema"):
+    with pytest.raises(ValueError, match=re.escape(f"schema={schema!r}: ")):
         fit("{}", schema)
 
 

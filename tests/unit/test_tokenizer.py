@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.tiny import CHATML, make_tokenizer, tiny_config
 from ultramed_rl.config.stages import ConversationSource
 from ultramed_rl.data.conversations import read_conversations
-from ultramed_rl.models.tokenizer import ChatTokenizer
+from ultramed_rl.models.tokenizer import _MARKER, ChatTokenizer
 from ultramed_rl.records import Message
 
 # Real UltraMedical records, where a developer has them; they are not ours to ship.
@@ -52,9 +52,9 @@ def test_a_tokenizer_without_a_template_is_refused(tmp_path: Path) -> None:
     backend = make_tokenizer()
     backend.chat_template = None
     save(backend, tmp_path)
-    with pytest.raises(ValueError, match="no chat template; use an instruction-tuned model"):
+    with pytest.raises(ValueError, match=rf"'{tmp_path}': .*\bchat_template .*chatml, llama3"):
         ChatTokenizer(str(tmp_path))
-    with pytest.raises(ValueError, match=r"no config.json there; give a checkpoint directory or a hub id"):
+    with pytest.raises(ValueError, match=r"'/no/such/model': .*config\.json"):
         ChatTokenizer("/no/such/model")
 
 
@@ -178,9 +178,7 @@ def test_the_mask_is_what_the_assistant_wrote(
     family, tokenizer = FAMILIES[name], tokenizers[name]
     messages = chat(*turns, system=system)
     if system and not family.system:
-        with pytest.raises(
-            ValueError, match=r"refuses a chat of system, user, .*\(no system role\); leave out"
-        ):
+        with pytest.raises(ValueError, match=r"\bsystem, user, .*\(no system role\)"):
             tokenizer.encode_conversation(messages)
         return
     answers = [f"{family.before}{text}{family.special[0]}" for text in turns[1::2]]
@@ -236,34 +234,27 @@ def test_spaces_count_where_a_tokenizer_trims_its_offsets(tmp_path: Path) -> Non
 TURN = "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
 OPENED = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 BROKEN = {
-    "changes earlier turns as a chat goes on; use a template that only appends": (
+    r"\b2 ": (
         "{% for m in messages %}{% if m['role'] == 'user' or loop.last %}" + TURN + "{% endif %}{% endfor %}"
     )
     + OPENED,
-    "drops or rewrites the assistant's text 'Yes.'": CHATML.replace(
-        "m['content']", "m['content'] | replace('Yes', 'No')"
-    ),
-    r"generation prompt '.*<think>\\n'; make both alike": CHATML.replace(
-        "assistant\n{% endif", "assistant\n<think>\n{% endif"
-    ),
-    r"no generation prompt, so that .* the header '<\|im_start\|>assistant\\n'": CHATML.removesuffix(OPENED),
-    r"doesn't end an answer with the end-of-turn token '<\|im_end\|>'; put it there": CHATML.replace(
-        "<|im_end|>", ""
-    ),
+    r"'Yes\.'": CHATML.replace("m['content']", "m['content'] | replace('Yes', 'No')"),
+    r"'.*<think>\\n'": CHATML.replace("assistant\n{% endif", "assistant\n<think>\n{% endif"),
+    r"'<\|im_start\|>assistant\\n'.*\badd_generation_prompt\b": CHATML.removesuffix(OPENED),
+    r"'<\|im_end\|>'": CHATML.replace("<|im_end|>", ""),
 }
 
 
-@pytest.mark.parametrize("problem", BROKEN)
-def test_templates_that_hide_the_answers_are_refused(tmp_path: Path, problem: str) -> None:
-    tokenizer = load(tmp_path, BROKEN[problem])
-    with pytest.raises(ValueError, match=problem) as refusal:
+@pytest.mark.parametrize("named", BROKEN)
+def test_templates_that_hide_the_answers_are_refused(tmp_path: Path, named: str) -> None:
+    tokenizer = load(tmp_path, BROKEN[named])
+    with pytest.raises(ValueError, match=f"'{tmp_path}': .*{named}") as refusal:
         tokenizer.encode_conversation(chat("Is it?", "Yes.", "Sure?", "Yes."))
-    assert str(refusal.value).startswith(f"model '{tmp_path}': its chat template ")
     assert "\n" not in str(refusal.value)
 
 
 def test_a_template_without_the_assistants_text_is_refused_at_once(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="drops or rewrites the assistant's text; use one that holds it"):
+    with pytest.raises(ValueError, match=f"'{tmp_path}': .*'{_MARKER}'"):
         load(tmp_path, CHATML.replace("m['content']", "m['content'][0]['text']"))
 
 
@@ -272,7 +263,7 @@ def test_slow_tokenizers_are_refused_with_the_cure(tmp_path: Path) -> None:
 
     tokenizer = load(tmp_path, CHATML)
     tokenizer.backend = ByT5Tokenizer(chat_template=CHATML)
-    with pytest.raises(ValueError, match="slow one without character offsets; save it as a fast one"):
+    with pytest.raises(ValueError, match=r"tokenizer\.json"):
         tokenizer.encode_conversation(chat("x", "y"))
 
 

@@ -121,16 +121,17 @@ class TrainWorker:
         return self.task.metrics(totals) | rest
 
     @torch.no_grad()
-    def evaluate(self, budget: int) -> dict[str, float]:
-        """The held-out task's metrics, over all of its samples at once. Collective."""
+    def evaluate(self, budget: int) -> Iterator[dict[str, float]]:
+        """The held-out task's metrics, over all of its samples at once, as the last item; before it an empty one after
+        each pass, as a sign of life. Collective."""
         task = self.held_out
         assert task is not None, "there is no held-out data"
         every = range(len(task.lengths))
         micro_batches = self._shard(task, every, budget)
         sums = Sums(task.sums)
         for _ in task.losses(every, micro_batches, sums, False):
-            pass
-        return task.metrics(self._totals(sums))
+            yield {}
+        yield task.metrics(self._totals(sums))
 
     def _shard(self, task: Task, batch: Sequence[int], budget: int) -> list[MicroBatch]:
         """This rank's part of a batch."""

@@ -49,8 +49,12 @@ KNOWN = {
 _FIELDS = set(Architecture.model_fields)
 
 
-def resolve_architecture(path: str, given: Architecture | None, key: str) -> Architecture:
+def resolve_architecture(
+    path: str, given: Architecture | None, key: str, path_key: str | None = None
+) -> Architecture:
     """The shape of the model at `path`: as given, from its config.json, or of a well-known hub id.
+
+    `key` is the section that may give it, `path_key` the key of the path where that isn't in the same section.
 
     Raises:
         ValueError: none of the three; names the config key that cures it.
@@ -65,7 +69,7 @@ def resolve_architecture(path: str, given: Architecture | None, key: str) -> Arc
     if path in KNOWN:
         return KNOWN[path]
     raise ValueError(
-        f"{key}.path={path!r}: its shape is unknown without downloading it; set {key}.architecture "
+        f"{path_key or f'{key}.path'}={path!r}: its shape is unknown without downloading it; set {key}.architecture "
         f"({', '.join(sorted(_FIELDS))}) from its config.json"
     )
 

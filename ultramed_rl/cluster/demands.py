@@ -77,8 +77,8 @@ def sampling_demands(config: ContrastsConfig | EvaluateConfig | EngineConfig) ->
         yield _rollout(config, resolve_architecture(config.policy.path, config.policy.architecture, "policy"))
         return
     shapes = [
-        resolve_architecture(path, config.policy.architecture, "policies")
-        for path in config.policies.values()
+        resolve_architecture(path, config.policy.architecture, "policy", f"policies.{name}")
+        for name, path in config.policies.items()
     ]
     policy = max(shapes, key=count_parameters)
     yield _rollout(config, policy)

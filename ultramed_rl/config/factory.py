@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ultramed_rl.config.base import Section
 from ultramed_rl.config.embedding import EMBEDDER, HASHED
@@ -117,9 +117,9 @@ class Evolve(Asking):
 
     @field_validator("open_methods", "choice_methods")
     @classmethod
-    def _once(cls, methods: list[str]) -> list[str]:
+    def _once(cls, methods: list[str], info: ValidationInfo) -> list[str]:
         if len({*methods}) < len(methods):
-            raise ValueError(f"evolve methods {methods}: one stands there twice; name each once")
+            raise ValueError(f"evolve.{info.field_name}={methods}: one stands there twice; name each once")
         return methods
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import types
 from collections.abc import Iterator, Sequence
@@ -99,7 +100,9 @@ def load_any(path: str | Path | None, overrides: Sequence[str] = ()) -> AnyConfi
     data = read_mapping(path, overrides)
     named = data.get("type", "online")
     if named not in KINDS:
-        raise ConfigError([f"{source}: type={named!r}: must be one of {', '.join(KINDS)}"])
+        raise ConfigError(
+            [f"{source}: type={named!r}: must be one of {', '.join(KINDS)}{_guess(str(named), [*KINDS])}"]
+        )
     return parse_config(data, source, kind=KINDS[named])
 
 
@@ -148,9 +151,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{path}: not valid YAML: {' '.join(str(error).split())}"]) from None
+        raise ConfigError([f"{path}: not valid YAML; mend it: {' '.join(str(error).split())}"]) from None
     if not isinstance(data, dict):
-        raise ConfigError([f"{path}: must be a mapping of sections, not {type(data).__name__}"])
+        raise ConfigError(
+            [
+                f"{path}: must be a mapping of sections, not {type(data).__name__}; see configs/ for complete examples"
+            ]
+        )
     return data
 
 
@@ -165,7 +172,9 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
         if child is None:
             child = node[section] = {}
         if not isinstance(child, dict):
-            raise ConfigError([f"override {override!r}: {section!r} is a value, not a section"])
+            raise ConfigError(
+                [f"override {override!r}: {section!r} is a value, not a section; set the value itself"]
+            )
         node = child
     try:
         value = yaml.load(text, Loader=_Loader)
@@ -183,22 +192,37 @@ def _explain(problem: Any, source: str, data: dict[str, Any], kind: type[Section
     value = problem.get("input")
     if fault == "extra_forbidden":
         allowed = _allowed_keys(kind, location)
-        guess = difflib.get_close_matches(location[-1], allowed, n=1)
-        hint = f"; did you mean {guess[0]!r}?" if guess else ""
-        yield f"{source}: {key}: unknown key{hint} (allowed: {', '.join(allowed)})"
+        yield f"{source}: {key}: unknown key{_guess(location[-1], allowed)} (allowed: {', '.join(allowed)})"
     elif fault == "missing":
         yield f"{source}: {key}: required, but missing"
+    elif fault == "union_tag_not_found":
+        yield f"{source}: {key}.type: required, but missing"
+    elif fault == "union_tag_invalid":
+        tag, kinds = problem["ctx"]["tag"], problem["ctx"]["expected_tags"].replace("'", "").split(", ")
+        yield f"{source}: {key}.type={tag!r}: must be one of {', '.join(kinds)}{_guess(tag, kinds)}"
     elif fault == "value_error":
         for text in str(problem["ctx"]["error"]).split(" ;; "):
             yield f"{source}: {text}"
+    elif fault in ("model_type", "model_attributes_type"):
+        yield f"{source}: {key}={_shown(value)}: must be a section of keys; see docs/configuration.md"
     else:
-        shown = repr(value) if not isinstance(value, dict) else "a mapping"
         hint = ""
         if fault == "literal_error" and isinstance(value, str):
             choices = [c.strip("'") for c in problem["ctx"]["expected"].replace(" or ", ", ").split(", ")]
-            guess = difflib.get_close_matches(value, choices, n=1)
-            hint = f"; did you mean {guess[0]!r}?" if guess else ""
-        yield f"{source}: {key}={shown}: {problem['msg'][0].lower()}{problem['msg'][1:]}{hint}"
+            hint = _guess(value, choices)
+        yield f"{source}: {key}={_shown(value)}: {problem['msg'][0].lower()}{problem['msg'][1:]}{hint}"
+
+
+def _guess(given: str, choices: Sequence[str]) -> str:
+    close = difflib.get_close_matches(given, choices, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _shown(value: Any) -> str:
+    """As the file has it."""
+    if isinstance(value, dict):
+        return "a mapping"
+    return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
 
 
 def _is_union_tag(part: str, data: dict[str, Any], location: list[str]) -> bool:

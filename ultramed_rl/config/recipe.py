@@ -126,14 +126,15 @@ def _reference_problem(key: str, target: str, earlier: Mapping[str, str]) -> str
     target, _, file = target.partition("/")
     if target not in earlier:
         return f"no earlier stage has this name ({', '.join(earlier) or 'none'})"
-    made = _MADE.get(earlier[target], "a model")
-    if file and earlier[target] == "data":
+    kind = earlier[target]
+    made = _MADE.get(kind, "a model")
+    if file and kind == "data":
         made = "a file"
-    elif earlier[target] == "data":
-        return "that stage makes several files; name one, as in /rows"
+    elif kind == "data":
+        return f"a stage of type {kind!r} makes several files; name one, as in /rows"
     takes_file = key.rpartition(".")[2] in _FILE_KEYS or key.startswith("input.")
     wanted = "a file" if takes_file else "a model"
-    return None if made == wanted else f"that stage makes {made}, not {wanted}"
+    return None if made == wanted else f"a stage of type {kind!r} makes {made}, not {wanted}"
 
 
 def _references(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

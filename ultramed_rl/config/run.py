@@ -194,7 +194,7 @@ def _objective_rules(config: RunConfig) -> list[str]:
     if objective.kl != "none" and batch_size < 2:
         problems.append(
             f"training.batch_size={batch_size}: {objective.type} estimates a KL over the batch and needs at "
-            "least 2 pairs"
+            "least 2 pairs; raise it"
         )
     return problems
 
@@ -250,7 +250,8 @@ def _group_rules(config: RunConfig) -> list[str]:
         problems.append("cluster.policy.offload_optimizer=true: needs cluster.policy.zero_stage >= 1")
     if config.reference.update == "ema" and cluster.reference.shard:
         problems.append(
-            "cluster.reference.shard=true: a sharded reference cannot average (reference.update=ema)"
+            "cluster.reference.shard=true: a sharded reference cannot average (reference.update=ema); set one of both "
+            "otherwise"
         )
     if cluster.barriers is False and cluster.layout == "colocated" and cluster.device == "cuda":
         problems.append(
@@ -258,7 +259,9 @@ def _group_rules(config: RunConfig) -> list[str]:
             "cluster.layout=disaggregated or leave it null"
         )
     if cluster.device == "cpu" and cluster.policy.offload_optimizer:
-        problems.append("cluster.policy.offload_optimizer=true: has no meaning on cluster.device=cpu")
+        problems.append(
+            "cluster.policy.offload_optimizer=true: has no meaning on cluster.device=cpu; remove it"
+        )
     return problems
 
 

@@ -149,7 +149,7 @@ class PreferenceConfig(_Stage):
         if self.objective.kl != "none" and self.training.batch_size < 2:
             rules.append(
                 f"training.batch_size={self.training.batch_size}: {self.objective.type} estimates a KL over the "
-                "batch and needs at least 2 pairs"
+                "batch and needs at least 2 pairs; raise it"
             )
         return rules
 
@@ -183,7 +183,9 @@ def _cluster_rules(stage: _Stage) -> list[str]:
     if cluster.trainer.offload_optimizer and cluster.trainer.zero_stage == 0:
         problems.append("cluster.trainer.offload_optimizer=true: needs cluster.trainer.zero_stage >= 1")
     if cluster.trainer.offload_optimizer and cluster.device == "cpu":
-        problems.append("cluster.trainer.offload_optimizer=true: has no meaning on cluster.device=cpu")
+        problems.append(
+            "cluster.trainer.offload_optimizer=true: has no meaning on cluster.device=cpu; remove it"
+        )
     if lora is not None and lora.quantize and cluster.trainer.zero_stage == 3:
         problems.append(
             f"model.lora.quantize={lora.quantize!r}: 4-bit weights cannot be partitioned; "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ultramed_rl.cluster.group import wait
 from ultramed_rl.cluster.placement import Placement, connect, reserve
 from ultramed_rl.cluster.plan import make_plan
 from ultramed_rl.cluster.transport import RayExchange
@@ -47,6 +46,7 @@ class RewardCrew:
         connect(config.cluster)
         self.placement = reserve(plan, config.cluster)
         paths = [path for path in scorers.config.paths if path is not None]
-        pending = launch_scorers(scorers, plan, self.placement, config.cluster, paths, self.exchange)
+        launch_scorers(scorers, plan, self.placement, config.cluster, paths, self.exchange)
         self.models = scorers.models
-        wait(pending)
+        for model in self.models:
+            self.exchange.wait_for_start(model.pool, model.loads, config.cluster.faults.start_s)

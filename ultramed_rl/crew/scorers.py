@@ -53,11 +53,12 @@ class Scored:
 
 @dataclass(frozen=True)
 class RewardModels:
-    """The replicas of one reward model, and the column that its numbers are told under."""
+    """The replicas of one reward model, the column that its numbers are told under, and their loads under way."""
 
     column: str
     group: WorkerGroup
     pool: Pool
+    loads: Sequence[Any] = ()
 
 
 class Scorers:
@@ -230,9 +231,9 @@ def launch_scorers(
     cluster: Cluster | SamplingCluster | ScoringCluster,
     paths: Sequence[str],
     exchange: RayExchange,
-) -> list[Any]:
-    """Start the reward models' groups on their slots; returns the pending loads."""
-    config, pending = scorers.config, list[Any]()
+) -> None:
+    """Start the reward models' groups on their slots; each one's `loads` are to be waited for."""
+    config = scorers.config
     precision = resolve_precision(config.precision, cluster.device)
     roles = reward_roles(config)
     for number, (role, path) in enumerate(zip(roles, paths, strict=True), 1):
@@ -242,10 +243,8 @@ def launch_scorers(
         rules = replicas.rules(cluster.faults, "rollout")
         pool = exchange.add(role, station, rules)
         scorers.models.append(
-            RewardModels("model" if len(roles) == 1 else f"model_{number}", station.group, pool)
+            RewardModels("model" if len(roles) == 1 else f"model_{number}", station.group, pool, loads)
         )
-        pending += loads
-    return pending
 
 
 @dataclass(frozen=True)

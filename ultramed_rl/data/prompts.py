@@ -116,7 +116,7 @@ def _chat_draft(row: Row, column: str) -> _Draft:
     while messages and messages[-1]["role"] == "assistant":
         answers.insert(0, messages.pop()["content"])
     if not messages or messages[-1]["role"] != "user":
-        raise Misfit("a chat needs a user turn before the answer")
+        raise Misfit(f"column {column!r} has no turn of role 'user' before the answer")
     return _Draft(messages, "\n\n".join(answers) or None, "messages")
 
 

@@ -75,7 +75,7 @@ def _not_empty(uri: str, rows: Iterator[Row]) -> Iterator[Row]:
         yield row
     if not count:
         raise ValueError(
-            f"source {uri!r}: no rows; a source needs at least one, so remove it or name another file"
+            f"source {uri!r}: 0 rows; a source needs at least one, so remove it or name another file"
         )
 
 

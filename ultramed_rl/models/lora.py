@@ -151,11 +151,13 @@ def load_adapter(lm: Any, directory: Path) -> None:
 
     state = load_file(directory / "adapter_model.safetensors")
     expected = adapter_state(lm)
-    alpha = _read_config(directory)["lora_alpha"]
+    kept = _read_config(directory)
     same_shape = {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in expected.items()}
-    if not same_shape or alpha != lm.lora_config.lora_alpha:
+    if not same_shape or kept["lora_alpha"] != lm.lora_config.lora_alpha:
+        targets = sorted({name.rpartition(".")[2] for name in kept["target_modules"]})
         raise ValueError(
-            f"{directory}: other adapters than policy.lora asks for; resume with the same policy.lora"
+            f"{directory}: adapters of rank={kept['r']}, alpha={kept['lora_alpha']}, target_modules={targets}, and "
+            "policy.lora asks for others; resume with the same policy.lora"
         )
     set_peft_model_state_dict(lm, {k.removeprefix(_PREFIX): v for k, v in state.items()})
 

@@ -88,7 +88,8 @@ class ChatTokenizer:
         _, found, after = probe.rpartition(_MARKER)
         if not found:
             raise self._refusal(
-                "chat template drops or rewrites the assistant's text", "use one that holds it as it is"
+                f"chat template drops or rewrites the assistant's text {_MARKER!r}",
+                "use one that holds it as it is",
             )
         tail = self.encode_text(after)
         special = set(self.backend.all_special_ids) | set(self.backend.added_tokens_decoder)
@@ -164,7 +165,7 @@ class ChatTokenizer:
         stop = len(closed) - len(after)
         if not (text.startswith(closed[:stop]) and closed.startswith(before)):
             raise self._refusal(
-                "chat template changes earlier turns as a chat goes on",
+                f"chat template changes the first {len(messages)} turns as a chat goes on",
                 "use a template that only appends, or chats of one answer each",
             )
         same = closed[len(before) : stop].strip() == answer["content"].strip()

@@ -48,21 +48,18 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult:
     exams = RoundExams(config, config.benchmarks, tokenizer, progress) if config.benchmarks else None
     with RunDirectory.open(config, resume) as store, watched(store.path):
         store.discard_metrics_after(store.committed_rounds())
+        if config.run.keep_checkpoints is not None:  # a kill may have come before those of its last round went
+            store.prune_checkpoints(config.run.keep_checkpoints)
         with Tracker(store, config) as tracker:
             if store.committed_rounds() == config.run.rounds:
                 return finished_run(config, store, progress)
             if exams is not None:
                 exams.warn(store.path, pool)
-            crew = Crew(config, tokenizer, scorers)
+            crew = Crew(config, tokenizer, scorers, progress.say)
             try:
                 return _run_rounds(config, store, crew, pool, tracker, progress, exams)
             finally:
                 crew.stop()
-
-
-def _saved(crew: Any, directory: Path) -> dict[str, float]:
-    crew.save_policy(directory)
-    return {}
 
 
 def _run_rounds(
@@ -92,16 +89,20 @@ def _run_rounds(
     if config.policy.lora is not None and config.policy.lora.quantize is not None and not version:
         # The engines began with the whole base model, the policy computes with its 4-bit one: from now on so do they,
         # and those that replace them.
-        start, _ = store.initial.phase_directory("policy", lambda folder: _saved(crew, folder))
-        crew.sync(str(start), version)
+        def save(folder: Path) -> Metrics:
+            crew.with_policy_restart(lambda: crew.save_policy(folder))
+            return {}
+
+        start, _ = store.initial.phase_directory("policy", save)
+        crew.with_policy_restart(lambda: crew.sync(str(start), version))
     if config.training.optimizer_state == "keep" and version:
-        crew.restore_optimizer(Path(policy))
+        crew.with_policy_restart(lambda: crew.restore_optimizer(Path(policy)))
     if committed:
         progress.say(f"resuming after {committed} committed rounds, with policy {version}")
 
     with RunWatcher(store.path, config.run.name, progress) as watcher:
         crew.exchange.watcher = watcher
-        controller = Controller(config, store, crew, pool, tracker, watcher, (policy, version), exams)
+        controller = Controller(config, store, crew, pool, tracker, watcher, exams)
         rounds = controller.run(lambda row: progress.say(render_rounds([row])))
     tracker.log({f"peak_memory_{k}": v for k, v in crew.peak_memory().items()}, len(rounds), "round")
     return conclude(store, rounds, progress)

@@ -68,8 +68,8 @@ def _rows_of(record: Conversation | RankedAnswers, margin_scale: float | None) -
     ranked = list(zip(record.answers, record.scores, strict=True))
     pairs = [(a, b) for i, a in enumerate(ranked) for b in ranked[i + 1 :] if a[1] > b[1]]
     if record.cut or not pairs:
-        alone = "one answer alone" if len(ranked) < 2 else "no two answers differ in score"
-        reason = f"answers {sorted(record.cut)} were cut off" if record.cut else alone
+        cut = f"answers {sorted(record.cut)} were cut off"
+        reason = cut if record.cut else f"its scores {list(record.scores)} make no pair"
         raise ValueError(
             f"prompt {record.prompt_id!r}: {reason}, and OpenRLHF takes pairs of whole answers; leave it out or use "
             "engine=native"

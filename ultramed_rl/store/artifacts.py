@@ -145,7 +145,8 @@ class ArtifactFolder:
     def _verify_bytes(self, artifact: Path, manifest: Manifest) -> Manifest:
         cure = f"delete {self.path} to compute it again"
         if not artifact.exists():
-            why = "was pruned (run.keep_checkpoints)" if manifest.get("pruned") else "its manifest is there"
+            pruned = manifest.get("pruned")
+            why = "was pruned (run.keep_checkpoints)" if pruned else f"{manifest['name']}.json is there"
             raise ValueError(f"{artifact}: missing, {why}; {cure}")
         found = digest_path(artifact, sizes=manifest.get("sizes", False))
         if manifest["digest"] != found:

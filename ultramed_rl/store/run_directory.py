@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from ultramed_rl.store.round_record import RoundRecord
 from ultramed_rl.store.work_directory import WorkDirectory
@@ -37,5 +38,12 @@ class RunDirectory(WorkDirectory):
                 self.round(index).prune(name)
 
     def discard_metrics_after(self, rounds: int) -> None:
-        """Forget lines of rounds that aren't committed, and of the run's end: they will be logged again."""
-        self.keep_metrics(lambda row: float(row.get("round", row.get("round_index", -1))) < rounds)
+        """Forget lines of rounds that aren't committed, and of the run's end: they will be logged again. The steps of a
+        round whose checkpoint is there won't be taken again, and stay."""
+        trained = self._round_path(rounds) / "checkpoint.json"
+
+        def stays(row: dict[str, Any]) -> bool:
+            index = float(row.get("round", row.get("round_index", -1)))
+            return index < rounds or ("step_index" in row and index == rounds and trained.is_file())
+
+        self.keep_metrics(stays)

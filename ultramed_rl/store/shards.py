@@ -151,7 +151,7 @@ def in_order(records: Iterable[T], key: Callable[[T], str], order: Sequence[str]
     found: dict[str, list[T]] = {}
     for record in records:
         found.setdefault(key(record), []).append(record)
-    assert found.keys() == set(order), "keys lost or unasked for"
+    assert found.keys() == set(order), f"keys lost or unasked for: {list(found.keys() ^ set(order))[:4]}"
     return [record for k in order for record in found[k]]
 
 

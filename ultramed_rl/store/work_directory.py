@@ -48,7 +48,9 @@ class WorkDirectory:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._lock.close()
-            raise ValueError(f"{path}: another process is writing this run; wait for it or stop it") from None
+            raise ValueError(
+                f"{path}/.lock: another process is writing this run; wait for it or stop it"
+            ) from None
 
     @classmethod
     def open(cls, config: AnyConfig, resume: bool) -> Self:
