@@ -12,6 +12,7 @@ from ultramed_rl.cli.doctor.devices import check_devices, cuda_devices
 from ultramed_rl.cli.doctor.engines import check_deepspeed, check_flash_attention, check_vllm
 from ultramed_rl.cli.doctor.finding import Finding
 from ultramed_rl.cli.doctor.places import check_disk, check_hub, check_offline_model
+from ultramed_rl.cli.doctor.ports import check_machine_ports
 from ultramed_rl.cli.doctor.ray_cluster import check_ray
 from ultramed_rl.cli.doctor.telling import check_tensorboard, check_wandb
 from ultramed_rl.cli.doctor.versions import check_packages, check_python
@@ -76,6 +77,7 @@ def examine(patient: Patient) -> Iterator[Finding]:
         "deepspeed": check_deepspeed,
         "flash-attn": check_flash_attention,
         "ray": lambda: check_ray(address),
+        "ports": check_machine_ports,
         "disk": lambda: check_disk(patient.run_folder),
         "hub": check_hub,
         "model": check_offline_model,
