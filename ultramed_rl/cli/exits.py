@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
 import typer
@@ -11,7 +12,7 @@ import typer
 from ultramed_rl.tracking.voice import tell_result
 
 T = TypeVar("T")
-FAILED, WRONG, INTERRUPTED = 1, 2, 130
+FAILED, WRONG, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
 
 def fail(message: str, code: int, **fields: Any) -> NoReturn:
@@ -41,13 +42,10 @@ def carry_out(action: Callable[[], Mapping[str, Any]], again: str | None = None)
     """
     how = f"go on with: {again}" if again else "nothing is lost"
     try:
-        result = action()
-    except KeyboardInterrupt:
-        fail(
-            f"interrupted; what was finished is kept, {how}" if again else "interrupted",
-            INTERRUPTED,
-            resume=again,
-        )
+        with interruptible(f"what was finished is kept, {how}" if again else "", resume=again):
+            result = action()
+    except typer.Exit:
+        raise
     except (ValueError, RuntimeError, OSError) as error:
         fail(one_line(error), FAILED, resume=again)
     except Exception as error:
@@ -55,6 +53,22 @@ def carry_out(action: Callable[[], Mapping[str, Any]], again: str | None = None)
             raise  # our own bug: show where
         fail(f"{one_line(error)}\nwhat was finished is kept: {how}", FAILED, resume=again)
     tell_result(True, exit_code=0, **result)
+
+
+@contextmanager
+def interruptible(kept: str = "", **fields: Any) -> Iterator[None]:
+    """Within, Ctrl-C and SIGTERM end the command with one line and their exit code.
+
+    Args:
+        kept: what the line says besides.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as error:
+        # SystemExit: while Ray starts, it answers a SIGTERM itself.
+        by_user = type(error) is KeyboardInterrupt
+        words = "interrupted" if by_user else "ended by SIGTERM"
+        fail(f"{words}; {kept}" if kept else words, INTERRUPTED if by_user else TERMINATED, **fields)
 
 
 def resume_command(

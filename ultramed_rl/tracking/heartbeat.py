@@ -144,4 +144,4 @@ def note_waits(lines: Sequence[str]) -> None:
 def _state_after(error: BaseException | None) -> str:
     if error is None:
         return "finished"
-    return "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+    return "interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed"
