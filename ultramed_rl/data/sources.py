@@ -38,7 +38,7 @@ def read_rows(uri: str, limit: int | None = None) -> Iterator[Row]:
     if uri.startswith(_HUB):
         rows = _read_hub(uri, uri.removeprefix(_HUB), streaming=limit is not None)
     else:
-        rows = _read_files(_files(uri), _fixed_folder(uri))
+        rows = _read_files(local_files(uri), _fixed_folder(uri))
     return _not_empty(uri, islice(rows, limit))
 
 
@@ -48,11 +48,16 @@ def list_sources(uri: str) -> list[str]:
     Raises:
         ValueError: as `read_rows` does, for an address that names nothing.
     """
-    files = [] if uri.startswith(_HUB) else _files(uri)
+    files = [] if uri.startswith(_HUB) else local_files(uri)
     return [str(file) for file in files] if len(files) > 1 else [uri]
 
 
-def _files(uri: str) -> list[Path]:
+def local_files(uri: str) -> list[Path]:
+    """The files of this machine behind an address that is no hub's, in the order in which they are read.
+
+    Raises:
+        ValueError: as `read_rows` does.
+    """
     return _expand(_local(uri), uri)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from ultramed_rl.models.offline import resolve_model
 from ultramed_rl.records import Message
 
 _MARKER = "ultramed answer probe"
+# What a template that has a clock reads: a chat must give the same tokens tomorrow, when a run is taken up again. It is the
+# date that Llama 3's template takes itself where there is no clock.
+_DATE = datetime(2024, 7, 26)
 _TEMPLATE_FOLDER = Path(__file__).parent / "templates"
 TEMPLATES = ("chatml", "llama3")
 
@@ -194,7 +198,10 @@ class ChatTokenizer:
         try:
             return str(
                 self.backend.apply_chat_template(
-                    list(messages), tokenize=False, add_generation_prompt=generate
+                    list(messages),
+                    tokenize=False,
+                    add_generation_prompt=generate,
+                    strftime_now=_DATE.strftime,
                 )
             )
         except TemplateError as error:

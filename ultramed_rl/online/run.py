@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ultramed_rl.cluster.inputs import describe_inputs, describe_pool, describe_rendering
 from ultramed_rl.config import RunConfig
 from ultramed_rl.data.pool import check_rounds, prepare_pool
 from ultramed_rl.data.prompts import PromptPool
@@ -46,7 +47,12 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult:
     pool = prepare_pool(config.prompts, tokenizer.encode_chat, config.run.seed, progress)
     check_rounds(pool, config.prompts, config.run.rounds)
     exams = RoundExams(config, config.benchmarks, tokenizer, progress) if config.benchmarks else None
-    with RunDirectory.open(config, resume) as store, watched(store.path):
+
+    def inputs() -> dict[str, str]:
+        chat, prompts = describe_rendering(tokenizer), describe_pool(pool)
+        return {**describe_inputs(config), "chat as rendered": chat, "prompts": prompts}
+
+    with RunDirectory.open(config, resume, inputs) as store, watched(store.path):
         store.discard_metrics_after(store.committed_rounds())
         with Tracker(store, config) as tracker:
             if store.committed_rounds() == config.run.rounds:

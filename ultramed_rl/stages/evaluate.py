@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ultramed_rl.cluster.inputs import describe_inputs, describe_rendering
 from ultramed_rl.config import EvaluateConfig
 from ultramed_rl.crew.evaluation import EvaluationCrew, Policy
 from ultramed_rl.models.tokenizer import ChatTokenizer
@@ -45,7 +46,12 @@ def evaluate_policies(config: EvaluateConfig, *, resume: bool = False) -> Evalua
     examination = Examination(config, policies, progress) if config.benchmarks else None
     held_out = HeldOut(config, policies, progress) if config.prompts else None
     parts = [part for part in (examination, held_out) if part is not None]
-    with WorkDirectory.open(config, resume) as store, watched(store.path):
+
+    def inputs() -> dict[str, str]:
+        chats = {f"chat of {p.name} as rendered": describe_rendering(p.chat) for p in policies if p.chat}
+        return {**describe_inputs(config), **chats}
+
+    with WorkDirectory.open(config, resume, inputs) as store, watched(store.path):
         artifacts = ArtifactFolder(store.path)
         crew = EvaluationCrew(config, progress)
         try:
