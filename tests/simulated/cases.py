@@ -11,7 +11,7 @@ from tests.simulated.outcome import Outcome
 from tests.simulated.run import Ended, Simulation
 from tests.simulated.scorers import numbers
 from tests.simulated.trainers import SimulatedTrainer
-from tests.simulated.weights import mix, read_weights
+from tests.simulated.weights import mix
 from tests.tiny import make_policy, make_reward
 from ultramed_rl.actors.rollout import SamplingRequest
 from ultramed_rl.actors.trainer import TrainingPlace
@@ -87,7 +87,13 @@ def cases(models: Path) -> dict[str, dict[str, Any]]:
             "reference": None,
             "reward": {"terms": [{"type": "format", "must_match": "[aeiou]"}, *terms]},
         },
-        "reference answers": {"pairs": {"include_reference_answer": True}, "cluster__barriers": False},
+        "reference answers": {
+            "pairs": {"include_reference_answer": True},
+            "prompts__sources": [
+                {"type": "question", "uri": str(models / "questions.jsonl"), "answer_column": "answer"}
+            ],
+            "cluster__barriers": False,
+        },
         "benchmarks": {"benchmarks": benchmarks, "policy__max_length": 384},
         "own reward model": {"reward": {"train": own, **scored}},
     }

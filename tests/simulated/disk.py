@@ -70,8 +70,12 @@ def _hear(event: str, arguments: tuple[object, ...]) -> None:
         path, changes = arguments[0], True
     else:
         return
-    if changes and isinstance(path, (str, os.PathLike)) and _disks[0].holds(os.fspath(path)):
-        _disks[0].change(event, os.fspath(path))
+    if not (changes and isinstance(path, (str, os.PathLike)) and _disks[0].holds(os.fspath(path))):
+        return
+    there = os.path.lexists(path)
+    if (event == "os.remove" and not there) or (event == "os.mkdir" and there):
+        return  # nothing changes
+    _disks[0].change(event, os.fspath(path))
 
 
 def _listen() -> None:

@@ -48,7 +48,6 @@ class SimulatedEngine:
 
     role = "rollout"
     speed = EngineSpeed(fixed_s=0.01, sequence_s=0.001, prefill_rate=1e4, max_num_seqs=4)
-    refused: dict[str, str] = {}  # errors by prompt
     ray: SimulatedRay
 
     def __init__(self, rank: int) -> None:
@@ -95,8 +94,8 @@ class SimulatedEngine:
         for key in turn.cancelled:
             self._cancel(key)
         for key, request in turn.requests:
-            if key in self.refused:
-                report.failed.append((key, self.refused[key]))
+            if error := self.ray.refuse(key):
+                report.failed.append((key, error))
             elif isinstance(request, OptionRequest):
                 report.done.append((key, self.weigh(request)))
             else:

@@ -226,7 +226,7 @@ class SimulatedRay:
             `meets_after_errors` one that raises has met them too.
         fate: what befalls a call: "" nothing; "dies" before it, "dies late" after its work and before its result;
             "hangs"; "raises".
-        on_wait: called whenever the driver waits.
+        refuse: the error with which workers refuse a request of this key, or "".
         timer: seconds of real time; the driver's own, between its calls, are then added to the clock.
     """
 
@@ -234,10 +234,10 @@ class SimulatedRay:
         self,
         workers: Mapping[type, type],
         fate: Callable[[Call], str] = lambda call: "",
-        on_wait: Callable[[], None] = lambda: None,
+        refuse: Callable[[str], str] = lambda key: "",
         timer: Callable[[], float] | None = None,
     ) -> None:
-        self.workers, self.fate, self.on_wait, self.timer = workers, fate, on_wait, timer
+        self.workers, self.fate, self.refuse, self.timer = workers, fate, refuse, timer
         self.time, self.driver_s, self.calls = 0.0, 0.0, 0
         self.begun: list[Call] | None = []  # None: nobody keeps them
         self._coming: list[tuple[float, int, Callable[[], None]]] = []
@@ -304,7 +304,6 @@ class SimulatedRay:
         self, over: Callable[[], bool], timeout: float | None, waited_for: Sequence[Reference]
     ) -> bool:
         self._enter()
-        self.on_wait()
         deadline = None if timeout is None else self.time + timeout
         self._happen(self.time)
         while not over():

@@ -59,6 +59,7 @@ def simulated(ray: SimulatedRay) -> Iterator[None]:
         # Models are files that no one changes: each is looked at once.
         for name in ("ultramed_rl.online.run.chat_tokenizer", "ultramed_rl.crew.scorers.ChatTokenizer"):
             stack.enter_context(mock.patch(name, _tokenizer))
+        stack.enter_context(mock.patch("os.fsync"))  # a driver is killed here, no machine
         stack.enter_context(mock.patch.object(heartbeat, "_EVERY_S", 3600.0))
         yield
 
@@ -88,13 +89,14 @@ class Simulation:
     Attributes:
         models: where `policy/`, `reward/` and `questions.jsonl` are.
         fate: what befalls a worker's call.
+        refuse: the error with which engines refuse a prompt, or "".
     """
 
     models: Path
     path: Path
     changes: Mapping[str, Any] = field(default_factory=dict)
     fate: Callable[[Call], str] = lambda call: ""
-    on_wait: Callable[[], None] = lambda: None
+    refuse: Callable[[str], str] = lambda key: ""
 
     @property
     def config(self) -> RunConfig:
@@ -109,7 +111,7 @@ class Simulation:
         Raises:
             Exception: what ended the run.
         """
-        ray = SimulatedRay(WORKERS, self.fate, self.on_wait)
+        ray = SimulatedRay(WORKERS, self.fate, self.refuse)
         killed = False
         with watched_disk(self.path, kill_at) as disk, simulated(ray):
             try:

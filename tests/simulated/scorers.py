@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,18 @@ from ultramed_rl.learning.seeds import seeded_number
 TURN_S, TOKENS_PER_S = 0.01, 1000.0
 
 
-def number_answers(ray: SimulatedRay, turn: Turn, weights: str, budget: int) -> Takes:
-    """A turn's numbers: its tokens over a rate, and some seconds for the turn."""
+def number_answers(
+    ray: SimulatedRay,
+    turn: Turn,
+    score: Callable[[AnswerGroup], list[float]],
+    turn_s: float = TURN_S,
+    rate: float = TOKENS_PER_S,
+) -> Takes:
+    """A turn's numbers: some seconds for the turn, and its tokens over a rate."""
+    assert not turn.cancelled
     now, tokens = ray.time, sum(group.packed_tokens for _, group in turn.requests)
-    seconds = TURN_S + tokens / TOKENS_PER_S
-    done = [(key, numbers(weights, group)) for key, group in turn.requests]
-    assert budget > 0 and not turn.cancelled
+    seconds = turn_s + tokens / rate
+    done = [(key, score(group)) for key, group in turn.requests]
     return Takes(seconds, TurnReport(done, [], EPOCH + now, EPOCH + now + seconds))
 
 
@@ -44,7 +51,7 @@ class SimulatedScorer:
         return Takes(2.0)
 
     def work(self, turn: Turn) -> Takes:
-        return number_answers(self.ray, turn, self.weights, self.batch_tokens)
+        return number_answers(self.ray, turn, lambda group: numbers(self.weights, group))
 
     def offload(self) -> None:
         """Nothing is on a device."""

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from tests.simulated.ray import Handle, SimulatedRay, Stuck, Takes
-from tests.simulated.scorers import number_answers
+from tests.simulated.scorers import number_answers, numbers
 from tests.simulated.weights import mix, read_weights, write_weights
 from ultramed_rl.actors.policy import PolicyWorker
 from ultramed_rl.actors.turns import Turn
@@ -136,7 +136,8 @@ class SimulatedTrainer(PolicyWorker):
     # -- as its own reference ------------------------------------------------------------------------------
 
     def work(self, turn: Turn) -> Takes:  # type: ignore[override]
-        return number_answers(self.ray, turn, self.base, self.scoring_budget)
+        assert self.scoring_budget > 0
+        return number_answers(self.ray, turn, lambda group: numbers(self.base, group))
 
     # -- weights for the engines ---------------------------------------------------------------------------
 

@@ -104,9 +104,19 @@ def test_a_process_that_dies_says_how(code: str, said: str) -> None:
     assert not outcome.worked and re.search(said, outcome.said)
 
 
-def test_deepspeed_is_really_loaded() -> None:
-    (found,) = engines.check_deepspeed()
-    assert found.level == "ok" and found.text.startswith(f"{version('deepspeed')} ")
+@pytest.mark.parametrize("name", ["deepspeed", "vllm"])
+@pytest.mark.parametrize(
+    ("module", "level", "said"),
+    [("__version__, LLM = '9.8.7', None", "ok", "9.8.7"), ("raise OSError('libcuda')", "fail", "libcuda")],
+)
+def test_an_engine_is_loaded_in_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, module: str, level: str, said: str
+) -> None:
+    """Another module goes by its name: the real ones take long, and integration tests load them."""
+    (tmp_path / f"{name}.py").write_text(module)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (found,) = getattr(engines, f"check_{name}")()
+    assert (found.name, found.level) == (name, level) and said in found.text
 
 
 # -- devices -----------------------------------------------------------------------------------------------

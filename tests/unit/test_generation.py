@@ -54,18 +54,18 @@ def in_turn(*said: Said) -> Callable[[dict[str, Any]], Said]:
 
 
 def test_no_request_of_a_troubled_api_is_lost_or_doubled(tmp_path: Path) -> None:
-    requests = [request(f"r{i}", SCHEMA) for i in range(2000)]
-    fields = {"retries": 6, "concurrency": 64, "timeout_s": 2.0, "requests_per_minute": 18000.0}
-    with fake_api(troubled(0.2, slow_s=4.0), Limit(300.0, 75.0)) as (url, api):
+    requests = [request(f"r{i}", SCHEMA) for i in range(1000)]
+    fields = {"retries": 6, "concurrency": 64, "timeout_s": 1.0, "requests_per_minute": 24000.0}
+    with fake_api(troubled(0.2, slow_s=2.0), Limit(400.0, 100.0)) as (url, api):
         generator = ApiGenerator(endpoint(url, **fields), tmp_path)
         first = list(generator.replies(iter(requests)))
         assert sorted(r.key for r in first) == sorted(r.key for r in requests)
         good = {r.key: r.text for r in first if not r.error}
         assert all(json.loads(text) == {"asked": f"say {key}"} for key, text in good.items())
-        assert len(good) >= 1900, Counter(r.error for r in first)
+        assert len(good) >= 950, Counter(r.error for r in first)
         assert all(not r.text for r in first if r.error)
         usage = generator.usage()
-        assert (usage.requests, usage.errors) == (2000, 2000 - len(good))
+        assert (usage.requests, usage.errors) == (1000, 1000 - len(good))
         assert usage.tokens == sum(r.prompt_tokens + r.completion_tokens for r in first)
         assert api.most_busy <= 64 + 64, "those that the client gave up may still be busy, no others"
 

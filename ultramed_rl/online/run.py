@@ -54,6 +54,8 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult:
 
     with RunDirectory.open(config, resume, inputs) as store, watched(store.path):
         store.discard_metrics_after(store.committed_rounds())
+        if config.run.keep_checkpoints is not None:  # a kill may have come before those of its last round went
+            store.prune_checkpoints(config.run.keep_checkpoints)
         with Tracker(store, config) as tracker:
             if store.committed_rounds() == config.run.rounds:
                 return finished_run(config, store, progress)

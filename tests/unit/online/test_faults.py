@@ -10,14 +10,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.simulated.cases import Cases, cases
-from tests.simulated.fixtures import known, quick  # noqa: F401
 from tests.simulated.outcome import check_same
 from tests.simulated.ray import Call
 from tests.simulated.run import Simulation
 
 NAMES = list(cases(Path()))
 KINDS = ("dies", "dies late", "hangs", "raises")
-_POINTS = 8  # of a run at which something happens, in each test
+_POINTS = 7  # of a run at which something happens, in each test
 
 
 def fated(kinds: dict[int, str], struck: list[Call]) -> Callable[[Call], str]:
@@ -53,7 +52,7 @@ def survive(simulation: Simulation, kill_at: int | None = None) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", NAMES)
-def test_something_befalls_a_worker(known: Cases, name: str, kind: str, tmp_path: Path) -> None:  # noqa: F811
+def test_something_befalls_a_worker(known: Cases, name: str, kind: str, tmp_path: Path) -> None:
     expected, whole = known.unbroken(name)
     calls = whole.ray.begun
     step = max(1, len(calls) // _POINTS)
@@ -72,7 +71,7 @@ def test_something_befalls_a_worker(known: Cases, name: str, kind: str, tmp_path
     kill_at=st.none() | st.integers(1, 200),
 )
 def test_any_order_of_faults(
-    known: Cases,  # noqa: F811
+    known: Cases,
     tmp_path_factory: pytest.TempPathFactory,
     name: str,
     befalls: dict[int, str],

@@ -1,8 +1,6 @@
-"""Fixtures of the tests that run whole simulated runs; such a test imports them."""
+"""Simulated runs: the cases, each one's unbroken run, and what makes them quick."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 
@@ -11,9 +9,9 @@ from ultramed_rl.online import run as online_run
 from ultramed_rl.store import shards
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def known(tmp_path_factory: pytest.TempPathFactory) -> Cases:
-    """All cases, on models of this test's own."""
+    """All cases, on models made for them."""
     root = tmp_path_factory.mktemp("simulated")
     (root / "models").mkdir()
     return Cases(make_models(root / "models"), root)
@@ -21,6 +19,6 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Cases:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small files, so that a phase has several; and no report, whose figures take longer than the run."""
+    """Small files, so that a phase has several; no report, whose figures take longer than the run."""
     monkeypatch.setattr(shards, "SHARD_RECORDS", 5)
     monkeypatch.setattr(online_run, "write_own_report", lambda *_: None)
