@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
-from tests.simulated.cases import Cases
-from tests.simulated.fixtures import known, quick  # noqa: F401
-from tests.simulated.outcome import check_same
-from tests.simulated.ray import Call
 from ultramed_rl.cli.exits import carry_out
 from ultramed_rl.cli.program import app, command
 from ultramed_rl.tracking import termination
@@ -78,27 +72,3 @@ def test_every_command_ends_so_also_outside_of_its_run() -> None:
     finally:
         app.registered_commands[:] = before
     assert found.exit_code == 143 and len(found.stderr.splitlines()) == 1
-
-
-@pytest.mark.usefixtures("taken")
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.8])
-def test_a_run_that_gets_it_is_interrupted_and_goes_on_to_the_same_end(
-    known: Cases,  # noqa: F811
-    tmp_path: Path,
-    share: float,
-) -> None:
-    expected, whole = known.unbroken("streamed")
-    at = int(share * len(whole.ray.begun))
-
-    def fate(call: Call) -> str:
-        if call.number == at:
-            terminate()
-        return ""
-
-    simulation = known.at("streamed", tmp_path)
-    with pytest.raises(Terminated):
-        simulation.but(fate=fate).run()
-    status = json.loads((simulation.config.run.folder / "status.json").read_text())
-    assert status["state"] == "interrupted"
-    simulation.run(resume=True)
-    check_same(simulation.outcome(), expected, f"SIGTERM at call {at}")

@@ -27,11 +27,11 @@ def digest_inputs(inputs: Iterable[Any]) -> str:
     return hasher.hexdigest()
 
 
-def digest_path(path: Path, *, sizes: bool = False) -> str:
+def digest_path(path: Path, *, sizes: bool = False, sampled: bool = False) -> str:
     """SHA-256 of a file's bytes; of a directory, over its files' relative names and digests.
 
     With `sizes` a directory's files count by their sizes alone: for states of hundreds of GB, which are written
-    and read often and by many.
+    and read often and by many. With `sampled` they count by `digest_sampled`.
     """
     if path.is_dir() and sizes:
         files = sorted(p for p in path.rglob("*") if p.is_file())
@@ -39,7 +39,8 @@ def digest_path(path: Path, *, sizes: bool = False) -> str:
         return hashlib.sha256(listing.encode()).hexdigest()
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.is_file())
-        listing = "\n".join(f"{p.relative_to(path).as_posix()} {digest_path(p)}" for p in files)
+        of = digest_sampled if sampled else digest_path
+        listing = "\n".join(f"{p.relative_to(path).as_posix()} {of(p)}" for p in files)
         return hashlib.sha256(listing.encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
