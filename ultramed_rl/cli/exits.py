@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ def check(read: Callable[[], T], source: str | None = None) -> T:
         fail(str(error), WRONG)
     except ValueError as error:
         fail(f"{source}: {error}" if source else str(error), WRONG)
+    except OSError as error:
+        fail(one_line(error), FAILED)
 
 
 def carry_out(action: Callable[[], Mapping[str, Any]], again: str | None = None) -> None:
@@ -81,6 +84,10 @@ def resume_command(
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error; of one that crossed from a Ray actor, the message that was raised there."""
+    """The message of an error; of one that crossed from a Ray actor, the message that was raised there; of the system's,
+    the file first."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        name = os.fsdecode(error.filename)
+        return f"{name}: {error.strerror}; mend the file or its permissions, or put it back from a copy"
     cause = getattr(error, "cause", None)
     return f"{type(cause).__name__}: {cause}" if isinstance(cause, Exception) else str(error)

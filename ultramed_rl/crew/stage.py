@@ -87,9 +87,9 @@ class StageCrew:
         """Write all that `load_state` needs to go on exactly."""
         self._call("save_state", str(directory), seconds=self._model_s)
 
-    def load_state(self, directory: Path) -> None:
-        """Go on from what `save_state` wrote."""
-        self._call("load_state", str(directory), seconds=self._model_s)
+    def load_state(self, directory: Path, skipped: int) -> None:
+        """Go on from what `save_state` wrote, after so many skipped steps."""
+        self._call("load_state", str(directory), skipped, seconds=self._model_s)
 
     def stop(self) -> None:
         """End the ranks and give the devices back."""

@@ -77,7 +77,9 @@ class RunDirectory(WorkDirectory):
         round whose checkpoint is there won't be taken again, and stay."""
 
         def stays(row: dict[str, Any]) -> bool:
-            index = float(row.get("round", row.get("round_index", -1)))
+            index = row.get("round", row.get("round_index", -1))
+            if not isinstance(index, (int, float)):  # nobody of us wrote it
+                return False
             return index < rounds or ("step_index" in row and trained(int(index)))
 
         @cache

@@ -175,7 +175,7 @@ class WorkDirectory:
     def read_metrics(self) -> list[dict[str, Any]]:
         """All whole lines of `metrics.jsonl`."""
         path = self.path / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
         return [row for line in lines if (row := _parse(line)) is not None]
 
     def keep_metrics(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
@@ -188,10 +188,10 @@ class WorkDirectory:
 
 def _parse(line: str) -> dict[str, Any] | None:
     try:
-        row: dict[str, Any] = json.loads(line)
-    except json.JSONDecodeError:  # the last line of a killed run
+        row = json.loads(line)
+    except ValueError:  # the last line of a killed run
         return None
-    return row
+    return row if isinstance(row, dict) else None
 
 
 def _short(value: object) -> str:
