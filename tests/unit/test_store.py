@@ -289,6 +289,28 @@ def test_a_changed_config_is_refused_with_the_difference(tmp_path: Path) -> None
         assert "project: other" in (store.path / "config.yaml").read_text()
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "harmless"),
+    [
+        ("url", "http://elsewhere:5001/get_reward", True),
+        ("token_env", "OTHER", True),
+        ("timeout_s", 9.0, True),
+        ("weight", 0.5, False),
+        ("tokenizer", "other", False),
+    ],
+)
+def test_a_reward_server_may_have_moved(tmp_path: Path, key: str, value: Any, harmless: bool) -> None:
+    """Its address never told what answers there; what it counts for is another matter."""
+    term = {"type": "http", "url": "http://here:5000/get_reward"}
+    RunDirectory.open(config(tmp_path, reward__terms=[term]), resume=False).__exit__(None, None, None)
+    moved = config(tmp_path, reward__terms=[{**term, key: value}])
+    if harmless:
+        RunDirectory.open(moved, resume=True).__exit__(None, None, None)
+    else:
+        with pytest.raises(ValueError, match=rf"reward\.terms\.0\.{key}: "):
+            RunDirectory.open(moved, resume=True)
+
+
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
     with (
         RunDirectory.open(config(tmp_path), resume=False),

@@ -91,7 +91,8 @@ def manifests(folder: Path) -> dict[str, dict[str, Any]]:
     found = {}
     for path in sorted(folder.glob("*.json")):
         content = read_json(path)
-        if isinstance(content, dict) and {"digest", "seconds", "name"} <= content.keys():
+        seconds = content.get("seconds")
+        if {"digest", "name"} <= content.keys() and isinstance(seconds, int | float | dict):
             found[str(content["name"])] = content
     return found
 

@@ -42,6 +42,13 @@ _HARMLESS = (
     "cluster.workers",
     "max_failed_share",
 )
+# A reward server or judge may have moved: its address never told what answers there, so that another address tells no more
+# than the same one. A judge's model, which decides, is named beside it.
+_SERVICE = re.compile(r"reward\.terms\.\d+\.|benchmarks\.judge\.")
+_WHERE_AND_HOW = {
+    *("url", "base_url", "token_env", "api_key_env"),
+    *("timeout_s", "retries", "concurrency", "batch_size"),
+}
 _ENDPOINT_LIMITS = Endpoint.model_fields.keys() - DECIDES
 
 
@@ -200,6 +207,8 @@ def _short(value: object) -> str:
 
 
 def _is_harmless(key: str) -> bool:
+    if _SERVICE.match(key):
+        return key.rpartition(".")[2] in _WHERE_AND_HOW
     return key.startswith(_HARMLESS) or (
         key.startswith("generators.") and key.rpartition(".")[2] in _ENDPOINT_LIMITS
     )

@@ -64,7 +64,7 @@ def _run_status(directory: Path, heart: Row) -> Status:
         )
     wanted = int(config["run"]["rounds"]) if kind == "online" else None
     rounds = _committed_rounds(directory) if kind == "online" else ()
-    made = len(rounds) == wanted if kind == "online" else (directory / _DONE[kind]).is_file()
+    made = len(rounds) == wanted if kind == "online" else _is_made(directory / _DONE[kind])
     state = _state(directory, heart, made)
     work = _work(heart) if state == "running" else None
     return Status(
@@ -180,6 +180,11 @@ def _last_metrics(directory: Path, kind: str, rounds: tuple[Row, ...]) -> dict[s
                 found[name] = row
     done = _json(directory / _DONE[kind]).get("metrics") if kind in _DONE else None
     return found | ({"result": done} if isinstance(done, dict) and done and kind != "data" else {})
+
+
+def _is_made(file: Path) -> bool:
+    """Whether a stage came to its end: an evaluation whose judge failed leaves results with the error."""
+    return file.is_file() and "error" not in _json(file)
 
 
 def _seconds(manifest: Row) -> float:

@@ -81,7 +81,7 @@ def run(known: Cases, tmp_path: Path) -> Path:
 
 
 def invoke(*arguments: str) -> Result:
-    with simulated(SimulatedRay(WORKERS, lambda call: "", lambda: None)):
+    with simulated(SimulatedRay(WORKERS, lambda call: "", lambda *_: None)):
         return CliRunner().invoke(app, list(arguments))
 
 
