@@ -12,6 +12,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from datetime import datetime
 from functools import lru_cache, wraps
 from itertools import islice
 from typing import Any, TypeVar
@@ -25,6 +26,9 @@ from ultramed_rl.records import Message
 
 MOST_SECONDS = 5.0  # of the processor, for one chat; real templates take milliseconds
 MOST_MADE = 2**26  # characters and items made on the way to one chat
+# What a template that has a clock reads: a chat must give the same tokens tomorrow, when a run is taken up again. It is the
+# date that Llama 3's template takes itself where there is no clock.
+_DATE = datetime(2024, 7, 26)
 _MOST_SOURCE = 2**20  # characters of a template
 _MOST_BITS = 2**14  # of a number
 _TURN, _JOINED, _SLICED = "a turn", "joined parts", "a slice"  # filters that no template can name
@@ -58,7 +62,7 @@ def render_chat(tokenizer: Any, messages: Sequence[Message], *, generate: bool =
     _left.made, _left.until = MOST_MADE, time.thread_time() + MOST_SECONDS
     try:
         template = _compile(tokenizer.get_chat_template())
-        given = {"messages": list(messages), "tools": None, "documents": None}
+        given = {"messages": list(messages), "tools": None, "documents": None, "strftime_now": _DATE.strftime}
         return template.render(**tokenizer.special_tokens_map, **given, add_generation_prompt=generate)
     except Exception as error:  # a template can fail with anything
         words = " ".join(str(error).split())[:200]

@@ -13,8 +13,6 @@ from ultramed_rl.cluster.plan import make_plan
 from ultramed_rl.config import AnyConfig
 from ultramed_rl.config.base import Problems
 from ultramed_rl.config.recipe import RecipeConfig, stage_config, stage_inputs
-from ultramed_rl.store.artifacts import read_json
-from ultramed_rl.store.atomic import write_json
 from ultramed_rl.tracking import Progress, watched
 
 
@@ -86,7 +84,6 @@ def run_recipe(recipe: RecipeConfig, *, resume: bool = False) -> RecipeResult:
     with watched(directory, stages=tuple(recipe.stages)):
         for number, name in enumerate(recipe.stages, start=1):
             config = stage_config(recipe, name, outputs)
-            remember_inputs(recipe, name, outputs, directory / name)
             progress.say(f"-- stage {number} of {len(recipe.stages)}: {name} ({config.type})")
             began = time.perf_counter()
             outputs[name] = RUNNERS[config.type](config, name in started)
@@ -115,32 +112,7 @@ def data_stage(recipe: RecipeConfig, name: str) -> AnyConfig:
         outputs[needed] = str(made)
     config = stage_config(recipe, name, outputs)
     check_runnable(config)
-    remember_inputs(recipe, name, outputs, directory / name)
     return config
-
-
-def remember_inputs(recipe: RecipeConfig, name: str, outputs: Mapping[str, str], directory: Path) -> None:
-    """Keep the digests of what the stage takes from others beside it.
-
-    Raises:
-        ValueError: it was begun with something that has been made anew since.
-    """
-    found = {target: _digest_of(Path(outputs[target])) for target in stage_inputs(recipe, name)}
-    file = directory / "inputs.json"
-    before = read_json(file) if file.is_file() else found
-    changed = [target for target in found if before.get(target) != found[target]]
-    if changed:
-        raise ValueError(
-            f"{directory}: was made from another {', '.join(changed)}; delete it to make it again, or put back "
-            "what it was made from"
-        )
-    directory.mkdir(parents=True, exist_ok=True)
-    write_json(file, found)
-
-
-def _digest_of(artifact: Path) -> str:
-    """What the manifest beside an artifact says."""
-    return str(read_json(artifact.parent / f"{artifact.stem}.json")["digest"])
 
 
 def _online(config: Any, resume: bool) -> str:

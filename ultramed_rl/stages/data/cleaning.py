@@ -22,6 +22,7 @@ from ultramed_rl.evaluation.tasks import find_task
 from ultramed_rl.stages.data.inputs import open_embedder, read_input, read_made_rows
 from ultramed_rl.stages.data.work import Work
 from ultramed_rl.store.atomic import write_lines
+from ultramed_rl.tracking.termination import keep_sigterm
 
 ROWS = 2048  # of a block
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -59,6 +60,7 @@ def _map(work: Work, files: list[Path], function: Any, name: str) -> list[Path]:
         from ultramed_rl.cluster.placement import connect
 
         connect(cluster)
+        keep_sigterm()
     return map_blocks(
         files,
         function,
