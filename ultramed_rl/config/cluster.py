@@ -75,8 +75,9 @@ class Faults(Section):
         description="seconds without a sign of life (a turn's report, an optimizer step) after which a worker is replaced",
     )
     start_s: Seconds = Field(
-        default=900.0,
-        description="seconds to wait for a replacement; after that its node counts as lost",
+        default=1800.0,
+        description="seconds that a worker may take to start, or to read or write a whole model; then it is replaced, or "
+        "where it found no place its node counts as lost",
     )
     fewer: bool = Field(
         default=True, description="go on with fewer engines or replicas when one cannot be replaced"
