@@ -209,8 +209,9 @@ def test_a_line_without_an_end_is_not_read_to_it(tmp_path: Path, monkeypatch: py
         next(rows)
 
 
-def test_rows_nested_without_end_are_told_with_their_line(tmp_path: Path) -> None:
-    path = tmp_path / "deep.jsonl"
-    path.write_text('{"a": 1}\n{"a": ' + "[" * 100_000 + "\n")
-    with pytest.raises(ValueError, match=r"deep\.jsonl, line 2"):
+@pytest.mark.parametrize("value", ["[" * 100_000, "9" * 5000], ids=["deep", "digits"])
+def test_json_that_python_cannot_read_is_told_with_its_line(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "odd.jsonl"
+    path.write_text('{"a": 1}\n{"a": ' + value + "}\n")
+    with pytest.raises(ValueError, match=r"odd\.jsonl, line 2"):
         list(read_rows(str(path)))

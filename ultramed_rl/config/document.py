@@ -35,9 +35,10 @@ class Document:
         """
         key = re.split(r"[=:,\s]", problem, maxsplit=1)[0]
         line = self._line(key)
-        where = f"line {line}" * bool(line) if where is None else where
+        if where is None:
+            where = f"line {line}" if line else ""
         problem = shorten(key, _LONGEST_KEY) + problem[len(key) :]
-        end = f" ({where})" * bool(where)
+        end = f" ({where})" if where else ""
         whole = f"{shorten(self.name, _LONGEST_NAME)}: {problem}"
         return shorten(whole, LONGEST_LINE - len(end)) + end
 

@@ -42,7 +42,9 @@ class YamlProblem(ValueError):
     @property
     def where(self) -> str:
         """The place in words, "" where none is known."""
-        return f"line {self.line}{f', column {self.column}' * bool(self.column)}" * bool(self.line)
+        if self.column:
+            return f"line {self.line}, column {self.column}"
+        return f"line {self.line}" if self.line else ""
 
 
 def read_yaml(text: str, key: str = "") -> tuple[Any, dict[str, int]]:
@@ -95,9 +97,8 @@ class _Reading:
             return self._loader.get_event()
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
-            words = " ".join(f"{error.problem}".split())
             assert mark is not None
-            words = f"not valid YAML; mend it: {words}"
+            words = f"not valid YAML; mend it: {' '.join(f'{error.problem}'.split())}"
             raise YamlProblem(words, key, mark.line + 1, mark.column + 1) from None
         except (ValueError, OverflowError):  # an escape of a character that there isn't
             words = "not valid YAML: an escape that is no character"

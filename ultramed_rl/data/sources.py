@@ -202,15 +202,21 @@ def _only_list(content: Any) -> Any:
 
 
 def _parse_json(content: bytes, place: str) -> Any:
+    text = _decode(content, place)
     try:
-        return json.loads(_decode(content, place))
-    except RecursionError:
-        raise ValueError(f"{place}: not JSON: nested too deep; repair the file") from None
+        return json.loads(text)
     except json.JSONDecodeError as error:
         inside = f" (its line {error.lineno})" if error.lineno > 1 else ""
         raise ValueError(
             f"{place}: not JSON{inside}: {error.msg} at column {error.colno}; repair the file"
         ) from error
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # a number of thousands of digits, lists in lists without end
+        raise ValueError(
+            f"{place}: not JSON that can be read: {_first_line(error)}; repair the file"
+        ) from None
 
 
 def _decode(content: bytes, place: str) -> str:
