@@ -116,8 +116,8 @@ class ChatTokenizer:
     def end_of_turn(self) -> int:
         """The token that the chat template puts after an assistant's answer."""
         _, _, after = self._frame([Message(role="user", content="x")])
-        special = set(self.backend.all_special_ids) | set(self.backend.added_tokens_decoder)
-        return next((i for i in self.controls.encode([after])[0] if i in special), self.backend.eos_token_id)
+        markers = (token for token in self.controls.encode([after])[0] if token in self.controls.numbers)
+        return next(markers, self.backend.eos_token_id)
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of the chat with the generation prompt: what a rollout goes on from."""
