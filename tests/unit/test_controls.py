@@ -200,6 +200,15 @@ def test_what_a_policy_samples_inside_an_answer_is_read_as_letters(
     assert tokenizer.spell_out(usual) == usual
 
 
+def test_who_puts_spaces_otherwise_has_other_tokens(
+    tokenizers: dict[tuple[str, str], ChatTokenizer],
+) -> None:
+    """One vocabulary may go with several ways of splitting texts."""
+    first, never = tokenizers["first", "llama2"], tokenizers["never", "llama2"]
+    assert first.backend.get_vocab() == never.backend.get_vocab()
+    assert first.same_as(first) and not first.same_as(never)
+
+
 def test_letters_that_only_normalise_to_a_marker_stay_letters(tmp_path: Path) -> None:
     from tokenizers import AddedToken, normalizers
 

@@ -108,10 +108,14 @@ class ChatTokenizer:
 
     def same_as(self, other: ChatTokenizer) -> bool:
         """Whether both turn every chat into the same tokens."""
-        return (
-            self.backend.chat_template == other.backend.chat_template
-            and self.backend.get_vocab() == other.backend.get_vocab()
-        )
+        return self._rules() == other._rules() and self.backend.get_vocab() == other.backend.get_vocab()
+
+    def _rules(self) -> list[Any]:
+        """What makes tokens of a chat beside the vocabulary: the template, its special tokens, how texts are split."""
+        chat = [Message(role="user", content="x"), Message(role="assistant", content="y")]
+        steps = [self.backend.backend_tokenizer.normalizer, self.backend.backend_tokenizer.pre_tokenizer]
+        states = [step and step.__getstate__() for step in steps]
+        return [self.backend.chat_template, self._render(chat), self.controls.ids, *states]
 
     def end_of_turn(self) -> int:
         """The token that the chat template puts after an assistant's answer."""
