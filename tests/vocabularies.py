@@ -26,6 +26,7 @@ class Template:
     text: str
     tokens: tuple[str, ...]
     before: str = ""  # what the policy writes between the generation prompt and the answer
+    strips: bool = False  # its tokens take the spaces behind them in
 
 
 TEMPLATES = {
@@ -46,6 +47,7 @@ TEMPLATES = {
         "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|assistant|>\n{% else %}<|endoftext|>{% endif %}",
         ("<|end|>", "<|user|>", "<|system|>", "<|assistant|>", "<|endoftext|>"),
+        strips=True,
     ),
     # The last answer gets an empty thinking block, which the generation prompt doesn't have.
     "qwen3": Template(
@@ -123,7 +125,10 @@ def make(kind: str, template: Template) -> Any:
         additional_special_tokens=list(template.tokens[1:]),
         chat_template=template.text,
     )
-    found.add_tokens([AddedToken("<think>"), AddedToken("</think>")])  # no special ones, as Qwen3's
+    if template.strips:
+        found.add_tokens([AddedToken(token, rstrip=True, special=True) for token in template.tokens])
+    # No special ones: Qwen3's, and a run of line breaks as Gemma has them.
+    found.add_tokens([AddedToken("<think>"), AddedToken("</think>"), AddedToken("\n\n\n")])
     return found
 
 

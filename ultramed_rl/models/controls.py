@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 _PRIVATE = 0xE000  # the first of Unicode's private characters: no normaliser changes them, no text needs them
+# An added token that is no special one may be a marker, or a run of spaces, which every text may hold.
+_BRACKETED = re.compile(r"[<\[{(|｜].+[>\]})|｜]")
 
 
 class ControlTokens:
@@ -29,7 +31,7 @@ class ControlTokens:
         self.ids: dict[str, int] = {
             token.content: index
             for index, token in added.items()
-            if token.special or token.content in template
+            if token.special or (_BRACKETED.fullmatch(token.content) and token.content in template)
         }
         named = zip(backend.all_special_tokens, backend.all_special_ids, strict=True)
         self.ids |= {text: index for text, index in named if backend.convert_ids_to_tokens(index) == text}

@@ -18,13 +18,16 @@ READ_AT = {"reward_read_at": "end_of_turn"}  # in the config.json of a reward mo
 def is_ours(path: str, *, trust_remote_code: bool = False) -> bool:
     """Whether a reward model was trained to be read at an answer's end of turn, as its config then says.
 
+    So is whatever a server has behind a language model's tokenizer: that one's rewards are nobody's own.
+
     Raises:
         OSError: no such model.
     """
     from transformers import AutoConfig
 
     config: Any = AutoConfig.from_pretrained(resolve_model(path), trust_remote_code=trust_remote_code)
-    return all(getattr(config, key, None) == value for key, value in READ_AT.items())
+    classifies = any("SequenceClassification" in name for name in config.architectures or [])
+    return not classifies or all(getattr(config, key, None) == value for key, value in READ_AT.items())
 
 
 @dataclass(frozen=True)

@@ -112,10 +112,14 @@ class ChatTokenizer:
 
     def same_as(self, other: ChatTokenizer) -> bool:
         """Whether both turn every chat into the same tokens."""
-        return (
-            self.backend.chat_template == other.backend.chat_template
-            and self.backend.get_vocab() == other.backend.get_vocab()
-        )
+        return self._rules() == other._rules() and self.backend.get_vocab() == other.backend.get_vocab()
+
+    def _rules(self) -> list[Any]:
+        """What makes tokens of a chat beside the vocabulary: the template, its special tokens, how texts are split."""
+        chat = [Message(role="user", content="x"), Message(role="assistant", content="y")]
+        steps = [self.backend.backend_tokenizer.normalizer, self.backend.backend_tokenizer.pre_tokenizer]
+        states = [step and step.__getstate__() for step in steps]
+        return [self.backend.chat_template, self._render(chat), self.controls.ids, *states]
 
     def _begun(self, name: str) -> str:
         """A template's text; a built-in one begins a chat as the tokenizer begins every text that it encodes."""
@@ -126,14 +130,13 @@ class ChatTokenizer:
     def end_of_turn(self) -> int:
         """The token that the chat template puts after an assistant's answer."""
         _, _, after = self._frame([Message(role="user", content="x")])
-        special = set(self.backend.all_special_ids) | set(self.backend.added_tokens_decoder)
-        return next((i for i in self.controls.encode([after])[0] if i in special), self.backend.eos_token_id)
+        markers = (token for token in self.controls.encode([after])[0] if token in self.controls.numbers)
+        return next(markers, self.backend.eos_token_id)
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of the chat with the generation prompt: what a rollout goes on from."""
         hidden = self._hide(messages)
-        text = self._render(hidden, generate=True)
-        return [token for part in self._encode_from(text, self._borders(hidden, text)) for token in part]
+        return self._encode_open(hidden, self._render(hidden, generate=True))
 
     def encode_conversation(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
         """Token ids of a whole chat up to its last answer's end, and which of them the assistant wrote.
@@ -188,16 +191,17 @@ class ChatTokenizer:
         hidden = self._hide(messages)
         frame = self._frame(hidden)
         rests = []
-        for answer in answers:
+        for place, answer in enumerate(answers):
             text = self.controls.hide(self.without_end(answer) if checked else answer)
             closed = self._render([*hidden, Message(role="assistant", content=text)])
             if checked:
                 self._check_answer(hidden, frame, text, closed)
             # A template that begins elsewhere with this answer rewrote it; the answer itself is still what was said.
-            rests.append(closed[len(frame[0]) :] if closed.startswith(frame[0]) else text + frame[2])
-        found = [self._go_on(frame[0], rest) for rest in rests]
-        ends = [self._end(ids) + (place not in cut) for place, ids in enumerate(found)]
-        return self.encode_chat(messages), [ids[:end] for ids, end in zip(found, ends, strict=True)]
+            rest = closed[len(frame[0]) :] if closed.startswith(frame[0]) else text + frame[2]
+            rests.append(rest.removesuffix(frame[2]) if place in cut else rest)
+        found = enumerate(self._go_on(frame[0], rests))
+        learnt = [ids if place in cut else ids[: self._end(ids) + 1] for place, ids in found]
+        return self._encode_open(hidden, frame[0]), learnt
 
     def encode_whole(self, chats: Sequence[Sequence[Message]]) -> list[list[int]]:
         """Token ids of all that the template renders of each chat, with what follows its last end of turn."""
@@ -244,32 +248,40 @@ class ChatTokenizer:
         text = message["content"]
         return self.without_end(text) if message["role"] == "assistant" else text
 
-    def _borders(self, messages: Sequence[Message], text: str) -> list[int]:
-        """Where in a chat's text rollouts of its earlier turns would have begun, as far as the template only appends."""
+    def _encode_open(self, messages: Sequence[Message], text: str) -> list[int]:
+        """Token ids of a chat's text with the generation prompt.
+
+        It is cut where rollouts of its earlier turns would have begun, as far as the template only appends.
+        """
         turns = (turn for turn, message in enumerate(messages) if turn and message["role"] == "assistant")
         opened = (self._render(messages[:turn], generate=True) for turn in turns)
-        return [len(start) for start in opened if text.startswith(start)]
+        borders = [len(start) for start in opened if text.startswith(start)]
+        return [token for part in self._encode_from(text, borders) for token in part]
 
     def _encode_from(self, text: str, borders: Sequence[int]) -> list[list[int]]:
         """Token ids of a rendered chat, cut at the borders, over which no token goes."""
         places = [0, *borders, len(text)]
         first = self.controls.encode([text[: places[1]]])
-        return first + [self._go_on(text[:a], text[a:b]) for a, b in pairwise(places[1:])]
+        return first + [self._go_on(text[:a], [text[a:b]])[0] for a, b in pairwise(places[1:])]
 
-    def _go_on(self, start: str, rest: str) -> list[int]:
-        """Token ids of a text that follows another one, whose own ids stay what they are.
+    def _go_on(self, start: str, rests: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts that follow another one, whose own ids stay what they are.
 
         They are what the whole has more than its start. Where both would grow together (a line break that ends
         the one with a line break that begins the other), the rest is encoded behind a letter that joins nothing.
         """
         start = start[self.controls.last(start) :]  # control tokens part texts: what is before doesn't matter
-        before, whole = self.controls.encode([start, start + rest])
-        if whole[: len(before)] == before:
-            return whole[len(before) :]
+        before, *wholes = self.controls.encode([start, *(start + rest for rest in rests)])
+        return [
+            whole[len(before) :] if whole[: len(before)] == before else self._set_apart(rest)
+            for rest, whole in zip(rests, wholes, strict=True)
+        ]
+
+    def _set_apart(self, rest: str) -> list[int]:
+        """Token ids of a text that doesn't begin its chat, and yet joins nothing before it."""
         stop = self.controls.first(rest)
-        before, whole, after, plain = self.controls.encode(
-            [_ALONE, _ALONE + rest[:stop], rest[stop:], rest[:stop]]
-        )
+        parts = [_ALONE, _ALONE + rest[:stop], rest[stop:], rest[:stop]]
+        before, whole, after, plain = self.controls.encode(parts)
         return [*(whole[len(before) :] if whole[: len(before)] == before else plain), *after]
 
     def _end(self, ids: Sequence[int]) -> int:

@@ -301,11 +301,12 @@ class Controller:
 
     def _reference_answer(self, prompt: Prompt, answer: str) -> Completion:
         tokenizer = self.crew.tokenizer
-        _, (tokens,) = tokenizer.encode_answers(prompt.messages, [answer])
+        answer = tokenizer.without_end(answer)
+        _, (tokens,) = tokenizer.encode_answers(prompt.messages, [answer], checked=False)
         return Completion(
             prompt_id=prompt.prompt_id,
             sample=self.config.sampling.n,
-            text=tokenizer.without_end(answer),
+            text=answer,
             token_ids=TokenIds(tokens),
             finish_reason="reference",
             logprob=0.0,
