@@ -223,7 +223,7 @@ DATA: list[Wording] = [
     ("pairs that cannot be learnt from", broken_pairs,
      "equal answers 0=1: p1:4>4; token id outside the vocabulary of 64: p1:4>70; missing or non-finite reward: p1:4>70. Nothing was trained; drop or mend them, or look at the round's pairs.parquet"),
     ("template that fails", templated("{{ messages + 1 }}"),
-     "model 'ROOT', chat_template='ROOT/mine.jinja': its chat template cannot render a chat of user (TypeError: can only concatenate list (not \"int\") to list); mend it, use another, or leave out what it refuses"),
+     "model 'ROOT', chat_template='ROOT/mine.jinja': its chat template cannot render a chat of user, assistant (TypeError: can only concatenate list (not \"int\") to list); mend it, use another, or leave out what it refuses"),
     ("unknown benchmark", lambda root: find_task("medqua"),
      "task 'medqua': no such benchmark; did you mean 'medqa'? Name one of medqa, medmcqa, pubmedqa, mmlu_medical, medxpertqa, mmlu_pro_health, bioasq_yesno, bioasq_factoid, bioasq_list, kqa"),
 ]  # fmt: skip
@@ -448,7 +448,7 @@ COMMANDS: list[Wording] = [
     ("one run", command("compare", "ROOT"),
      "ROOT: 1 run, but a comparison needs 2 or more; name another beside it"),
     ("unknown shape", command("evaluate", "--model", "a/b", "--tasks", "medqa", "--offline", "--device", "cpu"),
-     "command line: policies.b='a/b': its shape is unknown without downloading it; set policy.architecture (head_dim, hidden_size, intermediate_size, num_attention_heads, num_hidden_layers, num_key_value_heads, tie_word_embeddings, vocab_size) from its config.json"),
+     "command line: policies.b='a/b': its shape is unknown without downloading it; set policy.architecture (hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads, vocab_size, head_dim, tie_word_embeddings, max_position_embeddings, parameters) from its config.json"),
     ("a config and options", command("evaluate", "exam.yaml", "--tasks", "medqa"),
      "--model, --tasks, --protocol, --source, --offline and --limit stand for a CONFIG; give one of both"),
     ("unknown stage", command("data", "judge", "ROOT/recipe.yaml", files={"recipe.yaml": RECIPE}),
