@@ -2,12 +2,12 @@
 
     python benchmarks/simulate.py --engines 1 8 64 512 --prompts 1000000 --n 8
 
-Real: the streamed round of `online/`, with the exchange, pools, dispatchers, scorers, pair selection, reference
-lane and the tables that it keeps, all of it on this process's main thread; and the pickling of every turn and
-unpickling of every report. Tables are compressed and written by threads beside it, as in a run: `beside_s` is what
-these take of the CPU, and is no part of the controller's time. Simulated: the workers, see `simulated.py`. Not counted: Ray's own part of a call, and
-what a round does after it is gathered. The virtual clock goes on by the controller's own time (`--clock`) while
-engines work, so a slow controller shows as idle engines.
+Real: the streamed round of `online/`, with the crew, exchange, pools, dispatchers, scorers, pair selection, reference
+lane and the tables that it keeps, all of it on this process's main thread; and the pickling of every call and
+unpickling of every result. Tables are compressed and written by threads beside it, as in a run: `beside_s` is what
+these take of the CPU, and is no part of the controller's time. Simulated: Ray and the workers, see `tests/simulated/`.
+Not counted: Ray's own part of a call, and what a round does after it is gathered. The virtual clock goes on by the
+controller's own time (`--clock`) while engines work, so a slow controller shows as idle engines.
 
 An engine is a model of 8B parameters in bfloat16 on one H100 with 256 sequences: weights of 16 GB at 3.35 TB/s are
 5 ms of a step, launching and scheduling 3 ms; each sequence adds 47 us, about half of it to read a cache of 500
@@ -31,28 +31,30 @@ import json
 import multiprocessing
 import random
 import shutil
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-from simulated import (
-    EngineSpeed,
-    SimulatedCrew,
-    SimulatedEngine,
-    SimulatedScorer,
-    SimulatedTransport,
-    Sizes,
-    clock,
-    draw,
-)
 
-from ultramed_rl.actors.rollout import SamplingRequest
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.simulated.engine import EngineSpeed, SimulatedEngine
+from tests.simulated.ray import SimulatedRay, Takes
+from tests.simulated.run import simulated
+from tests.simulated.scorers import SimulatedScorer, number_answers
+from tests.simulated.trainers import SimulatedTrainer
+from ultramed_rl.actors.policy import PolicyWorker
+from ultramed_rl.actors.rollout import RolloutWorker, SamplingRequest
+from ultramed_rl.actors.scorer import ReferenceWorker, RewardWorker
+from ultramed_rl.actors.turns import Turn
 from ultramed_rl.config import RunConfig, parse_config
+from ultramed_rl.crew.online import Crew
+from ultramed_rl.crew.scorers import Scorers
 from ultramed_rl.learning.packing import AnswerGroup
 from ultramed_rl.learning.pairs import select_pairs
 from ultramed_rl.learning.seeds import derive_seed
@@ -77,7 +79,7 @@ PROMPT_TOKENS = [12, 22, 43, 64, 77, 94, 117, 155, 175, 338, 519]
 # fmt: on
 LIMIT = 1024
 CHARACTERS = 4.94  # of an answer's text per token, in the same 50 answers
-VOCABULARY = 128_256
+VOCABULARY = 49_152
 SPEED = EngineSpeed(fixed_s=0.008, sequence_s=0.012 / 256, prefill_rate=30_000.0, max_num_seqs=256)
 SCORER_RATE, SCORER_TURN_S = 30_000.0, 0.005
 MICRO_BATCH = 16_384
@@ -138,13 +140,68 @@ class Prompts(Sequence[Prompt]):
 # -- the round ---------------------------------------------------------------------------------------------
 
 
-def rate_answers(key: str, group: AnswerGroup) -> list[float]:
+class Engine(SimulatedEngine):
+    """Answers with what was drawn once."""
+
+    speed = SPEED
+    answers: Answers
+
+    def start(self, arguments: Any, stop_token: int | None, version: int) -> None:
+        self.policy_version = version
+
+    def answer(self, request: SamplingRequest) -> list[Completion]:
+        return self.answers(request)
+
+
+class Scorer(SimulatedScorer):
+    """Forward passes at the rate of one H100."""
+
+    def load(self, path: str, trust_remote_code: bool = False) -> None:
+        """Nothing is read."""
+
+    def work(self, turn: Turn) -> Takes:
+        return number_answers(self.ray, turn, self.score, SCORER_TURN_S, SCORER_RATE)
+
+
+class Reward(Scorer):
     """Rewards that differ between answers and are the same every time."""
-    return [(answer[0] * 7919 + len(answer)) % 9973 / 1000.0 for answer in group.answers]
+
+    role = "reward"
+
+    def score(self, group: AnswerGroup) -> list[float]:
+        return [(answer[0] * 7919 + len(answer)) % 9973 / 1000.0 for answer in group.answers]
 
 
-def weigh_answers(key: str, group: AnswerGroup) -> list[float]:
-    return [-0.5 * len(answer) for answer in group.answers]
+class Reference(Scorer):
+    """Half a nat a token."""
+
+    role = "reference"
+
+    def score(self, group: AnswerGroup) -> list[float]:
+        return [-0.5 * len(answer) for answer in group.answers]
+
+
+class Policy(SimulatedTrainer):
+    """One that learns nothing here."""
+
+    def load(self, model: Any, spec: Any, address: Any, checkpoint: str | None = None) -> None:
+        self._join(address)
+
+
+def draw(values: Sequence[int], share: float) -> float:
+    """The quantile at `share` of [0, 1] between equally spaced ones."""
+    place = share * (len(values) - 1)
+    low = min(int(place), len(values) - 2)
+    return values[low] + (place - low) * (values[low + 1] - values[low])
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many workers each role has."""
+
+    engines: int
+    rewards: int
+    references: int
 
 
 def request_of(prompt: Prompt, n: int) -> SamplingRequest:
@@ -169,7 +226,7 @@ def run_config(sizes: Sizes, n: int) -> RunConfig:
     return parse_config(
         {
             "run": {"name": "simulated", "rounds": 1},
-            "policy": {"path": "none", "max_length": 2048},
+            "policy": {"path": "HuggingFaceTB/SmolLM2-135M-Instruct", "max_length": 2048},
             "reward": {
                 "train": {"learning_rate": 1.0e-5, "batch_size": 1},
                 "micro_batch_tokens": MICRO_BATCH,
@@ -184,6 +241,7 @@ def run_config(sizes: Sizes, n: int) -> RunConfig:
                 "barriers": False,
                 "nodes": sizes.engines + sizes.rewards + sizes.references + 1,
                 "devices_per_node": 1,
+                "policy": {"ranks": 1, "zero_stage": 0},
                 "rollout": {"engines": sizes.engines, "max_num_seqs": SPEED.max_num_seqs},
                 "reward": {"replicas": sizes.rewards},
                 "reference": {"replicas": sizes.references},
@@ -266,7 +324,7 @@ def simulate(engines: int, count: int, n: int, kind: str, folder: str) -> dict[s
     try:
         record = RoundRecord(path, 0)
         record.phase("prompts", list, kind=Prompt)  # those of a real round are in its files by now
-        transport = run_round(record, prompts, answers, sizes, n, kind)
+        ray = run_round(record, prompts, answers, sizes, n, kind)
         beside = time.process_time() - time.thread_time() - beside
         written = sum(file.stat().st_size for file in path.rglob("*.parquet"))
         scored = len(RecordFiles(record.artifact("scored"), ScoredCompletion))
@@ -280,14 +338,14 @@ def simulate(engines: int, count: int, n: int, kind: str, folder: str) -> dict[s
         "rewards": sizes.rewards,
         "references": sizes.references,
         "prompts": count,
-        "wall_s": round(transport.time, 1),
+        "wall_s": round(ray.time, 1),
         "bound_s": round(bound, 1),
-        "ratio": round(transport.time / bound, 4),
-        "controller_s": round(transport.controller_s, 1),
-        "completions_per_controller_s": round(count * n / transport.controller_s),
-        "controller_share": round(transport.controller_s / transport.time, 4),
+        "ratio": round(ray.time / bound, 4),
+        "controller_s": round(ray.driver_s, 1),
+        "completions_per_controller_s": round(count * n / ray.driver_s),
+        "controller_share": round(ray.driver_s / ray.time, 4),
         "beside_s": round(beside, 1),
-        "turns": transport.turns,
+        "calls": ray.calls,
         "pairs": pairs,
         "memory_mb": round(memory.peak / 1e6),
         "memory_before_mb": round(memory.start / 1e6),
@@ -298,17 +356,11 @@ def simulate(engines: int, count: int, n: int, kind: str, folder: str) -> dict[s
 
 def run_round(
     record: RoundRecord, prompts: Prompts, answers: Answers, sizes: Sizes, n: int, kind: str
-) -> SimulatedTransport:
-    """Gather one round; the transport knows how long it took."""
+) -> SimulatedRay:
+    """Gather one round; the simulated Ray knows how long it took."""
     config = run_config(sizes, n)
-    transport = SimulatedTransport(
-        {
-            "rollout": lambda rank: SimulatedEngine(SPEED, answers),
-            "reward": lambda rank: SimulatedScorer(SCORER_RATE, SCORER_TURN_S, rate_answers),
-            "reference": lambda rank: SimulatedScorer(SCORER_RATE, SCORER_TURN_S, weigh_answers),
-        },
-        timer=clock(kind),
-    )
+    Engine.answers = answers
+    workers = {RolloutWorker: Engine, PolicyWorker: Policy, RewardWorker: Reward, ReferenceWorker: Reference}
     rules = Rules(
         request=lambda prompt: request_of(prompt, n),
         extra=lambda prompt: None,
@@ -316,10 +368,33 @@ def run_round(
         version=0,
         reference_version=0,
     )
-    gatherer = Gatherer(config, SimulatedCrew(config, sizes, transport), Progress(), record, rules)
-    gatherer.gather(prompts)
-    transport.now()  # what came after the last event
-    return transport
+    ray = SimulatedRay(workers, timer=CLOCKS[kind])
+    ray.begun = None
+    with simulated(ray):
+        nobody, tokens = None, PolicyTokens()
+        crew = Crew(config, cast(Any, nobody), Scorers(config.reward, cast(Any, tokens)))
+        crew.begin_rollout(config.policy.path, 0)
+        crew.start_learners(config.policy.path, 0, config.policy.path, [config.policy.path])
+        ray.monotonic()
+        ray.time = ray.driver_s = 0.0  # the round begins
+        Gatherer(config, crew, Progress(), record, rules).gather(prompts)
+        ray.monotonic()  # what came after the last event
+    return ray
+
+
+class PolicyTokens:
+    """What is asked of the policy's tokenizer where reward models read the policy's tokens: a look for control tokens."""
+
+    controls = np.array([-1, -2], dtype=np.int32)
+
+    def spell_out(self, token_ids: Sequence[int]) -> Sequence[int]:
+        ids = np.frombuffer(TokenIds(token_ids).packed, dtype=np.int32)
+        assert not np.isin(ids, self.controls).any()
+        return token_ids
+
+
+# `wall`: seconds by the wall, with waits for the disk. `cpu`: of the calling thread, where others use the machine.
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.thread_time}
 
 
 def in_own_process(*arguments: Any) -> dict[str, Any]:
@@ -348,7 +423,7 @@ def main() -> None:
     parser.add_argument("--engines", type=int, nargs="+", default=[1, 8, 64, 512])
     parser.add_argument("--prompts", type=int, default=1_000_000)
     parser.add_argument("--n", type=int, default=8)
-    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="the controller's own time")
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="the controller's own time")
     parser.add_argument(
         "--folder", default="", help="for the records, some GB; default: the system's temporary one"
     )

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Lint, format, types and all tests that need no GPU. Arguments are passed on to pytest.
+# Lint, format, types and all tests that need no GPU: unit tests on two cores, then the integration tests.
+# Arguments make it one run of pytest with those: launch/test.sh tests/unit/test_x.py -k y
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash launch/setup.sh --dev
@@ -9,7 +10,14 @@ if ! command -v chromium >/dev/null 2>&1 && [ "$(id -u)" = 0 ] && command -v apt
     >/dev/null 2>&1 || true
 fi
 export DO_NOT_TRACK=1 TOKENIZERS_PARALLELISM=false
+# Tests start many processes of Python: what one of them has compiled is kept for the others.
+export PYTHONDONTWRITEBYTECODE=
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-exec .venv/bin/python -m pytest "$@"
+[ $# -eq 0 ] || exec .venv/bin/python -m pytest "$@"
+trap 'exit 130' INT  # pytest ends by itself then, and the next one would begin
+status=0
+.venv/bin/python -m pytest tests/unit -n 2 --dist worksteal || status=$?
+.venv/bin/python -m pytest tests/integration || status=$((status ? status : $?))
+exit "$status"

@@ -154,14 +154,16 @@ def make_policy(directory: Path, seed: int = 0, **changes: Any) -> Path:
     return directory
 
 
-def make_reward(directory: Path, seed: int = 1) -> Path:
-    """A random one-label classifier on disk."""
+def make_reward(directory: Path, seed: int = 1, *, ours: bool = True) -> Path:
+    """A random one-label classifier on disk; `ours` as this project saves those that it trains."""
     import torch
     from transformers import LlamaForSequenceClassification
 
     torch.manual_seed(seed)
     model = LlamaForSequenceClassification(tiny_config(num_labels=1))
     torch.nn.init.normal_(model.score.weight, std=1.0)
+    if ours:
+        model.config.reward_read_at = "end_of_turn"
     model.save_pretrained(directory)
     make_tokenizer().save_pretrained(directory)
     return directory

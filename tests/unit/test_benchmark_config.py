@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -13,8 +14,10 @@ from tests.tiny import make_policy, tiny_run
 from ultramed_rl.cli import app
 from ultramed_rl.config import ConfigError, EvaluateConfig, RunConfig, dump_config, load_any, parse_config
 from ultramed_rl.config.benchmarks import Greedy, Likelihood, SelfConsistency
-from ultramed_rl.config.load import KINDS, NULL_SAYS, _models
+from ultramed_rl.config.document import NULL_SAYS
+from ultramed_rl.config.load import KINDS
 from ultramed_rl.config.options import evaluate_options, option_overrides, run_name
+from ultramed_rl.config.reference_types import sections_in
 from ultramed_rl.recipes.run import check_runnable
 
 
@@ -52,41 +55,45 @@ def test_names_alone_stand_for_tasks_and_protocols() -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"benchmarks": None}, "nothing to ask; set benchmarks .* or prompts"),
-        ({"benchmarks": {"tasks": []}}, r"benchmarks.tasks=\[\]: name at least one task"),
-        ({"benchmarks": {"tasks": ["medqa", "medqa"]}}, "'medqa' stands twice"),
-        ({"benchmarks": {"tasks": ["medqa"], "protocols": ["greedy", "greedy"]}}, "'greedy' stands twice"),
+        ({"benchmarks": None}, r"^config: evaluate: .*\bbenchmarks\b.*\bprompts\b"),
+        ({"benchmarks": {"tasks": []}}, r"benchmarks\.tasks=\[\]: .*benchmarks\.general"),
+        ({"benchmarks": {"tasks": ["medqa", "medqa"]}}, r"benchmarks\.tasks: 'medqa'"),
+        (
+            {"benchmarks": {"tasks": ["medqa"], "protocols": ["greedy", "greedy"]}},
+            r"benchmarks\.protocols: 'greedy'",
+        ),
         (
             {"benchmarks": {"tasks": ["medqa"], "protocols": ["greddy"]}},
-            "greddy.*must be one of|does not match",
+            r"benchmarks\.protocols.*greddy.*'greedy'",
         ),
-        ({"policy": {"max_length": 1024}}, "max_new_tokens=1024 leaves no room .* policy.max_length=1024"),
+        ({"policy": {"max_length": 1024}}, r"max_new_tokens=1024 .*policy\.max_length=1024"),
         (
             {"benchmarks": {"tasks": ["medqa"], "protocols": ["self_consistency"], "orders": 2}},
-            "benchmarks.orders=2: self_consistency asks the data's own order alone",
+            r"benchmarks\.orders=2: self_consistency .*benchmarks\.protocols",
         ),
         (
             {
                 "benchmarks": {"general": {"tasks": ["mmlu"], "gpus": 4}},
                 "cluster": {"device": "cuda", "devices_per_node": 2},
             },
-            "benchmarks.general.gpus=4: .* cluster.devices_per_node=2; lower it",
+            r"benchmarks\.general\.gpus=4: .*cluster\.devices_per_node=2",
         ),
         (
             {
                 "benchmarks": {"general": {"tasks": ["mmlu"]}, "protocols": ["self_consistency"]},
                 "reward": {"path": "r"},
             },
-            "reward: scores nothing",
+            r"^config: reward: .*\bprompts\b.*self_consistency.*benchmarks\.protocols",
         ),
-        ({"reward": {"path": "r"}}, "reward: scores nothing; set prompts, or self_consistency"),
-        ({"chat_templates": {"b": "chatml"}}, r"chat_templates.b: no such policy \(a\)"),
+        (
+            {"reward": {"path": "r"}},
+            r"^config: reward: .*\bprompts\b.*self_consistency.*benchmarks\.protocols",
+        ),
+        ({"chat_templates": {"b": "chatml"}}, r"chat_templates\.b: .*\(a\)"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(changes: dict[str, Any], expected: str) -> None:
-    import re
-
-    assert re.search(expected, problems(evaluation(**changes)), re.S)
+    assert re.search(expected, problems(evaluation(**changes)))
 
 
 def test_null_on_the_command_line_says_what_it_says_in_a_file(tmp_path: Path) -> None:
@@ -106,7 +113,7 @@ def nullable(model: Any, prefix: str, seen: set[Any]) -> Iterator[str]:
         default = None if entry.is_required() else entry.get_default(call_default_factory=True)
         if type(None) in get_args(entry.annotation) and default is not None:
             yield key
-        for inner in _models(entry.annotation):
+        for inner in sections_in(entry.annotation):
             if inner not in seen:
                 seen.add(inner)
                 yield from nullable(inner, key, seen)
@@ -130,8 +137,8 @@ def test_lm_evaluation_harness_alone_asks_no_chats() -> None:
 
 def test_rounds_leave_the_harness_to_a_stage_of_its_own(tmp_path: Path) -> None:
     asked = {"tasks": ["medqa"], "protocols": ["likelihood"], "general": {"tasks": ["mmlu"]}}
-    assert "devices are taken; put it into an evaluate stage" in problems(
-        tiny_run(tmp_path, benchmarks=asked), RunConfig
+    assert problems(tiny_run(tmp_path, benchmarks=asked), RunConfig).startswith(
+        "config: benchmarks.general: "
     )
 
 
@@ -156,16 +163,15 @@ def test_options_alone_make_a_config() -> None:
 @pytest.mark.parametrize(
     ("models", "sources", "expected"),
     [
-        (["a/x", "b/x"], [], "a second one named 'x'; write --model NAME=b/x"),
-        (["a/x"], ["medqa"], "--source medqa: must read TASK=URI"),
-        (["a/x"], ["kqa=f.jsonl"], "--source kqa=...: --tasks doesn't name that task"),
-        (["=x"], [], "--model =x: must read NAME=PATH"),
+        (["a/x", "b/x"], [], "--model b/x: .*'x'.*--model NAME=b/x"),
+        (["a/x"], ["medqa"], "--source medqa: .*TASK=URI"),
+        (["a/x"], ["kqa=f.jsonl"], r"--source kqa=\.\.\.: --tasks "),
+        (["=x"], [], "--model =x: .*NAME=PATH"),
     ],
 )
 def test_options_that_contradict_are_refused(models: list[str], sources: list[str], expected: str) -> None:
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match=expected):
         evaluate_options({}, models, "medqa", None, sources=sources, limit=None, offline=False)
-    assert expected in str(caught.value)
 
 
 def test_run_names_are_what_a_folder_may_be_called() -> None:
@@ -178,19 +184,16 @@ def test_run_names_are_what_a_folder_may_be_called() -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (
-            ["--model", "POLICY", "--tasks", "medqua", "--offline"],
-            "task 'medqua': no such benchmark; did you mean 'medqa'",
-        ),
+        (["--model", "POLICY", "--tasks", "medqua", "--offline"], "task 'medqua': .*'medqa'"),
         (["--tasks", "medqa"], "policies"),
-        (["exam.yaml", "--tasks", "medqa"], "stand for a CONFIG; give one of both"),
+        (["exam.yaml", "--tasks", "medqa"], "--tasks, .*CONFIG"),
     ],
 )
 def test_bad_command_lines_end_with_code_2(tmp_path: Path, arguments: list[str], expected: str) -> None:
     policy = str(make_policy(tmp_path / "policy"))
     called = [policy if argument == "POLICY" else argument for argument in arguments]
     found = CliRunner().invoke(app, ["evaluate", *called, "--device", "cpu"])
-    assert (found.exit_code, expected in found.output) == (2, True), found.output
+    assert found.exit_code == 2 and re.search(expected, found.output), found.output
 
 
 def test_a_base_model_is_asked_for_likelihoods_alone(tmp_path: Path) -> None:
@@ -207,9 +210,7 @@ def test_a_base_model_is_asked_for_likelihoods_alone(tmp_path: Path) -> None:
     config = parse_config(evaluation(policies={"a": str(policy)}, benchmarks=likelihood), kind=EvaluateConfig)
     assert enrol(config, "a", str(policy)).tokenizer is None
     asked = parse_config(evaluation(policies={"a": str(policy)}), kind=EvaluateConfig)
-    with pytest.raises(
-        ValueError, match=r"policies.a=.*no chat template; set chat_templates.a .* or ask for protocol"
-    ):
+    with pytest.raises(ValueError, match=r"policies\.a=.*chat_templates\.a .*likelihood"):
         enrol(asked, "a", str(policy))
     mended = parse_config(
         evaluation(policies={"a": str(policy)}, chat_templates={"a": "chatml"}), kind=EvaluateConfig
@@ -220,9 +221,9 @@ def test_a_base_model_is_asked_for_likelihoods_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "expected"),
     [
-        ("kqa", "task 'kqa': needs a judge; set benchmarks.judge"),
-        ("bioasq_list", "no public source has its rows; get them"),
-        ({"name": "medxpertqa", "uri": "offline"}, "no package holds its rows"),
+        ("kqa", r"'kqa': .*benchmarks\.judge"),
+        ("bioasq_list", "'bioasq_list': uri=null"),
+        ({"name": "medxpertqa", "uri": "offline"}, "'medxpertqa': uri='offline'"),
     ],
 )
 def test_what_a_task_lacks_is_said_before_any_stage_of_a_recipe_starts(task: Any, expected: str) -> None:

@@ -104,10 +104,8 @@ def test_a_broken_row_is_counted_by_its_reason(tmp_path: Path, change: dict[str,
 def test_more_than_a_twentieth_of_broken_rows_refuses_the_file_in_one_line(tmp_path: Path) -> None:
     good = [CHOICE | {"question": f"Question {number}?"} for number in range(18)]
     bad = CHOICE | {"answer_idx": "E"}
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=r"^[^\n]*a\.jsonl[^\n]*1 of 19 [^\n]*'medqa' \(1 bad_letter[^\n]*$"):
         load_items(find_task("medqa"), write(tmp_path / "a.jsonl", [*good, bad]))
-    assert "1 of 19 rows don't fit task 'medqa' (1 bad_letter" in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +120,7 @@ def test_more_than_a_twentieth_of_broken_rows_refuses_the_file_in_one_line(tmp_p
 def test_a_file_of_another_kind_is_told_by_its_columns(
     tmp_path: Path, name: str, row: dict[str, Any], column: str
 ) -> None:
-    with pytest.raises(ValueError, match=f"no row has a column '{column}'; its columns are [qQ]uestion"):
+    with pytest.raises(ValueError, match=rf"a\.jsonl.* '{column}'; .*\b[qQ]uestion"):
         load_items(find_task(name), write(tmp_path / "a.jsonl", [row]))
 
 
@@ -158,7 +156,7 @@ def test_a_limit_samples_every_part_of_the_file_in_order_and_by_seed() -> None:
     assert sample.counts["items"] == 4183
     assert load_items(task, uri, limit=300, seed=1) == sample
     assert load_items(task, uri, limit=300, seed=2).items != sample.items
-    with pytest.raises(ValueError, match="limit=0, but at least 1 item must be asked"):
+    with pytest.raises(ValueError, match="'medmcqa': limit=0"):
         load_items(task, uri, limit=0)
 
 
@@ -185,11 +183,7 @@ def test_mmlus_default_asks_the_hub_for_each_of_the_six_subjects(monkeypatch: py
 
 
 def test_an_unknown_task_or_source_says_what_to_do() -> None:
-    with pytest.raises(
-        ValueError, match=r"^task 'pubmed_qa': no such benchmark; did you mean 'pubmedqa'\? Name"
-    ):
+    with pytest.raises(ValueError, match="'pubmed_qa'.*'pubmedqa'.* medmcqa,"):
         find_task("pubmed_qa")
-    with pytest.raises(
-        ValueError, match=r"^task 'bioasq_list': no public source.*name the file as the task's uri$"
-    ):
+    with pytest.raises(ValueError, match="'bioasq_list': uri=null"):
         load_items(find_task("bioasq_list"))

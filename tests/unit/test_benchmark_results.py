@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -60,7 +61,7 @@ def test_the_likeliest_option_is_the_answer_and_the_first_of_equal_ones() -> Non
 
 def test_a_logprob_that_is_no_number_names_its_question() -> None:
     asked = question("a")
-    with pytest.raises(ValueError, match="question medqa/a/0: logprobs .* are not all numbers"):
+    with pytest.raises(ValueError, match=r"medqa/a/0: .*-1\.0, nan, -2\.0"):
         grade_likelihoods([asked], [OptionLogprobs(asked.question_id, (-1.0, math.nan, -2.0, -2.0), 0)])
 
 
@@ -183,7 +184,7 @@ def test_a_policys_report_from_graded_answers_to_failures() -> None:
     (same,) = compare_reports(report, report, 100, 0)
     assert (same.change, same.p_value) == (0.0, 1.0)
     assert "1 none" in render_results([report]) and "Skin" in render_subjects([report])
-    assert "1 columns, not nine" in render_averages([report])
+    assert re.search(r"start, likelihood: .* 50\.00% [a-z]+ 1 ", render_averages([report]))
 
 
 def test_no_figure_of_a_subject_is_cut_off_a_wide_table() -> None:
@@ -216,5 +217,7 @@ def test_curves_take_each_samples_own_reward() -> None:
 def test_too_long_questions_stop_before_an_engine_starts() -> None:
     lengths = [("medqa", 90), ("medqa", 120), ("pubmedqa", 301), ("medqa", 101)]
     check_room(lengths, 401, 100)
-    with pytest.raises(ValueError, match=r"2 of medqa \(up to 120 tokens\), 1 of pubmedqa .* to 401 or more"):
+    with pytest.raises(
+        ValueError, match=r"\b2 .*medqa .*\b120 .*\b1 .*pubmedqa .*\b301 .*policy\.max_length=200.*\b401\b"
+    ):
         check_room(lengths, 200, 100)

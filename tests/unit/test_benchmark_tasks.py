@@ -185,9 +185,7 @@ def test_bioasqs_file_gives_each_task_its_own_questions(tmp_path: Path) -> None:
         ("2", ("yes", "no"), "B"),
     ]
     assert (loaded.counts["rows"], loaded.counts["left_out"]) == (4, 2)
-    with pytest.raises(
-        ValueError, match=r"'bioasq_list': none of 4 rows is one of its questions; name another"
-    ):
+    with pytest.raises(ValueError, match="'bioasq_list': .*\\b4\\b"):
         load_items(find_task("bioasq_list"), str(path))
 
 

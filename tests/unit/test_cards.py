@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +116,9 @@ def test_a_round_s_card_tells_of_the_rounds_before_and_the_run_s_of_its_own(tmp_
         for n in range(3)
     ]
     early = model_card(config, ModelFacts({}, round=2, rounds=rows[:2]))
-    assert "| 1 | 4.000 | 0.500 | - | - | 0.750 |" in early and "written before they are evaluated" in early
+    assert "| 1 | 4.000 | 0.500 | - | - | 0.750 |" in early and "| 2 |" not in early
     whole = model_card(config, ModelFacts({}, round=2, rounds=rows))
-    assert "| 2 | 5.000 |" in whole and "written before they are evaluated" not in whole
+    assert "| 2 | 5.000 |" in whole
 
 
 TEXTS = st.text(alphabet=st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=40)
@@ -184,8 +185,15 @@ def test_a_card_knows_the_steps_before_and_whether_one_decontaminated(tmp_path: 
     ]
     config = data_stage(tmp_path, "third", str(second / "rows.jsonl"), step)
     clean = data_card(config, DataFacts({}, earlier=[EarlierStep("clean", "decontaminate", ("m",))]))
-    assert "earlier, in clean" in clean and "synthetic" in front(clean)["tags"]
-    assert "None, as far as the files tell: do not evaluate" in data_card(config, DataFacts({}))
+    assert re.search(r"^## Decontamination\n\n.*\bclean\b", clean, re.M)
+    assert "synthetic" in front(clean)["tags"]
+    assert not re.search(r"\bclean\b", data_card(config, DataFacts({})))
+
+
+def sections_of(card: str, *rows: str) -> list[str]:
+    """The one section in which each row stands."""
+    found = [[part for part in card.split("\n## ") if row in part] for row in rows]
+    return [part for (part,) in found]
 
 
 def test_models_behind_an_api_are_named_with_their_terms_and_without_their_key(tmp_path: Path) -> None:
@@ -201,10 +209,10 @@ def test_models_behind_an_api_are_named_with_their_terms_and_without_their_key(t
     }
     counts = {"records": 5.0, "kept": 3.0, "failed_no_score": 1.0, "dropped_below_threshold": 1.0}
     card = data_card(parse_config(settings, kind=DataConfig), DataFacts(counts))
-    assert "| judge | big\\|1 | api.example.org | The terms of whoever runs the API" in card
+    assert "| judge | big\\|1 | api.example.org | " in card
     assert "MY_KEY" not in card and front(card)["tags"] == ["ultramed_rl", "synthetic", "research"]
-    kept, _, gone = card.partition("## What failed or fell out")
-    assert "| failed no score | 1 |" in gone and "failed" not in kept
+    kept, gone = sections_of(card, "| kept | 3 |", "| failed no score | 1 |")
+    assert "failed" not in kept and "dropped" not in kept and "| kept" not in gone
 
 
 def test_made_from_knows_files_directories_of_ours_and_names(tmp_path: Path) -> None:
@@ -239,5 +247,5 @@ def test_an_online_run_s_pairs_have_a_card_with_the_audit(tmp_path: Path) -> Non
     facts = DataFacts(
         {"pairs": 30.0, "pairs_prompts": 32.0, "pairs_tied": 2.0}, files={"train": "pairs.parquet"}
     )
-    kept, _, gone = data_card(config, facts).partition("## What failed or fell out")
-    assert "| pairs prompts | 32 |" in kept and "| pairs tied | 2 |" in gone
+    kept, gone = sections_of(data_card(config, facts), "| pairs prompts | 32 |", "| pairs tied | 2 |")
+    assert kept != gone

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 
@@ -42,38 +43,38 @@ def test_good_groups_pass_up_to_the_limits() -> None:
 @pytest.mark.parametrize(
     ("group", "rule"),
     [
-        (make_group("x", prompt=()), "empty prompt"),
-        (make_group("x", answers=((4,), ())), "empty answer"),
-        (make_group("x", answers=((4, 5), (4, 5))), "equal answers"),
-        (make_group("x", answers=((4,), (5,), (4,))), "equal answers"),
-        (make_group("x", prompt=(1,) * 10), "prompt fills the context of 10 tokens"),
-        (make_group("x", answers=((4,), (5,) * 8)), "prompt and answer exceed 10 tokens"),
-        (make_group("x", answers=((5,) * 8, (4,))), "prompt and answer exceed 10 tokens"),
-        (make_group("x", answers=((50,), (4,))), "token id outside the vocabulary of 50"),
-        (make_group("x", answers=((4,), (-1,))), "token id outside the vocabulary of 50"),
-        (make_group("x", prompt=(1, 50)), "token id outside the vocabulary of 50"),
-        (make_group("x", rewards=(1.0, math.nan)), "missing or non-finite reward"),
-        (make_group("x", rewards=(math.inf, 0.0)), "missing or non-finite reward"),
-        (make_group("x", rewards=(1.0,)), "missing or non-finite reward"),
-        (make_group("x", desirable=3), "desirable=3 of 2 answers"),
-        (make_group("x", desirable=-1), "desirable=-1 of 2 answers"),
+        (make_group("x", prompt=()), r"prompt=\[\]"),
+        (make_group("x", answers=((4,), ())), r"answer=\[\]"),
+        (make_group("x", answers=((4, 5), (4, 5))), "0=1"),
+        (make_group("x", answers=((4,), (5,), (4,))), "0=2"),
+        (make_group("x", prompt=(1,) * 10), r"prompt [a-z]+ max_length=10"),
+        (make_group("x", answers=((4,), (5,) * 8)), r"prompt \+ answer [a-z]+ max_length=10"),
+        (make_group("x", answers=((5,) * 8, (4,))), r"prompt \+ answer [a-z]+ max_length=10"),
+        (make_group("x", answers=((50,), (4,))), r"\b50"),
+        (make_group("x", answers=((4,), (-1,))), r"\b50"),
+        (make_group("x", prompt=(1, 50)), r"\b50"),
+        (make_group("x", rewards=(1.0, math.nan)), r"\breward"),
+        (make_group("x", rewards=(math.inf, 0.0)), r"\breward"),
+        (make_group("x", rewards=(1.0,)), r"\breward"),
+        (make_group("x", desirable=3), r"desirable=3 [a-z]+ 2\b"),
+        (make_group("x", desirable=-1), r"desirable=-1 [a-z]+ 2\b"),
     ],
 )
 def test_each_rule_names_itself_and_the_group(group: PreferenceGroup, rule: str) -> None:
     message = refusal(make_group("good"), group)
-    assert message.startswith(f"{rule}: {group.group_id}. Nothing was trained; ")
-    assert "good" not in message and "\n" not in message
+    assert re.fullmatch(rf"[^:;]*{rule}[^:;\d]*: {re.escape(group.group_id)}\. .*pairs\.parquet", message)
 
 
 def test_a_group_without_answers_is_refused() -> None:
-    assert refusal(make_group("x", answers=(), desirable=0)).startswith("empty answer: x:. ")
+    message = refusal(make_group("x", answers=(), desirable=0))
+    assert re.match(r"answer=\[\][^:]*: x:\. ", message)
 
 
 def test_a_group_given_twice_is_refused_but_another_pair_of_the_prompt_is_not() -> None:
     group = make_group("x")
-    assert refusal(group, make_group("y"), group).startswith("given twice: x:0>1. ")
+    assert re.match(r"[^:]+: x:0>1\. ", refusal(group, make_group("y"), group))
     other = PreferenceGroup(group.prompt, group.completions[::-1], group.rewards)
-    check_groups([group, other], VOCAB, CONTEXT)
+    check_groups([group, make_group("y"), other], VOCAB, CONTEXT)
 
 
 def test_one_message_holds_every_broken_rule_and_id() -> None:
@@ -83,9 +84,8 @@ def test_one_message_holds_every_broken_rule_and_id() -> None:
         make_group("c", prompt=(), rewards=(0.0, math.nan)),
         make_group("d", answers=((4,), (4,))),
     )
-    assert message == (
-        "empty prompt: a:0>1, c:0>1; missing or non-finite reward: c:0>1; equal answers: d:0>1. "
-        "Nothing was trained; drop or mend them, or look at the round's pairs.parquet"
+    assert re.fullmatch(
+        r"prompt=\[\][^:]*: a:0>1, c:0>1; [^:]*reward: c:0>1; [^:]*0=1: d:0>1\. .*pairs\.parquet", message
     )
 
 
@@ -94,8 +94,8 @@ def test_ids_beyond_eight_are_counted(extra: int) -> None:
     message = refusal(*(make_group(f"id{i}", prompt=()) for i in range(SHOWN + extra)))
     assert SHOWN == 8
     listed = ", ".join(f"id{i}:0>1" for i in range(8))
-    more = f" and {extra} more" if extra else ""
-    assert message.startswith(f"empty prompt: {listed}{more}. ")
+    more = rf" [a-z]+ {extra} [a-z]+" if extra else ""
+    assert re.match(rf"[^:]+: {listed}{more}\. ", message)
 
 
 GROUPS = [make_group("a"), make_group("b", answers=((4,), (5,), (6,)))]
@@ -117,25 +117,25 @@ def test_good_references_pass() -> None:
     [GOOD[::-1], GOOD[:1], [*GOOD, GOOD[0]], [GOOD[0], ReferenceLogprobs("b:1>0>2", (0.0,) * 3)]],
 )
 def test_references_of_other_groups_are_refused(references: list[ReferenceLogprobs]) -> None:
-    assert "reference logprobs are of other pairs" in reference_refusal(references)
+    assert "reference.parquet" in reference_refusal(references)
 
 
 @pytest.mark.parametrize(
     ("first", "second", "message"),
     [
-        ((-1.0,), (0.0,) * 3, "reference logprobs of another number of answers: a:0>1. "),
-        ((-1.0, -2.0), (0.0,) * 4, "reference logprobs of another number of answers: b:0>1>2. "),
-        ((-1.0, math.nan), (0.0,) * 3, "non-finite reference logprobs: a:0>1. "),
-        ((-math.inf, 0.0), (0.0, math.nan, 0.0), "non-finite reference logprobs: a:0>1, b:0>1>2. "),
+        ((-1.0,), (0.0,) * 3, r"1 [^:]* 2 [^:]*: a:0>1\. "),
+        ((-1.0, -2.0), (0.0,) * 4, r"4 [^:]* 3 [^:]*: b:0>1>2\. "),
+        ((-1.0, math.nan), (0.0,) * 3, r"[^:\d]+: a:0>1\. "),
+        ((-math.inf, 0.0), (0.0, math.nan, 0.0), r"[^:\d]+: a:0>1, b:0>1>2\. "),
     ],
 )
 def test_unusable_references_are_named(
     first: tuple[float, ...], second: tuple[float, ...], message: str
 ) -> None:
     found = reference_refusal([ReferenceLogprobs("a:0>1", first), ReferenceLogprobs("b:0>1>2", second)])
-    assert found.startswith(message) and "Nothing was trained" in found
+    assert re.match(message, found)
 
 
 def test_a_non_finite_mismatched_reference_is_named() -> None:
     bad = ReferenceLogprobs("a:0>1", (-1.0, -2.0), math.nan)
-    assert reference_refusal([bad, GOOD[1]]).startswith("non-finite reference logprobs: a:0>1. ")
+    assert re.match(r"[^:\d]+: a:0>1\. ", reference_refusal([bad, GOOD[1]]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -52,31 +53,28 @@ def test_every_shipped_config_parses_and_survives_a_dump(path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"run__sed": 1}, "my.yaml: run.sed: unknown key; did you mean 'seed'?"),
-        ({"pairs__rejected": "wrst"}, "my.yaml: pairs.rejected='wrst': input should be 'worst'"),
-        ({"training__epochs": "two"}, "my.yaml: training.epochs='two': input should be a valid integer"),
-        ({"training__epochs": 1.5}, "my.yaml: training.epochs=1.5: input should be a valid integer"),
-        ({"sampling__n": 1}, "my.yaml: sampling.n=1: input should be greater than or equal to 2"),
-        ({"objective__bta": 0.1}, "my.yaml: objective.bta: unknown key; did you mean 'beta'?"),
-        ({"objective__type": "dop"}, "my.yaml: objective"),
-        (
-            {"policy__max_length": 100},
-            "my.yaml: prompts.max_prompt_tokens=96: with sampling.max_new_tokens=16",
-        ),
-        ({"reward__path": None}, "my.yaml: reward: exactly one of reward.path"),
-        ({"cluster__rollout__kv_cache_gib": None}, "my.yaml: cluster.rollout.kv_cache_gib=null: must be set"),
-        ({"cluster__policy__offload_optimizer": True}, "my.yaml: cluster.policy.offload_optimizer=true"),
+        ({"run__sed": 1}, r"run\.sed: .*'seed'"),
+        ({"pairs__rejected": "wrst"}, r"pairs\.rejected='wrst': .*'worst'"),
+        ({"training__epochs": "two"}, r"training\.epochs='two': .*\binteger\b"),
+        ({"training__epochs": 1.5}, r"training\.epochs=1\.5: .*\binteger\b"),
+        ({"sampling__n": 1}, r"sampling\.n=1: .*\b2\b"),
+        ({"objective__bta": 0.1}, r"objective\.bta: .*'beta'"),
+        ({"objective__type": "dop"}, r"objective\.type='dop': .*'dpo'"),
+        ({"policy__max_length": 100}, r"prompts\.max_prompt_tokens=96: .*sampling\.max_new_tokens=16\b.*100"),
+        ({"reward__path": None}, r"reward: .*\breward\.path\b"),
+        ({"cluster__rollout__kv_cache_gib": None}, r"cluster\.rollout\.kv_cache_gib=null: "),
+        ({"cluster__policy__offload_optimizer": True}, r"cluster\.policy\.offload_optimizer=true\b"),
     ],
 )
 def test_each_mistake_is_one_line(tmp_path: Path, change: dict[str, Any], line: str) -> None:
     found = problems(tiny_run(tmp_path, **change))
     assert len(found) == 1 and "\n" not in found[0]
-    assert found[0].startswith(line)
+    assert re.match(rf"my\.yaml: {line}", found[0])
 
 
 def test_label_smoothing_on_kto_is_refused(tmp_path: Path) -> None:
     data = tiny_run(tmp_path, objective={"type": "kto_pair", "label_smoothing": 0.1})
-    assert problems(data)[0].startswith("my.yaml: objective.label_smoothing: unknown key")
+    assert problems(data)[0].startswith("my.yaml: objective.label_smoothing: ")
 
 
 def test_all_problems_come_at_once(tmp_path: Path) -> None:
@@ -100,23 +98,23 @@ def test_overrides_are_yaml_and_nest(tmp_path: Path) -> None:
 
 def test_files_that_are_no_config(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
-    with pytest.raises(ConfigError, match="no such file"):
+    with pytest.raises(ConfigError, match=r"run\.yaml: .*configs/"):
         load_config(path)
     path.write_text("run: {name: a}\nrun: {name: b}\n")
-    with pytest.raises(ConfigError, match=r"key 'run' stands twice \(line 2\)"):
+    with pytest.raises(ConfigError, match=r"run\.yaml: .*'run' .*\b2\b"):
         load_config(path)
     path.write_text("- a\n")
-    with pytest.raises(ConfigError, match="must be a mapping of sections, not list"):
+    with pytest.raises(ConfigError, match=r"run\.yaml: .*\blist; .*configs/"):
         load_config(path)
     path.write_text("run: [\n")
-    with pytest.raises(ConfigError, match="not valid YAML"):
+    with pytest.raises(ConfigError, match=r"run\.yaml: .*line 2, column 1"):
         load_config(path)
 
 
 def test_yaml_cannot_make_objects(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("run: !!python/object/apply:os.getcwd []\n")
-    with pytest.raises(ConfigError, match="not valid YAML"):
+    with pytest.raises(ConfigError, match=r"run\.yaml: .*python/object/apply:os\.getcwd"):
         load_config(path)
 
 
@@ -137,7 +135,7 @@ def test_the_command_line_exits_with_2_and_the_line(tmp_path: Path) -> None:
     for command in ("run", "plan"):
         result = CliRunner().invoke(app, [command, str(path)])
         assert result.exit_code == 2
-        assert "run.sed: unknown key; did you mean 'seed'?" in result.output
+        assert re.search(r"run\.yaml: run\.sed: .*'seed'", result.output)
 
 
 def without_reference(data: dict[str, Any]) -> dict[str, Any]:
@@ -147,9 +145,8 @@ def without_reference(data: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("name", ["simpo", "orpo"])
 def test_a_reference_section_is_refused_where_there_is_no_reference(tmp_path: Path, name: str) -> None:
     data = tiny_run(tmp_path, objective={"type": name})
-    assert problems(data) == [
-        f"my.yaml: reference: objective.type={name} has no reference model; remove the section (or override: reference=null)"
-    ]
+    (line,) = problems(data)
+    assert re.match(rf"my\.yaml: reference: objective\.type={name} .*\breference=null", line)
     parse_config(without_reference(data))
 
 
@@ -164,15 +161,16 @@ def test_a_reference_section_is_refused_where_there_is_no_reference(tmp_path: Pa
 )
 def test_a_key_of_another_objective_is_unknown(tmp_path: Path, objective: dict[str, Any], key: str) -> None:
     (line,) = problems(tiny_run(tmp_path, objective=objective))
-    assert line.startswith(f"my.yaml: objective.{key}: unknown key") and "allowed: type, beta" in line
+    assert re.match(rf"my\.yaml: objective\.{key}: .*: type, beta\b", line)
 
 
 @pytest.mark.parametrize("name", ["nca", "infonca"])
 def test_a_rule_for_the_rejected_answer_is_refused_of_listwise_objectives(tmp_path: Path, name: str) -> None:
     data = tiny_run(tmp_path, objective={"type": name}, pairs__rejected="worst", pairs__min_margin=0.5)
-    assert problems(data) == [
-        f"my.yaml: pairs.rejected='worst': objective.type={name} takes all answers of a prompt; remove the key (or override: pairs.rejected=null)"
-    ]
+    (line,) = problems(data)
+    assert re.match(
+        rf"my\.yaml: pairs\.rejected='worst': objective\.type={name} .*\bpairs\.rejected=null", line
+    )
     del data["pairs"]["rejected"]
     assert parse_config(data).pairs.min_margin == 0.5
 
@@ -181,7 +179,7 @@ def test_a_rule_for_the_rejected_answer_is_refused_of_listwise_objectives(tmp_pa
 def test_a_kl_over_a_batch_of_one_is_refused(tmp_path: Path, name: str) -> None:
     one = {"training__batch_size": 1, "cluster__policy__ranks": 1}
     (line,) = problems(tiny_run(tmp_path, objective={"type": name}, **one))
-    assert line.startswith(f"my.yaml: training.batch_size=1: {name} estimates a KL over the batch")
+    assert line.startswith(f"my.yaml: training.batch_size=1: {name} ")
     parse_config(tiny_run(tmp_path, **one))  # DPO does not
 
 
@@ -189,9 +187,7 @@ def test_a_kl_over_a_batch_of_one_is_refused(tmp_path: Path, name: str) -> None:
 def test_a_lora_policy_has_no_reference_but_its_base(tmp_path: Path, update: str) -> None:
     changes = {"policy__lora": {"rank": 4}, "reference__update": update}
     (line,) = problems(tiny_run(tmp_path, **changes))
-    assert line.startswith(
-        f"my.yaml: reference.update={update!r}: a LoRA policy's reference is its base model"
-    )
+    assert re.match(rf"my\.yaml: reference\.update='{update}': .*LoRA", line)
     parse_config(tiny_run(tmp_path, **{**changes, "policy__lora": None}))
     parse_config(tiny_run(tmp_path, **{**changes, "reference__update": "initial"}))
 
@@ -199,7 +195,7 @@ def test_a_lora_policy_has_no_reference_but_its_base(tmp_path: Path, update: str
 def test_4_bit_weights_cannot_be_partitioned(tmp_path: Path) -> None:
     changes = {"policy__lora": {"quantize": "nf4"}, "cluster__policy__zero_stage": 3}
     (line,) = problems(tiny_run(tmp_path, **changes))
-    assert line.startswith("my.yaml: policy.lora.quantize='nf4': 4-bit weights cannot be partitioned")
+    assert re.match(r"my\.yaml: policy\.lora\.quantize='nf4': .*zero_stage", line)
     parse_config(tiny_run(tmp_path, **{**changes, "policy__lora": {"rank": 4}}))
     parse_config(tiny_run(tmp_path, **{**changes, "cluster__policy__zero_stage": 2}))
 

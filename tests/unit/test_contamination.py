@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -272,9 +273,10 @@ def test_the_nearest_of_many_blocks_is_kept_and_repeated_prompts_are_embedded_on
 
 def test_an_embedding_that_is_not_of_unit_vectors_is_refused() -> None:
     text = "one two three four five"
-    for wrong in (lambda texts: np.full((len(texts), 2), 3.0), lambda texts: np.ones((1 + len(texts), 1))):
-        with pytest.raises(ValueError, match="embed gave"):
-            find_contamination({"t": {"i": text}}, prompts(text), wrong)
+    with pytest.raises(ValueError, match=r"^embed .* 4\.24 .* 1$"):
+        find_contamination({"t": {"i": text}}, prompts(text), lambda texts: np.full((len(texts), 2), 3.0))
+    with pytest.raises(ValueError, match=r"^embed .*\(2, 1\) [a-z]+ 1 "):
+        find_contamination({"t": {"i": text}}, prompts(text), lambda texts: np.ones((1 + len(texts), 1)))
 
 
 # -- the report --------------------------------------------------------------------------------------------
@@ -286,12 +288,12 @@ def test_the_report_is_loud_and_counts_by_task() -> None:
     trained.append(TrainedPrompt("What is disease number 3 like?", "two.jsonl"))
     found = find_contamination(questions, trained)
     first, second, third = found.render().splitlines()
-    assert first == (
-        "CONTAMINATED: 4 of 40 items of a (10.0 %) stand in what this model was trained on (4 exact, 0 near): "
-        "3 in one.jsonl, 1 in two.jsonl"
+    assert re.fullmatch(
+        r"CONTAMINATED: 4 of 40 [a-z ]+ a \(10\.0 %\) .*\(4 exact, 0 near\): 3 in one\.jsonl, 1 in two\.jsonl",
+        first,
     )
-    assert second == "none of 1 items of b was found among 4 different training prompts"
-    assert third == "near-duplicates were not looked for: no embedding model was given"
+    assert re.fullmatch(r"[a-z ]+ 1 [a-z ]+ b [a-z ]+ 4 [a-z ]+", second)
+    assert "embedder=null" in third
 
 
 def test_what_only_the_reward_model_saw_is_told_apart() -> None:
@@ -299,13 +301,11 @@ def test_what_only_the_reward_model_saw_is_told_apart() -> None:
     own = [TrainedPrompt("What is gout?", "chats")]
     found = find_contamination({"t": {"a": ASTHMA, "b": "What is gout?"}}, [*seen, *own])
     assert (found.tasks[0].exact, found.tasks[0].reward) == (1, 1)
-    assert "1 of 2 items" in found.render() and "1 more stand in its reward model's" in found.render()
+    assert re.search(r"\b1 of 2 .*; 1 [a-z ]+ reward\b", found.render())
     alone = find_contamination({"t": {"a": ASTHMA}}, seen)
     assert not alone.contaminated and alone.tasks[0].share == 0.0
 
 
 def test_unknown_training_data_are_never_called_clean() -> None:
-    found = find_contamination(
-        {"t": {"a": ASTHMA}}, [], unknown=["what hub/model was trained on is not known"]
-    )
-    assert "CONTAMINATION UNKNOWN: what hub/model was trained on is not known" in found.render()
+    found = find_contamination({"t": {"a": ASTHMA}}, [], unknown=["hub/model"])
+    assert "CONTAMINATION UNKNOWN: hub/model" in found.render()

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -85,9 +86,9 @@ def test_another_column_can_be_named(tmp_path: Path) -> None:
     row = {"messages": turns("a", "b"), "dialogue": turns("c", "d")}
     (conversation,), _ = read(tmp_path, [row], column="dialogue")
     assert list(conversation.messages) == turns("c", "d")
-    with pytest.raises(ValueError, match="no row has a column 'dialog'; its columns are messages, dialogue:"):
+    with pytest.raises(ValueError, match=r"rows\.jsonl': .*'dialog'; .*\bmessages, dialogue:"):
         read(tmp_path, [row], column="dialog")
-    with pytest.raises(ValueError, match="1 of 2 rows .*row 2: no column 'dialogue'"):
+    with pytest.raises(ValueError, match=r"\b1 of 2 .*; row 2: .*'dialogue'\)"):
         read(tmp_path, [row, {"messages": turns("a", "b")}], column="dialogue")
 
 
@@ -120,49 +121,41 @@ def test_equal_content_counts_once_and_equal_ids_of_other_content_are_misfits(tm
     rows.append({"id": "x", "messages": turns("a", "other")})
     _, counts = read(tmp_path, rows, max_misfit_share=0.2)
     assert counts == {"rows": 5, "duplicate": 2, "misfit": 1, "misfit_id": 1}
-    with pytest.raises(ValueError, match="1 of 5 rows .*1 id; row 5: id 'x' has another content before"):
+    with pytest.raises(ValueError, match=r"\b1 of 5 .*\(1 id; row 5: id 'x' "):
         read(tmp_path, rows)
 
 
 @pytest.mark.parametrize(
     ("row", "name", "reason"),
     [
-        (
-            {"text": "x", "n": 1},
-            "column",
-            "no chat in its columns text, n; one is under messages, conversations, or",
-        ),
-        ({"prompt": "x"}, "column", "no chat in its columns prompt"),
-        ({"messages": "x"}, "turn", "column 'messages' holds a str, not a list of turns"),
-        ({"messages": ["x"]}, "turn", "a turn is a str, not role and content"),
-        (
-            {"messages": [{"role": "tool", "content": "x"}]},
-            "turn",
-            "role 'tool' and str content; it needs text",
-        ),
-        ({"messages": [{"role": ["user"], "content": "x"}]}, "turn", r"role \['user'\] and str content"),
-        ({"messages": [{"role": "user", "content": None}]}, "turn", "role 'user' and NoneType content"),
-        ({"messages": turns("x", "y"), "id": "\ud83d"}, "id", "its id holds half of a surrogate pair"),
-        ({"messages": turns("x", "y"), "type": "\ud83d"}, "id", "its type holds half of a surrogate pair"),
-        ({"messages": turns("\ud83d", "x")}, "turn", "role 'user' holds half of a surrogate pair"),
-        ({"prompt": 3, "completion": "x"}, "turn", "column 'prompt' holds a int, not a list of turns"),
-        ({"messages": turns("x", " \n\t")}, "empty", "a turn of role 'assistant' is empty"),
-        ({"messages": turns("x", "y", system="")}, "empty", "a turn of role 'system' is empty"),
-        ({"prompt": "x", "completion": ""}, "empty", "a turn of role 'assistant' is empty"),
-        ({"messages": []}, "order", "doesn't end with a turn of role 'assistant'"),
-        ({"messages": turns(system="s")}, "order", "doesn't end with a turn of role 'assistant'"),
-        ({"messages": turns("x", "y", "z")}, "order", "doesn't end with a turn of role 'assistant'"),
-        ({"messages": turns("x", "y")[1:]}, "order", "turn 1 is of role 'assistant', not 'user'"),
-        ({"messages": [*turns("x"), *turns("x", "y")]}, "order", "turn 2 is of role 'user', not 'assistant'"),
+        ({"text": "x", "n": 1}, "column", r"\btext, n; .*\bmessages, conversations, .*\bprompt .*completion"),
+        ({"prompt": "x"}, "column", r"\bprompt; .*\bmessages, conversations, .*\bprompt .*completion"),
+        ({"messages": "x"}, "turn", r"'messages' .*\bstr\b"),
+        ({"messages": ["x"]}, "turn", r"\bstr, .*\brole .*\bcontent\b"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "turn", r"\brole 'tool' .*\bstr content\b"),
+        ({"messages": [{"role": ["user"], "content": "x"}]}, "turn", r"\brole \['user'\] .*\bstr content\b"),
+        ({"messages": [{"role": "user", "content": None}]}, "turn", r"\brole 'user' .*\bNoneType content\b"),
+        ({"messages": turns("x", "y"), "id": "\ud83d"}, "id", r"\bid [a-z ]+ surrogate\b"),
+        ({"messages": turns("x", "y"), "type": "\ud83d"}, "id", r"\btype [a-z ]+ surrogate\b"),
+        ({"messages": turns("\ud83d", "x")}, "turn", r"\brole 'user' [a-z ]+ surrogate\b"),
+        ({"prompt": 3, "completion": "x"}, "turn", r"'prompt' .*\bint\b"),
+        ({"messages": turns("x", " \n\t")}, "empty", r"\brole 'assistant'"),
+        ({"messages": turns("x", "y", system="")}, "empty", r"\brole 'system'"),
+        ({"prompt": "x", "completion": ""}, "empty", r"\brole 'assistant'"),
+        ({"messages": []}, "order", r"\brole 'assistant'\)"),
+        ({"messages": turns(system="s")}, "order", r"\brole 'assistant'\)"),
+        ({"messages": turns("x", "y", "z")}, "order", r"\brole 'assistant'\)"),
+        ({"messages": turns("x", "y")[1:]}, "order", r"\b1 [a-z ]+ 'assistant', .*'user'\)"),
+        ({"messages": [*turns("x"), *turns("x", "y")]}, "order", r"\b2 [a-z ]+ 'user', .*'assistant'\)"),
         (
             {"messages": [*turns("x", "y"), *turns("y", system="s")]},
             "order",
-            "turn 3 is of role 'system', not",
+            r"\b3 [a-z ]+ 'system', .*'user'\)",
         ),
         (
             {"messages": [*turns(system="s"), *turns("x", system="t")]},
             "order",
-            "turn 2 is of role 'system', not",
+            r"\b2 [a-z ]+ 'system', .*'user'\)",
         ),
     ],
 )
@@ -174,15 +167,13 @@ def test_misfits_are_counted_by_reason_and_refused_above_their_share(
         conversations, counts = read(tmp_path, [*good, row])  # 1 of 20 is 5 %
     assert len(conversations) == 19
     assert counts == {"rows": 20, "duplicate": 0, "misfit": 1, f"misfit_{name}": 1}
-    assert "skipped 1 of 20 rows (row 20: " in caplog.text
-    with pytest.raises(ValueError, match=f"1 of 19 rows .*1 {name}; row 19: .*{reason}") as refusal:
+    assert re.search(r"\b1 of 20 [a-z]+ \(row 20: ", caplog.text)
+    with pytest.raises(ValueError, match=rf"\b1 of 19 .*\(1 {name}; row 19: .*{reason}") as refusal:
         read(tmp_path, [*good[:18], row])
     line = str(refusal.value)
     assert line.startswith(f"source '{tmp_path}/rows.jsonl': ") and "\n" not in line
-    assert line.endswith(
-        "at most 5% may, and not all: name another column, clean the file, or raise max_misfit_share"
-    )
-    with pytest.raises(ValueError, match="1 of 1 rows"):  # allowed, but nothing is left
+    assert " 5% " in line and line.endswith(" max_misfit_share")
+    with pytest.raises(ValueError, match=r"\b1 of 1 .* max_misfit_share$"):  # allowed, but nothing is left
         read(tmp_path, [row], max_misfit_share=1.0)
 
 
@@ -193,7 +184,7 @@ def test_the_first_misfit_is_named_and_all_are_counted(tmp_path: Path) -> None:
         {"messages": turns("")},
         {"messages": turns("y")},
     ]
-    with pytest.raises(ValueError, match=r"3 of 4 rows .*\(2 order, 1 empty; row 2: it doesn't end"):
+    with pytest.raises(ValueError, match=r"\b3 of 4 .*\(2 order, 1 empty; row 2: .*'assistant'\)"):
         read(tmp_path, rows)
     conversations, counts = read(tmp_path, rows, limit=1)
     assert len(conversations) == counts["rows"] == 1
@@ -204,7 +195,7 @@ def test_rows_are_read_as_they_are_asked_for(tmp_path: Path) -> None:
     path.write_text(json.dumps({"messages": turns("a", "b")}) + "\nno row\n")
     conversations = read_conversations(ConversationSource(uri=str(path)), Counter())
     assert next(conversations).messages[0]["content"] == "a"
-    with pytest.raises(ValueError, match="line 2: not JSON"):
+    with pytest.raises(ValueError, match=r"rows\.jsonl.*\b2\b.*JSON"):
         next(conversations)
 
 
@@ -213,7 +204,7 @@ def test_a_second_reading_can_be_quiet(tmp_path: Path, caplog: pytest.LogCapture
     path.write_text(json.dumps({"messages": turns("a", "b")}) + "\n{}\n")
     source = ConversationSource(uri=str(path), max_misfit_share=0.5)
     assert len(list(read_conversations(source, Counter(), quiet=True))) == 1 and not caplog.text
-    assert len(list(read_conversations(source, Counter()))) == 1 and "skipped 1 of 2 rows" in caplog.text
+    assert len(list(read_conversations(source, Counter()))) == 1 and "1 of 2 " in caplog.text
 
 
 @pytest.mark.skipif(not EXAMPLES.is_file(), reason="UltraMedical's examples are not on this machine")

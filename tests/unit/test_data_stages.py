@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -102,7 +103,7 @@ def test_a_budget_stops_a_stage_in_one_line_and_a_larger_one_goes_on(tmp_path: P
     source = write(tmp_path / "in.jsonl", [record(n) for n in range(20)])
     settings = stage(tmp_path, "score", source, SCORE)
     with fake_api(scores_by_number) as (url, api):
-        with pytest.raises(RuntimeError, match=r"budget.*raise the budget and go on with --resume"):
+        with pytest.raises(RuntimeError, match=r"token_budget=150: .* --resume$"):
             make({**settings, "generators": endpoint(url, token_budget=150, concurrency=1)})
         before = len(api.bodies)
         assert 0 < before < 20
@@ -138,7 +139,10 @@ def test_a_stage_that_mostly_fails_ends_as_failed_and_keeps_what_it_has(tmp_path
     settings = stage(tmp_path, "score", source, SCORE)
     with fake_api(lambda body: reply("no score here")) as (url, api):
         settings["generators"] = endpoint(url)
-        with pytest.raises(RuntimeError, match=r"10 of 10 records failed .*over max_failed_share=0.2"):
+        with pytest.raises(
+            RuntimeError,
+            match=r"score: 10 of 10 .*max_failed_share=0\.2; .*dead_letters\.jsonl.* --retry-failed.* --resume",
+        ):
             make(settings)
         asked_before = len(api.bodies)
         folder = make({**settings, "max_failed_share": 1.0}, resume=True)
@@ -332,21 +336,21 @@ def test_a_stage_of_a_recipe_runs_alone_once_those_before_it_have(tmp_path: Path
     source = write(tmp_path / "in.jsonl", [answered(n, [POOR, GOOD.format(n=n)]) for n in range(6)])
     file, runner = str(recipe(tmp_path, source)), CliRunner()
     early = runner.invoke(app, ["data", "pairs", file])
-    assert early.exit_code == 2 and "needs stage judged, which isn't finished" in early.output
+    assert early.exit_code == 2 and re.search(r"stages\.pairs: .*\bjudged\b", early.output)
     assert runner.invoke(app, ["data", "judged", file]).exit_code == 0
     assert runner.invoke(app, ["data", "pairs", file]).exit_code == 0
     assert len(read(tmp_path / "factory" / "pairs" / "records" / "train.jsonl")) == 4
     done = runner.invoke(app, ["data", "all", file, "--resume"])
     assert done.exit_code == 0, done.output
     unknown = runner.invoke(app, ["data", "judge", file])
-    assert unknown.exit_code == 2 and "no data stage of this recipe (judged, pairs)" in unknown.output
+    assert unknown.exit_code == 2 and re.search(r"stages\.judge: .*\(judged, pairs\)", unknown.output)
 
 
 def test_a_stage_that_bad_input_stopped_can_be_mended_and_run(tmp_path: Path) -> None:
     source = write(tmp_path / "in.jsonl", [answered(n, [POOR, GOOD.format(n=n)]) for n in range(6)])
     file, runner = str(recipe(tmp_path, source)), CliRunner()
     too_many = runner.invoke(app, ["data", "all", file, "stages.pairs.step.splits.test=5"])
-    assert too_many.exit_code == 1 and "leave no prompt to train on" in too_many.output
+    assert too_many.exit_code == 1 and re.search(r"splits\.dev=1 .*splits\.test=5 ", too_many.output)
     mended = runner.invoke(app, ["data", "all", file, "--resume"])
     assert mended.exit_code == 0, mended.output
 
@@ -358,26 +362,19 @@ def test_a_recipe_whose_earlier_stage_was_made_anew_says_so(tmp_path: Path) -> N
     manifest = tmp_path / "factory" / "judged" / "records.json"
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "digest": "0"}))
     again = runner.invoke(app, ["data", "pairs", file, "--resume"])
-    assert again.exit_code == 2 and "was made from another judged" in again.output
+    assert again.exit_code == 2 and re.search(r"/pairs: .*\bjudged\b", again.output)
 
 
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"generators": {}}, "generators=[]: step score asks one model; name just that"),
-        ({"step": {"type": "rules"}}, "generators=['m']: step rules asks no model; remove them"),
-        (
-            {"step": {"type": "candidates"}},
-            "generators=['m']: candidates are of two models or more; name them",
-        ),
-        (
-            {"step": {"type": "textbook"}},
-            "step.exemplars=3: nothing to draw them from; set step.exemplars_from, or step.exemplars=0",
-        ),
+        ({"generators": {}}, r"generators=\[\]: .*\bscore\b"),
+        ({"step": {"type": "rules"}}, r"generators=\['m'\]: .*\brules\b"),
+        ({"step": {"type": "candidates"}}, r"generators=\['m'\]: candidates\b"),
+        ({"step": {"type": "textbook"}}, r"step\.exemplars=3: .*step\.exemplars_from.*step\.exemplars=0"),
         (
             {"generators": {"m": {"type": "engine", "path": "p", "max_length": 512}}, "cluster": {**DEVICES}},
-            "generators.m.max_length=512: leaves no room for a prompt beside step.max_tokens=512; raise it or lower "
-            "max_tokens",
+            r"generators\.m\.max_length=512: .*step\.max_tokens=512\b",
         ),
     ],
 )
@@ -388,4 +385,4 @@ def test_a_config_that_cannot_work_is_refused_in_one_line(change: dict[str, Any]
     }
     with pytest.raises(ConfigError) as caught:
         parse_config(settings, kind=DataConfig)
-    assert f"config: {line}" in caught.value.problems
+    assert any(re.match(rf"config: {line}", problem) for problem in caught.value.problems)

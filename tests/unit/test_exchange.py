@@ -4,36 +4,40 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from benchmarks.simulated import SimulatedTransport
+from tests.simulated.ray import Call, SimulatedRay, Takes
+from tests.simulated.run import simulated
 from ultramed_rl.actors.turns import Turn, TurnReport
 from ultramed_rl.cluster.dispatch import DispatchRules, Ticket
-from ultramed_rl.cluster.exchange import Exchange
+from ultramed_rl.cluster.group import WorkerGroup
 from ultramed_rl.cluster.pool import FaultRules, LostWorkers, Outcome, Pool, PoolRules
+from ultramed_rl.cluster.transport import RayExchange, Station
 
 HANG_S, START_S = 30.0, 60.0
 
 
-@dataclass
 class Echo:
     """Answers each request in a second with the worker's rank and what it was given; `refused` keys fail."""
 
-    rank: int
-    refused: frozenset[str] = frozenset()
-    cancelled: list[str] = field(default_factory=list)
+    role = "echo"
 
-    def work(self, turn: Turn, now: float) -> tuple[float, TurnReport]:
-        self.cancelled += turn.cancelled
+    def __init__(self, rank: int, refused: frozenset[str]) -> None:
+        self.rank, self.refused = rank, refused
+
+    def load(self, seconds: float) -> Takes:
+        return Takes(seconds)
+
+    def work(self, turn: Turn) -> Takes:
         done = [(key, (self.rank, payload)) for key, payload in turn.requests if key not in self.refused]
         failed = [(key, f"{key} is refused") for key, _ in turn.requests if key in self.refused]
-        ended = now + max(0.1, len(turn.requests))
-        return ended, TurnReport(done, failed, now, ended)
+        return Takes(max(0.1, len(turn.requests)), TurnReport(done, failed))
 
 
 def pool_rules(
@@ -45,10 +49,10 @@ def pool_rules(
 
 @dataclass
 class Bench:
-    """An exchange with one pool, and its transport."""
+    """An exchange with one pool, over a simulated Ray."""
 
-    transport: SimulatedTransport
-    exchange: Exchange
+    ray: SimulatedRay
+    exchange: RayExchange
     pool: Pool
 
     def offer(self, *keys: str) -> None:
@@ -65,7 +69,17 @@ class Bench:
             for outcome in self.exchange.outcomes():
                 assert outcome.key not in found, f"{outcome.key} ended twice"
                 found[outcome.key] = outcome
-        raise AssertionError(f"stuck with {self.pool.unfinished} keys at {self.transport.time} s")
+        raise AssertionError(f"stuck with {self.pool.unfinished} keys at {self.ray.time} s")
+
+
+_open = ExitStack()
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    """Real Ray is back in its place after each test."""
+    yield
+    _open.close()
 
 
 def bench(
@@ -75,9 +89,17 @@ def bench(
     start_s: Callable[[str, int], float] = lambda role, rank: 1.0,
     refused: frozenset[str] = frozenset(),
 ) -> Bench:
-    transport = SimulatedTransport({"echo": lambda rank: Echo(rank, refused)}, None, fate, start_s)
-    exchange = Exchange(transport)
-    return Bench(transport, exchange, exchange.open("echo", list(range(workers)), rules))
+    def befall(call: Call) -> str:
+        return fate(call.role, call.rank, call.arguments[0]) if call.method == "work" else ""
+
+    ray = SimulatedRay({Echo: Echo}, befall)
+    _open.enter_context(simulated(ray))
+    spawn = lambda rank: ray.remote(Echo).remote(rank, refused)
+    group = WorkerGroup("echo", spawn, workers, takes_turns=False)
+    load = lambda actor: actor.load.remote(start_s("echo", actor._actor.rank))
+    exchange = RayExchange()
+    station = Station(group, lambda actors: [load(actor) for actor in actors])
+    return Bench(ray, exchange, exchange.add("echo", station, rules))
 
 
 def keys(count: int) -> list[str]:
@@ -132,7 +154,7 @@ def test_a_key_that_kills_its_worker_is_set_aside_and_nobody_else_is() -> None:
     asked.offer(*keys(30))
     found = asked.finish()
     assert {key for key, outcome in found.items() if outcome.error} == {"k5"}
-    assert found["k5"].error == "Killed: by its fate" and len(found) == 30
+    assert found["k5"].error == "ActorDiedError: by its fate" and len(found) == 30
     assert asked.pool.restarts == 3  # attempts
 
 
@@ -149,7 +171,7 @@ def test_a_hang_is_ended_when_its_time_is_over_and_not_before() -> None:
     asked.offer("k0")
     found = asked.finish()
     # 30 s of hanging, noticed within the exchange's second; a second to start, a second to answer
-    assert HANG_S + 2 <= asked.transport.time <= HANG_S + 4
+    assert HANG_S + 2 <= asked.ray.time <= HANG_S + 4
     assert found["k0"].value == (0, "payload of k0") and asked.pool.restarts == 1
 
 
@@ -157,7 +179,7 @@ def test_workers_that_nobody_listened_to_for_long_are_not_taken_for_hung() -> No
     asked = bench(2, pool_rules(restarts=0))
     asked.offer(*keys(4))
     assert asked.exchange.outcomes(0.0) == []  # their turns are out
-    asked.transport.time += 100 * HANG_S  # the driver trains meanwhile
+    asked.ray.time += 100 * HANG_S  # the driver trains meanwhile
     assert len(asked.finish()) == 4
 
 
@@ -175,13 +197,13 @@ def test_reports_of_a_role_held_back_stay_unread_and_its_workers_are_not_late() 
 def test_a_worker_that_answers_slowly_but_steadily_is_left_alone() -> None:
     asked = bench(1, pool_rules(restarts=0))
     asked.offer(*keys(100))  # 100 s of work in turns of at most 4 s
-    assert len(asked.finish()) == 100 and asked.transport.time >= 100
+    assert len(asked.finish()) == 100 and asked.ray.time >= 100
 
 
 def test_restarts_are_bounded_and_the_error_says_so() -> None:
     asked = bench(1, pool_rules(restarts=2), lambda role, rank, turn: "dies")
     asked.offer(*keys(3))
-    with pytest.raises(LostWorkers, match=r"echo: 1 of 1 workers are lost after 2 restarts .* by its fate"):
+    with pytest.raises(LostWorkers, match=r"echo: 1 of 1 .*\b2 .*cluster\.faults\.restarts=2\b.* fate;"):
         asked.finish()
 
 
@@ -196,16 +218,16 @@ def test_the_rest_goes_on_when_a_worker_cannot_be_replaced() -> None:
 def test_without_fewer_one_lost_worker_ends_the_run() -> None:
     asked = bench(3, pool_rules(restarts=0, fewer=False), once("dies"))
     asked.offer(*keys(20))
-    with pytest.raises(LostWorkers, match="1 of 3 workers"):
+    with pytest.raises(LostWorkers, match="echo: 1 of 3 "):
         asked.finish()
 
 
 def test_a_replacement_that_does_not_come_is_given_up_after_start_s() -> None:
     asked = bench(1, pool_rules(), once("dies"), lambda role, rank: 1e6)
     asked.offer("k0")
-    with pytest.raises(LostWorkers, match="its replacement was not there after 6"):
+    with pytest.raises(LostWorkers, match=r"echo: 1 of 1 .* 6[0-5] s;"):
         asked.finish()
-    assert START_S < asked.transport.time < START_S + 5
+    assert START_S < asked.ray.time < START_S + 5
 
 
 def test_the_tail_does_not_wait_for_a_straggler_whose_copy_is_done() -> None:
@@ -221,7 +243,7 @@ def test_the_tail_does_not_wait_for_a_straggler_whose_copy_is_done() -> None:
     asked.offer(*keys(8))
     found = asked.finish()
     assert all(outcome.value[0] != hung[0] for key, outcome in found.items() if key == "k0")
-    assert asked.transport.time < HANG_S and asked.pool.restarts == 0
+    assert asked.ray.time < HANG_S and asked.pool.restarts == 0
 
 
 def test_after_forget_nothing_old_comes_back_and_the_same_keys_may_be_offered() -> None:
@@ -255,7 +277,7 @@ def test_a_hang_is_found_while_its_role_is_held_back_again_and_again() -> None:
         asked.exchange.outcomes(1.0)
         asked.exchange.hold("echo", False)
         found |= {outcome.key for outcome in asked.exchange.outcomes(1.0)}
-        assert asked.transport.time < 4 * HANG_S, "the time that it was listened to was forgotten each time"
+        assert asked.ray.time < 4 * HANG_S, "the time that it was listened to was forgotten each time"
     assert asked.pool.restarts == 1
 
 

@@ -188,7 +188,7 @@ def test_the_threshold_is_the_lowest_score_that_is_kept() -> None:
 )
 def test_a_score_that_cannot_be_used_is_asked_for_once_more(bad: str) -> None:
     move, asked = drive(ScoreStep(Score()), OPEN, bad)
-    assert isinstance(move, Ask) and "no single score" in last_turn(asked) and len(asked[1].messages) == 3
+    assert isinstance(move, Ask) and " 1 to 10" in last_turn(asked) and len(asked[1].messages) == 3
     assert drive(ScoreStep(Score()), OPEN, bad, bad)[0] == Fail("no_score", bad)
     assert isinstance(drive(ScoreStep(Score()), OPEN, bad, '{"justification": "", "score": 9}')[0], Keep)
 

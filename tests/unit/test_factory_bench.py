@@ -143,14 +143,14 @@ def test_the_bench_is_read_by_reward_bench(tmp_path: Path) -> None:
 
 def test_what_is_no_pair_or_fits_nothing_is_refused_in_one_line() -> None:
     for pairs, words in (
-        ([{**pair(), "metadata": None}], "write the test split with pairs.form=pairs"),
-        ([pair(), pair()], "stands there twice"),
-        ([pair((5, 3), (1, 2))], "none of 1 pairs fits"),
+        ([{**pair(), "metadata": None}], r"\bNone\b.*pairs\.form=pairs"),
+        ([pair(), pair()], r"^pair 'Why\?#0': "),
+        ([pair((5, 3), (1, 2))], r"^bench: .*\b1 .*\beasy_gap\b.*\bhard_gap\b"),
     ):
         with pytest.raises(ValueError, match=words) as caught:
             build(pairs)
         assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match="isn't below easy_gap"):
+    with pytest.raises(ValueError, match=r"hard_gap=2\.0 .*easy_gap="):
         Bench(hard_gap=2.0)
 
 
@@ -207,24 +207,19 @@ def test_people_overrule_the_judge_and_unknown_labels_are_counted() -> None:
 @pytest.mark.parametrize(
     ("rows", "header", "says"),
     [
-        (
-            [("a", "left")],
-            "pair_id,preferred",
-            "line 2: pair_id='a', preferred='left'; name a pair, and one of",
-        ),
-        ([("", "tie")], "pair_id,preferred", "line 2: pair_id=''"),
-        ([("a",)], "pair_id,preferred", "preferred=''"),
-        ([("a", "tie")], "id,label", "its columns are id, label; labels need pair_id and preferred"),
+        ([("a", "left")], "pair_id,preferred", r" 2: pair_id='a', preferred='left'; .*\bfirst, second\b"),
+        ([("", "tie")], "pair_id,preferred", " 2: pair_id=''"),
+        ([("a",)], "pair_id,preferred", " 2: pair_id='a', preferred=''"),
+        ([("a", "tie")], "id,label", r"\bid, label; .*\bpair_id\b.*\bpreferred$"),
     ],
 )
 def test_labels_that_cannot_be_read_say_where(
     tmp_path: Path, rows: list[Any], header: str, says: str
 ) -> None:
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match=says):
         read_labels(labels(tmp_path, *rows, header=header), 0, Counter())
-    assert says in str(caught.value)
 
 
 def test_a_missing_file_of_labels_has_a_cure(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="save the labels as CSV"):
+    with pytest.raises(ValueError, match=r"none\.csv: .*\bCSV\b"):
         read_labels(tmp_path / "none.csv", 0, Counter())

@@ -123,7 +123,7 @@ def test_open_questions_of_few_lines_keep_their_words_and_match_none_but_themsel
         found = small(text, "", "\n\n\n\n").search(list("abcd"), texts)
         assert [(one.record_id, one.item_id) for one in found] == [("abcd"[place], "0")]
     assert small(texts[0]).search(["x", "y"], ["", "\n\n\n"]) == []
-    with pytest.raises(ValueError, match="the test sets hold no question"):
+    with pytest.raises(ValueError, match="^decontaminate: 0 of 2 "):
         small("", "?!")
 
 
@@ -225,5 +225,5 @@ def test_an_embedding_that_is_not_of_unit_vectors_is_refused() -> None:
     def wrong(texts: Sequence[str]) -> np.ndarray:
         return np.full((len(texts), 2), 3.0)
 
-    with pytest.raises(ValueError, match="embed gave vectors of length"):
+    with pytest.raises(ValueError, match=r"^embed .* 4\.24 .* 1$"):
         Decontaminator([BenchmarkItem("t", "i", "one two three four five")], CONFIG, wrong)

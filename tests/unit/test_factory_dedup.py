@@ -125,12 +125,10 @@ def test_the_row_that_stays_is_the_configs_choice(keep: Any, kept: str) -> None:
 
 
 def test_a_row_without_a_score_and_an_id_twice_are_refused() -> None:
-    with pytest.raises(
-        ValueError, match=r"row 0: 'difficulty' holds None, not a number; score the rows first"
-    ):
+    with pytest.raises(ValueError, match=r"row 0: 'difficulty' .*\bNone, .*keep=first"):
         clean([FAMILY], CONFIG.model_copy(update={"keep": "best"}), score=[None])
     keys = DuplicateKeys(CONFIG, HashedEmbedder())([{"id": "a", "text": "x"}, {"id": "a", "text": "y"}])
-    with pytest.raises(ValueError, match=r"id 'a' stands twice"):
+    with pytest.raises(ValueError, match=r"^id 'a' .*\(1 "):
         find_duplicates([keys], CONFIG)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import permutations
@@ -109,7 +110,7 @@ def test_unfinished_answers_are_flagged_or_fail_as_configured() -> None:
     flagged = kept(CandidateStep(Candidates(), "m").go_on(record(), [reply("It is the")]))
     assert flagged["candidate"]["unfinished"] is True
     move = CandidateStep(Candidates(unfinished="fail"), "m").go_on(record(), [reply("It is the")])
-    assert move == Fail("unfinished", "it ends in 'It is the'")
+    assert isinstance(move, Fail) and move.reason == "unfinished" and "'It is the'" in move.detail
 
 
 # -- several models' answers -------------------------------------------------------------------------------
@@ -154,7 +155,7 @@ def test_gaps_are_counted_by_model_and_a_lone_answer_is_left_out(
     }
     expected = {"records": 6, "gathered": 4, "too_few": 2, "missing_a": 3, "missing_b": 2, "missing_c": 2}
     assert counts == expected
-    assert "model a has no answer to 3 of 6 records" in caplog.text
+    assert re.search(r"\ba [a-z ]+ 3 of 6 ", caplog.text)
 
 
 @settings(deadline=None, max_examples=50)
@@ -195,17 +196,17 @@ def test_rows_wait_no_longer_than_files_are_apart(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("files", "says"),
     [
-        ({"a": [1]}, "1 models (a)"),
-        ({"a": [1, 1], "b": [1]}, "record '1' stands there twice"),
-        ({"a": [""], "b": [1]}, "has no id or no candidate"),
+        ({"a": [1]}, r"^1 [a-z]+ \(a\)"),
+        ({"a": [1, 1], "b": [1]}, "/a.*: record '1' "),
+        ({"a": [""], "b": [1]}, "/a.*, row 1: .*'a'"),
     ],
 )
 def test_files_that_cannot_be_joined_are_refused_in_one_line(
     tmp_path: Path, files: dict[str, list[Any]], says: str
 ) -> None:
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match=says) as caught:
         gather(tmp_path, **files)
-    assert says in str(caught.value) and "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_answers_to_different_questions_are_not_joined(tmp_path: Path) -> None:
@@ -213,7 +214,7 @@ def test_answers_to_different_questions_are_not_joined(tmp_path: Path) -> None:
         "a": write_answers(tmp_path, "a", [1]),
         "b": write_answers(tmp_path, "b", [1], "Who {}?"),
     }
-    with pytest.raises(ValueError, match="models 'a' and 'b' were asked different questions"):
+    with pytest.raises(ValueError, match="'1': .*'a' [a-z]+ 'b' "):
         list(gather_candidates(files, Counter()))
 
 
@@ -377,7 +378,8 @@ def test_requests_of_one_record_differ_so_that_no_cache_gives_the_fault_again() 
 
 
 def test_one_candidate_alone_is_not_judged() -> None:
-    assert judge().start(record(candidates=candidates("a"))) == Fail("too_few_candidates", "1 of at least 2")
+    move = judge().start(record(candidates=candidates("a")))
+    assert isinstance(move, Fail) and move.reason == "too_few_candidates"
     move = judge().start(mcq(answer="E", candidates=candidates("a", "b")))
     assert isinstance(move, Fail) and move.reason == "misfit"
 
@@ -406,7 +408,7 @@ def test_kendalls_tau_by_hand() -> None:
     assert kendall_tau([0, 1, 2], [2, 1, 0]) == -1.0
     assert kendall_tau([0, 1, 2, 3], [1, 0, 2, 3]) == pytest.approx(4 / 6)  # one of six pairs differs
     for one, other in (([0], [0]), ([0, 1], [0, 2]), ([0, 0], [0, 0])):
-        with pytest.raises(ValueError, match="must hold the same"):
+        with pytest.raises(ValueError, match=re.escape(f"{one} and {other}: ")):
             kendall_tau(one, other)
 
 
@@ -529,10 +531,10 @@ def test_models_that_never_met_have_no_rate_and_a_broken_row_has_a_cure() -> Non
     twice = {**other, "candidates": [{**one, "model": "m"} for one in other["candidates"]]}
     ranks = {**other, "feedback": [{**one, "rank": 1} for one in other["feedback"]]}
     for rows, words in (
-        ([], "0 judged rows"),
-        ([twice], "own name"),
-        ([record()], "run that stage"),
-        ([ranks], "1 to n"),
+        ([], "^0 "),
+        ([twice], r"\['m', 'm'\]"),
+        ([record()], "column 'candidates' .*None"),
+        ([ranks], r"column 'feedback' .*\["),
     ):
         with pytest.raises(ValueError, match=words):
             model_table(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from itertools import combinations
@@ -279,7 +280,7 @@ def test_no_prompt_is_in_two_splits_in_any_form(
     prompts = len({prompt for prompt, _ in items})
     sizes = SplitSizes(dev=dev, test=test)
     if dev + test >= prompts:
-        with pytest.raises(ValueError, match=f"splits.dev={dev} and splits.test={test} leave no prompt"):
+        with pytest.raises(ValueError, match=rf"splits\.dev={dev} [a-z]+ splits\.test={test} "):
             build(rows, splits=sizes)
         return
     splits: dict[str, set[str]] = defaultdict(set)
@@ -324,6 +325,6 @@ def test_memory_holds_no_rows() -> None:
 
 def test_a_strong_model_that_no_candidate_is_of_is_named(caplog: pytest.LogCaptureFixture) -> None:
     build([judged([5, 4])], strongest=["m1", "gpt-4"])
-    assert "no candidate is of model 'gpt-4'; models are ['m0', 'm1']" in caplog.text
-    with pytest.raises(ValueError, match="stands there twice"):
+    assert re.search(r"strongest: .*'gpt-4'; .*\['m0', 'm1'\]", caplog.text)
+    with pytest.raises(ValueError, match=r"strongest=\['a', 'a'\]"):
         Pairs(strongest=["a", "a"])

@@ -180,23 +180,21 @@ def test_what_only_looks_like_it_stays(text: str) -> None:
     "row", [{"text": "x"}, {"path": "a.md"}, {"path": "", "text": "x"}, {"path": 1, "text": "x"}]
 )
 def test_a_row_that_is_no_document_is_refused_in_one_line(row: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"rows with a path and a text; read \.md") as error:
+    with pytest.raises(ValueError, match=r"^row .*\bpath .*\btext; .*\.md .*\.txt ") as error:
         list(cut_paragraphs([row], Paragraphs(), Counter()))
     assert "\n" not in str(error.value)
 
 
 def test_two_documents_whose_passages_would_share_ids_are_refused() -> None:
     rows = [{"path": "a/b.md", "text": "x"}, {"path": "a/b.txt", "text": "y"}]
-    with pytest.raises(ValueError, match=r"'a/b\.txt': another one has this path"):
+    with pytest.raises(ValueError, match=r"'a/b\.txt': "):
         list(cut_paragraphs(rows, Paragraphs(), Counter()))
 
 
 def test_the_config_says_what_to_exchange_and_which_pattern_is_none() -> None:
-    with pytest.raises(
-        ValidationError, match=r"least_words=9: exceeds paragraphs\.most_words=8; exchange them"
-    ):
+    with pytest.raises(ValidationError, match=r"paragraphs\.least_words=9: .*paragraphs\.most_words=8;"):
         Paragraphs(least_words=9, most_words=8)
-    with pytest.raises(ValidationError, match=r"paragraphs\.notes='\(': not a regular expression"):
+    with pytest.raises(ValidationError, match=r"notes\.0\n.*'\('"):
         Paragraphs(notes=["("])
     assert cut("Note: this.\n\none two three", notes=["note:"]) == (["one two three"], {"note": 1})
 

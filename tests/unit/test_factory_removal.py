@@ -45,14 +45,10 @@ def test_what_deduplicate_and_decontaminate_find_is_met_in_the_rows_they_searche
 @pytest.mark.parametrize(
     ("rows", "removals", "words"),
     [
-        ([*ROWS, ROWS[0]], {"gout": 1}, "id 'gout': is to be removed and two rows have it"),
-        (
-            ROWS,
-            {"gout": 1, "flu": 2, "flue": 3},
-            r"id 'flu': is to be removed \(2 such ids\) and no row has it",
-        ),
-        ([], {"flu": 2}, "no row has it; give the rows that were searched"),
-        ([{"text": "What?"}], {}, "nothing in column 'name'"),
+        ([*ROWS, ROWS[0]], {"gout": 1}, r"^id 'gout': [^\d]+$"),
+        (ROWS, {"gout": 1, "flu": 2, "flue": 3}, r"^id 'flu': .*\(2 "),
+        ([], {"flu": 2}, r"^id 'flu': .*\(1 "),
+        ([{"text": "What?"}], {}, r"^row .*: .*'name'; .*columns\.id$"),
     ],
 )
 def test_findings_of_other_rows_are_refused(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -91,8 +92,8 @@ def test_where_a_paragraph_ends_that_gives_no_question(replies: list[str], end: 
 
 def test_a_bad_question_is_asked_for_again_with_what_it_misses() -> None:
     bad = json.dumps({**GOOD, "options": {**OPTIONS, "B": "allopurinol"}})
-    move, asked = drive(textbook(), PARAGRAPH, YES, YES, bad)
-    assert isinstance(move, Ask) and "two of the options say the same" in last_turn(asked)
+    move = drive(textbook(), PARAGRAPH, YES, YES, bad)[0]
+    assert isinstance(move, Ask)
     assert [m["role"] for m in move.request.messages] == ["user", "assistant", "user"]
     end = drive(textbook(), PARAGRAPH, YES, YES, bad, bad)[0]
     assert isinstance(end, Fail) and end.reason == "same_options"
@@ -113,9 +114,10 @@ def test_a_bad_question_is_asked_for_again_with_what_it_misses() -> None:
 )
 def test_a_question_that_points_at_its_paragraph_is_refused(question: str, points: bool) -> None:
     reply = json.dumps({**GOOD, "question": question})
-    move, asked = drive(textbook(), PARAGRAPH, YES, YES, reply)
-    assert isinstance(move, Ask if points else Keep)
-    assert not points or "will not see" in last_turn(asked)
+    assert isinstance(drive(textbook(), PARAGRAPH, YES, YES, reply)[0], Ask if points else Keep)
+    if points:
+        end = drive(textbook(), PARAGRAPH, YES, YES, reply, reply)[0]
+        assert isinstance(end, Fail) and end.reason == "points_at_paragraph"
 
 
 def test_exemplars_are_three_and_always_the_same_for_a_record() -> None:
@@ -130,7 +132,7 @@ def test_exemplars_are_three_and_always_the_same_for_a_record() -> None:
 
 
 def test_too_few_exemplars_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"textbook.exemplars=3: only 2 .*lower it"):
+    with pytest.raises(ValueError, match=r"textbook\.exemplars=3: .*\b2\b"):
         TextbookStep(Textbook(), EXEMPLARS[:2])
 
 
@@ -144,7 +146,8 @@ def test_a_paragraph_cannot_leave_its_frame() -> None:
 
 @pytest.mark.parametrize("row", [{"id": "p"}, {"id": "p", "text": "  "}, {"id": "p", "text": 3}])
 def test_a_row_without_a_paragraph_is_a_dead_letter(row: Row) -> None:
-    assert drive(textbook(), row)[0] == Fail("malformed_record", "no text under 'text'")
+    move = drive(textbook(), row)[0]
+    assert isinstance(move, Fail) and move.reason == "malformed_record" and "'text'" in move.detail
 
 
 def items(*pairs: tuple[Any, Any], parts: tuple[str, str] = ("name", "description")) -> str:
@@ -186,7 +189,7 @@ def test_a_subfield_becomes_instructions_that_keep_their_context() -> None:
 def test_topics_without_items_are_asked_for_once_more_and_then_fail() -> None:
     step = TopicsStep(Topics(mode="subfields"))
     move, asked = drive(step, FIELD, '{"items": []}')
-    assert isinstance(move, Ask) and "cannot be used" in last_turn(asked)
+    assert isinstance(move, Ask) and [m["role"] for m in asked[1].messages] == ["user", "assistant", "user"]
     assert drive(step, FIELD, "no", '{"items": 3}')[0] == Fail("no_items", '{"items": 3}')
     assert isinstance(drive(step, FIELD, "no", items(("a", "b")))[0], Keep)
     assert isinstance(drive(step, {"description": "x"})[0], Fail)
@@ -210,6 +213,12 @@ def closed(**options: Any) -> EvolveStep:
     return EvolveStep(Evolve(choice_methods=["constrain"], **options))
 
 
+def missed(move: Move) -> str:
+    """Why the first round kept the earlier version."""
+    assert isinstance(move, Keep)
+    return str(move.rows[0]["evolution"][0]["miss"])
+
+
 def test_two_rounds_build_on_each_other() -> None:
     move, asked = drive(closed(), CHOICE, evolved(10), evolved(30, answer="C"))
     assert isinstance(move, Keep) and len(move.rows) == 1
@@ -225,13 +234,13 @@ def test_exactly_ten_to_twenty_words_may_be_added_to_the_stem(words: int) -> Non
     reply = evolved(words, options={**OPTIONS, "D": "many more words in an option do not count at all"})
     move, asked = drive(closed(rounds=1), CHOICE, reply)
     assert isinstance(move, Keep) == (10 <= words <= 20)
-    assert isinstance(move, Keep) or f"the question has {words} words more than before" in last_turn(asked)
+    assert isinstance(move, Keep) or re.search(rf"\b{words} .*\b10 to 20\b", last_turn(asked))
 
 
 def test_a_round_that_misses_twice_keeps_the_earlier_version_and_says_so() -> None:
     move, asked = drive(closed(), CHOICE, evolved(15), evolved(16), evolved(99))
     assert [m["role"] for m in asked[2].messages] == ["user", "assistant", "user"]
-    assert "1 words more than before; it needs 10 to 20 more" in asked[2].messages[2]["content"]
+    assert re.search(r"\b1 .*\b10 to 20\b", asked[2].messages[2]["content"])
     assert isinstance(move, Keep) and move.rows[0]["id"] == "q1-evol1"
     assert [c["miss"] for c in move.rows[0]["evolution"]] == ["", "too_many_words"]
     # And where no round fits, the record itself stays as it was.
@@ -257,24 +266,26 @@ def test_every_round_can_become_a_record() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "reason"),
     [
-        ({"answer": "E"}, "not one letter"),
-        ({"options": {"A": "a", "B": "b"}}, "not texts under the letters A, B, C, D"),
-        ({"options": {**OPTIONS, "D": "naproxen"}}, "say the same"),
-        ({"question": longer("Unlike the original question asks, which?", 14)}, "earlier version"),
+        ({"answer": "E"}, "bad_letter"),
+        ({"options": {"A": "a", "B": "b"}}, "bad_options"),
+        ({"options": {**OPTIONS, "D": "naproxen"}}, "same_options"),
+        ({"question": longer("Unlike the original question asks, which?", 14)}, "speaks_of_rewriting"),
     ],
 )
-def test_an_evolved_question_must_be_valid_by_itself(change: dict[str, Any], said: str) -> None:
-    move, asked = drive(closed(), CHOICE, evolved(12, **change))
-    assert isinstance(move, Ask) and said in last_turn(asked)
+def test_an_evolved_question_must_be_valid_by_itself(change: dict[str, Any], reason: str) -> None:
+    bad = evolved(12, **change)
+    assert isinstance(drive(closed(), CHOICE, bad)[0], Ask)
+    assert missed(drive(closed(rounds=1), CHOICE, bad, bad)[0]) == reason
 
 
 def test_harder_distractors_need_new_wrong_options_and_no_more_words() -> None:
     step = EvolveStep(Evolve(choice_methods=["distractors"], rounds=1))
     moved = {"A": "Colchicine", "B": "Allopurinol", "C": "Naproxen", "D": "Prednisone"}
-    move, asked = drive(step, CHOICE, evolved(0, options=moved, answer="B"))
-    assert isinstance(move, Ask) and "none of the wrong options is new" in last_turn(asked)
+    bad = evolved(0, options=moved, answer="B")
+    assert isinstance(drive(step, CHOICE, bad)[0], Ask)
+    assert missed(drive(step, CHOICE, bad, bad)[0]) == "same_distractors"
     move, asked = drive(step, CHOICE, evolved(0, options={**OPTIONS, "D": "Febuxostat with probenecid"}))
     assert isinstance(move, Keep) and "A. Allopurinol\n</right_option>" in asked[0].messages[0]["content"]
     verdicts = new_row("p", "Literature", Instruction("Is it?", {"A": "yes", "B": "no", "C": "maybe"}, "A"))
@@ -312,19 +323,20 @@ def test_the_same_replies_give_the_same_moves_however_often_a_run_is_killed() ->
 
 def test_a_malformed_record_is_a_dead_letter() -> None:
     move, _ = drive(closed(), {**CHOICE, "answer": "E"})
-    assert (
-        isinstance(move, Fail) and move.reason == "malformed_record" and "none of its letters" in move.detail
-    )
+    assert isinstance(move, Fail) and move.reason == "malformed_record" and "'E'" in move.detail
 
 
 @pytest.mark.parametrize(
     ("section", "rule"),
     [
-        ({"type": "evolve", "least_words": 30}, "exceeds evolve.most_words=20"),
-        ({"type": "evolve", "open_methods": ["constrain", "constrain"]}, "name each once"),
+        ({"type": "evolve", "least_words": 30}, r"evolve\.least_words=30: .*evolve\.most_words=20\b"),
+        (
+            {"type": "evolve", "open_methods": ["constrain", "constrain"]},
+            r"evolve\.open_methods=\['constrain', 'constrain'\]: ",
+        ),
         ({"type": "evolve", "open_methods": ["magic"]}, "constrain"),
-        ({"type": "answer", "refusals": ["("]}, "not a regular expression"),
-        ({"type": "score", "threshold": 11}, "less than or equal to 10"),
+        ({"type": "answer", "refusals": ["("]}, r"answer\.refusals\.0\n.*'\('"),
+        ({"type": "score", "threshold": 11}, r"threshold\n.*\b10 \[type=less_than_equal, input_value=11\b"),
         ({"type": "topics"}, "mode"),
         ({"type": "textbook", "exemplar": 3}, "exemplar"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,7 @@ def test_the_backend_follows_the_device() -> None:
     assert (on_gpus.model_args["tensor_parallel_size"], on_gpus.model_args["seed"]) == (4, 3)
     by_layers = parsed(General(tasks=["mmlu"], backend="hf", gpus=4), "cuda")
     assert (by_layers.device, by_layers.model_args["parallelize"]) == ("cuda", True)
-    with pytest.raises(ValueError, match=r"general\.backend='vllm': lm-eval asks for the package vllm"):
+    with pytest.raises(ValueError, match=r"general\.backend='vllm': .*cluster\.device=cpu\b"):
         check_general(General(tasks=["mmlu"], backend="vllm"), "cpu")
     # On a CPU `auto` would fill the memory to find the largest batch.
     assert parsed(section, "cpu").batch_size == "8"
@@ -109,12 +110,12 @@ def test_offline_switches_reach_the_job_and_tokens_do_not(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("name", ["a,b", "-x", "own.yaml/", "dir/own.yaml", "mmlu_*", "a b", ""])
 def test_a_name_that_lm_eval_would_read_as_something_else_is_refused(name: str) -> None:
-    with pytest.raises(ValidationError, match=r"general\.tasks=.*not the name of one task"):
+    with pytest.raises(ValidationError, match=re.escape(f"general.tasks={name!r}: ")):
         General(tasks=[name])
 
 
 def test_a_task_named_twice_is_refused() -> None:
-    with pytest.raises(ValidationError, match=r"general\.tasks='mmlu': stands there twice"):
+    with pytest.raises(ValidationError, match=r"general\.tasks='mmlu': "):
         General(tasks=["mmlu", "gsm8k", "mmlu"])
 
 
@@ -131,33 +132,25 @@ def test_own_tasks_are_found_and_their_python_is_not_run(tmp_path: Path) -> None
 
 def test_unknown_tasks_are_refused_with_a_guess(tmp_path: Path) -> None:
     write_task(tmp_path, "own")
-    with pytest.raises(ValueError, match="no such task; did you mean") as caught:
-        check_general(
-            General(tasks=["own", "gsm8k", "gpqa_main_zeroshott"], include_path=str(tmp_path)), "cpu"
-        )
-    assert str(caught.value) == (
-        f"general.tasks='gpqa_main_zeroshott': lm-eval and {tmp_path} have no such task; "
-        "did you mean 'gpqa_main_zeroshot'?"
-    )
+    section = General(tasks=["own", "gsm8k", "gpqa_main_zeroshott"], include_path=str(tmp_path))
+    said = rf"^general\.tasks='gpqa_main_zeroshott': .*{re.escape(str(tmp_path))} .*'gpqa_main_zeroshot'\?$"
+    with pytest.raises(ValueError, match=said):
+        check_general(section, "cpu")
 
 
 def test_a_task_that_runs_a_models_code_must_be_allowed(tmp_path: Path) -> None:
     write_task(tmp_path, "danger", "unsafe_code: true\n")
     asked: dict[str, Any] = {"tasks": ["danger"], "include_path": str(tmp_path)}
-    with pytest.raises(
-        ValueError, match=r"general\.tasks='danger': runs code .* general\.run_unsafe_code=true"
-    ):
+    with pytest.raises(ValueError, match=r"general\.tasks='danger': .*general\.run_unsafe_code=true"):
         check_general(General(**asked), "cpu")
     check_general(General(**asked, run_unsafe_code=True), "cpu")
 
 
 def test_a_missing_package_or_folder_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"general\.include_path='.*none': no such folder"):
+    with pytest.raises(ValueError, match=r"general\.include_path='.*/none': "):
         check_general(General(tasks=["x"], include_path=str(tmp_path / "none")), "cpu")
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(
-        ValueError, match=r'^general: needs lm-evaluation-harness.*pip install "lm-eval\[hf\]'
-    ):
+    with pytest.raises(ValueError, match=r'^general: .*pip install "lm-eval\[hf\]'):
         check_general(General(tasks=["mmlu"]), "cpu")
 
 
@@ -195,5 +188,5 @@ def test_results_of_tasks_and_groups(tmp_path: Path) -> None:
 
 
 def test_a_run_that_left_no_results_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="left no results there"):
+    with pytest.raises(RuntimeError, match=f"^{re.escape(str(tmp_path))}: "):
         read_general(tmp_path)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,8 +17,6 @@ from tests.fake_api import Limit, Said, asked, fake_api, reply, troubled
 from ultramed_rl.config.generation import Endpoint
 from ultramed_rl.data.factory.api.body import request_body
 from ultramed_rl.data.factory.api.generator import ApiGenerator
-from ultramed_rl.data.factory.api.session import Session
-from ultramed_rl.data.factory.api.transport import Transport
 from ultramed_rl.data.factory.generator import Generator
 from ultramed_rl.records import ChatReply, ChatRequest, Message
 
@@ -53,18 +51,18 @@ def in_turn(*said: Said) -> Callable[[dict[str, Any]], Said]:
 
 
 def test_no_request_of_a_troubled_api_is_lost_or_doubled(tmp_path: Path) -> None:
-    requests = [request(f"r{i}", SCHEMA) for i in range(2000)]
-    fields = {"retries": 6, "concurrency": 64, "timeout_s": 2.0, "requests_per_minute": 18000.0}
-    with fake_api(troubled(0.2, slow_s=4.0), Limit(300.0, 75.0)) as (url, api):
+    requests = [request(f"r{i}", SCHEMA) for i in range(1000)]
+    fields = {"retries": 6, "concurrency": 64, "timeout_s": 1.0, "requests_per_minute": 24000.0}
+    with fake_api(troubled(0.2, slow_s=2.0), Limit(400.0, 100.0)) as (url, api):
         generator = ApiGenerator(endpoint(url, **fields), tmp_path)
         first = list(generator.replies(iter(requests)))
         assert sorted(r.key for r in first) == sorted(r.key for r in requests)
         good = {r.key: r.text for r in first if not r.error}
         assert all(json.loads(text) == {"asked": f"say {key}"} for key, text in good.items())
-        assert len(good) >= 1900, Counter(r.error for r in first)
+        assert len(good) >= 950, Counter(r.error for r in first)
         assert all(not r.text for r in first if r.error)
         usage = generator.usage()
-        assert (usage.requests, usage.errors) == (2000, 2000 - len(good))
+        assert (usage.requests, usage.errors) == (1000, 1000 - len(good))
         assert usage.tokens == sum(r.prompt_tokens + r.completion_tokens for r in first)
         assert api.most_busy <= 64 + 64, "those that the client gave up may still be busy, no others"
 
@@ -148,7 +146,7 @@ def test_a_reply_that_does_not_fit_is_asked_again_with_what_is_wrong(tmp_path: P
     assert (found.prompt_tokens, found.completion_tokens) == (20, 10)
     turns = [(m["role"], m["content"]) for m in api.bodies[1]["messages"]]
     assert turns[:2] == [("user", "say a"), ("assistant", '{"asked": 3}')]
-    assert turns[2][0] == "user" and "$.asked: 3 is not of type 'string'" in turns[2][1]
+    assert turns[2][0] == "user" and re.search(r"\$\.asked: 3 .*'string'", turns[2][1])
 
 
 @pytest.mark.parametrize(
@@ -158,11 +156,11 @@ def test_a_reply_that_does_not_fit_is_asked_again_with_what_is_wrong(tmp_path: P
         (reply("", "content_filter"), "filtered", 1),
         (reply(" \n"), "empty", 3),
         (reply(None), "empty", 3),
-        (Said(REFUSAL, 400), "failure: status 400 (no)", 1),
-        (Said(REFUSAL, 500), "failure: status 500 (no)", 3),
-        (Said(b"<html>"), "failure: its reply (", 3),
-        (Said([]), "failure: its reply (", 3),
-        (Said({"choices": []}), "failure: its reply (", 3),
+        (Said(REFUSAL, 400), r"failure: .*\b400 \(no\)", 1),
+        (Said(REFUSAL, 500), r"failure: .*\b500 \(no\)", 3),
+        (Said(b"<html>"), r"failure: .*\(<html>\)", 3),
+        (Said([]), r"failure: .*\(\[\]\)", 3),
+        (Said({"choices": []}), r"failure: .*\(\{\"choices\": \[\]\}\)", 3),
         (Said(reply("late").body, delay_s=9.0), "failure: APITimeoutError", 3),
     ],
 )
@@ -173,14 +171,14 @@ def test_what_cannot_be_answered_ends_as_an_error(
     with fake_api(rule) as (url, _):
         slow = 0.3 if said.delay_s else 60.0
         bad, good = ask(url, tmp_path, request("a"), request("b"), timeout_s=slow, concurrency=1)
-    assert (bad.text, bad.attempts) == ("", attempts) and bad.error.startswith(error)
+    assert (bad.text, bad.attempts) == ("", attempts) and re.match(error, bad.error)
     assert (good.text, good.error) == ("fine", "")
 
 
 def test_a_schema_misfit_ends_as_an_error_that_names_it(tmp_path: Path) -> None:
     with fake_api(lambda _: reply("{}")) as (url, api):
         (found,) = ask(url, tmp_path, request("a", SCHEMA), retries=1)
-    assert found.error == "misfit: $: 'asked' is a required property" and len(api.bodies) == 2
+    assert found.error.startswith("misfit: $: 'asked' ") and len(api.bodies) == 2
     assert (found.prompt_tokens, found.completion_tokens) == (20, 10), "what was paid for counts"
 
 
@@ -207,7 +205,7 @@ def test_half_characters_do_not_reach_a_file(tmp_path: Path) -> None:
 def test_a_schema_that_is_none_is_the_callers_error(tmp_path: Path) -> None:
     with fake_api(lambda _: reply("{}")) as (url, api):
         for structured in ("json_schema", "prompt"):
-            with pytest.raises(ValueError, match="schema='{': no JSON schema"):
+            with pytest.raises(ValueError, match="schema='{': "):
                 ask(url, tmp_path, request("a", "{"), structured=structured)
     assert not api.bodies
 
@@ -218,10 +216,10 @@ def test_a_schema_that_is_none_is_the_callers_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        (Said(REFUSAL, 401), "status 401.*set api_key_env"),
-        (Said(REFUSAL, 403), "status 403.*set api_key_env"),
-        (Said(REFUSAL, 404), "status 404.*check base_url and model='m'"),
-        (Said({"error": {"message": "no", "code": "insufficient_quota"}}, 429), "status 402.*pay"),
+        (Said(REFUSAL, 401), r".*\b401\b.*\bapi_key_env\b"),
+        (Said(REFUSAL, 403), r".*\b403\b.*\bapi_key_env\b"),
+        (Said(REFUSAL, 404), r".*\b404\b.*\bbase_url\b.*\bmodel='m'"),
+        (Said({"error": {"message": "no", "code": "insufficient_quota"}}, 429), r".*\b402\b"),
     ],
 )
 def test_an_api_that_refuses_all_stops_the_run_and_not_each_record(
@@ -236,7 +234,7 @@ def test_an_api_that_refuses_all_stops_the_run_and_not_each_record(
 
 
 def test_nobody_there_stops_the_run(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="APIConnectionError.*is it running"):
+    with pytest.raises(RuntimeError, match=r"http://127\.0\.0\.1:9/v1: .*APIConnectionError.*\btimeout_s\b"):
         ask("http://127.0.0.1:9/v1", tmp_path, request("a"), retries=1)
 
 
@@ -254,7 +252,7 @@ def test_twenty_failures_in_a_row_stop_the_run(tmp_path: Path, status: int) -> N
         replies = ApiGenerator(endpoint(url, retries=0), tmp_path).replies(
             request(f"r{i}") for i in range(500)
         )
-        with pytest.raises(RuntimeError, match=f"status {status}.*see the server's log"):
+        with pytest.raises(RuntimeError, match=rf"{url}: .*\b{status}\b"):
             given.extend(replies)
     assert len(given) == 19
 
@@ -271,13 +269,13 @@ def test_the_key_is_in_no_error_and_no_file(tmp_path: Path, monkeypatch: pytest.
     echo = {"error": {"message": "the key s3cret-k3y is bad"}}
     with fake_api(in_turn(reply("x"), Said(echo, 400), Said(echo, 401))) as (url, _):
         found = ask(url, tmp_path, request("a"), request("b"), api_key_env="MY_KEY", concurrency=1)
-        with pytest.raises(RuntimeError, match=r"the key \*\*\* is bad") as caught:
+        with pytest.raises(RuntimeError, match=rf"{url}: .*\b401 .*\*\*\*") as caught:
             ask(url, tmp_path, request("c"), api_key_env="MY_KEY")
     assert "***" in found[1].error
     files = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert b"s3cret" not in files + repr((found, caught.value)).encode()
     monkeypatch.delenv("MY_KEY")
-    with pytest.raises(ValueError, match="endpoint.api_key_env='MY_KEY'.*isn't set"):
+    with pytest.raises(ValueError, match=r"endpoint\.api_key_env='MY_KEY': "):
         ApiGenerator(endpoint(url, api_key_env="MY_KEY"), tmp_path)
 
 
@@ -287,13 +285,13 @@ def test_the_key_is_in_no_error_and_no_file(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"base_url": "ftp://x"}, "base_url='ftp://x': not a web address"),
-        ({"base_url": "http://me:pass@x"}, "holds a user name or password"),
-        ({"money_budget": 1.0}, "money_budget=1: nothing costs anything; set prompt_price"),
-        ({"extra": {"messages": []}}, "extra.messages=.*remove it"),
-        ({"requests_per_minute": 0.0}, "greater than 0"),
-        ({"structured": "yaml"}, "json_schema"),
-        ({"api_key": "sk-1"}, "not permitted"),
+        ({"base_url": "ftp://x"}, r"base_url\n.*http://host:port"),
+        ({"base_url": "http://me:pass@x"}, r"base_url\n.*type=secret_in_address"),
+        ({"money_budget": 1.0}, "money_budget=1: .*prompt_price.*completion_price"),
+        ({"extra": {"messages": []}}, r"extra\.messages="),
+        ({"requests_per_minute": 0.0}, r"requests_per_minute\n.*type=greater_than\]"),
+        ({"structured": "yaml"}, r"structured\n.*'json_schema'"),
+        ({"api_key": "sk-1"}, r"api_key\n.*type=extra_forbidden\]"),
     ],
 )
 def test_endpoints_that_cannot_be_asked_are_refused(fields: dict[str, Any], message: str) -> None:
@@ -304,16 +302,3 @@ def test_endpoints_that_cannot_be_asked_are_refused(fields: dict[str, Any], mess
 def test_an_endpoint_comes_back_from_its_mapping() -> None:
     section = endpoint("http://h/v1", extra={"chat_template_kwargs": {"enable_thinking": False}})
     assert Endpoint.model_validate(section.to_mapping()) == section
-
-
-def test_waits_grow_only_while_the_endpoint_is_unwell() -> None:
-    """One request's bad luck isn't everyone's trouble; an endpoint that fails all is given time."""
-
-    async def longest(answered: bool) -> float:
-        asking = Session(Transport(endpoint("http://localhost/v1"), "m"))
-        for _ in range(100):
-            asking._note(answered=answered)
-        return max(asking._delay(7, asked=0.0) for _ in range(200))
-
-    assert asyncio.run(longest(answered=True)) <= 1.0
-    assert 15.0 < asyncio.run(longest(answered=False)) <= 30.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -53,7 +54,8 @@ def test_a_budget_ends_the_run_and_holds_over_restarts(
         assert bool(generator.exhausted) == bool(limit)
         if limit:
             assert budgeted(url, tmp_path, **limit)[1] == 0
-            assert "budget=" in generator.exhausted and "raise it" in generator.exhausted
+            name, value = next(iter(limit.items()))
+            assert generator.exhausted.startswith(f"{name}={value:g}: ")
             # Another run has a budget of its own; what is known already costs it nothing.
             assert budgeted(url, tmp_path, "another", **limit)[1] == 2 * taken == len(api.bodies)
 
@@ -169,5 +171,5 @@ def test_processes_share_replies_and_sums(tmp_path: Path) -> None:
 
 def test_a_broken_file_is_named(tmp_path: Path) -> None:
     (tmp_path / FILE).write_bytes(b"no database at all, but long enough to be looked at" * 99)
-    with pytest.raises(RuntimeError, match=f"{FILE}: file is not a database.*remove it"):
+    with pytest.raises(RuntimeError, match=f"{re.escape(str(tmp_path / FILE))}: "):
         ApiGenerator(endpoint("http://h/v1"), tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,12 +22,13 @@ LAYERS = [
     {"report"},
     {"evaluation"},
     {"models", "data"},
-    {"learning", "store", "tracking"},
+    {"learning", "store", "tracking", "http"},
     {"config", "records", "token_ids"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 
+@cache
 def imports_of(path: Path) -> set[str]:
     """Dotted names that a file imports, anywhere in it."""
     found: set[str] = set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -177,13 +178,15 @@ def test_a_kill_while_the_final_files_are_written_leaves_nothing_that_looks_fini
     assert final_files(tmp_path / "broken") == final_files(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("expected", [None, 5], ids=["not told", "one short"])
+@pytest.mark.parametrize("expected", [None, 5], ids=["untold", "short"])
 def test_an_unfinished_stage_makes_no_final_files(tmp_path: Path, expected: int | None) -> None:
     with Ledger(tmp_path) as ledger:
         fill(ledger, [0, 1, 2, 4])
         if expected:
             ledger.expect(expected)
-        with pytest.raises(ValueError, match="not all records are done"):
+        with pytest.raises(
+            ValueError, match=rf"^{re.escape(str(tmp_path))}: .*\({'1 ' if expected else '[^0-9]'}"
+        ):
             ledger.finish()
         assert not ledger.finished and not ledger.rows_path.exists()
 
@@ -215,11 +218,11 @@ def a_broken_part(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("misuse", "words"),
     [
-        (another_record, r"record 3 of the input is 'k3'.*or delete the folder"),
-        (a_shorter_input, "results of 4 records, and the input has 3"),
-        (other_inputs, "results of other inputs"),
-        (a_second_writer, "another process is writing"),
-        (a_broken_part, "not the part that was written.*delete it"),
+        (another_record, r": record 3 .*'k3'"),
+        (a_shorter_input, r": .*\b4 .*\b3\b"),
+        (other_inputs, r": .*\([0-9a-f]{12}, [a-z]+ [0-9a-f]{12}\)"),
+        (a_second_writer, r"/\.lock: "),
+        (a_broken_part, r"/parts/000000\.parquet: "),
     ],
 )
 def test_results_of_something_else_are_refused_in_one_line(
@@ -227,7 +230,7 @@ def test_results_of_something_else_are_refused_in_one_line(
 ) -> None:
     with Ledger(tmp_path) as ledger:
         fill(ledger, list(range(4)))
-    with pytest.raises(ValueError, match=words) as caught:
+    with pytest.raises(ValueError, match=f"^{re.escape(str(tmp_path))}{words}") as caught:
         misuse(tmp_path)
     assert "\n" not in str(caught.value)
     Ledger(tmp_path / "other").close()
@@ -248,7 +251,7 @@ def test_a_part_that_was_deleted_is_done_again_and_overwrites_no_other(tmp_path:
 def test_a_record_is_never_done_twice(tmp_path: Path) -> None:
     with Ledger(tmp_path) as ledger:
         ledger.add(entry(0))
-        with pytest.raises(AssertionError, match="record 0 is done twice"):
+        with pytest.raises(AssertionError, match="^record 0 "):
             ledger.add(entry(0))
 
 
@@ -264,7 +267,7 @@ def test_what_text_files_cannot_hold_is_written_so_that_json_readers_can(tmp_pat
     assert second == {"é": "ü"} and "ü".encode() in (tmp_path / "rows.jsonl").read_bytes()
     [letter] = lines(tmp_path / "dead_letters.jsonl")
     assert letter["row"] == {"image": "b'\\x00'", "when": "{1}"}
-    with pytest.raises(TypeError, match="not JSON serializable"):
+    with pytest.raises(TypeError, match=r"\bbytes\b"):
         kept(0, "a", [{"image": b"\x00"}])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,8 @@ def tokenizer(path: Path) -> ChatTokenizer:
 def test_a_model_not_made_here_is_unknown_and_never_clean(path: str) -> None:
     lineage = training_prompts(path)
     assert lineage.unknown == (path,) and not lineage.sources and not texts(lineage)
-    assert lineage.gaps == (f"what {path} was trained on is not known",)
+    (gap,) = lineage.gaps
+    assert f" {path} " in gap
 
 
 def test_a_config_that_happens_to_lie_above_a_model_is_no_run(tmp_path: Path) -> None:
@@ -183,8 +185,8 @@ def test_a_source_that_has_gone_is_named_and_the_others_still_count(tmp_path: Pa
     lineage = training_prompts(str(run / "model"))
     assert len(texts(lineage)) == 4  # which one was held out cannot be told any more
     moved, package = lineage.unreadable
-    assert moved.startswith("runs/recipe/sft: moved.jsonl (") and "no such file" in moved
-    assert "not_installed_here" in package and "not installed" in package
+    assert moved.startswith("runs/recipe/sft: moved.jsonl (")
+    assert "not_installed_here" in package and "pip install " in package
     assert all("\n" not in gap for gap in lineage.gaps) and len(lineage.gaps) == 3
 
 
@@ -213,7 +215,8 @@ def test_a_round_whose_prompts_are_gone_is_named(tmp_path: Path) -> None:
     write_round(run, 1, "Asked 1?")
     lineage = training_prompts(str(run / "rounds" / "001" / "checkpoint"))
     assert texts(lineage) == ["Asked 1?"]
-    assert lineage.unreadable == ("runs/tiny: rounds/000/prompts.parquet (no such file)",)
+    (gone,) = lineage.unreadable
+    assert gone.startswith("runs/tiny: rounds/000/prompts.parquet (")
 
 
 def test_the_walk_goes_through_all_stages_and_tells_the_reward_models_data_apart(tmp_path: Path) -> None:
@@ -232,11 +235,8 @@ def test_the_walk_goes_through_all_stages_and_tells_the_reward_models_data_apart
     assert [p.role for p in lineage.prompts()] == ["model"] * 3 + ["reward"] * 4
     named = {prompt.source for prompt in lineage.prompts() if prompt.role == "reward"}
     assert "runs/recipe/reward: pairs.jsonl (reward model)" in named
-    assert lineage.unknown == (
-        "hub/base",
-        "hub/base (reward model)",
-        "the http scorer 'http' of runs/tiny (reward model)",
-    )
+    *models, scorer = lineage.unknown
+    assert models == ["hub/base", "hub/base (reward model)"] and re.search("'http' .*runs/tiny", scorer)
 
 
 def test_a_reward_model_made_in_the_run_saw_the_end_of_the_pool(tmp_path: Path) -> None:

@@ -118,8 +118,8 @@ def test_adapters_off_is_the_base_exactly_and_on_leaving_they_are_back(base: str
         assert_equal(logprobs(policy), expected)
     assert_equal(logprobs(policy), adapted)
     assert trained(policy) == names
-    with pytest.raises(RuntimeError, match="in between"), adapters_off(policy.lm):
-        raise RuntimeError("in between")
+    with pytest.raises(ZeroDivisionError), adapters_off(policy.lm):
+        raise ZeroDivisionError
     assert_equal(logprobs(policy), adapted)
     assert trained(policy) == names
 
@@ -207,7 +207,9 @@ def test_saved_adapters_are_pefts_own_format(base: str, tmp_path: Path) -> None:
 )
 def test_adapters_of_another_shape_are_refused_in_one_line(base: str, tmp_path: Path, other: LoRA) -> None:
     checkpoint = save(randomise_adapters(load(base, RANK4)), tmp_path)
-    with pytest.raises(ValueError, match="other adapters than policy.lora asks for") as caught:
+    with pytest.raises(
+        ValueError, match=r"rank=4, alpha=8, .*\['down_proj', .*'q_proj'.*policy\.lora "
+    ) as caught:
         load(base, adapter=checkpoint, lora=other)
     assert "\n" not in str(caught.value) and str(checkpoint) in str(caught.value)
 
@@ -215,7 +217,7 @@ def test_adapters_of_another_shape_are_refused_in_one_line(base: str, tmp_path: 
 def test_adapters_of_another_alpha_are_refused(base: str, tmp_path: Path) -> None:
     """The same weights times another alpha / rank are another policy."""
     checkpoint = save(randomise_adapters(load(base, RANK4)), tmp_path)
-    with pytest.raises(ValueError, match="policy.lora"):
+    with pytest.raises(ValueError, match=r"alpha=8, .*policy\.lora "):
         load(base, adapter=checkpoint, lora=LoRA(rank=4, alpha=16))
 
 

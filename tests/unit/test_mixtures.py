@@ -60,13 +60,11 @@ def test_fewer_held_out_keys_are_among_more(found: list[str], data: st.DataObjec
 
 
 def test_something_is_left_to_train_on() -> None:
-    with pytest.raises(
-        ValueError, match=r"data.held_out=2 leaves none of 2 prompts to train on; lower it or"
-    ):
+    with pytest.raises(ValueError, match=r"data\.held_out=2 .*\b2 "):
         choose_held_out(["a", "b", "a"], 2, 0)
-    with pytest.raises(ValueError, match="data.held_out=9 leaves none of 1 prompts"):
+    with pytest.raises(ValueError, match=r"data\.held_out=9 .*\b1 "):
         choose_held_out(["a"], 9, 0)
-    with pytest.raises(ValueError, match="data.held_out=0 leaves none of 0 prompts"):
+    with pytest.raises(ValueError, match=r"data\.held_out=0 .*\b0 "):
         choose_held_out([], 0, 0)
 
 

@@ -274,11 +274,12 @@ def test_tracking_keeps_the_key_in_the_environment(
 @pytest.mark.parametrize(
     ("kind", "changes", "line"),
     [
-        ("sft", {"training__max_steps": 5}, "training.max_steps=5: OpenRLHF trains whole epochs"),
+        ("sft", {"training__max_steps": 5}, "training.max_steps=5: .*training.epochs"),
         ("sft", {"training__patience": 2, "training__evaluate_every": 5}, "training.patience=2: "),
-        ("sft", {"training__keep": "best"}, "training.keep='best': OpenRLHF keeps the last"),
+        ("sft", {"training__keep": "best"}, "training.keep='best': .*training.keep=last"),
         ("sft", {"training__max_skipped_steps": 0}, "training.max_skipped_steps=0: "),
-        ("sft", {"training__batch_size": 15}, "training.batch_size=15: .* multiple of .*ranks=2"),
+        ("sft", {"run__seed": 2**32}, "run.seed=4294967296: "),
+        ("sft", {"training__batch_size": 15}, "training.batch_size=15: .*cluster.trainer.ranks=2"),
         ("sft", {"model__precision": "float32"}, "model.precision='float32': .* bfloat16"),
         ("sft", {"model__path": "owner/name"}, "model.trust_remote_code=false: .*'owner/name'"),
         (
@@ -286,19 +287,19 @@ def test_tracking_keeps_the_key_in_the_environment(
             {"model__lora": {}, "cluster__trainer__zero_stage": 3},
             "cluster.trainer.zero_stage=3: .* pickle",
         ),
-        ("sft", {"cluster__nodes": 2}, "cluster.nodes=2: .* ssh"),
+        ("sft", {"cluster__nodes": 2}, "cluster.nodes=2: .*cluster.nodes=1"),
         ("sft", {"cluster__trainer__ranks": 4}, "cluster.trainer.ranks=4: .*devices_per_node=2"),
         ("reward", {"objective": {"type": "bradley_terry", "centering": 0.01}}, "objective.centering=0.01: "),
-        ("reward", {"trainable_layers": 2}, "trainable_layers=2: OpenRLHF trains all"),
+        ("reward", {"trainable_layers": 2}, "trainable_layers=2: "),
         ("reward", {"data__held_out": 0}, "data.held_out=0: .* 1 %"),
-        ("preference", {"objective": {"type": "simpo"}}, "objective.type='simpo': OpenRLHF has dpo and ipo"),
+        ("preference", {"objective": {"type": "simpo"}}, "objective.type='simpo': .* dpo .* ipo"),
         ("preference", {"objective": {"type": "kto"}}, "objective.type='kto': "),
         ("preference", {"objective": {"type": "robust_dpo"}}, "objective.type='robust_dpo': "),
-        ("preference", {"objective": {"type": "ipo"}}, "objective.length_normalized=true: .* ipo sums"),
+        ("preference", {"objective": {"type": "ipo"}}, "objective.length_normalized=true: .* ipo "),
         (
             "preference",
             {"objective": {"type": "dpo", "length_normalized": True}},
-            "objective.length_normalized=true: .* dpo sums",
+            "objective.length_normalized=true: .* dpo ",
         ),
     ],
 )
@@ -318,13 +319,13 @@ def test_a_checkpoint_with_code_of_its_own_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_reward_model_is_no_start_for_another(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="draw its head anew"):
+    with pytest.raises(ConfigError, match=f"^model.path='{tmp_path}/reward': "):
         command_of(stage("reward", make_reward(tmp_path / "reward")))
 
 
 @pytest.mark.parametrize("name", ["a,b", "a@b"])
 def test_paths_that_it_would_split_are_refused(name: str, policy: Path) -> None:
-    with pytest.raises(ConfigError, match="as signs of its own"):
+    with pytest.raises(ConfigError, match=rf"^/{name}/train\.jsonl: .*run\.directory"):
         openrlhf_command(stage("sft", policy), Path("/") / name / "train.jsonl", None, OUTPUT)
 
 
@@ -405,9 +406,9 @@ def test_margins_are_scaled_score_gaps(tmp_path: Path, policy: Path) -> None:
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
-        (RankedAnswers("p1", RANKED.messages, ("a",), (1.0,)), "prompt 'p1': one answer alone"),
-        (RankedAnswers("p1", RANKED.messages, ("a", "b"), (1.0, 1.0)), "prompt 'p1': no two answers differ"),
-        (replace(RANKED, cut=frozenset({2})), r"prompt 'p1': answers \[2\] were cut off"),
+        (RankedAnswers("p1", RANKED.messages, ("a",), (1.0,)), r"'p1': .*\[1\.0\]"),
+        (RankedAnswers("p1", RANKED.messages, ("a", "b"), (1.0, 1.0)), r"'p1': .*\[1\.0, 1\.0\]"),
+        (replace(RANKED, cut=frozenset({2})), r"'p1': .*\[2\]"),
     ],
 )
 def test_what_is_no_pair_is_refused(record: RankedAnswers, reason: str, tmp_path: Path, policy: Path) -> None:
@@ -417,7 +418,7 @@ def test_what_is_no_pair_is_refused(record: RankedAnswers, reason: str, tmp_path
 
 
 def test_no_data_is_refused(tmp_path: Path, policy: Path) -> None:
-    with pytest.raises(ValueError, match="no sample to write"):
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/train\.jsonl: "):
         write_openrlhf_data(tmp_path / "train.jsonl", [], stage("sft", policy))
 
 
@@ -541,5 +542,5 @@ def test_weights_that_diverged_are_refused(tmp_path: Path, policy: Path) -> None
     model = AutoModelForCausalLM.from_pretrained(policy)
     torch.nn.init.constant_(model.model.norm.weight, float("nan"))
     model.save_pretrained(tmp_path / "model")
-    with pytest.raises(RuntimeError, match=r"weight 'model\.norm\.weight' isn't finite"):
+    with pytest.raises(RuntimeError, match=r"'model\.norm\.weight'.*training\.learning_rate"):
         adopt_openrlhf(tmp_path / "model", stage("sft", policy))

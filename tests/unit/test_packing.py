@@ -105,9 +105,9 @@ def test_layout_of_whole_sequences_by_hand() -> None:
 
 
 def test_sequences_without_tokens_or_with_another_mask_are_refused() -> None:
-    with pytest.raises(AssertionError, match="an empty sequence cannot be packed"):
+    with pytest.raises(AssertionError, match=r"\b1\b"):
         pack_sequences([([1], [True]), ([], [])])
-    with pytest.raises(AssertionError, match="2 tokens with a mask of 1"):
+    with pytest.raises(AssertionError, match=r"\b2\b.*\b1\b"):
         pack_sequences([([1, 2], [True])])
 
 
@@ -198,9 +198,12 @@ def test_sums_by_answer_by_hand() -> None:
     assert gradient.tolist() == [1.0, 1.0, 2.0, 3.0, 4.0, 4.0, 4.0, 5.0, 5.0]
 
 
-@pytest.mark.parametrize("group", [AnswerGroup([], [[1]]), AnswerGroup([1], [[2], []])])
-def test_empty_prompts_and_answers_are_refused(group: AnswerGroup) -> None:
-    with pytest.raises(AssertionError, match="an empty prompt or answer cannot be packed"):
+@pytest.mark.parametrize(
+    ("group", "lengths"),
+    [(AnswerGroup([], [[1]]), r"\b0\b.*\[1\]"), (AnswerGroup([1], [[2], []]), r"\b1\b.*\[1, 0\]")],
+)
+def test_empty_prompts_and_answers_are_refused(group: AnswerGroup, lengths: str) -> None:
+    with pytest.raises(AssertionError, match=lengths):
         pack_groups([group])
 
 

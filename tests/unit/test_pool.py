@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import pytest
@@ -40,7 +41,7 @@ def test_split_is_a_partition_that_ignores_order(size: int, data: st.DataObject)
 
 
 def test_split_needs_something_left() -> None:
-    with pytest.raises(ValueError, match="held_out=3 leaves none of 3 prompts"):
+    with pytest.raises(ValueError, match=r"prompts\.held_out=3 .*\b3\b"):
         split_pool(PromptPool(make_pool(3)), 3, 0)
 
 
@@ -86,11 +87,9 @@ def test_supply_is_checked_early_with_the_arithmetic() -> None:
     pool = PromptPool(make_pool(10))
     check_rounds(pool, rule(5, False), 2)
     check_rounds(pool, rule(5, True), 9)
-    with pytest.raises(
-        ValueError, match=r"3 rounds x prompts.per_round=4 = 12 prompts, but there are 10 .*to 2 or"
-    ):
+    with pytest.raises(ValueError, match=r"3 .* x prompts\.per_round=4 = 12 .*\b10\b.*\b2\b"):
         check_rounds(pool, rule(4, False), 3)
-    with pytest.raises(ValueError, match="per_round=11 is more than the 10 training prompts"):
+    with pytest.raises(ValueError, match=r"prompts\.per_round=11 .*\b10\b"):
         check_rounds(pool, rule(11, True), 1)
 
 
@@ -113,9 +112,7 @@ def test_each_source_has_its_share_of_every_round() -> None:
 
 def test_a_share_that_does_not_last_names_its_source() -> None:
     pool = PromptPool(mixed_pool(40, 5))
-    with pytest.raises(
-        ValueError, match=r"source 's1': 3 rounds x prompts.per_round=2 = 6 prompts, but there"
-    ):
+    with pytest.raises(ValueError, match=r"'s1': 3 .* x prompts\.per_round=2 = 6 .*\b5\b"):
         check_rounds(pool, rule(10, False, 0.8, 0.2), 3)
     check_rounds(pool, rule(10, True, 0.8, 0.2), 3)
 
@@ -123,7 +120,7 @@ def test_a_share_that_does_not_last_names_its_source() -> None:
 def test_shares_are_given_to_all_sources_and_make_a_whole() -> None:
     for shares in ([0.5, None], [0.5, 0.4]):
         sources = [{"type": "question", "uri": "x", "share": share} for share in shares]
-        with pytest.raises(ValueError, match="give every source one, and make them sum to 1"):
+        with pytest.raises(ValueError, match=rf"prompts\.sources: .*{re.escape(str(shares))}"):
             Prompts.model_validate({"sources": sources})
 
 

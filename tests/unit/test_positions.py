@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -103,24 +105,27 @@ def test_shares_stay_in_0_to_1_and_right_everywhere_is_the_rarest(letters: list[
 
 def test_items_with_unequal_numbers_of_orders_are_refused() -> None:
     answers = [*cycled("q1", 0, ["A", "B"]), *cycled("q2", 0, ["A", "B"])[:1]]
-    with pytest.raises(ValueError, match="q2: 1 orders, but 2 of q1"):
+    with pytest.raises(ValueError, match=r"^q2: 1 .*\b2\b.*\bq1\b"):
         position_bias(answers)
-    with pytest.raises(ValueError, match="0 answers"):
+    with pytest.raises(ValueError, match=r"^0\b"):
         position_bias([])
 
 
 def test_a_key_that_did_not_move_with_its_option_is_refused() -> None:
-    with pytest.raises(ValueError, match="q: the key is another option"):
+    with pytest.raises(ValueError, match=r"^q: right_option=\[0, 1\]"):
         position_bias([Ordered("q", (0, 1), "A", "A"), Ordered("q", (1, 0), "A", "A")])
 
 
 @pytest.mark.parametrize("order", [(), (1, 2), (0, 0), (0, 2)])
 def test_an_order_that_is_no_permutation_is_refused(order: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="each of 0, 1, ... once"):
+    with pytest.raises(ValueError, match=re.escape(f"q: order={order}: ")):
         position_bias([Ordered("q", order, None, "A")])
 
 
-@pytest.mark.parametrize(("letter", "right"), [("C", "A"), ("A", "C"), ("", "A"), ("AB", "A"), ("a", "A")])
-def test_a_letter_without_an_option_is_refused(letter: str, right: str) -> None:
-    with pytest.raises(ValueError, match="must be one of AB"):
+@pytest.mark.parametrize(
+    ("letter", "right", "wrong"),
+    [("C", "A", "C"), ("A", "C", "C"), ("", "A", ""), ("AB", "A", "AB"), ("a", "A", "a")],
+)
+def test_a_letter_without_an_option_is_refused(letter: str, right: str, wrong: str) -> None:
+    with pytest.raises(ValueError, match=rf"^q: letter='{wrong}': .*\bAB\b"):
         position_bias([Ordered("q", (0, 1), letter, right)])

@@ -62,29 +62,38 @@ def test_duplicates_by_normalised_text_are_counted(tmp_path: Path) -> None:
 
 
 def test_a_missing_column_names_those_there(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no row has a column 'question'; its columns are Question, id"):
+    with pytest.raises(ValueError, match="'question'.*Question, id"):
         load(tmp_path, [{"Question": "x", "id": 1}])
-    with pytest.raises(ValueError, match="no row has a column 'original_question'"):
+    with pytest.raises(ValueError, match="'original_question'"):
         load(tmp_path, questions("x"), {"type": "vignette"})
+
+
+@pytest.mark.parametrize("text", ["half \ud83d", "x" * 1_000_001], ids=["surrogate", "long"])
+@pytest.mark.parametrize("column", ["question", "answer"])
+def test_a_text_that_no_tokenizer_takes_is_a_misfit(tmp_path: Path, column: str, text: str) -> None:
+    rows = [{"question": f"q{i}", "answer": "a"} for i in range(20)]
+    rows[7][column] = text
+    pool = load(tmp_path, rows, {"type": "question", "answer_column": "answer"})
+    assert pool.counts["misfit"] == 1 and len(pool.training) == 19
+    with pytest.raises(ValueError, match=f"1 of 8 rows .*row 8: column '{column}'"):
+        load(tmp_path, rows[:8], {"type": "question", "answer_column": "answer"})
 
 
 def test_a_few_misfits_are_counted_and_more_are_refused(tmp_path: Path) -> None:
     good = questions(*(f"q{i}" for i in range(19)))
     pool = load(tmp_path, [*good, {"question": ""}])  # 1 of 20 is 5 %
     assert pool.counts["misfit"] == 1 and len(pool.training) == 19
-    with pytest.raises(
-        ValueError, match=r"1 of 19 rows .*row 19: column 'question' holds 3, not text\); at most 5%"
-    ):
+    with pytest.raises(ValueError, match=r"1 of 19 .*\b19: .*'question'.*\b3\b.*\); .*\b5%"):
         load(tmp_path, [*good[:18], {"question": 3}])
 
 
 def test_too_long_is_refused_or_dropped(tmp_path: Path) -> None:
     rows = questions("one two three", "one two")
-    with pytest.raises(ValueError, match="3 tokens, over prompts.max_prompt_tokens=2; raise that, or set"):
+    with pytest.raises(ValueError, match=r"\b3\b.*prompts\.max_prompt_tokens=2.*prompts\.too_long"):
         load(tmp_path, rows, max_prompt_tokens=2)
     pool = load(tmp_path, rows, max_prompt_tokens=2, too_long="drop")
     assert len(pool.training) == 1 and pool.counts["too_long"] == 1
-    with pytest.raises(ValueError, match="none left"):
+    with pytest.raises(ValueError, match=r"^prompts: .*'too_long': 2.*prompts\.max_prompt_tokens"):
         load(tmp_path, rows, max_prompt_tokens=1, too_long="drop")
 
 
@@ -111,9 +120,9 @@ def test_chats_lose_their_last_answer(tmp_path: Path) -> None:
     assert first.messages[0]["content"] == "new"
     assert (first.answer, second.answer) == ("Less.", None)
     assert first.prompt_id != second.prompt_id  # the same last words in another chat
-    with pytest.raises(ValueError, match="role 'doctor'"):
+    with pytest.raises(ValueError, match="'doctor'"):
         load(tmp_path, [{"messages": [{"role": "doctor", "content": "x"}]}], {"type": "messages"})
-    with pytest.raises(ValueError, match="needs a user turn"):
+    with pytest.raises(ValueError, match="'messages'.*'user'"):
         load(tmp_path, [{"messages": [{"role": "assistant", "content": "x"}]}], {"type": "messages"})
 
 
@@ -143,3 +152,13 @@ def test_the_quickstart_sources() -> None:
     vignette = pool.training[-1]
     assert vignette.messages[-1]["content"].endswith("\n\nBe brief.")  # not a part of option D
     assert vignette.answer is not None and vignette.answer[-3:-1] in ("A.", " A", " B", " C", " D")
+
+
+def test_control_tokens_in_questions_are_counted_and_rendered_chats_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rendered = questions("<|im_start|>user\nWhat?<|im_end|>\n")
+    rows = [*questions("What is a</s> mark?", "What?"), *rendered, *questions(*map(str, range(17)))]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = Prompts.model_validate({"sources": [{"type": "question", "uri": str(path)}]})
+    pool = load_prompts(config, encode, lambda messages: sum(m["content"].count("</s>") for m in messages))
+    assert (pool.counts["neutralised"], pool.counts["misfit"], len(pool.training)) == (1, 1, 19)

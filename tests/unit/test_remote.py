@@ -8,7 +8,9 @@ import io
 import itertools
 import json
 import os
+import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -42,7 +44,7 @@ from ultramed_rl.store.artifacts import read_json
 from ultramed_rl.store.parts import INPUTS as PARTS_INPUTS
 from ultramed_rl.store.parts import Parts
 from ultramed_rl.store.remote import Mirror, at_hand, check_url, place
-from ultramed_rl.store.remote.lease import WRITER, Lease, Writer
+from ultramed_rl.store.remote.lease import WRITER, Lease, LostLease, Writer
 from ultramed_rl.store.remote.place import Patience, RemotePlace
 from ultramed_rl.store.remote.publisher import Publisher
 from ultramed_rl.store.remote.pull import needless_files, pull, reconcile
@@ -92,12 +94,12 @@ fsspec.register_implementation("staged", Staged, clobber=True)
 
 @pytest.fixture(autouse=True)
 def empty_stores() -> Iterator[None]:
-    _empty()
+    empty_store()
     yield
-    _empty()
+    empty_store()
 
 
-def _empty() -> None:
+def empty_store() -> None:
     for kind in (Staged, MemoryFileSystem):
         kind.store.clear()
         kind.pseudo_dirs[:] = [""]
@@ -323,7 +325,7 @@ def test_at_every_instant_the_url_holds_a_run_that_can_be_taken_up(
 ) -> None:
     """A run goes on between any two steps of the store and of looks at the folder, and the process dies before any of
     the former."""
-    _empty()
+    empty_store()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "a" / "tiny"
         folder.mkdir(parents=True)
@@ -680,11 +682,9 @@ def test_a_run_at_the_url_is_checked_before_it_is_pulled(
     with RunDirectory.open(config(tmp_path, "a"), resume=False) as store:
         finish_round(store, 0, {"round": 0.0})
     monkeypatch.setattr(RemotePlace, "get", lambda *_: pytest.fail("pulled"))
-    with pytest.raises(
-        ValueError, match=r"staged://bucket/runs/tiny: holds a run already; go on with it by --resume"
-    ):
+    with pytest.raises(ValueError, match=f"^{URL}: .*--resume"):
         RunDirectory.open(config(tmp_path, "b"), resume=False)
-    with pytest.raises(ValueError, match=r"started with another config \(objective.beta: 0.1 -> 0.2\)"):
+    with pytest.raises(ValueError, match=r"\(objective\.beta: 0\.1 -> 0\.2\)"):
         RunDirectory.open(config(tmp_path, "b", objective__beta=0.2), resume=True)
 
 
@@ -700,13 +700,11 @@ def test_scratch_and_pace_may_change_on_resume(tmp_path: Path) -> None:
 
 def test_a_second_writer_is_refused_by_name_until_the_first_has_ended(tmp_path: Path) -> None:
     with RunDirectory.open(config(tmp_path, "a"), resume=False):
-        with pytest.raises(ValueError) as refused:
+        with pytest.raises(
+            ValueError, match=rf"^{URL}: .*\b{os.getpid()} .*{socket.gethostname()}"
+        ) as refused:
             RunDirectory.open(config(tmp_path, "b"), resume=True)
-        words = str(refused.value)
-        assert "\n" not in words and words.startswith(
-            f"{URL}: another process is publishing this run (process "
-        )
-        assert f"process {os.getpid()} on " in words and "stop it, or wait " in words
+        assert "\n" not in str(refused.value)
     with RunDirectory.open(config(tmp_path, "b"), resume=True):
         pass
 
@@ -725,7 +723,7 @@ def test_a_lease_lasts_three_renewals(age_s: float, released: bool, refused: boo
     at_url = RemotePlace(URL, SOON)
     at_url.write_json(WRITER, asdict(owner(renewed=time.time() - age_s, released=released)))
     if refused:
-        with pytest.raises(ValueError, match="process 17 on other"):
+        with pytest.raises(ValueError, match=rf"^{URL}: .*\b17 .*\bother\b"):
             Lease(at_url, 10.0)
     else:
         Lease(at_url, 10.0).release()
@@ -759,10 +757,11 @@ def test_a_lease_is_renewed_while_an_upload_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_writer_that_was_overtaken_publishes_nothing_more_and_says_so(tmp_path: Path) -> None:
-    overtaken = pytest.raises(RuntimeError, match="taken over by process 17 on other.*stop one of the two")
-    with overtaken, RunDirectory.open(config(tmp_path), resume=False) as store:
+    overtaken = pytest.raises(RuntimeError, match=rf"^{URL}: .*\b17 .*\bother\b")
+    with overtaken as ended, RunDirectory.open(config(tmp_path), resume=False) as store:
         RemotePlace(URL, SOON).write_json(WRITER, asdict(owner()))
         finish_round(store, 0, {"round": 0.0})
+    assert isinstance(ended.value.__cause__, LostLease)
     assert there() == {}
     assert json.loads(Staged.store["/bucket/runs/tiny/writer.json"].getvalue())["host"] == "other"
 
@@ -775,7 +774,7 @@ def test_the_loser_of_a_race_for_a_new_run_is_refused(tmp_path: Path) -> None:
         at_url.write_json(WRITER, asdict(owner()))
 
     Staged.before = staticmethod(overtake)
-    with pytest.raises(ValueError, match="process 17 on other"):
+    with pytest.raises(ValueError, match=rf"^{URL}: .*\b17 .*\bother\b"):
         Lease(at_url, 10.0)
 
 
@@ -823,13 +822,9 @@ def test_a_failure_that_stays_is_warned_of_once_never_stops_the_run_and_is_the_e
         with pytest.raises(RuntimeError) as ended:
             mirror.close()
     assert len(tries) >= 10, "three tries a publication, and publication after publication"
-    assert [str(w.message) for w in heard] == [
-        f"{URL}: not published (the network is down); tried again every 0.02 s, and the run goes on"
-    ]
-    assert str(ended.value) == (
-        f"{URL}: the copy isn't whole (the network is down); {tmp_path} has everything: rerun with --resume on "
-        "this machine to publish the rest"
-    )
+    (warning,) = heard
+    assert re.match(rf"{URL}: .*\(the network is down\).*\b0\.02 s\b", str(warning.message))
+    assert re.match(rf"{URL}: .*\(the network is down\).*{tmp_path} .*--resume", str(ended.value))
 
 
 def test_a_runs_own_error_is_not_hidden_by_a_copy_that_is_not_whole(
@@ -842,7 +837,7 @@ def test_a_runs_own_error_is_not_hidden_by_a_copy_that_is_not_whole(
             raise ConnectionError("the network is down")
 
     with (
-        pytest.warns(UserWarning, match="the copy isn't whole"),
+        pytest.warns(UserWarning, match=rf"^{URL}: .*\(the network is down\).*--resume"),
         pytest.raises(RuntimeError, match="its own"),
         RunDirectory.open(config(tmp_path), resume=False),
     ):
@@ -861,7 +856,7 @@ def test_after_an_outage_everything_is_published(tmp_path: Path) -> None:
 
     Staged.before = staticmethod(fail)
     (tmp_path / "a.txt").write_text("a")
-    with pytest.warns(UserWarning, match="not published"):
+    with pytest.warns(UserWarning, match=rf"^{URL}: .*\(the network is down\).*\b0\.02 s\b"):
         mirror.start()
         deadline = time.monotonic() + 20
         while mirror.problem is None and time.monotonic() < deadline:
@@ -878,9 +873,7 @@ def test_a_store_that_cannot_be_reached_stops_a_run_before_it_starts_in_one_line
         raise PermissionError("403 Forbidden")
 
     Staged.before = staticmethod(fail)
-    with pytest.raises(
-        RuntimeError, match=r"cannot be read or written \(PermissionError: 403 Forbidden\); look at"
-    ):
+    with pytest.raises(RuntimeError, match=rf"^{URL}: .*\(PermissionError: 403 Forbidden\)"):
         RunDirectory.open(config(tmp_path), resume=False)
 
 
@@ -888,29 +881,29 @@ def test_a_store_that_cannot_be_reached_stops_a_run_before_it_starts_in_one_line
 
 
 @pytest.mark.parametrize(
-    ("directory", "words"),
+    ("directory", "named"),
     [
-        ("s3://bucket/runs", r"pip install ultramed_rl\[s3\]"),
-        ("gs://bucket/runs", r"pip install ultramed_rl\[gs\]"),
-        ("nosuch://bucket/runs", "no file system of fsspec opens it"),
+        ("s3://bucket/runs", r"ultramed_rl\[s3\]"),
+        ("gs://bucket/runs", r"ultramed_rl\[gs\]"),
+        ("nosuch://bucket/runs", "s3://.*gs://"),
     ],
 )
 def test_a_url_that_nothing_opens_is_refused_with_the_cure(
-    tmp_path: Path, directory: str, words: str
+    tmp_path: Path, directory: str, named: str
 ) -> None:
     package = {"s3": "s3fs", "gs": "gcsfs"}.get(directory.partition(":")[0])
     if package and importlib.util.find_spec(package):
         pytest.skip(f"{package} is installed")
-    with pytest.raises(ValueError, match=words) as refused:
+    with pytest.raises(ValueError, match=f"^{directory}.*{named}") as refused:
         check_url(config(tmp_path, url=directory))
     assert "\n" not in str(refused.value)
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=f"^{directory}.*{named}"):
         RunDirectory.open(config(tmp_path, url=directory), resume=False)
     assert not list((tmp_path / "a").rglob("config.yaml"))
 
 
 def test_a_url_with_one_slash_is_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"run.directory='s3:/bucket/runs': neither a folder nor a URL"):
+    with pytest.raises(ConfigError, match=r"run\.directory='s3:/bucket/runs': "):
         config(tmp_path, url="s3:/bucket/runs")
 
 
@@ -954,7 +947,7 @@ def test_a_whole_stage_is_read_back_on_another_machine(tmp_path: Path) -> None:
 def test_paid_replies_are_not_lost_with_a_machine(tmp_path: Path) -> None:
     asked = {"m": {"type": "api", "base_url": "http://localhost:1/v1", "model": "m"}}
     step = {"type": "score", "threshold": 4}
-    with pytest.raises(ValueError, match=r"generators.m is paid for are kept beside the run, in a folder"):
+    with pytest.raises(ValueError, match=r"run\.directory='staged://bucket/runs': .*generators\.m\b"):
         make_data(data_config(tmp_path, "a", generators=asked, step=step))
 
 
@@ -980,7 +973,7 @@ def test_status_report_and_compare_read_a_url(tmp_path: Path, monkeypatch: pytes
     both = invoke("compare", "staged://bucket/runs/one", "staged://bucket/runs/two")
     assert both.exit_code == 0 and (tmp_path / "comparison.html").is_file()
     missing = invoke("status", "staged://bucket/runs/none")
-    assert missing.exit_code == 2 and "holds no run" in missing.output, missing.output
+    assert missing.exit_code == 2 and "staged://bucket/runs/none: " in missing.output, missing.output
 
 
 def test_readers_leave_weights_and_states_where_they_are(tmp_path: Path) -> None:
@@ -1025,7 +1018,9 @@ def test_a_run_with_a_lease_is_running_though_its_heartbeat_is_as_old_as_its_las
 
 
 def test_a_dry_run_looks_at_the_url(tmp_path: Path) -> None:
-    assert what_happens(URL, resume=False) == "would begin"
+    begins = what_happens(str(tmp_path / "none"), resume=False)
+    assert what_happens(URL, resume=False) == begins
     with RunDirectory.open(config(tmp_path), resume=False) as store:
         finish_round(store, 0, {"round": 0.0})
-    assert what_happens(URL, resume=True) == "would go on after 1 of 2 rounds"
+    goes_on = what_happens(URL, resume=True)
+    assert goes_on != begins and re.search(r"\b1 of 2\b", goes_on)

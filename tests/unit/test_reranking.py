@@ -246,27 +246,27 @@ def test_without_rewards_only_the_rules_without_them_remain() -> None:
 
 def test_items_with_other_numbers_of_samples_or_rewards_are_refused() -> None:
     whole = sampled(["A", "B"], [1.0, 2.0])
-    with pytest.raises(ValueError, match="q2: 3 samples, 3 rewards, but 2 and 2 of q"):
+    with pytest.raises(ValueError, match=r"^q2: 3 .*\b3 .*\b2 .*\b2 .*\bq\b"):
         rerank_curve([whole, sampled(["A", "B", "C"], [1.0, 2.0, 3.0], item_id="q2")], seed=0)
-    with pytest.raises(ValueError, match="q2: 2 samples, 0 rewards, but 2 and 2 of q"):
+    with pytest.raises(ValueError, match=r"^q2: 2 .*\b0 .*\b2 .*\b2 .*\bq\b"):
         rerank_curve([whole, sampled(["A", "B"], [], item_id="q2")], seed=0)
-    with pytest.raises(ValueError, match="1 rewards for 2 samples"):
+    with pytest.raises(ValueError, match=r"^q: 1 .*\b2\b"):
         sampled(["A", "B"], [1.0])
-    with pytest.raises(ValueError, match="needs a sample"):
+    with pytest.raises(ValueError, match=r"^q: 0 .*\b0\b"):
         sampled([], [])
 
 
 def test_impossible_requests_are_refused() -> None:
-    with pytest.raises(ValueError, match="0 items"):
+    with pytest.raises(ValueError, match=r"^0\b"):
         rerank_curve([], seed=0)
     with pytest.raises(ValueError, match="draws=0"):
         rerank_curve([sampled(["A"], [])], seed=0, draws=0)
     for n in (0, 3):
-        with pytest.raises(ValueError, match="must be in 1..2"):
+        with pytest.raises(ValueError, match=rf"^n={n}: .*\b1\.\.2\b"):
             best_of_n([1.0, 2.0], [True, False], n)
-        with pytest.raises(ValueError, match="must be in 1..2"):
+        with pytest.raises(ValueError, match=rf"^n={n}: .*\b1\.\.2\b"):
             oracle([True, False], n)
-    with pytest.raises(ValueError, match="one reward per sample"):
+    with pytest.raises(ValueError, match=r"^1 .*\b2\b"):
         best_of_n([1.0], [True, False], 1)
     with pytest.raises(ValueError, match="samples=0"):
         sample_sizes(0)

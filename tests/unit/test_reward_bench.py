@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -253,24 +254,20 @@ def test_misfits_are_named_and_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "options", "says"),
+    ("rows", "options", "named"),
     [
-        ([TEXTS, {**TEXTS, "rejected": "C."}], {}, "1 of 2 rows hold no pair (1 equal; row 2: its sides"),
-        (
-            [{"prompt": "p", "better": "C."}],
-            {},
-            "no row has a column 'chosen'; its columns are prompt, better",
-        ),
-        ([TEXTS], {"subset_column": "topic"}, "no row has a column 'topic'"),
-        ([], {}, "no rows"),
+        ([TEXTS, {**TEXTS, "rejected": "C."}], {}, r"1 of 2 .*\(1 equal; .*\b2: "),
+        ([{"prompt": "p", "better": "C."}], {}, ".*'chosen'.*prompt, better"),
+        ([TEXTS], {"subset_column": "topic"}, ".*'topic'"),
+        ([], {}, "0 "),
     ],
 )
 def test_a_source_that_does_not_fit_is_one_line(
-    tmp_path: Path, rows: list[Any], options: dict[str, Any], says: str
+    tmp_path: Path, rows: list[Any], options: dict[str, Any], named: str
 ) -> None:
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match=rf"'{tmp_path}/rows\.jsonl': {named}") as caught:
         read(tmp_path, rows, **options)
-    assert says in str(caught.value) and "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def group(name: str, subset: str, prompt: int, *answers: int) -> PreferenceGroup:
@@ -302,26 +299,17 @@ def test_a_pair_at_the_limit_is_kept_and_one_over_it_left_out_whole() -> None:
 
 
 @pytest.mark.parametrize(
-    ("limit", "drop", "line"),
+    ("limit", "drop", "numbers", "cure"),
     [
-        (
-            15,
-            False,
-            "data: 2 of 3 pairs are over model.max_length=15 (Easy 1, Hard 1), the longest has 23 tokens; raise "
-            "model.max_length, or set data.too_long=drop",
-        ),
-        (
-            9,
-            True,
-            "data: 3 of 3 pairs are over model.max_length=9 (Easy 2, Hard 1), the longest has 23 tokens; raise "
-            "model.max_length",
-        ),
+        (15, False, r"2 of 3 .*=15 \(Easy 1, Hard 1\)", r"model\.max_length, .*data\.too_long=drop"),
+        (9, True, r"3 of 3 .*=9 \(Easy 2, Hard 1\)", r"model\.max_length"),
     ],
 )
-def test_a_pair_that_is_too_long_is_refused_with_the_length_to_set(limit: int, drop: bool, line: str) -> None:
-    with pytest.raises(ValueError) as caught:
+def test_a_pair_that_is_too_long_is_refused_with_the_length_to_set(
+    limit: int, drop: bool, numbers: str, cure: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"^data: {numbers}.*\b23\b[^;]*; \w+ {cure}$"):
         fit_pairs(GROUPS, limit, drop=drop)
-    assert str(caught.value) == line
 
 
 # -- configs -----------------------------------------------------------------------------------------------
@@ -341,20 +329,21 @@ def config(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("change", "line"),
+    ("change", "key", "named"),
     [
-        ({"data__too_long": "cut"}, "my.yaml: data.too_long='cut': input should be 'refuse' or 'drop'"),
-        ({"data__subset": "x"}, "my.yaml: data.subset: unknown key; did you mean 'subset_column'?"),
-        ({"data__limit": 0}, "my.yaml: data.limit=0: input should be greater than 0"),
-        ({"model__precision": "int8"}, "my.yaml: model.precision='int8': input should be 'auto', 'bfloat16'"),
-        ({"cluster__rollout": {}}, "my.yaml: cluster.rollout: unknown key"),
+        ({"data__too_long": "cut"}, "data.too_long='cut'", "'drop'"),
+        ({"data__subset": "x"}, "data.subset", "'subset_column'"),
+        ({"data__limit": 0}, "data.limit=0", "0"),
+        ({"model__precision": "int8"}, "model.precision='int8'", "'auto', 'bfloat16'"),
+        ({"cluster__rollout": {}}, "cluster.rollout", ""),
     ],
 )
-def test_each_mistake_is_one_line(change: dict[str, Any], line: str) -> None:
+def test_each_mistake_is_one_line(change: dict[str, Any], key: str, named: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_config(config(**change), "my.yaml", kind=RewardBenchConfig)
     (found,) = caught.value.problems
-    assert found.startswith(line)
+    start = f"my.yaml: {key}: "
+    assert found.startswith(start) and named in found.removeprefix(start) and "\n" not in found
 
 
 def test_options_fill_what_a_file_would_say() -> None:
@@ -387,10 +376,10 @@ def test_the_plan_is_the_reward_replicas_alone() -> None:
     (role,) = make_plan(whole).roles
     assert (role.role, len(role.members)) == ("reward", 4)
     small = parse_config(config(cluster__device_memory_gib=10.0), kind=RewardBenchConfig)
-    with pytest.raises(PlanError, match=r"set cluster.reward.shard=true or lower model.micro_batch_tokens"):
+    with pytest.raises(PlanError, match=r"cluster\.reward\.shard=true .*model\.micro_batch_tokens"):
         make_plan(small)
     unknown = parse_config(config(model__path="who/knows"), kind=RewardBenchConfig)
-    with pytest.raises(ValueError, match=r"model.path='who/knows': .* set model.architecture"):
+    with pytest.raises(ValueError, match=r"model\.path='who/knows': .*model\.architecture"):
         make_plan(unknown)
 
 
@@ -422,7 +411,7 @@ def test_a_recipes_reward_model_can_be_benchmarked(tmp_path: Path) -> None:
 
 def test_a_benchmark_makes_no_model_for_later_stages(tmp_path: Path) -> None:
     later = {"type": "reward_bench", "model": {"path": "stage://bench"}, "data": {"uri": "pairs.jsonl"}}
-    with pytest.raises(ConfigError, match=r"stage://bench: that stage makes a comparison, not a model"):
+    with pytest.raises(ConfigError, match=r"stages\.again\.model\.path=stage://bench: .*'reward_bench'"):
         load_recipe(write_recipe(tmp_path, again=later))
 
 
@@ -434,7 +423,8 @@ def test_the_command_names_another_types_command(tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump(config()))
     found = CliRunner().invoke(app, ["evaluate", str(file)])
     assert found.exit_code == 2
-    assert found.output.splitlines() == [f"{file}: type='reward_bench': use ultramed-rl reward-bench"]
+    (line,) = found.output.splitlines()
+    assert line.startswith(f"{file}: type='reward_bench': ") and "ultramed-rl reward-bench (line " in line
 
 
 def test_options_win_over_the_file_and_overrides_over_both(tmp_path: Path) -> None:
@@ -454,10 +444,7 @@ def test_options_win_over_the_file_and_overrides_over_both(tmp_path: Path) -> No
 def test_what_the_command_lacks_is_said() -> None:
     found = CliRunner().invoke(app, ["reward-bench", "--device", "cpu"])
     assert found.exit_code == 2
-    assert found.output.splitlines() == [
-        "command line: model: required, but missing",
-        "command line: data: required, but missing",
-    ]
+    assert [line.split(": ")[1] for line in found.output.splitlines()] == ["model", "data"]
 
 
 @pytest.mark.parametrize("kind", ["policy", "labels", "missing"])
@@ -466,8 +453,12 @@ def test_a_wrong_reward_model_is_refused_before_ray_starts(
 ) -> None:
     import ray
 
-    says = {"policy": "without a trained head", "labels": "has 3 labels", "missing": "no config.json there"}
     path = tmp_path / kind
+    named = {
+        "policy": "LlamaForCausalLM .*num_labels=1",
+        "labels": r"\b3 .*num_labels=1",
+        "missing": "config.json",
+    }
     if kind == "policy":
         make_policy(path)
     elif kind == "labels":
@@ -481,5 +472,6 @@ def test_a_wrong_reward_model_is_refused_before_ray_starts(
     shape = "model.architecture={hidden_size: 8, intermediate_size: 8, num_hidden_layers: 1, num_attention_heads: 1, num_key_value_heads: 1, vocab_size: 259}"
     arguments = ["--model", str(path), "--data", str(pairs), "--device", "cpu", shape]
     found = CliRunner().invoke(app, ["reward-bench", *arguments])
-    assert found.exit_code == 1 and says[kind] in found.output, found.output
+    assert found.exit_code == (2 if kind == "missing" else 1)
+    assert re.search(f"'{path}': .*{named[kind]}", found.output), found.output
     assert not ray.is_initialized() and not (tmp_path / "runs").exists()

@@ -62,8 +62,10 @@ def serving(answer: Answer) -> Iterator[str]:
 
 
 class Bytes:
-    """A tokenizer whose tokens are characters."""
+    """A tokenizer whose tokens are characters, none of them a control token."""
 
+    end_id = -1
+    controls = SimpleNamespace(part=lambda text: text)
     backend = SimpleNamespace(decode=lambda ids, **_: "".join(map(chr, ids)))
 
 
@@ -138,14 +140,14 @@ def test_the_token_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with serving(answer) as url:
         assert client(url, token_env="MY_REWARD_TOKEN").score([prompt()], [completion("yes")]) == [18.0]
-        with pytest.raises(RuntimeError, match=rf"{url}/get_reward: status 401 .*; set token_env"):
+        with pytest.raises(RuntimeError, match=rf"{url}/get_reward: status 401 .*token_env"):
             client(url).score([prompt()], [completion("yes")])
     with pytest.raises(RuntimeError) as caught:
         client(url, token_env="MY_REWARD_TOKEN").score([prompt()], [completion("yes")])
     assert "s3cret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("status", [500, 503, 429])
+@pytest.mark.parametrize("status", [500, 503, 429, 408, 425])
 def test_a_busy_server_is_asked_again(status: int) -> None:
     calls: list[int] = []
 
@@ -157,8 +159,9 @@ def test_a_busy_server_is_asked_again(status: int) -> None:
         assert client(url, retries=1).score([prompt()], [completion("yes")]) == [18.0]
         assert len(calls) == 2
         calls.clear()
-        with pytest.raises(RuntimeError, match=rf"status {status} \(1 times\)"):
+        with pytest.raises(RuntimeError, match=f"{url}/get_reward: status {status}"):
             client(url, retries=0).score([prompt()], [completion("yes")])
+        assert len(calls) == 1
 
 
 @pytest.mark.parametrize("status", [302, 400, 404, 413, 422])
@@ -169,48 +172,22 @@ def test_a_refusal_is_final(status: int) -> None:
         calls.append(1)
         return status, {"detail": "because"}
 
-    with serving(answer) as url, pytest.raises(RuntimeError, match=f"status {status} '.*because"):
+    with serving(answer) as url, pytest.raises(RuntimeError, match=f"{url}/get_reward: status {status}"):
         client(url, retries=5).score([prompt()], [completion("yes")])
     assert len(calls) == 1
 
 
-def test_a_slow_or_absent_server_is_named() -> None:
-    def answer(request: dict[str, Any]) -> tuple[int, Any]:
-        time.sleep(0.5)
-        return by_length(request)
-
-    with serving(answer) as url, pytest.raises(RuntimeError, match="Timeout.*raise timeout_s"):
-        client(url, timeout_s=0.1).score([prompt()], [completion("yes")])
-    with pytest.raises(RuntimeError, match="ConnectError.*start the server"):
+def test_an_absent_server_is_named() -> None:
+    with serving(by_length) as url:
+        pass
+    with pytest.raises(RuntimeError, match=f"{url}/get_reward: .*ConnectorError"):
         client(url).score([prompt()], [completion("yes")])
 
 
-@pytest.mark.parametrize(
-    ("reply", "message"),
-    [
-        ({"rewards": [1.0]}, "1 rewards for 2 texts"),
-        ({"rewards": [1.0, 2.0, 3.0]}, "3 rewards for 2 texts"),
-        ({"rewards": 1.0}, "rewards=1.0 for 2 texts"),
-        ({"rewards": [1.0, "2.0"]}, "'2.0' is no number"),
-        ({"rewards": [1.0, True]}, "True is no number"),
-        ({"rewards": [[1.0], [2.0]]}, r"\[1.0\] is no number"),
-        ({"scores": [1.0, 2.0]}, "isn't JSON with `rewards`"),
-        ([1.0, 2.0], "isn't JSON with `rewards`"),
-        (b"<html>", "isn't JSON with `rewards`"),
-        (b"\xff\xfe\x00", "isn't JSON with `rewards`"),
-    ],
-)
-def test_replies_that_cannot_be_laid_beside_the_request(reply: Any, message: str) -> None:
-    with serving(lambda _: (200, reply)) as url, pytest.raises(RuntimeError, match=message):
-        client(url).score([prompt()], [completion("yes"), completion("no")])
-
-
-def test_what_is_no_number_yet_is_nan() -> None:
-    reply = b'{"rewards": [1, null, NaN, Infinity, -2.5]}'
-    with serving(lambda _: (200, reply)) as url:
-        found = client(url).score([prompt()], [completion("x")] * 5)
-    assert [math.isnan(x) for x in found] == [False, True, True, True, False]
-    assert (found[0], found[4]) == (1.0, -2.5)
+def test_no_reward_is_nan() -> None:
+    with serving(lambda _: (200, {"rewards": [1, None, -2.5]})) as url:
+        found = client(url).score([prompt()], [completion("x")] * 3)
+    assert (found[0], math.isnan(found[1]), found[2]) == (1.0, True, -2.5)
 
 
 # -- judge -------------------------------------------------------------------------------------------------
@@ -295,7 +272,7 @@ def test_mostly_unreadable_grades_stop_the_run() -> None:
     with serving(lambda r: (200, chat("Grade: 3" if "good" in asked(r) else "I cannot grade that."))) as url:
         scorer = judge(url)
         assert math.isnan(scorer.score([prompt()], [completion("good"), completion("bad")])[1])
-        with pytest.raises(ValueError, match=r"2 of 3 answers .*'I cannot grade that.'"):
+        with pytest.raises(ValueError, match=r"'j': 2 of 3 .*'I cannot grade that\.'.*judge\.max_tokens"):
             scorer.score([prompt()], [completion("good"), completion("bad"), completion("bad")])
 
 
@@ -310,37 +287,13 @@ def test_the_api_is_asked_again_when_it_fails() -> None:
         assert judge(url, retries=1).score([prompt()], [completion("x")]) == [1.0]
 
 
-@pytest.mark.parametrize(
-    ("status", "message"),
-    [
-        (401, "status 401.*set api_key_env"),
-        (404, "status 404.*check base_url and model='j'"),
-        (500, "status 500"),
-    ],
-)
-def test_an_api_that_refuses_is_named(status: int, message: str) -> None:
+@pytest.mark.parametrize(("status", "key"), [(401, "api_key_env"), (404, "model='j'"), (500, "")])
+def test_an_api_that_refuses_is_named(status: int, key: str) -> None:
     with (
         serving(lambda _: (status, {"error": {"message": "no"}})) as url,
-        pytest.raises(RuntimeError, match=f"judge {url}/v1: {message}"),
+        pytest.raises(RuntimeError, match=f"judge {url}/v1: status {status}.*{key}"),
     ):
         judge(url).score([prompt()], [completion("x")])
-
-
-def test_a_slow_absent_or_strange_api_is_named() -> None:
-    def slow(_: dict[str, Any]) -> tuple[int, Any]:
-        time.sleep(0.5)
-        return 200, chat("7")
-
-    with serving(slow) as url, pytest.raises(RuntimeError, match="APITimeoutError.*timeout_s"):
-        judge(url, timeout_s=0.1).score([prompt()], [completion("x")])
-    with pytest.raises(RuntimeError, match="APIConnectionError.*is it running"):
-        judge(url).score([prompt()], [completion("x")])
-    for strange in (b"<html>", {"rewards": [1]}, [], {**chat("7"), "choices": []}):
-        with (
-            serving(lambda _, r=strange: (200, r)) as url,
-            pytest.raises(RuntimeError, match="no chat completion"),
-        ):
-            judge(url).score([prompt()], [completion("x")])
 
 
 def test_the_key_is_the_one_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,7 +318,7 @@ def test_templates_of_ones_own(tmp_path: Path) -> None:
     assert scorer.request(prompt(), completion("A $x")) == "p?|A $x|1-10|$|{json}"
     for text in ("$question", "$question $answer $other", "$question $answer costs $5"):
         template.write_text(text)
-        with pytest.raises(ValueError, match="needs \\$question and \\$answer"):
+        with pytest.raises(ValueError, match=r"judge\.template=.*\$question .*\$answer"):
             judge("http://127.0.0.1:9", template=str(template))
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match=rf"judge\.template='{tmp_path}/none\.txt'"):
         judge("http://127.0.0.1:9", template=str(tmp_path / "none.txt"))

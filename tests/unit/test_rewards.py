@@ -97,7 +97,7 @@ def test_tolerances(relative: float, absolute: float, reference: str, answer: st
 
 def test_prompts_without_reference_are_told(caplog: pytest.LogCaptureFixture) -> None:
     term(type="answer").score([prompt("p"), prompt("q", "A")], [])
-    assert "1 of 2 prompts have no letter or number" in caplog.text
+    assert "answer: 1 of 2 " in caplog.text
 
 
 # -- length and format -------------------------------------------------------------------------------------
@@ -191,15 +191,18 @@ def test_order_of_completions_and_prompts_is_free(
     ("section", "message"),
     [
         ({"type": "answer", "weight": 0}, "weight=0"),
-        ({"type": "answer", "weight": math.inf}, "finite"),
-        ({"type": "length"}, "set either low, high and falloff"),
-        ({"type": "length", "low": 1, "high": 2}, "set either low, high and falloff"),
-        ({"type": "length", "low": 1, "high": 2, "falloff": 1, "free": 3}, "or free alone"),
-        ({"type": "length", "low": 3, "high": 2, "falloff": 1}, "length.low=3: exceeds"),
-        ({"type": "format"}, "no rule"),
-        ({"type": "format", "must_match": "("}, r"format.must_match='\('"),
-        ({"type": "http", "url": "localhost:5000"}, "http.url='localhost:5000': not a web address"),
-        ({"type": "http", "url": "http://u:secret@host/get_reward"}, "environment variable"),
+        ({"type": "answer", "weight": math.inf}, r"\bweight\b(?s:.*)finite_number"),
+        ({"type": "length"}, "length: low=None high=None falloff=None free=None: "),
+        ({"type": "length", "low": 1, "high": 2}, "length: low=1 high=2 falloff=None free=None: "),
+        (
+            {"type": "length", "low": 1, "high": 2, "falloff": 1, "free": 3},
+            r"length: low=1 high=2 falloff=1(\.0)? free=3: ",
+        ),
+        ({"type": "length", "low": 3, "high": 2, "falloff": 1}, r"length\.low=3: .*length\.high=2"),
+        ({"type": "format"}, "format: .*must_match, must_not_match .*ended"),
+        ({"type": "format", "must_match": "("}, r"must_match\n.*'\('"),
+        ({"type": "http", "url": "localhost:5000"}, r"url\n.*'localhost:5000'"),
+        ({"type": "http", "url": "http://u:secret@host/get_reward"}, r"url\n[^=]*\[type"),
         ({"type": "judge", "model": "m", "base_url": "ftp://x"}, "judge.base_url"),
         ({"type": "judge", "model": "m", "base_url": "http://x/v1", "samples": 3}, "judge.samples=3"),
         (
@@ -224,10 +227,10 @@ def test_a_refusal_keeps_a_password_to_itself() -> None:
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"paths": ["a"]}, "at least 2"),
-        ({"paths": ["a", "a"]}, "stands twice"),
-        ({"paths": ["a", "b"], "combine": "uncertainty"}, "needed there"),
-        ({"paths": ["a", "b"], "penalty": 1.0}, "here combine=mean"),
+        ({"paths": ["a"]}, r"\bpaths\b(?s:.*)too_short"),
+        ({"paths": ["a", "a"]}, r"ensemble\.paths: 'a'"),
+        ({"paths": ["a", "b"], "combine": "uncertainty"}, r"ensemble\.penalty=None: .*combine=uncertainty"),
+        ({"paths": ["a", "b"], "penalty": 1.0}, r"ensemble\.penalty=1\.0: .*combine=mean"),
     ],
 )
 def test_ensembles_that_are_refused(section: dict[str, Any], message: str) -> None:
@@ -252,9 +255,7 @@ def test_terms_come_back_from_their_dump() -> None:
 
 def test_secrets_must_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_SUCH_TOKEN", raising=False)
-    with pytest.raises(
-        ValueError, match="http.token_env='NO_SUCH_TOKEN': this environment variable isn't set"
-    ):
+    with pytest.raises(ValueError, match=r"http\.token_env='NO_SUCH_TOKEN': "):
         term(type="http", url="http://h/get_reward", token_env="NO_SUCH_TOKEN")
     with pytest.raises(ValueError, match="judge.api_key_env='NO_SUCH_TOKEN'"):
         term(type="judge", model="m", base_url="http://h/v1", api_key_env="NO_SUCH_TOKEN")

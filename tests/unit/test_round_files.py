@@ -219,6 +219,6 @@ def test_a_missing_tensorboard_is_a_warning_with_its_install_line(
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     config = settings(tmp_path, tracking__tensorboard=True)
-    with pytest.warns(UserWarning, match=r"pip install 'ultramed_rl\[tensorboard\]'"):
+    with pytest.warns(UserWarning, match=r"'ultramed_rl\[tensorboard\]'"):
         track(store, config)
     assert len(store.read_metrics()) == 5

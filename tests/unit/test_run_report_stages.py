@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ def stage(root: Path, kind: str, name: str = "stage", **files: Any) -> Path:
     return folder
 
 
-def text_of(folder: Path) -> str:
-    return Reader(write_report(folder).read_text(encoding="utf-8")).text
+def page_of(folder: Path) -> Reader:
+    return Reader(write_report(folder).read_text(encoding="utf-8"))
 
 
 def trained(root: Path, name: str, last: float) -> Path:
@@ -50,16 +51,19 @@ def trained(root: Path, name: str, last: float) -> Path:
 
 
 def test_a_training_stage_is_judged_by_its_held_out_loss(tmp_path: Path) -> None:
-    text = text_of(trained(tmp_path, "good", 0.4))
-    assert "The held-out loss fell: 0.700 before, 0.400" in text and "50.0% before, 75.0% now" in text
-    assert "no interval can be given" in text and "too long" in text and "1 min 05 s" in text
-    assert "The held-out loss did not fall" in text_of(trained(tmp_path, "bad", 0.9))
+    page = page_of(trained(tmp_path, "good", 0.4))
+    ((tone, verdict),) = page.callouts
+    assert tone == "good" and re.search(r"\b0\.700 .*\b0\.400 (?s:.*)\b50\.0% .*\b75\.0% ", verdict)
+    assert "95%" not in verdict and "too long" in page.text and "1 min 05 s" in page.text
+    ((tone, verdict),) = page_of(trained(tmp_path, "bad", 0.9)).callouts
+    assert tone == "bad" and re.search(r"\b0\.700 .*\b0\.900 ", verdict)
 
 
 def test_a_stage_under_way_says_how_far_it_is(tmp_path: Path) -> None:
     folder = stage(tmp_path, "sft")
     (folder / "metrics.jsonl").write_text('{"step_index": 0, "loss": 1.0}\n{"step_index": 1, "loss": 0.5}\n')
-    assert "no model yet; 2 steps are logged" in text_of(folder)
+    ((tone, said),) = page_of(folder).callouts
+    assert tone == "plain" and re.findall(r"\d+", said) == ["2"]
 
 
 def test_an_evaluation_names_only_differences_that_tests_find(tmp_path: Path) -> None:
@@ -79,9 +83,10 @@ def test_an_evaluation_names_only_differences_that_tests_find(tmp_path: Path) ->
             ]
         },
     }
-    text = text_of(stage(tmp_path, "evaluate", results=results))
-    assert "ours: better on medqa, greedy (+20.0%)." in text
-    assert "70.0%*** (60% to 80%)" in text and "70.0% (60% to 80%)" in text
+    page = page_of(stage(tmp_path, "evaluate", results=results))
+    ((_, verdict),) = page.callouts
+    assert re.search(r"\bours: .*\bmedqa, greedy \(\+20\.0%\)", verdict) and "pubmedqa" not in verdict
+    assert "70.0%*** (60% to 80%)" in page.text and "70.0% (60% to 80%)" in page.text
 
 
 def test_a_reward_benchmark_shows_subsets_with_intervals(tmp_path: Path) -> None:
@@ -103,25 +108,27 @@ def test_a_reward_benchmark_shows_subsets_with_intervals(tmp_path: Path) -> None
         "subsets": subsets,
         "averages": {"Medical": {"accuracy": 0.75, "missing": ["Human"]}},
     }
-    text = text_of(stage(tmp_path, "reward_bench", reward_bench=bench))
-    assert "4 pairs were judged by <b>m</b>." in text and "Medical: 75.0%, without 1 of its parts." in text
-    assert "75.0% (30% to 95%)" in text
+    page = page_of(stage(tmp_path, "reward_bench", reward_bench=bench))
+    ((_, verdict),) = page.callouts
+    assert re.search(r"\b4 .*<b>m</b>(?s:.*)\bMedical: 75\.0%, .*\b1\b", verdict)
+    assert "75.0% (30% to 95%)" in page.text
 
 
 def test_a_data_stage_shows_its_counts(tmp_path: Path) -> None:
     folder = stage(tmp_path, "data")
-    assert "not finished" in text_of(folder)
+    ((tone, said),) = page_of(folder).callouts
+    assert tone == "plain" and not re.search(r"\d", said)
     ArtifactFolder(folder).phase_directory(
         "records", lambda _: {"records": 30.0, "kept": 11.0, "dropped_x": 0.0}
     )
-    text = text_of(folder)
-    assert "11 kept, 30 records" in text and "dropped x" in text
+    page = page_of(folder)
+    assert "11 kept, 30 records" in page.callouts[0][1] and "dropped x" in page.text
 
 
 def test_stages_compare_by_their_figures_without_a_claim(tmp_path: Path) -> None:
     runs = [trained(tmp_path, "one", 0.4), trained(tmp_path, "two", 0.5)]
-    text = Reader(write_comparison(runs, tmp_path / "page.html").read_text(encoding="utf-8")).text
-    assert "held out loss" in text and "0.4" in text and "Differences have no interval" in text
+    page = Reader(write_comparison(runs, tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert page.callouts == [] and re.search(r"held out loss\s+0\.4\s+0\.5\b", page.text)
 
 
 def test_a_run_keeps_its_first_starts_environment_and_no_secret(
@@ -152,5 +159,5 @@ def test_a_start_that_bad_input_stops_leaves_its_name_free(tmp_path: Path) -> No
 def test_a_report_that_fails_is_a_warning_and_no_end(tmp_path: Path) -> None:
     folder = stage(tmp_path, "online")
     (folder / "config.yaml").write_text("[")
-    with pytest.warns(UserWarning, match=r"the report could not be written .*ultramed-rl report"):
+    with pytest.warns(UserWarning, match=rf"{folder}/config\.yaml.*`ultramed-rl report {folder}`"):
         write_own_report(folder, Progress())

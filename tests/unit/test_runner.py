@@ -6,6 +6,7 @@ import json
 import logging
 import queue
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -187,10 +188,11 @@ def test_the_second_record_of_a_key_is_a_dead_letter_in_a_resumed_run_too(tmp_pa
         ledger.expect(5)
         ledger.finish()
     letters = [json.loads(line) for line in (tmp_path / "dead_letters.jsonl").read_text().splitlines()]
-    assert [(letter["key"], letter["reason"], letter["detail"]) for letter in letters] == [
-        ("a", "duplicate_key", "record 4 of the input has the key of record 1"),
-        ("b", "duplicate_key", "record 5 of the input has the key of record 2"),
+    assert [(letter["key"], letter["reason"]) for letter in letters] == [
+        ("a", "duplicate_key"),
+        ("b", "duplicate_key"),
     ]
+    assert [re.findall(r"\d+", letter["detail"]) for letter in letters] == [["4", "1"], ["5", "2"]]
     assert result.tally.kept == 3
 
 
@@ -215,7 +217,7 @@ def test_a_step_that_raises_on_everything_stops_with_one_line_and_leaves_no_dead
 ) -> None:
     with (
         Ledger(tmp_path) as ledger,
-        pytest.raises(ValueError, match="first 20 records all raised KeyError.*'r19'.*question") as caught,
+        pytest.raises(ValueError, match=r"\b20 .*\bKeyError.*'r19'.*question") as caught,
     ):
         run_step(Fragile(0, 999), rows_of(1000), Refuses(), ledger, key=lambda row: row["id"])
     assert "\n" not in str(caught.value)
@@ -296,12 +298,14 @@ def test_a_generator_that_fails_keeps_what_was_done_before(tmp_path: Path) -> No
     assert run(tmp_path, Window(3), 20, 4).complete and found(tmp_path) == expected(20)
 
 
+# One interpreter loads everything, and a fork of it is the process that is killed.
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+import pandas  # pyarrow looks for it when it makes its first table
 from tests import exam as t
 
-left = int(sys.argv[2])
+left = 0
 
 def tick():
     global left
@@ -326,24 +330,30 @@ class Ticking(t.Window):
             yield reply
             tick()
 
-assert t.run(Path(sys.argv[1]), Ticking(5, seed=left), 120, 7, part=10).complete
+for left in map(int, sys.argv[2:]):
+    child = os.fork()
+    if not child:
+        os._exit(not t.run(Path(sys.argv[1]), Ticking(5, seed=left), 120, 7, part=10).complete)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(code)
+    if code == 0:
+        break
 """
 
 
-def run_killed(folder: Path, ticks: int) -> int:
-    command = [sys.executable, "-c", KILLED, str(folder), str(ticks)]
-    return subprocess.run(command, cwd=Path(__file__).parents[2], check=False).returncode
+def run_killed(folder: Path, *ticks: int) -> list[int]:
+    """Killed after so many ticks and begun anew, until it ends by itself: the exit codes."""
+    command = [sys.executable, "-c", KILLED, str(folder), *map(str, ticks)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
+    return [int(code) for code in done.stdout.split()]
 
 
 def test_kill_9_anywhere_and_again_gives_the_same_bytes_as_one_unbroken_run(tmp_path: Path) -> None:
-    assert run_killed(tmp_path / "whole", 0) == 0
+    assert run_killed(tmp_path / "whole", 0) == [0]
     assert found(tmp_path / "whole") == expected(120)
-    drawn, codes = random.Random(6), list[int]()
+    drawn = random.Random(6)
     # The first kills fall into the first part; the others into replies, later parts and the final files.
-    for ticks in [3, 30, *(drawn.randrange(20, 150) for _ in range(12)), 0]:
-        codes.append(run_killed(tmp_path / "broken", ticks))
-        if codes[-1] == 0:
-            break
+    codes = run_killed(tmp_path / "broken", 3, 30, *(drawn.randrange(20, 150) for _ in range(12)), 0)
     assert codes.count(-signal.SIGKILL) >= 4 and codes[-1] == 0
     for name in ("rows.jsonl", "dead_letters.jsonl", "manifest.json"):
         assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

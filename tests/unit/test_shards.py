@@ -96,8 +96,8 @@ def test_records_in_another_order_than_they_came() -> None:
     came = [*records(2), *records(0), *records(1)]
     ids = [make_prompt(number).prompt_id for number in range(3)]
     assert in_order(came, lambda c: c.prompt_id, ids) == [*records(0), *records(1), *records(2)]
-    for asked in (ids[:2], [*ids, "another"]):
-        with pytest.raises(AssertionError, match="lost or unasked"):
+    for asked, named in ((ids[:2], ids[2]), ([*ids, "another"], "another")):
+        with pytest.raises(AssertionError, match=rf"\['{named}'\]"):
             in_order(came, lambda c: c.prompt_id, asked)
 
 
@@ -136,7 +136,8 @@ def test_what_was_kept_for_other_inputs_is_dropped(tmp_path: Path) -> None:
 
 def test_a_finished_phase_of_other_inputs_is_refused(tmp_path: Path) -> None:
     open_phase(tmp_path, 0).finish({"scored": 1.0})
-    with pytest.raises(ValueError, match="made from other inputs"):
+    kept = ArtifactFolder(tmp_path).manifest("scored")["inputs"][:12]
+    with pytest.raises(ValueError, match=rf"/scored\.parquet: .*\({kept}, .*[0-9a-f]{{12}}\)"):
         open_phase(tmp_path, 1)
 
 
@@ -207,5 +208,5 @@ def test_columns_hold_what_rows_would(
 
 
 def test_records_of_another_kind_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(AssertionError, match="not all records are Completion"):
+    with pytest.raises(AssertionError, match=r"\bCompletion\b"):
         write_records([make_prompt(0)], Completion, tmp_path / "x.parquet")

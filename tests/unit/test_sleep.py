@@ -81,5 +81,5 @@ def test_an_update_whose_sender_died_is_closed_before_the_next() -> None:
 def test_an_engine_in_the_middle_of_an_update_answers_nothing() -> None:
     engine, _ = worker()
     assert engine.version() == -1
-    with pytest.raises(AssertionError, match="no policy to sample from"):
+    with pytest.raises(AssertionError, match="policy_version=-1"):
         engine.work(Turn())

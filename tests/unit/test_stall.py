@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,38 +26,34 @@ REFERENCE = RoleState("reference", 1, 0, 1, 2, 8, 90, ("reward",), 2.0)
 IDLE: dict[str, Any] = {"busy": 0, "waiting": 0, "held": 0}
 
 
+def match_all(told: list[str], *patterns: str) -> bool:
+    """Whether there is one sentence to a pattern, in this order."""
+    return len(told) == len(patterns) and all(map(re.match, patterns, told))
+
+
 def test_roles_that_all_have_work_wait_for_nobody() -> None:
     assert explain_wait([ROLLOUT, REWARD, REFERENCE]) == []
 
 
 def test_an_idle_role_waits_for_the_one_that_makes_its_items() -> None:
-    assert explain_wait([ROLLOUT, replace(REWARD, **IDLE)]) == [
-        "reward waits for rollout: 2 of 2 reward workers idle, nothing queued; "
-        "rollout has 48 completions under way, last one 3 s ago"
-    ]
+    told = explain_wait([ROLLOUT, replace(REWARD, **IDLE)])
+    assert match_all(told, r"reward .*\brollout: 2 of 2 reward .*; rollout .*\b48 .*\b3 s\b")
 
 
 def test_a_role_behind_an_idle_one_waits_for_whoever_has_the_work() -> None:
     found = explain_wait([ROLLOUT, replace(REWARD, **IDLE), replace(REFERENCE, **IDLE)])
-    assert [text.partition(":")[0] for text in found] == [
-        "reward waits for rollout",
-        "reference waits for rollout",
-    ]
+    assert match_all(found, r"reward [^:]*\brollout:", r"reference [^:]*\brollout:")
 
 
 def test_a_full_queue_holds_its_makers_back() -> None:
     reward = RoleState("reward", 1, 0, 1, 640, 32, 0, ("rollout",), 1.0)
-    assert explain_wait([ROLLOUT, reward]) == [
-        "rollout is held back by reward: 640 completions wait for 1 reward worker (limit 640)"
-    ]
+    assert match_all(explain_wait([ROLLOUT, reward]), r"rollout .*\breward: 640 .*\b1 reward .*\b640\)")
 
 
 def test_a_full_queue_whose_workers_start_says_that_none_is_up() -> None:
     reward = RoleState("reward", 2, 2, 0, 640, 0, 0, ("rollout",), 30.0)
-    assert explain_wait([ROLLOUT, reward]) == [
-        "reward: all 2 workers are starting",
-        "rollout is held back by reward: 640 completions wait and no reward worker is up (limit 640)",
-    ]
+    held_back = r"rollout .*\breward: 640 \D*\breward \D*\b640\)"
+    assert match_all(explain_wait([ROLLOUT, reward]), r"reward: .*\b2\b", held_back)
 
 
 def test_a_full_queue_holds_nobody_back_who_is_done() -> None:
@@ -65,22 +62,18 @@ def test_a_full_queue_holds_nobody_back_who_is_done() -> None:
 
 
 def test_a_worker_that_starts_again_is_named() -> None:
-    assert explain_wait([replace(ROLLOUT, starting=1, busy=3)]) == [
-        "rollout: 1 of 4 engines is starting again"
-    ]
+    assert match_all(explain_wait([replace(ROLLOUT, starting=1, busy=3)]), "rollout: 1 of 4 ")
 
 
 def test_a_role_that_lost_all_its_workers_is_named_with_what_is_left() -> None:
     reward = replace(REWARD, workers=0, busy=0, waiting=1, held=0)
-    assert explain_wait([reward]) == ["reward has no worker left for 1 completion"]
+    assert match_all(explain_wait([reward]), r"reward \D*\b1 \D*$")
 
 
 def test_work_that_is_queued_beside_idle_workers_is_told_after_a_moment() -> None:
     reward = RoleState("reward", 2, 0, 1, 12, 3, 50, (), 1.0)
     assert explain_wait([reward]) == []
-    assert explain_wait([replace(reward, idle_s=9.0)]) == [
-        "reward: 12 completions are queued while 1 of 2 reward workers is idle"
-    ]
+    assert match_all(explain_wait([replace(reward, idle_s=9.0)]), r"reward: 12 .*\b1 of 2 reward ")
 
 
 def test_at_the_end_nobody_waits() -> None:
@@ -112,8 +105,8 @@ def test_whatever_the_counts_are_every_wait_names_a_role_that_has_work(found: li
     at_work = {state.role for state in found if state.under_way}
     for text in explain_wait(found):
         head = text.partition(":")[0]
-        for words in (" waits for ", " is held back by "):
-            assert words not in head or head.split(words)[1] in at_work
+        others = re.findall(r"\b(?:rollout|reward|reference|policy|gone)\b", head)[1:]
+        assert len(others) <= 1 and at_work.issuperset(others), text
 
 
 # -- stalls ------------------------------------------------------------------------------------------------
@@ -136,14 +129,11 @@ def test_a_stall_is_told_once_then_at_doubling_intervals_and_its_end_too() -> No
     run = Run()
     told = {at: text for at in range(0, 400) if (text := run.look(at)) is not None}
     assert list(told) == [60, 120, 240]
-    assert told[60] == (
-        "nothing has finished for 60 s: reward waits for rollout: 2 of 2 reward workers idle, nothing queued; "
-        "rollout has 48 completions under way, last one 60 s ago"
-    )
+    assert re.search(r"\b60 s: reward .*\brollout: 2 of 2 .*; rollout .*\b48 .*\b60 s\b", told[60])
     run.finished_at = 1000.0 + 401
-    assert run.look(405) == "goes on again after 401 s"
+    assert re.search(r"^[^:]*\b401 s$", run.look(405) or "")
     assert run.look(406) is None and run.look(460) is None
-    assert (run.look(462) or "").startswith("nothing has finished for 61 s"), "as soon as the first time"
+    assert re.search(r"^[^:]*\b61 s: ", run.look(462) or ""), "as soon as the first time"
 
 
 def test_progress_is_no_stall_however_long_the_run() -> None:
@@ -160,7 +150,7 @@ def test_time_without_work_is_no_stall() -> None:
     assert run.look(0) is None and run.look(500) is None
     run.held = 48
     assert run.look(501) is None and run.look(560) is None
-    assert (run.look(561) or "").startswith("nothing has finished for 60 s")
+    assert re.search(r"^[^:]*\b60 s: ", run.look(561) or "")
 
 
 def test_a_watch_that_begins_in_a_later_round_counts_from_its_beginning() -> None:
@@ -173,16 +163,14 @@ def test_a_stall_that_ends_with_the_last_item_is_told_as_over() -> None:
     run.look(0)
     assert run.look(60) is not None
     run.held, run.finished_at = 0, 1000.0 + 90
-    assert run.look(95) == "goes on again after 90 s" and run.look(400) is None
+    assert re.search(r"^[^:]*\b90 s$", run.look(95) or "") and run.look(400) is None
 
 
 def test_a_stall_without_a_waiting_role_says_what_is_under_way() -> None:
     watch = StallWatch(60.0, iter([0.0, 70.0]).__next__)
     rollout = replace(ROLLOUT, idle_s=200.0)
     assert watch.look([rollout]) is None
-    assert watch.look([rollout]) == (
-        "nothing has finished for 70 s: rollout has 48 completions under way, last one 200 s ago"
-    )
+    assert re.search(r"^[^:]*\b70 s: rollout .*\b48 .*\b200 s\b", watch.look([rollout]) or "")
 
 
 def test_no_roles_are_no_stall() -> None:
@@ -192,7 +180,10 @@ def test_no_roles_are_no_stall() -> None:
 # -- status ------------------------------------------------------------------------------------------------
 
 
-def test_the_heartbeat_carries_the_waits_until_there_are_none(tmp_path: Path) -> None:
+def test_the_heartbeat_carries_the_waits_until_there_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ultramed_rl.tracking.heartbeat._EVERY_S", 0.05)
     try:
         with watched(tmp_path):
             note_waits(["reward waits for rollout: nothing queued"])
@@ -213,10 +204,8 @@ def test_the_status_shows_who_waits_and_how_busy_the_phase_at_hand_is(tmp_path: 
     (store.path / TIMELINE).write_text("".join(map(span_line, turns)))
     status = read_status(store.path)
     assert status.utilisation == pytest.approx({"rollout": 1.0, "reward": 0.2})
-    lines = render_status(status).splitlines()
-    assert (
-        "  busy: rollout 100%, reward 20%" in lines and "  reward waits for rollout: [2 of 2] idle" in lines
-    )
+    rendered = render_status(status)
+    assert "rollout 100%, reward 20%" in rendered and "reward waits for rollout: [2 of 2] idle" in rendered
     assert status_mapping(status)["utilisation"]["reward"] == pytest.approx(0.2)
 
 

@@ -168,11 +168,9 @@ def test_templates_without_all_three_fields_are_refused(tmp_path: Path) -> None:
     assert statement_template(str(file)).substitute(question=1, answer=2, statement=3) == "1 2 3 costs $5"
     for text in ("$question $answer", "$question $answer $statement $low", "$question $answer $statement $5"):
         file.write_text(text)
-        with pytest.raises(
-            ValueError, match="judge.template=.*needs \\$question, \\$answer and \\$statement;"
-        ):
+        with pytest.raises(ValueError, match=r"judge\.template=.*\$question, \$answer .*\$statement;"):
             statement_template(str(file))
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match=rf"judge\.template='{tmp_path}/none\.txt'"):
         statement_template(str(tmp_path / "none.txt"))
 
 
@@ -336,7 +334,7 @@ def test_statements_that_stay_unread_are_counted_and_shown(caplog: pytest.LogCap
     assert verdicts(found) == [((E, E, None), (C, N))]
     assert found[0].unread == 1 and found[0].replies[2] == "No idea."
     assert (seen["sleep"], seen["rest"]) == (2, 1)
-    assert "1 of 5 statements have no readable verdict, as in 'No idea.'" in caplog.text
+    assert re.search(r"\b1 of 5 .*'No idea\.'", caplog.text)
 
 
 def test_more_than_half_unread_stop_the_run() -> None:
@@ -346,7 +344,7 @@ def test_more_than_half_unread_stop_the_run() -> None:
     with serving(answer) as url:
         (half,) = grader(url).grade([Item("a", "q", required=("rest", "water"))], ["x"])
         assert half.required == (N, None)
-        with pytest.raises(ValueError, match="2 of 3 statements .*'No idea.'.*raise judge.max_tokens"):
+        with pytest.raises(ValueError, match=r"\b2 of 3 .*'No idea\.'.*judge\.max_tokens"):
             grader(url).grade([Item("a", "q", required=("rest", "water", "tea"))], ["x"])
 
 
@@ -361,7 +359,7 @@ def test_an_answer_that_asks_for_its_verdict_does_not_get_it() -> None:
 def test_an_api_that_refuses_ends_the_grading_by_name() -> None:
     with (
         serving(lambda _: (404, {"error": {"message": "no such model"}})) as url,
-        pytest.raises(RuntimeError, match=f"judge {url}/v1: status 404.*check base_url and model='j'"),
+        pytest.raises(RuntimeError, match=f"judge {url}/v1: status 404.*base_url .*model='j'"),
     ):
         grader(url).grade(ITEMS_ASKED, ANSWERS)
 

@@ -81,21 +81,22 @@ def test_a_summary_by_hand() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_numbers_that_are_not_finite_are_refused(value: float) -> None:
-    with pytest.raises(ValueError, match="1 of 2 numbers are not finite"):
+    with pytest.raises(ValueError, match="^1 of 2 "):
         summarize([1.0, value])
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match="^1 of 2 "):
         win_rate([1.0, 1.0], [1.0, value])
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match="^1 of 2 "):
         paired_bootstrap([value, 1.0], [1.0, 1.0], 10, 0)
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
     for before, after in (([1.0], [1.0, 2.0]), ([], [])):
-        with pytest.raises(ValueError, match="equal numbers, at least one"):
+        numbers = rf"\b{len(before)} .*\b{len(after)} "
+        with pytest.raises(ValueError, match=numbers):
             paired_bootstrap(before, after, 10, 0)
-        with pytest.raises(ValueError, match="equal numbers, at least one"):
+        with pytest.raises(ValueError, match=numbers):
             win_rate(before, after)
-    with pytest.raises(ValueError, match="no numbers"):
+    with pytest.raises(ValueError, match="^0 "):
         summarize([])
     with pytest.raises(ValueError, match="resamples=0"):
         paired_bootstrap([1.0], [1.0], 0, 0)
@@ -126,9 +127,12 @@ def test_wilson_holds_the_share_within_0_and_1_and_mirrors(total: int, fraction:
     assert (1 - mirrored.high, 1 - mirrored.low) == pytest.approx((ours.low, ours.high), abs=1e-12)
 
 
-@pytest.mark.parametrize(("right", "total", "z"), [(0, 0, 2.0), (5, 4, 2.0), (-1, 4, 2.0), (1, 4, 0.0)])
-def test_wilson_of_impossible_counts_is_refused(right: int, total: int, z: float) -> None:
-    with pytest.raises(ValueError, match="at least one item|z=0"):
+@pytest.mark.parametrize(
+    ("right", "total", "z", "named"),
+    [(0, 0, 2.0, "0 .* 0: "), (5, 4, 2.0, "5 .* 4: "), (-1, 4, 2.0, "-1 .* 4: "), (1, 4, 0.0, r"z=0\.0: ")],
+)
+def test_wilson_of_impossible_counts_is_refused(right: int, total: int, z: float, named: str) -> None:
+    with pytest.raises(ValueError, match=f"^{named}"):
         wilson_interval(right, total, z)
 
 
@@ -162,5 +166,5 @@ def test_mcnemar_of_thousands_of_discordant_pairs_agrees_with_scipy() -> None:
 
 def test_mcnemar_of_unpaired_outcomes_is_refused() -> None:
     for before, after in (([True], [True, False]), ([], [])):
-        with pytest.raises(ValueError, match="equal numbers, at least one"):
+        with pytest.raises(ValueError, match=rf"\b{len(before)} .*\b{len(after)} "):
             mcnemar(before, after)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -76,7 +77,10 @@ def dead_process() -> int:
 # -- the heartbeat -----------------------------------------------------------------------------------------
 
 
-def test_the_heartbeat_says_what_is_being_done_and_how_it_ended(tmp_path: Path) -> None:
+def test_the_heartbeat_says_what_is_being_done_and_how_it_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ultramed_rl.tracking.heartbeat._EVERY_S", 0.05)
     progress = Progress()
     with watched(tmp_path), progress.phase("generate", 8, unit="completions") as bar:
         bar.advance(3)
@@ -98,7 +102,8 @@ def test_an_end_by_an_error_is_said_with_its_words(tmp_path: Path, error: BaseEx
     assert (found["state"], found["error"]) == (state, str(error))
 
 
-def test_a_stage_within_a_recipe_beats_for_itself(tmp_path: Path) -> None:
+def test_a_stage_within_a_recipe_beats_for_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ultramed_rl.tracking.heartbeat._EVERY_S", 0.05)
     (tmp_path / "sft").mkdir()
     with watched(tmp_path, stages=("sft", "online")):
         with watched(tmp_path / "sft"), Progress().phase("train", 4, unit="steps"):
@@ -113,10 +118,11 @@ def test_a_disk_that_refuses_stops_nothing_and_is_one_warning(
 ) -> None:
     with watched(tmp_path / "never made"), Progress().phase("train", 2, unit="steps") as bar:
         bar.advance(2)
-    assert len([w for w in recwarn if "not written" in str(w.message)]) == 1
+    assert len([w for w in recwarn if str(w.message).startswith(f"{tmp_path}/never made/{STATUS}: ")]) == 1
 
 
-def test_a_disk_that_hangs_holds_no_step(tmp_path: Path) -> None:
+def test_a_disk_that_hangs_holds_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ultramed_rl.tracking.heartbeat._LAST_S", 0.2)
     # Opening a pipe that nobody reads blocks for ever, as a network disk that is away does: so would this test.
     os.mkfifo(tmp_path / f".tmp-{STATUS}")
     with watched(tmp_path), Progress().phase("train", 1000, unit="steps") as bar:
@@ -166,9 +172,9 @@ def test_an_online_run_under_way(tmp_path: Path) -> None:
     assert status.driver.pid == os.getpid() and status.driver.silent_s < 5
 
     text = render_status(status)
-    assert "tiny (online): running, round 2 of 3, 4 min so far, about 3 min left" in text
-    assert "[######..................]  generate: 30/120 completions  3 completions/s  30 s left" in text
-    assert f"process {os.getpid()} on {socket.gethostname()}" in text and "http://head:8265" in text
+    assert re.search(r"^tiny \(online\): running, .*\b2 of 3, .*\b4 min .*\b3 min ", text)
+    assert re.search(r"\[#{6}\.{18}\]  generate: 30/120 .* 3 .* 30 s ", text)
+    assert re.search(rf"\b{os.getpid()} .*{socket.gethostname()}", text) and "http://head:8265" in text
     told = json.loads(json.dumps(status_mapping(status)))
     assert told["work"]["rate"] == pytest.approx(3.0, rel=0.01) and told["directory"] == str(store.path)
 
@@ -234,14 +240,13 @@ def test_a_recipe_shows_every_stage_the_waiting_ones_too(tmp_path: Path) -> None
     ]
     assert status.state == "running" and status.work is not None and status.work.done == 5
     assert status.stages[1].metrics["step"] == {"step_index": 4, "loss": 0.5}, "half a line is no row"
-    assert "whole (recipe): running, 1 of 3 stages done" in render_status(status)
+    assert "whole (recipe): running, 1 of 3 " in render_status(status)
 
 
 def test_a_folder_without_a_run_is_refused_in_one_line(tmp_path: Path) -> None:
     found = CliRunner().invoke(app, ["status", str(tmp_path)])
-    assert found.exit_code == 2 and found.output.splitlines() == [
-        f"{tmp_path}: holds no run; give a folder such as runs/NAME, or start the run first"
-    ]
+    (line,) = found.output.splitlines()
+    assert found.exit_code == 2 and line.startswith(f"{tmp_path}: ") and "runs/NAME" in line
 
 
 def test_half_written_files_are_no_error(tmp_path: Path) -> None:
@@ -290,12 +295,12 @@ def start_driver(root: Path, steps: int) -> subprocess.Popen[str]:
 
 
 def test_follow_ends_with_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    process = start_driver(tmp_path, steps=30)
+    process = start_driver(tmp_path, steps=10)
     wait_for(tmp_path / "runs" / "tiny", state="running")
     status = follow(tmp_path / "runs" / "tiny", every_s=0.1)
     process.wait()
     lines = capsys.readouterr().out.splitlines()
-    assert status.state == "finished" and lines[0].startswith("tiny (online): running, round 1 of 2")
+    assert status.state == "finished" and re.match(r"tiny \(online\): running, .*\b1 of 2\b", lines[0])
     assert lines[-1] == "tiny (online): finished"
 
 

@@ -21,7 +21,8 @@ from ultramed_rl.cluster.job_environment import hide_secrets, read_runtime_env
 from ultramed_rl.cluster.local_paths import FILE_KEYS, MODEL_KEYS, path_problems
 from ultramed_rl.cluster.submission import CONFIG_FILE, Submission, job_folder
 from ultramed_rl.config import dump_config, load_any, load_config
-from ultramed_rl.config.load import KINDS, read_mapping
+from ultramed_rl.config.document import read_document
+from ultramed_rl.config.load import KINDS
 from ultramed_rl.config.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +36,7 @@ def submit(*arguments: str) -> Any:
 
 
 def read_any(path: Path) -> Any:
-    return load_recipe(path) if read_mapping(path).get("type") == "recipe" else load_any(path)
+    return load_recipe(path) if read_document(path).data.get("type") == "recipe" else load_any(path)
 
 
 # -- what is sent ------------------------------------------------------------------------------------------
@@ -46,6 +47,7 @@ def test_what_is_sent_reads_back_as_the_same_config_and_its_command_takes_it(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
     config = read_any(path)
     words = command_line(config, CONFIG_FILE, resume=False)
     with job_folder(Submission("name", words, dump_config(config), {})) as folder:
@@ -54,7 +56,9 @@ def test_what_is_sent_reads_back_as_the_same_config_and_its_command_takes_it(
         sent = str(folder / CONFIG_FILE)
         arguments = [sent if word == CONFIG_FILE else word for word in words[1:]]
         monkeypatch.chdir(ROOT if "data" in words or "recipe" in words else tmp_path)
-        found = CliRunner().invoke(app, [*arguments, f"run.directory={tmp_path}", "--dry-run"])
+        # Textbooks are what a user brings along.
+        brought = ["stages.paragraphs.input=[README.md]"] if "textbooks/" in path.read_text() else []
+        found = CliRunner().invoke(app, [*arguments, f"run.directory={tmp_path}", *brought, "--dry-run"])
     assert found.exit_code == 0, found.output
 
 
@@ -125,36 +129,35 @@ def _packed(zip_files: Any, folder: Path, file: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "named"),
     [
+        (["run.directory=/shared", "training.epoch=1"], r"training\.epoch: .*'epochs'"),
         (
-            ["run.directory=/shared", "training.epoch=1"],
-            "training.epoch: unknown key; did you mean 'epochs'?",
+            ["run.directory=/shared", "cluster.device_memory_gib=10"],
+            r"cluster\.device_memory_gib=10 .*\bpolicy: .* = 46\.9 GiB; .*cluster\.policy\.zero_stage",
         ),
-        (["run.directory=/shared", "cluster.device_memory_gib=10"], "too little for"),
-        ([], "run.directory='runs': a relative path, which lies in the job's temporary folder"),
-        (["run.directory=~/runs"], "run.directory='~/runs': a relative path"),
-        (["run.directory=/shared", "policy.path=./policy"], "policy.path='./policy': a relative path"),
-        (["run.directory=/shared", "--env", "NOT_SET_ANYWHERE"], "--env NOT_SET_ANYWHERE: this environment"),
-        (["run.directory=/shared", "--runtime-env", "none.yaml"], "--runtime-env none.yaml: no such file"),
-        (["run.directory=/shared", "--working-dir", "nowhere"], "--working-dir nowhere: no such folder"),
+        ([], r"run\.directory='runs': .*run\.directory=/shared/runs"),
+        (["run.directory=~/runs"], r"run\.directory='~/runs': .*run\.directory=/shared/runs"),
+        (["run.directory=/shared", "policy.path=./policy"], r"policy\.path='\./policy': .*--working-dir DIR"),
+        (["run.directory=/shared", "--env", "NOT_SET_ANYWHERE"], "^--env NOT_SET_ANYWHERE: "),
+        (["run.directory=/shared", "--runtime-env", "none.yaml"], r"^--runtime-env none\.yaml: "),
+        (["run.directory=/shared", "--working-dir", "nowhere"], "^--working-dir nowhere: "),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_is_sent(arguments: list[str], words: str) -> None:
+def test_what_is_wrong_is_said_before_anything_is_sent(arguments: list[str], named: str) -> None:
     found = submit(str(BIG), *arguments)
-    assert found.exit_code == 2 and words in found.output, found.output
-    assert "no Ray cluster" not in found.output, "the cluster must not have been asked"
+    assert found.exit_code == 2 and re.search(named, found.output), found.output
+    assert "--address" not in found.output, "the cluster must not have been asked"
 
 
 def test_an_address_that_is_not_the_dashboards_is_refused() -> None:
     found = CliRunner().invoke(app, ["submit", str(BIG), "run.directory=/s", "--address", "head:6379"])
-    assert found.exit_code == 2 and "as in http://HEAD:8265" in found.output
+    assert found.exit_code == 2 and re.search("^--address head:6379: .*http://HEAD:8265", found.output)
 
 
 def test_no_cluster_at_the_address_is_a_failure_with_the_option_to_mend() -> None:
     found = submit(str(BIG), "run.directory=/shared")
-    assert found.exit_code == 1
-    assert "--address='http://127.0.0.1:9': no Ray cluster takes jobs there" in found.output
+    assert found.exit_code == 1 and "--address='http://127.0.0.1:9': " in found.output
 
 
 def test_a_dry_run_sends_nothing_and_says_what_would_be_run() -> None:
@@ -182,20 +185,25 @@ HERE = {"run": {"directory": "/shared"}}
 
 
 @pytest.mark.parametrize(
-    "section",
+    ("section", "key"),
     [
-        {"prompts": {"sources": [{"uri": "rows.jsonl"}]}},
-        {"prompts": {"sources": [{"uri": "later/*.jsonl"}]}},
-        {"input": ["hf://a/b", "rows.jsonl"]},
-        {"policy": {"path": "models/policy"}},
-        {"policies": {"path": "runs/old/rounds/002/checkpoint"}},
-        {"stages": {"sft": {"model": {"path": "~/policy"}}}},
-        {"reward": {"terms": [{"template": "judge.txt"}]}},
+        ({"prompts": {"sources": [{"uri": "rows.jsonl"}]}}, "prompts.sources.0.uri='rows.jsonl'"),
+        ({"prompts": {"sources": [{"uri": "later/*.jsonl"}]}}, "prompts.sources.0.uri='later/*.jsonl'"),
+        ({"input": ["hf://a/b", "rows.jsonl"]}, "input.1='rows.jsonl'"),
+        ({"policy": {"path": "models/policy"}}, "policy.path='models/policy'"),
+        (
+            {"policies": {"path": "runs/old/rounds/002/checkpoint"}},
+            "policies.path='runs/old/rounds/002/checkpoint'",
+        ),
+        ({"stages": {"sft": {"model": {"path": "~/policy"}}}}, "stages.sft.model.path='~/policy'"),
+        ({"reward": {"terms": [{"template": "judge.txt"}]}}, "reward.terms.0.template='judge.txt'"),
     ],
 )
-def test_a_relative_path_of_this_machine_is_refused_with_both_cures(folder: Path, section: Any) -> None:
+def test_a_relative_path_of_this_machine_is_refused_with_both_cures(
+    folder: Path, section: Any, key: str
+) -> None:
     (line,) = path_problems({**HERE, **section}, None)
-    assert "absolute path" in line and "--working-dir DIR" in line
+    assert line.startswith(f"{key}: ") and "--working-dir DIR" in line
 
 
 @pytest.mark.parametrize(
@@ -219,7 +227,7 @@ def test_the_scratch_of_a_run_behind_a_url_must_outlive_the_job() -> None:
         return path_problems({"run": {"directory": "s3://bucket/runs", "scratch": scratch}}, None)
 
     assert problems("/shared/scratch") == problems("~/scratch") == []
-    assert "run.scratch='scratch': a relative path" in problems("scratch")[0]
+    assert "run.scratch='scratch': " in problems("scratch")[0]
 
 
 def test_with_a_working_dir_relative_paths_must_lead_into_it(folder: Path) -> None:
@@ -229,7 +237,7 @@ def test_with_a_working_dir_relative_paths_must_lead_into_it(folder: Path) -> No
     assert problems("rows.jsonl") == problems("*.jsonl") == problems("models/../rows.jsonl") == []
     for uri in ("absent.jsonl", "../rows.jsonl", "~/rows.jsonl", "none/*.jsonl"):
         (line,) = problems(uri)
-        assert f"data.uri={uri!r}: not in --working-dir" in line
+        assert line.startswith(f"data.uri={uri!r}: ") and "--working-dir" in line
 
 
 def models_of(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -269,27 +277,24 @@ def test_variables_of_the_command_line_stand_over_the_files(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "named"),
     [
-        ("{working_dir: .}", "use --working-dir DIR"),
-        ("{env_var: {}}", "env_var: unknown key; did you mean 'env_vars'?"),
-        (
-            "{env_vars: {WANDB_API_KEY: 314159}}",
-            "env_vars.WANDB_API_KEY: must be text; put its value in quotes",
-        ),
-        ("{env_vars: [WANDB_API_KEY=314159]}", "env_vars: must be a mapping"),
-        ("env_vars: {WANDB_API_KEY: '314159", "not valid YAML"),
-        ("- 314159", "must be a mapping"),
+        ("{working_dir: .}", "working_dir: .*--working-dir DIR"),
+        ("{env_var: {}}", "env_var: .*'env_vars'"),
+        ("{env_vars: {WANDB_API_KEY: 314159}}", r"env_vars\.WANDB_API_KEY: "),
+        ("{env_vars: [WANDB_API_KEY=314159]}", "env_vars: .*NCCL_DEBUG: WARN"),
+        ("env_vars: {WANDB_API_KEY: '314159", r"(?!env_vars).*YAML"),
+        ("- 314159", "(?!env_vars: ).*env_vars: \\{NCCL_DEBUG: WARN\\}"),
     ],
 )
 def test_a_wrong_environment_file_is_refused_without_showing_a_value(
-    tmp_path: Path, text: str, words: str
+    tmp_path: Path, text: str, named: str
 ) -> None:
     file = tmp_path / "job.yaml"
     file.write_text(text)
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match=rf"^--runtime-env {file}: {named}") as caught:
         read_runtime_env(file, [], {})
-    assert words in str(caught.value) and "314159" not in str(caught.value)
+    assert "314159" not in str(caught.value)
 
 
 def test_a_value_given_in_place_of_a_name_is_not_shown() -> None:
@@ -318,8 +323,9 @@ def test_a_variable_that_the_config_reads_and_that_is_not_sent_is_named(tmp_path
     file.write_text(BIG.read_text())
     term = "reward.terms=[{type: http, name: server, url: 'http://h:5000/get_reward', token_env: MY_TOKEN}]"
     arguments = [str(file), "run.directory=/shared", term, "reward.path=null", "--dry-run"]
-    assert "the config reads MY_TOKEN" in submit(*arguments).output
-    assert "the config reads" not in submit(*arguments, "--env", "MY_TOKEN=x").output
+    unsent = "MY_TOKEN: .*--env NAME"
+    assert re.search(unsent, submit(*arguments).output)
+    assert not re.search(unsent, submit(*arguments, "--env", "MY_TOKEN=x").output)
 
 
 # -- following ---------------------------------------------------------------------------------------------
@@ -353,19 +359,19 @@ def test_a_log_whose_connection_breaks_is_shown_once(monkeypatch: pytest.MonkeyP
 
 def test_a_log_that_cannot_be_reached_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ultramed_rl.cluster.job_client._POLL_S", 0.0)
-    with pytest.raises(RuntimeError, match="Ray job job: its log broke off"):
-        asyncio.run(follow_log(Breaking(*[["broken"]] * 10), "job", lambda text: None))
+    with pytest.raises(RuntimeError, match="raysubmit_1: "):
+        asyncio.run(follow_log(Breaking(*[["broken"]] * 10), "raysubmit_1", lambda text: None))
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "named"),
     [
-        (["list", "job"], "jobs list: takes no JOB"),
-        (["stop"], "jobs stop: takes the id of a JOB"),
-        (["stop", "job", "--follow"], "--follow is for logs alone"),
+        (["list", "job"], "jobs list: .*JOB"),
+        (["stop"], "jobs stop: .*JOB"),
+        (["stop", "job", "--follow"], "jobs stop: --follow"),
         (["start", "job"], "start"),
     ],
 )
-def test_wrong_uses_of_jobs_are_refused(arguments: list[str], words: str) -> None:
+def test_wrong_uses_of_jobs_are_refused(arguments: list[str], named: str) -> None:
     found = CliRunner().invoke(app, ["jobs", *arguments, *NOWHERE])
-    assert found.exit_code == 2 and words in found.output
+    assert found.exit_code == 2 and re.search(named, found.output)

@@ -112,7 +112,8 @@ def test_a_disk_that_refuses_is_one_warning_and_nothing_more(
         for place in range(5):
             timeline.note(span("rollout-0", 10 * place, 10 * place + 1))
             time.sleep(0.05)
-    assert len([one for one in recwarn if "not written" in str(one.message)]) == 1
+    path = tmp_path / "never made" / TIMELINE
+    assert len([one for one in recwarn if str(one.message).startswith(f"{path}: ")]) == 1
     assert not any(thread.name == "timeline" for thread in threading.enumerate())
 
 
@@ -123,7 +124,7 @@ def test_a_disk_that_hangs_keeps_the_end_waiting_for_seconds_only_and_is_told(
     timeline, disk = Timeline(tmp_path / TIMELINE), HungDisk()
     monkeypatch.setattr(timeline, "_append", disk.append)
     timeline.note(span("rollout-0", 0, 1))
-    with pytest.warns(UserWarning, match="not done after 0 s"):
+    with pytest.warns(UserWarning, match=rf"^{tmp_path / TIMELINE}: .*\b0 s\b"):
         timeline.close()
     assert disk.asked.is_set() and not disk.written, "the end waited for the disk"
     disk.back.set()
@@ -389,9 +390,8 @@ def test_the_command_tells_programs_the_same_and_writes_where_it_is_told(tmp_pat
 def test_a_run_without_a_timeline_is_refused_in_one_line(tmp_path: Path) -> None:
     folder = make_run(tmp_path)
     found = CliRunner().invoke(app, ["timeline", str(folder)])
-    assert found.exit_code == 2 and found.output.splitlines() == [
-        f"{folder}: has no timeline (no span in timeline.jsonl); only online rounds write one"
-    ]
+    (line,) = found.output.splitlines()
+    assert found.exit_code == 2 and line.startswith(f"{folder}: ") and TIMELINE in line
 
 
 # -- the report --------------------------------------------------------------------------------------------
@@ -400,10 +400,9 @@ def test_a_run_without_a_timeline_is_refused_in_one_line(tmp_path: Path) -> None
 def test_the_report_shows_the_timeline_only_where_there_is_one(tmp_path: Path) -> None:
     folder = make_run(tmp_path)
     assert timeline_section(read_run(folder)) is None
-    assert "Busy workers by phase" not in write_report(folder).read_text()
+    assert "<td>83%</td>" not in write_report(folder).read_text()
     write(folder / TIMELINE, ROUND)
-    page = write_report(folder).read_text()
-    assert "Busy workers by phase" in page and "<td>83%</td>" in page
+    assert "<td>83%</td>" in write_report(folder).read_text()
 
 
 def test_a_round_that_was_told_of_without_any_turn_is_no_figure(tmp_path: Path) -> None:

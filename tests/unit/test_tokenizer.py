@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.tiny import CHATML, make_tokenizer, tiny_config
 from ultramed_rl.config.stages import ConversationSource
 from ultramed_rl.data.conversations import read_conversations
-from ultramed_rl.models.tokenizer import ChatTokenizer
+from ultramed_rl.models.tokenizer import _MARKER, ChatTokenizer
 from ultramed_rl.records import Message
 
 # Real UltraMedical records, where a developer has them; they are not ours to ship.
@@ -44,24 +44,25 @@ def test_answers_continue_the_chat_exactly(tmp_path: Path) -> None:
     whole = tokenizer.backend.apply_chat_template(
         [*chat, {"role": "assistant", "content": "Yes."}], tokenize=False
     )
-    ids = tokenizer.encode_chat(chat) + tokenizer.encode_answer("Yes.")  # type: ignore[arg-type]
-    assert tokenizer.backend.decode(ids) + "\n" == whole
+    ids, (answer,) = tokenizer.encode_answers(chat, ["Yes."])  # type: ignore[arg-type]
+    assert ids == tokenizer.encode_chat(chat)  # type: ignore[arg-type]
+    assert tokenizer.backend.decode(ids + answer) + "\n" == whole
 
 
 def test_a_tokenizer_without_a_template_is_refused(tmp_path: Path) -> None:
     backend = make_tokenizer()
     backend.chat_template = None
     save(backend, tmp_path)
-    with pytest.raises(ValueError, match="no chat template; use an instruction-tuned model"):
+    with pytest.raises(ValueError, match=rf"'{tmp_path}': .*\bchat_template .*chatml, llama3"):
         ChatTokenizer(str(tmp_path))
-    with pytest.raises(ValueError, match=r"no config.json there; give a checkpoint directory or a hub id"):
+    with pytest.raises(ValueError, match=r"'/no/such/model': .*config\.json"):
         ChatTokenizer("/no/such/model")
 
 
 def test_the_same_tokenizer_is_recognised(tmp_path: Path) -> None:
     save(make_tokenizer(), tmp_path / "a")
     other = make_tokenizer()
-    other.chat_template = other.chat_template.replace("user", "human") + " "
+    other.chat_template = other.chat_template.replace("<|im_end|>\n", "<|im_end|>")
     save(other, tmp_path / "b")
     first, second = ChatTokenizer(str(tmp_path / "a")), ChatTokenizer(str(tmp_path / "b"))
     assert first.same_as(ChatTokenizer(str(tmp_path / "a"))) and not first.same_as(second)
@@ -208,9 +209,7 @@ def test_the_mask_is_what_the_assistant_wrote(
     family, tokenizer = FAMILIES[name], tokenizers[name]
     messages = chat(*turns, system=system)
     if system and not family.system:
-        with pytest.raises(
-            ValueError, match=r"refuses a chat of system, user, .*\(no system role\); leave out"
-        ):
+        with pytest.raises(ValueError, match=r"\bsystem, user, .*\(no system role\)"):
             tokenizer.encode_conversation(messages)
         return
     answers = [f"{family.before}{text}{family.special[0]}" for text in turns[1::2]]
@@ -220,8 +219,8 @@ def test_the_mask_is_what_the_assistant_wrote(
     whole = tokenizer.backend.apply_chat_template(messages, tokenize=False)
     assert whole.startswith(tokenizer.backend.decode(ids, clean_up_tokenization_spaces=False))
     # And those of a rollout, which begins at the generation prompt.
-    opened = tokenizer.encode_chat(messages[:-1])
-    assert ids == opened + tokenizer.encode_answer(family.before + turns[-1])
+    opened, (answer,) = tokenizer.encode_answers(messages[:-1], [turns[-1]])
+    assert opened == tokenizer.encode_chat(messages[:-1]) and ids == opened + answer
 
 
 @settings(deadline=None, max_examples=150)
@@ -266,44 +265,36 @@ def test_spaces_count_where_a_tokenizer_trims_its_offsets(tmp_path: Path) -> Non
 TURN = "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
 OPENED = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 BROKEN = {
-    "changes earlier turns as a chat goes on; use a template that only appends": (
+    r"\b2 ": (
         "{% for m in messages %}{% if m['role'] == 'user' or loop.last %}" + TURN + "{% endif %}{% endfor %}"
     )
     + OPENED,
-    "drops or rewrites the assistant's text 'Yes.'": CHATML.replace(
-        "m['content']", "m['content'] | replace('Yes', 'No')"
-    ),
-    r"generation prompt '.*<think>\\n'; make both alike": CHATML.replace(
-        "assistant\n{% endif", "assistant\n<think>\n{% endif"
-    ),
-    r"no generation prompt, so that .* the header '<\|im_start\|>assistant\\n'": CHATML.removesuffix(OPENED),
-    r"doesn't end an answer with the end-of-turn token '<\|im_end\|>'; put it there": CHATML.replace(
-        "<|im_end|>", ""
-    ),
+    r"'Yes\.'": CHATML.replace("m['content']", "m['content'] | replace('Yes', 'No')"),
+    r"'.*<think>\\n'": CHATML.replace("assistant\n{% endif", "assistant\n<think>\n{% endif"),
+    r"'<\|im_start\|>assistant\\n'.*\badd_generation_prompt\b": CHATML.removesuffix(OPENED),
+    r"'<\|im_end\|>'": CHATML.replace("<|im_end|>", ""),
 }
 
 
-@pytest.mark.parametrize("problem", BROKEN)
-def test_templates_that_hide_the_answers_are_refused(tmp_path: Path, problem: str) -> None:
-    tokenizer = load(tmp_path, BROKEN[problem])
-    with pytest.raises(ValueError, match=problem) as refusal:
+@pytest.mark.parametrize("named", BROKEN)
+def test_templates_that_hide_the_answers_are_refused(tmp_path: Path, named: str) -> None:
+    with pytest.raises(ValueError, match=f"'{tmp_path}': .*{named}") as refusal:
+        tokenizer = load(tmp_path, BROKEN[named])
         tokenizer.encode_conversation(chat("Is it?", "Yes.", "Sure?", "Yes."))
-    assert str(refusal.value).startswith(f"model '{tmp_path}': its chat template ")
     assert "\n" not in str(refusal.value)
 
 
 def test_a_template_without_the_assistants_text_is_refused_at_once(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="drops or rewrites the assistant's text; use one that holds it"):
+    with pytest.raises(ValueError, match=f"'{tmp_path}': .*'{_MARKER}'"):
         load(tmp_path, CHATML.replace("m['content']", "m['content'][0]['text']"))
 
 
 def test_slow_tokenizers_are_refused_with_the_cure(tmp_path: Path) -> None:
     from transformers import ByT5Tokenizer
 
-    tokenizer = load(tmp_path, CHATML)
-    tokenizer.backend = ByT5Tokenizer(chat_template=CHATML)
-    with pytest.raises(ValueError, match="slow one without character offsets; save it as a fast one"):
-        tokenizer.encode_conversation(chat("x", "y"))
+    save(ByT5Tokenizer(chat_template=CHATML), tmp_path)
+    with pytest.raises(ValueError, match=r"tokenizer\.json"):
+        ChatTokenizer(str(tmp_path))
 
 
 @pytest.mark.skipif(not EXAMPLES.is_file(), reason="UltraMedical's examples are not on this machine")
@@ -316,8 +307,8 @@ def test_ultramedical_examples_become_what_a_rollout_would_give() -> None:
         answer = messages[-1]["content"]
         assert written(tokenizer, messages) == answer + "<|im_end|>"
         ids, mask = tokenizer.encode_conversation(messages)
-        opened = tokenizer.encode_chat(messages[:-1])
-        assert ids == opened + tokenizer.encode_answer(answer)
+        opened, (written_ids,) = tokenizer.encode_answers(messages[:-1], [answer])
+        assert ids == opened + written_ids
         assert mask == [place >= len(opened) for place in range(len(ids))]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 import types
 from pathlib import Path
@@ -147,8 +148,8 @@ def test_a_broken_wandb_is_one_warning(
     with RunDirectory.open(settings, resume=False) as store, Tracker(store, settings) as tracked:
         for step in range(3):
             tracked.log({"loss": 0.5}, step=step, kind="step")
-    messages = [str(w.message) for w in recwarn if "wandb failed" in str(w.message)]
-    assert len(messages) == 1 and f"failed to {where}" in messages[0]
+    messages = [str(w.message) for w in recwarn if str(w.message).startswith("wandb ")]
+    assert len(messages) == 1 and re.search(rf"\b{where} \(", messages[0])
     assert len(fake.asked) == (3 if where == "start" else 1) and run.calls == (3 if where == "log" else 0)
     assert [row["step_index"] for row in rows_of(store)] == [0, 1, 2]
 
@@ -229,7 +230,7 @@ def test_lines_where_nobody_watches(
             bar.advance(10)
     first, second, last = capsys.readouterr().out.splitlines()
     assert (first, second) == ("generate: 20/40 completions", "generate: 40/40 completions")
-    assert last.startswith("generate: 40 completions in ") and last.endswith(" completions/s")
+    assert last.startswith("generate: 40 completions ") and last.endswith(" completions/s")
 
 
 def test_a_bar_in_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -237,7 +238,7 @@ def test_a_bar_in_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     shown.terminal = True
     with shown.phase("score", 2, unit="pairs") as bar:
         bar.advance(2)
-    assert capsys.readouterr().out.splitlines()[-1].startswith("score: 2 pairs in ")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("score: 2 pairs ")
 
 
 def test_a_phase_that_fails_is_not_called_done(capsys: pytest.CaptureFixture[str]) -> None:
@@ -280,10 +281,11 @@ def test_the_table_is_narrow_and_says_what_it_does_not_know() -> None:
     assert "0.693>nan" in lines[1] and lines[1].split()[-2] == "-"
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "words"),
-    [(0.1, 0.4, "rose: +0.200"), (-0.1, 0.4, "did not move measurably"), (-0.4, -0.1, "fell")],
-)
-def test_the_verdict_follows_the_interval(low: float, high: float, words: str) -> None:
-    text = verdict({**ROW, "eval_change": 0.2, "eval_change_low": low, "eval_change_high": high})
-    assert words in text and f"{low:+.3f} to {high:+.3f}" in text
+def test_the_verdict_follows_the_interval() -> None:
+    moves = set()
+    for change, low, high in ((0.2, 0.1, 0.4), (0.2, -0.1, 0.4), (-0.2, -0.4, -0.1)):
+        text = verdict({**ROW, "eval_change": change, "eval_change_low": low, "eval_change_high": high})
+        move, _, numbers = text.partition(": ")
+        assert [float(n) for n in re.findall(r"[+-]\d\.\d{3}", numbers)] == [change, low, high]
+        moves.add(move)
+    assert len(moves) == 3, "above, around and below 0 are told apart"

@@ -151,18 +151,18 @@ def test_many_ballots_at_once_are_the_single_ones(ballots: list[list[int]]) -> N
 
 @pytest.mark.parametrize("weight", [-0.5, math.nan, math.inf])
 def test_weights_that_are_none_are_refused(weight: float) -> None:
-    with pytest.raises(ValueError, match="finite and at least 0"):
+    with pytest.raises(ValueError, match=f"^weight={weight}: "):
         weighted_majority(["A", "B"], [1.0, weight])
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, math.inf])
 def test_a_temperature_that_is_not_above_0_is_refused(temperature: float) -> None:
-    with pytest.raises(ValueError, match="finite and above 0"):
+    with pytest.raises(ValueError, match=f"^temperature={temperature}: "):
         softmax_weights([1.0], temperature)
 
 
 def test_votes_without_their_weights_are_refused() -> None:
-    with pytest.raises(ValueError, match="one weight per vote"):
+    with pytest.raises(ValueError, match=r"^2 .*\b1 "):
         weighted_majority(["A", "B"], [1.0])
-    with pytest.raises(ValueError, match="one reward per vote"):
+    with pytest.raises(ValueError, match=r"^1 .*\b2 "):
         reward_weighted(["A"], [1.0, 2.0])

@@ -28,6 +28,8 @@ from ultramed_rl.models.tokenizer import ChatTokenizer
 
 logger = logging.getLogger(__name__)
 
+_FIX = "look at them, or lower training.learning_rate"
+
 
 class NonFiniteError(RuntimeError):
     """A loss or gradient that isn't finite. Nothing was saved from it."""
@@ -77,7 +79,7 @@ class Engine:
         ranks = dist.get_world_size()
         for index, loss in enumerate(losses):
             if not self.everywhere(bool(torch.isfinite(loss))):
-                raise NonFiniteError(f"loss is not finite; the batch holds {', '.join(ids)}")
+                raise NonFiniteError(f"loss is not finite; the batch holds {', '.join(ids)}; {_FIX}")
             self.backend.set_gradient_accumulation_boundary(index == micro_batches - 1)
             self.backend.backward(loss * ranks)
         if self.spec.offload_optimizer and self.device.type == "cuda":
@@ -119,7 +121,7 @@ class Engine:
         if self.skipped_steps > self.spec.max_skipped_steps:
             raise NonFiniteError(
                 f"gradient is not finite in {self.skipped_steps} steps, training.max_skipped_steps="
-                f"{self.spec.max_skipped_steps}; the batch holds {', '.join(ids)}"
+                f"{self.spec.max_skipped_steps}; the batch holds {', '.join(ids)}; {_FIX}"
             )
         for gradient in self._gradients():
             gradient.fill_(1e-12)

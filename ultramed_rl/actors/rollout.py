@@ -118,7 +118,7 @@ class RolloutWorker:
         started = time.time()
         report = TurnReport(started=started)
         assert self.policy_version >= 0, (
-            "an engine in the middle of a weight update has no policy to sample from"
+            f"policy_version={self.policy_version}: in the middle of a weight update there is none to sample from"
         )
         self._cancel(turn.cancelled)
         questions = [(key, r) for key, r in turn.requests if isinstance(r, OptionRequest)]

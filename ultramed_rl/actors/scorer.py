@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from ultramed_rl.actors.deepspeed_setup import inference_context, join_ranks, shard_for_inference
+from ultramed_rl.actors.deepspeed_setup import inference_context, join_ranks, open_store, shard_for_inference
 from ultramed_rl.actors.passes import AnswerNumber, agreed_chunks, number_turn, score_groups
-from ultramed_rl.actors.trainer import free_address, peak_memory
+from ultramed_rl.actors.trainer import peak_memory
 from ultramed_rl.actors.turns import Turn, TurnReport
 from ultramed_rl.learning.packing import AnswerGroup, PackedBatch, sum_by_answer
 from ultramed_rl.models.configs import decoder_config
@@ -26,8 +26,9 @@ class Scorer:
         self.shards = shards
 
     def rendezvous(self) -> tuple[str, int]:
-        """An address and a free port of this replica's node, where sharded replicas can meet."""
-        return free_address()
+        """This replica's node, and a port at which it listens there from now on, for sharded replicas to meet."""
+        self.store = open_store(self.shards)
+        return self.store.host, self.store.port
 
     def join(self, address: tuple[str, int]) -> None:
         """Join the other replicas, before a sharded model is loaded. Collective."""

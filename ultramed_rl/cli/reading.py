@@ -120,7 +120,7 @@ def compare_command(
     """
     with speaking(manner_of(quiet, json)), ExitStack() as open_runs:
         if len(run_dirs) < 2:
-            fail(f"{run_dirs[0]}: a comparison needs another run beside it; name two or more", WRONG)
+            fail(f"{run_dirs[0]}: 1 run, but a comparison needs 2 or more; name another beside it", WRONG)
         folders = [open_runs.enter_context(_at_hand(run_dir)) for run_dir in run_dirs]
         _check_runs(folders)
 

@@ -6,6 +6,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from ultramed_rl.config.explain import validate
 from ultramed_rl.config.models import Architecture
 from ultramed_rl.models.configs import decoder_config, head_width, longest_sequence, read_config_file
 from ultramed_rl.models.weight_files import find_weight_files, stored_shapes
@@ -59,8 +60,12 @@ _REQUIRED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_s
 _MLP_WIDTHS = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "moe_intermediate_size")
 
 
-def resolve_architecture(path: str, given: Architecture | None, key: str) -> Architecture:
+def resolve_architecture(
+    path: str, given: Architecture | None, key: str, path_key: str | None = None
+) -> Architecture:
     """The shape of the model at `path`: as given, from its config.json, or of a well-known hub id.
+
+    `key` is the section that may give it, `path_key` the key of the path where that isn't in the same section.
 
     Raises:
         ValueError: none of the three, with the config key that cures it; or a local checkpoint whose files are cut
@@ -72,11 +77,14 @@ def resolve_architecture(path: str, given: Architecture | None, key: str) -> Arc
         path = path.partition("@")[2]
     folder = Path(path).expanduser()
     if (folder / "config.json").is_file():
-        return read_architecture(folder, key)
+        try:
+            return read_architecture(folder, key)
+        except ValueError as error:
+            raise ValueError(f"{path_key or f'{key}.path'}={path!r}: {str(error).splitlines()[0]}") from None
     if path in KNOWN:
         return KNOWN[path]
     raise ValueError(
-        f"{key}.path={path!r}: its shape is unknown without downloading it; set {key}.architecture "
+        f"{path_key or f'{key}.path'}={path!r}: its shape is unknown without downloading it; set {key}.architecture "
         f"({', '.join(Architecture.model_fields)}) from its config.json"
     )
 
@@ -95,14 +103,17 @@ def read_architecture(folder: Path, key: str) -> Architecture:
     plain = (
         getattr(whole, "quantization_config", None) is None
     )  # packed weights are fewer numbers than parameters
-    return Architecture(
-        **{name: getattr(config, name) for name in _REQUIRED},
-        intermediate_size=_mlp_width(config),
-        num_key_value_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
-        head_dim=head_width(config),
-        tie_word_embeddings=bool(getattr(whole, "tie_word_embeddings", False)),
-        max_position_embeddings=longest_sequence(config),
-        parameters=sum(prod(shape) for shape in stored.values()) or None if plain else None,
+    return validate(
+        Architecture,
+        {
+            **{name: getattr(config, name) for name in _REQUIRED},
+            "intermediate_size": _mlp_width(config),
+            "num_key_value_heads": getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+            "head_dim": head_width(config),
+            "tie_word_embeddings": bool(getattr(whole, "tie_word_embeddings", False)),
+            "max_position_embeddings": longest_sequence(config),
+            "parameters": sum(prod(shape) for shape in stored.values()) or None if plain else None,
+        },
     )
 
 

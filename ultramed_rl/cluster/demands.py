@@ -77,7 +77,9 @@ def sampling_demands(config: ContrastsConfig | EvaluateConfig | EngineConfig) ->
     if not isinstance(config, EvaluateConfig):
         yield _rollout(config, _shape(config.policy.path, config.policy, "policy"))
         return
-    shapes = [_shape(path, config.policy, "policy") for path in config.policies.values()]
+    shapes = [
+        _shape(path, config.policy, "policy", f"policies.{name}") for name, path in config.policies.items()
+    ]
     policy = max(shapes, key=count_parameters)
     yield _rollout(config, policy)
     yield from _rewards(config, policy)
@@ -102,9 +104,9 @@ def stage_demands(config: StageConfig) -> Iterator[Demand]:
     yield Demand("trainer", trainer.ranks, 1, sizes, cure)
 
 
-def _shape(path: str, settings: ModelSettings, key: str) -> Architecture:
+def _shape(path: str, settings: ModelSettings, key: str, path_key: str | None = None) -> Architecture:
     """A model's shape. Raises ValueError where its sequences may outrun its positions."""
-    shape = resolve_architecture(path, settings.architecture, key)
+    shape = resolve_architecture(path, settings.architecture, key, path_key)
     check_length(settings.max_length, shape.max_position_embeddings, f"{key}.max_length", path)
     return shape
 

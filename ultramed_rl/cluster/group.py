@@ -17,7 +17,15 @@ from ultramed_rl.cluster.placement import Placement
 from ultramed_rl.cluster.plan import Member
 from ultramed_rl.cluster.pool import LostWorkers, RanksLost
 
-__all__ = ["RanksLost", "RayActorError", "WorkerGroup", "are_done", "ranks_held", "wait", "wait_within"]
+__all__ = [
+    "RanksLost",
+    "RayActorError",
+    "WorkerGroup",
+    "are_done",
+    "ranks_held",
+    "wait_for_loads",
+    "wait_within",
+]
 
 
 class WorkerGroup:
@@ -112,24 +120,30 @@ class WorkerGroup:
             there = NodeAffinitySchedulingStrategy(node, soft=False)
             _end_process.options(num_cpus=0, scheduling_strategy=there).remote(process)
 
-    def call(self, method: str, *arguments: Any) -> list[Any]:
-        """Call a method on every actor at once and wait for all results."""
-        return wait(self.start(method, *arguments))
+    def call(self, method: str, *arguments: Any, seconds: float | None = None) -> list[Any]:
+        """Call a method on every actor at once and wait for all results, like `wait`."""
+        return self.wait(self.start(method, *arguments), seconds)
 
     def first(self, method: str, *arguments: Any) -> Any:
-        """Call a method on the first actor alone."""
-        return ray.get(getattr(self.actors[0], method).remote(*arguments))
+        """Call a method on the first actor alone, and wait for its result like `wait`."""
+        return self.wait([getattr(self.actors[0], method).remote(*arguments)])[0]
+
+    @property
+    def placed(self) -> bool:
+        """Whether every actor has found a place; one that has not waits for its node."""
+        found = list(self._whereabouts.values())
+        return not ray.wait(found, num_returns=len(found), timeout=0)[1]
 
     def start(self, method: str, *arguments: Any) -> list[Any]:
         """Call a method on every actor at once; returns the references."""
         return [getattr(actor, method).remote(*arguments) for actor in self.actors]
 
-    def call_living(self, method: str, *arguments: Any) -> list[Any]:
-        """Call a method on every actor; those that are dead or frozen give nothing, and are found out when they have
-        work."""
+    def call_living(self, method: str, *arguments: Any, seconds: float | None = None) -> list[Any]:
+        """Call a method on every actor; those that are dead, or give no answer within `seconds` (by default
+        `patience_s`), give nothing, and are found out when they have work."""
         found = []
         asked = self.start(method, *arguments)
-        answered = _answered(asked, self.patience_s)
+        answered = _answered(asked, self.patience_s if seconds is None else seconds)
         for reference in asked:
             if reference in answered:
                 with suppress(RayActorError):
@@ -173,22 +187,27 @@ class WorkerGroup:
                     continue
                 yield running[generator], ray.get(reference)
 
-    def wait(self, pending: Sequence[Any]) -> list[Any]:
+    def last(self, method: str, *arguments: Any) -> Any:
+        """Run a generator method on every actor at once; the last item of the first one's. Raises like `stream`."""
+        items = self.stream(method, [arguments] * len(self))
+        return [item for rank, item in items if rank == 0][-1]
+
+    def wait(self, pending: Sequence[Any], seconds: float | None = None) -> list[Any]:
         """Results of calls that `start` began; the first failure is raised.
 
         Raises:
-            RanksLost: they were not there after `patience_s`.
+            RanksLost: they were not there after `seconds`, by default `patience_s`.
         """
         try:
-            return wait_within(pending, self.patience_s)
+            return wait_within(pending, self.patience_s if seconds is None else seconds)
         except TimeoutError:
-            raise self._give_up() from None
+            raise self._give_up(seconds) from None
 
-    def _give_up(self) -> RanksLost:
+    def _give_up(self, seconds: float | None = None) -> RanksLost:
         """End all: one of them hangs, and the others wait for it."""
         for rank in list(self._actors):
             self.kill(rank, frozen=True)
-        return RanksLost(f"{self.role}: no sign of life for {self.patience_s:.0f} s")
+        return RanksLost(f"{self.role}: no sign of life for {seconds or self.patience_s:.0f} s")
 
     @contextmanager
     def awake(self) -> Iterator[WorkerGroup]:
@@ -207,19 +226,28 @@ class WorkerGroup:
             self.kill(rank)
 
 
-def wait(pending: Sequence[Any]) -> list[Any]:
-    """Results of calls that `WorkerGroup.start` began; the first failure is raised."""
-    return ray.get(list(pending))
-
-
 def are_done(pending: Sequence[Any]) -> bool:
     """Whether `wait` would have nothing to wait for: all have ended, or the first that failed has."""
     ready, open_ = ray.wait(list(pending), num_returns=len(pending), timeout=0)
     return not open_ or not all(_succeeded(reference) for reference in ready)
 
 
+def wait_for_loads(pending: Sequence[Any], seconds: float) -> None:
+    """Wait until actors have begun their work, or died, or `seconds` are over; who is left is for `living` to say.
+
+    Raises:
+        RayTaskError: what an actor says that cannot begin: another in its place would say the same.
+    """
+    if not pending:
+        return
+    ended, _ = ray.wait(list(pending), num_returns=len(pending), timeout=seconds)
+    for reference in ended:
+        with suppress(RayActorError):
+            ray.get(reference)
+
+
 def wait_within(pending: Sequence[Any], seconds: float) -> list[Any]:
-    """Like `wait`; TimeoutError if it takes longer."""
+    """Results of calls; the first failure is raised, or TimeoutError if it takes longer."""
     try:
         return ray.get(list(pending), timeout=seconds)
     except GetTimeoutError as error:

@@ -12,7 +12,7 @@ from ray.exceptions import RayTaskError
 
 from ultramed_rl.actors.turns import Turn, TurnReport
 from ultramed_rl.cluster.exchange import Event, Exchange
-from ultramed_rl.cluster.group import WorkerGroup
+from ultramed_rl.cluster.group import WorkerGroup, wait_for_loads
 from ultramed_rl.cluster.pool import Pool, PoolRules
 
 _MOST_EVENTS = 64
@@ -150,6 +150,31 @@ class RayExchange(Exchange):
         """Take a role's actors up."""
         self.transport.stations[role] = station
         return self.open(role, station.ranks, rules)
+
+    def wait_for_start(self, pool: Pool, loads: Sequence[Any], seconds: float) -> None:
+        """Until a pool's workers have loaded what they begin with; those that die or hang in it are replaced.
+
+        Raises:
+            RayTaskError: what they are to load cannot be loaded.
+            LostWorkers: too few are left.
+        """
+        wait_for_loads(loads, seconds)
+        self.replace_dead(pool)
+
+    def replace_dead(self, pool: Pool) -> bool:
+        """Replace what has died of a pool's workers, and wait for the replacements; whether any had.
+
+        Raises:
+            LostWorkers: too few are left.
+        """
+        station = self.transport.stations[pool.role]
+        living = set(station.group.living())
+        dead = [rank for rank in pool.ranks if not living.issuperset(station.members(rank))]
+        for rank in dead:
+            self.lose(pool, rank, "found dead between phases")
+        while pool.starting:
+            self.outcomes()
+        return bool(dead)
 
 
 def _merge(reports: Sequence[TurnReport]) -> TurnReport:

@@ -15,7 +15,7 @@ from ultramed_rl.actors.trainer import TrainingPlace
 from ultramed_rl.actors.weight_sync import SHARED_MEMORY, transfer_backend
 from ultramed_rl.cluster.architecture import resolve_architecture
 from ultramed_rl.cluster.demands import needs_reference
-from ultramed_rl.cluster.group import RayActorError, WorkerGroup, are_done, ranks_held, wait, wait_within
+from ultramed_rl.cluster.group import RayActorError, WorkerGroup, are_done, ranks_held, wait_within
 from ultramed_rl.cluster.pool import LostWorkers, Pool, RanksLost
 from ultramed_rl.cluster.transport import Station
 from ultramed_rl.config import RunConfig
@@ -27,6 +27,7 @@ from ultramed_rl.learning.checks import check_groups
 from ultramed_rl.learning.preference_data import reference_answers
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, PreferenceGroup, Prompt, ReferenceLogprobs, ScoredCompletion
+from ultramed_rl.store.atomic import remove
 
 Result = TypeVar("Result")
 
@@ -38,8 +39,15 @@ class Crew(SamplingCrew):
     reference: WorkerGroup
     references: ReferenceLane
 
-    def __init__(self, config: RunConfig, tokenizer: ChatTokenizer, scorers: Scorers) -> None:
-        self.config, self.scorers, self.tokenizer = config, scorers, tokenizer
+    def __init__(
+        self,
+        config: RunConfig,
+        tokenizer: ChatTokenizer,
+        scorers: Scorers,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """`say` is told when the policy is started again."""
+        self.config, self.scorers, self.tokenizer, self.say = config, scorers, tokenizer, say
         policy = resolve_architecture(config.policy.path, config.policy.architecture, "policy")
         self.vocab_size = policy.vocab_size
         self.reference_path = ""  # what a replaced reference loads
@@ -52,20 +60,38 @@ class Crew(SamplingCrew):
         """Start policy, reference and reward models together, and connect the policy to the engines."""
         config = self.config
         self.policy = self._launch("policy", PolicyWorker, self._rank_arguments)
-        pending = self._load_policy(policy if version else None)
+        loads = self._load_policy(policy if version else None)
+        reference_loads = self._start_reference(reference) if needs_reference(config) else []
+        launch_scorers(self.scorers, self.plan, self.placement, config.cluster, rewards, self.exchange)
+        self._await_policy(loads, policy, version)
+        scoring = [(model.pool, model.group, model.loads) for model in self.scorers.models]
         if needs_reference(config):
-            pending += self._start_reference(reference)
-        pending += launch_scorers(
-            self.scorers, self.plan, self.placement, config.cluster, rewards, self.exchange
-        )
-        wait(pending)
-        if self.turns:  # as the policy when it has joined: devices are the engines' from here on
-            scoring = [self.reference] if needs_reference(config) else []
-            for group in (*scoring, *self.scorers.groups):
-                group.call("offload")
+            scoring.append((self.references.pool, self.reference, reference_loads))
+        for pool, group, started in scoring:
+            self.exchange.wait_for_start(pool, started, self._model_s)
+            if self.turns:  # as the policy when it has joined: devices are the engines' from here on
+                group.call_living("offload")
         self._finish_rollout()
-        self._connect()  # now, so that what keeps weights from the engines shows before a round is generated
-        self._join_policy()
+        # Now, so that what keeps weights from the engines shows before a round is generated.
+        self.with_policy_restart(lambda: self._with_all(self.engines, self._connect))
+        self.with_policy_restart(self._join_policy)
+
+    def with_policy_restart(self, work: Callable[[], Result]) -> Result:
+        """Do what needs the policy. When a rank of it is lost, all ranks start again from the newest policy, and it is
+        done again from its beginning.
+
+        Raises:
+            LostWorkers: ranks are lost again and again, or find no place.
+        """
+        lost: RanksLost | None = None
+        while True:
+            try:
+                if lost is not None:
+                    self.say(f"{lost}; starting again from policy {self.weights[1]}")
+                    self.restart_policy(*self.weights)
+                return work()
+            except RanksLost as error:
+                lost = error
 
     def restart_policy(self, checkpoint: str, version: int) -> None:
         """All policy ranks anew, with the weights of a checkpoint; version 0 is the starting policy.
@@ -73,20 +99,31 @@ class Crew(SamplingCrew):
         Raises:
             LostWorkers: it has been restarted too often, or its ranks find no place.
         """
-        faults = self.config.cluster.faults
         self._connected = []
-        self.policy.respawn_all(faults.restarts)
-        try:
-            with ranks_held(self.policy):
-                wait_within(self._load_policy(checkpoint if version else None), faults.start_s)
-        except TimeoutError:
-            raise LostWorkers(
-                f"policy: its {self.policy.size} ranks were not there again after {faults.start_s:.0f} s "
-                "(cluster.faults.start_s): give the cluster its devices back and go on with --resume"
-            ) from None
+        self.policy.respawn_all(self.config.cluster.faults.restarts)
+        self._await_policy(self._load_policy(checkpoint if version else None), checkpoint, version)
         self._join_policy()
         if self.config.training.optimizer_state == "keep" and version:
             self.restore_optimizer(Path(checkpoint))
+
+    def _await_policy(self, loads: list[Any], checkpoint: str, version: int) -> None:
+        """Until the policy's ranks have loaded; if one of them dies or hangs in it, all start again."""
+        faults = self.config.cluster.faults
+        while True:
+            try:
+                with ranks_held(self.policy):
+                    wait_within(loads, faults.start_s)
+                return
+            except RanksLost:
+                pass
+            except TimeoutError:
+                if not self.policy.placed:
+                    raise LostWorkers(
+                        f"policy: its {self.policy.size} ranks were not there after {faults.start_s:.0f} s "
+                        "(cluster.faults.start_s): give the cluster its devices back and go on with --resume"
+                    ) from None
+            self.policy.respawn_all(faults.restarts)
+            loads = self._load_policy(checkpoint if version else None)
 
     def _load_policy(self, trained: str | None) -> list[Any]:
         config = self.config
@@ -137,7 +174,7 @@ class Crew(SamplingCrew):
         if self._connected == self.rollout.actors:
             return
         tensor_parallel = self.config.cluster.rollout.tensor_parallel
-        self._within_patience("connect", self._backend, self.rollout.actors, tensor_parallel)
+        self._collective("connect", self._backend, self.rollout.actors, tensor_parallel)
         self._connected = self.rollout.actors
 
     def _rank_arguments(self, member: Any) -> tuple[int, int, int]:
@@ -227,16 +264,19 @@ class Crew(SamplingCrew):
                     yield metrics
 
     def save_policy(self, directory: Path) -> None:
-        """Write the policy as a Hugging Face checkpoint, with the optimizer where the config keeps it."""
+        """Write the policy as a Hugging Face checkpoint, with the optimizer where the config keeps it. What a lost policy
+        left in the directory goes."""
+        for left in directory.iterdir():
+            remove(left)
         with self.policy.awake():
-            self._collective("save", str(directory))
+            self._collective("save", str(directory), seconds=self._model_s)
             if self.config.training.optimizer_state == "keep":
-                self._collective("save_state", str(directory / "optimizer"))
+                self._collective("save_state", str(directory / "optimizer"), seconds=self._model_s)
 
     def restore_optimizer(self, checkpoint: Path) -> None:
         """Take up the optimizer's state that `save_policy` wrote."""
         with self.policy.awake():
-            self._collective("load_state", str(checkpoint / "optimizer"))
+            self._collective("load_state", str(checkpoint / "optimizer"), seconds=self._model_s)
 
     def sync(self, checkpoint: str, version: int) -> dict[str, float]:
         """The policy's weights into every engine; returns seconds and bytes.
@@ -249,9 +289,7 @@ class Crew(SamplingCrew):
         """
         self.weights = (checkpoint, version)
         # Engines are replaced while the policy is off the devices: a new one takes what memory is free.
-        sent: dict[str, float] = self._with_all(
-            self.engines, self.rollout, lambda: self._send_weights(version)
-        )
+        sent: dict[str, float] = self._with_all(self.engines, lambda: self._send_weights(version))
         with self.rollout.awake():  # the policy is off the devices: now there is room for the cache too
             held = set(self.rollout.call_living("version"))
         assert held <= {version}, f"engines hold policy {held} after a sync of {version}"
@@ -265,7 +303,7 @@ class Crew(SamplingCrew):
                 raise TimeoutError("rollout: an engine did not take its weights back")
             try:
                 self._connect()
-                sent: dict[str, float] = self._within_patience("send_weights", version)[0]
+                sent: dict[str, float] = self._collective("send_weights", version)[0]
             except RayActorError as error:
                 alone = self._backend == SHARED_MEMORY or len(self.policy) == 1
                 if alone or len(self.rollout.living()) == len(self.rollout):
@@ -286,36 +324,37 @@ class Crew(SamplingCrew):
         pool, group = self.references.pool, self.reference
 
         def average() -> None:
-            wait_within([group.actors[0].average.remote(*arguments)], group.patience_s)
+            wait_within([group.actors[0].average.remote(*arguments)], self._model_s)
 
-        self._with_all(pool, group, average)
+        self._with_all(pool, average)
         self.tokenizer.backend.save_pretrained(directory)
 
     def load_reference(self, path: str) -> None:
         """Make every replica the policy of this checkpoint."""
         self.reference_path = path
-        self.reference.call_living("load", path, self.config.policy.trust_remote_code)
+        trust = self.config.policy.trust_remote_code
+        self.reference.call_living("load", path, trust, seconds=self._model_s)
         if self.turns:
             self.reference.call_living("offload")
 
-    def _with_all(self, pool: Pool, group: WorkerGroup, attempt: Callable[[], Result]) -> Result:
-        """What needs every worker of a group; made again, with replacements, if one of them dies in it."""
-        self.heal(pool, group)
+    def _with_all(self, pool: Pool, attempt: Callable[[], Result]) -> Result:
+        """What needs every worker of a pool; made again, with replacements, if one of them dies in it."""
+        self.exchange.replace_dead(pool)
         while True:
             try:
                 return attempt()
             except (RayActorError, TimeoutError):
-                if not self.heal(pool, group):
+                if not self.exchange.replace_dead(pool):
                     raise
 
-    def _collective(self, method: str, *arguments: Any) -> list[Any]:
+    def _collective(self, method: str, *arguments: Any, seconds: float | None = None) -> list[Any]:
         with ranks_held(self.policy):
-            return self.policy.call(method, *arguments)
+            return self.policy.call(method, *arguments, seconds=seconds)
 
-    def _within_patience(self, method: str, *arguments: Any) -> list[Any]:
-        """Like `_collective`, for what waits for engines too: one that hangs would be waited for in vain."""
-        with ranks_held(self.policy):
-            return self.policy.wait(self.policy.start(method, *arguments))
+    @property
+    def _model_s(self) -> float:
+        """Seconds that reading or writing a whole model may take."""
+        return self.config.cluster.faults.start_s
 
     @property
     def _backend(self) -> str:
@@ -335,8 +374,9 @@ class Crew(SamplingCrew):
             ranks = cluster.policy.model_copy(update={"offload_optimizer": False})
             spec = engine_spec(cluster.device, self.config.reward.precision, ranks, training)
             model = self.config.policy.model_copy(update={"path": start, "lora": None})
-            group.call("load", model, spec, address, training.trainable_layers)
-            yield group
+            with ranks_held(group):
+                group.call("load", model, spec, address, training.trainable_layers, seconds=self._model_s)
+                yield group
         finally:
             group.stop()
 

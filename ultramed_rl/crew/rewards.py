@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ultramed_rl.cluster.group import wait
 from ultramed_rl.cluster.placement import Placement, connect, reserve
 from ultramed_rl.cluster.plan import make_plan
 from ultramed_rl.cluster.transport import RayExchange
 from ultramed_rl.config import EvaluateConfig, RewardBenchConfig
 from ultramed_rl.crew.scorers import Advance, RewardModels, Scorers, launch_scorers
 from ultramed_rl.records import Completion, Prompt, ScoredCompletion
+from ultramed_rl.tracking.termination import keep_sigterm
 
 
 class RewardCrew:
@@ -45,8 +45,10 @@ class RewardCrew:
     def _start(self, scorers: Scorers) -> None:
         config, plan = self.config, make_plan(self.config)
         connect(config.cluster)
+        keep_sigterm()
         self.placement = reserve(plan, config.cluster)
         paths = [path for path in scorers.config.paths if path is not None]
-        pending = launch_scorers(scorers, plan, self.placement, config.cluster, paths, self.exchange)
+        launch_scorers(scorers, plan, self.placement, config.cluster, paths, self.exchange)
         self.models = scorers.models
-        wait(pending)
+        for model in self.models:
+            self.exchange.wait_for_start(model.pool, model.loads, config.cluster.faults.start_s)

@@ -9,7 +9,7 @@ from ultramed_rl.actors.options import OptionRequest, branches
 from ultramed_rl.actors.rollout import EngineArguments, RolloutWorker, SamplingRequest
 from ultramed_rl.actors.weight_sync import transfer_backend
 from ultramed_rl.cluster.dispatch import Ticket
-from ultramed_rl.cluster.group import WorkerGroup, wait
+from ultramed_rl.cluster.group import WorkerGroup
 from ultramed_rl.cluster.placement import Placement, connect, reserve
 from ultramed_rl.cluster.plan import Plan, make_plan
 from ultramed_rl.cluster.pool import Outcome, Pool
@@ -20,6 +20,7 @@ from ultramed_rl.crew.pools import engine_rules
 from ultramed_rl.models.offline import resolve_model
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, OptionLogprobs
+from ultramed_rl.tracking.termination import keep_sigterm
 
 Advance = Callable[[int], None]
 
@@ -40,6 +41,7 @@ class SamplingCrew:
         self.plan: Plan = make_plan(config)
         self.turns = self.plan.layout == "colocated"
         connect(config.cluster)
+        keep_sigterm()
         self.placement: Placement = reserve(self.plan, config.cluster)
 
     def start_rollout(self, model: str, version: int) -> None:
@@ -67,7 +69,7 @@ class SamplingCrew:
 
     def _finish_rollout(self) -> None:
         if self._starting:
-            wait(self._starting)
+            self.exchange.wait_for_start(self.engines, self._starting, self.cluster.faults.start_s)
             self._starting = []
             if self.turns:
                 self.rollout.call_living("offload")
@@ -112,19 +114,6 @@ class SamplingCrew:
             sleeps=self.turns and cluster.device == "cuda",
             trust_remote_code=self.model.trust_remote_code,
         )
-
-    def heal(self, pool: Pool, group: WorkerGroup) -> bool:
-        """Replace what has died of a pool's workers, and wait for the replacements; whether any had.
-
-        Raises:
-            LostWorkers: too few are left.
-        """
-        dead = set(pool.ranks) - set(group.living())
-        for rank in dead:
-            self.exchange.lose(pool, rank, "found dead between phases")
-        while pool.starting:
-            self.exchange.outcomes()
-        return bool(dead)
 
     # -- generate ------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from ultramed_rl.cluster.plan import make_plan
 from ultramed_rl.cluster.scoring import number_answers
 from ultramed_rl.config.stages import StageConfig
 from ultramed_rl.learning.packing import AnswerGroup
+from ultramed_rl.tracking.termination import keep_sigterm
 
 Metrics = dict[str, float]
 
@@ -25,19 +26,26 @@ class StageCrew:
         self.config = config
         self.plan = make_plan(config)
         connect(config.cluster)
+        keep_sigterm()
         self.placement = reserve(self.plan, config.cluster)
         ranks, seed = config.cluster.trainer.ranks, config.run.seed
         members = self.plan.roles[0].members
         self.trainers = WorkerGroup.launch(
-            worker, members, self.placement, lambda m: (m.rank, ranks, seed), takes_turns=False
+            worker,
+            members,
+            self.placement,
+            lambda m: (m.rank, ranks, seed),
+            takes_turns=False,
+            patience_s=config.cluster.faults.hang_s,
         )
 
     def start(self, *extra: Any) -> None:
         """Load the starting model on every rank; `extra` are the worker's own arguments."""
         model, cluster = self.config.model, self.config.cluster
         spec = engine_spec(cluster.device, model.precision, cluster.trainer, self.config.training)
-        address = self.trainers.first("rendezvous")
-        self._call("load", model, spec, address, *extra)
+        with ranks_held(self.trainers):
+            address = self.trainers.first("rendezvous")
+        self._call("load", model, spec, address, *extra, seconds=self._model_s)
 
     def restart(self) -> None:
         """All ranks anew; `start` and `teach` have to follow.
@@ -61,7 +69,8 @@ class StageCrew:
 
     def evaluate(self) -> Metrics:
         """The metrics of the held-out data."""
-        metrics: Metrics = self._call("evaluate", self.config.training.micro_batch_tokens)[0]
+        with ranks_held(self.trainers):
+            metrics: Metrics = self.trainers.last("evaluate", self.config.training.micro_batch_tokens)
         return metrics
 
     def score_start(self, groups: Sequence[AnswerGroup], advance: Callable[[int], None]) -> list[list[float]]:
@@ -72,21 +81,26 @@ class StageCrew:
 
     def save(self, directory: Path) -> None:
         """Write the model as a Hugging Face checkpoint."""
-        self._call("save", str(directory))
+        self._call("save", str(directory), seconds=self._model_s)
 
     def save_state(self, directory: Path) -> None:
         """Write all that `load_state` needs to go on exactly."""
-        self._call("save_state", str(directory))
+        self._call("save_state", str(directory), seconds=self._model_s)
 
-    def load_state(self, directory: Path) -> None:
-        """Go on from what `save_state` wrote."""
-        self._call("load_state", str(directory))
+    def load_state(self, directory: Path, skipped: int) -> None:
+        """Go on from what `save_state` wrote, after so many skipped steps."""
+        self._call("load_state", str(directory), skipped, seconds=self._model_s)
 
     def stop(self) -> None:
         """End the ranks and give the devices back."""
         self.trainers.stop()
         self.placement.release()
 
-    def _call(self, method: str, *arguments: Any) -> list[Any]:
+    def _call(self, method: str, *arguments: Any, seconds: float | None = None) -> list[Any]:
         with ranks_held(self.trainers):
-            return self.trainers.call(method, *arguments)
+            return self.trainers.call(method, *arguments, seconds=seconds)
+
+    @property
+    def _model_s(self) -> float:
+        """Seconds that reading or writing a whole model may take."""
+        return self.config.cluster.faults.start_s

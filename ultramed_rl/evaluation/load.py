@@ -70,7 +70,7 @@ def find_uris(task: Task, uri: str | Sequence[str] | None) -> Sequence[str]:
     """Where the task's rows are. Raises ValueError where no source is known."""
     if uri is None and not task.uris:
         raise ValueError(
-            f"task {task.name!r}: no public source has its rows; get them where the task's authors give them "
+            f"task {task.name!r}: uri=null, but no public source has its rows; get them where the task's authors give them "
             "out, and name the file as the task's uri"
         )
     if uri is None:

@@ -116,9 +116,10 @@ def _by_item(answers: Sequence[Ordered]) -> list[list[Ordered]]:
                 f"{item_id}: {len(item)} orders, but {orders} of {answers[0].item_id}: ask every item in the "
                 "same number of orders"
             )
-        if len({answer.right_option for answer in item}) > 1:
+        right = sorted({answer.right_option for answer in item})
+        if len(right) > 1:
             raise ValueError(
-                f"{item_id}: the key is another option in another order; move it with its option"
+                f"{item_id}: right_option={right}: must be one option in all orders; move the key with it"
             )
     return list(items.values())
 

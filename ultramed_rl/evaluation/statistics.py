@@ -111,7 +111,7 @@ def summarize(values: Sequence[float]) -> Summary:
     """Summary of finite numbers. Raises ValueError on none, or on one that isn't finite."""
     array = _finite(values)
     if not len(array):
-        raise ValueError("no numbers to summarise")
+        raise ValueError("0 numbers: a summary needs at least one")
     p10, p50, p90 = np.percentile(array, [10, 50, 90])
     return Summary(float(array.mean()), float(array.std()), float(p10), float(p50), float(p90), len(array))
 

@@ -100,7 +100,7 @@ def source_of(task: Task, choice: TaskChoice) -> str | None:
         return choice.uri
     if not task.offline:
         raise ValueError(
-            f"task {task.name!r}: no package holds its rows; name a file or a hub set as its uri"
+            f"task {task.name!r}: uri='offline', but no package holds its rows; name a file or a hub set as its uri"
         )
     return task.offline
 

@@ -54,15 +54,16 @@ def _is_outside(token_ids: Sequence[int], vocab_size: int) -> bool:
 def _broken_rules(group: PreferenceGroup, vocab_size: int, max_length: int) -> Iterator[str]:
     prompt, answers = group.prompt.token_ids, [c.token_ids for c in group.completions]
     if not prompt:
-        yield "empty prompt"
+        yield "prompt=[] (empty)"
     if not answers or not all(answers):
-        yield "empty answer"
-    if any(one == other for one, other in combinations(answers, 2)):
-        yield "equal answers"
+        yield "answer=[] (empty)"
+    for (i, one), (j, other) in combinations(enumerate(answers), 2):
+        if one == other:
+            yield f"equal answers {i}={j}"
     if len(prompt) >= max_length:
-        yield f"prompt fills the context of {max_length} tokens"
+        yield f"prompt fills max_length={max_length}"
     elif any(len(prompt) + len(a) > max_length for a in answers):
-        yield f"prompt and answer exceed {max_length} tokens"
+        yield f"prompt + answer exceed max_length={max_length}"
     if any(_is_outside(ids, vocab_size) for ids in (prompt, *answers)):
         yield f"token id outside the vocabulary of {vocab_size}"
     if len(group.rewards) != len(answers) or not all(math.isfinite(r) for r in group.rewards):
@@ -77,8 +78,9 @@ def check_references(groups: Sequence[PreferenceGroup], references: Sequence[Ref
         raise ValueError("reference logprobs are of other pairs; delete the round's reference.parquet")
     broken: dict[str, list[str]] = defaultdict(list)
     for group, reference in zip(groups, references, strict=True):
-        if len(reference.logprobs) != len(group.completions):
-            broken["reference logprobs of another number of answers"].append(group.group_id)
+        found, wanted = len(reference.logprobs), len(group.completions)
+        if found != wanted:
+            broken[f"{found} reference logprobs of {wanted} answers"].append(group.group_id)
         values = [*reference.logprobs, *([] if reference.mismatched is None else [reference.mismatched])]
         if not all(math.isfinite(value) for value in values):
             broken["non-finite reference logprobs"].append(group.group_id)

@@ -101,7 +101,9 @@ def pack_groups(groups: Sequence[AnswerGroup], device: torch.device | str = "cpu
     """Lay groups end to end in one row. Prompts and answers must not be empty."""
     row = _Row()
     for group in groups:
-        assert group.prompt and all(group.answers), "an empty prompt or answer cannot be packed"
+        assert group.prompt and all(group.answers), (
+            f"a prompt of {len(group.prompt)} tokens, answers of {[len(a) for a in group.answers]}: none may be empty"
+        )
         prompt = row.append(group.prompt)
         for answer in group.answers:
             segment = row.append(answer, prompt)
@@ -122,8 +124,8 @@ def pack_sequences(
         A batch in which every sequence is an answer without a prompt.
     """
     row = _Row()
-    for tokens, mask in sequences:
-        assert tokens, "an empty sequence cannot be packed"
+    for index, (tokens, mask) in enumerate(sequences):
+        assert tokens, f"sequence {index} has no token"
         assert len(tokens) == len(mask), f"{len(tokens)} tokens with a mask of {len(mask)}"
         segment = row.append(tokens)
         chosen = [place for place in range(1, len(tokens)) if mask[place]]

@@ -45,7 +45,9 @@ def ranked_pairs(scores: Sequence[Sequence[float]], device: torch.device | str =
     counts = [0] * len(scores)
     for *_, group in rows:
         counts[group] += 1
-    assert all(counts), "a group of which no two answers differ in score cannot be learnt from"
+    assert all(counts), (
+        f"groups {[i for i, n in enumerate(counts) if not n][:4]} have no two answers that differ in score"
+    )
 
     def column(place: int, dtype: torch.dtype) -> torch.Tensor:
         return torch.tensor([row[place] for row in rows], dtype=dtype, device=device)

@@ -74,8 +74,8 @@ def segment_attention(
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: query [1, H, T, D], key and value [1, K, T, D] -> [1, T, H, D]."""
-    assert segments is not None, "a model with segment attention needs a packed batch"
-    assert dropout == 0.0, "dropout is switched off when a model is loaded"
+    assert segments is not None, "segments=None: a model with segment attention needs a packed batch"
+    assert dropout == 0.0, f"dropout={dropout}: it is switched off when a model is loaded"
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
         return _varlen(query, key, value, scaling, sliding_window, segments), None
     return _by_segment(query, key, value, scaling, sliding_window, segments), None

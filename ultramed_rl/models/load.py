@@ -27,6 +27,7 @@ from ultramed_rl.models.checkpoint import (
 from ultramed_rl.models.checks import check_head, policy_source, reward_source
 from ultramed_rl.models.configs import decoder_config, head_width, text_model
 from ultramed_rl.models.lora import attach_lora, forget_quantizer, load_adapter, quantization
+from ultramed_rl.models.reading import READ_AT
 
 logger = logging.getLogger(__name__)
 ADAPTER_FOLDER = "adapter"  # of a LoRA policy's checkpoint, beside the merged weights
@@ -177,6 +178,7 @@ def save_model(
     """
     config = decoder_config(module.lm.config)
     if isinstance(module, RewardModel):
+        module.lm.config.update(READ_AT)
         config.pad_token_id = set_padding(tokenizer, config.vocab_size, end_id)
     elif config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id

@@ -237,9 +237,12 @@ def load_adapter(lm: Any, directory: Path) -> None:
     shapes = stored_shapes([file])
     check_finite_files([file], str(directory))
     expected = {name: tuple(tensor.shape) for name, tensor in adapter_state(lm).items()}
-    if shapes != expected or _read_config(directory)["lora_alpha"] != lm.lora_config.lora_alpha:
+    kept = _read_config(directory)
+    if shapes != expected or kept["lora_alpha"] != lm.lora_config.lora_alpha:
+        targets = sorted({name.rpartition(".")[2] for name in kept["target_modules"]})
         raise ValueError(
-            f"{directory}: other adapters than policy.lora asks for; resume with the same policy.lora"
+            f"{directory}: adapters of rank={kept['r']}, alpha={kept['lora_alpha']}, target_modules={targets}, and "
+            "policy.lora asks for others; resume with the same policy.lora"
         )
     loaded = set_peft_model_state_dict(
         lm, {name.removeprefix(_PREFIX): tensor for name, tensor in load_file(file).items()}

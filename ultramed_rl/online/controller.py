@@ -10,10 +10,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from ultramed_rl.actors.rollout import SamplingRequest
-from ultramed_rl.cluster.group import RanksLost
 from ultramed_rl.config import RunConfig
 from ultramed_rl.crew.online import Crew
 from ultramed_rl.data.pool import prompts_for_round
@@ -44,12 +42,10 @@ from ultramed_rl.records import (
     SelectionAudit,
 )
 from ultramed_rl.store import RoundRecord, RunDirectory
-from ultramed_rl.store.atomic import remove
 from ultramed_rl.token_ids import TokenIds
 from ultramed_rl.tracking import Tracker
 
 Metrics = dict[str, float]
-T = TypeVar("T")
 
 
 class Controller:
@@ -63,16 +59,13 @@ class Controller:
         pool: PromptPool,
         tracker: Tracker,
         watcher: RunWatcher,
-        trained: tuple[str, int],
         exams: RoundExams | None = None,
     ) -> None:
-        """`trained`: the newest policy's path and version, what a lost policy starts again from."""
         self.config, self.store, self.crew, self.pool = config, store, crew, pool
         self.tracker, self.watcher, self.exams = tracker, watcher, exams
         self.progress = watcher.progress
         self.version = 0
         self.policy_steps = 0  # of the rounds before this one
-        self.trained = trained
 
     def run(self, on_round: Callable[[Metrics], None]) -> list[Metrics]:
         """All rounds that aren't committed yet; returns the metrics of every round, committed ones too."""
@@ -94,14 +87,14 @@ class Controller:
         rules, early = self.rules(record.index), training if self.config.training.early else None
         gatherer = Gatherer(self.config, self.crew, self.progress, record, rules, early)
         with self.watcher.phase("gather", record.index) as shares:
-            gathered = self.holding(record, lambda: gatherer.gather(asked))
+            gathered = self.crew.with_policy_restart(lambda: gatherer.gather(asked))
         prompts, scored = [p for p in asked if p.prompt_id not in gathered.set_aside], list(gathered.scored)
         digest = record.digest("scored")
         pairs = record.phase(
             "pairs", lambda *_: self.select(record.index, prompts, scored), digest, kind=PreferenceGroup
         )
         with self.watcher.phase("weigh", record.index):
-            references = self.holding(record, lambda: gatherer.weigh(pairs))
+            references = self.crew.with_policy_restart(lambda: gatherer.weigh(pairs))
         with self.watcher.phase("train", record.index):
             checkpoint = self.train(record, training, pairs, references)
         with self.watcher.phase("adopt", record.index):
@@ -124,20 +117,6 @@ class Controller:
         if self.config.run.keep_checkpoints is not None:
             self.store.prune_checkpoints(self.config.run.keep_checkpoints)
         return metrics
-
-    def holding(self, record: RoundRecord, work: Callable[[], T]) -> T:
-        """Do work that needs the policy; when a rank of it is lost, all start again from the last checkpoint."""
-        lost = False
-        while True:
-            try:
-                if lost:
-                    self.crew.restart_policy(*self.trained)
-                return work()
-            except RanksLost as error:
-                lost = True
-                self.progress.say(
-                    f"round {record.index}: {error}; starting again from policy {self.trained[1]}"
-                )
 
     def restarts(self) -> float:
         """Workers that this process has replaced, of any role."""
@@ -197,8 +176,6 @@ class Controller:
         """Train on the round's pairs and write the checkpoint; its manifest holds the training metrics."""
 
         def attempt(directory: Path) -> Metrics:
-            for left in directory.iterdir():
-                remove(left)
             total = len(pairs) * self.config.training.epochs
             with self.progress.phase(f"round {record.index} train", total, "pairs") as bar:
                 metrics = training.finish(pairs, references, bar.advance)
@@ -206,7 +183,7 @@ class Controller:
             return metrics
 
         def compute(directory: Path) -> Metrics:
-            metrics = self.holding(record, lambda: attempt(directory))
+            metrics = self.crew.with_policy_restart(lambda: attempt(directory))
             write_policy_card(self.config, self.store, record, directory, metrics)
             return metrics
 
@@ -216,8 +193,7 @@ class Controller:
 
     def adopt(self, record: RoundRecord, checkpoint: Checkpoint) -> Metrics:
         """From here on everyone works with the new policy: engines always, the reference per config."""
-        self.trained = (checkpoint.path, checkpoint.version)
-        sync = self.holding(record, lambda: self.crew.sync(*self.trained))
+        sync = self.crew.with_policy_restart(lambda: self.crew.sync(checkpoint.path, checkpoint.version))
         self.version = checkpoint.version
         if self.config.reference.update == "ema":
             average = self._average_reference(record, checkpoint)
@@ -235,9 +211,11 @@ class Controller:
         requests = [
             self._request(p, evaluation.samples, temperature, "evaluation") for p in self.pool.held_out
         ]
-        with self.progress.phase(
-            f"evaluate policy {version}", len(requests) * evaluation.samples, "completions"
-        ) as bar:
+        total = len(requests) * evaluation.samples
+        with (
+            self.crew.exchange.phase("evaluate"),
+            self.progress.phase(f"evaluate policy {version}", total, "completions") as bar,
+        ):
             completions = self.crew.generate(requests, version, bar.advance)
             return self.crew.score(self.pool.held_out, completions, lambda _: None)
 
@@ -261,9 +239,11 @@ class Controller:
             f"eval_{k}": v for k, v in completion_metrics([s.completion for s in evaluation]).items()
         }
         seconds = record.seconds
+        sampled = [s.completion for s in scored if s.completion.finish_reason != "reference"]
         return {
             "round": record.index,
-            **completion_metrics([s.completion for s in scored if s.completion.finish_reason != "reference"]),
+            **completion_metrics(sampled),
+            "neutralised": self.crew.scorers.neutralised(sampled),
             **reward_metrics(scored),
             **pair_metrics(pairs, audit),
             **({} if references is None else {"kl_to_reference": kl_to_reference(pairs, references)}),
@@ -320,11 +300,14 @@ class Controller:
         return answer if fits else None
 
     def _reference_answer(self, prompt: Prompt, answer: str) -> Completion:
+        tokenizer = self.crew.tokenizer
+        answer = tokenizer.without_end(answer)
+        _, (tokens,) = tokenizer.encode_answers(prompt.messages, [answer], checked=False)
         return Completion(
             prompt_id=prompt.prompt_id,
             sample=self.config.sampling.n,
             text=answer,
-            token_ids=TokenIds(self.crew.tokenizer.encode_answer(answer)),
+            token_ids=TokenIds(tokens),
             finish_reason="reference",
             logprob=0.0,
             policy_version=self.version,

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
 from ultramed_rl.actors.trainer import TrainingPlace
+from ultramed_rl.cluster.group import RanksLost
 from ultramed_rl.config import RunConfig
 from ultramed_rl.config.stages import BradleyTerry
 from ultramed_rl.crew.contrasts import sample_contrasts
 from ultramed_rl.crew.online import Crew
 from ultramed_rl.data.contrasts import split_contrasts
 from ultramed_rl.data.prompts import PromptPool
+from ultramed_rl.records import PreferenceGroup
 from ultramed_rl.tracking import Progress
 
 Metrics = dict[str, float]
@@ -25,18 +28,15 @@ def train_reward_model(
     assert training is not None
     every = sample_contrasts(training.data, pool.training, crew, crew.tokenizer, config.run.seed, progress)
     contrasts, held_out = split_contrasts(every, training.data.held_out, config.run.seed)
-    total = len(contrasts) * training.epochs
-    steps: list[Metrics] = []
-    with crew.reward_trainer(config.policy.path) as group:
-        group.call("learn_ranking", contrasts, BradleyTerry(), config.policy.max_length, held_out)
-        with progress.phase("train reward model", total, "pairs") as bar:
-            arguments = (training, TrainingPlace(0, 1, config.run.seed))
-            for rank, metrics in group.stream("train", [arguments] * len(group)):
-                if rank == 0:
-                    steps.append(metrics)
-                    bar.advance(int(metrics["samples"]))
-        group.call("save", str(directory))
-        judged = group.call("evaluate", training.micro_batch_tokens)[0]
+    restarts = config.cluster.faults.restarts
+    for attempt in range(restarts + 1):
+        try:
+            steps, judged = _train(config, crew, contrasts, held_out, progress, directory)
+            break
+        except RanksLost as error:
+            if attempt == restarts:
+                raise
+            progress.say(f"{error}; starting again from {config.policy.path}")
     return {
         "pairs": len(contrasts),
         "pairs_held_out": len(held_out),
@@ -45,3 +45,28 @@ def train_reward_model(
         "training_accuracy": fmean(s["accuracy"] for s in steps[len(steps) // 2 :]),
         **{name: value for name, value in judged.items() if name.startswith("accuracy")},
     }
+
+
+def _train(
+    config: RunConfig,
+    crew: Crew,
+    contrasts: Sequence[PreferenceGroup],
+    held_out: Sequence[PreferenceGroup],
+    progress: Progress,
+    directory: Path,
+) -> tuple[list[Metrics], Metrics]:
+    """Each step's metrics, and those of the held-out contrasts. Raises RanksLost."""
+    training = config.reward.train
+    assert training is not None
+    steps: list[Metrics] = []
+    with crew.reward_trainer(config.policy.path) as group:
+        group.call("learn_ranking", contrasts, BradleyTerry(), config.policy.max_length, held_out)
+        with progress.phase("train reward model", len(contrasts) * training.epochs, "pairs") as bar:
+            arguments = (training, TrainingPlace(0, 1, config.run.seed))
+            for rank, metrics in group.stream("train", [arguments] * len(group)):
+                if rank == 0:
+                    steps.append(metrics)
+                    bar.advance(int(metrics["samples"]))
+        group.call("save", str(directory), seconds=config.cluster.faults.start_s)
+        judged: Metrics = group.last("evaluate", training.micro_batch_tokens)
+    return steps, judged

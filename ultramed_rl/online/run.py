@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ultramed_rl.cluster.inputs import describe_inputs, describe_pool, describe_rendering
 from ultramed_rl.config import RunConfig
 from ultramed_rl.data.pool import check_rounds, prepare_pool
 from ultramed_rl.data.prompts import PromptPool
@@ -48,27 +49,34 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult:
         check_reward_model(
             config.policy.path, trained=False, trust_remote_code=config.policy.trust_remote_code
         )
-    scorers = Scorers(config.reward, tokenizer)
-    pool = prepare_pool(config.prompts, tokenizer.encode_chat, config.run.seed, progress)
+    pool = prepare_pool(config.prompts, tokenizer, config.run.seed, progress)
     check_rounds(pool, config.prompts, config.run.rounds)
-    exams = RoundExams(config, config.benchmarks, tokenizer, progress) if config.benchmarks else None
-    with RunDirectory.open(config, resume) as store, watched(store.path):
-        store.discard_metrics_after(store.committed_rounds())
+
+    def inputs() -> dict[str, str]:
+        chat, prompts = describe_rendering(tokenizer), describe_pool(pool)
+        return {**describe_inputs(config), "chat as rendered": chat, "prompts": prompts}
+
+    with RunDirectory.open(config, resume, inputs) as store, watched(store.path):
+        store.verify_committed()
+        committed = store.committed_rounds()
+        store.discard_metrics_after(committed)
+        if (
+            config.run.keep_checkpoints is not None
+        ):  # a kill may have come before those of its last round went
+            store.prune_checkpoints(config.run.keep_checkpoints)
+        if committed == config.run.rounds:
+            return finished_run(config, store, progress)
+        # Not for a finished run: they ask for secrets.
+        scorers = Scorers(config.reward, tokenizer)
+        exams = RoundExams(config, config.benchmarks, tokenizer, progress) if config.benchmarks else None
         with Tracker(store, config) as tracker:
-            if store.committed_rounds() == config.run.rounds:
-                return finished_run(config, store, progress)
             if exams is not None:
                 exams.warn(store.path, pool)
-            crew = Crew(config, tokenizer, scorers)
+            crew = Crew(config, tokenizer, scorers, progress.say)
             try:
                 return _run_rounds(config, store, crew, pool, tracker, progress, exams)
             finally:
                 crew.stop()
-
-
-def _saved(crew: Any, directory: Path) -> dict[str, float]:
-    crew.save_policy(directory)
-    return {}
 
 
 def _run_rounds(
@@ -98,16 +106,20 @@ def _run_rounds(
     if config.policy.lora is not None and config.policy.lora.quantize is not None and not version:
         # The engines began with the whole base model, the policy computes with its 4-bit one: from now on so do they,
         # and those that replace them.
-        start, _ = store.initial.phase_directory("policy", lambda folder: _saved(crew, folder))
-        crew.sync(str(start), version)
+        def save(folder: Path) -> Metrics:
+            crew.with_policy_restart(lambda: crew.save_policy(folder))
+            return {}
+
+        start, _ = store.initial.phase_directory("policy", save)
+        crew.with_policy_restart(lambda: crew.sync(str(start), version))
     if config.training.optimizer_state == "keep" and version:
-        crew.restore_optimizer(Path(policy))
+        crew.with_policy_restart(lambda: crew.restore_optimizer(Path(policy)))
     if committed:
         progress.say(f"resuming after {committed} committed rounds, with policy {version}")
 
     with RunWatcher(store.path, config.run.name, progress) as watcher:
         crew.exchange.watcher = watcher
-        controller = Controller(config, store, crew, pool, tracker, watcher, (policy, version), exams)
+        controller = Controller(config, store, crew, pool, tracker, watcher, exams)
         rounds = controller.run(lambda row: progress.say(render_rounds([row])))
     tracker.log({f"peak_memory_{k}": v for k, v in crew.peak_memory().items()}, len(rounds), "round")
     return conclude(store, rounds, progress)

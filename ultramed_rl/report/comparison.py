@@ -61,21 +61,18 @@ def compare_runs(first: OnlineRun, other: OnlineRun) -> RunPair:
 def reward_difference(first: OnlineRun, other: OnlineRun) -> str:
     """Why two runs' rewards are not on one scale; empty where they are."""
     one, two = _reward_identity(first), _reward_identity(other)
-    if one == two:
-        return ""
-    if isinstance(one, str) and isinstance(two, str):
-        return "each trained a reward model of its own, and these differ"
-    return "their reward sections differ"
+    differing = [key for key in sorted(one.keys() | two.keys()) if one.get(key) != two.get(key)]
+    return f"they differ in {', '.join(differing)}" if differing else ""
 
 
-def _reward_identity(run: OnlineRun) -> Any:
+def _reward_identity(run: OnlineRun) -> dict[str, Any]:
     """What makes the reward: the digest of a model that the run trained, else what its config names."""
     trained = manifests(run.files.path / "initial").get("reward_model")
     if trained is not None:
-        return str(trained["digest"])
+        return {"the trained reward model's digest": trained["digest"]}
     section = run.files.setting("reward", {})
     costs = ("micro_batch_tokens", "precision")
-    return {key: value for key, value in section.items() if key not in costs}
+    return {f"reward.{key}": value for key, value in section.items() if key not in costs}
 
 
 def _wins_change(first: OnlineRun, other: OnlineRun, seed: int) -> Interval | None:

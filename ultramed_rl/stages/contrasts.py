@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ultramed_rl.cluster.inputs import describe_inputs, describe_rendering
 from ultramed_rl.config import ContrastsConfig
 from ultramed_rl.crew.contrasts import sample_contrasts
 from ultramed_rl.crew.sampling import SamplingCrew
@@ -21,12 +22,16 @@ def make_contrasts(config: ContrastsConfig, *, resume: bool = False) -> Path:
     progress = Progress()
     tokenizer = chat_tokenizer(config.policy)
     check_sampled_model(config.policy.path, config.policy)
-    with WorkDirectory.open(config, resume) as store, watched(store.path):
+
+    def describe() -> dict[str, str]:
+        return {**describe_inputs(config), "chat as rendered": describe_rendering(tokenizer)}
+
+    with WorkDirectory.open(config, resume, describe) as store, watched(store.path):
         artifacts = ArtifactFolder(store.path)
 
         def compute() -> list[PreferenceGroup]:
             seed = config.run.seed
-            pool = prepare_pool(config.prompts, tokenizer.encode_chat, seed, progress)
+            pool = prepare_pool(config.prompts, tokenizer, seed, progress)
             crew = SamplingCrew(config, tokenizer)
             try:
                 crew.start_rollout(config.policy.path, 0)

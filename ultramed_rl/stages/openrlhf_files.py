@@ -11,6 +11,7 @@ from typing import Any
 
 from ultramed_rl.config.models import Model
 from ultramed_rl.config.stages import BradleyTerry, PreferenceConfig, RewardConfig, SftConfig
+from ultramed_rl.models.reading import READ_AT
 from ultramed_rl.records import Conversation, RankedAnswers
 from ultramed_rl.store.atomic import write_json, write_whole
 
@@ -68,8 +69,8 @@ def _rows_of(record: Conversation | RankedAnswers, margin_scale: float | None) -
     ranked = list(zip(record.answers, record.scores, strict=True))
     pairs = [(a, b) for i, a in enumerate(ranked) for b in ranked[i + 1 :] if a[1] > b[1]]
     if record.cut or not pairs:
-        alone = "one answer alone" if len(ranked) < 2 else "no two answers differ in score"
-        reason = f"answers {sorted(record.cut)} were cut off" if record.cut else alone
+        cut = f"answers {sorted(record.cut)} were cut off"
+        reason = cut if record.cut else f"its scores {list(record.scores)} make no pair"
         raise ValueError(
             f"prompt {record.prompt_id!r}: {reason}, and OpenRLHF takes pairs of whole answers; leave it out or use "
             "engine=native"
@@ -134,6 +135,7 @@ def adopt_openrlhf_reward(path: Path) -> None:
         "id2label": {"0": "LABEL_0"},
         "label2id": {"LABEL_0": 0},
         "pad_token_id": set_padding(tokenizer.backend, own.vocab_size, tokenizer.end_id),
+        **READ_AT,
     }
     _change_config(path, changes)
     tokenizer.backend.save_pretrained(path)

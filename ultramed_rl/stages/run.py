@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ultramed_rl.cluster.group import RanksLost
+from ultramed_rl.cluster.inputs import describe_inputs, describe_rendering
 from ultramed_rl.config.stages import RewardConfig, StageConfig
 from ultramed_rl.crew.stage import StageCrew
 from ultramed_rl.models.checks import check_policy_model, check_reward_model
@@ -44,7 +45,11 @@ def run_stage(config: StageConfig, *, resume: bool = False) -> StageResult:
         check_reward_model(config.model.path, trained=False, trust_remote_code=trust)
     else:
         check_policy_model(config.model, "model")
-    with StageDirectory.open(config, resume) as store, watched(store.path):
+
+    def inputs() -> dict[str, str]:
+        return {**describe_inputs(config), "chat as rendered": describe_rendering(tokenizer)}
+
+    with StageDirectory.open(config, resume, inputs) as store, watched(store.path):
         if store.artifacts.finished("model"):
             path = store.artifacts.directory("model")
             store.discard_saved()  # by which a killed run may not have come

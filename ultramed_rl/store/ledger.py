@@ -283,5 +283,5 @@ def _lock(folder: Path) -> IO[str]:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise ValueError(f"{folder}: another process is writing here; wait for it or stop it") from None
+        raise ValueError(f"{folder}/.lock: another process is writing here; wait for it or stop it") from None
     return file

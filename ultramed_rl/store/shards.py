@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from ultramed_rl.store.artifacts import ArtifactFolder
 from ultramed_rl.store.parts import Parts
-from ultramed_rl.store.tables import read_records
+from ultramed_rl.store.tables import read_records, told_of
 
 T = TypeVar("T")
 SHARD_RECORDS = 4000
@@ -27,7 +27,7 @@ class RecordFiles(Sequence[T], Generic[T]):
     def __init__(self, path: Path, kind: type[T]) -> None:
         self.kind = kind
         self.files = shard_files(path)
-        self._counts = [pq.read_metadata(file).num_rows for file in self.files]
+        self._counts = [_count_rows(file) for file in self.files]
         self._open: tuple[int, list[T]] = (-1, [])
 
     def __len__(self) -> int:
@@ -146,12 +146,17 @@ class ShardedPhase(Generic[T]):
         return self.read()
 
 
+def _count_rows(file: Path) -> int:
+    with told_of(file):
+        return int(pq.read_metadata(file).num_rows)
+
+
 def in_order(records: Iterable[T], key: Callable[[T], str], order: Sequence[str]) -> list[T]:
     """Records by their keys in this order; those of one key as they came. Every key has some, and no other."""
     found: dict[str, list[T]] = {}
     for record in records:
         found.setdefault(key(record), []).append(record)
-    assert found.keys() == set(order), "keys lost or unasked for"
+    assert found.keys() == set(order), f"keys lost or unasked for: {list(found.keys() ^ set(order))[:4]}"
     return [record for k in order for record in found[k]]
 
 

@@ -77,7 +77,9 @@ class Decontaminator:
         self.items = [item for item, stem in read if stem.words]
         self._stems = [stem for _, stem in read if stem.words]
         if not self.items:
-            raise ValueError("decontaminate: the test sets hold no question; name at least one that does")
+            raise ValueError(
+                f"decontaminate: 0 of {len(read)} items of the test sets hold words; name a set that has questions"
+            )
         self._config, self._embed = config, embed
         self._rule = NearRule(config.squared_l2, config.length, config.least_words)
         self._by_key: dict[str, list[int]] = defaultdict(list)

@@ -102,7 +102,7 @@ class Contamination:
         lines = [_verdict(task, self) for task in self.tasks]
         lines += [f"CONTAMINATION UNKNOWN: {reason}" for reason in self.unknown]
         if not self.embedded:
-            lines.append("near-duplicates were not looked for: no embedding model was given")
+            lines.append("near-duplicates were not looked for: embedder=null")
         return "\n".join(lines)
 
 

@@ -6,13 +6,15 @@ import json
 from collections import Counter
 
 from ultramed_rl.config.factory_rows import Report
-from ultramed_rl.data.factory.report.build import ReportOptions, build_report
 from ultramed_rl.stages.data.inputs import open_embedder, read_input, read_made_rows
 from ultramed_rl.stages.data.work import Work
 
 
 def write_report(work: Work) -> Counter[str]:
     """table.json and table.md, report.html, topics.png and topics.html, models.json; the table is said too."""
+    # scikit-learn and plotly take seconds to load, which the other steps needn't wait for.
+    from ultramed_rl.data.factory.report.build import ReportOptions, build_report
+
     config, step = work.config, work.config.step
     assert isinstance(step, Report)
     judged = step.judged

@@ -1,0 +1,202 @@
+"""Configs that between them take every way through a round, and what each run of them must come to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.simulated.engine import SimulatedEngine
+from tests.simulated.outcome import Outcome
+from tests.simulated.run import Ended, Simulation
+from tests.simulated.scorers import numbers
+from tests.simulated.trainers import SimulatedTrainer
+from tests.simulated.weights import mix
+from tests.tiny import make_policy, make_reward
+from ultramed_rl.actors.rollout import SamplingRequest
+from ultramed_rl.actors.trainer import TrainingPlace
+from ultramed_rl.config import RunConfig
+from ultramed_rl.learning.packing import AnswerGroup
+from ultramed_rl.learning.seeds import derive_seed
+from ultramed_rl.records import PreferenceGroup, Prompt, ReferenceLogprobs, ScoredCompletion
+
+QUESTIONS = 32
+ENGINES = {"engines": 2, "max_num_seqs": 4, "kv_cache_gib": 0.1, "enforce_eager": True}
+APART = {"cluster__layout": "disaggregated", "cluster__devices_per_node": 6, "cluster__rollout": ENGINES}
+
+
+def make_models(root: Path) -> Path:
+    """Two policies' and three reward models' folders, questions with answers, and a benchmark's items."""
+    make_policy(root / "policy")
+    make_reward(root / "reward")
+    make_reward(root / "reward-2", seed=5)
+    rows = [{"question": f"Is drug {i} safe?", "answer": "Yes." if i % 3 else None} for i in range(QUESTIONS)]
+    (root / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = [f"{letter}. drug {place}" for place, letter in enumerate("ABCDE")]
+    items = [
+        {"question": f"Which drug {i}?", "options": "\n".join(options), "answer": options[i % 5]}
+        for i in range(6)
+    ]
+    (root / "medqa.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    return root
+
+
+def cases(models: Path) -> dict[str, dict[str, Any]]:
+    """Changes to the tiny run, by name."""
+    two = {
+        "paths": [str(models / "reward"), str(models / "reward-2")],
+        "combine": "uncertainty",
+        "penalty": 0.5,
+    }
+    terms = [{"type": "length", "free": 8, "weight": 0.01}]
+    scored = {"precision": "float32", "micro_batch_tokens": 512}
+    protocols = [
+        {"type": "likelihood"},
+        {"type": "greedy", "max_new_tokens": 8},
+        {"type": "self_consistency", "samples": 3, "max_new_tokens": 8, "temperature": 1.0},
+    ]
+    benchmarks = {
+        "tasks": [{"name": "medqa", "uri": str(models / "medqa.jsonl")}],
+        "protocols": protocols,
+        "contamination": None,
+        "every": 2,
+    }
+    own = {"learning_rate": 1e-3, "batch_size": 4, "epochs": 1}
+    return {
+        "dpo": {},
+        "streamed": {"cluster__barriers": False, "cluster__rollout": ENGINES},
+        "kto": {"objective": {"type": "kto"}, "cluster__barriers": False},
+        "previous": {"reference__update": "previous", "run__rounds": 3, "run__keep_checkpoints": 1},
+        "ema, kept optimizer": {
+            **APART,
+            "reference__update": "ema",
+            "training__optimizer_state": "keep",
+            "training__schedule_scope": "run",
+            "cluster__policy": {"ranks": 2, "zero_stage": 1},
+        },
+        "lora": {"policy__lora": {"rank": 4}, "objective": {"type": "nca"}, "cluster__barriers": False},
+        "nf4": {"policy__lora": {"rank": 4, "quantize": "nf4"}, "training__optimizer_state": "keep"},
+        "early": {**APART, "training__early": True, "cluster__policy": {"ranks": 1, "zero_stage": 0}},
+        "ensemble, term, near_low": {
+            "reward": {"ensemble": two, "terms": terms, **scored},
+            "pairs": {"rejected": "near_low", "max_length_ratio": 20.0},
+            "cluster__barriers": False,
+        },
+        "no reference, rules": {
+            "objective": {"type": "simpo"},
+            "reference": None,
+            "reward": {"terms": [{"type": "format", "must_match": "[aeiou]"}, *terms]},
+        },
+        "reference answers": {
+            "pairs": {"include_reference_answer": True},
+            "prompts__sources": [
+                {"type": "question", "uri": str(models / "questions.jsonl"), "answer_column": "answer"}
+            ],
+            "cluster__barriers": False,
+        },
+        "benchmarks": {"benchmarks": benchmarks, "policy__max_length": 384},
+        "own reward model": {"reward": {"train": own, **scored}},
+    }
+
+
+class Cases:
+    """Each case's unbroken run, made once, in folders under `path`."""
+
+    def __init__(self, models: Path, path: Path) -> None:
+        self.models, self.path = models, path
+        self._known: dict[str, tuple[Outcome, Ended]] = {}
+
+    def at(self, name: str, path: Path) -> Simulation:
+        """A case to be run in this folder."""
+        return Simulation(self.models, path, cases(self.models)[name])
+
+    def unbroken(self, name: str) -> tuple[Outcome, Ended]:
+        """What the case comes to, and how the run went."""
+        if name not in self._known:
+            simulation = self.at(name, self.path / name)
+            ended = simulation.run()
+            self._known[name] = simulation.outcome(), ended
+        return self._known[name]
+
+
+def check_run(simulation: Simulation, outcome: Outcome) -> None:
+    """Answers are those of the round's weights, once each; numbers those of the reference; weights those that follow from
+    the pairs, learnt once in their order."""
+    config = simulation.config
+    learner = _Learner(config)
+    reference = start = learner.rank.weights
+    used: set[str] = set()
+    for index in range(config.run.rounds):
+        prompts: list[Prompt] = outcome.of(index, "prompts")
+        names = {prompt.prompt_id for prompt in prompts}
+        assert len(names) == config.prompts.per_round and not names & used, "a prompt was used twice"
+        used |= names
+        _check_answers(config, outcome, index, learner.rank.weights)
+        pairs: list[PreferenceGroup] = outcome.of(index, "pairs")
+        references = None
+        if config.objective.uses_reference:
+            references = _check_references(
+                outcome, index, pairs, learner.rank.base if config.policy.lora else reference
+            )
+        learner.learn(index, prompts, pairs, references)
+        last = index + 1 > config.run.rounds - (config.run.keep_checkpoints or config.run.rounds)
+        assert ("checkpoint" in outcome.folders[f"{index:03d}"]) == last
+        assert not last or outcome.of(index, "checkpoint") == learner.rank.weights, f"round {index}"
+        if config.reference.update == "previous":
+            reference = learner.rank.weights
+        if config.reference.update == "ema":
+            reference = mix(reference, learner.rank.weights, config.reference.ema_decay)
+    assert learner.rank.weights != start
+    steps = [(row["round"], row["step"]) for row in outcome.log if "step_index" in row]
+    assert steps == learner.steps, "a step was logged twice, or not at all"
+    assert [r["round_index"] for r in outcome.log if "eval_win_rate" in r] == list(range(config.run.rounds))
+
+
+class _Learner:
+    """The policy's weights as they must be."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config, self.steps = config, list[tuple[int, int]]()
+        self.rank = SimulatedTrainer(0, 1, 0)
+        spec: Any = None
+        self.rank.load(config.policy, spec, ("here", 0))
+
+    def learn(self, index: int, prompts: Any, pairs: Any, references: Any) -> None:
+        config, seed = self.config, self.config.run.seed
+        if config.training.optimizer_state == "reset":
+            self.rank.start_round()
+        self.rank.learn_preferences(pairs, references, config.objective, 0)
+        whole = config.training.schedule_scope == "run"
+        place = TrainingPlace(
+            index if whole else 0,
+            config.run.rounds if whole else 1,
+            derive_seed(seed, "batches", index),
+            most=len(prompts) if config.training.early else None,
+        )
+        count = len(list(self.rank.train(config.training, place)))
+        self.steps += [(index, step) for step in range(count)]
+
+
+def _check_answers(config: RunConfig, outcome: Outcome, index: int, weights: str) -> None:
+    engine = SimulatedEngine(0)
+    engine.weights, engine.policy_version = weights, index
+    sampling, expected = config.sampling, {}
+    for prompt in outcome.of(index, "prompts"):
+        seed = derive_seed(config.run.seed, index, prompt.prompt_id)
+        request = SamplingRequest(prompt, sampling.n, 1.0, 1.0, sampling.max_new_tokens, seed)
+        expected |= {completion.completion_id: completion for completion in engine.answer(request)}
+    scored: list[ScoredCompletion] = outcome.of(index, "scored")
+    own = [s.completion for s in scored if s.completion.finish_reason != "reference"]
+    assert len(own) == len(expected), "answers lost or doubled"
+    assert {completion.completion_id: completion for completion in own} == expected
+
+
+def _check_references(
+    outcome: Outcome, index: int, pairs: list[PreferenceGroup], weights: str
+) -> list[ReferenceLogprobs]:
+    found = {reference.group_id: reference for reference in outcome.of(index, "reference")}
+    assert len(found) == len(outcome.of(index, "reference")) == len(pairs)
+    for pair in pairs:
+        group = AnswerGroup(pair.prompt.token_ids, [c.token_ids for c in pair.completions])
+        assert list(found[pair.group_id].logprobs) == numbers(weights, group)
+    return [found[pair.group_id] for pair in pairs]

@@ -1,0 +1,183 @@
+"""A rollout engine on a virtual clock, with continuous batching."""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from tests.simulated.ray import SimulatedRay, Takes
+from tests.simulated.weights import read_weights
+from ultramed_rl.actors.options import OptionRequest
+from ultramed_rl.actors.rollout import SamplingRequest
+from ultramed_rl.actors.turns import Turn, TurnReport
+from ultramed_rl.learning.seeds import seeded_number
+from ultramed_rl.records import Completion, OptionLogprobs
+from ultramed_rl.token_ids import TokenIds
+
+EPOCH = time.time()  # where virtual clocks begin, for what is shown beside real times
+_END = 2  # the tiny tokenizer's end of turn
+
+
+@dataclass(frozen=True)
+class EngineSpeed:
+    """Continuous batching: a step of `active` sequences takes `fixed_s + active * sequence_s` seconds, and a prompt
+    takes its tokens over `prefill_rate` before its first answer's first step."""
+
+    fixed_s: float
+    sequence_s: float
+    prefill_rate: float
+    max_num_seqs: int
+
+    def step_s(self, active: int) -> float:
+        return self.fixed_s + active * self.sequence_s
+
+
+@dataclass
+class _UnderWay:
+    request: SamplingRequest
+    completions: list[Completion]
+    left: int
+
+
+class SimulatedEngine:
+    """`RolloutWorker`'s methods. Answers in the order in which requests come, as many side by side as there are
+    sequences: a turn ends when its seconds are over, or when nothing is left to do."""
+
+    role = "rollout"
+    speed = EngineSpeed(fixed_s=0.01, sequence_s=0.001, prefill_rate=1e4, max_num_seqs=4)
+    ray: SimulatedRay
+
+    def __init__(self, rank: int) -> None:
+        self.rank, self.policy_version, self.weights, self.incoming = rank, -1, "", ""
+        self._steps = 0  # of this engine, ever: an answer of L tokens ends L steps after it began
+        self._active: list[tuple[int, str]] = []  # a heap of (the step at which an answer ends, its prompt)
+        self._waiting: deque[tuple[str, int]] = deque()  # prompt, sample
+        self._under_way: dict[str, _UnderWay] = {}
+
+    def start(self, arguments: Any, stop_token: int | None, version: int) -> Takes:
+        self.weights, self.policy_version = read_weights(arguments.model), version
+        return Takes(5.0)
+
+    # -- answers -------------------------------------------------------------------------------------------
+
+    def answer(self, request: SamplingRequest) -> list[Completion]:
+        """What these weights answer: of any length, the same for the same seed."""
+        found = []
+        for sample in range(request.n):
+            draw = seeded_number(self.weights, request.seed + sample, request.prompt.prompt_id)
+            length = 1 + draw % request.max_new_tokens
+            tokens = [3 + (draw >> (3 * k)) % 251 for k in range(length)]
+            ends = length < request.max_new_tokens
+            if ends:
+                tokens[-1] = _END
+            text = " ".join(map(str, tokens[:-1] if ends else tokens))
+            name, reason, logprob = request.prompt.prompt_id, "stop" if ends else "length", -0.5 * length
+            found.append(
+                Completion(name, sample, text, TokenIds(tokens), reason, logprob, self.policy_version)
+            )
+        return found
+
+    def weigh(self, request: OptionRequest) -> OptionLogprobs:
+        """How likely these weights find each option."""
+        draws = (seeded_number(self.weights, request.question_id, *option) for option in request.options)
+        return OptionLogprobs(
+            request.question_id, tuple(-(draw % 1000) / 100 for draw in draws), self.policy_version
+        )
+
+    def work(self, turn: Turn) -> Takes:
+        assert self.policy_version >= 0, "asked in the middle of a weight update"
+        now = self.ray.time
+        report = TurnReport()
+        for key in turn.cancelled:
+            self._cancel(key)
+        for key, request in turn.requests:
+            if error := self.ray.refuse(key):
+                report.failed.append((key, error))
+            elif isinstance(request, OptionRequest):
+                report.done.append((key, self.weigh(request)))
+            else:
+                self._begin(key, request)
+        ended = self._step(now, now + turn.seconds, report.done)
+        return Takes(ended - now, TurnReport(report.done, report.failed, EPOCH + now, EPOCH + ended))
+
+    def _begin(self, key: str, request: SamplingRequest) -> None:
+        assert key not in self._under_way, f"{key} was given twice"
+        completions = self.answer(request)
+        self._under_way[key] = _UnderWay(request, completions, len(completions))
+        self._waiting.extend((key, sample) for sample in range(len(completions)))
+
+    def _cancel(self, key: str) -> None:
+        if self._under_way.pop(key, None) is not None:
+            self._waiting = deque(item for item in self._waiting if item[0] != key)
+            self._active = [item for item in self._active if item[1] != key]
+            heapq.heapify(self._active)
+
+    def _step(self, now: float, until: float, done: list[tuple[str, Any]]) -> float:
+        active, under_way = self._active, self._under_way
+        while active or self._waiting:
+            now += self._admit()
+            step_s = self.speed.step_s(len(active))
+            steps = active[0][0] - self._steps
+            if now + steps * step_s >= until:  # looked at after each step
+                steps = min(steps, max(1, -int((now - until) // step_s)))
+            self._steps += steps
+            now += steps * step_s
+            while active and active[0][0] <= self._steps:
+                key = heapq.heappop(active)[1]
+                mine = under_way[key]
+                mine.left -= 1
+                if mine.left == 0:
+                    del under_way[key]
+                    done.append((key, mine.completions))
+            if now >= until:
+                break
+        return now
+
+    def _admit(self) -> float:
+        """Fill the batch; the seconds that new prompts take."""
+        seconds, waiting = 0.0, self._waiting
+        while waiting and len(self._active) < self.speed.max_num_seqs:
+            key, sample = waiting.popleft()
+            mine = self._under_way[key]
+            if sample == 0:
+                seconds += len(mine.request.prompt.token_ids) / self.speed.prefill_rate
+            length = max(1, len(mine.completions[sample].token_ids))
+            heapq.heappush(self._active, (self._steps + length, key))
+        return seconds
+
+    # -- weights -------------------------------------------------------------------------------------------
+
+    def init_weight_transfer(self) -> None:
+        """Where the policy connects."""
+
+    def start_weight_update(self) -> None:
+        self.policy_version = -1
+        for key in list(self._under_way):
+            self._cancel(key)
+
+    def update_weights(self, weights: str) -> None:
+        self.incoming = weights
+
+    def finish_weight_update(self) -> None:
+        self.weights = self.incoming
+
+    def set_policy_version(self, version: int) -> None:
+        self.policy_version = version
+
+    def version(self) -> int:
+        return self.policy_version
+
+    def offload(self) -> None:
+        """Nothing is on a device."""
+
+    def reload(self) -> None:
+        """Nothing comes back."""
+
+    def reload_weights(self) -> None:
+        """Nothing comes back."""
+
+    def peak_memory(self) -> int:
+        return 1

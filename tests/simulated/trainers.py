@@ -1,0 +1,197 @@
+"""Training ranks whose weights are a number that follows from all that was learnt, in its order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from tests.simulated.ray import Handle, SimulatedRay, Stuck, Takes
+from tests.simulated.scorers import number_answers, numbers
+from tests.simulated.weights import mix, read_weights, write_weights
+from ultramed_rl.actors.policy import PolicyWorker
+from ultramed_rl.actors.turns import Turn
+from ultramed_rl.learning.seeds import seeded_number
+from ultramed_rl.models.load import ADAPTER_FOLDER
+from ultramed_rl.records import PreferenceGroup, ReferenceLogprobs
+
+STEP_S = 0.3
+
+
+class Learnt:
+    """What a rank was given to learn."""
+
+    def __init__(self, objective: Any) -> None:
+        self.objective = objective
+        self.groups: list[PreferenceGroup] = []
+        self.references: list[ReferenceLogprobs] | None = None
+
+    @property
+    def lengths(self) -> list[int]:
+        return [group.packed_tokens for group in self.groups]
+
+    def sample(self, index: int) -> tuple[object, ...]:
+        """All of a sample that its gradient would follow from."""
+        group = self.groups[index]
+        answers = [tuple(c.token_ids) for c in group.completions]
+        reference = None if self.references is None else self.references[index]
+        return (group.group_id, tuple(group.prompt.token_ids), answers, group.rewards, reference)
+
+
+class SimulatedTrainer(PolicyWorker):
+    """A rank whose batches, steps and rates are the real ones, and whose gradients are digests."""
+
+    role = "policy"
+    collective = frozenset(
+        {"load", "train", "learn_next", "save", "save_state", "load_state", "send_weights"}
+    )
+    meets_after_errors = (
+        True  # as a weight sync, the one collective that raises by itself, ends with a barrier
+    )
+    peak_flops = 1e12
+    ray: SimulatedRay
+    base = weights = optimizer = ""
+    meeting: tuple[str, int]
+    task: Any
+
+    @property
+    def ranks(self) -> int:
+        return self.world_size
+
+    def rendezvous(self) -> tuple[str, int]:
+        return ("node", self.ray.calls)
+
+    def _join(self, address: tuple[str, int]) -> None:
+        self.meeting, self.optimizer = address, ""
+        self.engine: Any = SimpleNamespace(skipped_steps=0)
+
+    def load(self, model: Any, spec: Any, address: Any, checkpoint: str | None = None) -> Takes:  # type: ignore[override]
+        self._join(address)
+        self.lora = model.lora is not None
+        self.base = read_weights(model.path)
+        if self.lora and model.lora.quantize is not None:
+            self.base = mix(self.base, model.lora.quantize)
+        if checkpoint is None:
+            self.weights = self.base
+        else:
+            self.weights = read_weights(Path(checkpoint) / ADAPTER_FOLDER if self.lora else checkpoint)
+        return Takes(5.0)
+
+    def start_round(self) -> None:
+        self.optimizer = ""
+
+    def learn_preferences(
+        self, groups: Any, references: Any, objective: Any, max_length: int, held_out: Any = None
+    ) -> None:
+        self.set_task(Learnt(objective))
+        self.add_preferences(groups, references)
+
+    def add_preferences(self, groups: Any, references: Any) -> None:
+        task = self.task
+        task.groups += groups
+        if references is not None:
+            task.references = [*(task.references or []), *references]
+            assert [r.group_id for r in task.references] == [g.group_id for g in task.groups]
+        assert (references is not None) == task.objective.uses_reference
+        names = [group.group_id for group in task.groups]
+        assert len(names) == len(set(names)), "a pair was given twice"
+
+    def train(self, training: Any, place: Any, start: int = 0, stop: int | None = None) -> Iterator[Any]:
+        for metrics in super().train(training, place, start, stop):
+            yield Takes(STEP_S, {**metrics, "seconds": STEP_S, "mfu": 0.5})
+
+    def learn_next(self, *arguments: Any) -> Takes:  # type: ignore[override]
+        groups, references, training, place, step = arguments
+        self.add_preferences(groups, references)
+        (taken,) = self.train(training, place, step, step + 1)
+        return Takes(STEP_S, taken.value)
+
+    def _step(self, batch: Sequence[int], budget: int, rate: float, first: bool) -> dict[str, float]:
+        samples = [self.task.sample(i) for i in batch]
+        self.optimizer = mix(self.optimizer, self.task.objective, f"{rate:.12g}", *samples)
+        self.weights = mix(self.weights, self.optimizer)
+        loss = seeded_number(self.weights) % 1000 / 1000
+        gap = {"rollout_gap": 0.0} if first else {}
+        tokens = sum(self.task.lengths[i] for i in batch)
+        numbers = {"loss": loss, "accuracy": 0.5, "implicit_margin": loss, "grad_norm": 1.0}
+        return {**numbers, **gap, "tokens": float(tokens), "flops": 1e9}
+
+    # -- what it leaves ------------------------------------------------------------------------------------
+
+    def save(self, directory: str) -> Takes:  # type: ignore[override]
+        if self.rank == 0:
+            write_weights(directory, self.weights)
+            if self.lora:
+                write_weights(Path(directory) / ADAPTER_FOLDER, self.weights)
+        return Takes(1.0)
+
+    def save_state(self, directory: str) -> None:
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        (Path(directory) / f"rank-{self.rank}").write_text(f"{self.weights} {self.optimizer}")
+
+    def load_state(self, directory: str) -> None:
+        self.weights, self.optimizer = (Path(directory) / f"rank-{self.rank}").read_text().split(" ")
+
+    # -- as its own reference ------------------------------------------------------------------------------
+
+    def work(self, turn: Turn) -> Takes:  # type: ignore[override]
+        assert self.scoring_budget > 0
+        return number_answers(self.ray, turn, lambda group: numbers(self.base, group))
+
+    # -- weights for the engines ---------------------------------------------------------------------------
+
+    def connect(self, backend: str, engines: Sequence[Handle], tensor_parallel: int) -> None:  # type: ignore[override]
+        self.engines = list(engines)
+        self._each("init_weight_transfer")
+
+    def send_weights(self, version: int) -> Takes:  # type: ignore[override]
+        self._each("start_weight_update")
+        self._each("update_weights", self.weights)
+        self._each("finish_weight_update")
+        self._each("set_policy_version", version)
+        return Takes(0.5, {"seconds": 0.5, "bytes": 16.0})
+
+    def _each(self, method: str, *arguments: Any) -> None:
+        """To all engines at once: who is dead is found out where nobody hangs."""
+        if self.rank != 0:
+            return
+        errors: list[Exception] = []
+        for engine in self.engines:
+            try:
+                self.ray.nested(engine, method, *arguments)
+            except (Stuck, Exception) as error:
+                errors.append(error)
+        if errors:
+            raise next((e for e in errors if not isinstance(e, Stuck)), errors[0])
+
+    def offload(self) -> None:
+        """Nothing is on a device."""
+
+    def reload(self) -> None:
+        """Nothing comes back."""
+
+    def peak_memory(self) -> int:
+        return 1
+
+
+class SimulatedRewardTrainer(SimulatedTrainer):
+    """The ranks that train a run's own reward model."""
+
+    collective = frozenset({"load", "train", "save", "evaluate"})
+
+    def load(self, model: Any, spec: Any, address: Any, trainable_layers: int | None = None) -> Takes:  # type: ignore[override]
+        self._join(address)
+        self.lora, self.weights = False, mix(read_weights(model.path), "head")
+        return Takes(5.0)
+
+    def learn_ranking(
+        self, groups: Sequence[PreferenceGroup], objective: Any, max_length: int, held_out: Any = None
+    ) -> None:
+        task = Learnt(SimpleNamespace(uses_reference=False))
+        self.set_task(task)
+        task.groups = list(groups)
+
+    def evaluate(self, budget: int) -> Iterator[dict[str, float]]:
+        yield {}
+        yield {"loss": 0.5, "accuracy": seeded_number(self.weights) % 100 / 100}

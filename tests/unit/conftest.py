@@ -1,0 +1,19 @@
+"""What unit tests have in common: they wait for nothing that they don't test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+# Before torch and BLAS are loaded: threads that divide tensors as small as these cost more than they give.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="package", autouse=True)
+def quick_disk() -> Iterator[None]:
+    """Nothing here can tell whether a file would outlive a power cut; processes that tests start sync as ever."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield

@@ -1,0 +1,193 @@
+"""What a round asks of its workers, and what becomes of prompts that nobody can answer."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.simulated.cases import APART, Cases
+from tests.simulated.engine import SimulatedEngine
+from tests.simulated.outcome import check_same
+from tests.simulated.ray import Call
+from tests.simulated.run import FAULTS, Ended, Simulation
+from ultramed_rl.actors.rollout import SamplingRequest
+from ultramed_rl.cluster.pool import LostWorkers
+from ultramed_rl.config import ConfigError
+from ultramed_rl.online import run as online_run
+from ultramed_rl.records import Completion
+from ultramed_rl.report.build import write_report
+
+N = 4
+
+
+def asked(ended: Ended) -> list[str]:
+    """Prompts that engines were given, in their order."""
+    turns = [call.arguments[0] for call in ended.ray.begun if (call.role, call.method) == ("rollout", "work")]
+    return [key for turn in turns for key, _ in turn.requests]
+
+
+def prompts_of(known: Cases, index: int) -> list[str]:
+    outcome, _ = known.unbroken("streamed")
+    return [prompt.prompt_id for prompt in outcome.of(index, "prompts")]
+
+
+def test_one_step_after_the_other_gives_the_same_as_all_at_once(known: Cases, tmp_path: Path) -> None:
+    expected, _ = known.unbroken("streamed")
+    streamed = known.at("streamed", tmp_path)
+    in_turn = replace(streamed, changes={**streamed.changes, "cluster__barriers": True})
+    in_turn.run()
+    check_same(in_turn.outcome(), expected, "barriers")
+
+
+def test_every_prompt_is_asked_once(known: Cases) -> None:
+    outcome, ended = known.unbroken("streamed")
+    held_out = [s.completion.prompt_id for s in outcome.folders["initial"]["evaluation"]]
+    rounds = [name for index in (0, 1) for name in prompts_of(known, index)]
+    assert sorted(asked(ended)) == sorted(rounds + held_out * 3)
+
+
+def test_a_resumed_round_asks_for_what_it_has_not(known: Cases, tmp_path: Path) -> None:
+    streamed = known.at("streamed", tmp_path)
+    _, whole = known.unbroken("streamed")
+    point = next(
+        n
+        for n in range(20, whole.disk.changes)
+        if 0 < len(left_after(streamed, tmp_path / str(n), n, known)) < 8
+    )
+    assert point
+
+
+def left_after(simulation: Simulation, path: Path, kill_at: int, known: Cases) -> list[str]:
+    """Prompts of round 0 that a run is asked for after it was killed at this change; none that was in a file."""
+    simulation = simulation.but(path=path)
+    simulation.run(kill_at=kill_at)
+    kept = {
+        prompt
+        for prompt in prompts_of(known, 0)
+        for file in (path / "tiny/rounds/000").glob("scored.*/[0-9]*.parquet")
+        if prompt.encode() in file.read_bytes()
+    }
+    again = asked(simulation.run(resume=True))
+    left = [name for name in again if name in prompts_of(known, 0)]
+    assert len(left) == len(set(left)) and not kept.intersection(left)
+    return left
+
+
+def test_a_finished_run_starts_nobody(known: Cases, tmp_path: Path) -> None:
+    simulation = known.at("dpo", tmp_path)
+    simulation.run()
+    assert simulation.run(resume=True).ray.begun == []
+
+
+@pytest.mark.parametrize("name", ["dpo", "streamed", "early"])
+def test_a_refused_prompt_is_set_aside_with_its_error_and_its_text(
+    known: Cases, name: str, tmp_path: Path
+) -> None:
+    victim = known.unbroken(name)[0].of(0, "prompts")[3]
+    simulation = known.at(name, tmp_path).but(
+        refuse=lambda key: "too long" if key == victim.prompt_id else ""
+    )
+    simulation.run()
+    outcome = simulation.outcome()
+    rows = [json.loads(line) for line in outcome.of(0, "set_aside")]
+    text = victim.messages[-1]["content"]
+    assert rows == [{"prompt_id": victim.prompt_id, "error": "too long", "prompt": text}]
+    scored = {s.completion.prompt_id for s in outcome.of(0, "scored")}
+    assert scored == {p.prompt_id for p in outcome.of(0, "prompts")} - {victim.prompt_id}
+    assert outcome.of(0, "metrics")["set_aside"] == 1 and "set_aside" not in outcome.folders["001"]
+
+
+@pytest.mark.parametrize("name", ["dpo", "streamed"])
+def test_too_many_set_aside_end_the_run_and_what_is_done_is_kept(
+    known: Cases, name: str, tmp_path: Path
+) -> None:
+    expected, _ = known.unbroken(name)
+    victims = [prompt.prompt_id for prompt in expected.of(1, "prompts")][:3]
+    simulation = known.at(name, tmp_path)
+    with pytest.raises(ValueError, match=r"round 1: 2 .*cluster\.faults\.set_aside_share=0\.01 .*\(1\)"):
+        simulation.but(refuse=lambda key: "no" if key in victims else "").run()
+    simulation.run(resume=True)
+    check_same(simulation.outcome(), expected, "set aside")
+
+
+def test_answers_of_another_policy_are_a_defect(
+    known: Cases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = SimulatedEngine.answer
+
+    def stale(self: SimulatedEngine, request: SamplingRequest) -> list[Completion]:
+        return [replace(completion, policy_version=7) for completion in answer(self, request)]
+
+    monkeypatch.setattr(SimulatedEngine, "answer", stale)
+    with pytest.raises(AssertionError, match=r"\[7\]"):
+        known.at("streamed", tmp_path).run()
+
+
+def test_a_round_without_workers_goes_on_later(known: Cases, tmp_path: Path) -> None:
+    expected, _ = known.unbroken("streamed")
+    simulation = known.at("streamed", tmp_path)
+    changes = {**simulation.changes, "cluster__faults": {**FAULTS, "restarts": 0}}
+
+    def fate(call: Call) -> str:
+        return "dies" if (call.role, call.method) == ("reward", "work") else ""
+
+    with pytest.raises(LostWorkers, match="reward: 1 of 1 "):
+        simulation.but(fate=fate, changes=changes).run()
+    simulation.run(resume=True)
+    check_same(simulation.outcome(), expected, "no reward model")
+
+
+def test_reference_answers_are_scored_beside_the_policys_own(known: Cases) -> None:
+    outcome, _ = known.unbroken("reference answers")
+    prompts = {prompt.prompt_id: prompt for prompt in outcome.of(0, "prompts")}
+    extra = [s.completion for s in outcome.of(0, "scored") if s.completion.finish_reason == "reference"]
+    assert {c.prompt_id for c in extra} == {name for name, prompt in prompts.items() if prompt.answer}
+    assert {(c.sample, c.text) for c in extra} == {(N, "Yes.")}
+    assert len(outcome.of(0, "scored")) == N * len(prompts) + len(extra)
+
+
+def test_steps_begin_before_all_pairs_are_there(known: Cases) -> None:
+    outcome, ended = known.unbroken("early")
+    steps = [call.number for call in ended.ray.begun if call.method == "learn_next"]
+    last_answer = max(c.number for c in ended.ray.begun if (c.role, c.method) == ("reward", "work"))
+    assert len(steps) >= 1 and steps[0] < last_answer
+    pairs, prompts = outcome.of(0, "pairs"), [prompt.prompt_id for prompt in outcome.of(0, "prompts")]
+    places = [prompts.index(pair.prompt.prompt_id) for pair in pairs]
+    assert places == sorted(places), "batches follow the prompts"
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"cluster__layout": "colocated"}, r"cluster\.layout"),
+        ({"cluster__barriers": True}, r"cluster\.barriers"),
+        ({"training__epochs": 2}, r"training\.epochs"),
+        ({"policy__lora": {"rank": 4}}, r"policy\.lora"),
+        ({"objective": {"type": "kto"}}, "objective"),
+    ],
+)
+def test_early_training_is_refused_where_it_cannot_be(
+    known: Cases, changes: dict[str, Any], key: str, tmp_path: Path
+) -> None:
+    early = {**APART, "training__early": True, "cluster__policy": {"ranks": 1, "zero_stage": 0}}
+    with pytest.raises(ConfigError, match=rf"training\.early.*{key}|{key}.*training\.early"):
+        _ = Simulation(known.models, tmp_path, {**early, **changes}).config
+
+
+def test_a_run_ends_with_its_report(known: Cases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figures of the simulated run as the report has them, also after a kill while it was written."""
+    monkeypatch.setattr(online_run, "write_own_report", lambda run_dir, progress: write_report(run_dir))
+    simulation = known.at("benchmarks", tmp_path)
+    changes = simulation.run().disk.changes
+    page = (tmp_path / "tiny" / "report.html").read_text()
+    for row in simulation.outcome().log:
+        if "eval_change" in row:
+            assert f"{row['eval_change']:+.2f}" in page or f"{row['eval_change']:.2f}" in page
+    killed = simulation.but(path=tmp_path / "killed")
+    assert killed.run(kill_at=changes - 1).killed
+    killed.run(resume=True)
+    assert (tmp_path / "killed" / "tiny" / "report.html").is_file()
