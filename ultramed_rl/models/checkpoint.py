@@ -23,7 +23,7 @@ from ultramed_rl.models.weight_files import find_weight_files, shown, stored_sha
 
 # Buffers that older checkpoints hold and today's models compute, if they use them.
 _COMPUTED = {"inv_freq", "masked_bias", "position_ids"}
-_CURE = "the checkpoint is not whole, or its config.json is another's"
+_CURE = "copy the checkpoint again, whole and with its own config.json"
 
 
 @dataclass(frozen=True)
