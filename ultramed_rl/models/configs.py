@@ -20,7 +20,7 @@ def read_config(path: str, *, trust_remote_code: bool = False) -> Any:
     source = resolve_model(path)
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"model {path!r}: its config cannot be loaded ({' '.join(str(error).split())[:200]}); "
             "give a checkpoint directory, or a hub id that this machine can reach"
@@ -41,7 +41,7 @@ def read_config_file(file: Path) -> Any:
         kind = content.get("model_type")
         family = CONFIG_MAPPING[kind] if kind in CONFIG_MAPPING else PreTrainedConfig  # noqa: SIM401 - no dict's get
         return family.from_dict(content)
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         raise ValueError(
             f"{file}: not the config of a model ({' '.join(str(error).split())[:200]})"
         ) from None

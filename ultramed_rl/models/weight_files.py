@@ -28,7 +28,7 @@ def find_weight_files(folder: Path) -> list[Path]:
         return []
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError):
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise ValueError(f"{index}: not an index of weight files{_pointer(index)}; {_CURE}") from None
     files = [folder / name for name in names]
     missing = [file.name for file in files if not file.is_file()]
@@ -64,7 +64,7 @@ def _read_header(file: Path) -> dict[str, dict[str, list[int]]]:
         header: dict[str, dict[str, list[int]]] = json.loads(text)
         header.pop("__metadata__", None)
         whole = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    except (ValueError, AttributeError, KeyError, TypeError):
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
         reason = _pointer(file) or ", or cut within its header"
         raise ValueError(f"{file}: not a safetensors file{reason}; {_CURE}") from None
     if file.stat().st_size != whole:
