@@ -5,13 +5,20 @@ Files are looked at where they are on this machine; whoever loads the model look
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from ultramed_rl.config import AnyConfig, ContrastsConfig, DataConfig, EvaluateConfig, RewardBenchConfig
+from ultramed_rl.config.base import Problems
 from ultramed_rl.config.models import Model, ModelSettings
+from ultramed_rl.config.reward_bench import BenchedModel
+from ultramed_rl.config.run import RunConfig
+from ultramed_rl.config.stages import PreferenceConfig, RewardConfig, SftConfig
 from ultramed_rl.models.checkpoint import ModelSource, check_weights, empty_model, weight_files
 from ultramed_rl.models.configs import check_length, decoder_config, longest_sequence, read_config
 from ultramed_rl.models.lora import attach_lora
@@ -62,6 +69,61 @@ def reward_source(path: str, *, trained: bool, trust_remote_code: bool = False) 
     return ModelSource(resolve_model(path), path, config, factory, trust_remote_code, fresh)
 
 
+def check_models(config: AnyConfig, *, local: bool = False) -> None:
+    """Look at every model that a config names.
+
+    Args:
+        local: only at those whose files are at hand; another's config is asked of the hub.
+
+    Raises:
+        Problems: what is wrong with them, a line each, after the key of the model.
+    """
+    problems = []
+    for key, path, look in _models_of(config):
+        if local and not Path(path).expanduser().is_dir():
+            continue
+        try:
+            look()
+        except ValueError as error:
+            said = str(error)
+            problems.append(said if said.startswith(f"{key.partition('.')[0]}.") else f"{key}: {said}")
+    if problems:
+        raise Problems(problems)
+
+
+def _models_of(config: AnyConfig) -> Iterator[tuple[str, str, Callable[[], None]]]:
+    """Each model's key and path, and how it is looked at."""
+    if isinstance(config, RunConfig):
+        yield "policy.path", config.policy.path, partial(check_policy_model, config.policy, "policy")
+        if config.reward.train is not None:
+            yield "policy.path", config.policy.path, _reward_check(config.policy, "policy", trained=False)
+    elif isinstance(config, RewardConfig | RewardBenchConfig):
+        trained = isinstance(config, RewardBenchConfig)
+        yield "model.path", config.model.path, _reward_check(config.model, "model", trained=trained)
+    elif isinstance(config, SftConfig | PreferenceConfig):
+        yield "model.path", config.model.path, partial(check_policy_model, config.model, "model")
+    elif isinstance(config, ContrastsConfig):
+        path = config.policy.path
+        yield "policy.path", path, partial(check_sampled_model, path, config.policy)
+    elif isinstance(config, DataConfig):
+        for name, engine in config.engines.items():
+            path = engine.policy.path
+            yield f"generators.{name}.path", path, partial(check_sampled_model, path, engine.policy)
+    elif isinstance(config, EvaluateConfig):
+        for name, path in config.policies.items():
+            yield f"policies.{name}", path, partial(check_sampled_model, path, config.policy)
+    if isinstance(config, RunConfig | EvaluateConfig) and config.reward is not None:
+        trust, length = config.reward.trust_remote_code, ("policy.max_length", config.policy.max_length)
+        for path in filter(None, config.reward.paths):
+            look = partial(check_reward_model, path, trained=True, trust_remote_code=trust, length=length)
+            yield "reward.path" if path == config.reward.path else "reward.ensemble.paths", path, look
+
+
+def _reward_check(model: Model | BenchedModel, section: str, *, trained: bool) -> Callable[[], None]:
+    length, trust = (f"{section}.max_length", model.max_length), model.trust_remote_code
+    return partial(check_reward_model, model.path, trained=trained, trust_remote_code=trust, length=length)
+
+
 def check_head(model: Any, name: str) -> None:
     """Raise ValueError for a classifier that isn't read by one linear layer at an answer's last token."""
     width = decoder_config(model.config).hidden_size
@@ -85,7 +147,10 @@ def check_policy_model(model: Model, section: str) -> None:
     check_length(model.max_length, longest, f"{section}.max_length", model.path)
     empty = _check_files(source)
     if model.lora is not None:
-        attach_lora(empty, model.lora, model.path)
+        try:
+            attach_lora(empty, model.lora, model.path)
+        except ValueError as error:
+            raise ValueError(f"{section}.{error}") from None
 
 
 def check_sampled_model(path: str, settings: ModelSettings) -> None:
@@ -101,13 +166,20 @@ def check_sampled_model(path: str, settings: ModelSettings) -> None:
         _check_files(source)
 
 
-def check_reward_model(path: str, *, trained: bool, trust_remote_code: bool = False) -> None:
+def check_reward_model(
+    path: str, *, trained: bool, trust_remote_code: bool = False, length: tuple[str, int] | None = None
+) -> None:
     """A reward model, or, unless it has to be `trained`, what one is to be made from.
 
+    Args:
+        length: the key and the number of tokens that it may have to read.
+
     Raises:
-        ValueError: it isn't what its config says, or cannot be read as a reward model.
+        ValueError: it isn't what its config says, cannot be read as a reward model, or its positions don't reach so far.
     """
     source = reward_source(path, trained=trained, trust_remote_code=trust_remote_code)
+    if length is not None:
+        check_length(length[1], longest_sequence(decoder_config(source.config)), length[0], path)
     check_head(_check_files(source), path)
 
 

@@ -20,7 +20,8 @@ _MODELS = {"path", "paths", "policies", "tokenizer"}
 
 
 def check_inputs(config: AnyConfig, made: Path | None = None) -> None:
-    """Look for the environment variables, templates, local rows and models that a config names.
+    """Look for the environment variables, templates, local rows and models that a config names; local models are whole,
+    and what their roles need.
 
     Args:
         made: a recipe's folder, in which earlier stages make what isn't there yet.
@@ -39,6 +40,9 @@ def check_inputs(config: AnyConfig, made: Path | None = None) -> None:
             problems.append(words if words.startswith(key) else f"{key}: {words}")
     if problems:
         raise Problems(problems)
+    from ultramed_rl.models.checks import check_models
+
+    check_models(config, local=True)
 
 
 def check_recipe_inputs(recipe: RecipeConfig) -> None:

@@ -9,7 +9,7 @@ from ultramed_rl.config import ContrastsConfig
 from ultramed_rl.crew.contrasts import sample_contrasts
 from ultramed_rl.crew.sampling import SamplingCrew
 from ultramed_rl.data.pool import prepare_pool
-from ultramed_rl.models.checks import check_sampled_model
+from ultramed_rl.models.checks import check_models
 from ultramed_rl.models.tokenizer import chat_tokenizer
 from ultramed_rl.records import PreferenceGroup
 from ultramed_rl.store import ArtifactFolder, WorkDirectory
@@ -21,7 +21,7 @@ def make_contrasts(config: ContrastsConfig, *, resume: bool = False) -> Path:
     """Sample, contrast, and write pairs.parquet; returns its path. A finished stage is read back."""
     progress = Progress()
     tokenizer = chat_tokenizer(config.policy)
-    check_sampled_model(config.policy.path, config.policy)
+    check_models(config)
 
     def describe() -> dict[str, str]:
         return {**describe_inputs(config), "chat as rendered": describe_rendering(tokenizer)}

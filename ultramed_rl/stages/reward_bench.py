@@ -24,7 +24,7 @@ from ultramed_rl.evaluation.reward_bench import (
     score_subsets,
     wrong_pairs,
 )
-from ultramed_rl.models.checks import check_reward_model
+from ultramed_rl.models.checks import check_models
 from ultramed_rl.models.reading import RewardReader
 from ultramed_rl.records import Completion, PreferenceGroup, Prompt, RankedAnswers, ScoredCompletion
 from ultramed_rl.store import ArtifactFolder, WorkDirectory
@@ -82,7 +82,7 @@ def bench_reward(config: RewardBenchConfig, *, resume: bool = False) -> RewardBe
 def prepare_bench(config: RewardBenchConfig, progress: Progress) -> Bench:
     """All that can go wrong before a reward model starts: the model's kind, its tokenizer, the pairs."""
     model = config.model
-    check_reward_model(model.path, trained=True, trust_remote_code=model.trust_remote_code)
+    check_models(config)
     reader = RewardReader.of(model.path, None, trust_remote_code=model.trust_remote_code)
     counts: Counter[str] = Counter()
     ranked = list(read_pairs(config.data, counts))
