@@ -41,7 +41,7 @@ def read_config_file(file: Path) -> Any:
         kind = content.get("model_type")
         family = CONFIG_MAPPING[kind] if kind in CONFIG_MAPPING else PreTrainedConfig  # noqa: SIM401 - no dict's get
         return family.from_dict(content)
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         raise ValueError(
             f"{file}: not the config of a model ({' '.join(str(error).split())[:200]})"
         ) from None
