@@ -13,7 +13,6 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote, unquote_plus
 
@@ -22,6 +21,7 @@ from pydantic import TypeAdapter
 from tenacity import AsyncRetrying, RetryCallState
 
 from tests.fake_api import FakeApi, Said, fake_api, reply
+from tests.unit.test_reward_http import Bytes
 from ultramed_rl.config.generation import Endpoint
 from ultramed_rl.config.rewards import RewardTerm
 from ultramed_rl.data.factory.api.generator import ApiGenerator
@@ -33,12 +33,6 @@ from ultramed_rl.rewards import make_term
 
 SECRET = 's3cr3t/+k=y "-0123456789'
 Asking = Callable[..., str]
-
-
-class Bytes:
-    """A tokenizer whose tokens are characters."""
-
-    backend = SimpleNamespace(decode=lambda ids, **_: "".join(map(chr, ids)))
 
 
 def score(answers: int = 2, **section: Any) -> list[float]:

@@ -16,7 +16,7 @@ from ultramed_rl.config.files import why_unreadable
 from ultramed_rl.config.models import Model
 from ultramed_rl.models.controls import ControlTokens
 from ultramed_rl.models.offline import resolve_model
-from ultramed_rl.models.rendering import UnfitTemplate, render_chat
+from ultramed_rl.models.rendering import MOST_SOURCE, UnfitTemplate, render_chat
 from ultramed_rl.records import Message
 from ultramed_rl.token_ids import TokenIds
 
@@ -390,8 +390,10 @@ def read_template(name: str, key: str = "chat_template") -> str:
         raise ValueError(f"{key}={name!r}: {reason}, and none of {', '.join(TEMPLATES)}")
     try:
         text = file.read_text(encoding="utf-8")
+        if len(text) > MOST_SOURCE:
+            raise TemplateError(f"over {MOST_SOURCE} characters")
         Environment(extensions=["jinja2.ext.loopcontrols", _Generation]).parse(text)
-    except (OSError, UnicodeDecodeError, TemplateError) as error:
+    except (OSError, UnicodeDecodeError, TemplateError, RecursionError) as error:
         raise ValueError(f"{key}={name!r}: no Jinja template ({' '.join(str(error).split())})") from None
     return text
 
