@@ -152,7 +152,7 @@ def test_openrlhfs_request_and_reply(url: str) -> None:
         ([], 422, "body"),
         ({"query": ["ok", ""]}, 422, "query 1: 0 tokens"),
         ({"query": ["x"]}, 422, "query 0: 1 tokens"),
-        ({"query": ["x" * 513]}, 413, "513 tokens; the model reads 512"),
+        ({"query": ["x" * 2049]}, 413, "2049 tokens; the model reads 2048"),
         ({"query": ["x"] * 1025}, 413, "at most 1024"),
     ],
 )

@@ -100,6 +100,22 @@ def test_foreign_weights_and_other_sizes_are_refused(
 
 
 @pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("gpt2", ["transformer.h.0.attn.bias", "transformer.h.1.attn.masked_bias"]),
+        ("llama", ["model.layers.0.self_attn.rotary_emb.inv_freq"]),
+    ],
+)
+def test_buffers_that_older_checkpoints_hold_are_no_fault(
+    models: Callable[..., Path], tmp_path: Path, kind: str, names: list[str]
+) -> None:
+    added = {name: torch.ones(4) for name in names}
+    path = changed(models(kind), tmp_path / "m", lambda weights: weights.update(added))
+    check_policy_model(Model(path=path, max_length=64), "policy")
+    load_policy(path, "float32")
+
+
+@pytest.mark.parametrize(
     ("kind", "name"),
     [
         ("qwen3_moe", "model.layers.0.mlp.experts.2.up_proj.weight"),

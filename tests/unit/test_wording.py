@@ -23,11 +23,12 @@ import pytest
 import torch
 import torch.distributed as dist
 import yaml
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from tests.fake_api import Said, fake_api
 from tests.rounds import finish_round
-from tests.tiny import make_questions, make_tokenizer, tiny_config, tiny_run
+from tests.tiny import make_model, make_questions, make_tokenizer, tiny_config, tiny_run
 from tests.unit import test_remote as remote
 from tests.unit import test_reward_http as servers
 from tests.unit import test_stall as stall
@@ -41,6 +42,7 @@ from ultramed_rl.cluster.plan import make_plan
 from ultramed_rl.cluster.pool import FaultRules, Outcome, Pool, PoolRules
 from ultramed_rl.config import load_any, parse_config
 from ultramed_rl.config.generation import Endpoint
+from ultramed_rl.config.models import LoRA, Model
 from ultramed_rl.config.stages import ConversationSource
 from ultramed_rl.data.conversations import read_conversations
 from ultramed_rl.data.factory.api.generator import ApiGenerator
@@ -50,6 +52,8 @@ from ultramed_rl.data.sources import read_rows
 from ultramed_rl.evaluation.statistics import Interval
 from ultramed_rl.evaluation.tasks import find_task
 from ultramed_rl.learning.checks import check_groups
+from ultramed_rl.models.checks import check_policy_model, check_reward_model
+from ultramed_rl.models.load import load_policy
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.online.intake import Intake
 from ultramed_rl.records import ChatRequest, Completion, PreferenceGroup, Prompt
@@ -226,6 +230,50 @@ DATA: list[Wording] = [
      "model 'ROOT', chat_template='ROOT/mine.jinja': its chat template cannot render a chat of user, assistant (TypeError: can only concatenate list (not \"int\") to list); mend it, use another, or leave out what it refuses"),
     ("unknown benchmark", lambda root: find_task("medqua"),
      "task 'medqua': no such benchmark; did you mean 'medqa'? Name one of medqa, medmcqa, pubmedqa, mmlu_medical, medxpertqa, mmlu_pro_health, bioasq_yesno, bioasq_factoid, bioasq_list, kqa"),
+]  # fmt: skip
+
+# -- models ------------------------------------------------------------------------------------------------
+
+
+def policy(change: Callable[[dict[str, torch.Tensor]], object] | None = None, **settings: Any) -> Provoke:
+    """A tiny Llama is looked at before anything starts, with other weights or settings."""
+
+    def look(root: Path) -> object:
+        folder = make_model(root / "policy", "llama", tie_word_embeddings="lora" in settings)
+        if change is not None:
+            weights = load_file(folder / "model.safetensors")
+            change(weights)
+            save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        check_policy_model(Model(path=str(folder), **{"max_length": 64, **settings}), "policy")
+        return load_policy(str(folder), "float32")
+
+    return look
+
+
+def pointer(root: Path) -> object:
+    folder = make_model(root / "policy", "llama")
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    return make_plan(parse_config(tiny_run(root)))
+
+
+MODELS: list[Wording] = [
+    ("a weight is missing", policy(lambda weights: weights.pop("model.layers.1.self_attn.q_proj.weight")),
+     "model 'ROOT/policy': weights are 1 missing (model.layers.1.self_attn.q_proj.weight); copy the checkpoint again, whole and with its own config.json"),
+    ("a weight of another size", policy(lambda weights: weights.update({"model.norm.weight": torch.ones(31)})),
+     "model 'ROOT/policy': weights are 1 of another size (model.norm.weight 31 for 32); copy the checkpoint again, whole and with its own config.json"),
+    ("a weight that is not finite", policy(lambda weights: weights["model.norm.weight"].fill_(math.nan)),
+     "model 'ROOT/policy': 1 weights are not finite (model.norm.weight); the training that made it diverged, or the file is damaged: use another checkpoint"),
+    ("a pointer of git-lfs", pointer,
+     "policy.path='ROOT/policy': ROOT/policy/model.safetensors: not a safetensors file, but a pointer of git-lfs to one (git lfs pull); copy or download it again"),
+    ("longer than positions reach", policy(max_length=4096),
+     "policy.max_length=4096: the positions of 'ROOT/policy' reach 64 tokens; set it to 64 or less, or name a model with a longer context"),
+    ("an adapter that would be lost", policy(lora=LoRA(target_modules=["lm_head"])),
+     "lora.target_modules=['lm_head']: lm_head shares its weight with another layer (tie_word_embeddings), which the merged one would change too; leave it out, or untie them in the checkpoint"),
+    ("an adapter without a layer", policy(lora=LoRA(target_modules=["q_proj", "query"])),
+     "lora.target_modules=['q_proj', 'query']: no layer of the model is called query; leave it out"),
+    ("a reward model over an encoder",
+     lambda root: check_reward_model(str(make_model(root / "bert", "bert", classifier=True)), trained=True),
+     "reward model 'ROOT/bert': a BertForSequenceClassification has no linear layer `score` over a decoder's hidden states; name a classifier made from a causal language model"),
 ]  # fmt: skip
 
 # -- store and resume --------------------------------------------------------------------------------------
@@ -555,6 +603,7 @@ WORKERS: list[Wording] = [
 TABLES = {
     "config": CONFIGS,
     "data": DATA,
+    "models": MODELS,
     "store": STORE,
     "remote": REMOTE,
     "server": SERVERS,

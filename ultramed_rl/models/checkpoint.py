@@ -21,7 +21,9 @@ from torch import nn
 
 from ultramed_rl.models.weight_files import find_weight_files, shown, stored_shapes
 
-_CURE = "the checkpoint is not whole, or its config.json is another's"
+# Buffers that older checkpoints hold and today's models compute, if they use them.
+_COMPUTED = {"inv_freq", "masked_bias", "position_ids"}
+_CURE = "copy the checkpoint again, whole and with its own config.json"
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ def check_weights(source: ModelSource, empty: Any, files: Sequence[Path], dtype:
 def refuse_gaps(source: ModelSource, model: Any, found: Mapping[str, Any]) -> None:
     """Raise ValueError for what transformers' loading info of a model tells."""
     computed = {name for name, _ in model.named_non_persistent_buffers()}
+    computed |= {name for name in found["unexpected_keys"] if name.rpartition(".")[2] in _COMPUTED}
     missing = [name for name in found["missing_keys"] if not name.startswith(source.fresh)]
     unexpected = [
         name

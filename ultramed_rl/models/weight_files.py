@@ -65,9 +65,8 @@ def _read_header(file: Path) -> dict[str, dict[str, list[int]]]:
         header.pop("__metadata__", None)
         whole = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     except (ValueError, AttributeError, KeyError, TypeError):
-        raise ValueError(
-            f"{file}: not a safetensors file{_pointer(file)}, or cut within its header; {_CURE}"
-        ) from None
+        reason = _pointer(file) or ", or cut within its header"
+        raise ValueError(f"{file}: not a safetensors file{reason}; {_CURE}") from None
     if file.stat().st_size != whole:
         raise ValueError(f"{file}: has {file.stat().st_size} bytes of {whole}; {_CURE}")
     return header
