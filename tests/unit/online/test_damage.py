@@ -70,11 +70,15 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 }
 
 
+SLOW = {"report", "compare"}  # a second each, for the figures
+
+
 @pytest.fixture
 def run(known: Cases, tmp_path: Path) -> Path:
     """A finished run to be damaged, and beside it its config."""
     known.unbroken("dpo")
     folder = shutil.copytree(known.path / "dpo" / "tiny", tmp_path / "tiny")
+    shutil.copytree(folder, tmp_path / "other")
     config = known.at("dpo", tmp_path).config
     (tmp_path / "config.yaml").write_text(dump_config(config))
     return Path(folder)
@@ -90,7 +94,7 @@ def commands(run: Path) -> dict[str, tuple[str, ...]]:
     return {
         "status": ("status", str(run)),
         "report": ("report", str(run), "--output", out),
-        "compare": ("compare", str(run), str(run), "--output", out),
+        "compare": ("compare", str(run), str(run.parent / "other"), "--output", out),
         "timeline": ("timeline", str(run), "--out", out),
         "dry run": ("run", config, "--resume", "--dry-run"),
         "resume": ("run", config, "--resume"),
@@ -122,7 +126,8 @@ def check_told(found: Result, file: Path, what: str) -> None:
 def test_a_damaged_file_is_told_by_every_command(run: Path, name: str, kind: str) -> None:
     file = damage(run, name, kind)
     for command, arguments in commands(run).items():
-        check_told(invoke(*arguments), file, f"{command}, {name} is {kind}")
+        if command not in SLOW or kind in ("cut", "other types"):
+            check_told(invoke(*arguments), file, f"{command}, {name} is {kind}")
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
