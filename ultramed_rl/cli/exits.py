@@ -6,11 +6,14 @@ import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import typer
 
 from ultramed_rl.tracking.voice import tell_result
+
+if TYPE_CHECKING:
+    from ultramed_rl.config.document import Document
 
 T = TypeVar("T")
 FAILED, WRONG, INTERRUPTED, TERMINATED = 1, 2, 130, 143
@@ -18,21 +21,27 @@ FAILED, WRONG, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
 def fail(message: str, code: int, **fields: Any) -> NoReturn:
     """Say it on stderr and exit; `fields` are for programs."""
+    message = message.encode(errors="backslashreplace").decode()
     tell_result(False, exit_code=code, error=message, **fields)
     typer.echo(message, err=True)
     raise typer.Exit(code)
 
 
-def check(read: Callable[[], T], source: str | None = None) -> T:
-    """What `read` gives; exits with code 2 and the line where it says that something is wrong."""
-    from ultramed_rl.config import ConfigError
+def check(read: Callable[[], T], document: Document | None = None) -> T:
+    """What `read` gives; exits with code 2 where it says that something is wrong, a line for each problem.
+
+    Args:
+        document: the config that it is about, which names the file and the line.
+    """
+    from ultramed_rl.config.base import ConfigError, Problems
 
     try:
         return read()
-    except ConfigError as error:  # its lines name their file
-        fail(str(error), WRONG)
     except ValueError as error:
-        fail(f"{source}: {error}" if source else str(error), WRONG)
+        problems = error.problems if isinstance(error, ConfigError) else [str(error)]
+        names_file = isinstance(error, ConfigError) and not isinstance(error, Problems)
+        told = [document.tell(p) for p in problems] if document and not names_file else problems
+        fail(str(ConfigError(told)), WRONG)
     except OSError as error:
         fail(one_line(error), FAILED)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 import shlex
 import sys
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ultramed_rl.cluster.job_client import connect_to_jobs, follow_log, stop_job, submit_job, wait_for_end
+from ultramed_rl.cluster.placement import disconnect, named_address
+from ultramed_rl.cluster.private_ray import start_private_ray
 from ultramed_rl.config.cluster import Devices
 from ultramed_rl.tracking.heartbeat import note_link
 from ultramed_rl.tracking.termination import keep_sigterm
@@ -82,31 +83,15 @@ def _path_with_this_python() -> str:
 @contextmanager
 def _job_server(cluster: Devices) -> Iterator[str]:
     """The address of a Ray cluster that takes jobs."""
-    import ray
-
-    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    address = named_address(cluster)
     if address:
         yield address
         return
-    ours = not ray.is_initialized()
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    context = ray.init(
-        address="local" if ours else None,  # not somebody's cluster that runs on this machine
-        include_dashboard=True,
-        log_to_driver=False,
-        logging_level="warning",
-        ignore_reinit_error=True,
-    )
+    disconnect()  # from a Ray that was started for actors, which takes no jobs
     try:
-        if not context.dashboard_url:
-            raise RuntimeError(
-                "Ray was started in this process without its dashboard, which takes jobs: call ray.shutdown() "
-                "first, or name a cluster in cluster.address"
-            )
-        yield f"http://{context.dashboard_url}"
+        yield start_private_ray(dashboard=True)
     finally:
-        if ours:
-            ray.shutdown()
+        disconnect()
 
 
 def _wait_until_started(client: Any, identity: str, job: Job, cluster: Devices) -> None:

@@ -11,6 +11,7 @@ from ultramed_rl.cluster.inputs import describe_inputs, describe_pool, describe_
 from ultramed_rl.config import RunConfig
 from ultramed_rl.data.pool import check_rounds, prepare_pool
 from ultramed_rl.data.prompts import PromptPool
+from ultramed_rl.models.checks import check_policy_model, check_reward_model
 from ultramed_rl.models.tokenizer import chat_tokenizer
 from ultramed_rl.online.cards import write_reward_card, write_run_card
 from ultramed_rl.online.resume import latest_checkpoint, reference_path
@@ -43,7 +44,12 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult:
 
     progress = Progress()
     tokenizer = chat_tokenizer(config.policy)
-    pool = prepare_pool(config.prompts, tokenizer.encode_chat, config.run.seed, progress)
+    check_policy_model(config.policy, "policy")
+    if config.reward.train is not None:
+        check_reward_model(
+            config.policy.path, trained=False, trust_remote_code=config.policy.trust_remote_code
+        )
+    pool = prepare_pool(config.prompts, tokenizer, config.run.seed, progress)
     check_rounds(pool, config.prompts, config.run.rounds)
 
     def inputs() -> dict[str, str]:

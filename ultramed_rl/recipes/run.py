@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ultramed_rl.cluster.plan import make_plan
-from ultramed_rl.config import AnyConfig, ConfigError
+from ultramed_rl.config import AnyConfig
+from ultramed_rl.config.base import Problems
 from ultramed_rl.config.recipe import RecipeConfig, stage_config, stage_inputs
 from ultramed_rl.tracking import Progress, watched
 
@@ -31,22 +33,30 @@ def check_runnable(config: AnyConfig) -> None:
 
         found = task_problems(benchmarks)
         if found:
-            raise ConfigError(found)
+            raise Problems(found)
     if getattr(config, "engine", "native") == "openrlhf":
         from ultramed_rl.stages.openrlhf_limits import openrlhf_problems
 
         problems = openrlhf_problems(config)  # type: ignore[arg-type]
         if problems:
-            raise ConfigError(problems)
+            raise Problems(problems)
 
 
 def plan_recipe(recipe: RecipeConfig) -> None:
     """Plan every stage before the first one starts. Raises ValueError naming the stage."""
     for name, config in planned_stages(recipe):
-        try:
+        with of_stage(name):
             check_runnable(config)
-        except ValueError as error:
-            raise ValueError(f"stages.{name}: {error}") from None
+
+
+@contextmanager
+def of_stage(name: str) -> Iterator[None]:
+    """What is wrong with a stage, after its key in the recipe."""
+    try:
+        yield
+    except ValueError as error:
+        lines = error.problems if isinstance(error, Problems) else [str(error)]
+        raise Problems([f"stages.{name}: {line}" for line in lines]) from None
 
 
 def planned_stages(recipe: RecipeConfig) -> list[tuple[str, AnyConfig]]:

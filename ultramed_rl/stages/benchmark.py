@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ultramed_rl.cluster.placement import disconnect
 from ultramed_rl.config import EvaluateConfig
 from ultramed_rl.crew.evaluation import EvaluationCrew, Policy
 from ultramed_rl.crew.examiner import Answers, Examiner, Sitting, make_judge
@@ -155,7 +154,6 @@ class Examination:
     def _run_general(self, name: str, folder: Path) -> None:
         section, config = self.benchmarks.general, self.config
         if section is not None:
-            disconnect()  # its job starts, or joins, a cluster by itself
             self.general[name] = run_general(
                 section,
                 self.candidates[name].path,

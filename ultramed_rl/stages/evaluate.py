@@ -14,6 +14,7 @@ from typing import Any
 from ultramed_rl.cluster.inputs import describe_inputs, describe_rendering
 from ultramed_rl.config import EvaluateConfig
 from ultramed_rl.crew.evaluation import EvaluationCrew, Policy
+from ultramed_rl.models.checks import check_sampled_model
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.stages.benchmark import Examination
 from ultramed_rl.stages.held_out import HeldOut
@@ -75,12 +76,18 @@ def evaluate_policies(config: EvaluateConfig, *, resume: bool = False) -> Evalua
 
 
 def enrol(config: EvaluateConfig, name: str, path: str) -> Policy:
-    """A policy, with a chat tokenizer where it has to answer in words. Raises ValueError where that has none."""
+    """A policy, with a chat tokenizer where it has to answer in words.
+
+    Raises:
+        ValueError: that has none, or the policy isn't what its config says.
+    """
+    check_sampled_model(path, config.policy)
     if not config.samples_chats:
         return Policy(name, path, None)
     trust, template = config.policy.trust_remote_code, config.chat_templates.get(name)
     try:
-        return Policy(name, path, ChatTokenizer(path, trust_remote_code=trust, chat_template=template))
+        chat = ChatTokenizer(path, trust_remote_code=trust, chat_template=template, learns=False)
+        return Policy(name, path, chat)
     except ValueError as error:
         if "no chat template" not in str(error):
             raise
