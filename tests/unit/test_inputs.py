@@ -163,7 +163,8 @@ def stages(root: Path) -> dict[str, Stage]:
     prompts = {"sources": [{"type": "question", "uri": rows}], "max_prompt_tokens": 64}
     contrasts = {"type": "contrasts", "policy": model, "prompts": prompts, "cluster": engines}
     exam = {"type": "evaluate", "policies": {"tiny": model["path"]}, **plain, "cluster": engines}
-    exam["benchmarks"] = {"tasks": [{"name": "medqa", "uri": rows}]}
+    exam["benchmarks"] = {"tasks": [{"name": "medqa", "uri": rows}], "protocols": ["likelihood"]}
+    exam["policy"] = {"max_length": 128}
     bench = {"type": "reward_bench", "model": model, "data": {"uri": rows}, **plain}
     data = {
         "type": "data",
@@ -173,9 +174,7 @@ def stages(root: Path) -> dict[str, Stage]:
     }
     return {
         "sft, data": Stage(sft, run_stage, "stages.run.prepare_data", "rows.jsonl", "data.sources.0.uri"),
-        "sft, model": Stage(
-            sft, run_stage, "stages.run.prepare_data", "policy/model.safetensors", "model.path"
-        ),
+        "sft, model": Stage(sft, run_stage, "stages.run.prepare_data", "policy/config.json", "model.path"),
         "contrasts": Stage(
             contrasts, make_contrasts, "stages.contrasts.prepare_pool", "rows.jsonl", "prompts.sources.0.uri"
         ),
