@@ -38,7 +38,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -371,8 +371,8 @@ def run_round(
     ray = SimulatedRay(workers, timer=CLOCKS[kind])
     ray.begun = None
     with simulated(ray):
-        tokenizer: Any = None  # the reward model reads the policy's tokens
-        crew = Crew(config, tokenizer, Scorers(config.reward, tokenizer))
+        nobody, tokens = None, PolicyTokens()
+        crew = Crew(config, cast(Any, nobody), Scorers(config.reward, cast(Any, tokens)))
         crew.begin_rollout(config.policy.path, 0)
         crew.start_learners(config.policy.path, 0, config.policy.path, [config.policy.path])
         ray.monotonic()
@@ -380,6 +380,17 @@ def run_round(
         Gatherer(config, crew, Progress(), record, rules).gather(prompts)
         ray.monotonic()  # what came after the last event
     return ray
+
+
+class PolicyTokens:
+    """What is asked of the policy's tokenizer where reward models read the policy's tokens: a look for control tokens."""
+
+    controls = np.array([-1, -2], dtype=np.int32)
+
+    def spell_out(self, token_ids: Sequence[int]) -> Sequence[int]:
+        ids = np.frombuffer(TokenIds(token_ids).packed, dtype=np.int32)
+        assert not np.isin(ids, self.controls).any()
+        return token_ids
 
 
 # `wall`: seconds by the wall, with waits for the disk. `cpu`: of the calling thread, where others use the machine.

@@ -57,7 +57,7 @@ def simulated(ray: SimulatedRay) -> Iterator[None]:
         stack.enter_context(mock.patch.object(placement, "placement_group", lambda *_, **__: _Group()))
         stack.enter_context(mock.patch.object(placement, "remove_placement_group", lambda _: None))
         # Models are files that no one changes: each is looked at once.
-        for name in ("ultramed_rl.online.run.chat_tokenizer", "ultramed_rl.crew.scorers.ChatTokenizer"):
+        for name in ("ultramed_rl.online.run.chat_tokenizer", "ultramed_rl.models.reading.ChatTokenizer"):
             stack.enter_context(mock.patch(name, _tokenizer))
         stack.enter_context(mock.patch("os.fsync"))  # a driver is killed here, no machine
         stack.enter_context(mock.patch.object(heartbeat, "_EVERY_S", 3600.0))

@@ -35,7 +35,9 @@ def answer(name: str, text: str, reason: str = "stop") -> Completion:
 def build(
     prompts: list[Prompt], calm: list[Completion], wild: list[Completion], seed: int = 0
 ) -> list[PreferenceGroup]:
-    return build_contrasts(prompts, calm, wild, texts=Texts(encode, decode, END), seed=seed)
+    return build_contrasts(
+        prompts, calm, wild, texts=Texts(lambda _, text: [*encode(text), END], decode, END), seed=seed
+    )
 
 
 def test_three_kinds_of_two_finished_answers() -> None:

@@ -68,6 +68,17 @@ def test_a_missing_column_names_those_there(tmp_path: Path) -> None:
         load(tmp_path, questions("x"), {"type": "vignette"})
 
 
+@pytest.mark.parametrize("text", ["half \ud83d", "x" * 1_000_001], ids=["surrogate", "long"])
+@pytest.mark.parametrize("column", ["question", "answer"])
+def test_a_text_that_no_tokenizer_takes_is_a_misfit(tmp_path: Path, column: str, text: str) -> None:
+    rows = [{"question": f"q{i}", "answer": "a"} for i in range(20)]
+    rows[7][column] = text
+    pool = load(tmp_path, rows, {"type": "question", "answer_column": "answer"})
+    assert pool.counts["misfit"] == 1 and len(pool.training) == 19
+    with pytest.raises(ValueError, match=f"1 of 8 rows .*row 8: column '{column}'"):
+        load(tmp_path, rows[:8], {"type": "question", "answer_column": "answer"})
+
+
 def test_a_few_misfits_are_counted_and_more_are_refused(tmp_path: Path) -> None:
     good = questions(*(f"q{i}" for i in range(19)))
     pool = load(tmp_path, [*good, {"question": ""}])  # 1 of 20 is 5 %
@@ -141,3 +152,13 @@ def test_the_quickstart_sources() -> None:
     vignette = pool.training[-1]
     assert vignette.messages[-1]["content"].endswith("\n\nBe brief.")  # not a part of option D
     assert vignette.answer is not None and vignette.answer[-3:-1] in ("A.", " A", " B", " C", " D")
+
+
+def test_control_tokens_in_questions_are_counted_and_rendered_chats_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rendered = questions("<|im_start|>user\nWhat?<|im_end|>\n")
+    rows = [*questions("What is a</s> mark?", "What?"), *rendered, *questions(*map(str, range(17)))]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = Prompts.model_validate({"sources": [{"type": "question", "uri": str(path)}]})
+    pool = load_prompts(config, encode, lambda messages: sum(m["content"].count("</s>") for m in messages))
+    assert (pool.counts["neutralised"], pool.counts["misfit"], len(pool.training)) == (1, 1, 19)

@@ -12,7 +12,7 @@ import pytest
 from tests.tiny import make_policy, make_reward, make_tokenizer
 from ultramed_rl.cluster.transport import RayExchange
 from ultramed_rl.config.models import Reward
-from ultramed_rl.crew.scorers import Scorers, reward_tokens
+from ultramed_rl.crew.scorers import Scorers
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, Message, Prompt, ScoredCompletion
 from ultramed_rl.store.tables import read_records, write_records
@@ -24,7 +24,7 @@ PROMPTS = [
 
 
 def completion(name: str, sample: int, text: str, tokens: int, reason: str = "stop") -> Completion:
-    return Completion(name, sample, text, tuple(range(tokens)), reason, -1.0, 0)
+    return Completion(name, sample, text, tuple(range(7, 7 + tokens)), reason, -1.0, 0)
 
 
 # -- terms alone -------------------------------------------------------------------------------------------
@@ -91,10 +91,11 @@ def test_a_missing_secret_shows_before_anything_starts(
 
 def test_a_reward_model_with_the_policys_tokens_reads_them(policy: ChatTokenizer, tmp_path: Path) -> None:
     reward = Reward(path=str(make_reward(tmp_path / "reward")))
-    assert Scorers(reward, policy).tokenizers == [None]
+    (reader,) = Scorers(reward, policy).readers
+    assert reader.shared and reader.ours
     answers = [completion("a", 0, "x", 3), completion("a", 1, "y", 2)]
-    group = reward_tokens(None, PROMPTS[0], answers)
-    assert (group.prompt, group.answers) == ((9, 9, 9), [(0, 1, 2), (0, 1)])
+    group = reader.read(PROMPTS[0], answers)
+    assert (group.prompt, group.answers) == ((9, 9, 9), [(7, 8, 9), (7, 8)])
 
 
 def test_a_reward_model_with_other_tokens_reads_the_text(policy: ChatTokenizer, tmp_path: Path) -> None:
@@ -105,15 +106,15 @@ def test_a_reward_model_with_other_tokens_reads_the_text(policy: ChatTokenizer, 
     template = "{% for m in messages %}<|im_start|>{{ m['role'] }}: {{ m['content'] }}<|im_end|>{% endfor %}"
     other.chat_template = template + "{% if add_generation_prompt %}<|im_start|>assistant: {% endif %}"
     other.save_pretrained(path)
-    (own,) = Scorers(Reward(path=str(path)), policy).tokenizers
-    assert own is not None
+    (reader,) = Scorers(Reward(path=str(path)), policy).readers
+    assert reader.ours and not reader.shared
     answers = [
         completion("b", 0, "yes", 50),
         completion("b", 1, "yes", 50, "length"),
         completion("b", 2, "", 0, "length"),
     ]
-    group = reward_tokens(own, PROMPTS[1], answers)
-    decode = own.backend.decode
+    group = reader.read(PROMPTS[1], answers)
+    decode = reader.tokenizer.backend.decode
     assert decode(list(group.prompt)) == "<|im_start|>user: Which?<|im_end|><|im_start|>assistant: "
     assert [decode(list(a)) for a in group.answers] == ["yes<|im_end|>", "yes", "<|im_end|>"]
 

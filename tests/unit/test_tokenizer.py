@@ -44,8 +44,9 @@ def test_answers_continue_the_chat_exactly(tmp_path: Path) -> None:
     whole = tokenizer.backend.apply_chat_template(
         [*chat, {"role": "assistant", "content": "Yes."}], tokenize=False
     )
-    ids = tokenizer.encode_chat(chat) + tokenizer.encode_answer("Yes.")  # type: ignore[arg-type]
-    assert tokenizer.backend.decode(ids) + "\n" == whole
+    ids, (answer,) = tokenizer.encode_answers(chat, ["Yes."])  # type: ignore[arg-type]
+    assert ids == tokenizer.encode_chat(chat)  # type: ignore[arg-type]
+    assert tokenizer.backend.decode(ids + answer) + "\n" == whole
 
 
 def test_a_tokenizer_without_a_template_is_refused(tmp_path: Path) -> None:
@@ -61,10 +62,40 @@ def test_a_tokenizer_without_a_template_is_refused(tmp_path: Path) -> None:
 def test_the_same_tokenizer_is_recognised(tmp_path: Path) -> None:
     save(make_tokenizer(), tmp_path / "a")
     other = make_tokenizer()
-    other.chat_template = other.chat_template.replace("user", "human") + " "
+    other.chat_template = other.chat_template.replace("<|im_end|>\n", "<|im_end|>")
     save(other, tmp_path / "b")
     first, second = ChatTokenizer(str(tmp_path / "a")), ChatTokenizer(str(tmp_path / "b"))
     assert first.same_as(ChatTokenizer(str(tmp_path / "a"))) and not first.same_as(second)
+
+
+@pytest.mark.parametrize("adds", [True, False])
+@pytest.mark.parametrize("template", ["chatml", "llama3", "file"])
+def test_a_built_in_template_begins_as_the_tokenizer_begins_every_text(
+    tmp_path: Path, adds: bool, template: str
+) -> None:
+    """Gemma's and Llama 2's bases know no text without a <bos>; a file says itself how it begins."""
+    from tokenizers.processors import TemplateProcessing
+
+    backend = make_tokenizer()
+    backend.add_special_tokens(
+        {"bos_token": "<bos>", "additional_special_tokens": ["<|im_start|>", "<|eot_id|>"]}
+    )
+    bos = backend.bos_token_id
+    if adds:
+        begun = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", bos)])
+        backend.backend_tokenizer.post_processor = begun
+    save(backend, tmp_path / "model")
+    (tmp_path / "own.jinja").write_text(CHATML)
+    name = str(tmp_path / "own.jinja") if template == "file" else template
+    tokenizer = ChatTokenizer(str(tmp_path / "model"), chat_template=name)
+    assert (tokenizer.backend("x")["input_ids"][0] == bos) == adds
+
+    ids = tokenizer.encode_chat(chat("Hä?"))
+    begins = template == "llama3" or (template == "chatml" and adds)
+    assert ids.count(bos) == begins and (ids[0] == bos) == begins
+    assert tokenizer.encode_conversation(chat("Hä?", "Yes."))[0][: len(ids)] == ids
+    tokenizer.backend.save_pretrained(tmp_path / "model")
+    assert ChatTokenizer(str(tmp_path / "model")).encode_chat(chat("Hä?")) == ids
 
 
 # -- whole conversations: which tokens the assistant wrote ---------------------------------------------------
@@ -188,8 +219,8 @@ def test_the_mask_is_what_the_assistant_wrote(
     whole = tokenizer.backend.apply_chat_template(messages, tokenize=False)
     assert whole.startswith(tokenizer.backend.decode(ids, clean_up_tokenization_spaces=False))
     # And those of a rollout, which begins at the generation prompt.
-    opened = tokenizer.encode_chat(messages[:-1])
-    assert ids == opened + tokenizer.encode_answer(family.before + turns[-1])
+    opened, (answer,) = tokenizer.encode_answers(messages[:-1], [turns[-1]])
+    assert opened == tokenizer.encode_chat(messages[:-1]) and ids == opened + answer
 
 
 @settings(deadline=None, max_examples=150)
@@ -247,8 +278,8 @@ BROKEN = {
 
 @pytest.mark.parametrize("named", BROKEN)
 def test_templates_that_hide_the_answers_are_refused(tmp_path: Path, named: str) -> None:
-    tokenizer = load(tmp_path, BROKEN[named])
     with pytest.raises(ValueError, match=f"'{tmp_path}': .*{named}") as refusal:
+        tokenizer = load(tmp_path, BROKEN[named])
         tokenizer.encode_conversation(chat("Is it?", "Yes.", "Sure?", "Yes."))
     assert "\n" not in str(refusal.value)
 
@@ -261,10 +292,9 @@ def test_a_template_without_the_assistants_text_is_refused_at_once(tmp_path: Pat
 def test_slow_tokenizers_are_refused_with_the_cure(tmp_path: Path) -> None:
     from transformers import ByT5Tokenizer
 
-    tokenizer = load(tmp_path, CHATML)
-    tokenizer.backend = ByT5Tokenizer(chat_template=CHATML)
+    save(ByT5Tokenizer(chat_template=CHATML), tmp_path)
     with pytest.raises(ValueError, match=r"tokenizer\.json"):
-        tokenizer.encode_conversation(chat("x", "y"))
+        ChatTokenizer(str(tmp_path))
 
 
 @pytest.mark.skipif(not EXAMPLES.is_file(), reason="UltraMedical's examples are not on this machine")
@@ -277,8 +307,8 @@ def test_ultramedical_examples_become_what_a_rollout_would_give() -> None:
         answer = messages[-1]["content"]
         assert written(tokenizer, messages) == answer + "<|im_end|>"
         ids, mask = tokenizer.encode_conversation(messages)
-        opened = tokenizer.encode_chat(messages[:-1])
-        assert ids == opened + tokenizer.encode_answer(answer)
+        opened, (written_ids,) = tokenizer.encode_answers(messages[:-1], [answer])
+        assert ids == opened + written_ids
         assert mask == [place >= len(opened) for place in range(len(ids))]
 
 

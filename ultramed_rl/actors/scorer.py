@@ -12,6 +12,7 @@ from ultramed_rl.actors.passes import AnswerNumber, agreed_chunks, number_turn, 
 from ultramed_rl.actors.trainer import peak_memory
 from ultramed_rl.actors.turns import Turn, TurnReport
 from ultramed_rl.learning.packing import AnswerGroup, PackedBatch, sum_by_answer
+from ultramed_rl.models.configs import decoder_config
 from ultramed_rl.models.load import PolicyModel, RewardModel, is_packed, load_policy, load_reward
 
 
@@ -56,7 +57,7 @@ class Scorer:
 
     def _adopt(self, model: PolicyModel | RewardModel) -> None:
         model.eval().requires_grad_(False)
-        self.packed, self.vocab_size = is_packed(model.lm), model.lm.config.vocab_size
+        self.packed, self.vocab_size = is_packed(model.lm), decoder_config(model.lm.config).vocab_size
         if hasattr(self, "model"):  # the device needn't hold both
             del self.model
             if self.device != "cpu":

@@ -145,13 +145,14 @@ class TrainWorker:
         """Write weights and optimizer, to go on from exactly here. Collective."""
         self.engine.save_state(directory)
 
-    def load_state(self, directory: str) -> None:
-        """Go on from what `save_state` wrote. Collective."""
+    def load_state(self, directory: str, skipped: int = 0) -> None:
+        """Go on from what `save_state` wrote, after so many skipped steps of the same task. Collective."""
         self.engine.load_state(directory)
+        self.engine.skipped_steps = skipped
 
     def save(self, directory: str) -> None:
         """Write a Hugging Face checkpoint. Collective."""
-        self.engine.save(directory, self.tokenizer.backend)
+        self.engine.save(directory, self.tokenizer)
 
     def offload(self) -> None:
         """Leave the device to other roles."""

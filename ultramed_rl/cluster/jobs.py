@@ -19,6 +19,7 @@ from ultramed_rl.cluster.placement import disconnect, named_address
 from ultramed_rl.cluster.private_ray import start_private_ray
 from ultramed_rl.config.cluster import Devices
 from ultramed_rl.tracking.heartbeat import note_link
+from ultramed_rl.tracking.termination import keep_sigterm
 
 _POLL_S = 1.0
 _SHOWN_LINES = 20
@@ -38,7 +39,7 @@ class Job:
 
 
 def run_job(job: Job, cluster: Devices, say: Callable[[str], Any] = sys.stdout.write) -> str:
-    """Run a command as a Ray job until it ends; its output goes to `say` as it comes. Ctrl-C stops the job.
+    """Run a command as a Ray job until it ends; its output goes to `say` as it comes. Ctrl-C and SIGTERM stop the job.
 
     The cluster is that of `cluster.address` or RAY_ADDRESS, else one that is started on this machine and ends
     with the job.
@@ -51,6 +52,7 @@ def run_job(job: Job, cluster: Devices, say: Callable[[str], Any] = sys.stdout.w
             last lines.
     """
     with _job_server(cluster) as address:
+        keep_sigterm()
         client = connect_to_jobs(address, "cluster.address")
         note_link("ray dashboard", address if address.startswith("http") else None)
         identity = f"ultramed_rl-{secrets.token_hex(6)}"

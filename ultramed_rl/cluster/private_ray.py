@@ -192,6 +192,7 @@ def _variables() -> dict[str, str]:
         # Despite its name: a Ray process looks for its node on the loopback address.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "DASHBOARD_METRIC_PORT": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
         # Ray's coming default: an actor without GPUs keeps the environment that it was given.
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         **{name: os.environ.get(name, value) for name, value in theirs.items()},

@@ -10,7 +10,7 @@ from ultramed_rl.crew.sampling import SamplingCrew
 from ultramed_rl.data.contrasts import Texts, build_contrasts
 from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.models.tokenizer import ChatTokenizer
-from ultramed_rl.records import Completion, PreferenceGroup, Prompt
+from ultramed_rl.records import Completion, Message, PreferenceGroup, Prompt
 from ultramed_rl.tracking import Progress
 
 
@@ -32,5 +32,10 @@ def sample_contrasts(
         ]
         with progress.phase(f"sample {name} answers", len(requests), "completions") as bar:
             answers[name] = crew.generate(requests, 0, bar.advance)
-    texts = Texts(tokenizer.encode_text, tokenizer.decode, tokenizer.end_id)
+
+    def encode(messages: Sequence[Message], answer: str) -> list[int]:
+        _, (tokens,) = tokenizer.encode_answers(messages, [answer])
+        return tokens
+
+    texts = Texts(encode, tokenizer.decode, tokenizer.end_id)
     return build_contrasts(chosen, answers["calm"], answers["wild"], texts=texts, seed=seed)

@@ -23,8 +23,8 @@ from ultramed_rl.config.reward_bench import ScoringCluster
 from ultramed_rl.config.sampling import SamplingCluster
 from ultramed_rl.crew.pools import scorer_rules
 from ultramed_rl.crew.terms import TermThread
-from ultramed_rl.learning.packing import AnswerGroup
-from ultramed_rl.models.load import check_reward_model
+from ultramed_rl.models.checks import check_reward_model
+from ultramed_rl.models.reading import RewardReader
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, Prompt, ScoredCompletion
 from ultramed_rl.rewards import combine_members, make_term, weighted_sum
@@ -74,7 +74,8 @@ class Scorers:
 
     def __init__(self, config: Reward, policy: ChatTokenizer) -> None:
         self.config = config
-        self.tokenizers = [_own_tokenizer(config, path, policy) for path in config.paths]
+        self.policy = policy
+        self.readers = [_reader(config, path, policy) for path in config.paths]
         self.terms = TermThread({term.name: make_term(term, policy) for term in config.terms})
         self.models: list[RewardModels] = []
         self._pending: dict[str, _Pending] = {}
@@ -93,6 +94,16 @@ class Scorers:
                 stack.enter_context(group.awake())
             yield
 
+    def neutralised(self, completions: Sequence[Completion]) -> int:
+        """Of the policy's answers those that hold a control token of the policy or of a reward model: sampled before
+        their end, or as letters. Reward models read the letters."""
+        tokenizers = [self.policy, *(r.tokenizer for r in self.readers if not r.shared)]
+        return sum(
+            self.policy.spell_out(c.token_ids) is not c.token_ids
+            or any(tokenizer.controls.count(c.text) for tokenizer in tokenizers)
+            for c in completions
+        )
+
     @property
     def wanted(self) -> bool:
         """Whether more prompts may be offered; if not, those upstream are to wait."""
@@ -107,8 +118,8 @@ class Scorers:
         """Answers to be scored."""
         assert prompt.prompt_id not in self._pending, f"{prompt.prompt_id} is under way"
         self._pending[prompt.prompt_id] = _Pending(completions)
-        for model, tokenizer in zip(self.models, self.tokenizers, strict=True):
-            group = reward_tokens(tokenizer, prompt, completions)
+        for model, reader in zip(self.models, self.readers, strict=True):
+            group = reader.read(prompt, completions)
             tokens = group.packed_tokens
             model.pool.offer(Ticket(prompt.prompt_id, tokens, float(tokens)), group)
         self.terms.offer(prompt, completions)
@@ -204,24 +215,12 @@ class Scorers:
         ]
 
 
-def reward_tokens(
-    own: ChatTokenizer | None, prompt: Prompt, completions: Sequence[Completion]
-) -> AnswerGroup:
-    """What a reward model reads: the policy's own tokens, or the same chat in its `own` tokens."""
-    if own is None:
-        return AnswerGroup(prompt.token_ids, [c.token_ids for c in completions])
-    texts = [own.encode_text(c.text) for c in completions]
-    ends = [[own.end_id] if c.finish_reason != "length" or not c.text else [] for c in completions]
-    return AnswerGroup(own.encode_chat(prompt.messages), [[*t, *e] for t, e in zip(texts, ends, strict=True)])
-
-
-def _own_tokenizer(config: Reward, path: str | None, policy: ChatTokenizer) -> ChatTokenizer | None:
-    """A reward model's tokenizer, or None where the policy's tokens are its own."""
+def _reader(config: Reward, path: str | None, policy: ChatTokenizer) -> RewardReader:
+    """How a reward model is read; one that the run trains itself has the policy's tokens."""
     if path is None:
-        return None
+        return RewardReader(policy)
     check_reward_model(path, trained=True, trust_remote_code=config.trust_remote_code)
-    own = ChatTokenizer(path, trust_remote_code=config.trust_remote_code)
-    return None if own.same_as(policy) else own
+    return RewardReader.of(path, policy, trust_remote_code=config.trust_remote_code)
 
 
 def launch_scorers(

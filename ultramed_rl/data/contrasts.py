@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 
 from ultramed_rl.data.vignettes import answer_sentence, read_letter, read_options
 from ultramed_rl.learning.seeds import seeded_number
-from ultramed_rl.records import Completion, PreferenceGroup, Prompt
+from ultramed_rl.records import Completion, Message, PreferenceGroup, Prompt
 
 KINDS = ("coherent", "complete", "on_topic", "correct")
 CUT_LOW, CUT_HIGH = 0.3, 0.8  # share of the tokens that a cut answer keeps
@@ -30,7 +30,7 @@ CUT_LOW, CUT_HIGH = 0.3, 0.8  # share of the tokens that a cut answer keeps
 class Texts:
     """What contrasts need of a tokenizer."""
 
-    encode: Callable[[str], list[int]]
+    encode: Callable[[Sequence[Message], str], list[int]]  # an answer to a chat, with its end of turn
     decode: Callable[[Sequence[int]], str]
     end_token: int
 
@@ -144,7 +144,9 @@ def _correct(prompt: Prompt, texts: Texts, seed: int) -> Iterator[PreferenceGrou
     if letter in options and wrong:
         other = wrong[seeded_number(seed, "correct", prompt.prompt_id) % len(wrong)]
         right, false = (
-            Completion(prompt.prompt_id, 0, text, (*texts.encode(text), texts.end_token), "reference", 0.0, 0)
+            Completion(
+                prompt.prompt_id, 0, text, tuple(texts.encode(prompt.messages, text)), "reference", 0.0, 0
+            )
             for text in (answer_sentence(options, x) for x in (letter, other))
         )
         yield _contrast(prompt, right, false, "correct")

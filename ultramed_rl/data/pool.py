@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ultramed_rl.config.data import Prompts
-from ultramed_rl.data.prompts import Encode, PromptPool, load_prompts
+from ultramed_rl.data.prompts import PromptPool, load_prompts
+from ultramed_rl.data.tokenize import Tokenizer
 from ultramed_rl.learning.seeds import seeded_number
 from ultramed_rl.records import Prompt
 from ultramed_rl.tracking import Progress
 
 
-def prepare_pool(config: Prompts, encode: Encode, seed: int, progress: Progress) -> PromptPool:
+def prepare_pool(config: Prompts, tokenizer: Tokenizer, seed: int, progress: Progress) -> PromptPool:
     """Load, split, and say what became of the rows."""
-    pool = split_pool(load_prompts(config, encode), config.held_out, seed)
+    loaded = load_prompts(config, tokenizer.encode_chat, tokenizer.markers)
+    pool = split_pool(loaded, config.held_out, seed)
     counts = ", ".join(f"{name} {count}" for name, count in pool.counts.items() if count)
     progress.say(f"prompts: {len(pool.training)} to train on, {len(pool.held_out)} held out ({counts})")
     return pool

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ultramed_rl.config.data import MessagesSource, Prompts, PromptSource, QuestionSource
-from ultramed_rl.data.chats import Misfit, read_column, read_turns
+from ultramed_rl.data.chats import Misfit, check_plain, check_text, read_column, read_turns
 from ultramed_rl.data.misfits import FittingRows
 from ultramed_rl.data.sources import Row
 from ultramed_rl.data.vignettes import COLUMNS, Vignette, answer_sentence, read_vignette, render_vignette
@@ -20,6 +20,7 @@ from ultramed_rl.records import Message, Prompt
 from ultramed_rl.token_ids import TokenIds
 
 Encode = Callable[[Sequence[Message]], list[int]]
+Markers = Callable[[Sequence[Message]], int]
 MISFITS_ALLOWED = 0.05  # share of a source's rows; above it the source is misread rather than dirty
 
 
@@ -41,11 +42,12 @@ class _Draft:
     kind: str
 
 
-def load_prompts(config: Prompts, encode: Encode) -> PromptPool:
+def load_prompts(config: Prompts, encode: Encode, markers: Markers = lambda _: 0) -> PromptPool:
     """All usable prompts of all sources, in order, under `training`; `held_out` is empty until `split_pool`.
 
-    `encode` renders a chat with the generation prompt to token ids. `counts` holds rows, duplicate, too_long,
-    misfit and, for vignettes, vignette_figure, vignette_wrong_key.
+    `encode` renders a chat with the generation prompt to token ids, `markers` counts control tokens that stand in
+    its texts as letters. `counts` holds rows, duplicate, too_long, misfit, neutralised (prompts with such letters)
+    and, for vignettes, vignette_figure, vignette_wrong_key.
 
     Raises:
         ValueError: an unreadable source, more than 5 % of its rows unfit, a prompt over `max_prompt_tokens`
@@ -66,6 +68,7 @@ def load_prompts(config: Prompts, encode: Encode) -> PromptPool:
                 _refuse_unless_dropped(prompt, config)
                 counts["too_long"] += 1
             else:
+                counts.update(["neutralised"] if markers(prompt.messages) else [])
                 prompts.append(prompt)
     if not prompts:
         raise ValueError(
@@ -124,7 +127,7 @@ def _text(row: Row, column: str) -> str:
     value = read_column(row, column)
     if not isinstance(value, str) or not value.strip():
         raise Misfit(f"column {column!r} holds {value!r:.40}, not text")
-    return value.strip()
+    return check_plain(check_text(value.strip(), f"column {column!r}"))
 
 
 def _answer(row: Row, column: str) -> str | None:

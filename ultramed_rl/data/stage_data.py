@@ -6,7 +6,7 @@ sources --> rows, each content once --> split by prompt --> token ids --> fit th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
@@ -64,6 +64,7 @@ class _Kind(Generic[S]):
     fit: Callable[[S, int, bool, Counter[str]], S | None]
     rename: Callable[[S, str], S]
     cut_down: Callable[[Any, S], Any]
+    answers: Callable[[Any], Sequence[str]]  # that are not among its messages
     shape: Callable[[Any], Any] = lambda row: row
 
 
@@ -106,7 +107,8 @@ class Prepared(Generic[S]):
         rows; misfit and by reason misfit_NAME; duplicate (equal content, also of another source); in_held_out
         (left out because an evaluation source has their prompt); unused (left out by a weight below 1). Of each
         split, once it was iterated to its end: training or held_out (samples, copies included), too_long and
-        equal_tokens (rows), answers_too_long and answers_equal (see `fit_group`).
+        equal_tokens (rows), answers_too_long and answers_equal (see `fit_group`), and neutralised (rows in which
+        control tokens stand as letters, and stay letters).
         """
         found = Counter(self._rows)
         for counts in self._samples.values():
@@ -158,6 +160,8 @@ class Prepared(Generic[S]):
             sample = kind.fit(kind.tokenize(shaped, self._tokenizer), self._max_length, drop, counts)
             if sample is not None:
                 counts[split] += len(names)
+                if self._tokenizer.markers(shaped.messages, kind.answers(shaped)):
+                    counts["neutralised"] += 1
                 row = kind.cut_down(shaped, sample)
                 yield from ((row, kind.rename(sample, name)) for name in names)
         self._samples[split] = counts
@@ -242,6 +246,7 @@ _CONVERSATIONS = _Kind(
     fit=fit_chat,
     rename=_rename_chat,
     cut_down=lambda conversation, _: conversation,
+    answers=lambda _: (),
 )
 _PREFERENCES = _Kind(
     read=read_preferences,
@@ -251,4 +256,5 @@ _PREFERENCES = _Kind(
     fit=fit_group,
     rename=_rename_group,
     cut_down=_cut_down,
+    answers=lambda ranked: ranked.answers,
 )

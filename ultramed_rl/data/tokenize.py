@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from ultramed_rl.records import (
@@ -24,9 +24,13 @@ class Tokenizer(Protocol):
 
     def encode_conversation(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]: ...
 
-    def encode_answer(self, text: str) -> list[int]: ...
+    def encode_answers(
+        self, messages: Sequence[Message], answers: Sequence[str], cut: Collection[int] = ()
+    ) -> tuple[list[int], list[list[int]]]: ...
 
-    def encode_text(self, text: str) -> list[int]: ...
+    def markers(self, messages: Sequence[Message], answers: Sequence[str] = ()) -> int: ...
+
+    def without_end(self, text: str) -> str: ...
 
 
 def tokenize_conversation(conversation: Conversation, tokenizer: Tokenizer) -> TokenizedChat:
@@ -46,16 +50,12 @@ def tokenize_preference(ranked: RankedAnswers, tokenizer: Tokenizer) -> Preferen
     The answers are the data's own: `finish_reason` "reference", no sampling logprob, policy version 0.
 
     Raises:
-        ValueError: a chat that the template refuses.
+        ValueError: a chat that the template refuses or doesn't keep as it is.
     """
-    token_ids = TokenIds(tokenizer.encode_chat(ranked.messages))
-    prompt = Prompt(ranked.prompt_id, ranked.messages, token_ids, kind=ranked.kind)
-    encoded = [
-        tokenizer.encode_text(text) if place in ranked.cut else tokenizer.encode_answer(text)
-        for place, text in enumerate(ranked.answers)
-    ]
+    token_ids, encoded = tokenizer.encode_answers(ranked.messages, ranked.answers, ranked.cut)
+    prompt = Prompt(ranked.prompt_id, ranked.messages, TokenIds(token_ids), kind=ranked.kind)
     completions = tuple(
-        Completion(ranked.prompt_id, place, text, tuple(ids), "reference", 0.0, 0)
+        Completion(ranked.prompt_id, place, tokenizer.without_end(text), tuple(ids), "reference", 0.0, 0)
         for place, (text, ids) in enumerate(zip(ranked.answers, encoded, strict=True))
     )
     return PreferenceGroup(prompt, completions, ranked.scores, ranked.desirable)

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import takewhile
+import re
+from collections.abc import Collection, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
+import numpy as np
+from jinja2 import Environment, TemplateError
+from jinja2.ext import Extension
 
+from ultramed_rl.config.files import why_unreadable
 from ultramed_rl.config.models import Model
+from ultramed_rl.models.controls import ControlTokens
 from ultramed_rl.models.offline import resolve_model
+from ultramed_rl.models.rendering import UnfitTemplate, render_chat
 from ultramed_rl.records import Message
+from ultramed_rl.token_ids import TokenIds
 
 _MARKER = "ultramed answer probe"
+_ALONE = "\ue000"  # a letter of nobody's, which no merge and no word takes in
 _TEMPLATE_FOLDER = Path(__file__).parent / "templates"
 TEMPLATES = ("chatml", "llama3")
 
@@ -39,28 +47,43 @@ def encode_continuations(
     """Token ids of a context and of the texts that may follow it, as lm-evaluation-harness splits them.
 
     Context and ending are encoded together, with the special tokens that the tokenizer puts by itself, and
-    split after as many tokens as the context alone has; spaces at the context's end belong to the ending.
+    split after as many tokens as the context alone has; spaces at the context's end belong to the ending. Letters
+    of a control token stay letters.
     """
     bare = context.rstrip()
     spaces = context[len(bare) :]
-    start, *wholes = tokenizer([bare, *(bare + spaces + ending for ending in endings)])["input_ids"]
+    texts = [bare, *(bare + spaces + ending for ending in endings)]
+    start, *wholes = tokenizer(texts, split_special_tokens=True)["input_ids"]
     return list(start), [list(whole[len(start) :]) for whole in wholes]
 
 
 class ChatTokenizer:
-    """A tokenizer with a chat template and an end-of-turn token.
+    """A tokenizer with a chat template and an end-of-turn token: one way from a chat to its tokens.
+
+    A chat's tokens are those of its rendering, cut where a rollout would begin: what `encode_chat` gives is the
+    beginning of what `encode_conversation` and `encode_answers` give. No text makes a control token, and an answer
+    that the data ends with its end of turn ends once (`models/controls.py`).
 
     Raises:
-        ValueError: the tokenizer lacks a chat template or an end-of-turn token.
+        ValueError: the tokenizer is slow, has no chat template or no end-of-turn token, or its template cannot render a
+            question (`rendering.py` has the limits); or, where it is to be learnt with, its template drops or rewrites
+            answers, has no generation prompt, doesn't begin answers with it, or doesn't end them with a token.
     """
 
     def __init__(
-        self, path: str, *, trust_remote_code: bool = False, chat_template: str | None = None
+        self,
+        path: str,
+        *,
+        trust_remote_code: bool = False,
+        chat_template: str | None = None,
+        learns: bool = True,
     ) -> None:
-        """`chat_template`: one of TEMPLATES, or a Jinja file, instead of the tokenizer's own."""
+        """`chat_template`: one of TEMPLATES, or a Jinja file, instead of the tokenizer's own. `learns`: answers are
+        learnt or preferred, so that all rules hold; a model that is only asked needs but a prompt and a stop."""
+        self.template = chat_template
         self.backend: Any = load_tokenizer(path, trust_remote_code=trust_remote_code)
         if chat_template is not None:
-            self.backend.chat_template = read_template(chat_template)
+            self.backend.chat_template = self._begun(chat_template)
         if not self.backend.chat_template:
             raise ValueError(
                 f"model {path!r}: its tokenizer has no chat template; use an instruction-tuned model, or set "
@@ -70,34 +93,50 @@ class ChatTokenizer:
             raise ValueError(
                 f"model {path!r}: its tokenizer has no eos_token; set it in tokenizer_config.json"
             )
+        if not self.backend.is_fast:
+            raise self._refusal(
+                "tokenizer is a slow one, in which a text cannot be kept from being a control token",
+                "save it as a fast one (tokenizer.json)",
+            )
+        asked = [Message(role="user", content="x")]
+        _, before, after = self._frame(asked)
+        self.controls = ControlTokens(self.backend, self._render(asked) + after)
         self.end_id: int = self.end_of_turn()
+        if chat_template in TEMPLATES:
+            self._check_markers(before + after)
+        if learns:
+            self.encode_answers(asked, [_MARKER])
         if chat_template is not None:
             # Whoever loads the checkpoint must stop where its answers were taught to end.
             self.backend.eos_token = self.backend.convert_ids_to_tokens(self.end_id)
 
     def same_as(self, other: ChatTokenizer) -> bool:
         """Whether both turn every chat into the same tokens."""
-        return (
-            self.backend.chat_template == other.backend.chat_template
-            and self.backend.get_vocab() == other.backend.get_vocab()
-        )
+        return self._rules() == other._rules() and self.backend.get_vocab() == other.backend.get_vocab()
+
+    def _rules(self) -> list[Any]:
+        """What makes tokens of a chat beside the vocabulary: the template, its special tokens, how texts are split."""
+        chat = [Message(role="user", content="x"), Message(role="assistant", content="y")]
+        steps = [self.backend.backend_tokenizer.normalizer, self.backend.backend_tokenizer.pre_tokenizer]
+        states = [step and step.__getstate__() for step in steps]
+        return [self.backend.chat_template, self._render(chat), self.controls.ids, *states]
+
+    def _begun(self, name: str) -> str:
+        """A template's text; a built-in one begins a chat as the tokenizer begins every text that it encodes."""
+        text = read_template(name)
+        begins = self.backend("x")["input_ids"][0] == self.backend.bos_token_id
+        return "{{ bos_token }}" + text if begins and name in TEMPLATES and "bos_token" not in text else text
 
     def end_of_turn(self) -> int:
         """The token that the chat template puts after an assistant's answer."""
-        probe = self._render([Message(role="user", content="x"), Message(role="assistant", content=_MARKER)])
-        _, found, after = probe.rpartition(_MARKER)
-        if not found:
-            raise self._refusal(
-                f"chat template drops or rewrites the assistant's text {_MARKER!r}",
-                "use one that holds it as it is",
-            )
-        tail = self.encode_text(after)
-        special = set(self.backend.all_special_ids) | set(self.backend.added_tokens_decoder)
-        return next((token for token in tail if token in special), self.backend.eos_token_id)
+        _, _, after = self._frame([Message(role="user", content="x")])
+        markers = (token for token in self.controls.encode([after])[0] if token in self.controls.numbers)
+        return next(markers, self.backend.eos_token_id)
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of the chat with the generation prompt."""
-        return self.encode_text(self._render(messages, generate=True))
+        """Token ids of the chat with the generation prompt: what a rollout goes on from."""
+        hidden = self._hide(messages)
+        return self._encode_open(hidden, self._render(hidden, generate=True))
 
     def encode_conversation(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
         """Token ids of a whole chat up to its last answer's end, and which of them the assistant wrote.
@@ -107,136 +146,262 @@ class ChatTokenizer:
         last end-of-turn token is left out, so that a chat's ids are those that a rollout would have given.
 
         Raises:
-            ValueError: the template refuses the chat, changes earlier turns as the chat goes on, doesn't begin
-                an answer with its generation prompt, doesn't hold the answer as it is, or doesn't end it with
-                the end-of-turn token; or a slow tokenizer, which cannot tell where in the text a token is.
+            ValueError: the template refuses the chat, changes earlier turns as the chat goes on, or doesn't hold an
+                answer as it is.
         """
-        if not self.backend.is_fast:
-            raise self._refusal(
-                "tokenizer is a slow one without character offsets", "save it as a fast one (tokenizer.json)"
-            )
         assert messages and messages[-1]["role"] == "assistant", "a conversation ends with an answer"
-        text = self._render(messages)
-        answers = [
-            self._find_answer(text, messages[: turn + 1])
-            for turn, message in enumerate(messages)
-            if message["role"] == "assistant"
-        ]
-        encoded = self.backend(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids, ends = list(encoded["input_ids"]), _ends(encoded["offset_mapping"])
+        hidden = self._hide(messages)
+        text = self._render(hidden)
+        borders = []
+        for turn, message in enumerate(hidden):
+            if message["role"] == "assistant":
+                frame = self._frame(hidden[:turn])
+                closed = self._render(hidden[: turn + 1])
+                stop = self._check_answer(hidden[:turn], frame, message["content"], closed)
+                if not text.startswith(closed[:stop]):
+                    raise self._changes(turn + 1)
+                borders.append(len(frame[0]))
+        ids, *answers = self._encode_from(text, borders)
         mask = [False] * len(ids)
-        size = 0
-        for start, stop, tail_stop in answers:
-            first = next(i for i, end in enumerate(ends) if end > start)
-            after = (i for i, end in enumerate(ends) if stop < end <= tail_stop and ids[i] == self.end_id)
-            size = next(after, -1) + 1
-            if not size:
-                token = self.backend.convert_ids_to_tokens(self.end_id)
-                raise self._refusal(
-                    f"chat template doesn't end an answer with the end-of-turn token {token!r}",
-                    "put it there, or answers would never learn to end",
-                )
-            mask[first:size] = [True] * (size - first)
-        return ids[:size], mask[:size]
+        for place, part in enumerate(answers, 1):
+            written = self._end(part) + 1
+            part = part[:written] if place == len(answers) else part
+            ids += part
+            mask += [True] * written + [False] * (len(part) - written)
+        return ids, mask
 
-    def encode_answer(self, text: str) -> list[int]:
-        """Token ids of an assistant's answer with its end-of-turn token."""
-        return [*self.encode_text(text), self.end_id]
+    def encode_answers(
+        self,
+        messages: Sequence[Message],
+        answers: Sequence[str],
+        cut: Collection[int] = (),
+        *,
+        checked: bool = True,
+    ) -> tuple[list[int], list[list[int]]]:
+        """Token ids of a chat with the generation prompt, and of each answer to it with its end-of-turn token.
+
+        Args:
+            cut: places of answers that were cut off, and so have no end.
+            checked: data's answers are refused where the template rewrites them, and lose an end of turn that they
+                hold as text; a policy's are taken as they come.
+
+        Raises:
+            ValueError: the template refuses the chat, or, where it is `checked`, doesn't hold an answer as it is.
+        """
+        hidden = self._hide(messages)
+        frame = self._frame(hidden)
+        rests = []
+        for place, answer in enumerate(answers):
+            text = self.controls.hide(self.without_end(answer) if checked else answer)
+            closed = self._render([*hidden, Message(role="assistant", content=text)])
+            if checked:
+                self._check_answer(hidden, frame, text, closed)
+            # A template that begins elsewhere with this answer rewrote it; the answer itself is still what was said.
+            rest = closed[len(frame[0]) :] if closed.startswith(frame[0]) else text + frame[2]
+            rests.append(rest.removesuffix(frame[2]) if place in cut else rest)
+        found = enumerate(self._go_on(frame[0], rests))
+        learnt = [ids if place in cut else ids[: self._end(ids) + 1] for place, ids in found]
+        return self._encode_open(hidden, frame[0]), learnt
+
+    def encode_whole(self, chats: Sequence[Sequence[Message]]) -> list[list[int]]:
+        """Token ids of all that the template renders of each chat, with what follows its last end of turn."""
+        hide = self.controls.hide
+        hidden = [[Message(role=m["role"], content=hide(m["content"])) for m in chat] for chat in chats]
+        return self.controls.encode([self._render(chat) for chat in hidden])
 
     def encode_text(self, text: str) -> list[int]:
-        """Token ids of plain text, without special tokens."""
+        """Token ids of a text in which markers are control tokens, as in a chat that was rendered elsewhere."""
         return list(self.backend(text, add_special_tokens=False)["input_ids"])
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text without special tokens."""
         return str(self.backend.decode(list(token_ids), skip_special_tokens=True))
 
-    def _find_answer(self, text: str, messages: Sequence[Message]) -> tuple[int, int, int]:
-        """Where in the whole chat's text the last of `messages` starts and stops, and where its turn does.
+    def spell_out(self, token_ids: Sequence[int]) -> Sequence[int]:
+        """An answer's tokens, with the letters of those control tokens that it holds before its end."""
+        ids = np.frombuffer(TokenIds(token_ids).packed, dtype=np.int32)
+        body = ids[:-1] if len(ids) and ids[-1] == self.end_id else ids
+        held = np.isin(body, self.controls.numbers)
+        if not held.any():
+            return token_ids
+        pieces = (self.controls.spell(i) if odd else [i] for i, odd in zip(body.tolist(), held, strict=True))
+        return [*(i for piece in pieces for i in piece), *ids[len(body) :].tolist()]
 
-        The answer's bounds come from a rendering with a marker in its place: a search for the answer itself
+    def without_end(self, text: str) -> str:
+        """An answer without the end of turn that it may hold as text at its end."""
+        bare = text.rstrip().removesuffix(self.backend.convert_ids_to_tokens(self.end_id))
+        return text if bare == text.rstrip() else bare.rstrip()
+
+    def markers(self, messages: Sequence[Message], answers: Sequence[str] = ()) -> int:
+        """How many control tokens stand in a chat's texts as letters, an answer's own end of turn apart."""
+        texts = [*map(self._own_text, messages), *map(self.without_end, answers)]
+        return sum(map(self.controls.count, texts))
+
+    # -- from a rendering to tokens ------------------------------------------------------------------------
+
+    def _hide(self, messages: Sequence[Message]) -> list[Message]:
+        """The chat with stand-ins for the markers in its texts, and without ends of turns that answers hold."""
+        return [Message(role=m["role"], content=self.controls.hide(self._own_text(m))) for m in messages]
+
+    def _own_text(self, message: Message) -> str:
+        """What a turn says."""
+        text = message["content"]
+        return self.without_end(text) if message["role"] == "assistant" else text
+
+    def _encode_open(self, messages: Sequence[Message], text: str) -> list[int]:
+        """Token ids of a chat's text with the generation prompt.
+
+        It is cut where rollouts of its earlier turns would have begun, as far as the template only appends.
+        """
+        turns = (turn for turn, message in enumerate(messages) if turn and message["role"] == "assistant")
+        opened = (self._render(messages[:turn], generate=True) for turn in turns)
+        borders = [len(start) for start in opened if text.startswith(start)]
+        return [token for part in self._encode_from(text, borders) for token in part]
+
+    def _encode_from(self, text: str, borders: Sequence[int]) -> list[list[int]]:
+        """Token ids of a rendered chat, cut at the borders, over which no token goes."""
+        places = [0, *borders, len(text)]
+        first = self.controls.encode([text[: places[1]]])
+        return first + [self._go_on(text[:a], [text[a:b]])[0] for a, b in pairwise(places[1:])]
+
+    def _go_on(self, start: str, rests: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts that follow another one, whose own ids stay what they are.
+
+        They are what the whole has more than its start. Where both would grow together (a line break that ends
+        the one with a line break that begins the other), the rest is encoded behind a letter that joins nothing.
+        """
+        start = start[self.controls.last(start) :]  # control tokens part texts: what is before doesn't matter
+        before, *wholes = self.controls.encode([start, *(start + rest for rest in rests)])
+        return [
+            whole[len(before) :] if whole[: len(before)] == before else self._set_apart(rest)
+            for rest, whole in zip(rests, wholes, strict=True)
+        ]
+
+    def _set_apart(self, rest: str) -> list[int]:
+        """Token ids of a text that doesn't begin its chat, and yet joins nothing before it."""
+        stop = self.controls.first(rest)
+        parts = [_ALONE, _ALONE + rest[:stop], rest[stop:], rest[:stop]]
+        before, whole, after, plain = self.controls.encode(parts)
+        return [*(whole[len(before) :] if whole[: len(before)] == before else plain), *after]
+
+    def _end(self, ids: Sequence[int]) -> int:
+        """The place of an answer's end-of-turn token."""
+        if self.end_id not in ids:
+            token = self.backend.convert_ids_to_tokens(self.end_id)
+            raise self._refusal(
+                f"chat template doesn't end an answer with the end-of-turn token {token!r}",
+                "put it there, or answers would never learn to end",
+            )
+        return ids.index(self.end_id)
+
+    # -- what a template does with an answer ---------------------------------------------------------------
+
+    def _frame(self, context: Sequence[Message]) -> tuple[str, str, str]:
+        """A chat with its generation prompt; all that is before an answer to it; and all after.
+
+        An answer's bounds come from a rendering with a marker in its place: a search for the answer itself
         would find "assistant" in the header before it, or "end" in the token after it.
         """
-        *context, answer = messages
-        opened = self._render(context, generate=True)
-        closed = self._render(messages)
         probe = self._render([*context, Message(role="assistant", content=_MARKER)])
-        before, _, after = probe.rpartition(_MARKER)
+        before, found, after = probe.rpartition(_MARKER)
+        if not found:
+            raise self._rewrites(_MARKER)
+        return self._render(context, generate=True), before, after
+
+    def _check_answer(
+        self, context: Sequence[Message], frame: tuple[str, str, str], answer: str, closed: str
+    ) -> int:
+        """Where in the rendered chat an answer stops. Raises ValueError where it cannot be learnt."""
+        opened, before, after = frame
         stop = len(closed) - len(after)
-        if not (text.startswith(closed[:stop]) and closed.startswith(before)):
-            raise self._refusal(
-                f"chat template changes the first {len(messages)} turns as a chat goes on",
-                "use a template that only appends, or chats of one answer each",
-            )
-        same = closed[len(before) : stop].strip() == answer["content"].strip()
-        if not (same and closed.endswith(after)):
-            raise self._refusal(
-                f"chat template drops or rewrites the assistant's text {answer['content'][:40]!r}",
-                "use a template that holds it as it is",
-            )
+        if not closed.startswith(before):
+            raise self._changes(len(context) + 1)
+        if not (closed[len(before) : stop].strip() == answer.strip() and closed.endswith(after)):
+            raise self._rewrites(self.controls.show(answer))
         if not before.startswith(opened):
             raise self._refusal(
                 f"chat template doesn't begin an answer with its generation prompt {opened[-40:]!r}",
                 "make both alike, or a rollout would start elsewhere than the data",
             )
-        if before[len(opened) :].strip() and opened == self._render(context):
+        header = before[len(opened) :]
+        if header.strip() and opened == self._render(context):
             raise self._refusal(
-                f"chat template has no generation prompt, so that a rollout would have to write the header "
-                f"{before[len(opened) :]!r}",
+                f"chat template has no generation prompt, so that a rollout would have to write the header {header!r}",
                 "add one under add_generation_prompt",
             )
-        # What ends a whole chat (Phi-3 adds its eos token) may be missing after an earlier turn.
-        common = takewhile(lambda pair: pair[0] == pair[1], zip(after, text[stop:], strict=False))
-        return len(opened), stop, stop + sum(1 for _ in common)
+        return stop
+
+    def _check_markers(self, rendered: str) -> None:
+        """Make sure that a built-in template's markers are tokens, and not the letters that spell them."""
+        for marker in re.findall(r"<\|\w+\|>", rendered):
+            if marker not in self.controls.ids:
+                raise self._refusal(
+                    f"tokenizer has no token {marker!r}, which the chat_template writes",
+                    "add it to the tokenizer and the embeddings, or use the chat template of another family",
+                )
 
     def _render(self, messages: Sequence[Message], *, generate: bool = False) -> str:
         """The chat as text, with the generation prompt if `generate`."""
         try:
-            return str(
-                self.backend.apply_chat_template(
-                    list(messages), tokenize=False, add_generation_prompt=generate
-                )
-            )
-        except TemplateError as error:
-            roles = ", ".join(message["role"] for message in messages)
+            return render_chat(self.backend, messages, generate=generate)
+        except UnfitTemplate as error:
+            roles = ", ".join(message["role"] for message in messages[:9])
             raise self._refusal(
-                f"chat template refuses a chat of {roles} ({' '.join(str(error).split())})",
-                "leave out what it refuses, or use another template",
+                f"chat template cannot render a chat of {roles} ({error})",
+                "mend it, use another, or leave out what it refuses",
             ) from None
 
+    def _rewrites(self, answer: str) -> ValueError:
+        return self._refusal(
+            f"chat template drops or rewrites the assistant's text {answer[:40]!r}",
+            "use a template that holds it as it is",
+        )
+
+    def _changes(self, turns: int) -> ValueError:
+        return self._refusal(
+            f"chat template changes the first {turns} turns as a chat goes on",
+            "use a template that only appends, or chats of one answer each",
+        )
+
     def _refusal(self, problem: str, cure: str) -> ValueError:
-        return ValueError(f"model {self.backend.name_or_path!r}: its {problem}; {cure}")
+        named = "" if self.template is None else f", chat_template={self.template!r}"
+        return ValueError(f"model {self.backend.name_or_path!r}{named}: its {problem}; {cure}")
 
 
-def chat_tokenizer(model: Model) -> ChatTokenizer:
+def chat_tokenizer(model: Model, *, learns: bool = True) -> ChatTokenizer:
     """The tokenizer of a config's model."""
     return ChatTokenizer(
-        model.path, trust_remote_code=model.trust_remote_code, chat_template=model.chat_template
+        model.path,
+        trust_remote_code=model.trust_remote_code,
+        chat_template=model.chat_template,
+        learns=learns,
     )
 
 
-def read_template(name: str) -> str:
+def read_template(name: str, key: str = "chat_template") -> str:
     """The text of a built-in chat template, or of a Jinja file.
 
     Raises:
-        ValueError: neither.
+        ValueError: neither, or no Jinja; `key` is the config's name for it.
     """
     file = _TEMPLATE_FOLDER / f"{name}.jinja" if name in TEMPLATES else Path(name).expanduser()
-    if not file.is_file():
-        raise ValueError(f"chat_template={name!r}: no such file, and none of {', '.join(TEMPLATES)}")
-    return file.read_text(encoding="utf-8")
+    reason = why_unreadable(file)
+    if reason is not None:
+        raise ValueError(f"{key}={name!r}: {reason}, and none of {', '.join(TEMPLATES)}")
+    try:
+        text = file.read_text(encoding="utf-8")
+        Environment(extensions=["jinja2.ext.loopcontrols", _Generation]).parse(text)
+    except (OSError, UnicodeDecodeError, TemplateError) as error:
+        raise ValueError(f"{key}={name!r}: no Jinja template ({' '.join(str(error).split())})") from None
+    return text
 
 
-def _ends(offsets: Sequence[tuple[int, int]]) -> list[int]:
-    """Where each token ends in the text, given tokenizers' offsets.
+class _Generation(Extension):
+    """What transformers adds to Jinja: {% generation %} marks what the assistant wrote."""
 
-    A token that is only a space may come with nothing between its offsets, and so does a space that a
-    tokenizer puts before a word by itself: the one ends where the offsets say, the other counts as the next
-    character, being a part of what follows it.
-    """
-    ends: list[int] = []
-    reached = 0
-    for start, stop in offsets:
-        ends.append(max(stop, min(start, reached) + 1))
-        reached = max(reached, stop)
-    return ends
+    tags = {"generation"}
+
+    def parse(self, parser: Any) -> Any:
+        """The block's content."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)

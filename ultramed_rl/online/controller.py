@@ -211,9 +211,11 @@ class Controller:
         requests = [
             self._request(p, evaluation.samples, temperature, "evaluation") for p in self.pool.held_out
         ]
-        with self.progress.phase(
-            f"evaluate policy {version}", len(requests) * evaluation.samples, "completions"
-        ) as bar:
+        total = len(requests) * evaluation.samples
+        with (
+            self.crew.exchange.phase("evaluate"),
+            self.progress.phase(f"evaluate policy {version}", total, "completions") as bar,
+        ):
             completions = self.crew.generate(requests, version, bar.advance)
             return self.crew.score(self.pool.held_out, completions, lambda _: None)
 
@@ -237,9 +239,11 @@ class Controller:
             f"eval_{k}": v for k, v in completion_metrics([s.completion for s in evaluation]).items()
         }
         seconds = record.seconds
+        sampled = [s.completion for s in scored if s.completion.finish_reason != "reference"]
         return {
             "round": record.index,
-            **completion_metrics([s.completion for s in scored if s.completion.finish_reason != "reference"]),
+            **completion_metrics(sampled),
+            "neutralised": self.crew.scorers.neutralised(sampled),
             **reward_metrics(scored),
             **pair_metrics(pairs, audit),
             **({} if references is None else {"kl_to_reference": kl_to_reference(pairs, references)}),
@@ -296,11 +300,14 @@ class Controller:
         return answer if fits else None
 
     def _reference_answer(self, prompt: Prompt, answer: str) -> Completion:
+        tokenizer = self.crew.tokenizer
+        answer = tokenizer.without_end(answer)
+        _, (tokens,) = tokenizer.encode_answers(prompt.messages, [answer], checked=False)
         return Completion(
             prompt_id=prompt.prompt_id,
             sample=self.config.sampling.n,
             text=answer,
-            token_ids=TokenIds(self.crew.tokenizer.encode_answer(answer)),
+            token_ids=TokenIds(tokens),
             finish_reason="reference",
             logprob=0.0,
             policy_version=self.version,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ultramed_rl.cluster.inputs import describe_inputs
 from ultramed_rl.config import RewardBenchConfig
 from ultramed_rl.crew.rewards import RewardCrew
 from ultramed_rl.crew.scorers import Scorers
@@ -23,11 +24,12 @@ from ultramed_rl.evaluation.reward_bench import (
     score_subsets,
     wrong_pairs,
 )
-from ultramed_rl.models.load import check_reward_model
-from ultramed_rl.models.tokenizer import ChatTokenizer
-from ultramed_rl.records import Completion, PreferenceGroup, Prompt, ScoredCompletion
+from ultramed_rl.models.checks import check_reward_model
+from ultramed_rl.models.reading import RewardReader
+from ultramed_rl.records import Completion, PreferenceGroup, Prompt, RankedAnswers, ScoredCompletion
 from ultramed_rl.store import ArtifactFolder, WorkDirectory
 from ultramed_rl.store.atomic import without_non_finite, write_json, write_whole
+from ultramed_rl.token_ids import TokenIds
 from ultramed_rl.tracking import Progress, Tracker, watched
 from ultramed_rl.tracking.summary import render_subsets
 
@@ -63,7 +65,7 @@ def bench_reward(config: RewardBenchConfig, *, resume: bool = False) -> RewardBe
     """
     progress = Progress()
     bench = prepare_bench(config, progress)
-    with WorkDirectory.open(config, resume) as store, watched(store.path):
+    with WorkDirectory.open(config, resume, lambda: describe_inputs(config)) as store, watched(store.path):
         scored = _scores(config, bench, ArtifactFolder(store.path), progress)
         subsets = score_subsets(scored, bench.too_long)
         result = RewardBenchResult(store.path, subsets, average_subsets(subsets))
@@ -81,18 +83,35 @@ def prepare_bench(config: RewardBenchConfig, progress: Progress) -> Bench:
     """All that can go wrong before a reward model starts: the model's kind, its tokenizer, the pairs."""
     model = config.model
     check_reward_model(model.path, trained=True, trust_remote_code=model.trust_remote_code)
-    tokenizer = ChatTokenizer(model.path, trust_remote_code=model.trust_remote_code)
+    reader = RewardReader.of(model.path, None, trust_remote_code=model.trust_remote_code)
     counts: Counter[str] = Counter()
-    pairs = [tokenize_preference(pair, tokenizer) for pair in read_pairs(config.data, counts)]
+    ranked = list(read_pairs(config.data, counts))
+    counts.update("neutralised" for p in ranked if reader.tokenizer.markers(p.messages, p.answers))
+    pairs = [_tokenize(pair, reader) for pair in ranked]
     fitting, left_out = fit_pairs(pairs, model.max_length, config.data.too_long == "drop")
     too_long: Counter[str] = Counter()
     for subset, count in left_out.items():
         too_long[known_subset(subset)] += count
     progress.say(
         f"pairs: {len(fitting)} of {counts['rows']} rows ({counts['misfit']} don't fit, "
-        f"{too_long.total()} too long)"
+        f"{too_long.total()} too long, {counts['neutralised']} with control tokens as text)"
     )
-    return Bench(tuple(fitting), Scorers(config.reward, tokenizer), dict(counts), dict(too_long))
+    return Bench(tuple(fitting), Scorers(config.reward, reader.tokenizer), dict(counts), dict(too_long))
+
+
+def _tokenize(pair: RankedAnswers, reader: RewardReader) -> PreferenceGroup:
+    """The pair as the reward model reads it."""
+    if reader.ours:
+        return tokenize_preference(pair, reader.tokenizer)
+    prompt = Prompt(pair.prompt_id, pair.messages, kind=pair.kind)
+    texts = map(reader.tokenizer.without_end, pair.answers)
+    sides = [Completion(pair.prompt_id, i, text, (), "reference", 0.0, 0) for i, text in enumerate(texts)]
+    group = reader.read(prompt, sides)
+    return PreferenceGroup(
+        replace(prompt, token_ids=TokenIds(group.prompt)),
+        tuple(replace(s, token_ids=TokenIds(ids)) for s, ids in zip(sides, group.answers, strict=True)),
+        pair.scores,
+    )
 
 
 def _scores(

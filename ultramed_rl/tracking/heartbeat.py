@@ -152,4 +152,4 @@ def failed_since(moment: float) -> bool:
 def _state_after(error: BaseException | None) -> str:
     if error is None:
         return "finished"
-    return "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+    return "interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed"

@@ -31,19 +31,20 @@ class Patient:
     @classmethod
     def of(cls, path: str | None) -> Patient:
         """Read the config, if there is one; what is wrong with it is a finding of its own."""
-        from ultramed_rl.config import load_any
-        from ultramed_rl.config.load import read_mapping
-        from ultramed_rl.config.recipe import load_recipe
+        from ultramed_rl.config.document import read_document
+        from ultramed_rl.config.load import check_any
+        from ultramed_rl.config.recipe import check_recipe
         from ultramed_rl.recipes.run import check_runnable, plan_recipe
 
         if path is None:
             return cls()
         try:
-            if read_mapping(path).get("type") == "recipe":
-                recipe = load_recipe(path)
+            document = read_document(path)
+            if document.data.get("type") == "recipe":
+                recipe = check_recipe(document)
                 plan_recipe(recipe)
                 return cls(path, recipe)
-            config = load_any(path)
+            config = check_any(document)
             check_runnable(config)
             return cls(path, config)
         except (ValueError, OSError) as error:

@@ -303,7 +303,7 @@ def _pool_chats(run: _Run, config: RunConfig, training: RewardTraining) -> Chats
     prompts = config.prompts.model_copy(update={"sources": sources})
     placed = run.base / config.policy.path
     path = str(placed) if "://" not in config.policy.path and placed.exists() else config.policy.path
-    tokenizer = chat_tokenizer(config.policy.model_copy(update={"path": path}))
+    tokenizer = chat_tokenizer(config.policy.model_copy(update={"path": path}), learns=False)
     pool = split_pool(load_prompts(prompts, tokenizer.encode_chat), prompts.held_out, config.run.seed)
     return [prompt.messages for prompt in pool.training[-training.data.prompts :]]
 
