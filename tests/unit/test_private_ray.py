@@ -18,8 +18,9 @@ from ultramed_rl.cluster.job_client import connect_to_jobs
 from ultramed_rl.cluster.private_ray import choose_parent, remove_spilled, stop_private_ray
 from ultramed_rl.tracking.heartbeat import watched
 
-# 107 bytes of a socket's path, less /umrl-12345678 (14), the session's name (43) and /sockets/plasma_store (21).
-LONGEST = 29
+# 107 bytes of a socket's path, less /umrl-12345678 (14), /ray (4), the session's name (43) and /sockets/plasma_store
+# (21).
+LONGEST = 25
 
 
 @pytest.fixture
