@@ -20,6 +20,8 @@
 #   ULTRAMED_RL_HEAD_IP  the head's address; default the first that it has
 #   ULTRAMED_RL_PORT     Ray's port on the head; default 6379
 #   ULTRAMED_RL_WAIT_S   how long nodes may take to come up; default 600
+# Who joins this Ray needs its token: the nodes have it in their environment; for `ultramed-rl jobs` and `submit` it is in
+# .ray-token-JOB where sbatch was called, which only its owner can read, until the job ends.
 # NCCL's variables (NCCL_SOCKET_IFNAME, NCCL_IB_HCA, ...) and HF_HOME are passed on as sbatch got them.
 set -euo pipefail
 
@@ -41,6 +43,9 @@ head=${nodes[0]}
 ip=${ULTRAMED_RL_HEAD_IP:-$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname -I | awk 'NR == 1 {print $1}')}
 [ -n "$ip" ] || die "no address of $head found; set ULTRAMED_RL_HEAD_IP"
 address=$ip:$port
+token=${SLURM_SUBMIT_DIR:-$PWD}/.ray-token-${SLURM_JOB_ID:-$$}
+RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
 
 # Each part of the cluster is a step that lives as long as its Ray; all end with this script.
 steps=()
@@ -49,9 +54,12 @@ finish() {
   trap - EXIT
   if [ -n "$driver" ]; then kill "$driver" 2>/dev/null || true; wait "$driver" 2>/dev/null || true; fi
   for step in "${steps[@]}"; do kill "$step" 2>/dev/null || true; done
+  rm -f "$token"
   wait
 }
 trap finish EXIT
+rm -f "$token"
+(umask 077 && printf %s "$RAY_AUTH_TOKEN" >"$token")
 queue_again() {
   say "close to the time limit: queued again; what is finished is kept"
   scontrol requeue "$SLURM_JOB_ID"
@@ -82,7 +90,7 @@ wait_for() {
   done
 }
 
-say "head $head ($address), ${#nodes[@]} nodes"
+say "head $head ($address), ${#nodes[@]} nodes; to join: RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$token"
 start 1 --nodelist="$head" --head --node-ip-address="$ip" --port="$port" --temp-dir="/tmp/ray-${SLURM_JOB_ID:-$$}"
 wait_for 1
 if [ "${#nodes[@]}" -gt 1 ]; then start $((${#nodes[@]} - 1)) --exclude="$head" --address="$address"; fi

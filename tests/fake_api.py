@@ -1,4 +1,4 @@
-"""A chat completions API that isn't one: it answers by rule, within a rate limit, and gets into trouble on purpose."""
+"""A server that is none: it answers by rule, within a rate limit, and gets into trouble on purpose."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Said:
-    """What the API answers to one request: a status, headers and a body, after a delay in seconds."""
+    """What the server answers to one request: a status, headers and a body, after a delay in seconds; and then,
+    for as long as the client listens, `drip` again and again."""
 
     body: Any
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     delay_s: float = 0.0
+    drip: bytes = b""
+    drip_s: float = 0.0
 
 
 Rule = Callable[[dict[str, Any]], Said]
@@ -40,8 +43,8 @@ def reply(text: str | None, finish_reason: str = "stop", usage: tuple[int, int] 
 
 
 def asked(body: dict[str, Any]) -> str:
-    """The first message's text."""
-    return str(body["messages"][0]["content"])
+    """The first message's text, or what a reward server is asked first."""
+    return str(body["messages"][0]["content"] if "messages" in body else body["query"][0])
 
 
 def troubled(share: float, slow_s: float) -> Rule:
@@ -88,13 +91,13 @@ def burst_of(per_second: float) -> float:
 
 
 class FakeApi:
-    """Answers by `rule`, given each request's body with its headers under "headers"."""
+    """Answers by `rule`, given each request's body with its headers under "headers". `sent`: bytes that dripped."""
 
     def __init__(self, rule: Rule, limit: Limit | None = None) -> None:
         self.rule, self.limit = rule, limit
         self.bodies: list[dict[str, Any]] = []
         self.seen: Counter[str] = Counter()
-        self.over_limit = 0
+        self.over_limit = self.sent = 0
         self.busy = self.most_busy = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -110,6 +113,11 @@ class FakeApi:
                     self.busy -= 1
                 writer.write(_rendered(said))
                 await writer.drain()
+                while said.drip:
+                    await asyncio.sleep(said.drip_s)
+                    writer.write(said.drip)
+                    await writer.drain()
+                    self.sent += len(said.drip)
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass  # the client is gone, or the server is to end
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import psutil
 
+# Instead of those that Ray gives every node: a worker's is of 10002 to 19999, the agent's 52365.
+ANY_PORTS = ("--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0")
 _BRIDGE, _NET = "umrl0", "10.231.77"
 
 
@@ -44,17 +47,21 @@ class Node:
 
 
 @contextmanager
-def ray_nodes(count: int, cpus: int) -> Iterator[tuple[str, list[Node]]]:
-    """(address, worker nodes): a head without cores on this machine, and nodes beside it."""
+def ray_nodes(count: int, cpus: int) -> Iterator[tuple[dict[str, str], list[Node]]]:
+    """(what a driver needs in its environment, worker nodes): a head without cores on this machine, and nodes beside
+    it."""
     with ExitStack() as stack:
-        stack.callback(_forget_cluster)
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="nodes-"))
         apart = _may_have_namespaces()
         if apart:
             stack.callback(_remove_bridge)
             _add_bridge()
         ip, port = (f"{_NET}.1" if apart else "127.0.0.1"), _free_port()
-        head = ["--head", f"--port={port}", f"--node-ip-address={ip}", "--num-cpus=0"]
-        first = _start([], [*head, "--include-dashboard=false"])
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        driver = token | {"RAY_ADDRESS": f"{ip}:{port}"}
+        head = ["--head", f"--port={port}", f"--node-ip-address={ip}", "--num-cpus=0", "--no-monitor"]
+        head += [f"--ray-client-server-port={_free_port()}", "--include-dashboard=false"]
+        first = _start([], [*head, f"--temp-dir={folder}"], token)
         stack.callback(first.remove)
         nodes = []
         for number in range(count):
@@ -63,31 +70,29 @@ def ray_nodes(count: int, cpus: int) -> Iterator[tuple[str, list[Node]]]:
                 stack.callback(_remove_namespace, number)
                 prefix, own = _add_namespace(number), f"{_NET}.{number + 2}"
             extra = [f"--address={ip}:{port}", f"--node-ip-address={own}", f"--num-cpus={cpus}"]
-            nodes.append(_start(prefix, extra))
+            nodes.append(_start(prefix, extra, token))
             stack.callback(nodes[-1].remove)
-        _wait_for_nodes(f"{ip}:{port}", count + 1)
-        yield f"{ip}:{port}", nodes
+        _wait_for_nodes(driver, count + 1)
+        yield driver, nodes
 
 
-def _start(prefix: list[str], arguments: list[str]) -> Node:
+def _start(prefix: list[str], arguments: list[str], variables: dict[str, str]) -> Node:
     """A node that has come up. One after the other: those that start at once on one machine may take each other's
     ports."""
     ray = str(Path(sys.executable).parent / "ray")
     command = [*prefix, ray, "start", *arguments, "--block", "--disable-usage-stats"]
-    extra = ["--object-store-memory=200000000", "--min-worker-port=0", "--max-worker-port=0"]
+    extra = ["--object-store-memory=200000000", *ANY_PORTS]
+    environment = os.environ | variables | {"DASHBOARD_METRIC_PORT": "0"}
     for _ in range(3):
         with tempfile.NamedTemporaryFile("w+", suffix=".log", delete=False) as log:
-            process = subprocess.Popen([*command, *extra], stdout=log, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(
+                [*command, *extra], stdout=log, stderr=subprocess.STDOUT, env=environment
+            )
             while process.poll() is None and "Ray runtime started" not in Path(log.name).read_text():
                 time.sleep(0.2)
         if process.poll() is None:
             return Node(process)
     raise AssertionError(Path(log.name).read_text())
-
-
-def _forget_cluster() -> None:
-    """A head that is killed leaves its address behind, and later drivers would look for it."""
-    (Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster").unlink(missing_ok=True)
 
 
 def _may_have_namespaces() -> bool:
@@ -157,10 +162,13 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait_for_nodes(address: str, count: int) -> None:
+def _wait_for_nodes(variables: dict[str, str], count: int) -> None:
     code = (
         "import ray, time\n"
-        f"ray.init(address={address!r}, log_to_driver=False)\n"
+        "ray.init(log_to_driver=False)\n"
         f"while sum(n['Alive'] for n in ray.nodes()) < {count}: time.sleep(0.5)\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=400, capture_output=True)
+    environment = os.environ | variables
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, timeout=400, capture_output=True, env=environment
+    )

@@ -49,6 +49,7 @@ CLUSTER = closed(
     headGroupSpec=HEAD,
     workerGroupSpecs={"type": "array", "items": WORKERS},
     rayVersion=TEXT,
+    authOptions=closed(("mode",), mode={"enum": ["disabled", "token"]}, secretName=TEXT),
     enableInTreeAutoscaling=FLAG,
     autoscalerOptions=ANYTHING,
     headServiceAnnotations=TEXTS,

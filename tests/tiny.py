@@ -1,4 +1,4 @@
-"""Tiny random Llamas with a byte tokenizer, made in a second: real architectures, nothing mocked."""
+"""Tiny random models with a byte tokenizer, made in a second: real architectures, nothing mocked."""
 
 from __future__ import annotations
 
@@ -52,6 +52,95 @@ def tiny_config(**changes: Any) -> Any:
         **changes,
     }
     return LlamaConfig(**settings)
+
+
+# Other families at the same scale: their config class's names, two layers, four experts.
+_WIDTHS: dict[str, Any] = {
+    "vocab_size": 259,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
+}
+_GEMMA3: dict[str, Any] = {
+    **_WIDTHS,
+    "head_dim": 8,
+    "sliding_window": 8,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "tie_word_embeddings": True,
+}
+_SEES: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": _WIDTHS,
+    "qwen3_moe": {
+        **_WIDTHS,
+        "head_dim": 8,
+        "moe_intermediate_size": 16,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+    },
+    "mixtral": {**_WIDTHS, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "deepseek_v3": {
+        **_WIDTHS,
+        "num_key_value_heads": 4,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 8,
+        "n_routed_experts": 4,
+        "n_group": 2,
+        "topk_group": 1,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "first_k_dense_replace": 1,
+    },
+    "phimoe": {**_WIDTHS, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "gpt2": {
+        "vocab_size": 259,
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": 64,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+    "gemma3": {"text_config": _GEMMA3, "vision_config": _SEES, "mm_tokens_per_image": 4},
+    "gemma3_text": _GEMMA3,
+    "bert": _WIDTHS,
+    "deberta-v2": _WIDTHS,
+}
+
+
+def make_model(directory: Path, kind: str, *, classifier: bool = False, **changes: Any) -> Path:
+    """A random model of a family on disk, far from uniform: every weight is moved, biases and norms too."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    torch.manual_seed(0)
+    factory = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
+    labels = {"num_labels": 1} if classifier else {}
+    model = factory.from_config(AutoConfig.for_model(kind, **{**FAMILIES[kind], **labels, **changes}))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(directory)
+    make_tokenizer().save_pretrained(directory)
+    return directory
 
 
 def make_policy(directory: Path, seed: int = 0, **changes: Any) -> Path:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ultramed_rl.cluster.private_ray import start_private_ray, stop_private_ray
 from ultramed_rl.config.cluster import Devices
 from ultramed_rl.config.general import General
 from ultramed_rl.stages.general import run_general
@@ -39,21 +40,10 @@ aggregate_metric_list: [{metric: acc, weight_by_size: true}]
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Devices]:
-    """A cluster of its own: the one of other tests in this process has no dashboard, and so takes no jobs."""
-    from ray.cluster_utils import Cluster
-
-    head = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 2, "include_dashboard": True, "dashboard_agent_listen_port": 0},
-    )
-    yield Devices(
-        device="cpu",
-        address=f"http://{head.webui_url}",
-        cpus_per_node=1,
-        devices_per_node=1,
-        start_timeout_s=60,
-    )
-    head.shutdown()
+    """One Ray for all jobs here."""
+    address = start_private_ray(2, dashboard=True)
+    yield Devices(device="cpu", address=address, cpus_per_node=1, devices_per_node=1, start_timeout_s=60)
+    stop_private_ray()
 
 
 @pytest.fixture

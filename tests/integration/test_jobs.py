@@ -11,21 +11,16 @@ from pathlib import Path
 import pytest
 
 from ultramed_rl.cluster.jobs import Job, run_job
+from ultramed_rl.cluster.private_ray import start_private_ray, stop_private_ray
 from ultramed_rl.config.cluster import StageCluster
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[StageCluster]:
-    """A cluster of its own: the one of other tests in this process has no dashboard, and so takes no jobs."""
-    from ray.cluster_utils import Cluster
-
-    # Port 0: any, since another Ray of this machine may hold the usual one.
-    head = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 2, "include_dashboard": True, "dashboard_agent_listen_port": 0},
-    )
-    yield StageCluster(device="cpu", address=f"http://{head.webui_url}", start_timeout_s=60.0)
-    head.shutdown()
+    """One Ray for all jobs here, named by its address as somebody's would be."""
+    address = start_private_ray(2, dashboard=True)
+    yield StageCluster(device="cpu", address=address, start_timeout_s=60.0)
+    stop_private_ray()
 
 
 def python(code: str, **environment: str) -> Job:

@@ -1,4 +1,4 @@
-"""A run over three nodes, one of which is lost in the middle."""
+"""A run over three nodes, one of which is lost in the middle, and which no stranger joins."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from tests.nodes import Node, ray_nodes
+from tests.stranger import join_as_stranger
 from tests.tiny import tiny_run
 
 # Two nodes hold the engines, the third policy and reward model: SimPO has no reference.
@@ -36,14 +37,16 @@ def test_two_rounds_over_three_nodes_go_on_when_one_is_lost(tiny_root: Path) -> 
     del settings["reference"]
     config, run = tiny_root / "nodes.yaml", tiny_root / "runs" / "nodes"
     config.write_text(yaml.safe_dump(settings))
-    with ray_nodes(3, cpus=2) as (address, nodes):
+    with ray_nodes(3, cpus=2) as (variables, nodes):
         driver = subprocess.Popen(
             [sys.executable, "-m", "ultramed_rl.cli", "run", str(config)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=os.environ | {"RAY_ADDRESS": address},
+            env=os.environ | variables,
         )
+        said = join_as_stranger(variables["RAY_ADDRESS"])  # the run starts meanwhile
+        assert "InvalidAuthToken" in said and "joined" not in said
         wait_until(driver, lambda: (run / "rounds/001/prompts.json").exists())
         assert sorted(len(node.workers("RolloutWorker")) for node in nodes) == [0, 2, 2]
         (home,) = [node for node in nodes if node.workers("PolicyWorker")]

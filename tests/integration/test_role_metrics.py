@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ultramed_rl.cluster.metrics import RoleMetrics
+from ultramed_rl.cluster.private_ray import start_private_ray, stop_private_ray
 from ultramed_rl.tracking.stall import RoleState
 
 WANTED = {
@@ -40,14 +41,11 @@ def exported(url: str) -> dict[tuple[str, str], float]:
     return found
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_the_endpoint_exports_what_was_recorded_by_run_and_role() -> None:
+def test_the_endpoint_exports_what_was_recorded_by_run_and_role(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
-    interval = {"metrics_report_interval_ms": 500}
-    ray.init(
-        address="local", num_cpus=1, include_dashboard=False, _system_config=interval, logging_level="ERROR"
-    )
+    monkeypatch.setenv("RAY_metrics_report_interval_ms", "500")
+    start_private_ray(1)
     metrics = RoleMetrics("tiny")
     for items, seconds in ((3, 0.5), (4, 2.0), (0, 0.2)):
         metrics.count("reward", items, seconds)
@@ -62,6 +60,7 @@ def test_the_endpoint_exports_what_was_recorded_by_run_and_role() -> None:
     while WANTED.items() - found.items() and time.monotonic() < deadline:
         time.sleep(0.5)
         found = exported(url)
+    stop_private_ray()
     assert {key: found.get(key) for key in WANTED} == WANTED
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ import yaml
 from click.testing import Result
 from typer.testing import CliRunner
 
+from tests.nodes import ANY_PORTS
 from ultramed_rl.cli import app
 from ultramed_rl.cluster.submission import JobServer, Submission
 
@@ -49,27 +51,29 @@ class Head:
 def head() -> Iterator[Head]:
     """`ray start --head` with ports of its own, beside whatever else runs here; it ends with its process."""
     gcs, dashboard, client = free_ports(3)
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     with tempfile.TemporaryDirectory(prefix="ray-") as temporary:  # short: sockets' paths have a limit
         command = [
             *("nice", "-n", "10", str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2"),
             *(f"--port={gcs}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"),
-            *(
-                "--dashboard-agent-listen-port=0",
-                f"--ray-client-server-port={client}",
-                "--node-ip-address=127.0.0.1",
-            ),
+            *(*ANY_PORTS, f"--ray-client-server-port={client}"),
             *("--object-store-memory=200000000", f"--temp-dir={temporary}", "--disable-usage-stats"),
         ]
         log = Path(temporary) / "start.log"
         environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+        environment |= {"DASHBOARD_METRIC_PORT": "0", "AUTOSCALER_METRIC_PORT": "0", **token}
         with log.open("w") as output:
             process = subprocess.Popen(
                 command, stdout=output, stderr=output, env=environment, start_new_session=True
             )
         try:
             address = Head(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}")
-            wait_until_up(address.http, process, log)
-            yield address
+            # Whoever has the token has it in the environment; RAY_AUTH_MODE is for Ray's own commands.
+            with pytest.MonkeyPatch.context() as patch:
+                for name, value in token.items():
+                    patch.setenv(name, value)
+                wait_until_up(address.http, process, log)
+                yield address
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(timeout=60)
@@ -170,6 +174,20 @@ def test_a_long_job_is_followed_left_looked_at_and_stopped(head: Head) -> None:
     assert "Ray job long: stopped" in again.stderr
     absent = command("jobs", "stop", "nobody", "--address", head.http)
     assert absent.exit_code == 1 and "Ray job nobody: none of this id" in absent.stderr
+
+
+def test_the_token_comes_from_where_ray_looks_for_it(head: Head, tmp_path: Path) -> None:
+    listing = ["jobs", "list", "--address", head.http]
+    token = os.environ["RAY_AUTH_TOKEN"]
+    nowhere = {"RAY_AUTH_TOKEN": "", "HOME": str(tmp_path)}
+    for variables in (nowhere, nowhere | {"RAY_AUTH_TOKEN": "0" * 64}):
+        refused = command(*listing, **variables)
+        assert refused.exit_code == 1 and "RAY_AUTH_TOKEN" in refused.stderr, refused.stderr
+    (tmp_path / ".ray").mkdir()
+    for file in (tmp_path / "mine", tmp_path / ".ray" / "auth_token"):
+        file.write_text(f"{token}\n")
+        assert command(*listing, **nowhere, RAY_AUTH_TOKEN_PATH=str(file)).exit_code == 0
+    assert command(*listing, **nowhere, RAY_AUTH_TOKEN_PATH="").exit_code == 0
 
 
 def test_ray_status_has_a_line_for_a_node_as_the_slurm_script_reads_it(head: Head) -> None:

@@ -14,8 +14,10 @@ from tests.tiny import make_policy, tiny_run
 from ultramed_rl.cli import app
 from ultramed_rl.config import ConfigError, EvaluateConfig, RunConfig, dump_config, load_any, parse_config
 from ultramed_rl.config.benchmarks import Greedy, Likelihood, SelfConsistency
-from ultramed_rl.config.load import KINDS, NULL_SAYS, _models
+from ultramed_rl.config.document import NULL_SAYS
+from ultramed_rl.config.load import KINDS
 from ultramed_rl.config.options import evaluate_options, option_overrides, run_name
+from ultramed_rl.config.reference_types import sections_in
 from ultramed_rl.recipes.run import check_runnable
 
 
@@ -111,7 +113,7 @@ def nullable(model: Any, prefix: str, seen: set[Any]) -> Iterator[str]:
         default = None if entry.is_required() else entry.get_default(call_default_factory=True)
         if type(None) in get_args(entry.annotation) and default is not None:
             yield key
-        for inner in _models(entry.annotation):
+        for inner in sections_in(entry.annotation):
             if inner not in seen:
                 seen.add(inner)
                 yield from nullable(inner, key, seen)

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from tests.fake_api import Said, fake_api, reply
 from tests.rounds import finish_round
-from tests.tiny import make_policy, make_reward, tiny_run
+from tests.tiny import make_policy, make_questions, make_reward, tiny_run
 from ultramed_rl.cli import app
 from ultramed_rl.cli.exits import resume_command
 from ultramed_rl.config import parse_config
@@ -115,6 +115,7 @@ def test_the_version_is_the_packages() -> None:
 def write_run(root: Path, **changes: Any) -> Path:
     make_policy(root / "policy")
     make_reward(root / "reward")
+    make_questions(root / "questions.jsonl")
     file = root / "run.yaml"
     file.write_text(yaml.safe_dump(tiny_run(root, **changes)))
     return file

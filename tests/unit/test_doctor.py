@@ -8,6 +8,7 @@ import re
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -15,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -27,9 +29,11 @@ from ultramed_rl.cli.doctor.communication import all_reduce, check_gloo
 from ultramed_rl.cli.doctor.devices import check_devices, cuda_devices
 from ultramed_rl.cli.doctor.examination import Patient
 from ultramed_rl.cli.doctor.finding import Finding
+from ultramed_rl.cli.doctor.ports import check_run_ports, judge_ports
 from ultramed_rl.cli.doctor.ray_cluster import check_ray
 from ultramed_rl.cli.doctor.subprocesses import run_python
 from ultramed_rl.cli.doctor.telling import check_wandb
+from ultramed_rl.tracking.heartbeat import watched
 
 no_gpu = pytest.mark.skipif(bool(cuda_devices()), reason="this machine has a GPU")
 
@@ -218,6 +222,38 @@ def test_looking_for_ray_starts_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert "fail" not in levels(check_ray(None))
     assert "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
+
+
+# -- ports -------------------------------------------------------------------------------------------------
+
+
+def test_where_a_process_listens_and_how_far_it_is_reached() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as near:
+        here = f"127.0.0.1:{near.getsockname()[1]}"
+        found = judge_ports("a run", [psutil.Process()])
+        assert found.level == "ok" and here in found.text and "0.0.0.0" not in found.text
+        with (
+            socket.create_server(("0.0.0.0", 0)) as far,
+            socket.create_server(("::1", 0), family=socket.AF_INET6),
+        ):
+            found = judge_ports("a run", [psutil.Process()])
+            there = f"0.0.0.0:{far.getsockname()[1]}"
+            assert here in found.text and there in found.text
+
+
+def test_the_ports_of_a_run_are_those_of_its_driver_and_its_children(tmp_path: Path) -> None:
+    (found,) = check_run_ports(tmp_path)
+    assert found.level == "ok" and str(tmp_path) in found.text
+    with watched(tmp_path), socket.create_server(("127.0.0.1", 0)) as server:
+        while not (tmp_path / "status.json").exists():
+            time.sleep(0.01)
+        result = CliRunner().invoke(app, ["doctor", str(tmp_path)])
+        assert result.exit_code == 0 and f"127.0.0.1:{server.getsockname()[1]}" in result.output
+        assert "python " not in result.output.split("ports")[0], "no other check"
+    heart = json.loads((tmp_path / "status.json").read_text())
+    (tmp_path / "status.json").write_text(json.dumps(heart | {"state": "running", "host": "elsewhere"}))
+    (found,) = check_run_ports(tmp_path)
+    assert found.level == "warn" and "elsewhere" in found.cure
 
 
 # -- the command -------------------------------------------------------------------------------------------

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from tests.tiny import make_model
 from ultramed_rl.actors.deepspeed_setup import EngineSpec
 from ultramed_rl.actors.engine import Engine
 from ultramed_rl.actors.weight_sync import _init_info
+from ultramed_rl.models.load import PolicyModel, load_policy
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
@@ -32,6 +35,18 @@ def test_a_rounds_optimizer_is_a_fresh_one(wrapped: bool) -> None:
             state, 0.0
         )
         assert engine.skipped_steps == 0
+
+
+@pytest.mark.parametrize("kind", ["llama", "deepseek_v3"])
+def test_all_that_a_model_keeps_is_saved_and_sent(tmp_path: Path, kind: str) -> None:
+    """The bias by which DeepSeek-V3 chooses experts is no parameter, and belongs to its checkpoint."""
+    lm = load_policy(str(make_model(tmp_path, kind)), "float32").lm
+    engine = Engine.__new__(Engine)
+    engine.spec = EngineSpec("cpu", "float32", 0, False, 0.0, 1.0, gradient_checkpointing=False)
+    engine.module = PolicyModel(lm)
+    weights = dict(engine.weights())
+    assert weights.keys() == lm.state_dict().keys()
+    assert engine.weight_shapes() == [(n, w.dtype, tuple(w.shape)) for n, w in weights.items()]
 
 
 @pytest.mark.parametrize(("largest", "size"), [(2**20, 2**30), (2_101_346_304, 2_101_346_304)])

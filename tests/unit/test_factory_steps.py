@@ -335,7 +335,7 @@ def test_a_malformed_record_is_a_dead_letter() -> None:
             r"evolve\.open_methods=\['constrain', 'constrain'\]: ",
         ),
         ({"type": "evolve", "open_methods": ["magic"]}, "constrain"),
-        ({"type": "answer", "refusals": ["("]}, r"answer\.refusals='\(': "),
+        ({"type": "answer", "refusals": ["("]}, r"answer\.refusals\.0\n.*'\('"),
         ({"type": "score", "threshold": 11}, r"threshold\n.*\b10 \[type=less_than_equal, input_value=11\b"),
         ({"type": "topics"}, "mode"),
         ({"type": "textbook", "exemplar": 3}, "exemplar"),

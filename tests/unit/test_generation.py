@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import time
@@ -18,8 +17,6 @@ from tests.fake_api import Limit, Said, asked, fake_api, reply, troubled
 from ultramed_rl.config.generation import Endpoint
 from ultramed_rl.data.factory.api.body import request_body
 from ultramed_rl.data.factory.api.generator import ApiGenerator
-from ultramed_rl.data.factory.api.session import Session
-from ultramed_rl.data.factory.api.transport import Transport
 from ultramed_rl.data.factory.generator import Generator
 from ultramed_rl.records import ChatReply, ChatRequest, Message
 
@@ -161,15 +158,16 @@ def test_a_reply_that_does_not_fit_is_asked_again_with_what_is_wrong(tmp_path: P
         (reply(None), "empty", 3),
         (Said(REFUSAL, 400), r"failure: .*\b400 \(no\)", 1),
         (Said(REFUSAL, 500), r"failure: .*\b500 \(no\)", 3),
-        (Said(b"<html>"), r"failure: .*\(<html>\) .*\bbase_url\b", 3),
-        (Said([]), r"failure: .*\(\[\]\) .*\bbase_url\b", 3),
-        (Said({"choices": []}), r"failure: .*\(\{\"choices\": \[\]\}\) .*\bbase_url\b", 3),
+        (Said(b"<html>"), r"failure: .*\(<html>\)", 3),
+        (Said([]), r"failure: .*\(\[\]\)", 3),
+        (Said({"choices": []}), r"failure: .*\(\{\"choices\": \[\]\}\)", 3),
         (Said(reply("late").body, delay_s=9.0), "failure: APITimeoutError", 3),
     ],
 )
 def test_what_cannot_be_answered_ends_as_an_error(
-    tmp_path: Path, said: Said, error: str, attempts: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Said, error: str, attempts: int
 ) -> None:
+    monkeypatch.setattr("ultramed_rl.http.session._UNWELL", lambda _: 0.0)
     rule = lambda body: said if asked(body) == "say a" else reply("fine")
     with fake_api(rule) as (url, _):
         slow = 0.3 if said.delay_s else 60.0
@@ -288,13 +286,13 @@ def test_the_key_is_in_no_error_and_no_file(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"base_url": "ftp://x"}, "base_url='ftp://x': .*http://host:port"),
-        ({"base_url": "http://me:pass@x"}, r"base_url: [^=]*\[type"),
+        ({"base_url": "ftp://x"}, r"base_url\n.*http://host:port"),
+        ({"base_url": "http://me:pass@x"}, r"base_url\n.*type=secret_in_address"),
         ({"money_budget": 1.0}, "money_budget=1: .*prompt_price.*completion_price"),
         ({"extra": {"messages": []}}, r"extra\.messages="),
-        ({"requests_per_minute": 0.0}, r"requests_per_minute\n.*type=greater_than,"),
+        ({"requests_per_minute": 0.0}, r"requests_per_minute\n.*type=greater_than\]"),
         ({"structured": "yaml"}, r"structured\n.*'json_schema'"),
-        ({"api_key": "sk-1"}, r"api_key\n.*type=extra_forbidden,"),
+        ({"api_key": "sk-1"}, r"api_key\n.*type=extra_forbidden\]"),
     ],
 )
 def test_endpoints_that_cannot_be_asked_are_refused(fields: dict[str, Any], message: str) -> None:
@@ -305,16 +303,3 @@ def test_endpoints_that_cannot_be_asked_are_refused(fields: dict[str, Any], mess
 def test_an_endpoint_comes_back_from_its_mapping() -> None:
     section = endpoint("http://h/v1", extra={"chat_template_kwargs": {"enable_thinking": False}})
     assert Endpoint.model_validate(section.to_mapping()) == section
-
-
-def test_waits_grow_only_while_the_endpoint_is_unwell() -> None:
-    """One request's bad luck isn't everyone's trouble; an endpoint that fails all is given time."""
-
-    async def longest(answered: bool) -> float:
-        asking = Session(Transport(endpoint("http://localhost/v1"), "m"))
-        for _ in range(100):
-            asking._note(answered=answered)
-        return max(asking._delay(7, asked=0.0) for _ in range(200))
-
-    assert asyncio.run(longest(answered=True)) <= 1.0
-    assert 15.0 < asyncio.run(longest(answered=False)) <= 30.0

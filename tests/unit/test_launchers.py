@@ -73,6 +73,15 @@ def test_the_cluster_has_the_nodes_of_the_config_that_it_names() -> None:
     assert cluster["max_workers"] == len(provider["worker_ips"])
 
 
+def test_every_node_asks_for_the_token_of_the_machine_that_started_it() -> None:
+    cluster = read("ray-cluster.yaml")
+    assert cluster["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+    for key in ("head_start_ray_commands", "worker_start_ray_commands"):
+        (start,) = [line for line in cluster[key] if "ray start" in line]
+        before, _, _ = start.partition("ray start")
+        assert "export RAY_AUTH_MODE=token &&" in before and "chmod 600 ~/.ray/auth_token &&" in before
+
+
 def test_the_dashboard_is_not_opened_to_the_network() -> None:
     assert "--dashboard-host" not in " ".join(read("ray-cluster.yaml")["head_start_ray_commands"])
 
@@ -102,6 +111,7 @@ def test_the_ray_job_is_one() -> None:
         (("spec", "submissionMode"), "K8sJob"),
         (("spec", "rayClusterSpec", "headGroupSpec", "rayStartParams"), {"num-cpus": 0}),
         (("spec", "rayClusterSpec", "headGroupSpec", "replicas"), 1),
+        (("spec", "rayClusterSpec", "authOptions", "mode"), "tokens"),
     ],
 )
 def test_a_wrong_ray_job_is_found(path: tuple[str, ...], value: Any) -> None:
@@ -141,7 +151,7 @@ def test_the_ray_job_has_the_nodes_of_its_config_and_the_locks_versions() -> Non
     (container,) = workers["template"]["spec"]["containers"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == str(CONFIG.cluster.devices_per_node)
     project = found_in(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text())
-    assert cluster["rayVersion"] == locked("ray")
+    assert cluster["rayVersion"] == locked("ray") and cluster["authOptions"] == {"mode": "token"}
     for group in groups(job):
         image = group["template"]["spec"]["containers"][0]["image"]
         assert image.endswith(f"/ultramed-rl:{project}-ray{locked('ray')}")
@@ -165,7 +175,8 @@ RECORD = 'printf "%s%s%s\\n" "${PREFIX:-}" "${0##*/}" "$(printf " %q" "$@")" >>"
 FAKES = {
     # What a cluster of these nodes would do: a step that starts Ray lasts until it is stopped.
     "srun": RECORD
-    + """for word in "$@"; do
+    + """echo "$RAY_AUTH_MODE $RAY_AUTH_TOKEN" >>"$TOKENS"
+for word in "$@"; do
   case $word in --nodes=*) count=${word#*=} ;; hostname) echo "10.1.2.3 fe80::1"; exit ;; esac
 done
 [ -z "${BROKEN:-}" ] || exit 1
@@ -175,7 +186,10 @@ exec sleep 60
     "scontrol": RECORD + '[ "$1 $2" != "show hostnames" ] || printf "n1\\nn2\\nn3\\n"\n',
     "ray": RECORD
     + """echo "Active:"; sed "s/.*/ 1 node_&/" "$UP"; echo "Pending:"; echo " (no pending nodes)"\n""",
-    "ultramed-rl": 'PREFIX="RAY_ADDRESS=$RAY_ADDRESS "\n' + RECORD + 'exec sleep "${LASTS:-0}"\n',
+    "ultramed-rl": 'PREFIX="RAY_ADDRESS=$RAY_ADDRESS "\n'
+    + RECORD
+    + """echo "$RAY_AUTH_MODE $RAY_AUTH_TOKEN" >>"$TOKENS"
+ls -l .ray-token-* >"$TOKENS.file"; cat .ray-token-* >>"$TOKENS.file"; exec sleep "${LASTS:-0}"\n""",
     # Between two looks at Ray.
     "sleep": '[ "$1" != 2 ] || set -- 0.05\nexec /bin/sleep "$@"\n',
 }
@@ -195,6 +209,7 @@ def slurm(tmp_path: Path, *arguments: str, **variables: str) -> subprocess.Popen
         "PATH": os.environ["PATH"],
         "LOG": str(tmp_path / "log"),
         "UP": str(tmp_path / "up"),
+        "TOKENS": str(tmp_path / "tokens"),
         "ULTRAMED_RL_VENV": str(tmp_path / "venv"),
         "SLURM_JOB_ID": "77",
         "SLURM_JOB_NODELIST": "n[1-3]",
@@ -232,6 +247,27 @@ def test_slurm_starts_a_head_then_workers_then_the_run_with_their_address(tmp_pa
         f"srun --nodes=2 --ntasks=2 {step} --exclude=n1 ray start --address=10.1.2.3:6379 {ray}",
         "RAY_ADDRESS=10.1.2.3:6379 ultramed-rl run configs/my\\ run.yaml run.directory=/shared/runs --resume",
     ]
+
+
+def test_slurm_makes_a_token_for_each_job_and_shows_it_to_its_owner_alone(tmp_path: Path) -> None:
+    made = set()
+    for job in ("77", "78"):
+        folder = tmp_path / job
+        folder.mkdir()
+        (folder / f".ray-token-{job}").write_text("of a job that was killed")
+        output, _ = slurm(folder, "c.yaml", SLURM_JOB_ID=job).communicate(timeout=30)
+        _, head, workers, driver = (
+            (folder / "tokens").read_text().splitlines()
+        )  # the first asks for an address
+        mode, token = driver.split()
+        assert mode == "token" and re.fullmatch("[0-9a-f]{64}", token) and head == workers == driver
+        listed, kept = (folder / "tokens.file").read_text().splitlines()
+        assert listed.startswith("-rw------- ") and kept == token
+        assert f"RAY_AUTH_TOKEN_PATH={folder}/.ray-token-{job}" in output
+        assert token not in output + (folder / "log").read_text()
+        assert not list(folder.glob(".ray-token-*"))
+        made.add(token)
+    assert len(made) == 2
 
 
 def test_slurm_gives_back_the_runs_exit_code_and_other_commands_run_too(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ LAYERS = [
     {"report"},
     {"evaluation"},
     {"models", "data"},
-    {"learning", "store", "tracking"},
+    {"learning", "store", "tracking", "http"},
     {"config", "records", "token_ids"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -278,10 +278,10 @@ def test_tracking_keeps_the_key_in_the_environment(
         ("sft", {"training__patience": 2, "training__evaluate_every": 5}, "training.patience=2: "),
         ("sft", {"training__keep": "best"}, "training.keep='best': .*training.keep=last"),
         ("sft", {"training__max_skipped_steps": 0}, "training.max_skipped_steps=0: "),
+        ("sft", {"run__seed": 2**32}, "run.seed=4294967296: "),
         ("sft", {"training__batch_size": 15}, "training.batch_size=15: .*cluster.trainer.ranks=2"),
         ("sft", {"model__precision": "float32"}, "model.precision='float32': .* bfloat16"),
         ("sft", {"model__path": "owner/name"}, "model.trust_remote_code=false: .*'owner/name'"),
-        ("sft", {"model__lora": {"target_modules": ".*_proj"}}, "model.lora.target_modules='.*_proj': "),
         (
             "sft",
             {"model__lora": {}, "cluster__trainer__zero_stage": 3},

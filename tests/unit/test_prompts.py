@@ -68,6 +68,17 @@ def test_a_missing_column_names_those_there(tmp_path: Path) -> None:
         load(tmp_path, questions("x"), {"type": "vignette"})
 
 
+@pytest.mark.parametrize("text", ["half \ud83d", "x" * 1_000_001], ids=["surrogate", "long"])
+@pytest.mark.parametrize("column", ["question", "answer"])
+def test_a_text_that_no_tokenizer_takes_is_a_misfit(tmp_path: Path, column: str, text: str) -> None:
+    rows = [{"question": f"q{i}", "answer": "a"} for i in range(20)]
+    rows[7][column] = text
+    pool = load(tmp_path, rows, {"type": "question", "answer_column": "answer"})
+    assert pool.counts["misfit"] == 1 and len(pool.training) == 19
+    with pytest.raises(ValueError, match=f"1 of 8 rows .*row 8: column '{column}'"):
+        load(tmp_path, rows[:8], {"type": "question", "answer_column": "answer"})
+
+
 def test_a_few_misfits_are_counted_and_more_are_refused(tmp_path: Path) -> None:
     good = questions(*(f"q{i}" for i in range(19)))
     pool = load(tmp_path, [*good, {"question": ""}])  # 1 of 20 is 5 %

@@ -147,7 +147,7 @@ def test_the_token_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "s3cret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("status", [500, 503, 429])
+@pytest.mark.parametrize("status", [500, 503, 429, 408, 425])
 def test_a_busy_server_is_asked_again(status: int) -> None:
     calls: list[int] = []
 
@@ -159,8 +159,9 @@ def test_a_busy_server_is_asked_again(status: int) -> None:
         assert client(url, retries=1).score([prompt()], [completion("yes")]) == [18.0]
         assert len(calls) == 2
         calls.clear()
-        with pytest.raises(RuntimeError, match=rf"status {status} \(1 "):
+        with pytest.raises(RuntimeError, match=f"{url}/get_reward: status {status}"):
             client(url, retries=0).score([prompt()], [completion("yes")])
+        assert len(calls) == 1
 
 
 @pytest.mark.parametrize("status", [302, 400, 404, 413, 422])
@@ -171,51 +172,22 @@ def test_a_refusal_is_final(status: int) -> None:
         calls.append(1)
         return status, {"detail": "because"}
 
-    with serving(answer) as url, pytest.raises(RuntimeError, match=f"status {status} '.*because"):
+    with serving(answer) as url, pytest.raises(RuntimeError, match=f"{url}/get_reward: status {status}"):
         client(url, retries=5).score([prompt()], [completion("yes")])
     assert len(calls) == 1
 
 
-def test_a_slow_or_absent_server_is_named() -> None:
-    def answer(request: dict[str, Any]) -> tuple[int, Any]:
-        time.sleep(0.5)
-        return by_length(request)
-
-    with serving(answer) as url, pytest.raises(RuntimeError, match="Timeout.*timeout_s"):
-        client(url, timeout_s=0.1).score([prompt()], [completion("yes")])
-    with pytest.raises(RuntimeError, match="ConnectError.*retries"):
+def test_an_absent_server_is_named() -> None:
+    with serving(by_length) as url:
+        pass
+    with pytest.raises(RuntimeError, match=f"{url}/get_reward: .*ConnectorError"):
         client(url).score([prompt()], [completion("yes")])
 
 
-@pytest.mark.parametrize(
-    ("reply", "named"),
-    [
-        ({"rewards": [1.0]}, r"1 .*\b2 "),
-        ({"rewards": [1.0, 2.0, 3.0]}, r"3 .*\b2 "),
-        ({"rewards": 1.0}, r"rewards=1\.0 .*\b2 "),
-        ({"rewards": [1.0, "2.0"]}, r".*'2\.0' "),
-        ({"rewards": [1.0, True]}, ".*True "),
-        ({"rewards": [[1.0], [2.0]]}, r".*\[1\.0\] "),
-        ({"scores": [1.0, 2.0]}, ".*scores.*`rewards`"),
-        ([1.0, 2.0], r".*\[1\.0, ?2\.0\].*`rewards`"),
-        (b"<html>", ".*<html>.*`rewards`"),
-        (b"\xff\xfe\x00", ".*`rewards`"),
-    ],
-)
-def test_replies_that_cannot_be_laid_beside_the_request(reply: Any, named: str) -> None:
-    with (
-        serving(lambda _: (200, reply)) as url,
-        pytest.raises(RuntimeError, match=f"{url}/get_reward: {named}"),
-    ):
-        client(url).score([prompt()], [completion("yes"), completion("no")])
-
-
-def test_what_is_no_number_yet_is_nan() -> None:
-    reply = b'{"rewards": [1, null, NaN, Infinity, -2.5]}'
-    with serving(lambda _: (200, reply)) as url:
-        found = client(url).score([prompt()], [completion("x")] * 5)
-    assert [math.isnan(x) for x in found] == [False, True, True, True, False]
-    assert (found[0], found[4]) == (1.0, -2.5)
+def test_no_reward_is_nan() -> None:
+    with serving(lambda _: (200, {"rewards": [1, None, -2.5]})) as url:
+        found = client(url).score([prompt()], [completion("x")] * 3)
+    assert (found[0], math.isnan(found[1]), found[2]) == (1.0, True, -2.5)
 
 
 # -- judge -------------------------------------------------------------------------------------------------
@@ -315,43 +287,13 @@ def test_the_api_is_asked_again_when_it_fails() -> None:
         assert judge(url, retries=1).score([prompt()], [completion("x")]) == [1.0]
 
 
-@pytest.mark.parametrize(
-    ("status", "message"),
-    [
-        (401, "status 401.*api_key_env"),
-        (404, "status 404.*base_url .*model='j'"),
-        (500, "status 500"),
-    ],
-)
-def test_an_api_that_refuses_is_named(status: int, message: str) -> None:
+@pytest.mark.parametrize(("status", "key"), [(401, "api_key_env"), (404, "model='j'"), (500, "")])
+def test_an_api_that_refuses_is_named(status: int, key: str) -> None:
     with (
         serving(lambda _: (status, {"error": {"message": "no"}})) as url,
-        pytest.raises(RuntimeError, match=f"judge {url}/v1: {message}"),
+        pytest.raises(RuntimeError, match=f"judge {url}/v1: status {status}.*{key}"),
     ):
         judge(url).score([prompt()], [completion("x")])
-
-
-def test_a_slow_absent_or_strange_api_is_named() -> None:
-    def slow(_: dict[str, Any]) -> tuple[int, Any]:
-        time.sleep(0.5)
-        return 200, chat("7")
-
-    with serving(slow) as url, pytest.raises(RuntimeError, match="APITimeoutError.*timeout_s"):
-        judge(url, timeout_s=0.1).score([prompt()], [completion("x")])
-    with pytest.raises(RuntimeError, match="APIConnectionError.*retries"):
-        judge(url).score([prompt()], [completion("x")])
-    strange = (
-        (b"<html>", "<html>"),
-        ({"rewards": [1]}, "rewards"),
-        ([], r"\[\]"),
-        ({**chat("7"), "choices": []}, "choices"),
-    )
-    for reply, shown in strange:
-        with (
-            serving(lambda _, r=reply: (200, r)) as url,
-            pytest.raises(RuntimeError, match=f"judge {url}/v1: .*{shown}.*base_url"),
-        ):
-            judge(url).score([prompt()], [completion("x")])
 
 
 def test_the_key_is_the_one_named(monkeypatch: pytest.MonkeyPatch) -> None:

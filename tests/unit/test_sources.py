@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
 from pathlib import Path
 
@@ -176,3 +178,40 @@ def test_errors_are_one_line_with_value_rule_and_cure(tmp_path: Path, uri: str, 
     with pytest.raises(ValueError, match=named.replace("{dir}", str(tmp_path))) as error:
         list(read_rows(uri.format(dir=tmp_path)))
     assert "\n" not in str(error.value)
+
+
+def test_what_is_no_regular_file_is_told_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.jsonl")
+    os.mkfifo(tmp_path / "fifo.md")
+    for uri in (f"{tmp_path}/fifo.jsonl", f"{tmp_path}/*.md"):
+        with pytest.raises(ValueError, match=r"fifo\."):
+            read_rows(uri)
+
+
+@pytest.mark.parametrize("row", [{"q": "\ud83d"}, {"a": {"b": ["\udc00"]}}, {"\ud800": 1}])
+def test_a_row_that_no_file_takes_is_told_with_its_place(tmp_path: Path, row: dict[str, object]) -> None:
+    write(tmp_path / "part-1.jsonl", ROWS)
+    (tmp_path / "part-2.jsonl").write_text(json.dumps(ROWS[0]) + "\n\n" + json.dumps(row) + "\n")
+    for uri, place in ((f"{tmp_path}/part-*", "part-2.jsonl, row 2"), (f"{tmp_path}/part-2.jsonl", "row 2")):
+        with pytest.raises(ValueError, match=f"'{re.escape(uri)}', {place}: "):
+            list(read_rows(uri))
+    (tmp_path / "part-2.jsonl").write_text('{"q": "\\ud83d\\ude00"}\n')
+    assert list(read_rows(f"{tmp_path}/part-2.jsonl")) == [{"q": "\U0001f600"}]
+
+
+def test_a_line_without_an_end_is_not_read_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ultramed_rl.data.sources._LONGEST_LINE", 30)
+    path = tmp_path / "long.jsonl"
+    path.write_text('{"a": 1}\n' + '{"a": "' + "x" * 30 + '"}\n')
+    rows = read_rows(str(path))
+    assert next(rows) == {"a": 1}
+    with pytest.raises(ValueError, match=r"long\.jsonl, line 2: .*30"):
+        next(rows)
+
+
+@pytest.mark.parametrize("value", ["[" * 100_000, "9" * 5000], ids=["deep", "digits"])
+def test_json_that_python_cannot_read_is_told_with_its_line(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "odd.jsonl"
+    path.write_text('{"a": 1}\n{"a": ' + value + "}\n")
+    with pytest.raises(ValueError, match=r"odd\.jsonl, line 2"):
+        list(read_rows(str(path)))

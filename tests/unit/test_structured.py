@@ -1,21 +1,16 @@
-"""JSON in replies: repaired where only one reading is possible. And the waits of the client."""
+"""JSON in replies: repaired where only one reading is possible."""
 
 from __future__ import annotations
 
-import asyncio
-import email.utils
 import json
 import re
-import time
 from typing import Any
 
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from ultramed_rl.data.factory.api.rate import Rate
 from ultramed_rl.data.factory.api.structured import Misfit, fit, read_json
-from ultramed_rl.data.factory.api.transport import retry_after
 
 # -- what is read ------------------------------------------------------------------------------------------
 
@@ -190,45 +185,3 @@ def test_a_reply_nested_beyond_reason_is_refused() -> None:
     for depth in (300, 600, 900, 990, 3000):
         with pytest.raises(Misfit):
             fit("[" * depth + "]" * depth, GRADE)
-
-
-# -- waits -------------------------------------------------------------------------------------------------
-
-
-def test_a_wait_is_read_as_number_or_date() -> None:
-    now = 1_700_000_000.0
-    date = email.utils.formatdate(now + 90, usegmt=True)
-    assert retry_after({"retry-after": "7"}, now) == 7.0
-    assert retry_after({"retry-after": "0.25"}, now) == 0.25
-    assert retry_after({"retry-after": date}, now) == 90.0
-    for none in ({}, {"retry-after": "soon"}, {"retry-after": "-3"}, {"retry-after": "inf"}):
-        assert retry_after(none, now) == 0.0
-    assert retry_after({"retry-after": date}, now + 100) == 0.0
-
-
-def seconds(per_minute: float | None, *amounts: float, given_back: float = 0.0) -> float:
-    async def take() -> float:
-        rate = Rate(per_minute)
-        started = time.monotonic()
-        for amount in amounts:
-            await rate.take(amount)
-            rate.give_back(given_back)
-        return time.monotonic() - started
-
-    return asyncio.run(take())
-
-
-def test_a_rate_is_kept_beyond_its_burst() -> None:
-    """100 a second, of which a quarter second's 25 go at once: 25 more take a quarter second, at least."""
-    assert seconds(6000.0, *[1.0] * 50) >= 0.25 - 1e-6
-    assert seconds(6000.0, *[10.0] * 5) >= 0.15 - 1e-6  # the last one waits for 15 of its 25
-    assert seconds(None, *[1e9] * 50) < 10.0
-
-
-def test_an_amount_over_the_burst_leaves_a_debt() -> None:
-    """75 of 25: the next 1 waits for 51."""
-    assert seconds(6000.0, 75.0, 1.0) >= 0.51 - 1e-6
-
-
-def test_what_was_not_used_can_be_given_back() -> None:
-    assert seconds(60.0, *[100.0] * 5, given_back=100.0) < 10.0  # without it: 400 s

@@ -21,7 +21,8 @@ from ultramed_rl.cluster.job_environment import hide_secrets, read_runtime_env
 from ultramed_rl.cluster.local_paths import FILE_KEYS, MODEL_KEYS, path_problems
 from ultramed_rl.cluster.submission import CONFIG_FILE, Submission, job_folder
 from ultramed_rl.config import dump_config, load_any, load_config
-from ultramed_rl.config.load import KINDS, read_mapping
+from ultramed_rl.config.document import read_document
+from ultramed_rl.config.load import KINDS
 from ultramed_rl.config.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +36,7 @@ def submit(*arguments: str) -> Any:
 
 
 def read_any(path: Path) -> Any:
-    return load_recipe(path) if read_mapping(path).get("type") == "recipe" else load_any(path)
+    return load_recipe(path) if read_document(path).data.get("type") == "recipe" else load_any(path)
 
 
 # -- what is sent ------------------------------------------------------------------------------------------
@@ -46,6 +47,7 @@ def test_what_is_sent_reads_back_as_the_same_config_and_its_command_takes_it(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
     config = read_any(path)
     words = command_line(config, CONFIG_FILE, resume=False)
     with job_folder(Submission("name", words, dump_config(config), {})) as folder:
@@ -54,7 +56,9 @@ def test_what_is_sent_reads_back_as_the_same_config_and_its_command_takes_it(
         sent = str(folder / CONFIG_FILE)
         arguments = [sent if word == CONFIG_FILE else word for word in words[1:]]
         monkeypatch.chdir(ROOT if "data" in words or "recipe" in words else tmp_path)
-        found = CliRunner().invoke(app, [*arguments, f"run.directory={tmp_path}", "--dry-run"])
+        # Textbooks are what a user brings along.
+        brought = ["stages.paragraphs.input=[README.md]"] if "textbooks/" in path.read_text() else []
+        found = CliRunner().invoke(app, [*arguments, f"run.directory={tmp_path}", *brought, "--dry-run"])
     assert found.exit_code == 0, found.output
 
 

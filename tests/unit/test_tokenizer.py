@@ -68,6 +68,36 @@ def test_the_same_tokenizer_is_recognised(tmp_path: Path) -> None:
     assert first.same_as(ChatTokenizer(str(tmp_path / "a"))) and not first.same_as(second)
 
 
+@pytest.mark.parametrize("adds", [True, False])
+@pytest.mark.parametrize("template", ["chatml", "llama3", "file"])
+def test_a_built_in_template_begins_as_the_tokenizer_begins_every_text(
+    tmp_path: Path, adds: bool, template: str
+) -> None:
+    """Gemma's and Llama 2's bases know no text without a <bos>; a file says itself how it begins."""
+    from tokenizers.processors import TemplateProcessing
+
+    backend = make_tokenizer()
+    backend.add_special_tokens(
+        {"bos_token": "<bos>", "additional_special_tokens": ["<|im_start|>", "<|eot_id|>"]}
+    )
+    bos = backend.bos_token_id
+    if adds:
+        begun = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", bos)])
+        backend.backend_tokenizer.post_processor = begun
+    save(backend, tmp_path / "model")
+    (tmp_path / "own.jinja").write_text(CHATML)
+    name = str(tmp_path / "own.jinja") if template == "file" else template
+    tokenizer = ChatTokenizer(str(tmp_path / "model"), chat_template=name)
+    assert (tokenizer.backend("x")["input_ids"][0] == bos) == adds
+
+    ids = tokenizer.encode_chat(chat("Hä?"))
+    begins = template == "llama3" or (template == "chatml" and adds)
+    assert ids.count(bos) == begins and (ids[0] == bos) == begins
+    assert tokenizer.encode_conversation(chat("Hä?", "Yes."))[0][: len(ids)] == ids
+    tokenizer.backend.save_pretrained(tmp_path / "model")
+    assert ChatTokenizer(str(tmp_path / "model")).encode_chat(chat("Hä?")) == ids
+
+
 # -- whole conversations: which tokens the assistant wrote ---------------------------------------------------
 
 

@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 
 from tests.fake_api import Said, fake_api
 from tests.rounds import finish_round
-from tests.tiny import make_questions, tiny_run
+from tests.tiny import make_questions, make_tokenizer, tiny_config, tiny_run
 from tests.unit import test_remote as remote
 from tests.unit import test_reward_http as servers
 from tests.unit import test_stall as stall
@@ -50,6 +50,7 @@ from ultramed_rl.data.sources import read_rows
 from ultramed_rl.evaluation.statistics import Interval
 from ultramed_rl.evaluation.tasks import find_task
 from ultramed_rl.learning.checks import check_groups
+from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.online.intake import Intake
 from ultramed_rl.records import ChatRequest, Completion, PreferenceGroup, Prompt
 from ultramed_rl.report.online_run import Change
@@ -106,6 +107,8 @@ CONFIGS: list[Wording] = [
      "my.yaml: training.learning_rate=-1.0: input should be greater than 0"),
     ("unknown kind", config(objective__type="dop"),
      "my.yaml: objective.type='dop': must be one of dpo, robust_dpo, ipo, hinge, kto, kto_pair, nca_pair, nca, infonca, simpo, orpo; did you mean 'dpo'?"),
+    ("secret in an address", config(run__directory="s3://key:hunter2@bucket/runs"),
+     "my.yaml: run.directory: its address holds a password, which config.yaml would keep; leave it out and let the environment have it: token_env and api_key_env name a variable, object stores read their own (AWS_SECRET_ACCESS_KEY)"),
     ("kind missing", config(prompts__sources=[{"uri": "a.jsonl"}]),
      "my.yaml: prompts.sources.0.type: required, but missing"),
     ("key missing", config(prompts__sources=[{"type": "question"}]),
@@ -129,11 +132,11 @@ CONFIGS: list[Wording] = [
     ("early without devices", config(training__early=True, cluster__layout="colocated"),
      "my.yaml: training.early=true: cluster.layout=colocated gives the policy no devices of its own; use disaggregated, or training.early=false"),
     ("type of no run", file("type: sfft\n"),
-     "ROOT/my.yaml: type='sfft': must be one of online, sft, reward, preference, contrasts, evaluate, reward_bench, data; did you mean 'sft'?"),
+     "ROOT/my.yaml: type='sfft': must be one of online, sft, reward, preference, contrasts, evaluate, reward_bench, data; did you mean 'sft'? (line 1)"),
     ("no mapping", file("- a\n"),
      "ROOT/my.yaml: must be a mapping of sections, not list; see configs/ for complete examples"),
     ("key twice", file("run: {name: a}\nrun: {name: b}\n"),
-     "ROOT/my.yaml: not valid YAML; mend it: key 'run' stands twice (line 2)"),
+     "ROOT/my.yaml: run: key 'run' stands twice; remove one (line 2)"),
     ("override that is none", file("run: {name: a}\n", "epochs"),
      "override 'epochs': must read section.key=value, as in training.epochs=2"),
     ("override below a value", file("run: {name: a}\n", "run.name.deeper=1"),
@@ -174,6 +177,18 @@ def pool(**changes: Any) -> Provoke:
     return load
 
 
+def templated(template: str) -> Provoke:
+    """A model is loaded with a chat template of one's own."""
+
+    def load(root: Path) -> object:
+        make_tokenizer().save_pretrained(root)
+        tiny_config().save_pretrained(root)
+        (root / "mine.jinja").write_text(template)
+        return ChatTokenizer(str(root), chat_template=str(root / "mine.jinja"))
+
+    return load
+
+
 def broken_pairs(root: Path) -> object:
     def answer(*tokens: int) -> Completion:
         return Completion("p1", tokens[0], "text", tokens, "stop", 0.0, 0)
@@ -207,6 +222,8 @@ DATA: list[Wording] = [
      "3 rounds x prompts.per_round=8 = 24 prompts, but there are 20 to train on; set run.rounds to 2 or fewer, add sources, or set prompts.reuse=true"),
     ("pairs that cannot be learnt from", broken_pairs,
      "equal answers 0=1: p1:4>4; token id outside the vocabulary of 64: p1:4>70; missing or non-finite reward: p1:4>70. Nothing was trained; drop or mend them, or look at the round's pairs.parquet"),
+    ("template that fails", templated("{{ messages + 1 }}"),
+     "model 'ROOT', chat_template='ROOT/mine.jinja': its chat template cannot render a chat of user, assistant (TypeError: can only concatenate list (not \"int\") to list); mend it, use another, or leave out what it refuses"),
     ("unknown benchmark", lambda root: find_task("medqua"),
      "task 'medqua': no such benchmark; did you mean 'medqa'? Name one of medqa, medmcqa, pubmedqa, mmlu_medical, medxpertqa, mmlu_pro_health, bioasq_yesno, bioasq_factoid, bioasq_list, kqa"),
 ]  # fmt: skip
@@ -265,13 +282,13 @@ STORE: list[Wording] = [
     ("another process", twice,
      "ROOT/runs/tiny/.lock: another process is writing this run; wait for it or stop it"),
     ("file was changed", phase(lambda record: record.artifact("prompts").write_bytes(b"")),
-     "ROOT/runs/tiny/rounds/000/prompts.parquet: not what was written (DIGEST, found DIGEST); delete ROOT/runs/tiny/rounds/000 to compute it again"),
+     "ROOT/runs/tiny/rounds/000/prompts.parquet: not what was written (DIGEST, found DIGEST); put it back, or delete it and prompts.json beside it to compute it again"),
     ("file is gone", phase(lambda record: record.artifact("prompts").unlink()),
-     "ROOT/runs/tiny/rounds/000/prompts.parquet: missing, prompts.json is there; delete ROOT/runs/tiny/rounds/000 to compute it again"),
+     "ROOT/runs/tiny/rounds/000/prompts.parquet: missing, prompts.json is there; put it back, or delete it and prompts.json beside it to compute it again"),
     ("other inputs", phase(lambda record: None, "another"),
-     "ROOT/runs/tiny/rounds/000/prompts.parquet: made from other inputs (DIGEST, now DIGEST); delete ROOT/runs/tiny/rounds/000 to compute it again"),
+     "ROOT/runs/tiny/rounds/000/prompts.parquet: made from other inputs (DIGEST, now DIGEST); put it back, or delete it and prompts.json beside it to compute it again"),
     ("pruned", pruned,
-     "ROOT/runs/tiny/rounds/000/checkpoint: missing, was pruned (run.keep_checkpoints); delete ROOT/runs/tiny/rounds/000 to compute it again"),
+     "ROOT/runs/tiny/rounds/000/checkpoint: missing, was pruned (run.keep_checkpoints); put it back, or delete it and checkpoint.json beside it to compute it again"),
     ("ledger of other inputs", other_rows,
      "ROOT/work: holds results of other inputs (DIGEST, now DIGEST); delete the folder to begin anew"),
 ]  # fmt: skip
@@ -386,9 +403,9 @@ def answered(scorer: Callable[[str], Any], code: int, reply: object) -> Provoke:
 
 SERVERS: list[Wording] = [
     ("a server that wants a token", answered(servers.client, 401, {"detail": "no"}),
-     """reward server http://HOST/get_reward: status 401 '{"detail": "no"}'; set token_env to the variable that holds the server's token"""),
+     "reward server http://HOST/get_reward: status 401 (no); set token_env to the variable that holds the server's token"),
     ("too few rewards", answered(servers.client, 200, {"rewards": [1.0]}),
-     """reward server http://HOST/get_reward: 1 rewards for 2 texts; it must answer {"rewards": [one number per query]} as OpenRLHF's serve_rm does"""),
+     """reward server http://HOST/get_reward: its reply ({"rewards": [1.0]}): 1 `rewards` for 2 texts; it must answer {"rewards": [one number per query]} as OpenRLHF's serve_rm does"""),
     ("a judge that is not there", answered(servers.judge, 404, {"error": {"message": "no such model"}}),
      "judge http://HOST/v1: status 404 (no such model); check base_url and model='j'"),
     ("grades that cannot be read", answered(servers.judge, 200, servers.chat("I cannot grade that.")),
@@ -431,11 +448,11 @@ COMMANDS: list[Wording] = [
     ("one run", command("compare", "ROOT"),
      "ROOT: 1 run, but a comparison needs 2 or more; name another beside it"),
     ("unknown shape", command("evaluate", "--model", "a/b", "--tasks", "medqa", "--offline", "--device", "cpu"),
-     "command line: policies.b='a/b': its shape is unknown without downloading it; set policy.architecture (head_dim, hidden_size, intermediate_size, num_attention_heads, num_hidden_layers, num_key_value_heads, tie_word_embeddings, vocab_size) from its config.json"),
+     "command line: policies.b='a/b': its shape is unknown without downloading it; set policy.architecture (hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads, vocab_size, head_dim, tie_word_embeddings, max_position_embeddings, parameters) from its config.json"),
     ("a config and options", command("evaluate", "exam.yaml", "--tasks", "medqa"),
      "--model, --tasks, --protocol, --source, --offline and --limit stand for a CONFIG; give one of both"),
     ("unknown stage", command("data", "judge", "ROOT/recipe.yaml", files={"recipe.yaml": RECIPE}),
-     "ROOT/recipe.yaml: stages.judge: no data stage of this recipe (judged); name one, or all"),
+     "ROOT/recipe.yaml: stages.judge: no data stage of this recipe (judged); name one, or all (line 4)"),
     ("a folder that is not there", command("submit", "ROOT/run.yaml", "--address", "http://h:8265", "--working-dir", "ROOT/none", files={"run.yaml": RUN}),
      "--working-dir ROOT/none: no such folder; name one that exists"),
 ]  # fmt: skip

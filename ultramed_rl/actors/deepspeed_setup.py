@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,8 +43,31 @@ def engine_spec(device: str, precision: str, group: TrainerGroup, training: Opti
     )
 
 
+def open_store(ranks: int) -> torch.distributed.TCPStore:
+    """The store through which ranks find each other, for the first of them: it listens at `store.port` of its node's
+    address alone, which is loopback where a run has one machine.
+
+    The one that torch would open in `join_ranks` listens on all interfaces.
+    """
+    import ray
+
+    address = ray.util.get_node_ip_address()
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    listener = socket.create_server((address, 0), family=family)
+    port = listener.getsockname()[1]
+    return torch.distributed.TCPStore(
+        address,
+        port,
+        ranks,
+        is_master=True,
+        wait_for_workers=False,
+        multi_tenant=True,
+        master_listen_fd=listener.detach(),
+    )
+
+
 def join_ranks(rank: int, world_size: int, address: str, port: int, device: str) -> None:
-    """Join the process group of the policy's ranks."""
+    """Join the process group of the policy's ranks. The first has opened a store at this address, which torch takes."""
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK="0", MASTER_ADDR=address, MASTER_PORT=str(port)
     )

@@ -24,6 +24,7 @@ from ultramed_rl.models.lora import (
     merged_weights,
     save_adapter,
 )
+from ultramed_rl.models.tokenizer import ChatTokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -146,22 +147,14 @@ class Engine:
         return deepspeed.zero.GatheredParameters(list(parameters))
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every weight, whole, one at a time, under its Hugging Face name. A collective: run on all ranks."""
-        if has_adapters(self.module.lm):
-            yield from merged_weights(self.module.lm, self.full)
-            return
-        for name, parameter in self.module.lm.named_parameters():
-            with self.full([parameter]):
-                yield name, parameter.detach()
+        """All that a checkpoint holds, whole, one at a time, under its Hugging Face name. A collective: run on all ranks."""
+        yield from merged_weights(self.module.lm, self.full)
 
     def weight_shapes(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
         """Name, type and whole shape of everything that `weights` yields, in its order."""
-        lm = self.module.lm
-        if has_adapters(lm):
-            return list(merged_shapes(lm))
-        return [(n, p.dtype, tuple(getattr(p, "ds_shape", p.shape))) for n, p in lm.named_parameters()]
+        return list(merged_shapes(self.module.lm))
 
-    def save(self, directory: str, tokenizer: Any) -> None:
+    def save(self, directory: str, tokenizer: ChatTokenizer) -> None:
         """Write a Hugging Face checkpoint from rank 0. A collective: run on all ranks."""
         main = dist.get_rank() == 0
         state: dict[str, torch.Tensor] = {}
@@ -171,7 +164,7 @@ class Engine:
                 passing = self.spec.zero_stage == 3 or has_adapters(self.module.lm)
                 state[name] = tensor.cpu().clone() if passing else tensor
         if main:
-            save_model(self.module, tokenizer, directory, state)
+            save_model(self.module, tokenizer.backend, directory, state, tokenizer.end_id)
         self._save_adapter(directory, main)
         dist.barrier()
 

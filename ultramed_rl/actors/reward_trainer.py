@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import nn
+
 from ultramed_rl.actors.deepspeed_setup import EngineSpec
 from ultramed_rl.actors.tasks import RankingTask
 from ultramed_rl.actors.trainer import TrainWorker
@@ -56,8 +58,9 @@ class RewardTrainWorker(TrainWorker):
 
 def freeze_below(module: RewardModel, layers: int) -> None:
     """Leave only the last `layers` decoder layers, the final norm and the head trainable."""
-    decoder = module.lm.base_model
+    decoder = module.lm.get_decoder()
     decoder.requires_grad_(False)
-    for layer in decoder.layers[-layers:]:
-        layer.requires_grad_(True)
-    decoder.norm.requires_grad_(True)
+    parts = [*decoder.children()]
+    stack = next(place for place, part in enumerate(parts) if isinstance(part, nn.ModuleList))
+    for part in (*parts[stack][-layers:], *parts[stack + 1 :]):  # the norm comes after its layers
+        part.requires_grad_(True)

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
-from ultramed_rl.actors.deepspeed_setup import inference_context, join_ranks, shard_for_inference
+from ultramed_rl.actors.deepspeed_setup import inference_context, join_ranks, open_store, shard_for_inference
 from ultramed_rl.actors.passes import AnswerNumber, agreed_chunks, number_turn, score_groups
-from ultramed_rl.actors.trainer import free_address, peak_memory
+from ultramed_rl.actors.trainer import peak_memory
 from ultramed_rl.actors.turns import Turn, TurnReport
 from ultramed_rl.learning.packing import AnswerGroup, PackedBatch, sum_by_answer
+from ultramed_rl.models.configs import decoder_config
 from ultramed_rl.models.load import PolicyModel, RewardModel, is_packed, load_policy, load_reward
 
 
@@ -25,8 +26,9 @@ class Scorer:
         self.shards = shards
 
     def rendezvous(self) -> tuple[str, int]:
-        """An address and a free port of this replica's node, where sharded replicas can meet."""
-        return free_address()
+        """This replica's node, and a port at which it listens there from now on, for sharded replicas to meet."""
+        self.store = open_store(self.shards)
+        return self.store.host, self.store.port
 
     def join(self, address: tuple[str, int]) -> None:
         """Join the other replicas, before a sharded model is loaded. Collective."""
@@ -55,7 +57,7 @@ class Scorer:
 
     def _adopt(self, model: PolicyModel | RewardModel) -> None:
         model.eval().requires_grad_(False)
-        self.packed, self.vocab_size = is_packed(model.lm), model.lm.config.vocab_size
+        self.packed, self.vocab_size = is_packed(model.lm), decoder_config(model.lm.config).vocab_size
         if hasattr(self, "model"):  # the device needn't hold both
             del self.model
             if self.device != "cpu":

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from ultramed_rl.actors.deepspeed_setup import EngineSpec, join_ranks, loading_context
+from ultramed_rl.actors.deepspeed_setup import EngineSpec, join_ranks, loading_context, open_store
 from ultramed_rl.actors.engine import Engine
 from ultramed_rl.actors.peak import measure_peak
 from ultramed_rl.actors.tasks.base import Sums, Task
@@ -52,8 +51,9 @@ class TrainWorker:
         self.rank, self.world_size, self.seed = rank, world_size, seed
 
     def rendezvous(self) -> tuple[str, int]:
-        """An address and a free port of this rank's node, where the ranks can meet."""
-        return free_address()
+        """This rank's node, and a port at which it listens there from now on, for the ranks to meet."""
+        self.store = open_store(self.world_size)
+        return self.store.host, self.store.port
 
     def build(
         self,
@@ -145,13 +145,14 @@ class TrainWorker:
         """Write weights and optimizer, to go on from exactly here. Collective."""
         self.engine.save_state(directory)
 
-    def load_state(self, directory: str) -> None:
-        """Go on from what `save_state` wrote. Collective."""
+    def load_state(self, directory: str, skipped: int = 0) -> None:
+        """Go on from what `save_state` wrote, after so many skipped steps of the same task. Collective."""
         self.engine.load_state(directory)
+        self.engine.skipped_steps = skipped
 
     def save(self, directory: str) -> None:
         """Write a Hugging Face checkpoint. Collective."""
-        self.engine.save(directory, self.tokenizer.backend)
+        self.engine.save(directory, self.tokenizer)
 
     def offload(self) -> None:
         """Leave the device to other roles."""
@@ -164,15 +165,6 @@ class TrainWorker:
     def peak_memory(self) -> int:
         """Bytes: the GPU's peak allocation, or this process's resident peak on CPU."""
         return peak_memory(self.engine.device.type)
-
-
-def free_address() -> tuple[str, int]:
-    """This node's address and a port that was free a moment ago."""
-    import ray
-
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
 
 def peak_memory(device: str) -> int:

@@ -1,6 +1,6 @@
 """`ultramed-rl <command> CONFIG [section.key=value ...]`: parse and validate first, then load what computes.
 
-Exit codes: 0 done, 1 the run failed, 2 the config or command line is wrong, 130 interrupted.
+Exit codes: 0 done, 1 the run failed, 2 the config or command line is wrong, 130 interrupted by Ctrl-C, 143 by SIGTERM.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from ultramed_rl.cli import submitting  # isort: skip
 from ultramed_rl.cli import jobs  # isort: skip
 from ultramed_rl.cli import doctor  # isort: skip
 from ultramed_rl.cli.program import app
+from ultramed_rl.tracking.termination import take_sigterm
 
 __all__ = [
     "app",
@@ -34,4 +35,5 @@ __all__ = [
 
 def main() -> None:
     """Entry point."""
+    take_sigterm()
     sys.exit(app())

@@ -4,24 +4,34 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ultramed_rl.cli.exits import FAILED, check, fail
 from ultramed_rl.tracking.voice import say, tell, tell_result
 
+if TYPE_CHECKING:
+    from ultramed_rl.config.document import Document
+
 _NOTHING = "nothing was started"
 
 
-def show_run(config: Any, resume: bool) -> None:
-    """What a run of one config would do. Exits with code 1 where its directory is in the way."""
+def show_run(config: Any, resume: bool, document: Document) -> None:
+    """What a run of one config would do. Exits with code 1 where its directory is in the way, with 2 where what it
+    names isn't there, or its prompts don't last."""
     _show(config, resume)
+    if not resume:
+        from ultramed_rl.recipes.inputs import check_inputs, check_pool
+
+        check(lambda: check_inputs(config), document)
+        check(lambda: check_pool(config), document)
     say(_NOTHING)
     tell_result(True, exit_code=0, dry_run=True)
 
 
-def show_recipe(recipe: Any, resume: bool) -> None:
+def show_recipe(recipe: Any, resume: bool, document: Document) -> None:
     """What a recipe would do, stage by stage."""
     from ultramed_rl.config.recipe import stage_inputs
+    from ultramed_rl.recipes.inputs import check_pool, check_recipe_inputs
     from ultramed_rl.recipes.run import planned_stages
 
     directory = Path(recipe.run.directory) / recipe.run.name
@@ -32,10 +42,14 @@ def show_recipe(recipe: Any, resume: bool) -> None:
             f"{directory}: holds stages already ({', '.join(begun)}); go on with --resume, or choose another run.name",
             FAILED,
         )
+    if not resume:
+        check(lambda: check_recipe_inputs(recipe), document)
     for name, config in stages:
         inputs = stage_inputs(recipe, name)
         say(f"{name}: {'from ' + ', '.join(inputs) if inputs else 'from no other stage'}")
         _show(config, resume)
+        if not resume:
+            check(lambda name=name, stage=config: check_pool(stage, f"stages.{name}: "), document)  # type: ignore[misc]
     say(_NOTHING)
     tell_result(True, exit_code=0, dry_run=True)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ultramed_rl.cli.exits import FAILED, INTERRUPTED, WRONG, fail, one_line
+from ultramed_rl.cli.exits import FAILED, WRONG, fail, interruptible, one_line
 from ultramed_rl.cli.options import Json, manner_of
 from ultramed_rl.cli.program import command
 from ultramed_rl.tracking.voice import manner, say, speaking, tell, tell_result
@@ -83,15 +83,13 @@ def reaching(address: str) -> Iterator[JobServer]:
 def follow_to_end(server: JobServer, identity: str) -> None:
     """Print a job's log until it ends; exits with code 1 unless it succeeded. Ctrl-C leaves the job alone."""
     again = f"ultramed-rl jobs logs {identity} --follow --address {server.address}"
+    stop = f"ultramed-rl jobs stop {identity} --address {server.address}"
+    goes_on = f"Ray job {identity} goes on; follow it with: {again}\nstop it with: {stop}"
     try:
-        state = server.follow(identity, _print)
-    except KeyboardInterrupt:
-        stop = f"ultramed-rl jobs stop {identity} --address {server.address}"
-        fail(
-            f"\nRay job {identity} goes on; follow it with: {again}\nstop it with: {stop}",
-            INTERRUPTED,
-            id=identity,
-        )
+        with interruptible(goes_on, id=identity):
+            state = server.follow(identity, _print)
+    except typer.Exit:
+        raise
     except (RuntimeError, OSError) as error:
         fail(f"{one_line(error)}; follow it with: {again}", FAILED, id=identity)
     if state.status != "succeeded":

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Annotated, Any
 
 import typer
 
-EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 the config or command line is wrong, 130 interrupted."
+from ultramed_rl.cli.exits import interruptible
+
+EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 the config or command line is wrong, 130 interrupted by Ctrl-C, 143 by SIGTERM."
 _HELP = f"""Online iterative preference learning for specialised language models.
 
 `ultramed-rl COMMAND CONFIG section.key=value ...`: complete configs are in configs/; `ultramed-rl COMMAND --help` has
@@ -26,8 +29,17 @@ app = typer.Typer(
 
 
 def command(name: str) -> Callable[[Any], Any]:
-    """A command of the program, with its exit codes under its help."""
-    return app.command(name, epilog=EXIT_CODES)
+    """A command of the program, with its exit codes under its help; interrupted, it ends with one line and 130 or 143."""
+
+    def add(run: Any) -> Any:
+        @wraps(run)
+        def interruptibly(*arguments: Any, **options: Any) -> Any:
+            with interruptible():
+                return run(*arguments, **options)
+
+        return app.command(name, epilog=EXIT_CODES)(interruptibly)
+
+    return add
 
 
 def _show_version(wanted: bool) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,8 +13,11 @@ from ultramed_rl.cli.dry_run import show_recipe, show_run
 from ultramed_rl.cli.exits import WRONG, carry_out, check, fail, resume_command
 from ultramed_rl.cli.options import ConfigPath, DryRun, Json, Order, Overrides, Quiet, Resume, manner_of
 from ultramed_rl.cli.program import command
-from ultramed_rl.cli.runs import check_config
+from ultramed_rl.cli.runs import check_config, check_named, is_recipe, read_order
 from ultramed_rl.tracking.voice import say, speaking, tell, tell_result
+
+if TYPE_CHECKING:
+    from ultramed_rl.config.document import Document
 
 
 @command("recipe")
@@ -29,7 +34,8 @@ def recipe_command(
     Example: ultramed-rl recipe configs/recipes/quickstart.yaml run.name=mine
     """
     with speaking(manner_of(quiet, json)):
-        run_recipe_whole(Order(config_path, tuple(overrides or ()), resume, dry_run))
+        order = Order(config_path, tuple(overrides or ()), resume, dry_run)
+        run_recipe_whole(order, read_order(order))
 
 
 @command("data")
@@ -55,12 +61,13 @@ def data_command(
     flags = ("--retry-failed",) if retry_failed else ()
     order = Order(config_path, tuple(overrides or ()), resume, dry_run, flags)
     with speaking(manner_of(quiet, json)):
-        if not _is_recipe(order):
-            run_data(step, _step_config(step, order), order)
+        document = read_order(order)
+        if not is_recipe(document):
+            run_data(_step_config(step, document), order, document)
         elif step == "all" and not retry_failed:
-            run_recipe_whole(order)
+            run_recipe_whole(order, document)
         else:
-            run_data(step, _recipe_stage(step, order), order)
+            run_data(_recipe_stage(step, order, document), order, document)
 
 
 @command("plan")
@@ -70,81 +77,82 @@ def plan_command(config_path: ConfigPath, overrides: Overrides = None, json: Jso
     Example: ultramed-rl plan configs/llama3-70b-4node.yaml cluster.policy.zero_stage=2
     """
     from ultramed_rl.cluster.plan import make_plan, render_plan
-    from ultramed_rl.config import load_any
-    from ultramed_rl.config.recipe import load_recipe
-    from ultramed_rl.recipes.run import planned_stages
+    from ultramed_rl.config.load import check_any
+    from ultramed_rl.config.recipe import check_recipe
+    from ultramed_rl.recipes.run import of_stage, planned_stages
 
-    order = Order(config_path, tuple(overrides or ()))
     with speaking(manner_of(False, json)):
-        if _is_recipe(order):
-            recipe = check(lambda: load_recipe(config_path, overrides), config_path)
-            configs = [(f"{name} ({c.type}):\n", c, "\n") for name, c in planned_stages(recipe)]
+        document = read_order(Order(config_path, tuple(overrides or ())))
+        if is_recipe(document):
+            recipe = check(lambda: check_recipe(document))
+            stages = planned_stages(recipe)
         else:
-            configs = [("", check(lambda: load_any(config_path, overrides or []), config_path), "")]
-        for head, config, tail in configs:
-            plan = check(lambda config=config: make_plan(config), config_path)  # type: ignore[misc]
+            stages = [("", check(lambda: check_any(document)))]
+
+        def make_plans() -> Iterator[tuple[str, Any, Any]]:
+            for name, config in stages:
+                with of_stage(name) if name else nullcontext():
+                    yield name, config, make_plan(config)
+
+        for name, config, plan in check(lambda: list(make_plans()), document):
             tell("plan", name=config.run.name, type=config.type, plan=asdict(plan))
-            say(f"{head}{render_plan(plan)}{tail}")
+            say(f"{name} ({config.type}):\n{render_plan(plan)}\n" if name else render_plan(plan))
         tell_result(True, exit_code=0)
 
 
-def run_recipe_whole(order: Order) -> None:
+def run_recipe_whole(order: Order, document: Document) -> None:
     """All stages, checked and planned before the first one starts."""
-    from ultramed_rl.config.recipe import load_recipe
+    from ultramed_rl.config.recipe import check_recipe
+    from ultramed_rl.recipes.inputs import check_recipe_inputs
     from ultramed_rl.recipes.run import plan_recipe, run_recipe
 
-    path, overrides = order.config_path or "", list(order.overrides)
-    recipe = check(lambda: load_recipe(path, overrides), path)
-    check(lambda: plan_recipe(recipe), path)
+    recipe = check(lambda: check_recipe(document))
+    check(lambda: plan_recipe(recipe), document)
     if order.dry_run:
-        show_recipe(recipe, order.resume)
+        show_recipe(recipe, order.resume, document)
         return
+    if not order.resume:
+        check(lambda: check_recipe_inputs(recipe), document)
 
     def run() -> dict[str, Any]:
         result = run_recipe(recipe, resume=order.resume)
         return {"output": str(result.directory), "outputs": result.outputs}
 
-    carry_out(run, resume_command("recipe", path, order.overrides, ()))
+    carry_out(run, resume_command("recipe", order.config_path, order.overrides, ()))
 
 
-def run_data(step: str, config: Any, order: Order) -> None:
+def run_data(config: Any, order: Order, document: Document) -> None:
     """One data stage whose config is checked."""
     if order.dry_run:
-        show_run(config, order.resume or bool(order.flags))
+        show_run(config, order.resume or bool(order.flags), document)
         return
+    check_named(config, order, document)
 
     def run() -> dict[str, Any]:
         from ultramed_rl.stages.data.run import make_data
 
         return {"output": str(make_data(config, resume=order.resume, retry_failed=bool(order.flags)))}
 
-    carry_out(run, resume_command(f"data {step}", order.config_path, order.overrides, order.flags))
+    name = config.run.name if is_recipe(document) else config.step.type
+    carry_out(run, resume_command(f"data {name}", order.config_path, order.overrides, order.flags))
 
 
-def _is_recipe(order: Order) -> bool:
-    from ultramed_rl.config.load import read_mapping
-
-    path = order.config_path or ""
-    return bool(check(lambda: read_mapping(path, order.overrides), path).get("type") == "recipe")
-
-
-def _step_config(step: str, order: Order) -> Any:
-    config = check_config(order, "data")
+def _step_config(step: str, document: Document) -> Any:
+    config = check_config(document, "data")
     if config.step.type != step:
         use = f"use ultramed-rl data {config.step.type}"
-        fail(f"{order.config_path}: step.type={config.step.type!r}: {use}", WRONG)
+        fail(document.tell(f"step.type={config.step.type!r}: {use}"), WRONG)
     return config
 
 
-def _recipe_stage(name: str, order: Order) -> Any:
+def _recipe_stage(name: str, order: Order, document: Document) -> Any:
     """One data stage of a recipe, with what the stages before it have made; dry, as if they had."""
-    from ultramed_rl.config.recipe import load_recipe, stage_config
+    from ultramed_rl.config.recipe import check_recipe, stage_config
     from ultramed_rl.recipes.run import check_runnable, data_stage
 
-    path, overrides = order.config_path or "", list(order.overrides)
-    recipe = check(lambda: load_recipe(path, overrides), path)
+    recipe = check(lambda: check_recipe(document))
     if not order.dry_run or recipe.stages.get(name, {}).get("type") != "data":
-        return check(lambda: data_stage(recipe, name), path)
-    config = check(lambda: stage_config(recipe, name, {}), path)
-    check(lambda: check_runnable(config), path)
+        return check(lambda: data_stage(recipe, name), document)
+    config = check(lambda: stage_config(recipe, name, {}))
+    check(lambda: check_runnable(config), document)
     return config

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ultramed_rl.cli.dry_run import show_run
 from ultramed_rl.cli.exits import WRONG, carry_out, check, fail, resume_command
 from ultramed_rl.cli.options import ConfigPath, DryRun, Json, Order, Overrides, Quiet, Resume, manner_of
 from ultramed_rl.cli.program import command
 from ultramed_rl.tracking.voice import speaking
+
+if TYPE_CHECKING:
+    from ultramed_rl.config.document import Document
 
 # By command: the type of its configs, and its help.
 _COMMANDS = {
@@ -72,10 +75,12 @@ for _name, (_kind, _words) in _COMMANDS.items():
 
 def run_alone(order: Order, expected: str) -> None:
     """Check, then run one stage, or say what would be done."""
-    config = check_config(order, expected)
+    document = read_order(order)
+    config = check_config(document, expected)
     if order.dry_run:
-        show_run(config, order.resume)
+        show_run(config, order.resume, document)
         return
+    check_named(config, order, document)
 
     def run() -> dict[str, Any]:
         from ultramed_rl.recipes.run import RUNNERS
@@ -86,20 +91,38 @@ def run_alone(order: Order, expected: str) -> None:
     carry_out(run, resume_command(command_of(expected), order.config_path, order.overrides, order.flags))
 
 
-def check_config(order: Order, expected: str) -> Any:
+def read_order(order: Order) -> Document:
+    """What the order's file and overrides say, not validated yet; exits with code 2 where they cannot be read."""
+    from ultramed_rl.config.document import read_document
+
+    return check(lambda: read_document(order.config_path, order.overrides))
+
+
+def is_recipe(document: Document) -> bool:
+    """Whether a document describes a recipe."""
+    return bool(document.data.get("type") == "recipe")
+
+
+def check_config(document: Document, expected: str) -> Any:
     """The config, valid, of the expected type and with a plan that fits; else exit with code 2."""
-    from ultramed_rl.config import load_any
-    from ultramed_rl.config.load import COMMAND_LINE
+    from ultramed_rl.config.load import check_any
     from ultramed_rl.recipes.run import check_runnable
     from ultramed_rl.store.remote import check_url
 
-    source = order.config_path or COMMAND_LINE
-    config = check(lambda: load_any(order.config_path, order.overrides), source)
+    config = check(lambda: check_any(document))
     if config.type != expected:
-        fail(f"{source}: type={config.type!r}: use ultramed-rl {command_of(config.type)}", WRONG)
-    check(lambda: check_runnable(config), source)
-    check(lambda: check_url(config), source)
+        fail(document.tell(f"type={config.type!r}: use ultramed-rl {command_of(config.type)}"), WRONG)
+    check(lambda: check_runnable(config), document)
+    check(lambda: check_url(config), document)
     return config
+
+
+def check_named(config: Any, order: Order, document: Document) -> None:
+    """What the config names is there; exits with code 2 where it isn't. A run that goes on may need it no more."""
+    from ultramed_rl.recipes.inputs import check_inputs
+
+    if not (order.resume or order.flags):
+        check(lambda: check_inputs(config), document)
 
 
 def command_of(kind: str) -> str:

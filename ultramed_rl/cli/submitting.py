@@ -12,9 +12,9 @@ import typer
 
 from ultramed_rl.cli.exits import WRONG, check, fail
 from ultramed_rl.cli.jobs import Address, address_of, follow_to_end, reaching
-from ultramed_rl.cli.options import ConfigPath, DryRun, Json, Overrides, Quiet, manner_of
+from ultramed_rl.cli.options import ConfigPath, DryRun, Json, Order, Overrides, Quiet, manner_of
 from ultramed_rl.cli.program import command
-from ultramed_rl.cli.runs import command_of
+from ultramed_rl.cli.runs import command_of, is_recipe, read_order
 from ultramed_rl.tracking.voice import say, speaking, tell, tell_result
 
 if TYPE_CHECKING:
@@ -84,21 +84,22 @@ def _send(submission: Submission, address: str, wait: bool) -> None:
 def _checked(config_path: str, overrides: list[str], working_dir: Path | None) -> Any:
     """The config or recipe, valid and planned, with paths that mean the same on the cluster; else exit with 2."""
     from ultramed_rl.cluster.local_paths import is_relative, path_problems
-    from ultramed_rl.config import ConfigError, load_any
-    from ultramed_rl.config.load import read_mapping
-    from ultramed_rl.config.recipe import load_recipe
+    from ultramed_rl.config import ConfigError
+    from ultramed_rl.config.load import check_any
+    from ultramed_rl.config.recipe import check_recipe
     from ultramed_rl.recipes.run import check_runnable, plan_recipe
 
     if working_dir is not None and not working_dir.is_dir():
         fail(f"--working-dir {working_dir}: no such folder; name one that exists", WRONG)
-    is_recipe = check(lambda: read_mapping(config_path, overrides), config_path).get("type") == "recipe"
-    read: Any = load_recipe if is_recipe else load_any
-    config = check(lambda: read(config_path, overrides), config_path)
+    document = read_order(Order(config_path, tuple(overrides)))
+    whole = is_recipe(document)
+    read: Any = check_recipe if whole else check_any
+    config = check(lambda: read(document))
     problems = path_problems(config.to_mapping(), working_dir)
     if problems:
-        fail(str(ConfigError([f"{config_path}: {line}" for line in problems])), WRONG)
+        fail(str(ConfigError([document.tell(line) for line in problems])), WRONG)
     with chdir(working_dir or Path()):
-        check(lambda: (plan_recipe if is_recipe else check_runnable)(config), config_path)
+        check(lambda: (plan_recipe if whole else check_runnable)(config), document)
     if is_relative(config.run.directory):
         say(
             f"run.directory={config.run.directory!r}: in the job's copy of {working_dir}, which goes when the job is "

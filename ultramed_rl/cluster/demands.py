@@ -15,11 +15,12 @@ from ultramed_rl.config import (
     SamplingConfig,
 )
 from ultramed_rl.config.cluster import TrainerGroup
-from ultramed_rl.config.models import Architecture, Model, Reward
+from ultramed_rl.config.models import Architecture, Model, ModelSettings, Reward
 from ultramed_rl.config.precision import resolve_precision
 from ultramed_rl.config.run import RunConfig
 from ultramed_rl.config.stages import SftConfig, StageConfig
 from ultramed_rl.config.training import Optimization
+from ultramed_rl.models.configs import check_length
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def needs_reference(config: RunConfig) -> bool:
 
 def run_demands(config: RunConfig) -> Iterator[Demand]:
     """The roles of an online run, in the order in which they are given devices."""
-    policy = resolve_architecture(config.policy.path, config.policy.architecture, "policy")
+    policy = _shape(config.policy.path, config.policy, "policy")
     transit = _in_transit(config, policy)
     engines = _rollout(config, policy)
     yield replace(engines, bytes_per_device=engines.bytes_per_device | transit)
@@ -74,11 +75,10 @@ def _in_transit(config: RunConfig, policy: Architecture) -> dict[str, int]:
 def sampling_demands(config: ContrastsConfig | EvaluateConfig | EngineConfig) -> Iterator[Demand]:
     """Engines, and after them reward models."""
     if not isinstance(config, EvaluateConfig):
-        yield _rollout(config, resolve_architecture(config.policy.path, config.policy.architecture, "policy"))
+        yield _rollout(config, _shape(config.policy.path, config.policy, "policy"))
         return
     shapes = [
-        resolve_architecture(path, config.policy.architecture, "policy", f"policies.{name}")
-        for name, path in config.policies.items()
+        _shape(path, config.policy, "policy", f"policies.{name}") for name, path in config.policies.items()
     ]
     policy = max(shapes, key=count_parameters)
     yield _rollout(config, policy)
@@ -87,12 +87,12 @@ def sampling_demands(config: ContrastsConfig | EvaluateConfig | EngineConfig) ->
 
 def reward_bench_demands(config: RewardBenchConfig) -> Iterator[Demand]:
     """The reward model alone."""
-    yield from _rewards(config, resolve_architecture(config.model.path, config.model.architecture, "model"))
+    yield from _rewards(config, _shape(config.model.path, config.model, "model"))
 
 
 def stage_demands(config: StageConfig) -> Iterator[Demand]:
     """An offline stage has its training ranks alone; the model in training is its own reference."""
-    shape = resolve_architecture(config.model.path, config.model.architecture, "model")
+    shape = _shape(config.model.path, config.model, "model")
     trainer = config.cluster.trainer
     sizes = _trainer_bytes(
         trainer, config.cluster.device, config.model, config.training, shape, longest_sample(config)
@@ -102,6 +102,13 @@ def stage_demands(config: StageConfig) -> Iterator[Demand]:
         "lower training.micro_batch_tokens or model.max_length"
     )
     yield Demand("trainer", trainer.ranks, 1, sizes, cure)
+
+
+def _shape(path: str, settings: ModelSettings, key: str, path_key: str | None = None) -> Architecture:
+    """A model's shape. Raises ValueError where its sequences may outrun its positions."""
+    shape = resolve_architecture(path, settings.architecture, key, path_key)
+    check_length(settings.max_length, shape.max_position_embeddings, f"{key}.max_length", path)
+    return shape
 
 
 def _trainer_bytes(
@@ -163,10 +170,16 @@ def _rewards(
     group, reward = config.cluster.reward, config.reward
     if reward is None:
         return
-    section = "model" if isinstance(config, RewardBenchConfig) else "reward"
+    if isinstance(config, RewardBenchConfig):
+        section, read, length = "model", config.model.max_length, "model.max_length"
+    else:
+        section, read, length = "reward", config.policy.max_length, "policy.max_length"
     cure = f"set cluster.reward.shard=true or lower {section}.micro_batch_tokens"
     for role, path in zip(reward_roles(reward), reward.paths, strict=True):
-        model = policy if path is None else resolve_architecture(path, reward.architecture, "reward")
+        model = policy
+        if path is not None:
+            model = resolve_architecture(path, reward.architecture, section)
+            check_length(read, model.max_position_embeddings, length, path)
         sizes = forward_bytes(
             model,
             resolve_precision(reward.precision, config.cluster.device),

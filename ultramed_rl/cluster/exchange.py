@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -79,10 +80,19 @@ class Exchange:
     def __init__(self, transport: EventTransport, watcher: Watcher | None = None) -> None:
         self.transport, self.watcher = transport, watcher
         self.pools: dict[str, Pool] = {}
-        self.phase = ""  # under which turns are told
+        self._phase = ""  # under which turns are told
         self._unread: dict[str, float] = {}  # roles that are held back, and since when
         self._stall = StallWatch(60.0, transport.now)
         self._looked = self._pumped = -1e9
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Turns that end within are told under this name: whoever has work done says what it is."""
+        before, self._phase = self._phase, name
+        try:
+            yield
+        finally:
+            self._phase = before
 
     def open(self, role: str, ranks: list[int], rules: PoolRules) -> Pool:
         """The pool of a role whose workers of these ranks are there."""
@@ -179,7 +189,7 @@ class Exchange:
         if self.watcher is not None:
             worker = f"{role}-{rank}"
             items = len(report.done)
-            self.watcher.span(Span(role, worker, self.phase, report.started, report.ended, items))
+            self.watcher.span(Span(role, worker, self._phase, report.started, report.ended, items))
 
     def _restarted(self, role: str, error: str) -> None:
         if self.watcher is not None:

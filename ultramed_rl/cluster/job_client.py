@@ -8,9 +8,12 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
+
+from ultramed_rl.cluster.private_ray import is_private
 
 _POLL_S = 1.0
 _STOP_S = 15.0
@@ -29,20 +32,38 @@ def connect_to_jobs(address: str, key: str) -> Any:
         key: where the address comes from, as errors name it: `cluster.address` or `--address`.
 
     Raises:
-        RuntimeError: no Ray cluster takes jobs there.
+        RuntimeError: no Ray cluster takes jobs there, or it wants another token.
     """
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
+
+    # To other clusters Ray's client would send the token of our own, which it has read in this process.
+    headers = None if is_private(address) else {"Authorization": _authorization()}
 
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
     with _without(_OVERRULING):
         try:
-            return JobSubmissionClient(address)
+            return JobSubmissionClient(address, headers=headers)
+        except AuthenticationError:
+            raise RuntimeError(
+                f"{key}={address!r}: this cluster asks for its token; give it as RAY_AUTH_TOKEN, or in a file as "
+                "RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
+            ) from None
         except (ConnectionError, RuntimeError) as error:
             raise RuntimeError(
                 f"{key}={address!r}: no Ray cluster takes jobs there ({' '.join(str(error).split())[:200]}); "
                 "give the address of its dashboard, as in http://HEAD:8265"
             ) from None
+
+
+def _authorization() -> str:
+    """The header with the user's token, from where Ray looks for it; empty where there is none."""
+    token = os.environ.get("RAY_AUTH_TOKEN")
+    if not token:
+        file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+        token = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+    return f"Bearer {token}" if token else ""
 
 
 def submit_job(client: Any, identity: str, **request: Any) -> None:
@@ -63,8 +84,9 @@ def submit_job(client: Any, identity: str, **request: Any) -> None:
         if _NO_AGENT not in str(error):
             raise
         raise RuntimeError(
-            f"Ray took no job within {_AGENT_S:g} s: the part of it that starts jobs is not up, most often because "
-            "another Ray cluster on the machine holds its port (52365); stop that one, or name it in cluster.address"
+            f"Ray took no job within {_AGENT_S:g} s: the part of it that starts jobs is not up; if its node was started "
+            "while another Ray held port 52365, start it again with --dashboard-agent-listen-port=0, else look at "
+            "dashboard_agent.log among Ray's logs"
         ) from None
 
 

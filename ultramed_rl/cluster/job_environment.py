@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ultramed_rl.config.files import why_unreadable
+from ultramed_rl.config.strict_yaml import YamlProblem, read_yaml
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL", re.IGNORECASE)
@@ -56,12 +57,13 @@ def _variable(text: str, ours: Mapping[str, str]) -> tuple[str, str]:
 
 
 def _read_file(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise ValueError(f"--runtime-env {file}: no such file; see docs/cluster.md for an example")
+    reason = why_unreadable(file)
+    if reason is not None:
+        raise ValueError(f"--runtime-env {file}: {reason}; see docs/cluster.md for an example")
     try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError):
-        # YAML's own words quote the line, which may hold a secret.
+        found = read_yaml(file.read_text(encoding="utf-8"))[0] or {}
+    except (YamlProblem, UnicodeDecodeError):
+        # Without YAML's own words: they may quote what stands there, a secret perhaps.
         raise ValueError(
             f"--runtime-env {file}: not valid YAML; see docs/cluster.md for an example"
         ) from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 import shlex
 import sys
@@ -16,8 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from ultramed_rl.cluster.job_client import connect_to_jobs, follow_log, stop_job, submit_job, wait_for_end
+from ultramed_rl.cluster.placement import disconnect, named_address
+from ultramed_rl.cluster.private_ray import start_private_ray
 from ultramed_rl.config.cluster import Devices
 from ultramed_rl.tracking.heartbeat import note_link
+from ultramed_rl.tracking.termination import keep_sigterm
 
 _POLL_S = 1.0
 _SHOWN_LINES = 20
@@ -37,7 +39,7 @@ class Job:
 
 
 def run_job(job: Job, cluster: Devices, say: Callable[[str], Any] = sys.stdout.write) -> str:
-    """Run a command as a Ray job until it ends; its output goes to `say` as it comes. Ctrl-C stops the job.
+    """Run a command as a Ray job until it ends; its output goes to `say` as it comes. Ctrl-C and SIGTERM stop the job.
 
     The cluster is that of `cluster.address` or RAY_ADDRESS, else one that is started on this machine and ends
     with the job.
@@ -50,6 +52,7 @@ def run_job(job: Job, cluster: Devices, say: Callable[[str], Any] = sys.stdout.w
             last lines.
     """
     with _job_server(cluster) as address:
+        keep_sigterm()
         client = connect_to_jobs(address, "cluster.address")
         note_link("ray dashboard", address if address.startswith("http") else None)
         identity = f"ultramed_rl-{secrets.token_hex(6)}"
@@ -80,31 +83,15 @@ def _path_with_this_python() -> str:
 @contextmanager
 def _job_server(cluster: Devices) -> Iterator[str]:
     """The address of a Ray cluster that takes jobs."""
-    import ray
-
-    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    address = named_address(cluster)
     if address:
         yield address
         return
-    ours = not ray.is_initialized()
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    context = ray.init(
-        address="local" if ours else None,  # not somebody's cluster that runs on this machine
-        include_dashboard=True,
-        log_to_driver=False,
-        logging_level="warning",
-        ignore_reinit_error=True,
-    )
+    disconnect()  # from a Ray that was started for actors, which takes no jobs
     try:
-        if not context.dashboard_url:
-            raise RuntimeError(
-                "Ray was started in this process without its dashboard, which takes jobs: call ray.shutdown() "
-                "first, or name a cluster in cluster.address"
-            )
-        yield f"http://{context.dashboard_url}"
+        yield start_private_ray(dashboard=True)
     finally:
-        if ours:
-            ray.shutdown()
+        disconnect()
 
 
 def _wait_until_started(client: Any, identity: str, job: Job, cluster: Devices) -> None:

@@ -68,7 +68,7 @@ def is_relative(path: str) -> bool:
 
 
 def _relative_paths(config: Mapping[str, Any], base: Path) -> Iterator[tuple[str, str]]:
-    for key, name, value in _texts(config):
+    for key, name, value in texts_of(config):
         if not is_relative(value) or value == OFFLINE:
             continue
         if name in FILE_KEYS or (name in MODEL_KEYS and not _may_be_id(value, base)):
@@ -80,17 +80,17 @@ def _may_be_id(value: str, base: Path) -> bool:
     return bool(_HUB_ID.fullmatch(value)) and not value.startswith(".") and not (base / value).exists()
 
 
-def _texts(node: Any, key: str = "", name: str = "") -> Iterator[tuple[str, str, str]]:
+def texts_of(node: Any, key: str = "", name: str = "") -> Iterator[tuple[str, str, str]]:
     """Every text of a config: its dotted key, the key's last name that is a field's, and the text."""
     if isinstance(node, str):
         yield key, name, node
     elif isinstance(node, Mapping):
         for step, value in node.items():
             below = name if name in {"policies", "chat_templates"} else str(step)
-            yield from _texts(value, f"{key}.{step}" if key else str(step), below)
+            yield from texts_of(value, f"{key}.{step}" if key else str(step), below)
     elif isinstance(node, list):
         for number, value in enumerate(node):
-            yield from _texts(value, f"{key}.{number}", name)
+            yield from texts_of(value, f"{key}.{number}", name)
 
 
 def _is_inside(value: str, folder: Path) -> bool:

@@ -11,6 +11,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ultramed_rl.cluster.plan import Member, Plan
+from ultramed_rl.cluster.private_ray import start_private_ray, stop_private_ray
 from ultramed_rl.config.cluster import Devices
 from ultramed_rl.tracking.heartbeat import note_link
 
@@ -62,26 +63,26 @@ class Placement:
             remove_placement_group(group)
 
 
+def named_address(cluster: Devices) -> str | None:
+    """The Ray cluster that the config or RAY_ADDRESS names; None where a run starts one of its own."""
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    return None if address == "local" else address or None
+
+
 def connect(cluster: Devices) -> None:
-    """Join the Ray cluster of the config or of RAY_ADDRESS, or start one on this machine."""
+    """Join the Ray cluster of the config or of RAY_ADDRESS, or start one of this process's own on this machine."""
     if ray.is_initialized():
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray's coming default: an actor without GPUs keeps the environment that it was given.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    address = named_address(cluster)
     if address:
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray gives a tip about it
         context = ray.init(address=address, log_to_driver=False, logging_level="warning")
         note_link("ray dashboard", context.dashboard_url)
         return
     cpus = cluster.cpus_per_node or os.cpu_count() or 1
-    ray.init(
-        address="local",  # also where somebody's cluster runs on this machine
-        num_cpus=max(cpus, cluster.devices_per_node if cluster.device == "cpu" else 1),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="warning",
-        object_store_memory=512 * 2**20 if cluster.device == "cpu" else None,
+    start_private_ray(
+        max(cpus, cluster.devices_per_node if cluster.device == "cpu" else 1),
+        store_bytes=512 * 2**20 if cluster.device == "cpu" else None,
     )
 
 
@@ -90,6 +91,7 @@ def disconnect() -> None:
     note_link("ray dashboard", None)
     if ray.is_initialized():
         ray.shutdown()
+    stop_private_ray()
 
 
 def reserve(plan: Plan, cluster: Devices) -> Placement:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ultramed_rl.cluster.demands import (
@@ -103,14 +103,14 @@ def _largest_engine(config: DataConfig) -> Plan:
 
 def lay_out(cluster: Devices, layout: str, demands: Sequence[Demand]) -> Plan:
     """Give every role its slots, in order. Raises `PlanError` where devices or bytes don't suffice."""
-    free = [Slot(n, i) for n in range(cluster.nodes) for i in range(cluster.devices_per_node)]
+    taken = [0] * cluster.nodes  # by node: its slots are taken from the first on
     roles = []
     for demand in demands:
-        members = tuple(_members(demand, free, cluster, layout))
+        members = tuple(_members(demand, taken, cluster, layout))
         roles.append(RolePlan(demand.role, members, demand.bytes_per_device))
         if layout == "disaggregated":
-            taken = {slot for member in members for slot in member.slots}
-            free = [slot for slot in free if slot not in taken]
+            for slot in (slot for member in members for slot in member.slots):
+                taken[slot.node] += 1
     limit = int(cluster.device_memory_gib * GIB)
     peak = _peak_bytes(cluster, layout, roles)
     plan = Plan(cluster.device, cluster.nodes, cluster.devices_per_node, layout, tuple(roles), peak, limit)
@@ -118,26 +118,24 @@ def lay_out(cluster: Devices, layout: str, demands: Sequence[Demand]) -> Plan:
     return plan
 
 
-def _members(demand: Demand, free: list[Slot], cluster: Devices, layout: str) -> Iterator[Member]:
+def _members(demand: Demand, taken: Sequence[int], cluster: Devices, layout: str) -> list[Member]:
     """Fill the free slots node by node; a member's slots never straddle nodes."""
     role, count, width = demand.role, demand.processes, demand.width
-    by_node: dict[int, list[Slot]] = {}
-    for slot in free:
-        by_node.setdefault(slot.node, []).append(slot)
-    rank = 0
-    for node_slots in by_node.values():
-        for start in range(0, len(node_slots) - width + 1, width):
-            if rank < count:
-                yield Member(role, rank, tuple(node_slots[start : start + width]))
-                rank += 1
-    if rank < count:
-        total = cluster.nodes * cluster.devices_per_node
+    most = cluster.devices_per_node
+    if count > sum((most - used) // width for used in taken):
+        free, total = sum(most - used for used in taken), cluster.nodes * most
         layout = "colocated roles share them" if layout == "colocated" else "roles before it took the rest"
         raise PlanError(
-            f"cluster.{role}: {count} processes x {width} devices = {count * width}, but {len(free)} of "
-            f"{cluster.nodes} x {cluster.devices_per_node} = {total} devices are free ({layout}); "
+            f"cluster.{role}: {count} processes x {width} devices = {count * width}, but {free} of "
+            f"{cluster.nodes} x {most} = {total} devices are free ({layout}); "
             f"lower its number, raise cluster.nodes, or use cluster.layout=colocated"
         )
+    members: list[Member] = []
+    for node, used in enumerate(taken):
+        for start in range(used, min(most - width + 1, used + (count - len(members)) * width), width):
+            slots = tuple(Slot(node, index) for index in range(start, start + width))
+            members.append(Member(role, len(members), slots))
+    return members
 
 
 def _peak_bytes(cluster: Devices, layout: str, roles: list[RolePlan]) -> int:

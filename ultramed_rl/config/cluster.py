@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from ultramed_rl.config.base import Section
+from ultramed_rl.config.limits import (
+    Address,
+    BatchSize,
+    Few,
+    FewOrZero,
+    GiB,
+    NodeDevices,
+    Nodes,
+    PositiveShare,
+    Processes,
+    Seconds,
+    Share,
+    ZeroStage,
+)
 
 
 class TrainerGroup(Section):
     """The DeepSpeed ranks of whatever is trained."""
 
-    ranks: int = Field(default=1, gt=0, description="data-parallel processes, one device each")
-    zero_stage: Literal[0, 1, 2, 3] = Field(
+    ranks: Processes = Field(default=1, description="data-parallel processes, one device each")
+    zero_stage: ZeroStage = Field(
         default=2,
         description="DeepSpeed's ZeRO: 0 nothing is partitioned, 1 optimizer states, 2 gradients too, 3 weights too",
     )
@@ -25,13 +39,15 @@ class TrainerGroup(Section):
 class RolloutGroup(Section):
     """The vLLM engines."""
 
-    engines: int = Field(default=1, gt=0, description="vLLM engines, each a copy of the policy")
-    tensor_parallel: int = Field(default=1, gt=0, description="GPUs that one engine's weights are split over")
-    max_num_seqs: int = Field(default=256, gt=0, description="sequences that an engine has under way at most")
-    kv_cache_gib: float | None = Field(
-        default=None, gt=0.0, description="KV cache of one engine in GiB; null on CUDA: from memory_fraction"
+    engines: Processes = Field(default=1, description="vLLM engines, each a copy of the policy")
+    tensor_parallel: Annotated[NodeDevices, Field(le=64)] = Field(
+        default=1, description="GPUs that one engine's weights are split over"
     )
-    memory_fraction: float = Field(default=0.85, gt=0.0, lt=1.0, description="share of a GPU for an engine")
+    max_num_seqs: BatchSize = Field(default=256, description="sequences that an engine has under way at most")
+    kv_cache_gib: GiB | None = Field(
+        default=None, description="KV cache of one engine in GiB; null on CUDA: from memory_fraction"
+    )
+    memory_fraction: PositiveShare = Field(default=0.85, lt=1.0, description="share of a GPU for an engine")
     enforce_eager: bool = Field(
         default=False, description="no CUDA graphs: a faster start, slower generation"
     )
@@ -40,7 +56,7 @@ class RolloutGroup(Section):
 class ReplicaGroup(Section):
     """Reference or reward replicas, each a whole model on one device; or, sharded, one model over all."""
 
-    replicas: int = Field(default=1, gt=0, description="copies of the model, one device each")
+    replicas: Processes = Field(default=1, description="copies of the model, one device each")
     shard: bool = Field(
         default=False, description="split the weights over the replicas (ZeRO-3), for large models"
     )
@@ -49,29 +65,25 @@ class ReplicaGroup(Section):
 class Faults(Section):
     """What is done about workers that die or hang."""
 
-    attempts: int = Field(
+    attempts: Annotated[Few, Field(ge=2)] = Field(
         default=3,
-        ge=2,
         description="tries of a prompt whose worker fails or dies before it is set aside; the last with a worker to itself",
     )
-    restarts: int = Field(default=20, ge=0, description="workers of one role that a run replaces at most")
-    hang_s: float = Field(
+    restarts: FewOrZero = Field(default=20, description="workers of one role that a run replaces at most")
+    hang_s: Seconds = Field(
         default=600.0,
-        gt=0.0,
         description="seconds without a sign of life (a turn's report, an optimizer step) after which a worker is replaced",
     )
-    start_s: float = Field(
-        default=900.0,
-        gt=0.0,
-        description="seconds to wait for a replacement; after that its node counts as lost",
+    start_s: Seconds = Field(
+        default=1800.0,
+        description="seconds that a worker may take to start, or to read or write a whole model; then it is replaced, or "
+        "where it found no place its node counts as lost",
     )
     fewer: bool = Field(
         default=True, description="go on with fewer engines or replicas when one cannot be replaced"
     )
-    set_aside_share: float = Field(
+    set_aside_share: Share = Field(
         default=0.01,
-        ge=0.0,
-        le=1.0,
         description="share of a round's prompts that may be set aside before the run stops; one always may",
     )
 
@@ -80,15 +92,17 @@ class Devices(Section):
     """The nodes of a run and what they have."""
 
     device: Literal["cpu", "cuda"] = Field(default="cuda", description="where models compute")
-    nodes: int = Field(default=1, gt=0, description="machines of the run")
-    devices_per_node: int = Field(
-        default=8, gt=0, description="GPUs, or on CPU the slots that share a node's cores"
+    nodes: Nodes = Field(default=1, description="machines of the run")
+    devices_per_node: NodeDevices = Field(
+        default=8, description="GPUs, or on CPU the slots that share a node's cores"
     )
-    cpus_per_node: int | None = Field(default=None, gt=0, description="null: what Ray finds")
-    device_memory_gib: float = Field(default=80.0, gt=0.0, description="per GPU; on CPU per node")
-    address: str | None = Field(default=None, description="Ray address; null: RAY_ADDRESS or a local cluster")
-    start_timeout_s: float = Field(
-        default=900.0, gt=0.0, description="seconds to wait until the cluster has what the run needs"
+    cpus_per_node: NodeDevices | None = Field(default=None, description="null: what Ray finds")
+    device_memory_gib: GiB = Field(default=80.0, description="per GPU; on CPU per node")
+    address: Address | None = Field(
+        default=None, description="Ray address; null: RAY_ADDRESS or a local cluster"
+    )
+    start_timeout_s: Seconds = Field(
+        default=900.0, description="seconds to wait until the cluster has what the run needs"
     )
     faults: Faults = Faults()
 

@@ -7,17 +7,16 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from ultramed_rl.config.base import Section
+from ultramed_rl.config.limits import Address, Column, Count, PositiveShare, Text, Tokens
 
 
 class _Source(Section):
     """What every source of prompts has."""
 
-    uri: str = Field(description="hf://owner/name:split, package://name/path, or local files")
-    limit: int | None = Field(default=None, gt=0, description="read at most so many rows")
-    share: float | None = Field(
+    uri: Address = Field(description="hf://owner/name:split, package://name/path, or local files")
+    limit: Count | None = Field(default=None, description="read at most so many rows")
+    share: PositiveShare | None = Field(
         default=None,
-        gt=0.0,
-        le=1.0,
         description="its part of every round's prompts; null: as much as it has of all",
     )
 
@@ -26,8 +25,8 @@ class QuestionSource(_Source):
     """Rows with a question column, and perhaps an answer column."""
 
     type: Literal["question"] = "question"
-    column: str = Field(default="question", description="where the question is")
-    answer_column: str | None = Field(
+    column: Column = Field(default="question", description="where the question is")
+    answer_column: Column | None = Field(
         default=None, description="where a reference answer is; null: there is none"
     )
 
@@ -36,7 +35,7 @@ class MessagesSource(_Source):
     """Rows with a chat under `messages` (role/content) or `conversations` (from/value)."""
 
     type: Literal["messages"] = "messages"
-    column: str = Field(default="messages", description="where the chat is")
+    column: Column = Field(default="messages", description="where the chat is")
 
 
 class VignetteSource(_Source):
@@ -52,15 +51,15 @@ class Prompts(Section):
     """The prompt pool. A seeded part is held out for evaluation and never trained on."""
 
     sources: list[PromptSource] = Field(min_length=1, description="where prompts are read from")
-    system: str | None = Field(default=None, description="system message put before every prompt")
-    suffix: str | None = Field(default=None, description="text added to the end of every user message")
-    max_prompt_tokens: int = Field(default=512, gt=0, description="longest prompt, chat template included")
+    system: Text | None = Field(default=None, description="system message put before every prompt")
+    suffix: Text | None = Field(default=None, description="text added to the end of every user message")
+    max_prompt_tokens: Tokens = Field(default=512, description="longest prompt, chat template included")
     too_long: Literal["refuse", "drop"] = Field(
         default="refuse",
         description="a prompt over max_prompt_tokens stops the run, or is dropped and counted",
     )
-    held_out: int = Field(default=64, gt=0, description="prompts kept for evaluation")
-    per_round: int = Field(default=64, gt=0, description="prompts of one round")
+    held_out: Count = Field(default=64, description="prompts kept for evaluation")
+    per_round: Count = Field(default=64, description="prompts of one round")
     reuse: bool = Field(default=False, description="reshuffle and start over when the pool is used up")
 
     @model_validator(mode="after")

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ultramed_rl.config.base import Section
 from ultramed_rl.config.embedding import EMBEDDER, HASHED
+from ultramed_rl.config.limits import (
+    Address,
+    Few,
+    FewOrZero,
+    Label,
+    Pattern,
+    Points,
+    PositiveShare,
+    Seed,
+    Temperature,
+    Tokens,
+    Words,
+)
 
 OpenMethod = Literal["constrain", "concretise", "multi_step", "depth_breadth", "real_data"]
 ChoiceMethod = Literal["constrain", "concretise", "distractors", "multi_step"]
@@ -23,43 +35,30 @@ _REFUSALS = [
 ]
 
 
-def _check_patterns(name: str, patterns: list[str]) -> list[str]:
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(
-                f"{name}={pattern!r}: not a regular expression ({error}); escape what is meant literally with \\"
-            ) from None
-    return patterns
-
-
 class Asking(Section):
     """How a step asks its model. Temperature and top_p are by default those of UltraMedical's scripts."""
 
-    temperature: float = Field(default=0.9, ge=0.0, le=2.0, description="of the model's replies")
-    top_p: float = Field(
+    temperature: Temperature = Field(default=0.9, description="of the model's replies")
+    top_p: PositiveShare = Field(
         default=0.7,
-        gt=0.0,
-        le=1.0,
         description="sample from the likeliest tokens that together have this probability",
     )
-    max_tokens: int = Field(default=1024, gt=0, description="of one reply")
-    seed: int = Field(default=0, ge=0, description="of sampling, and of what is drawn for a record")
+    max_tokens: Tokens = Field(default=1024, description="of one reply")
+    seed: Seed = Field(default=0, description="of sampling, and of what is drawn for a record")
 
 
 class Textbook(Asking):
     """Multiple-choice questions out of textbook paragraphs, after two gates."""
 
     type: Literal["textbook"] = "textbook"
-    exemplars: int = Field(
-        default=3, ge=0, description="questions shown as examples, drawn for each paragraph"
+    exemplars: FewOrZero = Field(
+        default=3, description="questions shown as examples, drawn for each paragraph"
     )
-    exemplars_from: str | None = Field(
+    exemplars_from: Address | None = Field(
         default=None, description="records to draw them from, as of MedQA's training set"
     )
-    attempts: int = Field(default=2, gt=0, description="times that the question itself is asked for")
-    name: str = Field(default="TextBookQA", min_length=1, description="first part of the new records' ids")
+    attempts: Few = Field(default=2, description="times that the question itself is asked for")
+    name: Label = Field(default="TextBookQA", min_length=1, description="first part of the new records' ids")
 
 
 class Topics(Asking):
@@ -69,17 +68,19 @@ class Topics(Asking):
     mode: Literal["subfields", "instructions"] = Field(
         description="subfields of a field, or instructions of a subfield"
     )
-    count: int = Field(default=20, gt=0, description="items asked for in one reply")
-    attempts: int = Field(default=2, gt=0, description="times that a list is asked for")
-    max_tokens: int = Field(default=4096, gt=0, description="of one reply")
-    name: str = Field(default="WikiInstruct", min_length=1, description="first part of the new records' ids")
+    count: Few = Field(default=20, description="items asked for in one reply")
+    attempts: Few = Field(default=2, description="times that a list is asked for")
+    max_tokens: Tokens = Field(default=4096, description="of one reply")
+    name: Label = Field(
+        default="WikiInstruct", min_length=1, description="first part of the new records' ids"
+    )
 
 
 class Evolve(Asking):
     """Questions made harder, round by round (Evol-Instruct, arXiv 2304.12244)."""
 
     type: Literal["evolve"] = "evolve"
-    rounds: int = Field(default=2, gt=0, description="times that a question is made harder")
+    rounds: Few = Field(default=2, description="times that a question is made harder")
     open_methods: list[OpenMethod] = Field(
         default=["constrain", "concretise", "multi_step", "depth_breadth", "real_data"],
         min_length=1,
@@ -90,16 +91,16 @@ class Evolve(Asking):
         min_length=1,
         description="ways to make a multiple-choice question harder, one drawn for each round",
     )
-    least_words: int = Field(default=10, ge=0, description="words that a round adds to the stem at least")
-    most_words: int = Field(default=20, gt=0, description="words that a round adds to the stem at most")
-    attempts: int = Field(default=2, gt=0, description="of one round")
+    least_words: Words = Field(default=10, description="words that a round adds to the stem at least")
+    most_words: Words = Field(default=20, gt=0, description="words that a round adds to the stem at most")
+    attempts: Few = Field(default=2, description="of one round")
     on_miss: Literal["keep", "drop"] = Field(
         default="keep", description="a round that never fits: keep the earlier version, or drop the record"
     )
     keep: Literal["last", "every"] = Field(
         default="last", description="which rounds' versions become records"
     )
-    name: str | None = Field(
+    name: Label | None = Field(
         default=None,
         min_length=1,
         pattern=r"^[^,]*$",
@@ -127,22 +128,17 @@ class Answer(Asking):
     """Answers with their reasoning; of a multiple-choice question only one that gives the key."""
 
     type: Literal["answer"] = "answer"
-    attempts: int = Field(default=3, gt=0, description="answers asked for before the record is dropped")
-    exemplars: int = Field(default=3, ge=0, description="solved questions shown from the second attempt on")
-    exemplars_from: str | None = Field(
+    attempts: Few = Field(default=3, description="answers asked for before the record is dropped")
+    exemplars: FewOrZero = Field(default=3, description="solved questions shown from the second attempt on")
+    exemplars_from: Address | None = Field(
         default=None,
         description="solved records, of which those most like the question are shown; null: none",
     )
-    embedder: str = Field(default=HASHED, description=EMBEDDER)
-    max_tokens: int = Field(default=2048, gt=0, description="of one reply")
-    refusals: list[str] = Field(
+    embedder: Address = Field(default=HASHED, description=EMBEDDER)
+    max_tokens: Tokens = Field(default=2048, description="of one reply")
+    refusals: list[Pattern] = Field(
         default=_REFUSALS, description="Python patterns, any case; an answer that begins so is a refusal"
     )
-
-    @field_validator("refusals")
-    @classmethod
-    def _compiles(cls, patterns: list[str]) -> list[str]:
-        return _check_patterns("answer.refusals", patterns)
 
 
 class Score(Asking):
@@ -152,37 +148,32 @@ class Score(Asking):
     form: Literal["json", "text"] = Field(
         default="json", description="text: for a model that JSON is too much for"
     )
-    threshold: float = Field(
-        default=7.0, ge=1.0, le=10.0, description="records below are dropped; 1 drops none"
+    threshold: Annotated[Points, Field(ge=1.0, le=10.0)] = Field(
+        default=7.0, description="records below are dropped; 1 drops none"
     )
-    attempts: int = Field(default=2, gt=0, description="times that a score is asked for")
-    temperature: float = Field(default=0.0, ge=0.0, le=2.0, description="of the model's replies")
-    top_p: float = Field(
+    attempts: Few = Field(default=2, description="times that a score is asked for")
+    temperature: Temperature = Field(default=0.0, description="of the model's replies")
+    top_p: PositiveShare = Field(
         default=1.0,
-        gt=0.0,
-        le=1.0,
         description="sample from the likeliest tokens that together have this probability",
     )
-    max_tokens: int = Field(default=512, gt=0, description="of one reply")
+    max_tokens: Tokens = Field(default=512, description="of one reply")
 
 
 class Paragraphs(Section):
     """Passages out of documents, for the textbook step to ask about; no model is asked."""
 
     type: Literal["paragraphs"] = "paragraphs"
-    least_words: int = Field(default=40, gt=0, description="of a passage; shorter neighbours are joined")
-    most_words: int = Field(default=250, gt=0, description="of a passage, the headings above it not counted")
+    least_words: Words = Field(default=40, gt=0, description="of a passage; shorter neighbours are joined")
+    most_words: Words = Field(
+        default=250, gt=0, description="of a passage, the headings above it not counted"
+    )
     headings: bool = Field(default=True, description="put the headings above a passage before its text")
-    notes: list[str] = Field(
+    notes: list[Pattern] = Field(
         default=[r"OpenMedicine Calculators?\b"],
         description="Python patterns, any case; a part that begins so speaks of the document, and is left out",
     )
-    name: str = Field(default="Paragraph", min_length=1, description="first part of the passages' ids")
-
-    @field_validator("notes")
-    @classmethod
-    def _compiles(cls, patterns: list[str]) -> list[str]:
-        return _check_patterns("paragraphs.notes", patterns)
+    name: Label = Field(default="Paragraph", min_length=1, description="first part of the passages' ids")
 
     @model_validator(mode="after")
     def _ascends(self) -> Paragraphs:

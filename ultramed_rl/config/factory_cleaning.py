@@ -9,13 +9,14 @@ from pydantic import BeforeValidator, Field
 from ultramed_rl.config.base import Section
 from ultramed_rl.config.benchmarks import TaskChoice
 from ultramed_rl.config.embedding import EMBEDDER, HASHED
+from ultramed_rl.config.limits import Address, Column, FactorOrZero, PositiveShare, Share, Words
 
 
 class Columns(Section):
     """Where a row's id and its instruction are; an instruction may be a text, or a chat whose first user turn it is."""
 
-    id: str = Field(default="id", description="column of the row's id")
-    instruction: str = Field(default="conversations", description="column of the text, or of the chat")
+    id: Column = Field(default="id", description="column of the row's id")
+    instruction: Column = Field(default="conversations", description="column of the text, or of the chat")
 
 
 class Deduplicate(Section):
@@ -26,21 +27,17 @@ class Deduplicate(Section):
     keep: Literal["first", "longest", "best"] = Field(
         default="first", description="which of alike rows stays; best: by `score_column`, then the first"
     )
-    score_column: str = Field(default="difficulty", description="for keep=best: the column of a number")
-    words: int = Field(default=3, ge=1, le=32, description="words of a shingle")
-    jaccard: float | None = Field(
+    score_column: Column = Field(default="difficulty", description="for keep=best: the column of a number")
+    words: Annotated[Words, Field(ge=1, le=32)] = Field(default=3, description="words of a shingle")
+    jaccard: PositiveShare | None = Field(
         default=0.8,
-        gt=0.0,
-        le=1.0,
         description="shared part of two rows' shingles from which they are alike; null: off",
     )
-    cosine: float | None = Field(
+    cosine: Annotated[PositiveShare, Field(gt=0.5)] | None = Field(
         default=0.975,
-        gt=0.5,
-        le=1.0,
         description="cosine of two rows' vectors from which they are alike; null: off",
     )
-    embedder: str = Field(default=HASHED, description=EMBEDDER)
+    embedder: Address = Field(default=HASHED, description=EMBEDDER)
 
 
 def _named(value: object) -> object:
@@ -55,21 +52,22 @@ class Decontaminate(Section):
     tasks: list[Annotated[TaskChoice, BeforeValidator(_named)]] = Field(
         default=["medqa", "medmcqa", "pubmedqa", "mmlu_medical"], min_length=1, validate_default=True
     )
-    squared_l2: float = Field(
-        default=0.05, ge=0.0, lt=2.0, description="squared distance of unit vectors up to which they are near"
+    squared_l2: FactorOrZero = Field(
+        default=0.05, lt=2.0, description="squared distance of unit vectors up to which they are near"
     )
-    length: float = Field(
+    length: Share = Field(
         default=0.20,
-        ge=0.0,
         lt=1.0,
         description="difference of lengths up to which near ones count, of the longer",
     )
-    least_words: int = Field(default=5, ge=1, description="shorter questions are compared word by word alone")
-    ngram: int = Field(default=13, ge=4, le=64, description="words in a row that tell a question")
-    overlap: float = Field(
+    least_words: Annotated[Words, Field(ge=1)] = Field(
+        default=5, description="shorter questions are compared word by word alone"
+    )
+    ngram: Annotated[Words, Field(ge=4, le=64)] = Field(
+        default=13, description="words in a row that tell a question"
+    )
+    overlap: PositiveShare = Field(
         default=0.5,
-        gt=0.0,
-        le=1.0,
         description="part of a test item's n-grams from which a row holds the item",
     )
-    embedder: str = Field(default=HASHED, description=EMBEDDER)
+    embedder: Address = Field(default=HASHED, description=EMBEDDER)

@@ -5,27 +5,43 @@ Figures: [P] UltraMedical's paper (arXiv 2406.03949), [O] our choice where it is
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from ultramed_rl.config.base import Section
 from ultramed_rl.config.factory import Asking
+from ultramed_rl.config.limits import (
+    Address,
+    CountOrZero,
+    Factor,
+    FactorOrZero,
+    Few,
+    Grade,
+    Label,
+    PositiveShare,
+    Seed,
+    Share,
+    Temperature,
+    Text,
+    Tokens,
+    Words,
+)
 
 
 class Candidates(Asking):
     """How a model is asked for its candidate answer. The paper doesn't say how its eight were sampled. [O]"""
 
     type: Literal["candidates"] = "candidates"
-    temperature: float = Field(default=0.7, ge=0.0, le=2.0, description="of the answers")
-    top_p: float = Field(
+    temperature: Temperature = Field(default=0.7, description="of the answers")
+    top_p: PositiveShare = Field(
         default=1.0,
-        gt=0.0,
-        le=1.0,
         description="sample from the likeliest tokens that together have this probability",
     )
-    system: str | None = Field(default=None, description="system message before every instruction")
-    most_words: int = Field(default=4096, gt=0, description="a longer instruction fails without being asked")
+    system: Text | None = Field(default=None, description="system message before every instruction")
+    most_words: Words = Field(
+        default=4096, gt=0, description="a longer instruction fails without being asked"
+    )
     unfinished: Literal["flag", "fail"] = Field(
         default="flag", description="an answer that stops within a sentence is kept with its flag, or fails"
     )
@@ -34,8 +50,8 @@ class Candidates(Asking):
 class Aspect(Section):
     """One thing that the judge scores: its name in the reply, and what is asked."""
 
-    name: str = Field(pattern=r"^[a-z][a-z_]*$", description="the key in the judge's reply")
-    question: str = Field(min_length=1, description="what the judge is asked about it")
+    name: Label = Field(pattern=r"^[a-z][a-z_]*$", description="the key in the judge's reply")
+    question: Text = Field(min_length=1, description="what the judge is asked about it")
 
 
 ASPECTS = [
@@ -50,18 +66,16 @@ class Feedback(Asking):
 
     type: Literal["feedback"] = "feedback"
     aspects: list[Aspect] = Field(default=ASPECTS, min_length=1)
-    low: int = Field(default=1, description="lowest score [P]")
-    high: int = Field(default=5, description="highest score [P]")
-    max_tokens: int = Field(default=4096, gt=0, description="of one reply")
-    temperature: float = Field(default=0.0, ge=0.0, le=2.0, description="of the judge's replies")
-    top_p: float = Field(
+    low: Grade = Field(default=1, description="lowest score [P]")
+    high: Grade = Field(default=5, description="highest score [P]")
+    max_tokens: Tokens = Field(default=4096, description="of one reply")
+    temperature: Temperature = Field(default=0.0, description="of the judge's replies")
+    top_p: PositiveShare = Field(
         default=1.0,
-        gt=0.0,
-        le=1.0,
         description="sample from the likeliest tokens that together have this probability",
     )
-    second_order_share: float = Field(
-        default=0.05, ge=0.0, le=1.0, description="share of records judged again in reversed order [O]"
+    second_order_share: Share = Field(
+        default=0.05, description="share of records judged again in reversed order [O]"
     )
     inconsistent: Literal["keep", "retry", "fail"] = Field(
         default="retry",
@@ -83,14 +97,20 @@ class RuleJudge(Section):
     """A judge without a model, for a setting where none that can judge is at hand. Scores are 1 to 5. [O]"""
 
     type: Literal["rules"] = "rules"
-    min_words: int = Field(default=8, ge=1, description="fewer words cost score in proportion")
-    max_words: int = Field(default=400, ge=1, description="more words cost score in proportion")
-    ngram: int = Field(default=4, ge=1, description="words of a run that counts as repeated")
-    weights: dict[str, float] = Field(
+    min_words: Annotated[Words, Field(ge=1)] = Field(
+        default=8, description="fewer words cost score in proportion"
+    )
+    max_words: Annotated[Words, Field(ge=1)] = Field(
+        default=400, description="more words cost score in proportion"
+    )
+    ngram: Annotated[Words, Field(ge=1)] = Field(
+        default=4, description="words of a run that counts as repeated"
+    )
+    weights: dict[Label, FactorOrZero] = Field(
         default={"correctness": 2.0, "completeness": 1.0, "clarity": 1.0},
         description="of the aspects in the overall score",
     )
-    seed: int = Field(default=0, description="of the order in which equal answers are ranked")
+    seed: Seed = Field(default=0, description="of the order in which equal answers are ranked")
 
     @field_validator("weights")
     @classmethod
@@ -114,8 +134,8 @@ class RuleJudge(Section):
 class SplitSizes(Section):
     """Prompts, not pairs, in the splits beside training. Paper: 2,232 and 777 rows of about 110K. [P]"""
 
-    dev: int = Field(default=2232, ge=0, description="prompts of the dev split")
-    test: int = Field(default=777, ge=0, description="prompts of the test split")
+    dev: CountOrZero = Field(default=2232, description="prompts of the dev split")
+    test: CountOrZero = Field(default=777, description="prompts of the test split")
 
 
 class Pairs(Section):
@@ -127,15 +147,15 @@ class Pairs(Section):
         description="binary: one pair a prompt, for DPO and KTO; ranked: one row of answers best first, for our "
         "reward stage; pairs: a row for every ordered pair, for trainers that read nothing else",
     )
-    strongest: list[str] = Field(
+    strongest: list[Label] = Field(
         default=[],
         description="models, strongest first: of answers that tie for the best score, theirs is chosen",
     )
-    min_gap: float = Field(
-        default=0.0, ge=0.0, description="the overall scores of a pair differ by at least so much"
+    min_gap: FactorOrZero = Field(
+        default=0.0, description="the overall scores of a pair differ by at least so much"
     )
     splits: SplitSizes = SplitSizes()
-    seed: int = Field(default=0, description="of the splits, and of which rejected answer a pair has")
+    seed: Seed = Field(default=0, description="of the splits, and of which rejected answer a pair has")
 
     @field_validator("strongest")
     @classmethod
@@ -148,10 +168,10 @@ class Pairs(Section):
 class BenchSizes(Section):
     """Pairs a subset, as Medical RewardBench has them. [P]"""
 
-    easy: int = Field(default=238, ge=0, description="pairs that are far apart")
-    hard: int = Field(default=196, ge=0, description="pairs that are close")
-    length: int = Field(default=180, ge=0, description="pairs whose rejected answer is the longer one")
-    human: int = Field(default=163, ge=0, description="pairs labelled by people")
+    easy: CountOrZero = Field(default=238, description="pairs that are far apart")
+    hard: CountOrZero = Field(default=196, description="pairs that are close")
+    length: CountOrZero = Field(default=180, description="pairs whose rejected answer is the longer one")
+    human: CountOrZero = Field(default=163, description="pairs labelled by people")
 
 
 class Bench(Section):
@@ -159,19 +179,20 @@ class Bench(Section):
 
     type: Literal["bench"] = "bench"
     sizes: BenchSizes = BenchSizes()
-    easy_gap: float = Field(default=2.0, gt=0.0, description="easy: overall scores at least so far apart")
-    easy_ranks: int = Field(default=2, ge=1, description="easy: ranks at least so far apart")
-    hard_gap: float = Field(
-        default=1.0, ge=0.0, description="hard: next ranks, and scores at most so far apart"
+    easy_gap: Factor = Field(default=2.0, description="easy: overall scores at least so far apart")
+    easy_ranks: Few = Field(default=2, description="easy: ranks at least so far apart")
+    hard_gap: FactorOrZero = Field(
+        default=1.0, description="hard: next ranks, and scores at most so far apart"
     )
-    length_factor: float = Field(
+    length_factor: Annotated[Factor, Field(gt=1.0)] = Field(
         default=1.5,
-        gt=1.0,
         description="length: the rejected answer has so many times the chosen one's words",
     )
-    per_prompt: int = Field(default=1, ge=1, description="pairs of one prompt over all subsets")
-    labels: str | None = Field(default=None, description="CSV of people's labels, see the stage's sheet.csv")
-    seed: int = Field(default=0, description="of the choice of pairs")
+    per_prompt: Few = Field(default=1, description="pairs of one prompt over all subsets")
+    labels: Address | None = Field(
+        default=None, description="CSV of people's labels, see the stage's sheet.csv"
+    )
+    seed: Seed = Field(default=0, description="of the choice of pairs")
 
     @model_validator(mode="after")
     def _apart(self) -> Bench:

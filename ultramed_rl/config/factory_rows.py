@@ -8,33 +8,34 @@ from pydantic import Field, model_validator
 
 from ultramed_rl.config.base import Section
 from ultramed_rl.config.embedding import EMBEDDER, HASHED
+from ultramed_rl.config.limits import Address, Column, Count, CountOrZero, Few, Label, SmallSeed
 
 
 class Records(Section):
     """Rows of another form to UltraMedical records; the columns say where things are."""
 
     type: Literal["records"] = "records"
-    name: str = Field(
+    name: Label = Field(
         min_length=1, pattern=r"^[^,]*$", description="of the set: the first part of the records' ids"
     )
     kind: Literal["Exam", "Literature", "Open-End"] = Field(
         description="Exam: lettered options; Literature: a text and options; Open-End: neither"
     )
-    question: str = Field(description="column of the question, or of a chat whose first user turn it is")
-    context: str | None = Field(
+    question: Column = Field(description="column of the question, or of a chat whose first user turn it is")
+    context: Column | None = Field(
         default=None, description="column of a text or list of texts before the question"
     )
-    options: str | list[str] | None = Field(
+    options: Column | list[Column] | None = Field(
         default=None, description="column of a mapping or list of options, or a column for each, in order"
     )
-    choices: list[str] | None = Field(
+    choices: list[Label] | None = Field(
         default=None, min_length=2, description="options that are the same for all rows, as yes, no and maybe"
     )
-    answer: str | None = Field(
+    answer: Column | None = Field(
         default=None, description="column of the right option: its letter, its place from 0, or its text"
     )
-    reply: str | None = Field(default=None, description="column of an answer in words that is kept")
-    id: str | None = Field(default=None, description="column of an id; null: the row's number")
+    reply: Column | None = Field(default=None, description="column of an answer in words that is kept")
+    id: Column | None = Field(default=None, description="column of an id; null: the row's number")
 
     @model_validator(mode="after")
     def _choice_has_options(self) -> Records:
@@ -52,7 +53,7 @@ class Vignettes(Section):
     """DrugSwap's questions, out of MedQA's training set, to records; those that point at a figure fall out."""
 
     type: Literal["vignettes"] = "vignettes"
-    name: str = Field(
+    name: Label = Field(
         default="MedQA",
         min_length=1,
         pattern=r"^[^,]*$",
@@ -64,21 +65,21 @@ class Sample(Section):
     """A seeded part of the records, so many of each set."""
 
     type: Literal["sample"] = "sample"
-    sizes: dict[str, int] = Field(
+    sizes: dict[Label, CountOrZero] = Field(
         min_length=1, description="by set, how many of its records; sets that aren't here give none"
     )
-    seed: int = Field(default=0, ge=0, description="of the choice")
+    seed: SmallSeed = Field(default=0, description="of the choice")
 
 
 class Report(Section):
     """The paper's table 1 of any records, distributions, candidate models, and a map of topics."""
 
     type: Literal["report"] = "report"
-    judged: str | None = Field(default=None, description="rows that feedback or rules wrote; null: none")
-    originals: dict[str, int] = Field(
+    judged: Address | None = Field(default=None, description="rows that feedback or rules wrote; null: none")
+    originals: dict[Label, CountOrZero] = Field(
         default={}, description="by set, how many rows there were before all filtering"
     )
-    embedder: str = Field(default=HASHED, description=EMBEDDER)
-    points: int = Field(default=5000, gt=0, description="records on the map, a seeded sample")
-    clusters: int | None = Field(default=None, gt=0, description="null: by the number of points")
-    seed: int = Field(default=0, ge=0, description="of the map's sample and its clusters")
+    embedder: Address = Field(default=HASHED, description=EMBEDDER)
+    points: Count = Field(default=5000, description="records on the map, a seeded sample")
+    clusters: Few | None = Field(default=None, description="null: by the number of points")
+    seed: SmallSeed = Field(default=0, description="of the map's sample and its clusters")

@@ -11,13 +11,13 @@ from ultramed_rl.config.factory_cleaning import Decontaminate, Deduplicate
 from ultramed_rl.config.factory_pairs import Bench, Candidates, Feedback, Pairs, RuleJudge
 from ultramed_rl.config.factory_rows import Records, Report, Sample, Vignettes
 from ultramed_rl.config.generation import Endpoint
+from ultramed_rl.config.limits import Address, Count, Name, Share, Temperature, WorkersOrZero
 from ultramed_rl.config.models import Model, ModelSettings
 from ultramed_rl.config.run import RunName, Tracking, device_rules
 from ultramed_rl.config.sampling import SamplingCluster
 from ultramed_rl.config.validate import Checked
 
 FURTHER_INPUTS = ("exemplars_from", "judged", "labels")  # keys of steps that name rows beside the input
-GeneratorName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 _TEMPERATURE = "of this model's answers; null: the step's"
 
 
@@ -25,18 +25,18 @@ class ApiGeneratorConfig(Endpoint):
     """A model behind an OpenAI-compatible API."""
 
     type: Literal["api"] = "api"
-    temperature: float | None = Field(default=None, ge=0.0, le=2.0, description=_TEMPERATURE)
+    temperature: Temperature | None = Field(default=None, description=_TEMPERATURE)
 
 
 class EngineGeneratorConfig(ModelSettings):
     """A model on this project's own engines, see `cluster.rollout`."""
 
     type: Literal["engine"] = "engine"
-    path: str = Field(description="a local directory, a hub id or offline://NAME")
-    chat_template: str | None = Field(
+    path: Address = Field(description="a local directory, a hub id or offline://NAME")
+    chat_template: Address | None = Field(
         default=None, description="chatml, llama3 or a Jinja file; null: its tokenizer's own"
     )
-    temperature: float | None = Field(default=None, ge=0.0, le=2.0, description=_TEMPERATURE)
+    temperature: Temperature | None = Field(default=None, description=_TEMPERATURE)
 
     @property
     def model(self) -> Model:
@@ -70,9 +70,8 @@ DataStep = Annotated[
 class DataCluster(SamplingCluster):
     """The devices of the engines, and the processes of steps that ask no model."""
 
-    workers: int = Field(
+    workers: WorkersOrZero = Field(
         default=0,
-        ge=0,
         description="Ray Data's, a CPU each, for deduplicate and decontaminate; 0: the driver's own process",
     )
 
@@ -90,14 +89,16 @@ class DataConfig(Checked):
 
     type: Literal["data"] = "data"
     run: RunName
-    input: list[str] = Field(min_length=1, description="rows behind URIs: files, package://, hf://, stage://")
-    limit: int | None = Field(default=None, gt=0, description="of each input at most so many rows")
+    input: list[Address] = Field(
+        min_length=1, description="rows behind URIs: files, package://, hf://, stage://"
+    )
+    limit: Count | None = Field(default=None, description="of each input at most so many rows")
     step: DataStep = Field(description="what happens to the rows")
-    generators: dict[GeneratorName, GeneratorConfig] = Field(
+    generators: dict[Name, GeneratorConfig] = Field(
         default={}, description="name: the model that a step asks; candidates asks two or more"
     )
-    max_failed_share: float = Field(
-        default=0.2, ge=0.0, le=1.0, description="share of dead letters above which a stage ends as failed"
+    max_failed_share: Share = Field(
+        default=0.2, description="share of dead letters above which a stage ends as failed"
     )
     cluster: DataCluster = DataCluster()
     tracking: Tracking = Tracking()

@@ -4,34 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
 from ultramed_rl.config.base import Section
+from ultramed_rl.config.limits import (
+    Budget,
+    Concurrency,
+    Label,
+    Money,
+    PerMinute,
+    Retries,
+    Seconds,
+    Variable,
+    WebAddress,
+)
 
 # Of an endpoint's settings those that decide on its answers; the others say how it is reached and what it may cost.
 DECIDES = ("model", "structured", "length_field", "extra")
 # Fields of a request's body that are ours to write.
 _OURS = ("model", "messages", "stream", "n", "response_format", "max_tokens", "max_completion_tokens", "seed")
-
-
-def web_address(url: str, key: str) -> str:
-    """The address itself.
-
-    Raises:
-        ValueError: it is none, or holds a password.
-    """
-    try:
-        parts = urlsplit(url)
-        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        whole = False
-    if not whole:
-        raise ValueError(f"{key}={url!r}: not a web address; write http://host:port/path")
-    if parts.username or parts.password:
-        raise ValueError(f"{key}: holds a user name or password; name an environment variable instead")
-    return url
 
 
 class Endpoint(Section):
@@ -41,30 +33,22 @@ class Endpoint(Section):
     schema in the prompt; prompt has the schema in the prompt alone. Replies are checked in every case.
     """
 
-    model: str = Field(min_length=1, description="as the API names it")
-    base_url: str = Field(description="as http://host:8000/v1")
-    api_key_env: str | None = Field(
-        default=None, min_length=1, description="environment variable that holds the API key"
+    model: Label = Field(min_length=1, description="as the API names it")
+    base_url: WebAddress = Field(description="as http://host:8000/v1")
+    api_key_env: Variable | None = Field(
+        default=None, description="environment variable that holds the API key"
     )
-    requests_per_minute: float | None = Field(
-        default=None, gt=0.0, allow_inf_nan=False, description="of each process; null: no limit"
+    requests_per_minute: PerMinute | None = Field(default=None, description="of each process; null: no limit")
+    tokens_per_minute: PerMinute | None = Field(default=None, description="of prompts and answers together")
+    concurrency: Concurrency = Field(default=32, description="requests at a time")
+    timeout_s: Seconds = Field(default=180.0, description="seconds for one request")
+    retries: Retries = Field(default=6, description="of a request, whatever is wrong with the reply")
+    token_budget: Budget | None = Field(default=None, description="tokens that a run may use, in and out")
+    money_budget: Money | None = Field(
+        default=None, gt=0.0, description="what a run may cost, in the prices' currency"
     )
-    tokens_per_minute: float | None = Field(
-        default=None, gt=0.0, allow_inf_nan=False, description="of prompts and answers together"
-    )
-    concurrency: int = Field(default=32, gt=0, le=1024, description="requests at a time")
-    timeout_s: float = Field(
-        default=180.0, gt=0.0, allow_inf_nan=False, description="seconds for one request"
-    )
-    retries: int = Field(default=6, ge=0, le=20, description="of a request, whatever is wrong with the reply")
-    token_budget: int | None = Field(default=None, gt=0, description="tokens that a run may use, in and out")
-    money_budget: float | None = Field(
-        default=None, gt=0.0, allow_inf_nan=False, description="what a run may cost, in the prices' currency"
-    )
-    prompt_price: float = Field(default=0.0, ge=0.0, allow_inf_nan=False, description="per million tokens")
-    completion_price: float = Field(
-        default=0.0, ge=0.0, allow_inf_nan=False, description="per million tokens"
-    )
+    prompt_price: Money = Field(default=0.0, description="per million tokens")
+    completion_price: Money = Field(default=0.0, description="per million tokens")
     structured: Literal["json_schema", "json_object", "prompt"] = Field(
         default="json_schema", description="how the endpoint is held to JSON"
     )
@@ -74,11 +58,6 @@ class Endpoint(Section):
     extra: Mapping[str, Any] = Field(
         default={}, description="further fields of each request's body; null leaves one of ours out"
     )
-
-    @field_validator("base_url")
-    @classmethod
-    def _address(cls, url: str) -> str:
-        return web_address(url, "base_url")
 
     @field_validator("extra")
     @classmethod

@@ -1,50 +1,22 @@
-"""YAML and `section.key=value` overrides in, a validated `RunConfig` out; every problem in one line."""
+"""YAML and `section.key=value` overrides in, a validated config out; every problem in one line."""
 
 from __future__ import annotations
 
-import difflib
-import json
 import re
-import types
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, overload
+from typing import Any, TypeVar, overload
 
 import yaml
-from pydantic import BaseModel, ValidationError
 
-from ultramed_rl.config.base import ConfigError, Section
+from ultramed_rl.config.base import ConfigError, Problems, Section, show
+from ultramed_rl.config.document import Document, read_document
+from ultramed_rl.config.explain import guess, validate
 from ultramed_rl.config.factory_stage import DataConfig, EngineConfig
 from ultramed_rl.config.reward_bench import RewardBenchConfig
 from ultramed_rl.config.run import RunConfig
 from ultramed_rl.config.sampling import ContrastsConfig, EvaluateConfig
 from ultramed_rl.config.stages import PreferenceConfig, RewardConfig, SftConfig
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses duplicate keys and reads 1e-5 as a number, as YAML 1.2 does."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)$"),
-    list("-+0123456789."),
-)
-
-
-def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[Any] = set()
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node)
-        if key in seen:
-            line = key_node.start_mark.line + 1
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice (line {line})")
-        seen.add(key)
-    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
-
 
 AnyConfig = (
     RunConfig
@@ -67,10 +39,24 @@ KINDS: dict[str, type[AnyConfig]] = {
     "reward_bench": RewardBenchConfig,
     "data": DataConfig,
 }
-# Keys whose null says something, since their default is another value.
-NULL_SAYS = ("benchmarks.contamination", "contamination.embedder", "step.cosine", "step.jaccard")
-COMMAND_LINE = "command line"  # where a config comes from that is in no file
 Config = TypeVar("Config", bound=Section)
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper whose texts are the same texts again, read by YAML 1.2: 1e5 and 0o17, and Unicode's own line ends."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = '"' if re.search("[\x85\u2028\u2029]", text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|0o[0-7]+$"),
+    list("-+0123456789."),
+)
 
 
 @overload
@@ -88,7 +74,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, kind: type[A
     Raises:
         ConfigError: with one line per problem.
     """
-    return parse_config(read_mapping(path, overrides), str(path), kind=kind)
+    return check_document(read_document(path, overrides), kind)
 
 
 def load_any(path: str | Path | None, overrides: Sequence[str] = ()) -> AnyConfig:
@@ -96,22 +82,24 @@ def load_any(path: str | Path | None, overrides: Sequence[str] = ()) -> AnyConfi
 
     Without a file the overrides are all there is.
     """
-    source = COMMAND_LINE if path is None else str(path)
-    data = read_mapping(path, overrides)
-    named = data.get("type", "online")
-    if named not in KINDS:
-        raise ConfigError(
-            [f"{source}: type={named!r}: must be one of {', '.join(KINDS)}{_guess(str(named), [*KINDS])}"]
-        )
-    return parse_config(data, source, kind=KINDS[named])
+    return check_any(read_document(path, overrides))
 
 
-def read_mapping(path: str | Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """A YAML file, or nothing, with overrides applied, not validated yet."""
-    data = {} if path is None else _read_yaml(Path(path))
-    for override in overrides:
-        _apply_override(data, override)
-    return data
+def check_any(document: Document) -> AnyConfig:
+    """The config of the kind that a document's `type` names. Raises `ConfigError`."""
+    named = document.data.get("type", "online")
+    if not isinstance(named, str) or named not in KINDS:
+        hint = guess(named, [*KINDS])
+        raise ConfigError([document.tell(f"type={show(named)}: must be one of {', '.join(KINDS)}{hint}")])
+    return check_document(document, KINDS[named])
+
+
+def check_document(document: Document, kind: type[Config]) -> Config:
+    """The config of one kind that a document holds. Raises `ConfigError`."""
+    try:
+        return validate(kind, document.data)
+    except Problems as error:
+        raise ConfigError([document.tell(problem) for problem in error.problems]) from None
 
 
 @overload
@@ -120,18 +108,12 @@ def parse_config(data: dict[str, Any], source: str = "config") -> RunConfig: ...
 def parse_config(data: dict[str, Any], source: str = "config", *, kind: type[Config]) -> Config: ...
 def parse_config(data: dict[str, Any], source: str = "config", *, kind: type[Any] = RunConfig) -> Any:
     """Validate a plain mapping. Raises `ConfigError` whose lines name `source`."""
-    try:
-        return kind.model_validate(data)
-    except ValidationError as error:
-        lines: list[str] = []
-        for problem in error.errors():
-            lines.extend(_explain(problem, source, data, kind))
-        raise ConfigError(lines) from None
+    return check_document(Document(source, data), kind)
 
 
 def dump_config(config: Section) -> str:
     """The resolved config as YAML; `parse_config` of it gives an equal config."""
-    return yaml.safe_dump(config.to_mapping(), sort_keys=False, allow_unicode=True)
+    return yaml.dump(config.to_mapping(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def config_difference(old: Section, new: Section) -> list[str]:
@@ -143,134 +125,6 @@ def config_difference(old: Section, new: Section) -> list[str]:
         for key in keys
         if before.get(key) != after.get(key)
     ]
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ConfigError([f"{path}: no such file; see configs/ for complete examples"])
-    try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{path}: not valid YAML; mend it: {' '.join(str(error).split())}"]) from None
-    if not isinstance(data, dict):
-        raise ConfigError(
-            [
-                f"{path}: must be a mapping of sections, not {type(data).__name__}; see configs/ for complete examples"
-            ]
-        )
-    return data
-
-
-def _apply_override(data: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError([f"override {override!r}: must read section.key=value, as in training.epochs=2"])
-    *sections, last = key.strip().split(".")
-    node = data
-    for section in sections:
-        child = node.setdefault(section, {})
-        if child is None:
-            child = node[section] = {}
-        if not isinstance(child, dict):
-            raise ConfigError(
-                [f"override {override!r}: {section!r} is a value, not a section; set the value itself"]
-            )
-        node = child
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
-        value = text
-    if value is None and not key.strip().endswith(NULL_SAYS):
-        node.pop(last, None)  # every other key that may be null is null by default
-    else:
-        node[last] = value
-
-
-def _explain(problem: Any, source: str, data: dict[str, Any], kind: type[Section]) -> Iterator[str]:
-    fault, location = problem["type"], [str(part) for part in problem["loc"]]
-    key = ".".join(part for part in location if not _is_union_tag(part, data, location))
-    value = problem.get("input")
-    if fault == "extra_forbidden":
-        allowed = _allowed_keys(kind, location)
-        yield f"{source}: {key}: unknown key{_guess(location[-1], allowed)} (allowed: {', '.join(allowed)})"
-    elif fault == "missing":
-        yield f"{source}: {key}: required, but missing"
-    elif fault == "union_tag_not_found":
-        yield f"{source}: {key}.type: required, but missing"
-    elif fault == "union_tag_invalid":
-        tag, kinds = problem["ctx"]["tag"], problem["ctx"]["expected_tags"].replace("'", "").split(", ")
-        yield f"{source}: {key}.type={tag!r}: must be one of {', '.join(kinds)}{_guess(tag, kinds)}"
-    elif fault == "value_error":
-        for text in str(problem["ctx"]["error"]).split(" ;; "):
-            yield f"{source}: {text}"
-    elif fault in ("model_type", "model_attributes_type"):
-        yield f"{source}: {key}={_shown(value)}: must be a section of keys; see docs/configuration.md"
-    else:
-        hint = ""
-        if fault == "literal_error" and isinstance(value, str):
-            choices = [c.strip("'") for c in problem["ctx"]["expected"].replace(" or ", ", ").split(", ")]
-            hint = _guess(value, choices)
-        yield f"{source}: {key}={_shown(value)}: {problem['msg'][0].lower()}{problem['msg'][1:]}{hint}"
-
-
-def _guess(given: str, choices: Sequence[str]) -> str:
-    close = difflib.get_close_matches(given, choices, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _shown(value: Any) -> str:
-    """As the file has it."""
-    if isinstance(value, dict):
-        return "a mapping"
-    return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
-
-
-def _is_union_tag(part: str, data: dict[str, Any], location: list[str]) -> bool:
-    """Pydantic puts the chosen union member's tag into a location; it is no key of the file."""
-    node: Any = data
-    for step in location:
-        if isinstance(node, list):
-            node = node[int(step)] if step.isdigit() and int(step) < len(node) else None
-        elif isinstance(node, dict):
-            if step == part and step not in node and node.get("type", None) == step:
-                return True
-            if step in node:
-                node = node[step]
-    return False
-
-
-def _allowed_keys(kind: type[Section], location: list[str]) -> list[str]:
-    model: Any = kind
-    for step in location[:-1]:
-        model = _descend(model, step)
-    fields = getattr(model, "model_fields", {})
-    return list(fields)
-
-
-def _descend(annotation: Any, step: str) -> Any:
-    """The model behind one step of a location: a field, a list index, or a union's tag."""
-    candidates = _models(annotation)
-    for model in candidates:
-        if step in model.model_fields:
-            return _narrow(model.model_fields[step].annotation)
-    for model in candidates:
-        tag = model.model_fields.get("type")
-        if tag is not None and tag.default == step:
-            return model
-    return annotation
-
-
-def _narrow(annotation: Any) -> Any:
-    found = _models(annotation)
-    return found[0] if len(found) == 1 else annotation
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    if get_origin(annotation) in (Union, types.UnionType, Annotated, list):
-        return [model for part in get_args(annotation) for model in _models(part)]
-    return []
 
 
 def _flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

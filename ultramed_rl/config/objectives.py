@@ -10,13 +10,12 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from ultramed_rl.config.base import Section
+from ultramed_rl.config.limits import Factor, FactorOrZero, Share
 
-Beta = Annotated[float, Field(gt=0.0, description="strength of the pull towards the reference")]
-Flips = Annotated[
-    float, Field(ge=0.0, lt=0.5, description="share of pairs believed to be the wrong way round")
-]
+Beta = Annotated[Factor, Field(description="strength of the pull towards the reference")]
+Flips = Annotated[Share, Field(lt=0.5, description="share of pairs believed to be the wrong way round")]
 NLLWeight = Annotated[
-    float, Field(ge=0.0, description="weight of the chosen answer's NLL per token (RPO, arXiv 2404.19733)")
+    FactorOrZero, Field(description="weight of the chosen answer's NLL per token (RPO, arXiv 2404.19733)")
 ]
 
 
@@ -81,8 +80,8 @@ class KTO(_Objective):
     kl: ClassVar[Literal["none", "batch", "mismatched"]] = "mismatched"
     type: Literal["kto"] = "kto"
     beta: Beta = 0.1
-    desirable_weight: float = Field(default=1.0, gt=0.0, description="of chosen answers")
-    undesirable_weight: float = Field(default=1.0, gt=0.0, description="of rejected answers")
+    desirable_weight: Factor = Field(default=1.0, description="of chosen answers")
+    undesirable_weight: Factor = Field(default=1.0, description="of rejected answers")
 
 
 class KTOPair(_Objective):
@@ -107,7 +106,7 @@ class NCA(_Objective):
     listwise: ClassVar[bool] = True
     type: Literal["nca"] = "nca"
     beta: Beta = 0.1
-    reward_temperature: float = Field(default=1.0, gt=0.0, description="alpha of softmax(reward / alpha)")
+    reward_temperature: Factor = Field(default=1.0, description="alpha of softmax(reward / alpha)")
 
 
 class InfoNCA(_Objective):
@@ -116,7 +115,7 @@ class InfoNCA(_Objective):
     listwise: ClassVar[bool] = True
     type: Literal["infonca"] = "infonca"
     beta: Beta = 0.1
-    reward_temperature: float = Field(default=1.0, gt=0.0, description="alpha of softmax(reward / alpha)")
+    reward_temperature: Factor = Field(default=1.0, description="alpha of softmax(reward / alpha)")
 
 
 class SimPO(_Objective):
@@ -125,7 +124,7 @@ class SimPO(_Objective):
     uses_reference: ClassVar[bool] = False
     type: Literal["simpo"] = "simpo"
     beta: Beta = 2.0
-    gamma: float = Field(default=1.0, ge=0.0, description="target margin")
+    gamma: FactorOrZero = Field(default=1.0, description="target margin")
     label_smoothing: Flips = 0.0
     nll_weight: NLLWeight = 0.0
 
@@ -135,7 +134,7 @@ class ORPO(_Objective):
 
     uses_reference: ClassVar[bool] = False
     type: Literal["orpo"] = "orpo"
-    beta: Annotated[float, Field(gt=0.0, description="the paper's lambda, weight of the odds ratio")] = 0.1
+    beta: Annotated[Factor, Field(description="the paper's lambda, weight of the odds ratio")] = 0.1
 
 
 Objective = Annotated[

@@ -8,9 +8,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from ultramed_rl.config.base import ConfigError
+from ultramed_rl.config.base import ConfigError, Problems, shorten
+from ultramed_rl.config.document import Document, read_document
+from ultramed_rl.config.explain import validate
 from ultramed_rl.config.factory_stage import FURTHER_INPUTS
-from ultramed_rl.config.load import KINDS, AnyConfig, parse_config, read_mapping
+from ultramed_rl.config.limits import Label
+from ultramed_rl.config.load import KINDS, AnyConfig, check_document, parse_config
 from ultramed_rl.config.run import RunName
 from ultramed_rl.config.validate import Checked
 
@@ -34,8 +37,8 @@ class RecipeConfig(Checked):
 
     type: Literal["recipe"] = "recipe"
     run: RunName
-    shared: dict[str, Any] = Field(default={}, description="sections that the stages have in common")
-    stages: dict[str, dict[str, Any]] = Field(min_length=1, description="name: a config with its type")
+    shared: dict[Label, Any] = Field(default={}, description="sections that the stages have in common")
+    stages: dict[Label, dict[Label, Any]] = Field(min_length=1, description="name: a config with its type")
 
     def problems(self) -> list[str]:
         types = {name: str(stage.get("type")) for name, stage in self.stages.items()}
@@ -43,8 +46,8 @@ class RecipeConfig(Checked):
         found = [f"shared.{key}: no stage has such a section" for key in self.shared if key not in used]
         for number, (name, kind) in enumerate(types.items()):
             if kind not in KINDS:
-                given = self.stages[name].get("type")
-                found.append(f"stages.{name}.type={given!r}: must be one of {', '.join(KINDS)}")
+                given = shorten(repr(self.stages[name].get("type")), 60)
+                found.append(f"stages.{name}.type={given}: must be one of {', '.join(KINDS)}")
                 continue
             earlier = dict(list(types.items())[:number])
             for key, target in _references(_sections(self, name)):
@@ -61,15 +64,19 @@ class RecipeConfig(Checked):
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> RecipeConfig:
     """Read a recipe and validate it with all of its stages. Raises `ConfigError`, one line per problem."""
-    recipe = parse_config(read_mapping(path, overrides or []), str(path), kind=RecipeConfig)
+    return check_recipe(read_document(path, overrides or []))
+
+
+def check_recipe(document: Document) -> RecipeConfig:
+    """The recipe that a document holds, with all of its stages. Raises `ConfigError`."""
+    recipe = check_document(document, RecipeConfig)
     problems: list[str] = []
     for name in recipe.stages:
+        kind, data = _stage_data(recipe, name, {})
         try:
-            stage_config(recipe, name, {})
-        except ConfigError as error:
-            problems += [
-                line.replace(f"stages.{name}: ", f"{path}: stages.{name}.", 1) for line in error.problems
-            ]
+            validate(kind, data)
+        except Problems as error:
+            problems += [document.tell(f"stages.{name}.{problem}") for problem in error.problems]
     if problems:
         raise ConfigError(problems)
     return recipe
@@ -82,13 +89,22 @@ def stage_config(recipe: RecipeConfig, name: str, outputs: Mapping[str, str]) ->
         outputs: what earlier stages made; a reference to one that isn't there stands for the model that this
             one starts from, whose shape it has, so that plans can be made before anything is run.
     """
+    kind, data = _stage_data(recipe, name, outputs)
+    return parse_config(data, f"stages.{name}", kind=kind)
+
+
+def _stage_data(
+    recipe: RecipeConfig, name: str, outputs: Mapping[str, str]
+) -> tuple[type[AnyConfig], dict[str, Any]]:
+    """A stage's kind and its values: its own over the shared ones, with what stands for earlier stages."""
     kind, merged = KINDS[recipe.stages[name]["type"]], _sections(recipe, name)
     folder = str(Path(recipe.run.directory) / recipe.run.name)
     run = merged.get("run", {})
     if isinstance(run, dict):
         merged["run"] = {"seed": recipe.run.seed, **run, "name": name, "directory": folder}
     known = {target: outputs.get(target) or _placeholder(recipe, target) for target in recipe.stages}
-    return parse_config(_resolve(merged, known), f"stages.{name}", kind=kind)
+    resolved: dict[str, Any] = _resolve(merged, known)
+    return kind, resolved
 
 
 def stage_inputs(recipe: RecipeConfig, name: str) -> list[str]:

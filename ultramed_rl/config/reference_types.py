@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 
 from ultramed_rl.config.base import Section
 
+_WIDE, _LONG = 1000, 200  # bounds that nobody meets by chance need no words
 _PLAIN = {bool: "true or false", int: "integer", float: "number", str: "text", Any: "anything"}
 
 
@@ -84,8 +85,8 @@ def _inner(annotation: Any) -> Iterator[str]:
     """Limits of list items, mapping keys and the like."""
     if get_origin(annotation) is Annotated:
         value, *metadata = get_args(annotation)
-        for item in metadata:
-            yield from _limits(item.metadata if isinstance(item, FieldInfo) else [item], value)
+        parts = [item.metadata if isinstance(item, FieldInfo) else [item] for item in metadata]
+        yield from _limits([limit for part in parts for limit in part], value)
         yield from _inner(value)
     elif get_origin(annotation) is not Literal:
         for part in get_args(annotation):
@@ -94,24 +95,33 @@ def _inner(annotation: Any) -> Iterator[str]:
 
 def _limits(metadata: list[Any], annotation: Any) -> Iterator[str]:
     unit = " characters" if _holds(annotation, str) else " entries" if _holds(annotation, list, dict) else ""
+    yield from _bounds(metadata)
     for item in metadata:
         match item:
-            case Ge(ge=limit):
-                yield f"at least {limit:g}"
-            case Gt(gt=limit):
-                yield f"above {limit:g}"
-            case Le(le=limit):
-                yield f"at most {limit:g}"
-            case Lt(lt=limit):
-                yield f"below {limit:g}"
             case MinLen(min_length=1):
                 yield "not empty"
             case MinLen(min_length=limit):
                 yield f"at least {limit}{unit}"
-            case MaxLen(max_length=limit):
+            case MaxLen(max_length=limit) if limit < _LONG:
                 yield f"at most {limit}{unit}"
             case _ if getattr(item, "pattern", None):
                 yield f"matches `{item.pattern}`"
+
+
+def _bounds(metadata: list[Any]) -> Iterator[str]:
+    """The closest lower and the closest upper bound, for a key may narrow its kind's; wide ones are left out."""
+    low: list[tuple[Any, bool]] = [(item.ge, False) for item in metadata if isinstance(item, Ge)]
+    low += [(item.gt, True) for item in metadata if isinstance(item, Gt)]
+    high: list[tuple[Any, bool]] = [(item.le, True) for item in metadata if isinstance(item, Le)]
+    high += [(item.lt, False) for item in metadata if isinstance(item, Lt)]
+    if low:
+        limit, open_end = max(low)
+        if limit > -_WIDE:
+            yield f"{'above' if open_end else 'at least'} {limit:g}"
+    if high:
+        limit, closed_end = min(high)
+        if limit < _WIDE:
+            yield f"{'at most' if closed_end else 'below'} {limit:g}"
 
 
 def _holds(annotation: Any, *kinds: type) -> bool:

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from ultramed_rl.config.base import Section
 from ultramed_rl.config.cluster import Devices, ReplicaGroup
+from ultramed_rl.config.limits import Address, Column, Count, NodeDevices, Share, Tokens
 from ultramed_rl.config.models import ModelSettings, Reward
 from ultramed_rl.config.run import RunName, Tracking
 from ultramed_rl.config.validate import Checked
@@ -16,23 +17,21 @@ from ultramed_rl.config.validate import Checked
 class BenchedModel(ModelSettings):
     """The reward model: a trained `num_labels=1` classifier. `max_length` is of a prompt with one answer."""
 
-    path: str = Field(description="a local directory or a hub id")
-    micro_batch_tokens: int = Field(
-        default=16384, gt=0, description="packed tokens per forward pass on one replica"
+    path: Address = Field(description="a local directory or a hub id")
+    micro_batch_tokens: Tokens = Field(
+        default=16384, description="packed tokens per forward pass on one replica"
     )
 
 
 class BenchmarkPairs(Section):
     """Rows with chosen and rejected answers behind a URI, see `ultramed_rl.data.benchmark_pairs`."""
 
-    uri: str = Field(description="hf://owner/name:split, package://name/path, or local files")
-    subset_column: str | None = Field(
+    uri: Address = Field(description="hf://owner/name:split, package://name/path, or local files")
+    subset_column: Column | None = Field(
         default=None, description="null: subset, label_type, type or category, the first that a row has"
     )
-    limit: int | None = Field(default=None, gt=0, description="read at most so many rows")
-    max_misfit_share: float = Field(
-        default=0.05, ge=0.0, le=1.0, description="share of rows that may not fit"
-    )
+    limit: Count | None = Field(default=None, description="read at most so many rows")
+    max_misfit_share: Share = Field(default=0.05, description="share of rows that may not fit")
     too_long: Literal["refuse", "drop"] = Field(
         default="refuse", description="a pair over model.max_length stops the run, or is dropped and counted"
     )
@@ -41,8 +40,8 @@ class BenchmarkPairs(Section):
 class ScoringCluster(Devices):
     """The devices of reward models that are alone on them; by default one."""
 
-    devices_per_node: int = Field(
-        default=1, gt=0, description="GPUs, or on CPU the slots that share a node's cores"
+    devices_per_node: NodeDevices = Field(
+        default=1, description="GPUs, or on CPU the slots that share a node's cores"
     )
     reward: ReplicaGroup = ReplicaGroup()
 

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from ultramed_rl.config.base import Section
-from ultramed_rl.config.generation import web_address
+from ultramed_rl.config.limits import (
+    Address,
+    BatchSize,
+    Concurrency,
+    Count,
+    CountOrZero,
+    FactorOrZero,
+    Label,
+    Pattern,
+    Points,
+    Retries,
+    Samples,
+    Seconds,
+    Share,
+    Temperature,
+    Tokens,
+    Variable,
+    WebAddress,
+)
 
 
 def _not_zero(weight: float) -> float:
@@ -17,8 +34,7 @@ def _not_zero(weight: float) -> float:
     return weight
 
 
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Weight = Annotated[Finite, AfterValidator(_not_zero)]
+Weight = Annotated[Points, AfterValidator(_not_zero)]
 
 
 class _Term(Section):
@@ -36,19 +52,19 @@ class AnswerTerm(_Term):
     """
 
     type: Literal["answer"] = "answer"
-    name: str = Field(default="answer", min_length=1, description="the term's column in the scored table")
+    name: Label = Field(default="answer", min_length=1, description="the term's column in the scored table")
     kind: Literal["letter", "number", "auto"] = Field(
         default="auto", description="auto: a letter where the reference names one, else a number"
     )
-    relative_tolerance: float = Field(
-        default=1e-3, ge=0.0, lt=1.0, description="numbers are equal up to this part of the reference's"
+    relative_tolerance: Share = Field(
+        default=1e-3, lt=1.0, description="numbers are equal up to this part of the reference's"
     )
-    absolute_tolerance: float = Field(
-        default=0.0, ge=0.0, allow_inf_nan=False, description="numbers are equal up to this difference"
+    absolute_tolerance: FactorOrZero = Field(
+        default=0.0, description="numbers are equal up to this difference"
     )
-    right: Finite = Field(default=1.0, description="score of the right answer")
-    wrong: Finite = Field(default=0.0, description="score of a wrong answer")
-    missing: Finite = Field(default=0.0, description="no answer can be read, or several that contradict")
+    right: Points = Field(default=1.0, description="score of the right answer")
+    wrong: Points = Field(default=0.0, description="score of a wrong answer")
+    missing: Points = Field(default=0.0, description="no answer can be read, or several that contradict")
 
 
 class LengthTerm(_Term):
@@ -56,13 +72,13 @@ class LengthTerm(_Term):
     `free`, minus one for every token over it."""
 
     type: Literal["length"] = "length"
-    name: str = Field(default="length", min_length=1, description="the term's column in the scored table")
-    low: int | None = Field(default=None, ge=0, description="fewest tokens of the window")
-    high: int | None = Field(default=None, ge=0, description="most tokens of the window")
-    falloff: int | None = Field(
-        default=None, gt=0, description="tokens outside the window at which the score is 0"
+    name: Label = Field(default="length", min_length=1, description="the term's column in the scored table")
+    low: CountOrZero | None = Field(default=None, description="fewest tokens of the window")
+    high: CountOrZero | None = Field(default=None, description="most tokens of the window")
+    falloff: Count | None = Field(
+        default=None, description="tokens outside the window at which the score is 0"
     )
-    free: int | None = Field(default=None, ge=0, description="tokens that cost nothing; without a window")
+    free: CountOrZero | None = Field(default=None, description="tokens that cost nothing; without a window")
 
     @model_validator(mode="after")
     def _one_form(self) -> LengthTerm:
@@ -85,24 +101,12 @@ class FormatTerm(_Term):
     """
 
     type: Literal["format"] = "format"
-    name: str = Field(default="format", min_length=1, description="the term's column in the scored table")
-    must_match: str | None = Field(default=None, description="a pattern that must be found")
-    must_not_match: str | None = Field(default=None, description="a pattern that must not be found")
+    name: Label = Field(default="format", min_length=1, description="the term's column in the scored table")
+    must_match: Pattern | None = Field(default=None, description="a pattern that must be found")
+    must_not_match: Pattern | None = Field(default=None, description="a pattern that must not be found")
     ended: bool = Field(default=False, description="the answer must have ended by itself, not been cut off")
-    passed: Finite = Field(default=0.0, description="score where every rule is kept")
-    failed: Finite = Field(default=-1.0, description="score where one is broken")
-
-    @field_validator("must_match", "must_not_match")
-    @classmethod
-    def _compiles(cls, pattern: str | None, info: ValidationInfo) -> str | None:
-        try:
-            re.compile(pattern or "")
-        except re.error as error:
-            raise ValueError(
-                f"format.{info.field_name}={pattern!r}: not a regular expression ({error}); "
-                "escape what is meant literally with \\"
-            ) from None
-        return pattern
+    passed: Points = Field(default=0.0, description="score where every rule is kept")
+    failed: Points = Field(default=-1.0, description="score where one is broken")
 
     @model_validator(mode="after")
     def _has_a_rule(self) -> FormatTerm:
@@ -115,33 +119,26 @@ class HttpTerm(_Term):
     """A reward server that speaks OpenRLHF's protocol, such as `ultramed-rl serve-reward`."""
 
     type: Literal["http"] = "http"
-    name: str = Field(default="http", min_length=1, description="the term's column in the scored table")
-    url: str = Field(description="the whole address, as http://host:5000/get_reward")
-    token_env: str | None = Field(
-        default=None, min_length=1, description="environment variable that holds the bearer token"
+    name: Label = Field(default="http", min_length=1, description="the term's column in the scored table")
+    url: WebAddress = Field(description="the whole address, as http://host:5000/get_reward")
+    token_env: Variable | None = Field(
+        default=None, description="environment variable that holds the bearer token"
     )
-    tokenizer: str | None = Field(
+    tokenizer: Address | None = Field(
         default=None,
         description="whose chat template the server's model reads (path or hub id); null: the policy's",
     )
-    timeout_s: float = Field(
-        default=180.0, gt=0.0, allow_inf_nan=False, description="seconds for one request"
-    )
-    retries: int = Field(default=5, ge=0, le=20, description="of a request that failed")
-    batch_size: int = Field(default=64, gt=0, description="answers per request")
-    concurrency: int = Field(default=4, gt=0, le=256, description="requests at a time")
-
-    @field_validator("url")
-    @classmethod
-    def _address(cls, url: str) -> str:
-        return web_address(url, "http.url")
+    timeout_s: Seconds = Field(default=180.0, description="seconds for one request")
+    retries: Retries = Field(default=5, description="of a request that failed")
+    batch_size: BatchSize = Field(default=64, description="answers per request")
+    concurrency: Annotated[Concurrency, Field(le=256)] = Field(default=4, description="requests at a time")
 
 
 class Scale(Section):
     """The grades that a judge may give; they become 0 to 1."""
 
-    low: Finite = Field(default=1.0, description="the worst grade, which becomes 0")
-    high: Finite = Field(default=10.0, description="the best grade, which becomes 1")
+    low: Points = Field(default=1.0, description="the worst grade, which becomes 0")
+    high: Points = Field(default=10.0, description="the best grade, which becomes 1")
 
     @model_validator(mode="after")
     def _ascends(self) -> Scale:
@@ -153,31 +150,24 @@ class Scale(Section):
 class ApiModel(Section):
     """A language model behind an OpenAI-compatible API, such as `vllm serve`'s, and how it is asked."""
 
-    model: str = Field(min_length=1, description="as the API names it")
-    base_url: str = Field(description="as http://host:8000/v1")
-    api_key_env: str | None = Field(
-        default=None, min_length=1, description="environment variable that holds the API key"
+    model: Label = Field(min_length=1, description="as the API names it")
+    base_url: WebAddress = Field(description="as http://host:8000/v1")
+    api_key_env: Variable | None = Field(
+        default=None, description="environment variable that holds the API key"
     )
-    temperature: float = Field(default=0.0, ge=0.0, le=2.0, description="of the judge's replies")
-    max_tokens: int = Field(default=256, gt=0, description="of one reply")
-    concurrency: int = Field(default=8, gt=0, le=256, description="requests at a time")
-    timeout_s: float = Field(
-        default=120.0, gt=0.0, allow_inf_nan=False, description="seconds for one request"
+    temperature: Temperature = Field(default=0.0, description="of the judge's replies")
+    max_tokens: Tokens = Field(default=256, description="of one reply")
+    concurrency: Annotated[Concurrency, Field(le=256)] = Field(default=8, description="requests at a time")
+    timeout_s: Seconds = Field(default=120.0, description="seconds for one request")
+    retries: Retries = Field(
+        default=3, description="of a request that failed, and of a reply that cannot be read"
     )
-    retries: int = Field(
-        default=3, ge=0, le=20, description="of a request that failed, and of a reply that cannot be read"
-    )
-
-    @field_validator("base_url")
-    @classmethod
-    def _address(cls, url: str) -> str:
-        return web_address(url, "judge.base_url")
 
 
 class StatementJudge(ApiModel):
     """Who says of each of an item's statements whether an answer entails or contradicts it."""
 
-    template: str | None = Field(
+    template: Address | None = Field(
         default=None, description="a text file with $question, $answer and $statement; null: our own"
     )
 
@@ -186,13 +176,15 @@ class JudgeTerm(_Term, ApiModel):
     """The grade of a language model behind an OpenAI-compatible API."""
 
     type: Literal["judge"] = "judge"
-    name: str = Field(default="judge", min_length=1, description="the term's column in the scored table")
-    template: str | None = Field(
+    name: Label = Field(default="judge", min_length=1, description="the term's column in the scored table")
+    template: Address | None = Field(
         default=None,
         description="a text file with $question, $answer and perhaps $reference, $low, $high; null: our own",
     )
     scale: Scale = Scale()
-    samples: int = Field(default=1, gt=0, le=64, description="grades per answer, of which the mean counts")
+    samples: Annotated[Samples, Field(le=64)] = Field(
+        default=1, description="grades per answer, of which the mean counts"
+    )
 
     @model_validator(mode="after")
     def _samples_differ(self) -> JudgeTerm:
@@ -213,14 +205,12 @@ class Ensemble(Section):
     """Several reward models. `uncertainty`: their mean minus `penalty` standard deviations (of the members
     as a population); arXiv 2310.02743 takes the variance, which has no unit to compare with a reward's."""
 
-    paths: list[str] = Field(min_length=2, description="the reward models: local directories or hub ids")
+    paths: list[Address] = Field(min_length=2, description="the reward models: local directories or hub ids")
     combine: Literal["mean", "min", "uncertainty"] = Field(
         default="mean", description="how the members' scores become one"
     )
-    penalty: float | None = Field(
+    penalty: FactorOrZero | None = Field(
         default=None,
-        ge=0.0,
-        allow_inf_nan=False,
         description="for uncertainty: standard deviations that are taken off the mean",
     )
 

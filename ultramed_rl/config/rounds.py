@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from ultramed_rl.config.base import Section
+from ultramed_rl.config.limits import (
+    Factor,
+    FactorOrZero,
+    PositiveShare,
+    PositiveTemperature,
+    Resamples,
+    Samples,
+    Temperature,
+    Tokens,
+)
 
 
 class Sampling(Section):
     """How completions are drawn from the current policy."""
 
-    n: int = Field(default=8, ge=2, description="completions per prompt")
-    temperature: float = Field(
-        default=1.0, gt=0.0, description="of the samples; 1 is the policy's own distribution"
+    n: Annotated[Samples, Field(ge=2)] = Field(default=8, description="completions per prompt")
+    temperature: PositiveTemperature = Field(
+        default=1.0, description="of the samples; 1 is the policy's own distribution"
     )
-    top_p: float = Field(
+    top_p: PositiveShare = Field(
         default=1.0,
-        gt=0.0,
-        le=1.0,
         description="sample from the likeliest tokens that together have this probability",
     )
-    max_new_tokens: int = Field(default=1024, gt=0, description="longest completion")
+    max_new_tokens: Tokens = Field(default=1024, description="longest completion")
 
 
 class PairRule(Section):
@@ -31,9 +39,9 @@ class PairRule(Section):
     rejected: Literal["worst", "random", "near_low"] = Field(
         default="worst", description="near_low: the completion nearest to mean - 2 sigma (arXiv 2502.16825)"
     )
-    min_margin: float = Field(default=0.0, ge=0.0, description="pairs with a smaller reward gap are dropped")
-    max_length_ratio: float | None = Field(
-        default=None, gt=1.0, description="drop pairs whose longer side has more than this times the tokens"
+    min_margin: FactorOrZero = Field(default=0.0, description="pairs with a smaller reward gap are dropped")
+    max_length_ratio: Annotated[Factor, Field(gt=1.0)] | None = Field(
+        default=None, description="drop pairs whose longer side has more than this times the tokens"
     )
     include_reference_answer: bool = Field(
         default=False, description="score the data's own answer as one more candidate, as UltraMedical does"
@@ -43,6 +51,6 @@ class PairRule(Section):
 class Evaluation(Section):
     """Held-out evaluation after every round, with the same prompts and seeds each time."""
 
-    samples: int = Field(default=1, gt=0, description="completions per held-out prompt")
-    temperature: float | None = Field(default=None, ge=0.0, description="null: that of sampling")
-    bootstrap: int = Field(default=2000, ge=100, description="paired bootstrap resamples")
+    samples: Samples = Field(default=1, description="completions per held-out prompt")
+    temperature: Temperature | None = Field(default=None, description="null: that of sampling")
+    bootstrap: Resamples = Field(default=2000, description="paired bootstrap resamples")

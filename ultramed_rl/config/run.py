@@ -13,6 +13,7 @@ from ultramed_rl.config.base import Section
 from ultramed_rl.config.benchmarks import RoundBenchmarks, round_rules
 from ultramed_rl.config.cluster import Cluster
 from ultramed_rl.config.data import Prompts
+from ultramed_rl.config.limits import Address, Few, FewOrZero, Label, Name, Seconds, Seed, Tag
 from ultramed_rl.config.models import Model, ModelSettings, Reference, Reward
 from ultramed_rl.config.objectives import Objective
 from ultramed_rl.config.rounds import Evaluation, PairRule, Sampling
@@ -23,22 +24,20 @@ from ultramed_rl.config.validate import Checked
 class RunName(Section):
     """Name and place of a run, and the seed of all its random choices."""
 
-    name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run's folder under `directory`"
-    )
-    directory: str = Field(
+    name: Name = Field(description="the run's folder under `directory`")
+    directory: Address = Field(
         default="runs",
         description="where runs are kept: a folder, on a cluster one that all nodes see; or a URL such as s3://bucket/runs, "
         "which gets a copy of what is made in `scratch`",
     )
-    scratch: str = Field(
+    scratch: Address = Field(
         default="~/.cache/ultramed_rl/runs",
         description="where runs work whose `directory` is a URL; on several nodes, a file system that all nodes see",
     )
-    publish_every_s: float = Field(
-        default=30.0, gt=0, description="where `directory` is a URL, seconds between one copying and the next"
+    publish_every_s: Seconds = Field(
+        default=30.0, description="where `directory` is a URL, seconds between one copying and the next"
     )
-    seed: int = Field(default=42, ge=0, description="of all random choices")
+    seed: Seed = Field(default=42, description="of all random choices")
 
     @field_validator("directory")
     @classmethod
@@ -68,8 +67,8 @@ class RunName(Section):
 class Run(RunName):
     """An online run's name, place and length."""
 
-    rounds: int = Field(default=3, gt=0, description="how many rounds the run has")
-    keep_checkpoints: int | None = Field(default=None, gt=0, description="null: keep every round's")
+    rounds: Few = Field(default=3, description="how many rounds the run has")
+    keep_checkpoints: Few | None = Field(default=None, description="null: keep every round's")
 
 
 class Tracking(Section):
@@ -78,14 +77,14 @@ class Tracking(Section):
     wandb: Literal["auto", "offline", "online", "disabled"] = Field(
         default="auto", description="auto: online when WANDB_API_KEY is set, offline otherwise"
     )
-    project: str = Field(default="ultramed_rl", description="the wandb project")
-    group: str | None = Field(default=None, description="the wandb group; null: none")
-    tags: list[str] = Field(default=[], description="the wandb run's tags")
+    project: Label = Field(default="ultramed_rl", description="the wandb project")
+    group: Label | None = Field(default=None, description="the wandb group; null: none")
+    tags: list[Tag] = Field(default=[], description="the wandb run's tags")
     tensorboard: bool = Field(
         default=False, description="event files in RUN/tensorboard; needs the extra ultramed_rl[tensorboard]"
     )
-    sample_prompts: int = Field(
-        default=4, ge=0, description="prompts of a round that are shown with all their completions and scores"
+    sample_prompts: FewOrZero = Field(
+        default=4, description="prompts of a round that are shown with all their completions and scores"
     )
     upload_checkpoints: bool = Field(
         default=False, description="wandb gets checkpoints whole; false: where they are, and their digests"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -10,11 +10,10 @@ from ultramed_rl.config.base import Section
 from ultramed_rl.config.benchmarks import Benchmarks, benchmark_rules
 from ultramed_rl.config.cluster import Devices, ReplicaGroup, RolloutGroup
 from ultramed_rl.config.data import Prompts
+from ultramed_rl.config.limits import Address, Name, PositiveShare, Resamples, Samples, Temperature, Tokens
 from ultramed_rl.config.models import ContrastSampling, Model, ModelSettings, Reward
 from ultramed_rl.config.run import RunName, Tracking, device_rules, length_rules, reward_rules
 from ultramed_rl.config.validate import Checked
-
-PolicyName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
 class SamplingCluster(Devices):
@@ -43,15 +42,13 @@ class ContrastsConfig(Checked):
 class ComparedSampling(Section):
     """How each policy answers."""
 
-    samples: int = Field(default=1, gt=0, description="answers per prompt")
-    temperature: float = Field(default=0.0, ge=0.0, description="of the answers; 0 takes the likeliest token")
-    top_p: float = Field(
+    samples: Samples = Field(default=1, description="answers per prompt")
+    temperature: Temperature = Field(default=0.0, description="of the answers; 0 takes the likeliest token")
+    top_p: PositiveShare = Field(
         default=1.0,
-        gt=0.0,
-        le=1.0,
         description="sample from the likeliest tokens that together have this probability",
     )
-    max_new_tokens: int = Field(default=1024, gt=0, description="longest answer")
+    max_new_tokens: Tokens = Field(default=1024, description="longest answer")
 
 
 class EvaluateConfig(Checked):
@@ -60,11 +57,11 @@ class EvaluateConfig(Checked):
 
     type: Literal["evaluate"] = "evaluate"
     run: RunName
-    policies: dict[PolicyName, str] = Field(
+    policies: dict[Name, Address] = Field(
         min_length=1, description="name: path; the first is what the others are compared with"
     )
     policy: ModelSettings = ModelSettings()
-    chat_templates: dict[PolicyName, str] = Field(
+    chat_templates: dict[Name, Address] = Field(
         default={}, description="name: chatml, llama3 or a Jinja file, for policies that are base models"
     )
     benchmarks: Benchmarks | None = None
@@ -73,7 +70,7 @@ class EvaluateConfig(Checked):
     reward: Reward | None = Field(
         default=None, description="scores the answers to prompts, and reranks self-consistency's samples"
     )
-    bootstrap: int = Field(default=2000, ge=100, description="paired bootstrap resamples")
+    bootstrap: Resamples = Field(default=2000, description="paired bootstrap resamples")
     cluster: SamplingCluster = SamplingCluster()
     tracking: Tracking = Tracking()
 

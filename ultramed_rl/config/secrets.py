@@ -1,8 +1,17 @@
-"""Keys and tokens: in the environment alone, never in a config."""
+"""Keys and tokens: in the environment alone, never in a config, a log or a file."""
 
 from __future__ import annotations
 
+import base64
+import html
 import os
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+
+LEAST_IN_TEXT = 8  # characters of a secret that no text holds by chance
+_LEAST_IN_BASE64 = 6
+_read: set[str] = set()  # what was read by this process, and is never told again
 
 
 def read_secret(variable: str | None, key: str) -> str | None:
@@ -12,7 +21,7 @@ def read_secret(variable: str | None, key: str) -> str | None:
         key: the config's key that names the variable, for the error.
 
     Raises:
-        ValueError: the variable is named but not set.
+        ValueError: the variable is named but not set, or holds what no header can.
     """
     if variable is None:
         return None
@@ -21,4 +30,69 @@ def read_secret(variable: str | None, key: str) -> str | None:
         raise ValueError(
             f"{key}={variable!r}: this environment variable isn't set; export it, or remove the key"
         )
+    if not (secret.isascii() and secret.isprintable()):
+        raise ValueError(
+            f"{key}={variable!r}: this environment variable holds line breaks or characters beyond ASCII; "
+            "export the key alone"
+        )
+    _read.add(secret)
     return secret
+
+
+def redact(text: str, least: int = 1) -> str:
+    """A text without any secret that was read.
+
+    Found as it is, URL-encoded, escaped as in JSON or HTML, and in base64, also of a longer text.
+
+    Args:
+        least: shorter secrets are left, for texts that may hold them by chance.
+    """
+    marks, pattern = _search(frozenset(secret for secret in _read if len(secret) >= least))
+    low = text.lower()
+    return pattern.sub("***", text) if any(mark in low for mark in marks) else text
+
+
+@lru_cache(maxsize=8)
+def _search(secrets: frozenset[str]) -> tuple[set[str], re.Pattern[str]]:
+    """What finds secrets, and in lower case what a text must hold for that to be worth its time: the pattern takes a
+    second for a million characters."""
+    marks, forms = set[str](), list[str]()
+    for secret in sorted(secrets, key=len, reverse=True):
+        for core in (secret, *_in_base64(secret)):
+            marks.add(max(re.findall("[a-z0-9]*", core.lower()), key=len))
+            forms.append("".join(map(_notations, core)))
+        code = ord(secret[0])  # where every character is escaped
+        marks |= {
+            f"%{code:02x}",
+            f"%25{code:02x}",
+            f"u00{code:02x}",
+            f"\\x{code:02x}",
+            f"{code};",
+            f"x{code:x};",
+        }
+    return marks, re.compile("|".join(forms))
+
+
+def _in_base64(secret: str) -> Iterator[str]:
+    """The characters that a secret alone decides on in the base64 of a longer text; three ways to lie in it."""
+    for shift in range(3):
+        coded = base64.b64encode(bytes(shift) + secret.encode()).decode()
+        core = coded[-(-8 * shift // 6) : 8 * (shift + len(secret)) // 6]
+        if len(core) >= _LEAST_IN_BASE64:
+            yield core
+            yield core.translate(str.maketrans("+/", "-_"))
+
+
+def _notations(character: str) -> str:
+    """A pattern of all ways in which a server may repeat a character."""
+    code = ord(character)
+    ways = {
+        rf"\\*{re.escape(character)}",
+        rf"(?i:%(?:25)*{code:02x})",
+        rf"(?i:\\+u00{code:02x})",
+        rf"(?i:\\+x{code:02x})",
+        rf"(?i:&\#(?:0*{code}|x0*{code:x});)",
+        re.escape(html.escape(character)),
+        r"\+" if character == " " else re.escape(character),
+    }
+    return f"(?:{'|'.join(sorted(ways))})"

@@ -8,6 +8,17 @@ from pydantic import Field
 
 from ultramed_rl.config.base import Section
 from ultramed_rl.config.cluster import StageCluster
+from ultramed_rl.config.limits import (
+    Address,
+    Column,
+    Count,
+    CountOrZero,
+    Factor,
+    FactorOrZero,
+    Few,
+    Label,
+    Share,
+)
 from ultramed_rl.config.models import Model
 from ultramed_rl.config.objectives import Objective
 from ultramed_rl.config.run import RunName, Tracking
@@ -20,32 +31,30 @@ from ultramed_rl.config.validate import Checked
 class _Source(Section):
     """Rows behind a URI: hf://owner/name:split, package://name/path, or local files."""
 
-    uri: str = Field(description="hf://owner/name:split, package://name/path, or local files")
-    weight: float = Field(
-        default=1.0, gt=0.0, description="how often its rows are used: 0.5 a seeded half, 2 each twice"
+    uri: Address = Field(description="hf://owner/name:split, package://name/path, or local files")
+    weight: Factor = Field(
+        default=1.0, description="how often its rows are used: 0.5 a seeded half, 2 each twice"
     )
-    limit: int | None = Field(default=None, gt=0, description="read at most so many rows")
-    max_misfit_share: float = Field(
-        default=0.05, ge=0.0, le=1.0, description="share of rows that may not fit"
-    )
+    limit: Count | None = Field(default=None, description="read at most so many rows")
+    max_misfit_share: Share = Field(default=0.05, description="share of rows that may not fit")
 
 
 class ConversationSource(_Source):
     """Chats to imitate: UltraMedical's and ShareGPT's `conversations`, `messages`, or TRL's prompt/completion."""
 
-    column: str | None = Field(default=None, description="where the turns are; null: the columns tell")
+    column: Column | None = Field(default=None, description="where the turns are; null: the columns tell")
 
 
 class PreferenceSource(_Source):
     """Answers in order of preference: UltraMedical-Preference, UltraFeedback, TRL's forms, this project's pairs."""
 
-    category: str | None = Field(default=None, description="name in held-out figures; null: the row's own")
+    category: Label | None = Field(default=None, description="name in held-out figures; null: the row's own")
 
 
 class _Data(Section):
     """What is common to the data of all stages."""
 
-    held_out: int = Field(default=0, ge=0, description="prompts kept out of training, to evaluate on")
+    held_out: CountOrZero = Field(default=0, description="prompts kept out of training, to evaluate on")
     too_long: Literal["refuse", "drop"] = Field(
         default="refuse",
         description="a sample over model.max_length stops the stage, or is dropped and counted",
@@ -76,9 +85,9 @@ class BradleyTerry(Section):
     margin: Literal["none", "score_difference"] = Field(
         default="none", description="how far the better answer should lead: the data's score gap, scaled"
     )
-    margin_scale: float = Field(default=1.0, gt=0.0, description="factor on the score gap")
-    centering: float = Field(
-        default=0.0, ge=0.0, description="weight of (r_chosen + r_rejected)^2 (arXiv 2312.09244)"
+    margin_scale: Factor = Field(default=1.0, description="factor on the score gap")
+    centering: FactorOrZero = Field(
+        default=0.0, description="weight of (r_chosen + r_rejected)^2 (arXiv 2312.09244)"
     )
 
 
@@ -126,8 +135,8 @@ class RewardConfig(_Stage):
     type: Literal["reward"] = "reward"
     data: PreferenceData
     objective: RewardObjective = Field(default=BradleyTerry(), description="the reward model's loss")
-    trainable_layers: int | None = Field(
-        default=None, gt=0, description="train only the last k decoder layers and the head; null: all"
+    trainable_layers: Few | None = Field(
+        default=None, description="train only the last k decoder layers and the head; null: all"
     )
 
     def problems(self) -> list[str]:

@@ -7,28 +7,36 @@ from typing import Literal
 from pydantic import Field
 
 from ultramed_rl.config.base import Section
+from ultramed_rl.config.limits import (
+    BatchSize,
+    Count,
+    CountOrZero,
+    Factor,
+    FactorOrZero,
+    Few,
+    LearningRate,
+    Share,
+    Tokens,
+)
 
 
 class Optimization(Section):
     """Steps, their size and their rate."""
 
-    learning_rate: float = Field(default=5e-7, gt=0.0, description="highest rate of the schedule")
+    learning_rate: LearningRate = Field(default=5e-7, description="highest rate of the schedule")
     schedule: Literal["cosine", "linear", "constant"] = Field(
         default="cosine", description="how the rate falls after the warm-up; constant: not at all"
     )
-    warmup: float = Field(default=0.1, ge=0.0, lt=1.0, description="share of the schedule")
-    epochs: int = Field(default=1, gt=0, description="times that each sample is used")
-    batch_size: int = Field(default=128, gt=0, description="samples per optimizer step, over all ranks")
-    micro_batch_tokens: int = Field(
-        default=16384, gt=0, description="packed tokens per forward pass on one rank; a prompt counts once"
+    warmup: Share = Field(default=0.1, lt=1.0, description="share of the schedule")
+    epochs: Few = Field(default=1, description="times that each sample is used")
+    batch_size: BatchSize = Field(default=128, description="samples per optimizer step, over all ranks")
+    micro_batch_tokens: Tokens = Field(
+        default=16384, description="packed tokens per forward pass on one rank; a prompt counts once"
     )
-    weight_decay: float = Field(default=0.0, ge=0.0, description="of AdamW")
-    max_grad_norm: float = Field(
-        default=1.0, gt=0.0, description="longer gradients are scaled down to this norm"
-    )
-    max_skipped_steps: int = Field(
+    weight_decay: FactorOrZero = Field(default=0.0, description="of AdamW")
+    max_grad_norm: Factor = Field(default=1.0, description="longer gradients are scaled down to this norm")
+    max_skipped_steps: CountOrZero = Field(
         default=3,
-        ge=0,
         description="steps (of a round or a stage) whose gradient may be non-finite: skipped, then it stops",
     )
     gradient_checkpointing: bool = Field(
@@ -57,22 +65,21 @@ class Training(Optimization):
 class StageTraining(Optimization):
     """An offline stage's whole training, with evaluation and saved states on the way."""
 
-    learning_rate: float = Field(
-        gt=0.0, description="highest rate of the schedule"
+    learning_rate: LearningRate = Field(
+        description="highest rate of the schedule"
     )  # what is right for one kind of stage is wrong for another
-    max_steps: int | None = Field(
-        default=None, gt=0, description="stop after so many steps; the schedule then ends there too"
+    max_steps: Count | None = Field(
+        default=None, description="stop after so many steps; the schedule then ends there too"
     )
-    evaluate_every: int | None = Field(
+    evaluate_every: Count | None = Field(
         default=None,
-        gt=0,
         description="steps between evaluations of the held-out data; null: at the end only",
     )
-    patience: int | None = Field(
-        default=None, gt=0, description="stop after so many evaluations without a better held-out loss"
+    patience: Count | None = Field(
+        default=None, description="stop after so many evaluations without a better held-out loss"
     )
-    save_every: int | None = Field(
-        default=None, gt=0, description="steps between saved states, from which a killed stage goes on"
+    save_every: Count | None = Field(
+        default=None, description="steps between saved states, from which a killed stage goes on"
     )
     keep: Literal["best", "last"] = Field(
         default="last",

@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import model_validator
 
-from ultramed_rl.config.base import Section
+from ultramed_rl.config.base import Problems, Section
 
 
 class Checked(Section):
@@ -20,5 +20,5 @@ class Checked(Section):
     def _rules_across_sections(self) -> Self:
         problems = self.problems()
         if problems:
-            raise ValueError(" ;; ".join(problems))
+            raise Problems(problems)
         return self

@@ -10,9 +10,11 @@ from typing import Self
 from ultramed_rl.actors.rollout import SamplingRequest
 from ultramed_rl.config.factory_stage import EngineConfig
 from ultramed_rl.crew.sampling import SamplingCrew
+from ultramed_rl.data.chats import LONGEST_TEXT
 from ultramed_rl.data.factory.api.attempts import read_reply
 from ultramed_rl.data.factory.api.structured import Misfit
 from ultramed_rl.learning.seeds import derive_seed
+from ultramed_rl.models.checks import check_sampled_model
 from ultramed_rl.models.tokenizer import chat_tokenizer
 from ultramed_rl.records import ChatReply, ChatRequest, Completion, Prompt
 from ultramed_rl.token_ids import TokenIds
@@ -30,6 +32,7 @@ class EngineGenerator:
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
         self.tokenizer = chat_tokenizer(config.policy, learns=False)
+        check_sampled_model(config.policy.path, config.policy)
 
     def __enter__(self) -> Self:
         self._crew = SamplingCrew(self.config, self.tokenizer)
@@ -74,6 +77,11 @@ class EngineGenerator:
         yield from refused
 
     def _sampling(self, request: ChatRequest) -> SamplingRequest | ChatReply:
+        longest = max(len(message["content"]) for message in request.messages)
+        if longest > LONGEST_TEXT:
+            return ChatReply(
+                request.key, "", f"too_long: a turn has {longest:,} characters, over {LONGEST_TEXT:,}"
+            )
         try:
             token_ids = TokenIds(self.tokenizer.encode_chat(request.messages))
         except ValueError as error:

@@ -10,6 +10,7 @@ from ultramed_rl.cluster.transport import RayExchange
 from ultramed_rl.config import EvaluateConfig, RewardBenchConfig
 from ultramed_rl.crew.scorers import Advance, RewardModels, Scorers, launch_scorers
 from ultramed_rl.records import Completion, Prompt, ScoredCompletion
+from ultramed_rl.tracking.termination import keep_sigterm
 
 
 class RewardCrew:
@@ -44,6 +45,7 @@ class RewardCrew:
     def _start(self, scorers: Scorers) -> None:
         config, plan = self.config, make_plan(self.config)
         connect(config.cluster)
+        keep_sigterm()
         self.placement = reserve(plan, config.cluster)
         paths = [path for path in scorers.config.paths if path is not None]
         launch_scorers(scorers, plan, self.placement, config.cluster, paths, self.exchange)

@@ -20,6 +20,7 @@ from ultramed_rl.crew.pools import engine_rules
 from ultramed_rl.models.offline import resolve_model
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, OptionLogprobs
+from ultramed_rl.tracking.termination import keep_sigterm
 
 Advance = Callable[[int], None]
 
@@ -40,6 +41,7 @@ class SamplingCrew:
         self.plan: Plan = make_plan(config)
         self.turns = self.plan.layout == "colocated"
         connect(config.cluster)
+        keep_sigterm()
         self.placement: Placement = reserve(self.plan, config.cluster)
 
     def start_rollout(self, model: str, version: int) -> None:

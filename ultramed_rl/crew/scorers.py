@@ -23,7 +23,7 @@ from ultramed_rl.config.reward_bench import ScoringCluster
 from ultramed_rl.config.sampling import SamplingCluster
 from ultramed_rl.crew.pools import scorer_rules
 from ultramed_rl.crew.terms import TermThread
-from ultramed_rl.models.load import check_reward_model
+from ultramed_rl.models.checks import check_reward_model
 from ultramed_rl.models.reading import RewardReader
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, Prompt, ScoredCompletion

@@ -14,6 +14,7 @@ from ultramed_rl.cluster.plan import make_plan
 from ultramed_rl.cluster.scoring import number_answers
 from ultramed_rl.config.stages import StageConfig
 from ultramed_rl.learning.packing import AnswerGroup
+from ultramed_rl.tracking.termination import keep_sigterm
 
 Metrics = dict[str, float]
 
@@ -25,6 +26,7 @@ class StageCrew:
         self.config = config
         self.plan = make_plan(config)
         connect(config.cluster)
+        keep_sigterm()
         self.placement = reserve(self.plan, config.cluster)
         ranks, seed = config.cluster.trainer.ranks, config.run.seed
         members = self.plan.roles[0].members
@@ -85,9 +87,9 @@ class StageCrew:
         """Write all that `load_state` needs to go on exactly."""
         self._call("save_state", str(directory), seconds=self._model_s)
 
-    def load_state(self, directory: Path) -> None:
-        """Go on from what `save_state` wrote."""
-        self._call("load_state", str(directory), seconds=self._model_s)
+    def load_state(self, directory: Path, skipped: int) -> None:
+        """Go on from what `save_state` wrote, after so many skipped steps."""
+        self._call("load_state", str(directory), skipped, seconds=self._model_s)
 
     def stop(self) -> None:
         """End the ranks and give the devices back."""

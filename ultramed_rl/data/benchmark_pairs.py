@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from ultramed_rl.config.reward_bench import BenchmarkPairs
-from ultramed_rl.data.chats import Misfit, read_column
+from ultramed_rl.data.chats import Misfit, check_text, read_column
 from ultramed_rl.data.conversations import check_order
-from ultramed_rl.data.identity import UniqueIds, check_text, content_key, row_id
+from ultramed_rl.data.identity import UniqueIds, content_key, row_id
 from ultramed_rl.data.misfits import FittingRows
 from ultramed_rl.data.preference_formats import read_draft
 from ultramed_rl.data.sources import Row
@@ -98,7 +98,7 @@ def _subset(row: Row, column: str | None) -> str:
     value = next((row[name] for name in names if row.get(name) not in (None, "")), NO_SUBSET)
     if not isinstance(value, str | int) or not str(value).strip():
         raise Misfit(f"its subset is {value!r:.40}, not a name", name="subset")
-    return check_text(str(value).strip(), "its subset")
+    return check_text(str(value).strip(), "its subset", name="id")
 
 
 def _cut(row: Row) -> frozenset[str]:

@@ -8,6 +8,7 @@ from typing import Any
 from ultramed_rl.data.sources import Row
 from ultramed_rl.records import Message
 
+LONGEST_TEXT = 1_000_000  # characters of one text in a row: tokenizers take seconds for more, then minutes
 # How the chats of one family or another begin once a template has rendered them.
 _RENDERED = re.compile(
     r"\s*(<s>|<bos>|<\|begin_of_text\|>|<\|endoftext\|>|<｜begin▁of▁sentence｜>|<BOS_TOKEN>)?\s*"
@@ -80,8 +81,21 @@ def _message(turn: Any) -> Message:
         )
     if not content.strip():
         raise Misfit(f"a turn of role {role!r} is empty", name="empty")
-    try:
-        content.encode()
-    except UnicodeEncodeError:  # JSON can escape what no tokenizer takes
-        raise Misfit(f"a turn of role {role!r} holds half of a surrogate pair", name="turn") from None
+    check_text(content, f"a turn of role {role!r}", name="turn")
     return Message(role=ROLES[role], content=check_plain(content.strip()))
+
+
+def check_text(text: str, what: str, *, name: str = "column") -> str:
+    """The text, as it is.
+
+    Raises:
+        Misfit: it has more than LONGEST_TEXT characters, or half of a surrogate pair, which JSON can escape and no
+            tokenizer and no file takes; `what` holds it.
+    """
+    if len(text) > LONGEST_TEXT:
+        raise Misfit(f"{what} holds {len(text):,} characters, over {LONGEST_TEXT:,}", name=name)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise Misfit(f"{what} holds half of a surrogate pair", name=name) from None
+    return text

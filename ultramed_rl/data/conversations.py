@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from ultramed_rl.config.stages import ConversationSource
-from ultramed_rl.data.chats import Misfit, read_turns
-from ultramed_rl.data.identity import check_text, content_key, row_id
+from ultramed_rl.data.chats import Misfit, check_text, read_turns
+from ultramed_rl.data.identity import content_key, row_id
 from ultramed_rl.data.misfits import FittingRows
 from ultramed_rl.data.sources import Row
 from ultramed_rl.data.vignettes import COLUMNS as VIGNETTE_COLUMNS
@@ -119,4 +119,4 @@ def _vignette(row: Row) -> list[Message]:
 
 def _kind(row: Row) -> str:
     kind = row.get("type")
-    return check_text(kind, "its type") if isinstance(kind, str) and kind else Conversation.kind
+    return check_text(kind, "its type", name="id") if isinstance(kind, str) and kind else Conversation.kind

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 
-from ultramed_rl.data.chats import Misfit
+from ultramed_rl.data.chats import check_text
 from ultramed_rl.data.prompts import normalise_text
 from ultramed_rl.data.sources import Row
 from ultramed_rl.learning.seeds import seeded_number
@@ -36,16 +36,7 @@ def row_id(row: Row, columns: Sequence[str]) -> str:
         Misfit: an id that cannot be written.
     """
     found = next((str(row[name]) for name in columns if row.get(name) not in (None, "")), "")
-    return check_text(found, "its id")
-
-
-def check_text(text: str, name: str) -> str:
-    """The text, or Misfit if it holds half of a surrogate pair: JSON can escape what no file takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise Misfit(f"{name} holds half of a surrogate pair", name="id") from None
-    return text
+    return check_text(found, "its id", name="id")
 
 
 class UniqueIds:

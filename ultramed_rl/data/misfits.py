@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from ultramed_rl.data.chats import Misfit
-from ultramed_rl.data.sources import Row, read_rows
+from ultramed_rl.data.sources import Row, read_placed_rows
 
 T = TypeVar("T")
 
@@ -44,23 +44,23 @@ class FittingRows:
             ValueError: an unreadable source; at its end, more misfits than allowed, or nothing else.
         """
         self.counts.update(rows=0, misfit=0)
-        for row in read_rows(self.uri, self.limit):
+        for place, row in read_placed_rows(self.uri, self.limit):
             self.rows += 1
             self.counts["rows"] += 1
             try:
                 found = parse(row)
             except Misfit as misfit:
-                self._add(row, misfit)
+                self._add(place, row, misfit)
                 continue
             if found is not None:
                 yield found
         self._judge()
 
-    def _add(self, row: Row, misfit: Misfit) -> None:
+    def _add(self, place: str, row: Row, misfit: Misfit) -> None:
         self.counts.update({"misfit": 1, f"misfit_{misfit.name}": 1})
         self.reasons[misfit.name] += 1
         self.missing.add(misfit.column)
-        self.first = self.first or f"row {self.rows}: {misfit}"
+        self.first = self.first or f"{place}: {misfit}"
         self.columns = ", ".join(row)
 
     def _judge(self) -> None:

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterator
 
 from ultramed_rl.config.stages import PreferenceSource
-from ultramed_rl.data.chats import Misfit, read_turns
+from ultramed_rl.data.chats import Misfit, check_text, read_turns
 from ultramed_rl.data.conversations import check_order
-from ultramed_rl.data.identity import UniqueIds, check_text, content_key, row_id
+from ultramed_rl.data.identity import UniqueIds, content_key, row_id
 from ultramed_rl.data.misfits import FittingRows
 from ultramed_rl.data.preference_formats import Draft, read_draft
 from ultramed_rl.data.sources import Row
@@ -99,6 +99,6 @@ def _order(draft: Draft) -> tuple[tuple[str, ...], tuple[float, ...]]:
 def _kind(row: Row) -> str:
     for column in KIND_COLUMNS:
         if isinstance(row.get(column), str) and row[column].strip():
-            return check_text(row[column].strip(), f"its {column}")
+            return check_text(row[column].strip(), f"its {column}", name="id")
     set_name, comma, _ = str(row.get("prompt_id") or "").partition(",")
     return set_name if comma and set_name else RankedAnswers.kind

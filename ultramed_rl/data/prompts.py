@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ultramed_rl.config.data import MessagesSource, Prompts, PromptSource, QuestionSource
-from ultramed_rl.data.chats import Misfit, check_plain, read_column, read_turns
+from ultramed_rl.data.chats import Misfit, check_plain, check_text, read_column, read_turns
 from ultramed_rl.data.misfits import FittingRows
 from ultramed_rl.data.sources import Row
 from ultramed_rl.data.vignettes import COLUMNS, Vignette, answer_sentence, read_vignette, render_vignette
@@ -127,7 +127,7 @@ def _text(row: Row, column: str) -> str:
     value = read_column(row, column)
     if not isinstance(value, str) or not value.strip():
         raise Misfit(f"column {column!r} holds {value!r:.40}, not text")
-    return check_plain(value.strip())
+    return check_plain(check_text(value.strip(), f"column {column!r}"))
 
 
 def _answer(row: Row, column: str) -> str | None:

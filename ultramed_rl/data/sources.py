@@ -17,12 +17,25 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ultramed_rl.config.files import why_unreadable
+
 Row = dict[str, Any]
 _HUB = "hf://"
+_LONGEST_LINE = 2**26  # bytes: whatever is longer has lost its ends of lines
 
 
 def read_rows(uri: str, limit: int | None = None) -> Iterator[Row]:
-    """The rows behind `uri`, in file order, at most `limit` of them.
+    """As `read_placed_rows`, without the places; a row that no file takes is refused here.
+
+    Raises:
+        ValueError: also half of a surrogate pair, which JSON can escape.
+    """
+    return _encodable(uri, read_placed_rows(uri, limit))
+
+
+def read_placed_rows(uri: str, limit: int | None = None) -> Iterator[tuple[str, Row]]:
+    """The rows behind `uri`, in file order, at most `limit` of them, each after where it stands: "row 3", counted from
+    1; of several files "FILE, row 3", by the path that a document would have.
 
     A document's `path` is what follows the folders that the address names without a wildcard, so it is the same
     on every machine: of one file, its name.
@@ -36,9 +49,9 @@ def read_rows(uri: str, limit: int | None = None) -> Iterator[Row]:
     """
     assert limit is None or limit > 0, limit
     if uri.startswith(_HUB):
-        rows = _read_hub(uri, uri.removeprefix(_HUB), streaming=limit is not None)
+        rows = _placed("row ", _read_hub(uri, uri.removeprefix(_HUB), streaming=limit is not None))
     else:
-        rows = _read_files(_files(uri), _fixed_folder(uri))
+        rows = _read_files(local_files(uri), _fixed_folder(uri))
     return _not_empty(uri, islice(rows, limit))
 
 
@@ -48,11 +61,16 @@ def list_sources(uri: str) -> list[str]:
     Raises:
         ValueError: as `read_rows` does, for an address that names nothing.
     """
-    files = [] if uri.startswith(_HUB) else _files(uri)
+    files = [] if uri.startswith(_HUB) else local_files(uri)
     return [str(file) for file in files] if len(files) > 1 else [uri]
 
 
-def _files(uri: str) -> list[Path]:
+def local_files(uri: str) -> list[Path]:
+    """The files of this machine behind an address that is no hub's, in the order in which they are read.
+
+    Raises:
+        ValueError: as `read_rows` does.
+    """
     return _expand(_local(uri), uri)
 
 
@@ -68,7 +86,22 @@ def _local(uri: str) -> Path:
     )
 
 
-def _not_empty(uri: str, rows: Iterator[Row]) -> Iterator[Row]:
+def _encodable(uri: str, rows: Iterator[tuple[str, Row]]) -> Iterator[Row]:
+    for place, row in rows:
+        try:
+            json.dumps(row, ensure_ascii=False, default=str).encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"source {uri!r}, {place}: holds half of a surrogate pair, which no file takes; repair the row"
+            ) from None
+        yield row
+
+
+def _placed(place: str, rows: Iterator[Row]) -> Iterator[tuple[str, Row]]:
+    return ((f"{place}{number}", row) for number, row in enumerate(rows, start=1))
+
+
+def _not_empty(uri: str, rows: Iterator[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
     count = 0
     for row in rows:
         count += 1
@@ -114,10 +147,10 @@ def _expand(path: Path, uri: str) -> list[Path]:
             f"source {uri!r}: no such file as {str(path)!r}; check the path and the working directory"
         )
     for file in found:
-        if file.is_dir():
-            raise ValueError(
-                f"source {uri!r}: {str(file)!r} is a directory; name its files, as in {file}/*.jsonl"
-            )
+        reason = why_unreadable(file)
+        if reason is not None:
+            cure = f"name its files, as in {file}/*.jsonl" if file.is_dir() else "name another"
+            raise ValueError(f"source {uri!r}: {str(file)!r} {reason}; {cure}")
         if file.suffix not in (*_READERS, *_DOCUMENTS):
             known = ", ".join((*_READERS, *_DOCUMENTS))
             raise ValueError(
@@ -126,17 +159,27 @@ def _expand(path: Path, uri: str) -> list[Path]:
     return found
 
 
-def _read_files(paths: list[Path], folder: Path) -> Iterator[Row]:
+def _read_files(paths: list[Path], folder: Path) -> Iterator[tuple[str, Row]]:
     for path in paths:
-        if path.suffix in _DOCUMENTS:
-            yield {"path": path.relative_to(folder).as_posix(), "text": _decode(path.read_bytes(), str(path))}
-        else:
-            yield from _READERS[path.suffix](path)
+        place = "row " if len(paths) == 1 else f"{path.relative_to(folder).as_posix()}, row "
+        yield from _placed(place, _read_file(path, folder))
+
+
+def _read_file(path: Path, folder: Path) -> Iterator[Row]:
+    if path.suffix in _DOCUMENTS:
+        text = _decode(path.read_bytes(), str(path))
+        return iter([{"path": path.relative_to(folder).as_posix(), "text": text}])
+    return _READERS[path.suffix](path)
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:
-    with path.open("rb") as lines:
+    with path.open("rb") as file:
+        lines = iter(lambda: file.readline(_LONGEST_LINE + 1), b"")
         for number, line in enumerate(lines, start=1):
+            if len(line) > _LONGEST_LINE:
+                raise ValueError(
+                    f"{path}, line {number}: over {_LONGEST_LINE:,} bytes; a line is one row of texts"
+                )
             if line.strip():
                 yield _row(_parse_json(line, f"{path}, line {number}"), f"{path}, line {number}")
 
@@ -159,13 +202,21 @@ def _only_list(content: Any) -> Any:
 
 
 def _parse_json(content: bytes, place: str) -> Any:
+    text = _decode(content, place)
     try:
-        return json.loads(_decode(content, place))
+        return json.loads(text)
     except json.JSONDecodeError as error:
         inside = f" (its line {error.lineno})" if error.lineno > 1 else ""
         raise ValueError(
             f"{place}: not JSON{inside}: {error.msg} at column {error.colno}; repair the file"
         ) from error
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # a number of thousands of digits, lists in lists without end
+        raise ValueError(
+            f"{place}: not JSON that can be read: {_first_line(error)}; repair the file"
+        ) from None
 
 
 def _decode(content: bytes, place: str) -> str:
@@ -189,7 +240,7 @@ def _read_parquet(path: Path) -> Iterator[Row]:
     try:
         for batch in parquet.ParquetFile(path).iter_batches():
             yield from batch.to_pylist()
-    except (ArrowException, OSError) as error:
+    except (ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not readable as parquet ({_first_line(error)}); write it again") from error
 
 
@@ -207,7 +258,7 @@ def _read_arrow(path: Path) -> Iterator[Row]:
                 batches = iter(ipc.open_stream(source))
             for batch in batches:
                 yield from batch.to_pylist()
-    except (ArrowException, OSError) as error:
+    except (ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path}: not readable as Arrow IPC ({_first_line(error)}); write it again"
         ) from error

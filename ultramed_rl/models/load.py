@@ -14,8 +14,19 @@ from ultramed_rl.learning.flops import ModelShape
 from ultramed_rl.learning.logprobs import token_logprobs
 from ultramed_rl.learning.packing import PackedBatch, unpack_rows
 from ultramed_rl.models.attention import SEGMENTS, SegmentLayout, register_segment_attention, why_not_packed
+from ultramed_rl.models.checkpoint import (
+    ModelSource,
+    check_finite,
+    check_finite_files,
+    check_weights,
+    empty_model,
+    refuse_gaps,
+    restore_buffers,
+    weight_files,
+)
+from ultramed_rl.models.checks import check_head, policy_source, reward_source
+from ultramed_rl.models.configs import decoder_config, head_width, text_model
 from ultramed_rl.models.lora import attach_lora, forget_quantizer, load_adapter, quantization
-from ultramed_rl.models.offline import resolve_model
 from ultramed_rl.models.reading import READ_AT
 
 logger = logging.getLogger(__name__)
@@ -34,7 +45,7 @@ class PolicyModel(nn.Module):
 
         `chunks`: in how many parts the head is applied; ranks that share its weights agree on one number.
         """
-        vocab_size = self.lm.config.vocab_size
+        vocab_size = decoder_config(self.lm.config).vocab_size
         if is_packed(self.lm):
             hidden, predictors, _ = _decode(self.lm.get_decoder(), batch)
             return token_logprobs(
@@ -56,7 +67,7 @@ class RewardModel(nn.Module):
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """-> [A] fp32 rewards of the batch's answers."""
-        hidden, _, last = _decode(self.lm.base_model, batch)
+        hidden, _, last = _decode(self.lm.get_decoder(), batch)
         return self.lm.score(hidden[last]).squeeze(-1).float()
 
 
@@ -92,12 +103,12 @@ def load_policy(
 
     With `lora` the model of `path` is a frozen base with adapters: those of the checkpoint `adapter`, or
     fresh ones.
-    """
-    from transformers import AutoModelForCausalLM
 
-    extra = quantization(lora, torch_dtype(precision))
-    arguments = {} if extra is None else {"quantization_config": extra}
-    lm = _load(AutoModelForCausalLM, path, precision, trust_remote_code, **arguments)
+    Raises:
+        ValueError: the checkpoint is not what its config says, or has adapters that cannot be merged.
+    """
+    source = policy_source(path, trust_remote_code=trust_remote_code)
+    lm = _load(source, precision, quantization(lora, torch_dtype(precision)))
     if lora is not None:
         attach_lora(lm, lora, path)
         forget_quantizer(lm)
@@ -111,25 +122,31 @@ def load_reward(path: str, precision: str, *, trust_remote_code: bool = False) -
     (transformers' own initialisation; seed torch before).
 
     Raises:
-        ValueError: the checkpoint has a head with more than one label.
+        ValueError: the checkpoint has a head with more than one label, another kind of head, or is not what its
+            config says.
     """
-    from transformers import AutoModelForSequenceClassification
-
-    check_reward_model(path, trained=False, trust_remote_code=trust_remote_code)
-    classifier = _load(AutoModelForSequenceClassification, path, precision, trust_remote_code, num_labels=1)
+    classifier = _load(reward_source(path, trained=False, trust_remote_code=trust_remote_code), precision)
+    check_head(classifier, path)
     return RewardModel(classifier)
 
 
 def model_shape(lm: Any) -> ModelShape:
-    """What FLOPs are counted from; whole sizes, also of weights that ZeRO-3 has partitioned."""
-    config = lm.config
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    """What FLOPs are counted from; whole sizes, also of weights that ZeRO-3 has partitioned.
+
+    Of a mixture's experts those count that a token passes through.
+    """
+    config = decoder_config(lm.config)
     embeddings = {id(m.weight) for m in (lm.get_input_embeddings(), lm.get_output_embeddings()) if m}
+    body = sum(
+        _whole_size(parameter) * _share(name, parameter, config)
+        for name, parameter in text_model(lm).named_parameters()
+        if id(parameter) not in embeddings
+    )
     return ModelShape(
-        body=sum(_whole_size(p) for p in lm.parameters() if id(p) not in embeddings),
+        body=int(body),
         hidden=config.hidden_size,
         vocab=config.vocab_size,
-        attention_width=config.num_attention_heads * head_dim,
+        attention_width=config.num_attention_heads * head_width(config),
         layers=config.num_hidden_layers,
     )
 
@@ -140,36 +157,31 @@ def _whole_size(parameter: nn.Parameter) -> int:
     return int(packed.shape.numel() if packed else getattr(parameter, "ds_numel", parameter.numel()))
 
 
-def check_reward_model(path: str, *, trained: bool, trust_remote_code: bool = False) -> None:
-    """Raise ValueError for a model that isn't there, a classifier with more than one label, or, where a
-    `trained` one is wanted, a language model whose head would be random."""
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(resolve_model(path), trust_remote_code=trust_remote_code)
-    except OSError as error:
-        raise ValueError(
-            f"reward model {path!r}: cannot be loaded ({' '.join(str(error).split())[:200]})"
-        ) from None
-    classifies = any("SequenceClassification" in name for name in config.architectures or [])
-    if trained and not classifies:
-        raise ValueError(
-            f"reward model {path!r}: is a {', '.join(config.architectures or ['model'])} without a trained head; "
-            "name a num_labels=1 sequence classifier, or train one: ultramed-rl reward"
-        )
-    if classifies and config.num_labels != 1:
-        raise ValueError(
-            f"reward model {path!r}: has {config.num_labels} labels; a reward model has num_labels=1"
-        )
+def _share(name: str, parameter: nn.Parameter, config: Any) -> float:
+    """How much of a weight a token is multiplied by: of stacked experts those that it is sent to."""
+    shape = getattr(parameter, "ds_shape", parameter.shape)
+    stacked = ".experts." in name and len(shape) == 3
+    return float(config.num_experts_per_tok / shape[0]) if stacked else 1.0
 
 
 def save_model(
-    module: PolicyModel | RewardModel, tokenizer: Any, directory: str, state: dict[str, Any]
+    module: PolicyModel | RewardModel,
+    tokenizer: Any,
+    directory: str,
+    state: dict[str, Any],
+    end_id: int | None = None,
 ) -> None:
-    """Write a Hugging Face checkpoint (safetensors) from a full state dict of the wrapped model."""
+    """Write a Hugging Face checkpoint (safetensors) from a full state dict of the wrapped model.
+
+    Args:
+        end_id: the token that ends an answer, where it isn't the tokenizer's eos_token.
+    """
+    config = decoder_config(module.lm.config)
     if isinstance(module, RewardModel):
         module.lm.config.update(READ_AT)
-    module.lm.config.pad_token_id = module.lm.config.pad_token_id or tokenizer.pad_token_id
+        config.pad_token_id = set_padding(tokenizer, config.vocab_size, end_id)
+    elif config.pad_token_id is None:
+        config.pad_token_id = tokenizer.pad_token_id
     generation = getattr(module.lm, "generation_config", None)
     if generation is not None:
         ends = generation.eos_token_id
@@ -180,39 +192,80 @@ def save_model(
     tokenizer.save_pretrained(directory)
 
 
+def set_padding(tokenizer: Any, vocab_size: int, end_id: int | None = None) -> int:
+    """Give a reward model's tokenizer a padding token that transformers can tell from an answer, and return it.
+
+    transformers reads a reward at the last token that isn't padding, and refuses batches where no token is. What ends
+    an answer can't be padding, therefore, nor what the model has no embedding of; what only begins a text can.
+    """
+    ends = {tokenizer.eos_token_id, end_id}
+    known = [tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id]
+    known += [*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder, *range(vocab_size)]
+    found: int = next(t for t in known if t is not None and t < vocab_size and t not in ends)
+    if found != tokenizer.pad_token_id:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(found)
+    return found
+
+
 def torch_dtype(precision: str) -> torch.dtype:
     """bfloat16 or float32 by name."""
     return {"bfloat16": torch.bfloat16, "float32": torch.float32}[precision]
 
 
-def _load(factory: Any, path: str, precision: str, trust_remote_code: bool, **arguments: Any) -> Any:
-    """`factory.from_pretrained` with packed attention, or with plain rows where the model isn't known to pack.
+def _load(source: ModelSource, precision: str, quantizer: Any = None) -> Any:
+    """`from_pretrained` with packed attention, or with plain rows where the model isn't known to pack.
 
     Dropout is switched off: preference objectives compare two models' numbers, not two random masks.
     """
-    from transformers import AutoConfig
+    from transformers.integrations import is_deepspeed_zero3_enabled
 
-    source = resolve_model(path)
-    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-    own_code = trust_remote_code and hasattr(config, "auto_map")
-    reason = "its code is its own" if own_code else why_not_packed(config)
-    if reason is None:
-        register_segment_attention()
-        arguments["attn_implementation"] = SEGMENTS
-    else:
-        logger.warning("%s: answers are computed as padded rows, since %s", path, reason)
-        if getattr(config, "attn_logit_softcapping", None):
-            arguments["attn_implementation"] = "eager"  # transformers' SDPA leaves the cap out
-    model = factory.from_pretrained(
-        source,
+    empty = empty_model(source)
+    files = weight_files(source.path)
+    plain = check_weights(source, empty, files, torch_dtype(precision)) if files else empty
+    arguments = _attention(source)
+    if quantizer is not None:
+        check_finite_files(files, source.name)
+        arguments["quantization_config"] = quantizer
+    model, found = source.factory.from_pretrained(
+        source.path,
+        config=source.config,
         dtype=torch_dtype(precision),
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=source.trust_remote_code,
         use_safetensors=True,
+        output_loading_info=True,
         **arguments,
     )
+    refuse_gaps(source, model, found)
+    check_finite(model, source.name)
+    if is_deepspeed_zero3_enabled():
+        restore_buffers(model, plain, files)
+    _freeze_unused(model)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         elif isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = 0.0
     return model
+
+
+def _attention(source: ModelSource) -> dict[str, Any]:
+    """What `from_pretrained` is to be told of the attention."""
+    config = decoder_config(source.config)
+    own_code = source.trust_remote_code and hasattr(source.config, "auto_map")
+    reason = "its code is its own" if own_code else why_not_packed(config)
+    if reason is None:
+        register_segment_attention()
+        return {"attn_implementation": SEGMENTS}
+    logger.warning("%s: answers are computed as padded rows, since %s", source.name, reason)
+    if getattr(config, "attn_logit_softcapping", None):
+        return {"attn_implementation": "eager"}  # transformers' SDPA leaves the cap out
+    return {}
+
+
+def _freeze_unused(lm: Any) -> None:
+    """What a model sees with stays as it is: no text reaches it, and weight decay would wear it down."""
+    if text_model(lm) is not lm:
+        parts = (text_model(lm), lm.get_output_embeddings(), getattr(lm, "score", None))
+        used = {id(p) for part in parts if part is not None for p in part.parameters()}
+        for parameter in lm.parameters():
+            parameter.requires_grad_(id(parameter) in used)

@@ -6,7 +6,8 @@ With its adapters off the model is the starting policy again, so it is its own r
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,29 +16,94 @@ import torch
 from torch import nn
 
 from ultramed_rl.config.models import LoRA
+from ultramed_rl.models.checkpoint import check_finite_files, kept_buffers
+from ultramed_rl.models.configs import text_model
+from ultramed_rl.models.weight_files import shown, stored_shapes
 
+ADAPTER_FILE = "adapter_model.safetensors"
 _ADAPTER = "default"
 _PREFIX = "base_model.model."  # peft's name for the model around which it wraps itself
 Whole = Callable[[list[nn.Parameter]], AbstractContextManager[Any]]
 
 
 def attach_lora(lm: Any, lora: LoRA, base: str) -> None:
-    """Freeze the model of `base` and put adapters, which start at zero effect, into its linear layers."""
+    """Freeze the model of `base` and put adapters, which start at zero effect, into its linear layers.
+
+    Raises:
+        ValueError: names that no layer has, or adapters that cannot be merged into the plain model's weights.
+    """
     from peft import inject_adapter_in_model
     from peft.tuners.lora import LoraConfig
 
+    plain = sorted(merged_shapes(lm))
+    uses = Counter(id(parameter) for _, parameter in lm.named_parameters(remove_duplicate=False))
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         target_modules=lora.target_modules
         if isinstance(lora.target_modules, str)
         else [*lora.target_modules],
+        exclude_modules=_unsuited(lm) if lora.target_modules == "all-linear" else None,
         task_type="CAUSAL_LM",
         base_model_name_or_path=base,
     )
     lm.requires_grad_(False)
-    inject_adapter_in_model(config, lm, adapter_name=_ADAPTER)
+    on_meta = next(lm.parameters()).is_meta
+    try:
+        inject_adapter_in_model(config, lm, adapter_name=_ADAPTER, low_cpu_mem_usage=on_meta)
+        if lora.target_modules != "all-linear":
+            _check_names(lm, config.target_modules)
+        _check_mergeable(lm, uses, plain)
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"lora.target_modules={lora.target_modules!r}: {reason}") from None
     lm.lora_config = config
+
+
+def _unsuited(lm: Any) -> list[str] | None:
+    """Linear layers that all-linear leaves out: what no text reaches in a model that also sees, and what is more than
+    linear, such as a router."""
+    kept = {id(module) for module in text_model(lm).modules()}
+    linear = ((name, module) for name, module in lm.named_modules() if isinstance(module, nn.Linear))
+    return [name for name, module in linear if id(module) not in kept or _has_own_way(module)] or None
+
+
+def _has_own_way(layer: nn.Module) -> bool:
+    """Whether a layer does more with its input than its kind, so that peft would not know what."""
+    family: Any = nn.Embedding if isinstance(layer, nn.Embedding) else nn.Linear
+    known = hasattr(layer, "embed_scale") or type(layer).__module__.startswith("bitsandbytes")
+    return isinstance(layer, family) and type(layer).forward is not family.forward and not known
+
+
+def _check_names(lm: nn.Module, names: Collection[str]) -> None:
+    """peft goes on if any of the names is a layer's."""
+    layers = [f".{name}" for name, _ in _lora_layers(lm)]
+    unknown = sorted(name for name in names if not any(layer.endswith(f".{name}") for layer in layers))
+    if unknown:
+        raise ValueError(f"no layer of the model is called {', '.join(unknown)}; leave it out")
+
+
+def _check_mergeable(lm: nn.Module, uses: Mapping[int, int], plain: Sequence[tuple[Any, ...]]) -> None:
+    """Base and adapters as one plain model: each adapter changes one weight, which nothing else uses, and names and
+    sizes are the base model's. What a layer computes is then what its merged weight computes, as peft merges it."""
+    seen: set[int] = set()
+    for name, layer in _lora_layers(lm):
+        weight = _adapted(layer)
+        if weight is None or id(weight) in seen:
+            kind = type(layer.get_base_layer()).__name__
+            raise ValueError(f"{name} is a {kind}, whose adapter cannot be merged; leave it out")
+        if uses[id(weight)] > 1:
+            raise ValueError(
+                f"{name} shares its weight with another layer (tie_word_embeddings), which the merged one would change "
+                "too; leave it out, or untie them in the checkpoint"
+            )
+        seen.add(id(weight))
+    merged = sorted(merged_shapes(lm))
+    if merged != plain:
+        different = {entry[0] for entry in merged} ^ {entry[0] for entry in plain}
+        raise ValueError(
+            f"merged, the model would have other weights than its base ({shown(different)}); name other layers"
+        )
 
 
 def quantization(lora: LoRA | None, dtype: torch.dtype) -> Any:
@@ -73,25 +139,24 @@ def adapters_off(lm: nn.Module) -> Iterator[None]:
 
 
 def merged_weights(lm: nn.Module, whole: Whole) -> Iterator[tuple[str, torch.Tensor]]:
-    """The weights of the plain model that equals base plus adapters, one at a time, under their plain names.
+    """What a checkpoint holds of the plain model that equals base plus adapters, one at a time, under plain names.
 
     `whole` makes partitioned parameters whole while a weight is read.
     """
-    adapted = dict(_lora_layers(lm))
+    adapted = {id(_adapted(layer)): layer for _, layer in _lora_layers(lm)}
     for name, parameter in lm.named_parameters():
         if ".lora_" in name:
             continue
-        owner, _, leaf = name.rpartition(".")
-        plain_owner = owner.removesuffix(".base_layer")
-        layer = adapted.get(plain_owner)
-        if layer is None or leaf != "weight":
-            with whole([parameter]):
-                yield f"{plain_owner}.{leaf}", _dequantize(parameter)
-            continue
-        down, up = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
-        with whole([parameter, down, up]):
-            change = layer.get_delta_weight(_ADAPTER).float()
-            yield f"{plain_owner}.weight", (_dequantize(parameter).float() + change).to(down.dtype).detach()
+        layer = adapted.get(id(parameter))
+        own = [] if layer is None else [p for n, p in layer.named_parameters() if n.startswith("lora_")]
+        with whole([parameter, *own]):
+            weight = _dequantize(parameter)
+            if layer is not None:
+                change = layer.get_delta_weight(_ADAPTER).detach()
+                weight = (weight.float() + change.float()).to(weight.dtype)
+            yield _plain_name(name), weight
+    for name, buffer in kept_buffers(lm):
+        yield _plain_name(name), buffer
 
 
 def merged_shapes(lm: nn.Module) -> Iterator[tuple[str, torch.dtype, tuple[int, ...]]]:
@@ -99,11 +164,27 @@ def merged_shapes(lm: nn.Module) -> Iterator[tuple[str, torch.dtype, tuple[int, 
     for name, parameter in lm.named_parameters():
         if ".lora_" in name:
             continue
-        owner, _, leaf = name.rpartition(".")
         packed = getattr(parameter, "quant_state", None)
         shape = packed.shape if packed else getattr(parameter, "ds_shape", parameter.shape)
-        dtype = packed.dtype if packed else parameter.dtype
-        yield f"{owner.removesuffix('.base_layer')}.{leaf}", dtype, tuple(shape)
+        yield _plain_name(name), packed.dtype if packed else parameter.dtype, tuple(shape)
+    for name, buffer in kept_buffers(lm):
+        yield _plain_name(name), buffer.dtype, tuple(buffer.shape)
+
+
+def _plain_name(name: str) -> str:
+    """peft puts what it wraps under `base_layer`, one within the other where a layer has several adapters."""
+    return name.replace(".base_layer", "")
+
+
+def _adapted(layer: Any) -> nn.Parameter | None:
+    """The one weight that a layer's adapter changes; None of a kind that isn't known to be merged."""
+    kind = type(layer).__name__
+    if kind == "ParamWrapper":  # of one that isn't a layer's `weight`, such as all experts' at once
+        parameter: nn.Parameter = layer.get_param()
+        return parameter
+    base = layer.get_base_layer()
+    plain = kind in ("Linear", "Linear4bit", "Embedding") and not _has_own_way(base)
+    return base.weight if plain else None
 
 
 def forget_quantizer(lm: Any) -> None:
@@ -123,7 +204,8 @@ def adapter_state(lm: Any) -> dict[str, torch.Tensor]:
     """The adapters as `PeftModel` names them, copied to the CPU."""
     from peft import get_peft_model_state_dict
 
-    return {_PREFIX + k: v.detach().cpu().clone() for k, v in get_peft_model_state_dict(lm).items()}
+    state = get_peft_model_state_dict(lm, save_embedding_layers=False)
+    return {_PREFIX + k: v.detach().cpu().clone() for k, v in state.items()}
 
 
 def save_adapter(lm: Any, state: dict[str, torch.Tensor], directory: Path) -> None:
@@ -131,7 +213,7 @@ def save_adapter(lm: Any, state: dict[str, torch.Tensor], directory: Path) -> No
     from safetensors.torch import save_file
 
     directory.mkdir(parents=True, exist_ok=True)
-    save_file(state, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(state, directory / ADAPTER_FILE, metadata={"format": "pt"})
     lm.lora_config.save_pretrained(directory)
 
 
@@ -149,20 +231,28 @@ def load_adapter(lm: Any, directory: Path) -> None:
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    state = load_file(directory / "adapter_model.safetensors")
-    expected = adapter_state(lm)
+    file = directory / ADAPTER_FILE
+    if not file.is_file():
+        raise ValueError(f"{file}: not there; adapters are loaded from a checkpoint that has them")
+    shapes = stored_shapes([file])
+    check_finite_files([file], str(directory))
+    expected = {name: tuple(tensor.shape) for name, tensor in adapter_state(lm).items()}
     kept = _read_config(directory)
-    same_shape = {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in expected.items()}
-    if not same_shape or kept["lora_alpha"] != lm.lora_config.lora_alpha:
+    if shapes != expected or kept["lora_alpha"] != lm.lora_config.lora_alpha:
         targets = sorted({name.rpartition(".")[2] for name in kept["target_modules"]})
         raise ValueError(
             f"{directory}: adapters of rank={kept['r']}, alpha={kept['lora_alpha']}, target_modules={targets}, and "
             "policy.lora asks for others; resume with the same policy.lora"
         )
-    set_peft_model_state_dict(lm, {k.removeprefix(_PREFIX): v for k, v in state.items()})
+    loaded = set_peft_model_state_dict(
+        lm, {name.removeprefix(_PREFIX): tensor for name, tensor in load_file(file).items()}
+    )
+    assert not loaded.unexpected_keys, loaded.unexpected_keys
 
 
 def _lora_layers(lm: nn.Module) -> list[tuple[str, Any]]:
+    if not hasattr(lm, "peft_config"):
+        return []
     from peft.tuners.lora import LoraLayer
 
     return [(name, module) for name, module in lm.named_modules() if isinstance(module, LoraLayer)]

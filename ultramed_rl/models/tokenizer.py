@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import TemplateError
+from jinja2 import Environment, TemplateError
+from jinja2.ext import Extension
 
+from ultramed_rl.config.files import why_unreadable
 from ultramed_rl.config.models import Model
 from ultramed_rl.models.controls import ControlTokens
 from ultramed_rl.models.offline import resolve_model
+from ultramed_rl.models.rendering import UnfitTemplate, render_chat
 from ultramed_rl.records import Message
 from ultramed_rl.token_ids import TokenIds
 
@@ -62,9 +65,9 @@ class ChatTokenizer:
     that the data ends with its end of turn ends once (`models/controls.py`).
 
     Raises:
-        ValueError: the tokenizer is slow, has no chat template or no end-of-turn token; or, where it is to be learnt
-            with, its template drops or rewrites answers, has no generation prompt, doesn't begin answers with it, or
-            doesn't end them with a token.
+        ValueError: the tokenizer is slow, has no chat template or no end-of-turn token, or its template cannot render a
+            question (`rendering.py` has the limits); or, where it is to be learnt with, its template drops or rewrites
+            answers, has no generation prompt, doesn't begin answers with it, or doesn't end them with a token.
     """
 
     def __init__(
@@ -77,9 +80,10 @@ class ChatTokenizer:
     ) -> None:
         """`chat_template`: one of TEMPLATES, or a Jinja file, instead of the tokenizer's own. `learns`: answers are
         learnt or preferred, so that all rules hold; a model that is only asked needs but a prompt and a stop."""
+        self.template = chat_template
         self.backend: Any = load_tokenizer(path, trust_remote_code=trust_remote_code)
         if chat_template is not None:
-            self.backend.chat_template = read_template(chat_template)
+            self.backend.chat_template = self._begun(chat_template)
         if not self.backend.chat_template:
             raise ValueError(
                 f"model {path!r}: its tokenizer has no chat template; use an instruction-tuned model, or set "
@@ -116,6 +120,12 @@ class ChatTokenizer:
         steps = [self.backend.backend_tokenizer.normalizer, self.backend.backend_tokenizer.pre_tokenizer]
         states = [step and step.__getstate__() for step in steps]
         return [self.backend.chat_template, self._render(chat), self.controls.ids, *states]
+
+    def _begun(self, name: str) -> str:
+        """A template's text; a built-in one begins a chat as the tokenizer begins every text that it encodes."""
+        text = read_template(name)
+        begins = self.backend("x")["input_ids"][0] == self.backend.bos_token_id
+        return "{{ bos_token }}" + text if begins and name in TEMPLATES and "bos_token" not in text else text
 
     def end_of_turn(self) -> int:
         """The token that the chat template puts after an assistant's answer."""
@@ -333,16 +343,12 @@ class ChatTokenizer:
     def _render(self, messages: Sequence[Message], *, generate: bool = False) -> str:
         """The chat as text, with the generation prompt if `generate`."""
         try:
-            return str(
-                self.backend.apply_chat_template(
-                    list(messages), tokenize=False, add_generation_prompt=generate
-                )
-            )
-        except TemplateError as error:
-            roles = ", ".join(message["role"] for message in messages)
+            return render_chat(self.backend, messages, generate=generate)
+        except UnfitTemplate as error:
+            roles = ", ".join(message["role"] for message in messages[:9])
             raise self._refusal(
-                f"chat template refuses a chat of {roles} ({' '.join(str(error).split())})",
-                "leave out what it refuses, or use another template",
+                f"chat template cannot render a chat of {roles} ({error})",
+                "mend it, use another, or leave out what it refuses",
             ) from None
 
     def _rewrites(self, answer: str) -> ValueError:
@@ -358,7 +364,8 @@ class ChatTokenizer:
         )
 
     def _refusal(self, problem: str, cure: str) -> ValueError:
-        return ValueError(f"model {self.backend.name_or_path!r}: its {problem}; {cure}")
+        named = "" if self.template is None else f", chat_template={self.template!r}"
+        return ValueError(f"model {self.backend.name_or_path!r}{named}: its {problem}; {cure}")
 
 
 def chat_tokenizer(model: Model, *, learns: bool = True) -> ChatTokenizer:
@@ -371,13 +378,30 @@ def chat_tokenizer(model: Model, *, learns: bool = True) -> ChatTokenizer:
     )
 
 
-def read_template(name: str) -> str:
+def read_template(name: str, key: str = "chat_template") -> str:
     """The text of a built-in chat template, or of a Jinja file.
 
     Raises:
-        ValueError: neither.
+        ValueError: neither, or no Jinja; `key` is the config's name for it.
     """
     file = _TEMPLATE_FOLDER / f"{name}.jinja" if name in TEMPLATES else Path(name).expanduser()
-    if not file.is_file():
-        raise ValueError(f"chat_template={name!r}: no such file, and none of {', '.join(TEMPLATES)}")
-    return file.read_text(encoding="utf-8")
+    reason = why_unreadable(file)
+    if reason is not None:
+        raise ValueError(f"{key}={name!r}: {reason}, and none of {', '.join(TEMPLATES)}")
+    try:
+        text = file.read_text(encoding="utf-8")
+        Environment(extensions=["jinja2.ext.loopcontrols", _Generation]).parse(text)
+    except (OSError, UnicodeDecodeError, TemplateError) as error:
+        raise ValueError(f"{key}={name!r}: no Jinja template ({' '.join(str(error).split())})") from None
+    return text
+
+
+class _Generation(Extension):
+    """What transformers adds to Jinja: {% generation %} marks what the assistant wrote."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Any) -> Any:
+        """The block's content."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)

@@ -211,9 +211,11 @@ class Controller:
         requests = [
             self._request(p, evaluation.samples, temperature, "evaluation") for p in self.pool.held_out
         ]
-        with self.progress.phase(
-            f"evaluate policy {version}", len(requests) * evaluation.samples, "completions"
-        ) as bar:
+        total = len(requests) * evaluation.samples
+        with (
+            self.crew.exchange.phase("evaluate"),
+            self.progress.phase(f"evaluate policy {version}", total, "completions") as bar,
+        ):
             completions = self.crew.generate(requests, version, bar.advance)
             return self.crew.score(self.pool.held_out, completions, lambda _: None)
 

@@ -63,13 +63,14 @@ class RoundExams:
     def sit(self, folder: ArtifactFolder, version: int, crew: Crew) -> Metrics:
         """Ask the policy that the engines hold; answers, results and failures stay with the round."""
         sitting = Sitting(folder, version)
-        answers = self.examiner.ask(self.candidate, sitting, lambda: crew)
-        if answers.samples:
 
-            def score(prompts: Sequence[Prompt], samples: Sequence[Completion]) -> list[ScoredCompletion]:
-                return crew.score(prompts, samples, lambda _: None)
+        def score(prompts: Sequence[Prompt], samples: Sequence[Completion]) -> list[ScoredCompletion]:
+            return crew.score(prompts, samples, lambda _: None)
 
-            self.examiner.reward(self.candidate, sitting, answers, score)
+        with crew.exchange.phase("benchmarks"):
+            answers = self.examiner.ask(self.candidate, sitting, lambda: crew)
+            if answers.samples:
+                self.examiner.reward(self.candidate, sitting, answers, score)
         report = self.examiner.report(self.candidate, answers)
         metrics = report.metrics | self._judge(answers, sitting)
         if self.first is None:

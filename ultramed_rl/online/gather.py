@@ -11,8 +11,8 @@ With barriers the same three steps come one after the other, and give the same r
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -213,6 +213,10 @@ class Gatherer:
         if self.config.objective.uses_reference:
             self.crew.references.forget()
 
-    def _phase(self, name: str, total: int) -> AbstractContextManager[Bar]:
-        self.crew.exchange.phase = name
-        return self.progress.phase(f"round {self.record.index} {name}", total, "completions")
+    @contextmanager
+    def _phase(self, name: str, total: int) -> Iterator[Bar]:
+        with (
+            self.crew.exchange.phase(name),
+            self.progress.phase(f"round {self.record.index} {name}", total, "completions") as bar,
+        ):
+            yield bar

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ultramed_rl.cluster.inputs import describe_inputs, describe_pool, describe_rendering
 from ultramed_rl.config import RunConfig
 from ultramed_rl.data.pool import check_rounds, prepare_pool
 from ultramed_rl.data.prompts import PromptPool
+from ultramed_rl.models.checks import check_policy_model, check_reward_model
 from ultramed_rl.models.tokenizer import chat_tokenizer
 from ultramed_rl.online.cards import write_reward_card, write_run_card
 from ultramed_rl.online.resume import latest_checkpoint, reference_path
@@ -42,17 +44,32 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult:
 
     progress = Progress()
     tokenizer = chat_tokenizer(config.policy)
-    scorers = Scorers(config.reward, tokenizer)
+    check_policy_model(config.policy, "policy")
+    if config.reward.train is not None:
+        check_reward_model(
+            config.policy.path, trained=False, trust_remote_code=config.policy.trust_remote_code
+        )
     pool = prepare_pool(config.prompts, tokenizer, config.run.seed, progress)
     check_rounds(pool, config.prompts, config.run.rounds)
-    exams = RoundExams(config, config.benchmarks, tokenizer, progress) if config.benchmarks else None
-    with RunDirectory.open(config, resume) as store, watched(store.path):
-        store.discard_metrics_after(store.committed_rounds())
-        if config.run.keep_checkpoints is not None:  # a kill may have come before those of its last round went
+
+    def inputs() -> dict[str, str]:
+        chat, prompts = describe_rendering(tokenizer), describe_pool(pool)
+        return {**describe_inputs(config), "chat as rendered": chat, "prompts": prompts}
+
+    with RunDirectory.open(config, resume, inputs) as store, watched(store.path):
+        store.verify_committed()
+        committed = store.committed_rounds()
+        store.discard_metrics_after(committed)
+        if (
+            config.run.keep_checkpoints is not None
+        ):  # a kill may have come before those of its last round went
             store.prune_checkpoints(config.run.keep_checkpoints)
+        if committed == config.run.rounds:
+            return finished_run(config, store, progress)
+        # Not for a finished run: they ask for secrets.
+        scorers = Scorers(config.reward, tokenizer)
+        exams = RoundExams(config, config.benchmarks, tokenizer, progress) if config.benchmarks else None
         with Tracker(store, config) as tracker:
-            if store.committed_rounds() == config.run.rounds:
-                return finished_run(config, store, progress)
             if exams is not None:
                 exams.warn(store.path, pool)
             crew = Crew(config, tokenizer, scorers, progress.say)

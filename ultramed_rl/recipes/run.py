@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ultramed_rl.cluster.plan import make_plan
-from ultramed_rl.config import AnyConfig, ConfigError
+from ultramed_rl.config import AnyConfig
+from ultramed_rl.config.base import Problems
 from ultramed_rl.config.recipe import RecipeConfig, stage_config, stage_inputs
-from ultramed_rl.store.artifacts import read_json
-from ultramed_rl.store.atomic import write_json
 from ultramed_rl.tracking import Progress, watched
 
 
@@ -33,22 +33,30 @@ def check_runnable(config: AnyConfig) -> None:
 
         found = task_problems(benchmarks)
         if found:
-            raise ConfigError(found)
+            raise Problems(found)
     if getattr(config, "engine", "native") == "openrlhf":
         from ultramed_rl.stages.openrlhf_limits import openrlhf_problems
 
         problems = openrlhf_problems(config)  # type: ignore[arg-type]
         if problems:
-            raise ConfigError(problems)
+            raise Problems(problems)
 
 
 def plan_recipe(recipe: RecipeConfig) -> None:
     """Plan every stage before the first one starts. Raises ValueError naming the stage."""
     for name, config in planned_stages(recipe):
-        try:
+        with of_stage(name):
             check_runnable(config)
-        except ValueError as error:
-            raise ValueError(f"stages.{name}: {error}") from None
+
+
+@contextmanager
+def of_stage(name: str) -> Iterator[None]:
+    """What is wrong with a stage, after its key in the recipe."""
+    try:
+        yield
+    except ValueError as error:
+        lines = error.problems if isinstance(error, Problems) else [str(error)]
+        raise Problems([f"stages.{name}: {line}" for line in lines]) from None
 
 
 def planned_stages(recipe: RecipeConfig) -> list[tuple[str, AnyConfig]]:
@@ -76,7 +84,6 @@ def run_recipe(recipe: RecipeConfig, *, resume: bool = False) -> RecipeResult:
     with watched(directory, stages=tuple(recipe.stages)):
         for number, name in enumerate(recipe.stages, start=1):
             config = stage_config(recipe, name, outputs)
-            remember_inputs(recipe, name, outputs, directory / name)
             progress.say(f"-- stage {number} of {len(recipe.stages)}: {name} ({config.type})")
             began = time.perf_counter()
             outputs[name] = RUNNERS[config.type](config, name in started)
@@ -105,32 +112,7 @@ def data_stage(recipe: RecipeConfig, name: str) -> AnyConfig:
         outputs[needed] = str(made)
     config = stage_config(recipe, name, outputs)
     check_runnable(config)
-    remember_inputs(recipe, name, outputs, directory / name)
     return config
-
-
-def remember_inputs(recipe: RecipeConfig, name: str, outputs: Mapping[str, str], directory: Path) -> None:
-    """Keep the digests of what the stage takes from others beside it.
-
-    Raises:
-        ValueError: it was begun with something that has been made anew since.
-    """
-    found = {target: _digest_of(Path(outputs[target])) for target in stage_inputs(recipe, name)}
-    file = directory / "inputs.json"
-    before = read_json(file) if file.is_file() else found
-    changed = [target for target in found if before.get(target) != found[target]]
-    if changed:
-        raise ValueError(
-            f"{directory}: was made from another {', '.join(changed)}; delete it to make it again, or put back "
-            "what it was made from"
-        )
-    directory.mkdir(parents=True, exist_ok=True)
-    write_json(file, found)
-
-
-def _digest_of(artifact: Path) -> str:
-    """What the manifest beside an artifact says."""
-    return str(read_json(artifact.parent / f"{artifact.stem}.json")["digest"])
 
 
 def _online(config: Any, resume: bool) -> str:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from ultramed_rl.config.factory import Answer as AnswerStep
 from ultramed_rl.store.shards import shard_files
+from ultramed_rl.store.tables import told_of
 
 _ROWS = 512
 Key = tuple[str, int]  # prompt id and sample
@@ -137,6 +138,6 @@ def _patterns() -> tuple[re.Pattern[str], ...]:
 
 def _batches(path: Path, columns: list[str]) -> Iterator[Any]:
     for shard in shard_files(path):
-        with pq.ParquetFile(shard) as file:
+        with told_of(shard), pq.ParquetFile(shard) as file:
             known = [name for name in columns if name in file.schema_arrow.names]
             yield from file.iter_batches(batch_size=_ROWS, columns=known)

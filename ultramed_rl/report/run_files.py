@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ultramed_rl.store.artifacts import read_json, read_numbers
 from ultramed_rl.store.environment import FILE as ENVIRONMENT
 from ultramed_rl.store.environment import describe_environment
+from ultramed_rl.tracking.saved_config import FILE as CONFIG
+from ultramed_rl.tracking.saved_config import read_saved_config
 
 Metrics = dict[str, float]
-CONFIG = "config.yaml"
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,8 @@ class RunFiles:
 
     def rows(self, kind: str) -> list[Mapping[str, Any]]:
         """The logged rows of a kind (step, round, evaluation, data), each as it was logged last, in its order."""
-        found = {row[f"{kind}_index"]: row for row in self.metrics if f"{kind}_index" in row}
+        name = f"{kind}_index"
+        found = {row[name]: row for row in self.metrics if isinstance(row.get(name), int | float)}
         return [found[index] for index in sorted(found)]
 
     def environment(self) -> tuple[dict[str, Any], bool]:
@@ -74,13 +74,7 @@ def read_run(path: Path) -> RunFiles:
         inner = sorted(child.parent.name for child in path.glob(f"*/{CONFIG}"))
         cure = f"name one of its stages ({', '.join(inner)})" if inner else "name a run's folder"
         raise ValueError(f"{path}: holds no run (no {CONFIG}); {cure}")
-    try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: not the YAML that was written ({' '.join(str(error).split())})") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{file}: must be a mapping of sections, not {type(config).__name__}")
-    return RunFiles(path, config, tuple(_lines(path / "metrics.jsonl")))
+    return RunFiles(path, read_saved_config(path), tuple(_lines(path / "metrics.jsonl")))
 
 
 def phase_seconds(folder: Path) -> Metrics:
@@ -97,15 +91,21 @@ def manifests(folder: Path) -> dict[str, dict[str, Any]]:
     found = {}
     for path in sorted(folder.glob("*.json")):
         content = read_json(path)
-        if isinstance(content, dict) and {"digest", "seconds", "name"} <= content.keys():
+        seconds = content.get("seconds")
+        if {"digest", "name"} <= content.keys() and isinstance(seconds, int | float | dict):
             found[str(content["name"])] = content
     return found
 
 
 def commit_metrics(folder: Path) -> Metrics | None:
-    """A committed round's metrics; None where it isn't committed."""
+    """A committed round's metrics; None where it isn't committed. Raises ValueError for a commit without any."""
     path = folder / "commit.json"
-    return read_numbers(read_json(path)["metrics"]) if path.is_file() else None
+    if not path.is_file():
+        return None
+    metrics = read_json(path).get("metrics")
+    if not isinstance(metrics, dict):
+        raise ValueError(f"{path}: lacks the round's metrics; put it back from a copy")
+    return read_numbers(metrics)
 
 
 def _lines(path: Path) -> list[Mapping[str, Any]]:

@@ -8,8 +8,9 @@ from typing import Generic, TypeVar
 
 from ultramed_rl.config.generation import Endpoint
 from ultramed_rl.config.rewards import ApiModel
-from ultramed_rl.data.factory.api.session import Session, Trail, session
-from ultramed_rl.data.factory.api.transport import Failure, Transport
+from ultramed_rl.data.factory.api.chat import ChatSession, ChatTrail, chat_client
+from ultramed_rl.http.client import Failure
+from ultramed_rl.http.session import running
 from ultramed_rl.records import ChatRequest, Message
 
 T = TypeVar("T")
@@ -34,7 +35,7 @@ class ApiClient:
 
     def __init__(self, config: ApiModel, name: str = "judge") -> None:
         """Raises ValueError where the key's environment variable isn't set."""
-        self.config, self.name = config, name
+        self.config = config
         self.endpoint = Endpoint(
             model=config.model,
             base_url=config.base_url,
@@ -43,7 +44,7 @@ class ApiClient:
             timeout_s=config.timeout_s,
             retries=config.retries,
         )
-        self._transport = Transport(self.endpoint, name)
+        self._client = chat_client(self.endpoint, name)
 
     def ask(self, prompts: Sequence[str], advance: Callable[[int], None] | None = None) -> list[str]:
         """The reply to each prompt; empty where the model said nothing. As `ask_for`."""
@@ -67,14 +68,17 @@ class ApiClient:
             RuntimeError: the API cannot be reached, refuses, or doesn't speak the protocol.
         """
         replies: list[Reply[T]] = []
-        with session(self._transport) as (asking, start):
+        with running(self._client) as start:
+            asking = ChatSession(self.endpoint, self._client)
             for future in [start(self._until_read(asking, prompt, read)) for prompt in prompts]:
                 replies.append(future.result())
                 if advance is not None:
                     advance(1)
         return replies
 
-    async def _until_read(self, asking: Session, prompt: str, read: Callable[[str], T | None]) -> Reply[T]:
+    async def _until_read(
+        self, asking: ChatSession, prompt: str, read: Callable[[str], T | None]
+    ) -> Reply[T]:
         text = ""
         for _ in range(self.config.retries + 1):
             text = await self._ask(asking, prompt)
@@ -83,12 +87,12 @@ class ApiClient:
                 return Reply(value, text)
         return Reply(None, text)
 
-    async def _ask(self, asking: Session, prompt: str) -> str:
+    async def _ask(self, asking: ChatSession, prompt: str) -> str:
         config = self.config
         request = ChatRequest(
             "", (Message(role="user", content=prompt),), config.max_tokens, config.temperature
         )
         try:
-            return (await asking.send(request, Trail())).text
+            return (await asking.send(request, ChatTrail())).text
         except Failure as failure:
-            raise failure.stopping(self.name, self.endpoint) from None
+            raise failure.stopping(self._client.server) from None

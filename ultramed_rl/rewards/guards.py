@@ -2,25 +2,77 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hmac
 import ipaddress
 import os
 import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from fastapi import HTTPException, Request
 from pydantic import BaseModel, Field, ValidationError
+from starlette.requests import ClientDisconnect
+
+_CHARACTERS = 16  # of a token, in the mean over a text, at most: English has 4 to 5
+_MOST_CHARACTERS = 2**20
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may hold; `tokens` is per text, None: unlimited."""
+    """What a request may hold, how long it may take to come, and how many there may be.
+
+    Attributes:
+        queries: texts of a request.
+        size: bytes of its body.
+        tokens: of a text; None: the model has no limit.
+        read_s: seconds until a request has come whole.
+        held: bytes of all requests that aren't answered yet; tokenised, they take up to ten times as much.
+        connections: beyond so many a request is answered 503.
+        grace_s: seconds between SIGTERM and the end.
+    """
 
     queries: int = 1024
-    size: int = 64 * 2**20
+    size: int = 8 * 2**20
     tokens: int | None = None
+    read_s: float = 30.0
+    held: int = 128 * 2**20
+    connections: int = 2048
+    grace_s: int = 10
+
+    @property
+    def characters(self) -> int:
+        """Of a text, so that no time is spent on tokenising one that cannot fit."""
+        return _MOST_CHARACTERS if self.tokens is None else _CHARACTERS * self.tokens
+
+
+class Held:
+    """Bytes of all requests that aren't answered yet."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.bytes = most, 0
+
+    @contextmanager
+    def request(self) -> Iterator[Callable[[int], None]]:
+        """What takes in bytes of one request, held within; it answers 503 over the limit."""
+        own = 0
+
+        def take(count: int) -> None:
+            nonlocal own
+            own += count
+            self.bytes += count
+            if self.bytes > self.most:
+                raise HTTPException(
+                    503, f"over {self.most} bytes are waiting; ask again", {"Retry-After": "1"}
+                )
+
+        try:
+            yield take
+        finally:
+            self.bytes -= own
 
 
 class RewardRequest(BaseModel):
@@ -68,19 +120,39 @@ def check_token(request: Request, token: str | None) -> None:
         raise HTTPException(401, "wrong or missing token", {"WWW-Authenticate": "Bearer"})
 
 
-async def read_queries(request: Request, limits: Limits) -> list[str]:
-    """The texts of a request; 413 over a limit, 422 for another form."""
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limits.size:
-            raise HTTPException(413, f"request over {limits.size} bytes; send fewer texts at a time")
+async def read_queries(request: Request, limits: Limits, take: Callable[[int], None]) -> list[str]:
+    """The texts of a request; 413 over a limit, 422 for another form, 408 when it takes too long, 400 when it ends.
+
+    Args:
+        take: told of the bytes as they come.
+    """
     try:
-        queries = RewardRequest.model_validate_json(bytes(body)).query
+        async with asyncio.timeout(limits.read_s):
+            body = await _read_body(request, limits.size, take)
+    except TimeoutError:
+        reason = f"request not whole after {limits.read_s:g} s"
+        raise HTTPException(408, reason, {"Connection": "close"}) from None
+    except ClientDisconnect:
+        raise HTTPException(400, "request not whole") from None
+    try:
+        queries = RewardRequest.model_validate_json(body).query
     except ValidationError as error:
         problem = error.errors(include_input=False, include_url=False)[0]
         place = ".".join(map(str, problem["loc"])) or "body"
         raise HTTPException(422, f"{place}: {problem['msg']}; send {{'query': [text, ...]}}") from None
     if len(queries) > limits.queries:
         raise HTTPException(413, f"{len(queries)} queries; at most {limits.queries} per request")
+    for index, query in enumerate(queries):
+        if len(query) > limits.characters:
+            raise HTTPException(413, f"query {index}: {len(query)} characters; at most {limits.characters}")
     return queries
+
+
+async def _read_body(request: Request, most: int, take: Callable[[int], None]) -> bytes:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > most:
+            raise HTTPException(413, f"request over {most} bytes; send fewer texts at a time")
+        take(len(chunk))
+    return bytes(body)

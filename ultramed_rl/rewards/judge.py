@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
+from string import Template
 
 from ultramed_rl.config.rewards import JudgeTerm, Scale
 from ultramed_rl.data.templates import read_template, without_tags
@@ -42,8 +43,7 @@ class Judge:
     def __init__(self, config: JudgeTerm) -> None:
         self.config = config
         self.api = ApiClient(config)
-        file = _OURS if config.template is None else Path(config.template)
-        self.template = read_template(file, _NEEDED, _OPTIONAL, "judge.template")
+        self.template = judge_template(config.template)
         self.unparsed = 0
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
@@ -94,6 +94,12 @@ class Judge:
             logger.warning(
                 "%s: %d of %d answers have no readable grade", self.config.name, without, len(rewards)
             )
+
+
+def judge_template(path: str | None, key: str = "judge.template") -> Template:
+    """The template of a file, or our own. Raises ValueError as `read_template`."""
+    file = _OURS if path is None else Path(path)
+    return read_template(file, _NEEDED, _OPTIONAL, key)
 
 
 def parse_grade(reply: str, scale: Scale) -> float | None:

@@ -17,12 +17,14 @@ import asyncio
 import math
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Protocol
 
 from fastapi import FastAPI, HTTPException, Request
 
-from ultramed_rl.rewards.guards import Limits, check_token, choose_token, read_queries
+from ultramed_rl.rewards.connections import make_server
+from ultramed_rl.rewards.guards import Held, Limits, check_token, choose_token, read_queries
 from ultramed_rl.rewards.waiting import Waiting
 
 
@@ -53,15 +55,21 @@ def make_app(
     Args:
         token: what requests must show; None: nothing.
 
-    Status codes: 401 without the token, 413 over a limit, 422 for another form, 500 when the model fails.
+    Status codes: 401 without the token, 408 for a request that takes too long to come, 413 over a limit, 422 for
+    another form, 500 when the model fails, 503 for too many connections and when the server ends.
     """
     bounds = limits or Limits()
     waiting: Waiting[list[int], float] = Waiting(lambda texts: score_texts(model, texts), bounds.queries)
+    # One thread: a tokenizer isn't made for several, and texts of many requests take turns in it.
+    encoding = ThreadPoolExecutor(1, "tokenizer")
+    held = Held(bounds.held)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        with waiting:
-            yield
+        waiting.start()
+        yield
+        encoding.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(waiting.stop, bounds.grace_s)
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -72,9 +80,14 @@ def make_app(
     @app.post("/get_reward")
     async def get_reward(request: Request) -> dict[str, Any]:
         check_token(request, token)
-        queries = await read_queries(request, bounds)
-        texts = await asyncio.to_thread(_encode, tokenizer, queries, bounds, model.vocab_size)
-        rewards = await asyncio.wrap_future(waiting.submit(texts))
+        with held.request() as take:
+            texts = []
+            for query in await read_queries(request, bounds, take):
+                # One by one: when a request is cancelled, no more than one goes on.
+                text = asyncio.get_running_loop().run_in_executor(encoding, tokenizer.encode_text, query)
+                texts.append(await text)
+            check_texts(texts, bounds, model.vocab_size)
+            rewards = await asyncio.wrap_future(waiting.submit(texts))
         numbers = [reward if math.isfinite(reward) else None for reward in rewards]
         return {"rewards": numbers, "scores": numbers, "extra_logs": {}}
 
@@ -90,10 +103,8 @@ def score_texts(model: GroupScorer, texts: Sequence[Sequence[int]]) -> list[floa
     return [found[index] for index in range(len(texts))]
 
 
-def _encode(
-    tokenizer: TextEncoder, queries: Sequence[str], limits: Limits, vocabulary: int
-) -> list[list[int]]:
-    texts = [tokenizer.encode_text(query) for query in queries]
+def check_texts(texts: Sequence[Sequence[int]], limits: Limits, vocabulary: int) -> None:
+    """Answer 413 or 422 where the model cannot read a tokenised text."""
     for index, text in enumerate(texts):
         if len(text) < 2 or max(text) >= vocabulary:
             short = f"{len(text)} tokens; prompt and answer have at least 2"
@@ -101,7 +112,6 @@ def _encode(
             raise HTTPException(422, f"query {index}: {reason}")
         if limits.tokens is not None and len(text) > limits.tokens:
             raise HTTPException(413, f"query {index}: {len(text)} tokens; the model reads {limits.tokens}")
-    return texts
 
 
 def serve_reward(
@@ -115,7 +125,7 @@ def serve_reward(
     batch_tokens: int = 16384,
     trust_remote_code: bool = False,
 ) -> None:
-    """Serve a reward model until interrupted.
+    """Serve a reward model until interrupted or SIGTERM.
 
     Requests must show the token in the environment variable `token_env`; one is made up and told on stderr
     where it isn't set.
@@ -129,9 +139,8 @@ def serve_reward(
         print(f"token, for this run only (set {token_env} to choose one): {token}", file=sys.stderr)
     shown = f"[{host}]" if ":" in host else host
     print(f"serving {path} at http://{shown}:{port}/get_reward", file=sys.stderr)
-    import uvicorn
-
-    uvicorn.run(make_app(model, tokenizer, token, limits), host=host, port=port, log_level="warning")
+    with suppress(KeyboardInterrupt):
+        make_server(make_app(model, tokenizer, token, limits), host, port, limits).run()
 
 
 def load_served(
@@ -139,19 +148,18 @@ def load_served(
 ) -> tuple[Any, Any, Limits]:
     """The model in this process, its tokenizer, and the limits that follow from its shape."""
     import torch
-    from transformers import AutoConfig
 
     from ultramed_rl.actors.scorer import RewardWorker
     from ultramed_rl.config.precision import resolve_precision
-    from ultramed_rl.models.load import check_reward_model
-    from ultramed_rl.models.offline import resolve_model
+    from ultramed_rl.models.checks import check_reward_model
+    from ultramed_rl.models.configs import decoder_config, longest_sequence, read_config
     from ultramed_rl.models.tokenizer import ChatTokenizer
 
     check_reward_model(path, trained=True, trust_remote_code=trust_remote_code)
-    shape = AutoConfig.from_pretrained(resolve_model(path), trust_remote_code=trust_remote_code)
+    config = decoder_config(read_config(path, trust_remote_code=trust_remote_code))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = ChatTokenizer(path, trust_remote_code=trust_remote_code)
     worker = RewardWorker(0, device, resolve_precision(precision, device), batch_tokens)
     worker.load(path, trust_remote_code)
-    return worker, tokenizer, Limits(tokens=getattr(shape, "max_position_embeddings", None))
+    return worker, tokenizer, Limits(tokens=longest_sequence(config))

@@ -6,7 +6,6 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from types import TracebackType
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -16,7 +15,7 @@ Number = TypeVar("Number")
 class Waiting(Generic[Item, Number]):
     """Gathers the requests that came while the last call ran, and makes one call of them.
 
-    Use as a context; the thread ends with it, after all that was submitted.
+    Start it before the first request. A request whose future is cancelled before its turn isn't computed.
     """
 
     def __init__(self, call: Callable[[list[Item]], Sequence[Number]], most: int) -> None:
@@ -27,15 +26,14 @@ class Waiting(Generic[Item, Number]):
         )
         self._thread = threading.Thread(target=self._serve, name="reward model", daemon=True)
 
-    def __enter__(self) -> Waiting[Item, Number]:
+    def start(self) -> None:
+        """Start the thread."""
         self._thread.start()
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def stop(self, patience_s: float) -> None:
+        """End the thread after all that was submitted; come back earlier where that takes longer than so long."""
         self._queue.put(None)
-        self._thread.join()
+        self._thread.join(patience_s)
 
     def submit(self, items: Sequence[Item]) -> Future[list[Number]]:
         """The numbers of these items, in their order, when the model gets to them."""

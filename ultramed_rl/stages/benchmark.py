@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ultramed_rl.cluster.placement import disconnect
 from ultramed_rl.config import EvaluateConfig
 from ultramed_rl.crew.evaluation import EvaluationCrew, Policy
 from ultramed_rl.crew.examiner import Answers, Examiner, Sitting, make_judge
@@ -65,6 +64,7 @@ class Examination:
         self.statements: dict[str, StatementSummary] = {}
         self.general: dict[str, GeneralResult] = {}
         self.contamination: dict[str, Contamination] = {}
+        self.error: Exception | None = None  # of a judge, or of lm-evaluation-harness
 
     # -- computed ------------------------------------------------------------------------------------------
 
@@ -89,7 +89,7 @@ class Examination:
     def conclude(self, folder: Path) -> dict[str, Any]:
         """Everything that needs no engine: files, judge, contamination and the tables, lm-evaluation-harness.
 
-        What others compute comes last, so that their failure leaves the rest to be read.
+        What others compute comes last; what they fail with is kept in `error`, and the rest is there to be read.
         """
         for name, report in self.reports.items():
             write_failures(report, folder / "failures", f"{name}-")
@@ -97,11 +97,14 @@ class Examination:
         self._say_reports(comparisons)
         for name in self.candidates:
             self._check_contamination(name)
-        for name in self.candidates:
-            self._judge(name, folder)
-        self._say_if_any(render_statements(self.statements))
-        for name in self.candidates:
-            self._run_general(name, folder)
+        try:
+            for name in self.candidates:
+                self._judge(name, folder)
+            self._say_if_any(render_statements(self.statements))
+            for name in self.candidates:
+                self._run_general(name, folder)
+        except (RuntimeError, ValueError, OSError) as error:
+            self.error = error
         return {
             "tasks": {asked.task.name: _task_details(asked) for asked in self.suite},
             "benchmarks": {name: self._details(name) for name in self.candidates},
@@ -151,7 +154,6 @@ class Examination:
     def _run_general(self, name: str, folder: Path) -> None:
         section, config = self.benchmarks.general, self.config
         if section is not None:
-            disconnect()  # its job starts, or joins, a cluster by itself
             self.general[name] = run_general(
                 section,
                 self.candidates[name].path,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ultramed_rl.cluster.inputs import describe_inputs, describe_rendering
 from ultramed_rl.config import ContrastsConfig
 from ultramed_rl.crew.contrasts import sample_contrasts
 from ultramed_rl.crew.sampling import SamplingCrew
 from ultramed_rl.data.pool import prepare_pool
+from ultramed_rl.models.checks import check_sampled_model
 from ultramed_rl.models.tokenizer import chat_tokenizer
 from ultramed_rl.records import PreferenceGroup
 from ultramed_rl.store import ArtifactFolder, WorkDirectory
@@ -19,7 +21,12 @@ def make_contrasts(config: ContrastsConfig, *, resume: bool = False) -> Path:
     """Sample, contrast, and write pairs.parquet; returns its path. A finished stage is read back."""
     progress = Progress()
     tokenizer = chat_tokenizer(config.policy)
-    with WorkDirectory.open(config, resume) as store, watched(store.path):
+    check_sampled_model(config.policy.path, config.policy)
+
+    def describe() -> dict[str, str]:
+        return {**describe_inputs(config), "chat as rendered": describe_rendering(tokenizer)}
+
+    with WorkDirectory.open(config, resume, describe) as store, watched(store.path):
         artifacts = ArtifactFolder(store.path)
 
         def compute() -> list[PreferenceGroup]:

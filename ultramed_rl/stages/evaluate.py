@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ultramed_rl.cluster.inputs import describe_inputs, describe_rendering
 from ultramed_rl.config import EvaluateConfig
 from ultramed_rl.crew.evaluation import EvaluationCrew, Policy
+from ultramed_rl.models.checks import check_sampled_model
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.stages.benchmark import Examination
 from ultramed_rl.stages.held_out import HeldOut
 from ultramed_rl.store import ArtifactFolder, WorkDirectory
+from ultramed_rl.store.artifacts import read_json, read_numbers
 from ultramed_rl.store.atomic import write_json
 from ultramed_rl.tracking import Progress, Tracker, watched
 from ultramed_rl.tracking.summary import render_comparison
@@ -35,17 +38,28 @@ class EvaluationResult:
 
 
 def evaluate_policies(config: EvaluateConfig, *, resume: bool = False) -> EvaluationResult:
-    """Every policy answers everything, then all answers are scored; both are kept by policy.
+    """Every policy answers everything, then all answers are scored; both are kept by policy. A finished evaluation is read
+    back: it asks for no judge's key.
 
     Raises:
         ValueError: bad input, before an engine starts.
+        RuntimeError: a judge or lm-evaluation-harness failed; results.json has the rest, and the error.
     """
     progress = Progress()
     policies = [enrol(config, name, path) for name, path in config.policies.items()]
-    examination = Examination(config, policies, progress) if config.benchmarks else None
-    held_out = HeldOut(config, policies, progress) if config.prompts else None
-    parts = [part for part in (examination, held_out) if part is not None]
-    with WorkDirectory.open(config, resume) as store, watched(store.path):
+
+    def inputs() -> dict[str, str]:
+        chats = {f"chat of {p.name} as rendered": describe_rendering(p.chat) for p in policies if p.chat}
+        return {**describe_inputs(config), **chats}
+
+    with WorkDirectory.open(config, resume, inputs) as store, watched(store.path):
+        finished = read_results(store.path)
+        if finished is not None:
+            progress.say(f"{config.run.name}: finished before; results: {store.path / RESULTS}")
+            return finished
+        examination = Examination(config, policies, progress) if config.benchmarks else None
+        held_out = HeldOut(config, policies, progress) if config.prompts else None
+        parts = [part for part in (examination, held_out) if part is not None]
         artifacts = ArtifactFolder(store.path)
         crew = EvaluationCrew(config, progress)
         try:
@@ -62,7 +76,12 @@ def evaluate_policies(config: EvaluateConfig, *, resume: bool = False) -> Evalua
 
 
 def enrol(config: EvaluateConfig, name: str, path: str) -> Policy:
-    """A policy, with a chat tokenizer where it has to answer in words. Raises ValueError where that has none."""
+    """A policy, with a chat tokenizer where it has to answer in words.
+
+    Raises:
+        ValueError: that has none, or the policy isn't what its config says.
+    """
+    check_sampled_model(path, config.policy)
     if not config.samples_chats:
         return Policy(name, path, None)
     trust, template = config.policy.trust_remote_code, config.chat_templates.get(name)
@@ -96,11 +115,31 @@ def conclude(
     if examination is not None:
         details |= examination.conclude(store.path)
         figures = {name: figures[name] | examination.metrics(name) for name in figures}
-    finished = (store.path / RESULTS).is_file()
+    error = None if examination is None else examination.error
+    if error is not None:
+        write_json(store.path / RESULTS, {"policies": figures, **details, "error": str(error)})
+        progress.say(f"results without what failed: {store.path / RESULTS}")
+        raise error
+    store.keep_metrics(lambda row: False)  # of an end that was killed before its results were there
+    with Tracker(store, config) as tracker:
+        for index, metrics in enumerate(figures.values()):
+            tracker.log(metrics, step=index, kind="evaluation")
     write_json(store.path / RESULTS, {"policies": figures, **details})
-    if not finished:
-        with Tracker(store, config) as tracker:
-            for index, metrics in enumerate(figures.values()):
-                tracker.log(metrics, step=index, kind="evaluation")
     progress.say(f"results: {store.path / RESULTS}")
-    return EvaluationResult(store.path, figures, details)
+    result = read_results(store.path)
+    assert result is not None
+    return result
+
+
+def read_results(folder: Path) -> EvaluationResult | None:
+    """What a finished evaluation came to; None where it isn't finished. Raises ValueError for a damaged file."""
+    file = folder / RESULTS
+    details = read_json(file) if file.is_file() else {"error": ""}
+    if "error" in details:
+        return None
+    policies = details.pop("policies", None)
+    if not isinstance(policies, dict):
+        raise ValueError(
+            f"{file}: not the results that were written; delete it to make them from the answers"
+        )
+    return EvaluationResult(folder, {name: read_numbers(found) for name, found in policies.items()}, details)

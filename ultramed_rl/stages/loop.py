@@ -21,12 +21,14 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a training stands: steps taken, the best held-out loss, and evaluations since then."""
+    """Where a training stands: steps taken, the best held-out loss, evaluations since then, and steps whose gradient was
+    not finite (of which `training.max_skipped_steps` allows so many)."""
 
     step: int = 0
     best_loss: float = math.inf
     best_step: int = 0
     waited: int = 0
+    skipped: int = 0
 
 
 class StageLoop:
@@ -66,8 +68,8 @@ class StageLoop:
         place = Place()
         if saved is not None:
             path, numbers = saved
-            self.crew.load_state(path)
-            whole = {name: int(numbers[name]) for name in ("step", "best_step", "waited")}
+            whole = {name: int(numbers.get(name, 0)) for name in ("step", "best_step", "waited", "skipped")}
+            self.crew.load_state(path, whole["skipped"])
             best = numbers["best_loss"]
             place = Place(best_loss=math.inf if math.isnan(best) else best, **whole)
             self.progress.say(f"resuming after step {place.step} of {self.steps}")
@@ -80,6 +82,7 @@ class StageLoop:
         stop = next_event(place.step, self.steps, training.evaluate_every, training.save_every)
         for metrics in self.crew.train(self.schedule, place.step, stop):
             self.tracker.log(metrics, step=int(metrics["step"]), kind="step")
+            place = replace(place, skipped=place.skipped + math.isnan(metrics["grad_norm"]))
             advance(1)
         place = replace(place, step=stop)
         if self.evaluates and (stop == self.steps or is_due(stop, training.evaluate_every)):

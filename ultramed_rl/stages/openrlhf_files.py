@@ -113,8 +113,11 @@ def adopt_openrlhf_reward(path: Path) -> None:
     Raises:
         ValueError: transformers has no classifier of that architecture, or it has other weights.
     """
-    import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    from ultramed_rl.models.checks import check_reward_model
+    from ultramed_rl.models.load import set_padding
+    from ultramed_rl.models.tokenizer import ChatTokenizer
 
     own = AutoConfig.from_pretrained(path)
     family = AutoModelForSequenceClassification._model_mapping.get(type(own), None)
@@ -125,17 +128,18 @@ def adopt_openrlhf_reward(path: Path) -> None:
     prefix = json.loads((path / "config.json").read_text()).get("value_head_prefix", "score")
     if prefix != "score":
         _rename_weight(path, f"{prefix}.weight", "score.weight")
-    labels = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
-    _change_config(
-        path, {"architectures": [family.__name__], "value_head_prefix": "score", **labels, **READ_AT}
-    )
-    with torch.device("meta"):
-        wanted = set(family(AutoConfig.from_pretrained(path)).state_dict())
-    if wanted != (found := {name for name, _ in _weights(path)}):
-        raise ValueError(
-            f"{path}: {family.__name__} wants other weights than are there: {sorted(wanted ^ found)[:4]}; "
-            "start from another model"
-        )
+    tokenizer = ChatTokenizer(str(path))
+    changes = {
+        "architectures": [family.__name__],
+        "value_head_prefix": "score",
+        "id2label": {"0": "LABEL_0"},
+        "label2id": {"LABEL_0": 0},
+        "pad_token_id": set_padding(tokenizer.backend, own.vocab_size, tokenizer.end_id),
+        **READ_AT,
+    }
+    _change_config(path, changes)
+    tokenizer.backend.save_pretrained(path)
+    check_reward_model(str(path), trained=True)
 
 
 def check_finite(path: Path) -> None:

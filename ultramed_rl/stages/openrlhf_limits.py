@@ -42,6 +42,8 @@ def _training_problems(config: SftConfig | RewardConfig | PreferenceConfig) -> I
             f"training.max_skipped_steps={training.max_skipped_steps}: OpenRLHF counts no skipped steps; remove it, "
             f"{_NATIVE}"
         )
+    if config.run.seed >= 2**32:
+        yield f"run.seed={config.run.seed}: OpenRLHF seeds numpy, which takes less than {2**32}; lower it, {_NATIVE}"
     ranks = config.cluster.trainer.ranks
     if training.batch_size % ranks:
         yield (
@@ -63,11 +65,6 @@ def _model_problems(model: Model) -> Iterator[str]:
             f"model.chat_template={model.chat_template!r}: OpenRLHF takes the tokenizer's own; save it in the "
             f"checkpoint, {_NATIVE}"
         )
-    modules = model.lora.target_modules if model.lora else "all-linear"
-    if isinstance(modules, str) and modules != "all-linear":
-        yield (
-            f"model.lora.target_modules={modules!r}: OpenRLHF takes no pattern; give a list of names or all-linear"
-        )
 
 
 def _has_no_code(path: str) -> bool:
@@ -80,7 +77,10 @@ def _has_no_code(path: str) -> bool:
 
 
 def _read(file: Path) -> dict[str, object]:
-    content: dict[str, object] = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        content: dict[str, object] = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"model.path: {file}: not JSON ({error}); mend it") from None
     return content
 
 

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ultramed_rl.cluster.placement import disconnect
 from ultramed_rl.config.stages import StageConfig
 from ultramed_rl.data.stage_data import Prepared
 from ultramed_rl.stages.card import write_stage_card
@@ -41,7 +40,6 @@ def train_by_openrlhf(
     output = store.path / "openrlhf"
 
     def train(directory: Path) -> Metrics:
-        disconnect()  # a local Ray of an earlier stage has no job server
         submit_openrlhf(config, data / "training.jsonl", held_out, output)
         shutil.copytree(output, directory, dirs_exist_ok=True)
         write_stage_card(config, store, directory, counts)

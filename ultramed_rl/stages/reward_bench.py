@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ultramed_rl.cluster.inputs import describe_inputs
 from ultramed_rl.config import RewardBenchConfig
 from ultramed_rl.crew.rewards import RewardCrew
 from ultramed_rl.crew.scorers import Scorers
@@ -23,7 +24,7 @@ from ultramed_rl.evaluation.reward_bench import (
     score_subsets,
     wrong_pairs,
 )
-from ultramed_rl.models.load import check_reward_model
+from ultramed_rl.models.checks import check_reward_model
 from ultramed_rl.models.reading import RewardReader
 from ultramed_rl.records import Completion, PreferenceGroup, Prompt, RankedAnswers, ScoredCompletion
 from ultramed_rl.store import ArtifactFolder, WorkDirectory
@@ -64,7 +65,7 @@ def bench_reward(config: RewardBenchConfig, *, resume: bool = False) -> RewardBe
     """
     progress = Progress()
     bench = prepare_bench(config, progress)
-    with WorkDirectory.open(config, resume) as store, watched(store.path):
+    with WorkDirectory.open(config, resume, lambda: describe_inputs(config)) as store, watched(store.path):
         scored = _scores(config, bench, ArtifactFolder(store.path), progress)
         subsets = score_subsets(scored, bench.too_long)
         result = RewardBenchResult(store.path, subsets, average_subsets(subsets))

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ultramed_rl.cluster.group import RanksLost
-from ultramed_rl.config.stages import StageConfig
+from ultramed_rl.cluster.inputs import describe_inputs, describe_rendering
+from ultramed_rl.config.stages import RewardConfig, StageConfig
 from ultramed_rl.crew.stage import StageCrew
+from ultramed_rl.models.checks import check_policy_model, check_reward_model
 from ultramed_rl.models.tokenizer import ChatTokenizer, chat_tokenizer
 from ultramed_rl.stages.kinds import Data, Kind, Work, kind_of
 from ultramed_rl.stages.loop import StageLoop, render
@@ -38,7 +40,16 @@ def run_stage(config: StageConfig, *, resume: bool = False) -> StageResult:
     progress = Progress()
     kind = kind_of(config)
     tokenizer = chat_tokenizer(config.model)
-    with StageDirectory.open(config, resume) as store, watched(store.path):
+    if isinstance(config, RewardConfig):
+        trust = config.model.trust_remote_code
+        check_reward_model(config.model.path, trained=False, trust_remote_code=trust)
+    else:
+        check_policy_model(config.model, "model")
+
+    def inputs() -> dict[str, str]:
+        return {**describe_inputs(config), "chat as rendered": describe_rendering(tokenizer)}
+
+    with StageDirectory.open(config, resume, inputs) as store, watched(store.path):
         if store.artifacts.finished("model"):
             path = store.artifacts.directory("model")
             store.discard_saved()  # by which a killed run may not have come

@@ -79,7 +79,7 @@ class ArtifactFolder:
     def directory(self, name: str) -> Path:
         """A finished directory artifact, verified. Raises ValueError if it is not what was written."""
         artifact = self.path / name
-        self._verify_bytes(artifact, read_json(self._manifest_path(name)))
+        self._verify_bytes(artifact, self.manifest(name))
         return artifact
 
     @property
@@ -93,11 +93,11 @@ class ArtifactFolder:
 
     def metrics(self, name: str) -> dict[str, float]:
         """The numbers that a finished directory phase returned."""
-        return read_numbers(read_json(self._manifest_path(name))["metrics"])
+        return read_numbers(self.manifest(name)["metrics"])
 
     def manifest(self, name: str) -> Manifest:
-        """What a finished phase wrote about itself."""
-        return read_json(self._manifest_path(name))
+        """What a finished phase wrote about itself. Raises ValueError for a file that is no manifest."""
+        return _read_manifest(self._manifest_path(name))
 
     def digest(self, name: str) -> str:
         """The digest of a finished phase."""
@@ -113,7 +113,7 @@ class ArtifactFolder:
         """Delete a directory artifact that is no longer needed; its manifest says so."""
         if not (self.path / name).is_dir():
             return
-        manifest = read_json(self._manifest_path(name))
+        manifest = self.manifest(name)
         write_json(self._manifest_path(name), {**manifest, "pruned": True})
         remove(self.path / name)
 
@@ -122,7 +122,7 @@ class ArtifactFolder:
 
     def manifests(self) -> list[Manifest]:
         """Those of all finished phases."""
-        return [read_json(p) for p in sorted(self.path.glob("*.json")) if p.stem != _COMMIT]
+        return [_read_manifest(p) for p in sorted(self.path.glob("*.json")) if p.stem != _COMMIT]
 
     def artifact(self, name: str) -> Path:
         """Where a phase's records are."""
@@ -133,26 +133,34 @@ class ArtifactFolder:
         return self._verify(name, self.artifact(name), inputs)
 
     def _verify(self, name: str, artifact: Path, inputs: tuple[Any, ...]) -> Manifest:
-        manifest = read_json(self._manifest_path(name))
+        manifest = self.manifest(name)
         expected = digest_inputs(inputs)
         if manifest["inputs"] != expected:
             raise ValueError(
-                f"{artifact}: made from other inputs ({manifest['inputs'][:12]}, now {expected[:12]}); "
-                f"delete {self.path} to compute it again"
+                f"{artifact}: made from other inputs ({manifest['inputs'][:12]}, now {expected[:12]}); {_cure(manifest)}"
             )
         return self._verify_bytes(artifact, manifest)
 
-    def _verify_bytes(self, artifact: Path, manifest: Manifest) -> Manifest:
-        cure = f"delete {self.path} to compute it again"
-        if not artifact.exists():
-            pruned = manifest.get("pruned")
-            why = "was pruned (run.keep_checkpoints)" if pruned else f"{manifest['name']}.json is there"
-            raise ValueError(f"{artifact}: missing, {why}; {cure}")
+    def _verify_bytes(self, artifact: Path, manifest: Manifest, cure: str | None = None) -> Manifest:
+        _refuse_missing(artifact, manifest, cure)
         found = digest_path(artifact, sizes=manifest.get("sizes", False))
-        if manifest["digest"] != found:
-            digests = f"{manifest['digest'][:12]}, found {found[:12]}"
-            raise ValueError(f"{artifact}: not what was written ({digests}); {cure}")
+        _refuse_changed(artifact, manifest["digest"], found, cure or _cure(manifest))
         return manifest
+
+    def verify_again(self, name: str, cure: str | None = None) -> None:
+        """What a finished phase left is there as it was written, as far as a look is cheap: records byte by byte, of a
+        directory's large files sampled blocks. What was pruned is passed over. Raises ValueError like `phase`, with another
+        fix if one is given."""
+        manifest = self.manifest(name)
+        if manifest.get("pruned"):
+            return
+        artifact = self.path / name if "metrics" in manifest else self.artifact(name)
+        if "sampled" not in manifest:  # of records, or written before directories had it
+            self._verify_bytes(artifact, manifest, cure)
+            return
+        _refuse_missing(artifact, manifest, cure)
+        found = digest_path(artifact, sampled=True)
+        _refuse_changed(artifact, manifest["sampled"], found, cure or _cure(manifest))
 
     def write_manifest(
         self,
@@ -167,11 +175,39 @@ class ArtifactFolder:
             "name": name,
             "inputs": digest_inputs(inputs),
             "digest": digest_path(artifact, sizes=extra.get("sizes", False)),
+            **(
+                {"sampled": digest_path(artifact, sampled=True)}
+                if "metrics" in extra and not extra.get("sizes")
+                else {}
+            ),
             "seconds": _rounded(seconds),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             **extra,
         }
         write_json(self._manifest_path(name), manifest)
+
+
+def _read_manifest(path: Path) -> Manifest:
+    manifest = read_json(path)
+    if not {"name", "inputs", "digest", "seconds"} <= manifest.keys():
+        raise ValueError(f"{path}: not the manifest that was written; put it back or delete it")
+    return manifest
+
+
+def _refuse_missing(artifact: Path, manifest: Manifest, cure: str | None) -> None:
+    if not artifact.exists():
+        pruned = manifest.get("pruned")
+        why = "was pruned (run.keep_checkpoints)" if pruned else f"{manifest['name']}.json is there"
+        raise ValueError(f"{artifact}: missing, {why}; {cure or _cure(manifest)}")
+
+
+def _refuse_changed(artifact: Path, expected: str, found: str, cure: str) -> None:
+    if expected != found:
+        raise ValueError(f"{artifact}: not what was written ({expected[:12]}, found {found[:12]}); {cure}")
+
+
+def _cure(manifest: Manifest) -> str:
+    return f"put it back, or delete it and {manifest['name']}.json beside it to compute it again"
 
 
 def _rounded(seconds: float | dict[str, float]) -> float | dict[str, float]:
@@ -181,13 +217,21 @@ def _rounded(seconds: float | dict[str, float]) -> float | dict[str, float]:
 
 
 def read_json(path: Path) -> Manifest:
-    """What `write_json` wrote."""
+    """What `write_json` wrote.
+
+    Raises:
+        ValueError: the file cannot be read, or is no JSON object.
+    """
     try:
-        content: Manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"{path}: not the JSON that was written ({why}); put it back or delete it") from None
+    if not isinstance(content, dict):
+        kind = type(content).__name__
         raise ValueError(
-            f"{path}: not the JSON that was written ({error}); delete {path.parent} to compute it again"
-        ) from None
+            f"{path}: holds a {kind}, not the JSON object that was written; put it back or delete it"
+        )
     return content
 
 

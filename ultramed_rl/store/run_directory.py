@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ultramed_rl.store.artifacts import ArtifactFolder, read_json
 from ultramed_rl.store.round_record import RoundRecord
 from ultramed_rl.store.work_directory import WorkDirectory
+
+# Of a committed round what cannot be made again by itself: later rounds follow from it.
+_FOLLOWED = ("scored", "checkpoint", "reference_model")
 
 
 class RunDirectory(WorkDirectory):
@@ -28,6 +33,36 @@ class RunDirectory(WorkDirectory):
             count += 1
         return count
 
+    def verify_committed(self) -> None:
+        """Nothing of the committed rounds has changed since.
+
+        Looked at are each round's commit, the manifests of the phases that it names, and what these left: records (prompts,
+        scored answers, pairs, reference logprobs, evaluations) byte by byte; checkpoints by sampled blocks of 64 KiB, those
+        that were pruned not at all. The checkpoint that a run goes on from is read whole when it is taken up. A round that
+        isn't committed is verified phase by phase as it is read back.
+
+        Raises:
+            ValueError: naming the file that is another one. Records whose manifest is gone are no error: they follow from
+                what is there, and are made again. What other rounds follow from is not: answers, and weights.
+        """
+        for file in sorted((self.path / "rounds").glob("[0-9]*/commit.json")):
+            phases, folder = read_json(file).get("phases"), ArtifactFolder(file.parent)
+            if not isinstance(phases, dict):
+                raise ValueError(f"{file}: lacks the round's phases; put it back or delete it")
+            anew = f"put it back, or delete {file.parent} and the rounds after it to compute them again"
+            for name, digest in phases.items():
+                manifest, cure = file.parent / f"{name}.json", anew if name in _FOLLOWED else None
+                if not folder.finished(name):
+                    if cure:
+                        raise ValueError(f"{manifest}: missing, the round was committed with it; {cure}")
+                    continue
+                if folder.digest(name) != digest:
+                    raise ValueError(
+                        f"{manifest}: not the one that the round was committed with ({digest[:12]}, found "
+                        f"{folder.digest(name)[:12]}); {cure or 'put it back, or delete it to compute it again'}"
+                    )
+                folder.verify_again(name, cure)
+
     def _round_path(self, index: int) -> Path:
         return self.path / "rounds" / f"{index:03d}"
 
@@ -40,10 +75,15 @@ class RunDirectory(WorkDirectory):
     def discard_metrics_after(self, rounds: int) -> None:
         """Forget lines of rounds that aren't committed, and of the run's end: they will be logged again. The steps of a
         round whose checkpoint is there won't be taken again, and stay."""
-        trained = self._round_path(rounds) / "checkpoint.json"
 
         def stays(row: dict[str, Any]) -> bool:
-            index = float(row.get("round", row.get("round_index", -1)))
-            return index < rounds or ("step_index" in row and index == rounds and trained.is_file())
+            index = row.get("round", row.get("round_index", -1))
+            if not isinstance(index, (int, float)):  # nobody of us wrote it
+                return False
+            return index < rounds or ("step_index" in row and trained(int(index)))
+
+        @cache
+        def trained(index: int) -> bool:
+            return (self._round_path(index) / "checkpoint.json").is_file()
 
         self.keep_metrics(stays)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from ultramed_rl.store.artifacts import ArtifactFolder
 from ultramed_rl.store.parts import Parts
-from ultramed_rl.store.tables import read_records
+from ultramed_rl.store.tables import read_records, told_of
 
 T = TypeVar("T")
 SHARD_RECORDS = 4000
@@ -27,7 +27,7 @@ class RecordFiles(Sequence[T], Generic[T]):
     def __init__(self, path: Path, kind: type[T]) -> None:
         self.kind = kind
         self.files = shard_files(path)
-        self._counts = [pq.read_metadata(file).num_rows for file in self.files]
+        self._counts = [_count_rows(file) for file in self.files]
         self._open: tuple[int, list[T]] = (-1, [])
 
     def __len__(self) -> int:
@@ -144,6 +144,11 @@ class ShardedPhase(Generic[T]):
         self.folder.write_manifest(self.name, artifact, self.inputs, dict(seconds), rows=rows, **extra)
         self.finished = True
         return self.read()
+
+
+def _count_rows(file: Path) -> int:
+    with told_of(file):
+        return int(pq.read_metadata(file).num_rows)
 
 
 def in_order(records: Iterable[T], key: Callable[[T], str], order: Sequence[str]) -> list[T]:

@@ -6,7 +6,8 @@ the last.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -74,6 +75,18 @@ _REFERENCE = [
 ]
 
 
+@contextmanager
+def told_of(path: Path) -> Iterator[None]:
+    """Within, a file that cannot be read as parquet is a ValueError with its name."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(
+            f"{path}: not the parquet that was written ({why}); put it back, or delete it and the JSON beside it"
+        ) from None
+
+
 def write_records(records: Sequence[Any], kind: type, path: Path) -> None:
     """Write records of one kind, none or many."""
     assert all(type(r) is kind for r in records), f"not all records are {kind.__name__}"
@@ -93,8 +106,9 @@ def write_table(table: pa.Table, path: Path) -> None:
 
 
 def read_records(kind: type[T], path: Path) -> list[T]:
-    """Read what `write_records` wrote."""
-    table = pq.read_table(path)
+    """Read what `write_records` wrote. Raises ValueError for a file that isn't parquet."""
+    with told_of(path):
+        table = pq.read_table(path)
     tokens = [field.name for field in table.schema if field.type == _TOKENS]
     columns = [_token_lists(table.column(name)) for name in tokens]
     rows = table.drop_columns(tokens).to_pylist()

@@ -5,21 +5,30 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from ultramed_rl.config import AnyConfig, config_difference, dump_config, load_any
 from ultramed_rl.config.generation import DECIDES, Endpoint
-from ultramed_rl.store.atomic import explain_full_disk, remove_leftovers, without_non_finite, write_whole
+from ultramed_rl.store.artifacts import read_json
+from ultramed_rl.store.atomic import (
+    explain_full_disk,
+    remove_leftovers,
+    without_non_finite,
+    write_json,
+    write_whole,
+)
 from ultramed_rl.store.environment import FILE as ENVIRONMENT
 from ultramed_rl.store.environment import write_environment
 from ultramed_rl.store.remote import Mirror, check_url
 from ultramed_rl.store.remote.versions import INDEX
 
+INPUTS = "inputs.json"
 # Keys whose change doesn't change what a run computes.
 _HARMLESS = (
     "run.directory",
@@ -33,6 +42,13 @@ _HARMLESS = (
     "cluster.workers",
     "max_failed_share",
 )
+# A reward server or judge may have moved: its address never told what answers there, so that another address tells no more
+# than the same one. A judge's model, which decides, is named beside it.
+_SERVICE = re.compile(r"reward\.terms\.\d+\.|benchmarks\.judge\.")
+_WHERE_AND_HOW = {
+    *("url", "base_url", "token_env", "api_key_env"),
+    *("timeout_s", "retries", "concurrency", "batch_size"),
+}
 _ENDPOINT_LIMITS = Endpoint.model_fields.keys() - DECIDES
 
 
@@ -53,13 +69,17 @@ class WorkDirectory:
             ) from None
 
     @classmethod
-    def open(cls, config: AnyConfig, resume: bool) -> Self:
+    def open(cls, config: AnyConfig, resume: bool, inputs: Callable[[], Mapping[str, str]] = dict) -> Self:
         """Start a run's directory, or take up the one that is there.
 
         Where `run.directory` is a URL, a run that is there is pulled first, and published from then on.
 
+        Args:
+            inputs: what the run is made from, by name: digests of models, prompts and data. Kept in `inputs.json` at the
+                start, and compared whenever the run is taken up.
+
         Raises:
-            ValueError: it is there and `resume` isn't set, it is of another config, or it is in use.
+            ValueError: it is there and `resume` isn't set, it is of another config or of other inputs, or it is in use.
             RuntimeError: the disk is full, or the URL cannot be reached.
         """
         check_url(config)
@@ -68,14 +88,14 @@ class WorkDirectory:
         path.mkdir(parents=True, exist_ok=True)
         directory = cls(path, config)
         try:
-            directory._take_up(resume)
+            directory._take_up(resume, inputs)
         except BaseException:
             directory._let_go(failed=True)
             raise
         return directory
 
-    def _take_up(self, resume: bool) -> None:
-        """Check against an earlier start, clear what a killed run left, keep the config. Holds the lock."""
+    def _take_up(self, resume: bool, inputs: Callable[[], Mapping[str, str]]) -> None:
+        """Check against an earlier start, clear what a killed run left, keep inputs and config. Holds the lock."""
         saved, text = self.path / "config.yaml", dump_config(self.config)
         if self.config.run.url is not None:
             self._mirror = Mirror(self.config.run.url, self.path, self.config.run.publish_every_s)
@@ -83,11 +103,30 @@ class WorkDirectory:
             self._mirror.take_up()
         if saved.is_file():
             self._check_saved(saved, resume)
+        self._keep_inputs(inputs(), begun=saved.is_file())
         remove_leftovers(self.path)
         write_whole(saved, lambda temporary: temporary.write_text(text, encoding="utf-8"))
         write_environment(self.path)
         if self._mirror is not None:
             self._mirror.start()
+
+    def _keep_inputs(self, found: Mapping[str, str], *, begun: bool) -> None:
+        """Compare with the start, and keep what couldn't be told then. Comes before the config is written, by which a run
+        has begun. Raises ValueError for what is another one now."""
+        file = self.path / INPUTS
+        before = read_json(file) if begun and file.is_file() else {}
+        changed = [
+            f"{name}: {_short(before[name])} -> {_short(value)}"
+            for name, value in found.items()
+            if before.get(name, value) != value
+        ]
+        if changed:
+            raise ValueError(
+                f"{self.config.run.url or self.path}: was started with other inputs ({'; '.join(changed)}); put back what "
+                "they were, or choose another run.name; to make it anew, delete the folder"
+            )
+        if found.keys() - before.keys():
+            write_json(file, {**found, **before})
 
     def _check_copy(self, mirror: Mirror, resume: bool) -> None:
         """Check against the run at the URL before all of it is pulled."""
@@ -126,9 +165,9 @@ class WorkDirectory:
     def _forget_start(self) -> None:
         """Where bad input stopped a run before it made anything, it can be mended under the same name."""
         remove_leftovers(self.path)
-        beginnings = {".lock", "config.yaml", "status.json", "inputs.json", ENVIRONMENT, INDEX}
+        beginnings = {".lock", "config.yaml", "status.json", INPUTS, ENVIRONMENT, INDEX}
         if {path.name for path in self.path.iterdir()} <= beginnings:
-            for name in ("config.yaml", ENVIRONMENT):
+            for name in ("config.yaml", INPUTS, ENVIRONMENT):
                 (self.path / name).unlink(missing_ok=True)
 
     def append_metrics(self, metrics: dict[str, Any]) -> None:
@@ -143,7 +182,7 @@ class WorkDirectory:
     def read_metrics(self) -> list[dict[str, Any]]:
         """All whole lines of `metrics.jsonl`."""
         path = self.path / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
         return [row for line in lines if (row := _parse(line)) is not None]
 
     def keep_metrics(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
@@ -156,13 +195,20 @@ class WorkDirectory:
 
 def _parse(line: str) -> dict[str, Any] | None:
     try:
-        row: dict[str, Any] = json.loads(line)
-    except json.JSONDecodeError:  # the last line of a killed run
+        row = json.loads(line)
+    except ValueError:  # the last line of a killed run
         return None
-    return row
+    return row if isinstance(row, dict) else None
+
+
+def _short(value: object) -> str:
+    """A description with its digests cut."""
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{28,}\b", r"\1", str(value))
 
 
 def _is_harmless(key: str) -> bool:
+    if _SERVICE.match(key):
+        return key.rpartition(".")[2] in _WHERE_AND_HOW
     return key.startswith(_HARMLESS) or (
         key.startswith("generators.") and key.rpartition(".")[2] in _ENDPOINT_LIMITS
     )

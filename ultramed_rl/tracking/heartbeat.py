@@ -91,6 +91,7 @@ class Heartbeat:
 _current: list[Heartbeat] = []  # a recipe's, and within it a stage's
 _links: dict[str, str] = {}
 _waits: list[str] = []
+_failures: list[float] = []  # when runs of this process failed, by time.monotonic()
 
 
 @contextmanager
@@ -107,6 +108,8 @@ def watched(directory: Path, stages: Sequence[str] = ()) -> Iterator[None]:
         yield
     except BaseException as raised:
         error = raised
+        if _state_after(error) == "failed":
+            _failures.append(time.monotonic())
         raise
     finally:
         _current.remove(heartbeat)
@@ -141,7 +144,12 @@ def note_waits(lines: Sequence[str]) -> None:
     _waits[:] = lines
 
 
+def failed_since(moment: float) -> bool:
+    """Whether a watched run has failed in this process since then, by `time.monotonic`."""
+    return any(failure >= moment for failure in _failures)
+
+
 def _state_after(error: BaseException | None) -> str:
     if error is None:
         return "finished"
-    return "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+    return "interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed"

@@ -5,19 +5,26 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any
-
-import yaml
 
 from ultramed_rl.tracking.heartbeat import STATUS
 from ultramed_rl.tracking.liveness import is_alive
 from ultramed_rl.tracking.recent import recent_utilisation
+from ultramed_rl.tracking.saved_config import FILE as CONFIG
+from ultramed_rl.tracking.saved_config import read_saved_config
 from ultramed_rl.tracking.spans import TIMELINE
 from ultramed_rl.tracking.status_records import Driver, Row, State, Status, Work
 
 _TAIL_BYTES = 2**18
 _WRITER, _MISSED = "writer.json", 3  # as store/remote/lease.py writes it
+_NUMBER = (int, float)
+# Keys of JSON files that others write, with the types of their values.
+_LEASE = {"released": bool, "renewed": _NUMBER, "every_s": _NUMBER}
+_BEAT = {"state": str, "began": _NUMBER, "updated": _NUMBER, "pid": int, "host": str}
+_AT_WORK = {"phase": str, "done": int, "total": (int, NoneType), "unit": str, "started": _NUMBER}
 # The file that each type of run writes when it is done; an online run's rounds are counted.
 _DONE = {
     "sft": "model.json",
@@ -34,10 +41,11 @@ def read_status(directory: Path) -> Status:
     """How the run in a directory stands.
 
     Raises:
-        ValueError: there is no run in it.
+        ValueError: there is no run in it, or its config isn't what was written. Of other damaged files it tells as if they
+            weren't there.
     """
-    heart = _json(directory / STATUS)
-    if (directory / "config.yaml").is_file():
+    heart = _heartbeat(directory)
+    if (directory / CONFIG).is_file():
         return _run_status(directory, heart)
     names = list(heart.get("stages") or _folders_with_runs(directory))
     if not names:
@@ -48,11 +56,15 @@ def read_status(directory: Path) -> Status:
 
 
 def _run_status(directory: Path, heart: Row) -> Status:
-    config = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8")) or {}
+    config = read_saved_config(directory)
     kind = str(config.get("type", "online"))
+    if kind != "online" and kind not in _DONE:
+        raise ValueError(
+            f"{directory / CONFIG}: type={kind!r}: must be one of online, {', '.join(_DONE)}; put it back from a copy"
+        )
     wanted = int(config["run"]["rounds"]) if kind == "online" else None
     rounds = _committed_rounds(directory) if kind == "online" else ()
-    made = len(rounds) == wanted if kind == "online" else (directory / _DONE[kind]).is_file()
+    made = len(rounds) == wanted if kind == "online" else _is_made(directory / _DONE[kind])
     state = _state(directory, heart, made)
     work = _work(heart) if state == "running" else None
     return Status(
@@ -66,7 +78,7 @@ def _run_status(directory: Path, heart: Row) -> Status:
         left_s=_run_left_s(directory, rounds, wanted, work) if work and wanted else None,
         elapsed_s=_elapsed_s(heart),
         metrics=_last_metrics(directory, kind, rounds),
-        links=heart.get("links", {}) if state == "running" else {},
+        links=heart.get("links", {}) if state in ("running", "failed") else {},
         error=str(heart.get("error", "")) if state == "failed" else "",
         waits=tuple(heart.get("waits", ())) if state == "running" else (),
         utilisation=recent_utilisation(directory / TIMELINE, heart["started"]) if work else {},
@@ -75,8 +87,8 @@ def _run_status(directory: Path, heart: Row) -> Status:
 
 def _recipe_status(directory: Path, heart: Row, names: list[str]) -> Status:
     stages = tuple(
-        _run_status(directory / name, _json(directory / name / STATUS))
-        if (directory / name / "config.yaml").is_file()
+        _run_status(directory / name, _heartbeat(directory / name))
+        if (directory / name / CONFIG).is_file()
         else Status(directory / name, "", "waiting")
         for name in names
     )
@@ -96,7 +108,7 @@ def _recipe_status(directory: Path, heart: Row, names: list[str]) -> Status:
         work=at.work if at else None,
         driver=_driver(heart) if state == "running" else None,
         elapsed_s=_elapsed_s(heart),
-        links=heart.get("links", {}) if state == "running" else {},
+        links=heart.get("links", {}) if state in ("running", "failed") else {},
         error=str(heart.get("error", "")) if state == "failed" else "",
         waits=at.waits if at else (),
         utilisation=at.utilisation if at else {},
@@ -120,7 +132,7 @@ def _is_published(directory: Path) -> bool:
     """Whether a copy that was fetched from a URL has a process that renews its lease there; its heartbeat is only as
     fresh as the last publication."""
     writer = _json(directory / _WRITER)
-    if not writer or writer["released"]:
+    if not _has(writer, _LEASE) or writer["released"]:
         return False
     return bool(time.time() - writer["renewed"] < _MISSED * writer["every_s"])
 
@@ -145,8 +157,8 @@ def _elapsed_s(heart: Row) -> float | None:
 def _committed_rounds(directory: Path) -> tuple[Row, ...]:
     """The rows of the rounds that are committed, from the first on."""
     rows: list[Row] = []
-    while commit := _json(directory / "rounds" / f"{len(rows):03d}" / "commit.json"):
-        rows.append({name: value for name, value in commit["metrics"].items() if value is not None})
+    while _has(commit := _json(directory / "rounds" / f"{len(rows):03d}" / "commit.json"), {"metrics": dict}):
+        rows.append({name: value for name, value in commit["metrics"].items() if isinstance(value, _NUMBER)})
     return tuple(rows)
 
 
@@ -156,7 +168,7 @@ def _run_left_s(directory: Path, rounds: tuple[Row, ...], wanted: int, work: Wor
     if not seconds:
         return None
     folder = directory / "rounds" / f"{len(rounds):03d}"
-    taken = work.seconds + sum(_json(file).get("seconds", 0.0) for file in folder.glob("*.json"))
+    taken = work.seconds + sum(_seconds(_json(file)) for file in folder.glob("*.json"))
     return max(0.0, (wanted - len(rounds)) * sum(seconds) / len(seconds) - taken)
 
 
@@ -167,7 +179,19 @@ def _last_metrics(directory: Path, kind: str, rounds: tuple[Row, ...]) -> dict[s
             if f"{name}_index" in row:
                 found[name] = row
     done = _json(directory / _DONE[kind]).get("metrics") if kind in _DONE else None
-    return found | ({"result": done} if done and kind != "data" else {})
+    return found | ({"result": done} if isinstance(done, dict) and done and kind != "data" else {})
+
+
+def _is_made(file: Path) -> bool:
+    """Whether a stage came to its end: an evaluation whose judge failed leaves results with the error."""
+    return file.is_file() and "error" not in _json(file)
+
+
+def _seconds(manifest: Row) -> float:
+    """Of a phase, or of several that went on at once."""
+    seconds = manifest.get("seconds", 0.0)
+    each = seconds.values() if isinstance(seconds, dict) else [seconds]
+    return float(sum(value for value in each if isinstance(value, _NUMBER)))
 
 
 def _tail(path: Path) -> list[Row]:
@@ -185,6 +209,17 @@ def _folders_with_runs(directory: Path) -> list[str]:
     """Stages in the order in which they were begun."""
     files = sorted(directory.glob("*/config.yaml"), key=lambda file: file.stat().st_mtime)
     return [file.parent.name for file in files]
+
+
+def _heartbeat(directory: Path) -> dict[str, Any]:
+    """What the driver said last; nothing where that is damaged, as for a run without a heartbeat."""
+    heart = _json(directory / STATUS)
+    return heart if _has(heart, _BEAT) and ("phase" not in heart or _has(heart, _AT_WORK)) else {}
+
+
+def _has(row: Row, kinds: Mapping[str, Any]) -> bool:
+    """Whether it has all of these keys, with values of these types."""
+    return all(isinstance(row.get(name), kind) for name, kind in kinds.items())
 
 
 def _json(path: Path) -> dict[str, Any]:

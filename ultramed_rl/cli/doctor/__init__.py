@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,21 +19,29 @@ from ultramed_rl.tracking.voice import say, speaking, tell, tell_result
 @command("doctor")
 def doctor_command(
     config_path: Annotated[
-        str | None, typer.Argument(metavar="[CONFIG]", help="also whether this machine suits it")
+        str | None,
+        typer.Argument(
+            metavar="[CONFIG|RUN_DIR]",
+            help="also whether this machine suits a config; of a run alone where it listens, and for whom",
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Check this machine: versions, devices, communication, engines, Ray, disk, hub, tracking; each with its cure.
+    """Check this machine: versions, devices, communication, engines, Ray, ports, disk, hub, tracking; each with its cure.
 
     Exits with 1 if a check fails; warnings don't count.
 
     Example: ultramed-rl doctor configs/quickstart.yaml
     """
     from ultramed_rl.cli.doctor.examination import Patient, examine
+    from ultramed_rl.cli.doctor.ports import check_run_ports
 
     with speaking(manner_of(False, json)):
         counts: Counter[str] = Counter()
-        for finding in examine(Patient.of(config_path)):
+        run = Path(config_path or "")
+        for finding in (
+            check_run_ports(run) if config_path and run.is_dir() else examine(Patient.of(config_path))
+        ):
             counts[finding.level] += 1
             tell("finding", **asdict(finding))
             say(render_finding(finding))

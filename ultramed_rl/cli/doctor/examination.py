@@ -12,6 +12,7 @@ from ultramed_rl.cli.doctor.devices import check_devices, cuda_devices
 from ultramed_rl.cli.doctor.engines import check_deepspeed, check_flash_attention, check_vllm
 from ultramed_rl.cli.doctor.finding import Finding
 from ultramed_rl.cli.doctor.places import check_disk, check_hub, check_offline_model
+from ultramed_rl.cli.doctor.ports import check_machine_ports
 from ultramed_rl.cli.doctor.ray_cluster import check_ray
 from ultramed_rl.cli.doctor.telling import check_tensorboard, check_wandb
 from ultramed_rl.cli.doctor.versions import check_packages, check_python
@@ -30,19 +31,20 @@ class Patient:
     @classmethod
     def of(cls, path: str | None) -> Patient:
         """Read the config, if there is one; what is wrong with it is a finding of its own."""
-        from ultramed_rl.config import load_any
-        from ultramed_rl.config.load import read_mapping
-        from ultramed_rl.config.recipe import load_recipe
+        from ultramed_rl.config.document import read_document
+        from ultramed_rl.config.load import check_any
+        from ultramed_rl.config.recipe import check_recipe
         from ultramed_rl.recipes.run import check_runnable, plan_recipe
 
         if path is None:
             return cls()
         try:
-            if read_mapping(path).get("type") == "recipe":
-                recipe = load_recipe(path)
+            document = read_document(path)
+            if document.data.get("type") == "recipe":
+                recipe = check_recipe(document)
                 plan_recipe(recipe)
                 return cls(path, recipe)
-            config = load_any(path)
+            config = check_any(document)
             check_runnable(config)
             return cls(path, config)
         except (ValueError, OSError) as error:
@@ -75,6 +77,7 @@ def examine(patient: Patient) -> Iterator[Finding]:
         "deepspeed": check_deepspeed,
         "flash-attn": check_flash_attention,
         "ray": lambda: check_ray(address),
+        "ports": check_machine_ports,
         "disk": lambda: check_disk(patient.run_folder),
         "hub": check_hub,
         "model": check_offline_model,

@@ -40,7 +40,9 @@ def _check_folder(folder: Path, setting: str) -> Finding:
 
 def check_hub(timeout_s: float = _HUB_TIMEOUT_S) -> Iterator[Finding]:
     """A HEAD request to the model hub. Without it, local paths and offline:// models do."""
-    import httpx
+    import http.client
+    import urllib.error
+    import urllib.request
 
     cure = "without it use local paths, package:// data and offline:// models; else set HTTPS_PROXY or HF_ENDPOINT"
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
@@ -48,8 +50,12 @@ def check_hub(timeout_s: float = _HUB_TIMEOUT_S) -> Iterator[Finding]:
         return
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     try:
-        status = httpx.head(endpoint, timeout=timeout_s, follow_redirects=True).status_code
-    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+        request = urllib.request.Request(endpoint, method="HEAD")
+        with urllib.request.urlopen(request, timeout=timeout_s) as answer:
+            status = answer.status
+    except urllib.error.HTTPError as error:
+        status = error.code
+    except (http.client.HTTPException, OSError, ValueError) as error:
         yield Finding("hub", "warn", f"{endpoint}: no answer ({error or type(error).__name__})", cure)
         return
     if status >= 400:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -15,7 +14,6 @@ from ultramed_rl.cli.doctor.finding import Finding
 _TIMEOUT_S = 3.0
 _PORTS = {"": 6379, "ray": 10001, "http": 80, "https": 443}
 _STORE_BYTES = 512 * 2**20  # the object store of a local cluster on CPU
-_FULL = 0.95  # of a disk, from which Ray refuses to spill objects
 _SHARED = Path("/dev/shm")
 
 
@@ -43,13 +41,17 @@ def _check_address(address: str) -> Finding:
 
 def _check_local() -> Iterator[Finding]:
     """Room for the object store and for Ray's files."""
-    folder = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
-    if not os.access(folder, os.W_OK):
-        yield Finding("ray", "fail", f"{folder}: not writable", "set RAY_TMPDIR to a folder that is")
+    from ultramed_rl.cluster.private_ray import FULL, choose_parent, full_share
+
+    try:
+        folder = choose_parent()
+    except ValueError as error:
+        yield Finding(
+            "ray", "fail", str(error), "set RAY_TMPDIR to a folder with a short path on a disk with room"
+        )
         return
-    disk = shutil.disk_usage(folder)
-    if disk.used / disk.total > _FULL:
-        text = f"{folder}: {disk.used / disk.total:.0%} full; Ray stops spilling objects at {_FULL:.0%}"
+    if full_share(folder) > FULL:
+        text = f"{folder}: {full_share(folder):.0%} full; Ray stops spilling objects at {FULL:.0%}"
         yield Finding("ray", "warn", text, "free some, or set RAY_TMPDIR to another disk")
     shared = shutil.disk_usage(_SHARED).free if _SHARED.is_dir() else _STORE_BYTES
     if shared < _STORE_BYTES:

@@ -25,8 +25,9 @@ def named_instruction(row: Mapping[str, Any], columns: Columns) -> tuple[str, st
     try:
         turns = read_turns(dict(row), columns.instruction)
         return str(name), next(turn["content"] for turn in turns if turn["role"] == "user")
-    except (Misfit, StopIteration):
+    except (Misfit, StopIteration) as error:
+        why = f" ({error})" if isinstance(error, Misfit) else ""
         raise ValueError(
             f"row {name}: column {columns.instruction!r} holds {value!r:.40}, neither a text nor a chat with a user "
-            "turn; name the instructions' column in columns.instruction"
+            f"turn{why}; name the instructions' column in columns.instruction"
         ) from None

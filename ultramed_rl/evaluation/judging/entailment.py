@@ -95,10 +95,10 @@ class StatementSummary:
         return {f"kqa_{name}": interval.mean for name, interval in found.items() if interval is not None}
 
 
-def statement_template(path: str | None) -> Template:
+def statement_template(path: str | None, key: str = "judge.template") -> Template:
     """The template of a file, or our own. Raises ValueError as `read_template`."""
     file = _OURS if path is None else Path(path)
-    return read_template(file, _FIELDS, (), "judge.template")
+    return read_template(file, _FIELDS, (), key)
 
 
 def statement_prompt(question: str, answer: str, statement: str, template: Template) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any
 
+from ultramed_rl.data import chats
 from ultramed_rl.data.chats import Misfit
 from ultramed_rl.evaluation.items import Item, Row
 
@@ -128,11 +129,7 @@ def check_text(value: Any, what: str) -> str:
     """The value, which must be text that can be encoded (a misfit else)."""
     if not isinstance(value, str):
         raise Misfit(f"{what} holds {value!r:.40}, not text")
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # JSON can escape what no tokenizer takes
-        raise Misfit(f"{what} holds half of a surrogate pair") from None
-    return value
+    return chats.check_text(value, what)
 
 
 def _option_texts(options: Any) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,8 +22,10 @@ from ultramed_rl.evaluation.tasks import find_task
 from ultramed_rl.stages.data.inputs import open_embedder, read_input, read_made_rows
 from ultramed_rl.stages.data.work import Work
 from ultramed_rl.store.atomic import write_lines
+from ultramed_rl.tracking.termination import keep_sigterm
 
 ROWS = 2048  # of a block
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def remove_contaminated(work: Work) -> Counter[str]:
@@ -57,6 +60,7 @@ def _map(work: Work, files: list[Path], function: Any, name: str) -> list[Path]:
         from ultramed_rl.cluster.placement import connect
 
         connect(cluster)
+        keep_sigterm()
     return map_blocks(
         files,
         function,
@@ -71,15 +75,22 @@ def _input_files(work: Work) -> list[Path]:
     """The input as files that blocks can be cut out of: as it is, or written once."""
     config = work.config
     sources = [Path(source) for uri in config.input for source in list_sources(uri)]
-    if config.limit is None and all(
-        path.suffix in (".jsonl", ".parquet") and path.is_file() for path in sources
-    ):
+    if config.limit is None and all(_is_read_in_blocks(path) for path in sources):
         return sources
     spooled = work.scratch / "input.jsonl"
     if not spooled.is_file():
         spooled.parent.mkdir(parents=True, exist_ok=True)
         write_lines(spooled, read_input(config))
     return [spooled]
+
+
+def _is_read_in_blocks(path: Path) -> bool:
+    """Whether a file's rows can be read from anywhere in it. Where JSON escapes surrogates, every row is looked at
+    first: a half of a pair would only show when something is written."""
+    if path.suffix == ".jsonl" and path.is_file():
+        with path.open("rb") as lines:
+            return not any(_SURROGATE.search(line) for line in lines)
+    return path.suffix == ".parquet" and path.is_file()
 
 
 def _benchmark_items(step: Decontaminate) -> Iterator[BenchmarkItem]:

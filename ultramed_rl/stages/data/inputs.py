@@ -13,7 +13,7 @@ from ultramed_rl.config.generation import DECIDES
 from ultramed_rl.data.factory.hashing import HashedEmbedder
 from ultramed_rl.data.likeness import Embed
 from ultramed_rl.data.sources import Row, list_sources, read_rows
-from ultramed_rl.store.digests import digest_path
+from ultramed_rl.store.digests import digest_file
 
 
 def read_input(config: DataConfig) -> Iterator[Row]:
@@ -49,7 +49,7 @@ def identity_of(config: DataConfig) -> list[str]:
 def _digest(source: str) -> str:
     """Of a file its contents; a hub data set or a package's file is known by its name."""
     path = Path(source).expanduser()
-    return digest_path(path) if path.is_file() else ""
+    return digest_file(path) if path.is_file() else ""
 
 
 def open_embedder(name: str) -> Embed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from ultramed_rl.cluster.inputs import describe_inputs
 from ultramed_rl.config.factory_stage import DataConfig
 from ultramed_rl.stages.data.card import write_data_card
 from ultramed_rl.stages.data.inputs import identity_of
@@ -30,7 +31,8 @@ def make_data(config: DataConfig, *, resume: bool = False, retry_failed: bool = 
             is kept.
     """
     progress = Progress()
-    with WorkDirectory.open(config, resume or retry_failed) as store, watched(store.path):
+    resume = resume or retry_failed
+    with WorkDirectory.open(config, resume, lambda: describe_inputs(config)) as store, watched(store.path):
         artifacts = ArtifactFolder(store.path)
         if retry_failed:
             artifacts.discard(OUTPUT)

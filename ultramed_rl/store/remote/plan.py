@@ -120,7 +120,7 @@ def is_commit(name: str) -> bool:
 
 
 def is_inputs(name: str) -> bool:
-    """Whether it says what the parts in its folder are made from; a recipe's, in the run's own folder, is none."""
+    """Whether it says what the parts in its folder are made from; the run's own, at its top, is data like any other."""
     return "/" in name and PurePosixPath(name).name in INPUTS
 
 

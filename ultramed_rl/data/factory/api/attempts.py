@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ultramed_rl.data.factory.api.body import correction
-from ultramed_rl.data.factory.api.session import Session, Trail
+from ultramed_rl.data.factory.api.chat import ChatSession, ChatTrail
 from ultramed_rl.data.factory.api.structured import Misfit, fit, validator
-from ultramed_rl.data.factory.api.transport import Failure
+from ultramed_rl.http.client import Failure
 from ultramed_rl.records import ChatRequest
 
 _IN_A_ROW = 20  # requests that fail without an answer between them: it isn't the requests
@@ -43,7 +43,7 @@ class Watch:
         return self._in_a_row >= _IN_A_ROW
 
 
-async def usable_reply(asking: Session, request: ChatRequest, trail: Trail, watch: Watch) -> Outcome:
+async def usable_reply(asking: ChatSession, request: ChatRequest, trail: ChatTrail, watch: Watch) -> Outcome:
     """The reply to a request. `trail` is told of every attempt.
 
     A reply that was cut off, or is empty, is asked for again as it was: cut off, once. One that isn't the JSON

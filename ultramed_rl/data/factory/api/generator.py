@@ -13,9 +13,10 @@ from pathlib import Path
 from ultramed_rl.config.generation import Endpoint
 from ultramed_rl.data.factory.api.attempts import Outcome, Watch, usable_reply
 from ultramed_rl.data.factory.api.budget import Budget, cost
+from ultramed_rl.data.factory.api.chat import ChatSession, ChatTrail, chat_client
 from ultramed_rl.data.factory.api.replies import ApiUsage, ReplyRecord, ReplyStore
-from ultramed_rl.data.factory.api.session import Session, Trail, session
-from ultramed_rl.data.factory.api.transport import Failure, Transport
+from ultramed_rl.http.client import Failure
+from ultramed_rl.http.session import running
 from ultramed_rl.records import ChatReply, ChatRequest
 from ultramed_rl.store.digests import digest_inputs
 
@@ -38,8 +39,8 @@ class ApiGenerator:
             ValueError: the key's environment variable isn't set.
             RuntimeError: the folder's file cannot be opened.
         """
-        self.endpoint, self.name = endpoint, name
-        self._transport = Transport(endpoint, name)
+        self.endpoint = endpoint
+        self._client = chat_client(endpoint, name)
         self._store = ReplyStore(folder, run, endpoint.model)
         self._watch = Watch()
 
@@ -71,7 +72,8 @@ class ApiGenerator:
         """
         source, ended = iter(requests), False
         under_way = _UnderWay(self.endpoint)
-        with session(self._transport) as (asking, start):
+        with running(self._client) as start:
+            asking = ChatSession(self.endpoint, self._client)
             while True:
                 while not ended and under_way.has_room(self.usage()):
                     request = next(source, None)
@@ -83,23 +85,23 @@ class ApiGenerator:
                     return
                 yield under_way.next()
 
-    async def _reply(self, asking: Session, request: ChatRequest) -> ChatReply:
+    async def _reply(self, asking: ChatSession, request: ChatRequest) -> ChatReply:
         started, digest = time.monotonic(), self._digest(request)
         known = self._store.find(digest)
         if known is not None:
             self._store.write(ReplyRecord(request.key, cached=True), digest)
             return ChatReply(request.key, known, attempts=0, cached=True)
-        trail, found = Trail(), Outcome(error="stopped")
+        trail, found = ChatTrail(), Outcome(error="stopped")
         try:
             found = await usable_reply(asking, request, trail, self._watch)
         except Failure as failure:
-            raise failure.stopping(self.name, self.endpoint) from None
+            raise failure.stopping(self._client.server) from None
         finally:  # what was used is used, also where the run ends here
             self._write(request.key, digest, trail, found, time.monotonic() - started)
         tokens = (trail.prompt_tokens, trail.completion_tokens)
         return ChatReply(request.key, found.text, found.error, *tokens, attempts=trail.attempts)
 
-    def _write(self, key: str, digest: bytes, trail: Trail, found: Outcome, seconds: float) -> None:
+    def _write(self, key: str, digest: bytes, trail: ChatTrail, found: Outcome, seconds: float) -> None:
         tokens = (trail.prompt_tokens, trail.completion_tokens)
         price = cost(self.endpoint, *tokens)
         record = ReplyRecord(key, *tokens, price, trail.attempts, round(seconds, 3), error=found.error)

@@ -11,6 +11,8 @@ from typing import Any
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError, best_match
 
+from ultramed_rl.http.strict_json import parse_json
+
 _FENCE = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL | re.IGNORECASE)
 # A string as a whole, so that nothing in it is touched; or a comma between a value and a closing bracket.
 _TRAILING = re.compile(r'("(?:[^"\\]|\\.)*")|(?<=[^\s,:\[{]),(?=\s*[\]}])', re.DOTALL)
@@ -101,26 +103,12 @@ def _outermost(text: str) -> str | None:
 
 
 def _parse(text: str) -> Any:
-    """JSON as RFC 8259 has it, but for raw control characters in strings; no key twice, no half characters."""
+    """Strict JSON but for raw control characters in strings; no half characters, which no file can hold."""
     try:
-        value = json.loads(text, strict=False, object_pairs_hook=_once, parse_constant=_no_constant)
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-    except json.JSONDecodeError as error:
-        raise Misfit(f"not JSON ({error.msg} at character {error.pos} of {len(text)})") from None
+        value = parse_json(text, raw_breaks=True)
+        json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise Misfit(_TOO_DEEP) from None
-    except ValueError as error:  # an overflowing number, or half of a surrogate pair
-        raise Misfit(f"not JSON ({type(error).__name__}: {str(error)[:100]})") from None
+    except ValueError as error:
+        raise Misfit(str(error)) from None
     return value
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise Misfit(f"the key {next(n for n in names if names.count(n) > 1)!r} stands twice in one object")
-    return found
-
-
-def _no_constant(name: str) -> Any:
-    raise Misfit(f"{name} is no number of JSON")

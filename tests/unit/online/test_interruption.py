@@ -1,0 +1,47 @@
+"""SIGTERM in the midst of a run: it says so, and goes on to the same end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.simulated.cases import Cases
+from tests.simulated.outcome import check_same
+from tests.simulated.ray import Call
+from ultramed_rl.tracking import termination
+from ultramed_rl.tracking.termination import Terminated, take_sigterm
+
+
+@pytest.fixture
+def taken() -> Iterator[None]:
+    """The signal is ours, until the test is over."""
+    before = signal.getsignal(signal.SIGTERM)
+    take_sigterm()
+    yield
+    termination._ours = False
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("taken")
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.8])
+def test_a_run_that_is_terminated_goes_on_to_the_same_end(known: Cases, tmp_path: Path, share: float) -> None:
+    expected, whole = known.unbroken("streamed")
+    at = int(share * len(whole.ray.begun))
+
+    def fate(call: Call) -> str:
+        if call.number == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return ""
+
+    simulation = known.at("streamed", tmp_path)
+    with pytest.raises(Terminated):
+        simulation.but(fate=fate).run()
+    status = json.loads((simulation.config.run.folder / "status.json").read_text())
+    assert status["state"] == "interrupted"
+    simulation.run(resume=True)
+    check_same(simulation.outcome(), expected, f"SIGTERM at call {at}")

@@ -1,0 +1,218 @@
+"""What a dry run finds without a GPU or a network, each with its key and line; a real run finds it as early."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from tests.tiny import make_questions, tiny_run
+from ultramed_rl.cli import app
+
+SHAPE = dict.fromkeys(
+    ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "vocab_size"), 64
+) | {"num_hidden_layers": 1}
+JUDGE = {"type": "judge", "model": "m", "base_url": "http://127.0.0.1:1/v1"}
+
+
+def write(root: Path, **changes: Any) -> Path:
+    """A config whose plan fits and whose models and rows are there; `changes` as those of `tiny_run`."""
+    for name in ("policy", "reward"):
+        (root / name).mkdir(exist_ok=True)
+        (root / name / "config.json").write_text(json.dumps(SHAPE))
+    if not (root / "questions.jsonl").exists():
+        make_questions(root / "questions.jsonl", 24)
+    path = root / "my.yaml"
+    path.write_text(yaml.safe_dump(tiny_run(root, **changes), sort_keys=False))
+    return path
+
+
+def refused(path: Path, command: str = "run", *arguments: str) -> str:
+    """The only line that a dry run says of a config; what would run says the same."""
+    found = CliRunner().invoke(app, [command, str(path), "--dry-run", *arguments])
+    assert found.exit_code == 2, found.output
+    line = found.stderr.splitlines()[-1]
+    assert len(line) <= 400 and line.startswith(f"{path}: ")
+    return line.removeprefix(f"{path}: ")
+
+
+def line_of(path: Path, text: str) -> str:
+    number = next(n for n, line in enumerate(path.read_text().splitlines(), start=1) if text in line)
+    return f"(line {number})"
+
+
+def test_what_is_all_there_would_begin(tmp_path: Path) -> None:
+    assert CliRunner().invoke(app, ["run", str(write(tmp_path)), "--dry-run"]).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("terms", "key"),
+    [
+        ([{**JUDGE, "api_key_env": "NO_SUCH_KEY"}], "reward.terms.0.api_key_env"),
+        ([{"type": "http", "url": "http://h/r", "token_env": "NO_SUCH_KEY"}], "reward.terms.0.token_env"),
+        (
+            [{"type": "format", "ended": True}, {**JUDGE, "template": "{dir}/none.txt"}],
+            "reward.terms.1.template",
+        ),
+        ([{**JUDGE, "template": "{dir}/wrong.txt"}], "reward.terms.0.template"),
+        ([{**JUDGE, "template": "{dir}/fifo.txt"}], "reward.terms.0.template"),
+        ([{**JUDGE, "template": "{dir}"}], "reward.terms.0.template"),
+        ([{"type": "http", "url": "http://h/r", "tokenizer": "{dir}/none"}], "reward.terms.0.tokenizer"),
+    ],
+)
+def test_scorers_are_looked_at(tmp_path: Path, terms: list[dict[str, Any]], key: str) -> None:
+    (tmp_path / "wrong.txt").write_text("Grade $answer.")
+    os.mkfifo(tmp_path / "fifo.txt")
+    filled = [
+        {k: v.replace("{dir}", str(tmp_path)) if isinstance(v, str) else v for k, v in term.items()}
+        for term in terms
+    ]
+    path = write(tmp_path, reward__terms=filled)
+    said = refused(path)
+    assert said.startswith(key) and said.endswith(line_of(path, f"{key.rpartition('.')[2]}:"))
+
+
+def test_a_variable_that_is_set_is_no_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, reward__terms=[{**JUDGE, "api_key_env": "MY_KEY"}])
+    monkeypatch.setenv("MY_KEY", " ")
+    assert "reward.terms.0.api_key_env" in refused(path)
+    monkeypatch.setenv("MY_KEY", "x")
+    assert CliRunner().invoke(app, ["run", str(path), "--dry-run"]).exit_code == 0
+
+
+@pytest.mark.parametrize("content", [None, "fifo", "{% for m in messages %}", "{{ messages[0", b"\xff"])
+def test_chat_templates_are_looked_at(tmp_path: Path, content: Any) -> None:
+    file = tmp_path / "chat.jinja"
+    if content == "fifo":
+        os.mkfifo(file)
+    elif content is not None:
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    path = write(tmp_path, policy__chat_template=str(file))
+    said = refused(path)
+    assert said.startswith("policy.chat_template=") and said.endswith(line_of(path, "  chat_template:"))
+
+
+@pytest.mark.parametrize(
+    "template", ["chatml", "{% generation %}{{ messages }}{% endgeneration %}{% break %}", "x"]
+)
+def test_chat_templates_that_transformers_takes_are_taken(tmp_path: Path, template: str) -> None:
+    file = tmp_path / "chat.jinja"
+    file.write_text(template.replace("{% break %}", "{% for m in messages %}{% break %}{% endfor %}"))
+    path = write(tmp_path, policy__chat_template=template if template == "chatml" else str(file))
+    assert CliRunner().invoke(app, ["run", str(path), "--dry-run"]).exit_code == 0
+
+
+def sources(root: Path) -> Iterator[str]:
+    os.mkfifo(root / "fifo.jsonl")
+    (root / "folder.jsonl").mkdir()
+    (root / "loop.jsonl").symlink_to(root / "loop.jsonl")
+    yield from (
+        str(root / name) for name in ("none.jsonl", "fifo.jsonl", "folder.jsonl", "loop.jsonl", "*.parquet")
+    )
+    yield from ("/dev/zero", "package://no_such_package/x.jsonl", "ftp://h/x.jsonl")
+
+
+def test_local_rows_are_looked_for(tmp_path: Path) -> None:
+    for uri in sources(tmp_path):
+        path = write(tmp_path, prompts__sources=[{"type": "question", "uri": uri}])
+        said = refused(path)
+        assert said.startswith("prompts.sources.0.uri") and line_of(path, "uri:") in said, uri
+        found = CliRunner().invoke(app, ["run", str(path)])
+        assert found.exit_code == 2 and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "numbers"),
+    [
+        ({"prompts__held_out": 24}, "prompts.held_out", ("24",)),
+        ({"prompts__held_out": 10**9}, "prompts.held_out", ("1000000000", "24")),
+        ({"prompts__per_round": 21}, "prompts.per_round", ("21", "20")),
+        ({"prompts__per_round": 11}, "prompts.per_round", ("22", "20")),
+    ],
+)
+def test_the_pool_is_counted(
+    tmp_path: Path, change: dict[str, Any], key: str, numbers: tuple[str, ...]
+) -> None:
+    said = refused(write(tmp_path, **change))
+    assert key in said and all(number in said for number in numbers)
+
+
+@pytest.mark.parametrize("text", ["half \ud83d", "word " * 2_000_000], ids=["surrogate", "long"])
+def test_a_row_that_no_tokenizer_takes_is_told_with_its_place(tmp_path: Path, text: str) -> None:
+    files = [tmp_path / "part-1.jsonl", tmp_path / "part-2.jsonl"]
+    for number, file in enumerate(files):
+        make_questions(file, 8 + number)
+    with files[1].open("a") as rows:
+        rows.write(json.dumps({"question": text}) + "\n")
+    path = write(
+        tmp_path, prompts__sources=[{"type": "question", "uri": f"{tmp_path}/part-*"}], prompts__held_out=2
+    )
+    said = refused(path)
+    assert "part-2.jsonl, row 10" in said and "'question'" in said
+
+
+def stage(root: Path, **changes: Any) -> Path:
+    rows = [
+        {"messages": [{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": "a"}]}
+        for n in range(6)
+    ]
+    (root / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {
+        "type": "sft",
+        "run": {"name": "sft", "directory": str(root)},
+        "model": {"path": "a/b", "architecture": SHAPE},
+        "training": {"learning_rate": 1e-5},
+        "data": {"sources": [{"uri": str(root / "chats.jsonl")}], "held_out": 2},
+        "cluster": {"device": "cpu"},
+        **changes,
+    }
+    path = root / "sft.yaml"
+    path.write_text(yaml.safe_dump(data, sort_keys=False))
+    return path
+
+
+def test_a_stages_data_are_counted(tmp_path: Path) -> None:
+    path = stage(tmp_path)
+    assert CliRunner().invoke(app, ["sft", str(path), "--dry-run"]).exit_code == 0
+    said = refused(path, "sft", "data.held_out=6")
+    assert said.startswith("data.held_out=6") and "6 prompts" in said
+
+
+def test_a_recipes_stages_are_looked_at_but_not_what_earlier_ones_make(tmp_path: Path) -> None:
+    model = {"path": "a/b", "architecture": SHAPE}
+    one = {"type": "sft", "model": model, "training": {"learning_rate": 1e-5}}
+    made = str(tmp_path / "r" / "contrasts" / "pairs.jsonl")
+    recipe = {
+        "type": "recipe",
+        "run": {"name": "r", "directory": str(tmp_path)},
+        "shared": {"cluster": {"device": "cpu"}},
+        "stages": {
+            "one": {**one, "data": {"sources": [{"uri": str(tmp_path / "none.jsonl")}]}},
+            "two": {**one, "model": {**model, "path": "stage://one"}, "data": {"sources": [{"uri": made}]}},
+        },
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    said = refused(path, "recipe")
+    assert said.startswith("stages.one.data.sources.0.uri") and said.endswith(line_of(path, "none.jsonl"))
+
+
+def test_a_run_that_goes_on_may_have_lost_what_it_read(tmp_path: Path) -> None:
+    path = write(tmp_path, prompts__sources=[{"type": "question", "uri": str(tmp_path / "gone.jsonl")}])
+    assert CliRunner().invoke(app, ["run", str(path), "--dry-run", "--resume"]).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[1]", "[" * 5000, '{"hidden_size": "x"}', '{"hidden_size": 1e400}', "\0"]
+)
+def test_a_models_config_that_is_none_is_told_with_its_key(tmp_path: Path, content: str) -> None:
+    path = write(tmp_path)
+    (tmp_path / "policy" / "config.json").write_text(content)
+    said = refused(path)
+    assert said.startswith("policy.path=") and "config.json" in said and line_of(path, "  path:") in said

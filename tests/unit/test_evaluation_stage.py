@@ -1,0 +1,121 @@
+"""The stage that evaluates: what it leaves when a judge fails, and what it asks for when it is finished."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.tiny import make_policy
+from ultramed_rl.config import EvaluateConfig, parse_config
+from ultramed_rl.stages import benchmark, evaluate
+from ultramed_rl.stages.benchmark import Examination
+from ultramed_rl.stages.evaluate import evaluate_policies
+from ultramed_rl.tracking.status import read_status
+
+
+class Engines:
+    """A crew that is never needed."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def stop(self) -> None:
+        """Nothing was started."""
+
+    stop_rollout = stop
+
+
+class Exam:
+    """Benchmarks that came to figures, and a judge that may fail."""
+
+    fails = True
+    made = 0
+
+    def __init__(self, *_: Any) -> None:
+        Exam.made += 1
+        self.error: Exception | None = RuntimeError("judge: 401") if Exam.fails else None
+
+    def ask(self, *_: Any) -> None:
+        """Kept before."""
+
+    score = ask
+
+    def conclude(self, folder: Path) -> dict[str, Any]:
+        return {"tasks": {"medqa": {"items": 3}}}
+
+    def metrics(self, name: str) -> dict[str, float]:
+        return {"medqa": 0.5, "spread": math.nan}
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EvaluateConfig:
+    monkeypatch.setattr(evaluate, "EvaluationCrew", Engines)
+    monkeypatch.setattr(evaluate, "Examination", Exam)
+    monkeypatch.setattr(Exam, "fails", True)
+    monkeypatch.setattr(Exam, "made", 0)
+    settings = {
+        "type": "evaluate",
+        "run": {"name": "exam", "directory": str(tmp_path)},
+        "policies": {"tiny": str(make_policy(tmp_path / "policy"))},
+        "benchmarks": {"tasks": ["medqa"]},
+        "cluster": {"device": "cpu", "device_memory_gib": 8.0, "rollout": {"kv_cache_gib": 0.1}},
+        "tracking": {"wandb": "disabled"},
+    }
+    return parse_config(settings, kind=EvaluateConfig)
+
+
+def test_what_there_is_is_written_with_the_error(config: EvaluateConfig) -> None:
+    folder = config.run.folder
+    with pytest.raises(RuntimeError, match="401"):
+        evaluate_policies(config)
+    left = json.loads((folder / "results.json").read_text())
+    assert left["error"] == "judge: 401" and left["policies"]["tiny"]["medqa"] == 0.5
+    assert left["tasks"] == {"medqa": {"items": 3}}
+    assert read_status(folder).state == "failed"
+    (folder / "status.json").unlink()
+    assert read_status(folder).state == "stopped", "not finished, though there are results"
+
+    Exam.fails = False
+    found = evaluate_policies(config, resume=True)
+    assert found.policies["tiny"]["medqa"] == 0.5 and math.isnan(found.policies["tiny"]["spread"])
+    assert "error" not in json.loads((folder / "results.json").read_text())
+    rows = (folder / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["medqa"] for row in rows] == [0.5]
+
+
+def test_a_finished_evaluation_is_read_back_without_its_judge(config: EvaluateConfig) -> None:
+    Exam.fails = False
+    first = evaluate_policies(config)
+    again = evaluate_policies(config, resume=True)
+    assert (again.details, again.policies.keys()) == (first.details, first.policies.keys())
+    assert Exam.made == 1
+
+
+@pytest.mark.parametrize("what", ["judge", "general"])
+def test_an_examination_keeps_what_a_judge_or_lm_eval_failed_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError(f"{what}: down")
+
+    monkeypatch.setattr(benchmark, "judge_statements" if what == "judge" else "run_general", fail)
+    exam: Any = Examination.__new__(Examination)
+    exam.reports, exam.suite, exam.statements, exam.general = {}, [], {}, {}
+    exam.contamination, exam.error, exam.judge = {}, None, object() if what == "judge" else None
+    exam.candidates, exam.answers = {"p": SimpleNamespace(path="p")}, {"p": None}
+    section = None if what == "judge" else object()
+    exam.benchmarks = SimpleNamespace(contamination=None, general=section)
+    exam.examiner = SimpleNamespace(statements=lambda _: ["answered"])
+    exam.config = SimpleNamespace(
+        run=SimpleNamespace(seed=1), cluster=None, policy=SimpleNamespace(precision="float32")
+    )
+    exam.progress = SimpleNamespace(say=lambda _: None)
+    exam.compare, exam._say_reports = dict, lambda _: None
+    exam._details = lambda name: {"path": "p"}
+    assert exam.conclude(tmp_path)["benchmarks"] == {"p": {"path": "p"}}
+    assert str(exam.error) == f"{what}: down"

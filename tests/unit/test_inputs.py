@@ -1,0 +1,129 @@
+"""What stands behind a config's names: models by sampled blocks, hub ids by their commit, rows by their bytes."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.tiny import CHATML, make_policy, tiny_run
+from ultramed_rl.cluster.inputs import describe_inputs, describe_model, describe_rendering
+from ultramed_rl.config import parse_config
+from ultramed_rl.models.tokenizer import ChatTokenizer
+from ultramed_rl.records import Message
+from ultramed_rl.store.digests import digest_path, digest_sampled
+
+MIB = 2**20
+
+
+def test_a_model_is_the_same_wherever_and_whenever_it_lies(tmp_path: Path) -> None:
+    first = make_policy(tmp_path / "a")
+    second = shutil.copytree(first, tmp_path / "b", copy_function=shutil.copyfile)
+    (second / "README.md").write_text("a card")
+    (second / "runs").mkdir()
+    assert describe_model(str(first)) == describe_model(str(second)) != ""
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"]
+)
+def test_each_file_of_a_model_counts(tmp_path: Path, name: str) -> None:
+    model = make_policy(tmp_path / "a")
+    before = describe_model(str(model))
+    (model / name).write_bytes((model / name).read_bytes() + b" ")
+    assert describe_model(str(model)) != before
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(size=st.integers(8 * MIB + 1, 20 * MIB), at=st.floats(0, 1))
+def test_a_change_of_a_thirtieth_of_a_large_file_is_seen_wherever_it_is(
+    tmp_path: Path, size: int, at: float
+) -> None:
+    """64 blocks, one in each 64th: whatever covers two 64ths covers a block."""
+    file = tmp_path / "weights"
+    file.write_bytes(bytes(size))
+    before = digest_sampled(file)
+    part = size // 64
+    with file.open("r+b") as opened:
+        opened.seek(int(at * (size - 2 * part)))
+        opened.write(b"\1" * (2 * part))
+    assert digest_sampled(file) != before
+
+
+@pytest.mark.parametrize("size", [0, 1, 2**16, 8 * MIB])
+def test_every_byte_of_a_small_file_counts(tmp_path: Path, size: int) -> None:
+    file = tmp_path / "weights"
+    seen = set()
+    for place in {0, size // 3, size - 1} - {-1}:
+        content = bytearray(size)
+        if size:
+            content[place] = 1
+        file.write_bytes(content)
+        seen.add(digest_sampled(file))
+    assert len(seen) == len({0, size // 3, size - 1} - {-1})
+
+
+def test_the_ends_of_a_large_file_count_and_its_size(tmp_path: Path) -> None:
+    """A head is the last that a classifier's file holds."""
+    found = set()
+    for place, size in ((0, 50 * MIB), (50 * MIB - 1, 50 * MIB), (0, 50 * MIB + 1)):
+        with (tmp_path / "weights").open("wb") as file:
+            file.truncate(size)
+            file.seek(place)
+            file.write(b"\1")
+        found.add(digest_sampled(tmp_path / "weights"))
+    assert len(found) == 3
+
+
+def test_seventy_billion_parameters_take_a_second(tmp_path: Path) -> None:
+    """30 files of 5 GB, which hold nothing and so take no room."""
+    for number in range(30):
+        with (tmp_path / f"model-{number:05d}.safetensors").open("wb") as file:
+            file.truncate(5 * 10**9)
+    started = time.perf_counter()
+    describe_model(str(tmp_path))
+    assert time.perf_counter() - started < 10, "about 0.3 s on an idle machine"
+
+
+def test_a_hub_id_is_its_commit_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for kind, name in (("models", "owner--name"), ("datasets", "owner--rows")):
+        refs = tmp_path / f"{kind}--{name}" / "refs"
+        refs.mkdir(parents=True)
+        (refs / "main").write_text("0123abcd")
+    sources = [{"type": "question", "uri": "hf://owner/rows/main:train"}]
+    changes = {"policy__path": "owner/name", "reward__path": "owner/unknown", "prompts__sources": sources}
+    found = describe_inputs(parse_config(tiny_run(tmp_path, **changes)))
+    assert found == {"policy.path": "commit 0123abcd", "prompts.sources.0.uri": "commit 0123abcd"}
+
+
+def test_rows_are_all_files_of_a_glob(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.jsonl").write_text('{"question": "q"}\n')
+    sources = [{"type": "question", "uri": str(tmp_path / "*.jsonl")}]
+    config = parse_config(tiny_run(tmp_path, prompts__sources=sources))
+    before = describe_inputs(config)["prompts.sources.0.uri"]
+    (tmp_path / "b.jsonl").write_text('{"question": "other"}\n')
+    assert describe_inputs(config)["prompts.sources.0.uri"] != before
+    (tmp_path / "b.jsonl").unlink()
+    alone = describe_inputs(config)["prompts.sources.0.uri"]
+    assert alone == digest_path(tmp_path / "a.jsonl")
+
+
+def test_a_templates_clock_stands_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Llama 3's own asks for the date; another day gives the same tokens."""
+    model = make_policy(tmp_path / "policy")
+    template = tmp_path / "clock.jinja"
+    template.write_text("Today is {{ strftime_now('%d %b %Y') }}.\n" + CHATML)
+    tokenizer = ChatTokenizer(str(model), chat_template=str(template))
+    text = tokenizer.decode(tokenizer.encode_chat([Message(role="user", content="What day is it?")]))
+    assert "Today is 26 Jul 2024." in text and datetime.now().strftime("%d %b %Y") not in text
+    assert describe_rendering(tokenizer) == describe_rendering(
+        ChatTokenizer(str(model), chat_template=str(template))
+    )
+    assert describe_rendering(tokenizer) != describe_rendering(ChatTokenizer(str(model)))

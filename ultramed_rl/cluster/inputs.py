@@ -1,0 +1,93 @@
+"""What stands behind the names in a config, by digests: a run that is taken up again must find the same.
+
+models      config.json, tokenizer and index whole, of each file of weights its size and blocks: a second for 70 billion
+            parameters; of a hub id the commit that the cache of this machine holds
+rows        SHA-256 of the files; of a hub data set the commit
+templates   SHA-256 of the file
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ultramed_rl.cluster.local_paths import FILE_KEYS, MODEL_KEYS, texts_of
+from ultramed_rl.config import AnyConfig
+from ultramed_rl.data.prompts import PromptPool
+from ultramed_rl.data.sources import local_files
+from ultramed_rl.models.offline import OFFLINE_PREFIX, resolve_model
+from ultramed_rl.models.tokenizer import ChatTokenizer
+from ultramed_rl.records import Message
+from ultramed_rl.store.digests import digest_file, digest_inputs, digest_sampled
+
+_HUB = "hf://"
+# What of a model's folder is read: not its card, nor what its training left beside it.
+_READ = {
+    ".json",
+    ".jinja",
+    ".model",
+    ".txt",
+    ".tiktoken",
+    ".py",
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".gguf",
+}
+_PROBE = (Message(role="user", content="Is this the same chat?"),)
+
+
+def describe_inputs(config: AnyConfig) -> dict[str, str]:
+    """By the config's dotted keys what is behind them; without those of which this machine cannot tell."""
+    found = {}
+    for key, name, text in texts_of(config.to_mapping()):
+        if name in MODEL_KEYS:
+            found[key] = describe_model(text)
+        elif name in FILE_KEYS:
+            found[key] = _describe_rows(text)
+    return {key: value for key, value in found.items() if value}
+
+
+def describe_pool(pool: PromptPool) -> str:
+    """The prompts' ids in their order: what each round draws, and what is held out, follows from them."""
+    ids = [prompt.prompt_id for prompt in pool.training], [prompt.prompt_id for prompt in pool.held_out]
+    return f"{len(ids[0])} to train on and {len(ids[1])} held out, {digest_inputs(ids)}"
+
+
+def describe_rendering(tokenizer: ChatTokenizer) -> str:
+    """The tokens of a chat: they follow from the template, and from the library that renders it."""
+    return digest_inputs((tokenizer.encode_chat(_PROBE), tokenizer.end_id))
+
+
+def describe_model(name: str) -> str:
+    """A model's folder, its hub id's commit, or a template's file; empty where this machine cannot tell."""
+    if name.startswith(OFFLINE_PREFIX):
+        name = resolve_model(name)
+    path = Path(name).expanduser()
+    if path.is_file():
+        return digest_file(path)
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix in _READ and file.is_file())
+        return digest_inputs([f"{file.name} {digest_sampled(file)}" for file in files])
+    return _hub_commit("models", name)
+
+
+def _describe_rows(uri: str) -> str:
+    if uri.startswith(_HUB):
+        return _hub_commit("datasets", "/".join(uri.removeprefix(_HUB).partition(":")[0].split("/")[:2]))
+    alone = Path(uri).expanduser()  # which may be no source of rows: a template, a sheet
+    try:
+        digests = [digest_file(file) for file in ([alone] if alone.is_file() else local_files(uri))]
+    except ValueError:  # a name such as `offline`, or what is not there: who reads it says so
+        return ""
+    return digests[0] if len(digests) == 1 else digest_inputs([digests])
+
+
+def _hub_commit(kind: str, name: str) -> str:
+    """The commit of a hub id that this machine's cache would load without a network."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    head = Path(HF_HUB_CACHE, f"{kind}--{name.replace('/', '--')}", "refs", "main")
+    if not head.is_file():
+        return ""
+    return f"commit {head.read_text(encoding='utf-8').strip()}"

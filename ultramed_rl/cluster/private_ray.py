@@ -1,0 +1,207 @@
+"""A Ray of this process's own, for whatever no cluster is named for; it ends with the process.
+
+Its ports are free ones and its files lie in a folder of its own, so that another Ray on the machine neither disturbs it
+nor is disturbed: nothing reads or writes `/tmp/ray`. It listens on the loopback address, and answers only those who have
+its token: this process, and all that it starts itself.
+"""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from ultramed_rl.tracking.heartbeat import failed_since, note_link
+from ultramed_rl.tracking.voice import say
+
+LOOPBACK = "127.0.0.1"
+LOGS, _LOCK, _SPILLED = "session_latest/logs", "lock", "spilled"
+_PREFIX = "umrl-"
+_SOCKET_BYTES = 107  # that Linux allows in the path of a socket
+_LONGEST = f"/{_PREFIX}12345678/session_2026-12-31_23-59-59_999999_4194304/sockets/plasma_store"
+FULL = 0.95  # of a disk, from which Ray refuses to write objects
+_LINK = "ray logs"
+
+
+@dataclass
+class _Started:
+    """The folder, its lock (held for as long as this process lives), when it was made, and the dashboard's address."""
+
+    folder: Path
+    lock: IO[str]
+    moment: float
+    dashboard: str = ""
+
+
+_started: list[_Started] = []  # one at most
+
+
+def start_private_ray(
+    cpus: float | None = None, *, dashboard: bool = False, store_bytes: int | None = None
+) -> str:
+    """Start a Ray on this machine and connect this process to it; one that was started before ends.
+
+    Args:
+        cpus: that its actors share; None for the machine's.
+        dashboard: with the dashboard, which takes jobs.
+        store_bytes: of the object store; None for what Ray finds right.
+
+    Returns:
+        The dashboard's address, as in http://127.0.0.1:40511; empty without one.
+
+    Raises:
+        ValueError: no folder for its files, or RAY_TMPDIR is too long a path; see `choose_parent`.
+    """
+    import ray
+
+    stop_private_ray()
+    parent = choose_parent()
+    remove_spilled(parent)
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+    lock = (folder / _LOCK).open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    _started.append(_Started(folder, lock, time.monotonic()))
+    (folder / _SPILLED).mkdir()
+    note_link(_LINK, (folder / LOGS).as_uri())
+    with _closed():
+        context = ray.init(
+            address="local",  # whatever RAY_ADDRESS says
+            num_cpus=cpus,
+            include_dashboard=dashboard,
+            dashboard_port=0,
+            log_to_driver=False,
+            logging_level="warning",
+            object_store_memory=store_bytes,
+            object_spilling_directory=str(folder / _SPILLED),
+            _temp_dir=str(folder),
+        )
+    if dashboard:
+        _started[0].dashboard = f"http://{context.dashboard_url}"
+    return _started[0].dashboard
+
+
+def is_private(dashboard: str) -> bool:
+    """Whether this is the dashboard of the Ray that `start_private_ray` started."""
+    return any(started.dashboard == dashboard for started in _started)
+
+
+@atexit.register
+def stop_private_ray() -> None:
+    """End the Ray that `start_private_ray` started, if it did, and remove its folder; its logs stay where a run failed
+    meanwhile."""
+    if not _started:
+        return
+    import ray
+
+    ray.shutdown()
+    _read_token_settings()
+    note_link(_LINK, None)
+    last = _started.pop()
+    last.lock.close()
+    if failed_since(last.moment):
+        shutil.rmtree(last.folder / _SPILLED, ignore_errors=True)
+        say(f"Ray's logs: {last.folder / LOGS}")
+    else:
+        shutil.rmtree(last.folder, ignore_errors=True)
+
+
+def choose_parent() -> Path:
+    """Where the folder of a Ray is made: RAY_TMPDIR, else TMPDIR, /tmp or /var/tmp, the first with room on its disk, to
+    which Ray writes the objects that memory cannot hold.
+
+    Raises:
+        ValueError: none can be written to, or all are too long: sockets in them have a longest path.
+    """
+    given = os.environ.get("RAY_TMPDIR")
+    places = (
+        [Path(given).absolute()] if given else [Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp")]
+    )
+    room = _SOCKET_BYTES - len(_LONGEST)
+    usable = [p for p in places if os.access(p, os.W_OK) and len(os.fsencode(p)) <= room]
+    if not usable:
+        raise ValueError(
+            f"{'RAY_TMPDIR=' if given else ''}{', '.join(map(str, places))}: Ray's files need a folder that can be "
+            f"written to, with a path of at most {room} bytes; set RAY_TMPDIR to one"
+        )
+    return next((place for place in usable if full_share(place) <= FULL), usable[0])
+
+
+def full_share(folder: Path) -> float:
+    """The share of the folder's disk that is used; Ray writes no objects to it above 0.95."""
+    disk = shutil.disk_usage(folder)
+    return disk.used / disk.total
+
+
+def remove_spilled(parent: Path) -> None:
+    """Remove the objects that processes which were killed left behind: a living one holds its folder's lock."""
+    for folder in parent.glob(f"{_PREFIX}*"):
+        with suppress(OSError), (folder / _LOCK).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder / _SPILLED)
+
+
+@contextmanager
+def _closed() -> Iterator[None]:
+    """What `ray.init` cannot be told by its arguments: to listen on the loopback address, at free ports, without the
+    autoscaler and the reader of logs, which nobody asks here; and a token.
+
+    Ray's processes get the variables; this one keeps none, so that what it starts itself has no token.
+    """
+    from ray._private import parameter
+
+    make = parameter.RayParams
+    ours = {
+        "node_ip_address": LOOPBACK,
+        "dashboard_agent_listen_port": 0,
+        "no_monitor": True,
+        "include_log_monitor": False,
+    }
+    variables = _variables()
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    _read_token_settings()
+    parameter.RayParams = lambda **given: make(**(given | ours))
+    try:
+        yield
+    finally:
+        parameter.RayParams = make
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _variables() -> dict[str, str]:
+    loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+    # What computes has sockets of its own, which shall be nowhere else, unless the user wants them elsewhere.
+    theirs = {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback, "VLLM_HOST_IP": LOOPBACK}
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        # Despite its name: a Ray process looks for its node on the loopback address.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "DASHBOARD_METRIC_PORT": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # Ray's coming default: an actor without GPUs keeps the environment that it was given.
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        **{name: os.environ.get(name, value) for name, value in theirs.items()},
+    }
+
+
+def _read_token_settings() -> None:
+    """Let Ray read the variables of its tokens anew: it keeps what it read first."""
+    import ray
+
+    ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
+    ray._raylet.Config.initialize("")

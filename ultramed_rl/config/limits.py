@@ -1,0 +1,129 @@
+"""Kinds of values, each with the bounds beyond which no value of the kind makes sense. All keys are of one of these.
+
+A key may narrow its kind by a `Field` of its own, as `n: Samples = Field(default=8, ge=2)` does.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_core import PydanticCustomError
+
+# -- numbers -----------------------------------------------------------------------------------------------
+
+Count = Annotated[int, Field(gt=0, le=10**9)]  # of rows, prompts, steps: what is never held in memory at once
+CountOrZero = Annotated[int, Field(ge=0, le=10**9)]
+Few = Annotated[int, Field(gt=0, le=10_000)]  # of rounds, attempts, passes over the data
+FewOrZero = Annotated[int, Field(ge=0, le=10_000)]
+Samples = Annotated[int, Field(gt=0, le=1024)]  # answers to one prompt
+Tokens = Annotated[int, Field(gt=0, le=2**24)]
+Words = Annotated[int, Field(ge=0, le=10**6)]
+Retries = Annotated[int, Field(ge=0, le=20)]
+Concurrency = Annotated[int, Field(gt=0, le=1024)]
+BatchSize = Annotated[int, Field(gt=0, le=2**20)]  # samples that are computed at once
+Processes = Annotated[int, Field(gt=0, le=4096)]
+WorkersOrZero = Annotated[int, Field(ge=0, le=4096)]
+ZeroStage = Annotated[int, Field(ge=0, le=3)]
+Nodes = Annotated[int, Field(gt=0, le=4096)]
+NodeDevices = Annotated[int, Field(gt=0, le=1024)]
+Width = Annotated[int, Field(gt=0, le=2**20)]  # of a layer, or rows of an embedding
+Parameters = Annotated[int, Field(ge=1, le=10**14)]  # weights of a model
+Budget = Annotated[int, Field(gt=0, le=10**15)]  # of tokens that are paid for
+Resamples = Annotated[int, Field(ge=100, le=100_000)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch and vLLM take
+SmallSeed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy, scikit-learn and lm-eval take
+Grade = Annotated[int, Field(ge=-1000, le=1000)]
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveShare = Annotated[float, Field(gt=0.0, le=1.0)]
+LearningRate = Annotated[float, Field(gt=0.0, le=1.0)]
+Temperature = Annotated[float, Field(ge=0.0, le=2.0)]
+PositiveTemperature = Annotated[float, Field(gt=0.0, le=2.0)]
+Factor = Annotated[float, Field(gt=0.0, le=10**6)]
+FactorOrZero = Annotated[float, Field(ge=0.0, le=10**6)]
+Points = Annotated[float, Field(ge=-(10**6), le=10**6)]
+Seconds = Annotated[float, Field(gt=0.0, le=31 * 86_400)]
+GiB = Annotated[float, Field(gt=0.0, le=65_536)]
+PerMinute = Annotated[float, Field(gt=0.0, le=10**9)]
+Money = Annotated[float, Field(ge=0.0, le=10**9)]
+
+# -- texts -------------------------------------------------------------------------------------------------
+
+
+def _filled_in(value: object) -> object:
+    if isinstance(value, str) and re.search(r"\{\{.*?\}\}", value):
+        raise PydanticCustomError("template", "a template that was not filled in; put the value there")
+    return value
+
+
+def _printable(text: str) -> str:
+    if not text.strip():
+        raise PydanticCustomError("empty", "must not be empty")
+    if not text.isprintable():
+        raise PydanticCustomError("unprintable", "must be one line of printable characters")
+    return text
+
+
+def _path(text: str) -> str:
+    """No part that no file system takes, and no home directory of nobody."""
+    if any(len(part.encode()) > 255 for part in text.split("/")):
+        raise PydanticCustomError("too_long", "a part of it is over 255 bytes, which no file's name may have")
+    if text.startswith("~"):
+        try:
+            Path(text).expanduser()
+        except RuntimeError:
+            raise PydanticCustomError("home", "nobody of this name has a home directory here") from None
+    return text
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except (re.error, OverflowError, RecursionError) as error:
+        why = str(error)[:80].replace("{", "(").replace("}", ")")
+        raise PydanticCustomError(
+            "pattern", f"not a regular expression ({why}); escape what is meant literally with \\"
+        ) from None
+    return text
+
+
+def _variable(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        # Without the value, which may be the key itself.
+        raise ValueError("must be the name of an environment variable, and never what it holds")
+    return name
+
+
+def _web_address(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        whole = False
+    if not whole:
+        raise PydanticCustomError("address", "not a web address; write http://host:port/path")
+    return url
+
+
+_Whole = BeforeValidator(_filled_in)
+_Line = AfterValidator(_printable)
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+Text = Annotated[str, Field(max_length=20_000)]  # what a model reads
+Label = Annotated[
+    str, Field(max_length=200), _Whole, _Line
+]  # a name that is only shown, or another program's
+Tag = Annotated[str, Field(max_length=64), _Whole, _Line]  # as wandb takes it
+# The name of a folder, which gets endings beside it: a file's name has at most 255 bytes.
+Name = Annotated[str, Field(max_length=200, pattern=_NAME), _Whole]
+Variable = Annotated[str, Field(max_length=200), _Whole, AfterValidator(_variable)]
+Column = Annotated[str, Field(max_length=200), _Whole, _Line]
+Address = Annotated[
+    str, Field(max_length=1024), _Whole, _Line, AfterValidator(_path)
+]  # a path, a hub id or a URI
+WebAddress = Annotated[str, Field(max_length=1024), _Whole, _Line, AfterValidator(_web_address)]
+Pattern = Annotated[str, Field(max_length=1000), AfterValidator(_pattern)]

@@ -1,0 +1,125 @@
+"""A chat completions API: messages to a text, and what is no such reply."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ultramed_rl.config.generation import Endpoint
+from ultramed_rl.config.secrets import LEAST_IN_TEXT, read_secret, redact
+from ultramed_rl.data.factory.api.body import estimate_tokens, largest_use, request_body
+from ultramed_rl.http.client import HttpClient, Server, field_of
+from ultramed_rl.http.rate import Rate
+from ultramed_rl.http.session import Session, Trail
+from ultramed_rl.records import ChatRequest
+
+_KEY = "set api_key_env to the variable that holds its key"
+_MOST_TOKENS = 2**31  # a larger count is no count
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A reply as it came. Where the API doesn't count tokens, they are estimated."""
+
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass
+class ChatTrail(Trail):
+    """What one request has taken so far, over all its attempts."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+def chat_client(endpoint: Endpoint, name: str) -> HttpClient:
+    """The client of an endpoint.
+
+    Args:
+        name: how errors call it.
+
+    Raises:
+        ValueError: the key's environment variable isn't set.
+    """
+    # Never OpenAI's own variable by default: a key isn't sent to an address that it wasn't meant for.
+    key = read_secret(endpoint.api_key_env, f"{name}.api_key_env") or "none"
+    return HttpClient(
+        Server(
+            name,
+            endpoint.base_url,
+            timeout_s=endpoint.timeout_s,
+            retries=endpoint.retries,
+            concurrency=endpoint.concurrency,
+            token=key,
+            requests_per_minute=endpoint.requests_per_minute,
+            cures={
+                200: "is base_url that of an OpenAI-compatible API, as http://host:8000/v1?",
+                401: _KEY,
+                402: "pay, or ask another endpoint",
+                403: _KEY,
+                404: f"check base_url and model={endpoint.model!r}",
+            },
+        )
+    )
+
+
+class ChatSession:
+    """An endpoint within its rates of requests and tokens. For one event loop."""
+
+    def __init__(self, endpoint: Endpoint, client: HttpClient) -> None:
+        self.endpoint, self.client = endpoint, client
+        self._session = Session(client)
+        self._tokens = Rate(endpoint.tokens_per_minute)
+
+    async def send(self, request: ChatRequest, trail: ChatTrail) -> Answer:
+        """The answer; `trail` is told what it took. Raises Failure as `Session.send`."""
+        answer = await self._session.send(lambda: self._once(request), trail)
+        trail.prompt_tokens += answer.prompt_tokens
+        trail.completion_tokens += answer.completion_tokens
+        return answer
+
+    def may_retry(self, trail: ChatTrail) -> bool:
+        """Whether the request may be sent once more."""
+        return self._session.may_retry(trail)
+
+    async def _once(self, request: ChatRequest) -> Answer:
+        largest = unused = sum(largest_use(request))
+        await self._tokens.take(largest)
+        try:
+            body = request_body(self.endpoint, request)
+            answer = await self.client.post(body, lambda reply: _read(reply, request), "/chat/completions")
+            unused = largest - answer.prompt_tokens - answer.completion_tokens
+            return answer
+        finally:
+            self._tokens.give_back(unused)
+
+
+def _read(reply: Any, request: ChatRequest) -> Answer:
+    choices = field_of(reply, "choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = field_of(choice, "message")
+    content = field_of(message, "content") or ""
+    if not isinstance(message, dict) or not isinstance(content, str):
+        raise ValueError("no chat completion")
+    text = redact(_without_surrogates(content), least=LEAST_IN_TEXT)
+    asked = "".join(turn["content"] for turn in request.messages)
+    usage = field_of(reply, "usage")
+    return Answer(
+        text,
+        str(field_of(choice, "finish_reason") or ""),
+        _count(field_of(usage, "prompt_tokens"), asked),
+        _count(field_of(usage, "completion_tokens"), text),
+    )
+
+
+def _count(count: Any, text: str) -> int:
+    counted = isinstance(count, int) and not isinstance(count, bool) and 0 <= count < _MOST_TOKENS
+    return count if counted else estimate_tokens(text)
+
+
+def _without_surrogates(text: str) -> str:
+    """Halves of characters, which no file can hold, as the replacement character."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,0 +1,265 @@
+"""Whether a checkpoint is what its config.json says: names and sizes before a weight is loaded, values after it.
+
+transformers fills what is missing with random numbers, leaves out what it doesn't know, and only logs both. Its own
+loader, with renamings and merged experts, is asked here too, but with the files' headers for weights and a model on the
+meta device: a second for 70 billion parameters. The same look serves every way of loading; under ZeRO-3 the loader by
+itself would tell of missing weights alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ultramed_rl.models.weight_files import find_weight_files, shown, stored_shapes
+
+_CURE = "the checkpoint is not whole, or its config.json is another's"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A checkpoint, and as what it is to be loaded.
+
+    Attributes:
+        path: a directory or hub id, as `resolve_model` gives it.
+        name: how the config calls it.
+        factory: one of transformers' Auto classes.
+        fresh: beginnings of names that may be missing, since they begin at random, or are never used. Where there
+            are any, another task's head may lie there unused.
+    """
+
+    path: str
+    name: str
+    config: Any
+    factory: Any
+    trust_remote_code: bool = False
+    fresh: tuple[str, ...] = ()
+
+
+def empty_model(source: ModelSource) -> Any:
+    """The model on the meta device: names and sizes without weights.
+
+    Raises:
+        ValueError: transformers has no such model of this architecture.
+    """
+    try:
+        with torch.device("meta"), _plain_loading():
+            return source.factory.from_config(source.config, trust_remote_code=source.trust_remote_code)
+    except ValueError as error:
+        if "Unrecognized configuration class" not in str(error):
+            raise
+        kind, wanted = source.config.model_type, source.factory.__name__
+        raise ValueError(
+            f"model {source.name!r}: transformers has no {wanted} for {kind!r}; name another model"
+        ) from None
+
+
+def check_weights(source: ModelSource, empty: Any, files: Sequence[Path], dtype: torch.dtype) -> Any:
+    """Refuse files whose weights are not those of the model, by name and size.
+
+    Args:
+        empty: as `empty_model` makes it.
+        dtype: in which it is to be loaded.
+
+    Returns:
+        the model as it would be loaded, on the meta device.
+
+    Raises:
+        ValueError: with the first names of each fault and how many there are.
+    """
+    # What a quantizer has packed has other names and sizes than the plain model's.
+    if getattr(empty.config, "quantization_config", None) is not None:
+        return empty
+    weights = {name: torch.empty(shape, device="meta") for name, shape in stored_shapes(files).items()}
+    try:
+        with _plain_loading():
+            loaded, found = type(empty).from_pretrained(
+                None,
+                config=empty.config,
+                state_dict=weights,
+                device_map="meta",
+                dtype=dtype,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except RuntimeError as error:
+        raise ValueError(
+            f"model {source.name!r}: weights that belong together, such as experts', do not fit together "
+            f"({' '.join(str(error).split())[:200]}); {_CURE}"
+        ) from None
+    refuse_gaps(source, loaded, found)
+    for pair in loaded.all_tied_weights_keys.items():
+        _check_tied(source, pair, weights.keys(), files)
+    return loaded
+
+
+def refuse_gaps(source: ModelSource, model: Any, found: Mapping[str, Any]) -> None:
+    """Raise ValueError for what transformers' loading info of a model tells."""
+    computed = {name for name, _ in model.named_non_persistent_buffers()}
+    missing = [name for name in found["missing_keys"] if not name.startswith(source.fresh)]
+    unexpected = [
+        name
+        for name in found["unexpected_keys"]
+        if name not in computed and not (source.fresh and not _in_base(model, name))
+    ]
+    sizes = [
+        f"{name} {'x'.join(map(str, stored))} for {'x'.join(map(str, wanted))}"
+        for name, stored, wanted in found["mismatched_keys"]
+    ]
+    kinds = {"missing": missing, "unknown to its model": unexpected, "of another size": sizes}
+    faults = [f"{len(names)} {kind} ({shown(names)})" for kind, names in kinds.items() if names]
+    if faults:
+        raise ValueError(f"model {source.name!r}: weights are {' and '.join(faults)}; {_CURE}")
+
+
+def check_finite(model: nn.Module, name: str) -> None:
+    """Raise ValueError with the names of a loaded model's weights that hold NaN or infinity.
+
+    Under ZeRO-3 each rank looks at its own part. Weights in 4 bits are never NaN: see `check_finite_files`.
+    """
+    parts = ((path, _own_part(parameter)) for path, parameter in model.named_parameters())
+    _refuse_broken(chain(parts, kept_buffers(model)), name)
+
+
+def check_finite_files(files: Iterable[Path], name: str) -> None:
+    """Like `check_finite`, of the files' own numbers."""
+    _refuse_broken(_read(files), name)
+
+
+def kept_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """What belongs to a checkpoint and is no parameter, such as the bias of DeepSeek-V3's router."""
+    for path, module in model.named_modules():
+        for leaf, buffer in module._buffers.items():
+            if buffer is not None and leaf not in module._non_persistent_buffers_set:
+                yield f"{path}.{leaf}" if path else leaf, buffer
+
+
+def weight_files(path: str) -> list[Path]:
+    """The safetensors files of a local checkpoint or a hub id, downloaded if need be; none where there are none."""
+    if Path(path).is_dir():
+        return find_weight_files(Path(path))
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+    from transformers.utils.hub import get_checkpoint_shard_files
+
+    def fetch(name: str) -> str | None:
+        found: str | None = cached_file(path, name, _raise_exceptions_for_missing_entries=False)
+        return found
+
+    single = fetch(SAFE_WEIGHTS_NAME)
+    if single is not None:
+        return [Path(single)]
+    index = fetch(SAFE_WEIGHTS_INDEX_NAME)
+    return [] if index is None else [Path(file) for file in get_checkpoint_shard_files(path, index)[0]]
+
+
+@torch.no_grad()
+def restore_buffers(model: Any, plain: Any, files: Iterable[Path]) -> None:
+    """Give buffers back the precision that they have without ZeRO-3, and the values.
+
+    DeepSpeed's `zero.Init` rounds all that a module makes to the weights' precision. Rotary frequencies in bfloat16 are
+    off by up to 2^-9: after some hundred tokens queries and keys are turned elsewhere than in an engine.
+
+    Args:
+        plain: the same model, as `check_weights` returns it.
+    """
+    from transformers import PreTrainedModel
+
+    wanted = {name: buffer.dtype for name, buffer in plain.named_buffers()}
+    changed: dict[str, torch.Tensor] = {}
+    modules: dict[str, nn.Module] = {}
+    for name, buffer in [*model.named_buffers()]:
+        if buffer.dtype != wanted[name]:
+            path, _, leaf = name.rpartition(".")
+            modules[path] = model.get_submodule(path)
+            changed[name] = modules[path]._buffers[leaf] = buffer.to(wanted[name])
+    owners: dict[str, Any] = {n: m for n, m in model.named_modules() if isinstance(m, PreTrainedModel)}
+    for path, module in modules.items():
+        # transformers' own way to compute them; weights that were loaded are marked, and stay as they are.
+        owner = max((n for n in owners if not n or f"{path}.".startswith(f"{n}.")), key=len)
+        owners[owner]._init_weights(module)
+    for name, tensor in _read(files, changed.keys()):
+        changed[name].copy_(tensor)
+
+
+def _read(files: Iterable[Path], names: Collection[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+    """The stored weights of these names, or all."""
+    from safetensors import safe_open
+
+    for file in files:
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 - it is no mapping
+                if names is None or name in names:
+                    yield name, opened.get_tensor(name)
+
+
+def _check_tied(
+    source: ModelSource, pair: tuple[str, str], stored: Collection[str], files: Iterable[Path]
+) -> None:
+    """Two weights that the config ties may both be stored, but only alike: engines would read one of them."""
+    if not set(pair) <= set(stored):
+        return
+    first, second = (tensor for _, tensor in _read(files, pair))
+    if not torch.equal(first, second):
+        raise ValueError(
+            f"model {source.name!r}: {pair[0]} and {pair[1]} differ, and its config ties them; set "
+            "tie_word_embeddings to false in its config.json"
+        )
+
+
+def _in_base(model: Any, name: str) -> bool:
+    """Whether a name would be the base model's, with its prefix or without."""
+    first = name.partition(".")[0]
+    return first == model.base_model_prefix or first in dict(model.base_model.named_children())
+
+
+def _own_part(parameter: nn.Parameter) -> torch.Tensor:
+    """The numbers of a weight that this process holds."""
+    part = getattr(parameter, "ds_tensor", None)
+    if part is None:
+        return parameter.detach()
+    start = torch.distributed.get_rank() * part.numel()
+    return part[: max(0, parameter.ds_numel - start)]  # behind the last number there is only padding
+
+
+def _refuse_broken(weights: Iterable[tuple[str, torch.Tensor]], name: str) -> None:
+    broken = [path for path, tensor in weights if not _is_finite(tensor)]
+    if broken:
+        raise ValueError(
+            f"model {name!r}: {len(broken)} weights are not finite ({shown(broken)}); the training that made it "
+            "diverged, or the file is damaged: use another checkpoint"
+        )
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    # One pass without a copy: a NaN or an infinity anywhere is in the minimum or the maximum.
+    return all(math.isfinite(float(value)) for value in torch.aminmax(tensor))
+
+
+@contextmanager
+def _plain_loading() -> Iterator[None]:
+    """Within it transformers loads as if there were no ZeRO-3, and says nothing of it."""
+    from transformers.integrations import deepspeed
+    from transformers.utils import logging
+
+    shows_bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    reference = deepspeed._hf_deepspeed_config_weak_ref
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = reference
+        logging.set_verbosity(verbosity)
+        if shows_bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,145 @@
+"""What a config names on this machine: looked for before anything starts, without a GPU or a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+from ultramed_rl.cluster.local_paths import OFFLINE, texts_of
+from ultramed_rl.config import AnyConfig
+from ultramed_rl.config.base import Problems
+from ultramed_rl.config.files import why_unreadable
+from ultramed_rl.config.recipe import REFERENCE, RecipeConfig, stage_config
+from ultramed_rl.config.run import RunConfig
+from ultramed_rl.config.secrets import read_secret
+from ultramed_rl.config.stages import PreferenceConfig, RewardConfig, SftConfig
+
+COUNTED_BYTES = 32 * 2**20  # a pool of so much text is counted in a second or two
+_ROWS = {"uri", "input", "sources", "exemplars_from", "judged"}
+_MODELS = {"path", "paths", "policies", "tokenizer"}
+
+
+def check_inputs(config: AnyConfig, made: Path | None = None) -> None:
+    """Look for the environment variables, templates, local rows and models that a config names.
+
+    Args:
+        made: a recipe's folder, in which earlier stages make what isn't there yet.
+
+    Raises:
+        Problems: what isn't there or cannot be read, a line each.
+    """
+    problems = []
+    for key, name, text in texts_of(config.to_mapping()):
+        if text.startswith(REFERENCE) or (made is not None and made in Path(text).parents):
+            continue
+        try:
+            _check_text(key, name, text)
+        except (ValueError, OSError) as error:
+            words = str(error)
+            problems.append(words if words.startswith(key) else f"{key}: {words}")
+    if problems:
+        raise Problems(problems)
+
+
+def check_recipe_inputs(recipe: RecipeConfig) -> None:
+    """As `check_inputs`, for all stages. Raises `Problems` whose keys are the recipe's."""
+    problems = []
+    made = Path(recipe.run.directory) / recipe.run.name
+    for name in recipe.stages:
+        try:
+            check_inputs(stage_config(recipe, name, {}), made)
+        except Problems as error:
+            problems += [f"stages.{name}.{line}" for line in error.problems]
+    if problems:
+        raise Problems(problems)
+
+
+def _check_text(key: str, name: str, text: str) -> None:
+    if name.endswith("_env"):
+        read_secret(text, key)
+    elif name in _ROWS and text != OFFLINE:
+        from ultramed_rl.data.sources import list_sources
+
+        list_sources(text)
+    elif name in _MODELS:
+        from ultramed_rl.models.offline import check_model
+
+        check_model(text)
+    elif name in ("chat_template", "chat_templates"):
+        from ultramed_rl.models.tokenizer import read_template
+
+        read_template(text, key)
+    elif name == "template":
+        _check_judge_template(key, text)
+    elif name == "labels":
+        reason = why_unreadable(Path(text))
+        if reason is not None:
+            raise ValueError(f"{key}={text!r}: {reason}; name a CSV file")
+    elif name == "include_path" and not Path(text).expanduser().is_dir():
+        raise ValueError(f"{key}={text!r}: no such folder; name one with task YAMLs")
+
+
+def _check_judge_template(key: str, path: str) -> None:
+    """Of a term of the reward, or of the judge of statements."""
+    if ".terms." in f".{key}":
+        from ultramed_rl.rewards.judge import judge_template
+
+        judge_template(path, key)
+    else:
+        from ultramed_rl.evaluation.judging.entailment import statement_template
+
+        statement_template(path, key)
+
+
+def check_pool(config: AnyConfig, stage: str = "") -> None:
+    """Count the prompts, and hold some out as the run would, where all sources are small and on this machine.
+
+    Nothing is tokenised: what is too long still counts.
+
+    Args:
+        stage: what a problem begins with, of a recipe's stage.
+
+    Raises:
+        ValueError: rows that cannot be used, or none left to train on.
+    """
+    try:
+        if isinstance(config, SftConfig | RewardConfig | PreferenceConfig):
+            _check_stage_data(config)
+        _check_prompts(config)
+    except ValueError as error:
+        raise ValueError(f"{stage}{error}") from None
+
+
+def _check_prompts(config: AnyConfig) -> None:
+    prompts: Any = getattr(config, "prompts", None)
+    if prompts is None or not _is_small([source.uri for source in prompts.sources]):
+        return
+    from ultramed_rl.data.pool import check_rounds, split_pool
+    from ultramed_rl.data.prompts import load_prompts
+
+    pool = split_pool(load_prompts(prompts, lambda _: []), prompts.held_out, config.run.seed)
+    if isinstance(config, RunConfig):
+        check_rounds(pool, prompts, config.run.rounds)
+
+
+def _check_stage_data(config: SftConfig | RewardConfig | PreferenceConfig) -> None:
+    from ultramed_rl.data.stage_data import prepare_conversations, prepare_preferences
+    from ultramed_rl.data.tokenize import Tokenizer
+
+    data = config.data
+    if not _is_small([source.uri for source in (*data.sources, *data.evaluation_sources)]):
+        return
+    none = cast(Tokenizer, None)  # the sources are read and split here, tokenised only when they are iterated
+    if isinstance(config, SftConfig):
+        prepare_conversations(config.data, none, config.model.max_length, config.run.seed)
+    else:
+        prepare_preferences(config.data, none, config.model.max_length, config.run.seed)
+
+
+def _is_small(uris: list[str]) -> bool:
+    """Whether all rows are in files of this machine, of few bytes together."""
+    from ultramed_rl.data.sources import local_files
+
+    if any(uri.startswith((REFERENCE, "hf://")) for uri in uris):
+        return False
+    return sum(file.stat().st_size for uri in uris for file in local_files(uri)) <= COUNTED_BYTES
