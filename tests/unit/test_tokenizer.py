@@ -77,9 +77,8 @@ def test_a_built_in_template_begins_as_the_tokenizer_begins_every_text(
     from tokenizers.processors import TemplateProcessing
 
     backend = make_tokenizer()
-    backend.add_special_tokens(
-        {"bos_token": "<bos>", "additional_special_tokens": ["<|im_start|>", "<|eot_id|>"]}
-    )
+    markers = ["<|im_start|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"]
+    backend.add_special_tokens({"bos_token": "<bos>", "additional_special_tokens": markers})
     bos = backend.bos_token_id
     if adds:
         begun = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", bos)])
