@@ -385,11 +385,11 @@ def run_round(
 class PolicyTokens:
     """What is asked of the policy's tokenizer where reward models read the policy's tokens: a look for control tokens."""
 
-    controls = np.array([-1, -2], dtype=np.int32)
+    controls = np.zeros(2, dtype=bool)
 
     def spell_out(self, token_ids: Sequence[int]) -> Sequence[int]:
         ids = np.frombuffer(TokenIds(token_ids).packed, dtype=np.int32)
-        assert not np.isin(ids, self.controls).any()
+        assert not np.take(self.controls, ids, mode="clip").any()
         return token_ids
 
 

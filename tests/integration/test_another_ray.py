@@ -22,7 +22,7 @@ from ultramed_rl.cli.doctor.ports import judge_ports
 from ultramed_rl.cluster.group import WorkerGroup
 from ultramed_rl.cluster.jobs import Job, run_job
 from ultramed_rl.cluster.placement import connect, disconnect
-from ultramed_rl.cluster.private_ray import start_private_ray
+from ultramed_rl.cluster.private_ray import LOGS, start_private_ray
 from ultramed_rl.config.cluster import Devices
 
 # As anybody's script: open, and its agent takes the port that Ray gives every agent, 52365.
@@ -114,8 +114,8 @@ def test_a_private_ray_lets_nobody_in_and_goes_on_when_another_ends(monkeypatch:
             assert group.call("process") == processes
 
             with another_ray() as second:
-                folder = Path(ray.get_runtime_context().get_temp_dir())
-                assert (folder / "session_latest" / "logs").is_dir()
+                folder = Path(ray.get_runtime_context().get_temp_dir()).parent
+                assert (folder / LOGS).is_dir()
                 disconnect()
                 assert not folder.exists()
                 assert second.ask() == "answer 2\n"
@@ -142,7 +142,7 @@ def check_closed(dashboard: str, beside: OtherRay) -> None:
     (token,) = {p.environ()["RAY_AUTH_TOKEN"] for p in ours if p.name() in ("raylet", "gcs_server")}
     assert len(token) == 64 and token not in os.environ.values()
     assert not [p for p in ours if token in " ".join(p.cmdline())]
-    folder = Path(ray.get_runtime_context().get_temp_dir())
+    folder = Path(ray.get_runtime_context().get_temp_dir()).parent
     assert folder.stat().st_mode & 0o777 == 0o700
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert files and not [path for path in files if token.encode() in path.read_bytes()]

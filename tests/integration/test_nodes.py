@@ -28,7 +28,7 @@ CHANGES: dict[str, Any] = {
     "cluster__layout": "disaggregated",
     "cluster__policy": {"ranks": 1, "zero_stage": 1},
     "cluster__rollout": {"engines": 4, "max_num_seqs": 4, "kv_cache_gib": 0.1, "enforce_eager": True},
-    "cluster__faults": {"start_s": 20.0, "hang_s": 120.0},
+    "cluster__faults": {"start_s": 60.0, "hang_s": 120.0},
 }
 
 
@@ -38,6 +38,8 @@ def test_two_rounds_over_three_nodes_go_on_when_one_is_lost(tiny_root: Path) -> 
     config, run = tiny_root / "nodes.yaml", tiny_root / "runs" / "nodes"
     config.write_text(yaml.safe_dump(settings))
     with ray_nodes(3, cpus=2) as (variables, nodes):
+        said = join_as_stranger(variables["RAY_ADDRESS"])
+        assert "InvalidAuthToken" in said and "joined" not in said
         driver = subprocess.Popen(
             [sys.executable, "-m", "ultramed_rl.cli", "run", str(config)],
             stdout=subprocess.PIPE,
@@ -45,8 +47,6 @@ def test_two_rounds_over_three_nodes_go_on_when_one_is_lost(tiny_root: Path) -> 
             text=True,
             env=os.environ | variables,
         )
-        said = join_as_stranger(variables["RAY_ADDRESS"])  # the run starts meanwhile
-        assert "InvalidAuthToken" in said and "joined" not in said
         wait_until(driver, lambda: (run / "rounds/001/prompts.json").exists())
         assert sorted(len(node.workers("RolloutWorker")) for node in nodes) == [0, 2, 2]
         (home,) = [node for node in nodes if node.workers("PolicyWorker")]

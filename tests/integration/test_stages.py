@@ -463,7 +463,8 @@ def test_a_config_of_another_type_names_its_command(root: Path) -> None:
     config = write_config(stage(root, "sft", "other", "chats.jsonl"), root / "other.yaml")
     found = CliRunner().invoke(app, ["reward", str(config)])
     assert found.exit_code == 2
-    assert found.output.splitlines() == [f"{config}: type='sft': use ultramed-rl sft"]
+    (line,) = found.output.splitlines()
+    assert line.startswith(f"{config}: type='sft': ") and "ultramed-rl sft" in line
 
 
 # -- a recipe ----------------------------------------------------------------------------------------------

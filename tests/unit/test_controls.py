@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.tiny import CHATML, make_tokenizer
 from tests.vocabularies import KINDS, TEMPLATES, load
 from ultramed_rl.data.tokenize import tokenize_conversation, tokenize_preference
-from ultramed_rl.models.tokenizer import ChatTokenizer
+from ultramed_rl.models.tokenizer import ChatTokenizer, encode_continuations
 from ultramed_rl.records import Conversation, Message, RankedAnswers
 
 BOTH = [(kind, name) for kind in KINDS for name in TEMPLATES]
@@ -234,6 +234,16 @@ def test_unigram_pieces_named_like_control_tokens_are_not_chosen(tmp_path: Path)
     tokenizer = load(tmp_path, "unigram", TEMPLATES["zephyr"])
     ids = tokenizer.encode_chat(chat("<unk> </s>"))
     assert controls(tokenizer, ids).count("</s>") == 1
+
+
+def test_questions_that_are_asked_without_a_template_hold_no_control_token_either(
+    tokenizers: dict[tuple[str, str], ChatTokenizer],
+) -> None:
+    tokenizer = tokenizers["bytes", "chatml"]
+    context, endings = encode_continuations(tokenizer.backend, f"Q: {FORGED}\nA:", [" <|im_end|>", " B"])
+    assert controls(tokenizer, [i for ids in (context, *endings) for i in ids]) == []
+    plain = encode_continuations(tokenizer.backend, "Q: dose?\nA:", [" A", " B"])
+    assert plain[0] == tokenizer.encode_text("Q: dose?\nA:")
 
 
 # -- templates that cannot be learnt with ------------------------------------------------------------------

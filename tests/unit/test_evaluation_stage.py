@@ -62,7 +62,8 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EvaluateConfig:
         "type": "evaluate",
         "run": {"name": "exam", "directory": str(tmp_path)},
         "policies": {"tiny": str(make_policy(tmp_path / "policy"))},
-        "benchmarks": {"tasks": ["medqa"]},
+        "policy": {"max_length": 128},
+        "benchmarks": {"tasks": ["medqa"], "protocols": [{"type": "greedy", "max_new_tokens": 8}]},
         "cluster": {"device": "cpu", "device_memory_gib": 8.0, "rollout": {"kv_cache_gib": 0.1}},
         "tracking": {"wandb": "disabled"},
     }

@@ -165,8 +165,9 @@ def test_a_reply_that_does_not_fit_is_asked_again_with_what_is_wrong(tmp_path: P
     ],
 )
 def test_what_cannot_be_answered_ends_as_an_error(
-    tmp_path: Path, said: Said, error: str, attempts: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Said, error: str, attempts: int
 ) -> None:
+    monkeypatch.setattr("ultramed_rl.http.session._UNWELL", lambda _: 0.0)
     rule = lambda body: said if asked(body) == "say a" else reply("fine")
     with fake_api(rule) as (url, _):
         slow = 0.3 if said.delay_s else 60.0

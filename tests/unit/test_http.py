@@ -13,7 +13,6 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote, unquote_plus
 
@@ -22,6 +21,7 @@ from pydantic import TypeAdapter
 from tenacity import AsyncRetrying, RetryCallState
 
 from tests.fake_api import FakeApi, Said, fake_api, reply
+from tests.unit.test_reward_http import Bytes
 from ultramed_rl.config.generation import Endpoint
 from ultramed_rl.config.rewards import RewardTerm
 from ultramed_rl.data.factory.api.generator import ApiGenerator
@@ -33,12 +33,6 @@ from ultramed_rl.rewards import make_term
 
 SECRET = 's3cr3t/+k=y "-0123456789'
 Asking = Callable[..., str]
-
-
-class Bytes:
-    """A tokenizer whose tokens are characters."""
-
-    backend = SimpleNamespace(decode=lambda ids, **_: "".join(map(chr, ids)))
 
 
 def score(answers: int = 2, **section: Any) -> list[float]:
@@ -128,7 +122,8 @@ def test_an_endless_reply_is_left_at_the_limit(ask: Asking, answering: Answering
 
 @every_client
 def test_a_packed_reply_is_not_unpacked(ask: Asking, answering: Answering, tmp_path: Path) -> None:
-    packed = gzip.compress(b"[" + b"0," * 10**6)
+    fine = {**reply("7").body, "rewards": [1.0, 2.0]}
+    packed = gzip.compress(json.dumps(fine).encode())
     url, api = answering(Said(packed, headers={"content-encoding": "gzip"}))
     assert url in ask(url, tmp_path)
     assert api.bodies[0]["headers"]["accept-encoding"] == "identity"

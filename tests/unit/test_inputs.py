@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,8 +17,15 @@ from hypothesis import strategies as st
 from tests.tiny import CHATML, make_policy, tiny_run
 from ultramed_rl.cluster.inputs import describe_inputs, describe_model, describe_rendering
 from ultramed_rl.config import parse_config
+from ultramed_rl.config.load import KINDS
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Message
+from ultramed_rl.stages import reward_bench
+from ultramed_rl.stages.contrasts import make_contrasts
+from ultramed_rl.stages.data.run import make_data
+from ultramed_rl.stages.evaluate import evaluate_policies
+from ultramed_rl.stages.reward_bench import bench_reward
+from ultramed_rl.stages.run import run_stage
 from ultramed_rl.store.digests import digest_path, digest_sampled
 
 MIB = 2**20
@@ -127,3 +137,81 @@ def test_a_templates_clock_stands_still(tmp_path: Path, monkeypatch: pytest.Monk
         ChatTokenizer(str(model), chat_template=str(template))
     )
     assert describe_rendering(tokenizer) != describe_rendering(ChatTokenizer(str(model)))
+
+
+# -- every kind of run compares them -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A config, how it is run, where it is stopped, and what to change under which of its keys."""
+
+    settings: dict[str, Any]
+    run: Callable[..., Any]
+    stop: str
+    file: str
+    key: str
+
+
+def stages(root: Path) -> dict[str, Stage]:
+    cpu = {"device": "cpu", "device_memory_gib": 8.0}
+    plain = {"tracking": {"wandb": "disabled"}, "cluster": cpu}
+    model, rows = {"path": str(root / "policy"), "max_length": 128}, str(root / "rows.jsonl")
+    engines = {**cpu, "rollout": {"kv_cache_gib": 0.1}}
+    sft = {"type": "sft", "model": model, "data": {"sources": [{"uri": rows}]}, **plain}
+    sft["training"] = {"learning_rate": 1e-5}
+    prompts = {"sources": [{"type": "question", "uri": rows}], "max_prompt_tokens": 64}
+    contrasts = {"type": "contrasts", "policy": model, "prompts": prompts, "cluster": engines}
+    exam = {"type": "evaluate", "policies": {"tiny": model["path"]}, **plain, "cluster": engines}
+    exam["benchmarks"] = {"tasks": [{"name": "medqa", "uri": rows}], "protocols": ["likelihood"]}
+    exam["policy"] = {"max_length": 128}
+    bench = {"type": "reward_bench", "model": model, "data": {"uri": rows}, **plain}
+    data = {
+        "type": "data",
+        "input": [rows],
+        "step": {"type": "records", "name": "r", "kind": "Open-End", "question": "question"},
+        **plain,
+    }
+    return {
+        "sft, data": Stage(sft, run_stage, "stages.run.prepare_data", "rows.jsonl", "data.sources.0.uri"),
+        "sft, model": Stage(sft, run_stage, "stages.run.prepare_data", "policy/config.json", "model.path"),
+        "contrasts": Stage(
+            contrasts, make_contrasts, "stages.contrasts.prepare_pool", "rows.jsonl", "prompts.sources.0.uri"
+        ),
+        "evaluate": Stage(
+            exam, evaluate_policies, "stages.evaluate.Examination", "rows.jsonl", "benchmarks.tasks.0.uri"
+        ),
+        "evaluate, policy": Stage(
+            exam, evaluate_policies, "stages.evaluate.Examination", "policy/config.json", "policies.tiny"
+        ),
+        "reward_bench": Stage(bench, bench_reward, "stages.reward_bench._scores", "rows.jsonl", "data.uri"),
+        "data": Stage(data, make_data, "stages.data.run.carry_out", "rows.jsonl", "input.0"),
+    }
+
+
+@pytest.mark.parametrize("name", stages(Path()))
+def test_every_kind_of_run_compares_its_inputs(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is interrupted in its midst, something is changed, and it is taken up again."""
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    make_policy(tmp_path / "policy")
+    (tmp_path / "rows.jsonl").write_text('{"question": "Is it safe?"}\n')
+    stage = stages(tmp_path)[name]
+    monkeypatch.setattr(f"ultramed_rl.{stage.stop}", interrupt)
+    monkeypatch.setattr(reward_bench, "prepare_bench", lambda *_: None)
+    settings = {"run": {"name": "run", "directory": str(tmp_path / "runs")}, **stage.settings}
+    config = parse_config(settings, kind=KINDS[settings["type"]])
+    with pytest.raises(KeyboardInterrupt):
+        stage.run(config)
+    with pytest.raises(KeyboardInterrupt):
+        stage.run(config, resume=True)
+    file = tmp_path / stage.file
+    file.write_bytes(file.read_bytes() + b"\n")
+    with pytest.raises(
+        ValueError, match=rf"^\S+/runs/run: .*\({stage.key}: [0-9a-f]{{12}} -> [0-9a-f]{{12}}\)"
+    ):
+        stage.run(config, resume=True)

@@ -1,21 +1,26 @@
-"""Where a run's own Ray keeps its files, and what stays of them. No Ray is started."""
+"""Where a run's own Ray keeps its files, what stays of them, and who gets its token. No Ray is started."""
 
 from __future__ import annotations
 
 import fcntl
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+import ray
 
 from ultramed_rl.cluster import private_ray
+from ultramed_rl.cluster.job_client import connect_to_jobs
 from ultramed_rl.cluster.private_ray import choose_parent, remove_spilled, stop_private_ray
 from ultramed_rl.tracking.heartbeat import watched
 
-# 107 bytes of a socket's path, less /umrl-12345678 (14), the session's name (43) and /sockets/plasma_store (21).
-LONGEST = 29
+# 107 bytes of a socket's path, less /umrl-12345678 (14), /ray (4), the session's name (43) and /sockets/plasma_store
+# (21).
+LONGEST = 25
 
 
 @pytest.fixture
@@ -92,3 +97,32 @@ def test_logs_stay_after_a_failure_alone(tmp_path: Path, capsys: pytest.CaptureF
     logs = started(tmp_path / "later")
     stop_private_ray()
     assert not logs.exists(), "the failure was that of an earlier one"
+
+
+def test_another_cluster_gets_the_users_token_and_never_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[str | None] = []
+
+    class Dashboard(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            shown.append(self.headers["Authorization"])
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"version": "4", "ray_version": "2.55.0"}')
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with HTTPServer(("127.0.0.1", 0), Dashboard) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        with monkeypatch.context() as ours, private_ray._closed():
+            # As while a Ray of our own is up: Ray's client has read its token.
+            assert ray._raylet.AuthenticationTokenLoader.instance().has_token()
+            for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+                ours.delenv(name, raising=False)
+            connect_to_jobs(address, "--address")
+            ours.setenv("RAY_AUTH_TOKEN", "the user's")
+            connect_to_jobs(address, "--address")
+        server.shutdown()
+    private_ray._read_token_settings()
+    assert shown == ["", "", "Bearer the user's", "Bearer the user's"]  # two requests each

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import threading
 import tracemalloc
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from tests.tiny import CHATML, make_tokenizer, tiny_config
 from ultramed_rl.models import rendering
 from ultramed_rl.models.rendering import UnfitTemplate, render_chat
-from ultramed_rl.models.tokenizer import ChatTokenizer
+from ultramed_rl.models.tokenizer import ChatTokenizer, read_template
 from ultramed_rl.records import Message
 
 QUESTION = [Message(role="user", content="x")]
@@ -173,9 +174,14 @@ def test_a_broken_template_shows_when_the_tokenizer_is_loaded(
         ChatTokenizer(str(tmp_path), chat_template=str(file) if where == "file" else None)
     assert repr(str(tmp_path)) in str(caught.value) and "\n" not in str(caught.value)
     assert (f"chat_template={str(file)!r}" in str(caught.value)) == (where == "file")
-    file.write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match="chat_template=.*mine.jinja"):
-        ChatTokenizer(str(tmp_path), chat_template=str(file))
+
+
+@pytest.mark.parametrize("source", [b"\xff\xfe", b"{{ " + b"(" * 5000, b"{% if %}", b"x" * (2**20 + 1)])
+def test_a_file_that_is_no_template_is_told_by_its_key(tmp_path: Path, source: bytes) -> None:
+    (tmp_path / "mine.jinja").write_bytes(source)
+    with pytest.raises(ValueError, match=r"reward\.chat_template=.*mine\.jinja") as caught:
+        read_template(str(tmp_path / "mine.jinja"), "reward.chat_template")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 
 # -- as transformers renders -------------------------------------------------------------------------------
@@ -207,7 +213,8 @@ CHATS = [
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_other_templates_give_what_transformers_gives(name: str) -> None:
+def test_other_templates_give_what_transformers_gives(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendering, "_DATE", datetime.now())
     backend = make_tokenizer()
     backend.chat_template = TEMPLATES[name]
     for turns in CHATS:

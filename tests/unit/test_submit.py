@@ -47,7 +47,7 @@ def test_what_is_sent_reads_back_as_the_same_config_and_its_command_takes_it(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    monkeypatch.setenv("OPENAI_API_KEY", "a-key-that-opens-nothing")
     config = read_any(path)
     words = command_line(config, CONFIG_FILE, resume=False)
     with job_folder(Submission("name", words, dump_config(config), {})) as folder:

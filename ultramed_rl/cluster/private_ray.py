@@ -25,10 +25,12 @@ from ultramed_rl.tracking.heartbeat import failed_since, note_link
 from ultramed_rl.tracking.voice import say
 
 LOOPBACK = "127.0.0.1"
-LOGS, _LOCK, _SPILLED = "session_latest/logs", "lock", "spilled"
+# Ray lets every user write to its folder, where its sockets are; ours around it keeps them out.
+_RAYS = "ray"
+LOGS, _LOCK, _SPILLED = f"{_RAYS}/session_latest/logs", "lock", "spilled"
 _PREFIX = "umrl-"
 _SOCKET_BYTES = 107  # that Linux allows in the path of a socket
-_LONGEST = f"/{_PREFIX}12345678/session_2026-12-31_23-59-59_999999_4194304/sockets/plasma_store"
+_LONGEST = f"/{_PREFIX}12345678/{_RAYS}/session_2026-12-31_23-59-59_999999_4194304/sockets/plasma_store"
 FULL = 0.95  # of a disk, from which Ray refuses to write objects
 _LINK = "ray logs"
 
@@ -83,7 +85,7 @@ def start_private_ray(
             logging_level="warning",
             object_store_memory=store_bytes,
             object_spilling_directory=str(folder / _SPILLED),
-            _temp_dir=str(folder),
+            _temp_dir=str(folder / _RAYS),
         )
     if dashboard:
         _started[0].dashboard = f"http://{context.dashboard_url}"

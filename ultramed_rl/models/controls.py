@@ -35,7 +35,10 @@ class ControlTokens:
         }
         named = zip(backend.all_special_tokens, backend.all_special_ids, strict=True)
         self.ids |= {text: index for text, index in named if backend.convert_ids_to_tokens(index) == text}
-        self.numbers = np.array(sorted(set(self.ids.values())), dtype=np.int32)
+        self._held = np.zeros(
+            max(self.ids.values()) + 2, dtype=bool
+        )  # by id; the last one stands for all above
+        self._held[list(self.ids.values())] = True
         self._backend = backend
         self._copy: Any = None
         self._tag = "".join(chr(_PRIVATE + secrets.randbelow(6400)) for _ in range(12))
@@ -62,6 +65,10 @@ class ControlTokens:
     def show(self, text: str) -> str:
         """Undo `hide`."""
         return self._stand_in.sub(lambda found: self._letters[found[0]], text)
+
+    def among(self, token_ids: np.ndarray) -> np.ndarray:
+        """Of each id whether it is a control token's."""
+        return np.take(self._held, token_ids, mode="clip")
 
     def spell(self, token: int) -> list[int]:
         """The tokens of a control token's letters."""

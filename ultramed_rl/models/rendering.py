@@ -29,7 +29,7 @@ MOST_MADE = 2**26  # characters and items made on the way to one chat
 # What a template that has a clock reads: a chat must give the same tokens tomorrow, when a run is taken up again. It is the
 # date that Llama 3's template takes itself where there is no clock.
 _DATE = datetime(2024, 7, 26)
-_MOST_SOURCE = 2**20  # characters of a template
+MOST_SOURCE = 2**20  # characters of a template
 _MOST_BITS = 2**14  # of a number
 _TURN, _JOINED, _SLICED = "a turn", "joined parts", "a slice"  # filters that no template can name
 _FORMATS = {"%", "format", "format_map"}
@@ -75,8 +75,8 @@ def render_chat(tokenizer: Any, messages: Sequence[Message], *, generate: bool =
 def _compile(source: str) -> Template:
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
-    if len(source) > _MOST_SOURCE:
-        raise ValueError(f"a template of {len(source)} characters; {_MOST_SOURCE} are the most")
+    if len(source) > MOST_SOURCE:
+        raise ValueError(f"a template of {len(source)} characters; {MOST_SOURCE} are the most")
     theirs: Environment = _compile_jinja_template("").environment
     ours = _Bounded(
         trim_blocks=theirs.trim_blocks,

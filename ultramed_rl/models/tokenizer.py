@@ -16,7 +16,7 @@ from ultramed_rl.config.files import why_unreadable
 from ultramed_rl.config.models import Model
 from ultramed_rl.models.controls import ControlTokens
 from ultramed_rl.models.offline import resolve_model
-from ultramed_rl.models.rendering import UnfitTemplate, render_chat
+from ultramed_rl.models.rendering import MOST_SOURCE, UnfitTemplate, render_chat
 from ultramed_rl.records import Message
 from ultramed_rl.token_ids import TokenIds
 
@@ -130,8 +130,8 @@ class ChatTokenizer:
     def end_of_turn(self) -> int:
         """The token that the chat template puts after an assistant's answer."""
         _, _, after = self._frame([Message(role="user", content="x")])
-        markers = (token for token in self.controls.encode([after])[0] if token in self.controls.numbers)
-        return next(markers, self.backend.eos_token_id)
+        known = set(self.controls.ids.values())
+        return next((i for i in self.controls.encode([after])[0] if i in known), self.backend.eos_token_id)
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of the chat with the generation prompt: what a rollout goes on from."""
@@ -221,7 +221,7 @@ class ChatTokenizer:
         """An answer's tokens, with the letters of those control tokens that it holds before its end."""
         ids = np.frombuffer(TokenIds(token_ids).packed, dtype=np.int32)
         body = ids[:-1] if len(ids) and ids[-1] == self.end_id else ids
-        held = np.isin(body, self.controls.numbers)
+        held = self.controls.among(body)
         if not held.any():
             return token_ids
         pieces = (self.controls.spell(i) if odd else [i] for i, odd in zip(body.tolist(), held, strict=True))
@@ -390,8 +390,10 @@ def read_template(name: str, key: str = "chat_template") -> str:
         raise ValueError(f"{key}={name!r}: {reason}, and none of {', '.join(TEMPLATES)}")
     try:
         text = file.read_text(encoding="utf-8")
+        if len(text) > MOST_SOURCE:
+            raise TemplateError(f"over {MOST_SOURCE} characters")
         Environment(extensions=["jinja2.ext.loopcontrols", _Generation]).parse(text)
-    except (OSError, UnicodeDecodeError, TemplateError) as error:
+    except (OSError, UnicodeDecodeError, TemplateError, RecursionError) as error:
         raise ValueError(f"{key}={name!r}: no Jinja template ({' '.join(str(error).split())})") from None
     return text
 

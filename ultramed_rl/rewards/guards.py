@@ -32,7 +32,7 @@ class Limits:
         read_s: seconds until a request has come whole.
         held: bytes of all requests that aren't answered yet; tokenised, they take up to ten times as much.
         connections: beyond so many a request is answered 503.
-        grace_s: seconds between SIGTERM and the end.
+        grace_s: seconds that requests under way have after SIGTERM; a second later the server has ended.
     """
 
     queries: int = 1024
@@ -41,7 +41,7 @@ class Limits:
     read_s: float = 30.0
     held: int = 128 * 2**20
     connections: int = 2048
-    grace_s: int = 10
+    grace_s: int = 9
 
     @property
     def characters(self) -> int:

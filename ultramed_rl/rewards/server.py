@@ -69,7 +69,7 @@ def make_app(
         waiting.start()
         yield
         encoding.shutdown(wait=False, cancel_futures=True)
-        await asyncio.to_thread(waiting.stop, bounds.grace_s)
+        await asyncio.to_thread(waiting.stop, 1.0)
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
 

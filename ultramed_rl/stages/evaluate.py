@@ -50,7 +50,8 @@ def evaluate_policies(config: EvaluateConfig, *, resume: bool = False) -> Evalua
     policies = [enrol(config, name, path) for name, path in config.policies.items()]
 
     def inputs() -> dict[str, str]:
-        chats = {f"chat of {p.name} as rendered": describe_rendering(p.chat) for p in policies if p.chat}
+        answering = [policy for policy in policies if policy.tokenizer is not None]
+        chats = {f"chat of {p.name} as rendered": describe_rendering(p.chat) for p in answering}
         return {**describe_inputs(config), **chats}
 
     with WorkDirectory.open(config, resume, inputs) as store, watched(store.path):

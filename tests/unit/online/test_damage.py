@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 import yaml
@@ -38,6 +43,10 @@ FILES = [
 ]
 
 
+OPEN = io.open
+FORBIDDEN: list[str] = []
+
+
 def cut(file: Path) -> None:
     content = file.read_bytes()
     file.write_bytes(content[: len(content) // 2])
@@ -48,8 +57,19 @@ def make_directory(file: Path) -> None:
     file.mkdir()
 
 
+def forbid(file: Path) -> None:
+    """No permission to read or write it, whoever the user is."""
+    FORBIDDEN.append(str(file))
+
+
+def guarded(file: Any, *arguments: Any, **options: Any) -> Any:
+    """`open`, with permissions."""
+    if not isinstance(file, int) and os.fspath(file) in FORBIDDEN:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(file))
+    return OPEN(file, *arguments, **options)
+
+
 def make_loop(file: Path) -> None:
-    """As for a file without permission, whoever the user is: it is there, and opening it is an error."""
     file.unlink()
     file.symlink_to(file.name)
 
@@ -59,7 +79,8 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "empty": lambda file: file.write_bytes(b""),
     "binary": lambda file: file.write_bytes(bytes(range(256)) * 4),
     "a directory": make_directory,
-    "not to be opened": make_loop,
+    "a link to itself": make_loop,
+    "forbidden": forbid,
     "a list": lambda file: file.write_text("[1, 2]\n"),
     "a number": lambda file: file.write_text("3\n"),
     "another object": lambda file: file.write_text('{"a": {"b": null}}\n'),
@@ -70,18 +91,27 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 }
 
 
+SLOW = {"report", "compare"}  # a second each, for the figures
+
+
 @pytest.fixture
 def run(known: Cases, tmp_path: Path) -> Path:
     """A finished run to be damaged, and beside it its config."""
     known.unbroken("dpo")
     folder = shutil.copytree(known.path / "dpo" / "tiny", tmp_path / "tiny")
+    shutil.copytree(folder, tmp_path / "other")
     config = known.at("dpo", tmp_path).config
     (tmp_path / "config.yaml").write_text(dump_config(config))
+    FORBIDDEN.clear()
     return Path(folder)
 
 
 def invoke(*arguments: str) -> Result:
-    with simulated(SimulatedRay(WORKERS, lambda call: "", lambda *_: None)):
+    with (
+        simulated(SimulatedRay(WORKERS, lambda call: "", lambda *_: None)),
+        mock.patch("io.open", guarded),
+        mock.patch("builtins.open", guarded),
+    ):
         return CliRunner().invoke(app, list(arguments))
 
 
@@ -90,7 +120,7 @@ def commands(run: Path) -> dict[str, tuple[str, ...]]:
     return {
         "status": ("status", str(run)),
         "report": ("report", str(run), "--output", out),
-        "compare": ("compare", str(run), str(run), "--output", out),
+        "compare": ("compare", str(run), str(run.parent / "other"), "--output", out),
         "timeline": ("timeline", str(run), "--out", out),
         "dry run": ("run", config, "--resume", "--dry-run"),
         "resume": ("run", config, "--resume"),
@@ -122,7 +152,8 @@ def check_told(found: Result, file: Path, what: str) -> None:
 def test_a_damaged_file_is_told_by_every_command(run: Path, name: str, kind: str) -> None:
     file = damage(run, name, kind)
     for command, arguments in commands(run).items():
-        check_told(invoke(*arguments), file, f"{command}, {name} is {kind}")
+        if command not in SLOW or kind in ("cut", "other types"):
+            check_told(invoke(*arguments), file, f"{command}, {name} is {kind}")
 
 
 @pytest.mark.parametrize("kind", DAMAGES)

@@ -12,7 +12,7 @@ from ultramed_rl.records import ChatRequest
 
 _IN_A_ROW = 20  # requests that fail without an answer between them: it isn't the requests
 _UNKNOWN = {401, 402}  # who asks isn't let in, whatever it asks
-_ABSENT = {403, 404}  # or only this request isn't allowed
+_ABSENT = {301, 302, 303, 307, 308, 403, 404}  # or only this request isn't allowed
 
 
 @dataclass(frozen=True)
