@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import re
+import shutil
+import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from tests.tiny import make_questions, tiny_run
+from tests.tiny import make_policy, make_questions, make_reward, tiny_run
 from ultramed_rl.cli import app
 
 SHAPE = dict.fromkeys(
@@ -21,11 +27,21 @@ SHAPE = dict.fromkeys(
 JUDGE = {"type": "judge", "model": "m", "base_url": "http://127.0.0.1:1/v1"}
 
 
+@cache
+def models() -> Path:
+    """A policy and a reward model, made once."""
+    root = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, root)
+    make_policy(root / "policy")
+    make_reward(root / "reward")
+    return root
+
+
 def write(root: Path, **changes: Any) -> Path:
     """A config whose plan fits and whose models and rows are there; `changes` as those of `tiny_run`."""
     for name in ("policy", "reward"):
-        (root / name).mkdir(exist_ok=True)
-        (root / name / "config.json").write_text(json.dumps(SHAPE))
+        if not (root / name).exists():
+            shutil.copytree(models() / name, root / name)
     if not (root / "questions.jsonl").exists():
         make_questions(root / "questions.jsonl", 24)
     path = root / "my.yaml"
@@ -106,6 +122,35 @@ def test_chat_templates_that_transformers_takes_are_taken(tmp_path: Path, templa
     file.write_text(template.replace("{% break %}", "{% for m in messages %}{% break %}{% endfor %}"))
     path = write(tmp_path, policy__chat_template=template if template == "chatml" else str(file))
     assert CliRunner().invoke(app, ["run", str(path), "--dry-run"]).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("role", "name"), [("policy", "model.layers.1.mlp.up_proj.weight"), ("reward", "score.weight")]
+)
+def test_local_models_are_whole(tmp_path: Path, role: str, name: str) -> None:
+    path = write(tmp_path)
+    file = tmp_path / role / "model.safetensors"
+    weights = load_file(file)
+    del weights[name]
+    save_file(weights, file, metadata={"format": "pt"})
+    said = refused(path)
+    assert said.startswith(f"{role}.path") and name in said
+    found = CliRunner().invoke(app, ["run", str(path)])
+    assert found.exit_code == 2 and not (tmp_path / "runs").exists()
+
+
+def test_every_model_is_looked_at_as_what_it_is_for(tmp_path: Path) -> None:
+    """A reward model is no policy, nor the other way round; adapters have layers."""
+    path = write(tmp_path, policy__lora={"target_modules": "query"}, reward__path=str(tmp_path / "policy"))
+    found = CliRunner().invoke(app, ["run", str(path), "--dry-run"])
+    assert found.exit_code == 2
+    lines = [
+        line.removeprefix(f"{path}: ") for line in found.stderr.splitlines() if line.startswith(str(path))
+    ]
+    assert [re.split("[=: ]", line)[0] for line in lines] == [
+        "policy.lora.target_modules",
+        "reward.path",
+    ]
 
 
 def sources(root: Path) -> Iterator[str]:

@@ -472,6 +472,6 @@ def test_a_wrong_reward_model_is_refused_before_ray_starts(
     shape = "model.architecture={hidden_size: 8, intermediate_size: 8, num_hidden_layers: 1, num_attention_heads: 1, num_key_value_heads: 1, vocab_size: 259}"
     arguments = ["--model", str(path), "--data", str(pairs), "--device", "cpu", shape]
     found = CliRunner().invoke(app, ["reward-bench", *arguments])
-    assert found.exit_code == (2 if kind == "missing" else 1)
+    assert found.exit_code == 2
     assert re.search(f"'{path}': .*{named[kind]}", found.output), found.output
     assert not ray.is_initialized() and not (tmp_path / "runs").exists()
