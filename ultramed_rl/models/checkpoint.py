@@ -145,15 +145,22 @@ def kept_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
                 yield f"{path}.{leaf}" if path else leaf, buffer
 
 
-def weight_files(path: str) -> list[Path]:
+def weight_files(source: ModelSource) -> list[Path]:
     """The safetensors files of a local checkpoint or a hub id, downloaded if need be; none where there are none."""
+    path = source.path
     if Path(path).is_dir():
         return find_weight_files(Path(path))
     from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
     from transformers.utils.hub import get_checkpoint_shard_files
 
     def fetch(name: str) -> str | None:
-        found: str | None = cached_file(path, name, _raise_exceptions_for_missing_entries=False)
+        # As `from_pretrained` does: of the config's own revision, out of the cache where it is there.
+        found: str | None = cached_file(
+            path,
+            name,
+            _raise_exceptions_for_missing_entries=False,
+            _commit_hash=getattr(source.config, "_commit_hash", None),
+        )
         return found
 
     single = fetch(SAFE_WEIGHTS_NAME)

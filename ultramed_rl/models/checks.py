@@ -188,7 +188,7 @@ def _check_files(source: ModelSource) -> Any:
     empty = empty_model(source)
     if not Path(source.path).is_dir():
         return empty
-    files = weight_files(source.path)
+    files = weight_files(source)
     if not files:
         raise ValueError(
             f"model {source.name!r}: has no safetensors; save it as such, for pickles are not loaded"

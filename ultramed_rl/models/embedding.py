@@ -60,7 +60,7 @@ class Embedder:
             config = AutoConfig.from_pretrained(source)
             # A pooler, which a mean has no use for, and the head of what the encoder was trained on are not looked at.
             origin = ModelSource(source, path, config, AutoModel, fresh=("pooler.",))
-            files = weight_files(source)
+            files = weight_files(origin)
             if files:
                 check_weights(origin, empty_model(origin), files, torch.float32)
             model: Any = AutoModel.from_pretrained(source, use_safetensors=True, dtype=torch.float32)

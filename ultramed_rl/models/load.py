@@ -160,8 +160,8 @@ def _whole_size(parameter: nn.Parameter) -> int:
 def _share(name: str, parameter: nn.Parameter, config: Any) -> float:
     """How much of a weight a token is multiplied by: of stacked experts those that it is sent to."""
     shape = getattr(parameter, "ds_shape", parameter.shape)
-    stacked = ".experts." in name and len(shape) == 3
-    return float(config.num_experts_per_tok / shape[0]) if stacked else 1.0
+    chosen = getattr(config, "num_experts_per_tok", None)
+    return float(chosen / shape[0]) if chosen and ".experts." in name and len(shape) == 3 else 1.0
 
 
 def save_model(
@@ -180,7 +180,7 @@ def save_model(
     if isinstance(module, RewardModel):
         module.lm.config.update(READ_AT)
         config.pad_token_id = set_padding(tokenizer, config.vocab_size, end_id)
-    elif config.pad_token_id is None:
+    elif config.pad_token_id is None and (tokenizer.pad_token_id or 0) < config.vocab_size:
         config.pad_token_id = tokenizer.pad_token_id
     generation = getattr(module.lm, "generation_config", None)
     if generation is not None:
@@ -220,7 +220,7 @@ def _load(source: ModelSource, precision: str, quantizer: Any = None) -> Any:
     from transformers.integrations import is_deepspeed_zero3_enabled
 
     empty = empty_model(source)
-    files = weight_files(source.path)
+    files = weight_files(source)
     plain = check_weights(source, empty, files, torch_dtype(precision)) if files else empty
     arguments = _attention(source)
     if quantizer is not None:
