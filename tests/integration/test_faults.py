@@ -104,7 +104,7 @@ def test_what_a_killed_engine_held_is_answered_by_the_others_and_the_same(crew: 
     kill_at_work(victim)
     assert answers(crew, asked) == unbroken
     assert crew.engines.restarts == 1 and not Path(f"/proc/{victim}").exists()
-    crew.heal(crew.engines, crew.rollout)
+    crew.exchange.replace_dead(crew.engines)
     assert len(crew.rollout) == 2 and crew.rollout.call("version") == [0, 0]
 
 
@@ -114,7 +114,7 @@ def test_an_engine_that_gives_no_sign_of_life_is_replaced(crew: Crew) -> None:
     victim = process_of(crew.rollout.actors[1])
     os.kill(victim, signal.SIGSTOP)
     assert answers(crew, asked) == unbroken
-    crew.heal(crew.engines, crew.rollout)
+    crew.exchange.replace_dead(crew.engines)
     assert not Path(f"/proc/{victim}").exists()
 
 
