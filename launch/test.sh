@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# Lint, format, types and all tests that need no GPU: unit tests on two cores, then the integration tests.
-# Arguments make it one run of pytest with those: launch/test.sh tests/unit/test_x.py -k y
+# Lint, format, types and tests that need no GPU: unit tests on two cores, then the integration tests.
+#   launch/test.sh          all but those whose real processes take a minute or more
+#   launch/test.sh --all    these too, as CI does
+#   launch/test.sh tests/unit/test_x.py -k y     one run of pytest with these arguments
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash launch/setup.sh --dev
@@ -15,9 +17,11 @@ export PYTHONDONTWRITEBYTECODE=
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
+chosen=(-m "not slow")
+if [ "${1:-}" = --all ]; then chosen=(); shift; fi
 [ $# -eq 0 ] || exec .venv/bin/python -m pytest "$@"
 trap 'exit 130' INT  # pytest ends by itself then, and the next one would begin
 status=0
 .venv/bin/python -m pytest tests/unit -n 2 --dist worksteal || status=$?
-.venv/bin/python -m pytest tests/integration || status=$((status ? status : $?))
+.venv/bin/python -m pytest tests/integration "${chosen[@]}" || status=$((status ? status : $?))
 exit "$status"

@@ -158,6 +158,7 @@ def test_every_protocol_from_one_config(
     )
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_asks_only_the_rest(root: Path, tmp_path: Path) -> None:
     settings = evaluation(root, tmp_path)
     settings["benchmarks"]["protocols"] = [

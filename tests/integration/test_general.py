@@ -78,6 +78,7 @@ def right_answers(model_path: Path) -> list[bool]:
     return [right(item) for item in ITEMS]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_evaluated_once(
     cluster: Devices, folder: Path, tiny_root: Path, tmp_path: Path
 ) -> None:
@@ -112,6 +113,7 @@ def test_a_checkpoint_is_evaluated_once(
         run_general(changed, str(model), nowhere, "float32", output)
 
 
+@pytest.mark.slow
 def test_data_that_is_out_of_reach_ends_in_lm_evals_own_words(
     cluster: Devices, tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

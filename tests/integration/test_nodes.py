@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import pytest
 import yaml
 
 from tests.nodes import Node, ray_nodes
@@ -32,6 +33,7 @@ CHANGES: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 def test_two_rounds_over_three_nodes_go_on_when_one_is_lost(tiny_root: Path) -> None:
     settings = tiny_run(tiny_root, run__name="nodes", **CHANGES)
     del settings["reference"]

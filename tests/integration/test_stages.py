@@ -238,6 +238,7 @@ def test_fine_tuning_learns_and_leaves_a_model(unbroken: StageResult, root: Path
     assert losses[0] < losses[1] - 0.5
 
 
+@pytest.mark.slow
 def test_killed_between_states_and_while_one_is_written(unbroken: StageResult, root: Path) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -511,6 +512,7 @@ def recipe(root: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_a_recipe_killed_in_its_second_stage_goes_on(root: Path) -> None:
     import ray
 

@@ -19,7 +19,7 @@ from ultramed_rl.actors.deepspeed_setup import EngineSpec
 from ultramed_rl.actors.policy import PolicyWorker
 from ultramed_rl.actors.scorer import ReferenceWorker
 from ultramed_rl.actors.trainer import TrainingPlace
-from ultramed_rl.cluster.group import WorkerGroup, wait
+from ultramed_rl.cluster.group import WorkerGroup
 from ultramed_rl.config.models import LoRA, Model
 from ultramed_rl.config.objectives import DPO, KTO, NCA, KTOPair, SimPO
 from ultramed_rl.config.training import Training
@@ -182,7 +182,7 @@ def test_batches_that_come_one_after_the_other_are_learnt_as_at_once(
             group.start("learn_next", groups[i : i + 4], references[i : i + 4], training, place, i // 4)
             for i in range(0, 4 * early, 4)
         ]
-        steps = [wait(step)[0] for step in pending]
+        steps = [group.wait(step)[0] for step in pending]
         group.call("add_preferences", groups[4 * early :], references[4 * early :])
         rest = group.stream("train", [(training, place, early)] * 2)
         steps += [metrics for rank, metrics in rest if rank == 0]

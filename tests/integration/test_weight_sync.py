@@ -34,7 +34,9 @@ def pairs_of(asked: list[SamplingRequest], answers: list[Completion]) -> list[Pr
     ]
 
 
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize(
+    "tied", [pytest.param(True, id="tied"), pytest.param(False, id="untied", marks=pytest.mark.slow)]
+)
 def test_synced_engine_equals_a_fresh_one(tiny_root: Path, tmp_path: Path, tied: bool) -> None:
     policy = make_policy(tmp_path / "policy", tie_word_embeddings=tied)
     settings = tiny_run(tiny_root, policy__path=str(policy), cluster__policy={"ranks": 1, "zero_stage": 0})

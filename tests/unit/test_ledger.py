@@ -262,7 +262,7 @@ def test_what_text_files_cannot_hold_is_written_so_that_json_readers_can(tmp_pat
         ledger.add(dead(1, "b", "bad \udfff", "", {"image": b"\x00", "when": {1}}))
         ledger.expect(2)
         ledger.finish()
-    first, second = read_rows(str(tmp_path / "rows.jsonl"))
+    first, second = lines(tmp_path / "rows.jsonl")
     assert first == {**row, "none": None}
     assert second == {"é": "ü"} and "ü".encode() in (tmp_path / "rows.jsonl").read_bytes()
     [letter] = lines(tmp_path / "dead_letters.jsonl")

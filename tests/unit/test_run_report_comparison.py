@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.report_run import Plan, make_run
-from tests.unit.test_run_report import ATTACK, Reader
+from tests.unit.test_run_report import KEY_ATTACK, Reader
 from ultramed_rl.report.comparison import compare_benchmarks, compare_runs, reward_difference
 from ultramed_rl.report.comparison_page import write_comparison
 from ultramed_rl.report.online_run import OnlineRun, read_online_run
@@ -99,7 +99,7 @@ def test_benchmarks_are_tested_on_the_items_that_one_side_failed(tmp_path: Path)
 def test_runs_of_one_name_are_told_apart_and_names_are_escaped(tmp_path: Path) -> None:
     one, two = (
         make_run(tmp_path / "x"),
-        make_run(tmp_path / "y", tracking__project=ATTACK.replace("\x00", "")),
+        make_run(tmp_path / "y", tracking__project=KEY_ATTACK),
     )
     page = write_comparison([one, two], tmp_path / "page.html").read_text(encoding="utf-8")
     assert "<script>alert" not in page and "runs/tiny (2)" in Reader(page).text
