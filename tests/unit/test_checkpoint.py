@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.tiny import make_model
+from ultramed_rl.actors.scorer import ReferenceWorker
 from ultramed_rl.config.models import Model, ModelSettings
 from ultramed_rl.models.checkpoint import restore_buffers
 from ultramed_rl.models.checks import check_policy_model, check_reward_model, check_sampled_model
@@ -191,6 +192,22 @@ def test_a_head_that_differs_from_the_embedding_it_is_tied_to_is_refused(
         lambda w: w.update({"lm_head.weight": w["model.embed_tokens.weight"].clone()}),
     )
     load_policy(alike, "float32")
+
+
+def test_an_average_is_of_whole_checkpoints_and_is_one(models: Callable[..., Path], tmp_path: Path) -> None:
+    older, name = models("deepseek_v3"), "model.layers.1.mlp.experts.2.up_proj.weight"
+    newer = changed(older, tmp_path / "newer", lambda weights: weights[name].add_(1.0))
+    worker = ReferenceWorker(0, "cpu", "float32", 100)
+    worker.average(str(older), newer, 0.75, str(tmp_path / "average"))
+    found, before = (load_file(folder / "model.safetensors") for folder in (tmp_path / "average", older))
+    assert found.keys() == before.keys()
+    torch.testing.assert_close(found[name], before[name] + 0.25, atol=1e-6, rtol=0)
+    load_policy(str(tmp_path / "average"), "float32")
+
+    cut = changed(older, tmp_path / "cut", lambda weights: weights.pop("model.norm.weight"))
+    with pytest.raises(ValueError) as refusal:
+        worker.average(str(older), cut, 0.75, str(tmp_path / "none"))
+    assert "model.norm.weight" in str(refusal.value) and not (tmp_path / "none").exists()
 
 
 # -- reward models -----------------------------------------------------------------------------------------
