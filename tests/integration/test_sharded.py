@@ -18,13 +18,14 @@ def test_sharded_replicas_equal_a_whole_one(tiny_root: Path, kind: str, worker: 
     import ray
 
     from ultramed_rl.cluster.group import WorkerGroup
+    from ultramed_rl.cluster.private_ray import start_private_ray
 
     whole = worker(0, "cpu", "float32", 200)
     whole.load(str(tiny_root / kind))  # type: ignore[attr-defined]
     expected = {(g, a): x for batch in whole.score(groups()) for g, a, x in batch}
 
     if not ray.is_initialized():
-        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+        start_private_ray(4)
     environment = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
     remote = ray.remote(worker).options(num_cpus=1, runtime_env={"env_vars": environment})
     group = WorkerGroup(kind, lambda r: remote.remote(r, "cpu", "float32", 200, 2), 2, takes_turns=False)

@@ -20,6 +20,7 @@ from ultramed_rl.actors.policy import PolicyWorker
 from ultramed_rl.actors.scorer import ReferenceWorker
 from ultramed_rl.actors.trainer import TrainingPlace
 from ultramed_rl.cluster.group import WorkerGroup
+from ultramed_rl.cluster.private_ray import start_private_ray
 from ultramed_rl.config.models import LoRA, Model
 from ultramed_rl.config.objectives import DPO, KTO, NCA, KTOPair, SimPO
 from ultramed_rl.config.training import Training
@@ -90,7 +91,7 @@ def workers() -> Iterator[Ranks]:
     import ray
 
     if not ray.is_initialized():
-        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+        start_private_ray(4)
     ranks = Ranks()
     yield ranks
     for group, _ in ranks.groups.values():
