@@ -256,8 +256,11 @@ def test_a_run_that_goes_on_may_have_lost_what_it_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", ["{", "[1]", "[" * 5000, '{"hidden_size": "x"}', '{"hidden_size": 1e400}', "\0"]
 )
-def test_a_models_config_that_is_none_is_told_with_its_key(tmp_path: Path, content: str) -> None:
-    path = write(tmp_path)
-    (tmp_path / "policy" / "config.json").write_text(content)
+def test_a_models_config_that_is_none_is_told_with_its_key(
+    tmp_path_factory: pytest.TempPathFactory, content: str
+) -> None:
+    folder = tmp_path_factory.mktemp("m")  # short: a line has 400 characters, and the path stands twice in it
+    path = write(folder)
+    (folder / "policy" / "config.json").write_text(content)
     said = refused(path)
     assert said.startswith("policy.path=") and "config.json" in said and line_of(path, "  path:") in said

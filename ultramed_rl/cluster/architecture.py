@@ -80,8 +80,7 @@ def resolve_architecture(
         try:
             return read_architecture(folder, key)
         except ValueError as error:
-            why = str(error).splitlines()[0].removeprefix(f"{folder}/")
-            raise ValueError(f"{path_key or f'{key}.path'}={path!r}: {why}") from None
+            raise ValueError(f"{path_key or f'{key}.path'}={path!r}: {str(error).splitlines()[0]}") from None
     if path in KNOWN:
         return KNOWN[path]
     raise ValueError(
