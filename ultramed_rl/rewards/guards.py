@@ -41,7 +41,7 @@ class Limits:
     read_s: float = 30.0
     held: int = 128 * 2**20
     connections: int = 2048
-    grace_s: int = 9
+    grace_s: int = 8
 
     @property
     def characters(self) -> int:
