@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from tests.tiny import make_model
+from ultramed_rl.actors.rollout import RolloutWorker
 from ultramed_rl.actors.scorer import ReferenceWorker
 from ultramed_rl.config.models import Model, ModelSettings
 from ultramed_rl.models.checkpoint import restore_buffers
@@ -242,6 +246,36 @@ def test_a_classifier_over_an_encoder_is_refused(models: Callable[..., Path], ki
 def test_an_encoder_is_no_policy(models: Callable[..., Path]) -> None:
     for message in refusals(str(models("bert"))):
         assert "bert" in message
+
+
+# -- engines -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("logprob", "starts"), [(float("nan"), False), (-3.5, True), (None, True)])
+def test_an_engine_whose_logits_are_no_numbers_does_not_start(
+    monkeypatch: pytest.MonkeyPatch, logprob: float | None, starts: bool
+) -> None:
+    """vLLM itself samples on; what is seen is the logprob of its first token."""
+    asked = []
+
+    def generate(prompts: list[Any], parameters: Any, use_tqdm: bool) -> list[Any]:
+        asked.append((prompts, parameters))
+        return [SimpleNamespace(outputs=[SimpleNamespace(cumulative_logprob=logprob)])]
+
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=dict, TokensPrompt=dict))
+    worker = RolloutWorker(0)
+    worker.llm = SimpleNamespace(generate=generate)
+    worker.arguments = SimpleNamespace(model="the/model")
+    if starts:
+        worker._refuse_nan()
+    else:
+        with pytest.raises(ValueError, match="'the/model'"):
+            worker._refuse_nan()
+    (([prompt], parameters),) = asked
+    assert prompt == {"prompt_token_ids": [0]} and (parameters["max_tokens"], parameters["logprobs"]) == (
+        1,
+        0,
+    )
 
 
 # -- embeddings --------------------------------------------------------------------------------------------

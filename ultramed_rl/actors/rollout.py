@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import os
 import time
 from collections.abc import Collection, Sequence
@@ -84,11 +85,29 @@ class RolloutWorker:
             trust_remote_code=arguments.trust_remote_code,
             weight_transfer_config=WeightTransferConfig(backend=arguments.transfer_backend),
             generation_config="vllm",
+            language_model_only=True,  # of a model that also sees: nothing is shown to it
             # Free whitespace would let a small model write nothing else.
             structured_outputs_config={"backend": "guidance", "disable_any_whitespace": True},
             **self._device_arguments(),
         )
+        self._refuse_nan()
         self.policy_version = version
+
+    def _refuse_nan(self) -> None:
+        """vLLM would sample from logits that are no numbers without a word.
+
+        Raises:
+            ValueError: the model's weights hold NaN.
+        """
+        from vllm import SamplingParams, TokensPrompt
+
+        one = SamplingParams(max_tokens=1, temperature=0.0, logprobs=0, detokenize=False)
+        (output,) = self.llm.generate([TokensPrompt(prompt_token_ids=[0])], one, use_tqdm=False)
+        if math.isnan(output.outputs[0].cumulative_logprob or 0.0):
+            raise ValueError(
+                f"model {self.arguments.model!r}: its logits are not finite, so its weights are not; use another "
+                "checkpoint"
+            )
 
     def _device_arguments(self) -> dict[str, Any]:
         arguments = self.arguments
