@@ -266,6 +266,7 @@ class Crew(SamplingCrew):
     def save_policy(self, directory: Path) -> None:
         """Write the policy as a Hugging Face checkpoint, with the optimizer where the config keeps it. What a lost policy
         left in the directory goes."""
+        directory.mkdir(parents=True, exist_ok=True)
         for left in directory.iterdir():
             remove(left)
         with self.policy.awake():
