@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Lint, format, types and tests that need no GPU: unit tests on two cores, then the integration tests.
 #   launch/test.sh          all but those whose real processes take a minute or more
-#   launch/test.sh --all    these too, as CI does
+#   launch/test.sh --all    these too
 #   launch/test.sh tests/unit/test_x.py -k y     one run of pytest with these arguments
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
