@@ -166,14 +166,14 @@ def test_a_finished_benchmark_is_read_back_without_scoring(
     assert bench(again, resume=True) == one
     assert not ray.is_initialized()
     assert (one.directory / "scored.parquet").stat().st_mtime_ns == before
-    with pytest.raises(ValueError, match="holds a run already; go on with it by --resume"):
+    with pytest.raises(ValueError, match="--resume"):
         bench(again)
     changed = pairs.with_name("changed.jsonl")
     changed.write_text(pairs.read_text().replace("valium", "Valium"))
     pairs.rename(kept := pairs.with_name("kept.jsonl"))
     try:
         changed.rename(pairs)
-        with pytest.raises(ValueError, match="scored.parquet: made from other inputs"):
+        with pytest.raises(ValueError, match=r"data\.uri\b"):
             bench(again, resume=True)
     finally:
         kept.rename(pairs)
@@ -201,7 +201,7 @@ def test_a_number_that_is_not_finite_is_shown_and_never_right(
     for file in (tiny_root / "reward").iterdir():
         (broken / file.name).write_bytes(file.read_bytes())
     weights = load_file(broken / "model.safetensors")
-    weights["score.weight"][:] = torch.inf
+    weights["score.weight"][:] = 3e38  # finite, and no sum of it is
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     result = bench(settings(tiny_root, pairs, "broken", model__path=str(broken), data__limit=3))
     assert [(s.pairs, s.right, s.non_finite) for s in result.subsets] == [(1, 0.0, 1)] * 3
