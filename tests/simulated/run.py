@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -59,9 +60,35 @@ def simulated(ray: SimulatedRay) -> Iterator[None]:
         # Models are files that no one changes: each is looked at once.
         for name in ("ultramed_rl.online.run.chat_tokenizer", "ultramed_rl.models.reading.ChatTokenizer"):
             stack.enter_context(mock.patch(name, _tokenizer))
+        for name, look in LOOKS.items():
+            stack.enter_context(mock.patch(name, look))
         stack.enter_context(mock.patch("os.fsync"))  # a driver is killed here, no machine
         stack.enter_context(mock.patch.object(heartbeat, "_EVERY_S", 3600.0))
         yield
+
+
+def _once(look: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, called once with the same arguments."""
+    known: dict[str, Any] = {}
+
+    def found(*arguments: Any, **named: Any) -> Any:
+        key = repr((arguments, named))
+        if key not in known:
+            known[key] = look(*arguments, **named)
+        return known[key]
+
+    return found
+
+
+LOOKS = {
+    name: _once(pkgutil.resolve_name(name))
+    for name in (
+        "ultramed_rl.models.checks.check_policy_model",
+        "ultramed_rl.models.checks.check_reward_model",
+        "ultramed_rl.crew.scorers.check_reward_model",
+        "ultramed_rl.cluster.architecture.read_architecture",
+    )
+}
 
 
 def _tokenizer(model: Any, **_: Any) -> ChatTokenizer:
