@@ -18,6 +18,7 @@ import textwrap
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -26,17 +27,20 @@ from unittest.mock import patch
 import fsspec
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from tests.fake_api import fake_api, reply
 from tests.report_run import Plan, make_run
 from tests.rounds import finish_round, make_completion, make_prompt
 from tests.tiny import tiny_run
 from ultramed_rl.cli import app
 from ultramed_rl.cli.dry_run import _what_happens as what_happens
 from ultramed_rl.config import ConfigError, DataConfig, RunConfig, dump_config, parse_config
+from ultramed_rl.data.factory.api.replies import ReplyRecord, ReplyStore
 from ultramed_rl.records import Completion, Prompt
 from ultramed_rl.stages.data.run import make_data
 from ultramed_rl.store import ArtifactFolder, RoundRecord, RunDirectory, StageDirectory
@@ -927,7 +931,7 @@ def data_config(root: Path, machine: str, **more: Any) -> DataConfig:
             "type": "data",
             "run": {"name": "tiny", "directory": "staged://bucket/runs", "scratch": str(root / machine)},
             "input": [str(root / "in.jsonl")],
-            "step": {"type": "sample", "sizes": {"Open": 3}},
+            "step": {"type": "sample", "sizes": {"S": 3}},
             "cluster": {"device": "cpu", "devices_per_node": 1, "device_memory_gib": 8},
             "tracking": {"wandb": "disabled"},
             **more,
@@ -939,16 +943,81 @@ def data_config(root: Path, machine: str, **more: Any) -> DataConfig:
 def test_a_whole_stage_is_read_back_on_another_machine(tmp_path: Path) -> None:
     first = make_data(data_config(tmp_path, "a"))
     read_back = make_data(data_config(tmp_path, "b"), resume=True)
-    assert first != read_back and here(first) == here(read_back) and "rows.jsonl" in here(first)
+    assert first != read_back and here(first) == here(read_back)
+    assert len(here(first)["rows.jsonl"].splitlines()) == 3
     assert json.loads(there()["status.json"])["state"] == "finished"
     assert there() == here(read_back.parent)
 
 
-def test_paid_replies_are_not_lost_with_a_machine(tmp_path: Path) -> None:
-    asked = {"m": {"type": "api", "base_url": "http://localhost:1/v1", "model": "m"}}
-    step = {"type": "score", "threshold": 4}
-    with pytest.raises(ValueError, match=r"run\.directory='staged://bucket/runs': .*generators\.m\b"):
-        make_data(data_config(tmp_path, "a", generators=asked, step=step))
+SCORE = {"type": "score", "threshold": 1}
+
+
+def score(root: Path, machine: str, url: str, budget: int, resume: bool = False) -> Path:
+    endpoint = {"type": "api", "base_url": url, "model": "m", "structured": "prompt"}
+    generators = {"m": {**endpoint, "concurrency": 1, "token_budget": budget}}
+    return make_data(data_config(root, machine, generators=generators, step=SCORE), resume=resume)
+
+
+def test_paid_replies_and_what_they_cost_go_on_with_the_run(tmp_path: Path) -> None:
+    said = {"justification": "as it is", "score": 5}
+    with fake_api(lambda body: reply(json.dumps(said))) as (url, api):
+        with pytest.raises(RuntimeError, match=r"token_budget=40: "):
+            score(tmp_path, "a", url, 40)
+        paid = len(api.bodies)
+        assert 0 < paid < len(ROWS)
+        with pytest.raises(RuntimeError, match=r"token_budget=40: "):
+            score(tmp_path, "b", url, 40, resume=True)
+        assert len(api.bodies) == paid, "another machine began with a budget of its own"
+        folder = score(tmp_path, "b", url, 10**6, resume=True)
+    assert set(api.seen.values()) == {1}, "a reply was paid for twice"
+    assert len((folder / "rows.jsonl").read_text().splitlines()) == len(ROWS)
+
+
+def test_replies_of_an_unfinished_record_go_on_with_the_run(tmp_path: Path) -> None:
+    """Where the ledger has none of them: the journal alone."""
+    journal = tmp_path / "replies.jsonl"
+    used = ReplyRecord("row", prompt_tokens=7, completion_tokens=2, cost=0.5, attempts=1, seconds=0.1)
+    with closing(ReplyStore(tmp_path / "a", "run", "m", journal)) as first:
+        first.write(used, b"1", "one")
+        first.write(replace(used, error="empty"), b"2")
+        usage = first.usage()
+    with journal.open("a") as file:
+        file.write('\n{"model": "m", "dig')  # a writer that was killed
+    with closing(ReplyStore(tmp_path / "b", "run", "m", journal)) as second:
+        assert (second.find(b"1"), second.find(b"2"), second.usage()) == ("one", None, usage)
+        second.write(used, b"3", "three")
+    with closing(ReplyStore(tmp_path / "a", "run", "m", journal)) as back:
+        assert back.find(b"3") == "three" and back.usage().requests == 3
+        assert back.usage().cost == pytest.approx(1.5)
+
+
+def test_a_recipe_at_a_url_goes_on_on_another_machine(tmp_path: Path) -> None:
+    first = data_config(tmp_path, "a").to_mapping()
+    of_stage = {key: first[key] for key in ("type", "input", "step")}
+    recipe = {
+        "type": "recipe",
+        "run": {"name": "both", "directory": "staged://bucket/runs", "scratch": str(tmp_path / "a")},
+        "shared": {"cluster": first["cluster"], "tracking": first["tracking"]},
+        "stages": {
+            "drawn": of_stage,
+            "fewer": {
+                **of_stage,
+                "input": ["stage://drawn/rows"],
+                "step": {"type": "sample", "sizes": {"S": 2}},
+            },
+        },
+    }
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe))
+    assert invoke("data", "drawn", str(file)).exit_code == 0
+    shutil.rmtree(tmp_path / "a")
+    assert invoke("recipe", str(file)).exit_code != 0, "a stage that is at the URL was begun anew"
+    assert invoke("recipe", str(file), "--resume").exit_code == 0
+    stages = tmp_path / "a" / "staged" / "bucket" / "runs" / "both"
+    for stage, rows in {"drawn": 3, "fewer": 2}.items():
+        copy = there(f"staged://bucket/runs/both/{stage}")
+        assert copy == here(stages / stage)
+        assert len(copy["records/rows.jsonl"].splitlines()) == rows
 
 
 # -- readers -------------------------------------------------------------------------------------------------

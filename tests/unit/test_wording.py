@@ -420,7 +420,7 @@ def outage(ended: bool) -> Provoke:
 
 REMOTE: list[Wording] = [
     ("a URL with one slash", config(run__directory="s3:/bucket/runs"),
-     "my.yaml: run.directory='s3:/bucket/runs': neither a folder nor a URL; a URL has two slashes, as in s3://bucket/runs, and a recipe's cannot be one: give a folder that all nodes see"),
+     "my.yaml: run.directory='s3:/bucket/runs': neither a folder nor a URL; a URL has two slashes, as in s3://bucket/runs"),
     ("run is there", at_url(again_there),
      "staged://bucket/runs/tiny: holds a run already; go on with it by --resume, or choose another run.name"),
     ("out of reach", at_url(out_of_reach),

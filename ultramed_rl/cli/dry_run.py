@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ultramed_rl.cli.exits import FAILED, check, fail
@@ -34,7 +33,7 @@ def show_recipe(recipe: Any, resume: bool, document: Document) -> None:
     from ultramed_rl.recipes.inputs import check_pool, check_recipe_inputs
     from ultramed_rl.recipes.run import planned_stages
 
-    directory = Path(recipe.run.directory) / recipe.run.name
+    directory = recipe.run.folder
     stages = planned_stages(recipe)
     begun = [name for name, _ in stages if (directory / name / "config.yaml").is_file()]
     if begun and not resume:

@@ -107,13 +107,11 @@ def check_config(document: Document, expected: str) -> Any:
     """The config, valid, of the expected type and with a plan that fits; else exit with code 2."""
     from ultramed_rl.config.load import check_any
     from ultramed_rl.recipes.run import check_runnable
-    from ultramed_rl.store.remote import check_url
 
     config = check(lambda: check_any(document))
     if config.type != expected:
         fail(document.tell(f"type={config.type!r}: use ultramed-rl {command_of(config.type)}"), WRONG)
     check(lambda: check_runnable(config), document)
-    check(lambda: check_url(config), document)
     return config
 
 

@@ -56,7 +56,7 @@ class RecipeConfig(Checked):
                     found.append(f"stages.{name}.{key}={REFERENCE}{target}: {problem}")
             found += [
                 f"stages.{name}.run.{key}: a stage's {key} is the recipe's; remove the key"
-                for key in ("name", "directory")
+                for key in ("name", "directory", "scratch")
                 if key in _section(self.stages[name], "run")
             ]
         return found
@@ -98,10 +98,11 @@ def _stage_data(
 ) -> tuple[type[AnyConfig], dict[str, Any]]:
     """A stage's kind and its values: its own over the shared ones, with what stands for earlier stages."""
     kind, merged = KINDS[recipe.stages[name]["type"]], _sections(recipe, name)
-    folder = str(Path(recipe.run.directory) / recipe.run.name)
+    where = recipe.run.model_dump(include={"seed", "scratch", "publish_every_s"})
+    folder = recipe.run.url or str(recipe.run.folder)
     run = merged.get("run", {})
     if isinstance(run, dict):
-        merged["run"] = {"seed": recipe.run.seed, **run, "name": name, "directory": folder}
+        merged["run"] = {**where, **run, "name": name, "directory": folder}
     known = {target: outputs.get(target) or _placeholder(recipe, target) for target in recipe.stages}
     resolved: dict[str, Any] = _resolve(merged, known)
     return kind, resolved

@@ -45,7 +45,7 @@ class RunName(Section):
         if re.match(r"[a-z][a-z0-9+.-]+:/(?!/)", directory):
             raise ValueError(
                 f"run.directory={directory!r}: neither a folder nor a URL; a URL has two slashes, as in "
-                "s3://bucket/runs, and a recipe's cannot be one: give a folder that all nodes see"
+                "s3://bucket/runs"
             )
         return directory
 

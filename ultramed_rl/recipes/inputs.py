@@ -48,7 +48,7 @@ def check_inputs(config: AnyConfig, made: Path | None = None) -> None:
 def check_recipe_inputs(recipe: RecipeConfig) -> None:
     """As `check_inputs`, for all stages. Raises `Problems` whose keys are the recipe's."""
     problems = []
-    made = Path(recipe.run.directory) / recipe.run.name
+    made = recipe.run.folder
     for name in recipe.stages:
         try:
             check_inputs(stage_config(recipe, name, {}), made)

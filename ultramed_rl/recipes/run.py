@@ -13,6 +13,7 @@ from ultramed_rl.cluster.plan import make_plan
 from ultramed_rl.config import AnyConfig
 from ultramed_rl.config.base import Problems
 from ultramed_rl.config.recipe import RecipeConfig, stage_config, stage_inputs
+from ultramed_rl.store.remote import check_url
 from ultramed_rl.tracking import Progress, watched
 
 
@@ -25,7 +26,9 @@ class RecipeResult:
 
 
 def check_runnable(config: AnyConfig) -> None:
-    """Plan it, look its benchmarks up, and ask OpenRLHF's limits where it is to compute. Raises ValueError with what does not fit."""
+    """Plan it, look its URL and benchmarks up, and ask OpenRLHF's limits where it is to compute. Raises ValueError with what
+    does not fit."""
+    check_url(config)
     make_plan(config)
     benchmarks = getattr(config, "benchmarks", None)
     if benchmarks is not None:
@@ -72,7 +75,7 @@ def run_recipe(recipe: RecipeConfig, *, resume: bool = False) -> RecipeResult:
     """
     progress = Progress()
     plan_recipe(recipe)
-    directory = Path(recipe.run.directory) / recipe.run.name
+    directory = recipe.run.folder
     started = [name for name in recipe.stages if (directory / name / "config.yaml").is_file()]
     if started and not resume:
         raise ValueError(
@@ -86,7 +89,8 @@ def run_recipe(recipe: RecipeConfig, *, resume: bool = False) -> RecipeResult:
             config = stage_config(recipe, name, outputs)
             progress.say(f"-- stage {number} of {len(recipe.stages)}: {name} ({config.type})")
             began = time.perf_counter()
-            outputs[name] = RUNNERS[config.type](config, name in started)
+            # One that was started on another machine is at its URL: the stage's own directory finds it.
+            outputs[name] = RUNNERS[config.type](config, resume)
             progress.say(f"-- {name}: {time.perf_counter() - began:.0f} s, {outputs[name]}")
     return RecipeResult(directory, outputs)
 
@@ -101,7 +105,7 @@ def data_stage(recipe: RecipeConfig, name: str) -> AnyConfig:
     if kinds.get(name) != "data":
         known = ", ".join(stage for stage, kind in kinds.items() if kind == "data")
         raise ValueError(f"stages.{name}: no data stage of this recipe ({known}); name one, or all")
-    directory = Path(recipe.run.directory) / recipe.run.name
+    directory = recipe.run.folder
     outputs = {}
     for needed in stage_inputs(recipe, name):
         made = directory / needed / "records"

@@ -59,7 +59,7 @@ class Patient:
     def run_folder(self) -> Path:
         """Where runs are kept."""
         run = getattr(self.config, "run", None)
-        return Path(run.directory if run is not None else "runs")
+        return run.folder.parent if run is not None else Path("runs")
 
 
 def examine(patient: Patient) -> Iterator[Finding]:

@@ -122,7 +122,7 @@ class _Run:
     @property
     def name(self) -> str:
         """As the config places it, such as runs/recipe/sft."""
-        return str(Path(self.config.run.directory) / self.config.run.name)
+        return self.config.run.url or str(self.config.run.folder)
 
     def locate(self, uri: str) -> str:
         """A path or URI of the config; a local one as seen from here."""
@@ -244,7 +244,7 @@ def _run_directory(path: str, base: Path) -> tuple[Path, tuple[str, ...]] | None
 
 def _started_in(directory: Path, config: AnyConfig) -> Path:
     """Where a run was started: the part of its path that its config doesn't name."""
-    named = Path(config.run.directory) / config.run.name
+    named = config.run.folder
     if named.is_absolute() or directory.parts[-len(named.parts) :] != named.parts:
         return Path.cwd()  # it was moved
     return Path(*directory.parts[: -len(named.parts)])

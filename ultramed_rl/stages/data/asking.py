@@ -23,7 +23,8 @@ from ultramed_rl.stages.data.work import Work
 from ultramed_rl.store.atomic import write_lines
 from ultramed_rl.store.ledger import Ledger, Tally
 
-REPLIES = "replies"  # under run.directory: what APIs have answered, known to all runs there
+REPLIES = "replies"  # beside the runs: what APIs have answered, known to all of them
+JOURNAL = "work/replies.jsonl"  # of a run at a URL: the same, for the next machine
 
 
 class BudgetedGenerator(Generator, Protocol):
@@ -104,8 +105,10 @@ def _open_generator(config: DataConfig, name: str) -> Iterator[BudgetedGenerator
         return
     generator = config.generators[name]
     if isinstance(generator, ApiGeneratorConfig):
-        folder = Path(config.run.directory).absolute() / REPLIES
-        api = ApiGenerator(generator, folder, f"{config.run.name}/{name}", f"generators.{name}")
+        folder = config.run.folder.parent.absolute() / REPLIES
+        # At a URL the run is all that is kept: what it paid for goes with it.
+        journal = config.run.folder / JOURNAL if config.run.url else None
+        api = ApiGenerator(generator, folder, f"{config.run.name}/{name}", f"generators.{name}", journal)
         try:
             yield api
         finally:

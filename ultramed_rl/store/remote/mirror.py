@@ -7,7 +7,6 @@ import warnings
 from pathlib import Path
 
 from ultramed_rl.config import AnyConfig
-from ultramed_rl.config.generation import Endpoint
 from ultramed_rl.store.remote.lease import Lease, LostLease
 from ultramed_rl.store.remote.place import Patience, RemotePlace
 from ultramed_rl.store.remote.publisher import WORKERS, Publisher
@@ -22,19 +21,10 @@ def check_url(config: AnyConfig) -> None:
     """Whether a run of this config can be kept at its URL; nothing is asked of the network.
 
     Raises:
-        ValueError: a package is missing, no such scheme, or a stage that keeps more than its run's folder.
+        ValueError: a package is missing, or no such scheme.
     """
-    url = config.run.url
-    if url is None:
-        return
-    generators = getattr(config, "generators", {})
-    api = next((name for name, one in generators.items() if isinstance(one, Endpoint)), None)
-    if api is not None:
-        raise ValueError(
-            f"run.directory={config.run.directory!r}: the replies that generators.{api} is paid for are kept beside "
-            "the run, in a folder; give one that lasts"
-        )
-    RemotePlace(url)
+    if config.run.url is not None:
+        RemotePlace(config.run.url)
 
 
 class Mirror:

@@ -28,12 +28,20 @@ class ApiGenerator:
     hold for each call of `replies`. Not to be sent to another process: make one there, with the same folder.
     """
 
-    def __init__(self, endpoint: Endpoint, folder: Path, run: str = "", name: str = "endpoint") -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        folder: Path,
+        run: str = "",
+        name: str = "endpoint",
+        journal: Path | None = None,
+    ) -> None:
         """
         Args:
             folder: of the known replies and the use, on a local disk; processes may share it.
             run: whose use the budgets count; another run has budgets of its own.
             name: how errors call the endpoint.
+            journal: see `ReplyStore`.
 
         Raises:
             ValueError: the key's environment variable isn't set.
@@ -41,7 +49,7 @@ class ApiGenerator:
         """
         self.endpoint = endpoint
         self._client = chat_client(endpoint, name)
-        self._store = ReplyStore(folder, run, endpoint.model)
+        self._store = ReplyStore(folder, run, endpoint.model, journal)
         self._watch = Watch()
 
     @property

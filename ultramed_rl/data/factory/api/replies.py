@@ -7,13 +7,15 @@ that were under way. The file is in WAL mode, which wants a local disk. It holds
 from __future__ import annotations
 
 import fcntl
+import json
 import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 FILE = "api.sqlite"
 _WAIT_S = 60.0  # for another process's write
@@ -65,9 +67,16 @@ class ApiUsage:
 class ReplyStore:
     """Known replies of any run, and the use of one run of one model. Threads may share it."""
 
-    def __init__(self, folder: Path, run: str, model: str) -> None:
-        """Raises RuntimeError: the file cannot be opened."""
-        self.path, self.run, self.model = folder / FILE, run, model
+    def __init__(self, folder: Path, run: str, model: str, journal: Path | None = None) -> None:
+        """
+        Args:
+            journal: a file that gets every use and reply of the run too, a line each, for a machine that hasn't this folder.
+                What it holds and the folder doesn't, comes from another machine and is taken over.
+
+        Raises:
+            RuntimeError: the file cannot be opened.
+        """
+        self.path, self.run, self.model, self.journal = folder / FILE, run, model, journal
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
         with self._explained(), (folder / f"{FILE}.lock").open("w") as opening:
@@ -79,6 +88,7 @@ class ReplyStore:
             for table in _TABLES:
                 self._database.execute(table)
             self._database.commit()
+            self._take_over()
 
     def find(self, digest: bytes) -> str | None:
         """The reply to a request of this digest, or None."""
@@ -88,6 +98,25 @@ class ReplyStore:
 
     def write(self, record: ReplyRecord, digest: bytes, text: str | None = None) -> None:
         """Add what a request has used and, with `text`, its reply; the first reply to a request stays."""
+        self._insert(record, digest, text)
+        if self.journal is not None:
+            line = {"model": self.model, "digest": digest.hex(), "text": text, **asdict(record)}
+            with self._lock, self.journal.open("a", encoding="utf-8") as file:
+                file.write("\n" + json.dumps(line))  # a killed writer's half line ends here
+
+    def _take_over(self) -> None:
+        """Where the run has asked more elsewhere than here, count its use anew, by its journal."""
+        own = [line for line in _read_journal(self.journal) if line["model"] == self.model]
+        if len(own) <= self.usage().requests:
+            return
+        with self._database as database:
+            for table in ("usage", "totals"):
+                database.execute(f"DELETE FROM {table} WHERE run = ? AND model = ?", (self.run, self.model))
+        for line in own:
+            record = ReplyRecord(**{field.name: line[field.name] for field in fields(ReplyRecord)})
+            self._insert(record, bytes.fromhex(line["digest"]), line["text"])
+
+    def _insert(self, record: ReplyRecord, digest: bytes, text: str | None) -> None:
         e, now = record, time.time()
         tokens = (e.prompt_tokens, e.completion_tokens)
         used = (*tokens, e.cost, e.attempts, e.seconds, e.cached, e.error, now)
@@ -120,3 +149,14 @@ class ReplyStore:
                 f"{self.path}: {error}; is its disk full, or not a local one? If the file is broken, remove it: "
                 "its replies are asked for again"
             ) from error
+
+
+def _read_journal(path: Path | None) -> list[dict[str, Any]]:
+    """Its whole lines."""
+    if path is None or not path.is_file():
+        return []
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        with suppress(ValueError):
+            found.append(json.loads(line))
+    return found
