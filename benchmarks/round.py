@@ -148,7 +148,7 @@ def same_work(
         key: {"ours": sum(int(row[key]) for row in ours), "peer": sum(int(row[key]) for row in peer)}
         for key in allowed
     }
-    gaps = {key: abs(both["peer"] / both["ours"] - 1) for key, both in work.items()}
+    gaps = {key: abs(both["peer"] - both["ours"]) / both["ours"] for key, both in work.items()}
     return {
         **work,
         "gaps": {key: round(gap, 4) for key, gap in gaps.items()},
