@@ -4,7 +4,8 @@ Its settings are the fastest that it has on CPU:
 
 * transformers generates. With `use_vllm` and vLLM 0.29 no first step is reached: `colocate` loads the policy's weights into
   vLLM by name, but on CPU vLLM has packed and removed those of its matrices ("'Parameter' object has no attribute
-  'weight_loader'"); `server` sends weights by NCCL alone and asks for a CUDA device.
+  'weight_loader'"); `server` sends weights by NCCL alone and asks for a CUDA device. Of transformers' caches the dynamic
+  one: a static one is compiled on accelerators alone.
 * A pass is a whole batch, so that all of its answers are generated side by side; several passes a batch would generate fewer
   at a time. Gradient checkpointing is off, which would also take the cache from generation, and so is autocast: the
   weights have the precision of the job.
