@@ -1,14 +1,14 @@
 """All rounds by TRL's OnlineDPOTrainer as it ships: generation, scoring and a step, batch after batch, in one process.
 
-Its settings are the fastest that it has on CPU:
+Its settings are chosen for speed on CPU:
 
 * transformers generates. With `use_vllm` and vLLM 0.29 no first step is reached: `colocate` loads the policy's weights into
   vLLM by name, but on CPU vLLM has packed and removed those of its matrices ("'Parameter' object has no attribute
   'weight_loader'"); `server` sends weights by NCCL alone and asks for a CUDA device. Of transformers' caches the dynamic
   one: a static one is compiled on accelerators alone.
 * A pass is a whole batch, so that all of its answers are generated side by side; several passes a batch generate fewer
-  at a time, with less padding (`--peer-pass` tries that). Gradient checkpointing is off, which would also take the cache from generation, and so is autocast: the
-  weights have the precision of the job.
+  at a time, with less padding (`--peer-pass` tries that). Gradient checkpointing is off, which would also take the cache
+  from generation, and so is autocast: the weights have the precision of the job.
 * It keeps each round's policy, as ours does, without its optimizer's state, and reports to no tracker. Its schedule
   spans all rounds.
 """
