@@ -1,4 +1,4 @@
-"""What the three scripts share: a job as a JSON file, JSON lines between them, and seconds by part."""
+"""What the peer's scripts share: a job as a JSON file, JSON lines between them, and seconds by part."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Stage:
         now = time.time()
         self._seconds[part], self._last = now - self._last, now
 
-    def finish(self, **figures: float) -> None:
+    def finish(self, **figures: Any) -> None:
         """Write seconds by part, and what else is worth telling."""
         self._file.with_suffix(".report").write_text(json.dumps({"seconds": self._seconds, **figures}))
 
