@@ -23,11 +23,11 @@ from ultramed_rl.crew.pools import scorer_rules
 from ultramed_rl.crew.references import ReferenceLane
 from ultramed_rl.crew.sampling import Advance, SamplingCrew
 from ultramed_rl.crew.scorers import Replicas, Scorers, launch_replicas, launch_scorers
-from ultramed_rl.learning.checks import check_groups
 from ultramed_rl.learning.preference_data import reference_answers
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, PreferenceGroup, Prompt, ReferenceLogprobs, ScoredCompletion
 from ultramed_rl.store.atomic import remove
+from ultramed_rl.store.pairs import RoundPairs
 
 Result = TypeVar("Result")
 
@@ -195,23 +195,24 @@ class Crew(SamplingCrew):
             yield
 
     def reference_logprobs(
-        self, groups: Sequence[PreferenceGroup], advance: Advance, known: Collection[str] = ()
+        self, groups: RoundPairs, advance: Advance, known: Collection[str] = ()
     ) -> Iterator[ReferenceLogprobs]:
         """The reference policy's logprobs of every answer of each group, as they come, each group's once.
 
         Args:
-            groups: all of the round: KTO's mismatched answers are those of the neighbours.
+            groups: all of the round: KTO's mismatched answers are those of the neighbours. They are read as there is room.
             known: ids of groups that are weighed already.
 
         Raises:
             ValueError: naming the groups that cannot be learnt from.
             RanksLost: a LoRA policy, which is its own reference, lost a rank.
         """
-        length = self.config.policy.max_length
-        check_groups(groups, self.vocab_size, length)
-        packed = reference_answers(groups, self.config.objective.kl == "mismatched", length)
-        both = zip(groups, packed, strict=True)
-        source = ((group, answers) for group, answers in both if group.group_id not in known)
+        mismatched, length = self.config.objective.kl == "mismatched", self.config.policy.max_length
+        source = (
+            (groups[index], reference_answers(groups, index, mismatched, length))
+            for index, name in enumerate(groups.ids)
+            if name not in known
+        )
         with self.reference_awake():
             for reference in self.references.stream(source, self.exchange):
                 advance(len(reference.logprobs))
@@ -248,18 +249,13 @@ class Crew(SamplingCrew):
             metrics: dict[str, float] = self.policy.wait(pending)[0]
         return metrics
 
-    def go_on_training(
-        self,
-        groups: Sequence[PreferenceGroup],
-        references: Sequence[ReferenceLogprobs] | None,
-        place: TrainingPlace,
-        start: int,
-    ) -> Iterator[dict[str, float]]:
-        """The rest of the round's pairs, and all steps from `start` on; yields each one's metrics. Raises RanksLost."""
+    def go_on_training(self, folder: Path, place: TrainingPlace, start: int) -> Iterator[dict[str, float]]:
+        """All steps from `start` on, on the pairs in a round's folder; yields each one's metrics. Raises RanksLost."""
+        config = self.config
         with ranks_held(self.policy):
-            self._collective("add_preferences", groups, references)
-            arguments = (self.config.training, place, start)
-            for rank, metrics in self.policy.stream("train", [arguments] * len(self.policy)):
+            how = (config.training, place, start)
+            self._collective("learn_round", str(folder), config.objective, config.policy.max_length, *how)
+            for rank, metrics in self.policy.stream("train", [how] * len(self.policy)):
                 if rank == 0:
                     yield metrics
 

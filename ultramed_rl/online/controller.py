@@ -16,15 +16,8 @@ from ultramed_rl.config import RunConfig
 from ultramed_rl.crew.online import Crew
 from ultramed_rl.data.pool import prompts_for_round
 from ultramed_rl.data.prompts import PromptPool
-from ultramed_rl.evaluation.metrics import (
-    compare,
-    completion_metrics,
-    kl_to_reference,
-    pair_metrics,
-    reward_metrics,
-    token_rates,
-)
-from ultramed_rl.learning.pairs import select_pairs
+from ultramed_rl.evaluation.metrics import AnswerMetrics, compare, kl_to_reference, prompt_means, token_rates
+from ultramed_rl.learning.pairs import PairSelector
 from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.online.cards import write_pairs_card, write_policy_card
 from ultramed_rl.online.exams import RoundExams
@@ -32,16 +25,10 @@ from ultramed_rl.online.gather import Gatherer
 from ultramed_rl.online.intake import Rules
 from ultramed_rl.online.training import RoundTraining
 from ultramed_rl.online.watcher import RunWatcher
-from ultramed_rl.records import (
-    Checkpoint,
-    Completion,
-    PreferenceGroup,
-    Prompt,
-    ReferenceLogprobs,
-    ScoredCompletion,
-    SelectionAudit,
-)
+from ultramed_rl.records import Checkpoint, Completion, Prompt, ScoredCompletion
 from ultramed_rl.store import RoundRecord, RunDirectory
+from ultramed_rl.store.artifacts import read_numbers
+from ultramed_rl.store.shards import RecordFiles
 from ultramed_rl.token_ids import TokenIds
 from ultramed_rl.tracking import Tracker
 
@@ -70,7 +57,9 @@ class Controller:
     def run(self, on_round: Callable[[Metrics], None]) -> list[Metrics]:
         """All rounds that aren't committed yet; returns the metrics of every round, committed ones too."""
         self.version = self.store.committed_rounds()
-        self.baseline = self.store.initial.phase("evaluation", self.evaluate, 0, kind=ScoredCompletion)
+        self.baseline = prompt_means(
+            self.store.initial.phase("evaluation", self.evaluate, 0, kind=ScoredCompletion)
+        )
         if self.exams is not None:
             self.exams.sit(self.store.initial, 0, self.crew)
         rows: list[Metrics] = [self.store.round(i).committed_metrics() for i in range(self.version)]
@@ -82,21 +71,16 @@ class Controller:
 
     def run_round(self, record: RoundRecord) -> Metrics:
         """One round. Phases that a killed run finished are read back, not computed again."""
-        asked = record.phase("prompts", self.choose_prompts, record.index, kind=Prompt)
+        asked = RecordFiles(record.file_of("prompts", self.choose_prompts, record.index, kind=Prompt), Prompt)
         training = self.training(record.index, asked)
         rules, early = self.rules(record.index), training if self.config.training.early else None
         gatherer = Gatherer(self.config, self.crew, self.progress, record, rules, early)
         with self.watcher.phase("gather", record.index) as shares:
-            gathered = self.crew.with_policy_restart(lambda: gatherer.gather(asked))
-        prompts, scored = [p for p in asked if p.prompt_id not in gathered.set_aside], list(gathered.scored)
-        digest = record.digest("scored")
-        pairs = record.phase(
-            "pairs", lambda *_: self.select(record.index, prompts, scored), digest, kind=PreferenceGroup
-        )
+            self.crew.with_policy_restart(lambda: gatherer.gather(asked))
         with self.watcher.phase("weigh", record.index):
-            references = self.crew.with_policy_restart(lambda: gatherer.weigh(pairs))
+            self.crew.with_policy_restart(gatherer.weigh)
         with self.watcher.phase("train", record.index):
-            checkpoint = self.train(record, training, pairs, references)
+            checkpoint = self.train(record, training)
         with self.watcher.phase("adopt", record.index):
             sync = self.adopt(record, checkpoint)
         with self.watcher.phase("evaluate", record.index):
@@ -106,10 +90,11 @@ class Controller:
         if self.exams is not None and self.exams.due(record.index):
             exam = self.exams.sit(record, checkpoint.version, self.crew)
 
-        metrics = self.round_metrics(record, prompts, scored, pairs, references, evaluation)
+        metrics = self.round_metrics(record, evaluation)
         metrics |= checkpoint.metrics | sync | exam
         metrics |= {f"utilisation_{role}": share for role, share in shares.items()}
-        metrics |= {"set_aside": float(len(gathered.set_aside)), "restarts": self.restarts()}
+        set_aside = float(len(record.manifest("scored")["set_aside"]))
+        metrics |= {"set_aside": set_aside, "restarts": self.restarts()}
         # Logged first: a kill between the two logs the round again on resume, after its line was discarded.
         self.tracker.log(metrics, step=record.index, kind="round")
         write_pairs_card(self.config, self.store, record, metrics)
@@ -124,11 +109,11 @@ class Controller:
 
     # -- phases --------------------------------------------------------------------------------------------
 
-    def choose_prompts(self, index: int) -> list[Prompt]:
+    def choose_prompts(self, index: int) -> Sequence[Prompt]:
         seed = self.config.run.seed
-        prompts = list(prompts_for_round(self.pool.training, self.config.prompts, index, seed))
+        prompts = prompts_for_round(self.pool.training, self.config.prompts, index, seed)
         if self.config.training.early:  # batches follow this order; sources stand one after the other
-            random.Random(derive_seed(seed, "order", index)).shuffle(prompts)
+            random.Random(derive_seed(seed, "order", index)).shuffle(prompts.places)
         return prompts
 
     def training(self, index: int, prompts: Sequence[Prompt]) -> RoundTraining:
@@ -150,35 +135,18 @@ class Controller:
         return Rules(
             request=lambda prompt: self._request(prompt, sampling.n, sampling.temperature, index),
             extra=self._extra,
-            select=lambda prompt, scored: next(iter(self._select(index, [prompt], scored)[0]), None),
+            selector=lambda: self._selector(index),
             version=self.version,
             reference_version=reference,
         )
 
-    def select(
-        self, index: int, prompts: Sequence[Prompt], scored: Sequence[ScoredCompletion]
-    ) -> list[PreferenceGroup]:
-        pairs, audit = self._select(index, prompts, scored)
-        if not pairs:
-            raise ValueError(
-                f"round {index}: no pair out of {len(prompts)} prompts ({audit}); lower pairs.min_margin, raise "
-                "sampling.n or sampling.temperature, or look at rounds/*/scored.parquet"
-            )
-        return pairs
-
-    def train(
-        self,
-        record: RoundRecord,
-        training: RoundTraining,
-        pairs: Sequence[PreferenceGroup],
-        references: Sequence[ReferenceLogprobs] | None,
-    ) -> Checkpoint:
+    def train(self, record: RoundRecord, training: RoundTraining) -> Checkpoint:
         """Train on the round's pairs and write the checkpoint; its manifest holds the training metrics."""
 
         def attempt(directory: Path) -> Metrics:
-            total = len(pairs) * self.config.training.epochs
+            total = record.manifest("pairs")["rows"] * self.config.training.epochs
             with self.progress.phase(f"round {record.index} train", total, "pairs") as bar:
-                metrics = training.finish(pairs, references, bar.advance)
+                metrics = training.finish(record.path, bar.advance)
             self.crew.save_policy(directory)
             return metrics
 
@@ -187,7 +155,8 @@ class Controller:
             write_policy_card(self.config, self.store, record, directory, metrics)
             return metrics
 
-        path, metrics = record.phase_directory("checkpoint", compute, pairs, references or [])
+        learnt = ("pairs", "reference") if self.config.objective.uses_reference else ("pairs",)
+        path, metrics = record.phase_directory("checkpoint", compute, *map(record.digest, learnt))
         self.policy_steps += int(metrics["policy_steps"])  # also of one that a killed run had finished
         return Checkpoint(str(path), record.index + 1, metrics)
 
@@ -221,49 +190,31 @@ class Controller:
 
     # -- helpers -------------------------------------------------------------------------------------------
 
-    def round_metrics(
-        self,
-        record: RoundRecord,
-        prompts: Sequence[Prompt],
-        scored: Sequence[ScoredCompletion],
-        pairs: Sequence[PreferenceGroup],
-        references: Sequence[ReferenceLogprobs] | None,
-        evaluation: Sequence[ScoredCompletion],
-    ) -> Metrics:
-        _, audit = self._select(record.index, prompts, scored)
+    def round_metrics(self, record: RoundRecord, evaluation: Sequence[ScoredCompletion]) -> Metrics:
         change, wins = compare(
-            self.baseline, evaluation, self.config.evaluation.bootstrap, self.config.run.seed
+            self.baseline, prompt_means(evaluation), self.config.evaluation.bootstrap, self.config.run.seed
         )
-        held_out = {f"eval_{k}": v for k, v in reward_metrics(evaluation).items()}
-        held_out |= {
-            f"eval_{k}": v for k, v in completion_metrics([s.completion for s in evaluation]).items()
-        }
-        seconds = record.seconds
-        sampled = [s.completion for s in scored if s.completion.finish_reason != "reference"]
+        seconds, summary = record.seconds, read_numbers(record.manifest("pairs")["summary"])
+        divergence = {}
+        if self.config.objective.uses_reference:
+            divergence = {"kl_to_reference": kl_to_reference(record.path)}
         return {
             "round": record.index,
-            **completion_metrics(sampled),
-            "neutralised": self.crew.scorers.neutralised(sampled),
-            **reward_metrics(scored),
-            **pair_metrics(pairs, audit),
-            **({} if references is None else {"kl_to_reference": kl_to_reference(pairs, references)}),
-            **held_out,
+            **summary,
+            **divergence,
+            **{f"eval_{k}": v for k, v in AnswerMetrics(evaluation).metrics().items()},
             "eval_change": change.mean,
             "eval_change_low": change.low,
             "eval_change_high": change.high,
             "eval_win_rate": wins,
             **{f"seconds_{name}": value for name, value in seconds.items()},
             "seconds": sum(seconds.values()),
-            **token_rates(prompts, scored, pairs, seconds),
+            **token_rates(summary, seconds),
         }
 
-    def _select(
-        self, index: int, prompts: Sequence[Prompt], scored: Sequence[ScoredCompletion]
-    ) -> tuple[list[PreferenceGroup], SelectionAudit]:
+    def _selector(self, index: int) -> PairSelector:
         rule = self.config.pairs
-        return select_pairs(
-            prompts,
-            scored,
+        return PairSelector(
             rejected=rule.rejected,
             min_margin=rule.min_margin,
             max_length_ratio=rule.max_length_ratio,
