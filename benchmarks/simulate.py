@@ -2,17 +2,19 @@
 
     python benchmarks/simulate.py --engines 1 8 64 512 --prompts 1000000 --n 8
 
-Real: the streamed round of `online/`, with the crew, exchange, pools, dispatchers, scorers, pair selection, reference
-lane and the tables that it keeps, all of it on this process's main thread; and the pickling of every call and
-unpickling of every result. Tables are compressed and written by threads beside it, as in a run: `beside_s` is what
-these take of the CPU, and is no part of the controller's time. Simulated: Ray and the workers, see `tests/simulated/`.
-Not counted: Ray's own part of a call, and what a round does after it is gathered. The virtual clock goes on by the
-controller's own time (`--clock`) while engines work, so a slow controller shows as idle engines.
+Real: `Controller.run` over one round, from the baseline's evaluation to the commit and the run's report, with the store,
+tracker, crew, exchange, pools, dispatchers, scorers, pair selection, reference lane and the tables that it keeps, all of it
+on this process's main thread; and the pickling of every call and unpickling of every result. Tables are compressed and
+written by threads beside it, as in a run: `beside_s` is what these take of the CPU, and is no part of the controller's
+time. Simulated: Ray and the workers, see `tests/simulated/`. Not counted: Ray's own part of a call, and reading the pool
+of prompts, which stands ready. The virtual clock goes on by the controller's own time (`--clock`) while engines work, so
+a slow controller shows as idle engines.
 
 An engine is a model of 8B parameters in bfloat16 on one H100 with 256 sequences: weights of 16 GB at 3.35 TB/s are
 5 ms of a step, launching and scheduling 3 ms; each sequence adds 47 us, about half of it to read a cache of 500
 tokens x 128 KiB: 20 ms a step, 12,800 tokens/s when full. Prompts and scorers' tokens are 16 GFLOP each, at half of
-990 TFLOP/s: 30,000 tokens/s. Scorers are as many as keep up, with a tenth to spare.
+990 TFLOP/s: 30,000 tokens/s. Scorers are as many as keep up, with a tenth to spare. The policy has a third as many GPUs as
+there are engines, at half their peak; a checkpoint is written in 8 s, weights are synced in 2.
 
 Lengths are measured, not made up: 50 answers and questions of UltraMedical's examples in SmolLM2's tokens, below by
 quantiles; answers end at 1024.
@@ -20,7 +22,8 @@ quantiles; answers end at 1024.
 `ratio` is the wall time over a bound that no schedule beats: the largest of
 - all answers' tokens at a full batch's time per token, and all prompts, shared evenly by the engines;
 - the longest answer alone on an engine, with its prompt;
-- all tokens of the reward models, and of the reference, shared evenly by their workers.
+- all tokens of the reward models, and of the reference, shared evenly by their workers;
+and then training, checkpoint, sync and the evaluations before and after, each as long as it takes alone.
 The last line is JSON.
 """
 
@@ -38,6 +41,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -51,33 +55,31 @@ from tests.simulated.trainers import SimulatedTrainer
 from ultramed_rl.actors.policy import PolicyWorker
 from ultramed_rl.actors.rollout import RolloutWorker, SamplingRequest
 from ultramed_rl.actors.scorer import ReferenceWorker, RewardWorker
+from ultramed_rl.actors.trainer import plan_batches
 from ultramed_rl.actors.turns import Turn
 from ultramed_rl.config import RunConfig, parse_config
 from ultramed_rl.crew.online import Crew
 from ultramed_rl.crew.scorers import Scorers
+from ultramed_rl.data.prompts import PromptPool
 from ultramed_rl.learning.packing import AnswerGroup
-from ultramed_rl.learning.pairs import select_pairs
 from ultramed_rl.learning.seeds import derive_seed
-from ultramed_rl.online.gather import Gatherer
-from ultramed_rl.online.intake import Rules
-from ultramed_rl.records import (
-    Completion,
-    Message,
-    PreferenceGroup,
-    Prompt,
-    ReferenceLogprobs,
-    ScoredCompletion,
-)
-from ultramed_rl.store import RoundRecord
-from ultramed_rl.store.shards import RecordFiles
+from ultramed_rl.online.controller import Controller
+from ultramed_rl.online.watcher import RunWatcher
+from ultramed_rl.records import Completion, Message, Prompt
+from ultramed_rl.report.build import write_report
+from ultramed_rl.store import RunDirectory
+from ultramed_rl.store.artifacts import read_json
 from ultramed_rl.token_ids import TokenIds
-from ultramed_rl.tracking import Progress
+from ultramed_rl.tracking import Progress, Tracker
 
 # fmt: off
 ANSWER_TOKENS = [36, 163, 229, 254, 276, 299, 307, 318, 333, 349, 383, 409, 420, 472, 501, 547, 567, 645, 686, 773, 871]
 PROMPT_TOKENS = [12, 22, 43, 64, 77, 94, 117, 155, 175, 338, 519]
 # fmt: on
 LIMIT = 1024
+HELD_OUT, BATCH = 1000, 1024
+SAVE_S, SYNC_S = 8.0, 2.0  # 16 GB to a disk at 2 GB/s, and between nodes
+PHASES = ("prompts", "completions", "scored", "reference", "checkpoint", "evaluation")
 CHARACTERS = 4.94  # of an answer's text per token, in the same 50 answers
 VOCABULARY = 49_152
 SPEED = EngineSpeed(fixed_s=0.008, sequence_s=0.012 / 256, prefill_rate=30_000.0, max_num_seqs=256)
@@ -100,10 +102,12 @@ class Answers:
     def places(self, seed: int, n: int) -> list[int]:
         return [(seed + 2741 * sample) % len(self.tokens) for sample in range(n)]
 
-    def __call__(self, request: SamplingRequest) -> list[Completion]:
+    def __call__(self, request: SamplingRequest, version: int) -> list[Completion]:
         name = request.prompt.prompt_id
         return [
-            Completion(name, sample, self.texts[k], self.tokens[k], "stop", -0.5 * len(self.tokens[k]), 0)
+            Completion(
+                name, sample, self.texts[k], self.tokens[k], "stop", -0.5 * len(self.tokens[k]), version
+            )
             for sample, k in enumerate(self.places(request.seed, request.n))
         ]
 
@@ -150,7 +154,7 @@ class Engine(SimulatedEngine):
         self.policy_version = version
 
     def answer(self, request: SamplingRequest) -> list[Completion]:
-        return self.answers(request)
+        return self.answers(request, self.policy_version)
 
 
 class Scorer(SimulatedScorer):
@@ -182,10 +186,32 @@ class Reference(Scorer):
 
 
 class Policy(SimulatedTrainer):
-    """One that learns nothing here."""
+    """One rank that stands for all, takes the time of their steps, and learns nothing. Ranks read their own pairs: not the
+    controller's process."""
+
+    step_s: float  # of a batch
 
     def load(self, model: Any, spec: Any, address: Any, checkpoint: str | None = None) -> None:
         self._join(address)
+
+    def learn_round(self, folder: str, *_: Any) -> None:  # type: ignore[override]
+        pairs = read_json(Path(folder) / "pairs.json")["rows"]
+        self.set_task(cast(Any, SimpleNamespace(lengths=range(pairs))))
+
+    def train(self, training: Any, place: Any, start: int = 0, stop: int | None = None) -> Iterator[Any]:
+        numbers = {"loss": 0.5, "accuracy": 0.5, "implicit_margin": 0.1, "grad_norm": 1.0, "mfu": 0.5}
+        batches, _ = plan_batches(len(self.task.lengths), training, place)
+        for step, batch in enumerate(batches):
+            head = {"step": step, "samples": len(batch), "learning_rate": 1e-6, "tokens": 0.0}
+            yield Takes(self.step_s, {**head, **numbers, "seconds": self.step_s})
+
+    def save(self, directory: str) -> Takes:
+        (Path(directory) / "weights").touch()
+        return Takes(SAVE_S)
+
+    def send_weights(self, version: int) -> Takes:
+        self._each("set_policy_version", version)
+        return Takes(SYNC_S, {"seconds": SYNC_S, "bytes": 16e9})
 
 
 def draw(values: Sequence[int], share: float) -> float:
@@ -202,40 +228,34 @@ class Sizes:
     engines: int
     rewards: int
     references: int
+    ranks: int  # of the policy; one stands for them
 
 
 def request_of(prompt: Prompt, n: int) -> SamplingRequest:
     return SamplingRequest(prompt, n, 1.0, 1.0, LIMIT, derive_seed(SEED, 0, prompt.prompt_id))
 
 
-def pair_of(prompt: Prompt, scored: Sequence[ScoredCompletion]) -> PreferenceGroup | None:
-    pairs, _ = select_pairs(
-        [prompt],
-        scored,
-        rejected="worst",
-        min_margin=0.1,
-        max_length_ratio=None,
-        seed=SEED,
-        round_index=0,
-    )
-    return pairs[0] if pairs else None
-
-
-def run_config(sizes: Sizes, n: int) -> RunConfig:
+def run_config(sizes: Sizes, count: int, n: int, folder: Path) -> RunConfig:
     """A run of this size; nothing in it is loaded."""
     return parse_config(
         {
-            "run": {"name": "simulated", "rounds": 1},
+            "run": {"name": "simulated", "rounds": 1, "directory": str(folder), "seed": SEED},
             "policy": {"path": "HuggingFaceTB/SmolLM2-135M-Instruct", "max_length": 2048},
             "reward": {
                 "train": {"learning_rate": 1.0e-5, "batch_size": 1},
                 "micro_batch_tokens": MICRO_BATCH,
             },
             "reference": {"micro_batch_tokens": MICRO_BATCH},
-            "prompts": {"sources": [{"type": "question", "uri": "none"}], "per_round": 1, "held_out": 1},
+            "prompts": {
+                "sources": [{"type": "question", "uri": "none"}],
+                "per_round": count,
+                "held_out": HELD_OUT,
+            },
             "sampling": {"n": n, "temperature": 1.0, "max_new_tokens": LIMIT},
+            "pairs": {"rejected": "worst", "min_margin": 0.1},
             "objective": {"type": "dpo"},
-            "training": {"learning_rate": 1.0e-6, "batch_size": 1},
+            "training": {"learning_rate": 1.0e-6, "batch_size": BATCH},
+            "tracking": {"wandb": "disabled"},
             "cluster": {
                 "layout": "disaggregated",
                 "barriers": False,
@@ -267,9 +287,13 @@ class Work:
             self.longest_s,
         )
 
+    def step_s(self, sizes: Sizes, count: int) -> float:
+        """Of a batch of pairs: three passes' work for each token that the reference reads once."""
+        return 3 * self.reference_s / sizes.ranks * BATCH / count
 
-def measure_work(prompts: Prompts, answers: Answers, n: int) -> Work:
-    """All that the round comes to; pairs are taken as two answers of mean length each."""
+
+def measure_work(prompts: Sequence[Prompt], answers: Answers, n: int) -> Work:
+    """All that the prompts come to; pairs are taken as two answers of mean length each."""
     full_s = SPEED.step_s(SPEED.max_num_seqs) / SPEED.max_num_seqs
     tokens = asked = longest = 0
     for prompt in prompts:
@@ -289,7 +313,8 @@ def measure_work(prompts: Prompts, answers: Answers, n: int) -> Work:
 def sizes_for(engines: int, work: Work) -> Sizes:
     """As many scorers as keep up with the engines, and a tenth more."""
     share = 1.1 * engines / work.engine_s
-    return Sizes(engines, int(share * work.reward_s) + 1, int(share * work.reference_s) + 1)
+    scorers = int(share * work.reward_s) + 1, int(share * work.reference_s) + 1
+    return Sizes(engines, *scorers, ranks=engines // 3 + 1)
 
 
 # -- one run, in a process of its own ----------------------------------------------------------------------
@@ -315,28 +340,27 @@ def anonymous_bytes() -> int:
 
 def simulate(engines: int, count: int, n: int, kind: str, folder: str) -> dict[str, Any]:
     """A round of `count` prompts with so many engines."""
-    answers, prompts = Answers(), Prompts(count)
+    answers, prompts, held_out = Answers(), Prompts(count), list(Prompts(HELD_OUT))
     work = measure_work(prompts, answers, n)
     sizes = sizes_for(engines, work)
+    Policy.step_s = work.step_s(sizes, count)
     memory = AnonymousPeak()
     path = Path(tempfile.mkdtemp(prefix="simulate-", dir=folder or None))
     started, beside = time.perf_counter(), time.process_time() - time.thread_time()
     try:
-        record = RoundRecord(path, 0)
-        record.phase("prompts", list, kind=Prompt)  # those of a real round are in its files by now
-        ray = run_round(record, prompts, answers, sizes, n, kind)
+        ray, metrics = run_round(run_config(sizes, count, n, path), prompts, held_out, answers, kind)
         beside = time.process_time() - time.thread_time() - beside
         written = sum(file.stat().st_size for file in path.rglob("*.parquet"))
-        scored = len(RecordFiles(record.artifact("scored"), ScoredCompletion))
-        pairs = len(RecordFiles(path / "reference.parts", ReferenceLogprobs))  # final when they are weighed
     finally:
         shutil.rmtree(path)
-    assert scored == count * n, f"{scored} scored of {count * n}"
-    bound = work.bound(sizes)
+    assert metrics["completions"] == count * n, f"{metrics['completions']} scored of {count * n}"
+    after = metrics["policy_steps"] * Policy.step_s + SAVE_S + SYNC_S
+    bound = work.bound(sizes) + after + 2 * measure_work(held_out, answers, 1).bound(sizes)
     return {
         "engines": engines,
         "rewards": sizes.rewards,
         "references": sizes.references,
+        "policy_ranks": sizes.ranks,
         "prompts": count,
         "wall_s": round(ray.time, 1),
         "bound_s": round(bound, 1),
@@ -344,9 +368,10 @@ def simulate(engines: int, count: int, n: int, kind: str, folder: str) -> dict[s
         "controller_s": round(ray.driver_s, 1),
         "completions_per_controller_s": round(count * n / ray.driver_s),
         "controller_share": round(ray.driver_s / ray.time, 4),
+        "phases_s": {name: round(metrics[f"seconds_{name}"], 1) for name in PHASES},
         "beside_s": round(beside, 1),
         "calls": ray.calls,
-        "pairs": pairs,
+        "pairs": int(metrics["pairs"]),
         "memory_mb": round(memory.peak / 1e6),
         "memory_before_mb": round(memory.start / 1e6),
         "written_gb": round(written / 1e9, 3),
@@ -355,31 +380,28 @@ def simulate(engines: int, count: int, n: int, kind: str, folder: str) -> dict[s
 
 
 def run_round(
-    record: RoundRecord, prompts: Prompts, answers: Answers, sizes: Sizes, n: int, kind: str
-) -> SimulatedRay:
-    """Gather one round; the simulated Ray knows how long it took."""
-    config = run_config(sizes, n)
+    config: RunConfig, prompts: Prompts, held_out: Sequence[Prompt], answers: Answers, kind: str
+) -> tuple[SimulatedRay, dict[str, float]]:
+    """A run of one round; the simulated Ray knows how long it took."""
     Engine.answers = answers
     workers = {RolloutWorker: Engine, PolicyWorker: Policy, RewardWorker: Reward, ReferenceWorker: Reference}
-    rules = Rules(
-        request=lambda prompt: request_of(prompt, n),
-        extra=lambda prompt: None,
-        select=pair_of,
-        version=0,
-        reference_version=0,
-    )
     ray = SimulatedRay(workers, timer=CLOCKS[kind])
     ray.begun = None
-    with simulated(ray):
+    pool, progress = PromptPool(cast(Any, prompts), tuple(held_out)), Progress()
+    with simulated(ray), RunDirectory.open(config, resume=False) as store:
         nobody, tokens = None, PolicyTokens()
         crew = Crew(config, cast(Any, nobody), Scorers(config.reward, cast(Any, tokens)))
         crew.begin_rollout(config.policy.path, 0)
         crew.start_learners(config.policy.path, 0, config.policy.path, [config.policy.path])
-        ray.monotonic()
-        ray.time = ray.driver_s = 0.0  # the round begins
-        Gatherer(config, crew, Progress(), record, rules).gather(prompts)
-        ray.monotonic()  # what came after the last event
-    return ray
+        with Tracker(store, config) as tracker, RunWatcher(store.path, config.run.name, progress) as watcher:
+            crew.exchange.watcher = watcher
+            controller = Controller(config, store, crew, pool, tracker, watcher)
+            ray.monotonic()
+            ray.time = ray.driver_s = 0.0  # the round begins
+            (metrics,) = controller.run(lambda row: None)
+            write_report(store.path)
+            ray.monotonic()  # what came after the last event
+    return ray, metrics
 
 
 class PolicyTokens:

@@ -8,14 +8,8 @@ from pathlib import Path
 
 from tests.tiny import tiny_run
 from ultramed_rl.config import RunConfig, parse_config
-from ultramed_rl.evaluation.metrics import (
-    compare,
-    completion_metrics,
-    kl_to_reference,
-    pair_metrics,
-    reward_metrics,
-)
-from ultramed_rl.learning.pairs import select_pairs
+from ultramed_rl.evaluation.metrics import RoundMetrics, compare, kl_to_reference, prompt_means
+from ultramed_rl.learning.pairs import PairSelector
 from ultramed_rl.records import Completion, PreferenceGroup, Prompt, ReferenceLogprobs, ScoredCompletion
 from ultramed_rl.store import RoundRecord, RunDirectory
 from ultramed_rl.store.artifacts import read_json
@@ -74,15 +68,17 @@ def _make_round(
     ]
     record.phase("completions", lambda: [s.completion for s in scored], kind=Completion)
     record.phase("scored", lambda: scored, kind=ScoredCompletion)
-    pairs, audit = select_pairs(
-        prompts,
-        scored,
-        rejected="worst",
-        min_margin=0.0,
-        max_length_ratio=None,
-        seed=config.run.seed,
-        round_index=index,
+    selector = PairSelector(
+        rejected="worst", min_margin=0.0, max_length_ratio=None, seed=config.run.seed, round_index=index
     )
+    numbers, pairs = RoundMetrics(), []
+    for prompt in prompts:
+        answers = [s for s in scored if s.completion.prompt_id == prompt.prompt_id]
+        numbers.add_answers(prompt, answers)
+        pair = selector.choose(prompt, answers)
+        if pair is not None:
+            numbers.add_pair(pair)
+            pairs.append(pair)
     record.phase("pairs", lambda: pairs, kind=PreferenceGroup)
     references = [
         ReferenceLogprobs(p.group_id, tuple(c.logprob - index for c in p.completions)) for p in pairs
@@ -90,13 +86,11 @@ def _make_round(
     record.phase("reference", lambda: references, kind=ReferenceLogprobs)
     record.phase_directory("checkpoint", lambda folder: {"policy_steps": 1})
     after = record.phase("evaluation", lambda: _held_out(plan, index + 1), kind=ScoredCompletion)
-    change, wins = compare(start, after, 200, config.run.seed)
+    change, wins = compare(prompt_means(start), prompt_means(after), 200, config.run.seed)
     metrics = {
         "round": float(index),
-        **completion_metrics([s.completion for s in scored]),
-        **reward_metrics(scored),
-        **pair_metrics(pairs, audit),
-        "kl_to_reference": kl_to_reference(pairs, references),
+        **numbers.metrics(selector.audit),
+        "kl_to_reference": kl_to_reference(record.path),
         "eval_change": change.mean,
         "eval_win_rate": wins,
         "seconds": 10.0,

@@ -28,6 +28,7 @@ from ultramed_rl.learning.chunks import LOGITS_AT_ONCE
 from ultramed_rl.learning.packing import AnswerGroup
 from ultramed_rl.learning.preference_data import mismatched_answer
 from ultramed_rl.records import Completion, PreferenceGroup, Prompt, ReferenceLogprobs
+from ultramed_rl.store.tables import write_records
 
 
 def make_groups(answers: int = 2) -> tuple[list[PreferenceGroup], list[ReferenceLogprobs]]:
@@ -170,32 +171,48 @@ def test_batches_that_come_one_after_the_other_are_learnt_as_at_once(
 ) -> None:
     from safetensors.torch import load_file
 
+    """And a rank that reads its own pairs, from files in the order of their answers, learns as one that has them all."""
     group, address = workers.of(2)
     groups, references = make_groups()
+    write_round(tmp_path / "round", groups, references)
     training = Training(learning_rate=1e-3, batch_size=4, micro_batch_tokens=160)
     place = TrainingPlace(0, 1, 5, most=len(groups) + 6)  # six prompts gave no pair
     spec = EngineSpec("cpu", "float32", 2, False, 0.0, 1.0, gradient_checkpointing=False)
     found = {}
-    for early in (0, 1):
+    for early in (0, 1, 2):  # 2: none of them from files
         group.call("load", Model(path=str(tiny_root / "policy")), spec, address)
-        group.call("learn_preferences", [], [], DPO(), 256)
+        group.call("learn_preferences", *((groups, references) if early == 2 else ([], [])), DPO(), 256)
         pending = [
             group.start("learn_next", groups[i : i + 4], references[i : i + 4], training, place, i // 4)
-            for i in range(0, 4 * early, 4)
+            for i in range(0, 4 * (early % 2), 4)
         ]
         steps = [group.wait(step)[0] for step in pending]
-        group.call("add_preferences", groups[4 * early :], references[4 * early :])
-        rest = group.stream("train", [(training, place, early)] * 2)
+        if early < 2:
+            group.call("learn_round", str(tmp_path / "round"), DPO(), 256, training, place, early)
+        rest = group.stream("train", [(training, place, early % 2)] * 2)
         steps += [metrics for rank, metrics in rest if rank == 0]
         group.call("save", str(tmp_path / str(early)))
         found[early] = steps, load_file(tmp_path / str(early) / "model.safetensors")
-    (whole, expected), (batches, weights) = found[0], found[1]
-    assert [s["samples"] for s in whole] == [4, len(groups) - 4] == [s["samples"] for s in batches]
+    whole, expected = found[2]
     assert whole[-1]["learning_rate"] > 0.2e-3, "rates are those of a pair for every prompt"
-    for ours, theirs in zip(batches, whole, strict=True):
-        for name in ("step", "loss", "grad_norm", "learning_rate", "tokens"):
-            assert ours[name] == theirs[name], name
-    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    for steps, weights in (found[0], found[1]):
+        assert [s["samples"] for s in whole] == [4, len(groups) - 4] == [s["samples"] for s in steps]
+        for ours, theirs in zip(steps, whole, strict=True):
+            for name in ("step", "loss", "grad_norm", "learning_rate", "tokens"):
+                assert ours[name] == theirs[name], name
+        assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+def write_round(folder: Path, groups: list[PreferenceGroup], references: list[ReferenceLogprobs]) -> None:
+    """As a round leaves them: prompts in their order, the others as they came, over several files."""
+    for name in ("pairs.parquet", "reference.parquet"):
+        (folder / name).mkdir(parents=True)
+    write_records([group.prompt for group in groups], Prompt, folder / "prompts.parquet")
+    backwards = list(zip(groups, references, strict=True))[::-1]
+    for number, part in enumerate((backwards[:2], backwards[2:])):
+        pairs, weighed = zip(*part, strict=True)
+        write_records(pairs, PreferenceGroup, folder / "pairs.parquet" / f"{number:06d}.parquet")
+        write_records(weighed, ReferenceLogprobs, folder / "reference.parquet" / f"{number:06d}.parquet")
 
 
 def test_bad_groups_are_refused_with_their_ids(workers: Ranks, tiny_root: Path, tmp_path: Path) -> None:

@@ -70,6 +70,9 @@ def _read_part(path: Path) -> dict[str, Any]:
         if artifact.exists():
             records = list(RecordFiles(artifact, kind))
             found[name] = sorted(records, key=repr) if name.startswith(_UNORDERED) else records
+    if "pairs" in found:  # they come as answers do, and are learnt in the order of the prompts
+        places = {prompt.prompt_id: place for place, prompt in enumerate(found["prompts"])}
+        found["pairs"].sort(key=lambda pair: places[pair.prompt.prompt_id])
     for name in ("checkpoint", "reference_model", "reward_model", "policy"):
         if (path / name).is_dir():
             found[name] = read_weights(path / name)

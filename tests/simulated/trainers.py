@@ -15,6 +15,7 @@ from ultramed_rl.actors.turns import Turn
 from ultramed_rl.learning.seeds import seeded_number
 from ultramed_rl.models.load import ADAPTER_FOLDER
 from ultramed_rl.records import PreferenceGroup, ReferenceLogprobs
+from ultramed_rl.store.pairs import RoundPairs, read_references
 
 STEP_S = 0.3
 
@@ -85,9 +86,17 @@ class SimulatedTrainer(PolicyWorker):
         self, groups: Any, references: Any, objective: Any, max_length: int, held_out: Any = None
     ) -> None:
         self.set_task(Learnt(objective))
-        self.add_preferences(groups, references)
+        self._add(groups, references)
 
-    def add_preferences(self, groups: Any, references: Any) -> None:
+    def learn_round(  # type: ignore[override]
+        self, folder: str, objective: Any, max_length: int, training: Any, place: Any, start: int
+    ) -> None:
+        pairs = RoundPairs(Path(folder))
+        pairs.load(range(len(pairs)))
+        references = read_references(Path(folder), pairs.ids) if objective.uses_reference else None
+        self.learn_preferences(list(pairs), references, objective, max_length)
+
+    def _add(self, groups: Any, references: Any) -> None:
         task = self.task
         task.groups += groups
         if references is not None:
@@ -103,7 +112,7 @@ class SimulatedTrainer(PolicyWorker):
 
     def learn_next(self, *arguments: Any) -> Takes:  # type: ignore[override]
         groups, references, training, place, step = arguments
-        self.add_preferences(groups, references)
+        self._add(groups, references)
         (taken,) = self.train(training, place, step, step + 1)
         return Takes(STEP_S, taken.value)
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
 import pytest
 
 from ultramed_rl.evaluation.metrics import (
+    AnswerMetrics,
+    RoundMetrics,
     compare,
-    completion_metrics,
     kl_to_reference,
-    pair_metrics,
     prompt_means,
-    reward_metrics,
     token_rates,
 )
 from ultramed_rl.records import (
@@ -21,6 +23,7 @@ from ultramed_rl.records import (
     ScoredCompletion,
     SelectionAudit,
 )
+from ultramed_rl.store.tables import write_records
 
 
 def completion(prompt: str, sample: int, logprob: float = -5.0, **changes: object) -> Completion:
@@ -32,47 +35,70 @@ def pair(chosen: Completion, rejected: Completion) -> PreferenceGroup:
     return PreferenceGroup(Prompt("p", ()), (chosen, rejected), (2.0, 0.5))
 
 
-def test_kl_is_the_mean_log_ratio_without_reference_answers() -> None:
+def test_kl_is_the_mean_log_ratio_without_reference_answers(tmp_path: Path) -> None:
     first = pair(completion("p", 0, -5.0), completion("p", 1, -8.0))
     second = pair(completion("p", 2, 0.0, finish_reason="reference"), completion("p", 3, -2.0))
-    references = [ReferenceLogprobs("a", (-6.0, -8.5)), ReferenceLogprobs("b", (-50.0, -5.0))]
+    references = [
+        ReferenceLogprobs(second.group_id, (-50.0, -5.0)),
+        ReferenceLogprobs(first.group_id, (-6.0, -8.5)),
+    ]
+    write_records([first, second], PreferenceGroup, tmp_path / "pairs.parquet")
+    write_records(references, ReferenceLogprobs, tmp_path / "reference.parquet")
     # (-5 + 6), (-8 + 8.5), (-2 + 5); the data's own answer was not sampled from the policy.
-    assert kl_to_reference([first, second], references) == pytest.approx((1.0 + 0.5 + 3.0) / 3)
+    assert kl_to_reference(tmp_path) == pytest.approx((1.0 + 0.5 + 3.0) / 3)
 
 
 def test_evaluations_are_compared_prompt_by_prompt() -> None:
-    before = [ScoredCompletion(completion("p", 0), 1.0), ScoredCompletion(completion("q", 0), 4.0)]
-    after = [ScoredCompletion(completion("q", 0), 3.0), ScoredCompletion(completion("p", 0), 3.0)]
-    change, wins = compare(before, after, 200, seed=0)
+    change, wins = compare({"p": 1.0, "q": 4.0, "r": math.nan}, {"q": 3.0, "p": 3.0, "r": 9.0}, 200, seed=0)
     assert change.mean == pytest.approx((2.0 - 1.0) / 2) and wins == 0.5
     assert (change.low, change.high) == (-1.0, 2.0)
 
 
-def test_prompt_means_average_samples() -> None:
+def test_prompt_means_average_finite_samples() -> None:
     scored = [ScoredCompletion(completion("p", i), float(i)) for i in range(3)]
-    assert prompt_means(scored) == {"p": 1.0}
+    lost = ScoredCompletion(completion("q", 0), math.inf)
+    found = prompt_means([*scored, ScoredCompletion(completion("p", 3), math.nan), lost])
+    assert found["p"] == 1.0 and math.isnan(found["q"]) and len(found) == 2
 
 
-def test_completions_rewards_and_pairs() -> None:
+def test_answers_rewards_and_pairs() -> None:
     long = completion("p", 1, token_ids=(1, 2, 3, 4), finish_reason="length", text=" ")
-    found = completion_metrics([completion("p", 0), long])
-    assert (found["tokens"], found["length_mean"], found["finished_share"], found["empty_share"]) == (
-        6,
-        3.0,
-        0.5,
-        0.5,
-    )
-    rewards = reward_metrics([ScoredCompletion(long, 2.0), ScoredCompletion(long, float("nan"))])
-    assert rewards["reward_mean"] == 2.0 and rewards["reward_non_finite"] == 1
-    pairs = pair_metrics([pair(completion("p", 0), long)], SelectionAudit(prompts=3, pairs=1, tied=2))
-    assert (pairs["margin_mean"], pairs["pairs_tied"], pairs["rejected_length"]) == (1.5, 2, 4)
+    own = completion("p", 2, token_ids=(1,) * 50, finish_reason="reference")
+    scored = [
+        ScoredCompletion(completion("p", 0), 2.0, {"model": 1.0, "length": -1.0}),
+        ScoredCompletion(long, math.nan, {"model": math.nan, "length": -2.0}),
+        ScoredCompletion(own, 5.0, {"model": 4.0, "length": 0.0}),
+    ]
+    found = RoundMetrics()
+    found.add_answers(Prompt("p", (), token_ids=(1, 2, 3)), scored)
+    found.add_pair(pair(completion("p", 0), long))
+    metrics = found.metrics(SelectionAudit(prompts=3, pairs=1, tied=2))
+    expected = {
+        "completions": 2,  # the data's own is none
+        "tokens": 2 + 4,
+        "length_mean": 3.0,
+        "finished_share": 0.5,
+        "empty_share": 0.5,
+        "reward_mean": 3.5,
+        "reward_p50": 3.5,
+        "reward_non_finite": 1,
+        "reward_model_mean": 2.5,
+        "reward_length_mean": -1.0,
+        "pairs": 1,
+        "pairs_tied": 2,
+        "margin_mean": 1.5,
+        "chosen_length": 2,
+        "rejected_length": 4,
+        "tokens_scored": 3 + 2 + 4 + 50,
+        "tokens_reference": 2 + 4,  # the pair's prompt has no tokens here
+    }
+    assert {name: metrics[name] for name in expected} == expected
+    assert AnswerMetrics(scored).metrics().items() <= metrics.items()
 
 
-def test_token_rates_count_prompts_where_they_are_read() -> None:
-    prompt = Prompt("p", (), token_ids=(1, 2, 3))
-    scored = [ScoredCompletion(completion("p", i), 0.0) for i in range(2)]
-    seconds = {"completions": 2.0, "scored": 5.0, "reference": 1.0}
-    pairs = [PreferenceGroup(prompt, (completion("p", 0), completion("p", 1)), (1.0, 0.0))]
-    rates = token_rates([prompt], scored, pairs, seconds)
-    # answers 2 + 2; the prompt, read once, adds 3
-    assert list(rates.values()) == [2.0, 7.0 / 5.0, 7.0]
+def test_token_rates_are_of_phases_that_were_timed() -> None:
+    metrics = {"tokens": 4, "tokens_scored": 7, "tokens_reference": 7}
+    assert list(token_rates(metrics, {"completions": 2.0, "scored": 5.0, "pairs": 3.0}).values()) == [
+        2.0,
+        1.4,
+    ]

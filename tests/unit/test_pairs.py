@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ultramed_rl.learning.pairs import RULES, select_pairs
+from ultramed_rl.learning.pairs import RULES, PairSelector
 from ultramed_rl.records import Completion, PreferenceGroup, Prompt, ScoredCompletion, SelectionAudit
 
 NAN = math.nan
@@ -29,8 +29,12 @@ def select(
     scored: list[ScoredCompletion], names: str = "p", **changes: Any
 ) -> tuple[list[PreferenceGroup], SelectionAudit]:
     rule: dict[str, Any] = {"rejected": "worst", "min_margin": 0.0, "max_length_ratio": None, "seed": 0}
-    prompts = [Prompt(name, ()) for name in names]
-    return select_pairs(prompts, scored, **{**rule, "round_index": 0, **changes})
+    selector = PairSelector(**{**rule, "round_index": 0, **changes})
+    found = [
+        selector.choose(Prompt(name, ()), [s for s in scored if s.completion.prompt_id == name])
+        for name in names
+    ]
+    return [pair for pair in found if pair is not None], selector.audit
 
 
 def samples(scored: list[ScoredCompletion], **changes: Any) -> tuple[int, int]:
@@ -117,15 +121,19 @@ def test_margin_and_order_of_prompts() -> None:
     ("scored", "names", "changes", "said"),
     [
         (score([1.0, 0.0]), "px", {}, r"\bx:"),
-        (score([1.0, 0.0], name="y"), "p", {}, "y#0"),
         (score([1.0]) + score([1.0]), "p", {}, "p#0"),
-        (score([1.0]), "pp", {}, r"\b2\b.*\b1\b"),
         (score([1.0]), "p", {"rejected": "best"}, "rejected='best': .*worst, random, near_low"),
     ],
 )
 def test_errors(scored: list[ScoredCompletion], names: str, changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         select(scored, names, **changes)
+
+
+def test_an_answer_of_another_prompt_is_refused() -> None:
+    selector = PairSelector(rejected="worst", min_margin=0.0, max_length_ratio=None, seed=0, round_index=0)
+    with pytest.raises(ValueError, match=r"y#0\b.*\bp\b"):
+        selector.choose(Prompt("p", ()), score([1.0, 0.0], name="y"))
 
 
 rewards = st.one_of(st.integers(-2, 2).map(float), st.floats(-1e6, 1e6), st.sampled_from([NAN, math.inf]))

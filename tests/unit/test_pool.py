@@ -78,9 +78,9 @@ def test_reuse_holds_every_prompt_once_per_pass_and_never_twice_per_round(
 
 def test_another_seed_or_pass_is_another_order() -> None:
     prompts = make_pool(30)
-    first, second = (prompts_for_round(prompts, rule(30, True), i, 0) for i in range(2))
-    assert first != second and first != prompts_for_round(prompts, rule(30, True), 0, 1)
-    assert first == prompts_for_round(prompts[::-1], rule(30, True), 0, 0)
+    first, second = (list(prompts_for_round(prompts, rule(30, True), i, 0)) for i in range(2))
+    assert first != second and first != list(prompts_for_round(prompts, rule(30, True), 0, 1))
+    assert first == list(prompts_for_round(prompts[::-1], rule(30, True), 0, 0))
 
 
 def test_supply_is_checked_early_with_the_arithmetic() -> None:

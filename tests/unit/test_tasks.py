@@ -227,7 +227,7 @@ def test_a_policy_that_is_its_own_reference_has_a_loss_of_ln_2(models: Path) -> 
     unknown = [ReferenceLogprobs(g.group_id, (0.0, 0.0)) for g in pairs]
 
     def task(references: list[ReferenceLogprobs]) -> PreferenceTask:
-        return PreferenceTask(engine, shape, PreferenceData(pairs, references, 64), DPO(beta=0.5))
+        return PreferenceTask(engine, shape, PreferenceData.at_hand(pairs, references, 64), DPO(beta=0.5))
 
     # Against a reference that gives every answer probability one, a log-ratio is the policy's own logprob.
     (_,), metrics = run(task(unknown), MicroBatch((0, 1, 2)))

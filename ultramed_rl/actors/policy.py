@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 
 from ultramed_rl.actors.deepspeed_setup import EngineSpec
 from ultramed_rl.actors.passes import AnswerNumber, number_turn, policy_logprobs, score_groups
 from ultramed_rl.actors.tasks import ImitationTask, PreferenceTask
-from ultramed_rl.actors.trainer import TrainingPlace, TrainWorker
+from ultramed_rl.actors.trainer import TrainingPlace, TrainWorker, plan_batches
 from ultramed_rl.actors.turns import Turn, TurnReport
 from ultramed_rl.actors.weight_sync import Sender, make_sender
 from ultramed_rl.config.models import Model
 from ultramed_rl.config.objectives import Objective
 from ultramed_rl.config.training import Training
-from ultramed_rl.learning.checks import check_chats, check_groups
+from ultramed_rl.learning.checks import check_chats, check_groups, check_references
 from ultramed_rl.learning.packing import AnswerGroup, PackedBatch, sum_by_answer
-from ultramed_rl.learning.preference_data import PreferenceData
-from ultramed_rl.models.load import PolicyModel, is_packed, load_policy
+from ultramed_rl.learning.preference_data import GroupIndex, PreferenceData
+from ultramed_rl.models.load import PolicyModel, load_policy
 from ultramed_rl.models.lora import adapters_off
 from ultramed_rl.records import PreferenceGroup, ReferenceLogprobs, TokenizedChat
+from ultramed_rl.store.pairs import RoundPairs, read_references
 
 
 class PolicyWorker(TrainWorker):
@@ -74,23 +76,47 @@ class PolicyWorker(TrainWorker):
             groups: Sequence[PreferenceGroup], references: Sequence[ReferenceLogprobs] | None
         ) -> PreferenceTask:
             check_groups(groups, self.shape.vocab, max_length, paired=not objective.unpaired)
-            data = PreferenceData(groups, references, max_length, packed=is_packed(self.engine.module.lm))
+            data = PreferenceData.at_hand(groups, references, max_length, packed=self._packed)
             return PreferenceTask(self.engine, self.shape, data, objective)
 
         self.set_task(task(groups, references), task(*held_out) if held_out else None)
 
-    def add_preferences(
-        self, groups: Sequence[PreferenceGroup], references: Sequence[ReferenceLogprobs] | None
+    def learn_round(
+        self,
+        folder: str,
+        objective: Objective,
+        max_length: int,
+        training: Training,
+        place: TrainingPlace,
+        start: int,
     ) -> None:
-        """More groups for the task that `learn_preferences` set.
+        """Set the task: the pairs of a round's folder under this objective. Of these a rank reads what its own
+        micro-batches hold from step `start` on.
 
         Raises:
-            ValueError: like `learn_preferences`.
+            ValueError: groups of this rank that cannot be learnt from, with their ids, before anything is computed.
         """
-        task = self.task
-        assert isinstance(task, PreferenceTask), "no preferences are being learnt"
-        check_groups(groups, self.shape.vocab, task.data.max_length, paired=not task.objective.unpaired)
-        task.data.add(groups, references)
+        pairs = RoundPairs(Path(folder))
+        tokens = pairs.packed_tokens if self._packed else pairs.padded_tokens
+        index = GroupIndex(pairs.ids, pairs.answer_counts.tolist(), tokens.tolist())
+        batches, _ = plan_batches(len(pairs), training, place)
+        own = self._own(batches[start:], index.tokens, training.micro_batch_tokens)
+        beside = {(i + 1) % len(pairs) for i in own} if objective.kl == "mismatched" else set()
+        pairs.load({*own, *beside})
+        groups = [pairs[i] for i in own]
+        check_groups(groups, self.shape.vocab, max_length, paired=not objective.unpaired)
+        references = None
+        if objective.uses_reference:
+            found = read_references(Path(folder), [group.group_id for group in groups])
+            check_references(groups, found)
+            references = dict(zip(own, found, strict=True))
+        task = PreferenceTask(
+            self.engine, self.shape, PreferenceData(pairs, references, max_length, index), objective
+        )
+        if start:  # the steps before were of the same training
+            self.task = task
+        else:
+            self.set_task(task)
 
     def learn_next(
         self,
@@ -100,8 +126,17 @@ class PolicyWorker(TrainWorker):
         place: TrainingPlace,
         step: int,
     ) -> dict[str, float]:
-        """Take up the groups that are the batch of `step`, and learn them; the step's metrics. Collective."""
-        self.add_preferences(groups, references)
+        """Take up the groups that are the batch of `step`, and learn them; the step's metrics. Collective.
+
+        Raises:
+            ValueError: like `learn_preferences`.
+        """
+        task = self.task
+        assert isinstance(task, PreferenceTask), "no preferences are being learnt"
+        data, objective = task.data, task.objective
+        check_groups(groups, self.shape.vocab, data.max_length, paired=not objective.unpaired)
+        more = PreferenceData.at_hand(groups, references, data.max_length, packed=self._packed)
+        task.data = data.extended(more)
         (metrics,) = self.train(training, place, step, step + 1)
         return metrics
 
@@ -137,7 +172,7 @@ class PolicyWorker(TrainWorker):
                 budget,
                 self.engine.device,
                 in_step=self.engine.spec.zero_stage == 3,
-                packed=is_packed(self.engine.module.lm),
+                packed=self._packed,
             )
 
     def scores_within(self, budget: int) -> None:

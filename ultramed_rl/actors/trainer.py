@@ -37,6 +37,17 @@ class TrainingPlace:
     most: int | None = None
 
 
+def plan_batches(
+    count: int, training: Optimization, place: TrainingPlace
+) -> tuple[Sequence[Sequence[int]], int]:
+    """The batches of a training on so many samples, and how many steps its schedule has."""
+    size = training.batch_size
+    if place.most is not None:
+        return ordered_batches(count, size), count_steps(place.most, size, 1)
+    batches = epoch_batches(count, size, training.epochs, place.seed)[: place.max_steps]
+    return batches, len(batches)
+
+
 class TrainWorker:
     """One DeepSpeed rank. Methods named with `collective` in their docstring run on all ranks at once."""
 
@@ -92,12 +103,7 @@ class TrainWorker:
         """
         if self.peak_flops is None:
             self.peak_flops = measure_peak(self.engine.device, self.engine.spec.precision)
-        count, size = len(self.task.lengths), training.batch_size
-        if place.most is None:
-            batches = epoch_batches(count, size, training.epochs, place.seed)[: place.max_steps]
-            steps = len(batches)
-        else:
-            batches, steps = ordered_batches(count, size), count_steps(place.most, size, 1)
+        batches, steps = plan_batches(len(self.task.lengths), training, place)
         for step in range(start, len(batches) if stop is None else stop):
             progress = step_progress(step, steps, place.index, place.rounds)
             rate = learning_rate(
@@ -111,7 +117,7 @@ class TrainWorker:
             yield {**head, **metrics, "mfu": mfu, "seconds": seconds}
 
     def _step(self, batch: Sequence[int], budget: int, rate: float, first: bool) -> dict[str, float]:
-        micro_batches = self._shard(self.task, batch, budget)
+        micro_batches = self._shard(self.task.lengths, batch, budget)
         sums = Sums(self.task.sums)
         losses = self.task.losses(batch, micro_batches, sums, first)
         names = [self.task.sample_id(i) for i in batch]
@@ -127,16 +133,25 @@ class TrainWorker:
         task = self.held_out
         assert task is not None, "there is no held-out data"
         every = range(len(task.lengths))
-        micro_batches = self._shard(task, every, budget)
+        micro_batches = self._shard(task.lengths, every, budget)
         sums = Sums(task.sums)
         for _ in task.losses(every, micro_batches, sums, False):
             yield {}
         yield task.metrics(self._totals(sums))
 
-    def _shard(self, task: Task, batch: Sequence[int], budget: int) -> list[MicroBatch]:
+    @property
+    def _packed(self) -> bool:
+        """Whether a forward pass computes its samples end to end, not as padded rows."""
+        return is_packed(self.engine.module.lm)
+
+    def _shard(self, lengths: Sequence[int], batch: Sequence[int], budget: int) -> list[MicroBatch]:
         """This rank's part of a batch."""
-        padded = not is_packed(self.engine.module.lm)
-        return shard_batch(batch, task.lengths, budget, self.world_size, padded=padded)[self.rank]
+        return shard_batch(batch, lengths, budget, self.world_size, padded=not self._packed)[self.rank]
+
+    def _own(self, batches: Sequence[Sequence[int]], lengths: Sequence[int], budget: int) -> list[int]:
+        """All samples of this rank's parts of these batches, sorted."""
+        micro_batches = (micro for batch in batches for micro in self._shard(lengths, batch, budget))
+        return sorted({i for micro in micro_batches for i in micro.indices})
 
     def _totals(self, sums: Sums) -> dict[str, float]:
         return dict(zip(sums.names, self.engine.total(sums.values).tolist(), strict=True))

@@ -26,8 +26,8 @@ class ReferenceLane:
         Raises:
             ValueError: a group that cannot be learnt from.
         """
+        check_groups([group], self.vocab_size, self.max_length)
         if packed is None:
-            check_groups([group], self.vocab_size, self.max_length)
             packed = AnswerGroup(group.prompt.token_ids, [c.token_ids for c in group.completions])
         self._answers[group.group_id] = len(group.completions)
         tokens = packed.packed_tokens

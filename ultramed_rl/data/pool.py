@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import overload
 
 from ultramed_rl.config.data import Prompts
 from ultramed_rl.data.prompts import PromptPool, load_prompts
@@ -32,9 +34,9 @@ def split_pool(pool: PromptPool, held_out: int, seed: int) -> PromptPool:
         raise ValueError(
             f"prompts.held_out={held_out} leaves none of {len(prompts)} prompts; lower it or add sources"
         )
-    chosen = {p.prompt_id for p in _shuffled(prompts, seed, "held out")[:held_out]}
-    training = tuple(p for p in prompts if p.prompt_id not in chosen)
-    return PromptPool(training, tuple(p for p in prompts if p.prompt_id in chosen), dict(pool.counts))
+    chosen = set(_shuffled(PoolSlice(prompts, list(range(len(prompts)))), seed, "held out")[:held_out])
+    training = tuple(p for i, p in enumerate(prompts) if i not in chosen)
+    return PromptPool(training, tuple(prompts[i] for i in sorted(chosen)), dict(pool.counts))
 
 
 def check_rounds(pool: PromptPool, config: Prompts, rounds: int) -> None:
@@ -43,32 +45,50 @@ def check_rounds(pool: PromptPool, config: Prompts, rounds: int) -> None:
     Raises:
         ValueError: they don't, with the arithmetic.
     """
-    for prompts, per_round, name in _strata(pool.training, config):
-        _check_supply(len(prompts), per_round, rounds, config.reuse, name)
+    for places, per_round, name in _strata(pool.training, config):
+        _check_supply(len(places), per_round, rounds, config.reuse, name)
 
 
-def prompts_for_round(
-    training: Sequence[Prompt], config: Prompts, round_index: int, seed: int
-) -> tuple[Prompt, ...]:
+@dataclass
+class PoolSlice(Sequence[Prompt]):
+    """Prompts of a pool by their places in it."""
+
+    pool: Sequence[Prompt]
+    places: list[int]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @overload
+    def __getitem__(self, index: int) -> Prompt: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Prompt]: ...
+    def __getitem__(self, index: int | slice) -> Prompt | list[Prompt]:
+        if isinstance(index, slice):
+            return [self.pool[place] for place in self.places[index]]
+        return self.pool[self.places[index]]
+
+
+def prompts_for_round(training: Sequence[Prompt], config: Prompts, round_index: int, seed: int) -> PoolSlice:
     """A round's prompts, without replacement; where sources have shares, each source's part after the other.
 
     Raises:
         ValueError: the pool, or a source with a share, is used up or smaller than a round.
     """
-    drawn: list[Prompt] = []
-    for prompts, per_round, name in _strata(training, config):
-        _check_supply(len(prompts), per_round, round_index + 1, config.reuse, name)
-        drawn += _slice_of_passes(prompts, per_round, round_index, seed)
-    return tuple(drawn)
+    drawn: list[int] = []
+    for places, per_round, name in _strata(training, config):
+        _check_supply(len(places), per_round, round_index + 1, config.reuse, name)
+        drawn += _slice_of_passes(PoolSlice(training, list(places)), per_round, round_index, seed)
+    return PoolSlice(training, drawn)
 
 
-def _strata(training: Sequence[Prompt], config: Prompts) -> list[tuple[Sequence[Prompt], int, str]]:
+def _strata(training: Sequence[Prompt], config: Prompts) -> list[tuple[Sequence[int], int, str]]:
     """What a round draws from, how many of each, and its name: all prompts, or each source with its share."""
     if config.shares is None:
-        return [(training, config.per_round, "")]
-    counts = split_count(config.per_round, config.shares)
+        return [(range(len(training)), config.per_round, "")]
+    counts, sources = split_count(config.per_round, config.shares), [p.source for p in training]
     return [
-        ([p for p in training if p.source == place], count, f"source {config.sources[place].uri!r}: ")
+        ([i for i, s in enumerate(sources) if s == place], count, f"source {config.sources[place].uri!r}: ")
         for place, count in enumerate(counts)
         if count
     ]
@@ -84,36 +104,35 @@ def split_count(total: int, shares: Sequence[float]) -> list[int]:
     return counts
 
 
-def _slice_of_passes(
-    training: Sequence[Prompt], per_round: int, round_index: int, seed: int
-) -> Sequence[Prompt]:
-    """Consecutive slices of a seeded permutation.
+def _slice_of_passes(part: PoolSlice, per_round: int, round_index: int, seed: int) -> list[int]:
+    """Consecutive slices of a seeded permutation of a part of the pool, as places in the pool.
 
-    A pool that is used up is reshuffled for another pass. Every pass holds every prompt once, and a round that
+    A part that is used up is reshuffled for another pass. Every pass holds every prompt once, and a round that
     spans two passes holds no prompt twice.
     """
-    first, offset = divmod(round_index * per_round, len(training))
-    order = _pass_order(training, per_round, first, seed)
-    if offset + per_round > len(training):
-        order += _pass_order(training, per_round, first + 1, seed)
+    first, offset = divmod(round_index * per_round, len(part))
+    order = _pass_order(part, per_round, first, seed)
+    if offset + per_round > len(part):
+        order += _pass_order(part, per_round, first + 1, seed)
     return order[offset : offset + per_round]
 
 
-def _pass_order(training: Sequence[Prompt], per_round: int, number: int, seed: int) -> list[Prompt]:
+def _pass_order(part: PoolSlice, per_round: int, number: int, seed: int) -> list[int]:
     """Pass `number`'s permutation; its start avoids the prompts already in the round that it completes."""
-    order: list[Prompt] = []
+    order: list[int] = []
     for current in range(number + 1):
-        used = -(current * len(training)) % per_round  # slots of the spanning round that this pass fills
-        tail = {p.prompt_id for p in order[-(per_round - used) :]} if used else set()
-        shuffled = _shuffled(training, seed, current)
-        head = [p for p in shuffled if p.prompt_id not in tail][:used]
-        heads = {p.prompt_id for p in head}
-        order = head + [p for p in shuffled if p.prompt_id not in heads]
+        used = -(current * len(part)) % per_round  # slots of the spanning round that this pass fills
+        tail = set(order[-(per_round - used) :]) if used else set()
+        shuffled = _shuffled(part, seed, current)
+        head = [place for place in shuffled if place not in tail][:used]
+        heads = set(head)
+        order = head + [place for place in shuffled if place not in heads]
     return order
 
 
-def _shuffled(prompts: Sequence[Prompt], seed: int, occasion: object) -> list[Prompt]:
-    return sorted(prompts, key=lambda p: seeded_number(seed, occasion, p.prompt_id))
+def _shuffled(part: PoolSlice, seed: int, occasion: object) -> list[int]:
+    numbers = [seeded_number(seed, occasion, prompt.prompt_id) for prompt in part]
+    return [place for _, place in sorted(zip(numbers, part.places, strict=True))]
 
 
 def _check_supply(pool: int, per_round: int, rounds: int, reuse: bool, name: str) -> None:

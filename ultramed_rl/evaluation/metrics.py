@@ -1,126 +1,167 @@
-"""What a round's records say, as flat metrics."""
+"""What a round's records say, as flat metrics. They are added up as records pass: a round may have millions."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from statistics import fmean
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
 from ultramed_rl.evaluation.statistics import Interval, paired_bootstrap, summarize, win_rate
-from ultramed_rl.records import (
-    Completion,
-    PreferenceGroup,
-    Prompt,
-    ReferenceLogprobs,
-    ScoredCompletion,
-    SelectionAudit,
-)
+from ultramed_rl.records import PreferenceGroup, Prompt, ScoredCompletion, SelectionAudit
+from ultramed_rl.store.shards import shard_files
 
 
-def completion_metrics(completions: Sequence[Completion]) -> dict[str, float]:
-    """Lengths in tokens, and how answers ended."""
-    lengths = summarize([len(c.token_ids) for c in completions])
-    return {
-        "completions": len(completions),
-        "tokens": sum(len(c.token_ids) for c in completions),
-        "length_mean": lengths.mean,
-        "length_p90": lengths.p90,
-        "finished_share": fmean(c.finish_reason == "stop" for c in completions),
-        "empty_share": fmean(not c.text.strip() for c in completions),
-    }
+class AnswerMetrics:
+    """Lengths in tokens, how answers ended, and their rewards. Memory holds a length and a reward of each, since quantiles
+    need them all.
+
+    The data's own answers have a reward like the others; what is said of lengths and ends is of the sampled ones.
+    """
+
+    def __init__(self, scored: Iterable[ScoredCompletion] = ()) -> None:
+        self._lengths, self._rewards = array("i"), array("d")
+        self._non_finite = self._finished = self._empty = 0
+        self._sums: defaultdict[str, float] = defaultdict(
+            float
+        )  # of several scorers, each one's finite numbers
+        self._counts: Counter[str] = Counter()
+        for item in scored:
+            self.add(item)
+
+    def add(self, scored: ScoredCompletion) -> None:
+        """One more."""
+        completion = scored.completion
+        if completion.finish_reason != "reference":
+            self._lengths.append(len(completion.token_ids))
+            self._finished += completion.finish_reason == "stop"
+            self._empty += not completion.text.strip()
+        if math.isfinite(scored.reward):
+            self._rewards.append(scored.reward)
+        else:
+            self._non_finite += 1
+        for name, value in scored.terms.items():
+            if math.isfinite(value):
+                self._sums[name] += value
+                self._counts[name] += 1
+
+    def metrics(self) -> dict[str, float]:
+        """Mean, deviation and quantiles of the finite rewards; of several scorers, each one's mean."""
+        lengths, rewards, count = summarize(self._lengths), summarize(self._rewards), len(self._lengths)
+        return {
+            "completions": count,
+            "tokens": sum(self._lengths),
+            "length_mean": lengths.mean,
+            "length_p90": lengths.p90,
+            "finished_share": self._finished / count,
+            "empty_share": self._empty / count,
+            "reward_mean": rewards.mean,
+            "reward_std": rewards.std,
+            "reward_p10": rewards.p10,
+            "reward_p50": rewards.p50,
+            "reward_p90": rewards.p90,
+            "reward_non_finite": self._non_finite,
+            **{f"reward_{name}_mean": self._sums[name] / n for name, n in sorted(self._counts.items())},
+        }
 
 
-def reward_metrics(scored: Sequence[ScoredCompletion]) -> dict[str, float]:
-    """Mean, deviation and quantiles of the finite rewards; of several scorers, each one's mean."""
-    finite = [s.reward for s in scored if abs(s.reward) < float("inf")]
-    summary = summarize(finite)
-    return {
-        "reward_mean": summary.mean,
-        "reward_std": summary.std,
-        "reward_p10": summary.p10,
-        "reward_p50": summary.p50,
-        "reward_p90": summary.p90,
-        "reward_non_finite": len(scored) - len(finite),
-        **_term_means(scored),
-    }
+class RoundMetrics:
+    """A round's scored answers and pairs, as metrics."""
+
+    def __init__(self) -> None:
+        self.answers = AnswerMetrics()
+        self._sums: Counter[str] = Counter(dict.fromkeys(("tokens_scored", "tokens_reference"), 0))
+        self._pairs, self._margins = 0, 0.0
+
+    def add_answers(self, prompt: Prompt, scored: Sequence[ScoredCompletion]) -> None:
+        """A prompt's scored answers."""
+        self._sums["tokens_scored"] += len(prompt.token_ids)
+        for item in scored:
+            self._sums["tokens_scored"] += len(item.completion.token_ids)
+            self.answers.add(item)
+
+    def add_pair(self, pair: PreferenceGroup) -> None:
+        """What was chosen of them."""
+        self._pairs += 1
+        self._margins += pair.margin
+        self._sums.update(
+            chosen=len(pair.chosen.token_ids),
+            rejected=len(pair.rejected.token_ids),
+            tokens_reference=pair.packed_tokens,
+        )
+
+    def metrics(self, audit: SelectionAudit) -> dict[str, float]:
+        """What selection kept and dropped, the reward margin, and the lengths of both sides; there are pairs.
+
+        `tokens_scored` and `tokens_reference` are what reward models and reference read: each prompt once.
+        """
+        counts = {f"pairs_{name}": float(value) for name, value in asdict(audit).items() if name != "pairs"}
+        return {
+            **self.answers.metrics(),
+            "pairs": self._pairs,
+            **counts,
+            "margin_mean": self._margins / self._pairs,
+            "chosen_length": self._sums["chosen"] / self._pairs,
+            "rejected_length": self._sums["rejected"] / self._pairs,
+            "tokens_scored": self._sums["tokens_scored"],
+            "tokens_reference": self._sums["tokens_reference"],
+        }
 
 
-def _term_means(scored: Sequence[ScoredCompletion]) -> dict[str, float]:
-    """The mean of every scorer's own numbers, where there are several."""
-    names = sorted({name for s in scored for name in s.terms})
-    columns = {name: [s.terms[name] for s in scored if math.isfinite(s.terms[name])] for name in names}
-    return {f"reward_{name}_mean": fmean(values) for name, values in columns.items() if values}
-
-
-def pair_metrics(pairs: Sequence[PreferenceGroup], audit: SelectionAudit) -> dict[str, float]:
-    """What selection kept and dropped, the reward margin, and the lengths of both sides."""
-    counts = {f"pairs_{name}": float(value) for name, value in asdict(audit).items() if name != "pairs"}
-    return {
-        "pairs": len(pairs),
-        **counts,
-        "margin_mean": fmean(p.margin for p in pairs),
-        "chosen_length": fmean(len(p.chosen.token_ids) for p in pairs),
-        "rejected_length": fmean(len(p.rejected.token_ids) for p in pairs),
-    }
-
-
-def kl_to_reference(pairs: Sequence[PreferenceGroup], references: Sequence[ReferenceLogprobs]) -> float:
-    """Nats per completion of the sampling policy from the reference, over the completions in pairs.
+def kl_to_reference(folder: Path) -> float:
+    """Nats per completion of the sampling policy from the reference, over the completions in a round's pairs.
 
     The mean of log pi - log pi_ref of pi's own samples estimates KL(pi || pi_ref); pair selection keeps
-    the extremes, so it is an estimate on pairs, not on all samples.
+    the extremes, so it is an estimate on pairs, not on all samples. The data's own answers were not sampled.
     """
-    ratios = [
-        completion.logprob - logprob
-        for pair, reference in zip(pairs, references, strict=True)
-        for completion, logprob in zip(pair.completions, reference.logprobs, strict=True)
-        if completion.finish_reason != "reference"
-    ]
-    return fmean(ratios) if ratios else 0.0
+    references = pq.read_table(folder / "reference.parquet", columns=["group_id", "logprobs"])
+    total, count = 0.0, 0
+    for file in shard_files(folder / "pairs.parquet"):
+        pairs = pq.read_table(file, columns=["group_id", "completions"])
+        answers = pc.list_flatten(pairs["completions"])
+        places = pc.index_in(pairs["group_id"], value_set=references["group_id"])
+        weighed = pc.list_flatten(references["logprobs"].take(places))
+        ratios = pc.subtract(pc.struct_field(answers, "logprob"), weighed)
+        sampled = pc.not_equal(pc.struct_field(answers, "finish_reason"), "reference")
+        own = pc.filter(ratios, sampled)
+        total, count = total + (pc.sum(own).as_py() or 0.0), count + len(own)
+    return total / count if count else 0.0
 
 
-def token_rates(
-    prompts: Sequence[Prompt],
-    scored: Sequence[ScoredCompletion],
-    pairs: Sequence[PreferenceGroup],
-    seconds: Mapping[str, float],
-) -> dict[str, float]:
-    """Tokens per second of sampling (answers only), scoring and reference logprobs (and
-    each prompt once)."""
-    prompt_tokens = {p.prompt_id: len(p.token_ids) for p in prompts}
-    answers = [s.completion for s in scored]
-    tokens = {
-        "completions": sum(len(a.token_ids) for a in answers if a.finish_reason != "reference"),
-        "scored": sum(prompt_tokens.values()) + sum(len(a.token_ids) for a in answers),
-        "reference": sum(p.packed_tokens for p in pairs),
-    }
+def token_rates(metrics: Mapping[str, float], seconds: Mapping[str, float]) -> dict[str, float]:
+    """Tokens per second of sampling (answers only), scoring and reference logprobs (and each prompt once), for the phases
+    whose seconds are known."""
+    tokens = {"completions": "tokens", "scored": "tokens_scored", "reference": "tokens_reference"}
     return {
-        f"tokens_per_second_{phase}": count / max(seconds[phase], 1e-9)
-        for phase, count in tokens.items()
+        f"tokens_per_second_{phase}": metrics[name] / max(seconds[phase], 1e-9)
+        for phase, name in tokens.items()
         if phase in seconds
     }
 
 
-def prompt_means(scored: Sequence[ScoredCompletion]) -> dict[str, float]:
-    """Mean of the finite rewards of each prompt's completions; a prompt without any is left out."""
+def prompt_means(scored: Iterable[ScoredCompletion]) -> dict[str, float]:
+    """Mean of the finite rewards of each prompt's completions; NaN for a prompt without any."""
     by_prompt: dict[str, list[float]] = {}
     for item in scored:
-        if math.isfinite(item.reward):
-            by_prompt.setdefault(item.completion.prompt_id, []).append(item.reward)
-    return {prompt: fmean(rewards) for prompt, rewards in by_prompt.items()}
+        finite = [item.reward] if math.isfinite(item.reward) else []
+        by_prompt.setdefault(item.completion.prompt_id, []).extend(finite)
+    return {prompt: fmean(rewards) if rewards else math.nan for prompt, rewards in by_prompt.items()}
 
 
 def compare(
-    before: Sequence[ScoredCompletion], after: Sequence[ScoredCompletion], resamples: int, seed: int
+    before: Mapping[str, float], after: Mapping[str, float], resamples: int, seed: int
 ) -> tuple[Interval, float]:
-    """(change of the mean reward with its 95 % interval, win rate) on the same prompts, paired.
+    """(change of the mean reward with its 95 % interval, win rate) of `prompt_means` on the same prompts, paired.
 
     Prompts without a finite reward on both sides cannot be compared; `reward_non_finite` counts such rewards.
     """
-    asked = [{s.completion.prompt_id for s in side} for side in (before, after)]
-    assert asked[0] == asked[1], "evaluations of different prompts"
-    old, new = prompt_means(before), prompt_means(after)
-    prompts = sorted(old.keys() & new.keys())
-    first, second = [old[p] for p in prompts], [new[p] for p in prompts]
+    assert before.keys() == after.keys(), "evaluations of different prompts"
+    prompts = sorted(p for p in before if math.isfinite(before[p]) and math.isfinite(after[p]))
+    first, second = [before[p] for p in prompts], [after[p] for p in prompts]
     return paired_bootstrap(first, second, resamples, seed), win_rate(first, second)

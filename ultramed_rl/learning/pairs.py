@@ -17,18 +17,8 @@ from ultramed_rl.records import PreferenceGroup, Prompt, ScoredCompletion, Selec
 RULES = ("worst", "random", "near_low")
 
 
-def select_pairs(
-    prompts: Sequence[Prompt],
-    scored: Sequence[ScoredCompletion],
-    *,
-    rejected: str,
-    min_margin: float,
-    max_length_ratio: float | None,
-    seed: int,
-    round_index: int,
-    listwise: bool = False,
-) -> tuple[list[PreferenceGroup], SelectionAudit]:
-    """At most one pair per prompt, in the order of `prompts`, and an audit with every prompt in one count.
+class PairSelector:
+    """Chooses a prompt's pair as its scored answers pass, and counts what became of each prompt.
 
     With `listwise` a prompt gives all of its answers of different texts, best first, not just two; an empty one
     only if it scores below the best.
@@ -43,48 +33,63 @@ def select_pairs(
     the shorter's tokens), else pairs. Non-finite rewards are set aside and never enter a pair.
 
     Raises:
-        ValueError: an unknown rule, a prompt or completion given twice, a prompt without completions, or a
-            completion of an unknown prompt.
+        ValueError: an unknown rule.
     """
-    if rejected not in RULES:
-        raise ValueError(f"rejected={rejected!r}: unknown rule; use one of {', '.join(RULES)}")
-    pairs: list[PreferenceGroup] = []
-    counts: Counter[str] = Counter()
-    for prompt, candidates in zip(prompts, _group(prompts, scored), strict=True):
-        draw = seeded_number(seed, round_index, prompt.prompt_id)
-        chosen = _choose(candidates, None if listwise else rejected, draw)
-        pair = (
-            chosen if isinstance(chosen, str) else _apply_limits(prompt, chosen, min_margin, max_length_ratio)
-        )
-        if isinstance(pair, str):
-            counts[pair] += 1
-        else:
-            pairs.append(pair)
-    return pairs, SelectionAudit(prompts=len(prompts), pairs=len(pairs), **counts)
+
+    def __init__(
+        self,
+        *,
+        rejected: str,
+        min_margin: float,
+        max_length_ratio: float | None,
+        seed: int,
+        round_index: int,
+        listwise: bool = False,
+    ) -> None:
+        if rejected not in RULES:
+            raise ValueError(f"rejected={rejected!r}: unknown rule; use one of {', '.join(RULES)}")
+        self.rule = None if listwise else rejected
+        self.min_margin, self.max_length_ratio = min_margin, max_length_ratio
+        self.seed, self.round_index = seed, round_index
+        self.counts: Counter[str] = Counter()
+
+    @property
+    def audit(self) -> SelectionAudit:
+        """Every prompt so far in one count."""
+        return SelectionAudit(prompts=self.counts.total(), **{"pairs": 0, **self.counts})
+
+    def choose(self, prompt: Prompt, scored: Sequence[ScoredCompletion]) -> PreferenceGroup | None:
+        """The pair of a prompt, of which all answers are there; None where it gives none.
+
+        Raises:
+            ValueError: no answers, one of another prompt, or one given twice.
+        """
+        candidates = _by_sample(prompt, scored)
+        chosen = _choose(candidates, self.rule, seeded_number(self.seed, self.round_index, prompt.prompt_id))
+        if not isinstance(chosen, str):
+            pair = _apply_limits(prompt, chosen, self.min_margin, self.max_length_ratio)
+            if not isinstance(pair, str):
+                self.counts["pairs"] += 1
+                return pair
+            chosen = pair
+        self.counts[chosen] += 1
+        return None
 
 
-def _group(prompts: Sequence[Prompt], scored: Sequence[ScoredCompletion]) -> list[list[ScoredCompletion]]:
-    """Each prompt's completions by sample index, in the order of prompts."""
-    groups: dict[str, dict[int, ScoredCompletion]] = {p.prompt_id: {} for p in prompts}
-    if len(groups) != len(prompts):
-        raise ValueError(f"{len(prompts)} prompts have {len(groups)} ids; give each prompt once")
+def _by_sample(prompt: Prompt, scored: Sequence[ScoredCompletion]) -> list[ScoredCompletion]:
+    if not scored:
+        raise ValueError(f"prompt {prompt.prompt_id}: no completions; each prompt needs its samples scored")
+    found: dict[int, ScoredCompletion] = {}
     for item in scored:
         completion = item.completion
-        if completion.prompt_id not in groups:
-            raise ValueError(
-                f"completion {completion.completion_id}: of no prompt given; score this round's only"
-            )
-        if completion.sample in groups[completion.prompt_id]:
+        if completion.prompt_id != prompt.prompt_id:
+            raise ValueError(f"completion {completion.completion_id}: not of prompt {prompt.prompt_id}")
+        if completion.sample in found:
             raise ValueError(
                 f"completion {completion.completion_id}: given twice; give each sample its own index"
             )
-        groups[completion.prompt_id][completion.sample] = item
-    bare = [prompt_id for prompt_id, group in groups.items() if not group]
-    if bare:
-        raise ValueError(
-            f"prompt {bare[0]}: no completions ({len(bare)} such prompts); each needs its samples scored"
-        )
-    return [[group[sample] for sample in sorted(group)] for group in groups.values()]
+        found[completion.sample] = item
+    return [found[sample] for sample in sorted(found)]
 
 
 def _choose(

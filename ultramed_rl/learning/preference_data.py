@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -12,36 +13,70 @@ from ultramed_rl.learning.packing import AnswerGroup
 from ultramed_rl.records import PreferenceGroup, ReferenceLogprobs
 
 
+@dataclass
+class GroupIndex:
+    """What every rank knows of all groups, at hand or not: their ids, how many answers each has, and the tokens that it
+    costs in a forward pass, packed or padded."""
+
+    ids: list[str]
+    answers: list[int]
+    tokens: list[int]
+
+    @classmethod
+    def of(cls, groups: Sequence[PreferenceGroup], packed: bool) -> GroupIndex:
+        """Of groups that are at hand."""
+        answers = [AnswerGroup(g.prompt.token_ids, [c.token_ids for c in g.completions]) for g in groups]
+        return cls(
+            [g.group_id for g in groups],
+            [len(a.answers) for a in answers],
+            [a.packed_tokens if packed else a.padded_tokens for a in answers],
+        )
+
+
 class PreferenceData:
-    """Groups by index. `lengths` are the tokens that each costs, packed or padded; without references the objective has none."""
+    """Groups by index, with their reference logprobs; without these the objective has no reference.
+
+    Of the groups of other ranks only `index` is known.
+    """
 
     def __init__(
         self,
+        groups: Sequence[PreferenceGroup],
+        references: Mapping[int, ReferenceLogprobs] | Sequence[ReferenceLogprobs] | None,
+        max_length: int,
+        index: GroupIndex,
+    ) -> None:
+        self.groups, self.references, self.max_length, self.index = groups, references, max_length, index
+
+    @classmethod
+    def at_hand(
+        cls,
         groups: Sequence[PreferenceGroup],
         references: Sequence[ReferenceLogprobs] | None,
         max_length: int,
         *,
         packed: bool = True,
-    ) -> None:
+    ) -> PreferenceData:
+        """Of groups that are all here. Raises ValueError for references of others."""
         if references is not None:
             check_references(groups, references)
-        self.groups, self.references, self.max_length = groups, references, max_length
-        self._packed = packed
-        self.lengths = [self._cost(i) for i in range(len(groups))]
+        return cls(groups, references, max_length, GroupIndex.of(groups, packed))
 
-    def add(self, groups: Sequence[PreferenceGroup], references: Sequence[ReferenceLogprobs] | None) -> None:
-        """More groups, after those that there are."""
-        assert (references is None) == (self.references is None), "with references all of them, or none"
-        if references is not None and self.references is not None:
-            check_references(groups, references)
-            self.references = [*self.references, *references]
-        before = len(self.groups)
-        self.groups = [*self.groups, *groups]
-        self.lengths.extend(self._cost(i) for i in range(before, len(self.groups)))
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens that each group costs."""
+        return self.index.tokens
 
-    def _cost(self, index: int) -> int:
-        answers = self.answers_of(index)
-        return answers.packed_tokens if self._packed else answers.padded_tokens
+    def extended(self, more: PreferenceData) -> PreferenceData:
+        """With more groups after these; all are here."""
+        assert (more.references is None) == (self.references is None), "with references all of them, or none"
+        both = None if self.references is None else [*self.references, *(more.references or ())]
+        index = GroupIndex(
+            self.index.ids + more.index.ids,
+            self.index.answers + more.index.answers,
+            self.index.tokens + more.index.tokens,
+        )
+        return PreferenceData([*self.groups, *more.groups], both, self.max_length, index)
 
     def answers_of(self, index: int) -> AnswerGroup:
         """A group's token ids."""
@@ -50,7 +85,7 @@ class PreferenceData:
 
     def answer_count(self, index: int) -> int:
         """How many answers a group has."""
-        return len(self.groups[index].completions)
+        return self.index.answers[index]
 
     def mismatched_of(self, index: int) -> AnswerGroup:
         """A group's prompt with another's answer, see `mismatched_answer`."""
@@ -101,16 +136,14 @@ def mismatched_answer(groups: Sequence[PreferenceGroup], index: int, max_length:
 
 
 def reference_answers(
-    groups: Sequence[PreferenceGroup], mismatched: bool, max_length: int
-) -> list[AnswerGroup]:
-    """What the reference has to score: each group's answers, and KTO's mismatched one after them."""
-    packed = []
-    for index, group in enumerate(groups):
-        answers = [c.token_ids for c in group.completions]
-        if mismatched:
-            answers.append(mismatched_answer(groups, index, max_length))
-        packed.append(AnswerGroup(group.prompt.token_ids, answers))
-    return packed
+    groups: Sequence[PreferenceGroup], index: int, mismatched: bool, max_length: int
+) -> AnswerGroup:
+    """What the reference has to score of a group: its answers, and KTO's mismatched one after them."""
+    group = groups[index]
+    answers = [c.token_ids for c in group.completions]
+    if mismatched:
+        answers.append(mismatched_answer(groups, index, max_length))
+    return AnswerGroup(group.prompt.token_ids, answers)
 
 
 def read_reference(group_id: str, answers: int, numbers: Sequence[float]) -> ReferenceLogprobs:

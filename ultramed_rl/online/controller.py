@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ultramed_rl.actors.rollout import SamplingRequest
@@ -16,15 +17,8 @@ from ultramed_rl.config import RunConfig
 from ultramed_rl.crew.online import Crew
 from ultramed_rl.data.pool import prompts_for_round
 from ultramed_rl.data.prompts import PromptPool
-from ultramed_rl.evaluation.metrics import (
-    compare,
-    completion_metrics,
-    kl_to_reference,
-    pair_metrics,
-    reward_metrics,
-    token_rates,
-)
-from ultramed_rl.learning.pairs import select_pairs
+from ultramed_rl.evaluation.metrics import AnswerMetrics, compare, kl_to_reference, prompt_means, token_rates
+from ultramed_rl.learning.pairs import PairSelector
 from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.online.cards import write_pairs_card, write_policy_card
 from ultramed_rl.online.exams import RoundExams
@@ -32,20 +26,28 @@ from ultramed_rl.online.gather import Gatherer
 from ultramed_rl.online.intake import Rules
 from ultramed_rl.online.training import RoundTraining
 from ultramed_rl.online.watcher import RunWatcher
-from ultramed_rl.records import (
-    Checkpoint,
-    Completion,
-    PreferenceGroup,
-    Prompt,
-    ReferenceLogprobs,
-    ScoredCompletion,
-    SelectionAudit,
-)
+from ultramed_rl.records import Completion, Prompt, ScoredCompletion
 from ultramed_rl.store import RoundRecord, RunDirectory
+from ultramed_rl.store.artifacts import read_numbers
+from ultramed_rl.store.shards import RecordFiles
 from ultramed_rl.token_ids import TokenIds
 from ultramed_rl.tracking import Tracker
 
 Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class TrainedPolicy:
+    """What a round's training came to, and the checkpoint, where one was due."""
+
+    metrics: Metrics
+    checkpoint: str | None = None
+
+    @property
+    def saved(self) -> str:
+        """The checkpoint, which there is: references are made of it."""
+        assert self.checkpoint is not None, "a reference is to be made of a policy that no checkpoint holds"
+        return self.checkpoint
 
 
 class Controller:
@@ -70,7 +72,12 @@ class Controller:
     def run(self, on_round: Callable[[Metrics], None]) -> list[Metrics]:
         """All rounds that aren't committed yet; returns the metrics of every round, committed ones too."""
         self.version = self.store.committed_rounds()
-        self.baseline = self.store.initial.phase("evaluation", self.evaluate, 0, kind=ScoredCompletion)
+        self.crew.catch_up = self.catch_up
+        if self.crew.version < self.version:  # no checkpoint holds what the last rounds learnt
+            self.crew.with_policy_restart(lambda: self.crew.sync(self.version))
+        self.baseline = prompt_means(
+            self.store.initial.phase("evaluation", self.evaluate, 0, kind=ScoredCompletion)
+        )
         if self.exams is not None:
             self.exams.sit(self.store.initial, 0, self.crew)
         rows: list[Metrics] = [self.store.round(i).committed_metrics() for i in range(self.version)]
@@ -82,34 +89,30 @@ class Controller:
 
     def run_round(self, record: RoundRecord) -> Metrics:
         """One round. Phases that a killed run finished are read back, not computed again."""
-        asked = record.phase("prompts", self.choose_prompts, record.index, kind=Prompt)
+        asked = RecordFiles(record.file_of("prompts", self.choose_prompts, record.index, kind=Prompt), Prompt)
         training = self.training(record.index, asked)
         rules, early = self.rules(record.index), training if self.config.training.early else None
         gatherer = Gatherer(self.config, self.crew, self.progress, record, rules, early)
         with self.watcher.phase("gather", record.index) as shares:
-            gathered = self.crew.with_policy_restart(lambda: gatherer.gather(asked))
-        prompts, scored = [p for p in asked if p.prompt_id not in gathered.set_aside], list(gathered.scored)
-        digest = record.digest("scored")
-        pairs = record.phase(
-            "pairs", lambda *_: self.select(record.index, prompts, scored), digest, kind=PreferenceGroup
-        )
+            self.crew.with_policy_restart(lambda: gatherer.gather(asked))
         with self.watcher.phase("weigh", record.index):
-            references = self.crew.with_policy_restart(lambda: gatherer.weigh(pairs))
+            self.crew.with_policy_restart(gatherer.weigh)
         with self.watcher.phase("train", record.index):
-            checkpoint = self.train(record, training, pairs, references)
+            policy = self.train(record, training)
         with self.watcher.phase("adopt", record.index):
-            sync = self.adopt(record, checkpoint)
-        with self.watcher.phase("evaluate", record.index):
-            evaluation = record.phase("evaluation", self.evaluate, checkpoint.version, kind=ScoredCompletion)
-
+            sync = self.adopt(record, policy)
+        held_out: Metrics = {}
+        if self.ends(record.index, self.config.evaluation.every):
+            with self.watcher.phase("evaluate", record.index):
+                held_out = self.crew.with_policy_restart(lambda: self.compare_with_start(record))
         exam: Metrics = {}
-        if self.exams is not None and self.exams.due(record.index):
-            exam = self.exams.sit(record, checkpoint.version, self.crew)
+        if (exams := self.exams) is not None and self.ends(record.index, exams.benchmarks.every):
+            exam = self.crew.with_policy_restart(lambda: exams.sit(record, self.version, self.crew))
 
-        metrics = self.round_metrics(record, prompts, scored, pairs, references, evaluation)
-        metrics |= checkpoint.metrics | sync | exam
+        metrics = self.round_metrics(record, policy) | held_out | sync | exam
         metrics |= {f"utilisation_{role}": share for role, share in shares.items()}
-        metrics |= {"set_aside": float(len(gathered.set_aside)), "restarts": self.restarts()}
+        set_aside = float(len(record.manifest("scored")["set_aside"]))
+        metrics |= {"set_aside": set_aside, "restarts": self.restarts()}
         # Logged first: a kill between the two logs the round again on resume, after its line was discarded.
         self.tracker.log(metrics, step=record.index, kind="round")
         write_pairs_card(self.config, self.store, record, metrics)
@@ -118,17 +121,21 @@ class Controller:
             self.store.prune_checkpoints(self.config.run.keep_checkpoints)
         return metrics
 
+    def ends(self, index: int, every: int) -> bool:
+        """Whether a round is the last of so many, or of the run."""
+        return (index + 1) % every == 0 or index + 1 == self.config.run.rounds
+
     def restarts(self) -> float:
         """Workers that this process has replaced, of any role."""
         return float(sum(self.watcher.restarts.values()) + self.crew.policy.restarts)
 
     # -- phases --------------------------------------------------------------------------------------------
 
-    def choose_prompts(self, index: int) -> list[Prompt]:
+    def choose_prompts(self, index: int) -> Sequence[Prompt]:
         seed = self.config.run.seed
-        prompts = list(prompts_for_round(self.pool.training, self.config.prompts, index, seed))
+        prompts = prompts_for_round(self.pool.training, self.config.prompts, index, seed)
         if self.config.training.early:  # batches follow this order; sources stand one after the other
-            random.Random(derive_seed(seed, "order", index)).shuffle(prompts)
+            random.Random(derive_seed(seed, "order", index)).shuffle(prompts.places)
         return prompts
 
     def training(self, index: int, prompts: Sequence[Prompt]) -> RoundTraining:
@@ -150,36 +157,21 @@ class Controller:
         return Rules(
             request=lambda prompt: self._request(prompt, sampling.n, sampling.temperature, index),
             extra=self._extra,
-            select=lambda prompt, scored: next(iter(self._select(index, [prompt], scored)[0]), None),
+            selector=lambda: self._selector(index),
             version=self.version,
             reference_version=reference,
         )
 
-    def select(
-        self, index: int, prompts: Sequence[Prompt], scored: Sequence[ScoredCompletion]
-    ) -> list[PreferenceGroup]:
-        pairs, audit = self._select(index, prompts, scored)
-        if not pairs:
-            raise ValueError(
-                f"round {index}: no pair out of {len(prompts)} prompts ({audit}); lower pairs.min_margin, raise "
-                "sampling.n or sampling.temperature, or look at rounds/*/scored.parquet"
-            )
-        return pairs
+    def train(self, record: RoundRecord, training: RoundTraining) -> TrainedPolicy:
+        """Train on the round's pairs, and write the checkpoint where one is due; its manifest holds the training metrics.
 
-    def train(
-        self,
-        record: RoundRecord,
-        training: RoundTraining,
-        pairs: Sequence[PreferenceGroup],
-        references: Sequence[ReferenceLogprobs] | None,
-    ) -> Checkpoint:
-        """Train on the round's pairs and write the checkpoint; its manifest holds the training metrics."""
+        Without one, what was learnt is in the policy's ranks alone, and in the pairs: who loses the ranks trains again.
+        """
 
-        def attempt(directory: Path) -> Metrics:
-            total = len(pairs) * self.config.training.epochs
-            with self.progress.phase(f"round {record.index} train", total, "pairs") as bar:
-                metrics = training.finish(pairs, references, bar.advance)
-            self.crew.save_policy(directory)
+        def attempt(directory: Path | None) -> Metrics:
+            metrics = self.learn(record, training, f"round {record.index} train")
+            if directory is not None:
+                self.crew.save_policy(directory)
             return metrics
 
         def compute(directory: Path) -> Metrics:
@@ -187,20 +179,45 @@ class Controller:
             write_policy_card(self.config, self.store, record, directory, metrics)
             return metrics
 
-        path, metrics = record.phase_directory("checkpoint", compute, pairs, references or [])
-        self.policy_steps += int(metrics["policy_steps"])  # also of one that a killed run had finished
-        return Checkpoint(str(path), record.index + 1, metrics)
-
-    def adopt(self, record: RoundRecord, checkpoint: Checkpoint) -> Metrics:
-        """From here on everyone works with the new policy: engines always, the reference per config."""
-        sync = self.crew.with_policy_restart(lambda: self.crew.sync(checkpoint.path, checkpoint.version))
-        self.version = checkpoint.version
-        if self.config.reference.update == "ema":
-            average = self._average_reference(record, checkpoint)
-            path, _ = record.phase_directory("reference_model", average, checkpoint.version)
-            self.crew.load_reference(str(path))
+        if self.ends(record.index, self.config.checkpoint.every):
+            learnt = ("pairs", "reference") if self.config.objective.uses_reference else ("pairs",)
+            path, metrics = record.phase_directory("checkpoint", compute, *map(record.digest, learnt))
+            policy = TrainedPolicy(metrics, str(path))
         else:
-            self.crew.adopt_reference(checkpoint.path)
+            policy = TrainedPolicy(self.crew.with_policy_restart(lambda: attempt(None)))
+        self.policy_steps += int(policy.metrics["policy_steps"])  # also of one that a killed run had finished
+        return policy
+
+    def learn(self, record: RoundRecord, training: RoundTraining, name: str) -> Metrics:
+        """All steps of a round that were not taken yet."""
+        total = record.manifest("pairs")["rows"] * self.config.training.epochs
+        with self.progress.phase(name, total, "pairs") as bar:
+            metrics = training.finish(record.path, bar.advance)
+        self.crew.trained = record.index + 1
+        return metrics
+
+    def catch_up(self) -> None:
+        """Train a policy that was started again from its checkpoint on the pairs of the rounds since, which are kept: the
+        same steps, so the same weights. They were logged before."""
+        for index in range(self.crew.trained, self.crew.version):
+            record = self.store.round(index)
+            prompts = RecordFiles(record.artifact("prompts"), Prompt)
+            again = RoundTraining(
+                self.config, self.crew, self.watcher, index, prompts, lambda *_: None, lambda: None
+            )
+            self.learn(record, again, f"round {index} train again")
+
+    def adopt(self, record: RoundRecord, policy: TrainedPolicy) -> Metrics:
+        """From here on everyone works with the new policy: engines always, the reference per config."""
+        version = record.index + 1
+        sync = self.crew.with_policy_restart(lambda: self.crew.sync(version, policy.checkpoint))
+        self.version = version
+        if self.config.reference.update == "ema":
+            average = self._average_reference(record, policy.saved)
+            path, _ = record.phase_directory("reference_model", average, version)
+            self.crew.load_reference(str(path))
+        elif self.config.reference.update == "previous":
+            self.crew.adopt_reference(policy.saved)
         return {"sync_seconds": sync["seconds"], "sync_bytes": sync["bytes"]}
 
     def evaluate(self, version: int) -> list[ScoredCompletion]:
@@ -221,49 +238,40 @@ class Controller:
 
     # -- helpers -------------------------------------------------------------------------------------------
 
-    def round_metrics(
-        self,
-        record: RoundRecord,
-        prompts: Sequence[Prompt],
-        scored: Sequence[ScoredCompletion],
-        pairs: Sequence[PreferenceGroup],
-        references: Sequence[ReferenceLogprobs] | None,
-        evaluation: Sequence[ScoredCompletion],
-    ) -> Metrics:
-        _, audit = self._select(record.index, prompts, scored)
+    def compare_with_start(self, record: RoundRecord) -> Metrics:
+        """The held-out prompts' answers, and their rewards against those of the starting policy."""
+        evaluation = record.phase("evaluation", self.evaluate, self.version, kind=ScoredCompletion)
         change, wins = compare(
-            self.baseline, evaluation, self.config.evaluation.bootstrap, self.config.run.seed
+            self.baseline, prompt_means(evaluation), self.config.evaluation.bootstrap, self.config.run.seed
         )
-        held_out = {f"eval_{k}": v for k, v in reward_metrics(evaluation).items()}
-        held_out |= {
-            f"eval_{k}": v for k, v in completion_metrics([s.completion for s in evaluation]).items()
-        }
-        seconds = record.seconds
-        sampled = [s.completion for s in scored if s.completion.finish_reason != "reference"]
         return {
-            "round": record.index,
-            **completion_metrics(sampled),
-            "neutralised": self.crew.scorers.neutralised(sampled),
-            **reward_metrics(scored),
-            **pair_metrics(pairs, audit),
-            **({} if references is None else {"kl_to_reference": kl_to_reference(pairs, references)}),
-            **held_out,
+            **{f"eval_{k}": v for k, v in AnswerMetrics(evaluation).metrics().items()},
             "eval_change": change.mean,
             "eval_change_low": change.low,
             "eval_change_high": change.high,
             "eval_win_rate": wins,
-            **{f"seconds_{name}": value for name, value in seconds.items()},
-            "seconds": sum(seconds.values()),
-            **token_rates(prompts, scored, pairs, seconds),
         }
 
-    def _select(
-        self, index: int, prompts: Sequence[Prompt], scored: Sequence[ScoredCompletion]
-    ) -> tuple[list[PreferenceGroup], SelectionAudit]:
+    def round_metrics(self, record: RoundRecord, policy: TrainedPolicy) -> Metrics:
+        summary = read_numbers(record.manifest("pairs")["summary"])
+        # What a round without a checkpoint took to train is in no manifest.
+        seconds = {"checkpoint": policy.metrics["seconds_training"], **record.seconds}
+        divergence = {}
+        if self.config.objective.uses_reference:
+            divergence = {"kl_to_reference": kl_to_reference(record.path)}
+        return {
+            "round": record.index,
+            **summary,
+            **divergence,
+            **policy.metrics,
+            **{f"seconds_{name}": value for name, value in seconds.items()},
+            "seconds": sum(seconds.values()),
+            **token_rates(summary, seconds),
+        }
+
+    def _selector(self, index: int) -> PairSelector:
         rule = self.config.pairs
-        return select_pairs(
-            prompts,
-            scored,
+        return PairSelector(
             rejected=rule.rejected,
             min_margin=rule.min_margin,
             max_length_ratio=rule.max_length_ratio,
@@ -272,9 +280,9 @@ class Controller:
             listwise=self.config.objective.listwise,
         )
 
-    def _average_reference(self, record: RoundRecord, checkpoint: Checkpoint) -> Callable[[Path], Metrics]:
+    def _average_reference(self, record: RoundRecord, checkpoint: str) -> Callable[[Path], Metrics]:
         def compute(directory: Path) -> Metrics:
-            self.crew.average_reference(checkpoint.path, directory)
+            self.crew.average_reference(checkpoint, directory)
             write_policy_card(self.config, self.store, record, directory, {}, "reference")
             return {}
 

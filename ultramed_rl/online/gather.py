@@ -13,32 +13,25 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from itertools import groupby
 
 from ultramed_rl.config import RunConfig
 from ultramed_rl.crew.online import Crew
 from ultramed_rl.online.intake import Intake, Rules
-from ultramed_rl.online.stream import Stream, seldom_collected
+from ultramed_rl.online.selection import PromptLookup, RoundSelection
+from ultramed_rl.online.stream import Stream, answered_prompts, seldom_collected
 from ultramed_rl.online.training import RoundTraining
-from ultramed_rl.records import Completion, PreferenceGroup, Prompt, ReferenceLogprobs, ScoredCompletion
+from ultramed_rl.records import Completion, Prompt, ReferenceLogprobs, ScoredCompletion
 from ultramed_rl.store import RoundRecord
 from ultramed_rl.store.atomic import write_lines
-from ultramed_rl.store.shards import RecordFiles, ShardedPhase
+from ultramed_rl.store.pairs import RoundPairs
+from ultramed_rl.store.shards import ShardedPhase
 from ultramed_rl.tracking import Progress
 from ultramed_rl.tracking.progress import Bar
 
 
-@dataclass
-class Gathered:
-    """Scored answers, and the prompts that were set aside with their errors."""
-
-    scored: RecordFiles[ScoredCompletion]
-    set_aside: dict[str, str]
-
-
 class Gatherer:
-    """Gathers one round's records. `gather` comes first, then `weigh` for the pairs that were selected.
+    """Gathers one round's records: `gather` scored answers and pairs, then `weigh` for the pairs' reference logprobs.
 
     A `training` is told of each pair as it is ready.
     """
@@ -56,51 +49,59 @@ class Gatherer:
         self.record, self.rules, self.training = record, rules, training
         self._weighed_s = 0.0  # that the streamed references took after the last score
 
-    def gather(self, prompts: Sequence[Prompt]) -> Gathered:
-        """Scored answers of all prompts but those set aside.
+    def gather(self, prompts: Sequence[Prompt]) -> None:
+        """Scored answers of all prompts but those set aside, and their pairs.
 
         Raises:
-            ValueError: too many prompts are set aside.
+            ValueError: too many prompts are set aside, or none gives a pair.
             LostWorkers, RanksLost: what was done is kept.
         """
         intake = self._intake(len(prompts))
         phase = ShardedPhase(self.record, "scored", ScoredCompletion, *self._inputs)
-        if not phase.finished:
-            if self.config.cluster.has_barriers:
-                self._in_turn(phase, prompts, intake)
-            else:
-                self._streamed(phase, prompts, intake)
+        selection = RoundSelection(
+            self.record, self.rules.selector(), self.crew.scorers.neutralised, phase, *self._inputs
+        )
+        if phase.finished and not selection.phase.finished:
+            for prompt, answers in answered_prompts(prompts, phase):
+                selection.take(prompt, answers)
+        elif not phase.finished and self.config.cluster.has_barriers:
+            self._in_turn(phase, selection, prompts, intake)
+        elif not phase.finished:
+            self._streamed(phase, selection, prompts, intake)
+        if not selection.phase.finished:
+            selection.finish()
         self.record.discard("completions")  # which the scored ones hold, all of them
-        return Gathered(phase.read(), dict(self.record.manifest("scored")["set_aside"]))
 
-    def weigh(self, pairs: Sequence[PreferenceGroup]) -> list[ReferenceLogprobs] | None:
-        """Each pair's reference logprobs, in the pairs' order; None where the objective has no reference."""
+    def weigh(self) -> None:
+        """Each pair's reference logprobs, where the objective has a reference."""
         phase = self._reference_phase()
-        if phase is None:
-            return None
-        if not phase.finished:
-            known = {reference.group_id for reference in phase.read()}
-            total = sum(len(pair.completions) for pair in pairs if pair.group_id not in known)
-            started = time.perf_counter()
-            if total:
-                with self._phase("reference logprobs", total) as bar, phase.kept():
-                    for reference in self.crew.reference_logprobs(pairs, bar.advance, known):
-                        phase.keep([reference])
-            phase.finish({"reference": self._weighed_s + time.perf_counter() - started})
-        found = {reference.group_id: reference for reference in phase.read()}
-        return [found[pair.group_id] for pair in pairs]
+        if phase is None or phase.finished:
+            return
+        known = {reference.group_id for reference in phase.read()}
+        pairs = RoundPairs(self.record.path)
+        total = sum(n for name, n in zip(pairs.ids, pairs.answer_counts, strict=True) if name not in known)
+        started = time.perf_counter()
+        if total:
+            with self._phase("reference logprobs", int(total)) as bar, phase.kept():
+                for reference in self.crew.reference_logprobs(pairs, bar.advance, known):
+                    phase.keep([reference])
+        phase.finish({"reference": self._weighed_s + time.perf_counter() - started})
 
     # -- all at once ---------------------------------------------------------------------------------------
 
     def _streamed(
-        self, phase: ShardedPhase[ScoredCompletion], prompts: Sequence[Prompt], intake: Intake
+        self,
+        phase: ShardedPhase[ScoredCompletion],
+        selection: RoundSelection,
+        prompts: Sequence[Prompt],
+        intake: Intake,
     ) -> None:
         references = self._reference_phase() if self._streams_references else None
         if references is not None:
-            references.after = phase
+            references.after = selection.phase
         if self.training is not None:
             self.training.begin()
-        stream = Stream(self.crew, intake, phase, references, self.training)
+        stream = Stream(self.crew, intake, phase, selection, references, self.training)
         total = len(prompts) * self.config.sampling.n
         with ExitStack() as stack:
             stack.enter_context(seldom_collected())
@@ -110,8 +111,9 @@ class Gatherer:
             if references is not None:
                 stack.enter_context(self.crew.reference_awake())
             stack.callback(self._forget)
-            for kept in (phase,) if references is None else (phase, references):
-                stack.enter_context(kept.kept())
+            for kept in (phase, selection.phase, references):
+                if kept is not None:
+                    stack.enter_context(kept.kept())
             stream.run(prompts, bar.advance)
         seconds = stream.watch.added("completions", "scored", "reference")
         if references is not None:
@@ -126,7 +128,11 @@ class Gatherer:
     # -- one after the other -------------------------------------------------------------------------------
 
     def _in_turn(
-        self, phase: ShardedPhase[ScoredCompletion], prompts: Sequence[Prompt], intake: Intake
+        self,
+        phase: ShardedPhase[ScoredCompletion],
+        selection: RoundSelection,
+        prompts: Sequence[Prompt],
+        intake: Intake,
     ) -> None:
         completions = ShardedPhase(self.record, "completions", Completion, *self._inputs)
         if not completions.finished:
@@ -134,7 +140,7 @@ class Gatherer:
         seconds = self.record.seconds["completions"]
         intake.set_aside = dict(self.record.manifest("completions")["set_aside"])
         started = time.perf_counter()
-        self._score(phase, completions.read(), {p.prompt_id: p for p in prompts}, intake)
+        self._score(phase, selection, completions.read(), prompts, intake)
         self._finish(
             phase, {"completions": seconds, "scored": time.perf_counter() - started}, prompts, intake
         )
@@ -154,23 +160,33 @@ class Gatherer:
     def _score(
         self,
         phase: ShardedPhase[ScoredCompletion],
+        selection: RoundSelection,
         completions: Iterable[Completion],
-        prompts: dict[str, Prompt],
+        prompts: Sequence[Prompt],
         intake: Intake,
     ) -> None:
-        done = {s.completion.prompt_id for s in phase.read()}
-        source = (
-            (prompts[prompt_id], intake.candidates(prompts[prompt_id], list(answers)))
-            for prompt_id, answers in groupby(completions, lambda c: c.prompt_id)
-            if prompt_id not in done
-        )
+        done = set()
+        for prompt, answers in answered_prompts(prompts, phase):
+            done.add(prompt.prompt_id)
+            selection.take(prompt, answers)
+        lookup, under_way = PromptLookup(prompts), dict[str, Prompt]()
+
+        def source() -> Iterator[tuple[Prompt, list[Completion]]]:
+            for prompt_id, answers in groupby(completions, lambda c: c.prompt_id):
+                if prompt_id not in done:
+                    prompt = under_way[prompt_id] = lookup.take(prompt_id)
+                    yield prompt, intake.candidates(prompt, list(answers))
+
         total = (len(prompts) - len(done)) * self.config.sampling.n
         with self._phase("score", total) as bar, self.crew.scorers.awake(), ExitStack() as stack:
             stack.callback(self._forget)
             stack.enter_context(phase.kept())
-            for scored in self.crew.scorers.stream(source, self.crew.exchange):
+            stack.enter_context(selection.phase.kept())
+            for scored in self.crew.scorers.stream(source(), self.crew.exchange):
+                prompt = under_way.pop(scored.prompt_id)
                 if intake.accept_scored(scored):
                     phase.keep(scored.answers)
+                    selection.take(prompt, scored.answers)
                     bar.advance(len(scored.answers))
 
     # -- shared --------------------------------------------------------------------------------------------

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ultramed_rl.actors.rollout import SamplingRequest
 from ultramed_rl.cluster.pool import Outcome
 from ultramed_rl.crew.sampling import check_version
 from ultramed_rl.crew.scorers import Scored
-from ultramed_rl.records import Completion, PreferenceGroup, Prompt, ScoredCompletion
-
-Select = Callable[[Prompt, Sequence[ScoredCompletion]], PreferenceGroup | None]
+from ultramed_rl.learning.pairs import PairSelector
+from ultramed_rl.records import Completion, Prompt
 
 
 @dataclass(frozen=True)
@@ -21,14 +20,14 @@ class Rules:
     Attributes:
         request: a prompt's request to the engines.
         extra: a prompt's answer that is scored beside the policy's, or None.
-        select: a prompt's pair out of its scored answers, or None.
+        selector: chooses the round's pairs, from its first prompt on.
         version: the policy's, which every completion must carry.
         reference_version: the reference's; None where no reference logprobs are wanted.
     """
 
     request: Callable[[Prompt], SamplingRequest]
     extra: Callable[[Prompt], Completion | None]
-    select: Select
+    selector: Callable[[], PairSelector]
     version: int
     reference_version: int | None
 

@@ -107,7 +107,7 @@ def _run_rounds(
             return {}
 
         start, _ = store.initial.phase_directory("policy", save)
-        crew.with_policy_restart(lambda: crew.sync(str(start), version))
+        crew.with_policy_restart(lambda: crew.sync(version, str(start)))
     if config.training.optimizer_state == "keep" and version:
         crew.with_policy_restart(lambda: crew.restore_optimizer(Path(policy)))
     if committed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -14,6 +14,7 @@ from ultramed_rl.cluster.pool import Outcome
 from ultramed_rl.crew.online import Crew
 from ultramed_rl.crew.scorers import Scored
 from ultramed_rl.online.intake import Intake
+from ultramed_rl.online.selection import PromptLookup, RoundSelection
 from ultramed_rl.online.training import RoundTraining
 from ultramed_rl.records import PreferenceGroup, Prompt, ReferenceLogprobs, ScoredCompletion
 from ultramed_rl.store.shards import ShardedPhase
@@ -46,11 +47,12 @@ class Stream:
         crew: Crew,
         intake: Intake,
         scored: ShardedPhase[ScoredCompletion],
+        selection: RoundSelection,
         references: ShardedPhase[ReferenceLogprobs] | None,
         training: RoundTraining | None,
     ) -> None:
         self.crew, self.intake, self.rules = crew, intake, intake.rules
-        self.scored, self.references, self.training = scored, references, training
+        self.scored, self.selection, self.references, self.training = scored, selection, references, training
         self.watch = _Watch()
         self._prompts: dict[str, Prompt] = {}  # under way
         self._weighing: dict[str, PreferenceGroup] = {}  # by group, for the training
@@ -66,6 +68,7 @@ class Stream:
                 continue
             if self.training is not None:
                 self.training.advance()
+            self.crew.check_weights()
             self.crew.exchange.hold("rollout", not self.crew.scorers.wanted)
             for outcome in self.crew.exchange.outcomes(self.crew.scorers.patience):
                 self._route(outcome)
@@ -124,9 +127,7 @@ class Stream:
         self, prompt: Prompt, answers: Sequence[ScoredCompletion], weighed: Mapping[str, ReferenceLogprobs]
     ) -> None:
         """A prompt's pair to the reference, if it has one and was not weighed; and what is known of it to the training."""
-        if self.references is None and self.training is None:
-            return
-        pair = self.rules.select(prompt, answers)
+        pair = self.selection.take(prompt, answers)
         reference = None if pair is None else weighed.get(pair.group_id)
         if pair is None or self.references is None or reference is not None:
             self._settle(prompt.prompt_id, pair, reference)
@@ -143,18 +144,22 @@ class Stream:
 
     def _left(self, prompts: Sequence[Prompt]) -> Iterator[Prompt]:
         """Prompts that an earlier, killed run had not kept; of those that it had, the pairs still to be weighed."""
-        kept = {prompt_id for prompt_id, _ in self._kept()}
-        if kept:
-            found = [] if self.references is None else self.references.read()
-            weighed = {reference.group_id: reference for reference in found}
-            by_id = {p.prompt_id: p for p in prompts if p.prompt_id in kept}
-            for prompt_id, answers in self._kept():
-                self._select(by_id[prompt_id], answers, weighed)
+        found = [] if self.references is None else self.references.read()
+        weighed = {reference.group_id: reference for reference in found}
+        kept = set()
+        for prompt, answers in answered_prompts(prompts, self.scored):
+            kept.add(prompt.prompt_id)
+            self._select(prompt, answers, weighed)
         return (p for p in prompts if p.prompt_id not in kept)
 
-    def _kept(self) -> Iterator[tuple[str, list[ScoredCompletion]]]:
-        for prompt_id, answers in groupby(self.scored.read(), lambda s: s.completion.prompt_id):
-            yield prompt_id, list(answers)
+
+def answered_prompts(
+    prompts: Iterable[Prompt], scored: ShardedPhase[ScoredCompletion]
+) -> Iterator[tuple[Prompt, list[ScoredCompletion]]]:
+    """The prompts whose scored answers are in files, with these."""
+    lookup = PromptLookup(prompts)
+    for prompt_id, answers in groupby(scored.read(), lambda s: s.completion.prompt_id):
+        yield lookup.take(prompt_id), list(answers)
 
 
 @contextmanager

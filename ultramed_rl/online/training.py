@@ -10,6 +10,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -19,6 +20,7 @@ from ultramed_rl.crew.online import Crew
 from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.online.watcher import RunWatcher
 from ultramed_rl.records import PreferenceGroup, Prompt, ReferenceLogprobs
+from ultramed_rl.store.pairs import RoundPairs
 from ultramed_rl.tracking.timeline import Span
 
 Metrics = dict[str, float]
@@ -103,28 +105,22 @@ class RoundTraining:
 
     # -- when all are there --------------------------------------------------------------------------------
 
-    def finish(
-        self,
-        pairs: Sequence[PreferenceGroup],
-        references: Sequence[ReferenceLogprobs] | None,
-        advance: Callable[[int], None],
-    ) -> Metrics:
-        """All steps that were not taken yet; the training's metrics. Raises RanksLost."""
+    def finish(self, folder: Path, advance: Callable[[int], None]) -> Metrics:
+        """All steps that were not taken yet, on the pairs in the round's folder; the training's metrics. Raises RanksLost."""
         started = time.perf_counter()
         with self.crew.policy.awake():
             if self._begun_as != self.crew.policy.restarts or not self.config.training.early:
                 self.begin()
             early = len(self._sent)
-            assert [pair.group_id for pair in pairs[:early]] == self._sent, (
-                "the pairs are others than those learnt"
+            assert not early or RoundPairs(folder).ids[:early] == self._sent, (
+                "pairs are others than those learnt"
             )
             while self._pending:
                 self._note(self.crew.step_metrics(self._pending.popleft()))
             advance(early)
             taken = len(self.steps)
-            rest = None if references is None else references[early:]
             self._since = time.time()
-            for step in self.crew.go_on_training(pairs[early:], rest, self.place, taken):
+            for step in self.crew.go_on_training(folder, self.place, taken):
                 advance(int(step["samples"]))
                 self._note(step)
         self._begun_as = -1

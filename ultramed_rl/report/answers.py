@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -17,7 +18,7 @@ from ultramed_rl.config.factory import Answer as AnswerStep
 from ultramed_rl.store.shards import shard_files
 from ultramed_rl.store.tables import told_of
 
-_ROWS = 512
+_ROWS, _FILES = 512, 25
 Key = tuple[str, int]  # prompt id and sample
 
 
@@ -66,10 +67,11 @@ class PairAnswers:
 
 
 def read_answers(path: Path) -> list[Answer]:
-    """The scored answers of a file; none where it isn't there."""
+    """The scored answers of a file; none where it isn't there. Of a round of millions those of some prompts: every k-th of
+    its files, so that about 100,000 are read."""
     found = []
     columns = ["prompt_id", "sample", "text", "token_ids", "finish_reason", "reward"]
-    for batch in _batches(path, columns):
+    for batch in _batches(_some(shard_files(path)), columns):
         lengths = pc.list_value_length(batch.column("token_ids")).to_pylist()
         rows = zip(*(batch.column(n).to_pylist() for n in columns if n != "token_ids"), lengths, strict=True)
         for prompt_id, sample, text, finish, reward, tokens in rows:
@@ -80,23 +82,22 @@ def read_answers(path: Path) -> list[Answer]:
     return found
 
 
-def read_pairs(path: Path) -> list[PairAnswers]:
-    """The preference groups of a file; none where it isn't there."""
-    found = []
+def read_pairs(path: Path, wanted: set[str]) -> list[PairAnswers]:
+    """The preference groups of these prompts; none where the file isn't there."""
     columns = ["group_id", "prompt_id", "margin", "chosen_sample", "rejected_sample"]
-    for batch in _batches(path, columns):
-        for row in batch.to_pylist():
-            found.append(PairAnswers(row["prompt_id"], _samples(row), row["margin"]))
-    return found
+    return [
+        PairAnswers(row["prompt_id"], _samples(row), row["margin"])
+        for batch in _batches(shard_files(path), columns)
+        for row in _of_prompts(batch, wanted)
+    ]
 
 
 def read_texts(path: Path, wanted: set[str]) -> dict[Key, str]:
-    """The answers' texts to these prompts."""
+    """The texts of these prompts' answers that `read_answers` gave."""
     return {
         (row["prompt_id"], row["sample"]): row["text"]
-        for batch in _batches(path, ["prompt_id", "sample", "text"])
-        for row in batch.to_pylist()
-        if row["prompt_id"] in wanted
+        for batch in _batches(_some(shard_files(path)), ["prompt_id", "sample", "text"])
+        for row in _of_prompts(batch, wanted)
     }
 
 
@@ -104,9 +105,8 @@ def read_prompts(path: Path, wanted: set[str]) -> dict[str, dict[str, Any]]:
     """`messages`, `answer` and `kind` of these prompts."""
     return {
         row["prompt_id"]: row
-        for batch in _batches(path, ["prompt_id", "messages", "answer", "kind"])
-        for row in batch.to_pylist()
-        if row["prompt_id"] in wanted
+        for batch in _batches(shard_files(path), ["prompt_id", "messages", "answer", "kind"])
+        for row in _of_prompts(batch, wanted)
     }
 
 
@@ -136,8 +136,18 @@ def _patterns() -> tuple[re.Pattern[str], ...]:
     )
 
 
-def _batches(path: Path, columns: list[str]) -> Iterator[Any]:
-    for shard in shard_files(path):
+def _some(files: Sequence[Path]) -> Sequence[Path]:
+    return files[:: -(-len(files) // _FILES) or 1]
+
+
+def _of_prompts(batch: Any, wanted: set[str]) -> list[dict[str, Any]]:
+    ids = pa.array(sorted(wanted), type=pa.string())
+    rows: list[dict[str, Any]] = batch.filter(pc.is_in(batch.column("prompt_id"), value_set=ids)).to_pylist()
+    return rows
+
+
+def _batches(files: Sequence[Path], columns: list[str]) -> Iterator[Any]:
+    for shard in files:
         with told_of(shard), pq.ParquetFile(shard) as file:
             known = [name for name in columns if name in file.schema_arrow.names]
             yield from file.iter_batches(batch_size=_ROWS, columns=known)

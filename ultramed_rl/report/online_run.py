@@ -20,7 +20,8 @@ _COUNTS = ("tied", "identical", "small_margin", "length_ratio", "non_finite", "t
 
 @dataclass(frozen=True)
 class Round:
-    """A committed round: `metrics` are those it was committed with; `answers` are those sampled in it, scored."""
+    """A committed round: `metrics` are those it was committed with; `answers` are those sampled in it, scored, or of a large
+    one some prompts'; `pairs` are theirs."""
 
     index: int
     path: Path
@@ -32,6 +33,11 @@ class Round:
     @property
     def sampled(self) -> list[Answer]:
         return [answer for answer in self.answers if answer.sampled]
+
+    @property
+    def asked(self) -> int:
+        """Prompts with scored answers, shown here or not."""
+        return round(self.metrics.get("pairs", 0.0) + sum(self.dropped.values()))
 
     @property
     def dropped(self) -> dict[str, float]:
@@ -129,7 +135,7 @@ def read_online_run(files: RunFiles) -> OnlineRun:
     ]
     while (metrics := commit_metrics(folder := files.path / "rounds" / f"{len(rounds):03d}")) is not None:
         answers = tuple(read_answers(folder / "scored.parquet"))
-        pairs = tuple(read_pairs(folder / "pairs.parquet"))
+        pairs = tuple(read_pairs(folder / "pairs.parquet", {answer.prompt_id for answer in answers}))
         rounds.append(Round(len(rounds), folder, metrics, phase_seconds(folder), answers, pairs))
         held_out = tuple(read_answers(folder / "evaluation.parquet"))
         policies.append(Policy(len(rounds), folder, held_out))

@@ -49,7 +49,7 @@ def choose_samples(run: OnlineRun, room: int) -> Samples:
             break
         taken.append(sample)
     shown = tuple(sample for *_, sample in sorted(taken, key=lambda one: one[:2]))
-    return Samples(shown, sum(len(by_prompt(one.answers)) for one in run.rounds))
+    return Samples(shown, sum(one.asked for one in run.rounds))
 
 
 def _draw(one: Round, most: int, seed: int) -> list[tuple[int, int, Sample]]:

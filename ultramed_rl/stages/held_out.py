@@ -11,7 +11,7 @@ from ultramed_rl.crew.evaluation import EvaluationCrew, Policy
 from ultramed_rl.crew.scorers import Scorers
 from ultramed_rl.data.pool import split_pool
 from ultramed_rl.data.prompts import PromptPool, load_prompts
-from ultramed_rl.evaluation.metrics import compare, completion_metrics, reward_metrics
+from ultramed_rl.evaluation.metrics import AnswerMetrics, compare, prompt_means
 from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.records import Completion, Prompt, ScoredCompletion
 from ultramed_rl.store import ArtifactFolder
@@ -67,13 +67,12 @@ class HeldOut:
 
     def compare(self) -> dict[str, Metrics]:
         """Each policy's rewards and lengths, and its change against the first with a paired interval."""
-        first = next(iter(self.scored.values()))
+        first = prompt_means(next(iter(self.scored.values())))
         figures = {}
         for name, answers in self.scored.items():
-            change, wins = compare(first, answers, self.config.bootstrap, self.config.run.seed)
+            change, wins = compare(first, prompt_means(answers), self.config.bootstrap, self.config.run.seed)
             figures[name] = {
-                **reward_metrics(answers),
-                **completion_metrics([s.completion for s in answers]),
+                **AnswerMetrics(answers).metrics(),
                 "change": change.mean,
                 "change_low": change.low,
                 "change_high": change.high,

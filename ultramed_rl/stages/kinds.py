@@ -121,7 +121,8 @@ def _references(work: Work, name: str, groups: Sequence[PreferenceGroup]) -> lis
 
     def compute(_: str) -> list[ReferenceLogprobs]:
         mismatched = config.objective.kl == "mismatched"
-        answers = reference_answers(groups, mismatched, config.model.max_length)
+        length = config.model.max_length
+        answers = [reference_answers(groups, i, mismatched, length) for i in range(len(groups))]
         total = sum(len(a.answers) for a in answers)
         with work.progress.phase("reference logprobs", total, "answers") as bar:
             values = work.crew.score_start(answers, bar.advance)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,7 +27,11 @@ class ArtifactFolder:
         self.path.mkdir(parents=True, exist_ok=True)
 
     def phase(self, name: str, compute: Callable[..., list[T]], *inputs: Any, kind: type[T]) -> list[T]:
-        """The records of a phase: read back if it is finished, else `compute(*inputs)`, then kept.
+        """The records of a phase, all in memory; like `file_of`."""
+        return read_records(kind, self.file_of(name, compute, *inputs, kind=kind))
+
+    def file_of(self, name: str, compute: Callable[..., Iterable[T]], *inputs: Any, kind: type[T]) -> Path:
+        """The records of a phase in their file: verified if it is finished, else written as `compute(*inputs)` gives them.
 
         `inputs` are records, numbers, strings and lists of these; their digest is kept with the artifact.
 
@@ -38,13 +42,12 @@ class ArtifactFolder:
         artifact = self.artifact(name)
         if self.finished(name):
             self._verify(name, artifact, inputs)
-            return read_records(kind, artifact)
+            return artifact
         started = time.perf_counter()
         records = compute(*inputs)
-        seconds = time.perf_counter() - started
-        write_whole(artifact, lambda temporary: write_records(records, kind, temporary))
-        self.write_manifest(name, artifact, inputs, seconds, rows=len(records))
-        return records
+        rows = write_whole(artifact, lambda temporary: write_records(records, kind, temporary))
+        self.write_manifest(name, artifact, inputs, time.perf_counter() - started, rows=rows)
+        return artifact
 
     def phase_directory(
         self, name: str, compute: Callable[[Path], dict[str, float]], *inputs: Any, sizes: bool = False

@@ -22,20 +22,27 @@ SHARD_SECONDS = 20.0
 
 
 class RecordFiles(Sequence[T], Generic[T]):
-    """The records of a folder of parquet files, in the order in which they came; one file is in memory at a time."""
+    """The records of a parquet file or of a folder of such, in the order in which they came; some thousands are in memory
+    at a time."""
 
     def __init__(self, path: Path, kind: type[T]) -> None:
         self.kind = kind
-        self.files = shard_files(path)
-        self._counts = [_count_rows(file) for file in self.files]
+        self._blocks = [
+            (file, block, rows) for file in shard_files(path) for block, rows in enumerate(_count_rows(file))
+        ]
+        self._counts = [rows for *_, rows in self._blocks]
         self._open: tuple[int, list[T]] = (-1, [])
 
     def __len__(self) -> int:
         return sum(self._counts)
 
     def __iter__(self) -> Iterator[T]:
-        for number in range(len(self.files)):
-            yield from read_records(self.kind, self.files[number])
+        for number in range(len(self._blocks)):
+            yield from self._read(number)
+
+    def _read(self, number: int) -> list[T]:
+        file, block, _ = self._blocks[number]
+        return read_records(self.kind, file, block=block)
 
     @overload
     def __getitem__(self, index: int) -> T: ...
@@ -48,7 +55,7 @@ class RecordFiles(Sequence[T], Generic[T]):
         for number, count in enumerate(self._counts):
             if place < count:
                 if self._open[0] != number:
-                    self._open = (number, read_records(self.kind, self.files[number]))
+                    self._open = (number, self._read(number))
                 return self._open[1][place]
             place -= count
         raise IndexError(index)
@@ -146,9 +153,11 @@ class ShardedPhase(Generic[T]):
         return self.read()
 
 
-def _count_rows(file: Path) -> int:
+def _count_rows(file: Path) -> list[int]:
+    """Of each block."""
     with told_of(file):
-        return int(pq.read_metadata(file).num_rows)
+        metadata = pq.read_metadata(file)
+        return [int(metadata.row_group(block).num_rows) for block in range(metadata.num_row_groups)]
 
 
 def in_order(records: Iterable[T], key: Callable[[T], str], order: Sequence[str]) -> list[T]:

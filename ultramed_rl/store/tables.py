@@ -6,9 +6,9 @@ the last.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice, pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +28,7 @@ from ultramed_rl.records import (
 from ultramed_rl.token_ids import TokenIds
 
 T = TypeVar("T")
+_BLOCK, _COMPRESSION = 4000, "zstd"
 _TOKENS = pa.list_(pa.int32())
 _CHAT = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _PROMPT = [
@@ -87,10 +88,15 @@ def told_of(path: Path) -> Iterator[None]:
         ) from None
 
 
-def write_records(records: Sequence[Any], kind: type, path: Path) -> None:
-    """Write records of one kind, none or many."""
-    assert all(type(r) is kind for r in records), f"not all records are {kind.__name__}"
-    write_table(table_of_records(records, kind), path)
+def write_records(records: Iterable[Any], kind: type, path: Path) -> int:
+    """Write records of one kind as they come, none or many, holding 4000 of them at a time; returns how many."""
+    stream, count = iter(records), 0
+    with pq.ParquetWriter(path, schema_of(kind), compression=_COMPRESSION) as writer:
+        while block := list(islice(stream, _BLOCK)):
+            assert all(type(r) is kind for r in block), f"not all records are {kind.__name__}"
+            writer.write_table(table_of_records(block, kind))
+            count += len(block)
+    return count
 
 
 def table_of_records(records: Sequence[Any], kind: type) -> pa.Table:
@@ -102,20 +108,28 @@ def table_of_records(records: Sequence[Any], kind: type) -> pa.Table:
 
 def write_table(table: pa.Table, path: Path) -> None:
     """Write a table as this store does."""
-    pq.write_table(table, path, compression="zstd")
+    pq.write_table(table, path, compression=_COMPRESSION)
 
 
-def read_records(kind: type[T], path: Path) -> list[T]:
-    """Read what `write_records` wrote. Raises ValueError for a file that isn't parquet."""
+def read_records(
+    kind: type[T], path: Path, rows: Sequence[int] | None = None, *, block: int | None = None
+) -> list[T]:
+    """Read what `write_records` wrote; or one block of it, or these rows of it in their order.
+
+    Raises:
+        ValueError: a file that isn't parquet.
+    """
     with told_of(path):
-        table = pq.read_table(path)
+        table = pq.read_table(path) if block is None else pq.ParquetFile(path).read_row_group(block)
+    if rows is not None:
+        table = table.take(pa.array(rows, type=pa.int64()))
     tokens = [field.name for field in table.schema if field.type == _TOKENS]
     columns = [_token_lists(table.column(name)) for name in tokens]
-    rows = table.drop_columns(tokens).to_pylist()
+    found = table.drop_columns(tokens).to_pylist()
     for name, lists in zip(tokens, columns, strict=True):
-        for row, ids in zip(rows, lists, strict=True):
+        for row, ids in zip(found, lists, strict=True):
             row[name] = ids
-    return [record_from_row(kind, row) for row in rows]
+    return [record_from_row(kind, row) for row in found]
 
 
 def schema_of(kind: type) -> pa.Schema:

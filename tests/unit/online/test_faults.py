@@ -86,11 +86,11 @@ def test_any_order_of_faults(
 
 
 @pytest.mark.parametrize("kind", ["dies", "hangs"])
-@pytest.mark.parametrize("name", ["early", "lora", "ema, kept optimizer"])
+@pytest.mark.parametrize("name", ["early", "lora", "ema, kept optimizer", "rare checkpoints"])
 def test_the_policy_is_lost_at_any_of_its_steps(known: Cases, name: str, kind: str, tmp_path: Path) -> None:
     """Of the first round: what was learnt before is learnt again, from the policy that the round began with."""
     expected, whole = known.unbroken(name)
-    learning = ("learn_preferences", "learn_next", "add_preferences", "train", "save")
+    learning = ("learn_preferences", "learn_next", "learn_round", "train", "save")
     calls = [call for call in whole.ray.begun if call.method in learning and call.role == "policy"]
     for call in calls[: len(calls) // 2]:
         simulation = known.at(name, tmp_path / str(call.number)).but(fate=fated({call.number: kind}, []))

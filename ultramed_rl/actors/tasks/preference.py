@@ -38,10 +38,13 @@ class PreferenceTask:
 
     def __init__(self, engine: Engine, shape: ModelShape, data: PreferenceData, objective: Objective) -> None:
         self.engine, self.shape, self.data, self.objective = engine, shape, data, objective
-        self.lengths = data.lengths
+
+    @property
+    def lengths(self) -> list[int]:
+        return self.data.lengths
 
     def sample_id(self, index: int) -> str:
-        return self.data.groups[index].group_id
+        return self.data.index.ids[index]
 
     def losses(
         self, batch: Sequence[int], micro_batches: Sequence[MicroBatch], sums: Sums, first: bool

@@ -1,0 +1,140 @@
+"""A round's pairs as its learners read them: in the order of the round's prompts, and no more of them than are wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ultramed_rl.records import PreferenceGroup, ReferenceLogprobs
+from ultramed_rl.store.shards import shard_files
+from ultramed_rl.store.tables import read_records, told_of
+
+_OPEN_FILES = (
+    4  # whose records are kept by those who read one after the other: few pairs are far from their place
+)
+
+
+class RoundPairs(Sequence[PreferenceGroup]):
+    """Pairs by their place. The files hold them in the order in which their answers came, which is no one's choice: what
+    is learnt goes by the prompts' order, and so doesn't depend on who was faster.
+
+    What is not loaded is read from its file. It is sent between processes as its folder.
+
+    Attributes:
+        ids: [N] the groups' ids.
+        answer_counts: [N] answers of each.
+        packed_tokens, padded_tokens: [N] what each costs in a forward pass, see `AnswerGroup`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """
+        Args:
+            folder: of a round, with prompts.parquet and pairs.parquet.
+
+        Raises:
+            ValueError: files that cannot be read.
+        """
+        self.folder = folder
+        self._files = shard_files(folder / "pairs.parquet")
+        tables = [_read_columns(file) for file in self._files]
+        self._starts = np.cumsum([0, *(len(table) for table in tables)])
+        table = pa.concat_tables(tables)
+        prompts = _column(shard_files(folder / "prompts.parquet"), "prompt_id")
+        places = pc.index_in(table["prompt_id"], value_set=prompts).to_numpy()
+        self._order = np.argsort(places, kind="stable")
+        self.ids: list[str] = table["group_id"].take(pa.array(self._order)).to_pylist()
+        costs = np.concatenate([_costs(one) for one in tables], axis=1)[:, self._order]
+        self.answer_counts, self.packed_tokens, self.padded_tokens = costs
+        self._loaded: dict[int, PreferenceGroup] = {}
+        self._read = lru_cache(_OPEN_FILES)(lambda number: read_records(PreferenceGroup, self._files[number]))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RoundPairs, (self.folder,)
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def load(self, wanted: Iterable[int]) -> None:
+        """Keep these in memory from now on."""
+        places = np.unique(np.fromiter(wanted, dtype=np.int64))
+        rows = self._order[places]
+        for number, file in enumerate(self._files):
+            inside = (rows >= self._starts[number]) & (rows < self._starts[number + 1])
+            if inside.any():
+                records = read_records(PreferenceGroup, file, (rows[inside] - self._starts[number]).tolist())
+                self._loaded.update(zip(places[inside].tolist(), records, strict=True))
+
+    @overload
+    def __getitem__(self, index: int) -> PreferenceGroup: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[PreferenceGroup]: ...
+    def __getitem__(self, index: int | slice) -> PreferenceGroup | list[PreferenceGroup]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        if index in self._loaded:
+            return self._loaded[index]
+        row = self._order[index]
+        number = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return self._read(number)[row - self._starts[number]]
+
+
+def read_references(folder: Path, ids: Sequence[str]) -> list[ReferenceLogprobs]:
+    """The reference logprobs of these groups, in their order.
+
+    Raises:
+        ValueError: files that cannot be read, or without one of them.
+    """
+    files = shard_files(folder / "reference.parquet")
+    rows = pc.index_in(pa.array(ids, type=pa.string()), value_set=_column(files, "group_id"))
+    if rows.null_count:
+        raise ValueError(
+            f"{folder / 'reference.parquet'}: has no logprobs of {rows.null_count} of the round's pairs; put it back, or "
+            "delete it and reference.json beside it to compute it again"
+        )
+    found: dict[str, ReferenceLogprobs] = {}
+    wanted, start = np.unique(rows.to_numpy()), 0
+    for file in files:
+        with told_of(file):
+            end = start + pq.read_metadata(file).num_rows
+        inside = wanted[(wanted >= start) & (wanted < end)] - start
+        found.update((r.group_id, r) for r in read_records(ReferenceLogprobs, file, inside.tolist()))
+        start = end
+    return [found[name] for name in ids]
+
+
+def _read_columns(file: Path) -> pa.Table:
+    columns = ["group_id", "prompt_id", "prompt_token_ids", "completions.list.element.token_ids"]
+    with told_of(file), pq.ParquetFile(file) as parquet:
+        return parquet.read(columns=columns)
+
+
+def _column(files: Sequence[Path], name: str) -> pa.ChunkedArray:
+    chunks = []
+    for file in files:
+        with told_of(file):
+            chunks += pq.read_table(file, columns=[name])[name].chunks
+    return pa.chunked_array(chunks, type=pa.string())
+
+
+def _costs(table: pa.Table) -> np.ndarray:
+    """[3, N] answers, packed tokens and padded tokens of each pair."""
+    prompts = pc.list_value_length(table["prompt_token_ids"]).to_numpy()
+    answers = pc.list_value_length(table["completions"]).to_numpy()
+    tokens = pc.list_value_length(
+        pc.struct_field(pc.list_flatten(table["completions"]), "token_ids")
+    ).to_numpy()
+    starts = np.cumsum(answers) - answers
+    if not len(table):
+        return np.zeros((3, 0), dtype=np.int64)
+    packed = prompts + np.add.reduceat(tokens, starts)
+    padded = answers * (prompts + np.maximum.reduceat(tokens, starts))
+    return np.stack([answers, packed, padded]).astype(np.int64)
