@@ -33,6 +33,7 @@ import argparse
 import json
 import multiprocessing
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -405,13 +406,24 @@ def run_round(
 
 
 class PolicyTokens:
-    """What is asked of the policy's tokenizer where reward models read the policy's tokens: a look for control tokens."""
+    """What is asked of the policy's tokenizer where reward models read the policy's tokens: a look for control tokens, as
+    SmolLM2's has them."""
 
-    controls = np.zeros(2, dtype=bool)
+    names = "endoftext im_start im_end repo_name reponame file_sep filename gh_stars issue_start issue_comment issue_closed \
+jupyter_start jupyter_text jupyter_code jupyter_output jupyter_script empty_output"
+    marker = re.compile("|".join(f"<\\|?{name}\\|?>" for name in names.split()))
+    held = np.zeros(2, dtype=bool)
+
+    @property
+    def controls(self) -> PolicyTokens:
+        return self
+
+    def count(self, text: str) -> int:
+        return len(self.marker.findall(text))
 
     def spell_out(self, token_ids: Sequence[int]) -> Sequence[int]:
         ids = np.frombuffer(TokenIds(token_ids).packed, dtype=np.int32)
-        assert not np.take(self.controls, ids, mode="clip").any()
+        assert not np.take(self.held, ids, mode="clip").any()
         return token_ids
 
 

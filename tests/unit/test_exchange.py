@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from unittest import mock
 
 import pytest
 from hypothesis import example, given, settings
@@ -181,6 +182,19 @@ def test_workers_that_nobody_listened_to_for_long_are_not_taken_for_hung() -> No
     assert asked.exchange.outcomes(0.0) == []  # their turns are out
     asked.ray.time += 100 * HANG_S  # the driver trains meanwhile
     assert len(asked.finish()) == 4
+
+
+def test_time_in_which_nobody_listened_is_no_stall() -> None:
+    asked, stalls = bench(1, pool_rules()), list[str]()
+    watcher = mock.MagicMock()
+    watcher.look = lambda states, stalled: stalls.append(stalled) if stalled else None
+    asked.exchange.watcher = watcher
+    for number in range(2):  # as two evaluations with a training between
+        asked.offer(f"k{number}")
+        assert asked.exchange.outcomes(0.0) == []
+        asked.finish()
+        asked.ray.time += 1000.0
+    assert stalls == []
 
 
 def test_reports_of_a_role_held_back_stay_unread_and_its_workers_are_not_late() -> None:

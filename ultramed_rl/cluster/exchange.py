@@ -158,6 +158,7 @@ class Exchange:
     def _pump(self) -> None:
         now = self.transport.now()
         if now - self._pumped > _AWAY_S:  # nobody listened: what workers said meanwhile is still to be read
+            self._stall.restart()
             for role, pool in self.pools.items():
                 if role not in self._unread:
                     pool.excuse(now, now - self._pumped)

@@ -98,6 +98,9 @@ class Scorers:
         """Of the policy's answers those that hold a control token of the policy or of a reward model: sampled before
         their end, or as letters. Reward models read the letters."""
         tokenizers = [self.policy, *(r.tokenizer for r in self.readers if not r.shared)]
+        # Few do: one look at the letters of all of them spares a look at each.
+        text = "\n".join(c.text for c in completions)
+        tokenizers = [tokenizer for tokenizer in tokenizers if tokenizer.controls.count(text)]
         return sum(
             self.policy.spell_out(c.token_ids) is not c.token_ids
             or any(tokenizer.controls.count(c.text) for tokenizer in tokenizers)

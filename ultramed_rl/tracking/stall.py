@@ -104,6 +104,10 @@ class StallWatch:
             self._next_s *= 2
         return f"nothing has finished for {_seconds(now - since)}: {'; '.join(_stalled(states))}"
 
+    def restart(self) -> None:
+        """Nothing was to finish until now, as while the policy trains."""
+        self._forget(None)
+
     def _forget(self, work_since: float | None) -> None:
         self._stalled_since, self._next_s, self._work_since = None, self.after_s, work_since
 
