@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from tests.tiny import CHATML, make_policy, tiny_run
 from ultramed_rl.cluster.inputs import describe_inputs, describe_model, describe_rendering
@@ -88,6 +90,23 @@ def test_the_ends_of_a_large_file_count_and_its_size(tmp_path: Path) -> None:
             file.write(b"\1")
         found.add(digest_sampled(tmp_path / "weights"))
     assert len(found) == 3
+
+
+@given(changed=st.integers(0, 3))
+@settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_another_training_of_one_tensor_is_seen(tmp_path: Path, changed: int) -> None:
+    """However small it is: a head, a norm."""
+    weights = {
+        "body": torch.zeros(3 * MIB),
+        "head": torch.zeros(1, 576),
+        "norm": torch.ones(64),
+        "z": torch.zeros(9),
+    }
+    save_file(weights, tmp_path / "model.safetensors")
+    before = digest_sampled(tmp_path / "model.safetensors")
+    name = sorted(weights)[changed]
+    save_file(weights | {name: weights[name] + 0.01}, tmp_path / "model.safetensors")
+    assert digest_sampled(tmp_path / "model.safetensors") != before
 
 
 def test_seventy_billion_parameters_take_a_second(tmp_path: Path) -> None:
