@@ -36,6 +36,7 @@ from tests.unit import test_status as status
 from tests.unit import test_tracking as tracking
 from ultramed_rl.actors.deepspeed_setup import EngineSpec
 from ultramed_rl.actors.engine import Engine
+from ultramed_rl.actors.tasks import Sums
 from ultramed_rl.cli import app
 from ultramed_rl.cluster.dispatch import DispatchRules, Ticket
 from ultramed_rl.cluster.plan import make_plan
@@ -561,7 +562,8 @@ def one_rank() -> Iterator[Any]:
 
 def endless_loss(root: Path) -> object:
     with one_rank() as engine:
-        return engine.step(iter([torch.tensor(math.nan)]), 1, 1e-6, ["p1:0>1", "p2:0>3"])
+        engine.backend, engine.module = Mock(optimizer=None), torch.nn.Identity()
+        return engine.step(iter([torch.tensor(math.nan)]), 1, 1e-6, ["p1:0>1", "p2:0>3"], Sums(()))
 
 
 def endless_gradient(root: Path) -> object:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -25,6 +25,9 @@ from ultramed_rl.models.lora import (
     save_adapter,
 )
 from ultramed_rl.models.tokenizer import ChatTokenizer
+
+if TYPE_CHECKING:
+    from ultramed_rl.actors.tasks.base import Sums
 
 logger = logging.getLogger(__name__)
 
@@ -61,41 +64,62 @@ class Engine:
         return torch.optim.AdamW(parameters, fused=True, **arguments)
 
     def step(
-        self, losses: Iterator[torch.Tensor], micro_batches: int, rate: float, ids: Sequence[str]
-    ) -> float:
+        self,
+        losses: Iterator[torch.Tensor],
+        micro_batches: int,
+        rate: float,
+        ids: Sequence[str],
+        sums: Sums,
+    ) -> tuple[float, dict[str, float]]:
         """Accumulate this rank's micro-batch losses and take one optimizer step.
 
         Each loss must be scaled so that their sum over all micro-batches and ranks is the batch's loss;
         DeepSpeed averages gradients over ranks, hence the factor here. A step whose gradient is not finite
         leaves the weights as they are.
 
+        Ranks agree once, and the device is read once: of the whole batch's losses, gradients and `sums`, when all
+        backward passes are under way.
+
+        Args:
+            sums: what `losses` adds to as it goes.
+
         Returns:
-            the gradient norm before clipping; NaN for a skipped step.
+            the gradient norm before clipping, NaN for a skipped step; and the sums over all ranks.
 
         Raises:
-            NonFiniteError: naming `ids`, before a non-finite loss reaches a gradient, or when more than
-                `max_skipped_steps` steps since `start_round` had a non-finite gradient.
+            NonFiniteError: naming `ids`, before a gradient of a batch with a non-finite loss moves a weight, or when
+                more than `max_skipped_steps` steps since `start_round` had a non-finite gradient.
         """
         ranks = dist.get_world_size()
+        broken = torch.zeros((), dtype=torch.float64, device=self.device)
         for index, loss in enumerate(losses):
-            if not self.everywhere(bool(torch.isfinite(loss))):
-                raise NonFiniteError(f"loss is not finite; the batch holds {', '.join(ids)}; {_FIX}")
+            finite = torch.isfinite(loss.detach())
+            broken += ~finite
             self.backend.set_gradient_accumulation_boundary(index == micro_batches - 1)
-            self.backend.backward(loss * ranks)
-        if self.spec.offload_optimizer and self.device.type == "cuda":
-            torch.cuda.synchronize()  # DeepSpeed copies gradients to the host while backward goes on
-        own_norm = torch.nn.utils.get_total_norm(self._gradients())
-        finite = self.everywhere(bool(torch.isfinite(own_norm)))
-        if not finite:
+            # Replaced, not left out: other ranks wait in this backward pass.
+            self.backend.backward(torch.where(finite, loss, torch.zeros_like(loss)) * ranks)
+        own = torch.cat([sums.values, torch.stack([broken, self._own_square()])])
+        *totals, non_finite, square = self.total(own).tolist()
+        if non_finite:
+            raise NonFiniteError(f"loss is not finite; the batch holds {', '.join(ids)}; {_FIX}")
+        norm = math.sqrt(square) if math.isfinite(square) else math.nan
+        if math.isnan(norm):
             self._discard_gradients(ids)
         for group in self.backend.optimizer.param_groups:
-            group["lr"] = rate if finite else 0.0
+            group["lr"] = 0.0 if math.isnan(norm) else rate
         self.backend.step()
-        if not finite:
-            return math.nan
-        # Without ZeRO and in fp32 DeepSpeed reports none; gradients are already averaged over ranks.
-        plain = self.spec.zero_stage == 0 and self.spec.precision == "float32"
-        return float(own_norm if plain else self.backend.get_global_grad_norm())
+        return norm, dict(zip(sums.names, totals, strict=True))
+
+    def _own_square(self) -> torch.Tensor:
+        """This rank's part of the squared gradient norm, float64, on the device."""
+        if self.spec.offload_optimizer and self.device.type == "cuda":
+            torch.cuda.synchronize()  # DeepSpeed copies gradients to the host while backward goes on
+        norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in self._gradients()]
+        if not norms:  # more ranks than weights
+            return torch.zeros((), dtype=torch.float64, device=self.device)
+        square = torch.stack(norms).double().square().sum().to(self.device, non_blocking=True)
+        # Without ZeRO each rank has all gradients, averaged already.
+        return square / dist.get_world_size() if self.spec.zero_stage == 0 else square
 
     def _gradients(self) -> list[torch.Tensor]:
         """This rank's gradients, wherever the ZeRO stage keeps them."""
@@ -125,12 +149,6 @@ class Engine:
             )
         for gradient in self._gradients():
             gradient.fill_(1e-12)
-
-    def everywhere(self, condition: bool) -> bool:
-        """Whether the condition holds on every rank."""
-        flag = torch.tensor(float(condition), device=self.device)
-        dist.all_reduce(flag, op=dist.ReduceOp.MIN)
-        return bool(flag.item())
 
     def total(self, values: torch.Tensor) -> torch.Tensor:
         """Sum over ranks."""

@@ -164,7 +164,8 @@ class _Row:
 
     def batch(self, device: torch.device | str) -> PackedBatch:
         def tensor(values: list[int]) -> torch.Tensor:
-            return torch.tensor(values, dtype=torch.long, device=device)
+            # Without waiting for what the device still has to do.
+            return torch.tensor(values, dtype=torch.long).to(device, non_blocking=True)
 
         owners = torch.repeat_interleave(torch.arange(len(self.lengths)), torch.tensor(self.lengths))
         return PackedBatch(
@@ -173,7 +174,7 @@ class _Row:
             segments=tuple(self.segments),
             predictors=tensor(self.predictors),
             targets=tensor(self.targets),
-            answer=owners.to(device),
+            answer=owners.to(device, non_blocking=True),
             last=tensor(self.last),
             lengths=tensor(self.lengths),
         )

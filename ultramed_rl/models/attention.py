@@ -163,8 +163,11 @@ def why_not_packed(config: Any) -> str | None:
 
 
 def register_segment_attention() -> None:
-    """Make `attn_implementation=SEGMENTS` known to transformers; idempotent."""
-    from transformers import AttentionInterface, AttentionMaskInterface
+    """Make `attn_implementation=SEGMENTS` known to transformers; idempotent.
+
+    It has no mask: for a kind of attention that has one transformers looks at the positions of every pass, and waits
+    for the device.
+    """
+    from transformers import AttentionInterface
 
     AttentionInterface.register(SEGMENTS, segment_attention)
-    AttentionMaskInterface.register(SEGMENTS, lambda *_, **__: None)

@@ -47,7 +47,7 @@ class ImitationTask:
                 continue
             forward = forward_flops(self.shape, packed.segments, packed.tokens, len(packed.targets))
             sums.add(
-                loss=loss.detach(),
+                loss=loss,
                 units=len(packed.targets),
                 tokens=packed.tokens,
                 flops=training_flops(forward, frozen_base=has_adapters(self.engine.module.lm)),
