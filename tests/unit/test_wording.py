@@ -595,7 +595,7 @@ WORKERS: list[Wording] = [
     ("gradient", endless_gradient,
      "gradient is not finite in 1 steps, training.max_skipped_steps=0; the batch holds p1:0>1, p2:0>3; look at them, or lower training.learning_rate"),
     ("ranks", other_ranks,
-     "optimizer state in ROOT is of 2 ranks, this run has 1; use the same cluster.policy.ranks or training.optimizer_state=reset"),
+     "optimizer state in ROOT is of 2 ranks, this run has 1; use the same cluster.policy.ranks"),
     ("an API that wants a key", no_key,
      "endpoint http://HOST/v1: status 401 (no key); set api_key_env to the variable that holds its key"),
 ]  # fmt: skip

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import nn
 
 from ultramed_rl.actors.deepspeed_setup import EngineSpec, deepspeed_config
+from ultramed_rl.actors.masters import masters_of, read_masters, sample_of, surviving, write_masters
 from ultramed_rl.models.load import ADAPTER_FOLDER, PolicyModel, RewardModel, save_model
 from ultramed_rl.models.lora import (
     adapter_parameters,
@@ -54,6 +55,7 @@ class Engine:
         self.module: PolicyModel | RewardModel = self.backend.module
         self.device = torch.device(spec.device)
         self.skipped_steps = 0
+        self._begun: torch.Tensor | None = None  # of the masters, when the round began
 
     def _optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         arguments: dict[str, Any] = {"lr": 0.0, "betas": (0.9, 0.95), "weight_decay": self.spec.weight_decay}
@@ -195,13 +197,13 @@ class Engine:
             if main:
                 save_adapter(lm, state, Path(directory) / ADAPTER_FOLDER)
 
-    def start_round(self) -> None:
-        """Begin from exactly the weights that were saved and sent, with a fresh optimizer.
-
-        bf16 training keeps fp32 masters whose extra bits no checkpoint holds; dropping them makes a round
-        a function of its starting checkpoint, so a resumed run equals an unbroken one.
-        """
+    def start_round(self, fresh: bool) -> None:
+        """Begin a round, if `fresh` with Adam's moments anew. bfloat16's masters go on: steps too small for it add up."""
         self.skipped_steps = 0
+        masters = self._masters()
+        self._begun = sample_of(masters) if masters else None
+        if not fresh:
+            return
         optimizer = self.backend.optimizer
         for state in getattr(optimizer, "optimizer", optimizer).state.values():
             for name, value in state.items():
@@ -209,30 +211,64 @@ class Engine:
                     value.zero_()
                 elif name == "step":  # DeepSpeedCPUAdam's is a number
                     state[name] = 0
-        if hasattr(optimizer, "refresh_fp32_params") and self.spec.precision == "bfloat16":
-            optimizer.refresh_fp32_params()
 
-    def save_state(self, directory: str) -> None:
-        """DeepSpeed's own sharded state, for `optimizer_state: keep`."""
-        # A LoRA policy's frozen weights are its base model's.
-        frozen = has_adapters(self.module.lm)
-        self.backend.save_checkpoint(directory, tag="optimizer", exclude_frozen_parameters=frozen)
+    def update_survives(self) -> float:
+        """The share of the weights' change since `start_round` that shows in what checkpoints and engines hold, see
+        `surviving`; 1.0 in float32, and where nothing changed. Collective."""
+        masters = self._masters()
+        if not masters:
+            return 1.0
+        assert self._begun is not None, "no round was begun"
+        shown, whole = self.total(surviving(self._begun, sample_of(masters))).tolist()
+        return shown / whole if whole else 1.0
+
+    def _masters(self) -> list[torch.Tensor]:
+        return masters_of(self.backend.optimizer, self.spec)
+
+    def save_state(self, directory: str, moments: bool = True) -> None:
+        """What training needs besides the weights to go on from exactly here: with Adam's `moments` DeepSpeed's own
+        sharded state, else bfloat16's masters alone, a file for each rank. Collective."""
+        folder = Path(directory)
+        if moments:
+            # A LoRA policy's frozen weights are its base model's.
+            frozen = has_adapters(self.module.lm)
+            self.backend.save_checkpoint(directory, tag="optimizer", exclude_frozen_parameters=frozen)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_masters(self._masters(), folder / self._masters_file)
         if dist.get_rank() == 0:
             # DeepSpeed's recovery script is code in a data directory; nothing here runs it.
-            (Path(directory) / "zero_to_fp32.py").unlink(missing_ok=True)
-            (Path(directory) / "ranks.json").write_text(json.dumps({"ranks": dist.get_world_size()}))
+            (folder / "zero_to_fp32.py").unlink(missing_ok=True)
+            (folder / "ranks.json").write_text(json.dumps({"ranks": dist.get_world_size()}))
         dist.barrier()
 
     def load_state(self, directory: str) -> None:
-        """Restore what `save_state` wrote. The number of ranks must be the same."""
-        saved = json.loads((Path(directory) / "ranks.json").read_text())["ranks"]
+        """Restore what `save_state` wrote. The number of ranks must be the same. Collective.
+
+        Raises:
+            ValueError: nothing was written there, or by another number of ranks.
+        """
+        folder = Path(directory)
+        if not (folder / "ranks.json").exists():
+            raise ValueError(
+                f"{folder}/ranks.json: not there, and with it what training goes on from besides the weights; put it "
+                f"back, or begin a new run with policy.path={folder.parent}"
+            )
+        saved = json.loads((folder / "ranks.json").read_text())["ranks"]
         if saved != dist.get_world_size():
             raise ValueError(
                 f"optimizer state in {directory} is of {saved} ranks, this run has {dist.get_world_size()}; "
-                "use the same cluster.policy.ranks or training.optimizer_state=reset"
+                "use the same cluster.policy.ranks"
             )
-        strict = not has_adapters(self.module.lm)
-        self.backend.load_checkpoint(directory, tag="optimizer", load_module_strict=strict)
+        if (folder / self._masters_file).exists():
+            read_masters(self._masters(), folder / self._masters_file)
+        else:
+            strict = not has_adapters(self.module.lm)
+            self.backend.load_checkpoint(directory, tag="optimizer", load_module_strict=strict)
+
+    @property
+    def _masters_file(self) -> str:
+        return f"masters-{dist.get_rank():05d}.safetensors"
 
     def offload(self) -> None:
         """Move everything off the GPU while other roles have it. Nothing to do on CPU."""

@@ -49,9 +49,13 @@ class PolicyWorker(TrainWorker):
 
         self.build(module_of, model, spec, address)
 
-    def start_round(self) -> None:
-        """Fresh optimizer, from exactly the weights that the engines sample with. Collective."""
-        self.engine.start_round()
+    def start_round(self, fresh: bool) -> None:
+        """Begin a round, if `fresh` with a fresh optimizer. Collective."""
+        self.engine.start_round(fresh)
+
+    def update_survives(self) -> float:
+        """The share of the round's update that the engines get to see. Collective."""
+        return self.engine.update_survives()
 
     # -- what it can learn ---------------------------------------------------------------------------------
 

@@ -153,9 +153,10 @@ class TrainWorker:
         micro_batches = (micro for batch in batches for micro in self._shard(lengths, batch, budget))
         return sorted({i for micro in micro_batches for i in micro.indices})
 
-    def save_state(self, directory: str) -> None:
-        """Write weights and optimizer, to go on from exactly here. Collective."""
-        self.engine.save_state(directory)
+    def save_state(self, directory: str, moments: bool = True) -> None:
+        """Write what `load_state` needs to go on from exactly here: weights and optimizer, or without Adam's `moments` what
+        bfloat16 rounds away. Collective."""
+        self.engine.save_state(directory, moments)
 
     def load_state(self, directory: str, skipped: int = 0) -> None:
         """Go on from what `save_state` wrote, after so many skipped steps of the same task. Collective."""
