@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 
 from ultramed_rl.actors.engine import Engine
-from ultramed_rl.actors.passes import policy_logprobs
+from ultramed_rl.actors.passes import policy_chunks, policy_logprobs
 from ultramed_rl.actors.tasks.base import Sums
 from ultramed_rl.config.objectives import Objective
 from ultramed_rl.learning.batching import MicroBatch
 from ultramed_rl.learning.flops import ModelShape, forward_flops, training_flops
 from ultramed_rl.learning.objectives import Answers, kl_estimate, objective_losses
-from ultramed_rl.learning.packing import PackedBatch, pack_groups, sum_by_answer
+from ultramed_rl.learning.packing import AnswerGroup, PackedBatch, pack_groups, sum_by_answer
 from ultramed_rl.learning.preference_data import PreferenceData
 from ultramed_rl.models.lora import has_adapters
 from ultramed_rl.records import PreferenceGroup
@@ -54,9 +54,8 @@ class PreferenceTask:
         kl = self._reference_points(micro_batches, sums)
         units = sum(data.answer_count(i) for i in batch) if objective.unpaired else len(batch)
         constants = objective.model_dump(exclude={"type"})
-        for micro in micro_batches:
-            packed = pack_groups([data.answers_of(i) for i in micro.indices], self.engine.device)
-            answers = data.answers(micro.indices, self._logprobs(packed))
+        for micro, packed, logprobs in self._passes(micro_batches, data.answers_of):
+            answers = data.answers(micro.indices, logprobs)
             losses = objective_losses(objective.type, answers, kl, constants)
             if micro.filler:
                 yield losses.sum() * 0.0
@@ -109,10 +108,8 @@ class PreferenceTask:
             return ()
         mismatched = self.objective.kl == "mismatched"
         points = Sums(("first", "second", "count"), self.engine.device)
-        for micro in micro_batches:
-            pick = self.data.mismatched_of if mismatched else self.data.answers_of
-            packed = pack_groups([pick(i) for i in micro.indices], self.engine.device)
-            logprobs = self._logprobs(packed)
+        pick = self.data.mismatched_of if mismatched else self.data.answers_of
+        for micro, packed, logprobs in self._passes(micro_batches, pick):
             if micro.filler:
                 continue
             sums.add(flops=self._forward_flops(packed))
@@ -126,8 +123,15 @@ class PreferenceTask:
         first, second, count = self.engine.total(points.values).float()
         return tuple(kl_estimate(point / count) for point in ((first,) if mismatched else (first, second)))
 
-    def _logprobs(self, packed: PackedBatch) -> torch.Tensor:
-        return sum_by_answer(policy_logprobs(self.engine, packed, self.shape.vocab), packed)
+    def _passes(
+        self, micro_batches: Sequence[MicroBatch], pick: Callable[[int], AnswerGroup]
+    ) -> Iterator[tuple[MicroBatch, PackedBatch, torch.Tensor]]:
+        """Each micro-batch, packed, with the [A] logprobs of the answers that `pick` gives of its groups."""
+        targets = [sum(len(a) for i in micro.indices for a in pick(i).answers) for micro in micro_batches]
+        chunks = policy_chunks(self.engine, targets, self.shape.vocab)
+        for micro, parts in zip(micro_batches, chunks, strict=True):
+            packed = pack_groups([pick(i) for i in micro.indices], self.engine.device)
+            yield micro, packed, sum_by_answer(policy_logprobs(self.engine, packed, parts), packed)
 
     def _forward_flops(self, packed: PackedBatch) -> float:
         return forward_flops(self.shape, packed.segments, packed.tokens, len(packed.targets))
