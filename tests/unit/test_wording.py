@@ -577,6 +577,11 @@ def other_ranks(root: Path) -> object:
         return engine.load_state(str(root))
 
 
+def no_state(root: Path) -> object:
+    with one_rank() as engine:
+        return engine.load_state(str(root / "checkpoint" / "optimizer"))
+
+
 def no_key(root: Path) -> object:
     request = ChatRequest("a", ({"role": "user", "content": "say a"},))
     with fake_api(lambda body: Said({"error": {"message": "no key"}}, 401)) as (url, _):
@@ -596,6 +601,8 @@ WORKERS: list[Wording] = [
      "gradient is not finite in 1 steps, training.max_skipped_steps=0; the batch holds p1:0>1, p2:0>3; look at them, or lower training.learning_rate"),
     ("ranks", other_ranks,
      "optimizer state in ROOT is of 2 ranks, this run has 1; use the same cluster.policy.ranks"),
+    ("no state", no_state,
+     "ROOT/checkpoint/optimizer/ranks.json: not there, and with it what training goes on from besides the weights; put it back, or begin a new run with policy.path=ROOT/checkpoint"),
     ("an API that wants a key", no_key,
      "endpoint http://HOST/v1: status 401 (no key); set api_key_env to the variable that holds its key"),
 ]  # fmt: skip
