@@ -281,6 +281,21 @@ def test_bad_groups_are_refused_with_their_ids(workers: Ranks, tiny_root: Path, 
     assert not (tmp_path / "never").exists()
 
 
+def test_a_loss_that_is_not_finite_on_one_rank_stops_all(
+    workers: Ranks, tiny_root: Path, tmp_path: Path
+) -> None:
+    import ray
+
+    groups, references = make_groups()
+    # Finite as a number, not in float32: the rejected answer leads by more than it holds.
+    references[4] = replace(references[4], logprobs=(-30.0, -1e39))
+    data = (groups[3:], references[3:])  # one batch
+    with pytest.raises(ray.exceptions.RayTaskError, match=r"NonFiniteError: loss .*p4:0>1"):
+        train(workers, tiny_root / "policy", tmp_path / "never", DPO(), Layout(2, 3, 80), data)
+    # No rank waits in that step's midst.
+    train(workers, tiny_root / "policy", tmp_path / "out", DPO(), Layout(2, 2, 80), make_groups(), epochs=1)
+
+
 def test_sixty_steps_raise_the_margin(workers: Ranks, tiny_root: Path, tmp_path: Path) -> None:
     steps = train(workers, tiny_root / "policy", tmp_path / "out", DPO(), Layout(), make_groups(), epochs=30)
     assert len(steps) == 60
