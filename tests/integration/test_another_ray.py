@@ -94,10 +94,16 @@ def family(root: int) -> list[psutil.Process]:
     return [process, *process.children(recursive=True)]
 
 
+def listening(processes: list[psutil.Process]) -> set[tuple[str, int]]:
+    connections = [c for process in processes for c in process.net_connections("tcp")]
+    return {(c.laddr.ip, c.laddr.port) for c in connections if c.status == psutil.CONN_LISTEN}
+
+
 def test_a_private_ray_lets_nobody_in_and_goes_on_when_another_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
     monkeypatch.setenv("WANDB_API_KEY", "314159")
+    before = listening([psutil.Process()])  # what earlier tests left in this process
     with another_ray() as first:
         assert "joined and saw 314159" in join_as_stranger(first.address)
         assert judge_ports("other", family(first.process.pid)).level == "warn"
@@ -108,7 +114,7 @@ def test_a_private_ray_lets_nobody_in_and_goes_on_when_another_ends(monkeypatch:
             remote = ray.remote(Rank).options(num_cpus=1, runtime_env={"env_vars": {"DS_ACCELERATOR": "cpu"}})
             group = WorkerGroup("policy", lambda rank: remote.remote(), 1, takes_turns=False)
             processes = group.call("meet")
-            check_closed(dashboard, beside=first)
+            check_closed(dashboard, first, before)
             run_job(Job(["true"], 0, 1, {}), Devices(device="cpu", address=dashboard), lambda text: None)
             first.interrupt()
             assert group.call("process") == processes
@@ -123,15 +129,14 @@ def test_a_private_ray_lets_nobody_in_and_goes_on_when_another_ends(monkeypatch:
             disconnect()
 
 
-def check_closed(dashboard: str, beside: OtherRay) -> None:
+def check_closed(dashboard: str, beside: OtherRay, before: set[tuple[str, int]]) -> None:
     """The Ray of this process listens on loopback, turns strangers away, and tells nobody its token."""
     import ray
 
     ours = [p for p in family(os.getpid()) if p not in family(beside.process.pid)]
     found = judge_ports("ours", ours)
     assert found.level == "ok" and "127.0.0.1:" in found.text
-    listening = {c.laddr.ip for p in ours for c in p.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
-    assert listening == {"127.0.0.1", "::ffff:127.0.0.1"}
+    assert {ip for ip, _ in listening(ours) - before} == {"127.0.0.1", "::ffff:127.0.0.1"}
 
     said = join_as_stranger(ray.get_runtime_context().gcs_address)
     assert "InvalidAuthToken" in said and "joined" not in said

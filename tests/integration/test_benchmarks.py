@@ -179,15 +179,15 @@ def test_a_killed_evaluation_asks_only_the_rest(root: Path, tmp_path: Path) -> N
     process = subprocess.Popen([sys.executable, "-c", starter, str(file)], start_new_session=True)
     try:
         deadline = time.monotonic() + 300
-        while len(list(kept.glob("*.parquet"))) < 2:
+        while len(list(kept.glob("[0-9]*.parquet"))) < 2:
             assert process.poll() is None, "the evaluation ended before it was killed"
             assert time.monotonic() < deadline, "no part was written"
             time.sleep(0.05)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    before = {p.name: p.read_bytes() for p in kept.glob("*.parquet")}
-    done = {c.prompt_id for p in kept.glob("*.parquet") for c in read_records(Completion, p)}
+    before = {p.name: p.read_bytes() for p in kept.glob("[0-9]*.parquet")}
+    done = {c.prompt_id for p in kept.glob("[0-9]*.parquet") for c in read_records(Completion, p)}
     assert 0 < len(done) < 24, before.keys()
     resumed = evaluate_policies(parse_config(settings, kind=EvaluateConfig), resume=True)
     records = read_records(Completion, tmp_path / "exam" / "benchmark-self_consistency-tiny.parquet")

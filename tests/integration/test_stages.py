@@ -271,6 +271,7 @@ def test_killed_between_states_and_while_one_is_written(unbroken: StageResult, r
         "data",
         "data.json",
         "environment.json",
+        "inputs.json",
         "metrics.jsonl",
         "model",
         "model.json",

@@ -96,6 +96,14 @@ def cases(models: Path) -> dict[str, dict[str, Any]]:
             ],
             "cluster__barriers": False,
         },
+        "rare checkpoints": {
+            "checkpoint": {"every": 3},
+            "evaluation__every": 2,
+            "run__rounds": 4,
+            "prompts__per_round": 4,
+            "cluster__barriers": False,
+            "cluster__rollout": ENGINES,
+        },
         "benchmarks": {"benchmarks": benchmarks, "policy__max_length": 384},
         "own reward model": {"reward": {"train": own, **scored}},
     }
@@ -141,9 +149,10 @@ def check_run(simulation: Simulation, outcome: Outcome) -> None:
                 outcome, index, pairs, learner.rank.base if config.policy.lora else reference
             )
         learner.learn(index, prompts, pairs, references)
-        last = index + 1 > config.run.rounds - (config.run.keep_checkpoints or config.run.rounds)
-        assert ("checkpoint" in outcome.folders[f"{index:03d}"]) == last
-        assert not last or outcome.of(index, "checkpoint") == learner.rank.weights, f"round {index}"
+        saved = [i for i in range(config.run.rounds) if _ends(config, i, config.checkpoint.every)]
+        kept = index in saved[-(config.run.keep_checkpoints or config.run.rounds) :]
+        assert ("checkpoint" in outcome.folders[f"{index:03d}"]) == kept
+        assert not kept or outcome.of(index, "checkpoint") == learner.rank.weights, f"round {index}"
         if config.reference.update == "previous":
             reference = learner.rank.weights
         if config.reference.update == "ema":
@@ -151,7 +160,12 @@ def check_run(simulation: Simulation, outcome: Outcome) -> None:
     assert learner.rank.weights != start
     steps = [(row["round"], row["step"]) for row in outcome.log if "step_index" in row]
     assert steps == learner.steps, "a step was logged twice, or not at all"
-    assert [r["round_index"] for r in outcome.log if "eval_win_rate" in r] == list(range(config.run.rounds))
+    evaluated = [i for i in range(config.run.rounds) if _ends(config, i, config.evaluation.every)]
+    assert [r["round_index"] for r in outcome.log if "eval_win_rate" in r] == evaluated
+
+
+def _ends(config: RunConfig, index: int, every: int) -> bool:
+    return (index + 1) % every == 0 or index + 1 == config.run.rounds
 
 
 class _Learner:

@@ -10,6 +10,7 @@ from ultramed_rl.config.base import Section
 from ultramed_rl.config.limits import (
     Factor,
     FactorOrZero,
+    Few,
     PositiveShare,
     PositiveTemperature,
     Resamples,
@@ -48,9 +49,20 @@ class PairRule(Section):
     )
 
 
-class Evaluation(Section):
-    """Held-out evaluation after every round, with the same prompts and seeds each time."""
+class Checkpoints(Section):
+    """Which rounds end with a checkpoint. Engines get each round's weights from the policy, without one."""
 
+    every: Few = Field(
+        default=1,
+        description="a checkpoint after every so many rounds, and after the last; what is lost goes back to the last one and "
+        "trains again on the pairs that are kept",
+    )
+
+
+class Evaluation(Section):
+    """Held-out evaluation of the starting policy and after rounds, with the same prompts and seeds each time."""
+
+    every: Few = Field(default=1, description="after every so many rounds, and after the last")
     samples: Samples = Field(default=1, description="completions per held-out prompt")
     temperature: Temperature | None = Field(default=None, description="null: that of sampling")
     bootstrap: Resamples = Field(default=2000, description="paired bootstrap resamples")

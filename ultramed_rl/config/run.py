@@ -16,7 +16,7 @@ from ultramed_rl.config.data import Prompts
 from ultramed_rl.config.limits import Address, Few, FewOrZero, Label, Name, Seconds, Seed, Tag
 from ultramed_rl.config.models import Model, ModelSettings, Reference, Reward
 from ultramed_rl.config.objectives import Objective
-from ultramed_rl.config.rounds import Evaluation, PairRule, Sampling
+from ultramed_rl.config.rounds import Checkpoints, Evaluation, PairRule, Sampling
 from ultramed_rl.config.training import Training
 from ultramed_rl.config.validate import Checked
 
@@ -105,6 +105,7 @@ class RunConfig(Checked):
     objective: Objective = Field(description="the preference objective that rounds train on")
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
+    checkpoint: Checkpoints = Checkpoints()
     benchmarks: RoundBenchmarks | None = None
     cluster: Cluster = Cluster()
     tracking: Tracking = Tracking()
@@ -126,6 +127,7 @@ class RunConfig(Checked):
             *reward_rules(self.reward),
             *_objective_rules(self),
             *_lora_rules(self),
+            *_checkpoint_rules(self),
             *_early_rules(self),
             *_group_rules(self),
             *device_rules(self.cluster),
@@ -196,6 +198,16 @@ def _objective_rules(config: RunConfig) -> list[str]:
             "least 2 pairs; raise it"
         )
     return problems
+
+
+def _checkpoint_rules(config: RunConfig) -> list[str]:
+    every, update = config.checkpoint.every, config.reference.update
+    if every == 1 or update == "initial":
+        return []
+    return [
+        f"checkpoint.every={every}: reference.update={update} makes each round's reference of its checkpoint; use "
+        "checkpoint.every=1 or reference.update=initial"
+    ]
 
 
 def _lora_rules(config: RunConfig) -> list[str]:

@@ -32,8 +32,18 @@ from ultramed_rl.store.pairs import RoundPairs
 Result = TypeVar("Result")
 
 
+class WeightsBehind(RuntimeError):
+    """An engine was replaced in a round that no checkpoint was written before: it has older weights than the others."""
+
+
 class Crew(SamplingCrew):
-    """Owns the actors of one online run."""
+    """Owns the actors of one online run.
+
+    Attributes:
+        version: of the policy that the engines hold, or are to hold: rounds that it was trained for.
+        trained: the rounds that the policy's ranks were trained for. Behind `version` where they were started again from a
+            checkpoint, until `catch_up` has trained them on the rounds since.
+    """
 
     policy: WorkerGroup
     reference: WorkerGroup
@@ -51,10 +61,17 @@ class Crew(SamplingCrew):
         policy = resolve_architecture(config.policy.path, config.policy.architecture, "policy")
         self.vocab_size = policy.vocab_size
         self.reference_path = ""  # what a replaced reference loads
+        self.version = self.trained = 0
+        self.catch_up: Callable[[], None] = lambda: None
+        self._behind = self._syncing = False
         self._connected: list[Any] = []  # the engines that the policy's sender knows
         super().__init__(config, tokenizer)
 
     # -- start and stop ------------------------------------------------------------------------------------
+
+    def begin_rollout(self, model: str, version: int) -> None:
+        self.version = self.trained = version
+        super().begin_rollout(model, version)
 
     def start_learners(self, policy: str, version: int, reference: str, rewards: Sequence[str]) -> None:
         """Start policy, reference and reward models together, and connect the policy to the engines."""
@@ -77,8 +94,9 @@ class Crew(SamplingCrew):
         self.with_policy_restart(self._join_policy)
 
     def with_policy_restart(self, work: Callable[[], Result]) -> Result:
-        """Do what needs the policy. When a rank of it is lost, all ranks start again from the newest policy, and it is
-        done again from its beginning.
+        """Do what needs the policy, or engines that have its weights. When a rank of it is lost, all ranks start again from
+        the newest checkpoint, and are trained on the rounds since; an engine that was replaced gets the weights of the
+        others. Then it is done again from its beginning.
 
         Raises:
             LostWorkers: ranks are lost again and again, or find no place.
@@ -89,9 +107,14 @@ class Crew(SamplingCrew):
                 if lost is not None:
                     self.say(f"{lost}; starting again from policy {self.weights[1]}")
                     self.restart_policy(*self.weights)
+                    lost = None
+                if self._behind:
+                    self.sync(self.version)
                 return work()
             except RanksLost as error:
                 lost = error
+            except WeightsBehind as error:
+                self.say(f"{error}; it gets those of policy {self.version}")
 
     def restart_policy(self, checkpoint: str, version: int) -> None:
         """All policy ranks anew, with the weights of a checkpoint; version 0 is the starting policy.
@@ -104,6 +127,17 @@ class Crew(SamplingCrew):
         self._await_policy(self._load_policy(checkpoint if version else None), checkpoint, version)
         self._join_policy()
         self.restore_state(checkpoint, version)
+        self.trained = version
+        self.catch_up()
+
+    def _prepare_engine(self, actors: Sequence[Any]) -> list[Any]:
+        self._behind = self._behind or (self.weights[1] != self.version and not self._syncing)
+        return super()._prepare_engine(actors)
+
+    def check_weights(self) -> None:
+        """Raises WeightsBehind."""
+        if self._behind:
+            raise WeightsBehind(f"rollout: a new engine has the weights of policy {self.weights[1]}")
 
     def _await_policy(self, loads: list[Any], checkpoint: str, version: int) -> None:
         """Until the policy's ranks have loaded; if one of them dies or hangs in it, all start again."""
@@ -285,18 +319,25 @@ class Crew(SamplingCrew):
         """The share of the round's update that the engines get to see; see `Engine.update_survives`."""
         return float(self._collective("update_survives")[0])
 
-    def sync(self, checkpoint: str, version: int) -> dict[str, float]:
+    def sync(self, version: int, checkpoint: str | None = None) -> dict[str, float]:
         """The policy's weights into every engine; returns seconds and bytes.
 
-        Engines that died are replaced before, by ones that start with the same weights from their checkpoint.
+        Engines that died are replaced before, by ones that start from the newest checkpoint: this one, where there is one.
 
         Raises:
             RanksLost: a policy rank is gone, or they cannot tell that an engine is.
             LostWorkers: engines die again and again.
         """
-        self.weights = (checkpoint, version)
+        if checkpoint is not None:
+            self.weights = (checkpoint, version)
+        self.version, self._syncing = version, True
+        self.catch_up()
         # Engines are replaced while the policy is off the devices: a new one takes what memory is free.
-        sent: dict[str, float] = self._with_all(self.engines, lambda: self._send_weights(version))
+        try:
+            sent: dict[str, float] = self._with_all(self.engines, lambda: self._send_weights(version))
+        finally:
+            self._syncing = False
+        self._behind = False
         with self.rollout.awake():  # the policy is off the devices: now there is room for the cache too
             held = set(self.rollout.call_living("version"))
         assert held <= {version}, f"engines hold policy {held} after a sync of {version}"
@@ -320,8 +361,8 @@ class Crew(SamplingCrew):
         return sent
 
     def adopt_reference(self, checkpoint: str) -> None:
-        """Move the reference as the config says: stay or follow; an average is made by `average_reference`."""
-        if needs_reference(self.config) and self.config.reference.update == "previous":
+        """Make the reference the policy of this checkpoint, where it is one of its own."""
+        if needs_reference(self.config):
             self.load_reference(checkpoint)
 
     def average_reference(self, checkpoint: str, directory: Path) -> None:

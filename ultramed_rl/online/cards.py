@@ -94,10 +94,15 @@ def _models(config: RunConfig) -> list[Input]:
 
 def _before(store: RunDirectory, index: int) -> list[Input]:
     """The policy that the round began with, where it isn't the starting one."""
-    if not index:
+    last = store.last_checkpoint(index)
+    if last is None:
         return []
-    where = f"rounds/{index - 1:03d}/checkpoint"
-    return [Input("policy of the round before", where, store.round(index - 1).digest("checkpoint"))]
+    name = (
+        "policy of the round before"
+        if last == index - 1
+        else f"policy, trained on since by {index - 1 - last} rounds"
+    )
+    return [Input(name, f"rounds/{last:03d}/checkpoint", store.round(last).digest("checkpoint"))]
 
 
 def _prompts(config: RunConfig) -> list[Input]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ultramed_rl.actors.rollout import SamplingRequest
@@ -25,7 +26,7 @@ from ultramed_rl.online.gather import Gatherer
 from ultramed_rl.online.intake import Rules
 from ultramed_rl.online.training import RoundTraining
 from ultramed_rl.online.watcher import RunWatcher
-from ultramed_rl.records import Checkpoint, Completion, Prompt, ScoredCompletion
+from ultramed_rl.records import Completion, Prompt, ScoredCompletion
 from ultramed_rl.store import RoundRecord, RunDirectory
 from ultramed_rl.store.artifacts import read_numbers
 from ultramed_rl.store.shards import RecordFiles
@@ -33,6 +34,21 @@ from ultramed_rl.token_ids import TokenIds
 from ultramed_rl.tracking import Tracker
 
 Metrics = dict[str, float]
+_SURVIVES = 0.5  # least share of a round's update that should show in bfloat16
+
+
+@dataclass(frozen=True)
+class TrainedPolicy:
+    """What a round's training came to, and the checkpoint, where one was due."""
+
+    metrics: Metrics
+    checkpoint: str | None = None
+
+    @property
+    def saved(self) -> str:
+        """The checkpoint, which there is: references are made of it."""
+        assert self.checkpoint is not None, "a reference is to be made of a policy that no checkpoint holds"
+        return self.checkpoint
 
 
 class Controller:
@@ -57,6 +73,9 @@ class Controller:
     def run(self, on_round: Callable[[Metrics], None]) -> list[Metrics]:
         """All rounds that aren't committed yet; returns the metrics of every round, committed ones too."""
         self.version = self.store.committed_rounds()
+        self.crew.catch_up = self.catch_up
+        if self.crew.version < self.version:  # no checkpoint holds what the last rounds learnt
+            self.crew.with_policy_restart(lambda: self.crew.sync(self.version))
         self.baseline = prompt_means(
             self.store.initial.phase("evaluation", self.evaluate, 0, kind=ScoredCompletion)
         )
@@ -80,18 +99,18 @@ class Controller:
         with self.watcher.phase("weigh", record.index):
             self.crew.with_policy_restart(gatherer.weigh)
         with self.watcher.phase("train", record.index):
-            checkpoint = self.train(record, training)
+            policy = self.train(record, training)
         with self.watcher.phase("adopt", record.index):
-            sync = self.adopt(record, checkpoint)
-        with self.watcher.phase("evaluate", record.index):
-            evaluation = record.phase("evaluation", self.evaluate, checkpoint.version, kind=ScoredCompletion)
-
+            sync = self.adopt(record, policy)
+        held_out: Metrics = {}
+        if self.ends(record.index, self.config.evaluation.every):
+            with self.watcher.phase("evaluate", record.index):
+                held_out = self.crew.with_policy_restart(lambda: self.compare_with_start(record))
         exam: Metrics = {}
-        if self.exams is not None and self.exams.due(record.index):
-            exam = self.exams.sit(record, checkpoint.version, self.crew)
+        if (exams := self.exams) is not None and self.ends(record.index, exams.benchmarks.every):
+            exam = self.crew.with_policy_restart(lambda: exams.sit(record, self.version, self.crew))
 
-        metrics = self.round_metrics(record, evaluation)
-        metrics |= checkpoint.metrics | sync | exam
+        metrics = self.round_metrics(record, policy) | held_out | sync | exam
         metrics |= {f"utilisation_{role}": share for role, share in shares.items()}
         set_aside = float(len(record.manifest("scored")["set_aside"]))
         metrics |= {"set_aside": set_aside, "restarts": self.restarts()}
@@ -102,6 +121,10 @@ class Controller:
         if self.config.run.keep_checkpoints is not None:
             self.store.prune_checkpoints(self.config.run.keep_checkpoints)
         return metrics
+
+    def ends(self, index: int, every: int) -> bool:
+        """Whether a round is the last of so many, or of the run."""
+        return (index + 1) % every == 0 or index + 1 == self.config.run.rounds
 
     def restarts(self) -> float:
         """Workers that this process has replaced, of any role."""
@@ -140,14 +163,22 @@ class Controller:
             reference_version=reference,
         )
 
-    def train(self, record: RoundRecord, training: RoundTraining) -> Checkpoint:
-        """Train on the round's pairs and write the checkpoint; its manifest holds the training metrics."""
+    def train(self, record: RoundRecord, training: RoundTraining) -> TrainedPolicy:
+        """Train on the round's pairs, and write the checkpoint where one is due; its manifest holds the training metrics.
 
-        def attempt(directory: Path) -> Metrics:
-            total = record.manifest("pairs")["rows"] * self.config.training.epochs
-            with self.progress.phase(f"round {record.index} train", total, "pairs") as bar:
-                metrics = training.finish(record.path, bar.advance)
-            self.crew.save_policy(directory)
+        Without one, what was learnt is in the policy's ranks alone, and in the pairs: who loses the ranks trains again.
+        """
+
+        def attempt(directory: Path | None) -> Metrics:
+            metrics = self.learn(record, training, f"round {record.index} train")
+            if (shown := metrics["update_survives"]) < _SURVIVES:
+                self.progress.say(
+                    f"round {record.index}: update_survives={shown:.2f}, below {_SURVIVES}: rounding to bfloat16 hides most "
+                    "of this update from the engines until later rounds add to it; take more steps a round "
+                    "(prompts.per_round, training.epochs) or raise training.learning_rate"
+                )
+            if directory is not None:
+                self.crew.save_policy(directory)
             return metrics
 
         def compute(directory: Path) -> Metrics:
@@ -155,21 +186,45 @@ class Controller:
             write_policy_card(self.config, self.store, record, directory, metrics)
             return metrics
 
-        learnt = ("pairs", "reference") if self.config.objective.uses_reference else ("pairs",)
-        path, metrics = record.phase_directory("checkpoint", compute, *map(record.digest, learnt))
-        self.policy_steps += int(metrics["policy_steps"])  # also of one that a killed run had finished
-        return Checkpoint(str(path), record.index + 1, metrics)
-
-    def adopt(self, record: RoundRecord, checkpoint: Checkpoint) -> Metrics:
-        """From here on everyone works with the new policy: engines always, the reference per config."""
-        sync = self.crew.with_policy_restart(lambda: self.crew.sync(checkpoint.path, checkpoint.version))
-        self.version = checkpoint.version
-        if self.config.reference.update == "ema":
-            average = self._average_reference(record, checkpoint)
-            path, _ = record.phase_directory("reference_model", average, checkpoint.version)
-            self.crew.load_reference(str(path))
+        if self.ends(record.index, self.config.checkpoint.every):
+            learnt = ("pairs", "reference") if self.config.objective.uses_reference else ("pairs",)
+            path, metrics = record.phase_directory("checkpoint", compute, *map(record.digest, learnt))
+            policy = TrainedPolicy(metrics, str(path))
         else:
-            self.crew.adopt_reference(checkpoint.path)
+            policy = TrainedPolicy(self.crew.with_policy_restart(lambda: attempt(None)))
+        self.policy_steps += int(policy.metrics["policy_steps"])  # also of one that a killed run had finished
+        return policy
+
+    def learn(self, record: RoundRecord, training: RoundTraining, name: str) -> Metrics:
+        """All steps of a round that were not taken yet."""
+        total = record.manifest("pairs")["rows"] * self.config.training.epochs
+        with self.progress.phase(name, total, "pairs") as bar:
+            metrics = training.finish(record.path, bar.advance)
+        self.crew.trained = record.index + 1
+        return metrics
+
+    def catch_up(self) -> None:
+        """Train a policy that was started again from its checkpoint on the pairs of the rounds since, which are kept: the
+        same steps, so the same weights. They were logged before."""
+        for index in range(self.crew.trained, self.crew.version):
+            record = self.store.round(index)
+            prompts = RecordFiles(record.artifact("prompts"), Prompt)
+            again = RoundTraining(
+                self.config, self.crew, self.watcher, index, prompts, lambda *_: None, lambda: None
+            )
+            self.learn(record, again, f"round {index} train again")
+
+    def adopt(self, record: RoundRecord, policy: TrainedPolicy) -> Metrics:
+        """From here on everyone works with the new policy: engines always, the reference per config."""
+        version = record.index + 1
+        sync = self.crew.with_policy_restart(lambda: self.crew.sync(version, policy.checkpoint))
+        self.version = version
+        if self.config.reference.update == "ema":
+            average = self._average_reference(record, policy.saved)
+            path, _ = record.phase_directory("reference_model", average, version)
+            self.crew.load_reference(str(path))
+        elif self.config.reference.update == "previous":
+            self.crew.adopt_reference(policy.saved)
         return {"sync_seconds": sync["seconds"], "sync_bytes": sync["bytes"]}
 
     def evaluate(self, version: int) -> list[ScoredCompletion]:
@@ -190,11 +245,24 @@ class Controller:
 
     # -- helpers -------------------------------------------------------------------------------------------
 
-    def round_metrics(self, record: RoundRecord, evaluation: Sequence[ScoredCompletion]) -> Metrics:
+    def compare_with_start(self, record: RoundRecord) -> Metrics:
+        """The held-out prompts' answers, and their rewards against those of the starting policy."""
+        evaluation = record.phase("evaluation", self.evaluate, self.version, kind=ScoredCompletion)
         change, wins = compare(
             self.baseline, prompt_means(evaluation), self.config.evaluation.bootstrap, self.config.run.seed
         )
-        seconds, summary = record.seconds, read_numbers(record.manifest("pairs")["summary"])
+        return {
+            **{f"eval_{k}": v for k, v in AnswerMetrics(evaluation).metrics().items()},
+            "eval_change": change.mean,
+            "eval_change_low": change.low,
+            "eval_change_high": change.high,
+            "eval_win_rate": wins,
+        }
+
+    def round_metrics(self, record: RoundRecord, policy: TrainedPolicy) -> Metrics:
+        summary = read_numbers(record.manifest("pairs")["summary"])
+        # What a round without a checkpoint took to train is in no manifest.
+        seconds = {"checkpoint": policy.metrics["seconds_training"], **record.seconds}
         divergence = {}
         if self.config.objective.uses_reference:
             divergence = {"kl_to_reference": kl_to_reference(record.path)}
@@ -202,11 +270,7 @@ class Controller:
             "round": record.index,
             **summary,
             **divergence,
-            **{f"eval_{k}": v for k, v in AnswerMetrics(evaluation).metrics().items()},
-            "eval_change": change.mean,
-            "eval_change_low": change.low,
-            "eval_change_high": change.high,
-            "eval_win_rate": wins,
+            **policy.metrics,
             **{f"seconds_{name}": value for name, value in seconds.items()},
             "seconds": sum(seconds.values()),
             **token_rates(summary, seconds),
@@ -223,9 +287,9 @@ class Controller:
             listwise=self.config.objective.listwise,
         )
 
-    def _average_reference(self, record: RoundRecord, checkpoint: Checkpoint) -> Callable[[Path], Metrics]:
+    def _average_reference(self, record: RoundRecord, checkpoint: str) -> Callable[[Path], Metrics]:
         def compute(directory: Path) -> Metrics:
-            self.crew.average_reference(checkpoint.path, directory)
+            self.crew.average_reference(checkpoint, directory)
             write_policy_card(self.config, self.store, record, directory, {}, "reference")
             return {}
 

@@ -45,10 +45,6 @@ class RoundExams:
         self.candidate: Candidate = self.examiner.admit("policy", config.policy.path, tokenizer)
         self.first: PolicyReport | None = None
 
-    def due(self, index: int) -> bool:
-        """Whether a round ends with an exam: every N-th does, and the last."""
-        return (index + 1) % self.benchmarks.every == 0 or index + 1 == self.config.run.rounds
-
     def warn(self, folder: Path, pool: PromptPool) -> None:
         """Say before anything is trained which questions the run trains on, and keep it."""
         check = self.benchmarks.contamination

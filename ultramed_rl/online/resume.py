@@ -13,16 +13,15 @@ def latest_checkpoint(config: RunConfig, store: RunDirectory) -> tuple[str, int]
         ValueError: it isn't what was written, or the answers that it was trained on are gone, which only the policy before
             it can give again.
     """
-    committed = store.committed_rounds()
-    for index in (committed, committed - 1):
-        if 0 <= index < config.run.rounds and store.round(index).finished("checkpoint"):
-            if not store.round(index).finished("scored"):
-                raise ValueError(
-                    f"{store.round(index).path}: has a checkpoint, and not the answers that it was trained on; put "
-                    "scored.parquet and scored.json back, or delete the folder to make the round again"
-                )
-            return str(store.round(index).directory("checkpoint")), index + 1
-    return config.policy.path, 0
+    index = store.last_checkpoint(min(store.committed_rounds() + 1, config.run.rounds))
+    if index is None:
+        return config.policy.path, 0
+    if not store.round(index).finished("scored"):
+        raise ValueError(
+            f"{store.round(index).path}: has a checkpoint, and not the answers that it was trained on; put "
+            "scored.parquet and scored.json back, or delete the folder to make the round again"
+        )
+    return str(store.round(index).directory("checkpoint")), index + 1
 
 
 def reference_path(config: RunConfig, store: RunDirectory) -> str:

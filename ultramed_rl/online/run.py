@@ -107,7 +107,7 @@ def _run_rounds(
             return {}
 
         start, _ = store.initial.phase_directory("policy", save)
-        crew.with_policy_restart(lambda: crew.sync(str(start), version))
+        crew.with_policy_restart(lambda: crew.sync(version, str(start)))
     crew.with_policy_restart(lambda: crew.restore_state(policy, version))
     if committed:
         progress.say(f"resuming after {committed} committed rounds, with policy {version}")

@@ -68,6 +68,7 @@ class Stream:
                 continue
             if self.training is not None:
                 self.training.advance()
+            self.crew.check_weights()
             self.crew.exchange.hold("rollout", not self.crew.scorers.wanted)
             for outcome in self.crew.exchange.outcomes(self.crew.scorers.patience):
                 self._route(outcome)

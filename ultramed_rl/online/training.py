@@ -25,7 +25,6 @@ from ultramed_rl.tracking.timeline import Span
 
 Metrics = dict[str, float]
 Weighed = tuple[PreferenceGroup, ReferenceLogprobs | None]
-_SURVIVES = 0.5  # least share of a round's update that should show in bfloat16
 _AHEAD = 2  # steps that the policy is given at once, so that it never waits for the driver
 
 
@@ -126,12 +125,6 @@ class RoundTraining:
                 self._note(step)
             survives = self.crew.update_survives()
         self._begun_as = -1
-        if survives < _SURVIVES:
-            self.crew.say(
-                f"round {self.index}: update_survives={survives:.2f}, below {_SURVIVES}: rounding to bfloat16 hides most of "
-                "this update from the engines until later rounds add to it; take more steps a round "
-                "(prompts.per_round, training.epochs) or raise training.learning_rate"
-            )
         return self._metrics(time.perf_counter() - started, taken) | {"update_survives": survives}
 
     def _note(self, step: Metrics) -> None:

@@ -66,11 +66,19 @@ class RunDirectory(WorkDirectory):
     def _round_path(self, index: int) -> Path:
         return self.path / "rounds" / f"{index:03d}"
 
+    def last_checkpoint(self, rounds: int) -> int | None:
+        """The newest of the first `rounds` rounds that ended with a checkpoint."""
+        return next((index for index in reversed(range(rounds)) if self._has_checkpoint(index)), None)
+
     def prune_checkpoints(self, keep: int) -> None:
-        """Keep the checkpoints of the last `keep` committed rounds only."""
-        for index in range(self.committed_rounds() - keep):
+        """Keep the last `keep` checkpoints of committed rounds only."""
+        saved = [index for index in range(self.committed_rounds()) if self._has_checkpoint(index)]
+        for index in saved[:-keep]:
             for name in ("checkpoint", "reference_model"):
                 self.round(index).prune(name)
+
+    def _has_checkpoint(self, index: int) -> bool:
+        return (self._round_path(index) / "checkpoint.json").is_file()
 
     def discard_metrics_after(self, rounds: int) -> None:
         """Forget lines of rounds that aren't committed, and of the run's end: they will be logged again. The steps of a
@@ -82,8 +90,5 @@ class RunDirectory(WorkDirectory):
                 return False
             return index < rounds or ("step_index" in row and trained(int(index)))
 
-        @cache
-        def trained(index: int) -> bool:
-            return (self._round_path(index) / "checkpoint.json").is_file()
-
+        trained = cache(self._has_checkpoint)
         self.keep_metrics(stays)

@@ -35,6 +35,7 @@ _HARMLESS = (
     "run.scratch",
     "run.publish_every_s",
     "run.keep_checkpoints",
+    "checkpoint.",
     "tracking.",
     "cluster.address",
     "cluster.start_timeout_s",

@@ -50,16 +50,11 @@ def round_samples(folder: Path, index: int, seed: int, prompts: int) -> list[Sam
     files = [folder / f"{name}.parquet" for name in ("prompts", "scored", "pairs")]
     if prompts == 0 or not all(file.exists() for file in files):
         return []
-    texts = {
-        row["prompt_id"]: _text(row["messages"])
-        for row in parquet.read_table(files[0], columns=["prompt_id", "messages"]).to_pylist()
-    }
-    shown = random.Random(f"{seed} shown samples {index}").sample(sorted(texts), min(prompts, len(texts)))
-    wanted = [("prompt_id", "in", shown)]
-    columns = ["prompt_id", "group_id", "desirable"]
-    pairs = parquet.read_table(files[2], columns=columns, filters=wanted).to_pylist()
+    ids = parquet.read_table(files[0], columns=["prompt_id"])["prompt_id"].to_pylist()
+    shown = random.Random(f"{seed} shown samples {index}").sample(sorted(ids), min(prompts, len(ids)))
+    asked, rows, pairs = (_rows_of(file, shown) for file in files)
+    texts = {row["prompt_id"]: _text(row["messages"]) for row in asked}
     sides = {key: side for row in pairs for key, side in _sides(row).items()}
-    rows = parquet.read_table(files[1], filters=wanted).to_pylist()
     rows.sort(key=lambda row: (shown.index(row["prompt_id"]), -_number(row["reward"]), row["sample"]))
     return [_sample(row, index, texts[row["prompt_id"]], sides) for row in rows]
 
@@ -70,7 +65,8 @@ def made_in_round(folder: Path, index: int, start: str) -> list[Made]:
     Args:
         start: the path of policy 0, which stands for its digest.
     """
-    before = _manifest(folder.with_name(f"{index - 1:03d}"), "checkpoint") if index else None
+    earlier = (_manifest(folder.with_name(f"{i:03d}"), "checkpoint") for i in reversed(range(index)))
+    before = next((manifest for manifest in earlier if manifest is not None), None)
     policy = start if before is None else str(before["digest"])
     parents: dict[str, dict[str, str]] = {"scored": {f"policy-{index}": policy}}
     found = []
@@ -105,6 +101,25 @@ def made_by_stage(directory: Path, start: str) -> list[Made]:
             numbers = manifest.get("metrics") or {}
             found.append(Made(name, kind, directory / name, manifest["digest"], 0, parents, numbers))
     return found
+
+
+def _rows_of(path: Path, prompts: list[str]) -> list[dict[str, Any]]:
+    """All rows of these prompts. A round may have millions of others: only the parts that hold one are read whole."""
+    import pyarrow.compute as pc
+    import pyarrow.dataset as ds
+
+    wanted = pc.field("prompt_id").isin(prompts)
+    parts = (
+        part
+        for file in ds.dataset(path, format="parquet").get_fragments()
+        for part in file.split_by_row_group()
+    )
+    return [
+        row
+        for part in parts
+        if part.count_rows(filter=wanted)
+        for row in part.to_table(filter=wanted).to_pylist()
+    ]
 
 
 def _manifest(folder: Path, name: str) -> dict[str, Any] | None:

@@ -82,11 +82,12 @@ def reconcile(place: RemotePlace, published: Published) -> None:
 
 
 def needless_files(names: Iterable[str]) -> set[str]:
-    """Weights of the rounds before the last committed one, from which policy and reference go on."""
+    """Weights of the rounds before the last checkpoint of a committed one, from which policy and reference go on."""
     names = set(names)
     committed = {int(match[1]) for name in names if (match := _COMMIT.fullmatch(name))}
     done = next(index for index in range(len(committed) + 1) if index not in committed)
-    return {name for name in names if (match := _WEIGHTS.match(name)) and int(match[1]) < done - 1}
+    saved = [index for index in range(done) if f"rounds/{index:03d}/checkpoint.json" in names]
+    return {name for name in names if saved and (match := _WEIGHTS.match(name)) and int(match[1]) < saved[-1]}
 
 
 def _kept(place: RemotePlace, folder: Path, published: Published, listing: Listing, head: str) -> Versions:
