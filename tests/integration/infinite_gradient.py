@@ -10,6 +10,7 @@ import torch
 from ultramed_rl.actors.deepspeed_setup import EngineSpec
 from ultramed_rl.actors.engine import NonFiniteError
 from ultramed_rl.actors.policy import PolicyWorker
+from ultramed_rl.actors.tasks import Sums
 from ultramed_rl.config.models import Model
 from ultramed_rl.learning.packing import AnswerGroup, pack_groups
 
@@ -35,16 +36,21 @@ def main(policy: str, stage: int) -> None:
     def moved(before: dict[str, torch.Tensor]) -> bool:
         return any(not torch.equal(w, before[name]) for name, w in weights().items())
 
+    def step(*broken: bool) -> float:
+        losses = (loss(bad) for bad in broken)
+        norm, _ = engine.step(losses, len(broken), 1e-3, ["bad" if any(broken) else "good"], Sums(()))
+        return norm
+
     start = weights()
-    assert engine.step(iter([loss(False)]), 1, 1e-3, ["good"]) > 0 and moved(start)
+    assert step(False) > 0 and moved(start)
     before = weights()
-    norm = engine.step(iter([loss(True)]), 1, 1e-3, ["bad"])
+    norm = step(True)
     assert norm != norm and not moved(before)
     print("weights stood still")
-    assert engine.step(iter([loss(False)]), 1, 1e-3, ["good"]) > 0 and moved(before)
+    assert step(False) > 0 and moved(before)
     assert all(bool(torch.isfinite(w).all()) for w in weights().values())
     try:
-        engine.step(iter([loss(True)]), 1, 1e-3, ["bad"])
+        step(True)
     except NonFiniteError as error:
         print(f"stopped: {error}")
 

@@ -215,6 +215,55 @@ def write_round(folder: Path, groups: list[PreferenceGroup], references: list[Re
         write_records(weighed, ReferenceLogprobs, folder / "reference.parquet" / f"{number:06d}.parquet")
 
 
+@pytest.mark.parametrize(
+    ("stage", "lora"),
+    [(0, None), (2, None), (3, None), (2, LoRA(rank=4, alpha=8))],
+    ids=["0", "2", "3", "lora"],
+)
+def test_small_steps_in_bfloat16_add_up_over_rounds_and_a_kill(
+    workers: Ranks, tiny_root: Path, tmp_path: Path, stage: int, lora: LoRA | None
+) -> None:
+    from safetensors.torch import load_file
+
+    group, address = workers.of(2)
+    spec = EngineSpec("cpu", "bfloat16", stage, False, 0.0, 1.0, gradient_checkpointing=False)
+    training = Training(learning_rate=1e-5, batch_size=3, micro_batch_tokens=160, schedule="constant")
+    model = Model(path=str(tiny_root / "policy"), lora=lora)
+
+    def learn(folder: Path) -> float:
+        """A round, its checkpoint, and the share of its update that shows in bfloat16."""
+        group.call("start_round", True)
+        group.call("learn_preferences", *make_groups(), DPO(), 256)
+        for _ in group.stream("train", [(training, TrainingPlace(0, 1, 5))] * 2):
+            pass
+        group.call("save", str(folder))
+        group.call("save_state", str(folder / "optimizer"), False)
+        first, second = group.call("update_survives")
+        assert first == second
+        return float(first)
+
+    def read(folder: Path) -> dict[str, torch.Tensor]:
+        """Weights, and each rank's masters."""
+        files = [folder / "model.safetensors", *sorted((folder / "optimizer").glob("masters-*.safetensors"))]
+        assert len(files) == 3
+        return {f"{file.name} {name}": x for file in files for name, x in load_file(file).items()}
+
+    group.call("load", model, spec, address)
+    shares = [learn(tmp_path / "first"), learn(tmp_path / "second")]
+    assert 0 < shares[0] < 1, "rounding hides some of it"
+    group.call("load", model, spec, address, str(tmp_path / "first"))
+    group.call("load_state", str(tmp_path / "first" / "optimizer"))
+    assert learn(tmp_path / "resumed") == shares[1]
+    unbroken, resumed = read(tmp_path / "second"), read(tmp_path / "resumed")
+    assert unbroken.keys() == resumed.keys()
+    for name, weight in unbroken.items():
+        assert torch.equal(weight, resumed[name]), name
+    masters = [weight for name, weight in unbroken.items() if name.startswith("masters")]
+    assert any(not torch.equal(m, m.bfloat16().float()) for m in masters), (
+        "masters hold more than the weights"
+    )
+
+
 def test_bad_groups_are_refused_with_their_ids(workers: Ranks, tiny_root: Path, tmp_path: Path) -> None:
     import ray
 
@@ -228,6 +277,21 @@ def test_bad_groups_are_refused_with_their_ids(workers: Ranks, tiny_root: Path, 
     with pytest.raises(ray.exceptions.RayTaskError, match=r"non-finite reference logprobs: p4:0>1"):
         train(workers, tiny_root / "policy", tmp_path / "never", DPO(), Layout(), (groups, references))
     assert not (tmp_path / "never").exists()
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_stops_all(
+    workers: Ranks, tiny_root: Path, tmp_path: Path
+) -> None:
+    import ray
+
+    groups, references = make_groups()
+    # Finite as a number, not in float32: the rejected answer leads by more than it holds.
+    references[4] = replace(references[4], logprobs=(-30.0, -1e39))
+    data = (groups[3:], references[3:])  # one batch
+    with pytest.raises(ray.exceptions.RayTaskError, match=r"NonFiniteError: loss .*p4:0>1"):
+        train(workers, tiny_root / "policy", tmp_path / "never", DPO(), Layout(2, 3, 80), data)
+    # No rank waits in that step's midst.
+    train(workers, tiny_root / "policy", tmp_path / "out", DPO(), Layout(2, 2, 80), make_groups(), epochs=1)
 
 
 def test_sixty_steps_raise_the_margin(workers: Ranks, tiny_root: Path, tmp_path: Path) -> None:

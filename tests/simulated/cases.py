@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from tests.simulated.engine import SimulatedEngine
@@ -76,6 +77,7 @@ def cases(models: Path) -> dict[str, dict[str, Any]]:
         },
         "lora": {"policy__lora": {"rank": 4}, "objective": {"type": "nca"}, "cluster__barriers": False},
         "nf4": {"policy__lora": {"rank": 4, "quantize": "nf4"}, "training__optimizer_state": "keep"},
+        "bfloat16": {"policy__precision": "bfloat16", "cluster__barriers": False},
         "early": {**APART, "training__early": True, "cluster__policy": {"ranks": 1, "zero_stage": 0}},
         "ensemble, term, near_low": {
             "reward": {"ensemble": two, "terms": terms, **scored},
@@ -172,13 +174,12 @@ class _Learner:
     def __init__(self, config: RunConfig) -> None:
         self.config, self.steps = config, list[tuple[int, int]]()
         self.rank = SimulatedTrainer(0, 1, 0)
-        spec: Any = None
+        spec: Any = SimpleNamespace(precision=config.policy.precision)
         self.rank.load(config.policy, spec, ("here", 0))
 
     def learn(self, index: int, prompts: Any, pairs: Any, references: Any) -> None:
         config, seed = self.config, self.config.run.seed
-        if config.training.optimizer_state == "reset":
-            self.rank.start_round()
+        self.rank.start_round(config.training.optimizer_state == "reset")
         self.rank.learn_preferences(pairs, references, config.objective, 0)
         whole = config.training.schedule_scope == "run"
         place = TrainingPlace(

@@ -45,14 +45,15 @@ class SimulatedTrainer(PolicyWorker):
 
     role = "policy"
     collective = frozenset(
-        {"load", "train", "learn_next", "save", "save_state", "load_state", "send_weights"}
+        {"load", "train", "learn_next", "update_survives", "save", "save_state", "load_state", "send_weights"}
     )
     meets_after_errors = (
         True  # as a weight sync, the one collective that raises by itself, ends with a barrier
     )
     peak_flops = 1e12
     ray: SimulatedRay
-    base = weights = optimizer = ""
+    base = weights = masters = optimizer = ""
+    rounded = False  # whether weights are masters rounded to bfloat16
     meeting: tuple[str, int]
     task: Any
 
@@ -77,10 +78,15 @@ class SimulatedTrainer(PolicyWorker):
             self.weights = self.base
         else:
             self.weights = read_weights(Path(checkpoint) / ADAPTER_FOLDER if self.lora else checkpoint)
+        self.masters, self.rounded = self.weights, spec.precision == "bfloat16"
         return Takes(5.0)
 
-    def start_round(self) -> None:
-        self.optimizer = ""
+    def start_round(self, fresh: bool) -> None:
+        if fresh:
+            self.optimizer = ""
+
+    def update_survives(self) -> float:
+        return 1.0
 
     def learn_preferences(
         self, groups: Any, references: Any, objective: Any, max_length: int, held_out: Any = None
@@ -119,7 +125,8 @@ class SimulatedTrainer(PolicyWorker):
     def _step(self, batch: Sequence[int], budget: int, rate: float, first: bool) -> dict[str, float]:
         samples = [self.task.sample(i) for i in batch]
         self.optimizer = mix(self.optimizer, self.task.objective, f"{rate:.12g}", *samples)
-        self.weights = mix(self.weights, self.optimizer)
+        self.masters = mix(self.masters, self.optimizer)
+        self.weights = mix(self.masters, "rounded") if self.rounded else self.masters
         loss = seeded_number(self.weights) % 1000 / 1000
         gap = {"rollout_gap": 0.0} if first else {}
         tokens = sum(self.task.lengths[i] for i in batch)
@@ -135,12 +142,13 @@ class SimulatedTrainer(PolicyWorker):
                 write_weights(Path(directory) / ADAPTER_FOLDER, self.weights)
         return Takes(1.0)
 
-    def save_state(self, directory: str) -> None:
+    def save_state(self, directory: str, moments: bool = True) -> None:
         Path(directory).mkdir(parents=True, exist_ok=True)
-        (Path(directory) / f"rank-{self.rank}").write_text(f"{self.weights} {self.optimizer}")
+        state = f"{self.masters} {self.optimizer if moments else ''}"
+        (Path(directory) / f"rank-{self.rank}").write_text(state)
 
     def load_state(self, directory: str) -> None:
-        self.weights, self.optimizer = (Path(directory) / f"rank-{self.rank}").read_text().split(" ")
+        self.masters, self.optimizer = (Path(directory) / f"rank-{self.rank}").read_text().split(" ")
 
     # -- as its own reference ------------------------------------------------------------------------------
 
@@ -192,6 +200,7 @@ class SimulatedRewardTrainer(SimulatedTrainer):
     def load(self, model: Any, spec: Any, address: Any, trainable_layers: int | None = None) -> Takes:  # type: ignore[override]
         self._join(address)
         self.lora, self.weights = False, mix(read_weights(model.path), "head")
+        self.masters = self.weights
         return Takes(5.0)
 
     def learn_ranking(

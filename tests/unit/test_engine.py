@@ -30,7 +30,7 @@ def test_a_rounds_optimizer_is_a_fresh_one(wrapped: bool) -> None:
         engine.backend = SimpleNamespace(
             optimizer=SimpleNamespace(optimizer=optimizer) if wrapped else optimizer
         )
-        engine.start_round()
+        engine.start_round(fresh=True)
         assert {name: float(torch.as_tensor(value).sum()) for name, value in state.items()} == dict.fromkeys(
             state, 0.0
         )

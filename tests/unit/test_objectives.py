@@ -57,6 +57,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "simpo": ("simpo", {"beta": 2.0, "gamma": 1.0, "label_smoothing": 0.1}),
     "orpo": ("orpo", {"beta": 0.1}),
 }
+COLUMNS = ("logprobs", "reference", "lengths", "rewards", "desirable")
 KL = {"kto": (0.3,), "kto_pair": (0.2, 0.5)}
 SECTIONS = {section.model_fields["type"].default: section for section in get_args(get_args(Objective)[0])}
 
@@ -79,7 +80,6 @@ def answers_of(
 ) -> Answers:
     count = len(logprobs)
     sizes = sizes or [2] * (count // 2)
-    group = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
     first = torch.tensor([place == 0 for size in sizes for place in range(size)])
     return Answers(
         logprobs=logprobs,
@@ -87,7 +87,7 @@ def answers_of(
         lengths=torch.ones(count, dtype=torch.long) if lengths is None else lengths,
         rewards=torch.zeros_like(reference) if rewards is None else rewards,
         desirable=first if desirable is None else desirable,
-        group=group,
+        sizes=tuple(sizes),
     )
 
 
@@ -127,9 +127,9 @@ def gradient_of(loss: Callable[[Answers], torch.Tensor], answers: Answers) -> to
 
 def take(answers: Answers, order: torch.Tensor) -> Answers:
     """The answers in another order that keeps each group together, with groups numbered anew."""
-    _, group = torch.unique_consecutive(answers.group[order], return_inverse=True)
-    values = {name: getattr(answers, name)[order] for name in vars(answers) if name != "group"}
-    return Answers(**values, group=group)
+    _, sizes = torch.unique_consecutive(answers.group[order], return_counts=True)
+    values = {name: getattr(answers, name)[order] for name in COLUMNS}
+    return Answers(**values, sizes=tuple(sizes.tolist()))
 
 
 def swapped(answers: Answers) -> Answers:
@@ -670,9 +670,9 @@ def test_permuting_groups_permutes_losses(case: str, answers: Answers, data: st.
 @few_examples
 @given(answers=some_answers(), others=some_answers())
 def test_a_groups_loss_does_not_depend_on_other_groups(case: str, answers: Answers, others: Answers) -> None:
-    joined = {name: torch.cat([getattr(answers, name), getattr(others, name)]) for name in vars(answers)}
-    joined["group"] = torch.cat([answers.group, others.group + answers.groups])
-    close(losses_of(case, Answers(**joined)), torch.cat([losses_of(case, answers), losses_of(case, others)]))
+    joined = {name: torch.cat([getattr(answers, name), getattr(others, name)]) for name in COLUMNS}
+    both = Answers(**joined, sizes=answers.sizes + others.sizes)
+    close(losses_of(case, both), torch.cat([losses_of(case, answers), losses_of(case, others)]))
 
 
 @few_examples

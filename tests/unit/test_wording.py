@@ -36,6 +36,7 @@ from tests.unit import test_status as status
 from tests.unit import test_tracking as tracking
 from ultramed_rl.actors.deepspeed_setup import EngineSpec
 from ultramed_rl.actors.engine import Engine
+from ultramed_rl.actors.tasks import Sums
 from ultramed_rl.cli import app
 from ultramed_rl.cluster.dispatch import DispatchRules, Ticket
 from ultramed_rl.cluster.plan import make_plan
@@ -561,7 +562,8 @@ def one_rank() -> Iterator[Any]:
 
 def endless_loss(root: Path) -> object:
     with one_rank() as engine:
-        return engine.step(iter([torch.tensor(math.nan)]), 1, 1e-6, ["p1:0>1", "p2:0>3"])
+        engine.backend, engine.module = Mock(optimizer=None), torch.nn.Identity()
+        return engine.step(iter([torch.tensor(math.nan)]), 1, 1e-6, ["p1:0>1", "p2:0>3"], Sums(()))
 
 
 def endless_gradient(root: Path) -> object:
@@ -573,6 +575,11 @@ def other_ranks(root: Path) -> object:
     (root / "ranks.json").write_text('{"ranks": 2}')
     with one_rank() as engine:
         return engine.load_state(str(root))
+
+
+def no_state(root: Path) -> object:
+    with one_rank() as engine:
+        return engine.load_state(str(root / "checkpoint" / "optimizer"))
 
 
 def no_key(root: Path) -> object:
@@ -593,7 +600,9 @@ WORKERS: list[Wording] = [
     ("gradient", endless_gradient,
      "gradient is not finite in 1 steps, training.max_skipped_steps=0; the batch holds p1:0>1, p2:0>3; look at them, or lower training.learning_rate"),
     ("ranks", other_ranks,
-     "optimizer state in ROOT is of 2 ranks, this run has 1; use the same cluster.policy.ranks or training.optimizer_state=reset"),
+     "optimizer state in ROOT is of 2 ranks, this run has 1; use the same cluster.policy.ranks"),
+    ("no state", no_state,
+     "ROOT/checkpoint/optimizer/ranks.json: not there, and with it what training goes on from besides the weights; put it back, or begin a new run with policy.path=ROOT/checkpoint"),
     ("an API that wants a key", no_key,
      "endpoint http://HOST/v1: status 401 (no key); set api_key_env to the variable that holds its key"),
 ]  # fmt: skip

@@ -8,13 +8,14 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from ultramed_rl.actors.deepspeed_setup import EngineSpec, deepspeed_config
+from ultramed_rl.actors.masters import masters_of, read_masters, sample_of, surviving, write_masters
 from ultramed_rl.models.load import ADAPTER_FOLDER, PolicyModel, RewardModel, save_model
 from ultramed_rl.models.lora import (
     adapter_parameters,
@@ -25,6 +26,9 @@ from ultramed_rl.models.lora import (
     save_adapter,
 )
 from ultramed_rl.models.tokenizer import ChatTokenizer
+
+if TYPE_CHECKING:
+    from ultramed_rl.actors.tasks.base import Sums
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +55,7 @@ class Engine:
         self.module: PolicyModel | RewardModel = self.backend.module
         self.device = torch.device(spec.device)
         self.skipped_steps = 0
+        self._begun: torch.Tensor | None = None  # of the masters, when the round began
 
     def _optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         arguments: dict[str, Any] = {"lr": 0.0, "betas": (0.9, 0.95), "weight_decay": self.spec.weight_decay}
@@ -61,41 +66,62 @@ class Engine:
         return torch.optim.AdamW(parameters, fused=True, **arguments)
 
     def step(
-        self, losses: Iterator[torch.Tensor], micro_batches: int, rate: float, ids: Sequence[str]
-    ) -> float:
+        self,
+        losses: Iterator[torch.Tensor],
+        micro_batches: int,
+        rate: float,
+        ids: Sequence[str],
+        sums: Sums,
+    ) -> tuple[float, dict[str, float]]:
         """Accumulate this rank's micro-batch losses and take one optimizer step.
 
         Each loss must be scaled so that their sum over all micro-batches and ranks is the batch's loss;
         DeepSpeed averages gradients over ranks, hence the factor here. A step whose gradient is not finite
         leaves the weights as they are.
 
+        Ranks agree once, and the device is read once: of the whole batch's losses, gradients and `sums`, when all
+        backward passes are under way.
+
+        Args:
+            sums: what `losses` adds to as it goes.
+
         Returns:
-            the gradient norm before clipping; NaN for a skipped step.
+            the gradient norm before clipping, NaN for a skipped step; and the sums over all ranks.
 
         Raises:
-            NonFiniteError: naming `ids`, before a non-finite loss reaches a gradient, or when more than
-                `max_skipped_steps` steps since `start_round` had a non-finite gradient.
+            NonFiniteError: naming `ids`, before a gradient of a batch with a non-finite loss moves a weight, or when
+                more than `max_skipped_steps` steps since `start_round` had a non-finite gradient.
         """
         ranks = dist.get_world_size()
+        broken = torch.zeros((), dtype=torch.float64, device=self.device)
         for index, loss in enumerate(losses):
-            if not self.everywhere(bool(torch.isfinite(loss))):
-                raise NonFiniteError(f"loss is not finite; the batch holds {', '.join(ids)}; {_FIX}")
+            finite = torch.isfinite(loss.detach())
+            broken += ~finite
             self.backend.set_gradient_accumulation_boundary(index == micro_batches - 1)
-            self.backend.backward(loss * ranks)
-        if self.spec.offload_optimizer and self.device.type == "cuda":
-            torch.cuda.synchronize()  # DeepSpeed copies gradients to the host while backward goes on
-        own_norm = torch.nn.utils.get_total_norm(self._gradients())
-        finite = self.everywhere(bool(torch.isfinite(own_norm)))
-        if not finite:
+            # Replaced, not left out: other ranks wait in this backward pass.
+            self.backend.backward(torch.where(finite, loss, torch.zeros_like(loss)) * ranks)
+        own = torch.cat([sums.values, torch.stack([broken, self._own_square()])])
+        *totals, non_finite, square = self.total(own).tolist()
+        if non_finite:
+            raise NonFiniteError(f"loss is not finite; the batch holds {', '.join(ids)}; {_FIX}")
+        norm = math.sqrt(square) if math.isfinite(square) else math.nan
+        if math.isnan(norm):
             self._discard_gradients(ids)
         for group in self.backend.optimizer.param_groups:
-            group["lr"] = rate if finite else 0.0
+            group["lr"] = 0.0 if math.isnan(norm) else rate
         self.backend.step()
-        if not finite:
-            return math.nan
-        # Without ZeRO and in fp32 DeepSpeed reports none; gradients are already averaged over ranks.
-        plain = self.spec.zero_stage == 0 and self.spec.precision == "float32"
-        return float(own_norm if plain else self.backend.get_global_grad_norm())
+        return norm, dict(zip(sums.names, totals, strict=True))
+
+    def _own_square(self) -> torch.Tensor:
+        """This rank's part of the squared gradient norm, float64, on the device."""
+        if self.spec.offload_optimizer and self.device.type == "cuda":
+            torch.cuda.synchronize()  # DeepSpeed copies gradients to the host while backward goes on
+        norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in self._gradients()]
+        if not norms:  # more ranks than weights
+            return torch.zeros((), dtype=torch.float64, device=self.device)
+        square = torch.stack(norms).double().square().sum().to(self.device, non_blocking=True)
+        # Without ZeRO each rank has all gradients, averaged already.
+        return square / dist.get_world_size() if self.spec.zero_stage == 0 else square
 
     def _gradients(self) -> list[torch.Tensor]:
         """This rank's gradients, wherever the ZeRO stage keeps them."""
@@ -125,12 +151,6 @@ class Engine:
             )
         for gradient in self._gradients():
             gradient.fill_(1e-12)
-
-    def everywhere(self, condition: bool) -> bool:
-        """Whether the condition holds on every rank."""
-        flag = torch.tensor(float(condition), device=self.device)
-        dist.all_reduce(flag, op=dist.ReduceOp.MIN)
-        return bool(flag.item())
 
     def total(self, values: torch.Tensor) -> torch.Tensor:
         """Sum over ranks."""
@@ -177,13 +197,13 @@ class Engine:
             if main:
                 save_adapter(lm, state, Path(directory) / ADAPTER_FOLDER)
 
-    def start_round(self) -> None:
-        """Begin from exactly the weights that were saved and sent, with a fresh optimizer.
-
-        bf16 training keeps fp32 masters whose extra bits no checkpoint holds; dropping them makes a round
-        a function of its starting checkpoint, so a resumed run equals an unbroken one.
-        """
+    def start_round(self, fresh: bool) -> None:
+        """Begin a round, if `fresh` with Adam's moments anew. bfloat16's masters go on: steps too small for it add up."""
         self.skipped_steps = 0
+        masters = self._masters()
+        self._begun = sample_of(masters) if masters else None
+        if not fresh:
+            return
         optimizer = self.backend.optimizer
         for state in getattr(optimizer, "optimizer", optimizer).state.values():
             for name, value in state.items():
@@ -191,30 +211,64 @@ class Engine:
                     value.zero_()
                 elif name == "step":  # DeepSpeedCPUAdam's is a number
                     state[name] = 0
-        if hasattr(optimizer, "refresh_fp32_params") and self.spec.precision == "bfloat16":
-            optimizer.refresh_fp32_params()
 
-    def save_state(self, directory: str) -> None:
-        """DeepSpeed's own sharded state, for `optimizer_state: keep`."""
-        # A LoRA policy's frozen weights are its base model's.
-        frozen = has_adapters(self.module.lm)
-        self.backend.save_checkpoint(directory, tag="optimizer", exclude_frozen_parameters=frozen)
+    def update_survives(self) -> float:
+        """The share of the weights' change since `start_round` that shows in what checkpoints and engines hold, see
+        `surviving`; 1.0 in float32, and where nothing changed. Collective."""
+        masters = self._masters()
+        if not masters:
+            return 1.0
+        assert self._begun is not None, "no round was begun"
+        shown, whole = self.total(surviving(self._begun, sample_of(masters))).tolist()
+        return shown / whole if whole else 1.0
+
+    def _masters(self) -> list[torch.Tensor]:
+        return masters_of(self.backend.optimizer, self.spec)
+
+    def save_state(self, directory: str, moments: bool = True) -> None:
+        """What training needs besides the weights to go on from exactly here: with Adam's `moments` DeepSpeed's own
+        sharded state, else bfloat16's masters alone, a file for each rank. Collective."""
+        folder = Path(directory)
+        if moments:
+            # A LoRA policy's frozen weights are its base model's.
+            frozen = has_adapters(self.module.lm)
+            self.backend.save_checkpoint(directory, tag="optimizer", exclude_frozen_parameters=frozen)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_masters(self._masters(), folder / self._masters_file)
         if dist.get_rank() == 0:
             # DeepSpeed's recovery script is code in a data directory; nothing here runs it.
-            (Path(directory) / "zero_to_fp32.py").unlink(missing_ok=True)
-            (Path(directory) / "ranks.json").write_text(json.dumps({"ranks": dist.get_world_size()}))
+            (folder / "zero_to_fp32.py").unlink(missing_ok=True)
+            (folder / "ranks.json").write_text(json.dumps({"ranks": dist.get_world_size()}))
         dist.barrier()
 
     def load_state(self, directory: str) -> None:
-        """Restore what `save_state` wrote. The number of ranks must be the same."""
-        saved = json.loads((Path(directory) / "ranks.json").read_text())["ranks"]
+        """Restore what `save_state` wrote. The number of ranks must be the same. Collective.
+
+        Raises:
+            ValueError: nothing was written there, or by another number of ranks.
+        """
+        folder = Path(directory)
+        if not (folder / "ranks.json").exists():
+            raise ValueError(
+                f"{folder}/ranks.json: not there, and with it what training goes on from besides the weights; put it "
+                f"back, or begin a new run with policy.path={folder.parent}"
+            )
+        saved = json.loads((folder / "ranks.json").read_text())["ranks"]
         if saved != dist.get_world_size():
             raise ValueError(
                 f"optimizer state in {directory} is of {saved} ranks, this run has {dist.get_world_size()}; "
-                "use the same cluster.policy.ranks or training.optimizer_state=reset"
+                "use the same cluster.policy.ranks"
             )
-        strict = not has_adapters(self.module.lm)
-        self.backend.load_checkpoint(directory, tag="optimizer", load_module_strict=strict)
+        if (folder / self._masters_file).exists():
+            read_masters(self._masters(), folder / self._masters_file)
+        else:
+            strict = not has_adapters(self.module.lm)
+            self.backend.load_checkpoint(directory, tag="optimizer", load_module_strict=strict)
+
+    @property
+    def _masters_file(self) -> str:
+        return f"masters-{dist.get_rank():05d}.safetensors"
 
     def offload(self) -> None:
         """Move everything off the GPU while other roles have it. Nothing to do on CPU."""

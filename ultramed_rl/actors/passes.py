@@ -44,7 +44,7 @@ def score_groups(
     parts = list(split_groups(groups, budget))
     costs = [part.packed_tokens if packed else part.padded_tokens for _, _, part in parts]
     batches = token_budget_batches(costs, budget)
-    passes = most_of_ranks(len(batches), device) if in_step else len(batches)
+    passes = most_of_ranks([len(batches)], device)[0] if in_step else len(batches)
     for index in range(passes):
         members = [parts[i] for i in batches[index]] if index < len(batches) else []
         together = [part for _, _, part in members] or [AnswerGroup([0], [[0]])]
@@ -82,21 +82,29 @@ def split_groups(groups: Sequence[AnswerGroup], budget: int) -> Iterator[tuple[i
         yield index, first, part
 
 
-def most_of_ranks(count: int, device: torch.device | str) -> int:
-    """The largest count among ranks that must do something equally often. Collective."""
-    most = torch.tensor(count, device=device)
+def most_of_ranks(counts: Sequence[int], device: torch.device | str) -> list[int]:
+    """The largest of each count among ranks that must do things equally often. Collective."""
+    most = torch.tensor(counts, device=device)
     torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
-    return int(most)
+    largest: list[int] = most.tolist()
+    return largest
 
 
-def agreed_chunks(batch: PackedBatch, vocab_size: int) -> int:
-    """In how many parts ranks that share a head's weights apply it, whatever they hold. Collective."""
-    device = batch.targets.device
-    return most_of_ranks(head_chunks(len(batch.targets), vocab_size, device.type), device)
+def agreed_chunks(targets: Sequence[int], vocab_size: int, device: torch.device) -> list[int]:
+    """In how many parts ranks that share a head's weights apply it in each of their next passes, whatever number of
+    tokens they predict in it. Collective."""
+    return most_of_ranks([head_chunks(count, vocab_size, device.type) for count in targets], device)
 
 
-def policy_logprobs(engine: Engine, batch: PackedBatch, vocab_size: int) -> torch.Tensor:
-    """[N] logprobs of a packed batch's answer tokens by the model in training. Collective under ZeRO-3."""
-    chunks = agreed_chunks(batch, vocab_size) if engine.spec.zero_stage == 3 else None
+def policy_chunks(engine: Engine, targets: Sequence[int], vocab_size: int) -> Sequence[int | None]:
+    """`agreed_chunks` of the model in training, once for many passes: each agreement waits for the device. None where
+    every rank has a whole head."""
+    shared = engine.spec.zero_stage == 3
+    return agreed_chunks(targets, vocab_size, engine.device) if shared else [None] * len(targets)
+
+
+def policy_logprobs(engine: Engine, batch: PackedBatch, chunks: int | None) -> torch.Tensor:
+    """[N] logprobs of a packed batch's answer tokens by the model in training; `chunks` of `policy_chunks`. Collective
+    under ZeRO-3."""
     logprobs: torch.Tensor = engine.backend(batch, chunks)
     return logprobs

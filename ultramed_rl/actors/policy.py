@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ultramed_rl.actors.deepspeed_setup import EngineSpec
-from ultramed_rl.actors.passes import AnswerNumber, number_turn, policy_logprobs, score_groups
+from ultramed_rl.actors.passes import AnswerNumber, number_turn, policy_chunks, policy_logprobs, score_groups
 from ultramed_rl.actors.tasks import ImitationTask, PreferenceTask
 from ultramed_rl.actors.trainer import TrainingPlace, TrainWorker, plan_batches
 from ultramed_rl.actors.turns import Turn, TurnReport
@@ -49,9 +49,13 @@ class PolicyWorker(TrainWorker):
 
         self.build(module_of, model, spec, address)
 
-    def start_round(self) -> None:
-        """Fresh optimizer, from exactly the weights that the engines sample with. Collective."""
-        self.engine.start_round()
+    def start_round(self, fresh: bool) -> None:
+        """Begin a round, if `fresh` with a fresh optimizer. Collective."""
+        self.engine.start_round(fresh)
+
+    def update_survives(self) -> float:
+        """The share of the round's update that the engines get to see. Collective."""
+        return self.engine.update_survives()
 
     # -- what it can learn ---------------------------------------------------------------------------------
 
@@ -163,7 +167,8 @@ class PolicyWorker(TrainWorker):
         Collective under ZeRO-3."""
 
         def logprobs(packed: PackedBatch) -> torch.Tensor:
-            return sum_by_answer(policy_logprobs(self.engine, packed, self.shape.vocab), packed)
+            (chunks,) = policy_chunks(self.engine, [len(packed.targets)], self.shape.vocab)
+            return sum_by_answer(policy_logprobs(self.engine, packed, chunks), packed)
 
         with adapters_off(self.engine.module.lm):
             yield from score_groups(

@@ -102,7 +102,9 @@ class ReferenceWorker(Scorer):
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """[A] summed logprobs."""
-        chunks = agreed_chunks(batch, self.vocab_size) if self.shards > 1 else None
+        chunks = None
+        if self.shards > 1:
+            (chunks,) = agreed_chunks([len(batch.targets)], self.vocab_size, batch.targets.device)
         return sum_by_answer(self.model(batch, chunks), batch)
 
 

@@ -118,11 +118,10 @@ class TrainWorker:
 
     def _step(self, batch: Sequence[int], budget: int, rate: float, first: bool) -> dict[str, float]:
         micro_batches = self._shard(self.task.lengths, batch, budget)
-        sums = Sums(self.task.sums)
+        sums = Sums(self.task.sums, self.engine.device)
         losses = self.task.losses(batch, micro_batches, sums, first)
         names = [self.task.sample_id(i) for i in batch]
-        norm = self.engine.step(losses, len(micro_batches), rate, names)
-        totals = self._totals(sums)
+        norm, totals = self.engine.step(losses, len(micro_batches), rate, names, sums)
         rest = {"grad_norm": norm, "tokens": totals["tokens"], "flops": totals["flops"]}
         return self.task.metrics(totals) | rest
 
@@ -134,10 +133,11 @@ class TrainWorker:
         assert task is not None, "there is no held-out data"
         every = range(len(task.lengths))
         micro_batches = self._shard(task.lengths, every, budget)
-        sums = Sums(task.sums)
+        sums = Sums(task.sums, self.engine.device)
         for _ in task.losses(every, micro_batches, sums, False):
             yield {}
-        yield task.metrics(self._totals(sums))
+        totals = self.engine.total(sums.values).tolist()
+        yield task.metrics(dict(zip(sums.names, totals, strict=True)))
 
     @property
     def _packed(self) -> bool:
@@ -153,12 +153,10 @@ class TrainWorker:
         micro_batches = (micro for batch in batches for micro in self._shard(lengths, batch, budget))
         return sorted({i for micro in micro_batches for i in micro.indices})
 
-    def _totals(self, sums: Sums) -> dict[str, float]:
-        return dict(zip(sums.names, self.engine.total(sums.values).tolist(), strict=True))
-
-    def save_state(self, directory: str) -> None:
-        """Write weights and optimizer, to go on from exactly here. Collective."""
-        self.engine.save_state(directory)
+    def save_state(self, directory: str, moments: bool = True) -> None:
+        """Write what `load_state` needs to go on from exactly here: weights and optimizer, or without Adam's `moments` what
+        bfloat16 rounds away. Collective."""
+        self.engine.save_state(directory, moments)
 
     def load_state(self, directory: str, skipped: int = 0) -> None:
         """Go on from what `save_state` wrote, after so many skipped steps of the same task. Collective."""

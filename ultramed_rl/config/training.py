@@ -57,8 +57,8 @@ class Training(Optimization):
     )
     optimizer_state: Literal["reset", "keep"] = Field(
         default="reset",
-        description="at the start of a round: fresh moments of Adam, and weights as the checkpoint has them, or the last "
-        "round's; in bfloat16 few small steps are mostly rounded away at a reset, keep adds them up",
+        description="Adam's moments at the start of a round: fresh ones, or the last round's. In bfloat16 the float32 weights "
+        "that steps add up in go on either way, and lie beside each checkpoint (4 bytes a weight)",
     )
 
 

@@ -126,8 +126,7 @@ class Crew(SamplingCrew):
         self.policy.respawn_all(self.config.cluster.faults.restarts)
         self._await_policy(self._load_policy(checkpoint if version else None), checkpoint, version)
         self._join_policy()
-        if self.config.training.optimizer_state == "keep" and version:
-            self.restore_optimizer(Path(checkpoint))
+        self.restore_state(checkpoint, version)
         self.trained = version
         self.catch_up()
 
@@ -257,8 +256,7 @@ class Crew(SamplingCrew):
     def begin_training(self) -> None:
         """Ready for a round's pairs, of which there are none yet."""
         config = self.config
-        if config.training.optimizer_state == "reset":
-            self._collective("start_round")
+        self._collective("start_round", config.training.optimizer_state == "reset")
         none: list[ReferenceLogprobs] | None = [] if config.objective.uses_reference else None
         self._collective("learn_preferences", [], none, config.objective, config.policy.max_length)
 
@@ -294,20 +292,32 @@ class Crew(SamplingCrew):
                     yield metrics
 
     def save_policy(self, directory: Path) -> None:
-        """Write the policy as a Hugging Face checkpoint, with the optimizer where the config keeps it. What a lost policy
-        left in the directory goes."""
+        """Write the policy as a Hugging Face checkpoint, with what the next round needs besides. What a lost policy left in
+        the directory goes."""
         directory.mkdir(parents=True, exist_ok=True)
         for left in directory.iterdir():
             remove(left)
         with self.policy.awake():
             self._collective("save", str(directory), seconds=self._model_s)
-            if self.config.training.optimizer_state == "keep":
-                self._collective("save_state", str(directory / "optimizer"), seconds=self._model_s)
+            if self._state_outlives_rounds:
+                moments = self.config.training.optimizer_state == "keep"
+                self._collective("save_state", str(directory / "optimizer"), moments, seconds=self._model_s)
 
-    def restore_optimizer(self, checkpoint: Path) -> None:
-        """Take up the optimizer's state that `save_policy` wrote."""
-        with self.policy.awake():
-            self._collective("load_state", str(checkpoint / "optimizer"), seconds=self._model_s)
+    def restore_state(self, checkpoint: str, version: int) -> None:
+        """Take up what `save_policy` wrote besides the weights; the starting policy, version 0, has nothing."""
+        if version and self._state_outlives_rounds:
+            with self.policy.awake():
+                folder = str(Path(checkpoint) / "optimizer")
+                self._collective("load_state", folder, seconds=self._model_s)
+
+    @property
+    def _state_outlives_rounds(self) -> bool:
+        """Whether a round goes on from more than the last one's weights: Adam's moments, or what bfloat16 rounds away."""
+        return self.config.training.optimizer_state == "keep" or self.policy_precision == "bfloat16"
+
+    def update_survives(self) -> float:
+        """The share of the round's update that the engines get to see; see `Engine.update_survives`."""
+        return float(self._collective("update_survives")[0])
 
     def sync(self, version: int, checkpoint: str | None = None) -> dict[str, float]:
         """The policy's weights into every engine; returns seconds and bytes.

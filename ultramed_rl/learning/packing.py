@@ -80,6 +80,7 @@ class PackedBatch:
         answer: [N] the index of each token's answer, 0 .. A-1.
         last: [A] place of each answer's last token.
         lengths: [A] targets of each answer.
+        answers: the segment of each answer; like all segments on the host.
     """
 
     input_ids: torch.Tensor
@@ -90,6 +91,7 @@ class PackedBatch:
     answer: torch.Tensor
     last: torch.Tensor
     lengths: torch.Tensor
+    answers: tuple[Segment, ...]
 
     @property
     def tokens(self) -> int:
@@ -143,7 +145,7 @@ class _Row:
         self.predictors: list[int] = []
         self.targets: list[int] = []
         self.lengths: list[int] = []
-        self.last: list[int] = []
+        self.answers: list[Segment] = []
 
     def append(self, tokens: Sequence[int], prefix: Segment | None = None) -> Segment:
         """Tokens that see themselves and `prefix`, and count their positions on from it."""
@@ -160,11 +162,12 @@ class _Row:
         self.predictors.extend(predictors)
         self.targets.extend(targets)
         self.lengths.append(len(targets))
-        self.last.append(segment.stop - 1)
+        self.answers.append(segment)
 
     def batch(self, device: torch.device | str) -> PackedBatch:
         def tensor(values: list[int]) -> torch.Tensor:
-            return torch.tensor(values, dtype=torch.long, device=device)
+            # Without waiting for what the device still has to do.
+            return torch.tensor(values, dtype=torch.long).to(device, non_blocking=True)
 
         owners = torch.repeat_interleave(torch.arange(len(self.lengths)), torch.tensor(self.lengths))
         return PackedBatch(
@@ -173,9 +176,10 @@ class _Row:
             segments=tuple(self.segments),
             predictors=tensor(self.predictors),
             targets=tensor(self.targets),
-            answer=owners.to(device),
-            last=tensor(self.last),
+            answer=owners.to(device, non_blocking=True),
+            last=tensor([segment.stop - 1 for segment in self.answers]),
             lengths=tensor(self.lengths),
+            answers=tuple(self.answers),
         )
 
 
@@ -197,20 +201,22 @@ class PaddedBatch:
 
 def unpack_rows(batch: PackedBatch) -> PaddedBatch:
     """Each answer of a packed batch as a row of its own. Padding is masked; its token id is 0."""
-    by_last = {s.stop - 1: s for s in batch.segments}
-    answers = [by_last[place] for place in batch.last.tolist()]
+    answers = batch.answers
     width = max(s.keys for s in answers)
     ids = batch.input_ids.new_zeros((len(answers), width))
     mask = torch.zeros_like(ids)
-    shifts = []  # of a place in the packed row to its place in the flattened rows: in the prefix, in the answer
+    # Of each answer its start in the packed row, and the shifts from there to the flattened rows: of a place in its
+    # prefix, of one in the answer.
+    shifts = []
     for row, segment in enumerate(answers):
         prefix = segment.keys - segment.queries
         ids[row, :prefix] = batch.input_ids[0, segment.prefix_start : segment.prefix_stop]
         ids[row, prefix : segment.keys] = batch.input_ids[0, segment.start : segment.stop]
         mask[row, : segment.keys] = 1
-        shifts.append((row * width - segment.prefix_start, row * width + prefix - segment.start))
-    starts = torch.tensor([s.start for s in answers], device=ids.device)
-    in_prefix, in_answer = torch.tensor(shifts, device=ids.device).T
+        left, right = row * width - segment.prefix_start, row * width + prefix - segment.start
+        shifts.append((segment.start, left, right))
+    sent = torch.tensor(shifts).to(ids.device, non_blocking=True)
+    starts, in_prefix, in_answer = sent.unbind(1)
     inside = batch.predictors >= starts[batch.answer]
     places = batch.predictors + torch.where(inside, in_answer[batch.answer], in_prefix[batch.answer])
     return PaddedBatch(ids, mask, places, batch.last + in_answer)

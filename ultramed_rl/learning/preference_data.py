@@ -97,28 +97,29 @@ class PreferenceData:
         groups = [self.groups[i] for i in indices]
         sizes = [len(g.completions) for g in groups]
 
-        def tensor(values: list[float]) -> torch.Tensor:
-            return torch.tensor(values, dtype=torch.float32, device=logprobs.device)
-
         reference = [0.0] * sum(sizes)
         if self.references is not None:
             reference = [value for i in indices for value in self.references[i].logprobs]
+        lengths = [len(c.token_ids) for g in groups for c in g.completions]
+        rewards = [r for g in groups for r in g.rewards]
         wanted = [place < g.desirable for g in groups for place in range(len(g.completions))]
+        columns = torch.tensor([reference, lengths, rewards, wanted], dtype=torch.float32)
+        sent = columns.to(logprobs.device, non_blocking=True)
         return Answers(
             logprobs=logprobs,
-            reference=tensor(reference),
-            lengths=tensor([len(c.token_ids) for g in groups for c in g.completions]),
-            rewards=tensor([r for g in groups for r in g.rewards]),
-            desirable=torch.tensor(wanted, device=logprobs.device),
-            group=torch.tensor([k for k, n in enumerate(sizes) for _ in range(n)], device=logprobs.device),
+            reference=sent[0],
+            lengths=sent[1],
+            rewards=sent[2],
+            desirable=sent[3].bool(),
+            sizes=tuple(sizes),
         )
 
-    def mismatched_references(self, indices: Sequence[int]) -> torch.Tensor:
+    def mismatched_references(self, indices: Sequence[int], device: torch.device) -> torch.Tensor:
         """[len(indices)] reference logprobs of the mismatched answers."""
         assert self.references is not None
         values = [self.references[i].mismatched for i in indices]
         assert None not in values, "reference logprobs were made without mismatched answers"
-        return torch.tensor(values, dtype=torch.float32)
+        return torch.tensor(values, dtype=torch.float32).to(device, non_blocking=True)
 
 
 def mismatched_answer(groups: Sequence[PreferenceGroup], index: int, max_length: int) -> Sequence[int]:

@@ -17,6 +17,7 @@ class RankedPairs:
         gap: [P] the better one's score minus the worse one's; positive.
         group: [P] index of the pair's group.
         weight: [P] one over the number of pairs of its group.
+        counts: pairs of each group; on the host.
     """
 
     better: torch.Tensor
@@ -24,6 +25,7 @@ class RankedPairs:
     gap: torch.Tensor
     group: torch.Tensor
     weight: torch.Tensor
+    counts: tuple[int, ...]
 
 
 def ranked_pairs(scores: Sequence[Sequence[float]], device: torch.device | str = "cpu") -> RankedPairs:
@@ -49,10 +51,7 @@ def ranked_pairs(scores: Sequence[Sequence[float]], device: torch.device | str =
         f"groups {[i for i, n in enumerate(counts) if not n][:4]} have no two answers that differ in score"
     )
 
-    def column(place: int, dtype: torch.dtype) -> torch.Tensor:
-        return torch.tensor([row[place] for row in rows], dtype=dtype, device=device)
-
-    weight = torch.tensor([1.0 / counts[row[3]] for row in rows], device=device)
-    return RankedPairs(
-        column(0, torch.long), column(1, torch.long), column(2, torch.float32), column(3, torch.long), weight
-    )
+    better, worse, gaps, owners = zip(*rows, strict=True)
+    places = torch.tensor([better, worse, owners]).to(device, non_blocking=True)
+    numbers = torch.tensor([gaps, [1.0 / counts[owner] for owner in owners]]).to(device, non_blocking=True)
+    return RankedPairs(places[0], places[1], numbers[0], places[2], numbers[1], tuple(counts))

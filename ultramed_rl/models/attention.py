@@ -37,7 +37,7 @@ class SegmentLayout:
             distance = torch.arange(keys - queries, keys).unsqueeze(1) - torch.arange(keys)
             hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
             empty = torch.zeros(queries, keys).masked_fill_(hidden, -torch.inf)
-            self._cache[key] = empty.to(like.device, like.dtype)
+            self._cache[key] = empty.to(like.device, like.dtype, non_blocking=True)
         return self._cache[key]
 
     def key_places(self, device: torch.device) -> torch.Tensor:
@@ -47,7 +47,7 @@ class SegmentLayout:
                 torch.cat([torch.arange(s.prefix_start, s.prefix_stop), torch.arange(s.start, s.stop)])
                 for s in self.segments
             ]
-            self._cache[device] = torch.cat(parts).to(device)
+            self._cache[device] = torch.cat(parts).to(device, non_blocking=True)
         return self._cache[device]
 
     def offsets(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, int, int]:
@@ -56,7 +56,7 @@ class SegmentLayout:
         if key not in self._cache:
             queries = torch.tensor([0] + [s.queries for s in self.segments])
             keys = torch.tensor([0] + [s.keys for s in self.segments])
-            ends = [x.cumsum(0, dtype=torch.int32).to(device) for x in (queries, keys)]
+            ends = [x.cumsum(0, dtype=torch.int32).to(device, non_blocking=True) for x in (queries, keys)]
             self._cache[key] = (*ends, int(queries.max()), int(keys.max()))
         return self._cache[key]
 
@@ -163,8 +163,11 @@ def why_not_packed(config: Any) -> str | None:
 
 
 def register_segment_attention() -> None:
-    """Make `attn_implementation=SEGMENTS` known to transformers; idempotent."""
-    from transformers import AttentionInterface, AttentionMaskInterface
+    """Make `attn_implementation=SEGMENTS` known to transformers; idempotent.
+
+    It has no mask: for a kind of attention that has one transformers looks at the positions of every pass, and waits
+    for the device.
+    """
+    from transformers import AttentionInterface
 
     AttentionInterface.register(SEGMENTS, segment_attention)
-    AttentionMaskInterface.register(SEGMENTS, lambda *_, **__: None)

@@ -34,6 +34,7 @@ from ultramed_rl.token_ids import TokenIds
 from ultramed_rl.tracking import Tracker
 
 Metrics = dict[str, float]
+_SURVIVES = 0.5  # least share of a round's update that should show in bfloat16
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,12 @@ class Controller:
 
         def attempt(directory: Path | None) -> Metrics:
             metrics = self.learn(record, training, f"round {record.index} train")
+            if (shown := metrics["update_survives"]) < _SURVIVES:
+                self.progress.say(
+                    f"round {record.index}: update_survives={shown:.2f}, below {_SURVIVES}: rounding to bfloat16 hides most "
+                    "of this update from the engines until later rounds add to it; take more steps a round "
+                    "(prompts.per_round, training.epochs) or raise training.learning_rate"
+                )
             if directory is not None:
                 self.crew.save_policy(directory)
             return metrics

@@ -108,8 +108,7 @@ def _run_rounds(
 
         start, _ = store.initial.phase_directory("policy", save)
         crew.with_policy_restart(lambda: crew.sync(version, str(start)))
-    if config.training.optimizer_state == "keep" and version:
-        crew.with_policy_restart(lambda: crew.restore_optimizer(Path(policy)))
+    crew.with_policy_restart(lambda: crew.restore_state(policy, version))
     if committed:
         progress.say(f"resuming after {committed} committed rounds, with policy {version}")
 

@@ -123,8 +123,9 @@ class RoundTraining:
             for step in self.crew.go_on_training(folder, self.place, taken):
                 advance(int(step["samples"]))
                 self._note(step)
+            survives = self.crew.update_survives()
         self._begun_as = -1
-        return self._metrics(time.perf_counter() - started, taken)
+        return self._metrics(time.perf_counter() - started, taken) | {"update_survives": survives}
 
     def _note(self, step: Metrics) -> None:
         self.steps.append(step)

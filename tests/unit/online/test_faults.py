@@ -86,7 +86,7 @@ def test_any_order_of_faults(
 
 
 @pytest.mark.parametrize("kind", ["dies", "hangs"])
-@pytest.mark.parametrize("name", ["early", "lora", "ema, kept optimizer", "rare checkpoints"])
+@pytest.mark.parametrize("name", ["early", "lora", "ema, kept optimizer", "bfloat16", "rare checkpoints"])
 def test_the_policy_is_lost_at_any_of_its_steps(known: Cases, name: str, kind: str, tmp_path: Path) -> None:
     """Of the first round: what was learnt before is learnt again, from the policy that the round began with."""
     expected, whole = known.unbroken(name)

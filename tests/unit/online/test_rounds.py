@@ -14,6 +14,7 @@ from tests.simulated.engine import SimulatedEngine
 from tests.simulated.outcome import check_same
 from tests.simulated.ray import Call
 from tests.simulated.run import FAULTS, Ended, Simulation
+from tests.simulated.trainers import SimulatedTrainer
 from ultramed_rl.actors.rollout import SamplingRequest
 from ultramed_rl.cluster.pool import LostWorkers
 from ultramed_rl.config import ConfigError
@@ -75,6 +76,19 @@ def left_after(simulation: Simulation, path: Path, kill_at: int, known: Cases) -
     left = [name for name in again if name in prompts_of(known, 0)]
     assert len(left) == len(set(left)) and not kept.intersection(left)
     return left
+
+
+def test_a_round_says_how_much_of_its_update_the_engines_see(
+    known: Cases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shares = iter([0.25, 0.25, 1.5, 1.5])  # of two ranks, in two rounds
+    monkeypatch.setattr(SimulatedTrainer, "update_survives", lambda self: next(shares))
+    simulation = known.at("dpo", tmp_path)
+    simulation.run()
+    metrics = [simulation.outcome().of(index, "metrics")["update_survives"] for index in range(2)]
+    assert metrics == [0.25, 1.5]
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if "update_survives=" in line]
+    assert "round 0" in said and "0.25" in said and "0.5" in said
 
 
 def test_a_finished_run_starts_nobody(known: Cases, tmp_path: Path) -> None:

@@ -11,16 +11,30 @@ from ultramed_rl.learning.batching import MicroBatch
 
 
 class Sums:
-    """Named numbers that a rank adds up over a batch, and that are then added up over ranks."""
+    """Named numbers that a rank adds up over a batch, and that are then added up over ranks.
 
-    def __init__(self, names: Sequence[str]) -> None:
+    What the device computes is added up there: reading a number would wait for all that it still has to do.
+    """
+
+    def __init__(self, names: Sequence[str], device: torch.device | str = "cpu") -> None:
         self.names = tuple(names)
-        self.values = torch.zeros(len(self.names), dtype=torch.float64)
+        self._known = [0.0] * len(self.names)
+        self._computed = torch.zeros(len(self.names), dtype=torch.float64, device=device)
 
     def add(self, **amounts: float | torch.Tensor) -> None:
-        """Add to some of them."""
+        """Add numbers, or scalars of the device, to some of them."""
         for name, amount in amounts.items():
-            self.values[self.names.index(name)] += float(amount)
+            place = self.names.index(name)
+            if isinstance(amount, torch.Tensor):
+                self._computed[place] += amount.detach()
+            else:
+                self._known[place] += amount
+
+    @property
+    def values(self) -> torch.Tensor:
+        """[names] float64, on the device."""
+        known = torch.tensor(self._known, dtype=torch.float64)
+        return self._computed + known.to(self._computed.device, non_blocking=True)
 
 
 class Task(Protocol):

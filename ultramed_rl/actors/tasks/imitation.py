@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 
 from ultramed_rl.actors.engine import Engine
-from ultramed_rl.actors.passes import policy_logprobs
+from ultramed_rl.actors.passes import policy_chunks, policy_logprobs
 from ultramed_rl.actors.tasks.base import Sums
 from ultramed_rl.learning.batching import MicroBatch
 from ultramed_rl.learning.flops import ModelShape, forward_flops, training_flops
@@ -38,16 +38,18 @@ class ImitationTask:
         self, batch: Sequence[int], micro_batches: Sequence[MicroBatch], sums: Sums, first: bool
     ) -> Iterator[torch.Tensor]:
         units = sum(self.targets[i] for i in batch)
-        for micro in micro_batches:
+        targets = [sum(self.targets[i] for i in micro.indices) for micro in micro_batches]
+        chunks = policy_chunks(self.engine, targets, self.shape.vocab)
+        for micro, parts in zip(micro_batches, chunks, strict=True):
             chats = [self.chats[i] for i in micro.indices]
             packed = pack_sequences([(c.token_ids, c.learned) for c in chats], self.engine.device)
-            loss = -policy_logprobs(self.engine, packed, self.shape.vocab).sum()
+            loss = -policy_logprobs(self.engine, packed, parts).sum()
             if micro.filler:
                 yield loss * 0.0
                 continue
             forward = forward_flops(self.shape, packed.segments, packed.tokens, len(packed.targets))
             sums.add(
-                loss=loss.detach(),
+                loss=loss,
                 units=len(packed.targets),
                 tokens=packed.tokens,
                 flops=training_flops(forward, frozen_base=has_adapters(self.engine.module.lm)),

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 
 from ultramed_rl.actors.engine import Engine
-from ultramed_rl.actors.passes import policy_logprobs
+from ultramed_rl.actors.passes import policy_chunks, policy_logprobs
 from ultramed_rl.actors.tasks.base import Sums
 from ultramed_rl.config.objectives import Objective
 from ultramed_rl.learning.batching import MicroBatch
 from ultramed_rl.learning.flops import ModelShape, forward_flops, training_flops
 from ultramed_rl.learning.objectives import Answers, kl_estimate, objective_losses
-from ultramed_rl.learning.packing import PackedBatch, pack_groups, sum_by_answer
+from ultramed_rl.learning.packing import AnswerGroup, PackedBatch, pack_groups, sum_by_answer
 from ultramed_rl.learning.preference_data import PreferenceData
 from ultramed_rl.models.lora import has_adapters
 from ultramed_rl.records import PreferenceGroup
@@ -54,16 +54,15 @@ class PreferenceTask:
         kl = self._reference_points(micro_batches, sums)
         units = sum(data.answer_count(i) for i in batch) if objective.unpaired else len(batch)
         constants = objective.model_dump(exclude={"type"})
-        for micro in micro_batches:
-            packed = pack_groups([data.answers_of(i) for i in micro.indices], self.engine.device)
-            answers = data.answers(micro.indices, self._logprobs(packed))
+        for micro, packed, logprobs in self._passes(micro_batches, data.answers_of):
+            answers = data.answers(micro.indices, logprobs)
             losses = objective_losses(objective.type, answers, kl, constants)
             if micro.filler:
                 yield losses.sum() * 0.0
                 continue
-            self._count(packed, answers, losses.detach(), sums)
+            self._count(packed, answers, losses, sums)
             if first:
-                _add_gaps([data.groups[i] for i in micro.indices], answers.logprobs.detach(), sums)
+                _add_gaps([data.groups[i] for i in micro.indices], answers.logprobs, sums)
             yield losses.sum() / units
 
     def metrics(self, totals: Mapping[str, float]) -> dict[str, float]:
@@ -82,8 +81,9 @@ class PreferenceTask:
             **gap,
         }
 
+    @torch.no_grad()
     def _count(self, packed: PackedBatch, answers: Answers, losses: torch.Tensor, sums: Sums) -> None:
-        ratios = answers.logratios.detach()
+        ratios = answers.logratios
         # Objectives without a reference compare means per token.
         if getattr(self.objective, "length_normalized", not self.objective.uses_reference):
             ratios = ratios / answers.lengths
@@ -92,8 +92,8 @@ class PreferenceTask:
         sums.add(
             loss=losses.sum(),
             units=len(losses),
-            groups=len(margins),
-            pairs=(answers.group.bincount() > 1).sum(),
+            groups=answers.groups,
+            pairs=sum(size > 1 for size in answers.sizes),
             accuracy=(margins > 0).sum(),
             chosen_logratio=answers.chosen(ratios).sum(),
             rejected_logratio=answers.rejected(ratios).sum(),
@@ -107,35 +107,43 @@ class PreferenceTask:
         if self.objective.kl == "none":
             return ()
         mismatched = self.objective.kl == "mismatched"
-        ratio_sums = torch.zeros(3, dtype=torch.float64)
-        for micro in micro_batches:
-            pick = self.data.mismatched_of if mismatched else self.data.answers_of
-            packed = pack_groups([pick(i) for i in micro.indices], self.engine.device)
-            logprobs = self._logprobs(packed)
+        points = Sums(("first", "second", "count"), self.engine.device)
+        pick = self.data.mismatched_of if mismatched else self.data.answers_of
+        for micro, packed, logprobs in self._passes(micro_batches, pick):
             if micro.filler:
                 continue
             sums.add(flops=self._forward_flops(packed))
             if mismatched:
-                ratios = logprobs - self.data.mismatched_references(micro.indices).to(logprobs.device)
-                ratio_sums += torch.tensor([ratios.sum(), 0.0, len(ratios)], dtype=torch.float64)
+                ratios = logprobs - self.data.mismatched_references(micro.indices, logprobs.device)
+                points.add(first=ratios.sum(), count=len(ratios))
             else:
                 answers = self.data.answers(micro.indices, logprobs)
                 chosen, rejected = answers.chosen(answers.logratios), answers.rejected(answers.logratios)
-                ratio_sums += torch.tensor([chosen.sum(), rejected.sum(), len(chosen)], dtype=torch.float64)
-        first, second, count = self.engine.total(ratio_sums).float()
-        points = (first,) if mismatched else (first, second)
-        return tuple(kl_estimate(point / count) for point in points)
+                points.add(first=chosen.sum(), second=rejected.sum(), count=answers.groups)
+        first, second, count = self.engine.total(points.values).float()
+        return tuple(kl_estimate(point / count) for point in ((first,) if mismatched else (first, second)))
 
-    def _logprobs(self, packed: PackedBatch) -> torch.Tensor:
-        return sum_by_answer(policy_logprobs(self.engine, packed, self.shape.vocab), packed)
+    def _passes(
+        self, micro_batches: Sequence[MicroBatch], pick: Callable[[int], AnswerGroup]
+    ) -> Iterator[tuple[MicroBatch, PackedBatch, torch.Tensor]]:
+        """Each micro-batch, packed, with the [A] logprobs of the answers that `pick` gives of its groups."""
+        targets = [sum(len(a) for i in micro.indices for a in pick(i).answers) for micro in micro_batches]
+        chunks = policy_chunks(self.engine, targets, self.shape.vocab)
+        for micro, parts in zip(micro_batches, chunks, strict=True):
+            packed = pack_groups([pick(i) for i in micro.indices], self.engine.device)
+            yield micro, packed, sum_by_answer(policy_logprobs(self.engine, packed, parts), packed)
 
     def _forward_flops(self, packed: PackedBatch) -> float:
         return forward_flops(self.shape, packed.segments, packed.tokens, len(packed.targets))
 
 
+@torch.no_grad()
 def _add_gaps(groups: Sequence[PreferenceGroup], logprobs: torch.Tensor, sums: Sums) -> None:
     """|policy - rollout engine| in nats per token of each sampled answer: two views of the same weights."""
     answers = [c for g in groups for c in g.completions]
-    for completion, own in zip(answers, logprobs.tolist(), strict=True):
-        if completion.finish_reason != "reference":
-            sums.add(gap=abs(own - completion.logprob) / len(completion.token_ids), sampled=1.0)
+    sampled = [(k, c) for k, c in enumerate(answers) if c.finish_reason != "reference"]
+    places = torch.tensor([k for k, _ in sampled], dtype=torch.long)
+    engine = torch.tensor([(c.logprob, len(c.token_ids)) for _, c in sampled], dtype=torch.float64)
+    theirs, lengths = engine.reshape(-1, 2).to(logprobs.device, non_blocking=True).unbind(1)
+    own = logprobs.index_select(0, places.to(logprobs.device, non_blocking=True))
+    sums.add(gap=((own.double() - theirs).abs() / lengths).sum(), sampled=len(sampled))

@@ -56,10 +56,10 @@ class RankingTask:
             if micro.filler:
                 yield means.sum() * 0.0
                 continue
-            self._count(groups, rewards.detach(), pairs, sums)
+            self._count(groups, rewards, pairs, sums)
             forward = forward_flops(self.shape, packed.segments, packed.tokens, 0)
             sums.add(
-                loss=means.detach().sum(),
+                loss=means.sum(),
                 units=len(groups),
                 tokens=packed.tokens,
                 flops=training_flops(forward),
@@ -86,15 +86,21 @@ class RankingTask:
         margin = pairs.gap * self.objective.margin_scale if scaled else 0.0
         return bradley_terry_loss(chosen, rejected, margin, self.objective.centering)
 
+    @torch.no_grad()
     def _count(
         self, groups: Sequence[PreferenceGroup], rewards: torch.Tensor, pairs: RankedPairs, sums: Sums
     ) -> None:
         margins = rewards[pairs.better] - rewards[pairs.worse]
         sums.add(margin=margins.sum(), reward=rewards.sum(), answers=len(rewards))
-        for margin, group in zip(margins.tolist(), pairs.group.tolist(), strict=True):
-            kind = groups[group].prompt.kind
-            # A tie counts half, as in RewardBench.
-            sums.add(**{f"pairs:{kind}": 1.0, f"right:{kind}": 0.5 if margin == 0 else float(margin > 0)})
+        right = (margins.sign().double() + 1) / 2  # a tie counts half, as in RewardBench
+        counted = list(zip((g.prompt.kind for g in groups), pairs.counts, strict=True))
+        kinds = torch.tensor([self.kinds.index(kind) for kind, count in counted for _ in range(count)])
+        by_kind = right.new_zeros(len(self.kinds)).index_add(
+            0, kinds.to(right.device, non_blocking=True), right
+        )
+        for place, kind in enumerate(self.kinds):
+            known = sum(count for own, count in counted if own == kind)
+            sums.add(**{f"pairs:{kind}": known, f"right:{kind}": by_kind[place]})
 
 
 def _answers(group: PreferenceGroup) -> AnswerGroup:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
 import torch
 
@@ -17,7 +19,7 @@ class Answers:
         lengths: [A] tokens of each answer.
         rewards: [A] the scores that ordered the groups.
         desirable: [A] bool, whether the answer is wanted.
-        group: [A] index of the answer's group, 0 .. G-1, ascending.
+        sizes: answers of each group. On the host, as whoever asks the device for a place waits for it.
     """
 
     logprobs: torch.Tensor
@@ -25,12 +27,27 @@ class Answers:
     lengths: torch.Tensor
     rewards: torch.Tensor
     desirable: torch.Tensor
-    group: torch.Tensor
+    sizes: tuple[int, ...]
 
     @property
     def groups(self) -> int:
         """G."""
-        return int(self.group[-1]) + 1
+        return len(self.sizes)
+
+    @cached_property
+    def _places(self) -> tuple[torch.Tensor, ...]:
+        """[A] index of each answer's group, [G] place of each group's first answer, [G] of its last; sent at once."""
+        group = [index for index, size in enumerate(self.sizes) for _ in range(size)]
+        ends = [*accumulate(self.sizes)]
+        first = [end - size for end, size in zip(ends, self.sizes, strict=True)]
+        places = torch.tensor([*group, *first, *(end - 1 for end in ends)])
+        sent = places.to(self.logprobs.device, non_blocking=True)
+        return sent.split([len(group), self.groups, self.groups])
+
+    @property
+    def group(self) -> torch.Tensor:
+        """[A] index of the answer's group, 0 .. G-1, ascending."""
+        return self._places[0]
 
     @property
     def logratios(self) -> torch.Tensor:
@@ -39,15 +56,11 @@ class Answers:
 
     def chosen(self, values: torch.Tensor) -> torch.Tensor:
         """Each group's first: [A] -> [G]."""
-        first = torch.ones_like(self.desirable)
-        first[1:] = self.group[1:] != self.group[:-1]
-        return values[first]
+        return values.index_select(0, self._places[1])
 
     def rejected(self, values: torch.Tensor) -> torch.Tensor:
         """Each group's last: [A] -> [G]."""
-        last = torch.ones_like(self.desirable)
-        last[:-1] = self.group[1:] != self.group[:-1]
-        return values[last]
+        return values.index_select(0, self._places[2])
 
     def margin(self, values: torch.Tensor) -> torch.Tensor:
         """Chosen minus rejected: [A] -> [G]."""
