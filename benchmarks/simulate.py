@@ -409,8 +409,10 @@ class PolicyTokens:
     """What is asked of the policy's tokenizer where reward models read the policy's tokens: a look for control tokens, as
     SmolLM2's has them."""
 
-    names = "endoftext im_start im_end repo_name reponame file_sep filename gh_stars issue_start issue_comment issue_closed \
-jupyter_start jupyter_text jupyter_code jupyter_output jupyter_script empty_output"
+    names = (
+        "endoftext im_start im_end repo_name reponame file_sep filename gh_stars issue_start issue_comment issue_closed "
+        "jupyter_start jupyter_text jupyter_code jupyter_output jupyter_script empty_output"
+    )
     marker = re.compile("|".join(f"<\\|?{name}\\|?>" for name in names.split()))
     held = np.zeros(2, dtype=bool)
 
