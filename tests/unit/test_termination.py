@@ -22,7 +22,7 @@ def taken() -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
     take_sigterm()
     yield
-    termination._ours = False
+    termination._ours = termination._came = False
     signal.signal(signal.SIGTERM, before)
 
 
@@ -58,6 +58,22 @@ def test_an_interruption_has_its_exit_code(error: BaseException, code: int) -> N
     with pytest.raises(typer.Exit) as caught:
         carry_out(raised, "ultramed-rl run x.yaml --resume")
     assert caught.value.exit_code == code
+
+
+@pytest.mark.usefixtures("taken")
+def test_a_wait_in_ray_hides_the_signal_and_not_its_exit_code() -> None:
+    """Ray raises KeyboardInterrupt for whatever a signal's handler raised."""
+
+    def wait() -> dict[str, object]:
+        try:
+            terminate()
+        except Terminated:
+            raise KeyboardInterrupt from None
+        return {}
+
+    with pytest.raises(typer.Exit) as caught:
+        carry_out(wait, "ultramed-rl run x.yaml --resume")
+    assert caught.value.exit_code == 143
 
 
 def test_every_command_ends_so_also_outside_of_its_run() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import typer
 
+from ultramed_rl.tracking.termination import was_terminated
 from ultramed_rl.tracking.voice import tell_result
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def interruptible(kept: str = "", **fields: Any) -> Iterator[None]:
         yield
     except (KeyboardInterrupt, SystemExit) as error:
         # SystemExit: while Ray starts, it answers a SIGTERM itself.
-        by_user = type(error) is KeyboardInterrupt
+        by_user = type(error) is KeyboardInterrupt and not was_terminated()
         words = "interrupted" if by_user else "ended by SIGTERM"
         fail(f"{words}; {kept}" if kept else words, INTERRUPTED if by_user else TERMINATED, **fields)
 

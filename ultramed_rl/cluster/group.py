@@ -216,9 +216,16 @@ class WorkerGroup:
             self.call_living("reload")
         try:
             yield self
-        finally:
-            if self.takes_turns:
-                self.call_living("offload")
+        except KeyboardInterrupt:  # nobody comes after: an actor in the midst of a step is not waited for
+            raise
+        except BaseException:
+            self._leave()
+            raise
+        self._leave()
+
+    def _leave(self) -> None:
+        if self.takes_turns:
+            self.call_living("offload")
 
     def stop(self) -> None:
         """End the actors."""

@@ -7,6 +7,7 @@ import threading
 from types import FrameType
 
 _ours = False  # whether this process is a command's, so that the signal is ours to take
+_came = False
 
 
 class Terminated(KeyboardInterrupt):
@@ -27,8 +28,13 @@ def keep_sigterm() -> None:
         signal.signal(signal.SIGTERM, _end)
 
 
+def was_terminated() -> bool:
+    """Whether a SIGTERM has come: where the main thread waits in Ray, Ray raises KeyboardInterrupt in its place."""
+    return _came
+
+
 def _end(number: int, frame: FrameType | None) -> None:
-    global _ours
-    _ours = False
+    global _ours, _came
+    _ours, _came = False, True
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     raise Terminated
