@@ -7,12 +7,14 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from tests.simulated.cases import Cases
 from tests.simulated.outcome import check_same
 from tests.simulated.ray import Call
+from ultramed_rl.cluster.group import WorkerGroup
 from ultramed_rl.tracking import termination
 from ultramed_rl.tracking.termination import Terminated, take_sigterm
 
@@ -33,13 +35,9 @@ def test_a_run_that_is_terminated_goes_on_to_the_same_end(known: Cases, tmp_path
     expected, whole = known.unbroken("streamed")
     at = int(share * len(whole.ray.begun))
 
-    after: list[str] = []
-
     def fate(call: Call) -> str:
         if call.number == at:
             os.kill(os.getpid(), signal.SIGTERM)
-        if call.number > at:
-            after.append(call.method)
         return ""
 
     simulation = known.at("streamed", tmp_path)
@@ -47,6 +45,19 @@ def test_a_run_that_is_terminated_goes_on_to_the_same_end(known: Cases, tmp_path
         simulation.but(fate=fate).run()
     status = json.loads((simulation.config.run.folder / "status.json").read_text())
     assert status["state"] == "interrupted"
-    assert "offload" not in after, "an actor was waited for that may be in the midst of a step"
     simulation.run(resume=True)
     check_same(simulation.outcome(), expected, f"SIGTERM at call {at}")
+
+
+@pytest.mark.parametrize(
+    ("error", "asked"), [(RuntimeError(), ["reload", "offload"]), (Terminated(), ["reload"])]
+)
+def test_an_interruption_waits_for_no_actor_in_the_midst_of_a_step(
+    error: BaseException, asked: list[str]
+) -> None:
+    """After another error others need the devices."""
+    calls: list[str] = []
+    group = WorkerGroup("policy", lambda rank: None, 1, takes_turns=True)
+    with mock.patch.object(group, "call_living", calls.append), pytest.raises(type(error)), group.awake():
+        raise error
+    assert calls == asked
