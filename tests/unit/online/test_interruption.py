@@ -57,7 +57,7 @@ def test_an_interruption_waits_for_no_actor_in_the_midst_of_a_step(
 ) -> None:
     """After another error others need the devices."""
     calls: list[str] = []
-    group = WorkerGroup("policy", lambda rank: None, 1, takes_turns=True)
+    group = WorkerGroup("policy", lambda rank: None, 0, takes_turns=True)
     with mock.patch.object(group, "call_living", calls.append), pytest.raises(type(error)), group.awake():
         raise error
     assert calls == asked
