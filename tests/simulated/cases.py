@@ -23,6 +23,7 @@ from ultramed_rl.records import PreferenceGroup, Prompt, ReferenceLogprobs, Scor
 
 QUESTIONS = 32
 ENGINES = {"engines": 2, "max_num_seqs": 4, "kv_cache_gib": 0.1, "enforce_eager": True}
+SELECTIVE = {"min_margin": 2.4}
 APART = {"cluster__layout": "disaggregated", "cluster__devices_per_node": 6, "cluster__rollout": ENGINES}
 
 
@@ -96,6 +97,13 @@ def cases(models: Path) -> dict[str, dict[str, Any]]:
             ],
             "cluster__barriers": False,
         },
+        "refill": {"prompts__refill": 2.0, "pairs": SELECTIVE, "cluster__barriers": False},
+        "refill in turn": {
+            "prompts__refill": 1.5,
+            "pairs": SELECTIVE,
+            "run__rounds": 3,
+            "prompts__per_round": 5,
+        },
         "rare checkpoints": {
             "checkpoint": {"every": 3},
             "evaluation__every": 2,
@@ -137,12 +145,16 @@ def check_run(simulation: Simulation, outcome: Outcome) -> None:
     reference = start = learner.rank.weights
     used: set[str] = set()
     for index in range(config.run.rounds):
-        prompts: list[Prompt] = outcome.of(index, "prompts")
+        given: list[Prompt] = outcome.of(index, "prompts")
+        prompts = given[: outcome.of(index, "asked")]
         names = {prompt.prompt_id for prompt in prompts}
-        assert len(names) == config.prompts.per_round and not names & used, "a prompt was used twice"
+        assert len(names) == len(prompts) and not names & used, "a prompt was used twice"
         used |= names
-        _check_answers(config, outcome, index, learner.rank.weights)
+        _check_answers(config, outcome, index, prompts, learner.rank.weights)
         pairs: list[PreferenceGroup] = outcome.of(index, "pairs")
+        if prompts != given:
+            assert len(pairs) == config.prompts.per_round, "too few prompts were asked"
+            assert pairs[-1].prompt == prompts[-1], "one was asked in vain"
         references = None
         if config.objective.uses_reference:
             references = _check_references(
@@ -186,17 +198,19 @@ class _Learner:
             index if whole else 0,
             config.run.rounds if whole else 1,
             derive_seed(seed, "batches", index),
-            most=len(prompts) if config.training.early else None,
+            most=config.prompts.per_round if config.training.early else None,
         )
         count = len(list(self.rank.train(config.training, place)))
         self.steps += [(index, step) for step in range(count)]
 
 
-def _check_answers(config: RunConfig, outcome: Outcome, index: int, weights: str) -> None:
+def _check_answers(
+    config: RunConfig, outcome: Outcome, index: int, prompts: list[Prompt], weights: str
+) -> None:
     engine = SimulatedEngine(0)
     engine.weights, engine.policy_version = weights, index
     sampling, expected = config.sampling, {}
-    for prompt in outcome.of(index, "prompts"):
+    for prompt in prompts:
         seed = derive_seed(config.run.seed, index, prompt.prompt_id)
         request = SamplingRequest(prompt, sampling.n, 1.0, 1.0, sampling.max_new_tokens, seed)
         expected |= {completion.completion_id: completion for completion in engine.answer(request)}

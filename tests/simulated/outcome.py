@@ -75,6 +75,8 @@ def _read_part(path: Path) -> dict[str, Any]:
     if "pairs" in found:  # they come as answers do, and are learnt in the order of the prompts
         places = {prompt.prompt_id: place for place, prompt in enumerate(found["prompts"])}
         found["pairs"].sort(key=lambda pair: places[pair.prompt.prompt_id])
+    if (path / "scored.json").is_file():
+        found["asked"] = json.loads((path / "scored.json").read_text())["asked"]
     for name in ("checkpoint", "reference_model", "reward_model", "policy"):
         if (path / name).is_dir():
             found[name] = read_weights(path / name)

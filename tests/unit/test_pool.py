@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ultramed_rl.config.data import Prompts
-from ultramed_rl.data.pool import check_rounds, prompts_for_round, split_count, split_pool
+from ultramed_rl.data.pool import PoolSlice, check_rounds, prompts_for_round, split_count, split_pool
 from ultramed_rl.data.prompts import PromptPool
 from ultramed_rl.records import Message, Prompt
 
@@ -20,6 +21,16 @@ def rule(per_round: int, reuse: bool, *shares: float) -> Prompts:
     found = [{"type": "question", "uri": f"s{k}", "share": share} for k, share in enumerate(shares)]
     sources = found or [{"type": "question", "uri": "s0"}]
     return Prompts.model_validate({"sources": sources, "per_round": per_round, "reuse": reuse})
+
+
+def draw(prompts: Sequence[Prompt], config: Prompts, index: int, seed: int) -> list[Prompt]:
+    """Round `index`, where each before has asked its prompts once."""
+    asked = list[Counter[int]]()
+    while True:
+        found: PoolSlice = prompts_for_round(prompts, config, asked, seed)
+        if len(asked) == index:
+            return list(found)
+        asked.append(Counter(p.source for p in found[: config.per_round]))
 
 
 def make_pool(size: int) -> tuple[Prompt, ...]:
@@ -49,14 +60,10 @@ def test_split_needs_something_left() -> None:
 def test_rounds_partition_the_pool(size: int, per_round: int, seed: int) -> None:
     prompts = make_pool(size)
     rounds = size // per_round
-    drawn = [
-        p.prompt_id
-        for i in range(rounds)
-        for p in prompts_for_round(prompts, rule(per_round, False), i, seed)
-    ]
+    drawn = [p.prompt_id for i in range(rounds) for p in draw(prompts, rule(per_round, False), i, seed)]
     assert len(drawn) == rounds * per_round == len(set(drawn))
     with pytest.raises(ValueError):
-        prompts_for_round(prompts, rule(per_round, False), rounds, seed)
+        draw(prompts, rule(per_round, False), rounds, seed)
 
 
 @settings(max_examples=60)
@@ -66,9 +73,7 @@ def test_reuse_holds_every_prompt_once_per_pass_and_never_twice_per_round(
 ) -> None:
     prompts = make_pool(size)
     per_round, seed = data.draw(st.integers(1, size)), data.draw(st.integers(0, 9))
-    rounds = [
-        prompts_for_round(prompts, rule(per_round, True), i, seed) for i in range(4 * size // per_round)
-    ]
+    rounds = [draw(prompts, rule(per_round, True), i, seed) for i in range(4 * size // per_round)]
     for chosen in rounds:
         assert len({p.prompt_id for p in chosen}) == per_round
     drawn = [p.prompt_id for chosen in rounds for p in chosen]
@@ -76,11 +81,42 @@ def test_reuse_holds_every_prompt_once_per_pass_and_never_twice_per_round(
         assert len(set(drawn[start : start + size])) == size
 
 
+@settings(max_examples=80)
+@given(st.integers(2, 30), st.booleans(), st.floats(1.1, 3.0), st.data())
+def test_rounds_that_ask_further_prompts_leave_the_others_for_later(
+    size: int, reuse: bool, refill: float, data: st.DataObject
+) -> None:
+    """Whatever each round has asked: none twice in a pass, none twice in a round, and enough for every round to come."""
+    prompts = make_pool(size)
+    per_round = data.draw(st.integers(1, size))
+    rounds = data.draw(st.integers(1, 6)) if reuse else data.draw(st.integers(1, size // per_round))
+    config = rule(per_round, reuse).model_copy(update={"refill": refill})
+    asked, drawn = list[Counter[int]](), list[str]()
+    for index in range(rounds):
+        given = prompts_for_round(prompts, config, asked, 0, later=rounds - index - 1)
+        ids = [p.prompt_id for p in given]
+        assert per_round <= len(ids) == len(set(ids)) <= max(per_round, per_round * refill)
+        count = data.draw(st.integers(per_round, len(ids)))
+        asked.append(Counter({0: count}))
+        drawn += ids[:count]
+    for start in range(0, len(drawn), size):
+        one_pass = drawn[start : start + size]
+        assert len(set(one_pass)) == len(one_pass)
+    assert reuse or len(drawn) <= size
+
+
+def test_further_prompts_come_in_the_shares_of_their_sources() -> None:
+    config = rule(8, False, 0.75, 0.25).model_copy(update={"refill": 1.5})
+    given = prompts_for_round(mixed_pool(40, 12), config, [Counter({0: 9, 1: 2})], 0, later=1)
+    # 6 and 2, then 3 and 1; of the second source 10 are left, and 2 of them are the next round's.
+    assert [p.source for p in given] == [0] * 6 + [1] * 2 + [0] * 3 + [1]
+
+
 def test_another_seed_or_pass_is_another_order() -> None:
     prompts = make_pool(30)
-    first, second = (list(prompts_for_round(prompts, rule(30, True), i, 0)) for i in range(2))
-    assert first != second and first != list(prompts_for_round(prompts, rule(30, True), 0, 1))
-    assert first == list(prompts_for_round(prompts[::-1], rule(30, True), 0, 0))
+    first, second = (list(draw(prompts, rule(30, True), i, 0)) for i in range(2))
+    assert first != second and first != list(draw(prompts, rule(30, True), 0, 1))
+    assert first == list(draw(prompts[::-1], rule(30, True), 0, 0))
 
 
 def test_supply_is_checked_early_with_the_arithmetic() -> None:
@@ -103,7 +139,7 @@ def mixed_pool(*sizes: int) -> tuple[Prompt, ...]:
 
 def test_each_source_has_its_share_of_every_round() -> None:
     prompts = mixed_pool(40, 9)
-    rounds = [prompts_for_round(prompts, rule(10, False, 0.75, 0.25), i, 0) for i in range(3)]
+    rounds = [draw(prompts, rule(10, False, 0.75, 0.25), i, 0) for i in range(3)]
     # 7.5 and 2.5: equal remainders, so the first source is rounded up
     assert all(Counter(p.source for p in drawn) == {0: 8, 1: 2} for drawn in rounds)
     drawn = [p.prompt_id for chosen in rounds for p in chosen]

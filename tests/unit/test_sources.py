@@ -51,6 +51,17 @@ def test_a_glob_reads_its_files_in_sorted_order(tmp_path: Path) -> None:
     assert list(read_rows(f"{tmp_path}/part-*")) == ROWS
 
 
+def test_a_folder_called_as_a_table_is_its_files(tmp_path: Path) -> None:
+    """As a round's pairs are kept; what a killed run left half written is none of them."""
+    folder = tmp_path / "pairs.parquet"
+    folder.mkdir()
+    for number in (1, 0):
+        write(folder / f"{number:06d}.parquet", [{"number": number}])
+    for name in ("_inputs.json", ".tmp-000002.parquet"):
+        (folder / name).write_text("half")
+    assert list(read_rows(str(folder))) == [{"number": 0}, {"number": 1}]
+
+
 def test_a_name_with_brackets_is_a_file(tmp_path: Path) -> None:
     assert list(read_rows(str(write(tmp_path / "train[0].jsonl", ROWS)))) == ROWS
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from ultramed_rl.config.base import Section
-from ultramed_rl.config.limits import Address, Column, Count, PositiveShare, Text, Tokens
+from ultramed_rl.config.limits import Address, Column, Count, Factor, PositiveShare, Text, Tokens
 
 
 class _Source(Section):
@@ -61,6 +61,11 @@ class Prompts(Section):
     held_out: Count = Field(default=64, description="prompts kept for evaluation")
     per_round: Count = Field(default=64, description="prompts of one round")
     reuse: bool = Field(default=False, description="reshuffle and start over when the pool is used up")
+    refill: Annotated[Factor, Field(gt=1.0)] | None = Field(
+        default=None,
+        description="ask others in the place of prompts that give no pair, until the round has per_round pairs or this many "
+        "times per_round prompts are asked; null: none",
+    )
 
     @model_validator(mode="after")
     def _shares_make_a_whole(self) -> Prompts:

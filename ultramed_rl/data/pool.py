@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import overload
 
@@ -45,8 +45,8 @@ def check_rounds(pool: PromptPool, config: Prompts, rounds: int) -> None:
     Raises:
         ValueError: they don't, with the arithmetic.
     """
-    for places, per_round, name in _strata(pool.training, config):
-        _check_supply(len(places), per_round, rounds, config.reuse, name)
+    for stratum in _strata(pool.training, config):
+        stratum.check_supply(rounds, stratum.per_round * (rounds - 1), config.reuse)
 
 
 @dataclass
@@ -69,27 +69,82 @@ class PoolSlice(Sequence[Prompt]):
         return self.pool[self.places[index]]
 
 
-def prompts_for_round(training: Sequence[Prompt], config: Prompts, round_index: int, seed: int) -> PoolSlice:
-    """A round's prompts, without replacement; where sources have shares, each source's part after the other.
+@dataclass(frozen=True)
+class _Stratum:
+    """What a round draws from, all prompts or those of one source, by their places in the pool; and how many of them.
+
+    Attributes:
+        spare: further ones that may be asked where prompts give no pair.
+        source: None for all sources.
+    """
+
+    places: Sequence[int]
+    per_round: int
+    spare: int
+    source: int | None
+    name: str
+
+    def used(self, asked: Mapping[int, int]) -> int:
+        """Of the prompts that a round has asked, by their source."""
+        return sum(asked.values()) if self.source is None else asked.get(self.source, 0)
+
+    def check_supply(self, rounds: int, used: int, reuse: bool) -> None:
+        pool, per_round = len(self.places), self.per_round
+        if per_round > pool:
+            raise ValueError(
+                f"{self.name}prompts.per_round={per_round} is more than the {pool} training prompts; lower it or add "
+                "sources"
+            )
+        if not reuse and used + per_round > pool:
+            raise ValueError(
+                f"{self.name}{rounds} rounds x prompts.per_round={per_round} = {rounds * per_round} prompts, but there "
+                f"are {pool} to train on; set run.rounds to {pool // per_round} or fewer, add sources, or set "
+                "prompts.reuse=true"
+            )
+
+
+def prompts_for_round(
+    training: Sequence[Prompt], config: Prompts, asked: Sequence[Mapping[int, int]], seed: int, later: int = 0
+) -> PoolSlice:
+    """A round's prompts, without replacement; where sources have shares, each source's part after the other. With `refill`
+    those come after them that are asked in the place of prompts without a pair, in the same shares.
+
+    Args:
+        asked: how many prompts of each source each round before has asked.
+        later: rounds that come after this one, for which prompts are left.
 
     Raises:
         ValueError: the pool, or a source with a share, is used up or smaller than a round.
     """
-    drawn: list[int] = []
-    for places, per_round, name in _strata(training, config):
-        _check_supply(len(places), per_round, round_index + 1, config.reuse, name)
-        drawn += _slice_of_passes(PoolSlice(training, list(places)), per_round, round_index, seed)
-    return PoolSlice(training, drawn)
+    first: list[int] = []
+    spare: list[int] = []
+    for stratum in _strata(training, config):
+        pool, per_round = len(stratum.places), stratum.per_round
+        used = [stratum.used(round_asked) for round_asked in asked]
+        stratum.check_supply(len(asked) + 1, sum(used), config.reuse)
+        most = per_round + min(stratum.spare, pool - per_round)
+        size = most if config.reuse else max(per_round, min(most, pool - sum(used) - per_round * later))
+        drawn = _slice_of_passes(PoolSlice(training, list(stratum.places)), used, most, size, seed)
+        first += drawn[:per_round]
+        spare += drawn[per_round:]
+    return PoolSlice(training, first + spare)
 
 
-def _strata(training: Sequence[Prompt], config: Prompts) -> list[tuple[Sequence[int], int, str]]:
-    """What a round draws from, how many of each, and its name: all prompts, or each source with its share."""
+def _strata(training: Sequence[Prompt], config: Prompts) -> list[_Stratum]:
+    total = 0 if config.refill is None else int(config.per_round * config.refill) - config.per_round
     if config.shares is None:
-        return [(range(len(training)), config.per_round, "")]
-    counts, sources = split_count(config.per_round, config.shares), [p.source for p in training]
+        return [_Stratum(range(len(training)), config.per_round, total, None, "")]
+    sources = [p.source for p in training]
+    parts = zip(split_count(config.per_round, config.shares), split_count(total, config.shares), strict=True)
     return [
-        ([i for i, s in enumerate(sources) if s == place], count, f"source {config.sources[place].uri!r}: ")
-        for place, count in enumerate(counts)
+        _Stratum(
+            [i for i, s in enumerate(sources) if s == source],
+            count,
+            spare,
+            source,
+            f"source {config.sources[source].uri!r}: ",
+        )
+        for source, (count, spare) in enumerate(parts)
         if count
     ]
 
@@ -104,46 +159,32 @@ def split_count(total: int, shares: Sequence[float]) -> list[int]:
     return counts
 
 
-def _slice_of_passes(part: PoolSlice, per_round: int, round_index: int, seed: int) -> list[int]:
-    """Consecutive slices of a seeded permutation of a part of the pool, as places in the pool.
+def _slice_of_passes(part: PoolSlice, used: Sequence[int], most: int, size: int, seed: int) -> list[int]:
+    """The next `size` places of seeded permutations of a part of the pool, after those that rounds have used.
 
     A part that is used up is reshuffled for another pass. Every pass holds every prompt once, and a round that
     spans two passes holds no prompt twice.
+
+    Args:
+        used: how many each round before has used of the `most` that it was given.
     """
-    first, offset = divmod(round_index * per_round, len(part))
-    order = _pass_order(part, per_round, first, seed)
-    if offset + per_round > len(part):
-        order += _pass_order(part, per_round, first + 1, seed)
-    return order[offset : offset + per_round]
-
-
-def _pass_order(part: PoolSlice, per_round: int, number: int, seed: int) -> list[int]:
-    """Pass `number`'s permutation; its start avoids the prompts already in the round that it completes."""
-    order: list[int] = []
-    for current in range(number + 1):
-        used = -(current * len(part)) % per_round  # slots of the spanning round that this pass fills
-        tail = set(order[-(per_round - used) :]) if used else set()
-        shuffled = _shuffled(part, seed, current)
-        head = [place for place in shuffled if place not in tail][:used]
-        heads = set(head)
-        order = head + [place for place in shuffled if place not in heads]
-    return order
+    start, number, order = 0, 0, _shuffled(part, seed, 0)
+    for taken, given in (*((taken, most) for taken in used), (0, size)):
+        found, following = order[start : start + given], list[int]()
+        short = given - len(found)
+        if short:  # the next pass begins with others than those that this round has already
+            have, shuffled = set(found), _shuffled(part, seed, number + 1)
+            head = [place for place in shuffled if place not in have][:short]
+            heads = set(head)
+            following = head + [place for place in shuffled if place not in heads]
+            found = found + head
+        start += taken
+        if start >= len(part):
+            start, number = start - len(part), number + 1
+            order = following or _shuffled(part, seed, number)
+    return found
 
 
 def _shuffled(part: PoolSlice, seed: int, occasion: object) -> list[int]:
     numbers = [seeded_number(seed, occasion, prompt.prompt_id) for prompt in part]
     return [place for _, place in sorted(zip(numbers, part.places, strict=True))]
-
-
-def _check_supply(pool: int, per_round: int, rounds: int, reuse: bool, name: str) -> None:
-    if per_round > pool:
-        raise ValueError(
-            f"{name}prompts.per_round={per_round} is more than the {pool} training prompts; lower it or add "
-            "sources"
-        )
-    if not reuse and rounds * per_round > pool:
-        raise ValueError(
-            f"{name}{rounds} rounds x prompts.per_round={per_round} = {rounds * per_round} prompts, but there "
-            f"are {pool} to train on; set run.rounds to {pool // per_round} or fewer, add sources, or set "
-            "prompts.reuse=true"
-        )

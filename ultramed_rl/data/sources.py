@@ -139,13 +139,15 @@ def _fixed_folder(uri: str) -> Path:
 
 
 def _expand(path: Path, uri: str) -> list[Path]:
-    """The files that a path or shell glob names, sorted, so that row order is the same everywhere."""
+    """The files that a path or shell glob names, sorted, so that row order is the same everywhere. A folder called
+    NAME.parquet, as a run's pairs are, is its files."""
     # A file whose name happens to hold brackets is a file, not a glob.
     found = [path] if path.exists() else [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
     if not found:
         raise ValueError(
             f"source {uri!r}: no such file as {str(path)!r}; check the path and the working directory"
         )
+    found = [file for p in found for file in (sorted(p.glob("[!._]*.parquet")) if _is_table(p) else [p])]
     for file in found:
         reason = why_unreadable(file)
         if reason is not None:
@@ -157,6 +159,10 @@ def _expand(path: Path, uri: str) -> list[Path]:
                 f"source {uri!r}: cannot read {file.name!r}; a source file ends in one of {known}"
             )
     return found
+
+
+def _is_table(path: Path) -> bool:
+    return path.suffix == ".parquet" and path.is_dir()
 
 
 def _read_files(paths: list[Path], folder: Path) -> Iterator[tuple[str, Row]]:

@@ -133,10 +133,14 @@ class Controller:
     # -- phases --------------------------------------------------------------------------------------------
 
     def choose_prompts(self, index: int) -> Sequence[Prompt]:
-        seed = self.config.run.seed
-        prompts = prompts_for_round(self.pool.training, self.config.prompts, index, seed)
+        seed, size = self.config.run.seed, self.config.prompts.per_round
+        asked = [self.store.round(i).asked() for i in range(index)]
+        later = self.config.run.rounds - index - 1
+        prompts = prompts_for_round(self.pool.training, self.config.prompts, asked, seed, later)
         if self.config.training.early:  # batches follow this order; sources stand one after the other
-            random.Random(derive_seed(seed, "order", index)).shuffle(prompts.places)
+            first = prompts.places[:size]
+            random.Random(derive_seed(seed, "order", index)).shuffle(first)
+            prompts.places[:size] = first
         return prompts
 
     def training(self, index: int, prompts: Sequence[Prompt]) -> RoundTraining:

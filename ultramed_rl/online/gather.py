@@ -11,14 +11,14 @@ With barriers the same three steps come one after the other, and give the same r
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import groupby
+from itertools import groupby, islice
 
 from ultramed_rl.config import RunConfig
 from ultramed_rl.crew.online import Crew
 from ultramed_rl.online.intake import Intake, Rules
-from ultramed_rl.online.selection import PromptLookup, RoundSelection
+from ultramed_rl.online.selection import PromptLookup, RoundSelection, asked_before
 from ultramed_rl.online.stream import Stream, answered_prompts, seldom_collected
 from ultramed_rl.online.training import RoundTraining
 from ultramed_rl.records import Completion, Prompt, ReferenceLogprobs, ScoredCompletion
@@ -47,6 +47,7 @@ class Gatherer:
     ) -> None:
         self.config, self.crew, self.progress = config, crew, progress
         self.record, self.rules, self.training = record, rules, training
+        self.wanted = config.prompts.per_round  # pairs
         self._weighed_s = 0.0  # that the streamed references took after the last score
 
     def gather(self, prompts: Sequence[Prompt]) -> None:
@@ -56,10 +57,10 @@ class Gatherer:
             ValueError: too many prompts are set aside, or none gives a pair.
             LostWorkers, RanksLost: what was done is kept.
         """
-        intake = self._intake(len(prompts))
+        intake = self._intake(self.wanted)
         phase = ShardedPhase(self.record, "scored", ScoredCompletion, *self._inputs)
         selection = RoundSelection(
-            self.record, self.rules.selector(), self.crew.scorers.neutralised, phase, *self._inputs
+            self.record, self.rules.selector(), self.crew.scorers.neutralised, *self._inputs
         )
         if phase.finished and not selection.phase.finished:
             for prompt, answers in answered_prompts(prompts, phase):
@@ -102,7 +103,7 @@ class Gatherer:
         if self.training is not None:
             self.training.begin()
         stream = Stream(self.crew, intake, phase, selection, references, self.training)
-        total = len(prompts) * self.config.sampling.n
+        total = self.wanted * self.config.sampling.n
         with ExitStack() as stack:
             stack.enter_context(seldom_collected())
             bar = stack.enter_context(self._phase("generate and score", total))
@@ -114,11 +115,13 @@ class Gatherer:
             for kept in (phase, selection.phase, references):
                 if kept is not None:
                     stack.enter_context(kept.kept())
-            stream.run(prompts, bar.advance)
+            asked = stream.run(prompts, self.wanted, bar.advance)
         seconds = stream.watch.added("completions", "scored", "reference")
         if references is not None:
             self._weighed_s = seconds["reference"]
-        self._finish(phase, {name: seconds[name] for name in ("completions", "scored")}, prompts, intake)
+        self._finish(
+            phase, {name: seconds[name] for name in ("completions", "scored")}, prompts, intake, asked
+        )
 
     @property
     def _streams_references(self) -> bool:
@@ -134,50 +137,56 @@ class Gatherer:
         prompts: Sequence[Prompt],
         intake: Intake,
     ) -> None:
+        """First as many prompts as pairs are wanted, then as many as pairs are missing, see `PromptQuota`."""
         completions = ShardedPhase(self.record, "completions", Completion, *self._inputs)
-        if not completions.finished:
-            self._generate(completions, prompts, intake)
-        seconds = self.record.seconds["completions"]
-        intake.set_aside = dict(self.record.manifest("completions")["set_aside"])
-        started = time.perf_counter()
-        self._score(phase, selection, completions.read(), prompts, intake)
-        self._finish(
-            phase, {"completions": seconds, "scored": time.perf_counter() - started}, prompts, intake
-        )
+        seconds = dict.fromkeys(("completions", "scored"), 0.0)
+        done = set()
+        for prompt, answers in answered_prompts(prompts, phase):
+            done.add(prompt.prompt_id)
+            selection.take(prompt, answers)
+        kept = {c.prompt_id for c in completions.read()} | done
+        begun, asked = 0, max(self.wanted, asked_before(prompts, kept))
+        lookup = PromptLookup(prompts)
+        while True:
+            asked = min(asked, len(prompts))
+            left = [p for p in islice(prompts, begun, asked) if p.prompt_id not in kept]
+            with _timed(seconds, "completions"):
+                self._generate(completions, left, intake)
+            with _timed(seconds, "scored"):
+                self._score(phase, selection, completions.read(), lookup, done, intake)
+            begun, asked = asked, asked + self.wanted - selection.pairs
+            if asked <= begun or begun == len(prompts):
+                break
+        self._finish(phase, seconds, prompts, intake, begun)
 
     def _generate(self, phase: ShardedPhase[Completion], prompts: Sequence[Prompt], intake: Intake) -> None:
-        done = {c.prompt_id for c in phase.read()}
-        started = time.perf_counter()
-        left = [p for p in prompts if p.prompt_id not in done]
-        with self._phase("generate", len(left) * self.config.sampling.n) as bar, phase.kept():
-            for outcome in self.crew.answer(map(self.rules.request, left)):
+        with self._phase("generate", len(prompts) * self.config.sampling.n) as bar, phase.kept():
+            for outcome in self.crew.answer(map(self.rules.request, prompts)):
                 completions = intake.accept(outcome)
                 if completions:
                     phase.keep(completions)
                     bar.advance(len(completions))
-        phase.finish({"completions": time.perf_counter() - started}, set_aside=intake.set_aside)
 
     def _score(
         self,
         phase: ShardedPhase[ScoredCompletion],
         selection: RoundSelection,
-        completions: Iterable[Completion],
-        prompts: Sequence[Prompt],
+        completions: Sequence[Completion],
+        lookup: PromptLookup,
+        done: set[str],
         intake: Intake,
     ) -> None:
-        done = set()
-        for prompt, answers in answered_prompts(prompts, phase):
-            done.add(prompt.prompt_id)
-            selection.take(prompt, answers)
-        lookup, under_way = PromptLookup(prompts), dict[str, Prompt]()
+        """All that are there and not done, which they are then."""
+        under_way: dict[str, Prompt] = {}
 
         def source() -> Iterator[tuple[Prompt, list[Completion]]]:
             for prompt_id, answers in groupby(completions, lambda c: c.prompt_id):
                 if prompt_id not in done:
+                    done.add(prompt_id)
                     prompt = under_way[prompt_id] = lookup.take(prompt_id)
                     yield prompt, intake.candidates(prompt, list(answers))
 
-        total = (len(prompts) - len(done)) * self.config.sampling.n
+        total = len(completions) - len(done) * self.config.sampling.n
         with self._phase("score", total) as bar, self.crew.scorers.awake(), ExitStack() as stack:
             stack.callback(self._forget)
             stack.enter_context(phase.kept())
@@ -197,6 +206,7 @@ class Gatherer:
         seconds: dict[str, float],
         prompts: Sequence[Prompt],
         intake: Intake,
+        asked: int,
     ) -> None:
         if intake.set_aside:
             texts = {
@@ -204,7 +214,7 @@ class Gatherer:
             }
             rows = [{"prompt_id": k, "error": e, "prompt": texts[k]} for k, e in intake.set_aside.items()]
             write_lines(self.record.path / "set_aside.jsonl", rows)
-        phase.finish(seconds, set_aside=intake.set_aside)
+        phase.finish(seconds, set_aside=intake.set_aside, asked=asked)
 
     def _intake(self, prompts: int) -> Intake:
         """For one attempt: prompts that an earlier one set aside are asked again."""
@@ -236,3 +246,10 @@ class Gatherer:
             self.progress.phase(f"round {self.record.index} {name}", total, "completions") as bar,
         ):
             yield bar
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    seconds[name] += time.perf_counter() - started

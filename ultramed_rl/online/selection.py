@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from ultramed_rl.evaluation.metrics import RoundMetrics
@@ -14,9 +14,7 @@ from ultramed_rl.store.shards import ShardedPhase
 
 class RoundSelection:
     """Each prompt is looked at once: its pair, if it gives one, goes to pairs.parquet, its numbers into the manifest's
-    `summary`.
-
-    A killed run gives the answers that it kept once more: what isn't known of them is how they were counted.
+    `summary`. What a killed run kept is looked at once more, and makes the same pairs.
     """
 
     def __init__(
@@ -24,27 +22,27 @@ class RoundSelection:
         record: RoundRecord,
         selector: PairSelector,
         neutralised: Callable[[Sequence[Completion]], int],
-        scored: ShardedPhase[ScoredCompletion],
         *inputs: Any,
     ) -> None:
         """
         Args:
             neutralised: how many of the policy's answers hold control tokens.
-            scored: whose records are in files before the pairs that are made of them.
 
         Raises:
             ValueError: finished pairs that are of other answers.
         """
         self.record, self.selector, self.neutralised = record, selector, neutralised
-        if not scored.finished:
-            record.discard("pairs")  # of answers that are gone
-        self.phase = ShardedPhase(record, "pairs", PreferenceGroup, *inputs)
-        self.phase.after = None if scored.finished else scored
-        if self.phase.finished:
+        if record.finished("pairs") and record.finished("scored"):
             self._check_origin()
-            return
-        self._known = {pair.group_id for pair in self.phase.read()}
+        else:  # begun, or of answers that are gone
+            record.discard("pairs")
+        self.phase = ShardedPhase(record, "pairs", PreferenceGroup, *inputs)
         self._metrics, self._neutralised = RoundMetrics(), 0
+
+    @property
+    def pairs(self) -> int:
+        """How many there are by now."""
+        return self.selector.counts["pairs"]
 
     def take(self, prompt: Prompt, answers: Sequence[ScoredCompletion]) -> PreferenceGroup | None:
         """A prompt's pair, out of all of its answers; None where it gives none."""
@@ -54,8 +52,7 @@ class RoundSelection:
         pair = self.selector.choose(prompt, answers)
         if pair is not None:
             self._metrics.add_pair(pair)
-            if pair.group_id not in self._known:
-                self.phase.keep([pair])
+            self.phase.keep([pair])
         return pair
 
     def finish(self) -> None:
@@ -80,6 +77,49 @@ class RoundSelection:
                 f"{self.record.artifact('pairs')}: made from other inputs ({made_from[:12]}, now {found[:12]}); put back "
                 "scored.parquet and scored.json, or delete pairs.parquet and pairs.json to compute them again"
             )
+
+
+class PromptQuota:
+    """Which of a round's prompts are asked: the shortest beginning of them that gives the pairs wanted.
+
+    Another one is asked while the pairs that there are, with one for each prompt that is not through yet, come to fewer
+    than are wanted. So none is asked in vain, and which are asked doesn't depend on whose answers come first.
+
+    Args:
+        least: prompts that are asked in any case: a killed run had asked them.
+    """
+
+    def __init__(self, wanted: int, least: int) -> None:
+        self.wanted, self.least = wanted, least
+        self.asked = self.pairs = self._through = 0
+
+    @property
+    def open(self) -> bool:
+        """Whether another prompt is to be asked now."""
+        under_way = self.asked - self._through
+        return self.asked < self.least or self.pairs + under_way < self.wanted
+
+    @property
+    def met(self) -> bool:
+        """Whether no other prompt will be asked."""
+        return self._through == self.asked and not self.open
+
+    def ask(self) -> None:
+        self.asked += 1
+
+    def settle(self, pair: bool) -> None:
+        """A prompt that was asked is through: its answers gave a pair, or not."""
+        self._through += 1
+        self.pairs += pair
+
+
+def asked_before(prompts: Iterable[Prompt], kept: Collection[str]) -> int:
+    """How many prompts from the first on a killed run had asked, at least: up to the last of which something is kept."""
+    return (
+        max((place for place, p in enumerate(prompts, start=1) if p.prompt_id in kept), default=0)
+        if kept
+        else 0
+    )
 
 
 class PromptLookup:

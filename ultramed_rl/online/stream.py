@@ -14,7 +14,7 @@ from ultramed_rl.cluster.pool import Outcome
 from ultramed_rl.crew.online import Crew
 from ultramed_rl.crew.scorers import Scored
 from ultramed_rl.online.intake import Intake
-from ultramed_rl.online.selection import PromptLookup, RoundSelection
+from ultramed_rl.online.selection import PromptLookup, PromptQuota, RoundSelection, asked_before
 from ultramed_rl.online.training import RoundTraining
 from ultramed_rl.records import PreferenceGroup, Prompt, ReferenceLogprobs, ScoredCompletion
 from ultramed_rl.store.shards import ShardedPhase
@@ -57,12 +57,17 @@ class Stream:
         self._prompts: dict[str, Prompt] = {}  # under way
         self._weighing: dict[str, PreferenceGroup] = {}  # by group, for the training
 
-    def run(self, prompts: Sequence[Prompt], advance: Callable[[int], None]) -> None:
-        """Until every prompt is scored and every pair weighed, or set aside."""
-        source = self._left(prompts)
+    def run(self, prompts: Sequence[Prompt], wanted: int, advance: Callable[[int], None]) -> int:
+        """Until as many pairs as are wanted, or all prompts, are through: scored and weighed, or set aside. Returns how many
+        prompts were asked."""
+        kept = {scored.completion.prompt_id for scored in self.scored.read()}
+        self.quota = PromptQuota(wanted, asked_before(prompts, kept))
+        self._take_up(prompts)
+        source = (p for p in prompts if p.prompt_id not in kept)
         more = True
         while more or self._unfinished:
-            if more and not (more := feed(source, lambda: self._wanted, self._set_out)):
+            if more and (self.quota.met or not feed(source, lambda: self._wanted, self._set_out)):
+                more = False
                 self.crew.engines.close()
             if not self._unfinished:
                 continue
@@ -76,16 +81,18 @@ class Stream:
                 self._keep(scored, advance)
         if self.training is not None:
             self.training.advance()
+        return self.quota.asked
 
     def _set_out(self, prompt: Prompt) -> None:
+        self.quota.ask()
         self._prompts[prompt.prompt_id] = prompt
         self.crew.offer(self.rules.request(prompt))
 
     @property
     def _wanted(self) -> bool:
-        """Whether another prompt may set out: nobody on its way is behind."""
+        """Whether another prompt may set out: it is needed, and nobody on its way is behind."""
         reference = self.references is None or self.crew.references.pool.wanted
-        return self.crew.engines.wanted and self.crew.scorers.wanted and reference
+        return self.quota.open and self.crew.engines.wanted and self.crew.scorers.wanted and reference
 
     @property
     def _unfinished(self) -> bool:
@@ -101,7 +108,7 @@ class Stream:
                 self.watch.note("completions")
             else:
                 del self._prompts[outcome.key]
-                self._settle(outcome.key, None, None)
+                self._give_up(outcome.key)
         elif outcome.role == "reference":
             assert self.references is not None
             reference = self.crew.references.take(outcome)
@@ -116,7 +123,7 @@ class Stream:
     def _keep(self, scored: Scored, advance: Callable[[int], None]) -> None:
         prompt = self._prompts.pop(scored.prompt_id)
         if not self.intake.accept_scored(scored):
-            self._settle(scored.prompt_id, None, None)
+            self._give_up(scored.prompt_id)
             return
         self.scored.keep(scored.answers)
         self.watch.note("scored")
@@ -128,6 +135,7 @@ class Stream:
     ) -> None:
         """A prompt's pair to the reference, if it has one and was not weighed; and what is known of it to the training."""
         pair = self.selection.take(prompt, answers)
+        self.quota.settle(pair is not None)
         reference = None if pair is None else weighed.get(pair.group_id)
         if pair is None or self.references is None or reference is not None:
             self._settle(prompt.prompt_id, pair, reference)
@@ -136,21 +144,23 @@ class Stream:
             self._weighing[pair.group_id] = pair
         self.crew.references.offer(pair)
 
+    def _give_up(self, prompt_id: str) -> None:
+        self.quota.settle(False)
+        self._settle(prompt_id, None, None)
+
     def _settle(
         self, prompt_id: str, pair: PreferenceGroup | None, reference: ReferenceLogprobs | None
     ) -> None:
         if self.training is not None:
             self.training.settle(prompt_id, pair, reference)
 
-    def _left(self, prompts: Sequence[Prompt]) -> Iterator[Prompt]:
-        """Prompts that an earlier, killed run had not kept; of those that it had, the pairs still to be weighed."""
+    def _take_up(self, prompts: Sequence[Prompt]) -> None:
+        """What a killed run kept: its pairs, of which those that were not weighed go to the reference."""
         found = [] if self.references is None else self.references.read()
         weighed = {reference.group_id: reference for reference in found}
-        kept = set()
         for prompt, answers in answered_prompts(prompts, self.scored):
-            kept.add(prompt.prompt_id)
+            self.quota.ask()
             self._select(prompt, answers, weighed)
-        return (p for p in prompts if p.prompt_id not in kept)
 
 
 def answered_prompts(

@@ -53,7 +53,7 @@ class RoundTraining:
             index=index if whole_run else 0,
             rounds=config.run.rounds if whole_run else 1,
             seed=derive_seed(config.run.seed, "batches", index),
-            most=len(prompts) if config.training.early else None,
+            most=config.prompts.per_round if config.training.early else None,
         )
         self._begun_as = -1  # the restart of the policy that these steps were taken with
         self._reset()

@@ -109,8 +109,8 @@ class ArtifactFolder:
     def discard(self, name: str) -> None:
         """Forget an artifact altogether."""
         remove(self._manifest_path(name))
-        remove(self.path / name)
-        remove(self.artifact(name))
+        for left in (self.path / name, self.artifact(name), self.path / f"{name}.parts"):
+            remove(left)
 
     def prune(self, name: str) -> None:
         """Delete a directory artifact that is no longer needed; its manifest says so."""

@@ -47,8 +47,9 @@ class RoundPairs(Sequence[PreferenceGroup]):
         self._starts = np.cumsum([0, *(len(table) for table in tables)])
         table = pa.concat_tables(tables)
         prompts = _column(shard_files(folder / "prompts.parquet"), "prompt_id")
-        places = pc.index_in(table["prompt_id"], value_set=prompts).to_numpy()
-        self._order = np.argsort(places, kind="stable")
+        places = pc.index_in(table["prompt_id"], value_set=prompts)
+        assert not places.null_count, f"{folder}: pairs of prompts that are not the round's"
+        self._order = np.argsort(places.to_numpy(), kind="stable")
         self.ids: list[str] = table["group_id"].take(pa.array(self._order)).to_pylist()
         costs = np.concatenate([_costs(one) for one in tables], axis=1)[:, self._order]
         self.answer_counts, self.packed_tokens, self.padded_tokens = costs

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
+
+import pyarrow.parquet as pq
 
 from ultramed_rl.store.artifacts import ArtifactFolder, read_json, read_numbers
 from ultramed_rl.store.atomic import write_json
@@ -21,6 +24,11 @@ class RoundRecord(ArtifactFolder):
             self.path / "commit.json",
             {"round": self.index, "metrics": metrics, "phases": self._digests()},
         )
+
+    def asked(self) -> Counter[int]:
+        """How many of its prompts the round has asked, by their source."""
+        sources = pq.read_table(self.artifact("prompts"), columns=["source"])["source"]
+        return Counter(sources[: self.manifest("scored").get("asked")].to_pylist())
 
     @property
     def committed(self) -> bool:
