@@ -23,7 +23,7 @@ from ultramed_rl.records import PreferenceGroup, Prompt, ReferenceLogprobs, Scor
 
 QUESTIONS = 32
 ENGINES = {"engines": 2, "max_num_seqs": 4, "kv_cache_gib": 0.1, "enforce_eager": True}
-SELECTIVE = {"min_margin": 2.4}
+SELECTIVE = {"min_margin": 1.9}
 APART = {"cluster__layout": "disaggregated", "cluster__devices_per_node": 6, "cluster__rollout": ENGINES}
 
 

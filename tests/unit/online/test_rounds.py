@@ -205,3 +205,13 @@ def test_a_run_ends_with_its_report(known: Cases, tmp_path: Path, monkeypatch: p
     assert killed.run(kill_at=changes - 1).killed
     killed.run(resume=True)
     assert (tmp_path / "killed" / "tiny" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("name", ["refill", "refill in turn"])
+def test_prompts_that_give_no_pair_are_replaced(known: Cases, name: str) -> None:
+    """`check_run` says which they must be; here, that there are some, and that not all that may be asked are."""
+    outcome, _ = known.unbroken(name)
+    config = known.at(name, known.path / name).config
+    rounds = [outcome.folders[f"{index:03d}"] for index in range(config.run.rounds)]
+    assert any(config.prompts.per_round < found["asked"] < len(found["prompts"]) for found in rounds)
+    assert any(len(found["pairs"]) == config.prompts.per_round < found["asked"] for found in rounds)
