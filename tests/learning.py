@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 
 from ultramed_rl.actors.trainer import TrainingPlace
 from ultramed_rl.crew.online import Crew
-from ultramed_rl.records import PreferenceGroup, ReferenceLogprobs
+from ultramed_rl.records import PreferenceGroup, Prompt, ReferenceLogprobs
+from ultramed_rl.store.tables import write_records
 
 
 def learn(
     crew: Crew, pairs: Sequence[PreferenceGroup], references: Sequence[ReferenceLogprobs], number: int
 ) -> list[dict[str, float]]:
     """Each step's metrics; `number` seeds the order of the pairs."""
-    with crew.policy.awake():
+    with tempfile.TemporaryDirectory() as folder, crew.policy.awake():
+        write_round(Path(folder), pairs, references)
         crew.begin_training()
-        return list(crew.go_on_training(pairs, references, TrainingPlace(0, 1, number), 0))
+        return list(crew.go_on_training(Path(folder), TrainingPlace(0, 1, number), 0))
+
+
+def write_round(
+    folder: Path, groups: Sequence[PreferenceGroup], references: Sequence[ReferenceLogprobs]
+) -> None:
+    """As a round leaves them: prompts in their order, the others as they came, over several files."""
+    for name in ("pairs.parquet", "reference.parquet"):
+        (folder / name).mkdir(parents=True)
+    write_records([group.prompt for group in groups], Prompt, folder / "prompts.parquet")
+    backwards = list(zip(groups, references, strict=True))[::-1]
+    for number, part in enumerate(filter(None, (backwards[:2], backwards[2:]))):
+        pairs, weighed = zip(*part, strict=True)
+        write_records(pairs, PreferenceGroup, folder / "pairs.parquet" / f"{number:06d}.parquet")
+        write_records(weighed, ReferenceLogprobs, folder / "reference.parquet" / f"{number:06d}.parquet")
 
 
 def check_trained_alike(

@@ -137,7 +137,7 @@ def test_a_lost_policy_starts_again_and_its_weights_reach_a_new_engine(crew: Cre
     assert learn(crew, pairs, references, 0)
     crew.save_policy(tmp_path / "checkpoint")
     os.kill(process_of(crew.rollout.actors[0]), signal.SIGKILL)  # before the sync, which has to find it out
-    crew.sync(str(tmp_path / "checkpoint"), 1)
+    crew.sync(1, str(tmp_path / "checkpoint"))
     assert crew.rollout.call("version") == [1, 1]
     check_engines(crew, asked, 1)
     assert answers(crew, asked, 1) != said(completions), "the engines have the old weights"
@@ -182,16 +182,16 @@ def test_an_engine_that_dies_or_hangs_in_a_sync(
             os.kill(process_of(crew.rollout.actors[0]), strikes.pop())
 
     monkeypatch.setattr(crew, "_connect", connect_and_strike)
-    crew.sync(str(checkpoint), 2)
+    crew.sync(2, str(checkpoint))
     assert not strikes and crew.rollout.call("version") == [2, 2]
 
     strikes.append(signal.SIGSTOP)
     for group in (crew.policy, crew.rollout):
         monkeypatch.setattr(group, "patience_s", 15.0)
     with pytest.raises(RanksLost, match="policy: no sign of life for 15 s"):
-        crew.sync(str(checkpoint), 3)
+        crew.sync(3, str(checkpoint))
     crew.restart_policy(str(checkpoint), 3)
-    crew.sync(str(checkpoint), 3)
+    crew.sync(3, str(checkpoint))
     assert crew.rollout.call("version") == [3, 3]
     check_engines(crew, requests(crew, 4, 24), 3)
 

@@ -46,7 +46,11 @@ def write_config(root: Path, name: str, **changes: Any) -> Path:
 
 
 def pairs_of(run: Path, index: int) -> list[dict[str, Any]]:
-    return pq.read_table(run / "rounds" / f"{index:03d}" / "pairs.parquet").to_pylist()
+    """A round's pairs in the order of its prompts, in which they are learnt; in their files they stand as answers came."""
+    folder = run / "rounds" / f"{index:03d}"
+    prompts = pq.read_table(folder / "prompts.parquet")["prompt_id"].to_pylist()
+    rows = pq.read_table(folder / "pairs.parquet").to_pylist()
+    return sorted(rows, key=lambda row: prompts.index(row["prompt_id"]))
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +118,7 @@ def kill_when(process: subprocess.Popen[str], condition: Callable[[], bool], del
 
 def said(run: Path, index: int) -> list[tuple[str, list[list[int]]]]:
     """A round's pairs: whose they are, and the tokens of both answers."""
-    rows = pq.read_table(run / "rounds" / f"{index:03d}" / "pairs.parquet").to_pylist()
-    return [(row["group_id"], [c["token_ids"] for c in row["completions"]]) for row in rows]
+    return [(row["group_id"], [c["token_ids"] for c in row["completions"]]) for row in pairs_of(run, index)]
 
 
 @pytest.mark.slow
@@ -269,9 +272,6 @@ def test_a_policy_with_its_own_devices_learns_while_engines_generate(tiny_root: 
     assert 1 <= whole["early_steps"] <= whole["policy_steps"] == len(steps)
     pairs = pairs_of(run, 0)
     assert [row["samples"] for row in steps] == [len(pairs[i : i + 4]) for i in range(0, len(pairs), 4)]
-    prompts = [row["prompt_id"] for row in pq.read_table(run / "rounds/000/prompts.parquet").to_pylist()]
-    places = [prompts.index(pair["prompt_id"]) for pair in pairs]
-    assert places == sorted(places), "batches follow the prompts"
     # Engines kept on sampling from the policy that the round began with.
     assert steps[0]["rollout_gap"] < 1e-3
     scored = pq.read_table(run / "rounds" / "000" / "scored.parquet").to_pylist()

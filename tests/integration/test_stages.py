@@ -166,8 +166,7 @@ def wait_until(process: subprocess.Popen[str], condition: Callable[[], bool]) ->
 def kill_a_rank_when(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
     """SIGKILL one of the driver's training ranks as soon as the condition holds."""
     wait_until(process, condition)
-    since = psutil.Process(process.pid).create_time()  # Ray's workers are nobody's children
-    ranks = [p for p in psutil.process_iter() if p.create_time() >= since and is_rank(p)]
+    ranks = [p for p in psutil.Process(process.pid).children(recursive=True) if is_rank(p)]
     assert len(ranks) == 2, ranks
     ranks[1].kill()
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.learning import check_trained_alike
+from tests.learning import check_trained_alike, write_round
 from tests.tiny import make_tokenizer
 from ultramed_rl.actors.deepspeed_setup import EngineSpec
 from ultramed_rl.actors.policy import PolicyWorker
@@ -28,7 +28,6 @@ from ultramed_rl.learning.chunks import LOGITS_AT_ONCE
 from ultramed_rl.learning.packing import AnswerGroup
 from ultramed_rl.learning.preference_data import mismatched_answer
 from ultramed_rl.records import Completion, PreferenceGroup, Prompt, ReferenceLogprobs
-from ultramed_rl.store.tables import write_records
 
 
 def make_groups(answers: int = 2) -> tuple[list[PreferenceGroup], list[ReferenceLogprobs]]:
@@ -201,18 +200,6 @@ def test_batches_that_come_one_after_the_other_are_learnt_as_at_once(
             for name in ("step", "loss", "grad_norm", "learning_rate", "tokens"):
                 assert ours[name] == theirs[name], name
         assert all(torch.equal(weights[name], expected[name]) for name in expected)
-
-
-def write_round(folder: Path, groups: list[PreferenceGroup], references: list[ReferenceLogprobs]) -> None:
-    """As a round leaves them: prompts in their order, the others as they came, over several files."""
-    for name in ("pairs.parquet", "reference.parquet"):
-        (folder / name).mkdir(parents=True)
-    write_records([group.prompt for group in groups], Prompt, folder / "prompts.parquet")
-    backwards = list(zip(groups, references, strict=True))[::-1]
-    for number, part in enumerate((backwards[:2], backwards[2:])):
-        pairs, weighed = zip(*part, strict=True)
-        write_records(pairs, PreferenceGroup, folder / "pairs.parquet" / f"{number:06d}.parquet")
-        write_records(weighed, ReferenceLogprobs, folder / "reference.parquet" / f"{number:06d}.parquet")
 
 
 @pytest.mark.parametrize(

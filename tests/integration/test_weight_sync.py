@@ -55,7 +55,7 @@ def test_synced_engine_equals_a_fresh_one(tiny_root: Path, tmp_path: Path, tied:
     for version in (1, 2):  # an engine takes the second sync's weights straight into its layers
         assert learn(crew, pairs, references, version)
         crew.save_policy(tmp_path / f"checkpoint-{version}")
-        crew.sync(str(tmp_path / f"checkpoint-{version}"), version)
+        crew.sync(version, str(tmp_path / f"checkpoint-{version}"))
     synced = crew.generate(asked, 2, lambda _: None)
     crew.stop()
 

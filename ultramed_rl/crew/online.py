@@ -27,7 +27,6 @@ from ultramed_rl.learning.preference_data import reference_answers
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, PreferenceGroup, Prompt, ReferenceLogprobs, ScoredCompletion
 from ultramed_rl.store.atomic import remove
-from ultramed_rl.store.pairs import RoundPairs
 
 Result = TypeVar("Result")
 
@@ -228,7 +227,7 @@ class Crew(SamplingCrew):
             yield
 
     def reference_logprobs(
-        self, groups: RoundPairs, advance: Advance, known: Collection[str] = ()
+        self, groups: Sequence[PreferenceGroup], advance: Advance, known: Collection[str] = ()
     ) -> Iterator[ReferenceLogprobs]:
         """The reference policy's logprobs of every answer of each group, as they come, each group's once.
 
@@ -243,8 +242,8 @@ class Crew(SamplingCrew):
         mismatched, length = self.config.objective.kl == "mismatched", self.config.policy.max_length
         source = (
             (groups[index], reference_answers(groups, index, mismatched, length))
-            for index, name in enumerate(groups.ids)
-            if name not in known
+            for index in range(len(groups))
+            if groups[index].group_id not in known
         )
         with self.reference_awake():
             for reference in self.references.stream(source, self.exchange):
