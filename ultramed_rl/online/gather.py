@@ -99,7 +99,7 @@ class Gatherer:
     ) -> None:
         references = self._reference_phase() if self._streams_references else None
         if references is not None:
-            references.after = selection.phase
+            references.after = phase  # answers that are lost are asked for again, and weighed again
         if self.training is not None:
             self.training.begin()
         stream = Stream(self.crew, intake, phase, selection, references, self.training)
