@@ -24,7 +24,7 @@ def pairs_of_run(path: Path) -> list[AnswerGroup]:
     from ultramed_rl.store.tables import read_records
 
     groups = read_records(PreferenceGroup, path)
-    return [AnswerGroup(g.prompt.token_ids, [c.token_ids for c in g.completions]) for g in groups]
+    return [AnswerGroup.of(group) for group in groups]
 
 
 def ours(pairs: list[AnswerGroup], batch: int, budget: int) -> dict[str, Any]:

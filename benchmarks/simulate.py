@@ -195,7 +195,7 @@ class Policy(SimulatedTrainer):
     def load(self, model: Any, spec: Any, address: Any, checkpoint: str | None = None) -> None:
         self._join(address)
 
-    def learn_round(self, folder: str, *_: Any) -> None:  # type: ignore[override]
+    def learn_round(self, folder: str, *_: Any) -> None:
         pairs = read_json(Path(folder) / "pairs.json")["rows"]
         self.set_task(cast(Any, SimpleNamespace(lengths=range(pairs))))
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import datasets
 import torch
-from stage import Stage, read_jsonl
+from stage import Stage, read_jsonl, trl_settings
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -89,31 +89,16 @@ class Watched(OnlineDPOTrainer):
 
 def settings_of(job: Mapping[str, Any], steps_a_round: int) -> OnlineDPOConfig:
     """The job in TRL's words, and the fastest that it can do on CPU."""
-    training = job["training"]
     return OnlineDPOConfig(
-        output_dir=job["output"],
-        per_device_train_batch_size=job["peer_pass"],
-        gradient_accumulation_steps=training["batch_size"] // job["peer_pass"],
-        num_train_epochs=training["epochs"],
+        **trl_settings(job),
         train_sampling_strategy="sequential",  # the prompts of a round together
-        learning_rate=training["learning_rate"],
-        lr_scheduler_type=training["schedule"],
-        warmup_steps=training["warmup"],  # a share, as it is below 1
-        max_grad_norm=training["max_grad_norm"],
-        adam_beta2=0.95,
-        beta=job["beta"],
         max_new_tokens=job["max_new_tokens"],
         max_length=job["engine"]["max_length"],
         temperature=job["temperature"],
         use_vllm=False,
-        bf16=False,  # autocast would cast float32 weights in each pass: slower than weights in bfloat16
-        gradient_checkpointing=False,  # it would also generate without a cache
         save_strategy="steps",
         save_steps=steps_a_round,
         save_only_model=True,  # ours starts each round with a fresh optimizer
-        report_to=[],
-        use_cpu=True,
-        disable_tqdm=True,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from stage import Stage, read_jsonl
+from stage import Stage, read_jsonl, trl_settings
 
 
 def main() -> None:
@@ -26,27 +26,12 @@ def main() -> None:
         AutoModelForCausalLM.from_pretrained(job[name], dtype=getattr(torch, job["precision"]))
         for name in ("policy", "reference")
     )
-    training = job["training"]
     settings = DPOConfig(
-        output_dir=job["output"],
-        per_device_train_batch_size=job["peer_pass"],
-        gradient_accumulation_steps=training["batch_size"] // job["peer_pass"],
-        num_train_epochs=training["epochs"],
-        learning_rate=training["learning_rate"],
-        lr_scheduler_type=training["schedule"],
-        warmup_steps=training["warmup"],  # a share, as it is below 1
-        max_grad_norm=training["max_grad_norm"],
-        adam_beta2=0.95,
-        beta=job["beta"],
-        bf16=False,  # autocast would cast float32 weights in each pass: slower than weights in bfloat16
-        gradient_checkpointing=False,
+        **trl_settings(job),
         max_length=None,
         precompute_ref_log_probs=job["precompute"],
         logging_steps=1,
         save_strategy="no",
-        report_to=[],
-        use_cpu=True,
-        disable_tqdm=True,
     )
     trainer = Tokenized(
         model=policy,

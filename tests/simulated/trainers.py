@@ -94,7 +94,7 @@ class SimulatedTrainer(PolicyWorker):
         self.set_task(Learnt(objective))
         self._add(groups, references)
 
-    def learn_round(  # type: ignore[override]
+    def learn_round(
         self, folder: str, objective: Any, max_length: int, training: Any, place: Any, start: int
     ) -> None:
         pairs = RoundPairs(Path(folder))

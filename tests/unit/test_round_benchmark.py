@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from argparse import Namespace
@@ -153,7 +152,6 @@ def test_online_dpo_has_two_answers_and_whole_batches(tmp_path: Path) -> None:
 # -- the trainer itself ------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="needs trl")
 def test_trls_trainer_is_counted_round_by_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(STAGED)
     import online_dpo  # imported late: it takes seconds

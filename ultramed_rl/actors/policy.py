@@ -79,11 +79,20 @@ class PolicyWorker(TrainWorker):
         def task(
             groups: Sequence[PreferenceGroup], references: Sequence[ReferenceLogprobs] | None
         ) -> PreferenceTask:
-            check_groups(groups, self.shape.vocab, max_length, paired=not objective.unpaired)
-            data = PreferenceData.at_hand(groups, references, max_length, packed=self._packed)
+            data = self._at_hand(groups, references, objective, max_length)
             return PreferenceTask(self.engine, self.shape, data, objective)
 
         self.set_task(task(groups, references), task(*held_out) if held_out else None)
+
+    def _at_hand(
+        self,
+        groups: Sequence[PreferenceGroup],
+        references: Sequence[ReferenceLogprobs] | None,
+        objective: Objective,
+        max_length: int,
+    ) -> PreferenceData:
+        check_groups(groups, self.shape.vocab, max_length, paired=not objective.unpaired)
+        return PreferenceData.at_hand(groups, references, max_length, packed=self._packed)
 
     def learn_round(
         self,
@@ -137,10 +146,8 @@ class PolicyWorker(TrainWorker):
         """
         task = self.task
         assert isinstance(task, PreferenceTask), "no preferences are being learnt"
-        data, objective = task.data, task.objective
-        check_groups(groups, self.shape.vocab, data.max_length, paired=not objective.unpaired)
-        more = PreferenceData.at_hand(groups, references, data.max_length, packed=self._packed)
-        task.data = data.extended(more)
+        more = self._at_hand(groups, references, task.objective, task.data.max_length)
+        task.data = task.data.extended(more)
         (metrics,) = self.train(training, place, step, step + 1)
         return metrics
 

@@ -359,11 +359,6 @@ class Crew(SamplingCrew):
                 raise RanksLost(f"policy: an engine died in a weight sync ({error})") from error
         return sent
 
-    def adopt_reference(self, checkpoint: str) -> None:
-        """Make the reference the policy of this checkpoint, where it is one of its own."""
-        if needs_reference(self.config):
-            self.load_reference(checkpoint)
-
     def average_reference(self, checkpoint: str, directory: Path) -> None:
         """Write the reference moved towards a checkpoint: decay * reference + (1 - decay) * checkpoint's weights."""
         policy, decay = self.config.policy, self.config.reference.ema_decay

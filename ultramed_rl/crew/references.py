@@ -28,7 +28,7 @@ class ReferenceLane:
         """
         check_groups([group], self.vocab_size, self.max_length)
         if packed is None:
-            packed = AnswerGroup(group.prompt.token_ids, [c.token_ids for c in group.completions])
+            packed = AnswerGroup.of(group)
         self._answers[group.group_id] = len(group.completions)
         tokens = packed.packed_tokens
         self.pool.offer(Ticket(group.group_id, tokens, float(tokens)), packed)

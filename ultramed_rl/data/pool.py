@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import overload
 
 from ultramed_rl.config.data import Prompts
 from ultramed_rl.data.prompts import PromptPool, load_prompts
 from ultramed_rl.data.tokenize import Tokenizer
 from ultramed_rl.learning.seeds import seeded_number
 from ultramed_rl.records import Prompt
+from ultramed_rl.store.sequences import LazySequence
 from ultramed_rl.tracking import Progress
 
 
@@ -50,7 +50,7 @@ def check_rounds(pool: PromptPool, config: Prompts, rounds: int) -> None:
 
 
 @dataclass
-class PoolSlice(Sequence[Prompt]):
+class PoolSlice(LazySequence[Prompt]):
     """Prompts of a pool by their places in it."""
 
     pool: Sequence[Prompt]
@@ -59,14 +59,8 @@ class PoolSlice(Sequence[Prompt]):
     def __len__(self) -> int:
         return len(self.places)
 
-    @overload
-    def __getitem__(self, index: int) -> Prompt: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Prompt]: ...
-    def __getitem__(self, index: int | slice) -> Prompt | list[Prompt]:
-        if isinstance(index, slice):
-            return [self.pool[place] for place in self.places[index]]
-        return self.pool[self.places[index]]
+    def _at(self, place: int) -> Prompt:
+        return self.pool[self.places[place]]
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ class RoundMetrics:
 
     def __init__(self) -> None:
         self.answers = AnswerMetrics()
-        self._sums: Counter[str] = Counter(dict.fromkeys(("tokens_scored", "tokens_reference"), 0))
+        self._sums: Counter[str] = Counter()
         self._pairs, self._margins = 0, 0.0
 
     def add_answers(self, prompt: Prompt, scored: Sequence[ScoredCompletion]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from ultramed_rl.records import PreferenceGroup
 from ultramed_rl.token_ids import TokenIds
 
 
@@ -26,6 +27,11 @@ class AnswerGroup:
 
     prompt: Sequence[int]
     answers: Sequence[Sequence[int]]
+
+    @classmethod
+    def of(cls, group: PreferenceGroup) -> AnswerGroup:
+        """Those of a preference group."""
+        return cls(group.prompt.token_ids, [completion.token_ids for completion in group.completions])
 
     def __reduce__(self) -> tuple[Any, ...]:
         """One block of tokens between processes, not an object for each answer."""

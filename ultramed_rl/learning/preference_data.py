@@ -25,7 +25,7 @@ class GroupIndex:
     @classmethod
     def of(cls, groups: Sequence[PreferenceGroup], packed: bool) -> GroupIndex:
         """Of groups that are at hand."""
-        answers = [AnswerGroup(g.prompt.token_ids, [c.token_ids for c in g.completions]) for g in groups]
+        answers = [AnswerGroup.of(group) for group in groups]
         return cls(
             [g.group_id for g in groups],
             [len(a.answers) for a in answers],
@@ -80,8 +80,7 @@ class PreferenceData:
 
     def answers_of(self, index: int) -> AnswerGroup:
         """A group's token ids."""
-        group = self.groups[index]
-        return AnswerGroup(group.prompt.token_ids, [c.token_ids for c in group.completions])
+        return AnswerGroup.of(self.groups[index])
 
     def answer_count(self, index: int) -> int:
         """How many answers a group has."""

@@ -1,8 +1,4 @@
-"""A local checkpoint's weight files by their headers: what is in them is known before a weight is read. No torch.
-
-A safetensors file begins with the length of its header (8 bytes, little-endian), then the header: a JSON object of each
-weight's type, shape and place in the bytes that follow.
-"""
+"""A local checkpoint's weight files by their headers: what is in them is known before a weight is read. No torch."""
 
 from __future__ import annotations
 
@@ -10,8 +6,9 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from ultramed_rl.store.weights_header import read_header
+
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-_LONGEST_HEADER = 100_000_000  # bytes that the format allows
 _CURE = "copy or download it again"
 
 
@@ -57,14 +54,11 @@ def shown(names: Iterable[str], most: int = 3) -> str:
 
 
 def _read_header(file: Path) -> dict[str, dict[str, list[int]]]:
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        text = opened.read(min(length, _LONGEST_HEADER))
     try:
-        header: dict[str, dict[str, list[int]]] = json.loads(text)
-        header.pop("__metadata__", None)
-        whole = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
+        with file.open("rb") as opened:
+            begin, header = read_header(opened)
+        whole = begin + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    except (ValueError, TypeError):
         reason = _pointer(file) or ", or cut within its header"
         raise ValueError(f"{file}: not a safetensors file{reason}; {_CURE}") from None
     if file.stat().st_size != whole:

@@ -83,8 +83,10 @@ class Controller:
             self.exams.sit(self.store.initial, 0, self.crew)
         rows: list[Metrics] = [self.store.round(i).committed_metrics() for i in range(self.version)]
         self.policy_steps = int(sum(row["policy_steps"] for row in rows))
+        self.asked = [self.store.round(i).asked() for i in range(self.version)]
         for index in range(self.version, self.config.run.rounds):
             rows.append(self.run_round(self.store.round(index)))
+            self.asked.append(self.store.round(index).asked())
             on_round(rows[-1])
         return rows
 
@@ -134,9 +136,8 @@ class Controller:
 
     def choose_prompts(self, index: int) -> Sequence[Prompt]:
         seed, size = self.config.run.seed, self.config.prompts.per_round
-        asked = [self.store.round(i).asked() for i in range(index)]
         later = self.config.run.rounds - index - 1
-        prompts = prompts_for_round(self.pool.training, self.config.prompts, asked, seed, later)
+        prompts = prompts_for_round(self.pool.training, self.config.prompts, self.asked, seed, later)
         if self.config.training.early:  # batches follow this order; sources stand one after the other
             first = prompts.places[:size]
             random.Random(derive_seed(seed, "order", index)).shuffle(first)
@@ -228,7 +229,7 @@ class Controller:
             path, _ = record.phase_directory("reference_model", average, version)
             self.crew.load_reference(str(path))
         elif self.config.reference.update == "previous":
-            self.crew.adopt_reference(policy.saved)
+            self.crew.load_reference(policy.saved)
         return {"sync_seconds": sync["seconds"], "sync_bytes": sync["bytes"]}
 
     def evaluate(self, version: int) -> list[ScoredCompletion]:

@@ -137,7 +137,7 @@ class Gatherer:
         prompts: Sequence[Prompt],
         intake: Intake,
     ) -> None:
-        """First as many prompts as pairs are wanted, then as many as pairs are missing, see `PromptQuota`."""
+        """First as many prompts as pairs are wanted, then as many as pairs are missing: the same prompts as in a stream."""
         completions = ShardedPhase(self.record, "completions", Completion, *self._inputs)
         seconds = dict.fromkeys(("completions", "scored"), 0.0)
         done = set()

@@ -79,47 +79,11 @@ class RoundSelection:
             )
 
 
-class PromptQuota:
-    """Which of a round's prompts are asked: the shortest beginning of them that gives the pairs wanted.
-
-    Another one is asked while the pairs that there are, with one for each prompt that is not through yet, come to fewer
-    than are wanted. So none is asked in vain, and which are asked doesn't depend on whose answers come first.
-
-    Args:
-        least: prompts that are asked in any case: a killed run had asked them.
-    """
-
-    def __init__(self, wanted: int, least: int) -> None:
-        self.wanted, self.least = wanted, least
-        self.asked = self.pairs = self._through = 0
-
-    @property
-    def open(self) -> bool:
-        """Whether another prompt is to be asked now."""
-        under_way = self.asked - self._through
-        return self.asked < self.least or self.pairs + under_way < self.wanted
-
-    @property
-    def met(self) -> bool:
-        """Whether no other prompt will be asked."""
-        return self._through == self.asked and not self.open
-
-    def ask(self) -> None:
-        self.asked += 1
-
-    def settle(self, pair: bool) -> None:
-        """A prompt that was asked is through: its answers gave a pair, or not."""
-        self._through += 1
-        self.pairs += pair
-
-
 def asked_before(prompts: Iterable[Prompt], kept: Collection[str]) -> int:
     """How many prompts from the first on a killed run had asked, at least: up to the last of which something is kept."""
-    return (
-        max((place for place, p in enumerate(prompts, start=1) if p.prompt_id in kept), default=0)
-        if kept
-        else 0
-    )
+    if not kept:
+        return 0
+    return max(place for place, prompt in enumerate(prompts, start=1) if prompt.prompt_id in kept)
 
 
 class PromptLookup:

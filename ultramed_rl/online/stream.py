@@ -14,7 +14,7 @@ from ultramed_rl.cluster.pool import Outcome
 from ultramed_rl.crew.online import Crew
 from ultramed_rl.crew.scorers import Scored
 from ultramed_rl.online.intake import Intake
-from ultramed_rl.online.selection import PromptLookup, PromptQuota, RoundSelection, asked_before
+from ultramed_rl.online.selection import PromptLookup, RoundSelection, asked_before
 from ultramed_rl.online.training import RoundTraining
 from ultramed_rl.records import PreferenceGroup, Prompt, ReferenceLogprobs, ScoredCompletion
 from ultramed_rl.store.shards import ShardedPhase
@@ -60,13 +60,13 @@ class Stream:
     def run(self, prompts: Sequence[Prompt], wanted: int, advance: Callable[[int], None]) -> int:
         """Until as many pairs as are wanted, or all prompts, are through: scored and weighed, or set aside. Returns how many
         prompts were asked."""
-        kept = {scored.completion.prompt_id for scored in self.scored.read()}
-        self.quota = PromptQuota(wanted, asked_before(prompts, kept))
-        self._take_up(prompts)
+        kept = self._take_up(prompts)
+        self.wanted, self.asked, self.least = wanted, len(kept), asked_before(prompts, kept)
         source = (p for p in prompts if p.prompt_id not in kept)
         more = True
         while more or self._unfinished:
-            if more and (self.quota.met or not feed(source, lambda: self._wanted, self._set_out)):
+            enough = not self._prompts and not self._needed
+            if more and (enough or not feed(source, lambda: self._wanted, self._set_out)):
                 more = False
                 self.crew.engines.close()
             if not self._unfinished:
@@ -81,18 +81,28 @@ class Stream:
                 self._keep(scored, advance)
         if self.training is not None:
             self.training.advance()
-        return self.quota.asked
+        return self.asked
 
     def _set_out(self, prompt: Prompt) -> None:
-        self.quota.ask()
+        self.asked += 1
         self._prompts[prompt.prompt_id] = prompt
         self.crew.offer(self.rules.request(prompt))
+
+    @property
+    def _needed(self) -> bool:
+        """Whether another prompt is to be asked: while the pairs that there are, with one for each prompt under way, come to
+        fewer than are wanted; and as far as a killed run had asked.
+
+        So none is asked in vain, and which are asked doesn't depend on whose answers come first: they are the shortest
+        beginning of the round's prompts that gives the pairs wanted.
+        """
+        return self.asked < self.least or self.selection.pairs + len(self._prompts) < self.wanted
 
     @property
     def _wanted(self) -> bool:
         """Whether another prompt may set out: it is needed, and nobody on its way is behind."""
         reference = self.references is None or self.crew.references.pool.wanted
-        return self.quota.open and self.crew.engines.wanted and self.crew.scorers.wanted and reference
+        return self._needed and self.crew.engines.wanted and self.crew.scorers.wanted and reference
 
     @property
     def _unfinished(self) -> bool:
@@ -108,7 +118,7 @@ class Stream:
                 self.watch.note("completions")
             else:
                 del self._prompts[outcome.key]
-                self._give_up(outcome.key)
+                self._settle(outcome.key, None, None)
         elif outcome.role == "reference":
             assert self.references is not None
             reference = self.crew.references.take(outcome)
@@ -123,7 +133,7 @@ class Stream:
     def _keep(self, scored: Scored, advance: Callable[[int], None]) -> None:
         prompt = self._prompts.pop(scored.prompt_id)
         if not self.intake.accept_scored(scored):
-            self._give_up(scored.prompt_id)
+            self._settle(scored.prompt_id, None, None)
             return
         self.scored.keep(scored.answers)
         self.watch.note("scored")
@@ -135,7 +145,6 @@ class Stream:
     ) -> None:
         """A prompt's pair to the reference, if it has one and was not weighed; and what is known of it to the training."""
         pair = self.selection.take(prompt, answers)
-        self.quota.settle(pair is not None)
         reference = None if pair is None else weighed.get(pair.group_id)
         if pair is None or self.references is None or reference is not None:
             self._settle(prompt.prompt_id, pair, reference)
@@ -144,23 +153,21 @@ class Stream:
             self._weighing[pair.group_id] = pair
         self.crew.references.offer(pair)
 
-    def _give_up(self, prompt_id: str) -> None:
-        self.quota.settle(False)
-        self._settle(prompt_id, None, None)
-
     def _settle(
         self, prompt_id: str, pair: PreferenceGroup | None, reference: ReferenceLogprobs | None
     ) -> None:
         if self.training is not None:
             self.training.settle(prompt_id, pair, reference)
 
-    def _take_up(self, prompts: Sequence[Prompt]) -> None:
-        """What a killed run kept: its pairs, of which those that were not weighed go to the reference."""
+    def _take_up(self, prompts: Sequence[Prompt]) -> set[str]:
+        """The prompts whose answers a killed run kept. Of their pairs those that were not weighed go to the reference."""
         found = [] if self.references is None else self.references.read()
         weighed = {reference.group_id: reference for reference in found}
+        kept = set()
         for prompt, answers in answered_prompts(prompts, self.scored):
-            self.quota.ask()
+            kept.add(prompt.prompt_id)
             self._select(prompt, answers, weighed)
+        return kept
 
 
 def answered_prompts(

@@ -10,10 +10,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ultramed_rl.store.weights_header import read_header
 from ultramed_rl.token_ids import TokenIds
 
 _BLOCK, _BLOCKS = 2**16, 64  # bytes, and how many of a large file count
-_IN_TENSOR, _LONGEST_HEADER = 2**12, 10**8  # bytes
+_IN_TENSOR = 2**12  # bytes
 
 
 def digest_inputs(inputs: Iterable[Any]) -> str:
@@ -79,14 +80,12 @@ def digest_sampled(path: Path) -> str:
 
 def _tensors(file: BinaryIO) -> list[tuple[int, int]]:
     """Where each tensor begins and ends, by the file's header; nothing in a file that has none."""
-    file.seek(0)
-    length = int.from_bytes(file.read(8), "little")
     try:
-        header = json.loads(file.read(length)) if length <= _LONGEST_HEADER else {}
-        places = [entry["data_offsets"] for name, entry in sorted(header.items()) if name != "__metadata__"]
-        return [(8 + length + start, 8 + length + end) for start, end in places]
-    except (ValueError, TypeError, KeyError, AttributeError):  # looked at where it is loaded
+        begin, header = read_header(file)
+    except ValueError:  # looked at where it is loaded
         return []
+    places = (entry["data_offsets"] for _, entry in sorted(header.items()))
+    return [(begin + start, begin + end) for start, end in places]
 
 
 def _block_starts(size: int) -> Iterator[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,15 +13,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ultramed_rl.records import PreferenceGroup, ReferenceLogprobs
+from ultramed_rl.store.sequences import LazySequence
 from ultramed_rl.store.shards import shard_files
-from ultramed_rl.store.tables import read_records, told_of
+from ultramed_rl.store.tables import read_records, records_of_table, told_of
 
 _OPEN_FILES = (
     4  # whose records are kept by those who read one after the other: few pairs are far from their place
 )
 
 
-class RoundPairs(Sequence[PreferenceGroup]):
+class RoundPairs(LazySequence[PreferenceGroup]):
     """Pairs by their place. The files hold them in the order in which their answers came, which is no one's choice: what
     is learnt goes by the prompts' order, and so doesn't depend on who was faster.
 
@@ -46,8 +47,9 @@ class RoundPairs(Sequence[PreferenceGroup]):
         tables = [_read_columns(file) for file in self._files]
         self._starts = np.cumsum([0, *(len(table) for table in tables)])
         table = pa.concat_tables(tables)
-        prompts = _column(shard_files(folder / "prompts.parquet"), "prompt_id")
-        places = pc.index_in(table["prompt_id"], value_set=prompts)
+        with told_of(folder / "prompts.parquet"):
+            prompts = pq.read_table(folder / "prompts.parquet", columns=["prompt_id"])
+        places = pc.index_in(table["prompt_id"], value_set=prompts["prompt_id"])
         assert not places.null_count, f"{folder}: pairs of prompts that are not the round's"
         self._order = np.argsort(places.to_numpy(), kind="stable")
         self.ids: list[str] = table["group_id"].take(pa.array(self._order)).to_pylist()
@@ -69,21 +71,15 @@ class RoundPairs(Sequence[PreferenceGroup]):
         for number, file in enumerate(self._files):
             inside = (rows >= self._starts[number]) & (rows < self._starts[number + 1])
             if inside.any():
-                records = read_records(PreferenceGroup, file, (rows[inside] - self._starts[number]).tolist())
+                with told_of(file):
+                    table = pq.read_table(file).take(pa.array(rows[inside] - self._starts[number]))
+                records = records_of_table(PreferenceGroup, table)
                 self._loaded.update(zip(places[inside].tolist(), records, strict=True))
 
-    @overload
-    def __getitem__(self, index: int) -> PreferenceGroup: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[PreferenceGroup]: ...
-    def __getitem__(self, index: int | slice) -> PreferenceGroup | list[PreferenceGroup]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        if index in self._loaded:
-            return self._loaded[index]
-        row = self._order[index]
+    def _at(self, place: int) -> PreferenceGroup:
+        if place in self._loaded:
+            return self._loaded[place]
+        row = self._order[place]
         number = int(np.searchsorted(self._starts, row, side="right")) - 1
         return self._read(number)[row - self._starts[number]]
 
@@ -94,36 +90,22 @@ def read_references(folder: Path, ids: Sequence[str]) -> list[ReferenceLogprobs]
     Raises:
         ValueError: files that cannot be read, or without one of them.
     """
-    files = shard_files(folder / "reference.parquet")
-    rows = pc.index_in(pa.array(ids, type=pa.string()), value_set=_column(files, "group_id"))
+    file = folder / "reference.parquet"
+    with told_of(file):
+        table = pq.read_table(file)
+    rows = pc.index_in(pa.array(ids, type=pa.string()), value_set=table["group_id"])
     if rows.null_count:
         raise ValueError(
-            f"{folder / 'reference.parquet'}: has no logprobs of {rows.null_count} of the round's pairs; put it back, or "
+            f"{file}: has no logprobs of {rows.null_count} of the round's pairs; put it back, or "
             "delete it and reference.json beside it to compute it again"
         )
-    found: dict[str, ReferenceLogprobs] = {}
-    wanted, start = np.unique(rows.to_numpy()), 0
-    for file in files:
-        with told_of(file):
-            end = start + pq.read_metadata(file).num_rows
-        inside = wanted[(wanted >= start) & (wanted < end)] - start
-        found.update((r.group_id, r) for r in read_records(ReferenceLogprobs, file, inside.tolist()))
-        start = end
-    return [found[name] for name in ids]
+    return records_of_table(ReferenceLogprobs, table.take(rows))
 
 
 def _read_columns(file: Path) -> pa.Table:
     columns = ["group_id", "prompt_id", "prompt_token_ids", "completions.list.element.token_ids"]
     with told_of(file), pq.ParquetFile(file) as parquet:
         return parquet.read(columns=columns)
-
-
-def _column(files: Sequence[Path], name: str) -> pa.ChunkedArray:
-    chunks = []
-    for file in files:
-        with told_of(file):
-            chunks += pq.read_table(file, columns=[name])[name].chunks
-    return pa.chunked_array(chunks, type=pa.string())
 
 
 def _costs(table: pa.Table) -> np.ndarray:

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from ultramed_rl.store.artifacts import ArtifactFolder, read_json, read_numbers
 from ultramed_rl.store.atomic import write_json
+from ultramed_rl.store.tables import told_of
 
 
 class RoundRecord(ArtifactFolder):
@@ -27,7 +28,9 @@ class RoundRecord(ArtifactFolder):
 
     def asked(self) -> Counter[int]:
         """How many of its prompts the round has asked, by their source."""
-        sources = pq.read_table(self.artifact("prompts"), columns=["source"])["source"]
+        prompts = self.artifact("prompts")
+        with told_of(prompts):
+            sources = pq.read_table(prompts, columns=["source"])["source"]
         return Counter(sources[: self.manifest("scored").get("asked")].to_pylist())
 
     @property

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
+from ultramed_rl.store.sequences import LazySequence
 from ultramed_rl.store.tables import record_from_row, row_of_record, schema_of
 
 T = TypeVar("T")
@@ -25,7 +26,7 @@ def write_samples(records: Iterable[T], kind: type[T], path: Path) -> int:
     return count
 
 
-class SampleFile(Sequence[T], Generic[T]):
+class SampleFile(LazySequence[T]):
     """The records of a file by index, memory-mapped. It is sent between processes as its path."""
 
     def __init__(self, path: Path, kind: type[T]) -> None:
@@ -41,17 +42,9 @@ class SampleFile(Sequence[T], Generic[T]):
     def __len__(self) -> int:
         return self._length
 
-    @overload
-    def __getitem__(self, index: int) -> T: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[T]: ...
-    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self._length))]
-        if not -self._length <= index < self._length:
-            raise IndexError(index)
-        batch, place = divmod(index % self._length, _ROWS)
-        return record_from_row(self.kind, self._reader.get_batch(batch).slice(place, 1).to_pylist()[0])
+    def _at(self, place: int) -> T:
+        batch, row = divmod(place, _ROWS)
+        return record_from_row(self.kind, self._reader.get_batch(batch).slice(row, 1).to_pylist()[0])
 
     def __iter__(self) -> Iterator[T]:
         for number in range(self._reader.num_record_batches):

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar
 
 import pyarrow.parquet as pq
 
 from ultramed_rl.store.artifacts import ArtifactFolder
 from ultramed_rl.store.parts import Parts
+from ultramed_rl.store.sequences import LazySequence
 from ultramed_rl.store.tables import read_records, told_of
 
 T = TypeVar("T")
@@ -21,44 +24,35 @@ SHARD_RECORDS = 4000
 SHARD_SECONDS = 20.0
 
 
-class RecordFiles(Sequence[T], Generic[T]):
+class RecordFiles(LazySequence[T]):
     """The records of a parquet file or of a folder of such, in the order in which they came; some thousands are in memory
     at a time."""
 
     def __init__(self, path: Path, kind: type[T]) -> None:
         self.kind = kind
-        self._blocks = [
+        blocks = [
             (file, block, rows) for file in shard_files(path) for block, rows in enumerate(_count_rows(file))
         ]
-        self._counts = [rows for *_, rows in self._blocks]
+        self._blocks = [(file, block) for file, block, _ in blocks]
+        self._starts = [0, *accumulate(rows for *_, rows in blocks)]
         self._open: tuple[int, list[T]] = (-1, [])
 
     def __len__(self) -> int:
-        return sum(self._counts)
+        return self._starts[-1]
 
     def __iter__(self) -> Iterator[T]:
         for number in range(len(self._blocks)):
             yield from self._read(number)
 
     def _read(self, number: int) -> list[T]:
-        file, block, _ = self._blocks[number]
+        file, block = self._blocks[number]
         return read_records(self.kind, file, block=block)
 
-    @overload
-    def __getitem__(self, index: int) -> T: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[T]: ...
-    def __getitem__(self, index: int | slice) -> T | list[T]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        place = index + len(self) if index < 0 else index
-        for number, count in enumerate(self._counts):
-            if place < count:
-                if self._open[0] != number:
-                    self._open = (number, self._read(number))
-                return self._open[1][place]
-            place -= count
-        raise IndexError(index)
+    def _at(self, place: int) -> T:
+        number = bisect_right(self._starts, place) - 1
+        if self._open[0] != number:
+            self._open = (number, self._read(number))
+        return self._open[1][place - self._starts[number]]
 
 
 class ShardedPhase(Generic[T]):

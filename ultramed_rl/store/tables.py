@@ -111,25 +111,22 @@ def write_table(table: pa.Table, path: Path) -> None:
     pq.write_table(table, path, compression=_COMPRESSION)
 
 
-def read_records(
-    kind: type[T], path: Path, rows: Sequence[int] | None = None, *, block: int | None = None
-) -> list[T]:
-    """Read what `write_records` wrote; or one block of it, or these rows of it in their order.
-
-    Raises:
-        ValueError: a file that isn't parquet.
-    """
+def read_records(kind: type[T], path: Path, *, block: int | None = None) -> list[T]:
+    """Read what `write_records` wrote, or one block of it. Raises ValueError for a file that isn't parquet."""
     with told_of(path):
         table = pq.read_table(path) if block is None else pq.ParquetFile(path).read_row_group(block)
-    if rows is not None:
-        table = table.take(pa.array(rows, type=pa.int64()))
+    return records_of_table(kind, table)
+
+
+def records_of_table(kind: type[T], table: pa.Table) -> list[T]:
+    """What `table_of_records` was given."""
     tokens = [field.name for field in table.schema if field.type == _TOKENS]
     columns = [_token_lists(table.column(name)) for name in tokens]
-    found = table.drop_columns(tokens).to_pylist()
+    rows = table.drop_columns(tokens).to_pylist()
     for name, lists in zip(tokens, columns, strict=True):
-        for row, ids in zip(found, lists, strict=True):
+        for row, ids in zip(rows, lists, strict=True):
             row[name] = ids
-    return [record_from_row(kind, row) for row in found]
+    return [record_from_row(kind, row) for row in rows]
 
 
 def schema_of(kind: type) -> pa.Schema:

@@ -33,7 +33,7 @@ class RankingTask:
         objective: BradleyTerry | LogExp,
     ) -> None:
         self.engine, self.shape, self.groups, self.objective = engine, shape, groups, objective
-        costs = [(_answers(g), g.prompt.kind) for g in groups]
+        costs = [(AnswerGroup.of(g), g.prompt.kind) for g in groups]
         packed = is_packed(engine.module.lm)
         self.lengths = [a.packed_tokens if packed else a.padded_tokens for a, _ in costs]
         self.kinds = sorted({kind for _, kind in costs})
@@ -48,7 +48,7 @@ class RankingTask:
     ) -> Iterator[torch.Tensor]:
         for micro in micro_batches:
             groups = [self.groups[i] for i in micro.indices]
-            packed = pack_groups([_answers(g) for g in groups], self.engine.device)
+            packed = pack_groups([AnswerGroup.of(g) for g in groups], self.engine.device)
             rewards = self.engine.backend(packed)
             pairs = ranked_pairs([g.rewards for g in groups], rewards.device)
             losses = self._losses_of(rewards, pairs)
@@ -101,7 +101,3 @@ class RankingTask:
         for place, kind in enumerate(self.kinds):
             known = sum(count for own, count in counted if own == kind)
             sums.add(**{f"pairs:{kind}": known, f"right:{kind}": by_kind[place]})
-
-
-def _answers(group: PreferenceGroup) -> AnswerGroup:
-    return AnswerGroup(group.prompt.token_ids, [c.token_ids for c in group.completions])
