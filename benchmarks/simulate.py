@@ -64,6 +64,7 @@ from ultramed_rl.crew.scorers import Scorers
 from ultramed_rl.data.prompts import PromptPool
 from ultramed_rl.learning.packing import AnswerGroup
 from ultramed_rl.learning.seeds import derive_seed
+from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.online.controller import Controller
 from ultramed_rl.online.watcher import RunWatcher
 from ultramed_rl.records import Completion, Message, Prompt
@@ -415,6 +416,8 @@ class PolicyTokens:
     )
     marker = re.compile("|".join(f"<\\|?{name}\\|?>" for name in names.split()))
     held = np.zeros(2, dtype=bool)
+    end_id = 2
+    spell_out = ChatTokenizer.spell_out
 
     @property
     def controls(self) -> PolicyTokens:
@@ -423,10 +426,8 @@ class PolicyTokens:
     def count(self, text: str) -> int:
         return len(self.marker.findall(text))
 
-    def spell_out(self, token_ids: Sequence[int]) -> Sequence[int]:
-        ids = np.frombuffer(TokenIds(token_ids).packed, dtype=np.int32)
-        assert not np.take(self.held, ids, mode="clip").any()
-        return token_ids
+    def among(self, token_ids: np.ndarray) -> np.ndarray:
+        return self.held.take(token_ids, mode="clip")
 
 
 # `wall`: seconds by the wall, with waits for the disk. `cpu`: of the calling thread, where others use the machine.

@@ -180,5 +180,5 @@ def _slice_of_passes(part: PoolSlice, used: Sequence[int], most: int, size: int,
 
 
 def _shuffled(part: PoolSlice, seed: int, occasion: object) -> list[int]:
-    numbers = [seeded_number(seed, occasion, prompt.prompt_id) for prompt in part]
+    numbers = [seeded_number(seed, occasion, part.pool[place].prompt_id) for place in part.places]
     return [place for _, place in sorted(zip(numbers, part.places, strict=True))]

@@ -68,7 +68,7 @@ class ControlTokens:
 
     def among(self, token_ids: np.ndarray) -> np.ndarray:
         """Of each id whether it is a control token's."""
-        return np.take(self._held, token_ids, mode="clip")
+        return self._held.take(token_ids, mode="clip")
 
     def spell(self, token: int) -> list[int]:
         """The tokens of a control token's letters."""
