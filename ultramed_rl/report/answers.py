@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -108,6 +108,14 @@ def read_prompts(path: Path, wanted: set[str]) -> dict[str, dict[str, Any]]:
         for batch in _batches(shard_files(path), ["prompt_id", "messages", "answer", "kind"])
         for row in _of_prompts(batch, wanted)
     }
+
+
+def by_prompt(answers: Iterable[Answer]) -> list[list[Answer]]:
+    """The answers of each prompt."""
+    found: dict[str, list[Answer]] = {}
+    for answer in answers:
+        found.setdefault(answer.prompt_id, []).append(answer)
+    return list(found.values())
 
 
 def is_refusal(text: str) -> bool:
