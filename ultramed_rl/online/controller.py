@@ -83,10 +83,11 @@ class Controller:
             self.exams.sit(self.store.initial, 0, self.crew)
         rows: list[Metrics] = [self.store.round(i).committed_metrics() for i in range(self.version)]
         self.policy_steps = int(sum(row["policy_steps"] for row in rows))
-        self.asked = [self.store.round(i).asked() for i in range(self.version)]
+        results = self.config.prompts.unpaired_every is not None
+        self.asked = [self.store.round(i).asked(results) for i in range(self.version)]
         for index in range(self.version, self.config.run.rounds):
             rows.append(self.run_round(self.store.round(index)))
-            self.asked.append(self.store.round(index).asked())
+            self.asked.append(self.store.round(index).asked(results))
             on_round(rows[-1])
         return rows
 
