@@ -64,6 +64,7 @@ from ultramed_rl.crew.scorers import Scorers
 from ultramed_rl.data.prompts import PromptPool
 from ultramed_rl.learning.packing import AnswerGroup
 from ultramed_rl.learning.seeds import derive_seed
+from ultramed_rl.models.controls import ControlTokens
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.online.controller import Controller
 from ultramed_rl.online.watcher import RunWatcher
@@ -414,17 +415,14 @@ class PolicyTokens:
         "endoftext im_start im_end repo_name reponame file_sep filename gh_stars issue_start issue_comment issue_closed "
         "jupyter_start jupyter_text jupyter_code jupyter_output jupyter_script empty_output"
     )
-    marker = re.compile("|".join(f"<\\|?{name}\\|?>" for name in names.split()))
+    _marker, _firsts = re.compile("|".join(f"<\\|?{name}\\|?>" for name in names.split())), "<"
     held = np.zeros(2, dtype=bool)
     end_id = 2
-    spell_out = ChatTokenizer.spell_out
+    spell_out, count = ChatTokenizer.spell_out, ControlTokens.count
 
     @property
     def controls(self) -> PolicyTokens:
         return self
-
-    def count(self, text: str) -> int:
-        return len(self.marker.findall(text))
 
     def among(self, token_ids: np.ndarray) -> np.ndarray:
         return self.held.take(token_ids, mode="clip")
