@@ -218,5 +218,8 @@ def _next_passes(part: PoolSlice, asked: Sequence[Asked], every: int) -> np.ndar
 
 
 def _shuffled(part: PoolSlice, seed: int, occasion: object) -> list[int]:
-    numbers = [seeded_number(seed, occasion, part.pool[place].prompt_id) for place in part.places]
-    return [place for _, place in sorted(zip(numbers, part.places, strict=True))]
+    names = (part.pool[place].prompt_id for place in part.places)
+    drawn = (seeded_number(seed, occasion, name) for name in names)
+    numbers, places = np.fromiter(drawn, dtype=np.uint64, count=len(part)), np.array(part.places)
+    shuffled: list[int] = places[np.lexsort((places, numbers))].tolist()
+    return shuffled
