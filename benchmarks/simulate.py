@@ -238,11 +238,19 @@ def request_of(prompt: Prompt, n: int) -> SamplingRequest:
     return SamplingRequest(prompt, n, 1.0, 1.0, LIMIT, derive_seed(SEED, 0, prompt.prompt_id))
 
 
-def run_config(sizes: Sizes, count: int, n: int, folder: Path) -> RunConfig:
+def run_config(
+    sizes: Sizes, count: int, n: int, folder: Path, rounds: int = 1, overlap: int = 0
+) -> RunConfig:
     """A run of this size; nothing in it is loaded."""
     return parse_config(
         {
-            "run": {"name": "simulated", "rounds": 1, "directory": str(folder), "seed": SEED},
+            "run": {
+                "name": "simulated",
+                "rounds": rounds,
+                "overlap": overlap,
+                "directory": str(folder),
+                "seed": SEED,
+            },
             "policy": {"path": "HuggingFaceTB/SmolLM2-135M-Instruct", "max_length": 2048},
             "reward": {
                 "train": {"learning_rate": 1.0e-5, "batch_size": 1},
@@ -351,7 +359,7 @@ def simulate(engines: int, count: int, n: int, kind: str, folder: str) -> dict[s
     path = Path(tempfile.mkdtemp(prefix="simulate-", dir=folder or None))
     started, beside = time.perf_counter(), time.process_time() - time.thread_time()
     try:
-        ray, metrics = run_round(run_config(sizes, count, n, path), prompts, held_out, answers, kind)
+        ray, (metrics,) = run_rounds(run_config(sizes, count, n, path), prompts, held_out, answers, kind)
         beside = time.process_time() - time.thread_time() - beside
         written = sum(file.stat().st_size for file in path.rglob("*.parquet"))
     finally:
@@ -382,10 +390,10 @@ def simulate(engines: int, count: int, n: int, kind: str, folder: str) -> dict[s
     }
 
 
-def run_round(
+def run_rounds(
     config: RunConfig, prompts: Prompts, held_out: Sequence[Prompt], answers: Answers, kind: str
-) -> tuple[SimulatedRay, dict[str, float]]:
-    """A run of one round; the simulated Ray knows how long it took."""
+) -> tuple[SimulatedRay, list[dict[str, float]]]:
+    """A run and its rounds' metrics; the simulated Ray knows how long it took."""
     Engine.answers = answers
     workers = {RolloutWorker: Engine, PolicyWorker: Policy, RewardWorker: Reward, ReferenceWorker: Reference}
     ray = SimulatedRay(workers, timer=CLOCKS[kind])
@@ -401,10 +409,10 @@ def run_round(
             controller = Controller(config, store, crew, pool, tracker, watcher)
             ray.monotonic()
             ray.time = ray.driver_s = 0.0  # the round begins
-            (metrics,) = controller.run(lambda row: None)
+            rounds = controller.run(lambda row: None)
             write_report(store.path)
             ray.monotonic()  # what came after the last event
-    return ray, metrics
+    return ray, rounds
 
 
 class PolicyTokens:
