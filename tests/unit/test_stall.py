@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from tests.unit.test_status import beat, open_run, wait_for
 from ultramed_rl.tracking import watched
 from ultramed_rl.tracking.heartbeat import note_waits
-from ultramed_rl.tracking.spans import TIMELINE, Span, span_line
 from ultramed_rl.tracking.stall import RoleState, StallWatch, explain_wait
 from ultramed_rl.tracking.status import read_status
 from ultramed_rl.tracking.status_view import render_status, status_mapping
+from ultramed_rl.tracking.timeline import TIMELINE, Span, span_line
 
 # All at work: nobody waits.
 ROLLOUT = RoleState("rollout", 4, 0, 4, 10, 48, 100, (), 3.0)

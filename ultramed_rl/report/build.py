@@ -14,13 +14,13 @@ from ultramed_rl.report.health import length_section, pair_section, refusal_sect
 from ultramed_rl.report.length import check_length
 from ultramed_rl.report.online_run import OnlineRun, read_online_run
 from ultramed_rl.report.outcome import frontier_section, reward_section, win_section
-from ultramed_rl.report.run_files import RunFiles, read_run
 from ultramed_rl.report.samples import choose_samples
 from ultramed_rl.report.setup import config_section, environment_section
 from ultramed_rl.report.stage import stage_sections
 from ultramed_rl.report.summary import summary_section
 from ultramed_rl.report.timeline import timeline_section
 from ultramed_rl.store.atomic import write_whole
+from ultramed_rl.store.run_reader import RunReader
 from ultramed_rl.tracking.page import page_html
 from ultramed_rl.tracking.page_parts import Section
 
@@ -44,7 +44,7 @@ def write_report(run_dir: Path, output: Path | None = None) -> Path:
         ValueError: no run in `run_dir`, or files that are not what was written.
         RuntimeError: the disk is full.
     """
-    files = read_run(Path(run_dir))
+    files = RunReader.of(Path(run_dir))
     output = files.path / NAME if output is None else Path(output)
     html = online_html(files) if files.type == "online" else stage_html(files)
     return write_page(html, output)
@@ -57,7 +57,7 @@ def write_page(html: str, output: Path) -> Path:
     return output
 
 
-def online_html(files: RunFiles) -> str:
+def online_html(files: RunReader) -> str:
     """The page of an online run; samples fill the room that the rest leaves."""
     run = read_online_run(files)
     before, after = online_sections(run)
@@ -113,7 +113,7 @@ def online_subtitle(run: OnlineRun) -> str:
     )
 
 
-def stage_html(files: RunFiles) -> str:
+def stage_html(files: RunReader) -> str:
     """The page of a stage."""
     sections = [*stage_sections(files), config_section(files), environment_section(files)]
     return page_html(files.name, sections, f"{files.type} · seed {files.setting('run.seed', '?')}", FOOTER)

@@ -14,7 +14,6 @@ from typing import Any
 
 from ultramed_rl.evaluation.statistics import Interval, McNemar, mcnemar, paired_bootstrap
 from ultramed_rl.report.online_run import Change, OnlineRun, Policy, compare_prompts, win_shares
-from ultramed_rl.report.run_files import manifests
 from ultramed_rl.store.artifacts import read_json
 
 _RESAMPLES = 2000
@@ -67,7 +66,7 @@ def reward_difference(first: OnlineRun, other: OnlineRun) -> str:
 
 def _reward_identity(run: OnlineRun) -> dict[str, Any]:
     """What makes the reward: the digest of a model that the run trained, else what its config names."""
-    trained = manifests(run.files.path / "initial").get("reward_model")
+    trained = run.files.manifests("initial").get("reward_model")
     if trained is not None:
         return {"the trained reward model's digest": trained["digest"]}
     section = run.files.setting("reward", {})

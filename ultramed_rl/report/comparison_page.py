@@ -20,8 +20,8 @@ from ultramed_rl.report.figures import Axes, distribution_figure, interval_figur
 from ultramed_rl.report.length import check_length
 from ultramed_rl.report.online_run import OnlineRun, read_online_run
 from ultramed_rl.report.outcome import mean_over_prompts, policy_label
-from ultramed_rl.report.run_files import RunFiles, read_run
 from ultramed_rl.report.words import DASH, interval_words, share_words
+from ultramed_rl.store.run_reader import RunReader
 from ultramed_rl.tracking.page import page_html
 from ultramed_rl.tracking.page_parts import Callout, Heading, Note, PageTable, Part, Section
 
@@ -37,7 +37,7 @@ def write_comparison(run_dirs: Sequence[Path], output: Path) -> Path:
         raise ValueError(
             f"{len(run_dirs)} runs given: a comparison needs two or more; name another run's folder"
         )
-    files = named_apart([read_run(Path(path)) for path in run_dirs])
+    files = named_apart([RunReader.of(Path(path)) for path in run_dirs])
     twice = [
         one.path for place, one in enumerate(files) if one.path in [other.path for other in files[:place]]
     ]
@@ -57,22 +57,21 @@ def write_comparison(run_dirs: Sequence[Path], output: Path) -> Path:
     return write_page(page_html(title, sections, subtitle, FOOTER), Path(output))
 
 
-def named_apart(files: Sequence[RunFiles]) -> list[RunFiles]:
+def named_apart(files: Sequence[RunReader]) -> list[RunReader]:
     """Runs that share a name get their folder's, and its parent's, so that all names differ."""
     names = [one.name for one in files]
     if len(set(names)) == len(names):
         return list(files)
-    apart: list[RunFiles] = []
+    apart: list[RunReader] = []
     for place, one in enumerate(files):
         name = f"{one.path.parent.name}/{one.path.name}" if names.count(one.name) > 1 else one.name
         if any(other.name == name for other in apart):
             name = f"{name} ({place + 1})"
-        config = {**one.config, "run": {**one.config.get("run", {}), "name": name}}
-        apart.append(RunFiles(one.path, config, one.metrics))
+        apart.append(RunReader(one.path, name))
     return apart
 
 
-def _online_sections(files: Sequence[RunFiles]) -> list[Section]:
+def _online_sections(files: Sequence[RunReader]) -> list[Section]:
     runs = [read_online_run(one) for one in files]
     pairs = [compare_runs(runs[0], other) for other in runs[1:]]
     return [

@@ -12,10 +12,10 @@ from ultramed_rl.report.exams import score_words
 from ultramed_rl.report.figures import Axes, stacked_figure
 from ultramed_rl.report.online_run import OnlineRun
 from ultramed_rl.report.presets import ABSENT, flatten
-from ultramed_rl.report.run_files import Metrics, RunFiles, manifests, phase_seconds
 from ultramed_rl.report.setup import environment_rows, shown
 from ultramed_rl.report.words import DASH, MARKS, duration, interval_words, number, share_words, spoken
 from ultramed_rl.store.artifacts import read_numbers
+from ultramed_rl.store.run_reader import Metrics, RunReader
 from ultramed_rl.tracking.page_parts import Note, PageTable, Part, Section
 
 _MOST_FIGURES = 60
@@ -43,7 +43,7 @@ def runs_table(runs: Sequence[OnlineRun]) -> PageTable:
     return PageTable(columns, tuple(rows))
 
 
-def stage_table(files: Sequence[RunFiles]) -> Section:
+def stage_table(files: Sequence[RunReader]) -> Section:
     """The figures that stages ended with, side by side; no test: samples' own figures are not kept."""
     figures = {one.name: _stage_figures(one) for one in files}
     names = list(dict.fromkeys(name for found in figures.values() for name in found))
@@ -59,8 +59,8 @@ def stage_table(files: Sequence[RunFiles]) -> Section:
     return Section("Figures", (PageTable(("Figure", *(one.name for one in files)), rows), note))
 
 
-def _stage_figures(files: RunFiles) -> Metrics:
-    made = manifests(files.path)
+def _stage_figures(files: RunReader) -> Metrics:
+    made = files.manifests()
     for name in ("model", "records", "pairs"):
         if name in made:
             return read_numbers(made[name].get("metrics", {}))
@@ -97,7 +97,7 @@ def benchmark_section(runs: Sequence[OnlineRun]) -> Section:
     return Section("Benchmarks", (table, note))
 
 
-def time_section(files: Sequence[RunFiles]) -> Section:
+def time_section(files: Sequence[RunReader]) -> Section:
     """Seconds by phase, a bar for each run."""
     found = [_phases(one) for one in files]
     names = list(dict.fromkeys(name for seconds in found for name in seconds))
@@ -109,22 +109,22 @@ def time_section(files: Sequence[RunFiles]) -> Section:
     return Section("Time", (figure, note) if names else ("Nothing is finished yet.",))
 
 
-def _phases(files: RunFiles) -> Metrics:
+def _phases(files: RunReader) -> Metrics:
     folders = [files.path, files.path / "initial", *sorted((files.path / "rounds").glob("[0-9]*"))]
     total: Metrics = {}
     for folder in folders:
-        for name, seconds in phase_seconds(folder).items():
+        for name, seconds in files.seconds(folder).items():
             total[name] = total.get(name, 0.0) + (seconds if math.isfinite(seconds) else 0.0)
     return total
 
 
-def config_section(files: Sequence[RunFiles]) -> Section:
+def config_section(files: Sequence[RunReader]) -> Section:
     """The settings in which the runs differ."""
     flat = [flatten(one.config) for one in files]
     return _differences("Config", "Setting", files, flat, lambda key: key.startswith("run."))
 
 
-def environment_section(files: Sequence[RunFiles]) -> Section:
+def environment_section(files: Sequence[RunReader]) -> Section:
     """The versions and machines in which the runs differ."""
     found = [one.environment() for one in files]
     unknown = [one.name for one, (_, recorded) in zip(files, found, strict=True) if not recorded]
@@ -141,7 +141,7 @@ def environment_section(files: Sequence[RunFiles]) -> Section:
 def _differences(
     heading: str,
     what: str,
-    files: Sequence[RunFiles],
+    files: Sequence[RunReader],
     values: Sequence[Mapping[str, Any]],
     leave_out: Callable[[str], bool],
 ) -> Section:

@@ -8,8 +8,8 @@ from typing import Any
 
 from ultramed_rl.report.figures import Axes, line_figure, stacked_figure
 from ultramed_rl.report.online_run import OnlineRun
-from ultramed_rl.report.run_files import Metrics, RunFiles, phase_seconds
 from ultramed_rl.report.words import DASH, duration, number, percent
+from ultramed_rl.store.run_reader import Metrics, RunReader
 from ultramed_rl.tracking.page_parts import Heading, Note, PageTable, Part, Section
 
 _PHASES = {
@@ -58,7 +58,7 @@ def curve_parts(
 
 def time_section(run: OnlineRun) -> Section:
     """Seconds by phase and round, and rates."""
-    initial = phase_seconds(run.files.path / "initial")
+    initial = run.files.seconds("initial")
     columns = [
         ("before round 0", initial),
         *((f"round {one.index}", with_sync(one.seconds, one.metrics)) for one in run.rounds),
@@ -94,7 +94,7 @@ def with_sync(seconds: Metrics, metrics: Metrics) -> Metrics:
     return {**seconds, **({"send weights": sync} if math.isfinite(sync) else {})}
 
 
-def memory_section(files: RunFiles) -> Section:
+def memory_section(files: RunReader) -> Section:
     """Peak memory of each role; of the attempt that used most, where a run was resumed."""
     peaks: dict[str, float] = {}
     for row in files.metrics:

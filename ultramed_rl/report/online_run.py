@@ -11,8 +11,8 @@ from typing import Any
 
 from ultramed_rl.evaluation.statistics import Interval, paired_bootstrap, wilson_interval
 from ultramed_rl.report.answers import Answer, PairAnswers, mean, read_answers, read_pairs
-from ultramed_rl.report.run_files import Metrics, RunFiles, commit_metrics, phase_seconds
 from ultramed_rl.store.artifacts import read_json
+from ultramed_rl.store.run_reader import Metrics, RunReader
 
 _RESAMPLES = 2000
 _COUNTS = ("tied", "identical", "small_margin", "length_ratio", "non_finite", "too_few")
@@ -92,7 +92,7 @@ class Change:
 class OnlineRun:
     """What a report of an online run is made of. `policies` begins with the starting one, where it was evaluated."""
 
-    files: RunFiles
+    files: RunReader
     rounds: tuple[Round, ...]
     policies: tuple[Policy, ...]
 
@@ -127,16 +127,15 @@ def win_shares(before: Sequence[float], after: Sequence[float]) -> list[float]:
     return [0.5 if new == old else float(new > old) for old, new in zip(before, after, strict=True)]
 
 
-def read_online_run(files: RunFiles) -> OnlineRun:
+def read_online_run(files: RunReader) -> OnlineRun:
     """Read the committed rounds of an online run; one that is under way is left out."""
+    start = files.path / "initial"
     rounds: list[Round] = []
-    policies = [
-        Policy(0, files.path / "initial", tuple(read_answers(files.path / "initial" / "evaluation.parquet")))
-    ]
-    while (metrics := commit_metrics(folder := files.path / "rounds" / f"{len(rounds):03d}")) is not None:
+    policies = [Policy(0, start, tuple(read_answers(start / "evaluation.parquet")))]
+    for index, metrics in enumerate(files.rounds):
+        folder = files.round_path(index)
         answers = tuple(read_answers(folder / "scored.parquet"))
         pairs = tuple(read_pairs(folder / "pairs.parquet", {answer.prompt_id for answer in answers}))
-        rounds.append(Round(len(rounds), folder, metrics, phase_seconds(folder), answers, pairs))
-        held_out = tuple(read_answers(folder / "evaluation.parquet"))
-        policies.append(Policy(len(rounds), folder, held_out))
+        rounds.append(Round(index, folder, metrics, files.seconds(folder), answers, pairs))
+        policies.append(Policy(index + 1, folder, tuple(read_answers(folder / "evaluation.parquet"))))
     return OnlineRun(files, tuple(rounds), tuple(policies))

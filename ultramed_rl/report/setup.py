@@ -8,12 +8,12 @@ from typing import Any
 import yaml
 
 from ultramed_rl.report.presets import nearest_difference
-from ultramed_rl.report.run_files import RunFiles
 from ultramed_rl.report.words import DASH
+from ultramed_rl.store.run_reader import RunReader
 from ultramed_rl.tracking.page_parts import Note, PageTable, Part, Section, Text
 
 
-def config_section(files: RunFiles) -> Section:
+def config_section(files: RunReader) -> Section:
     """The config's difference from the nearest preset, and the whole of it folded away."""
     whole = Text(
         "The whole config, defaults included",
@@ -42,7 +42,7 @@ def config_section(files: RunFiles) -> Section:
     return Section("Config", (*parts, note, whole))
 
 
-def environment_section(files: RunFiles) -> Section:
+def environment_section(files: RunReader) -> Section:
     """Versions and devices, as the run recorded them; else those of now, and the page says so."""
     found, recorded = files.environment()
     when = found.get("time", "an unknown time")

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ultramed_rl.report.cost import curve_parts, memory_section, phase_words
-from ultramed_rl.report.run_files import Metrics, RunFiles, manifests
 from ultramed_rl.report.stage_tables import bench_sections, evaluation_sections, table_of
 from ultramed_rl.report.words import DASH, duration, number, spoken
 from ultramed_rl.store.artifacts import read_numbers
+from ultramed_rl.store.run_reader import Metrics, RunReader
 from ultramed_rl.tracking.page_parts import Callout, Fact, Facts, Note, PageTable, Part, Section
 
 _NOT_CURVES = {"time", "step", "step_index", "evaluation_index", "samples", "tokens", "flops", "seconds"}
@@ -18,7 +18,7 @@ _FIRST = ("loss", "accuracy", "margin", "perplexity", "reward_mean")
 _MOST_CURVES = 10
 
 
-def stage_sections(files: RunFiles) -> list[Section]:
+def stage_sections(files: RunReader) -> list[Section]:
     """All but config and environment."""
     if files.type == "evaluate":
         return [*evaluation_sections(files), time_section(files)]
@@ -29,9 +29,9 @@ def stage_sections(files: RunFiles) -> list[Section]:
     return counting_sections(files)
 
 
-def training_sections(files: RunFiles) -> list[Section]:
+def training_sections(files: RunReader) -> list[Section]:
     """Of a stage that trains a model."""
-    model = manifests(files.path).get("model")
+    model = files.manifests().get("model")
     figures = read_numbers(model["metrics"]) if model else None
     parts: list[Part] = [training_verdict(files, figures)]
     if figures is not None:
@@ -45,7 +45,7 @@ def training_sections(files: RunFiles) -> list[Section]:
     return [*sections, *count_section(files, "data"), time_section(files), memory_section(files)]
 
 
-def training_verdict(files: RunFiles, figures: Metrics | None) -> Callout:
+def training_verdict(files: RunReader, figures: Metrics | None) -> Callout:
     """Whether the held-out loss fell. It is one number on one set: no interval is known."""
     rows = files.rows("evaluation")
     if figures is None:
@@ -71,9 +71,9 @@ def training_verdict(files: RunFiles, figures: Metrics | None) -> Callout:
     return Callout("good" if last < first else "bad", change, (*extra, how))
 
 
-def counting_sections(files: RunFiles) -> list[Section]:
+def counting_sections(files: RunReader) -> list[Section]:
     """Of a data stage, or of contrasts: what was counted."""
-    made = {name: found for name, found in manifests(files.path).items() if name in ("records", "pairs")}
+    made = {name: found for name, found in files.manifests().items() if name in ("records", "pairs")}
     if not made:
         return [
             Section(
@@ -95,9 +95,9 @@ def counting_sections(files: RunFiles) -> list[Section]:
     return [*sections, *count_section(files, *made), time_section(files)]
 
 
-def count_section(files: RunFiles, *names: str) -> list[Section]:
+def count_section(files: RunReader, *names: str) -> list[Section]:
     """The counts of artifacts that have some."""
-    found = manifests(files.path)
+    found = files.manifests()
     counts = {
         k: v
         for name in names
@@ -114,11 +114,11 @@ def count_words(counts: Mapping[str, float]) -> str:
     return ", ".join(f"{count:g} {spoken(name)}" for name, count in counts.items() if count) or "nothing"
 
 
-def time_section(files: RunFiles) -> Section:
+def time_section(files: RunReader) -> Section:
     """Seconds of each artifact."""
     rows = tuple(
         (phase_words(name), duration(float(found["seconds"])), _created(found))
-        for name, found in manifests(files.path).items()
+        for name, found in files.manifests().items()
     )
     logged = [float(row["time"]) for row in files.metrics if isinstance(row.get("time"), int | float)]
     span = (
@@ -132,7 +132,7 @@ def time_section(files: RunFiles) -> Section:
     return Section("Time", (*parts, *([span] if span else [])))
 
 
-def _curve_sections(files: RunFiles) -> list[Section]:
+def _curve_sections(files: RunReader) -> list[Section]:
     sections = []
     for kind, heading, axis in (("evaluation", "Held-out data", "steps taken"), ("step", "Training", "step")):
         rows = files.rows(kind)

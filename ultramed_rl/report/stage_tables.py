@@ -9,8 +9,8 @@ from typing import Any
 from ultramed_rl.evaluation.statistics import Interval
 from ultramed_rl.report.exams import score_words, task_name
 from ultramed_rl.report.figures import Axes, interval_figure
-from ultramed_rl.report.run_files import RunFiles
 from ultramed_rl.report.words import DASH, MARKS, interval_words, number, percent
+from ultramed_rl.store.run_reader import RunReader
 from ultramed_rl.tracking.page_parts import Callout, Note, PageTable, Part, Section
 
 
@@ -19,7 +19,7 @@ def table_of(what: str, values: Mapping[str, float]) -> PageTable:
     return PageTable((what, "value"), tuple((name, number(value, ",.5g")) for name, value in values.items()))
 
 
-def evaluation_sections(files: RunFiles) -> list[Section]:
+def evaluation_sections(files: RunReader) -> list[Section]:
     """Of policies: the verdict in words, then the tables."""
     found = files.json("results.json")
     if found is None:
@@ -54,7 +54,7 @@ def evaluation_verdict(found: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
     return f"Compared with {first}", tuple(lines)
 
 
-def bench_sections(files: RunFiles) -> list[Section]:
+def bench_sections(files: RunReader) -> list[Section]:
     """Of a reward model: accuracy by subset, and the averages."""
     found = files.json("reward_bench.json")
     if found is None:

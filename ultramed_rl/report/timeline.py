@@ -10,13 +10,12 @@ import plotly.graph_objects as go
 
 from ultramed_rl.report.cost import phase_words
 from ultramed_rl.report.figures import Axes, dressed
-from ultramed_rl.report.run_files import RunFiles
 from ultramed_rl.report.words import duration, percent
+from ultramed_rl.store.run_reader import RunReader
 from ultramed_rl.tracking.page import figure_text
 from ultramed_rl.tracking.page_parts import Heading, Note, PageTable, Part, Section
-from ultramed_rl.tracking.spans import CONTROLLER, TIMELINE, Span, read_spans
-from ultramed_rl.tracking.timeline_view import WHOLE, utilisation_table
-from ultramed_rl.tracking.utilisation import Load, run_windows, workers_of
+from ultramed_rl.tracking.timeline import CONTROLLER, TIMELINE, Span, read_spans
+from ultramed_rl.tracking.utilisation import WHOLE, Load, run_windows, utilisation_table, workers_of
 
 MOST_BARS = 1200  # of one figure
 _LEVELS = 10  # shades of a bar
@@ -42,7 +41,7 @@ class Bar:
     share: float
 
 
-def timeline_section(files: RunFiles) -> Section | None:
+def timeline_section(files: RunReader) -> Section | None:
     """Who worked when, of an online run; None where it has no timeline."""
     spans = read_spans(files.path / TIMELINE)
     if not workers_of(spans):

@@ -10,8 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ultramed_rl.tracking.status import read_status
-from ultramed_rl.tracking.status_records import Status, Work
+from ultramed_rl.tracking.status import Status, Work, read_status
 from ultramed_rl.tracking.summary import render_rounds, render_table
 from ultramed_rl.tracking.voice import manner, say, tell
 
