@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ultramed_rl.report.browser import browser_widget
 from ultramed_rl.report.cost import memory_section, time_section, training_section
 from ultramed_rl.report.exams import evaluation_section
 from ultramed_rl.report.health import length_section, pair_section, refusal_section
@@ -21,8 +20,7 @@ from ultramed_rl.report.summary import summary_section
 from ultramed_rl.report.timeline import timeline_section
 from ultramed_rl.store.atomic import write_whole
 from ultramed_rl.store.run_reader import RunReader
-from ultramed_rl.tracking.page import page_html
-from ultramed_rl.tracking.page_parts import Section
+from ultramed_rl.tracking.page import Section, page_html
 
 NAME = "report.html"
 MOST_BYTES = 5_000_000
@@ -66,7 +64,7 @@ def online_html(files: RunReader) -> str:
         return page_html(title, [*before, *after], subtitle, FOOTER)
     rest = len(page_html(title, [*before, *after], subtitle, FOOTER).encode("utf-8"))
     samples = choose_samples(run, min(_SAMPLE_BYTES, MOST_BYTES - rest - _SLACK))
-    section = Section("Samples", (samples.words, browser_widget(samples)))
+    section = Section("Samples", (samples.words, samples.browser))
     return page_html(title, [*before, section, *after], subtitle, FOOTER)
 
 

@@ -22,8 +22,7 @@ from ultramed_rl.report.online_run import OnlineRun, read_online_run
 from ultramed_rl.report.outcome import mean_over_prompts, policy_label
 from ultramed_rl.report.words import DASH, interval_words, share_words
 from ultramed_rl.store.run_reader import RunReader
-from ultramed_rl.tracking.page import page_html
-from ultramed_rl.tracking.page_parts import Callout, Heading, Note, PageTable, Part, Section
+from ultramed_rl.tracking.page import Callout, Heading, Note, PageTable, Part, Section, page_html
 
 
 def write_comparison(run_dirs: Sequence[Path], output: Path) -> Path:

@@ -16,7 +16,7 @@ from ultramed_rl.report.setup import environment_rows, shown
 from ultramed_rl.report.words import DASH, MARKS, duration, interval_words, number, share_words, spoken
 from ultramed_rl.store.artifacts import read_numbers
 from ultramed_rl.store.run_reader import Metrics, RunReader
-from ultramed_rl.tracking.page_parts import Note, PageTable, Part, Section
+from ultramed_rl.tracking.page import Note, PageTable, Part, Section
 
 _MOST_FIGURES = 60
 

@@ -10,7 +10,7 @@ from ultramed_rl.report.figures import Axes, line_figure, stacked_figure
 from ultramed_rl.report.online_run import OnlineRun
 from ultramed_rl.report.words import DASH, duration, number, percent
 from ultramed_rl.store.run_reader import Metrics, RunReader
-from ultramed_rl.tracking.page_parts import Heading, Note, PageTable, Part, Section
+from ultramed_rl.tracking.page import Heading, Note, PageTable, Part, Section
 
 _PHASES = {
     "completions": "generate",

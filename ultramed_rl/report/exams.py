@@ -10,7 +10,7 @@ from ultramed_rl.report.answers import mean
 from ultramed_rl.report.online_run import Change, OnlineRun, Policy
 from ultramed_rl.report.outcome import policy_label
 from ultramed_rl.report.words import DASH, MARKS, interval_words, number, percent, share_words, stars
-from ultramed_rl.tracking.page_parts import Heading, Note, PageTable, Part, Section
+from ultramed_rl.tracking.page import Heading, Note, PageTable, Part, Section
 
 _COLUMNS = ("Policy", "reward", "change (95%)", "wins (95%)", "tokens", "refused", "cut off")
 

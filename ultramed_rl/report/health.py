@@ -11,7 +11,7 @@ from ultramed_rl.report.length import RULE, LengthCheck, by_prompt, within_corre
 from ultramed_rl.report.online_run import OnlineRun, Round
 from ultramed_rl.report.outcome import policy_label
 from ultramed_rl.report.words import number, percent
-from ultramed_rl.tracking.page_parts import Callout, Heading, Note, PageTable, Part, Section, Tone
+from ultramed_rl.tracking.page import Callout, Heading, Note, PageTable, Part, Section, Tone
 
 _REASONS = {
     "tied": "tied: nothing scores lower",

@@ -13,7 +13,7 @@ from ultramed_rl.report.answers import Answer
 from ultramed_rl.report.figures import Axes, distribution_figure, dressed, interval_figure
 from ultramed_rl.report.length import by_prompt
 from ultramed_rl.report.online_run import OnlineRun, Policy
-from ultramed_rl.tracking.page_parts import Heading, Note, Part, Section
+from ultramed_rl.tracking.page import Heading, Note, Part, Section
 
 _NOTHING = "No answers to held-out prompts are kept in this run's folder."
 

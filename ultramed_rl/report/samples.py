@@ -1,4 +1,4 @@
-"""A seeded sample of a run's prompts with all of their answers, small enough for a page."""
+"""A seeded sample of a run's prompts with all of their answers, small enough for a page, and the browser that shows it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 from ultramed_rl.report.answers import Answer, Key, PairAnswers, read_prompts, read_texts
 from ultramed_rl.report.length import by_prompt
 from ultramed_rl.report.online_run import OnlineRun, Round
-from ultramed_rl.tracking.page import script_json
-from ultramed_rl.tracking.page_markup import clean_text
+from ultramed_rl.tracking.page import Widget, clean_text, script_json
 
 MOST_PROMPTS = 400
 MOST_CHARACTERS = 6000  # of one text
@@ -35,6 +35,13 @@ class Samples:
             f"{len(self.shown):,} of {self.prompts:,} prompts, drawn at random with the run's seed, as many of each "
             "round as the page has room for; every answer of each. All of them are in rounds/*/scored.parquet."
         )
+
+    @property
+    def browser(self) -> Widget:
+        """Filters, searches and pages through them; a page holds one."""
+        html = Path(__file__).with_name("html")
+        markup, script = ((html / f"samples.{kind}").read_text(encoding="utf-8") for kind in ("html", "js"))
+        return Widget("samples", markup, script, list(self.shown))
 
 
 def choose_samples(run: OnlineRun, room: int) -> Samples:
@@ -79,7 +86,7 @@ def _sample(
     texts: dict[Key, str],
     pair: PairAnswers | None,
 ) -> Sample:
-    """Short keys, since every sample repeats them; see browser.py."""
+    """Short keys, since every sample repeats them; see html/samples.js."""
     messages = [[_cut(str(m["role"])), _cut(str(m["content"]))] for m in prompt["messages"]]
     ranked = sorted(group, key=lambda a: (-a.reward if a.scored else float("inf"), a.sample))
     return {

@@ -10,7 +10,7 @@ import yaml
 from ultramed_rl.report.presets import nearest_difference
 from ultramed_rl.report.words import DASH
 from ultramed_rl.store.run_reader import RunReader
-from ultramed_rl.tracking.page_parts import Note, PageTable, Part, Section, Text
+from ultramed_rl.tracking.page import Note, PageTable, Part, Section, Text
 
 
 def config_section(files: RunReader) -> Section:

@@ -11,7 +11,7 @@ from ultramed_rl.report.stage_tables import bench_sections, evaluation_sections,
 from ultramed_rl.report.words import DASH, duration, number, spoken
 from ultramed_rl.store.artifacts import read_numbers
 from ultramed_rl.store.run_reader import Metrics, RunReader
-from ultramed_rl.tracking.page_parts import Callout, Fact, Facts, Note, PageTable, Part, Section
+from ultramed_rl.tracking.page import Callout, Fact, Facts, Note, PageTable, Part, Section
 
 _NOT_CURVES = {"time", "step", "step_index", "evaluation_index", "samples", "tokens", "flops", "seconds"}
 _FIRST = ("loss", "accuracy", "margin", "perplexity", "reward_mean")

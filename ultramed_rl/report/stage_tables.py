@@ -11,7 +11,7 @@ from ultramed_rl.report.exams import score_words, task_name
 from ultramed_rl.report.figures import Axes, interval_figure
 from ultramed_rl.report.words import DASH, MARKS, interval_words, number, percent
 from ultramed_rl.store.run_reader import RunReader
-from ultramed_rl.tracking.page_parts import Callout, Note, PageTable, Part, Section
+from ultramed_rl.tracking.page import Callout, Note, PageTable, Part, Section
 
 
 def table_of(what: str, values: Mapping[str, float]) -> PageTable:

@@ -8,7 +8,7 @@ from ultramed_rl.report.health import refusal_share
 from ultramed_rl.report.length import LengthCheck
 from ultramed_rl.report.online_run import Change, OnlineRun
 from ultramed_rl.report.words import duration, interval_words, number, percent, share_words
-from ultramed_rl.tracking.page_parts import Callout, Fact, Facts, Part, Section, Tone
+from ultramed_rl.tracking.page import Callout, Fact, Facts, Part, Section, Tone
 
 _FEW_PROMPTS = 100
 _MORE_BAD = 0.02  # of refused, empty or unfinished answers

@@ -12,8 +12,7 @@ from ultramed_rl.report.cost import phase_words
 from ultramed_rl.report.figures import Axes, dressed
 from ultramed_rl.report.words import duration, percent
 from ultramed_rl.store.run_reader import RunReader
-from ultramed_rl.tracking.page import figure_text
-from ultramed_rl.tracking.page_parts import Heading, Note, PageTable, Part, Section
+from ultramed_rl.tracking.page import Heading, Note, PageTable, Part, Section, figure_text
 from ultramed_rl.tracking.timeline import CONTROLLER, TIMELINE, Span, read_spans
 from ultramed_rl.tracking.utilisation import WHOLE, Load, run_windows, utilisation_table, workers_of
 
