@@ -12,7 +12,7 @@ import typer
 from ultramed_rl.cli.exits import FAILED, WRONG, carry_out, check, fail
 from ultramed_rl.cli.options import Json, Quiet, RunDirectoryPath, RunPlace, manner_of
 from ultramed_rl.cli.program import command
-from ultramed_rl.tracking.voice import say, speaking, tell
+from ultramed_rl.tracking.console import say, speaking, tell
 
 
 @command("status")

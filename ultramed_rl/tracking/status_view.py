@@ -10,9 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ultramed_rl.tracking.console import manner, say, tell
 from ultramed_rl.tracking.status import Status, Work, read_status
 from ultramed_rl.tracking.summary import render_rounds, render_table
-from ultramed_rl.tracking.voice import manner, say, tell
 
 _BAR = 24
 _SHOWN_METRICS = 8

@@ -1,24 +1,102 @@
-"""Metrics, samples and lineage to wandb, online or into a directory that `wandb sync` sends later."""
+"""Who shows what is tracked beside `metrics.jsonl`: wandb, online or into a directory that `wandb sync` sends later, and
+TensorBoard's event files (`tensorboard --logdir RUN/tensorboard`)."""
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, astuple, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ultramed_rl.tracking.heartbeat import note_link
-from ultramed_rl.tracking.kinds import PANELS, Kind
-from ultramed_rl.tracking.round_files import Made, Sample
 
-if TYPE_CHECKING:
-    from ultramed_rl.tracking.kinds import TrackedConfig
+if TYPE_CHECKING:  # the command line tells of progress before it knows of configs
+    from ultramed_rl.config import (
+        DataConfig,
+        EvaluateConfig,
+        PreferenceConfig,
+        RewardBenchConfig,
+        RewardConfig,
+        RunConfig,
+        SftConfig,
+    )
 
+    TrackedConfig = (
+        RunConfig
+        | SftConfig
+        | RewardConfig
+        | PreferenceConfig
+        | EvaluateConfig
+        | RewardBenchConfig
+        | DataConfig
+    )
+Kind = Literal["step", "round", "evaluation", "data"]
 Mode = Literal["online", "offline"]
+# The axis and the prefix under which each kind is shown.
+PANELS: dict[Kind, tuple[str, str]] = {
+    "step": ("policy_step", "train"),
+    "round": ("round", "round_metrics"),
+    "evaluation": ("policy_step", "held_out"),
+    "data": ("data_step", "data"),
+}
+INSTALL = "pip install 'ultramed_rl[tensorboard]'"
 _STAGING = "WANDB_DATA_DIR"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One completion of a shown prompt. `chosen` is "chosen" or "rejected", or nothing where it made no pair."""
+
+    round: int
+    prompt_id: str
+    prompt: str
+    sample: int
+    completion: str
+    reward: float
+    chosen: str
+    tokens: int
+    finish_reason: str
+    policy_version: int
+
+
+@dataclass(frozen=True)
+class Made:
+    """Something that a run made: `parents` are the digests of what it was made out of, by name.
+
+    Of an online run: policy 0 -> completions -> pairs -> policy 1 -> ...
+    """
+
+    name: str
+    kind: str  # model or dataset
+    path: Path
+    digest: str
+    version: int
+    parents: Mapping[str, str]
+    numbers: Mapping[str, float]
+
+
+class Backend(Protocol):
+    """One who shows what is tracked. Any of these may raise: it is retried, and the run goes on without."""
+
+    name: str
+
+    def start(self) -> None: ...
+
+    def log(self, kind: Kind, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def show(self, samples: Sequence[Sample], step: int) -> None:
+        """Samples of a round."""
+        ...
+
+    def keep(self, made: Sequence[Made]) -> None:
+        """What a round or a stage made, and out of what."""
+        ...
+
+    def finish(self, failed: bool) -> None: ...
 
 
 def wandb_mode(config: TrackedConfig) -> Mode | None:
@@ -139,3 +217,57 @@ def run_id(directory: Path) -> str:
     if not path.is_file():
         path.write_text(secrets.token_hex(4))
     return path.read_text().strip()
+
+
+class TensorboardEvents:
+    """Event files in RUN/tensorboard; a resumed run adds another one beside the first."""
+
+    name = "tensorboard"
+
+    def __init__(self, directory: Path, config: TrackedConfig) -> None:
+        self.directory, self.config = directory / "tensorboard", config
+        self.writer: Any = None
+
+    def start(self) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ImportError(
+                f"tracking.tensorboard=true needs the package tensorboard: {INSTALL}"
+            ) from error
+        self.writer = SummaryWriter(log_dir=str(self.directory))
+        self.writer.add_text("config", _verbatim(json.dumps(self.config.model_dump(mode="json"), indent=1)))
+
+    def log(self, kind: Kind, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self.writer.add_scalar(f"{PANELS[kind][1]}/{name}", value, step)
+        self.writer.flush()
+
+    def show(self, samples: Sequence[Sample], step: int) -> None:
+        for sample in samples:
+            head = f"reward {sample.reward:.4g} {sample.chosen}".rstrip()
+            text = f"{sample.prompt}\n\n{sample.completion}"
+            tag = f"samples/{sample.prompt_id}/{sample.sample}"
+            self.writer.add_text(tag, f"{head}\n\n{_verbatim(text)}", step)
+
+    def keep(self, made: Sequence[Made]) -> None:
+        for item in made:
+            lineage = {"digest": item.digest, "path": str(item.path), "parents": dict(item.parents)}
+            text = _verbatim(json.dumps(lineage, indent=1))
+            self.writer.add_text(f"lineage/{item.name}", text, item.version)
+
+    def finish(self, failed: bool) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+
+def _verbatim(text: str) -> str:
+    """As a block of code: what a model wrote is no markup."""
+    return "\n".join(f"    {line}" for line in text.splitlines())
+
+
+def chosen_backends(directory: Path, config: TrackedConfig) -> list[Backend]:
+    """Those that the config names."""
+    mode = wandb_mode(config)
+    found: list[Backend] = [WandbRun(directory, config, mode)] if mode is not None else []
+    return found + ([TensorboardEvents(directory, config)] if config.tracking.tensorboard else [])
