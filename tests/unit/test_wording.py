@@ -59,7 +59,7 @@ from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.online.intake import Intake
 from ultramed_rl.records import ChatRequest, Completion, PreferenceGroup, Prompt
 from ultramed_rl.report.online_run import Change
-from ultramed_rl.report.summary import verdict_callout
+from ultramed_rl.report.outcome import verdict_callout
 from ultramed_rl.store import RoundRecord, RunDirectory
 from ultramed_rl.store.ledger import Ledger
 

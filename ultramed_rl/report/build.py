@@ -8,15 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from ultramed_rl.report.cost import memory_section, time_section, training_section
-from ultramed_rl.report.exams import evaluation_section
-from ultramed_rl.report.health import length_section, pair_section, refusal_section
-from ultramed_rl.report.length import check_length
+from ultramed_rl.report.evaluations import evaluation_section
+from ultramed_rl.report.health import check_length, length_section, pair_section, refusal_section
 from ultramed_rl.report.online_run import OnlineRun, read_online_run
-from ultramed_rl.report.outcome import frontier_section, reward_section, win_section
+from ultramed_rl.report.outcome import frontier_section, reward_section, summary_section, win_section
 from ultramed_rl.report.samples import choose_samples
 from ultramed_rl.report.setup import config_section, environment_section
 from ultramed_rl.report.stage import stage_sections
-from ultramed_rl.report.summary import summary_section
 from ultramed_rl.report.timeline import timeline_section
 from ultramed_rl.store.atomic import write_whole
 from ultramed_rl.store.run_reader import RunReader

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ultramed_rl.evaluation.statistics import Interval, paired_bootstrap, wilson_interval
-from ultramed_rl.report.answers import Answer, PairAnswers, mean, read_answers, read_pairs
+from ultramed_rl.report.answers import Answer, PairAnswers, by_prompt, mean, read_answers, read_pairs
 from ultramed_rl.store.artifacts import read_json
 from ultramed_rl.store.run_reader import Metrics, RunReader
 
@@ -29,6 +29,14 @@ class Round:
     seconds: Metrics
     answers: tuple[Answer, ...]
     pairs: tuple[PairAnswers, ...]
+
+    @property
+    def label(self) -> str:
+        return f"round {self.index}"
+
+    def number(self, name: str) -> float:
+        """One of the metrics; NaN where it has none."""
+        return self.metrics.get(name, math.nan)
 
     @property
     def sampled(self) -> list[Answer]:
@@ -56,11 +64,12 @@ class Policy:
     @cached_property
     def prompt_rewards(self) -> dict[str, float]:
         """The mean of each prompt's finite rewards; a prompt without any is left out."""
-        found: dict[str, list[float]] = {}
-        for answer in self.answers:
-            if answer.scored:
-                found.setdefault(answer.prompt_id, []).append(answer.reward)
-        return {prompt: math.fsum(rewards) / len(rewards) for prompt, rewards in found.items()}
+        rewards = {group[0].prompt_id: mean([a.reward for a in group]) for group in by_prompt(self.answers)}
+        return {prompt: reward for prompt, reward in rewards.items() if math.isfinite(reward)}
+
+    @property
+    def label(self) -> str:
+        return f"policy {self.version}" if self.version else "start"
 
     @property
     def length(self) -> float:
@@ -96,12 +105,16 @@ class OnlineRun:
     rounds: tuple[Round, ...]
     policies: tuple[Policy, ...]
 
+    def total(self, name: str) -> float:
+        """A metric's sum over the rounds."""
+        return math.fsum(one.metrics.get(name, 0.0) for one in self.rounds)
+
     def changes(self) -> Iterator[tuple[Policy, Change]]:
         """Every later policy against the first, where they can be compared."""
         for policy in self.policies[1:]:
-            found = self.change(self.policies[0], policy)
-            if found is not None:
-                yield policy, found
+            change = self.change(self.policies[0], policy)
+            if change is not None:
+                yield policy, change
 
     def change(self, before: Policy, after: Policy) -> Change | None:
         """None where no prompt has a finite reward on both sides."""

@@ -9,8 +9,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from ultramed_rl.report.answers import Answer, Key, PairAnswers, read_prompts, read_texts
-from ultramed_rl.report.length import by_prompt
+from ultramed_rl.report.answers import Answer, Key, PairAnswers, by_prompt, read_prompts, read_texts
 from ultramed_rl.report.online_run import OnlineRun, Round
 from ultramed_rl.tracking.page import Widget, clean_text, script_json
 
@@ -106,7 +105,7 @@ def _answer(answer: Answer, text: str, pair: PairAnswers | None) -> Sample:
         mark = "rejected"
     notes = [
         *(["reference answer of the data"] if not answer.sampled else []),
-        *(["cut off"] if answer.finish == "length" else []),
+        *(["cut off"] if answer.cut else []),
         *(["empty"] if answer.empty else []),
         *(["refusal"] if answer.refusal else []),
     ]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ultramed_rl.report.cost import curve_parts, memory_section, phase_words
-from ultramed_rl.report.stage_tables import bench_sections, evaluation_sections, table_of
+from ultramed_rl.report.evaluations import bench_sections, evaluation_sections, table_of
 from ultramed_rl.report.words import DASH, duration, number, spoken
 from ultramed_rl.store.artifacts import read_numbers
 from ultramed_rl.store.run_reader import Metrics, RunReader
