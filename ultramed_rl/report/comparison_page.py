@@ -15,9 +15,9 @@ from ultramed_rl.report.comparison import (
     last_examined,
     total_seconds,
 )
-from ultramed_rl.report.cost import phase_words
-from ultramed_rl.report.evaluations import score_words
-from ultramed_rl.report.figures import Axes, distribution_figure, interval_figure, line_figure, stacked_figure
+from ultramed_rl.report.cost import phase_figure
+from ultramed_rl.report.evaluations import score_words, task_name
+from ultramed_rl.report.figures import Axes, distribution_figure, interval_figure, line_figure
 from ultramed_rl.report.health import check_length
 from ultramed_rl.report.online_run import OnlineRun, read_online_run
 from ultramed_rl.report.outcome import mean_over_prompts
@@ -97,7 +97,7 @@ def benchmark_section(runs: Sequence[OnlineRun]) -> Section:
             pair = next(same, None)
             p_value = pair.test.p_value if pair is not None and pair.test is not None else None
             cells.append(DASH if pair is None else score_words(pair.after, p_value))
-        rows.append((f"{result['task']}, {result['protocol']} ({result['score']['items']})", *cells))
+        rows.append((task_name(result), *cells))
     table = PageTable(("Task", *(run.files.name for run in runs)), tuple(rows))
     note = Note(
         f"Accuracy of each run's last examined policy with its 95% interval. {MARKS} Against {runs[0].files.name}."
@@ -107,20 +107,18 @@ def benchmark_section(runs: Sequence[OnlineRun]) -> Section:
 
 def time_section(files: Sequence[RunReader]) -> Section:
     """Seconds by phase, a bar for each run."""
-    found = [_phases(one) for one in files]
-    names = list(dict.fromkeys(name for seconds in found for name in seconds))
-    parts = {phase_words(name): [seconds.get(name, 0.0) for seconds in found] for name in names}
-    figure = stacked_figure([one.name for one in files], parts, Axes("seconds", ""))
+    phases = {one.name: _phases(one) for one in files}
+    if not any(phases.values()):
+        return Section("Time", ("Nothing is finished yet.",))
     note = Note(
         "Seconds in phases when they were computed, over all rounds. Machines may differ: see the environments."
     )
-    return Section("Time", (figure, note) if names else ("Nothing is finished yet.",))
+    return Section("Time", (phase_figure(phases)[0], note))
 
 
 def _phases(files: RunReader) -> Metrics:
-    folders = [files.path, files.path / "initial", *sorted((files.path / "rounds").glob("[0-9]*"))]
     total: Metrics = {}
-    for folder in folders:
+    for folder in (files.path, files.path / "initial", *sorted((files.path / "rounds").glob("[0-9]*"))):
         for name, seconds in files.seconds(folder).items():
             total[name] = total.get(name, 0.0) + (seconds if math.isfinite(seconds) else 0.0)
     return total

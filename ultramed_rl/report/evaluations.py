@@ -28,29 +28,32 @@ def evaluation_section(run: OnlineRun) -> Section:
             "* the 95% interval of the paired change from the start does not hold 0; not corrected for the number of rows."
         ),
     ]
-    sat = [policy for policy in run.policies if policy.benchmarks is not None]
-    if sat:
-        parts += [Heading("Benchmarks"), benchmark_table(run, sat), Note(_BENCHMARKS + MARKS)]
+    scores = {}
+    for policy in run.policies:
+        if policy.benchmarks is not None:
+            metrics = run.rounds[policy.version - 1].metrics if policy.version else {}
+            scores[policy.label] = [
+                (result, metrics.get(f"bench_{result['task']}_{result['protocol']}_p"))
+                for result in policy.benchmarks["results"]
+            ]
+    if scores:
+        text = (
+            f"Accuracy with its 95% interval (Wilson), against the starting policy on the same items. {MARKS}"
+        )
+        parts += [Heading("Benchmarks"), score_table(scores), Note(text)]
     else:
         parts.append(Note("No benchmarks were asked for (section benchmarks of the config)."))
     return Section("Evaluation", tuple(parts))
 
 
-_BENCHMARKS = "Accuracy with its 95% interval (Wilson), against the starting policy on the same items. "
-
-
-def benchmark_table(run: OnlineRun, sat: Sequence[Policy]) -> PageTable:
-    """A row for each task and protocol, a column for each policy that sat them."""
-    found: dict[str, dict[int, str]] = {}
-    for policy in sat:
-        metrics = run.rounds[policy.version - 1].metrics if policy.version else {}
-        for result in (policy.benchmarks or {})["results"]:
-            p_value = metrics.get(f"bench_{result['task']}_{result['protocol']}_p")
-            found.setdefault(task_name(result), {})[policy.version] = score_words(result["score"], p_value)
-    rows = tuple(
-        (name, *(cells.get(policy.version, DASH) for policy in sat)) for name, cells in found.items()
-    )
-    return PageTable(("Task", *(policy.label for policy in sat)), rows)
+def score_table(scores: Mapping[str, Sequence[tuple[Mapping[str, Any], float | None]]]) -> PageTable:
+    """A row for each task and protocol, a column for each policy with its results and their p-values."""
+    cells: dict[str, dict[str, str]] = {}
+    for policy, results in scores.items():
+        for result, p_value in results:
+            cells.setdefault(task_name(result), {})[policy] = score_words(result["score"], p_value)
+    rows = tuple((name, *(row.get(policy, DASH) for policy in scores)) for name, row in cells.items())
+    return PageTable(("Task", *scores), rows)
 
 
 def task_name(result: Mapping[str, Any]) -> str:
@@ -167,22 +170,14 @@ def _rewards_section(rewards: Mapping[str, Mapping[str, float]]) -> Section:
     return Section("Held-out prompts", (PageTable(columns, tuple(rows)), note))
 
 
-def _benchmarks_section(found: Mapping[str, Any]) -> Section:
-    policies: Sequence[str] = list(found["benchmarks"])
-    cells: dict[str, dict[str, str]] = {}
-    for policy in policies:
-        tests = {(row["task"], row["protocol"]): row for row in found.get("comparisons", {}).get(policy, [])}
-        for result in found["benchmarks"][policy]["results"]:
-            test = tests.get((result["task"], result["protocol"]), {})
-            cells.setdefault(task_name(result), {})[policy] = score_words(
-                result["score"], test.get("p_value")
-            )
-    rows = tuple((name, *(row.get(policy, DASH) for policy in policies)) for name, row in cells.items())
-    parts: list[Part] = [PageTable(("Task", *policies), rows)]
-    return Section(
-        "Benchmarks",
-        (*parts, Note(f"Accuracy with Wilson's 95% interval, marks against {policies[0]}. {MARKS}")),
-    )
+def _benchmarks_section(results: Mapping[str, Any]) -> Section:
+    scores = {}
+    for policy, of_policy in results["benchmarks"].items():
+        rows = results.get("comparisons", {}).get(policy, [])
+        p_values = {(row["task"], row["protocol"]): row.get("p_value") for row in rows}
+        scores[policy] = [(one, p_values.get((one["task"], one["protocol"]))) for one in of_policy["results"]]
+    note = Note(f"Accuracy with Wilson's 95% interval, marks against {next(iter(scores))}. {MARKS}")
+    return Section("Benchmarks", (score_table(scores), note))
 
 
 def _differs(row: Mapping[str, Any]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -86,23 +87,17 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        from ultramed_rl.tracking.round_files import made_by_stage
-
         for guarded in self._backends:
-            backend = guarded.backend
             if kind is None:
-                guarded.picture(
-                    "keep what was made",
-                    lambda to=backend: to.keep(made_by_stage(self.sink.path, self._start)),
-                )  # type: ignore[misc]
-            guarded.metrics.attempt("finish", lambda to=backend: to.finish(kind is not None))  # type: ignore[misc]
+                guarded.picture("keep what was made", partial(self._keep_stage, guarded.backend))
+            guarded.metrics.attempt("finish", partial(guarded.backend.finish, kind is not None))
 
     def log(self, metrics: dict[str, float], step: int, kind: Kind) -> None:
         """Log the metrics of an optimizer step, of a round, or of an evaluation after `step` steps."""
         self.sink.append_metrics({f"{kind}_index": step, **metrics})
         tell("metrics", kind=kind, index=step, metrics=metrics)
         for guarded in self._backends:
-            guarded.metrics.attempt("log", lambda to=guarded.backend: to.log(kind, step, metrics))  # type: ignore[misc]
+            guarded.metrics.attempt("log", partial(guarded.backend.log, kind, step, metrics))
             if kind == "round":
                 self._show_round(guarded, step)
 
@@ -123,6 +118,11 @@ class Tracker:
 
         guarded.picture("show samples", show)
         guarded.picture("keep artifacts", lambda: backend.keep(made_in_round(folder, index, self._start)))
+
+    def _keep_stage(self, backend: Backend) -> None:
+        from ultramed_rl.tracking.round_files import made_by_stage
+
+        backend.keep(made_by_stage(self.sink.path, self._start))
 
     @property
     def _start(self) -> str:
