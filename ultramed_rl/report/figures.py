@@ -57,7 +57,9 @@ def distribution_figure(groups: Mapping[str, Sequence[float]], axes: Axes) -> go
     return dressed(figure, axes)
 
 
-def interval_figure(series: Mapping[str, Mapping[str, Interval]], axes: Axes, at: float | None) -> go.Figure:
+def interval_figure(
+    series: Mapping[str, Mapping[str, Interval]], axes: Axes, at: float | None = None
+) -> go.Figure:
     """Means with their 95% intervals: a line for each series over its labels, and a rule at `at`."""
     figure = go.Figure()
     for name, points in series.items():

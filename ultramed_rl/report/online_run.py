@@ -105,6 +105,10 @@ class OnlineRun:
     rounds: tuple[Round, ...]
     policies: tuple[Policy, ...]
 
+    @property
+    def name(self) -> str:
+        return self.files.name
+
     def total(self, name: str) -> float:
         """A metric's sum over the rounds."""
         return math.fsum(one.metrics.get(name, 0.0) for one in self.rounds)
