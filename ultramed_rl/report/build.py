@@ -60,8 +60,8 @@ def online_html(files: RunReader) -> str:
     title, subtitle = files.name, online_subtitle(run)
     if not run.rounds:
         return page_html(title, [*before, *after], subtitle, FOOTER)
-    rest = len(page_html(title, [*before, *after], subtitle, FOOTER).encode("utf-8"))
-    samples = choose_samples(run, min(_SAMPLE_BYTES, MOST_BYTES - rest - _SLACK))
+    taken = len(page_html(title, [*before, *after], subtitle, FOOTER).encode("utf-8"))
+    samples = choose_samples(run, min(_SAMPLE_BYTES, MOST_BYTES - taken - _SLACK))
     section = Section("Samples", (samples.words, samples.browser))
     return page_html(title, [*before, section, *after], subtitle, FOOTER)
 

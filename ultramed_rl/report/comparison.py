@@ -90,7 +90,7 @@ def wins_by_prompt(run: OnlineRun) -> dict[str, float]:
 
 def compare_benchmarks(first: OnlineRun, other: OnlineRun) -> list[BenchmarkPair]:
     """Every task and protocol that both runs' last examined policies sat, on equally many items."""
-    one, two = last_examined(first), last_examined(other)
+    one, two = last_benchmarked(first), last_benchmarked(other)
     # Which items a limit leaves is drawn by the seed.
     asked = [[run.files.setting(key) for key in ("benchmarks.tasks", "run.seed")] for run in (first, other)]
     if one is None or two is None or asked[0] != asked[1]:
@@ -105,7 +105,7 @@ def compare_benchmarks(first: OnlineRun, other: OnlineRun) -> list[BenchmarkPair
     return pairs
 
 
-def last_examined(run: OnlineRun) -> Policy | None:
+def last_benchmarked(run: OnlineRun) -> Policy | None:
     """The newest policy that sat the benchmarks."""
     return next((policy for policy in reversed(run.policies) if policy.benchmarks is not None), None)
 

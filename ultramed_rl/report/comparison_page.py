@@ -9,7 +9,7 @@ from typing import Any
 
 from ultramed_rl.evaluation.statistics import Interval
 from ultramed_rl.report.build import FOOTER, write_page
-from ultramed_rl.report.comparison import RunPair, compare_benchmarks, compare_runs, last_examined
+from ultramed_rl.report.comparison import RunPair, compare_benchmarks, compare_runs, last_benchmarked
 from ultramed_rl.report.cost import phase_figure
 from ultramed_rl.report.evaluations import score_words, task_name
 from ultramed_rl.report.figures import Axes, distribution_figure, interval_figure, line_figure
@@ -192,7 +192,7 @@ def _health_section(runs: Sequence[OnlineRun]) -> Section:
 
 def benchmark_section(runs: Sequence[OnlineRun]) -> Section:
     """The last examined policy of every run, against the first run's on the same items."""
-    first = last_examined(runs[0])
+    first = last_benchmarked(runs[0])
     tests = [
         {(pair.task, pair.protocol): pair for pair in compare_benchmarks(runs[0], run)} for run in runs[1:]
     ]

@@ -88,30 +88,30 @@ def table_of(what: str, values: Mapping[str, float]) -> PageTable:
 
 def evaluation_sections(files: RunReader) -> list[Section]:
     """Of policies: the verdict in words, then the tables."""
-    found = files.json("results.json")
-    if found is None:
+    results = files.json("results.json")
+    if results is None:
         return [Section("", (Callout("plain", "This evaluation is not finished."),))]
-    sections = [Section("", (Callout("plain", *evaluation_verdict(found)),))]
-    if found.get("rewards"):
-        sections.append(_rewards_section(found["rewards"]))
-    if found.get("benchmarks"):
-        sections.append(_benchmarks_section(found))
+    sections = [Section("", (Callout("plain", *evaluation_verdict(results)),))]
+    if results.get("rewards"):
+        sections.append(_rewards_section(results["rewards"]))
+    if results.get("benchmarks"):
+        sections.append(_benchmarks_section(results))
     return sections
 
 
-def evaluation_verdict(found: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+def evaluation_verdict(results: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
     """How each policy compares with the first: what its intervals and tests leave no doubt of, and no more."""
-    first, *others = found["policies"]
+    first, *others = results["policies"]
     if not others:
         return f"One policy was evaluated: {first}.", ("There is nothing to compare it with.",)
     lines = []
     for name in others:
         clear = [
             f"{'better' if row['change'] > 0 else 'worse'} on {row['task']}, {row['protocol']} ({row['change']:+.1%})"
-            for row in found.get("comparisons", {}).get(name, [])
+            for row in results.get("comparisons", {}).get(name, [])
             if _differs(row)
         ]
-        rewards = found.get("rewards", {}).get(name)
+        rewards = results.get("rewards", {}).get(name)
         if rewards and (rewards["change_low"] > 0 or rewards["change_high"] < 0):
             way = "higher" if rewards["change"] > 0 else "lower"
             clear.insert(0, f"{way} held-out reward ({rewards['change']:+.2f})")
@@ -123,13 +123,13 @@ def evaluation_verdict(found: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
 
 def bench_sections(files: RunReader) -> list[Section]:
     """Of a reward model: accuracy by subset, and the averages."""
-    found = files.json("reward_bench.json")
-    if found is None:
+    results = files.json("reward_bench.json")
+    if results is None:
         return [Section("", (Callout("plain", "This evaluation is not finished."),))]
-    averages = found["averages"]
+    averages = results["averages"]
     said = [_average_words(name, average) for name, average in averages.items()]
-    heading = f"{found['pairs']:,} pairs were judged by {found['model']}."
-    subsets = found["subsets"]
+    heading = f"{results['pairs']:,} pairs were judged by {results['model']}."
+    subsets = results["subsets"]
     intervals = {
         name: Interval(row["accuracy"], row["low"], row["high"])
         for name, row in subsets.items()

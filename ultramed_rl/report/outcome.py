@@ -102,26 +102,24 @@ def _frontier(series: dict[str, list[Interval | None]], divergence: list[float])
         known = [(place, point) for place, point in enumerate(points) if point is not None]
         if not known:
             continue
-        figure.add_trace(
-            go.Scatter(
-                x=[divergence[place] for place, _ in known],
-                y=[point.mean for _, point in known],
-                text=[f"policy {place}" if place else "start" for place, _ in known],
-                cliponaxis=False,
-                error_y={
-                    "array": [point.high - point.mean for _, point in known],
-                    "arrayminus": [point.mean - point.low for _, point in known],
-                    "thickness": 1.2,
-                    "width": 4,
-                },
-                # The other series has the same policies under these.
-                mode="lines+markers" if figure.data else "lines+markers+text",
-                textposition="top center",
-                textfont={"size": 11},
-                name=name,
-                marker={"size": 8},
-                hovertemplate="%{text}: KL %{x:.3g}, reward %{y:.3g}<extra></extra>",
-            )
+        figure.add_scatter(
+            x=[divergence[place] for place, _ in known],
+            y=[point.mean for _, point in known],
+            text=[f"policy {place}" if place else "start" for place, _ in known],
+            cliponaxis=False,
+            error_y={
+                "array": [point.high - point.mean for _, point in known],
+                "arrayminus": [point.mean - point.low for _, point in known],
+                "thickness": 1.2,
+                "width": 4,
+            },
+            # The other series has the same policies under these.
+            mode="lines+markers" if figure.data else "lines+markers+text",
+            textposition="top center",
+            textfont={"size": 11},
+            name=name,
+            marker={"size": 8},
+            hovertemplate="%{text}: KL %{x:.3g}, reward %{y:.3g}<extra></extra>",
         )
     most = max(divergence) or 1.0
     figure.update_xaxes(range=[-0.06 * most, 1.08 * most], zeroline=False)

@@ -69,13 +69,13 @@ def _draw(one: Round, most: int, seed: int) -> list[tuple[int, int, Sample]]:
         read_prompts(one.path / "prompts.parquet", wanted),
     )
     pairs = {pair.prompt_id: pair for pair in one.pairs}
-    found = []
+    samples = []
     for place in places[:most]:
         group = groups[place]
         prompt_id = group[0].prompt_id
         prompt = prompts.get(prompt_id, {"messages": [], "kind": ""})
-        found.append((one.index, place, _sample(one.index, prompt, group, texts, pairs.get(prompt_id))))
-    return found
+        samples.append((one.index, place, _sample(one.index, prompt, group, texts, pairs.get(prompt_id))))
+    return samples
 
 
 def _sample(

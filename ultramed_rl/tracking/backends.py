@@ -269,5 +269,5 @@ def _verbatim(text: str) -> str:
 def chosen_backends(directory: Path, config: TrackedConfig) -> list[Backend]:
     """Those that the config names."""
     mode = wandb_mode(config)
-    found: list[Backend] = [WandbRun(directory, config, mode)] if mode is not None else []
-    return found + ([TensorboardEvents(directory, config)] if config.tracking.tensorboard else [])
+    backends: list[Backend] = [WandbRun(directory, config, mode)] if mode is not None else []
+    return backends + ([TensorboardEvents(directory, config)] if config.tracking.tensorboard else [])

@@ -49,11 +49,11 @@ def headline(status: Status) -> str:
 
 def status_mapping(status: Status) -> dict[str, Any]:
     """For programs; seconds and units a second are numbers."""
-    found = {**asdict(status), "name": status.name, "directory": str(status.directory)}
-    found["stages"] = [status_mapping(stage) for stage in status.stages]
+    mapping = {**asdict(status), "name": status.name, "directory": str(status.directory)}
+    mapping["stages"] = [status_mapping(stage) for stage in status.stages]
     if status.work is not None:
-        found["work"] |= {"rate": status.work.rate, "left_s": status.work.left_s}
-    return found
+        mapping["work"] |= {"rate": status.work.rate, "left_s": status.work.left_s}
+    return mapping
 
 
 def follow(directory: Path, every_s: float = 1.0) -> Status:

@@ -69,11 +69,11 @@ def utilisation(
 
 def workers_of(spans: Iterable[Span]) -> dict[str, int]:
     """How many workers of each role have a span, in the order of the roles' first spans."""
-    found: dict[str, set[str]] = {}
+    names: dict[str, set[str]] = {}
     for span in spans:
         if span.role != CONTROLLER:
-            found.setdefault(span.role, set()).add(span.worker)
-    return {role: len(names) for role, names in found.items()}
+            names.setdefault(span.role, set()).add(span.worker)
+    return {role: len(workers) for role, workers in names.items()}
 
 
 def phase_windows(spans: Sequence[Span]) -> dict[str, list[Window]]:
@@ -93,13 +93,13 @@ def run_windows(spans: Sequence[Span]) -> list[Window]:
 
 def _stretches(spans: Iterable[Span], breaks_s: float) -> list[Window]:
     """The windows that spans cover, with breaks of at most so many seconds."""
-    found: list[Window] = []
+    windows: list[Window] = []
     for span in sorted(spans, key=lambda span: span.started):
-        if found and span.started - found[-1][1] <= breaks_s:
-            found[-1] = (found[-1][0], max(found[-1][1], span.ended))
+        if windows and span.started - windows[-1][1] <= breaks_s:
+            windows[-1] = (windows[-1][0], max(windows[-1][1], span.ended))
         else:
-            found.append((span.started, span.ended))
-    return found
+            windows.append((span.started, span.ended))
+    return windows
 
 
 def _loads(spans: Iterable[Span], workers: Mapping[str, int]) -> dict[str, Load]:
@@ -107,7 +107,7 @@ def _loads(spans: Iterable[Span], workers: Mapping[str, int]) -> dict[str, Load]
     for span in spans:
         if span.role in by_role:
             by_role[span.role].append(span)
-    return {role: Load(found) for role, found in by_role.items()}
+    return {role: Load(of_role) for role, of_role in by_role.items()}
 
 
 def _shares(
