@@ -42,8 +42,11 @@ def write_report(run_dir: Path, output: Path | None = None) -> Path:
     """
     files = RunReader.of(Path(run_dir))
     output = files.path / NAME if output is None else Path(output)
-    html = online_html(files) if files.type == "online" else stage_html(files)
-    return write_page(html, output)
+    if files.type == "online":
+        return write_page(online_html(files), output)
+    sections = [*stage_sections(files), config_section(files), environment_section(files)]
+    subtitle = f"{files.type} · seed {files.setting('run.seed', '?')}"
+    return write_page(page_html(files.name, sections, subtitle, FOOTER), output)
 
 
 def write_page(html: str, output: Path) -> Path:
@@ -107,9 +110,3 @@ def online_subtitle(run: OnlineRun) -> str:
             f"seed {setting('run.seed', '?')}",
         ]
     )
-
-
-def stage_html(files: RunReader) -> str:
-    """The page of a stage."""
-    sections = [*stage_sections(files), config_section(files), environment_section(files)]
-    return page_html(files.name, sections, f"{files.type} · seed {files.setting('run.seed', '?')}", FOOTER)

@@ -9,7 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from ultramed_rl.report.figures import Axes, line_figure, stacked_figure
-from ultramed_rl.report.online_run import OnlineRun, Round
+from ultramed_rl.report.online_run import OnlineRun
 from ultramed_rl.report.words import duration, number, percent
 from ultramed_rl.store.run_reader import Metrics, RunReader
 from ultramed_rl.tracking.page import Heading, Note, PageTable, Part, Section
@@ -69,13 +69,27 @@ def time_section(run: OnlineRun) -> Section:
         "Ray, engines and ranks is not in it."
     )
     columns = ("Tokens a second", *_RATES.values(), "training MFU", "time")
-    rates = PageTable(columns, tuple(_rate_row(one) for one in run.rounds))
+    rates = [
+        (
+            one.label,
+            *(number(one.number(f"tokens_per_second_{name}"), ",.0f") for name in _RATES),
+            percent(one.number("mfu"), 1),
+            duration(one.number("seconds")),
+        )
+        for one in run.rounds
+    ]
     explained = Note(
         "MFU: the model's FLOPs a second as a share of a matrix multiplication's rate, measured on this device before "
         "training; on shared CPU cores it may pass 100%."
     )
-    shares = PageTable(("Phase", "seconds in all", "share"), tuple(_share_rows(parts)))
-    return Section("Time and utilisation", (figure, note, shares, rates, explained))
+    totals = {name: sum(values) for name, values in parts.items()}
+    shares = tuple(
+        (name, duration(total), percent(total / sum(totals.values())))
+        for name, total in sorted(totals.items(), key=lambda item: -item[1])
+        if total >= 0.05
+    )
+    tables = PageTable(("Phase", "seconds in all", "share"), shares), PageTable(columns, tuple(rates))
+    return Section("Time and utilisation", (figure, note, *tables, explained))
 
 
 def phase_figure(phases: Mapping[str, Metrics]) -> tuple[go.Figure, dict[str, list[float]]]:
@@ -109,14 +123,3 @@ def memory_section(files: RunReader) -> Section:
     has = f" A device has {room:g} GiB by the config (cluster.device_memory_gib)." if room else ""
     note = Note(f"The most that any worker of a role held ({held}).{has}")
     return Section("Memory", (PageTable(("Role", "peak GiB"), rows), note))
-
-
-def _share_rows(parts: Mapping[str, Sequence[float]]) -> list[tuple[str, ...]]:
-    totals = {name: sum(values) for name, values in parts.items()}
-    ordered = sorted(totals.items(), key=lambda item: -item[1])
-    return [(name, duration(t), percent(t / sum(totals.values()))) for name, t in ordered if t >= 0.05]
-
-
-def _rate_row(one: Round) -> tuple[str, ...]:
-    rates = (number(one.number(f"tokens_per_second_{name}"), ",.0f") for name in _RATES)
-    return one.label, *rates, percent(one.number("mfu"), 1), duration(one.number("seconds"))

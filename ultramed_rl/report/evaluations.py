@@ -127,7 +127,11 @@ def bench_sections(files: RunReader) -> list[Section]:
     if results is None:
         return [Section("", (Callout("plain", "This evaluation is not finished."),))]
     averages = results["averages"]
-    said = [_average_words(name, average) for name, average in averages.items()]
+    said = []
+    for name, average in averages.items():
+        missing = average.get("missing") or []
+        without = f", without {len(missing)} of its parts" if missing else ""
+        said.append(f"{name}: {percent(average['accuracy'], 1)}{without}.")
     heading = f"{results['pairs']:,} pairs were judged by {results['model']}."
     subsets = results["subsets"]
     intervals = {
@@ -185,12 +189,6 @@ def _differs(row: Mapping[str, Any]) -> bool:
     if row.get("p_value") is not None:
         return bool(row["p_value"] < 0.05)
     return bool(row["low"] > 0 or row["high"] < 0)
-
-
-def _average_words(name: str, average: Mapping[str, Any]) -> str:
-    missing = average.get("missing") or []
-    without = f", without {len(missing)} of its parts" if missing else ""
-    return f"{name}: {percent(average['accuracy'], 1)}{without}."
 
 
 def _subset_cells(row: Mapping[str, Any]) -> tuple[str, ...]:

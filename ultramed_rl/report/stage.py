@@ -9,7 +9,7 @@ from ultramed_rl.report.evaluations import bench_sections, evaluation_sections, 
 from ultramed_rl.report.words import DASH, duration, number, spoken
 from ultramed_rl.store.artifacts import read_numbers
 from ultramed_rl.store.run_reader import Metrics, RunReader
-from ultramed_rl.tracking.page import Callout, Fact, Facts, Note, PageTable, Section
+from ultramed_rl.tracking.page import Callout, Fact, Facts, Note, PageTable, Part, Section
 
 _NOT_CURVES = {"time", "step", "step_index", "evaluation_index", "samples", "tokens", "flops", "seconds"}
 _FIRST = ("loss", "accuracy", "margin", "perplexity", "reward_mean")
@@ -29,8 +29,12 @@ def training_sections(files: RunReader) -> list[Section]:
     """Of a stage that trains a model."""
     model = files.manifests().get("model")
     figures = read_numbers(model["metrics"]) if model else None
-    facts = [] if figures is None else [_training_facts(figures)]
-    sections = [Section("", (training_verdict(files, figures), *facts)), *_curve_sections(files)]
+    top: list[Part] = [training_verdict(files, figures)]
+    if figures is not None:
+        names = {"samples": "Samples", "steps": "Steps", "tokens_per_second": "Tokens a second"}
+        known = {names[name]: figures[name] for name in names if math.isfinite(figures.get(name, math.nan))}
+        top.append(Facts(tuple(Fact(name, number(value, ",.0f")) for name, value in known.items())))
+    sections = [Section("", tuple(top)), *_curve_sections(files)]
     if figures is not None:
         table = table_of("Figure", {spoken(name): value for name, value in figures.items()})
         note = Note("start_held_out: before the first step. held_out: of the weights that were kept.")
@@ -112,12 +116,3 @@ def _curve_sections(files: RunReader) -> list[Section]:
             note = [Note(f"{left} more metrics are in metrics.jsonl.")] if left > 0 else []
             sections.append(Section(heading, (*parts, *note)))
     return sections
-
-
-def _training_facts(figures: Metrics) -> Facts:
-    facts = [
-        Fact("Samples", number(figures.get("samples"), ",.0f")),
-        Fact("Steps", number(figures.get("steps"), ",.0f")),
-        Fact("Tokens a second", number(figures.get("tokens_per_second"), ",.0f")),
-    ]
-    return Facts(tuple(fact for fact in facts if fact.value != DASH))

@@ -15,25 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from ultramed_rl.tracking.heartbeat import note_link
 
 if TYPE_CHECKING:  # the command line tells of progress before it knows of configs
-    from ultramed_rl.config import (
-        DataConfig,
-        EvaluateConfig,
-        PreferenceConfig,
-        RewardBenchConfig,
-        RewardConfig,
-        RunConfig,
-        SftConfig,
-    )
+    from ultramed_rl import config as c
 
-    TrackedConfig = (
-        RunConfig
-        | SftConfig
-        | RewardConfig
-        | PreferenceConfig
-        | EvaluateConfig
-        | RewardBenchConfig
-        | DataConfig
-    )
+    Trained = c.RunConfig | c.SftConfig | c.RewardConfig | c.PreferenceConfig
+    TrackedConfig = Trained | c.EvaluateConfig | c.RewardBenchConfig | c.DataConfig
 Kind = Literal["step", "round", "evaluation", "data"]
 Mode = Literal["online", "offline"]
 # The axis and the prefix under which each kind is shown.
@@ -99,16 +84,6 @@ class Backend(Protocol):
     def finish(self, failed: bool) -> None: ...
 
 
-def wandb_mode(config: TrackedConfig) -> Mode | None:
-    """`auto` is online where a key is set; None is disabled."""
-    wanted = config.tracking.wandb
-    if wanted == "disabled":
-        return None
-    if wanted == "auto":
-        return "online" if os.environ.get("WANDB_API_KEY") else "offline"
-    return wanted
-
-
 class WandbRun:
     """A run of wandb that goes on under the same id when the run is resumed.
 
@@ -127,13 +102,17 @@ class WandbRun:
         import wandb
 
         tracking = self.config.tracking
+        # The same id on resume, so that wandb goes on with the same run.
+        kept_id = self.directory / "wandb_run_id"
+        if not kept_id.is_file():
+            kept_id.write_text(secrets.token_hex(4))
         self.run = wandb.init(
             project=tracking.project,
             name=self.config.run.name,
             group=tracking.group,
             job_type=self.config.type,
             tags=tracking.tags,
-            id=run_id(self.directory),
+            id=kept_id.read_text().strip(),
             resume="allow" if self.mode == "online" else None,
             dir=str(self.directory),
             mode=self.mode,
@@ -211,14 +190,6 @@ def staging_in(directory: Path) -> Iterator[None]:
             del os.environ[_STAGING]
 
 
-def run_id(directory: Path) -> str:
-    """The same id on resume, so that wandb goes on with the same run."""
-    path = directory / "wandb_run_id"
-    if not path.is_file():
-        path.write_text(secrets.token_hex(4))
-    return path.read_text().strip()
-
-
 class TensorboardEvents:
     """Event files in RUN/tensorboard; a resumed run adds another one beside the first."""
 
@@ -267,7 +238,11 @@ def _verbatim(text: str) -> str:
 
 
 def chosen_backends(directory: Path, config: TrackedConfig) -> list[Backend]:
-    """Those that the config names."""
-    mode = wandb_mode(config)
-    backends: list[Backend] = [WandbRun(directory, config, mode)] if mode is not None else []
+    """Those that the config names; wandb's `auto` is online where a key is set."""
+    backends: list[Backend] = []
+    mode = config.tracking.wandb
+    if mode == "auto":
+        mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
+    if mode != "disabled":
+        backends.append(WandbRun(directory, config, mode))
     return backends + ([TensorboardEvents(directory, config)] if config.tracking.tensorboard else [])
