@@ -37,7 +37,10 @@ def test_roles_that_all_have_work_wait_for_nobody() -> None:
 
 def test_an_idle_role_waits_for_the_one_that_makes_its_items() -> None:
     told = explain_wait([ROLLOUT, replace(REWARD, **IDLE)])
-    assert match_all(told, r"reward [^:]*\brollout: reward 0 of 2 .*\b0 of \d+ .*; rollout 4 of 4 .*\b10 of 110 .*\b48 .*\b3 s\b")
+    assert match_all(
+        told,
+        r"reward [^:]*\brollout: reward 0 of 2 .*\b0 of \d+ .*; rollout 4 of 4 .*\b10 of 110 .*\b48 .*\b3 s\b",
+    )
 
 
 def test_a_role_behind_an_idle_one_waits_for_whoever_has_the_work() -> None:
@@ -62,7 +65,9 @@ def test_a_full_queue_holds_nobody_back_who_is_done() -> None:
 
 
 def test_a_worker_that_starts_again_is_named() -> None:
-    assert match_all(explain_wait([replace(ROLLOUT, starting=1, busy=3)]), r"rollout [^:]*: rollout 3 of 3 \D*\b1 ")
+    assert match_all(
+        explain_wait([replace(ROLLOUT, starting=1, busy=3)]), r"rollout [^:]*: rollout 3 of 3 \D*\b1 "
+    )
 
 
 def test_a_role_that_lost_all_its_workers_is_named_with_what_is_left() -> None:
@@ -73,7 +78,9 @@ def test_a_role_that_lost_all_its_workers_is_named_with_what_is_left() -> None:
 def test_work_that_is_queued_beside_idle_workers_is_told_after_a_moment() -> None:
     reward = RoleState("reward", 2, 0, 1, 12, 3, 50, (), 1.0)
     assert explain_wait([reward]) == []
-    assert match_all(explain_wait([replace(reward, idle_s=9.0)]), r"reward [^:]*: reward 1 of 2 \D*\b12 of 62 \D*\b3 ")
+    assert match_all(
+        explain_wait([replace(reward, idle_s=9.0)]), r"reward [^:]*: reward 1 of 2 \D*\b12 of 62 \D*\b3 "
+    )
 
 
 def test_at_the_end_nobody_waits() -> None:

@@ -18,7 +18,7 @@ from ultramed_rl.config.factory import Answer as AnswerStep
 from ultramed_rl.store.shards import shard_files
 from ultramed_rl.store.tables import told_of
 
-_ROWS, _FILES = 512, 25
+_ROWS, _FILES = 512, 12
 Key = tuple[str, int]  # prompt id and sample
 
 
@@ -73,7 +73,7 @@ class PairAnswers:
 
 def read_answers(path: Path) -> list[Answer]:
     """The scored answers of a file; none where it isn't there. Of a round of millions those of some prompts: every k-th of
-    its files, so that about 100,000 are read."""
+    its files, so that about 50,000 are read."""
     answers = []
     columns = ["prompt_id", "sample", "text", "finish_reason", "reward"]
     for batch in _batches(_some(shard_files(path)), [*columns, "token_ids"]):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ultramed_rl.evaluation.statistics import Interval
+from ultramed_rl.report.answers import by_prompt
 from ultramed_rl.report.build import FOOTER, write_page
 from ultramed_rl.report.comparison import RunPair, compare_benchmarks, compare_runs, last_benchmarked
 from ultramed_rl.report.cost import phase_figure
@@ -133,7 +134,7 @@ def runs_table(runs: Sequence[OnlineRun]) -> PageTable:
 def _reward_section(runs: Sequence[OnlineRun], pairs: Sequence[RunPair]) -> Section:
     series = {}
     for run in runs:
-        means = {policy.label: mean_over_prompts(policy.answers) for policy in run.policies}
+        means = {policy.label: mean_over_prompts(by_prompt(policy.answers)) for policy in run.policies}
         series[run.name] = {label: point for label, point in means.items() if point is not None}
     last = {run.name: [answer.reward for answer in run.policies[-1].answers] for run in runs}
     parts: list[Part] = [

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ultramed_rl.report.answers import Answer, by_prompt, mean, share
+from ultramed_rl.report.answers import Answer, mean, share
 from ultramed_rl.report.figures import Axes, distribution_figure, line_figure, stacked_figure
 from ultramed_rl.report.online_run import OnlineRun
 from ultramed_rl.report.words import number, percent
@@ -68,7 +68,7 @@ def check_length(run: OnlineRun) -> LengthCheck:
     first = run.policies[0].length if len(run.policies) > 1 else math.nan
     last = run.policies[-1].length if len(run.policies) > 1 else math.nan
     growth = last / first - 1 if first > 0 else math.nan
-    groups = (group for one in run.rounds for group in by_prompt(one.sampled))
+    groups = (group for one in run.rounds for group in one.by_prompt)
     return LengthCheck(first, last, growth, within_correlation(groups))
 
 
@@ -99,7 +99,7 @@ def length_section(run: OnlineRun, check: LengthCheck) -> Section:
     names = {"chosen_length": "chosen", "rejected_length": "rejected", "length_mean": "all samples"}
     labels = [one.label for one in run.rounds]
     sides = {side: (labels, [one.number(name) for one in run.rounds]) for name, side in names.items()}
-    correlations = [number(within_correlation(by_prompt(one.sampled)), "+.2f") for one in run.rounds]
+    correlations = [number(within_correlation(one.by_prompt), "+.2f") for one in run.rounds]
     parts += [
         Heading("Mean tokens in each round"),
         line_figure(sides, Axes("", "tokens", 300, zero=True)),

@@ -38,9 +38,14 @@ class Round:
         """One of the metrics; NaN where it has none."""
         return self.metrics.get(name, math.nan)
 
-    @property
+    @cached_property
     def sampled(self) -> list[Answer]:
         return [answer for answer in self.answers if answer.sampled]
+
+    @cached_property
+    def by_prompt(self) -> list[list[Answer]]:
+        """The sampled answers of each prompt."""
+        return by_prompt(self.sampled)
 
     @property
     def asked(self) -> int:
