@@ -10,7 +10,7 @@ from pathlib import Path
 from ultramed_rl.report.cost import memory_section, time_section, training_section
 from ultramed_rl.report.evaluations import evaluation_section
 from ultramed_rl.report.health import check_length, length_section, pair_section, refusal_section
-from ultramed_rl.report.online_run import OnlineRun, read_online_run
+from ultramed_rl.report.online_run import read_online_run
 from ultramed_rl.report.outcome import frontier_section, reward_section, summary_section, win_section
 from ultramed_rl.report.samples import choose_samples
 from ultramed_rl.report.setup import config_section, environment_section
@@ -59,48 +59,9 @@ def write_page(html: str, output: Path) -> Path:
 def online_html(files: RunReader) -> str:
     """The page of an online run; samples fill the room that the rest leaves."""
     run = read_online_run(files)
-    before, after = online_sections(run)
-    title, subtitle = files.name, online_subtitle(run)
-    if not run.rounds:
-        return page_html(title, [*before, *after], subtitle, FOOTER)
-    taken = len(page_html(title, [*before, *after], subtitle, FOOTER).encode("utf-8"))
-    samples = choose_samples(run, min(_SAMPLE_BYTES, MOST_BYTES - taken - _SLACK))
-    section = Section("Samples", (samples.words, samples.browser))
-    return page_html(title, [*before, section, *after], subtitle, FOOTER)
-
-
-def online_sections(run: OnlineRun) -> tuple[list[Section], list[Section]]:
-    """What stands before the samples, and after them."""
-    check = check_length(run)
-    setup = [config_section(run.files), environment_section(run.files)]
-    if not run.rounds:
-        timeline = timeline_section(run.files)
-        return [summary_section(run, check), *([timeline] if timeline else [])], setup
-    before = [
-        summary_section(run, check),
-        reward_section(run),
-        win_section(run),
-        frontier_section(run),
-        length_section(run, check),
-        refusal_section(run),
-        pair_section(run),
-        evaluation_section(run),
-    ]
-    after = [
-        training_section(run),
-        time_section(run),
-        timeline_section(run.files),
-        memory_section(run.files),
-        *setup,
-    ]
-    return [s for s in before if s is not None], [s for s in after if s is not None]
-
-
-def online_subtitle(run: OnlineRun) -> str:
-    """What was run, in a line."""
-    setting = run.files.setting
+    length, setting = check_length(run), files.setting
     held_out = len({answer.prompt_id for answer in run.policies[0].answers})
-    return " · ".join(
+    subtitle = " · ".join(
         [
             "online run",
             f"{len(run.rounds)} of {setting('run.rounds', '?')} rounds",
@@ -110,3 +71,26 @@ def online_subtitle(run: OnlineRun) -> str:
             f"seed {setting('run.seed', '?')}",
         ]
     )
+
+    def page(*sections: Section | None) -> str:
+        ends = (config_section(files), environment_section(files))
+        shown = [section for section in (*sections, *ends) if section is not None]
+        return page_html(files.name, shown, subtitle, FOOTER)
+
+    verdict, timeline = summary_section(run, length), timeline_section(files)
+    if not run.rounds:
+        return page(verdict, timeline)
+    before = [
+        verdict,
+        reward_section(run),
+        win_section(run),
+        frontier_section(run),
+        length_section(run, length),
+        refusal_section(run),
+        pair_section(run),
+        evaluation_section(run),
+    ]
+    after = [training_section(run), time_section(run), timeline, memory_section(files)]
+    taken = len(page(*before, *after).encode("utf-8"))
+    samples = choose_samples(run, min(_SAMPLE_BYTES, MOST_BYTES - taken - _SLACK))
+    return page(*before, Section("Samples", (samples.words, samples.browser)), *after)
