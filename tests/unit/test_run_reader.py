@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.report_run import make_run
-from ultramed_rl.config import load_any
+from tests.report_run import Plan, make_run
+from ultramed_rl.config import RunConfig, load_any
 from ultramed_rl.evaluation.contamination.lineage import training_prompts
+from ultramed_rl.online.cards import write_policy_card
 from ultramed_rl.report.online_run import read_online_run
 from ultramed_rl.store import RunDirectory, RunReader
 from ultramed_rl.tracking.status import read_status
@@ -60,3 +62,18 @@ def test_store_status_report_and_lineage_agree_on_the_committed_rounds(
         assert store.committed_rounds() == 1 and not store.round(1).committed
         store.discard_metrics_after(1)
     assert len(RunReader(folder).rows("round")) == 1
+
+
+def test_a_rounds_card_shows_the_committed_rounds_before_it(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, Plan(rounds=3))
+    kill_before_commit(folder / "rounds" / "001")
+    config = load_any(folder / "config.yaml")
+    assert isinstance(config, RunConfig)
+    with RunDirectory.open(config, resume=True) as store:
+        write_policy_card(config, store, store.round(2), tmp_path, {"loss_last": 0.5})
+    card = (tmp_path / "README.md").read_text()
+    assert (
+        [line for line in card.splitlines() if re.match(r"\| [012] \|", line)]
+        == [line for line in card.splitlines() if line.startswith("| 0 |")]
+        != []
+    )
