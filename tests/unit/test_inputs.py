@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from tests.tiny import CHATML, make_policy, tiny_run
 from ultramed_rl.cluster.inputs import describe_inputs, describe_model, describe_rendering
 from ultramed_rl.config import parse_config
-from ultramed_rl.config.load import KINDS
+from ultramed_rl.kinds import KINDS
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Message
 from ultramed_rl.stages import reward_bench
@@ -223,7 +223,7 @@ def test_every_kind_of_run_compares_its_inputs(
     monkeypatch.setattr(f"ultramed_rl.{stage.stop}", interrupt)
     monkeypatch.setattr(reward_bench, "prepare_bench", lambda *_: None)
     settings = {"run": {"name": "run", "directory": str(tmp_path / "runs")}, **stage.settings}
-    config = parse_config(settings, kind=KINDS[settings["type"]])
+    config = parse_config(settings, kind=KINDS[settings["type"]].config_class)
     with pytest.raises(KeyboardInterrupt):
         stage.run(config)
     with pytest.raises(KeyboardInterrupt):

@@ -24,6 +24,7 @@ LAYERS = [
     {"models", "data"},
     {"learning", "store", "tracking", "http"},
     {"config", "records", "token_ids"},
+    {"kinds"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

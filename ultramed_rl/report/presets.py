@@ -11,8 +11,8 @@ from typing import Any
 import ultramed_rl
 from ultramed_rl.config import ConfigError, load_any
 from ultramed_rl.config.base import Section as ConfigSection
-from ultramed_rl.config.load import KINDS
 from ultramed_rl.config.recipe import load_recipe, stage_config
+from ultramed_rl.kinds import KINDS
 
 Settings = dict[str, Any]
 ABSENT = "(not there)"  # of a key that one side lacks
@@ -93,7 +93,7 @@ def _read(path: Path) -> tuple[tuple[str, dict[str, Any]], ...]:
 
 
 def _defaults(kind: str) -> Settings | None:
-    return flatten(_section_defaults(KINDS[kind])) if kind in KINDS else None
+    return flatten(_section_defaults(KINDS[kind].config_class)) if kind in KINDS else None
 
 
 def _section_defaults(section: type[ConfigSection]) -> dict[str, Any]:

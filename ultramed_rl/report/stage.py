@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from ultramed_rl.kinds import KINDS, load
 from ultramed_rl.report.cost import curve_parts, memory_section, phase_words
 from ultramed_rl.report.run_files import Metrics, RunFiles, manifests
 from ultramed_rl.report.stage_tables import bench_sections, evaluation_sections, table_of
@@ -20,13 +21,19 @@ _MOST_CURVES = 10
 
 def stage_sections(files: RunFiles) -> list[Section]:
     """All but config and environment."""
-    if files.type == "evaluate":
-        return [*evaluation_sections(files), time_section(files)]
-    if files.type == "reward_bench":
-        return [*bench_sections(files), time_section(files)]
-    if files.type in ("sft", "reward", "preference"):
-        return training_sections(files)
-    return counting_sections(files)
+    report = load(KINDS[files.type].report) if files.type in KINDS else counting_sections
+    sections: list[Section] = report(files)
+    return sections
+
+
+def evaluate_sections(files: RunFiles) -> list[Section]:
+    """Of a comparison of policies."""
+    return [*evaluation_sections(files), time_section(files)]
+
+
+def reward_bench_sections(files: RunFiles) -> list[Section]:
+    """Of a reward model on known pairs."""
+    return [*bench_sections(files), time_section(files)]
 
 
 def training_sections(files: RunFiles) -> list[Section]:

@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ultramed_rl.tracking.round_files import Made, Sample
 
 if TYPE_CHECKING:  # the command line tells of progress before it knows of configs
-    from ultramed_rl.config import (
-        DataConfig,
-        EvaluateConfig,
-        PreferenceConfig,
-        RewardBenchConfig,
-        RewardConfig,
-        RunConfig,
-        SftConfig,
-    )
+    from ultramed_rl.config.run import RunName, Tracking
 
-    TrackedConfig = (
-        RunConfig
-        | SftConfig
-        | RewardConfig
-        | PreferenceConfig
-        | EvaluateConfig
-        | RewardBenchConfig
-        | DataConfig
-    )
+
+class TrackedConfig(Protocol):
+    """A config of any kind that is tracked."""
+
+    @property
+    def type(self) -> str: ...
+    @property
+    def run(self) -> RunName: ...
+    @property
+    def tracking(self) -> Tracking: ...
+    def model_dump(self, *, mode: str) -> dict[str, Any]: ...
+
+
 Kind = Literal["step", "round", "evaluation", "data"]
 # The axis and the prefix under which each kind is shown.
 PANELS: dict[Kind, tuple[str, str]] = {

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
+from ultramed_rl.kinds import KINDS
 from ultramed_rl.tracking.heartbeat import STATUS
 from ultramed_rl.tracking.liveness import is_alive
 from ultramed_rl.tracking.recent import recent_utilisation
@@ -25,16 +26,6 @@ _NUMBER = (int, float)
 _LEASE = {"released": bool, "renewed": _NUMBER, "every_s": _NUMBER}
 _BEAT = {"state": str, "began": _NUMBER, "updated": _NUMBER, "pid": int, "host": str}
 _AT_WORK = {"phase": str, "done": int, "total": (int, NoneType), "unit": str, "started": _NUMBER}
-# The file that each type of run writes when it is done; an online run's rounds are counted.
-_DONE = {
-    "sft": "model.json",
-    "reward": "model.json",
-    "preference": "model.json",
-    "contrasts": "pairs.json",
-    "evaluate": "results.json",
-    "reward_bench": "reward_bench.json",
-    "data": "records.json",
-}
 
 
 def read_status(directory: Path) -> Status:
@@ -58,13 +49,14 @@ def read_status(directory: Path) -> Status:
 def _run_status(directory: Path, heart: Row) -> Status:
     config = read_saved_config(directory)
     kind = str(config.get("type", "online"))
-    if kind != "online" and kind not in _DONE:
+    if kind not in KINDS:
         raise ValueError(
-            f"{directory / CONFIG}: type={kind!r}: must be one of online, {', '.join(_DONE)}; put it back from a copy"
+            f"{directory / CONFIG}: type={kind!r}: must be one of {', '.join(KINDS)}; put it back from a copy"
         )
-    wanted = int(config["run"]["rounds"]) if kind == "online" else None
-    rounds = _committed_rounds(directory) if kind == "online" else ()
-    made = len(rounds) == wanted if kind == "online" else _is_made(directory / _DONE[kind])
+    in_rounds = KINDS[kind].in_rounds
+    wanted = int(config["run"]["rounds"]) if in_rounds else None
+    rounds = _committed_rounds(directory) if in_rounds else ()
+    made = len(rounds) == wanted if in_rounds else _is_made(directory / KINDS[kind].manifest)
     state = _state(directory, heart, made)
     work = _work(heart) if state == "running" else None
     return Status(
@@ -178,7 +170,7 @@ def _last_metrics(directory: Path, kind: str, rounds: tuple[Row, ...]) -> dict[s
         for name in ("evaluation", "step", "data"):
             if f"{name}_index" in row:
                 found[name] = row
-    done = _json(directory / _DONE[kind]).get("metrics") if kind in _DONE else None
+    done = _json(directory / KINDS[kind].manifest).get("metrics")
     return found | ({"result": done} if isinstance(done, dict) and done and kind != "data" else {})
 
 
