@@ -38,7 +38,7 @@ def check_runnable(config: AnyConfig) -> None:
         if found:
             raise Problems(found)
     if getattr(config, "engine", "native") == "openrlhf":
-        from ultramed_rl.stages.openrlhf_limits import openrlhf_problems
+        from ultramed_rl.stages.openrlhf.limits import openrlhf_problems
 
         problems = openrlhf_problems(config)  # type: ignore[arg-type]
         if problems:

@@ -15,7 +15,7 @@ from ultramed_rl.models.checks import check_models
 from ultramed_rl.models.tokenizer import ChatTokenizer, chat_tokenizer
 from ultramed_rl.stages.kinds import Data, Kind, Work, kind_of
 from ultramed_rl.stages.loop import StageLoop, render
-from ultramed_rl.stages.openrlhf_run import train_by_openrlhf
+from ultramed_rl.stages.openrlhf.run import train_by_openrlhf
 from ultramed_rl.store import SampleFile, StageDirectory, write_samples
 from ultramed_rl.tracking import Progress, Tracker, watched
 

@@ -10,8 +10,8 @@ from typing import Any
 from ultramed_rl.config.stages import StageConfig
 from ultramed_rl.data.stage_data import Prepared
 from ultramed_rl.stages.card import write_stage_card
-from ultramed_rl.stages.openrlhf import states_directory, submit_openrlhf
-from ultramed_rl.stages.openrlhf_files import write_openrlhf_data
+from ultramed_rl.stages.openrlhf.command import openrlhf_command, openrlhf_environment, states_directory
+from ultramed_rl.stages.openrlhf.files import adopt_openrlhf, write_openrlhf_data
 from ultramed_rl.store import StageDirectory
 from ultramed_rl.store.atomic import remove
 from ultramed_rl.tracking import Progress
@@ -49,3 +49,26 @@ def train_by_openrlhf(
     remove(output)
     remove(states_directory(output))
     return path, metrics
+
+
+def submit_openrlhf(config: StageConfig, train_path: Path, held_out_path: Path | None, output: Path) -> None:
+    """Train by OpenRLHF as a Ray job, its log on stdout, and make its checkpoint one that the rest reads.
+
+    Raises:
+        ValueError: a value that OpenRLHF cannot honour, or less data than one batch.
+        RuntimeError: the job failed (with its id, its last lines and the fix), or its weights aren't finite.
+    """
+    from ultramed_rl.cluster.jobs import Job, run_job
+
+    train_path, output = train_path.resolve(), output.resolve()
+    command = openrlhf_command(config, train_path, held_out_path and held_out_path.resolve(), output)
+    with train_path.open("rb") as lines:
+        rows = sum(1 for _ in lines)
+    if rows < config.training.batch_size:
+        raise ValueError(
+            f"training.batch_size={config.training.batch_size}: OpenRLHF takes whole batches and there are {rows} "
+            "samples; lower it or give more data"
+        )
+    ranks = config.cluster.trainer.ranks
+    run_job(Job(command, ranks, ranks, openrlhf_environment(config, output)), config.cluster)
+    adopt_openrlhf(output, config)
