@@ -14,7 +14,6 @@ from ultramed_rl.config.rewards import StatementJudge
 from ultramed_rl.evaluation.grading import Outcome, grade_answers, grade_likelihoods, grade_votes
 from ultramed_rl.evaluation.items import Item
 from ultramed_rl.evaluation.report import PolicyReport, report_policy, sample_curves
-from ultramed_rl.evaluation.reranking import CurvePoint
 from ultramed_rl.evaluation.suite import (
     AskedTask,
     Question,
@@ -24,6 +23,7 @@ from ultramed_rl.evaluation.suite import (
     encode_question,
     likelihood_questions,
 )
+from ultramed_rl.evaluation.voting import CurvePoint
 from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.models.tokenizer import ChatTokenizer, load_tokenizer
 from ultramed_rl.records import Completion, OptionLogprobs, Prompt, ScoredCompletion

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from ultramed_rl.evaluation.grading import Outcome, read_answer, votes_of
-from ultramed_rl.evaluation.reranking import CurvePoint, SampledItem, rerank_curve
 from ultramed_rl.evaluation.results import (
     Average,
     Comparison,
@@ -18,6 +17,7 @@ from ultramed_rl.evaluation.results import (
     task_result,
 )
 from ultramed_rl.evaluation.suite import AskedTask, Question
+from ultramed_rl.evaluation.voting import CurvePoint, SampledItem, rerank_curve
 from ultramed_rl.records import Completion, ScoredCompletion
 from ultramed_rl.store.atomic import write_lines
 
