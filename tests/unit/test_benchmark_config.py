@@ -198,7 +198,7 @@ def test_bad_command_lines_end_with_code_2(tmp_path: Path, arguments: list[str],
 
 def test_a_base_model_is_asked_for_likelihoods_alone(tmp_path: Path) -> None:
     from tests.tiny import make_tokenizer
-    from ultramed_rl.stages.evaluate import enrol
+    from ultramed_rl.stages.evaluate import load_policy
 
     policy = make_policy(tmp_path / "base")
     plain = make_tokenizer()
@@ -208,14 +208,14 @@ def test_a_base_model_is_asked_for_likelihoods_alone(tmp_path: Path) -> None:
     plain.save_pretrained(policy)
     likelihood = {"tasks": ["medqa"], "protocols": ["likelihood"]}
     config = parse_config(evaluation(policies={"a": str(policy)}, benchmarks=likelihood), kind=EvaluateConfig)
-    assert enrol(config, "a", str(policy)).tokenizer is None
+    assert load_policy(config, "a", str(policy)).tokenizer is None
     asked = parse_config(evaluation(policies={"a": str(policy)}), kind=EvaluateConfig)
     with pytest.raises(ValueError, match=r"policies\.a=.*chat_templates\.a .*likelihood"):
-        enrol(asked, "a", str(policy))
+        load_policy(asked, "a", str(policy))
     mended = parse_config(
         evaluation(policies={"a": str(policy)}, chat_templates={"a": "chatml"}), kind=EvaluateConfig
     )
-    assert enrol(mended, "a", str(policy)).tokenizer is not None
+    assert load_policy(mended, "a", str(policy)).tokenizer is not None
 
 
 @pytest.mark.parametrize(

@@ -198,10 +198,14 @@ def stages(root: Path) -> dict[str, Stage]:
             contrasts, make_contrasts, "stages.contrasts.prepare_pool", "rows.jsonl", "prompts.sources.0.uri"
         ),
         "evaluate": Stage(
-            exam, evaluate_policies, "stages.evaluate.Examination", "rows.jsonl", "benchmarks.tasks.0.uri"
+            exam,
+            evaluate_policies,
+            "stages.evaluate.PolicyBenchmarks",
+            "rows.jsonl",
+            "benchmarks.tasks.0.uri",
         ),
         "evaluate, policy": Stage(
-            exam, evaluate_policies, "stages.evaluate.Examination", "policy/config.json", "policies.tiny"
+            exam, evaluate_policies, "stages.evaluate.PolicyBenchmarks", "policy/config.json", "policies.tiny"
         ),
         "reward_bench": Stage(bench, bench_reward, "stages.reward_bench._scores", "rows.jsonl", "data.uri"),
         "data": Stage(data, make_data, "stages.data.run.carry_out", "rows.jsonl", "input.0"),

@@ -15,7 +15,7 @@ from ultramed_rl.tracking import Progress
 
 
 @dataclass(frozen=True)
-class Policy:
+class ComparedPolicy:
     """A policy that is evaluated; without a tokenizer it weighs options and answers nothing."""
 
     name: str
@@ -38,7 +38,7 @@ class EvaluationCrew:
         self.policy = ""
         self.rewards = RewardCrew(config)
 
-    def start_policy(self, policy: Policy) -> SamplingCrew:
+    def start_policy(self, policy: ComparedPolicy) -> SamplingCrew:
         """Engines with this policy's weights: those that there are, or new ones instead of another policy's."""
         if self.sampling is None or self.policy != policy.name:
             self.stop_rollout()

@@ -14,7 +14,7 @@ from ultramed_rl.records import Completion, OptionLogprobs
 
 
 @dataclass(frozen=True)
-class Outcome:
+class GradedAnswer:
     """What became of a question.
 
     `given` is what the answer was read as, `right` is 0 or 1 for a choice and a share for names; `problem` says
@@ -30,7 +30,7 @@ class Outcome:
     text: str = ""
 
 
-def grade_likelihoods(questions: Sequence[Question], scored: Sequence[OptionLogprobs]) -> list[Outcome]:
+def grade_likelihoods(questions: Sequence[Question], scored: Sequence[OptionLogprobs]) -> list[GradedAnswer]:
     """The most likely option is the answer; of equal ones the first, as lm-evaluation-harness has it.
 
     Raises:
@@ -46,16 +46,16 @@ def grade_likelihoods(questions: Sequence[Question], scored: Sequence[OptionLogp
                 "weights, or set policy.precision=float32"
             )
         letter = list(question.item.lettered)[values.index(max(values))]
-        outcomes.append(Outcome(question, (letter,), float(letter == question.item.answer)))
+        outcomes.append(GradedAnswer(question, (letter,), float(letter == question.item.answer)))
     return outcomes
 
 
-def grade_answers(answers: Sequence[tuple[Question, Completion]]) -> list[Outcome]:
+def grade_answers(answers: Sequence[tuple[Question, Completion]]) -> list[GradedAnswer]:
     """One answer per question."""
-    return [_outcome(question, read_answer(question, answer), [answer]) for question, answer in answers]
+    return [_graded(question, read_answer(question, answer), [answer]) for question, answer in answers]
 
 
-def grade_votes(questions: Sequence[Question], samples: Sequence[Sequence[Completion]]) -> list[Outcome]:
+def grade_votes(questions: Sequence[Question], samples: Sequence[Sequence[Completion]]) -> list[GradedAnswer]:
     """Several answers per question: the choice of the majority; of names, those of the first sample that has
     any."""
     outcomes = []
@@ -66,7 +66,7 @@ def grade_votes(questions: Sequence[Question], samples: Sequence[Sequence[Comple
             chosen = Reading((letter,)) if letter is not None else readings[0]
         else:
             chosen = next((reading for reading in readings if reading.given), readings[0])
-        outcomes.append(_outcome(question, chosen, answers))
+        outcomes.append(_graded(question, chosen, answers))
     return outcomes
 
 
@@ -96,7 +96,7 @@ def score_reading(question: Question, given: tuple[str, ...]) -> float:
     return score_list(given, item.expected).f1
 
 
-def _outcome(question: Question, reading: Reading, answers: Sequence[Completion]) -> Outcome:
+def _graded(question: Question, reading: Reading, answers: Sequence[Completion]) -> GradedAnswer:
     cut = sum(answer.finish_reason == "length" for answer in answers)
     right = score_reading(question, reading.given)
-    return Outcome(question, reading.given, right, reading.problem, cut, answers[0].text)
+    return GradedAnswer(question, reading.given, right, reading.problem, cut, answers[0].text)

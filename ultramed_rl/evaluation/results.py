@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from string import ascii_uppercase
 
-from ultramed_rl.evaluation.grading import Outcome
+from ultramed_rl.evaluation.grading import GradedAnswer
 from ultramed_rl.evaluation.statistics import Interval, mcnemar, paired_bootstrap, wilson_interval
 from ultramed_rl.evaluation.voting import CurvePoint
 
@@ -128,7 +128,7 @@ class Comparison:
     p_value: float | None
 
 
-def score_outcomes(outcomes: Sequence[Outcome], seed: int = 0) -> Score:
+def score_outcomes(outcomes: Sequence[GradedAnswer], seed: int = 0) -> Score:
     """The accuracy of these outcomes."""
     values = [outcome.right for outcome in outcomes]
     if set(values) <= {0.0, 1.0}:
@@ -139,7 +139,7 @@ def score_outcomes(outcomes: Sequence[Outcome], seed: int = 0) -> Score:
 
 
 def task_result(
-    protocol: str, outcomes: Sequence[Outcome], samples: int, curve: Sequence[CurvePoint] = ()
+    protocol: str, outcomes: Sequence[GradedAnswer], samples: int, curve: Sequence[CurvePoint] = ()
 ) -> TaskResult:
     """What one task's outcomes come to. Questions in further orders of their options count in `positions` alone.
 
@@ -147,7 +147,7 @@ def task_result(
         samples: answers per question.
     """
     first = [outcome for outcome in outcomes if outcome.question.place == 0]
-    subjects: dict[str, list[Outcome]] = {}
+    subjects: dict[str, list[GradedAnswer]] = {}
     for outcome in first:
         if outcome.question.item.subject:
             subjects.setdefault(outcome.question.item.subject, []).append(outcome)
@@ -166,7 +166,7 @@ def task_result(
     )
 
 
-def _positions(outcomes: Sequence[Outcome]) -> PositionBias:
+def _positions(outcomes: Sequence[GradedAnswer]) -> PositionBias:
     orders = Counter(outcome.question.item.item_id for outcome in outcomes)
     most = max(orders.values())  # items with few options have fewer orders and are left out
     return position_bias(
@@ -224,7 +224,7 @@ def average_columns(results: Sequence[TaskResult], columns: Mapping[str, Sequenc
 
 
 def compare_outcomes(
-    before: Sequence[Outcome], after: Sequence[Outcome], protocol: str, resamples: int, seed: int
+    before: Sequence[GradedAnswer], after: Sequence[GradedAnswer], protocol: str, resamples: int, seed: int
 ) -> Comparison:
     """Two policies' outcomes of one task, on the same items."""
     old = {o.question.question_id: o.right for o in before if o.question.place == 0}

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ultramed_rl.config.benchmarks import Benchmarks, TaskChoice
-from ultramed_rl.evaluation.choices import reorder, shuffled_orders
-from ultramed_rl.evaluation.items import Item, Task
+from ultramed_rl.evaluation.items import Item, Task, reorder, shuffled_orders
 from ultramed_rl.evaluation.load import Loaded, find_uris, load_items
 from ultramed_rl.evaluation.tasks import find_task
 from ultramed_rl.models.tokenizer import ChatTokenizer, encode_continuations
@@ -116,16 +115,6 @@ def _ask(config: Benchmarks, choice: TaskChoice, seed: int) -> AskedTask:
         for place, order in enumerate(shuffled_orders(item.item_id, len(item.options), extra, seed))
     ]
     return AskedTask(task, tuple(find_uris(task, uri)), loaded, tuple(questions))
-
-
-def likelihood_questions(suite: Sequence[AskedTask]) -> list[Question]:
-    """The questions that have options to weigh; the others cannot be asked for likelihoods."""
-    return [q for asked in suite if asked.task.continuations is not None for q in asked.questions]
-
-
-def all_questions(suite: Sequence[AskedTask]) -> list[Question]:
-    """The questions of all tasks."""
-    return [question for asked in suite for question in asked.questions]
 
 
 def encode_options(tokenizer: Any, question: Question) -> tuple[Tokens, tuple[Tokens, ...]]:

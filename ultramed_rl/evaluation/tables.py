@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ultramed_rl.evaluation.judging.entailment import StatementSummary
+from ultramed_rl.evaluation.judging import StatementSummary
 from ultramed_rl.evaluation.report import PolicyReport
 from ultramed_rl.evaluation.results import Comparison
 from ultramed_rl.tracking.summary import render_table
@@ -41,6 +41,19 @@ _STATEMENTS = [
     ("nice to have", "{coverage}"),
     ("unread", "{unread}"),
 ]
+
+
+def render_reports(
+    reports: Sequence[PolicyReport],
+    comparisons: Mapping[str, Sequence[Comparison]],
+    first: str,
+    *,
+    detailed: bool = False,
+) -> str:
+    """What policies came to, and each against the first; `detailed` with subjects and the curves of samples."""
+    further = [render_subjects(reports), render_curves(reports)] if detailed else []
+    compared = render_comparisons(comparisons, first)
+    return "\n\n".join(filter(None, [render_results(reports), *further, render_averages(reports), compared]))
 
 
 def render_results(reports: Sequence[PolicyReport]) -> str:

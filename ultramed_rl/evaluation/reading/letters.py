@@ -1,7 +1,7 @@
 """The letter of the option that an answer settles on, and none where that is unclear.
 
 Medicine is full of letters that are no answer: vitamin C, hepatitis B, E. coli, B cells. A letter counts
-where an answer is stated (see `statements`), and only with a mark, the end, or a word of reasoning after it.
+where an answer is stated (see `settling`), and only with a mark, the end, or a word of reasoning after it.
 """
 
 from __future__ import annotations

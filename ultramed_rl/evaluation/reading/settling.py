@@ -1,4 +1,8 @@
-"""Which statement of a text counts.
+"""Which statement of a text counts as its answer.
+
+The places where a text states its answer are a box, "the answer is ...", "I would choose ...", and so on. A clause that
+asks states nothing, nor does one that doubts ("if the answer is", "the wrong answer is", "some would choose").
+What stands there, a letter or an option's text, is for `Resolve` to say.
 
 Boxes and sentences decide where there are any, the last one first, as people correct themselves. Without
 them a line, a bold label or the closing sentence decides, if all of its kind agree.
@@ -8,13 +12,100 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from string import ascii_uppercase
 from typing import Protocol
 
+from ultramed_rl.evaluation.reading.numbers import BOXED
 from ultramed_rl.evaluation.reading.plain import clean, turns
-from ultramed_rl.evaluation.reading.statements import LONGEST, statements
 
+# Enough for the text of an option, and it bounds the work on a text that is all statements.
+LONGEST = 600
+_MODAL = (
+    r"(?:(?:is|was|are|remains)\b|(?P<not>(?:is|was)n't|(?:cannot|can't|can not|could not|couldn't) be)\b"
+    r"|(?:(?P<would>would)|should|must|will|has to)(?: most likely| therefore)? be\b"
+    r"|(?:appears|seems) to be\b)"
+)
+_NOUN = re.compile(
+    r"(?<![A-Za-z])(?:(?P<answer>answers?|ans)|option|choice|selection|guess)"
+    r"(?:[ _](?:choice|option|letter|idx|index|key|selection))?"
+    r"(?: (?:to|for|of|among) [^.\n:?!]{1,80}?|,? (?:here|therefore|thus|then),?)?(?:\s?\([^()\n]{1,40}\))?"
+    rf"(?:[\"']?\s?(?:[:=]|->)| {_MODAL}| - |(?=\s?\([A-Z]\))|(?<=final answer)(?= [A-Z]\b))"
+    r"[\s:\"']*(?:(?:most likely|likely|probably|clearly|obviously|definitely|certainly|indeed) )?"
+    r"(?P<negated>not\b(?! only))?",
+    re.IGNORECASE,
+)
+_HEADING = re.compile(r"^[ #>-]*(?:(?:the|my|final|correct|best|right) )*answer[ .]*\n", re.I | re.MULTILINE)
+_CHOOSE = re.compile(
+    r"(?:\b(?:I|we|We|[Ll]et me|[Ll]et's)(?:'d|'ll|'m| would| will| must| should| have to| am)?"
+    r"(?: also| therefore| still| then)? "
+    r"|^|(?<=[.!?] )|\b(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore),? )"
+    r"(?i:choose|chose|choosing|picke?d?|picking|select(?:ed)?|go(?:ing)? with|opt for|settle on)\b:?",
+    re.MULTILINE,
+)
+_MARK = r"(?:(?i:option|choice|answer) )?[(\[\"]*"
+_CONCLUDED = re.compile(
+    r"\b(?i:so|thus|hence|therefore|leaving|leaves|left with|elimination|must be|it's|it is)\b"
+    r"[,:]? (?i:(?:only|us with|me with|just|it's|it is|it must be) )?"
+    rf"(?=(?:{_MARK}[A-Z][)\]\"]*|(?i:yes|no|maybe))[.!]?(?:\n|\s?$))"
+)
+_INSTEAD = re.compile(rf"\b[Nn]ot {_MARK}[A-Z][)\]\"]*,? (?:but|it's|it is)(?: rather)? (?={_MARK}[A-Z]\b)")
+_REMAINS = re.compile(
+    r"\b[Oo]nly (?=(?:[Oo]ption |[Cc]hoice )?\(?[A-Z]\)? (?:remains|fits|is left|matches)\b)"
+)
+_MAKING = re.compile(
+    rf"\b(?:making|leaving|makes) (?={_MARK}[A-Z]\b[^.\n]{{0,80}}? (?:as )?the (?:only|correct|best|right)\b)"
+)
+_CHINESE = re.compile(
+    r"(?:答案 ?(?:应该|应当|应)?(?:是|为|选|:)|(?:应该|应|故)?选(?:择|项)?(?:是|为|:)?) ?"
+    r"(?P<negated>不是)?"
+)
+_PHRASES = (_NOUN, _HEADING, _CHOOSE, _CONCLUDED, _INSTEAD, _REMAINS, _MAKING, _CHINESE)
+# What these say stands against a doubt ("not A but C"); they give letters only.
+_SURE = (_INSTEAD, _REMAINS, _MAKING)
+_BOX = re.compile(rf"{BOXED.pattern}|(?i:<(?:final_?)?answer>([^<]{{1,{LONGEST}}})</(?:final_?)?answer>)")
+_DOUBT = re.compile(
+    r"\b(?:if|whether|unless|not|never|cannot|neither|nor|wrong|incorrect|false|untrue|worst|least|another"
+    r"|other|next|second|alternative|tempting|might|may|could|(?:a|one) (?:possible|potential)|initial(?:ly)?"
+    r"|thought|suppose|let's say|assume|assuming|imagine|some|many|students?|people|distractor|previous"
+    r"|eliminated|excluded)\b|n't\b|不",
+    re.IGNORECASE,
+)
+_CONDITION = re.compile(
+    r"\b(?:if|unless)\b|^(?:had|were)\b|(?:^|[.!?\n] ?)(?:for|in) (?!this|the|our|my|that|summary|conclusion|short"
+    r"|light|view|fact|your)[^.!?\n,]{1,60},[^,]{0,20}$",
+    re.IGNORECASE,
+)
+_ARGUMENT = re.compile(r"[.!?](?= )|\n|\b(?:but|so|hence|therefore|thus|however|then)\b", re.IGNORECASE)
+# "Answer: A. yes", and B. no on the next line
+_LISTED = re.compile(r"\(?A[).:][^\n]*\n[ *-]*\(?B[).:]")
+# "An option is aspirin" recommends; "the best option is aspirin" answers.
+_DECIDED = re.compile(r"\b(?:correct|right|best|final|selected|chosen|my|most \w+) $", re.IGNORECASE)
+_TAKEN_BACK = re.compile(
+    r"[^.,!?\n]{1,80}(?:[.,!?\s-]+(?:wait|hmm|oops|sorry|scratch that|i mean|actually,? no|no,? wait)"
+    r"|[.!?]\s+(?-i:No)[,!]|, no,)(?!\w)",
+    re.IGNORECASE,
+)
+_CLAUSE = re.compile(r"[.!?\n;,:，]|\b(?:but|so|hence|therefore|thus|however|and|then)\b", re.IGNORECASE)
+_ASKED = re.compile(r"[^.!\n]{0,60}\?")
+_VERDICT = re.compile(
+    r" (?:is|are|was|were)(?P<negated>n't| not)?(?: (?:therefore|thus|clearly|indeed|definitely))?(?: both)?"
+    r"(?: the| my)?(?: (?:single|only|final|overall))*"
+    r" (?:correct|right|best|answer|most (?:likely|appropriate|accurate|suitable))"
+    r"(?P<noun> (?:possible )?(?:answer|choice|option))?(?: one| statement| diagnosis| fit)?"
+    r"(?=\s?(?:[.,;!)\]:]|-|$|\n|(?:because|since|as|given|here|based|in this|and|due|to the question)\b))"
+)
+_SENTENCE = re.compile(
+    r"\n|(?<=[\w)\"'%][\w)\"'%])[.!?;:] "
+    r"|\b(?:so|thus|hence|therefore|that|because|since|only|then|why|conclude|believe|think)\b[,:]? ",
+    re.IGNORECASE,
+)
+_JOINT = re.compile(r"(?<![A-Z)])(?:, (?:(?:and|but|while|whereas|so) )?| (?:and|but|while|whereas) )")
+_STARTS_WITH_LETTER = re.compile(
+    r"[\s\"'(\[]*(?i:the )?(?i:both |either )?(?i:(?:correct )?(?:option|choice|answer|statement)s? )?"
+    r"(?i:both )?[(\[]*[A-Za-z](?![\w'+-])"
+)
 _MARKUP = re.compile(r"[*`$]+|(?<![A-Za-z0-9])_+|_+(?![A-Za-z0-9])")
 _CORRECTION = re.compile(r"\b(?:wait|actually|no,|correction|reflection|reconsider\w*|mistake\w*|hmm)", re.I)
 _OPTION_LINE = re.compile(r"[ *#>-]*(?:(?:Option|Choice) )?\(?([A-Z])[)*]* ?[.):]\)?[* ]*\S.*")
@@ -56,6 +147,21 @@ _CONCLUDES = re.compile(
 _SENTENCE_END = re.compile(r"(?<=\w[\w)])[.!?] (?=\S)")
 
 
+@dataclass(frozen=True)
+class Statement:
+    """What is said to be the answer, or not to be it, and where that stands.
+
+    A `verdict` ("C is correct") judges one option of perhaps several; one that is `conditional` ("in a man,
+    the answer is A") doesn't replace an earlier one.
+    """
+
+    start: int
+    said: str
+    negated: bool = False
+    verdict: bool = False
+    conditional: bool = False
+
+
 class Resolve(Protocol):
     def __call__(self, said: str, whole: bool = False) -> str:
         """The letters of the options that `said` starts with, each once; "" for none of them.
@@ -82,7 +188,7 @@ def decide(text: str, resolve: Resolve, truncated: bool = False) -> str:
 def _settled(text: str, resolve: Resolve, truncated: bool) -> str:
     """The letters of the last statement that isn't taken back."""
     current, verdict_end, seen = "", -1, [""]
-    for statement in statements(text):
+    for statement in find_statements(text):
         found = resolve(statement.said, whole=statement.verdict)
         if not found:
             continue
@@ -171,3 +277,85 @@ def _without_options(lines: Iterable[str]) -> list[str]:
         else:
             kept.append(line)
     return [*kept, *(run if len(run) < 2 else [""])]
+
+
+# -- statements --------------------------------------------------------------------------------------------
+
+
+def find_statements(text: str) -> list[Statement]:
+    """All statements of a text without markup, in their order."""
+    found = [*_boxes(text), *_phrases(text), *_verdicts(text)]
+    return sorted(found, key=lambda statement: statement.start)
+
+
+def _boxes(text: str) -> Iterator[Statement]:
+    for match in _BOX.finditer(text):
+        negated = text[max(0, match.start() - 4) : match.start()].lower() == "not "
+        yield Statement(match.start(), (match[1] or match[2] or "")[:LONGEST], negated)
+
+
+def _phrases(text: str) -> Iterator[Statement]:
+    """Statements that follow a phrase; one that is taken back at once is followed by its negation."""
+    for phrase in _PHRASES:
+        for match in phrase.finditer(text):
+            after = text[match.end() : match.end() + LONGEST].lstrip()
+            said = after.partition("\n")[0]
+            if _states_nothing(match, after):
+                continue
+            groups = match.groupdict()
+            conditional = _is_conditional(text, match.start())
+            if conditional and groups.get("would"):
+                continue
+            negated = bool(groups.get("negated") or groups.get("not"))
+            yield Statement(match.end(), said, negated, conditional=conditional)
+            if _TAKEN_BACK.match(after):
+                yield Statement(match.end() + 1, said, negated=True)
+
+
+def _states_nothing(match: re.Match[str], after: str) -> bool:
+    """Whether a phrase asks, doubts, lists the options, or is too weak for what follows."""
+    if _ASKED.match(after) or _LISTED.match(after):
+        return True
+    if _needs_letter(match) and not _STARTS_WITH_LETTER.match(after):
+        return True
+    return match.re not in _SURE and _is_doubted(match.string, match.start())
+
+
+def _needs_letter(match: re.Match[str]) -> bool:
+    """Whether the phrase is too weak to make a text the answer."""
+    if match.re is not _NOUN:
+        return match.re in _SURE
+    return not match["answer"] and not _DECIDED.search(
+        match.string, max(0, match.start() - 30), match.start()
+    )
+
+
+def _verdicts(text: str) -> Iterator[Statement]:
+    """Statements that stand before "is correct"."""
+    for match in _VERDICT.finditer(text):
+        subject = _subject(text[max(0, match.start() - LONGEST // 2) : match.start()])
+        start = match.start() - len(subject)
+        lettered = match["noun"] or _STARTS_WITH_LETTER.match(subject)
+        if lettered and not _is_doubted(text, start):
+            conditional = _is_conditional(text, start)
+            yield Statement(start, subject, bool(match["negated"]), verdict=True, conditional=conditional)
+
+
+def _subject(before: str) -> str:
+    """The end of a text that "is correct" speaks of."""
+    ends = [match.end() for match in _SENTENCE.finditer(before)]
+    sentence = before[max(ends, default=0) :]
+    joints = [match.end() for match in _JOINT.finditer(sentence)]
+    clause = sentence[max(joints, default=0) :]
+    return clause if _STARTS_WITH_LETTER.match(clause) else sentence
+
+
+def _is_doubted(text: str, start: int) -> bool:
+    return _DOUBT.search(_CLAUSE.split(text[max(0, start - 80) : start])[-1]) is not None
+
+
+def _is_conditional(text: str, start: int) -> bool:
+    """Whether the sentence up to there sets another case: "if she had fever, the answer is ..."."""
+    before = text[max(0, start - 120) : start]
+    ends = [match.end() for match in _ARGUMENT.finditer(before)]
+    return _CONDITION.search(before[max(ends, default=0) :].lstrip()) is not None

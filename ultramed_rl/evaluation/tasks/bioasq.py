@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from ultramed_rl.data.chats import Misfit
-from ultramed_rl.evaluation.choices import ask_choice, join_parts
-from ultramed_rl.evaluation.items import Item, Row, Task
+from ultramed_rl.evaluation.items import Item, Row, Task, ask_choice, join_parts
 from ultramed_rl.evaluation.tasks.pubmedqa import continue_abstract
 from ultramed_rl.evaluation.tasks.rows import (
     build_choice,

@@ -7,8 +7,15 @@ same questions, one file per subject.
 
 from __future__ import annotations
 
-from ultramed_rl.evaluation.choices import ask_choice, letter_endings, list_options
-from ultramed_rl.evaluation.items import Continuations, Item, Row, Task
+from ultramed_rl.evaluation.items import (
+    Continuations,
+    Item,
+    Row,
+    Task,
+    ask_choice,
+    letter_endings,
+    list_options,
+)
 from ultramed_rl.evaluation.tasks.rows import (
     build_choice,
     read_id,

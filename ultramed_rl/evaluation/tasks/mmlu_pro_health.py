@@ -5,8 +5,15 @@ from __future__ import annotations
 from string import ascii_uppercase
 
 from ultramed_rl.data.chats import Misfit
-from ultramed_rl.evaluation.choices import ask_choice, letter_endings, list_options
-from ultramed_rl.evaluation.items import Continuations, Item, Row, Task
+from ultramed_rl.evaluation.items import (
+    Continuations,
+    Item,
+    Row,
+    Task,
+    ask_choice,
+    letter_endings,
+    list_options,
+)
 from ultramed_rl.evaluation.tasks.rows import (
     build_choice,
     read_id,
