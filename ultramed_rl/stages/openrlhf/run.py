@@ -9,7 +9,7 @@ from typing import Any
 
 from ultramed_rl.config.stages import StageConfig
 from ultramed_rl.data.stage_data import Prepared
-from ultramed_rl.stages.card import write_stage_card
+from ultramed_rl.stages.loop import write_stage_card
 from ultramed_rl.stages.openrlhf.command import openrlhf_command, openrlhf_environment, states_directory
 from ultramed_rl.stages.openrlhf.files import adopt_openrlhf, write_openrlhf_data
 from ultramed_rl.store import StageDirectory
