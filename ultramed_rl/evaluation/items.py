@@ -102,16 +102,6 @@ def join_parts(*parts: str) -> str:
     return "\n\n".join(part.strip() for part in parts if part.strip())
 
 
-def list_options(item: Item) -> str:
-    """The options as lm-evaluation-harness lists them: "A. ..." and a line break, for each."""
-    return "".join(f"{letter}. {text}\n" for letter, text in item.lettered.items())
-
-
-def letter_endings(item: Item) -> tuple[str, ...]:
-    """The texts that may follow "Answer:", one per option: " A", " B", ..."""
-    return tuple(f" {letter}" for letter in item.lettered)
-
-
 def reorder(item: Item, order: Sequence[int]) -> Item:
     """The same question with its options in another order; place i gets the option of place `order[i]`.
 
