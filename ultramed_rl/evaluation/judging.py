@@ -126,8 +126,8 @@ class StatementSummary:
     def metrics(self) -> dict[str, float]:
         """The figures that there are, flat, for a tracker."""
         names = ("comprehensiveness", "hallucination", "contradicting", "coverage")
-        found = {name: getattr(self, name) for name in names}
-        return {f"kqa_{name}": interval.mean for name, interval in found.items() if interval is not None}
+        intervals = {name: getattr(self, name) for name in names}
+        return {f"kqa_{name}": interval.mean for name, interval in intervals.items() if interval is not None}
 
 
 def statement_template(path: str | None, key: str = "judge.template") -> Template:
@@ -202,7 +202,7 @@ def _bare(reply: str) -> str:
 
 def _marked(text: str) -> list[Verdict | None]:
     """What stands after each mark of the last line that has one; None where that is no verdict."""
-    found: dict[int, list[Verdict | None]] = {}
+    by_line: dict[int, list[Verdict | None]] = {}
     marks = list(_MARK.finditer(text))
     for index, mark in enumerate(marks):
         end = marks[index + 1].start() if index + 1 < len(marks) else len(text)
@@ -211,8 +211,8 @@ def _marked(text: str) -> list[Verdict | None]:
         closing = _CLOSING.search(text, start, end)
         verdict = _plain(text[start : closing.start() if closing else end])
         if verdict or not mark["weak"]:
-            found.setdefault(text.count("\n", 0, mark.start()), []).append(verdict)
-    return found[max(found)] if found else []
+            by_line.setdefault(text.count("\n", 0, mark.start()), []).append(verdict)
+    return by_line[max(by_line)] if by_line else []
 
 
 def _plain(sentence: str) -> Verdict | None:

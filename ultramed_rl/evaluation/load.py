@@ -94,14 +94,14 @@ def _read_items(task: Task, uris: Sequence[str], counts: Counter[str]) -> Iterat
 
 
 def _read_source(task: Task, source: str, counts: Counter[str]) -> Iterator[Item]:
-    found: Counter[str] = Counter()
-    unfit, cure = f"don't fit task {task.name!r}", "name another source, or repair it"
+    own: Counter[str] = Counter()
+    unfit, fix = f"don't fit task {task.name!r}", "name another source, or repair it"
     fitting = 0
-    for item in FittingRows(source, None, MISFITS_ALLOWED, unfit, cure, found).parse(task.read):
+    for item in FittingRows(source, None, MISFITS_ALLOWED, unfit, fix, own).parse(task.read):
         fitting += 1
         yield item
-    counts.update(found)
-    counts["left_out"] += found["rows"] - found["misfit"] - fitting
+    counts.update(own)
+    counts["left_out"] += own["rows"] - own["misfit"] - fitting
 
 
 def _without_repeats(task: Task, items: Iterable[Item], counts: Counter[str]) -> Iterator[Item]:

@@ -34,13 +34,13 @@ class PolicyReport:
     @property
     def metrics(self) -> dict[str, float]:
         """Accuracies and shares of unread answers, flat, for a tracker."""
-        found: dict[str, float] = {}
+        figures: dict[str, float] = {}
         for result in self.results:
             name = f"{result.task}_{result.protocol}"
-            found[f"{name}_accuracy"] = result.score.accuracy
-            found[f"{name}_unread"] = sum(result.unread.values()) / result.score.items
+            figures[f"{name}_accuracy"] = result.score.accuracy
+            figures[f"{name}_unread"] = sum(result.unread.values()) / result.score.items
         averages = {f"average_{protocol}": a.accuracy for protocol, a in self.averages.items()}
-        return found | averages
+        return figures | averages
 
     @property
     def details(self) -> dict[str, Any]:

@@ -108,7 +108,7 @@ class Average:
     columns: dict[str, float]
 
     @property
-    def whole(self) -> bool:
+    def is_papers(self) -> bool:
         """Whether the columns are the paper's nine."""
         return len(self.columns) == PAPER_COLUMNS
 
@@ -195,7 +195,7 @@ def position_bias(answers: Sequence[OrderedAnswer]) -> PositionBias:
     return PositionBias(
         orders=len(items[0]),
         accuracy=sum(map(sum, right)) / len(answers),
-        consistency=sum(len(found) == 1 and None not in found for found in options) / len(items),
+        consistency=sum(len(places) == 1 and None not in places for places in options) / len(items),
         always_right=sum(map(all, right)) / len(items),
         unread=1 - len(read) / len(answers),
         chosen=chosen,
@@ -211,16 +211,16 @@ def average_columns(results: Sequence[TaskResult], columns: Mapping[str, Sequenc
         results: of one policy under one protocol.
         columns: a task's subjects that count singly; a task of whose subjects one lacks is a single column.
     """
-    found: dict[str, float] = {}
+    accuracies: dict[str, float] = {}
     for result in results:
         if result.task not in _PAPER_TASKS:
             continue
         subjects = columns.get(result.task, ())
         if subjects and all(subject in result.subjects for subject in subjects):
-            found |= {subject: result.subjects[subject].accuracy for subject in subjects}
+            accuracies |= {subject: result.subjects[subject].accuracy for subject in subjects}
         else:
-            found[result.task] = result.score.accuracy
-    return Average(fmean(found.values()), found) if found else None
+            accuracies[result.task] = result.score.accuracy
+    return Average(fmean(accuracies.values()), accuracies) if accuracies else None
 
 
 def compare_outcomes(

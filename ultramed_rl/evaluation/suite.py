@@ -150,11 +150,11 @@ def check_room(lengths: Sequence[tuple[str, int]], max_length: int, answer: int)
         if length > room:
             longest.setdefault(task, []).append(length)
     if longest:
-        found = ", ".join(f"{len(n)} of {task} (up to {max(n)} tokens)" for task, n in longest.items())
+        questions = ", ".join(f"{len(n)} of {task} (up to {max(n)} tokens)" for task, n in longest.items())
         most = max(map(max, longest.values()))
         less = f" less {answer} for the answer" if answer else ""
         other = ", or lower the protocols' max_new_tokens" if answer else ""
         raise ValueError(
-            f"benchmarks: {found} exceed policy.max_length={max_length}{less}; set policy.max_length to "
+            f"benchmarks: {questions} exceed policy.max_length={max_length}{less}; set policy.max_length to "
             f"{most + answer} or more{other}"
         )

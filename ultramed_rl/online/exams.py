@@ -49,9 +49,9 @@ class RoundExams:
             return
         texts = (p.messages[-1]["content"].rstrip().removesuffix(self._suffix) for p in pool.training)
         own = (TrainedPrompt(text, self.config.run.name) for text in texts)
-        found = check_contamination(check, self.suite, self.config.policy.path, own)
-        self.progress.say(found.render())
-        write_json(folder / "contamination.json", asdict(found))
+        contamination = check_contamination(check, self.suite, self.config.policy.path, own)
+        self.progress.say(contamination.render())
+        write_json(folder / "contamination.json", asdict(contamination))
 
     def sit(self, folder: ArtifactFolder, version: int, crew: Crew) -> Metrics:
         """Ask the policy that the engines hold; answers, results and failures stay with the round."""
@@ -80,10 +80,10 @@ class RoundExams:
         """The change against version 0, task by task."""
         assert self.first is not None
         seed, resamples = self.config.run.seed, self.config.evaluation.bootstrap
-        found = compare_reports(self.first, report, resamples, seed) if version else []
-        self.progress.say(render_reports([report], {f"version {version}": found}, "version 0"))
+        comparisons = compare_reports(self.first, report, resamples, seed) if version else []
+        self.progress.say(render_reports([report], {f"version {version}": comparisons}, "version 0"))
         metrics: Metrics = {}
-        for comparison in found:
+        for comparison in comparisons:
             name = f"{comparison.task}_{comparison.protocol}"
             metrics |= {f"{name}_change": comparison.change}
             metrics |= {} if comparison.p_value is None else {f"{name}_p": comparison.p_value}

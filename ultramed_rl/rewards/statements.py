@@ -64,8 +64,8 @@ class StatementGrader:
         prompts = [text for pair in pairs for text in self.requests(*pair)]
         replies: list[Reply[Verdict]] = self.api.ask_for(prompts, read_verdict, advance)
         self._check(replies)
-        rest = iter(replies)
-        return [_scores(item, list(islice(rest, count_statements([item])))) for item in items]
+        left = iter(replies)
+        return [_scores(item, list(islice(left, count_statements([item])))) for item in items]
 
     @classmethod
     def for_suite(cls, suite: Sequence[AskedTask], config: StatementJudge | None) -> Self | None:

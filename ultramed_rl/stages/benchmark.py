@@ -145,7 +145,7 @@ class PolicyBenchmarks:
             "general": self.general,
             "contamination": self.contamination,
         }
-        further = {key: asdict(found[name]) for key, found in parts.items() if name in found}
+        further = {key: asdict(members[name]) for key, members in parts.items() if name in members}
         return {"path": self.questions[name].path, **self.reports[name].details, **further}
 
 

@@ -139,4 +139,6 @@ def read_results(folder: Path) -> EvaluationResult | None:
         raise ValueError(
             f"{file}: not the results that were written; delete it to make them from the answers"
         )
-    return EvaluationResult(folder, {name: read_numbers(found) for name, found in policies.items()}, details)
+    return EvaluationResult(
+        folder, {name: read_numbers(figures) for name, figures in policies.items()}, details
+    )

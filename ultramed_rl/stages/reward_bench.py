@@ -60,7 +60,7 @@ def bench_reward(config: RewardBenchConfig, *, resume: bool = False) -> RewardBe
     `reward_bench.json` holds the figures, `failures.jsonl` the pairs judged wrong, `scored.parquet` all scores.
 
     Raises:
-        ValueError: bad input, with value, rule and cure; before Ray starts.
+        ValueError: bad input, with value, rule and fix; before Ray starts.
     """
     progress = Progress()
     bench = prepare_bench(config, progress)
@@ -132,8 +132,8 @@ def _scores(
 
     prompts = [pair.prompt for pair in bench.pairs]
     answers = [answer for pair in bench.pairs for answer in pair.completions]
-    found = artifacts.phase("scored", compute, prompts, answers, config.model.path, kind=ScoredCompletion)
-    rewards = [scored.reward for scored in found]
+    results = artifacts.phase("scored", compute, prompts, answers, config.model.path, kind=ScoredCompletion)
+    rewards = [scored.reward for scored in results]
     return [
         ScoredPair(prompt.prompt_id, known_subset(prompt.kind), chosen, rejected)
         for prompt, chosen, rejected in zip(prompts, rewards[::2], rewards[1::2], strict=True)

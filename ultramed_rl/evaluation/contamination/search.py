@@ -203,14 +203,14 @@ class _Search:
 
     def _equal(self, prompt: Stem) -> set[int]:
         """Items whose stem is the prompt's, or is contained in it."""
-        found = {place for key in equal_keys(prompt) for place in self._by_key.get(key, ())}
+        places = {place for key in equal_keys(prompt) for place in self._by_key.get(key, ())}
         words = prompt.words
         for start, three in enumerate(zip(words, words[1:], words[2:], strict=False)):
             for place in self._by_start.get(three, ()):
                 item = self._items[place].words
                 if words[start : start + len(item)] == item:
-                    found.add(place)
-        return {place for place in found if same_question(self._items[place], prompt)}
+                    places.add(place)
+        return {place for place in places if same_question(self._items[place], prompt)}
 
     def _keep(
         self, place: int, prompt: TrainedPrompt, kind: Literal["exact", "near"], distance: float
@@ -271,22 +271,22 @@ class _Search:
 # -- words -------------------------------------------------------------------------------------------------
 
 
-def _verdict(task: TaskContamination, found: Contamination) -> str:
+def _verdict(task: TaskContamination, contamination: Contamination) -> str:
     own, named = task.exact + task.near, f"{task.items:,} items of {task.task}"
     notes = []
     if task.reward:
         notes.append(f"{task.reward:,} more stand in its reward model's training data alone")
-    if task.short and found.embedded:
+    if task.short and contamination.embedded:
         notes.append(f"{task.short:,} items are too short for the near rule and were compared word by word")
     if task.blank:
         notes.append(f"{task.blank:,} items hold no words and were not compared")
     if own:
         head = (
             f"CONTAMINATED: {own:,} of {named} ({100 * task.share:.1f} %) stand in what this model was trained on "
-            f"({task.exact:,} exact, {task.near:,} near): {_origins(task.task, found.matches)}"
+            f"({task.exact:,} exact, {task.near:,} near): {_origins(task.task, contamination.matches)}"
         )
     else:
-        head = f"none of {named} was found among {found.prompts:,} different training prompts"
+        head = f"none of {named} was found among {contamination.prompts:,} different training prompts"
     return "; ".join([head, *notes])
 
 

@@ -64,8 +64,8 @@ def read_key(row: Row, column: str) -> Any:
 
 def read_id(row: Row, *columns: str) -> str:
     """The first id there is in these columns, as text, or nothing."""
-    found = (row[column] for column in columns if row.get(column) not in (None, ""))
-    return check_text(str(next(found, "")), "an id")
+    ids = (row[column] for column in columns if row.get(column) not in (None, ""))
+    return check_text(str(next(ids, "")), "an id")
 
 
 def build_choice(

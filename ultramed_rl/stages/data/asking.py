@@ -18,8 +18,7 @@ from ultramed_rl.data.factory.generator import Generator
 from ultramed_rl.data.factory.runner import StepResult, run_step
 from ultramed_rl.data.factory.step import Step
 from ultramed_rl.records import ChatReply, ChatRequest
-from ultramed_rl.stages.data.inputs import read_input
-from ultramed_rl.stages.data.work import Work
+from ultramed_rl.stages.data.inputs import DataWork, read_input
 from ultramed_rl.store.atomic import write_lines
 from ultramed_rl.store.ledger import Ledger, Tally
 
@@ -45,7 +44,7 @@ class _Nobody:
         return iter(())
 
 
-def carry_step(work: Work, step: Step) -> Counter[str]:
+def carry_step(work: DataWork, step: Step) -> Counter[str]:
     """Every record through a step that asks at most one model -> rows.jsonl and dead_letters.jsonl; counts."""
     name = next(iter(work.config.generators), "")
     ledger = _carry(work, step, name, work.scratch / "ledger")
@@ -54,7 +53,7 @@ def carry_step(work: Work, step: Step) -> Counter[str]:
     return _counts(ledger.tally)
 
 
-def carry_candidates(work: Work) -> Counter[str]:
+def carry_candidates(work: DataWork) -> Counter[str]:
     """Every record to every model, one model after the other; then each record with its candidates."""
     counts, files = Counter[str](), {}
     for name in work.config.generators:
@@ -68,7 +67,7 @@ def carry_candidates(work: Work) -> Counter[str]:
     return counts
 
 
-def _carry(work: Work, step: Step, name: str, folder: Path) -> Ledger:
+def _carry(work: DataWork, step: Step, name: str, folder: Path) -> Ledger:
     """A step over all rows, to its end.
 
     Raises:
