@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from ultramed_rl.evaluation.items import Reading
 from ultramed_rl.evaluation.reading.letters import is_denied, letters_at
 from ultramed_rl.evaluation.reading.plain import clean
-from ultramed_rl.evaluation.reading.settling import decide
+from ultramed_rl.evaluation.reading.settling import decide, unite
 
 _JUDGEMENTS = {"yes", "no", "maybe", "true", "false"}
 _START = re.compile(r"(?:[\s:\"'(\[{]|- )*(?:an? |the |to |that )?")
@@ -73,7 +73,7 @@ class _Options:
     def __call__(self, said: str, whole: bool = False) -> str:
         groups = self._groups(said, whole)
         if groups:
-            return _united(*groups)
+            return unite(*groups)
         letters, label = letters_at(said, self.texts, whole)
         if letters:
             return self._with_label(letters, label, whole)
@@ -125,7 +125,7 @@ class _Options:
         joint = _OR.match(label)
         groups = groups or (self._groups(label[joint.end() :]) if joint else [])
         if groups:
-            return _united(letters, *groups)
+            return unite(letters, *groups)
         if whole and label and len(letters) == 1 and not _fits(label, own):
             return ""
         return letters
@@ -145,7 +145,3 @@ def _normalised(text: str) -> str:
     plain = plain[_START.match(plain).end() :]  # type: ignore[union-attr]
     likely = _LIKELY.match(plain)
     return plain[likely.end() :] if likely else plain
-
-
-def _united(*letters: str) -> str:
-    return "".join(dict.fromkeys("".join(letters)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from ultramed_rl.evaluation.reading.settling import decide
+from ultramed_rl.evaluation.reading.settling import REJECTED, decide, unite
 
 # I would be the pronoun.
 _USUAL = "ABCDEFGH"
@@ -56,11 +56,6 @@ _DENIED = re.compile(
     r"|[\s.,(:-]+(?:wrong|incorrect|false)\b(?! ?(?:options?|answers?|choices?|ones)?:)",
     re.IGNORECASE,
 )
-_REJECTED = re.compile(
-    r"[^.\n]{0,60}\b(?:not|never|wrong|incorrect|false|unlikely|less|contraindicated|inappropriate|excluded"
-    r"|eliminated|avoid|ruled out)\b|[^.\n]{0,60}n't\b",
-    re.IGNORECASE,
-)
 # "A. Aspirin is an NSAID" describes an option.
 _PREDICATE = re.compile(r" (?:is|are|was|were|has|have|can|may|would|could|should|will|does|[a-z]{3,}s)\b")
 _SPECIES = re.compile(r"\. ?(?P<name>[a-z][\w-]*)")
@@ -101,7 +96,7 @@ def letters_at(said: str, options: Mapping[str, str], whole: bool = False) -> tu
     label = _MARKS.sub("", rest, count=1)
     if whole and not another and not _is_whole(match, rest, label, own):
         return "", ""
-    return "".join(dict.fromkeys(letter + another)), label
+    return unite(letter, another), label
 
 
 def _another(said: str, end: int, options: Mapping[str, str], whole: bool) -> str:
@@ -134,11 +129,11 @@ def _is_whole(match: re.Match[str], rest: str, label: str, own: str) -> bool:
     if label.split()[0] in ("and", "or", "is", "are"):
         return False
     if own and _starts(label, own):
-        return not (_REJECTED.match(label, len(own)) or _PREDICATE.match(label, len(own.strip(" ."))))
+        return not (REJECTED.match(label, len(own)) or _PREDICATE.match(label, len(own.strip(" ."))))
     if match["letter"].isupper() and re.match(r"[,.]? (?:- )?(?:because|since)\b", rest):
         return True
     labelled = match["close"].strip("'\"") or (match["letter"].isupper() and _WHOLE_END.match(rest))
-    return bool(labelled) and not _REJECTED.match(label)
+    return bool(labelled) and not REJECTED.match(label)
 
 
 def is_denied(rest: str) -> bool:

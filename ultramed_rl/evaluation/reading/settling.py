@@ -123,9 +123,9 @@ _KIND = re.compile(
     r"|patient|figure|table|case|pugh)s?\W{0,3}$",
     re.IGNORECASE,
 )
-_REJECTED = re.compile(
-    r"[^.\n]{0,60}\b(?:not|wrong|incorrect|false|unlikely|less|contraindicated|inappropriate|excluded"
-    r"|eliminated)\b",
+REJECTED = re.compile(
+    r"[^.\n]{0,60}\b(?:not|never|wrong|incorrect|false|unlikely|less|contraindicated|inappropriate|excluded"
+    r"|eliminated|avoid|ruled out)\b|[^.\n]{0,60}n't\b",
     re.IGNORECASE,
 )
 _UNSETTLED = re.compile(
@@ -197,12 +197,12 @@ def _settled(text: str, resolve: Resolve, truncated: bool) -> str:
             continue
         joins = statement.verdict and verdict_end >= 0 and current
         if statement.conditional or (joins and not _CORRECTION.search(text, verdict_end, statement.start)):
-            found = _united(current, found)
+            found = unite(current, found)
         current, verdict_end = found, statement.start + len(statement.said) if statement.verdict else -1
         if seen[-1] != current:
             seen.append(current)
     # An answer that goes to and fro until it is cut off has no last word.
-    return _united(*seen) if truncated and len(seen) > 4 else current
+    return unite(*seen) if truncated and len(seen) > 4 else current
 
 
 def _agreed(text: str, resolve: Resolve, truncated: bool) -> str:
@@ -215,7 +215,7 @@ def _agreed(text: str, resolve: Resolve, truncated: bool) -> str:
         found = list(form(lines, resolve))
         # A line amid others is part of what they discuss.
         if any(found) and (form is not _full_lines or found[0] or found[-1]):
-            return _united(*found)
+            return unite(*found)
     return ""
 
 
@@ -242,7 +242,7 @@ def _bold_labels(lines: list[str], resolve: Resolve) -> Iterator[str]:
     for line in lines:
         for match in _BOLD.finditer(line):
             before = line[max(0, match.start() - 30) : match.start()]
-            if not _KIND.search(before) and not _REJECTED.match(line, match.end()):
+            if not _KIND.search(before) and not REJECTED.match(line, match.end()):
                 found = resolve(match["said"], whole=True)
                 # "**E. coli**" may be an option's text, but isn't stated as the answer.
                 yield found if found[:1] in match["said"] else ""
@@ -259,7 +259,8 @@ def _closing_sentence(lines: list[str], resolve: Resolve) -> Iterator[str]:
             yield resolve(match[0], whole=True)
 
 
-def _united(*letters: str) -> str:
+def unite(*letters: str) -> str:
+    """Letters, each once."""
     return "".join(dict.fromkeys("".join(letters)))
 
 
