@@ -72,7 +72,7 @@ def check_task(config: Benchmarks, choice: TaskChoice) -> Task:
     """
     task = find_task(choice.name)
     check_protocols(task, [protocol.type for protocol in config.protocols])
-    find_uris(task, source_of(task, choice))
+    find_uris(task, choice.uri)
     if task.form == "statements" and config.judge is None:
         raise ValueError(
             f"task {task.name!r}: needs a judge; set benchmarks.judge (model and base_url of an OpenAI-compatible "
@@ -93,28 +93,16 @@ def check_protocols(task: Task, protocols: Sequence[str]) -> None:
     )
 
 
-def source_of(task: Task, choice: TaskChoice) -> str | None:
-    """The URI that a choice names; None for the task's own on the hub."""
-    if choice.uri != "offline":
-        return choice.uri
-    if not task.offline:
-        raise ValueError(
-            f"task {task.name!r}: uri='offline', but no package holds its rows; name a file or a hub set as its uri"
-        )
-    return task.offline
-
-
 def _ask(config: Benchmarks, choice: TaskChoice, seed: int) -> AskedTask:
     task = find_task(choice.name)
-    uri = source_of(task, choice)
-    loaded = load_items(task, uri, limit=choice.limit, seed=seed)
+    loaded = load_items(task, choice.uri, limit=choice.limit, seed=seed)
     extra = config.orders if task.shuffles else 0
     questions = [
         Question(task, reorder(item, order) if task.form == "choice" else item, place, order)
         for item in loaded.items
         for place, order in enumerate(shuffled_orders(item.item_id, len(item.options), extra, seed))
     ]
-    return AskedTask(task, tuple(find_uris(task, uri)), loaded, tuple(questions))
+    return AskedTask(task, tuple(find_uris(task, choice.uri)), loaded, tuple(questions))
 
 
 def encode_options(tokenizer: Any, question: Question) -> tuple[Tokens, tuple[Tokens, ...]]:

@@ -17,7 +17,6 @@ from ultramed_rl.data.factory.removal import split_removed
 from ultramed_rl.data.sources import list_sources
 from ultramed_rl.evaluation.contamination.search import question_text
 from ultramed_rl.evaluation.load import load_items
-from ultramed_rl.evaluation.suite import source_of
 from ultramed_rl.evaluation.tasks import find_task
 from ultramed_rl.stages.data.inputs import DataWork, open_embedder, read_input, read_made_rows
 from ultramed_rl.store.atomic import write_lines
@@ -95,7 +94,7 @@ def _is_read_in_blocks(path: Path) -> bool:
 def _benchmark_items(step: Decontaminate) -> Iterator[BenchmarkItem]:
     for choice in step.tasks:
         task = find_task(choice.name)
-        for item in load_items(task, source_of(task, choice)).items:
+        for item in load_items(task, choice.uri).items:
             yield BenchmarkItem(task.name, item.item_id, question_text(item))
 
 
