@@ -183,7 +183,10 @@ def read_verdict(reply: str) -> Verdict | None:
 
     Example: "It names no dose.\\n**Verdict:** Neutral" gives "neutral"; "entailed or neutral" gives None.
     """
-    text = _bare(reply.rpartition("</think>")[2].partition("<think>")[0])
+    said = reply.rpartition("</think>")[2].partition("<think>")[0]
+    # Without Markdown, curly quotes, repeated spaces and empty lines.
+    bare = re.sub(r"[*_`#]+", "", said).translate(str.maketrans("“”‘’", "\"\"''"))
+    text = "\n".join(filter(None, (" ".join(line.split()) for line in bare.splitlines())))
     sentences = [_plain(sentence) for sentence in _SENTENCE_END.split(text)]
     closing, marked, first = sentences[-1], _marked(text), _FIRST.match(text)
     if marked:
@@ -192,12 +195,6 @@ def read_verdict(reply: str) -> Verdict | None:
         return None
     # A first word that is a verdict is a sentence, too.
     return _only(verdict for verdict in sentences if verdict is not None)
-
-
-def _bare(reply: str) -> str:
-    """The text without Markdown, empty lines, repeated spaces and curly quotes."""
-    plain = re.sub(r"[*_`#]+", "", reply).translate(str.maketrans("“”‘’", "\"\"''"))
-    return "\n".join(filter(None, (" ".join(line.split()) for line in plain.splitlines())))
 
 
 def _marked(text: str) -> list[Verdict | None]:
@@ -219,11 +216,7 @@ def _plain(sentence: str) -> Verdict | None:
     """The verdict of a sentence that holds nothing else."""
     words = _WITHIN_EDGES.search(sentence)
     match = _PLAIN.fullmatch(words[0]) if words else None
-    return _kind(match) if match else None
-
-
-def _kind(match: re.Match[str]) -> Verdict:
-    return _KINDS[match["verdict"][0].lower()]
+    return _KINDS[match["verdict"][0].lower()] if match else None
 
 
 def _only(verdicts: Iterable[Verdict | None]) -> Verdict | None:

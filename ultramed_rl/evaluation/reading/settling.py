@@ -188,7 +188,8 @@ def decide(text: str, resolve: Resolve, truncated: bool = False) -> str:
 def _settled(text: str, resolve: Resolve, truncated: bool) -> str:
     """The letters of the last statement that isn't taken back."""
     current, verdict_end, seen = "", -1, [""]
-    for statement in find_statements(text):
+    in_order = sorted([*_boxes(text), *_phrases(text), *_verdicts(text)], key=lambda s: s.start)
+    for statement in in_order:
         found = resolve(statement.said, whole=statement.verdict)
         if not found:
             continue
@@ -281,12 +282,6 @@ def _without_options(lines: Iterable[str]) -> list[str]:
 
 
 # -- statements --------------------------------------------------------------------------------------------
-
-
-def find_statements(text: str) -> list[Statement]:
-    """All statements of a text without markup, in their order."""
-    found = [*_boxes(text), *_phrases(text), *_verdicts(text)]
-    return sorted(found, key=lambda statement: statement.start)
 
 
 def _boxes(text: str) -> Iterator[Statement]:

@@ -15,7 +15,7 @@ from ultramed_rl.data.factory.api.generator import ApiGenerator
 from ultramed_rl.data.factory.asking import name_of
 from ultramed_rl.data.factory.candidates import CandidateStep, gather_candidates
 from ultramed_rl.data.factory.generator import Generator
-from ultramed_rl.data.factory.runner import StepResult, run_step
+from ultramed_rl.data.factory.runner import run_step
 from ultramed_rl.data.factory.step import Step
 from ultramed_rl.records import ChatReply, ChatRequest
 from ultramed_rl.stages.data.inputs import DataWork, read_input
@@ -89,10 +89,14 @@ def _carry(work: DataWork, step: Step, name: str, folder: Path) -> Ledger:
                     advance=bar.advance,
                 )
             if not result.complete:
-                raise RuntimeError(f"{config.run.name}: {generator.exhausted}; {_so_far(result)}")
+                kept = f"{result.tally.done} records are done and kept"
+                fix = "raise the budget and go on with --resume"
+                raise RuntimeError(f"{config.run.name}: {generator.exhausted}; {kept}; {fix}")
         ledger.finish()
-        if result.usage.replies:
-            work.progress.say(_said(result))
+        if (usage := result.usage).replies:
+            known = f"{usage.cached} known before, {usage.errors} failed"
+            tokens = f"{usage.prompt_tokens} prompt and {usage.completion_tokens} completion tokens"
+            work.progress.say(f"{usage.replies} replies ({known}), {tokens}")
         _check_failed(config, ledger)
         return ledger
 
@@ -146,18 +150,6 @@ def _counts(tally: Tally) -> Counter[str]:
     counts.update({f"dropped_{reason}": count for reason, count in tally.drops.items()})
     counts.update({f"failed_{reason}": count for reason, count in tally.dead_letters.items()})
     return counts
-
-
-def _said(result: StepResult) -> str:
-    usage = result.usage
-    return (
-        f"{usage.replies} replies ({usage.cached} known before, {usage.errors} failed), {usage.prompt_tokens} prompt "
-        f"and {usage.completion_tokens} completion tokens"
-    )
-
-
-def _so_far(result: StepResult) -> str:
-    return f"{result.tally.done} records are done and kept; raise the budget and go on with --resume"
 
 
 def _put(source: Path, target: Path) -> None:
