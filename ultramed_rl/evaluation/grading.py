@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ultramed_rl.evaluation.items import Item, Problem, Reading
+from ultramed_rl.evaluation.items import AnswerReading, Item, Problem
 from ultramed_rl.evaluation.reading.choice import read_choice
 from ultramed_rl.evaluation.reading.names import read_names, score_factoid, score_list
 from ultramed_rl.evaluation.suite import Question
@@ -63,25 +63,25 @@ def grade_votes(questions: Sequence[Question], samples: Sequence[Sequence[Comple
         readings = [read_answer(question, answer) for answer in answers]
         if question.task.form == "choice":
             letter = majority(votes_of(readings))
-            chosen = Reading((letter,)) if letter is not None else readings[0]
+            chosen = AnswerReading((letter,)) if letter is not None else readings[0]
         else:
             chosen = next((reading for reading in readings if reading.given), readings[0])
         outcomes.append(_graded(question, chosen, answers))
     return outcomes
 
 
-def votes_of(readings: Sequence[Reading]) -> list[str | None]:
+def votes_of(readings: Sequence[AnswerReading]) -> list[str | None]:
     """Each sample's letter, None where none was read."""
     return [reading.given[0] if reading.given else None for reading in readings]
 
 
-def read_answer(question: Question, completion: Completion) -> Reading:
+def read_answer(question: Question, completion: Completion) -> AnswerReading:
     """What a completion answers."""
     truncated = completion.finish_reason == "length"
     if question.task.form == "choice":
         return read_choice(completion.text, question.item.lettered, truncated=truncated)
     reading = read_names(completion.text)
-    return Reading((), "truncated") if truncated and not reading.given else reading
+    return AnswerReading((), "truncated") if truncated and not reading.given else reading
 
 
 def score_reading(question: Question, given: tuple[str, ...]) -> float:
@@ -96,7 +96,7 @@ def score_reading(question: Question, given: tuple[str, ...]) -> float:
     return score_list(given, item.expected).f1
 
 
-def _graded(question: Question, reading: Reading, answers: Sequence[Completion]) -> GradedAnswer:
+def _graded(question: Question, reading: AnswerReading, answers: Sequence[Completion]) -> GradedAnswer:
     cut = sum(answer.finish_reason == "length" for answer in answers)
     right = score_reading(question, reading.given)
     return GradedAnswer(question, reading.given, right, reading.problem, cut, answers[0].text)

@@ -55,7 +55,7 @@ class Continuations:
 
 
 @dataclass(frozen=True)
-class Reading:
+class AnswerReading:
     """What an answer's text was read as: a letter, or names; none of them with the reason in `problem`."""
 
     given: tuple[str, ...]

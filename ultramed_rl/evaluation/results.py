@@ -22,7 +22,7 @@ _PAPER_TASKS = ("medqa", "medmcqa", "pubmedqa", "mmlu_medical")
 
 
 @dataclass(frozen=True)
-class Score:
+class TaskScore:
     """An accuracy of `items`, with its 95 % interval: Wilson's, or a bootstrap over items where items give
     shares."""
 
@@ -90,9 +90,9 @@ class TaskResult:
 
     task: str
     protocol: str
-    score: Score
+    score: TaskScore
     options: dict[str, int]
-    subjects: dict[str, Score]
+    subjects: dict[str, TaskScore]
     unread: dict[str, int]
     cut: int
     samples: int
@@ -128,14 +128,14 @@ class Comparison:
     p_value: float | None
 
 
-def score_outcomes(outcomes: Sequence[GradedAnswer], seed: int = 0) -> Score:
+def score_outcomes(outcomes: Sequence[GradedAnswer], seed: int = 0) -> TaskScore:
     """The accuracy of these outcomes."""
     values = [outcome.right for outcome in outcomes]
     if set(values) <= {0.0, 1.0}:
         interval = wilson_interval(int(sum(values)), len(values))
     else:
         interval = paired_bootstrap([0.0] * len(values), values, 1000, seed)
-    return Score(len(values), interval.mean, interval.low, interval.high)
+    return TaskScore(len(values), interval.mean, interval.low, interval.high)
 
 
 def task_result(

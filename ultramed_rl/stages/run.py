@@ -15,7 +15,7 @@ from ultramed_rl.models.checks import check_models
 from ultramed_rl.models.tokenizer import ChatTokenizer, chat_tokenizer
 from ultramed_rl.stages.loop import StageLoop, render
 from ultramed_rl.stages.openrlhf.run import train_by_openrlhf
-from ultramed_rl.stages.training import TRAINING_KINDS, StageSamples, Training, TrainingKind
+from ultramed_rl.stages.training import TRAINING_KINDS, StageSamples, TrainedStage, TrainingKind
 from ultramed_rl.store import SampleFile, StageDirectory, write_samples
 from ultramed_rl.tracking import Progress, Tracker, watched
 
@@ -59,7 +59,7 @@ def run_stage(config: StageConfig, *, resume: bool = False) -> StageResult:
         data = prepare_data(config, kind, tokenizer, store, progress)
         kind.check(config, data)
         with Tracker(store, config) as tracker:
-            training = Training(config, StageCrew(config, kind.worker), data, store, progress)
+            training = TrainedStage(config, StageCrew(config, kind.worker), data, store, progress)
             try:
                 path, metrics = train_to_the_end(training, kind, tracker)
                 progress.say(f"{config.run.name}: {render(metrics)}\nmodel: {path}")
@@ -68,7 +68,7 @@ def run_stage(config: StageConfig, *, resume: bool = False) -> StageResult:
                 training.crew.stop()
 
 
-def train_to_the_end(stage: Training, kind: TrainingKind, tracker: Tracker) -> tuple[Path, Metrics]:
+def train_to_the_end(stage: TrainedStage, kind: TrainingKind, tracker: Tracker) -> tuple[Path, Metrics]:
     """Train; ranks that are lost start again, from the newest state that was saved."""
     config, crew, progress = stage.config, stage.crew, stage.progress
     while True:

@@ -34,7 +34,7 @@ class StageSamples:
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainedStage:
     """What a kind of stage may use while it teaches its ranks."""
 
     config: Any
@@ -61,7 +61,7 @@ class TrainingKind:
     worker: type
     prepare: Callable[[Any, ChatTokenizer], Prepared[Any]]
     check: Callable[[Any, StageSamples], None]
-    teach: Callable[[Training], None]
+    teach: Callable[[TrainedStage], None]
     load_keys: tuple[str, ...] = ()
 
 
@@ -90,17 +90,17 @@ def _check_ranked(config: RewardConfig | PreferenceConfig, data: StageSamples) -
         check_groups(groups, vocabulary, config.model.max_length, paired=paired)
 
 
-def _teach_chats(stage: Training) -> None:
+def _teach_chats(stage: TrainedStage) -> None:
     stage.crew.teach("learn_chats", stage.data.training, stage.data.held_out)
 
 
-def _teach_ranking(stage: Training) -> None:
+def _teach_ranking(stage: TrainedStage) -> None:
     config: RewardConfig = stage.config
     wanted = (config.objective, config.model.max_length, stage.data.held_out)
     stage.crew.teach("learn_ranking", stage.data.training, *wanted)
 
 
-def _teach_preferences(stage: Training) -> None:
+def _teach_preferences(stage: TrainedStage) -> None:
     """The model in training is its own reference: it scores all answers before its first step."""
     config, data = stage.config, stage.data
     training, held_out = _references(stage, "reference", data.training), None
@@ -111,7 +111,7 @@ def _teach_preferences(stage: Training) -> None:
 
 
 def _references(
-    stage: Training, name: str, groups: Sequence[PreferenceGroup]
+    stage: TrainedStage, name: str, groups: Sequence[PreferenceGroup]
 ) -> list[ReferenceLogprobs] | None:
     config: PreferenceConfig = stage.config
     if not config.objective.uses_reference:

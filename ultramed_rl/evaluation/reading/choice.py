@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from ultramed_rl.evaluation.items import Reading
+from ultramed_rl.evaluation.items import AnswerReading
 from ultramed_rl.evaluation.reading.letters import is_denied, letters_at
 from ultramed_rl.evaluation.reading.plain import clean
 from ultramed_rl.evaluation.reading.settling import decide, unite
@@ -39,7 +39,7 @@ _REFUSAL = re.compile(
 )
 
 
-def read_choice(text: str, options: Mapping[str, str], *, truncated: bool = False) -> Reading:
+def read_choice(text: str, options: Mapping[str, str], *, truncated: bool = False) -> AnswerReading:
     """The letter of the option that a model's answer gives.
 
     Where a text is given alone, it must be all of an option's; an option that is a single letter (a blood
@@ -52,10 +52,10 @@ def read_choice(text: str, options: Mapping[str, str], *, truncated: bool = Fals
     """
     found = decide(text, _Options(options), truncated)
     if len(found) > 1:
-        return Reading((), "contradiction")
+        return AnswerReading((), "contradiction")
     if found in options:
-        return Reading((found,))
-    return Reading((), "truncated" if truncated and not found else "none")
+        return AnswerReading((found,))
+    return AnswerReading((), "truncated" if truncated and not found else "none")
 
 
 class _Options:
