@@ -60,7 +60,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EvaluateConfig:
     monkeypatch.setattr(FakeBenchmarks, "made", 0)
     settings = {
         "type": "evaluate",
-        "run": {"name": "exam", "directory": str(tmp_path)},
+        "run": {"name": "policies", "directory": str(tmp_path)},
         "policies": {"tiny": str(make_policy(tmp_path / "policy"))},
         "policy": {"max_length": 128},
         "benchmarks": {"tasks": ["medqa"], "protocols": [{"type": "greedy", "max_new_tokens": 8}]},

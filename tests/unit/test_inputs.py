@@ -181,9 +181,9 @@ def stages(root: Path) -> dict[str, Stage]:
     sft["training"] = {"learning_rate": 1e-5}
     prompts = {"sources": [{"type": "question", "uri": rows}], "max_prompt_tokens": 64}
     contrasts = {"type": "contrasts", "policy": model, "prompts": prompts, "cluster": engines}
-    exam = {"type": "evaluate", "policies": {"tiny": model["path"]}, **plain, "cluster": engines}
-    exam["benchmarks"] = {"tasks": [{"name": "medqa", "uri": rows}], "protocols": ["likelihood"]}
-    exam["policy"] = {"max_length": 128}
+    compared = {"type": "evaluate", "policies": {"tiny": model["path"]}, **plain, "cluster": engines}
+    compared["benchmarks"] = {"tasks": [{"name": "medqa", "uri": rows}], "protocols": ["likelihood"]}
+    compared["policy"] = {"max_length": 128}
     bench = {"type": "reward_bench", "model": model, "data": {"uri": rows}, **plain}
     data = {
         "type": "data",
@@ -198,14 +198,18 @@ def stages(root: Path) -> dict[str, Stage]:
             contrasts, make_contrasts, "stages.contrasts.prepare_pool", "rows.jsonl", "prompts.sources.0.uri"
         ),
         "evaluate": Stage(
-            exam,
+            compared,
             evaluate_policies,
             "stages.evaluate.PolicyBenchmarks",
             "rows.jsonl",
             "benchmarks.tasks.0.uri",
         ),
         "evaluate, policy": Stage(
-            exam, evaluate_policies, "stages.evaluate.PolicyBenchmarks", "policy/config.json", "policies.tiny"
+            compared,
+            evaluate_policies,
+            "stages.evaluate.PolicyBenchmarks",
+            "policy/config.json",
+            "policies.tiny",
         ),
         "reward_bench": Stage(bench, bench_reward, "stages.reward_bench._scores", "rows.jsonl", "data.uri"),
         "data": Stage(data, make_data, "stages.data.run.carry_out", "rows.jsonl", "input.0"),
