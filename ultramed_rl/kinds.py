@@ -28,6 +28,7 @@ class StageKind:
         makes: what a recipe's later stages may take it for.
         command: its words on the command line; `{config}` stands for the config.
         help: of its command, with an example; empty where a module of `cli/` has the command, with options of its own.
+        card: what it makes, in the words of its model or data card.
         in_rounds: whether each of its rounds has an output.
     """
 
@@ -40,6 +41,7 @@ class StageKind:
     makes: Made
     command: str
     help: str = ""
+    card: str = ""
     in_rounds: bool = False
 
     @property
@@ -91,6 +93,7 @@ KINDS: dict[str, StageKind] = {
         output="model",
         makes="a model",
         command="sft",
+        card="supervised fine-tuning: only what the assistant wrote is learnt",
         help="""Fine-tune on conversations; only what the assistant wrote is learnt.
 
         Example: ultramed-rl sft configs/sft/ultramedical-8b.yaml training.max_steps=20
@@ -105,6 +108,7 @@ KINDS: dict[str, StageKind] = {
         output="model",
         makes="a model",
         command="reward",
+        card="reward model: one number for a chat that ends with an answer, higher is better",
         help="""Train a reward model on ranked answers.
 
         Example: ultramed-rl reward configs/reward/ultramedrm-8b.yaml --resume
@@ -119,6 +123,7 @@ KINDS: dict[str, StageKind] = {
         output="model",
         makes="a model",
         command="preference",
+        card="offline preference learning",
         help="""Learn offline preferences: DPO, KTO and the other objectives on answers that are there already.
 
         Example: ultramed-rl preference configs/preference/ultramedical-8b-dpo.yaml objective.beta=0.05
@@ -133,6 +138,8 @@ KINDS: dict[str, StageKind] = {
         output="pairs.parquet",
         makes="a file",
         command="contrasts",
+        card="Preference pairs out of one policy's own answers: coherent over incoherent, complete over cut off, on topic "
+        "over another question's answer, right over wrong. They say nothing of medical quality.",
         help="""Make preference pairs out of a policy's own answers, where no preference data is at hand.
 
         Example: ultramed-rl contrasts contrasts.yaml contrasts.prompts=64
