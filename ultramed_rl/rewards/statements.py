@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
@@ -63,9 +63,21 @@ class StatementGrader:
         pairs = list(zip(items, answers, strict=True))
         prompts = [text for pair in pairs for text in self.requests(*pair)]
         replies: list[Reply[Verdict]] = self.api.ask_for(prompts, read_verdict, advance)
-        self._check(replies)
-        left = iter(replies)
-        return [_scores(item, list(islice(left, count_statements([item])))) for item in items]
+        unread = [reply.text[-200:] for reply in replies if reply.value is None]
+        share = f"{len(unread)} of {len(replies)} statements have no readable verdict"
+        if 2 * len(unread) > len(replies):
+            raise ValueError(
+                f"judge {self.config.model!r}: {share}, as in {unread[0]!r}; raise judge.max_tokens, or ask in the "
+                "template for a last line 'Verdict: <entailed, neutral or contradicted>'"
+            )
+        if unread:
+            logger.warning("judge: %s, as in %r", share, unread[0])
+        left, scores = iter(replies), []
+        for item in items:
+            own, count = list(islice(left, count_statements([item]))), len(item.required)
+            verdicts, texts = tuple(reply.value for reply in own), tuple(reply.text for reply in own)
+            scores.append(StatementScores(item.item_id, verdicts[:count], verdicts[count:], texts))
+        return scores
 
     @classmethod
     def for_suite(cls, suite: Sequence[AskedTask], config: StatementJudge | None) -> Self | None:
@@ -79,29 +91,6 @@ class StatementGrader:
             statement_prompt(item.question, answer, statement, self.template)
             for statement in (*item.required, *item.optional)
         ]
-
-    def _check(self, replies: Sequence[Reply[Verdict]]) -> None:
-        unread = [reply.text for reply in replies if reply.value is None]
-        if 2 * len(unread) > len(replies):
-            raise ValueError(
-                f"judge {self.config.model!r}: {len(unread)} of {len(replies)} statements have no readable "
-                f"verdict, as in {unread[0][-200:]!r}; raise judge.max_tokens, or ask in the template for a "
-                "last line 'Verdict: <entailed, neutral or contradicted>'"
-            )
-        if unread:
-            logger.warning(
-                "judge: %d of %d statements have no readable verdict, as in %r",
-                len(unread),
-                len(replies),
-                unread[0][-200:],
-            )
-
-
-def _scores(item: Item, replies: Sequence[Reply[Verdict]]) -> StatementScores:
-    verdicts = tuple(reply.value for reply in replies)
-    count = len(item.required)
-    texts = tuple(reply.text for reply in replies)
-    return StatementScores(item.item_id, verdicts[:count], verdicts[count:], texts)
 
 
 def judge_statements(
@@ -136,7 +125,10 @@ def judge_statements(
             f"{name}: {counts['cut']:.0f} of {len(items)} answers met max_new_tokens; judged as they are"
         )
     lines = (folder / "verdicts.jsonl").read_text(encoding="utf-8").split("\n")
-    return summarize_statements([_read_scores(json.loads(line)) for line in lines if line], seed=seed)
+    rows = [json.loads(line) for line in lines if line]
+    keys = ("must_have_verdicts", "nice_to_have_verdicts", "replies")
+    scores = [StatementScores(row["item_id"], *(tuple(row[key]) for key in keys)) for row in rows]
+    return summarize_statements(scores, seed=seed)
 
 
 def _verdict_row(item: Item, answer: Completion, score: StatementScores) -> dict[str, Any]:
@@ -151,8 +143,3 @@ def _verdict_row(item: Item, answer: Completion, score: StatementScores) -> dict
         "nice_to_have_verdicts": list(score.optional),
         "replies": list(score.replies),
     }
-
-
-def _read_scores(row: Mapping[str, Any]) -> StatementScores:
-    required, optional = row["must_have_verdicts"], row["nice_to_have_verdicts"]
-    return StatementScores(row["item_id"], tuple(required), tuple(optional), tuple(row["replies"]))
