@@ -39,23 +39,23 @@ class RecipeConfig(Checked):
         used = {
             key for kind in types.values() if kind in KINDS for key in KINDS[kind].config_class.model_fields
         }
-        found = [f"shared.{key}: no stage has such a section" for key in self.shared if key not in used]
+        problems = [f"shared.{key}: no stage has such a section" for key in self.shared if key not in used]
         for number, (name, kind) in enumerate(types.items()):
             if kind not in KINDS:
                 given = shorten(repr(self.stages[name].get("type")), 60)
-                found.append(f"stages.{name}.type={given}: must be one of {', '.join(KINDS)}")
+                problems.append(f"stages.{name}.type={given}: must be one of {', '.join(KINDS)}")
                 continue
             earlier = dict(list(types.items())[:number])
             for key, target in _references(_sections(self, name)):
                 problem = _reference_problem(key, target, earlier)
                 if problem is not None:
-                    found.append(f"stages.{name}.{key}={REFERENCE}{target}: {problem}")
-            found += [
+                    problems.append(f"stages.{name}.{key}={REFERENCE}{target}: {problem}")
+            problems += [
                 f"stages.{name}.run.{key}: a stage's {key} is the recipe's; remove the key"
                 for key in ("name", "directory", "scratch")
                 if key in _section(self.stages[name], "run")
             ]
-        return found
+        return problems
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> RecipeConfig:

@@ -34,9 +34,9 @@ def check_runnable(config: AnyConfig) -> None:
     if benchmarks is not None:
         from ultramed_rl.evaluation.suite import task_problems
 
-        found = task_problems(benchmarks)
-        if found:
-            raise Problems(found)
+        problems = task_problems(benchmarks)
+        if problems:
+            raise Problems(problems)
     if getattr(config, "engine", "native") == "openrlhf":
         from ultramed_rl.stages.openrlhf.limits import openrlhf_problems
 

@@ -50,12 +50,12 @@ def read_choice(text: str, options: Mapping[str, str], *, truncated: bool = Fals
         options: the texts by letter, as the model was shown them.
         truncated: whether the generation ended at its token limit.
     """
-    found = decide(text, _Options(options), truncated)
-    if len(found) > 1:
+    letters = decide(text, _Options(options), truncated)
+    if len(letters) > 1:
         return AnswerReading((), "contradiction")
-    if found in options:
-        return AnswerReading((found,))
-    return AnswerReading((), "truncated" if truncated and not found else "none")
+    if letters in options:
+        return AnswerReading((letters,))
+    return AnswerReading((), "truncated" if truncated and not letters else "none")
 
 
 class _Options:
@@ -70,51 +70,51 @@ class _Options:
                 self.letters[key] = self.letters.get(key, "") + letter
         self.longest_first = sorted(self.letters, key=len, reverse=True)
 
-    def __call__(self, said: str, whole: bool = False) -> str:
-        groups = self._groups(said, whole)
+    def __call__(self, said: str, alone: bool = False) -> str:
+        groups = self._groups(said, alone)
         if groups:
             return unite(*groups)
-        letters, label = letters_at(said, self.texts, whole)
+        letters, label = letters_at(said, self.texts, alone)
         if letters:
-            return self._with_label(letters, label, whole)
-        return _NEITHER if not whole and _REFUSAL.match(_normalised(said)) else ""
+            return self._with_label(letters, label, alone)
+        return _NEITHER if not alone and _REFUSAL.match(_normalised(said)) else ""
 
-    def _groups(self, said: str, whole: bool = False) -> list[str]:
+    def _groups(self, said: str, alone: bool = False) -> list[str]:
         """For each option's text that `said` starts with (one, or two joined by "and"), who has that text."""
         text = _normalised(said)
         for key in self.longest_first:
             if text.startswith(key):
-                groups = self._ended(key, text[len(key) :], whole)
+                groups = self._ended(key, text[len(key) :], alone)
                 if groups:
                     return groups
         return []
 
-    def _ended(self, key: str, rest: str, whole: bool) -> list[str]:
-        """Who has the text `key`, and others that `rest` adds; nobody where it goes on as another text."""
-        if is_denied(rest):
+    def _ended(self, key: str, after: str, alone: bool) -> list[str]:
+        """Who has the text `key`, and others that `after` adds; nobody where it goes on as another text."""
+        if is_denied(after):
             return []
         letters = self.letters[key]
-        label = _LABEL.match(rest)
+        label = _LABEL.match(after)
         if label and label["letter"].upper() in self.texts:
             letter = label["letter"].upper()
             return [letter] if letter in letters else [letters, letter]
-        joint = _AND.match(rest)
-        other = self._joined(rest[joint.end() :]) if joint else ""
+        joint = _AND.match(after)
+        other = self._joined(after[joint.end() :]) if joint else ""
         if other:
             return [letters, other]
-        if key in _JUDGEMENTS and _JUDGEMENT_END.match(rest):
-            return [] if _TORN.match(rest) else [letters]
-        return [letters] if (_FULL_END if whole else _END).match(rest) else []
+        if key in _JUDGEMENTS and _JUDGEMENT_END.match(after):
+            return [] if _TORN.match(after) else [letters]
+        return [letters] if (_FULL_END if alone else _END).match(after) else []
 
     def _joined(self, text: str) -> str:
         """Who has the text that an "and" adds."""
         for key in self.longest_first:
-            rest = text[len(key) :]
-            if text.startswith(key) and (_END.match(rest) or _AND.match(rest)):
+            after = text[len(key) :]
+            if text.startswith(key) and (_END.match(after) or _AND.match(after)):
                 return self.letters[key]
         return ""
 
-    def _with_label(self, letters: str, label: str, whole: bool) -> str:
+    def _with_label(self, letters: str, label: str, alone: bool) -> str:
         """The letters, once the text behind the first is compared with the options'."""
         own = self.texts.get(letters[0], "")
         groups = self._groups(label)
@@ -126,7 +126,7 @@ class _Options:
         groups = groups or (self._groups(label[joint.end() :]) if joint else [])
         if groups:
             return unite(letters, *groups)
-        if whole and label and len(letters) == 1 and not _fits(label, own):
+        if alone and label and len(letters) == 1 and not _fits(label, own):
             return ""
         return letters
 

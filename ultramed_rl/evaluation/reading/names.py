@@ -108,8 +108,8 @@ def _names(after: str) -> tuple[str, ...]:
         lines = below.split("\n") if below else []
         points = next((i for i, each in enumerate(lines) if not _POINT.match(each)), len(lines))
         line = ";".join(lines[: max(points, 1)])
-    found = {normalise_name(name): name for name in map(_stripped, line.split(";")[::-1])}
-    return tuple(name for key, name in reversed(found.items()) if key and key not in _PLACEHOLDERS)
+    names = {normalise_name(name): name for name in map(_stripped, line.split(";")[::-1])}
+    return tuple(name for key, name in reversed(names.items()) if key and key not in _PLACEHOLDERS)
 
 
 def _stripped(name: str) -> str:

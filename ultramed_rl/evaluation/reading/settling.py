@@ -163,11 +163,11 @@ class Statement:
 
 
 class Resolve(Protocol):
-    def __call__(self, said: str, whole: bool = False) -> str:
+    def __call__(self, said: str, alone: bool = False) -> str:
         """The letters of the options that `said` starts with, each once; "" for none of them.
 
         A letter that no option has is a finding as well: "the answer is F" isn't answered by what was said
-        before. With `whole`, the answer must fill all of `said`; else other words may follow.
+        before. With `alone`, the answer must fill all of `said`; else other words may follow.
         """
 
 
@@ -179,9 +179,11 @@ def decide(text: str, resolve: Resolve, truncated: bool = False) -> str:
     """
     remembered: Resolve = cache(resolve)  # a looping text says the same thousands of times
     for turn in turns(clean(text)):
-        found = _settled(_MARKUP.sub("", turn), remembered, truncated) or _agreed(turn, remembered, truncated)
-        if found:
-            return found
+        letters = _settled(_MARKUP.sub("", turn), remembered, truncated) or _agreed(
+            turn, remembered, truncated
+        )
+        if letters:
+            return letters
     return ""
 
 
@@ -190,16 +192,16 @@ def _settled(text: str, resolve: Resolve, truncated: bool) -> str:
     current, verdict_end, seen = "", -1, [""]
     in_order = sorted([*_boxes(text), *_phrases(text), *_verdicts(text)], key=lambda s: s.start)
     for statement in in_order:
-        found = resolve(statement.said, whole=statement.verdict)
-        if not found:
+        letters = resolve(statement.said, alone=statement.verdict)
+        if not letters:
             continue
         if statement.negated:
-            current = "" if current and current in found else current
+            current = "" if current and current in letters else current
             continue
         joins = statement.verdict and verdict_end >= 0 and current
         if statement.conditional or (joins and not _CORRECTION.search(text, verdict_end, statement.start)):
-            found = unite(current, found)
-        current, verdict_end = found, statement.start + len(statement.said) if statement.verdict else -1
+            letters = unite(current, letters)
+        current, verdict_end = letters, statement.start + len(statement.said) if statement.verdict else -1
         if seen[-1] != current:
             seen.append(current)
     # An answer that goes to and fro until it is cut off has no last word.
@@ -211,12 +213,12 @@ def _agreed(text: str, resolve: Resolve, truncated: bool) -> str:
     lines = _without_options(text.splitlines())
     if truncated:
         first = lines[0] if lines and _LETTER_LINE.fullmatch(lines[0]) else ""
-        return resolve(_MARKUP.sub("", first), whole=True)
+        return resolve(_MARKUP.sub("", first), alone=True)
     for form in (_bare_lines, _full_lines, _bold_labels, _closing_sentence):
-        found = list(form(lines, resolve))
+        letters = list(form(lines, resolve))
         # A line amid others is part of what they discuss.
-        if any(found) and (form is not _full_lines or found[0] or found[-1]):
-            return unite(*found)
+        if any(letters) and (form is not _full_lines or letters[0] or letters[-1]):
+            return unite(*letters)
     return ""
 
 
@@ -224,7 +226,7 @@ def _bare_lines(lines: list[str], resolve: Resolve) -> Iterator[str]:
     """Lines of a letter and nothing else."""
     for line in lines:
         if _LETTER_LINE.fullmatch(line):
-            yield resolve(_MARKUP.sub("", line), whole=True)
+            yield resolve(_MARKUP.sub("", line), alone=True)
 
 
 def _full_lines(lines: list[str], resolve: Resolve) -> Iterator[str]:
@@ -234,7 +236,7 @@ def _full_lines(lines: list[str], resolve: Resolve) -> Iterator[str]:
     for line in lines:
         point = before.endswith(":") or (_BULLET.match(line) and not _OPTION_LINE.fullmatch(line))
         skipped = point or outline or len(line) > LONGEST
-        yield "" if skipped else resolve(_MARKUP.sub("", line), whole=True)
+        yield "" if skipped else resolve(_MARKUP.sub("", line), alone=True)
         before = line.rstrip("* ")
 
 
@@ -244,9 +246,9 @@ def _bold_labels(lines: list[str], resolve: Resolve) -> Iterator[str]:
         for match in _BOLD.finditer(line):
             before = line[max(0, match.start() - 30) : match.start()]
             if not _KIND.search(before) and not REJECTED.match(line, match.end()):
-                found = resolve(match["said"], whole=True)
+                letters = resolve(match["said"], alone=True)
                 # "**E. coli**" may be an option's text, but isn't stated as the answer.
-                yield found if found[:1] in match["said"] else ""
+                yield letters if letters[:1] in match["said"] else ""
 
 
 def _closing_sentence(lines: list[str], resolve: Resolve) -> Iterator[str]:
@@ -257,7 +259,7 @@ def _closing_sentence(lines: list[str], resolve: Resolve) -> Iterator[str]:
         return
     for match in _MENTION.finditer(sentence):
         if not _KIND.search(sentence[: match.start()]):
-            yield resolve(match[0], whole=True)
+            yield resolve(match[0], alone=True)
 
 
 def unite(*letters: str) -> str:
