@@ -71,7 +71,7 @@ class PolicyBenchmarks:
         if self.scorers and answers.samples:
 
             def score(prompts: Sequence[Prompt], samples: Sequence[Completion]) -> list[ScoredCompletion]:
-                return crew.score(self.scorers[policy.name], prompts, samples, lambda _: None)
+                return crew.rewards.score(self.scorers[policy.name], prompts, samples, lambda _: None)
 
             place = AnswerPlace(artifacts, suffix=f"-{policy.name}")
             self.runner.reward(questions, place, answers, score)

@@ -54,7 +54,7 @@ class HeldOutPrompts:
 
         def compute(completions: Sequence[Completion]) -> list[ScoredCompletion]:
             with self.progress.phase(f"score {name}", len(completions), "completions") as bar:
-                return crew.score(self.scorers[name], self.prompts[name], completions, bar.advance)
+                return crew.rewards.score(self.scorers[name], self.prompts[name], completions, bar.advance)
 
         self.scored[name] = artifacts.phase(
             f"scored-{name}", compute, self.answers[name], kind=ScoredCompletion

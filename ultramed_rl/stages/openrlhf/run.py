@@ -16,15 +16,13 @@ from ultramed_rl.store import StageDirectory
 from ultramed_rl.store.atomic import remove
 from ultramed_rl.tracking import Progress
 
-Metrics = dict[str, float]
-
 
 def train_by_openrlhf(
     config: StageConfig, prepared: Prepared[Any], store: StageDirectory, progress: Progress
-) -> tuple[Path, Metrics]:
+) -> tuple[Path, dict[str, float]]:
     """Write the rows that fit, train in a Ray job, keep the model. A killed job goes on from its own states."""
 
-    def write(directory: Path) -> Metrics:
+    def write(directory: Path) -> dict[str, float]:
         with progress.phase("prepare data", 1, "data sets") as bar:
             training = write_openrlhf_data(directory / "training.jsonl", prepared.training_rows(), config)
             held_out = 0
@@ -39,7 +37,7 @@ def train_by_openrlhf(
     held_out = data / "held_out.jsonl" if counts["rows_held_out"] else None
     output = store.path / "openrlhf"
 
-    def train(directory: Path) -> Metrics:
+    def train(directory: Path) -> dict[str, float]:
         submit_openrlhf(config, data / "training.jsonl", held_out, output)
         shutil.copytree(output, directory, dirs_exist_ok=True)
         write_stage_card(config, store, directory, counts)
