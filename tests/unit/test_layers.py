@@ -25,6 +25,7 @@ LAYERS = [
     {"learning", "tracking", "http"},
     {"store"},
     {"config", "records", "token_ids"},
+    {"kinds"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

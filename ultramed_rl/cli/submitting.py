@@ -126,8 +126,7 @@ def _submission(
 
 def command_line(config: Any, file: str, resume: bool) -> tuple[str, ...]:
     """The command that runs a config or recipe of this type from a file."""
-    words = ["data", config.step.type] if config.type == "data" else [command_of(config.type)]
-    return ("ultramed-rl", *words, file, *(["--resume"] if resume else []))
+    return ("ultramed-rl", *command_of(config).split(), file, *(["--resume"] if resume else []))
 
 
 def _announce(submission: Submission, config: Any) -> None:

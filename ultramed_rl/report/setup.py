@@ -13,8 +13,8 @@ import yaml
 import ultramed_rl
 from ultramed_rl.config import ConfigError, load_any
 from ultramed_rl.config.base import Section as ConfigSection
-from ultramed_rl.config.load import KINDS
 from ultramed_rl.config.recipe import load_recipe, stage_config
+from ultramed_rl.kinds import KINDS
 from ultramed_rl.report.words import DASH
 from ultramed_rl.store.run_reader import RunReader
 from ultramed_rl.tracking.page import Note, PageTable, Part, Section, Text
@@ -42,7 +42,7 @@ def nearest_difference(config: Mapping[str, Any]) -> Difference | None:
         return min(differences, key=lambda difference: len(difference.lines))
     if kind not in KINDS:
         return None
-    defaults = flatten(_section_defaults(KINDS[kind]))
+    defaults = flatten(_section_defaults(KINDS[kind].config_class))
     lines = tuple(line for line in compare_settings(defaults, own) if line[0] in defaults)
     return Difference("the defaults", lines)
 

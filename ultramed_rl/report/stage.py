@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from ultramed_rl.kinds import KINDS, load
 from ultramed_rl.report.cost import curve_parts, memory_section, phase_words
 from ultramed_rl.report.evaluations import bench_sections, evaluation_sections, table_of
 from ultramed_rl.report.words import DASH, duration, number, spoken
@@ -18,11 +19,19 @@ _MOST_CURVES = 10
 
 def stage_sections(files: RunReader) -> list[Section]:
     """All but config and environment."""
-    if files.type in ("evaluate", "reward_bench"):
-        sections = evaluation_sections if files.type == "evaluate" else bench_sections
-        return [*sections(files), time_section(files)]
-    trains = files.type in ("sft", "reward", "preference")
-    return training_sections(files) if trains else counting_sections(files)
+    report = load(KINDS[files.type].report) if files.type in KINDS else counting_sections
+    sections: list[Section] = report(files)
+    return sections
+
+
+def evaluate_sections(files: RunReader) -> list[Section]:
+    """Of a comparison of policies."""
+    return [*evaluation_sections(files), time_section(files)]
+
+
+def reward_bench_sections(files: RunReader) -> list[Section]:
+    """Of a reward model on known pairs."""
+    return [*bench_sections(files), time_section(files)]
 
 
 def training_sections(files: RunReader) -> list[Section]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from ultramed_rl.kinds import KINDS
 from ultramed_rl.store.artifacts import read_json, read_numbers
 from ultramed_rl.store.environment import FILE as ENVIRONMENT
 from ultramed_rl.store.environment import describe_environment
@@ -22,16 +23,6 @@ from ultramed_rl.store.environment import describe_environment
 Metrics = dict[str, float]
 Row = Mapping[str, Any]
 CONFIG = "config.yaml"
-# The file that each kind of stage writes when it is done; an online run's rounds are counted.
-RESULTS = {
-    "sft": "model.json",
-    "reward": "model.json",
-    "preference": "model.json",
-    "contrasts": "pairs.json",
-    "evaluate": "results.json",
-    "reward_bench": "reward_bench.json",
-    "data": "records.json",
-}
 
 
 class RunReader:
@@ -115,9 +106,10 @@ class RunReader:
     @property
     def finished(self) -> bool:
         """Whether all rounds are committed, or a stage came to its end: an evaluation whose judge failed left an error."""
-        if self.type == "online":
+        kind = KINDS[self.type]
+        if kind.in_rounds:
             return len(self.rounds) == self.setting("run.rounds")
-        result = read_whole(self.path / RESULTS[self.type])
+        result = read_whole(self.path / kind.manifest)
         return result is not None and "error" not in result
 
     @cached_property

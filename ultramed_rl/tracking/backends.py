@@ -15,10 +15,21 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from ultramed_rl.tracking.heartbeat import note_link
 
 if TYPE_CHECKING:  # the command line tells of progress before it knows of configs
-    from ultramed_rl import config as c
+    from ultramed_rl.config.run import RunName, Tracking
 
-    Trained = c.RunConfig | c.SftConfig | c.RewardConfig | c.PreferenceConfig
-    TrackedConfig = Trained | c.EvaluateConfig | c.RewardBenchConfig | c.DataConfig
+
+class TrackedConfig(Protocol):
+    """A config of any kind that is tracked."""
+
+    @property
+    def type(self) -> str: ...
+    @property
+    def run(self) -> RunName: ...
+    @property
+    def tracking(self) -> Tracking: ...
+    def model_dump(self, *, mode: str) -> dict[str, Any]: ...
+
+
 Kind = Literal["step", "round", "evaluation", "data"]
 Mode = Literal["online", "offline"]
 # The axis and the prefix under which each kind is shown.

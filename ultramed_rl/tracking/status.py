@@ -10,7 +10,8 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal
 
-from ultramed_rl.store.run_reader import CONFIG, RESULTS, Metrics, Row, RunReader, read_rows, read_whole
+from ultramed_rl.kinds import KINDS
+from ultramed_rl.store.run_reader import CONFIG, Metrics, Row, RunReader, read_rows, read_whole
 from ultramed_rl.tracking.heartbeat import STATUS, is_alive
 from ultramed_rl.tracking.timeline import TIMELINE
 from ultramed_rl.tracking.utilisation import recent_utilisation
@@ -110,14 +111,13 @@ def read_status(directory: Path) -> Status:
 
 def _run_status(directory: Path) -> Status:
     run, heart = RunReader(directory), _heartbeat(directory)
-    online = run.type == "online"
-    if not online and run.type not in RESULTS:
-        kinds = f"online, {', '.join(RESULTS)}"
+    if run.type not in KINDS:
         raise ValueError(
-            f"{directory / CONFIG}: type={run.type!r}: must be one of {kinds}; put it back from a copy"
+            f"{directory / CONFIG}: type={run.type!r}: must be one of {', '.join(KINDS)}; put it back from a copy"
         )
-    rounds: tuple[Metrics, ...] = run.rounds if online else ()
-    wanted = int(run.setting("run.rounds")) if online else None
+    in_rounds = KINDS[run.type].in_rounds
+    rounds: tuple[Metrics, ...] = run.rounds if in_rounds else ()
+    wanted = int(run.setting("run.rounds")) if in_rounds else None
     state = _state(run, heart)
     work = None
     if state == "running" and "phase" in heart:
@@ -212,8 +212,8 @@ def _last_metrics(run: RunReader, rounds: tuple[Metrics, ...]) -> dict[str, Row]
         last["round"] = {name: value for name, value in rounds[-1].items() if math.isfinite(value)}
     for row in read_rows(run.path / "metrics.jsonl", _TAIL_BYTES):
         last |= {name: row for name in ("evaluation", "step", "data") if f"{name}_index" in row}
-    if run.type in RESULTS and run.type != "data":
-        result = (read_whole(run.path / RESULTS[run.type]) or {}).get("metrics")
+    if run.type != "data":
+        result = (read_whole(run.path / KINDS[run.type].manifest) or {}).get("metrics")
         last |= {"result": result} if isinstance(result, dict) and result else {}
     return last
 

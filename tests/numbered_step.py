@@ -28,7 +28,7 @@ def answer(asked: ChatRequest) -> ChatReply:
     return ChatReply(asked.key, f"re {text}", prompt_tokens=2, completion_tokens=3)
 
 
-class Exam:
+class NumberedStep:
     """By a record's number n: n % 5 is 0: dropped; 1: kept as it is; 2: one question, 3: two, 4: three."""
 
     def start(self, row: Row) -> Move:
@@ -198,7 +198,7 @@ def run(
 ) -> StepResult:
     with Ledger(folder, part=PartSize(records=part)) as ledger:
         result = run_step(
-            Exam(), rows_of(count), generator, ledger, key=lambda row: row["id"], in_flight=in_flight
+            NumberedStep(), rows_of(count), generator, ledger, key=lambda row: row["id"], in_flight=in_flight
         )
         if result.complete:
             ledger.finish()

@@ -13,19 +13,23 @@ import pytest
 
 from tests.tiny import make_tokenizer, tiny_config
 from tests.unit.test_reward_http import asked, chat, serving
-from ultramed_rl.actors.options import OptionRequest
-from ultramed_rl.actors.rollout import SamplingRequest
 from ultramed_rl.config.benchmarks import Benchmarks, ContaminationCheck
 from ultramed_rl.config.rewards import AnswerTerm, StatementJudge
-from ultramed_rl.crew.examiner import Answers, Candidate, Examiner, Sitting
-from ultramed_rl.crew.judging import judge_statements
 from ultramed_rl.evaluation.contamination.guard import check_readable
+from ultramed_rl.evaluation.runner import AnswerPlace, BenchmarkRunner, PolicyAnswers, PolicyQuestions
 from ultramed_rl.evaluation.suite import check_protocols, load_suite
 from ultramed_rl.evaluation.tasks import TASKS
 from ultramed_rl.models.tokenizer import ChatTokenizer
-from ultramed_rl.records import Completion, OptionLogprobs, Prompt, ScoredCompletion
+from ultramed_rl.records import (
+    Completion,
+    OptionLogprobs,
+    OptionRequest,
+    Prompt,
+    SamplingRequest,
+    ScoredCompletion,
+)
 from ultramed_rl.rewards.answer import AnswerMatch
-from ultramed_rl.rewards.statements import StatementGrader
+from ultramed_rl.rewards.statements import StatementGrader, judge_statements
 from ultramed_rl.store import ArtifactFolder
 from ultramed_rl.tracking import Progress
 
@@ -97,15 +101,15 @@ def tokenizer(tmp_path: Path) -> ChatTokenizer:
     return ChatTokenizer(str(tmp_path / "policy"))
 
 
-def examiner_of(tasks: list[Any], protocols: list[Any], **settings: Any) -> Examiner:
+def runner_of(tasks: list[Any], protocols: list[Any], **settings: Any) -> BenchmarkRunner:
     config = Benchmarks.model_validate({"tasks": tasks, "protocols": protocols, **settings})
-    return Examiner(config, load_suite(config, 1), 1, 4096, Progress())
+    return BenchmarkRunner(config, load_suite(config, 1), 1, 4096, Progress())
 
 
 def ask(
-    examiner: Examiner, candidate: Candidate, folder: Path, engines: Engines, version: int = 0
-) -> Answers:
-    return examiner.ask(candidate, Sitting(ArtifactFolder(folder), version), lambda: engines)
+    runner: BenchmarkRunner, questions: PolicyQuestions, folder: Path, engines: Engines, version: int = 0
+) -> PolicyAnswers:
+    return runner.ask(questions, AnswerPlace(ArtifactFolder(folder), version), lambda: engines)
 
 
 PROTOCOLS = [
@@ -118,10 +122,10 @@ PROTOCOLS = [
 def test_answers_in_any_order_are_graded_as_their_own_questions(
     suite_tasks: list[dict[str, str]], tokenizer: ChatTokenizer, tmp_path: Path
 ) -> None:
-    examiner = examiner_of(suite_tasks, PROTOCOLS, orders=2)
-    candidate = examiner.admit("p", "p", tokenizer)
-    assert len(candidate.options) == len(candidate.prompts) == 6 * 3 + 3, "only medqa's options may be moved"
-    report = examiner.report(candidate, ask(examiner, candidate, tmp_path / "run", Engines()))
+    runner = runner_of(suite_tasks, PROTOCOLS, orders=2)
+    questions = runner.questions_of("p", "p", tokenizer)
+    assert len(questions.options) == len(questions.prompts) == 6 * 3 + 3, "only medqa's options may be moved"
+    report = runner.report(questions, ask(runner, questions, tmp_path / "run", Engines()))
     found = {(r.task, r.protocol): r for r in report.results}
     for protocol in ("likelihood", "greedy", "self_consistency"):
         assert found["medqa", protocol].score.accuracy == pytest.approx(4 / 6), protocol
@@ -132,40 +136,40 @@ def test_answers_in_any_order_are_graded_as_their_own_questions(
     assert found["medqa", "self_consistency"].samples == 12
 
 
-def test_a_finished_sitting_starts_no_engine_and_serves_no_other_version(
+def test_what_is_answered_starts_no_engine_and_serves_no_other_version(
     suite_tasks: list[dict[str, str]], tokenizer: ChatTokenizer, tmp_path: Path
 ) -> None:
-    examiner = examiner_of(suite_tasks, PROTOCOLS[:2])
-    candidate = examiner.admit("p", "p", tokenizer)
-    first = ask(examiner, candidate, tmp_path / "run", Engines())
+    runner = runner_of(suite_tasks, PROTOCOLS[:2])
+    questions = runner.questions_of("p", "p", tokenizer)
+    first = ask(runner, questions, tmp_path / "run", Engines())
     idle = Engines()
-    assert ask(examiner, candidate, tmp_path / "run", idle) == first and idle.calls == []
+    assert ask(runner, questions, tmp_path / "run", idle) == first and idle.calls == []
     with pytest.raises(ValueError, match=r"\([0-9a-f]{12}, [a-z]+ [0-9a-f]{12}\)"):
-        ask(examiner, candidate, tmp_path / "run", idle, version=1)
+        ask(runner, questions, tmp_path / "run", idle, version=1)
 
 
 def test_scorers_never_see_the_key(
     suite_tasks: list[dict[str, str]], tokenizer: ChatTokenizer, tmp_path: Path
 ) -> None:
-    examiner = examiner_of(suite_tasks[:1], PROTOCOLS[2:])
-    candidate = examiner.admit("p", "p", tokenizer)
-    answers = ask(examiner, candidate, tmp_path / "run", Engines())
+    runner = runner_of(suite_tasks[:1], PROTOCOLS[2:])
+    questions = runner.questions_of("p", "p", tokenizer)
+    answers = ask(runner, questions, tmp_path / "run", Engines())
     term = AnswerMatch(AnswerTerm(type="answer"))
 
     def score(prompts: Sequence[Prompt], samples: Sequence[Completion]) -> list[ScoredCompletion]:
         values = term.score(prompts, samples)
         return [ScoredCompletion(sample, value) for sample, value in zip(samples, values, strict=True)]
 
-    examiner.reward(candidate, Sitting(ArtifactFolder(tmp_path / "run")), answers, score)
+    runner.reward(questions, AnswerPlace(ArtifactFolder(tmp_path / "run")), answers, score)
     assert [scored.completion for scored in answers.rewards] == answers.samples
     assert {scored.reward for scored in answers.rewards} == {0.0}, "reranking would be an oracle"
 
 
 def test_without_tasks_a_base_model_is_asked_nothing(tmp_path: Path) -> None:
     config = Benchmarks.model_validate({"general": {"tasks": ["mmlu"]}})
-    examiner = Examiner(config, load_suite(config, 1), 1, 4096, Progress())
-    candidate = examiner.admit("base", str(tmp_path / "nothing"), None)
-    report = examiner.report(candidate, ask(examiner, candidate, tmp_path / "run", Engines()))
+    runner = BenchmarkRunner(config, load_suite(config, 1), 1, 4096, Progress())
+    questions = runner.questions_of("base", str(tmp_path / "nothing"), None)
+    report = runner.report(questions, ask(runner, questions, tmp_path / "run", Engines()))
     assert (report.results, report.metrics) == ((), {})
 
 
@@ -199,9 +203,9 @@ def test_a_judge_is_asked_once_and_its_verdicts_can_be_read(
     ]
     tasks = [{"name": "kqa", "uri": write_rows(tmp_path / "kqa.jsonl", rows)}]
     named = {"model": "j", "base_url": "http://127.0.0.1:9/v1"}
-    examiner = examiner_of(tasks, PROTOCOLS[1:2], judge=named)
-    candidate = examiner.admit("p", "p", tokenizer)
-    answered = examiner.statements(ask(examiner, candidate, tmp_path / "run", Engines()))
+    runner = runner_of(tasks, PROTOCOLS[1:2], judge=named)
+    questions = runner.questions_of("p", "p", tokenizer)
+    answered = runner.statements(ask(runner, questions, tmp_path / "run", Engines()))
     cut = Completion(answered[1][1].prompt_id, 0, "Yes\u2028indeed", (1,), "length", 0.0, 0)
     answered[1] = (answered[1][0], cut)
     seen: list[str] = []
@@ -215,12 +219,12 @@ def test_a_judge_is_asked_once_and_its_verdicts_can_be_read(
 
     with serving(answer) as url:
         judge = StatementGrader(StatementJudge(model="j", base_url=f"{url}/v1"))
-        sitting = Sitting(ArtifactFolder(tmp_path / "run"), suffix="-p")
-        first = judge_statements(judge, answered, sitting, Progress(), 0)
+        place = AnswerPlace(ArtifactFolder(tmp_path / "run"), suffix="-p")
+        first = judge_statements(judge, answered, place, Progress(), 0)
         # Of aspirin's two statements one is entailed, of valium's none.
         assert first.comprehensiveness is not None and first.comprehensiveness.mean == pytest.approx(0.25)
         assert len(seen) == 6
-        assert judge_statements(judge, answered, sitting, Progress(), 0) == first
+        assert judge_statements(judge, answered, place, Progress(), 0) == first
         assert len(seen) == 6, "a judge that costs money was asked again"
     assert re.search(r"\b1 of 2 .*\bmax_new_tokens\b", capsys.readouterr().out)
     lines = (tmp_path / "run" / "statements-p" / "verdicts.jsonl").read_text(encoding="utf-8").split("\n")

@@ -1,4 +1,4 @@
-"""What differs between the offline stages: their data, their ranks, and what these are taught."""
+"""What differs between the stages that train: their data, their ranks, and what these are taught."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from ultramed_rl.actors.policy import PolicyWorker
 from ultramed_rl.actors.reward_trainer import RewardTrainWorker
 from ultramed_rl.cluster.architecture import resolve_architecture
-from ultramed_rl.config.stages import PreferenceConfig, RewardConfig, SftConfig, StageConfig
+from ultramed_rl.config.stages import PreferenceConfig, RewardConfig, SftConfig
 from ultramed_rl.crew.stage import StageCrew
 from ultramed_rl.data.stage_data import Prepared, prepare_conversations, prepare_preferences
 from ultramed_rl.learning.checks import check_chats, check_groups, check_references
@@ -21,7 +21,7 @@ from ultramed_rl.tracking import Progress
 
 
 @dataclass(frozen=True)
-class Data:
+class StageSamples:
     """A stage's samples on disk; `held_out` is None where there are none."""
 
     training: SampleFile[Any]
@@ -34,42 +34,42 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Work:
+class TrainedStage:
     """What a kind of stage may use while it teaches its ranks."""
 
     config: Any
     crew: StageCrew
-    data: Data
+    data: StageSamples
     store: StageDirectory
     progress: Progress
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A kind of stage.
+class TrainingKind:
+    """A kind of stage that trains.
 
     Attributes:
         sample: the record that it is trained on.
         worker: the ranks' class.
         prepare: its samples.
-        extra: the worker's own arguments of `load`.
         check: refuses samples that cannot be learnt from, before any rank is started.
         teach: sets the ranks' task.
+        load_keys: keys of the config that the worker's `load` wants besides.
     """
 
     sample: type
     worker: type
     prepare: Callable[[Any, ChatTokenizer], Prepared[Any]]
-    extra: Callable[[Any], tuple[Any, ...]]
-    check: Callable[[Any, Data], None]
-    teach: Callable[[Work], None]
+    check: Callable[[Any, StageSamples], None]
+    teach: Callable[[TrainedStage], None]
+    load_keys: tuple[str, ...] = ()
 
 
 def _prepare_chats(config: SftConfig, tokenizer: ChatTokenizer) -> Prepared[TokenizedChat]:
     return prepare_conversations(config.data, tokenizer, config.model.max_length, config.run.seed)
 
 
-def _prepare_groups(
+def _prepare_ranked(
     config: RewardConfig | PreferenceConfig, tokenizer: ChatTokenizer
 ) -> Prepared[PreferenceGroup]:
     objective = config.objective if isinstance(config, PreferenceConfig) else None
@@ -77,45 +77,43 @@ def _prepare_groups(
     return prepare_preferences(config.data, tokenizer, config.model.max_length, config.run.seed, pairs=pairs)
 
 
-def _check_chats(config: SftConfig, data: Data) -> None:
+def _check_chats(config: SftConfig, data: StageSamples) -> None:
+    vocabulary = resolve_architecture(config.model.path, config.model.architecture, "model").vocab_size
     for chats in data.parts:
-        check_chats(chats, _vocabulary(config))
+        check_chats(chats, vocabulary)
 
 
-def _check_groups(config: RewardConfig | PreferenceConfig, data: Data) -> None:
+def _check_ranked(config: RewardConfig | PreferenceConfig, data: StageSamples) -> None:
+    vocabulary = resolve_architecture(config.model.path, config.model.architecture, "model").vocab_size
     paired = isinstance(config, RewardConfig) or not config.objective.unpaired
     for groups in data.parts:
-        check_groups(groups, _vocabulary(config), config.model.max_length, paired=paired)
+        check_groups(groups, vocabulary, config.model.max_length, paired=paired)
 
 
-def _vocabulary(config: StageConfig) -> int:
-    return resolve_architecture(config.model.path, config.model.architecture, "model").vocab_size
+def _teach_chats(stage: TrainedStage) -> None:
+    stage.crew.teach("learn_chats", stage.data.training, stage.data.held_out)
 
 
-def _teach_chats(work: Work) -> None:
-    work.crew.teach("learn_chats", work.data.training, work.data.held_out)
+def _teach_ranking(stage: TrainedStage) -> None:
+    config: RewardConfig = stage.config
+    wanted = (config.objective, config.model.max_length, stage.data.held_out)
+    stage.crew.teach("learn_ranking", stage.data.training, *wanted)
 
 
-def _teach_ranking(work: Work) -> None:
-    config: RewardConfig = work.config
-    work.crew.teach(
-        "learn_ranking", work.data.training, config.objective, config.model.max_length, work.data.held_out
-    )
-
-
-def _teach_preferences(work: Work) -> None:
+def _teach_preferences(stage: TrainedStage) -> None:
     """The model in training is its own reference: it scores all answers before its first step."""
-    config: PreferenceConfig = work.config
-    held_out = None
-    training = _references(work, "reference", work.data.training)
-    if work.data.held_out is not None:
-        held_out = (work.data.held_out, _references(work, "reference_held_out", work.data.held_out))
-    length = config.model.max_length
-    work.crew.teach("learn_preferences", work.data.training, training, config.objective, length, held_out)
+    config, data = stage.config, stage.data
+    training, held_out = _references(stage, "reference", data.training), None
+    if data.held_out is not None:
+        held_out = (data.held_out, _references(stage, "reference_held_out", data.held_out))
+    wanted = (training, config.objective, config.model.max_length, held_out)
+    stage.crew.teach("learn_preferences", data.training, *wanted)
 
 
-def _references(work: Work, name: str, groups: Sequence[PreferenceGroup]) -> list[ReferenceLogprobs] | None:
-    config: PreferenceConfig = work.config
+def _references(
+    stage: TrainedStage, name: str, groups: Sequence[PreferenceGroup]
+) -> list[ReferenceLogprobs] | None:
+    config: PreferenceConfig = stage.config
     if not config.objective.uses_reference:
         return None
 
@@ -124,8 +122,8 @@ def _references(work: Work, name: str, groups: Sequence[PreferenceGroup]) -> lis
         length = config.model.max_length
         answers = [reference_answers(groups, i, mismatched, length) for i in range(len(groups))]
         total = sum(len(a.answers) for a in answers)
-        with work.progress.phase("reference logprobs", total, "answers") as bar:
-            values = work.crew.score_start(answers, bar.advance)
+        with stage.progress.phase("reference logprobs", total, "answers") as bar:
+            values = stage.crew.score_start(answers, bar.advance)
         references = [
             read_reference(group.group_id, len(group.completions), numbers)
             for group, numbers in zip(groups, values, strict=True)
@@ -133,23 +131,22 @@ def _references(work: Work, name: str, groups: Sequence[PreferenceGroup]) -> lis
         check_references(groups, references)
         return references
 
-    digest = work.store.artifacts.digest("data")
-    return work.store.artifacts.phase(name, compute, digest, kind=ReferenceLogprobs)
+    digest = stage.store.artifacts.digest("data")
+    return stage.store.artifacts.phase(name, compute, digest, kind=ReferenceLogprobs)
 
 
-def kind_of(config: StageConfig) -> Kind:
-    """The kind of a stage's config."""
-    if isinstance(config, SftConfig):
-        return Kind(TokenizedChat, PolicyWorker, _prepare_chats, _nothing, _check_chats, _teach_chats)
-    if isinstance(config, PreferenceConfig):
-        return Kind(
-            PreferenceGroup, PolicyWorker, _prepare_groups, _nothing, _check_groups, _teach_preferences
-        )
-    layers = (config.trainable_layers,)
-    return Kind(
-        PreferenceGroup, RewardTrainWorker, _prepare_groups, lambda _: layers, _check_groups, _teach_ranking
-    )
-
-
-def _nothing(_: StageConfig) -> tuple[Any, ...]:
-    return ()
+# By the type of the config.
+TRAINING_KINDS = {
+    "sft": TrainingKind(TokenizedChat, PolicyWorker, _prepare_chats, _check_chats, _teach_chats),
+    "reward": TrainingKind(
+        PreferenceGroup,
+        RewardTrainWorker,
+        _prepare_ranked,
+        _check_ranked,
+        _teach_ranking,
+        load_keys=("trainable_layers",),
+    ),
+    "preference": TrainingKind(
+        PreferenceGroup, PolicyWorker, _prepare_ranked, _check_ranked, _teach_preferences
+    ),
+}
