@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pytest
 import typer
 from typer.testing import CliRunner
-from ultramed_rl.tracking.page_parts import Section
+from ultramed_rl.tracking.page import Section
 
 from ultramed_rl.cli import program, runs
 from ultramed_rl.cluster.plan import Plan
