@@ -22,7 +22,8 @@ LAYERS = [
     {"report"},
     {"evaluation"},
     {"models", "data"},
-    {"learning", "store", "tracking", "http"},
+    {"learning", "tracking", "http"},
+    {"store"},
     {"config", "records", "token_ids"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

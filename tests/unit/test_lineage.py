@@ -22,6 +22,7 @@ from ultramed_rl.evaluation.contamination.lineage import Lineage, training_promp
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Message, PreferenceGroup, Prompt
 from ultramed_rl.store import write_samples
+from ultramed_rl.store.atomic import write_json
 from ultramed_rl.store.tables import write_records
 
 
@@ -82,6 +83,7 @@ def write_round(run: Path, index: int, *texts: str) -> None:
     folder.mkdir(parents=True)
     records = [Prompt(text, (Message(role="user", content=text),), (1, 2)) for text in texts]
     write_records(records, Prompt, folder / "prompts.parquet")
+    write_json(folder / "commit.json", {"round": index, "metrics": {}, "phases": {}})
 
 
 def texts(lineage: Lineage, role: str = "model") -> list[str]:

@@ -8,7 +8,7 @@ from ultramed_rl.cli.dry_run import show_run
 from ultramed_rl.cli.exits import WRONG, carry_out, check, fail, resume_command
 from ultramed_rl.cli.options import ConfigPath, DryRun, Json, Order, Overrides, Quiet, Resume, manner_of
 from ultramed_rl.cli.program import command
-from ultramed_rl.tracking.voice import speaking
+from ultramed_rl.tracking.console import speaking
 
 if TYPE_CHECKING:
     from ultramed_rl.config.document import Document

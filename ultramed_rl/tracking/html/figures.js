@@ -1,10 +1,6 @@
-"""The script that unpacks plotly.js and draws a page's figures, in light or dark."""
-
-from __future__ import annotations
-
-# Figures without colours of their own take them from the template. Plotly.react draws and redraws. Once all are
-# drawn the page says so (data-drawn of its root element), for whoever looks on from outside.
-SCRIPT = """"use strict";
+// Figures without colours of their own take them from the template. Plotly.react draws and redraws. Once all are
+// drawn the page says so (data-drawn of its root element), for whoever looks on from outside.
+"use strict";
 (() => {
   const root = document.documentElement;
   const figures = JSON.parse(document.getElementById("figures").textContent);
@@ -54,4 +50,3 @@ SCRIPT = """"use strict";
   };
   unpack().then(draw).then(() => dark.addEventListener("change", draw), fail);
 })();
-"""
