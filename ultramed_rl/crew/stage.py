@@ -45,7 +45,7 @@ class StageCrew:
         spec = engine_spec(cluster.device, model.precision, cluster.trainer, self.config.training)
         with ranks_held(self.trainers):
             address = self.trainers.first("rendezvous")
-        self._call("load", model, spec, address, *extra, seconds=self._model_s)
+        self.trainers.collective("load", model, spec, address, *extra, seconds=self._model_s)
 
     def restart(self) -> None:
         """All ranks anew; `start` and `teach` have to follow.
@@ -57,7 +57,7 @@ class StageCrew:
 
     def teach(self, method: str, *arguments: Any) -> None:
         """Set the task of every rank, by the worker's method of this name."""
-        self._call(method, *arguments)
+        self.trainers.collective(method, *arguments)
 
     def train(self, place: TrainingPlace, start: int, stop: int) -> Iterator[Metrics]:
         """Optimizer steps [start, stop); yields each one's metrics."""
@@ -81,24 +81,20 @@ class StageCrew:
 
     def save(self, directory: Path) -> None:
         """Write the model as a Hugging Face checkpoint."""
-        self._call("save", str(directory), seconds=self._model_s)
+        self.trainers.collective("save", str(directory), seconds=self._model_s)
 
     def save_state(self, directory: Path) -> None:
         """Write all that `load_state` needs to go on exactly."""
-        self._call("save_state", str(directory), seconds=self._model_s)
+        self.trainers.collective("save_state", str(directory), seconds=self._model_s)
 
     def load_state(self, directory: Path, skipped: int) -> None:
         """Go on from what `save_state` wrote, after so many skipped steps."""
-        self._call("load_state", str(directory), skipped, seconds=self._model_s)
+        self.trainers.collective("load_state", str(directory), skipped, seconds=self._model_s)
 
     def stop(self) -> None:
         """End the ranks and give the devices back."""
         self.trainers.stop()
         self.placement.release()
-
-    def _call(self, method: str, *arguments: Any, seconds: float | None = None) -> list[Any]:
-        with ranks_held(self.trainers):
-            return self.trainers.call(method, *arguments, seconds=seconds)
 
     @property
     def _model_s(self) -> float:
