@@ -79,7 +79,30 @@ def cases(models: Path) -> dict[str, dict[str, Any]]:
         "lora": {"policy__lora": {"rank": 4}, "objective": {"type": "nca"}, "cluster__barriers": False},
         "nf4": {"policy__lora": {"rank": 4, "quantize": "nf4"}, "training__optimizer_state": "keep"},
         "bfloat16": {"policy__precision": "bfloat16", "cluster__barriers": False},
-        "early": {**APART, "training__early": True, "cluster__policy": {"ranks": 1, "zero_stage": 0}},
+        "early": {
+            **APART,
+            "training__early": True,
+            "checkpoint": {"every": 2},
+            "cluster__policy": {"ranks": 1, "zero_stage": 0},
+        },
+        "overlap": {
+            **APART,
+            "run__overlap": 1,
+            "run__rounds": 3,
+            "reference__update": "previous",
+            "run__keep_checkpoints": 1,
+        },
+        "overlap, lora, bfloat16, rare checkpoints": {
+            **APART,
+            "run__overlap": 1,
+            "run__rounds": 4,
+            "checkpoint": {"every": 3},
+            "prompts__per_round": 4,
+            "policy__lora": {"rank": 4},
+            "policy__precision": "bfloat16",
+            "cluster__policy": {"ranks": 2, "zero_stage": 1},
+        },
+        "overlap, kto": {**APART, "run__overlap": 1, "run__rounds": 3, "objective": {"type": "kto"}},
         "ensemble, term, near_low": {
             "reward": {"ensemble": two, "terms": terms, **scored},
             "pairs": {"rejected": "near_low", "max_length_ratio": 20.0},
@@ -142,7 +165,8 @@ def check_run(simulation: Simulation, outcome: Outcome) -> None:
     the pairs, learnt once in their order."""
     config = simulation.config
     learner = _Learner(config)
-    reference = start = learner.rank.weights
+    start = learner.rank.weights
+    policies, references_of = [start], [start]  # by version
     used: set[str] = set()
     for index in range(config.run.rounds):
         given: list[Prompt] = outcome.of(index, "prompts")
@@ -150,30 +174,34 @@ def check_run(simulation: Simulation, outcome: Outcome) -> None:
         names = {prompt.prompt_id for prompt in prompts}
         assert len(names) == len(prompts) and not names & used, "a prompt was used twice"
         used |= names
-        _check_answers(config, outcome, index, prompts, learner.rank.weights)
+        version = max(index - config.run.overlap, 0)
+        _check_answers(config, outcome, index, prompts, version, policies[version])
         pairs: list[PreferenceGroup] = outcome.of(index, "pairs")
         if prompts != given:
             assert len(pairs) == config.prompts.per_round, "too few prompts were asked"
             assert pairs[-1].prompt == prompts[-1], "one was asked in vain"
         references = None
         if config.objective.uses_reference:
-            references = _check_references(
-                outcome, index, pairs, learner.rank.base if config.policy.lora else reference
-            )
+            reference = learner.rank.base if config.policy.lora else references_of[version]
+            references = _check_references(outcome, index, pairs, reference)
         learner.learn(index, prompts, pairs, references)
         saved = [i for i in range(config.run.rounds) if _ends(config, i, config.checkpoint.every)]
         kept = index in saved[-(config.run.keep_checkpoints or config.run.rounds) :]
         assert ("checkpoint" in outcome.folders[f"{index:03d}"]) == kept
         assert not kept or outcome.of(index, "checkpoint") == learner.rank.weights, f"round {index}"
-        if config.reference.update == "previous":
-            reference = learner.rank.weights
-        if config.reference.update == "ema":
-            reference = mix(reference, learner.rank.weights, config.reference.ema_decay)
+        policies.append(learner.rank.weights)
+        references_of.append(_next_reference(config, references_of[-1], policies[-1]))
     assert learner.rank.weights != start
     steps = [(row["round"], row["step"]) for row in outcome.log if "step_index" in row]
     assert steps == learner.steps, "a step was logged twice, or not at all"
     evaluated = [i for i in range(config.run.rounds) if _ends(config, i, config.evaluation.every)]
     assert [r["round_index"] for r in outcome.log if "eval_win_rate" in r] == evaluated
+
+
+def _next_reference(config: RunConfig, reference: str, policy: str) -> str:
+    if config.reference.update == "ema":
+        return mix(reference, policy, config.reference.ema_decay)
+    return policy if config.reference.update == "previous" else reference
 
 
 def _ends(config: RunConfig, index: int, every: int) -> bool:
@@ -205,10 +233,10 @@ class _Learner:
 
 
 def _check_answers(
-    config: RunConfig, outcome: Outcome, index: int, prompts: list[Prompt], weights: str
+    config: RunConfig, outcome: Outcome, index: int, prompts: list[Prompt], version: int, weights: str
 ) -> None:
     engine = SimulatedEngine(0)
-    engine.weights, engine.policy_version = weights, index
+    engine.weights, engine.policy_version = weights, version
     sampling, expected = config.sampling, {}
     for prompt in prompts:
         seed = derive_seed(config.run.seed, index, prompt.prompt_id)

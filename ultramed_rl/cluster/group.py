@@ -20,6 +20,7 @@ from ultramed_rl.cluster.pool import LostWorkers, RanksLost
 _LEAVE_S = 5.0  # after which a call that went on when another failed waits for that one in vain
 
 __all__ = [
+    "Generators",
     "RanksLost",
     "RayActorError",
     "WorkerGroup",
@@ -29,6 +30,29 @@ __all__ = [
     "wait_for_loads",
     "wait_within",
 ]
+
+
+class Generators:
+    """Generator methods that run on actors by themselves; `running` are those that have not ended, with their ranks."""
+
+    def __init__(self, running: dict[Any, int]) -> None:
+        self.running = running
+
+    def wait(self, seconds: float) -> list[Any]:
+        """Those that have an item or have ended, after at most so long."""
+        found: list[Any] = ray.wait(list(self.running), num_returns=1, fetch_local=False, timeout=seconds)[0]
+        return found
+
+    def ready(self) -> Iterator[tuple[int, Any]]:
+        """(rank, item) of all items that are there; waits for none."""
+        while self.running and (found := self.wait(0.0)):
+            for generator in found:
+                try:
+                    reference = next(generator)
+                except StopIteration:
+                    del self.running[generator]
+                    continue
+                yield self.running[generator], ray.get(reference)
 
 
 class WorkerGroup:
@@ -173,27 +197,29 @@ class WorkerGroup:
         answered = _answered(asked, timeout)
         return [(r, _succeeded(ref)) for r, ref in zip(ranks, asked, strict=True) if ref in answered]
 
-    def stream(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
-        """Run a generator method on every actor; yields (rank, item) as items come, from all at once.
+    def generate(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> Generators:
+        """Start a generator method on every actor; its items come by `Generators.ready` and `follow`."""
+        return Generators(
+            {
+                getattr(actor, method).options(num_returns="streaming").remote(*args): rank
+                for rank, (actor, args) in enumerate(zip(self.actors, arguments, strict=True))
+            }
+        )
+
+    def follow(self, generators: Generators) -> Iterator[tuple[int, Any]]:
+        """(rank, item) of what `generate` started, as items come, from all at once, to their ends.
 
         Raises:
             RanksLost: no item came for `patience_s`.
         """
-        running = {
-            getattr(actor, method).options(num_returns="streaming").remote(*args): rank
-            for rank, (actor, args) in enumerate(zip(self.actors, arguments, strict=True))
-        }
-        while running:
-            ready, _ = ray.wait(list(running), num_returns=1, fetch_local=False, timeout=self.patience_s)
-            if not ready:
+        while generators.running:
+            if not generators.wait(self.patience_s):
                 raise self.give_up(f"no sign of life for {self.patience_s:.0f} s")
-            for generator in ready:
-                try:
-                    reference = next(generator)
-                except StopIteration:
-                    del running[generator]
-                    continue
-                yield running[generator], ray.get(reference)
+            yield from generators.ready()
+
+    def stream(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+        """Run a generator method on every actor; yields and raises like `follow`."""
+        return self.follow(self.generate(method, arguments))
 
     def last(self, method: str, *arguments: Any) -> Any:
         """Run a generator method on every actor at once; the last item of the first one's. Raises like `stream`."""

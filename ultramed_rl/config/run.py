@@ -68,6 +68,13 @@ class Run(RunName):
     """An online run's name, place and length."""
 
     rounds: Few = Field(default=3, description="how many rounds the run has")
+    overlap: int = Field(
+        default=0,
+        ge=0,
+        le=1,
+        description="1: a round's answers are sampled while the policy learns the round before, so from the weights that this "
+        "one began with (one policy behind); engines and policy then wait for each other once a round",
+    )
     keep_checkpoints: Few | None = Field(default=None, description="null: keep every round's")
 
 
@@ -129,6 +136,7 @@ class RunConfig(Checked):
             *_lora_rules(self),
             *_checkpoint_rules(self),
             *_early_rules(self),
+            *_overlap_rules(self),
             *_group_rules(self),
             *device_rules(self.cluster),
         ]
@@ -252,6 +260,20 @@ def _early_rules(config: RunConfig) -> list[str]:
     elif config.objective.kl == "mismatched":
         why = f"objective.type={config.objective.type} needs other prompts' answers, all of them; use another"
     return [f"training.early=true: {why}, or training.early=false"] if why else []
+
+
+def _overlap_rules(config: RunConfig) -> list[str]:
+    """Engines answer while the policy learns only where each has devices of its own."""
+    if not config.run.overlap:
+        return []
+    cluster, why = config.cluster, ""
+    if cluster.layout != "disaggregated":
+        why = f"cluster.layout={cluster.layout} gives engines and policy the same devices; use disaggregated"
+    elif cluster.has_barriers:
+        why = "cluster.barriers=true lets nothing go on beside generation; set it to false"
+    elif config.training.early:
+        why = "training.early=true keeps the policy busy with the round that is generated; set it to false"
+    return [f"run.overlap=1: {why}, or run.overlap=0"] if why else []
 
 
 def _group_rules(config: RunConfig) -> list[str]:

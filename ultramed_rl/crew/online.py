@@ -30,6 +30,7 @@ from ultramed_rl.crew.pools import scorer_rules
 from ultramed_rl.crew.references import ReferenceLane
 from ultramed_rl.crew.sampling import Advance, SamplingCrew
 from ultramed_rl.crew.scorers import Replicas, Scorers, launch_replicas, launch_scorers
+from ultramed_rl.crew.steps import RoundSteps
 from ultramed_rl.crew.weight_sync import WeightSync
 from ultramed_rl.learning.preference_data import reference_answers
 from ultramed_rl.models.tokenizer import ChatTokenizer
@@ -50,6 +51,7 @@ class Crew(SamplingCrew):
         version: of the policy that the engines hold, or are to hold: rounds that it was trained for.
         trained: the rounds that the policy's ranks were trained for. Behind `version` where they were started again from a
             checkpoint, until `catch_up` has trained them on the rounds since.
+        learning: whether the ranks have begun a round that they have not ended.
     """
 
     policy: WorkerGroup
@@ -71,7 +73,7 @@ class Crew(SamplingCrew):
         self.reference_path = ""  # what a replaced reference loads
         self.version = self.trained = 0
         self.catch_up: Callable[[], None] = lambda: None
-        self._behind = self._syncing = False
+        self.learning = self._behind = self._syncing = False
         super().__init__(config, tokenizer)
 
     # -- start and stop ------------------------------------------------------------------------------------
@@ -119,6 +121,8 @@ class Crew(SamplingCrew):
                     self.restart_policy(*self.weights)
                     lost = None
                 if self._behind:
+                    if self.learning or self.trained > self.version:
+                        self.restart_policy(*self.weights)  # its ranks have newer weights than the engines
                     self.sync(self.version)
                 return work()
             except RanksLost as error:
@@ -136,7 +140,7 @@ class Crew(SamplingCrew):
         self._await_policy(self._load_policy(checkpoint if version else None), checkpoint, version)
         self._join_policy()
         self.restore_state(checkpoint, version)
-        self.trained = version
+        self.trained, self.learning = version, False
         self.catch_up()
 
     def _prepare_engine(self, actors: Sequence[Any]) -> list[Any]:
@@ -256,7 +260,7 @@ class Crew(SamplingCrew):
 
     def begin_training(self) -> None:
         """Ready for a round's pairs, of which there are none yet."""
-        config = self.config
+        config, self.learning = self.config, True
         self.policy.collective("start_round", config.training.optimizer_state == "reset")
         none: list[ReferenceLogprobs] | None = [] if config.objective.uses_reference else None
         self.policy.collective("learn_preferences", [], none, config.objective, config.policy.max_length)
@@ -282,17 +286,22 @@ class Crew(SamplingCrew):
             metrics: dict[str, float] = self.policy.wait(pending)[0]
         return metrics
 
-    def go_on_training(self, folder: Path, place: TrainingPlace, start: int) -> Iterator[dict[str, float]]:
-        """All steps from `start` on, on the pairs in a round's folder; yields each one's metrics. Raises RanksLost."""
+    def go_on_training(self, folder: Path, place: TrainingPlace, start: int) -> RoundSteps:
+        """Begin all steps from `start` on, on the pairs in a round's folder."""
         config = self.config
-        with ranks_held(self.policy):
-            how = (config.training, place, start)
-            self.policy.collective(
-                "learn_round", str(folder), config.objective, config.policy.max_length, *how
-            )
-            for rank, metrics in self.policy.stream("train", [how] * len(self.policy)):
-                if rank == 0:
-                    yield metrics
+        return RoundSteps(
+            self.policy,
+            str(folder),
+            config.objective,
+            config.policy.max_length,
+            config.training,
+            place,
+            start,
+        )
+
+    def end_training(self, rounds: int) -> None:
+        """All steps of so many rounds are taken."""
+        self.trained, self.learning = rounds, False
 
     def save_policy(self, directory: Path) -> None:
         """Write the policy as a Hugging Face checkpoint, with what the next round needs besides. What a lost policy left in

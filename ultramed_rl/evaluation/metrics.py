@@ -78,10 +78,12 @@ class RoundMetrics:
         self.answers = AnswerMetrics()
         self._sums: Counter[str] = Counter()
         self._pairs, self._margins = 0, 0.0
+        self._version = math.inf
 
     def add_answers(self, prompt: Prompt, scored: Sequence[ScoredCompletion]) -> None:
         """A prompt's scored answers."""
         self._sums["tokens_scored"] += len(prompt.token_ids)
+        self._version = min(self._version, scored[0].completion.policy_version)
         for item in scored:
             self._sums["tokens_scored"] += len(item.completion.token_ids)
             self.answers.add(item)
@@ -99,11 +101,13 @@ class RoundMetrics:
     def metrics(self, audit: SelectionAudit) -> dict[str, float]:
         """What selection kept and dropped, the reward margin, and the lengths of both sides; there are pairs.
 
-        `tokens_scored` and `tokens_reference` are what reward models and reference read: each prompt once.
+        `tokens_scored` and `tokens_reference` are what reward models and reference read: each prompt once. `policy_version`
+        is the oldest that an answer is of.
         """
         counts = {f"pairs_{name}": float(value) for name, value in asdict(audit).items() if name != "pairs"}
         return {
             **self.answers.metrics(),
+            "policy_version": self._version,
             "pairs": self._pairs,
             **counts,
             "margin_mean": self._margins / self._pairs,

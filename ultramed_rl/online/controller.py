@@ -3,11 +3,17 @@
 prompts -> completions -> scored -> pairs -> reference logprobs -> policy update
    ^                                                                  |
    +-------- rollout engines <---- weights ---- adopt <---------------+
+
+With `run.overlap` a round's policy update goes on beside the next round's completions, which are the policy's before it:
+
+    engines:  0 | 1 by policy 0 | 2 by policy 1 | ...        round 0, round 1, ...
+    policy:       learns 0 -> 1 | learns 1 -> 2 | ...        each starts when both before it have ended
 """
 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +75,8 @@ class Controller:
         self.progress = watcher.progress
         self.version = 0
         self.policy_steps = 0  # of the rounds before this one
+        self._asked: list[Counter[int]] = []  # by round: prompts that it asked, by their source
+        self._shares: dict[int, Metrics] = {}  # by round: of its gathering that each role was at work
 
     def run(self, on_round: Callable[[Metrics], None]) -> list[Metrics]:
         """All rounds that aren't committed yet; returns the metrics of every round, committed ones too."""
@@ -83,25 +91,23 @@ class Controller:
             self.exams.sit(self.store.initial, 0, self.crew)
         rows: list[Metrics] = [self.store.round(i).committed_metrics() for i in range(self.version)]
         self.policy_steps = int(sum(row["policy_steps"] for row in rows))
-        self.asked = [self.store.round(i).asked() for i in range(self.version)]
+        if self.config.run.overlap and self.version < self.config.run.rounds:
+            first = self.store.round(self.version)
+            self.weigh(self.gather(first, self.prompts(first)))
         for index in range(self.version, self.config.run.rounds):
             rows.append(self.run_round(self.store.round(index)))
-            self.asked.append(self.store.round(index).asked())
             on_round(rows[-1])
         return rows
 
     def run_round(self, record: RoundRecord) -> Metrics:
         """One round. Phases that a killed run finished are read back, not computed again."""
-        asked = RecordFiles(record.file_of("prompts", self.choose_prompts, record.index, kind=Prompt), Prompt)
-        training = self.training(record.index, asked)
-        rules, early = self.rules(record.index), training if self.config.training.early else None
-        gatherer = Gatherer(self.config, self.crew, self.progress, record, rules, early)
-        with self.watcher.phase("gather", record.index) as shares:
-            self.crew.with_policy_restart(lambda: gatherer.gather(asked))
-        with self.watcher.phase("weigh", record.index):
-            self.crew.with_policy_restart(gatherer.weigh)
-        with self.watcher.phase("train", record.index):
+        if not self.config.run.overlap:
+            prompts = self.prompts(record)
+            training = self.training(record, prompts)
+            self.weigh(self.gather(record, prompts, training if self.config.training.early else None))
             policy = self.train(record, training)
+        else:  # of this round there are pairs and reference logprobs by now
+            policy = self.train_beside(record)
         with self.watcher.phase("adopt", record.index):
             sync = self.adopt(record, policy)
         held_out: Metrics = {}
@@ -113,6 +119,7 @@ class Controller:
             exam = self.crew.with_policy_restart(lambda: exams.sit(record, self.version, self.crew))
 
         metrics = self.round_metrics(record, policy) | held_out | sync | exam
+        shares = self._shares.pop(record.index)
         metrics |= {f"utilisation_{role}": share for role, share in shares.items()}
         set_aside = float(len(record.manifest("scored")["set_aside"]))
         metrics |= {"set_aside": set_aside, "restarts": self.restarts()}
@@ -134,39 +141,77 @@ class Controller:
 
     # -- phases --------------------------------------------------------------------------------------------
 
+    def prompts(self, record: RoundRecord) -> Sequence[Prompt]:
+        """Those of a round, chosen when it has none."""
+        return RecordFiles(record.file_of("prompts", self.choose_prompts, record.index, kind=Prompt), Prompt)
+
     def choose_prompts(self, index: int) -> Sequence[Prompt]:
+        """The next of the pool: the rounds before have answers and pairs, all of them."""
         seed, size = self.config.run.seed, self.config.prompts.per_round
         later = self.config.run.rounds - index - 1
-        prompts = prompts_for_round(self.pool.training, self.config.prompts, self.asked, seed, later)
+        self._asked += [self.store.round(i).asked() for i in range(len(self._asked), index)]
+        prompts = prompts_for_round(self.pool.training, self.config.prompts, self._asked, seed, later)
         if self.config.training.early:  # batches follow this order; sources stand one after the other
             first = prompts.places[:size]
             random.Random(derive_seed(seed, "order", index)).shuffle(first)
             prompts.places[:size] = first
         return prompts
 
-    def training(self, index: int, prompts: Sequence[Prompt]) -> RoundTraining:
-        """The round's training, before its first step."""
+    def training(self, record: RoundRecord, prompts: Sequence[Prompt] = ()) -> RoundTraining:
+        """The round's training, before its first step; with the prompts it may begin before all have answers."""
 
         def log(count: int, step: Metrics) -> None:
-            self.tracker.log({"round": index, **step}, step=self.policy_steps + count, kind="step")
+            self.tracker.log({"round": record.index, **step}, step=self.policy_steps + count, kind="step")
 
         def discard() -> None:
-            self.store.discard_metrics_after(index)
+            self.store.discard_metrics_after(record.index)
 
-        return RoundTraining(self.config, self.crew, self.watcher, index, prompts, log, discard)
+        return RoundTraining(self.config, self.crew, self.watcher, record, prompts, log, discard)
+
+    def gather(
+        self,
+        record: RoundRecord,
+        asked: Sequence[Prompt],
+        early: RoundTraining | None = None,
+        beside: RoundTraining | None = None,
+    ) -> Gatherer:
+        """A round's scored answers and pairs, while `early` learns them, or `beside` those of the round before."""
+        rules = self.rules(record.index)
+        gatherer = Gatherer(self.config, self.crew, self.progress, record, rules, early, beside)
+        with self.watcher.phase("gather", record.index) as self._shares[record.index]:
+            self.crew.with_policy_restart(lambda: gatherer.gather(asked))
+        return gatherer
+
+    def weigh(self, gatherer: Gatherer) -> None:
+        """The reference logprobs of a round's pairs, those that there are not yet."""
+        with self.watcher.phase("weigh", gatherer.record.index):
+            self.crew.with_policy_restart(gatherer.weigh)
 
     def rules(self, index: int) -> Rules:
         """What the round asks of its prompts."""
         sampling, reference = self.config.sampling, None
+        version = max(index - self.config.run.overlap, 0)
         if self.config.objective.uses_reference:
-            reference = {"initial": 0}.get(self.config.reference.update, self.version)
+            reference = {"initial": 0}.get(self.config.reference.update, version)
         return Rules(
             request=lambda prompt: self._request(prompt, sampling.n, sampling.temperature, index),
             extra=self._extra,
             selector=lambda: self._selector(index),
-            version=self.version,
+            version=version,
             reference_version=reference,
         )
+
+    def train_beside(self, record: RoundRecord) -> TrainedPolicy:
+        """Train on the round's pairs while the engines, which keep the weights that it began with, answer the next round's
+        prompts; then the reference logprobs of that one, which a policy that is its own reference has no time for before."""
+        training = self.training(record)
+        if record.index + 1 == self.config.run.rounds:
+            return self.train(record, training)
+        following = self.store.round(record.index + 1)
+        gatherer = self.gather(following, self.prompts(following), beside=training)
+        policy = self.train(record, training)
+        self.weigh(gatherer)
+        return policy
 
     def train(self, record: RoundRecord, training: RoundTraining) -> TrainedPolicy:
         """Train on the round's pairs, and write the checkpoint where one is due; its manifest holds the training metrics.
@@ -191,12 +236,15 @@ class Controller:
             write_policy_card(self.config, self.store, record, directory, metrics)
             return metrics
 
-        if self.ends(record.index, self.config.checkpoint.every):
-            learnt = ("pairs", "reference") if self.config.objective.uses_reference else ("pairs",)
-            path, metrics = record.phase_directory("checkpoint", compute, *map(record.digest, learnt))
-            policy = TrainedPolicy(metrics, str(path))
-        else:
-            policy = TrainedPolicy(self.crew.with_policy_restart(lambda: attempt(None)))
+        behind = record.index - read_numbers(record.manifest("pairs")["summary"])["policy_version"]
+        assert 0 <= behind <= self.config.run.overlap, f"round {record.index}: pairs of {behind} policies ago"
+        with self.watcher.phase("train", record.index):
+            if self.ends(record.index, self.config.checkpoint.every):
+                learnt = ("pairs", "reference") if self.config.objective.uses_reference else ("pairs",)
+                path, metrics = record.phase_directory("checkpoint", compute, *map(record.digest, learnt))
+                policy = TrainedPolicy(metrics, str(path))
+            else:
+                policy = TrainedPolicy(self.crew.with_policy_restart(lambda: attempt(None)))
         self.policy_steps += int(policy.metrics["policy_steps"])  # also of one that a killed run had finished
         return policy
 
@@ -204,8 +252,8 @@ class Controller:
         """All steps of a round that were not taken yet."""
         total = record.manifest("pairs")["rows"] * self.config.training.epochs
         with self.progress.phase(name, total, "pairs") as bar:
-            metrics = training.finish(record.path, bar.advance)
-        self.crew.trained = record.index + 1
+            metrics = training.finish(bar.advance)
+        self.crew.end_training(record.index + 1)
         return metrics
 
     def catch_up(self) -> None:
@@ -213,9 +261,8 @@ class Controller:
         same steps, so the same weights. They were logged before."""
         for index in range(self.crew.trained, self.crew.version):
             record = self.store.round(index)
-            prompts = RecordFiles(record.artifact("prompts"), Prompt)
             again = RoundTraining(
-                self.config, self.crew, self.watcher, index, prompts, lambda *_: None, lambda: None
+                self.config, self.crew, self.watcher, record, (), lambda *_: None, lambda: None
             )
             self.learn(record, again, f"round {index} train again")
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import groupby, islice
 
+from ultramed_rl.cluster.demands import needs_reference
 from ultramed_rl.config import RunConfig
 from ultramed_rl.crew.online import Crew
 from ultramed_rl.online.intake import Intake, Rules
@@ -33,7 +34,7 @@ from ultramed_rl.tracking.progress import Bar
 class Gatherer:
     """Gathers one round's records: `gather` scored answers and pairs, then `weigh` for the pairs' reference logprobs.
 
-    A `training` is told of each pair as it is ready.
+    A `training` is told of each pair as it is ready; one `beside` it, of the round before, goes on meanwhile.
     """
 
     def __init__(
@@ -44,9 +45,10 @@ class Gatherer:
         record: RoundRecord,
         rules: Rules,
         training: RoundTraining | None = None,
+        beside: RoundTraining | None = None,
     ) -> None:
         self.config, self.crew, self.progress = config, crew, progress
-        self.record, self.rules, self.training = record, rules, training
+        self.record, self.rules, self.training, self.beside = record, rules, training, beside
         self.wanted = config.prompts.per_round  # pairs
         self._weighed_s = 0.0  # that the streamed references took after the last score
 
@@ -102,7 +104,9 @@ class Gatherer:
             references.after = phase  # answers that are lost are asked for again, and weighed again
         if self.training is not None:
             self.training.begin()
-        stream = Stream(self.crew, intake, phase, selection, references, self.training)
+        if self.beside is not None:
+            self.beside.begin_beside()
+        stream = Stream(self.crew, intake, phase, selection, references, self.training, self.beside)
         total = self.wanted * self.config.sampling.n
         with ExitStack() as stack:
             stack.enter_context(seldom_collected())
@@ -125,8 +129,10 @@ class Gatherer:
 
     @property
     def _streams_references(self) -> bool:
-        # KTO's mismatched answers are of other pairs, which are not there yet.
-        return self.config.objective.uses_reference and self.config.objective.kl != "mismatched"
+        # KTO's mismatched answers are of other pairs, which are not there yet; a policy that is its own reference, and learns
+        # meanwhile, has no time.
+        objective, alone = self.config.objective, needs_reference(self.config)
+        return objective.uses_reference and objective.kl != "mismatched" and (alone or self.beside is None)
 
     # -- one after the other -------------------------------------------------------------------------------
 

@@ -13,7 +13,10 @@ def latest_checkpoint(config: RunConfig, store: RunDirectory) -> tuple[str, int]
         ValueError: it isn't what was written, or the answers that it was trained on are gone, which only the policy before
             it can give again.
     """
-    index = store.last_checkpoint(min(store.committed_rounds() + 1, config.run.rounds))
+    committed = store.committed_rounds()
+    index = store.last_checkpoint(min(committed + 1, config.run.rounds))
+    if config.run.overlap:
+        _check_answered(config, store, committed, 0 if index is None else index + 1)
     if index is None:
         return config.policy.path, 0
     if not store.round(index).finished("scored"):
@@ -22,6 +25,19 @@ def latest_checkpoint(config: RunConfig, store: RunDirectory) -> tuple[str, int]
             "scored.parquet and scored.json back, or delete the folder to make the round again"
         )
     return str(store.round(index).directory("checkpoint")), index + 1
+
+
+def _check_answered(config: RunConfig, store: RunDirectory, committed: int, version: int) -> None:
+    """A round's answers are of the policy before, which nobody has when the round before has ended."""
+    needed = [(committed, "scored"), (version, "scored")]
+    if config.reference.update != "initial":
+        needed.append((committed, "reference"))
+    for index, name in needed:
+        if 0 < index < config.run.rounds and not store.round(index).finished(name):
+            raise ValueError(
+                f"{store.round(index).path}: lacks {name}, which is of policy {index - 1} (run.overlap=1); put {name}.parquet "
+                f"and {name}.json back, or delete this folder and {store.round(index - 1).path} to make both rounds again"
+            )
 
 
 def reference_path(config: RunConfig, store: RunDirectory) -> str:

@@ -50,9 +50,12 @@ class Stream:
         selection: RoundSelection,
         references: ShardedPhase[ReferenceLogprobs] | None,
         training: RoundTraining | None,
+        beside: RoundTraining | None,
     ) -> None:
+        """`training` learns the pairs as they come; `beside` is the round's before, and goes on meanwhile."""
         self.crew, self.intake, self.rules = crew, intake, intake.rules
         self.scored, self.selection, self.references, self.training = scored, selection, references, training
+        self.trainings = [t for t in (training, beside) if t is not None]
         self.watch = _Watch()
         self._prompts: dict[str, Prompt] = {}  # under way
         self._weighing: dict[str, PreferenceGroup] = {}  # by group, for the training
@@ -71,16 +74,16 @@ class Stream:
                 self.crew.engines.close()
             if not self._unfinished:
                 continue
-            if self.training is not None:
-                self.training.advance()
+            for training in self.trainings:
+                training.advance()
             self.crew.check_weights()
             self.crew.exchange.hold("rollout", not self.crew.scorers.wanted)
             for outcome in self.crew.exchange.outcomes(self.crew.scorers.patience):
                 self._route(outcome)
             for scored in self.crew.scorers.ready():
                 self._keep(scored, advance)
-        if self.training is not None:
-            self.training.advance()
+        for training in self.trainings:
+            training.advance()
         return self.asked
 
     def _set_out(self, prompt: Prompt) -> None:

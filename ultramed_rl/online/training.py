@@ -1,4 +1,5 @@
-"""One round's training: on all pairs at once, or on each batch as soon as it is there (`training.early`).
+"""One round's training: on all pairs at once, alone or beside the next round's generation (`run.overlap`); or on each batch
+as soon as it is there (`training.early`).
 
 Early, batches follow the order of the round's prompts, whoever answered first: a pair waits for those of the prompts
 before it. So what is learnt does not depend on who was faster, and a run that was killed learns the same again.
@@ -10,16 +11,17 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from ultramed_rl.actors.trainer import TrainingPlace
 from ultramed_rl.config import RunConfig
 from ultramed_rl.crew.online import Crew
+from ultramed_rl.crew.steps import RoundSteps
 from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.online.watcher import RunWatcher
 from ultramed_rl.records import PreferenceGroup, Prompt, ReferenceLogprobs
+from ultramed_rl.store import RoundRecord
 from ultramed_rl.store.pairs import RoundPairs
 from ultramed_rl.tracking.timeline import Span
 
@@ -41,12 +43,13 @@ class RoundTraining:
         config: RunConfig,
         crew: Crew,
         watcher: RunWatcher,
-        index: int,
+        record: RoundRecord,
         prompts: Sequence[Prompt],
         log: Callable[[int, Metrics], None],
         discard: Callable[[], None],
     ) -> None:
-        self.config, self.crew, self.watcher, self.index = config, crew, watcher, index
+        self.config, self.crew, self.watcher = config, crew, watcher
+        self.folder, index = record.path, record.index
         self.prompts, self.log, self.discard = prompts, log, discard
         whole_run = config.training.schedule_scope == "run"
         self.place = TrainingPlace(
@@ -65,6 +68,7 @@ class RoundTraining:
         self._ready: list[Weighed] = []  # of these, and not sent yet
         self._sent: list[str] = []  # groups
         self._pending: deque[list[Any]] = deque()
+        self._going: RoundSteps | None = None  # those that all pairs were there for
         self._since = time.time()
 
     # -- while pairs come ----------------------------------------------------------------------------------
@@ -76,6 +80,12 @@ class RoundTraining:
         self._reset()
         self.crew.begin_training()
         self._begun_as = self.crew.policy.restarts
+
+    def begin_beside(self) -> None:
+        """With all pairs at hand: the ranks go on by themselves while others work. Again when the policy was lost."""
+        if self._begun_as != self.crew.policy.restarts:
+            self.begin()
+            self._going = self.crew.go_on_training(self.folder, self.place, 0)
 
     def settle(
         self, prompt_id: str, pair: PreferenceGroup | None, reference: ReferenceLogprobs | None
@@ -93,34 +103,39 @@ class RoundTraining:
 
     def advance(self) -> None:
         """Take note of steps that are done, and begin those that can begin. Raises RanksLost."""
+        if self._going is not None:
+            for step in self._going.ready():
+                self._note(step)
         while self._pending and self.crew.step_done(self._pending[0]):
             self._note(self.crew.step_metrics(self._pending.popleft()))
         size = self.config.training.batch_size
         while len(self._ready) >= size and len(self._pending) < _AHEAD:
             batch, self._ready = self._ready[:size], self._ready[size:]
             pairs, references = _columns(batch)
-            step = len(self._sent) // size
-            self._pending.append(self.crew.start_step(pairs, references, self.place, step))
+            place = len(self._sent) // size
+            self._pending.append(self.crew.start_step(pairs, references, self.place, place))
             self._sent += [pair.group_id for pair in pairs]
 
     # -- when all are there --------------------------------------------------------------------------------
 
-    def finish(self, folder: Path, advance: Callable[[int], None]) -> Metrics:
+    def finish(self, advance: Callable[[int], None]) -> Metrics:
         """All steps that were not taken yet, on the pairs in the round's folder; the training's metrics. Raises RanksLost."""
         started = time.perf_counter()
         with self.crew.policy.awake():
-            if self._begun_as != self.crew.policy.restarts or not self.config.training.early:
+            begun = self._going is not None or self.config.training.early
+            if self._begun_as != self.crew.policy.restarts or not begun:
                 self.begin()
             early = len(self._sent)
-            assert not early or RoundPairs(folder).ids[:early] == self._sent, (
+            assert not early or RoundPairs(self.folder).ids[:early] == self._sent, (
                 "pairs are others than those learnt"
             )
             while self._pending:
                 self._note(self.crew.step_metrics(self._pending.popleft()))
-            advance(early)
             taken = len(self.steps)
+            advance(sum(int(step["samples"]) for step in self.steps))
             self._since = time.time()
-            for step in self.crew.go_on_training(folder, self.place, taken):
+            going = self._going or self.crew.go_on_training(self.folder, self.place, taken)
+            for step in going.rest():
                 advance(int(step["samples"]))
                 self._note(step)
             survives = self.crew.update_survives()
@@ -141,7 +156,7 @@ class RoundTraining:
         worked = max(seconds, sum(s["seconds"] for s in steps))
         return {
             "policy_steps": len(steps),
-            **({"early_steps": early} if self.config.training.early else {}),
+            **({"early_steps": early} if self.config.training.early or self.config.run.overlap else {}),
             "loss_first": steps[0]["loss"],
             "loss_last": steps[-1]["loss"],
             "implicit_accuracy": fmean(s.get("accuracy", math.nan) for s in steps),

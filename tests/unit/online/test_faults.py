@@ -86,7 +86,9 @@ def test_any_order_of_faults(
 
 
 @pytest.mark.parametrize("kind", ["dies", "hangs"])
-@pytest.mark.parametrize("name", ["early", "lora", "ema, kept optimizer", "bfloat16", "rare checkpoints"])
+@pytest.mark.parametrize(
+    "name", ["early", "lora", "ema, kept optimizer", "bfloat16", "rare checkpoints", "overlap"]
+)
 def test_the_policy_is_lost_at_any_of_its_steps(known: Cases, name: str, kind: str, tmp_path: Path) -> None:
     """Of the first round: what was learnt before is learnt again, from the policy that the round began with."""
     expected, whole = known.unbroken(name)
@@ -96,3 +98,15 @@ def test_the_policy_is_lost_at_any_of_its_steps(known: Cases, name: str, kind: s
         simulation = known.at(name, tmp_path / str(call.number)).but(fate=fated({call.number: kind}, []))
         survive(simulation)
         check_same(simulation.outcome(), expected, f"{call} {kind}")
+
+
+@pytest.mark.parametrize("name", ["early", "overlap, lora, bfloat16, rare checkpoints"])
+def test_an_engine_is_lost_while_the_policy_learns(known: Cases, name: str, tmp_path: Path) -> None:
+    """The ranks have weights that are newer than the other engines', the last checkpoint has older ones."""
+    expected, whole = known.unbroken(name)
+    steps = [call.number for call in whole.ray.begun if call.method in ("train", "learn_next")]
+    turns = [c for c in whole.ray.begun if (c.role, c.method) == ("rollout", "work") and c.number > steps[0]]
+    for call in turns[:: max(1, len(turns) // 12)]:
+        simulation = known.at(name, tmp_path / str(call.number)).but(fate=fated({call.number: "dies"}, []))
+        survive(simulation)
+        check_same(simulation.outcome(), expected, str(call))

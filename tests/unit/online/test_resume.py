@@ -194,3 +194,23 @@ def test_a_finished_run_asks_for_no_secret(
     monkeypatch.delenv("JUDGE_KEY", raising=False)
     assert asking.run(resume=True).ray.begun == []
     file.write_text(config)
+
+
+@pytest.mark.parametrize("name", ["scored", "reference"])
+def test_with_overlap_a_rounds_answers_outlive_the_policy_that_gave_them(
+    known: Cases, name: str, tmp_path: Path
+) -> None:
+    """When round 0 is committed nobody has policy 0 any more, whose answers round 1 learns."""
+    expected, whole = known.unbroken("overlap")
+    for kill_at in range(whole.disk.changes // 3, whole.disk.changes, 5):
+        simulation = known.at("overlap", tmp_path / str(kill_at))
+        rounds = simulation.config.run.folder / "rounds"
+        simulation.run(kill_at=kill_at)
+        if (rounds / "000" / "commit.json").exists():
+            break
+    (rounds / "001" / f"{name}.json").unlink()
+    with pytest.raises(ValueError, match=rf"^{rounds}/001: .*{name}\.json.* {rounds}/000 "):
+        simulation.run(resume=True)
+    shutil.rmtree(rounds)
+    simulation.run(resume=True)
+    assert simulation.outcome().folders == expected.folders

@@ -192,6 +192,40 @@ def test_early_training_is_refused_where_it_cannot_be(
         _ = Simulation(known.models, tmp_path, {**early, **changes}).config
 
 
+def test_the_next_rounds_answers_come_while_the_policy_learns(known: Cases) -> None:
+    """One policy behind: `check_run` says whose they are."""
+    _, ended = known.unbroken("overlap")
+    steps = [c.number for c in ended.ray.begun if (c.role, c.method, c.rank) == ("policy", "train", 0)]
+    answers = [c.number for c in ended.ray.begun if (c.role, c.method) == ("rollout", "work")]
+    syncs = [c.number for c in ended.ray.begun if c.method == "set_policy_version"]
+    for begin, end in zip([0, *syncs], syncs, strict=False):
+        ours = [number for number in steps if begin < number < end]
+        if ours and any(begin < number < end for number in answers):
+            break
+    else:
+        raise AssertionError("nothing was asked between two syncs")
+    assert any(ours[0] < number for number in answers if number < end), (
+        "the policy learnt when all were answered"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"cluster__layout": "colocated"}, r"cluster\.layout"),
+        ({"cluster__barriers": True}, r"cluster\.barriers"),
+        ({"training__early": True}, r"training\.early"),
+        ({"run__overlap": 2}, r"run\.overlap"),
+    ],
+)
+def test_overlap_is_refused_where_it_cannot_be(
+    known: Cases, changes: dict[str, Any], key: str, tmp_path: Path
+) -> None:
+    overlap = {**APART, "run__overlap": 1, "cluster__policy": {"ranks": 1, "zero_stage": 0}}
+    with pytest.raises(ConfigError, match=rf"run\.overlap.*{key}|{key}.*run\.overlap|{key}=2"):
+        _ = Simulation(known.models, tmp_path, {**overlap, **changes}).config
+
+
 def test_a_run_ends_with_its_report(known: Cases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The figures of the simulated run as the report has them, also after a kill while it was written."""
     monkeypatch.setattr(online_run, "write_own_report", lambda run_dir, progress: write_report(run_dir))
