@@ -17,7 +17,7 @@ from tests.tiny import tiny_run
 from ultramed_rl.actors.rollout import SamplingRequest
 from ultramed_rl.actors.trainer import TrainingPlace
 from ultramed_rl.actors.turns import Turn
-from ultramed_rl.cluster.group import RanksLost, ranks_held
+from ultramed_rl.cluster.group import RanksLost
 from ultramed_rl.config import parse_config
 from ultramed_rl.crew.online import Crew
 from ultramed_rl.crew.scorers import Scorers
@@ -157,7 +157,7 @@ def test_a_policy_that_hangs_in_training_is_ended(crew: Crew, monkeypatch: pytes
     assert not Path(f"/proc/{victim}").exists()
     victim = process_of(crew.policy.actors[0])
     os.kill(victim, signal.SIGSTOP)
-    with ranks_held(crew.policy), pytest.raises(RanksLost, match="no sign of life"):
+    with pytest.raises(RanksLost, match="no sign of life"):
         list(crew.policy.stream("train", [(crew.config.training, place)]))
     deadline = time.monotonic() + 60
     while Path(f"/proc/{victim}").exists():  # ended by a task of its own

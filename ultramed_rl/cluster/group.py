@@ -151,11 +151,6 @@ class WorkerGroup:
         """Call a method on every actor at once and wait for all results, like `wait`."""
         return self.wait(self.start(method, *arguments), seconds)
 
-    def collective(self, method: str, *arguments: Any, seconds: float | None = None) -> list[Any]:
-        """Like `call`, of actors that compute together. Raises RanksLost where one is dead."""
-        with ranks_held(self):
-            return self.call(method, *arguments, seconds=seconds)
-
     def first(self, method: str, *arguments: Any) -> Any:
         """Call a method on the first actor alone, and wait for its result like `wait`."""
         return self.wait([getattr(self.actors[0], method).remote(*arguments)])[0]
@@ -210,12 +205,13 @@ class WorkerGroup:
         """(rank, item) of what `generate` started, as items come, from all at once, to their ends.
 
         Raises:
-            RanksLost: no item came for `patience_s`.
+            RanksLost: one is dead, or no item came for `patience_s`.
         """
-        while generators.running:
-            if not generators.wait(self.patience_s):
-                raise self.give_up(f"no sign of life for {self.patience_s:.0f} s")
-            yield from generators.ready()
+        with ranks_held(self):
+            while generators.running:
+                if not generators.wait(self.patience_s):
+                    raise self.give_up(f"no sign of life for {self.patience_s:.0f} s")
+                yield from generators.ready()
 
     def stream(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
         """Run a generator method on every actor; yields and raises like `follow`."""
@@ -230,11 +226,12 @@ class WorkerGroup:
         """Results of calls that `start` began; the first failure is raised.
 
         Raises:
-            RanksLost: they were not there after `seconds`, by default `patience_s`.
+            RanksLost: one is dead, or they were not there after `seconds`, by default `patience_s`.
         """
         seconds = self.patience_s if seconds is None else seconds
         try:
-            return wait_within(pending, seconds)
+            with ranks_held(self):
+                return wait_within(pending, seconds)
         except TimeoutError:
             raise self.give_up(f"no sign of life for {seconds:.0f} s") from None
 

@@ -184,12 +184,12 @@ class Crew(SamplingCrew):
         config = self.config
         if config.policy.lora is not None and config.objective.uses_reference:
             budget = config.reference.micro_batch_tokens
-            self.policy.collective("scores_within", budget)
+            self.policy.call("scores_within", budget)
             rules = scorer_rules(config.cluster.faults, budget, self.policy.size, "reward", ranks=True)
             station = Station(self.policy, lambda actors: [], lockstep=True)
             self._open_references(self.exchange.add("reference", station, rules))
         if self.turns:
-            self.policy.collective("offload")
+            self.policy.call("offload")
 
     def _start_reference(self, path: str) -> list[Any]:
         config = self.config
@@ -261,9 +261,9 @@ class Crew(SamplingCrew):
     def begin_training(self) -> None:
         """Ready for a round's pairs, of which there are none yet."""
         config, self.learning = self.config, True
-        self.policy.collective("start_round", config.training.optimizer_state == "reset")
+        self.policy.call("start_round", config.training.optimizer_state == "reset")
         none: list[ReferenceLogprobs] | None = [] if config.objective.uses_reference else None
-        self.policy.collective("learn_preferences", [], none, config.objective, config.policy.max_length)
+        self.policy.call("learn_preferences", [], none, config.objective, config.policy.max_length)
 
     def start_step(
         self,
@@ -282,8 +282,7 @@ class Crew(SamplingCrew):
 
     def step_metrics(self, pending: Sequence[Any]) -> dict[str, float]:
         """The metrics of a step that was started, waiting for it. Raises RanksLost."""
-        with ranks_held(self.policy):
-            metrics: dict[str, float] = self.policy.wait(pending)[0]
+        metrics: dict[str, float] = self.policy.wait(pending)[0]
         return metrics
 
     def go_on_training(self, folder: Path, place: TrainingPlace, start: int) -> RoundSteps:
@@ -310,19 +309,17 @@ class Crew(SamplingCrew):
         for left in directory.iterdir():
             remove(left)
         with self.policy.awake():
-            self.policy.collective("save", str(directory), seconds=self._model_s)
+            self.policy.call("save", str(directory), seconds=self._model_s)
             if self._state_outlives_rounds:
                 moments = self.config.training.optimizer_state == "keep"
-                self.policy.collective(
-                    "save_state", str(directory / "optimizer"), moments, seconds=self._model_s
-                )
+                self.policy.call("save_state", str(directory / "optimizer"), moments, seconds=self._model_s)
 
     def restore_state(self, checkpoint: str, version: int) -> None:
         """Take up what `save_policy` wrote besides the weights; the starting policy, version 0, has nothing."""
         if version and self._state_outlives_rounds:
             with self.policy.awake():
                 folder = str(Path(checkpoint) / "optimizer")
-                self.policy.collective("load_state", folder, seconds=self._model_s)
+                self.policy.call("load_state", folder, seconds=self._model_s)
 
     @property
     def _state_outlives_rounds(self) -> bool:
@@ -331,7 +328,7 @@ class Crew(SamplingCrew):
 
     def update_survives(self) -> float:
         """The share of the round's update that the engines get to see; see `Engine.update_survives`."""
-        return float(self.policy.collective("update_survives")[0])
+        return float(self.policy.call("update_survives")[0])
 
     def sync(self, version: int, checkpoint: str | None = None) -> dict[str, float]:
         """The policy's weights into every engine; returns seconds and bytes.
@@ -414,9 +411,8 @@ class Crew(SamplingCrew):
             ranks = cluster.policy.model_copy(update={"offload_optimizer": False})
             spec = engine_spec(cluster.device, self.config.reward.precision, ranks, training)
             model = self.config.policy.model_copy(update={"path": start, "lora": None})
-            with ranks_held(group):
-                group.call("load", model, spec, address, training.trainable_layers, seconds=self._model_s)
-                yield group
+            group.call("load", model, spec, address, training.trainable_layers, seconds=self._model_s)
+            yield group
         finally:
             group.stop()
 

@@ -30,7 +30,7 @@ class WeightSync:
         actors = [*self.policy.actors, *self.engines.actors]
         if self._connected == actors:
             return
-        told = self.policy.collective("connect", self.backend, len(self.engines), self.tensor_parallel)[0]
+        told = self.policy.call("connect", self.backend, len(self.engines), self.tensor_parallel)[0]
         both = zip(self.engines.actors, told, strict=True)
         pulled = [engine.init_weight_transfer.remote(info) for engine, info in both]
         wait_for_both(self.policy, self.policy.start("meet_engines"), self.engines, pulled)
@@ -43,7 +43,7 @@ class WeightSync:
         bucket = None
         while bucket is None or not bucket.last:
             started = time.perf_counter()
-            bucket = join_buckets(self.policy.collective("describe_weights", bucket is None))
+            bucket = join_buckets(self.policy.call("describe_weights", bucket is None))
             described = time.perf_counter()
             pulled = self.engines.start("pull_weights", bucket, version)
             wait_for_both(self.policy, self.policy.start("push_weights"), self.engines, pulled)
