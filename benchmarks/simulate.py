@@ -65,6 +65,8 @@ from ultramed_rl.crew.scorers import Scorers
 from ultramed_rl.data.prompts import PromptPool
 from ultramed_rl.learning.packing import AnswerGroup
 from ultramed_rl.learning.seeds import derive_seed
+from ultramed_rl.models.controls import ControlTokens
+from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.online.controller import Controller
 from ultramed_rl.online.watcher import RunWatcher
 from ultramed_rl.records import Completion, Message, Prompt
@@ -236,11 +238,19 @@ def request_of(prompt: Prompt, n: int) -> SamplingRequest:
     return SamplingRequest(prompt, n, 1.0, 1.0, LIMIT, derive_seed(SEED, 0, prompt.prompt_id))
 
 
-def run_config(sizes: Sizes, count: int, n: int, folder: Path) -> RunConfig:
+def run_config(
+    sizes: Sizes, count: int, n: int, folder: Path, rounds: int = 1, overlap: int = 0
+) -> RunConfig:
     """A run of this size; nothing in it is loaded."""
     return parse_config(
         {
-            "run": {"name": "simulated", "rounds": 1, "directory": str(folder), "seed": SEED},
+            "run": {
+                "name": "simulated",
+                "rounds": rounds,
+                "overlap": overlap,
+                "directory": str(folder),
+                "seed": SEED,
+            },
             "policy": {"path": "HuggingFaceTB/SmolLM2-135M-Instruct", "max_length": 2048},
             "reward": {
                 "train": {"learning_rate": 1.0e-5, "batch_size": 1},
@@ -349,7 +359,7 @@ def simulate(engines: int, count: int, n: int, kind: str, folder: str) -> dict[s
     path = Path(tempfile.mkdtemp(prefix="simulate-", dir=folder or None))
     started, beside = time.perf_counter(), time.process_time() - time.thread_time()
     try:
-        ray, metrics = run_round(run_config(sizes, count, n, path), prompts, held_out, answers, kind)
+        ray, (metrics,) = run_rounds(run_config(sizes, count, n, path), prompts, held_out, answers, kind)
         beside = time.process_time() - time.thread_time() - beside
         written = sum(file.stat().st_size for file in path.rglob("*.parquet"))
     finally:
@@ -380,10 +390,10 @@ def simulate(engines: int, count: int, n: int, kind: str, folder: str) -> dict[s
     }
 
 
-def run_round(
+def run_rounds(
     config: RunConfig, prompts: Prompts, held_out: Sequence[Prompt], answers: Answers, kind: str
-) -> tuple[SimulatedRay, dict[str, float]]:
-    """A run of one round; the simulated Ray knows how long it took."""
+) -> tuple[SimulatedRay, list[dict[str, float]]]:
+    """A run and its rounds' metrics; the simulated Ray knows how long it took."""
     Engine.answers = answers
     workers = {RolloutWorker: Engine, PolicyWorker: Policy, RewardWorker: Reward, ReferenceWorker: Reference}
     ray = SimulatedRay(workers, timer=CLOCKS[kind])
@@ -399,10 +409,10 @@ def run_round(
             controller = Controller(config, store, crew, pool, tracker, watcher)
             ray.monotonic()
             ray.time = ray.driver_s = 0.0  # the round begins
-            (metrics,) = controller.run(lambda row: None)
+            rounds = controller.run(lambda row: None)
             write_report(store.path)
             ray.monotonic()  # what came after the last event
-    return ray, metrics
+    return ray, rounds
 
 
 class PolicyTokens:
@@ -413,20 +423,17 @@ class PolicyTokens:
         "endoftext im_start im_end repo_name reponame file_sep filename gh_stars issue_start issue_comment issue_closed "
         "jupyter_start jupyter_text jupyter_code jupyter_output jupyter_script empty_output"
     )
-    marker = re.compile("|".join(f"<\\|?{name}\\|?>" for name in names.split()))
+    _marker, _firsts = re.compile("|".join(f"<\\|?{name}\\|?>" for name in names.split())), "<"
     held = np.zeros(2, dtype=bool)
+    end_id = 2
+    spell_out, count = ChatTokenizer.spell_out, ControlTokens.count
 
     @property
     def controls(self) -> PolicyTokens:
         return self
 
-    def count(self, text: str) -> int:
-        return len(self.marker.findall(text))
-
-    def spell_out(self, token_ids: Sequence[int]) -> Sequence[int]:
-        ids = np.frombuffer(TokenIds(token_ids).packed, dtype=np.int32)
-        assert not np.take(self.held, ids, mode="clip").any()
-        return token_ids
+    def among(self, token_ids: np.ndarray) -> np.ndarray:
+        return self.held.take(token_ids, mode="clip")
 
 
 # `wall`: seconds by the wall, with waits for the disk. `cpu`: of the calling thread, where others use the machine.

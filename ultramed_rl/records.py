@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TypedDict
 
 
@@ -127,9 +128,9 @@ class PreferenceGroup:
     rewards: tuple[float, ...]
     desirable: int = 1
 
-    @property
+    @cached_property
     def group_id(self) -> str:
-        return f"{self.prompt.prompt_id}:{'>'.join(str(c.sample) for c in self.completions)}"
+        return f"{self.prompt.prompt_id}:{'>'.join([str(c.sample) for c in self.completions])}"
 
     @property
     def chosen(self) -> Completion:

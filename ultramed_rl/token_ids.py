@@ -7,12 +7,21 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 
 _SIZE = array("i").itemsize
 assert _SIZE == 4, "an int of 32 bits"
+
+
+def pack_ids(ids: Iterable[int]) -> bytes:
+    """Token ids as int32 in the machine's order.
+
+    Raises:
+        OverflowError: an id that 32 bits don't hold.
+    """
+    return ids.packed if isinstance(ids, TokenIds) else array("i", ids).tobytes()
 
 
 class TokenIds(Sequence[int]):
@@ -25,7 +34,7 @@ class TokenIds(Sequence[int]):
     __slots__ = ("packed",)
 
     def __init__(self, ids: Iterable[int] = ()) -> None:
-        self.packed: bytes = ids.packed if isinstance(ids, TokenIds) else array("i", ids).tobytes()
+        self.packed: bytes = pack_ids(ids)
 
     @classmethod
     def of_bytes(cls, packed: bytes) -> TokenIds:
@@ -33,9 +42,6 @@ class TokenIds(Sequence[int]):
         made = cls.__new__(cls)
         made.packed = packed
         return made
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return TokenIds.of_bytes, (self.packed,)
 
     def _numbers(self) -> memoryview:
         return memoryview(self.packed).cast("i")

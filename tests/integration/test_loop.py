@@ -173,8 +173,8 @@ def weights_of(run: Path, index: int) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_every_other_choice_resumes_too(tiny_root: Path) -> None:
-    """KTO, an averaged reference, a kept optimizer, near-low pairs, two engines on devices of their own, two
-    reward models whose disagreement counts against an answer, and a term beside them."""
+    """KTO, an averaged reference, a kept optimizer, near-low pairs, two engines on devices of their own that answer while the
+    policy learns, two reward models whose disagreement counts against an answer, and a term beside them."""
     make_reward(tiny_root / "reward-2", seed=5)
     choices: dict[str, Any] = {
         "reward": {
@@ -187,6 +187,7 @@ def test_every_other_choice_resumes_too(tiny_root: Path) -> None:
             "precision": "float32",
             "micro_batch_tokens": 512,
         },
+        "run__overlap": 1,
         "objective": {"type": "kto", "beta": 0.1},
         "reference__update": "ema",
         "training__optimizer_state": "keep",

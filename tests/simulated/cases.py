@@ -121,6 +121,16 @@ def cases(models: Path) -> dict[str, dict[str, Any]]:
             "cluster__barriers": False,
         },
         "refill": {"prompts__refill": 2.0, "pairs": SELECTIVE, "cluster__barriers": False},
+        "curriculum": {
+            "prompts__reuse": True,
+            "prompts__unpaired_every": 3,
+            "prompts__refill": 1.5,
+            "prompts__held_out": 20,
+            "prompts__per_round": 4,
+            "pairs": SELECTIVE,
+            "run__rounds": 7,
+            "cluster__barriers": False,
+        },
         "refill in turn": {
             "prompts__refill": 1.5,
             "pairs": SELECTIVE,
@@ -172,7 +182,8 @@ def check_run(simulation: Simulation, outcome: Outcome) -> None:
         given: list[Prompt] = outcome.of(index, "prompts")
         prompts = given[: outcome.of(index, "asked")]
         names = {prompt.prompt_id for prompt in prompts}
-        assert len(names) == len(prompts) and not names & used, "a prompt was used twice"
+        assert len(names) == len(prompts), "a prompt was asked twice"
+        assert config.prompts.reuse or not names & used, "a prompt was used twice"
         used |= names
         version = max(index - config.run.overlap, 0)
         _check_answers(config, outcome, index, prompts, version, policies[version])
@@ -191,6 +202,7 @@ def check_run(simulation: Simulation, outcome: Outcome) -> None:
         assert not kept or outcome.of(index, "checkpoint") == learner.rank.weights, f"round {index}"
         policies.append(learner.rank.weights)
         references_of.append(_next_reference(config, references_of[-1], policies[-1]))
+    _check_passes(config, outcome)
     assert learner.rank.weights != start
     steps = [(row["round"], row["step"]) for row in outcome.log if "step_index" in row]
     assert steps == learner.steps, "a step was logged twice, or not at all"
@@ -246,6 +258,26 @@ def _check_answers(
     own = [s.completion for s in scored if s.completion.finish_reason != "reference"]
     assert len(own) == len(expected), "answers lost or doubled"
     assert {completion.completion_id: completion for completion in own} == expected
+
+
+def _check_passes(config: RunConfig, outcome: Outcome) -> None:
+    """With a curriculum nobody is asked while another is due in an earlier pass."""
+    every = config.prompts.unpaired_every
+    if every is None:
+        return
+    rounds = range(config.run.rounds)
+    due = {prompt.prompt_id: 0 for index in rounds for prompt in outcome.of(index, "prompts")}
+    for index in rounds:
+        given = [prompt.prompt_id for prompt in outcome.of(index, "prompts")]
+        passes = [due[name] for name in given]
+        assert passes == sorted(passes) and passes[-1] <= min(
+            n for name, n in due.items() if name not in given
+        )
+        paired = {pair.prompt.prompt_id for pair in outcome.of(index, "pairs")}
+        earliest = min(due.values())
+        for name in given[: outcome.of(index, "asked")]:
+            due[name] = min(due[name], earliest + 1) + (1 if name in paired else every)
+    assert len(set(due.values())) > 1 and max(due.values()) > every, "no prompt was passed over"
 
 
 def _check_references(

@@ -281,7 +281,9 @@ class SimulatedRay:
         self._wait_until(lambda: sum(r.done for r in references) >= num_returns, timeout, references)
         ready = [r for r in references if r.done][:num_returns]
         chosen = {id(r) for r in ready}
-        return ready, [r for r in references if id(r) not in chosen]
+        found = ready, [r for r in references if id(r) not in chosen]
+        self._leave()
+        return found
 
     # -- the clock -----------------------------------------------------------------------------------------
 
@@ -307,8 +309,9 @@ class SimulatedRay:
                 self.time = max(self.time, deadline)
                 break
             self._happen(self._coming[0][0])
+        found = over()
         self._leave()
-        return over()
+        return found
 
     def _happen(self, until: float) -> None:
         """All that happens up to a time."""

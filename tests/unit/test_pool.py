@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +15,8 @@ from ultramed_rl.config.data import Prompts
 from ultramed_rl.data.pool import PoolSlice, check_rounds, prompts_for_round, split_count, split_pool
 from ultramed_rl.data.prompts import PromptPool
 from ultramed_rl.records import Message, Prompt
+from ultramed_rl.store.keys import key_number
+from ultramed_rl.store.round_record import Asked
 
 
 def rule(per_round: int, reuse: bool, *shares: float) -> Prompts:
@@ -25,12 +28,12 @@ def rule(per_round: int, reuse: bool, *shares: float) -> Prompts:
 
 def draw(prompts: Sequence[Prompt], config: Prompts, index: int, seed: int) -> list[Prompt]:
     """Round `index`, where each before has asked its prompts once."""
-    asked = list[Counter[int]]()
+    asked = list[Asked]()
     while True:
         found: PoolSlice = prompts_for_round(prompts, config, asked, seed)
         if len(asked) == index:
             return list(found)
-        asked.append(Counter(p.source for p in found[: config.per_round]))
+        asked.append(Asked(Counter(p.source for p in found[: config.per_round])))
 
 
 def make_pool(size: int) -> tuple[Prompt, ...]:
@@ -91,13 +94,13 @@ def test_rounds_that_ask_further_prompts_leave_the_others_for_later(
     per_round = data.draw(st.integers(1, size))
     rounds = data.draw(st.integers(1, 6)) if reuse else data.draw(st.integers(1, size // per_round))
     config = rule(per_round, reuse).model_copy(update={"refill": refill})
-    asked, drawn = list[Counter[int]](), list[str]()
+    asked, drawn = list[Asked](), list[str]()
     for index in range(rounds):
         given = prompts_for_round(prompts, config, asked, 0, later=rounds - index - 1)
         ids = [p.prompt_id for p in given]
         assert per_round <= len(ids) == len(set(ids)) <= max(per_round, per_round * refill)
         count = data.draw(st.integers(per_round, len(ids)))
-        asked.append(Counter({0: count}))
+        asked.append(Asked(Counter({0: count})))
         drawn += ids[:count]
     for start in range(0, len(drawn), size):
         one_pass = drawn[start : start + size]
@@ -107,9 +110,81 @@ def test_rounds_that_ask_further_prompts_leave_the_others_for_later(
 
 def test_further_prompts_come_in_the_shares_of_their_sources() -> None:
     config = rule(8, False, 0.75, 0.25).model_copy(update={"refill": 1.5})
-    given = prompts_for_round(mixed_pool(40, 12), config, [Counter({0: 9, 1: 2})], 0, later=1)
+    given = prompts_for_round(mixed_pool(40, 12), config, [Asked(Counter({0: 9, 1: 2}))], 0, later=1)
     # 6 and 2, then 3 and 1; of the second source 10 are left, and 2 of them are the next round's.
     assert [p.source for p in given] == [0] * 6 + [1] * 2 + [0] * 3 + [1]
+
+
+def round_of(asked: Sequence[Prompt], unpaired: Collection[str]) -> Asked:
+    """A round that asked these prompts, of which some gave no pair."""
+    names = [p.prompt_id for p in asked]
+    numbers = np.array([key_number(name) for name in names], dtype=np.uint64)
+    return Asked(Counter(p.source for p in asked), numbers, np.array([name in unpaired for name in names]))
+
+
+def curriculum(per_round: int, every: int, *shares: float, refill: float | None = None) -> Prompts:
+    changes = {"unpaired_every": every, "refill": refill}
+    return rule(per_round, True, *shares).model_copy(update=changes)
+
+
+def test_what_gave_no_pair_comes_back_some_passes_later() -> None:
+    """Four prompts, two a round, none of the first two with a pair: due in passes 0, then 3; the others in 0, 1, 2, 3."""
+    prompts, config, asked = make_pool(4), curriculum(2, 3), list[Asked]()
+    seen = list[set[str]]()
+    for _ in range(6):
+        given = list(prompts_for_round(prompts, config, asked, 0))
+        seen.append({p.prompt_id for p in given})
+        asked.append(round_of(given, seen[0] if len(seen) == 1 else ()))
+    easy, hard = seen[:2]
+    assert easy | hard == {"p0", "p1", "p2", "p3"}
+    assert seen[2:4] == [hard, hard], "passes 1 and 2 are theirs alone"
+    assert seen[4] | seen[5] == easy | hard, "pass 3 is everybody's"
+    before = [p.prompt_id for i in range(2) for p in draw(prompts, rule(2, True), i, 0)]
+    assert before == [p.prompt_id for i in range(2) for p in prompts_for_round(prompts, config, asked[:i], 0)]
+
+
+@settings(max_examples=80)
+@given(st.integers(2, 16), st.integers(2, 4), st.none() | st.floats(1.1, 3.0), st.integers(0, 9), st.data())
+def test_no_prompt_is_asked_twice_before_all_are_once_and_none_is_lost(
+    size: int, every: int, refill: float | None, seed: int, data: st.DataObject
+) -> None:
+    """Whatever gave no pair, and however many of a round's prompts were asked."""
+    prompts = make_pool(size)
+    config = curriculum(data.draw(st.integers(1, size)), every, refill=refill)
+    asked, times = list[Asked](), Counter[str]({p.prompt_id: 0 for p in prompts})
+    due = dict.fromkeys(times, 0)
+    for _ in range(10):
+        given = list(prompts_for_round(prompts, config, asked, seed))
+        assert given == list(prompts_for_round(prompts[::-1], config, asked, seed))
+        names = [p.prompt_id for p in given]
+        assert config.per_round <= len(names) == len(set(names)) <= config.per_round * (refill or 1.0)
+        others = due.keys() - set(names)
+        assert [due[name] for name in names] == sorted(due[name] for name in names)
+        assert not others or due[names[-1]] <= min(due[name] for name in others)
+        count = data.draw(st.integers(config.per_round, len(names)))
+        unpaired = data.draw(st.sets(st.sampled_from(names)))
+        asked.append(round_of(given[:count], unpaired))
+        times.update(names[:count])
+        earliest = min(due.values())
+        for name in names[:count]:
+            due[name] = min(due[name], earliest + 1) + (every if name in unpaired else 1)
+        assert max(times.values()) < 2 or min(times.values()) > 0, "a prompt twice, and another not at all"
+    assert max(due.values()) - min(due.values()) <= every + 1, "a prompt is left behind"
+
+
+def test_sources_keep_their_shares_whatever_gave_no_pair() -> None:
+    prompts, config = mixed_pool(6, 4), curriculum(4, 3, 0.75, 0.25)
+    asked = list[Asked]()
+    for _ in range(8):
+        given = list(prompts_for_round(prompts, config, asked, 0))
+        assert [p.source for p in given] == [0, 0, 0, 1]
+        asked.append(round_of(given, {p.prompt_id for p in given if p.source == 0}))
+
+
+def test_without_passes_there_is_no_curriculum() -> None:
+    sources = [{"type": "question", "uri": "s0"}]
+    with pytest.raises(ValueError, match=r"prompts\.unpaired_every=4: .*prompts\.reuse=false"):
+        Prompts.model_validate({"sources": sources, "unpaired_every": 4})
 
 
 def test_another_seed_or_pass_is_another_order() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,11 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.rounds import HOSTILE, make_completion, make_prompt
-from ultramed_rl.records import Completion, ScoredCompletion
+from ultramed_rl.records import (
+    Completion,
+    Message,
+    OptionLogprobs,
+    PreferenceGroup,
+    Prompt,
+    ReferenceLogprobs,
+    ScoredCompletion,
+    TokenizedChat,
+)
 from ultramed_rl.store import shards
 from ultramed_rl.store.artifacts import ArtifactFolder
 from ultramed_rl.store.shards import RecordFiles, ShardedPhase, in_order, shard_files
-from ultramed_rl.store.tables import read_records, row_of_record, schema_of, write_records
+from ultramed_rl.store.tables import read_records, records_of_table, schema_of, write_records
 from ultramed_rl.token_ids import TokenIds
 
 
@@ -198,17 +208,70 @@ SCORED = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=40)
-@given(st.lists(SCORED, max_size=4))
+TURNS = st.tuples(TEXTS, TEXTS).map(lambda turn: Message(role=turn[0], content=turn[1]))
+CHATS = st.lists(TURNS, max_size=2).map(tuple)
+PROMPTS = st.builds(
+    Prompt, TEXTS, CHATS, TOKENS | TOKENS.map(tuple), st.none() | TEXTS, TEXTS, st.integers(0, 9)
+)
+GROUPS = st.builds(
+    PreferenceGroup,
+    PROMPTS,
+    st.lists(COMPLETIONS, min_size=1, max_size=3).map(tuple),
+    st.lists(st.floats(), min_size=1, max_size=3).map(tuple),
+    st.integers(0, 2),
+)
+NUMBERS = st.lists(st.floats(), max_size=3).map(tuple)
+RECORDS = {
+    Prompt: PROMPTS,
+    Completion: COMPLETIONS,
+    ScoredCompletion: SCORED,
+    PreferenceGroup: GROUPS,
+    ReferenceLogprobs: st.builds(ReferenceLogprobs, TEXTS, NUMBERS, st.none() | st.floats()),
+    OptionLogprobs: st.builds(OptionLogprobs, TEXTS, NUMBERS, st.integers(0, 9)),
+    TokenizedChat: st.builds(TokenizedChat, TEXTS, TOKENS, st.lists(st.booleans(), max_size=3).map(tuple)),
+}
+
+
+def plain_row(record: Any) -> dict[str, Any]:
+    """A record's row as the schema has it, of Python's own values."""
+    if isinstance(record, ScoredCompletion):
+        return {**plain_row(record.completion), "reward": record.reward, "terms": record.terms}
+    if isinstance(record, PreferenceGroup):
+        prompt = plain_row(record.prompt)
+        said = [[{"role": "assistant", "content": c.text}] for c in record.completions]
+        return {
+            **prompt,
+            "prompt": prompt["messages"],
+            "prompt_token_ids": prompt["token_ids"],
+            "group_id": record.group_id,
+            "chosen": said[0],
+            "rejected": said[-1],
+            "margin": record.margin,
+            "completions": [plain_row(c) for c in record.completions],
+            "rewards": list(record.rewards),
+            "desirable": record.desirable,
+        }
+    values = vars(record)
+    return {name: list(v) if isinstance(v, tuple | TokenIds) else v for name, v in values.items()}
+
+
+@pytest.mark.parametrize("kind", list(RECORDS), ids=lambda kind: kind.__name__)
+@settings(deadline=None, max_examples=25)
+@given(data=st.data())
 def test_columns_hold_what_rows_would(
-    tmp_path_factory: pytest.TempPathFactory, found: list[ScoredCompletion]
+    tmp_path_factory: pytest.TempPathFactory, kind: type, data: st.DataObject
 ) -> None:
-    """The columns of the kinds that come by the million are built by hand; rows are the plain way."""
+    """Columns are built of whole lists; rows are the plain way."""
+    found = data.draw(st.lists(RECORDS[kind], max_size=4))
     path = tmp_path_factory.mktemp("columns") / "x.parquet"
-    write_records(found, ScoredCompletion, path)
-    plain = pa.Table.from_pylist([row_of_record(s) for s in found], schema=schema_of(ScoredCompletion))
-    assert repr(pq.read_table(path).to_pylist()) == repr(plain.to_pylist())  # by repr: NaN equals itself
-    assert repr(read_records(ScoredCompletion, path)) == repr(found)
+    write_records(found, kind, path)
+    plain = pa.Table.from_pylist([plain_row(record) for record in found], schema=schema_of(kind))
+    written = pq.read_table(path)
+    assert written.schema.equals(schema_of(kind))
+    assert repr(written.to_pylist()) == repr(plain.to_pylist())  # by repr: NaN equals itself
+    numbers = lambda record: repr(plain_row(record))  # a tuple of ids comes back as TokenIds
+    assert list(map(numbers, read_records(kind, path))) == list(map(numbers, found))
+    assert list(map(numbers, records_of_table(kind, written.slice(1)))) == list(map(numbers, found[1:]))
 
 
 def test_records_of_another_kind_are_refused(tmp_path: Path) -> None:

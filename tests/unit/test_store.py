@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from tests.rounds import make_completion, make_prompt
 from tests.tiny import tiny_run
 from ultramed_rl.config import RunConfig, parse_config
 from ultramed_rl.records import (
@@ -31,6 +32,8 @@ from ultramed_rl.records import (
 from ultramed_rl.store import RoundRecord, RunDirectory, artifacts
 from ultramed_rl.store.atomic import write_whole
 from ultramed_rl.store.digests import digest_inputs, digest_path
+from ultramed_rl.store.keys import key_number
+from ultramed_rl.store.shards import ShardedPhase
 
 PROMPT = Prompt(
     "p-1",
@@ -100,6 +103,23 @@ def test_pairs_load_as_conversations(record: RoundRecord, tmp_path: Path) -> Non
 
 
 # -- phases ------------------------------------------------------------------------------------------------
+
+
+def test_a_round_knows_which_of_its_prompts_gave_no_pair(record: RoundRecord) -> None:
+    """Four of five were asked, one of these was set aside."""
+    prompts = [make_prompt(number) for number in range(5)]
+    record.phase("prompts", lambda: prompts, kind=Prompt)
+    scored: ShardedPhase[ScoredCompletion] = ShardedPhase(record, "scored", ScoredCompletion)
+    for prompt in (prompts[3], prompts[0], prompts[1]):
+        scored.keep([ScoredCompletion(make_completion(prompt, 0, 0), 1.0)])
+    scored.finish({}, set_aside={"p0-2": "no engine could answer it"}, asked=4)
+    pair = PreferenceGroup(prompts[1], (make_completion(prompts[1], 0, 0),), (1.0,))
+    record.phase("pairs", lambda: [pair], kind=PreferenceGroup)
+    asked = record.asked(results=True)
+    assert asked.by_source == record.asked().by_source == {0: 4}
+    assert asked.numbers.tolist() == [key_number(f"p0-{number}") for number in range(4)]
+    assert asked.unpaired.tolist() == [True, False, False, True]
+    assert not len(record.asked().numbers), "nobody wants to know"
 
 
 def test_a_phase_gets_its_inputs_and_keeps_its_seconds(record: RoundRecord) -> None:

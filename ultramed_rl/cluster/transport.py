@@ -98,7 +98,8 @@ class RayTransport:
         Args:
             unread: roles whose news stay where they are.
         """
-        awaited = [ref for ref, pending in self._pending.items() if pending.role not in unread]
+        pending = self._pending.items()
+        awaited = [ref for ref, of in pending if of.role not in unread] if unread else list(self._pending)
         if not awaited:
             time.sleep(min(timeout, 0.05))
             return []

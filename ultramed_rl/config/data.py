@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from ultramed_rl.config.base import Section
-from ultramed_rl.config.limits import Address, Column, Count, Factor, PositiveShare, Text, Tokens
+from ultramed_rl.config.limits import Address, Column, Count, Factor, Few, PositiveShare, Text, Tokens
 
 
 class _Source(Section):
@@ -61,6 +61,11 @@ class Prompts(Section):
     held_out: Count = Field(default=64, description="prompts kept for evaluation")
     per_round: Count = Field(default=64, description="prompts of one round")
     reuse: bool = Field(default=False, description="reshuffle and start over when the pool is used up")
+    unpaired_every: Annotated[Few, Field(ge=2)] | None = Field(
+        default=None,
+        description="curriculum: a prompt whose answers were scored and gave no pair (all right or all wrong, too near to each "
+        "other) is asked again in the pass over the pool so many after that, others in the next one; null: all in the next one",
+    )
     refill: Annotated[Factor, Field(gt=1.0)] | None = Field(
         default=None,
         description="ask others in the place of prompts that give no pair, until the round has per_round pairs or this many "
@@ -74,6 +79,15 @@ class Prompts(Section):
         if given and (len(given) < len(shares) or abs(sum(given) - 1.0) > 1e-6):
             raise ValueError(
                 f"prompts.sources: shares are {shares}; give every source one, and make them sum to 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _curriculum_has_passes(self) -> Prompts:
+        if self.unpaired_every is not None and not self.reuse:
+            raise ValueError(
+                f"prompts.unpaired_every={self.unpaired_every}: no prompt is asked twice with prompts.reuse=false; set "
+                "prompts.reuse=true or prompts.unpaired_every=null"
             )
         return self
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from operator import is_
 from typing import Any
 
 from ultramed_rl.actors.scorer import RewardWorker
@@ -98,13 +99,16 @@ class Scorers:
         """Of the policy's answers those that hold a control token of the policy or of a reward model: sampled before
         their end, or as letters. Reward models read the letters."""
         tokenizers = [self.policy, *(r.tokenizer for r in self.readers if not r.shared)]
+        answers = [c.token_ids for c in completions]
+        spelt = self.policy.spell_out(answers)
         # Few do: one look at the letters of all of them spares a look at each.
         text = "\n".join(c.text for c in completions)
         tokenizers = [tokenizer for tokenizer in tokenizers if tokenizer.controls.count(text)]
+        if not tokenizers and all(map(is_, spelt, answers)):
+            return 0
         return sum(
-            self.policy.spell_out(c.token_ids) is not c.token_ids
-            or any(tokenizer.controls.count(c.text) for tokenizer in tokenizers)
-            for c in completions
+            new is not c.token_ids or any(tokenizer.controls.count(c.text) for tokenizer in tokenizers)
+            for c, new in zip(completions, spelt, strict=True)
         )
 
     @property

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from ultramed_rl.config.data import Prompts
 from ultramed_rl.data.prompts import PromptPool, load_prompts
 from ultramed_rl.data.tokenize import Tokenizer
 from ultramed_rl.learning.seeds import seeded_number
 from ultramed_rl.records import Prompt
+from ultramed_rl.store.keys import key_number
+from ultramed_rl.store.round_record import Asked
 from ultramed_rl.store.sequences import LazySequence
 from ultramed_rl.tracking import Progress
 
@@ -78,9 +82,10 @@ class _Stratum:
     source: int | None
     name: str
 
-    def used(self, asked: Mapping[int, int]) -> int:
-        """Of the prompts that a round has asked, by their source."""
-        return sum(asked.values()) if self.source is None else asked.get(self.source, 0)
+    def used(self, asked: Asked) -> int:
+        """Of the prompts that a round has asked."""
+        counts = asked.by_source
+        return sum(counts.values()) if self.source is None else counts.get(self.source, 0)
 
     def check_supply(self, rounds: int, used: int, reuse: bool) -> None:
         pool, per_round = len(self.places), self.per_round
@@ -98,13 +103,15 @@ class _Stratum:
 
 
 def prompts_for_round(
-    training: Sequence[Prompt], config: Prompts, asked: Sequence[Mapping[int, int]], seed: int, later: int = 0
+    training: Sequence[Prompt], config: Prompts, asked: Sequence[Asked], seed: int, later: int = 0
 ) -> PoolSlice:
     """A round's prompts, without replacement; where sources have shares, each source's part after the other. With `refill`
     those come after them that are asked in the place of prompts without a pair, in the same shares.
 
+    It follows from what it is given alone, so that a resumed run asks the same.
+
     Args:
-        asked: how many prompts of each source each round before has asked.
+        asked: what each round before has asked; with `unpaired_every` with the results, as far as they are known.
         later: rounds that come after this one, for which prompts are left.
 
     Raises:
@@ -118,7 +125,11 @@ def prompts_for_round(
         stratum.check_supply(len(asked) + 1, sum(used), config.reuse)
         most = per_round + min(stratum.spare, pool - per_round)
         size = most if config.reuse else max(per_round, min(most, pool - sum(used) - per_round * later))
-        drawn = _slice_of_passes(PoolSlice(training, list(stratum.places)), used, most, size, seed)
+        part = PoolSlice(training, list(stratum.places))
+        if config.unpaired_every is None:
+            drawn = _slice_of_passes(part, used, most, size, seed)
+        else:
+            drawn = _first_due(part, asked, config.unpaired_every, size, seed)
         first += drawn[:per_round]
         spare += drawn[per_round:]
     return PoolSlice(training, first + spare)
@@ -179,6 +190,36 @@ def _slice_of_passes(part: PoolSlice, used: Sequence[int], most: int, size: int,
     return found
 
 
+def _first_due(part: PoolSlice, asked: Sequence[Asked], every: int, size: int, seed: int) -> list[int]:
+    """The `size` places of a part of the pool that are due in the earliest passes, those of each pass in a seeded order.
+
+    Nobody is passed over for ever: a prompt is asked when all that are due before it have been.
+    """
+    due, places, found = _next_passes(part, asked, every), np.array(part.places), list[int]()
+    for number in np.unique(due).tolist():
+        if len(found) < size:
+            found += _shuffled(PoolSlice(part.pool, places[due == number].tolist()), seed, number)
+    return found[:size]
+
+
+def _next_passes(part: PoolSlice, asked: Sequence[Asked], every: int) -> np.ndarray:
+    """[prompts] the pass, from 0, in which each is due: the one after that in which it was asked last, or `every` after it
+    where it gave no pair. Who is asked before its pass, since a round has room, counts from the next pass."""
+    names = (part.pool[place].prompt_id for place in part.places)
+    numbers = np.fromiter(map(key_number, names), dtype=np.uint64, count=len(part))
+    order = np.argsort(numbers)
+    due = np.zeros(len(part), dtype=np.int64)
+    for one in asked:
+        found = order[np.searchsorted(numbers, one.numbers, sorter=order) % len(part)]
+        own = numbers[found] == one.numbers  # others are of other sources
+        found, unpaired = found[own], one.unpaired[own]
+        due[found] = np.minimum(due[found], due.min() + 1) + np.where(unpaired, every, 1)
+    return due
+
+
 def _shuffled(part: PoolSlice, seed: int, occasion: object) -> list[int]:
-    numbers = [seeded_number(seed, occasion, prompt.prompt_id) for prompt in part]
-    return [place for _, place in sorted(zip(numbers, part.places, strict=True))]
+    names = (part.pool[place].prompt_id for place in part.places)
+    drawn = (seeded_number(seed, occasion, name) for name in names)
+    numbers, places = np.fromiter(drawn, dtype=np.uint64, count=len(part)), np.array(part.places)
+    shuffled: list[int] = places[np.lexsort((places, numbers))].tolist()
+    return shuffled

@@ -32,24 +32,28 @@ class AnswerMetrics:
             float
         )  # of several scorers, each one's finite numbers
         self._counts: Counter[str] = Counter()
-        for item in scored:
-            self.add(item)
+        self.add(scored)
 
-    def add(self, scored: ScoredCompletion) -> None:
-        """One more."""
-        completion = scored.completion
-        if completion.finish_reason != "reference":
-            self._lengths.append(len(completion.token_ids))
-            self._finished += completion.finish_reason == "stop"
-            self._empty += not completion.text.strip()
-        if math.isfinite(scored.reward):
-            self._rewards.append(scored.reward)
-        else:
-            self._non_finite += 1
-        for name, value in scored.terms.items():
-            if math.isfinite(value):
-                self._sums[name] += value
-                self._counts[name] += 1
+    def add(self, scored: Iterable[ScoredCompletion]) -> int:
+        """These too; returns their tokens, those of the data's own answers among them."""
+        tokens = 0
+        for item in scored:
+            completion, reward = item.completion, item.reward
+            length = len(completion.token_ids)
+            tokens += length
+            if completion.finish_reason != "reference":
+                self._lengths.append(length)
+                self._finished += completion.finish_reason == "stop"
+                self._empty += not completion.text or completion.text.isspace()
+            if math.isfinite(reward):
+                self._rewards.append(reward)
+            else:
+                self._non_finite += 1
+            for name, value in item.terms.items():
+                if math.isfinite(value):
+                    self._sums[name] += value
+                    self._counts[name] += 1
+        return tokens
 
     def metrics(self) -> dict[str, float]:
         """Mean, deviation and quantiles of the finite rewards; of several scorers, each one's mean."""
@@ -82,21 +86,16 @@ class RoundMetrics:
 
     def add_answers(self, prompt: Prompt, scored: Sequence[ScoredCompletion]) -> None:
         """A prompt's scored answers."""
-        self._sums["tokens_scored"] += len(prompt.token_ids)
+        self._sums["tokens_scored"] += len(prompt.token_ids) + self.answers.add(scored)
         self._version = min(self._version, scored[0].completion.policy_version)
-        for item in scored:
-            self._sums["tokens_scored"] += len(item.completion.token_ids)
-            self.answers.add(item)
 
     def add_pair(self, pair: PreferenceGroup) -> None:
         """What was chosen of them."""
         self._pairs += 1
         self._margins += pair.margin
-        self._sums.update(
-            chosen=len(pair.chosen.token_ids),
-            rejected=len(pair.rejected.token_ids),
-            tokens_reference=pair.packed_tokens,
-        )
+        self._sums["chosen"] += len(pair.chosen.token_ids)
+        self._sums["rejected"] += len(pair.rejected.token_ids)
+        self._sums["tokens_reference"] += pair.packed_tokens
 
     def metrics(self, audit: SelectionAudit) -> dict[str, float]:
         """What selection kept and dropped, the reward margin, and the lengths of both sides; there are pairs.

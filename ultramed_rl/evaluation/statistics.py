@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+_DRAWS = 100_000  # of a bootstrap that are in memory at once
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -49,8 +51,11 @@ def paired_bootstrap(before: Sequence[float], after: Sequence[float], resamples:
         raise ValueError(f"resamples={resamples}: must be at least 1")
     old, new = _paired(before, after)
     differences = new - old
-    picks = np.random.default_rng(seed).integers(len(differences), size=(resamples, len(differences)))
-    low, high = np.percentile(differences[picks].mean(axis=1), [2.5, 97.5])
+    dice, items = np.random.default_rng(seed), len(differences)
+    together = max(1, _DRAWS // items)  # resamples: of many items, all draws would be gigabytes
+    sizes = [min(together, resamples - done) for done in range(0, resamples, together)]
+    means = [differences[dice.integers(items, size=(size, items))].mean(axis=1) for size in sizes]
+    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
     return Interval(float(differences.mean()), float(low), float(high))
 
 

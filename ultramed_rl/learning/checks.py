@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations
 
 from ultramed_rl.records import PreferenceGroup, ReferenceLogprobs, TokenizedChat
-from ultramed_rl.token_ids import TokenIds
+from ultramed_rl.token_ids import TokenIds, pack_ids
 
 SHOWN = 8
 
@@ -38,15 +38,16 @@ def check_groups(
 
 def check_chats(chats: Sequence[TokenizedChat], vocab_size: int) -> None:
     """Raise ValueError with the ids of chats that hold token ids outside the vocabulary."""
-    names = [c.conversation_id for c in chats if _is_outside(c.token_ids, vocab_size)]
+    names = [c.conversation_id for c in chats if _are_outside([c.token_ids], vocab_size)]
     if names:
         rule = f"token id outside the vocabulary of {vocab_size}"
         _refuse({rule: names}, "use the tokenizer of the model that is trained")
 
 
-def _is_outside(token_ids: Sequence[int], vocab_size: int) -> bool:
+def _are_outside(lists: Sequence[Sequence[int]], vocab_size: int) -> bool:
+    """Whether any id of these lists is."""
     try:
-        return not TokenIds(token_ids).within(vocab_size)
+        return not TokenIds.of_bytes(b"".join(map(pack_ids, lists))).within(vocab_size)
     except OverflowError:
         return True
 
@@ -64,7 +65,7 @@ def _broken_rules(group: PreferenceGroup, vocab_size: int, max_length: int) -> I
         yield f"prompt fills max_length={max_length}"
     elif any(len(prompt) + len(a) > max_length for a in answers):
         yield f"prompt + answer exceed max_length={max_length}"
-    if any(_is_outside(ids, vocab_size) for ids in (prompt, *answers)):
+    if _are_outside((prompt, *answers), vocab_size):
         yield f"token id outside the vocabulary of {vocab_size}"
     if len(group.rewards) != len(answers) or not all(math.isfinite(r) for r in group.rewards):
         yield "missing or non-finite reward"

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from ultramed_rl.records import PreferenceGroup
-from ultramed_rl.token_ids import TokenIds
+from ultramed_rl.token_ids import TokenIds, pack_ids
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class AnswerGroup:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """One block of tokens between processes, not an object for each answer."""
-        parts = [TokenIds(ids).packed for ids in (self.prompt, *self.answers)]
+        parts = list(map(pack_ids, (self.prompt, *self.answers)))
         return _cut_group, (b"".join(parts), [len(part) for part in parts])
 
     @property

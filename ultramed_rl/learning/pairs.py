@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from operator import attrgetter
 from statistics import fmean, pstdev
 
 from ultramed_rl.learning.seeds import seeded_number
 from ultramed_rl.records import PreferenceGroup, Prompt, ScoredCompletion, SelectionAudit
 
 RULES = ("worst", "random", "near_low")
+_REWARD = attrgetter("reward")
 
 
 class PairSelector:
@@ -102,13 +104,11 @@ def _choose(
     spoken = [c for c in finite if c.completion.text.strip()]
     if not spoken:
         return "too_few"
-    chosen = max(spoken, key=lambda c: c.reward)  # the first of equals: the lowest sample
-    others = [c for c in finite if c.completion.text.strip() != chosen.completion.text.strip()]
-    if not others:
-        return "identical"
-    lower = [c for c in others if c.reward < chosen.reward]
+    chosen = max(spoken, key=_REWARD)  # the first of equals: the lowest sample
+    text = chosen.completion.text.strip()
+    lower = [c for c in finite if c.reward < chosen.reward and c.completion.text.strip() != text]
     if not lower:
-        return "tied"
+        return "tied" if any(c.completion.text.strip() != text for c in finite) else "identical"
     if rule is not None:
         return chosen, _pick(lower, finite, rule, draw)
     kept = [c for c in finite if c.completion.text.strip() or c.reward < chosen.reward]
@@ -121,7 +121,7 @@ def _pick(
     lower: Sequence[ScoredCompletion], finite: Sequence[ScoredCompletion], rule: str, draw: int
 ) -> ScoredCompletion:
     if rule == "worst":
-        return min(lower, key=lambda c: c.reward)
+        return min(lower, key=_REWARD)
     if rule == "random":
         return lower[draw % len(lower)]
     rewards = [c.reward for c in finite]

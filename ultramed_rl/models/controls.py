@@ -45,6 +45,7 @@ class ControlTokens:
         self._names = {text: f"{self._tag}n{place}." for place, text in enumerate(self.ids)}
         self._stand_ins = {text: f"{self._tag}t{place}." for place, text in enumerate(self.ids)}
         self._letters = {stand_in: text for text, stand_in in self._stand_ins.items()}
+        self._firsts = sorted({text[0] for text in self.ids if text})
         self._marker, self._stand_in = _any_of(self.ids), _any_of(self._letters)
         # A marker that is looked for in normalised text may come of letters that don't look like it.
         tokens = [added[index] for index in self.ids.values() if index in added]
@@ -52,7 +53,8 @@ class ControlTokens:
 
     def count(self, text: str) -> int:
         """How often a text holds the letters of a control token."""
-        return len(self._marker.findall(text))
+        # A look for single letters is thirty times as fast as one for several that a marker may begin with.
+        return len(self._marker.findall(text)) if any(first in text for first in self._firsts) else 0
 
     def hide(self, text: str) -> str:
         """The text with stand-ins for its markers; without any, itself."""
@@ -68,7 +70,7 @@ class ControlTokens:
 
     def among(self, token_ids: np.ndarray) -> np.ndarray:
         """Of each id whether it is a control token's."""
-        return np.take(self._held, token_ids, mode="clip")
+        return self._held.take(token_ids, mode="clip")
 
     def spell(self, token: int) -> list[int]:
         """The tokens of a control token's letters."""

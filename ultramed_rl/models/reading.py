@@ -65,7 +65,7 @@ class RewardReader:
             ValueError: the template refuses the chat.
         """
         if self.shared:
-            return AnswerGroup(prompt.token_ids, [self.tokenizer.spell_out(c.token_ids) for c in completions])
+            return AnswerGroup(prompt.token_ids, self.tokenizer.spell_out([c.token_ids for c in completions]))
         texts = [c.text for c in completions]
         if self.ours:
             # An answer without any token would have no last one to be read at.

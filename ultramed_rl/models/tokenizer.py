@@ -18,7 +18,7 @@ from ultramed_rl.models.controls import ControlTokens
 from ultramed_rl.models.offline import resolve_model
 from ultramed_rl.models.rendering import MOST_SOURCE, UnfitTemplate, render_chat
 from ultramed_rl.records import Message
-from ultramed_rl.token_ids import TokenIds
+from ultramed_rl.token_ids import pack_ids
 
 _MARKER = "ultramed answer probe"
 _ALONE = "\ue000"  # a letter of nobody's, which no merge and no word takes in
@@ -217,15 +217,23 @@ class ChatTokenizer:
         """Text without special tokens."""
         return str(self.backend.decode(list(token_ids), skip_special_tokens=True))
 
-    def spell_out(self, token_ids: Sequence[int]) -> Sequence[int]:
-        """An answer's tokens, with the letters of those control tokens that it holds before its end."""
-        ids = np.frombuffer(TokenIds(token_ids).packed, dtype=np.int32)
-        body = ids[:-1] if len(ids) and ids[-1] == self.end_id else ids
-        held = self.controls.among(body)
+    def spell_out(self, answers: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+        """Answers' tokens, with the letters of those control tokens that they hold before their end; without any, the
+        answer itself."""
+        end = pack_ids([self.end_id])
+        bodies = [pack_ids(answer).removesuffix(end) for answer in answers]
+        # Few hold any: one look at the tokens of all of them spares a look at each.
+        if not self.controls.among(np.frombuffer(b"".join(bodies), dtype=np.int32)).any():
+            return list(answers)
+        return [self._spell_out(*both) for both in zip(answers, bodies, strict=True)]
+
+    def _spell_out(self, answer: Sequence[int], body: bytes) -> Sequence[int]:
+        ids = np.frombuffer(body, dtype=np.int32)
+        held = self.controls.among(ids)
         if not held.any():
-            return token_ids
-        pieces = (self.controls.spell(i) if odd else [i] for i, odd in zip(body.tolist(), held, strict=True))
-        return [*(i for piece in pieces for i in piece), *ids[len(body) :].tolist()]
+            return answer
+        pieces = (self.controls.spell(i) if odd else [i] for i, odd in zip(ids.tolist(), held, strict=True))
+        return [*(i for piece in pieces for i in piece), *answer[len(ids) :]]
 
     def without_end(self, text: str) -> str:
         """An answer without the end of turn that it may hold as text at its end."""

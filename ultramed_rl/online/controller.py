@@ -13,7 +13,6 @@ With `run.overlap` a round's policy update goes on beside the next round's compl
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +34,7 @@ from ultramed_rl.online.watcher import RunWatcher
 from ultramed_rl.records import Completion, Prompt, ScoredCompletion
 from ultramed_rl.store import RoundRecord, RunDirectory
 from ultramed_rl.store.artifacts import read_numbers
+from ultramed_rl.store.round_record import Asked
 from ultramed_rl.store.shards import RecordFiles
 from ultramed_rl.token_ids import TokenIds
 from ultramed_rl.tracking import Tracker
@@ -75,7 +75,7 @@ class Controller:
         self.progress = watcher.progress
         self.version = 0
         self.policy_steps = 0  # of the rounds before this one
-        self._asked: list[Counter[int]] = []  # by round: prompts that it asked, by their source
+        self._asked: list[Asked] = []  # by round
         self._shares: dict[int, Metrics] = {}  # by round: of its gathering that each role was at work
 
     def run(self, on_round: Callable[[Metrics], None]) -> list[Metrics]:
@@ -149,7 +149,8 @@ class Controller:
         """The next of the pool: the rounds before have answers and pairs, all of them."""
         seed, size = self.config.run.seed, self.config.prompts.per_round
         later = self.config.run.rounds - index - 1
-        self._asked += [self.store.round(i).asked() for i in range(len(self._asked), index)]
+        results = self.config.prompts.unpaired_every is not None
+        self._asked += [self.store.round(i).asked(results) for i in range(len(self._asked), index)]
         prompts = prompts_for_round(self.pool.training, self.config.prompts, self._asked, seed, later)
         if self.config.training.early:  # batches follow this order; sources stand one after the other
             first = prompts.places[:size]

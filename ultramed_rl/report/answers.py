@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,7 +18,7 @@ from ultramed_rl.config.factory import Answer as AnswerStep
 from ultramed_rl.store.shards import shard_files
 from ultramed_rl.store.tables import told_of
 
-_ROWS, _FILES = 512, 25
+_ROWS, _FILES = 512, 12
 Key = tuple[str, int]  # prompt id and sample
 
 
@@ -68,7 +68,7 @@ class PairAnswers:
 
 def read_answers(path: Path) -> list[Answer]:
     """The scored answers of a file; none where it isn't there. Of a round of millions those of some prompts: every k-th of
-    its files, so that about 100,000 are read."""
+    its files, so that about 50,000 are read."""
     found = []
     columns = ["prompt_id", "sample", "text", "token_ids", "finish_reason", "reward"]
     for batch in _batches(_some(shard_files(path)), columns):
@@ -108,6 +108,14 @@ def read_prompts(path: Path, wanted: set[str]) -> dict[str, dict[str, Any]]:
         for batch in _batches(shard_files(path), ["prompt_id", "messages", "answer", "kind"])
         for row in _of_prompts(batch, wanted)
     }
+
+
+def by_prompt(answers: Iterable[Answer]) -> list[list[Answer]]:
+    """The answers of each prompt."""
+    found: dict[str, list[Answer]] = {}
+    for answer in answers:
+        found.setdefault(answer.prompt_id, []).append(answer)
+    return list(found.values())
 
 
 def is_refusal(text: str) -> bool:

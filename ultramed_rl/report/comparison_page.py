@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ultramed_rl.report.answers import by_prompt
 from ultramed_rl.report.build import FOOTER, write_page
 from ultramed_rl.report.comparison import RunPair, compare_runs
 from ultramed_rl.report.comparison_tables import (
@@ -121,7 +122,7 @@ def _win_lines(pair: RunPair, first: str) -> tuple[str, ...]:
 def _reward_section(runs: Sequence[OnlineRun], pairs: Sequence[RunPair]) -> Section:
     series = {}
     for run in runs:
-        means = {policy_label(p): mean_over_prompts(p.answers) for p in run.policies}
+        means = {policy_label(p): mean_over_prompts(by_prompt(p.answers)) for p in run.policies}
         series[run.files.name] = {label: found for label, found in means.items() if found is not None}
     last = {run.files.name: [a.reward for a in run.policies[-1].answers] for run in runs}
     apart = [pair for pair in pairs if pair.why_not]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ultramed_rl.report.answers import Answer, mean
 from ultramed_rl.report.figures import Axes, distribution_figure, line_figure, stacked_figure
-from ultramed_rl.report.length import RULE, LengthCheck, by_prompt, within_correlation
+from ultramed_rl.report.length import RULE, LengthCheck, within_correlation
 from ultramed_rl.report.online_run import OnlineRun, Round
 from ultramed_rl.report.outcome import policy_label
 from ultramed_rl.report.words import number, percent
@@ -41,8 +41,7 @@ def length_section(run: OnlineRun, check: LengthCheck) -> Section:
         "all samples": (rounds, [one.metrics.get("length_mean", math.nan) for one in run.rounds]),
     }
     rows = tuple(
-        (f"round {one.index}", number(within_correlation(by_prompt(one.sampled)), "+.2f"))
-        for one in run.rounds
+        (f"round {one.index}", number(within_correlation(one.by_prompt), "+.2f")) for one in run.rounds
     )
     parts += [
         Heading("Mean tokens in each round"),

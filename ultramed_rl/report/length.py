@@ -56,7 +56,7 @@ def check_length(run: OnlineRun) -> LengthCheck:
     first = run.policies[0].length if len(run.policies) > 1 else math.nan
     last = run.policies[-1].length if len(run.policies) > 1 else math.nan
     growth = last / first - 1 if first > 0 else math.nan
-    groups = (group for one in run.rounds for group in by_prompt(one.sampled))
+    groups = (group for one in run.rounds for group in one.by_prompt)
     return LengthCheck(first, last, growth, within_correlation(groups))
 
 
@@ -73,11 +73,3 @@ def within_correlation(groups: Iterable[Sequence[Answer]]) -> float:
     if squares_of_tokens <= 1e-12 or squares_of_rewards <= 1e-12:
         return math.nan
     return products / math.sqrt(squares_of_tokens * squares_of_rewards)
-
-
-def by_prompt(answers: Iterable[Answer]) -> list[list[Answer]]:
-    """The answers of each prompt."""
-    found: dict[str, list[Answer]] = {}
-    for answer in answers:
-        found.setdefault(answer.prompt_id, []).append(answer)
-    return list(found.values())

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ultramed_rl.evaluation.statistics import Interval, paired_bootstrap, wilson_interval
-from ultramed_rl.report.answers import Answer, PairAnswers, mean, read_answers, read_pairs
+from ultramed_rl.report.answers import Answer, PairAnswers, by_prompt, mean, read_answers, read_pairs
 from ultramed_rl.report.run_files import Metrics, RunFiles, commit_metrics, phase_seconds
 from ultramed_rl.store.artifacts import read_json
 
@@ -30,9 +30,14 @@ class Round:
     answers: tuple[Answer, ...]
     pairs: tuple[PairAnswers, ...]
 
-    @property
+    @cached_property
     def sampled(self) -> list[Answer]:
         return [answer for answer in self.answers if answer.sampled]
+
+    @cached_property
+    def by_prompt(self) -> list[list[Answer]]:
+        """The sampled answers of each prompt."""
+        return by_prompt(self.sampled)
 
     @property
     def asked(self) -> int:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from statistics import fmean
 
-import numpy as np
 import plotly.graph_objects as go
 
 from ultramed_rl.evaluation.statistics import Interval, paired_bootstrap
-from ultramed_rl.report.answers import Answer
+from ultramed_rl.report.answers import Answer, by_prompt
 from ultramed_rl.report.figures import Axes, distribution_figure, dressed, interval_figure
-from ultramed_rl.report.length import by_prompt
 from ultramed_rl.report.online_run import OnlineRun, Policy
 from ultramed_rl.tracking.page_parts import Heading, Note, Part, Section
 
@@ -73,8 +72,8 @@ def frontier_section(run: OnlineRun) -> Section | None:
     if not rounds:
         return None
     divergence = [max(0.0, one.metrics["kl_to_reference"]) for one in rounds]
-    sampled = [mean_over_prompts(one.sampled) for one in rounds]
-    held_out = [mean_over_prompts(run.policies[one.index].answers) for one in rounds]
+    sampled = [mean_over_prompts(one.by_prompt) for one in rounds]
+    held_out = [mean_over_prompts(by_prompt(run.policies[one.index].answers)) for one in rounds]
     figure = _frontier({"held-out prompts": held_out, "the round's own samples": sampled}, divergence)
     anchor = str(run.files.setting("reference.update", "initial"))
     kept = (
@@ -91,10 +90,11 @@ def frontier_section(run: OnlineRun) -> Section | None:
     return Section("Reward against KL", (figure, note))
 
 
-def mean_over_prompts(answers: Sequence[Answer]) -> Interval | None:
-    """The mean reward over prompts with its bootstrap interval; None without a finite reward."""
-    groups = [[answer.reward for answer in group if answer.scored] for group in by_prompt(answers)]
-    means = [float(np.mean(group)) for group in groups if group]
+def mean_over_prompts(prompts: Iterable[Sequence[Answer]]) -> Interval | None:
+    """The mean reward over prompts, of which these are the answers, with its bootstrap interval; None without a finite
+    reward."""
+    groups = [_rewards(answers) for answers in prompts]
+    means = [fmean(group) for group in groups if group]
     return paired_bootstrap([0.0] * len(means), means, 1000, 0) if means else None
 
 

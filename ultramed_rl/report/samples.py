@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
-from ultramed_rl.report.answers import Answer, Key, PairAnswers, read_prompts, read_texts
-from ultramed_rl.report.length import by_prompt
+from ultramed_rl.report.answers import Answer, Key, PairAnswers, by_prompt, read_prompts, read_texts
 from ultramed_rl.report.online_run import OnlineRun, Round
 from ultramed_rl.tracking.page import script_json
 from ultramed_rl.tracking.page_markup import clean_text

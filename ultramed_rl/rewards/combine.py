@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from operator import mul
 from statistics import fmean, pstdev
 
 from ultramed_rl.config.rewards import Ensemble
@@ -11,8 +12,8 @@ from ultramed_rl.config.rewards import Ensemble
 
 def weighted_sum(weights: Sequence[float], values: Sequence[Sequence[float]]) -> list[float]:
     """sum_t weights[t] * values[t][i] for each completion i; NaN where any of its values isn't finite."""
-    add = lambda column: math.fsum(w * x for w, x in zip(weights, column, strict=True))
-    return _by_completion(values, add)
+    assert len(weights) == len(values), f"{len(weights)} weights of {len(values)} terms"
+    return _by_completion(values, lambda column: math.fsum(map(mul, weights, column)))
 
 
 def combine_members(config: Ensemble, values: Sequence[Sequence[float]]) -> list[float]:

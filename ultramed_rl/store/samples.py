@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from ultramed_rl.store.sequences import LazySequence
-from ultramed_rl.store.tables import record_from_row, row_of_record, schema_of
+from ultramed_rl.store.tables import records_of_table, schema_of, table_of_records
 
 T = TypeVar("T")
 _ROWS = 256  # of each batch but the last, so that a place in the file is a division
@@ -20,9 +20,9 @@ def write_samples(records: Iterable[T], kind: type[T], path: Path) -> int:
     """Write records of one kind as they come, holding 256 of them at a time; returns how many."""
     schema, stream, count = schema_of(kind), iter(records), 0
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
-        while rows := [row_of_record(record) for record in islice(stream, _ROWS)]:
-            writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema))
-            count += len(rows)
+        while block := list(islice(stream, _ROWS)):
+            writer.write_table(table_of_records(block, kind))
+            count += len(block)
     return count
 
 
@@ -44,9 +44,11 @@ class SampleFile(LazySequence[T]):
 
     def _at(self, place: int) -> T:
         batch, row = divmod(place, _ROWS)
-        return record_from_row(self.kind, self._reader.get_batch(batch).slice(row, 1).to_pylist()[0])
+        return self._records(self._reader.get_batch(batch).slice(row, 1))[0]
 
     def __iter__(self) -> Iterator[T]:
         for number in range(self._reader.num_record_batches):
-            for row in self._reader.get_batch(number).to_pylist():
-                yield record_from_row(self.kind, row)
+            yield from self._records(self._reader.get_batch(number))
+
+    def _records(self, batch: pa.RecordBatch) -> list[T]:
+        return records_of_table(self.kind, pa.Table.from_batches([batch]))

@@ -6,9 +6,11 @@ the last.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
+from functools import partial
 from itertools import accumulate, islice, pairwise
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,9 +27,11 @@ from ultramed_rl.records import (
     ScoredCompletion,
     TokenizedChat,
 )
-from ultramed_rl.token_ids import TokenIds
+from ultramed_rl.token_ids import TokenIds, pack_ids
 
 T = TypeVar("T")
+_Fields = list[tuple[str, Any]]
+_Arrays = Mapping[str, pa.Array]  # by the name of a field
 _BLOCK, _COMPRESSION = 4000, "zstd"
 _TOKENS = pa.list_(pa.int32())
 _CHAT = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -74,6 +78,12 @@ _REFERENCE = [
     ("logprobs", pa.list_(pa.float64())),
     ("mismatched", pa.float64()),
 ]
+_CHAT_SAMPLE = [
+    ("conversation_id", pa.string()),
+    ("token_ids", _TOKENS),
+    ("learned", pa.list_(pa.bool_())),
+    ("kind", pa.string()),
+]
 
 
 @contextmanager
@@ -100,10 +110,8 @@ def write_records(records: Iterable[Any], kind: type, path: Path) -> int:
 
 
 def table_of_records(records: Sequence[Any], kind: type) -> pa.Table:
-    """Records of one kind as the table that is written."""
-    if kind in _COLUMNS:  # those that come by the million
-        return pa.Table.from_arrays(_COLUMNS[kind](records), schema=schema_of(kind))
-    return pa.Table.from_pylist([row_of_record(record) for record in records], schema=schema_of(kind))
+    """Records of one kind as the table that is written. Columns are made of whole lists: no row is ever a dict."""
+    return pa.Table.from_arrays(_KINDS[kind][1](records), schema=schema_of(kind))
 
 
 def write_table(table: pa.Table, path: Path) -> None:
@@ -120,13 +128,9 @@ def read_records(kind: type[T], path: Path, *, block: int | None = None) -> list
 
 def records_of_table(kind: type[T], table: pa.Table) -> list[T]:
     """What `table_of_records` was given."""
-    tokens = [field.name for field in table.schema if field.type == _TOKENS]
-    columns = [_token_lists(table.column(name)) for name in tokens]
-    rows = table.drop_columns(tokens).to_pylist()
-    for name, lists in zip(tokens, columns, strict=True):
-        for row, ids in zip(rows, lists, strict=True):
-            row[name] = ids
-    return [record_from_row(kind, row) for row in rows]
+    read: Callable[[_Arrays], Iterable[T]] = _KINDS[kind][2]
+    blocks = [dict(zip(batch.schema.names, batch.columns, strict=True)) for batch in table.to_batches()]
+    return [record for arrays in blocks for record in read(arrays)]
 
 
 def schema_of(kind: type) -> pa.Schema:
@@ -134,156 +138,116 @@ def schema_of(kind: type) -> pa.Schema:
     return pa.schema(_KINDS[kind][0])
 
 
-def row_of_record(record: Any) -> dict[str, Any]:
-    """A record as a row of its schema."""
-    return _KINDS[type(record)][1](record)
-
-
-def record_from_row(kind: type[T], row: dict[str, Any]) -> T:
-    """What `row_of_record` was given."""
-    record: T = _KINDS[kind][2](row)
-    return record
-
-
-_CHAT_SAMPLE = [
-    ("conversation_id", pa.string()),
-    ("token_ids", _TOKENS),
-    ("learned", pa.list_(pa.bool_())),
-    ("kind", pa.string()),
-]
-
-
-def _prompt_row(p: Prompt) -> dict[str, Any]:
-    return {
-        "prompt_id": p.prompt_id,
-        "messages": [dict(m) for m in p.messages],
-        "token_ids": list(p.token_ids),
-        "answer": p.answer,
-        "kind": p.kind,
-        "source": p.source,
-    }
-
-
-def _prompt(row: dict[str, Any]) -> Prompt:
-    messages = tuple(Message(role=m["role"], content=m["content"]) for m in row["messages"])
-    tokens = TokenIds(row["token_ids"])
-    return Prompt(row["prompt_id"], messages, tokens, row["answer"], row["kind"], row["source"])
-
-
-def _completion_row(c: Completion) -> dict[str, Any]:
-    return {**{name: getattr(c, name) for name, _ in _COMPLETION}, "token_ids": list(c.token_ids)}
-
-
-def _completion(row: dict[str, Any]) -> Completion:
-    fields = {name: row[name] for name, _ in _COMPLETION}
-    return Completion(**{**fields, "token_ids": TokenIds(fields["token_ids"])})
-
-
-def _completion_columns(completions: Sequence[Completion]) -> list[pa.Array]:
-    columns = {name: [getattr(c, name) for c in completions] for name, _ in _COMPLETION}
+def _columns(fields: _Fields, records: Sequence[Any], **others: Any) -> list[pa.Array]:
+    """An array of each field: of the records' attributes of its name, or of `others` where they are called otherwise."""
     return [
-        _token_column(columns[name]) if kind is _TOKENS else pa.array(columns[name], type=kind)
-        for name, kind in _COMPLETION
+        _array(others[name] if name in others else list(map(attrgetter(name), records)), kind)
+        for name, kind in fields
     ]
 
 
-def _token_column(lists: Sequence[Sequence[int]]) -> pa.Array:
-    """Token ids as they are packed; Arrow's own way goes through Python's numbers."""
-    packed = b"".join([TokenIds(tokens).packed for tokens in lists])
-    values = pa.Array.from_buffers(pa.int32(), len(packed) // 4, [None, pa.py_buffer(packed)])
-    offsets = pa.array(accumulate(map(len, lists), initial=0), type=pa.int32(), size=len(lists) + 1)
-    return pa.ListArray.from_arrays(offsets, values)
+def _records(kind: type, fields: _Fields, arrays: _Arrays) -> Iterable[Any]:
+    """What `_columns` was given, of a kind whose attributes are these fields in their order."""
+    return map(kind, *(_values(arrays[name]) for name, _ in fields))
 
 
-def _token_lists(column: pa.ChunkedArray) -> list[TokenIds]:
-    """What `_token_column` was given, cut out of Arrow's buffer."""
-    found: list[TokenIds] = []
-    for chunk in column.chunks:
-        packed, places = chunk.values.to_numpy(zero_copy_only=True), chunk.offsets.to_pylist()
-        found += [TokenIds.of_bytes(packed[a:b].tobytes()) for a, b in pairwise(places)]
-    return found
+def _array(values: Any, kind: Any) -> pa.Array:
+    if isinstance(values, pa.Array):
+        return values
+    if kind is _TOKENS:  # as they are packed; Arrow's own way goes through Python's numbers
+        packed = b"".join(map(pack_ids, values))
+        ids = pa.Array.from_buffers(pa.int32(), len(packed) // 4, [None, pa.py_buffer(packed)])
+        return pa.ListArray.from_arrays(_offsets(values), ids)
+    if kind is _CHAT:
+        messages = [message for chat in values for message in chat]
+        parts = [pa.array([m[name] for m in messages], type=pa.string()) for name in ("role", "content")]
+        turns = pa.StructArray.from_arrays(parts, fields=list(_CHAT.value_type))
+        return pa.ListArray.from_arrays(_offsets(values), turns)
+    return pa.array(values, type=kind)
+
+
+def _values(column: pa.Array) -> Iterable[Any]:
+    """What `_array` was given; other lists as tuples."""
+    if not pa.types.is_list(column.type):
+        values: list[Any] = column.to_pylist()
+        return values
+    if column.type == _TOKENS:
+        ids, places = _end_to_end(column)
+        packed = ids.to_numpy(zero_copy_only=True)
+        return [TokenIds.of_bytes(packed[a:b].tobytes()) for a, b in pairwise(places)]
+    if column.type == _CHAT:
+        turns, places = _end_to_end(column)
+        names = zip(*(part.to_pylist() for part in turns.flatten()), strict=True)
+        messages = [Message(role=role, content=content) for role, content in names]
+        return [tuple(messages[a:b]) for a, b in pairwise(places)]
+    return map(tuple, column.to_pylist())
+
+
+def _offsets(lists: Sequence[Sized]) -> pa.Array:
+    return pa.array(accumulate(map(len, lists), initial=0), type=pa.int32(), size=len(lists) + 1)
+
+
+def _end_to_end(column: pa.ListArray) -> tuple[pa.Array, list[int]]:
+    """The items of all lists, and where among them each list begins and the last one ends."""
+    places = column.offsets.to_pylist()
+    return column.values.slice(places[0], places[-1] - places[0]), [place - places[0] for place in places]
 
 
 def _scored_columns(scored: Sequence[ScoredCompletion]) -> list[pa.Array]:
+    terms = [s.terms for s in scored]
+    names = pa.array([name for one in terms for name in one], type=pa.string())
+    numbers = pa.array([number for one in terms for number in one.values()], type=pa.float64())
     return [
-        *_completion_columns([s.completion for s in scored]),
+        *_columns(_COMPLETION, [s.completion for s in scored]),
         pa.array([s.reward for s in scored], type=pa.float64()),
-        pa.array([s.terms for s in scored], type=_SCORED[-1][1]),
+        pa.MapArray.from_arrays(_offsets(terms), names, numbers),
     ]
 
 
-def _scored_row(s: ScoredCompletion) -> dict[str, Any]:
-    return {**_completion_row(s.completion), "reward": s.reward, "terms": s.terms}
+def _scored(arrays: _Arrays) -> Iterable[ScoredCompletion]:
+    completions = _records(Completion, _COMPLETION, arrays)
+    return map(ScoredCompletion, completions, _values(arrays["reward"]), map(dict, _values(arrays["terms"])))
 
 
-def _scored(row: dict[str, Any]) -> ScoredCompletion:
-    return ScoredCompletion(_completion(row), row["reward"], dict(row["terms"]))
-
-
-def _group_row(g: PreferenceGroup) -> dict[str, Any]:
-    return {
-        "group_id": g.group_id,
-        "prompt": [dict(m) for m in g.prompt.messages],
-        "chosen": [{"role": "assistant", "content": g.chosen.text}],
-        "rejected": [{"role": "assistant", "content": g.rejected.text}],
-        "margin": g.margin,
-        "prompt_id": g.prompt.prompt_id,
-        "prompt_token_ids": list(g.prompt.token_ids),
-        "answer": g.prompt.answer,
-        "kind": g.prompt.kind,
-        "source": g.prompt.source,
-        "completions": [_completion_row(c) for c in g.completions],
-        "rewards": list(g.rewards),
-        "desirable": g.desirable,
-    }
-
-
-def _group(row: dict[str, Any]) -> PreferenceGroup:
-    prompt = _prompt({**row, "messages": row["prompt"], "token_ids": row["prompt_token_ids"]})
-    completions = tuple(_completion(c) for c in row["completions"])
-    return PreferenceGroup(prompt, completions, tuple(row["rewards"]), row["desirable"])
-
-
-def _reference_row(r: ReferenceLogprobs) -> dict[str, Any]:
-    return {"group_id": r.group_id, "logprobs": list(r.logprobs), "mismatched": r.mismatched}
-
-
-def _reference(row: dict[str, Any]) -> ReferenceLogprobs:
-    return ReferenceLogprobs(row["group_id"], tuple(row["logprobs"]), row["mismatched"])
-
-
-def _options_row(o: OptionLogprobs) -> dict[str, Any]:
-    return {
-        "question_id": o.question_id,
-        "logprobs": list(o.logprobs),
-        "policy_version": o.policy_version,
-    }
-
-
-def _options(row: dict[str, Any]) -> OptionLogprobs:
-    return OptionLogprobs(row["question_id"], tuple(row["logprobs"]), row["policy_version"])
-
-
-def _chat_row(c: TokenizedChat) -> dict[str, Any]:
-    return {name: getattr(c, name) for name, _ in _CHAT_SAMPLE}
-
-
-def _chat(row: dict[str, Any]) -> TokenizedChat:
-    return TokenizedChat(
-        row["conversation_id"], TokenIds(row["token_ids"]), tuple(row["learned"]), row["kind"]
+def _group_columns(groups: Sequence[PreferenceGroup]) -> list[pa.Array]:
+    prompts, answers = [g.prompt for g in groups], [g.completions for g in groups]
+    flat = [completion for group in answers for completion in group]
+    completions = pa.StructArray.from_arrays(_columns(_COMPLETION, flat), fields=list(pa.struct(_COMPLETION)))
+    return _columns(
+        _GROUP,
+        groups,
+        prompt=[p.messages for p in prompts],
+        chosen=[[{"role": "assistant", "content": g.chosen.text}] for g in groups],
+        rejected=[[{"role": "assistant", "content": g.rejected.text}] for g in groups],
+        prompt_id=[p.prompt_id for p in prompts],
+        prompt_token_ids=[p.token_ids for p in prompts],
+        answer=[p.answer for p in prompts],
+        kind=[p.kind for p in prompts],
+        source=[p.source for p in prompts],
+        completions=pa.ListArray.from_arrays(_offsets(answers), completions),
     )
 
 
-_KINDS: dict[type, tuple[list[tuple[str, Any]], Callable[[Any], dict[str, Any]], Callable[[Any], Any]]] = {
-    Prompt: (_PROMPT, _prompt_row, _prompt),
-    Completion: (_COMPLETION, _completion_row, _completion),
-    ScoredCompletion: (_SCORED, _scored_row, _scored),
-    PreferenceGroup: (_GROUP, _group_row, _group),
-    TokenizedChat: (_CHAT_SAMPLE, _chat_row, _chat),
-    OptionLogprobs: (_OPTIONS, _options_row, _options),
-    ReferenceLogprobs: (_REFERENCE, _reference_row, _reference),
+def _groups(arrays: _Arrays) -> Iterable[PreferenceGroup]:
+    named = {**arrays, "messages": arrays["prompt"], "token_ids": arrays["prompt_token_ids"]}
+    flat, places = _end_to_end(arrays["completions"])
+    parts = dict(zip((name for name, _ in _COMPLETION), flat.flatten(), strict=True))
+    completions = list(_records(Completion, _COMPLETION, parts))
+    answers = [tuple(completions[a:b]) for a, b in pairwise(places)]
+    prompts, rewards = _records(Prompt, _PROMPT, named), _values(arrays["rewards"])
+    return map(PreferenceGroup, prompts, answers, rewards, _values(arrays["desirable"]))
+
+
+_PLAIN: dict[type, _Fields] = {
+    Prompt: _PROMPT,
+    Completion: _COMPLETION,
+    TokenizedChat: _CHAT_SAMPLE,
+    OptionLogprobs: _OPTIONS,
+    ReferenceLogprobs: _REFERENCE,
 }
-_COLUMNS: dict[type, Callable[[Sequence[Any]], list[pa.Array]]] = {
-    Completion: _completion_columns,
-    ScoredCompletion: _scored_columns,
+# Of each kind its fields, how records become columns, and how these become records.
+_KINDS: dict[type, tuple[_Fields, Callable[[Any], list[pa.Array]], Callable[[_Arrays], Iterable[Any]]]] = {
+    **{kind: (f, partial(_columns, f), partial(_records, kind, f)) for kind, f in _PLAIN.items()},
+    ScoredCompletion: (_SCORED, _scored_columns, _scored),
+    PreferenceGroup: (_GROUP, _group_columns, _groups),
 }
