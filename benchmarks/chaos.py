@@ -162,7 +162,7 @@ def write_config(root: Path, name: str, options: argparse.Namespace) -> Path:
 
 def recovery_seconds(strikes: Sequence[Strike], timeline: Path) -> list[tuple[float, float]]:
     """Seconds since the strike, and since a replacement was begun, until the crew was seen whole and at work."""
-    from ultramed_rl.tracking.spans import CONTROLLER, read_spans
+    from ultramed_rl.tracking.timeline import CONTROLLER, read_spans
 
     spans = [span for span in read_spans(timeline) if span.role != CONTROLLER]
     found = []

@@ -35,7 +35,6 @@ def ours(count: int, turn: Connection) -> None:
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_LOGGING_LEVEL": "ERROR",
     }
-    from ultramed_rl.actors.options import OptionRequest
     from ultramed_rl.actors.rollout import EngineArguments, RolloutWorker
     from ultramed_rl.actors.turns import Turn
     from ultramed_rl.evaluation.grading import grade_likelihoods
@@ -43,6 +42,7 @@ def ours(count: int, turn: Connection) -> None:
     from ultramed_rl.evaluation.tasks import find_task
     from ultramed_rl.models.offline import resolve_model
     from ultramed_rl.models.tokenizer import load_tokenizer
+    from ultramed_rl.records import OptionRequest
 
     worker = RolloutWorker(0)
     how = ("cpu", "float32", 2048, 256, 1, True, 2**30, 0.5, "shared_memory", False)

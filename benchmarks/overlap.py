@@ -46,7 +46,7 @@ def hours(rounds: int, overlap: int, engines: int, count: int, n: int, kind: str
         shutil.rmtree(folder)
     return {
         "hours": ray.time / 3600,
-        "generation_s": metrics[0]["seconds_completions"],
+        "generation_s": work.bound(sizes),
         "training_s": Policy.step_s * metrics[0]["policy_steps"],
         "lag": max(row["round"] - row["policy_version"] for row in metrics),
     }

@@ -54,7 +54,7 @@ from tests.simulated.run import simulated
 from tests.simulated.scorers import SimulatedScorer, number_answers
 from tests.simulated.trainers import SimulatedTrainer
 from ultramed_rl.actors.policy import PolicyWorker
-from ultramed_rl.actors.rollout import RolloutWorker, SamplingRequest
+from ultramed_rl.actors.rollout import RolloutWorker
 from ultramed_rl.actors.scorer import ReferenceWorker, RewardWorker
 from ultramed_rl.actors.trainer import plan_batches
 from ultramed_rl.actors.turns import Turn
@@ -69,7 +69,7 @@ from ultramed_rl.models.controls import ControlTokens
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.online.controller import Controller
 from ultramed_rl.online.watcher import RunWatcher
-from ultramed_rl.records import Completion, Message, Prompt
+from ultramed_rl.records import Completion, Message, Prompt, SamplingRequest
 from ultramed_rl.report.build import write_report
 from ultramed_rl.store import RunDirectory
 from ultramed_rl.store.artifacts import read_json

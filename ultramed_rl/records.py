@@ -76,6 +76,22 @@ class TokenizedChat:
 
 
 @dataclass(frozen=True)
+class SamplingRequest:
+    """n answers to one prompt. Sample i is drawn with `seed + i`, whatever else the engine computes.
+
+    `schema`: a JSON schema as text, to which the engine holds every answer.
+    """
+
+    prompt: Prompt
+    n: int
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+    seed: int
+    schema: str = ""
+
+
+@dataclass(frozen=True)
 class Completion:
     """One sampled answer. `token_ids` holds the end-of-turn token when the policy gave one.
 
@@ -95,6 +111,15 @@ class Completion:
     @property
     def completion_id(self) -> str:
         return f"{self.prompt_id}#{self.sample}"
+
+
+@dataclass(frozen=True)
+class OptionRequest:
+    """Options that may continue a context, all as token ids; neither is empty."""
+
+    question_id: str
+    context: tuple[int, ...]
+    options: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,11 @@ import torch
 import yaml
 
 from tests.tiny import tiny_run
-from ultramed_rl.actors.options import OptionRequest
 from ultramed_rl.config import EvaluateConfig, parse_config
 from ultramed_rl.crew.sampling import SamplingCrew
 from ultramed_rl.evaluation.suite import load_suite
 from ultramed_rl.online.run import run
-from ultramed_rl.records import Completion, OptionLogprobs
+from ultramed_rl.records import Completion, OptionLogprobs, OptionRequest
 from ultramed_rl.stages.evaluate import evaluate_policies
 from ultramed_rl.store.tables import read_records
 

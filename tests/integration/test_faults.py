@@ -14,7 +14,6 @@ import pytest
 
 from tests.learning import learn
 from tests.tiny import tiny_run
-from ultramed_rl.actors.rollout import SamplingRequest
 from ultramed_rl.actors.trainer import TrainingPlace
 from ultramed_rl.actors.turns import Turn
 from ultramed_rl.cluster.group import RanksLost
@@ -22,7 +21,7 @@ from ultramed_rl.config import parse_config
 from ultramed_rl.crew.online import Crew
 from ultramed_rl.crew.scorers import Scorers
 from ultramed_rl.models.tokenizer import ChatTokenizer
-from ultramed_rl.records import Completion, PreferenceGroup, Prompt
+from ultramed_rl.records import Completion, PreferenceGroup, Prompt, SamplingRequest
 
 # Times are short so that hangs are found soon; a worker that starts may take a minute here.
 FAULTS = {"attempts": 4, "restarts": 6, "hang_s": 45.0, "start_s": 300.0}

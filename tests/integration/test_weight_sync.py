@@ -8,12 +8,11 @@ import pytest
 
 from tests.learning import learn
 from tests.tiny import make_policy, tiny_run
-from ultramed_rl.actors.rollout import SamplingRequest
 from ultramed_rl.config import parse_config
 from ultramed_rl.crew.online import Crew
 from ultramed_rl.crew.scorers import Scorers
 from ultramed_rl.models.tokenizer import ChatTokenizer
-from ultramed_rl.records import Completion, PreferenceGroup, Prompt
+from ultramed_rl.records import Completion, PreferenceGroup, Prompt, SamplingRequest
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -15,8 +15,8 @@ from tests.tiny import tiny_run
 from ultramed_rl.config import ConfigError, parse_config
 from ultramed_rl.config.addresses import secret_parts
 from ultramed_rl.config.base import SECRET, Section
-from ultramed_rl.config.load import KINDS
 from ultramed_rl.config.recipe import RecipeConfig
+from ultramed_rl.kinds import KINDS
 
 HIDDEN = "hunter2hunter2"
 WITH_SECRET = [
@@ -129,7 +129,7 @@ def test_the_walk_meets_the_fields_that_hold_addresses() -> None:
     known = {"Endpoint.base_url", "Endpoint.extra", "HttpTerm.url", "JudgeTerm.base_url", "RunName.directory"}
     known |= {"Devices.address", "Model.path", "Ensemble.paths", "DataConfig.input", "RecipeConfig.stages"}
     assert known <= {f"{section.__name__}.{name}" for section, name, _ in FIELDS}
-    assert {*KINDS.values(), RecipeConfig} <= set(sections())
+    assert {*(kind.config_class for kind in KINDS.values()), RecipeConfig} <= set(sections())
 
 
 @pytest.mark.parametrize("address", WITH_SECRET[:1] + WITH_SECRET[9:10])

@@ -15,9 +15,9 @@ from ultramed_rl.cli import app
 from ultramed_rl.config import ConfigError, EvaluateConfig, RunConfig, dump_config, load_any, parse_config
 from ultramed_rl.config.benchmarks import Greedy, Likelihood, SelfConsistency
 from ultramed_rl.config.document import NULL_SAYS
-from ultramed_rl.config.load import KINDS
 from ultramed_rl.config.options import evaluate_options, option_overrides, run_name
 from ultramed_rl.config.reference_types import sections_in
+from ultramed_rl.kinds import KINDS
 from ultramed_rl.recipes.run import check_runnable
 
 
@@ -122,8 +122,8 @@ def nullable(model: Any, prefix: str, seen: set[Any]) -> Iterator[str]:
 def test_no_key_loses_its_null_on_the_command_line() -> None:
     lost = {
         key
-        for kind, model in KINDS.items()
-        for key in nullable(model, kind, set())
+        for kind in KINDS
+        for key in nullable(KINDS[kind].config_class, kind, set())
         if not key.endswith(NULL_SAYS)
     }
     assert not lost, "name them in NULL_SAYS"
@@ -198,7 +198,7 @@ def test_bad_command_lines_end_with_code_2(tmp_path: Path, arguments: list[str],
 
 def test_a_base_model_is_asked_for_likelihoods_alone(tmp_path: Path) -> None:
     from tests.tiny import make_tokenizer
-    from ultramed_rl.stages.evaluate import enrol
+    from ultramed_rl.stages.evaluate import load_policy
 
     policy = make_policy(tmp_path / "base")
     plain = make_tokenizer()
@@ -208,14 +208,14 @@ def test_a_base_model_is_asked_for_likelihoods_alone(tmp_path: Path) -> None:
     plain.save_pretrained(policy)
     likelihood = {"tasks": ["medqa"], "protocols": ["likelihood"]}
     config = parse_config(evaluation(policies={"a": str(policy)}, benchmarks=likelihood), kind=EvaluateConfig)
-    assert enrol(config, "a", str(policy)).tokenizer is None
+    assert load_policy(config, "a", str(policy)).tokenizer is None
     asked = parse_config(evaluation(policies={"a": str(policy)}), kind=EvaluateConfig)
     with pytest.raises(ValueError, match=r"policies\.a=.*chat_templates\.a .*likelihood"):
-        enrol(asked, "a", str(policy))
+        load_policy(asked, "a", str(policy))
     mended = parse_config(
         evaluation(policies={"a": str(policy)}, chat_templates={"a": "chatml"}), kind=EvaluateConfig
     )
-    assert enrol(mended, "a", str(policy)).tokenizer is not None
+    assert load_policy(mended, "a", str(policy)).tokenizer is not None
 
 
 @pytest.mark.parametrize(

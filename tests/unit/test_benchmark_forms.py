@@ -13,8 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ultramed_rl.evaluation.choices import reorder, shuffled_orders
-from ultramed_rl.evaluation.items import Item, Task
+from ultramed_rl.evaluation.items import Item, Task, reorder, shuffled_orders
 from ultramed_rl.evaluation.load import load_items
 from ultramed_rl.evaluation.tasks import TASKS, find_task
 from ultramed_rl.evaluation.tasks.mmlu_medical import SUBJECTS

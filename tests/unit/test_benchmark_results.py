@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from ultramed_rl.evaluation.grading import (
-    Outcome,
+    GradedAnswer,
     grade_answers,
     grade_likelihoods,
     grade_votes,
@@ -42,10 +42,10 @@ def answer(asked: Question, text: str, sample: int = 0, reason: str = "stop") ->
     return Completion(asked.question_id, sample, text, (1,), reason, 0.0, 0)
 
 
-def outcome(asked: Question, letter: str | None) -> Outcome:
+def outcome(asked: Question, letter: str | None) -> GradedAnswer:
     given = () if letter is None else (letter,)
     right = float(letter == asked.item.answer)
-    return Outcome(asked, given, right, "" if letter else "none")
+    return GradedAnswer(asked, given, right, "" if letter else "none")
 
 
 # -- grading -----------------------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ def test_shares_get_a_bootstrap_interval_and_counts_wilsons() -> None:
     assert (shared.accuracy, shared.low, shared.high) == (0.5, 0.5, 0.5)
 
 
-def medical(subjects: bool) -> list[Outcome]:
+def medical(subjects: bool) -> list[GradedAnswer]:
     names = TASKS["mmlu_medical"].columns
     return [
         outcome(question(name, task="mmlu_medical", subject=name if subjects else ""), "B" if i < 3 else "A")
@@ -145,9 +145,9 @@ def test_the_average_is_over_nine_columns_where_subjects_are_known() -> None:
         task_result("greedy", [outcome(question(task=t), "B")], 1) for t in ("medqa", "medmcqa", "pubmedqa")
     ]
     nine = average_columns([*right, task_result("greedy", medical(True), 1)], columns)
-    assert nine is not None and nine.whole and nine.accuracy == pytest.approx((3 + 3) / 9)
+    assert nine is not None and nine.is_papers and nine.accuracy == pytest.approx((3 + 3) / 9)
     four = average_columns([*right, task_result("greedy", medical(False), 1)], columns)
-    assert four is not None and not four.whole and four.accuracy == pytest.approx((3 + 0.5) / 4)
+    assert four is not None and not four.is_papers and four.accuracy == pytest.approx((3 + 0.5) / 4)
     assert (
         average_columns([task_result("greedy", [outcome(question(task="medxpertqa"), "B")], 1)], columns)
         is None

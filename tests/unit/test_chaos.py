@@ -32,7 +32,7 @@ from killer import (
     turns_of_kinds,
 )
 
-from ultramed_rl.tracking.spans import Span, span_line
+from ultramed_rl.tracking.timeline import Span, span_line
 
 ROUND = RoundRecords(
     prompts=["a", "b"],

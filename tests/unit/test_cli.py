@@ -26,7 +26,7 @@ from ultramed_rl.cli.exits import resume_command
 from ultramed_rl.config import parse_config
 from ultramed_rl.store import RunDirectory
 from ultramed_rl.tracking import Progress
-from ultramed_rl.tracking.voice import speaking, tell, tell_result
+from ultramed_rl.tracking.console import speaking, tell, tell_result
 
 COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]
 HEAVY = {"torch", "ray", "vllm", "transformers", "datasets", "wandb", "pandas", "plotly", "deepspeed"}
@@ -261,7 +261,7 @@ def test_what_others_print_does_not_mix_with_json(capsys: pytest.CaptureFixture[
 
 def test_a_reader_that_goes_away_stops_nothing() -> None:
     code = (
-        "from ultramed_rl.tracking.voice import speaking, tell\n"
+        "from ultramed_rl.tracking.console import speaking, tell\n"
         "import sys, time\n"
         "with speaking('json'):\n"
         "    for number in range(2000):\n"

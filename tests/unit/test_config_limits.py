@@ -13,9 +13,9 @@ from pydantic.fields import FieldInfo
 
 from ultramed_rl.config.base import Section
 from ultramed_rl.config.factory_stage import EngineConfig
-from ultramed_rl.config.load import KINDS
 from ultramed_rl.config.recipe import RecipeConfig
 from ultramed_rl.config.reference_types import sections_in
+from ultramed_rl.kinds import KINDS
 
 Wrap = Any
 _KEY = "the value of a key that is looked at itself"
@@ -24,7 +24,7 @@ _KEY = "the value of a key that is looked at itself"
 def sections() -> list[type[Section]]:
     """Every section that a config may have, the configs included."""
     found: list[type[Section]] = []
-    left: list[type[Section]] = [*KINDS.values(), RecipeConfig, EngineConfig]
+    left: list[type[Section]] = [*(kind.config_class for kind in KINDS.values()), RecipeConfig, EngineConfig]
     while left:
         model = left.pop()
         if model not in found:
@@ -123,7 +123,7 @@ def test_of_two_bounds_the_closer_one_counts(
 
 def at(kind: str, *keys: str) -> type[Section]:
     """The section under a key."""
-    model: type[Section] = KINDS[kind]
+    model: type[Section] = KINDS[kind].config_class
     for key in keys:
         (model,) = sections_in(model.model_fields[key].annotation)
     return model

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from ultramed_rl.config.load import KINDS
 from ultramed_rl.config.objectives import KTO
 from ultramed_rl.config.recipe import RecipeConfig
 from ultramed_rl.config.reference import RENEW, render_reference, rows_of
 from ultramed_rl.config.rewards import AnswerTerm
 from ultramed_rl.config.rounds import Sampling
 from ultramed_rl.config.run import RunConfig, RunName
+from ultramed_rl.kinds import KINDS
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 TEXT = render_reference()
@@ -35,7 +35,8 @@ def test_no_key_is_without_a_meaning() -> None:
 
 
 def test_every_type_of_config_is_there_with_its_own_sections() -> None:
-    for name, model in {**KINDS, "recipe": RecipeConfig}.items():
+    classes = {name: kind.config_class for name, kind in KINDS.items()} | {"recipe": RecipeConfig}
+    for name, model in classes.items():
         part = TEXT.partition(f"\n## type: {name}\n")[2].partition("\n##")[0]
         keys = {match.group(1) for match in TABLE_ROW.finditer(part)}
         assert keys == set(model.model_fields) - {"type"}, name

@@ -13,7 +13,7 @@ import pytest
 from tests.tiny import make_policy
 from ultramed_rl.config import EvaluateConfig, parse_config
 from ultramed_rl.stages import benchmark, evaluate
-from ultramed_rl.stages.benchmark import Examination
+from ultramed_rl.stages.benchmark import PolicyBenchmarks
 from ultramed_rl.stages.evaluate import evaluate_policies
 from ultramed_rl.tracking.status import read_status
 
@@ -30,15 +30,15 @@ class Engines:
     stop_rollout = stop
 
 
-class Exam:
+class FakeBenchmarks:
     """Benchmarks that came to figures, and a judge that may fail."""
 
     fails = True
     made = 0
 
     def __init__(self, *_: Any) -> None:
-        Exam.made += 1
-        self.error: Exception | None = RuntimeError("judge: 401") if Exam.fails else None
+        FakeBenchmarks.made += 1
+        self.error: Exception | None = RuntimeError("judge: 401") if FakeBenchmarks.fails else None
 
     def ask(self, *_: Any) -> None:
         """Kept before."""
@@ -55,12 +55,12 @@ class Exam:
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EvaluateConfig:
     monkeypatch.setattr(evaluate, "EvaluationCrew", Engines)
-    monkeypatch.setattr(evaluate, "Examination", Exam)
-    monkeypatch.setattr(Exam, "fails", True)
-    monkeypatch.setattr(Exam, "made", 0)
+    monkeypatch.setattr(evaluate, "PolicyBenchmarks", FakeBenchmarks)
+    monkeypatch.setattr(FakeBenchmarks, "fails", True)
+    monkeypatch.setattr(FakeBenchmarks, "made", 0)
     settings = {
         "type": "evaluate",
-        "run": {"name": "exam", "directory": str(tmp_path)},
+        "run": {"name": "policies", "directory": str(tmp_path)},
         "policies": {"tiny": str(make_policy(tmp_path / "policy"))},
         "policy": {"max_length": 128},
         "benchmarks": {"tasks": ["medqa"], "protocols": [{"type": "greedy", "max_new_tokens": 8}]},
@@ -81,7 +81,7 @@ def test_what_there_is_is_written_with_the_error(config: EvaluateConfig) -> None
     (folder / "status.json").unlink()
     assert read_status(folder).state == "stopped", "not finished, though there are results"
 
-    Exam.fails = False
+    FakeBenchmarks.fails = False
     found = evaluate_policies(config, resume=True)
     assert found.policies["tiny"]["medqa"] == 0.5 and math.isnan(found.policies["tiny"]["spread"])
     assert "error" not in json.loads((folder / "results.json").read_text())
@@ -90,33 +90,33 @@ def test_what_there_is_is_written_with_the_error(config: EvaluateConfig) -> None
 
 
 def test_a_finished_evaluation_is_read_back_without_its_judge(config: EvaluateConfig) -> None:
-    Exam.fails = False
+    FakeBenchmarks.fails = False
     first = evaluate_policies(config)
     again = evaluate_policies(config, resume=True)
     assert (again.details, again.policies.keys()) == (first.details, first.policies.keys())
-    assert Exam.made == 1
+    assert FakeBenchmarks.made == 1
 
 
 @pytest.mark.parametrize("what", ["judge", "general"])
-def test_an_examination_keeps_what_a_judge_or_lm_eval_failed_with(
+def test_an_evaluation_keeps_what_a_judge_or_lm_eval_failed_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError(f"{what}: down")
 
     monkeypatch.setattr(benchmark, "judge_statements" if what == "judge" else "run_general", fail)
-    exam: Any = Examination.__new__(Examination)
-    exam.reports, exam.suite, exam.statements, exam.general = {}, [], {}, {}
-    exam.contamination, exam.error, exam.judge = {}, None, object() if what == "judge" else None
-    exam.candidates, exam.answers = {"p": SimpleNamespace(path="p")}, {"p": None}
+    run: Any = PolicyBenchmarks.__new__(PolicyBenchmarks)
+    run.reports, run.suite, run.statements, run.general = {}, [], {}, {}
+    run.contamination, run.error, run.judge = {}, None, object() if what == "judge" else None
+    run.questions, run.answers = {"p": SimpleNamespace(path="p")}, {"p": None}
     section = None if what == "judge" else object()
-    exam.benchmarks = SimpleNamespace(contamination=None, general=section)
-    exam.examiner = SimpleNamespace(statements=lambda _: ["answered"])
-    exam.config = SimpleNamespace(
+    run.benchmarks = SimpleNamespace(contamination=None, general=section)
+    run.runner = SimpleNamespace(statements=lambda _: ["answered"])
+    run.config = SimpleNamespace(
         run=SimpleNamespace(seed=1), cluster=None, policy=SimpleNamespace(precision="float32")
     )
-    exam.progress = SimpleNamespace(say=lambda _: None)
-    exam.compare, exam._say_reports = dict, lambda _: None
-    exam._details = lambda name: {"path": "p"}
-    assert exam.conclude(tmp_path)["benchmarks"] == {"p": {"path": "p"}}
-    assert str(exam.error) == f"{what}: down"
+    run.progress = SimpleNamespace(say=lambda _: None)
+    run._compare = lambda folder: {}
+    run._details = lambda name: {"path": "p"}
+    assert run.conclude(tmp_path)["benchmarks"] == {"p": {"path": "p"}}
+    assert str(run.error) == f"{what}: down"

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from tests.tiny import CHATML, make_policy, tiny_run
 from ultramed_rl.cluster.inputs import describe_inputs, describe_model, describe_rendering
 from ultramed_rl.config import parse_config
-from ultramed_rl.config.load import KINDS
+from ultramed_rl.kinds import KINDS
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Message
 from ultramed_rl.stages import reward_bench
@@ -181,9 +181,9 @@ def stages(root: Path) -> dict[str, Stage]:
     sft["training"] = {"learning_rate": 1e-5}
     prompts = {"sources": [{"type": "question", "uri": rows}], "max_prompt_tokens": 64}
     contrasts = {"type": "contrasts", "policy": model, "prompts": prompts, "cluster": engines}
-    exam = {"type": "evaluate", "policies": {"tiny": model["path"]}, **plain, "cluster": engines}
-    exam["benchmarks"] = {"tasks": [{"name": "medqa", "uri": rows}], "protocols": ["likelihood"]}
-    exam["policy"] = {"max_length": 128}
+    compared = {"type": "evaluate", "policies": {"tiny": model["path"]}, **plain, "cluster": engines}
+    compared["benchmarks"] = {"tasks": [{"name": "medqa", "uri": rows}], "protocols": ["likelihood"]}
+    compared["policy"] = {"max_length": 128}
     bench = {"type": "reward_bench", "model": model, "data": {"uri": rows}, **plain}
     data = {
         "type": "data",
@@ -198,10 +198,18 @@ def stages(root: Path) -> dict[str, Stage]:
             contrasts, make_contrasts, "stages.contrasts.prepare_pool", "rows.jsonl", "prompts.sources.0.uri"
         ),
         "evaluate": Stage(
-            exam, evaluate_policies, "stages.evaluate.Examination", "rows.jsonl", "benchmarks.tasks.0.uri"
+            compared,
+            evaluate_policies,
+            "stages.evaluate.PolicyBenchmarks",
+            "rows.jsonl",
+            "benchmarks.tasks.0.uri",
         ),
         "evaluate, policy": Stage(
-            exam, evaluate_policies, "stages.evaluate.Examination", "policy/config.json", "policies.tiny"
+            compared,
+            evaluate_policies,
+            "stages.evaluate.PolicyBenchmarks",
+            "policy/config.json",
+            "policies.tiny",
         ),
         "reward_bench": Stage(bench, bench_reward, "stages.reward_bench._scores", "rows.jsonl", "data.uri"),
         "data": Stage(data, make_data, "stages.data.run.carry_out", "rows.jsonl", "input.0"),
@@ -223,7 +231,7 @@ def test_every_kind_of_run_compares_its_inputs(
     monkeypatch.setattr(f"ultramed_rl.{stage.stop}", interrupt)
     monkeypatch.setattr(reward_bench, "prepare_bench", lambda *_: None)
     settings = {"run": {"name": "run", "directory": str(tmp_path / "runs")}, **stage.settings}
-    config = parse_config(settings, kind=KINDS[settings["type"]])
+    config = parse_config(settings, kind=KINDS[settings["type"]].config_class)
     with pytest.raises(KeyboardInterrupt):
         stage.run(config)
     with pytest.raises(KeyboardInterrupt):

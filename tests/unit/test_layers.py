@@ -22,8 +22,10 @@ LAYERS = [
     {"report"},
     {"evaluation"},
     {"models", "data"},
-    {"learning", "store", "tracking", "http"},
+    {"learning", "tracking", "http"},
+    {"store"},
     {"config", "records", "token_ids"},
+    {"kinds"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

@@ -14,14 +14,15 @@ import pytest
 
 from tests.tiny import make_questions, make_tokenizer, tiny_config, tiny_run
 from ultramed_rl.config import dump_config, parse_config
-from ultramed_rl.config.load import KINDS
 from ultramed_rl.data.pool import split_pool
 from ultramed_rl.data.prompts import load_prompts
 from ultramed_rl.data.stage_data import prepare_conversations, prepare_preferences
 from ultramed_rl.evaluation.contamination.lineage import Lineage, training_prompts
+from ultramed_rl.kinds import KINDS
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Message, PreferenceGroup, Prompt
 from ultramed_rl.store import write_samples
+from ultramed_rl.store.atomic import write_json
 from ultramed_rl.store.tables import write_records
 
 
@@ -36,7 +37,7 @@ def started_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
 
 def write_run(root: Path, config: dict[str, Any]) -> Path:
     """A run's directory with its resolved config."""
-    parsed = parse_config(config, kind=KINDS[config.get("type", "online")])
+    parsed = parse_config(config, kind=KINDS[config.get("type", "online")].config_class)
     directory = root / parsed.run.directory / parsed.run.name
     directory.mkdir(parents=True)
     (directory / "config.yaml").write_text(dump_config(parsed))
@@ -82,6 +83,7 @@ def write_round(run: Path, index: int, *texts: str) -> None:
     folder.mkdir(parents=True)
     records = [Prompt(text, (Message(role="user", content=text),), (1, 2)) for text in texts]
     write_records(records, Prompt, folder / "prompts.parquet")
+    write_json(folder / "commit.json", {"round": index, "metrics": {}, "phases": {}})
 
 
 def texts(lineage: Lineage, role: str = "model") -> list[str]:
@@ -145,7 +147,7 @@ def test_what_a_fine_tuning_held_out_or_left_out_by_weight_was_not_trained_on(tm
     run = write_run(tmp_path, stage("sft", "sft", "hub/base", data))
     found = [text for text in texts(training_prompts(str(run / "model"))) if text.startswith("Question")]
     placed = {**data, **{key: absolute(tmp_path, data[key]) for key in ("sources", "evaluation_sources")}}
-    config: Any = parse_config(stage("sft", "sft", "hub/base", placed), kind=KINDS["sft"])
+    config: Any = parse_config(stage("sft", "sft", "hub/base", placed), kind=KINDS["sft"].config_class)
     prepared = prepare_conversations(config.data, tokenizer(tmp_path / "tokenizer"), 512, 3)
     assert found == [row.messages[0]["content"] for row in prepared.training_rows()]
     assert 10 < len(found) < 30 and "Question 5?" not in found
@@ -157,7 +159,7 @@ def test_kept_pairs_are_read_even_where_the_source_has_gone(tmp_path: Path, kind
     config = stage(kind, kind, "hub/base", {"sources": [{"uri": "pairs.jsonl"}], "held_out": 2})
     run = write_run(tmp_path, config)
     placed = {"sources": absolute(tmp_path, [{"uri": "pairs.jsonl"}]), "held_out": 2}
-    parsed: Any = parse_config(stage(kind, kind, "hub/base", placed), kind=KINDS[kind])
+    parsed: Any = parse_config(stage(kind, kind, "hub/base", placed), kind=KINDS[kind].config_class)
     prepared = prepare_preferences(parsed.data, tokenizer(tmp_path / "tokenizer"), 512, 3)
     expected = [row.messages[0]["content"] for row in prepared.training_rows()]
     from_sources = texts(training_prompts(str(run / "model")))

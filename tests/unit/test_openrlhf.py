@@ -17,13 +17,9 @@ import pytest
 from tests.tiny import make_policy, make_reward, make_tokenizer
 from ultramed_rl.config import ConfigError, PreferenceConfig, RewardConfig, SftConfig
 from ultramed_rl.records import Conversation, RankedAnswers
-from ultramed_rl.stages.openrlhf import (
-    openrlhf_command,
-    openrlhf_environment,
-    states_directory,
-    submit_openrlhf,
-)
-from ultramed_rl.stages.openrlhf_files import adopt_openrlhf, adopt_openrlhf_reward, write_openrlhf_data
+from ultramed_rl.stages.openrlhf.command import openrlhf_command, openrlhf_environment, states_directory
+from ultramed_rl.stages.openrlhf.files import adopt_openrlhf, write_openrlhf_data
+from ultramed_rl.stages.openrlhf.run import submit_openrlhf
 
 # The kernels of flash-attn, which OpenRLHF imports by name wherever it starts, and which need CUDA to be built.
 STUBS = {
@@ -460,10 +456,7 @@ def test_our_reward_models_load_in_openrlhf(tmp_path: Path, openrlhf: types.Modu
     assert torch.equal(scores(theirs), scores(plain))
 
 
-@pytest.mark.parametrize("head", ["score", "value_head"])
-def test_openrlhf_reward_models_load_here(
-    head: str, tmp_path: Path, policy: Path, openrlhf: types.ModuleType
-) -> None:
+def test_openrlhf_reward_models_load_here(tmp_path: Path, policy: Path, openrlhf: types.ModuleType) -> None:
     import torch
     from openrlhf.models import get_llm_for_sequence_regression
     from transformers import AutoModelForSequenceClassification
@@ -471,15 +464,12 @@ def test_openrlhf_reward_models_load_here(
     from ultramed_rl.models.load import load_reward
 
     trained = get_llm_for_sequence_regression(
-        str(policy), "reward", attn_implementation="eager", init_value_head=True, value_head_prefix=head
+        str(policy), "reward", attn_implementation="eager", init_value_head=True, value_head_prefix="score"
     )
-    trained.config.value_head_prefix, trained.config.mean, trained.config.std = head, 0.25, 2.0
+    trained.config.value_head_prefix, trained.config.mean, trained.config.std = "score", 0.25, 2.0
     saved = save_as_openrlhf(trained, tmp_path / "model")
     for _ in range(2):  # the second time nothing is left to do
-        if head == "score":
-            adopt_openrlhf(saved, stage("reward", policy))
-        else:
-            adopt_openrlhf_reward(saved)
+        adopt_openrlhf(saved, stage("reward", policy))
     plain, notes = AutoModelForSequenceClassification.from_pretrained(
         saved, dtype=torch.bfloat16, attn_implementation="eager", output_loading_info=True
     )

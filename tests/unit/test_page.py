@@ -15,8 +15,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ultramed_rl.tracking.page import PageTable, Section, clean_text, figure_text, page_html
-from ultramed_rl.tracking.page_parts import Callout, Fact, Facts, Heading, Note, Text, Widget
+from ultramed_rl.tracking.page import (
+    Callout,
+    Fact,
+    Facts,
+    Heading,
+    Note,
+    PageTable,
+    Section,
+    Text,
+    Widget,
+    clean_text,
+    figure_text,
+    page_html,
+)
 
 ATTACK = "</script><script>alert(1)</script>"
 ODD = f"{ATTACK} \ud800 \x00 \u202e & \"quoted\" 'single'"

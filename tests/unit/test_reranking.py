@@ -13,15 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ultramed_rl.evaluation.reranking import (
+from tests.unit.test_voting import by_reward
+from ultramed_rl.evaluation.voting import (
     CurvePoint,
     SampledItem,
     best_of_n,
+    majority,
     oracle,
     rerank_curve,
     sample_sizes,
 )
-from ultramed_rl.evaluation.voting import majority, reward_weighted
 
 VOTE = st.sampled_from(["A", "B", "C", None])
 REWARD = st.one_of(st.integers(-3, 3).map(float), st.sampled_from([math.nan, math.inf, -math.inf]))
@@ -145,7 +146,7 @@ def test_all_samples_give_the_plain_decision(samples: tuple[list[str | None], li
     votes, rewards = samples
     curve = rerank_curve([sampled(votes, rewards)], seed=0, draws=1)
     assert of_rule(curve, "majority")[len(votes)] == (majority(votes) == "A")
-    assert of_rule(curve, "weighted")[len(votes)] == (reward_weighted(votes, rewards) == "A")
+    assert of_rule(curve, "weighted")[len(votes)] == (by_reward(votes, rewards) == "A")
     assert of_rule(curve, "oracle")[len(votes)] == ("A" in votes)
 
 
@@ -242,31 +243,3 @@ def test_without_rewards_only_the_rules_without_them_remain() -> None:
         *(("majority", n) for n in (1, 2, 3)),
         *(("oracle", n) for n in (1, 2, 3)),
     ]
-
-
-def test_items_with_other_numbers_of_samples_or_rewards_are_refused() -> None:
-    whole = sampled(["A", "B"], [1.0, 2.0])
-    with pytest.raises(ValueError, match=r"^q2: 3 .*\b3 .*\b2 .*\b2 .*\bq\b"):
-        rerank_curve([whole, sampled(["A", "B", "C"], [1.0, 2.0, 3.0], item_id="q2")], seed=0)
-    with pytest.raises(ValueError, match=r"^q2: 2 .*\b0 .*\b2 .*\b2 .*\bq\b"):
-        rerank_curve([whole, sampled(["A", "B"], [], item_id="q2")], seed=0)
-    with pytest.raises(ValueError, match=r"^q: 1 .*\b2\b"):
-        sampled(["A", "B"], [1.0])
-    with pytest.raises(ValueError, match=r"^q: 0 .*\b0\b"):
-        sampled([], [])
-
-
-def test_impossible_requests_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"^0\b"):
-        rerank_curve([], seed=0)
-    with pytest.raises(ValueError, match="draws=0"):
-        rerank_curve([sampled(["A"], [])], seed=0, draws=0)
-    for n in (0, 3):
-        with pytest.raises(ValueError, match=rf"^n={n}: .*\b1\.\.2\b"):
-            best_of_n([1.0, 2.0], [True, False], n)
-        with pytest.raises(ValueError, match=rf"^n={n}: .*\b1\.\.2\b"):
-            oracle([True, False], n)
-    with pytest.raises(ValueError, match=r"^1 .*\b2\b"):
-        best_of_n([1.0], [True, False], 1)
-    with pytest.raises(ValueError, match="samples=0"):
-        sample_sizes(0)

@@ -28,8 +28,8 @@ from ultramed_rl.evaluation.reward_bench import (
     MEDICAL,
     OTHERS,
     SECTIONS,
-    Average,
     ScoredPair,
+    SubsetAverage,
     average_subsets,
     known_subset,
     score_subsets,
@@ -110,8 +110,8 @@ def test_the_sections_count_alike_whatever_their_sizes() -> None:
 def test_absent_sections_and_subsets_are_named() -> None:
     pairs = shares("donotanswer", 1, 2) + shares("Easy", 1, 1)
     by_name = {a.name: a for a in average_subsets(score_subsets(pairs, {"Hard": 4}))}
-    assert by_name[MEDICAL] == Average(MEDICAL, 1.0, ("Hard", "Human", "Length"))
-    assert by_name[GENERAL] == Average(GENERAL, 0.5, ("Chat", "Chat Hard", "Reasoning"))
+    assert by_name[MEDICAL] == SubsetAverage(MEDICAL, 1.0, ("Hard", "Human", "Length"))
+    assert by_name[GENERAL] == SubsetAverage(GENERAL, 0.5, ("Chat", "Chat Hard", "Reasoning"))
     scores = score_subsets(pairs, {"Hard": 4})
     assert [(s.subset, s.pairs, s.too_long) for s in scores] == [
         ("Easy", 1, 0),

@@ -14,11 +14,11 @@ import pytest
 
 from tests.report_run import Plan, make_run
 from ultramed_rl.report.build import MOST_BYTES, write_report
-from ultramed_rl.report.length import check_length, within_correlation
+from ultramed_rl.report.health import check_length, within_correlation
 from ultramed_rl.report.online_run import OnlineRun, read_online_run
-from ultramed_rl.report.presets import ABSENT
-from ultramed_rl.report.run_files import read_run
 from ultramed_rl.report.samples import MOST_CHARACTERS
+from ultramed_rl.report.setup import ABSENT
+from ultramed_rl.store import RunReader
 
 ATTACK = "</script><script>alert(1)</script><img src=x onerror=alert(2)> \u200fabc\u202e \x00 &amp; <!--"
 KEY_ATTACK = "</script><script>alert(1)</script><!--"  # what a key's text may be
@@ -68,7 +68,7 @@ def samples(reader: Reader) -> list[dict[str, Any]]:
 
 
 def read(folder: Path) -> OnlineRun:
-    return read_online_run(read_run(folder))
+    return read_online_run(RunReader.of(folder))
 
 
 # -- what it says ------------------------------------------------------------------------------------------

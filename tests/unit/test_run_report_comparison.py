@@ -13,11 +13,11 @@ from tests.unit.test_run_report import KEY_ATTACK, Reader
 from ultramed_rl.report.comparison import compare_benchmarks, compare_runs, reward_difference
 from ultramed_rl.report.comparison_page import write_comparison
 from ultramed_rl.report.online_run import OnlineRun, read_online_run
-from ultramed_rl.report.run_files import read_run
+from ultramed_rl.store import RunReader
 
 
 def read(folder: Path) -> OnlineRun:
-    return read_online_run(read_run(folder))
+    return read_online_run(RunReader.of(folder))
 
 
 def page_of(folders: list[Path], output: Path) -> Reader:

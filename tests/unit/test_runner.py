@@ -21,11 +21,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.exam import (
+from tests.numbered_step import (
     GENERATORS,
     Batches,
     Budget,
-    Exam,
+    NumberedStep,
     Threads,
     Window,
     answer,
@@ -93,7 +93,7 @@ def test_unanswered_requests_are_counted_by_the_errors_name_never_by_its_words(
             return (ChatReply(asked.key, "", error) for asked in requests)
 
     with Ledger(tmp_path) as ledger:
-        result = run_step(Exam(), rows_of(3), Wrong(), ledger, key=lambda row: row["id"])
+        result = run_step(NumberedStep(), rows_of(3), Wrong(), ledger, key=lambda row: row["id"])
         ledger.finish()
     assert result.tally.dead_letters == {reason: 1}
     assert json.loads((tmp_path / "dead_letters.jsonl").read_text())["detail"] == error
@@ -153,7 +153,7 @@ class Refuses:
 def test_records_that_need_no_model_never_touch_the_generator(tmp_path: Path) -> None:
     rows = [{"id": f"r{n}", "n": n} for n in (0, 1, 5, 6)]
     with Ledger(tmp_path) as ledger:
-        result = run_step(Exam(), rows, Refuses(), ledger, key=lambda row: row["id"])
+        result = run_step(NumberedStep(), rows, Refuses(), ledger, key=lambda row: row["id"])
     assert result.complete and (result.tally.kept, result.tally.drops) == (2, {"easy": 2})
 
 
@@ -172,7 +172,9 @@ def test_rows_are_taken_only_as_there_is_room_for_them(tmp_path: Path) -> None:
         done += count
 
     with Ledger(tmp_path) as ledger:
-        run_step(Exam(), rows(), Window(3), ledger, key=lambda row: row["id"], in_flight=5, advance=advance)
+        run_step(
+            NumberedStep(), rows(), Window(3), ledger, key=lambda row: row["id"], in_flight=5, advance=advance
+        )
     assert (taken, done, most) == (100, 100, 5)
 
 
@@ -181,7 +183,7 @@ def test_the_second_record_of_a_key_is_a_dead_letter_in_a_resumed_run_too(tmp_pa
     for left in (0, 1, 10):
         with Ledger(tmp_path) as ledger:
             result = run_step(
-                Exam(), rows, Batches(1, Budget(left)), ledger, key=lambda row: row["id"], in_flight=1
+                NumberedStep(), rows, Batches(1, Budget(left)), ledger, key=lambda row: row["id"], in_flight=1
             )
     assert result.complete
     with Ledger(tmp_path) as ledger:
@@ -276,10 +278,10 @@ def test_usage_adds_up_what_the_replies_say(tmp_path: Path) -> None:
                 cached = reply.key == "r7#0"
                 yield ChatReply(reply.key, reply.text, reply.error, 5, 7, cached=cached)
 
-    # r2 to r4 of Exam: 1, 2 (but raises after 1) and 3 questions; r7: 1; r12: 1, which fails.
+    # r2 to r4 of NumberedStep: 1, 2 (but raises after 1) and 3 questions; r7: 1; r12: 1, which fails.
     rows = [{"id": f"r{n}", "n": n} for n in (2, 3, 4, 7, 12)]
     with Ledger(tmp_path) as ledger:
-        usage = run_step(Exam(), rows, Priced(2), ledger, key=lambda row: row["id"]).usage
+        usage = run_step(NumberedStep(), rows, Priced(2), ledger, key=lambda row: row["id"]).usage
     assert (usage.replies, usage.errors, usage.cached, usage.cached_share) == (7, 1, 1, 1 / 7)
     assert (usage.prompt_tokens, usage.completion_tokens) == (35, 49)
 
@@ -292,7 +294,7 @@ def test_a_generator_that_fails_keeps_what_was_done_before(tmp_path: Path) -> No
 
     with Ledger(tmp_path) as ledger:
         with pytest.raises(RuntimeError, match="the engine died"):
-            run_step(Exam(), rows_of(20), Fails(1), ledger, key=lambda row: row["id"], in_flight=4)
+            run_step(NumberedStep(), rows_of(20), Fails(1), ledger, key=lambda row: row["id"], in_flight=4)
         files = list((tmp_path / "parts").iterdir())
     assert len(files) == 1
     assert run(tmp_path, Window(3), 20, 4).complete and found(tmp_path) == expected(20)
@@ -303,7 +305,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import pandas  # pyarrow looks for it when it makes its first table
-from tests import exam as t
+from tests import numbered_step as t
 
 left = 0
 

@@ -1,4 +1,4 @@
-"""Sentences name who waits for whom and why; a stall is told once, then ever more rarely, and so is its end."""
+"""Lines name who waits for whom with the depths of the queues; a stall is told once, then ever more rarely, and so is its end."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from tests.unit.test_status import beat, open_run, wait_for
 from ultramed_rl.tracking import watched
 from ultramed_rl.tracking.heartbeat import note_waits
-from ultramed_rl.tracking.spans import TIMELINE, Span, span_line
 from ultramed_rl.tracking.stall import RoleState, StallWatch, explain_wait
 from ultramed_rl.tracking.status import read_status
 from ultramed_rl.tracking.status_view import render_status, status_mapping
+from ultramed_rl.tracking.timeline import TIMELINE, Span, span_line
 
 # All at work: nobody waits.
 ROLLOUT = RoleState("rollout", 4, 0, 4, 10, 48, 100, (), 3.0)
@@ -37,7 +37,10 @@ def test_roles_that_all_have_work_wait_for_nobody() -> None:
 
 def test_an_idle_role_waits_for_the_one_that_makes_its_items() -> None:
     told = explain_wait([ROLLOUT, replace(REWARD, **IDLE)])
-    assert match_all(told, r"reward .*\brollout: 2 of 2 reward .*; rollout .*\b48 .*\b3 s\b")
+    assert match_all(
+        told,
+        r"reward [^:]*\brollout: reward 0 of 2 .*\b0 of \d+ .*; rollout 4 of 4 .*\b10 of 110 .*\b48 .*\b3 s\b",
+    )
 
 
 def test_a_role_behind_an_idle_one_waits_for_whoever_has_the_work() -> None:
@@ -47,13 +50,13 @@ def test_a_role_behind_an_idle_one_waits_for_whoever_has_the_work() -> None:
 
 def test_a_full_queue_holds_its_makers_back() -> None:
     reward = RoleState("reward", 1, 0, 1, 640, 32, 0, ("rollout",), 1.0)
-    assert match_all(explain_wait([ROLLOUT, reward]), r"rollout .*\breward: 640 .*\b1 reward .*\b640\)")
+    assert match_all(explain_wait([ROLLOUT, reward]), r"rollout [^:]*\breward: reward 1 of 1 .*\b640 of 640 ")
 
 
 def test_a_full_queue_whose_workers_start_says_that_none_is_up() -> None:
     reward = RoleState("reward", 2, 2, 0, 640, 0, 0, ("rollout",), 30.0)
-    held_back = r"rollout .*\breward: 640 \D*\breward \D*\b640\)"
-    assert match_all(explain_wait([ROLLOUT, reward]), r"reward: .*\b2\b", held_back)
+    held_back = r"rollout [^:]*\breward: reward 0 of 0 .*\b2 .*\b640 of 640 "
+    assert match_all(explain_wait([ROLLOUT, reward]), r"reward [^:]*: reward 0 of 0 .*\b2 ", held_back)
 
 
 def test_a_full_queue_holds_nobody_back_who_is_done() -> None:
@@ -62,18 +65,22 @@ def test_a_full_queue_holds_nobody_back_who_is_done() -> None:
 
 
 def test_a_worker_that_starts_again_is_named() -> None:
-    assert match_all(explain_wait([replace(ROLLOUT, starting=1, busy=3)]), "rollout: 1 of 4 ")
+    assert match_all(
+        explain_wait([replace(ROLLOUT, starting=1, busy=3)]), r"rollout [^:]*: rollout 3 of 3 \D*\b1 "
+    )
 
 
 def test_a_role_that_lost_all_its_workers_is_named_with_what_is_left() -> None:
     reward = replace(REWARD, workers=0, busy=0, waiting=1, held=0)
-    assert match_all(explain_wait([reward]), r"reward \D*\b1 \D*$")
+    assert match_all(explain_wait([reward]), r"reward [^:]*: reward 0 of 0 \D*\b1 of ")
 
 
 def test_work_that_is_queued_beside_idle_workers_is_told_after_a_moment() -> None:
     reward = RoleState("reward", 2, 0, 1, 12, 3, 50, (), 1.0)
     assert explain_wait([reward]) == []
-    assert match_all(explain_wait([replace(reward, idle_s=9.0)]), r"reward: 12 .*\b1 of 2 reward ")
+    assert match_all(
+        explain_wait([replace(reward, idle_s=9.0)]), r"reward [^:]*: reward 1 of 2 \D*\b12 of 62 \D*\b3 "
+    )
 
 
 def test_at_the_end_nobody_waits() -> None:
@@ -129,7 +136,7 @@ def test_a_stall_is_told_once_then_at_doubling_intervals_and_its_end_too() -> No
     run = Run()
     told = {at: text for at in range(0, 400) if (text := run.look(at)) is not None}
     assert list(told) == [60, 120, 240]
-    assert re.search(r"\b60 s: reward .*\brollout: 2 of 2 .*; rollout .*\b48 .*\b60 s\b", told[60])
+    assert re.search(r"\b60 s: rollout .*\b48 .*\b60 s\b.*; reward 0 of 2 .*\b65 s\b", told[60])
     run.finished_at = 1000.0 + 401
     assert re.search(r"^[^:]*\b401 s$", run.look(405) or "")
     assert run.look(406) is None and run.look(460) is None

@@ -19,13 +19,14 @@ from pydantic import ValidationError
 from tests.unit.test_reward_http import asked, chat, serving
 from ultramed_rl.config.rewards import ApiModel, StatementJudge
 from ultramed_rl.evaluation.items import Item
-from ultramed_rl.evaluation.judging.entailment import (
+from ultramed_rl.evaluation.judging import (
     StatementScores,
+    Verdict,
+    read_verdict,
     statement_prompt,
     statement_template,
     summarize_statements,
 )
-from ultramed_rl.evaluation.judging.verdicts import Verdict, read_verdict
 from ultramed_rl.rewards.api import ApiClient, Reply
 from ultramed_rl.rewards.statements import StatementGrader, count_statements
 

@@ -22,8 +22,8 @@ from ultramed_rl.cluster.local_paths import FILE_KEYS, MODEL_KEYS, path_problems
 from ultramed_rl.cluster.submission import CONFIG_FILE, Submission, job_folder
 from ultramed_rl.config import dump_config, load_any, load_config
 from ultramed_rl.config.document import read_document
-from ultramed_rl.config.load import KINDS
 from ultramed_rl.config.recipe import load_recipe
+from ultramed_rl.kinds import KINDS
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -251,7 +251,7 @@ def models_of(annotation: Any) -> Iterator[type[BaseModel]]:
 
 def test_every_key_whose_words_speak_of_files_or_hub_ids_is_known() -> None:
     speaks = re.compile(r"\b(files?|folder|local director|hub id|URIs?|rows that|records to draw|CSV)\b")
-    models = {model for kind in KINDS.values() for model in models_of(kind)}
+    models = {model for kind in KINDS.values() for model in models_of(kind.config_class)}
     keys = {
         name
         for model in models

@@ -18,18 +18,25 @@ from typer.testing import CliRunner
 from tests.report_run import make_run
 from ultramed_rl.cli import app
 from ultramed_rl.report.build import write_report
-from ultramed_rl.report.run_files import read_run
 from ultramed_rl.report.timeline import MOST_BARS, clipped, load_bars, timeline_section, without_breaks
-from ultramed_rl.tracking.recent import recent_utilisation
-from ultramed_rl.tracking.spans import CONTROLLER, TIMELINE, Span, parse_span, read_spans, span_line
-from ultramed_rl.tracking.timeline import Joiner, Timeline
-from ultramed_rl.tracking.trace import trace_events
+from ultramed_rl.store import RunReader
+from ultramed_rl.tracking.timeline import (
+    CONTROLLER,
+    TIMELINE,
+    Joiner,
+    Span,
+    Timeline,
+    read_spans,
+    span_line,
+    trace_events,
+)
 from ultramed_rl.tracking.utilisation import (
     Load,
-    phase_utilisation,
     phase_windows,
+    recent_utilisation,
     run_windows,
     utilisation,
+    utilisation_table,
     workers_of,
 )
 
@@ -90,8 +97,9 @@ def test_a_resumed_run_appends_and_the_half_line_of_the_killed_one_costs_nothing
     [b"", b"{}", b"[1]", b"null", b'{"role": 1', b"\xff\xfe", span_line(span("a", 5, 4)).encode()]
     + [span_line(span("a", 0, end)).encode() for end in (float("nan"), float("inf"))],
 )
-def test_a_line_that_holds_no_span_is_passed_over(line: bytes) -> None:
-    assert parse_span(line) is None
+def test_a_line_that_holds_no_span_is_passed_over(tmp_path: Path, line: bytes) -> None:
+    (tmp_path / TIMELINE).write_bytes(line + b"\n" + span_line(span("a", 1, 2)).encode())
+    assert read_spans(tmp_path / TIMELINE) == [span("a", 1, 2)]
 
 
 def test_spans_reach_the_disk_while_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +187,7 @@ def test_a_phase_is_noted_with_its_round_even_where_it_fails(tmp_path: Path) -> 
 def test_turns_that_follow_closely_are_one_span_with_their_items_and_gaps() -> None:
     joiner = Joiner()
     assert joiner.join([span("rollout-0", 0, 1, items=3), span("rollout-0", 1.04, 2, items=4)], 0) == []
-    (found,) = joiner.rest()
+    (found,) = joiner.take_open()
     assert (found.started, found.ended, found.items) == (AT, AT + 2, 7)
     assert found.idle_s == pytest.approx(0.04) and found.density == pytest.approx(0.98)
 
@@ -190,14 +198,14 @@ def test_turns_that_follow_closely_are_one_span_with_their_items_and_gaps() -> N
 def test_turns_of_others_and_those_further_apart_are_not_joined(other: Span) -> None:
     joiner = Joiner()
     first = span("rollout-0", 0, 1)
-    assert {*joiner.join([first, other], 0), *joiner.rest()} == {first, other}
+    assert {*joiner.join([first, other], 0), *joiner.take_open()} == {first, other}
 
 
 def test_an_hour_of_short_turns_is_a_few_hundred_lines_and_no_work_is_lost() -> None:
     turns = [span("reward-0", 0.1 * i, 0.1 * i + 0.06, items=2) for i in range(36_000)]
     joiner = Joiner()
     found = [one for place in range(0, 36_000, 30) for one in joiner.join(turns[place : place + 30], 0)]
-    found += joiner.rest()
+    found += joiner.take_open()
     assert len(found) < 250 and sum(one.items for one in found) == 72_000
     busy = utilisation(found, AT, AT + 3600, {"reward": 1})["reward"]
     assert busy == pytest.approx(0.6, abs=1e-3), "gaps within joined turns are no work"
@@ -217,7 +225,7 @@ def test_turns_that_are_too_many_to_write_are_joined_over_longer_gaps(
 def test_an_open_span_is_written_once_its_worker_rests() -> None:
     joiner = Joiner()
     assert joiner.join([span("rollout-0", 0, 1)], AT + 0.5) == []
-    assert joiner.join([], AT + 1.5) == [span("rollout-0", 0, 1)] and joiner.rest() == []
+    assert joiner.join([], AT + 1.5) == [span("rollout-0", 0, 1)] and joiner.take_open() == []
 
 
 # -- shares ------------------------------------------------------------------------------------------------
@@ -242,10 +250,14 @@ def test_a_window_without_length_or_work_is_nothing(start: float, end: float) ->
 
 
 def test_phases_have_the_controllers_windows() -> None:
-    found = phase_utilisation(ROUND)
-    assert list(found) == ["stream", "train"]
-    assert found["stream"] == pytest.approx({"rollout": 100 / 120, "reward": 0.5, "policy": 0.0})
-    assert found["train"] == pytest.approx({"rollout": 0.0, "reward": 0.0, "policy": 1.0})
+    table = utilisation_table(ROUND)
+    assert list(table) == ["stream", "train", "whole run"]
+    stream, train = (
+        {"rollout": 100 / 120, "reward": 0.5, "policy": 0.0},
+        {"rollout": 0.0, "reward": 0.0, "policy": 1.0},
+    )
+    assert table["stream"] == pytest.approx({"seconds": 60.0, **stream})
+    assert table["train"] == pytest.approx({"seconds": 40.0, **train})
 
 
 def test_without_a_controller_a_phase_lasts_while_its_spans_do() -> None:
@@ -260,9 +272,9 @@ def test_without_a_controller_a_phase_lasts_while_its_spans_do() -> None:
         )
     ]
     assert phase_windows(spans)["reward"] == [(AT + 10, AT + 50), (AT + 210, AT + 250)]
-    found = phase_utilisation(spans)
-    assert found["reward"] == pytest.approx({"rollout": 0.25, "reward": 0.5})
-    assert found["rollout"] == pytest.approx({"rollout": 1.0, "reward": 0.5})
+    table = utilisation_table(spans)
+    assert table["reward"] == pytest.approx({"seconds": 80.0, "rollout": 0.25, "reward": 0.5})
+    assert table["rollout"] == pytest.approx({"seconds": 40.0, "rollout": 1.0, "reward": 0.5})
 
 
 def test_a_night_between_a_stop_and_its_resumption_is_no_part_of_the_run() -> None:
@@ -296,7 +308,7 @@ def test_shares_are_shares_and_add_up_over_windows(spans: list[Span], moments: l
 def test_joining_in_any_order_keeps_items_and_work(spans: list[Span]) -> None:
     spans = [replace(one, idle_s=0.0) for one in spans]
     joiner = Joiner()
-    joined = joiner.join(spans, 0) + joiner.rest()
+    joined = joiner.join(spans, 0) + joiner.take_open()
     assert sum(one.items for one in joined) == len(spans) >= len(joined)
     assert workers_of(joined).items() == workers_of(spans).items()
     assert Load(joined).between(AT, AT + 2000) == pytest.approx(Load(spans).between(AT, AT + 2000), abs=1e-3)
@@ -311,7 +323,7 @@ def test_the_phase_at_hand_counts_what_has_ended_since_it_began(tmp_path: Path) 
 
 def test_of_a_long_timeline_the_end_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / TIMELINE, [span("reward-0", 10 * i, 10 * i + 5) for i in range(1000)])
-    monkeypatch.setattr("ultramed_rl.tracking.recent._TAIL_BYTES", 2000)
+    monkeypatch.setattr("ultramed_rl.tracking.utilisation._TAIL_BYTES", 2000)
     assert recent_utilisation(path, AT) == pytest.approx({"reward": 0.5}, abs=0.03)
 
 
@@ -399,7 +411,7 @@ def test_a_run_without_a_timeline_is_refused_in_one_line(tmp_path: Path) -> None
 
 def test_the_report_shows_the_timeline_only_where_there_is_one(tmp_path: Path) -> None:
     folder = make_run(tmp_path)
-    assert timeline_section(read_run(folder)) is None
+    assert timeline_section(RunReader.of(folder)) is None
     assert "<td>83%</td>" not in write_report(folder).read_text()
     write(folder / TIMELINE, ROUND)
     assert "<td>83%</td>" in write_report(folder).read_text()
@@ -408,7 +420,7 @@ def test_the_report_shows_the_timeline_only_where_there_is_one(tmp_path: Path) -
 def test_a_round_that_was_told_of_without_any_turn_is_no_figure(tmp_path: Path) -> None:
     folder = make_run(tmp_path)
     write(folder / TIMELINE, [*ROUND, told("stream", 110, 120, index=1)])
-    section = timeline_section(read_run(folder))
+    section = timeline_section(RunReader.of(folder))
     assert section is not None and "round 1" not in str(section.parts)
 
 

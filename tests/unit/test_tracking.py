@@ -18,8 +18,8 @@ from tests.tiny import tiny_run
 from tests.wandb_file import finished_file
 from ultramed_rl.config import RunConfig, parse_config
 from ultramed_rl.store import RunDirectory
-from ultramed_rl.tracking import Progress, Tracker, progress, render_rounds, verdict
-from ultramed_rl.tracking.kinds import Backend
+from ultramed_rl.tracking import Progress, Tracker, console, render_rounds, verdict
+from ultramed_rl.tracking.backends import Backend
 
 KEY = "0123456789abcdef" * 2 + "deadbeef"  # as long as a real one
 
@@ -222,7 +222,7 @@ def test_lines_where_nobody_watches(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = iter([0.0, 4.0, 11.0, 11.0, 15.0, 22.0, 22.0])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
     shown = Progress()
     shown.terminal = False
     with shown.phase("generate", 40, unit="completions") as bar:

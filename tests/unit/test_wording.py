@@ -59,7 +59,7 @@ from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.online.intake import Intake
 from ultramed_rl.records import ChatRequest, Completion, PreferenceGroup, Prompt
 from ultramed_rl.report.online_run import Change
-from ultramed_rl.report.summary import verdict_callout
+from ultramed_rl.report.outcome import verdict_callout
 from ultramed_rl.store import RoundRecord, RunDirectory
 from ultramed_rl.store.ledger import Ledger
 
@@ -97,7 +97,7 @@ def plan(**changes: Any) -> Provoke:
 
 CONFIGS: list[Wording] = [
     ("unknown key", config(run__sed=1),
-     "my.yaml: run.sed: unknown key; did you mean 'seed'? (allowed: name, directory, scratch, publish_every_s, seed, rounds, keep_checkpoints)"),
+     "my.yaml: run.sed: unknown key; did you mean 'seed'? (allowed: name, directory, scratch, publish_every_s, seed, rounds, overlap, keep_checkpoints)"),
     ("key of another objective", config(objective={"type": "kto_pair", "label_smoothing": 0.1}),
      "my.yaml: objective.label_smoothing: unknown key (allowed: type, beta)"),
     ("wrong choice", config(pairs__rejected="wrst"),
@@ -698,10 +698,10 @@ SAID: list[Wording] = [
     ("unclear, in the report", reported(0.2, -0.1, 0.4), "The held-out reward did not move measurably after 2 rounds."),
     ("fell, in the report", reported(-0.2, -0.4, -0.1), "The held-out reward fell by 0.20 after 2 rounds."),
     ("stall", stalled(),
-     "nothing has finished for 60 s: reward waits for rollout: 2 of 2 reward workers idle, nothing queued; rollout has 48 completions under way, last one 60 s ago"),
+     "nothing has finished for 60 s: rollout 4 of 4 busy, 0 of 100 queued, 48 under way, last one 60 s ago; reward 0 of 2 busy, 0 of 635 queued, 0 under way, last one 65 s ago"),
     ("end of a stall", stalled(finished=90.0), "goes on again after 90 s"),
     ("full queue", held_back,
-     "rollout is held back by reward: 640 completions wait for 1 reward worker (limit 640)"),
+     "rollout is held back by reward: reward 1 of 1 busy, 640 of 640 queued, 32 under way, last one 1 s ago"),
 ]  # fmt: skip
 
 

@@ -8,23 +8,13 @@ the first. Options of one token each, such as the letters of a multiple choice, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from ultramed_rl.records import OptionLogprobs
+from ultramed_rl.records import OptionLogprobs, OptionRequest
 
 Tokens = tuple[int, ...]
 # vLLM takes no more tokens than this per request.
 _MOST_TOKENS = 128
-
-
-@dataclass(frozen=True)
-class OptionRequest:
-    """Options that may continue a context, all as token ids; neither is empty."""
-
-    question_id: str
-    context: Tokens
-    options: tuple[Tokens, ...]
 
 
 def branches(options: Sequence[Tokens]) -> dict[Tokens, Tokens]:

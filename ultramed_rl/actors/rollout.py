@@ -11,12 +11,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ultramed_rl.actors.options import OptionRequest, score_options
+from ultramed_rl.actors.options import score_options
 from ultramed_rl.actors.seeded_sampling import install as install_seeded_sampling
 from ultramed_rl.actors.trainer import peak_memory
 from ultramed_rl.actors.turns import Turn, TurnReport
 from ultramed_rl.actors.weight_sync import WeightBucket
-from ultramed_rl.records import Completion, Prompt
+from ultramed_rl.records import Completion, OptionRequest, SamplingRequest
 from ultramed_rl.token_ids import TokenIds
 
 _ALL = frozenset({"weights", "kv_cache"})  # vLLM's tags of what can sleep
@@ -38,22 +38,6 @@ class EngineArguments:
     transfer_backend: str
     sleeps: bool
     trust_remote_code: bool = False
-
-
-@dataclass(frozen=True)
-class SamplingRequest:
-    """n answers to one prompt. Sample i is drawn with `seed + i`, whatever else the engine computes.
-
-    `schema`: a JSON schema as text, to which the engine holds every answer.
-    """
-
-    prompt: Prompt
-    n: int
-    temperature: float
-    top_p: float
-    max_new_tokens: int
-    seed: int
-    schema: str = ""
 
 
 class RolloutWorker:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ultramed_rl.cli.exits import FAILED, check, fail
-from ultramed_rl.tracking.voice import say, tell, tell_result
+from ultramed_rl.tracking.console import say, tell, tell_result
 
 if TYPE_CHECKING:
     from ultramed_rl.config.document import Document

@@ -22,7 +22,7 @@ from ultramed_rl.cli.options import (
 )
 from ultramed_rl.cli.program import command
 from ultramed_rl.cli.runs import run_alone
-from ultramed_rl.tracking.voice import speaking
+from ultramed_rl.tracking.console import speaking
 
 
 @command("evaluate")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import typer
 
+from ultramed_rl.tracking.console import tell_result
 from ultramed_rl.tracking.termination import was_terminated
-from ultramed_rl.tracking.voice import tell_result
 
 if TYPE_CHECKING:
     from ultramed_rl.config.document import Document

@@ -13,7 +13,7 @@ import typer
 from ultramed_rl.cli.exits import FAILED, WRONG, fail, interruptible, one_line
 from ultramed_rl.cli.options import Json, manner_of
 from ultramed_rl.cli.program import command
-from ultramed_rl.tracking.voice import manner, say, speaking, tell, tell_result
+from ultramed_rl.tracking.console import manner, say, speaking, tell, tell_result
 
 if TYPE_CHECKING:
     from ultramed_rl.cluster.submission import JobServer, JobState

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ultramed_rl.cli.exits import fail
-from ultramed_rl.tracking.voice import Manner
+from ultramed_rl.tracking.console import Manner
 
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="a YAML file; see configs/")]
 Overrides = Annotated[

@@ -12,7 +12,7 @@ import typer
 from ultramed_rl.cli.exits import FAILED, WRONG, carry_out, check, fail
 from ultramed_rl.cli.options import Json, Quiet, RunDirectoryPath, RunPlace, manner_of
 from ultramed_rl.cli.program import command
-from ultramed_rl.tracking.voice import say, speaking, tell
+from ultramed_rl.tracking.console import say, speaking, tell
 
 
 @command("status")
@@ -58,8 +58,12 @@ def timeline_command(
     Example: ultramed-rl timeline runs/quickstart --out trace.json
     """
     with speaking(manner_of(quiet, json)):
-        from ultramed_rl.tracking.timeline_view import read_timeline, render_utilisation, utilisation_table
-        from ultramed_rl.tracking.utilisation import workers_of
+        from ultramed_rl.tracking.utilisation import (
+            read_timeline,
+            render_utilisation,
+            utilisation_table,
+            workers_of,
+        )
 
         spans = check(lambda: read_timeline(run_dir))
         table = utilisation_table(spans)
@@ -68,7 +72,7 @@ def timeline_command(
 
         def write() -> dict[str, Any]:
             from ultramed_rl.store.atomic import write_lines
-            from ultramed_rl.tracking.trace import trace_events
+            from ultramed_rl.tracking.timeline import trace_events
 
             path = run_dir / "trace.json" if out is None else out
             write_lines(path, [trace_events(spans)])

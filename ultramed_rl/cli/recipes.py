@@ -14,7 +14,7 @@ from ultramed_rl.cli.exits import WRONG, carry_out, check, fail, resume_command
 from ultramed_rl.cli.options import ConfigPath, DryRun, Json, Order, Overrides, Quiet, Resume, manner_of
 from ultramed_rl.cli.program import command
 from ultramed_rl.cli.runs import check_config, check_named, is_recipe, read_order
-from ultramed_rl.tracking.voice import say, speaking, tell, tell_result
+from ultramed_rl.tracking.console import say, speaking, tell, tell_result
 
 if TYPE_CHECKING:
     from ultramed_rl.config.document import Document

@@ -8,53 +8,17 @@ from ultramed_rl.cli.dry_run import show_run
 from ultramed_rl.cli.exits import WRONG, carry_out, check, fail, resume_command
 from ultramed_rl.cli.options import ConfigPath, DryRun, Json, Order, Overrides, Quiet, Resume, manner_of
 from ultramed_rl.cli.program import command
-from ultramed_rl.tracking.voice import speaking
+from ultramed_rl.kinds import KINDS
+from ultramed_rl.tracking.console import speaking
 
 if TYPE_CHECKING:
     from ultramed_rl.config.document import Document
 
-# By command: the type of its configs, and its help.
-_COMMANDS = {
-    "run": (
-        "online",
-        """Run online rounds: sample, score, select pairs, train, sync, evaluate.
 
-        Example: ultramed-rl run configs/quickstart.yaml run.name=mine run.seed=1
-        """,
-    ),
-    "sft": (
-        "sft",
-        """Fine-tune on conversations; only what the assistant wrote is learnt.
+def add_command(kind: str) -> None:
+    """The command of a kind whose options are those of every run."""
 
-        Example: ultramed-rl sft configs/sft/ultramedical-8b.yaml training.max_steps=20
-        """,
-    ),
-    "reward": (
-        "reward",
-        """Train a reward model on ranked answers.
-
-        Example: ultramed-rl reward configs/reward/ultramedrm-8b.yaml --resume
-        """,
-    ),
-    "preference": (
-        "preference",
-        """Learn offline preferences: DPO, KTO and the other objectives on answers that are there already.
-
-        Example: ultramed-rl preference configs/preference/ultramedical-8b-dpo.yaml objective.beta=0.05
-        """,
-    ),
-    "contrasts": (
-        "contrasts",
-        """Make preference pairs out of a policy's own answers, where no preference data is at hand.
-
-        Example: ultramed-rl contrasts contrasts.yaml contrasts.prompts=64
-        """,
-    ),
-}
-
-
-def _add_command(name: str, kind: str, words: str) -> None:
-    def run_config(
+    def run_kind(
         config_path: ConfigPath,
         overrides: Overrides = None,
         resume: Resume = False,
@@ -65,12 +29,13 @@ def _add_command(name: str, kind: str, words: str) -> None:
         with speaking(manner_of(quiet, json)):
             run_alone(Order(config_path, tuple(overrides or ()), resume, dry_run), kind)
 
-    run_config.__doc__ = words
-    command(name)(run_config)
+    run_kind.__doc__ = KINDS[kind].help
+    command(KINDS[kind].command)(run_kind)
 
 
-for _name, (_kind, _words) in _COMMANDS.items():
-    _add_command(_name, _kind, _words)
+for _kind in KINDS:
+    if KINDS[_kind].help:
+        add_command(_kind)
 
 
 def run_alone(order: Order, expected: str) -> None:
@@ -83,12 +48,12 @@ def run_alone(order: Order, expected: str) -> None:
     check_named(config, order, document)
 
     def run() -> dict[str, Any]:
-        from ultramed_rl.recipes.run import RUNNERS
+        from ultramed_rl.recipes.run import run_config
 
-        output = RUNNERS[expected](config, order.resume)
+        output = run_config(config, order.resume)
         return {"output": output, "directory": config.run.url or str(config.run.folder)}
 
-    carry_out(run, resume_command(command_of(expected), order.config_path, order.overrides, order.flags))
+    carry_out(run, resume_command(command_of(config), order.config_path, order.overrides, order.flags))
 
 
 def read_order(order: Order) -> Document:
@@ -110,7 +75,7 @@ def check_config(document: Document, expected: str) -> Any:
 
     config = check(lambda: check_any(document))
     if config.type != expected:
-        fail(document.tell(f"type={config.type!r}: use ultramed-rl {command_of(config.type)}"), WRONG)
+        fail(document.tell(f"type={config.type!r}: use ultramed-rl {command_of(config)}"), WRONG)
     check(lambda: check_runnable(config), document)
     return config
 
@@ -123,6 +88,6 @@ def check_named(config: Any, order: Order, document: Document) -> None:
         check(lambda: check_inputs(config), document)
 
 
-def command_of(kind: str) -> str:
-    """The command that runs a config of this type."""
-    return "run" if kind == "online" else kind.replace("_", "-")
+def command_of(config: Any) -> str:
+    """The command that runs a config or recipe of this type."""
+    return "recipe" if config.type == "recipe" else KINDS[config.type].command.format(config=config)

@@ -15,7 +15,7 @@ from ultramed_rl.cli.jobs import Address, address_of, follow_to_end, reaching
 from ultramed_rl.cli.options import ConfigPath, DryRun, Json, Order, Overrides, Quiet, manner_of
 from ultramed_rl.cli.program import command
 from ultramed_rl.cli.runs import command_of, is_recipe, read_order
-from ultramed_rl.tracking.voice import say, speaking, tell, tell_result
+from ultramed_rl.tracking.console import say, speaking, tell, tell_result
 
 if TYPE_CHECKING:
     from ultramed_rl.cluster.submission import Submission
@@ -126,8 +126,7 @@ def _submission(
 
 def command_line(config: Any, file: str, resume: bool) -> tuple[str, ...]:
     """The command that runs a config or recipe of this type from a file."""
-    words = ["data", config.step.type] if config.type == "data" else [command_of(config.type)]
-    return ("ultramed-rl", *words, file, *(["--resume"] if resume else []))
+    return ("ultramed-rl", *command_of(config).split(), file, *(["--resume"] if resume else []))
 
 
 def _announce(submission: Submission, config: Any) -> None:

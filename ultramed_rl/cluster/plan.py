@@ -23,6 +23,8 @@ from ultramed_rl.config import (
 )
 from ultramed_rl.config.cluster import Devices
 from ultramed_rl.config.run import RunConfig
+from ultramed_rl.config.stages import StageConfig
+from ultramed_rl.kinds import KINDS, load
 
 
 class PlanError(ValueError):
@@ -79,21 +81,35 @@ def make_plan(config: AnyConfig | EngineConfig) -> Plan:
         PlanError: more devices or bytes than there are; names the keys to change.
         ValueError: a model whose shape is unknown.
     """
-    if isinstance(config, RunConfig):
-        plan = lay_out(config.cluster, config.cluster.layout, list(run_demands(config)))
-        _check_reach(plan)
-        return plan
-    if isinstance(config, DataConfig):
-        return _largest_engine(config)
-    if isinstance(config, (ContrastsConfig, EvaluateConfig, EngineConfig)):
-        # One role after the other, so they may have the same devices.
-        return lay_out(config.cluster, "in turn", list(sampling_demands(config)))
-    if isinstance(config, RewardBenchConfig):
-        return lay_out(config.cluster, "alone", list(reward_bench_demands(config)))
+    plan: Plan = (
+        plan_sampling(config) if isinstance(config, EngineConfig) else load(KINDS[config.type].plan)(config)
+    )
+    return plan
+
+
+def plan_online(config: RunConfig) -> Plan:
+    """The roles of an online run, side by side or on the same devices."""
+    plan = lay_out(config.cluster, config.cluster.layout, list(run_demands(config)))
+    _check_reach(plan)
+    return plan
+
+
+def plan_training(config: StageConfig) -> Plan:
+    """The ranks of an offline stage."""
     return lay_out(config.cluster, "alone", list(stage_demands(config)))
 
 
-def _largest_engine(config: DataConfig) -> Plan:
+def plan_sampling(config: ContrastsConfig | EvaluateConfig | EngineConfig) -> Plan:
+    """One role after the other, so they may have the same devices."""
+    return lay_out(config.cluster, "in turn", list(sampling_demands(config)))
+
+
+def plan_scoring(config: RewardBenchConfig) -> Plan:
+    """A reward model alone."""
+    return lay_out(config.cluster, "alone", list(reward_bench_demands(config)))
+
+
+def plan_generators(config: DataConfig) -> Plan:
     """Generators are asked one after the other; a step that starts no engine needs no device."""
     plans = [make_plan(engine) for engine in config.engines.values()]
     cluster, limit = config.cluster, int(config.cluster.device_memory_gib * GIB)

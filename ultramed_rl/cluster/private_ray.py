@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from ultramed_rl.tracking.console import say
 from ultramed_rl.tracking.heartbeat import failed_since, note_link
-from ultramed_rl.tracking.voice import say
 
 LOOPBACK = "127.0.0.1"
 # Ray lets every user write to its folder, where its sockets are; ours around it keeps them out.

@@ -3,7 +3,6 @@
 from ultramed_rl.config.base import ConfigError
 from ultramed_rl.config.factory_stage import DataConfig, EngineConfig
 from ultramed_rl.config.load import (
-    AnyConfig,
     SamplingConfig,
     config_difference,
     dump_config,
@@ -12,7 +11,7 @@ from ultramed_rl.config.load import (
     parse_config,
 )
 from ultramed_rl.config.reward_bench import RewardBenchConfig
-from ultramed_rl.config.run import RunConfig
+from ultramed_rl.config.run import AnyConfig, RunConfig
 from ultramed_rl.config.sampling import ContrastsConfig, EvaluateConfig
 from ultramed_rl.config.stages import PreferenceConfig, RewardConfig, SftConfig
 

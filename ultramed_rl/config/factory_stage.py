@@ -13,7 +13,7 @@ from ultramed_rl.config.factory_rows import Records, Report, Sample, Vignettes
 from ultramed_rl.config.generation import Endpoint
 from ultramed_rl.config.limits import Address, Count, Name, Share, Temperature, WorkersOrZero
 from ultramed_rl.config.models import Model, ModelSettings
-from ultramed_rl.config.run import RunName, Tracking, device_rules
+from ultramed_rl.config.run import AnyConfig, Tracking, device_rules
 from ultramed_rl.config.sampling import SamplingCluster
 from ultramed_rl.config.validate import Checked
 
@@ -84,11 +84,10 @@ class EngineConfig(Checked):
     cluster: SamplingCluster
 
 
-class DataConfig(Checked):
+class DataConfig(AnyConfig):
     """A stage of the data factory: rows in, rows out, and what became of those that fell out."""
 
     type: Literal["data"] = "data"
-    run: RunName
     input: list[Address] = Field(
         min_length=1, description="rows behind URIs: files, package://, hf://, stage://"
     )

@@ -12,33 +12,12 @@ import yaml
 from ultramed_rl.config.base import ConfigError, Problems, Section, show
 from ultramed_rl.config.document import Document, read_document
 from ultramed_rl.config.explain import guess, validate
-from ultramed_rl.config.factory_stage import DataConfig, EngineConfig
-from ultramed_rl.config.reward_bench import RewardBenchConfig
-from ultramed_rl.config.run import RunConfig
+from ultramed_rl.config.factory_stage import EngineConfig
+from ultramed_rl.config.run import AnyConfig, RunConfig
 from ultramed_rl.config.sampling import ContrastsConfig, EvaluateConfig
-from ultramed_rl.config.stages import PreferenceConfig, RewardConfig, SftConfig
+from ultramed_rl.kinds import KINDS
 
-AnyConfig = (
-    RunConfig
-    | SftConfig
-    | RewardConfig
-    | PreferenceConfig
-    | ContrastsConfig
-    | EvaluateConfig
-    | RewardBenchConfig
-    | DataConfig
-)
 SamplingConfig = RunConfig | ContrastsConfig | EvaluateConfig | EngineConfig
-KINDS: dict[str, type[AnyConfig]] = {
-    "online": RunConfig,
-    "sft": SftConfig,
-    "reward": RewardConfig,
-    "preference": PreferenceConfig,
-    "contrasts": ContrastsConfig,
-    "evaluate": EvaluateConfig,
-    "reward_bench": RewardBenchConfig,
-    "data": DataConfig,
-}
 Config = TypeVar("Config", bound=Section)
 
 
@@ -91,7 +70,8 @@ def check_any(document: Document) -> AnyConfig:
     if not isinstance(named, str) or named not in KINDS:
         hint = guess(named, [*KINDS])
         raise ConfigError([document.tell(f"type={show(named)}: must be one of {', '.join(KINDS)}{hint}")])
-    return check_document(document, KINDS[named])
+    config: AnyConfig = check_document(document, KINDS[named].config_class)
+    return config
 
 
 def check_document(document: Document, kind: type[Config]) -> Config:

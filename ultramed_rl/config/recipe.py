@@ -13,18 +13,12 @@ from ultramed_rl.config.document import Document, read_document
 from ultramed_rl.config.explain import validate
 from ultramed_rl.config.factory_stage import FURTHER_INPUTS
 from ultramed_rl.config.limits import Label
-from ultramed_rl.config.load import KINDS, AnyConfig, check_document, parse_config
-from ultramed_rl.config.run import RunName
+from ultramed_rl.config.load import check_document, parse_config
+from ultramed_rl.config.run import AnyConfig, RunName
 from ultramed_rl.config.validate import Checked
+from ultramed_rl.kinds import KINDS
 
 REFERENCE = "stage://"
-# What a stage makes that makes no model.
-_MADE = {
-    "contrasts": "a file",
-    "evaluate": "a comparison",
-    "reward_bench": "a comparison",
-    "data": "a folder of files",
-}
 _FILE_KEYS = ("uri", *FURTHER_INPUTS)
 
 
@@ -42,24 +36,26 @@ class RecipeConfig(Checked):
 
     def problems(self) -> list[str]:
         types = {name: str(stage.get("type")) for name, stage in self.stages.items()}
-        used = {key for kind in types.values() if kind in KINDS for key in KINDS[kind].model_fields}
-        found = [f"shared.{key}: no stage has such a section" for key in self.shared if key not in used]
+        used = {
+            key for kind in types.values() if kind in KINDS for key in KINDS[kind].config_class.model_fields
+        }
+        problems = [f"shared.{key}: no stage has such a section" for key in self.shared if key not in used]
         for number, (name, kind) in enumerate(types.items()):
             if kind not in KINDS:
                 given = shorten(repr(self.stages[name].get("type")), 60)
-                found.append(f"stages.{name}.type={given}: must be one of {', '.join(KINDS)}")
+                problems.append(f"stages.{name}.type={given}: must be one of {', '.join(KINDS)}")
                 continue
             earlier = dict(list(types.items())[:number])
             for key, target in _references(_sections(self, name)):
                 problem = _reference_problem(key, target, earlier)
                 if problem is not None:
-                    found.append(f"stages.{name}.{key}={REFERENCE}{target}: {problem}")
-            found += [
+                    problems.append(f"stages.{name}.{key}={REFERENCE}{target}: {problem}")
+            problems += [
                 f"stages.{name}.run.{key}: a stage's {key} is the recipe's; remove the key"
                 for key in ("name", "directory", "scratch")
                 if key in _section(self.stages[name], "run")
             ]
-        return found
+        return problems
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> RecipeConfig:
@@ -97,7 +93,8 @@ def _stage_data(
     recipe: RecipeConfig, name: str, outputs: Mapping[str, str]
 ) -> tuple[type[AnyConfig], dict[str, Any]]:
     """A stage's kind and its values: its own over the shared ones, with what stands for earlier stages."""
-    kind, merged = KINDS[recipe.stages[name]["type"]], _sections(recipe, name)
+    kind = KINDS[recipe.stages[name]["type"]].config_class
+    merged = _sections(recipe, name)
     where = recipe.run.model_dump(include={"seed", "scratch", "publish_every_s"})
     folder = recipe.run.url or str(recipe.run.folder)
     run = merged.get("run", {})
@@ -128,7 +125,7 @@ def _starting_model(recipe: RecipeConfig, name: str) -> str:
 def _sections(recipe: RecipeConfig, name: str) -> dict[str, Any]:
     """A stage's own sections over the shared ones that its type has."""
     own = recipe.stages[name]
-    fields = KINDS[own["type"]].model_fields
+    fields = KINDS[own["type"]].config_class.model_fields
     return _merge({key: value for key, value in recipe.shared.items() if key in fields}, own)
 
 
@@ -144,11 +141,11 @@ def _reference_problem(key: str, target: str, earlier: Mapping[str, str]) -> str
     if target not in earlier:
         return f"no earlier stage has this name ({', '.join(earlier) or 'none'})"
     kind = earlier[target]
-    made = _MADE.get(kind, "a model")
-    if file and kind == "data":
+    made: str = KINDS[kind].makes if kind in KINDS else "a model"  # its own line says that there is none
+    if made == "a folder of files":
+        if not file:
+            return f"a stage of type {kind!r} makes several files; name one, as in /rows"
         made = "a file"
-    elif kind == "data":
-        return f"a stage of type {kind!r} makes several files; name one, as in /rows"
     takes_file = key.rpartition(".")[2] in _FILE_KEYS or key.startswith("input.")
     wanted = "a file" if takes_file else "a model"
     return None if made == wanted else f"a stage of type {kind!r} makes {made}, not {wanted}"

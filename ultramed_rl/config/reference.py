@@ -16,9 +16,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from ultramed_rl.config.base import Section
-from ultramed_rl.config.load import KINDS
 from ultramed_rl.config.recipe import RecipeConfig
 from ultramed_rl.config.reference_types import Link, describe_rules, describe_type, sections_in
+from ultramed_rl.kinds import KINDS
 
 RENEW = "python -m ultramed_rl.config.reference > docs/configuration.md"
 _LONGEST_DEFAULT = 60
@@ -50,7 +50,7 @@ class Row:
 
 def render_reference() -> str:
     """The whole page as Markdown."""
-    kinds: dict[str, type[Section]] = {**KINDS, "recipe": RecipeConfig}
+    kinds = {name: kind.config_class for name, kind in KINDS.items()} | {"recipe": RecipeConfig}
     places = _places(kinds)
     parts = [_HEAD, _contents(kinds)]
     seen: set[type[Section]] = set(kinds.values())

@@ -10,8 +10,7 @@ from ultramed_rl.config.base import Section
 from ultramed_rl.config.cluster import Devices, ReplicaGroup
 from ultramed_rl.config.limits import Address, Column, Count, NodeDevices, Share, Tokens
 from ultramed_rl.config.models import ModelSettings, Reward
-from ultramed_rl.config.run import RunName, Tracking
-from ultramed_rl.config.validate import Checked
+from ultramed_rl.config.run import AnyConfig, Tracking
 
 
 class BenchedModel(ModelSettings):
@@ -46,11 +45,10 @@ class ScoringCluster(Devices):
     reward: ReplicaGroup = ReplicaGroup()
 
 
-class RewardBenchConfig(Checked):
+class RewardBenchConfig(AnyConfig):
     """How often a reward model scores the chosen answer above the rejected one, by subset."""
 
     type: Literal["reward_bench"] = "reward_bench"
-    run: RunName
     model: BenchedModel
     data: BenchmarkPairs
     cluster: ScoringCluster = ScoringCluster()

@@ -64,6 +64,13 @@ class RunName(Section):
         return Path(self.scratch).expanduser().joinpath(*parts)
 
 
+class AnyConfig(Checked):
+    """What the configs of all kinds of stages have; `ultramed_rl/kinds.py` lists them."""
+
+    type: str
+    run: RunName
+
+
 class Run(RunName):
     """An online run's name, place and length."""
 
@@ -98,7 +105,7 @@ class Tracking(Section):
     )
 
 
-class RunConfig(Checked):
+class RunConfig(AnyConfig):
     """An online run: every section of the YAML file."""
 
     type: Literal["online"] = "online"

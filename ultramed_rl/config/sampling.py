@@ -12,8 +12,7 @@ from ultramed_rl.config.cluster import Devices, ReplicaGroup, RolloutGroup
 from ultramed_rl.config.data import Prompts
 from ultramed_rl.config.limits import Address, Name, PositiveShare, Resamples, Samples, Temperature, Tokens
 from ultramed_rl.config.models import ContrastSampling, Model, ModelSettings, Reward
-from ultramed_rl.config.run import RunName, Tracking, device_rules, length_rules, reward_rules
-from ultramed_rl.config.validate import Checked
+from ultramed_rl.config.run import AnyConfig, Tracking, device_rules, length_rules, reward_rules
 
 
 class SamplingCluster(Devices):
@@ -23,12 +22,11 @@ class SamplingCluster(Devices):
     reward: ReplicaGroup = ReplicaGroup()
 
 
-class ContrastsConfig(Checked):
+class ContrastsConfig(AnyConfig):
     """Preference pairs out of a policy's own answers, see `ultramed_rl.data.contrasts`; for a reward model where
     no preference data is at hand."""
 
     type: Literal["contrasts"] = "contrasts"
-    run: RunName
     policy: Model
     prompts: Prompts
     contrasts: ContrastSampling = ContrastSampling()
@@ -51,12 +49,11 @@ class ComparedSampling(Section):
     max_new_tokens: Tokens = Field(default=1024, description="longest answer")
 
 
-class EvaluateConfig(Checked):
+class EvaluateConfig(AnyConfig):
     """Policies on the same questions: benchmarks with known answers (`benchmarks`), and prompts whose answers a
     reward scores (`prompts`). Each policy is compared with the first."""
 
     type: Literal["evaluate"] = "evaluate"
-    run: RunName
     policies: dict[Name, Address] = Field(
         min_length=1, description="name: path; the first is what the others are compared with"
     )

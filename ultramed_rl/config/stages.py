@@ -21,9 +21,8 @@ from ultramed_rl.config.limits import (
 )
 from ultramed_rl.config.models import Model
 from ultramed_rl.config.objectives import Objective
-from ultramed_rl.config.run import RunName, Tracking
+from ultramed_rl.config.run import AnyConfig, Tracking
 from ultramed_rl.config.training import StageTraining
-from ultramed_rl.config.validate import Checked
 
 # -- data --------------------------------------------------------------------------------------------------
 
@@ -102,10 +101,9 @@ RewardObjective = Annotated[BradleyTerry | LogExp, Field(discriminator="type")]
 # -- the stages --------------------------------------------------------------------------------------------
 
 
-class _Stage(Checked):
+class _Stage(AnyConfig):
     """Sections and rules of every offline stage."""
 
-    run: RunName
     engine: Literal["native", "openrlhf"] = Field(
         default="native", description="openrlhf: hand the stage to OpenRLHF's own trainer (CUDA only)"
     )

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Self
 
-from ultramed_rl.actors.rollout import SamplingRequest
 from ultramed_rl.config.factory_stage import EngineConfig
 from ultramed_rl.crew.sampling import SamplingCrew
 from ultramed_rl.data.chats import LONGEST_TEXT
@@ -16,7 +15,7 @@ from ultramed_rl.data.factory.api.structured import Misfit
 from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.models.checks import check_sampled_model
 from ultramed_rl.models.tokenizer import chat_tokenizer
-from ultramed_rl.records import ChatReply, ChatRequest, Completion, Prompt
+from ultramed_rl.records import ChatReply, ChatRequest, Completion, Prompt, SamplingRequest
 from ultramed_rl.token_ids import TokenIds
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ultramed_rl.actors.rollout import SamplingRequest
 from ultramed_rl.config.models import ContrastSampling
 from ultramed_rl.crew.sampling import SamplingCrew
 from ultramed_rl.data.contrasts import Texts, build_contrasts
 from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.models.tokenizer import ChatTokenizer
-from ultramed_rl.records import Completion, Message, PreferenceGroup, Prompt
+from ultramed_rl.records import Completion, Message, PreferenceGroup, Prompt, SamplingRequest
 from ultramed_rl.tracking import Progress
 
 

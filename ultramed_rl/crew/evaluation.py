@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ultramed_rl.config import EvaluateConfig
 from ultramed_rl.crew.rewards import RewardCrew
-from ultramed_rl.crew.sampling import Advance, SamplingCrew
-from ultramed_rl.crew.scorers import Scorers
+from ultramed_rl.crew.sampling import SamplingCrew
 from ultramed_rl.models.tokenizer import ChatTokenizer
-from ultramed_rl.records import Completion, Prompt, ScoredCompletion
 from ultramed_rl.tracking import Progress
 
 
 @dataclass(frozen=True)
-class Policy:
+class ComparedPolicy:
     """A policy that is evaluated; without a tokenizer it weighs options and answers nothing."""
 
     name: str
@@ -30,7 +27,7 @@ class Policy:
 
 
 class EvaluationCrew:
-    """Starts what is asked for when it is asked for."""
+    """Starts what is asked for when it is asked for; `rewards` scores by the scorers of the policy that answered."""
 
     def __init__(self, config: EvaluateConfig, progress: Progress) -> None:
         self.config, self.progress = config, progress
@@ -38,7 +35,7 @@ class EvaluationCrew:
         self.policy = ""
         self.rewards = RewardCrew(config)
 
-    def start_policy(self, policy: Policy) -> SamplingCrew:
+    def start_policy(self, policy: ComparedPolicy) -> SamplingCrew:
         """Engines with this policy's weights: those that there are, or new ones instead of another policy's."""
         if self.sampling is None or self.policy != policy.name:
             self.stop_rollout()
@@ -53,16 +50,6 @@ class EvaluationCrew:
         if self.sampling is not None:
             self.sampling.stop()
             self.sampling = None
-
-    def score(
-        self,
-        scorers: Scorers,
-        prompts: Sequence[Prompt],
-        completions: Sequence[Completion],
-        advance: Advance,
-    ) -> list[ScoredCompletion]:
-        """The reward of each completion, in order; `scorers` are those of the policy that gave them."""
-        return self.rewards.score(scorers, prompts, completions, advance)
 
     def stop(self) -> None:
         """End all actors and give the devices back."""

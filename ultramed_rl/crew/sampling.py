@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from ultramed_rl.actors.options import OptionRequest, branches
-from ultramed_rl.actors.rollout import EngineArguments, RolloutWorker, SamplingRequest
+from ultramed_rl.actors.options import branches
+from ultramed_rl.actors.rollout import EngineArguments, RolloutWorker
 from ultramed_rl.actors.weight_sync import transfer_backend
 from ultramed_rl.cluster.dispatch import Ticket
 from ultramed_rl.cluster.group import WorkerGroup
@@ -19,7 +19,7 @@ from ultramed_rl.config.precision import resolve_precision
 from ultramed_rl.crew.pools import engine_rules
 from ultramed_rl.models.offline import resolve_model
 from ultramed_rl.models.tokenizer import ChatTokenizer
-from ultramed_rl.records import Completion, OptionLogprobs
+from ultramed_rl.records import Completion, OptionLogprobs, OptionRequest, SamplingRequest
 from ultramed_rl.tracking.termination import keep_sigterm
 
 Advance = Callable[[int], None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ultramed_rl.evaluation.items import Item, Problem, Reading
+from ultramed_rl.evaluation.items import AnswerReading, Item, Problem
 from ultramed_rl.evaluation.reading.choice import read_choice
 from ultramed_rl.evaluation.reading.names import read_names, score_factoid, score_list
 from ultramed_rl.evaluation.suite import Question
@@ -14,7 +14,7 @@ from ultramed_rl.records import Completion, OptionLogprobs
 
 
 @dataclass(frozen=True)
-class Outcome:
+class GradedAnswer:
     """What became of a question.
 
     `given` is what the answer was read as, `right` is 0 or 1 for a choice and a share for names; `problem` says
@@ -30,7 +30,7 @@ class Outcome:
     text: str = ""
 
 
-def grade_likelihoods(questions: Sequence[Question], scored: Sequence[OptionLogprobs]) -> list[Outcome]:
+def grade_likelihoods(questions: Sequence[Question], scored: Sequence[OptionLogprobs]) -> list[GradedAnswer]:
     """The most likely option is the answer; of equal ones the first, as lm-evaluation-harness has it.
 
     Raises:
@@ -46,16 +46,16 @@ def grade_likelihoods(questions: Sequence[Question], scored: Sequence[OptionLogp
                 "weights, or set policy.precision=float32"
             )
         letter = list(question.item.lettered)[values.index(max(values))]
-        outcomes.append(Outcome(question, (letter,), float(letter == question.item.answer)))
+        outcomes.append(GradedAnswer(question, (letter,), float(letter == question.item.answer)))
     return outcomes
 
 
-def grade_answers(answers: Sequence[tuple[Question, Completion]]) -> list[Outcome]:
+def grade_answers(answers: Sequence[tuple[Question, Completion]]) -> list[GradedAnswer]:
     """One answer per question."""
-    return [_outcome(question, read_answer(question, answer), [answer]) for question, answer in answers]
+    return [_graded(question, read_answer(question, answer), [answer]) for question, answer in answers]
 
 
-def grade_votes(questions: Sequence[Question], samples: Sequence[Sequence[Completion]]) -> list[Outcome]:
+def grade_votes(questions: Sequence[Question], samples: Sequence[Sequence[Completion]]) -> list[GradedAnswer]:
     """Several answers per question: the choice of the majority; of names, those of the first sample that has
     any."""
     outcomes = []
@@ -63,25 +63,25 @@ def grade_votes(questions: Sequence[Question], samples: Sequence[Sequence[Comple
         readings = [read_answer(question, answer) for answer in answers]
         if question.task.form == "choice":
             letter = majority(votes_of(readings))
-            chosen = Reading((letter,)) if letter is not None else readings[0]
+            chosen = AnswerReading((letter,)) if letter is not None else readings[0]
         else:
             chosen = next((reading for reading in readings if reading.given), readings[0])
-        outcomes.append(_outcome(question, chosen, answers))
+        outcomes.append(_graded(question, chosen, answers))
     return outcomes
 
 
-def votes_of(readings: Sequence[Reading]) -> list[str | None]:
+def votes_of(readings: Sequence[AnswerReading]) -> list[str | None]:
     """Each sample's letter, None where none was read."""
     return [reading.given[0] if reading.given else None for reading in readings]
 
 
-def read_answer(question: Question, completion: Completion) -> Reading:
+def read_answer(question: Question, completion: Completion) -> AnswerReading:
     """What a completion answers."""
     truncated = completion.finish_reason == "length"
     if question.task.form == "choice":
         return read_choice(completion.text, question.item.lettered, truncated=truncated)
     reading = read_names(completion.text)
-    return Reading((), "truncated") if truncated and not reading.given else reading
+    return AnswerReading((), "truncated") if truncated and not reading.given else reading
 
 
 def score_reading(question: Question, given: tuple[str, ...]) -> float:
@@ -96,7 +96,7 @@ def score_reading(question: Question, given: tuple[str, ...]) -> float:
     return score_list(given, item.expected).f1
 
 
-def _outcome(question: Question, reading: Reading, answers: Sequence[Completion]) -> Outcome:
+def _graded(question: Question, reading: AnswerReading, answers: Sequence[Completion]) -> GradedAnswer:
     cut = sum(answer.finish_reason == "length" for answer in answers)
     right = score_reading(question, reading.given)
-    return Outcome(question, reading.given, right, reading.problem, cut, answers[0].text)
+    return GradedAnswer(question, reading.given, right, reading.problem, cut, answers[0].text)

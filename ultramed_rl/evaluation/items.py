@@ -1,15 +1,24 @@
-"""A benchmark's items, how a task asks them, and what an answer was read as."""
+"""A benchmark's items, how a task asks them, other orders of their options, and what an answer was read as."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import permutations
+from math import factorial
+from random import Random
 from string import ascii_uppercase
 from typing import Any, Literal
+
+from ultramed_rl.learning.seeds import derive_seed
 
 Row = Mapping[str, Any]
 Form = Literal["choice", "factoid", "list", "statements"]
 Problem = Literal["", "none", "contradiction", "truncated"]
+INSTRUCTION = (
+    'Think step by step, and end with the sentence "So, the answer is X.", where X is the letter of the '
+    "right option."
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,7 @@ class Continuations:
 
 
 @dataclass(frozen=True)
-class Reading:
+class AnswerReading:
     """What an answer's text was read as: a letter, or names; none of them with the reason in `problem`."""
 
     given: tuple[str, ...]
@@ -80,3 +89,41 @@ class Task:
     subject_files: bool = False
     drops_repeats: bool = False
     offline: str = ""
+
+
+def ask_choice(item: Item) -> str:
+    """The chat form: context, stem, lines "A. ...", and how to answer (as UltraMedical's answers end)."""
+    options = "\n".join(f"{letter}. {' '.join(text.split())}" for letter, text in item.lettered.items())
+    return join_parts(item.context, item.question, options, INSTRUCTION)
+
+
+def join_parts(*parts: str) -> str:
+    """The parts that say something, with a blank line between them."""
+    return "\n\n".join(part.strip() for part in parts if part.strip())
+
+
+def reorder(item: Item, order: Sequence[int]) -> Item:
+    """The same question with its options in another order; place i gets the option of place `order[i]`.
+
+    The key moves with its option. The id stays: it is the question's.
+    """
+    assert sorted(order) == list(range(len(item.options))), order
+    answer = ascii_uppercase[list(order).index(ascii_uppercase.index(item.answer))]
+    return replace(item, options=tuple(item.options[place] for place in order), answer=answer)
+
+
+def shuffled_orders(item_id: str, options: int, count: int, seed: int) -> list[tuple[int, ...]]:
+    """The given order first, then `count` other orders of so many options, all different.
+
+    The same for the same arguments everywhere. Fewer where there are not so many: of two options only one.
+    """
+    draw = Random(derive_seed("orders", seed, item_id, options))
+    given = tuple(range(options))
+    if count >= factorial(options) - 1:
+        others = list(permutations(given))[1:]
+        draw.shuffle(others)
+        return [given, *others]
+    orders = {given: None}
+    while len(orders) <= count:
+        orders[tuple(draw.sample(given, options))] = None
+    return list(orders)

@@ -45,7 +45,7 @@ def load_items(
     `task.drops_repeats` says otherwise.
 
     Args:
-        uri: a source of rows, or several that are read in turn.
+        uri: a source of rows, or several that are read in turn; "offline" stands for the installed package's.
         limit: draw so many items, evenly over the whole set; the same ones for the same seed.
 
     Raises:
@@ -63,7 +63,10 @@ def load_items(
         raise ValueError(
             f"task {task.name!r}: none of {counts['rows']} rows is one of its questions; name another source"
         )
-    return Loaded(_sample(items, limit, derive_seed("items", task.name, seed)), dict(counts))
+    if limit is not None and limit < len(items):
+        places = Random(derive_seed("items", task.name, seed)).sample(range(len(items)), limit)
+        items = tuple(items[place] for place in sorted(places))
+    return Loaded(items, dict(counts))
 
 
 def find_uris(task: Task, uri: str | Sequence[str] | None) -> Sequence[str]:
@@ -73,35 +76,27 @@ def find_uris(task: Task, uri: str | Sequence[str] | None) -> Sequence[str]:
             f"task {task.name!r}: uri=null, but no public source has its rows; get them where the task's authors give them "
             "out, and name the file as the task's uri"
         )
+    if uri == "offline" and not task.offline:
+        raise ValueError(
+            f"task {task.name!r}: uri='offline', but no package holds its rows; name a file or a hub set as its uri"
+        )
     if uri is None:
         return task.uris
-    return [uri] if isinstance(uri, str) else uri
-
-
-def _sample(items: tuple[Item, ...], limit: int | None, seed: int) -> tuple[Item, ...]:
-    if limit is None or limit >= len(items):
-        return items
-    places = Random(seed).sample(range(len(items)), limit)
-    return tuple(items[place] for place in sorted(places))
+    return [task.offline if uri == "offline" else uri] if isinstance(uri, str) else uri
 
 
 def _read_items(task: Task, uris: Sequence[str], counts: Counter[str]) -> Iterator[Item]:
     sources = [source for uri in uris for source in list_sources(uri)]
     for source in sources:
         subject = Path(source).stem if task.subject_files and len(sources) > 1 else ""
-        for item in _read_source(task, source, counts):
+        own: Counter[str] = Counter()
+        unfit, fix = f"don't fit task {task.name!r}", "name another source, or repair it"
+        fitting = 0
+        for item in FittingRows(source, None, MISFITS_ALLOWED, unfit, fix, own).parse(task.read):
+            fitting += 1
             yield item if item.subject else replace(item, subject=subject)
-
-
-def _read_source(task: Task, source: str, counts: Counter[str]) -> Iterator[Item]:
-    found: Counter[str] = Counter()
-    unfit, cure = f"don't fit task {task.name!r}", "name another source, or repair it"
-    fitting = 0
-    for item in FittingRows(source, None, MISFITS_ALLOWED, unfit, cure, found).parse(task.read):
-        fitting += 1
-        yield item
-    counts.update(found)
-    counts["left_out"] += found["rows"] - found["misfit"] - fitting
+        counts.update(own)
+        counts["left_out"] += own["rows"] - own["misfit"] - fitting
 
 
 def _without_repeats(task: Task, items: Iterable[Item], counts: Counter[str]) -> Iterator[Item]:

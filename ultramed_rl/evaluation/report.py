@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ultramed_rl.evaluation.grading import Outcome, read_answer, votes_of
-from ultramed_rl.evaluation.reranking import CurvePoint, SampledItem, rerank_curve
+from ultramed_rl.evaluation.grading import GradedAnswer, read_answer, votes_of
 from ultramed_rl.evaluation.results import (
     Average,
     Comparison,
@@ -18,6 +17,7 @@ from ultramed_rl.evaluation.results import (
     task_result,
 )
 from ultramed_rl.evaluation.suite import AskedTask, Question
+from ultramed_rl.evaluation.voting import CurvePoint, SampledItem, rerank_curve
 from ultramed_rl.records import Completion, ScoredCompletion
 from ultramed_rl.store.atomic import write_lines
 
@@ -27,20 +27,20 @@ class PolicyReport:
     """`outcomes` by (task, protocol), `results` in that order, `averages` by protocol."""
 
     policy: str
-    outcomes: dict[tuple[str, str], list[Outcome]]
+    outcomes: dict[tuple[str, str], list[GradedAnswer]]
     results: tuple[TaskResult, ...]
     averages: dict[str, Average] = field(default_factory=dict)
 
     @property
     def metrics(self) -> dict[str, float]:
         """Accuracies and shares of unread answers, flat, for a tracker."""
-        found: dict[str, float] = {}
+        figures: dict[str, float] = {}
         for result in self.results:
             name = f"{result.task}_{result.protocol}"
-            found[f"{name}_accuracy"] = result.score.accuracy
-            found[f"{name}_unread"] = sum(result.unread.values()) / result.score.items
+            figures[f"{name}_accuracy"] = result.score.accuracy
+            figures[f"{name}_unread"] = sum(result.unread.values()) / result.score.items
         averages = {f"average_{protocol}": a.accuracy for protocol, a in self.averages.items()}
-        return found | averages
+        return figures | averages
 
     @property
     def details(self) -> dict[str, Any]:
@@ -54,7 +54,7 @@ class PolicyReport:
 def report_policy(
     name: str,
     suite: Sequence[AskedTask],
-    graded: Mapping[str, Sequence[Outcome]],
+    graded: Mapping[str, Sequence[GradedAnswer]],
     samples: Mapping[str, int],
     curves: Mapping[str, Sequence[CurvePoint]],
 ) -> PolicyReport:
@@ -65,7 +65,7 @@ def report_policy(
         samples: answers per question by protocol.
         curves: by task, of self-consistency's samples.
     """
-    outcomes: dict[tuple[str, str], list[Outcome]] = {}
+    outcomes: dict[tuple[str, str], list[GradedAnswer]] = {}
     for protocol, members in graded.items():
         for outcome in members:
             outcomes.setdefault((outcome.question.task.name, protocol), []).append(outcome)
@@ -121,7 +121,7 @@ def write_failures(report: PolicyReport, folder: Path, prefix: str = "") -> None
         write_lines(folder / f"{prefix}{task}-{protocol}.jsonl", failures(outcomes))
 
 
-def failures(outcomes: Sequence[Outcome]) -> Iterator[dict[str, Any]]:
+def failures(outcomes: Sequence[GradedAnswer]) -> Iterator[dict[str, Any]]:
     """What was answered wrong or not at all, in the data's own order of options, for reading."""
     for outcome in outcomes:
         if outcome.right < 1.0 and outcome.question.place == 0:

@@ -20,32 +20,19 @@ MEDICAL = "Medical RewardBench"
 GENERAL = "RewardBench"
 OTHERS = "mean of the subsets"
 MEDICAL_SUBSETS = ("Easy", "Hard", "Human", "Length")
-MATHEMATICS = ("math-prm",)
-CODE = ("hep-cpp", "hep-go", "hep-java", "hep-js", "hep-python", "hep-rust")
 # Each section's parts: in a part pairs count alike, and parts do in their section.
-SECTIONS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "Chat": (("alpacaeval-easy", "alpacaeval-length", "alpacaeval-hard", "mt-bench-easy", "mt-bench-med"),),
+_PARTS = {
+    "Chat": ("alpacaeval-easy alpacaeval-length alpacaeval-hard mt-bench-easy mt-bench-med",),
     "Chat Hard": (
-        (
-            "mt-bench-hard",
-            "llmbar-natural",
-            "llmbar-adver-neighbor",
-            "llmbar-adver-GPTInst",
-            "llmbar-adver-GPTOut",
-            "llmbar-adver-manual",
-        ),
+        "mt-bench-hard llmbar-natural llmbar-adver-neighbor llmbar-adver-GPTInst llmbar-adver-GPTOut "
+        "llmbar-adver-manual",
     ),
     "Safety": (
-        (
-            "refusals-dangerous",
-            "refusals-offensive",
-            "xstest-should-refuse",
-            "xstest-should-respond",
-            "donotanswer",
-        ),
+        "refusals-dangerous refusals-offensive xstest-should-refuse xstest-should-respond donotanswer",
     ),
-    "Reasoning": (MATHEMATICS, CODE),
+    "Reasoning": ("math-prm", "hep-cpp hep-go hep-java hep-js hep-python hep-rust"),
 }
+SECTIONS = {name: tuple(tuple(part.split()) for part in parts) for name, parts in _PARTS.items()}
 _KNOWN = [*MEDICAL_SUBSETS, *(name for parts in SECTIONS.values() for part in parts for name in part)]
 _BY_FOLDED = {name.casefold(): name for name in _KNOWN}
 
@@ -94,7 +81,7 @@ class SubsetScore:
 
 
 @dataclass(frozen=True)
-class Average:
+class SubsetAverage:
     """An average in 0..1 over what there is, and the names of what it should have been over besides."""
 
     name: str
@@ -116,29 +103,10 @@ def score_subsets(pairs: Sequence[ScoredPair], too_long: Mapping[str, int]) -> t
     by_subset: dict[str, list[ScoredPair]] = {}
     for pair in pairs:
         by_subset.setdefault(pair.subset, []).append(pair)
-    found = [*by_subset, *(name for name in too_long if name not in by_subset)]
-    order = [*(name for name in _KNOWN if name in found), *(name for name in found if name not in _KNOWN)]
-    return tuple(_score(name, by_subset.get(name, []), too_long.get(name, 0)) for name in order)
-
-
-def average_subsets(scores: Sequence[SubsetScore]) -> tuple[Average, ...]:
-    """The averages of each benchmark that has a subset among these, and the plain mean of all other subsets.
-
-    Subsets in which nothing was scored count as missing.
-    """
-    scored = {score.subset: score for score in scores if score.pairs}
-    others = [name for name in scored if name not in _KNOWN]
-    return (
-        *_plain_mean(MEDICAL, MEDICAL_SUBSETS, scored),
-        *_reward_bench(scored),
-        *_plain_mean(OTHERS, others, scored),
-    )
-
-
-def wrong_pairs(pairs: Sequence[ScoredPair]) -> list[ScoredPair]:
-    """The pairs judged wrong, worst first: those without a finite score, then by margin. Ties aren't wrong."""
-    wrong = [pair for pair in pairs if pair.right == 0.0]
-    return sorted(wrong, key=lambda pair: pair.margin if pair.finite else -math.inf)
+    for subset in too_long:
+        by_subset.setdefault(subset, [])
+    order = [*(name for name in _KNOWN if name in by_subset), *(n for n in by_subset if n not in _KNOWN)]
+    return tuple(_score(name, by_subset[name], too_long.get(name, 0)) for name in order)
 
 
 def _score(name: str, pairs: Sequence[ScoredPair], too_long: int) -> SubsetScore:
@@ -149,34 +117,32 @@ def _score(name: str, pairs: Sequence[ScoredPair], too_long: int) -> SubsetScore
     return SubsetScore(name, len(pairs), right, accuracy, ties, non_finite, too_long)
 
 
-def _plain_mean(name: str, subsets: Sequence[str], scored: Mapping[str, SubsetScore]) -> tuple[Average, ...]:
-    """The mean of the subsets' accuracies; nothing where none of them was scored."""
-    found = [scored[subset] for subset in subsets if subset in scored]
-    if not found:
-        return ()
-    return (Average(name, fmean(s.right / s.pairs for s in found), _missing(subsets, scored)),)
+def average_subsets(scores: Sequence[SubsetScore]) -> tuple[SubsetAverage, ...]:
+    """The averages of each benchmark that has a subset among these, and the plain mean of all other subsets.
+
+    Subsets in which nothing was scored count as missing.
+    """
+    scored = {score.subset: score for score in scores if score.pairs}
+    alone = {MEDICAL: MEDICAL_SUBSETS, OTHERS: [name for name in scored if name not in _KNOWN]}
+    plain = {name: _average(name, [(s,) for s in subsets], scored) for name, subsets in alone.items()}
+    sections = [a for name, parts in SECTIONS.items() if (a := _average(name, parts, scored)) is not None]
+    if sections:
+        missing = tuple(name for name in SECTIONS if name not in {section.name for section in sections})
+        sections.append(SubsetAverage(GENERAL, fmean(section.accuracy for section in sections), missing))
+    return tuple(a for a in (plain[MEDICAL], *sections, plain[OTHERS]) if a is not None)
 
 
-def _reward_bench(scored: Mapping[str, SubsetScore]) -> tuple[Average, ...]:
-    """The sections that there are, and their mean; nothing where there is none."""
-    sections = []
-    for name, parts in SECTIONS.items():
-        means = [_pooled([scored[s] for s in part if s in scored]) for part in parts]
-        known = [mean for mean in means if mean is not None]
-        subsets = [subset for part in parts for subset in part]
-        if known:
-            sections.append(Average(name, fmean(known), _missing(subsets, scored)))
-    if not sections:
-        return ()
-    overall = fmean(section.accuracy for section in sections)
-    return (*sections, Average(GENERAL, overall, _missing(list(SECTIONS), {s.name: s for s in sections})))
+def _average(
+    name: str, parts: Sequence[Sequence[str]], scored: Mapping[str, SubsetScore]
+) -> SubsetAverage | None:
+    """The mean of the parts' accuracies, each over all of its pairs; None where none of them was scored."""
+    there = [[scored[subset] for subset in part if subset in scored] for part in parts]
+    means = [math.fsum(s.right for s in part) / sum(s.pairs for s in part) for part in there if part]
+    missing = tuple(subset for part in parts for subset in part if subset not in scored)
+    return SubsetAverage(name, fmean(means), missing) if means else None
 
 
-def _pooled(scores: Sequence[SubsetScore]) -> float | None:
-    """The accuracy over all pairs of the subsets together."""
-    pairs = sum(score.pairs for score in scores)
-    return math.fsum(score.right for score in scores) / pairs if pairs else None
-
-
-def _missing(names: Sequence[str], found: Mapping[str, object]) -> tuple[str, ...]:
-    return tuple(name for name in names if name not in found)
+def wrong_pairs(pairs: Sequence[ScoredPair]) -> list[ScoredPair]:
+    """The pairs judged wrong, worst first: those without a finite score, then by margin. Ties aren't wrong."""
+    wrong = [pair for pair in pairs if pair.right == 0.0]
+    return sorted(wrong, key=lambda pair: pair.margin if pair.finite else -math.inf)

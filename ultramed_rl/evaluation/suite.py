@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ultramed_rl.config.benchmarks import Benchmarks, TaskChoice
-from ultramed_rl.evaluation.choices import reorder, shuffled_orders
-from ultramed_rl.evaluation.items import Item, Task
+from ultramed_rl.evaluation.items import Item, Task, reorder, shuffled_orders
 from ultramed_rl.evaluation.load import Loaded, find_uris, load_items
 from ultramed_rl.evaluation.tasks import find_task
 from ultramed_rl.models.tokenizer import ChatTokenizer, encode_continuations
@@ -73,7 +72,7 @@ def check_task(config: Benchmarks, choice: TaskChoice) -> Task:
     """
     task = find_task(choice.name)
     check_protocols(task, [protocol.type for protocol in config.protocols])
-    find_uris(task, source_of(task, choice))
+    find_uris(task, choice.uri)
     if task.form == "statements" and config.judge is None:
         raise ValueError(
             f"task {task.name!r}: needs a judge; set benchmarks.judge (model and base_url of an OpenAI-compatible "
@@ -94,38 +93,16 @@ def check_protocols(task: Task, protocols: Sequence[str]) -> None:
     )
 
 
-def source_of(task: Task, choice: TaskChoice) -> str | None:
-    """The URI that a choice names; None for the task's own on the hub."""
-    if choice.uri != "offline":
-        return choice.uri
-    if not task.offline:
-        raise ValueError(
-            f"task {task.name!r}: uri='offline', but no package holds its rows; name a file or a hub set as its uri"
-        )
-    return task.offline
-
-
 def _ask(config: Benchmarks, choice: TaskChoice, seed: int) -> AskedTask:
     task = find_task(choice.name)
-    uri = source_of(task, choice)
-    loaded = load_items(task, uri, limit=choice.limit, seed=seed)
+    loaded = load_items(task, choice.uri, limit=choice.limit, seed=seed)
     extra = config.orders if task.shuffles else 0
     questions = [
         Question(task, reorder(item, order) if task.form == "choice" else item, place, order)
         for item in loaded.items
         for place, order in enumerate(shuffled_orders(item.item_id, len(item.options), extra, seed))
     ]
-    return AskedTask(task, tuple(find_uris(task, uri)), loaded, tuple(questions))
-
-
-def likelihood_questions(suite: Sequence[AskedTask]) -> list[Question]:
-    """The questions that have options to weigh; the others cannot be asked for likelihoods."""
-    return [q for asked in suite if asked.task.continuations is not None for q in asked.questions]
-
-
-def all_questions(suite: Sequence[AskedTask]) -> list[Question]:
-    """The questions of all tasks."""
-    return [question for asked in suite for question in asked.questions]
+    return AskedTask(task, tuple(find_uris(task, choice.uri)), loaded, tuple(questions))
 
 
 def encode_options(tokenizer: Any, question: Question) -> tuple[Tokens, tuple[Tokens, ...]]:
@@ -161,11 +138,11 @@ def check_room(lengths: Sequence[tuple[str, int]], max_length: int, answer: int)
         if length > room:
             longest.setdefault(task, []).append(length)
     if longest:
-        found = ", ".join(f"{len(n)} of {task} (up to {max(n)} tokens)" for task, n in longest.items())
+        questions = ", ".join(f"{len(n)} of {task} (up to {max(n)} tokens)" for task, n in longest.items())
         most = max(map(max, longest.values()))
         less = f" less {answer} for the answer" if answer else ""
         other = ", or lower the protocols' max_new_tokens" if answer else ""
         raise ValueError(
-            f"benchmarks: {found} exceed policy.max_length={max_length}{less}; set policy.max_length to "
+            f"benchmarks: {questions} exceed policy.max_length={max_length}{less}; set policy.max_length to "
             f"{most + answer} or more{other}"
         )

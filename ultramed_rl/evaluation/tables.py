@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ultramed_rl.evaluation.judging.entailment import StatementSummary
+from ultramed_rl.evaluation.judging import StatementSummary
 from ultramed_rl.evaluation.report import PolicyReport
 from ultramed_rl.evaluation.results import Comparison
 from ultramed_rl.tracking.summary import render_table
@@ -43,6 +43,19 @@ _STATEMENTS = [
 ]
 
 
+def render_reports(
+    reports: Sequence[PolicyReport],
+    comparisons: Mapping[str, Sequence[Comparison]],
+    first: str,
+    *,
+    detailed: bool = False,
+) -> str:
+    """What policies came to, and each against the first; `detailed` with subjects and the curves of samples."""
+    further = [render_subjects(reports), render_curves(reports)] if detailed else []
+    compared = render_comparisons(comparisons, first)
+    return "\n\n".join(filter(None, [render_results(reports), *further, render_averages(reports), compared]))
+
+
 def render_results(reports: Sequence[PolicyReport]) -> str:
     """Every task and protocol of every policy."""
     rows = []
@@ -65,17 +78,17 @@ def render_results(reports: Sequence[PolicyReport]) -> str:
 
 def render_subjects(reports: Sequence[PolicyReport]) -> str:
     """Every subject of the tasks that have some, policy by policy: a column for each protocol."""
-    found: dict[tuple[str, str, str], dict[str, Any]] = {}
+    scored: dict[tuple[str, str, str], dict[str, Any]] = {}
     protocols: dict[str, None] = {}
     for report in reports:
         for result in report.results:
             for subject, score in result.subjects.items():
                 protocols[result.protocol] = None
                 row = {"policy": report.policy, "task": result.task, "subject": subject, "items": score.items}
-                row = found.setdefault((report.policy, result.task, subject), row)
+                row = scored.setdefault((report.policy, result.task, subject), row)
                 row[result.protocol] = f"{score.accuracy:.1%} [{score.low:.0%}, {score.high:.0%}]"
     columns = [*_SUBJECTS, *((name, f"{{{name}}}") for name in protocols)]
-    return _table(columns, list(found.values()))
+    return _table(columns, list(scored.values()))
 
 
 def render_curves(reports: Sequence[PolicyReport]) -> str:
@@ -102,7 +115,9 @@ def render_averages(reports: Sequence[PolicyReport]) -> str:
     for report in reports:
         for protocol, average in report.averages.items():
             kind = (
-                "the paper's nine columns" if average.whole else f"{len(average.columns)} columns, not nine"
+                "the paper's nine columns"
+                if average.is_papers
+                else f"{len(average.columns)} columns, not nine"
             )
             names = ", ".join(f"{name} {value:.1%}" for name, value in average.columns.items())
             lines.append(f"{report.policy}, {protocol}: average {average.accuracy:.2%} over {kind} ({names})")
@@ -112,8 +127,8 @@ def render_averages(reports: Sequence[PolicyReport]) -> str:
 def render_comparisons(comparisons: Mapping[str, Sequence[Comparison]], first: str) -> str:
     """Each policy against the first."""
     rows = []
-    for policy, found in comparisons.items():
-        for comparison in found:
+    for policy, members in comparisons.items():
+        for comparison in members:
             row = {key: value for key, value in vars(comparison).items() if value is not None}
             rows.append({"policy": f"{policy} vs {first}", **row})
     return _table(_COMPARISONS, rows)

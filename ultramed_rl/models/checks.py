@@ -15,15 +15,18 @@ from torch import nn
 
 from ultramed_rl.config import AnyConfig, ContrastsConfig, DataConfig, EvaluateConfig, RewardBenchConfig
 from ultramed_rl.config.base import Problems
-from ultramed_rl.config.models import Model, ModelSettings
+from ultramed_rl.config.models import Model, ModelSettings, Reward
 from ultramed_rl.config.reward_bench import BenchedModel
 from ultramed_rl.config.run import RunConfig
 from ultramed_rl.config.stages import PreferenceConfig, RewardConfig, SftConfig
+from ultramed_rl.kinds import KINDS, load
 from ultramed_rl.models.checkpoint import ModelSource, check_weights, empty_model, weight_files
 from ultramed_rl.models.configs import check_length, decoder_config, longest_sequence, read_config
 from ultramed_rl.models.lora import attach_lora
 from ultramed_rl.models.offline import resolve_model
 
+# The key of a model, its path, and how it is looked at.
+NamedModel = tuple[str, str, Callable[[], None]]
 HEAD = "score."  # of transformers' classifiers over decoders
 
 
@@ -79,7 +82,7 @@ def check_models(config: AnyConfig, *, local: bool = False) -> None:
         Problems: what is wrong with them, a line each, after the key of the model.
     """
     problems = []
-    for key, path, look in _models_of(config):
+    for key, path, look in load(KINDS[config.type].models)(config):
         if local and not Path(path).expanduser().is_dir():
             continue
         try:
@@ -91,32 +94,50 @@ def check_models(config: AnyConfig, *, local: bool = False) -> None:
         raise Problems(problems)
 
 
-def _models_of(config: AnyConfig) -> Iterator[tuple[str, str, Callable[[], None]]]:
-    """Each model's key and path, and how it is looked at."""
-    if isinstance(config, RunConfig):
-        yield "policy.path", config.policy.path, partial(check_policy_model, config.policy, "policy")
-        if config.reward.train is not None:
-            yield "policy.path", config.policy.path, _reward_check(config.policy, "policy", trained=False)
-    elif isinstance(config, RewardConfig | RewardBenchConfig):
-        trained = isinstance(config, RewardBenchConfig)
-        yield "model.path", config.model.path, _reward_check(config.model, "model", trained=trained)
-    elif isinstance(config, SftConfig | PreferenceConfig):
-        yield "model.path", config.model.path, partial(check_policy_model, config.model, "model")
-    elif isinstance(config, ContrastsConfig):
-        path = config.policy.path
-        yield "policy.path", path, partial(check_sampled_model, path, config.policy)
-    elif isinstance(config, DataConfig):
-        for name, engine in config.engines.items():
-            path = engine.policy.path
-            yield f"generators.{name}.path", path, partial(check_sampled_model, path, engine.policy)
-    elif isinstance(config, EvaluateConfig):
-        for name, path in config.policies.items():
-            yield f"policies.{name}", path, partial(check_sampled_model, path, config.policy)
-    if isinstance(config, RunConfig | EvaluateConfig) and config.reward is not None:
-        trust, length = config.reward.trust_remote_code, ("policy.max_length", config.policy.max_length)
-        for path in filter(None, config.reward.paths):
-            look = partial(check_reward_model, path, trained=True, trust_remote_code=trust, length=length)
-            yield "reward.path" if path == config.reward.path else "reward.ensemble.paths", path, look
+def online_models(config: RunConfig) -> Iterator[NamedModel]:
+    """Of an online run: what is trained, and what scores."""
+    yield "policy.path", config.policy.path, partial(check_policy_model, config.policy, "policy")
+    if config.reward.train is not None:
+        yield "policy.path", config.policy.path, _reward_check(config.policy, "policy", trained=False)
+    yield from _scoring_models(config.reward, config.policy.max_length)
+
+
+def trained_models(config: SftConfig | PreferenceConfig) -> Iterator[NamedModel]:
+    """Of a stage that trains a policy."""
+    yield "model.path", config.model.path, partial(check_policy_model, config.model, "model")
+
+
+def reward_models(config: RewardConfig | RewardBenchConfig) -> Iterator[NamedModel]:
+    """Of a stage that trains a reward model, or measures a trained one."""
+    trained = isinstance(config, RewardBenchConfig)
+    yield "model.path", config.model.path, _reward_check(config.model, "model", trained=trained)
+
+
+def sampled_models(config: ContrastsConfig) -> Iterator[NamedModel]:
+    """Of a stage that samples one policy."""
+    yield "policy.path", config.policy.path, partial(check_sampled_model, config.policy.path, config.policy)
+
+
+def compared_models(config: EvaluateConfig) -> Iterator[NamedModel]:
+    """Of a comparison: policies, and what scores them."""
+    for name, path in config.policies.items():
+        yield f"policies.{name}", path, partial(check_sampled_model, path, config.policy)
+    if config.reward is not None:
+        yield from _scoring_models(config.reward, config.policy.max_length)
+
+
+def generator_models(config: DataConfig) -> Iterator[NamedModel]:
+    """Of a stage of the data factory: its own engines'."""
+    for name, engine in config.engines.items():
+        path = engine.policy.path
+        yield f"generators.{name}.path", path, partial(check_sampled_model, path, engine.policy)
+
+
+def _scoring_models(reward: Reward, max_length: int) -> Iterator[NamedModel]:
+    trust, length = reward.trust_remote_code, ("policy.max_length", max_length)
+    for path in filter(None, reward.paths):
+        look = partial(check_reward_model, path, trained=True, trust_remote_code=trust, length=length)
+        yield "reward.path" if path == reward.path else "reward.ensemble.paths", path, look
 
 
 def _reward_check(model: Model | BenchedModel, section: str, *, trained: bool) -> Callable[[], None]:

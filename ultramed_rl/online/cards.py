@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ultramed_rl.config import RunConfig
-from ultramed_rl.store import RoundRecord, RunDirectory
+from ultramed_rl.store import RoundRecord, RunDirectory, RunReader
 from ultramed_rl.store.cards import (
     DataFacts,
     Input,
@@ -32,7 +32,7 @@ def write_policy_card(
     role: Role = "policy",
 ) -> None:
     """README.md beside a round's weights, before the directory is digested."""
-    earlier = [store.round(index).committed_metrics() for index in range(record.index)]
+    earlier = RunReader(store.path).rounds[: record.index]
     facts = _policy_facts(config, store, record, metrics, role)
     write_card(directory, model_card(config, replace(facts, rounds=earlier)))
 

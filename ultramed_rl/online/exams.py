@@ -8,22 +8,17 @@ from pathlib import Path
 
 from ultramed_rl.config import RunConfig
 from ultramed_rl.config.benchmarks import RoundBenchmarks
-from ultramed_rl.crew.examiner import Answers, Candidate, Examiner, Sitting, make_judge
-from ultramed_rl.crew.judging import judge_statements
 from ultramed_rl.crew.online import Crew
 from ultramed_rl.data.prompts import PromptPool
 from ultramed_rl.evaluation.contamination.guard import check_contamination
 from ultramed_rl.evaluation.contamination.search import TrainedPrompt
 from ultramed_rl.evaluation.report import PolicyReport, compare_reports, write_failures
+from ultramed_rl.evaluation.runner import AnswerPlace, BenchmarkRunner, PolicyAnswers, PolicyQuestions
 from ultramed_rl.evaluation.suite import load_suite
-from ultramed_rl.evaluation.tables import (
-    render_averages,
-    render_comparisons,
-    render_results,
-    render_statements,
-)
+from ultramed_rl.evaluation.tables import render_reports, render_statements
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, Prompt, ScoredCompletion
+from ultramed_rl.rewards.statements import StatementGrader, judge_statements
 from ultramed_rl.store import ArtifactFolder
 from ultramed_rl.store.atomic import write_json
 from ultramed_rl.tracking import Progress
@@ -40,9 +35,11 @@ class RoundExams:
         """All that can go wrong before an engine starts: tasks, data, lengths, the judge's key."""
         self.config, self.benchmarks, self.progress = config, benchmarks, progress
         self.suite = load_suite(benchmarks, config.run.seed)
-        self.judge = make_judge(self.suite, benchmarks.judge)
-        self.examiner = Examiner(benchmarks, self.suite, config.run.seed, config.policy.max_length, progress)
-        self.candidate: Candidate = self.examiner.admit("policy", config.policy.path, tokenizer)
+        self.judge = StatementGrader.for_suite(self.suite, benchmarks.judge)
+        self.runner = BenchmarkRunner(
+            benchmarks, self.suite, config.run.seed, config.policy.max_length, progress
+        )
+        self.questions: PolicyQuestions = self.runner.questions_of("policy", config.policy.path, tokenizer)
         self.first: PolicyReport | None = None
 
     def warn(self, folder: Path, pool: PromptPool) -> None:
@@ -52,23 +49,23 @@ class RoundExams:
             return
         texts = (p.messages[-1]["content"].rstrip().removesuffix(self._suffix) for p in pool.training)
         own = (TrainedPrompt(text, self.config.run.name) for text in texts)
-        found = check_contamination(check, self.suite, self.config.policy.path, own)
-        self.progress.say(found.render())
-        write_json(folder / "contamination.json", asdict(found))
+        contamination = check_contamination(check, self.suite, self.config.policy.path, own)
+        self.progress.say(contamination.render())
+        write_json(folder / "contamination.json", asdict(contamination))
 
     def sit(self, folder: ArtifactFolder, version: int, crew: Crew) -> Metrics:
         """Ask the policy that the engines hold; answers, results and failures stay with the round."""
-        sitting = Sitting(folder, version)
+        place = AnswerPlace(folder, version)
 
         def score(prompts: Sequence[Prompt], samples: Sequence[Completion]) -> list[ScoredCompletion]:
             return crew.score(prompts, samples, lambda _: None)
 
         with crew.exchange.phase("benchmarks"):
-            answers = self.examiner.ask(self.candidate, sitting, lambda: crew)
+            answers = self.runner.ask(self.questions, place, lambda: crew)
             if answers.samples:
-                self.examiner.reward(self.candidate, sitting, answers, score)
-        report = self.examiner.report(self.candidate, answers)
-        metrics = report.metrics | self._judge(answers, sitting)
+                self.runner.reward(self.questions, place, answers, score)
+        report = self.runner.report(self.questions, answers)
+        metrics = report.metrics | self._judge(answers, place)
         if self.first is None:
             self.first = report
         metrics |= self._compare(report, version)
@@ -83,23 +80,21 @@ class RoundExams:
         """The change against version 0, task by task."""
         assert self.first is not None
         seed, resamples = self.config.run.seed, self.config.evaluation.bootstrap
-        found = compare_reports(self.first, report, resamples, seed) if version else []
-        compared = render_comparisons({f"version {version}": found}, "version 0")
-        tables = [render_results([report]), render_averages([report]), compared]
-        self.progress.say("\n".join(table for table in tables if table))
+        comparisons = compare_reports(self.first, report, resamples, seed) if version else []
+        self.progress.say(render_reports([report], {f"version {version}": comparisons}, "version 0"))
         metrics: Metrics = {}
-        for comparison in found:
+        for comparison in comparisons:
             name = f"{comparison.task}_{comparison.protocol}"
             metrics |= {f"{name}_change": comparison.change}
             metrics |= {} if comparison.p_value is None else {f"{name}_p": comparison.p_value}
         return metrics
 
-    def _judge(self, answers: Answers, sitting: Sitting) -> Metrics:
-        answered = self.examiner.statements(answers)
+    def _judge(self, answers: PolicyAnswers, place: AnswerPlace) -> Metrics:
+        answered = self.runner.statements(answers)
         if self.judge is None or not answered:
             return {}
-        summary = judge_statements(self.judge, answered, sitting, self.progress, self.config.run.seed)
-        self.progress.say(render_statements({f"version {sitting.version}": summary}))
+        summary = judge_statements(self.judge, answered, place, self.progress, self.config.run.seed)
+        self.progress.say(render_statements({f"version {place.version}": summary}))
         return summary.metrics
 
     def _keep(self, folder: Path, report: PolicyReport) -> None:

@@ -28,7 +28,7 @@ from ultramed_rl.store.atomic import write_lines
 from ultramed_rl.store.pairs import RoundPairs
 from ultramed_rl.store.shards import ShardedPhase
 from ultramed_rl.tracking import Progress
-from ultramed_rl.tracking.progress import Bar
+from ultramed_rl.tracking.console import Bar
 
 
 class Gatherer:

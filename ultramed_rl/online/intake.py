@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ultramed_rl.actors.rollout import SamplingRequest
 from ultramed_rl.cluster.pool import Outcome
 from ultramed_rl.crew.sampling import check_version
 from ultramed_rl.crew.scorers import Scored
 from ultramed_rl.learning.pairs import PairSelector
-from ultramed_rl.records import Completion, Prompt
+from ultramed_rl.records import Completion, Prompt, SamplingRequest
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from ultramed_rl.models.tokenizer import chat_tokenizer
 from ultramed_rl.online.cards import write_reward_card, write_run_card
 from ultramed_rl.online.resume import latest_checkpoint, reference_path
 from ultramed_rl.records import Checkpoint
-from ultramed_rl.store import RunDirectory
+from ultramed_rl.store import RunDirectory, RunReader
 from ultramed_rl.tracking import Progress, Tracker, render_rounds, verdict, watched
 
 Metrics = dict[str, float]
@@ -122,7 +122,7 @@ def _run_rounds(
 
 def finished_run(config: RunConfig, store: RunDirectory, progress: Progress) -> RunResult:
     """The result of a run whose rounds are all committed; nothing is started."""
-    return conclude(store, [store.round(i).committed_metrics() for i in range(config.run.rounds)], progress)
+    return conclude(store, list(RunReader(store.path).rounds), progress)
 
 
 def conclude(store: RunDirectory, rounds: list[Metrics], progress: Progress) -> RunResult:

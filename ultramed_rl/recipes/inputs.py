@@ -90,7 +90,7 @@ def _check_judge_template(key: str, path: str) -> None:
 
         judge_template(path, key)
     else:
-        from ultramed_rl.evaluation.judging.entailment import statement_template
+        from ultramed_rl.evaluation.judging import statement_template
 
         statement_template(path, key)
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ultramed_rl.cluster.plan import make_plan
 from ultramed_rl.config import AnyConfig
 from ultramed_rl.config.base import Problems
 from ultramed_rl.config.recipe import RecipeConfig, stage_config, stage_inputs
+from ultramed_rl.kinds import KINDS, load
 from ultramed_rl.store.remote import check_url
 from ultramed_rl.tracking import Progress, watched
 
@@ -34,11 +34,11 @@ def check_runnable(config: AnyConfig) -> None:
     if benchmarks is not None:
         from ultramed_rl.evaluation.suite import task_problems
 
-        found = task_problems(benchmarks)
-        if found:
-            raise Problems(found)
+        problems = task_problems(benchmarks)
+        if problems:
+            raise Problems(problems)
     if getattr(config, "engine", "native") == "openrlhf":
-        from ultramed_rl.stages.openrlhf_limits import openrlhf_problems
+        from ultramed_rl.stages.openrlhf.limits import openrlhf_problems
 
         problems = openrlhf_problems(config)  # type: ignore[arg-type]
         if problems:
@@ -90,7 +90,7 @@ def run_recipe(recipe: RecipeConfig, *, resume: bool = False) -> RecipeResult:
             progress.say(f"-- stage {number} of {len(recipe.stages)}: {name} ({config.type})")
             began = time.perf_counter()
             # One that was started on another machine is at its URL: the stage's own directory finds it.
-            outputs[name] = RUNNERS[config.type](config, resume)
+            outputs[name] = run_config(config, resume)
             progress.say(f"-- {name}: {time.perf_counter() - began:.0f} s, {outputs[name]}")
     return RecipeResult(directory, outputs)
 
@@ -119,50 +119,8 @@ def data_stage(recipe: RecipeConfig, name: str) -> AnyConfig:
     return config
 
 
-def _online(config: Any, resume: bool) -> str:
-    from ultramed_rl.online.run import run
-
-    return run(config, resume=resume).checkpoint.path
-
-
-def _offline(config: Any, resume: bool) -> str:
-    from ultramed_rl.stages.run import run_stage
-
-    return str(run_stage(config, resume=resume).model)
-
-
-def _contrasts(config: Any, resume: bool) -> str:
-    from ultramed_rl.stages.contrasts import make_contrasts
-
-    return str(make_contrasts(config, resume=resume))
-
-
-def _evaluate(config: Any, resume: bool) -> str:
-    from ultramed_rl.stages.evaluate import evaluate_policies
-
-    return str(evaluate_policies(config, resume=resume).directory / "results.json")
-
-
-def _reward_bench(config: Any, resume: bool) -> str:
-    from ultramed_rl.stages.reward_bench import bench_reward
-
-    return str(bench_reward(config, resume=resume).directory / "reward_bench.json")
-
-
-def _data(config: Any, resume: bool) -> str:
-    from ultramed_rl.stages.data.run import make_data
-
-    return str(make_data(config, resume=resume))
-
-
-# The driver of each type of stage: (config, resume) to the path of what it made.
-RUNNERS: Mapping[str, Callable[[Any, bool], str]] = {
-    "online": _online,
-    "sft": _offline,
-    "reward": _offline,
-    "preference": _offline,
-    "contrasts": _contrasts,
-    "evaluate": _evaluate,
-    "reward_bench": _reward_bench,
-    "data": _data,
-}
+def run_config(config: AnyConfig, resume: bool) -> str:
+    """Run one config of any kind; the path of what it made."""
+    kind = KINDS[config.type]
+    load(kind.run)(config, resume=resume)
+    return str(kind.output_of(config))

@@ -1,6 +1,6 @@
 """Reports of runs, each as one HTML file: what a run came to, and how several compare.
 
-run directory --> records read back (run_files, answers, online_run) --> sections --> page
+run directory --> records read back (RunReader, answers, online_run) --> sections --> page
 """
 
 from ultramed_rl.report.build import write_report

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -44,6 +44,11 @@ class Answer:
         return math.isfinite(self.reward)
 
     @property
+    def cut(self) -> bool:
+        """Whether it met the limit of new tokens."""
+        return self.finish == "length"
+
+    @property
     def sampled(self) -> bool:
         """Whether the policy wrote it; not so of the data's own answer."""
         return self.finish != "reference"
@@ -69,17 +74,16 @@ class PairAnswers:
 def read_answers(path: Path) -> list[Answer]:
     """The scored answers of a file; none where it isn't there. Of a round of millions those of some prompts: every k-th of
     its files, so that about 50,000 are read."""
-    found = []
-    columns = ["prompt_id", "sample", "text", "token_ids", "finish_reason", "reward"]
-    for batch in _batches(_some(shard_files(path)), columns):
-        lengths = pc.list_value_length(batch.column("token_ids")).to_pylist()
-        rows = zip(*(batch.column(n).to_pylist() for n in columns if n != "token_ids"), lengths, strict=True)
-        for prompt_id, sample, text, finish, reward, tokens in rows:
+    answers = []
+    columns = ["prompt_id", "sample", "text", "finish_reason", "reward"]
+    for batch in _batches(_some(shard_files(path)), [*columns, "token_ids"]):
+        tokens = pc.list_value_length(batch.column("token_ids")).to_pylist()
+        rows = zip(tokens, *(batch.column(name).to_pylist() for name in columns), strict=True)
+        for count, prompt_id, sample, text, finish, reward in rows:
             reward = math.nan if reward is None else reward
-            found.append(
-                Answer(prompt_id, sample, tokens, finish, reward, not text.strip(), is_refusal(text))
-            )
-    return found
+            empty, refusal = not text.strip(), is_refusal(text)
+            answers.append(Answer(prompt_id, sample, count, finish, reward, empty, refusal))
+    return answers
 
 
 def read_pairs(path: Path, wanted: set[str]) -> list[PairAnswers]:
@@ -112,16 +116,21 @@ def read_prompts(path: Path, wanted: set[str]) -> dict[str, dict[str, Any]]:
 
 def by_prompt(answers: Iterable[Answer]) -> list[list[Answer]]:
     """The answers of each prompt."""
-    found: dict[str, list[Answer]] = {}
+    prompts: dict[str, list[Answer]] = {}
     for answer in answers:
-        found.setdefault(answer.prompt_id, []).append(answer)
-    return list(found.values())
+        prompts.setdefault(answer.prompt_id, []).append(answer)
+    return list(prompts.values())
+
+
+def share(answers: Iterable[Answer], which: Callable[[Answer], bool]) -> float:
+    """The share of answers of which something holds; NaN of none."""
+    return mean([float(which(answer)) for answer in answers])
 
 
 def is_refusal(text: str) -> bool:
     """Whether an answer begins as a refusal does, by the data factory's default patterns."""
     start = text.strip()[:200]
-    return any(pattern.search(start) for pattern in _patterns())
+    return any(pattern.search(start) for pattern in _refusals())
 
 
 def mean(values: Sequence[float]) -> float:
@@ -138,10 +147,8 @@ def _samples(row: dict[str, Any]) -> tuple[int, ...]:
 
 
 @cache
-def _patterns() -> tuple[re.Pattern[str], ...]:
-    return tuple(
-        re.compile(pattern, re.IGNORECASE) for pattern in AnswerStep.model_fields["refusals"].default
-    )
+def _refusals() -> list[re.Pattern[str]]:
+    return [re.compile(pattern, re.IGNORECASE) for pattern in AnswerStep.model_fields["refusals"].default]
 
 
 def _some(files: Sequence[Path]) -> Sequence[Path]:

@@ -7,22 +7,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ultramed_rl.report.browser import browser_widget
 from ultramed_rl.report.cost import memory_section, time_section, training_section
-from ultramed_rl.report.exams import evaluation_section
-from ultramed_rl.report.health import length_section, pair_section, refusal_section
-from ultramed_rl.report.length import check_length
-from ultramed_rl.report.online_run import OnlineRun, read_online_run
-from ultramed_rl.report.outcome import frontier_section, reward_section, win_section
-from ultramed_rl.report.run_files import RunFiles, read_run
+from ultramed_rl.report.evaluations import evaluation_section
+from ultramed_rl.report.health import check_length, length_section, pair_section, refusal_section
+from ultramed_rl.report.online_run import read_online_run
+from ultramed_rl.report.outcome import frontier_section, reward_section, summary_section, win_section
 from ultramed_rl.report.samples import choose_samples
 from ultramed_rl.report.setup import config_section, environment_section
 from ultramed_rl.report.stage import stage_sections
-from ultramed_rl.report.summary import summary_section
 from ultramed_rl.report.timeline import timeline_section
 from ultramed_rl.store.atomic import write_whole
-from ultramed_rl.tracking.page import page_html
-from ultramed_rl.tracking.page_parts import Section
+from ultramed_rl.store.run_reader import RunReader
+from ultramed_rl.tracking.page import Section, page_html
 
 NAME = "report.html"
 MOST_BYTES = 5_000_000
@@ -44,10 +40,13 @@ def write_report(run_dir: Path, output: Path | None = None) -> Path:
         ValueError: no run in `run_dir`, or files that are not what was written.
         RuntimeError: the disk is full.
     """
-    files = read_run(Path(run_dir))
+    files = RunReader.of(Path(run_dir))
     output = files.path / NAME if output is None else Path(output)
-    html = online_html(files) if files.type == "online" else stage_html(files)
-    return write_page(html, output)
+    if files.type == "online":
+        return write_page(online_html(files), output)
+    sections = [*stage_sections(files), config_section(files), environment_section(files)]
+    subtitle = f"{files.type} · seed {files.setting('run.seed', '?')}"
+    return write_page(page_html(files.name, sections, subtitle, FOOTER), output)
 
 
 def write_page(html: str, output: Path) -> Path:
@@ -57,51 +56,12 @@ def write_page(html: str, output: Path) -> Path:
     return output
 
 
-def online_html(files: RunFiles) -> str:
+def online_html(files: RunReader) -> str:
     """The page of an online run; samples fill the room that the rest leaves."""
     run = read_online_run(files)
-    before, after = online_sections(run)
-    title, subtitle = files.name, online_subtitle(run)
-    if not run.rounds:
-        return page_html(title, [*before, *after], subtitle, FOOTER)
-    rest = len(page_html(title, [*before, *after], subtitle, FOOTER).encode("utf-8"))
-    samples = choose_samples(run, min(_SAMPLE_BYTES, MOST_BYTES - rest - _SLACK))
-    section = Section("Samples", (samples.words, browser_widget(samples)))
-    return page_html(title, [*before, section, *after], subtitle, FOOTER)
-
-
-def online_sections(run: OnlineRun) -> tuple[list[Section], list[Section]]:
-    """What stands before the samples, and after them."""
-    check = check_length(run)
-    setup = [config_section(run.files), environment_section(run.files)]
-    if not run.rounds:
-        timeline = timeline_section(run.files)
-        return [summary_section(run, check), *([timeline] if timeline else [])], setup
-    before = [
-        summary_section(run, check),
-        reward_section(run),
-        win_section(run),
-        frontier_section(run),
-        length_section(run, check),
-        refusal_section(run),
-        pair_section(run),
-        evaluation_section(run),
-    ]
-    after = [
-        training_section(run),
-        time_section(run),
-        timeline_section(run.files),
-        memory_section(run.files),
-        *setup,
-    ]
-    return [s for s in before if s is not None], [s for s in after if s is not None]
-
-
-def online_subtitle(run: OnlineRun) -> str:
-    """What was run, in a line."""
-    setting = run.files.setting
+    length, setting = check_length(run), files.setting
     held_out = len({answer.prompt_id for answer in run.policies[0].answers})
-    return " · ".join(
+    subtitle = " · ".join(
         [
             "online run",
             f"{len(run.rounds)} of {setting('run.rounds', '?')} rounds",
@@ -112,8 +72,25 @@ def online_subtitle(run: OnlineRun) -> str:
         ]
     )
 
+    def page(*sections: Section | None) -> str:
+        ends = (config_section(files), environment_section(files))
+        shown = [section for section in (*sections, *ends) if section is not None]
+        return page_html(files.name, shown, subtitle, FOOTER)
 
-def stage_html(files: RunFiles) -> str:
-    """The page of a stage."""
-    sections = [*stage_sections(files), config_section(files), environment_section(files)]
-    return page_html(files.name, sections, f"{files.type} · seed {files.setting('run.seed', '?')}", FOOTER)
+    verdict, timeline = summary_section(run, length), timeline_section(files)
+    if not run.rounds:
+        return page(verdict, timeline)
+    before = [
+        verdict,
+        reward_section(run),
+        win_section(run),
+        frontier_section(run),
+        length_section(run, length),
+        refusal_section(run),
+        pair_section(run),
+        evaluation_section(run),
+    ]
+    after = [training_section(run), time_section(run), timeline, memory_section(files)]
+    taken = len(page(*before, *after).encode("utf-8"))
+    samples = choose_samples(run, min(_SAMPLE_BYTES, MOST_BYTES - taken - _SLACK))
+    return page(*before, Section("Samples", (samples.words, samples.browser)), *after)

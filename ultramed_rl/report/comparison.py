@@ -6,16 +6,13 @@ The first run is what the others are compared with.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ultramed_rl.evaluation.statistics import Interval, McNemar, mcnemar, paired_bootstrap
 from ultramed_rl.report.online_run import Change, OnlineRun, Policy, compare_prompts, win_shares
-from ultramed_rl.report.run_files import manifests
-from ultramed_rl.store.artifacts import read_json
 
 _RESAMPLES = 2000
 
@@ -55,7 +52,7 @@ def compare_runs(first: OnlineRun, other: OnlineRun) -> RunPair:
         why_not = why_not or "they share no held-out prompt"
     seed = int(first.files.setting("run.seed", 0))
     change = None if why_not else compare_prompts(one, two, _RESAMPLES, seed)
-    return RunPair(other.files.name, len(shared), change, why_not, _wins_change(first, other, seed))
+    return RunPair(other.name, len(shared), change, why_not, _wins_change(first, other, seed))
 
 
 def reward_difference(first: OnlineRun, other: OnlineRun) -> str:
@@ -67,7 +64,7 @@ def reward_difference(first: OnlineRun, other: OnlineRun) -> str:
 
 def _reward_identity(run: OnlineRun) -> dict[str, Any]:
     """What makes the reward: the digest of a model that the run trained, else what its config names."""
-    trained = manifests(run.files.path / "initial").get("reward_model")
+    trained = run.files.manifests("initial").get("reward_model")
     if trained is not None:
         return {"the trained reward model's digest": trained["digest"]}
     section = run.files.setting("reward", {})
@@ -93,28 +90,24 @@ def wins_by_prompt(run: OnlineRun) -> dict[str, float]:
 
 def compare_benchmarks(first: OnlineRun, other: OnlineRun) -> list[BenchmarkPair]:
     """Every task and protocol that both runs' last examined policies sat, on equally many items."""
-    one, two = last_examined(first), last_examined(other)
-    if one is None or two is None or not _same_items(first, other):
+    one, two = last_benchmarked(first), last_benchmarked(other)
+    # Which items a limit leaves is drawn by the seed.
+    asked = [[run.files.setting(key) for key in ("benchmarks.tasks", "run.seed")] for run in (first, other)]
+    if one is None or two is None or asked[0] != asked[1]:
         return []
-    found = []
+    pairs = []
     theirs = {(result["task"], result["protocol"]): result for result in (two.benchmarks or {})["results"]}
     for result in (one.benchmarks or {})["results"]:
         task, protocol = key = result["task"], result["protocol"]
         if key in theirs and theirs[key]["score"]["items"] == result["score"]["items"]:
             test = _failure_test(one, two, f"{task}-{protocol}.jsonl", result["score"]["items"])
-            found.append(BenchmarkPair(task, protocol, result["score"], theirs[key]["score"], test))
-    return found
+            pairs.append(BenchmarkPair(task, protocol, result["score"], theirs[key]["score"], test))
+    return pairs
 
 
-def last_examined(run: OnlineRun) -> Policy | None:
+def last_benchmarked(run: OnlineRun) -> Policy | None:
     """The newest policy that sat the benchmarks."""
     return next((policy for policy in reversed(run.policies) if policy.benchmarks is not None), None)
-
-
-def _same_items(first: OnlineRun, other: OnlineRun) -> bool:
-    """Whether both were asked the same: which items a limit leaves is drawn by the seed."""
-    asked = [(run.files.setting("benchmarks.tasks"), run.files.setting("run.seed")) for run in (first, other)]
-    return bool(asked[0] == asked[1])
 
 
 def _failure_test(one: Policy, two: Policy, name: str, items: int) -> McNemar | None:
@@ -134,13 +127,3 @@ def _failures(folder: Path, name: str) -> set[str] | None:
         return None
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     return None if any(row["score"] for row in rows) else {row["question_id"] for row in rows}
-
-
-def total_seconds(runs: Sequence[OnlineRun]) -> dict[str, float]:
-    """Seconds in phases of each run, what came before the first round too."""
-    found = {}
-    for run in runs:
-        folders = [run.files.path / "initial", *(one.path for one in run.rounds)]
-        seconds = [read_json(path).get("seconds") for folder in folders for path in folder.glob("*.json")]
-        found[run.files.name] = math.fsum(value for value in seconds if isinstance(value, int | float))
-    return found

@@ -6,11 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import plotly.graph_objects as go
+
 from ultramed_rl.report.figures import Axes, line_figure, stacked_figure
 from ultramed_rl.report.online_run import OnlineRun
-from ultramed_rl.report.run_files import Metrics, RunFiles, phase_seconds
-from ultramed_rl.report.words import DASH, duration, number, percent
-from ultramed_rl.tracking.page_parts import Heading, Note, PageTable, Part, Section
+from ultramed_rl.report.words import duration, number, percent
+from ultramed_rl.store.run_reader import Metrics, RunReader
+from ultramed_rl.tracking.page import Heading, Note, PageTable, Part, Section
 
 _PHASES = {
     "completions": "generate",
@@ -37,10 +39,8 @@ def training_section(run: OnlineRun) -> Section | None:
     """What every optimizer step logged; None where none did."""
     rows = run.files.rows("step")
     parts = curve_parts(rows, _CURVES, "step_index", "optimizer step of the run")
-    return Section("Training", (*parts, Note(_STEPS))) if parts else None
-
-
-_STEPS = "Every point is one step on its own batch of pairs, so that curves are rough."
+    note = Note("Every point is one step on its own batch of pairs, so that curves are rough.")
+    return Section("Training", (*parts, note)) if parts else None
 
 
 def curve_parts(
@@ -58,29 +58,45 @@ def curve_parts(
 
 def time_section(run: OnlineRun) -> Section:
     """Seconds by phase and round, and rates."""
-    initial = phase_seconds(run.files.path / "initial")
-    columns = [
-        ("before round 0", initial),
-        *((f"round {one.index}", with_sync(one.seconds, one.metrics)) for one in run.rounds),
-    ]
-    rows = [(label, seconds) for label, seconds in columns if seconds]
-    names = list(dict.fromkeys(name for _, seconds in rows for name in seconds))
-    parts = {phase_words(name): [seconds.get(name, 0.0) for _, seconds in rows] for name in names}
+    phases = {"before round 0": run.files.seconds("initial")}
+    for one in run.rounds:
+        sync = one.number("sync_seconds")  # the transfer of weights, which is no phase
+        phases[one.label] = one.seconds | ({"send weights": sync} if math.isfinite(sync) else {})
+    phases = {label: seconds for label, seconds in phases.items() if seconds}
+    figure, parts = phase_figure(phases)
     note = Note(
         "Seconds that each phase took when it was computed; what a resumed run read back counts as it took at first. Starting "
         "Ray, engines and ranks is not in it."
     )
-    rates = PageTable(
-        ("Tokens a second", *_RATES.values(), "training MFU", "time"),
-        tuple(_rate_row(f"round {one.index}", one.metrics) for one in run.rounds),
-    )
+    columns = ("Tokens a second", *_RATES.values(), "training MFU", "time")
+    rates = [
+        (
+            one.label,
+            *(number(one.number(f"tokens_per_second_{name}"), ",.0f") for name in _RATES),
+            percent(one.number("mfu"), 1),
+            duration(one.number("seconds")),
+        )
+        for one in run.rounds
+    ]
     explained = Note(
         "MFU: the model's FLOPs a second as a share of a matrix multiplication's rate, measured on this device before "
         "training; on shared CPU cores it may pass 100%."
     )
-    figure = stacked_figure([label for label, _ in rows], parts, Axes("seconds", ""))
-    shares = PageTable(("Phase", "seconds in all", "share"), tuple(_share_rows(parts)))
-    return Section("Time and utilisation", (figure, note, shares, rates, explained))
+    totals = {name: sum(values) for name, values in parts.items()}
+    shares = tuple(
+        (name, duration(total), percent(total / sum(totals.values())))
+        for name, total in sorted(totals.items(), key=lambda item: -item[1])
+        if total >= 0.05
+    )
+    tables = PageTable(("Phase", "seconds in all", "share"), shares), PageTable(columns, tuple(rates))
+    return Section("Time and utilisation", (figure, note, *tables, explained))
+
+
+def phase_figure(phases: Mapping[str, Metrics]) -> tuple[go.Figure, dict[str, list[float]]]:
+    """Bars of seconds by phase, one for each label, and the same by the phase's words."""
+    names = list(dict.fromkeys(name for seconds in phases.values() for name in seconds))
+    parts = {phase_words(name): [seconds.get(name, 0.0) for seconds in phases.values()] for name in names}
+    return stacked_figure(list(phases), parts, Axes("seconds", "")), parts
 
 
 def phase_words(name: str) -> str:
@@ -88,13 +104,7 @@ def phase_words(name: str) -> str:
     return _PHASES.get(name, name.replace("_", " ").replace("-", " "))
 
 
-def with_sync(seconds: Metrics, metrics: Metrics) -> Metrics:
-    """A round's phases, and the transfer of weights, which is no phase."""
-    sync = metrics.get("sync_seconds", math.nan)
-    return {**seconds, **({"send weights": sync} if math.isfinite(sync) else {})}
-
-
-def memory_section(files: RunFiles) -> Section:
+def memory_section(files: RunReader) -> Section:
     """Peak memory of each role; of the attempt that used most, where a run was resumed."""
     peaks: dict[str, float] = {}
     for row in files.metrics:
@@ -113,20 +123,3 @@ def memory_section(files: RunFiles) -> Section:
     has = f" A device has {room:g} GiB by the config (cluster.device_memory_gib)." if room else ""
     note = Note(f"The most that any worker of a role held ({held}).{has}")
     return Section("Memory", (PageTable(("Role", "peak GiB"), rows), note))
-
-
-def _share_rows(parts: Mapping[str, Sequence[float]]) -> list[tuple[str, ...]]:
-    totals = {name: sum(values) for name, values in parts.items()}
-    whole = sum(totals.values())
-    ordered = sorted(totals.items(), key=lambda item: -item[1])
-    return [
-        (name, duration(total), percent(total / whole) if whole else DASH)
-        for name, total in ordered
-        if total >= 0.05
-    ]
-
-
-def _rate_row(label: str, metrics: Metrics) -> tuple[str, ...]:
-    rates = (number(metrics.get(f"tokens_per_second_{name}"), ",.0f") for name in _RATES)
-    mfu = percent(metrics.get("mfu", math.nan), 1)
-    return label, *rates, mfu, duration(metrics.get("seconds", math.nan))

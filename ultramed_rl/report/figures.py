@@ -36,51 +36,49 @@ def distribution_figure(groups: Mapping[str, Sequence[float]], axes: Axes) -> go
     for name, values in groups.items():
         finite = [value for value in values if math.isfinite(value)]
         shown = finite if len(finite) <= room else random.Random(0).sample(finite, room)
-        figure.add_trace(
-            go.Violin(
-                y=[_short(value) for value in shown],
-                name=figure_text(name, _LABEL),
-                points=False,
-                spanmode="hard",
-                box={"visible": True, "width": 0.18},
-                meanline={"visible": True},
-                line={"width": 1},
-                marker={"color": _BLUE},
-                fillcolor=_BLUE_WASH,
-                line_color=_BLUE,
-                scalemode="width",
-                width=0.8,
-                showlegend=False,
-                hoveron="violins+kde",
-            )
+        figure.add_violin(
+            y=[short(value) for value in shown],
+            name=figure_text(name, _LABEL),
+            points=False,
+            spanmode="hard",
+            box={"visible": True, "width": 0.18},
+            meanline={"visible": True},
+            line={"width": 1},
+            marker={"color": _BLUE},
+            fillcolor=_BLUE_WASH,
+            line_color=_BLUE,
+            scalemode="width",
+            width=0.8,
+            showlegend=False,
+            hoveron="violins+kde",
         )
     return dressed(figure, axes)
 
 
-def interval_figure(series: Mapping[str, Mapping[str, Interval]], axes: Axes, at: float | None) -> go.Figure:
+def interval_figure(
+    series: Mapping[str, Mapping[str, Interval]], axes: Axes, at: float | None = None
+) -> go.Figure:
     """Means with their 95% intervals: a line for each series over its labels, and a rule at `at`."""
     figure = go.Figure()
     for name, points in series.items():
-        means = [_short(point.mean) for point in points.values()]
-        figure.add_trace(
-            go.Scatter(
-                x=[figure_text(label, _LABEL) for label in points],
-                y=means,
-                name=figure_text(name, _LABEL),
-                mode="lines+markers",
-                line={"width": 2},
-                marker={"size": 8},
-                error_y={
-                    "type": "data",
-                    "array": [_short(p.high - p.mean) for p in points.values()],
-                    "arrayminus": [_short(p.mean - p.low) for p in points.values()],
-                    "thickness": 1.5,
-                    "width": 5,
-                },
-                customdata=[[_short(p.low), _short(p.high)] for p in points.values()],
-                hovertemplate="%{x}: %{y:.3g} (%{customdata[0]:.3g} to %{customdata[1]:.3g})<extra></extra>",
-                showlegend=len(series) > 1,
-            )
+        means = [short(point.mean) for point in points.values()]
+        figure.add_scatter(
+            x=[figure_text(label, _LABEL) for label in points],
+            y=means,
+            name=figure_text(name, _LABEL),
+            mode="lines+markers",
+            line={"width": 2},
+            marker={"size": 8},
+            error_y={
+                "type": "data",
+                "array": [short(p.high - p.mean) for p in points.values()],
+                "arrayminus": [short(p.mean - p.low) for p in points.values()],
+                "thickness": 1.5,
+                "width": 5,
+            },
+            customdata=[[short(p.low), short(p.high)] for p in points.values()],
+            hovertemplate="%{x}: %{y:.3g} (%{customdata[0]:.3g} to %{customdata[1]:.3g})<extra></extra>",
+            showlegend=len(series) > 1,
         )
     if at is not None:
         figure.add_hline(y=at, line={"width": 1, "dash": "dot"})
@@ -94,42 +92,48 @@ def line_figure(
     figure = go.Figure()
     for name, (xs, ys) in series.items():
         kept = _thinned(len(xs))
-        figure.add_trace(
-            go.Scatter(
-                x=[xs[i] if not isinstance(xs[i], str) else figure_text(xs[i], _LABEL) for i in kept],
-                y=[_short(ys[i]) for i in kept],
-                name=figure_text(name, _LABEL),
-                mode="lines+markers" if markers and len(kept) < 60 else "lines",
-                line={"width": 2},
-                marker={"size": 7},
-                showlegend=len(series) > 1,
-            )
+        figure.add_scatter(
+            x=[xs[i] if not isinstance(xs[i], str) else figure_text(xs[i], _LABEL) for i in kept],
+            y=[short(ys[i]) for i in kept],
+            name=figure_text(name, _LABEL),
+            mode="lines+markers" if markers and len(kept) < 60 else "lines",
+            line={"width": 2},
+            marker={"size": 7},
+            showlegend=len(series) > 1,
         )
     return dressed(figure, axes)
 
 
-def stacked_figure(labels: Sequence[str], parts: Mapping[str, Sequence[float]], axes: Axes) -> go.Figure:
-    """Bars of parts one on the other, lying, so that labels have room; a part below 0.2% of all is left out."""
+def bar_figure(
+    labels: Sequence[str], parts: Mapping[str, Sequence[float]], axes: Axes, mode: str, hover: str
+) -> go.Figure:
+    """Bars for each part of each label, lying, so that labels have room."""
     figure = go.Figure()
-    least = 0.002 * sum(sum(values) for values in parts.values())
     for name, values in parts.items():
-        if sum(values) > least:
-            figure.add_trace(
-                go.Bar(
-                    y=[figure_text(label, _LABEL) for label in labels],
-                    x=[_short(value) for value in values],
-                    name=figure_text(name, _LABEL),
-                    orientation="h",
-                    hovertemplate="%{y}, %{fullData.name}: %{x:,.4g}<extra></extra>",
-                    showlegend=True,
-                )
-            )
-    tall = 70 + 34 * max(1, len(labels)) + 20 * len(figure.data)
-    dressed(figure, Axes(axes.x, axes.y, tall, percent=axes.percent))
+        figure.add_bar(
+            y=[figure_text(label, _LABEL) for label in labels],
+            x=[short(value) for value in values],
+            name=figure_text(name, _LABEL),
+            orientation="h",
+            hovertemplate=f"%{{y}}, %{{fullData.name}}: {hover}<extra></extra>",
+            showlegend=True,
+        )
+    dressed(figure, axes)
+    figure.update_layout(barmode=mode)
+    figure.update_yaxes(autorange="reversed", type="category", showgrid=False)
+    return figure
+
+
+def stacked_figure(labels: Sequence[str], parts: Mapping[str, Sequence[float]], axes: Axes) -> go.Figure:
+    """Bars of parts one on the other; a part below 0.2% of all is left out."""
+    least = 0.002 * sum(sum(values) for values in parts.values())
+    shown = {name: values for name, values in parts.items() if sum(values) > least}
+    tall = 70 + 34 * max(1, len(labels)) + 20 * len(shown)
+    axes = Axes(axes.x, axes.y, tall, percent=axes.percent)
+    figure = bar_figure(labels, shown, axes, "stack", "%{x:,.4g}")
     # Under the bars: its lines are as many as a narrow screen makes of it.
     legend = {"traceorder": "normal", "y": -60 / tall, "yanchor": "top"}
-    figure.update_layout(barmode="stack", bargap=0.35, legend=legend, margin_t=6)
-    figure.update_yaxes(autorange="reversed", type="category", showgrid=False)
+    figure.update_layout(bargap=0.35, legend=legend, margin_t=6)
     return figure
 
 
@@ -152,7 +156,7 @@ def dressed(figure: go.Figure, axes: Axes) -> go.Figure:
 _BLUE, _BLUE_WASH = "#3a8fc4", "rgba(58, 143, 196, 0.18)"
 
 
-def _short(value: float) -> float | None:
+def short(value: float) -> float | None:
     """Five digits, which no eye tells from more; None for what isn't finite, where a line breaks."""
     return float(f"{value:.5g}") if math.isfinite(value) else None
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from ultramed_rl.evaluation.statistics import Interval, paired_bootstrap, wilson_interval
 from ultramed_rl.report.answers import Answer, PairAnswers, by_prompt, mean, read_answers, read_pairs
-from ultramed_rl.report.run_files import Metrics, RunFiles, commit_metrics, phase_seconds
 from ultramed_rl.store.artifacts import read_json
+from ultramed_rl.store.run_reader import Metrics, RunReader
 
 _RESAMPLES = 2000
 _COUNTS = ("tied", "identical", "small_margin", "length_ratio", "non_finite", "too_few")
@@ -29,6 +29,14 @@ class Round:
     seconds: Metrics
     answers: tuple[Answer, ...]
     pairs: tuple[PairAnswers, ...]
+
+    @property
+    def label(self) -> str:
+        return f"round {self.index}"
+
+    def number(self, name: str) -> float:
+        """One of the metrics; NaN where it has none."""
+        return self.metrics.get(name, math.nan)
 
     @cached_property
     def sampled(self) -> list[Answer]:
@@ -61,11 +69,12 @@ class Policy:
     @cached_property
     def prompt_rewards(self) -> dict[str, float]:
         """The mean of each prompt's finite rewards; a prompt without any is left out."""
-        found: dict[str, list[float]] = {}
-        for answer in self.answers:
-            if answer.scored:
-                found.setdefault(answer.prompt_id, []).append(answer.reward)
-        return {prompt: math.fsum(rewards) / len(rewards) for prompt, rewards in found.items()}
+        rewards = {group[0].prompt_id: mean([a.reward for a in group]) for group in by_prompt(self.answers)}
+        return {prompt: reward for prompt, reward in rewards.items() if math.isfinite(reward)}
+
+    @property
+    def label(self) -> str:
+        return f"policy {self.version}" if self.version else "start"
 
     @property
     def length(self) -> float:
@@ -97,16 +106,24 @@ class Change:
 class OnlineRun:
     """What a report of an online run is made of. `policies` begins with the starting one, where it was evaluated."""
 
-    files: RunFiles
+    files: RunReader
     rounds: tuple[Round, ...]
     policies: tuple[Policy, ...]
+
+    @property
+    def name(self) -> str:
+        return self.files.name
+
+    def total(self, name: str) -> float:
+        """A metric's sum over the rounds."""
+        return math.fsum(one.metrics.get(name, 0.0) for one in self.rounds)
 
     def changes(self) -> Iterator[tuple[Policy, Change]]:
         """Every later policy against the first, where they can be compared."""
         for policy in self.policies[1:]:
-            found = self.change(self.policies[0], policy)
-            if found is not None:
-                yield policy, found
+            change = self.change(self.policies[0], policy)
+            if change is not None:
+                yield policy, change
 
     def change(self, before: Policy, after: Policy) -> Change | None:
         """None where no prompt has a finite reward on both sides."""
@@ -132,16 +149,15 @@ def win_shares(before: Sequence[float], after: Sequence[float]) -> list[float]:
     return [0.5 if new == old else float(new > old) for old, new in zip(before, after, strict=True)]
 
 
-def read_online_run(files: RunFiles) -> OnlineRun:
+def read_online_run(files: RunReader) -> OnlineRun:
     """Read the committed rounds of an online run; one that is under way is left out."""
+    start = files.path / "initial"
     rounds: list[Round] = []
-    policies = [
-        Policy(0, files.path / "initial", tuple(read_answers(files.path / "initial" / "evaluation.parquet")))
-    ]
-    while (metrics := commit_metrics(folder := files.path / "rounds" / f"{len(rounds):03d}")) is not None:
+    policies = [Policy(0, start, tuple(read_answers(start / "evaluation.parquet")))]
+    for index, metrics in enumerate(files.rounds):
+        folder = files.round_path(index)
         answers = tuple(read_answers(folder / "scored.parquet"))
         pairs = tuple(read_pairs(folder / "pairs.parquet", {answer.prompt_id for answer in answers}))
-        rounds.append(Round(len(rounds), folder, metrics, phase_seconds(folder), answers, pairs))
-        held_out = tuple(read_answers(folder / "evaluation.parquet"))
-        policies.append(Policy(len(rounds), folder, held_out))
+        rounds.append(Round(index, folder, metrics, files.seconds(folder), answers, pairs))
+        policies.append(Policy(index + 1, folder, tuple(read_answers(folder / "evaluation.parquet"))))
     return OnlineRun(files, tuple(rounds), tuple(policies))

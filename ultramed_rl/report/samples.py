@@ -1,4 +1,4 @@
-"""A seeded sample of a run's prompts with all of their answers, small enough for a page."""
+"""A seeded sample of a run's prompts with all of their answers, small enough for a page, and the browser that shows it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 from ultramed_rl.report.answers import Answer, Key, PairAnswers, by_prompt, read_prompts, read_texts
 from ultramed_rl.report.online_run import OnlineRun, Round
-from ultramed_rl.tracking.page import script_json
-from ultramed_rl.tracking.page_markup import clean_text
+from ultramed_rl.tracking.page import Widget, clean_text, script_json
 
 MOST_PROMPTS = 400
 MOST_CHARACTERS = 6000  # of one text
@@ -34,6 +34,13 @@ class Samples:
             f"{len(self.shown):,} of {self.prompts:,} prompts, drawn at random with the run's seed, as many of each "
             "round as the page has room for; every answer of each. All of them are in rounds/*/scored.parquet."
         )
+
+    @property
+    def browser(self) -> Widget:
+        """Filters, searches and pages through them; a page holds one."""
+        html = Path(__file__).with_name("html")
+        markup, script = ((html / f"samples.{kind}").read_text(encoding="utf-8") for kind in ("html", "js"))
+        return Widget("samples", markup, script, list(self.shown))
 
 
 def choose_samples(run: OnlineRun, room: int) -> Samples:
@@ -62,13 +69,13 @@ def _draw(one: Round, most: int, seed: int) -> list[tuple[int, int, Sample]]:
         read_prompts(one.path / "prompts.parquet", wanted),
     )
     pairs = {pair.prompt_id: pair for pair in one.pairs}
-    found = []
+    samples = []
     for place in places[:most]:
         group = groups[place]
         prompt_id = group[0].prompt_id
         prompt = prompts.get(prompt_id, {"messages": [], "kind": ""})
-        found.append((one.index, place, _sample(one.index, prompt, group, texts, pairs.get(prompt_id))))
-    return found
+        samples.append((one.index, place, _sample(one.index, prompt, group, texts, pairs.get(prompt_id))))
+    return samples
 
 
 def _sample(
@@ -78,7 +85,7 @@ def _sample(
     texts: dict[Key, str],
     pair: PairAnswers | None,
 ) -> Sample:
-    """Short keys, since every sample repeats them; see browser.py."""
+    """Short keys, since every sample repeats them; see html/samples.js."""
     messages = [[_cut(str(m["role"])), _cut(str(m["content"]))] for m in prompt["messages"]]
     ranked = sorted(group, key=lambda a: (-a.reward if a.scored else float("inf"), a.sample))
     return {
@@ -98,7 +105,7 @@ def _answer(answer: Answer, text: str, pair: PairAnswers | None) -> Sample:
         mark = "rejected"
     notes = [
         *(["reference answer of the data"] if not answer.sampled else []),
-        *(["cut off"] if answer.finish == "length" else []),
+        *(["cut off"] if answer.cut else []),
         *(["empty"] if answer.empty else []),
         *(["refusal"] if answer.refusal else []),
     ]

@@ -1,75 +1,159 @@
-"""Sections on what was run and where: config, environment, versions."""
+"""Sections on what was run and where: the config against the nearest shipped preset, environment, versions."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ultramed_rl.report.presets import nearest_difference
-from ultramed_rl.report.run_files import RunFiles
+import ultramed_rl
+from ultramed_rl.config import ConfigError, load_any
+from ultramed_rl.config.base import Section as ConfigSection
+from ultramed_rl.config.recipe import load_recipe, stage_config
+from ultramed_rl.kinds import KINDS
 from ultramed_rl.report.words import DASH
-from ultramed_rl.tracking.page_parts import Note, PageTable, Part, Section, Text
+from ultramed_rl.store.run_reader import RunReader
+from ultramed_rl.tracking.page import Note, PageTable, Part, Section, Text
+
+Settings = dict[str, Any]
+ABSENT = "(not there)"  # of a key that one side lacks
+# What makes no difference to what a run is.
+_OWN = ("run.name", "run.directory", "tracking.")
 
 
-def config_section(files: RunFiles) -> Section:
-    """The config's difference from the nearest preset, and the whole of it folded away."""
-    whole = Text(
-        "The whole config, defaults included",
-        yaml.safe_dump(dict(files.config), sort_keys=False, allow_unicode=True),
+@dataclass(frozen=True)
+class Difference:
+    """What a config is compared with, and (key, its value, this run's value) where they differ."""
+
+    against: str
+    lines: tuple[tuple[str, Any, Any], ...]
+
+
+def nearest_difference(config: Mapping[str, Any]) -> Difference | None:
+    """Against the preset of the same type with the fewest differences; else against the defaults; None where the
+    config cannot be read by this version and there is no preset."""
+    kind, own = str(config.get("type", "online")), flatten(config)
+    differences = [Difference(name, compare_settings(preset, own)) for name, preset in _presets(kind)]
+    if differences:
+        return min(differences, key=lambda difference: len(difference.lines))
+    if kind not in KINDS:
+        return None
+    defaults = flatten(_section_defaults(KINDS[kind].config_class))
+    lines = tuple(line for line in compare_settings(defaults, own) if line[0] in defaults)
+    return Difference("the defaults", lines)
+
+
+def compare_settings(before: Settings, after: Settings) -> tuple[tuple[str, Any, Any], ...]:
+    """(key, before, after) of every dotted key whose values differ; names, places and tracking aside.
+
+    A key that one side lacks is `ABSENT` there; that is no difference where the other has null.
+    """
+    return tuple(
+        (key, before.get(key, ABSENT), after.get(key, ABSENT))
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not key.startswith(_OWN)
     )
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Settings:
+    """Dotted keys and their values; a list stays whole unless it holds sections. `type` names the kind alone."""
+    settings: Settings = {}
+    for key, value in config.items():
+        dotted = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            settings |= flatten(value, f"{dotted}.")
+        elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+            numbered = {str(place): item for place, item in enumerate(value)}
+            settings |= flatten(numbered, f"{dotted}.")
+        else:
+            settings[dotted] = value
+    return settings if prefix else {key: value for key, value in settings.items() if key != "type"}
+
+
+def _presets(kind: str) -> Iterator[tuple[str, Settings]]:
+    folder = Path(ultramed_rl.__file__).parents[1] / "configs"
+    for path in sorted(folder.rglob("*.yaml")):
+        for name, config in _read(path):
+            if str(config.get("type", "online")) == kind:
+                yield (f"configs/{path.relative_to(folder)}{name}", flatten(config))
+
+
+@cache
+def _read(path: Path) -> tuple[tuple[str, dict[str, Any]], ...]:
+    """A preset, or a recipe's stages each by its name; nothing where it is no config of this version."""
+    try:
+        return (("", load_any(path).to_mapping()),)
+    except (ConfigError, OSError):
+        pass
+    try:
+        recipe = load_recipe(path)
+        stages = ((name, stage_config(recipe, name, {}).to_mapping()) for name in recipe.stages)
+        return tuple((f", stage {name}", config) for name, config in stages)
+    except (ConfigError, OSError):
+        return ()
+
+
+def _section_defaults(section: type[ConfigSection]) -> dict[str, Any]:
+    """The fields that have a default, as plain values."""
+    defaults: dict[str, Any] = {}
+    for name, field in section.model_fields.items():
+        if not field.is_required():
+            value = field.get_default(call_default_factory=True, validated_data={})
+            defaults[name] = value.model_dump(mode="json") if isinstance(value, ConfigSection) else value
+    return defaults
+
+
+def config_section(files: RunReader) -> Section:
+    """The config's difference from the nearest preset, and the whole of it folded away."""
+    text = yaml.safe_dump(files.config, sort_keys=False, allow_unicode=True)
+    folded = Text("The whole config, defaults included", text)
     difference = nearest_difference(files.config)
     if difference is None:
-        return Section("Config", ("No preset of this type is at hand to compare with.", whole))
-    parts: list[Part] = []
+        return Section("Config", ("No preset of this type is at hand to compare with.", folded))
+    parts: list[Part] = [f"No setting differs from {difference.against}."]
     if difference.lines:
         count = len(difference.lines)
-        parts += [
+        rows = tuple((key, shown(before), shown(after)) for key, before, after in difference.lines)
+        parts = [
             f"{count} setting{'s' if count > 1 else ''} differ{'' if count > 1 else 's'} from {difference.against}.",
-            PageTable(
-                ("Setting", "there", "this run"),
-                tuple((key, shown(before), shown(after)) for key, before, after in difference.lines),
-                words=True,
-            ),
+            PageTable(("Setting", "there", "this run"), rows, words=True),
         ]
-    else:
-        parts.append(f"No setting differs from {difference.against}.")
     note = Note(
         "The nearest shipped preset of the same type; run.name, run.directory and tracking aside. (not there): a key of another "
         "choice, or of another version of ultramed_rl."
     )
-    return Section("Config", (*parts, note, whole))
+    return Section("Config", (*parts, note, folded))
 
 
-def environment_section(files: RunFiles) -> Section:
+def environment_section(files: RunReader) -> Section:
     """Versions and devices, as the run recorded them; else those of now, and the page says so."""
-    found, recorded = files.environment()
-    when = found.get("time", "an unknown time")
+    environment, recorded = files.environment()
+    when = environment.get("time", "an unknown time")
     said = (
         f"Recorded by the run at its first start ({when}), on the machine that started it."
         if recorded
         else "The run recorded no environment. This is the machine that made this report, which may be another."
     )
-    table = PageTable(("What", "value"), tuple(environment_rows(found)), words=True)
+    table = PageTable(("What", "value"), tuple(environment_rows(environment)), words=True)
     return Section("Environment", (said, table))
 
 
-def environment_rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+def environment_rows(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Machine first, then packages."""
-    memory = found.get("memory_gib")
+    memory, unknown = environment.get("memory_gib"), "unknown: not run from a source tree"
     rows = [
-        (
-            "commit of ultramed_rl (+ changed)",
-            str(found.get("commit", "unknown: not run from a source tree")),
-        ),
-        ("python", shown(found.get("python"))),
-        ("system", shown(found.get("system"))),
-        ("CPUs", shown(found.get("cpus"))),
+        ("commit of ultramed_rl (+ changed)", str(environment.get("commit", unknown))),
+        ("python", shown(environment.get("python"))),
+        ("system", shown(environment.get("system"))),
+        ("CPUs", shown(environment.get("cpus"))),
         ("memory", DASH if memory is None else f"{memory} GiB"),
-        ("GPUs", "\n".join(map(str, found.get("gpus", []))) or "none"),
+        ("GPUs", "\n".join(map(str, environment.get("gpus", []))) or "none"),
     ]
-    packages = found.get("packages", {})
+    packages = environment.get("packages", {})
     return rows + [(str(name), str(version)) for name, version in packages.items()]
 
 

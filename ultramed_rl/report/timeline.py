@@ -9,14 +9,12 @@ from dataclasses import dataclass, replace
 import plotly.graph_objects as go
 
 from ultramed_rl.report.cost import phase_words
-from ultramed_rl.report.figures import Axes, dressed
-from ultramed_rl.report.run_files import RunFiles
+from ultramed_rl.report.figures import Axes, bar_figure, dressed, short
 from ultramed_rl.report.words import duration, percent
-from ultramed_rl.tracking.page import figure_text
-from ultramed_rl.tracking.page_parts import Heading, Note, PageTable, Part, Section
-from ultramed_rl.tracking.spans import CONTROLLER, TIMELINE, Span, read_spans
-from ultramed_rl.tracking.timeline_view import WHOLE, utilisation_table
-from ultramed_rl.tracking.utilisation import Load, run_windows, workers_of
+from ultramed_rl.store.run_reader import RunReader
+from ultramed_rl.tracking.page import Heading, Note, PageTable, Part, Section, figure_text
+from ultramed_rl.tracking.timeline import CONTROLLER, TIMELINE, Span, read_spans
+from ultramed_rl.tracking.utilisation import WHOLE, Load, run_windows, utilisation_table, workers_of
 
 MOST_BARS = 1200  # of one figure
 _LEVELS = 10  # shades of a bar
@@ -42,7 +40,7 @@ class Bar:
     share: float
 
 
-def timeline_section(files: RunFiles) -> Section | None:
+def timeline_section(files: RunReader) -> Section | None:
     """Who worked when, of an online run; None where it has no timeline."""
     spans = read_spans(files.path / TIMELINE)
     if not workers_of(spans):
@@ -63,33 +61,29 @@ def gantt_figure(spans: Sequence[Span]) -> go.Figure:
     """Bars of when each role worked, a colour for each phase; at most `MOST_BARS`, whatever the spans are."""
     bars = load_bars(spans)
     workers = workers_of(spans)
-    unit, seconds = (
-        ("minutes", 60.0) if max(bar.start + bar.length for bar in bars) > 600 else ("seconds", 1.0)
-    )
+    end = max(bar.start + bar.length for bar in bars)
+    unit, seconds = ("minutes", 60.0) if end > 600 else ("seconds", 1.0)
     figure = go.Figure()
     for phase in dict.fromkeys(bar.phase for bar in bars):
         of_phase = [bar for bar in bars if bar.phase == phase]
-        figure.add_trace(
-            go.Bar(
-                y=[figure_text(f"{bar.role} ({workers[bar.role]})") for bar in of_phase],
-                x=[_short(bar.length / seconds) for bar in of_phase],
-                base=[_short(bar.start / seconds) for bar in of_phase],
-                customdata=[bar.share for bar in of_phase],
-                name=figure_text(phase_words(phase)),
-                orientation="h",
-                marker={
-                    "opacity": [round(0.15 + 0.85 * bar.share, 3) for bar in of_phase],
-                    "line": {"width": 0},
-                },
-                hovertemplate=f"%{{y}}, %{{fullData.name}}: %{{customdata:.0%}} busy at %{{base:.4g}} {unit}<extra></extra>",
-                showlegend=True,
-            )
+        shades = [round(0.15 + 0.85 * bar.share, 3) for bar in of_phase]
+        figure.add_bar(
+            y=[figure_text(f"{bar.role} ({workers[bar.role]})") for bar in of_phase],
+            x=[short(bar.length / seconds) for bar in of_phase],
+            base=[short(bar.start / seconds) for bar in of_phase],
+            customdata=[bar.share for bar in of_phase],
+            name=figure_text(phase_words(phase)),
+            orientation="h",
+            marker={"opacity": shades, "line": {"width": 0}},
+            hovertemplate=f"%{{y}}, %{{fullData.name}}: %{{customdata:.0%}} busy at %{{base:.4g}} {unit}<extra></extra>",
+            showlegend=True,
         )
     dressed(figure, Axes(f"{unit} since the start", "", 110 + 34 * len(workers)))
     figure.update_layout(barmode="overlay", bargap=0.3)
     figure.update_yaxes(autorange="reversed", type="category", showgrid=False)
+    zero = min(span.started for span in spans)
     for _, start, _ in rounds_of(spans)[:_MOST_RULES]:
-        figure.add_vline(x=_short((start - _first(spans)) / seconds), line={"width": 1, "dash": "dot"})
+        figure.add_vline(x=short((start - zero) / seconds), line={"width": 1, "dash": "dot"})
     return figure
 
 
@@ -99,36 +93,36 @@ def load_bars(spans: Sequence[Span]) -> list[Bar]:
     for span in spans:
         if span.role in workers:
             by_kind.setdefault((span.role, span.phase), []).append(span)
-    zero, end = _first(spans), max(span.ended for span in spans)
+    zero, end = min(span.started for span in spans), max(span.ended for span in spans)
     bins = max(1, MOST_BARS // len(by_kind))
     width = (end - zero) / bins
     return [
         bar
-        for (role, phase), found in by_kind.items()
-        for bar in _bars(role, phase, _levels(Load(found), zero, width, bins, workers[role]), width)
+        for (role, phase), of_kind in by_kind.items()
+        for bar in _bars(role, phase, _levels(Load(of_kind), zero, width, bins, workers[role]), width)
     ]
 
 
 def rounds_of(spans: Sequence[Span]) -> list[tuple[str, float, float]]:
     """Name, beginning and end of each round that the controller told of, in their order."""
-    found: dict[str, list[Span]] = {}
+    rounds: dict[str, tuple[float, float]] = {}
     for span in spans:
         if span.role == CONTROLLER:
-            found.setdefault(span.worker, []).append(span)
-    ends = [(name, min(s.started for s in of), max(s.ended for s in of)) for name, of in found.items()]
-    return sorted(ends, key=lambda item: item[1])
+            start, end = rounds.get(span.worker, (span.started, span.ended))
+            rounds[span.worker] = min(start, span.started), max(end, span.ended)
+    return sorted(((name, start, end) for name, (start, end) in rounds.items()), key=lambda item: item[1])
 
 
 def without_breaks(spans: Sequence[Span]) -> list[Span]:
     """The spans with times that go on where a stopped run was taken up again."""
-    found, windows = list[Span](), run_windows(spans)
+    moved, windows = list[Span](), run_windows(spans)
     place, shift = 0, 0.0
     for span in sorted(spans, key=lambda span: span.started):
         while span.started > windows[place][1]:
             shift += windows[place + 1][0] - windows[place][1]
             place += 1
-        found.append(replace(span, started=span.started - shift, ended=span.ended - shift))
-    return found
+        moved.append(replace(span, started=span.started - shift, ended=span.ended - shift))
+    return moved
 
 
 def clipped(spans: Sequence[Span], start: float, end: float) -> Iterator[Span]:
@@ -142,22 +136,11 @@ def clipped(spans: Sequence[Span], start: float, end: float) -> Iterator[Span]:
 def share_figure(table: dict[str, dict[str, float]]) -> go.Figure:
     """Bars of each role's busy share, side by side for each phase."""
     roles = [name for name in table[WHOLE] if name != "seconds"]
-    figure = go.Figure()
-    for role in roles:
-        figure.add_trace(
-            go.Bar(
-                y=[figure_text(phase_words(phase)) for phase in table],
-                x=[_short(row[role]) for row in table.values()],
-                name=figure_text(role),
-                orientation="h",
-                hovertemplate="%{y}, %{fullData.name}: %{x:.0%}<extra></extra>",
-                showlegend=True,
-            )
-        )
-    dressed(figure, Axes("", "", 90 + (12 + 16 * len(roles)) * len(table)))
-    figure.update_layout(barmode="group", bargap=0.25)
+    shares = {role: [row[role] for row in table.values()] for role in roles}
+    axes = Axes("", "", 90 + (12 + 16 * len(roles)) * len(table))
+    figure = bar_figure([phase_words(phase) for phase in table], shares, axes, "group", "%{x:.0%}")
+    figure.update_layout(bargap=0.25)
     figure.update_xaxes(tickformat=".0%", range=[0, 1])
-    figure.update_yaxes(autorange="reversed", type="category", showgrid=False)
     return figure
 
 
@@ -184,11 +167,3 @@ def _bars(role: str, phase: str, levels: Sequence[int], width: float) -> Iterato
             if levels[start]:
                 yield Bar(role, phase, start * width, (place - start) * width, levels[start] / _LEVELS)
             start = place
-
-
-def _first(spans: Sequence[Span]) -> float:
-    return min(span.started for span in spans)
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.5g}")

@@ -1,16 +1,31 @@
-"""A judge's verdicts on the statements of many answers (`evaluation/entailment.py` says what they measure)."""
+"""A judge's verdicts on the statements of many answers (`evaluation/judging.py` says what they measure), kept beside the answers."""
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Sequence
 from itertools import islice
+from pathlib import Path
+from typing import Any, Self
 
 from ultramed_rl.config.rewards import StatementJudge
 from ultramed_rl.evaluation.items import Item
-from ultramed_rl.evaluation.judging.entailment import StatementScores, statement_prompt, statement_template
-from ultramed_rl.evaluation.judging.verdicts import Verdict, read_verdict
+from ultramed_rl.evaluation.judging import (
+    StatementScores,
+    StatementSummary,
+    Verdict,
+    read_verdict,
+    statement_prompt,
+    statement_template,
+    summarize_statements,
+)
+from ultramed_rl.evaluation.runner import AnswerPlace
+from ultramed_rl.evaluation.suite import AskedTask
+from ultramed_rl.records import Completion
 from ultramed_rl.rewards.api import ApiClient, Reply
+from ultramed_rl.store.atomic import write_lines
+from ultramed_rl.tracking import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -48,9 +63,27 @@ class StatementGrader:
         pairs = list(zip(items, answers, strict=True))
         prompts = [text for pair in pairs for text in self.requests(*pair)]
         replies: list[Reply[Verdict]] = self.api.ask_for(prompts, read_verdict, advance)
-        self._check(replies)
-        rest = iter(replies)
-        return [_scores(item, list(islice(rest, count_statements([item])))) for item in items]
+        unread = [reply.text[-200:] for reply in replies if reply.value is None]
+        share = f"{len(unread)} of {len(replies)} statements have no readable verdict"
+        if 2 * len(unread) > len(replies):
+            raise ValueError(
+                f"judge {self.config.model!r}: {share}, as in {unread[0]!r}; raise judge.max_tokens, or ask in the "
+                "template for a last line 'Verdict: <entailed, neutral or contradicted>'"
+            )
+        if unread:
+            logger.warning("judge: %s, as in %r", share, unread[0])
+        left, scores = iter(replies), []
+        for item in items:
+            own, count = list(islice(left, count_statements([item]))), len(item.required)
+            verdicts, texts = tuple(reply.value for reply in own), tuple(reply.text for reply in own)
+            scores.append(StatementScores(item.item_id, verdicts[:count], verdicts[count:], texts))
+        return scores
+
+    @classmethod
+    def for_suite(cls, suite: Sequence[AskedTask], config: StatementJudge | None) -> Self | None:
+        """Who reads the answers of tasks that need a judge. Raises ValueError where its key isn't set."""
+        needed = any(asked.task.form == "statements" for asked in suite)
+        return cls(config) if needed and config is not None else None
 
     def requests(self, item: Item, answer: str) -> list[str]:
         """What the judge is asked about one answer: a text for each statement, required ones first."""
@@ -59,25 +92,54 @@ class StatementGrader:
             for statement in (*item.required, *item.optional)
         ]
 
-    def _check(self, replies: Sequence[Reply[Verdict]]) -> None:
-        unread = [reply.text for reply in replies if reply.value is None]
-        if 2 * len(unread) > len(replies):
-            raise ValueError(
-                f"judge {self.config.model!r}: {len(unread)} of {len(replies)} statements have no readable "
-                f"verdict, as in {unread[0][-200:]!r}; raise judge.max_tokens, or ask in the template for a "
-                "last line 'Verdict: <entailed, neutral or contradicted>'"
-            )
-        if unread:
-            logger.warning(
-                "judge: %d of %d statements have no readable verdict, as in %r",
-                len(unread),
-                len(replies),
-                unread[0][-200:],
-            )
+
+def judge_statements(
+    judge: StatementGrader,
+    answered: Sequence[tuple[Item, Completion]],
+    place: AnswerPlace,
+    progress: Progress,
+    seed: int,
+) -> StatementSummary:
+    """What a judge makes of answers, in figures.
+
+    Its verdicts stay in the folder for reading, in `statements*/verdicts.jsonl`; a resumed run doesn't
+    ask for them again.
+
+    Raises:
+        RuntimeError, ValueError: as `StatementGrader.grade`.
+    """
+    name = f"statements{place.suffix}"
+    items, texts = [item for item, _ in answered], [answer.text for _, answer in answered]
+
+    def compute(directory: Path) -> dict[str, float]:
+        with progress.phase(name.replace("-", ", ", 1), count_statements(items), "statements") as bar:
+            scores = judge.grade(items, texts, bar.advance)
+        rows = (_verdict_row(*pair, score) for pair, score in zip(answered, scores, strict=True))
+        write_lines(directory / "verdicts.jsonl", rows)
+        return {"cut": sum(answer.finish_reason == "length" for _, answer in answered)}
+
+    asked = [request for pair in zip(items, texts, strict=True) for request in judge.requests(*pair)]
+    folder, counts = place.folder.phase_directory(name, compute, asked, judge.config.model)
+    if counts["cut"]:
+        progress.say(
+            f"{name}: {counts['cut']:.0f} of {len(items)} answers met max_new_tokens; judged as they are"
+        )
+    lines = (folder / "verdicts.jsonl").read_text(encoding="utf-8").split("\n")
+    rows = [json.loads(line) for line in lines if line]
+    keys = ("must_have_verdicts", "nice_to_have_verdicts", "replies")
+    scores = [StatementScores(row["item_id"], *(tuple(row[key]) for key in keys)) for row in rows]
+    return summarize_statements(scores, seed=seed)
 
 
-def _scores(item: Item, replies: Sequence[Reply[Verdict]]) -> StatementScores:
-    verdicts = tuple(reply.value for reply in replies)
-    count = len(item.required)
-    texts = tuple(reply.text for reply in replies)
-    return StatementScores(item.item_id, verdicts[:count], verdicts[count:], texts)
+def _verdict_row(item: Item, answer: Completion, score: StatementScores) -> dict[str, Any]:
+    return {
+        "item_id": item.item_id,
+        "question": item.question,
+        "answer": answer.text,
+        "cut": answer.finish_reason == "length",
+        "must_have": list(item.required),
+        "must_have_verdicts": list(score.required),
+        "nice_to_have": list(item.optional),
+        "nice_to_have_verdicts": list(score.optional),
+        "replies": list(score.replies),
+    }

@@ -13,11 +13,11 @@ from typing import Any
 
 from ultramed_rl.cluster.inputs import describe_inputs, describe_rendering
 from ultramed_rl.config import EvaluateConfig
-from ultramed_rl.crew.evaluation import EvaluationCrew, Policy
+from ultramed_rl.crew.evaluation import ComparedPolicy, EvaluationCrew
 from ultramed_rl.models.checks import check_models
 from ultramed_rl.models.tokenizer import ChatTokenizer
-from ultramed_rl.stages.benchmark import Examination
-from ultramed_rl.stages.held_out import HeldOut
+from ultramed_rl.stages.benchmark import PolicyBenchmarks
+from ultramed_rl.stages.held_out import HeldOutPrompts
 from ultramed_rl.store import ArtifactFolder, WorkDirectory
 from ultramed_rl.store.artifacts import read_json, read_numbers
 from ultramed_rl.store.atomic import write_json
@@ -47,7 +47,7 @@ def evaluate_policies(config: EvaluateConfig, *, resume: bool = False) -> Evalua
     """
     progress = Progress()
     check_models(config)
-    policies = [enrol(config, name, path) for name, path in config.policies.items()]
+    policies = [load_policy(config, name, path) for name, path in config.policies.items()]
 
     def inputs() -> dict[str, str]:
         answering = [policy for policy in policies if policy.tokenizer is not None]
@@ -59,9 +59,9 @@ def evaluate_policies(config: EvaluateConfig, *, resume: bool = False) -> Evalua
         if finished is not None:
             progress.say(f"{config.run.name}: finished before; results: {store.path / RESULTS}")
             return finished
-        examination = Examination(config, policies, progress) if config.benchmarks else None
-        held_out = HeldOut(config, policies, progress) if config.prompts else None
-        parts = [part for part in (examination, held_out) if part is not None]
+        benchmarks = PolicyBenchmarks(config, policies, progress) if config.benchmarks else None
+        held_out = HeldOutPrompts(config, policies, progress) if config.prompts else None
+        parts = [part for part in (benchmarks, held_out) if part is not None]
         artifacts = ArtifactFolder(store.path)
         crew = EvaluationCrew(config, progress)
         try:
@@ -74,17 +74,17 @@ def evaluate_policies(config: EvaluateConfig, *, resume: bool = False) -> Evalua
                     part.score(crew, artifacts, policy)
         finally:
             crew.stop()
-        return conclude(config, store, examination, held_out, progress)
+        return conclude(config, store, benchmarks, held_out, progress)
 
 
-def enrol(config: EvaluateConfig, name: str, path: str) -> Policy:
+def load_policy(config: EvaluateConfig, name: str, path: str) -> ComparedPolicy:
     """A policy, with a chat tokenizer where it has to answer in words. Raises ValueError where that has none."""
     if not config.samples_chats:
-        return Policy(name, path, None)
+        return ComparedPolicy(name, path, None)
     trust, template = config.policy.trust_remote_code, config.chat_templates.get(name)
     try:
         chat = ChatTokenizer(path, trust_remote_code=trust, chat_template=template, learns=False)
-        return Policy(name, path, chat)
+        return ComparedPolicy(name, path, chat)
     except ValueError as error:
         if "no chat template" not in str(error):
             raise
@@ -97,8 +97,8 @@ def enrol(config: EvaluateConfig, name: str, path: str) -> Policy:
 def conclude(
     config: EvaluateConfig,
     store: WorkDirectory,
-    examination: Examination | None,
-    held_out: HeldOut | None,
+    benchmarks: PolicyBenchmarks | None,
+    held_out: HeldOutPrompts | None,
     progress: Progress,
 ) -> EvaluationResult:
     """Write and say what it came to."""
@@ -109,10 +109,10 @@ def conclude(
         details["rewards"] = rewards
         figures = {name: figures[name] | rewards[name] for name in figures}
         progress.say(render_comparison(rewards))
-    if examination is not None:
-        details |= examination.conclude(store.path)
-        figures = {name: figures[name] | examination.metrics(name) for name in figures}
-    error = None if examination is None else examination.error
+    if benchmarks is not None:
+        details |= benchmarks.conclude(store.path)
+        figures = {name: figures[name] | benchmarks.metrics(name) for name in figures}
+    error = None if benchmarks is None else benchmarks.error
     if error is not None:
         write_json(store.path / RESULTS, {"policies": figures, **details, "error": str(error)})
         progress.say(f"results without what failed: {store.path / RESULTS}")
@@ -139,4 +139,6 @@ def read_results(folder: Path) -> EvaluationResult | None:
         raise ValueError(
             f"{file}: not the results that were written; delete it to make them from the answers"
         )
-    return EvaluationResult(folder, {name: read_numbers(found) for name, found in policies.items()}, details)
+    return EvaluationResult(
+        folder, {name: read_numbers(figures) for name, figures in policies.items()}, details
+    )

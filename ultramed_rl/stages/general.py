@@ -28,9 +28,13 @@ from ultramed_rl.models.offline import resolve_model
 from ultramed_rl.store import ArtifactFolder
 from ultramed_rl.store.digests import digest_path
 
-_CURE = 'pip install "lm-eval[hf]==0.4.13"'
+_INSTALL = 'pip install "lm-eval[hf]==0.4.13"'
 _KEPT_CHUNKS = 2000
 _OFFLINE = re.compile(r"offline|couldn't reach|connectionerror|max retries|localentrynotfound", re.IGNORECASE)
+_FETCH = (
+    "; its data is not on this machine: let the same command run once with a network and without HF_HUB_OFFLINE, or ask "
+    "for tasks on local files by general.include_path"
+)
 _SWITCHES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 # Building lm-eval's index reads 13,000 files: a folder that holds all that is asked for needs none of them.
 _LOOK_UP = """
@@ -56,7 +60,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class TaskResult:
+class GeneralTask:
     """A task's figures, or those of a group over all its `subtasks`; `items` is how many were evaluated."""
 
     items: int
@@ -69,18 +73,14 @@ class GeneralResult:
     """Tasks, groups and their subtasks by name, as lm-eval orders them."""
 
     directory: Path
-    tasks: dict[str, TaskResult]
+    tasks: dict[str, GeneralTask]
 
     @property
     def metrics(self) -> dict[str, float]:
         """`TASK/METRIC` and, where there is one, `TASK/METRIC_stderr`: for a tracker."""
-        found = {}
-        for task, result in self.tasks.items():
-            for metric, figure in result.figures.items():
-                found[f"{task}/{metric}"] = figure.value
-                if figure.stderr is not None:
-                    found[f"{task}/{metric}_stderr"] = figure.stderr
-        return found
+        figures = {f"{task}/{m}": f for task, result in self.tasks.items() for m, f in result.figures.items()}
+        errors = {f"{name}_stderr": f.stderr for name, f in figures.items() if f.stderr is not None}
+        return {name: figure.value for name, figure in figures.items()} | errors
 
 
 # -- what is run -------------------------------------------------------------------------------------------
@@ -98,27 +98,38 @@ def general_command(
     """
     assert precision in {"bfloat16", "float32"}, precision
     backend = general_backend(section, device)
-    model = json.dumps(_model_arguments(section, backend, model_path, device, precision))
-    command = ["python", "-m", "lm_eval", "run", "--model", backend, "--model_args", model]
-    command += ["--tasks", ",".join(section.tasks), "--batch_size", _batch_size(section, backend, device)]
-    # A name that ends in .json keeps the model's path out of the file names, which have a longest length.
-    command += ["--output_path", str(output_dir / "results.json")]
-    if backend == "hf":
-        command += ["--device", device]
-    valued = {
+    vllm = backend == "vllm"
+    # On a CPU lm-eval would look for the largest batch by running out of memory.
+    auto = "8" if section.batch_size == "auto" and (backend, device) == ("hf", "cpu") else section.batch_size
+    model = {
+        "pretrained": model_path,
+        "dtype": precision,
+        "max_length": section.max_length,
+        "tensor_parallel_size": section.gpus if vllm else None,
+        "seed": section.seed if vllm else None,
+        "parallelize": True if not vllm and device == "cuda" and section.gpus > 1 else None,
+    }
+    flags = {
+        "--model": backend,
+        "--model_args": json.dumps({name: value for name, value in model.items() if value is not None}),
+        "--tasks": ",".join(section.tasks),
+        "--batch_size": auto,
+        # A name that ends in .json keeps the model's path out of the file names, which have a longest length.
+        "--output_path": output_dir / "results.json",
+        "--device": device if backend == "hf" else None,
         "--limit": section.limit,
         "--num_fewshot": section.num_fewshot,
         "--seed": section.seed,
         "--include_path": None if section.include_path is None else _absolute(section.include_path),
     }
-    switched = {
+    switches = {
         "--apply_chat_template": section.apply_chat_template,
         "--log_samples": section.log_samples,
         "--trust_remote_code": section.trust_remote_code,
         "--confirm_run_unsafe_code": section.run_unsafe_code,
     }
-    command += [part for flag, value in valued.items() if value is not None for part in (flag, str(value))]
-    return command + [flag for flag, on in switched.items() if on]
+    words = [word for flag, value in flags.items() if value is not None for word in (flag, str(value))]
+    return ["python", "-m", "lm_eval", "run", *words, *(flag for flag, on in switches.items() if on)]
 
 
 def general_backend(section: General, device: str) -> str:
@@ -152,27 +163,6 @@ def general_environment(section: General, cluster: Devices) -> dict[str, str]:
     }
 
 
-def _model_arguments(
-    section: General, backend: str, model_path: str, device: str, precision: str
-) -> dict[str, Any]:
-    arguments: dict[str, Any] = {"pretrained": model_path, "dtype": precision}
-    if section.max_length is not None:
-        arguments["max_length"] = section.max_length
-    if backend == "vllm":
-        arguments["tensor_parallel_size"] = section.gpus
-        if section.seed is not None:
-            arguments["seed"] = section.seed
-    elif device == "cuda" and section.gpus > 1:
-        arguments["parallelize"] = True
-    return arguments
-
-
-def _batch_size(section: General, backend: str, device: str) -> str:
-    if section.batch_size == "auto" and (backend, device) == ("hf", "cpu"):
-        return "8"  # lm-eval would look for the largest by running out of memory
-    return str(section.batch_size)
-
-
 def _absolute(path: str) -> str:
     return str(Path(path).expanduser().absolute())
 
@@ -189,20 +179,24 @@ def check_general(section: General, device: str) -> None:
     """
     general_backend(section, device)
     if importlib.util.find_spec("lm_eval") is None:
-        raise ValueError(f"general: needs lm-evaluation-harness, which is not installed: {_CURE}")
+        raise ValueError(f"general: needs lm-evaluation-harness, which is not installed: {_INSTALL}")
     folder = "" if section.include_path is None else _absolute(section.include_path)
     if folder and not Path(folder).is_dir():
         raise ValueError(
             f"general.include_path={section.include_path!r}: no such folder; name the one that holds your YAMLs"
         )
-    found = _look_up(folder, tuple(section.tasks))
-    if found["missing"]:
+    index = _look_up(folder, tuple(section.tasks))
+    where = f"lm-eval and {folder} have" if folder else "lm-eval has"
+    fixes = {
+        n: f"did you mean {g[0]!r}?" if g else "`lm-eval ls tasks` lists them"
+        for n, g in index["missing"].items()
+    }
+    if fixes:
+        lines = (f"general.tasks={name!r}: {where} no such task; {fix}" for name, fix in fixes.items())
+        raise ValueError("; ".join(lines))
+    if index["unsafe"] and not section.run_unsafe_code:
         raise ValueError(
-            "; ".join(_unknown(name, guesses, folder) for name, guesses in found["missing"].items())
-        )
-    if found["unsafe"] and not section.run_unsafe_code:
-        raise ValueError(
-            f"general.tasks={found['unsafe'][0]!r}: runs code that the model writes; leave it out, or allow it "
+            f"general.tasks={index['unsafe'][0]!r}: runs code that the model writes; leave it out, or allow it "
             "with general.run_unsafe_code=true on a machine that you can lose"
         )
 
@@ -213,15 +207,11 @@ def _look_up(folder: str, tasks: tuple[str, ...]) -> dict[str, Any]:
     done = subprocess.run([sys.executable, "-c", _LOOK_UP, folder, *tasks], capture_output=True, text=True)
     if done.returncode:
         why = _error_line(done.stderr) or f"exit code {done.returncode}"
-        raise ValueError(f"general: lm-evaluation-harness cannot be loaded ({why}); install it anew: {_CURE}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
-def _unknown(name: str, guesses: list[str], folder: str) -> str:
-    where = f"lm-eval and {folder} have" if folder else "lm-eval has"
-    cure = f"did you mean {guesses[0]!r}?" if guesses else "`lm-eval ls tasks` lists them"
-    return f"general.tasks={name!r}: {where} no such task; {cure}"
+        raise ValueError(
+            f"general: lm-evaluation-harness cannot be loaded ({why}); install it anew: {_INSTALL}"
+        )
+    index: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return index
 
 
 # -- the run -----------------------------------------------------------------------------------------------
@@ -276,27 +266,19 @@ def _run(command: list[str], section: General, cluster: Devices, say: Callable[[
         line = _error_line("".join(said))
         if not line:
             raise
-        raise RuntimeError(f"general: lm-eval ended with {line}{_cure(line)}\n{error}") from None
+        fix = _FETCH if _OFFLINE.search(line) else ""
+        raise RuntimeError(f"general: lm-eval ended with {line}{fix}\n{error}") from None
 
 
 def _error_line(text: str) -> str:
     """The last traceback's own line, or argparse's; empty where there is neither."""
-    found, inside = "", False
+    last, inside = "", False
     for line in text.replace("\r", "\n").splitlines():
         if line.startswith("Traceback (most recent call last)"):
             inside = True
         elif (inside and line and not line[0].isspace()) or re.match(r"lm-eval.*: error: ", line):
-            found, inside = line.strip(), False
-    return found
-
-
-def _cure(line: str) -> str:
-    if not _OFFLINE.search(line):
-        return ""
-    return (
-        "; its data is not on this machine: let the same command run once with a network and without "
-        "HF_HUB_OFFLINE, or ask for tasks on local files by general.include_path"
-    )
+            last, inside = line.strip(), False
+    return last
 
 
 def _digests(section: General) -> list[str]:
@@ -304,11 +286,8 @@ def _digests(section: General) -> list[str]:
     if section.include_path is None:
         return []
     folder = Path(_absolute(section.include_path))
-    return [
-        f"{path.name} {digest_path(path)}"
-        for end in ("yaml", "py")
-        for path in sorted(folder.rglob(f"*.{end}"))
-    ]
+    files = [path for end in ("yaml", "py") for path in sorted(folder.rglob(f"*.{end}"))]
+    return [f"{path.name} {digest_path(path)}" for path in files]
 
 
 # -- what came out -----------------------------------------------------------------------------------------
@@ -332,21 +311,21 @@ def read_general(directory: Path) -> GeneralResult:
     content = json.loads(files[-1].read_text(encoding="utf-8"))
     subtasks = content.get("group_subtasks", {})
     tasks = {
-        name: TaskResult(row.get("sample_len", 0), _figures(row), tuple(subtasks.get(name, ())))
+        name: GeneralTask(row.get("sample_len", 0), _figures(row), tuple(subtasks.get(name, ())))
         for name, row in content["results"].items()
     }
     return GeneralResult(directory, {name: result for name, result in tasks.items() if result.figures})
 
 
 def _figures(row: dict[str, Any]) -> dict[str, Figure]:
-    found: dict[str, Figure] = {}
+    figures: dict[str, Figure] = {}
     for key, value in row.items():
         metric, comma, filtered = key.partition(",")
         if not comma or metric.endswith("_stderr") or not isinstance(value, (int, float)):
             continue
         name = metric if filtered == "none" else f"{metric}_{filtered}"
         name = re.sub(r"\W+", "_", name)
-        assert name not in found, f"{key!r} and another of lm-eval's keys are both {name!r}"
+        assert name not in figures, f"{key!r} and another of lm-eval's keys are both {name!r}"
         stderr = row.get(f"{metric}_stderr,{filtered}")
-        found[name] = Figure(float(value), float(stderr) if isinstance(stderr, (int, float)) else None)
-    return found
+        figures[name] = Figure(float(value), float(stderr) if isinstance(stderr, (int, float)) else None)
+    return figures

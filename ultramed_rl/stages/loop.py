@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -12,8 +12,8 @@ from ultramed_rl.actors.trainer import TrainingPlace
 from ultramed_rl.config.stages import StageConfig
 from ultramed_rl.crew.stage import StageCrew
 from ultramed_rl.learning.batching import count_steps
-from ultramed_rl.stages.card import write_stage_card
 from ultramed_rl.store import StageDirectory
+from ultramed_rl.store.cards import Input, ModelFacts, made_from, model_card, read_versions, write_card
 from ultramed_rl.tracking import Progress, Tracker
 
 Metrics = dict[str, float]
@@ -68,10 +68,10 @@ class StageLoop:
         place = Place()
         if saved is not None:
             path, numbers = saved
-            whole = {name: int(numbers.get(name, 0)) for name in ("step", "best_step", "waited", "skipped")}
-            self.crew.load_state(path, whole["skipped"])
+            counts = {name: int(numbers.get(name, 0)) for name in ("step", "best_step", "waited", "skipped")}
+            self.crew.load_state(path, counts["skipped"])
             best = numbers["best_loss"]
-            place = Place(best_loss=math.inf if math.isnan(best) else best, **whole)
+            place = Place(best_loss=math.inf if math.isnan(best) else best, **counts)
             self.progress.say(f"resuming after step {place.step} of {self.steps}")
         self.store.discard_after(place.step)
         return place
@@ -165,6 +165,18 @@ class StageLoop:
     def _write_model(self, directory: Path) -> Metrics:
         self.crew.save(directory)
         return {}
+
+
+def write_stage_card(
+    config: StageConfig, store: StageDirectory, directory: Path, figures: Mapping[str, float]
+) -> None:
+    """README.md beside the weights, before the directory is digested."""
+    data = config.data
+    inputs = [made_from("starting model", config.model.path)]
+    inputs += [made_from("training data", source.uri) for source in data.sources]
+    inputs += [made_from("held-out data", source.uri) for source in data.evaluation_sources]
+    inputs.append(Input("samples that were trained on", "data/ of the run", store.artifacts.digest("data")))
+    write_card(directory, model_card(config, ModelFacts(figures, inputs, read_versions(store.path))))
 
 
 def next_event(step: int, steps: int, *intervals: int | None) -> int:

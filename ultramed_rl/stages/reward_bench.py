@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,8 +15,8 @@ from ultramed_rl.crew.scorers import Scorers
 from ultramed_rl.data.benchmark_pairs import fit_pairs, read_pairs
 from ultramed_rl.data.tokenize import tokenize_preference
 from ultramed_rl.evaluation.reward_bench import (
-    Average,
     ScoredPair,
+    SubsetAverage,
     SubsetScore,
     average_subsets,
     known_subset,
@@ -28,7 +27,7 @@ from ultramed_rl.models.checks import check_models
 from ultramed_rl.models.reading import RewardReader
 from ultramed_rl.records import Completion, PreferenceGroup, Prompt, RankedAnswers, ScoredCompletion
 from ultramed_rl.store import ArtifactFolder, WorkDirectory
-from ultramed_rl.store.atomic import without_non_finite, write_json, write_whole
+from ultramed_rl.store.atomic import write_json, write_lines
 from ultramed_rl.token_ids import TokenIds
 from ultramed_rl.tracking import Progress, Tracker, watched
 from ultramed_rl.tracking.summary import render_subsets
@@ -37,7 +36,7 @@ _NAMES_SHOWN = 3  # of missing subsets in the table; reward_bench.json has all o
 
 
 @dataclass(frozen=True)
-class Bench:
+class PreparedPairs:
     """What is scored: pairs in the reward model's own tokens; and counts of rows, and of pairs too long by subset."""
 
     pairs: tuple[PreferenceGroup, ...]
@@ -52,7 +51,7 @@ class RewardBenchResult:
 
     directory: Path
     subsets: tuple[SubsetScore, ...]
-    averages: tuple[Average, ...]
+    averages: tuple[SubsetAverage, ...]
 
 
 def bench_reward(config: RewardBenchConfig, *, resume: bool = False) -> RewardBenchResult:
@@ -61,7 +60,7 @@ def bench_reward(config: RewardBenchConfig, *, resume: bool = False) -> RewardBe
     `reward_bench.json` holds the figures, `failures.jsonl` the pairs judged wrong, `scored.parquet` all scores.
 
     Raises:
-        ValueError: bad input, with value, rule and cure; before Ray starts.
+        ValueError: bad input, with value, rule and fix; before Ray starts.
     """
     progress = Progress()
     bench = prepare_bench(config, progress)
@@ -70,7 +69,9 @@ def bench_reward(config: RewardBenchConfig, *, resume: bool = False) -> RewardBe
         subsets = score_subsets(scored, bench.too_long)
         result = RewardBenchResult(store.path, subsets, average_subsets(subsets))
         finished = (store.path / "reward_bench.json").is_file()
-        _write_failures(store.path / "failures.jsonl", bench.pairs, scored)
+        pairs = {pair.prompt.prompt_id: pair for pair in bench.pairs}
+        failures = (_failure(pair, pairs[pair.pair_id]) for pair in wrong_pairs(scored))  # worst first
+        write_lines(store.path / "failures.jsonl", failures)
         write_json(store.path / "reward_bench.json", _report(config, bench, result))
         if not finished:
             with Tracker(store, config) as tracker:
@@ -79,7 +80,7 @@ def bench_reward(config: RewardBenchConfig, *, resume: bool = False) -> RewardBe
         return result
 
 
-def prepare_bench(config: RewardBenchConfig, progress: Progress) -> Bench:
+def prepare_bench(config: RewardBenchConfig, progress: Progress) -> PreparedPairs:
     """All that can go wrong before a reward model starts: the model's kind, its tokenizer, the pairs."""
     model = config.model
     check_models(config)
@@ -96,7 +97,9 @@ def prepare_bench(config: RewardBenchConfig, progress: Progress) -> Bench:
         f"pairs: {len(fitting)} of {counts['rows']} rows ({counts['misfit']} don't fit, "
         f"{too_long.total()} too long, {counts['neutralised']} with control tokens as text)"
     )
-    return Bench(tuple(fitting), Scorers(config.reward, reader.tokenizer), dict(counts), dict(too_long))
+    return PreparedPairs(
+        tuple(fitting), Scorers(config.reward, reader.tokenizer), dict(counts), dict(too_long)
+    )
 
 
 def _tokenize(pair: RankedAnswers, reader: RewardReader) -> PreferenceGroup:
@@ -115,7 +118,7 @@ def _tokenize(pair: RankedAnswers, reader: RewardReader) -> PreferenceGroup:
 
 
 def _scores(
-    config: RewardBenchConfig, bench: Bench, artifacts: ArtifactFolder, progress: Progress
+    config: RewardBenchConfig, bench: PreparedPairs, artifacts: ArtifactFolder, progress: Progress
 ) -> list[ScoredPair]:
     """Each pair with the scores of both sides; a pair is one group, so that its prompt is computed once."""
 
@@ -129,24 +132,16 @@ def _scores(
 
     prompts = [pair.prompt for pair in bench.pairs]
     answers = [answer for pair in bench.pairs for answer in pair.completions]
-    found = artifacts.phase("scored", compute, prompts, answers, config.model.path, kind=ScoredCompletion)
-    rewards = [scored.reward for scored in found]
+    results = artifacts.phase("scored", compute, prompts, answers, config.model.path, kind=ScoredCompletion)
+    rewards = [scored.reward for scored in results]
     return [
         ScoredPair(prompt.prompt_id, known_subset(prompt.kind), chosen, rejected)
         for prompt, chosen, rejected in zip(prompts, rewards[::2], rewards[1::2], strict=True)
     ]
 
 
-def _write_failures(path: Path, pairs: Sequence[PreferenceGroup], scored: Sequence[ScoredPair]) -> None:
-    """The pairs judged wrong with their texts, worst first, one JSON object a line."""
-    by_id = {pair.prompt.prompt_id: pair for pair in pairs}
-    rows = [_failure(pair, by_id[pair.pair_id]) for pair in wrong_pairs(scored)]
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
 def _failure(scored: ScoredPair, pair: PreferenceGroup) -> dict[str, Any]:
-    row = {
+    return {
         "pair_id": scored.pair_id,
         "subset": scored.subset,
         "chosen_score": scored.chosen,
@@ -156,49 +151,31 @@ def _failure(scored: ScoredPair, pair: PreferenceGroup) -> dict[str, Any]:
         "chosen": pair.chosen.text,
         "rejected": pair.rejected.text,
     }
-    return dict(without_non_finite(row))
 
 
-def _report(config: RewardBenchConfig, bench: Bench, result: RewardBenchResult) -> dict[str, Any]:
-    subsets = {
-        score.subset: {**_figures(score), "right": score.right, "pairs": score.pairs}
-        for score in result.subsets
-    }
-    averages = {
-        average.name: {"accuracy": average.accuracy, "missing": list(average.missing)}
-        for average in result.averages
-    }
+def _report(config: RewardBenchConfig, bench: PreparedPairs, result: RewardBenchResult) -> dict[str, Any]:
     return {
         "model": config.model.path,
         "data": config.data.uri,
         "pairs": len(bench.pairs),
         "rows": bench.rows,
-        "subsets": subsets,
-        "averages": averages,
+        "subsets": {s.subset: {**_figures(s), "right": s.right, "pairs": s.pairs} for s in result.subsets},
+        "averages": {a.name: {"accuracy": a.accuracy, "missing": list(a.missing)} for a in result.averages},
     }
 
 
 def _figures(score: SubsetScore) -> dict[str, float]:
     """A subset's accuracy with its interval, where it has one, and its counts."""
-    counts = {"ties": score.ties, "non_finite": score.non_finite, "too_long": score.too_long}
-    if score.accuracy is None:
-        return dict(counts)
-    return {
-        "accuracy": score.accuracy.mean,
-        "low": score.accuracy.low,
-        "high": score.accuracy.high,
-        **counts,
-    }
+    share = score.accuracy
+    known = {} if share is None else {"accuracy": share.mean, "low": share.low, "high": share.high}
+    return known | {"ties": score.ties, "non_finite": score.non_finite, "too_long": score.too_long}
 
 
 def _metrics(result: RewardBenchResult) -> dict[str, float]:
     """The figures as flat metrics."""
-    subsets = result.subsets
-    totals = {
-        name: float(sum(getattr(score, name) for score in subsets))
-        for name in ("pairs", "right", "ties", "non_finite", "too_long")
-    }
-    accuracies = {f"accuracy_{s.subset}": s.accuracy.mean for s in subsets if s.accuracy is not None}
+    counts = ("pairs", "right", "ties", "non_finite", "too_long")
+    totals = {name: float(sum(getattr(score, name) for score in result.subsets)) for name in counts}
+    accuracies = {f"accuracy_{s.subset}": s.accuracy.mean for s in result.subsets if s.accuracy is not None}
     return {**totals, **accuracies, **{f"average_{a.name}": a.accuracy for a in result.averages}}
 
 
@@ -206,9 +183,6 @@ def _table(result: RewardBenchResult) -> Iterator[dict[str, Any]]:
     for score in result.subsets:
         yield {"name": score.subset, "pairs": score.pairs, **_figures(score)}
     for average in result.averages:
-        row = {"name": average.name, "accuracy": average.accuracy}
-        yield {**row, "missing": _shown(average.missing)} if average.missing else row
-
-
-def _shown(names: Sequence[str]) -> str:
-    return ", ".join(names) if len(names) <= _NAMES_SHOWN else f"{len(names)} of its parts"
+        row, missing = {"name": average.name, "accuracy": average.accuracy}, average.missing
+        shown = ", ".join(missing) if len(missing) <= _NAMES_SHOWN else f"{len(missing)} of its parts"
+        yield {**row, "missing": shown} if missing else row

@@ -13,9 +13,9 @@ from ultramed_rl.config.stages import StageConfig
 from ultramed_rl.crew.stage import StageCrew
 from ultramed_rl.models.checks import check_models
 from ultramed_rl.models.tokenizer import ChatTokenizer, chat_tokenizer
-from ultramed_rl.stages.kinds import Data, Kind, Work, kind_of
 from ultramed_rl.stages.loop import StageLoop, render
-from ultramed_rl.stages.openrlhf_run import train_by_openrlhf
+from ultramed_rl.stages.openrlhf.run import train_by_openrlhf
+from ultramed_rl.stages.training import TRAINING_KINDS, StageSamples, TrainedStage, TrainingKind
 from ultramed_rl.store import SampleFile, StageDirectory, write_samples
 from ultramed_rl.tracking import Progress, Tracker, watched
 
@@ -35,10 +35,10 @@ def run_stage(config: StageConfig, *, resume: bool = False) -> StageResult:
     """Run an offline stage; with `resume`, go on where a killed one stopped. A finished one is read back.
 
     Raises:
-        ValueError: bad input, with value, rule and cure.
+        ValueError: bad input, with value, rule and fix.
     """
     progress = Progress()
-    kind = kind_of(config)
+    kind = TRAINING_KINDS[config.type]
     tokenizer = chat_tokenizer(config.model)
     check_models(config)
 
@@ -59,34 +59,38 @@ def run_stage(config: StageConfig, *, resume: bool = False) -> StageResult:
         data = prepare_data(config, kind, tokenizer, store, progress)
         kind.check(config, data)
         with Tracker(store, config) as tracker:
-            work = Work(config, StageCrew(config, kind.worker), data, store, progress)
+            training = TrainedStage(config, StageCrew(config, kind.worker), data, store, progress)
             try:
-                path, metrics = train_to_the_end(work, kind, tracker)
+                path, metrics = train_to_the_end(training, kind, tracker)
                 progress.say(f"{config.run.name}: {render(metrics)}\nmodel: {path}")
                 return StageResult(store.path, path, metrics)
             finally:
-                work.crew.stop()
+                training.crew.stop()
 
 
-def train_to_the_end(work: Work, kind: Kind, tracker: Tracker) -> tuple[Path, Metrics]:
+def train_to_the_end(stage: TrainedStage, kind: TrainingKind, tracker: Tracker) -> tuple[Path, Metrics]:
     """Train; ranks that are lost start again, from the newest state that was saved."""
-    config, crew, progress = work.config, work.crew, work.progress
+    config, crew, progress = stage.config, stage.crew, stage.progress
     while True:
         try:
             with progress.phase("start the ranks", 1, "groups") as bar:
-                crew.start(*kind.extra(config))
+                crew.start(*(getattr(config, key) for key in kind.load_keys))
                 bar.advance(1)
-            kind.teach(work)
-            count, evaluates = len(work.data.training), work.data.held_out is not None
-            return StageLoop(config, work.store, crew, count, evaluates, tracker, progress).run()
+            kind.teach(stage)
+            count, evaluates = len(stage.data.training), stage.data.held_out is not None
+            return StageLoop(config, stage.store, crew, count, evaluates, tracker, progress).run()
         except RanksLost as lost:
             progress.say(f"{lost}; starting again from the newest state")
             crew.restart()
 
 
 def prepare_data(
-    config: StageConfig, kind: Kind, tokenizer: ChatTokenizer, store: StageDirectory, progress: Progress
-) -> Data:
+    config: StageConfig,
+    kind: TrainingKind,
+    tokenizer: ChatTokenizer,
+    store: StageDirectory,
+    progress: Progress,
+) -> StageSamples:
     """Read, split, tokenise and write the samples, once."""
 
     def write(directory: Path) -> Metrics:
@@ -105,4 +109,4 @@ def prepare_data(
     progress.say(f"data: {shown}")
     training: SampleFile[Any] = SampleFile(path / "training.arrow", kind.sample)
     held_out: SampleFile[Any] = SampleFile(path / "held_out.arrow", kind.sample)
-    return Data(training, held_out if len(held_out) else None)
+    return StageSamples(training, held_out if len(held_out) else None)

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from ultramed_rl.store.artifacts import ArtifactFolder, read_json, read_numbers
 from ultramed_rl.store.atomic import write_json
 from ultramed_rl.store.keys import key_number
+from ultramed_rl.store.run_reader import read_commit
 from ultramed_rl.store.tables import told_of
 
 
@@ -45,7 +46,11 @@ class RoundRecord(ArtifactFolder):
         """The round is done: nothing of it will be computed again. Holds its phases' digests."""
         write_json(
             self.path / "commit.json",
-            {"round": self.index, "metrics": metrics, "phases": self._digests()},
+            {
+                "round": self.index,
+                "metrics": metrics,
+                "phases": {m["name"]: m["digest"] for m in self.manifests()},
+            },
         )
 
     def asked(self, results: bool = False) -> Asked:
@@ -69,15 +74,8 @@ class RoundRecord(ArtifactFolder):
     @property
     def committed(self) -> bool:
         """Whether the round is done, with the very phases that it was committed with."""
-        try:
-            commit = read_json(self.path / "commit.json")
-            return commit.get("phases", {}).items() <= self._digests().items()
-        except (OSError, ValueError):
-            return False
+        return read_commit(self.path) is not None
 
     def committed_metrics(self) -> dict[str, float]:
         """What `commit` was given; a number that wasn't finite is NaN."""
         return read_numbers(read_json(self.path / "commit.json")["metrics"])
-
-    def _digests(self) -> dict[str, str]:
-        return {manifest["name"]: manifest["digest"] for manifest in self.manifests()}

@@ -8,6 +8,7 @@ from typing import Any
 
 from ultramed_rl.store.artifacts import ArtifactFolder, read_json
 from ultramed_rl.store.round_record import RoundRecord
+from ultramed_rl.store.run_reader import RunReader
 from ultramed_rl.store.work_directory import WorkDirectory
 
 # Of a committed round what cannot be made again by itself: later rounds follow from it.
@@ -28,10 +29,7 @@ class RunDirectory(WorkDirectory):
 
     def committed_rounds(self) -> int:
         """How many rounds from the first on are done."""
-        count = 0
-        while (self._round_path(count) / "commit.json").is_file() and self.round(count).committed:
-            count += 1
-        return count
+        return len(RunReader(self.path).rounds)
 
     def verify_committed(self) -> None:
         """Nothing of the committed rounds has changed since.

@@ -27,6 +27,7 @@ from ultramed_rl.store.environment import FILE as ENVIRONMENT
 from ultramed_rl.store.environment import write_environment
 from ultramed_rl.store.remote import Mirror, check_url
 from ultramed_rl.store.remote.versions import INDEX
+from ultramed_rl.store.run_reader import read_rows
 
 INPUTS = "inputs.json"
 # Keys whose change doesn't change what a run computes.
@@ -182,9 +183,7 @@ class WorkDirectory:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All whole lines of `metrics.jsonl`."""
-        path = self.path / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
-        return [row for line in lines if (row := _parse(line)) is not None]
+        return list(read_rows(self.path / "metrics.jsonl"))
 
     def keep_metrics(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
         """Forget all other lines of `metrics.jsonl`, and what a killed run wrote by halves."""
@@ -192,14 +191,6 @@ class WorkDirectory:
         if path.is_file():
             text = "".join(json.dumps(row) + "\n" for row in self.read_metrics() if wanted(row))
             write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def _parse(line: str) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:  # the last line of a killed run
-        return None
-    return row if isinstance(row, dict) else None
 
 
 def _short(value: object) -> str:

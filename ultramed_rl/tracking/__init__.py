@@ -1,7 +1,7 @@
 """Telling people and programs: metrics, progress, the status of a run, the table of rounds."""
 
+from ultramed_rl.tracking.console import Progress
 from ultramed_rl.tracking.heartbeat import watched
-from ultramed_rl.tracking.progress import Progress
 from ultramed_rl.tracking.summary import render_rounds, verdict
 from ultramed_rl.tracking.tracker import Tracker
 

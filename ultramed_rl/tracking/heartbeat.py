@@ -5,13 +5,14 @@ A thread of its own writes it, so that a slow or full disk neither stops nor slo
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ STATUS = "status.json"
 _EVERY_S = 2.0
 _LAST_S = 5.0  # that the end of a run waits for its last line
 _ERROR_LENGTH = 500
+_SILENT_S = 30.0  # without a heartbeat, after which its process counts as gone
 
 
 @dataclass(eq=False)
@@ -153,3 +155,32 @@ def _state_after(error: BaseException | None) -> str:
     if error is None:
         return "finished"
     return "interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed"
+
+
+def is_alive(directory: Path, heart: Mapping[str, Any]) -> bool:
+    """Whether a process writes the run: by its heartbeat, or by the directory's lock where that is silent."""
+    if heart.get("state") == "running" and time.time() - heart["updated"] < _SILENT_S:
+        return heart["host"] != socket.gethostname() or _is_process(int(heart["pid"]))
+    return _is_locked(directory / ".lock")
+
+
+def _is_process(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _is_locked(path: Path) -> bool:
+    """Asks with a shared lock that is given back at once. Only a starting run could be in its way."""
+    try:
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False

@@ -1,5 +1,7 @@
 """A report as one HTML file, with no network at reading time.
 
+parts --> sections --> html/page.html.jinja, with html/page.css and html/figures.js --> page
+
 plotly.js is within the file, once and only if there is a figure: compressed (the wheel holds no smaller bundle
 than 4.8 MB) and unpacked by the reader's browser. A content security policy forbids every request, and runs
 the page's own scripts alone, by their hashes. Light and dark follow the reader's system.
@@ -12,29 +14,108 @@ import json
 import re
 from base64 import b64encode
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from html import escape
+from pathlib import Path
 from textwrap import wrap
-from typing import Any
+from typing import Any, Literal
 
-from ultramed_rl.tracking.page_markup import clean_text, escaped, part_html
-from ultramed_rl.tracking.page_parts import Figure, PageTable, Part, Section, Widget
-from ultramed_rl.tracking.page_script import SCRIPT
-from ultramed_rl.tracking.page_style import CSS
+from jinja2 import Environment, FileSystemLoader, Template
 
-__all__ = ["Figure", "PageTable", "Part", "Section", "clean_text", "figure_text", "page_html"]
+_HTML = Path(__file__).with_name("html")
+_UNWRITABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 
-_NAVIGATION_FROM = 5  # sections that are worth a list of links
-_HEAD = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; script-src {scripts}; \
-style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-"""
+Figure = Any  # a plotly.graph_objects.Figure
+Tone = Literal["good", "bad", "plain", "warning"]
+
+
+@dataclass(frozen=True)
+class PageTable:
+    """Rows of text under column headings. The first column names the row, the others hold numbers.
+
+    With `words` they hold words, and break where they are long.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    words: bool = False
+
+    def __post_init__(self) -> None:
+        assert all(len(row) == len(self.columns) for row in self.rows), self.columns
+
+
+@dataclass(frozen=True)
+class Note:
+    """A caption: how to read what stands beside it."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A heading within a section."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Callout:
+    """A statement set apart, and what supports it."""
+
+    tone: Tone
+    heading: str
+    lines: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One number with its name, and what it is measured by."""
+
+    name: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Numbers side by side."""
+
+    facts: tuple[Fact, ...]
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text as it is, line by line, folded away under its heading."""
+
+    heading: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Widget:
+    """Markup and a script of our own around data, which may be foreign: the script must show it as text only.
+
+    `data` is in the page as JSON under the element id `name`-data; `markup` and `script` go in as they are.
+    """
+
+    name: str
+    markup: str
+    script: str
+    data: Any
+
+
+Part = str | PageTable | Note | Heading | Callout | Facts | Text | Widget | Figure
+_WORDS = (str, PageTable, Note, Heading, Callout, Facts, Text, Widget)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands under it, in order; a text is a paragraph."""
+
+    heading: str
+    parts: tuple[Part, ...]
 
 
 def page_html(title: str, sections: Sequence[Section], subtitle: str = "", footer: str = "") -> str:
@@ -45,25 +126,42 @@ def page_html(title: str, sections: Sequence[Section], subtitle: str = "", foote
     texts gives them through `figure_text`. A section without a heading stands before the list of contents.
     """
     figures: list[str] = []
-    widgets: list[Widget] = []
-    bodies = [_section(place, section, figures, widgets) for place, section in enumerate(sections)]
-    opening = "".join(body for section, body in zip(sections, bodies, strict=True) if not section.heading)
-    rest = "".join(body for section, body in zip(sections, bodies, strict=True) if section.heading)
-    scripts = _Scripts()
-    tail = _figure_scripts(figures, scripts) + _widget_scripts(widgets, scripts)
-    needs = (
-        "<noscript><p>Figures and samples need JavaScript; nothing is fetched.</p></noscript>\n"
-        if tail
-        else ""
+    bodies = []
+    for place, section in enumerate(sections):
+        parts: list[tuple[str, Any]] = []
+        for part in section.parts:
+            if isinstance(part, _WORDS):
+                parts.append((type(part).__name__, part))
+                continue
+            content, height = _figure_json(part)
+            parts.append(("Figure", {"place": len(figures), "height": height}))
+            figures.append(content)
+        bodies.append({"place": place, "heading": section.heading, "parts": parts})
+    widgets = [part for section in sections for part in section.parts if isinstance(part, Widget)]
+    library, packed = _library() if figures else ("", "")
+    draw = (_HTML / "figures.js").read_text(encoding="utf-8")
+    scripts = [*([library, draw] if figures else []), *(widget.script for widget in widgets)]
+    assert not any("</script" in script.lower() for script in scripts if script is not library)
+    return _template().render(
+        title=title,
+        subtitle=subtitle,
+        footer=footer,
+        css=(_HTML / "page.css").read_text(encoding="utf-8"),
+        policy=" ".join(map(_script_hash, scripts)) or "'none'",
+        sections=bodies,
+        headed=[body for body in bodies if body["heading"]],
+        figures=figures,
+        library=packed,
+        draw=draw,
+        widgets=widgets,
+        script_json=script_json,
     )
-    line = f'<p class="subtitle">{escaped(subtitle)}</p>\n' if subtitle else ""
-    end = f"<footer>{escaped(footer)}</footer>\n" if footer else ""
-    head = _HEAD.format(scripts=scripts.policy)
-    return (
-        f"{head}<title>{escaped(title)}</title>\n<style>\n{CSS}</style>\n</head>\n<body>\n<main>\n"
-        f"<header><h1>{escaped(title)}</h1>\n{line}</header>\n{needs}{opening}{_navigation(sections)}{rest}{end}"
-        f"</main>\n{tail}</body>\n</html>\n"
-    )
+
+
+def clean_text(text: str) -> str:
+    """The text with U+FFFD for control characters (all but tab and newline), for those that turn the direction of
+    reading, and for halves of surrogate pairs."""
+    return _UNWRITABLE.sub("\ufffd", text)
 
 
 def figure_text(text: str, most: int = 120, width: int = 0) -> str:
@@ -84,67 +182,32 @@ def script_json(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-class _Scripts:
-    """The scripts that the page runs, and the policy that allows these."""
-
-    def __init__(self) -> None:
-        self._hashes: list[str] = []
-
-    def allow(self, script: str) -> None:
-        digest = b64encode(sha256(script.encode("utf-8")).digest()).decode()
-        self._hashes.append(f"'sha256-{digest}'")
-
-    def inline(self, script: str) -> str:
-        assert "</script" not in script.lower()
-        self.allow(script)
-        return f"<script>{script}</script>\n"
-
-    @property
-    def policy(self) -> str:
-        return " ".join(self._hashes) or "'none'"
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(_HTML),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=lambda value: clean_text(value) if type(value) is str else value,
+    )
+    return environment.get_template("page.html.jinja")
 
 
-def _section(place: int, section: Section, figures: list[str], widgets: list[Widget]) -> str:
-    heading = escaped(section.heading)
-    parts = [f'<section id="section-{place}">', *([f"<h2>{heading}</h2>"] if heading else ())]
-    label = heading
-    for part in section.parts:
-        html = part_html(part)
-        if html is not None:
-            parts.append(html)
-        elif isinstance(part, Widget):
-            parts.append(part.markup)
-            widgets.append(part)
-        else:
-            figure = _figure_json(part)
-            height = json.loads(figure)["layout"].get("height", 450)
-            parts.append(
-                f'<div class="figure" id="figure-{len(figures)}" role="img" aria-label="{label}" '
-                f'style="min-height: {height:.0f}px"></div>'
-            )
-            figures.append(figure)
-    return "\n".join([*parts, "</section>\n"])
+def _script_hash(script: str) -> str:
+    return f"'sha256-{b64encode(sha256(script.encode('utf-8')).digest()).decode()}'"
 
 
-def _navigation(sections: Sequence[Section]) -> str:
-    links = [
-        f'<a href="#section-{place}">{escaped(section.heading)}</a>'
-        for place, section in enumerate(sections)
-        if section.heading
-    ]
-    if len(links) < _NAVIGATION_FROM:
-        return ""
-    return f'<nav aria-label="Contents">{" ".join(links)}</nav>\n'
-
-
-def _figure_json(figure: Figure) -> str:
-    """Data and layout without the template (the page's own, light or dark, takes its place)."""
+def _figure_json(figure: Figure) -> tuple[str, str]:
+    """Data and layout without the template (the page's own, light or dark, takes its place); and the height in pixels."""
     from plotly.io import to_json
 
     # Not orjson, which refuses halves of surrogate pairs. The layout's own title and colours stay.
-    found = json.loads(to_json(figure, engine="json", validate=False))
-    found["layout"].pop("template", None)
-    return script_json({"data": found["data"], "layout": found["layout"]})
+    content = json.loads(to_json(figure, engine="json", validate=False))
+    content["layout"].pop("template", None)
+    height = f"{content['layout'].get('height', 450):.0f}"
+    return script_json({"data": content["data"], "layout": content["layout"]}), height
 
 
 @cache
@@ -155,22 +218,3 @@ def _library() -> tuple[str, str]:
     # A script's text, and so its hash, has no carriage returns in the browser.
     library = re.sub(r"\r\n?", "\n", get_plotlyjs())
     return library, b64encode(gzip.compress(library.encode("utf-8"), 9, mtime=0)).decode()
-
-
-def _figure_scripts(figures: Sequence[str], scripts: _Scripts) -> str:
-    if not figures:
-        return ""
-    library, packed = _library()
-    scripts.allow(library)
-    return (
-        f'<script type="application/json" id="figures">[{",".join(figures)}]</script>\n'
-        f'<script type="application/gzip" id="library">{packed}</script>\n{scripts.inline(SCRIPT)}'
-    )
-
-
-def _widget_scripts(widgets: Sequence[Widget], scripts: _Scripts) -> str:
-    return "".join(
-        f'<script type="application/json" id="{widget.name}-data">{script_json(widget.data)}</script>\n'
-        f"{scripts.inline(widget.script)}"
-        for widget in widgets
-    )

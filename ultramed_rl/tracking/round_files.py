@@ -2,45 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-
-@dataclass(frozen=True)
-class Sample:
-    """One completion of a shown prompt. `chosen` is "chosen" or "rejected", or nothing where it made no pair."""
-
-    round: int
-    prompt_id: str
-    prompt: str
-    sample: int
-    completion: str
-    reward: float
-    chosen: str
-    tokens: int
-    finish_reason: str
-    policy_version: int
-
-
-@dataclass(frozen=True)
-class Made:
-    """Something that a run made: `parents` are the digests of what it was made out of, by name.
-
-    Of an online run: policy 0 -> completions -> pairs -> policy 1 -> ...
-    """
-
-    name: str
-    kind: str  # model or dataset
-    path: Path
-    digest: str
-    version: int
-    parents: Mapping[str, str]
-    numbers: Mapping[str, float]
+from ultramed_rl.store.run_reader import read_whole
+from ultramed_rl.tracking.backends import Made, Sample
 
 
 def round_samples(folder: Path, index: int, seed: int, prompts: int) -> list[Sample]:
@@ -52,11 +20,27 @@ def round_samples(folder: Path, index: int, seed: int, prompts: int) -> list[Sam
         return []
     ids = parquet.read_table(files[0], columns=["prompt_id"])["prompt_id"].to_pylist()
     shown = random.Random(f"{seed} shown samples {index}").sample(sorted(ids), min(prompts, len(ids)))
-    asked, rows, pairs = (_rows_of(file, shown) for file in files)
+    asked, scored, pairs = (_rows_of(file, shown) for file in files)
     texts = {row["prompt_id"]: _text(row["messages"]) for row in asked}
     sides = {key: side for row in pairs for key, side in _sides(row).items()}
-    rows.sort(key=lambda row: (shown.index(row["prompt_id"]), -_number(row["reward"]), row["sample"]))
-    return [_sample(row, index, texts[row["prompt_id"]], sides) for row in rows]
+    # A reward that is no number comes last.
+    rank = lambda reward: -reward if math.isfinite(reward) else math.inf
+    scored.sort(key=lambda row: (shown.index(row["prompt_id"]), rank(row["reward"]), row["sample"]))
+    return [
+        Sample(
+            round=index,
+            prompt_id=row["prompt_id"],
+            prompt=texts[row["prompt_id"]],
+            sample=row["sample"],
+            completion=row["text"],
+            reward=row["reward"],
+            chosen=sides.get((row["prompt_id"], row["sample"]), ""),
+            tokens=len(row["token_ids"]),
+            finish_reason=row["finish_reason"],
+            policy_version=row["policy_version"],
+        )
+        for row in scored
+    ]
 
 
 def made_in_round(folder: Path, index: int, start: str) -> list[Made]:
@@ -65,25 +49,25 @@ def made_in_round(folder: Path, index: int, start: str) -> list[Made]:
     Args:
         start: the path of policy 0, which stands for its digest.
     """
-    earlier = (_manifest(folder.with_name(f"{i:03d}"), "checkpoint") for i in reversed(range(index)))
+    earlier = (read_whole(folder.with_name(f"{i:03d}") / "checkpoint.json") for i in reversed(range(index)))
     before = next((manifest for manifest in earlier if manifest is not None), None)
     policy = start if before is None else str(before["digest"])
-    parents: dict[str, dict[str, str]] = {"scored": {f"policy-{index}": policy}}
-    found = []
-    for name, file, version, kind in (
-        ("scored", "scored.parquet", index, "dataset"),
-        ("pairs", "pairs.parquet", index, "dataset"),
-        ("checkpoint", "checkpoint", index + 1, "model"),
+    parents = {f"policy-{index}": policy}
+    made = []
+    for name, shown, file, version, kind in (
+        ("scored", "completions", "scored.parquet", index, "dataset"),
+        ("pairs", "pairs", "pairs.parquet", index, "dataset"),
+        ("checkpoint", "policy", "checkpoint", index + 1, "model"),
     ):
-        manifest = _manifest(folder, name)
+        manifest = read_whole(folder / f"{name}.json")
         if manifest is None:
             break
-        shown = {"checkpoint": "policy", "scored": "completions"}.get(name, name)
+        if kind == "model":
+            parents |= {f"policy-{index}": policy}
         numbers = manifest.get("metrics") or {"rows": manifest["rows"]}
-        found.append(Made(shown, kind, folder / file, manifest["digest"], version, parents[name], numbers))
-        parents["pairs"] = {f"completions-{index}": manifest["digest"]}
-        parents["checkpoint"] = {f"pairs-{index}": manifest["digest"], f"policy-{index}": policy}
-    return found
+        made.append(Made(shown, kind, folder / file, manifest["digest"], version, parents, numbers))
+        parents = {f"{shown}-{index}": manifest["digest"]}
+    return made
 
 
 def made_by_stage(directory: Path, start: str) -> list[Made]:
@@ -92,15 +76,16 @@ def made_by_stage(directory: Path, start: str) -> list[Made]:
     Args:
         start: the path of the model that the stage began with; nothing for a data stage.
     """
-    found = []
+    made = []
+    data = read_whole(directory / "data.json")
     for name, kind in (("model", "model"), ("records", "dataset")):
-        manifest, data = _manifest(directory, name), _manifest(directory, "data")
+        manifest = read_whole(directory / f"{name}.json")
         if manifest is not None:
             parents = {"data": str(data["digest"])} if data else {}
             parents |= {"model": start} if start else {}
             numbers = manifest.get("metrics") or {}
-            found.append(Made(name, kind, directory / name, manifest["digest"], 0, parents, numbers))
-    return found
+            made.append(Made(name, kind, directory / name, manifest["digest"], 0, parents, numbers))
+    return made
 
 
 def _rows_of(path: Path, prompts: list[str]) -> list[dict[str, Any]]:
@@ -122,11 +107,6 @@ def _rows_of(path: Path, prompts: list[str]) -> list[dict[str, Any]]:
     ]
 
 
-def _manifest(folder: Path, name: str) -> dict[str, Any] | None:
-    file = folder / f"{name}.json"
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
-
-
 def _text(messages: list[dict[str, str]]) -> str:
     if len(messages) == 1:
         return messages[0]["content"]
@@ -141,23 +121,3 @@ def _sides(row: dict[str, Any]) -> dict[tuple[str, int], str]:
         (row["prompt_id"], sample): "chosen" if place < wanted else "rejected"
         for place, sample in enumerate(order)
     }
-
-
-def _sample(row: dict[str, Any], index: int, prompt: str, sides: Mapping[tuple[str, int], str]) -> Sample:
-    return Sample(
-        round=index,
-        prompt_id=row["prompt_id"],
-        prompt=prompt,
-        sample=row["sample"],
-        completion=row["text"],
-        reward=row["reward"],
-        chosen=sides.get((row["prompt_id"], row["sample"]), ""),
-        tokens=len(row["token_ids"]),
-        finish_reason=row["finish_reason"],
-        policy_version=row["policy_version"],
-    )
-
-
-def _number(value: float) -> float:
-    """A place for a reward that isn't one: last."""
-    return value if math.isfinite(value) else -math.inf

@@ -1,4 +1,4 @@
-"""Who waits for whom in a streamed round, in sentences; and when nothing moves any more."""
+"""Who waits for whom in a streamed round, by the depths of the queues; and when nothing moves any more."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-# What a role takes, and what its workers are called.
-_ITEMS = {"rollout": "completion", "reward": "completion", "reference": "pair", "policy": "pair"}
-_WORKERS = {"rollout": "engine", "policy": "rank"}
 _AFTER_S = 60.0
 _LONG_S = 5.0  # that something queued beside idle workers is no mere moment
 
@@ -53,17 +50,14 @@ class RoleState:
 
 
 def explain_wait(states: Sequence[RoleState]) -> list[str]:
-    """Who waits for whom, and why, a sentence each; none where all have work, or none is left.
+    """Who waits for whom, a line each with the depths of their queues; none where all have work, or none is left.
 
     Workers that are missing come first, then who is held back, then who has nothing to do.
     """
     by_role = {state.role: state for state in states}
-    return [
-        *(text for state in states for text in _missing(state)),
-        *(text for state in states for text in _holding_back(state, by_role)),
-        *(text for state in states for text in _not_taken(state)),
-        *(text for state in states for text in _starved(state, by_role)),
-    ]
+    waits = [wait for state in states for wait in _waits(state, by_role)]
+    waits.sort(key=lambda wait: wait[0])
+    return [f"{what}: {'; '.join(map(_depths, of))}" for _, what, of in waits]
 
 
 class StallWatch:
@@ -82,7 +76,8 @@ class StallWatch:
         self._stalled_since: float | None = None  # of a stall that was told
 
     def look(self, states: Sequence[RoleState]) -> str | None:
-        """A sentence where there is something to tell now; to be asked every few seconds, also without work."""
+        """A line where there is something to tell now: a stall with the depths of all queues, or its end; to be asked every few
+        seconds, also without work."""
         now = self._clock()
         last = now - min((state.idle_s for state in states), default=math.inf)
         # At a telling nothing had finished for `after_s`: what finishes then is that much later.
@@ -102,7 +97,7 @@ class StallWatch:
             self._stalled_since = since
         while self._next_s <= now - since:
             self._next_s *= 2
-        return f"nothing has finished for {_seconds(now - since)}: {'; '.join(_stalled(states))}"
+        return f"nothing has finished for {_seconds(now - since)}: {'; '.join(map(_depths, states))}"
 
     def restart(self) -> None:
         """Nothing was to finish until now, as while the policy trains."""
@@ -112,46 +107,28 @@ class StallWatch:
         self._stalled_since, self._next_s, self._work_since = None, self.after_s, work_since
 
 
-def _missing(state: RoleState) -> Iterator[str]:
-    noun = _WORKERS.get(state.role, "worker")
+def _waits(state: RoleState, by_role: dict[str, RoleState]) -> Iterator[tuple[int, str, list[RoleState]]]:
+    """(rank, who waits, whose depths tell it) of a role."""
+    role = state.role
     if state.workers == 0 and state.under_way:
-        yield f"{state.role} has no {noun} left for {_items(state, state.under_way)}"
-    elif state.starting and state.starting >= state.workers:
-        which = f"its {noun} is" if state.workers == 1 else f"all {state.workers} {noun}s are"
-        yield f"{state.role}: {which} starting"
+        yield 0, f"{role} has no worker left", [state]
     elif state.starting:
-        yield f"{state.role}: {state.starting} of {state.workers} {noun}s {_is(state.starting)} starting again"
-
-
-def _holding_back(state: RoleState, by_role: dict[str, RoleState]) -> Iterator[str]:
-    if state.room > 0 or not state.waiting:
-        return
-    limit = f"limit {state.waiting + max(0, state.room)}"
-    waits = f"{_items(state, state.waiting)} {'waits' if state.waiting == 1 else 'wait'}"
-    whom = f"for {_workers(state, state.up)}" if state.up else f"and no {_worker(state)} is up"
-    for name in state.upstream:
-        if name in by_role and by_role[name].under_way:
-            yield f"{name} is held back by {state.role}: {waits} {whom} ({limit})"
-
-
-def _not_taken(state: RoleState) -> Iterator[str]:
-    """Queued beside idle workers for longer than a moment: nobody hands it out."""
+        yield 0, f"{role} starts {'all its' if state.starting >= state.workers else 'some'} workers", [state]
+    if state.waiting and state.room <= 0:
+        for name in state.upstream:
+            if name in by_role and by_role[name].under_way:
+                yield 1, f"{name} is held back by {role}", [state]
+    # Queued beside idle workers for longer than a moment: nobody hands it out.
     if state.waiting and state.idle and state.idle_s >= _LONG_S:
-        queued = f"{_items(state, state.waiting)} {_is(state.waiting)} queued"
-        idle = f"{state.idle} of {_workers(state, state.workers)} {_is(state.idle)} idle"
-        yield f"{state.role}: {queued} while {idle}"
-
-
-def _starved(state: RoleState, by_role: dict[str, RoleState]) -> Iterator[str]:
-    if state.waiting or not state.idle:
-        return
-    for source in _sources(state, by_role):
-        yield f"{state.role} waits for {source.role}: {_idle(state)}, nothing queued; {_work(source)}"
+        yield 2, f"{role} has idle workers beside its queue", [state]
+    if state.idle and not state.waiting:
+        for source in _sources(state, by_role):
+            yield 3, f"{role} waits for {source.role}", [state, source]
 
 
 def _sources(state: RoleState, by_role: dict[str, RoleState]) -> list[RoleState]:
     """The nearest roles upstream that have work: one without any waits itself for those before it."""
-    found: dict[str, RoleState] = {}
+    sources: list[RoleState] = []
     seen, names = {state.role}, list(state.upstream)
     while names:
         name = names.pop(0)
@@ -159,43 +136,22 @@ def _sources(state: RoleState, by_role: dict[str, RoleState]) -> list[RoleState]
             continue
         seen.add(name)
         if by_role[name].under_way:
-            found[name] = by_role[name]
+            sources.append(by_role[name])
         else:
             names.extend(by_role[name].upstream)
-    return list(found.values())
+    return sources
 
 
-def _stalled(states: Sequence[RoleState]) -> list[str]:
-    """Why nothing moves; where nobody waits, what each has under way."""
-    return explain_wait(states) or [_work(state) for state in states if state.under_way]
-
-
-def _work(state: RoleState) -> str:
-    """What a role has yet to finish, and when it last finished something."""
-    last = f"last one {_seconds(state.idle_s)} ago"
-    if not state.held:
-        return f"{state.role} has {_items(state, state.waiting)} queued and none under way, {last}"
-    return f"{state.role} has {_items(state, state.held)} under way, {last}"
-
-
-def _idle(state: RoleState) -> str:
-    return f"{state.idle} of {_workers(state, state.workers)} idle"
-
-
-def _worker(state: RoleState) -> str:
-    return _WORKERS.get(state.role, f"{state.role} worker")
-
-
-def _workers(state: RoleState, count: int) -> str:
-    return f"{count} {_worker(state)}{'' if count == 1 else 's'}"
-
-
-def _items(state: RoleState, count: int) -> str:
-    return f"{count} {_ITEMS.get(state.role, 'item')}{'' if count == 1 else 's'}"
-
-
-def _is(count: int) -> str:
-    return "is" if count == 1 else "are"
+def _depths(state: RoleState) -> str:
+    """A role's row of the table: its workers, what is queued for them of how much they take, and what they have."""
+    parts = [
+        f"{state.role} {state.busy} of {state.up} busy",
+        *([f"{state.starting} starting"] if state.starting else []),
+        f"{state.waiting} of {state.waiting + max(0, state.room)} queued",
+        f"{state.held} under way",
+        f"last one {_seconds(state.idle_s)} ago",
+    ]
+    return ", ".join(parts)
 
 
 def _seconds(seconds: float) -> str:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import os
+import math
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType
-from typing import Any
+from typing import Any, Literal
 
-from ultramed_rl.tracking.heartbeat import STATUS
-from ultramed_rl.tracking.liveness import is_alive
-from ultramed_rl.tracking.recent import recent_utilisation
-from ultramed_rl.tracking.saved_config import FILE as CONFIG
-from ultramed_rl.tracking.saved_config import read_saved_config
-from ultramed_rl.tracking.spans import TIMELINE
-from ultramed_rl.tracking.status_records import Driver, Row, State, Status, Work
+from ultramed_rl.kinds import KINDS
+from ultramed_rl.store.run_reader import CONFIG, Metrics, Row, RunReader, read_rows, read_whole
+from ultramed_rl.tracking.heartbeat import STATUS, is_alive
+from ultramed_rl.tracking.timeline import TIMELINE
+from ultramed_rl.tracking.utilisation import recent_utilisation
 
+State = Literal["waiting", "running", "finished", "failed", "interrupted", "stopped"]
 _TAIL_BYTES = 2**18
 _WRITER, _MISSED = "writer.json", 3  # as store/remote/lease.py writes it
 _NUMBER = (int, float)
@@ -25,16 +24,69 @@ _NUMBER = (int, float)
 _LEASE = {"released": bool, "renewed": _NUMBER, "every_s": _NUMBER}
 _BEAT = {"state": str, "began": _NUMBER, "updated": _NUMBER, "pid": int, "host": str}
 _AT_WORK = {"phase": str, "done": int, "total": (int, NoneType), "unit": str, "started": _NUMBER}
-# The file that each type of run writes when it is done; an online run's rounds are counted.
-_DONE = {
-    "sft": "model.json",
-    "reward": "model.json",
-    "preference": "model.json",
-    "contrasts": "pairs.json",
-    "evaluate": "results.json",
-    "reward_bench": "reward_bench.json",
-    "data": "records.json",
-}
+
+
+@dataclass(frozen=True)
+class Work:
+    """The phase at hand: `done` of `total` units, or of nobody knows how many; seconds since it began."""
+
+    phase: str
+    done: int
+    total: int | None
+    unit: str
+    seconds: float
+
+    @property
+    def rate(self) -> float | None:
+        """Units a second."""
+        return self.done / self.seconds if self.done and self.seconds > 0 else None
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds left at this rate."""
+        if self.rate is None or self.total is None:
+            return None
+        return max(0, self.total - self.done) / self.rate
+
+
+@dataclass(frozen=True)
+class Driver:
+    """The process that drives the run, and seconds since its last heartbeat."""
+
+    pid: int
+    host: str
+    silent_s: float
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a run stands.
+
+    `stopped` has no process any more and didn't say why: it was killed. `left_s` is of the whole run, where
+    that can be told. `metrics` holds the last row of each kind (round, evaluation, step, data) and the result
+    of a finished stage. `rounds` are the rows of all committed rounds. Of a recipe, `stages` are its stages.
+    `waits` says who waits for whom, and `utilisation` how busy each role has been in the phase at hand, in [0, 1].
+    """
+
+    directory: Path
+    kind: str
+    state: State
+    work: Work | None = None
+    driver: Driver | None = None
+    rounds_wanted: int | None = None
+    rounds: tuple[Row, ...] = ()
+    left_s: float | None = None
+    elapsed_s: float | None = None
+    metrics: Mapping[str, Row] = field(default_factory=dict)
+    links: Mapping[str, str] = field(default_factory=dict)
+    error: str = ""
+    waits: tuple[str, ...] = ()
+    utilisation: Mapping[str, float] = field(default_factory=dict)
+    stages: tuple[Status, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.directory.name
 
 
 def read_status(directory: Path) -> Status:
@@ -44,10 +96,12 @@ def read_status(directory: Path) -> Status:
         ValueError: there is no run in it, or its config isn't what was written. Of other damaged files it tells as if they
             weren't there.
     """
-    heart = _heartbeat(directory)
     if (directory / CONFIG).is_file():
-        return _run_status(directory, heart)
-    names = list(heart.get("stages") or _folders_with_runs(directory))
+        return _run_status(directory)
+    heart = _heartbeat(directory)
+    # Without a heartbeat, stages in the order in which they were begun.
+    begun = sorted(directory.glob(f"*/{CONFIG}"), key=lambda file: file.stat().st_mtime)
+    names = list(heart.get("stages") or [file.parent.name for file in begun])
     if not names:
         raise ValueError(
             f"{directory}: holds no run; give a folder such as runs/NAME, or start the run first"
@@ -55,39 +109,36 @@ def read_status(directory: Path) -> Status:
     return _recipe_status(directory, heart, names)
 
 
-def _run_status(directory: Path, heart: Row) -> Status:
-    config = read_saved_config(directory)
-    kind = str(config.get("type", "online"))
-    if kind != "online" and kind not in _DONE:
+def _run_status(directory: Path) -> Status:
+    run, heart = RunReader(directory), _heartbeat(directory)
+    if run.type not in KINDS:
         raise ValueError(
-            f"{directory / CONFIG}: type={kind!r}: must be one of online, {', '.join(_DONE)}; put it back from a copy"
+            f"{directory / CONFIG}: type={run.type!r}: must be one of {', '.join(KINDS)}; put it back from a copy"
         )
-    wanted = int(config["run"]["rounds"]) if kind == "online" else None
-    rounds = _committed_rounds(directory) if kind == "online" else ()
-    made = len(rounds) == wanted if kind == "online" else _is_made(directory / _DONE[kind])
-    state = _state(directory, heart, made)
-    work = _work(heart) if state == "running" else None
+    in_rounds = KINDS[run.type].in_rounds
+    rounds: tuple[Metrics, ...] = run.rounds if in_rounds else ()
+    wanted = int(run.setting("run.rounds")) if in_rounds else None
+    state = _state(run, heart)
+    work = None
+    if state == "running" and "phase" in heart:
+        taken_s = max(0.0, heart["updated"] - heart["started"])
+        work = Work(heart["phase"], heart["done"], heart["total"], heart["unit"], taken_s)
     return Status(
-        directory=directory,
-        kind=kind,
-        state=state,
+        kind=run.type,
         work=work,
-        driver=_driver(heart) if state == "running" else None,
         rounds_wanted=wanted,
-        rounds=rounds,
-        left_s=_run_left_s(directory, rounds, wanted, work) if work and wanted else None,
-        elapsed_s=_elapsed_s(heart),
-        metrics=_last_metrics(directory, kind, rounds),
-        links=heart.get("links", {}) if state in ("running", "failed") else {},
-        error=str(heart.get("error", "")) if state == "failed" else "",
+        rounds=tuple({k: v for k, v in row.items() if math.isfinite(v)} for row in rounds),
+        left_s=_left_s(run, work) if work and wanted else None,
+        metrics=_last_metrics(run, rounds),
         waits=tuple(heart.get("waits", ())) if state == "running" else (),
         utilisation=recent_utilisation(directory / TIMELINE, heart["started"]) if work else {},
+        **_of_driver(directory, heart, state),
     )
 
 
 def _recipe_status(directory: Path, heart: Row, names: list[str]) -> Status:
     stages = tuple(
-        _run_status(directory / name, _heartbeat(directory / name))
+        _run_status(directory / name)
         if (directory / name / CONFIG).is_file()
         else Status(directory / name, "", "waiting")
         for name in names
@@ -98,141 +149,81 @@ def _recipe_status(directory: Path, heart: Row, names: list[str]) -> Status:
         state = "running"
     elif heart.get("state") in ("failed", "interrupted", "finished"):
         state = heart["state"]
-    elif all(found == "finished" for found in states):
+    elif all(of_stage == "finished" for of_stage in states):
         state = "finished"
-    at = next((stage for stage in stages if stage.state == "running"), None)
+    at = next((stage for stage in stages if stage.state == "running"), Status(directory, "", "waiting"))
     return Status(
-        directory=directory,
         kind="recipe",
-        state=state,
-        work=at.work if at else None,
-        driver=_driver(heart) if state == "running" else None,
-        elapsed_s=_elapsed_s(heart),
-        links=heart.get("links", {}) if state in ("running", "failed") else {},
-        error=str(heart.get("error", "")) if state == "failed" else "",
-        waits=at.waits if at else (),
-        utilisation=at.utilisation if at else {},
+        work=at.work,
+        waits=at.waits,
+        utilisation=at.utilisation,
         stages=stages,
+        **_of_driver(directory, heart, state),
     )
 
 
-def _state(directory: Path, heart: Row, made: bool) -> State:
+def _of_driver(directory: Path, heart: Row, state: State) -> dict[str, Any]:
+    """What the heartbeat says of a run or a recipe that is in this state."""
+    driver = None
+    if state == "running" and "pid" in heart:
+        driver = Driver(int(heart["pid"]), str(heart["host"]), max(0.0, time.time() - heart["updated"]))
+    return {
+        "directory": directory,
+        "state": state,
+        "driver": driver,
+        "elapsed_s": heart["updated"] - heart["began"] if "began" in heart else None,
+        "links": heart.get("links", {}) if state in ("running", "failed") else {},
+        "error": str(heart.get("error", "")) if state == "failed" else "",
+    }
+
+
+def _state(run: RunReader, heart: Row) -> State:
     """What the driver said last, unless it is gone; of a run without a heartbeat, what its files tell."""
-    if is_alive(directory, heart):
+    if is_alive(run.path, heart):
         return "running"
-    said = heart.get("state", "running")
+    said: State = heart.get("state", "running")
     if said != "running":
         return said
-    if _is_published(directory):
+    # A copy that was fetched from a URL: its process renews a lease there, while its heartbeat is only as fresh as the last
+    # publication.
+    writer = read_whole(run.path / _WRITER) or {}
+    held = _has(writer, _LEASE) and not writer["released"]
+    if held and time.time() - writer["renewed"] < _MISSED * writer["every_s"]:
         return "running"
-    return "finished" if made else "stopped"
+    return "finished" if run.finished else "stopped"
 
 
-def _is_published(directory: Path) -> bool:
-    """Whether a copy that was fetched from a URL has a process that renews its lease there; its heartbeat is only as
-    fresh as the last publication."""
-    writer = _json(directory / _WRITER)
-    if not _has(writer, _LEASE) or writer["released"]:
-        return False
-    return bool(time.time() - writer["renewed"] < _MISSED * writer["every_s"])
-
-
-def _work(heart: Row) -> Work | None:
-    if "phase" not in heart:
-        return None
-    seconds = max(0.0, heart["updated"] - heart["started"])
-    return Work(heart["phase"], heart["done"], heart["total"], heart["unit"], seconds)
-
-
-def _driver(heart: Row) -> Driver | None:
-    if "pid" not in heart:
-        return None
-    return Driver(int(heart["pid"]), str(heart["host"]), max(0.0, time.time() - heart["updated"]))
-
-
-def _elapsed_s(heart: Row) -> float | None:
-    return heart["updated"] - heart["began"] if "began" in heart else None
-
-
-def _committed_rounds(directory: Path) -> tuple[Row, ...]:
-    """The rows of the rounds that are committed, from the first on."""
-    rows: list[Row] = []
-    while _has(commit := _json(directory / "rounds" / f"{len(rows):03d}" / "commit.json"), {"metrics": dict}):
-        rows.append({name: value for name, value in commit["metrics"].items() if isinstance(value, _NUMBER)})
-    return tuple(rows)
-
-
-def _run_left_s(directory: Path, rounds: tuple[Row, ...], wanted: int, work: Work) -> float | None:
+def _left_s(run: RunReader, work: Work) -> float | None:
     """Rounds to come as long as the mean of those before, less what the one at hand has taken."""
-    seconds = [float(row["seconds"]) for row in rounds if "seconds" in row]
+    seconds = [row["seconds"] for row in run.rounds if math.isfinite(row.get("seconds", math.nan))]
     if not seconds:
         return None
-    folder = directory / "rounds" / f"{len(rounds):03d}"
-    taken = work.seconds + sum(_seconds(_json(file)) for file in folder.glob("*.json"))
-    return max(0.0, (wanted - len(rounds)) * sum(seconds) / len(seconds) - taken)
+    try:
+        taken = work.seconds + sum(run.seconds(run.round_path(len(run.rounds))).values())
+    except ValueError:  # a manifest that isn't whole
+        taken = work.seconds
+    left = run.setting("run.rounds") - len(run.rounds)
+    return max(0.0, left * sum(seconds) / len(seconds) - taken)
 
 
-def _last_metrics(directory: Path, kind: str, rounds: tuple[Row, ...]) -> dict[str, Row]:
-    found: dict[str, Row] = {"round": rounds[-1]} if rounds else {}
-    for row in _tail(directory / "metrics.jsonl"):
-        for name in ("evaluation", "step", "data"):
-            if f"{name}_index" in row:
-                found[name] = row
-    done = _json(directory / _DONE[kind]).get("metrics") if kind in _DONE else None
-    return found | ({"result": done} if isinstance(done, dict) and done and kind != "data" else {})
-
-
-def _is_made(file: Path) -> bool:
-    """Whether a stage came to its end: an evaluation whose judge failed leaves results with the error."""
-    return file.is_file() and "error" not in _json(file)
-
-
-def _seconds(manifest: Row) -> float:
-    """Of a phase, or of several that went on at once."""
-    seconds = manifest.get("seconds", 0.0)
-    each = seconds.values() if isinstance(seconds, dict) else [seconds]
-    return float(sum(value for value in each if isinstance(value, _NUMBER)))
-
-
-def _tail(path: Path) -> list[Row]:
-    """The whole lines at the end of a JSONL file."""
-    if not path.is_file():
-        return []
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - _TAIL_BYTES))
-        lines = file.read().split(b"\n")
-    return [row for line in lines if (row := _parse(line))]
-
-
-def _folders_with_runs(directory: Path) -> list[str]:
-    """Stages in the order in which they were begun."""
-    files = sorted(directory.glob("*/config.yaml"), key=lambda file: file.stat().st_mtime)
-    return [file.parent.name for file in files]
+def _last_metrics(run: RunReader, rounds: tuple[Metrics, ...]) -> dict[str, Row]:
+    last: dict[str, Row] = {}
+    if rounds:
+        last["round"] = {name: value for name, value in rounds[-1].items() if math.isfinite(value)}
+    for row in read_rows(run.path / "metrics.jsonl", _TAIL_BYTES):
+        last |= {name: row for name in ("evaluation", "step", "data") if f"{name}_index" in row}
+    if run.type != "data":
+        result = (read_whole(run.path / KINDS[run.type].manifest) or {}).get("metrics")
+        last |= {"result": result} if isinstance(result, dict) and result else {}
+    return last
 
 
 def _heartbeat(directory: Path) -> dict[str, Any]:
     """What the driver said last; nothing where that is damaged, as for a run without a heartbeat."""
-    heart = _json(directory / STATUS)
+    heart = read_whole(directory / STATUS) or {}
     return heart if _has(heart, _BEAT) and ("phase" not in heart or _has(heart, _AT_WORK)) else {}
 
 
 def _has(row: Row, kinds: Mapping[str, Any]) -> bool:
     """Whether it has all of these keys, with values of these types."""
     return all(isinstance(row.get(name), kind) for name, kind in kinds.items())
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """A JSON file's mapping; nothing where it isn't there, or isn't whole."""
-    try:
-        return _parse(path.read_bytes())
-    except OSError:
-        return {}
-
-
-def _parse(text: bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except ValueError:  # half a line, or one that is being written
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -5,26 +5,19 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ultramed_rl.tracking.status import read_status
-from ultramed_rl.tracking.status_records import Status, Work
+from ultramed_rl.tracking.console import manner, say, tell
+from ultramed_rl.tracking.status import Status, Work, read_status
 from ultramed_rl.tracking.summary import render_rounds, render_table
-from ultramed_rl.tracking.voice import manner, say, tell
 
 _BAR = 24
 _SHOWN_METRICS = 8
 _LINE_EVERY_S = 10.0
-_STAGES: list[tuple[str, str]] = [
-    ("stage", "{name}"),
-    ("type", "{kind}"),
-    ("state", "{state}"),
-    ("at", "{at}"),
-    ("time", "{time}"),
-]
+_STAGES = [(name, f"{{{name}}}") for name in ("stage", "type", "state", "at", "time")]
 
 
 def render_status(status: Status) -> str:
@@ -50,11 +43,11 @@ def headline(status: Status) -> str:
 
 def status_mapping(status: Status) -> dict[str, Any]:
     """For programs; seconds and units a second are numbers."""
-    found = {**asdict(status), "name": status.name, "directory": str(status.directory)}
-    found["stages"] = [status_mapping(stage) for stage in status.stages]
+    mapping = {**asdict(status), "name": status.name, "directory": str(status.directory)}
+    mapping["stages"] = [status_mapping(stage) for stage in status.stages]
     if status.work is not None:
-        found["work"] |= {"rate": status.work.rate, "left_s": status.work.left_s}
-    return found
+        mapping["work"] |= {"rate": status.work.rate, "left_s": status.work.left_s}
+    return mapping
 
 
 def follow(directory: Path, every_s: float = 1.0) -> Status:
@@ -89,15 +82,11 @@ def _follow_lines(directory: Path, every_s: float) -> Status:
     return status
 
 
-def _until_it_ends(
-    directory: Path, every_s: float, sleep: Callable[[float], None] = time.sleep
-) -> Iterator[Status]:
-    while True:
-        status = read_status(directory)
-        yield status
-        if status.state != "running":
-            return
-        sleep(every_s)
+def _until_it_ends(directory: Path, every_s: float) -> Iterator[Status]:
+    yield (status := read_status(directory))
+    while status.state == "running":
+        time.sleep(every_s)
+        yield (status := read_status(directory))
 
 
 def _lines(status: Status) -> Iterator[str]:
@@ -130,8 +119,8 @@ def _stage_row(stage: Status) -> dict[str, str]:
     at = render_work(stage.work) if stage.work else ""
     if stage.rounds_wanted is not None:
         at = f"{len(stage.rounds)} of {stage.rounds_wanted} rounds{'; ' + at if at else ''}"
-    time_taken = "" if stage.elapsed_s is None else duration(stage.elapsed_s)
-    return {"name": stage.name, "kind": stage.kind, "state": stage.state, "at": at, "time": time_taken}
+    taken = "" if stage.elapsed_s is None else duration(stage.elapsed_s)
+    return {"stage": stage.name, "type": stage.kind, "state": stage.state, "at": at, "time": taken}
 
 
 def render_work(work: Work) -> str:

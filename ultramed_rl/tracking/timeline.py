@@ -1,37 +1,28 @@
-"""`timeline.jsonl` of a run: which worker did what, and when.
+"""`timeline.jsonl` of a run: which worker did what, and when; and the same as a trace for Perfetto.
 
 turns --> note --> (a thread: joined, written every few seconds) --> RUN/timeline.jsonl --> table, trace, report
 """
 
 from __future__ import annotations
 
+import json
+import math
 import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-from ultramed_rl.tracking.spans import CONTROLLER, TIMELINE, Span, iterate_spans, read_spans, span_line
-from ultramed_rl.tracking.trace import trace_events
-from ultramed_rl.tracking.utilisation import phase_utilisation, utilisation, workers_of
+from ultramed_rl.store.run_reader import read_rows
 
-__all__ = [
-    "CONTROLLER",
-    "TIMELINE",
-    "Span",
-    "Timeline",
-    "iterate_spans",
-    "phase_utilisation",
-    "read_spans",
-    "trace_events",
-    "utilisation",
-    "workers_of",
-]
-
+TIMELINE = "timeline.jsonl"
+# Who notes the phases of a round: its spans say what the round did, and nobody's load.
+CONTROLLER = "controller"
 _EVERY_S = 3.0
 _LAST_S = 10.0  # that the end of a run waits for its last spans
 _MOST_NOTED = 200_000  # spans that wait while the disk hangs; more are dropped
@@ -39,6 +30,74 @@ _JOIN_S = 0.05  # turns of one worker that are no further apart are joined
 _MOST_JOIN_S = 2.0
 _LONGEST_S = 20.0  # of a span of joined turns
 _MOST_LINES = 2000  # of one write; beyond it turns that are further apart are joined too
+
+
+@dataclass(frozen=True)
+class Span:
+    """A turn of a worker, in unix seconds of the worker's own clock.
+
+    Args:
+        items: completions, answers or pairs that the turn has done.
+        idle_s: seconds between short turns that were joined into this one; the rest of it was work.
+    """
+
+    role: str
+    worker: str
+    phase: str
+    started: float
+    ended: float
+    items: int
+    idle_s: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return max(0.0, self.ended - self.started)
+
+    @property
+    def density(self) -> float:
+        """The share of the span that was work."""
+        return max(0.0, 1.0 - self.idle_s / self.seconds) if self.seconds else 0.0
+
+
+def span_line(span: Span) -> str:
+    """The span as a line of `timeline.jsonl`; times to a tenth of a millisecond."""
+    row: dict[str, Any] = {
+        "role": span.role,
+        "worker": span.worker,
+        "phase": span.phase,
+        "started": round(span.started, 4),
+        "ended": round(span.ended, 4),
+        "items": span.items,
+    }
+    if span.idle_s >= 1e-4:
+        row["idle_s"] = round(span.idle_s, 4)
+    return json.dumps(row) + "\n"
+
+
+def read_spans(path: Path, last_bytes: int | None = None) -> list[Span]:
+    """All spans of a timeline by their start, or those in its last bytes; none where it isn't there.
+
+    Lines that hold no span, as the half of one that a killed run leaves, are passed over.
+    """
+    spans = (_parse_span(row) for row in read_rows(path, last_bytes))
+    return sorted((span for span in spans if span is not None), key=lambda span: span.started)
+
+
+def _parse_span(row: Mapping[str, Any]) -> Span | None:
+    try:
+        span = Span(
+            role=str(row["role"]),
+            worker=str(row["worker"]),
+            phase=str(row["phase"]),
+            started=float(row["started"]),
+            ended=float(row["ended"]),
+            items=int(row["items"]),
+            idle_s=float(row.get("idle_s", 0.0)),
+        )
+    except (ValueError, KeyError, TypeError, OverflowError):
+        return None
+    # JSON as Python reads it knows NaN; a clock that was set back gives a span that ends before its start.
+    return span if math.isfinite(span.started + span.ended + span.idle_s) and span.seconds else None
 
 
 class Timeline:
@@ -96,7 +155,7 @@ class Timeline:
             noted = [self._noted.popleft() for _ in range(len(self._noted))]
             try:
                 ready = self._joiner.join(noted, time.time() - _EVERY_S)
-                self._append(ready + self._joiner.rest() if over else ready)
+                self._append(ready + self._joiner.take_open() if over else ready)
             except Exception as error:
                 self._warn(error)
 
@@ -139,10 +198,10 @@ class Joiner:
             self.apart_s = min(2 * self.apart_s, _MOST_JOIN_S)
         return ready
 
-    def rest(self) -> list[Span]:
+    def take_open(self) -> list[Span]:
         """The spans that were still open; none is left."""
-        rest, self._open = list(self._open.values()), {}
-        return rest
+        left, self._open = list(self._open.values()), {}
+        return left
 
     def _joined(self, last: Span, span: Span) -> Span | None:
         """Both as one; None where they are too far apart, or too long together."""
@@ -154,3 +213,76 @@ class Joiner:
             return None
         idle = last.idle_s + span.idle_s + gap
         return replace(last, started=started, ended=ended, items=last.items + span.items, idle_s=idle)
+
+
+def trace_events(spans: Sequence[Span]) -> dict[str, Any]:
+    """The trace (Trace Event Format of Chrome: complete events and metadata), to be written as JSON.
+
+    Times are microseconds since the first span. Turns of one worker that overlap without one holding the other
+    are put into further threads of that worker, since a thread's slices must nest.
+    """
+    ordered = sorted(spans, key=lambda span: (span.started, -span.ended))
+    zero = ordered[0].started if ordered else 0.0
+    threads = _Threads()
+    slices = [_slice(span, zero, *threads.place(span)) for span in ordered]
+    return {
+        "traceEvents": [*threads.names(), *slices],
+        "displayTimeUnit": "ms",
+        "otherData": {"started_unix_s": zero},
+    }
+
+
+def _slice(span: Span, zero: float, process: int, thread: int) -> dict[str, Any]:
+    work = {"items": span.items} | ({"idle_s": round(span.idle_s, 4)} if span.idle_s else {})
+    started = round(1e6 * (span.started - zero))
+    return {
+        "name": span.phase,
+        "cat": span.role,
+        "ph": "X",
+        "ts": started,
+        "dur": round(1e6 * (span.ended - zero)) - started,
+        "pid": process,
+        "tid": thread,
+        "args": work,
+    }
+
+
+class _Threads:
+    """Numbers of processes and threads by role and worker; `_open` are the ends of the slices that a thread is in."""
+
+    def __init__(self) -> None:
+        self._roles: dict[str, int] = {}
+        self._workers: dict[tuple[str, str], list[int]] = {}
+        self._open: list[list[float]] = []
+
+    def place(self, span: Span) -> tuple[int, int]:
+        """The process and the thread of a span; spans come by their start, the longest first."""
+        process = self._roles.setdefault(span.role, len(self._roles) + 1)
+        threads = self._workers.setdefault((span.role, span.worker), [])
+        for thread in threads:
+            ends = self._open[thread - 1]
+            while ends and ends[-1] <= span.started:
+                ends.pop()
+            if not ends or span.ended <= ends[-1]:
+                ends.append(span.ended)
+                return process, thread
+        self._open.append([span.ended])
+        threads.append(len(self._open))
+        return process, len(self._open)
+
+    def names(self) -> list[dict[str, Any]]:
+        """Metadata that name the processes and threads, the controller's first."""
+        names = []
+        for role, process in self._roles.items():
+            names.append(_metadata("process_name", process, 0, name=role))
+            order = -1 if role == CONTROLLER else process
+            names.append(_metadata("process_sort_index", process, 0, sort_index=order))
+        for (role, worker), threads in sorted(self._workers.items()):
+            for place, thread in enumerate(threads):
+                name = f"{worker} ({place + 1})" if place else worker
+                names.append(_metadata("thread_name", self._roles[role], thread, name=name))
+        return names
+
+
+def _metadata(kind: str, process: int, thread: int, **content: Any) -> dict[str, Any]:
+    return {"name": kind, "ph": "M", "pid": process, "tid": thread, "args": content}

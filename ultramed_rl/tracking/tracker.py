@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ultramed_rl.tracking.guard import Guard
-from ultramed_rl.tracking.kinds import Backend, Kind
-from ultramed_rl.tracking.round_files import Made, made_by_stage, made_in_round, round_samples
-from ultramed_rl.tracking.tensorboard_events import TensorboardEvents
-from ultramed_rl.tracking.voice import tell
-from ultramed_rl.tracking.wandb_run import WandbRun, wandb_mode
+from ultramed_rl.tracking.backends import Backend, Kind, chosen_backends
+from ultramed_rl.tracking.console import tell
 
 if TYPE_CHECKING:
-    from ultramed_rl.tracking.kinds import TrackedConfig
+    from ultramed_rl.tracking.backends import TrackedConfig
+
+_ATTEMPTS = 3
+
+
+class Guard:
+    """One part of tracking, such as wandb's metrics; once given up it is left alone."""
+
+    def __init__(self, name: str, kept: str = "metrics.jsonl has all metrics") -> None:
+        self.name, self.kept, self.working = name, kept, True
+
+    def attempt(self, what: str, action: Callable[[], object]) -> None:
+        """Do it, unless this part was given up before."""
+        if not self.working:
+            return
+        from tenacity import Retrying, stop_after_attempt, wait_random_exponential
+
+        wait = wait_random_exponential(0.1, max=2)
+        try:
+            Retrying(stop=stop_after_attempt(_ATTEMPTS), wait=wait, reraise=True)(action)
+        except Exception as error:
+            self.working = False
+            text = f"{self.name} failed to {what} ({error}); going on without it: {self.kept}"
+            warnings.warn(text, stacklevel=2)
 
 
 class MetricsSink(Protocol):
@@ -67,49 +88,44 @@ class Tracker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for guarded in self._backends:
-            backend = guarded.backend
             if kind is None:
-                guarded.picture("keep what was made", lambda to=backend: to.keep(self._made_by_stage()))  # type: ignore[misc]
-            guarded.metrics.attempt("finish", lambda to=backend: to.finish(kind is not None))  # type: ignore[misc]
+                guarded.picture("keep what was made", partial(self._keep_stage, guarded.backend))
+            guarded.metrics.attempt("finish", partial(guarded.backend.finish, kind is not None))
 
     def log(self, metrics: dict[str, float], step: int, kind: Kind) -> None:
         """Log the metrics of an optimizer step, of a round, or of an evaluation after `step` steps."""
         self.sink.append_metrics({f"{kind}_index": step, **metrics})
         tell("metrics", kind=kind, index=step, metrics=metrics)
         for guarded in self._backends:
-            guarded.metrics.attempt("log", lambda to=guarded.backend: to.log(kind, step, metrics))  # type: ignore[misc]
+            guarded.metrics.attempt("log", partial(guarded.backend.log, kind, step, metrics))
             if kind == "round":
                 self._show_round(guarded, step)
 
     def _show_round(self, guarded: _Guarded, index: int) -> None:
         """Some of its samples and its lineage, out of its folder; a line about the whole run has none."""
+        from ultramed_rl.tracking.round_files import made_in_round, round_samples
+
         folder = self.sink.path / "rounds" / f"{index:03d}"
         if not folder.is_dir():
             return
         seed, prompts = self.config.run.seed, self.config.tracking.sample_prompts
+        backend = guarded.backend
 
         def show() -> None:
             samples = round_samples(folder, index, seed, prompts)
             if samples:
-                guarded.backend.show(samples, index)
+                backend.show(samples, index)
 
         guarded.picture("show samples", show)
-        guarded.picture(
-            "keep artifacts", lambda: guarded.backend.keep(made_in_round(folder, index, self._start))
-        )
+        guarded.picture("keep artifacts", lambda: backend.keep(made_in_round(folder, index, self._start)))
 
-    def _made_by_stage(self) -> list[Made]:
-        return made_by_stage(self.sink.path, self._start)
+    def _keep_stage(self, backend: Backend) -> None:
+        from ultramed_rl.tracking.round_files import made_by_stage
+
+        backend.keep(made_by_stage(self.sink.path, self._start))
 
     @property
     def _start(self) -> str:
         """The model that the run began with; nothing where it has none."""
         model = getattr(self.config, "policy", None) or getattr(self.config, "model", None)
         return str(getattr(model, "path", "") or "")
-
-
-def chosen_backends(directory: Path, config: TrackedConfig) -> list[Backend]:
-    """Those that the config names."""
-    mode = wandb_mode(config)
-    found: list[Backend] = [WandbRun(directory, config, mode)] if mode is not None else []
-    return found + ([TensorboardEvents(directory, config)] if config.tracking.tensorboard else [])

@@ -1,12 +1,17 @@
-"""How busy the workers were: the share of a window that a role's workers spent at work."""
+"""How busy the workers were: the share of a window that a role's workers spent at work, and a table of it by phase."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
-from ultramed_rl.tracking.spans import CONTROLLER, Span
+from ultramed_rl.store.run_reader import CONFIG, RunReader
+from ultramed_rl.tracking.summary import render_table
+from ultramed_rl.tracking.timeline import CONTROLLER, TIMELINE, Span, read_spans
 
+WHOLE = "whole run"
+_TAIL_BYTES = 2**20  # of a timeline: about ten thousand spans
 Window = tuple[float, float]  # unix seconds, from and to
 _PHASE_BREAK_S = 30.0  # a phase without spans for so long is over, where no controller says so
 _RUN_BREAK_S = 600.0  # a run without spans for so long was stopped
@@ -62,26 +67,13 @@ def utilisation(
     return _shares(_loads(spans, workers), [(start, end)], workers)
 
 
-def phase_utilisation(
-    spans: Sequence[Span], workers: Mapping[str, int] | None = None
-) -> dict[str, dict[str, float]]:
-    """By phase, in the order of their beginnings, the share of its windows that each role's workers were at work.
-
-    Args:
-        workers: how many each role has; by default those that have any span.
-    """
-    workers = workers_of(spans) if workers is None else workers
-    loads = _loads(spans, workers)
-    return {phase: _shares(loads, windows, workers) for phase, windows in phase_windows(spans).items()}
-
-
 def workers_of(spans: Iterable[Span]) -> dict[str, int]:
     """How many workers of each role have a span, in the order of the roles' first spans."""
-    found: dict[str, set[str]] = {}
+    names: dict[str, set[str]] = {}
     for span in spans:
         if span.role != CONTROLLER:
-            found.setdefault(span.role, set()).add(span.worker)
-    return {role: len(names) for role, names in found.items()}
+            names.setdefault(span.role, set()).add(span.worker)
+    return {role: len(workers) for role, workers in names.items()}
 
 
 def phase_windows(spans: Sequence[Span]) -> dict[str, list[Window]]:
@@ -91,30 +83,23 @@ def phase_windows(spans: Sequence[Span]) -> dict[str, list[Window]]:
     by_phase: dict[str, list[Span]] = {}
     for span in sorted(told or spans, key=lambda span: span.started):
         by_phase.setdefault(span.phase, []).append(span)
-    return {phase: stretches(found, breaks) for phase, found in by_phase.items()}
+    return {phase: _stretches(of_phase, breaks) for phase, of_phase in by_phase.items()}
 
 
 def run_windows(spans: Sequence[Span]) -> list[Window]:
     """When the run was under way: a long time without any span lies between a stop and a resumption."""
-    return stretches(spans, _RUN_BREAK_S)
+    return _stretches(spans, _RUN_BREAK_S)
 
 
-def stretches(spans: Iterable[Span], breaks_s: float) -> list[Window]:
+def _stretches(spans: Iterable[Span], breaks_s: float) -> list[Window]:
     """The windows that spans cover, with breaks of at most so many seconds."""
-    found: list[Window] = []
+    windows: list[Window] = []
     for span in sorted(spans, key=lambda span: span.started):
-        if found and span.started - found[-1][1] <= breaks_s:
-            found[-1] = (found[-1][0], max(found[-1][1], span.ended))
+        if windows and span.started - windows[-1][1] <= breaks_s:
+            windows[-1] = (windows[-1][0], max(windows[-1][1], span.ended))
         else:
-            found.append((span.started, span.ended))
-    return found
-
-
-def window_shares(
-    spans: Sequence[Span], windows: Sequence[Window], workers: Mapping[str, int]
-) -> dict[str, float]:
-    """`utilisation` over several windows together, which must not overlap."""
-    return _shares(_loads(spans, workers), windows, workers)
+            windows.append((span.started, span.ended))
+    return windows
 
 
 def _loads(spans: Iterable[Span], workers: Mapping[str, int]) -> dict[str, Load]:
@@ -122,7 +107,7 @@ def _loads(spans: Iterable[Span], workers: Mapping[str, int]) -> dict[str, Load]
     for span in spans:
         if span.role in by_role:
             by_role[span.role].append(span)
-    return {role: Load(found) for role, found in by_role.items()}
+    return {role: Load(of_role) for role, of_role in by_role.items()}
 
 
 def _shares(
@@ -135,3 +120,63 @@ def _shares(
         room = seconds * count
         shares[role] = min(1.0, work / room) if room > 0 else 0.0
     return shares
+
+
+def recent_utilisation(path: Path, since: float) -> dict[str, float]:
+    """The share of the time since then that each role's workers were at work, in [0, 1].
+
+    It counts turns that have ended and are written, so the window ends with the last of them. Of a long
+    timeline the end alone is read; the window is shorter then. Nothing where no turn has ended since.
+
+    Args:
+        since: when the phase at hand began, in unix seconds.
+    """
+    spans = [span for span in read_spans(path, _TAIL_BYTES) if span.role != CONTROLLER]
+    if not spans:
+        return {}
+    # Lines come by the ends of turns, more or less: before the first end that was read, some are missing.
+    all_read = path.stat().st_size <= _TAIL_BYTES
+    start = since if all_read else max(since, min(span.ended for span in spans))
+    end = max(span.ended for span in spans)
+    return utilisation(spans, start, end, workers_of(spans)) if end > start else {}
+
+
+def read_timeline(directory: Path) -> list[Span]:
+    """The spans of a run, by their start.
+
+    Raises:
+        ValueError: there is no run in the directory, or it has no timeline.
+    """
+    spans = read_spans(directory / TIMELINE)
+    if not spans:
+        inner = [file.parent for file in sorted(directory.glob(f"*/{CONFIG}"))]
+        stages = [str(path) for path in inner if RunReader(path).type == "online"]
+        fix = f"name one of its stages ({', '.join(stages)})" if stages else "only online rounds write one"
+        raise ValueError(f"{directory}: has no timeline (no span in {TIMELINE}); {fix}")
+    return spans
+
+
+def utilisation_table(spans: Sequence[Span]) -> dict[str, dict[str, float]]:
+    """By phase, and at last of the whole run: `seconds` that it took, and the busy share of each role in [0, 1]."""
+    workers = workers_of(spans)
+    loads = _loads(spans, workers)
+    windows = {**phase_windows(spans), WHOLE: run_windows(spans)}
+    return {
+        phase: {"seconds": sum(end - start for start, end in of_phase), **_shares(loads, of_phase, workers)}
+        for phase, of_phase in windows.items()
+    }
+
+
+def render_utilisation(table: dict[str, dict[str, float]], workers: dict[str, int]) -> str:
+    """The table as lines; a column for each role, with its number of workers."""
+    columns = [("phase", "{phase}"), ("s", "{seconds:.1f}")]
+    # A role's name is no format: places stand for roles.
+    columns += [
+        (f"{role} ({count})", f"{{role_{place}:.0%}}") for place, (role, count) in enumerate(workers.items())
+    ]
+    rows = [
+        {"phase": phase, "seconds": row["seconds"]}
+        | {f"role_{place}": row[role] for place, role in enumerate(workers)}
+        for phase, row in table.items()
+    ]
+    return render_table(columns, rows)

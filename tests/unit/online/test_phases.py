@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from tests.simulated.cases import Cases
-from ultramed_rl.tracking.spans import CONTROLLER, TIMELINE, read_spans
+from ultramed_rl.tracking.timeline import CONTROLLER, TIMELINE, read_spans
 
 # By role and phase the items of a run of two rounds: 8 prompts and 4 held-out ones, 4 answers each; 8 pairs.
 ROUNDS = {

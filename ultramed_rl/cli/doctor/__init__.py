@@ -13,7 +13,7 @@ from ultramed_rl.cli.doctor.finding import Finding
 from ultramed_rl.cli.exits import FAILED
 from ultramed_rl.cli.options import Json, manner_of
 from ultramed_rl.cli.program import command
-from ultramed_rl.tracking.voice import say, speaking, tell, tell_result
+from ultramed_rl.tracking.console import say, speaking, tell, tell_result
 
 
 @command("doctor")

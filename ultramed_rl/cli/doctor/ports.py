@@ -14,8 +14,7 @@ from pathlib import Path
 import psutil
 
 from ultramed_rl.cli.doctor.finding import Finding
-from ultramed_rl.tracking.heartbeat import STATUS
-from ultramed_rl.tracking.liveness import is_alive
+from ultramed_rl.tracking.heartbeat import STATUS, is_alive
 
 _SERVERS = ("gcs_server", "raylet")
 _SESSION = re.compile(r"--session[-_]dir=(\S+)")

@@ -18,6 +18,7 @@ from ultramed_rl.evaluation.contamination.search import (
 )
 from ultramed_rl.evaluation.suite import AskedTask
 
+_USERS = ("user", "human")
 _TEXT_COLUMNS = ("prompt", "question", "Question", "instruction", "text")
 
 
@@ -35,7 +36,7 @@ def check_contamination(
     }
     further = (prompt for uri in check.sources for prompt in _source_prompts(uri))
     trained = chain(own, lineage.prompts(), further)
-    return find_contamination(questions, trained, _embedder(check), unknown=lineage.gaps)
+    return find_contamination(questions, trained, _load_embedder(check.embedder), unknown=lineage.gaps)
 
 
 def check_readable(check: ContaminationCheck) -> None:
@@ -46,18 +47,15 @@ def check_readable(check: ContaminationCheck) -> None:
     """
     for uri in check.sources:
         next(_source_prompts(uri), None)
-    if check.embedder not in (None, "auto"):
-        _embedder(check)
-
-
-def _embedder(check: ContaminationCheck) -> Embed | None:
-    """What tells near-duplicates; none where `auto` finds none installed."""
-    return None if check.embedder is None else _load_embedder(check.embedder)
+    if check.embedder != "auto":
+        _load_embedder(check.embedder)
 
 
 @cache
-def _load_embedder(name: str) -> Embed | None:
-    """Once for all policies that are checked."""
+def _load_embedder(name: str | None) -> Embed | None:
+    """What tells near-duplicates, once for all policies; none where `auto` finds none installed."""
+    if name is None:
+        return None
     import torch
 
     from ultramed_rl.models.embedding import Embedder, default_embedder
@@ -76,7 +74,8 @@ def _source_prompts(uri: str) -> Iterator[TrainedPrompt]:
     for row in read_rows(uri):
         turns = row.get("messages") or row.get("conversations")
         if isinstance(turns, list):
-            said = [turn.get("content") or turn.get("value") for turn in turns if _is_user(turn)]
+            users = [t for t in turns if isinstance(t, dict) and (t.get("role") or t.get("from")) in _USERS]
+            said = [turn.get("content") or turn.get("value") for turn in users]
         else:
             said = [next((row[name] for name in _TEXT_COLUMNS if isinstance(row.get(name), str)), None)]
         if not said or not all(isinstance(text, str) for text in said):
@@ -85,7 +84,3 @@ def _source_prompts(uri: str) -> Iterator[TrainedPrompt]:
                 f"{', '.join(_TEXT_COLUMNS)}; rename the column that holds the prompt"
             )
         yield from (TrainedPrompt(str(text), uri) for text in said)
-
-
-def _is_user(turn: object) -> bool:
-    return isinstance(turn, dict) and (turn.get("role") or turn.get("from")) in ("user", "human")

@@ -33,6 +33,7 @@ from ultramed_rl.data.sources import read_rows
 from ultramed_rl.evaluation.contamination.search import Role, TrainedPrompt
 from ultramed_rl.models.tokenizer import chat_tokenizer
 from ultramed_rl.records import Message
+from ultramed_rl.store import RunReader
 
 Chats = Iterable[Sequence[Message]]
 Source = ConversationSource | PreferenceSource
@@ -192,7 +193,11 @@ class _Walk:
                 self._add(run, uris, role, partial(_pool_chats, run, config, config.reward.train), suffix)
             self.follow(config.policy.path, role, run.base)
             return
-        files = _round_files(run)
+        committed = len(RunReader(run.path).rounds)
+        files = _round_files(run, committed)
+        folders = [] if run.inside[:1] == ("rounds",) else sorted((run.path / "rounds").glob("[0-9]*"))
+        for folder in folders[committed:]:
+            self._note(self.unreadable, f"{run.name}: rounds/{folder.name} (not committed)")
         for file in files:
             if not file.is_file():
                 self._note(self.unreadable, f"{run.name}: {file.relative_to(run.path)} (no such file)")
@@ -250,14 +255,11 @@ def _started_in(directory: Path, config: AnyConfig) -> Path:
     return Path(*directory.parts[: -len(named.parts)])
 
 
-def _round_files(run: _Run) -> list[Path]:
-    """The prompts of the rounds up to the checkpoint's; of all rounds that there are, for the whole run."""
-    rounds = run.path / "rounds"
-    if run.inside[:1] == ("rounds",) and len(run.inside) > 1 and run.inside[1].isdigit():
-        count = int(run.inside[1]) + 1
-    else:
-        count = len([folder for folder in rounds.glob("[0-9]*") if folder.is_dir()])
-    return [rounds / f"{index:03d}" / "prompts.parquet" for index in range(count)]
+def _round_files(run: _Run, committed: int) -> list[Path]:
+    """The prompts of the rounds up to the checkpoint's; of all that are committed, for the whole run."""
+    one = run.inside[:1] == ("rounds",) and len(run.inside) > 1 and run.inside[1].isdigit()
+    count = int(run.inside[1]) + 1 if one else committed
+    return [run.path / "rounds" / f"{index:03d}" / "prompts.parquet" for index in range(count)]
 
 
 def _suffix_of(uri: str) -> str:

@@ -203,14 +203,14 @@ class _Search:
 
     def _equal(self, prompt: Stem) -> set[int]:
         """Items whose stem is the prompt's, or is contained in it."""
-        found = {place for key in equal_keys(prompt) for place in self._by_key.get(key, ())}
+        places = {place for key in equal_keys(prompt) for place in self._by_key.get(key, ())}
         words = prompt.words
         for start, three in enumerate(zip(words, words[1:], words[2:], strict=False)):
             for place in self._by_start.get(three, ()):
                 item = self._items[place].words
                 if words[start : start + len(item)] == item:
-                    found.add(place)
-        return {place for place in found if same_question(self._items[place], prompt)}
+                    places.add(place)
+        return {place for place in places if same_question(self._items[place], prompt)}
 
     def _keep(
         self, place: int, prompt: TrainedPrompt, kind: Literal["exact", "near"], distance: float
@@ -237,7 +237,7 @@ class _Search:
         comparable = [
             number
             for number, stem in enumerate(stems)
-            if len(stem.words) >= self._rule.words and self._some_length(lengths, len(stem.key))
+            if len(stem.words) >= self._rule.words and self._has_length(lengths, len(stem.key))
         ]
         if not comparable:
             return
@@ -255,7 +255,7 @@ class _Search:
                         int(places[column]), prompts[number], "near", round(float(distances[row, column]), 6)
                     )
 
-    def _some_length(self, lengths: np.ndarray, own: int) -> bool:
+    def _has_length(self, lengths: np.ndarray, own: int) -> bool:
         """Whether a sorted length is between own x 0.8 and own / 0.8."""
         low, high = own * (1 - self._rule.length), own / (1 - self._rule.length)
         first = np.searchsorted(lengths, low - 1e-3)
@@ -271,28 +271,26 @@ class _Search:
 # -- words -------------------------------------------------------------------------------------------------
 
 
-def _verdict(task: TaskContamination, found: Contamination) -> str:
+def _verdict(task: TaskContamination, contamination: Contamination) -> str:
     own, named = task.exact + task.near, f"{task.items:,} items of {task.task}"
-    notes = []
-    if task.reward:
-        notes.append(f"{task.reward:,} more stand in its reward model's training data alone")
-    if task.short and found.embedded:
-        notes.append(f"{task.short:,} items are too short for the near rule and were compared word by word")
-    if task.blank:
-        notes.append(f"{task.blank:,} items hold no words and were not compared")
+    short = task.short if contamination.embedded else 0
+    notes = {
+        f"{task.reward:,} more stand in its reward model's training data alone": task.reward,
+        f"{short:,} items are too short for the near rule and were compared word by word": short,
+        f"{task.blank:,} items hold no words and were not compared": task.blank,
+    }
     if own:
         head = (
             f"CONTAMINATED: {own:,} of {named} ({100 * task.share:.1f} %) stand in what this model was trained on "
-            f"({task.exact:,} exact, {task.near:,} near): {_origins(task.task, found.matches)}"
+            f"({task.exact:,} exact, {task.near:,} near): {_origins(task.task, contamination.matches)}"
         )
     else:
-        head = f"none of {named} was found among {found.prompts:,} different training prompts"
-    return "; ".join([head, *notes])
+        head = f"none of {named} was found among {contamination.prompts:,} different training prompts"
+    return "; ".join([head, *(note for note, count in notes.items() if count)])
 
 
 def _origins(task: str, matches: Sequence[Match]) -> str:
     """The sources by how many items they hold, the most first."""
     own = Counter(match.source for match in matches if match.task == task and match.role == "model")
-    return ", ".join(f"{count:,} in {source}" for source, count in own.most_common(3)) + (
-        f", and {len(own) - 3} more sources" if len(own) > 3 else ""
-    )
+    more = [f"and {len(own) - 3} more sources"] if len(own) > 3 else []
+    return ", ".join([*(f"{count:,} in {source}" for source, count in own.most_common(3)), *more])

@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from ultramed_rl.evaluation.items import Reading
+from ultramed_rl.evaluation.items import AnswerReading
 from ultramed_rl.evaluation.reading.letters import is_denied, letters_at
 from ultramed_rl.evaluation.reading.plain import clean
-from ultramed_rl.evaluation.reading.settling import decide
+from ultramed_rl.evaluation.reading.settling import decide, unite
 
 _JUDGEMENTS = {"yes", "no", "maybe", "true", "false"}
 _START = re.compile(r"(?:[\s:\"'(\[{]|- )*(?:an? |the |to |that )?")
@@ -39,7 +39,7 @@ _REFUSAL = re.compile(
 )
 
 
-def read_choice(text: str, options: Mapping[str, str], *, truncated: bool = False) -> Reading:
+def read_choice(text: str, options: Mapping[str, str], *, truncated: bool = False) -> AnswerReading:
     """The letter of the option that a model's answer gives.
 
     Where a text is given alone, it must be all of an option's; an option that is a single letter (a blood
@@ -50,12 +50,12 @@ def read_choice(text: str, options: Mapping[str, str], *, truncated: bool = Fals
         options: the texts by letter, as the model was shown them.
         truncated: whether the generation ended at its token limit.
     """
-    found = decide(text, _Options(options), truncated)
-    if len(found) > 1:
-        return Reading((), "contradiction")
-    if found in options:
-        return Reading((found,))
-    return Reading((), "truncated" if truncated and not found else "none")
+    letters = decide(text, _Options(options), truncated)
+    if len(letters) > 1:
+        return AnswerReading((), "contradiction")
+    if letters in options:
+        return AnswerReading((letters,))
+    return AnswerReading((), "truncated" if truncated and not letters else "none")
 
 
 class _Options:
@@ -70,51 +70,51 @@ class _Options:
                 self.letters[key] = self.letters.get(key, "") + letter
         self.longest_first = sorted(self.letters, key=len, reverse=True)
 
-    def __call__(self, said: str, whole: bool = False) -> str:
-        groups = self._groups(said, whole)
+    def __call__(self, said: str, alone: bool = False) -> str:
+        groups = self._groups(said, alone)
         if groups:
-            return _united(*groups)
-        letters, label = letters_at(said, self.texts, whole)
+            return unite(*groups)
+        letters, label = letters_at(said, self.texts, alone)
         if letters:
-            return self._with_label(letters, label, whole)
-        return _NEITHER if not whole and _REFUSAL.match(_normalised(said)) else ""
+            return self._with_label(letters, label, alone)
+        return _NEITHER if not alone and _REFUSAL.match(_normalised(said)) else ""
 
-    def _groups(self, said: str, whole: bool = False) -> list[str]:
+    def _groups(self, said: str, alone: bool = False) -> list[str]:
         """For each option's text that `said` starts with (one, or two joined by "and"), who has that text."""
         text = _normalised(said)
         for key in self.longest_first:
             if text.startswith(key):
-                groups = self._ended(key, text[len(key) :], whole)
+                groups = self._ended(key, text[len(key) :], alone)
                 if groups:
                     return groups
         return []
 
-    def _ended(self, key: str, rest: str, whole: bool) -> list[str]:
-        """Who has the text `key`, and others that `rest` adds; nobody where it goes on as another text."""
-        if is_denied(rest):
+    def _ended(self, key: str, after: str, alone: bool) -> list[str]:
+        """Who has the text `key`, and others that `after` adds; nobody where it goes on as another text."""
+        if is_denied(after):
             return []
         letters = self.letters[key]
-        label = _LABEL.match(rest)
+        label = _LABEL.match(after)
         if label and label["letter"].upper() in self.texts:
             letter = label["letter"].upper()
             return [letter] if letter in letters else [letters, letter]
-        joint = _AND.match(rest)
-        other = self._joined(rest[joint.end() :]) if joint else ""
+        joint = _AND.match(after)
+        other = self._joined(after[joint.end() :]) if joint else ""
         if other:
             return [letters, other]
-        if key in _JUDGEMENTS and _JUDGEMENT_END.match(rest):
-            return [] if _TORN.match(rest) else [letters]
-        return [letters] if (_FULL_END if whole else _END).match(rest) else []
+        if key in _JUDGEMENTS and _JUDGEMENT_END.match(after):
+            return [] if _TORN.match(after) else [letters]
+        return [letters] if (_FULL_END if alone else _END).match(after) else []
 
     def _joined(self, text: str) -> str:
         """Who has the text that an "and" adds."""
         for key in self.longest_first:
-            rest = text[len(key) :]
-            if text.startswith(key) and (_END.match(rest) or _AND.match(rest)):
+            after = text[len(key) :]
+            if text.startswith(key) and (_END.match(after) or _AND.match(after)):
                 return self.letters[key]
         return ""
 
-    def _with_label(self, letters: str, label: str, whole: bool) -> str:
+    def _with_label(self, letters: str, label: str, alone: bool) -> str:
         """The letters, once the text behind the first is compared with the options'."""
         own = self.texts.get(letters[0], "")
         groups = self._groups(label)
@@ -125,8 +125,8 @@ class _Options:
         joint = _OR.match(label)
         groups = groups or (self._groups(label[joint.end() :]) if joint else [])
         if groups:
-            return _united(letters, *groups)
-        if whole and label and len(letters) == 1 and not _fits(label, own):
+            return unite(letters, *groups)
+        if alone and label and len(letters) == 1 and not _fits(label, own):
             return ""
         return letters
 
@@ -145,7 +145,3 @@ def _normalised(text: str) -> str:
     plain = plain[_START.match(plain).end() :]  # type: ignore[union-attr]
     likely = _LIKELY.match(plain)
     return plain[likely.end() :] if likely else plain
-
-
-def _united(*letters: str) -> str:
-    return "".join(dict.fromkeys("".join(letters)))

@@ -1,7 +1,7 @@
 """The letter of the option that an answer settles on, and none where that is unclear.
 
 Medicine is full of letters that are no answer: vitamin C, hepatitis B, E. coli, B cells. A letter counts
-where an answer is stated (see `statements`), and only with a mark, the end, or a word of reasoning after it.
+where an answer is stated (see `settling`), and only with a mark, the end, or a word of reasoning after it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from ultramed_rl.evaluation.reading.settling import decide
+from ultramed_rl.evaluation.reading.settling import REJECTED, decide, unite
 
 # I would be the pronoun.
 _USUAL = "ABCDEFGH"
@@ -56,11 +56,6 @@ _DENIED = re.compile(
     r"|[\s.,(:-]+(?:wrong|incorrect|false)\b(?! ?(?:options?|answers?|choices?|ones)?:)",
     re.IGNORECASE,
 )
-_REJECTED = re.compile(
-    r"[^.\n]{0,60}\b(?:not|never|wrong|incorrect|false|unlikely|less|contraindicated|inappropriate|excluded"
-    r"|eliminated|avoid|ruled out)\b|[^.\n]{0,60}n't\b",
-    re.IGNORECASE,
-)
 # "A. Aspirin is an NSAID" describes an option.
 _PREDICATE = re.compile(r" (?:is|are|was|were|has|have|can|may|would|could|should|will|does|[a-z]{3,}s)\b")
 _SPECIES = re.compile(r"\. ?(?P<name>[a-z][\w-]*)")
@@ -76,85 +71,85 @@ def read_letter(answer: str, options: Mapping[str, str] | None = None) -> str | 
     """
     known = options or dict.fromkeys(_USUAL, "")
 
-    def resolve(said: str, whole: bool = False) -> str:
-        return letters_at(said, known, whole)[0]
+    def resolve(said: str, alone: bool = False) -> str:
+        return letters_at(said, known, alone)[0]
 
-    found = decide(answer, resolve)
-    return found if len(found) == 1 and found in known else None
+    letters = decide(answer, resolve)
+    return letters if len(letters) == 1 and letters in known else None
 
 
-def letters_at(said: str, options: Mapping[str, str], whole: bool = False) -> tuple[str, str]:
+def letters_at(said: str, options: Mapping[str, str], alone: bool = False) -> tuple[str, str]:
     """The letters that `said` starts with, and what follows the first: its option's text, or a reason.
 
-    ("", "") where a word starts, or a letter that means something else. See `Resolve` for `whole`.
+    ("", "") where a word starts, or a letter that means something else. See `Resolve` for `alone`.
     """
     said = said.lstrip(_OPENING)
     prefix = _PREFIX.match(said)
     match = _LETTER.match(said, prefix.end() if prefix else 0)
     if match is None:
         return "", ""
-    letter, rest = match["letter"].upper(), said[match.end() :]
+    letter, after = match["letter"].upper(), said[match.end() :]
     own = options.get(letter, "")
-    if not _is_answer(match, rest, own, letter in options):
+    if not _is_answer(match, after, own, letter in options):
         return "", ""
-    another = _another(said, match.end("letter"), options, whole)
-    label = _MARKS.sub("", rest, count=1)
-    if whole and not another and not _is_whole(match, rest, label, own):
+    another = _another(said, match.end("letter"), options, alone)
+    label = _MARKS.sub("", after, count=1)
+    if alone and not another and not _stands_alone(match, after, label, own):
         return "", ""
-    return "".join(dict.fromkeys(letter + another)), label
+    return unite(letter, another), label
 
 
-def _another(said: str, end: int, options: Mapping[str, str], whole: bool) -> str:
+def _another(said: str, end: int, options: Mapping[str, str], alone: bool) -> str:
     """A second letter that stands beside the first, or labels a second option after the first one's text."""
     beside = _ANOTHER.match(said, end)
-    if beside and (not whole or _ONLY_LETTERS.fullmatch(said, beside.end())):
+    if beside and (not alone or _ONLY_LETTERS.fullmatch(said, beside.end())):
         return beside["letter"]
     labelled = _LABELLED.match(said, end)
     return labelled["letter"] if labelled and labelled["letter"] in options else ""
 
 
-def _is_answer(match: re.Match[str], rest: str, own: str, known: bool) -> bool:
+def _is_answer(match: re.Match[str], after: str, own: str, known: bool) -> bool:
     """Whether the letter ends as an answer's does, and is no pronoun, genus or placeholder."""
     letter, closed = match["letter"], match["close"].strip("'")
     if not known and letter.upper() in _PLACEHOLDERS + "I":
         return False
-    labelled = bool(own) and _starts(_MARKS.sub("", rest, count=1), own)
-    if re.match(r"[A-Za-z0-9_]", rest) or _is_species(rest, own) or (is_denied(rest) and not labelled):
+    labelled = bool(own) and _starts(_MARKS.sub("", after, count=1), own)
+    if re.match(r"[A-Za-z0-9_]", after) or _is_species(after, own) or (is_denied(after) and not labelled):
         return False
-    if closed or (own and rest[:1] == " " and _starts(rest[1:], own)):
+    if closed or (own and after[:1] == " " and _starts(after[1:], own)):
         return True
     end = _PRONOUN_END if letter in "Ii" else _END if letter.isupper() else _SMALL_END
-    return end.match(rest) is not None
+    return end.match(after) is not None
 
 
-def _is_whole(match: re.Match[str], rest: str, label: str, own: str) -> bool:
+def _stands_alone(match: re.Match[str], after: str, label: str, own: str) -> bool:
     """Whether no more than the letter and its option's text stands there, and nothing rejects it."""
     if not label:
         return True
     if label.split()[0] in ("and", "or", "is", "are"):
         return False
     if own and _starts(label, own):
-        return not (_REJECTED.match(label, len(own)) or _PREDICATE.match(label, len(own.strip(" ."))))
-    if match["letter"].isupper() and re.match(r"[,.]? (?:- )?(?:because|since)\b", rest):
+        return not (REJECTED.match(label, len(own)) or _PREDICATE.match(label, len(own.strip(" ."))))
+    if match["letter"].isupper() and re.match(r"[,.]? (?:- )?(?:because|since)\b", after):
         return True
-    labelled = match["close"].strip("'\"") or (match["letter"].isupper() and _WHOLE_END.match(rest))
-    return bool(labelled) and not _REJECTED.match(label)
+    labelled = match["close"].strip("'\"") or (match["letter"].isupper() and _WHOLE_END.match(after))
+    return bool(labelled) and not REJECTED.match(label)
 
 
-def is_denied(rest: str) -> bool:
+def is_denied(after: str) -> bool:
     """Whether what follows an option says at once that it is wrong."""
-    return _DENIED.match(rest) is not None
+    return _DENIED.match(after) is not None
 
 
 def _starts(text: str, own: str) -> bool:
     return text.casefold().startswith(own.strip(" .").casefold())
 
 
-def _is_species(rest: str, own: str) -> bool:
+def _is_species(after: str, own: str) -> bool:
     """Whether a name such as "E. coli" follows, and not the option's own text in small letters."""
-    match = _SPECIES.match(rest)
-    if own and _starts(rest.lstrip(" ."), own.split()[0]):
+    match = _SPECIES.match(after)
+    if own and _starts(after.lstrip(" ."), own.split()[0]):
         return False
-    return _EPITHET.match(rest) is not None or (
+    return _EPITHET.match(after) is not None or (
         match is not None and not _COMMON_WORD.fullmatch(match["name"])
     )

@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ultramed_rl.evaluation.items import Reading
+from ultramed_rl.evaluation.items import AnswerReading
 from ultramed_rl.evaluation.reading.numbers import BOXED
 from ultramed_rl.evaluation.reading.plain import clean, turns
 
@@ -50,7 +50,7 @@ class ListScore:
     f1: float
 
 
-def read_names(text: str) -> Reading:
+def read_names(text: str) -> AnswerReading:
     """The names after the last "Answer:", each once: on its line between semicolons, or in the list below it.
 
     Commas part nothing, as names hold them. What later questions that the model asks itself add isn't read.
@@ -59,8 +59,8 @@ def read_names(text: str) -> Reading:
         leads = list(_LEAD.finditer(turn))
         names = _names(turn[leads[-1].end() :]) if leads else ()
         if names:
-            return Reading(names)
-    return Reading((), "none")
+            return AnswerReading(names)
+    return AnswerReading((), "none")
 
 
 def score_factoid(given: Sequence[str], expected: Sequence[Sequence[str]]) -> float:
@@ -108,8 +108,8 @@ def _names(after: str) -> tuple[str, ...]:
         lines = below.split("\n") if below else []
         points = next((i for i, each in enumerate(lines) if not _POINT.match(each)), len(lines))
         line = ";".join(lines[: max(points, 1)])
-    found = {normalise_name(name): name for name in map(_stripped, line.split(";")[::-1])}
-    return tuple(name for key, name in reversed(found.items()) if key and key not in _PLACEHOLDERS)
+    names = {normalise_name(name): name for name in map(_stripped, line.split(";")[::-1])}
+    return tuple(name for key, name in reversed(names.items()) if key and key not in _PLACEHOLDERS)
 
 
 def _stripped(name: str) -> str:

@@ -35,8 +35,8 @@ def only_number(text: str) -> float | None:
     """The one number in a text; None where there is none, another, or a range."""
     if _RANGE.search(text):
         return None
-    found = {to_float(match[0]) for match in NUMBER.finditer(text)}
-    return found.pop() if len(found) == 1 else None
+    numbers = {to_float(match[0]) for match in NUMBER.finditer(text)}
+    return numbers.pop() if len(numbers) == 1 else None
 
 
 def read_number(answer: str) -> float | None:

@@ -28,9 +28,9 @@ def clean(text: str) -> str:
 
     Bold stays, as `**`. Thoughts that never end leave nothing behind them.
     """
-    text = unicodedata.normalize("NFKC", _after_thoughts(text).translate(_PUNCTUATION)).translate(
-        _PUNCTUATION
-    )
+    thoughts_end = max([0, *(match.end() for match in _THOUGHT.finditer(text) if match["closes"])])
+    said = _THOUGHT.split(text[thoughts_end:], maxsplit=1)[0]
+    text = unicodedata.normalize("NFKC", said.translate(_PUNCTUATION)).translate(_PUNCTUATION)
     text = _MARKER.sub("\n", re.sub(r"</?(?:b|strong)>", "**", text))
     text = _FONT.sub(r"\1", _FONT.sub(r"\1", text))
     text = re.sub(r"\\[()\[\],;]|~", " ", text)
@@ -43,8 +43,3 @@ def turns(text: str) -> list[str]:
     """The parts between questions: a small model goes on with questions of its own, and answers them."""
     starts = [0, *(match.start() for match in _TURN.finditer(text)), len(text)]
     return [text[start:end] for start, end in pairwise(starts)]
-
-
-def _after_thoughts(text: str) -> str:
-    closing = [match.end() for match in _THOUGHT.finditer(text) if match["closes"]]
-    return _THOUGHT.split(text[max(closing, default=0) :], maxsplit=1)[0]

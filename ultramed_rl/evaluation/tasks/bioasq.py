@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from ultramed_rl.data.chats import Misfit
-from ultramed_rl.evaluation.choices import ask_choice, join_parts
-from ultramed_rl.evaluation.items import Item, Row, Task
+from ultramed_rl.evaluation.items import Item, Row, Task, ask_choice, join_parts
 from ultramed_rl.evaluation.tasks.pubmedqa import continue_abstract
 from ultramed_rl.evaluation.tasks.rows import (
     build_choice,
@@ -63,10 +62,10 @@ def _entities(row: Row) -> tuple[tuple[str, ...], ...]:
     """The names of each entity in `exact_answer`: a text, a list of texts, or a list of lists of texts."""
     key = read_key(row, "exact_answer")
     entities = [_names(entity) for entity in (key if isinstance(key, list) else [key])]
-    found = tuple(names for names in entities if names)
-    if not found:
+    named = tuple(names for names in entities if names)
+    if not named:
         raise Misfit("exact_answer holds no name", name="missing_key")
-    return found
+    return named
 
 
 def _names(entity: object) -> tuple[str, ...]:

@@ -7,16 +7,13 @@ same questions, one file per subject.
 
 from __future__ import annotations
 
-from ultramed_rl.evaluation.choices import ask_choice, letter_endings, list_options
-from ultramed_rl.evaluation.items import Continuations, Item, Row, Task
+from ultramed_rl.evaluation.items import Continuations, Item, Row, Task, ask_choice
 from ultramed_rl.evaluation.tasks.rows import (
-    build_choice,
-    read_id,
-    read_key,
+    choice_of_row,
     read_lettered_row,
     read_optional,
-    read_question,
     read_text,
+    weigh_letters,
 )
 
 
@@ -25,17 +22,12 @@ def read_row(row: Row) -> Item:
     if "options" in row:
         return read_lettered_row(row)
     options = [read_text(row, column) for column in ("opa", "opb", "opc", "opd")]
-    question, key = read_question(row, "question"), read_key(row, "cop")
-    subject = read_optional(row, "subject_name")
-    return build_choice(question, options, key, read_id(row, "id"), subject=subject)
+    return choice_of_row(row, "question", options, "cop", subject=read_optional(row, "subject_name"))
 
 
 def continue_question(item: Item) -> Continuations:
     """As lm-evaluation-harness's medmcqa."""
-    return Continuations(
-        f"Question: {item.question}\nChoices:\n{list_options(item)}Answer:",
-        letter_endings(item),
-    )
+    return weigh_letters(f"Question: {item.question}\nChoices:", item)
 
 
 MEDMCQA = Task(

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from ultramed_rl.evaluation.choices import ask_choice
-from ultramed_rl.evaluation.items import Item, Row, Task
+from ultramed_rl.evaluation.items import Item, Row, Task, ask_choice
 from ultramed_rl.evaluation.tasks.medqa import continue_question
 from ultramed_rl.evaluation.tasks.rows import (
     build_choice,

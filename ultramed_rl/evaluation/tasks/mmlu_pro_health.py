@@ -5,24 +5,15 @@ from __future__ import annotations
 from string import ascii_uppercase
 
 from ultramed_rl.data.chats import Misfit
-from ultramed_rl.evaluation.choices import ask_choice, letter_endings, list_options
-from ultramed_rl.evaluation.items import Continuations, Item, Row, Task
-from ultramed_rl.evaluation.tasks.rows import (
-    build_choice,
-    read_id,
-    read_key,
-    read_question,
-    read_text,
-    read_value,
-)
+from ultramed_rl.evaluation.items import Continuations, Item, Row, Task, ask_choice
+from ultramed_rl.evaluation.tasks.rows import choice_of_row, read_text, weigh_letters
 
 
 def read_row(row: Row) -> Item | None:
     """TIGER-Lab/MMLU-Pro; rows of other categories are left out."""
     if read_text(row, "category") != "health":
         return None
-    question, key = read_question(row, "question"), read_key(row, "answer")
-    item = build_choice(question, read_value(row, "options"), key, read_id(row, "question_id"))
+    item = choice_of_row(row, "question", "options", "answer", "question_id")
     index = row.get("answer_index")
     if index is not None and ascii_uppercase.index(item.answer) != index:
         raise Misfit(f"the answer is {item.answer}, but answer_index is {index!r}", name="wrong_key")
@@ -31,7 +22,7 @@ def read_row(row: Row) -> Item | None:
 
 def continue_question(item: Item) -> Continuations:
     """As lm-evaluation-harness's leaderboard_mmlu_pro without examples; its mmlu_pro only generates."""
-    return Continuations(f"{item.question}\n{list_options(item)}Answer:", letter_endings(item))
+    return weigh_letters(item.question, item)
 
 
 MMLU_PRO_HEALTH = Task(

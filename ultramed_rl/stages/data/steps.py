@@ -22,26 +22,25 @@ from ultramed_rl.data.sources import read_rows
 from ultramed_rl.evaluation.reading.choice import read_choice
 from ultramed_rl.stages.data.asking import carry_candidates, carry_step
 from ultramed_rl.stages.data.cleaning import remove_contaminated, remove_repeated
-from ultramed_rl.stages.data.inputs import open_embedder, read_made_rows
-from ultramed_rl.stages.data.report import write_report
-from ultramed_rl.stages.data.streams import write_bench, write_pairs, write_records
-from ultramed_rl.stages.data.work import Work
+from ultramed_rl.stages.data.inputs import DataWork, open_embedder, read_made_rows
+from ultramed_rl.stages.data.streams import write_bench, write_pairs, write_records, write_report
 
-Carry = Callable[[Work], Counter[str]]
+_ALONE: Mapping[type, Callable[[Any], Step]] = {Topics: TopicsStep, Evolve: EvolveStep, Score: ScoreStep}
 
 
-def carry_out(work: Work) -> Counter[str]:
-    """The stage's files into `work.output`, and its counts."""
-    return CARRIERS[work.config.step.type](work)
+def carry_out(work: DataWork) -> Counter[str]:
+    """The stage's files into `work.output`, and its counts; record by record unless `CARRIERS` says otherwise."""
+    carry = CARRIERS.get(work.config.step.type)
+    return carry_step(work, make_step(work)) if carry is None else carry(work)
 
 
-def make_step(work: Work) -> Step:
+def make_step(work: DataWork) -> Step:
     """The logic of a step that goes record by record."""
     name = next(iter(work.config.generators), "")
     match work.config.step_for(name):
         case Textbook() as step:
             source = read_rows(step.exemplars_from) if step.exemplars_from and step.exemplars else ()
-            questions = [found for row in source if (found := read_instruction(row)).key]
+            questions = [question for row in source if (question := read_instruction(row)).key]
             return TextbookStep(step, questions)
         case Answer() as step:
             return AnswerStep(step, read_letter, _find_exemplars(step))
@@ -49,10 +48,8 @@ def make_step(work: Work) -> Step:
             return FeedbackStep(step, name)
         case RuleJudge() as step:
             return RuleJudgeStep(step, read_letter)
-        case Topics() | Evolve() | Score() as step:
-            made: Step = _ALONE[type(step)](step)
-            return made
-    raise AssertionError(f"step {work.config.step.type} doesn't go record by record")
+        case step:
+            return _ALONE[type(step)](step)
 
 
 def read_letter(text: str, options: Mapping[str, str]) -> str | None:
@@ -67,29 +64,11 @@ def _find_exemplars(step: Answer) -> Callable[[Any], Any]:
     return ExemplarIndex(read_made_rows(step.exemplars_from), open_embedder(step.embedder), step.exemplars)
 
 
-_ALONE: Mapping[type, Callable[[Any], Step]] = {
-    Topics: TopicsStep,
-    Evolve: EvolveStep,
-    Score: ScoreStep,
-}
-
-
-def _carry_asked(work: Work) -> Counter[str]:
-    return carry_step(work, make_step(work))
-
-
-CARRIERS: Mapping[str, Carry] = {
+CARRIERS: Mapping[str, Callable[[DataWork], Counter[str]]] = {
     "records": write_records,
     "vignettes": write_records,
     "paragraphs": write_records,
     "sample": write_records,
-    "textbook": _carry_asked,
-    "topics": _carry_asked,
-    "evolve": _carry_asked,
-    "answer": _carry_asked,
-    "score": _carry_asked,
-    "feedback": _carry_asked,
-    "rules": _carry_asked,
     "candidates": carry_candidates,
     "deduplicate": remove_repeated,
     "decontaminate": remove_contaminated,

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from ultramed_rl.config import ContrastsConfig, DataConfig, RunConfig
 from ultramed_rl.config.factory_cleaning import Decontaminate
 from ultramed_rl.config.factory_stage import ApiGeneratorConfig
+from ultramed_rl.kinds import KINDS
 from ultramed_rl.store.cards.text import (
     DISCLAIMER,
     LICENCE,
@@ -99,11 +100,8 @@ def _what(config: DataSetConfig) -> str:
     if isinstance(config, DataConfig):
         summary = re.sub(r" \[[A-Z]\]", "", " ".join((type(config.step).__doc__ or "").split()))
         return f"Made by the data factory's step `{config.step.type}`: {summary}"
-    if isinstance(config, ContrastsConfig):
-        return (
-            "Preference pairs out of one policy's own answers: coherent over incoherent, complete over cut off, on topic "
-            "over another question's answer, right over wrong. They say nothing of medical quality."
-        )
+    if not isinstance(config, RunConfig):
+        return KINDS[config.type].card
     return (
         "Preference pairs of one round of online preference learning: the policy's own answers to each prompt, ranked by "
         "the run's reward. The reward's faults are in the pairs."

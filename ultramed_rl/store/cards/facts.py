@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from ultramed_rl.config import load_any
+from ultramed_rl.config import DataConfig, load_any
 from ultramed_rl.config.factory_stage import EngineGeneratorConfig
 from ultramed_rl.store.artifacts import read_json
 from ultramed_rl.store.cards.text import EarlierStep, Input, model_name
@@ -88,7 +88,7 @@ def _follow(uri: str, found: dict[Path, EarlierStep]) -> None:
         config = load_any(run / "config.yaml")
     except ValueError:  # of another version of this project
         return
-    if config.type == "data":
+    if isinstance(config, DataConfig):
         for earlier in config.input:
             _follow(earlier, found)
         models = [

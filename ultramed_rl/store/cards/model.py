@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ultramed_rl.config import PreferenceConfig, RewardConfig, RunConfig, SftConfig
+from ultramed_rl.kinds import KINDS
 from ultramed_rl.store.cards.text import (
     DISCLAIMER,
     LICENCE,
@@ -103,12 +104,8 @@ def _what(config: ModelConfig, facts: ModelFacts) -> str:
 
 
 def _stage_words(config: ModelConfig, facts: ModelFacts) -> str:
-    if isinstance(config, SftConfig):
-        return "supervised fine-tuning: only what the assistant wrote is learnt"
-    if isinstance(config, RewardConfig):
-        return "reward model: one number for a chat that ends with an answer, higher is better"
-    if isinstance(config, PreferenceConfig):
-        return "offline preference learning"
+    if not isinstance(config, RunConfig):
+        return KINDS[config.type].card
     if facts.role == "reward_model":
         return "reward model that an online run trained itself, on contrasts of its policy's own answers"
     what = "policy" if facts.role == "policy" else "moving average of the policies, the reference,"

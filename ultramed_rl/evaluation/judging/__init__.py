@@ -1,1 +1,0 @@
-"""A language model's verdicts: what it is asked, how its replies are read, what they come to."""

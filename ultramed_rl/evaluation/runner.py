@@ -1,0 +1,229 @@
+"""Benchmarks on engines: every question of a suite, under each protocol, of one policy after another.
+
+suite --> a policy's questions in its own tokens --> engines --> answers, kept as they come --> report
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from ultramed_rl.config.benchmarks import Benchmarks, SelfConsistency
+from ultramed_rl.evaluation.grading import GradedAnswer, grade_answers, grade_likelihoods, grade_votes
+from ultramed_rl.evaluation.items import Item
+from ultramed_rl.evaluation.report import PolicyReport, report_policy, sample_curves
+from ultramed_rl.evaluation.suite import AskedTask, Question, check_room, encode_options, encode_question
+from ultramed_rl.evaluation.voting import CurvePoint
+from ultramed_rl.learning.seeds import derive_seed
+from ultramed_rl.models.tokenizer import ChatTokenizer, load_tokenizer
+from ultramed_rl.records import (
+    Completion,
+    OptionLogprobs,
+    OptionRequest,
+    Prompt,
+    SamplingRequest,
+    ScoredCompletion,
+)
+from ultramed_rl.store import ArtifactFolder
+from ultramed_rl.store.shards import ShardedPhase, in_order
+from ultramed_rl.tracking import Progress
+
+R = TypeVar("R")
+T = TypeVar("T")
+ScoreAnswers = Callable[[Sequence[Prompt], Sequence[Completion]], list[ScoredCompletion]]
+_SCORED_PROMPTS = 256  # as many prompts' samples go to the reward models at a time
+
+
+class Engines(Protocol):
+    """Rollout engines that hold a policy."""
+
+    def stream_options(self, requests: Sequence[OptionRequest], version: int) -> Iterator[OptionLogprobs]: ...
+
+    def stream_completions(
+        self, requests: Sequence[SamplingRequest], version: int
+    ) -> Iterator[list[Completion]]: ...
+
+
+@dataclass(frozen=True)
+class PolicyQuestions:
+    """A policy's questions in its own tokens: as options to weigh, and as chats to answer."""
+
+    name: str
+    path: str
+    options: tuple[OptionRequest, ...]
+    prompts: tuple[Prompt, ...]
+
+
+@dataclass
+class PolicyAnswers:
+    """What a policy gave, in the order of the questions that a protocol asks."""
+
+    likelihoods: list[OptionLogprobs] = field(default_factory=list)
+    greedy: list[Completion] = field(default_factory=list)
+    samples: list[Completion] = field(default_factory=list)
+    rewards: list[ScoredCompletion] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class AnswerPlace:
+    """Where a policy's answers are kept, and which version of the policy gives them."""
+
+    folder: ArtifactFolder
+    version: int = 0
+    suffix: str = ""
+
+
+class BenchmarkRunner:
+    """Asks a suite's questions. What is answered is kept as it comes, so that a killed run asks only the rest."""
+
+    def __init__(
+        self, config: Benchmarks, suite: Sequence[AskedTask], seed: int, max_length: int, progress: Progress
+    ) -> None:
+        self.config, self.suite, self.seed, self.progress = config, suite, seed, progress
+        self.max_length = max_length
+        self.protocols: dict[str, Any] = {protocol.type: protocol for protocol in config.protocols}
+        # By protocol: options to weigh; everything, once; and what can be voted on, in the data's own order of options.
+        self.chat_questions = [question for asked in suite for question in asked.questions]
+        self.likelihood_questions = [q for q in self.chat_questions if q.task.continuations is not None]
+        self.voted_questions = [
+            q for q in self.chat_questions if q.place == 0 and q.task.form != "statements"
+        ]
+
+    def questions_of(
+        self, name: str, path: str, tokenizer: ChatTokenizer | None, *, trust_remote_code: bool = False
+    ) -> PolicyQuestions:
+        """A policy's questions. Without a chat tokenizer it is asked for likelihoods alone.
+
+        Raises:
+            ValueError: no tokenizer, or questions that exceed the context.
+        """
+        options: tuple[OptionRequest, ...] = ()
+        prompts: tuple[Prompt, ...] = ()
+        asked = self.likelihood_questions
+        if asked and "likelihood" in self.protocols:
+            plain = (
+                tokenizer.backend if tokenizer else load_tokenizer(path, trust_remote_code=trust_remote_code)
+            )
+            options = tuple(OptionRequest(q.question_id, *encode_options(plain, q)) for q in asked)
+            self._check_room(asked, [len(o.context) + max(map(len, o.options)) for o in options], 0)
+        asked = self.chat_questions
+        if asked and self.protocols.keys() - {"likelihood"}:
+            assert tokenizer is not None, "who answers in words needs a chat tokenizer"
+            prompts = tuple(encode_question(tokenizer, q, self.config.system) for q in asked)
+            self._check_room(asked, [len(p.token_ids) for p in prompts], self.config.max_new_tokens)
+        return PolicyQuestions(name, path, options, prompts)
+
+    def _check_room(self, questions: Sequence[Question], lengths: Sequence[int], answer: int) -> None:
+        tasks = [question.task.name for question in questions]
+        check_room(list(zip(tasks, lengths, strict=True)), self.max_length, answer)
+
+    def ask(
+        self, questions: PolicyQuestions, place: AnswerPlace, engines: Callable[[], Engines]
+    ) -> PolicyAnswers:
+        """All answers of a policy. `engines` is called only where something is left to ask."""
+        answers = PolicyAnswers()
+        if "likelihood" in self.protocols:
+            options = {option.question_id: option for option in questions.options}
+
+            def weigh(left: list[OptionRequest]) -> Iterator[list[OptionLogprobs]]:
+                return ([scored] for scored in engines().stream_options(left, place.version))
+
+            answers.likelihoods = self._keep(
+                "likelihood", questions, place, options, weigh, OptionLogprobs, lambda o: o.question_id
+            )
+
+        def answer(left: list[SamplingRequest]) -> Iterator[list[Completion]]:
+            return engines().stream_completions(left, place.version)
+
+        def answers_to(protocol: str, requests: Sequence[SamplingRequest]) -> list[Completion]:
+            by_id = {request.prompt.prompt_id: request for request in requests}
+            return self._keep(protocol, questions, place, by_id, answer, Completion, lambda c: c.prompt_id)
+
+        if (greedy := self.protocols.get("greedy")) is not None:
+            requests = [SamplingRequest(p, 1, 0.0, 1.0, greedy.max_new_tokens, 0) for p in questions.prompts]
+            answers.greedy = answers_to("greedy", requests)
+        if (sampled := self.protocols.get("self_consistency")) is not None:
+            voted = {q.question_id for q in self.voted_questions}
+            requests = [self._sampling(p, sampled) for p in questions.prompts if p.prompt_id in voted]
+            answers.samples = answers_to("self_consistency", requests)
+        return answers
+
+    def _sampling(self, prompt: Prompt, protocol: SelfConsistency) -> SamplingRequest:
+        how = (protocol.samples, protocol.temperature, protocol.top_p, protocol.max_new_tokens)
+        return SamplingRequest(prompt, *how, derive_seed(self.seed, "benchmark", prompt.prompt_id))
+
+    def reward(
+        self, questions: PolicyQuestions, place: AnswerPlace, answers: PolicyAnswers, score: ScoreAnswers
+    ) -> None:
+        """The reward of every sample of a choice, for reranking."""
+        choices = {q.question_id for q in self.voted_questions if q.task.form == "choice"}
+        prompts = {p.prompt_id: p for p in questions.prompts if p.prompt_id in choices}
+        samples: dict[str, list[Completion]] = {}
+        for sample in answers.samples:
+            if sample.prompt_id in prompts:
+                samples.setdefault(sample.prompt_id, []).append(sample)
+
+        def stream(left: list[list[Completion]]) -> Iterator[list[ScoredCompletion]]:
+            for start in range(0, len(left), _SCORED_PROMPTS):
+                groups = left[start : start + _SCORED_PROMPTS]
+                asked = [prompts[group[0].prompt_id] for group in groups]
+                by_prompt: dict[str, list[ScoredCompletion]] = {}
+                for item in score(asked, [sample for group in groups for sample in group]):
+                    by_prompt.setdefault(item.completion.prompt_id, []).append(item)
+                yield from by_prompt.values()
+
+        answers.rewards = self._keep(
+            "rewards", questions, place, samples, stream, ScoredCompletion, lambda s: s.completion.prompt_id
+        )
+
+    def _keep(
+        self,
+        name: str,
+        questions: PolicyQuestions,
+        place: AnswerPlace,
+        requests: Mapping[str, R],
+        stream: Callable[[list[R]], Iterator[list[T]]],
+        kind: type[T],
+        key: Callable[[T], str],
+    ) -> list[T]:
+        """One artifact: what `stream` gives for the requests that are not answered yet."""
+        artifact = f"benchmark-{name}{place.suffix}"
+        inputs = (list(requests.values()), questions.path, place.version)
+        phase = ShardedPhase(place.folder, artifact, kind, *inputs)
+        if not phase.finished:
+            done = {key(record) for record in phase.read()}
+            left = [request for question, request in requests.items() if question not in done]
+            title = f"{questions.name}, {name.replace('_', '-')}"
+            started = time.perf_counter()
+            if left:
+                answers = stream(left)  # engines start here, so that the phase's rate is theirs
+                with self.progress.phase(title, len(left), "questions") as bar, phase.kept():
+                    for records in answers:
+                        phase.keep(records)
+                        bar.advance(1)
+            phase.finish({artifact: time.perf_counter() - started})
+        return in_order(phase.read(), key, list(requests))
+
+    def report(self, questions: PolicyQuestions, answers: PolicyAnswers) -> PolicyReport:
+        """Every answer graded, by task and protocol. K-QA's wait for their judge."""
+        graded: dict[str, list[GradedAnswer]] = {}
+        samples: dict[str, int] = dict.fromkeys(self.protocols, 1)
+        curves: dict[str, list[CurvePoint]] = {}
+        if answers.likelihoods:
+            graded["likelihood"] = grade_likelihoods(self.likelihood_questions, answers.likelihoods)
+        if answers.greedy:
+            pairs = zip(self.chat_questions, answers.greedy, strict=True)
+            graded["greedy"] = grade_answers([p for p in pairs if p[0].task.form != "statements"])
+        if answers.samples:
+            count = samples["self_consistency"] = self.protocols["self_consistency"].samples
+            groups = [answers.samples[i : i + count] for i in range(0, len(answers.samples), count)]
+            graded["self_consistency"] = grade_votes(self.voted_questions, groups)
+            curves = sample_curves(self.voted_questions, groups, answers.rewards, self.seed)
+        return report_policy(questions.name, self.suite, graded, samples, curves)
+
+    def statements(self, answers: PolicyAnswers) -> list[tuple[Item, Completion]]:
+        """The items whose answers a judge reads, with these."""
+        pairs = zip(self.chat_questions, answers.greedy, strict=True) if answers.greedy else ()
+        return [(q.item, answer) for q, answer in pairs if q.task.form == "statements"]

@@ -1,0 +1,178 @@
+"""The kinds of stages: one record each, and all that the rest of the system knows of a kind by its name.
+
+Code is named as "module:name" and loaded when it is asked for: the table is below everything that it names, and the
+command line reads it without loading a config class or torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+Made = Literal["a model", "a file", "a comparison", "a folder of files"]
+
+
+@dataclass(frozen=True)
+class StageKind:
+    """One kind of stage, of a recipe or alone.
+
+    Attributes:
+        config: its config, a subclass of `AnyConfig`.
+        run: runs it: (config, *, resume), with what it makes in the run's folder.
+        plan: lays its roles over the devices: (config) to a `Plan`.
+        models: (config) to each model that it names, and how that is looked at, as in `models/checks.py`.
+        report: (run's files) to the sections of its report.
+        output: what it makes, in the run's folder; `manifest` beside it says that it is done.
+        makes: what a recipe's later stages may take it for.
+        command: its words on the command line; `{config}` stands for the config.
+        help: of its command, with an example; empty where a module of `cli/` has the command, with options of its own.
+        card: what it makes, in the words of its model or data card.
+        in_rounds: whether each of its rounds has an output.
+    """
+
+    config: str
+    run: str
+    plan: str
+    models: str
+    report: str
+    output: str
+    makes: Made
+    command: str
+    help: str = ""
+    card: str = ""
+    in_rounds: bool = False
+
+    @property
+    def config_class(self) -> type[Any]:
+        config: type[Any] = load(self.config)
+        return config
+
+    @property
+    def manifest(self) -> str:
+        return Path(self.output).with_suffix(".json").name
+
+    def output_of(self, config: Any) -> Path:
+        """Where the output of a config's run is; of one in rounds, the last round's."""
+        folder: Path = config.run.folder.absolute()
+        if self.in_rounds:
+            folder = folder / "rounds" / f"{config.run.rounds - 1:03d}"
+        return folder / self.output
+
+
+def load(name: str) -> Any:
+    """What "module:name" stands for."""
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+_CHECKS, _PLAN, _REPORT = "ultramed_rl.models.checks", "ultramed_rl.cluster.plan", "ultramed_rl.report.stage"
+KINDS: dict[str, StageKind] = {
+    "online": StageKind(
+        config="ultramed_rl.config.run:RunConfig",
+        run="ultramed_rl.online.run:run",
+        plan=f"{_PLAN}:plan_online",
+        models=f"{_CHECKS}:online_models",
+        report="ultramed_rl.report.build:online_html",
+        output="checkpoint",
+        makes="a model",
+        in_rounds=True,
+        command="run",
+        help="""Run online rounds: sample, score, select pairs, train, sync, evaluate.
+
+        Example: ultramed-rl run configs/quickstart.yaml run.name=mine run.seed=1
+        """,
+    ),
+    "sft": StageKind(
+        config="ultramed_rl.config.stages:SftConfig",
+        run="ultramed_rl.stages.run:run_stage",
+        plan=f"{_PLAN}:plan_training",
+        models=f"{_CHECKS}:trained_models",
+        report=f"{_REPORT}:training_sections",
+        output="model",
+        makes="a model",
+        command="sft",
+        card="supervised fine-tuning: only what the assistant wrote is learnt",
+        help="""Fine-tune on conversations; only what the assistant wrote is learnt.
+
+        Example: ultramed-rl sft configs/sft/ultramedical-8b.yaml training.max_steps=20
+        """,
+    ),
+    "reward": StageKind(
+        config="ultramed_rl.config.stages:RewardConfig",
+        run="ultramed_rl.stages.run:run_stage",
+        plan=f"{_PLAN}:plan_training",
+        models=f"{_CHECKS}:reward_models",
+        report=f"{_REPORT}:training_sections",
+        output="model",
+        makes="a model",
+        command="reward",
+        card="reward model: one number for a chat that ends with an answer, higher is better",
+        help="""Train a reward model on ranked answers.
+
+        Example: ultramed-rl reward configs/reward/ultramedrm-8b.yaml --resume
+        """,
+    ),
+    "preference": StageKind(
+        config="ultramed_rl.config.stages:PreferenceConfig",
+        run="ultramed_rl.stages.run:run_stage",
+        plan=f"{_PLAN}:plan_training",
+        models=f"{_CHECKS}:trained_models",
+        report=f"{_REPORT}:training_sections",
+        output="model",
+        makes="a model",
+        command="preference",
+        card="offline preference learning",
+        help="""Learn offline preferences: DPO, KTO and the other objectives on answers that are there already.
+
+        Example: ultramed-rl preference configs/preference/ultramedical-8b-dpo.yaml objective.beta=0.05
+        """,
+    ),
+    "contrasts": StageKind(
+        config="ultramed_rl.config.sampling:ContrastsConfig",
+        run="ultramed_rl.stages.contrasts:make_contrasts",
+        plan=f"{_PLAN}:plan_sampling",
+        models=f"{_CHECKS}:sampled_models",
+        report=f"{_REPORT}:counting_sections",
+        output="pairs.parquet",
+        makes="a file",
+        command="contrasts",
+        card="Preference pairs out of one policy's own answers: coherent over incoherent, complete over cut off, on topic "
+        "over another question's answer, right over wrong. They say nothing of medical quality.",
+        help="""Make preference pairs out of a policy's own answers, where no preference data is at hand.
+
+        Example: ultramed-rl contrasts contrasts.yaml contrasts.prompts=64
+        """,
+    ),
+    "evaluate": StageKind(
+        config="ultramed_rl.config.sampling:EvaluateConfig",
+        run="ultramed_rl.stages.evaluate:evaluate_policies",
+        plan=f"{_PLAN}:plan_sampling",
+        models=f"{_CHECKS}:compared_models",
+        report=f"{_REPORT}:evaluate_sections",
+        output="results.json",
+        makes="a comparison",
+        command="evaluate",
+    ),
+    "reward_bench": StageKind(
+        config="ultramed_rl.config.reward_bench:RewardBenchConfig",
+        run="ultramed_rl.stages.reward_bench:bench_reward",
+        plan=f"{_PLAN}:plan_scoring",
+        models=f"{_CHECKS}:reward_models",
+        report=f"{_REPORT}:reward_bench_sections",
+        output="reward_bench.json",
+        makes="a comparison",
+        command="reward-bench",
+    ),
+    "data": StageKind(
+        config="ultramed_rl.config.factory_stage:DataConfig",
+        run="ultramed_rl.stages.data.run:make_data",
+        plan=f"{_PLAN}:plan_generators",
+        models=f"{_CHECKS}:generator_models",
+        report=f"{_REPORT}:counting_sections",
+        output="records",
+        makes="a folder of files",
+        command="data {config.step.type}",
+    ),
+}
