@@ -24,6 +24,7 @@ HANGING = ("rollout", "reward", "reference")
 AIMS = ("", "", "", "train", "adopt", "evaluate")
 STARTING = {"__init__", "start", "load", "join", "rendezvous"}  # methods of a worker that isn't ready yet
 TRAINING = {"start_round", "learn_preferences", "train", "save"}
+SYNC = {"connect", "meet_engines", "describe_weights", "push_weights", "init_weight_transfer", "pull_weights"}
 SECONDS = {"look": 0.1, "patience": 30.0, "pause": 4.0, "aim": 40.0, "stall": 600.0, "leave": 15.0}
 RUSH = 0.2  # the share of strikes that don't wait for the recovery from the one before
 
@@ -301,8 +302,8 @@ class Killer:
         """What the round is at: start, gather, train, adopt, evaluate."""
         if not self.crew_met:
             return "start"
-        methods = {p.method for p in self.processes if p.role == "policy"}
-        if methods & {"connect", "send_weights"}:
+        methods = {p.method for p in self.processes if p.role in ("policy", "rollout")}
+        if methods & SYNC:
             return "adopt"
         if methods & TRAINING:
             return "train"

@@ -58,6 +58,7 @@ from ultramed_rl.actors.rollout import RolloutWorker
 from ultramed_rl.actors.scorer import ReferenceWorker, RewardWorker
 from ultramed_rl.actors.trainer import plan_batches
 from ultramed_rl.actors.turns import Turn
+from ultramed_rl.actors.weight_sync import WeightBucket
 from ultramed_rl.config import RunConfig, parse_config
 from ultramed_rl.crew.online import Crew
 from ultramed_rl.crew.scorers import Scorers
@@ -212,9 +213,8 @@ class Policy(SimulatedTrainer):
         (Path(directory) / "weights").touch()
         return Takes(SAVE_S)
 
-    def send_weights(self, version: int) -> Takes:
-        self._each("set_policy_version", version)
-        return Takes(SYNC_S, {"seconds": SYNC_S, "bytes": 16e9})
+    def describe_weights(self, first: bool) -> Takes:
+        return Takes(SYNC_S, WeightBucket({"text": ""}, 16 * 10**9))
 
 
 def draw(values: Sequence[int], share: float) -> float:

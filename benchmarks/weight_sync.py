@@ -18,6 +18,9 @@ import statistics
 import time
 from typing import Any
 
+from ultramed_rl.cluster.group import WorkerGroup
+from ultramed_rl.crew.weight_sync import WeightSync
+
 MODEL = "offline://smollm2-135m-instruct"
 WANTED = 0.5
 
@@ -47,8 +50,8 @@ class Copier:
         return time.perf_counter() - started
 
 
-def start_actors(device: str, precision: str, threads: int) -> tuple[Any, Any]:
-    """The policy's rank 0 and an engine, connected as an online run connects them."""
+def start_actors(device: str, precision: str, threads: int) -> WeightSync:
+    """The policy's rank 0 and an engine, and the way between them."""
     import ray
 
     from ultramed_rl.actors.deepspeed_setup import EngineSpec
@@ -78,8 +81,11 @@ def start_actors(device: str, precision: str, threads: int) -> tuple[Any, Any]:
     ray.get(engine.start.remote(arguments, None, 0))
     spec = EngineSpec(device, precision, 0, False, 0.0, 1.0, gradient_checkpointing=False)
     ray.get(policy.load.remote(Model(path=MODEL), spec, ray.get(policy.rendezvous.remote())))
-    ray.get(policy.connect.remote(backend, [engine], 1))
-    return policy, engine
+    groups = (
+        WorkerGroup(role, lambda _, actor=actor: actor, 1, takes_turns=False)
+        for role, actor in (("policy", policy), ("rollout", engine))
+    )
+    return WeightSync(*groups, backend)
 
 
 def _options(device: str, threads: int) -> dict[str, Any]:
@@ -97,17 +103,14 @@ def _options(device: str, threads: int) -> dict[str, Any]:
     return {"num_cpus": 0, "num_gpus": gpus, "runtime_env": {"env_vars": environment}}
 
 
-def measure(policy: Any, engine: Any, options: argparse.Namespace) -> dict[str, list[Any]]:
-    """Each repeat's sync, as the sender reports it, with the caller's seconds; and the copies in turn with them."""
-    import ray
-
+def measure(way: WeightSync, options: argparse.Namespace) -> dict[str, list[Any]]:
+    """Each repeat's sync, as the driver reports it; and the copies in turn with them."""
+    way.connect()
     found: dict[str, list[Any]] = {"syncs": [], "one": [], "all": []}
     copier = None
     for version in range(1, options.repeats + options.warm_up + 1):
-        started = time.perf_counter()
-        sync = ray.get(policy.send_weights.remote(version))
-        sync["caller"] = time.perf_counter() - started
-        assert ray.get(engine.version.remote()) == version
+        sync = way.send(version)
+        assert way.engines.call("version") == [version]
         copier = copier or Copier(int(sync["bytes"]), options.device)
         found["syncs"].append(sync)
         for name, threads in (("one", 1), ("all", options.threads)):
@@ -127,7 +130,7 @@ def report(found: dict[str, list[Any]], options: argparse.Namespace) -> dict[str
     copies = {name: statistics.median(found[name][options.warm_up :]) for name in ("one", "all")}
     fastest = min(copies, key=lambda name: copies[name])
     seconds = statistics.median(sync["seconds"] for sync in syncs)
-    parts = [name for name in syncs[0] if name.startswith("seconds_") or name == "caller"]
+    parts = [name for name in syncs[0] if name.startswith("seconds_")]
     ratio = copies[fastest] / seconds
     return {
         "benchmark": "weight_sync",
@@ -164,8 +167,7 @@ def main() -> None:
 
     connect(Cluster(device=options.device))
     try:
-        policy, engine = start_actors(options.device, options.precision, options.threads)
-        found = measure(policy, engine, options)
+        found = measure(start_actors(options.device, options.precision, options.threads), options)
     finally:
         disconnect()
     print(json.dumps(report(found, options)))

@@ -21,7 +21,7 @@ def learn(
     with tempfile.TemporaryDirectory() as folder, crew.policy.awake():
         write_round(Path(folder), pairs, references)
         crew.begin_training()
-        return list(crew.go_on_training(Path(folder), TrainingPlace(0, 1, number), 0))
+        return list(crew.go_on_training(Path(folder), TrainingPlace(0, 1, number), 0).rest())
 
 
 def write_round(

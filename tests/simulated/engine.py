@@ -13,6 +13,7 @@ from tests.simulated.weights import read_weights
 from ultramed_rl.actors.options import OptionRequest
 from ultramed_rl.actors.rollout import SamplingRequest
 from ultramed_rl.actors.turns import Turn, TurnReport
+from ultramed_rl.actors.weight_sync import WeightBucket
 from ultramed_rl.learning.seeds import seeded_number
 from ultramed_rl.records import Completion, OptionLogprobs
 from ultramed_rl.token_ids import TokenIds
@@ -150,22 +151,17 @@ class SimulatedEngine:
 
     # -- weights -------------------------------------------------------------------------------------------
 
-    def init_weight_transfer(self) -> None:
+    def init_weight_transfer(self, init_info: Any) -> None:
         """Where the policy connects."""
 
-    def start_weight_update(self) -> None:
-        self.policy_version = -1
-        for key in list(self._under_way):
-            self._cancel(key)
-
-    def update_weights(self, weights: str) -> None:
-        self.incoming = weights
-
-    def finish_weight_update(self) -> None:
-        self.weights = self.incoming
-
-    def set_policy_version(self, version: int) -> None:
-        self.policy_version = version
+    def pull_weights(self, bucket: WeightBucket, version: int) -> None:
+        if bucket.first:
+            self.policy_version, self.incoming = -1, ""
+            for key in list(self._under_way):
+                self._cancel(key)
+        self.incoming += bucket.info["text"]
+        if bucket.last:
+            self.weights, self.policy_version = self.incoming, version
 
     def version(self) -> int:
         return self.policy_version

@@ -43,10 +43,6 @@ class Takes:
     value: Any = None
 
 
-class Stuck(Exception):
-    """A simulated method raises it where the real one would wait for ever for somebody else."""
-
-
 class Reference:
     """A result that is there, or will be."""
 
@@ -214,7 +210,7 @@ class _Class:
 class _Meeting:
     """A collective call that waits until every rank has come to it."""
 
-    arrived: list[tuple[Actor, _Task, Takes, Exception | None]] = field(default_factory=list)
+    arrived: list[tuple[Actor, _Task, Takes]] = field(default_factory=list)
 
 
 class SimulatedRay:
@@ -222,8 +218,7 @@ class SimulatedRay:
 
     Args:
         workers: the simulated class of each class of actors. An instance has `role` and `rank`; of methods named in
-            `collective`, all `ranks` of a `meeting` begin the same one before any of them ends, and if
-            `meets_after_errors` one that raises has met them too.
+            `collective`, all `ranks` of a `meeting` begin the same one before any of them ends.
         fate: what befalls a call: "" nothing; "dies" before it, "dies late" after its work and before its result;
             "hangs"; "raises".
         refuse: the error with which workers refuse a request of this key, or "".
@@ -359,30 +354,6 @@ class SimulatedRay:
         """Let an actor look whether it can begin its next call."""
         self._later(0.0, lambda: self._begin_next(actor))
 
-    def nested(self, handle: Handle, method: str, *arguments: Any) -> Any:
-        """A call that one actor makes to another and waits for, while nothing else happens.
-
-        Raises:
-            RayActorError: the other is dead.
-            Stuck: it hangs.
-        """
-        actor = handle._actor
-        fate = self._fate(actor, method, arguments) if actor.responds else ""
-        if fate == "dies":
-            actor.die("by its fate")
-        if fate == "raises":
-            raise RuntimeError(f"{actor.role} {actor.rank}: broken in {method}")
-        actor.frozen = actor.frozen or fate == "hangs"
-        if actor.frozen:
-            raise Stuck
-        if not actor.alive:
-            raise actor_error("it is dead")
-        value = getattr(actor.worker, method)(*arguments)
-        if fate == "dies late":
-            actor.die("by its fate")
-            raise actor_error("it is dead")
-        return value
-
     def _fate(self, actor: Actor, method: str, arguments: tuple[Any, ...] = ()) -> str:
         call = Call(actor.role, actor.rank, method, self.calls, arguments)
         self.calls += 1
@@ -424,14 +395,9 @@ class SimulatedRay:
         except StopIteration:
             self._end(actor, task)
             return
-        except Stuck:
-            return
         except Exception as error:
-            if self._is_collective(actor, task) and actor.worker.meets_after_errors:
-                self._meet(actor, task, Takes(CALL_S), task_error(error))
-            else:
-                wrapped = task_error(error)
-                self._later(CALL_S, lambda: self._end(actor, task, error=wrapped))
+            wrapped = task_error(error)
+            self._later(CALL_S, lambda: self._end(actor, task, error=wrapped))
             return
         if fatal:
             self._later(took.seconds, lambda: actor.die("by its fate"))
@@ -452,21 +418,15 @@ class SimulatedRay:
     def _is_collective(self, actor: Actor, task: _Task) -> bool:
         return task.method in getattr(actor.worker, "collective", ()) and actor.worker.ranks > 1
 
-    def _meet(self, actor: Actor, task: _Task, took: Takes, error: Exception | None = None) -> None:
+    def _meet(self, actor: Actor, task: _Task, took: Takes) -> None:
         actor.collectives += 1
         key = (actor.worker.meeting, actor.collectives)
         meeting = self._meetings.setdefault(key, _Meeting())
-        meeting.arrived.append((actor, task, took, error))
-        assert len({t.method for _, t, _, _ in meeting.arrived}) == 1, "ranks make different collective calls"
+        meeting.arrived.append((actor, task, took))
+        assert len({t.method for _, t, _ in meeting.arrived}) == 1, "ranks make different collective calls"
         if len(meeting.arrived) == actor.worker.ranks:
-            for arrival in self._meetings.pop(key).arrived:
-                self._later(arrival[2].seconds, lambda a=arrival: self._leave_meeting(*a))
-
-    def _leave_meeting(self, actor: Actor, task: _Task, took: Takes, error: Exception | None) -> None:
-        if error is not None:
-            self._end(actor, task, error=error)
-        else:
-            self._tell(actor, task, took.value)
+            for one, its, took in self._meetings.pop(key).arrived:
+                self._later(took.seconds, lambda o=one, i=its, t=took: self._tell(o, i, t.value))
 
     def _tell(self, actor: Actor, task: _Task, value: Any) -> None:
         if actor.running is not task or not actor.responds:

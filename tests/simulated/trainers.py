@@ -7,11 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from tests.simulated.ray import Handle, SimulatedRay, Stuck, Takes
+from tests.simulated.ray import SimulatedRay, Takes
 from tests.simulated.scorers import number_answers, numbers
 from tests.simulated.weights import mix, read_weights, write_weights
 from ultramed_rl.actors.policy import PolicyWorker
 from ultramed_rl.actors.turns import Turn
+from ultramed_rl.actors.weight_sync import WeightBucket
 from ultramed_rl.learning.seeds import seeded_number
 from ultramed_rl.models.load import ADAPTER_FOLDER
 from ultramed_rl.records import PreferenceGroup, ReferenceLogprobs
@@ -45,10 +46,16 @@ class SimulatedTrainer(PolicyWorker):
 
     role = "policy"
     collective = frozenset(
-        {"load", "train", "learn_next", "update_survives", "save", "save_state", "load_state", "send_weights"}
-    )
-    meets_after_errors = (
-        True  # as a weight sync, the one collective that raises by itself, ends with a barrier
+        {
+            "load",
+            "train",
+            "learn_next",
+            "update_survives",
+            "save",
+            "save_state",
+            "load_state",
+            "describe_weights",
+        }
     )
     peak_flops = 1e12
     ray: SimulatedRay
@@ -158,29 +165,20 @@ class SimulatedTrainer(PolicyWorker):
 
     # -- weights for the engines ---------------------------------------------------------------------------
 
-    def connect(self, backend: str, engines: Sequence[Handle], tensor_parallel: int) -> None:  # type: ignore[override]
-        self.engines = list(engines)
-        self._each("init_weight_transfer")
+    def connect(self, backend: str, engines: int, tensor_parallel: int) -> list[dict[str, Any]]:
+        return [{}] * engines
 
-    def send_weights(self, version: int) -> Takes:  # type: ignore[override]
-        self._each("start_weight_update")
-        self._each("update_weights", self.weights)
-        self._each("finish_weight_update")
-        self._each("set_policy_version", version)
-        return Takes(0.5, {"seconds": 0.5, "bytes": 16.0})
+    def meet_engines(self) -> None:
+        """Engines need nothing."""
 
-    def _each(self, method: str, *arguments: Any) -> None:
-        """To all engines at once: who is dead is found out where nobody hangs."""
-        if self.rank != 0:
-            return
-        errors: list[Exception] = []
-        for engine in self.engines:
-            try:
-                self.ray.nested(engine, method, *arguments)
-            except (Stuck, Exception) as error:
-                errors.append(error)
-        if errors:
-            raise next((e for e in errors if not isinstance(e, Stuck)), errors[0])
+    def describe_weights(self, first: bool) -> Takes:  # type: ignore[override]
+        """In two buckets, as by CUDA IPC: the first half is no policy."""
+        half = len(self.weights) // 2
+        text = self.weights[:half] if first else self.weights[half:]
+        return Takes(0.2, WeightBucket({"text": text}, 8, first, last=not first))
+
+    def push_weights(self) -> None:
+        """The bucket is on its way already."""
 
     def offload(self) -> None:
         """Nothing is on a device."""

@@ -1,4 +1,4 @@
-"""What the training engine does to its optimizer between rounds, and tells vLLM of its weights."""
+"""What the training engine does to its optimizer between rounds, and what of a model it saves and sends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch
 from tests.tiny import make_model
 from ultramed_rl.actors.deepspeed_setup import EngineSpec
 from ultramed_rl.actors.engine import Engine
-from ultramed_rl.actors.weight_sync import _init_info
 from ultramed_rl.models.load import PolicyModel, load_policy
 
 
@@ -47,10 +46,3 @@ def test_all_that_a_model_keeps_is_saved_and_sent(tmp_path: Path, kind: str) -> 
     weights = dict(engine.weights())
     assert weights.keys() == lm.state_dict().keys()
     assert engine.weight_shapes() == [(n, w.dtype, tuple(w.shape)) for n, w in weights.items()]
-
-
-@pytest.mark.parametrize(("largest", "size"), [(2**20, 2**30), (2_101_346_304, 2_101_346_304)])
-def test_a_packed_buffer_holds_the_largest_weight(largest: int, size: int) -> None:
-    """The embedding of a 70B Llama is 128256 x 8192 x 2 bytes, over the 2**30 that vLLM takes by itself."""
-    info = _init_info("ipc", 0, 8, largest)
-    assert info.packed and info.packed_buffer_size_bytes == size

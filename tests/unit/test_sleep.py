@@ -9,6 +9,7 @@ import pytest
 
 from ultramed_rl.actors.rollout import RolloutWorker
 from ultramed_rl.actors.turns import Turn
+from ultramed_rl.actors.weight_sync import WeightBucket
 
 
 class Memory:
@@ -69,13 +70,19 @@ def test_an_update_whose_sender_died_is_closed_before_the_next() -> None:
     fake: Any = engine
     fake.llm = SimpleNamespace(
         start_weight_update=lambda: calls.append("start"),
+        update_weights=lambda request: calls.append(f"take {request['update_info']}"),
         finish_weight_update=lambda version: calls.append(f"finish {version}"),
+        reset_prefix_cache=lambda: calls.append("reset"),
     )
-    engine.start_weight_update()
-    engine.start_weight_update()
-    engine.finish_weight_update("1")
-    engine.start_weight_update()
-    assert calls == ["start", "finish None", "start", "finish 1", "start"]
+    begin, end = WeightBucket({"part": 0}, 8, last=False), WeightBucket({"part": 1}, 8, first=False)
+    versions = []
+    for bucket in (begin, begin, end, begin):
+        engine.pull_weights(bucket, 1)
+        versions.append(engine.version())
+    begun = ["start", "take {'part': 0}"]
+    ended = ["take {'part': 1}", "finish 1", "reset"]
+    assert calls == [*begun, "finish None", *begun, *ended, *begun]
+    assert versions == [-1, -1, 1, -1]
 
 
 def test_an_engine_in_the_middle_of_an_update_answers_nothing() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,7 +13,7 @@ from ultramed_rl.actors.passes import AnswerNumber, number_turn, policy_chunks, 
 from ultramed_rl.actors.tasks import ImitationTask, PreferenceTask
 from ultramed_rl.actors.trainer import TrainingPlace, TrainWorker, plan_batches
 from ultramed_rl.actors.turns import Turn, TurnReport
-from ultramed_rl.actors.weight_sync import Sender, make_sender
+from ultramed_rl.actors.weight_sync import SENDERS, Sender, WeightBucket
 from ultramed_rl.config.models import Model
 from ultramed_rl.config.objectives import Objective
 from ultramed_rl.config.training import Training
@@ -28,7 +29,7 @@ from ultramed_rl.store.pairs import RoundPairs, read_references
 class PolicyWorker(TrainWorker):
     """One rank of the policy."""
 
-    sender: Sender | None = None
+    sender: Sender
     scoring_budget: int = 0
 
     def load(
@@ -197,11 +198,25 @@ class PolicyWorker(TrainWorker):
 
     # -- weights -------------------------------------------------------------------------------------------
 
-    def connect(self, backend: str, engines: Sequence[object], tensor_parallel: int) -> None:
-        """Open the way of the weights to the rollout engines. Collective."""
-        self.sender = make_sender(backend, self.engine, engines, tensor_parallel)
+    def connect(self, backend: str, engines: int, tensor_parallel: int) -> list[dict[str, Any]]:
+        """Open this end of the weights' way to so many rollout engines; what each of them is to be told. Collective."""
+        self.sender = SENDERS[backend](self.engine, engines, tensor_parallel)
+        return self.sender.init_infos
 
-    def send_weights(self, version: int) -> dict[str, float]:
-        """Put the current weights into every rollout engine under this version. Collective."""
-        assert self.sender is not None
-        return self.sender.send(version)
+    def meet_engines(self) -> None:
+        """Open the way, while engines open their end in `init_weight_transfer`."""
+        self.sender.meet()
+
+    def describe_weights(self, first: bool) -> WeightBucket:
+        """The next bucket of the current weights, or the `first`; engines have taken the one before. Collective."""
+        return self.sender.describe(first)
+
+    def push_weights(self) -> None:
+        """Send the bucket, while engines take it in `pull_weights`. Collective."""
+        self.sender.push()
+
+    def offload(self) -> None:
+        """Leave the device to other roles."""
+        if hasattr(self, "sender"):
+            self.sender.close()
+        super().offload()

@@ -15,6 +15,7 @@ from ultramed_rl.actors.options import score_options
 from ultramed_rl.actors.seeded_sampling import install as install_seeded_sampling
 from ultramed_rl.actors.trainer import peak_memory
 from ultramed_rl.actors.turns import Turn, TurnReport
+from ultramed_rl.actors.weight_sync import WeightBucket
 from ultramed_rl.records import Completion, OptionRequest, SamplingRequest
 from ultramed_rl.token_ids import TokenIds
 
@@ -196,12 +197,24 @@ class RolloutWorker:
         ]
 
     def init_weight_transfer(self, init_info: dict[str, Any]) -> None:
-        """First half of vLLM's weight-transfer handshake."""
+        """Open this end of the weights' way, while ranks open theirs in `meet_engines`."""
         self.llm.init_weight_transfer_engine({"init_info": init_info})
 
-    def start_weight_update(self) -> None:
-        """Between this and `set_policy_version` the engine holds no complete policy. An update whose sender died is
-        closed before; an engine that cannot close it ends."""
+    def pull_weights(self, bucket: WeightBucket, version: int) -> None:
+        """Take a bucket of weights, while ranks send it in `push_weights`. With the last one the engine holds this
+        policy version."""
+        if bucket.first:
+            self._begin_update()
+        self.llm.update_weights({"update_info": bucket.info})
+        if bucket.last:
+            self.llm.finish_weight_update(str(version))
+            self._updating = False
+            self.llm.reset_prefix_cache()
+            self.policy_version = version
+
+    def _begin_update(self) -> None:
+        """From here to the last bucket the engine holds no complete policy. An update whose sender died is closed
+        before; an engine that cannot close it ends."""
         self.policy_version = -1
         self._cancel(list(self._under_way))
         if self._updating:
@@ -212,21 +225,6 @@ class RolloutWorker:
                 os._exit(1)
         self.llm.start_weight_update()
         self._updating = True
-
-    def update_weights(self, update_info: dict[str, Any]) -> None:
-        """Receive weights, all or a part."""
-        self.llm.update_weights({"update_info": update_info})
-
-    def finish_weight_update(self, version: str | None) -> None:
-        """Make the received weights the engine's own."""
-        self.llm.finish_weight_update(version)
-        self._updating = False
-
-    def set_policy_version(self, version: int) -> None:
-        """Everything arrived: from now on completions carry this version."""
-        self.llm.update_weight_version(str(version))
-        self.llm.reset_prefix_cache()
-        self.policy_version = version
 
     def version(self) -> int:
         """The policy version this engine holds; -1 in the middle of an update."""

@@ -1,19 +1,23 @@
-"""Policy weights to every rollout engine, through vLLM's native weight-transfer API.
+"""A policy rank's end of the way of the weights into vLLM's native weight-transfer engines.
 
     policy ranks --(nccl: disaggregated GPUs | ipc: same GPUs | shared_memory: CPU)--> vLLM workers
 
+Ranks describe a bucket of weights, and push it while engines pull it; `crew/weight_sync.py` starts both. By NCCL the
+weights go while both are called; by the other ways they lie ready when they are described, and a push is nothing.
+
 vLLM's own `nccl` and `ipc` engines serve GPUs. For CPU a `shared_memory` engine is registered through the
-`vllm.general_plugins` entry point, so that it exists in every vLLM process. The control plane is the same
-for all three: init, start_weight_update, update_weights, finish_weight_update(version).
+`vllm.general_plugins` entry point, so that it exists in every vLLM process.
 """
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Sequence
-from dataclasses import astuple
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
 
 from ultramed_rl.actors.engine import Engine
 from ultramed_rl.actors.segment import Segment, lay_out
@@ -38,105 +42,95 @@ def transfer_backend(device: str, layout: str) -> str:
     return "ipc" if layout == "colocated" else "nccl"
 
 
-class RolloutClient:
-    """vLLM's weight-sync control plane over a list of rollout actors."""
+@dataclass(frozen=True)
+class WeightBucket:
+    """Weights that engines take at once.
 
-    def __init__(self, engines: Sequence[Any], tensor_parallel: int) -> None:
-        self.engines, self.tensor_parallel = engines, tensor_parallel
+    Attributes:
+        info: the update info of vLLM's engine.
+        bytes: of the weights.
+        first, last: of a sync; in between an engine holds no complete policy.
+    """
 
-    def _all(self, method: str, *arguments: Sequence[Any]) -> None:
-        import ray
-
-        ray.get([getattr(e, method).remote(*a) for e, *a in zip(self.engines, *arguments, strict=True)])
-
-    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        infos = [dict(init_info) for _ in self.engines]
-        for index, info in enumerate(infos):
-            if "rank_offset" in info:
-                # vLLM counts ranks within one engine; ours join one NCCL group after the trainer's rank 0.
-                info["rank_offset"] = 1 + index * self.tensor_parallel
-        self._all("init_weight_transfer", infos)
-
-    def start_weight_update(self) -> None:
-        self._all("start_weight_update")
-
-    def update_weights(self, update_info: Any) -> None:
-        self._all("update_weights", [update_info] * len(self.engines))
-
-    def finish_weight_update(self, weight_version: str | None = None) -> None:
-        self._all("finish_weight_update", [weight_version] * len(self.engines))
-
-    def set_version(self, version: int) -> None:
-        """Record the policy version that the engines now hold."""
-        self._all("set_policy_version", [version] * len(self.engines))
+    info: dict[str, Any]
+    bytes: int
+    first: bool = True
+    last: bool = True
 
 
-class Sender(Protocol):
-    """One rank's end of the transfer."""
-
-    def send(self, version: int) -> dict[str, float]:
-        """Send everything; returns seconds and bytes. Collective."""
-        ...
-
-
-def make_sender(backend: str, engine: Engine, engines: Sequence[Any], tensor_parallel: int) -> Sender:
-    """Open a transfer of this backend. Collective."""
-    client = RolloutClient(engines, tensor_parallel)
-    if backend == SHARED_MEMORY:
-        return SharedMemorySender(engine, client)
-    return NativeSender(backend, engine, client)
+def join_buckets(buckets: Sequence[WeightBucket]) -> WeightBucket:
+    """One bucket as all ranks describe it: by `ipc` each has a handle to the same weights on its own GPU."""
+    bucket = buckets[0]
+    if "ipc_handles" not in bucket.info:
+        return bucket
+    handles = {uuid: handle for b in buckets for uuid, handle in b.info["ipc_handles"].items()}
+    return replace(bucket, info=bucket.info | {"ipc_handles": handles})
 
 
-class SharedMemorySender:
+class Sender:
+    """A way that rank 0 sends on, and that all ranks take part in: they gather the weights together.
+
+    Attributes:
+        init_infos: what each engine is told before the first bucket, the init info of vLLM's engine.
+    """
+
+    def __init__(self, engine: Engine, engines: int, tensor_parallel: int) -> None:
+        """To so many rollout engines. Collective."""
+        self.engine, self.is_sender = engine, dist.get_rank() == 0
+        self.shapes = engine.weight_shapes()
+        self.sizes = [math.prod(shape) * dtype.itemsize for _, dtype, shape in self.shapes]
+        self.init_infos: list[dict[str, Any]] = [{} for _ in range(engines)]
+        self._described: Iterator[WeightBucket] = iter(())
+
+    def meet(self) -> None:
+        """What engines wait for when they are told their init infos."""
+
+    def describe(self, first: bool) -> WeightBucket:
+        """The next bucket, or the `first`; engines have let go of the one before. Collective."""
+        if first:
+            self._described = self.buckets()
+        return next(self._described)
+
+    def buckets(self) -> Iterator[WeightBucket]:
+        """All buckets of a sync. Collective."""
+        raise NotImplementedError
+
+    def push(self) -> None:
+        """What engines wait for when they pull a bucket. Collective."""
+
+    def close(self) -> None:
+        """Give back what a sync took, whether it was finished or not."""
+        self._described = iter(())
+
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """All weights, whole, one at a time, as engines are told of them. Collective."""
+        for (name, tensor), shape in zip(self.engine.weights(), self.shapes, strict=True):
+            assert (name, tensor.dtype, tuple(tensor.shape)) == shape, f"{name}: described as {shape}"
+            yield name, tensor
+
+
+class SharedMemorySender(Sender):
     """Keeps the policy's weights in memory that every engine on the node maps, so that they are sent as they lie.
 
     Weights that own their storage live there from now on. Others (flattened by ZeRO, merged from adapters) are
-    copied there by each `send`.
+    copied there for each sync.
     """
 
-    def __init__(self, engine: Engine, client: RolloutClient) -> None:
-        import torch.distributed as dist
-
-        self.engine, self.client = engine, client
-        self.is_sender = dist.get_rank() == 0
+    def __init__(self, engine: Engine, engines: int, tensor_parallel: int) -> None:
+        super().__init__(engine, engines, tensor_parallel)
         if self.is_sender:
-            self.slots = lay_out(engine.weight_shapes())
+            self.slots = lay_out(self.shapes)
             self.segment = Segment(self.slots)
             self._move_in()
-            self.client.init_weight_transfer_engine({})
 
-    def send(self, version: int) -> dict[str, float]:
-        """Besides seconds and bytes: the seconds of each part."""
-        import torch.distributed as dist
-
-        laps = _Laps()
-        self._fill()
-        laps.end("fill")
-        try:
-            if self.is_sender:
-                self.client.start_weight_update()
-                laps.end("start")
-                self.client.update_weights(self._update_info())
-                laps.end("load")
-                self.client.finish_weight_update(str(version))
-                laps.end("finish")
-                self.client.set_version(version)
-                laps.end("version")
-        finally:
-            dist.barrier()  # after an error too: the others wait here
-        size = sum(math.prod(shape) * dtype.itemsize for _, dtype, shape in self.engine.weight_shapes())
-        return {"seconds": laps.total(), "bytes": float(size), **laps.seconds}
-
-    def _update_info(self) -> dict[str, Any]:
-        return {"path": self.segment.path, "slots": [astuple(slot) for slot in self.slots]}
-
-    def _fill(self) -> None:
-        """Copy what doesn't lie in the segment already. Collective."""
-        for name, tensor in self.engine.weights():
-            if self.is_sender:
-                place = self.segment.tensor(name)
-                if tensor.data_ptr() != place.data_ptr():
-                    place.copy_(tensor)
+    def buckets(self) -> Iterator[WeightBucket]:
+        info: dict[str, Any] = {}
+        for name, tensor in self.weights():
+            if self.is_sender and tensor.data_ptr() != (place := self.segment.tensor(name)).data_ptr():
+                place.copy_(tensor)
+        if self.is_sender:
+            info = {"path": self.segment.path, "slots": [astuple(slot) for slot in self.slots]}
+        yield WeightBucket(info, sum(self.sizes))
 
     def _move_in(self) -> None:
         """Make the segment the storage of every parameter that is sent as it is and shares its own with none."""
@@ -147,76 +141,68 @@ class SharedMemorySender:
                 parameter.data = self.segment.tensor(name).copy_(old)
 
 
-class _Laps:
-    """Seconds of the parts of something, as `seconds_NAME`."""
+class IpcSender(Sender):
+    """Each rank copies the weights, as many at once as there is room for, into a buffer of its GPU, out of which the
+    engine's process on that GPU reads them."""
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._started = self._last = time.perf_counter()
-
-    def end(self, name: str) -> None:
-        """The part that began with the one before's end is over."""
-        now = time.perf_counter()
-        self.seconds[f"seconds_{name}"], self._last = now - self._last, now
-
-    def total(self) -> float:
-        """Since the start."""
-        return time.perf_counter() - self._started
-
-
-class NativeSender:
-    """vLLM's own `nccl` or `ipc` trainer engine over our weights."""
-
-    def __init__(self, backend: str, engine: Engine, client: RolloutClient) -> None:
-        import torch.distributed as dist
-        from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
-
-        self.client, self.is_sender = client, dist.get_rank() == 0
-        sizes = [math.prod(shape) * dtype.itemsize for _, dtype, shape in engine.weight_shapes()]
-        self.bytes = sum(sizes)
-        workers = len(client.engines) * client.tensor_parallel
-        self.trainer = WeightTransferTrainerFactory.trainer_init(
-            _init_info(backend, dist.get_rank(), workers, max(sizes)), client=client, source=_source(engine)
-        )
-
-    def send(self, version: int) -> dict[str, float]:
-        started = time.perf_counter()
-        self.trainer.send_weights()
-        if self.is_sender:
-            self.client.set_version(version)
-        return {"seconds": time.perf_counter() - started, "bytes": float(self.bytes)}
-
-
-def _init_info(backend: str, rank: int, workers: int, largest: int) -> Any:
-    """`largest`: bytes of the largest weight, which a packed buffer of vLLM's `ipc` must hold."""
-    if backend == "ipc":
-        from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
+    def __init__(self, engine: Engine, engines: int, tensor_parallel: int) -> None:
         from vllm.distributed.weight_transfer.packed_tensor import DEFAULT_PACKED_BUFFER_SIZE_BYTES
 
-        size = max(largest, DEFAULT_PACKED_BUFFER_SIZE_BYTES)
-        return IPCTrainerInitInfo(rank=rank, packed=True, packed_buffer_size_bytes=size)
-    import ray
-    from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
-    from vllm.utils.network_utils import get_open_port
+        super().__init__(engine, engines, tensor_parallel)
+        self.init_infos = [{"packed": True} for _ in range(engines)]
+        self.buffer_bytes = max(DEFAULT_PACKED_BUFFER_SIZE_BYTES, *self.sizes)
 
-    return NCCLTrainerInitInfo(
-        rank=rank,
-        master_address=ray.util.get_node_ip_address(),
-        master_port=get_open_port(),
-        world_size=1 + workers,
-    )
+    def buckets(self) -> Iterator[WeightBucket]:
+        from vllm.distributed.weight_transfer.packed_tensor import packed_ipc_producer
+
+        gpu, sent = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid), 0
+        for chunk in packed_ipc_producer(self.weights(), gpu, lambda item: item[1], self.buffer_bytes):
+            info = dict(vars(chunk))
+            info["ipc_handles"] = info.pop("ipc_handle")
+            first, sent = sent == 0, sent + len(chunk.names)
+            yield WeightBucket(info, sum(chunk.tensor_sizes), first, last=sent == len(self.shapes))
+
+    def close(self) -> None:
+        super().close()
+        torch.cuda.ipc_collect()
 
 
-def _source(engine: Engine) -> Any:
-    from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
+class NcclSender(Sender):
+    """Rank 0 broadcasts all weights, in one bucket, to the engines' processes, which come after it in their group."""
 
-    class EngineSource(WeightSource):
-        """The policy's weights, gathered one at a time under ZeRO-3."""
+    def __init__(self, engine: Engine, engines: int, tensor_parallel: int) -> None:
+        import ray
+        from vllm.utils.network_utils import get_open_port
 
-        def metadata(self) -> list[Any]:
-            return [ParamMeta(*entry) for entry in engine.weight_shapes()]
+        super().__init__(engine, engines, tensor_parallel)
+        group = {
+            "master_address": ray.util.get_node_ip_address(),
+            "master_port": get_open_port(),
+            "world_size": 1 + engines * tensor_parallel,
+            "packed": True,
+        }
+        self.init_infos = [group | {"rank_offset": 1 + i * tensor_parallel} for i in range(engines)]
 
-        def __iter__(self) -> Any:
-            return engine.weights()
+    def meet(self) -> None:
+        from vllm.distributed.weight_transfer.nccl_common import trainer_init
 
-    return EngineSource()
+        if self.is_sender:
+            self.group = trainer_init(self.init_infos[0])
+
+    def buckets(self) -> Iterator[WeightBucket]:
+        names, dtypes, shapes = map(list, zip(*self.shapes, strict=True))
+        types = [str(dtype).removeprefix("torch.") for dtype in dtypes]
+        yield WeightBucket({"names": names, "dtype_names": types, "shapes": shapes}, sum(self.sizes))
+
+    def push(self) -> None:
+        from vllm.distributed.weight_transfer.packed_tensor import packed_nccl_broadcast_producer
+
+        if self.is_sender:
+            packed_nccl_broadcast_producer(self.weights(), self.group, 0, lambda item: item[1])
+        else:
+            for _ in self.weights():
+                pass
+        torch.cuda.current_stream().synchronize()
+
+
+SENDERS: dict[str, type[Sender]] = {SHARED_MEMORY: SharedMemorySender, "ipc": IpcSender, "nccl": NcclSender}

@@ -17,6 +17,8 @@ from ultramed_rl.cluster.placement import Placement
 from ultramed_rl.cluster.plan import Member
 from ultramed_rl.cluster.pool import LostWorkers, RanksLost
 
+_LEAVE_S = 5.0  # after which a call that went on when another failed waits for that one in vain
+
 __all__ = [
     "Generators",
     "RanksLost",
@@ -24,6 +26,7 @@ __all__ = [
     "WorkerGroup",
     "are_done",
     "ranks_held",
+    "wait_for_both",
     "wait_for_loads",
     "wait_within",
 ]
@@ -202,12 +205,13 @@ class WorkerGroup:
         """(rank, item) of what `generate` started, as items come, from all at once, to their ends.
 
         Raises:
-            RanksLost: no item came for `patience_s`.
+            RanksLost: one is dead, or no item came for `patience_s`.
         """
-        while generators.running:
-            if not generators.wait(self.patience_s):
-                raise self._give_up()
-            yield from generators.ready()
+        with ranks_held(self):
+            while generators.running:
+                if not generators.wait(self.patience_s):
+                    raise self.give_up(f"no sign of life for {self.patience_s:.0f} s")
+                yield from generators.ready()
 
     def stream(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
         """Run a generator method on every actor; yields and raises like `follow`."""
@@ -222,18 +226,20 @@ class WorkerGroup:
         """Results of calls that `start` began; the first failure is raised.
 
         Raises:
-            RanksLost: they were not there after `seconds`, by default `patience_s`.
+            RanksLost: one is dead, or they were not there after `seconds`, by default `patience_s`.
         """
+        seconds = self.patience_s if seconds is None else seconds
         try:
-            return wait_within(pending, self.patience_s if seconds is None else seconds)
+            with ranks_held(self):
+                return wait_within(pending, seconds)
         except TimeoutError:
-            raise self._give_up(seconds) from None
+            raise self.give_up(f"no sign of life for {seconds:.0f} s") from None
 
-    def _give_up(self, seconds: float | None = None) -> RanksLost:
-        """End all: one of them hangs, and the others wait for it."""
+    def give_up(self, why: str) -> RanksLost:
+        """End all: one of them is lost, and the others wait for it."""
         for rank in list(self._actors):
             self.kill(rank, frozen=True)
-        return RanksLost(f"{self.role}: no sign of life for {seconds or self.patience_s:.0f} s")
+        return RanksLost(f"{self.role}: {why}")
 
     @contextmanager
     def awake(self) -> Iterator[WorkerGroup]:
@@ -287,16 +293,47 @@ def wait_within(pending: Sequence[Any], seconds: float) -> list[Any]:
         raise TimeoutError(str(error)) from None
 
 
+def wait_for_both(
+    ranks: WorkerGroup, pushed: Sequence[Any], engines: WorkerGroup, pulled: Sequence[Any]
+) -> None:
+    """Wait for calls to ranks and to all engines, in which these may wait for those and those for these. Of a call
+    that fails or does not end its actor is lost; engines that are lost are ended.
+
+    Raises:
+        RanksLost: a rank is lost, or waits for an engine that is: all ranks were ended.
+        RayActorError, TimeoutError: engines are lost, and ranks are not.
+        RayTaskError: what an actor raised itself.
+    """
+    calls = [*pushed, *pulled]
+    try:
+        ray.get(calls, timeout=ranks.patience_s)
+    except (RayActorError, RayTaskError, GetTimeoutError) as first:
+        silent = isinstance(first, GetTimeoutError)
+        ended = _answered(calls, 0.0 if silent else _LEAVE_S)
+        errors = {call: _error_of(call) if call in ended else first for call in (calls if silent else ended)}
+        lost = {call: e for call, e in errors.items() if isinstance(e, (RayActorError, GetTimeoutError))}
+        gone = [rank for rank, call in zip(sorted(engines._actors), pulled, strict=True) if call in lost]
+        if any(call in lost for call in pushed) or (gone and not ended.issuperset(pushed)):
+            raise ranks.give_up(f"a rank is lost, or waits for an engine that is ({_line(first)})") from first
+        for rank in gone:
+            engines.kill(rank, frozen=silent)
+        raise next(iter(lost.values()), first) from None
+
+
 @contextmanager
 def ranks_held(group: WorkerGroup) -> Iterator[None]:
     """Raise RanksLost where a rank is dead, also if a living one only says that it waited for it in vain; what a
-    living rank raises else stays as it is, even that an engine is dead."""
+    living rank raises else stays as it is."""
     try:
         yield
     except (RayActorError, RayTaskError) as error:
         if isinstance(error, RayTaskError) and not group.dead():
             raise
-        raise RanksLost(f"{group.role}: a rank died ({str(error).splitlines()[0]})") from error
+        raise RanksLost(f"{group.role}: a rank died ({_line(error)})") from error
+
+
+def _line(error: Exception) -> str:
+    return str(error).splitlines()[0]
 
 
 def _whereabouts(_: Any) -> tuple[str, int]:
@@ -318,8 +355,12 @@ def _answered(references: Sequence[Any], timeout: float) -> set[Any]:
 
 
 def _succeeded(reference: Any) -> bool:
+    return _error_of(reference) is None
+
+
+def _error_of(reference: Any) -> Exception | None:
     try:
         ray.get(reference)
-    except Exception:
-        return False
-    return True
+    except Exception as error:
+        return error
+    return None

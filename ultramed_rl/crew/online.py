@@ -12,10 +12,17 @@ from ultramed_rl.actors.policy import PolicyWorker
 from ultramed_rl.actors.reward_trainer import RewardTrainWorker
 from ultramed_rl.actors.scorer import ReferenceWorker
 from ultramed_rl.actors.trainer import TrainingPlace
-from ultramed_rl.actors.weight_sync import SHARED_MEMORY, transfer_backend
+from ultramed_rl.actors.weight_sync import transfer_backend
 from ultramed_rl.cluster.architecture import resolve_architecture
 from ultramed_rl.cluster.demands import needs_reference
-from ultramed_rl.cluster.group import RayActorError, WorkerGroup, are_done, ranks_held, wait_within
+from ultramed_rl.cluster.group import (
+    RayActorError,
+    WorkerGroup,
+    are_done,
+    ranks_held,
+    wait_for_both,
+    wait_within,
+)
 from ultramed_rl.cluster.pool import LostWorkers, Pool, RanksLost
 from ultramed_rl.cluster.transport import Station
 from ultramed_rl.config import RunConfig
@@ -24,6 +31,7 @@ from ultramed_rl.crew.references import ReferenceLane
 from ultramed_rl.crew.sampling import Advance, SamplingCrew
 from ultramed_rl.crew.scorers import Replicas, Scorers, launch_replicas, launch_scorers
 from ultramed_rl.crew.steps import RoundSteps
+from ultramed_rl.crew.weight_sync import WeightSync
 from ultramed_rl.learning.preference_data import reference_answers
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, PreferenceGroup, Prompt, ReferenceLogprobs, ScoredCompletion
@@ -49,6 +57,7 @@ class Crew(SamplingCrew):
     policy: WorkerGroup
     reference: WorkerGroup
     references: ReferenceLane
+    weight_sync: WeightSync
 
     def __init__(
         self,
@@ -65,7 +74,6 @@ class Crew(SamplingCrew):
         self.version = self.trained = 0
         self.catch_up: Callable[[], None] = lambda: None
         self.learning = self._behind = self._syncing = False
-        self._connected: list[Any] = []  # the engines that the policy's sender knows
         super().__init__(config, tokenizer)
 
     # -- start and stop ------------------------------------------------------------------------------------
@@ -78,6 +86,9 @@ class Crew(SamplingCrew):
         """Start policy, reference and reward models together, and connect the policy to the engines."""
         config = self.config
         self.policy = self._launch("policy", PolicyWorker, self._rank_arguments)
+        backend = transfer_backend(config.cluster.device, config.cluster.layout)
+        parallel = config.cluster.rollout.tensor_parallel
+        self.weight_sync = WeightSync(self.policy, self.rollout, backend, parallel)
         loads = self._load_policy(policy if version else None)
         reference_loads = self._start_reference(reference) if needs_reference(config) else []
         launch_scorers(self.scorers, self.plan, self.placement, config.cluster, rewards, self.exchange)
@@ -91,7 +102,7 @@ class Crew(SamplingCrew):
                 group.call_living("offload")
         self._finish_rollout()
         # Now, so that what keeps weights from the engines shows before a round is generated.
-        self.with_policy_restart(lambda: self._with_all(self.engines, self._connect))
+        self.with_policy_restart(lambda: self._with_all(self.engines, self.weight_sync.connect))
         self.with_policy_restart(self._join_policy)
 
     def with_policy_restart(self, work: Callable[[], Result]) -> Result:
@@ -125,7 +136,6 @@ class Crew(SamplingCrew):
         Raises:
             LostWorkers: it has been restarted too often, or its ranks find no place.
         """
-        self._connected = []
         self.policy.respawn_all(self.config.cluster.faults.restarts)
         self._await_policy(self._load_policy(checkpoint if version else None), checkpoint, version)
         self._join_policy()
@@ -174,12 +184,12 @@ class Crew(SamplingCrew):
         config = self.config
         if config.policy.lora is not None and config.objective.uses_reference:
             budget = config.reference.micro_batch_tokens
-            self._collective("scores_within", budget)
+            self.policy.call("scores_within", budget)
             rules = scorer_rules(config.cluster.faults, budget, self.policy.size, "reward", ranks=True)
             station = Station(self.policy, lambda actors: [], lockstep=True)
             self._open_references(self.exchange.add("reference", station, rules))
         if self.turns:
-            self._collective("offload")
+            self.policy.call("offload")
 
     def _start_reference(self, path: str) -> list[Any]:
         config = self.config
@@ -204,14 +214,6 @@ class Crew(SamplingCrew):
 
     def _open_references(self, pool: Pool) -> None:
         self.references = ReferenceLane(pool, self.vocab_size, self.config.policy.max_length)
-
-    def _connect(self) -> None:
-        """Make the policy's way to the engines, if these are not the ones that it knows."""
-        if self._connected == self.rollout.actors:
-            return
-        tensor_parallel = self.config.cluster.rollout.tensor_parallel
-        self._collective("connect", self._backend, self.rollout.actors, tensor_parallel)
-        self._connected = self.rollout.actors
 
     def _rank_arguments(self, member: Any) -> tuple[int, int, int]:
         return (member.rank, self.config.cluster.policy.ranks, self.config.run.seed)
@@ -259,9 +261,9 @@ class Crew(SamplingCrew):
     def begin_training(self) -> None:
         """Ready for a round's pairs, of which there are none yet."""
         config, self.learning = self.config, True
-        self._collective("start_round", config.training.optimizer_state == "reset")
+        self.policy.call("start_round", config.training.optimizer_state == "reset")
         none: list[ReferenceLogprobs] | None = [] if config.objective.uses_reference else None
-        self._collective("learn_preferences", [], none, config.objective, config.policy.max_length)
+        self.policy.call("learn_preferences", [], none, config.objective, config.policy.max_length)
 
     def start_step(
         self,
@@ -280,8 +282,7 @@ class Crew(SamplingCrew):
 
     def step_metrics(self, pending: Sequence[Any]) -> dict[str, float]:
         """The metrics of a step that was started, waiting for it. Raises RanksLost."""
-        with ranks_held(self.policy):
-            metrics: dict[str, float] = self.policy.wait(pending)[0]
+        metrics: dict[str, float] = self.policy.wait(pending)[0]
         return metrics
 
     def go_on_training(self, folder: Path, place: TrainingPlace, start: int) -> RoundSteps:
@@ -308,17 +309,17 @@ class Crew(SamplingCrew):
         for left in directory.iterdir():
             remove(left)
         with self.policy.awake():
-            self._collective("save", str(directory), seconds=self._model_s)
+            self.policy.call("save", str(directory), seconds=self._model_s)
             if self._state_outlives_rounds:
                 moments = self.config.training.optimizer_state == "keep"
-                self._collective("save_state", str(directory / "optimizer"), moments, seconds=self._model_s)
+                self.policy.call("save_state", str(directory / "optimizer"), moments, seconds=self._model_s)
 
     def restore_state(self, checkpoint: str, version: int) -> None:
         """Take up what `save_policy` wrote besides the weights; the starting policy, version 0, has nothing."""
         if version and self._state_outlives_rounds:
             with self.policy.awake():
                 folder = str(Path(checkpoint) / "optimizer")
-                self._collective("load_state", folder, seconds=self._model_s)
+                self.policy.call("load_state", folder, seconds=self._model_s)
 
     @property
     def _state_outlives_rounds(self) -> bool:
@@ -327,7 +328,7 @@ class Crew(SamplingCrew):
 
     def update_survives(self) -> float:
         """The share of the round's update that the engines get to see; see `Engine.update_survives`."""
-        return float(self._collective("update_survives")[0])
+        return float(self.policy.call("update_survives")[0])
 
     def sync(self, version: int, checkpoint: str | None = None) -> dict[str, float]:
         """The policy's weights into every engine; returns seconds and bytes.
@@ -335,7 +336,7 @@ class Crew(SamplingCrew):
         Engines that died are replaced before, by ones that start from the newest checkpoint: this one, where there is one.
 
         Raises:
-            RanksLost: a policy rank is gone, or they cannot tell that an engine is.
+            RanksLost: a policy rank is gone, or waits for an engine that is.
             LostWorkers: engines die again and again.
         """
         if checkpoint is not None:
@@ -344,7 +345,7 @@ class Crew(SamplingCrew):
         self.catch_up()
         # Engines are replaced while the policy is off the devices: a new one takes what memory is free.
         try:
-            sent: dict[str, float] = self._with_all(self.engines, lambda: self._send_weights(version))
+            sent = self._with_all(self.engines, lambda: self._send_weights(version))
         finally:
             self._syncing = False
         self._behind = False
@@ -357,18 +358,9 @@ class Crew(SamplingCrew):
         if self.turns:
             self.rollout.call_living("offload")
         with self.policy.awake():
-            if self.turns and len(self.rollout.call_living("reload_weights")) < len(self.rollout):
-                raise TimeoutError("rollout: an engine did not take its weights back")
-            try:
-                self._connect()
-                sent: dict[str, float] = self._collective("send_weights", version)[0]
-            except RayActorError as error:
-                alone = self._backend == SHARED_MEMORY or len(self.policy) == 1
-                if alone or len(self.rollout.living()) == len(self.rollout):
-                    raise
-                # The other policy ranks wait in its midst.
-                raise RanksLost(f"policy: an engine died in a weight sync ({error})") from error
-        return sent
+            if self.turns:
+                wait_for_both(self.policy, [], self.rollout, self.rollout.start("reload_weights"))
+            return self.weight_sync.send(version)
 
     def average_reference(self, checkpoint: str, directory: Path) -> None:
         """Write the reference moved towards a checkpoint: decay * reference + (1 - decay) * checkpoint's weights."""
@@ -400,18 +392,10 @@ class Crew(SamplingCrew):
                 if not self.exchange.replace_dead(pool):
                     raise
 
-    def _collective(self, method: str, *arguments: Any, seconds: float | None = None) -> list[Any]:
-        with ranks_held(self.policy):
-            return self.policy.call(method, *arguments, seconds=seconds)
-
     @property
     def _model_s(self) -> float:
         """Seconds that reading or writing a whole model may take."""
         return self.config.cluster.faults.start_s
-
-    @property
-    def _backend(self) -> str:
-        return transfer_backend(self.config.cluster.device, self.config.cluster.layout)
 
     # -- the run's own reward model ------------------------------------------------------------------------
 
@@ -427,9 +411,8 @@ class Crew(SamplingCrew):
             ranks = cluster.policy.model_copy(update={"offload_optimizer": False})
             spec = engine_spec(cluster.device, self.config.reward.precision, ranks, training)
             model = self.config.policy.model_copy(update={"path": start, "lora": None})
-            with ranks_held(group):
-                group.call("load", model, spec, address, training.trainable_layers, seconds=self._model_s)
-                yield group
+            group.call("load", model, spec, address, training.trainable_layers, seconds=self._model_s)
+            yield group
         finally:
             group.stop()
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ultramed_rl.actors.deepspeed_setup import engine_spec
 from ultramed_rl.actors.trainer import TrainingPlace
-from ultramed_rl.cluster.group import WorkerGroup, ranks_held
+from ultramed_rl.cluster.group import WorkerGroup
 from ultramed_rl.cluster.placement import connect, reserve
 from ultramed_rl.cluster.plan import make_plan
 from ultramed_rl.cluster.scoring import number_answers
@@ -43,9 +43,8 @@ class StageCrew:
         """Load the starting model on every rank; `extra` are the worker's own arguments."""
         model, cluster = self.config.model, self.config.cluster
         spec = engine_spec(cluster.device, model.precision, cluster.trainer, self.config.training)
-        with ranks_held(self.trainers):
-            address = self.trainers.first("rendezvous")
-        self._call("load", model, spec, address, *extra, seconds=self._model_s)
+        address = self.trainers.first("rendezvous")
+        self.trainers.call("load", model, spec, address, *extra, seconds=self._model_s)
 
     def restart(self) -> None:
         """All ranks anew; `start` and `teach` have to follow.
@@ -57,48 +56,41 @@ class StageCrew:
 
     def teach(self, method: str, *arguments: Any) -> None:
         """Set the task of every rank, by the worker's method of this name."""
-        self._call(method, *arguments)
+        self.trainers.call(method, *arguments)
 
     def train(self, place: TrainingPlace, start: int, stop: int) -> Iterator[Metrics]:
         """Optimizer steps [start, stop); yields each one's metrics."""
         arguments = (self.config.training, place, start, stop)
-        with ranks_held(self.trainers):
-            for rank, metrics in self.trainers.stream("train", [arguments] * len(self.trainers)):
-                if rank == 0:
-                    yield metrics
+        for rank, metrics in self.trainers.stream("train", [arguments] * len(self.trainers)):
+            if rank == 0:
+                yield metrics
 
     def evaluate(self) -> Metrics:
         """The metrics of the held-out data."""
-        with ranks_held(self.trainers):
-            metrics: Metrics = self.trainers.last("evaluate", self.config.training.micro_batch_tokens)
+        metrics: Metrics = self.trainers.last("evaluate", self.config.training.micro_batch_tokens)
         return metrics
 
     def score_start(self, groups: Sequence[AnswerGroup], advance: Callable[[int], None]) -> list[list[float]]:
         """Logprobs of all answers under the starting model, which must not have been trained yet."""
         budget = self.config.training.micro_batch_tokens
-        with ranks_held(self.trainers):
-            return number_answers(self.trainers, "score_base", groups, (budget,), advance)
+        return number_answers(self.trainers, "score_base", groups, (budget,), advance)
 
     def save(self, directory: Path) -> None:
         """Write the model as a Hugging Face checkpoint."""
-        self._call("save", str(directory), seconds=self._model_s)
+        self.trainers.call("save", str(directory), seconds=self._model_s)
 
     def save_state(self, directory: Path) -> None:
         """Write all that `load_state` needs to go on exactly."""
-        self._call("save_state", str(directory), seconds=self._model_s)
+        self.trainers.call("save_state", str(directory), seconds=self._model_s)
 
     def load_state(self, directory: Path, skipped: int) -> None:
         """Go on from what `save_state` wrote, after so many skipped steps."""
-        self._call("load_state", str(directory), skipped, seconds=self._model_s)
+        self.trainers.call("load_state", str(directory), skipped, seconds=self._model_s)
 
     def stop(self) -> None:
         """End the ranks and give the devices back."""
         self.trainers.stop()
         self.placement.release()
-
-    def _call(self, method: str, *arguments: Any, seconds: float | None = None) -> list[Any]:
-        with ranks_held(self.trainers):
-            return self.trainers.call(method, *arguments, seconds=seconds)
 
     @property
     def _model_s(self) -> float:

@@ -42,10 +42,9 @@ class RoundSteps:
 
     def rest(self) -> Iterator[Metrics]:
         """Of all that are left, as they are done."""
-        with ranks_held(self._policy):
-            for rank, metrics in self._policy.follow(self._begun()):
-                if rank == 0:
-                    yield metrics
+        for rank, metrics in self._policy.follow(self._begun()):
+            if rank == 0:
+                yield metrics
 
     def _begun(self) -> Generators:
         if self._generators is None:

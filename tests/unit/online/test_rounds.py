@@ -196,7 +196,7 @@ def test_the_next_rounds_answers_come_while_the_policy_learns(known: Cases) -> N
     _, ended = known.unbroken("overlap")
     steps = [c.number for c in ended.ray.begun if (c.role, c.method, c.rank) == ("policy", "train", 0)]
     answers = [c.number for c in ended.ray.begun if (c.role, c.method) == ("rollout", "work")]
-    syncs = [c.number for c in ended.ray.begun if c.method == "set_policy_version"]
+    syncs = [c.number for c in ended.ray.begun if c.method == "pull_weights"]
     for begin, end in zip([0, *syncs], syncs, strict=False):
         ours = [number for number in steps if begin < number < end]
         if ours and any(begin < number < end for number in answers):
