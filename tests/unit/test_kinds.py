@@ -10,7 +10,6 @@ from typing import Any, Literal
 import pytest
 import typer
 from typer.testing import CliRunner
-from ultramed_rl.tracking.page import Section
 
 from ultramed_rl.cli import program, runs
 from ultramed_rl.cluster.plan import Plan
@@ -21,6 +20,7 @@ from ultramed_rl.kinds import KINDS, StageKind, load
 from ultramed_rl.records import Completion
 from ultramed_rl.report import write_report
 from ultramed_rl.store import ArtifactFolder, WorkDirectory
+from ultramed_rl.tracking.page import Section
 from ultramed_rl.tracking.status import read_status
 
 HERE = "tests.unit.test_kinds"
