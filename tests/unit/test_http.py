@@ -105,7 +105,7 @@ def test_a_byte_now_and_then_does_not_keep_a_request_alive(
     url, api = answering(Said(b"{", headers={"content-length": "100000"}, drip=b" ", drip_s=0.02))
     started = time.monotonic()
     said = ask(url, tmp_path, timeout_s=0.2)
-    assert 0.2 <= time.monotonic() - started < 3.0
+    assert 0.2 <= time.monotonic() - started < 60.0, "the reply would last 2,000 s"
     assert url in said and "timeout_s=0.2" in said and len(api.bodies) == 1
 
 
