@@ -11,7 +11,7 @@ again with --resume, after what was left of its processes has been ended.
 Both runs are compared round by round: prompts, answers (`lost`, `doubled`, and `changed` ones with other tokens),
 pairs, reference logprobs, and the last weights. `ratio` is the share of identical pairs among all that either has.
 
-`recovery_s` is counted from a strike until the crew is whole again, that is every role has all its workers loaded and
+`recovery_s` is counted from a strike until all workers are whole again, that is every role has all its workers loaded and
 the driver lives, and one of the workers is at a turn, by the run's timeline. A worker that is struck while it has
 nothing to do is missed when it is needed, and the time until then counts as well; `replacing_s` is counted from the
 first sight of a new process of its role. Where the run ended before, the strike is `unmeasured`. `gave_up` counts
@@ -149,7 +149,7 @@ def write_config(root: Path, name: str, options: argparse.Namespace) -> Path:
         run__rounds=options.rounds,
         prompts__per_round=options.prompts,
         sampling__max_new_tokens=32,
-        cluster__barriers=False,
+        cluster__sequential_phases=False,
         # Few at a time, so that a round of few tokens takes long enough to be struck.
         cluster__rollout={"engines": WORKERS["rollout"], "max_num_seqs": 8, **ENGINE},
         cluster__reward={"replicas": WORKERS["reward"]},
@@ -161,7 +161,7 @@ def write_config(root: Path, name: str, options: argparse.Namespace) -> Path:
 
 
 def recovery_seconds(strikes: Sequence[Strike], timeline: Path) -> list[tuple[float, float]]:
-    """Seconds since the strike, and since a replacement was begun, until the crew was seen whole and at work."""
+    """Seconds since the strike, and since a replacement was begun, until all workers were seen whole and at work."""
     from ultramed_rl.tracking.timeline import CONTROLLER, read_spans
 
     spans = [span for span in read_spans(timeline) if span.role != CONTROLLER]

@@ -36,7 +36,7 @@ def ours(count: int, turn: Connection) -> None:
         "VLLM_LOGGING_LEVEL": "ERROR",
     }
     from ultramed_rl.actors.rollout import EngineArguments, RolloutWorker
-    from ultramed_rl.actors.turns import Turn
+    from ultramed_rl.actors.work import WorkBatch
     from ultramed_rl.evaluation.grading import grade_likelihoods
     from ultramed_rl.evaluation.suite import Question, encode_options
     from ultramed_rl.evaluation.tasks import find_task
@@ -53,7 +53,7 @@ def ours(count: int, turn: Connection) -> None:
     def evaluate(asked: int) -> list[int]:
         some = questions[:asked]
         requests = [OptionRequest(q.question_id, *encode_options(tokenizer, q)) for q in some]
-        found = dict(worker.work(Turn([(request.question_id, request) for request in requests])).done)
+        found = dict(worker.work(WorkBatch([(request.question_id, request) for request in requests])).done)
         outcomes = grade_likelihoods(some, [found[q.question_id] for q in some])
         return [ord(outcome.given[0]) - ord("A") for outcome in outcomes]
 

@@ -21,7 +21,7 @@ MARK = "ULTRAMED_RL_CHAOS"  # an environment variable that the processes of the 
 WORKERS = {"rollout": 2, "reward": 2, "reference": 1, "policy": 2}
 KINDS = (*WORKERS, "driver", "hang")
 HANGING = ("rollout", "reward", "reference")
-AIMS = ("", "", "", "train", "adopt", "evaluate")
+AIMS = ("", "", "", "train", "sync", "evaluate")
 STARTING = {"__init__", "start", "load", "join", "rendezvous"}  # methods of a worker that isn't ready yet
 TRAINING = {"start_round", "learn_preferences", "train", "save"}
 SYNC = {"connect", "meet_engines", "describe_weights", "push_weights", "init_weight_transfer", "pull_weights"}
@@ -164,7 +164,7 @@ def log_end(config: Path, lines: int = 30) -> str:
 class Strike:
     """One of the killer's, in unix seconds.
 
-    `replacing`: since when a new process of the victim's role is there; `whole`: the crew is whole again; 0 where
+    `replacing`: since when a new process of the victim's role is there; `whole`: all workers are whole again; 0 where
     it was not seen. `pids` lived before.
     """
 
@@ -218,7 +218,7 @@ class Killer:
 
     def _start(self) -> None:
         name = self.household.mark.partition(b"=")[2].decode()
-        self.over, self.crew_met, self.processes = False, False, list[Process]()
+        self.over, self.workers_met, self.processes = False, False, list[Process]()
         self.driver = start_driver(self.config, {MARK: name})
         self._moved = time.monotonic()
 
@@ -226,7 +226,7 @@ class Killer:
         """Whether there was still somebody to strike."""
         victim = None
         while victim is None:
-            self._until(lambda: kind == "driver" or self.crew_met, math.inf)
+            self._until(lambda: kind == "driver" or self.workers_met, math.inf)
             if self.over:
                 return False
             if kind == "driver":
@@ -251,7 +251,7 @@ class Killer:
         """A random time, not before `due` rounds are done."""
         self._until(lambda: committed_rounds(self.directory) >= due, math.inf)
         rushed = bool(self.strikes) and self.chance.random() < RUSH
-        self._until(lambda: self.crew_met and not self._open, 0.0 if rushed else SECONDS["patience"])
+        self._until(lambda: self.workers_met and not self._open, 0.0 if rushed else SECONDS["patience"])
         self._until(lambda: False, self.chance.uniform(0.0, SECONDS["pause"]))
         aim = self.chance.choice(AIMS)
         if aim and not rushed:
@@ -268,7 +268,7 @@ class Killer:
             self._tick()
 
     def _tick(self) -> None:
-        """Look around: who is there, whether the crew is whole, whether the driver has ended."""
+        """Look around: who is there, whether all workers are whole, whether the driver has ended."""
         time.sleep(SECONDS["look"])
         status = self.driver.poll()
         if status is not None:
@@ -278,7 +278,7 @@ class Killer:
         struck = {strike.victim.pid for strike in self._open}
         # Twice in a row: a worker is idle for a moment before it is told to load.
         whole = is_whole(before, struck) and is_whole(self.processes, struck)
-        self.crew_met |= whole
+        self.workers_met |= whole
         for strike in self._open:
             strike.look(self.processes, whole)
         if {p.title for p in before} != {p.title for p in self.processes}:
@@ -299,12 +299,12 @@ class Killer:
 
     @property
     def phase(self) -> str:
-        """What the round is at: start, gather, train, adopt, evaluate."""
-        if not self.crew_met:
+        """What the round is at: start, rollout, train, sync, evaluate."""
+        if not self.workers_met:
             return "start"
         methods = {p.method for p in self.processes if p.role in ("policy", "rollout")}
         if methods & SYNC:
-            return "adopt"
+            return "sync"
         if methods & TRAINING:
             return "train"
         return phase_on_disk(self.directory)
@@ -321,6 +321,8 @@ def phase_on_disk(directory: Path) -> str:
         return "evaluate"
     rounds = sorted((directory / "rounds").glob("[0-9]*"))
     if not rounds or (rounds[-1] / "commit.json").is_file():
-        return "gather"
-    steps = {"evaluation": "commit", "checkpoint": "evaluate", "reference": "train", "scored": "weigh"}
-    return next((phase for name, phase in steps.items() if (rounds[-1] / f"{name}.json").is_file()), "gather")
+        return "rollout"
+    steps = {"evaluation": "commit", "checkpoint": "evaluate", "reference": "train", "scored": "reference"}
+    return next(
+        (phase for name, phase in steps.items() if (rounds[-1] / f"{name}.json").is_file()), "rollout"
+    )

@@ -1,4 +1,4 @@
-"""Does the framework slow vLLM down? Rollout tokens/s through the crew over bare `LLM.generate`.
+"""Does the framework slow vLLM down? Rollout tokens/s through the workers over bare `LLM.generate`.
 
 Both sides answer the same requests (SmolLM2-135M-Instruct, MedicationQA, n=4), each in a Ray actor or a process of its
 own, in turn, `--repeats` times; medians of tokens/s are compared. For `ratio` both give every request a seed of its
@@ -90,17 +90,17 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
 
-    from ultramed_rl.crew.sampling import SamplingCrew
     from ultramed_rl.models.tokenizer import ChatTokenizer
+    from ultramed_rl.workers.sampling import SamplingWorkers
 
     config = load_config(options.config)
     tokenizer = ChatTokenizer(config.policy.path)
     requests = requests_of(config, options.prompts, tokenizer)
-    crew = SamplingCrew(config, tokenizer)
-    crew.start_rollout(config.policy.path, 0)
+    workers = SamplingWorkers(config, tokenizer)
+    workers.start_rollout(config.policy.path, 0)
     context = multiprocessing.get_context("spawn")
     pipe, child = context.Pipe()
-    arguments = crew.engine_arguments(config.policy.path)
+    arguments = workers.engine_arguments(config.policy.path)
     peer = context.Process(
         target=bare_engine,
         args=(arguments, tokenizer.end_id, requests, child),
@@ -115,7 +115,7 @@ def main() -> None:
             tokens, seconds = pipe.recv()
             return tokens, seconds
         started = time.perf_counter()
-        completions = crew.generate(requests, 0, lambda _: None)
+        completions = workers.generate(requests, 0, lambda _: None)
         return sum(len(c.token_ids) for c in completions), time.perf_counter() - started
 
     sides = ("seeded", "ours", "unseeded")
@@ -126,7 +126,7 @@ def main() -> None:
         rates = {side: round(tokens / seconds, 1) for side, (*_, (tokens, seconds)) in found.items()}
         print(f"repeat {repeat}: {rates} tokens/s", flush=True)
     pipe.send("stop")
-    crew.stop()
+    workers.stop()
     medians = {  # the first is the warm-up of all
         side: statistics.median(tokens / seconds for tokens, seconds in each[1:])
         for side, each in found.items()

@@ -3,7 +3,7 @@
     python benchmarks/simulate.py --engines 1 8 64 512 --prompts 1000000 --n 8
 
 Real: `Controller.run` over one round, from the baseline's evaluation to the commit and the run's report, with the store,
-tracker, crew, exchange, pools, dispatchers, scorers, pair selection, reference lane and the tables that it keeps, all of it
+tracker, workers, scheduler, pools, dispatchers, scorers, pair selection, reference queue and the tables that it keeps, all of it
 on this process's main thread; and the pickling of every call and unpickling of every result. Tables are compressed and
 written by threads beside it, as in a run: `beside_s` is what these take of the CPU, and is no part of the controller's
 time. Simulated: Ray and the workers, see `tests/simulated/`. Not counted: Ray's own part of a call, and reading the pool
@@ -57,11 +57,9 @@ from ultramed_rl.actors.policy import PolicyWorker
 from ultramed_rl.actors.rollout import RolloutWorker
 from ultramed_rl.actors.scorer import ReferenceWorker, RewardWorker
 from ultramed_rl.actors.trainer import plan_batches
-from ultramed_rl.actors.turns import Turn
 from ultramed_rl.actors.weight_sync import WeightBucket
+from ultramed_rl.actors.work import WorkBatch
 from ultramed_rl.config import RunConfig, parse_config
-from ultramed_rl.crew.online import Crew
-from ultramed_rl.crew.scorers import Scorers
 from ultramed_rl.data.prompts import PromptPool
 from ultramed_rl.learning.packing import AnswerGroup
 from ultramed_rl.learning.seeds import derive_seed
@@ -75,6 +73,8 @@ from ultramed_rl.store import RunDirectory
 from ultramed_rl.store.artifacts import read_json
 from ultramed_rl.token_ids import TokenIds
 from ultramed_rl.tracking import Progress, Tracker
+from ultramed_rl.workers.online import OnlineWorkers
+from ultramed_rl.workers.scorers import Scorers
 
 # fmt: off
 ANSWER_TOKENS = [36, 163, 229, 254, 276, 299, 307, 318, 333, 349, 383, 409, 420, 472, 501, 547, 567, 645, 686, 773, 871]
@@ -167,8 +167,8 @@ class Scorer(SimulatedScorer):
     def load(self, path: str, trust_remote_code: bool = False) -> None:
         """Nothing is read."""
 
-    def work(self, turn: Turn) -> Takes:
-        return number_answers(self.ray, turn, self.score, SCORER_TURN_S, SCORER_RATE)
+    def work(self, work: WorkBatch) -> Takes:
+        return number_answers(self.ray, work, self.score, SCORER_TURN_S, SCORER_RATE)
 
 
 class Reward(Scorer):
@@ -269,7 +269,7 @@ def run_config(
             "tracking": {"wandb": "disabled"},
             "cluster": {
                 "layout": "disaggregated",
-                "barriers": False,
+                "sequential_phases": False,
                 "nodes": sizes.engines + sizes.rewards + sizes.references + 1,
                 "devices_per_node": 1,
                 "policy": {"ranks": 1, "zero_stage": 0},
@@ -312,11 +312,11 @@ def measure_work(prompts: Sequence[Prompt], answers: Answers, n: int) -> Work:
         tokens += int(lengths.sum())
         longest = max(longest, int(lengths.max()))
         asked += len(prompt.token_ids)
-    weighed = asked + 2 * tokens / n
+    reference_tokens = asked + 2 * tokens / n
     return Work(
         engine_s=tokens * full_s + asked / SPEED.prefill_rate,
         reward_s=(tokens + asked) / SCORER_RATE,
-        reference_s=weighed / SCORER_RATE,
+        reference_s=reference_tokens / SCORER_RATE,
         longest_s=longest * SPEED.step_s(1),
     )
 
@@ -395,18 +395,18 @@ def run_rounds(
 ) -> tuple[SimulatedRay, list[dict[str, float]]]:
     """A run and its rounds' metrics; the simulated Ray knows how long it took."""
     Engine.answers = answers
-    workers = {RolloutWorker: Engine, PolicyWorker: Policy, RewardWorker: Reward, ReferenceWorker: Reference}
-    ray = SimulatedRay(workers, timer=CLOCKS[kind])
+    classes = {RolloutWorker: Engine, PolicyWorker: Policy, RewardWorker: Reward, ReferenceWorker: Reference}
+    ray = SimulatedRay(classes, timer=CLOCKS[kind])
     ray.begun = None
     pool, progress = PromptPool(cast(Any, prompts), tuple(held_out)), Progress()
     with simulated(ray), RunDirectory.open(config, resume=False) as store:
         nobody, tokens = None, PolicyTokens()
-        crew = Crew(config, cast(Any, nobody), Scorers(config.reward, cast(Any, tokens)))
-        crew.begin_rollout(config.policy.path, 0)
-        crew.start_learners(config.policy.path, 0, config.policy.path, [config.policy.path])
+        workers = OnlineWorkers(config, cast(Any, nobody), Scorers(config.reward, cast(Any, tokens)))
+        workers.begin_rollout(config.policy.path, 0)
+        workers.start_learners(config.policy.path, 0, config.policy.path, [config.policy.path])
         with Tracker(store, config) as tracker, RunWatcher(store.path, config.run.name, progress) as watcher:
-            crew.exchange.watcher = watcher
-            controller = Controller(config, store, crew, pool, tracker, watcher)
+            workers.scheduler.watcher = watcher
+            controller = Controller(config, store, workers, pool, tracker, watcher)
             ray.monotonic()
             ray.time = ray.driver_s = 0.0  # the round begins
             rounds = controller.run(lambda row: None)

@@ -19,7 +19,7 @@ import time
 from typing import Any
 
 from ultramed_rl.cluster.group import WorkerGroup
-from ultramed_rl.crew.weight_sync import WeightSync
+from ultramed_rl.workers.weight_sync import WeightSync
 
 MODEL = "offline://smollm2-135m-instruct"
 WANTED = 0.5

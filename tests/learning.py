@@ -1,4 +1,4 @@
-"""A round of policy training by a crew alone, and weights that were trained in other ways."""
+"""A round of policy training by its workers alone, and weights that were trained in other ways."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ from pathlib import Path
 import torch
 
 from ultramed_rl.actors.trainer import TrainingPlace
-from ultramed_rl.crew.online import Crew
 from ultramed_rl.records import PreferenceGroup, Prompt, ReferenceLogprobs
 from ultramed_rl.store.tables import write_records
+from ultramed_rl.workers.online import OnlineWorkers
 
 
 def learn(
-    crew: Crew, pairs: Sequence[PreferenceGroup], references: Sequence[ReferenceLogprobs], number: int
+    workers: OnlineWorkers,
+    pairs: Sequence[PreferenceGroup],
+    references: Sequence[ReferenceLogprobs],
+    number: int,
 ) -> list[dict[str, float]]:
     """Each step's metrics; `number` seeds the order of the pairs."""
-    with tempfile.TemporaryDirectory() as folder, crew.policy.awake():
+    with tempfile.TemporaryDirectory() as folder, workers.policy.on_device():
         write_round(Path(folder), pairs, references)
-        crew.begin_training()
-        return list(crew.go_on_training(Path(folder), TrainingPlace(0, 1, number), 0).rest())
+        workers.begin_training()
+        return list(workers.go_on_training(Path(folder), TrainingPlace(0, 1, number), 0).rest())
 
 
 def write_round(

@@ -18,12 +18,12 @@ import yaml
 
 from tests.tiny import tiny_run
 from ultramed_rl.config import EvaluateConfig, parse_config
-from ultramed_rl.crew.sampling import SamplingCrew
 from ultramed_rl.evaluation.suite import load_suite
 from ultramed_rl.online.run import run
 from ultramed_rl.records import Completion, OptionLogprobs, OptionRequest
 from ultramed_rl.stages.evaluate import evaluate_policies
 from ultramed_rl.store.tables import read_records
+from ultramed_rl.workers.sampling import SamplingWorkers
 
 WORDS = ("aspirin", "valium", "insulin", "codeine", "warfarin")
 
@@ -83,15 +83,15 @@ def transformers_logprobs(policy: Path, requests: list[OptionRequest]) -> list[l
 def test_options_of_any_length_have_the_models_own_likelihoods(root: Path, tmp_path: Path) -> None:
     options = ((70,), (70, 71, 72), (70, 71), (90, 91, 92, 93))
     requests = [OptionRequest(f"q{i}", tuple(range(40, 60 + i)), options) for i in range(6)]
-    crew = SamplingCrew(parse_config(evaluation(root, tmp_path), kind=EvaluateConfig), None)
+    workers = SamplingWorkers(parse_config(evaluation(root, tmp_path), kind=EvaluateConfig), None)
     try:
-        crew.start_rollout(str(root / "policy"), 0)
-        found = {scored.question_id: scored.logprobs for scored in crew.stream_options(requests, 0)}
+        workers.start_rollout(str(root / "policy"), 0)
+        found = {scored.question_id: scored.logprobs for scored in workers.stream_options(requests, 0)}
         too_long = OptionRequest("long", tuple([40] * 400), ((70,),))
         with pytest.raises(Exception, match=r"question long has 401 tokens .* over the context of 384"):
-            list(crew.stream_options([too_long], 0))
+            list(workers.stream_options([too_long], 0))
     finally:
-        crew.stop()
+        workers.stop()
     for request, expected in zip(requests, transformers_logprobs(root / "policy", requests), strict=True):
         assert found[request.question_id] == pytest.approx(expected, abs=1e-4)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from ultramed_rl.config import EngineConfig, parse_config
-from ultramed_rl.crew.chats import EngineGenerator
 from ultramed_rl.records import ChatReply, ChatRequest, Message
+from ultramed_rl.workers.chats import EngineGenerator
 
 VERDICT = json.dumps(
     {

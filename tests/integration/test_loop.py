@@ -39,7 +39,7 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 def write_config(root: Path, name: str, **changes: Any) -> Path:
     """The tiny run with its steps side by side, as they are where roles have devices of their own."""
-    settings = tiny_run(root, run__name=name, **{"cluster__barriers": False, **changes})
+    settings = tiny_run(root, run__name=name, **{"cluster__sequential_phases": False, **changes})
     path = root / f"{name}.yaml"
     path.write_text(yaml.safe_dump(settings))
     return path
@@ -125,7 +125,7 @@ def said(run: Path, index: int) -> list[tuple[str, list[list[int]]]]:
 def test_killed_in_generation_and_in_training_it_gives_the_same_pairs(
     unbroken: Path, tiny_root: Path
 ) -> None:
-    config = write_config(tiny_root, "killed", cluster__barriers=True)
+    config = write_config(tiny_root, "killed", cluster__sequential_phases=True)
     run = tiny_root / "runs" / "killed"
     done = lambda name: (run / "rounds" / name).exists()
 
@@ -259,7 +259,7 @@ def test_a_policy_with_its_own_devices_learns_while_engines_generate(tiny_root: 
     choices: dict[str, Any] = {
         "run__rounds": 1,
         "prompts__per_round": 16,
-        "training__early": True,
+        "training__overlap_training": True,
         "cluster__layout": "disaggregated",
         "cluster__devices_per_node": 4,
         "cluster__policy": {"ranks": 1, "zero_stage": 0},
@@ -313,7 +313,7 @@ def test_bad_input_is_found_before_anything_starts(
     from ultramed_rl import parse_config, run
 
     started: list[object] = []
-    monkeypatch.setattr("ultramed_rl.crew.sampling.connect", started.append)
+    monkeypatch.setattr("ultramed_rl.workers.sampling.connect", started.append)
     with pytest.raises(ValueError, match=re.escape(says)) as caught:
         run(parse_config(tiny_run(tiny_root, run__name="bad", **change)))
     assert "\n" not in str(caught.value) and not started

@@ -9,10 +9,10 @@ import pytest
 from tests.learning import learn
 from tests.tiny import make_policy, tiny_run
 from ultramed_rl.config import parse_config
-from ultramed_rl.crew.online import Crew
-from ultramed_rl.crew.scorers import Scorers
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, PreferenceGroup, Prompt, SamplingRequest
+from ultramed_rl.workers.online import OnlineWorkers
+from ultramed_rl.workers.scorers import Scorers
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -43,25 +43,25 @@ def test_synced_engine_equals_a_fresh_one(tiny_root: Path, tmp_path: Path, tied:
     tokenizer = ChatTokenizer(str(policy))
     asked = requests(tokenizer)
 
-    crew = Crew(config, tokenizer, Scorers(config.reward, tokenizer))
-    crew.start_rollout(str(policy), 0)
-    crew.start_learners(str(policy), 0, str(policy), [str(tiny_root / "reward")])
-    before = crew.generate(asked, 0, lambda _: None)
-    again = crew.generate(asked, 0, lambda _: None)
+    workers = OnlineWorkers(config, tokenizer, Scorers(config.reward, tokenizer))
+    workers.start_rollout(str(policy), 0)
+    workers.start_learners(str(policy), 0, str(policy), [str(tiny_root / "reward")])
+    before = workers.generate(asked, 0, lambda _: None)
+    again = workers.generate(asked, 0, lambda _: None)
     pairs = pairs_of(asked, before)
-    found = {r.group_id: r for r in crew.reference_logprobs(pairs, lambda _: None)}
+    found = {r.group_id: r for r in workers.reference_logprobs(pairs, lambda _: None)}
     references = [found[pair.group_id] for pair in pairs]
     for version in (1, 2):  # an engine takes the second sync's weights straight into its layers
-        assert learn(crew, pairs, references, version)
-        crew.save_policy(tmp_path / f"checkpoint-{version}")
-        crew.sync(version, str(tmp_path / f"checkpoint-{version}"))
-    synced = crew.generate(asked, 2, lambda _: None)
-    crew.stop()
+        assert learn(workers, pairs, references, version)
+        workers.save_policy(tmp_path / f"checkpoint-{version}")
+        workers.sync(version, str(tmp_path / f"checkpoint-{version}"))
+    synced = workers.generate(asked, 2, lambda _: None)
+    workers.stop()
 
-    fresh_crew = Crew(config, tokenizer, Scorers(config.reward, tokenizer))
-    fresh_crew.start_rollout(str(tmp_path / "checkpoint-2"), 2)
-    fresh = fresh_crew.generate(asked, 2, lambda _: None)
-    fresh_crew.stop()
+    fresh_workers = OnlineWorkers(config, tokenizer, Scorers(config.reward, tokenizer))
+    fresh_workers.start_rollout(str(tmp_path / "checkpoint-2"), 2)
+    fresh = fresh_workers.generate(asked, 2, lambda _: None)
+    fresh_workers.stop()
 
     assert before == again, "the same engine must repeat itself"
     assert [c.token_ids for c in synced] != [c.token_ids for c in before], "training changed nothing"

@@ -66,8 +66,8 @@ def cases(models: Path) -> dict[str, dict[str, Any]]:
     own = {"learning_rate": 1e-3, "batch_size": 4, "epochs": 1}
     return {
         "dpo": {},
-        "streamed": {"cluster__barriers": False, "cluster__rollout": ENGINES},
-        "kto": {"objective": {"type": "kto"}, "cluster__barriers": False},
+        "streamed": {"cluster__sequential_phases": False, "cluster__rollout": ENGINES},
+        "kto": {"objective": {"type": "kto"}, "cluster__sequential_phases": False},
         "previous": {"reference__update": "previous", "run__rounds": 3, "run__keep_checkpoints": 1},
         "ema, kept optimizer": {
             **APART,
@@ -76,12 +76,16 @@ def cases(models: Path) -> dict[str, dict[str, Any]]:
             "training__schedule_scope": "run",
             "cluster__policy": {"ranks": 2, "zero_stage": 1},
         },
-        "lora": {"policy__lora": {"rank": 4}, "objective": {"type": "nca"}, "cluster__barriers": False},
+        "lora": {
+            "policy__lora": {"rank": 4},
+            "objective": {"type": "nca"},
+            "cluster__sequential_phases": False,
+        },
         "nf4": {"policy__lora": {"rank": 4, "quantize": "nf4"}, "training__optimizer_state": "keep"},
-        "bfloat16": {"policy__precision": "bfloat16", "cluster__barriers": False},
+        "bfloat16": {"policy__precision": "bfloat16", "cluster__sequential_phases": False},
         "early": {
             **APART,
-            "training__early": True,
+            "training__overlap_training": True,
             "checkpoint": {"every": 2},
             "cluster__policy": {"ranks": 1, "zero_stage": 0},
         },
@@ -106,7 +110,7 @@ def cases(models: Path) -> dict[str, dict[str, Any]]:
         "ensemble, term, near_low": {
             "reward": {"ensemble": two, "terms": terms, **scored},
             "pairs": {"rejected": "near_low", "max_length_ratio": 20.0},
-            "cluster__barriers": False,
+            "cluster__sequential_phases": False,
         },
         "no reference, rules": {
             "objective": {"type": "simpo"},
@@ -118,9 +122,9 @@ def cases(models: Path) -> dict[str, dict[str, Any]]:
             "prompts__sources": [
                 {"type": "question", "uri": str(models / "questions.jsonl"), "answer_column": "answer"}
             ],
-            "cluster__barriers": False,
+            "cluster__sequential_phases": False,
         },
-        "refill": {"prompts__refill": 2.0, "pairs": SELECTIVE, "cluster__barriers": False},
+        "refill": {"prompts__refill": 2.0, "pairs": SELECTIVE, "cluster__sequential_phases": False},
         "curriculum": {
             "prompts__reuse": True,
             "prompts__unpaired_every": 3,
@@ -129,7 +133,7 @@ def cases(models: Path) -> dict[str, dict[str, Any]]:
             "prompts__per_round": 4,
             "pairs": SELECTIVE,
             "run__rounds": 7,
-            "cluster__barriers": False,
+            "cluster__sequential_phases": False,
         },
         "refill in turn": {
             "prompts__refill": 1.5,
@@ -142,7 +146,7 @@ def cases(models: Path) -> dict[str, dict[str, Any]]:
             "evaluation__every": 2,
             "run__rounds": 4,
             "prompts__per_round": 4,
-            "cluster__barriers": False,
+            "cluster__sequential_phases": False,
             "cluster__rollout": ENGINES,
         },
         "benchmarks": {"benchmarks": benchmarks, "policy__max_length": 384},
@@ -238,7 +242,7 @@ class _Learner:
             index if whole else 0,
             config.run.rounds if whole else 1,
             derive_seed(seed, "batches", index),
-            most=config.prompts.per_round if config.training.early else None,
+            most=config.prompts.per_round if config.training.overlap_training else None,
         )
         count = len(list(self.rank.train(config.training, place)))
         self.steps += [(index, step) for step in range(count)]

@@ -12,8 +12,8 @@ from tests.simulated.ray import SimulatedRay, Takes
 from tests.simulated.weights import read_weights
 from ultramed_rl.actors.options import OptionRequest
 from ultramed_rl.actors.rollout import SamplingRequest
-from ultramed_rl.actors.turns import Turn, TurnReport
 from ultramed_rl.actors.weight_sync import WeightBucket
+from ultramed_rl.actors.work import WorkBatch, WorkResult
 from ultramed_rl.learning.seeds import seeded_number
 from ultramed_rl.records import Completion, OptionLogprobs
 from ultramed_rl.token_ids import TokenIds
@@ -81,28 +81,28 @@ class SimulatedEngine:
             )
         return found
 
-    def weigh(self, request: OptionRequest) -> OptionLogprobs:
+    def score_options(self, request: OptionRequest) -> OptionLogprobs:
         """How likely these weights find each option."""
         draws = (seeded_number(self.weights, request.question_id, *option) for option in request.options)
         return OptionLogprobs(
             request.question_id, tuple(-(draw % 1000) / 100 for draw in draws), self.policy_version
         )
 
-    def work(self, turn: Turn) -> Takes:
+    def work(self, work: WorkBatch) -> Takes:
         assert self.policy_version >= 0, "asked in the middle of a weight update"
         now = self.ray.time
-        report = TurnReport()
-        for key in turn.cancelled:
+        report = WorkResult()
+        for key in work.cancelled:
             self._cancel(key)
-        for key, request in turn.requests:
+        for key, request in work.requests:
             if error := self.ray.refuse(key):
                 report.failed.append((key, error))
             elif isinstance(request, OptionRequest):
-                report.done.append((key, self.weigh(request)))
+                report.done.append((key, self.score_options(request)))
             else:
                 self._begin(key, request)
-        ended = self._step(now, now + turn.seconds, report.done)
-        return Takes(ended - now, TurnReport(report.done, report.failed, EPOCH + now, EPOCH + ended))
+        ended = self._step(now, now + work.seconds, report.done)
+        return Takes(ended - now, WorkResult(report.done, report.failed, EPOCH + now, EPOCH + ended))
 
     def _begin(self, key: str, request: SamplingRequest) -> None:
         assert key not in self._under_way, f"{key} was given twice"

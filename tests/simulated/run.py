@@ -85,7 +85,7 @@ LOOKS = {
     for name in (
         "ultramed_rl.models.checks.check_policy_model",
         "ultramed_rl.models.checks.check_reward_model",
-        "ultramed_rl.crew.scorers.check_reward_model",
+        "ultramed_rl.workers.scorers.check_reward_model",
         "ultramed_rl.cluster.architecture.read_architecture",
     )
 }

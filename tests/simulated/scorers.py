@@ -9,7 +9,7 @@ from typing import Any
 from tests.simulated.engine import EPOCH
 from tests.simulated.ray import SimulatedRay, Takes
 from tests.simulated.weights import mix, read_weights, write_weights
-from ultramed_rl.actors.turns import Turn, TurnReport
+from ultramed_rl.actors.work import WorkBatch, WorkResult
 from ultramed_rl.learning.packing import AnswerGroup
 from ultramed_rl.learning.seeds import seeded_number
 
@@ -18,17 +18,17 @@ TURN_S, TOKENS_PER_S = 0.01, 1000.0
 
 def number_answers(
     ray: SimulatedRay,
-    turn: Turn,
+    work: WorkBatch,
     score: Callable[[AnswerGroup], list[float]],
     turn_s: float = TURN_S,
     rate: float = TOKENS_PER_S,
 ) -> Takes:
     """A turn's numbers: some seconds for the turn, and its tokens over a rate."""
-    assert not turn.cancelled
-    now, tokens = ray.time, sum(group.packed_tokens for _, group in turn.requests)
+    assert not work.cancelled
+    now, tokens = ray.time, sum(group.packed_tokens for _, group in work.requests)
     seconds = turn_s + tokens / rate
-    done = [(key, score(group)) for key, group in turn.requests]
-    return Takes(seconds, TurnReport(done, [], EPOCH + now, EPOCH + now + seconds))
+    done = [(key, score(group)) for key, group in work.requests]
+    return Takes(seconds, WorkResult(done, [], EPOCH + now, EPOCH + now + seconds))
 
 
 def numbers(weights: str, group: AnswerGroup) -> list[float]:
@@ -50,8 +50,8 @@ class SimulatedScorer:
         self.weights = read_weights(path)
         return Takes(2.0)
 
-    def work(self, turn: Turn) -> Takes:
-        return number_answers(self.ray, turn, lambda group: numbers(self.weights, group))
+    def work(self, work: WorkBatch) -> Takes:
+        return number_answers(self.ray, work, lambda group: numbers(self.weights, group))
 
     def offload(self) -> None:
         """Nothing is on a device."""

@@ -11,8 +11,8 @@ from tests.simulated.ray import SimulatedRay, Takes
 from tests.simulated.scorers import number_answers, numbers
 from tests.simulated.weights import mix, read_weights, write_weights
 from ultramed_rl.actors.policy import PolicyWorker
-from ultramed_rl.actors.turns import Turn
 from ultramed_rl.actors.weight_sync import WeightBucket
+from ultramed_rl.actors.work import WorkBatch
 from ultramed_rl.learning.seeds import seeded_number
 from ultramed_rl.models.load import ADAPTER_FOLDER
 from ultramed_rl.records import PreferenceGroup, ReferenceLogprobs
@@ -159,9 +159,9 @@ class SimulatedTrainer(PolicyWorker):
 
     # -- as its own reference ------------------------------------------------------------------------------
 
-    def work(self, turn: Turn) -> Takes:  # type: ignore[override]
+    def work(self, work: WorkBatch) -> Takes:  # type: ignore[override]
         assert self.scoring_budget > 0
-        return number_answers(self.ray, turn, lambda group: numbers(self.base, group))
+        return number_answers(self.ray, work, lambda group: numbers(self.base, group))
 
     # -- weights for the engines ---------------------------------------------------------------------------
 

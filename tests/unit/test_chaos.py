@@ -130,25 +130,25 @@ def test_the_phase_is_the_one_after_the_last_manifest(tmp_path: Path) -> None:
 
     assert phase_on_disk(tmp_path) == "evaluate"
     names = ["prompts", "scored", "pairs", "reference", "checkpoint", "evaluation", "commit"]
-    assert done("initial/evaluation") == "gather"
+    assert done("initial/evaluation") == "rollout"
     phases = [done(f"rounds/000/{name}") for name in names]
-    assert phases == ["gather", "weigh", "weigh", "train", "evaluate", "commit", "gather"]
-    assert done("rounds/001/prompts") == "gather"
+    assert phases == ["rollout", "reference", "reference", "train", "evaluate", "commit", "rollout"]
+    assert done("rounds/001/prompts") == "rollout"
 
 
 def test_a_recovery_ends_when_the_whole_crew_is_at_work(tmp_path: Path) -> None:
     spans = [
         Span("rollout", "rollout-1", "generate", 90.0, 125.0, 4),  # went on all the time
-        Span("controller", "round 0", "gather", 80.0, 130.0, 0),
+        Span("controller", "round 0", "rollout", 80.0, 130.0, 0),
         Span("reward", "reward-0", "generate", 140.0, 141.0, 4),
     ]
     timeline = tmp_path / "timeline.jsonl"
     timeline.write_text("".join(map(span_line, spans)))
     none = frozenset[int]()
     strikes = [
-        Strike("rollout", 100.0, "gather", CREW[0], none, replacing=105.0, whole=120.0),
+        Strike("rollout", 100.0, "rollout", CREW[0], none, replacing=105.0, whole=120.0),
         Strike(
-            "reward", 110.0, "gather", CREW[0], none, replacing=115.0, whole=130.0
+            "reward", 110.0, "rollout", CREW[0], none, replacing=115.0, whole=130.0
         ),  # no one works until 140
         Strike("policy", 150.0, "train", CREW[0], none, replacing=155.0, whole=170.0),  # the run ended before
         Strike("driver", 150.0, "train", CREW[0], none),
@@ -158,7 +158,7 @@ def test_a_recovery_ends_when_the_whole_crew_is_at_work(tmp_path: Path) -> None:
 
 def test_a_replacement_is_a_new_process_of_the_victims_role() -> None:
     victim = CREW[4]
-    strike = Strike("rollout", time.time(), "gather", victim, frozenset(p.pid for p in CREW))
+    strike = Strike("rollout", time.time(), "rollout", victim, frozenset(p.pid for p in CREW))
     strike.look([*CREW[:4], replace(CREW[5], pid=99)], whole=False)
     assert not strike.replacing, "a new worker of another role"
     strike.look([*CREW, replace(victim, pid=98, title="ray::RolloutWorker.start")], whole=False)

@@ -227,3 +227,17 @@ def test_null_takes_a_key_away_on_the_command_line(tmp_path: Path) -> None:
     assert (config.objective.type, config.objective.beta) == ("simpo", 2.0)
     config = load_config(path, ["objective={type: nca}", "pairs.rejected=null"])
     assert config.objective.type == "nca" and config.pairs.min_margin == 0.5
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("cluster.barriers", "cluster.sequential_phases"),
+        ("cluster.faults.fewer", "cluster.faults.allow_fewer_workers"),
+        ("cluster.faults.set_aside_share", "cluster.faults.max_failed_prompt_share"),
+        ("training.early", "training.overlap_training"),
+    ],
+)
+def test_a_key_that_was_renamed_is_refused_with_its_new_name(tmp_path: Path, old: str, new: str) -> None:
+    (line,) = problems(tiny_run(tmp_path, **{old.replace(".", "__"): True}))
+    assert old in line and new in line

@@ -8,17 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ultramed_rl.cluster.dispatch import Dispatcher, DispatchRules, Ticket
+from ultramed_rl.cluster.dispatch import Dispatcher, DispatchRules, WorkItem
 
 
-def tickets(count: int, sequences: int = 1) -> list[Ticket]:
-    return [Ticket(f"p{n}", sequences, float(sequences)) for n in range(count)]
+def items(count: int, sequences: int = 1) -> list[WorkItem]:
+    return [WorkItem(f"p{n}", sequences, float(sequences)) for n in range(count)]
 
 
-def filled(given: list[Ticket], rules: DispatchRules) -> Dispatcher:
+def filled(given: list[WorkItem], rules: DispatchRules) -> Dispatcher:
     dispatcher = Dispatcher(rules)
-    for ticket in given:
-        dispatcher.add(ticket)
+    for item in given:
+        dispatcher.add(item)
     dispatcher.closed = True
     return dispatcher
 
@@ -31,7 +31,7 @@ def deal(dispatcher: Dispatcher, now: float = 0.0) -> list[tuple[str, str]]:
 
 
 def test_each_ticket_goes_to_the_engine_with_the_least_load() -> None:
-    loads = [Ticket("long", 1, 10.0), Ticket("a", 1, 4.0), Ticket("b", 1, 5.0), Ticket("c", 1, 2.0)]
+    loads = [WorkItem("long", 1, 10.0), WorkItem("a", 1, 4.0), WorkItem("b", 1, 5.0), WorkItem("c", 1, 2.0)]
     dispatcher = filled(loads, DispatchRules(room=8))
     dispatcher.join("e0")
     dispatcher.join("e1")
@@ -40,7 +40,7 @@ def test_each_ticket_goes_to_the_engine_with_the_least_load() -> None:
 
 
 def test_an_engine_is_given_no_more_than_it_has_room_for() -> None:
-    dispatcher = filled(tickets(10, sequences=4), DispatchRules(room=8))
+    dispatcher = filled(items(10, sequences=4), DispatchRules(room=8))
     dispatcher.join("e0")
     assert len(deal(dispatcher)) == 2
     assert dispatcher.done("e0", "p0", 1.0)
@@ -48,13 +48,13 @@ def test_an_engine_is_given_no_more_than_it_has_room_for() -> None:
 
 
 def test_a_ticket_larger_than_the_room_is_dealt_alone() -> None:
-    dispatcher = filled(tickets(2, sequences=64), DispatchRules(room=8))
+    dispatcher = filled(items(2, sequences=64), DispatchRules(room=8))
     dispatcher.join("e0")
     assert deal(dispatcher) == [("e0", "p0")]
 
 
 def test_what_a_lost_engine_held_is_done_by_another() -> None:
-    dispatcher = filled(tickets(4), DispatchRules(room=2))
+    dispatcher = filled(items(4), DispatchRules(room=2))
     dispatcher.join("e0")
     dispatcher.join("e1")
     held = [key for engine, key in deal(dispatcher) if engine == "e0"]
@@ -66,7 +66,7 @@ def test_what_a_lost_engine_held_is_done_by_another() -> None:
 
 
 def test_a_ticket_that_fails_too_often_is_set_aside_with_its_error() -> None:
-    dispatcher = filled(tickets(2), DispatchRules(room=4, attempts=3))
+    dispatcher = filled(items(2), DispatchRules(room=4, attempts=3))
     dispatcher.join("e0")
     deal(dispatcher)
     dispatcher.fail("e0", "p0", "bad 0")
@@ -80,7 +80,7 @@ def test_a_ticket_that_fails_too_often_is_set_aside_with_its_error() -> None:
 
 
 def test_only_the_ticket_that_kills_workers_is_set_aside_for_it() -> None:
-    dispatcher = filled(tickets(6), DispatchRules(room=6, attempts=3))
+    dispatcher = filled(items(6), DispatchRules(room=6, attempts=3))
     dispatcher.join("e0")
     answered = set[str]()
     while not dispatcher.finished:
@@ -95,19 +95,19 @@ def test_only_the_ticket_that_kills_workers_is_set_aside_for_it() -> None:
 
 
 def test_a_worker_with_a_suspect_is_given_nothing_beside_it() -> None:
-    dispatcher = filled(tickets(1), DispatchRules(room=6, attempts=2))
+    dispatcher = filled(items(1), DispatchRules(room=6, attempts=2))
     dispatcher.closed = False
     dispatcher.join("e0")
     deal(dispatcher)
     dispatcher.fail("e0", "p0", "bad")
     assert deal(dispatcher) == [("e0", "p0")]
-    dispatcher.add(Ticket("late", 1, 1.0))
+    dispatcher.add(WorkItem("late", 1, 1.0))
     assert deal(dispatcher) == []
     assert dispatcher.done("e0", "p0", 1.0) and deal(dispatcher) == [("e0", "late")]
 
 
 def test_an_idle_engine_takes_a_straggler_over_and_the_first_answer_counts() -> None:
-    dispatcher = filled(tickets(3), DispatchRules(room=2, copy_after=3.0))
+    dispatcher = filled(items(3), DispatchRules(room=2, copy_after=3.0))
     dispatcher.join("slow")
     dispatcher.join("fast")
     assert deal(dispatcher) == [("fast", "p0"), ("slow", "p1"), ("fast", "p2")]
@@ -121,7 +121,7 @@ def test_an_idle_engine_takes_a_straggler_over_and_the_first_answer_counts() -> 
 
 
 def test_stragglers_are_copied_only_when_no_more_will_come() -> None:
-    dispatcher = filled(tickets(2), DispatchRules(room=1, copy_after=2.0))
+    dispatcher = filled(items(2), DispatchRules(room=1, copy_after=2.0))
     dispatcher.closed = False
     dispatcher.join("slow")
     dispatcher.join("fast")
@@ -137,7 +137,7 @@ def test_memory_does_not_grow_with_what_was_answered() -> None:
     for n in range(3):
         dispatcher.join(f"e{n}")
     for n in range(20_000):
-        dispatcher.add(Ticket(f"p{n}", 1, float(n % 7 + 1)))
+        dispatcher.add(WorkItem(f"p{n}", 1, float(n % 7 + 1)))
         for engine, key in deal(dispatcher):
             dispatcher.done(engine, key, 1.0)
     assert dispatcher.answered == 20_000 and dispatcher.finished
@@ -151,7 +151,7 @@ EVENTS = st.lists(
 
 @given(st.integers(0, 30), st.integers(1, 6), st.integers(1, 3), EVENTS)
 def test_every_ticket_ends_once_whatever_happens(count: int, room: int, attempts: int, events: list) -> None:
-    dispatcher = filled(tickets(count), DispatchRules(room, attempts, copy_after=2.0))
+    dispatcher = filled(items(count), DispatchRules(room, attempts, copy_after=2.0))
     alive, out, answered, now = {"e0"}, set[tuple[str, str]](), Counter[str](), 0.0
     dispatcher.join("e0")
 
@@ -183,20 +183,17 @@ def test_every_ticket_ends_once_whatever_happens(count: int, room: int, attempts
     while not dispatcher.finished:
         now += 1.0
         out |= set(deal(dispatcher, now))
-        assert out, "tickets are open and no engine holds any"
+        assert out, "items are open and no engine holds any"
         step("done", 0)
-    assert set(answered.values()) <= {1}, "a ticket was answered twice"
+    assert set(answered.values()) <= {1}, "a item was answered twice"
     ends = set(answered) | set(dispatcher.set_aside)
-    assert (
-        ends == {ticket.key for ticket in tickets(count)}
-        and len(answered) + len(dispatcher.set_aside) == count
-    )
+    assert ends == {item.key for item in items(count)} and len(answered) + len(dispatcher.set_aside) == count
     assert dispatcher.answered == len(answered)
 
 
 def straggling(attempts: int) -> Dispatcher:
     """p1 is with slow, and its copy with fast."""
-    dispatcher = filled(tickets(3), DispatchRules(room=2, attempts=attempts, copy_after=2.0))
+    dispatcher = filled(items(3), DispatchRules(room=2, attempts=attempts, copy_after=2.0))
     for worker in ("slow", "fast"):
         dispatcher.join(worker)
     assert deal(dispatcher) == [("fast", "p0"), ("slow", "p1"), ("fast", "p2")]

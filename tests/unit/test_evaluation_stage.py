@@ -19,7 +19,7 @@ from ultramed_rl.tracking.status import read_status
 
 
 class Engines:
-    """A crew that is never needed."""
+    """Workers that are never needed."""
 
     def __init__(self, *_: Any) -> None:
         pass
@@ -54,7 +54,7 @@ class FakeBenchmarks:
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EvaluateConfig:
-    monkeypatch.setattr(evaluate, "EvaluationCrew", Engines)
+    monkeypatch.setattr(evaluate, "EvaluationWorkers", Engines)
     monkeypatch.setattr(evaluate, "PolicyBenchmarks", FakeBenchmarks)
     monkeypatch.setattr(FakeBenchmarks, "fails", True)
     monkeypatch.setattr(FakeBenchmarks, "made", 0)

@@ -220,6 +220,6 @@ def test_labels_that_cannot_be_read_say_where(
         read_labels(labels(tmp_path, *rows, header=header), 0, Counter())
 
 
-def test_a_missing_file_of_labels_has_a_cure(tmp_path: Path) -> None:
+def test_a_missing_file_of_labels_has_a_fix(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"none\.csv: .*\bCSV\b"):
         read_labels(tmp_path / "none.csv", 0, Counter())

@@ -165,7 +165,7 @@ def test_every_record_comes_once_with_all_its_answers_whatever_gaps_and_orders(
 ) -> None:
     names = st.lists(st.integers(0, 12), unique=True, min_size=1)
     files = {model: data.draw(names) for model in "abc"}
-    rows, counts = gather(tmp_path_factory.mktemp("gather"), **files)
+    rows, counts = gather(tmp_path_factory.mktemp("rollout"), **files)
     expected = {
         str(n): [f"{model}{n}" for model in "abc" if n in files[model]]
         for n in range(13)
@@ -522,7 +522,7 @@ def test_by_rank_only_equal_texts_tie() -> None:
     assert model_table([row], by="rank").win_rates == ((None, 0.5), (0.5, None))
 
 
-def test_models_that_never_met_have_no_rate_and_a_broken_row_has_a_cure() -> None:
+def test_models_that_never_met_have_no_rate_and_a_broken_row_has_a_fix() -> None:
     other = judged(((0, 1), (0, 1)))
     renamed = {**other, "candidates": [{**one, "model": one["model"] + "x"} for one in other["candidates"]]}
     table = model_table([other, renamed])

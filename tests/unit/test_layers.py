@@ -15,7 +15,7 @@ LAYERS = [
     {"cli"},
     {"recipes"},
     {"online", "stages"},
-    {"crew"},
+    {"workers"},
     {"cluster"},
     {"rewards"},
     {"actors"},

@@ -99,7 +99,7 @@ def test_presets_fit_their_nodes(path: Path) -> None:
         assert all(role in render_plan(plan) for role in roles)
 
 
-def test_too_little_memory_shows_the_arithmetic_and_the_cure() -> None:
+def test_too_little_memory_shows_the_arithmetic_and_the_fix() -> None:
     with pytest.raises(PlanError, match=r"policy: .*15\.0 \+ .*15\.0 \+ .*89\.7 .*zero_stage"):
         make_plan(gpu_run(cluster__policy={"ranks": 8, "zero_stage": 0}))
 
@@ -119,7 +119,7 @@ def test_engines_on_shared_gpus_need_a_policy_rank_on_each() -> None:
     assert len({slot for role in plan.roles[:2] for member in role.members for slot in member.slots}) == 2
 
 
-def test_an_unknown_model_names_the_cure() -> None:
+def test_an_unknown_model_names_the_fix() -> None:
     with pytest.raises(ValueError, match=r"policy\.path='who/knows': .*policy\.architecture"):
         resolve_architecture("who/knows", None, "policy")
 

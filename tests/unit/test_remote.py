@@ -892,9 +892,7 @@ def test_a_store_that_cannot_be_reached_stops_a_run_before_it_starts_in_one_line
         ("nosuch://bucket/runs", "s3://.*gs://"),
     ],
 )
-def test_a_url_that_nothing_opens_is_refused_with_the_cure(
-    tmp_path: Path, directory: str, named: str
-) -> None:
+def test_a_url_that_nothing_opens_is_refused_with_the_fix(tmp_path: Path, directory: str, named: str) -> None:
     package = {"s3": "s3fs", "gs": "gcsfs"}.get(directory.partition(":")[0])
     if package and importlib.util.find_spec(package):
         pytest.skip(f"{package} is installed")

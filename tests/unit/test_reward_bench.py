@@ -299,16 +299,16 @@ def test_a_pair_at_the_limit_is_kept_and_one_over_it_left_out_whole() -> None:
 
 
 @pytest.mark.parametrize(
-    ("limit", "drop", "numbers", "cure"),
+    ("limit", "drop", "numbers", "fix"),
     [
         (15, False, r"2 of 3 .*=15 \(Easy 1, Hard 1\)", r"model\.max_length, .*data\.too_long=drop"),
         (9, True, r"3 of 3 .*=9 \(Easy 2, Hard 1\)", r"model\.max_length"),
     ],
 )
 def test_a_pair_that_is_too_long_is_refused_with_the_length_to_set(
-    limit: int, drop: bool, numbers: str, cure: str
+    limit: int, drop: bool, numbers: str, fix: str
 ) -> None:
-    with pytest.raises(ValueError, match=rf"^data: {numbers}.*\b23\b[^;]*; \w+ {cure}$"):
+    with pytest.raises(ValueError, match=rf"^data: {numbers}.*\b23\b[^;]*; \w+ {fix}$"):
         fit_pairs(GROUPS, limit, drop=drop)
 
 

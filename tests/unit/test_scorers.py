@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.tiny import make_policy, make_reward, make_tokenizer
-from ultramed_rl.cluster.transport import RayExchange
+from ultramed_rl.cluster.transport import RayScheduler
 from ultramed_rl.config.models import Reward
-from ultramed_rl.crew.scorers import Scorers
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, Message, Prompt, ScoredCompletion
 from ultramed_rl.store.tables import read_records, write_records
+from ultramed_rl.workers.scorers import Scorers
 
 PROMPTS = [
     Prompt("a", (Message(role="user", content="How many?"),), (9, 9, 9), "The answer is 3."),
@@ -41,7 +41,7 @@ def score(
     """The scores, and how many answers the progress was told of."""
     told: list[int] = []
     scored = Scorers(Reward.model_validate(reward), policy).score(
-        PROMPTS, answers, told.append, RayExchange()
+        PROMPTS, answers, told.append, RayScheduler()
     )
     return scored, sum(told)
 

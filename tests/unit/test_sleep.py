@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from ultramed_rl.actors.rollout import RolloutWorker
-from ultramed_rl.actors.turns import Turn
 from ultramed_rl.actors.weight_sync import WeightBucket
+from ultramed_rl.actors.work import WorkBatch
 
 
 class Memory:
@@ -89,4 +89,4 @@ def test_an_engine_in_the_middle_of_an_update_answers_nothing() -> None:
     engine, _ = worker()
     assert engine.version() == -1
     with pytest.raises(AssertionError, match="policy_version=-1"):
-        engine.work(Turn())
+        engine.work(WorkBatch())

@@ -1,4 +1,4 @@
-"""Rows by URI: each format, and an error of one line with a cure for each thing that can be wrong."""
+"""Rows by URI: each format, and an error of one line with a fix for each thing that can be wrong."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_the_hub_is_asked_without_remote_code(monkeypatch: pytest.MonkeyPatch) -
         ("{dir}/empty.jsonl", r"'{dir}/empty\.jsonl': 0 "),
     ],
 )
-def test_errors_are_one_line_with_value_rule_and_cure(tmp_path: Path, uri: str, named: str) -> None:
+def test_errors_are_one_line_with_value_rule_and_fix(tmp_path: Path, uri: str, named: str) -> None:
     files = {
         "notes.rst": b"hi",
         "latin.md": "aß".encode("latin-1"),

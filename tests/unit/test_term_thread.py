@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import pytest
 
 from tests.rounds import make_completion, make_prompt
-from ultramed_rl.crew.terms import TermThread
 from ultramed_rl.records import Completion, Prompt
+from ultramed_rl.workers.terms import TermScorer
 
 PATIENCE_S = 20.0
 
@@ -28,7 +28,7 @@ class Gated:
         return [float(completion.sample) for completion in completions]
 
 
-def offer(terms: TermThread, number: int) -> None:
+def offer(terms: TermScorer, number: int) -> None:
     prompt = make_prompt(number)
     terms.offer(prompt, [make_completion(prompt, sample, 0) for sample in range(2)])
 
@@ -36,7 +36,7 @@ def offer(terms: TermThread, number: int) -> None:
 def test_each_prompt_has_its_own_numbers() -> None:
     service = Gated()
     service.gate.set()
-    terms = TermThread({"service": service})
+    terms = TermScorer({"service": service})
     for number in range(5):
         offer(terms, number)
     found: dict[str, dict[str, list[float]]] = {}
@@ -48,7 +48,7 @@ def test_each_prompt_has_its_own_numbers() -> None:
 
 def test_a_stopped_thread_asks_for_nothing_more_and_ends() -> None:
     service = Gated()
-    terms = TermThread({"service": service})
+    terms = TermScorer({"service": service})
     offer(terms, 0)
     assert service.reached.wait(PATIENCE_S)
     for number in (1, 2):
@@ -66,7 +66,7 @@ def test_an_error_of_a_term_reaches_who_asks_for_results() -> None:
         def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
             raise ValueError("the service is gone")
 
-    terms = TermThread({"service": Broken()})
+    terms = TermScorer({"service": Broken()})
     offer(terms, 0)
     with pytest.raises(ValueError, match="the service is gone"):
         while terms.busy:

@@ -288,7 +288,7 @@ def test_a_template_without_the_assistants_text_is_refused_at_once(tmp_path: Pat
         load(tmp_path, CHATML.replace("m['content']", "m['content'][0]['text']"))
 
 
-def test_slow_tokenizers_are_refused_with_the_cure(tmp_path: Path) -> None:
+def test_slow_tokenizers_are_refused_with_the_fix(tmp_path: Path) -> None:
     from transformers import ByT5Tokenizer
 
     save(ByT5Tokenizer(chat_template=CHATML), tmp_path)

@@ -38,7 +38,7 @@ from ultramed_rl.actors.deepspeed_setup import EngineSpec
 from ultramed_rl.actors.engine import Engine
 from ultramed_rl.actors.tasks import Sums
 from ultramed_rl.cli import app
-from ultramed_rl.cluster.dispatch import DispatchRules, Ticket
+from ultramed_rl.cluster.dispatch import DispatchRules, WorkItem
 from ultramed_rl.cluster.plan import make_plan
 from ultramed_rl.cluster.pool import FaultRules, Outcome, Pool, PoolRules
 from ultramed_rl.config import load_any, parse_config
@@ -56,7 +56,7 @@ from ultramed_rl.learning.checks import check_groups
 from ultramed_rl.models.checks import check_policy_model, check_reward_model
 from ultramed_rl.models.load import load_policy
 from ultramed_rl.models.tokenizer import ChatTokenizer
-from ultramed_rl.online.intake import Intake
+from ultramed_rl.online.spec import Acceptance
 from ultramed_rl.records import ChatRequest, Completion, PreferenceGroup, Prompt
 from ultramed_rl.report.online_run import Change
 from ultramed_rl.report.outcome import verdict_callout
@@ -134,8 +134,8 @@ CONFIGS: list[Wording] = [
      "my.yaml: reference.update='ema': a LoRA policy's reference is its base model; use reference.update=initial or policy.lora=null"),
     ("4-bit in parts", config(policy__lora={"quantize": "nf4"}, cluster__policy__zero_stage=3),
      "my.yaml: policy.lora.quantize='nf4': 4-bit weights cannot be partitioned; use cluster.policy.zero_stage <= 2"),
-    ("early without devices", config(training__early=True, cluster__layout="colocated"),
-     "my.yaml: training.early=true: cluster.layout=colocated gives the policy no devices of its own; use disaggregated, or training.early=false"),
+    ("early without devices", config(training__overlap_training=True, cluster__layout="colocated"),
+     "my.yaml: training.overlap_training=true: cluster.layout=colocated gives the policy no devices of its own; use disaggregated, or training.overlap_training=false"),
     ("type of no run", file("type: sfft\n"),
      "ROOT/my.yaml: type='sfft': must be one of online, sft, reward, preference, contrasts, evaluate, reward_bench, data; did you mean 'sft'? (line 1)"),
     ("no mapping", file("- a\n"),
@@ -533,7 +533,7 @@ def hung(restarts: int) -> Provoke:
     def pump(root: Path) -> None:
         faults = FaultRules(restarts, hang_s=30.0, start_s=60.0, fewer=True)
         pool = Pool("reward", [0], PoolRules(DispatchRules(4), faults, depth=1, lasting=False), Mock())
-        pool.offer(Ticket("p1", 1, 1.0), "answer")
+        pool.offer(WorkItem("p1", 1, 1.0), "answer")
         for seconds in (0.0, 31.0, 92.0):
             pool.pump(seconds)
 
@@ -542,7 +542,7 @@ def hung(restarts: int) -> Provoke:
 
 def set_aside(root: Path) -> None:
     """Three of twelve prompts that no engine takes."""
-    intake = Intake(Mock(), index=0, prompts=12, share=0.2, say=Mock())
+    intake = Acceptance(Mock(), index=0, prompts=12, share=0.2, say=Mock())
     for number in range(3):
         intake.accept(Outcome("rollout", f"p{number}", error="130 tokens, over 128"))
 
@@ -594,7 +594,7 @@ WORKERS: list[Wording] = [
     ("no replacement", hung(restarts=1),
      "reward: 1 of 1 workers are lost after 1 restarts (cluster.faults.restarts=1); the last: its replacement was not there after 61 s; mend the cause and go on with --resume"),
     ("prompts set aside", set_aside,
-     "round 0: 3 prompts set aside, more than cluster.faults.set_aside_share=0.2 allows (2); the last: 130 tokens, over 128; mend the cause and go on with --resume"),
+     "round 0: 3 prompts set aside, more than cluster.faults.max_failed_prompt_share=0.2 allows (2); the last: 130 tokens, over 128; mend the cause and go on with --resume"),
     ("loss", endless_loss,
      "loss is not finite; the batch holds p1:0>1, p2:0>3; look at them, or lower training.learning_rate"),
     ("gradient", endless_gradient,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ultramed_rl.actors.turns import Turn, TurnReport
+from ultramed_rl.actors.work import WorkBatch, WorkResult
 from ultramed_rl.learning.batching import token_budget_batches
 from ultramed_rl.learning.chunks import head_chunks
 from ultramed_rl.learning.packing import AnswerGroup, PackedBatch, pack_groups
@@ -57,17 +57,17 @@ def score_groups(
             ]
 
 
-def number_turn(
-    turn: Turn, score: Callable[[Sequence[AnswerGroup]], Iterator[list[AnswerNumber]]]
-) -> TurnReport:
+def number_answers(
+    work: WorkBatch, score: Callable[[Sequence[AnswerGroup]], Iterator[list[AnswerNumber]]]
+) -> WorkResult:
     """A turn of a worker that numbers answers: each request is an `AnswerGroup`, its value a number an answer."""
     started = time.time()
-    keys, groups = [key for key, _ in turn.requests], [group for _, group in turn.requests]
+    keys, groups = [key for key, _ in work.requests], [group for _, group in work.requests]
     values: list[list[float]] = [[math.nan] * len(group.answers) for group in groups]
     for numbers in score(groups):
         for group, answer, number in numbers:
             values[group][answer] = number
-    return TurnReport(list(zip(keys, values, strict=True)), started=started, ended=time.time())
+    return WorkResult(list(zip(keys, values, strict=True)), started=started, ended=time.time())
 
 
 def split_groups(groups: Sequence[AnswerGroup], budget: int) -> Iterator[tuple[int, int, AnswerGroup]]:

@@ -9,11 +9,17 @@ from typing import Any
 import torch
 
 from ultramed_rl.actors.deepspeed_setup import EngineSpec
-from ultramed_rl.actors.passes import AnswerNumber, number_turn, policy_chunks, policy_logprobs, score_groups
+from ultramed_rl.actors.passes import (
+    AnswerNumber,
+    number_answers,
+    policy_chunks,
+    policy_logprobs,
+    score_groups,
+)
 from ultramed_rl.actors.tasks import ImitationTask, PreferenceTask
 from ultramed_rl.actors.trainer import TrainingPlace, TrainWorker, plan_batches
-from ultramed_rl.actors.turns import Turn, TurnReport
 from ultramed_rl.actors.weight_sync import SENDERS, Sender, WeightBucket
+from ultramed_rl.actors.work import WorkBatch, WorkResult
 from ultramed_rl.config.models import Model
 from ultramed_rl.config.objectives import Objective
 from ultramed_rl.config.training import Training
@@ -192,9 +198,9 @@ class PolicyWorker(TrainWorker):
         """How many tokens a pass of `work` may have."""
         self.scoring_budget = budget
 
-    def work(self, turn: Turn) -> TurnReport:
+    def work(self, work: WorkBatch) -> WorkResult:
         """The base model's logprobs of each request's answers, an `AnswerGroup`'s. Collective under ZeRO-3."""
-        return number_turn(turn, lambda groups: self.score_base(groups, self.scoring_budget))
+        return number_answers(work, lambda groups: self.score_base(groups, self.scoring_budget))
 
     # -- weights -------------------------------------------------------------------------------------------
 

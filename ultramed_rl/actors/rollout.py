@@ -14,8 +14,8 @@ from typing import Any
 from ultramed_rl.actors.options import score_options
 from ultramed_rl.actors.seeded_sampling import install as install_seeded_sampling
 from ultramed_rl.actors.trainer import peak_memory
-from ultramed_rl.actors.turns import Turn, TurnReport
 from ultramed_rl.actors.weight_sync import WeightBucket
+from ultramed_rl.actors.work import WorkBatch, WorkResult
 from ultramed_rl.records import Completion, OptionRequest, SamplingRequest
 from ultramed_rl.token_ids import TokenIds
 
@@ -113,28 +113,28 @@ class RolloutWorker:
             extra["distributed_executor_backend"] = "ray"
         return {**extra, "enable_sleep_mode": arguments.sleeps}
 
-    def work(self, turn: Turn) -> TurnReport:
+    def work(self, work: WorkBatch) -> WorkResult:
         """Take up new requests and go on with the old ones, until all are done or the turn's seconds are over.
 
         A request ends with all of its n answers at once, or all of its options' logprobs. An error of the engine
         itself is raised: such an engine is good for nothing more.
         """
         started = time.time()
-        report = TurnReport(started=started)
+        report = WorkResult(started=started)
         assert self.policy_version >= 0, (
             f"policy_version={self.policy_version}: in the middle of a weight update there is none to sample from"
         )
-        self._cancel(turn.cancelled)
-        questions = [(key, r) for key, r in turn.requests if isinstance(r, OptionRequest)]
-        self._add([(key, r) for key, r in turn.requests if isinstance(r, SamplingRequest)], report)
+        self._cancel(work.cancelled)
+        questions = [(key, r) for key, r in work.requests if isinstance(r, OptionRequest)]
+        self._add([(key, r) for key, r in work.requests if isinstance(r, SamplingRequest)], report)
         if questions:
             assert not self._under_way, "options are scored by an engine that does nothing else"
             found = score_options(self.llm, [request for _, request in questions], self.policy_version)
             report.done.extend((scored.question_id, scored) for scored in found)
-        self._step(started + turn.seconds, report)
+        self._step(started + work.seconds, report)
         return replace(report, ended=time.time())
 
-    def _add(self, requests: Sequence[tuple[str, SamplingRequest]], report: TurnReport) -> None:
+    def _add(self, requests: Sequence[tuple[str, SamplingRequest]], report: WorkResult) -> None:
         assert self.stop_token is not None or not requests, "an engine that only weighs options"
         if requests and not self._under_way:
             # What is cached would change rounding, and so a resumed run's samples.
@@ -172,7 +172,7 @@ class RolloutWorker:
         if here:
             self.llm.llm_engine.abort_request(here)
 
-    def _step(self, until: float, report: TurnReport) -> None:
+    def _step(self, until: float, report: WorkResult) -> None:
         engine = self.llm.llm_engine
         while self._under_way and engine.has_unfinished_requests():
             for output in engine.step():

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from ultramed_rl.actors.deepspeed_setup import inference_context, join_ranks, open_store, shard_for_inference
-from ultramed_rl.actors.passes import AnswerNumber, agreed_chunks, number_turn, score_groups
+from ultramed_rl.actors.passes import AnswerNumber, agreed_chunks, number_answers, score_groups
 from ultramed_rl.actors.trainer import peak_memory
-from ultramed_rl.actors.turns import Turn, TurnReport
+from ultramed_rl.actors.work import WorkBatch, WorkResult
 from ultramed_rl.learning.packing import AnswerGroup, PackedBatch, sum_by_answer
 from ultramed_rl.models.configs import decoder_config
 from ultramed_rl.models.load import PolicyModel, RewardModel, is_packed, load_policy, load_reward
@@ -47,9 +47,9 @@ class Scorer:
             packed=self.packed,
         )
 
-    def work(self, turn: Turn) -> TurnReport:
+    def work(self, work: WorkBatch) -> WorkResult:
         """The numbers of each request's answers, an `AnswerGroup`'s, all within the turn."""
-        return number_turn(turn, self.score)
+        return number_answers(work, self.score)
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """One packed batch: [A] numbers."""

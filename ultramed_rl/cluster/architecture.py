@@ -68,7 +68,7 @@ def resolve_architecture(
     `key` is the section that may give it, `path_key` the key of the path where that isn't in the same section.
 
     Raises:
-        ValueError: none of the three, with the config key that cures it; or a local checkpoint whose files are cut
+        ValueError: none of the three, with the config key that fixes it; or a local checkpoint whose files are cut
             or not there.
     """
     if given is not None:

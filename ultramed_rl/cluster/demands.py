@@ -32,7 +32,7 @@ class Demand:
     processes: int
     width: int
     bytes_per_device: dict[str, int]
-    cure: str
+    fix: str
 
 
 def needs_reference(config: RunConfig) -> bool:
@@ -54,11 +54,11 @@ def run_demands(config: RunConfig) -> Iterator[Demand]:
         policy,
         longest=longest_group(config),
     )
-    cure = (
+    fix = (
         "raise cluster.policy.zero_stage or cluster.policy.ranks, set cluster.policy.offload_optimizer, "
         "or lower training.micro_batch_tokens, prompts.max_prompt_tokens or sampling.max_new_tokens"
     )
-    yield Demand("policy", config.cluster.policy.ranks, 1, sizes, cure)
+    yield Demand("policy", config.cluster.policy.ranks, 1, sizes, fix)
     if needs_reference(config):
         yield _reference(config, policy)
     yield from _rewards(config, policy)
@@ -97,11 +97,11 @@ def stage_demands(config: StageConfig) -> Iterator[Demand]:
     sizes = _trainer_bytes(
         trainer, config.cluster.device, config.model, config.training, shape, longest_sample(config)
     )
-    cure = (
+    fix = (
         "raise cluster.trainer.zero_stage or cluster.trainer.ranks, set cluster.trainer.offload_optimizer, or "
         "lower training.micro_batch_tokens or model.max_length"
     )
-    yield Demand("trainer", trainer.ranks, 1, sizes, cure)
+    yield Demand("trainer", trainer.ranks, 1, sizes, fix)
 
 
 def _shape(path: str, settings: ModelSettings, key: str, path_key: str | None = None) -> Architecture:
@@ -145,8 +145,8 @@ def _rollout(config: SamplingConfig, policy: Architecture) -> Demand:
     sizes = {"weights": weights, "kv cache": cache}
     if cluster.device == "cpu":
         sizes["packed weights"] = weights  # vLLM's matrices in oneDNN's own order, made beside the plain ones
-    cure = "raise cluster.rollout.tensor_parallel or lower cluster.rollout.kv_cache_gib"
-    return Demand("rollout", group.engines, group.tensor_parallel, sizes, cure)
+    fix = "raise cluster.rollout.tensor_parallel or lower cluster.rollout.kv_cache_gib"
+    return Demand("rollout", group.engines, group.tensor_parallel, sizes, fix)
 
 
 def _reference(config: RunConfig, policy: Architecture) -> Demand:
@@ -159,8 +159,8 @@ def _reference(config: RunConfig, policy: Architecture) -> Demand:
         device=config.cluster.device,
         shards=group.replicas if group.shard else 1,
     )
-    cure = "set cluster.reference.shard=true or lower reference.micro_batch_tokens"
-    return Demand("reference", group.replicas, 1, sizes, cure)
+    fix = "set cluster.reference.shard=true or lower reference.micro_batch_tokens"
+    return Demand("reference", group.replicas, 1, sizes, fix)
 
 
 def _rewards(
@@ -174,7 +174,7 @@ def _rewards(
         section, read, length = "model", config.model.max_length, "model.max_length"
     else:
         section, read, length = "reward", config.policy.max_length, "policy.max_length"
-    cure = f"set cluster.reward.shard=true or lower {section}.micro_batch_tokens"
+    fix = f"set cluster.reward.shard=true or lower {section}.micro_batch_tokens"
     for role, path in zip(reward_roles(reward), reward.paths, strict=True):
         model = policy
         if path is not None:
@@ -188,7 +188,7 @@ def _rewards(
             device=config.cluster.device,
             shards=group.replicas if group.shard else 1,
         )
-        yield Demand(role, group.replicas, 1, sizes, cure)
+        yield Demand(role, group.replicas, 1, sizes, fix)
 
 
 def reward_roles(reward: Reward) -> list[str]:

@@ -17,7 +17,7 @@ W = TypeVar("W", int, str)  # what a worker is known by
 
 
 @dataclass(frozen=True)
-class Ticket:
+class WorkItem:
     """Something to be done once. `size`: the room that it takes in a worker (an engine counts sequences, a scorer
     tokens); `load`: what it is expected to cost, in any unit."""
 
@@ -28,13 +28,13 @@ class Ticket:
 
 @dataclass(frozen=True)
 class DispatchRules:
-    """How tickets are dealt.
+    """How items are dealt.
 
     Args:
         room: what a worker is given at once; more than it computes at a time, so that it never waits.
-        attempts: times that a ticket may fail, or be with a worker that dies, before it is set aside. On its last
-            attempt it has a worker to itself, so that only a ticket that kills workers is set aside for it.
-        copy_after: at the tail, a ticket that has been out for so many times the median ticket's seconds is given
+        attempts: times that a item may fail, or be with a worker that dies, before it is set aside. On its last
+            attempt it has a worker to itself, so that only a item that kills workers is set aside for it.
+        copy_after: at the tail, a item that has been out for so many times the median item's seconds is given
             to an idle worker too; infinity: never.
     """
 
@@ -48,16 +48,16 @@ class DispatchRules:
 
 @dataclass
 class _Out(Generic[W]):
-    """A ticket that workers hold, and since when the first of them does."""
+    """A item that workers hold, and since when the first of them does."""
 
-    ticket: Ticket
+    item: WorkItem
     since: float
     alone: bool
     workers: set[W] = field(default_factory=set)
 
 
 class Dispatcher(Generic[W]):
-    """Deals tickets to workers as they have room. Every ticket ends once: answered, or set aside with its error.
+    """Deals items to workers as they have room. Every item ends once: answered, or set aside with its error.
 
     Workers are known by a number or a name. Memory holds what waits and what is out, not what is done. Times are
     seconds of whatever clock the caller has.
@@ -68,12 +68,12 @@ class Dispatcher(Generic[W]):
         self.set_aside: dict[str, str] = {}
         self.answered = 0
         self.closed = False  # no more will be added: from here on stragglers are worth a copy
-        self._waiting: deque[Ticket] = deque()
-        self._alone: deque[Ticket] = deque()  # on their last attempt
+        self._waiting: deque[WorkItem] = deque()
+        self._alone: deque[WorkItem] = deque()  # on their last attempt
         self._reserved: set[W] = set()  # workers that hold one of these
         self._out: dict[str, _Out[W]] = {}
         self._failures: dict[str, int] = {}
-        self._held: dict[W, dict[str, Ticket]] = {}  # by worker
+        self._held: dict[W, dict[str, WorkItem]] = {}  # by worker
         self._loads: dict[W, float] = {}
         self._sizes: dict[W, int] = {}
         self._order: list[
@@ -99,28 +99,28 @@ class Dispatcher(Generic[W]):
         for key in held:
             self._drop_copy(worker, key, error)
 
-    # -- tickets -------------------------------------------------------------------------------------------
+    # -- items -------------------------------------------------------------------------------------------
 
-    def add(self, ticket: Ticket) -> None:
+    def add(self, item: WorkItem) -> None:
         """One more to be done."""
-        assert ticket.key not in self._out and not self.closed, f"{ticket.key}: stands twice, or came late"
-        self._waiting.append(ticket)
+        assert item.key not in self._out and not self.closed, f"{item.key}: stands twice, or came late"
+        self._waiting.append(item)
 
-    def next(self, now: float) -> tuple[W, Ticket] | None:
+    def next(self, now: float) -> tuple[W, WorkItem] | None:
         """A worker and what it is to do next, or None while there is no room or nothing to do."""
         found = self._next_alone() or self._next_waiting(now)
         if found is None:
             return None
-        worker, ticket = found
-        out = self._out.setdefault(ticket.key, _Out[W](ticket, now, worker in self._reserved))
+        worker, item = found
+        out = self._out.setdefault(item.key, _Out[W](item, now, worker in self._reserved))
         out.workers.add(worker)
-        self._held[worker][ticket.key] = ticket
-        self._sizes[worker] += ticket.size
-        self._add_load(worker, ticket.load)
-        return worker, ticket
+        self._held[worker][item.key] = item
+        self._sizes[worker] += item.size
+        self._add_load(worker, item.load)
+        return worker, item
 
     def done(self, worker: W, key: str, now: float) -> bool:
-        """A worker has answered: whether this is the ticket's first answer, the one that counts."""
+        """A worker has answered: whether this is the item's first answer, the one that counts."""
         if not self._release(worker, key):
             return False
         out = self._out.pop(key)
@@ -134,7 +134,7 @@ class Dispatcher(Generic[W]):
         return True
 
     def fail(self, worker: W, key: str, error: str) -> None:
-        """A worker could not answer: the ticket is done again, or set aside after so many attempts."""
+        """A worker could not answer: the item is done again, or set aside after so many attempts."""
         if self._release(worker, key):
             self._drop_copy(worker, key, error)
 
@@ -158,17 +158,17 @@ class Dispatcher(Generic[W]):
         return list(self._held.get(worker, ()))
 
     def holds(self, worker: W) -> int:
-        """How many tickets this worker holds."""
+        """How many items this worker holds."""
         return len(self._held.get(worker, ()))
 
     @property
     def finished(self) -> bool:
-        """Whether every ticket was answered or set aside."""
+        """Whether every item was answered or set aside."""
         return not (self._out or self._waiting or self._alone)
 
     # -- inside --------------------------------------------------------------------------------------------
 
-    def _next_alone(self) -> tuple[W, Ticket] | None:
+    def _next_alone(self) -> tuple[W, WorkItem] | None:
         """A suspect, for a worker that holds nothing; it gets nothing else beside it."""
         if not self._alone:
             return None
@@ -178,12 +178,12 @@ class Dispatcher(Generic[W]):
         self._reserved.add(worker)
         return worker, self._alone.popleft()
 
-    def _next_waiting(self, now: float) -> tuple[W, Ticket] | None:
+    def _next_waiting(self, now: float) -> tuple[W, WorkItem] | None:
         worker = self._least_loaded()
         if worker is None:
             return None
-        ticket = self._waiting.popleft() if self._waiting else self._straggler(worker, now)
-        return None if ticket is None else (worker, ticket)
+        item = self._waiting.popleft() if self._waiting else self._straggler(worker, now)
+        return None if item is None else (worker, item)
 
     def _least_loaded(self) -> W | None:
         """The worker with the least load among those with room; the heap is put right on the way."""
@@ -194,34 +194,34 @@ class Dispatcher(Generic[W]):
             )
             if not full and self._loads.get(worker) == load:
                 return worker
-            heapq.heappop(self._order)  # one that is full comes back with its next ticket that ends
+            heapq.heappop(self._order)  # one that is full comes back with its next item that ends
         return None
 
-    def _straggler(self, worker: W, now: float) -> Ticket | None:
-        """The ticket that has been out longest, for a worker that has nothing at all to do."""
+    def _straggler(self, worker: W, now: float) -> WorkItem | None:
+        """The item that has been out longest, for a worker that has nothing at all to do."""
         if not self.closed or self._held[worker] or not self._durations:
             return None
         # In the order in which they went out. What has failed is never copied: it may kill the other one too, and
         # two that refuse it in turn would go on for ever.
-        whole = (o for o in self._out.values() if len(o.workers) == 1 and o.ticket.key not in self._failures)
+        whole = (o for o in self._out.values() if len(o.workers) == 1 and o.item.key not in self._failures)
         oldest = next(whole, None)
         if oldest is None:
             return None
         usual = sorted(self._durations)[len(self._durations) // 2]
-        return oldest.ticket if now - oldest.since >= self.rules.copy_after * usual else None
+        return oldest.item if now - oldest.since >= self.rules.copy_after * usual else None
 
     def _release(self, worker: W, key: str) -> bool:
-        """Whether the worker held the ticket; its room is free."""
-        ticket = self._held.get(worker, {}).pop(key, None)
-        if ticket is None:
+        """Whether the worker held the item; its room is free."""
+        item = self._held.get(worker, {}).pop(key, None)
+        if item is None:
             return False
         self._reserved.discard(worker)
-        self._sizes[worker] -= ticket.size
-        self._add_load(worker, -ticket.load)
+        self._sizes[worker] -= item.size
+        self._add_load(worker, -item.load)
         return True
 
     def _add_load(self, worker: W, load: float) -> None:
-        # Sums of floats drift; a worker without tickets has no load.
+        # Sums of floats drift; a worker without items has no load.
         self._loads[worker] = self._loads[worker] + load if self._held[worker] else 0.0
         heapq.heappush(self._order, (self._loads[worker], worker))
         if len(self._order) > 8 * len(self._loads) + 64:  # mostly out of date
@@ -236,9 +236,9 @@ class Dispatcher(Generic[W]):
             return
         del self._out[key]
         if failures < self.rules.attempts - 1:
-            self._waiting.appendleft(out.ticket)
+            self._waiting.appendleft(out.item)
         elif self.rules.attempts > 1 and not out.alone:
-            self._alone.append(out.ticket)
+            self._alone.append(out.item)
         else:
             del self._failures[key]
             self.set_aside[key] = error

@@ -65,9 +65,9 @@ class WorkerGroup:
         ranks: int,
         *,
         takes_turns: bool,
-        patience_s: float = 600.0,  # after which an actor that doesn't answer counts as dead
+        timeout_s: float = 600.0,  # after which an actor that doesn't answer counts as dead
     ) -> None:
-        self.role, self.takes_turns, self.size, self.patience_s = role, takes_turns, ranks, patience_s
+        self.role, self.takes_turns, self.size, self.timeout_s = role, takes_turns, ranks, timeout_s
         self.restarts = 0  # of all ranks together
         self._spawn = spawn
         self._actors: dict[int, Any] = {}
@@ -84,7 +84,7 @@ class WorkerGroup:
         arguments: Callable[[Member], tuple[Any, ...]],
         *,
         takes_turns: bool,
-        patience_s: float = 600.0,
+        timeout_s: float = 600.0,
     ) -> WorkerGroup:
         """Create one actor for each member, on its slots."""
         remote = ray.remote(worker)
@@ -93,7 +93,7 @@ class WorkerGroup:
             member = members[rank]
             return remote.options(**placement.options(member)).remote(*arguments(member))
 
-        return cls(members[0].role, spawn, len(members), takes_turns=takes_turns, patience_s=patience_s)
+        return cls(members[0].role, spawn, len(members), takes_turns=takes_turns, timeout_s=timeout_s)
 
     def __len__(self) -> int:
         return len(self._actors)
@@ -167,10 +167,10 @@ class WorkerGroup:
 
     def call_living(self, method: str, *arguments: Any, seconds: float | None = None) -> list[Any]:
         """Call a method on every actor; those that are dead, or give no answer within `seconds` (by default
-        `patience_s`), give nothing, and are found out when they have work."""
+        `timeout_s`), give nothing, and are found out when they have work."""
         found = []
         asked = self.start(method, *arguments)
-        answered = _answered(asked, self.patience_s if seconds is None else seconds)
+        answered = _answered(asked, self.timeout_s if seconds is None else seconds)
         for reference in asked:
             if reference in answered:
                 with suppress(RayActorError):
@@ -179,7 +179,7 @@ class WorkerGroup:
 
     def living(self) -> list[int]:
         """Ranks whose actor answers."""
-        return [rank for rank, alive in self._probe(self.patience_s) if alive]
+        return [rank for rank, alive in self._probe(self.timeout_s) if alive]
 
     def dead(self, timeout: float = 5.0) -> list[int]:
         """Ranks that Ray knows to be dead; those that are only busy aren't."""
@@ -205,12 +205,12 @@ class WorkerGroup:
         """(rank, item) of what `generate` started, as items come, from all at once, to their ends.
 
         Raises:
-            RanksLost: one is dead, or no item came for `patience_s`.
+            RanksLost: one is dead, or no item came for `timeout_s`.
         """
         with ranks_held(self):
             while generators.running:
-                if not generators.wait(self.patience_s):
-                    raise self.give_up(f"no sign of life for {self.patience_s:.0f} s")
+                if not generators.wait(self.timeout_s):
+                    raise self.give_up(f"no sign of life for {self.timeout_s:.0f} s")
                 yield from generators.ready()
 
     def stream(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
@@ -226,9 +226,9 @@ class WorkerGroup:
         """Results of calls that `start` began; the first failure is raised.
 
         Raises:
-            RanksLost: one is dead, or they were not there after `seconds`, by default `patience_s`.
+            RanksLost: one is dead, or they were not there after `seconds`, by default `timeout_s`.
         """
-        seconds = self.patience_s if seconds is None else seconds
+        seconds = self.timeout_s if seconds is None else seconds
         try:
             with ranks_held(self):
                 return wait_within(pending, seconds)
@@ -242,7 +242,7 @@ class WorkerGroup:
         return RanksLost(f"{self.role}: {why}")
 
     @contextmanager
-    def awake(self) -> Iterator[WorkerGroup]:
+    def on_device(self) -> Iterator[WorkerGroup]:
         """On the devices within, off them outside: the whole story of colocation."""
         if self.takes_turns:
             self.call_living("reload")
@@ -306,7 +306,7 @@ def wait_for_both(
     """
     calls = [*pushed, *pulled]
     try:
-        ray.get(calls, timeout=ranks.patience_s)
+        ray.get(calls, timeout=ranks.timeout_s)
     except (RayActorError, RayTaskError, GetTimeoutError) as first:
         silent = isinstance(first, GetTimeoutError)
         ended = _answered(calls, 0.0 if silent else _LEAVE_S)

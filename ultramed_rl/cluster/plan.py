@@ -28,7 +28,7 @@ from ultramed_rl.kinds import KINDS, load
 
 
 class PlanError(ValueError):
-    """A plan that the nodes cannot hold: the arithmetic and the cure, in one line."""
+    """A plan that the nodes cannot hold: the arithmetic and the fix, in one line."""
 
 
 @dataclass(frozen=True, order=True)
@@ -130,7 +130,7 @@ def lay_out(cluster: Devices, layout: str, demands: Sequence[Demand]) -> Plan:
     limit = int(cluster.device_memory_gib * GIB)
     peak = _peak_bytes(cluster, layout, roles)
     plan = Plan(cluster.device, cluster.nodes, cluster.devices_per_node, layout, tuple(roles), peak, limit)
-    _check_bytes(plan, cluster, {demand.role: demand.cure for demand in demands})
+    _check_bytes(plan, cluster, {demand.role: demand.fix for demand in demands})
     return plan
 
 
@@ -181,7 +181,7 @@ def _together(cluster: Devices, roles: list[RolePlan]) -> int:
     return max(per_slot.values())
 
 
-def _check_bytes(plan: Plan, cluster: Devices, cures: dict[str, str]) -> None:
+def _check_bytes(plan: Plan, cluster: Devices, fixes: dict[str, str]) -> None:
     if plan.peak_bytes <= plan.limit_bytes:
         return
     worst = max(plan.roles, key=lambda r: r.total_bytes)
@@ -192,7 +192,7 @@ def _check_bytes(plan: Plan, cluster: Devices, cures: dict[str, str]) -> None:
     )
     raise PlanError(
         f"cluster.device_memory_gib={cluster.device_memory_gib:g} per {where}: too little for {whole}"
-        f"{worst.role}: {parts} = {worst.total_bytes / GIB:.1f} GiB; {cures[worst.role]}"
+        f"{worst.role}: {parts} = {worst.total_bytes / GIB:.1f} GiB; {fixes[worst.role]}"
     )
 
 

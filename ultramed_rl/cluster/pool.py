@@ -1,6 +1,6 @@
 """A role's workers behind a dispatcher: turns out, answers in, the dead replaced. No Ray and no clock of its own.
 
-offer() --> Dispatcher --> Turn --> transport --> worker --> TurnReport --> Outcome, once for each key
+offer() --> Dispatcher --> WorkBatch --> transport --> worker --> WorkResult --> Outcome, once for each key
                ^                                    |
                +---- what a lost worker held <------+--> transport.start(): a new one, at most `restarts` times
 """
@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ultramed_rl.actors.turns import Turn, TurnReport
-from ultramed_rl.cluster.dispatch import Dispatcher, DispatchRules, Ticket
+from ultramed_rl.actors.work import WorkBatch, WorkResult
+from ultramed_rl.cluster.dispatch import Dispatcher, DispatchRules, WorkItem
 from ultramed_rl.tracking.stall import RoleState
 
 
@@ -74,7 +74,7 @@ class Outcome:
 class Transport(Protocol):
     """The way to workers, which are known by role and rank."""
 
-    def send(self, role: str, rank: int, turn: Turn) -> None:
+    def send(self, role: str, rank: int, work: WorkBatch) -> None:
         """Give a worker a turn; its report, or its loss, is an event."""
         ...
 
@@ -123,11 +123,11 @@ class Pool:
 
     # -- work ----------------------------------------------------------------------------------------------
 
-    def offer(self, ticket: Ticket, payload: Any) -> None:
-        """Something to be done once; its outcome comes under the ticket's key."""
-        assert ticket.key not in self._payloads, f"{self.role}: {ticket.key} is under way"
-        self._payloads[ticket.key] = payload
-        self._dispatcher.add(ticket)
+    def offer(self, item: WorkItem, payload: Any) -> None:
+        """Something to be done once; its outcome comes under the item's key."""
+        assert item.key not in self._payloads, f"{self.role}: {item.key} is under way"
+        self._payloads[item.key] = payload
+        self._dispatcher.add(item)
 
     def close(self) -> None:
         """Nothing more is offered until all is done; where all is done, that is over at once."""
@@ -139,7 +139,7 @@ class Pool:
         return len(self._payloads) + len(self._ended)
 
     @property
-    def wanted(self) -> bool:
+    def has_capacity(self) -> bool:
         """Whether more may be offered; if not, those upstream are to wait."""
         return self._dispatcher.waiting < self.backlog_limit
 
@@ -158,8 +158,8 @@ class Pool:
         """
         self._check_times(now)
         while (dealt := self._dispatcher.next(now)) is not None:
-            rank, ticket = dealt
-            self._changed_worker(rank).outbox.append((ticket.key, self._payloads[ticket.key]))
+            rank, item = dealt
+            self._changed_worker(rank).outbox.append((item.key, self._payloads[item.key]))
         for rank, key in self._dispatcher.cancelled():
             self._cancel(self._changed_worker(rank), key)
         changed, self._changed = self._changed, {}
@@ -184,17 +184,17 @@ class Pool:
         if idle and not (self.rules.lasting and self._dispatcher.holds(worker.rank)):
             return
         seconds = min(1.0, 0.1 + len(self._workers) / 256)
-        turn = Turn(tuple(worker.outbox), tuple(worker.cancelled), seconds)
+        work = WorkBatch(tuple(worker.outbox), tuple(worker.cancelled), seconds)
         worker.outbox, worker.cancelled = [], []
         worker.since = now if worker.turns == 0 else worker.since
         worker.turns += 1
         self._look_at = min(self._look_at, worker.since + self.rules.faults.hang_s)
         self._changed[worker.rank] = worker  # there may be room for another turn
-        self.transport.send(self.role, worker.rank, turn)
+        self.transport.send(self.role, worker.rank, work)
 
     # -- events --------------------------------------------------------------------------------------------
 
-    def reported(self, rank: int, report: TurnReport, now: float) -> None:
+    def reported(self, rank: int, report: WorkResult, now: float) -> None:
         """A worker's turn has ended."""
         worker = self._workers[rank]
         worker.turns -= 1

@@ -25,7 +25,7 @@ def number_answers(
     count = len(workers)
     shards = [(groups[rank::count], *arguments) for rank in range(count)]
     values: list[list[float | None]] = [[None] * len(g.answers) for g in groups]
-    with workers.awake():
+    with workers.on_device():
         for rank, numbers in workers.stream(method, shards):
             for group, answer, number in numbers:
                 values[rank + group * count][answer] = number

@@ -10,17 +10,17 @@ from typing import Any
 import ray
 from ray.exceptions import RayTaskError
 
-from ultramed_rl.actors.turns import Turn, TurnReport
-from ultramed_rl.cluster.exchange import Event, Exchange
+from ultramed_rl.actors.work import WorkBatch, WorkResult
 from ultramed_rl.cluster.group import WorkerGroup, wait_for_loads
 from ultramed_rl.cluster.pool import Pool, PoolRules
+from ultramed_rl.cluster.scheduler import Event, Scheduler
 
 _MOST_EVENTS = 64
 
 
 @dataclass(frozen=True)
-class Station:
-    """A role's actors as workers of an exchange.
+class WorkerSet:
+    """A role's actors as workers of an scheduler.
 
     Attributes:
         prepare: begins all that a spawned actor must do before it can work; returns the references.
@@ -50,46 +50,47 @@ class _Pending:
     rank: int
     turn: bool
     open: set[Any]
-    reports: list[TurnReport] = field(default_factory=list)
+    reports: list[WorkResult] = field(default_factory=list)
 
 
 class RayTransport:
     """Workers by role and rank. What is heard of an actor that was ended since is dropped."""
 
     def __init__(self) -> None:
-        self.stations: dict[str, Station] = {}
+        self.worker_sets: dict[str, WorkerSet] = {}
         self._pending: dict[Any, _Pending] = {}  # by reference
 
     def now(self) -> float:
         """Seconds of a clock that never goes back."""
         return time.monotonic()
 
-    def send(self, role: str, rank: int, turn: Turn) -> None:
+    def send(self, role: str, rank: int, turn: WorkBatch) -> None:
         """Give a worker a turn. A lockstep worker's actors share its requests."""
-        station = self.stations[role]
-        members = station.members(rank)
+        worker_set = self.worker_sets[role]
+        members = worker_set.members(rank)
         shares = [
-            Turn(turn.requests[i :: len(members)], turn.cancelled, turn.seconds) for i in range(len(members))
+            WorkBatch(turn.requests[i :: len(members)], turn.cancelled, turn.seconds)
+            for i in range(len(members))
         ]
         self._await(
             role,
             rank,
             True,
-            [station.group.actor(m).work.remote(share) for m, share in zip(members, shares, strict=True)],
+            [worker_set.group.actor(m).work.remote(share) for m, share in zip(members, shares, strict=True)],
         )
 
     def start(self, role: str, rank: int) -> None:
         """Begin to put a new worker in the place of one that is lost."""
-        station = self.stations[role]
+        worker_set = self.worker_sets[role]
         self._forget(role, rank)
-        actors = [station.group.respawn(member) for member in station.members(rank)]
-        self._await(role, rank, False, station.prepare(actors))
+        actors = [worker_set.group.respawn(member) for member in worker_set.members(rank)]
+        self._await(role, rank, False, worker_set.prepare(actors))
 
     def end(self, role: str, rank: int) -> None:
         """End a worker, and hear nothing more of it."""
         self._forget(role, rank)
-        for member in self.stations[role].members(rank):
-            self.stations[role].group.kill(member, frozen=True)
+        for member in self.worker_sets[role].members(rank):
+            self.worker_sets[role].group.kill(member, frozen=True)
 
     def events(self, timeout: float, unread: Collection[str] = ()) -> list[Event]:
         """What has happened, waiting for the first of it up to `timeout` seconds; at most `_MOST_EVENTS`, the oldest
@@ -139,18 +140,18 @@ class RayTransport:
             del self._pending[reference]
 
 
-class RayExchange(Exchange):
-    """An exchange whose workers are Ray actors."""
+class RayScheduler(Scheduler):
+    """An scheduler whose workers are Ray actors."""
 
     transport: RayTransport
 
     def __init__(self) -> None:
         super().__init__(RayTransport())
 
-    def add(self, role: str, station: Station, rules: PoolRules) -> Pool:
+    def add(self, role: str, worker_set: WorkerSet, rules: PoolRules) -> Pool:
         """Take a role's actors up."""
-        self.transport.stations[role] = station
-        return self.open(role, station.ranks, rules)
+        self.transport.worker_sets[role] = worker_set
+        return self.open(role, worker_set.ranks, rules)
 
     def wait_for_start(self, pool: Pool, loads: Sequence[Any], seconds: float) -> None:
         """Until a pool's workers have loaded what they begin with; those that die or hang in it are replaced.
@@ -168,9 +169,9 @@ class RayExchange(Exchange):
         Raises:
             LostWorkers: too few are left.
         """
-        station = self.transport.stations[pool.role]
-        living = set(station.group.living())
-        dead = [rank for rank in pool.ranks if not living.issuperset(station.members(rank))]
+        worker_set = self.transport.worker_sets[pool.role]
+        living = set(worker_set.group.living())
+        dead = [rank for rank in pool.ranks if not living.issuperset(worker_set.members(rank))]
         for rank in dead:
             self.lose(pool, rank, "found dead between phases")
         while pool.starting:
@@ -178,10 +179,10 @@ class RayExchange(Exchange):
         return bool(dead)
 
 
-def _merge(reports: Sequence[TurnReport]) -> TurnReport:
+def _merge(reports: Sequence[WorkResult]) -> WorkResult:
     if len(reports) == 1:
         return reports[0]
-    return TurnReport(
+    return WorkResult(
         done=[item for report in reports for item in report.done],
         failed=[item for report in reports for item in report.failed],
         started=min(report.started for report in reports),

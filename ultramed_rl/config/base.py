@@ -22,7 +22,7 @@ MOST_PROBLEMS = 20
 
 
 class ConfigError(ValueError):
-    """A config that cannot be run. One line per problem: file, dotted key, value, rule, cure, line."""
+    """A config that cannot be run. One line per problem: file, dotted key, value, rule, fix, line."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         shown = [shorten(problem, LONGEST_LINE) for problem in problems[:MOST_PROBLEMS]]

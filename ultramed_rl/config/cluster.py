@@ -79,10 +79,10 @@ class Faults(Section):
         description="seconds that a worker may take to start, or to read or write a whole model; then it is replaced, or "
         "where it found no place its node counts as lost",
     )
-    fewer: bool = Field(
+    allow_fewer_workers: bool = Field(
         default=True, description="go on with fewer engines or replicas when one cannot be replaced"
     )
-    set_aside_share: Share = Field(
+    max_failed_prompt_share: Share = Field(
         default=0.01,
         description="share of a round's prompts that may be set aside before the run stops; one always may",
     )
@@ -116,9 +116,9 @@ class Cluster(Devices):
     layout: Literal["colocated", "disaggregated"] = Field(
         default="colocated", description="whether roles take turns on the same devices, or each has its own"
     )
-    barriers: bool | None = Field(
+    sequential_phases: bool | None = Field(
         default=None,
-        description="true: generate, score and weigh one after the other; false: all at once, each answer as it "
+        description="true: generate, score and compute reference logprobs one after the other; false: all at once, each answer as it "
         "comes; null: true where roles share devices, on which they would only slow each other, else false",
     )
     policy: TrainerGroup = TrainerGroup()
@@ -127,9 +127,9 @@ class Cluster(Devices):
     reward: ReplicaGroup = ReplicaGroup()
 
     @property
-    def has_barriers(self) -> bool:
+    def runs_phases_in_turn(self) -> bool:
         """Whether a round's phases wait for each other."""
-        return self.layout == "colocated" if self.barriers is None else self.barriers
+        return self.layout == "colocated" if self.sequential_phases is None else self.sequential_phases
 
 
 class StageCluster(Devices):

@@ -15,6 +15,15 @@ from ultramed_rl.config.reference_types import sections_in
 Config = TypeVar("Config", bound=Section)
 
 
+# Keys of older versions, and what they are called now.
+_RENAMED = {
+    "cluster.barriers": "cluster.sequential_phases",
+    "cluster.faults.fewer": "cluster.faults.allow_fewer_workers",
+    "cluster.faults.set_aside_share": "cluster.faults.max_failed_prompt_share",
+    "training.early": "training.overlap_training",
+}
+
+
 def validate(kind: type[Config], data: dict[str, Any]) -> Config:
     """The config that plain values describe. Raises `Problems`."""
     try:
@@ -30,8 +39,9 @@ def _explain(problem: Any, data: dict[str, Any], kind: type[Section]) -> Iterato
     key = ".".join(_keys(location, data, fault))
     value, context = problem.get("input"), problem.get("ctx", {})
     if fault == "extra_forbidden":
-        allowed = _allowed_keys(kind, location)
-        yield f"{key}: unknown key{guess(location[-1], allowed)} (allowed: {', '.join(allowed)})"
+        allowed, now = _allowed_keys(kind, location), _RENAMED.get(key)
+        meant = guess(location[-1], allowed) if now is None else f", called {now} now"
+        yield f"{key}: unknown key{meant} (allowed: {', '.join(allowed)})"
     elif fault == SECRET:
         yield f"{key}{context['place']}: {problem['msg']}"
     elif fault == "missing":

@@ -32,7 +32,7 @@ isn't listed here is refused, with a guess at what was meant; so are values of t
 Every number is finite and has bounds, every text a longest length; the wide ones, which aren't listed, are in
 `ultramed_rl/config/limits.py`. YAML is read by version 1.2's core schema: `yes`, `1:30` and `2024-01-31` are text, `010` is ten.
 Anchors and merge keys (`<<: *shared`) may be used; tags (`!!int`), keys that are no text, and keys that stand twice are refused.
-Rules that span several keys are checked as well; each broken one is a line with the cure.
+Rules that span several keys are checked as well; each broken one is a line with the fix.
 
 "Required" keys have no default. A section in the default column means that it may be left out altogether.
 """

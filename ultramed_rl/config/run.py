@@ -253,20 +253,20 @@ def _lora_rules(config: RunConfig) -> list[str]:
 
 def _early_rules(config: RunConfig) -> list[str]:
     """Steps are taken during generation only where nobody else uses the policy's devices or its weights."""
-    if not config.training.early:
+    if not config.training.overlap_training:
         return []
     cluster, why = config.cluster, ""
     if cluster.layout != "disaggregated":
         why = f"cluster.layout={cluster.layout} gives the policy no devices of its own; use disaggregated"
-    elif cluster.has_barriers:
-        why = "cluster.barriers=true lets no pair be ready before all answers are there; set it to false"
+    elif cluster.runs_phases_in_turn:
+        why = "cluster.sequential_phases=true lets no pair be ready before all answers are there; set it to false"
     elif config.training.epochs > 1:
         why = f"training.epochs={config.training.epochs} needs all pairs before the second one; use 1"
     elif config.policy.lora is not None:
         why = "a LoRA policy is its own reference, and busy with that; set policy.lora to null"
     elif config.objective.kl == "mismatched":
         why = f"objective.type={config.objective.type} needs other prompts' answers, all of them; use another"
-    return [f"training.early=true: {why}, or training.early=false"] if why else []
+    return [f"training.overlap_training=true: {why}, or training.overlap_training=false"] if why else []
 
 
 def _overlap_rules(config: RunConfig) -> list[str]:
@@ -276,10 +276,10 @@ def _overlap_rules(config: RunConfig) -> list[str]:
     cluster, why = config.cluster, ""
     if cluster.layout != "disaggregated":
         why = f"cluster.layout={cluster.layout} gives engines and policy the same devices; use disaggregated"
-    elif cluster.has_barriers:
-        why = "cluster.barriers=true lets nothing go on beside generation; set it to false"
-    elif config.training.early:
-        why = "training.early=true keeps the policy busy with the round that is generated; set it to false"
+    elif cluster.runs_phases_in_turn:
+        why = "cluster.sequential_phases=true lets nothing go on beside generation; set it to false"
+    elif config.training.overlap_training:
+        why = "training.overlap_training=true keeps the policy busy with the round that is generated; set it to false"
     return [f"run.overlap=1: {why}, or run.overlap=0"] if why else []
 
 
@@ -293,9 +293,9 @@ def _group_rules(config: RunConfig) -> list[str]:
             "cluster.reference.shard=true: a sharded reference cannot average (reference.update=ema); set one of both "
             "otherwise"
         )
-    if cluster.barriers is False and cluster.layout == "colocated" and cluster.device == "cuda":
+    if cluster.sequential_phases is False and cluster.layout == "colocated" and cluster.device == "cuda":
         problems.append(
-            "cluster.barriers=false: roles that take turns on the same GPUs cannot work at once; use "
+            "cluster.sequential_phases=false: roles that take turns on the same GPUs cannot work at once; use "
             "cluster.layout=disaggregated or leave it null"
         )
     if cluster.device == "cpu" and cluster.policy.offload_optimizer:

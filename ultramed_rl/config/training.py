@@ -50,7 +50,7 @@ class Training(Optimization):
     schedule_scope: Literal["round", "run"] = Field(
         default="round", description="warm up and decay within each round (RLHFlow), or once over the run"
     )
-    early: bool = Field(
+    overlap_training: bool = Field(
         default=False,
         description="take a step as soon as its pairs are there, while the round's others are still generated; "
         "batches then follow the order of the prompts, and rates are those of a pair for every prompt",

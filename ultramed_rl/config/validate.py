@@ -13,7 +13,7 @@ class Checked(Section):
     """A whole config. Each broken rule across sections is a line of its own."""
 
     def problems(self) -> list[str]:
-        """The rules that are broken: value, rule, cure."""
+        """The rules that are broken: value, rule, fix."""
         return []
 
     @model_validator(mode="after")

@@ -52,9 +52,9 @@ def read_pairs(source: BenchmarkPairs, counts: Counter[str]) -> Iterator[RankedA
         places = frozenset(place for place, text in enumerate(answers) if text in cut)
         return RankedAnswers(name, tuple(draft.messages), answers, (1.0, 0.0), subset, 1, places)
 
-    cure = "clean the file, or raise data.max_misfit_share"
+    fix = "clean the file, or raise data.max_misfit_share"
     limits = (source.uri, source.limit, source.max_misfit_share)
-    yield from FittingRows(*limits, "hold no pair", cure, counts).parse(parse)
+    yield from FittingRows(*limits, "hold no pair", fix, counts).parse(parse)
 
 
 def fit_pairs(
@@ -72,10 +72,10 @@ def fit_pairs(
     )
     if left_out and not (drop and fitting):
         by_subset = ", ".join(f"{subset} {count}" for subset, count in left_out.items())
-        cure = "" if drop else ", or set data.too_long=drop"
+        fix = "" if drop else ", or set data.too_long=drop"
         raise ValueError(
             f"data: {left_out.total()} of {len(pairs)} pairs are over model.max_length={limit} ({by_subset}), the "
-            f"longest has {max(lengths)} tokens; raise model.max_length{cure}"
+            f"longest has {max(lengths)} tokens; raise model.max_length{fix}"
         )
     return fitting, left_out
 

@@ -60,9 +60,9 @@ def read_conversations(
         ids.add(seeded_number(name))
         return found
 
-    cure = "name another column, clean the file, or raise max_misfit_share"
+    fix = "name another column, clean the file, or raise max_misfit_share"
     limits = (source.uri, source.limit, source.max_misfit_share)
-    yield from FittingRows(*limits, "hold no conversation", cure, counts, quiet).parse(parse)
+    yield from FittingRows(*limits, "hold no conversation", fix, counts, quiet).parse(parse)
 
 
 def text_or_turns(row: Row, column: str, role: str) -> list[Message]:

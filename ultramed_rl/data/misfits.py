@@ -21,14 +21,14 @@ class FittingRows:
     """One source's rows as they are read, and those of them that don't fit.
 
     `unfit` says what a misfit does or is ("are no conversations"), `allowed` is the share of rows that may be
-    one, `cure` what to do about more. `counts` gains rows, misfit and, by reason, misfit_NAME.
+    one, `fix` what to do about more. `counts` gains rows, misfit and, by reason, misfit_NAME.
     """
 
     uri: str
     limit: int | None
     allowed: float
     unfit: str
-    cure: str
+    fix: str
     counts: Counter[str]
     quiet: bool = False  # the source was read before, so that a warning would be its second
     rows: int = field(default=0, init=False)
@@ -77,7 +77,7 @@ class FittingRows:
             reasons = ", ".join(f"{count} {name}" for name, count in self.reasons.items())
             raise ValueError(
                 f"source {self.uri!r}: {misfits} of {self.rows} rows {self.unfit} ({reasons}; {self.first}); "
-                f"at most {100 * self.allowed:.3g}% may, and not all: {self.cure}"
+                f"at most {100 * self.allowed:.3g}% may, and not all: {self.fix}"
             )
         if not self.quiet:
             logger.warning("source %s: skipped %d of %d rows (%s)", self.uri, misfits, self.rows, self.first)

@@ -55,9 +55,9 @@ def read_preferences(
         contents.add(key)
         return RankedAnswers(**{**vars(ranked), "prompt_id": ids.claim(ranked.prompt_id)})
 
-    cure = "clean the file, or raise max_misfit_share"
+    fix = "clean the file, or raise max_misfit_share"
     limits = (source.uri, source.limit, source.max_misfit_share)
-    yield from FittingRows(*limits, "hold no preference", cure, counts, quiet).parse(parse)
+    yield from FittingRows(*limits, "hold no preference", fix, counts, quiet).parse(parse)
 
 
 def ranked_key(ranked: RankedAnswers) -> str:

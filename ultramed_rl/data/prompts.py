@@ -82,9 +82,9 @@ def load_prompts(config: Prompts, encode: Encode, markers: Markers = lambda _: 0
 
 def _read_drafts(source: PromptSource, counts: Counter[str]) -> Iterator[_Draft]:
     """The source's drafts; misfits are counted, and too many of them raise once the source is read."""
-    unfit, cure = f"don't fit type {source.type!r}", "name another column, or clean the file"
+    unfit, fix = f"don't fit type {source.type!r}", "name another column, or clean the file"
     found: Counter[str] = Counter()  # a pool counts misfits without their reasons
-    rows = FittingRows(source.uri, source.limit, MISFITS_ALLOWED, unfit, cure, found)
+    rows = FittingRows(source.uri, source.limit, MISFITS_ALLOWED, unfit, fix, found)
     for draft in rows.parse(lambda row: _draft(source, row)):
         if isinstance(draft, _Draft):
             yield draft

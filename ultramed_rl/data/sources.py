@@ -44,7 +44,7 @@ def read_placed_rows(uri: str, limit: int | None = None) -> Iterator[tuple[str, 
     remote code, and a package is located without being imported.
 
     Raises:
-        ValueError: one line with the value, the rule and the cure: an unknown scheme, a missing file, package
+        ValueError: one line with the value, the rule and the fix: an unknown scheme, a missing file, package
             or dataset, a broken line, no rows at all.
     """
     assert limit is None or limit > 0, limit
@@ -151,8 +151,8 @@ def _expand(path: Path, uri: str) -> list[Path]:
     for file in found:
         reason = why_unreadable(file)
         if reason is not None:
-            cure = f"name its files, as in {file}/*.jsonl" if file.is_dir() else "name another"
-            raise ValueError(f"source {uri!r}: {str(file)!r} {reason}; {cure}")
+            fix = f"name its files, as in {file}/*.jsonl" if file.is_dir() else "name another"
+            raise ValueError(f"source {uri!r}: {str(file)!r} {reason}; {fix}")
         if file.suffix not in (*_READERS, *_DOCUMENTS):
             known = ", ".join((*_READERS, *_DOCUMENTS))
             raise ValueError(
@@ -297,8 +297,8 @@ def _hub_rows(uri: str, names: list[str], split: str, streaming: bool) -> Iterat
     try:
         yield from map(dict, load_dataset(*names, split=split, streaming=streaming))
     except (OSError, ValueError) as error:
-        cure = "check name, split and network, or name a local file"
-        raise ValueError(f"source {uri!r}: the hub gave no rows ({_first_line(error)}); {cure}") from error
+        fix = "check name, split and network, or name a local file"
+        raise ValueError(f"source {uri!r}: the hub gave no rows ({_first_line(error)}); {fix}") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -34,7 +34,7 @@ _REDIRECTED = (
 
 @dataclass(frozen=True)
 class Server:
-    """Who is asked and how. `name` and `url` are what errors show; `cures` are what to do about a status, and by 200
+    """Who is asked and how. `name` and `url` are what errors show; `fixes` are what to do about a status, and by 200
     about a reply that isn't what was asked for."""
 
     name: str
@@ -44,7 +44,7 @@ class Server:
     concurrency: int
     token: str | None = None
     requests_per_minute: float | None = None
-    cures: Mapping[int, str] = field(default_factory=dict)
+    fixes: Mapping[int, str] = field(default_factory=dict)
 
 
 class Failure(Exception):
@@ -55,7 +55,7 @@ class Failure(Exception):
         passing: a later try may go better.
         wait: seconds that the server asks to wait before that.
         unreachable: nobody was there to ask.
-        cure: what to do about it, where the server's own for the status doesn't say.
+        fix: what to do about it, where the server's own for the status doesn't say.
     """
 
     def __init__(
@@ -66,18 +66,18 @@ class Failure(Exception):
         passing: bool = False,
         wait: float = 0.0,
         unreachable: bool = False,
-        cure: str = _DEFAULT,
+        fix: str = _DEFAULT,
     ) -> None:
         shown = "" if status is None else f"status {status} "
         super().__init__(f"{shown}{reason}")
         self.status, self.passing, self.wait, self.unreachable = status, passing, wait, unreachable
-        self.cure, self.attempts = cure, 1
+        self.fix, self.attempts = fix, 1
 
     def stopping(self, server: Server) -> RuntimeError:
         """The error that ends a run: who, what, and what to do about it."""
-        cure = server.cures.get(self.status or 0, self.cure)
+        fix = server.fixes.get(self.status or 0, self.fix)
         tried = f" ({self.attempts} tries)" if self.attempts > 1 else ""
-        return RuntimeError(f"{server.name} {server.url}: {self}{tried}; {cure}")
+        return RuntimeError(f"{server.name} {server.url}: {self}{tried}; {fix}")
 
 
 class HttpClient:
@@ -107,15 +107,15 @@ class HttpClient:
         from aiohttp import ClientConnectorError, ClientError
 
         try:
-            status, headers, payload = await self._exchange(body, path)
+            status, headers, payload = await self._scheduler(body, path)
         except TimeoutError:  # of aiohttp's too, so it comes first
             reason = f"APITimeoutError (no whole reply within timeout_s={self.server.timeout_s:g})"
-            raise Failure(reason, passing=True, cure=_IS_IT_THERE) from None
+            raise Failure(reason, passing=True, fix=_IS_IT_THERE) from None
         except (ClientError, OSError, ValueError) as error:
             absent = isinstance(error, ClientConnectorError)
             reason = one_line(f"{type(error).__name__}: {error}")
             raise Failure(
-                f"APIConnectionError ({reason})", passing=True, unreachable=absent, cure=_IS_IT_THERE
+                f"APIConnectionError ({reason})", passing=True, unreachable=absent, fix=_IS_IT_THERE
             ) from None
         if not 200 <= status < 300:
             raise _refused(status, headers, payload)
@@ -123,8 +123,8 @@ class HttpClient:
             return read(parse_json(payload))
         except ValueError as error:
             said = one_line(payload.decode(errors="replace"))
-            reason, cure = f"its reply ({said}): {one_line(str(error))}", self.server.cures.get(200, _DEFAULT)
-            raise Failure(reason, passing=True, cure=cure) from None
+            reason, fix = f"its reply ({said}): {one_line(str(error))}", self.server.fixes.get(200, _DEFAULT)
+            raise Failure(reason, passing=True, fix=fix) from None
 
     async def close(self) -> None:
         """Close the connections; a later request opens them anew."""
@@ -132,7 +132,7 @@ class HttpClient:
         if opened is not None:
             await opened.close()
 
-    async def _exchange(self, body: Mapping[str, Any], path: str) -> tuple[int, Mapping[str, str], bytes]:
+    async def _scheduler(self, body: Mapping[str, Any], path: str) -> tuple[int, Mapping[str, str], bytes]:
         """Status, headers and body; an error's body perhaps cut."""
         url = f"{self.server.url.rstrip('/')}{path}" if path else self.server.url
         request = self._session().post(url, json=body, allow_redirects=False, proxy=self._proxy)
@@ -199,7 +199,7 @@ async def _read(response: ClientResponse) -> bytes:
 def _refused(status: int, headers: Mapping[str, str], payload: bytes) -> Failure:
     if 300 <= status < 400:
         reason = one_line(f"redirects to {headers.get('location', 'nowhere')}")
-        return Failure(f"({reason})", status=status, cure=_REDIRECTED)
+        return Failure(f"({reason})", status=status, fix=_REDIRECTED)
     try:
         reply = parse_json(payload)
     except ValueError:

@@ -88,10 +88,10 @@ def check_references(groups: Sequence[PreferenceGroup], references: Sequence[Ref
     _refuse(broken, "drop these prompts, or check the reference model")
 
 
-def _refuse(broken: dict[str, list[str]], cure: str) -> None:
+def _refuse(broken: dict[str, list[str]], fix: str) -> None:
     if broken:
         lines = []
         for rule, ids in broken.items():
             more = f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
             lines.append(f"{rule}: {', '.join(ids[:SHOWN])}{more}")
-        raise ValueError(f"{'; '.join(lines)}. Nothing was trained; {cure}")
+        raise ValueError(f"{'; '.join(lines)}. Nothing was trained; {fix}")

@@ -371,9 +371,9 @@ class ChatTokenizer:
             "use a template that only appends, or chats of one answer each",
         )
 
-    def _refusal(self, problem: str, cure: str) -> ValueError:
+    def _refusal(self, problem: str, fix: str) -> ValueError:
         named = "" if self.template is None else f", chat_template={self.template!r}"
-        return ValueError(f"model {self.backend.name_or_path!r}{named}: its {problem}; {cure}")
+        return ValueError(f"model {self.backend.name_or_path!r}{named}: its {problem}; {fix}")
 
 
 def chat_tokenizer(model: Model, *, learns: bool = True) -> ChatTokenizer:

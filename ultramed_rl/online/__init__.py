@@ -1,1 +1,1 @@
-"""The online loop: a controller that knows no GPU, a crew that computes, a store that remembers."""
+"""The online loop: a controller that knows no GPU, workers that compute, a store that remembers."""

@@ -2,7 +2,7 @@
 
 prompts -> completions -> scored -> pairs -> reference logprobs -> policy update
    ^                                                                  |
-   +-------- rollout engines <---- weights ---- adopt <---------------+
+   +-------- rollout engines <---- weights ---- sync <----------------+
 
 With `run.overlap` a round's policy update goes on beside the next round's completions, which are the policy's before it:
 
@@ -19,16 +19,15 @@ from pathlib import Path
 
 from ultramed_rl.actors.rollout import SamplingRequest
 from ultramed_rl.config import RunConfig
-from ultramed_rl.crew.online import Crew
 from ultramed_rl.data.pool import prompts_for_round
 from ultramed_rl.data.prompts import PromptPool
 from ultramed_rl.evaluation.metrics import AnswerMetrics, compare, kl_to_reference, prompt_means, token_rates
 from ultramed_rl.learning.pairs import PairSelector
 from ultramed_rl.learning.seeds import derive_seed
+from ultramed_rl.online.benchmarks import BenchmarkRounds
 from ultramed_rl.online.cards import write_pairs_card, write_policy_card
-from ultramed_rl.online.exams import RoundExams
-from ultramed_rl.online.gather import Gatherer
-from ultramed_rl.online.intake import Rules
+from ultramed_rl.online.rollout import RoundRollout
+from ultramed_rl.online.spec import RoundSpec
 from ultramed_rl.online.training import RoundTraining
 from ultramed_rl.online.watcher import RunWatcher
 from ultramed_rl.records import Completion, Prompt, ScoredCompletion
@@ -38,6 +37,7 @@ from ultramed_rl.store.round_record import Asked
 from ultramed_rl.store.shards import RecordFiles
 from ultramed_rl.token_ids import TokenIds
 from ultramed_rl.tracking import Tracker
+from ultramed_rl.workers.online import OnlineWorkers
 
 Metrics = dict[str, float]
 _SURVIVES = 0.5  # least share of a round's update that should show in bfloat16
@@ -58,20 +58,20 @@ class TrainedPolicy:
 
 
 class Controller:
-    """Runs rounds. The crew computes, the store remembers, the tracker tells."""
+    """Runs rounds. The workers compute, the store remembers, the tracker tells."""
 
     def __init__(
         self,
         config: RunConfig,
         store: RunDirectory,
-        crew: Crew,
+        workers: OnlineWorkers,
         pool: PromptPool,
         tracker: Tracker,
         watcher: RunWatcher,
-        exams: RoundExams | None = None,
+        benchmarks: BenchmarkRounds | None = None,
     ) -> None:
-        self.config, self.store, self.crew, self.pool = config, store, crew, pool
-        self.tracker, self.watcher, self.exams = tracker, watcher, exams
+        self.config, self.store, self.workers, self.pool = config, store, workers, pool
+        self.tracker, self.watcher, self.benchmarks = tracker, watcher, benchmarks
         self.progress = watcher.progress
         self.version = 0
         self.policy_steps = 0  # of the rounds before this one
@@ -81,19 +81,19 @@ class Controller:
     def run(self, on_round: Callable[[Metrics], None]) -> list[Metrics]:
         """All rounds that aren't committed yet; returns the metrics of every round, committed ones too."""
         self.version = self.store.committed_rounds()
-        self.crew.catch_up = self.catch_up
-        if self.crew.version < self.version:  # no checkpoint holds what the last rounds learnt
-            self.crew.with_policy_restart(lambda: self.crew.sync(self.version))
+        self.workers.catch_up = self.catch_up
+        if self.workers.version < self.version:  # no checkpoint holds what the last rounds learnt
+            self.workers.with_policy_restart(lambda: self.workers.sync(self.version))
         self.baseline = prompt_means(
             self.store.initial.phase("evaluation", self.evaluate, 0, kind=ScoredCompletion)
         )
-        if self.exams is not None:
-            self.exams.sit(self.store.initial, 0, self.crew)
+        if self.benchmarks is not None:
+            self.benchmarks.evaluate(self.store.initial, 0, self.workers)
         rows: list[Metrics] = [self.store.round(i).committed_metrics() for i in range(self.version)]
         self.policy_steps = int(sum(row["policy_steps"] for row in rows))
         if self.config.run.overlap and self.version < self.config.run.rounds:
             first = self.store.round(self.version)
-            self.weigh(self.gather(first, self.prompts(first)))
+            self.compute_references(self.roll_out(first, self.prompts(first)))
         for index in range(self.version, self.config.run.rounds):
             rows.append(self.run_round(self.store.round(index)))
             on_round(rows[-1])
@@ -104,21 +104,27 @@ class Controller:
         if not self.config.run.overlap:
             prompts = self.prompts(record)
             training = self.training(record, prompts)
-            self.weigh(self.gather(record, prompts, training if self.config.training.early else None))
+            self.compute_references(
+                self.roll_out(record, prompts, training if self.config.training.overlap_training else None)
+            )
             policy = self.train(record, training)
         else:  # of this round there are pairs and reference logprobs by now
             policy = self.train_beside(record)
-        with self.watcher.phase("adopt", record.index):
-            sync = self.adopt(record, policy)
+        with self.watcher.phase("sync", record.index):
+            sync = self.sync(record, policy)
         held_out: Metrics = {}
         if self.ends(record.index, self.config.evaluation.every):
             with self.watcher.phase("evaluate", record.index):
-                held_out = self.crew.with_policy_restart(lambda: self.compare_with_start(record))
-        exam: Metrics = {}
-        if (exams := self.exams) is not None and self.ends(record.index, exams.benchmarks.every):
-            exam = self.crew.with_policy_restart(lambda: exams.sit(record, self.version, self.crew))
+                held_out = self.workers.with_policy_restart(lambda: self.compare_with_start(record))
+        benchmarked: Metrics = {}
+        if (benchmarks := self.benchmarks) is not None and self.ends(
+            record.index, benchmarks.benchmarks.every
+        ):
+            benchmarked = self.workers.with_policy_restart(
+                lambda: benchmarks.evaluate(record, self.version, self.workers)
+            )
 
-        metrics = self.round_metrics(record, policy) | held_out | sync | exam
+        metrics = self.round_metrics(record, policy) | held_out | sync | benchmarked
         shares = self._shares.pop(record.index)
         metrics |= {f"utilisation_{role}": share for role, share in shares.items()}
         set_aside = float(len(record.manifest("scored")["set_aside"]))
@@ -137,7 +143,7 @@ class Controller:
 
     def restarts(self) -> float:
         """Workers that this process has replaced, of any role."""
-        return float(sum(self.watcher.restarts.values()) + self.crew.policy.restarts)
+        return float(sum(self.watcher.restarts.values()) + self.workers.policy.restarts)
 
     # -- phases --------------------------------------------------------------------------------------------
 
@@ -152,7 +158,9 @@ class Controller:
         results = self.config.prompts.unpaired_every is not None
         self._asked += [self.store.round(i).asked(results) for i in range(len(self._asked), index)]
         prompts = prompts_for_round(self.pool.training, self.config.prompts, self._asked, seed, later)
-        if self.config.training.early:  # batches follow this order; sources stand one after the other
+        if (
+            self.config.training.overlap_training
+        ):  # batches follow this order; sources stand one after the other
             first = prompts.places[:size]
             random.Random(derive_seed(seed, "order", index)).shuffle(first)
             prompts.places[:size] = first
@@ -167,34 +175,34 @@ class Controller:
         def discard() -> None:
             self.store.discard_metrics_after(record.index)
 
-        return RoundTraining(self.config, self.crew, self.watcher, record, prompts, log, discard)
+        return RoundTraining(self.config, self.workers, self.watcher, record, prompts, log, discard)
 
-    def gather(
+    def roll_out(
         self,
         record: RoundRecord,
         asked: Sequence[Prompt],
         early: RoundTraining | None = None,
         beside: RoundTraining | None = None,
-    ) -> Gatherer:
+    ) -> RoundRollout:
         """A round's scored answers and pairs, while `early` learns them, or `beside` those of the round before."""
-        rules = self.rules(record.index)
-        gatherer = Gatherer(self.config, self.crew, self.progress, record, rules, early, beside)
-        with self.watcher.phase("gather", record.index) as self._shares[record.index]:
-            self.crew.with_policy_restart(lambda: gatherer.gather(asked))
-        return gatherer
+        spec = self.spec(record.index)
+        rollout = RoundRollout(self.config, self.workers, self.progress, record, spec, early, beside)
+        with self.watcher.phase("rollout", record.index) as self._shares[record.index]:
+            self.workers.with_policy_restart(lambda: rollout.roll_out(asked))
+        return rollout
 
-    def weigh(self, gatherer: Gatherer) -> None:
+    def compute_references(self, rollout: RoundRollout) -> None:
         """The reference logprobs of a round's pairs, those that there are not yet."""
-        with self.watcher.phase("weigh", gatherer.record.index):
-            self.crew.with_policy_restart(gatherer.weigh)
+        with self.watcher.phase("reference", rollout.record.index):
+            self.workers.with_policy_restart(rollout.compute_references)
 
-    def rules(self, index: int) -> Rules:
+    def spec(self, index: int) -> RoundSpec:
         """What the round asks of its prompts."""
         sampling, reference = self.config.sampling, None
         version = max(index - self.config.run.overlap, 0)
         if self.config.objective.uses_reference:
             reference = {"initial": 0}.get(self.config.reference.update, version)
-        return Rules(
+        return RoundSpec(
             request=lambda prompt: self._request(prompt, sampling.n, sampling.temperature, index),
             extra=self._extra,
             selector=lambda: self._selector(index),
@@ -209,9 +217,9 @@ class Controller:
         if record.index + 1 == self.config.run.rounds:
             return self.train(record, training)
         following = self.store.round(record.index + 1)
-        gatherer = self.gather(following, self.prompts(following), beside=training)
+        rollout = self.roll_out(following, self.prompts(following), beside=training)
         policy = self.train(record, training)
-        self.weigh(gatherer)
+        self.compute_references(rollout)
         return policy
 
     def train(self, record: RoundRecord, training: RoundTraining) -> TrainedPolicy:
@@ -229,11 +237,11 @@ class Controller:
                     "(prompts.per_round, training.epochs) or raise training.learning_rate"
                 )
             if directory is not None:
-                self.crew.save_policy(directory)
+                self.workers.save_policy(directory)
             return metrics
 
         def compute(directory: Path) -> Metrics:
-            metrics = self.crew.with_policy_restart(lambda: attempt(directory))
+            metrics = self.workers.with_policy_restart(lambda: attempt(directory))
             write_policy_card(self.config, self.store, record, directory, metrics)
             return metrics
 
@@ -245,7 +253,7 @@ class Controller:
                 path, metrics = record.phase_directory("checkpoint", compute, *map(record.digest, learnt))
                 policy = TrainedPolicy(metrics, str(path))
             else:
-                policy = TrainedPolicy(self.crew.with_policy_restart(lambda: attempt(None)))
+                policy = TrainedPolicy(self.workers.with_policy_restart(lambda: attempt(None)))
         self.policy_steps += int(policy.metrics["policy_steps"])  # also of one that a killed run had finished
         return policy
 
@@ -254,30 +262,30 @@ class Controller:
         total = record.manifest("pairs")["rows"] * self.config.training.epochs
         with self.progress.phase(name, total, "pairs") as bar:
             metrics = training.finish(bar.advance)
-        self.crew.end_training(record.index + 1)
+        self.workers.end_training(record.index + 1)
         return metrics
 
     def catch_up(self) -> None:
         """Train a policy that was started again from its checkpoint on the pairs of the rounds since, which are kept: the
         same steps, so the same weights. They were logged before."""
-        for index in range(self.crew.trained, self.crew.version):
+        for index in range(self.workers.trained, self.workers.version):
             record = self.store.round(index)
             again = RoundTraining(
-                self.config, self.crew, self.watcher, record, (), lambda *_: None, lambda: None
+                self.config, self.workers, self.watcher, record, (), lambda *_: None, lambda: None
             )
             self.learn(record, again, f"round {index} train again")
 
-    def adopt(self, record: RoundRecord, policy: TrainedPolicy) -> Metrics:
+    def sync(self, record: RoundRecord, policy: TrainedPolicy) -> Metrics:
         """From here on everyone works with the new policy: engines always, the reference per config."""
         version = record.index + 1
-        sync = self.crew.with_policy_restart(lambda: self.crew.sync(version, policy.checkpoint))
+        sync = self.workers.with_policy_restart(lambda: self.workers.sync(version, policy.checkpoint))
         self.version = version
         if self.config.reference.update == "ema":
             average = self._average_reference(record, policy.saved)
             path, _ = record.phase_directory("reference_model", average, version)
-            self.crew.load_reference(str(path))
+            self.workers.load_reference(str(path))
         elif self.config.reference.update == "previous":
-            self.crew.load_reference(policy.saved)
+            self.workers.load_reference(policy.saved)
         return {"sync_seconds": sync["seconds"], "sync_bytes": sync["bytes"]}
 
     def evaluate(self, version: int) -> list[ScoredCompletion]:
@@ -290,11 +298,11 @@ class Controller:
         ]
         total = len(requests) * evaluation.samples
         with (
-            self.crew.exchange.phase("evaluate"),
+            self.workers.scheduler.phase("evaluate"),
             self.progress.phase(f"evaluate policy {version}", total, "completions") as bar,
         ):
-            completions = self.crew.generate(requests, version, bar.advance)
-            return self.crew.score(self.pool.held_out, completions, lambda _: None)
+            completions = self.workers.generate(requests, version, bar.advance)
+            return self.workers.score(self.pool.held_out, completions, lambda _: None)
 
     # -- helpers -------------------------------------------------------------------------------------------
 
@@ -342,7 +350,7 @@ class Controller:
 
     def _average_reference(self, record: RoundRecord, checkpoint: str) -> Callable[[Path], Metrics]:
         def compute(directory: Path) -> Metrics:
-            self.crew.average_reference(checkpoint, directory)
+            self.workers.average_reference(checkpoint, directory)
             write_policy_card(self.config, self.store, record, directory, {}, "reference")
             return {}
 
@@ -368,7 +376,7 @@ class Controller:
         return answer if fits else None
 
     def _reference_answer(self, prompt: Prompt, answer: str) -> Completion:
-        tokenizer = self.crew.tokenizer
+        tokenizer = self.workers.tokenizer
         answer = tokenizer.without_end(answer)
         _, (tokens,) = tokenizer.encode_answers(prompt.messages, [answer], checked=False)
         return Completion(

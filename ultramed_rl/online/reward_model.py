@@ -10,28 +10,30 @@ from ultramed_rl.actors.trainer import TrainingPlace
 from ultramed_rl.cluster.group import RanksLost
 from ultramed_rl.config import RunConfig
 from ultramed_rl.config.stages import BradleyTerry
-from ultramed_rl.crew.contrasts import sample_contrasts
-from ultramed_rl.crew.online import Crew
 from ultramed_rl.data.contrasts import split_contrasts
 from ultramed_rl.data.prompts import PromptPool
 from ultramed_rl.records import PreferenceGroup
 from ultramed_rl.tracking import Progress
+from ultramed_rl.workers.contrasts import sample_contrasts
+from ultramed_rl.workers.online import OnlineWorkers
 
 Metrics = dict[str, float]
 
 
 def train_reward_model(
-    config: RunConfig, crew: Crew, pool: PromptPool, progress: Progress, directory: Path
+    config: RunConfig, workers: OnlineWorkers, pool: PromptPool, progress: Progress, directory: Path
 ) -> Metrics:
     """Sample contrasts with the starting policy, train on them, save; returns training metrics."""
     training = config.reward.train
     assert training is not None
-    every = sample_contrasts(training.data, pool.training, crew, crew.tokenizer, config.run.seed, progress)
+    every = sample_contrasts(
+        training.data, pool.training, workers, workers.tokenizer, config.run.seed, progress
+    )
     contrasts, held_out = split_contrasts(every, training.data.held_out, config.run.seed)
     restarts = config.cluster.faults.restarts
     for attempt in range(restarts + 1):
         try:
-            steps, judged = _train(config, crew, contrasts, held_out, progress, directory)
+            steps, judged = _train(config, workers, contrasts, held_out, progress, directory)
             break
         except RanksLost as error:
             if attempt == restarts:
@@ -49,7 +51,7 @@ def train_reward_model(
 
 def _train(
     config: RunConfig,
-    crew: Crew,
+    workers: OnlineWorkers,
     contrasts: Sequence[PreferenceGroup],
     held_out: Sequence[PreferenceGroup],
     progress: Progress,
@@ -59,7 +61,7 @@ def _train(
     training = config.reward.train
     assert training is not None
     steps: list[Metrics] = []
-    with crew.reward_trainer(config.policy.path) as group:
+    with workers.reward_trainer(config.policy.path) as group:
         group.call("learn_ranking", contrasts, BradleyTerry(), config.policy.max_length, held_out)
         with progress.phase("train reward model", len(contrasts) * training.epochs, "pairs") as bar:
             arguments = (training, TrainingPlace(0, 1, config.run.seed))

@@ -1,4 +1,4 @@
-"""From a config to a finished run: check, open the store, start the crew, loop, report."""
+"""From a config to a finished run: check, open the store, start the workers, loop, report."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult:
     """Run all rounds of a config; with `resume`, go on where an earlier run stopped.
 
     Raises:
-        ValueError: bad input, with value, rule and cure. What was finished stays on disk.
+        ValueError: bad input, with value, rule and fix. What was finished stays on disk.
     """
-    from ultramed_rl.crew.online import Crew
-    from ultramed_rl.crew.scorers import Scorers
-    from ultramed_rl.online.exams import RoundExams
+    from ultramed_rl.online.benchmarks import BenchmarkRounds
+    from ultramed_rl.workers.online import OnlineWorkers
+    from ultramed_rl.workers.scorers import Scorers
 
     progress = Progress()
     tokenizer = chat_tokenizer(config.policy)
@@ -64,25 +64,27 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult:
             return finished_run(config, store, progress)
         # Not for a finished run: they ask for secrets.
         scorers = Scorers(config.reward, tokenizer)
-        exams = RoundExams(config, config.benchmarks, tokenizer, progress) if config.benchmarks else None
+        benchmarks = (
+            BenchmarkRounds(config, config.benchmarks, tokenizer, progress) if config.benchmarks else None
+        )
         with Tracker(store, config) as tracker:
-            if exams is not None:
-                exams.warn(store.path, pool)
-            crew = Crew(config, tokenizer, scorers, progress.say)
+            if benchmarks is not None:
+                benchmarks.warn(store.path, pool)
+            workers = OnlineWorkers(config, tokenizer, scorers, progress.say)
             try:
-                return _run_rounds(config, store, crew, pool, tracker, progress, exams)
+                return _run_rounds(config, store, workers, pool, tracker, progress, benchmarks)
             finally:
-                crew.stop()
+                workers.stop()
 
 
 def _run_rounds(
     config: RunConfig,
     store: RunDirectory,
-    crew: Any,
+    workers: Any,
     pool: PromptPool,
     tracker: Tracker,
     progress: Progress,
-    exams: Any,
+    benchmarks: Any,
 ) -> RunResult:
     from ultramed_rl.online.controller import Controller
     from ultramed_rl.online.watcher import RunWatcher
@@ -90,33 +92,33 @@ def _run_rounds(
     committed = store.committed_rounds()
     policy, version = latest_checkpoint(config, store)
     if config.reward.train is None:
-        crew.begin_rollout(policy, version)
+        workers.begin_rollout(policy, version)
     else:
         with progress.phase("start rollout engines", 1, "groups") as bar:
-            crew.start_rollout(policy, version)
+            workers.start_rollout(policy, version)
             bar.advance(1)
-    rewards = prepare_reward_models(config, store, crew, pool, progress)
-    with progress.phase("start the crew", 1, "groups") as bar:
-        crew.start_learners(policy, version, reference_path(config, store), rewards)
+    rewards = prepare_reward_models(config, store, workers, pool, progress)
+    with progress.phase("start the workers", 1, "groups") as bar:
+        workers.start_learners(policy, version, reference_path(config, store), rewards)
         bar.advance(1)
     if config.policy.lora is not None and config.policy.lora.quantize is not None and not version:
         # The engines began with the whole base model, the policy computes with its 4-bit one: from now on so do they,
         # and those that replace them.
         def save(folder: Path) -> Metrics:
-            crew.with_policy_restart(lambda: crew.save_policy(folder))
+            workers.with_policy_restart(lambda: workers.save_policy(folder))
             return {}
 
         start, _ = store.initial.phase_directory("policy", save)
-        crew.with_policy_restart(lambda: crew.sync(version, str(start)))
-    crew.with_policy_restart(lambda: crew.restore_state(policy, version))
+        workers.with_policy_restart(lambda: workers.sync(version, str(start)))
+    workers.with_policy_restart(lambda: workers.restore_state(policy, version))
     if committed:
         progress.say(f"resuming after {committed} committed rounds, with policy {version}")
 
     with RunWatcher(store.path, config.run.name, progress) as watcher:
-        crew.exchange.watcher = watcher
-        controller = Controller(config, store, crew, pool, tracker, watcher, exams)
+        workers.scheduler.watcher = watcher
+        controller = Controller(config, store, workers, pool, tracker, watcher, benchmarks)
         rounds = controller.run(lambda row: progress.say(render_rounds([row])))
-    tracker.log({f"peak_memory_{k}": v for k, v in crew.peak_memory().items()}, len(rounds), "round")
+    tracker.log({f"peak_memory_{k}": v for k, v in workers.peak_memory().items()}, len(rounds), "round")
     return conclude(store, rounds, progress)
 
 
@@ -148,7 +150,7 @@ def write_own_report(run_dir: Path, progress: Progress) -> None:
 
 
 def prepare_reward_models(
-    config: RunConfig, store: RunDirectory, crew: Any, pool: PromptPool, progress: Progress
+    config: RunConfig, store: RunDirectory, workers: Any, pool: PromptPool, progress: Progress
 ) -> list[str]:
     """The configured reward models, or the one that this run trains once and keeps."""
     from ultramed_rl.online.reward_model import train_reward_model
@@ -157,7 +159,7 @@ def prepare_reward_models(
         return [path for path in config.reward.paths if path is not None]
 
     def compute(directory: Path) -> Metrics:
-        metrics = train_reward_model(config, crew, pool, progress, directory)
+        metrics = train_reward_model(config, workers, pool, progress, directory)
         write_reward_card(config, store, directory, metrics)
         return metrics
 

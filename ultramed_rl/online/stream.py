@@ -9,15 +9,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from ultramed_rl.cluster.exchange import feed
 from ultramed_rl.cluster.pool import Outcome
-from ultramed_rl.crew.online import Crew
-from ultramed_rl.crew.scorers import Scored
-from ultramed_rl.online.intake import Intake
+from ultramed_rl.cluster.scheduler import feed
 from ultramed_rl.online.selection import PromptLookup, RoundSelection, asked_before
+from ultramed_rl.online.spec import Acceptance
 from ultramed_rl.online.training import RoundTraining
 from ultramed_rl.records import PreferenceGroup, Prompt, ReferenceLogprobs, ScoredCompletion
 from ultramed_rl.store.shards import ShardedPhase
+from ultramed_rl.workers.online import OnlineWorkers
+from ultramed_rl.workers.scorers import Scored
 
 
 @dataclass
@@ -40,12 +40,12 @@ class _Watch:
 
 
 class Stream:
-    """The round's records on their way through the crew."""
+    """The round's records on their way through the workers."""
 
     def __init__(
         self,
-        crew: Crew,
-        intake: Intake,
+        workers: OnlineWorkers,
+        acceptance: Acceptance,
         scored: ShardedPhase[ScoredCompletion],
         selection: RoundSelection,
         references: ShardedPhase[ReferenceLogprobs] | None,
@@ -53,15 +53,15 @@ class Stream:
         beside: RoundTraining | None,
     ) -> None:
         """`training` learns the pairs as they come; `beside` is the round's before, and goes on meanwhile."""
-        self.crew, self.intake, self.rules = crew, intake, intake.rules
+        self.workers, self.acceptance, self.spec = workers, acceptance, acceptance.spec
         self.scored, self.selection, self.references, self.training = scored, selection, references, training
         self.trainings = [t for t in (training, beside) if t is not None]
         self.watch = _Watch()
         self._prompts: dict[str, Prompt] = {}  # under way
-        self._weighing: dict[str, PreferenceGroup] = {}  # by group, for the training
+        self._at_reference: dict[str, PreferenceGroup] = {}  # by group, for the training
 
     def run(self, prompts: Sequence[Prompt], wanted: int, advance: Callable[[int], None]) -> int:
-        """Until as many pairs as are wanted, or all prompts, are through: scored and weighed, or set aside. Returns how many
+        """Until as many pairs as are wanted, or all prompts, are through: scored, with reference logprobs, or set aside. Returns how many
         prompts were asked."""
         kept = self._take_up(prompts)
         self.wanted, self.asked, self.least = wanted, len(kept), asked_before(prompts, kept)
@@ -69,18 +69,18 @@ class Stream:
         more = True
         while more or self._unfinished:
             enough = not self._prompts and not self._needed
-            if more and (enough or not feed(source, lambda: self._wanted, self._set_out)):
+            if more and (enough or not feed(source, lambda: self._has_capacity, self._set_out)):
                 more = False
-                self.crew.engines.close()
+                self.workers.engines.close()
             if not self._unfinished:
                 continue
             for training in self.trainings:
                 training.advance()
-            self.crew.check_weights()
-            self.crew.exchange.hold("rollout", not self.crew.scorers.wanted)
-            for outcome in self.crew.exchange.outcomes(self.crew.scorers.patience):
+            self.workers.check_weights()
+            self.workers.scheduler.hold("rollout", not self.workers.scorers.has_capacity)
+            for outcome in self.workers.scheduler.outcomes(self.workers.scorers.timeout):
                 self._route(outcome)
-            for scored in self.crew.scorers.ready():
+            for scored in self.workers.scorers.ready():
                 self._keep(scored, advance)
         for training in self.trainings:
             training.advance()
@@ -89,7 +89,7 @@ class Stream:
     def _set_out(self, prompt: Prompt) -> None:
         self.asked += 1
         self._prompts[prompt.prompt_id] = prompt
-        self.crew.offer(self.rules.request(prompt))
+        self.workers.offer(self.spec.request(prompt))
 
     @property
     def _needed(self) -> bool:
@@ -102,41 +102,46 @@ class Stream:
         return self.asked < self.least or self.selection.pairs + len(self._prompts) < self.wanted
 
     @property
-    def _wanted(self) -> bool:
+    def _has_capacity(self) -> bool:
         """Whether another prompt may set out: it is needed, and nobody on its way is behind."""
-        reference = self.references is None or self.crew.references.pool.wanted
-        return self._needed and self.crew.engines.wanted and self.crew.scorers.wanted and reference
+        reference = self.references is None or self.workers.references.pool.has_capacity
+        return (
+            self._needed
+            and self.workers.engines.has_capacity
+            and self.workers.scorers.has_capacity
+            and reference
+        )
 
     @property
     def _unfinished(self) -> bool:
-        weighing = self.references is not None and self.crew.references.pool.unfinished
-        return bool(self.crew.engines.unfinished or self.crew.scorers.unfinished or weighing)
+        weighing = self.references is not None and self.workers.references.pool.unfinished
+        return bool(self.workers.engines.unfinished or self.workers.scorers.unfinished or weighing)
 
     def _route(self, outcome: Outcome) -> None:
         if outcome.role == "rollout":
-            completions = self.intake.accept(outcome)
+            completions = self.acceptance.accept(outcome)
             prompt = self._prompts[outcome.key]
             if completions:
-                self.crew.scorers.offer(prompt, self.intake.candidates(prompt, completions))
+                self.workers.scorers.offer(prompt, self.acceptance.candidates(prompt, completions))
                 self.watch.note("completions")
             else:
                 del self._prompts[outcome.key]
-                self._settle(outcome.key, None, None)
+                self._pass_on(outcome.key, None, None)
         elif outcome.role == "reference":
             assert self.references is not None
-            reference = self.crew.references.take(outcome)
+            reference = self.workers.references.take(outcome)
             self.references.keep([reference])
             self.watch.note("reference")
             if self.training is not None:
-                pair = self._weighing.pop(reference.group_id)
-                self._settle(pair.prompt.prompt_id, pair, reference)
+                pair = self._at_reference.pop(reference.group_id)
+                self._pass_on(pair.prompt.prompt_id, pair, reference)
         else:
-            self.crew.scorers.take(outcome)
+            self.workers.scorers.take(outcome)
 
     def _keep(self, scored: Scored, advance: Callable[[int], None]) -> None:
         prompt = self._prompts.pop(scored.prompt_id)
-        if not self.intake.accept_scored(scored):
-            self._settle(scored.prompt_id, None, None)
+        if not self.acceptance.accept_scored(scored):
+            self._pass_on(scored.prompt_id, None, None)
             return
         self.scored.keep(scored.answers)
         self.watch.note("scored")
@@ -144,32 +149,32 @@ class Stream:
         self._select(prompt, scored.answers, {})
 
     def _select(
-        self, prompt: Prompt, answers: Sequence[ScoredCompletion], weighed: Mapping[str, ReferenceLogprobs]
+        self, prompt: Prompt, answers: Sequence[ScoredCompletion], known: Mapping[str, ReferenceLogprobs]
     ) -> None:
-        """A prompt's pair to the reference, if it has one and was not weighed; and what is known of it to the training."""
+        """A prompt's pair to the reference, if it has one and was without reference logprobs; and what is known of it to the training."""
         pair = self.selection.take(prompt, answers)
-        reference = None if pair is None else weighed.get(pair.group_id)
+        reference = None if pair is None else known.get(pair.group_id)
         if pair is None or self.references is None or reference is not None:
-            self._settle(prompt.prompt_id, pair, reference)
+            self._pass_on(prompt.prompt_id, pair, reference)
             return
         if self.training is not None:
-            self._weighing[pair.group_id] = pair
-        self.crew.references.offer(pair)
+            self._at_reference[pair.group_id] = pair
+        self.workers.references.offer(pair)
 
-    def _settle(
+    def _pass_on(
         self, prompt_id: str, pair: PreferenceGroup | None, reference: ReferenceLogprobs | None
     ) -> None:
         if self.training is not None:
-            self.training.settle(prompt_id, pair, reference)
+            self.training.accept(prompt_id, pair, reference)
 
     def _take_up(self, prompts: Sequence[Prompt]) -> set[str]:
-        """The prompts whose answers a killed run kept. Of their pairs those that were not weighed go to the reference."""
+        """The prompts whose answers a killed run kept. Of their pairs those that were without reference logprobs go to the reference."""
         found = [] if self.references is None else self.references.read()
-        weighed = {reference.group_id: reference for reference in found}
+        known = {reference.group_id: reference for reference in found}
         kept = set()
         for prompt, answers in answered_prompts(prompts, self.scored):
             kept.add(prompt.prompt_id)
-            self._select(prompt, answers, weighed)
+            self._select(prompt, answers, known)
         return kept
 
 

@@ -1,5 +1,5 @@
 """One round's training: on all pairs at once, alone or beside the next round's generation (`run.overlap`); or on each batch
-as soon as it is there (`training.early`).
+as soon as it is there (`training.overlap_training`).
 
 Early, batches follow the order of the round's prompts, whoever answered first: a pair waits for those of the prompts
 before it. So what is learnt does not depend on who was faster, and a run that was killed learns the same again.
@@ -16,17 +16,17 @@ from typing import Any
 
 from ultramed_rl.actors.trainer import TrainingPlace
 from ultramed_rl.config import RunConfig
-from ultramed_rl.crew.online import Crew
-from ultramed_rl.crew.steps import RoundSteps
 from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.online.watcher import RunWatcher
 from ultramed_rl.records import PreferenceGroup, Prompt, ReferenceLogprobs
 from ultramed_rl.store import RoundRecord
 from ultramed_rl.store.pairs import RoundPairs
 from ultramed_rl.tracking.timeline import Span
+from ultramed_rl.workers.online import OnlineWorkers
+from ultramed_rl.workers.steps import RoundSteps
 
 Metrics = dict[str, float]
-Weighed = tuple[PreferenceGroup, ReferenceLogprobs | None]
+LearnablePair = tuple[PreferenceGroup, ReferenceLogprobs | None]
 _AHEAD = 2  # steps that the policy is given at once, so that it never waits for the driver
 
 
@@ -41,14 +41,14 @@ class RoundTraining:
     def __init__(
         self,
         config: RunConfig,
-        crew: Crew,
+        workers: OnlineWorkers,
         watcher: RunWatcher,
         record: RoundRecord,
         prompts: Sequence[Prompt],
         log: Callable[[int, Metrics], None],
         discard: Callable[[], None],
     ) -> None:
-        self.config, self.crew, self.watcher = config, crew, watcher
+        self.config, self.workers, self.watcher = config, workers, watcher
         self.folder, index = record.path, record.index
         self.prompts, self.log, self.discard = prompts, log, discard
         whole_run = config.training.schedule_scope == "run"
@@ -56,16 +56,18 @@ class RoundTraining:
             index=index if whole_run else 0,
             rounds=config.run.rounds if whole_run else 1,
             seed=derive_seed(config.run.seed, "batches", index),
-            most=config.prompts.per_round if config.training.early else None,
+            most=config.prompts.per_round if config.training.overlap_training else None,
         )
         self._begun_as = -1  # the restart of the policy that these steps were taken with
         self._reset()
 
     def _reset(self) -> None:
         self.steps: list[Metrics] = []
-        self._settled: dict[str, Weighed | None] = {}  # by prompt, where those before it are not settled yet
-        self._reached = 0  # prompts that are settled without a gap
-        self._ready: list[Weighed] = []  # of these, and not sent yet
+        self._accepted: dict[
+            str, LearnablePair | None
+        ] = {}  # by prompt, where those before it are not known yet
+        self._reached = 0  # prompts that are known without a gap
+        self._ready: list[LearnablePair] = []  # of these, and not sent yet
         self._sent: list[str] = []  # groups
         self._pending: deque[list[Any]] = deque()
         self._going: RoundSteps | None = None  # those that all pairs were there for
@@ -74,46 +76,46 @@ class RoundTraining:
     # -- while pairs come ----------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Before the first prompt is settled, or with all pairs at hand; again when the policy was lost, with the one
-        that there is then. What an earlier gathering settled is settled once more by the next one."""
+        """Before the first prompt is known, or with all pairs at hand; again when the policy was lost, with the one
+        that there is then. What an earlier attempt gave comes once more with the next one."""
         self.discard()  # of an attempt that lost the policy
         self._reset()
-        self.crew.begin_training()
-        self._begun_as = self.crew.policy.restarts
+        self.workers.begin_training()
+        self._begun_as = self.workers.policy.restarts
 
     def begin_beside(self) -> None:
         """With all pairs at hand: the ranks go on by themselves while others work. Again when the policy was lost."""
-        if self._begun_as != self.crew.policy.restarts:
+        if self._begun_as != self.workers.policy.restarts:
             self.begin()
-            self._going = self.crew.go_on_training(self.folder, self.place, 0)
+            self._going = self.workers.go_on_training(self.folder, self.place, 0)
 
-    def settle(
+    def accept(
         self, prompt_id: str, pair: PreferenceGroup | None, reference: ReferenceLogprobs | None
     ) -> None:
         """A prompt's pair is there, with its reference logprobs where there are any; or it gives none."""
-        self._settled[prompt_id] = None if pair is None else (pair, reference)
+        self._accepted[prompt_id] = None if pair is None else (pair, reference)
         while self._reached < len(self.prompts):
             name = self.prompts[self._reached].prompt_id
-            if name not in self._settled:
+            if name not in self._accepted:
                 break
-            weighed = self._settled.pop(name)
+            known = self._accepted.pop(name)
             self._reached += 1
-            if weighed is not None:
-                self._ready.append(weighed)
+            if known is not None:
+                self._ready.append(known)
 
     def advance(self) -> None:
         """Take note of steps that are done, and begin those that can begin. Raises RanksLost."""
         if self._going is not None:
             for step in self._going.ready():
                 self._note(step)
-        while self._pending and self.crew.step_done(self._pending[0]):
-            self._note(self.crew.step_metrics(self._pending.popleft()))
+        while self._pending and self.workers.step_done(self._pending[0]):
+            self._note(self.workers.step_metrics(self._pending.popleft()))
         size = self.config.training.batch_size
         while len(self._ready) >= size and len(self._pending) < _AHEAD:
             batch, self._ready = self._ready[:size], self._ready[size:]
             pairs, references = _columns(batch)
             place = len(self._sent) // size
-            self._pending.append(self.crew.start_step(pairs, references, self.place, place))
+            self._pending.append(self.workers.start_step(pairs, references, self.place, place))
             self._sent += [pair.group_id for pair in pairs]
 
     # -- when all are there --------------------------------------------------------------------------------
@@ -121,24 +123,24 @@ class RoundTraining:
     def finish(self, advance: Callable[[int], None]) -> Metrics:
         """All steps that were not taken yet, on the pairs in the round's folder; the training's metrics. Raises RanksLost."""
         started = time.perf_counter()
-        with self.crew.policy.awake():
-            begun = self._going is not None or self.config.training.early
-            if self._begun_as != self.crew.policy.restarts or not begun:
+        with self.workers.policy.on_device():
+            begun = self._going is not None or self.config.training.overlap_training
+            if self._begun_as != self.workers.policy.restarts or not begun:
                 self.begin()
             early = len(self._sent)
             assert not early or RoundPairs(self.folder).ids[:early] == self._sent, (
                 "pairs are others than those learnt"
             )
             while self._pending:
-                self._note(self.crew.step_metrics(self._pending.popleft()))
+                self._note(self.workers.step_metrics(self._pending.popleft()))
             taken = len(self.steps)
             advance(sum(int(step["samples"]) for step in self.steps))
             self._since = time.time()
-            going = self._going or self.crew.go_on_training(self.folder, self.place, taken)
+            going = self._going or self.workers.go_on_training(self.folder, self.place, taken)
             for step in going.rest():
                 advance(int(step["samples"]))
                 self._note(step)
-            survives = self.crew.update_survives()
+            survives = self.workers.update_survives()
         self._begun_as = -1
         return self._metrics(time.perf_counter() - started, taken) | {"update_survives": survives}
 
@@ -146,7 +148,7 @@ class RoundTraining:
         self.steps.append(step)
         now = time.time()
         since = max(self._since, now - step["seconds"])
-        for rank in range(len(self.crew.policy)):
+        for rank in range(len(self.workers.policy)):
             self.watcher.span(Span("policy", f"policy-{rank}", "train", since, now, int(step["samples"])))
         self._since = now
         self.log(len(self.steps), step)
@@ -156,7 +158,11 @@ class RoundTraining:
         worked = max(seconds, sum(s["seconds"] for s in steps))
         return {
             "policy_steps": len(steps),
-            **({"early_steps": early} if self.config.training.early or self.config.run.overlap else {}),
+            **(
+                {"early_steps": early}
+                if self.config.training.overlap_training or self.config.run.overlap
+                else {}
+            ),
             "loss_first": steps[0]["loss"],
             "loss_last": steps[-1]["loss"],
             "implicit_accuracy": fmean(s.get("accuracy", math.nan) for s in steps),
@@ -173,7 +179,7 @@ class RoundTraining:
 
 
 def _columns(
-    batch: Sequence[Weighed],
+    batch: Sequence[LearnablePair],
 ) -> tuple[list[PreferenceGroup], list[ReferenceLogprobs] | None]:
     references = [reference for _, reference in batch if reference is not None]
     return [pair for pair, _ in batch], references or None

@@ -18,7 +18,7 @@ from ultramed_rl.tracking.utilisation import utilisation, workers_of
 
 
 class RunWatcher:
-    """Watches one run's exchange. A context manager."""
+    """Watches one run's scheduler. A context manager."""
 
     def __init__(self, directory: Path, run: str, progress: Progress) -> None:
         self.timeline = Timeline(directory / TIMELINE)

@@ -42,7 +42,7 @@ class RewardClient:
                 retries=config.retries,
                 concurrency=config.concurrency,
                 token=read_secret(config.token_env, "http.token_env"),
-                cures=_CURES,
+                fixes=_CURES,
             )
         )
         self._own: Any = None

@@ -30,10 +30,10 @@ class Waiting(Generic[Item, Number]):
         """Start the thread."""
         self._thread.start()
 
-    def stop(self, patience_s: float) -> None:
+    def stop(self, timeout_s: float) -> None:
         """End the thread after all that was submitted; come back earlier where that takes longer than so long."""
         self._queue.put(None)
-        self._thread.join(patience_s)
+        self._thread.join(timeout_s)
 
     def submit(self, items: Sequence[Item]) -> Future[list[Number]]:
         """The numbers of these items, in their order, when the model gets to them."""

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from ultramed_rl.config import EvaluateConfig
-from ultramed_rl.crew.evaluation import ComparedPolicy, EvaluationCrew
-from ultramed_rl.crew.scorers import Scorers
 from ultramed_rl.evaluation.contamination.guard import check_contamination, check_readable
 from ultramed_rl.evaluation.contamination.search import Contamination
 from ultramed_rl.evaluation.judging import StatementSummary
@@ -23,6 +21,8 @@ from ultramed_rl.rewards.statements import StatementGrader, judge_statements
 from ultramed_rl.stages.general import GeneralResult, check_general, run_general
 from ultramed_rl.store import ArtifactFolder
 from ultramed_rl.tracking import Progress
+from ultramed_rl.workers.evaluation import ComparedPolicy, EvaluationWorkers
+from ultramed_rl.workers.scorers import Scorers
 
 Metrics = dict[str, float]
 
@@ -60,18 +60,18 @@ class PolicyBenchmarks:
         self.contamination: dict[str, Contamination] = {}
         self.error: Exception | None = None  # of a judge, or of lm-evaluation-harness
 
-    def ask(self, crew: EvaluationCrew, artifacts: ArtifactFolder, policy: ComparedPolicy) -> None:
+    def ask(self, workers: EvaluationWorkers, artifacts: ArtifactFolder, policy: ComparedPolicy) -> None:
         """One policy's answers."""
         questions, place = self.questions[policy.name], AnswerPlace(artifacts, suffix=f"-{policy.name}")
-        self.answers[policy.name] = self.runner.ask(questions, place, lambda: crew.start_policy(policy))
+        self.answers[policy.name] = self.runner.ask(questions, place, lambda: workers.start_policy(policy))
 
-    def score(self, crew: EvaluationCrew, artifacts: ArtifactFolder, policy: ComparedPolicy) -> None:
+    def score(self, workers: EvaluationWorkers, artifacts: ArtifactFolder, policy: ComparedPolicy) -> None:
         """Rewards of its samples, where reranking is asked for; then its report."""
         questions, answers = self.questions[policy.name], self.answers[policy.name]
         if self.scorers and answers.samples:
 
             def score(prompts: Sequence[Prompt], samples: Sequence[Completion]) -> list[ScoredCompletion]:
-                return crew.rewards.score(self.scorers[policy.name], prompts, samples, lambda _: None)
+                return workers.rewards.score(self.scorers[policy.name], prompts, samples, lambda _: None)
 
             place = AnswerPlace(artifacts, suffix=f"-{policy.name}")
             self.runner.reward(questions, place, answers, score)

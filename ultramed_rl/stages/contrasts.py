@@ -6,8 +6,6 @@ from pathlib import Path
 
 from ultramed_rl.cluster.inputs import describe_inputs, describe_rendering
 from ultramed_rl.config import ContrastsConfig
-from ultramed_rl.crew.contrasts import sample_contrasts
-from ultramed_rl.crew.sampling import SamplingCrew
 from ultramed_rl.data.pool import prepare_pool
 from ultramed_rl.models.checks import check_models
 from ultramed_rl.models.tokenizer import chat_tokenizer
@@ -15,6 +13,8 @@ from ultramed_rl.records import PreferenceGroup
 from ultramed_rl.store import ArtifactFolder, WorkDirectory
 from ultramed_rl.store.cards import DataFacts, data_card, made_from, read_versions, write_card
 from ultramed_rl.tracking import Progress, watched
+from ultramed_rl.workers.contrasts import sample_contrasts
+from ultramed_rl.workers.sampling import SamplingWorkers
 
 
 def make_contrasts(config: ContrastsConfig, *, resume: bool = False) -> Path:
@@ -32,12 +32,12 @@ def make_contrasts(config: ContrastsConfig, *, resume: bool = False) -> Path:
         def compute() -> list[PreferenceGroup]:
             seed = config.run.seed
             pool = prepare_pool(config.prompts, tokenizer, seed, progress)
-            crew = SamplingCrew(config, tokenizer)
+            workers = SamplingWorkers(config, tokenizer)
             try:
-                crew.start_rollout(config.policy.path, 0)
-                return sample_contrasts(config.contrasts, pool.training, crew, tokenizer, seed, progress)
+                workers.start_rollout(config.policy.path, 0)
+                return sample_contrasts(config.contrasts, pool.training, workers, tokenizer, seed, progress)
             finally:
-                crew.stop()
+                workers.stop()
 
         pairs = artifacts.phase("pairs", compute, kind=PreferenceGroup)
         path = store.path / "pairs.parquet"

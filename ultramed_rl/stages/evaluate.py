@@ -13,7 +13,6 @@ from typing import Any
 
 from ultramed_rl.cluster.inputs import describe_inputs, describe_rendering
 from ultramed_rl.config import EvaluateConfig
-from ultramed_rl.crew.evaluation import ComparedPolicy, EvaluationCrew
 from ultramed_rl.models.checks import check_models
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.stages.benchmark import PolicyBenchmarks
@@ -23,6 +22,7 @@ from ultramed_rl.store.artifacts import read_json, read_numbers
 from ultramed_rl.store.atomic import write_json
 from ultramed_rl.tracking import Progress, Tracker, watched
 from ultramed_rl.tracking.summary import render_comparison
+from ultramed_rl.workers.evaluation import ComparedPolicy, EvaluationWorkers
 
 Metrics = dict[str, float]
 RESULTS = "results.json"
@@ -63,17 +63,17 @@ def evaluate_policies(config: EvaluateConfig, *, resume: bool = False) -> Evalua
         held_out = HeldOutPrompts(config, policies, progress) if config.prompts else None
         parts = [part for part in (benchmarks, held_out) if part is not None]
         artifacts = ArtifactFolder(store.path)
-        crew = EvaluationCrew(config, progress)
+        workers = EvaluationWorkers(config, progress)
         try:
             for policy in policies:
                 for part in parts:
-                    part.ask(crew, artifacts, policy)
-                crew.stop_rollout()
+                    part.ask(workers, artifacts, policy)
+                workers.stop_rollout()
             for part in parts:
                 for policy in policies:
-                    part.score(crew, artifacts, policy)
+                    part.score(workers, artifacts, policy)
         finally:
-            crew.stop()
+            workers.stop()
         return conclude(config, store, benchmarks, held_out, progress)
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ultramed_rl.config import EvaluateConfig
-from ultramed_rl.crew.evaluation import ComparedPolicy, EvaluationCrew
-from ultramed_rl.crew.scorers import Scorers
 from ultramed_rl.data.pool import split_pool
 from ultramed_rl.data.prompts import PromptPool, load_prompts
 from ultramed_rl.evaluation.metrics import AnswerMetrics, compare, prompt_means
@@ -14,6 +12,8 @@ from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.records import Completion, Prompt, SamplingRequest, ScoredCompletion
 from ultramed_rl.store import ArtifactFolder
 from ultramed_rl.tracking import Progress
+from ultramed_rl.workers.evaluation import ComparedPolicy, EvaluationWorkers
+from ultramed_rl.workers.scorers import Scorers
 
 Metrics = dict[str, float]
 
@@ -32,7 +32,7 @@ class HeldOutPrompts:
         self.answers: dict[str, list[Completion]] = {}
         self.scored: dict[str, list[ScoredCompletion]] = {}
 
-    def ask(self, crew: EvaluationCrew, artifacts: ArtifactFolder, policy: ComparedPolicy) -> None:
+    def ask(self, workers: EvaluationWorkers, artifacts: ArtifactFolder, policy: ComparedPolicy) -> None:
         """One policy's answers."""
         name, seed, how = policy.name, self.config.run.seed, self.config.sampling
 
@@ -41,20 +41,20 @@ class HeldOutPrompts:
             return SamplingRequest(prompt, how.samples, how.temperature, how.top_p, how.max_new_tokens, own)
 
         def compute(prompts: Sequence[Prompt], path: str) -> list[Completion]:
-            engines = crew.start_policy(policy)
+            engines = workers.start_policy(policy)
             with self.progress.phase(f"answers of {name}", len(prompts) * how.samples, "completions") as bar:
                 return engines.generate([request(prompt) for prompt in prompts], 0, bar.advance)
 
         inputs = (self.prompts[name], policy.path)
         self.answers[name] = artifacts.phase(f"completions-{name}", compute, *inputs, kind=Completion)
 
-    def score(self, crew: EvaluationCrew, artifacts: ArtifactFolder, policy: ComparedPolicy) -> None:
+    def score(self, workers: EvaluationWorkers, artifacts: ArtifactFolder, policy: ComparedPolicy) -> None:
         """The reward of each of its answers."""
         name = policy.name
 
         def compute(completions: Sequence[Completion]) -> list[ScoredCompletion]:
             with self.progress.phase(f"score {name}", len(completions), "completions") as bar:
-                return crew.rewards.score(self.scorers[name], self.prompts[name], completions, bar.advance)
+                return workers.rewards.score(self.scorers[name], self.prompts[name], completions, bar.advance)
 
         self.scored[name] = artifacts.phase(
             f"scored-{name}", compute, self.answers[name], kind=ScoredCompletion

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from ultramed_rl.actors.trainer import TrainingPlace
 from ultramed_rl.config.stages import StageConfig
-from ultramed_rl.crew.stage import StageCrew
 from ultramed_rl.learning.batching import count_steps
 from ultramed_rl.store import StageDirectory
 from ultramed_rl.store.cards import Input, ModelFacts, made_from, model_card, read_versions, write_card
 from ultramed_rl.tracking import Progress, Tracker
+from ultramed_rl.workers.stage import StageWorkers
 
 Metrics = dict[str, float]
 
@@ -38,13 +38,13 @@ class StageLoop:
         self,
         config: StageConfig,
         store: StageDirectory,
-        crew: StageCrew,
+        workers: StageWorkers,
         samples: int,
         evaluates: bool,
         tracker: Tracker,
         progress: Progress,
     ) -> None:
-        self.config, self.store, self.crew = config, store, crew
+        self.config, self.store, self.workers = config, store, workers
         self.evaluates, self.tracker, self.progress = evaluates, tracker, progress
         training = config.training
         self.steps = count_steps(samples, training.batch_size, training.epochs, training.max_steps)
@@ -69,7 +69,7 @@ class StageLoop:
         if saved is not None:
             path, numbers = saved
             counts = {name: int(numbers.get(name, 0)) for name in ("step", "best_step", "waited", "skipped")}
-            self.crew.load_state(path, counts["skipped"])
+            self.workers.load_state(path, counts["skipped"])
             best = numbers["best_loss"]
             place = Place(best_loss=math.inf if math.isnan(best) else best, **counts)
             self.progress.say(f"resuming after step {place.step} of {self.steps}")
@@ -80,7 +80,7 @@ class StageLoop:
         """Train up to the next event and let it happen."""
         training = self.config.training
         stop = next_event(place.step, self.steps, training.evaluate_every, training.save_every)
-        for metrics in self.crew.train(self.schedule, place.step, stop):
+        for metrics in self.workers.train(self.schedule, place.step, stop):
             self.tracker.log(metrics, step=int(metrics["step"]), kind="step")
             place = replace(place, skipped=place.skipped + math.isnan(metrics["grad_norm"]))
             advance(1)
@@ -96,7 +96,7 @@ class StageLoop:
 
         The start counts: a training that never gets below its loss ends with the weights it began with.
         """
-        metrics = self.crew.evaluate()
+        metrics = self.workers.evaluate()
         self.tracker.log(metrics, step=place.step, kind="evaluation")
         loss = metrics["loss"]
         if not math.isfinite(loss):
@@ -115,7 +115,7 @@ class StageLoop:
         """Write a state from which a killed stage goes on at exactly this place."""
 
         def write(directory: Path) -> Metrics:
-            self.crew.save_state(directory)
+            self.workers.save_state(directory)
             return {name: float(value) for name, value in asdict(place).items()}
 
         self.store.save("states", place.step, write)
@@ -131,7 +131,7 @@ class StageLoop:
         def write(directory: Path) -> Metrics:
             best = self.store.newest("best") if self.config.training.keep == "best" else None
             if best is None:
-                self.crew.save(directory)
+                self.workers.save(directory)
             else:
                 shutil.copytree(best[0], directory, dirs_exist_ok=True)
             figures = self.figures(place)
@@ -163,7 +163,7 @@ class StageLoop:
         }
 
     def _write_model(self, directory: Path) -> Metrics:
-        self.crew.save(directory)
+        self.workers.save(directory)
         return {}
 
 

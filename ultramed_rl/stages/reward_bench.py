@@ -10,8 +10,6 @@ from typing import Any
 
 from ultramed_rl.cluster.inputs import describe_inputs
 from ultramed_rl.config import RewardBenchConfig
-from ultramed_rl.crew.rewards import RewardCrew
-from ultramed_rl.crew.scorers import Scorers
 from ultramed_rl.data.benchmark_pairs import fit_pairs, read_pairs
 from ultramed_rl.data.tokenize import tokenize_preference
 from ultramed_rl.evaluation.reward_bench import (
@@ -31,6 +29,8 @@ from ultramed_rl.store.atomic import write_json, write_lines
 from ultramed_rl.token_ids import TokenIds
 from ultramed_rl.tracking import Progress, Tracker, watched
 from ultramed_rl.tracking.summary import render_subsets
+from ultramed_rl.workers.rewards import RewardWorkers
+from ultramed_rl.workers.scorers import Scorers
 
 _NAMES_SHOWN = 3  # of missing subsets in the table; reward_bench.json has all of them
 
@@ -123,12 +123,12 @@ def _scores(
     """Each pair with the scores of both sides; a pair is one group, so that its prompt is computed once."""
 
     def compute(prompts: Sequence[Prompt], answers: Sequence[Completion], _: str) -> list[ScoredCompletion]:
-        crew = RewardCrew(config)
+        workers = RewardWorkers(config)
         try:
             with progress.phase("score", len(answers), "answers") as bar:
-                return crew.score(bench.scorers, prompts, answers, bar.advance)
+                return workers.score(bench.scorers, prompts, answers, bar.advance)
         finally:
-            crew.stop()
+            workers.stop()
 
     prompts = [pair.prompt for pair in bench.pairs]
     answers = [answer for pair in bench.pairs for answer in pair.completions]

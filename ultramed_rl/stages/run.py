@@ -10,7 +10,6 @@ from typing import Any
 from ultramed_rl.cluster.group import RanksLost
 from ultramed_rl.cluster.inputs import describe_inputs, describe_rendering
 from ultramed_rl.config.stages import StageConfig
-from ultramed_rl.crew.stage import StageCrew
 from ultramed_rl.models.checks import check_models
 from ultramed_rl.models.tokenizer import ChatTokenizer, chat_tokenizer
 from ultramed_rl.stages.loop import StageLoop, render
@@ -18,6 +17,7 @@ from ultramed_rl.stages.openrlhf.run import train_by_openrlhf
 from ultramed_rl.stages.training import TRAINING_KINDS, StageSamples, TrainedStage, TrainingKind
 from ultramed_rl.store import SampleFile, StageDirectory, write_samples
 from ultramed_rl.tracking import Progress, Tracker, watched
+from ultramed_rl.workers.stage import StageWorkers
 
 Metrics = dict[str, float]
 
@@ -59,29 +59,29 @@ def run_stage(config: StageConfig, *, resume: bool = False) -> StageResult:
         data = prepare_data(config, kind, tokenizer, store, progress)
         kind.check(config, data)
         with Tracker(store, config) as tracker:
-            training = TrainedStage(config, StageCrew(config, kind.worker), data, store, progress)
+            training = TrainedStage(config, StageWorkers(config, kind.worker), data, store, progress)
             try:
                 path, metrics = train_to_the_end(training, kind, tracker)
                 progress.say(f"{config.run.name}: {render(metrics)}\nmodel: {path}")
                 return StageResult(store.path, path, metrics)
             finally:
-                training.crew.stop()
+                training.workers.stop()
 
 
 def train_to_the_end(stage: TrainedStage, kind: TrainingKind, tracker: Tracker) -> tuple[Path, Metrics]:
     """Train; ranks that are lost start again, from the newest state that was saved."""
-    config, crew, progress = stage.config, stage.crew, stage.progress
+    config, workers, progress = stage.config, stage.workers, stage.progress
     while True:
         try:
             with progress.phase("start the ranks", 1, "groups") as bar:
-                crew.start(*(getattr(config, key) for key in kind.load_keys))
+                workers.start(*(getattr(config, key) for key in kind.load_keys))
                 bar.advance(1)
             kind.teach(stage)
             count, evaluates = len(stage.data.training), stage.data.held_out is not None
-            return StageLoop(config, stage.store, crew, count, evaluates, tracker, progress).run()
+            return StageLoop(config, stage.store, workers, count, evaluates, tracker, progress).run()
         except RanksLost as lost:
             progress.say(f"{lost}; starting again from the newest state")
-            crew.restart()
+            workers.restart()
 
 
 def prepare_data(

@@ -10,7 +10,6 @@ from ultramed_rl.actors.policy import PolicyWorker
 from ultramed_rl.actors.reward_trainer import RewardTrainWorker
 from ultramed_rl.cluster.architecture import resolve_architecture
 from ultramed_rl.config.stages import PreferenceConfig, RewardConfig, SftConfig
-from ultramed_rl.crew.stage import StageCrew
 from ultramed_rl.data.stage_data import Prepared, prepare_conversations, prepare_preferences
 from ultramed_rl.learning.checks import check_chats, check_groups, check_references
 from ultramed_rl.learning.preference_data import read_reference, reference_answers
@@ -18,6 +17,7 @@ from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import PreferenceGroup, ReferenceLogprobs, TokenizedChat
 from ultramed_rl.store import SampleFile, StageDirectory
 from ultramed_rl.tracking import Progress
+from ultramed_rl.workers.stage import StageWorkers
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class TrainedStage:
     """What a kind of stage may use while it teaches its ranks."""
 
     config: Any
-    crew: StageCrew
+    workers: StageWorkers
     data: StageSamples
     store: StageDirectory
     progress: Progress
@@ -91,13 +91,13 @@ def _check_ranked(config: RewardConfig | PreferenceConfig, data: StageSamples) -
 
 
 def _teach_chats(stage: TrainedStage) -> None:
-    stage.crew.teach("learn_chats", stage.data.training, stage.data.held_out)
+    stage.workers.teach("learn_chats", stage.data.training, stage.data.held_out)
 
 
 def _teach_ranking(stage: TrainedStage) -> None:
     config: RewardConfig = stage.config
     wanted = (config.objective, config.model.max_length, stage.data.held_out)
-    stage.crew.teach("learn_ranking", stage.data.training, *wanted)
+    stage.workers.teach("learn_ranking", stage.data.training, *wanted)
 
 
 def _teach_preferences(stage: TrainedStage) -> None:
@@ -107,7 +107,7 @@ def _teach_preferences(stage: TrainedStage) -> None:
     if data.held_out is not None:
         held_out = (data.held_out, _references(stage, "reference_held_out", data.held_out))
     wanted = (training, config.objective, config.model.max_length, held_out)
-    stage.crew.teach("learn_preferences", data.training, *wanted)
+    stage.workers.teach("learn_preferences", data.training, *wanted)
 
 
 def _references(
@@ -123,7 +123,7 @@ def _references(
         answers = [reference_answers(groups, i, mismatched, length) for i in range(len(groups))]
         total = sum(len(a.answers) for a in answers)
         with stage.progress.phase("reference logprobs", total, "answers") as bar:
-            values = stage.crew.score_start(answers, bar.advance)
+            values = stage.workers.score_start(answers, bar.advance)
         references = [
             read_reference(group.group_id, len(group.completions), numbers)
             for group, numbers in zip(groups, values, strict=True)

@@ -140,17 +140,17 @@ class ArtifactFolder:
         expected = digest_inputs(inputs)
         if manifest["inputs"] != expected:
             raise ValueError(
-                f"{artifact}: made from other inputs ({manifest['inputs'][:12]}, now {expected[:12]}); {_cure(manifest)}"
+                f"{artifact}: made from other inputs ({manifest['inputs'][:12]}, now {expected[:12]}); {_fix(manifest)}"
             )
         return self._verify_bytes(artifact, manifest)
 
-    def _verify_bytes(self, artifact: Path, manifest: Manifest, cure: str | None = None) -> Manifest:
-        _refuse_missing(artifact, manifest, cure)
+    def _verify_bytes(self, artifact: Path, manifest: Manifest, fix: str | None = None) -> Manifest:
+        _refuse_missing(artifact, manifest, fix)
         found = digest_path(artifact, sizes=manifest.get("sizes", False))
-        _refuse_changed(artifact, manifest["digest"], found, cure or _cure(manifest))
+        _refuse_changed(artifact, manifest["digest"], found, fix or _fix(manifest))
         return manifest
 
-    def verify_again(self, name: str, cure: str | None = None) -> None:
+    def verify_again(self, name: str, fix: str | None = None) -> None:
         """What a finished phase left is there as it was written, as far as a look is cheap: records byte by byte, of a
         directory's large files sampled blocks. What was pruned is passed over. Raises ValueError like `phase`, with another
         fix if one is given."""
@@ -159,11 +159,11 @@ class ArtifactFolder:
             return
         artifact = self.path / name if "metrics" in manifest else self.artifact(name)
         if "sampled" not in manifest:  # of records, or written before directories had it
-            self._verify_bytes(artifact, manifest, cure)
+            self._verify_bytes(artifact, manifest, fix)
             return
-        _refuse_missing(artifact, manifest, cure)
+        _refuse_missing(artifact, manifest, fix)
         found = digest_path(artifact, sampled=True)
-        _refuse_changed(artifact, manifest["sampled"], found, cure or _cure(manifest))
+        _refuse_changed(artifact, manifest["sampled"], found, fix or _fix(manifest))
 
     def write_manifest(
         self,
@@ -197,19 +197,19 @@ def _read_manifest(path: Path) -> Manifest:
     return manifest
 
 
-def _refuse_missing(artifact: Path, manifest: Manifest, cure: str | None) -> None:
+def _refuse_missing(artifact: Path, manifest: Manifest, fix: str | None) -> None:
     if not artifact.exists():
         pruned = manifest.get("pruned")
         why = "was pruned (run.keep_checkpoints)" if pruned else f"{manifest['name']}.json is there"
-        raise ValueError(f"{artifact}: missing, {why}; {cure or _cure(manifest)}")
+        raise ValueError(f"{artifact}: missing, {why}; {fix or _fix(manifest)}")
 
 
-def _refuse_changed(artifact: Path, expected: str, found: str, cure: str) -> None:
+def _refuse_changed(artifact: Path, expected: str, found: str, fix: str) -> None:
     if expected != found:
-        raise ValueError(f"{artifact}: not what was written ({expected[:12]}, found {found[:12]}); {cure}")
+        raise ValueError(f"{artifact}: not what was written ({expected[:12]}, found {found[:12]}); {fix}")
 
 
-def _cure(manifest: Manifest) -> str:
+def _fix(manifest: Manifest) -> str:
     return f"put it back, or delete it and {manifest['name']}.json beside it to compute it again"
 
 

@@ -69,7 +69,7 @@ def remove_leftovers(folder: Path) -> None:
 
 @contextmanager
 def explain_full_disk(path: Path, temporary: Path | None = None) -> Iterator[None]:
-    """Turn "no space left" into one line with the path, the free bytes and the cure; drop `temporary`."""
+    """Turn "no space left" into one line with the path, the free bytes and the fix; drop `temporary`."""
     try:
         yield
     except Exception as error:

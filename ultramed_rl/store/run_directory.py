@@ -49,17 +49,17 @@ class RunDirectory(WorkDirectory):
                 raise ValueError(f"{file}: lacks the round's phases; put it back or delete it")
             anew = f"put it back, or delete {file.parent} and the rounds after it to compute them again"
             for name, digest in phases.items():
-                manifest, cure = file.parent / f"{name}.json", anew if name in _FOLLOWED else None
+                manifest, fix = file.parent / f"{name}.json", anew if name in _FOLLOWED else None
                 if not folder.finished(name):
-                    if cure:
-                        raise ValueError(f"{manifest}: missing, the round was committed with it; {cure}")
+                    if fix:
+                        raise ValueError(f"{manifest}: missing, the round was committed with it; {fix}")
                     continue
                 if folder.digest(name) != digest:
                     raise ValueError(
                         f"{manifest}: not the one that the round was committed with ({digest[:12]}, found "
-                        f"{folder.digest(name)[:12]}); {cure or 'put it back, or delete it to compute it again'}"
+                        f"{folder.digest(name)[:12]}); {fix or 'put it back, or delete it to compute it again'}"
                     )
-                folder.verify_again(name, cure)
+                folder.verify_again(name, fix)
 
     def _round_path(self, index: int) -> Path:
         return self.path / "rounds" / f"{index:03d}"

@@ -58,6 +58,6 @@ def test_an_interruption_waits_for_no_actor_in_the_midst_of_a_step(
     """After another error others need the devices."""
     calls: list[str] = []
     group = WorkerGroup("policy", lambda rank: None, 0, takes_turns=True)
-    with mock.patch.object(group, "call_living", calls.append), pytest.raises(type(error)), group.awake():
+    with mock.patch.object(group, "call_living", calls.append), pytest.raises(type(error)), group.on_device():
         raise error
     assert calls == asked

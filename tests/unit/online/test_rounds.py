@@ -38,9 +38,9 @@ def prompts_of(known: Cases, index: int) -> list[str]:
 def test_one_step_after_the_other_gives_the_same_as_all_at_once(known: Cases, tmp_path: Path) -> None:
     expected, _ = known.unbroken("streamed")
     streamed = known.at("streamed", tmp_path)
-    in_turn = replace(streamed, changes={**streamed.changes, "cluster__barriers": True})
+    in_turn = replace(streamed, changes={**streamed.changes, "cluster__sequential_phases": True})
     in_turn.run()
-    check_same(in_turn.outcome(), expected, "barriers")
+    check_same(in_turn.outcome(), expected, "one phase after the other")
 
 
 def test_every_prompt_is_asked_once(known: Cases) -> None:
@@ -121,7 +121,9 @@ def test_too_many_set_aside_end_the_run_and_what_is_done_is_kept(
     expected, _ = known.unbroken(name)
     victims = [prompt.prompt_id for prompt in expected.of(1, "prompts")][:3]
     simulation = known.at(name, tmp_path)
-    with pytest.raises(ValueError, match=r"round 1: 2 .*cluster\.faults\.set_aside_share=0\.01 .*\(1\)"):
+    with pytest.raises(
+        ValueError, match=r"round 1: 2 .*cluster\.faults\.max_failed_prompt_share=0\.01 .*\(1\)"
+    ):
         simulation.but(refuse=lambda key: "no" if key in victims else "").run()
     simulation.run(resume=True)
     check_same(simulation.outcome(), expected, "set aside")
@@ -177,7 +179,7 @@ def test_steps_begin_before_all_pairs_are_there(known: Cases) -> None:
     ("changes", "key"),
     [
         ({"cluster__layout": "colocated"}, r"cluster\.layout"),
-        ({"cluster__barriers": True}, r"cluster\.barriers"),
+        ({"cluster__sequential_phases": True}, r"cluster\.sequential_phases"),
         ({"training__epochs": 2}, r"training\.epochs"),
         ({"policy__lora": {"rank": 4}}, r"policy\.lora"),
         ({"objective": {"type": "kto"}}, "objective"),
@@ -186,8 +188,10 @@ def test_steps_begin_before_all_pairs_are_there(known: Cases) -> None:
 def test_early_training_is_refused_where_it_cannot_be(
     known: Cases, changes: dict[str, Any], key: str, tmp_path: Path
 ) -> None:
-    early = {**APART, "training__early": True, "cluster__policy": {"ranks": 1, "zero_stage": 0}}
-    with pytest.raises(ConfigError, match=rf"training\.early.*{key}|{key}.*training\.early"):
+    early = {**APART, "training__overlap_training": True, "cluster__policy": {"ranks": 1, "zero_stage": 0}}
+    with pytest.raises(
+        ConfigError, match=rf"training\.overlap_training.*{key}|{key}.*training\.overlap_training"
+    ):
         _ = Simulation(known.models, tmp_path, {**early, **changes}).config
 
 
@@ -212,8 +216,8 @@ def test_the_next_rounds_answers_come_while_the_policy_learns(known: Cases) -> N
     ("changes", "key"),
     [
         ({"cluster__layout": "colocated"}, r"cluster\.layout"),
-        ({"cluster__barriers": True}, r"cluster\.barriers"),
-        ({"training__early": True}, r"training\.early"),
+        ({"cluster__sequential_phases": True}, r"cluster\.sequential_phases"),
+        ({"training__overlap_training": True}, r"training\.overlap_training"),
         ({"run__overlap": 2}, r"run\.overlap"),
     ],
 )

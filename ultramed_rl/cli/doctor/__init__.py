@@ -27,7 +27,7 @@ def doctor_command(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Check this machine: versions, devices, communication, engines, Ray, ports, disk, hub, tracking; each with its cure.
+    """Check this machine: versions, devices, communication, engines, Ray, ports, disk, hub, tracking; each with its fix.
 
     Exits with 1 if a check fails; warnings don't count.
 
@@ -52,6 +52,6 @@ def doctor_command(
 
 
 def render_finding(finding: Finding) -> str:
-    """A finding as a line, its cure as another."""
-    cure = f"\n{'':17}cure: {finding.cure}" if finding.cure else ""
-    return f"{finding.level:4}  {finding.name:10} {finding.text}{cure}"
+    """A finding as a line, its fix as another."""
+    fix = f"\n{'':17}fix: {finding.fix}" if finding.fix else ""
+    return f"{finding.level:4}  {finding.name:10} {finding.text}{fix}"

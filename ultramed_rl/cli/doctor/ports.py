@@ -28,8 +28,8 @@ def check_run_ports(directory: Path) -> Iterator[Finding]:
     if not is_alive(directory, heart):
         yield Finding("ports", "ok", f"{directory}: no process runs it")
     elif heart["host"] != socket.gethostname():
-        cure = f"run the same command on {heart['host']}"
-        yield Finding("ports", "warn", f"{directory}: its driver is on {heart['host']}", cure)
+        fix = f"run the same command on {heart['host']}"
+        yield Finding("ports", "warn", f"{directory}: its driver is on {heart['host']}", fix)
     else:
         driver = psutil.Process(heart["pid"])
         yield judge_ports(str(directory), [driver, *driver.children(recursive=True)])

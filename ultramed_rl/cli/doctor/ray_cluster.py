@@ -30,13 +30,13 @@ def check_ray(address: str | None) -> Iterator[Finding]:
 
 def _check_address(address: str) -> Finding:
     parts = urlsplit(address if "://" in address else f"//{address}")
-    cure = "start Ray there (ray start --head), open the port, or unset RAY_ADDRESS and cluster.address"
+    fix = "start Ray there (ray start --head), open the port, or unset RAY_ADDRESS and cluster.address"
     try:
         port = parts.port or _PORTS.get(parts.scheme, 6379)
         with socket.create_connection((parts.hostname or "", port), timeout=_TIMEOUT_S):
             return Finding("ray", "ok", f"{address} answers")
     except (OSError, ValueError) as error:
-        return Finding("ray", "fail", f"{address}: no answer ({error})", cure)
+        return Finding("ray", "fail", f"{address}: no answer ({error})", fix)
 
 
 def _check_local() -> Iterator[Finding]:

@@ -21,8 +21,8 @@ def check_python() -> Iterator[Finding]:
     if found in wanted:
         yield Finding("python", "ok", f"{found} at {sys.executable}")
     else:
-        cure = "make a new environment with such a Python, as launch/setup.sh does"
-        yield Finding("python", "fail", f"{found}; needs {wanted}", cure)
+        fix = "make a new environment with such a Python, as launch/setup.sh does"
+        yield Finding("python", "fail", f"{found}; needs {wanted}", fix)
 
 
 def check_packages(cuda: bool) -> Iterator[Finding]:
@@ -46,12 +46,12 @@ def requirements(extra: str) -> Iterator[Requirement]:
 
 def _compare(requirement: Requirement) -> Iterator[Finding]:
     bare = f"{requirement.name}{requirement.specifier}"
-    cure = f"pip install '{bare}', or launch/setup.sh for all of them"
+    fix = f"pip install '{bare}', or launch/setup.sh for all of them"
     try:
         found = version(requirement.name)
     except PackageNotFoundError:
-        yield Finding("packages", "fail", f"{requirement.name}: not installed; needs {bare}", cure)
+        yield Finding("packages", "fail", f"{requirement.name}: not installed; needs {bare}", fix)
         return
     # A local build's +cpu is no other version, and a pre-release that somebody chose is theirs to know.
     if not requirement.specifier.contains(found.partition("+")[0], prereleases=True):
-        yield Finding("packages", "fail", f"{requirement.name} {found}; needs {bare}", cure)
+        yield Finding("packages", "fail", f"{requirement.name} {found}; needs {bare}", fix)

@@ -117,7 +117,7 @@ def _open_generator(config: DataConfig, name: str) -> Iterator[BudgetedGenerator
         finally:
             api.close()
         return
-    from ultramed_rl.crew.chats import EngineGenerator
+    from ultramed_rl.workers.chats import EngineGenerator
 
     with EngineGenerator(config.engines[name]) as engine:
         yield engine

@@ -205,8 +205,8 @@ def _open_file_system(url: str) -> tuple[Any, str]:
         files, root = url_to_fs(url)
     except ImportError as error:
         extra = _EXTRAS.get(scheme)
-        cure = f"pip install ultramed_rl[{extra}]" if extra else f"install it ({error})"
-        raise ValueError(f"{url}: {scheme}:// needs a package that is not installed; {cure}") from None
+        fix = f"pip install ultramed_rl[{extra}]" if extra else f"install it ({error})"
+        raise ValueError(f"{url}: {scheme}:// needs a package that is not installed; {fix}") from None
     except ValueError as error:
         raise ValueError(
             f"{url}: no file system of fsspec opens it ({error}); use s3://, gs:// or a folder"

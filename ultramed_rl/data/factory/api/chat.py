@@ -55,7 +55,7 @@ def chat_client(endpoint: Endpoint, name: str) -> HttpClient:
             concurrency=endpoint.concurrency,
             token=key,
             requests_per_minute=endpoint.requests_per_minute,
-            cures={
+            fixes={
                 200: "is base_url that of an OpenAI-compatible API, as http://host:8000/v1?",
                 401: _KEY,
                 402: "pay, or ask another endpoint",

@@ -5,7 +5,7 @@ r"""From a round's prompts to scored answers and reference logprobs, everything 
        +-- fed while nobody downstream is behind        +--> scored.parquet                     +--> reference.parquet
 
 What is done is kept in files as it comes; a killed run goes on with the prompts and pairs that are not there yet.
-With barriers the same three steps come one after the other, and give the same records.
+With `cluster.sequential_phases` the same three steps come one after the other, and give the same records.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from itertools import groupby, islice
 
 from ultramed_rl.cluster.demands import needs_reference
 from ultramed_rl.config import RunConfig
-from ultramed_rl.crew.online import Crew
-from ultramed_rl.online.intake import Intake, Rules
 from ultramed_rl.online.selection import PromptLookup, RoundSelection, asked_before
+from ultramed_rl.online.spec import Acceptance, RoundSpec
 from ultramed_rl.online.stream import Stream, answered_prompts, seldom_collected
 from ultramed_rl.online.training import RoundTraining
 from ultramed_rl.records import Completion, Prompt, ReferenceLogprobs, ScoredCompletion
@@ -29,10 +28,11 @@ from ultramed_rl.store.pairs import RoundPairs
 from ultramed_rl.store.shards import ShardedPhase
 from ultramed_rl.tracking import Progress
 from ultramed_rl.tracking.console import Bar
+from ultramed_rl.workers.online import OnlineWorkers
 
 
-class Gatherer:
-    """Gathers one round's records: `gather` scored answers and pairs, then `weigh` for the pairs' reference logprobs.
+class RoundRollout:
+    """One round's records: `roll_out` scored answers and pairs, then `compute_references` for the pairs' reference logprobs.
 
     A `training` is told of each pair as it is ready; one `beside` it, of the round before, goes on meanwhile.
     """
@@ -40,42 +40,42 @@ class Gatherer:
     def __init__(
         self,
         config: RunConfig,
-        crew: Crew,
+        workers: OnlineWorkers,
         progress: Progress,
         record: RoundRecord,
-        rules: Rules,
+        spec: RoundSpec,
         training: RoundTraining | None = None,
         beside: RoundTraining | None = None,
     ) -> None:
-        self.config, self.crew, self.progress = config, crew, progress
-        self.record, self.rules, self.training, self.beside = record, rules, training, beside
+        self.config, self.workers, self.progress = config, workers, progress
+        self.record, self.spec, self.training, self.beside = record, spec, training, beside
         self.wanted = config.prompts.per_round  # pairs
-        self._weighed_s = 0.0  # that the streamed references took after the last score
+        self._references_s = 0.0  # that the streamed references took after the last score
 
-    def gather(self, prompts: Sequence[Prompt]) -> None:
+    def roll_out(self, prompts: Sequence[Prompt]) -> None:
         """Scored answers of all prompts but those set aside, and their pairs.
 
         Raises:
             ValueError: too many prompts are set aside, or none gives a pair.
             LostWorkers, RanksLost: what was done is kept.
         """
-        intake = self._intake(self.wanted)
+        acceptance = self._acceptance(self.wanted)
         phase = ShardedPhase(self.record, "scored", ScoredCompletion, *self._inputs)
         selection = RoundSelection(
-            self.record, self.rules.selector(), self.crew.scorers.neutralised, *self._inputs
+            self.record, self.spec.selector(), self.workers.scorers.neutralised, *self._inputs
         )
         if phase.finished and not selection.phase.finished:
             for prompt, answers in answered_prompts(prompts, phase):
                 selection.take(prompt, answers)
-        elif not phase.finished and self.config.cluster.has_barriers:
-            self._in_turn(phase, selection, prompts, intake)
+        elif not phase.finished and self.config.cluster.runs_phases_in_turn:
+            self._in_turn(phase, selection, prompts, acceptance)
         elif not phase.finished:
-            self._streamed(phase, selection, prompts, intake)
+            self._streamed(phase, selection, prompts, acceptance)
         if not selection.phase.finished:
             selection.finish()
         self.record.discard("completions")  # which the scored ones hold, all of them
 
-    def weigh(self) -> None:
+    def compute_references(self) -> None:
         """Each pair's reference logprobs, where the objective has a reference."""
         phase = self._reference_phase()
         if phase is None or phase.finished:
@@ -86,9 +86,9 @@ class Gatherer:
         started = time.perf_counter()
         if total:
             with self._phase("reference logprobs", int(total)) as bar, phase.kept():
-                for reference in self.crew.reference_logprobs(pairs, bar.advance, known):
+                for reference in self.workers.reference_logprobs(pairs, bar.advance, known):
                     phase.keep([reference])
-        phase.finish({"reference": self._weighed_s + time.perf_counter() - started})
+        phase.finish({"reference": self._references_s + time.perf_counter() - started})
 
     # -- all at once ---------------------------------------------------------------------------------------
 
@@ -97,24 +97,26 @@ class Gatherer:
         phase: ShardedPhase[ScoredCompletion],
         selection: RoundSelection,
         prompts: Sequence[Prompt],
-        intake: Intake,
+        acceptance: Acceptance,
     ) -> None:
         references = self._reference_phase() if self._streams_references else None
         if references is not None:
-            references.after = phase  # answers that are lost are asked for again, and weighed again
+            references.after = (
+                phase  # answers that are lost are asked for again, and their reference logprobs too
+            )
         if self.training is not None:
             self.training.begin()
         if self.beside is not None:
             self.beside.begin_beside()
-        stream = Stream(self.crew, intake, phase, selection, references, self.training, self.beside)
+        stream = Stream(self.workers, acceptance, phase, selection, references, self.training, self.beside)
         total = self.wanted * self.config.sampling.n
         with ExitStack() as stack:
             stack.enter_context(seldom_collected())
             bar = stack.enter_context(self._phase("generate and score", total))
-            stack.enter_context(self.crew.rollout.awake())
-            stack.enter_context(self.crew.scorers.awake())
+            stack.enter_context(self.workers.rollout.on_device())
+            stack.enter_context(self.workers.scorers.on_device())
             if references is not None:
-                stack.enter_context(self.crew.reference_awake())
+                stack.enter_context(self.workers.reference_on_device())
             stack.callback(self._forget)
             for kept in (phase, selection.phase, references):
                 if kept is not None:
@@ -122,9 +124,9 @@ class Gatherer:
             asked = stream.run(prompts, self.wanted, bar.advance)
         seconds = stream.watch.added("completions", "scored", "reference")
         if references is not None:
-            self._weighed_s = seconds["reference"]
+            self._references_s = seconds["reference"]
         self._finish(
-            phase, {name: seconds[name] for name in ("completions", "scored")}, prompts, intake, asked
+            phase, {name: seconds[name] for name in ("completions", "scored")}, prompts, acceptance, asked
         )
 
     @property
@@ -141,7 +143,7 @@ class Gatherer:
         phase: ShardedPhase[ScoredCompletion],
         selection: RoundSelection,
         prompts: Sequence[Prompt],
-        intake: Intake,
+        acceptance: Acceptance,
     ) -> None:
         """First as many prompts as pairs are wanted, then as many as pairs are missing: the same prompts as in a stream."""
         completions = ShardedPhase(self.record, "completions", Completion, *self._inputs)
@@ -157,18 +159,20 @@ class Gatherer:
             asked = min(asked, len(prompts))
             left = [p for p in islice(prompts, begun, asked) if p.prompt_id not in kept]
             with _timed(seconds, "completions"):
-                self._generate(completions, left, intake)
+                self._generate(completions, left, acceptance)
             with _timed(seconds, "scored"):
-                self._score(phase, selection, completions.read(), lookup, done, intake)
+                self._score(phase, selection, completions.read(), lookup, done, acceptance)
             begun, asked = asked, asked + self.wanted - selection.pairs
             if asked <= begun or begun == len(prompts):
                 break
-        self._finish(phase, seconds, prompts, intake, begun)
+        self._finish(phase, seconds, prompts, acceptance, begun)
 
-    def _generate(self, phase: ShardedPhase[Completion], prompts: Sequence[Prompt], intake: Intake) -> None:
+    def _generate(
+        self, phase: ShardedPhase[Completion], prompts: Sequence[Prompt], acceptance: Acceptance
+    ) -> None:
         with self._phase("generate", len(prompts) * self.config.sampling.n) as bar, phase.kept():
-            for outcome in self.crew.answer(map(self.rules.request, prompts)):
-                completions = intake.accept(outcome)
+            for outcome in self.workers.answer(map(self.spec.request, prompts)):
+                completions = acceptance.accept(outcome)
                 if completions:
                     phase.keep(completions)
                     bar.advance(len(completions))
@@ -180,7 +184,7 @@ class Gatherer:
         completions: Sequence[Completion],
         lookup: PromptLookup,
         done: set[str],
-        intake: Intake,
+        acceptance: Acceptance,
     ) -> None:
         """All that are there and not done, which they are then."""
         under_way: dict[str, Prompt] = {}
@@ -190,16 +194,16 @@ class Gatherer:
                 if prompt_id not in done:
                     done.add(prompt_id)
                     prompt = under_way[prompt_id] = lookup.take(prompt_id)
-                    yield prompt, intake.candidates(prompt, list(answers))
+                    yield prompt, acceptance.candidates(prompt, list(answers))
 
         total = len(completions) - len(done) * self.config.sampling.n
-        with self._phase("score", total) as bar, self.crew.scorers.awake(), ExitStack() as stack:
+        with self._phase("score", total) as bar, self.workers.scorers.on_device(), ExitStack() as stack:
             stack.callback(self._forget)
             stack.enter_context(phase.kept())
             stack.enter_context(selection.phase.kept())
-            for scored in self.crew.scorers.stream(source(), self.crew.exchange):
+            for scored in self.workers.scorers.stream(source(), self.workers.scheduler):
                 prompt = under_way.pop(scored.prompt_id)
-                if intake.accept_scored(scored):
+                if acceptance.accept_scored(scored):
                     phase.keep(scored.answers)
                     selection.take(prompt, scored.answers)
                     bar.advance(len(scored.answers))
@@ -211,24 +215,24 @@ class Gatherer:
         phase: ShardedPhase[ScoredCompletion],
         seconds: dict[str, float],
         prompts: Sequence[Prompt],
-        intake: Intake,
+        acceptance: Acceptance,
         asked: int,
     ) -> None:
-        if intake.set_aside:
+        if acceptance.set_aside:
             texts = {
-                p.prompt_id: p.messages[-1]["content"] for p in prompts if p.prompt_id in intake.set_aside
+                p.prompt_id: p.messages[-1]["content"] for p in prompts if p.prompt_id in acceptance.set_aside
             }
-            rows = [{"prompt_id": k, "error": e, "prompt": texts[k]} for k, e in intake.set_aside.items()]
+            rows = [{"prompt_id": k, "error": e, "prompt": texts[k]} for k, e in acceptance.set_aside.items()]
             write_lines(self.record.path / "set_aside.jsonl", rows)
-        phase.finish(seconds, set_aside=intake.set_aside, asked=asked)
+        phase.finish(seconds, set_aside=acceptance.set_aside, asked=asked)
 
-    def _intake(self, prompts: int) -> Intake:
+    def _acceptance(self, prompts: int) -> Acceptance:
         """For one attempt: prompts that an earlier one set aside are asked again."""
-        share = self.config.cluster.faults.set_aside_share
-        return Intake(self.rules, self.record.index, prompts, share, self.progress.say)
+        share = self.config.cluster.faults.max_failed_prompt_share
+        return Acceptance(self.spec, self.record.index, prompts, share, self.progress.say)
 
     def _reference_phase(self) -> ShardedPhase[ReferenceLogprobs] | None:
-        version = self.rules.reference_version
+        version = self.spec.reference_version
         if version is None:
             return None
         return ShardedPhase(self.record, "reference", ReferenceLogprobs, *self._inputs, version)
@@ -240,15 +244,15 @@ class Gatherer:
 
     def _forget(self) -> None:
         """After an error nothing of this round may come back in a later one."""
-        self.crew.exchange.forget()
-        self.crew.scorers.forget()
+        self.workers.scheduler.forget()
+        self.workers.scorers.forget()
         if self.config.objective.uses_reference:
-            self.crew.references.forget()
+            self.workers.references.forget()
 
     @contextmanager
     def _phase(self, name: str, total: int) -> Iterator[Bar]:
         with (
-            self.crew.exchange.phase(name),
+            self.workers.scheduler.phase(name),
             self.progress.phase(f"round {self.record.index} {name}", total, "completions") as bar,
         ):
             yield bar

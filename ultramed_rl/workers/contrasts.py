@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ultramed_rl.config.models import ContrastSampling
-from ultramed_rl.crew.sampling import SamplingCrew
 from ultramed_rl.data.contrasts import Texts, build_contrasts
 from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, Message, PreferenceGroup, Prompt, SamplingRequest
 from ultramed_rl.tracking import Progress
+from ultramed_rl.workers.sampling import SamplingWorkers
 
 
 def sample_contrasts(
     data: ContrastSampling,
     prompts: Sequence[Prompt],
-    crew: SamplingCrew,
+    workers: SamplingWorkers,
     tokenizer: ChatTokenizer,
     seed: int,
     progress: Progress,
@@ -30,7 +30,7 @@ def sample_contrasts(
             for p in chosen
         ]
         with progress.phase(f"sample {name} answers", len(requests), "completions") as bar:
-            answers[name] = crew.generate(requests, 0, bar.advance)
+            answers[name] = workers.generate(requests, 0, bar.advance)
 
     def encode(messages: Sequence[Message], answer: str) -> list[int]:
         _, (tokens,) = tokenizer.encode_answers(messages, [answer])

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ultramed_rl.cluster.pool import Outcome
-from ultramed_rl.crew.sampling import check_version
-from ultramed_rl.crew.scorers import Scored
 from ultramed_rl.learning.pairs import PairSelector
 from ultramed_rl.records import Completion, Prompt, SamplingRequest
+from ultramed_rl.workers.sampling import check_version
+from ultramed_rl.workers.scorers import Scored
 
 
 @dataclass(frozen=True)
-class Rules:
+class RoundSpec:
     """What a round asks for.
 
     Attributes:
@@ -31,7 +31,7 @@ class Rules:
     reference_version: int | None
 
 
-class Intake:
+class Acceptance:
     """Takes what comes back of one round's prompts.
 
     Args:
@@ -40,9 +40,9 @@ class Intake:
     """
 
     def __init__(
-        self, rules: Rules, index: int, prompts: int, share: float, say: Callable[[str], None]
+        self, spec: RoundSpec, index: int, prompts: int, share: float, say: Callable[[str], None]
     ) -> None:
-        self.rules, self.index, self.share, self.say = rules, index, share, say
+        self.spec, self.index, self.share, self.say = spec, index, share, say
         self.limit = max(1, int(share * prompts))
         self.set_aside: dict[str, str] = {}
 
@@ -52,12 +52,12 @@ class Intake:
             self._set_aside(outcome.key, outcome.error)
             return []
         completions: list[Completion] = outcome.value
-        check_version([c.policy_version for c in completions], self.rules.version)
+        check_version([c.policy_version for c in completions], self.spec.version)
         return completions
 
     def candidates(self, prompt: Prompt, completions: list[Completion]) -> list[Completion]:
         """What is scored: the policy's answers, and perhaps the data's own."""
-        extra = self.rules.extra(prompt)
+        extra = self.spec.extra(prompt)
         return completions if extra is None else [*completions, extra]
 
     def accept_scored(self, scored: Scored) -> bool:
@@ -72,6 +72,6 @@ class Intake:
         if len(self.set_aside) > self.limit:
             raise ValueError(
                 f"round {self.index}: {len(self.set_aside)} prompts set aside, more than "
-                f"cluster.faults.set_aside_share={self.share:g} allows ({self.limit}); the last: {error}; mend the cause "
+                f"cluster.faults.max_failed_prompt_share={self.share:g} allows ({self.limit}); the last: {error}; mend the cause "
                 "and go on with --resume"
             )

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from tests.simulated.ray import Call, SimulatedRay, Takes
 from tests.simulated.run import simulated
-from ultramed_rl.actors.turns import Turn, TurnReport
-from ultramed_rl.cluster.dispatch import DispatchRules, Ticket
+from ultramed_rl.actors.work import WorkBatch, WorkResult
+from ultramed_rl.cluster.dispatch import DispatchRules, WorkItem
 from ultramed_rl.cluster.group import WorkerGroup
 from ultramed_rl.cluster.pool import FaultRules, LostWorkers, Outcome, Pool, PoolRules
-from ultramed_rl.cluster.transport import RayExchange, Station
+from ultramed_rl.cluster.transport import RayScheduler, WorkerSet
 
 HANG_S, START_S = 30.0, 60.0
 
@@ -35,10 +35,10 @@ class Echo:
     def load(self, seconds: float) -> Takes:
         return Takes(seconds)
 
-    def work(self, turn: Turn) -> Takes:
+    def work(self, turn: WorkBatch) -> Takes:
         done = [(key, (self.rank, payload)) for key, payload in turn.requests if key not in self.refused]
         failed = [(key, f"{key} is refused") for key, _ in turn.requests if key in self.refused]
-        return Takes(max(0.1, len(turn.requests)), TurnReport(done, failed))
+        return Takes(max(0.1, len(turn.requests)), WorkResult(done, failed))
 
 
 def pool_rules(
@@ -50,15 +50,15 @@ def pool_rules(
 
 @dataclass
 class Bench:
-    """An exchange with one pool, over a simulated Ray."""
+    """An scheduler with one pool, over a simulated Ray."""
 
     ray: SimulatedRay
-    exchange: RayExchange
+    scheduler: RayScheduler
     pool: Pool
 
     def offer(self, *keys: str) -> None:
         for key in keys:
-            self.pool.offer(Ticket(key, 1, 1.0), f"payload of {key}")
+            self.pool.offer(WorkItem(key, 1, 1.0), f"payload of {key}")
 
     def finish(self) -> dict[str, Outcome]:
         """All outcomes by key; a key that ends twice is an error."""
@@ -67,7 +67,7 @@ class Bench:
         for _ in range(10_000):
             if not self.pool.unfinished:
                 return found
-            for outcome in self.exchange.outcomes():
+            for outcome in self.scheduler.outcomes():
                 assert outcome.key not in found, f"{outcome.key} ended twice"
                 found[outcome.key] = outcome
         raise AssertionError(f"stuck with {self.pool.unfinished} keys at {self.ray.time} s")
@@ -86,7 +86,7 @@ def closed() -> Iterator[None]:
 def bench(
     workers: int,
     rules: PoolRules,
-    fate: Callable[[str, int, Turn], str] = lambda role, rank, turn: "",
+    fate: Callable[[str, int, WorkBatch], str] = lambda role, rank, turn: "",
     start_s: Callable[[str, int], float] = lambda role, rank: 1.0,
     refused: frozenset[str] = frozenset(),
 ) -> Bench:
@@ -98,16 +98,16 @@ def bench(
     spawn = lambda rank: ray.remote(Echo).remote(rank, refused)
     group = WorkerGroup("echo", spawn, workers, takes_turns=False)
     load = lambda actor: actor.load.remote(start_s("echo", actor._actor.rank))
-    exchange = RayExchange()
-    station = Station(group, lambda actors: [load(actor) for actor in actors])
-    return Bench(ray, exchange, exchange.add("echo", station, rules))
+    scheduler = RayScheduler()
+    worker_set = WorkerSet(group, lambda actors: [load(actor) for actor in actors])
+    return Bench(ray, scheduler, scheduler.add("echo", worker_set, rules))
 
 
 def keys(count: int) -> list[str]:
     return [f"k{number}" for number in range(count)]
 
 
-def once(*fates: str) -> Callable[[str, int, Turn], str]:
+def once(*fates: str) -> Callable[[str, int, WorkBatch], str]:
     """These fates for the first turns, in order of their beginnings; nothing befalls the later ones."""
     left = list(fates)
     return lambda role, rank, turn: left.pop(0) if left else ""
@@ -148,7 +148,7 @@ def test_whatever_befalls_workers_each_key_ends_once(
 
 
 def test_a_key_that_kills_its_worker_is_set_aside_and_nobody_else_is() -> None:
-    def fate(role: str, rank: int, turn: Turn) -> str:
+    def fate(role: str, rank: int, turn: WorkBatch) -> str:
         return "dies" if any(key == "k5" for key, _ in turn.requests) else ""
 
     asked = bench(3, pool_rules(), fate)
@@ -171,7 +171,7 @@ def test_a_hang_is_ended_when_its_time_is_over_and_not_before() -> None:
     asked = bench(1, pool_rules(), once("hangs"))
     asked.offer("k0")
     found = asked.finish()
-    # 30 s of hanging, noticed within the exchange's second; a second to start, a second to answer
+    # 30 s of hanging, noticed within the scheduler's second; a second to start, a second to answer
     assert HANG_S + 2 <= asked.ray.time <= HANG_S + 4
     assert found["k0"].value == (0, "payload of k0") and asked.pool.restarts == 1
 
@@ -179,7 +179,7 @@ def test_a_hang_is_ended_when_its_time_is_over_and_not_before() -> None:
 def test_workers_that_nobody_listened_to_for_long_are_not_taken_for_hung() -> None:
     asked = bench(2, pool_rules(restarts=0))
     asked.offer(*keys(4))
-    assert asked.exchange.outcomes(0.0) == []  # their turns are out
+    assert asked.scheduler.outcomes(0.0) == []  # their turns are out
     asked.ray.time += 100 * HANG_S  # the driver trains meanwhile
     assert len(asked.finish()) == 4
 
@@ -188,10 +188,10 @@ def test_time_in_which_nobody_listened_is_no_stall() -> None:
     asked, stalls = bench(1, pool_rules()), list[str]()
     watcher = mock.MagicMock()
     watcher.look = lambda states, stalled: stalls.append(stalled) if stalled else None
-    asked.exchange.watcher = watcher
+    asked.scheduler.watcher = watcher
     for number in range(2):  # as two evaluations with a training between
         asked.offer(f"k{number}")
-        assert asked.exchange.outcomes(0.0) == []
+        assert asked.scheduler.outcomes(0.0) == []
         asked.finish()
         asked.ray.time += 1000.0
     assert stalls == []
@@ -200,11 +200,11 @@ def test_time_in_which_nobody_listened_is_no_stall() -> None:
 def test_reports_of_a_role_held_back_stay_unread_and_its_workers_are_not_late() -> None:
     asked = bench(1, pool_rules(restarts=0))
     asked.offer("k0")
-    asked.exchange.outcomes(0.0)
-    asked.exchange.hold("echo", True)
+    asked.scheduler.outcomes(0.0)
+    asked.scheduler.hold("echo", True)
     for _ in range(int(2 * HANG_S)):
-        assert asked.exchange.outcomes(1.0) == []
-    asked.exchange.hold("echo", False)
+        assert asked.scheduler.outcomes(1.0) == []
+    asked.scheduler.hold("echo", False)
     assert set(asked.finish()) == {"k0"}
 
 
@@ -247,7 +247,7 @@ def test_a_replacement_that_does_not_come_is_given_up_after_start_s() -> None:
 def test_the_tail_does_not_wait_for_a_straggler_whose_copy_is_done() -> None:
     hung: list[int] = []
 
-    def fate(role: str, rank: int, turn: Turn) -> str:
+    def fate(role: str, rank: int, turn: WorkBatch) -> str:
         if any(key == "k0" for key, _ in turn.requests) and not hung:
             hung.append(rank)
             return "hangs"
@@ -264,8 +264,8 @@ def test_after_forget_nothing_old_comes_back_and_the_same_keys_may_be_offered() 
     asked = bench(2, pool_rules(lasting=True))
     asked.offer(*keys(12))
     for _ in range(3):
-        asked.exchange.outcomes(0.1)
-    asked.exchange.forget()
+        asked.scheduler.outcomes(0.1)
+    asked.scheduler.forget()
     assert asked.pool.unfinished == 0
     asked.offer(*keys(12))
     assert Counter(asked.finish().keys()) == Counter(keys(12))
@@ -275,10 +275,10 @@ def test_after_forget_nothing_old_comes_back_and_the_same_keys_may_be_offered() 
 
 def test_a_turn_from_before_a_forget_is_not_believed() -> None:
     asked = bench(1, pool_rules(lasting=True))
-    asked.pool.offer(Ticket("k0", 1, 1.0), "old")
-    asked.exchange.outcomes(0.0)  # its turn is out
-    asked.exchange.forget()
-    asked.pool.offer(Ticket("k0", 1, 1.0), "new")
+    asked.pool.offer(WorkItem("k0", 1, 1.0), "old")
+    asked.scheduler.outcomes(0.0)  # its turn is out
+    asked.scheduler.forget()
+    asked.pool.offer(WorkItem("k0", 1, 1.0), "new")
     assert asked.finish()["k0"].value == (0, "new")
 
 
@@ -287,10 +287,10 @@ def test_a_hang_is_found_while_its_role_is_held_back_again_and_again() -> None:
     asked.offer(*keys(2))
     found: set[str] = set()
     while len(found) < 2:
-        asked.exchange.hold("echo", True)
-        asked.exchange.outcomes(1.0)
-        asked.exchange.hold("echo", False)
-        found |= {outcome.key for outcome in asked.exchange.outcomes(1.0)}
+        asked.scheduler.hold("echo", True)
+        asked.scheduler.outcomes(1.0)
+        asked.scheduler.hold("echo", False)
+        found |= {outcome.key for outcome in asked.scheduler.outcomes(1.0)}
         assert asked.ray.time < 4 * HANG_S, "the time that it was listened to was forgotten each time"
     assert asked.pool.restarts == 1
 
@@ -302,6 +302,6 @@ def test_offers_are_not_wanted_while_too_many_wait() -> None:
         asked.offer(f"k{number}")
     assert not asked.pool.wanted
     while not asked.pool.wanted:
-        asked.exchange.outcomes()
+        asked.scheduler.outcomes()
     assert asked.pool.unfinished < 64 + 16 + 4
     asked.finish()

@@ -14,7 +14,7 @@ _TOGETHER = 64  # prompts that a term is given at once at most; what concurrency
 _WAITING = 256
 
 
-class TermThread:
+class TermScorer:
     """Every term over each prompt's answers, in the order of offers. One thread, which starts with the first."""
 
     def __init__(self, terms: Mapping[str, Term]) -> None:
@@ -27,7 +27,7 @@ class TermThread:
         self._thread: threading.Thread | None = None
 
     @property
-    def wanted(self) -> bool:
+    def has_capacity(self) -> bool:
         """Whether more may be offered."""
         return self._open < _WAITING
 

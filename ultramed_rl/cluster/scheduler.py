@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from ultramed_rl.actors.turns import TurnReport
+from ultramed_rl.actors.work import WorkResult
 from ultramed_rl.cluster.pool import Outcome, Pool, PoolRules, Transport
 from ultramed_rl.tracking.stall import RoleState, StallWatch
 from ultramed_rl.tracking.timeline import Span
@@ -23,7 +23,7 @@ class Event:
 
     role: str
     rank: int
-    report: TurnReport | None = None
+    report: WorkResult | None = None
     started: bool = False
     error: str = ""
 
@@ -45,7 +45,7 @@ class EventTransport(Transport, Protocol):
 
 
 class Watcher(Protocol):
-    """Who is told of the exchange's work: timeline, metrics, the run's status."""
+    """Who is told of the scheduler's work: timeline, metrics, the run's status."""
 
     def span(self, span: Span) -> None:
         """A worker's turn."""
@@ -64,9 +64,9 @@ class Watcher(Protocol):
         ...
 
 
-def feed(source: Iterator[T], wanted: Callable[[], bool], offer: Callable[[T], None]) -> bool:
-    """Offer items for as long as they are wanted; whether there may be more."""
-    while wanted():
+def feed(source: Iterator[T], has_capacity: Callable[[], bool], offer: Callable[[T], None]) -> bool:
+    """Offer items for as long as they are has_capacity; whether there may be more."""
+    while has_capacity():
         item = next(source, None)
         if item is None:
             return False
@@ -74,7 +74,7 @@ def feed(source: Iterator[T], wanted: Callable[[], bool], offer: Callable[[T], N
     return True
 
 
-class Exchange:
+class Scheduler:
     """Pools by role. What is offered to a pool comes back from `outcomes`, once for each key."""
 
     def __init__(self, transport: EventTransport, watcher: Watcher | None = None) -> None:
@@ -123,7 +123,7 @@ class Exchange:
         more = True
         try:
             while more or pool.unfinished:
-                if more and not (more := feed(source, lambda: pool.wanted, offer)):
+                if more and not (more := feed(source, lambda: pool.has_capacity, offer)):
                     pool.close()
                 if pool.unfinished:
                     yield from self.outcomes()
@@ -186,7 +186,7 @@ class Exchange:
             else:
                 pool.lost(event.rank, event.error, now)
 
-    def _note(self, role: str, rank: int, report: TurnReport) -> None:
+    def _note(self, role: str, rank: int, report: WorkResult) -> None:
         if self.watcher is not None:
             worker = f"{role}-{rank}"
             items = len(report.done)

@@ -1,4 +1,4 @@
-"""The crew: every role's actors, behind verbs that take records and give records."""
+"""The workers: every role's actors, behind verbs that take records and give records."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from ultramed_rl.cluster.group import (
     wait_within,
 )
 from ultramed_rl.cluster.pool import LostWorkers, Pool, RanksLost
-from ultramed_rl.cluster.transport import Station
+from ultramed_rl.cluster.transport import WorkerSet
 from ultramed_rl.config import RunConfig
-from ultramed_rl.crew.pools import scorer_rules
-from ultramed_rl.crew.references import ReferenceLane
-from ultramed_rl.crew.sampling import Advance, SamplingCrew
-from ultramed_rl.crew.scorers import Replicas, Scorers, launch_replicas, launch_scorers
-from ultramed_rl.crew.steps import RoundSteps
-from ultramed_rl.crew.weight_sync import WeightSync
 from ultramed_rl.learning.preference_data import reference_answers
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, PreferenceGroup, Prompt, ReferenceLogprobs, ScoredCompletion
 from ultramed_rl.store.atomic import remove
+from ultramed_rl.workers.pools import scorer_rules
+from ultramed_rl.workers.references import ReferenceScorer
+from ultramed_rl.workers.sampling import Advance, SamplingWorkers
+from ultramed_rl.workers.scorers import Replicas, Scorers, launch_replicas, launch_scorers
+from ultramed_rl.workers.steps import RoundSteps
+from ultramed_rl.workers.weight_sync import WeightSync
 
 Result = TypeVar("Result")
 
@@ -44,7 +44,7 @@ class WeightsBehind(RuntimeError):
     """An engine was replaced in a round that no checkpoint was written before: it has older weights than the others."""
 
 
-class Crew(SamplingCrew):
+class OnlineWorkers(SamplingWorkers):
     """Owns the actors of one online run.
 
     Attributes:
@@ -56,7 +56,7 @@ class Crew(SamplingCrew):
 
     policy: WorkerGroup
     reference: WorkerGroup
-    references: ReferenceLane
+    references: ReferenceScorer
     weight_sync: WeightSync
 
     def __init__(
@@ -91,13 +91,13 @@ class Crew(SamplingCrew):
         self.weight_sync = WeightSync(self.policy, self.rollout, backend, parallel)
         loads = self._load_policy(policy if version else None)
         reference_loads = self._start_reference(reference) if needs_reference(config) else []
-        launch_scorers(self.scorers, self.plan, self.placement, config.cluster, rewards, self.exchange)
+        launch_scorers(self.scorers, self.plan, self.placement, config.cluster, rewards, self.scheduler)
         self._await_policy(loads, policy, version)
         scoring = [(model.pool, model.group, model.loads) for model in self.scorers.models]
         if needs_reference(config):
             scoring.append((self.references.pool, self.reference, reference_loads))
         for pool, group, started in scoring:
-            self.exchange.wait_for_start(pool, started, self._model_s)
+            self.scheduler.wait_for_start(pool, started, self._model_s)
             if self.turns:  # as the policy when it has joined: devices are the engines' from here on
                 group.call_living("offload")
         self._finish_rollout()
@@ -186,8 +186,8 @@ class Crew(SamplingCrew):
             budget = config.reference.micro_batch_tokens
             self.policy.call("scores_within", budget)
             rules = scorer_rules(config.cluster.faults, budget, self.policy.size, "reward", ranks=True)
-            station = Station(self.policy, lambda actors: [], lockstep=True)
-            self._open_references(self.exchange.add("reference", station, rules))
+            worker_set = WorkerSet(self.policy, lambda actors: [], lockstep=True)
+            self._open_references(self.scheduler.add("reference", worker_set, rules))
         if self.turns:
             self.policy.call("offload")
 
@@ -201,19 +201,19 @@ class Crew(SamplingCrew):
             self.policy_precision,
             config.reference.micro_batch_tokens,
         )
-        station, pending = launch_replicas(
+        worker_set, pending = launch_replicas(
             self.plan, self.placement, config.cluster, replicas, self._reference_load
         )
-        self.reference = station.group
+        self.reference = worker_set.group
         rules = replicas.rules(config.cluster.faults, "reward")
-        self._open_references(self.exchange.add("reference", station, rules))
+        self._open_references(self.scheduler.add("reference", worker_set, rules))
         return pending
 
     def _reference_load(self) -> tuple[Any, ...]:
         return ("load", self.reference_path, self.config.policy.trust_remote_code)
 
     def _open_references(self, pool: Pool) -> None:
-        self.references = ReferenceLane(pool, self.vocab_size, self.config.policy.max_length)
+        self.references = ReferenceScorer(pool, self.vocab_size, self.config.policy.max_length)
 
     def _rank_arguments(self, member: Any) -> tuple[int, int, int]:
         return (member.rank, self.config.cluster.policy.ranks, self.config.run.seed)
@@ -224,12 +224,12 @@ class Crew(SamplingCrew):
         self, prompts: Sequence[Prompt], completions: Sequence[Completion], advance: Advance
     ) -> list[ScoredCompletion]:
         """The reward of each completion, in order. A non-finite reward is kept; selection quarantines it."""
-        return self.scorers.score(prompts, completions, advance, self.exchange)
+        return self.scorers.score(prompts, completions, advance, self.scheduler)
 
     @contextmanager
-    def reference_awake(self) -> Iterator[None]:
+    def reference_on_device(self) -> Iterator[None]:
         """Whoever gives reference logprobs, on the devices within."""
-        with (self.reference if needs_reference(self.config) else self.policy).awake():
+        with (self.reference if needs_reference(self.config) else self.policy).on_device():
             yield
 
     def reference_logprobs(
@@ -239,7 +239,7 @@ class Crew(SamplingCrew):
 
         Args:
             groups: all of the round: KTO's mismatched answers are those of the neighbours. They are read as there is room.
-            known: ids of groups that are weighed already.
+            known: ids of groups that have them already.
 
         Raises:
             ValueError: naming the groups that cannot be learnt from.
@@ -251,8 +251,8 @@ class Crew(SamplingCrew):
             for index in range(len(groups))
             if groups[index].group_id not in known
         )
-        with self.reference_awake():
-            for reference in self.references.stream(source, self.exchange):
+        with self.reference_on_device():
+            for reference in self.references.stream(source, self.scheduler):
                 advance(len(reference.logprobs))
                 yield reference
 
@@ -308,7 +308,7 @@ class Crew(SamplingCrew):
         directory.mkdir(parents=True, exist_ok=True)
         for left in directory.iterdir():
             remove(left)
-        with self.policy.awake():
+        with self.policy.on_device():
             self.policy.call("save", str(directory), seconds=self._model_s)
             if self._state_outlives_rounds:
                 moments = self.config.training.optimizer_state == "keep"
@@ -317,7 +317,7 @@ class Crew(SamplingCrew):
     def restore_state(self, checkpoint: str, version: int) -> None:
         """Take up what `save_policy` wrote besides the weights; the starting policy, version 0, has nothing."""
         if version and self._state_outlives_rounds:
-            with self.policy.awake():
+            with self.policy.on_device():
                 folder = str(Path(checkpoint) / "optimizer")
                 self.policy.call("load_state", folder, seconds=self._model_s)
 
@@ -349,7 +349,7 @@ class Crew(SamplingCrew):
         finally:
             self._syncing = False
         self._behind = False
-        with self.rollout.awake():  # the policy is off the devices: now there is room for the cache too
+        with self.rollout.on_device():  # the policy is off the devices: now there is room for the cache too
             held = set(self.rollout.call_living("version"))
         assert held <= {version}, f"engines hold policy {held} after a sync of {version}"
         return sent
@@ -357,7 +357,7 @@ class Crew(SamplingCrew):
     def _send_weights(self, version: int) -> dict[str, float]:
         if self.turns:
             self.rollout.call_living("offload")
-        with self.policy.awake():
+        with self.policy.on_device():
             if self.turns:
                 wait_for_both(self.policy, [], self.rollout, self.rollout.start("reload_weights"))
             return self.weight_sync.send(version)
@@ -384,12 +384,12 @@ class Crew(SamplingCrew):
 
     def _with_all(self, pool: Pool, attempt: Callable[[], Result]) -> Result:
         """What needs every worker of a pool; made again, with replacements, if one of them dies in it."""
-        self.exchange.replace_dead(pool)
+        self.scheduler.replace_dead(pool)
         while True:
             try:
                 return attempt()
             except (RayActorError, TimeoutError):
-                if not self.exchange.replace_dead(pool):
+                if not self.scheduler.replace_dead(pool):
                     raise
 
     @property

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ultramed_rl.config import EvaluateConfig
-from ultramed_rl.crew.rewards import RewardCrew
-from ultramed_rl.crew.sampling import SamplingCrew
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.tracking import Progress
+from ultramed_rl.workers.rewards import RewardWorkers
+from ultramed_rl.workers.sampling import SamplingWorkers
 
 
 @dataclass(frozen=True)
 class ComparedPolicy:
-    """A policy that is evaluated; without a tokenizer it weighs options and answers nothing."""
+    """A policy that is evaluated; without a tokenizer it scores options and answers nothing."""
 
     name: str
     path: str
@@ -26,21 +26,21 @@ class ComparedPolicy:
         return self.tokenizer
 
 
-class EvaluationCrew:
+class EvaluationWorkers:
     """Starts what is asked for when it is asked for; `rewards` scores by the scorers of the policy that answered."""
 
     def __init__(self, config: EvaluateConfig, progress: Progress) -> None:
         self.config, self.progress = config, progress
-        self.sampling: SamplingCrew | None = None
+        self.sampling: SamplingWorkers | None = None
         self.policy = ""
-        self.rewards = RewardCrew(config)
+        self.rewards = RewardWorkers(config)
 
-    def start_policy(self, policy: ComparedPolicy) -> SamplingCrew:
+    def start_policy(self, policy: ComparedPolicy) -> SamplingWorkers:
         """Engines with this policy's weights: those that there are, or new ones instead of another policy's."""
         if self.sampling is None or self.policy != policy.name:
             self.stop_rollout()
             with self.progress.phase(f"start engines with {policy.name}", 1, "groups") as bar:
-                self.sampling, self.policy = SamplingCrew(self.config, policy.tokenizer), policy.name
+                self.sampling, self.policy = SamplingWorkers(self.config, policy.tokenizer), policy.name
                 self.sampling.start_rollout(policy.path, 0)
                 bar.advance(1)
         return self.sampling

@@ -6,20 +6,20 @@ from collections.abc import Sequence
 
 from ultramed_rl.cluster.placement import Placement, connect, reserve
 from ultramed_rl.cluster.plan import make_plan
-from ultramed_rl.cluster.transport import RayExchange
+from ultramed_rl.cluster.transport import RayScheduler
 from ultramed_rl.config import EvaluateConfig, RewardBenchConfig
-from ultramed_rl.crew.scorers import Advance, RewardModels, Scorers, launch_scorers
 from ultramed_rl.records import Completion, Prompt, ScoredCompletion
 from ultramed_rl.tracking.termination import keep_sigterm
+from ultramed_rl.workers.scorers import Advance, RewardModels, Scorers, launch_scorers
 
 
-class RewardCrew:
+class RewardWorkers:
     """Starts a config's reward models with the first answers that they are to score."""
 
     def __init__(self, config: EvaluateConfig | RewardBenchConfig) -> None:
         self.config = config
         self.models: list[RewardModels] | None = None
-        self.exchange = RayExchange()
+        self.scheduler = RayScheduler()
         self.placement: Placement | None = None
 
     def score(
@@ -33,7 +33,7 @@ class RewardCrew:
         if self.models is None:
             self._start(scorers)
         scorers.models = self.models or []
-        return scorers.score(prompts, completions, advance, self.exchange)
+        return scorers.score(prompts, completions, advance, self.scheduler)
 
     def stop(self) -> None:
         """End all actors and give the devices back."""
@@ -48,7 +48,7 @@ class RewardCrew:
         keep_sigterm()
         self.placement = reserve(plan, config.cluster)
         paths = [path for path in scorers.config.paths if path is not None]
-        launch_scorers(scorers, plan, self.placement, config.cluster, paths, self.exchange)
+        launch_scorers(scorers, plan, self.placement, config.cluster, paths, self.scheduler)
         self.models = scorers.models
         for model in self.models:
-            self.exchange.wait_for_start(model.pool, model.loads, config.cluster.faults.start_s)
+            self.scheduler.wait_for_start(model.pool, model.loads, config.cluster.faults.start_s)

@@ -8,35 +8,35 @@ from typing import Any
 from ultramed_rl.actors.options import branches
 from ultramed_rl.actors.rollout import EngineArguments, RolloutWorker
 from ultramed_rl.actors.weight_sync import transfer_backend
-from ultramed_rl.cluster.dispatch import Ticket
+from ultramed_rl.cluster.dispatch import WorkItem
 from ultramed_rl.cluster.group import WorkerGroup
 from ultramed_rl.cluster.placement import Placement, connect, reserve
 from ultramed_rl.cluster.plan import Plan, make_plan
 from ultramed_rl.cluster.pool import Outcome, Pool
-from ultramed_rl.cluster.transport import RayExchange, Station
+from ultramed_rl.cluster.transport import RayScheduler, WorkerSet
 from ultramed_rl.config import SamplingConfig
 from ultramed_rl.config.precision import resolve_precision
-from ultramed_rl.crew.pools import engine_rules
 from ultramed_rl.models.offline import resolve_model
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, OptionLogprobs, OptionRequest, SamplingRequest
 from ultramed_rl.tracking.termination import keep_sigterm
+from ultramed_rl.workers.pools import engine_rules
 
 Advance = Callable[[int], None]
 
 
-class SamplingCrew:
+class SamplingWorkers:
     """Owns the engines of one run. Groups start when first needed and stay until `stop`."""
 
     rollout: WorkerGroup
-    engines: Pool  # the same, as workers of the exchange
+    engines: Pool  # the same, as workers of the scheduler
 
     def __init__(self, config: SamplingConfig, tokenizer: ChatTokenizer | None) -> None:
-        """Without a tokenizer the engines weigh options and answer nothing."""
+        """Without a tokenizer the engines score options and answer nothing."""
         self.cluster, self.model = config.cluster, config.policy
         self.stop_token = None if tokenizer is None else tokenizer.end_id
         self._starting: list[Any] = []
-        self.exchange = RayExchange()
+        self.scheduler = RayScheduler()
         self.weights: tuple[str, int] = ("", -1)  # what a replaced engine starts with
         self.plan: Plan = make_plan(config)
         self.turns = self.plan.layout == "colocated"
@@ -57,7 +57,7 @@ class SamplingCrew:
         self.weights = (model, version)
         self.rollout = self._launch("rollout", RolloutWorker, lambda m: (m.rank,))
         rules = engine_rules(self.cluster.faults, self.cluster.rollout.max_num_seqs)
-        self.engines = self.exchange.add("rollout", Station(self.rollout, self._prepare_engine), rules)
+        self.engines = self.scheduler.add("rollout", WorkerSet(self.rollout, self._prepare_engine), rules)
         self._starting = self._prepare_engine(self.rollout.actors)
         if self.turns and self.cluster.device == "cuda":
             self._finish_rollout()
@@ -69,7 +69,7 @@ class SamplingCrew:
 
     def _finish_rollout(self) -> None:
         if self._starting:
-            self.exchange.wait_for_start(self.engines, self._starting, self.cluster.faults.start_s)
+            self.scheduler.wait_for_start(self.engines, self._starting, self.cluster.faults.start_s)
             self._starting = []
             if self.turns:
                 self.rollout.call_living("offload")
@@ -91,9 +91,9 @@ class SamplingCrew:
 
     def _launch(self, role: str, worker: type, arguments: Callable[[Any], tuple[Any, ...]]) -> WorkerGroup:
         members = next(r.members for r in self.plan.roles if r.role == role)
-        patience_s = self.cluster.faults.hang_s
+        timeout_s = self.cluster.faults.hang_s
         return WorkerGroup.launch(
-            worker, members, self.placement, arguments, takes_turns=self.turns, patience_s=patience_s
+            worker, members, self.placement, arguments, takes_turns=self.turns, timeout_s=timeout_s
         )
 
     def engine_arguments(self, model: str) -> EngineArguments:
@@ -118,19 +118,19 @@ class SamplingCrew:
     # -- generate ------------------------------------------------------------------------------------------
 
     def offer(self, request: SamplingRequest | OptionRequest) -> None:
-        """Something that an engine is to do; its outcome comes from the exchange, under the request's key.
+        """Something that an engine is to do; its outcome comes from the scheduler, under the request's key.
 
         Raises:
             ValueError: it doesn't fit the engine's context.
         """
         if isinstance(request, OptionRequest):
             tokens = len(request.context) * len(branches(request.options))
-            ticket = Ticket(request.question_id, len(request.options), float(tokens))
+            item = WorkItem(request.question_id, len(request.options), float(tokens))
         else:
             load = len(request.prompt.token_ids) + request.n * request.max_new_tokens
-            ticket = Ticket(request.prompt.prompt_id, request.n, float(load))
+            item = WorkItem(request.prompt.prompt_id, request.n, float(load))
         check_length(request, self.model.max_length)
-        self.engines.offer(ticket, request)
+        self.engines.offer(item, request)
 
     def generate(
         self, requests: Sequence[SamplingRequest], version: int, advance: Advance
@@ -165,8 +165,8 @@ class SamplingCrew:
 
     def answer(self, requests: Iterable[SamplingRequest | OptionRequest]) -> Iterator[Outcome]:
         """What the engines make of requests, as it comes. Requests are taken as there is room for them."""
-        with self.rollout.awake():
-            for outcome in self.exchange.stream(self.engines, iter(requests), self.offer):
+        with self.rollout.on_device():
+            for outcome in self.scheduler.stream(self.engines, iter(requests), self.offer):
                 self.check_weights()
                 yield outcome
 

@@ -10,25 +10,25 @@ from typing import Any
 
 from ultramed_rl.actors.scorer import RewardWorker
 from ultramed_rl.cluster.demands import reward_roles
-from ultramed_rl.cluster.dispatch import Ticket
-from ultramed_rl.cluster.exchange import Exchange, feed
+from ultramed_rl.cluster.dispatch import WorkItem
 from ultramed_rl.cluster.group import WorkerGroup
 from ultramed_rl.cluster.placement import Placement
 from ultramed_rl.cluster.plan import Plan
 from ultramed_rl.cluster.pool import Outcome, Pool, PoolRules
-from ultramed_rl.cluster.transport import RayExchange, Station
+from ultramed_rl.cluster.scheduler import Scheduler, feed
+from ultramed_rl.cluster.transport import RayScheduler, WorkerSet
 from ultramed_rl.config.cluster import Cluster, Devices, Faults, ReplicaGroup
 from ultramed_rl.config.models import Reward
 from ultramed_rl.config.precision import resolve_precision
 from ultramed_rl.config.reward_bench import ScoringCluster
 from ultramed_rl.config.sampling import SamplingCluster
-from ultramed_rl.crew.pools import scorer_rules
-from ultramed_rl.crew.terms import TermThread
 from ultramed_rl.models.checks import check_reward_model
 from ultramed_rl.models.reading import RewardReader
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, Prompt, ScoredCompletion
 from ultramed_rl.rewards import combine_members, make_term, weighted_sum
+from ultramed_rl.workers.pools import scorer_rules
+from ultramed_rl.workers.terms import TermScorer
 
 Advance = Callable[[int], None]
 Load = tuple[Any, ...]  # a method of a worker, and its arguments
@@ -66,7 +66,7 @@ class Scorers:
     """The scorers of one run. Terms are made at once, so that a missing secret shows before anything starts;
     the reward models' groups are added when they have started.
 
-    Prompts are offered with their answers, outcomes of the exchange are handed back, and `ready` has what is
+    Prompts are offered with their answers, outcomes of the scheduler are handed back, and `ready` has what is
     complete: every model's numbers and every term's.
 
     Raises:
@@ -77,7 +77,7 @@ class Scorers:
         self.config = config
         self.policy = policy
         self.readers = [_reader(config, path, policy) for path in config.paths]
-        self.terms = TermThread({term.name: make_term(term, policy) for term in config.terms})
+        self.terms = TermScorer({term.name: make_term(term, policy) for term in config.terms})
         self.models: list[RewardModels] = []
         self._pending: dict[str, _Pending] = {}
         self._ready: list[Scored] = []
@@ -88,11 +88,11 @@ class Scorers:
         return [model.group for model in self.models]
 
     @contextmanager
-    def awake(self) -> Iterator[None]:
+    def on_device(self) -> Iterator[None]:
         """All reward models on their devices within."""
         with ExitStack() as stack:
             for group in self.groups:
-                stack.enter_context(group.awake())
+                stack.enter_context(group.on_device())
             yield
 
     def neutralised(self, completions: Sequence[Completion]) -> int:
@@ -112,9 +112,9 @@ class Scorers:
         )
 
     @property
-    def wanted(self) -> bool:
+    def has_capacity(self) -> bool:
         """Whether more prompts may be offered; if not, those upstream are to wait."""
-        return self.terms.wanted and all(model.pool.wanted for model in self.models)
+        return self.terms.has_capacity and all(model.pool.has_capacity for model in self.models)
 
     @property
     def unfinished(self) -> int:
@@ -128,11 +128,11 @@ class Scorers:
         for model, reader in zip(self.models, self.readers, strict=True):
             group = reader.read(prompt, completions)
             tokens = group.packed_tokens
-            model.pool.offer(Ticket(prompt.prompt_id, tokens, float(tokens)), group)
+            model.pool.offer(WorkItem(prompt.prompt_id, tokens, float(tokens)), group)
         self.terms.offer(prompt, completions)
 
     def take(self, outcome: Outcome) -> None:
-        """A reward model's outcome from the exchange."""
+        """A reward model's outcome from the scheduler."""
         column = next(model.column for model in self.models if model.pool.role == outcome.role)
         self._note(outcome.key, {column: outcome.value}, outcome.error)
 
@@ -148,7 +148,7 @@ class Scorers:
         prompts: Sequence[Prompt],
         completions: Sequence[Completion],
         advance: Advance,
-        exchange: Exchange,
+        scheduler: Scheduler,
     ) -> list[ScoredCompletion]:
         """The reward of each completion, in order, with each scorer's own number where there are several.
 
@@ -162,8 +162,8 @@ class Scorers:
             by_prompt[completion.prompt_id].append(completion)
         found: dict[tuple[str, int], ScoredCompletion] = {}
         source = ((p, by_prompt[p.prompt_id]) for p in prompts if by_prompt[p.prompt_id])
-        with self.awake():
-            for scored in self.stream(source, exchange):
+        with self.on_device():
+            for scored in self.stream(source, scheduler):
                 if scored.error:
                     raise RuntimeError(f"{scored.prompt_id}: its answers could not be scored: {scored.error}")
                 found |= {(scored.prompt_id, s.completion.sample): s for s in scored.answers}
@@ -171,27 +171,27 @@ class Scorers:
         return [found[completion.prompt_id, completion.sample] for completion in completions]
 
     def stream(
-        self, source: Iterator[tuple[Prompt, Sequence[Completion]]], exchange: Exchange
+        self, source: Iterator[tuple[Prompt, Sequence[Completion]]], scheduler: Scheduler
     ) -> Iterator[Scored]:
         """Each prompt's scored answers as soon as they are complete; prompts are taken as there is room."""
         more = True
         while more or self.unfinished:
-            more = more and feed(source, lambda: self.wanted, lambda item: self.offer(*item))
+            more = more and feed(source, lambda: self.has_capacity, lambda item: self.offer(*item))
             yield from self.ready()
             if self.unfinished:
-                for outcome in exchange.outcomes(self.patience):
+                for outcome in scheduler.outcomes(self.timeout):
                     self.take(outcome)
 
     def forget(self) -> None:
-        """Drop all that is under way, for a caller that gave up; the exchange forgets its part itself."""
+        """Drop all that is under way, for a caller that gave up; the scheduler forgets its part itself."""
         self._pending, self._ready = {}, []
         if self.terms.busy:
             self.terms.stop()
-            self.terms = TermThread(self.terms.terms)
+            self.terms = TermScorer(self.terms.terms)
 
     @property
-    def patience(self) -> float:
-        """Seconds that the exchange may be waited for: terms are no part of it."""
+    def timeout(self) -> float:
+        """Seconds that the scheduler may be waited for: terms are no part of it."""
         return 0.05 if self.terms.busy else 1.0
 
     def _note(self, prompt_id: str, columns: dict[str, list[float]], error: str) -> None:
@@ -236,7 +236,7 @@ def launch_scorers(
     placement: Placement,
     cluster: Cluster | SamplingCluster | ScoringCluster,
     paths: Sequence[str],
-    exchange: RayExchange,
+    scheduler: RayScheduler,
 ) -> None:
     """Start the reward models' groups on their slots; each one's `loads` are to be waited for."""
     config = scorers.config
@@ -245,11 +245,11 @@ def launch_scorers(
     for number, (role, path) in enumerate(zip(roles, paths, strict=True), 1):
         replicas = Replicas(role, RewardWorker, cluster.reward, precision, config.micro_batch_tokens)
         load: Load = ("load", path, config.trust_remote_code)
-        station, loads = launch_replicas(plan, placement, cluster, replicas, _always(load))
+        worker_set, loads = launch_replicas(plan, placement, cluster, replicas, _always(load))
         rules = replicas.rules(cluster.faults, "rollout")
-        pool = exchange.add(role, station, rules)
+        pool = scheduler.add(role, worker_set, rules)
         scorers.models.append(
-            RewardModels("model" if len(roles) == 1 else f"model_{number}", station.group, pool, loads)
+            RewardModels("model" if len(roles) == 1 else f"model_{number}", worker_set.group, pool, loads)
         )
 
 
@@ -269,7 +269,7 @@ class Replicas:
         return self.group.replicas if self.group.shard else 1
 
     def rules(self, faults: Faults, upstream: str) -> PoolRules:
-        """How the exchange gives them work."""
+        """How the scheduler gives them work."""
         return scorer_rules(faults, self.batch_tokens, self.shards, upstream)
 
 
@@ -279,7 +279,7 @@ def launch_replicas(
     devices: Devices,
     replicas: Replicas,
     load: Callable[[], Load],
-) -> tuple[Station, list[Any]]:
+) -> tuple[WorkerSet, list[Any]]:
     """Replicas of a forward-only role, and their pending loads; sharded ones have joined each other.
 
     Args:
@@ -294,7 +294,7 @@ def launch_replicas(
         placement,
         lambda m: (m.rank, *arguments),
         takes_turns=turns,
-        patience_s=devices.faults.hang_s,
+        timeout_s=devices.faults.hang_s,
     )
 
     def prepare(actors: Sequence[Any]) -> list[Any]:
@@ -305,8 +305,8 @@ def launch_replicas(
         method, *rest = load()
         return pending + [getattr(actor, method).remote(*rest) for actor in actors]
 
-    station = Station(group, prepare, lockstep=replicas.shards > 1)
-    return station, prepare(group.actors)
+    worker_set = WorkerSet(group, prepare, lockstep=replicas.shards > 1)
+    return worker_set, prepare(group.actors)
 
 
 def _always(load: Load) -> Callable[[], Load]:

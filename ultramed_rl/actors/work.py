@@ -8,7 +8,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Turn:
+class WorkBatch:
     """New requests by key, keys that need no answer any more, and how long the worker may go on before it reports."""
 
     requests: Sequence[tuple[str, Any]] = ()
@@ -17,7 +17,7 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class TurnReport:
+class WorkResult:
     """What became of requests, of this turn's or of earlier ones.
 
     `failed`: keys with the error of that one request; a worker that cannot go on raises instead. `started` and

@@ -8,7 +8,6 @@ from types import TracebackType
 from typing import Self
 
 from ultramed_rl.config.factory_stage import EngineConfig
-from ultramed_rl.crew.sampling import SamplingCrew
 from ultramed_rl.data.chats import LONGEST_TEXT
 from ultramed_rl.data.factory.api.attempts import read_reply
 from ultramed_rl.data.factory.api.structured import Misfit
@@ -17,6 +16,7 @@ from ultramed_rl.models.checks import check_sampled_model
 from ultramed_rl.models.tokenizer import chat_tokenizer
 from ultramed_rl.records import ChatReply, ChatRequest, Completion, Prompt, SamplingRequest
 from ultramed_rl.token_ids import TokenIds
+from ultramed_rl.workers.sampling import SamplingWorkers
 
 
 class EngineGenerator:
@@ -34,18 +34,18 @@ class EngineGenerator:
         check_sampled_model(config.policy.path, config.policy)
 
     def __enter__(self) -> Self:
-        self._crew = SamplingCrew(self.config, self.tokenizer)
+        self._workers = SamplingWorkers(self.config, self.tokenizer)
         try:
-            self._crew.start_rollout(self.config.policy.path, 0)
+            self._workers.start_rollout(self.config.policy.path, 0)
         except BaseException:
-            self._crew.stop()
+            self._workers.stop()
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._crew.stop()
+        self._workers.stop()
 
     def replies(self, requests: Iterable[ChatRequest]) -> Iterator[ChatReply]:
         """One reply for every request, in the order in which they are done.
@@ -65,7 +65,7 @@ class EngineGenerator:
                     asked[request.key] = (request, len(found.prompt.token_ids))
                     yield found
 
-        for outcome in self._crew.answer(source()):
+        for outcome in self._workers.answer(source()):
             while refused:
                 yield refused.popleft()
             request, tokens = asked.pop(outcome.key)

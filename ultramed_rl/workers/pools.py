@@ -33,4 +33,4 @@ def scorer_rules(
 def fault_rules(faults: Faults, restarts: int | None = None) -> FaultRules:
     """The config's rules; `restarts` in place of its number."""
     allowed = faults.restarts if restarts is None else restarts
-    return FaultRules(allowed, faults.hang_s, faults.start_s, faults.fewer)
+    return FaultRules(allowed, faults.hang_s, faults.start_s, faults.allow_fewer_workers)

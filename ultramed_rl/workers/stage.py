@@ -1,4 +1,4 @@
-"""The crew of an offline stage: its training ranks, behind verbs."""
+"""The workers of an offline stage: its training ranks, behind verbs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ultramed_rl.tracking.termination import keep_sigterm
 Metrics = dict[str, float]
 
 
-class StageCrew:
+class StageWorkers:
     """Owns the ranks from `start` to `stop`."""
 
     def __init__(self, config: StageConfig, worker: type) -> None:
@@ -36,7 +36,7 @@ class StageCrew:
             self.placement,
             lambda m: (m.rank, ranks, seed),
             takes_turns=False,
-            patience_s=config.cluster.faults.hang_s,
+            timeout_s=config.cluster.faults.hang_s,
         )
 
     def start(self, *extra: Any) -> None:

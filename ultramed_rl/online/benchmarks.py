@@ -8,7 +8,6 @@ from pathlib import Path
 
 from ultramed_rl.config import RunConfig
 from ultramed_rl.config.benchmarks import RoundBenchmarks
-from ultramed_rl.crew.online import Crew
 from ultramed_rl.data.prompts import PromptPool
 from ultramed_rl.evaluation.contamination.guard import check_contamination
 from ultramed_rl.evaluation.contamination.search import TrainedPrompt
@@ -22,11 +21,12 @@ from ultramed_rl.rewards.statements import StatementGrader, judge_statements
 from ultramed_rl.store import ArtifactFolder
 from ultramed_rl.store.atomic import write_json
 from ultramed_rl.tracking import Progress
+from ultramed_rl.workers.online import OnlineWorkers
 
 Metrics = dict[str, float]
 
 
-class RoundExams:
+class BenchmarkRounds:
     """The benchmarks of one run. Version 0's answers are what later ones are compared with."""
 
     def __init__(
@@ -53,15 +53,15 @@ class RoundExams:
         self.progress.say(contamination.render())
         write_json(folder / "contamination.json", asdict(contamination))
 
-    def sit(self, folder: ArtifactFolder, version: int, crew: Crew) -> Metrics:
+    def evaluate(self, folder: ArtifactFolder, version: int, workers: OnlineWorkers) -> Metrics:
         """Ask the policy that the engines hold; answers, results and failures stay with the round."""
         place = AnswerPlace(folder, version)
 
         def score(prompts: Sequence[Prompt], samples: Sequence[Completion]) -> list[ScoredCompletion]:
-            return crew.score(prompts, samples, lambda _: None)
+            return workers.score(prompts, samples, lambda _: None)
 
-        with crew.exchange.phase("benchmarks"):
-            answers = self.runner.ask(self.questions, place, lambda: crew)
+        with workers.scheduler.phase("benchmarks"):
+            answers = self.runner.ask(self.questions, place, lambda: workers)
             if answers.samples:
                 self.runner.reward(self.questions, place, answers, score)
         report = self.runner.report(self.questions, answers)
