@@ -18,6 +18,7 @@ import statistics
 import time
 from typing import Any
 
+from ultramed_rl.actors.rollout import RolloutWorker
 from ultramed_rl.cluster.group import WorkerGroup
 from ultramed_rl.workers.weight_sync import WeightSync
 
@@ -56,7 +57,7 @@ def start_actors(device: str, precision: str, threads: int) -> WeightSync:
 
     from ultramed_rl.actors.deepspeed_setup import EngineSpec
     from ultramed_rl.actors.policy import PolicyWorker
-    from ultramed_rl.actors.rollout import EngineArguments, RolloutWorker
+    from ultramed_rl.actors.rollout import EngineArguments
     from ultramed_rl.actors.weight_sync import transfer_backend
     from ultramed_rl.config.models import Model
     from ultramed_rl.models.offline import resolve_model
@@ -110,7 +111,7 @@ def measure(way: WeightSync, options: argparse.Namespace) -> dict[str, list[Any]
     copier = None
     for version in range(1, options.repeats + options.warm_up + 1):
         sync = way.send(version)
-        assert way.engines.call("version") == [version]
+        assert way.engines.call(RolloutWorker.version) == [version]
         copier = copier or Copier(int(sync["bytes"]), options.device)
         found["syncs"].append(sync)
         for name, threads in (("one", 1), ("all", options.threads)):

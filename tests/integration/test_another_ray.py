@@ -113,11 +113,11 @@ def test_a_private_ray_lets_nobody_in_and_goes_on_when_another_ends(monkeypatch:
         try:
             remote = ray.remote(Rank).options(num_cpus=1, runtime_env={"env_vars": {"DS_ACCELERATOR": "cpu"}})
             group = WorkerGroup("policy", lambda rank: remote.remote(), 1, takes_turns=False)
-            processes = group.call("meet")
+            processes = group.call(Rank.meet)
             check_closed(dashboard, first, before)
             run_job(Job(["true"], 0, 1, {}), Devices(device="cpu", address=dashboard), lambda text: None)
             first.interrupt()
-            assert group.call("process") == processes
+            assert group.call(Rank.process) == processes
 
             with another_ray() as second:
                 folder = Path(ray.get_runtime_context().get_temp_dir()).parent

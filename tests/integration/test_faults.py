@@ -14,6 +14,8 @@ import pytest
 
 from tests.learning import learn
 from tests.tiny import tiny_run
+from ultramed_rl.actors.policy import PolicyWorker
+from ultramed_rl.actors.rollout import RolloutWorker
 from ultramed_rl.actors.trainer import TrainingPlace
 from ultramed_rl.actors.work import WorkBatch
 from ultramed_rl.cluster.group import RanksLost
@@ -106,7 +108,7 @@ def test_what_a_killed_engine_held_is_answered_by_the_others_and_the_same(worker
     assert answers(workers, asked) == unbroken
     assert workers.engines.restarts == 1 and not Path(f"/proc/{victim}").exists()
     workers.scheduler.replace_dead(workers.engines)
-    assert len(workers.rollout) == 2 and workers.rollout.call("version") == [0, 0]
+    assert len(workers.rollout) == 2 and workers.rollout.call(RolloutWorker.version) == [0, 0]
 
 
 def test_killed_reward_and_reference_models_give_the_same_numbers(workers: OnlineWorkers) -> None:
@@ -143,7 +145,7 @@ def test_a_lost_policy_starts_again_and_its_weights_reach_a_new_engine(
         process_of(workers.rollout.actors[0]), signal.SIGKILL
     )  # before the sync, which has to find it out
     workers.sync(1, str(tmp_path / "checkpoint"))
-    assert workers.rollout.call("version") == [1, 1]
+    assert workers.rollout.call(RolloutWorker.version) == [1, 1]
     check_engines(workers, asked, 1)
     assert answers(workers, asked, 1) != said(completions), "the engines have the old weights"
 
@@ -165,7 +167,7 @@ def test_a_policy_that_hangs_in_training_is_ended(
     victim = process_of(workers.policy.actors[0])
     os.kill(victim, signal.SIGSTOP)
     with pytest.raises(RanksLost, match="no sign of life"):
-        list(workers.policy.stream("train", [(workers.config.training, place)]))
+        list(workers.policy.stream(PolicyWorker.train, [(workers.config.training, place)]))
     deadline = time.monotonic() + 60
     while Path(f"/proc/{victim}").exists():  # ended by a task of its own
         assert time.monotonic() < deadline, "a frozen process was left behind"
@@ -190,14 +192,14 @@ def test_an_engine_that_dies_or_hangs_in_a_sync(
 
     monkeypatch.setattr(workers.weight_sync, "connect", connect_and_strike)
     workers.sync(2, str(checkpoint))
-    assert not strikes and workers.rollout.call("version") == [2, 2]
+    assert not strikes and workers.rollout.call(RolloutWorker.version) == [2, 2]
 
     strikes.append(signal.SIGSTOP)
     for group in (workers.policy, workers.rollout):
         monkeypatch.setattr(group, "timeout_s", 15.0)
     ranks, restarts = workers.policy.actors, workers.engines.restarts
     workers.sync(3, str(checkpoint))
-    assert not strikes and workers.rollout.call("version") == [3, 3]
+    assert not strikes and workers.rollout.call(RolloutWorker.version) == [3, 3]
     assert workers.policy.actors == ranks and workers.engines.restarts == restarts + 1
     check_engines(workers, requests(workers, 4, 24), 3)
 

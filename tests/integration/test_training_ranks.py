@@ -82,7 +82,7 @@ class Ranks:
             environment = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
             remote = ray.remote(SmallChunks).options(num_cpus=0, runtime_env={"env_vars": environment})
             group = WorkerGroup("policy", lambda r: remote.remote(r, ranks, 0), ranks, takes_turns=False)
-            self.groups[ranks] = group, group.first("rendezvous")
+            self.groups[ranks] = group, group.first(PolicyWorker.rendezvous)
         return self.groups[ranks]
 
 
@@ -112,7 +112,7 @@ def train(
     group, address = workers.of(layout.ranks)
     checkpointing = layout.stage == 3
     spec = EngineSpec("cpu", "float32", layout.stage, False, 0.0, 1.0, gradient_checkpointing=checkpointing)
-    group.call("load", Model(path=str(start), lora=lora), spec, address)
+    group.call(PolicyWorker.load, Model(path=str(start), lora=lora), spec, address)
     training = Training(
         learning_rate=1e-3,
         batch_size=3,
@@ -121,10 +121,10 @@ def train(
         schedule="constant",
         max_skipped_steps=0,
     )
-    group.call("learn_preferences", *data, objective, 256)
+    group.call(PolicyWorker.learn_preferences, *data, objective, 256)
     arguments = (training, TrainingPlace(0, 1, 5))
-    steps = [m for rank, m in group.stream("train", [arguments] * layout.ranks) if rank == 0]
-    group.call("save", str(out))
+    steps = [m for rank, m in group.stream(PolicyWorker.train, [arguments] * layout.ranks) if rank == 0]
+    group.call(PolicyWorker.save, str(out))
     return steps
 
 
@@ -179,18 +179,22 @@ def test_batches_that_come_one_after_the_other_are_learnt_as_at_once(
     spec = EngineSpec("cpu", "float32", 2, False, 0.0, 1.0, gradient_checkpointing=False)
     found = {}
     for early in (0, 1, 2):  # 2: none of them from files
-        group.call("load", Model(path=str(tiny_root / "policy")), spec, address)
-        group.call("learn_preferences", *((groups, references) if early == 2 else ([], [])), DPO(), 256)
+        group.call(PolicyWorker.load, Model(path=str(tiny_root / "policy")), spec, address)
+        group.call(
+            PolicyWorker.learn_preferences, *((groups, references) if early == 2 else ([], [])), DPO(), 256
+        )
         pending = [
-            group.start("learn_next", groups[i : i + 4], references[i : i + 4], training, place, i // 4)
+            group.start(
+                PolicyWorker.learn_next, groups[i : i + 4], references[i : i + 4], training, place, i // 4
+            )
             for i in range(0, 4 * (early % 2), 4)
         ]
         steps = [group.wait(step)[0] for step in pending]
         if early < 2:
-            group.call("learn_round", str(tmp_path / "round"), DPO(), 256, training, place, early)
-        rest = group.stream("train", [(training, place, early % 2)] * 2)
+            group.call(PolicyWorker.learn_round, str(tmp_path / "round"), DPO(), 256, training, place, early)
+        rest = group.stream(PolicyWorker.train, [(training, place, early % 2)] * 2)
         steps += [metrics for rank, metrics in rest if rank == 0]
-        group.call("save", str(tmp_path / str(early)))
+        group.call(PolicyWorker.save, str(tmp_path / str(early)))
         found[early] = steps, load_file(tmp_path / str(early) / "model.safetensors")
     whole, expected = found[2]
     assert whole[-1]["learning_rate"] > 0.2e-3, "rates are those of a pair for every prompt"
@@ -219,13 +223,13 @@ def test_small_steps_in_bfloat16_add_up_over_rounds_and_a_kill(
 
     def learn(folder: Path) -> float:
         """A round, its checkpoint, and the share of its update that shows in bfloat16."""
-        group.call("start_round", True)
-        group.call("learn_preferences", *make_groups(), DPO(), 256)
-        for _ in group.stream("train", [(training, TrainingPlace(0, 1, 5))] * 2):
+        group.call(PolicyWorker.start_round, True)
+        group.call(PolicyWorker.learn_preferences, *make_groups(), DPO(), 256)
+        for _ in group.stream(PolicyWorker.train, [(training, TrainingPlace(0, 1, 5))] * 2):
             pass
-        group.call("save", str(folder))
-        group.call("save_state", str(folder / "optimizer"), False)
-        first, second = group.call("update_survives")
+        group.call(PolicyWorker.save, str(folder))
+        group.call(PolicyWorker.save_state, str(folder / "optimizer"), False)
+        first, second = group.call(PolicyWorker.update_survives)
         assert first == second
         return float(first)
 
@@ -235,11 +239,11 @@ def test_small_steps_in_bfloat16_add_up_over_rounds_and_a_kill(
         assert len(files) == 3
         return {f"{file.name} {name}": x for file in files for name, x in load_file(file).items()}
 
-    group.call("load", model, spec, address)
+    group.call(PolicyWorker.load, model, spec, address)
     shares = [learn(tmp_path / "first"), learn(tmp_path / "second")]
     assert 0 < shares[0] < 1, "rounding hides some of it"
-    group.call("load", model, spec, address, str(tmp_path / "first"))
-    group.call("load_state", str(tmp_path / "first" / "optimizer"))
+    group.call(PolicyWorker.load, model, spec, address, str(tmp_path / "first"))
+    group.call(PolicyWorker.load_state, str(tmp_path / "first" / "optimizer"))
     assert learn(tmp_path / "resumed") == shares[1]
     unbroken, resumed = read(tmp_path / "second"), read(tmp_path / "resumed")
     assert unbroken.keys() == resumed.keys()

@@ -57,7 +57,7 @@ def score_groups(
             ]
 
 
-def number_answers(
+def number_batch(
     work: WorkBatch, score: Callable[[Sequence[AnswerGroup]], Iterator[list[AnswerNumber]]]
 ) -> WorkResult:
     """A turn of a worker that numbers answers: each request is an `AnswerGroup`, its value a number an answer."""

@@ -11,7 +11,7 @@ import torch
 from ultramed_rl.actors.deepspeed_setup import EngineSpec
 from ultramed_rl.actors.passes import (
     AnswerNumber,
-    number_answers,
+    number_batch,
     policy_chunks,
     policy_logprobs,
     score_groups,
@@ -200,7 +200,7 @@ class PolicyWorker(TrainWorker):
 
     def work(self, work: WorkBatch) -> WorkResult:
         """The base model's logprobs of each request's answers, an `AnswerGroup`'s. Collective under ZeRO-3."""
-        return number_answers(work, lambda groups: self.score_base(groups, self.scoring_budget))
+        return number_batch(work, lambda groups: self.score_base(groups, self.scoring_budget))
 
     # -- weights -------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ultramed_rl.actors.deepspeed_setup import inference_context, join_ranks, open_store, shard_for_inference
-from ultramed_rl.actors.passes import AnswerNumber, agreed_chunks, number_answers, score_groups
+from ultramed_rl.actors.passes import AnswerNumber, agreed_chunks, number_batch, score_groups
 from ultramed_rl.actors.trainer import peak_memory
 from ultramed_rl.actors.work import WorkBatch, WorkResult
 from ultramed_rl.learning.packing import AnswerGroup, PackedBatch, sum_by_answer
@@ -49,7 +49,7 @@ class Scorer:
 
     def work(self, work: WorkBatch) -> WorkResult:
         """The numbers of each request's answers, an `AnswerGroup`'s, all within the turn."""
-        return number_answers(work, self.score)
+        return number_batch(work, self.score)
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """One packed batch: [A] numbers."""

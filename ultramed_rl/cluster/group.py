@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
@@ -17,12 +17,15 @@ from ultramed_rl.cluster.placement import Placement
 from ultramed_rl.cluster.plan import Member
 from ultramed_rl.cluster.pool import LostWorkers, RanksLost
 
+P = ParamSpec("P")
+R = TypeVar("R")
 _LEAVE_S = 5.0  # after which a call that went on when another failed waits for that one in vain
 
 __all__ = [
     "Generators",
     "RanksLost",
     "RayActorError",
+    "Worker",
     "WorkerGroup",
     "are_done",
     "ranks_held",
@@ -55,8 +58,26 @@ class Generators:
                 yield self.running[generator], ray.get(reference)
 
 
+class Worker(Protocol):
+    """What every class of actors has."""
+
+    def offload(self) -> None:
+        """Leave the device to other roles."""
+
+    def reload(self) -> None:
+        """Come back to the device."""
+
+    def peak_memory(self) -> int:
+        """Bytes."""
+        ...
+
+
 class WorkerGroup:
-    """The actors of one role, in rank order."""
+    """The actors of one role, in rank order.
+
+    Methods are given as those of the actors' class, `group.call(PolicyWorker.save, folder)`: a type checker and an editor
+    follow them to what the actor does.
+    """
 
     def __init__(
         self,
@@ -147,13 +168,16 @@ class WorkerGroup:
             there = NodeAffinitySchedulingStrategy(node, soft=False)
             _end_process.options(num_cpus=0, scheduling_strategy=there).remote(process)
 
-    def call(self, method: str, *arguments: Any, seconds: float | None = None) -> list[Any]:
+    def call(
+        self, method: Callable[Concatenate[Any, P], R], *arguments: P.args, **named: P.kwargs
+    ) -> list[R]:
         """Call a method on every actor at once and wait for all results, like `wait`."""
-        return self.wait(self.start(method, *arguments), seconds)
+        return self.wait(self.start(method, *arguments, **named))
 
-    def first(self, method: str, *arguments: Any) -> Any:
+    def first(self, method: Callable[Concatenate[Any, P], R], *arguments: P.args, **named: P.kwargs) -> R:
         """Call a method on the first actor alone, and wait for its result like `wait`."""
-        return self.wait([getattr(self.actors[0], method).remote(*arguments)])[0]
+        result: R = self.wait([_ask(self.actors[0], method, *arguments, **named)])[0]
+        return result
 
     @property
     def placed(self) -> bool:
@@ -161,21 +185,28 @@ class WorkerGroup:
         found = list(self._whereabouts.values())
         return not ray.wait(found, num_returns=len(found), timeout=0)[1]
 
-    def start(self, method: str, *arguments: Any) -> list[Any]:
+    def start(
+        self, method: Callable[Concatenate[Any, P], Any], *arguments: P.args, **named: P.kwargs
+    ) -> list[Any]:
         """Call a method on every actor at once; returns the references."""
-        return [getattr(actor, method).remote(*arguments) for actor in self.actors]
+        return [_ask(actor, method, *arguments, **named) for actor in self.actors]
 
-    def call_living(self, method: str, *arguments: Any, seconds: float | None = None) -> list[Any]:
-        """Call a method on every actor; those that are dead, or give no answer within `seconds` (by default
-        `timeout_s`), give nothing, and are found out when they have work."""
-        found = []
-        asked = self.start(method, *arguments)
-        answered = _answered(asked, self.timeout_s if seconds is None else seconds)
-        for reference in asked:
+    def call_living(
+        self, method: Callable[Concatenate[Any, P], R], *arguments: P.args, **named: P.kwargs
+    ) -> list[R]:
+        """Call a method on every actor and wait for the results of those that live, like `wait_living`."""
+        return self.wait_living(self.start(method, *arguments, **named))
+
+    def wait_living(self, pending: Sequence[Any], seconds: float | None = None) -> list[Any]:
+        """Results of calls that `start` began. Actors that are dead, or give no answer within `seconds`, by default
+        `timeout_s`, give nothing, and are found out when they have work."""
+        results = []
+        answered = _answered(pending, self.timeout_s if seconds is None else seconds)
+        for reference in pending:
             if reference in answered:
                 with suppress(RayActorError):
-                    found.append(ray.get(reference))
-        return found
+                    results.append(ray.get(reference))
+        return results
 
     def living(self) -> list[int]:
         """Ranks whose actor answers."""
@@ -192,11 +223,11 @@ class WorkerGroup:
         answered = _answered(asked, timeout)
         return [(r, _succeeded(ref)) for r, ref in zip(ranks, asked, strict=True) if ref in answered]
 
-    def generate(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> Generators:
+    def generate(self, method: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Generators:
         """Start a generator method on every actor; its items come by `Generators.ready` and `follow`."""
         return Generators(
             {
-                getattr(actor, method).options(num_returns="streaming").remote(*args): rank
+                getattr(actor, method.__name__).options(num_returns="streaming").remote(*args): rank
                 for rank, (actor, args) in enumerate(zip(self.actors, arguments, strict=True))
             }
         )
@@ -213,12 +244,17 @@ class WorkerGroup:
                     raise self.give_up(f"no sign of life for {self.timeout_s:.0f} s")
                 yield from generators.ready()
 
-    def stream(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+    def stream(
+        self, method: Callable[..., Iterator[R]], arguments: Sequence[tuple[Any, ...]]
+    ) -> Iterator[tuple[int, R]]:
         """Run a generator method on every actor; yields and raises like `follow`."""
         return self.follow(self.generate(method, arguments))
 
-    def last(self, method: str, *arguments: Any) -> Any:
+    def last(
+        self, method: Callable[Concatenate[Any, P], Iterator[R]], *arguments: P.args, **named: P.kwargs
+    ) -> R:
         """Run a generator method on every actor at once; the last item of the first one's. Raises like `stream`."""
+        assert not named, "arguments go by their places"
         items = self.stream(method, [arguments] * len(self))
         return [item for rank, item in items if rank == 0][-1]
 
@@ -245,7 +281,7 @@ class WorkerGroup:
     def on_device(self) -> Iterator[WorkerGroup]:
         """On the devices within, off them outside: the whole story of colocation."""
         if self.takes_turns:
-            self.call_living("reload")
+            self.call_living(Worker.reload)
         try:
             yield self
         except KeyboardInterrupt:  # nobody comes after: an actor in the midst of a step is not waited for
@@ -257,12 +293,16 @@ class WorkerGroup:
 
     def _leave(self) -> None:
         if self.takes_turns:
-            self.call_living("offload")
+            self.call_living(Worker.offload)
 
     def stop(self) -> None:
         """End the actors."""
         for rank in list(self._actors):
             self.kill(rank)
+
+
+def _ask(actor: Any, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    return getattr(actor, method.__name__).remote(*arguments, **named)
 
 
 def are_done(pending: Sequence[Any]) -> bool:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from ultramed_rl.actors.passes import AnswerNumber
 from ultramed_rl.cluster.group import WorkerGroup
 from ultramed_rl.learning.packing import AnswerGroup
 
 
 def number_answers(
     workers: WorkerGroup,
-    method: str,
+    method: Callable[..., Iterator[list[AnswerNumber]]],
     groups: Sequence[AnswerGroup],
     arguments: tuple[Any, ...],
     advance: Callable[[int], None],

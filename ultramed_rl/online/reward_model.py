@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
+from ultramed_rl.actors.reward_trainer import RewardTrainWorker
 from ultramed_rl.actors.trainer import TrainingPlace
 from ultramed_rl.cluster.group import RanksLost
 from ultramed_rl.config import RunConfig
@@ -62,13 +63,15 @@ def _train(
     assert training is not None
     steps: list[Metrics] = []
     with workers.reward_trainer(config.policy.path) as group:
-        group.call("learn_ranking", contrasts, BradleyTerry(), config.policy.max_length, held_out)
+        group.call(
+            RewardTrainWorker.learn_ranking, contrasts, BradleyTerry(), config.policy.max_length, held_out
+        )
         with progress.phase("train reward model", len(contrasts) * training.epochs, "pairs") as bar:
             arguments = (training, TrainingPlace(0, 1, config.run.seed))
-            for rank, metrics in group.stream("train", [arguments] * len(group)):
+            for rank, metrics in group.stream(RewardTrainWorker.train, [arguments] * len(group)):
                 if rank == 0:
                     steps.append(metrics)
                     bar.advance(int(metrics["samples"]))
-        group.call("save", str(directory), seconds=config.cluster.faults.start_s)
-        judged: Metrics = group.last("evaluate", training.micro_batch_tokens)
+        group.wait(group.start(RewardTrainWorker.save, str(directory)), config.cluster.faults.start_s)
+        judged: Metrics = group.last(RewardTrainWorker.evaluate, training.micro_batch_tokens)
     return steps, judged

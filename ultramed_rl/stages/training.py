@@ -91,13 +91,13 @@ def _check_ranked(config: RewardConfig | PreferenceConfig, data: StageSamples) -
 
 
 def _teach_chats(stage: TrainedStage) -> None:
-    stage.workers.teach("learn_chats", stage.data.training, stage.data.held_out)
+    stage.workers.teach(PolicyWorker.learn_chats, stage.data.training, stage.data.held_out)
 
 
 def _teach_ranking(stage: TrainedStage) -> None:
     config: RewardConfig = stage.config
     wanted = (config.objective, config.model.max_length, stage.data.held_out)
-    stage.workers.teach("learn_ranking", stage.data.training, *wanted)
+    stage.workers.teach(RewardTrainWorker.learn_ranking, stage.data.training, *wanted)
 
 
 def _teach_preferences(stage: TrainedStage) -> None:
@@ -107,7 +107,7 @@ def _teach_preferences(stage: TrainedStage) -> None:
     if data.held_out is not None:
         held_out = (data.held_out, _references(stage, "reference_held_out", data.held_out))
     wanted = (training, config.objective, config.model.max_length, held_out)
-    stage.workers.teach("learn_preferences", data.training, *wanted)
+    stage.workers.teach(PolicyWorker.learn_preferences, data.training, *wanted)
 
 
 def _references(

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from ultramed_rl.actors.deepspeed_setup import engine_spec
 from ultramed_rl.actors.policy import PolicyWorker
 from ultramed_rl.actors.reward_trainer import RewardTrainWorker
+from ultramed_rl.actors.rollout import RolloutWorker
 from ultramed_rl.actors.scorer import ReferenceWorker
 from ultramed_rl.actors.trainer import TrainingPlace
 from ultramed_rl.actors.weight_sync import transfer_backend
@@ -17,6 +18,7 @@ from ultramed_rl.cluster.architecture import resolve_architecture
 from ultramed_rl.cluster.demands import needs_reference
 from ultramed_rl.cluster.group import (
     RayActorError,
+    Worker,
     WorkerGroup,
     are_done,
     ranks_held,
@@ -99,7 +101,7 @@ class OnlineWorkers(SamplingWorkers):
         for pool, group, started in scoring:
             self.scheduler.wait_for_start(pool, started, self._model_s)
             if self.turns:  # as the policy when it has joined: devices are the engines' from here on
-                group.call_living("offload")
+                group.call_living(Worker.offload)
         self._finish_rollout()
         # Now, so that what keeps weights from the engines shows before a round is generated.
         self.with_policy_restart(lambda: self._with_all(self.engines, self.weight_sync.connect))
@@ -177,19 +179,19 @@ class OnlineWorkers(SamplingWorkers):
             config.cluster.device, config.policy.precision, config.cluster.policy, config.training
         )
         address = self.policy.actors[0].rendezvous.remote()
-        return self.policy.start("load", config.policy, spec, address, trained)
+        return self.policy.start(PolicyWorker.load, config.policy, spec, address, trained)
 
     def _join_policy(self) -> None:
         """What a policy that has been loaded needs before it works; `sync` connects it to the engines."""
         config = self.config
         if config.policy.lora is not None and config.objective.uses_reference:
             budget = config.reference.micro_batch_tokens
-            self.policy.call("scores_within", budget)
+            self.policy.call(PolicyWorker.scores_within, budget)
             rules = scorer_rules(config.cluster.faults, budget, self.policy.size, "reward", ranks=True)
             worker_set = WorkerSet(self.policy, lambda actors: [], lockstep=True)
             self._open_references(self.scheduler.add("reference", worker_set, rules))
         if self.turns:
-            self.policy.call("offload")
+            self.policy.call(PolicyWorker.offload)
 
     def _start_reference(self, path: str) -> list[Any]:
         config = self.config
@@ -210,7 +212,7 @@ class OnlineWorkers(SamplingWorkers):
         return pending
 
     def _reference_load(self) -> tuple[Any, ...]:
-        return ("load", self.reference_path, self.config.policy.trust_remote_code)
+        return (ReferenceWorker.load, self.reference_path, self.config.policy.trust_remote_code)
 
     def _open_references(self, pool: Pool) -> None:
         self.references = ReferenceScorer(pool, self.vocab_size, self.config.policy.max_length)
@@ -261,9 +263,9 @@ class OnlineWorkers(SamplingWorkers):
     def begin_training(self) -> None:
         """Ready for a round's pairs, of which there are none yet."""
         config, self.learning = self.config, True
-        self.policy.call("start_round", config.training.optimizer_state == "reset")
+        self.policy.call(PolicyWorker.start_round, config.training.optimizer_state == "reset")
         none: list[ReferenceLogprobs] | None = [] if config.objective.uses_reference else None
-        self.policy.call("learn_preferences", [], none, config.objective, config.policy.max_length)
+        self.policy.call(PolicyWorker.learn_preferences, [], none, config.objective, config.policy.max_length)
 
     def start_step(
         self,
@@ -274,7 +276,9 @@ class OnlineWorkers(SamplingWorkers):
     ) -> list[Any]:
         """Begin the optimizer step whose batch these pairs are, after those before it; `step_metrics` has what it
         came to."""
-        return self.policy.start("learn_next", groups, references, self.config.training, place, step)
+        return self.policy.start(
+            PolicyWorker.learn_next, groups, references, self.config.training, place, step
+        )
 
     def step_done(self, pending: Sequence[Any]) -> bool:
         """Whether `step_metrics` needn't wait."""
@@ -309,17 +313,20 @@ class OnlineWorkers(SamplingWorkers):
         for left in directory.iterdir():
             remove(left)
         with self.policy.on_device():
-            self.policy.call("save", str(directory), seconds=self._model_s)
+            self.policy.wait(self.policy.start(PolicyWorker.save, str(directory)), self._model_s)
             if self._state_outlives_rounds:
                 moments = self.config.training.optimizer_state == "keep"
-                self.policy.call("save_state", str(directory / "optimizer"), moments, seconds=self._model_s)
+                self.policy.wait(
+                    self.policy.start(PolicyWorker.save_state, str(directory / "optimizer"), moments),
+                    self._model_s,
+                )
 
     def restore_state(self, checkpoint: str, version: int) -> None:
         """Take up what `save_policy` wrote besides the weights; the starting policy, version 0, has nothing."""
         if version and self._state_outlives_rounds:
             with self.policy.on_device():
                 folder = str(Path(checkpoint) / "optimizer")
-                self.policy.call("load_state", folder, seconds=self._model_s)
+                self.policy.wait(self.policy.start(PolicyWorker.load_state, folder), self._model_s)
 
     @property
     def _state_outlives_rounds(self) -> bool:
@@ -328,7 +335,7 @@ class OnlineWorkers(SamplingWorkers):
 
     def update_survives(self) -> float:
         """The share of the round's update that the engines get to see; see `Engine.update_survives`."""
-        return float(self.policy.call("update_survives")[0])
+        return float(self.policy.call(PolicyWorker.update_survives)[0])
 
     def sync(self, version: int, checkpoint: str | None = None) -> dict[str, float]:
         """The policy's weights into every engine; returns seconds and bytes.
@@ -350,16 +357,16 @@ class OnlineWorkers(SamplingWorkers):
             self._syncing = False
         self._behind = False
         with self.rollout.on_device():  # the policy is off the devices: now there is room for the cache too
-            held = set(self.rollout.call_living("version"))
+            held = set(self.rollout.call_living(RolloutWorker.version))
         assert held <= {version}, f"engines hold policy {held} after a sync of {version}"
         return sent
 
     def _send_weights(self, version: int) -> dict[str, float]:
         if self.turns:
-            self.rollout.call_living("offload")
+            self.rollout.call_living(RolloutWorker.offload)
         with self.policy.on_device():
             if self.turns:
-                wait_for_both(self.policy, [], self.rollout, self.rollout.start("reload_weights"))
+                wait_for_both(self.policy, [], self.rollout, self.rollout.start(RolloutWorker.reload_weights))
             return self.weight_sync.send(version)
 
     def average_reference(self, checkpoint: str, directory: Path) -> None:
@@ -378,9 +385,9 @@ class OnlineWorkers(SamplingWorkers):
         """Make every replica the policy of this checkpoint."""
         self.reference_path = path
         trust = self.config.policy.trust_remote_code
-        self.reference.call_living("load", path, trust, seconds=self._model_s)
+        self.reference.wait_living(self.reference.start(ReferenceWorker.load, path, trust), self._model_s)
         if self.turns:
-            self.reference.call_living("offload")
+            self.reference.call_living(ReferenceWorker.offload)
 
     def _with_all(self, pool: Pool, attempt: Callable[[], Result]) -> Result:
         """What needs every worker of a pool; made again, with replacements, if one of them dies in it."""
@@ -406,19 +413,22 @@ class OnlineWorkers(SamplingWorkers):
         assert training is not None
         group = self._launch("policy", RewardTrainWorker, self._rank_arguments)
         try:
-            address = group.first("rendezvous")
+            address = group.first(RewardTrainWorker.rendezvous)
             cluster = self.config.cluster
             ranks = cluster.policy.model_copy(update={"offload_optimizer": False})
             spec = engine_spec(cluster.device, self.config.reward.precision, ranks, training)
             model = self.config.policy.model_copy(update={"path": start, "lora": None})
-            group.call("load", model, spec, address, training.trainable_layers, seconds=self._model_s)
+            group.wait(
+                group.start(RewardTrainWorker.load, model, spec, address, training.trainable_layers),
+                self._model_s,
+            )
             yield group
         finally:
             group.stop()
 
     def peak_memory(self) -> dict[str, int]:
         """Peak bytes of the largest process of each role."""
-        peaks = {role: group.call_living("peak_memory") for role, group in self.groups.items()}
+        peaks = {role: group.call_living(Worker.peak_memory) for role, group in self.groups.items()}
         return {role: max(found) for role, found in peaks.items() if found}
 
     @property

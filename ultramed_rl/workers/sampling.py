@@ -72,7 +72,7 @@ class SamplingWorkers:
             self.scheduler.wait_for_start(self.engines, self._starting, self.cluster.faults.start_s)
             self._starting = []
             if self.turns:
-                self.rollout.call_living("offload")
+                self.rollout.call_living(RolloutWorker.offload)
 
     def stop(self) -> None:
         """End all actors and give the devices back."""

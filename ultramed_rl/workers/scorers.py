@@ -244,7 +244,7 @@ def launch_scorers(
     roles = reward_roles(config)
     for number, (role, path) in enumerate(zip(roles, paths, strict=True), 1):
         replicas = Replicas(role, RewardWorker, cluster.reward, precision, config.micro_batch_tokens)
-        load: Load = ("load", path, config.trust_remote_code)
+        load: Load = (RewardWorker.load, path, config.trust_remote_code)
         worker_set, loads = launch_replicas(plan, placement, cluster, replicas, _always(load))
         rules = replicas.rules(cluster.faults, "rollout")
         pool = scheduler.add(role, worker_set, rules)
@@ -303,7 +303,7 @@ def launch_replicas(
             address = actors[0].rendezvous.remote()
             pending += [actor.join.remote(address) for actor in actors]
         method, *rest = load()
-        return pending + [getattr(actor, method).remote(*rest) for actor in actors]
+        return pending + [getattr(actor, method.__name__).remote(*rest) for actor in actors]
 
     worker_set = WorkerSet(group, prepare, lockstep=replicas.shards > 1)
     return worker_set, prepare(group.actors)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ultramed_rl.actors.policy import PolicyWorker
 from ultramed_rl.actors.trainer import TrainingPlace
 from ultramed_rl.cluster.group import Generators, WorkerGroup, are_done, ranks_held
 from ultramed_rl.config.objectives import Objective
@@ -30,7 +31,7 @@ class RoundSteps:
         start: int,
     ) -> None:
         self._policy, self._how = policy, (training, place, start)
-        self._reading = policy.start("learn_round", folder, objective, max_length, *self._how)
+        self._reading = policy.start(PolicyWorker.learn_round, folder, objective, max_length, *self._how)
         self._generators: Generators | None = None
 
     def ready(self) -> list[Metrics]:
@@ -50,5 +51,5 @@ class RoundSteps:
         if self._generators is None:
             # Not before all have read: one that cannot learn its pairs would step on with those of the round before.
             self._policy.wait(self._reading)
-            self._generators = self._policy.generate("train", [self._how] * len(self._policy))
+            self._generators = self._policy.generate(PolicyWorker.train, [self._how] * len(self._policy))
         return self._generators

@@ -11,6 +11,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from ultramed_rl.actors.policy import PolicyWorker
+from ultramed_rl.actors.rollout import RolloutWorker
 from ultramed_rl.actors.weight_sync import join_buckets
 from ultramed_rl.cluster.group import WorkerGroup, wait_for_both
 
@@ -30,10 +32,12 @@ class WeightSync:
         actors = [*self.policy.actors, *self.engines.actors]
         if self._connected == actors:
             return
-        told = self.policy.call("connect", self.backend, len(self.engines), self.tensor_parallel)[0]
+        told = self.policy.call(PolicyWorker.connect, self.backend, len(self.engines), self.tensor_parallel)[
+            0
+        ]
         both = zip(self.engines.actors, told, strict=True)
         pulled = [engine.init_weight_transfer.remote(info) for engine, info in both]
-        wait_for_both(self.policy, self.policy.start("meet_engines"), self.engines, pulled)
+        wait_for_both(self.policy, self.policy.start(PolicyWorker.meet_engines), self.engines, pulled)
         self._connected = actors
 
     def send(self, version: int) -> dict[str, float]:
@@ -43,10 +47,10 @@ class WeightSync:
         bucket = None
         while bucket is None or not bucket.last:
             started = time.perf_counter()
-            bucket = join_buckets(self.policy.call("describe_weights", bucket is None))
+            bucket = join_buckets(self.policy.call(PolicyWorker.describe_weights, bucket is None))
             described = time.perf_counter()
-            pulled = self.engines.start("pull_weights", bucket, version)
-            wait_for_both(self.policy, self.policy.start("push_weights"), self.engines, pulled)
+            pulled = self.engines.start(RolloutWorker.pull_weights, bucket, version)
+            wait_for_both(self.policy, self.policy.start(PolicyWorker.push_weights), self.engines, pulled)
             sent["bytes"] += bucket.bytes
             sent["seconds_describe"] += described - started
             sent["seconds_pull"] += time.perf_counter() - described
