@@ -295,13 +295,13 @@ def test_a_hang_is_found_while_its_role_is_held_back_again_and_again() -> None:
     assert asked.pool.restarts == 1
 
 
-def test_offers_are_not_wanted_while_too_many_wait() -> None:
+def test_offers_are_not_taken_while_too_many_wait() -> None:
     asked = bench(1, pool_rules())
     for number in range(64 + 16):
-        assert asked.pool.wanted, number
+        assert asked.pool.has_capacity, number
         asked.offer(f"k{number}")
-    assert not asked.pool.wanted
-    while not asked.pool.wanted:
+    assert not asked.pool.has_capacity
+    while not asked.pool.has_capacity:
         asked.scheduler.outcomes()
     assert asked.pool.unfinished < 64 + 16 + 4
     asked.finish()

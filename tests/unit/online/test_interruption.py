@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -14,7 +14,7 @@ import pytest
 from tests.simulated.cases import Cases
 from tests.simulated.outcome import check_same
 from tests.simulated.ray import Call
-from ultramed_rl.cluster.group import WorkerGroup
+from ultramed_rl.cluster.group import Worker, WorkerGroup
 from ultramed_rl.tracking import termination
 from ultramed_rl.tracking.termination import Terminated, take_sigterm
 
@@ -50,13 +50,14 @@ def test_a_run_that_is_terminated_goes_on_to_the_same_end(known: Cases, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("error", "asked"), [(RuntimeError(), ["reload", "offload"]), (Terminated(), ["reload"])]
+    ("error", "asked"),
+    [(RuntimeError(), [Worker.reload, Worker.offload]), (Terminated(), [Worker.reload])],
 )
 def test_an_interruption_waits_for_no_actor_in_the_midst_of_a_step(
-    error: BaseException, asked: list[str]
+    error: BaseException, asked: list[Callable[[Worker], None]]
 ) -> None:
     """After another error others need the devices."""
-    calls: list[str] = []
+    calls: list[Callable[[Worker], None]] = []
     group = WorkerGroup("policy", lambda rank: None, 0, takes_turns=True)
     with mock.patch.object(group, "call_living", calls.append), pytest.raises(type(error)), group.on_device():
         raise error
