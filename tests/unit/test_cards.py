@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from huggingface_hub import CardData
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,7 +29,7 @@ from ultramed_rl.store.cards import (
     read_versions,
     write_card,
 )
-from ultramed_rl.store.cards.text import DISCLAIMER, fenced, front_matter, place, settings, table
+from ultramed_rl.store.cards.text import DISCLAIMER, front_matter, place, settings, table
 from ultramed_rl.store.digests import digest_path
 
 VERSIONS = {"python": "3.11.9", "ultramed_rl": "0.1.0"}
@@ -126,9 +127,7 @@ TEXTS = st.text(alphabet=st.characters(codec="utf-8", exclude_categories=["Cs"])
 
 @given(st.dictionaries(TEXTS, st.one_of(TEXTS, st.lists(TEXTS, min_size=1)), min_size=1, max_size=4))
 def test_front_matter_gives_back_what_went_in(entries: dict[str, Any]) -> None:
-    text = front_matter(entries)
-    assert text.startswith("---\n") and text.endswith("\n---")
-    assert yaml.safe_load(text[4:-4]) == {**entries, "license": "unknown"}
+    assert yaml.safe_load(front_matter(CardData(**entries))) == entries
 
 
 @given(TEXTS)
@@ -139,7 +138,7 @@ def test_a_table_cell_stays_one_cell_without_html(value: str) -> None:
 
 
 def test_a_code_block_cannot_be_closed_from_within() -> None:
-    assert fenced("a\n```\n# out", "yaml").splitlines()[0] == "````yaml"
+    assert settings({"step": "a\n```\n# out"}).splitlines()[0] == "````yaml"
     assert "/home/me" not in settings(
         {"reward": {"path": "/home/me/runs/x/model", "terms": ["/home/me/a/b/c/d"]}}
     )

@@ -1,4 +1,4 @@
-"""What model and data cards have in common: front matter, tables, fences, the disclaimer."""
+"""What model and data cards have in common: the template, tables, fences, names without this machine's paths."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
-from typing import Any
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
 
 import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+if TYPE_CHECKING:
+    from huggingface_hub import CardData
 
 DISCLAIMER = (
     "**For research only. Not a medical device.** Unless its authors say so, no clinician has checked it. It can be wrong "
     "about medicine in ways that sound right. It is not for diagnosis, treatment, triage or any other decision about a "
     "person's health without qualified professionals who answer for that decision."
 )
-LICENCE = (
-    "Not filled in: the tool cannot know it. Before you publish, replace `license: unknown` at the top and this "
-    "paragraph. What you may choose is bound by the licences and terms of everything that is named above as a source."
-)
-_LICENCE_LINE = "license: unknown  # fill in before you publish, see the last section but one\n"
 # How long a step took says nothing of what it made, and would change from run to run.
 _TIMES = ("seconds", "per_second", "mfu", "peak_memory", "time")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -46,12 +46,29 @@ class EarlierStep:
     models: tuple[str, ...] = ()
 
 
-def front_matter(entries: Mapping[str, Any]) -> str:
-    """The YAML block at the top; entries that are empty are left out, the licence is for the user to fill in."""
-    given = {key: value for key, value in entries.items() if value}
+def render(template: str, front: CardData, sections: Mapping[str, Any], **values: Any) -> str:
+    """A card from its template, of what the hub is told, the config's sections that decide, and the template's own values."""
+    return _templates().get_template(template).render(front=front_matter(front), sections=sections, **values)
+
+
+@cache
+def _templates() -> Environment:
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    templates.filters |= {"cell": cell, "place": place}
+    templates.globals |= {"DISCLAIMER": DISCLAIMER, "figures": figures, "settings": settings, "table": table}
+    return templates
+
+
+def front_matter(entries: CardData) -> str:
+    """The YAML block at the top, without the licence, which is for the user to fill in."""
     # ASCII alone: PyYAML writes some Unicode line ends as they are, and reads them as spaces.
-    text = yaml.safe_dump(given, sort_keys=False, width=10**6)
-    return f"---\n{text}{_LICENCE_LINE}---"
+    return yaml.safe_dump(entries.to_dict(), sort_keys=False, width=10**6)
 
 
 def table(heading: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -62,21 +79,18 @@ def table(heading: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 def cell(value: object) -> str:
     """A value as one line that neither ends a cell nor is read as HTML."""
-    text = _number(value) if isinstance(value, float) else str(value)
-    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    if isinstance(value, float):
+        value = f"{value:.0f}" if value.is_integer() else f"{value:.4g}"
+    text = " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"([|`*\[\]\\])", r"\\\1", text)
 
 
-def fenced(text: str, language: str = "") -> str:
-    """A code block whose fence is longer than any in the text."""
+def settings(sections: Mapping[str, Any]) -> str:
+    """Sections of a config as a YAML block, without this machine's paths; its fence is longer than any in the text."""
+    text = yaml.safe_dump(_without_roots(dict(sections)), sort_keys=False, allow_unicode=True)
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
-
-
-def settings(sections: Mapping[str, Any]) -> str:
-    """Sections of a config as a YAML block, without this machine's paths."""
-    return fenced(yaml.safe_dump(_without_roots(dict(sections)), sort_keys=False, allow_unicode=True), "yaml")
+    return f"{fence}yaml\n{text.rstrip()}\n{fence}"
 
 
 def figures(metrics: Mapping[str, float]) -> str:
@@ -89,22 +103,6 @@ def figures(metrics: Mapping[str, float]) -> str:
     return table(("figure", "value"), rows) if rows else "None."
 
 
-def inputs_table(inputs: Sequence[Input]) -> str:
-    """What went in, by its digest."""
-    rows = [(item.part, place(item.where), item.digest or "-") for item in inputs]
-    note = (
-        ""
-        if all(item.digest for item in inputs)
-        else "\n\nA dash: not made or kept by this tool; known by its name alone."
-    )
-    return table(("part", "from", "SHA-256"), rows) + note
-
-
-def versions_table(versions: Mapping[str, str]) -> str:
-    """Packages by version."""
-    return table(("package", "version"), versions.items()) if versions else "Not recorded."
-
-
 def hub_id(where: str) -> str:
     """The hub's name of a model, or nothing where it is a directory."""
     return _HUB_NAMES.get(where) or (where if _HUB_ID.fullmatch(where) else "")
@@ -115,21 +113,11 @@ def model_name(where: str) -> str:
     return hub_id(where) or place(where)
 
 
-def data_ids(uris: Iterable[str]) -> list[str]:
-    """The hub's names of data sets among URIs, each once."""
-    names = (uri.removeprefix("hf://").partition(":")[0] for uri in uris if uri.startswith("hf://"))
-    return list(dict.fromkeys(names))
-
-
 def place(where: str) -> str:
     """A path or URI; of an absolute path its end alone: where a machine keeps its files is nobody's business."""
     if "://" in where or not where.startswith(("/", "~")):
         return where
     return "/".join(["...", *PurePosixPath(where).parts[-_SHOWN_PARTS:]])
-
-
-def _number(value: float) -> str:
-    return f"{value:.0f}" if value.is_integer() else f"{value:.4g}"
 
 
 def _without_roots(node: Any) -> Any:
