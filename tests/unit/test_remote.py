@@ -47,12 +47,14 @@ from ultramed_rl.store import ArtifactFolder, RoundRecord, RunDirectory, StageDi
 from ultramed_rl.store.artifacts import read_json
 from ultramed_rl.store.parts import INPUTS as PARTS_INPUTS
 from ultramed_rl.store.parts import Parts
-from ultramed_rl.store.remote import Mirror, at_hand, check_url, place
+from ultramed_rl.store.remote import RemoteCopy, at_hand, check_url
+from ultramed_rl.store.remote import folder as remote_folder
+from ultramed_rl.store.remote.folder import Patience, RemoteFolder
+from ultramed_rl.store.remote.index import INDEX, Published, read_index
 from ultramed_rl.store.remote.lease import WRITER, Lease, LostLease, Writer
-from ultramed_rl.store.remote.place import Patience, RemotePlace
+from ultramed_rl.store.remote.local import Version, list_versions, version_of
 from ultramed_rl.store.remote.publisher import Publisher
 from ultramed_rl.store.remote.pull import needless_files, pull, reconcile
-from ultramed_rl.store.remote.versions import Published, Version, list_versions, version_of
 from ultramed_rl.store.shards import ShardedPhase
 
 URL = "staged://bucket/runs/tiny"
@@ -111,7 +113,13 @@ def empty_store() -> None:
 
 
 def there(url: str = URL) -> dict[str, bytes]:
-    """What is at a URL, by name; without the lease and uploads that were killed."""
+    """The run that is at a URL, by its files' names in it."""
+    files = objects(url)
+    return {name: files[key] for name, key in json.loads(files[INDEX])["files"].items()}
+
+
+def objects(url: str = URL) -> dict[str, bytes]:
+    """The files that are at a URL; without the lease and uploads that were killed."""
     files, root = fsspec.core.url_to_fs(url)
     found = {path[len(root) + 1 :]: files.cat_file(path) for path in files.find(root)}
     return {name: content for name, content in found.items() if name != WRITER and ".tmp-" not in name}
@@ -133,9 +141,11 @@ def config(root: Path, machine: str = "a", url: str = "staged://bucket/runs", **
 
 def publisher(folder: Path, url: str = URL) -> Publisher:
     """One that has met the URL before and takes one file at a time."""
-    place, published = RemotePlace(url, SOON), Published(folder, url)
-    reconcile(place, published)
-    return Publisher(folder, place, published, lambda: None, workers=1)
+    remote, published = RemoteFolder(url, SOON), Published(folder, url)
+    reconcile(remote, published)
+    copying = Publisher(folder, remote, published, lambda: None, read_index(remote), workers=1)
+    copying.claim()
+    return copying
 
 
 # -- at every instant a run that can be taken up -------------------------------------------------------------
@@ -361,8 +371,8 @@ def test_at_every_instant_the_url_holds_a_run_that_can_be_taken_up(
         copying.publish()
         Staged.before = staticmethod(between)
         try:
-            plan = "ultramed_rl.store.remote.plan"
-            with patch(f"{plan}.list_versions", listed), patch(f"{plan}.version_of", dated):
+            local = "ultramed_rl.store.remote.local"
+            with patch(f"{local}.list_versions", listed), patch(f"{local}.version_of", dated):
                 for _ in range(passes):
                     copying.publish()
                     check_copy(there())
@@ -376,11 +386,12 @@ def test_at_every_instant_the_url_holds_a_run_that_can_be_taken_up(
         fresh = Path(scratch) / "b" / "tiny"
         fresh.mkdir(parents=True)
         published = Published(fresh, URL)
-        pull(RemotePlace(URL, SOON), fresh, published, "a")
+        at_url = RemoteFolder(URL, SOON)
+        pull(at_url, fresh, published, read_index(at_url))
         for name, content in here(fresh).items():
             assert there()[name] == content
         left_out = there().keys() - here(fresh).keys()
-        assert left_out == {name for name, v in published.versions.items() if v.is_elsewhere}
+        assert left_out == {name for name, version in published.objects.values() if version is None}
         assert left_out == needless_files(there())
         before = there()
         assert publisher(fresh).publish() and there() == before, "a pull that changes nothing changed the URL"
@@ -396,20 +407,21 @@ def test_at_every_instant_the_url_holds_a_run_that_can_be_taken_up(
 def test_a_manifest_that_came_after_its_data_was_listed_waits_for_the_next_publication(
     tmp_path: Path,
 ) -> None:
-    record, made_once = RoundRecord(tmp_path / "rounds" / "000", 0), iter([True])
+    record, lists = RoundRecord(tmp_path / "rounds" / "000", 0), itertools.count()
     record.phase("prompts", lambda: [make_prompt(1)], kind=Prompt)
     copying = publisher(tmp_path)
     copying.publish()
     shutil.rmtree(record.path)
 
-    def dated(path: Path) -> Version | None:
-        if next(made_once, False):  # all files have been listed
+    def listed(*arguments: Any) -> dict[str, Version]:
+        found = list_versions(*arguments)
+        if next(lists) == 0:  # the manifests alone
             record.path.mkdir()
             record.phase("prompts", lambda: [make_prompt(2)], kind=Prompt)
-        return version_of(path)
+        return found
 
     Staged.before = staticmethod(lambda step, path: check_copy(there()))
-    with patch("ultramed_rl.store.remote.plan.version_of", dated):
+    with patch("ultramed_rl.store.remote.local.list_versions", listed):
         assert not copying.publish()
     check_copy(there())
     assert copying.publish() and there() == here(tmp_path)
@@ -434,19 +446,30 @@ def test_an_artifact_that_is_made_anew_with_fewer_files_is_never_seen_with_those
     assert copying.publish() and there() == here(tmp_path)
 
 
+def test_an_artifact_that_is_being_made_anew_is_not_put_over_the_finished_one(tmp_path: Path) -> None:
+    folder, copying = ArtifactFolder(tmp_path), publisher(tmp_path)
+    folder.phase_directory("model", lambda to: {"bytes": (to / "weights.bin").write_text("old")})
+    copying.publish()
+    folder.discard("model")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights.bin").write_text("new and longer")  # its manifest comes later
+    Staged.before = staticmethod(lambda step, path: check_copy(there()))
+    assert copying.publish() and there() == here(tmp_path)
+
+
 def test_a_part_of_other_inputs_is_never_put_beside_those_of_before(tmp_path: Path) -> None:
-    """The phase begins anew just after its old inputs were uploaded, and before its part was."""
+    """The phase begins anew just after its old part was uploaded, and before its inputs were."""
     parts, changed = tmp_path / "scored.parts", iter([True])
     Parts(parts, Prompt, ["old"]).keep([make_prompt(0)])
 
     def begin_anew(step: str, path: str) -> None:
-        if step == "move" and path.endswith(PARTS_INPUTS) and next(changed, False):
+        if step == "move" and path.endswith("000000.parquet") and next(changed, False):
             Parts(parts, Prompt, ["new"]).keep([make_prompt(0), make_prompt(1)])
 
     Staged.before = staticmethod(begin_anew)
     copying = publisher(tmp_path)
     assert not copying.publish()
-    assert list(there()) == [f"scored.parts/{PARTS_INPUTS}"]
+    assert not there()
     assert copying.publish() and there() == here(tmp_path)
 
 
@@ -455,13 +478,13 @@ def test_a_part_of_other_inputs_is_never_put_beside_those_of_before(tmp_path: Pa
 
 def count_uploads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     found: list[tuple[str, int]] = []
-    put = RemotePlace.put
+    put = RemoteFolder.put
 
-    def counted(self: RemotePlace, source: Path | str, name: str) -> None:
+    def counted(self: RemoteFolder, source: Path | str, name: str) -> None:
         found.append((name, os.path.getsize(source)))
         put(self, source, name)
 
-    monkeypatch.setattr(RemotePlace, "put", counted)
+    monkeypatch.setattr(RemoteFolder, "put", counted)
     return found
 
 
@@ -505,6 +528,33 @@ def test_a_restart_uploads_what_changed_and_nothing_else(
     assert sorted(uploads) == [("config.yaml", text), ("metrics.jsonl", line)]
 
 
+def test_a_replaced_file_stays_until_the_index_names_the_new_one_and_the_plain_name_comes_back(
+    tmp_path: Path,
+) -> None:
+    folder, copying = ArtifactFolder(tmp_path), publisher(tmp_path)
+    for count in (1, 2, 3):
+        folder.discard("prompts")
+        folder.phase("prompts", lambda count=count: [make_prompt(n) for n in range(count)], kind=Prompt)
+        time.sleep(TICK_S)
+        assert copying.publish() and there() == here(tmp_path)
+        plain = {"prompts.json", "prompts.parquet"} <= objects().keys()
+        assert plain == (count != 2) and len(objects()) == 3, "two files and the index"
+
+
+def test_a_copy_without_an_index_is_one_of_all_its_files(tmp_path: Path) -> None:
+    with RunDirectory.open(config(tmp_path), resume=False) as store:
+        finish_round(store, 0, {"round": 0.0})
+        before = here(store.path)
+    Staged.store.pop(f"/bucket/runs/tiny/{INDEX}")
+    (config(tmp_path).run.folder / ".published").unlink()
+    with at_hand(URL) as folder:
+        assert "rounds/000/commit.json" in list_versions(folder)
+    with RunDirectory.open(config(tmp_path, "b"), resume=True) as store:
+        assert store.committed_rounds() == 1 and made(here(store.path)) == made(before)
+        path = store.path
+    assert there() == here(path)
+
+
 def test_what_a_killed_publication_had_uploaded_is_not_uploaded_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -519,7 +569,9 @@ def test_what_a_killed_publication_had_uploaded_is_not_uploaded_again(
     Staged.before = staticmethod(die)
     with pytest.raises(Killed):
         publisher(tmp_path).publish()
-    assert sorted(there()) == [f"model/{n}.safetensors" for n in range(4)], "half an upload is seen"
+    assert sorted(objects()) == [INDEX, *(f"model/{n}.safetensors" for n in range(4))] and not there(), (
+        "half is seen"
+    )
     Staged.before = staticmethod(lambda step, path: None)
     uploads = count_uploads(monkeypatch)
     assert publisher(tmp_path).publish()
@@ -598,7 +650,9 @@ def test_a_run_that_is_killed_while_it_is_published_goes_on_on_another_machine(t
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
     deadline = time.monotonic() + 60
-    while not (tmp_path / "store/tiny/rounds/003/commit.json").is_file() and time.monotonic() < deadline:
+    index = tmp_path / "store" / "tiny" / INDEX
+    while not (index.is_file() and "rounds/003/commit.json" in index.read_text()):
+        assert time.monotonic() < deadline
         time.sleep(0.005)
     process.kill()
     process.wait()
@@ -659,24 +713,24 @@ def test_a_killed_pull_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.
         wanted = here(store.path)
     fresh, fetched = tmp_path / "b", list[str]()
     fresh.mkdir()
-    get = RemotePlace.get
+    get, index = RemoteFolder.get, read_index(RemoteFolder(URL, SOON))
 
-    def limited(self: RemotePlace, name: str, target: Path) -> None:
+    def limited(self: RemoteFolder, name: str, target: Path) -> None:
         if len(fetched) == 5:
             raise Killed
         fetched.append(name)
         get(self, name, target)
 
-    monkeypatch.setattr(RemotePlace, "get", limited)
+    monkeypatch.setattr(RemoteFolder, "get", limited)
     with pytest.raises(Killed):
-        pull(RemotePlace(URL, SOON), fresh, Published(fresh, URL), "head")
+        pull(RemoteFolder(URL, SOON), fresh, Published(fresh, URL), index)
     assert not any(name.endswith("commit.json") for name in fetched)
     got = set(fetched)
     fetched.clear()
     monkeypatch.setattr(
-        RemotePlace, "get", lambda self, name, to: (fetched.append(name), get(self, name, to))
+        RemoteFolder, "get", lambda self, name, to: (fetched.append(name), get(self, name, to))
     )
-    pull(RemotePlace(URL, SOON), fresh, Published(fresh, URL), "head")
+    pull(RemoteFolder(URL, SOON), fresh, Published(fresh, URL), index)
     assert here(fresh) == wanted and not got & set(fetched)
 
 
@@ -685,7 +739,7 @@ def test_a_run_at_the_url_is_checked_before_it_is_pulled(
 ) -> None:
     with RunDirectory.open(config(tmp_path, "a"), resume=False) as store:
         finish_round(store, 0, {"round": 0.0})
-    monkeypatch.setattr(RemotePlace, "get", lambda *_: pytest.fail("pulled"))
+    monkeypatch.setattr(RemoteFolder, "get", lambda *_: pytest.fail("pulled"))
     with pytest.raises(ValueError, match=f"^{URL}: .*--resume"):
         RunDirectory.open(config(tmp_path, "b"), resume=False)
     with pytest.raises(ValueError, match=r"\(objective\.beta: 0\.1 -> 0\.2\)"):
@@ -716,7 +770,7 @@ def test_a_second_writer_is_refused_by_name_until_the_first_has_ended(tmp_path: 
 def owner(**changes: Any) -> Writer:
     """A process of another machine that has just renewed its lease."""
     now = time.time()
-    return replace(Writer("t", "c", "other", 17, "elsewhere", now - 100, now, 10.0), **changes)
+    return replace(Writer("t", "other", 17, "elsewhere", now - 100, now, 10.0), **changes)
 
 
 @pytest.mark.parametrize(
@@ -724,7 +778,7 @@ def owner(**changes: Any) -> Writer:
     [(0, False, True), (15, False, True), (30, False, False), (0, True, False)],
 )
 def test_a_lease_lasts_three_renewals(age_s: float, released: bool, refused: bool) -> None:
-    at_url = RemotePlace(URL, SOON)
+    at_url = RemoteFolder(URL, SOON)
     at_url.write_json(WRITER, asdict(owner(renewed=time.time() - age_s, released=released)))
     if refused:
         with pytest.raises(ValueError, match=rf"^{URL}: .*\b17 .*\bother\b"):
@@ -738,19 +792,19 @@ def test_the_lease_of_a_process_of_this_machine_that_is_gone_is_free_at_once(tmp
         f"""
         import os
         from ultramed_rl.store.remote.lease import Lease
-        from ultramed_rl.store.remote.place import RemotePlace
-        Lease(RemotePlace("file://{tmp_path}/run"), 60.0)
+        from ultramed_rl.store.remote.folder import RemoteFolder
+        Lease(RemoteFolder("file://{tmp_path}/run"), 60.0)
         os.kill(os.getpid(), 9)
         """
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
     kept = json.loads((tmp_path / "run" / WRITER).read_text())
     assert not kept["released"] and time.time() - kept["renewed"] < 60
-    Lease(RemotePlace(f"file://{tmp_path}/run"), 60.0).release()
+    Lease(RemoteFolder(f"file://{tmp_path}/run"), 60.0).release()
 
 
 def test_a_lease_is_renewed_while_an_upload_goes_on(tmp_path: Path) -> None:
-    at_url = RemotePlace(URL, SOON)
+    at_url = RemoteFolder(URL, SOON)
     lease = Lease(at_url, 0.05)
     first, deadline = at_url.read_json(WRITER), time.monotonic() + 60
     assert first
@@ -763,7 +817,7 @@ def test_a_lease_is_renewed_while_an_upload_goes_on(tmp_path: Path) -> None:
 def test_a_writer_that_was_overtaken_publishes_nothing_more_and_says_so(tmp_path: Path) -> None:
     overtaken = pytest.raises(RuntimeError, match=rf"^{URL}: .*\b17 .*\bother\b")
     with overtaken as ended, RunDirectory.open(config(tmp_path), resume=False) as store:
-        RemotePlace(URL, SOON).write_json(WRITER, asdict(owner()))
+        RemoteFolder(URL, SOON).write_json(WRITER, asdict(owner()))
         finish_round(store, 0, {"round": 0.0})
     assert isinstance(ended.value.__cause__, LostLease)
     assert there() == {}
@@ -771,7 +825,7 @@ def test_a_writer_that_was_overtaken_publishes_nothing_more_and_says_so(tmp_path
 
 
 def test_the_loser_of_a_race_for_a_new_run_is_refused(tmp_path: Path) -> None:
-    at_url = RemotePlace(URL, SOON)
+    at_url = RemoteFolder(URL, SOON)
 
     def overtake(step: str, path: str) -> None:
         Staged.before = staticmethod(lambda step, path: None)
@@ -796,18 +850,18 @@ def test_a_failure_that_passes_is_tried_again_and_nobody_hears_of_it(tmp_path: P
     Staged.before = staticmethod(fail)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        mirror = Mirror(URL, tmp_path, 30.0, patience=SOON)
-        mirror.take_up()
-        mirror.start()
-        mirror.close()
+        copying = RemoteCopy(URL, tmp_path, 30.0, patience=SOON)
+        copying.take_up()
+        copying.start()
+        copying.close()
     assert there() == {"a.txt": b"a"}
 
 
 def test_a_failure_that_stays_is_warned_of_once_never_stops_the_run_and_is_the_end_of_it(
     tmp_path: Path,
 ) -> None:
-    mirror = Mirror(URL, tmp_path, 0.02, patience=SOON)
-    mirror.take_up()
+    copying = RemoteCopy(URL, tmp_path, 0.02, patience=SOON)
+    copying.take_up()
     tries: list[str] = []
 
     def fail(step: str, path: str) -> None:
@@ -819,12 +873,12 @@ def test_a_failure_that_stays_is_warned_of_once_never_stops_the_run_and_is_the_e
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         (tmp_path / "a.txt").write_text("a")
-        mirror.start()
+        copying.start()
         deadline = time.monotonic() + 20
         while len(tries) < 10 and time.monotonic() < deadline:
             time.sleep(0.02)
         with pytest.raises(RuntimeError) as ended:
-            mirror.close()
+            copying.close()
     assert len(tries) >= 10, "three tries a publication, and publication after publication"
     (warning,) = heard
     assert re.match(rf"{URL}: .*\(the network is down\).*\b0\.02 s\b", str(warning.message))
@@ -834,7 +888,7 @@ def test_a_failure_that_stays_is_warned_of_once_never_stops_the_run_and_is_the_e
 def test_a_runs_own_error_is_not_hidden_by_a_copy_that_is_not_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(place, "PATIENCE", SOON)
+    monkeypatch.setattr(remote_folder, "PATIENCE", SOON)
 
     def fail(step: str, path: str) -> None:
         if step == "put":
@@ -850,8 +904,8 @@ def test_a_runs_own_error_is_not_hidden_by_a_copy_that_is_not_whole(
 
 
 def test_after_an_outage_everything_is_published(tmp_path: Path) -> None:
-    mirror = Mirror(URL, tmp_path, 0.02, patience=SOON)
-    mirror.take_up()
+    copying = RemoteCopy(URL, tmp_path, 0.02, patience=SOON)
+    copying.take_up()
     down = [True]
 
     def fail(step: str, path: str) -> None:
@@ -861,15 +915,15 @@ def test_after_an_outage_everything_is_published(tmp_path: Path) -> None:
     Staged.before = staticmethod(fail)
     (tmp_path / "a.txt").write_text("a")
     with pytest.warns(UserWarning, match=rf"^{URL}: .*\(the network is down\).*\b0\.02 s\b"):
-        mirror.start()
+        copying.start()
         deadline = time.monotonic() + 20
-        while mirror.problem is None and time.monotonic() < deadline:
+        while copying.problem is None and time.monotonic() < deadline:
             time.sleep(0.01)
         down.clear()
         while "a.txt" not in there() and time.monotonic() < deadline:
             time.sleep(0.01)
     assert there() == {"a.txt": b"a"}
-    mirror.close()
+    copying.close()
 
 
 def test_a_store_that_cannot_be_reached_stops_a_run_before_it_starts_in_one_line(tmp_path: Path) -> None:
@@ -1060,7 +1114,7 @@ def test_readers_leave_weights_and_states_where_they_are(tmp_path: Path) -> None
 def test_a_run_with_a_lease_is_running_though_its_heartbeat_is_as_old_as_its_last_publication(
     tmp_path: Path,
 ) -> None:
-    at_url = RemotePlace(URL, SOON)
+    at_url = RemoteFolder(URL, SOON)
     now = time.time()
     heart = {
         "state": "running",

@@ -383,13 +383,13 @@ def out_of_reach(root: Path) -> object:
 
 
 def second_writer(root: Path) -> object:
-    place = remote.RemotePlace(remote.URL, remote.SOON)
+    place = remote.RemoteFolder(remote.URL, remote.SOON)
     place.write_json(remote.WRITER, asdict(remote.owner(began=0.0)))
     return remote.Lease(place, 10.0)
 
 
 def overtaken(root: Path) -> object:
-    place = remote.RemotePlace(remote.URL, remote.SOON)
+    place = remote.RemoteFolder(remote.URL, remote.SOON)
     lease = remote.Lease(place, 10.0)
     place.write_json(remote.WRITER, asdict(remote.owner()))
     try:
@@ -402,18 +402,18 @@ def outage(ended: bool) -> Provoke:
     """The warning while a run goes on, or the error at its end."""
 
     def publish(root: Path) -> object:
-        mirror = remote.Mirror(remote.URL, root, 0.02, patience=remote.SOON)
-        mirror.take_up()
+        copying = remote.RemoteCopy(remote.URL, root, 0.02, patience=remote.SOON)
+        copying.take_up()
         fail(ConnectionError("the network is down"))
         (root / "a.txt").write_text("a")
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
-            mirror.start()
+            copying.start()
             deadline = time.monotonic() + 20
             while not told and time.monotonic() < deadline:
                 time.sleep(0.01)
             with pytest.raises(RuntimeError) as error:
-                mirror.close()
+                copying.close()
         return error.value if ended else told[0].message
 
     return publish

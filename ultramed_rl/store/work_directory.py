@@ -25,8 +25,8 @@ from ultramed_rl.store.atomic import (
 )
 from ultramed_rl.store.environment import FILE as ENVIRONMENT
 from ultramed_rl.store.environment import write_environment
-from ultramed_rl.store.remote import Mirror, check_url
-from ultramed_rl.store.remote.versions import INDEX
+from ultramed_rl.store.remote import RemoteCopy, check_url
+from ultramed_rl.store.remote.local import JOURNAL
 from ultramed_rl.store.run_reader import read_rows
 
 INPUTS = "inputs.json"
@@ -59,7 +59,7 @@ class WorkDirectory:
 
     def __init__(self, path: Path, config: AnyConfig) -> None:
         self.path, self.config = path, config
-        self._mirror: Mirror | None = None
+        self._remote: RemoteCopy | None = None
         self._lock = (path / ".lock").open("w")
         try:
             # The kernel frees it with its owner, however that ends.
@@ -100,17 +100,17 @@ class WorkDirectory:
         """Check against an earlier start, clear what a killed run left, keep inputs and config. Holds the lock."""
         saved, text = self.path / "config.yaml", dump_config(self.config)
         if self.config.run.url is not None:
-            self._mirror = Mirror(self.config.run.url, self.path, self.config.run.publish_every_s)
-            self._check_copy(self._mirror, resume)
-            self._mirror.take_up()
+            self._remote = RemoteCopy(self.config.run.url, self.path, self.config.run.publish_every_s)
+            self._check_copy(self._remote, resume)
+            self._remote.take_up()
         if saved.is_file():
             self._check_saved(saved, resume)
         self._keep_inputs(inputs(), begun=saved.is_file())
         remove_leftovers(self.path)
         write_whole(saved, lambda temporary: temporary.write_text(text, encoding="utf-8"))
         write_environment(self.path)
-        if self._mirror is not None:
-            self._mirror.start()
+        if self._remote is not None:
+            self._remote.start()
 
     def _keep_inputs(self, found: Mapping[str, str], *, begun: bool) -> None:
         """Compare with the start, and keep what couldn't be told then. Comes before the config is written, by which a run
@@ -130,9 +130,9 @@ class WorkDirectory:
         if found.keys() - before.keys():
             write_json(file, {**found, **before})
 
-    def _check_copy(self, mirror: Mirror, resume: bool) -> None:
+    def _check_copy(self, remote: RemoteCopy, resume: bool) -> None:
         """Check against the run at the URL before all of it is pulled."""
-        content = mirror.read_config() if mirror.behind else None
+        content = remote.read_config() if remote.behind else None
         if content is not None:
             with tempfile.TemporaryDirectory() as folder:
                 saved = Path(folder, "config.yaml")
@@ -147,10 +147,10 @@ class WorkDirectory:
 
     def _let_go(self, failed: bool) -> None:
         """Publish what is left, and let others write."""
-        mirror, self._mirror = self._mirror, None
+        remote, self._remote = self._remote, None
         try:
-            if mirror is not None:
-                mirror.close(failed)
+            if remote is not None:
+                remote.close(failed)
         finally:
             self._lock.close()
 
@@ -167,7 +167,7 @@ class WorkDirectory:
     def _forget_start(self) -> None:
         """Where bad input stopped a run before it made anything, it can be mended under the same name."""
         remove_leftovers(self.path)
-        beginnings = {".lock", "config.yaml", "status.json", INPUTS, ENVIRONMENT, INDEX}
+        beginnings = {".lock", "config.yaml", "status.json", INPUTS, ENVIRONMENT, JOURNAL}
         if {path.name for path in self.path.iterdir()} <= beginnings:
             for name in ("config.yaml", INPUTS, ENVIRONMENT):
                 (self.path / name).unlink(missing_ok=True)

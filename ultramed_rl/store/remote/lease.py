@@ -8,11 +8,10 @@ import socket
 import threading
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
-from ultramed_rl.store.remote.place import RemotePlace
+from ultramed_rl.store.remote.folder import RemoteFolder
 
 WRITER = "writer.json"
 _MISSED = 3  # renewals that a living owner may miss
@@ -27,15 +26,13 @@ class LostLease(RuntimeError):
 class Writer:
     """The process that writes, or wrote last, as it is kept at the URL.
 
-    `copy` names the folder whose content is at the URL, see `Published`; `room` the process ids among which `pid` is
-    one; times in Unix seconds.
+    `pid` is one of the process ids of `namespace`; times in Unix seconds.
     """
 
     token: str
-    copy: str
     host: str
     pid: int
-    room: str
+    namespace: str
     began: float
     renewed: float
     every_s: float
@@ -45,7 +42,7 @@ class Writer:
         """Whether it may still write: by its last renewal, on this machine also by its process."""
         if self.released or now - self.renewed >= _MISSED * self.every_s:
             return False
-        if not self.room or self.room != _room():
+        if not self.namespace or self.namespace != _namespace():
             return True
         return self.token in _held if self.pid == os.getpid() else Path(f"/proc/{self.pid}").exists()
 
@@ -53,26 +50,24 @@ class Writer:
 class Lease:
     """The right to write at one URL. It is renewed by a thread of its own, since an upload may take long."""
 
-    def __init__(self, place: RemotePlace, every_s: float) -> None:
+    def __init__(self, remote: RemoteFolder, every_s: float) -> None:
         """Take it.
 
         Raises:
             ValueError: another process has it.
         """
-        self.place, self.every_s = place, every_s
+        self.remote, self.every_s = remote, every_s
         self.lost: LostLease | None = None
         self._over, self._lock = threading.Event(), threading.Lock()
-        found = _read(place)
+        found = _read(remote)
         now = time.time()
         if found is not None and found.alive(now):
             raise self._refusal(found)
-        self.before = found.copy if found is not None else ""
         self.mine = Writer(
             token=secrets.token_hex(8),
-            copy=self.before,
             host=socket.gethostname(),
             pid=os.getpid(),
-            room=_room(),
+            namespace=_namespace(),
             began=now,
             renewed=now,
             every_s=every_s,
@@ -86,21 +81,21 @@ class Lease:
         """Raises LostLease where another process has taken it."""
         if self.lost is not None:
             raise self.lost
-        found = _read(self.place)
+        found = _read(self.remote)
         if found is None or found.token != self.mine.token:
             taker = f"process {found.pid} on {found.host}" if found else "somebody who deleted writer.json"
             self.lost = LostLease(
-                f"{self.place.url}: taken over by {taker}; what this process makes is no longer published: stop "
+                f"{self.remote.url}: taken over by {taker}; what this process makes is no longer published: stop "
                 "one of the two"
             )
             raise self.lost
 
-    def renew(self, **changes: Any) -> None:
+    def renew(self, released: bool = False) -> None:
         """Say that this process still writes. Raises like `check`."""
         with self._lock:
             self.check()
-            self.mine = replace(self.mine, renewed=time.time(), **changes)
-            self.place.write_json(WRITER, asdict(self.mine))
+            self.mine = replace(self.mine, renewed=time.time(), released=released)
+            self.remote.write_json(WRITER, asdict(self.mine))
 
     def release(self) -> None:
         """Let others write; nothing where it was lost."""
@@ -116,8 +111,8 @@ class Lease:
 
     def _take(self, first: bool) -> None:
         with suppress(FileExistsError):
-            (self.place.create_json if first else self.place.write_json)(WRITER, asdict(self.mine))
-        found = _read(self.place)
+            (self.remote.create_json if first else self.remote.write_json)(WRITER, asdict(self.mine))
+        found = _read(self.remote)
         if found is None or found.token != self.mine.token:
             raise self._refusal(found or self.mine)
 
@@ -133,25 +128,26 @@ class Lease:
     def _refusal(self, other: Writer) -> ValueError:
         left = max(0.0, other.renewed + _MISSED * other.every_s - time.time())
         return ValueError(
-            f"{self.place.url}: another process is publishing this run (process {other.pid} on {other.host}, since "
+            f"{self.remote.url}: another process is publishing this run (process {other.pid} on {other.host}, since "
             f"{time.strftime('%Y-%m-%d %H:%M', time.gmtime(other.began))} UTC); stop it, or wait {left:.0f} s if it "
             "is dead"
         )
 
 
-def _read(place: RemotePlace) -> Writer | None:
-    content = place.read_json(WRITER)
+def _read(remote: RemoteFolder) -> Writer | None:
+    content = remote.read_json(WRITER)
     if content is None:
         return None
     try:
-        return Writer(**content)
+        known = {field.name for field in fields(Writer)}
+        return Writer(**{"namespace": "", **{key: content[key] for key in known & content.keys()}})
     except TypeError:
         raise ValueError(
-            f"{place.url}/{WRITER}: not what was written; delete it if nobody writes there"
+            f"{remote.url}/{WRITER}: not what was written; delete it if nobody writes there"
         ) from None
 
 
-def _room() -> str:
+def _namespace() -> str:
     """The same for processes whose ids can be compared: one boot of one machine, one container. Nothing where that
     cannot be told."""
     try:

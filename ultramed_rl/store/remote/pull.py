@@ -8,77 +8,66 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ultramed_rl.store.atomic import remove
-from ultramed_rl.store.remote.lease import WRITER
-from ultramed_rl.store.remote.place import TEMPORARY, RemoteFile, RemotePlace
-from ultramed_rl.store.remote.plan import is_manifest, manifests_of
-from ultramed_rl.store.remote.versions import Published, Version, Versions, list_versions, version_of
+from ultramed_rl.store.remote.folder import RemoteFolder
+from ultramed_rl.store.remote.index import Index, Published, list_objects
+from ultramed_rl.store.remote.local import (
+    Version,
+    Versions,
+    is_manifest,
+    list_versions,
+    manifests_of,
+    version_of,
+)
 
 _WEIGHTS = re.compile(r"rounds/(\d+)/(?:checkpoint|reference_model)/")
 _COMMIT = re.compile(r"rounds/(\d+)/commit\.json")
 _WORKERS = 8
 
-Listing = Mapping[str, RemoteFile]
 
-
-def list_run(place: RemotePlace) -> dict[str, RemoteFile]:
-    """A run's files at its URL, without what is half written and the lease."""
-    return {
-        name: file
-        for name, file in place.list().items()
-        if name != WRITER and not any(part.startswith(TEMPORARY) for part in name.split("/"))
-    }
-
-
-def remove_remote_leftovers(place: RemotePlace) -> None:
-    """Delete what a killed process was uploading."""
-    for name in place.list():
-        if name.rpartition("/")[2].startswith(TEMPORARY):
-            place.delete(name)
-
-
-def pull(place: RemotePlace, folder: Path, published: Published, head: str) -> None:
+def pull(remote: RemoteFolder, folder: Path, published: Published, index: Index) -> None:
     """Make the folder what is at the URL. The URL wins: what is here alone is deleted.
 
     Checkpoints of rounds that nobody needs any more stay at the URL, with an empty folder here in their place. A
     pull that was killed goes on where it was.
 
-    Args:
-        head: the copy that the URL was written from.
-
     Raises:
         RuntimeError: the disk is full.
     """
-    listing = list_run(place)
-    needless = needless_files(listing)
-    kept = _kept(place, folder, published, listing, head)
+    listing = list_objects(remote)
+    names = {name: key for name, key in index.files.items() if key in listing}
+    kept = _kept(remote, folder, published, index, names, listing)
     for name in sorted(list_versions(folder).keys() - kept.keys(), key=lambda n: not n.endswith(".json")):
         remove(folder / name)
-    published.begin(kept, head, complete=False)
-    missing = listing.keys() - kept.keys()
+    strays = {key: (key, Version(size, 0)) for key, size in listing.items()}
+    published.begin(
+        strays | {names[n]: (n, v) for n, v in kept.items()}, begun_from=index.edition, complete=False
+    )
 
     def fetch(name: str) -> None:
-        place.get(name, folder / name)
-        version = version_of(folder / name)
-        assert version is not None, name
-        published.add(name, version)
+        remote.get(names[name], folder / name)
+        published.add(names[name], name, version_of(folder / name))
 
+    needless = needless_files(names)
+    missing = names.keys() - kept.keys()
     for name in missing & needless:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        published.add(name, Version.elsewhere(listing[name].size))
-    wanted = sorted(missing - needless)
+        published.add(names[name], name, None)
     with ThreadPoolExecutor(_WORKERS, thread_name_prefix="pull") as pool:
-        for batch in _in_order(wanted):
-            list(pool.map(fetch, batch))
-    published.begin(published.versions, head, complete=True)
+        for is_json in (False, True):  # data before what names it
+            list(pool.map(fetch, sorted(n for n in missing - needless if n.endswith(".json") == is_json)))
+    published.begin(published.objects, index.edition, complete=True)
 
 
-def reconcile(place: RemotePlace, published: Published) -> None:
+def reconcile(remote: RemoteFolder, published: Published) -> None:
     """Correct what this folder knows of its URL by what is there: a killed run noted its last steps by halves."""
-    listing = list_run(place)
-    known = published.versions
-    same = {n: v for n, v in known.items() if n in listing and listing[n].size == v.size}
-    unknown = {name: Version(file.size, 0) for name, file in listing.items() if name not in same}
-    published.begin(same | unknown, published.head, complete=True)
+    listing, known = list_objects(remote), published.objects
+    same = {
+        key: (name, version)
+        for key, (name, version) in known.items()
+        if key in listing and (version is None or version.size == listing[key])
+    }
+    unknown = {key: (key, Version(size, 0)) for key, size in listing.items() if key not in same}
+    published.begin(same | unknown, published.begun_from, complete=True)
 
 
 def needless_files(names: Iterable[str]) -> set[str]:
@@ -90,19 +79,21 @@ def needless_files(names: Iterable[str]) -> set[str]:
     return {name for name in names if saved and (match := _WEIGHTS.match(name)) and int(match[1]) < saved[-1]}
 
 
-def _kept(place: RemotePlace, folder: Path, published: Published, listing: Listing, head: str) -> Versions:
+def _kept(
+    remote: RemoteFolder,
+    folder: Path,
+    published: Published,
+    index: Index,
+    names: Mapping[str, str],
+    sizes: Mapping[str, int],
+) -> Versions:
     """Files here that needn't be fetched: those of a killed pull of the same, and artifacts of the same manifests."""
-    here = {n: v for n, v in list_versions(folder).items() if n in listing and listing[n].size == v.size}
-    pulled = published.versions if published.head == head and not published.complete else {}
-    same = {n for n in here if is_manifest(n, here) and place.read(n) == (folder / n).read_bytes()}
+    here = {n: v for n, v in list_versions(folder).items() if n in names and sizes[names[n]] == v.size}
+    same_pull = published.begun_from == index.edition and not published.complete
+    pulled = published.objects if same_pull else {}
+    same = {n for n in here if is_manifest(n, here) and remote.read(names[n]) == (folder / n).read_bytes()}
     return {
         n: v
         for n, v in here.items()
-        if pulled.get(n) == v or n in same or any(m in same for m in manifests_of(n))
+        if pulled.get(names[n]) == (n, v) or n in same or any(m in same for m in manifests_of(n))
     }
-
-
-def _in_order(names: Iterable[str]) -> list[list[str]]:
-    """Data before JSON."""
-    names = list(names)
-    return [[n for n in names if not n.endswith(".json")], [n for n in names if n.endswith(".json")]]

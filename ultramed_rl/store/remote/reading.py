@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ultramed_rl.store.remote.copy import CONFIG
+from ultramed_rl.store.remote.folder import RemoteFile, RemoteFolder
+from ultramed_rl.store.remote.index import read_index
 from ultramed_rl.store.remote.lease import WRITER
-from ultramed_rl.store.remote.mirror import CONFIG
-from ultramed_rl.store.remote.place import RemoteFile, RemotePlace
 
 _EVERY_S = 5.0
 _WORDS = (".json", ".jsonl", ".yaml")
@@ -40,7 +41,7 @@ def at_hand(
         return
     with tempfile.TemporaryDirectory(prefix="ultramed_rl-") as scratch:
         copy = _Copy(str(place), Path(scratch), words)
-        copy.place.reach(copy.refresh)
+        copy.remote.reach(copy.refresh)
         if not (empty or (copy.folder / CONFIG).is_file()):
             raise ValueError(f"{place}: holds no run; give a URL such as s3://bucket/runs/NAME")
         over = threading.Event()
@@ -59,22 +60,24 @@ class _Copy:
     """The small files of a URL in a folder of the run's name."""
 
     def __init__(self, url: str, scratch: Path, words: bool) -> None:
-        self.place = RemotePlace(url.rstrip("/"))
+        self.remote = RemoteFolder(url.rstrip("/"))
         self.folder = scratch / url.rstrip("/").rpartition("/")[2]
         self.folder.mkdir()
         self.words = words
-        self._fetched: dict[str, RemoteFile] = {}
+        self._fetched: dict[str, tuple[str, RemoteFile]] = {}
 
     def refresh(self) -> None:
         """Fetch what is new or has changed; what is gone goes. What sums up comes after what it sums up."""
-        listing = {name: file for name, file in self.place.list().items() if self._is_read(name)}
+        there = self.remote.list()
+        keys = {**read_index(self.remote).files, WRITER: WRITER}
+        listing = {n: (key, there[key]) for n, key in keys.items() if key in there and self._is_read(n)}
         for name in self._fetched.keys() - listing.keys():
             (self.folder / name).unlink(missing_ok=True)
             del self._fetched[name]
         for name in sorted(listing, key=lambda n: (n.endswith(".json"), -n.count("/"), n)):
             if self._fetched.get(name) != listing[name]:
                 try:
-                    self.place.get(name, self.folder / name)
+                    self.remote.get(keys[name], self.folder / name)
                 except FileNotFoundError:  # deleted since
                     continue
                 self._fetched[name] = listing[name]

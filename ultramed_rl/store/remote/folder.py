@@ -39,7 +39,7 @@ class RemoteFile:
     mark: str
 
 
-class RemotePlace:
+class RemoteFolder:
     """The files of one URL by their names in it, as in rounds/000/commit.json.
 
     Every method tries again where the network fails, and raises what the store raised last.
@@ -53,7 +53,7 @@ class RemotePlace:
         self._appears_whole = url.partition("://")[0] in _OBJECT_STORES
 
     def reach(self, action: Callable[[], T]) -> T:
-        """What an action on this place gives.
+        """What an action on this folder gives.
 
         Raises:
             RuntimeError: the store cannot be used; in one line, whatever its package raises.

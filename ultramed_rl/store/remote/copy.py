@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 import warnings
+from functools import cached_property
 from pathlib import Path
 
 from ultramed_rl.config import AnyConfig
+from ultramed_rl.store.remote.folder import Patience, RemoteFolder
+from ultramed_rl.store.remote.index import Index, Published, read_index
 from ultramed_rl.store.remote.lease import Lease, LostLease
-from ultramed_rl.store.remote.place import Patience, RemotePlace
 from ultramed_rl.store.remote.publisher import WORKERS, Publisher
-from ultramed_rl.store.remote.pull import list_run, pull, reconcile, remove_remote_leftovers
-from ultramed_rl.store.remote.versions import Published
+from ultramed_rl.store.remote.pull import pull, reconcile
 
 CONFIG = "config.yaml"
 _LAST_PASSES = 5
@@ -24,10 +25,10 @@ def check_url(config: AnyConfig) -> None:
         ValueError: a package is missing, or no such scheme.
     """
     if config.run.url is not None:
-        RemotePlace(config.run.url)
+        RemoteFolder(config.run.url)
 
 
-class Mirror:
+class RemoteCopy:
     """Keeps a run's copy at a URL: take it, pull what is there, start to publish, close.
 
     An upload that fails is tried again, then once more with every publication, and warned about; it never stops
@@ -50,24 +51,30 @@ class Mirror:
             RuntimeError: the store cannot be reached.
         """
         self.folder, self.every_s = folder, every_s
-        self.place = RemotePlace(url, patience)
+        self.remote = RemoteFolder(url, patience)
         self.published = Published(folder, url)
-        self.lease = self.place.reach(lambda: Lease(self.place, every_s))
-        self.publisher = Publisher(folder, self.place, self.published, self.lease.check, workers)
+        self.lease = self.remote.reach(lambda: Lease(self.remote, every_s))
+        self.publisher = Publisher(folder, self.remote, self.published, self.lease.check, workers=workers)
         self.problem: Exception | None = None
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
+
+    @cached_property
+    def index(self) -> Index:
+        """What was at the URL when it was taken."""
+        return self.remote.reach(lambda: read_index(self.remote))
 
     @property
     def behind(self) -> bool:
         """Whether the URL has more than this folder: it was written from another one, or this one isn't whole."""
         if not (self.folder / CONFIG).is_file() or not self.published.complete:
             return True
-        return self.lease.before not in (self.published.copy, "")
+        return self.index.copy not in (self.published.copy, "")
 
     def read_config(self) -> bytes | None:
         """The config of the run at the URL; None where there is none."""
-        return self.place.reach(lambda: self.place.read(CONFIG))
+        key = self.index.files.get(CONFIG)
+        return None if key is None else self.remote.reach(lambda: self.remote.read(key))
 
     def take_up(self) -> None:
         """Make this folder a copy of what is at the URL, unless it is one already and may be ahead of it.
@@ -75,7 +82,7 @@ class Mirror:
         Raises:
             RuntimeError: the store cannot be reached, or the disk is full.
         """
-        self.place.reach(self._take_up)
+        self.remote.reach(self._take_up)
 
     def start(self) -> None:
         """Publish from now on."""
@@ -97,27 +104,29 @@ class Mirror:
                 self._thread.join()
                 self._publish_all()
         finally:
-            self._give_back()
+            try:
+                self.lease.release()
+            except Exception as error:  # it runs out by itself
+                self.problem = self.problem or error
         if self.problem is None:
             return
-        text = str(self.problem) if isinstance(self.problem, LostLease) else self._what_is_missing()
+        text = str(self.problem)
+        if not isinstance(self.problem, LostLease):
+            text = (
+                f"{self.remote.url}: the copy isn't whole ({self.problem}); {self.folder} has everything: rerun with "
+                "--resume on this machine to publish the rest"
+            )
         if not failed:
             raise RuntimeError(text) from self.problem
         warnings.warn(text, stacklevel=2)
 
-    def _what_is_missing(self) -> str:
-        return (
-            f"{self.place.url}: the copy isn't whole ({self.problem}); {self.folder} has everything: rerun with "
-            "--resume on this machine to publish the rest"
-        )
-
     def _take_up(self) -> None:
-        remove_remote_leftovers(self.place)
-        if self.behind and list_run(self.place):
-            pull(self.place, self.folder, self.published, self.lease.before)
+        if self.behind and self.index.files:
+            pull(self.remote, self.folder, self.published, self.index)
         else:
-            reconcile(self.place, self.published)
-        self.lease.renew(copy=self.published.copy)
+            reconcile(self.remote, self.published)
+        self.publisher.index = self.index
+        self.publisher.claim()
 
     def _keep_up(self) -> None:
         while not self._over.wait(self.every_s):
@@ -140,13 +149,7 @@ class Mirror:
         except Exception as error:
             if self.problem is None and not self._over.is_set():
                 how = "no more" if isinstance(error, LostLease) else f"again every {self.every_s:g} s"
-                text = f"{self.place.url}: not published ({error}); tried {how}, and the run goes on"
+                text = f"{self.remote.url}: not published ({error}); tried {how}, and the run goes on"
                 warnings.warn(text, stacklevel=2)
             self.problem = error
             return False
-
-    def _give_back(self) -> None:
-        try:
-            self.lease.release()
-        except Exception as error:  # it runs out by itself
-            self.problem = self.problem or error
