@@ -544,13 +544,18 @@ def test_a_replaced_file_stays_until_the_index_names_the_new_one_and_the_plain_n
 def test_a_copy_without_an_index_is_one_of_all_its_files(tmp_path: Path) -> None:
     with RunDirectory.open(config(tmp_path), resume=False) as store:
         finish_round(store, 0, {"round": 0.0})
+        finish_round(store, 1, {"round": 1.0})
+    with RunDirectory.open(config(tmp_path), resume=True) as store:
+        store.prune_checkpoints(1)
         before = here(store.path)
+    assert [key.split("/", 2)[2] for key in objects() if key.startswith("replaced/")] == [
+        "rounds/000/checkpoint.json"
+    ]
     Staged.store.pop(f"/bucket/runs/tiny/{INDEX}")
-    (config(tmp_path).run.folder / ".published").unlink()
     with at_hand(URL) as folder:
-        assert "rounds/000/commit.json" in list_versions(folder)
+        assert "rounds/000/checkpoint.json" in list_versions(folder)
     with RunDirectory.open(config(tmp_path, "b"), resume=True) as store:
-        assert store.committed_rounds() == 1 and made(here(store.path)) == made(before)
+        assert store.committed_rounds() == 2 and made(here(store.path)) == made(before)
         path = store.path
     assert there() == here(path)
 

@@ -18,6 +18,7 @@ from ultramed_rl.store.remote.lease import WRITER
 from ultramed_rl.store.remote.local import JOURNAL, Version
 
 INDEX = "index.json"
+REPLACED = "replaced"  # the folder of files whose own name was still another one's
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,18 @@ class Index:
 
 
 def read_index(remote: RemoteFolder) -> Index:
-    """The index at a URL; of a copy that has none, as older versions wrote them, all files that are there.
+    """The index at a URL; of a copy that has none, as older versions wrote them or where it was deleted, all
+    files that are there.
 
     Raises:
         ValueError: it is not what was written.
     """
     found = remote.read_json(INDEX)
     if found is None:
-        return Index(files={name: name for name in list_objects(remote) if TEMPORARY not in name})
+        keys = sorted(key for key in list_objects(remote) if TEMPORARY not in key)
+        replaced = {key.split("/", 2)[2]: key for key in keys if key.startswith(f"{REPLACED}/")}
+        plain = {key: key for key in keys if not key.startswith(f"{REPLACED}/")}
+        return Index(edition="", files=replaced | plain)
     try:
         return Index(**found)
     except TypeError:

@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from ultramed_rl.store.remote.folder import RemoteFolder
-from ultramed_rl.store.remote.index import Index, Published
+from ultramed_rl.store.remote.index import REPLACED, Index, Published
 from ultramed_rl.store.remote.local import Version, Versions, is_bound, pinned, take_snapshot
 
 WORKERS = 8
-_REPLACED = "replaced"  # the folder of files whose own name is still another one's
 
 
 @dataclass
@@ -91,7 +90,7 @@ class Publisher:
             itself = name not in bound and self.index.files.get(name) == name
             inside = any(str(folder) in self.published.objects for folder in PurePosixPath(name).parents)
             free = itself or not (name in taken or inside)
-            found[name] = name if free else f"{_REPLACED}/{secrets.token_hex(4)}/{name}"
+            found[name] = name if free else f"{REPLACED}/{secrets.token_hex(4)}/{name}"
         return found
 
     def _upload(self, name: str, key: str, wanted: Version | None) -> bool:
