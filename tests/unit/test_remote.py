@@ -1116,6 +1116,27 @@ def test_readers_leave_weights_and_states_where_they_are(tmp_path: Path) -> None
     assert not folder.exists()
 
 
+def test_a_reader_that_an_index_is_replaced_under_reads_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, copying, listing = ArtifactFolder(tmp_path), publisher(tmp_path), RemoteFolder.list
+    (tmp_path / "config.yaml").write_text("type: online")
+    folder.phase("prompts", lambda: [make_prompt(1)], kind=Prompt)
+    copying.publish()
+    once = iter([True])
+
+    def replaced(self: RemoteFolder) -> Any:
+        if next(once, False):
+            folder.discard("prompts")
+            folder.phase("prompts", lambda: [make_prompt(n) for n in range(9)], kind=Prompt)
+            assert copying.publish()
+        return listing(self)
+
+    monkeypatch.setattr(RemoteFolder, "list", replaced)
+    with at_hand(URL) as copy:
+        assert here(copy) == here(tmp_path)
+
+
 def test_a_run_with_a_lease_is_running_though_its_heartbeat_is_as_old_as_its_last_publication(
     tmp_path: Path,
 ) -> None:

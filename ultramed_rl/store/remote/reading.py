@@ -15,6 +15,7 @@ from ultramed_rl.store.remote.index import read_index
 from ultramed_rl.store.remote.lease import WRITER
 
 _EVERY_S = 5.0
+_LOOKS = 3
 _WORDS = (".json", ".jsonl", ".yaml")
 # Weights, states to go on from, samples as tokens, parts of phases, and what trackers and steps keep for themselves.
 _LARGE = re.compile(r"(^|/)(states|best|work|wandb|tensorboard|[^/]+\.parts|\.tmp-[^/]*)(/|$)|/\.tmp-")
@@ -68,8 +69,11 @@ class _Copy:
 
     def refresh(self) -> None:
         """Fetch what is new or has changed; what is gone goes. What sums up comes after what it sums up."""
-        there = self.remote.list()
-        keys = {**read_index(self.remote).files, WRITER: WRITER}
+        for _ in range(_LOOKS):
+            keys, there = read_index(self.remote).files, self.remote.list()
+            if there.keys() >= set(keys.values()):
+                break  # else it was replaced in between
+        keys = {**keys, WRITER: WRITER}
         listing = {n: (key, there[key]) for n, key in keys.items() if key in there and self._is_read(n)}
         for name in self._fetched.keys() - listing.keys():
             (self.folder / name).unlink(missing_ok=True)
