@@ -9,20 +9,21 @@ from collections.abc import Sequence
 
 from ultramed_rl.config.factory_pairs import Feedback
 from ultramed_rl.data.chats import Misfit, read_turns
-from ultramed_rl.data.factory.asking import Form, Miss, ask, name_of, once_more, user
+from ultramed_rl.data.factory.asking import Form, Miss, once_more, user
 from ultramed_rl.data.factory.feedback_reply import Reading, feedback_schema, read_reply
 from ultramed_rl.data.factory.instructions import question_text, read_instruction
 from ultramed_rl.data.factory.judgements import Candidate, contradictions, judged_row, read_candidates
-from ultramed_rl.data.factory.step import Fail, Keep, Move, Row
+from ultramed_rl.data.factory.step import Ask, End, Fail, Keep, Row, name_of
 from ultramed_rl.data.templates import without_tags
 from ultramed_rl.learning.seeds import seeded_number
-from ultramed_rl.records import ChatReply, Message
+from ultramed_rl.records import Message
 
 TRIES = 2  # of one order
 _NAMES = ("question", "answer", "reference_answer")
 _FORM = Form.read("feedback", "count", "question", "reference", "answers", "aspects", "names", "low", "high")
 _ANSWER = Form.read("feedback_answer", "number", "text")
 _REFERENCE = Form.read("feedback_reference", "reference")
+_INCONSISTENT = Miss("inconsistent", "an answer stands in the ranking behind one with a lower overall score")
 
 
 class FeedbackStep:
@@ -42,29 +43,24 @@ class FeedbackStep:
     def __init__(self, config: Feedback, judge: str) -> None:
         self.config, self.judge = config, judge
 
-    def start(self, row: Row) -> Move:
-        """Asks for the first order."""
+    async def __call__(self, row: Row, ask: Ask) -> End:
+        """Asks for the first order, and of a sample for the second."""
         try:
             messages = self._messages(row, 0)
         except Misfit as misfit:
             return Fail("misfit", str(misfit))
         if len(row["candidates"]) < 2:
             return Fail("too_few_candidates", f"{len(row['candidates'])} of at least 2")
-        return ask(self.config, row, 0, messages, self._schema(row))
-
-    def go_on(self, row: Row, replies: Sequence[ChatReply]) -> Move:
-        """Reads what was said so far; asks again, for the second order, or is done."""
-        first, rest = self._hear(row, 0, replies)
-        if not isinstance(first, Reading):
-            return self._answer_to(first, row, len(replies))
-        if not self.asks_twice(row):
-            return self._keep(row, [first], "unasked")
-        second, _ = self._hear(row, 1, rest)
-        if isinstance(second, Reading):
-            return self._keep(row, [first, second], "asked")
-        if isinstance(second, Miss):
-            return self._keep(row, [first], "failed")
-        return self._answer_to(second, row, len(replies))
+        first = await self._judge(row, 0, messages, ask)
+        if isinstance(first, Miss):
+            return Fail(first.reason, first.detail)
+        readings, second = [first], "unasked"
+        if self.asks_twice(row):
+            other = await self._judge(row, 1, self._messages(row, 1), ask)
+            second = "failed" if isinstance(other, Miss) else "asked"
+            readings += [] if isinstance(other, Miss) else [other]
+        orders = [reading.order for reading in readings]
+        return Keep((judged_row(row, self.judge, first.verdicts, orders, second),))
 
     def asks_twice(self, row: Row) -> bool:
         """Whether the record is in the sample that is judged in two orders."""
@@ -80,38 +76,18 @@ class FeedbackStep:
         )
         return tuple(reversed(drawn)) if which else tuple(drawn)
 
-    # -- hearing ------------------------------------------------------------------------------------------
-
-    def _hear(
-        self, row: Row, which: int, replies: Sequence[ChatReply]
-    ) -> tuple[Reading | Miss | list[Message], Sequence[ChatReply]]:
-        """What an order came to, and the replies after it: a reading, its last fault, or what to ask next."""
-        messages, shown = self._messages(row, which), self.shown(row, which)
-        for attempt, reply in enumerate(replies[:TRIES], start=1):
-            found = read_reply(reply.text, shown, self.config)
-            if isinstance(found, Reading) and contradictions(found.verdicts):
-                found = self._inconsistent(found, last=attempt == TRIES)
-            if isinstance(found, Reading) or attempt == TRIES:
-                return found, replies[attempt:]
-            messages = once_more(messages, reply, found)
-        return messages, ()
-
-    def _inconsistent(self, reading: Reading, *, last: bool) -> Reading | Miss:
-        policy = self.config.inconsistent
-        if policy == "keep" or (policy == "retry" and last):
-            return reading
-        return Miss("inconsistent", "an answer stands in the ranking behind one with a lower overall score")
-
-    def _answer_to(self, found: Miss | list[Message], row: Row, turn: int) -> Move:
-        if isinstance(found, Miss):
-            return Fail(found.reason, found.detail)
-        return ask(self.config, row, turn, found, self._schema(row))
-
-    def _keep(self, row: Row, readings: Sequence[Reading], second: str) -> Keep:
-        orders = [reading.order for reading in readings]
-        return Keep((judged_row(row, self.judge, readings[0].verdicts, orders, second),))
-
-    # -- asking -------------------------------------------------------------------------------------------
+    async def _judge(self, row: Row, which: int, messages: list[Message], ask: Ask) -> Reading | Miss:
+        """What one order came to, or the fault of its last reply."""
+        schema, policy = feedback_schema(len(row["candidates"]), self.config), self.config.inconsistent
+        for attempt in range(1, TRIES + 1):
+            reply = await ask(self.config, messages, schema)
+            reading = read_reply(reply.text, self.shown(row, which), self.config)
+            allowed = policy == "keep" or (policy == "retry" and attempt == TRIES)
+            if isinstance(reading, Reading) and (allowed or not contradictions(reading.verdicts)):
+                return reading
+            fault = reading if isinstance(reading, Miss) else _INCONSISTENT
+            messages = once_more(messages, reply.text, fault)
+        return fault
 
     def _messages(self, row: Row, which: int) -> list[Message]:
         candidates, config = read_candidates(row), self.config
@@ -127,9 +103,6 @@ class FeedbackStep:
             high=str(config.high),
         )
         return [user(text)]
-
-    def _schema(self, row: Row) -> str:
-        return feedback_schema(len(row["candidates"]), self.config)
 
 
 def _numbered(shown: Sequence[Candidate]) -> str:

@@ -15,13 +15,11 @@ from dataclasses import dataclass
 
 from ultramed_rl.config.factory_pairs import RuleJudge
 from ultramed_rl.data.chats import Misfit
-from ultramed_rl.data.factory.asking import name_of
 from ultramed_rl.data.factory.instructions import Instruction, read_instruction
 from ultramed_rl.data.factory.judgements import Candidate, Verdict, judged_row, read_candidates
-from ultramed_rl.data.factory.step import Fail, Keep, Move, Row
+from ultramed_rl.data.factory.step import Ask, End, Fail, Keep, Row, name_of
 from ultramed_rl.data.stems import read_words
 from ultramed_rl.learning.seeds import seeded_number
-from ultramed_rl.records import ChatReply
 
 LOW, HIGH = 1.0, 5.0
 NAME = "rules"
@@ -69,7 +67,7 @@ class RuleJudgeStep:
     def __init__(self, config: RuleJudge, read_letter: ReadLetter) -> None:
         self.config, self.read_letter = config, read_letter
 
-    def start(self, row: Row) -> Move:
+    async def __call__(self, row: Row, ask: Ask) -> End:
         """Judges at once."""
         try:
             instruction = read_instruction(row)
@@ -84,10 +82,6 @@ class RuleJudgeStep:
         ranks = self._ranks(name_of(row), signs, overall)
         columns = zip([describe(one) for one in signs], scores, overall, ranks, strict=True)
         return Keep((judged_row(row, NAME, [Verdict(*column) for column in columns], ()),))
-
-    def go_on(self, row: Row, replies: Sequence[ChatReply]) -> Move:
-        """Never asked for."""
-        raise AssertionError("rules ask nothing")
 
     def _signs(self, instruction: Instruction, candidate: Candidate) -> Signs:
         words = read_words(candidate.text)

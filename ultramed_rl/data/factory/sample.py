@@ -7,9 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
 from ultramed_rl.config.factory_rows import Sample
-from ultramed_rl.data.factory.asking import name_of
 from ultramed_rl.data.factory.instructions import set_of
-from ultramed_rl.data.factory.step import Row
+from ultramed_rl.data.factory.step import Row, name_of
 from ultramed_rl.learning.seeds import seeded_number
 
 
