@@ -17,11 +17,9 @@ from hypothesis import strategies as st
 from tests.unit.test_factory_steps import drive
 from ultramed_rl.config.factory_pairs import Candidates, Feedback, RuleJudge
 from ultramed_rl.data.factory.candidates import CandidateStep, gather_candidates, is_unfinished
-from ultramed_rl.data.factory.feedback import FeedbackStep
-from ultramed_rl.data.factory.feedback_reply import feedback_schema
+from ultramed_rl.data.factory.feedback import FeedbackStep, feedback_schema
 from ultramed_rl.data.factory.judgements import Order, Verdict, contradictions, judged_row, read_judged
-from ultramed_rl.data.factory.model_table import model_table
-from ultramed_rl.data.factory.position import kendall_tau, position_report
+from ultramed_rl.data.factory.model_table import kendall_tau, model_table, position_report
 from ultramed_rl.data.factory.rule_judge import (
     RuleJudgeStep,
     Signs,

@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 
 from ultramed_rl.data.factory.hashing import HashedEmbedder
 from ultramed_rl.data.factory.judgements import Order, Verdict, judged_row
-from ultramed_rl.data.factory.model_table import model_table
-from ultramed_rl.data.factory.position import position_report
+from ultramed_rl.data.factory.model_table import model_table, position_report
 from ultramed_rl.data.factory.report.build import ReportOptions, build_report
 from ultramed_rl.data.factory.report.distributions import (
     LENGTH_STARTS,
@@ -28,7 +27,6 @@ from ultramed_rl.data.factory.report.distributions import (
     distribution_figure,
 )
 from ultramed_rl.data.factory.report.facts import MOST_NAMES, OTHERS, UNNAMED, read_facts, set_name
-from ultramed_rl.data.factory.report.labels import WORDLESS, label_clusters
 from ultramed_rl.data.factory.report.models import (
     count_ranks,
     mean_figure,
@@ -46,7 +44,13 @@ from ultramed_rl.data.factory.report.table import (
     table_cells,
 )
 from ultramed_rl.data.factory.report.topic_pictures import draw_topics, topic_figure
-from ultramed_rl.data.factory.report.topics import cluster_count, map_topics, sample_points
+from ultramed_rl.data.factory.report.topics import (
+    WORDLESS,
+    cluster_count,
+    label_clusters,
+    map_topics,
+    sample_points,
+)
 
 ATTACK = "</script><script>alert(1)</script>"
 MCQ = "Which one?\n\nA. Vitamin A\nB. Vitamin B"

@@ -14,10 +14,9 @@ from jsonschema import Draft202012Validator
 from pydantic import TypeAdapter, ValidationError
 
 from ultramed_rl.config.factory import Evolve, FactoryStep, Textbook, Topics
-from ultramed_rl.data.factory.evolve import EvolveStep
-from ultramed_rl.data.factory.evolve_rules import count_words
+from ultramed_rl.data.factory.asking import read_methods
+from ultramed_rl.data.factory.evolve import EvolveStep, count_words
 from ultramed_rl.data.factory.instructions import Instruction, new_row
-from ultramed_rl.data.factory.methods import read_methods
 from ultramed_rl.data.factory.step import Ask, Drop, End, Fail, Keep, Row, Step
 from ultramed_rl.data.factory.textbook import TextbookStep
 from ultramed_rl.data.factory.topics import TopicsStep, items_schema

@@ -26,8 +26,7 @@ from ultramed_rl.config.generation import Endpoint
 from ultramed_rl.config.rewards import RewardTerm
 from ultramed_rl.data.factory.api.generator import ApiGenerator
 from ultramed_rl.http.client import MOST_BYTES, Failure, HttpClient, Server, retry_after
-from ultramed_rl.http.rate import Rate
-from ultramed_rl.http.session import LONGEST_ASKED_S, Session
+from ultramed_rl.http.session import LONGEST_ASKED_S, Rate, Session
 from ultramed_rl.records import ChatRequest, Completion, Message, Prompt
 from ultramed_rl.rewards import make_term
 

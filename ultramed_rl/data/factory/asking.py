@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 from typing import Any, TypeVar
 
-from ultramed_rl.config.factory import Asking
+from ultramed_rl.config.factory import Evolve, Score, Textbook, Topics
 from ultramed_rl.data.factory.step import Ask, Fail
 from ultramed_rl.data.templates import read_template, without_tags
 from ultramed_rl.records import Message
@@ -61,17 +61,15 @@ def assistant(text: str) -> Message:
 
 async def ask_until(
     ask: Ask,
-    config: Asking,
+    config: Textbook | Topics | Evolve | Score,
     messages: Sequence[Message],
     schema: str,
     read: Callable[[str], T | Miss],
-    *,
-    attempts: int,
 ) -> T | Fail:
-    """What `read` makes of a reply. One with a miss is asked for again with the miss named, until all attempts
-    are used up."""
+    """What `read` makes of a reply. One with a miss is asked for again with the miss named, until all of
+    `config.attempts` are used up."""
     chat = list(messages)
-    for _ in range(attempts):
+    for _ in range(config.attempts):
         reply = await ask(config, chat, schema)
         value = read(reply.text)
         if not isinstance(value, Miss):
@@ -106,3 +104,17 @@ def read_object(text: str) -> dict[str, Any] | None:
 def read_text(value: Any) -> str:
     """A JSON value that should be text, trimmed; empty if it is something else."""
     return value.strip() if isinstance(value, str) else ""
+
+
+def read_methods(name: str) -> dict[str, str]:
+    """What to do, by the method's name, out of the file NAME.txt beside this one."""
+    lines = Path(__file__).with_name(f"{name}.txt").read_text(encoding="utf-8").splitlines()
+    parts = [line.partition(": ") for line in lines if line.strip()]
+    assert all(before and after for before, _, after in parts), f"{name}.txt: a line without a name"
+    return {before: after for before, _, after in parts}
+
+
+def object_schema(properties: Mapping[str, Any], required: Sequence[str] | None = None) -> dict[str, Any]:
+    """The JSON schema of an object with these properties and no others; all are required unless named."""
+    needed = list(properties if required is None else required)
+    return {"type": "object", "properties": properties, "required": needed, "additionalProperties": False}

@@ -1,18 +1,30 @@
-"""Evol-Instruct (arXiv 2304.12244): a question made harder by a few words, round by round."""
+"""Evol-Instruct (arXiv 2304.12244): a question made harder by a few words, round by round.
+
+A harder version is complete, a few words longer, and free of traces of its making.
+"""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 
 from ultramed_rl.config.factory import Evolve
 from ultramed_rl.data.chats import Misfit
-from ultramed_rl.data.factory.asking import Form, ask_until, user
-from ultramed_rl.data.factory.choices import choice_schema
-from ultramed_rl.data.factory.evolve_rules import count_words, fitting_methods, read_version, words_allowed
+from ultramed_rl.data.factory.asking import (
+    Form,
+    Miss,
+    ask_until,
+    object_schema,
+    read_methods,
+    read_object,
+    read_text,
+    user,
+)
+from ultramed_rl.data.factory.choices import NO_JSON, choice_schema, read_question
 from ultramed_rl.data.factory.instructions import Instruction, new_row, read_instruction
-from ultramed_rl.data.factory.methods import read_methods
 from ultramed_rl.data.factory.step import Ask, Drop, End, Fail, Keep, Row, name_of
 from ultramed_rl.learning.seeds import seeded_number
 
@@ -21,10 +33,11 @@ _CHOICE = Form.read("evolve_choice", "question", "answer", "method", "least", "m
 _DISTRACTORS = Form.read("evolve_distractors", "question", "answer", "most")
 _OPEN_METHODS = read_methods("evolve_methods_open")
 _CHOICE_METHODS = read_methods("evolve_methods_choice")
-_OPEN_SCHEMA = (
-    '{"type": "object", "properties": {"question": {"type": "string"}}, "required": ["question"], '
-    '"additionalProperties": false}'
+_OPEN_SCHEMA = json.dumps(object_schema({"question": {"type": "string"}}))
+_REWRITING = re.compile(
+    r"\b(?:given|original|rewritten|evolved|initial)\s+(?:question|prompt|instruction)s?\b", re.IGNORECASE
 )
+_VERDICTS = {"yes", "no", "maybe"}
 
 
 @dataclass(frozen=True)
@@ -60,7 +73,7 @@ class EvolveStep:
             chat = [user(self._prompt(old, method))]
             schema = choice_schema("".join(old.options)) if old.options else _OPEN_SCHEMA
             read = partial(read_version, self.config, old, method)
-            new = await ask_until(ask, self.config, chat, schema, read, attempts=self.config.attempts)
+            new = await ask_until(ask, self.config, chat, schema, read)
             if isinstance(new, Instruction):
                 versions.append(new)
                 changes.append(Change(number, method, count_words(new.stem) - count_words(old.stem)))
@@ -74,7 +87,11 @@ class EvolveStep:
 
     def method(self, row: Row, number: int) -> str:
         """The method of round `number` (from 1) for this record: always the same one."""
-        methods = fitting_methods(self.config, read_instruction(row))
+        question, methods = read_instruction(row), list[str](self.config.open_methods)
+        if question.options:  # where they are yes, no and maybe, there are no harder distractors
+            fixed = {text.casefold() for text in question.options.values()} <= _VERDICTS
+            own = list[str](self.config.choice_methods)
+            methods = [method for method in own if method != "distractors" or not fixed] or own
         return methods[seeded_number(self.config.seed, "method", name_of(row), number) % len(methods)]
 
     def _prompt(self, old: Instruction, method: str) -> str:
@@ -101,3 +118,47 @@ class EvolveStep:
             for number, (version, end) in enumerate(zip(versions[1:], ends, strict=True), 1)
         )
         return rows if self.config.keep == "every" else rows[-1:]
+
+
+def words_allowed(config: Evolve, method: str) -> tuple[int, int]:
+    """Fewest and most words that a round may add to the stem. Harder distractors need none."""
+    return (0 if method == "distractors" else config.least_words), config.most_words
+
+
+def read_version(config: Evolve, old: Instruction, method: str, text: str) -> Instruction | Miss:
+    """The new version in a reply, or what it misses by itself or measured by the old one."""
+    reply = read_object(text)
+    if reply is None:
+        return NO_JSON
+    new: Instruction | Miss
+    if old.options:
+        new = read_question(reply, "".join(old.options))
+    else:
+        stem = read_text(reply.get("question"))
+        new = Instruction(stem) if stem else Miss("no_question", "the question is empty")
+    return new if isinstance(new, Miss) else _compare(old, new, method, words_allowed(config, method))
+
+
+def count_words(text: str) -> int:
+    """Words of a text: what white space parts."""
+    return len(text.split())
+
+
+def _compare(old: Instruction, new: Instruction, method: str, words: tuple[int, int]) -> Instruction | Miss:
+    added = count_words(new.stem) - count_words(old.stem)
+    least, most = words
+    if not least <= added <= most:
+        change = f"{added} words more" if added >= 0 else f"{-added} words fewer"
+        reason = "too_few_words" if added < least else "too_many_words"
+        return Miss(reason, f"the question has {change} than before; it needs {least} to {most} more")
+    if method == "distractors" and _wrong(new) <= _wrong(old):
+        return Miss("same_distractors", "none of the wrong options is new")
+    if _REWRITING.search(new.text) and not _REWRITING.search(old.text):
+        return Miss("speaks_of_rewriting", "the question speaks of an earlier version of itself")
+    return new
+
+
+def _wrong(question: Instruction) -> set[str]:
+    """The wrong options in plain form, without their letters."""
+    wrong = (text for letter, text in question.options.items() if letter != question.key)
+    return {" ".join(text.casefold().split()) for text in wrong}

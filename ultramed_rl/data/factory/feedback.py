@@ -5,14 +5,23 @@ record + candidates --> order 1 --> reply --> read --(faulty: once more)--> [ord
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from ultramed_rl.config.factory_pairs import Feedback
 from ultramed_rl.data.chats import Misfit, read_turns
-from ultramed_rl.data.factory.asking import Form, Miss, once_more, user
-from ultramed_rl.data.factory.feedback_reply import Reading, feedback_schema, read_reply
+from ultramed_rl.data.factory.asking import Form, Miss, object_schema, once_more, read_object, read_text, user
 from ultramed_rl.data.factory.instructions import question_text, read_instruction
-from ultramed_rl.data.factory.judgements import Candidate, contradictions, judged_row, read_candidates
+from ultramed_rl.data.factory.judgements import (
+    Candidate,
+    Order,
+    Verdict,
+    contradictions,
+    judged_row,
+    read_candidates,
+)
 from ultramed_rl.data.factory.step import Ask, End, Fail, Keep, Row, name_of
 from ultramed_rl.data.templates import without_tags
 from ultramed_rl.learning.seeds import seeded_number
@@ -119,3 +128,78 @@ def _reference(row: Row) -> str:
     turns = read_turns(dict(row), "conversations")
     own = [turn["content"] for turn in turns if turn["role"] == "assistant"]
     return _REFERENCE.render(reference=without_tags("\n\n".join([key, *own]), *_NAMES))
+
+
+def feedback_schema(count: int, config: Feedback) -> str:
+    """The JSON schema of a reply on `count` candidates. That a ranking holds each once, no schema says."""
+    number = {"type": "integer", "minimum": 1, "maximum": count}
+    score = {"type": "integer", "minimum": config.low, "maximum": config.high}
+    parts = {
+        "number": number,
+        "evaluation": {"type": "string"},
+        "scores": object_schema({aspect.name: score for aspect in config.aspects}),
+        "overall": score,
+    }
+    size = {"type": "array", "minItems": count, "maxItems": count}
+    return json.dumps(
+        object_schema(
+            {"evaluations": {**size, "items": object_schema(parts)}, "ranking": {**size, "items": number}}
+        )
+    )
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A reply that can be used: verdicts in the candidates' own order, and the order in which they were shown."""
+
+    verdicts: tuple[Verdict, ...]
+    order: Order
+
+
+def read_reply(text: str, shown: Sequence[int], config: Feedback) -> Reading | Miss:
+    """The verdicts in a judge's reply, moved back from the order in which the candidates were shown; or its fault:
+    unreadable_reply, bad_evaluations, bad_ranking, bad_score."""
+    reply, count = read_object(text), len(shown)
+    if reply is None:
+        return Miss("unreadable_reply", "it is not a JSON object of the form asked for")
+    items, ranking = _items(reply.get("evaluations")), _permutation(reply.get("ranking"), count)
+    if ranking is None:
+        return Miss("bad_ranking", f"the ranking does not hold each of the numbers 1 to {count} exactly once")
+    numbers = _permutation([item.get("number") for item in items], count)
+    if numbers is None:
+        return Miss("bad_evaluations", f"the answers 1 to {count} are not each evaluated exactly once")
+    verdicts: dict[int, Verdict] = {}
+    for number, item in zip(numbers, items, strict=True):
+        scores = _scores(item, config)
+        if scores is None:
+            names = ", ".join(aspect.name for aspect in config.aspects)
+            scale = f"from {config.low} to {config.high} for {names} and overall"
+            return Miss("bad_score", f"the scores of answer {number} are not whole numbers {scale}")
+        *aspects, overall = scores
+        by_name = {aspect.name: score for aspect, score in zip(config.aspects, aspects, strict=True)}
+        rank = ranking.index(number) + 1
+        verdicts[shown[number - 1]] = Verdict(read_text(item.get("evaluation")), by_name, overall, rank)
+    order = Order(tuple(shown), tuple(shown[number - 1] for number in ranking))
+    return Reading(tuple(verdicts[place] for place in range(count)), order)
+
+
+def _items(value: Any) -> list[dict[str, Any]]:
+    """The objects of a list; none where it is something else or holds anything else."""
+    fits = isinstance(value, list) and all(isinstance(item, dict) for item in value)
+    return value if fits else []
+
+
+def _permutation(value: Any, count: int) -> list[int] | None:
+    """A list of each of the numbers 1 to `count`, once; else None. True is no number."""
+    if not isinstance(value, list) or not all(type(number) is int for number in value):
+        return None
+    return value if sorted(value) == list(range(1, count + 1)) else None
+
+
+def _scores(item: Mapping[str, Any], config: Feedback) -> list[int] | None:
+    """The aspects' scores and the overall one, all on the scale; else None."""
+    own = item.get("scores")
+    named = own if isinstance(own, dict) else {}
+    scores: list[Any] = [*(named.get(aspect.name) for aspect in config.aspects), item.get("overall")]
+    fits = all(type(score) is int and config.low <= score <= config.high for score in scores)
+    return scores if fits else None

@@ -13,8 +13,7 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ultramed_rl.data.factory.feed import Feed
-from ultramed_rl.data.factory.generator import Generator
+from ultramed_rl.data.factory.feed import Feed, Generator
 from ultramed_rl.data.factory.step import Ask, Drop, End, Fail, Keep, Row, Step
 from ultramed_rl.records import ChatReply, ChatRequest
 from ultramed_rl.store.entries import Entry, dead, dropped, kept

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from ultramed_rl.config.factory import Score
 from ultramed_rl.data.chats import Misfit
 from ultramed_rl.data.factory.asking import (
@@ -9,6 +11,7 @@ from ultramed_rl.data.factory.asking import (
     Miss,
     after_thoughts,
     ask_until,
+    object_schema,
     read_object,
     read_text,
     user,
@@ -18,10 +21,10 @@ from ultramed_rl.data.factory.instructions import question_text
 from ultramed_rl.data.factory.step import Ask, Drop, End, Fail, Keep, Row
 
 _FORMS = {form: Form.read(f"score_{form}", "question") for form in ("json", "text")}
-_SCHEMA = (
-    '{"type": "object", "properties": {"justification": {"type": "string"}, '
-    '"score": {"type": "integer", "minimum": 1, "maximum": 10}}, '
-    '"required": ["justification", "score"], "additionalProperties": false}'
+_SCHEMA = json.dumps(
+    object_schema(
+        {"justification": {"type": "string"}, "score": {"type": "integer", "minimum": 1, "maximum": 10}}
+    )
 )
 _NO_SCORE = Miss("no_score", "it gives no single score from 1 to 10")
 
@@ -42,7 +45,7 @@ class ScoreStep:
         except Misfit as misfit:
             return Fail("malformed_record", str(misfit))
         schema = _SCHEMA if self.config.form == "json" else ""
-        score = await ask_until(ask, self.config, chat, schema, self._read, attempts=self.config.attempts)
+        score = await ask_until(ask, self.config, chat, schema, self._read)
         if isinstance(score, Fail):
             return score
         text, difficulty = score

@@ -6,9 +6,10 @@ import json
 import random
 import re
 from collections.abc import Sequence
+from functools import partial
 
 from ultramed_rl.config.factory import Textbook
-from ultramed_rl.data.factory.asking import Form, Miss, ask_until, read_object, read_text, user
+from ultramed_rl.data.factory.asking import Form, Miss, ask_until, object_schema, read_object, read_text, user
 from ultramed_rl.data.factory.choices import NO_JSON, choice_schema, read_question
 from ultramed_rl.data.factory.instructions import Instruction, new_row
 from ultramed_rl.data.factory.step import Ask, Drop, End, Fail, Keep, Row, name_of
@@ -20,12 +21,7 @@ _ENOUGH = Form.read("textbook_enough", "paragraph")
 _QUESTION = Form.read("textbook_question", "paragraph", "exemplars")
 _GATES = ((_WORTHY, "not_exam_worthy"), (_ENOUGH, "too_little_knowledge"))
 _VERDICT = json.dumps(
-    {
-        "type": "object",
-        "properties": {"reason": {"type": "string"}, "verdict": {"type": "string", "enum": ["yes", "no"]}},
-        "required": ["reason", "verdict"],
-        "additionalProperties": False,
-    }
+    object_schema({"reason": {"type": "string"}, "verdict": {"type": "string", "enum": ["yes", "no"]}})
 )
 # "The passage of stones" and "the nasal passage" are anatomy; "the text message" is no textbook.
 _POINTER = re.compile(
@@ -74,10 +70,8 @@ class TextbookStep:
                 return Fail("unreadable_gate", reply[-200:])
         shown = "\n\n".join(_as_json(exemplar) for exemplar in self.draw(row)) or "(none)"
         chat = [user(_QUESTION.render(paragraph=text, exemplars=shown))]
-        schema, attempts = choice_schema(LETTERS, needed=False, explained=True), self.config.attempts
-        return await ask_until(
-            ask, self.config, chat, schema, lambda said: self._read(row, said), attempts=attempts
-        )
+        schema = choice_schema(LETTERS, needed=False, explained=True)
+        return await ask_until(ask, self.config, chat, schema, partial(self._read, row))
 
     def draw(self, row: Row) -> list[Instruction]:
         """The exemplars shown with this record: always the same ones."""

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from ultramed_rl.config.factory import Topics
-from ultramed_rl.data.factory.asking import Form, Miss, ask_until, read_object, read_text, user
+from ultramed_rl.data.factory.asking import Form, Miss, ask_until, object_schema, read_object, read_text, user
 from ultramed_rl.data.factory.instructions import Instruction, new_row
 from ultramed_rl.data.factory.step import Ask, End, Fail, Keep, Row
 from ultramed_rl.data.identity import row_id
@@ -35,10 +35,8 @@ class TopicsStep:
             return Fail("malformed_record", "no text under 'name', or none under 'description'")
         form, count = _FORMS[self.config.mode], str(self.config.count)
         chat = [user(form.render(name=name, description=description.strip(), count=count))]
-        schema, attempts = items_schema(self.config), self.config.attempts
-        items = await ask_until(
-            ask, self.config, chat, schema, lambda text: self._read(row, text) or _NO_ITEMS, attempts=attempts
-        )
+        read = lambda text: self._read(row, text) or _NO_ITEMS
+        items = await ask_until(ask, self.config, chat, items_schema(self.config), read)
         if isinstance(items, Fail):
             return items
         return Keep(tuple(self._row(row, number, *item) for number, item in enumerate(items, 1)))
@@ -68,21 +66,9 @@ class TopicsStep:
 def items_schema(config: Topics) -> str:
     """The JSON schema of a reply: {"items": [...]}, at most `count`."""
     parts = _PARTS[config.mode]
-    item = {
-        "type": "object",
-        "properties": {part: {"type": "string"} for part in parts},
-        "required": list(parts),
-        "additionalProperties": False,
-    }
+    item = object_schema({part: {"type": "string"} for part in parts})
     items = {"type": "array", "items": item, "minItems": 1, "maxItems": config.count}
-    return json.dumps(
-        {
-            "type": "object",
-            "properties": {"items": items},
-            "required": ["items"],
-            "additionalProperties": False,
-        }
-    )
+    return json.dumps(object_schema({"items": items}))
 
 
 def _item(value: Any, parts: tuple[str, str]) -> tuple[str, str]:

@@ -12,12 +12,10 @@ from typing import Any
 from ultramed_rl.config.factory import Paragraphs
 from ultramed_rl.config.factory_pairs import Bench, Pairs
 from ultramed_rl.config.factory_rows import Records, Report, Sample, Vignettes
-from ultramed_rl.data.factory.bench import build_bench
-from ultramed_rl.data.factory.bench_labels import SHEET_COLUMNS, read_labels, sheet_rows
-from ultramed_rl.data.factory.import_rows import import_rows, import_vignettes
+from ultramed_rl.data.factory.bench import SHEET_COLUMNS, build_bench, read_labels, sheet_rows
+from ultramed_rl.data.factory.import_rows import import_rows, import_vignettes, sample_sets
 from ultramed_rl.data.factory.pair_rows import build_pairs
 from ultramed_rl.data.factory.paragraphs import cut_paragraphs
-from ultramed_rl.data.factory.sample import sample_sets
 from ultramed_rl.data.factory.step import Row
 from ultramed_rl.stages.data.inputs import DataWork, open_embedder, read_input, read_made_rows
 from ultramed_rl.store.atomic import write_lines

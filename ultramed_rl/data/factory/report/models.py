@@ -10,8 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ultramed_rl.data.factory.judgements import read_judged
-from ultramed_rl.data.factory.model_table import ModelTable
-from ultramed_rl.data.factory.position import PositionReport
+from ultramed_rl.data.factory.model_table import ModelTable, PositionReport
 from ultramed_rl.data.factory.step import Row
 from ultramed_rl.tracking.page import clean_text, figure_text
 
