@@ -503,13 +503,6 @@ def test_the_table_of_models_by_hand() -> None:
     assert table.meetings == ((0, 3, 2), (3, 0, 2), (2, 2, 0))
 
 
-def test_by_rank_only_equal_texts_tie() -> None:
-    table = model_table(TABLE, by="rank")
-    assert table.win_rates[0] == pytest.approx((None, 2 / 3, 0.5)) and table.win_rates[1][2] == 0.5
-    row = {**TABLE[1], "candidates": candidates("same", " same")}
-    assert model_table([row], by="rank").win_rates == ((None, 0.5), (0.5, None))
-
-
 def test_models_that_never_met_have_no_rate_and_a_broken_row_has_a_fix() -> None:
     other = judged(((0, 1), (0, 1)))
     renamed = {**other, "candidates": [{**one, "model": one["model"] + "x"} for one in other["candidates"]]}

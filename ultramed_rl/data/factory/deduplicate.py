@@ -45,14 +45,6 @@ class Duplicates:
         """Removed rows by rule."""
         return dict(Counter(one.rule for one in self.repeated))
 
-    @property
-    def clusters(self) -> dict[str, tuple[str, ...]]:
-        """By the id of a row that stays, the ids of those that repeat it."""
-        found: dict[str, list[str]] = {}
-        for one in self.repeated:
-            found.setdefault(one.kept_id, []).append(one.record_id)
-        return {kept: tuple(ids) for kept, ids in found.items()}
-
 
 @dataclass(frozen=True)
 class _Led:

@@ -8,9 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from statistics import fmean
-from typing import Literal
 
-from ultramed_rl.data.factory.judgements import Judged, read_judged
+from ultramed_rl.data.factory.judgements import read_judged
 from ultramed_rl.data.factory.step import Row
 
 
@@ -36,12 +35,10 @@ class ModelTable:
     meetings: tuple[tuple[int, ...], ...]
 
 
-def model_table(rows: Iterable[Row], by: Literal["score", "rank"] = "score") -> ModelTable:
+def model_table(rows: Iterable[Row]) -> ModelTable:
     """The table over judged rows, in one pass; memory holds a few numbers for every two models.
 
-    Args:
-        by: what wins. score: the higher overall score, equal ones tie. rank: the better rank, which a judge has to
-            give also where it sees no difference; identical texts tie.
+    The higher overall score wins, and equal ones tie; a rank is given also where the judge sees no difference.
 
     Raises:
         ValueError: no rows, a row that no judge wrote, or a model twice in one record.
@@ -57,22 +54,13 @@ def model_table(rows: Iterable[Row], by: Literal["score", "rank"] = "score") -> 
             answers, ranks, scores = sums[model]
             sums[model] = [answers + 1, ranks + verdict.rank, scores + verdict.overall]
         for i, j in combinations(range(len(models)), 2):
-            won = _points(judged, i, j, by)
+            lead = judged.verdicts[i].overall - judged.verdicts[j].overall
+            won = 0.5 + 0.5 * (lead > 0) - 0.5 * (lead < 0)
             wins[models[i], models[j]] += won
             wins[models[j], models[i]] += 1 - won
     if not sums:
         raise ValueError("0 judged rows: a table of models needs at least one; run the feedback stage first")
     return _table(sums, wins)
-
-
-def _points(judged: Judged, i: int, j: int, by: str) -> float:
-    """1 if candidate i is the better, 0 if j is, 0.5 for a tie."""
-    one, other = judged.verdicts[i], judged.verdicts[j]
-    lead: float = one.overall - other.overall
-    if by == "rank":
-        texts = {judged.candidates[place].text.strip() for place in (i, j)}
-        lead = other.rank - one.rank if len(texts) == 2 else 0
-    return 0.5 + 0.5 * (lead > 0) - 0.5 * (lead < 0)
 
 
 def _table(sums: Mapping[str, list[float]], wins: Mapping[tuple[str, str], float]) -> ModelTable:

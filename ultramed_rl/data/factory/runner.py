@@ -37,11 +37,6 @@ class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
-    @property
-    def cached_share(self) -> float:
-        """Cached replies over all; 0 of none."""
-        return self.cached / self.replies if self.replies else 0.0
-
     def plus(self, reply: ChatReply) -> Usage:
         """With one more reply."""
         return Usage(
@@ -78,8 +73,8 @@ def run_step(
     """Carry `step` over `rows` until all are done or the generator ends; what the ledger holds is passed over.
 
     Rows are taken as there is room for them. `step`, `key`, `rows` and `ledger` are used in the calling thread
-    only; the generator may take requests in that thread, or in others that have nothing else to do. Of records with one key the first counts, the others are dead
-    letters (duplicate_key). So is a record whose request could not be answered (unanswered; unanswered_misfit where
+    only; the generator may take requests in that thread, or in others that have nothing else to do. Of records with one
+    key the first counts, the others fail (duplicate_key). So does a record whose request could not be answered (unanswered; unanswered_misfit where
     the reply's error is "misfit: ..."), and one on which the step or `key` raises, by the exception's name.
 
     Args:
@@ -90,7 +85,7 @@ def run_step(
 
     Raises:
         ValueError: the first 20 records all raised the same exception, and none was kept or dropped before;
-            their dead letters are not kept. Also where the ledger is of another input.
+            their failures are not kept. Also where the ledger is of another input.
         RuntimeError: the disk is full.
     """
     assert in_flight > 0, in_flight

@@ -81,12 +81,14 @@ def write_report(work: DataWork) -> Counter[str]:
     config, step = work.config, work.config.step
     assert isinstance(step, Report)
     judged = step.judged
-    paths = build_report(
+    build_report(
         lambda: read_input(config),
         work.output,
         open_embedder(step.embedder),
         None if judged is None else lambda: read_made_rows(judged),
         ReportOptions(config.run.name, step.originals, step.seed, step.points, step.clusters),
     )
-    work.progress.say(paths.table_md.read_text(encoding="utf-8"))
-    return Counter(records=json.loads(paths.table_json.read_text(encoding="utf-8"))["total"]["retained"])
+    work.progress.say((work.output / "table.md").read_text(encoding="utf-8"))
+    return Counter(
+        records=json.loads((work.output / "table.json").read_text(encoding="utf-8"))["total"]["retained"]
+    )
