@@ -11,11 +11,11 @@ from typing import Protocol
 
 from ultramed_rl.config.factory_pairs import Candidates
 from ultramed_rl.config.factory_stage import ApiGeneratorConfig, DataConfig
-from ultramed_rl.data.factory.api.generator import ApiGenerator
 from ultramed_rl.data.factory.candidates import CandidateStep, gather_candidates
 from ultramed_rl.data.factory.feed import Generator
 from ultramed_rl.data.factory.runner import run_step
 from ultramed_rl.data.factory.step import Step, name_of
+from ultramed_rl.http.generator import ApiGenerator
 from ultramed_rl.records import ChatReply, ChatRequest
 from ultramed_rl.stages.data.inputs import DataWork, read_input
 from ultramed_rl.store.atomic import write_lines

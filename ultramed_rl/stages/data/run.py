@@ -51,7 +51,7 @@ def make_data(config: DataConfig, *, resume: bool = False, retry_failed: bool = 
     A killed stage goes on with `resume` where it stopped: no record is lost, doubled or paid for twice.
 
     Args:
-        retry_failed: of a finished stage too, do the dead letters again.
+        retry_failed: of a finished stage too, do the failed records again.
 
     Raises:
         ValueError: bad input, with value, rule and fix.

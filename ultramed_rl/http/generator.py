@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Literal
 
 from ultramed_rl.config.generation import Endpoint
-from ultramed_rl.data.factory.api.attempts import Outcome, Watch, usable_reply
-from ultramed_rl.data.factory.api.chat import ChatSession, ChatTrail, chat_client, largest_use
-from ultramed_rl.data.factory.api.replies import ApiUsage, ReplyRecord, ReplyStore
+from ultramed_rl.http.attempts import Outcome, Watch, usable_reply
+from ultramed_rl.http.chat import ChatSession, ChatTrail, chat_client, largest_use
 from ultramed_rl.http.client import Failure
+from ultramed_rl.http.replies import ApiUsage, ReplyRecord, ReplyStore
 from ultramed_rl.http.session import running
 from ultramed_rl.records import ChatReply, ChatRequest
 from ultramed_rl.store.digests import digest_inputs

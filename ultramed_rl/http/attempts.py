@@ -15,7 +15,7 @@ from typing import Any
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError, best_match
 
-from ultramed_rl.data.factory.api.chat import ChatSession, ChatTrail, correction
+from ultramed_rl.http.chat import ChatSession, ChatTrail, correction
 from ultramed_rl.http.client import Failure
 from ultramed_rl.http.strict_json import parse_json
 from ultramed_rl.records import ChatRequest
@@ -73,7 +73,7 @@ async def usable_reply(asking: ChatSession, request: ChatRequest, trail: ChatTra
     asked, cut = request, 0
     while True:
         try:
-            answer = await asking.send(asked, trail)
+            answer = await asking.ask(asked, trail)
         except Failure as failure:
             if watch.serves_nobody(failure):
                 raise

@@ -67,26 +67,22 @@ def chat_client(endpoint: Endpoint, name: str) -> HttpClient:
     )
 
 
-class ChatSession:
+class ChatSession(Session):
     """An endpoint within its rates of requests and tokens. For one event loop."""
 
     def __init__(self, endpoint: Endpoint, client: HttpClient) -> None:
+        super().__init__(client)
         self.endpoint, self.client = endpoint, client
-        self._session = Session(client)
         self._tokens = Rate(endpoint.tokens_per_minute)
 
-    async def send(self, request: ChatRequest, trail: ChatTrail) -> Answer:
+    async def ask(self, request: ChatRequest, trail: ChatTrail) -> Answer:
         """The answer; `trail` is told what it took. Raises Failure as `Session.send`."""
-        answer = await self._session.send(lambda: self._once(request), trail)
+        answer = await self.send(lambda: self._post(request), trail)
         trail.prompt_tokens += answer.prompt_tokens
         trail.completion_tokens += answer.completion_tokens
         return answer
 
-    def may_retry(self, trail: ChatTrail) -> bool:
-        """Whether the request may be sent once more."""
-        return self._session.may_retry(trail)
-
-    async def _once(self, request: ChatRequest) -> Answer:
+    async def _post(self, request: ChatRequest) -> Answer:
         largest = unused = sum(largest_use(request))
         await self._tokens.take(largest)
         try:
