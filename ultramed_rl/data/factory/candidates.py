@@ -30,6 +30,7 @@ _END = re.compile(r"[.!?…:;。！？)\]}|]\Z")
 _ITEM = re.compile(r"\s*(?:[-*•#|]|\(?(?:\d{1,2}|[A-Za-z])[.):](?:\s|\Z))")
 
 
+@dataclass(frozen=True)
 class CandidateStep:
     """A record to one model's answer to it: the record with `candidate`, or a failure.
 
@@ -38,8 +39,8 @@ class CandidateStep:
     to be cut off doesn't get here: it is an error of its request.
     """
 
-    def __init__(self, config: Candidates, model: str) -> None:
-        self.config, self.model = config, model
+    config: Candidates
+    model: str
 
     async def __call__(self, row: Row, ask: Ask) -> End:
         """Asks the instruction as it is; keeps the answer, trimmed and without thoughts."""

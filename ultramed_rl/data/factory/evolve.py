@@ -50,6 +50,7 @@ class Change:
     miss: str = ""
 
 
+@dataclass(frozen=True)
 class EvolveStep:
     """A record to its harder version, "ID-evol2" after two rounds that fitted, without answer text and score.
 
@@ -58,8 +59,7 @@ class EvolveStep:
     With a `name` versions are of that set, to stand beside the originals, and such a record is dropped.
     """
 
-    def __init__(self, config: Evolve) -> None:
-        self.config = config
+    config: Evolve
 
     async def __call__(self, row: Row, ask: Ask) -> End:
         """Round by round, each on the last version that fitted."""

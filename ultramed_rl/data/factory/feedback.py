@@ -35,6 +35,7 @@ _REFERENCE = Form.read("feedback_reference", "reference")
 _INCONSISTENT = Miss("inconsistent", "an answer stands in the ranking behind one with a lower overall score")
 
 
+@dataclass(frozen=True)
 class FeedbackStep:
     """A record with candidates to its judged row (see `judgements`), by a language model.
 
@@ -49,8 +50,8 @@ class FeedbackStep:
     fault. A second order that stays faulty fails nothing: the row says second=failed.
     """
 
-    def __init__(self, config: Feedback, judge: str) -> None:
-        self.config, self.judge = config, judge
+    config: Feedback
+    judge: str
 
     async def __call__(self, row: Row, ask: Ask) -> End:
         """Asks for the first order, and of a sample for the second."""

@@ -46,6 +46,7 @@ class Signs:
     repeated: float
 
 
+@dataclass(frozen=True)
 class RuleJudgeStep:
     """A record with candidates to its judged row, as `FeedbackStep` writes it, without asking anyone.
 
@@ -64,8 +65,8 @@ class RuleJudgeStep:
         read_letter: the option's letter that an answer settles on, out of (answer, options); None for none.
     """
 
-    def __init__(self, config: RuleJudge, read_letter: ReadLetter) -> None:
-        self.config, self.read_letter = config, read_letter
+    config: RuleJudge
+    read_letter: ReadLetter
 
     async def __call__(self, row: Row, ask: Ask) -> End:
         """Judges at once."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 from ultramed_rl.config.factory import Score
 from ultramed_rl.data.chats import Misfit
@@ -29,14 +30,14 @@ _SCHEMA = json.dumps(
 _NO_SCORE = Miss("no_score", "it gives no single score from 1 to 10")
 
 
+@dataclass(frozen=True)
 class ScoreStep:
     """A record to the same record with `score`, the scorer's text, and `difficulty`, the number in it.
 
     Dropped: below_threshold. Failed: no_score, after all attempts.
     """
 
-    def __init__(self, config: Score) -> None:
-        self.config = config
+    config: Score
 
     async def __call__(self, row: Row, ask: Ask) -> End:
         """Keep or drop by the score."""

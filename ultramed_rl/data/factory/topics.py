@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 from ultramed_rl.config.factory import Topics
@@ -18,6 +19,7 @@ _FORMS = {mode: Form.read(f"topics_{mode}", "name", "description", "count") for 
 _NO_ITEMS = Miss("no_items", "it is not the JSON object asked for, or none of its items is complete")
 
 
+@dataclass(frozen=True)
 class TopicsStep:
     """A field, {"name", "description"}, to rows of the same form (`subfields`) or Open-End records
     (`instructions`): at most `count`, each once, and never the field itself.
@@ -25,8 +27,7 @@ class TopicsStep:
     A subfield's id is "FIELD > NAME", so that equal names under two fields stay apart.
     """
 
-    def __init__(self, config: Topics) -> None:
-        self.config = config
+    config: Topics
 
     async def __call__(self, row: Row, ask: Ask) -> End:
         """Ask for the items until there are any."""

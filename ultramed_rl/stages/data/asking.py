@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -110,11 +110,9 @@ def _open_generator(config: DataConfig, name: str) -> Iterator[BudgetedGenerator
         folder = config.run.folder.parent.absolute() / REPLIES
         # At a URL the run is all that is kept: what it paid for goes with it.
         journal = config.run.folder / JOURNAL if config.run.url else None
-        api = ApiGenerator(generator, folder, f"{config.run.name}/{name}", f"generators.{name}", journal)
-        try:
+        run, label = f"{config.run.name}/{name}", f"generators.{name}"
+        with closing(ApiGenerator(generator, folder, run, label, journal)) as api:
             yield api
-        finally:
-            api.close()
         return
     from ultramed_rl.workers.chats import EngineGenerator
 
