@@ -185,14 +185,14 @@ def read_labels(path: str | Path, seed: int, counts: Counter[str]) -> dict[str, 
                 f"{', '.join(PREFERRED)}"
             )
         votes[name][_side(name, preferred.lower(), seed)] += 1
-    found = {name: side for name, vote in votes.items() if (side := _majority(vote)) is not None}
+    preferred_sides = {name: side for name, vote in votes.items() if (side := _majority(vote)) is not None}
     counts.update(
         labels=sum(vote.total() for vote in votes.values()),
         labelled=len(votes),
         conflicts=sum(len(vote) > 1 for vote in votes.values()),
-        undecided=len(votes) - len(found),
+        undecided=len(votes) - len(preferred_sides),
     )
-    return found
+    return preferred_sides
 
 
 def _side(name: str, preferred: str, seed: int) -> str:

@@ -100,51 +100,51 @@ class Decontaminator:
             ValueError: a row without an id or an instruction.
         """
         named = [named_instruction(row, self._config.columns) for row in rows]
-        found = self.search([name for name, _ in named], [text for _, text in named])
-        return pa.Table.from_pylist([vars(one) for one in found], schema=_SCHEMA)
+        removals = self.search([name for name, _ in named], [text for _, text in named])
+        return pa.Table.from_pylist([vars(one) for one in removals], schema=_SCHEMA)
 
     def search(self, ids: Sequence[str], texts: Sequence[str]) -> list[Contaminated]:
         """The contaminated ones of some texts, in order. A text's result doesn't depend on the others."""
         stems = [read_stem(text) for text in texts]
-        found: dict[int, tuple[Rule, int, float]] = {}
-        self._find_exact(stems, found)
-        self._find_ngrams(stems, found)
-        self._find_near(stems, found)
+        hits: dict[int, tuple[Rule, int, float]] = {}
+        self._find_exact(stems, hits)
+        self._find_ngrams(stems, hits)
+        self._find_near(stems, hits)
         result = []
-        for row, (rule, place, distance) in sorted(found.items()):
+        for row, (rule, place, distance) in sorted(hits.items()):
             item = self.items[place]
             result.append(Contaminated(ids[row], rule, item.benchmark, item.item_id, distance))
         return result
 
-    def _find_exact(self, stems: Sequence[Stem], found: dict[int, tuple[Rule, int, float]]) -> None:
+    def _find_exact(self, stems: Sequence[Stem], hits: dict[int, tuple[Rule, int, float]]) -> None:
         for row, stem in enumerate(stems):
             places = {place for key in equal_keys(stem) for place in self._by_key.get(key, ())}
             same = [place for place in places if same_question(self._stems[place], stem)]
             if same:
-                found[row] = ("exact", min(same), 0.0)
+                hits[row] = ("exact", min(same), 0.0)
 
-    def _find_ngrams(self, stems: Sequence[Stem], found: dict[int, tuple[Rule, int, float]]) -> None:
-        rest = [row for row in range(len(stems)) if row not in found]
-        for place, item, share in self._grams.overlaps([stems[row] for row in rest]):
+    def _find_ngrams(self, stems: Sequence[Stem], hits: dict[int, tuple[Rule, int, float]]) -> None:
+        rows = [row for row in range(len(stems)) if row not in hits]
+        for place, item, share in self._grams.overlaps([stems[row] for row in rows]):
             if share >= self._config.overlap:
-                before = found.get(rest[place])
+                before = hits.get(rows[place])
                 if before is None or (1.0 - share, item) < before[2:0:-1]:
-                    found[rest[place]] = ("ngram", item, 1.0 - share)
+                    hits[rows[place]] = ("ngram", item, 1.0 - share)
 
-    def _find_near(self, stems: Sequence[Stem], found: dict[int, tuple[Rule, int, float]]) -> None:
-        rest = [
+    def _find_near(self, stems: Sequence[Stem], hits: dict[int, tuple[Rule, int, float]]) -> None:
+        rows = [
             row
             for row, stem in enumerate(stems)
-            if row not in found and len(stem.words) >= self._rule.words and self._near.reaches(len(stem.key))
+            if row not in hits and len(stem.words) >= self._rule.words and self._near.reaches(len(stem.key))
         ]
-        vectors = self._vectors([stems[row].text for row in rest])
-        lengths = np.array([len(stems[row].key) for row in rest])
+        vectors = self._vectors([stems[row].text for row in rows])
+        lengths = np.array([len(stems[row].key) for row in rows])
         for place, item, distance in self._near.pairs(vectors, lengths):
-            row = rest[place]
+            row = rows[place]
             if same_question(self._stems[item], stems[row]):
-                before = found.get(row)
+                before = hits.get(row)
                 if before is None or (distance, item) < before[2:0:-1]:
-                    found[row] = ("near", item, distance)
+                    hits[row] = ("near", item, distance)
 
     def _vectors(self, texts: Sequence[str]) -> np.ndarray:
         if not texts:
@@ -223,8 +223,8 @@ class NearItems:
                 continue
             index = self._index(int(band), first, last)
             radius = self._rule.squared_l2 + _MARGIN
-            limits, _, found = index.range_search(np.ascontiguousarray(vectors[rows]), radius)
-            ours, theirs = np.repeat(rows, np.diff(limits.astype(np.int64))), first + found
+            limits, _, hits = index.range_search(np.ascontiguousarray(vectors[rows]), radius)
+            ours, theirs = np.repeat(rows, np.diff(limits.astype(np.int64))), first + hits
             yield from self._check(vectors, lengths, ours, theirs)
 
     def _check(

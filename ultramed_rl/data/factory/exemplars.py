@@ -76,15 +76,15 @@ class ExemplarIndex:
         stem = read_stem(question.text)
         if not (self._most and self._solved[form] and stem.words):
             return ()
-        own, known, found = name_of(row), {stem.key}, list[tuple[str, str]]()
+        own, known, pairs = name_of(row), {stem.key}, list[tuple[str, str]]()
         for one in self._nearest(form, self._vectors([stem])):
             key = read_stem(one.question).key
             if key not in known and one.name != own:
                 known.add(key)
-                found.append((one.question, one.answer))
-            if len(found) == self._most:
+                pairs.append((one.question, one.answer))
+            if len(pairs) == self._most:
                 break
-        return tuple(found)
+        return tuple(pairs)
 
     def _add(self, rows: Iterable[Row]) -> None:
         fresh: dict[Form, list[tuple[_Solved, Stem]]] = {"choice": [], "open": []}

@@ -39,12 +39,12 @@ def import_rows(rows: Iterable[Row], config: Records, counts: Counter[str]) -> I
 def import_vignettes(rows: Iterable[Row], config: Vignettes, counts: Counter[str]) -> Iterator[Row]:
     """As `import_rows`, of DrugSwap's rows; those left out are counted by `read_vignette`'s reasons."""
     for number, row in enumerate(rows, start=1):
-        found = read_vignette(row)
-        if isinstance(found, Vignette):
-            question = Instruction(found.stem, found.options, found.letter)
+        vignette = read_vignette(row)
+        if isinstance(vignette, Vignette):
+            question = Instruction(vignette.stem, vignette.options, vignette.letter)
             yield new_row(f"{config.name},{number}", "Exam", question)
         else:
-            counts[found] += 1
+            counts[vignette] += 1
 
 
 def _read_instruction(row: Row, config: Records) -> Instruction:

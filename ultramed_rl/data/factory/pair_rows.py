@@ -61,10 +61,10 @@ def build_pairs(read: Read, rules: Pairs, counts: Counter[str]) -> Iterator[tupl
         models.update(candidate.model for candidate in judged.candidates)
         counts["prompts"] += 1
         split = splits.get(_key(judged.prompt), "train")
-        found = preference_rows(judged, rules, counts)
-        counts["without"] += not found
-        counts[split] += len(found)
-        yield from ((split, one) for one in found)
+        rows = preference_rows(judged, rules, counts)
+        counts["without"] += not rows
+        counts[split] += len(rows)
+        yield from ((split, one) for one in rows)
     for model in rules.strongest:
         if model not in models:
             logger.warning("strongest: no candidate is of model %r; models are %s", model, sorted(models))
@@ -98,14 +98,14 @@ def preference_rows(judged: Judged, rules: Pairs, counts: Counter[str]) -> list[
         counts["pairs"] += pairs
         return [ranked_row(judged, ranked)] if pairs else []
     if rules.form == "pairs":
-        found = ordered_pairs(answers, rules.min_gap)
+        preferences = ordered_pairs(answers, rules.min_gap)
     else:
         chosen = choose_pair(judged, answers, rules)
-        found = [] if isinstance(chosen, str) else [chosen]
+        preferences = [] if isinstance(chosen, str) else [chosen]
         if isinstance(chosen, str):
             counts[chosen] += 1
-    counts["pairs"] += len(found)
-    return [pair_row(judged, pair) for pair in found]
+    counts["pairs"] += len(preferences)
+    return [pair_row(judged, pair) for pair in preferences]
 
 
 def pair_row(judged: Judged, pair: Pair) -> dict[str, Any]:
@@ -186,14 +186,14 @@ def distinct_answers(judged: Judged, counts: Counter[str]) -> list[Answer]:
     A text that two models gave would else be better and worse than what is ranked between. Texts count as they
     are read later, trimmed. `counts` gains identical and empty, of answers left out.
     """
-    found: dict[str, Answer] = {}
+    answers: dict[str, Answer] = {}
     for place in judged.ranking:
         answer = Answer(place, judged.candidates[place], judged.verdicts[place])
-        if not answer.text or answer.text in found:
+        if not answer.text or answer.text in answers:
             counts["identical" if answer.text else "empty"] += 1
         else:
-            found[answer.text] = answer
-    return list(found.values())
+            answers[answer.text] = answer
+    return list(answers.values())
 
 
 def is_better(one: Answer, other: Answer, min_gap: float) -> bool:

@@ -92,9 +92,9 @@ def map_topics(
     if not points:
         raise ValueError("0 texts: a topic map needs at least one; check the stage's input")
     vectors = _components(_checked(embed([point.text for point in points]), len(points)), seed)
-    found = _cluster(vectors, clusters or cluster_count(len(points)), seed)
-    labels = label_clusters([point.text for point in points], found)
-    return TopicMap(points, seen, _place(vectors, seed), found, labels)
+    members = _cluster(vectors, clusters or cluster_count(len(points)), seed)
+    labels = label_clusters([point.text for point in points], members)
+    return TopicMap(points, seen, _place(vectors, seed), members, labels)
 
 
 def sample_points(
@@ -118,10 +118,10 @@ def cluster_count(texts: int) -> int:
 
 
 def _checked(vectors: np.ndarray, count: int) -> np.ndarray:
-    found = np.asarray(vectors, dtype=np.float64)
-    if found.ndim != 2 or len(found) != count or not np.isfinite(found).all():
-        raise ValueError(f"embed gave shape {found.shape} for {count} texts; give one finite vector a text")
-    return found
+    array = np.asarray(vectors, dtype=np.float64)
+    if array.ndim != 2 or len(array) != count or not np.isfinite(array).all():
+        raise ValueError(f"embed gave shape {array.shape} for {count} texts; give one finite vector a text")
+    return array
 
 
 def _components(vectors: np.ndarray, seed: int) -> np.ndarray:
@@ -131,8 +131,8 @@ def _components(vectors: np.ndarray, seed: int) -> np.ndarray:
     if len(np.unique(vectors.round(_SAME), axis=0)) == 1:
         return np.zeros((len(vectors), 2))
     width = min(_COMPONENTS, *vectors.shape)
-    found: np.ndarray = PCA(width, random_state=seed).fit_transform(vectors)
-    return found if width > 1 else np.pad(found, ((0, 0), (0, 1)))
+    plane: np.ndarray = PCA(width, random_state=seed).fit_transform(vectors)
+    return plane if width > 1 else np.pad(plane, ((0, 0), (0, 1)))
 
 
 def _place(vectors: np.ndarray, seed: int) -> np.ndarray:
@@ -142,8 +142,8 @@ def _place(vectors: np.ndarray, seed: int) -> np.ndarray:
     if len(vectors) < _FEW or not vectors.any():
         return vectors[:, :2].copy()
     perplexity = min(30.0, (len(vectors) - 1) / 3)
-    found: np.ndarray = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(vectors)
-    return found.astype(np.float64)
+    places: np.ndarray = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(vectors)
+    return places.astype(np.float64)
 
 
 def _cluster(vectors: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -156,8 +156,8 @@ def _cluster(vectors: np.ndarray, count: int, seed: int) -> np.ndarray:
     order = np.lexsort((first, -sizes))
     number = np.empty(len(names), dtype=np.int64)
     number[order] = np.arange(len(names))
-    found: np.ndarray = number[np.searchsorted(names, raw)]
-    return found
+    ranked: np.ndarray = number[np.searchsorted(names, raw)]
+    return ranked
 
 
 def label_clusters(texts: Sequence[str], clusters: np.ndarray, words: int = 3) -> tuple[str, ...]:
@@ -200,9 +200,9 @@ def _label(ranked: Sequence[str], most: int) -> str:
 
 def _words(text: str) -> set[str]:
     """The text's words in small letters, each once, stop words left out."""
-    found = set()
+    words = set()
     for word in _WORD.findall(text):
         small = word.casefold().translate(_CURLY).removesuffix("'s")
         if len(small) > _SHORT or (len(small) == _SHORT and word.isupper()):
-            found.add(small[:_LONGEST])
-    return found - _STOP
+            words.add(small[:_LONGEST])
+    return words - _STOP
