@@ -194,7 +194,7 @@ def test_bins_meet_and_the_last_one_is_open() -> None:
     assert labels[:8] == ("1", "2", "3", "4", "5", "6-7", "8-9", "10-12") and labels[-1] == "16384 or more"
     assert bin_labels(tuple(range(1, 11)))[-1] == "10"
     long = bin_rows([record("a,1", "w " * 20_000), 3])
-    assert long.instruction.counts["a"][-1] == 1 and dict(long.misfits) == {"row": 1}
+    assert long.instruction.counts["a"][-1] == 1
 
 
 @pytest.mark.parametrize(("score", "place"), [(1, 0), (6.49, 5), (6.5, 6), (10, 9)])

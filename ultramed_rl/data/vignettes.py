@@ -66,7 +66,7 @@ def read_vignette(row: Mapping[str, Any]) -> Vignette | DropReason:
     options = _parse_options(match["options"]) if match else None
     if match is None or options is None or not match["stem"].strip():
         return "malformed"
-    if _plain(options.get(letter.strip(), "")) != _plain(answer):
+    if plain_option(options.get(letter.strip(), "")) != plain_option(answer):
         return "wrong_key"
     if _FIGURE.search(match["stem"]):
         return "figure"
@@ -78,11 +78,12 @@ def _parse_options(block: str) -> dict[str, str] | None:
     parsed = [_OPTION.fullmatch(line) for line in lines]
     options = {match[1]: match[2].strip() for match in parsed if match}
     in_order = "".join(options) == ascii_uppercase[: len(lines)]
-    distinct = len({_plain(text) for text in options.values()}) == len(lines)
+    distinct = len({plain_option(text) for text in options.values()}) == len(lines)
     return options if len(lines) >= 2 and in_order and distinct else None
 
 
-def _plain(text: str) -> str:
+def plain_option(text: str) -> str:
+    """An option as it is compared: without case, further space and a full stop."""
     return " ".join(text.casefold().split()).rstrip(".")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from ultramed_rl.data.factory.asking import Miss, object_schema, read_text
 from ultramed_rl.data.factory.instructions import Instruction, split_options
+from ultramed_rl.data.vignettes import plain_option
 
 NO_JSON = Miss("unreadable_reply", "it is not a JSON object of the form asked for")
 _TEXT = {"type": "string"}
@@ -36,7 +37,7 @@ def read_question(reply: Mapping[str, Any], letters: str) -> Instruction | Miss:
         return Miss("no_question", "the question is empty")
     if options is None:
         return Miss("bad_options", f"the options are not texts under the letters {', '.join(letters)}")
-    if len({_plain(text) for text in options.values()}) < len(letters):
+    if len({plain_option(text) for text in options.values()}) < len(letters):
         return Miss("same_options", "two of the options say the same")
     if key not in options:
         return Miss("bad_letter", f"the answer is not one letter out of {', '.join(letters)}")
@@ -58,7 +59,3 @@ def _options(value: Any, letters: str) -> dict[str, str] | None:
     if all(bare[letter] != texts[letter] for letter in letters):
         texts = bare
     return texts if all(texts.values()) else None
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split()).rstrip(".")

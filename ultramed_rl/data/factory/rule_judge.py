@@ -10,11 +10,12 @@ not to babble; they are no medical judgement, and no figure of theirs says anyth
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ultramed_rl.config.factory_pairs import RuleJudge
 from ultramed_rl.data.chats import Misfit
+from ultramed_rl.data.factory.answer import ReadLetter
 from ultramed_rl.data.factory.instructions import Instruction, read_instruction
 from ultramed_rl.data.factory.judgements import Candidate, Verdict, judged_row, read_candidates
 from ultramed_rl.data.factory.step import Ask, End, Fail, Keep, Row, name_of
@@ -24,7 +25,6 @@ from ultramed_rl.learning.seeds import seeded_number
 LOW, HIGH = 1.0, 5.0
 NAME = "rules"
 _LETTERS = 4  # words of so many letters and more carry what a question is about
-ReadLetter = Callable[[str, Mapping[str, str]], str | None]
 
 
 @dataclass(frozen=True)
