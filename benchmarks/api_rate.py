@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ultramed_rl.config.generation import Endpoint
-from ultramed_rl.data.factory.api.generator import ApiGenerator
+from ultramed_rl.http.generator import ApiGenerator
 from ultramed_rl.records import ChatReply, ChatRequest, Message
 
 ROOT = Path(__file__).parents[1]

@@ -6,12 +6,12 @@ import json
 import queue
 import random
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ultramed_rl.data.factory.runner import StepResult, run_step
-from ultramed_rl.data.factory.step import Ask, Drop, Fail, Keep, Move, Row
+from ultramed_rl.data.factory.step import Ask, Drop, End, Fail, Keep, Row, send
 from ultramed_rl.records import ChatReply, ChatRequest, Message
 from ultramed_rl.store.ledger import Ledger, PartSize
 
@@ -31,21 +31,20 @@ def answer(asked: ChatRequest) -> ChatReply:
 class NumberedStep:
     """By a record's number n: n % 5 is 0: dropped; 1: kept as it is; 2: one question, 3: two, 4: three."""
 
-    def start(self, row: Row) -> Move:
+    async def __call__(self, row: Row, ask: Ask) -> End:
         n = row["n"]
         if n % 5 == 0:
             return Drop("easy")
-        return Keep((dict(row),)) if n % 5 == 1 else Ask(request(f"{n} first"))
-
-    def go_on(self, row: Row, replies: Sequence[ChatReply]) -> Move:
-        n = row["n"]
-        if n % 11 == 3:
-            raise KeyError(n)
-        if n % 17 == 2:
-            return Fail("no_json", replies[-1].text)
-        if len(replies) < n % 5 - 1:
-            return Ask(request(f"{n} after {len(replies)}"))
-        return Keep(tuple({"n": n, "text": reply.text} for reply in replies))
+        if n % 5 == 1:
+            return Keep((dict(row),))
+        texts = []
+        for turn in range(n % 5 - 1):
+            texts.append((await send(request(f"{n} after {turn}" if turn else f"{n} first"))).text)
+            if n % 11 == 3:
+                raise KeyError(n)
+            if n % 17 == 2:
+                return Fail("no_json", texts[-1])
+        return Keep(tuple({"n": n, "text": text} for text in texts))
 
 
 def rows_of(count: int) -> Iterator[dict[str, object]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -21,13 +23,15 @@ BFLOAT16 = EngineSpec("cpu", "bfloat16", 3, False, 0.0, 1.0, gradient_checkpoint
 
 @pytest.fixture(scope="module")
 def one_rank() -> Iterator[None]:
-    """A process group of this process alone, and torch as it was before DeepSpeed."""
+    """A process group of this process alone; afterwards torch as it was before DeepSpeed, and no address in the environment
+    for other tests' processes to meet at."""
     linear = torch.nn.functional.linear
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    join_ranks(0, 1, "127.0.0.1", port, "cpu")
-    yield
+    with mock.patch.dict(os.environ):
+        join_ranks(0, 1, "127.0.0.1", port, "cpu")
+        yield
     torch.distributed.destroy_process_group()
     torch.nn.functional.linear = linear
 

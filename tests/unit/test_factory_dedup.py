@@ -121,7 +121,7 @@ def test_the_row_that_stays_is_the_configs_choice(keep: Any, kept: str) -> None:
     found = clean(
         texts, CONFIG.model_copy(update={"keep": keep, "score_column": "score"}), score=[1.0, 2.0, 3.0]
     )
-    assert list(found.clusters) == [kept] and len(found.clusters[kept]) == 2
+    assert [one.kept_id for one in found.repeated] == [kept] * 2
 
 
 def test_a_row_without_a_score_and_an_id_twice_are_refused() -> None:

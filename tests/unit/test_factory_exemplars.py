@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from tests.unit.test_factory_steps import drive
 from ultramed_rl.config.factory import Answer
 from ultramed_rl.data.factory.answer import AnswerStep
 from ultramed_rl.data.factory.exemplars import ExemplarIndex
 from ultramed_rl.data.factory.instructions import Instruction, answered_row, new_row
-from ultramed_rl.data.factory.step import Ask, Row
+from ultramed_rl.data.factory.step import Row
 from ultramed_rl.evaluation.reading.letters import read_letter
-from ultramed_rl.records import ChatReply
 
 OPTIONS = {"A": "a drug", "B": "rest"}
 RIGHT = "So, the answer is B."
@@ -122,8 +122,6 @@ def test_vectors_that_are_no_unit_vectors_are_refused() -> None:
 
 def test_the_answer_step_shows_them_from_its_second_attempt_on() -> None:
     step = AnswerStep(Answer(exemplars=2), read_letter, ExemplarIndex(SOLVED, embed, most=2))
-    row = choice("x", "gout")
-    move = step.go_on(row, [ChatReply("x", "So, the answer is A.")])
-    assert isinstance(move, Ask)
-    asked = [turn["content"] for turn in move.request.messages if turn["role"] == "user"]
+    _, requests = drive(step, choice("x", "gout"), "So, the answer is A.")
+    asked = [turn["content"] for turn in requests[-1].messages if turn["role"] == "user"]
     assert ["arthritis" in asked[0], "fever" in asked[1], "gout" in asked[2]] == [True] * 3

@@ -19,8 +19,14 @@ from hypothesis import strategies as st
 from ultramed_rl.config.factory_pairs import Pairs, SplitSizes
 from ultramed_rl.config.stages import PreferenceSource
 from ultramed_rl.data.factory.judgements import Verdict, judged_row, read_judged
-from ultramed_rl.data.factory.pair_rows import build_pairs, choose_splits
-from ultramed_rl.data.factory.pairs import choose_pair, distinct_answers, ordered_pairs, ranked_answers
+from ultramed_rl.data.factory.pair_rows import (
+    build_pairs,
+    choose_pair,
+    choose_splits,
+    distinct_answers,
+    ordered_pairs,
+    ranked_answers,
+)
 from ultramed_rl.data.factory.step import Row
 from ultramed_rl.data.identity import prompt_key
 from ultramed_rl.data.preference_formats import read_draft

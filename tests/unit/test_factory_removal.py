@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from ultramed_rl.config.factory_cleaning import Columns, Decontaminate, Deduplicate
+from ultramed_rl.data.factory.columns import split_removed
 from ultramed_rl.data.factory.decontaminate import BenchmarkItem, Decontaminator
 from ultramed_rl.data.factory.deduplicate import find_duplicates
 from ultramed_rl.data.factory.duplicate_keys import DuplicateKeys
 from ultramed_rl.data.factory.hashing import HashedEmbedder
-from ultramed_rl.data.factory.removal import split_removed
 
 COLUMNS = Columns(id="name", instruction="text")
 ROWS = [{"name": name, "text": f"What is {name}?"} for name in ("gout", "a stroke", "sepsis")]

@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 
 from ultramed_rl.data.factory.hashing import HashedEmbedder
 from ultramed_rl.data.factory.judgements import Order, Verdict, judged_row
-from ultramed_rl.data.factory.model_table import model_table
-from ultramed_rl.data.factory.position import position_report
+from ultramed_rl.data.factory.model_table import model_table, position_report
 from ultramed_rl.data.factory.report.build import ReportOptions, build_report
 from ultramed_rl.data.factory.report.distributions import (
     LENGTH_STARTS,
@@ -28,7 +27,6 @@ from ultramed_rl.data.factory.report.distributions import (
     distribution_figure,
 )
 from ultramed_rl.data.factory.report.facts import MOST_NAMES, OTHERS, UNNAMED, read_facts, set_name
-from ultramed_rl.data.factory.report.labels import WORDLESS, label_clusters
 from ultramed_rl.data.factory.report.models import (
     count_ranks,
     mean_figure,
@@ -46,7 +44,13 @@ from ultramed_rl.data.factory.report.table import (
     table_cells,
 )
 from ultramed_rl.data.factory.report.topic_pictures import draw_topics, topic_figure
-from ultramed_rl.data.factory.report.topics import cluster_count, map_topics, sample_points
+from ultramed_rl.data.factory.report.topics import (
+    WORDLESS,
+    cluster_count,
+    label_clusters,
+    map_topics,
+    sample_points,
+)
 
 ATTACK = "</script><script>alert(1)</script>"
 MCQ = "Which one?\n\nA. Vitamin A\nB. Vitamin B"
@@ -190,7 +194,7 @@ def test_bins_meet_and_the_last_one_is_open() -> None:
     assert labels[:8] == ("1", "2", "3", "4", "5", "6-7", "8-9", "10-12") and labels[-1] == "16384 or more"
     assert bin_labels(tuple(range(1, 11)))[-1] == "10"
     long = bin_rows([record("a,1", "w " * 20_000), 3])
-    assert long.instruction.counts["a"][-1] == 1 and dict(long.misfits) == {"row": 1}
+    assert long.instruction.counts["a"][-1] == 1
 
 
 @pytest.mark.parametrize(("score", "place"), [(1, 0), (6.49, 5), (6.5, 6), (10, 9)])
@@ -379,30 +383,29 @@ def test_the_report_is_written_with_every_part_and_no_raw_text(tmp_path: Path) -
         yield from rows
 
     options = ReportOptions(title=f"T {ATTACK} \ud800", originals={"MedQA": 9})
-    paths = build_report(read, tmp_path / "new" / "report", HashedEmbedder(), lambda: once(JUDGED), options)
-    table = json.loads(paths.table_json.read_text())
+    folder = tmp_path / "new" / "report"
+    build_report(read, folder, HashedEmbedder(), lambda: once(JUDGED), options)
+    table = json.loads((folder / "table.json").read_text())
     assert table["total"]["retained"] == 5 and table["misfits"] == {"row": 1, "turn": 1}
     assert table["sets"][2]["name"] == "MedQA" and table["sets"][2]["length"]["mean"] == 5.5
-    assert paths.models_json and json.loads(paths.models_json.read_text())["models"]["models"][1] == "a"
-    page = paths.page.read_text(encoding="utf-8")
+    assert json.loads((folder / "models.json").read_text())["models"]["models"][1] == "a"
+    page = (folder / "report.html").read_text(encoding="utf-8")
     assert (
         "<script>alert" not in page
         and "\x00" not in page
         and page.count("<script") - page.count("\\<script") >= 3
     )
     assert "&lt;script&gt;alert(1)" in page and "Mean rank" in page and "5.50 ± 3.54" in page
-    assert paths.topics_png and paths.topics_html
-    picture = paths.topics_png.read_bytes()
+    picture = (folder / "topics.png").read_bytes()
     assert picture.startswith(PNG) and [int.from_bytes(picture[n : n + 4]) for n in (16, 20)] == [1650, 1125]
-    assert "Sets</h2>" not in paths.topics_html.read_text(encoding="utf-8")
-    assert len(opened) == 3 and not list(paths.page.parent.glob(".tmp-*"))
+    assert "Sets</h2>" not in (folder / "topics.html").read_text(encoding="utf-8")
+    assert len(opened) == 3 and not list(folder.glob(".tmp-*"))
 
 
 def test_a_report_of_nothing_says_so_and_removes_the_pictures_of_an_earlier_one(tmp_path: Path) -> None:
-    full = build_report(lambda: ROWS, tmp_path, HashedEmbedder(), lambda: JUDGED)
-    assert full.page.read_text(encoding="utf-8").count('class="figure"') == 7
+    build_report(lambda: ROWS, tmp_path, HashedEmbedder(), lambda: JUDGED)
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").count('class="figure"') == 7
     assert {"topics.png", "models.json"} <= {path.name for path in tmp_path.iterdir()}
-    paths = build_report(lambda: [None], tmp_path, HashedEmbedder(), lambda: [])
-    assert paths.topics_png is paths.models_json is None
+    build_report(lambda: [None], tmp_path, HashedEmbedder(), lambda: [])
     assert {path.name for path in tmp_path.iterdir()} == {"table.json", "table.md", "report.html"}
-    assert 'class="figure"' not in paths.page.read_text(encoding="utf-8")
+    assert 'class="figure"' not in (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -14,11 +14,10 @@ from jsonschema import Draft202012Validator
 from pydantic import TypeAdapter, ValidationError
 
 from ultramed_rl.config.factory import Evolve, FactoryStep, Textbook, Topics
-from ultramed_rl.data.factory.evolve import EvolveStep
-from ultramed_rl.data.factory.evolve_rules import count_words
+from ultramed_rl.data.factory.asking import read_methods
+from ultramed_rl.data.factory.evolve import EvolveStep, count_words
 from ultramed_rl.data.factory.instructions import Instruction, new_row
-from ultramed_rl.data.factory.methods import read_methods
-from ultramed_rl.data.factory.step import Ask, Drop, Fail, Keep, Move, Row, Step
+from ultramed_rl.data.factory.step import Ask, Drop, End, Fail, Keep, Row, Step
 from ultramed_rl.data.factory.textbook import TextbookStep
 from ultramed_rl.data.factory.topics import TopicsStep, items_schema
 from ultramed_rl.records import ChatReply, ChatRequest
@@ -38,15 +37,17 @@ CHOICE = new_row("q1", "Exam", Instruction("A man has gout. Which drug lowers ur
 OPEN = new_row("o1", "Open-End", Instruction("How is gout treated?"))
 
 
-def drive(step: Step, row: Row, *texts: str) -> tuple[Move, list[ChatRequest]]:
-    """The move after these replies, and the requests that they answer; with the last one's, if it is an Ask."""
-    move, replies, asked = step.start(row), list[ChatReply](), list[ChatRequest]()
-    for text in texts:
-        assert isinstance(move, Ask), f"{text!r} is not asked for: {move}"
-        asked.append(move.request)
-        replies.append(ChatReply(move.request.key, text))
-        move = step.go_on(row, replies)
-    return move, [*asked, move.request] if isinstance(move, Ask) else asked
+def drive(step: Step, row: Row, *texts: str) -> tuple[End | None, list[ChatRequest]]:
+    """How the record ends with these replies, None where the step asks once more; and all its requests."""
+    course, asked = step(row, Ask(row)), list[ChatRequest]()
+    try:
+        asked.append(course.send(None))
+        for text in texts:
+            asked.append(course.send(ChatReply(asked[-1].key, text)))
+    except StopIteration as end:
+        assert len(texts) == len(asked), f"not all of {texts} are asked for: {end.value}"
+        return end.value, asked
+    return None, asked
 
 
 def last_turn(requests: Sequence[ChatRequest]) -> str:
@@ -86,15 +87,14 @@ def test_a_paragraph_passes_two_gates_and_becomes_a_question() -> None:
         ([YES, YES, "[]", "[]"], Fail("unreadable_reply", "[]")),
     ],
 )
-def test_where_a_paragraph_ends_that_gives_no_question(replies: list[str], end: Move) -> None:
+def test_where_a_paragraph_ends_that_gives_no_question(replies: list[str], end: End) -> None:
     assert drive(textbook(), PARAGRAPH, *replies)[0] == end
 
 
 def test_a_bad_question_is_asked_for_again_with_what_it_misses() -> None:
     bad = json.dumps({**GOOD, "options": {**OPTIONS, "B": "allopurinol"}})
-    move = drive(textbook(), PARAGRAPH, YES, YES, bad)[0]
-    assert isinstance(move, Ask)
-    assert [m["role"] for m in move.request.messages] == ["user", "assistant", "user"]
+    move, asked = drive(textbook(), PARAGRAPH, YES, YES, bad)
+    assert move is None and [m["role"] for m in asked[-1].messages] == ["user", "assistant", "user"]
     end = drive(textbook(), PARAGRAPH, YES, YES, bad, bad)[0]
     assert isinstance(end, Fail) and end.reason == "same_options"
     assert isinstance(drive(textbook(), PARAGRAPH, YES, YES, bad, json.dumps(GOOD))[0], Keep)
@@ -114,7 +114,7 @@ def test_a_bad_question_is_asked_for_again_with_what_it_misses() -> None:
 )
 def test_a_question_that_points_at_its_paragraph_is_refused(question: str, points: bool) -> None:
     reply = json.dumps({**GOOD, "question": question})
-    assert isinstance(drive(textbook(), PARAGRAPH, YES, YES, reply)[0], Ask if points else Keep)
+    assert isinstance(drive(textbook(), PARAGRAPH, YES, YES, reply)[0], Keep) != points
     if points:
         end = drive(textbook(), PARAGRAPH, YES, YES, reply, reply)[0]
         assert isinstance(end, Fail) and end.reason == "points_at_paragraph"
@@ -189,7 +189,7 @@ def test_a_subfield_becomes_instructions_that_keep_their_context() -> None:
 def test_topics_without_items_are_asked_for_once_more_and_then_fail() -> None:
     step = TopicsStep(Topics(mode="subfields"))
     move, asked = drive(step, FIELD, '{"items": []}')
-    assert isinstance(move, Ask) and [m["role"] for m in asked[1].messages] == ["user", "assistant", "user"]
+    assert move is None and [m["role"] for m in asked[1].messages] == ["user", "assistant", "user"]
     assert drive(step, FIELD, "no", '{"items": 3}')[0] == Fail("no_items", '{"items": 3}')
     assert isinstance(drive(step, FIELD, "no", items(("a", "b")))[0], Keep)
     assert isinstance(drive(step, {"description": "x"})[0], Fail)
@@ -213,7 +213,7 @@ def closed(**options: Any) -> EvolveStep:
     return EvolveStep(Evolve(choice_methods=["constrain"], **options))
 
 
-def missed(move: Move) -> str:
+def missed(move: End | None) -> str:
     """Why the first round kept the earlier version."""
     assert isinstance(move, Keep)
     return str(move.rows[0]["evolution"][0]["miss"])
@@ -276,7 +276,7 @@ def test_every_round_can_become_a_record() -> None:
 )
 def test_an_evolved_question_must_be_valid_by_itself(change: dict[str, Any], reason: str) -> None:
     bad = evolved(12, **change)
-    assert isinstance(drive(closed(), CHOICE, bad)[0], Ask)
+    assert drive(closed(), CHOICE, bad)[0] is None
     assert missed(drive(closed(rounds=1), CHOICE, bad, bad)[0]) == reason
 
 
@@ -284,7 +284,7 @@ def test_harder_distractors_need_new_wrong_options_and_no_more_words() -> None:
     step = EvolveStep(Evolve(choice_methods=["distractors"], rounds=1))
     moved = {"A": "Colchicine", "B": "Allopurinol", "C": "Naproxen", "D": "Prednisone"}
     bad = evolved(0, options=moved, answer="B")
-    assert isinstance(drive(step, CHOICE, bad)[0], Ask)
+    assert drive(step, CHOICE, bad)[0] is None
     assert missed(drive(step, CHOICE, bad, bad)[0]) == "same_distractors"
     move, asked = drive(step, CHOICE, evolved(0, options={**OPTIONS, "D": "Febuxostat with probenecid"}))
     assert isinstance(move, Keep) and "A. Allopurinol\n</right_option>" in asked[0].messages[0]["content"]
@@ -304,7 +304,7 @@ def test_an_open_question_evolves_and_loses_the_reference_that_no_longer_fits() 
     assert (move.rows[0]["type"], move.rows[0]["answer"]) == ("Open-End", None)
     method = move.rows[0]["evolution"][0]["method"]
     assert read_methods("evolve_methods_open")[method] in asked[0].messages[0]["content"]
-    assert isinstance(drive(EvolveStep(Evolve()), row, '{"question": ""}')[0], Ask)
+    assert drive(EvolveStep(Evolve()), row, '{"question": ""}')[0] is None
 
 
 def test_methods_are_stable_by_record_and_round_and_all_are_used() -> None:

@@ -15,9 +15,9 @@ from pydantic import ValidationError
 
 from tests.fake_api import Limit, Said, asked, fake_api, reply, troubled
 from ultramed_rl.config.generation import Endpoint
-from ultramed_rl.data.factory.api.body import request_body
-from ultramed_rl.data.factory.api.generator import ApiGenerator
-from ultramed_rl.data.factory.generator import Generator
+from ultramed_rl.data.factory.feed import Generator
+from ultramed_rl.http.chat import request_body
+from ultramed_rl.http.generator import ApiGenerator
 from ultramed_rl.records import ChatReply, ChatRequest, Message
 
 SCHEMA = json.dumps(

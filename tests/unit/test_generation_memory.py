@@ -15,8 +15,8 @@ import pytest
 
 from tests.fake_api import Said, asked, fake_api, reply
 from tests.unit.test_generation import ask, endpoint, in_turn, request
-from ultramed_rl.data.factory.api.generator import ApiGenerator
-from ultramed_rl.data.factory.api.replies import FILE
+from ultramed_rl.http.generator import ApiGenerator
+from ultramed_rl.http.replies import FILE
 from ultramed_rl.records import ChatReply, ChatRequest, Message
 
 ROOT = Path(__file__).parents[2]
@@ -106,7 +106,7 @@ CHILD = """
 import sys
 from pathlib import Path
 from tests.unit.test_generation import endpoint, request
-from ultramed_rl.data.factory.api.generator import ApiGenerator
+from ultramed_rl.http.generator import ApiGenerator
 generator = ApiGenerator(endpoint(sys.argv[1], concurrency=8), Path(sys.argv[2]))
 for reply in generator.replies(request(f"r{i}") for i in range(int(sys.argv[3]))):
     print(reply.key, reply.text, flush=True)

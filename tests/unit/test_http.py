@@ -24,10 +24,9 @@ from tests.fake_api import FakeApi, Said, fake_api, reply
 from tests.unit.test_reward_http import Bytes
 from ultramed_rl.config.generation import Endpoint
 from ultramed_rl.config.rewards import RewardTerm
-from ultramed_rl.data.factory.api.generator import ApiGenerator
 from ultramed_rl.http.client import MOST_BYTES, Failure, HttpClient, Server, retry_after
-from ultramed_rl.http.rate import Rate
-from ultramed_rl.http.session import LONGEST_ASKED_S, Session
+from ultramed_rl.http.generator import ApiGenerator
+from ultramed_rl.http.session import LONGEST_ASKED_S, Rate, Session
 from ultramed_rl.records import ChatRequest, Completion, Message, Prompt
 from ultramed_rl.rewards import make_term
 

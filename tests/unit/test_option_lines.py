@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ultramed_rl.data.option_lines import OptionRun, last_run
+from ultramed_rl.data.vignettes import OptionRun, last_run
 
 OPTION = re.compile(r"([A-Z])\. (.+)")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import queue
@@ -13,7 +14,7 @@ import sys
 import threading
 import time
 import tracemalloc
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +39,7 @@ from tests.numbered_step import (
 from ultramed_rl.data.factory import feed as feed_module
 from ultramed_rl.data.factory.feed import Feed
 from ultramed_rl.data.factory.runner import run_step
-from ultramed_rl.data.factory.step import Ask, Keep, Move, Row
+from ultramed_rl.data.factory.step import Ask, End, Keep, Row, send
 from ultramed_rl.records import ChatReply, ChatRequest
 from ultramed_rl.store.ledger import Ledger
 
@@ -205,13 +206,10 @@ class Fragile:
     first: int
     last: int
 
-    def start(self, row: Row) -> Move:
+    async def __call__(self, row: Row, ask: Ask) -> End:
         if self.first <= row["n"] <= self.last:
             raise KeyError("question")
         return Keep(({"n": row["n"]},))
-
-    def go_on(self, row: Row, replies: Sequence[ChatReply]) -> Move:
-        raise AssertionError
 
 
 def test_a_step_that_raises_on_everything_stops_with_one_line_and_leaves_no_dead_letters(
@@ -247,28 +245,28 @@ def test_a_resumed_run_goes_through_a_bad_stretch_since_the_step_has_worked(tmp_
 
 
 class Odd:
-    """What a careless step may give."""
+    """What a careless step may end in."""
 
-    moves: dict[str, object] = {
+    ends: dict[str, object] = {
         "none": None,
+        "sleeper": None,
         "no json": Keep(({"image": b"\x00"},)),
         "no tuple": Keep({"n": 1}),  # type: ignore[arg-type]
         "good": Keep(({"n": 1},)),
     }
 
-    def start(self, row: Row) -> Move:
-        return self.moves[row["id"]]  # type: ignore[return-value]
+    async def __call__(self, row: Row, ask: Ask) -> End:
+        if row["id"] == "sleeper":
+            await asyncio.sleep(0)
+        return self.ends[row["id"]]  # type: ignore[return-value]
 
-    def go_on(self, row: Row, replies: Sequence[ChatReply]) -> Move:
-        raise AssertionError
 
-
-def test_moves_and_keys_that_are_none_are_dead_letters_and_no_crash(tmp_path: Path) -> None:
-    rows = [{"id": name} for name in Odd.moves] + [{"id": 7}, {}]
+def test_ends_and_keys_that_are_none_are_dead_letters_and_no_crash(tmp_path: Path) -> None:
+    rows = [{"id": name} for name in Odd.ends] + [{"id": 7}, {}]
     with Ledger(tmp_path) as ledger:
         result = run_step(Odd(), rows, Refuses(), ledger, key=lambda row: row["id"])
     assert result.complete and result.tally.kept == 1
-    assert result.tally.dead_letters == {"KeyError": 1, "TypeError": 3, "ValueError": 1}
+    assert result.tally.dead_letters == {"KeyError": 1, "TypeError": 4, "ValueError": 1}
 
 
 def test_usage_adds_up_what_the_replies_say(tmp_path: Path) -> None:
@@ -282,7 +280,7 @@ def test_usage_adds_up_what_the_replies_say(tmp_path: Path) -> None:
     rows = [{"id": f"r{n}", "n": n} for n in (2, 3, 4, 7, 12)]
     with Ledger(tmp_path) as ledger:
         usage = run_step(NumberedStep(), rows, Priced(2), ledger, key=lambda row: row["id"]).usage
-    assert (usage.replies, usage.errors, usage.cached, usage.cached_share) == (7, 1, 1, 1 / 7)
+    assert (usage.replies, usage.errors, usage.cached) == (7, 1, 1)
     assert (usage.prompt_tokens, usage.completion_tokens) == (35, 49)
 
 
@@ -365,11 +363,9 @@ def test_kill_9_anywhere_and_again_gives_the_same_bytes_as_one_unbroken_run(tmp_
 class Echo:
     """Keeps a record with the reply to its one question."""
 
-    def start(self, row: Row) -> Move:
-        return Ask(request("0 first"))
-
-    def go_on(self, row: Row, replies: Sequence[ChatReply]) -> Move:
-        return Keep(({"n": row["n"], "text": replies[0].text * 10},))
+    async def __call__(self, row: Row, ask: Ask) -> End:
+        reply = await send(request("0 first"))
+        return Keep(({"n": row["n"], "text": reply.text * 10},))
 
 
 class Plain:

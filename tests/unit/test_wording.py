@@ -46,12 +46,12 @@ from ultramed_rl.config.generation import Endpoint
 from ultramed_rl.config.models import LoRA, Model
 from ultramed_rl.config.stages import ConversationSource
 from ultramed_rl.data.conversations import read_conversations
-from ultramed_rl.data.factory.api.generator import ApiGenerator
 from ultramed_rl.data.pool import check_rounds, split_pool
 from ultramed_rl.data.prompts import load_prompts
 from ultramed_rl.data.sources import read_rows
 from ultramed_rl.evaluation.statistics import Interval
 from ultramed_rl.evaluation.tasks import find_task
+from ultramed_rl.http.generator import ApiGenerator
 from ultramed_rl.learning.checks import check_groups
 from ultramed_rl.models.checks import check_policy_model, check_reward_model
 from ultramed_rl.models.load import load_policy

@@ -48,7 +48,7 @@ def data_command(
     overrides: Overrides = None,
     resume: Resume = False,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="do the dead letters of an earlier run again")
+        bool, typer.Option("--retry-failed", help="do the failed records of an earlier run again")
     ] = False,
     dry_run: DryRun = False,
     quiet: Quiet = False,

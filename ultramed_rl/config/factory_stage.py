@@ -97,7 +97,7 @@ class DataConfig(AnyConfig):
         default={}, description="name: the model that a step asks; candidates asks two or more"
     )
     max_failed_share: Share = Field(
-        default=0.2, description="share of dead letters above which a stage ends as failed"
+        default=0.2, description="share of failed records above which a stage ends as failed"
     )
     cluster: DataCluster = DataCluster()
     tracking: Tracking = Tracking()

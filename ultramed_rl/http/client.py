@@ -107,7 +107,7 @@ class HttpClient:
         from aiohttp import ClientConnectorError, ClientError
 
         try:
-            status, headers, payload = await self._scheduler(body, path)
+            status, headers, payload = await self._exchange(body, path)
         except TimeoutError:  # of aiohttp's too, so it comes first
             reason = f"APITimeoutError (no whole reply within timeout_s={self.server.timeout_s:g})"
             raise Failure(reason, passing=True, fix=_IS_IT_THERE) from None
@@ -132,7 +132,7 @@ class HttpClient:
         if opened is not None:
             await opened.close()
 
-    async def _scheduler(self, body: Mapping[str, Any], path: str) -> tuple[int, Mapping[str, str], bytes]:
+    async def _exchange(self, body: Mapping[str, Any], path: str) -> tuple[int, Mapping[str, str], bytes]:
         """Status, headers and body; an error's body perhaps cut."""
         url = f"{self.server.url.rstrip('/')}{path}" if path else self.server.url
         request = self._session().post(url, json=body, allow_redirects=False, proxy=self._proxy)

@@ -1,4 +1,4 @@
-"""Requests to a server within its limits, again where they fail, and the thread in which they run."""
+"""Requests to a server within its limits and rate, again where they fail, and the thread in which they run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
 from ultramed_rl.http.client import Failure, HttpClient
-from ultramed_rl.http.rate import Rate
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -28,6 +27,7 @@ _WELL = wait_random_exponential(multiplier=0.5, max=1.0)
 _MEMORY = 1 / 32  # weight of one attempt in the share of those that are answered
 _WELL_SHARE = 0.6  # such a share, from which the server is well
 LONGEST_ASKED_S = 600.0  # a server that asks for a longer wait is asked again after this
+_BURST_S = 0.25  # what a late loop may catch up with; a server that counts by the second hardly sees it
 
 
 @dataclass
@@ -131,3 +131,35 @@ async def _wind_up(client: HttpClient) -> None:
         task.cancel()
     await asyncio.gather(*others, return_exceptions=True)
     await client.close()
+
+
+class Rate:
+    """Lets `per_minute` units a minute pass, evenly, first come first served; None lets all pass.
+
+    An amount over the bucket's size waits for a full bucket and leaves a debt. For one event loop.
+    """
+
+    def __init__(self, per_minute: float | None) -> None:
+        self.per_second = None if per_minute is None else per_minute / 60.0
+        self._size = max(1.0, (self.per_second or 0.0) * _BURST_S)
+        self._level, self._seen = self._size, time.monotonic()
+        self._turn = asyncio.Lock()
+
+    async def take(self, amount: float) -> None:
+        """Return when `amount` units may pass."""
+        if self.per_second is None:
+            return
+        async with self._turn:
+            while (missing := min(amount, self._size) - self._refilled()) > 1e-9:
+                await asyncio.sleep(missing / self.per_second)
+            self._level -= amount
+
+    def give_back(self, amount: float) -> None:
+        """Units that were taken and not used; negative for those used beyond."""
+        self._level += amount
+
+    def _refilled(self) -> float:
+        now = time.monotonic()
+        self._level = min(self._size, self._level + (now - self._seen) * (self.per_second or 0.0))
+        self._seen = now
+        return self._level

@@ -37,12 +37,12 @@ def parse_json(text: str | bytes, *, raw_breaks: bool = False) -> Any:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    value = dict(pairs)
+    if len(value) != len(pairs):
         seen: set[str] = set()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
         raise ValueError(f"the key {twice!r} stands twice in one object")
-    return found
+    return value
 
 
 def _no_constant(name: str) -> Any:

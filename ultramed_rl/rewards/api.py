@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 from ultramed_rl.config.generation import Endpoint
 from ultramed_rl.config.rewards import ApiModel
-from ultramed_rl.data.factory.api.chat import ChatSession, ChatTrail, chat_client
+from ultramed_rl.http.chat import ChatSession, ChatTrail, chat_client
 from ultramed_rl.http.client import Failure
 from ultramed_rl.http.session import running
 from ultramed_rl.records import ChatRequest, Message
@@ -93,6 +93,6 @@ class ApiClient:
             "", (Message(role="user", content=prompt),), config.max_tokens, config.temperature
         )
         try:
-            return (await asking.send(request, ChatTrail())).text
+            return (await asking.ask(request, ChatTrail())).text
         except Failure as failure:
             raise failure.stopping(self._client.server) from None

@@ -69,7 +69,7 @@ class Ledger:
 
         Args:
             inputs: what the results depend on, as for `ArtifactFolder.phase`.
-            retry_dead: forget that dead letters were done. Until a record is done again its letter is kept.
+            retry_dead: forget that failed records were done. Until one is done again its failure is kept.
 
         Raises:
             ValueError: the results in it are of other inputs, a part of it is broken, or it is in use.
@@ -97,7 +97,7 @@ class Ledger:
 
     @property
     def dead_letters_path(self) -> Path:
-        """Where the dead letters are once the ledger is finished."""
+        """Where the failures are once the ledger is finished."""
         return self.folder / "dead_letters.jsonl"
 
     @property
@@ -174,7 +174,7 @@ class Ledger:
         self._expected = records
 
     def finish(self) -> Path:
-        """Write the rows and dead letters in the order of the input, and the manifest; returns the rows' path.
+        """Write the rows and failures in the order of the input, and the manifest; returns the rows' path.
 
         The files depend on the entries alone, not on when and in how many runs they came. What is finished
         already, and as it was written, stays.
@@ -239,7 +239,7 @@ class Ledger:
             self._forget_dead()
 
     def _note(self, entry: Entry, again: bool = False) -> None:
-        """Remember a fate; only that of a dead letter may be noted `again`."""
+        """Remember a fate; only that of a failure may be noted `again`."""
         missing = entry.place + 1 - len(self._numbers)
         if missing > 0:
             self._numbers.frombytes(bytes(self._numbers.itemsize * missing))

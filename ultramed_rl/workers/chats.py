@@ -9,8 +9,7 @@ from typing import Self
 
 from ultramed_rl.config.factory_stage import EngineConfig
 from ultramed_rl.data.chats import LONGEST_TEXT
-from ultramed_rl.data.factory.api.attempts import read_reply
-from ultramed_rl.data.factory.api.structured import Misfit
+from ultramed_rl.http.attempts import Misfit, read_reply
 from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.models.checks import check_sampled_model
 from ultramed_rl.models.tokenizer import chat_tokenizer

@@ -16,7 +16,7 @@ from tests.simulated.run import Simulation
 
 NAMES = list(cases(Path()))
 KINDS = ("dies", "dies late", "hangs", "raises")
-_POINTS = 7  # of a run at which something happens, in each test
+_POINTS = 5  # of a run at which something happens, in each test
 
 
 def fated(kinds: dict[int, str], struck: list[Call]) -> Callable[[Call], str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ultramed_rl.config.factory import Answer
 from ultramed_rl.data.chats import Misfit
-from ultramed_rl.data.factory.asking import Form, after_thoughts, ask, assistant, user
+from ultramed_rl.data.factory.asking import Form, after_thoughts, assistant, user
 from ultramed_rl.data.factory.instructions import (
     Instruction,
     answered_row,
@@ -15,10 +15,10 @@ from ultramed_rl.data.factory.instructions import (
     read_instruction,
     split_options,
 )
-from ultramed_rl.data.factory.step import Ask, Drop, Fail, Keep, Move, Row
+from ultramed_rl.data.factory.step import Ask, Drop, End, Fail, Keep, Row
 from ultramed_rl.data.prompts import normalise_text
 from ultramed_rl.data.vignettes import read_letter as closing_letter
-from ultramed_rl.records import ChatReply, Message
+from ultramed_rl.records import Message
 
 ReadLetter = Callable[[str, Mapping[str, str]], str | None]
 FindExemplars = Callable[[Row], Sequence[tuple[str, str]]]
@@ -54,23 +54,20 @@ class AnswerStep:
         self.exemplars = exemplars
         self.refusals = [re.compile(pattern, re.IGNORECASE) for pattern in config.refusals]
 
-    def start(self, row: Row) -> Move:
-        """Ask without exemplars."""
+    async def __call__(self, row: Row, ask: Ask) -> End:
+        """Ask without exemplars first, then with them."""
         try:
             question = read_instruction(row)
         except Misfit as misfit:
             return Fail("malformed_record", str(misfit))
-        return self._ask(row, question, 0)
-
-    def go_on(self, row: Row, replies: Sequence[ChatReply]) -> Move:
-        """Keep the last answer, ask again, or drop the record."""
-        question = read_instruction(row)
-        answer = after_thoughts(replies[-1].text)
-        miss = self.miss(question, answer)
-        if not miss:
-            return Keep((answered_row(row, _closed(answer, question.key)),))
-        if len(replies) < self.config.attempts:
-            return self._ask(row, question, len(replies))
+        form, text, miss = _CHOICE if question.key else _OPEN, question_text(row), ""
+        for attempt in range(self.config.attempts):
+            shown = self._solved(row) if attempt else []
+            reply = await ask(self.config, [*shown, user(form.render(question=text))])
+            answer = after_thoughts(reply.text)
+            miss = self.miss(question, answer)
+            if not miss:
+                return Keep((answered_row(row, _closed(answer, question.key)),))
         return Drop(miss)
 
     def miss(self, question: Instruction, answer: str) -> str:
@@ -91,11 +88,6 @@ class AnswerStep:
     def _settles(self, question: Instruction, line: str) -> bool:
         """Whether a line without a full stop, "So, the answer is C", is an end all the same."""
         return bool(question.key and _CLOSING.fullmatch(line) and self.read_letter(line, question.options))
-
-    def _ask(self, row: Row, question: Instruction, turn: int) -> Ask:
-        form = _CHOICE if question.key else _OPEN
-        shown = [] if turn == 0 else self._solved(row)
-        return ask(self.config, row, turn, [*shown, user(form.render(question=question_text(row)))])
 
     def _solved(self, row: Row) -> list[Message]:
         """Solved questions as earlier turns of the chat, asked as the record's own is."""

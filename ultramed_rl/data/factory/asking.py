@@ -1,21 +1,21 @@
-"""How a step asks: templates filled, requests seeded, replies read."""
+"""How a step asks: templates filled, replies read, and asked for again."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, TypeVar
 
-from ultramed_rl.config.factory import Asking
-from ultramed_rl.data.factory.step import Ask, Row
-from ultramed_rl.data.identity import row_id
+from ultramed_rl.config.factory import Evolve, Score, Textbook, Topics
+from ultramed_rl.data.factory.step import Ask, Fail
 from ultramed_rl.data.templates import read_template, without_tags
-from ultramed_rl.learning.seeds import derive_seed
-from ultramed_rl.records import ChatReply, ChatRequest, Message
+from ultramed_rl.records import Message
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -59,24 +59,31 @@ def assistant(text: str) -> Message:
     return Message(role="assistant", content=text)
 
 
-def ask(config: Asking, row: Row, turn: int, messages: Sequence[Message], schema: str = "") -> Ask:
-    """A request about a record; `turn` counts those before it, so that each draws a reply of its own."""
-    seed = derive_seed(config.seed, name_of(row), turn)
-    sampling = (config.max_tokens, config.temperature, config.top_p, seed)
-    return Ask(ChatRequest(name_of(row), tuple(messages), *sampling, schema))
+async def ask_until(
+    ask: Ask,
+    config: Textbook | Topics | Evolve | Score,
+    messages: Sequence[Message],
+    schema: str,
+    read: Callable[[str], T | Miss],
+) -> T | Fail:
+    """What `read` makes of a reply. One with a miss is asked for again with the miss named, until all of
+    `config.attempts` are used up."""
+    chat = list(messages)
+    for _ in range(config.attempts):
+        reply = await ask(config, chat, schema)
+        value = read(reply.text)
+        if not isinstance(value, Miss):
+            return value
+        miss = value
+        chat = once_more(messages, reply.text, miss)
+    return Fail(miss.reason, reply.text[-200:])
 
 
-def once_more(messages: Sequence[Message], reply: ChatReply, miss: Miss) -> list[Message]:
+def once_more(messages: Sequence[Message], text: str, miss: Miss) -> list[Message]:
     """The chat that asks again and names what the last reply lacks."""
     # An empty turn is refused by some chat templates and APIs.
-    said = after_thoughts(reply.text) or "(empty)"
+    said = after_thoughts(text) or "(empty)"
     return [*messages, assistant(said), user(_RETRY.render(problem=miss.detail))]
-
-
-def name_of(row: Row) -> str:
-    """The record's own id, else a number that stands for its content: what is drawn for it goes by this."""
-    content = json.dumps(row, sort_keys=True, default=str)
-    return row_id(dict(row), ("id",)) or str(derive_seed(content))
 
 
 def after_thoughts(text: str) -> str:
@@ -97,3 +104,17 @@ def read_object(text: str) -> dict[str, Any] | None:
 def read_text(value: Any) -> str:
     """A JSON value that should be text, trimmed; empty if it is something else."""
     return value.strip() if isinstance(value, str) else ""
+
+
+def read_methods(name: str) -> dict[str, str]:
+    """What to do, by the method's name, out of the file NAME.txt beside this one."""
+    lines = Path(__file__).with_name(f"{name}.txt").read_text(encoding="utf-8").splitlines()
+    parts = [line.partition(": ") for line in lines if line.strip()]
+    assert all(before and after for before, _, after in parts), f"{name}.txt: a line without a name"
+    return {before: after for before, _, after in parts}
+
+
+def object_schema(properties: Mapping[str, Any], required: Sequence[str] | None = None) -> dict[str, Any]:
+    """The JSON schema of an object with these properties and no others; all are required unless named."""
+    needed = list(properties if required is None else required)
+    return {"type": "object", "properties": properties, "required": needed, "additionalProperties": False}

@@ -14,14 +14,14 @@ from dataclasses import asdict, dataclass
 
 from ultramed_rl.config.factory_pairs import Candidates
 from ultramed_rl.data.chats import Misfit
-from ultramed_rl.data.factory.asking import after_thoughts, ask, user
+from ultramed_rl.data.factory.asking import after_thoughts, user
 from ultramed_rl.data.factory.instructions import question_text
 from ultramed_rl.data.factory.judgements import Candidate
-from ultramed_rl.data.factory.step import Fail, Keep, Move, Row
+from ultramed_rl.data.factory.step import Ask, End, Fail, Keep, Row
 from ultramed_rl.data.identity import row_id
 from ultramed_rl.data.sources import read_rows
 from ultramed_rl.learning.seeds import seeded_number
-from ultramed_rl.records import ChatReply, Message
+from ultramed_rl.records import Message
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,7 @@ _END = re.compile(r"[.!?…:;。！？)\]}|]\Z")
 _ITEM = re.compile(r"\s*(?:[-*•#|]|\(?(?:\d{1,2}|[A-Za-z])[.):](?:\s|\Z))")
 
 
+@dataclass(frozen=True)
 class CandidateStep:
     """A record to one model's answer to it: the record with `candidate`, or a failure.
 
@@ -38,24 +39,20 @@ class CandidateStep:
     to be cut off doesn't get here: it is an error of its request.
     """
 
-    def __init__(self, config: Candidates, model: str) -> None:
-        self.config, self.model = config, model
+    config: Candidates
+    model: str
 
-    def start(self, row: Row) -> Move:
-        """Asks the instruction as it is."""
+    async def __call__(self, row: Row, ask: Ask) -> End:
+        """Asks the instruction as it is; keeps the answer, trimmed and without thoughts."""
         try:
-            text = question_text(row)
+            question = question_text(row)
         except Misfit as misfit:
             return Fail("misfit", str(misfit))
-        words = len(text.split())
+        words = len(question.split())
         if words > self.config.most_words:
             return Fail("too_long", f"{words} words, most_words={self.config.most_words}")
         system = [Message(role="system", content=self.config.system)] if self.config.system else []
-        return ask(self.config, row, 0, [*system, user(text)])
-
-    def go_on(self, row: Row, replies: Sequence[ChatReply]) -> Move:
-        """Keeps the answer, trimmed and without thoughts."""
-        text = after_thoughts(replies[-1].text)
+        text = after_thoughts((await ask(self.config, [*system, user(question)])).text)
         if not text:
             return Fail("empty")
         unfinished = is_unfinished(text)

@@ -7,8 +7,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ultramed_rl.data.factory.asking import Miss, read_text
+from ultramed_rl.data.factory.asking import Miss, object_schema, read_text
 from ultramed_rl.data.factory.instructions import Instruction, split_options
+from ultramed_rl.data.vignettes import plain_option
 
 NO_JSON = Miss("unreadable_reply", "it is not a JSON object of the form asked for")
 _TEXT = {"type": "string"}
@@ -21,10 +22,10 @@ def choice_schema(letters: str, *, needed: bool = True, explained: bool = False)
         needed: all parts must be there; else an empty object fits as well (and so do halves of a question).
         explained: there may be an explanation.
     """
-    options = _object({letter: _TEXT for letter in letters}, list(letters))
+    options = object_schema(dict.fromkeys(letters, _TEXT))
     parts = {"question": _TEXT, "options": options, "answer": {"type": "string", "enum": list(letters)}}
     explanation = {"explanation": _TEXT} if explained else {}
-    return json.dumps(_object({**parts, **explanation}, list(parts) if needed else []))
+    return json.dumps(object_schema({**parts, **explanation}, list(parts) if needed else []))
 
 
 def read_question(reply: Mapping[str, Any], letters: str) -> Instruction | Miss:
@@ -36,16 +37,16 @@ def read_question(reply: Mapping[str, Any], letters: str) -> Instruction | Miss:
         return Miss("no_question", "the question is empty")
     if options is None:
         return Miss("bad_options", f"the options are not texts under the letters {', '.join(letters)}")
-    if len({_plain(text) for text in options.values()}) < len(letters):
+    if len({plain_option(text) for text in options.values()}) < len(letters):
         return Miss("same_options", "two of the options say the same")
     if key not in options:
         return Miss("bad_letter", f"the answer is not one letter out of {', '.join(letters)}")
     if split_options(stem)[1]:
         return Miss("options_in_question", "the question repeats the options; they belong under options only")
-    found = Instruction(stem, options, key)
-    if split_options(found.text) != (stem, options):
+    question = Instruction(stem, options, key)
+    if split_options(question.text) != (stem, options):
         return Miss("bad_form", "question and options cannot be told apart when they are written as lines")
-    return found
+    return question
 
 
 def _options(value: Any, letters: str) -> dict[str, str] | None:
@@ -58,16 +59,3 @@ def _options(value: Any, letters: str) -> dict[str, str] | None:
     if all(bare[letter] != texts[letter] for letter in letters):
         texts = bare
     return texts if all(texts.values()) else None
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split()).rstrip(".")
-
-
-def _object(properties: Mapping[str, Any], required: list[str]) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": required,
-        "additionalProperties": False,
-    }

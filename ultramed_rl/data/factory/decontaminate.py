@@ -13,8 +13,9 @@ counting lines, so an open question keeps its words; a text without words is in 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import floor, log
 from typing import Any, Literal
 
 import numpy as np
@@ -23,7 +24,6 @@ import pyarrow as pa
 from ultramed_rl.config.factory_cleaning import Decontaminate
 from ultramed_rl.data.factory.columns import named_instruction
 from ultramed_rl.data.factory.hashing import hash_words, ngrams
-from ultramed_rl.data.factory.near_items import NearItems
 from ultramed_rl.data.likeness import Embed, NearRule, check_unit_vectors, equal_keys, same_question
 from ultramed_rl.data.stems import Stem, read_stem
 
@@ -37,6 +37,8 @@ _SCHEMA = pa.schema(
         ("distance", pa.float64()),
     ]
 )
+_BAND = 1.1  # longest over shortest row of a band
+_MARGIN = 1e-3  # by which float32 distances of unit vectors may be wrong, many times over
 
 
 @dataclass(frozen=True)
@@ -98,51 +100,51 @@ class Decontaminator:
             ValueError: a row without an id or an instruction.
         """
         named = [named_instruction(row, self._config.columns) for row in rows]
-        found = self.search([name for name, _ in named], [text for _, text in named])
-        return pa.Table.from_pylist([vars(one) for one in found], schema=_SCHEMA)
+        removals = self.search([name for name, _ in named], [text for _, text in named])
+        return pa.Table.from_pylist([vars(one) for one in removals], schema=_SCHEMA)
 
     def search(self, ids: Sequence[str], texts: Sequence[str]) -> list[Contaminated]:
         """The contaminated ones of some texts, in order. A text's result doesn't depend on the others."""
         stems = [read_stem(text) for text in texts]
-        found: dict[int, tuple[Rule, int, float]] = {}
-        self._find_exact(stems, found)
-        self._find_ngrams(stems, found)
-        self._find_near(stems, found)
+        hits: dict[int, tuple[Rule, int, float]] = {}
+        self._find_exact(stems, hits)
+        self._find_ngrams(stems, hits)
+        self._find_near(stems, hits)
         result = []
-        for row, (rule, place, distance) in sorted(found.items()):
+        for row, (rule, place, distance) in sorted(hits.items()):
             item = self.items[place]
             result.append(Contaminated(ids[row], rule, item.benchmark, item.item_id, distance))
         return result
 
-    def _find_exact(self, stems: Sequence[Stem], found: dict[int, tuple[Rule, int, float]]) -> None:
+    def _find_exact(self, stems: Sequence[Stem], hits: dict[int, tuple[Rule, int, float]]) -> None:
         for row, stem in enumerate(stems):
             places = {place for key in equal_keys(stem) for place in self._by_key.get(key, ())}
             same = [place for place in places if same_question(self._stems[place], stem)]
             if same:
-                found[row] = ("exact", min(same), 0.0)
+                hits[row] = ("exact", min(same), 0.0)
 
-    def _find_ngrams(self, stems: Sequence[Stem], found: dict[int, tuple[Rule, int, float]]) -> None:
-        rest = [row for row in range(len(stems)) if row not in found]
-        for place, item, share in self._grams.overlaps([stems[row] for row in rest]):
+    def _find_ngrams(self, stems: Sequence[Stem], hits: dict[int, tuple[Rule, int, float]]) -> None:
+        rows = [row for row in range(len(stems)) if row not in hits]
+        for place, item, share in self._grams.overlaps([stems[row] for row in rows]):
             if share >= self._config.overlap:
-                before = found.get(rest[place])
+                before = hits.get(rows[place])
                 if before is None or (1.0 - share, item) < before[2:0:-1]:
-                    found[rest[place]] = ("ngram", item, 1.0 - share)
+                    hits[rows[place]] = ("ngram", item, 1.0 - share)
 
-    def _find_near(self, stems: Sequence[Stem], found: dict[int, tuple[Rule, int, float]]) -> None:
-        rest = [
+    def _find_near(self, stems: Sequence[Stem], hits: dict[int, tuple[Rule, int, float]]) -> None:
+        rows = [
             row
             for row, stem in enumerate(stems)
-            if row not in found and len(stem.words) >= self._rule.words and self._near.reaches(len(stem.key))
+            if row not in hits and len(stem.words) >= self._rule.words and self._near.reaches(len(stem.key))
         ]
-        vectors = self._vectors([stems[row].text for row in rest])
-        lengths = np.array([len(stems[row].key) for row in rest])
+        vectors = self._vectors([stems[row].text for row in rows])
+        lengths = np.array([len(stems[row].key) for row in rows])
         for place, item, distance in self._near.pairs(vectors, lengths):
-            row = rest[place]
+            row = rows[place]
             if same_question(self._stems[item], stems[row]):
-                before = found.get(row)
+                before = hits.get(row)
                 if before is None or (distance, item) < before[2:0:-1]:
-                    found[row] = ("near", item, distance)
+                    hits[row] = ("near", item, distance)
 
     def _vectors(self, texts: Sequence[str]) -> np.ndarray:
         if not texts:
@@ -181,3 +183,74 @@ def count_contaminated(tables: Iterable[pa.Table]) -> dict[tuple[str, str], int]
     for table in tables:
         counts.update(zip(table["benchmark"].to_pylist(), table["rule"].to_pylist(), strict=True))
     return dict(counts)
+
+
+class NearItems:
+    """All items within a squared L2 distance and a relative difference of lengths.
+
+    An index (faiss's flat one, on all of OpenMP's threads) holds those items alone that rows of its band of lengths
+    may be compared with, so nothing is missed and the most is never looked at. Indexes are built when first needed
+    and not sent to workers.
+    """
+
+    def __init__(self, items: np.ndarray, lengths: np.ndarray, vectors: np.ndarray, rule: NearRule) -> None:
+        """
+        Args:
+            items: [m] the items' numbers.
+            lengths: [m] characters.
+            vectors: [m, d] float32, of length 1.
+        """
+        order = np.argsort(lengths, kind="stable")
+        self._items, self._lengths, self._vectors = items[order], lengths[order], vectors[order]
+        self._rule = rule
+        self._indexes: dict[int, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_indexes": {}}
+
+    def reaches(self, length: int) -> bool:
+        """Whether any item's length comes near to this one."""
+        first, last = self._window(length, length)
+        return first < last
+
+    def pairs(self, vectors: np.ndarray, lengths: np.ndarray) -> Iterator[tuple[int, int, float]]:
+        """(row, item's number, squared L2 distance) of all near ones among rows [n, d] of lengths [n]."""
+        bands = np.array([floor(log(length) / log(_BAND)) for length in lengths], dtype=np.int64)
+        for band in np.unique(bands):
+            rows = np.flatnonzero(bands == band)
+            first, last = self._window(_BAND**band, _BAND ** (band + 1))
+            if first == last:
+                continue
+            index = self._index(int(band), first, last)
+            radius = self._rule.squared_l2 + _MARGIN
+            limits, _, hits = index.range_search(np.ascontiguousarray(vectors[rows]), radius)
+            ours, theirs = np.repeat(rows, np.diff(limits.astype(np.int64))), first + hits
+            yield from self._check(vectors, lengths, ours, theirs)
+
+    def _check(
+        self, vectors: np.ndarray, lengths: np.ndarray, ours: np.ndarray, theirs: np.ndarray
+    ) -> Iterator[tuple[int, int, float]]:
+        """Distances anew in float64, so that they are the same in every block."""
+        longer = np.maximum(lengths[ours], self._lengths[theirs])
+        alike = np.abs(lengths[ours] - self._lengths[theirs]) <= self._rule.length * longer + 1e-9
+        ours, theirs = ours[alike], theirs[alike]
+        gaps = vectors[ours].astype(np.float64) - self._vectors[theirs]
+        distances = np.einsum("nd,nd->n", gaps, gaps)
+        for row, place, distance in zip(ours, theirs, distances, strict=True):
+            if distance <= self._rule.squared_l2:
+                yield int(row), int(self._items[place]), round(float(distance), 6)
+
+    def _window(self, shortest: float, longest: float) -> tuple[int, int]:
+        """The items that rows of such lengths may be compared with: a slice of the sorted ones."""
+        low, high = shortest * (1.0 - self._rule.length), longest / (1.0 - self._rule.length)
+        first = np.searchsorted(self._lengths, low - 1e-3, side="left")
+        return int(first), int(np.searchsorted(self._lengths, high + 1e-3, side="right"))
+
+    def _index(self, band: int, first: int, last: int) -> Any:
+        if band not in self._indexes:
+            import faiss
+
+            index = faiss.IndexFlatL2(self._vectors.shape[1])
+            index.add(np.ascontiguousarray(self._vectors[first:last]))
+            self._indexes[band] = index
+        return self._indexes[band]

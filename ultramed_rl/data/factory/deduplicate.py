@@ -45,14 +45,6 @@ class Duplicates:
         """Removed rows by rule."""
         return dict(Counter(one.rule for one in self.repeated))
 
-    @property
-    def clusters(self) -> dict[str, tuple[str, ...]]:
-        """By the id of a row that stays, the ids of those that repeat it."""
-        found: dict[str, list[str]] = {}
-        for one in self.repeated:
-            found.setdefault(one.kept_id, []).append(one.record_id)
-        return {kept: tuple(ids) for kept, ids in found.items()}
-
 
 @dataclass(frozen=True)
 class _Led:
@@ -109,12 +101,12 @@ def _exact_copies(exact: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 
 def _likenesses(keys: pa.Table, rows: np.ndarray, config: Deduplicate) -> list[Likeness]:
-    found: list[Likeness] = []
+    likenesses: list[Likeness] = []
     if config.jaccard is not None:
-        found.append(NearWords(keys, rows, config.jaccard))
+        likenesses.append(NearWords(keys, rows, config.jaccard))
     if config.cosine is not None:
-        found.append(NearVectors(keys, rows, config.cosine))
-    return found
+        likenesses.append(NearVectors(keys, rows, config.cosine))
+    return likenesses
 
 
 def _follow_leaders(rows: int, likenesses: Sequence[Likeness]) -> dict[int, _Led]:
@@ -125,9 +117,9 @@ def _follow_leaders(rows: int, likenesses: Sequence[Likeness]) -> dict[int, _Led
         np.concatenate([np.zeros(0, dtype=np.int64), *(one.members for one in fields)])
     ).tolist():
         for likeness, groups in zip(likenesses, fields, strict=True):
-            found = _nearest(likeness, row, groups.leaders_near(row))
-            if found is not None:
-                led[row] = found
+            leader = _nearest(likeness, row, groups.leaders_near(row))
+            if leader is not None:
+                led[row] = leader
                 break
         else:
             for groups in fields:
@@ -163,13 +155,13 @@ class _Groups:
         self._leaders: dict[int, list[int]] = defaultdict(list)
 
     def _of(self, row: int) -> list[int]:
-        found: list[int] = self._groups[self._starts[row] : self._starts[row + 1]].tolist()
-        return found
+        groups: list[int] = self._groups[self._starts[row] : self._starts[row + 1]].tolist()
+        return groups
 
     def leaders_near(self, row: int) -> np.ndarray:
         """Leaders that share a group with the row, in order."""
-        found = {leader for group in self._of(row) for leader in self._leaders.get(group, ())}
-        return np.array(sorted(found), dtype=np.int64)
+        leaders = {leader for group in self._of(row) for leader in self._leaders.get(group, ())}
+        return np.array(sorted(leaders), dtype=np.int64)
 
     def lead(self, row: int) -> None:
         """The row stays: rows after it may follow it."""

@@ -44,10 +44,10 @@ def read_difficulty(text: str) -> float | None:
     """
     text = _SCALE.sub(" ", text).strip()
     last = text.rpartition("\n")[2]
-    found = list(_LABELLED.finditer(text)) or list(_RATED.finditer(text))
-    if not found:
-        found = [match for match in (_ALONE.fullmatch(text), _ALONE.fullmatch(last)) if match]
-    scores = {_value(match) for match in found}
+    matches = list(_LABELLED.finditer(text)) or list(_RATED.finditer(text))
+    if not matches:
+        matches = [match for match in (_ALONE.fullmatch(text), _ALONE.fullmatch(last)) if match]
+    scores = {_value(match) for match in matches}
     return scores.pop() if len(scores) == 1 else None
 
 

@@ -65,9 +65,9 @@ class DuplicateKeys:
     def _vectors(self, texts: Sequence[str]) -> np.ndarray:
         """Blank texts, whose vector would say nothing, get one that is near to none."""
         places = [place for place, text in enumerate(texts) if text]
-        found = check_unit_vectors(self.embed([texts[place] for place in places]), len(places))
-        vectors = np.zeros((len(texts), found.shape[1]), dtype=np.float32)
-        vectors[places] = found
+        unit = check_unit_vectors(self.embed([texts[place] for place in places]), len(places))
+        vectors = np.zeros((len(texts), unit.shape[1]), dtype=np.float32)
+        vectors[places] = unit
         return vectors
 
 

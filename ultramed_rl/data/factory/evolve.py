@@ -1,30 +1,43 @@
-"""Evol-Instruct (arXiv 2304.12244): a question made harder by a few words, round by round."""
+"""Evol-Instruct (arXiv 2304.12244): a question made harder by a few words, round by round.
+
+A harder version is complete, a few words longer, and free of traces of its making.
+"""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 from ultramed_rl.config.factory import Evolve
 from ultramed_rl.data.chats import Misfit
-from ultramed_rl.data.factory.asking import Form, Miss, ask, name_of, once_more, user
-from ultramed_rl.data.factory.choices import choice_schema
-from ultramed_rl.data.factory.evolve_rules import count_words, fitting_methods, read_version, words_allowed
+from ultramed_rl.data.factory.asking import (
+    Form,
+    Miss,
+    ask_until,
+    object_schema,
+    read_methods,
+    read_object,
+    read_text,
+    user,
+)
+from ultramed_rl.data.factory.choices import NO_JSON, choice_schema, read_question
 from ultramed_rl.data.factory.instructions import Instruction, new_row, read_instruction
-from ultramed_rl.data.factory.methods import read_methods
-from ultramed_rl.data.factory.step import Ask, Drop, Fail, Keep, Move, Row
+from ultramed_rl.data.factory.step import Ask, Drop, End, Fail, Keep, Row, name_of
 from ultramed_rl.learning.seeds import seeded_number
-from ultramed_rl.records import ChatReply
 
 _OPEN = Form.read("evolve_open", "question", "method", "least", "most")
 _CHOICE = Form.read("evolve_choice", "question", "answer", "method", "least", "most")
 _DISTRACTORS = Form.read("evolve_distractors", "question", "answer", "most")
 _OPEN_METHODS = read_methods("evolve_methods_open")
 _CHOICE_METHODS = read_methods("evolve_methods_choice")
-_OPEN_SCHEMA = (
-    '{"type": "object", "properties": {"question": {"type": "string"}}, "required": ["question"], '
-    '"additionalProperties": false}'
+_OPEN_SCHEMA = json.dumps(object_schema({"question": {"type": "string"}}))
+_REWRITING = re.compile(
+    r"\b(?:given|original|rewritten|evolved|initial)\s+(?:question|prompt|instruction)s?\b", re.IGNORECASE
 )
+_VERDICTS = {"yes", "no", "maybe"}
 
 
 @dataclass(frozen=True)
@@ -38,19 +51,6 @@ class Change:
 
 
 @dataclass(frozen=True)
-class _State:
-    """Where a record stands after its replies: its versions, oldest first, and the attempt of the next round."""
-
-    versions: tuple[Instruction, ...]
-    changes: tuple[Change, ...] = ()
-    attempt: int = 0
-    miss: Miss | None = None
-
-    @property
-    def round(self) -> int:
-        return len(self.changes) + 1
-
-
 class EvolveStep:
     """A record to its harder version, "ID-evol2" after two rounds that fitted, without answer text and score.
 
@@ -59,53 +59,40 @@ class EvolveStep:
     With a `name` versions are of that set, to stand beside the originals, and such a record is dropped.
     """
 
-    def __init__(self, config: Evolve) -> None:
-        self.config = config
+    config: Evolve
 
-    def start(self, row: Row) -> Move:
-        """Ask for the first round."""
+    async def __call__(self, row: Row, ask: Ask) -> End:
+        """Round by round, each on the last version that fitted."""
         try:
-            first = read_instruction(row)
+            versions = [read_instruction(row)]
         except Misfit as misfit:
             return Fail("malformed_record", str(misfit))
-        return self._ask(row, _State((first,)), ())
-
-    def go_on(self, row: Row, replies: Sequence[ChatReply]) -> Move:
-        """The round again, the next one, or the end."""
-        state = _State((read_instruction(row),))
-        for reply in replies:
-            state = self._after(row, state, reply)
-        last = state.changes[-1] if state.changes else None
-        if last and last.miss and self.config.on_miss == "drop":
-            return Drop(last.miss)
-        if len(state.changes) == self.config.rounds:
-            if self.config.name and len(state.versions) == 1 and last:
-                return Drop(last.miss)
-            return Keep(self._rows(row, state))
-        return self._ask(row, state, replies)
+        changes: list[Change] = []
+        for number in range(1, self.config.rounds + 1):
+            old, method = versions[-1], self.method(row, number)
+            chat = [user(self._prompt(old, method))]
+            schema = choice_schema("".join(old.options)) if old.options else _OPEN_SCHEMA
+            read = partial(read_version, self.config, old, method)
+            new = await ask_until(ask, self.config, chat, schema, read)
+            if isinstance(new, Instruction):
+                versions.append(new)
+                changes.append(Change(number, method, count_words(new.stem) - count_words(old.stem)))
+            elif self.config.on_miss == "drop":
+                return Drop(new.reason)
+            else:
+                changes.append(Change(number, method, miss=new.reason))
+        if self.config.name and len(versions) == 1:
+            return Drop(changes[-1].miss)
+        return Keep(self._rows(row, versions, changes))
 
     def method(self, row: Row, number: int) -> str:
         """The method of round `number` (from 1) for this record: always the same one."""
-        methods = fitting_methods(self.config, read_instruction(row))
+        question, methods = read_instruction(row), list[str](self.config.open_methods)
+        if question.options:  # where they are yes, no and maybe, there are no harder distractors
+            fixed = {text.casefold() for text in question.options.values()} <= _VERDICTS
+            own = list[str](self.config.choice_methods)
+            methods = [method for method in own if method != "distractors" or not fixed] or own
         return methods[seeded_number(self.config.seed, "method", name_of(row), number) % len(methods)]
-
-    def _after(self, row: Row, state: _State, reply: ChatReply) -> _State:
-        old, method = state.versions[-1], self.method(row, state.round)
-        new = read_version(self.config, old, method, reply.text)
-        if isinstance(new, Instruction):
-            change = Change(state.round, method, count_words(new.stem) - count_words(old.stem))
-            return _State((*state.versions, new), (*state.changes, change))
-        if state.attempt + 1 < self.config.attempts:
-            return _State(state.versions, state.changes, state.attempt + 1, new)
-        return _State(state.versions, (*state.changes, Change(state.round, method, miss=new.reason)))
-
-    def _ask(self, row: Row, state: _State, replies: Sequence[ChatReply]) -> Ask:
-        old = state.versions[-1]
-        chat = [user(self._prompt(old, self.method(row, state.round)))]
-        if state.miss:
-            chat = once_more(chat, replies[-1], state.miss)
-        schema = choice_schema("".join(old.options)) if old.options else _OPEN_SCHEMA
-        return ask(self.config, row, len(replies), chat, schema)
 
     def _prompt(self, old: Instruction, method: str) -> str:
         least, most = map(str, words_allowed(self.config, method))
@@ -117,23 +104,61 @@ class EvolveStep:
         own = _CHOICE_METHODS[method]
         return _CHOICE.render(question=old.text, answer=right, method=own, least=least, most=most)
 
-    def _name(self, row: Row) -> str:
-        own = name_of(row)
-        return f"{self.config.name},{own.partition(',')[2] or own}" if self.config.name else own
-
-    def _rows(self, row: Row, state: _State) -> tuple[Row, ...]:
+    def _rows(self, row: Row, versions: Sequence[Instruction], changes: Sequence[Change]) -> tuple[Row, ...]:
         """The versions that become records, each with the rounds up to it."""
-        evolution = [asdict(change) for change in state.changes]
-        if len(state.versions) == 1:
+        evolution = [asdict(change) for change in changes]
+        if len(versions) == 1:
             return ({**row, "evolution": evolution},)
-        kind, name = (
-            str(row.get("type", "Exam" if state.versions[0].options else "Open-End")),
-            self._name(row),
-        )
-        fitted = [number for number, change in enumerate(state.changes, 1) if not change.miss]
+        kind, own = str(row.get("type", "Exam" if versions[0].options else "Open-End")), name_of(row)
+        name = f"{self.config.name},{own.partition(',')[2] or own}" if self.config.name else own
+        fitted = [change.round for change in changes if not change.miss]
         ends = [*fitted[:-1], len(evolution)]  # the last version's rounds include the misses after it
         rows = tuple(
             new_row(f"{name}-evol{number}", kind, version, evolution=evolution[:end])
-            for number, (version, end) in enumerate(zip(state.versions[1:], ends, strict=True), 1)
+            for number, (version, end) in enumerate(zip(versions[1:], ends, strict=True), 1)
         )
         return rows if self.config.keep == "every" else rows[-1:]
+
+
+def words_allowed(config: Evolve, method: str) -> tuple[int, int]:
+    """Fewest and most words that a round may add to the stem. Harder distractors need none."""
+    return (0 if method == "distractors" else config.least_words), config.most_words
+
+
+def read_version(config: Evolve, old: Instruction, method: str, text: str) -> Instruction | Miss:
+    """The new version in a reply, or what it misses by itself or measured by the old one."""
+    reply = read_object(text)
+    if reply is None:
+        return NO_JSON
+    new: Instruction | Miss
+    if old.options:
+        new = read_question(reply, "".join(old.options))
+    else:
+        stem = read_text(reply.get("question"))
+        new = Instruction(stem) if stem else Miss("no_question", "the question is empty")
+    return new if isinstance(new, Miss) else _compare(old, new, method, words_allowed(config, method))
+
+
+def count_words(text: str) -> int:
+    """Words of a text: what white space parts."""
+    return len(text.split())
+
+
+def _compare(old: Instruction, new: Instruction, method: str, words: tuple[int, int]) -> Instruction | Miss:
+    added = count_words(new.stem) - count_words(old.stem)
+    least, most = words
+    if not least <= added <= most:
+        change = f"{added} words more" if added >= 0 else f"{-added} words fewer"
+        reason = "too_few_words" if added < least else "too_many_words"
+        return Miss(reason, f"the question has {change} than before; it needs {least} to {most} more")
+    if method == "distractors" and _wrong(new) <= _wrong(old):
+        return Miss("same_distractors", "none of the wrong options is new")
+    if _REWRITING.search(new.text) and not _REWRITING.search(old.text):
+        return Miss("speaks_of_rewriting", "the question speaks of an earlier version of itself")
+    return new
+
+
+def _wrong(question: Instruction) -> set[str]:
+    """The wrong options in plain form, without their letters."""
+    wrong = (text for letter, text in question.options.items() if letter != question.key)
+    return {" ".join(text.casefold().split()) for text in wrong}

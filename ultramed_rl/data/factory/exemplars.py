@@ -14,9 +14,8 @@ from typing import Any, Literal
 import numpy as np
 
 from ultramed_rl.data.chats import Misfit, read_turns
-from ultramed_rl.data.factory.asking import name_of
 from ultramed_rl.data.factory.instructions import read_instruction, split_options
-from ultramed_rl.data.factory.step import Row
+from ultramed_rl.data.factory.step import Row, name_of
 from ultramed_rl.data.likeness import Embed, check_unit_vectors
 from ultramed_rl.data.stems import Stem, read_stem
 from ultramed_rl.data.vignettes import read_letter
@@ -77,15 +76,15 @@ class ExemplarIndex:
         stem = read_stem(question.text)
         if not (self._most and self._solved[form] and stem.words):
             return ()
-        own, known, found = name_of(row), {stem.key}, list[tuple[str, str]]()
+        own, known, pairs = name_of(row), {stem.key}, list[tuple[str, str]]()
         for one in self._nearest(form, self._vectors([stem])):
             key = read_stem(one.question).key
             if key not in known and one.name != own:
                 known.add(key)
-                found.append((one.question, one.answer))
-            if len(found) == self._most:
+                pairs.append((one.question, one.answer))
+            if len(pairs) == self._most:
                 break
-        return tuple(found)
+        return tuple(pairs)
 
     def _add(self, rows: Iterable[Row]) -> None:
         fresh: dict[Form, list[tuple[_Solved, Stem]]] = {"choice": [], "open": []}

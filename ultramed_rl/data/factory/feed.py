@@ -1,13 +1,28 @@
-"""The requests that a generator takes while its replies make new ones."""
+"""Who answers a stage's chats, and the requests that it takes while its replies make new ones."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Protocol
 
-from ultramed_rl.records import ChatRequest
+from ultramed_rl.records import ChatReply, ChatRequest
 
 _PATIENCE_S = 60.0
+
+
+class Generator(Protocol):
+    """Answers chats: an HTTP API, or our own engines."""
+
+    def replies(self, requests: Iterable[ChatRequest]) -> Iterator[ChatReply]:
+        """One reply for every request, in the order in which they are done; none lost, none doubled.
+
+        Requests are taken as they can be answered, so that a stream of millions needs no more memory than what
+        is in flight. A request that cannot be answered gives a reply with its error. When a budget is used up
+        no further request is taken, and the iterator ends.
+        """
+        ...
 
 
 class Feed:

@@ -5,26 +5,37 @@ record + candidates --> order 1 --> reply --> read --(faulty: once more)--> [ord
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from ultramed_rl.config.factory_pairs import Feedback
 from ultramed_rl.data.chats import Misfit, read_turns
-from ultramed_rl.data.factory.asking import Form, Miss, ask, name_of, once_more, user
-from ultramed_rl.data.factory.feedback_reply import Reading, feedback_schema, read_reply
+from ultramed_rl.data.factory.asking import Form, Miss, object_schema, once_more, read_object, read_text, user
 from ultramed_rl.data.factory.instructions import question_text, read_instruction
-from ultramed_rl.data.factory.judgements import Candidate, contradictions, judged_row, read_candidates
-from ultramed_rl.data.factory.step import Fail, Keep, Move, Row
+from ultramed_rl.data.factory.judgements import (
+    Candidate,
+    Order,
+    Verdict,
+    contradictions,
+    judged_row,
+    read_candidates,
+)
+from ultramed_rl.data.factory.step import Ask, End, Fail, Keep, Row, name_of
 from ultramed_rl.data.templates import without_tags
 from ultramed_rl.learning.seeds import seeded_number
-from ultramed_rl.records import ChatReply, Message
+from ultramed_rl.records import Message
 
 TRIES = 2  # of one order
 _NAMES = ("question", "answer", "reference_answer")
 _FORM = Form.read("feedback", "count", "question", "reference", "answers", "aspects", "names", "low", "high")
 _ANSWER = Form.read("feedback_answer", "number", "text")
 _REFERENCE = Form.read("feedback_reference", "reference")
+_INCONSISTENT = Miss("inconsistent", "an answer stands in the ranking behind one with a lower overall score")
 
 
+@dataclass(frozen=True)
 class FeedbackStep:
     """A record with candidates to its judged row (see `judgements`), by a language model.
 
@@ -39,32 +50,27 @@ class FeedbackStep:
     fault. A second order that stays faulty fails nothing: the row says second=failed.
     """
 
-    def __init__(self, config: Feedback, judge: str) -> None:
-        self.config, self.judge = config, judge
+    config: Feedback
+    judge: str
 
-    def start(self, row: Row) -> Move:
-        """Asks for the first order."""
+    async def __call__(self, row: Row, ask: Ask) -> End:
+        """Asks for the first order, and of a sample for the second."""
         try:
             messages = self._messages(row, 0)
         except Misfit as misfit:
             return Fail("misfit", str(misfit))
         if len(row["candidates"]) < 2:
             return Fail("too_few_candidates", f"{len(row['candidates'])} of at least 2")
-        return ask(self.config, row, 0, messages, self._schema(row))
-
-    def go_on(self, row: Row, replies: Sequence[ChatReply]) -> Move:
-        """Reads what was said so far; asks again, for the second order, or is done."""
-        first, rest = self._hear(row, 0, replies)
-        if not isinstance(first, Reading):
-            return self._answer_to(first, row, len(replies))
-        if not self.asks_twice(row):
-            return self._keep(row, [first], "unasked")
-        second, _ = self._hear(row, 1, rest)
-        if isinstance(second, Reading):
-            return self._keep(row, [first, second], "asked")
-        if isinstance(second, Miss):
-            return self._keep(row, [first], "failed")
-        return self._answer_to(second, row, len(replies))
+        first = await self._judge(row, 0, messages, ask)
+        if isinstance(first, Miss):
+            return Fail(first.reason, first.detail)
+        readings, second = [first], "unasked"
+        if self.asks_twice(row):
+            other = await self._judge(row, 1, self._messages(row, 1), ask)
+            second = "failed" if isinstance(other, Miss) else "asked"
+            readings += [] if isinstance(other, Miss) else [other]
+        orders = [reading.order for reading in readings]
+        return Keep((judged_row(row, self.judge, first.verdicts, orders, second),))
 
     def asks_twice(self, row: Row) -> bool:
         """Whether the record is in the sample that is judged in two orders."""
@@ -80,38 +86,18 @@ class FeedbackStep:
         )
         return tuple(reversed(drawn)) if which else tuple(drawn)
 
-    # -- hearing ------------------------------------------------------------------------------------------
-
-    def _hear(
-        self, row: Row, which: int, replies: Sequence[ChatReply]
-    ) -> tuple[Reading | Miss | list[Message], Sequence[ChatReply]]:
-        """What an order came to, and the replies after it: a reading, its last fault, or what to ask next."""
-        messages, shown = self._messages(row, which), self.shown(row, which)
-        for attempt, reply in enumerate(replies[:TRIES], start=1):
-            found = read_reply(reply.text, shown, self.config)
-            if isinstance(found, Reading) and contradictions(found.verdicts):
-                found = self._inconsistent(found, last=attempt == TRIES)
-            if isinstance(found, Reading) or attempt == TRIES:
-                return found, replies[attempt:]
-            messages = once_more(messages, reply, found)
-        return messages, ()
-
-    def _inconsistent(self, reading: Reading, *, last: bool) -> Reading | Miss:
-        policy = self.config.inconsistent
-        if policy == "keep" or (policy == "retry" and last):
-            return reading
-        return Miss("inconsistent", "an answer stands in the ranking behind one with a lower overall score")
-
-    def _answer_to(self, found: Miss | list[Message], row: Row, turn: int) -> Move:
-        if isinstance(found, Miss):
-            return Fail(found.reason, found.detail)
-        return ask(self.config, row, turn, found, self._schema(row))
-
-    def _keep(self, row: Row, readings: Sequence[Reading], second: str) -> Keep:
-        orders = [reading.order for reading in readings]
-        return Keep((judged_row(row, self.judge, readings[0].verdicts, orders, second),))
-
-    # -- asking -------------------------------------------------------------------------------------------
+    async def _judge(self, row: Row, which: int, messages: list[Message], ask: Ask) -> Reading | Miss:
+        """What one order came to, or the fault of its last reply."""
+        schema, policy = feedback_schema(len(row["candidates"]), self.config), self.config.inconsistent
+        for attempt in range(1, TRIES + 1):
+            reply = await ask(self.config, messages, schema)
+            reading = read_reply(reply.text, self.shown(row, which), self.config)
+            allowed = policy == "keep" or (policy == "retry" and attempt == TRIES)
+            if isinstance(reading, Reading) and (allowed or not contradictions(reading.verdicts)):
+                return reading
+            fault = reading if isinstance(reading, Miss) else _INCONSISTENT
+            messages = once_more(messages, reply.text, fault)
+        return fault
 
     def _messages(self, row: Row, which: int) -> list[Message]:
         candidates, config = read_candidates(row), self.config
@@ -128,9 +114,6 @@ class FeedbackStep:
         )
         return [user(text)]
 
-    def _schema(self, row: Row) -> str:
-        return feedback_schema(len(row["candidates"]), self.config)
-
 
 def _numbered(shown: Sequence[Candidate]) -> str:
     texts = (without_tags(candidate.text, *_NAMES) for candidate in shown)
@@ -146,3 +129,78 @@ def _reference(row: Row) -> str:
     turns = read_turns(dict(row), "conversations")
     own = [turn["content"] for turn in turns if turn["role"] == "assistant"]
     return _REFERENCE.render(reference=without_tags("\n\n".join([key, *own]), *_NAMES))
+
+
+def feedback_schema(count: int, config: Feedback) -> str:
+    """The JSON schema of a reply on `count` candidates. That a ranking holds each once, no schema says."""
+    number = {"type": "integer", "minimum": 1, "maximum": count}
+    score = {"type": "integer", "minimum": config.low, "maximum": config.high}
+    parts = {
+        "number": number,
+        "evaluation": {"type": "string"},
+        "scores": object_schema({aspect.name: score for aspect in config.aspects}),
+        "overall": score,
+    }
+    size = {"type": "array", "minItems": count, "maxItems": count}
+    return json.dumps(
+        object_schema(
+            {"evaluations": {**size, "items": object_schema(parts)}, "ranking": {**size, "items": number}}
+        )
+    )
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A reply that can be used: verdicts in the candidates' own order, and the order in which they were shown."""
+
+    verdicts: tuple[Verdict, ...]
+    order: Order
+
+
+def read_reply(text: str, shown: Sequence[int], config: Feedback) -> Reading | Miss:
+    """The verdicts in a judge's reply, moved back from the order in which the candidates were shown; or its fault:
+    unreadable_reply, bad_evaluations, bad_ranking, bad_score."""
+    reply, count = read_object(text), len(shown)
+    if reply is None:
+        return Miss("unreadable_reply", "it is not a JSON object of the form asked for")
+    items, ranking = _items(reply.get("evaluations")), _permutation(reply.get("ranking"), count)
+    if ranking is None:
+        return Miss("bad_ranking", f"the ranking does not hold each of the numbers 1 to {count} exactly once")
+    numbers = _permutation([item.get("number") for item in items], count)
+    if numbers is None:
+        return Miss("bad_evaluations", f"the answers 1 to {count} are not each evaluated exactly once")
+    verdicts: dict[int, Verdict] = {}
+    for number, item in zip(numbers, items, strict=True):
+        scores = _scores(item, config)
+        if scores is None:
+            names = ", ".join(aspect.name for aspect in config.aspects)
+            scale = f"from {config.low} to {config.high} for {names} and overall"
+            return Miss("bad_score", f"the scores of answer {number} are not whole numbers {scale}")
+        *aspects, overall = scores
+        by_name = {aspect.name: score for aspect, score in zip(config.aspects, aspects, strict=True)}
+        rank = ranking.index(number) + 1
+        verdicts[shown[number - 1]] = Verdict(read_text(item.get("evaluation")), by_name, overall, rank)
+    order = Order(tuple(shown), tuple(shown[number - 1] for number in ranking))
+    return Reading(tuple(verdicts[place] for place in range(count)), order)
+
+
+def _items(value: Any) -> list[dict[str, Any]]:
+    """The objects of a list; none where it is something else or holds anything else."""
+    fits = isinstance(value, list) and all(isinstance(item, dict) for item in value)
+    return value if fits else []
+
+
+def _permutation(value: Any, count: int) -> list[int] | None:
+    """A list of each of the numbers 1 to `count`, once; else None. True is no number."""
+    if not isinstance(value, list) or not all(type(number) is int for number in value):
+        return None
+    return value if sorted(value) == list(range(1, count + 1)) else None
+
+
+def _scores(item: Mapping[str, Any], config: Feedback) -> list[int] | None:
+    """The aspects' scores and the overall one, all on the scale; else None."""
+    own = item.get("scores")
+    named = own if isinstance(own, dict) else {}
+    scores: list[Any] = [*(named.get(aspect.name) for aspect in config.aspects), item.get("overall")]
+    fits = all(type(score) is int and config.low <= score <= config.high for score in scores)
+    return scores if fits else None

@@ -80,16 +80,16 @@ def ngrams(words: Hashes, size: int) -> Hashes:
 def shingles(words: Hashes, size: int) -> Hashes:
     """As `ngrams`, but all words of a shorter text are its one shingle; a text without words has none."""
     counts = words.counts
-    whole = ngrams(words, size)
-    found, rows = [whole.values], [whole.rows]
+    grams = ngrams(words, size)
+    parts, rows = [grams.values], [grams.rows]
     for fewer in range(1, size):
         short = np.flatnonzero(counts == fewer)
-        found.append(_join(words.values, words.starts[:-1][short], fewer))
+        parts.append(_join(words.values, words.starts[:-1][short], fewer))
         rows.append(short)
     row = np.concatenate(rows)
     order = np.argsort(row, kind="stable")
     starts = np.concatenate(([0], np.cumsum(np.bincount(row, minlength=len(counts)))))
-    return Hashes(np.concatenate(found)[order], starts)
+    return Hashes(np.concatenate(parts)[order], starts)
 
 
 def _join(values: np.ndarray, heads: np.ndarray, size: int) -> np.ndarray:

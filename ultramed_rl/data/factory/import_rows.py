@@ -1,17 +1,20 @@
-"""Questions of any form to UltraMedical records: exam questions, literature questions, open-ended ones."""
+"""Questions of any form to UltraMedical records: exam, literature and open-ended ones; and so many of each set."""
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any
 
-from ultramed_rl.config.factory_rows import Records, Vignettes
+from ultramed_rl.config.factory_rows import Records, Sample, Vignettes
 from ultramed_rl.data.chats import Misfit, read_turns
-from ultramed_rl.data.factory.instructions import Instruction, answered_row, new_row
-from ultramed_rl.data.factory.step import Row
+from ultramed_rl.data.factory.asking import read_text
+from ultramed_rl.data.factory.instructions import Instruction, answered_row, new_row, set_of
+from ultramed_rl.data.factory.step import Row, name_of
 from ultramed_rl.data.vignettes import Vignette, read_vignette
+from ultramed_rl.learning.seeds import seeded_number
 
 
 def import_rows(rows: Iterable[Row], config: Records, counts: Counter[str]) -> Iterator[Row]:
@@ -29,19 +32,19 @@ def import_rows(rows: Iterable[Row], config: Records, counts: Counter[str]) -> I
             continue
         name = f"{config.name},{row[config.id] if config.id else number}"
         record = new_row(name, config.kind, instruction)
-        reply = _text(row.get(config.reply)) if config.reply else ""
+        reply = read_text(row.get(config.reply)) if config.reply else ""
         yield answered_row(record, reply) if reply else record
 
 
 def import_vignettes(rows: Iterable[Row], config: Vignettes, counts: Counter[str]) -> Iterator[Row]:
     """As `import_rows`, of DrugSwap's rows; those left out are counted by `read_vignette`'s reasons."""
     for number, row in enumerate(rows, start=1):
-        found = read_vignette(row)
-        if isinstance(found, Vignette):
-            question = Instruction(found.stem, found.options, found.letter)
+        vignette = read_vignette(row)
+        if isinstance(vignette, Vignette):
+            question = Instruction(vignette.stem, vignette.options, vignette.letter)
             yield new_row(f"{config.name},{number}", "Exam", question)
         else:
-            counts[found] += 1
+            counts[vignette] += 1
 
 
 def _read_instruction(row: Row, config: Records) -> Instruction:
@@ -59,7 +62,7 @@ def _question(row: Row, column: str) -> str:
     if isinstance(value, list):
         turns = read_turns(dict(row), column)
         value = next((turn["content"] for turn in turns if turn["role"] == "user"), "")
-    if not (text := _text(value)):
+    if not (text := read_text(value)):
         raise Misfit(f"nothing in column {column!r}", name="no_question")
     return text
 
@@ -69,19 +72,19 @@ def _context(value: Any) -> str:
     if isinstance(value, Mapping):
         value = value.get("contexts")
     parts = value if isinstance(value, list) else [value]
-    return "\n".join(filter(None, map(_text, parts)))
+    return "\n".join(filter(None, map(read_text, parts)))
 
 
 def _options(row: Row, columns: str | list[str]) -> list[Any]:
     """In the order of the columns, of the list, or of the mapping's letters."""
     if isinstance(columns, list):
         return [row.get(column) for column in columns]
-    found = row.get(columns)
-    return [found[key] for key in sorted(found)] if isinstance(found, Mapping) else list(found or [])
+    options = row.get(columns)
+    return [options[key] for key in sorted(options)] if isinstance(options, Mapping) else list(options or [])
 
 
 def _lettered(values: Sequence[Any]) -> dict[str, str]:
-    texts = [" ".join(_text(value).split()) for value in values]
+    texts = [" ".join(read_text(value).split()) for value in values]
     if not 2 <= len(texts) <= len(ascii_uppercase) or not all(texts) or len(set(texts)) < len(texts):
         raise Misfit(f"its options are {texts!r:.80}", name="no_options")
     return dict(zip(ascii_uppercase, texts, strict=False))
@@ -92,7 +95,7 @@ def _key(value: Any, options: Mapping[str, str]) -> str:
     letters = list(options)
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(letters):
         return letters[value]
-    text = " ".join(_text(value).split())
+    text = " ".join(read_text(value).split())
     if text in options:
         return text
     same = [letter for letter, option in options.items() if option.casefold() == text.casefold()]
@@ -101,5 +104,25 @@ def _key(value: Any, options: Mapping[str, str]) -> str:
     return same[0]
 
 
-def _text(value: Any) -> str:
-    return value.strip() if isinstance(value, str) else ""
+def sample_sets(read: Callable[[], Iterable[Row]], config: Sample, counts: Counter[str]) -> Iterator[Row]:
+    """The drawn records, in the order of the input; a set that has fewer than asked gives all.
+
+    A record is drawn by its own id, whatever else there is. Memory holds a number for each drawn record.
+
+    Args:
+        read: opens the records; the same ones at each call.
+        counts: gains the records by set, and SET_short (how many a set lacks to its size).
+    """
+    number = lambda row: seeded_number(config.seed, "sample", name_of(row))
+    heaps: dict[str, list[int]] = {name: [] for name in config.sizes}
+    for row in read():
+        heap, size = heaps.get(set_of(row)), config.sizes.get(set_of(row), 0)
+        if heap is not None and size:
+            push = heapq.heappush if len(heap) < size else heapq.heappushpop
+            push(heap, -number(row))
+    drawn = {name: {-drawn for drawn in heap} for name, heap in heaps.items()}
+    for row in read():
+        if number(row) in drawn.get(set_of(row), ()):
+            counts[set_of(row)] += 1
+            yield row
+    counts.update({f"{name}_short": size - counts[name] for name, size in config.sizes.items()})

@@ -14,8 +14,7 @@ from typing import Any
 
 from ultramed_rl.data.chats import Misfit, read_turns
 from ultramed_rl.data.factory.step import Row
-from ultramed_rl.data.option_lines import last_run
-from ultramed_rl.data.vignettes import Vignette, render_vignette
+from ultramed_rl.data.vignettes import Vignette, last_run, render_vignette
 
 CHOICE_TYPES = ("Exam", "Literature")
 _OPTION = re.compile(r"([A-Z])\. (\S.*)")

@@ -66,11 +66,11 @@ class Judged:
 def read_candidates(row: Row) -> tuple[Candidate, ...]:
     """The row's candidates. Raises ValueError as `read_judged`."""
     try:
-        found = tuple(Candidate(**item) for item in row["candidates"])
-        assert all(isinstance(one.model, str) and isinstance(one.text, str) for one in found)
+        candidates = tuple(Candidate(**item) for item in row["candidates"])
+        assert all(isinstance(one.model, str) and isinstance(one.text, str) for one in candidates)
     except (AssertionError, KeyError, TypeError):
         raise ValueError(_unfit(row, "candidates")) from None
-    return found
+    return candidates
 
 
 def read_judged(row: Row) -> Judged:
@@ -85,13 +85,13 @@ def read_judged(row: Row) -> Judged:
         judge = row["judge"]
         verdicts = tuple(Verdict(**item) for item in row["feedback"])
         orders = tuple(Order(tuple(o["shown"]), tuple(o["ranking"])) for o in judge["orders"])
-        found = (judge["name"], judge["consistent"], orders)
+        said = (judge["name"], judge["consistent"], orders)
     except (KeyError, TypeError):
         raise ValueError(_unfit(row, "feedback")) from None
     if sorted(verdict.rank for verdict in verdicts) != list(range(1, len(candidates) + 1)):
         raise ValueError(_unfit(row, "feedback"))
     name = row_id(dict(row), ("id",))
-    return Judged(name, question_text(row), candidates, verdicts, *found)
+    return Judged(name, question_text(row), candidates, verdicts, *said)
 
 
 def judged_row(

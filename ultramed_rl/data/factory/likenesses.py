@@ -92,18 +92,18 @@ class NearVectors:
     def compare(self, row: int, others: np.ndarray) -> Compared:
         others = others[differing_signs(self._signs[row], self._signs[others]) <= self._most]
         own = self._vectors.values(row).astype(np.float64)
-        rest = np.array([self._vectors.values(other) for other in others], dtype=np.float64)
-        rest = rest.reshape(len(others), len(own))
-        lengths = np.sqrt((own @ own) * np.einsum("nd,nd->n", rest, rest))
-        return others, (rest @ own) / lengths
+        theirs = np.array([self._vectors.values(other) for other in others], dtype=np.float64)
+        theirs = theirs.reshape(len(others), len(own))
+        lengths = np.sqrt((own @ own) * np.einsum("nd,nd->n", theirs, theirs))
+        return others, (theirs @ own) / lengths
 
 
 def _fixed_rows(column: pa.ChunkedArray, dtype: np.dtype, rows: np.ndarray) -> np.ndarray:
     """Byte strings of one width as [n, k] numbers, of the chosen rows."""
     width = column.type.byte_width // dtype.itemsize
     chunks = [_numbers(chunk, dtype) for chunk in column.chunks if len(chunk)]
-    whole = np.concatenate(chunks) if chunks else np.zeros(0, dtype=dtype)
-    return whole.reshape(-1, width)[rows]
+    numbers = np.concatenate(chunks) if chunks else np.zeros(0, dtype=dtype)
+    return numbers.reshape(-1, width)[rows]
 
 
 def _numbers(chunk: pa.Array, dtype: np.dtype) -> np.ndarray:

@@ -15,20 +15,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, Literal
 
 from ultramed_rl.config.factory_pairs import Pairs, SplitSizes
 from ultramed_rl.data.factory.instructions import question_text
-from ultramed_rl.data.factory.judgements import Judged, read_judged
-from ultramed_rl.data.factory.pairs import (
-    Answer,
-    Pair,
-    choose_pair,
-    distinct_answers,
-    ordered_pairs,
-    ranked_answers,
-)
+from ultramed_rl.data.factory.judgements import Candidate, Judged, Verdict, read_judged
 from ultramed_rl.data.factory.step import Row
 from ultramed_rl.data.identity import prompt_key
 from ultramed_rl.data.mixtures import choose_held_out
@@ -36,9 +30,9 @@ from ultramed_rl.learning.seeds import seeded_number
 from ultramed_rl.records import Message
 
 logger = logging.getLogger(__name__)
-
 Split = Literal["train", "dev", "test"]
 Read = Callable[[], Iterable[Row]]
+_ROUNDING = 1e-9  # scores are decimal: 4.3 - 3.3 is a gap of 1
 
 
 def build_pairs(read: Read, rules: Pairs, counts: Counter[str]) -> Iterator[tuple[Split, Row]]:
@@ -67,10 +61,10 @@ def build_pairs(read: Read, rules: Pairs, counts: Counter[str]) -> Iterator[tupl
         models.update(candidate.model for candidate in judged.candidates)
         counts["prompts"] += 1
         split = splits.get(_key(judged.prompt), "train")
-        found = preference_rows(judged, rules, counts)
-        counts["without"] += not found
-        counts[split] += len(found)
-        yield from ((split, one) for one in found)
+        rows = preference_rows(judged, rules, counts)
+        counts["without"] += not rows
+        counts[split] += len(rows)
+        yield from ((split, one) for one in rows)
     for model in rules.strongest:
         if model not in models:
             logger.warning("strongest: no candidate is of model %r; models are %s", model, sorted(models))
@@ -104,14 +98,14 @@ def preference_rows(judged: Judged, rules: Pairs, counts: Counter[str]) -> list[
         counts["pairs"] += pairs
         return [ranked_row(judged, ranked)] if pairs else []
     if rules.form == "pairs":
-        found = ordered_pairs(answers, rules.min_gap)
+        preferences = ordered_pairs(answers, rules.min_gap)
     else:
         chosen = choose_pair(judged, answers, rules)
-        found = [] if isinstance(chosen, str) else [chosen]
+        preferences = [] if isinstance(chosen, str) else [chosen]
         if isinstance(chosen, str):
             counts[chosen] += 1
-    counts["pairs"] += len(found)
-    return [pair_row(judged, pair) for pair in found]
+    counts["pairs"] += len(preferences)
+    return [pair_row(judged, pair) for pair in preferences]
 
 
 def pair_row(judged: Judged, pair: Pair) -> dict[str, Any]:
@@ -168,3 +162,91 @@ def _metadata(judged: Judged, answers: Iterable[Answer]) -> dict[str, Any]:
 def _said(answer: Answer) -> Mapping[str, Any]:
     scores = {name: float(score) for name, score in answer.verdict.scores.items()}
     return {"evaluation": answer.verdict.evaluation, "scores": scores}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A candidate that may be compared, at `place` among its record's candidates."""
+
+    place: int
+    candidate: Candidate
+    verdict: Verdict
+
+    @property
+    def text(self) -> str:
+        return self.candidate.text.strip()
+
+
+Pair = tuple[Answer, Answer]  # the better one, the worse one
+
+
+def distinct_answers(judged: Judged, counts: Counter[str]) -> list[Answer]:
+    """The record's answers, best rank first, each text once at its best rank.
+
+    A text that two models gave would else be better and worse than what is ranked between. Texts count as they
+    are read later, trimmed. `counts` gains identical and empty, of answers left out.
+    """
+    answers: dict[str, Answer] = {}
+    for place in judged.ranking:
+        answer = Answer(place, judged.candidates[place], judged.verdicts[place])
+        if not answer.text or answer.text in answers:
+            counts["identical" if answer.text else "empty"] += 1
+        else:
+            answers[answer.text] = answer
+    return list(answers.values())
+
+
+def is_better(one: Answer, other: Answer, min_gap: float) -> bool:
+    """Whether the first may be chosen over the second: a better rank, and an overall score higher by `min_gap`
+    or more. With 0, equal scores do and the ranking decides; a rank against the scores never counts."""
+    gap = one.verdict.overall - other.verdict.overall
+    return one.verdict.rank < other.verdict.rank and gap >= min_gap - _ROUNDING
+
+
+def ordered_pairs(answers: Sequence[Answer], min_gap: float) -> list[Pair]:
+    """Every pair of answers of which one `is_better`: C(n, 2) of n that are ranked as they score, with gap 0."""
+    ranked = sorted(answers, key=lambda answer: answer.verdict.rank)
+    return [pair for pair in combinations(ranked, 2) if is_better(*pair, min_gap)]
+
+
+def choose_pair(judged: Judged, answers: Sequence[Answer], rules: Pairs) -> Pair | str:
+    """UltraMedical's binarised pair, or why there is none: no_chosen, no_rejected.
+
+    Chosen is the top rank; of answers that tie with it in the overall score, that of the model first in
+    `strongest`, and models that aren't there by their rank. Rejected is drawn by seed from those it `is_better`
+    than. An answer that stops within a sentence may be rejected and is never chosen.
+    """
+    finished = [answer for answer in answers if not answer.candidate.unfinished]
+    if not finished:
+        return "no_chosen"
+    top = min(finished, key=lambda answer: answer.verdict.rank)
+    tied = [answer for answer in finished if answer.verdict.overall == top.verdict.overall]
+    chosen = min(tied, key=lambda answer: _strength(answer, rules.strongest))
+    worse = [answer for answer in answers if is_better(chosen, answer, rules.min_gap)]
+    if not worse:
+        return "no_rejected"
+    return chosen, worse[seeded_number(rules.seed, "rejected", judged.prompt_id) % len(worse)]
+
+
+def ranked_answers(answers: Sequence[Answer], min_gap: float) -> list[tuple[Answer, float]]:
+    """Answers and scores, best first, whose pairs of different score are pairs that `is_better` allows.
+
+    A row of ranked answers says which pairs to learn from by its scores alone: different ones make a pair. With
+    min_gap=0 all do, so scores are n - 1 down to 0; else they are the overall ones, and equal ones make none. An
+    answer that is lower than the one before but by less than `min_gap` can't be said so, and is left out. With whole
+    scores and min_gap <= 1 none is.
+    """
+    kept: list[Answer] = []
+    for answer in sorted(answers, key=lambda answer: answer.verdict.rank):
+        equal = bool(kept) and min_gap > 0 and kept[-1].verdict.overall == answer.verdict.overall
+        if not kept or equal or is_better(kept[-1], answer, min_gap):
+            kept.append(answer)
+    if min_gap > 0:
+        return [(answer, answer.verdict.overall) for answer in kept]
+    return [(answer, float(len(kept) - 1 - place)) for place, answer in enumerate(kept)]
+
+
+def _strength(answer: Answer, strongest: Sequence[str]) -> tuple[int, int]:
+    model = answer.candidate.model
+    known = strongest.index(model) if model in strongest else len(strongest)
+    return known, answer.verdict.rank

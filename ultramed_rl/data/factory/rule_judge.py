@@ -10,23 +10,21 @@ not to babble; they are no medical judgement, and no figure of theirs says anyth
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ultramed_rl.config.factory_pairs import RuleJudge
 from ultramed_rl.data.chats import Misfit
-from ultramed_rl.data.factory.asking import name_of
+from ultramed_rl.data.factory.answer import ReadLetter
 from ultramed_rl.data.factory.instructions import Instruction, read_instruction
 from ultramed_rl.data.factory.judgements import Candidate, Verdict, judged_row, read_candidates
-from ultramed_rl.data.factory.step import Fail, Keep, Move, Row
+from ultramed_rl.data.factory.step import Ask, End, Fail, Keep, Row, name_of
 from ultramed_rl.data.stems import read_words
 from ultramed_rl.learning.seeds import seeded_number
-from ultramed_rl.records import ChatReply
 
 LOW, HIGH = 1.0, 5.0
 NAME = "rules"
 _LETTERS = 4  # words of so many letters and more carry what a question is about
-ReadLetter = Callable[[str, Mapping[str, str]], str | None]
 
 
 @dataclass(frozen=True)
@@ -48,6 +46,7 @@ class Signs:
     repeated: float
 
 
+@dataclass(frozen=True)
 class RuleJudgeStep:
     """A record with candidates to its judged row, as `FeedbackStep` writes it, without asking anyone.
 
@@ -66,10 +65,10 @@ class RuleJudgeStep:
         read_letter: the option's letter that an answer settles on, out of (answer, options); None for none.
     """
 
-    def __init__(self, config: RuleJudge, read_letter: ReadLetter) -> None:
-        self.config, self.read_letter = config, read_letter
+    config: RuleJudge
+    read_letter: ReadLetter
 
-    def start(self, row: Row) -> Move:
+    async def __call__(self, row: Row, ask: Ask) -> End:
         """Judges at once."""
         try:
             instruction = read_instruction(row)
@@ -84,10 +83,6 @@ class RuleJudgeStep:
         ranks = self._ranks(name_of(row), signs, overall)
         columns = zip([describe(one) for one in signs], scores, overall, ranks, strict=True)
         return Keep((judged_row(row, NAME, [Verdict(*column) for column in columns], ()),))
-
-    def go_on(self, row: Row, replies: Sequence[ChatReply]) -> Move:
-        """Never asked for."""
-        raise AssertionError("rules ask nothing")
 
     def _signs(self, instruction: Instruction, candidate: Candidate) -> Signs:
         words = read_words(candidate.text)

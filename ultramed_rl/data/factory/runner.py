@@ -1,19 +1,20 @@
 """Carries a step over a stream of records, with a generator that answers and a ledger that remembers.
 
-rows --> start --+--> Keep | Drop | Fail --> ledger
-                 |          ^
-                 +--> Ask --+--> generator --> reply --> go_on --> ...
+rows --> step --+--> Keep | Drop | Fail --> ledger
+          ^     |
+          |     +--> request --> generator --> reply --+
+          +--------------------------------------------+
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
 
-from ultramed_rl.data.factory.feed import Feed
-from ultramed_rl.data.factory.generator import Generator
-from ultramed_rl.data.factory.step import Ask, Drop, Fail, Keep, Row, Step
+from ultramed_rl.data.factory.feed import Feed, Generator
+from ultramed_rl.data.factory.step import Ask, Drop, End, Fail, Keep, Row, Step
 from ultramed_rl.records import ChatReply, ChatRequest
 from ultramed_rl.store.entries import Entry, dead, dropped, kept
 from ultramed_rl.store.keys import KeyIndex
@@ -35,11 +36,6 @@ class Usage:
     cached: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
-
-    @property
-    def cached_share(self) -> float:
-        """Cached replies over all; 0 of none."""
-        return self.cached / self.replies if self.replies else 0.0
 
     def plus(self, reply: ChatReply) -> Usage:
         """With one more reply."""
@@ -77,8 +73,8 @@ def run_step(
     """Carry `step` over `rows` until all are done or the generator ends; what the ledger holds is passed over.
 
     Rows are taken as there is room for them. `step`, `key`, `rows` and `ledger` are used in the calling thread
-    only; the generator may take requests in that thread, or in others that have nothing else to do. Of records with one key the first counts, the others are dead
-    letters (duplicate_key). So is a record whose request could not be answered (unanswered; unanswered_misfit where
+    only; the generator may take requests in that thread, or in others that have nothing else to do. Of records with one
+    key the first counts, the others fail (duplicate_key). So does a record whose request could not be answered (unanswered; unanswered_misfit where
     the reply's error is "misfit: ..."), and one on which the step or `key` raises, by the exception's name.
 
     Args:
@@ -89,7 +85,7 @@ def run_step(
 
     Raises:
         ValueError: the first 20 records all raised the same exception, and none was kept or dropped before;
-            their dead letters are not kept. Also where the ledger is of another input.
+            their failures are not kept. Also where the ledger is of another input.
         RuntimeError: the disk is full.
     """
     assert in_flight > 0, in_flight
@@ -103,12 +99,13 @@ def run_step(
 
 @dataclass
 class _Open:
-    """A record that awaits a reply, and those it had."""
+    """A record, and the step under way with it once it has begun."""
 
     place: int
     key: str
     row: Row
-    replies: list[ChatReply] = field(default_factory=list)
+    course: Coroutine[Any, Any, End] | None = None
+    asked: int = 0
 
 
 class _Work:
@@ -214,40 +211,41 @@ class _Work:
         if reply.error:
             self._add(dead(record.place, record.key, _reason(reply.error), reply.error, record.row))
         else:
-            record.replies.append(reply)
-            self._go(record)
+            self._go(record, reply)
 
-    def _go(self, record: _Open) -> None:
+    def _go(self, record: _Open, reply: ChatReply | None = None) -> None:
         try:
-            turn = self._turn(record)
+            turn = self._turn(record, reply)
         except Exception as error:  # a bad record is no reason to stop the others
             self._add_raised(record, error)
             return
         if isinstance(turn, ChatRequest):
             self.open[turn.key] = record
             # Who has waited goes first: it is done sooner, and less is lost when the run is killed.
-            self.feed.put(turn, first=bool(record.replies))
+            self.feed.put(turn, first=reply is not None)
         else:
             self.works = True
             self._keep_raised()
             self._add(turn)
 
-    def _turn(self, record: _Open) -> ChatRequest | Entry:
-        """The step's next move, as what is to be done for it."""
-        if record.replies:
-            move = self.step.go_on(record.row, tuple(record.replies))
-        else:
-            move = self.step.start(record.row)
-        match move:
-            case Ask(request):
-                return replace(request, key=f"{record.key}#{len(record.replies)}")
-            case Keep(rows):
-                return kept(record.place, record.key, rows)
-            case Drop(reason):
-                return dropped(record.place, record.key, reason)
-            case Fail(reason, detail):
-                return dead(record.place, record.key, reason, detail, record.row)
-        raise TypeError(f"a step moves by Ask, Keep, Drop or Fail, not by {move!r}")
+    def _turn(self, record: _Open, reply: ChatReply | None) -> ChatRequest | Entry:
+        """What the step asks next, or how the record ends."""
+        record.course = record.course or self.step(record.row, Ask(record.row))
+        try:
+            request = record.course.send(reply)
+        except StopIteration as end:
+            match end.value:
+                case Keep(rows):
+                    return kept(record.place, record.key, rows)
+                case Drop(reason):
+                    return dropped(record.place, record.key, reason)
+                case Fail(reason, detail):
+                    return dead(record.place, record.key, reason, detail, record.row)
+            raise TypeError(f"a step ends in Keep, Drop or Fail, not in {end.value!r}") from None
+        if not isinstance(request, ChatRequest):
+            raise TypeError(f"a step awaits `ask` alone, not {request!r}")
+        record.asked += 1
+        return replace(request, key=f"{record.key}#{record.asked - 1}")
 
     def _add(self, entry: Entry) -> None:
         self.ledger.add(entry)

@@ -1,24 +1,24 @@
-"""What a stage of the factory does with one record, as moves; who asks, keeps and resumes is the runner's business.
+"""What a stage of the factory does with one record: a coroutine that asks and says how the record ends.
 
-record --> start --> Ask --> reply --> go_on --> Ask --> ... --> Keep | Drop | Fail
+record --> step(row, ask) --> Keep | Drop | Fail
+               |   ^
+         request   reply: sent, cached and resumed by the runner and its generator
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import types
+from collections.abc import Coroutine, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ultramed_rl.records import ChatReply, ChatRequest
+from ultramed_rl.config.factory import Asking
+from ultramed_rl.data.identity import row_id
+from ultramed_rl.learning.seeds import derive_seed
+from ultramed_rl.records import ChatReply, ChatRequest, Message
 
 Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Ask:
-    """Ask a model next. `request.key` is free: the runner gives its own."""
-
-    request: ChatRequest
 
 
 @dataclass(frozen=True)
@@ -37,23 +37,43 @@ class Drop:
 
 @dataclass(frozen=True)
 class Fail:
-    """The record could not be done: it goes to the dead letters with the reason, a name and perhaps a detail."""
+    """The record could not be done: it goes to the failures with the reason, a name and perhaps a detail."""
 
     reason: str
     detail: str = ""
 
 
-Move = Ask | Keep | Drop | Fail
+End = Keep | Drop | Fail
 
 
 class Step(Protocol):
-    """A stage's logic: pure, and the same for the same record and replies, so that a killed run goes on with it."""
+    """A stage's logic: the same for the same record and replies, so that a killed run goes on with it."""
 
-    def start(self, row: Row) -> Move:
-        """The first move for a record."""
+    def __call__(self, row: Row, ask: Ask) -> Coroutine[Any, Any, End]:
+        """How the record ends. It awaits `ask` alone; a request that can't be answered ends the record there."""
         ...
 
-    def go_on(self, row: Row, replies: Sequence[ChatReply]) -> Move:
-        """The next move, given all replies to this record so far, oldest first. Replies without an error only:
-        a request that could not be answered has made the record fail already."""
-        ...
+
+class Ask:
+    """Asks a model about one record; each question draws a reply of its own, and the same one in every run."""
+
+    def __init__(self, row: Row) -> None:
+        self._name, self._asked = name_of(row), 0
+
+    async def __call__(self, config: Asking, messages: Sequence[Message], schema: str = "") -> ChatReply:
+        """The reply, which has no error; `schema` is that of the JSON asked for."""
+        seed = derive_seed(config.seed, self._name, self._asked)
+        self._asked += 1
+        sampling = (config.max_tokens, config.temperature, config.top_p, seed)
+        return await send(ChatRequest(self._name, tuple(messages), *sampling, schema))
+
+
+@types.coroutine
+def send(request: ChatRequest) -> Generator[ChatRequest, ChatReply, ChatReply]:
+    """The reply of whoever drives the step; `request.key` is free, the runner gives its own."""
+    return (yield request)
+
+
+def name_of(row: Row) -> str:
+    """The record's own id, else a number that stands for its content: what is drawn for it goes by this."""
+    return row_id(dict(row), ("id",)) or str(derive_seed(json.dumps(row, sort_keys=True, default=str)))

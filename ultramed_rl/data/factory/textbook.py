@@ -6,14 +6,14 @@ import json
 import random
 import re
 from collections.abc import Sequence
+from functools import partial
 
 from ultramed_rl.config.factory import Textbook
-from ultramed_rl.data.factory.asking import Form, Miss, ask, name_of, once_more, read_object, read_text, user
+from ultramed_rl.data.factory.asking import Form, Miss, ask_until, object_schema, read_object, read_text, user
 from ultramed_rl.data.factory.choices import NO_JSON, choice_schema, read_question
 from ultramed_rl.data.factory.instructions import Instruction, new_row
-from ultramed_rl.data.factory.step import Ask, Drop, Fail, Keep, Move, Row
+from ultramed_rl.data.factory.step import Ask, Drop, End, Fail, Keep, Row, name_of
 from ultramed_rl.learning.seeds import derive_seed
-from ultramed_rl.records import ChatReply, Message
 
 LETTERS = "ABCD"
 _WORTHY = Form.read("textbook_worthy", "paragraph")
@@ -21,12 +21,7 @@ _ENOUGH = Form.read("textbook_enough", "paragraph")
 _QUESTION = Form.read("textbook_question", "paragraph", "exemplars")
 _GATES = ((_WORTHY, "not_exam_worthy"), (_ENOUGH, "too_little_knowledge"))
 _VERDICT = json.dumps(
-    {
-        "type": "object",
-        "properties": {"reason": {"type": "string"}, "verdict": {"type": "string", "enum": ["yes", "no"]}},
-        "required": ["reason", "verdict"],
-        "additionalProperties": False,
-    }
+    object_schema({"reason": {"type": "string"}, "verdict": {"type": "string", "enum": ["yes", "no"]}})
 )
 # "The passage of stones" and "the nasal passage" are anatomy; "the text message" is no textbook.
 _POINTER = re.compile(
@@ -61,64 +56,43 @@ class TextbookStep:
         self.config = config
         self.exemplars = exemplars
 
-    def start(self, row: Row) -> Move:
-        """Ask the first gate."""
+    async def __call__(self, row: Row, ask: Ask) -> End:
+        """Through both gates to the question."""
         text = row.get("text")
         if not isinstance(text, str) or not text.strip():
             return Fail("malformed_record", "no text under 'text'")
-        return self._gate(row, 0)
-
-    def go_on(self, row: Row, replies: Sequence[ChatReply]) -> Move:
-        """The other gate, the question, the question again, or the end."""
-        gate = len(replies) - 1
-        if gate >= len(_GATES):
-            return self._judge(row, replies)
-        verdict = read_text((read_object(replies[-1].text) or {}).get("verdict")).casefold()
-        if verdict == "no":
-            return Drop(_GATES[gate][1])
-        if verdict != "yes":
-            return Fail("unreadable_gate", replies[-1].text[-200:])
-        if gate + 1 < len(_GATES):
-            return self._gate(row, gate + 1)
-        return ask(self.config, row, len(replies), self._chat(row), self._schema)
+        for form, reason in _GATES:
+            reply = (await ask(self.config, [user(form.render(paragraph=text))], _VERDICT)).text
+            verdict = read_text((read_object(reply) or {}).get("verdict")).casefold()
+            if verdict == "no":
+                return Drop(reason)
+            if verdict != "yes":
+                return Fail("unreadable_gate", reply[-200:])
+        shown = "\n\n".join(_as_json(exemplar) for exemplar in self.draw(row)) or "(none)"
+        chat = [user(_QUESTION.render(paragraph=text, exemplars=shown))]
+        schema = choice_schema(LETTERS, needed=False, explained=True)
+        return await ask_until(ask, self.config, chat, schema, partial(self._read, row))
 
     def draw(self, row: Row) -> list[Instruction]:
         """The exemplars shown with this record: always the same ones."""
         drawn = random.Random(derive_seed(self.config.seed, "exemplars", name_of(row)))
         return drawn.sample(list(self.exemplars), self.config.exemplars)
 
-    @property
-    def _schema(self) -> str:
-        return choice_schema(LETTERS, needed=False, explained=True)
-
-    def _gate(self, row: Row, gate: int) -> Ask:
-        prompt = _GATES[gate][0].render(paragraph=row["text"])
-        return ask(self.config, row, gate, [user(prompt)], _VERDICT)
-
-    def _chat(self, row: Row) -> list[Message]:
-        shown = "\n\n".join(_as_json(exemplar) for exemplar in self.draw(row)) or "(none)"
-        return [user(_QUESTION.render(paragraph=row["text"], exemplars=shown))]
-
-    def _judge(self, row: Row, replies: Sequence[ChatReply]) -> Move:
-        """Keep the question in the last reply, ask again, or give up."""
-        reply = read_object(replies[-1].text)
-        if reply == {}:
+    def _read(self, row: Row, text: str) -> End | Miss:
+        """The record of the question in a reply."""
+        reply = read_object(text)
+        if reply is None:
+            return NO_JSON
+        if not reply:
             return Drop("not_worth_it")
-        found = NO_JSON if reply is None else _check(read_question(reply, LETTERS))
-        if isinstance(found, Instruction):
-            explanation = read_text((reply or {}).get("explanation"))
-            more = {"explanation": explanation} if explanation else {}
-            return Keep((new_row(f"{self.config.name},{name_of(row)}", "Exam", found, **more),))
-        if len(replies) - len(_GATES) < self.config.attempts:
-            chat = once_more(self._chat(row), replies[-1], found)
-            return ask(self.config, row, len(replies), chat, self._schema)
-        return Fail(found.reason, replies[-1].text[-200:])
-
-
-def _check(found: Instruction | Miss) -> Instruction | Miss:
-    if isinstance(found, Instruction) and _POINTER.search(found.text):
-        return _POINTS
-    return found
+        question = read_question(reply, LETTERS)
+        if isinstance(question, Miss):
+            return question
+        if _POINTER.search(question.text):
+            return _POINTS
+        explanation = read_text(reply.get("explanation"))
+        more = {"explanation": explanation} if explanation else {}
+        return Keep((new_row(f"{self.config.name},{name_of(row)}", "Exam", question, **more),))
 
 
 def _as_json(exemplar: Instruction) -> str:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Protocol
 
 from ultramed_rl.config.factory_pairs import Candidates
 from ultramed_rl.config.factory_stage import ApiGeneratorConfig, DataConfig
-from ultramed_rl.data.factory.api.generator import ApiGenerator
-from ultramed_rl.data.factory.asking import name_of
 from ultramed_rl.data.factory.candidates import CandidateStep, gather_candidates
-from ultramed_rl.data.factory.generator import Generator
+from ultramed_rl.data.factory.feed import Generator
 from ultramed_rl.data.factory.runner import run_step
-from ultramed_rl.data.factory.step import Step
+from ultramed_rl.data.factory.step import Step, name_of
+from ultramed_rl.http.generator import ApiGenerator
 from ultramed_rl.records import ChatReply, ChatRequest
 from ultramed_rl.stages.data.inputs import DataWork, read_input
 from ultramed_rl.store.atomic import write_lines
@@ -111,11 +110,9 @@ def _open_generator(config: DataConfig, name: str) -> Iterator[BudgetedGenerator
         folder = config.run.folder.parent.absolute() / REPLIES
         # At a URL the run is all that is kept: what it paid for goes with it.
         journal = config.run.folder / JOURNAL if config.run.url else None
-        api = ApiGenerator(generator, folder, f"{config.run.name}/{name}", f"generators.{name}", journal)
-        try:
+        run, label = f"{config.run.name}/{name}", f"generators.{name}"
+        with closing(ApiGenerator(generator, folder, run, label, journal)) as api:
             yield api
-        finally:
-            api.close()
         return
     from ultramed_rl.workers.chats import EngineGenerator
 

@@ -12,12 +12,10 @@ from typing import Any
 from ultramed_rl.config.factory import Paragraphs
 from ultramed_rl.config.factory_pairs import Bench, Pairs
 from ultramed_rl.config.factory_rows import Records, Report, Sample, Vignettes
-from ultramed_rl.data.factory.bench import build_bench
-from ultramed_rl.data.factory.bench_labels import SHEET_COLUMNS, read_labels, sheet_rows
-from ultramed_rl.data.factory.import_rows import import_rows, import_vignettes
+from ultramed_rl.data.factory.bench import SHEET_COLUMNS, build_bench, read_labels, sheet_rows
+from ultramed_rl.data.factory.import_rows import import_rows, import_vignettes, sample_sets
 from ultramed_rl.data.factory.pair_rows import build_pairs
 from ultramed_rl.data.factory.paragraphs import cut_paragraphs
-from ultramed_rl.data.factory.sample import sample_sets
 from ultramed_rl.data.factory.step import Row
 from ultramed_rl.stages.data.inputs import DataWork, open_embedder, read_input, read_made_rows
 from ultramed_rl.store.atomic import write_lines
@@ -83,12 +81,14 @@ def write_report(work: DataWork) -> Counter[str]:
     config, step = work.config, work.config.step
     assert isinstance(step, Report)
     judged = step.judged
-    paths = build_report(
+    build_report(
         lambda: read_input(config),
         work.output,
         open_embedder(step.embedder),
         None if judged is None else lambda: read_made_rows(judged),
         ReportOptions(config.run.name, step.originals, step.seed, step.points, step.clusters),
     )
-    work.progress.say(paths.table_md.read_text(encoding="utf-8"))
-    return Counter(records=json.loads(paths.table_json.read_text(encoding="utf-8"))["total"]["retained"])
+    work.progress.say((work.output / "table.md").read_text(encoding="utf-8"))
+    return Counter(
+        records=json.loads((work.output / "table.json").read_text(encoding="utf-8"))["total"]["retained"]
+    )

@@ -12,8 +12,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from ultramed_rl.data.factory.model_table import ModelTable, model_table
-from ultramed_rl.data.factory.position import PositionReport, position_report
+from ultramed_rl.data.factory.model_table import ModelTable, PositionReport, model_table, position_report
 from ultramed_rl.data.factory.report.distributions import Distribution, bin_rows, distribution_figure
 from ultramed_rl.data.factory.report.facts import read_all_facts
 from ultramed_rl.data.factory.report.models import (
@@ -62,21 +61,9 @@ class ReportOptions:
     clusters: int | None = None
 
 
-@dataclass(frozen=True)
-class ReportPaths:
-    """What was written; None for what there were no rows for."""
-
-    table_json: Path
-    table_md: Path
-    page: Path
-    models_json: Path | None
-    topics_png: Path | None
-    topics_html: Path | None
-
-
 def build_report(
     read: Read, folder: Path, embed: Embed, judged: Read | None = None, options: ReportOptions | None = None
-) -> ReportPaths:
+) -> None:
     """Write the report of records, and of judged ones if there are any; each file whole or not at all.
 
     `read` is called three times, `judged` up to four; memory is flat in the number of records but for the position
@@ -95,10 +82,16 @@ def build_report(
     models = _judge(judged) if judged is not None else None
     sections = [*_set_sections(table, read), *_model_sections(models), *_topic_sections(topics)]
     _write_text(folder / "report.html", page_html(options.title, sections))
-    topic_paths = _write_topics(folder, options.title, topics)
-    models_json = _write_models(folder / "models.json", models)
-    paths = (folder / "table.json", folder / "table.md", folder / "report.html")
-    return ReportPaths(*paths, models_json, *topic_paths)
+    for name in ("topics.png", "topics.html") if topics is None else ():
+        remove(folder / name)
+    if topics is not None:
+        write_whole(folder / "topics.png", partial(draw_topics, topics, title=options.title))
+        _write_text(folder / "topics.html", page_html(options.title, _topic_sections(topics)))
+    if models is None:
+        remove(folder / "models.json")
+    else:
+        parts = {"models": asdict(models.table), "position": asdict(models.position)}
+        write_json(folder / "models.json", {**parts, "ranks": asdict(models.ranks)})
 
 
 @dataclass(frozen=True)
@@ -177,28 +170,6 @@ def _topic_sections(topics: TopicMap | None) -> list[Section]:
         "that tell it from the others."
     )
     return [Section("Topics", (note, topic_figure(topics)))]
-
-
-def _write_topics(folder: Path, title: str, topics: TopicMap | None) -> tuple[Path | None, Path | None]:
-    picture, page = folder / "topics.png", folder / "topics.html"
-    if topics is None:
-        remove(picture)
-        remove(page)
-        return None, None
-    write_whole(picture, partial(draw_topics, topics, title=title))
-    _write_text(page, page_html(title, _topic_sections(topics)))
-    return picture, page
-
-
-def _write_models(path: Path, models: _Models | None) -> Path | None:
-    if models is None:
-        remove(path)
-        return None
-    write_json(
-        path,
-        {"models": asdict(models.table), "position": asdict(models.position), "ranks": asdict(models.ranks)},
-    )
-    return path
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -43,24 +43,22 @@ class Distributions:
     instruction: Distribution
     answer: Distribution
     score: Distribution
-    misfits: Mapping[str, int]
 
 
 def bin_rows(rows: Iterable[Any]) -> Distributions:
-    """The distributions over rows, in one pass; memory holds the counts alone. Rows that don't fit are counted."""
-    misfits: Counter[str] = Counter()
+    """The distributions over rows that fit, in one pass; memory holds the counts alone."""
     instruction, answer, score = (
         _Bins("words an instruction", LENGTH_STARTS),
         _Bins("words an answer", LENGTH_STARTS),
         _Bins("score", SCORE_STARTS),
     )
-    for facts in read_all_facts(rows, misfits):
+    for facts in read_all_facts(rows, Counter()):
         instruction.add(facts.group, facts.words)
         if facts.answer_words is not None:
             answer.add(facts.group, facts.answer_words)
         if facts.score is not None:
             score.add(facts.group, floor(facts.score + 0.5))
-    return Distributions(instruction.done(), answer.done(), score.done(), dict(sorted(misfits.items())))
+    return Distributions(instruction.done(), answer.done(), score.done())
 
 
 class _Bins:

@@ -10,8 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ultramed_rl.data.factory.judgements import read_judged
-from ultramed_rl.data.factory.model_table import ModelTable
-from ultramed_rl.data.factory.position import PositionReport
+from ultramed_rl.data.factory.model_table import ModelTable, PositionReport
 from ultramed_rl.data.factory.step import Row
 from ultramed_rl.tracking.page import clean_text, figure_text
 
@@ -31,18 +30,18 @@ class RankCounts:
 
 def count_ranks(rows: Iterable[Row]) -> RankCounts:
     """The counts over judged rows, in one pass; memory holds models times ranks. Raises as `read_judged`."""
-    found: dict[str, Counter[int]] = defaultdict(Counter)
+    counted: dict[str, Counter[int]] = defaultdict(Counter)
     for row in rows:
         judged = read_judged(row)
         for candidate, verdict in zip(judged.candidates, judged.verdicts, strict=True):
-            found[candidate.model][verdict.rank] += 1
-    ranks = range(1, max((rank for counts in found.values() for rank in counts), default=0) + 1)
+            counted[candidate.model][verdict.rank] += 1
+    ranks = range(1, max((rank for counts in counted.values() for rank in counts), default=0) + 1)
 
     def mean(model: str) -> float:
-        return sum(rank * count for rank, count in found[model].items()) / found[model].total()
+        return sum(rank * count for rank, count in counted[model].items()) / counted[model].total()
 
-    models = sorted(found, key=lambda model: (mean(model), model))
-    return RankCounts(tuple(models), tuple(tuple(found[model][rank] for rank in ranks) for model in models))
+    models = sorted(counted, key=lambda model: (mean(model), model))
+    return RankCounts(tuple(models), tuple(tuple(counted[model][rank] for rank in ranks) for model in models))
 
 
 def win_rate_figure(table: ModelTable) -> go.Figure:

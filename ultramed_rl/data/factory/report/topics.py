@@ -5,20 +5,40 @@ texts --> sample --> vectors --> principal components --> t-SNE, k-means --> pla
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from functools import partial
+from math import log, sqrt
 from random import Random
 
 import numpy as np
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
-from ultramed_rl.data.factory.report.labels import label_clusters
 from ultramed_rl.data.likeness import Embed
 from ultramed_rl.tracking.page import clean_text
 
 MOST_CLUSTERS = 12  # as many as a map has room to label
 _COMPONENTS, _FEW = 50, 10
 _SAME = 6  # decimals in which equal vectors agree
+WORDLESS = "(no words)"
+_WORD = re.compile(r"[^\W\d_](?:[\w'’-]*\w)?")
+_CURLY = str.maketrans("’", "'")
+# The list's words that say something of a patient, and what it lacks.
+_MEDICAL = {"back", "bottom", "cry", "fire", "side", "system", "thick", "thin"}
+_STOP = (ENGLISH_STOP_WORDS - _MEDICAL) | {
+    "don't",
+    "does",
+    "did",
+    "doesn't",
+    "it's",
+    "i'm",
+    "what's",
+    "isn't",
+}
+_LONGEST = 24
+_SHORT = 2  # letters; a word of so many counts if it stands in capitals: CT, TB
 
 
 @dataclass(frozen=True)
@@ -72,9 +92,9 @@ def map_topics(
     if not points:
         raise ValueError("0 texts: a topic map needs at least one; check the stage's input")
     vectors = _components(_checked(embed([point.text for point in points]), len(points)), seed)
-    found = _cluster(vectors, clusters or cluster_count(len(points)), seed)
-    labels = label_clusters([point.text for point in points], found)
-    return TopicMap(points, seen, _place(vectors, seed), found, labels)
+    members = _cluster(vectors, clusters or cluster_count(len(points)), seed)
+    labels = label_clusters([point.text for point in points], members)
+    return TopicMap(points, seen, _place(vectors, seed), members, labels)
 
 
 def sample_points(
@@ -98,10 +118,10 @@ def cluster_count(texts: int) -> int:
 
 
 def _checked(vectors: np.ndarray, count: int) -> np.ndarray:
-    found = np.asarray(vectors, dtype=np.float64)
-    if found.ndim != 2 or len(found) != count or not np.isfinite(found).all():
-        raise ValueError(f"embed gave shape {found.shape} for {count} texts; give one finite vector a text")
-    return found
+    array = np.asarray(vectors, dtype=np.float64)
+    if array.ndim != 2 or len(array) != count or not np.isfinite(array).all():
+        raise ValueError(f"embed gave shape {array.shape} for {count} texts; give one finite vector a text")
+    return array
 
 
 def _components(vectors: np.ndarray, seed: int) -> np.ndarray:
@@ -111,8 +131,8 @@ def _components(vectors: np.ndarray, seed: int) -> np.ndarray:
     if len(np.unique(vectors.round(_SAME), axis=0)) == 1:
         return np.zeros((len(vectors), 2))
     width = min(_COMPONENTS, *vectors.shape)
-    found: np.ndarray = PCA(width, random_state=seed).fit_transform(vectors)
-    return found if width > 1 else np.pad(found, ((0, 0), (0, 1)))
+    plane: np.ndarray = PCA(width, random_state=seed).fit_transform(vectors)
+    return plane if width > 1 else np.pad(plane, ((0, 0), (0, 1)))
 
 
 def _place(vectors: np.ndarray, seed: int) -> np.ndarray:
@@ -122,8 +142,8 @@ def _place(vectors: np.ndarray, seed: int) -> np.ndarray:
     if len(vectors) < _FEW or not vectors.any():
         return vectors[:, :2].copy()
     perplexity = min(30.0, (len(vectors) - 1) / 3)
-    found: np.ndarray = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(vectors)
-    return found.astype(np.float64)
+    places: np.ndarray = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(vectors)
+    return places.astype(np.float64)
 
 
 def _cluster(vectors: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -136,5 +156,53 @@ def _cluster(vectors: np.ndarray, count: int, seed: int) -> np.ndarray:
     order = np.lexsort((first, -sizes))
     number = np.empty(len(names), dtype=np.int64)
     number[order] = np.arange(len(names))
-    found: np.ndarray = number[np.searchsorted(names, raw)]
-    return found
+    ranked: np.ndarray = number[np.searchsorted(names, raw)]
+    return ranked
+
+
+def label_clusters(texts: Sequence[str], clusters: np.ndarray, words: int = 3) -> tuple[str, ...]:
+    """For each cluster its most typical words, best first, joined by commas.
+
+    tf-idf with clusters for documents: the share p of the cluster's texts that hold a word, times
+    log(p / (q + 1 / n)), q its share in the other cluster that holds it most, n all texts. So what two clusters
+    share names neither. A text counts a word once, and a word of one text alone names a cluster only where it has
+    no other. One cluster: its most frequent words.
+
+    Args:
+        clusters: int [n], the cluster of each text, 0 to k - 1.
+    """
+    held = [Counter[str]() for _ in range(int(clusters.max()) + 1)]
+    for text, cluster in zip(texts, clusters, strict=True):
+        held[cluster].update(_words(text))
+    sizes = np.bincount(clusters)
+    shares = [{word: n / size for word, n in one.items()} for one, size in zip(held, sizes, strict=True)]
+    highest: dict[str, list[float]] = {}
+    for one in shares:
+        for word, share in one.items():
+            highest[word] = sorted([share, *highest.get(word, [0.0])], reverse=True)[:2]
+
+    def rank(cluster: int, word: str) -> tuple[bool, float, str]:
+        share, (first, second) = shares[cluster][word], highest[word]
+        other = second if share == first else first
+        return held[cluster][word] == 1, -share * log(share / (other + 1 / len(texts))), word
+
+    return tuple(_label(sorted(one, key=partial(rank, n)), words) for n, one in enumerate(held))
+
+
+def _label(ranked: Sequence[str], most: int) -> str:
+    """The first words of which none is another's plural."""
+    chosen: list[str] = []
+    for word in ranked:
+        if len(chosen) < most and all(word.rstrip("s") != other.rstrip("s") for other in chosen):
+            chosen.append(word)
+    return ", ".join(chosen) or WORDLESS
+
+
+def _words(text: str) -> set[str]:
+    """The text's words in small letters, each once, stop words left out."""
+    words = set()
+    for word in _WORD.findall(text):
+        small = word.casefold().translate(_CURLY).removesuffix("'s")
+        if len(small) > _SHORT or (len(small) == _SHORT and word.isupper()):
+            words.add(small[:_LONGEST])
+    return words - _STOP

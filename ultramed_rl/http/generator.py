@@ -9,13 +9,13 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from ultramed_rl.config.generation import Endpoint
-from ultramed_rl.data.factory.api.attempts import Outcome, Watch, usable_reply
-from ultramed_rl.data.factory.api.budget import Budget, cost
-from ultramed_rl.data.factory.api.chat import ChatSession, ChatTrail, chat_client
-from ultramed_rl.data.factory.api.replies import ApiUsage, ReplyRecord, ReplyStore
+from ultramed_rl.http.attempts import Outcome, Watch, usable_reply
+from ultramed_rl.http.chat import ChatSession, ChatTrail, chat_client, largest_use
 from ultramed_rl.http.client import Failure
+from ultramed_rl.http.replies import ApiUsage, ReplyRecord, ReplyStore
 from ultramed_rl.http.session import running
 from ultramed_rl.records import ChatReply, ChatRequest
 from ultramed_rl.store.digests import digest_inputs
@@ -55,7 +55,12 @@ class ApiGenerator:
     @property
     def exhausted(self) -> str:
         """Which budget is used up, by how much, and what to do; empty while none is."""
-        return Budget(self.endpoint).spent(self.usage())
+        usage, tokens, money = self.usage(), self.endpoint.token_budget, self.endpoint.money_budget
+        if tokens is not None and usage.tokens >= tokens:
+            return f"token_budget={tokens}: {usage.tokens} tokens are used; raise it to go on"
+        if money is not None and usage.cost >= money:
+            return f"money_budget={money:g}: {usage.cost:.4g} are used; raise it to go on"
+        return ""
 
     def usage(self) -> ApiUsage:
         """What the run has asked of this model so far, earlier starts included."""
@@ -99,21 +104,17 @@ class ApiGenerator:
         if known is not None:
             self._store.write(ReplyRecord(request.key, cached=True), digest)
             return ChatReply(request.key, known, attempts=0, cached=True)
-        trail, found = ChatTrail(), Outcome(error="stopped")
+        trail, outcome = ChatTrail(), Outcome(error="stopped")
         try:
-            found = await usable_reply(asking, request, trail, self._watch)
+            outcome = await usable_reply(asking, request, trail, self._watch)
         except Failure as failure:
             raise failure.stopping(self._client.server) from None
         finally:  # what was used is used, also where the run ends here
-            self._write(request.key, digest, trail, found, time.monotonic() - started)
-        tokens = (trail.prompt_tokens, trail.completion_tokens)
-        return ChatReply(request.key, found.text, found.error, *tokens, attempts=trail.attempts)
-
-    def _write(self, key: str, digest: bytes, trail: ChatTrail, found: Outcome, seconds: float) -> None:
-        tokens = (trail.prompt_tokens, trail.completion_tokens)
-        price = cost(self.endpoint, *tokens)
-        record = ReplyRecord(key, *tokens, price, trail.attempts, round(seconds, 3), error=found.error)
-        self._store.write(record, digest, found.text or None)
+            tokens = (trail.prompt_tokens, trail.completion_tokens)
+            price, seconds = cost(self.endpoint, *tokens), round(time.monotonic() - started, 3)
+            record = ReplyRecord(request.key, *tokens, price, trail.attempts, seconds, error=outcome.error)
+            self._store.write(record, digest, outcome.text or None)
+        return ChatReply(request.key, outcome.text, outcome.error, *tokens, attempts=trail.attempts)
 
     def _digest(self, request: ChatRequest) -> bytes:
         """Of all that decides on the reply."""
@@ -122,24 +123,45 @@ class ApiGenerator:
 
 
 class _UnderWay:
-    """Requests that were taken and whose replies were not given yet."""
+    """Requests that were taken and whose replies were not given yet.
+
+    While something is under way that may use up the rest of a budget, nothing more is taken. So a run goes over its
+    budget by one request at most, and by what failed attempts at those under way use.
+    """
 
     def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
         self.requests: dict[Future[ChatReply], ChatRequest] = {}
-        self._most = 2 * endpoint.concurrency  # so that slots stay full while some wait to be asked again
-        self._budget = Budget(endpoint)
         self._done: queue.SimpleQueue[Future[ChatReply]] = queue.SimpleQueue()
+        self._tokens, self._cost = 0, 0.0  # that those under way may use
 
     def has_room(self, usage: ApiUsage) -> bool:
-        return len(self.requests) < self._most and self._budget.allows(usage)
+        """Whether one more may be taken now: twice `concurrency`, so that slots stay full while some wait to be
+        asked again."""
+        tokens, money = self.endpoint.token_budget, self.endpoint.money_budget
+        return (
+            len(self.requests) < 2 * self.endpoint.concurrency
+            and (tokens is None or usage.tokens + self._tokens < tokens)
+            and (money is None or usage.cost + self._cost < money)
+        )
 
     def add(self, request: ChatRequest, reply: Future[ChatReply]) -> None:
         self.requests[reply] = request
-        self._budget.taken(request)
+        self._count(request, 1)
         reply.add_done_callback(self._done.put)
 
     def next(self) -> ChatReply:
         """The reply that is done next, or the error that ends them all."""
         future = self._done.get()
-        self._budget.taken(self.requests.pop(future), -1)
+        self._count(self.requests.pop(future), -1)
         return future.result()
+
+    def _count(self, request: ChatRequest, sign: Literal[1, -1]) -> None:
+        largest = largest_use(request)
+        self._tokens += sign * sum(largest)
+        self._cost += sign * cost(self.endpoint, *largest)
+
+
+def cost(endpoint: Endpoint, prompt_tokens: int, completion_tokens: int) -> float:
+    """What so many tokens cost, in the prices' currency."""
+    return (endpoint.prompt_price * prompt_tokens + endpoint.completion_price * completion_tokens) / 1e6

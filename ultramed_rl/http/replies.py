@@ -155,8 +155,8 @@ def _read_journal(path: Path | None) -> list[dict[str, Any]]:
     """Its whole lines."""
     if path is None or not path.is_file():
         return []
-    found = []
+    lines = []
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         with suppress(ValueError):
-            found.append(json.loads(line))
-    return found
+            lines.append(json.loads(line))
+    return lines

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ultramed_rl.config.generation import Endpoint
 from ultramed_rl.config.secrets import LEAST_IN_TEXT, read_secret, redact
-from ultramed_rl.data.factory.api.body import estimate_tokens, largest_use, request_body
 from ultramed_rl.http.client import HttpClient, Server, field_of
-from ultramed_rl.http.rate import Rate
-from ultramed_rl.http.session import Session, Trail
-from ultramed_rl.records import ChatRequest
+from ultramed_rl.http.session import Rate, Session, Trail
+from ultramed_rl.records import ChatRequest, Message
 
 _KEY = "set api_key_env to the variable that holds its key"
 _MOST_TOKENS = 2**31  # a larger count is no count
+_CHARACTERS = 4  # of English to a token, about
+_FORM = "Answer with one JSON value that fits this JSON schema, and with nothing else:\n"
 
 
 @dataclass(frozen=True)
@@ -66,26 +67,22 @@ def chat_client(endpoint: Endpoint, name: str) -> HttpClient:
     )
 
 
-class ChatSession:
+class ChatSession(Session):
     """An endpoint within its rates of requests and tokens. For one event loop."""
 
     def __init__(self, endpoint: Endpoint, client: HttpClient) -> None:
+        super().__init__(client)
         self.endpoint, self.client = endpoint, client
-        self._session = Session(client)
         self._tokens = Rate(endpoint.tokens_per_minute)
 
-    async def send(self, request: ChatRequest, trail: ChatTrail) -> Answer:
+    async def ask(self, request: ChatRequest, trail: ChatTrail) -> Answer:
         """The answer; `trail` is told what it took. Raises Failure as `Session.send`."""
-        answer = await self._session.send(lambda: self._once(request), trail)
+        answer = await self.send(lambda: self._post(request), trail)
         trail.prompt_tokens += answer.prompt_tokens
         trail.completion_tokens += answer.completion_tokens
         return answer
 
-    def may_retry(self, trail: ChatTrail) -> bool:
-        """Whether the request may be sent once more."""
-        return self._session.may_retry(trail)
-
-    async def _once(self, request: ChatRequest) -> Answer:
+    async def _post(self, request: ChatRequest) -> Answer:
         largest = unused = sum(largest_use(request))
         await self._tokens.take(largest)
         try:
@@ -123,3 +120,54 @@ def _count(count: Any, text: str) -> int:
 def _without_surrogates(text: str) -> str:
     """Halves of characters, which no file can hold, as the replacement character."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def request_body(endpoint: Endpoint, request: ChatRequest) -> dict[str, Any]:
+    """The fields of the request's body, `extra` over ours; a null in `extra` leaves a field out."""
+    body: dict[str, Any] = {
+        "model": endpoint.model,
+        "messages": [dict(message) for message in _messages(endpoint, request)],
+        "temperature": request.temperature,
+        endpoint.length_field: request.max_tokens,
+    }
+    if request.top_p != 1.0:  # some APIs refuse it beside a temperature
+        body["top_p"] = request.top_p
+    if request.seed is not None:
+        body["seed"] = request.seed
+    if request.schema and endpoint.structured == "json_schema":
+        form = {"name": "answer", "schema": json.loads(request.schema)}
+        body["response_format"] = {"type": "json_schema", "json_schema": form}
+    elif request.schema and endpoint.structured == "json_object":
+        body["response_format"] = {"type": "json_object"}
+    body |= endpoint.extra
+    return {name: value for name, value in body.items() if value is not None}
+
+
+def correction(request: ChatRequest, text: str, problem: str) -> ChatRequest:
+    """The request once more, with the reply that wasn't usable and what is wrong with it."""
+    told = f"This answer can't be used: {problem}. Answer again, with the JSON value alone."
+    turns = [Message(role="assistant", content=text)] if text.strip() else []
+    return replace(request, messages=(*request.messages, *turns, Message(role="user", content=told)))
+
+
+def estimate_tokens(text: str) -> int:
+    """Tokens of a text, where nobody has counted them."""
+    return -(-len(text) // _CHARACTERS)
+
+
+def largest_use(request: ChatRequest) -> tuple[int, int]:
+    """Tokens that a request may take: of the prompt, about; of the answer, at most."""
+    prompt = request.schema + "".join(message["content"] for message in request.messages)
+    return estimate_tokens(prompt), request.max_tokens
+
+
+def _messages(endpoint: Endpoint, request: ChatRequest) -> tuple[Message, ...]:
+    """The chat, with the schema in the last user turn where the endpoint doesn't hold to it by itself."""
+    if not request.schema or endpoint.structured == "json_schema":
+        return request.messages
+    last = max((i for i, turn in enumerate(request.messages) if turn["role"] == "user"), default=None)
+    if last is None:
+        return (*request.messages, Message(role="user", content=_FORM + request.schema))
+    content = f"{request.messages[last]['content']}\n\n{_FORM}{request.schema}"
+    asked = Message(role="user", content=content)
+    return (*request.messages[:last], asked, *request.messages[last + 1 :])
