@@ -1031,7 +1031,7 @@ def test_paid_replies_and_what_they_cost_go_on_with_the_run(tmp_path: Path) -> N
 
 
 def test_replies_of_an_unfinished_record_go_on_with_the_run(tmp_path: Path) -> None:
-    """Where the ledger has none of them: the journal alone."""
+    """Where the log has none of them: the journal alone."""
     journal = tmp_path / "replies.jsonl"
     used = ReplyRecord("row", prompt_tokens=7, completion_tokens=2, cost=0.5, attempts=1, seconds=0.1)
     with closing(ReplyStore(tmp_path / "a", "run", "m", journal)) as first:

@@ -41,7 +41,7 @@ from ultramed_rl.data.factory.feed import Feed
 from ultramed_rl.data.factory.runner import run_step
 from ultramed_rl.data.factory.step import Ask, End, Keep, Row, send
 from ultramed_rl.records import ChatReply, ChatRequest
-from ultramed_rl.store.ledger import Ledger
+from ultramed_rl.store.record_log import RecordLog
 
 pytestmark = pytest.mark.timeout(300)  # a deadlock
 
@@ -62,7 +62,7 @@ def test_with_any_generator_and_any_ends_every_record_is_done_once_and_in_order(
     budgets: list[int],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    folder, asked = tmp_path_factory.mktemp("ledger"), list[str]()
+    folder, asked = tmp_path_factory.mktemp("log"), list[str]()
     for left in [*budgets, 10**9]:
         budget = Budget(left)
         result = run(folder, GENERATORS[kind](size, budget), count, in_flight)
@@ -93,9 +93,9 @@ def test_unanswered_requests_are_counted_by_the_errors_name_never_by_its_words(
         def replies(self, requests: Iterable[ChatRequest]) -> Iterator[ChatReply]:
             return (ChatReply(asked.key, "", error) for asked in requests)
 
-    with Ledger(tmp_path) as ledger:
-        result = run_step(NumberedStep(), rows_of(3), Wrong(), ledger, key=lambda row: row["id"])
-        ledger.finish()
+    with RecordLog(tmp_path) as log:
+        result = run_step(NumberedStep(), rows_of(3), Wrong(), log, key=lambda row: row["id"])
+        log.finish()
     assert result.tally.dead_letters == {reason: 1}
     assert json.loads((tmp_path / "dead_letters.jsonl").read_text())["detail"] == error
 
@@ -153,8 +153,8 @@ class Refuses:
 
 def test_records_that_need_no_model_never_touch_the_generator(tmp_path: Path) -> None:
     rows = [{"id": f"r{n}", "n": n} for n in (0, 1, 5, 6)]
-    with Ledger(tmp_path) as ledger:
-        result = run_step(NumberedStep(), rows, Refuses(), ledger, key=lambda row: row["id"])
+    with RecordLog(tmp_path) as log:
+        result = run_step(NumberedStep(), rows, Refuses(), log, key=lambda row: row["id"])
     assert result.complete and (result.tally.kept, result.tally.drops) == (2, {"easy": 2})
 
 
@@ -172,9 +172,9 @@ def test_rows_are_taken_only_as_there_is_room_for_them(tmp_path: Path) -> None:
         nonlocal done
         done += count
 
-    with Ledger(tmp_path) as ledger:
+    with RecordLog(tmp_path) as log:
         run_step(
-            NumberedStep(), rows(), Window(3), ledger, key=lambda row: row["id"], in_flight=5, advance=advance
+            NumberedStep(), rows(), Window(3), log, key=lambda row: row["id"], in_flight=5, advance=advance
         )
     assert (taken, done, most) == (100, 100, 5)
 
@@ -182,14 +182,14 @@ def test_rows_are_taken_only_as_there_is_room_for_them(tmp_path: Path) -> None:
 def test_the_second_record_of_a_key_is_a_dead_letter_in_a_resumed_run_too(tmp_path: Path) -> None:
     rows = [{"id": name, "n": 6 + i} for i, name in enumerate("abcab")]
     for left in (0, 1, 10):
-        with Ledger(tmp_path) as ledger:
+        with RecordLog(tmp_path) as log:
             result = run_step(
-                NumberedStep(), rows, Batches(1, Budget(left)), ledger, key=lambda row: row["id"], in_flight=1
+                NumberedStep(), rows, Batches(1, Budget(left)), log, key=lambda row: row["id"], in_flight=1
             )
     assert result.complete
-    with Ledger(tmp_path) as ledger:
-        ledger.expect(5)
-        ledger.finish()
+    with RecordLog(tmp_path) as log:
+        log.expect(5)
+        log.finish()
     letters = [json.loads(line) for line in (tmp_path / "dead_letters.jsonl").read_text().splitlines()]
     assert [(letter["key"], letter["reason"]) for letter in letters] == [
         ("a", "duplicate_key"),
@@ -216,31 +216,31 @@ def test_a_step_that_raises_on_everything_stops_with_one_line_and_leaves_no_dead
     tmp_path: Path,
 ) -> None:
     with (
-        Ledger(tmp_path) as ledger,
+        RecordLog(tmp_path) as log,
         pytest.raises(ValueError, match=r"\b20 .*\bKeyError.*'r19'.*question") as caught,
     ):
-        run_step(Fragile(0, 999), rows_of(1000), Refuses(), ledger, key=lambda row: row["id"])
+        run_step(Fragile(0, 999), rows_of(1000), Refuses(), log, key=lambda row: row["id"])
     assert "\n" not in str(caught.value)
-    with Ledger(tmp_path) as ledger:
-        assert ledger.tally.done == 0
-        assert run_step(Fragile(0, -1), rows_of(30), Refuses(), ledger, key=lambda row: row["id"]).complete
+    with RecordLog(tmp_path) as log:
+        assert log.tally.done == 0
+        assert run_step(Fragile(0, -1), rows_of(30), Refuses(), log, key=lambda row: row["id"]).complete
 
 
 @pytest.mark.parametrize(("first", "last", "count"), [(0, 18, 30), (1, 999, 1000), (0, 18, 19)])
 def test_a_step_that_raises_on_some_records_goes_on_and_keeps_their_letters(
     tmp_path: Path, first: int, last: int, count: int
 ) -> None:
-    with Ledger(tmp_path) as ledger:
-        result = run_step(Fragile(first, last), rows_of(count), Refuses(), ledger, key=lambda row: row["id"])
-        ledger.finish()
+    with RecordLog(tmp_path) as log:
+        result = run_step(Fragile(first, last), rows_of(count), Refuses(), log, key=lambda row: row["id"])
+        log.finish()
     raised = len(range(first, min(last + 1, count)))
     assert result.tally.dead_letters == {"KeyError": raised} and result.tally.kept == count - raised
 
 
 def test_a_resumed_run_goes_through_a_bad_stretch_since_the_step_has_worked(tmp_path: Path) -> None:
     for count in (5, 60):
-        with Ledger(tmp_path) as ledger:
-            result = run_step(Fragile(5, 40), rows_of(count), Refuses(), ledger, key=lambda row: row["id"])
+        with RecordLog(tmp_path) as log:
+            result = run_step(Fragile(5, 40), rows_of(count), Refuses(), log, key=lambda row: row["id"])
     assert result.complete and result.tally.dead_letters == {"KeyError": 36}
 
 
@@ -263,8 +263,8 @@ class Odd:
 
 def test_ends_and_keys_that_are_none_are_dead_letters_and_no_crash(tmp_path: Path) -> None:
     rows = [{"id": name} for name in Odd.ends] + [{"id": 7}, {}]
-    with Ledger(tmp_path) as ledger:
-        result = run_step(Odd(), rows, Refuses(), ledger, key=lambda row: row["id"])
+    with RecordLog(tmp_path) as log:
+        result = run_step(Odd(), rows, Refuses(), log, key=lambda row: row["id"])
     assert result.complete and result.tally.kept == 1
     assert result.tally.dead_letters == {"KeyError": 1, "TypeError": 4, "ValueError": 1}
 
@@ -278,8 +278,8 @@ def test_usage_adds_up_what_the_replies_say(tmp_path: Path) -> None:
 
     # r2 to r4 of NumberedStep: 1, 2 (but raises after 1) and 3 questions; r7: 1; r12: 1, which fails.
     rows = [{"id": f"r{n}", "n": n} for n in (2, 3, 4, 7, 12)]
-    with Ledger(tmp_path) as ledger:
-        usage = run_step(NumberedStep(), rows, Priced(2), ledger, key=lambda row: row["id"]).usage
+    with RecordLog(tmp_path) as log:
+        usage = run_step(NumberedStep(), rows, Priced(2), log, key=lambda row: row["id"]).usage
     assert (usage.replies, usage.errors, usage.cached) == (7, 1, 1)
     assert (usage.prompt_tokens, usage.completion_tokens) == (35, 49)
 
@@ -290,9 +290,9 @@ def test_a_generator_that_fails_keeps_what_was_done_before(tmp_path: Path) -> No
             yield next(super().replies(requests))
             raise RuntimeError("the engine died")
 
-    with Ledger(tmp_path) as ledger:
+    with RecordLog(tmp_path) as log:
         with pytest.raises(RuntimeError, match="the engine died"):
-            run_step(NumberedStep(), rows_of(20), Fails(1), ledger, key=lambda row: row["id"], in_flight=4)
+            run_step(NumberedStep(), rows_of(20), Fails(1), log, key=lambda row: row["id"], in_flight=4)
         files = list((tmp_path / "parts").iterdir())
     assert len(files) == 1
     assert run(tmp_path, Window(3), 20, 4).complete and found(tmp_path) == expected(20)
@@ -375,9 +375,9 @@ class Plain:
 
 def peak_bytes(folder: Path, count: int) -> int:
     tracemalloc.start()
-    with Ledger(folder) as ledger:
-        run_step(Echo(), rows_of(count), Plain(), ledger, key=lambda row: row["id"])
-        ledger.finish()
+    with RecordLog(folder) as log:
+        run_step(Echo(), rows_of(count), Plain(), log, key=lambda row: row["id"])
+        log.finish()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     return peak
@@ -386,5 +386,5 @@ def peak_bytes(folder: Path, count: int) -> int:
 def test_memory_grows_by_a_few_bytes_for_each_key_and_not_by_rows(tmp_path: Path) -> None:
     peak_bytes(tmp_path / "warm", 1)  # what is imported late is no growth
     few, many = peak_bytes(tmp_path / "few", 3_000), peak_bytes(tmp_path / "many", 12_000)
-    # 12 bytes in the ledger, 8 to 24 in the index of keys; an array that grows is there twice for a moment.
+    # 12 bytes in the log, 8 to 24 in the index of keys; an array that grows is there twice for a moment.
     assert many - few < 48 * 9_000 + 500_000, (few, many)

@@ -61,7 +61,7 @@ from ultramed_rl.records import ChatRequest, Completion, PreferenceGroup, Prompt
 from ultramed_rl.report.online_run import Change
 from ultramed_rl.report.outcome import verdict_callout
 from ultramed_rl.store import RoundRecord, RunDirectory
-from ultramed_rl.store.ledger import Ledger
+from ultramed_rl.store.record_log import RecordLog
 
 Provoke = Callable[[Path], object]
 Wording = tuple[str, Provoke, str]
@@ -319,8 +319,8 @@ def pruned(root: Path) -> object:
 
 
 def other_rows(root: Path) -> object:
-    Ledger(root / "work", ["one"]).close()
-    return Ledger(root / "work", ["another"])
+    RecordLog(root / "work", ["one"]).close()
+    return RecordLog(root / "work", ["another"])
 
 
 STORE: list[Wording] = [
@@ -338,7 +338,7 @@ STORE: list[Wording] = [
      "ROOT/runs/tiny/rounds/000/prompts.parquet: made from other inputs (DIGEST, now DIGEST); put it back, or delete it and prompts.json beside it to compute it again"),
     ("pruned", pruned,
      "ROOT/runs/tiny/rounds/000/checkpoint: missing, was pruned (run.keep_checkpoints); put it back, or delete it and checkpoint.json beside it to compute it again"),
-    ("ledger of other inputs", other_rows,
+    ("record log of other inputs", other_rows,
      "ROOT/work: holds results of other inputs (DIGEST, now DIGEST); delete the folder to begin anew"),
 ]  # fmt: skip
 

@@ -1,6 +1,6 @@
-"""Carries a step over a stream of records, with a generator that answers and a ledger that remembers.
+"""Carries a step over a stream of records, with a generator that answers and a log that remembers.
 
-rows --> step --+--> Keep | Drop | Fail --> ledger
+rows --> step --+--> Keep | Drop | Fail --> log
           ^     |
           |     +--> request --> generator --> reply --+
           +--------------------------------------------+
@@ -18,7 +18,7 @@ from ultramed_rl.data.factory.step import Ask, Drop, End, Fail, Keep, Row, Step
 from ultramed_rl.records import ChatReply, ChatRequest
 from ultramed_rl.store.entries import Entry, dead, dropped, kept
 from ultramed_rl.store.keys import KeyIndex
-from ultramed_rl.store.ledger import Ledger, Tally
+from ultramed_rl.store.record_log import RecordLog, Tally
 
 logger = logging.getLogger(__name__)
 
@@ -64,15 +64,15 @@ def run_step(
     step: Step,
     rows: Iterable[Row],
     generator: Generator,
-    ledger: Ledger,
+    log: RecordLog,
     *,
     key: Callable[[Row], str],
     in_flight: int = 256,
     advance: Callable[[int], None] | None = None,
 ) -> StepResult:
-    """Carry `step` over `rows` until all are done or the generator ends; what the ledger holds is passed over.
+    """Carry `step` over `rows` until all are done or the generator ends; what the log holds is passed over.
 
-    Rows are taken as there is room for them. `step`, `key`, `rows` and `ledger` are used in the calling thread
+    Rows are taken as there is room for them. `step`, `key`, `rows` and `log` are used in the calling thread
     only; the generator may take requests in that thread, or in others that have nothing else to do. Of records with one
     key the first counts, the others fail (duplicate_key). So does a record whose request could not be answered (unanswered; unanswered_misfit where
     the reply's error is "misfit: ..."), and one on which the step or `key` raises, by the exception's name.
@@ -85,16 +85,16 @@ def run_step(
 
     Raises:
         ValueError: the first 20 records all raised the same exception, and none was kept or dropped before;
-            their failures are not kept. Also where the ledger is of another input.
+            their failures are not kept. Also where the log is of another input.
         RuntimeError: the disk is full.
     """
     assert in_flight > 0, in_flight
-    work = _Work(step, rows, ledger, key, in_flight, advance or (lambda _: None))
+    work = _Work(step, rows, log, key, in_flight, advance or (lambda _: None))
     try:
         complete = work.run(generator)
     finally:
-        ledger.flush()
-    return StepResult(complete, ledger.tally, work.usage)
+        log.flush()
+    return StepResult(complete, log.tally, work.usage)
 
 
 @dataclass
@@ -113,19 +113,19 @@ class _Work:
         self,
         step: Step,
         rows: Iterable[Row],
-        ledger: Ledger,
+        log: RecordLog,
         key: Callable[[Row], str],
         in_flight: int,
         advance: Callable[[int], None],
     ) -> None:
-        self.step, self.ledger, self.key = step, ledger, key
+        self.step, self.log, self.key = step, log, key
         self.in_flight, self.advance = in_flight, advance
         self.rows: Iterator[Row] = iter(rows)
         self.exhausted, self.warned = False, False
         self.keys, self.usage = KeyIndex(), Usage()
         self.open: dict[str, _Open] = {}  # by the key of the request that each waits for
         self.feed = Feed()
-        before = ledger.tally
+        before = log.tally
         self.works = before.kept > 0 or bool(before.drops)  # the step has been seen to
         self.raised: list[Entry] = []  # of one exception, until it is seen
 
@@ -140,7 +140,7 @@ class _Work:
         self._keep_raised()
         if self.open:
             return False
-        self.ledger.expect(len(self.keys))
+        self.log.expect(len(self.keys))
         return True
 
     def _converse(self, generator: Generator) -> bool:
@@ -187,7 +187,7 @@ class _Work:
         except Exception as raised:
             name, error = f"record {place + 1}", raised
         first = self.keys.meet(name)
-        if self.ledger.holds(place, name):
+        if self.log.holds(place, name):
             self.advance(1)
         elif error is not None:
             self._add_raised(_Open(place, name, row), error)
@@ -248,7 +248,7 @@ class _Work:
         return replace(request, key=f"{record.key}#{record.asked - 1}")
 
     def _add(self, entry: Entry) -> None:
-        self.ledger.add(entry)
+        self.log.add(entry)
         self.advance(1)
 
     def _add_raised(self, record: _Open, error: Exception) -> None:

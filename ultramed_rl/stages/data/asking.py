@@ -19,7 +19,7 @@ from ultramed_rl.http.generator import ApiGenerator
 from ultramed_rl.records import ChatReply, ChatRequest
 from ultramed_rl.stages.data.inputs import DataWork, read_input
 from ultramed_rl.store.atomic import write_lines
-from ultramed_rl.store.ledger import Ledger, Tally
+from ultramed_rl.store.record_log import RecordLog, Tally
 
 REPLIES = "replies"  # beside the runs: what APIs have answered, known to all of them
 JOURNAL = "work/replies.jsonl"  # of a run at a URL: the same, for the next machine
@@ -46,10 +46,10 @@ class _Nobody:
 def carry_step(work: DataWork, step: Step) -> Counter[str]:
     """Every record through a step that asks at most one model -> rows.jsonl and dead_letters.jsonl; counts."""
     name = next(iter(work.config.generators), "")
-    ledger = _carry(work, step, name, work.scratch / "ledger")
-    for path in (ledger.rows_path, ledger.dead_letters_path):
+    log = _carry(work, step, name, work.scratch / "ledger")  # the folder of older runs too
+    for path in (log.rows_path, log.dead_letters_path):
         _put(path, work.output / path.name)
-    return _counts(ledger.tally)
+    return _counts(log.tally)
 
 
 def carry_candidates(work: DataWork) -> Counter[str]:
@@ -58,31 +58,31 @@ def carry_candidates(work: DataWork) -> Counter[str]:
     for name in work.config.generators:
         step = work.config.step_for(name)
         assert isinstance(step, Candidates)
-        ledger = _carry(work, CandidateStep(step, name), name, work.scratch / name)
-        files[name] = str(ledger.rows_path)
-        _put(ledger.dead_letters_path, work.output / f"dead_letters-{name}.jsonl")
-        counts.update({f"{name}_{key}": count for key, count in _counts(ledger.tally).items()})
+        log = _carry(work, CandidateStep(step, name), name, work.scratch / name)
+        files[name] = str(log.rows_path)
+        _put(log.dead_letters_path, work.output / f"dead_letters-{name}.jsonl")
+        counts.update({f"{name}_{key}": count for key, count in _counts(log.tally).items()})
     write_lines(work.output / "rows.jsonl", map(dict, gather_candidates(files, counts)))
     return counts
 
 
-def _carry(work: DataWork, step: Step, name: str, folder: Path) -> Ledger:
+def _carry(work: DataWork, step: Step, name: str, folder: Path) -> RecordLog:
     """A step over all rows, to its end.
 
     Raises:
         RuntimeError: the generator's budget is used up, or too many records failed.
     """
     config = work.config
-    with Ledger(folder, work.identity, retry_dead=work.retry_failed) as ledger:
+    with RecordLog(folder, work.identity, retry_dead=work.retry_failed) as log:
         # What is finished needs no engine: only its rows are read, to see that they are the same.
-        with _open_generator(config, "" if ledger.finished and not work.retry_failed else name) as generator:
+        with _open_generator(config, "" if log.finished and not work.retry_failed else name) as generator:
             label = name and f" by {name}"
             with work.progress.phase(f"{config.step.type}{label}", None, "records") as bar:
                 result = run_step(
                     step,
                     read_input(config),
                     generator,
-                    ledger,
+                    log,
                     key=name_of,
                     in_flight=_in_flight(config, name),
                     advance=bar.advance,
@@ -91,13 +91,13 @@ def _carry(work: DataWork, step: Step, name: str, folder: Path) -> Ledger:
                 kept = f"{result.tally.done} records are done and kept"
                 fix = "raise the budget and go on with --resume"
                 raise RuntimeError(f"{config.run.name}: {generator.exhausted}; {kept}; {fix}")
-        ledger.finish()
+        log.finish()
         if (usage := result.usage).replies:
             known = f"{usage.cached} known before, {usage.errors} failed"
             tokens = f"{usage.prompt_tokens} prompt and {usage.completion_tokens} completion tokens"
             work.progress.say(f"{usage.replies} replies ({known}), {tokens}")
-        _check_failed(config, ledger)
-        return ledger
+        _check_failed(config, log)
+        return log
 
 
 @contextmanager
@@ -129,15 +129,15 @@ def _in_flight(config: DataConfig, name: str) -> int:
     return 8 * group.engines * group.max_num_seqs
 
 
-def _check_failed(config: DataConfig, ledger: Ledger) -> None:
+def _check_failed(config: DataConfig, log: RecordLog) -> None:
     """Raises RuntimeError where more records failed than is allowed."""
-    tally = ledger.tally
+    tally = log.tally
     failed = sum(tally.dead_letters.values())
     if tally.done and failed / tally.done > config.max_failed_share:
         reasons = ", ".join(f"{count} {reason}" for reason, count in tally.dead_letters.items())
         raise RuntimeError(
             f"{config.run.name}: {failed} of {tally.done} records failed ({reasons}), over max_failed_share="
-            f"{config.max_failed_share:g}; see {ledger.dead_letters_path}, then go on with --retry-failed, or "
+            f"{config.max_failed_share:g}; see {log.dead_letters_path}, then go on with --retry-failed, or "
             "raise it and --resume"
         )
 

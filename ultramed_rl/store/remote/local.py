@@ -15,7 +15,7 @@ JOURNAL = ".published"
 _LEFT_OUT = (".tmp-", ".lock", JOURNAL)
 _INPUTS = ("inputs.json", PARTS_INPUTS)
 _STATUS = "status.json"
-_LEDGER = ("rows.jsonl", "dead_letters.jsonl")
+_RECORD_LOG = ("rows.jsonl", "dead_letters.jsonl")
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def manifests_of(name: str) -> Iterator[str]:
     path = PurePosixPath(name)
     if path.suffix == ".parquet":
         yield str(path.with_suffix(".json"))
-    if path.name in _LEDGER:
+    if path.name in _RECORD_LOG:
         yield str(path.with_name("manifest.json"))
     for folder in path.parents[:-1]:
         yield f"{folder}.json"

@@ -1,4 +1,4 @@
-"""The ledger of a long stage: nothing lost, nothing twice, and final files that don't show how they came about."""
+"""The log of a long stage: nothing lost, nothing twice, and final files that don't show how they came about."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ultramed_rl.data.sources import read_rows
 from ultramed_rl.store.entries import Entry, dead, dropped, kept
 from ultramed_rl.store.keys import KeyIndex, key_number
-from ultramed_rl.store.ledger import Ledger, PartSize, Tally
+from ultramed_rl.store.record_log import PartSize, RecordLog, Tally
 
 
 def entry(place: int) -> Entry:
@@ -28,19 +28,19 @@ def entry(place: int) -> Entry:
     return dead(place, key, "unanswered", "status 500", {"id": key})
 
 
-def fill(ledger: Ledger, places: list[int]) -> None:
+def fill(log: RecordLog, places: list[int]) -> None:
     for place in places:
-        if not ledger.holds(place, f"k{place}"):
-            ledger.add(entry(place))
+        if not log.holds(place, f"k{place}"):
+            log.add(entry(place))
 
 
 def lines(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def die(ledger: Ledger) -> None:
+def die(log: RecordLog) -> None:
     """As a killed process does: what waits is lost, the lock is free."""
-    ledger._lock.close()
+    log._lock.close()
 
 
 def final_files(folder: Path) -> dict[str, bytes]:
@@ -49,10 +49,10 @@ def final_files(folder: Path) -> dict[str, bytes]:
 
 
 def test_final_files_hold_the_records_in_input_order_and_their_counts(tmp_path: Path) -> None:
-    with Ledger(tmp_path, part=PartSize(records=2)) as ledger:
-        fill(ledger, [5, 2, 0, 4, 1, 3])
-        ledger.expect(6)
-        path = ledger.finish()
+    with RecordLog(tmp_path, part=PartSize(records=2)) as log:
+        fill(log, [5, 2, 0, 4, 1, 3])
+        log.expect(6)
+        path = log.finish()
     assert path.read_text() == '{"id": "k1", "n": 0}\n{"id": "k2", "n": 0}\n{"id": "k2", "n": 1}\n'
     assert list(read_rows(str(path))) == lines(path)
     letter = {"key": "k5", "reason": "unanswered", "detail": "status 500", "row": {"id": "k5"}}
@@ -74,26 +74,26 @@ def test_kills_orders_and_part_sizes_never_show_in_the_final_files(
     data: st.DataObject, records: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     whole, broken = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("broken")
-    with Ledger(whole) as ledger:
-        fill(ledger, list(range(records)))
-        ledger.expect(records)
-        ledger.finish()
+    with RecordLog(whole) as log:
+        fill(log, list(range(records)))
+        log.expect(records)
+        log.finish()
     durable: set[int] = set()
     for _ in range(data.draw(st.integers(0, 4))):
         size = data.draw(st.integers(1, 9))
         todo = data.draw(st.permutations(range(records)))[: data.draw(st.integers(0, records))]
-        ledger = Ledger(broken, part=PartSize(records=size))
-        assert {p for p in range(records) if ledger.holds(p, f"k{p}")} == durable
+        log = RecordLog(broken, part=PartSize(records=size))
+        assert {p for p in range(records) if log.holds(p, f"k{p}")} == durable
         new = [place for place in todo if place not in durable]
-        fill(ledger, todo)
+        fill(log, todo)
         durable |= set(new[: len(new) // size * size])
-        assert ledger.tally.done == len(durable | set(new))
-        die(ledger)
-    with Ledger(broken) as ledger:
-        assert ledger.tally.done == len(durable)
-        fill(ledger, data.draw(st.permutations(range(records))))
-        ledger.expect(records)
-        ledger.finish()
+        assert log.tally.done == len(durable | set(new))
+        die(log)
+    with RecordLog(broken) as log:
+        assert log.tally.done == len(durable)
+        fill(log, data.draw(st.permutations(range(records))))
+        log.expect(records)
+        log.finish()
     assert final_files(broken) == final_files(whole)
 
 
@@ -101,45 +101,45 @@ def test_a_part_is_written_by_count_by_bytes_and_by_age(tmp_path: Path) -> None:
     sizes = {"count": PartSize(records=2), "bytes": PartSize(bytes=30), "age": PartSize(seconds=0.0)}
     found = {}
     for name, size in sizes.items():
-        ledger = Ledger(tmp_path / name, part=size)
+        log = RecordLog(tmp_path / name, part=size)
         for place in range(4):  # a line of 12 bytes each
-            ledger.add(kept(place, f"k{place}", [{"n": 1000 + place}]))
+            log.add(kept(place, f"k{place}", [{"n": 1000 + place}]))
         found[name] = len(list((tmp_path / name / "parts").iterdir()))
-        die(ledger)
+        die(log)
     assert found == {"count": 2, "bytes": 1, "age": 4}
 
 
 def test_dead_letters_are_done_again_only_on_demand_and_replaced_by_what_they_become(tmp_path: Path) -> None:
-    with Ledger(tmp_path) as ledger:
-        fill(ledger, list(range(12)))
-        ledger.expect(12)
-        ledger.finish()
-    with Ledger(tmp_path) as ledger:
-        assert ledger.holds(5, "k5") and ledger.finished
-    with Ledger(tmp_path, retry_dead=True) as ledger:
-        assert [p for p in range(12) if not ledger.holds(p, f"k{p}")] == [5, 11]
-        ledger.add(kept(5, "k5", [{"id": "k5", "n": 7}]))
+    with RecordLog(tmp_path) as log:
+        fill(log, list(range(12)))
+        log.expect(12)
+        log.finish()
+    with RecordLog(tmp_path) as log:
+        assert log.holds(5, "k5") and log.finished
+    with RecordLog(tmp_path, retry_dead=True) as log:
+        assert [p for p in range(12) if not log.holds(p, f"k{p}")] == [5, 11]
+        log.add(kept(5, "k5", [{"id": "k5", "n": 7}]))
     assert not (tmp_path / "manifest.json").exists(), "the final files are old"
-    with Ledger(tmp_path) as ledger:  # the letter that was not retried still counts
-        assert ledger.tally == Tally(7, 7, {"easy": 2, "short": 2}, {"unanswered": 1})
-        ledger.expect(12)
-        ledger.finish()
+    with RecordLog(tmp_path) as log:  # the letter that was not retried still counts
+        assert log.tally == Tally(7, 7, {"easy": 2, "short": 2}, {"unanswered": 1})
+        log.expect(12)
+        log.finish()
     assert [row["id"] for row in lines(tmp_path / "rows.jsonl")] == ["k1", "k2", "k2", "k5", "k7", "k8", "k8"]
     assert [letter["key"] for letter in lines(tmp_path / "dead_letters.jsonl")] == ["k11"]
 
 
-def test_a_finished_ledger_is_left_alone_unless_its_files_are_damaged(tmp_path: Path) -> None:
-    with Ledger(tmp_path) as ledger:
-        fill(ledger, list(range(6)))
-        ledger.expect(6)
-        ledger.finish()
+def test_a_finished_log_is_left_alone_unless_its_files_are_damaged(tmp_path: Path) -> None:
+    with RecordLog(tmp_path) as log:
+        fill(log, list(range(6)))
+        log.expect(6)
+        log.finish()
     before, when = final_files(tmp_path), (tmp_path / "rows.jsonl").stat().st_mtime_ns
-    with Ledger(tmp_path) as ledger:
-        ledger.expect(6)
-        ledger.finish()
+    with RecordLog(tmp_path) as log:
+        log.expect(6)
+        log.finish()
         assert (tmp_path / "rows.jsonl").stat().st_mtime_ns == when
         (tmp_path / "rows.jsonl").write_text("cut")
-        ledger.finish()
+        log.finish()
     assert final_files(tmp_path) == before
 
 
@@ -148,15 +148,15 @@ def test_a_kill_while_the_final_files_are_written_leaves_nothing_that_looks_fini
     tmp_path: Path, renamed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last part, the dead letters, the rows and the manifest take their names in turn."""
-    with Ledger(tmp_path / "whole") as ledger:
-        fill(ledger, list(range(6)))
-        ledger.expect(6)
-        ledger.finish()
-    with Ledger(tmp_path / "broken") as ledger:
-        fill(ledger, list(range(3)))
-    ledger, left = Ledger(tmp_path / "broken"), renamed
-    fill(ledger, list(range(6)))
-    ledger.expect(6)
+    with RecordLog(tmp_path / "whole") as log:
+        fill(log, list(range(6)))
+        log.expect(6)
+        log.finish()
+    with RecordLog(tmp_path / "broken") as log:
+        fill(log, list(range(3)))
+    log, left = RecordLog(tmp_path / "broken"), renamed
+    fill(log, list(range(6)))
+    log.expect(6)
     rename = os.replace
 
     def killing(source: Path, target: Path) -> None:
@@ -168,51 +168,51 @@ def test_a_kill_while_the_final_files_are_written_leaves_nothing_that_looks_fini
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(os, "replace", killing)
-        ledger.finish()
-    die(ledger)
-    with Ledger(tmp_path / "broken") as ledger:
-        assert not ledger.finished
-        fill(ledger, list(range(6)))
-        ledger.expect(6)
-        ledger.finish()
+        log.finish()
+    die(log)
+    with RecordLog(tmp_path / "broken") as log:
+        assert not log.finished
+        fill(log, list(range(6)))
+        log.expect(6)
+        log.finish()
     assert final_files(tmp_path / "broken") == final_files(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("expected", [None, 5], ids=["untold", "short"])
 def test_an_unfinished_stage_makes_no_final_files(tmp_path: Path, expected: int | None) -> None:
-    with Ledger(tmp_path) as ledger:
-        fill(ledger, [0, 1, 2, 4])
+    with RecordLog(tmp_path) as log:
+        fill(log, [0, 1, 2, 4])
         if expected:
-            ledger.expect(expected)
+            log.expect(expected)
         with pytest.raises(
             ValueError, match=rf"^{re.escape(str(tmp_path))}: .*\({'1 ' if expected else '[^0-9]'}"
         ):
-            ledger.finish()
-        assert not ledger.finished and not ledger.rows_path.exists()
+            log.finish()
+        assert not log.finished and not log.rows_path.exists()
 
 
 def another_record(folder: Path) -> None:
-    with Ledger(folder) as ledger:
-        ledger.holds(2, "k3")
+    with RecordLog(folder) as log:
+        log.holds(2, "k3")
 
 
 def a_shorter_input(folder: Path) -> None:
-    with Ledger(folder) as ledger:
-        ledger.expect(3)
+    with RecordLog(folder) as log:
+        log.expect(3)
 
 
 def other_inputs(folder: Path) -> None:
-    Ledger(folder, ["another prompt"])
+    RecordLog(folder, ["another prompt"])
 
 
 def a_second_writer(folder: Path) -> None:
-    with Ledger(folder):
-        Ledger(folder)
+    with RecordLog(folder):
+        RecordLog(folder)
 
 
 def a_broken_part(folder: Path) -> None:
     (folder / "parts" / "000000.parquet").write_bytes(b"PAR1")
-    Ledger(folder)
+    RecordLog(folder)
 
 
 @pytest.mark.parametrize(
@@ -228,40 +228,40 @@ def a_broken_part(folder: Path) -> None:
 def test_results_of_something_else_are_refused_in_one_line(
     tmp_path: Path, misuse: Callable[[Path], None], words: str
 ) -> None:
-    with Ledger(tmp_path) as ledger:
-        fill(ledger, list(range(4)))
+    with RecordLog(tmp_path) as log:
+        fill(log, list(range(4)))
     with pytest.raises(ValueError, match=f"^{re.escape(str(tmp_path))}{words}") as caught:
         misuse(tmp_path)
     assert "\n" not in str(caught.value)
-    Ledger(tmp_path / "other").close()
+    RecordLog(tmp_path / "other").close()
 
 
 def test_a_part_that_was_deleted_is_done_again_and_overwrites_no_other(tmp_path: Path) -> None:
-    with Ledger(tmp_path, part=PartSize(records=2)) as ledger:
-        fill(ledger, list(range(6)))
+    with RecordLog(tmp_path, part=PartSize(records=2)) as log:
+        fill(log, list(range(6)))
     (tmp_path / "parts" / "000001.parquet").unlink()
-    with Ledger(tmp_path) as ledger:
-        assert [p for p in range(6) if ledger.holds(p, f"k{p}")] == [0, 1, 4, 5]
-        fill(ledger, list(range(6)))
-        ledger.expect(6)
-        ledger.finish()
+    with RecordLog(tmp_path) as log:
+        assert [p for p in range(6) if log.holds(p, f"k{p}")] == [0, 1, 4, 5]
+        fill(log, list(range(6)))
+        log.expect(6)
+        log.finish()
     assert [row["id"] for row in lines(tmp_path / "rows.jsonl")] == ["k1", "k2", "k2"]
 
 
 def test_a_record_is_never_done_twice(tmp_path: Path) -> None:
-    with Ledger(tmp_path) as ledger:
-        ledger.add(entry(0))
+    with RecordLog(tmp_path) as log:
+        log.add(entry(0))
         with pytest.raises(AssertionError, match="^record 0 "):
-            ledger.add(entry(0))
+            log.add(entry(0))
 
 
 def test_what_text_files_cannot_hold_is_written_so_that_json_readers_can(tmp_path: Path) -> None:
     row = {"half": "\ud83d", "line": "a\u2028b\n", "none": float("nan"), "é": "ü"}
-    with Ledger(tmp_path) as ledger:
-        ledger.add(kept(0, "\ud800", [row, {"é": "ü"}]))
-        ledger.add(dead(1, "b", "bad \udfff", "", {"image": b"\x00", "when": {1}}))
-        ledger.expect(2)
-        ledger.finish()
+    with RecordLog(tmp_path) as log:
+        log.add(kept(0, "\ud800", [row, {"é": "ü"}]))
+        log.add(dead(1, "b", "bad \udfff", "", {"image": b"\x00", "when": {1}}))
+        log.expect(2)
+        log.finish()
     first, second = lines(tmp_path / "rows.jsonl")
     assert first == {**row, "none": None}
     assert second == {"é": "ü"} and "ü".encode() in (tmp_path / "rows.jsonl").read_bytes()

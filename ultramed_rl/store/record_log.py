@@ -50,7 +50,7 @@ class PartSize:
     bytes: int = 64 << 20
 
 
-class Ledger:
+class RecordLog:
     """The one writer of a stage's results. Use as a context: its end writes what waits.
 
     A record is known by its place in the input, and by 8 bytes of its key's hash; with what it came to this is 12
@@ -92,12 +92,12 @@ class Ledger:
 
     @property
     def rows_path(self) -> Path:
-        """Where the kept rows are once the ledger is finished."""
+        """Where the kept rows are once the log is finished."""
         return self.folder / "rows.jsonl"
 
     @property
     def dead_letters_path(self) -> Path:
-        """Where the failures are once the ledger is finished."""
+        """Where the failures are once the log is finished."""
         return self.folder / "dead_letters.jsonl"
 
     @property
@@ -180,7 +180,7 @@ class Ledger:
         already, and as it was written, stays.
 
         Raises:
-            ValueError: `expect` was not called since the ledger was opened, or records are not done.
+            ValueError: `expect` was not called since the log was opened, or records are not done.
             RuntimeError: the disk is full.
         """
         tally = self.tally
