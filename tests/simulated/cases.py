@@ -14,12 +14,11 @@ from tests.simulated.scorers import numbers
 from tests.simulated.trainers import SimulatedTrainer
 from tests.simulated.weights import mix
 from tests.tiny import make_policy, make_reward
-from ultramed_rl.actors.rollout import SamplingRequest
 from ultramed_rl.actors.trainer import TrainingPlace
 from ultramed_rl.config import RunConfig
 from ultramed_rl.learning.packing import AnswerGroup
 from ultramed_rl.learning.seeds import derive_seed
-from ultramed_rl.records import PreferenceGroup, Prompt, ReferenceLogprobs, ScoredCompletion
+from ultramed_rl.records import PreferenceGroup, Prompt, ReferenceLogprobs, SamplingRequest, ScoredCompletion
 
 QUESTIONS = 32
 ENGINES = {"engines": 2, "max_num_seqs": 4, "kv_cache_gib": 0.1, "enforce_eager": True}

@@ -10,12 +10,10 @@ from typing import Any
 
 from tests.simulated.ray import SimulatedRay, Takes
 from tests.simulated.weights import read_weights
-from ultramed_rl.actors.options import OptionRequest
-from ultramed_rl.actors.rollout import SamplingRequest
 from ultramed_rl.actors.weight_sync import WeightBucket
 from ultramed_rl.actors.work import WorkBatch, WorkResult
 from ultramed_rl.learning.seeds import seeded_number
-from ultramed_rl.records import Completion, OptionLogprobs
+from ultramed_rl.records import Completion, OptionLogprobs, OptionRequest, SamplingRequest
 from ultramed_rl.token_ids import TokenIds
 
 EPOCH = time.time()  # where virtual clocks begin, for what is shown beside real times

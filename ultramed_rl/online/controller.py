@@ -17,7 +17,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ultramed_rl.actors.rollout import SamplingRequest
 from ultramed_rl.config import RunConfig
 from ultramed_rl.data.pool import prompts_for_round
 from ultramed_rl.data.prompts import PromptPool
@@ -30,7 +29,7 @@ from ultramed_rl.online.rollout import RoundRollout
 from ultramed_rl.online.spec import RoundSpec
 from ultramed_rl.online.training import RoundTraining
 from ultramed_rl.online.watcher import RunWatcher
-from ultramed_rl.records import Completion, Prompt, ScoredCompletion
+from ultramed_rl.records import Completion, Prompt, SamplingRequest, ScoredCompletion
 from ultramed_rl.store import RoundRecord, RunDirectory
 from ultramed_rl.store.artifacts import read_numbers
 from ultramed_rl.store.round_record import Asked
@@ -104,9 +103,8 @@ class Controller:
         if not self.config.run.overlap:
             prompts = self.prompts(record)
             training = self.training(record, prompts)
-            self.compute_references(
-                self.roll_out(record, prompts, training if self.config.training.overlap_training else None)
-            )
+            early = training if self.config.training.overlap_training else None
+            self.compute_references(self.roll_out(record, prompts, early))
             policy = self.train(record, training)
         else:  # of this round there are pairs and reference logprobs by now
             policy = self.train_beside(record)
@@ -158,9 +156,8 @@ class Controller:
         results = self.config.prompts.unpaired_every is not None
         self._asked += [self.store.round(i).asked(results) for i in range(len(self._asked), index)]
         prompts = prompts_for_round(self.pool.training, self.config.prompts, self._asked, seed, later)
-        if (
-            self.config.training.overlap_training
-        ):  # batches follow this order; sources stand one after the other
+        if self.config.training.overlap_training:
+            # Batches follow this order; sources stand one after the other.
             first = prompts.places[:size]
             random.Random(derive_seed(seed, "order", index)).shuffle(first)
             prompts.places[:size] = first

@@ -63,9 +63,8 @@ class RoundTraining:
 
     def _reset(self) -> None:
         self.steps: list[Metrics] = []
-        self._accepted: dict[
-            str, LearnablePair | None
-        ] = {}  # by prompt, where those before it are not known yet
+        # By prompt, where those before it are not known yet.
+        self._accepted: dict[str, LearnablePair | None] = {}
         self._reached = 0  # prompts that are known without a gap
         self._ready: list[LearnablePair] = []  # of these, and not sent yet
         self._sent: list[str] = []  # groups
@@ -153,16 +152,17 @@ class RoundTraining:
         self._since = now
         self.log(len(self.steps), step)
 
+    @property
+    def _overlaps(self) -> bool:
+        """Whether steps are taken while answers come, this round's or the next one's."""
+        return bool(self.config.training.overlap_training or self.config.run.overlap)
+
     def _metrics(self, seconds: float, early: int) -> Metrics:
         steps = self.steps
         worked = max(seconds, sum(s["seconds"] for s in steps))
         return {
             "policy_steps": len(steps),
-            **(
-                {"early_steps": early}
-                if self.config.training.overlap_training or self.config.run.overlap
-                else {}
-            ),
+            **({"early_steps": early} if self._overlaps else {}),
             "loss_first": steps[0]["loss"],
             "loss_last": steps[-1]["loss"],
             "implicit_accuracy": fmean(s.get("accuracy", math.nan) for s in steps),
