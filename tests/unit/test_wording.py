@@ -29,11 +29,11 @@ from typer.testing import CliRunner
 from tests.fake_api import Said, fake_api
 from tests.rounds import finish_round
 from tests.tiny import make_model, make_questions, make_tokenizer, tiny_config, tiny_run
-from tests.unit import test_remote as remote
-from tests.unit import test_reward_http as servers
-from tests.unit import test_stall as stall
-from tests.unit import test_status as status
-from tests.unit import test_tracking as tracking
+from tests.unit.rewards import test_http as servers
+from tests.unit.store import test_remote as remote
+from tests.unit.tracking import test_stall as stall
+from tests.unit.tracking import test_status as status
+from tests.unit.tracking import test_tracking as tracking
 from ultramed_rl.actors.deepspeed_setup import EngineSpec
 from ultramed_rl.actors.engine import Engine
 from ultramed_rl.actors.tasks import Sums

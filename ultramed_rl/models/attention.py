@@ -145,7 +145,7 @@ def _varlen(
     return output.unsqueeze(0)
 
 
-# Tested against plain transformers, logprobs and gradients: tests/unit/test_attention.py. An attention that
+# Tested against plain transformers, logprobs and gradients: tests/unit/models/test_attention.py. An attention that
 # carries a state, soft-caps its logits, has sinks or drops keywords would be wrong without a word.
 PACKABLE = frozenset(
     {"gemma", "gemma3_text", "gpt2", "llama", "mistral", "phi3", "qwen2", "qwen3", "qwen3_moe"}

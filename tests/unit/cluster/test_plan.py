@@ -1,0 +1,167 @@
+"""The plan's arithmetic, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.tiny import tiny_run
+from ultramed_rl.cluster.architecture import KNOWN, count_parameters, resolve_architecture
+from ultramed_rl.cluster.demands import needs_reference
+from ultramed_rl.cluster.memory import TrainingShape, cache_bytes_per_token, training_bytes
+from ultramed_rl.cluster.plan import PlanError, make_plan, render_plan
+from ultramed_rl.config import AnyConfig, load_any, parse_config
+from ultramed_rl.config.precision import native_bfloat16
+from ultramed_rl.config.recipe import load_recipe, stage_config
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+PRESETS = sorted(CONFIGS.rglob("*.yaml"))
+LLAMA_8B = KNOWN["meta-llama/Meta-Llama-3-8B-Instruct"]
+
+
+def gpu_run(**changes: Any) -> Any:
+    """A run of 8B models on 8 GPUs."""
+    base = {
+        "policy__path": "meta-llama/Meta-Llama-3-8B-Instruct",
+        "policy__precision": "bfloat16",
+        "reward__path": "sfairXC/FsfairX-LLaMA3-RM-v0.1",
+        "reward__precision": "bfloat16",
+        "training__batch_size": 8,
+        "training__gradient_checkpointing": True,
+        "cluster": {
+            "device": "cuda",
+            "devices_per_node": 8,
+            "policy": {"ranks": 8, "zero_stage": 3},
+            "rollout": {"engines": 4, "tensor_parallel": 2},
+        },
+    }
+    return parse_config(tiny_run(Path("/nowhere"), **{**base, **changes}))
+
+
+def test_parameter_counts_are_exact() -> None:
+    assert count_parameters(LLAMA_8B) == 8_030_261_248
+    assert count_parameters(KNOWN["meta-llama/Meta-Llama-3-70B-Instruct"]) == 70_553_706_496
+    assert count_parameters(KNOWN["HuggingFaceTB/SmolLM2-135M-Instruct"]) == 134_515_008
+
+
+@pytest.mark.parametrize(
+    ("stage", "expected"),
+    [(0, (2, 2, 12)), (1, (2, 2, 12 / 8)), (2, (2, 2 / 8, 12 / 8)), (3, (2 / 8, 2 / 8, 12 / 8))],
+)
+def test_zero_divides_what_its_stage_says(stage: int, expected: tuple[float, float, float]) -> None:
+    shape = TrainingShape(8, stage, "bfloat16", False, True, 2048)
+    found = training_bytes(LLAMA_8B, shape)
+    count = 8_030_261_248
+    assert (found["weights"], found["gradients"], found["optimizer"]) == pytest.approx(
+        tuple(count * e for e in expected), abs=1
+    )
+
+
+def test_cache_bytes_of_llama_8b() -> None:
+    # keys and values x 32 layers x 8 heads x 128 x 2 bytes
+    assert cache_bytes_per_token(LLAMA_8B, "bfloat16") == 2 * 32 * 8 * 128 * 2 == 131_072
+
+
+def shipped(path: Path) -> list[AnyConfig]:
+    """The runs that a file under configs/ describes: one, or a recipe's stages."""
+    if yaml.safe_load(path.read_text()).get("type") != "recipe":
+        return [load_any(path)]
+    recipe = load_recipe(path)
+    return [stage_config(recipe, name, {}) for name in recipe.stages]
+
+
+def expected_roles(config: Any) -> set[str]:
+    """For a config with at most one reward model."""
+    if config.type == "data":
+        return {"rollout"} if config.engines else set()
+    if config.type == "online":
+        own = {"policy", "rollout", *(["reference"] if needs_reference(config) else [])}
+    else:
+        own = {"rollout"} if config.type in ("contrasts", "evaluate") else {"trainer"}
+    if config.type == "reward_bench":
+        return {"reward"}
+    scores = config.type in ("online", "evaluate") and config.reward and config.reward.paths
+    return {*own, "reward"} if scores else own
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda p: str(p.relative_to(CONFIGS)))
+def test_presets_fit_their_nodes(path: Path) -> None:
+    for config in shipped(path):
+        plan = make_plan(config)
+        assert plan.peak_bytes <= plan.limit_bytes
+        roles = {role.role for role in plan.roles}
+        assert roles == expected_roles(config)
+        assert all(role in render_plan(plan) for role in roles)
+
+
+def test_too_little_memory_shows_the_arithmetic_and_the_fix() -> None:
+    with pytest.raises(PlanError, match=r"policy: .*15\.0 \+ .*15\.0 \+ .*89\.7 .*zero_stage"):
+        make_plan(gpu_run(cluster__policy={"ranks": 8, "zero_stage": 0}))
+
+
+def test_too_few_devices_shows_the_arithmetic() -> None:
+    with pytest.raises(PlanError, match=r"cluster\.rollout: 5 .* x 2 .* = 10, .* 8 .* 1 x 8 = 8"):
+        make_plan(gpu_run(cluster__rollout={"engines": 5, "tensor_parallel": 2}))
+    with pytest.raises(PlanError, match=r"cluster\.policy: 8 .* x 1 .* = 8, .* 0 .* 1 x 8 = 8"):
+        make_plan(gpu_run(cluster__layout="disaggregated"))
+
+
+def test_engines_on_shared_gpus_need_a_policy_rank_on_each() -> None:
+    few = {"ranks": 2, "zero_stage": 3, "offload_optimizer": True}
+    with pytest.raises(PlanError, match=r"ranks=2: .* 8 .* 8\b"):
+        make_plan(gpu_run(cluster__policy=few))
+    plan = make_plan(gpu_run(cluster__policy=few, cluster__rollout={"engines": 1, "tensor_parallel": 2}))
+    assert len({slot for role in plan.roles[:2] for member in role.members for slot in member.slots}) == 2
+
+
+def test_an_unknown_model_names_the_fix() -> None:
+    with pytest.raises(ValueError, match=r"policy\.path='who/knows': .*policy\.architecture"):
+        resolve_architecture("who/knows", None, "policy")
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 6), st.integers(1, 3), st.integers(1, 3))
+def test_disaggregated_roles_never_share_a_device(
+    engines: int, parallel: int, ranks: int, references: int, rewards: int
+) -> None:
+    cluster = {
+        "device": "cuda",
+        "nodes": 4,
+        "devices_per_node": 8,
+        "layout": "disaggregated",
+        "policy": {"ranks": ranks, "zero_stage": 3, "offload_optimizer": True},
+        "rollout": {"engines": engines, "tensor_parallel": parallel},
+        "reference": {"replicas": references},
+        "reward": {"replicas": rewards},
+    }
+    plan = make_plan(gpu_run(cluster=cluster, training__batch_size=60))
+    slots = [slot for role in plan.roles for member in role.members for slot in member.slots]
+    assert len(slots) == len(set(slots)) == engines * parallel + ranks + references + rewards
+    for role in plan.roles:
+        for member in role.members:
+            assert len({slot.node for slot in member.slots}) == 1
+
+
+def test_cpu_roles_share_slots_and_add_up(tmp_path: Path) -> None:
+    from tests.tiny import make_policy, make_reward
+
+    make_policy(tmp_path / "policy")
+    make_reward(tmp_path / "reward")
+    plan = make_plan(parse_config(tiny_run(tmp_path)))
+    assert {m.slots[0] for r in plan.roles for m in r.members} == {
+        r.members[0].slots[0] for r in plan.roles
+    } | {plan.roles[1].members[1].slots[0]}
+    single = sum(r.total_bytes * len(r.members) for r in plan.roles)
+    assert plan.peak_bytes > single
+
+
+def test_native_bfloat16_reads_the_cpu_flags(tmp_path: Path) -> None:
+    file = tmp_path / "cpuinfo"
+    file.write_text("flags: avx512f avx512_vnni\n")
+    assert not native_bfloat16(str(file))
+    file.write_text("flags: avx512f avx512_bf16\n")
+    assert native_bfloat16(str(file))
