@@ -34,13 +34,11 @@ from ultramed_rl.config.cluster import Cluster
 from ultramed_rl.config.factory_cleaning import Decontaminate, Deduplicate
 from ultramed_rl.config.factory_pairs import Pairs
 from ultramed_rl.data.factory.decontaminate import Decontaminator, NearItems, count_contaminated
-from ultramed_rl.data.factory.deduplicate import find_duplicates
-from ultramed_rl.data.factory.duplicate_keys import DuplicateKeys
+from ultramed_rl.data.factory.deduplicate import DuplicateKeys, find_duplicates
 from ultramed_rl.data.factory.hashing import HashedEmbedder
 from ultramed_rl.data.factory.judgements import read_judged
 from ultramed_rl.data.factory.pair_rows import preference_rows
-from ultramed_rl.data.likeness import NearRule
-from ultramed_rl.data.stems import read_stem
+from ultramed_rl.data.likeness import NearRule, read_stem
 
 ROWS = 2048  # of a block
 RULES = Pairs(form="ranked")

@@ -23,9 +23,8 @@ from ultramed_rl.data.factory.decontaminate import (
     count_contaminated,
 )
 from ultramed_rl.data.factory.hashing import HashedEmbedder
-from ultramed_rl.data.likeness import NearRule
+from ultramed_rl.data.likeness import NearRule, read_stem
 from ultramed_rl.data.sources import read_rows
-from ultramed_rl.data.stems import read_stem
 from ultramed_rl.data.vignettes import Vignette, read_vignette, render_vignette
 from ultramed_rl.evaluation.contamination.search import question_text
 from ultramed_rl.evaluation.load import load_items

@@ -15,13 +15,15 @@ from hypothesis import strategies as st
 
 from ultramed_rl.cluster.blocks import map_blocks, read_part
 from ultramed_rl.config.factory_cleaning import Columns, Deduplicate
-from ultramed_rl.data.factory.deduplicate import Duplicates, find_duplicates
-from ultramed_rl.data.factory.duplicate_keys import DuplicateKeys
-from ultramed_rl.data.factory.hashing import HashedEmbedder, hash_words, ngrams, shingles
-from ultramed_rl.data.factory.signatures import (
+from ultramed_rl.data.factory.deduplicate import DuplicateKeys, Duplicates, find_duplicates
+from ultramed_rl.data.factory.hashing import (
     Bands,
+    HashedEmbedder,
+    hash_words,
     minhash_keys,
+    ngrams,
     quantize,
+    shingles,
     sign_bands,
     sign_hashes,
     sign_keys,

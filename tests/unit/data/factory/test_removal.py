@@ -7,8 +7,7 @@ import pytest
 from ultramed_rl.config.factory_cleaning import Columns, Decontaminate, Deduplicate
 from ultramed_rl.data.factory.columns import split_removed
 from ultramed_rl.data.factory.decontaminate import BenchmarkItem, Decontaminator
-from ultramed_rl.data.factory.deduplicate import find_duplicates
-from ultramed_rl.data.factory.duplicate_keys import DuplicateKeys
+from ultramed_rl.data.factory.deduplicate import DuplicateKeys, find_duplicates
 from ultramed_rl.data.factory.hashing import HashedEmbedder
 
 COLUMNS = Columns(id="name", instruction="text")
