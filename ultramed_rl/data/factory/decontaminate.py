@@ -12,7 +12,7 @@ counting lines, so an open question keeps its words; a text without words is in 
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -170,14 +170,6 @@ class Decontaminator:
         if not stems:
             return np.zeros((0, 1), dtype=np.float32)
         return check_unit_vectors(self._embed([stem.text for stem in stems]), len(stems))
-
-
-def count_contaminated(tables: Iterable[pa.Table]) -> dict[tuple[str, str], int]:
-    """Rows to remove by (benchmark, rule); each row is in one count."""
-    counts: Counter[tuple[str, str]] = Counter()
-    for table in tables:
-        counts.update(zip(table["benchmark"].to_pylist(), table["rule"].to_pylist(), strict=True))
-    return dict(counts)
 
 
 class NearItems:

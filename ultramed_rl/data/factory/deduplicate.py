@@ -10,7 +10,7 @@ removes nothing, and neither blocks nor workers change the result. A text withou
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import acos, pi, sqrt
@@ -131,20 +131,6 @@ class Repeated:
     similarity: float
 
 
-@dataclass(frozen=True)
-class Duplicates:
-    """What was found among so many records, in their order; `blank` of them hold no words and stay."""
-
-    records: int
-    blank: int
-    repeated: tuple[Repeated, ...]
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Removed rows by rule."""
-        return dict(Counter(one.rule for one in self.repeated))
-
-
 class _Led(NamedTuple):
     """That a row repeats the row at place `leader`."""
 
@@ -166,8 +152,8 @@ class _Likeness(NamedTuple):
     compare: Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
-def find_duplicates(parts: Sequence[pa.Table], config: Deduplicate) -> Duplicates:
-    """Which rows repeat others, from the keys of all blocks in input order, see `DuplicateKeys`.
+def find_duplicates(parts: Sequence[pa.Table], config: Deduplicate) -> list[Repeated]:
+    """The rows that repeat others, in order, from the keys of all blocks in input order, see `DuplicateKeys`.
 
     Memory is some 500 bytes a row; shingles and vectors are looked up in `parts`, which may be mapped from disk.
 
@@ -197,11 +183,10 @@ def find_duplicates(parts: Sequence[pa.Table], config: Deduplicate) -> Duplicate
     rows = sorted(led)
     names = keys["id"].take(pa.array(rows, pa.int64())).to_pylist()
     leaders = keys["id"].take(pa.array([led[row].leader for row in rows], pa.int64())).to_pylist()
-    repeated = (
+    return [
         Repeated(name, led[row].rule, leader, led[row].similarity)
         for row, name, leader in zip(rows, names, leaders, strict=True)
-    )
-    return Duplicates(len(exact), int((exact == 0).sum()), tuple(repeated))
+    ]
 
 
 def _follow_leaders(keys: pa.Table, rows: np.ndarray, config: Deduplicate) -> dict[int, _Led]:

@@ -46,8 +46,8 @@ def remove_repeated(work: DataWork) -> Counter[str]:
     assert isinstance(step, Deduplicate)
     files = _input_files(work)
     parts = _map(work, files, DuplicateKeys(step, open_embedder(step.embedder)), "keys")
-    duplicates = find_duplicates([read_part(part) for part in parts], step)
-    removed = {one.record_id: {**vars(one), "reason": one.rule} for one in duplicates.repeated}
+    repeated = find_duplicates([read_part(part) for part in parts], step)
+    removed = {one.record_id: {**vars(one), "reason": one.rule} for one in repeated}
     return _split(work, files, step.columns, removed)
 
 

@@ -32,7 +32,7 @@ def test_what_deduplicate_and_decontaminate_find_is_met_in_the_rows_they_searche
         [DuplicateKeys(Deduplicate(columns=COLUMNS, cosine=None), HashedEmbedder())(rows)],
         Deduplicate(columns=COLUMNS, cosine=None),
     )
-    removals = {one.record_id: one for one in duplicates.repeated}
+    removals = {one.record_id: one for one in duplicates}
     removed = [(row["name"], one.kept_id) for row, one in split_removed(rows, COLUMNS, removals) if one]
     assert removed == [("copy", "gout")]
     items = [BenchmarkItem("medqa", "q1", "What is sepsis?")]

@@ -59,10 +59,8 @@ def distribution_figure(counts: dict[str, np.ndarray], column: str) -> go.Figure
     """Bars of the share of each set's rows in each bin, a panel for each of the largest `MOST_SHOWN` sets, at least one."""
     quantity, starts = QUANTITIES[column]
     names = sorted(sorted(counts, key=lambda name: -counts[name].sum())[:MOST_SHOWN])
-    held = (
-        np.flatnonzero(np.sum(list(counts.values()), axis=0)) if starts == LENGTH_STARTS else np.array([0, 9])
-    )
-    shown = range(held[0], held[-1] + 1)
+    used = np.flatnonzero(np.sum([*counts.values()], axis=0))
+    shown = range(len(starts)) if starts == SCORE_STARTS else range(used[0], used[-1] + 1)
     figure = make_subplots(
         rows=len(names),
         cols=1,
