@@ -52,9 +52,9 @@ def read_conversations(
         name = row_id(row, ("id", "prompt_id")) or key
         if seeded_number(name) in ids:
             raise Misfit(f"id {name!r:.60} has another content before", name="id")
-        kind = row.get("type")
-        named = isinstance(kind, str) and kind
-        kind = check_text(kind, "its type", name="id") if named else Conversation.kind
+        kind = Conversation.kind
+        if isinstance(row.get("type"), str) and row["type"]:
+            kind = check_text(row["type"], "its type", name="id")
         contents.add(int(key, 16))
         ids.add(seeded_number(name))
         return Conversation(name, tuple(messages), kind)

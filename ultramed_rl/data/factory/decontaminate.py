@@ -122,11 +122,10 @@ class Decontaminator:
             for place, distance, item in find([stems[row] for row in rows]):
                 hit = (rule, distance, item)
                 hits[rows[place]] = min(hits.get(rows[place], hit), hit)
-        result = []
-        for row, (rule, distance, place) in sorted(hits.items()):
-            item = self.items[place]
-            result.append(Contaminated(ids[row], rule, item.benchmark, item.item_id, distance))
-        return result
+        return [
+            Contaminated(ids[row], rule, self.items[item].benchmark, self.items[item].item_id, distance)
+            for row, (rule, distance, item) in sorted(hits.items())
+        ]
 
     # Each finds (place in `stems`, distance, item) of what its rule says; the least of a row counts.
 

@@ -78,8 +78,9 @@ def build_report(
     else:
         remove(folder / "models.json")
     if len(facts):
-        drawn = {"seed": options.seed, "most": options.most, "clusters": options.clusters}
-        sections.append(_topic_section(map_topics(_texts(read()), embed, **drawn)))
+        seed, most, clusters = options.seed, options.most, options.clusters
+        topics = map_topics(_texts(read()), embed, seed=seed, most=most, clusters=clusters)
+        sections.append(_topic_section(topics))
         _write_text(folder / "topics.html", page_html(options.title, sections[-1:]))
     else:
         sections.append(Section("Topics", ("No text to map.",)))
