@@ -78,8 +78,8 @@ class DuplicateKeys:
             unit = check_unit_vectors(self.embed([plain[place] for place in places]), len(places))
             vectors = np.zeros((len(plain), unit.shape[1]), dtype=np.float32)  # near to none where blank
             vectors[places] = unit
-            whole = quantize(vectors)
-            columns["signs"], columns["vector"] = _binary(sign_hashes(whole)), _binary(whole)
+            integers = quantize(vectors)
+            columns["signs"], columns["vector"] = _binary(sign_hashes(integers)), _binary(integers)
         return pa.table(columns)
 
     def _score(self, row: Mapping[str, Any]) -> float:

@@ -6,7 +6,7 @@ rows --> table.json, table.md, report.html, topics.html; judged rows --> models.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -62,18 +62,14 @@ def build_report(
         remove(folder / "models.json")
     if len(facts):
         seed, most, clusters = config.seed, config.points, config.clusters
-        topics = map_topics(_texts(read()), embed, seed=seed, most=most, clusters=clusters)
+        texts = ((one.id, one.group, one.question) for one in read_all_facts(read(), Counter()))
+        topics = map_topics(texts, embed, seed=seed, most=most, clusters=clusters)
         sections.append(_topic_section(topics))
         _write_text(folder / "topics.html", page_html(title, sections[-1:]))
     else:
         sections.append(Section("Topics", ("No text to map.",)))
         remove(folder / "topics.html")
     _write_text(folder / "report.html", page_html(title, sections))
-
-
-def _texts(rows: Iterable[Row]) -> Iterator[tuple[str, str, str]]:
-    for facts in read_all_facts(rows, Counter()):
-        yield facts.id, facts.group, facts.question
 
 
 def _set_sections(table: SetTable, facts: pa.Table) -> list[Section]:
