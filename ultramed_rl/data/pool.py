@@ -12,9 +12,9 @@ from ultramed_rl.data.prompts import PromptPool, load_prompts
 from ultramed_rl.data.tokenize import Tokenizer
 from ultramed_rl.learning.seeds import seeded_number
 from ultramed_rl.records import Prompt
-from ultramed_rl.store.keys import key_number
-from ultramed_rl.store.round_record import Asked
-from ultramed_rl.store.sequences import LazySequence
+from ultramed_rl.store.digests import key_number
+from ultramed_rl.store.run_directory import Asked
+from ultramed_rl.store.tables import LazySequence
 from ultramed_rl.tracking import Progress
 
 
