@@ -792,7 +792,8 @@ def test_the_lease_of_a_process_of_the_same_folder_that_is_gone_is_free_at_once(
             f"""
             import os
             from pathlib import Path
-                        copy = RemoteCopy("{url}", Path("{tmp_path}/a"), 60.0)
+            from ultramed_rl.store.remote import RemoteCopy
+            copy = RemoteCopy("{url}", Path("{tmp_path}/a"), 60.0)
             {step}
             os.kill(os.getpid(), 9)
             """
