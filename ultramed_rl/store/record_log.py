@@ -87,19 +87,23 @@ class Tally:
 
 
 class KeyIndex:
-    """The places at which keys were met first."""
+    """The places at which keys were met first. They are in a temporary file, so that memory doesn't grow with them."""
 
     def __init__(self) -> None:
-        self._first: dict[int, int] = {}
         self._met = 0
+        self._database = sqlite3.connect("")
+        self._database.execute("CREATE TABLE keys (number INTEGER PRIMARY KEY, place INTEGER)")
 
     def __len__(self) -> int:
         return self._met
 
     def meet(self, key: str) -> int:
         """The place, from 0, at which `key` was met first: the number of keys before this call if it is new."""
+        number = _number(key)
+        self._database.execute("INSERT OR IGNORE INTO keys VALUES (?, ?)", (number, self._met))
         self._met += 1
-        return self._first.setdefault(_number(key), self._met - 1)
+        (first,) = self._database.execute("SELECT place FROM keys WHERE number = ?", (number,)).fetchone()
+        return int(first)
 
 
 class RecordLog:
