@@ -20,9 +20,9 @@ from ultramed_rl.data.stage_data import Tokenizer
 from ultramed_rl.data.vignettes import COLUMNS, Vignette, answer_sentence, read_vignette, render_vignette
 from ultramed_rl.learning.seeds import seeded_number
 from ultramed_rl.records import Message, Prompt
-from ultramed_rl.store.keys import key_number
-from ultramed_rl.store.round_record import Asked
-from ultramed_rl.store.sequences import LazySequence
+from ultramed_rl.store.digests import key_number
+from ultramed_rl.store.run_directory import Asked
+from ultramed_rl.store.tables import LazySequence
 from ultramed_rl.token_ids import TokenIds
 from ultramed_rl.tracking import Progress
 

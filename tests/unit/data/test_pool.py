@@ -21,8 +21,8 @@ from ultramed_rl.data.prompts import (
     split_pool,
 )
 from ultramed_rl.records import Message, Prompt
-from ultramed_rl.store.keys import key_number
-from ultramed_rl.store.round_record import Asked
+from ultramed_rl.store.digests import key_number
+from ultramed_rl.store.run_directory import Asked
 
 
 def rule(per_round: int, reuse: bool, *shares: float) -> Prompts:
