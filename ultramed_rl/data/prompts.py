@@ -9,6 +9,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -89,7 +90,8 @@ def _read_drafts(source: PromptSource, counts: Counter[str]) -> Iterator[_Draft]
     unfit, fix = f"don't fit type {source.type!r}", "name another column, or clean the file"
     by_reason: Counter[str] = Counter()  # a pool counts misfits without their reasons
     rows = FittingRows(source.uri, source.limit, MISFITS_ALLOWED, unfit, fix, by_reason)
-    for draft in rows.parse(lambda row: _draft(source, row)):
+    drafts: Iterator[_Draft | str] = rows.parse(partial(_draft, source))
+    for draft in drafts:
         if isinstance(draft, str):
             counts[f"vignette_{draft}"] += 1
         else:
