@@ -8,9 +8,8 @@ An item has statements that an answer must hold (must-have, `Item.required`) and
 - Hallucination rate of an answer: the number of its statements, of both kinds, that it contradicts. Of a
   model: the mean over items, statements per item and no share; lower is better.
 
-Besides, what the paper doesn't report: the share of items with a contradiction, and the coverage of
-nice-to-have statements. Two differences from the paper's own script: it asks in two requests whether a
-statement is entailed and whether it is contradicted, by GPT-4 with worked examples, where one request here
+Besides, the share of items with a contradiction, and the coverage of nice-to-have statements. The paper's own
+script asks in two requests (entailed? contradicted?), by GPT-4 with worked examples, where one request here
 gives one of three verdicts; and it counts a reply that it cannot read as a no. Compare models under one judge
 and one template, not with the paper's figures.
 
@@ -70,14 +69,13 @@ _FIELDS = ("question", "answer", "statement")
 class StatementScores:
     """The verdicts on one answer, in the order of the item's statements; None where none could be read.
 
-    An unread verdict is left out of the shares, above and below the line. `replies` are the judge's last
-    words on each statement, required ones first.
+    An unread verdict is left out of the shares, above and below the line.
     """
 
     item_id: str
     required: tuple[Verdict | None, ...]
     optional: tuple[Verdict | None, ...]
-    replies: tuple[str, ...] = ()
+    replies: tuple[str, ...] = ()  # the judge's last words on each statement, required ones first
 
     @property
     def comprehensiveness(self) -> float:
@@ -109,38 +107,38 @@ class StatementScores:
 class StatementSummary:
     """A model's figures over items, each with its 95 % interval; None where no item gives a number.
 
-    `hallucination` is in statements per item. `items` have at least one verdict; all figures are of these,
-    comprehensiveness and coverage of those among them with a verdict on a must-have or nice-to-have statement.
-    `statements` and `unread` (without a verdict) count over all items.
+    All are of the `items` that have a verdict at all, comprehensiveness and coverage of those among them with a verdict
+    on a must-have or nice-to-have statement.
     """
 
     comprehensiveness: Interval | None
-    hallucination: Interval | None
+    hallucination: Interval | None  # in statements per item
     contradicting: Interval | None
     coverage: Interval | None
     items: int
-    statements: int
-    unread: int
+    statements: int  # over all items
+    unread: int  # without a verdict, over all items
+
+    @property
+    def intervals(self) -> dict[str, Interval]:
+        """The figures that there are."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Interval)}
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The figures that there are, flat, for a tracker."""
-        names = ("comprehensiveness", "hallucination", "contradicting", "coverage")
-        intervals = {name: getattr(self, name) for name in names}
-        return {f"kqa_{name}": interval.mean for name, interval in intervals.items() if interval is not None}
+        """Their means, flat, for a tracker."""
+        return {f"kqa_{name}": interval.mean for name, interval in self.intervals.items()}
 
 
 def statement_template(path: str | None, key: str = "judge.template") -> Template:
     """The template of a file, or our own. Raises ValueError as `read_template`."""
-    file = _OURS if path is None else Path(path)
-    return read_template(file, _FIELDS, (), key)
+    return read_template(_OURS if path is None else Path(path), _FIELDS, (), key)
 
 
 def statement_prompt(question: str, answer: str, statement: str, template: Template) -> str:
     """What the judge is asked about one statement. Of an answer with reasoning, only what follows `</think>`."""
-    texts = (question, answer.rpartition("</think>")[2].strip(), statement)
-    harmless = [without_tags(text, *_FIELDS) for text in texts]
-    return template.substitute(dict(zip(_FIELDS, harmless, strict=True)))
+    texts = zip(_FIELDS, (question, answer.rpartition("</think>")[2].strip(), statement), strict=True)
+    return template.substitute({name: without_tags(text, *_FIELDS) for name, text in texts})
 
 
 def summarize_statements(

@@ -10,16 +10,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from ultramed_rl.config.benchmarks import Benchmarks, SelfConsistency
-from ultramed_rl.evaluation.grading import GradedAnswer, grade_answers, grade_likelihoods, grade_votes
+from ultramed_rl.config.benchmarks import Benchmarks
 from ultramed_rl.evaluation.items import Item
-from ultramed_rl.evaluation.report import PolicyReport, report_policy, sample_curves
-from ultramed_rl.evaluation.suite import AskedTask, Question, check_room, encode_options, encode_question
+from ultramed_rl.evaluation.report import PolicyReport, report_policy
+from ultramed_rl.evaluation.results import (
+    GradedAnswer,
+    grade_answers,
+    grade_likelihoods,
+    grade_votes,
+    sample_curves,
+)
+from ultramed_rl.evaluation.suite import AskedTask, check_room, encode_options
 from ultramed_rl.evaluation.voting import CurvePoint
 from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.models.tokenizer import ChatTokenizer, load_tokenizer
 from ultramed_rl.records import (
     Completion,
+    Message,
     OptionLogprobs,
     OptionRequest,
     Prompt,
@@ -28,6 +35,7 @@ from ultramed_rl.records import (
 )
 from ultramed_rl.store import ArtifactFolder
 from ultramed_rl.store.shards import ShardedPhase, in_order
+from ultramed_rl.token_ids import TokenIds
 from ultramed_rl.tracking import Progress
 
 R = TypeVar("R")
@@ -52,8 +60,8 @@ class PolicyQuestions:
 
     name: str
     path: str
-    options: tuple[OptionRequest, ...]
-    prompts: tuple[Prompt, ...]
+    options: tuple[OptionRequest, ...] = ()
+    prompts: tuple[Prompt, ...] = ()
 
 
 @dataclass
@@ -99,25 +107,27 @@ class BenchmarkRunner:
         Raises:
             ValueError: no tokenizer, or questions that exceed the context.
         """
-        options: tuple[OptionRequest, ...] = ()
-        prompts: tuple[Prompt, ...] = ()
-        asked = self.likelihood_questions
-        if asked and "likelihood" in self.protocols:
-            plain = (
-                tokenizer.backend if tokenizer else load_tokenizer(path, trust_remote_code=trust_remote_code)
-            )
-            options = tuple(OptionRequest(q.question_id, *encode_options(plain, q)) for q in asked)
-            self._check_room(asked, [len(o.context) + max(map(len, o.options)) for o in options], 0)
-        asked = self.chat_questions
-        if asked and self.protocols.keys() - {"likelihood"}:
+        options, prompts = [], []
+        weighed, chats = self.likelihood_questions, self.chat_questions
+        if weighed and "likelihood" in self.protocols:
+            plain = tokenizer and tokenizer.backend
+            plain = plain or load_tokenizer(path, trust_remote_code=trust_remote_code)
+            options = [OptionRequest(q.question_id, *encode_options(plain, q)) for q in weighed]
+            lengths = [len(o.context) + max(map(len, o.options)) for o in options]
+            tasks = (question.task.name for question in weighed)
+            check_room(zip(tasks, lengths, strict=True), self.max_length, 0)
+        if chats and self.protocols.keys() - {"likelihood"}:
             assert tokenizer is not None, "who answers in words needs a chat tokenizer"
-            prompts = tuple(encode_question(tokenizer, q, self.config.system) for q in asked)
-            self._check_room(asked, [len(p.token_ids) for p in prompts], self.config.max_new_tokens)
-        return PolicyQuestions(name, path, options, prompts)
-
-    def _check_room(self, questions: Sequence[Question], lengths: Sequence[int], answer: int) -> None:
-        tasks = [question.task.name for question in questions]
-        check_room(list(zip(tasks, lengths, strict=True)), self.max_length, answer)
+            system = self.config.system
+            before = () if system is None else (Message(role="system", content=system),)
+            for question in chats:
+                # A prompt doesn't hold the key: scorers that compare with a reference would make reranking an oracle.
+                messages = (*before, Message(role="user", content=question.task.ask(question.item)))
+                tokens = TokenIds(tokenizer.encode_chat(messages))
+                prompts.append(Prompt(question.question_id, messages, tokens, kind=question.task.name))
+            answer = self.config.max_new_tokens
+            check_room(((p.kind, len(p.token_ids)) for p in prompts), self.max_length, answer)
+        return PolicyQuestions(name, path, tuple(options), tuple(prompts))
 
     def ask(
         self, questions: PolicyQuestions, place: AnswerPlace, engines: Callable[[], Engines]
@@ -145,14 +155,15 @@ class BenchmarkRunner:
             requests = [SamplingRequest(p, 1, 0.0, 1.0, greedy.max_new_tokens, 0) for p in questions.prompts]
             answers.greedy = answers_to("greedy", requests)
         if (sampled := self.protocols.get("self_consistency")) is not None:
+            how = (sampled.samples, sampled.temperature, sampled.top_p, sampled.max_new_tokens)
             voted = {q.question_id for q in self.voted_questions}
-            requests = [self._sampling(p, sampled) for p in questions.prompts if p.prompt_id in voted]
+            requests = [
+                SamplingRequest(prompt, *how, derive_seed(self.seed, "benchmark", prompt.prompt_id))
+                for prompt in questions.prompts
+                if prompt.prompt_id in voted
+            ]
             answers.samples = answers_to("self_consistency", requests)
         return answers
-
-    def _sampling(self, prompt: Prompt, protocol: SelfConsistency) -> SamplingRequest:
-        how = (protocol.samples, protocol.temperature, protocol.top_p, protocol.max_new_tokens)
-        return SamplingRequest(prompt, *how, derive_seed(self.seed, "benchmark", prompt.prompt_id))
 
     def reward(
         self, questions: PolicyQuestions, place: AnswerPlace, answers: PolicyAnswers, score: ScoreAnswers
@@ -209,16 +220,16 @@ class BenchmarkRunner:
     def report(self, questions: PolicyQuestions, answers: PolicyAnswers) -> PolicyReport:
         """Every answer graded, by task and protocol. K-QA's wait for their judge."""
         graded: dict[str, list[GradedAnswer]] = {}
-        samples: dict[str, int] = dict.fromkeys(self.protocols, 1)
         curves: dict[str, list[CurvePoint]] = {}
+        samples = 1
         if answers.likelihoods:
             graded["likelihood"] = grade_likelihoods(self.likelihood_questions, answers.likelihoods)
         if answers.greedy:
             pairs = zip(self.chat_questions, answers.greedy, strict=True)
             graded["greedy"] = grade_answers([p for p in pairs if p[0].task.form != "statements"])
         if answers.samples:
-            count = samples["self_consistency"] = self.protocols["self_consistency"].samples
-            groups = [answers.samples[i : i + count] for i in range(0, len(answers.samples), count)]
+            samples = self.protocols["self_consistency"].samples
+            groups = [answers.samples[i : i + samples] for i in range(0, len(answers.samples), samples)]
             graded["self_consistency"] = grade_votes(self.voted_questions, groups)
             curves = sample_curves(self.voted_questions, groups, answers.rewards, self.seed)
         return report_policy(questions.name, self.suite, graded, samples, curves)

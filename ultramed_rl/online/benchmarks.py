@@ -9,12 +9,16 @@ from pathlib import Path
 from ultramed_rl.config import RunConfig
 from ultramed_rl.config.benchmarks import RoundBenchmarks
 from ultramed_rl.data.prompts import PromptPool
-from ultramed_rl.evaluation.contamination.guard import check_contamination
-from ultramed_rl.evaluation.contamination.search import TrainedPrompt
-from ultramed_rl.evaluation.report import PolicyReport, compare_reports, write_failures
+from ultramed_rl.evaluation.contamination import TrainedPrompt, check_contamination
+from ultramed_rl.evaluation.report import (
+    PolicyReport,
+    compare_reports,
+    render_reports,
+    render_statements,
+    write_failures,
+)
 from ultramed_rl.evaluation.runner import AnswerPlace, BenchmarkRunner, PolicyAnswers, PolicyQuestions
 from ultramed_rl.evaluation.suite import load_suite
-from ultramed_rl.evaluation.tables import render_reports, render_statements
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, Prompt, ScoredCompletion
 from ultramed_rl.rewards.statements import StatementGrader, judge_statements

@@ -12,7 +12,7 @@ from string import Template
 
 from ultramed_rl.config.rewards import JudgeTerm, Scale
 from ultramed_rl.data.templates import read_template, without_tags
-from ultramed_rl.evaluation.reading.numbers import NUMBER, to_float
+from ultramed_rl.evaluation.reading.text import NUMBER, to_float
 from ultramed_rl.records import Completion, Prompt
 from ultramed_rl.rewards.api import ApiClient
 from ultramed_rl.rewards.term import with_prompts

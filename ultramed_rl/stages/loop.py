@@ -21,14 +21,15 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a training stands: steps taken, the best held-out loss, evaluations since then, and steps whose gradient was
-    not finite (of which `training.max_skipped_steps` allows so many)."""
+    """Where a training stands."""
 
     step: int = 0
-    best_loss: float = math.inf
+    best_loss: float = math.inf  # held-out
     best_step: int = 0
-    waited: int = 0
-    skipped: int = 0
+    waited: int = 0  # evaluations since then
+    skipped: int = (
+        0  # steps whose gradient was not finite, of which `training.max_skipped_steps` allows so many
+    )
 
 
 class StageLoop:
@@ -56,17 +57,17 @@ class StageLoop:
         place = self.take_up()
         if self.evaluates and place.step == 0:
             place = self.evaluate(place)
+        patience = math.inf if self.config.training.patience is None else self.config.training.patience
         with self.progress.phase(f"train {self.config.type}", self.steps, "steps") as bar:
             bar.advance(place.step)
-            while place.step < self.steps and not self.out_of_patience(place):
+            while place.step < self.steps and place.waited < patience:
                 place = self.go_on(place, bar.advance)
         return self.finish(place)
 
     def take_up(self) -> Place:
         """Where the newest saved state stands, loaded; or the start."""
-        saved = self.store.newest("states")
         place = Place()
-        if saved is not None:
+        if (saved := self.store.newest("states")) is not None:
             path, numbers = saved
             counts = {name: int(numbers.get(name, 0)) for name in ("step", "best_step", "waited", "skipped")}
             self.workers.load_state(path, counts["skipped"])
@@ -120,11 +121,6 @@ class StageLoop:
 
         self.store.save("states", place.step, write)
 
-    def out_of_patience(self, place: Place) -> bool:
-        """Whether the held-out loss has stopped falling for longer than the config allows."""
-        patience = self.config.training.patience
-        return patience is not None and place.waited >= patience
-
     def finish(self, place: Place) -> tuple[Path, Metrics]:
         """Write the stage's model: the best weights, or the last."""
 
@@ -144,23 +140,21 @@ class StageLoop:
 
     def figures(self, place: Place) -> Metrics:
         """What the stage came to."""
-        held_out = {}
-        if self.evaluates:
-            rows = self.store.metrics_rows("evaluation_index")
-            kept = place.best_step if self.config.training.keep == "best" else place.step
-            by_step = {int(row.pop("evaluation_index")): row for row in rows}
-            held_out = {f"start_held_out_{k}": v for k, v in by_step.get(0, {}).items() if k != "time"}
-            held_out |= {f"held_out_{k}": v for k, v in by_step[kept].items() if k != "time"}
         losses = self.store.metrics_rows("step_index")
-        return {
+        figures = {
             "samples": self.samples,
             "steps": place.step,
             "loss_first": losses[0]["loss"],
             "loss_last": losses[-1]["loss"],
             "tokens_per_second": sum(r["tokens"] for r in losses) / sum(r["seconds"] for r in losses),
             "mfu": sum(r["mfu"] for r in losses) / len(losses),
-            **held_out,
         }
+        if self.evaluates:
+            by_step = {int(r.pop("evaluation_index")): r for r in self.store.metrics_rows("evaluation_index")}
+            kept = by_step[place.best_step if self.config.training.keep == "best" else place.step]
+            figures |= {f"start_held_out_{k}": v for k, v in by_step.get(0, {}).items() if k != "time"}
+            figures |= {f"held_out_{k}": v for k, v in kept.items() if k != "time"}
+        return figures
 
     def _write_model(self, directory: Path) -> Metrics:
         self.workers.save(directory)

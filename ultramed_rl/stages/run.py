@@ -1,20 +1,27 @@
-"""From a stage's config to its model: check, prepare the data, start the ranks, train, keep."""
+"""From a training stage's config to its model: check, prepare the data, start the ranks, train, keep."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ultramed_rl.actors.policy import PolicyWorker
+from ultramed_rl.actors.reward_trainer import RewardTrainWorker
+from ultramed_rl.cluster.architecture import resolve_architecture
 from ultramed_rl.cluster.group import RanksLost
 from ultramed_rl.cluster.inputs import describe_inputs, describe_rendering
-from ultramed_rl.config.stages import StageConfig
+from ultramed_rl.config.stages import PreferenceConfig, RewardConfig, SftConfig, StageConfig
+from ultramed_rl.data.stage_data import Prepared, prepare_conversations, prepare_preferences
+from ultramed_rl.learning.checks import check_chats, check_groups, check_references
+from ultramed_rl.learning.preference_data import read_reference, reference_answers
 from ultramed_rl.models.checks import check_models
 from ultramed_rl.models.tokenizer import ChatTokenizer, chat_tokenizer
+from ultramed_rl.records import PreferenceGroup, ReferenceLogprobs, TokenizedChat
 from ultramed_rl.stages.loop import StageLoop, render
-from ultramed_rl.stages.openrlhf.run import train_by_openrlhf
-from ultramed_rl.stages.training import TRAINING_KINDS, StageSamples, TrainedStage, TrainingKind
+from ultramed_rl.stages.openrlhf import train_by_openrlhf
 from ultramed_rl.store import SampleFile, StageDirectory, write_samples
 from ultramed_rl.tracking import Progress, Tracker, watched
 from ultramed_rl.workers.stage import StageWorkers
@@ -29,6 +36,32 @@ class StageResult:
     directory: Path
     model: Path
     metrics: Metrics
+
+
+@dataclass(frozen=True)
+class TrainedStage:
+    """What a kind of stage may use while it teaches its ranks; `held_out` is None where there are no such samples."""
+
+    config: Any
+    workers: StageWorkers
+    training: SampleFile[Any]
+    held_out: SampleFile[Any] | None
+    store: StageDirectory
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class TrainingKind:
+    """A kind of stage that trains: the record that it is trained on, and what its ranks do with it."""
+
+    sample: type
+    worker: type  # the ranks' class
+    prepare: Callable[[Any, ChatTokenizer], Prepared[Any]]
+    check: Callable[
+        [Any, Sequence[Any]], None
+    ]  # refuses samples that cannot be learnt from, before a rank is started
+    teach: Callable[[TrainedStage], None]  # sets the ranks' task
+    load_keys: tuple[str, ...] = ()  # of the config, what the worker's `load` wants besides
 
 
 def run_stage(config: StageConfig, *, resume: bool = False) -> StageResult:
@@ -52,36 +85,42 @@ def run_stage(config: StageConfig, *, resume: bool = False) -> StageResult:
             progress.say(f"{config.run.name}: finished before; model: {path}")
             return StageResult(store.path, path, store.artifacts.metrics("model"))
         if config.engine == "openrlhf":
-            prepared = kind.prepare(config, tokenizer)
-            path, metrics = train_by_openrlhf(config, prepared, store, progress)
-            progress.say(f"{config.run.name}: {render(metrics)}\nmodel: {path}")
-            return StageResult(store.path, path, metrics)
-        data = prepare_data(config, kind, tokenizer, store, progress)
-        kind.check(config, data)
-        with Tracker(store, config) as tracker:
-            training = TrainedStage(config, StageWorkers(config, kind.worker), data, store, progress)
-            try:
-                path, metrics = train_to_the_end(training, kind, tracker)
-                progress.say(f"{config.run.name}: {render(metrics)}\nmodel: {path}")
-                return StageResult(store.path, path, metrics)
-            finally:
-                training.workers.stop()
+            path, metrics = train_by_openrlhf(config, kind.prepare(config, tokenizer), store, progress)
+        else:
+            path, metrics = _train(config, kind, tokenizer, store, progress)
+        progress.say(f"{config.run.name}: {render(metrics)}\nmodel: {path}")
+        return StageResult(store.path, path, metrics)
 
 
-def train_to_the_end(stage: TrainedStage, kind: TrainingKind, tracker: Tracker) -> tuple[Path, Metrics]:
-    """Train; ranks that are lost start again, from the newest state that was saved."""
-    config, workers, progress = stage.config, stage.workers, stage.progress
-    while True:
+def _train(
+    config: StageConfig,
+    kind: TrainingKind,
+    tokenizer: ChatTokenizer,
+    store: StageDirectory,
+    progress: Progress,
+) -> tuple[Path, Metrics]:
+    """Prepare the data, and train to the end; ranks that are lost start again, from the newest state that was saved."""
+    training, held_out = prepare_data(config, kind, tokenizer, store, progress)
+    for samples in filter(None, (training, held_out)):
+        kind.check(config, samples)
+    with Tracker(store, config) as tracker:
+        workers = StageWorkers(config, kind.worker)
+        stage = TrainedStage(config, workers, training, held_out, store, progress)
+        evaluates = held_out is not None
         try:
-            with progress.phase("start the ranks", 1, "groups") as bar:
-                workers.start(*(getattr(config, key) for key in kind.load_keys))
-                bar.advance(1)
-            kind.teach(stage)
-            count, evaluates = len(stage.data.training), stage.data.held_out is not None
-            return StageLoop(config, stage.store, workers, count, evaluates, tracker, progress).run()
-        except RanksLost as lost:
-            progress.say(f"{lost}; starting again from the newest state")
-            workers.restart()
+            while True:
+                try:
+                    with progress.phase("start the ranks", 1, "groups") as bar:
+                        workers.start(*(getattr(config, key) for key in kind.load_keys))
+                        bar.advance(1)
+                    kind.teach(stage)
+                    loop = StageLoop(config, store, workers, len(training), evaluates, tracker, progress)
+                    return loop.run()
+                except RanksLost as lost:
+                    progress.say(f"{lost}; starting again from the newest state")
+                    workers.restart()
+        finally:
+            workers.stop()
 
 
 def prepare_data(
@@ -90,8 +129,8 @@ def prepare_data(
     tokenizer: ChatTokenizer,
     store: StageDirectory,
     progress: Progress,
-) -> StageSamples:
-    """Read, split, tokenise and write the samples, once."""
+) -> tuple[SampleFile[Any], SampleFile[Any] | None]:
+    """Read, split, tokenise and write the samples, once: those to train on, and those held out, if there are any."""
 
     def write(directory: Path) -> Metrics:
         prepared = kind.prepare(config, tokenizer)
@@ -105,8 +144,97 @@ def prepare_data(
     what = json.dumps(config.data.model_dump(mode="json"), sort_keys=True)
     inputs = (what, config.model.path, config.model.max_length, config.run.seed)
     path, counts = store.artifacts.phase_directory("data", write, *inputs)
-    shown = ", ".join(f"{name} {count:.0f}" for name, count in counts.items() if count)
-    progress.say(f"data: {shown}")
+    progress.say("data: " + ", ".join(f"{name} {count:.0f}" for name, count in counts.items() if count))
     training: SampleFile[Any] = SampleFile(path / "training.arrow", kind.sample)
     held_out: SampleFile[Any] = SampleFile(path / "held_out.arrow", kind.sample)
-    return StageSamples(training, held_out if len(held_out) else None)
+    return training, held_out if len(held_out) else None
+
+
+# -- kinds -------------------------------------------------------------------------------------------------
+
+
+def _prepare_chats(config: SftConfig, tokenizer: ChatTokenizer) -> Prepared[TokenizedChat]:
+    return prepare_conversations(config.data, tokenizer, config.model.max_length, config.run.seed)
+
+
+def _prepare_ranked(
+    config: RewardConfig | PreferenceConfig, tokenizer: ChatTokenizer
+) -> Prepared[PreferenceGroup]:
+    objective = config.objective if isinstance(config, PreferenceConfig) else None
+    pairs = objective is not None and not (objective.listwise or objective.unpaired)
+    return prepare_preferences(config.data, tokenizer, config.model.max_length, config.run.seed, pairs=pairs)
+
+
+def _check_chats(config: SftConfig, chats: Sequence[TokenizedChat]) -> None:
+    check_chats(chats, _vocabulary(config))
+
+
+def _check_ranked(config: RewardConfig | PreferenceConfig, groups: Sequence[PreferenceGroup]) -> None:
+    paired = isinstance(config, RewardConfig) or not config.objective.unpaired
+    check_groups(groups, _vocabulary(config), config.model.max_length, paired=paired)
+
+
+def _vocabulary(config: StageConfig) -> int:
+    return resolve_architecture(config.model.path, config.model.architecture, "model").vocab_size
+
+
+def _teach_chats(stage: TrainedStage) -> None:
+    stage.workers.teach(PolicyWorker.learn_chats, stage.training, stage.held_out)
+
+
+def _teach_ranking(stage: TrainedStage) -> None:
+    config: RewardConfig = stage.config
+    wanted = (config.objective, config.model.max_length, stage.held_out)
+    stage.workers.teach(RewardTrainWorker.learn_ranking, stage.training, *wanted)
+
+
+def _teach_preferences(stage: TrainedStage) -> None:
+    """The model in training is its own reference: it scores all answers before its first step."""
+    config: PreferenceConfig = stage.config
+    training, held_out = _references(stage, "reference", stage.training), None
+    if stage.held_out is not None:
+        held_out = (stage.held_out, _references(stage, "reference_held_out", stage.held_out))
+    wanted = (training, config.objective, config.model.max_length, held_out)
+    stage.workers.teach(PolicyWorker.learn_preferences, stage.training, *wanted)
+
+
+def _references(
+    stage: TrainedStage, name: str, groups: Sequence[PreferenceGroup]
+) -> list[ReferenceLogprobs] | None:
+    config: PreferenceConfig = stage.config
+    if not config.objective.uses_reference:
+        return None
+
+    def compute(_: str) -> list[ReferenceLogprobs]:
+        mismatched = config.objective.kl == "mismatched"
+        length = config.model.max_length
+        answers = [reference_answers(groups, i, mismatched, length) for i in range(len(groups))]
+        total = sum(len(a.answers) for a in answers)
+        with stage.progress.phase("reference logprobs", total, "answers") as bar:
+            values = stage.workers.score_start(answers, bar.advance)
+        references = [
+            read_reference(group.group_id, len(group.completions), numbers)
+            for group, numbers in zip(groups, values, strict=True)
+        ]
+        check_references(groups, references)
+        return references
+
+    digest = stage.store.artifacts.digest("data")
+    return stage.store.artifacts.phase(name, compute, digest, kind=ReferenceLogprobs)
+
+
+# By the type of the config.
+TRAINING_KINDS = {
+    "sft": TrainingKind(TokenizedChat, PolicyWorker, _prepare_chats, _check_chats, _teach_chats),
+    "reward": TrainingKind(
+        PreferenceGroup,
+        RewardTrainWorker,
+        _prepare_ranked,
+        _check_ranked,
+        _teach_ranking,
+        ("trainable_layers",),
+    ),
+    "preference": TrainingKind(
+        PreferenceGroup, PolicyWorker, _prepare_ranked, _check_ranked, _teach_preferences
+    ),
+}

@@ -15,7 +15,7 @@ from tests.tiny import make_tokenizer, tiny_config
 from tests.unit.rewards.test_http import asked, chat, serving
 from ultramed_rl.config.benchmarks import Benchmarks, ContaminationCheck
 from ultramed_rl.config.rewards import AnswerTerm, StatementJudge
-from ultramed_rl.evaluation.contamination.guard import check_readable
+from ultramed_rl.evaluation.contamination import check_readable
 from ultramed_rl.evaluation.runner import AnswerPlace, BenchmarkRunner, PolicyAnswers, PolicyQuestions
 from ultramed_rl.evaluation.suite import check_protocols, load_suite
 from ultramed_rl.evaluation.tasks import TASKS

@@ -23,7 +23,8 @@ from ultramed_rl.config.options import option_overrides, reward_bench_options, s
 from ultramed_rl.config.recipe import load_recipe, stage_config
 from ultramed_rl.config.reward_bench import BenchmarkPairs
 from ultramed_rl.data.benchmark_pairs import fit_pairs, read_pairs
-from ultramed_rl.evaluation.reward_bench import (
+from ultramed_rl.records import Completion, Message, PreferenceGroup, Prompt, RankedAnswers
+from ultramed_rl.stages.reward_bench import (
     GENERAL,
     MEDICAL,
     OTHERS,
@@ -35,7 +36,6 @@ from ultramed_rl.evaluation.reward_bench import (
     score_subsets,
     wrong_pairs,
 )
-from ultramed_rl.records import Completion, Message, PreferenceGroup, Prompt, RankedAnswers
 from ultramed_rl.store.tables import write_records
 
 USER = (Message(role="user", content="Which?"),)

@@ -12,9 +12,8 @@ import pytest
 
 from tests.tiny import make_policy
 from ultramed_rl.config import EvaluateConfig, parse_config
-from ultramed_rl.stages import benchmark, evaluate
-from ultramed_rl.stages.benchmark import PolicyBenchmarks
-from ultramed_rl.stages.evaluate import evaluate_policies
+from ultramed_rl.stages import evaluate
+from ultramed_rl.stages.evaluate import PolicyBenchmarks, evaluate_policies
 from ultramed_rl.tracking.status import read_status
 
 
@@ -104,7 +103,7 @@ def test_an_evaluation_keeps_what_a_judge_or_lm_eval_failed_with(
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError(f"{what}: down")
 
-    monkeypatch.setattr(benchmark, "judge_statements" if what == "judge" else "run_general", fail)
+    monkeypatch.setattr(evaluate, "judge_statements" if what == "judge" else "run_general", fail)
     run: Any = PolicyBenchmarks.__new__(PolicyBenchmarks)
     run.reports, run.suite, run.statements, run.general = {}, [], {}, {}
     run.contamination, run.error, run.judge = {}, None, object() if what == "judge" else None

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal, TypeVar
 
 from ultramed_rl.config import AnyConfig, ContrastsConfig, RunConfig, load_any
+from ultramed_rl.config.data import MessagesSource, QuestionSource, VignetteSource
 from ultramed_rl.config.models import RewardTraining
 from ultramed_rl.config.stages import (
     ConversationSource,
@@ -30,15 +32,25 @@ from ultramed_rl.data.pool import split_pool
 from ultramed_rl.data.preferences import ranked_key, read_preferences
 from ultramed_rl.data.prompts import load_prompts
 from ultramed_rl.data.sources import read_rows
-from ultramed_rl.evaluation.contamination.search import Role, TrainedPrompt
 from ultramed_rl.models.tokenizer import chat_tokenizer
 from ultramed_rl.records import Message
 from ultramed_rl.store import RunReader
 
+S = TypeVar("S", ConversationSource, PreferenceSource, QuestionSource, MessagesSource, VignetteSource)
+Role = Literal["model", "reward"]
 Chats = Iterable[Sequence[Message]]
 Source = ConversationSource | PreferenceSource
 # What stands in a run's directory, by which a run is told from any folder that holds a config.yaml.
 _CONTENTS = ("rounds", "initial", "model", "best", "states", "openrlhf", "pairs.parquet")
+
+
+@dataclass(frozen=True)
+class TrainedPrompt:
+    """A text that was trained on, where it is from, and whether the model itself saw it or its reward model."""
+
+    text: str
+    source: str
+    role: Role = "model"
 
 
 @dataclass(frozen=True)
@@ -48,67 +60,23 @@ class TrainedSource:
     run: str
     uri: str
     role: Role
-    prompts: int
-    chats: Callable[[], Chats] = field(repr=False, compare=False)
-    suffix: str = field(default="", repr=False)
+    chats: Callable[[], Chats] = field(repr=False, compare=False)  # read anew
+    suffix: str = field(default="", repr=False)  # that the run's config added to its prompts
+    prompts: int = 0
 
     @property
     def name(self) -> str:
         """The source in a report."""
-        return f"{self.run}: {self.uri}" + (" (reward model)" if self.role == "reward" else "")
+        return f"{self.run}: {self.uri}" + _whose(self.role)
 
     def texts(self) -> Iterator[str]:
-        """Its user turns, read anew, without the suffix that the run's config added."""
+        """Its user turns, without the suffix."""
+        added = self.suffix.strip()
         for messages in self.chats():
             for message in messages:
                 if message["role"] == "user":
-                    yield _without_suffix(message["content"], self.suffix)
-
-
-@dataclass(frozen=True)
-class Lineage:
-    """What is known of a model's training data.
-
-    `sources` can be read; `unknown` names models that this project didn't make, or scorers that it can't look
-    into; `unreadable` names what can't be read any more, with the reason.
-    """
-
-    model: str
-    sources: tuple[TrainedSource, ...]
-    unknown: tuple[str, ...]
-    unreadable: tuple[str, ...]
-
-    def prompts(self) -> Iterator[TrainedPrompt]:
-        """All user turns trained on, as a stream: the model's own first, then its reward models'.
-
-        Raises:
-            ValueError: a source that could be read before and can't be now.
-        """
-        for source in sorted(self.sources, key=lambda source: source.role != "model"):
-            yield from (TrainedPrompt(text, source.name, source.role) for text in source.texts())
-
-    @property
-    def gaps(self) -> tuple[str, ...]:
-        """In words, what the report must not claim to be clean."""
-        return (
-            *(f"what {name} was trained on is not known" for name in self.unknown),
-            *(f"cannot be read any more: {what}" for what in self.unreadable),
-        )
-
-
-def training_prompts(path: str) -> Lineage:
-    """Find out what a model was trained on, through all runs back to a model that this project didn't make.
-
-    Every source is read once here, to count it and to see that it can be read, and again by each `prompts`.
-    Prompts that a run held out don't count; those that it dropped as too long may. A relative path in a run's
-    config is taken from where the run was started, where the directory tells.
-
-    Args:
-        path: a checkpoint's directory, its run's directory, a hub id, or an `offline://` name.
-    """
-    walk = _Walk()
-    walk.follow(path, "model")
-    return Lineage(path, tuple(walk.sources), tuple(walk.unknown), tuple(walk.unreadable))
+                    text = message["content"]
+                    yield text.rstrip().removesuffix(added).rstrip() if added else text
 
 
 @dataclass(frozen=True)
@@ -125,14 +93,34 @@ class _Run:
         """As the config places it, such as runs/recipe/sft."""
         return self.config.run.url or str(self.config.run.folder)
 
-    def locate(self, uri: str) -> str:
-        """A path or URI of the config; a local one as seen from here."""
+    def placed(self, source: S) -> S:
+        """A source of the config, a local one as seen from here."""
+        uri: str = source.uri
         local = "://" not in uri and not uri.startswith(("/", "~"))
-        return str(self.base / uri) if local else uri
+        return source.model_copy(update={"uri": str(self.base / uri) if local else uri})
 
 
-class _Walk:
-    """The runs gone through so far, and what they trained on."""
+def training_prompts(path: str) -> Lineage:
+    """Find out what a model was trained on, through all runs back to a model that this project didn't make.
+
+    Every source is read once here, to count it and to see that it can be read, and again by each `prompts`.
+    Prompts that a run held out don't count; those that it dropped as too long may. A relative path in a run's
+    config is taken from where the run was started, where the directory tells.
+
+    Args:
+        path: a checkpoint's directory, its run's directory, a hub id, or an `offline://` name.
+    """
+    lineage = Lineage()
+    lineage.follow(path, "model")
+    return lineage
+
+
+class Lineage:
+    """What is known of a model's training data.
+
+    `sources` can be read; `unknown` names models that this project didn't make, or scorers that it can't look
+    into; `unreadable` names what can't be read any more, with the reason.
+    """
 
     def __init__(self) -> None:
         self.sources: list[TrainedSource] = []
@@ -140,52 +128,65 @@ class _Walk:
         self.unreadable: list[str] = []
         self._visited: set[tuple[Path, tuple[str, ...], Role]] = set()
 
+    def prompts(self) -> Iterator[TrainedPrompt]:
+        """All user turns trained on, as a stream: the model's own first, then its reward models'.
+
+        Raises:
+            ValueError: a source that could be read before and can't be now.
+        """
+        for source in sorted(self.sources, key=lambda source: source.role != "model"):
+            yield from (TrainedPrompt(text, source.name, source.role) for text in source.texts())
+
+    @property
+    def gaps(self) -> tuple[str, ...]:
+        """In words, what the report must not claim to be clean."""
+        unknown = (f"what {name} was trained on is not known" for name in self.unknown)
+        return (*unknown, *(f"cannot be read any more: {what}" for what in self.unreadable))
+
     def follow(self, path: str, role: Role, base: Path | None = None) -> None:
         """Add what the model at `path` was trained on; a relative path counts from `base`."""
-        whose = " (reward model)" if role == "reward" else ""
-        found = _run_directory(path, base or Path.cwd())
-        if found is None:
-            self._note(self.unknown, f"{path}{whose}")
+        place = _run_directory(path, base or Path.cwd())
+        if place is None:
+            self._note(self.unknown, f"{path}{_whose(role)}")
             return
-        directory, inside = found
+        directory, inside = place
         if (directory, inside, role) in self._visited:
             return
         self._visited.add((directory, inside, role))
         try:
             config = load_any(directory / "config.yaml")
         except (ValueError, OSError) as error:
-            self._note(self.unreadable, f"{directory}{whose} ({_one_line(error)})")
+            self._note(self.unreadable, f"{directory}{_whose(role)} ({_one_line(error)})")
             return
-        run = _Run(directory, config, _started_in(directory, config), inside)
+        # Where it was started is the part of its path that its config doesn't name; here, if it was moved.
+        named = config.run.folder
+        moved = named.is_absolute() or directory.parts[-len(named.parts) :] != named.parts
+        started = Path.cwd() if moved else Path(*directory.parts[: -len(named.parts)])
+        run = _Run(directory, config, started, inside)
         if isinstance(config, RunConfig):
             self._add_online(run, config, role)
         elif isinstance(config, SftConfig | RewardConfig | PreferenceConfig):
             self._add_stage(run, config, role)
         else:  # a kind that trains nothing
-            self._note(self.unknown, f"{path}{whose}")
-
-    # -- stages --------------------------------------------------------------------------------------------
+            self._note(self.unknown, f"{path}{_whose(role)}")
 
     def _add_stage(self, run: _Run, config: StageConfig, role: Role) -> None:
         """Kept data are what was trained on; without them the sources are read as the stage read them."""
+        sources = [run.placed(source) for source in config.data.sources]
+        suffixes = [_suffix_of(source.uri) for source in sources]
         kept = _kept_data(run, config)
-        sources: Sequence[Source] = config.data.sources
-        uris = [run.locate(source.uri) for source in sources]
-        suffixes = {_suffix_of(uri) for uri in uris}
         if kept is not None:
-            suffix = suffixes.pop() if len(suffixes) == 1 else ""
-            self._add(run, ", ".join(source.uri for source in sources), role, kept, suffix)
+            suffix = suffixes[0] if len(set(suffixes)) == 1 else ""
+            self._add(run, ", ".join(source.uri for source in config.data.sources), role, kept, suffix)
         else:
             held_out = _held_out(run, config)
-            for source, uri in zip(sources, uris, strict=True):
-                placed = source.model_copy(update={"uri": uri})
-                chats = partial(_trained_chats, placed, held_out, config.run.seed)
-                self._add(run, source.uri, role, chats, _suffix_of(uri))
+            for named, source, suffix in zip(config.data.sources, sources, suffixes, strict=True):
+                chats = partial(_trained_chats, source, held_out, config.run.seed)
+                self._add(run, named.uri, role, chats, suffix)
         self.follow(config.model.path, role, run.base)
 
-    # -- online --------------------------------------------------------------------------------------------
-
     def _add_online(self, run: _Run, config: RunConfig, role: Role) -> None:
+        """The prompts of the rounds up to the checkpoint's; of all that are committed, for the whole run."""
         uris = ", ".join(source.uri for source in config.prompts.sources)
         suffix = config.prompts.suffix or ""
         if run.inside[:1] == ("initial",):  # the reward model that the run trained itself
@@ -193,38 +194,34 @@ class _Walk:
                 self._add(run, uris, role, partial(_pool_chats, run, config, config.reward.train), suffix)
             self.follow(config.policy.path, role, run.base)
             return
-        committed = len(RunReader(run.path).rounds)
-        files = _round_files(run, committed)
-        folders = [] if run.inside[:1] == ("rounds",) else sorted((run.path / "rounds").glob("[0-9]*"))
-        for folder in folders[committed:]:
-            self._note(self.unreadable, f"{run.name}: rounds/{folder.name} (not committed)")
+        count, committed = len(RunReader(run.path).rounds), run.path / "rounds"
+        if run.inside[:1] == ("rounds",):
+            count = int(run.inside[1]) + 1 if run.inside[1:] and run.inside[1].isdigit() else count
+        else:
+            for folder in sorted(committed.glob("[0-9]*"))[count:]:
+                self._note(self.unreadable, f"{run.name}: rounds/{folder.name} (not committed)")
+        files = [committed / f"{index:03d}" / "prompts.parquet" for index in range(count)]
         for file in files:
             if not file.is_file():
                 self._note(self.unreadable, f"{run.name}: {file.relative_to(run.path)} (no such file)")
         present = [file for file in files if file.is_file()]
         self._add(run, uris, role, partial(_kept_chats, present, "messages"), suffix)
         self.follow(config.policy.path, role, run.base)
-        self._follow_scorers(run, config)
-
-    def _follow_scorers(self, run: _Run, config: RunConfig) -> None:
         for path in config.reward.paths:
-            self.follow(
-                str(run.path / "initial" / "reward_model") if path is None else path, "reward", run.base
-            )
+            own = str(run.path / "initial" / "reward_model")
+            self.follow(own if path is None else path, "reward", run.base)
         for term in config.reward.terms:
             if term.type in ("http", "judge"):
                 self._note(self.unknown, f"the {term.type} scorer {term.name!r} of {run.name} (reward model)")
 
-    # -- what is found -------------------------------------------------------------------------------------
-
     def _add(self, run: _Run, uri: str, role: Role, chats: Callable[[], Chats], suffix: str) -> None:
-        source = TrainedSource(run.name, uri, role, 0, chats, suffix)
+        source = TrainedSource(run.name, uri, role, chats, suffix)
         try:
             count = sum(1 for _ in source.texts())
         except (ValueError, OSError) as error:
             self._note(self.unreadable, f"{source.name} ({_one_line(error)})")
         else:
-            self.sources.append(TrainedSource(run.name, uri, role, count, chats, suffix))
+            self.sources.append(replace(source, prompts=count))
 
     @staticmethod
     def _note(notes: list[str], note: str) -> None:
@@ -232,7 +229,12 @@ class _Walk:
             notes.append(note)
 
 
-# -- directories -------------------------------------------------------------------------------------------
+def _whose(role: Role) -> str:
+    return " (reward model)" if role == "reward" else ""
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _run_directory(path: str, base: Path) -> tuple[Path, tuple[str, ...]] | None:
@@ -247,26 +249,11 @@ def _run_directory(path: str, base: Path) -> tuple[Path, tuple[str, ...]] | None
     return None
 
 
-def _started_in(directory: Path, config: AnyConfig) -> Path:
-    """Where a run was started: the part of its path that its config doesn't name."""
-    named = config.run.folder
-    if named.is_absolute() or directory.parts[-len(named.parts) :] != named.parts:
-        return Path.cwd()  # it was moved
-    return Path(*directory.parts[: -len(named.parts)])
-
-
-def _round_files(run: _Run, committed: int) -> list[Path]:
-    """The prompts of the rounds up to the checkpoint's; of all that are committed, for the whole run."""
-    one = run.inside[:1] == ("rounds",) and len(run.inside) > 1 and run.inside[1].isdigit()
-    count = int(run.inside[1]) + 1 if one else committed
-    return [run.path / "rounds" / f"{index:03d}" / "prompts.parquet" for index in range(count)]
-
-
 def _suffix_of(uri: str) -> str:
     """The suffix that the prompts of this project's own pairs carry; empty for other data."""
-    found = _run_directory(uri, Path.cwd())
+    place = _run_directory(uri, Path.cwd())
     try:
-        config = load_any(found[0] / "config.yaml") if found else None
+        config = load_any(place[0] / "config.yaml") if place else None
     except (ValueError, OSError):
         return ""
     return (config.prompts.suffix or "") if isinstance(config, RunConfig | ContrastsConfig) else ""
@@ -301,11 +288,11 @@ def _kept_chats(files: Sequence[Path], column: str) -> Iterator[Sequence[Message
 
 def _pool_chats(run: _Run, config: RunConfig, training: RewardTraining) -> Chats:
     """The prompts whose contrasts an online run's own reward model learnt: the last ones of the pool."""
-    sources = [s.model_copy(update={"uri": run.locate(s.uri)}) for s in config.prompts.sources]
-    prompts = config.prompts.model_copy(update={"sources": sources})
-    placed = run.base / config.policy.path
-    path = str(placed) if "://" not in config.policy.path and placed.exists() else config.policy.path
-    tokenizer = chat_tokenizer(config.policy.model_copy(update={"path": path}), learns=False)
+    prompts = config.prompts.model_copy(update={"sources": list(map(run.placed, config.prompts.sources))})
+    policy = config.policy
+    if "://" not in policy.path and (run.base / policy.path).exists():
+        policy = policy.model_copy(update={"path": str(run.base / policy.path)})
+    tokenizer = chat_tokenizer(policy, learns=False)
     pool = split_pool(load_prompts(prompts, tokenizer.encode_chat), prompts.held_out, config.run.seed)
     return [prompt.messages for prompt in pool.training[-training.data.prompts :]]
 
@@ -334,8 +321,7 @@ def _held_out(run: _Run, config: StageConfig) -> frozenset[str]:
 
     def keys(sources: Sequence[Source]) -> Iterator[str]:
         for source in sources:
-            placed = source.model_copy(update={"uri": run.locate(source.uri)})
-            yield from (prompt_key(chat) for chat in _used_chats(placed, seed))
+            yield from map(prompt_key, _used_chats(run.placed(source), seed))
 
     try:
         evaluated = set(keys(data.evaluation_sources))
@@ -343,12 +329,3 @@ def _held_out(run: _Run, config: StageConfig) -> frozenset[str]:
         return frozenset(evaluated | choose_held_out(training, data.held_out, seed))
     except (ValueError, OSError):
         return frozenset()  # a source is gone, and with it the choice: rather count too much than too little
-
-
-def _without_suffix(text: str, suffix: str) -> str:
-    added = suffix.strip()
-    return text.rstrip().removesuffix(added).rstrip() if added else text
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
