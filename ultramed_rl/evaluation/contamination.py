@@ -118,9 +118,6 @@ class Contamination:
         return "; ".join([head, *(note for note, count in notes.items() if count)])
 
 
-# -- an evaluation's check ---------------------------------------------------------------------------------
-
-
 def check_contamination(
     check: ContaminationCheck, suite: Sequence[AskedTask], path: str, own: Iterable[TrainedPrompt] = ()
 ) -> Contamination:
@@ -183,9 +180,6 @@ def _source_prompts(uri: str) -> Iterator[TrainedPrompt]:
                 f"{', '.join(_TEXT_COLUMNS)}; rename the column that holds the prompt"
             )
         yield from (TrainedPrompt(str(text), uri) for text in said)
-
-
-# -- search ------------------------------------------------------------------------------------------------
 
 
 def question_text(item: Item) -> str:

@@ -173,9 +173,6 @@ def _entailed(verdicts: Sequence[Verdict | None]) -> float:
     return read.count("entailed") / len(read) if read else math.nan
 
 
-# -- verdicts ----------------------------------------------------------------------------------------------
-
-
 def read_verdict(reply: str) -> Verdict | None:
     """The verdict that a judge's reply settles on, or None for none and for several.
 

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
+
+from pyarrow import ipc, memory_map, parquet
 
 from ultramed_rl.config import AnyConfig, ContrastsConfig, RunConfig, load_any
-from ultramed_rl.config.data import MessagesSource, QuestionSource, VignetteSource
 from ultramed_rl.config.models import RewardTraining
 from ultramed_rl.config.stages import (
     ConversationSource,
@@ -36,7 +37,6 @@ from ultramed_rl.models.tokenizer import chat_tokenizer
 from ultramed_rl.records import Message
 from ultramed_rl.store import RunReader
 
-S = TypeVar("S", ConversationSource, PreferenceSource, QuestionSource, MessagesSource, VignetteSource)
 Role = Literal["model", "reward"]
 Chats = Iterable[Sequence[Message]]
 Source = ConversationSource | PreferenceSource
@@ -93,11 +93,10 @@ class _Run:
         """As the config places it, such as runs/recipe/sft."""
         return self.config.run.url or str(self.config.run.folder)
 
-    def placed(self, source: S) -> S:
-        """A source of the config, a local one as seen from here."""
-        uri: str = source.uri
+    def locate(self, uri: str) -> dict[str, str]:
+        """The `uri` of one of the config's sources, a local one as seen from here."""
         local = "://" not in uri and not uri.startswith(("/", "~"))
-        return source.model_copy(update={"uri": str(self.base / uri) if local else uri})
+        return {"uri": str(self.base / uri) if local else uri}
 
 
 def training_prompts(path: str) -> Lineage:
@@ -172,7 +171,7 @@ class Lineage:
 
     def _add_stage(self, run: _Run, config: StageConfig, role: Role) -> None:
         """Kept data are what was trained on; without them the sources are read as the stage read them."""
-        sources = [run.placed(source) for source in config.data.sources]
+        sources = [s.model_copy(update=run.locate(s.uri)) for s in config.data.sources]
         suffixes = [_suffix_of(source.uri) for source in sources]
         kept = _kept_data(run, config)
         if kept is not None:
@@ -181,7 +180,7 @@ class Lineage:
         else:
             held_out = _held_out(run, config)
             for named, source, suffix in zip(config.data.sources, sources, suffixes, strict=True):
-                chats = partial(_trained_chats, source, held_out, config.run.seed)
+                chats = partial(_used_chats, source, config.run.seed, held_out)
                 self._add(run, named.uri, role, chats, suffix)
         self.follow(config.model.path, role, run.base)
 
@@ -259,9 +258,6 @@ def _suffix_of(uri: str) -> str:
     return (config.prompts.suffix or "") if isinstance(config, RunConfig | ContrastsConfig) else ""
 
 
-# -- texts -------------------------------------------------------------------------------------------------
-
-
 def _kept_data(run: _Run, config: StageConfig) -> Callable[[], Chats] | None:
     """What a stage wrote down to train on, where it is still there and is text; a native SFT keeps token ids."""
     column = "messages" if isinstance(config, SftConfig) else "prompt"
@@ -275,8 +271,6 @@ def _kept_data(run: _Run, config: StageConfig) -> Callable[[], Chats] | None:
 
 def _kept_chats(files: Sequence[Path], column: str) -> Iterator[Sequence[Message]]:
     """One column of this project's own tables, without their token ids."""
-    from pyarrow import ipc, memory_map, parquet
-
     for file in files:
         if file.suffix == ".parquet":
             yield from parquet.read_table(file, columns=[column]).column(column).to_pylist()
@@ -288,7 +282,8 @@ def _kept_chats(files: Sequence[Path], column: str) -> Iterator[Sequence[Message
 
 def _pool_chats(run: _Run, config: RunConfig, training: RewardTraining) -> Chats:
     """The prompts whose contrasts an online run's own reward model learnt: the last ones of the pool."""
-    prompts = config.prompts.model_copy(update={"sources": list(map(run.placed, config.prompts.sources))})
+    sources = [source.model_copy(update=run.locate(source.uri)) for source in config.prompts.sources]
+    prompts = config.prompts.model_copy(update={"sources": sources})
     policy = config.policy
     if "://" not in policy.path and (run.base / policy.path).exists():
         policy = policy.model_copy(update={"path": str(run.base / policy.path)})
@@ -297,20 +292,16 @@ def _pool_chats(run: _Run, config: RunConfig, training: RewardTraining) -> Chats
     return [prompt.messages for prompt in pool.training[-training.data.prompts :]]
 
 
-def _used_chats(source: Source, seed: int) -> Iterator[Sequence[Message]]:
-    """A source's chats, without those that a weight below 1 leaves out."""
+def _used_chats(source: Source, seed: int, held_out: frozenset[str] = frozenset()) -> Chats:
+    """A source's chats, without those that a weight below 1 leaves out and those of prompts that were held out."""
     if isinstance(source, PreferenceSource):
-        for ranked in read_preferences(source, Counter(), quiet=True):
-            if mixture_copies(source.weight, ranked_key(ranked), seed):
-                yield ranked.messages
+        ranked = read_preferences(source, Counter(), quiet=True)
+        chats = ((row.messages, ranked_key(row)) for row in ranked)
     else:
-        for conversation in read_conversations(source, Counter(), quiet=True):
-            if mixture_copies(source.weight, content_key(conversation.messages), seed):
-                yield conversation.messages
-
-
-def _trained_chats(source: Source, held_out: frozenset[str], seed: int) -> Chats:
-    return (chat for chat in _used_chats(source, seed) if prompt_key(chat) not in held_out)
+        conversations = read_conversations(source, Counter(), quiet=True)
+        chats = ((row.messages, content_key(row.messages)) for row in conversations)
+    used = (messages for messages, key in chats if mixture_copies(source.weight, key, seed))
+    return (messages for messages in used if not held_out or prompt_key(messages) not in held_out)
 
 
 def _held_out(run: _Run, config: StageConfig) -> frozenset[str]:
@@ -321,7 +312,8 @@ def _held_out(run: _Run, config: StageConfig) -> frozenset[str]:
 
     def keys(sources: Sequence[Source]) -> Iterator[str]:
         for source in sources:
-            yield from map(prompt_key, _used_chats(run.placed(source), seed))
+            placed = source.model_copy(update=run.locate(source.uri))
+            yield from map(prompt_key, _used_chats(placed, seed))
 
     try:
         evaluated = set(keys(data.evaluation_sources))

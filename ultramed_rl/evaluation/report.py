@@ -147,9 +147,6 @@ def failures(outcomes: Sequence[GradedAnswer]) -> Iterator[dict[str, Any]]:
             }
 
 
-# -- tables ------------------------------------------------------------------------------------------------
-
-
 def render_reports(
     reports: Sequence[PolicyReport],
     comparisons: Mapping[str, Sequence[Comparison]],

@@ -59,9 +59,6 @@ class AskedTask:
     questions: tuple[Question, ...] = ()
 
 
-# -- what is asked -----------------------------------------------------------------------------------------
-
-
 def load_suite(config: Benchmarks, seed: int) -> tuple[AskedTask, ...]:
     """Every task of a config.
 
@@ -182,9 +179,6 @@ def shuffled_orders(item_id: str, options: int, count: int, seed: int) -> list[t
     while len(orders) <= count:
         orders[tuple(draw.sample(given, options))] = None
     return list(orders)
-
-
-# -- rows become items -------------------------------------------------------------------------------------
 
 
 def load_items(

@@ -161,9 +161,6 @@ def read_results(folder: Path) -> EvaluationResult | None:
     return EvaluationResult(folder, figures, details)
 
 
-# -- benchmarks --------------------------------------------------------------------------------------------
-
-
 class PolicyBenchmarks:
     """The benchmarks of one evaluation and what policies made of them."""
 
@@ -291,9 +288,6 @@ def describe(asked: AskedTask) -> str:
     kinds = f" of {'/'.join(map(str, options))} options" if options else ""
     note = f" ({counts['rows']} rows: {dropped})" if dropped else ""
     return f"{asked.task.name}: {len(asked.items)} items{kinds}{note}"
-
-
-# -- held-out prompts --------------------------------------------------------------------------------------
 
 
 class HeldOutPrompts:

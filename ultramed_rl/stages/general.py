@@ -72,7 +72,6 @@ class GeneralTask:
 class GeneralResult:
     """Tasks, groups and their subtasks by name, as lm-eval orders them."""
 
-    directory: Path
     tasks: dict[str, GeneralTask]
 
     @property
@@ -81,9 +80,6 @@ class GeneralResult:
         figures = {f"{task}/{m}": f for task, result in self.tasks.items() for m, f in result.figures.items()}
         errors = {f"{name}_stderr": f.stderr for name, f in figures.items() if f.stderr is not None}
         return {name: figure.value for name, figure in figures.items()} | errors
-
-
-# -- what is run -------------------------------------------------------------------------------------------
 
 
 def general_command(
@@ -159,9 +155,6 @@ def _folder(section: General) -> str:
     return "" if path is None else str(Path(path).expanduser().absolute())
 
 
-# -- before anything starts --------------------------------------------------------------------------------
-
-
 def check_general(section: General, device: str) -> None:
     """Look the tasks up: about 12 s, 2 s where `include_path` holds them all; once in a process.
 
@@ -203,9 +196,6 @@ def _look_up(folder: str, tasks: tuple[str, ...]) -> dict[str, Any]:
         )
     index: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return index
-
-
-# -- the run -----------------------------------------------------------------------------------------------
 
 
 def run_general(
@@ -271,9 +261,6 @@ def _error_line(text: str) -> str:
     return last
 
 
-# -- what came out -----------------------------------------------------------------------------------------
-
-
 def read_general(directory: Path) -> GeneralResult:
     """lm-eval's results as records; a group that lm-eval gives no figures is left out.
 
@@ -295,7 +282,7 @@ def read_general(directory: Path) -> GeneralResult:
         name: GeneralTask(row.get("sample_len", 0), _figures(row), tuple(subtasks.get(name, ())))
         for name, row in content["results"].items()
     }
-    return GeneralResult(directory, {name: result for name, result in tasks.items() if result.figures})
+    return GeneralResult({name: result for name, result in tasks.items() if result.figures})
 
 
 def _figures(row: dict[str, Any]) -> dict[str, Figure]:

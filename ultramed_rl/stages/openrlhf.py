@@ -167,9 +167,6 @@ def _read_model(path: str, name: str) -> dict[str, object]:
     return content
 
 
-# -- the command -------------------------------------------------------------------------------------------
-
-
 def openrlhf_command(
     config: StageConfig, train_path: Path, held_out_path: Path | None, output: Path
 ) -> list[str]:
@@ -293,9 +290,6 @@ def _objective_flags(config: StageConfig) -> dict[str, Flag]:
         "model.label_smoothing": objective.label_smoothing if isinstance(objective, DPO) else None,
         "model.nll_loss_coef": objective.nll_weight,
     }
-
-
-# -- data and checkpoints ----------------------------------------------------------------------------------
 
 
 def write_openrlhf_data(

@@ -252,9 +252,6 @@ def _metrics(result: RewardBenchResult) -> dict[str, float]:
     return {**totals, **accuracies, **{f"average_{a.name}": a.accuracy for a in result.averages}}
 
 
-# -- scores are counted ------------------------------------------------------------------------------------
-
-
 def known_subset(name: str) -> str:
     """A benchmark's own spelling of its subset; any other name as it is."""
     return _BY_FOLDED.get(name.casefold(), name)

@@ -150,9 +150,6 @@ def prepare_data(
     return training, held_out if len(held_out) else None
 
 
-# -- kinds -------------------------------------------------------------------------------------------------
-
-
 def _prepare_chats(config: SftConfig, tokenizer: ChatTokenizer) -> Prepared[TokenizedChat]:
     return prepare_conversations(config.data, tokenizer, config.model.max_length, config.run.seed)
 
