@@ -201,7 +201,7 @@ def load_items(
         raise ValueError(f"task {task.name!r}: limit={limit}, but at least 1 item must be asked; raise it")
     counts = Counter(rows=0, misfit=0, left_out=0, duplicate=0, repeated=0, same_options=0)
     uris = tuple(find_uris(task, uri))
-    items = tuple(_with_ids(_without_repeats(task, _read_items(task, uris, counts), counts)))
+    items = tuple(_read_items(task, uris, counts))
     counts["items"] = len(items)
     if not items:
         raise ValueError(
@@ -230,43 +230,32 @@ def find_uris(task: Task, uri: str | Sequence[str] | None) -> Sequence[str]:
 
 
 def _read_items(task: Task, uris: Sequence[str], counts: Counter[str]) -> Iterator[Item]:
+    """A task's items with ids that differ: one that is taken gains "-2", "-3", ..."""
+    seen: set[tuple[str, ...]] = set()
+    taken: set[str] = set()
     sources = [source for uri in uris for source in list_sources(uri)]
     for source in sources:
         subject = Path(source).stem if task.subject_files and len(sources) > 1 else ""
         own: Counter[str] = Counter()
         unfit, fix = f"don't fit task {task.name!r}", "name another source, or repair it"
+        rows = FittingRows(source, None, MISFITS_ALLOWED, unfit, fix, own)
         fitting = 0
-        for item in FittingRows(source, None, MISFITS_ALLOWED, unfit, fix, own).parse(
-            lambda row: task.read(Row(row))
-        ):
+        for item in rows.parse(lambda row: task.read(Row(row))):
             fitting += 1
-            yield item if item.subject else replace(item, subject=subject)
+            options = tuple(map(normalise_text, item.options))
+            identity = (normalise_text(item.question), normalise_text(item.context), *options)
+            repeats = identity in seen
+            seen.add(identity)
+            if repeats and task.drops_repeats and not (item.subject or subject):
+                counts["duplicate"] += 1
+                continue
+            counts["repeated"] += repeats
+            counts["same_options"] += len(set(options)) < len(options)
+            text = "\x1f".join((item.question, item.context, *item.options))
+            first = item.item_id or hashlib.sha256(text.encode()).hexdigest()[:16]
+            names = chain([first], (f"{first}-{number}" for number in count(2)))
+            item_id = next(name for name in names if name not in taken)
+            taken.add(item_id)
+            yield replace(item, item_id=item_id, subject=item.subject or subject)
         counts.update(own)
         counts["left_out"] += own["rows"] - own["misfit"] - fitting
-
-
-def _without_repeats(task: Task, items: Iterable[Item], counts: Counter[str]) -> Iterator[Item]:
-    seen: set[tuple[str, ...]] = set()
-    for item in items:
-        options = tuple(map(normalise_text, item.options))
-        identity = (normalise_text(item.question), normalise_text(item.context), *options)
-        repeats = identity in seen
-        seen.add(identity)
-        if repeats and task.drops_repeats and not item.subject:
-            counts["duplicate"] += 1
-            continue
-        counts["repeated"] += repeats
-        counts["same_options"] += len(set(options)) < len(options)
-        yield item
-
-
-def _with_ids(items: Iterable[Item]) -> Iterator[Item]:
-    """The items with ids that differ: one that is taken gains "-2", "-3", ..."""
-    taken: set[str] = set()
-    for item in items:
-        text = "\x1f".join((item.question, item.context, *item.options))
-        first = item.item_id or hashlib.sha256(text.encode()).hexdigest()[:16]
-        names = chain([first], (f"{first}-{number}" for number in count(2)))
-        item_id = next(name for name in names if name not in taken)
-        taken.add(item_id)
-        yield replace(item, item_id=item_id)

@@ -123,6 +123,7 @@ def conclude(
     """Write and say what it came to."""
     figures: dict[str, Metrics] = {name: {} for name in config.policies}
     details: dict[str, Any] = {}
+    error: Exception | None = None
     if held_out is not None:
         details["rewards"] = rewards = held_out.compare()
         figures = {name: figures[name] | rewards[name] for name in figures}
@@ -130,16 +131,17 @@ def conclude(
     if benchmarks is not None:
         details |= benchmarks.conclude(store.path)
         figures = {name: figures[name] | benchmarks.metrics(name) for name in figures}
-        if benchmarks.error is not None:
-            results = {"policies": figures, **details, "error": str(benchmarks.error)}
-            write_json(store.path / RESULTS, results)
-            progress.say(f"results without what failed: {store.path / RESULTS}")
-            raise benchmarks.error
+        error = benchmarks.error
+    results = {"policies": figures, **details}
+    if error is not None:
+        write_json(store.path / RESULTS, {**results, "error": str(error)})
+        progress.say(f"results without what failed: {store.path / RESULTS}")
+        raise error
     store.keep_metrics(lambda row: False)  # of an end that was killed before its results were there
     with Tracker(store, config) as tracker:
         for index, metrics in enumerate(figures.values()):
             tracker.log(metrics, step=index, kind="evaluation")
-    write_json(store.path / RESULTS, {"policies": figures, **details})
+    write_json(store.path / RESULTS, results)
     progress.say(f"results: {store.path / RESULTS}")
     result = read_results(store.path)
     assert result is not None
@@ -189,9 +191,10 @@ class PolicyBenchmarks:
         self.scorers = {p.name: Scorers(config.reward, p.chat) for p in policies} if config.reward else {}
         self.answers: dict[str, PolicyAnswers] = {}
         self.reports: dict[str, PolicyReport] = {}
-        self.statements: dict[str, StatementSummary] = {}
-        self.general: dict[str, GeneralResult] = {}
-        self.contamination: dict[str, Contamination] = {}
+        # What is said of a policy besides: its contamination, a judge's verdicts, lm-evaluation-harness's figures.
+        self.further: dict[str, dict[str, Contamination | StatementSummary | GeneralResult]] = {
+            name: {} for name in self.questions
+        }
         self.error: Exception | None = None  # of a judge, or of lm-evaluation-harness
 
     def ask(self, workers: EvaluationWorkers, artifacts: ArtifactFolder, policy: ComparedPolicy) -> None:
@@ -220,25 +223,34 @@ class PolicyBenchmarks:
         check = self.benchmarks.contamination
         for name, questions in self.questions.items():
             if check is not None and self.suite:
-                self.contamination[name] = check_contamination(check, self.suite, questions.path)
-                self.progress.say(f"{name}: {self.contamination[name].render()}")
+                contamination = check_contamination(check, self.suite, questions.path)
+                self.further[name]["contamination"] = contamination
+                self.progress.say(f"{name}: {contamination.render()}")
         try:
             self._ask_others(folder)
         except (RuntimeError, ValueError, OSError) as error:
             self.error = error
-        return {
-            "tasks": {
-                asked.task.name: {"uris": asked.uris, "items": len(asked.items), "counts": asked.counts}
-                for asked in self.suite
-            },
-            "benchmarks": {name: self._details(name) for name in self.questions},
-            "comparisons": {name: [asdict(c) for c in members] for name, members in comparisons.items()},
+        details = {
+            name: {
+                "path": self.questions[name].path,
+                **report.details,
+                **{what: asdict(part) for what, part in self.further[name].items()},
+            }
+            for name, report in self.reports.items()
         }
+        tasks = {
+            asked.task.name: {"uris": asked.uris, "items": len(asked.items), "counts": asked.counts}
+            for asked in self.suite
+        }
+        compared = {name: [asdict(c) for c in members] for name, members in comparisons.items()}
+        return {"tasks": tasks, "benchmarks": details, "comparisons": compared}
 
     def metrics(self, name: str) -> Metrics:
         """A policy's figures, flat, for a tracker."""
-        others = [parts[name].metrics for parts in (self.statements, self.general) if name in parts]
-        return {key: value for part in (self.reports[name].metrics, *others) for key, value in part.items()}
+        metrics = dict(self.reports[name].metrics)
+        for part in self.further[name].values():
+            metrics |= {} if isinstance(part, Contamination) else part.metrics
+        return metrics
 
     def _compare(self, folder: Path) -> dict[str, list[Comparison]]:
         """Every policy but the first against the first, task by task; said, with what each got wrong written down."""
@@ -253,30 +265,21 @@ class PolicyBenchmarks:
 
     def _ask_others(self, folder: Path) -> None:
         """The judge of statements, and lm-evaluation-harness."""
+        statements: dict[str, StatementSummary] = {}
         for name, answers in self.answers.items():
-            answered = self.runner.statements(answers)
+            answered, seed = self.runner.statements(answers), self.config.run.seed
             if self.judge is not None and answered:
                 place = AnswerPlace(ArtifactFolder(folder), suffix=f"-{name}")
-                self.statements[name] = judge_statements(
-                    self.judge, answered, place, self.progress, self.config.run.seed
-                )
-        if self.statements:
-            self.progress.say(render_statements(self.statements))
-        if self.benchmarks.general is not None:
+                statements[name] = judge_statements(self.judge, answered, place, self.progress, seed)
+                self.further[name]["statements"] = statements[name]
+        if statements:
+            self.progress.say(render_statements(statements))
+        if (general := self.benchmarks.general) is not None:
             precision, cluster = self.config.policy.precision, self.config.cluster
             for name, questions in self.questions.items():
-                self.general[name] = run_general(
-                    self.benchmarks.general, questions.path, cluster, precision, folder / f"general-{name}"
-                )
-
-    def _details(self, name: str) -> dict[str, Any]:
-        parts: dict[str, dict[str, Any]] = {
-            "statements": self.statements,
-            "general": self.general,
-            "contamination": self.contamination,
-        }
-        further = {key: asdict(members[name]) for key, members in parts.items() if name in members}
-        return {"path": self.questions[name].path, **self.reports[name].details, **further}
+                output = folder / f"general-{name}"
+                result = run_general(general, questions.path, cluster, precision, output)
+                self.further[name]["general"] = result
 
 
 def describe(asked: AskedTask) -> str:

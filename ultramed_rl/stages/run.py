@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,32 +38,6 @@ class StageResult:
     metrics: Metrics
 
 
-@dataclass(frozen=True)
-class TrainedStage:
-    """What a kind of stage may use while it teaches its ranks; `held_out` is None where there are no such samples."""
-
-    config: Any
-    workers: StageWorkers
-    training: SampleFile[Any]
-    held_out: SampleFile[Any] | None
-    store: StageDirectory
-    progress: Progress
-
-
-@dataclass(frozen=True)
-class TrainingKind:
-    """A kind of stage that trains: the record that it is trained on, and what its ranks do with it."""
-
-    sample: type
-    worker: type  # the ranks' class
-    prepare: Callable[[Any, ChatTokenizer], Prepared[Any]]
-    check: Callable[
-        [Any, Sequence[Any]], None
-    ]  # refuses samples that cannot be learnt from, before a rank is started
-    teach: Callable[[TrainedStage], None]  # sets the ranks' task
-    load_keys: tuple[str, ...] = ()  # of the config, what the worker's `load` wants besides
-
-
 def run_stage(config: StageConfig, *, resume: bool = False) -> StageResult:
     """Run an offline stage; with `resume`, go on where a killed one stopped. A finished one is read back.
 
@@ -71,7 +45,6 @@ def run_stage(config: StageConfig, *, resume: bool = False) -> StageResult:
         ValueError: bad input, with value, rule and fix.
     """
     progress = Progress()
-    kind = TRAINING_KINDS[config.type]
     tokenizer = chat_tokenizer(config.model)
     check_models(config)
 
@@ -85,153 +58,130 @@ def run_stage(config: StageConfig, *, resume: bool = False) -> StageResult:
             progress.say(f"{config.run.name}: finished before; model: {path}")
             return StageResult(store.path, path, store.artifacts.metrics("model"))
         if config.engine == "openrlhf":
-            path, metrics = train_by_openrlhf(config, kind.prepare(config, tokenizer), store, progress)
+            path, metrics = train_by_openrlhf(config, _prepare(config, tokenizer), store, progress)
         else:
-            path, metrics = _train(config, kind, tokenizer, store, progress)
+            training, held_out = prepare_data(config, tokenizer, store, progress)
+            path, metrics = _NativeStage(config, training, held_out, store, progress).train()
         progress.say(f"{config.run.name}: {render(metrics)}\nmodel: {path}")
         return StageResult(store.path, path, metrics)
 
 
-def _train(
-    config: StageConfig,
-    kind: TrainingKind,
-    tokenizer: ChatTokenizer,
-    store: StageDirectory,
-    progress: Progress,
-) -> tuple[Path, Metrics]:
-    """Prepare the data, and train to the end; ranks that are lost start again, from the newest state that was saved."""
-    training, held_out = prepare_data(config, kind, tokenizer, store, progress)
-    for samples in filter(None, (training, held_out)):
-        kind.check(config, samples)
-    with Tracker(store, config) as tracker:
-        workers = StageWorkers(config, kind.worker)
-        stage = TrainedStage(config, workers, training, held_out, store, progress)
-        evaluates = held_out is not None
-        try:
-            while True:
-                try:
-                    with progress.phase("start the ranks", 1, "groups") as bar:
-                        workers.start(*(getattr(config, key) for key in kind.load_keys))
-                        bar.advance(1)
-                    kind.teach(stage)
-                    loop = StageLoop(config, store, workers, len(training), evaluates, tracker, progress)
-                    return loop.run()
-                except RanksLost as lost:
-                    progress.say(f"{lost}; starting again from the newest state")
-                    workers.restart()
-        finally:
-            workers.stop()
+def _prepare(config: StageConfig, tokenizer: ChatTokenizer) -> Prepared[Any]:
+    """The samples that a stage is trained on."""
+    length, seed = config.model.max_length, config.run.seed
+    if isinstance(config, SftConfig):
+        return prepare_conversations(config.data, tokenizer, length, seed)
+    objective = config.objective if isinstance(config, PreferenceConfig) else None
+    pairs = objective is not None and not (objective.listwise or objective.unpaired)
+    return prepare_preferences(config.data, tokenizer, length, seed, pairs=pairs)
 
 
 def prepare_data(
-    config: StageConfig,
-    kind: TrainingKind,
-    tokenizer: ChatTokenizer,
-    store: StageDirectory,
-    progress: Progress,
+    config: StageConfig, tokenizer: ChatTokenizer, store: StageDirectory, progress: Progress
 ) -> tuple[SampleFile[Any], SampleFile[Any] | None]:
-    """Read, split, tokenise and write the samples, once: those to train on, and those held out, if there are any."""
+    """Read, split, tokenise and write the samples, once: those to train on, and those held out, if there are any. What
+    cannot be learnt from is refused here, before any rank is started."""
+    model, sample = config.model, TokenizedChat if isinstance(config, SftConfig) else PreferenceGroup
 
     def write(directory: Path) -> Metrics:
-        prepared = kind.prepare(config, tokenizer)
+        prepared = _prepare(config, tokenizer)
         with progress.phase("prepare data", 1, "data sets") as bar:
-            training = write_samples(prepared.training(), kind.sample, directory / "training.arrow")
-            held_out = write_samples(prepared.held_out(), kind.sample, directory / "held_out.arrow")
+            training = write_samples(prepared.training(), sample, directory / "training.arrow")
+            held_out = write_samples(prepared.held_out(), sample, directory / "held_out.arrow")
             bar.advance(1)
         counts = {name: float(count) for name, count in prepared.counts.items()}
         return {**counts, "samples_training": training, "samples_held_out": held_out}
 
     what = json.dumps(config.data.model_dump(mode="json"), sort_keys=True)
-    inputs = (what, config.model.path, config.model.max_length, config.run.seed)
+    inputs = (what, model.path, model.max_length, config.run.seed)
     path, counts = store.artifacts.phase_directory("data", write, *inputs)
     progress.say("data: " + ", ".join(f"{name} {count:.0f}" for name, count in counts.items() if count))
-    training: SampleFile[Any] = SampleFile(path / "training.arrow", kind.sample)
-    held_out: SampleFile[Any] = SampleFile(path / "held_out.arrow", kind.sample)
+    files: list[SampleFile[Any]] = [
+        SampleFile(path / f"{name}.arrow", sample) for name in ("training", "held_out")
+    ]
+    vocabulary = resolve_architecture(model.path, model.architecture, "model").vocab_size
+    for samples in filter(len, files):
+        if isinstance(config, SftConfig):
+            check_chats(samples, vocabulary)
+        else:
+            paired = isinstance(config, RewardConfig) or not config.objective.unpaired
+            check_groups(samples, vocabulary, model.max_length, paired=paired)
+    training, held_out = files
     return training, held_out if len(held_out) else None
 
 
-def _prepare_chats(config: SftConfig, tokenizer: ChatTokenizer) -> Prepared[TokenizedChat]:
-    return prepare_conversations(config.data, tokenizer, config.model.max_length, config.run.seed)
+class _NativeStage:
+    """A stage computed here: its ranks, what they are taught, and its loop."""
 
+    def __init__(
+        self,
+        config: StageConfig,
+        training: SampleFile[Any],
+        held_out: SampleFile[Any] | None,
+        store: StageDirectory,
+        progress: Progress,
+    ) -> None:
+        self.config, self.store, self.progress = config, store, progress
+        self.training, self.held_out = training, held_out
+        worker = RewardTrainWorker if isinstance(config, RewardConfig) else PolicyWorker
+        self.workers = StageWorkers(config, worker)
 
-def _prepare_ranked(
-    config: RewardConfig | PreferenceConfig, tokenizer: ChatTokenizer
-) -> Prepared[PreferenceGroup]:
-    objective = config.objective if isinstance(config, PreferenceConfig) else None
-    pairs = objective is not None and not (objective.listwise or objective.unpaired)
-    return prepare_preferences(config.data, tokenizer, config.model.max_length, config.run.seed, pairs=pairs)
+    def train(self) -> tuple[Path, Metrics]:
+        """Train to the end; ranks that are lost start again, from the newest state that was saved."""
+        config, workers, count = self.config, self.workers, len(self.training)
+        load = (config.trainable_layers,) if isinstance(config, RewardConfig) else ()
+        evaluates = self.held_out is not None
+        try:
+            with Tracker(self.store, config) as tracker:
+                loop = StageLoop(config, self.store, workers, count, evaluates, tracker, self.progress)
+                while True:
+                    try:
+                        with self.progress.phase("start the ranks", 1, "groups") as bar:
+                            workers.start(*load)
+                            bar.advance(1)
+                        self._teach()
+                        return loop.run()
+                    except RanksLost as lost:
+                        self.progress.say(f"{lost}; starting again from the newest state")
+                        workers.restart()
+        finally:
+            workers.stop()
 
+    def _teach(self) -> None:
+        """Set the ranks' task. A preference stage's model is its own reference: it scores all answers before its first
+        step."""
+        config, held_out, length = self.config, self.held_out, self.config.model.max_length
+        if isinstance(config, SftConfig):
+            self.workers.teach(PolicyWorker.learn_chats, self.training, held_out)
+        elif isinstance(config, RewardConfig):
+            wanted = (config.objective, length, held_out)
+            self.workers.teach(RewardTrainWorker.learn_ranking, self.training, *wanted)
+        else:
+            references = self._references(config, "reference", self.training)
+            measured = None
+            if held_out is not None:
+                measured = (held_out, self._references(config, "reference_held_out", held_out))
+            task = (references, config.objective, length, measured)
+            self.workers.teach(PolicyWorker.learn_preferences, self.training, *task)
 
-def _check_chats(config: SftConfig, chats: Sequence[TokenizedChat]) -> None:
-    check_chats(chats, _vocabulary(config))
+    def _references(
+        self, config: PreferenceConfig, name: str, groups: Sequence[PreferenceGroup]
+    ) -> list[ReferenceLogprobs] | None:
+        if not config.objective.uses_reference:
+            return None
 
+        def compute(_: str) -> list[ReferenceLogprobs]:
+            mismatched, length = config.objective.kl == "mismatched", config.model.max_length
+            answers = [reference_answers(groups, i, mismatched, length) for i in range(len(groups))]
+            total = sum(len(a.answers) for a in answers)
+            with self.progress.phase("reference logprobs", total, "answers") as bar:
+                values = self.workers.score_start(answers, bar.advance)
+            references = [
+                read_reference(group.group_id, len(group.completions), numbers)
+                for group, numbers in zip(groups, values, strict=True)
+            ]
+            check_references(groups, references)
+            return references
 
-def _check_ranked(config: RewardConfig | PreferenceConfig, groups: Sequence[PreferenceGroup]) -> None:
-    paired = isinstance(config, RewardConfig) or not config.objective.unpaired
-    check_groups(groups, _vocabulary(config), config.model.max_length, paired=paired)
-
-
-def _vocabulary(config: StageConfig) -> int:
-    return resolve_architecture(config.model.path, config.model.architecture, "model").vocab_size
-
-
-def _teach_chats(stage: TrainedStage) -> None:
-    stage.workers.teach(PolicyWorker.learn_chats, stage.training, stage.held_out)
-
-
-def _teach_ranking(stage: TrainedStage) -> None:
-    config: RewardConfig = stage.config
-    wanted = (config.objective, config.model.max_length, stage.held_out)
-    stage.workers.teach(RewardTrainWorker.learn_ranking, stage.training, *wanted)
-
-
-def _teach_preferences(stage: TrainedStage) -> None:
-    """The model in training is its own reference: it scores all answers before its first step."""
-    config: PreferenceConfig = stage.config
-    training, held_out = _references(stage, "reference", stage.training), None
-    if stage.held_out is not None:
-        held_out = (stage.held_out, _references(stage, "reference_held_out", stage.held_out))
-    wanted = (training, config.objective, config.model.max_length, held_out)
-    stage.workers.teach(PolicyWorker.learn_preferences, stage.training, *wanted)
-
-
-def _references(
-    stage: TrainedStage, name: str, groups: Sequence[PreferenceGroup]
-) -> list[ReferenceLogprobs] | None:
-    config: PreferenceConfig = stage.config
-    if not config.objective.uses_reference:
-        return None
-
-    def compute(_: str) -> list[ReferenceLogprobs]:
-        mismatched = config.objective.kl == "mismatched"
-        length = config.model.max_length
-        answers = [reference_answers(groups, i, mismatched, length) for i in range(len(groups))]
-        total = sum(len(a.answers) for a in answers)
-        with stage.progress.phase("reference logprobs", total, "answers") as bar:
-            values = stage.workers.score_start(answers, bar.advance)
-        references = [
-            read_reference(group.group_id, len(group.completions), numbers)
-            for group, numbers in zip(groups, values, strict=True)
-        ]
-        check_references(groups, references)
-        return references
-
-    digest = stage.store.artifacts.digest("data")
-    return stage.store.artifacts.phase(name, compute, digest, kind=ReferenceLogprobs)
-
-
-# By the type of the config.
-TRAINING_KINDS = {
-    "sft": TrainingKind(TokenizedChat, PolicyWorker, _prepare_chats, _check_chats, _teach_chats),
-    "reward": TrainingKind(
-        PreferenceGroup,
-        RewardTrainWorker,
-        _prepare_ranked,
-        _check_ranked,
-        _teach_ranking,
-        ("trainable_layers",),
-    ),
-    "preference": TrainingKind(
-        PreferenceGroup, PolicyWorker, _prepare_ranked, _check_ranked, _teach_preferences
-    ),
-}
+        artifacts = self.store.artifacts
+        return artifacts.phase(name, compute, artifacts.digest("data"), kind=ReferenceLogprobs)

@@ -12,6 +12,7 @@ import pytest
 
 from tests.tiny import make_policy
 from ultramed_rl.config import EvaluateConfig, parse_config
+from ultramed_rl.evaluation.report import PolicyReport
 from ultramed_rl.stages import evaluate
 from ultramed_rl.stages.evaluate import PolicyBenchmarks, evaluate_policies
 from ultramed_rl.tracking.status import read_status
@@ -105,8 +106,8 @@ def test_an_evaluation_keeps_what_a_judge_or_lm_eval_failed_with(
 
     monkeypatch.setattr(evaluate, "judge_statements" if what == "judge" else "run_general", fail)
     run: Any = PolicyBenchmarks.__new__(PolicyBenchmarks)
-    run.reports, run.suite, run.statements, run.general = {}, [], {}, {}
-    run.contamination, run.error, run.judge = {}, None, object() if what == "judge" else None
+    run.suite, run.further, run.error = [], {"p": {}}, None
+    run.reports, run.judge = {"p": PolicyReport("p", {}, ())}, object() if what == "judge" else None
     run.questions, run.answers = {"p": SimpleNamespace(path="p")}, {"p": None}
     section = None if what == "judge" else object()
     run.benchmarks = SimpleNamespace(contamination=None, general=section)
@@ -116,6 +117,5 @@ def test_an_evaluation_keeps_what_a_judge_or_lm_eval_failed_with(
     )
     run.progress = SimpleNamespace(say=lambda _: None)
     run._compare = lambda folder: {}
-    run._details = lambda name: {"path": "p"}
-    assert run.conclude(tmp_path)["benchmarks"] == {"p": {"path": "p"}}
+    assert run.conclude(tmp_path)["benchmarks"] == {"p": {"path": "p", "results": [], "averages": {}}}
     assert str(run.error) == f"{what}: down"

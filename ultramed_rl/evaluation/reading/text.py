@@ -150,9 +150,19 @@ def read_names(text: str) -> AnswerReading:
     """
     for turn in turns(clean(text)):
         leads = list(_LEAD.finditer(turn))
-        names = _names(turn[leads[-1].end() :]) if leads else ()
-        if names:
-            return AnswerReading(names)
+        line, _, below = turn[leads[-1].end() :].partition("\n") if leads else ("", "", "")
+        if not line.strip(" *_"):  # on the next line, or in the list below
+            lines = below.split("\n") if below else []
+            points = next((i for i, each in enumerate(lines) if not _POINT.match(each)), len(lines))
+            line = ";".join(lines[: max(points, 1)])
+        names: dict[str, str] = {}
+        for part in line.split(";")[::-1]:
+            bare = _POINT.sub("", _MARKUP.sub("", BOXED.sub(r"\1", part)).strip())
+            name = _ARTICLE.sub("", bare.strip(_QUOTES))
+            names[normalise_name(name)] = name
+        given = tuple(n for key, n in reversed(names.items()) if key and key not in _PLACEHOLDERS)
+        if given:
+            return AnswerReading(given)
     return AnswerReading((), "none")
 
 
@@ -202,18 +212,3 @@ def normalise_name(name: str) -> str:
     plain = _ARTICLE.sub("", unicodedata.normalize("NFKC", name).casefold().lstrip(_QUOTES))
     plain = "".join(_GREEK.get(character, character) for character in plain)
     return "".join(_KEPT.findall(re.sub(r"(?<=\d)[^\w.,]+(?=\d)", ".", plain)))
-
-
-def _names(after: str) -> tuple[str, ...]:
-    """The names on the rest of a line, or, where it is empty, on the next line or in the list below."""
-    line, _, below = after.partition("\n")
-    if not line.strip(" *_"):
-        lines = below.split("\n") if below else []
-        points = next((i for i, each in enumerate(lines) if not _POINT.match(each)), len(lines))
-        line = ";".join(lines[: max(points, 1)])
-    names = {}
-    for part in line.split(";")[::-1]:
-        bare = _POINT.sub("", _MARKUP.sub("", BOXED.sub(r"\1", part)).strip())
-        name = _ARTICLE.sub("", bare.strip(_QUOTES))
-        names[normalise_name(name)] = name
-    return tuple(name for key, name in reversed(names.items()) if key and key not in _PLACEHOLDERS)
