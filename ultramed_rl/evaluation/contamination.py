@@ -20,6 +20,7 @@ from typing import Literal
 import numpy as np
 
 from ultramed_rl.config.benchmarks import ContaminationCheck
+from ultramed_rl.data.factory.decontaminate import NearItems
 from ultramed_rl.data.likeness import (
     PAPER_RULE,
     TELLING_WORDS,
@@ -36,7 +37,7 @@ from ultramed_rl.evaluation.suite import AskedTask
 
 Questions = Mapping[str, Mapping[str, str]]
 Kind = Literal["exact", "near"]
-_BLOCK, _ROWS = 4096, 512  # training prompts embedded together, and compared with all items together
+_BLOCK = 4096  # training prompts that are compared together
 _SHOWN = 120  # characters of a training text in a finding
 _USERS = ("user", "human")
 _TEXT_COLUMNS = ("prompt", "question", "Question", "instruction", "text")
@@ -136,11 +137,8 @@ def check_contamination(
 
 
 def check_readable(check: ContaminationCheck) -> None:
-    """Make sure before an engine starts that the sources begin well and that the embedding model is there.
-
-    Raises:
-        ValueError: as `check_contamination`.
-    """
+    """Make sure before an engine starts that the sources begin well and that the embedding model is there. Raises as
+    `check_contamination`."""
     for uri in check.sources:
         next(_source_prompts(uri), None)
     if check.embedder != "auto":
@@ -291,34 +289,23 @@ class _Search:
             self._best[place, prompt.role] = Match(*names, kind, prompt.role, prompt.source, text, distance)
 
     @cached_property
-    def _candidates(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Items that are long enough: their places [m], lengths [m] and vectors [m, d], shortest first."""
+    def _near(self) -> NearItems:
+        """Items that are long enough."""
         long = [place for place, item in enumerate(self._items) if len(item.words) >= PAPER_RULE.words]
-        long.sort(key=lambda place: len(self._items[place].key))
-        lengths = np.array([len(self._items[place].key) for place in long], dtype=np.float64)
-        return np.array(long, dtype=int), lengths, self._vectors([self._items[place].text for place in long])
+        lengths = np.array([len(self._items[place].key) for place in long])
+        vectors = self._vectors([self._items[place].text for place in long])
+        return NearItems(np.array(long, dtype=np.int64), lengths, vectors, PAPER_RULE)
 
     def _compare_vectors(self, stems: Sequence[Stem], prompts: Sequence[TrainedPrompt]) -> None:
-        places, lengths, items = self._candidates
-        long = np.array([n for n, stem in enumerate(stems) if len(stem.words) >= PAPER_RULE.words], dtype=int)
-        own = np.array([len(stems[number].key) for number in long], dtype=np.float64)
-        # Only prompts that some item's length comes near to are embedded.
-        shortest, longest = own * (1 - PAPER_RULE.length) - 1e-3, own / (1 - PAPER_RULE.length) + 1e-3
-        near = np.searchsorted(lengths, shortest) < np.searchsorted(lengths, longest, side="right")
-        numbers, own = long[near], own[near]
-        vectors = self._vectors([stems[number].text for number in numbers])
-        for start in range(0, len(numbers), _ROWS):
-            rows = slice(start, start + _ROWS)
-            distances = np.maximum(2.0 - 2.0 * vectors[rows] @ items.T, 0.0)
-            longer = np.maximum(own[rows, None], lengths)
-            alike = np.abs(own[rows, None] - lengths) <= PAPER_RULE.length * longer
-            for row, column in np.argwhere(alike & (distances <= PAPER_RULE.squared_l2)):
-                number, place = numbers[start + row], int(places[column])
-                if same_question(self._items[place], stems[number]):
-                    self._keep(place, prompts[number], "near", round(float(distances[row, column]), 6))
+        """Only prompts that some item's length comes near to are embedded."""
+        long = [number for number, stem in enumerate(stems) if len(stem.words) >= PAPER_RULE.words]
+        rows = [number for number in long if self._near.reaches(len(stems[number].key))]
+        vectors = self._vectors([stems[number].text for number in rows])
+        lengths = np.array([len(stems[number].key) for number in rows])
+        for row, place, distance in self._near.pairs(vectors, lengths):
+            if same_question(self._items[place], stems[rows[row]]):
+                self._keep(place, prompts[rows[row]], "near", distance)
 
     def _vectors(self, texts: list[str]) -> np.ndarray:
         assert self._embed is not None
-        if not texts:
-            return np.zeros((0, 1), dtype=np.float32)
-        return check_unit_vectors(self._embed(texts), len(texts))
+        return check_unit_vectors(self._embed(texts), len(texts)) if texts else np.zeros((0, 1), np.float32)
