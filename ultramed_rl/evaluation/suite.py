@@ -65,9 +65,7 @@ def load_suite(config: Benchmarks, seed: int) -> tuple[AskedTask, ...]:
     Raises:
         ValueError: an unknown task, one that no protocol asks, or data that cannot be used.
     """
-    tasks = [
-        check_task(config, choice) for choice in config.tasks
-    ]  # all before the first one's data are read
+    tasks = [check_task(config, choice) for choice in config.tasks]  # before the first one's data are read
     suite = []
     for task, choice in zip(tasks, config.tasks, strict=True):
         loaded = load_items(task, choice.uri, choice.limit, seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -27,9 +27,7 @@ class Place:
     best_loss: float = math.inf  # held-out
     best_step: int = 0
     waited: int = 0  # evaluations since then
-    skipped: int = (
-        0  # steps whose gradient was not finite, of which `training.max_skipped_steps` allows so many
-    )
+    skipped: int = 0  # steps whose gradient was not finite; `training.max_skipped_steps` allows so many
 
 
 class StageLoop:
@@ -54,14 +52,24 @@ class StageLoop:
 
     def run(self) -> tuple[Path, Metrics]:
         """All steps that aren't taken yet; returns the model's directory and the stage's figures."""
-        place = self.take_up()
+        training, place = self.config.training, self.take_up()
         if self.evaluates and place.step == 0:
             place = self.evaluate(place)
-        patience = math.inf if self.config.training.patience is None else self.config.training.patience
+        patience = math.inf if training.patience is None else training.patience
         with self.progress.phase(f"train {self.config.type}", self.steps, "steps") as bar:
             bar.advance(place.step)
             while place.step < self.steps and place.waited < patience:
-                place = self.go_on(place, bar.advance)
+                # Train up to the next event and let it happen.
+                stop = next_event(place.step, self.steps, training.evaluate_every, training.save_every)
+                for metrics in self.workers.train(self.schedule, place.step, stop):
+                    self.tracker.log(metrics, step=int(metrics["step"]), kind="step")
+                    place = replace(place, skipped=place.skipped + math.isnan(metrics["grad_norm"]))
+                    bar.advance(1)
+                place = replace(place, step=stop)
+                if self.evaluates and (stop == self.steps or is_due(stop, training.evaluate_every)):
+                    place = self.evaluate(place)
+                if stop < self.steps and is_due(stop, training.save_every):
+                    self.save(place)
         return self.finish(place)
 
     def take_up(self) -> Place:
@@ -75,21 +83,6 @@ class StageLoop:
             place = Place(best_loss=math.inf if math.isnan(best) else best, **counts)
             self.progress.say(f"resuming after step {place.step} of {self.steps}")
         self.store.discard_after(place.step)
-        return place
-
-    def go_on(self, place: Place, advance: Callable[[int], None]) -> Place:
-        """Train up to the next event and let it happen."""
-        training = self.config.training
-        stop = next_event(place.step, self.steps, training.evaluate_every, training.save_every)
-        for metrics in self.workers.train(self.schedule, place.step, stop):
-            self.tracker.log(metrics, step=int(metrics["step"]), kind="step")
-            place = replace(place, skipped=place.skipped + math.isnan(metrics["grad_norm"]))
-            advance(1)
-        place = replace(place, step=stop)
-        if self.evaluates and (stop == self.steps or is_due(stop, training.evaluate_every)):
-            place = self.evaluate(place)
-        if stop < self.steps and is_due(stop, training.save_every):
-            self.save(place)
         return place
 
     def evaluate(self, place: Place) -> Place:
