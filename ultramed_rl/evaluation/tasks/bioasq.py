@@ -7,6 +7,7 @@ only, so that no task has a default source.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from ultramed_rl.data.chats import Misfit
 from ultramed_rl.evaluation.items import Item, Row, Task, build_choice, check_text, join_parts, key_by_text
@@ -20,31 +21,22 @@ _NAMES = (
 )
 
 
-def read_yesno(row: Row) -> Item | None:
-    """A yes/no question; older files hold its answer in a list."""
-    if row.text("type") != "yesno":
+def read_row(kind: str, row: Row) -> Item | None:
+    """A question of this kind.
+
+    Older files hold a yes/no answer in a list. A factoid wants one entity: every name in its answer, however
+    nested, is accepted for it. A list wants one entity per inner list of names, or per name.
+    """
+    if row.text("type") != kind:
         return None
-    key = row.key("exact_answer")
-    place = key_by_text(_OPTIONS, key[0] if isinstance(key, list) and len(key) == 1 else key)
-    return build_choice(row.question("body"), _OPTIONS, place, row.first_id("id"), _snippets(row))
-
-
-def read_factoid(row: Row) -> Item | None:
-    """A factoid, which wants one entity: every name in its answer, however nested, is accepted for it."""
-    if row.text("type") != "factoid":
-        return None
-    names = dict.fromkeys(name for entity in _entities(row) for name in entity)
-    return _names_item(row, (tuple(names),))
-
-
-def read_list(row: Row) -> Item | None:
-    """A list question: one entity per inner list of names, or per name."""
-    return _names_item(row, _entities(row)) if row.text("type") == "list" else None
-
-
-def _names_item(row: Row, expected: tuple[tuple[str, ...], ...]) -> Item:
-    question, context = row.question("body"), _snippets(row)
-    return Item(row.first_id("id"), question, context=context, expected=expected)
+    if kind == "yesno":
+        key = row.key("exact_answer")
+        place = key_by_text(_OPTIONS, key[0] if isinstance(key, list) and len(key) == 1 else key)
+        return build_choice(row.question("body"), _OPTIONS, place, row.first_id("id"), _snippets(row))
+    expected = _entities(row)
+    if kind == "factoid":
+        expected = (tuple(dict.fromkeys(name for entity in expected for name in entity)),)
+    return Item(row.first_id("id"), row.question("body"), context=_snippets(row), expected=expected)
 
 
 def _entities(row: Row) -> tuple[tuple[str, ...], ...]:
@@ -68,11 +60,11 @@ def _snippets(row: Row) -> str:
     return "\n".join(Row(snippet).text("text").strip() for snippet in snippets)
 
 
+def _ask(instruction: str, item: Item) -> str:
+    return join_parts(item.context, item.question, instruction)
+
+
 # The harness has no such task; this is its pubmedqa's form with two endings.
-BIOASQ_YESNO = Task("bioasq_yesno", (), read_yesno, continuations=continue_abstract)
-BIOASQ_FACTOID = Task(
-    "bioasq_factoid", (), read_factoid, lambda i: join_parts(i.context, i.question, _ONE_NAME), form="factoid"
-)
-BIOASQ_LIST = Task(
-    "bioasq_list", (), read_list, lambda i: join_parts(i.context, i.question, _NAMES), form="list"
-)
+BIOASQ_YESNO = Task("bioasq_yesno", (), partial(read_row, "yesno"), continuations=continue_abstract)
+BIOASQ_FACTOID = Task("bioasq_factoid", (), partial(read_row, "factoid"), partial(_ask, _ONE_NAME), "factoid")
+BIOASQ_LIST = Task("bioasq_list", (), partial(read_row, "list"), partial(_ask, _NAMES), "list")
