@@ -74,7 +74,8 @@ def softmax_weights(rewards: ArrayLike) -> np.ndarray:
     array = np.asarray(rewards, dtype=np.float64)
     known = np.where(np.isfinite(array), array, -np.inf)
     top = known.max(axis=-1, keepdims=True, initial=-np.inf)
-    return np.exp(known - np.where(np.isfinite(top), top, 0.0))
+    with np.errstate(over="ignore"):
+        return np.exp(known - np.where(np.isfinite(top), top, 0.0))
 
 
 def encode(votes: Sequence[str | None]) -> tuple[np.ndarray, tuple[str, ...]]:

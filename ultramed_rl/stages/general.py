@@ -31,6 +31,9 @@ from ultramed_rl.store.digests import digest_path
 _INSTALL = 'pip install "lm-eval[hf]==0.4.13"'
 _KEPT_CHUNKS = 2000
 _OFFLINE = re.compile(r"offline|couldn't reach|connectionerror|max retries|localentrynotfound", re.IGNORECASE)
+_ERROR = re.compile(
+    r"^Traceback \(most recent call last\).*\n(?:(?:[ \t].*)?\n)*(\S.*)|^(lm-eval.*: error: .*)", re.MULTILINE
+)
 _FETCH = (
     "; its data is not on this machine: let the same command run once with a network and without HF_HUB_OFFLINE, or ask "
     "for tasks on local files by general.include_path"
@@ -252,13 +255,8 @@ def run_general(
 
 def _error_line(text: str) -> str:
     """The last traceback's own line, or argparse's; empty where there is neither."""
-    last, inside = "", False
-    for line in text.replace("\r", "\n").splitlines():
-        if line.startswith("Traceback (most recent call last)"):
-            inside = True
-        elif (inside and line and not line[0].isspace()) or re.match(r"lm-eval.*: error: ", line):
-            last, inside = line.strip(), False
-    return last
+    errors = list(_ERROR.finditer(text.replace("\r", "\n")))
+    return (errors[-1][1] or errors[-1][2]).strip() if errors else ""
 
 
 def read_general(directory: Path) -> GeneralResult:
