@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from ultramed_rl.config.benchmarks import Benchmarks
@@ -54,24 +54,19 @@ class Engines(Protocol):
     ) -> Iterator[list[Completion]]: ...
 
 
-@dataclass(frozen=True)
-class PolicyQuestions:
-    """A policy's questions in its own tokens: as options to weigh, and as chats to answer."""
+@dataclass
+class AskedPolicy:
+    """A policy, the questions in its own tokens, as options to weigh and as chats to answer, and what it gave: in the
+    order of the questions that a protocol asks."""
 
     name: str
     path: str
-    options: tuple[OptionRequest, ...] = ()
-    prompts: tuple[Prompt, ...] = ()
-
-
-@dataclass
-class PolicyAnswers:
-    """What a policy gave, in the order of the questions that a protocol asks."""
-
-    likelihoods: list[OptionLogprobs] = field(default_factory=list)
-    greedy: list[Completion] = field(default_factory=list)
-    samples: list[Completion] = field(default_factory=list)
-    rewards: list[ScoredCompletion] = field(default_factory=list)
+    options: Sequence[OptionRequest] = ()
+    prompts: Sequence[Prompt] = ()
+    likelihoods: Sequence[OptionLogprobs] = ()
+    greedy: Sequence[Completion] = ()
+    samples: Sequence[Completion] = ()
+    rewards: Sequence[ScoredCompletion] = ()
 
 
 @dataclass(frozen=True)
@@ -99,49 +94,47 @@ class BenchmarkRunner:
             q for q in self.chat_questions if q.place == 0 and q.task.form != "statements"
         ]
 
-    def questions_of(
+    def prepare(
         self, name: str, path: str, tokenizer: ChatTokenizer | None, *, trust_remote_code: bool = False
-    ) -> PolicyQuestions:
-        """A policy's questions. Without a chat tokenizer it is asked for likelihoods alone.
+    ) -> AskedPolicy:
+        """A policy with its questions. Without a chat tokenizer it is asked for likelihoods alone.
 
         Raises:
             ValueError: no tokenizer, or questions that exceed the context.
         """
-        options, prompts = [], []
+        policy = AskedPolicy(name, path)
         weighed, chats = self.likelihood_questions, self.chat_questions
         if weighed and "likelihood" in self.protocols:
             plain = tokenizer and tokenizer.backend
             plain = plain or load_tokenizer(path, trust_remote_code=trust_remote_code)
-            options = [OptionRequest(q.question_id, *encode_options(plain, q)) for q in weighed]
-            lengths = [len(o.context) + max(map(len, o.options)) for o in options]
+            policy.options = [OptionRequest(q.question_id, *encode_options(plain, q)) for q in weighed]
+            lengths = [len(o.context) + max(map(len, o.options)) for o in policy.options]
             tasks = (question.task.name for question in weighed)
             check_room(zip(tasks, lengths, strict=True), self.max_length, 0)
         if chats and self.protocols.keys() - {"likelihood"}:
             assert tokenizer is not None, "who answers in words needs a chat tokenizer"
-            system = self.config.system
+            system, answer = self.config.system, self.config.max_new_tokens
             before = () if system is None else (Message(role="system", content=system),)
+            prompts = []
             for question in chats:
                 # A prompt doesn't hold the key: scorers that compare with a reference would make reranking an oracle.
                 messages = (*before, Message(role="user", content=question.task.ask(question.item)))
                 tokens = TokenIds(tokenizer.encode_chat(messages))
                 prompts.append(Prompt(question.question_id, messages, tokens, kind=question.task.name))
-            answer = self.config.max_new_tokens
             check_room(((p.kind, len(p.token_ids)) for p in prompts), self.max_length, answer)
-        return PolicyQuestions(name, path, tuple(options), tuple(prompts))
+            policy.prompts = prompts
+        return policy
 
-    def ask(
-        self, questions: PolicyQuestions, place: AnswerPlace, engines: Callable[[], Engines]
-    ) -> PolicyAnswers:
+    def ask(self, policy: AskedPolicy, place: AnswerPlace, engines: Callable[[], Engines]) -> None:
         """All answers of a policy. `engines` is called only where something is left to ask."""
-        answers = PolicyAnswers()
         if "likelihood" in self.protocols:
-            options = {option.question_id: option for option in questions.options}
+            options = {option.question_id: option for option in policy.options}
 
             def weigh(left: list[OptionRequest]) -> Iterator[list[OptionLogprobs]]:
                 return ([scored] for scored in engines().stream_options(left, place.version))
 
-            answers.likelihoods = self._keep(
-                "likelihood", questions, place, options, weigh, OptionLogprobs, lambda o: o.question_id
+            policy.likelihoods = self._keep(
+                "likelihood", policy, place, options, weigh, OptionLogprobs, lambda o: o.question_id
             )
 
         def answer(left: list[SamplingRequest]) -> Iterator[list[Completion]]:
@@ -149,30 +142,27 @@ class BenchmarkRunner:
 
         def answers_to(protocol: str, requests: Sequence[SamplingRequest]) -> list[Completion]:
             by_id = {request.prompt.prompt_id: request for request in requests}
-            return self._keep(protocol, questions, place, by_id, answer, Completion, lambda c: c.prompt_id)
+            return self._keep(protocol, policy, place, by_id, answer, Completion, lambda c: c.prompt_id)
 
         if (greedy := self.protocols.get("greedy")) is not None:
-            requests = [SamplingRequest(p, 1, 0.0, 1.0, greedy.max_new_tokens, 0) for p in questions.prompts]
-            answers.greedy = answers_to("greedy", requests)
+            requests = [SamplingRequest(p, 1, 0.0, 1.0, greedy.max_new_tokens, 0) for p in policy.prompts]
+            policy.greedy = answers_to("greedy", requests)
         if (sampled := self.protocols.get("self_consistency")) is not None:
             how = (sampled.samples, sampled.temperature, sampled.top_p, sampled.max_new_tokens)
             voted = {q.question_id for q in self.voted_questions}
             requests = [
                 SamplingRequest(prompt, *how, derive_seed(self.seed, "benchmark", prompt.prompt_id))
-                for prompt in questions.prompts
+                for prompt in policy.prompts
                 if prompt.prompt_id in voted
             ]
-            answers.samples = answers_to("self_consistency", requests)
-        return answers
+            policy.samples = answers_to("self_consistency", requests)
 
-    def reward(
-        self, questions: PolicyQuestions, place: AnswerPlace, answers: PolicyAnswers, score: ScoreAnswers
-    ) -> None:
+    def reward(self, policy: AskedPolicy, place: AnswerPlace, score: ScoreAnswers) -> None:
         """The reward of every sample of a choice, for reranking."""
         choices = {q.question_id for q in self.voted_questions if q.task.form == "choice"}
-        prompts = {p.prompt_id: p for p in questions.prompts if p.prompt_id in choices}
+        prompts = {p.prompt_id: p for p in policy.prompts if p.prompt_id in choices}
         samples: dict[str, list[Completion]] = {}
-        for sample in answers.samples:
+        for sample in policy.samples:
             if sample.prompt_id in prompts:
                 samples.setdefault(sample.prompt_id, []).append(sample)
 
@@ -185,14 +175,14 @@ class BenchmarkRunner:
                     by_prompt.setdefault(item.completion.prompt_id, []).append(item)
                 yield from by_prompt.values()
 
-        answers.rewards = self._keep(
-            "rewards", questions, place, samples, stream, ScoredCompletion, lambda s: s.completion.prompt_id
+        policy.rewards = self._keep(
+            "rewards", policy, place, samples, stream, ScoredCompletion, lambda s: s.completion.prompt_id
         )
 
     def _keep(
         self,
         name: str,
-        questions: PolicyQuestions,
+        policy: AskedPolicy,
         place: AnswerPlace,
         requests: Mapping[str, R],
         stream: Callable[[list[R]], Iterator[list[T]]],
@@ -201,12 +191,12 @@ class BenchmarkRunner:
     ) -> list[T]:
         """One artifact: what `stream` gives for the requests that are not answered yet."""
         artifact = f"benchmark-{name}{place.suffix}"
-        inputs = (list(requests.values()), questions.path, place.version)
+        inputs = (list(requests.values()), policy.path, place.version)
         phase = ShardedPhase(place.folder, artifact, kind, *inputs)
         if not phase.finished:
             done = {key(record) for record in phase.read()}
             left = [request for question, request in requests.items() if question not in done]
-            title = f"{questions.name}, {name.replace('_', '-')}"
+            title = f"{policy.name}, {name.replace('_', '-')}"
             started = time.perf_counter()
             if left:
                 answers = stream(left)  # engines start here, so that the phase's rate is theirs
@@ -217,24 +207,24 @@ class BenchmarkRunner:
             phase.finish({artifact: time.perf_counter() - started})
         return in_order(phase.read(), key, list(requests))
 
-    def report(self, questions: PolicyQuestions, answers: PolicyAnswers) -> PolicyReport:
+    def report(self, policy: AskedPolicy) -> PolicyReport:
         """Every answer graded, by task and protocol. K-QA's wait for their judge."""
         graded: dict[str, list[GradedAnswer]] = {}
         curves: dict[str, list[CurvePoint]] = {}
         samples = 1
-        if answers.likelihoods:
-            graded["likelihood"] = grade_likelihoods(self.likelihood_questions, answers.likelihoods)
-        if answers.greedy:
-            pairs = zip(self.chat_questions, answers.greedy, strict=True)
+        if policy.likelihoods:
+            graded["likelihood"] = grade_likelihoods(self.likelihood_questions, policy.likelihoods)
+        if policy.greedy:
+            pairs = zip(self.chat_questions, policy.greedy, strict=True)
             graded["greedy"] = grade_answers([p for p in pairs if p[0].task.form != "statements"])
-        if answers.samples:
+        if policy.samples:
             samples = self.protocols["self_consistency"].samples
-            groups = [answers.samples[i : i + samples] for i in range(0, len(answers.samples), samples)]
+            groups = [policy.samples[i : i + samples] for i in range(0, len(policy.samples), samples)]
             graded["self_consistency"] = grade_votes(self.voted_questions, groups)
-            curves = sample_curves(self.voted_questions, groups, answers.rewards, self.seed)
-        return report_policy(questions.name, self.suite, graded, samples, curves)
+            curves = sample_curves(self.voted_questions, groups, policy.rewards, self.seed)
+        return report_policy(policy.name, self.suite, graded, samples, curves)
 
-    def statements(self, answers: PolicyAnswers) -> list[tuple[Item, Completion]]:
+    def statements(self, policy: AskedPolicy) -> list[tuple[Item, Completion]]:
         """The items whose answers a judge reads, with these."""
-        pairs = zip(self.chat_questions, answers.greedy, strict=True) if answers.greedy else ()
+        pairs = zip(self.chat_questions, policy.greedy, strict=True) if policy.greedy else ()
         return [(q.item, answer) for q, answer in pairs if q.task.form == "statements"]

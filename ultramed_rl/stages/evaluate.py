@@ -27,7 +27,7 @@ from ultramed_rl.evaluation.report import (
     write_failures,
 )
 from ultramed_rl.evaluation.results import Comparison
-from ultramed_rl.evaluation.runner import AnswerPlace, BenchmarkRunner, PolicyAnswers
+from ultramed_rl.evaluation.runner import AnswerPlace, BenchmarkRunner
 from ultramed_rl.evaluation.suite import AskedTask, load_suite
 from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.models.checks import check_models
@@ -45,6 +45,8 @@ from ultramed_rl.workers.scorers import Scorers
 
 Metrics = dict[str, float]
 RESULTS = "results.json"
+# What is said of a policy besides: its contamination, a judge's verdicts, lm-evaluation-harness's figures.
+Further = Contamination | StatementSummary | GeneralResult
 
 
 @dataclass(frozen=True)
@@ -184,35 +186,31 @@ class PolicyBenchmarks:
         settings, seed = config.policy, config.run.seed
         self.runner = BenchmarkRunner(self.benchmarks, self.suite, seed, settings.max_length, progress)
         trust = settings.trust_remote_code
-        self.questions = {
-            p.name: self.runner.questions_of(p.name, p.path, p.tokenizer, trust_remote_code=trust)
+        self.asked = {
+            p.name: self.runner.prepare(p.name, p.path, p.tokenizer, trust_remote_code=trust)
             for p in policies
         }
         self.scorers = {p.name: Scorers(config.reward, p.chat) for p in policies} if config.reward else {}
-        self.answers: dict[str, PolicyAnswers] = {}
         self.reports: dict[str, PolicyReport] = {}
-        # What is said of a policy besides: its contamination, a judge's verdicts, lm-evaluation-harness's figures.
-        self.further: dict[str, dict[str, Contamination | StatementSummary | GeneralResult]] = {
-            name: {} for name in self.questions
-        }
+        self.further: dict[str, dict[str, Further]] = {name: {} for name in self.asked}
         self.error: Exception | None = None  # of a judge, or of lm-evaluation-harness
 
     def ask(self, workers: EvaluationWorkers, artifacts: ArtifactFolder, policy: ComparedPolicy) -> None:
         """One policy's answers."""
-        questions, place = self.questions[policy.name], AnswerPlace(artifacts, suffix=f"-{policy.name}")
-        self.answers[policy.name] = self.runner.ask(questions, place, lambda: workers.start_policy(policy))
+        place = AnswerPlace(artifacts, suffix=f"-{policy.name}")
+        self.runner.ask(self.asked[policy.name], place, lambda: workers.start_policy(policy))
 
     def score(self, workers: EvaluationWorkers, artifacts: ArtifactFolder, policy: ComparedPolicy) -> None:
         """Rewards of its samples, where reranking is asked for; then its report."""
-        questions, answers = self.questions[policy.name], self.answers[policy.name]
-        if self.scorers and answers.samples:
+        asked = self.asked[policy.name]
+        if self.scorers and asked.samples:
 
             def score(prompts: Sequence[Prompt], samples: Sequence[Completion]) -> list[ScoredCompletion]:
                 return workers.rewards.score(self.scorers[policy.name], prompts, samples, lambda _: None)
 
             place = AnswerPlace(artifacts, suffix=f"-{policy.name}")
-            self.runner.reward(questions, place, answers, score)
-        self.reports[policy.name] = self.runner.report(questions, answers)
+            self.runner.reward(asked, place, score)
+        self.reports[policy.name] = self.runner.report(asked)
 
     def conclude(self, folder: Path) -> dict[str, Any]:
         """Everything that needs no engine: files, judge, contamination and the tables, lm-evaluation-harness.
@@ -221,9 +219,9 @@ class PolicyBenchmarks:
         """
         comparisons = self._compare(folder)
         check = self.benchmarks.contamination
-        for name, questions in self.questions.items():
+        for name, policy in self.asked.items():
             if check is not None and self.suite:
-                contamination = check_contamination(check, self.suite, questions.path)
+                contamination = check_contamination(check, self.suite, policy.path)
                 self.further[name]["contamination"] = contamination
                 self.progress.say(f"{name}: {contamination.render()}")
         try:
@@ -231,13 +229,10 @@ class PolicyBenchmarks:
         except (RuntimeError, ValueError, OSError) as error:
             self.error = error
         details = {
-            name: {
-                "path": self.questions[name].path,
-                **report.details,
-                **{what: asdict(part) for what, part in self.further[name].items()},
-            }
-            for name, report in self.reports.items()
+            name: {"path": self.asked[name].path, **report.details} for name, report in self.reports.items()
         }
+        for name, parts in self.further.items():
+            details[name] |= {what: asdict(part) for what, part in parts.items()}
         tasks = {
             asked.task.name: {"uris": asked.uris, "items": len(asked.items), "counts": asked.counts}
             for asked in self.suite
@@ -266,8 +261,8 @@ class PolicyBenchmarks:
     def _ask_others(self, folder: Path) -> None:
         """The judge of statements, and lm-evaluation-harness."""
         statements: dict[str, StatementSummary] = {}
-        for name, answers in self.answers.items():
-            answered, seed = self.runner.statements(answers), self.config.run.seed
+        for name, policy in self.asked.items():
+            answered, seed = self.runner.statements(policy), self.config.run.seed
             if self.judge is not None and answered:
                 place = AnswerPlace(ArtifactFolder(folder), suffix=f"-{name}")
                 statements[name] = judge_statements(self.judge, answered, place, self.progress, seed)
@@ -276,9 +271,9 @@ class PolicyBenchmarks:
             self.progress.say(render_statements(statements))
         if (general := self.benchmarks.general) is not None:
             precision, cluster = self.config.policy.precision, self.config.cluster
-            for name, questions in self.questions.items():
+            for name, policy in self.asked.items():
                 output = folder / f"general-{name}"
-                result = run_general(general, questions.path, cluster, precision, output)
+                result = run_general(general, policy.path, cluster, precision, output)
                 self.further[name]["general"] = result
 
 

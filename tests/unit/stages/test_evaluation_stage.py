@@ -108,7 +108,7 @@ def test_an_evaluation_keeps_what_a_judge_or_lm_eval_failed_with(
     run: Any = PolicyBenchmarks.__new__(PolicyBenchmarks)
     run.suite, run.further, run.error = [], {"p": {}}, None
     run.reports, run.judge = {"p": PolicyReport("p", {}, ())}, object() if what == "judge" else None
-    run.questions, run.answers = {"p": SimpleNamespace(path="p")}, {"p": None}
+    run.asked = {"p": SimpleNamespace(path="p")}
     section = None if what == "judge" else object()
     run.benchmarks = SimpleNamespace(contamination=None, general=section)
     run.runner = SimpleNamespace(statements=lambda _: ["answered"])
