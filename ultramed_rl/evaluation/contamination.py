@@ -58,16 +58,15 @@ class Match:
 
 @dataclass(frozen=True)
 class TaskContamination:
-    """Counts of a task's items. `exact` and `near` stand in the model's training data, each item once;
-    `reward` in its reward model's alone. `short` are too short for the near rule, `blank` without any word."""
+    """Counts of a task's items."""
 
     task: str
     items: int
-    exact: int
+    exact: int  # stand in the model's training data, each item once in `exact` or `near`
     near: int
-    reward: int
-    short: int
-    blank: int
+    reward: int  # stand in its reward model's alone
+    short: int  # too short for the near rule
+    blank: int  # without any word
 
     @property
     def share(self) -> float:

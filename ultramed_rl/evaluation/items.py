@@ -28,22 +28,17 @@ _OPTION = re.compile(r"([A-Z])\.(?: (.*)|$)")
 
 @dataclass(frozen=True)
 class Item:
-    """One question.
-
-    Of a choice, `options` are the texts in their order and `answer` is the right one's letter. Of a
-    factoid or a list, `expected` holds one tuple per wanted entity: the names that are accepted for it. Of
-    statements (K-QA), `required` must be in an answer and `optional` may be.
-    """
+    """One question."""
 
     item_id: str
     question: str
-    options: tuple[str, ...] = ()
-    answer: str = ""
+    options: tuple[str, ...] = ()  # of a choice, the texts in their order
+    answer: str = ""  # of a choice, the right one's letter
     context: str = ""
     subject: str = ""
-    expected: tuple[tuple[str, ...], ...] = ()
-    required: tuple[str, ...] = ()
-    optional: tuple[str, ...] = ()
+    expected: tuple[tuple[str, ...], ...] = ()  # names accepted for each entity that a factoid or list wants
+    required: tuple[str, ...] = ()  # K-QA's statements that must be in an answer
+    optional: tuple[str, ...] = ()  # those that may be
 
     @property
     def lettered(self) -> dict[str, str]:
@@ -80,31 +75,21 @@ def ask_choice(item: Item) -> str:
 
 @dataclass(frozen=True)
 class Task:
-    """A benchmark.
-
-    Args:
-        uris: where its rows are by default, on the hub.
-        read: a row's item, or None for a row of another subject; raises `Misfit` for one that doesn't fit.
-        ask: the user message that asks for an answer with its reasoning.
-        continuations: the choice as lm-evaluation-harness asks it, or None where there is nothing to choose.
-        shuffles: whether the order of options carries no meaning, so that it may be changed.
-        columns: the subjects that count singly in the paper's average; none where the task is one column.
-        subject_files: whether each of several files is named after its rows' subject, where these hold none.
-        drops_repeats: whether an item without a subject is dropped where it repeats an earlier one.
-        offline: where its rows are in an installed package, or nothing.
-    """
+    """A benchmark."""
 
     name: str
-    uris: tuple[str, ...]
+    uris: tuple[str, ...]  # where its rows are by default, on the hub
+    # None for a row of another subject; a `Misfit` is raised for one that doesn't fit.
     read: Callable[[Row], Item | None]
-    ask: Callable[[Item], str] = ask_choice
+    ask: Callable[[Item], str] = ask_choice  # the user message that asks for an answer with its reasoning
     form: Form = "choice"
+    # The choice as lm-evaluation-harness asks it; None where there is nothing to choose.
     continuations: Callable[[Item], Continuations] | None = None
-    shuffles: bool = False
-    columns: tuple[str, ...] = ()
-    subject_files: bool = False
-    drops_repeats: bool = False
-    offline: str = ""
+    shuffles: bool = False  # the order of options carries no meaning, so that it may be changed
+    columns: tuple[str, ...] = ()  # the subjects that count singly in the paper's average
+    subject_files: bool = False  # each of several files is named after its rows' subject
+    drops_repeats: bool = False  # an item without a subject is dropped where it repeats an earlier one
+    offline: str = ""  # where its rows are in an installed package
 
 
 def weigh_letters(context: str, item: Item) -> Continuations:
