@@ -233,13 +233,13 @@ def task_result(
     )
 
 
-def score_outcomes(outcomes: Sequence[GradedAnswer], seed: int = 0) -> TaskScore:
+def score_outcomes(outcomes: Sequence[GradedAnswer]) -> TaskScore:
     """The accuracy of these outcomes."""
     values = [outcome.right for outcome in outcomes]
     if set(values) <= {0.0, 1.0}:
         interval = wilson_interval(int(sum(values)), len(values))
     else:
-        interval = paired_bootstrap([0.0] * len(values), values, 1000, seed)
+        interval = paired_bootstrap([0.0] * len(values), values, 1000, 0)
     return TaskScore(len(values), interval.mean, interval.low, interval.high)
 
 

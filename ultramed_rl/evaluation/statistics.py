@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+Z = 1.959964  # deviations of a normal number within which 95 % of them are
 _DRAWS = 100_000  # of a bootstrap that are in memory at once
 
 
@@ -59,19 +60,17 @@ def paired_bootstrap(before: Sequence[float], after: Sequence[float], resamples:
     return Interval(float(differences.mean()), float(low), float(high))
 
 
-def wilson_interval(right: float, total: int, z: float = 1.959964) -> Interval:
-    """The share of right answers with its score interval (Wilson 1927), 95 % by default.
+def wilson_interval(right: float, total: int) -> Interval:
+    """The share of right answers with its score interval (Wilson 1927).
 
     Unlike the normal interval it stays in 0..1 and keeps a width where all or none are right.
 
     Raises:
-        ValueError: total < 1, right outside 0..total, or z that isn't finite and above 0.
+        ValueError: total < 1, or right outside 0..total.
     """
     if total < 1 or not 0 <= right <= total:
         raise ValueError(f"{right} right of {total}: needs at least one item, and right in 0..total")
-    if not 0 < z < math.inf:
-        raise ValueError(f"z={z}: must be finite and above 0")
-    share, spread = right / total, z * z / total
+    share, spread = right / total, Z * Z / total
     centre = (share + spread / 2) / (1 + spread)
     half = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
     # Rounding must not move an end past the share that it touches at 0 and 1.

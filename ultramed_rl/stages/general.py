@@ -15,7 +15,6 @@ import re
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -202,12 +201,7 @@ def _look_up(folder: str, tasks: tuple[str, ...]) -> dict[str, Any]:
 
 
 def run_general(
-    section: General,
-    model_path: str,
-    cluster: Devices,
-    precision: str,
-    output_dir: Path,
-    say: Callable[[str], Any] = sys.stdout.write,
+    section: General, model_path: str, cluster: Devices, precision: str, output_dir: Path
 ) -> GeneralResult:
     """Evaluate a model in a Ray job, or read back what an earlier run finished in `output_dir`.
 
@@ -229,7 +223,7 @@ def run_general(
 
     def keep(text: str) -> None:
         said.append(text)
-        say(text)
+        sys.stdout.write(text)
 
     def evaluate(directory: Path) -> dict[str, float]:
         check_general(section, cluster.device)
