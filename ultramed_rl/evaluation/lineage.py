@@ -16,7 +16,7 @@ from typing import Literal
 
 from pyarrow import ipc, memory_map, parquet
 
-from ultramed_rl.config import AnyConfig, ContrastsConfig, RunConfig, load_any
+from ultramed_rl.config import ContrastsConfig, RunConfig, load_any
 from ultramed_rl.config.models import RewardTraining
 from ultramed_rl.config.stages import (
     ConversationSource,
@@ -81,17 +81,12 @@ class TrainedSource:
 
 @dataclass(frozen=True)
 class _Run:
-    """A run's directory, its config, what its relative paths start from, and the model's place inside."""
+    """A run's directory."""
 
     path: Path
-    config: AnyConfig
-    base: Path
-    inside: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """As the config places it, such as runs/recipe/sft."""
-        return self.config.run.url or str(self.config.run.folder)
+    name: str  # as the config places it, such as runs/recipe/sft
+    base: Path  # what its relative paths start from
+    inside: tuple[str, ...]  # the model's place in it
 
     def locate(self, uri: str) -> dict[str, str]:
         """The `uri` of one of the config's sources, a local one as seen from here."""
@@ -161,7 +156,7 @@ class Lineage:
         named = config.run.folder
         moved = named.is_absolute() or directory.parts[-len(named.parts) :] != named.parts
         started = Path.cwd() if moved else Path(*directory.parts[: -len(named.parts)])
-        run = _Run(directory, config, started, inside)
+        run = _Run(directory, config.run.url or str(named), started, inside)
         if isinstance(config, RunConfig):
             self._add_online(run, config, role)
         elif isinstance(config, SftConfig | RewardConfig | PreferenceConfig):
