@@ -114,8 +114,8 @@ class Stream:
 
     @property
     def _unfinished(self) -> bool:
-        weighing = self.references is not None and self.workers.references.pool.unfinished
-        return bool(self.workers.engines.unfinished or self.workers.scorers.unfinished or weighing)
+        at_reference = self.references is not None and self.workers.references.pool.unfinished
+        return bool(self.workers.engines.unfinished or self.workers.scorers.unfinished or at_reference)
 
     def _route(self, outcome: Outcome) -> None:
         if outcome.role == "rollout":
