@@ -80,7 +80,7 @@ class Task:
     name: str
     uris: tuple[str, ...]  # where its rows are by default, on the hub
     # None for a row of another subject; a `Misfit` is raised for one that doesn't fit.
-    read: Callable[[TaskRow], Item | None]
+    read: Callable[[Row], Item | None]
     ask: Callable[[Item], str] = ask_choice  # the user message that asks for an answer with its reasoning
     form: Form = "choice"
     # The choice as lm-evaluation-harness asks it; None where there is nothing to choose.
@@ -98,7 +98,7 @@ def weigh_letters(context: str, item: Item) -> Continuations:
     return Continuations(f"{context}\n{options}Answer:", tuple(f" {letter}" for letter in item.lettered))
 
 
-class TaskRow(dict[str, Any]):
+class Row(dict[str, Any]):
     """A row of a benchmark's data, by column. Every reading raises `Misfit` for what doesn't fit."""
 
     def value(self, column: str) -> Any:

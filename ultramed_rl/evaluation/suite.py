@@ -20,7 +20,7 @@ from ultramed_rl.config.benchmarks import Benchmarks, TaskChoice
 from ultramed_rl.data.misfits import FittingRows
 from ultramed_rl.data.prompts import normalise_text
 from ultramed_rl.data.sources import list_sources
-from ultramed_rl.evaluation.items import Item, Task, TaskRow
+from ultramed_rl.evaluation.items import Item, Row, Task
 from ultramed_rl.evaluation.tasks import find_task
 from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.models.tokenizer import encode_continuations
@@ -238,7 +238,7 @@ def _read_items(task: Task, uris: Sequence[str], counts: Counter[str]) -> Iterat
         unfit, fix = f"don't fit task {task.name!r}", "name another source, or repair it"
         rows = FittingRows(source, None, MISFITS_ALLOWED, unfit, fix, own)
         fitting = 0
-        for item in rows.parse(lambda row: task.read(TaskRow(row))):
+        for item in rows.parse(lambda row: task.read(Row(row))):
             fitting += 1
             options = tuple(map(normalise_text, item.options))
             identity = (normalise_text(item.question), normalise_text(item.context), *options)

@@ -10,15 +10,7 @@ from collections.abc import Mapping
 from functools import partial
 
 from ultramed_rl.data.chats import Misfit
-from ultramed_rl.evaluation.items import (
-    Item,
-    Task,
-    TaskRow,
-    build_choice,
-    check_text,
-    join_parts,
-    key_by_text,
-)
+from ultramed_rl.evaluation.items import Item, Row, Task, build_choice, check_text, join_parts, key_by_text
 from ultramed_rl.evaluation.tasks.pubmedqa import continue_abstract
 
 _OPTIONS = ("yes", "no")
@@ -29,7 +21,7 @@ _NAMES = (
 )
 
 
-def read_row(kind: str, row: TaskRow) -> Item | None:
+def read_row(kind: str, row: Row) -> Item | None:
     """A question of this kind.
 
     Older files hold a yes/no answer in a list. A factoid wants one entity: every name in its answer, however
@@ -47,7 +39,7 @@ def read_row(kind: str, row: TaskRow) -> Item | None:
     return Item(row.first_id("id"), row.question("body"), context=_snippets(row), expected=expected)
 
 
-def _entities(row: TaskRow) -> tuple[tuple[str, ...], ...]:
+def _entities(row: Row) -> tuple[tuple[str, ...], ...]:
     """The names of each entity in `exact_answer`: a text, a list of texts, or a list of lists of texts."""
     key = row.key("exact_answer")
     entities = []
@@ -60,12 +52,12 @@ def _entities(row: TaskRow) -> tuple[tuple[str, ...], ...]:
     return tuple(filter(None, entities))
 
 
-def _snippets(row: TaskRow) -> str:
+def _snippets(row: Row) -> str:
     """The snippets' texts, one a line; a question may have none."""
     snippets = row.get("snippets") or []
     if not isinstance(snippets, list) or not all(isinstance(snippet, Mapping) for snippet in snippets):
         raise Misfit("snippets are no list of objects", name="context")
-    return "\n".join(TaskRow(snippet).text("text").strip() for snippet in snippets)
+    return "\n".join(Row(snippet).text("text").strip() for snippet in snippets)
 
 
 def _ask(instruction: str, item: Item) -> str:

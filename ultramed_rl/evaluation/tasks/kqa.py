@@ -8,10 +8,10 @@ too, in one split `train`; where they don't, name the authors' file.
 from __future__ import annotations
 
 from ultramed_rl.data.chats import Misfit
-from ultramed_rl.evaluation.items import Item, Task, TaskRow, check_text
+from ultramed_rl.evaluation.items import Item, Row, Task, check_text
 
 
-def read_row(row: TaskRow) -> Item:
+def read_row(row: Row) -> Item:
     """A question with at least one statement (misfit `missing_key`)."""
     question = row.question("Question")
     required, optional = _statements(row, "Must_have"), _statements(row, "Nice_to_have")
@@ -21,7 +21,7 @@ def read_row(row: TaskRow) -> Item:
     return Item(row.first_id("id"), question, required=required, optional=optional)
 
 
-def _statements(row: TaskRow, column: str) -> tuple[str, ...]:
+def _statements(row: Row, column: str) -> tuple[str, ...]:
     statements = row.get(column) or []
     if not isinstance(statements, list):
         raise Misfit(f"column {column!r} holds {statements!r:.40}, not a list of statements")

