@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Protocol, TypeVar
 
 from ultramed_rl.config.benchmarks import Benchmarks
@@ -42,6 +43,12 @@ R = TypeVar("R")
 T = TypeVar("T")
 ScoreAnswers = Callable[[Sequence[Prompt], Sequence[Completion]], list[ScoredCompletion]]
 _SCORED_PROMPTS = 256  # as many prompts' samples go to the reward models at a time
+# By what is kept: the question that it answers.
+_QUESTION: dict[type, Callable[[Any], str]] = {
+    OptionLogprobs: attrgetter("question_id"),
+    Completion: attrgetter("prompt_id"),
+    ScoredCompletion: attrgetter("completion.prompt_id"),
+}
 
 
 class Engines(Protocol):
@@ -133,16 +140,14 @@ class BenchmarkRunner:
             def weigh(left: list[OptionRequest]) -> Iterator[list[OptionLogprobs]]:
                 return ([scored] for scored in engines().stream_options(left, place.version))
 
-            policy.likelihoods = self._keep(
-                "likelihood", policy, place, options, weigh, OptionLogprobs, lambda o: o.question_id
-            )
+            policy.likelihoods = self._keep("likelihood", policy, place, options, weigh, OptionLogprobs)
 
         def answer(left: list[SamplingRequest]) -> Iterator[list[Completion]]:
             return engines().stream_completions(left, place.version)
 
         def answers_to(protocol: str, requests: Sequence[SamplingRequest]) -> list[Completion]:
             by_id = {request.prompt.prompt_id: request for request in requests}
-            return self._keep(protocol, policy, place, by_id, answer, Completion, lambda c: c.prompt_id)
+            return self._keep(protocol, policy, place, by_id, answer, Completion)
 
         if (greedy := self.protocols.get("greedy")) is not None:
             requests = [SamplingRequest(p, 1, 0.0, 1.0, greedy.max_new_tokens, 0) for p in policy.prompts]
@@ -175,9 +180,7 @@ class BenchmarkRunner:
                     by_prompt.setdefault(item.completion.prompt_id, []).append(item)
                 yield from by_prompt.values()
 
-        policy.rewards = self._keep(
-            "rewards", policy, place, samples, stream, ScoredCompletion, lambda s: s.completion.prompt_id
-        )
+        policy.rewards = self._keep("rewards", policy, place, samples, stream, ScoredCompletion)
 
     def _keep(
         self,
@@ -187,14 +190,13 @@ class BenchmarkRunner:
         requests: Mapping[str, R],
         stream: Callable[[list[R]], Iterator[list[T]]],
         kind: type[T],
-        key: Callable[[T], str],
     ) -> list[T]:
         """One artifact: what `stream` gives for the requests that are not answered yet."""
-        artifact = f"benchmark-{name}{place.suffix}"
+        question_of, artifact = _QUESTION[kind], f"benchmark-{name}{place.suffix}"
         inputs = (list(requests.values()), policy.path, place.version)
         phase = ShardedPhase(place.folder, artifact, kind, *inputs)
         if not phase.finished:
-            done = {key(record) for record in phase.read()}
+            done = {question_of(record) for record in phase.read()}
             left = [request for question, request in requests.items() if question not in done]
             title = f"{policy.name}, {name.replace('_', '-')}"
             started = time.perf_counter()
@@ -205,7 +207,7 @@ class BenchmarkRunner:
                         phase.keep(records)
                         bar.advance(1)
             phase.finish({artifact: time.perf_counter() - started})
-        return in_order(phase.read(), key, list(requests))
+        return in_order(phase.read(), question_of, list(requests))
 
     def report(self, policy: AskedPolicy) -> PolicyReport:
         """Every answer graded, by task and protocol. K-QA's wait for their judge."""
