@@ -21,9 +21,8 @@ Whatever hedges, denies or names two is none: "not entailed" may mean either of 
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -78,29 +77,9 @@ class StatementScores:
     replies: tuple[str, ...] = ()  # the judge's last words on each statement, required ones first
 
     @property
-    def comprehensiveness(self) -> float:
-        """Share of must-have statements that are entailed; NaN where no verdict on one was read."""
-        return _entailed(self.required)
-
-    @property
-    def coverage(self) -> float:
-        """Share of nice-to-have statements that are entailed; NaN where no verdict on one was read."""
-        return _entailed(self.optional)
-
-    @property
-    def contradictions(self) -> int:
-        """Statements of both kinds that are contradicted, at least: an unread verdict may be another."""
-        return (*self.required, *self.optional).count("contradicted")
-
-    @property
-    def statements(self) -> int:
-        """Statements of both kinds."""
-        return len(self.required) + len(self.optional)
-
-    @property
-    def unread(self) -> int:
-        """Statements without a verdict."""
-        return (*self.required, *self.optional).count(None)
+    def verdicts(self) -> tuple[Verdict | None, ...]:
+        """Those on statements of both kinds."""
+        return (*self.required, *self.optional)
 
 
 @dataclass(frozen=True)
@@ -149,28 +128,27 @@ def summarize_statements(
     Raises:
         ValueError: resamples < 1.
     """
-    judged = [score for score in scores if score.unread < score.statements]
-    contradicting = sum(score.contradictions > 0 for score in judged)
+    judged = [score for score in scores if any(score.verdicts)]
+    contradictions = [score.verdicts.count("contradicted") for score in judged]
 
-    def mean(number: Callable[[StatementScores], float]) -> Interval | None:
-        values = [value for value in map(number, judged) if not math.isnan(value)]
+    def mean(values: Sequence[float]) -> Interval | None:
         # A mean is its difference from zero.
         return paired_bootstrap([0.0] * len(values), values, resamples, seed) if values else None
 
+    def entailed(kind: str) -> Interval | None:
+        """Of the verdicts of this kind that there are; an item without any is left out."""
+        verdicts = ([verdict for verdict in getattr(score, kind) if verdict] for score in judged)
+        return mean([read.count("entailed") / len(read) for read in verdicts if read])
+
     return StatementSummary(
-        comprehensiveness=mean(lambda score: score.comprehensiveness),
-        hallucination=mean(lambda score: score.contradictions),
-        contradicting=wilson_interval(contradicting, len(judged)) if judged else None,
-        coverage=mean(lambda score: score.coverage),
+        comprehensiveness=entailed("required"),
+        hallucination=mean(contradictions),
+        contradicting=wilson_interval(sum(map(bool, contradictions)), len(judged)) if judged else None,
+        coverage=entailed("optional"),
         items=len(judged),
-        statements=sum(score.statements for score in scores),
-        unread=sum(score.unread for score in scores),
+        statements=sum(len(score.verdicts) for score in scores),
+        unread=sum(score.verdicts.count(None) for score in scores),
     )
-
-
-def _entailed(verdicts: Sequence[Verdict | None]) -> float:
-    read = [verdict for verdict in verdicts if verdict is not None]
-    return read.count("entailed") / len(read) if read else math.nan
 
 
 def read_verdict(reply: str) -> Verdict | None:
