@@ -212,8 +212,8 @@ def render_averages(reports: Sequence[PolicyReport]) -> str:
     lines = []
     for report in reports:
         for protocol, average in report.averages.items():
-            own = f"{len(average.columns)} columns, not nine"
-            kind = "the paper's nine columns" if average.is_papers else own
+            count = len(average.columns)
+            kind = "the paper's nine columns" if count == 9 else f"{count} columns, not nine"
             names = ", ".join(f"{name} {value:.1%}" for name, value in average.columns.items())
             lines.append(f"{report.policy}, {protocol}: average {average.accuracy:.2%} over {kind} ({names})")
     return "\n".join(lines)

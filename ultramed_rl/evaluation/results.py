@@ -22,7 +22,6 @@ from ultramed_rl.evaluation.voting import CurvePoint, SampledItem, majority, rer
 from ultramed_rl.records import Completion, OptionLogprobs, ScoredCompletion
 
 # UltraMedical's table: MedQA, MedMCQA, PubMedQA and six subjects of MMLU, each counted once.
-PAPER_COLUMNS = 9
 _PAPER_TASKS = ("medqa", "medmcqa", "pubmedqa", "mmlu_medical")
 
 
@@ -88,15 +87,10 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class Average:
-    """The unweighted mean over columns; over the paper's nine where all of them are there."""
+    """The unweighted mean over those of the paper's nine columns that there are."""
 
     accuracy: float
     columns: dict[str, float]
-
-    @property
-    def is_papers(self) -> bool:
-        """Whether the columns are the paper's nine."""
-        return len(self.columns) == PAPER_COLUMNS
 
 
 @dataclass(frozen=True)

@@ -153,9 +153,9 @@ def test_the_average_is_over_nine_columns_where_subjects_are_known() -> None:
         task_result("greedy", [outcome(question(task=t), "B")], 1) for t in ("medqa", "medmcqa", "pubmedqa")
     ]
     nine = average_columns([*right, task_result("greedy", medical(True), 1)])
-    assert nine is not None and nine.is_papers and nine.accuracy == pytest.approx((3 + 3) / 9)
+    assert nine is not None and len(nine.columns) == 9 and nine.accuracy == pytest.approx((3 + 3) / 9)
     four = average_columns([*right, task_result("greedy", medical(False), 1)])
-    assert four is not None and not four.is_papers and four.accuracy == pytest.approx((3 + 0.5) / 4)
+    assert four is not None and len(four.columns) == 4 and four.accuracy == pytest.approx((3 + 0.5) / 4)
     assert average_columns([task_result("greedy", [outcome(question(task="medxpertqa"), "B")], 1)]) is None
 
 
