@@ -96,27 +96,23 @@ def check_task(config: Benchmarks, choice: TaskChoice) -> Task:
     Raises:
         ValueError: there is none of that name, no protocol asks it, its data have no source, or its answers no judge.
     """
-    task = find_task(choice.name)
-    check_protocols(task, [protocol.type for protocol in config.protocols])
+    task, protocols = find_task(choice.name), [protocol.type for protocol in config.protocols]
+    judged = task.form == "statements"
+    answering = {"greedy"} if judged else {"greedy", "self_consistency"}
+    weighed = task.continuations is not None and "likelihood" in protocols
+    if not weighed and answering.isdisjoint(protocols):
+        why = "a judge reads its greedy answers" if judged else "it has no options to weigh"
+        raise ValueError(
+            f"task {task.name!r}: benchmarks.protocols=[{', '.join(protocols)}] don't ask it, since {why}; add greedy, "
+            "or leave the task out"
+        )
     find_uris(task, choice.uri)
-    if task.form == "statements" and config.judge is None:
+    if judged and config.judge is None:
         raise ValueError(
             f"task {task.name!r}: needs a judge; set benchmarks.judge (model and base_url of an OpenAI-compatible "
             "API), or leave the task out"
         )
     return task
-
-
-def check_protocols(task: Task, protocols: Sequence[str]) -> None:
-    """Make sure that a task is asked at all. Raises ValueError where its results would be empty."""
-    answering = {"statements": {"greedy"}}.get(task.form, {"greedy", "self_consistency"})
-    if answering & set(protocols) or (task.continuations is not None and "likelihood" in protocols):
-        return
-    why = "a judge reads its greedy answers" if task.form == "statements" else "it has no options to weigh"
-    raise ValueError(
-        f"task {task.name!r}: benchmarks.protocols=[{', '.join(protocols)}] don't ask it, since {why}; add greedy, "
-        "or leave the task out"
-    )
 
 
 def encode_options(tokenizer: Any, question: Question) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:

@@ -17,7 +17,7 @@ from ultramed_rl.config.benchmarks import Benchmarks, ContaminationCheck
 from ultramed_rl.config.rewards import AnswerTerm, StatementJudge
 from ultramed_rl.evaluation.contamination import check_readable
 from ultramed_rl.evaluation.runner import AnswerPlace, AskedPolicy, BenchmarkRunner
-from ultramed_rl.evaluation.suite import check_protocols, load_suite
+from ultramed_rl.evaluation.suite import check_task, load_suite
 from ultramed_rl.evaluation.tasks import TASKS
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import (
@@ -188,12 +188,16 @@ def test_without_tasks_a_base_model_is_asked_nothing(tmp_path: Path) -> None:
 def test_a_task_that_no_protocol_asks_is_refused(
     task: str, protocols: list[str], expected: str | None
 ) -> None:
+    judge = {"model": "j", "base_url": "http://127.0.0.1:9/v1"}
+    tasks = [{"name": task, "uri": "rows.jsonl"}]
+    config = Benchmarks.model_validate({"tasks": tasks, "protocols": protocols, "judge": judge})
     if expected is None:
-        return check_protocols(TASKS[task], protocols)
+        assert check_task(config, config.tasks[0]) is TASKS[task]
+        return
     with pytest.raises(
         ValueError, match=rf"'{task}': benchmarks\.protocols=\[{', '.join(protocols)}\] .*\b{expected}\b"
     ):
-        check_protocols(TASKS[task], protocols)
+        check_task(config, config.tasks[0])
 
 
 def test_a_judge_is_asked_once_and_its_verdicts_can_be_read(
