@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ultramed_rl.data.factory.decontaminate import BenchmarkItem
-from ultramed_rl.data.stems import read_stem
+from ultramed_rl.data.likeness import read_stem
 from ultramed_rl.evaluation.contamination import question_text
 from ultramed_rl.evaluation.suite import load_items
 from ultramed_rl.evaluation.tasks import find_task

@@ -25,12 +25,13 @@ from ultramed_rl.data.likeness import (
     PAPER_RULE,
     TELLING_WORDS,
     Embed,
+    Stem,
     check_unit_vectors,
     equal_keys,
+    read_stem,
     same_question,
 )
 from ultramed_rl.data.sources import read_rows
-from ultramed_rl.data.stems import Stem, read_stem
 from ultramed_rl.evaluation.items import Item
 from ultramed_rl.evaluation.lineage import Role, TrainedPrompt, training_prompts
 from ultramed_rl.evaluation.suite import AskedTask

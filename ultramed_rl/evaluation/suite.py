@@ -17,8 +17,8 @@ from string import ascii_uppercase
 from typing import Any
 
 from ultramed_rl.config.benchmarks import Benchmarks, TaskChoice
-from ultramed_rl.data.misfits import FittingRows
-from ultramed_rl.data.prompts import normalise_text
+from ultramed_rl.data.chats import FittingRows
+from ultramed_rl.data.likeness import normalise_text
 from ultramed_rl.data.sources import list_sources
 from ultramed_rl.evaluation.items import Item, Row, Task
 from ultramed_rl.evaluation.tasks import find_task

@@ -14,8 +14,7 @@ from typing import Any
 
 from ultramed_rl.cluster.inputs import describe_inputs, describe_rendering
 from ultramed_rl.config import EvaluateConfig
-from ultramed_rl.data.pool import split_pool
-from ultramed_rl.data.prompts import PromptPool, load_prompts
+from ultramed_rl.data.prompts import PromptPool, load_prompts, split_pool
 from ultramed_rl.evaluation.contamination import Contamination, check_contamination, check_readable
 from ultramed_rl.evaluation.judging import StatementSummary
 from ultramed_rl.evaluation.metrics import AnswerMetrics, compare, prompt_means

@@ -127,28 +127,6 @@ class StageLoop:
             write_stage_card(self.config, self.store, directory, figures)
             return figures
 
-        path, metrics = self.store.artifacts.phase_directory("model", write)
-        self.store.discard_saved()
-        return path, metrics
-
-    def figures(self, place: Place) -> Metrics:
-        """What the stage came to."""
-        losses = self.store.metrics_rows("step_index")
-        figures = {
-            "samples": self.samples,
-            "steps": place.step,
-            "loss_first": losses[0]["loss"],
-            "loss_last": losses[-1]["loss"],
-            "tokens_per_second": sum(r["tokens"] for r in losses) / sum(r["seconds"] for r in losses),
-            "mfu": sum(r["mfu"] for r in losses) / len(losses),
-        }
-        if self.evaluates:
-            by_step = {int(r.pop("evaluation_index")): r for r in self.store.metrics_rows("evaluation_index")}
-            kept = by_step[place.best_step if self.config.training.keep == "best" else place.step]
-            figures |= {f"start_held_out_{k}": v for k, v in by_step.get(0, {}).items() if k != "time"}
-            figures |= {f"held_out_{k}": v for k, v in kept.items() if k != "time"}
-        return figures
-
     def _write_model(self, directory: Path) -> Metrics:
         self.workers.save(directory)
         return {}

@@ -19,8 +19,8 @@ from typing import Any
 
 from ultramed_rl.cluster.inputs import describe_inputs
 from ultramed_rl.config import RewardBenchConfig
-from ultramed_rl.data.benchmark_pairs import fit_pairs, read_pairs
-from ultramed_rl.data.tokenize import tokenize_preference
+from ultramed_rl.data.preferences import read_pairs
+from ultramed_rl.data.stage_data import fit_pairs, tokenize_preference
 from ultramed_rl.evaluation.statistics import Interval, wilson_interval
 from ultramed_rl.models.checks import check_models
 from ultramed_rl.models.reading import RewardReader
