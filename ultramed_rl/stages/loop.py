@@ -11,7 +11,7 @@ from pathlib import Path
 from ultramed_rl.actors.trainer import TrainingPlace
 from ultramed_rl.config.stages import StageConfig
 from ultramed_rl.learning.batching import count_steps
-from ultramed_rl.store import StageDirectory
+from ultramed_rl.store import RunReader, StageDirectory
 from ultramed_rl.store.cards import Input, ModelFacts, made_from, model_card, read_versions, write_card
 from ultramed_rl.tracking import Progress, Tracker
 from ultramed_rl.workers.stage import StageWorkers
@@ -126,6 +126,29 @@ class StageLoop:
             figures = self.figures(place)
             write_stage_card(self.config, self.store, directory, figures)
             return figures
+
+        path, metrics = self.store.artifacts.phase_directory("model", write)
+        self.store.discard_saved()
+        return path, metrics
+
+    def figures(self, place: Place) -> Metrics:
+        """What the stage came to."""
+        losses = RunReader(self.store.path).rows("step")
+        figures = {
+            "samples": self.samples,
+            "steps": place.step,
+            "loss_first": losses[0]["loss"],
+            "loss_last": losses[-1]["loss"],
+            "tokens_per_second": sum(r["tokens"] for r in losses) / sum(r["seconds"] for r in losses),
+            "mfu": sum(r["mfu"] for r in losses) / len(losses),
+        }
+        if self.evaluates:
+            rows = RunReader(self.store.path).rows("evaluation")
+            by_step = {int(row["evaluation_index"]): row for row in rows}
+            kept = by_step[place.best_step if self.config.training.keep == "best" else place.step]
+            for name, row in (("start_held_out", by_step.get(0, {})), ("held_out", kept)):
+                figures |= {f"{name}_{k}": v for k, v in row.items() if k not in ("time", "evaluation_index")}
+        return figures
 
     def _write_model(self, directory: Path) -> Metrics:
         self.workers.save(directory)
