@@ -168,7 +168,7 @@ def test_templates_without_all_three_fields_are_refused(tmp_path: Path) -> None:
     assert statement_template(str(file)).substitute(question=1, answer=2, statement=3) == "1 2 3 costs $5"
     for text in ("$question $answer", "$question $answer $statement $low", "$question $answer $statement $5"):
         file.write_text(text)
-        with pytest.raises(ValueError, match=r"judge\.template=.*\$question, \$answer .*\$statement;"):
+        with pytest.raises(ValueError, match=r"judge\.template=.*\$question .*\$answer .*\$statement;"):
             statement_template(str(file))
     with pytest.raises(ValueError, match=rf"judge\.template='{tmp_path}/none\.txt'"):
         statement_template(str(tmp_path / "none.txt"))
