@@ -48,6 +48,10 @@ class AnswerGroup:
         """Tokens as padded rows, the prompt in each."""
         return len(self.answers) * (len(self.prompt) + max(len(answer) for answer in self.answers))
 
+    def cost(self, packed: bool) -> int:
+        """Tokens of a forward pass, packed or padded."""
+        return self.packed_tokens if packed else self.padded_tokens
+
 
 def _cut_group(packed: bytes, sizes: Sequence[int]) -> AnswerGroup:
     """What was pickled; `sizes` in bytes."""

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ultramed_rl.config.models import LoRA
-from ultramed_rl.learning.flops import ModelShape
+from ultramed_rl.learning.costs import ModelShape
 from ultramed_rl.learning.logprobs import token_logprobs
 from ultramed_rl.learning.packing import PackedBatch, unpack_rows
 from ultramed_rl.models.attention import SEGMENTS, SegmentLayout, register_segment_attention, why_not_packed

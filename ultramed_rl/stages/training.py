@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ultramed_rl.actors.policy import PolicyWorker
-from ultramed_rl.actors.reward_trainer import RewardTrainWorker
+from ultramed_rl.actors.trainer import RewardTrainWorker
 from ultramed_rl.cluster.architecture import resolve_architecture
 from ultramed_rl.config.stages import PreferenceConfig, RewardConfig, SftConfig
 from ultramed_rl.data.stage_data import Prepared, prepare_conversations, prepare_preferences

@@ -19,8 +19,8 @@ from ultramed_rl.actors.tasks import ImitationTask, PreferenceTask, RankingTask,
 from ultramed_rl.config.objectives import DPO
 from ultramed_rl.config.stages import BradleyTerry, LogExp
 from ultramed_rl.learning.batching import MicroBatch, count_steps, epoch_batches
+from ultramed_rl.learning.objectives.bradley_terry import ranked_pairs
 from ultramed_rl.learning.preference_data import PreferenceData
-from ultramed_rl.learning.ranking import ranked_pairs
 from ultramed_rl.models.load import load_policy, load_reward, model_shape
 from ultramed_rl.records import Completion, PreferenceGroup, Prompt, ReferenceLogprobs, TokenizedChat
 from ultramed_rl.stages.loop import is_due, next_event
