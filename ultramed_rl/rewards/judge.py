@@ -1,23 +1,29 @@
-"""A language model's grade of each answer, asked for over an OpenAI-compatible API."""
+"""A language model behind an OpenAI-compatible API that is asked many questions at a time, and its grade of each answer."""
 
 from __future__ import annotations
 
 import logging
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from string import Template
+from typing import Generic, TypeVar
 
-from ultramed_rl.config.rewards import JudgeTerm, Scale
+from ultramed_rl.config.generation import Endpoint
+from ultramed_rl.config.rewards import ApiModel, JudgeTerm, Scale
 from ultramed_rl.data.templates import read_template, without_tags
 from ultramed_rl.evaluation.reading.numbers import NUMBER, to_float
-from ultramed_rl.records import Completion, Prompt
-from ultramed_rl.rewards.api import ApiClient
+from ultramed_rl.http.chat import ChatSession, ChatTrail, chat_client
+from ultramed_rl.http.client import Failure
+from ultramed_rl.http.session import running
+from ultramed_rl.records import ChatRequest, Completion, Message, Prompt
 from ultramed_rl.rewards.term import with_prompts
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 _OURS = Path(__file__).with_name("judge_prompt.txt")
 _NEEDED, _OPTIONAL = ("question", "answer"), ("reference", "low", "high")
 _NUMBER = rf"(?P<grade>{NUMBER.pattern})(?!\s*(?:-|–|,|to|or|and)\s*\d)"
@@ -31,6 +37,76 @@ _MARKED = re.compile(
     re.IGNORECASE,
 )
 _ALONE = re.compile(rf"[\s*_\"'\[(]*{_EITHER}[\s*_\"'\]).]*", re.I)
+
+
+@dataclass(frozen=True)
+class Reply(Generic[T]):
+    """The last text that came, and what was read in it: None for nothing."""
+
+    value: T | None
+    text: str
+
+
+class ApiClient:
+    """A judge behind an OpenAI-compatible API: each prompt as one user message, `concurrency` at a time.
+
+    A request that fails is sent again, `retries` times. Opens no connection before it asks.
+    """
+
+    def __init__(self, config: ApiModel) -> None:
+        """Raises ValueError where the key's environment variable isn't set."""
+        self.config = config
+        self.endpoint = Endpoint(
+            model=config.model,
+            base_url=config.base_url,
+            api_key_env=config.api_key_env,
+            concurrency=config.concurrency,
+            timeout_s=config.timeout_s,
+            retries=config.retries,
+        )
+        self._client = chat_client(self.endpoint, "judge")
+
+    def ask_for(
+        self,
+        prompts: Sequence[str],
+        read: Callable[[str], T | None],
+        advance: Callable[[int], None] | None = None,
+    ) -> list[Reply[T]]:
+        """What `read` finds in the reply to each prompt, in their order.
+
+        A prompt whose reply holds nothing to read is asked again, `retries` times.
+
+        Args:
+            read: runs in another thread, one reply at a time.
+            advance: told of each prompt that is done, in their order, from the calling thread.
+
+        Raises:
+            RuntimeError: the API cannot be reached, refuses, or doesn't speak the protocol.
+        """
+        replies: list[Reply[T]] = []
+        with running(self._client) as start:
+            asking = ChatSession(self.endpoint, self._client)
+            for future in [start(self._until_read(asking, prompt, read)) for prompt in prompts]:
+                replies.append(future.result())
+                if advance is not None:
+                    advance(1)
+        return replies
+
+    async def _until_read(
+        self, asking: ChatSession, prompt: str, read: Callable[[str], T | None]
+    ) -> Reply[T]:
+        config, text = self.config, ""
+        turns = (Message(role="user", content=prompt),)
+        request = ChatRequest("", turns, config.max_tokens, config.temperature)
+        for _ in range(config.retries + 1):
+            try:
+                text = (await asking.ask(request, ChatTrail())).text
+            except Failure as failure:
+                raise failure.stopping(self._client.server) from None
+            value = read(text)
+            if value is not None:
+                return Reply(value, text)
+        return Reply(None, text)
 
 
 class Judge:

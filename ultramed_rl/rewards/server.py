@@ -15,17 +15,25 @@ from __future__ import annotations
 
 import asyncio
 import math
+import queue
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Protocol
 
 from fastapi import FastAPI, HTTPException, Request
 
-from ultramed_rl.rewards.connections import make_server
-from ultramed_rl.rewards.guards import Held, Limits, check_token, choose_token, read_queries
-from ultramed_rl.rewards.waiting import Waiting
+from ultramed_rl.learning.packing import AnswerGroup
+from ultramed_rl.rewards.guards import (
+    Held,
+    Limits,
+    check_token,
+    choose_token,
+    make_server,
+    read_queries,
+)
 
 
 class TextEncoder(Protocol):
@@ -59,17 +67,17 @@ def make_app(
     another form, 500 when the model fails, 503 for too many connections and when the server ends.
     """
     bounds = limits or Limits()
-    waiting: Waiting[list[int], float] = Waiting(lambda texts: score_texts(model, texts), bounds.queries)
+    scoring = _Scoring(model, bounds.queries)
     # One thread: a tokenizer isn't made for several, and texts of many requests take turns in it.
     encoding = ThreadPoolExecutor(1, "tokenizer")
     held = Held(bounds.held)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        waiting.start()
+        scoring.thread.start()
         yield
         encoding.shutdown(wait=False, cancel_futures=True)
-        await asyncio.to_thread(waiting.stop, 1.0)
+        await asyncio.to_thread(scoring.stop, 1.0)
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -87,20 +95,63 @@ def make_app(
                 text = asyncio.get_running_loop().run_in_executor(encoding, tokenizer.encode_text, query)
                 texts.append(await text)
             check_texts(texts, bounds, model.vocab_size)
-            rewards = await asyncio.wrap_future(waiting.submit(texts))
+            rewards = await asyncio.wrap_future(scoring.submit(texts))
         numbers = [reward if math.isfinite(reward) else None for reward in rewards]
         return {"rewards": numbers, "scores": numbers, "extra_logs": {}}
 
     return app
 
 
-def score_texts(model: GroupScorer, texts: Sequence[Sequence[int]]) -> list[float]:
-    """The reward of each tokenised text, in order."""
-    from ultramed_rl.learning.packing import AnswerGroup
+Texts = list[list[int]]
 
-    groups = [AnswerGroup(text[:-1], [text[-1:]]) for text in texts]
-    found = {group: reward for numbers in model.score(groups) for group, _, reward in numbers}
-    return [found[index] for index in range(len(texts))]
+
+class _Scoring:
+    """One thread around the model: the requests that came while it scored the last ones are scored together, up to `most`
+    texts or one request. One that is cancelled before its turn isn't computed."""
+
+    def __init__(self, model: GroupScorer, most: int) -> None:
+        self.model, self.most = model, most
+        self.waiting: queue.SimpleQueue[tuple[Texts, Future[list[float]]] | None] = queue.SimpleQueue()
+        # A daemon: a model at work doesn't keep the process alive.
+        self.thread = threading.Thread(target=self._serve, name="reward model", daemon=True)
+
+    def submit(self, texts: Texts) -> Future[list[float]]:
+        """The rewards of these texts, in their order, when the model gets to them."""
+        rewards: Future[list[float]] = Future()
+        self.waiting.put((texts, rewards))
+        return rewards
+
+    def stop(self, timeout_s: float) -> None:
+        """End the thread after all that was submitted; come back earlier where that takes longer than so long."""
+        self.waiting.put(None)
+        self.thread.join(timeout_s)
+
+    def _serve(self) -> None:
+        """Takes requests from `waiting`; waits for the first of each call, and for nobody else."""
+        while (request := self.waiting.get()) is not None:
+            requests, texts = [], 0
+            while request is not None:
+                requests += [request] if request[1].set_running_or_notify_cancel() else []
+                texts += len(request[0])
+                if texts >= self.most or self.waiting.empty():
+                    break
+                request = self.waiting.get()
+            if requests:
+                self._score(requests)
+            if request is None:
+                return
+
+    def _score(self, requests: Sequence[tuple[Texts, Future[list[float]]]]) -> None:
+        groups = [AnswerGroup(text[:-1], [text[-1:]]) for texts, _ in requests for text in texts]
+        try:
+            rewards = {group: reward for numbers in self.model.score(groups) for group, _, reward in numbers}
+            left = iter([rewards[index] for index in range(len(groups))])
+        except Exception as error:  # whoever asked is told; the next call may go well
+            for _, result in requests:
+                result.set_exception(error)
+            return
+        for texts, result in requests:
+            result.set_result([next(left) for _ in texts])
 
 
 def check_texts(texts: Sequence[Sequence[int]], limits: Limits, vocabulary: int) -> None:
@@ -152,7 +203,7 @@ def load_served(
     from ultramed_rl.actors.scorer import RewardWorker
     from ultramed_rl.config.precision import resolve_precision
     from ultramed_rl.models.checks import check_reward_model
-    from ultramed_rl.models.configs import decoder_config, longest_sequence, read_config
+    from ultramed_rl.models.files import decoder_config, longest_sequence, read_config
     from ultramed_rl.models.tokenizer import ChatTokenizer
 
     check_reward_model(path, trained=True, trust_remote_code=trust_remote_code)

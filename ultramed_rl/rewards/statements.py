@@ -23,7 +23,7 @@ from ultramed_rl.evaluation.judging import (
 from ultramed_rl.evaluation.runner import AnswerPlace
 from ultramed_rl.evaluation.suite import AskedTask
 from ultramed_rl.records import Completion
-from ultramed_rl.rewards.api import ApiClient, Reply
+from ultramed_rl.rewards.judge import ApiClient, Reply
 from ultramed_rl.store.atomic import write_lines
 from ultramed_rl.tracking import Progress
 

@@ -1,12 +1,13 @@
-"""Reward of a final answer that can be checked: an option's letter or a number."""
+"""Rewards by rule: a right final answer, a length, a form."""
 
 from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Sequence
 
-from ultramed_rl.config.rewards import AnswerTerm
+from ultramed_rl.config.rewards import AnswerTerm, FormatTerm, LengthTerm
 from ultramed_rl.data.vignettes import read_options
 from ultramed_rl.evaluation.reading.letters import read_letter
 from ultramed_rl.evaluation.reading.numbers import read_number, read_reference_number
@@ -73,3 +74,42 @@ class AnswerMatch:
 def _options(prompt: Prompt) -> dict[str, str]:
     """The options that the last message lists, by letter."""
     return read_options(prompt.messages[-1]["content"]) if prompt.messages else {}
+
+
+class AnswerLength:
+    """A window with linear sides, or a penalty per token over a free allowance."""
+
+    def __init__(self, config: LengthTerm) -> None:
+        self.config = config
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
+        """0 to 1 in the window's form; 0 or minus the tokens over `free` in the other."""
+        return [self._value(len(completion.token_ids)) for completion in completions]
+
+    def _value(self, tokens: int) -> float:
+        low, high, falloff, free = self.config.low, self.config.high, self.config.falloff, self.config.free
+        if free is not None:
+            return -float(max(0, tokens - free))
+        assert low is not None and high is not None and falloff is not None
+        outside = max(low - tokens, tokens - high, 0)
+        return max(0.0, 1.0 - outside / falloff)
+
+
+class FormatRules:
+    """All rules kept, or not."""
+
+    def __init__(self, config: FormatTerm) -> None:
+        self.config = config
+        self.wanted = None if config.must_match is None else re.compile(config.must_match)
+        self.unwanted = None if config.must_not_match is None else re.compile(config.must_not_match)
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
+        """`passed` or `failed` for each completion."""
+        return [self.config.passed if self._keeps(c) else self.config.failed for c in completions]
+
+    def _keeps(self, completion: Completion) -> bool:
+        if self.config.ended and completion.finish_reason == "length":
+            return False
+        if self.wanted is not None and not self.wanted.search(completion.text):
+            return False
+        return self.unwanted is None or not self.unwanted.search(completion.text)
