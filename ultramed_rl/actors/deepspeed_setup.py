@@ -110,13 +110,13 @@ def deepspeed_config(spec: EngineSpec) -> dict[str, Any]:
     }
 
 
-def loading_context(spec: EngineSpec) -> Any:
-    """With ZeRO-3, `from_pretrained` must know, so that no rank ever holds the whole model. Keep it alive."""
-    if spec.zero_stage != 3:
+def loading_context(config: dict[str, Any]) -> Any:
+    """With ZeRO-3, `from_pretrained` must know of this config, so that no rank ever holds the whole model. Keep it alive."""
+    if config["zero_optimization"]["stage"] != 3:
         return None
     from transformers.integrations import HfDeepSpeedConfig
 
-    return HfDeepSpeedConfig(deepspeed_config(spec))
+    return HfDeepSpeedConfig(config)
 
 
 def inference_config(precision: str) -> dict[str, Any]:
@@ -132,15 +132,8 @@ def inference_config(precision: str) -> dict[str, Any]:
     }
 
 
-def inference_context(precision: str) -> Any:
-    """What `loading_context` is for training. Keep it alive."""
-    from transformers.integrations import HfDeepSpeedConfig
-
-    return HfDeepSpeedConfig(inference_config(precision))
-
-
 def shard_for_inference(module: nn.Module, precision: str) -> nn.Module:
-    """Wrap a frozen module that was loaded under `inference_context`. Collective."""
+    """Wrap a frozen module that was loaded under `loading_context`. Collective."""
     import deepspeed
 
     backend, *_ = deepspeed.initialize(model=module, config=inference_config(precision))

@@ -11,8 +11,9 @@ import torch
 
 from ultramed_rl.actors.deepspeed_setup import (
     agreed_chunks,
-    inference_context,
+    inference_config,
     join_ranks,
+    loading_context,
     most_of_ranks,
     open_store,
     shard_for_inference,
@@ -106,7 +107,7 @@ class Scorer:
     def join(self, address: tuple[str, int]) -> None:
         """Join the other replicas, before a sharded model is loaded. Collective."""
         join_ranks(self.rank, self.shards, *address, self.device)
-        self._zero3 = inference_context(self.precision)
+        self._zero3 = loading_context(inference_config(self.precision))
 
     @torch.no_grad()
     def score(self, groups: Sequence[AnswerGroup]) -> Iterator[list[AnswerNumber]]:

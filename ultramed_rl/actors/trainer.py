@@ -10,7 +10,13 @@ from statistics import median
 import torch
 from torch import nn
 
-from ultramed_rl.actors.deepspeed_setup import EngineSpec, join_ranks, loading_context, open_store
+from ultramed_rl.actors.deepspeed_setup import (
+    EngineSpec,
+    deepspeed_config,
+    join_ranks,
+    loading_context,
+    open_store,
+)
 from ultramed_rl.actors.engine import Engine
 from ultramed_rl.actors.tasks import RankingTask, Sums, Task
 from ultramed_rl.actors.work import TrainingPlace
@@ -74,7 +80,7 @@ class TrainWorker:
         """Join the other ranks, load, and wrap in DeepSpeed. Collective."""
         join_ranks(self.rank, self.world_size, *address, spec.device)
         torch.manual_seed(self.seed)
-        self._zero3 = loading_context(spec)
+        self._zero3 = loading_context(deepspeed_config(spec))
         module = load()
         self.tokenizer = chat_tokenizer(model)
         if spec.zero_stage != 3:

@@ -154,8 +154,7 @@ class _Row:
         self.segments: list[Segment] = []
         self.predictors: list[int] = []
         self.targets: list[int] = []
-        self.lengths: list[int] = []
-        self.answers: list[Segment] = []
+        self.answers: list[tuple[Segment, int]] = []  # with the number of its targets
 
     def append(self, tokens: Sequence[int], prefix: Segment | None = None) -> Segment:
         """Tokens that see themselves and `prefix`, and count their positions on from it."""
@@ -171,25 +170,24 @@ class _Row:
         """Make the segment an answer, whose `targets` are predicted at `predictors`."""
         self.predictors.extend(predictors)
         self.targets.extend(targets)
-        self.lengths.append(len(targets))
-        self.answers.append(segment)
+        self.answers.append((segment, len(targets)))
 
     def batch(self, device: torch.device | str) -> PackedBatch:
-        def tensor(values: list[int]) -> torch.Tensor:
+        def sent(values: list[int] | torch.Tensor) -> torch.Tensor:
             # Without waiting for what the device still has to do.
-            return torch.tensor(values, dtype=torch.long).to(device, non_blocking=True)
+            return torch.as_tensor(values, dtype=torch.long).to(device, non_blocking=True)
 
-        owners = torch.repeat_interleave(torch.arange(len(self.lengths)), torch.tensor(self.lengths))
+        lengths = torch.tensor([length for _, length in self.answers], dtype=torch.long)
         return PackedBatch(
-            input_ids=tensor(self.tokens)[None],
-            position_ids=tensor(self.positions)[None],
+            input_ids=sent(self.tokens)[None],
+            position_ids=sent(self.positions)[None],
             segments=tuple(self.segments),
-            predictors=tensor(self.predictors),
-            targets=tensor(self.targets),
-            answer=owners.to(device, non_blocking=True),
-            last=tensor([segment.stop - 1 for segment in self.answers]),
-            lengths=tensor(self.lengths),
-            answers=tuple(self.answers),
+            predictors=sent(self.predictors),
+            targets=sent(self.targets),
+            answer=sent(torch.repeat_interleave(torch.arange(len(lengths)), lengths)),
+            last=sent([segment.stop - 1 for segment, _ in self.answers]),
+            lengths=sent(lengths),
+            answers=tuple(segment for segment, _ in self.answers),
         )
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any
 
 from ultramed_rl.learning.packing import AnswerGroup
-from ultramed_rl.models.offline import resolve_model
+from ultramed_rl.models.files import read_config
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, Message, Prompt
 
@@ -19,13 +18,8 @@ def is_ours(path: str, *, trust_remote_code: bool = False) -> bool:
     """Whether a reward model was trained to be read at an answer's end of turn, as its config then says.
 
     So is whatever a server has behind a language model's tokenizer: that one's rewards are nobody's own.
-
-    Raises:
-        OSError: no such model.
     """
-    from transformers import AutoConfig
-
-    config: Any = AutoConfig.from_pretrained(resolve_model(path), trust_remote_code=trust_remote_code)
+    config = read_config(path, trust_remote_code=trust_remote_code)
     classifies = any("SequenceClassification" in name for name in config.architectures or [])
     return not classifies or all(getattr(config, key, None) == value for key, value in READ_AT.items())
 
@@ -50,7 +44,7 @@ class RewardReader:
         """The reader for a reward model's path.
 
         Raises:
-            ValueError: no tokenizer with a chat template is there.
+            ValueError: no model, or no tokenizer with a chat template, is there.
         """
         ours = is_ours(path, trust_remote_code=trust_remote_code)
         own = ChatTokenizer(path, trust_remote_code=trust_remote_code, learns=ours)

@@ -28,25 +28,15 @@ _ENDING = b'{"detail":"the server is ending; ask again"}'
 
 @dataclass(frozen=True)
 class Limits:
-    """What a request may hold, how long it may take to come, and how many there may be.
+    """What a request may hold, how long it may take to come, and how many there may be."""
 
-    Attributes:
-        queries: texts of a request.
-        size: bytes of its body.
-        tokens: of a text; None: the model has no limit.
-        read_s: seconds until a request has come whole.
-        held: bytes of all requests that aren't answered yet; tokenised, they take up to ten times as much.
-        connections: beyond so many a request is answered 503.
-        grace_s: seconds that requests under way have after SIGTERM; a second later the server has ended.
-    """
-
-    queries: int = 1024
-    size: int = 8 * 2**20
-    tokens: int | None = None
-    read_s: float = 30.0
-    held: int = 128 * 2**20
-    connections: int = 2048
-    grace_s: int = 8
+    queries: int = 1024  # texts of a request
+    size: int = 8 * 2**20  # bytes of its body
+    tokens: int | None = None  # of a text; None: the model has no limit
+    read_s: float = 30.0  # seconds until a request has come whole
+    held: int = 128 * 2**20  # bytes of all requests under way; tokenised, they take up to ten times as much
+    connections: int = 2048  # beyond so many a request is answered 503
+    grace_s: int = 8  # that requests under way have after SIGTERM; a second later the server has ended
 
     @property
     def characters(self) -> int:
@@ -70,9 +60,8 @@ class Held:
             own += count
             self.bytes += count
             if self.bytes > self.most:
-                raise HTTPException(
-                    503, f"over {self.most} bytes are waiting; ask again", {"Retry-After": "1"}
-                )
+                reason = f"over {self.most} bytes are waiting; ask again"
+                raise HTTPException(503, reason, {"Retry-After": "1"})
 
         try:
             yield take
@@ -93,20 +82,17 @@ def choose_token(host: str, token_env: str, no_token: bool) -> tuple[str | None,
         ValueError: without a token on an address that other machines reach.
     """
     if no_token:
-        if not _is_loopback(host):
+        try:
+            alone = ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            alone = host == "localhost"
+        if not alone:
             raise ValueError(
                 f"--no-token with --host {host}: other machines reach this address; leave one of the two out"
             )
         return None, False
     given = os.environ.get(token_env, "").strip()
     return (given, False) if given else (secrets.token_urlsafe(32), True)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def check_token(request: Request, token: str | None) -> None:
@@ -131,16 +117,21 @@ async def read_queries(request: Request, limits: Limits, take: Callable[[int], N
     Args:
         take: told of the bytes as they come.
     """
+    body = bytearray()
     try:
         async with asyncio.timeout(limits.read_s):
-            body = await _read_body(request, limits.size, take)
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limits.size:
+                    raise HTTPException(413, f"request over {limits.size} bytes; send fewer texts at a time")
+                take(len(chunk))
     except TimeoutError:
         reason = f"request not whole after {limits.read_s:g} s"
         raise HTTPException(408, reason, {"Connection": "close"}) from None
     except ClientDisconnect:
         raise HTTPException(400, "request not whole") from None
     try:
-        queries = RewardRequest.model_validate_json(body).query
+        queries = RewardRequest.model_validate_json(bytes(body)).query
     except ValidationError as error:
         problem = error.errors(include_input=False, include_url=False)[0]
         place = ".".join(map(str, problem["loc"])) or "body"
@@ -151,16 +142,6 @@ async def read_queries(request: Request, limits: Limits, take: Callable[[int], N
         if len(query) > limits.characters:
             raise HTTPException(413, f"query {index}: {len(query)} characters; at most {limits.characters}")
     return queries
-
-
-async def _read_body(request: Request, most: int, take: Callable[[int], None]) -> bytes:
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > most:
-            raise HTTPException(413, f"request over {most} bytes; send fewer texts at a time")
-        take(len(chunk))
-    return bytes(body)
 
 
 # -- connections ----------------------------------------------------------------------------------------

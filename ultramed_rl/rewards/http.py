@@ -34,17 +34,16 @@ class RewardClient:
     def __init__(self, config: HttpTerm, tokenizer: Any = None) -> None:
         """`tokenizer` is the policy's, used where the config names none."""
         self.config = config
-        self._client = HttpClient(
-            Server(
-                "reward server",
-                config.url,
-                timeout_s=config.timeout_s,
-                retries=config.retries,
-                concurrency=config.concurrency,
-                token=read_secret(config.token_env, "http.token_env"),
-                fixes=_CURES,
-            )
+        server = Server(
+            "reward server",
+            config.url,
+            timeout_s=config.timeout_s,
+            retries=config.retries,
+            concurrency=config.concurrency,
+            token=read_secret(config.token_env, "http.token_env"),
+            fixes=_CURES,
         )
+        self._client = HttpClient(server)
         self._own: Any = None
         if config.tokenizer is not None:
             from ultramed_rl.models.reading import RewardReader
@@ -91,11 +90,8 @@ class RewardClient:
         return start, start + part(whole.removeprefix(start)) + end
 
     async def _ask(self, session: Session, batch: Sequence[tuple[str, str]]) -> list[float]:
-        body = {
-            "query": [whole for _, whole in batch],
-            "prompts": [prompt for prompt, _ in batch],
-            "labels": [""] * len(batch),
-        }
+        prompts, texts = map(list, zip(*batch, strict=True))
+        body = {"query": texts, "prompts": prompts, "labels": [""] * len(batch)}
         read = lambda reply: read_rewards(reply, len(batch))
         try:
             return await session.send(lambda: self._client.post(body, read), Trail())

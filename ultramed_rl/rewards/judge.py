@@ -56,14 +56,8 @@ class ApiClient:
     def __init__(self, config: ApiModel) -> None:
         """Raises ValueError where the key's environment variable isn't set."""
         self.config = config
-        self.endpoint = Endpoint(
-            model=config.model,
-            base_url=config.base_url,
-            api_key_env=config.api_key_env,
-            concurrency=config.concurrency,
-            timeout_s=config.timeout_s,
-            retries=config.retries,
-        )
+        shared = {"model", "base_url", "api_key_env", "concurrency", "timeout_s", "retries"}
+        self.endpoint = Endpoint(**config.model_dump(include=shared))
         self._client = chat_client(self.endpoint, "judge")
 
     def ask_for(
@@ -113,14 +107,13 @@ class Judge:
     """Asks for a grade per answer, `samples` times, and gives their mean on a scale of 0 to 1.
 
     A reply without a readable grade is asked for again, `retries` times; then that sample is left out, and an
-    answer without any sample gets NaN. `unparsed` counts such answers over the object's life.
+    answer without any sample gets NaN.
     """
 
     def __init__(self, config: JudgeTerm) -> None:
         self.config = config
         self.api = ApiClient(config)
         self.template = judge_template(config.template)
-        self.unparsed = 0
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
         """The grade of each completion, 0 to 1; NaN where none could be read.
@@ -134,32 +127,30 @@ class Judge:
         drawn = [text for text in asked for _ in range(count)]
         replies = self.api.ask_for(drawn, lambda reply: parse_grade(reply, scale))
         groups = [replies[start : start + count] for start in range(0, len(replies), count)]
-        rewards = [self._mean([reply.value for reply in group]) for group in groups]
+        rewards = []
+        for group in groups:
+            grades = [reply.value for reply in group if reply.value is not None]
+            shares = [(grade - scale.low) / (scale.high - scale.low) for grade in grades]
+            rewards.append(fmean(shares) if shares else math.nan)
         self._check(rewards, [reply.text for reply in replies if reply.value is None])
         return rewards
 
     def request(self, prompt: Prompt, completion: Completion) -> str:
-        """What the judge is asked about one answer."""
-        scale = self.config.scale
-        reference = ""
+        """What the judge is asked about one answer: to a lone question, or to a chat, every turn after its role."""
+        scale, reference, turns = self.config.scale, "", prompt.messages
+        question = "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
         if prompt.answer:
             reference = f"\n<reference_answer>\n{_harmless(prompt.answer)}\n</reference_answer>\n"
         return self.template.substitute(
-            question=_harmless(_question(prompt)),
+            question=_harmless(turns[0]["content"] if len(turns) == 1 else question),
             answer=_harmless(completion.text),
             reference=reference,
             low=f"{scale.low:g}",
             high=f"{scale.high:g}",
         )
 
-    def _mean(self, grades: Sequence[float | None]) -> float:
-        scale = self.config.scale
-        read = [(grade - scale.low) / (scale.high - scale.low) for grade in grades if grade is not None]
-        return fmean(read) if read else math.nan
-
     def _check(self, rewards: Sequence[float], unreadable: Sequence[str]) -> None:
         without = sum(map(math.isnan, rewards))
-        self.unparsed += without
         if 2 * without > len(rewards):
             raise ValueError(
                 f"judge {self.config.model!r}: {without} of {len(rewards)} answers have no readable "
@@ -198,13 +189,6 @@ def _value(match: re.Match[str], scale: Scale) -> float | None:
     if grade is None or (most is not None and float(most) != scale.high):
         return None
     return grade if scale.low <= grade <= scale.high else None
-
-
-def _question(prompt: Prompt) -> str:
-    """A lone question as it is; of a longer chat, every turn after its role."""
-    if len(prompt.messages) == 1:
-        return prompt.messages[0]["content"]
-    return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt.messages)
 
 
 def _harmless(text: str) -> str:

@@ -31,15 +31,10 @@ class AnswerMatch:
         """`right`, `wrong`, `missing`, or 0 where the prompt gives nothing to compare with."""
         keys = {prompt.prompt_id: self._key(prompt) for prompt in prompts}
         options = {prompt.prompt_id: _options(prompt) for prompt in prompts}
-        without = sum(key is None for key in keys.values())
-        if without:
-            logger.warning(
-                "%s: %d of %d prompts have no %s to compare with; their answers get 0",
-                self.config.name,
-                without,
-                len(keys),
-                "letter or number" if self.config.kind == "auto" else self.config.kind,
-            )
+        if without := sum(key is None for key in keys.values()):
+            wanted = "letter or number" if self.config.kind == "auto" else self.config.kind
+            said = "%s: %d of %d prompts have no %s to compare with; their answers get 0"
+            logger.warning(said, self.config.name, without, len(keys), wanted)
         return [
             self._value(keys[prompt.prompt_id], completion.text, options[prompt.prompt_id])
             for prompt, completion in with_prompts(prompts, completions)
@@ -87,12 +82,11 @@ class AnswerLength:
         return [self._value(len(completion.token_ids)) for completion in completions]
 
     def _value(self, tokens: int) -> float:
-        low, high, falloff, free = self.config.low, self.config.high, self.config.falloff, self.config.free
-        if free is not None:
-            return -float(max(0, tokens - free))
-        assert low is not None and high is not None and falloff is not None
-        outside = max(low - tokens, tokens - high, 0)
-        return max(0.0, 1.0 - outside / falloff)
+        config = self.config
+        if config.free is not None:
+            return -float(max(0, tokens - config.free))
+        assert config.low is not None and config.high is not None and config.falloff is not None
+        return max(0.0, 1.0 - max(config.low - tokens, tokens - config.high, 0) / config.falloff)
 
 
 class FormatRules:
@@ -105,11 +99,9 @@ class FormatRules:
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
         """`passed` or `failed` for each completion."""
-        return [self.config.passed if self._keeps(c) else self.config.failed for c in completions]
+        return [self.config.failed if self._breaks_one(c) else self.config.passed for c in completions]
 
-    def _keeps(self, completion: Completion) -> bool:
-        if self.config.ended and completion.finish_reason == "length":
-            return False
-        if self.wanted is not None and not self.wanted.search(completion.text):
-            return False
-        return self.unwanted is None or not self.unwanted.search(completion.text)
+    def _breaks_one(self, completion: Completion) -> bool:
+        cut = self.config.ended and completion.finish_reason == "length"
+        lacks = self.wanted is not None and not self.wanted.search(completion.text)
+        return cut or lacks or (self.unwanted is not None and bool(self.unwanted.search(completion.text)))

@@ -18,10 +18,10 @@ import math
 import queue
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, HTTPException, Request
 
@@ -35,25 +35,15 @@ from ultramed_rl.rewards.guards import (
     read_queries,
 )
 
+if TYPE_CHECKING:
+    from ultramed_rl.actors.scorer import RewardWorker
+    from ultramed_rl.models.tokenizer import ChatTokenizer
 
-class TextEncoder(Protocol):
-    """What the server needs of a `ChatTokenizer`."""
-
-    def encode_text(self, text: str) -> list[int]:
-        """Token ids, without special tokens added."""
-
-
-class GroupScorer(Protocol):
-    """What the server needs of a `RewardWorker`."""
-
-    vocab_size: int
-
-    def score(self, groups: Sequence[Any]) -> Iterator[list[tuple[int, int, float]]]:
-        """(group, answer, reward) of every answer."""
+Texts = list[list[int]]
 
 
 def make_app(
-    model: GroupScorer, tokenizer: TextEncoder, token: str | None, limits: Limits | None = None
+    model: RewardWorker, tokenizer: ChatTokenizer, token: str | None, limits: Limits | None = None
 ) -> FastAPI:
     """The server as an ASGI application.
 
@@ -102,14 +92,11 @@ def make_app(
     return app
 
 
-Texts = list[list[int]]
-
-
 class _Scoring:
     """One thread around the model: the requests that came while it scored the last ones are scored together, up to `most`
     texts or one request. One that is cancelled before its turn isn't computed."""
 
-    def __init__(self, model: GroupScorer, most: int) -> None:
+    def __init__(self, model: RewardWorker, most: int) -> None:
         self.model, self.most = model, most
         self.waiting: queue.SimpleQueue[tuple[Texts, Future[list[float]]] | None] = queue.SimpleQueue()
         # A daemon: a model at work doesn't keep the process alive.
@@ -196,7 +183,7 @@ def serve_reward(
 
 def load_served(
     path: str, device: str, precision: str, batch_tokens: int, trust_remote_code: bool
-) -> tuple[Any, Any, Limits]:
+) -> tuple[RewardWorker, ChatTokenizer, Limits]:
     """The model in this process, its tokenizer, and the limits that follow from its shape."""
     import torch
 

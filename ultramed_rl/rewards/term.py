@@ -47,9 +47,7 @@ def combine_members(config: Ensemble, values: Sequence[Sequence[float]]) -> list
     if config.combine == "min":
         return _by_completion(values, min)
     penalty = config.penalty or 0.0
-    return _by_completion(
-        values, lambda column: fmean(column) - (penalty * pstdev(column) if penalty else 0.0)
-    )
+    return _by_completion(values, lambda rewards: fmean(rewards) - (penalty and penalty * pstdev(rewards)))
 
 
 def _by_completion(
