@@ -270,11 +270,8 @@ class Engine:
         dist.barrier()
 
     def load_state(self, directory: str) -> None:
-        """Restore what `save_state` wrote. The number of ranks must be the same. Collective.
-
-        Raises:
-            ValueError: nothing was written there, or by another number of ranks or another ZeRO stage.
-        """
+        """Restore what `save_state` wrote. The number of ranks must be the same. Collective. Raises ValueError:
+        nothing was written there, or by another number of ranks or another ZeRO stage."""
         folder = Path(directory)
         if not (folder / "ranks.json").exists():
             raise ValueError(

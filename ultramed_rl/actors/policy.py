@@ -96,10 +96,8 @@ class PolicyWorker(TrainWorker):
 
     def learn_round(self, work: RoundTraining) -> None:
         """Set the task: the pairs of a round's folder. Of these a rank reads what its own micro-batches hold.
-
-        Raises:
-            ValueError: groups of this rank that cannot be learnt from, with their ids, before anything is computed.
-        """
+        Raises ValueError: groups of this rank that cannot be learnt from, with their ids, before anything is
+        computed."""
         objective, training, folder = work.objective, work.training, Path(work.folder)
         pairs = RoundPairs(folder)
         tokens = (pairs.packed_tokens if self._packed else pairs.padded_tokens).tolist()
@@ -132,10 +130,7 @@ class PolicyWorker(TrainWorker):
         step: int,
     ) -> dict[str, float]:
         """Take up the groups that are the batch of `step`, and learn them; the step's metrics. Collective.
-
-        Raises:
-            ValueError: like `learn_preferences`.
-        """
+        Raises ValueError: like `learn_preferences`."""
         task = self.task
         assert isinstance(task, PreferenceTask), "no preferences are being learnt"
         more = self._at_hand(groups, references, task.objective, task.data.max_length)
@@ -146,11 +141,8 @@ class PolicyWorker(TrainWorker):
     def learn_chats(
         self, chats: Sequence[TokenizedChat], held_out: Sequence[TokenizedChat] | None = None
     ) -> None:
-        """Set the task: what the assistant wrote in these chats.
-
-        Raises:
-            ValueError: token ids outside the vocabulary, with the chats' ids.
-        """
+        """Set the task: what the assistant wrote in these chats. Raises ValueError: token ids outside the vocabulary,
+        with the chats' ids."""
 
         def task(chats: Sequence[TokenizedChat]) -> ImitationTask:
             check_chats(chats, self.shape.vocab)

@@ -52,11 +52,8 @@ class RolloutWorker:
         self._updating = False
 
     def start(self, arguments: EngineArguments, stop_token: int | None, version: int) -> None:
-        """Load the model into vLLM. Without a stop token it weighs options and answers nothing.
-
-        Raises:
-            ValueError: the model's weights hold NaN.
-        """
+        """Load the model into vLLM. Without a stop token it weighs options and answers nothing. Raises ValueError:
+        the model's weights hold NaN."""
         from vllm import LLM, SamplingParams, TokensPrompt
         from vllm.config import WeightTransferConfig
 

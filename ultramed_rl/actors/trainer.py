@@ -100,10 +100,8 @@ class TrainWorker:
         """Optimizer steps [start, stop) of the task, all by default; yields each one's metrics. Collective.
 
         Batches and rates are functions of the step, so it does not matter in how many calls they are taken.
-
-        Raises:
-            NonFiniteError: with the batch's ids; a non-finite loss never becomes a gradient, and a non-finite
-                gradient never moves a weight.
+        Raises NonFiniteError: with the batch's ids; a non-finite loss never becomes a gradient, and a non-finite
+        gradient never moves a weight.
         """
         if self.peak_flops is None:
             self.peak_flops = measure_peak(self.engine.device, self.engine.spec.precision)
@@ -205,11 +203,8 @@ class RewardTrainWorker(TrainWorker):
         max_length: int,
         held_out: Sequence[PreferenceGroup] | None = None,
     ) -> None:
-        """Set the task: each group's better answers above its worse ones.
-
-        Raises:
-            ValueError: groups that cannot be learnt from, with their ids, before anything is computed.
-        """
+        """Set the task: each group's better answers above its worse ones. Raises ValueError: groups that cannot be
+        learnt from, with their ids, before anything is computed."""
 
         def task(groups: Sequence[PreferenceGroup]) -> RankingTask:
             check_groups(groups, self.shape.vocab, max_length, paired=True)

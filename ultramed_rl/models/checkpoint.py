@@ -48,11 +48,8 @@ class ModelSource:
 
 
 def policy_source(path: str, *, trust_remote_code: bool = False) -> ModelSource:
-    """A causal language model to be loaded.
-
-    Raises:
-        ValueError: it isn't there, or is an encoder, whose tokens see those after them.
-    """
+    """A causal language model to be loaded. Raises ValueError: it isn't there, or is an encoder, whose tokens see
+    those after them."""
     from transformers import AutoModelForCausalLM
 
     config = read_config(path, trust_remote_code=trust_remote_code)
@@ -65,11 +62,8 @@ def policy_source(path: str, *, trust_remote_code: bool = False) -> ModelSource:
 
 
 def reward_source(path: str, *, trained: bool, trust_remote_code: bool = False) -> ModelSource:
-    """A `num_labels=1` classifier to be loaded; a language model, which gets a head, unless a `trained` one is wanted.
-
-    Raises:
-        ValueError: it isn't there, has more than one label, or would have a random head.
-    """
+    """A `num_labels=1` classifier to be loaded; a language model, which gets a head, unless a `trained` one is
+    wanted. Raises ValueError: it isn't there, has more than one label, or would have a random head."""
     from transformers import AutoModelForSequenceClassification
 
     config = read_config(path, trust_remote_code=trust_remote_code)
@@ -212,11 +206,9 @@ def kept_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 def restore_buffers(model: Any, plain: Any, files: Iterable[Path]) -> None:
     """Give buffers back the precision that they have without ZeRO-3, and the values.
 
-    DeepSpeed's `zero.Init` rounds all that a module makes to the weights' precision. Rotary frequencies in bfloat16 are
-    off by up to 2^-9: after some hundred tokens queries and keys are turned elsewhere than in an engine.
-
-    Args:
-        plain: the same model, as `expected_model` returns it.
+    DeepSpeed's `zero.Init` rounds all that a module makes to the weights' precision. Rotary frequencies in bfloat16
+    are off by up to 2^-9: after some hundred tokens queries and keys are turned elsewhere than in an engine. `plain`:
+    the same model, as `expected_model` returns it.
     """
     from transformers import PreTrainedModel
 

@@ -106,12 +106,8 @@ def _reward_check(model: Model | BenchedModel, section: str, *, trained: bool) -
 
 
 def check_policy_model(model: Model, section: str) -> None:
-    """A model that is to be trained, under its config's `section`.
-
-    Raises:
-        ValueError: it isn't what its config says, its positions don't reach `max_length`, or its adapters cannot be
-            merged.
-    """
+    """A model that is to be trained, under its config's `section`. Raises ValueError: it isn't what its config says,
+    its positions don't reach `max_length`, or its adapters cannot be merged."""
     source = policy_source(model.path, trust_remote_code=model.trust_remote_code)
     _check_reach(source, model.max_length, f"{section}.max_length")
     expected = _check_files(source)
@@ -124,10 +120,7 @@ def check_policy_model(model: Model, section: str) -> None:
 
 def check_sampled_model(path: str, settings: ModelSettings) -> None:
     """A model that engines alone load: they know more architectures, and weights that a quantizer has packed.
-
-    Raises:
-        ValueError: it isn't what its config says, or its positions don't reach `max_length`.
-    """
+    Raises ValueError: it isn't what its config says, or its positions don't reach `max_length`."""
     source = policy_source(path, trust_remote_code=settings.trust_remote_code)
     _check_reach(source, settings.max_length, "policy.max_length")
     if type(source.config) in source.factory._model_mapping:

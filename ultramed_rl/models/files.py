@@ -35,10 +35,7 @@ def read_config(path: str, *, trust_remote_code: bool = False) -> Any:
 
 def read_config_file(file: Path) -> Any:
     """A config.json without the code that may come with it: of a model that transformers doesn't know, as it stands.
-
-    Raises:
-        ValueError: not the JSON of a config.
-    """
+    Raises ValueError: not the JSON of a config."""
     from transformers import PreTrainedConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -106,10 +103,7 @@ def check_length(max_length: int, longest: int | None, key: str, name: str) -> N
 
 def find_weight_files(folder: Path) -> list[Path]:
     """The safetensors files that make up a checkpoint, as transformers looks for them; none where there are none.
-
-    Raises:
-        ValueError: an index that cannot be read, or that names a file which isn't there.
-    """
+    Raises ValueError: an index that cannot be read, or that names a file which isn't there."""
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     index = folder / INDEX
@@ -130,11 +124,8 @@ def find_weight_files(folder: Path) -> list[Path]:
 
 
 def stored_shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
-    """The shape of every weight in these files.
-
-    Raises:
-        ValueError: naming a file that is cut, or no safetensors file at all, such as a pointer that git-lfs left.
-    """
+    """The shape of every weight in these files. Raises ValueError: naming a file that is cut, or no safetensors file
+    at all, such as a pointer that git-lfs left."""
     return {name: tuple(entry["shape"]) for file in files for name, entry in _read_header(file).items()}
 
 

@@ -102,11 +102,8 @@ def load_policy(
 ) -> PolicyModel:
     """Load a causal LM for training or for reference logprobs.
 
-    With `lora` the model of `path` is a frozen base with adapters: those of the checkpoint `adapter`, or
-    fresh ones.
-
-    Raises:
-        ValueError: the checkpoint is not what its config says, or has adapters that cannot be merged.
+    With `lora` the model of `path` is a frozen base with adapters: those of the checkpoint `adapter`, or fresh ones.
+    Raises ValueError: the checkpoint is not what its config says, or has adapters that cannot be merged.
     """
     source = policy_source(path, trust_remote_code=trust_remote_code)
     dtype = DTYPES[precision]
@@ -120,13 +117,9 @@ def load_policy(
 
 
 def load_reward(path: str, precision: str, *, trust_remote_code: bool = False) -> RewardModel:
-    """Load a `num_labels=1` classifier; a plain causal LM gets a fresh head
-    (transformers' own initialisation; seed torch before).
-
-    Raises:
-        ValueError: the checkpoint has a head with more than one label, another kind of head, or is not what its
-            config says.
-    """
+    """Load a `num_labels=1` classifier; a plain causal LM gets a fresh head (transformers' own initialisation; seed
+    torch before). Raises ValueError: the checkpoint has a head with more than one label, another kind of head, or is
+    not what its config says."""
     source = reward_source(path, trained=False, trust_remote_code=trust_remote_code)
     classifier = _load(source, DTYPES[precision])
     check_head(classifier, path)
@@ -165,11 +158,8 @@ def save_model(
     state: dict[str, Any],
     end_id: int | None = None,
 ) -> None:
-    """Write a Hugging Face checkpoint (safetensors) from a full state dict of the wrapped model.
-
-    Args:
-        end_id: the token that ends an answer, where it isn't the tokenizer's eos_token.
-    """
+    """Write a Hugging Face checkpoint (safetensors) from a full state dict of the wrapped model. `end_id`: the token
+    that ends an answer, where it isn't the tokenizer's eos_token."""
     config = decoder_config(module.lm.config)
     if isinstance(module, RewardModel):
         module.lm.config.update(READ_AT)

@@ -27,10 +27,7 @@ Whole = Callable[[list[nn.Parameter]], AbstractContextManager[Any]]
 
 def attach_lora(lm: Any, lora: LoRA, base: str) -> None:
     """Freeze the model of `base` and put adapters, which start at zero effect, into its linear layers.
-
-    Raises:
-        ValueError: names that no layer has, or adapters that cannot be merged into the plain model's weights.
-    """
+    Raises ValueError: names that no layer has, or adapters that cannot be merged into the plain model's weights."""
     from peft import inject_adapter_in_model
     from peft.tuners.lora import LoraConfig
 
@@ -217,11 +214,8 @@ def save_adapter(lm: Any, state: dict[str, torch.Tensor], directory: Path) -> No
 
 
 def load_adapter(lm: Any, directory: Path) -> None:
-    """Read what `save_adapter` wrote into a model that `attach_lora` prepared.
-
-    Raises:
-        ValueError: the file holds other adapters than the model.
-    """
+    """Read what `save_adapter` wrote into a model that `attach_lora` prepared. Raises ValueError: the file holds
+    other adapters than the model."""
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 

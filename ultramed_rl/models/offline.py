@@ -23,11 +23,8 @@ def cache_directory() -> Path:
 
 
 def resolve_model(path: str) -> str:
-    """The path that `from_pretrained` understands: `offline://` names become a cached directory.
-
-    Raises:
-        ValueError: unknown offline name, package missing, or a local-looking path that isn't there.
-    """
+    """The path that `from_pretrained` understands: `offline://` names become a cached directory. Raises ValueError:
+    unknown offline name, package missing, or a local-looking path that isn't there."""
     check_model(path)
     if not path.startswith(OFFLINE_PREFIX):
         local = Path(path).expanduser()
@@ -46,11 +43,7 @@ def resolve_model(path: str) -> str:
 
 
 def check_model(path: str) -> None:
-    """Look for a model without converting or loading it.
-
-    Raises:
-        ValueError: as `resolve_model`.
-    """
+    """Look for a model without converting or loading it. Raises ValueError: as `resolve_model`."""
     if path.startswith(OFFLINE_PREFIX):
         if path != OFFLINE_PREFIX + SMOLLM2:
             raise ValueError(f"model {path}: unknown; the offline model is {OFFLINE_PREFIX}{SMOLLM2}")

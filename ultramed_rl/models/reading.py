@@ -41,11 +41,8 @@ class RewardReader:
 
     @classmethod
     def of(cls, path: str, policy: ChatTokenizer | None, *, trust_remote_code: bool = False) -> RewardReader:
-        """The reader for a reward model's path.
-
-        Raises:
-            ValueError: no model, or no tokenizer with a chat template, is there.
-        """
+        """The reader for a reward model's path. Raises ValueError: no model, or no tokenizer with a chat template, is
+        there."""
         ours = is_ours(path, trust_remote_code=trust_remote_code)
         own = ChatTokenizer(path, trust_remote_code=trust_remote_code, learns=ours)
         if ours and policy is not None and own.same_as(policy):
@@ -54,10 +51,7 @@ class RewardReader:
 
     def read(self, prompt: Prompt, completions: Sequence[Completion]) -> AnswerGroup:
         """Token ids of the prompt and of its answers. What the policy wrote makes no control token of them.
-
-        Raises:
-            ValueError: the template refuses the chat.
-        """
+        Raises ValueError: the template refuses the chat."""
         if self.shared:
             return AnswerGroup(prompt.token_ids, self.tokenizer.spell_out([c.token_ids for c in completions]))
         texts = [c.text for c in completions]

@@ -77,11 +77,8 @@ def render_chat(tokenizer: Any, messages: Sequence[Message], *, generate: bool =
 
 
 def read_template(name: str, key: str = "chat_template") -> str:
-    """The text of a built-in chat template, or of a Jinja file.
-
-    Raises:
-        ValueError: neither, or no Jinja; `key` is the config's name for it.
-    """
+    """The text of a built-in chat template, or of a Jinja file. Raises ValueError: neither, or no Jinja; `key` is the
+    config's name for it."""
     file = _TEMPLATE_FOLDER / f"{name}.jinja" if name in TEMPLATES else Path(name).expanduser()
     reason = why_unreadable(file)
     if reason is not None:

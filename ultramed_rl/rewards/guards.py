@@ -76,11 +76,8 @@ class RewardRequest(BaseModel):
 
 
 def choose_token(host: str, token_env: str, no_token: bool) -> tuple[str | None, bool]:
-    """The token to ask for, and whether it was made up here.
-
-    Raises:
-        ValueError: without a token on an address that other machines reach.
-    """
+    """The token to ask for, and whether it was made up here. Raises ValueError: without a token on an address that
+    other machines reach."""
     if no_token:
         try:
             alone = ipaddress.ip_address(host).is_loopback
@@ -113,10 +110,7 @@ def check_token(request: Request, token: str | None) -> None:
 
 async def read_queries(request: Request, limits: Limits, take: Callable[[int], None]) -> list[str]:
     """The texts of a request; 413 over a limit, 422 for another form, 408 when it takes too long, 400 when it ends.
-
-    Args:
-        take: told of the bytes as they come.
-    """
+    `take`: told of the bytes as they come."""
     body = bytearray()
     try:
         async with asyncio.timeout(limits.read_s):

@@ -55,11 +55,8 @@ class RewardClient:
         self.tokenizer = tokenizer
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
-        """The server's reward of each completion; NaN where it gives none.
-
-        Raises:
-            RuntimeError: the server cannot be reached or refuses, or its reply doesn't fit the request.
-        """
+        """The server's reward of each completion; NaN where it gives none. Raises RuntimeError: the server cannot be
+        reached or refuses, or its reply doesn't fit the request."""
         texts = [self._texts(*pair) for pair in with_prompts(prompts, completions)]
         size = self.config.batch_size
         batches = [texts[start : start + size] for start in range(0, len(texts), size)]
@@ -100,11 +97,8 @@ class RewardClient:
 
 
 def read_rewards(reply: Any, count: int) -> list[float]:
-    """The rewards of `count` texts, NaN where null says that there is none.
-
-    Raises:
-        ValueError: what the reply is, where it cannot be laid beside the texts.
-    """
+    """The rewards of `count` texts, NaN where null says that there is none. Raises ValueError: what the reply is,
+    where it cannot be laid beside the texts."""
     rewards = field_of(reply, "rewards")
     if not isinstance(rewards, list) or len(rewards) != count:
         got = f"{len(rewards)} `rewards`" if isinstance(rewards, list) else "no list of `rewards`"

@@ -165,11 +165,8 @@ def serve_reward(
 ) -> None:
     """Serve a reward model until interrupted or SIGTERM.
 
-    Requests must show the token in the environment variable `token_env`; one is made up and told on stderr
-    where it isn't set.
-
-    Raises:
-        ValueError: an open address without a token, or a model that cannot be served.
+    Requests must show the token in the environment variable `token_env`; one is made up and told on stderr where it
+    isn't set. Raises ValueError: an open address without a token, or a model that cannot be served.
     """
     token, made_up = choose_token(host, token_env, no_token)
     model, tokenizer, limits = load_served(path, device, precision, batch_tokens, trust_remote_code)

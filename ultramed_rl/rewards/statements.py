@@ -102,11 +102,8 @@ def judge_statements(
 ) -> StatementSummary:
     """What a judge makes of answers, in figures.
 
-    Its verdicts stay in the folder for reading, in `statements*/verdicts.jsonl`; a resumed run doesn't
-    ask for them again.
-
-    Raises:
-        RuntimeError, ValueError: as `StatementGrader.grade`.
+    Its verdicts stay in the folder for reading, in `statements*/verdicts.jsonl`; a resumed run doesn't ask for them
+    again. Raises RuntimeError, ValueError: as `StatementGrader.grade`.
     """
     name = f"statements{place.suffix}"
     items, texts = [item for item, _ in answered], [answer.text for _, answer in answered]

@@ -53,11 +53,8 @@ class RankedPairs:
 
 
 def ranked_pairs(scores: Sequence[Sequence[float]], device: torch.device | str = "cpu") -> RankedPairs:
-    """Every pair of answers of a group whose scores differ: C(n, 2) of them where none are tied.
-
-    Args:
-        scores: for each group its answers' scores.
-    """
+    """Every pair of answers of a group whose scores differ: C(n, 2) of them where none are tied. `scores`: for each
+    group its answers' scores."""
     rows: list[tuple[int, int, int, float, float]] = []
     start, counts = 0, []
     for group, own in enumerate(scores):
