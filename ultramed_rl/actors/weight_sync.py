@@ -44,16 +44,10 @@ def transfer_backend(device: str, layout: str) -> str:
 
 @dataclass(frozen=True)
 class WeightBucket:
-    """Weights that engines take at once.
+    """Weights that engines take at once. Between the first and the last of a sync an engine holds no complete policy."""
 
-    Attributes:
-        info: the update info of vLLM's engine.
-        bytes: of the weights.
-        first, last: of a sync; in between an engine holds no complete policy.
-    """
-
-    info: dict[str, Any]
-    bytes: int
+    info: dict[str, Any]  # the update info of vLLM's engine
+    bytes: int  # of the weights
     first: bool = True
     last: bool = True
 

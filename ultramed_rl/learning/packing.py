@@ -82,26 +82,18 @@ class Segment:
 class PackedBatch:
     """Groups of a micro-batch in one row of T tokens with A answers of N predicted tokens together.
 
-    Attributes:
-        input_ids, position_ids: [1, T].
-        segments: who attends to whom; a prompt and a whole sequence are segments without a prefix.
-        predictors: [N] place in the row whose hidden state predicts each answer token.
-        targets: [N] the answer tokens (of a whole sequence: those to learn), answer after answer.
-        answer: [N] the index of each token's answer, 0 .. A-1.
-        last: [A] place of each answer's last token.
-        lengths: [A] targets of each answer.
-        answers: the segment of each answer; like all segments on the host.
+    A prompt and a whole sequence are segments without a prefix. Segments are on the host.
     """
 
-    input_ids: torch.Tensor
-    position_ids: torch.Tensor
-    segments: tuple[Segment, ...]
-    predictors: torch.Tensor
-    targets: torch.Tensor
-    answer: torch.Tensor
-    last: torch.Tensor
-    lengths: torch.Tensor
-    answers: tuple[Segment, ...]
+    input_ids: torch.Tensor  # [1, T]
+    position_ids: torch.Tensor  # [1, T]
+    segments: tuple[Segment, ...]  # who attends to whom
+    predictors: torch.Tensor  # [N] place in the row whose hidden state predicts each answer token
+    targets: torch.Tensor  # [N] the answer tokens (of a whole sequence: those to learn), answer after answer
+    answer: torch.Tensor  # [N] the index of each token's answer, 0 .. A-1
+    last: torch.Tensor  # [A] place of each answer's last token
+    lengths: torch.Tensor  # [A] targets of each answer
+    answers: tuple[Segment, ...]  # the segment of each answer
 
     @property
     def tokens(self) -> int:
@@ -193,18 +185,12 @@ class _Row:
 
 @dataclass(frozen=True)
 class PaddedBatch:
-    """The same answers as right-padded rows prompt + answer, for models that cannot share a prompt.
+    """The same answers as right-padded rows prompt + answer, for models that cannot share a prompt."""
 
-    Attributes:
-        input_ids, attention_mask: [A, L].
-        predictors: [N] places in the flattened rows, in the order of `PackedBatch.predictors`.
-        last: [A] likewise, of each row's last token.
-    """
-
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-    predictors: torch.Tensor
-    last: torch.Tensor
+    input_ids: torch.Tensor  # [A, L]
+    attention_mask: torch.Tensor  # [A, L]
+    predictors: torch.Tensor  # [N] places in the flattened rows, in the order of `PackedBatch.predictors`
+    last: torch.Tensor  # [A] likewise, of each row's last token
 
 
 def unpack_rows(batch: PackedBatch) -> PaddedBatch:
@@ -225,9 +211,9 @@ def unpack_rows(batch: PackedBatch) -> PaddedBatch:
         shifts.append((segment.start, left, right))
     sent = torch.tensor(shifts).to(ids.device, non_blocking=True)
     starts, in_prefix, in_answer = sent.unbind(1)
-    inside = batch.predictors >= starts[batch.answer]
-    places = batch.predictors + torch.where(inside, in_answer[batch.answer], in_prefix[batch.answer])
-    return PaddedBatch(ids, mask, places, batch.last + in_answer)
+    own = batch.answer
+    shift = torch.where(batch.predictors >= starts[own], in_answer[own], in_prefix[own])
+    return PaddedBatch(ids, mask, batch.predictors + shift, batch.last + in_answer)
 
 
 def sum_by_answer(logprobs: torch.Tensor, batch: PackedBatch) -> torch.Tensor:

@@ -29,21 +29,15 @@ _CURE = "copy the checkpoint again, whole and with its own config.json"
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A checkpoint, and as what it is to be loaded.
+    """A checkpoint, and as what it is to be loaded."""
 
-    Attributes:
-        path: a directory or hub id, as `resolve_model` gives it.
-        name: how the config calls it.
-        factory: one of transformers' Auto classes.
-        fresh: beginnings of names that may be missing, since they begin at random, or are never used. Where there
-            are any, another task's head may lie there unused.
-    """
-
-    path: str
-    name: str
+    path: str  # a directory or hub id, as `resolve_model` gives it
+    name: str  # how the config calls it
     config: Any
-    factory: Any
+    factory: Any  # one of transformers' Auto classes
     trust_remote_code: bool = False
+    # Beginnings of names that may be missing, since they begin at random, or are never used. Where there are any, another
+    # task's head may lie there unused.
     fresh: tuple[str, ...] = ()
 
 

@@ -23,12 +23,17 @@ def read_config(path: str, *, trust_remote_code: bool = False) -> Any:
     """The config of a checkpoint or hub id. Raises ValueError where it cannot be loaded."""
     from transformers import AutoConfig
 
+    return load_part("config", AutoConfig, path, trust_remote_code)
+
+
+def load_part(part: str, factory: Any, path: str, trust_remote_code: bool) -> Any:
+    """What one of transformers' Auto classes loads of a checkpoint or hub id. Raises ValueError where it cannot."""
     source = resolve_model(path)
     try:
-        return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        return factory.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
-            f"model {path!r}: its config cannot be loaded ({' '.join(str(error).split())[:200]}); "
+            f"model {path!r}: its {part} cannot be loaded ({' '.join(str(error).split())[:200]}); "
             "give a checkpoint directory, or a hub id that this machine can reach"
         ) from None
 

@@ -26,17 +26,12 @@ def is_ours(path: str, *, trust_remote_code: bool = False) -> bool:
 
 @dataclass(frozen=True)
 class RewardReader:
-    """Turns a prompt and its answers into what one reward model reads. Its score is that at the last token.
+    """Turns a prompt and its answers into what one reward model reads. Its score is that at the last token."""
 
-    Attributes:
-        tokenizer: the reward model's, or the policy's where both are the same.
-        shared: it reads the policy's own tokens.
-        ours: it was trained here, on answers up to their end of turn, or up to where they were cut off. Another
-            model reads whole chats, with all that its template puts before and after an answer.
-    """
-
-    tokenizer: ChatTokenizer
-    shared: bool = True
+    tokenizer: ChatTokenizer  # the reward model's, or the policy's where both are the same
+    shared: bool = True  # it reads the policy's own tokens
+    # It was trained here, on answers up to their end of turn, or up to where they were cut off. Another model reads whole
+    # chats, with all that its template puts before and after an answer.
     ours: bool = True
 
     @classmethod

@@ -11,7 +11,7 @@ import numpy as np
 
 from ultramed_rl.config.models import Model
 from ultramed_rl.models.controls import ControlTokens
-from ultramed_rl.models.offline import resolve_model
+from ultramed_rl.models.files import load_part
 from ultramed_rl.models.rendering import TEMPLATES, UnfitTemplate, read_template, render_chat
 from ultramed_rl.records import Message
 from ultramed_rl.token_ids import pack_ids
@@ -24,15 +24,7 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
     """A model's tokenizer, with or without a chat template. Raises ValueError where there is none."""
     from transformers import AutoTokenizer
 
-    source = resolve_model(path)
-    try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"model {path!r}: its tokenizer cannot be loaded ({reason}); "
-            "give a checkpoint directory, or a hub id that this machine can reach"
-        ) from None
+    return load_part("tokenizer", AutoTokenizer, path, trust_remote_code)
 
 
 def encode_continuations(

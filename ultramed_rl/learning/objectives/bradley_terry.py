@@ -34,22 +34,14 @@ def log_exp_loss(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class RankedPairs:
-    """P pairs of answers out of G groups that are laid end to end.
+    """P pairs of answers out of G groups that are laid end to end."""
 
-    Attributes:
-        better, worse: [P] indices of answers.
-        gap: [P] the better one's score minus the worse one's; positive.
-        group: [P] index of the pair's group.
-        weight: [P] one over the number of pairs of its group.
-        counts: pairs of each group; on the host.
-    """
-
-    better: torch.Tensor
-    worse: torch.Tensor
-    gap: torch.Tensor
-    group: torch.Tensor
-    weight: torch.Tensor
-    counts: tuple[int, ...]
+    better: torch.Tensor  # [P] index of the better answer
+    worse: torch.Tensor  # [P] index of the worse answer
+    gap: torch.Tensor  # [P] the better one's score minus the worse one's; positive
+    group: torch.Tensor  # [P] index of the pair's group
+    weight: torch.Tensor  # [P] one over the number of pairs of its group
+    counts: tuple[int, ...]  # pairs of each group; on the host
 
 
 def ranked_pairs(scores: Sequence[Sequence[float]], device: torch.device | str = "cpu") -> RankedPairs:
