@@ -82,8 +82,9 @@ class PreferenceData:
         rewards = [r for g in groups for r in g.rewards]
         wanted = [place < g.desirable for g in groups for place in range(len(g.completions))]
         columns = torch.tensor([reference, lengths, rewards, wanted], dtype=torch.float32)
-        sent = columns.to(logprobs.device, non_blocking=True)  # at once: each copy has its price
-        return Answers(logprobs, *sent[:3], desirable=sent[3].bool(), sizes=tuple(sizes))
+        # At once: each copy has its price.
+        reference_logprobs, tokens, scores, desirable = columns.to(logprobs.device, non_blocking=True)
+        return Answers(logprobs, reference_logprobs, tokens, scores, desirable.bool(), tuple(sizes))
 
     def mismatched_references(self, indices: Sequence[int], device: torch.device) -> torch.Tensor:
         """[len(indices)] reference logprobs of the mismatched answers."""

@@ -48,7 +48,7 @@ def ranked_pairs(scores: Sequence[Sequence[float]], device: torch.device | str =
     """Every pair of answers of a group whose scores differ: C(n, 2) of them where none are tied. `scores`: for each
     group its answers' scores."""
     rows: list[tuple[int, int, int, float, float]] = []
-    start, counts = 0, []
+    start, counts = 0, list[int]()
     for group, own in enumerate(scores):
         pairs = [(i, j) for i, a in enumerate(own) for j, b in enumerate(own) if a > b]
         rows += [(start + i, start + j, group, own[i] - own[j], 1.0 / len(pairs)) for i, j in pairs]
