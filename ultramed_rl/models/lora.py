@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -46,9 +46,10 @@ def attach_lora(lm: Any, lora: LoRA, base: str) -> None:
     on_meta = next(lm.parameters()).is_meta
     try:
         inject_adapter_in_model(config, lm, adapter_name=_ADAPTER, low_cpu_mem_usage=on_meta)
-        if targets != "all-linear":  # peft goes on if any of the names is a layer's
+        if targets != "all-linear":  # peft, which may have renamed them, goes on if any of the names is a layer's
             layers = [f".{name}" for name, _ in _lora_layers(lm)]
-            unknown = [name for name in targets if not any(layer.endswith(f".{name}") for layer in layers)]
+            names = cast(set[str], config.target_modules)
+            unknown = [name for name in names if not any(layer.endswith(f".{name}") for layer in layers)]
             if unknown:
                 raise ValueError(
                     f"no layer of the model is called {', '.join(sorted(unknown))}; leave it out"
