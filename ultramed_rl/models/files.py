@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ultramed_rl.models.offline import resolve_model
-from ultramed_rl.store.weights_header import read_header
+from ultramed_rl.store.digests import read_header
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _CURE = "copy or download it again"

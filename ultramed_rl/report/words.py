@@ -15,25 +15,32 @@ def number(value: float | None, form: str = ".3g") -> str:
     return DASH if value is None or not math.isfinite(value) else format(value, form)
 
 
-def interval_words(interval: Interval, form: str = "+.2f") -> str:
+def percent(value: float | None, digits: int = 0) -> str:
+    """A share as 86%, or a dash where it is no number."""
+    return number(value, f".{digits}%")
+
+
+def interval_words(interval: Interval | None, form: str = "+.2f") -> str:
     """A mean with its interval: +1.49 (+0.97 to +2.02)."""
+    if interval is None:
+        return DASH
     return f"{interval.mean:{form}} ({interval.low:{form}} to {interval.high:{form}})"
 
 
-def share_words(interval: Interval) -> str:
+def share_words(interval: Interval | None) -> str:
     """A share with its interval: 86% (74% to 93%)."""
-    return f"{percent(interval.mean)} ({percent(interval.low)} to {percent(interval.high)})"
+    return interval_words(interval, ".0%")
 
 
-def percent(value: float, digits: int = 0) -> str:
-    return DASH if not math.isfinite(value) else f"{100 * value:.{digits}f}%"
+def marked(interval: Interval | None) -> str:
+    """A change with its interval, and a star where that leaves no doubt of the sign."""
+    clear = interval is not None and (interval.low > 0 or interval.high < 0)
+    return interval_words(interval) + " *" * clear
 
 
 def stars(p_value: float | None) -> str:
     """The mark of a p-value."""
-    if p_value is None or not math.isfinite(p_value):
-        return ""
-    return next((mark for bound, mark in ((0.001, "***"), (0.01, "**"), (0.05, "*")) if p_value < bound), "")
+    return "" if p_value is None else "*" * sum(p_value < bound for bound in (0.05, 0.01, 0.001))
 
 
 def duration(seconds: float) -> str:

@@ -14,8 +14,7 @@ import pytest
 
 from tests.report_run import Plan, make_run
 from ultramed_rl.report.build import MOST_BYTES, write_report
-from ultramed_rl.report.health import check_length, within_correlation
-from ultramed_rl.report.online_run import OnlineRun, read_online_run
+from ultramed_rl.report.online_run import OnlineRun, read_online_run, within_correlation
 from ultramed_rl.report.samples import MOST_CHARACTERS
 from ultramed_rl.report.setup import ABSENT
 from ultramed_rl.store import RunReader
@@ -77,7 +76,7 @@ def read(folder: Path) -> OnlineRun:
 def test_a_clear_gain_is_called_one_with_its_interval_and_wins(tmp_path: Path) -> None:
     # After two rounds every one of 8 prompts gains 2 + 0.2 p: 2.7 on average, between 2 and 3.4.
     folder = make_run(tmp_path)
-    (_, first), (_, last) = read(folder).changes()
+    first, last = read(folder).changes.values()
     assert last.reward.mean == pytest.approx(2.7) and 2.0 < last.reward.low < 2.7 < last.reward.high < 3.4
     assert first.reward.mean == pytest.approx(1.35) and last.wins.mean == 1.0 and last.prompts == 8
     assert last.wins.low == pytest.approx(8 / (8 + 1.959964**2)), "Wilson's bound where all are won"
@@ -157,7 +156,7 @@ def test_length_is_flagged_only_where_it_moved_the_way_that_pays(
 ) -> None:
     plan = Plan(tokens=tokens, reward=lambda r, p, s: slope * s + 100.0 * p)
     folder = make_run(tmp_path, plan)
-    check = check_length(read(folder))
+    check = read(folder).length
     assert check.flagged is flagged
     if not math.isnan(check.correlation):
         assert check.correlation == pytest.approx(slope), "within prompts, not between them"
