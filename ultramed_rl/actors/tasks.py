@@ -1,14 +1,22 @@
 """What a training rank can learn: samples by index, and the loss of a micro-batch of them.
 
-`TrainWorker` owns steps, shards, rates and evaluation; a task owns the loss. To add one: its class here, and a
-method that sets it on the worker whose model it trains.
+`TrainWorker` owns steps, shards, rates and evaluation; a task owns the loss:
+
+    lengths                   tokens that each sample costs in a forward pass
+    sums                      what `losses` adds up; loss, units, tokens and flops (of the whole step) among them
+    losses(batch, micro_batches, sums, first)
+                              each micro-batch's share of the mean loss of the whole batch, whose indices are of all ranks,
+                              the micro-batches of this one; `first`: no step was taken since the task was set. Collective
+    metrics(totals)           a batch's metrics out of its sums over all ranks
+    sample_id(index)          the name that errors give a sample
+
+To add one: its class here, its name in `Task`, and a method that sets it on the worker whose model it trains.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol
 
 import torch
 
@@ -63,35 +71,6 @@ class Sums:
         """[names] float64, on the device."""
         known = torch.tensor(self._known, dtype=torch.float64)
         return self._computed + known.to(self._computed.device, non_blocking=True)
-
-
-class Task(Protocol):
-    """Samples by index and the loss of a batch."""
-
-    @property
-    def lengths(self) -> Sequence[int]:
-        """Tokens that each sample costs in a forward pass."""
-
-    @property
-    def sums(self) -> tuple[str, ...]:
-        """What `losses` adds up; `loss`, `units`, `tokens` and `flops` (of the whole step) among them."""
-
-    def sample_id(self, index: int) -> str:
-        """The name that errors give a sample."""
-
-    def losses(
-        self, batch: Sequence[int], micro_batches: Sequence[MicroBatch], sums: Sums, first: bool
-    ) -> Iterator[torch.Tensor]:
-        """Each micro-batch's share of the whole batch's mean loss; adds to `sums` as it goes. Collective.
-
-        Args:
-            batch: indices of the whole batch, of all ranks.
-            micro_batches: this rank's part of it.
-            first: whether this is the first step since the task was set.
-        """
-
-    def metrics(self, totals: Mapping[str, float]) -> dict[str, float]:
-        """A batch's metrics out of its sums over all ranks."""
 
 
 class ImitationTask:
@@ -330,3 +309,6 @@ class RankingTask:
         for place, kind in enumerate(self.kinds):
             known = sum(count for own, count in counted if own == kind)
             sums.add(**{f"pairs:{kind}": known, f"right:{kind}": by_kind[place]})
+
+
+Task = ImitationTask | PreferenceTask | RankingTask

@@ -145,12 +145,12 @@ def _read_header(file: Path) -> dict[str, dict[str, list[int]]]:
     try:
         with file.open("rb") as opened:
             begin, header = read_header(opened)
-        whole = begin + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        size = begin + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     except (ValueError, TypeError):
         reason = _pointer(file) or ", or cut within its header"
         raise ValueError(f"{file}: not a safetensors file{reason}; {_CURE}") from None
-    if file.stat().st_size != whole:
-        raise ValueError(f"{file}: has {file.stat().st_size} bytes of {whole}; {_CURE}")
+    if file.stat().st_size != size:
+        raise ValueError(f"{file}: has {file.stat().st_size} bytes of {size}; {_CURE}")
     return header
 
 

@@ -198,9 +198,9 @@ def _paying(name: str, operation: Callable[..., T]) -> Callable[..., T]:
 
     @wraps(operation)
     def run(*args: Any, **kwargs: Any) -> T:
-        head, value, rest = args[:first], _listed(args[first]), args[first + 1 :]
-        _pay_ahead(name, value, *rest, *kwargs.values())
-        return _paid(operation(*head, value, *rest, **kwargs))
+        head, value, parameters = args[:first], _listed(args[first]), args[first + 1 :]
+        _pay_ahead(name, value, *parameters, *kwargs.values())
+        return _paid(operation(*head, value, *parameters, **kwargs))
 
     return run
 

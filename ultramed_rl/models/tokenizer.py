@@ -39,8 +39,8 @@ def encode_continuations(
     bare = context.rstrip()
     spaces = context[len(bare) :]
     texts = [bare, *(bare + spaces + ending for ending in endings)]
-    start, *wholes = tokenizer(texts, split_special_tokens=True)["input_ids"]
-    return list(start), [list(whole[len(start) :]) for whole in wholes]
+    start, *joined = tokenizer(texts, split_special_tokens=True)["input_ids"]
+    return list(start), [list(ids[len(start) :]) for ids in joined]
 
 
 class ChatTokenizer:
@@ -90,8 +90,13 @@ class ChatTokenizer:
         known = set(self.controls.ids.values())
         end = next((i for i in self.controls.encode([after])[0] if i in known), self.backend.eos_token_id)
         self.end_id: int = end  # the token that the template puts after an answer
-        if chat_template in TEMPLATES:
-            self._check_markers(before + after)
+        # A built-in template's markers must be tokens, and not the letters that spell them.
+        for marker in re.findall(r"<\|\w+\|>", before + after) if chat_template in TEMPLATES else ():
+            if marker not in self.controls.ids:
+                raise self._refusal(
+                    f"tokenizer has no token {marker!r}, which the chat_template writes",
+                    "add it to the tokenizer and the embeddings, or use the chat template of another family",
+                )
         if learns:
             self.encode_answers(asked, [_MARKER])
         if chat_template is not None:
@@ -172,16 +177,16 @@ class ChatTokenizer:
         """
         hidden = self._hide(messages)
         frame = self._frame(hidden)
-        rests = []
+        closings = []
         for place, answer in enumerate(answers):
             text = self.controls.hide(self.without_end(answer) if checked else answer)
             closed = self._render([*hidden, Message(role="assistant", content=text)])
             if checked:
                 self._check_answer(hidden, frame, text, closed)
             # A template that begins elsewhere with this answer rewrote it; the answer itself is still what was said.
-            rest = closed[len(frame[0]) :] if closed.startswith(frame[0]) else text + frame[2]
-            rests.append(rest.removesuffix(frame[2]) if place in cut else rest)
-        encoded = enumerate(self._go_on(frame[0], rests))
+            closing = closed[len(frame[0]) :] if closed.startswith(frame[0]) else text + frame[2]
+            closings.append(closing.removesuffix(frame[2]) if place in cut else closing)
+        encoded = enumerate(self._go_on(frame[0], closings))
         learnt = [ids if place in cut else ids[: self._end(ids) + 1] for place, ids in encoded]
         return self._encode_open(hidden, frame[0]), learnt
 
@@ -255,25 +260,25 @@ class ChatTokenizer:
         first = self.controls.encode([text[: places[1]]])
         return first + [self._go_on(text[:a], [text[a:b]])[0] for a, b in pairwise(places[1:])]
 
-    def _go_on(self, start: str, rests: Sequence[str]) -> list[list[int]]:
+    def _go_on(self, start: str, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of texts that follow another one, whose own ids stay what they are.
 
-        They are what the whole has more than its start. Where both would grow together (a line break that ends
-        the one with a line break that begins the other), the rest is encoded behind a letter that joins nothing.
+        They are what both together have more than the start. Where they would grow together (a line break that ends
+        the one with a line break that begins the other), the text is encoded behind a letter that joins nothing.
         """
         start = start[self.controls.last(start) :]  # control tokens part texts: what is before doesn't matter
-        before, *wholes = self.controls.encode([start, *(start + rest for rest in rests)])
+        before, *joined = self.controls.encode([start, *(start + text for text in texts)])
         return [
-            whole[len(before) :] if whole[: len(before)] == before else self._set_apart(rest)
-            for rest, whole in zip(rests, wholes, strict=True)
+            ids[len(before) :] if ids[: len(before)] == before else self._set_apart(text)
+            for text, ids in zip(texts, joined, strict=True)
         ]
 
-    def _set_apart(self, rest: str) -> list[int]:
+    def _set_apart(self, text: str) -> list[int]:
         """Token ids of a text that doesn't begin its chat, and yet joins nothing before it."""
-        stop = self.controls.first(rest)
-        parts = [_ALONE, _ALONE + rest[:stop], rest[stop:], rest[:stop]]
-        before, whole, after, plain = self.controls.encode(parts)
-        return [*(whole[len(before) :] if whole[: len(before)] == before else plain), *after]
+        stop = self.controls.first(text)
+        parts = [_ALONE, _ALONE + text[:stop], text[stop:], text[:stop]]
+        before, joined, after, plain = self.controls.encode(parts)
+        return [*(joined[len(before) :] if joined[: len(before)] == before else plain), *after]
 
     def _end(self, ids: Sequence[int]) -> int:
         """The place of an answer's end-of-turn token."""
@@ -321,15 +326,6 @@ class ChatTokenizer:
                 "add one under add_generation_prompt",
             )
         return stop
-
-    def _check_markers(self, rendered: str) -> None:
-        """Make sure that a built-in template's markers are tokens, and not the letters that spell them."""
-        for marker in re.findall(r"<\|\w+\|>", rendered):
-            if marker not in self.controls.ids:
-                raise self._refusal(
-                    f"tokenizer has no token {marker!r}, which the chat_template writes",
-                    "add it to the tokenizer and the embeddings, or use the chat template of another family",
-                )
 
     def _render(self, messages: Sequence[Message], *, generate: bool = False) -> str:
         """The chat as text, with the generation prompt if `generate`."""

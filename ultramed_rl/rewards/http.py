@@ -83,8 +83,8 @@ class RewardClient:
         asked = prompt.token_ids if messages == prompt.messages else tokenizer.encode_chat(messages)
         body, start = list(completion.token_ids), decode(asked)
         end = decode(body[-1:]) if body[-1:] == [tokenizer.end_id] else ""
-        whole = decode([*asked, *body]).removesuffix(end)
-        return start, start + part(whole.removeprefix(start)) + end
+        answered = decode([*asked, *body]).removesuffix(end)
+        return start, start + part(answered.removeprefix(start)) + end
 
     async def _ask(self, session: Session, batch: Sequence[tuple[str, str]]) -> list[float]:
         prompts, texts = map(list, zip(*batch, strict=True))
