@@ -26,8 +26,8 @@ from ultramed_rl.data.factory.hashing import (
     hash_words,
     minhash_keys,
     mix,
+    ngrams,
     quantize,
-    shingles,
     sign_bands,
     sign_hashes,
     sign_keys,
@@ -67,7 +67,7 @@ class DuplicateKeys:
             "priority": pa.array(priority),
         }
         if self.config.jaccard is not None:
-            sets = _as_sets(shingles(words, self.config.words))
+            sets = _as_sets(ngrams(words, self.config.words, short=True))
             columns["word_bands"] = _binary(minhash_keys(sets, word_bands(self.config.jaccard)))
             columns["shingles"] = pa.LargeListArray.from_arrays(sets.starts, sets.values.astype(np.uint32))
         if self.config.cosine is not None:
