@@ -279,8 +279,6 @@ def _near_vectors(keys: pa.Table, rows: np.ndarray, threshold: float) -> _Likene
 
 def _fixed_rows(column: pa.ChunkedArray, dtype: type[np.generic], rows: np.ndarray) -> np.ndarray:
     """Byte strings of one width as [n, k] numbers, of the chosen rows."""
-    chosen = column.take(pa.array(rows)).combine_chunks()
     width = column.type.byte_width // np.dtype(dtype).itemsize
-    if not len(chosen):
-        return np.zeros((0, width), dtype=dtype)
-    return np.frombuffer(chosen.buffers()[1], dtype=dtype)[: len(chosen) * width].reshape(-1, width)
+    strings = column.take(pa.array(rows, pa.int64())).to_pylist()
+    return np.frombuffer(b"".join(strings), dtype=dtype).reshape(len(rows), width)
