@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 from ultramed_rl.config.generation import Endpoint
 from ultramed_rl.config.rewards import ApiModel
-from ultramed_rl.http.chat import ChatSession, ChatTrail, chat_client
+from ultramed_rl.http.chat import ChatSession, chat_client
 from ultramed_rl.http.client import Failure
 from ultramed_rl.http.session import running
 from ultramed_rl.records import ChatRequest, Message
@@ -68,7 +68,7 @@ class ApiClient:
             RuntimeError: the API cannot be reached, refuses, or doesn't speak the protocol.
         """
         replies: list[Reply[T]] = []
-        with running(self._client) as start:
+        with running(self._client.close) as start:
             asking = ChatSession(self.endpoint, self._client)
             for future in [start(self._until_read(asking, prompt, read)) for prompt in prompts]:
                 replies.append(future.result())
@@ -93,6 +93,6 @@ class ApiClient:
             "", (Message(role="user", content=prompt),), config.max_tokens, config.temperature
         )
         try:
-            return (await asking.ask(request, ChatTrail())).text
+            return (await asking.ask(request)).text
         except Failure as failure:
             raise failure.stopping(self._client.server) from None

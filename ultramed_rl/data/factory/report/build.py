@@ -12,7 +12,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from ultramed_rl.data.factory.model_table import ModelTable, PositionReport, model_table, position_report
+from ultramed_rl.data.factory.judgements import ModelTable, PositionReport, model_table, position_report
 from ultramed_rl.data.factory.report.distributions import Distribution, bin_rows, distribution_figure
 from ultramed_rl.data.factory.report.facts import read_all_facts
 from ultramed_rl.data.factory.report.models import (

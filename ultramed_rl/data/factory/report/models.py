@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ultramed_rl.data.factory.judgements import read_judged
-from ultramed_rl.data.factory.model_table import ModelTable, PositionReport
+from ultramed_rl.data.factory.judgements import ModelTable, PositionReport, read_judged
 from ultramed_rl.data.factory.step import Row
 from ultramed_rl.tracking.page import clean_text, figure_text
 
