@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ultramed_rl.http.replies import FILE
 
 from tests.fake_api import Said, answer_all, asked, fake_api, reply
 from tests.unit.http.test_generation import ask, endpoint, in_turn, request
-from ultramed_rl.http.generator import ApiGenerator
+from ultramed_rl.http.generator import FILE, ApiGenerator
 from ultramed_rl.records import ChatReply, ChatRequest, Message
 
 ROOT = Path(__file__).parents[3]
@@ -105,7 +104,7 @@ import sys
 from pathlib import Path
 from tests.fake_api import answer_all
 from tests.unit.http.test_generation import endpoint, request
-from ultramed_rl.http.generator import ApiGenerator
+from ultramed_rl.http.generator import FILE, ApiGenerator
 generator = ApiGenerator(endpoint(sys.argv[1], concurrency=8), Path(sys.argv[2]))
 requests = (request(f"r{i}") for i in range(int(sys.argv[3])))
 answer_all(generator, requests, lambda reply: print(reply.key, reply.text, flush=True))

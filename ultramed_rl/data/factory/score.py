@@ -95,7 +95,7 @@ class ScoreStep:
             difficulty = read_difficulty(text)
         else:
             value = read_object(reply) or {}
-            difficulty = _in_range(value.get("score"))
+            difficulty = in_range(value.get("score"))
             text = f"Score: {difficulty or 0:g}\n\nJustification: {read_text(value.get('justification'))}"
         return _NO_SCORE if difficulty is None else (text, difficulty)
 
@@ -115,13 +115,13 @@ def read_difficulty(text: str) -> float | None:
     scores = {
         None
         if match["choice"] or (match["most"] and float(match["most"]) != HIGH)
-        else _in_range(float(match["score"].replace("−", "-")))
+        else in_range(float(match["score"].replace("−", "-")))
         for match in matches
     }
     return scores.pop() if len(scores) == 1 else None
 
 
-def _in_range(score: object) -> float | None:
+def in_range(score: object) -> float | None:
     """The score as a number, or None if it is none from 1 to 10."""
     if isinstance(score, bool) or not isinstance(score, (int, float)) or not LOW <= score <= HIGH:
         return None

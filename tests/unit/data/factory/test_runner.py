@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import asyncio
 import itertools
 import json
@@ -11,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import tracemalloc
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ from tests.numbered_step import (
     Budget,
     NumberedStep,
     Window,
+    answer,
     expected,
     found,
     request,
@@ -250,7 +251,7 @@ def test_a_run_that_is_interrupted_ends_at_once_and_keeps_what_was_done(tmp_path
     class Interrupts:
         async def __call__(self, row: Row, ask: Ask) -> End:
             if row["n"] == 100:
-                _thread.interrupt_main()
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
             return Drop("easy")
 
     with RecordLog(tmp_path) as log:
@@ -340,10 +341,15 @@ class Echo:
         return Keep(({"n": row["n"], "text": reply.text * 10},))
 
 
+class Plain(AtOnce):
+    async def reply(self, request: ChatRequest) -> ChatReply:
+        return answer(request)
+
+
 def peak_bytes(folder: Path, count: int) -> int:
     tracemalloc.start()
     with RecordLog(folder) as log:
-        run_step(Echo(), rows_of(count), AtOnce(), log)
+        run_step(Echo(), rows_of(count), Plain(), log)
         log.finish()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
