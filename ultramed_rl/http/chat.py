@@ -102,7 +102,11 @@ class ChatSession(Session):
                 cut += error == "truncated"
                 misfit.passing = error != "filtered" and cut < 2
                 if error.startswith("misfit: "):
-                    asked = correction(request, answer.text, error.removeprefix("misfit: "))
+                    problem = error.removeprefix("misfit: ")
+                    told = f"This answer can't be used: {problem}. Answer again, with the JSON value alone."
+                    turns = [Message(role="assistant", content=answer.text)] if answer.text.strip() else []
+                    turns.append(Message(role="user", content=told))
+                    asked = replace(request, messages=(*request.messages, *turns))
                 raise
 
         return await self.send(attempt, trail)
@@ -178,13 +182,6 @@ def request_body(endpoint: Endpoint, request: ChatRequest) -> dict[str, Any]:
     return {name: value for name, value in body.items() if value is not None}
 
 
-def correction(request: ChatRequest, text: str, problem: str) -> ChatRequest:
-    """The request once more, with the reply that wasn't usable and what is wrong with it."""
-    told = f"This answer can't be used: {problem}. Answer again, with the JSON value alone."
-    turns = [Message(role="assistant", content=text)] if text.strip() else []
-    return replace(request, messages=(*request.messages, *turns, Message(role="user", content=told)))
-
-
 def estimate_tokens(text: str) -> int:
     """Tokens of a text, where nobody has counted them."""
     return -(-len(text) // _CHARACTERS)
@@ -196,13 +193,12 @@ def largest_use(request: ChatRequest) -> tuple[int, int]:
     return estimate_tokens(prompt), request.max_tokens
 
 
-def _messages(endpoint: Endpoint, request: ChatRequest) -> tuple[Message, ...]:
+def _messages(endpoint: Endpoint, request: ChatRequest) -> list[Message]:
     """The chat, with the schema in the last user turn where the endpoint doesn't hold to it by itself."""
+    messages = list(request.messages)
     if not request.schema or endpoint.structured == "json_schema":
-        return request.messages
-    last = max((i for i, turn in enumerate(request.messages) if turn["role"] == "user"), default=None)
-    if last is None:
-        return (*request.messages, Message(role="user", content=_FORM + request.schema))
-    content = f"{request.messages[last]['content']}\n\n{_FORM}{request.schema}"
-    asked = Message(role="user", content=content)
-    return (*request.messages[:last], asked, *request.messages[last + 1 :])
+        return messages
+    last = max((i for i, turn in enumerate(messages) if turn["role"] == "user"), default=len(messages))
+    before = "".join(f"{turn['content']}\n\n" for turn in messages[last : last + 1])
+    messages[last : last + 1] = [Message(role="user", content=f"{before}{_FORM}{request.schema}")]
+    return messages

@@ -50,33 +50,21 @@ class Server:
     fixes: Mapping[int, str] = field(default_factory=dict)
 
 
+@dataclass(eq=False)
 class Failure(Exception):
-    """A request without an answer.
+    """A request without an answer, or without one that can be used."""
 
-    Args:
-        reason: the error's kind and words.
-        passing: a later try may go better.
-        wait: seconds that the server asks to wait before that.
-        unreachable: nobody was there to ask.
-        answered: there was an answer, which can't be used.
-        fix: what to do about it, where the server's own for the status doesn't say.
-    """
+    reason: str  # the error's kind and words
+    status: int | None = None
+    passing: bool = False  # a later try may go better
+    wait: float = 0.0  # seconds that the server asks to wait before that
+    unreachable: bool = False  # nobody was there to ask
+    answered: bool = False  # there was an answer, which can't be used
+    fix: str = _DEFAULT  # what to do about it, where the server's own for the status doesn't say
+    attempts: int = 1
 
-    def __init__(
-        self,
-        reason: str,
-        *,
-        status: int | None = None,
-        passing: bool = False,
-        wait: float = 0.0,
-        unreachable: bool = False,
-        answered: bool = False,
-        fix: str = _DEFAULT,
-    ) -> None:
-        super().__init__(reason if status is None else f"status {status} {reason}")
-        self.status, self.passing, self.wait = status, passing, wait
-        self.unreachable, self.answered = unreachable, answered
-        self.fix, self.attempts = fix, 1
+    def __str__(self) -> str:
+        return self.reason if self.status is None else f"status {self.status} {self.reason}"
 
     def stopping(self, server: Server) -> RuntimeError:
         """The error that ends a run: who, what, and what to do about it."""

@@ -92,14 +92,13 @@ class ApiGenerator:
     ) -> None:
         self._store.close()
 
-    @property
-    def exhausted(self) -> str:
-        """Which budget is used up, by how much, and what to do; empty while none is."""
-        usage, tokens, money = self.usage(), self.endpoint.token_budget, self.endpoint.money_budget
-        if tokens is not None and usage.tokens >= tokens:
-            return f"token_budget={tokens}: {usage.tokens} tokens are used; raise it to go on"
-        if money is not None and usage.cost >= money:
-            return f"money_budget={money:g}: {usage.cost:.4g} are used; raise it to go on"
+    def exhausted(self, tokens: int = 0, cost: float = 0.0) -> str:
+        """Which budget is used up (with so much besides), by how much, and what to do; empty while none is."""
+        usage, budget, money = self.usage(), self.endpoint.token_budget, self.endpoint.money_budget
+        if budget is not None and (used := usage.tokens + tokens) >= budget:
+            return f"token_budget={budget}: {used} tokens are used; raise it to go on"
+        if money is not None and (spent := usage.cost + cost) >= money:
+            return f"money_budget={money:g}: {spent:.4g} are used; raise it to go on"
         return ""
 
     def usage(self) -> ApiUsage:
@@ -127,8 +126,8 @@ class ApiGenerator:
         tokens, price = sum(largest), cost(self.endpoint, *largest)
         # One request at a time, in their order, waits for room: any that ends may have left some of what it might use.
         async with self._admission:
-            while not self._has_room():
-                if reason := self.exhausted:
+            while self.exhausted(self._tokens, self._cost):
+                if reason := self.exhausted():
                     raise BudgetSpent(reason)
                 self._freed.clear()
                 await self._freed.wait()
@@ -140,15 +139,6 @@ class ApiGenerator:
             self._tokens -= tokens
             self._cost -= price
             self._freed.set()
-
-    def _has_room(self) -> bool:
-        tokens, money = self.endpoint.token_budget, self.endpoint.money_budget
-        if tokens is None and money is None:
-            return True
-        usage = self.usage()
-        return (tokens is None or usage.tokens + self._tokens < tokens) and (
-            money is None or usage.cost + self._cost < money
-        )
 
     async def _known_or_asked(self, request: ChatRequest) -> ChatReply:
         started = time.monotonic()

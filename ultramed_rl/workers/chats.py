@@ -79,8 +79,7 @@ class EngineGenerator:
     async def _answer_all(self) -> None:
         """Consumes what waits, as the engines have room; ends when all of it is answered.
 
-        It waits for the engines in the loop's own thread: whoever else is in the loop waits for these answers. After
-        each few of them they go on, and ask for more.
+        It waits for the engines in the loop's own thread, since whoever else is in the loop waits for these answers.
         """
         pool, scheduler = self._workers.engines, self._workers.scheduler
         try:
@@ -90,11 +89,14 @@ class EngineGenerator:
                         self._workers.offer(self._waiting.popleft())
                     for outcome in scheduler.outcomes():
                         self._asked.pop(outcome.key).set_result(outcome)
-                    await asyncio.sleep(0)
+                    # Those who have got their answers ask on; then those whose record has ended take the next one.
+                    for _ in range(2):
+                        await asyncio.sleep(0)
         except Exception as error:
             for asked in self._asked.values():
                 asked.set_exception(error)
             self._asked.clear()
+            self._waiting.clear()
         finally:
             if pool.unfinished:
                 pool.forget()

@@ -48,11 +48,11 @@ def test_a_budget_ends_the_run_and_holds_over_restarts(
     with fake_api(lambda _: reply("x")) as (url, api):
         generator, found = budgeted(url, tmp_path, **limit)
         assert found == taken == len(api.bodies)
-        assert bool(generator.exhausted) == bool(limit)
+        assert bool(generator.exhausted()) == bool(limit)
         if limit:
             assert budgeted(url, tmp_path, **limit)[1] == 0
             name, value = next(iter(limit.items()))
-            assert generator.exhausted.startswith(f"{name}={value:g}: ")
+            assert generator.exhausted().startswith(f"{name}={value:g}: ")
             # Another run has a budget of its own; what is known already costs it nothing.
             assert budgeted(url, tmp_path, "another", **limit)[1] == 2 * taken == len(api.bodies)
 

@@ -1,16 +1,16 @@
 """Answers with their reasoning: checked against the key, asked for again with solved exemplars, else dropped.
 
-solved rows --> stems --> unit vectors --> an index each for multiple choice and open questions
+solved rows --> stems --> unit vectors, apart for multiple choice and open questions
 row --> its stem's vector --> the nearest of its kind --> (question, answer), shown from the second attempt on
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -170,10 +170,17 @@ class ExemplarIndex:
         assert most >= 0, most
         self._embed, self._most = embed, most
         self._solved: dict[Kind, list[_Solved]] = {"choice": [], "open": []}
-        self._indexes: dict[Kind, Any] = {}
-        source = iter(rows)
+        vectors: dict[Kind, list[np.ndarray]] = {"choice": [], "open": []}
+        source = filter(None, map(_read_solved, rows))
         while block := list(islice(source, _BLOCK)):
-            self._add(block)
+            stems = [read_stem(one.question) for one in block]
+            for kind, known in self._solved.items():
+                pairs = zip(block, stems, strict=True)
+                own = [(one, stem) for one, stem in pairs if stem.words and _kind(one.question) == kind]
+                if own:
+                    vectors[kind].append(self._vectors([stem for _, stem in own]))
+                    known += [one for one, _ in own]
+        self._known = {kind: np.concatenate(blocks) for kind, blocks in vectors.items() if blocks}
 
     def __len__(self) -> int:
         """How many solved questions there are."""
@@ -192,47 +199,20 @@ class ExemplarIndex:
         stem = read_stem(question.text)
         if not (self._most and self._solved[kind] and stem.words):
             return ()
-        own, known, pairs = name_of(row), {stem.key}, list[tuple[str, str]]()
-        for one in self._nearest(kind, self._vectors([stem])):
+        similarities = self._known[kind] @ self._vectors([stem])[0]
+        nearest = np.argsort(-np.round(similarities.astype(np.float64), _DIGITS), kind="stable")
+        own, shown, pairs = name_of(row), {stem.key}, list[tuple[str, str]]()
+        for one in (self._solved[kind][place] for place in nearest):
             key = read_stem(one.question).key
-            if key not in known and one.name != own:
-                known.add(key)
+            if key not in shown and one.name != own:
+                shown.add(key)
                 pairs.append((one.question, one.answer))
             if len(pairs) == self._most:
                 break
         return tuple(pairs)
 
-    def _add(self, rows: Iterable[Row]) -> None:
-        import faiss
-
-        fresh: dict[Kind, list[tuple[_Solved, Stem]]] = {"choice": [], "open": []}
-        for one in filter(None, map(_read_solved, rows)):
-            stem = read_stem(one.question)
-            fresh[_kind(one.question)] += [(one, stem)] if stem.words else []
-        for kind, read in fresh.items():
-            if read:
-                vectors = self._vectors([stem for _, stem in read])
-                if kind not in self._indexes:
-                    self._indexes[kind] = faiss.IndexFlatIP(vectors.shape[1])
-                self._indexes[kind].add(np.ascontiguousarray(vectors))
-                self._solved[kind] += [one for one, _ in read]
-
     def _vectors(self, stems: Sequence[Stem]) -> np.ndarray:
         return check_unit_vectors(self._embed([stem.text for stem in stems]), len(stems))
-
-    def _nearest(self, kind: Kind, vector: np.ndarray) -> Iterator[_Solved]:
-        """All questions of a kind, by similarity, then as they were given; searched for as far as they are taken."""
-        index, solved = self._indexes[kind], self._solved[kind]
-        wanted, given = 4 * self._most, 0
-        while given < len(solved):
-            wanted = min(wanted, len(solved))
-            similarities, places = index.search(vector, wanted)
-            near = np.round(similarities[0].astype(np.float64), _DIGITS)
-            # Those as near as the last one may have their equals among the ones not found.
-            sure = wanted if wanted == len(solved) else int((near > near[-1]).sum())
-            order = np.lexsort((places[0], -near))[given:sure]
-            yield from (solved[places[0][at]] for at in order)
-            given, wanted = max(given, sure), 4 * wanted
 
 
 def _read_solved(row: Row) -> _Solved | None:
