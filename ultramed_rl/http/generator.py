@@ -137,7 +137,9 @@ class ApiGenerator:
             return await self._known_or_asked(request)
         finally:
             self._tokens -= tokens
-            self._cost -= price
+            self._cost = (
+                self._cost - price if self._tokens else 0.0
+            )  # no rounding is left where nothing is under way
             self._freed.set()
 
     async def _known_or_asked(self, request: ChatRequest) -> ChatReply:
