@@ -263,9 +263,9 @@ class ReplyStore:
         with self._database as database:
             for table in ("usage", "totals"):
                 database.execute(f"DELETE FROM {table} WHERE run = ? AND model = ?", (self.run, self.model))
-        for line in own:
-            record = ReplyRecord(**{field.name: line[field.name] for field in fields(ReplyRecord)})
-            self._insert(record, bytes.fromhex(line["digest"]), line["text"])
+        for used in own:
+            record = ReplyRecord(**{field.name: used[field.name] for field in fields(ReplyRecord)})
+            self._insert(record, bytes.fromhex(used["digest"]), used["text"])
 
     def _insert(self, record: ReplyRecord, digest: bytes, text: str | None) -> None:
         used, now = record, time.time()

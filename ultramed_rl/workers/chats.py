@@ -60,8 +60,8 @@ class EngineGenerator:
         """
         try:
             sampling = self._sampling(request)
-        except ValueError as error:
-            return ChatReply(request.key, "", str(error))
+        except ValueError as refused:
+            return ChatReply(request.key, "", str(refused))
         outcome = self._asked[request.key] = asyncio.get_running_loop().create_future()
         self._waiting.append(sampling)
         if self._pump is None or self._pump.done():
