@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 MOST_BYTES = 8 * 2**20  # of a reply
 _ERROR_BYTES = 2**16  # of the reply to a refused request
-_MOST_DIGITS = 300  # of a whole number: more is no float
 _BUSY = {408, 409, 425, 429}
 _SEARCHED = 20_000  # characters of a server's words that are looked through for secrets
 _PASSWORD = re.compile(r"(?<=://)[^/@\s]+(?=@)")
@@ -220,9 +219,9 @@ def parse_json(text: str | bytes, *, raw_breaks: bool = False) -> Any:
             text,
             strict=not raw_breaks,
             object_pairs_hook=_once,
-            parse_constant=_no_constant,
+            parse_constant=_finite,
             parse_float=_finite,
-            parse_int=_whole,
+            parse_int=_finite,
         )
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg} at character {error.pos} of {len(text)})") from None
@@ -240,21 +239,11 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")
-
-
 def _finite(digits: str) -> float:
     number = float(digits)
     if not math.isfinite(number):
-        raise ValueError(f"{digits[:20]} is beyond what a float holds")
-    return number
-
-
-def _whole(digits: str) -> int:
-    if len(digits) > _MOST_DIGITS:
-        raise ValueError(f"a number of {len(digits)} digits")
-    return int(digits)
+        raise ValueError(f"{digits[:20]} is no number of JSON, or beyond what a float holds")
+    return int(digits) if digits.lstrip("-").isdecimal() else number
 
 
 def field_of(value: Any, name: str) -> Any:

@@ -133,24 +133,17 @@ def _unfit(row: Row, column: str) -> str:
 
 @dataclass(frozen=True)
 class ModelTable:
-    """Candidate models, best mean rank first. All lists are in the order of `models`.
-
-    Args:
-        answers: judged answers of each.
-        mean_rank: 1 is best. Comparable where all models answered the same records: with fewer candidates in a
-            record ranks are lower.
-        mean_score: of the overall scores.
-        win_rates: [i][j] how often i's answer was better than j's, a tie counting a half; None where the two never
-            met, and on the diagonal. [i][j] + [j][i] = 1.
-        meetings: [i][j] records in which both answered.
-    """
+    """Candidate models, best mean rank first. All lists are in the order of `models`."""
 
     models: tuple[str, ...]
-    answers: tuple[int, ...]
+    answers: tuple[int, ...]  # judged, of each
+    # 1 is best. Comparable where all models answered the same records: with fewer candidates ranks are lower.
     mean_rank: tuple[float, ...]
-    mean_score: tuple[float, ...]
+    mean_score: tuple[float, ...]  # of the overall scores
+    # [i][j] how often i's answer was better than j's, a tie counting a half; None where the two never met, and on the
+    # diagonal. [i][j] + [j][i] = 1.
     win_rates: tuple[tuple[float | None, ...], ...]
-    meetings: tuple[tuple[int, ...], ...]
+    meetings: tuple[tuple[int, ...], ...]  # [i][j] records in which both answered
 
 
 def model_table(rows: Iterable[Row]) -> ModelTable:
@@ -179,44 +172,35 @@ def model_table(rows: Iterable[Row]) -> ModelTable:
     if not sums:
         raise ValueError("0 judged rows: a table of models needs at least one; run the feedback stage first")
     ranked = sorted(sums, key=lambda model: (sums[model][1] / sums[model][0], model))
-    met = [[round(wins.get((i, j), 0.0) + wins.get((j, i), 0.0)) for j in ranked] for i in ranked]
+    met = {(i, j): round(wins[i, j] + wins[j, i]) for i in ranked for j in ranked}
     return ModelTable(
         models=tuple(ranked),
         answers=tuple(int(sums[model][0]) for model in ranked),
         mean_rank=tuple(sums[model][1] / sums[model][0] for model in ranked),
         mean_score=tuple(sums[model][2] / sums[model][0] for model in ranked),
-        win_rates=tuple(
-            tuple(wins[i, j] / count if count else None for j, count in zip(ranked, counts, strict=True))
-            for i, counts in zip(ranked, met, strict=True)
-        ),
-        meetings=tuple(map(tuple, met)),
+        win_rates=tuple(tuple(wins[i, j] / met[i, j] if met[i, j] else None for j in ranked) for i in ranked),
+        meetings=tuple(tuple(met[i, j] for j in ranked) for i in ranked),
     )
 
 
 @dataclass(frozen=True)
 class PositionReport:
-    """What changes with the order in which candidates are shown. None where no row tells.
+    """What changes with the order in which candidates are shown. None where no row tells."""
 
-    Args:
-        records: judged rows; of these `twice` in two orders, and `inconsistent` with ranks against scores.
-        tau: mean over records in two orders of Kendall's rank correlation of their rankings: 1 alike, 0 unrelated,
-            -1 reversed.
-        top_agreement: share of records in two orders with the same best candidate.
-        first_share: share of records (first order) whose best candidate was shown first.
-        first_expected: what it is if places don't matter: the mean of 1 / n. The first order is drawn at random,
-            so that this holds whatever the candidates are worth.
-        first_z: (share - expected) in standard errors of a judge to whom places don't matter; beyond 2 is a sign
-            of bias.
-    """
-
-    records: int
-    twice: int
-    inconsistent: int
-    tau: float | None
-    top_agreement: float | None
-    first_share: float | None
+    records: int  # judged rows
+    twice: int  # of these, in two orders
+    inconsistent: int  # of these, with ranks against scores
+    tau: (
+        float | None
+    )  # mean over records in two orders of Kendall's rank correlation: 1 alike, 0 unrelated, -1 reversed
+    top_agreement: float | None  # share of records in two orders with the same best candidate
+    first_share: float | None  # share of records (first order) whose best candidate was shown first
+    # What it is if places don't matter: the mean of 1 / n. The first order is drawn at random, so that this holds
+    # whatever the candidates are worth.
     first_expected: float | None
-    first_z: float | None
+    first_z: (
+        float | None
+    )  # the difference in standard errors of a judge to whom places don't matter; over 2: a bias
 
 
 def position_report(rows: Iterable[Row]) -> PositionReport:

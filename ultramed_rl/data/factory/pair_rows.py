@@ -1,14 +1,9 @@
-"""Preferences as rows of UltraMedical-Preference, split by prompt, as a stream.
-
-Which form for what:
+"""Preferences as rows of UltraMedical-Preference, split by prompt, as a stream. All forms give a prompt the same split.
 
 - binary: one pair a prompt, for DPO and KTO, as UltraMedical publishes.
 - ranked: one row a prompt with `completions`, best first, and `scores`. Our reward stage learns every pair of such a
   row, weighs the prompt as one, and computes each answer once: 8 answers for 28 pairs, where pair rows compute 56.
-- pairs: a row for each of up to C(n, 2) ordered pairs, 1.8 M for UltraMedical. For trainers that read nothing else,
-  and for the bench.
-
-All three give a prompt the same split.
+- pairs: a row for each of up to C(n, 2) ordered pairs. For trainers that read nothing else, and for the bench.
 """
 
 from __future__ import annotations
