@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from string import ascii_uppercase
 from typing import Any
 
@@ -53,32 +53,25 @@ def _read_instruction(row: Row, config: Records) -> Instruction:
         value = next((turn["content"] for turn in turns if turn["role"] == "user"), "")
     if not (stem := read_text(value)):
         raise Misfit(f"nothing in column {config.question!r}", name="no_question")
-    if config.context and (context := _context(row.get(config.context))):
-        stem = f"{context}\n\n{stem}"
+    context = row.get(config.context) if config.context else None
+    if isinstance(context, Mapping):  # PubMedQA's
+        context = context.get("contexts")
+    parts = map(read_text, context if isinstance(context, list) else [context])
+    stem = "\n\n".join(filter(None, ["\n".join(filter(None, parts)), stem]))
     if config.answer is None:
         return Instruction(stem)
-    values = config.choices or _options(row, config.options or [])
+    values: Any = config.choices or []
+    if not values and isinstance(config.options, list):
+        values = [row.get(column) for column in config.options]
+    elif not values:
+        values = row.get(config.options or "") or []
+    if isinstance(values, Mapping):
+        values = [values[letter] for letter in sorted(values)]
     texts = [" ".join(read_text(value).split()) for value in values]
     if not 2 <= len(texts) <= len(ascii_uppercase) or not all(texts) or len(set(texts)) < len(texts):
         raise Misfit(f"its options are {texts!r:.80}", name="no_options")
     options = dict(zip(ascii_uppercase, texts, strict=False))
     return Instruction(stem, options, _key(row.get(config.answer), options))
-
-
-def _context(value: Any) -> str:
-    """A text, texts, or PubMedQA's mapping with its texts under `contexts`."""
-    if isinstance(value, Mapping):
-        value = value.get("contexts")
-    parts = value if isinstance(value, list) else [value]
-    return "\n".join(filter(None, map(read_text, parts)))
-
-
-def _options(row: Row, columns: str | list[str]) -> Sequence[Any]:
-    """In the order of the columns, of the list, or of the mapping's letters."""
-    if isinstance(columns, list):
-        return [row.get(column) for column in columns]
-    options = row.get(columns)
-    return [options[key] for key in sorted(options)] if isinstance(options, Mapping) else list(options or [])
 
 
 def _key(value: Any, options: Mapping[str, str]) -> str:

@@ -164,8 +164,10 @@ class _Run:
             reply = await self.generator.reply(replace(turn, key=f"{key}#{asked}"))
             self.usage.add(reply)
             asked += 1
-            if reply.error:
-                self._add(dead(place, key, _reason(reply.error), reply.error, row))
+            if reply.error:  # counted by its own name, where it begins with one, and by none of its words
+                name = reply.error.partition(":")[0]
+                reason = f"{UNANSWERED}_{name}" if name.isidentifier() else UNANSWERED
+                self._add(dead(place, key, reason, reply.error, row))
                 return
 
     def _add(self, entry: Entry) -> None:
@@ -198,9 +200,3 @@ def _entry(place: int, key: str, row: Row, end: End) -> Entry:
         case Fail(reason, detail):
             return dead(place, key, reason, detail, row)
     raise TypeError(f"a step awaits `ask` alone and ends in Keep, Drop or Fail, not in {end!r}")
-
-
-def _reason(error: str) -> str:
-    """To count by: the error's own name, where it begins with one, and none of its words."""
-    name = error.partition(":")[0]
-    return f"{UNANSWERED}_{name}" if name.isidentifier() else UNANSWERED

@@ -107,17 +107,14 @@ def identity_of(config: DataConfig) -> list[str]:
         for name, generator in config.generators.items()
     }
     decides = {"step": config.step.model_dump(), "models": models, "limit": config.limit}
-    uris = [*config.input, *config.further_inputs.values()]
-    return [
-        json.dumps(decides, sort_keys=True),
-        *(f"{source} {_digest(source)}" for uri in uris for source in list_sources(uri)),
-    ]
-
-
-def _digest(source: str) -> str:
-    """Of a file its contents; a hub data set or a package's file is known by its name."""
-    path = Path(source).expanduser()
-    return digest_file(path) if path.is_file() else ""
+    identity = [json.dumps(decides, sort_keys=True)]
+    for source in (
+        one for uri in [*config.input, *config.further_inputs.values()] for one in list_sources(uri)
+    ):
+        path = Path(source).expanduser()
+        # A hub data set or a package's file is known by its name.
+        identity.append(f"{source} {digest_file(path) if path.is_file() else ''}")
+    return identity
 
 
 def write_data_card(config: DataConfig, run: Path, folder: Path, counts: Mapping[str, float]) -> None:
