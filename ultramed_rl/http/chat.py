@@ -10,7 +10,7 @@ from ultramed_rl.config.generation import Endpoint
 from ultramed_rl.config.secrets import LEAST_IN_TEXT, read_secret, redact
 from ultramed_rl.http.client import Failure, HttpClient, Server, field_of
 from ultramed_rl.http.json_reply import Misfit, read_reply, validator
-from ultramed_rl.http.session import Rate, Session, Trail
+from ultramed_rl.http.session import Rate, ReplyRecord, Session
 from ultramed_rl.records import ChatRequest, Message
 
 _KEY = "set api_key_env to the variable that holds its key"
@@ -72,13 +72,13 @@ class ChatSession(Session):
         self._tokens = Rate(endpoint.tokens_per_minute)
         self._failed_in_a_row = 0
 
-    async def ask(self, request: ChatRequest, trail: Trail | None = None) -> Answer:
-        """The answer, whatever it says; `trail` is told what it took. Raises Failure as `send`."""
-        trail = trail or Trail()
-        return await self.send(lambda: self._post(request, trail), trail)
+    async def ask(self, request: ChatRequest) -> Answer:
+        """The answer, whatever it says. Raises Failure as `send`."""
+        used = ReplyRecord()
+        return await self.send(lambda: self._post(request, used), used)
 
-    async def ask_until_usable(self, request: ChatRequest, trail: Trail) -> str:
-        """The text of an answer that can be used, see `read_reply`.
+    async def ask_until_usable(self, request: ChatRequest, used: ReplyRecord) -> str:
+        """The text of an answer that can be used, see `read_reply`; `used` gains what it took.
 
         One that was cut off, or is empty, is asked for again as it was: cut off, once. One that isn't the JSON
         asked for is asked for with the answer and what is wrong with it.
@@ -94,7 +94,7 @@ class ChatSession(Session):
 
         async def attempt() -> str:
             nonlocal asked, cut
-            answer = await self._post(asked, trail)
+            answer = await self._post(asked, used)
             try:
                 return read_reply(answer.text, answer.finish_reason, request.schema)
             except Misfit as misfit:
@@ -109,7 +109,7 @@ class ChatSession(Session):
                     asked = replace(request, messages=(*request.messages, *turns))
                 raise
 
-        return await self.send(attempt, trail)
+        return await self.send(attempt, used)
 
     def serves_nobody(self, failure: Failure) -> bool:
         """Whether, with this failure of a request, it is no use to ask further."""
@@ -121,7 +121,7 @@ class ChatSession(Session):
         self._failed_in_a_row += failure.passing or not self.answered
         return self._failed_in_a_row >= _IN_A_ROW
 
-    async def _post(self, request: ChatRequest, trail: Trail) -> Answer:
+    async def _post(self, request: ChatRequest, used: ReplyRecord) -> Answer:
         largest = unused = sum(largest_use(request))
         await self._tokens.take(largest)
         try:
@@ -131,8 +131,8 @@ class ChatSession(Session):
         finally:
             self._tokens.give_back(unused)
         self._failed_in_a_row = 0
-        trail.prompt_tokens += answer.prompt_tokens
-        trail.completion_tokens += answer.completion_tokens
+        used.prompt_tokens += answer.prompt_tokens
+        used.completion_tokens += answer.completion_tokens
         return answer
 
 

@@ -25,7 +25,7 @@ from ultramed_rl.config.generation import Endpoint
 from ultramed_rl.http.chat import ChatSession, chat_client, largest_use
 from ultramed_rl.http.client import Failure
 from ultramed_rl.http.json_reply import Misfit
-from ultramed_rl.http.session import Trail
+from ultramed_rl.http.session import ReplyRecord
 from ultramed_rl.records import ChatReply, ChatRequest
 from ultramed_rl.store.digests import digest_inputs
 
@@ -150,40 +150,27 @@ class ApiGenerator:
         if (known := self._store.find(digest)) is not None:
             self._store.write(ReplyRecord(request.key, cached=True), digest)
             return ChatReply(request.key, known, attempts=0, cached=True)
-        trail, text, error = Trail(), "", "stopped"
+        used, text = ReplyRecord(request.key, error="stopped"), ""
         try:
-            text, error = await self._asking.ask_until_usable(request, trail), ""
+            text = await self._asking.ask_until_usable(request, used)
+            used.error = ""
         except Misfit as misfit:
-            error = str(misfit)
+            used.error = str(misfit)
         except Failure as failure:
             if self._asking.serves_nobody(failure):
                 raise failure.stopping(self._client.server) from None
-            error = f"failure: {failure}"
+            used.error = f"failure: {failure}"
         finally:  # what was used is used, also where the run ends here
-            tokens = (trail.prompt_tokens, trail.completion_tokens)
-            price, seconds = cost(self.endpoint, *tokens), round(time.monotonic() - started, 3)
-            record = ReplyRecord(request.key, *tokens, price, trail.attempts, seconds, error=error)
-            self._store.write(record, digest, text or None)
-        return ChatReply(request.key, text, error, *tokens, attempts=trail.attempts)
+            used.cost = cost(self.endpoint, used.prompt_tokens, used.completion_tokens)
+            used.seconds = round(time.monotonic() - started, 3)
+            self._store.write(used, digest, text or None)
+        tokens = (used.prompt_tokens, used.completion_tokens)
+        return ChatReply(request.key, text, used.error, *tokens, attempts=used.attempts)
 
 
 def cost(endpoint: Endpoint, prompt_tokens: int, completion_tokens: int) -> float:
     """What so many tokens cost, in the prices' currency."""
     return (endpoint.prompt_price * prompt_tokens + endpoint.completion_price * completion_tokens) / 1e6
-
-
-@dataclass(frozen=True)
-class ReplyRecord:
-    """What one request has used; `cost` in the prices' currency, `seconds` from taken to done."""
-
-    key: str
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cost: float = 0.0
-    attempts: int = 0
-    seconds: float = 0.0
-    cached: bool = False
-    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -267,12 +254,12 @@ class ReplyStore:
             record = ReplyRecord(**{field.name: used[field.name] for field in fields(ReplyRecord)})
             self._insert(record, bytes.fromhex(used["digest"]), used["text"])
 
-    def _insert(self, record: ReplyRecord, digest: bytes, text: str | None) -> None:
-        used, now = record, time.time()
-        sums = (used.cached, bool(used.error), used.prompt_tokens, used.completion_tokens, used.cost)
+    def _insert(self, used: ReplyRecord, digest: bytes, text: str | None) -> None:
+        now = time.time()
         with self._explained(), self._database as database:
-            row = (self.run, self.model, *astuple(record), now)
+            row = (self.run, self.model, *astuple(used), now)
             database.execute(f"INSERT INTO usage VALUES ({'?, ' * 10}?)", row)
+            sums = (used.cached, bool(used.error), used.prompt_tokens, used.completion_tokens, used.cost)
             database.execute(_ADD, (self.run, self.model, *sums))
             if text is not None:
                 kept = (digest, self.model, text, now)

@@ -28,12 +28,18 @@ _BURST_S = 0.25  # what a late loop may catch up with; a server that counts by t
 
 
 @dataclass
-class Trail:
-    """What one request has taken so far, over all its attempts; tokens of chats alone."""
+class ReplyRecord:
+    """What one request has used, over all its attempts so far; tokens and their cost, in the prices' currency, of chats
+    alone. `seconds`: from taken to done."""
 
-    attempts: int = 0
+    key: str = ""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cost: float = 0.0
+    attempts: int = 0
+    seconds: float = 0.0
+    cached: bool = False
+    error: str = ""
 
 
 class Session:
@@ -47,8 +53,8 @@ class Session:
         self._answered_share = 0.0  # of the latest attempts
         self._told_until = 0.0
 
-    async def send(self, ask: Callable[[], Awaitable[T]], trail: Trail | None = None) -> T:
-        """What `ask` gives, called until `trail` has `retries` attempts more than one.
+    async def send(self, ask: Callable[[], Awaitable[T]], used: ReplyRecord | None = None) -> T:
+        """What `ask` gives, called until `used` has `retries` attempts more than one.
 
         Between attempts it waits what the server asks for, up to `LONGEST_ASKED_S`, and a random time; after an
         answer that can't be used it doesn't wait.
@@ -56,17 +62,17 @@ class Session:
         Raises:
             Failure: the last one, or one that wouldn't pass.
         """
-        trail = trail or Trail()
+        used = used or ReplyRecord()
         while True:
-            trail.attempts += 1
+            used.attempts += 1
             try:
                 async with self._slots:
                     await self._requests.take(1)
                     answer = await ask()
             except Failure as failure:
-                failure.attempts = trail.attempts
+                failure.attempts = used.attempts
                 self.note(failure.answered)
-                if not failure.passing or trail.attempts > self.server.retries:
+                if not failure.passing or used.attempts > self.server.retries:
                     raise
                 if not failure.answered:
                     await asyncio.sleep(self.delay(failure))
