@@ -13,7 +13,7 @@ from ultramed_rl.data.factory.runner import StepResult, run_step
 from ultramed_rl.data.factory.step import Ask, Drop, End, Fail, Generator, Keep, Row, send
 from ultramed_rl.http.generator import BudgetSpent
 from ultramed_rl.records import ChatReply, ChatRequest, Message
-from ultramed_rl.store.record_log import PartSize, RecordLog
+from ultramed_rl.store.record_log import RecordLog
 
 
 def request(text: str) -> ChatRequest:
@@ -146,7 +146,7 @@ GENERATORS: dict[str, type[AtOnce]] = {"at_once": AtOnce, "window": Window, "wav
 
 
 def run(folder: Path, generator: Generator, count: int, workers: int, part: int = 3) -> StepResult:
-    with RecordLog(folder, part=PartSize(records=part)) as log:
+    with RecordLog(folder, batch=part) as log:
         result = run_step(NumberedStep(), rows_of(count), generator, log, workers=workers)
         if not result.stopped:
             log.finish()

@@ -36,9 +36,7 @@ from ultramed_rl.data.factory.step import (
     name_of,
     user,
 )
-from ultramed_rl.data.likeness import Embed, check_unit_vectors
-from ultramed_rl.data.prompts import normalise_text
-from ultramed_rl.data.stems import Stem, read_stem
+from ultramed_rl.data.likeness import Embed, Stem, check_unit_vectors, normalise_text, read_stem
 from ultramed_rl.data.vignettes import read_letter as closing_letter
 from ultramed_rl.records import Message
 

@@ -16,9 +16,7 @@ from ultramed_rl.data.factory.step import Ask, Drop, End, Fail, Generator, Keep,
 from ultramed_rl.http.generator import BudgetSpent
 from ultramed_rl.http.session import running
 from ultramed_rl.records import ChatReply, ChatRequest
-from ultramed_rl.store.entries import Entry, dead, dropped, kept
-from ultramed_rl.store.keys import KeyIndex
-from ultramed_rl.store.record_log import RecordLog, Tally
+from ultramed_rl.store.record_log import Entry, KeyIndex, RecordLog, Tally, dead, dropped, kept
 
 BROKEN_AFTER = 20
 UNANSWERED = "unanswered"

@@ -22,8 +22,7 @@ from ultramed_rl.config.factory_stage import DataConfig
 from ultramed_rl.data.factory.bench import SHEET_COLUMNS, build_bench, read_labels, sheet_rows
 from ultramed_rl.data.factory.columns import split_removed
 from ultramed_rl.data.factory.decontaminate import BenchmarkItem, Decontaminator
-from ultramed_rl.data.factory.deduplicate import find_duplicates
-from ultramed_rl.data.factory.duplicate_keys import DuplicateKeys
+from ultramed_rl.data.factory.deduplicate import DuplicateKeys, find_duplicates
 from ultramed_rl.data.factory.hashing import HashedEmbedder
 from ultramed_rl.data.factory.import_rows import import_rows, import_vignettes, sample_sets
 from ultramed_rl.data.factory.pair_rows import build_pairs
@@ -146,7 +145,7 @@ def write_bench(work: DataWork) -> Counter[str]:
 
 
 def write_report(work: DataWork) -> Counter[str]:
-    """table.json and table.md, report.html, topics.png and topics.html, models.json; the table is said too."""
+    """table.json and table.md, report.html, topics.html, models.json; the table is said too."""
     # scikit-learn and plotly take seconds to load, which the other steps needn't wait for.
     from ultramed_rl.data.factory.report.build import ReportOptions, build_report
 
@@ -191,8 +190,8 @@ def remove_repeated(work: DataWork) -> Counter[str]:
     assert isinstance(step, Deduplicate)
     files = _input_files(work)
     parts = _map(work, files, DuplicateKeys(step, open_embedder(step.embedder)), "keys")
-    duplicates = find_duplicates([read_part(part) for part in parts], step)
-    removed = {one.record_id: {**vars(one), "reason": one.rule} for one in duplicates.repeated}
+    repeated = find_duplicates([read_part(part) for part in parts], step)
+    removed = {one.record_id: {**vars(one), "reason": one.rule} for one in repeated}
     return _split(work, files, step.columns, removed)
 
 
