@@ -60,11 +60,10 @@ def _read_instruction(row: Row, config: Records) -> Instruction:
     stem = "\n\n".join(filter(None, ["\n".join(filter(None, parts)), stem]))
     if config.answer is None:
         return Instruction(stem)
-    values: Any = config.choices or []
-    if not values and isinstance(config.options, list):
-        values = [row.get(column) for column in config.options]
-    elif not values:
-        values = row.get(config.options or "") or []
+    columns = config.options or []
+    values: Any = config.choices
+    if not values:
+        values = [row.get(one) for one in columns] if isinstance(columns, list) else row.get(columns) or []
     if isinstance(values, Mapping):
         values = [values[letter] for letter in sorted(values)]
     texts = [" ".join(read_text(value).split()) for value in values]
