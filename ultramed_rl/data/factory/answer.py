@@ -76,7 +76,6 @@ class AnswerStep:
         self.refusals = [re.compile(pattern, re.IGNORECASE) for pattern in config.refusals]
 
     async def __call__(self, row: Row, ask: Ask) -> End:
-        """Ask without exemplars first, then with them."""
         try:
             question = read_instruction(row)
         except Misfit as misfit:

@@ -39,7 +39,6 @@ class CandidateStep:
     model: str
 
     async def __call__(self, row: Row, ask: Ask) -> End:
-        """Asks the instruction as it is; keeps the answer, trimmed and without thoughts."""
         try:
             question = question_text(row)
         except Misfit as misfit:

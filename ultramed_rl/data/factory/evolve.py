@@ -66,7 +66,6 @@ class EvolveStep:
     config: Evolve
 
     async def __call__(self, row: Row, ask: Ask) -> End:
-        """Round by round, each on the last version that fitted."""
         try:
             versions = [read_instruction(row)]
         except Misfit as misfit:

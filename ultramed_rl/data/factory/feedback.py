@@ -66,7 +66,6 @@ class FeedbackStep:
     judge: str
 
     async def __call__(self, row: Row, ask: Ask) -> End:
-        """Asks for the first order, and of a sample for the second."""
         try:
             messages = [self._messages(row, which) for which in range(1 + self.asks_twice(row))]
         except Misfit as misfit:

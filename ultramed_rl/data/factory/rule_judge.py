@@ -29,21 +29,14 @@ _LETTERS = 4  # words of so many letters and more carry what a question is about
 
 @dataclass(frozen=True)
 class Signs:
-    """What the rules see of an answer; shares are 0 to 1. `right` is None for an open-ended question.
+    """What the rules see of an answer; shares are 0 to 1."""
 
-    Args:
-        letter: the option that the answer settles on.
-        overlap: of the question's different longer words, those that the answer has.
-        fit: 1 for a length within the window, less in proportion outside.
-        repeated: of the answer's runs of n words, those that stood in it before.
-    """
-
-    right: bool | None
-    letter: str | None
+    right: bool | None  # None for an open-ended question
+    letter: str | None  # the option that the answer settles on
     ended: bool
-    overlap: float
-    fit: float
-    repeated: float
+    overlap: float  # of the question's different longer words, those that the answer has
+    fit: float  # 1 for a length within the window, less in proportion outside
+    repeated: float  # of the answer's runs of n words, those that stood in it before
 
 
 @dataclass(frozen=True)
@@ -66,7 +59,6 @@ class RuleJudgeStep:
     read_letter: ReadLetter
 
     async def __call__(self, row: Row, ask: Ask) -> End:
-        """Judges at once."""
         try:
             instruction = read_instruction(row)
         except Misfit as misfit:

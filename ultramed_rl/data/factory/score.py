@@ -74,7 +74,6 @@ class ScoreStep:
     config: Score
 
     async def __call__(self, row: Row, ask: Ask) -> End:
-        """Keep or drop by the score."""
         try:
             chat = [user(_FORMS[self.config.form].render(question=question_text(row)))]
         except Misfit as misfit:

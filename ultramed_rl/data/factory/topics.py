@@ -41,7 +41,6 @@ class TopicsStep:
     config: Topics
 
     async def __call__(self, row: Row, ask: Ask) -> End:
-        """Ask for the items until there are any."""
         name, description = read_text(row.get("name")), row.get("description", "")
         if not name or not isinstance(description, str):
             return Fail("malformed_record", "no text under 'name', or none under 'description'")
