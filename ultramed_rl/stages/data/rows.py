@@ -29,8 +29,8 @@ from ultramed_rl.data.factory.pair_rows import build_pairs
 from ultramed_rl.data.factory.paragraphs import cut_paragraphs
 from ultramed_rl.data.likeness import Embed
 from ultramed_rl.data.sources import Row, list_sources, read_rows
-from ultramed_rl.evaluation.contamination.search import question_text
-from ultramed_rl.evaluation.load import load_items
+from ultramed_rl.evaluation.contamination import question_text
+from ultramed_rl.evaluation.suite import load_items
 from ultramed_rl.evaluation.tasks import find_task
 from ultramed_rl.store.atomic import write_lines
 from ultramed_rl.tracking import Progress
@@ -147,7 +147,7 @@ def write_bench(work: DataWork) -> Counter[str]:
 def write_report(work: DataWork) -> Counter[str]:
     """table.json and table.md, report.html, topics.html, models.json; the table is said too."""
     # scikit-learn and plotly take seconds to load, which the other steps needn't wait for.
-    from ultramed_rl.data.factory.report.build import ReportOptions, build_report
+    from ultramed_rl.data.factory.report.build import build_report
 
     config, step = work.config, work.config.step
     assert isinstance(step, Report)
@@ -157,7 +157,8 @@ def write_report(work: DataWork) -> Counter[str]:
         work.output,
         open_embedder(step.embedder),
         None if judged is None else lambda: read_made_rows(judged),
-        ReportOptions(config.run.name, step.originals, step.seed, step.points, step.clusters),
+        step,
+        config.run.name,
     )
     work.progress.say((work.output / "table.md").read_text(encoding="utf-8"))
     table = json.loads((work.output / "table.json").read_text(encoding="utf-8"))
