@@ -19,10 +19,9 @@ import pytest
 from tests.stranger import join_as_stranger
 from ultramed_rl.actors.deepspeed_setup import join_ranks, open_store
 from ultramed_rl.cli.doctor.ports import judge_ports
+from ultramed_rl.cluster.connection import LOGS, connect, disconnect, start_private_ray
 from ultramed_rl.cluster.group import WorkerGroup
 from ultramed_rl.cluster.jobs import Job, run_job
-from ultramed_rl.cluster.placement import connect, disconnect
-from ultramed_rl.cluster.private_ray import LOGS, start_private_ray
 from ultramed_rl.config.cluster import Devices
 
 # As anybody's script: open, and its agent takes the port that Ray gives every agent, 52365.

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from ultramed_rl.cluster.connection import start_private_ray, stop_private_ray
 from ultramed_rl.cluster.jobs import Job, run_job
-from ultramed_rl.cluster.private_ray import start_private_ray, stop_private_ray
 from ultramed_rl.config.cluster import StageCluster
 
 

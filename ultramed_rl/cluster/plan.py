@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ultramed_rl.cluster.demands import (
+    GIB,
+    PROCESS_BYTES,
     Demand,
     reward_bench_demands,
     run_demands,
     sampling_demands,
     stage_demands,
 )
-from ultramed_rl.cluster.memory import GIB, PROCESS_BYTES
 from ultramed_rl.config import (
     AnyConfig,
     ContrastsConfig,
@@ -63,7 +65,7 @@ class RolePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that `cluster.placement` needs to reserve, and the fullest device against its limit."""
+    """Everything that `reserve` needs to reserve, and the fullest device against its limit."""
 
     device: str
     nodes: int
@@ -81,32 +83,43 @@ def make_plan(config: AnyConfig | EngineConfig) -> Plan:
         PlanError: more devices or bytes than there are; names the keys to change.
         ValueError: a model whose shape is unknown.
     """
-    plan: Plan = (
-        plan_sampling(config) if isinstance(config, EngineConfig) else load(KINDS[config.type].plan)(config)
-    )
+    if isinstance(config, EngineConfig):
+        return plan_sampling(config)
+    plan: Plan = load(KINDS[config.type].plan)(config)
     return plan
 
 
 def plan_online(config: RunConfig) -> Plan:
-    """The roles of an online run, side by side or on the same devices."""
-    plan = lay_out(config.cluster, config.cluster.layout, list(run_demands(config)))
-    _check_reach(plan)
+    """The roles of an online run, side by side or on the same devices.
+
+    Raises:
+        PlanError: an engine shares its GPU with no policy rank, from which it would take its weights.
+    """
+    plan = lay_out(config.cluster, config.cluster.layout, run_demands(config))
+    slots = {r.role: {slot for member in r.members for slot in member.slots} for r in plan.roles}
+    shared = (plan.device, plan.layout) == ("cuda", "colocated")
+    if shared and not slots["rollout"] <= slots["policy"]:
+        raise PlanError(
+            f"cluster.policy.ranks={len(slots['policy'])}: engines are on {len(slots['rollout'])} GPUs, and take "
+            f"their weights from a policy rank on the same GPU; set ranks to {len(slots['rollout'])}, lower "
+            "cluster.rollout.engines, or use cluster.layout=disaggregated"
+        )
     return plan
 
 
 def plan_training(config: StageConfig) -> Plan:
     """The ranks of an offline stage."""
-    return lay_out(config.cluster, "alone", list(stage_demands(config)))
+    return lay_out(config.cluster, "alone", stage_demands(config))
 
 
 def plan_sampling(config: ContrastsConfig | EvaluateConfig | EngineConfig) -> Plan:
     """One role after the other, so they may have the same devices."""
-    return lay_out(config.cluster, "in turn", list(sampling_demands(config)))
+    return lay_out(config.cluster, "in turn", sampling_demands(config))
 
 
 def plan_scoring(config: RewardBenchConfig) -> Plan:
     """A reward model alone."""
-    return lay_out(config.cluster, "alone", list(reward_bench_demands(config)))
+    return lay_out(config.cluster, "alone", reward_bench_demands(config))
 
 
 def plan_generators(config: DataConfig) -> Plan:
@@ -117,24 +130,24 @@ def plan_generators(config: DataConfig) -> Plan:
     return max(plans, key=lambda plan: plan.peak_bytes, default=none)
 
 
-def lay_out(cluster: Devices, layout: str, demands: Sequence[Demand]) -> Plan:
+def lay_out(cluster: Devices, layout: str, demands: Iterable[Demand]) -> Plan:
     """Give every role its slots, in order. Raises `PlanError` where devices or bytes don't suffice."""
     taken = [0] * cluster.nodes  # by node: its slots are taken from the first on
-    roles = []
+    roles, fixes = [], {}
     for demand in demands:
         members = tuple(_members(demand, taken, cluster, layout))
         roles.append(RolePlan(demand.role, members, demand.bytes_per_device))
+        fixes[demand.role] = demand.fix
         if layout == "disaggregated":
-            for slot in (slot for member in members for slot in member.slots):
-                taken[slot.node] += 1
-    limit = int(cluster.device_memory_gib * GIB)
-    peak = _peak_bytes(cluster, layout, roles)
-    plan = Plan(cluster.device, cluster.nodes, cluster.devices_per_node, layout, tuple(roles), peak, limit)
-    _check_bytes(plan, cluster, {demand.role: demand.fix for demand in demands})
-    return plan
+            for member in members:
+                taken[member.slots[0].node] += len(member.slots)
+    peak, limit = _peak_bytes(cluster, layout, roles), int(cluster.device_memory_gib * GIB)
+    if peak > limit:
+        raise PlanError(_too_little(cluster, roles, peak, fixes))
+    return Plan(cluster.device, cluster.nodes, cluster.devices_per_node, layout, tuple(roles), peak, limit)
 
 
-def _members(demand: Demand, taken: Sequence[int], cluster: Devices, layout: str) -> list[Member]:
+def _members(demand: Demand, taken: list[int], cluster: Devices, layout: str) -> list[Member]:
     """Fill the free slots node by node; a member's slots never straddle nodes."""
     role, count, width = demand.role, demand.processes, demand.width
     most = cluster.devices_per_node
@@ -157,9 +170,8 @@ def _members(demand: Demand, taken: Sequence[int], cluster: Devices, layout: str
 def _peak_bytes(cluster: Devices, layout: str, roles: list[RolePlan]) -> int:
     """The fullest device. On CPU a node's memory holds all of its processes, awake or not."""
     if layout == "in turn":
-        engines = [role for role in roles if role.role == "rollout"]
-        rest = [role for role in roles if role.role != "rollout"]
-        return max(_together(cluster, engines), _together(cluster, rest) if rest else 0)
+        phases = [[role for role in roles if (role.role == "rollout") == first] for first in (True, False)]
+        return max(_together(cluster, phase) for phase in phases)
     if cluster.device == "cpu":
         return _together(cluster, roles)
     # Colocated: one role is awake at a time, the others are in host memory. Disaggregated: one role a GPU.
@@ -168,45 +180,25 @@ def _peak_bytes(cluster: Devices, layout: str, roles: list[RolePlan]) -> int:
 
 def _together(cluster: Devices, roles: list[RolePlan]) -> int:
     """The fullest device, or on CPU node, with all of these roles on it at once."""
-    if cluster.device == "cpu":
-        per_node = [0] * cluster.nodes
-        for role in roles:
-            for member in role.members:
-                per_node[member.slots[0].node] += role.total_bytes * len(member.slots) + PROCESS_BYTES
-        return max(per_node)
-    per_slot: dict[Slot, int] = {}
+    held: Counter[Slot | int] = Counter()
     for role in roles:
-        for slot in (slot for member in role.members for slot in member.slots):
-            per_slot[slot] = per_slot.get(slot, 0) + role.total_bytes
-    return max(per_slot.values())
+        for member in role.members:
+            if cluster.device == "cpu":
+                held[member.slots[0].node] += role.total_bytes * len(member.slots) + PROCESS_BYTES
+            else:
+                held.update(dict.fromkeys(member.slots, role.total_bytes))
+    return max(held.values(), default=0)
 
 
-def _check_bytes(plan: Plan, cluster: Devices, fixes: dict[str, str]) -> None:
-    if plan.peak_bytes <= plan.limit_bytes:
-        return
-    worst = max(plan.roles, key=lambda r: r.total_bytes)
+def _too_little(cluster: Devices, roles: list[RolePlan], peak: int, fixes: dict[str, str]) -> str:
+    worst = max(roles, key=lambda role: role.total_bytes)
     parts = " + ".join(f"{kind} {size / GIB:.1f}" for kind, size in worst.bytes_per_device.items())
-    where = "node" if plan.device == "cpu" else "GPU"
-    whole = (
-        f"all processes of a node {plan.peak_bytes / GIB:.1f}; the largest, " if plan.device == "cpu" else ""
+    cpu = cluster.device == "cpu"
+    all_of_node = f"all processes of a node {peak / GIB:.1f}; the largest, " if cpu else ""
+    return (
+        f"cluster.device_memory_gib={cluster.device_memory_gib:g} per {'node' if cpu else 'GPU'}: too little for "
+        f"{all_of_node}{worst.role}: {parts} = {worst.total_bytes / GIB:.1f} GiB; {fixes[worst.role]}"
     )
-    raise PlanError(
-        f"cluster.device_memory_gib={cluster.device_memory_gib:g} per {where}: too little for {whole}"
-        f"{worst.role}: {parts} = {worst.total_bytes / GIB:.1f} GiB; {fixes[worst.role]}"
-    )
-
-
-def _check_reach(plan: Plan) -> None:
-    """Where GPUs are shared, an engine takes its weights from the policy rank on the same GPU."""
-    if (plan.device, plan.layout) != ("cuda", "colocated"):
-        return
-    slots = {r.role: {slot for member in r.members for slot in member.slots} for r in plan.roles}
-    if not slots["rollout"] <= slots["policy"]:
-        raise PlanError(
-            f"cluster.policy.ranks={len(slots['policy'])}: engines are on {len(slots['rollout'])} GPUs, and take "
-            f"their weights from a policy rank on the same GPU; set ranks to {len(slots['rollout'])}, lower "
-            "cluster.rollout.engines, or use cluster.layout=disaggregated"
-        )
 
 
 def render_plan(plan: Plan) -> str:
@@ -220,9 +212,7 @@ def render_plan(plan: Plan) -> str:
     for heading in ("role", "processes", "devices each", "bundles by node", "GiB per device", "total"):
         table.add_column(heading)
     for role in plan.roles:
-        nodes: dict[int, int] = {}
-        for member in role.members:
-            nodes[member.slots[0].node] = nodes.get(member.slots[0].node, 0) + len(member.slots)
+        nodes = Counter(slot.node for member in role.members for slot in member.slots)
         table.add_row(
             role.role,
             str(len(role.members)),

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ultramed_rl.cluster.pool import Outcome
 from ultramed_rl.learning.pairs import PairSelector
 from ultramed_rl.records import Completion, Prompt, SamplingRequest
+from ultramed_rl.scheduling.pool import Outcome
 from ultramed_rl.workers.sampling import check_version
 from ultramed_rl.workers.scorers import Scored
 

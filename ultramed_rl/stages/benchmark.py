@@ -21,8 +21,8 @@ from ultramed_rl.rewards.statements import StatementGrader, judge_statements
 from ultramed_rl.stages.general import GeneralResult, check_general, run_general
 from ultramed_rl.store import ArtifactFolder
 from ultramed_rl.tracking import Progress
-from ultramed_rl.workers.evaluation import ComparedPolicy, EvaluationWorkers
 from ultramed_rl.workers.scorers import Scorers
+from ultramed_rl.workers.stage import ComparedPolicy, EvaluationWorkers
 
 Metrics = dict[str, float]
 

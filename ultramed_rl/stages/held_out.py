@@ -12,8 +12,8 @@ from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.records import Completion, Prompt, SamplingRequest, ScoredCompletion
 from ultramed_rl.store import ArtifactFolder
 from ultramed_rl.tracking import Progress
-from ultramed_rl.workers.evaluation import ComparedPolicy, EvaluationWorkers
 from ultramed_rl.workers.scorers import Scorers
+from ultramed_rl.workers.stage import ComparedPolicy, EvaluationWorkers
 
 Metrics = dict[str, float]
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ultramed_rl.cluster.group import RanksLost
 from ultramed_rl.cluster.inputs import describe_inputs, describe_rendering
 from ultramed_rl.config.stages import StageConfig
 from ultramed_rl.models.checks import check_models
 from ultramed_rl.models.tokenizer import ChatTokenizer, chat_tokenizer
+from ultramed_rl.scheduling.pool import RanksLost
 from ultramed_rl.stages.loop import StageLoop, render
 from ultramed_rl.stages.openrlhf.run import train_by_openrlhf
 from ultramed_rl.stages.training import TRAINING_KINDS, StageSamples, TrainedStage, TrainingKind
