@@ -6,11 +6,9 @@ import gc
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from itertools import groupby
 
-from ultramed_rl.online.selection import PromptLookup, RoundSelection, asked_before
-from ultramed_rl.online.spec import Acceptance
+from ultramed_rl.online.selection import Acceptance, PromptLookup, RoundSelection, asked_before
 from ultramed_rl.online.training import RoundTraining
 from ultramed_rl.records import PreferenceGroup, Prompt, ReferenceLogprobs, ScoredCompletion
 from ultramed_rl.scheduling.pool import Outcome
@@ -18,25 +16,6 @@ from ultramed_rl.scheduling.scheduler import feed
 from ultramed_rl.store.shards import ShardedPhase
 from ultramed_rl.workers.online import OnlineWorkers
 from ultramed_rl.workers.scorers import Scored
-
-
-@dataclass
-class _Watch:
-    """Seconds from the start until each step gave its last record."""
-
-    started: float = field(default_factory=time.perf_counter)
-    last: dict[str, float] = field(default_factory=dict)
-
-    def note(self, step: str) -> None:
-        self.last[step] = time.perf_counter() - self.started
-
-    def added(self, *steps: str) -> dict[str, float]:
-        """What each step adds to the wall time after those before it; they sum up to the whole."""
-        found, reached = {}, 0.0
-        for step in steps:
-            last = max(self.last.get(step, 0.0), reached)
-            found[step], reached = last - reached, last
-        return found
 
 
 class Stream:
@@ -56,7 +35,8 @@ class Stream:
         self.workers, self.acceptance, self.spec = workers, acceptance, acceptance.spec
         self.scored, self.selection, self.references, self.training = scored, selection, references, training
         self.trainings = [t for t in (training, beside) if t is not None]
-        self.watch = _Watch()
+        self._started = time.perf_counter()
+        self._last: dict[str, float] = {}  # by step: seconds from the start until its last record
         self._prompts: dict[str, Prompt] = {}  # under way
         self._at_reference: dict[str, PreferenceGroup] = {}  # by group, for the training
 
@@ -85,6 +65,17 @@ class Stream:
         for training in self.trainings:
             training.advance()
         return self.asked
+
+    def seconds_added(self, *steps: str) -> dict[str, float]:
+        """What each step adds to the wall time after those before it; they sum up to the whole."""
+        added, reached = {}, 0.0
+        for step in steps:
+            last = max(self._last.get(step, 0.0), reached)
+            added[step], reached = last - reached, last
+        return added
+
+    def _note(self, step: str) -> None:
+        self._last[step] = time.perf_counter() - self._started
 
     def _set_out(self, prompt: Prompt) -> None:
         self.asked += 1
@@ -123,7 +114,7 @@ class Stream:
             prompt = self._prompts[outcome.key]
             if completions:
                 self.workers.scorers.offer(prompt, self.acceptance.candidates(prompt, completions))
-                self.watch.note("completions")
+                self._note("completions")
             else:
                 del self._prompts[outcome.key]
                 self._pass_on(outcome.key, None, None)
@@ -131,7 +122,7 @@ class Stream:
             assert self.references is not None
             reference = self.workers.references.take(outcome)
             self.references.keep([reference])
-            self.watch.note("reference")
+            self._note("reference")
             if self.training is not None:
                 pair = self._at_reference.pop(reference.group_id)
                 self._pass_on(pair.prompt.prompt_id, pair, reference)
@@ -144,7 +135,7 @@ class Stream:
             self._pass_on(scored.prompt_id, None, None)
             return
         self.scored.keep(scored.answers)
-        self.watch.note("scored")
+        self._note("scored")
         advance(sum(s.completion.finish_reason != "reference" for s in scored.answers))
         self._select(prompt, scored.answers, {})
 
@@ -169,8 +160,8 @@ class Stream:
 
     def _take_up(self, prompts: Sequence[Prompt]) -> set[str]:
         """The prompts whose answers a killed run kept. Of their pairs those that were without reference logprobs go to the reference."""
-        found = [] if self.references is None else self.references.read()
-        known = {reference.group_id: reference for reference in found}
+        references = [] if self.references is None else self.references.read()
+        known = {reference.group_id: reference for reference in references}
         kept = set()
         for prompt, answers in answered_prompts(prompts, self.scored):
             kept.add(prompt.prompt_id)
