@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -80,18 +80,7 @@ def error_of(reference: Any) -> Exception | None:
 def are_done(pending: Sequence[Any]) -> bool:
     """Whether waiting for all results would be over at once: all have ended, or the first that failed has."""
     ended = answered(pending, 0.0)
-    return ended.issuperset(pending) or any(error_of(reference) for reference in ended)
-
-
-def wait_for_loads(pending: Sequence[Any], seconds: float) -> None:
-    """Wait until actors have begun their work, or died, or `seconds` are over; who is left is for `living` to say.
-
-    Raises:
-        RayTaskError: what an actor says that cannot begin: another in its place would say the same.
-    """
-    for reference in answered(pending, seconds):
-        with suppress(RayActorError):
-            ray.get(reference)
+    return ended.issuperset(pending) or any(error_of(reference) is not None for reference in ended)
 
 
 def wait_within(pending: Sequence[Any], seconds: float) -> list[Any]:

@@ -214,7 +214,7 @@ def _closed() -> Iterator[None]:
         "include_log_monitor": False,
     }
     make = parameter.RayParams
-    with environment(variables):
+    with changed_environment(variables):
         _read_token_settings()
         parameter.RayParams = lambda **given: make(**(given | ours))
         try:
@@ -224,7 +224,7 @@ def _closed() -> Iterator[None]:
 
 
 @contextmanager
-def environment(variables: Mapping[str, str | None]) -> Iterator[None]:
+def changed_environment(variables: Mapping[str, str | None]) -> Iterator[None]:
     """This process's environment with these variables, and without those that are None."""
     before = {name: os.environ.get(name) for name in variables}
     try:

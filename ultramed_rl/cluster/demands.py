@@ -30,16 +30,38 @@ _WEIGHT_BYTES = {"bfloat16": 2, "float32": 4}
 _QUANTIZED_BYTES = 0.57  # of a 4-bit weight with its scales
 
 
+@dataclass(frozen=True, order=True)
+class Slot:
+    """One device: a GPU, or on CPU a share of a node's cores."""
+
+    node: int
+    index: int
+
+
 @dataclass(frozen=True)
-class Demand:
-    """A role's processes, the devices of each, the bytes on one of them by kind, and what to change if they are
-    too many."""
+class Member:
+    """One process of a role. A tensor-parallel engine has several slots, all on one node."""
+
+    role: str
+    rank: int
+    slots: tuple[Slot, ...]
+
+
+@dataclass(frozen=True)
+class RolePlan:
+    """A role's processes, the devices of each, the bytes on one of them by kind, and what to change if they are too many;
+    planned, also where each process is."""
 
     role: str
     processes: int
     width: int
     bytes_per_device: dict[str, int]
     fix: str
+    members: tuple[Member, ...] = ()
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(self.bytes_per_device.values())
 
 
 # -- the roles of a config ---------------------------------------------------------------------------------
@@ -55,7 +77,7 @@ def reward_roles(reward: Reward) -> list[str]:
     return ["reward" if k == 0 else f"reward-{k + 1}" for k in range(len(reward.paths))]
 
 
-def run_demands(config: RunConfig) -> Iterator[Demand]:
+def run_demands(config: RunConfig) -> Iterator[RolePlan]:
     """The roles of an online run, in the order in which they are given devices."""
     cluster, policy = config.cluster, _shape(config.policy.path, config.policy, "policy")
     precision, transit = resolve_precision(config.policy.precision, cluster.device), {}
@@ -75,16 +97,16 @@ def run_demands(config: RunConfig) -> Iterator[Demand]:
         "raise cluster.policy.zero_stage or cluster.policy.ranks, set cluster.policy.offload_optimizer, "
         "or lower training.micro_batch_tokens, prompts.max_prompt_tokens or sampling.max_new_tokens"
     )
-    yield Demand("policy", cluster.policy.ranks, 1, sizes, fix)
+    yield RolePlan("policy", cluster.policy.ranks, 1, sizes, fix)
     if needs_reference(config):
         tokens = config.reference.micro_batch_tokens
         fix = "set cluster.reference.shard=true or lower reference.micro_batch_tokens"
         sizes = forward_bytes(policy, precision, tokens, cluster.reference, cluster.device, head=True)
-        yield Demand("reference", cluster.reference.replicas, 1, sizes, fix)
+        yield RolePlan("reference", cluster.reference.replicas, 1, sizes, fix)
     yield from _rewards(config, policy)
 
 
-def sampling_demands(config: ContrastsConfig | EvaluateConfig | EngineConfig) -> Iterator[Demand]:
+def sampling_demands(config: ContrastsConfig | EvaluateConfig | EngineConfig) -> Iterator[RolePlan]:
     """Engines, and after them reward models."""
     if not isinstance(config, EvaluateConfig):
         yield _rollout(config, _shape(config.policy.path, config.policy, "policy"), {})
@@ -97,12 +119,12 @@ def sampling_demands(config: ContrastsConfig | EvaluateConfig | EngineConfig) ->
     yield from _rewards(config, policy)
 
 
-def reward_bench_demands(config: RewardBenchConfig) -> Iterator[Demand]:
+def reward_bench_demands(config: RewardBenchConfig) -> Iterator[RolePlan]:
     """The reward model alone."""
     yield from _rewards(config, _shape(config.model.path, config.model, "model"))
 
 
-def stage_demands(config: StageConfig) -> Iterator[Demand]:
+def stage_demands(config: StageConfig) -> Iterator[RolePlan]:
     """An offline stage has its training ranks alone; the model in training is its own reference."""
     shape, trainer = _shape(config.model.path, config.model, "model"), config.cluster.trainer
     # The largest sample, which goes through alone: a chat, or a prompt with at least two answers.
@@ -112,7 +134,7 @@ def stage_demands(config: StageConfig) -> Iterator[Demand]:
         "raise cluster.trainer.zero_stage or cluster.trainer.ranks, set cluster.trainer.offload_optimizer, or "
         "lower training.micro_batch_tokens or model.max_length"
     )
-    yield Demand("trainer", trainer.ranks, 1, sizes, fix)
+    yield RolePlan("trainer", trainer.ranks, 1, sizes, fix)
 
 
 def _shape(path: str, settings: ModelSettings, key: str, path_key: str | None = None) -> Architecture:
@@ -122,7 +144,7 @@ def _shape(path: str, settings: ModelSettings, key: str, path_key: str | None = 
     return shape
 
 
-def _rollout(config: SamplingConfig, policy: Architecture, transit: dict[str, int]) -> Demand:
+def _rollout(config: SamplingConfig, policy: Architecture, transit: dict[str, int]) -> RolePlan:
     cluster, group = config.cluster, config.cluster.rollout
     precision = resolve_precision(config.policy.precision, cluster.device)
     weights = count_parameters(policy) * _WEIGHT_BYTES[precision] // group.tensor_parallel
@@ -134,12 +156,12 @@ def _rollout(config: SamplingConfig, policy: Architecture, transit: dict[str, in
     if cluster.device == "cpu":
         sizes["packed weights"] = weights  # vLLM's matrices in oneDNN's own order, made beside the plain ones
     fix = "raise cluster.rollout.tensor_parallel or lower cluster.rollout.kv_cache_gib"
-    return Demand("rollout", group.engines, group.tensor_parallel, sizes | transit, fix)
+    return RolePlan("rollout", group.engines, group.tensor_parallel, sizes | transit, fix)
 
 
 def _rewards(
     config: RunConfig | EvaluateConfig | RewardBenchConfig, policy: Architecture
-) -> Iterator[Demand]:
+) -> Iterator[RolePlan]:
     """One role for each reward model: none where only rules score, several where there is an ensemble."""
     group, reward, device = config.cluster.reward, config.reward, config.cluster.device
     if reward is None:
@@ -156,7 +178,7 @@ def _rewards(
             model = resolve_architecture(path, reward.architecture, section)
             check_length(read, model.max_position_embeddings, length, path)
         sizes = forward_bytes(model, precision, reward.micro_batch_tokens, group, device, head=False)
-        yield Demand(role, group.replicas, 1, sizes, fix)
+        yield RolePlan(role, group.replicas, 1, sizes, fix)
 
 
 # -- bytes on one device -----------------------------------------------------------------------------------

@@ -16,8 +16,8 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from ultramed_rl.cluster.calls import Generators, answered, ask, error_of, ranks_held, wait_within
-from ultramed_rl.cluster.plan import Member, Plan
-from ultramed_rl.config.cluster import Devices
+from ultramed_rl.cluster.demands import Member
+from ultramed_rl.cluster.plan import Plan
 from ultramed_rl.scheduling.pool import LostWorkers, RanksLost
 
 P = ParamSpec("P")
@@ -78,12 +78,13 @@ class Placement:
             remove_placement_group(group)
 
 
-def reserve(plan: Plan, cluster: Devices) -> Placement:
+def reserve(plan: Plan) -> Placement:
     """Reserve every slot that the plan uses: one placement group per node, one bundle per device slot.
 
     Raises:
         RuntimeError: the cluster has not got the resources within `start_timeout_s`; says what it has.
     """
+    cluster = plan.cluster
     used = {slot for role in plan.roles for member in role.members for slot in member.slots}
     nodes = 1 + max(slot.node for slot in used)
     per_node = [1 + max(s.index for s in used if s.node == node) for node in range(nodes)]

@@ -15,8 +15,8 @@ import shlex
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ from ray.job_submission import JobSubmissionClient
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
 from ultramed_rl.cluster.connection import (
+    changed_environment,
     disconnect,
-    environment,
     is_private,
     named_address,
     start_private_ray,
@@ -82,7 +82,7 @@ class JobServer:
         for name in _CHATTY:
             logging.getLogger(name).setLevel(logging.WARNING)
         try:
-            with environment(dict.fromkeys(_OVERRULING)):
+            with changed_environment(dict.fromkeys(_OVERRULING)):
                 self.client = JobSubmissionClient(address, headers=headers)
         except AuthenticationError:
             raise RuntimeError(
@@ -143,6 +143,13 @@ class JobServer:
                 "started while another Ray held port 52365, start it again with --dashboard-agent-listen-port=0, else "
                 "look at dashboard_agent.log among Ray's logs"
             ) from None
+
+    def wait_for_start(self, identity: str, seconds: float) -> bool:
+        """Whether a job has begun, or ended, within this time."""
+        deadline = time.monotonic() + seconds
+        while (pending := self.state(identity).status == "pending") and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        return not pending
 
     def follow(self, identity: str, say: Callable[[str], Any]) -> JobState:
         """Give the log to `say` from its beginning until the job ends. Leaving it does nothing to the job.
@@ -266,51 +273,53 @@ async def _log(client: Any, identity: str) -> AsyncIterator[str]:
 # -- a foreign command -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Job:
-    """A command line, what it is given on one node, and variables that are added to that node's environment.
-
-    The job's environment can be read on Ray's dashboard: no secret belongs in it.
-    """
-
-    command: Sequence[str]
-    gpus: int
-    cpus: int
-    environment: Mapping[str, str]
-
-
-def run_job(job: Job, cluster: Devices, say: Callable[[str], Any] = sys.stdout.write) -> str:
+def run_job(
+    command: Sequence[str],
+    cluster: Devices,
+    *,
+    gpus: int,
+    cpus: int,
+    variables: Mapping[str, str],
+    say: Callable[[str], Any] = sys.stdout.write,
+) -> None:
     """Run a command as a Ray job until it ends; its output goes to `say` as it comes. Ctrl-C and SIGTERM stop the job.
 
     The cluster is that of `cluster.address` or RAY_ADDRESS, else one that is started on this machine and ends
     with the job.
 
-    Returns:
-        The job's id.
+    Args:
+        gpus, cpus: what it is given on one node.
+        variables: added to that node's environment. Ray's dashboard shows them: no secret belongs there.
 
     Raises:
         RuntimeError: no cluster answers, it has no room for the job, or the job failed; with the job's id and
             last lines.
     """
-    last: deque[str] = deque(maxlen=_SHOWN_LINES)
+    identity, last = f"ultramed_rl-{secrets.token_hex(6)}", deque[str](maxlen=_SHOWN_LINES)
 
     def say_and_keep(text: str) -> None:
         say(text)
         last.extend(line for line in text.replace("\r", "\n").splitlines() if line.strip())
 
-    with _job_server(cluster) as server:
-        identity = f"ultramed_rl-{secrets.token_hex(6)}"
+    with ExitStack() as stack:
+        address = named_address(cluster)
+        if not address:
+            disconnect()  # from a Ray that was started for actors, which takes no jobs
+            stack.callback(disconnect)
+            address = start_private_ray(dashboard=True)
+        keep_sigterm()
+        server = JobServer(address, "cluster.address")
+        note_link("ray dashboard", address if address.startswith("http") else None)
         # Ray puts the node's own PATH in; a folder that a node hasn't got does no harm there.
-        variables = {**job.environment, "PATH": f"{_BIN}:${{PATH}}"}
-        server.request(
-            identity,
-            job.command,
-            entrypoint_num_gpus=job.gpus,
-            entrypoint_num_cpus=job.cpus,
-            runtime_env={"env_vars": variables},
-        )
+        environment = {"env_vars": {**variables, "PATH": f"{_BIN}:${{PATH}}"}}
+        room = {"entrypoint_num_gpus": gpus, "entrypoint_num_cpus": cpus}
+        server.request(identity, command, runtime_env=environment, **room)
         try:
-            _wait_until_started(server, identity, job, cluster)
+            if not server.wait_for_start(identity, cluster.start_timeout_s):
+                raise RuntimeError(
+                    f"Ray job {identity}: no node had {gpus} GPUs and {cpus} CPUs free within "
+                    f"cluster.start_timeout_s={cluster.start_timeout_s:g}; start such a node or ask for fewer ranks"
+                )
             state = server.follow(identity, say_and_keep)
             if state.status != "succeeded":
                 raise RuntimeError(
@@ -320,32 +329,3 @@ def run_job(job: Job, cluster: Devices, say: Callable[[str], Any] = sys.stdout.w
         except BaseException:
             server.stop(identity)
             raise
-    return identity
-
-
-@contextmanager
-def _job_server(cluster: Devices) -> Iterator[JobServer]:
-    """A Ray cluster that takes jobs."""
-    address = named_address(cluster)
-    if not address:
-        disconnect()  # from a Ray that was started for actors, which takes no jobs
-    try:
-        at = address or start_private_ray(dashboard=True)
-        keep_sigterm()
-        server = JobServer(at, "cluster.address")
-        note_link("ray dashboard", at if at.startswith("http") else None)
-        yield server
-    finally:
-        if not address:
-            disconnect()
-
-
-def _wait_until_started(server: JobServer, identity: str, job: Job, cluster: Devices) -> None:
-    deadline = time.monotonic() + cluster.start_timeout_s
-    while server.state(identity).status == "pending":
-        if time.monotonic() > deadline:
-            raise RuntimeError(
-                f"Ray job {identity}: no node had {job.gpus} GPUs and {job.cpus} CPUs free within "
-                f"cluster.start_timeout_s={cluster.start_timeout_s:g}; start such a node or ask for fewer ranks"
-            )
-        time.sleep(_POLL_S)

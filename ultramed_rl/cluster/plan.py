@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ultramed_rl.cluster.demands import (
     GIB,
     PROCESS_BYTES,
-    Demand,
+    Member,
+    RolePlan,
+    Slot,
     reward_bench_demands,
     run_demands,
     sampling_demands,
@@ -33,47 +35,18 @@ class PlanError(ValueError):
     """A plan that the nodes cannot hold: the arithmetic and the fix, in one line."""
 
 
-@dataclass(frozen=True, order=True)
-class Slot:
-    """One device: a GPU, or on CPU a share of a node's cores."""
-
-    node: int
-    index: int
-
-
-@dataclass(frozen=True)
-class Member:
-    """One process of a role. A tensor-parallel engine has several slots, all on one node."""
-
-    role: str
-    rank: int
-    slots: tuple[Slot, ...]
-
-
-@dataclass(frozen=True)
-class RolePlan:
-    """A role's processes, and the bytes of one of them on one device, by kind."""
-
-    role: str
-    members: tuple[Member, ...]
-    bytes_per_device: dict[str, int]
-
-    @property
-    def total_bytes(self) -> int:
-        return sum(self.bytes_per_device.values())
-
-
 @dataclass(frozen=True)
 class Plan:
     """Everything that `reserve` needs to reserve, and the fullest device against its limit."""
 
-    device: str
-    nodes: int
-    devices_per_node: int
+    cluster: Devices
     layout: str
     roles: tuple[RolePlan, ...]
     peak_bytes: int
-    limit_bytes: int
+
+    @property
+    def limit_bytes(self) -> int:
+        return int(self.cluster.device_memory_gib * GIB)
 
 
 def make_plan(config: AnyConfig | EngineConfig) -> Plan:
@@ -97,7 +70,7 @@ def plan_online(config: RunConfig) -> Plan:
     """
     plan = lay_out(config.cluster, config.cluster.layout, run_demands(config))
     slots = {r.role: {slot for member in r.members for slot in member.slots} for r in plan.roles}
-    shared = (plan.device, plan.layout) == ("cuda", "colocated")
+    shared = (config.cluster.device, plan.layout) == ("cuda", "colocated")
     if shared and not slots["rollout"] <= slots["policy"]:
         raise PlanError(
             f"cluster.policy.ranks={len(slots['policy'])}: engines are on {len(slots['rollout'])} GPUs, and take "
@@ -125,29 +98,25 @@ def plan_scoring(config: RewardBenchConfig) -> Plan:
 def plan_generators(config: DataConfig) -> Plan:
     """Generators are asked one after the other; a step that starts no engine needs no device."""
     plans = [make_plan(engine) for engine in config.engines.values()]
-    cluster, limit = config.cluster, int(config.cluster.device_memory_gib * GIB)
-    none = Plan(cluster.device, cluster.nodes, cluster.devices_per_node, "alone", (), 0, limit)
-    return max(plans, key=lambda plan: plan.peak_bytes, default=none)
+    return max(plans, key=lambda plan: plan.peak_bytes, default=Plan(config.cluster, "alone", (), 0))
 
 
-def lay_out(cluster: Devices, layout: str, demands: Iterable[Demand]) -> Plan:
+def lay_out(cluster: Devices, layout: str, demands: Iterable[RolePlan]) -> Plan:
     """Give every role its slots, in order. Raises `PlanError` where devices or bytes don't suffice."""
     taken = [0] * cluster.nodes  # by node: its slots are taken from the first on
-    roles, fixes = [], {}
+    roles = []
     for demand in demands:
-        members = tuple(_members(demand, taken, cluster, layout))
-        roles.append(RolePlan(demand.role, members, demand.bytes_per_device))
-        fixes[demand.role] = demand.fix
+        roles.append(replace(demand, members=tuple(_members(demand, taken, cluster, layout))))
         if layout == "disaggregated":
-            for member in members:
-                taken[member.slots[0].node] += len(member.slots)
-    peak, limit = _peak_bytes(cluster, layout, roles), int(cluster.device_memory_gib * GIB)
-    if peak > limit:
-        raise PlanError(_too_little(cluster, roles, peak, fixes))
-    return Plan(cluster.device, cluster.nodes, cluster.devices_per_node, layout, tuple(roles), peak, limit)
+            for member in roles[-1].members:
+                taken[member.slots[0].node] += demand.width
+    plan = Plan(cluster, layout, tuple(roles), _peak_bytes(cluster, layout, roles))
+    if plan.peak_bytes > plan.limit_bytes:
+        raise PlanError(_too_little(plan))
+    return plan
 
 
-def _members(demand: Demand, taken: list[int], cluster: Devices, layout: str) -> list[Member]:
+def _members(demand: RolePlan, taken: list[int], cluster: Devices, layout: str) -> list[Member]:
     """Fill the free slots node by node; a member's slots never straddle nodes."""
     role, count, width = demand.role, demand.processes, demand.width
     most = cluster.devices_per_node
@@ -190,14 +159,14 @@ def _together(cluster: Devices, roles: list[RolePlan]) -> int:
     return max(held.values(), default=0)
 
 
-def _too_little(cluster: Devices, roles: list[RolePlan], peak: int, fixes: dict[str, str]) -> str:
-    worst = max(roles, key=lambda role: role.total_bytes)
+def _too_little(plan: Plan) -> str:
+    worst = max(plan.roles, key=lambda role: role.total_bytes)
     parts = " + ".join(f"{kind} {size / GIB:.1f}" for kind, size in worst.bytes_per_device.items())
-    cpu = cluster.device == "cpu"
-    all_of_node = f"all processes of a node {peak / GIB:.1f}; the largest, " if cpu else ""
+    cpu = plan.cluster.device == "cpu"
+    all_of_node = f"all processes of a node {plan.peak_bytes / GIB:.1f}; the largest, " if cpu else ""
     return (
-        f"cluster.device_memory_gib={cluster.device_memory_gib:g} per {'node' if cpu else 'GPU'}: too little for "
-        f"{all_of_node}{worst.role}: {parts} = {worst.total_bytes / GIB:.1f} GiB; {fixes[worst.role]}"
+        f"cluster.device_memory_gib={plan.cluster.device_memory_gib:g} per {'node' if cpu else 'GPU'}: too little for "
+        f"{all_of_node}{worst.role}: {parts} = {worst.total_bytes / GIB:.1f} GiB; {worst.fix}"
     )
 
 
@@ -206,17 +175,17 @@ def render_plan(plan: Plan) -> str:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(
-        title=f"{plan.layout} on {plan.nodes} node(s) x {plan.devices_per_node} {plan.device} device(s)"
-    )
+    cluster = plan.cluster
+    devices = f"{cluster.nodes} node(s) x {cluster.devices_per_node} {cluster.device} device(s)"
+    table = Table(title=f"{plan.layout} on {devices}")
     for heading in ("role", "processes", "devices each", "bundles by node", "GiB per device", "total"):
         table.add_column(heading)
     for role in plan.roles:
         nodes = Counter(slot.node for member in role.members for slot in member.slots)
         table.add_row(
             role.role,
-            str(len(role.members)),
-            str(len(role.members[0].slots)),
+            str(role.processes),
+            str(role.width),
             ", ".join(f"{node}: {count}" for node, count in nodes.items()),
             ", ".join(f"{kind} {size / GIB:.2f}" for kind, size in role.bytes_per_device.items()),
             f"{role.total_bytes / GIB:.2f}",
@@ -224,6 +193,6 @@ def render_plan(plan: Plan) -> str:
     console = Console(width=110, color_system=None)
     with console.capture() as capture:
         console.print(table)
-    where = "node" if plan.device == "cpu" else "GPU"
+    where = "node" if cluster.device == "cpu" else "GPU"
     share = plan.peak_bytes / plan.limit_bytes
     return f"{capture.get()}fullest {where}: {plan.peak_bytes / GIB:.1f} of {plan.limit_bytes / GIB:.1f} GiB ({share:.0%})"

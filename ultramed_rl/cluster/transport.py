@@ -12,7 +12,6 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from ultramed_rl.actors.work import WorkBatch, WorkResult
-from ultramed_rl.cluster.calls import wait_for_loads
 from ultramed_rl.cluster.group import WorkerGroup
 from ultramed_rl.scheduling.pool import Event, Pool, PoolRules
 from ultramed_rl.scheduling.scheduler import Scheduler
@@ -160,10 +159,10 @@ class RayScheduler(Scheduler):
         """Until a pool's workers have loaded what they begin with; those that die or hang in it are replaced.
 
         Raises:
-            RayTaskError: what they are to load cannot be loaded.
+            RayTaskError: what they are to load cannot be loaded: others in their place would say the same.
             LostWorkers: too few are left.
         """
-        wait_for_loads(loads, seconds)
+        self.transport.worker_sets[pool.role].group.wait_living(loads, seconds)
         self.replace_dead(pool)
 
     def replace_dead(self, pool: Pool) -> bool:
@@ -176,7 +175,8 @@ class RayScheduler(Scheduler):
         living = set(worker_set.group.living())
         dead = [rank for rank in pool.ranks if not living.issuperset(worker_set.members(rank))]
         for rank in dead:
-            self.lose(pool, rank, "found dead between phases")
+            self.transport.end(pool.role, rank)
+            pool.lost(rank, "found dead between phases", self.transport.now())
         while pool.starting:
             self.outcomes()
         return bool(dead)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from ultramed_rl.scheduling.pool import Event, Outcome, Pool, PoolRules, Transport
 from ultramed_rl.tracking.stall import RoleState, StallWatch
@@ -15,8 +15,8 @@ _LOOK_EVERY_S = 5.0
 _AWAY_S = 5.0  # longer than any wait of `outcomes`: its caller did something else
 
 
-class Watcher(Protocol):
-    """Who is told of the scheduler's work: timeline, metrics, the run's status."""
+class Watcher:
+    """Who is told of the scheduler's work; this one does nothing with it."""
 
     def span(self, span: Span) -> None:
         """A worker's turn."""
@@ -44,8 +44,8 @@ def feed(source: Iterator[T], has_capacity: Callable[[], bool], offer: Callable[
 class Scheduler:
     """Pools by role. What is offered to a pool comes back from `outcomes`, once for each key."""
 
-    def __init__(self, transport: Transport, watcher: Watcher | None = None) -> None:
-        self.transport, self.watcher = transport, watcher
+    def __init__(self, transport: Transport) -> None:
+        self.transport, self.watcher = transport, Watcher()
         self.pools: dict[str, Pool] = {}
         self._phase = ""  # under which turns are told
         self._unread: dict[str, float] = {}  # roles that are held back, and since when
@@ -63,12 +63,8 @@ class Scheduler:
 
     def open(self, role: str, ranks: list[int], rules: PoolRules) -> Pool:
         """The pool of a role whose workers of these ranks are there."""
-
-        def restarted(error: str) -> None:
-            if self.watcher is not None:
-                self.watcher.restarted(role, error)
-
-        pool = self.pools[role] = Pool(role, ranks, rules, self.transport, restarted)
+        pool = Pool(role, ranks, rules, self.transport, lambda error: self.watcher.restarted(role, error))
+        self.pools[role] = pool
         return pool
 
     def outcomes(self, timeout: float = 1.0) -> list[Outcome]:
@@ -120,11 +116,6 @@ class Scheduler:
         for role in list(self._unread):
             self.hold(role, False)
 
-    def lose(self, pool: Pool, rank: int, error: str) -> None:
-        """Give up a worker that was found dead."""
-        self.transport.end(pool.role, rank)
-        pool.lost(rank, error, self.transport.now())
-
     # -- inside --------------------------------------------------------------------------------------------
 
     def _pump(self) -> None:
@@ -140,10 +131,9 @@ class Scheduler:
 
     def _take(self) -> list[Outcome]:
         ended = [outcome for pool in self.pools.values() for outcome in pool.outcomes()]
-        if self.watcher is not None:
-            for outcome in ended:
-                if outcome.error:
-                    self.watcher.set_aside(outcome.role)
+        for outcome in ended:
+            if outcome.error:
+                self.watcher.set_aside(outcome.role)
         return ended
 
     def _handle(self, events: Sequence[Event]) -> None:
@@ -152,10 +142,8 @@ class Scheduler:
             pool, report = self.pools[event.role], event.report
             if report is not None:
                 pool.reported(event.rank, report, now)
-                if self.watcher is not None:
-                    worker = f"{event.role}-{event.rank}"
-                    times = (report.started, report.ended)
-                    self.watcher.span(Span(event.role, worker, self._phase, *times, len(report.done)))
+                worker, times = f"{event.role}-{event.rank}", (report.started, report.ended)
+                self.watcher.span(Span(event.role, worker, self._phase, *times, len(report.done)))
             elif event.started:
                 pool.started(event.rank)
             else:
@@ -163,8 +151,7 @@ class Scheduler:
 
     def _tell(self) -> None:
         now = self.transport.now()
-        if self.watcher is None or now - self._looked < _LOOK_EVERY_S:
-            return
-        self._looked = now
-        states = [pool.state(now) for pool in self.pools.values()]
-        self.watcher.look(states, self._stall.look(states))
+        if now - self._looked >= _LOOK_EVERY_S:
+            self._looked = now
+            states = [pool.state(now) for pool in self.pools.values()]
+            self.watcher.look(states, self._stall.look(states))

@@ -251,7 +251,7 @@ def run_general(
 
 
 def _run(command: list[str], section: General, cluster: Devices, say: Callable[[str], Any]) -> None:
-    from ultramed_rl.cluster.jobs import Job, run_job
+    from ultramed_rl.cluster.jobs import run_job
 
     said: deque[str] = deque(maxlen=_KEPT_CHUNKS)
 
@@ -261,7 +261,8 @@ def _run(command: list[str], section: General, cluster: Devices, say: Callable[[
 
     gpus = section.gpus if cluster.device == "cuda" else 0
     try:
-        run_job(Job(command, gpus, max(1, gpus), general_environment(section, cluster)), cluster, keep)
+        variables = general_environment(section, cluster)
+        run_job(command, cluster, gpus=gpus, cpus=max(1, gpus), variables=variables, say=keep)
     except RuntimeError as error:
         line = _error_line("".join(said))
         if not line:

@@ -9,12 +9,12 @@ from typing import Any
 from ultramed_rl.actors.scorer import RewardWorker
 from ultramed_rl.cluster.calls import ask
 from ultramed_rl.cluster.connection import connect
-from ultramed_rl.cluster.demands import reward_roles
+from ultramed_rl.cluster.demands import Member, reward_roles
 from ultramed_rl.cluster.group import WorkerGroup, reserve
-from ultramed_rl.cluster.plan import Member, make_plan
+from ultramed_rl.cluster.plan import make_plan
 from ultramed_rl.cluster.transport import RayScheduler, WorkerSet
 from ultramed_rl.config import RewardBenchConfig, SamplingConfig
-from ultramed_rl.config.cluster import Devices, ReplicaGroup
+from ultramed_rl.config.cluster import ReplicaGroup
 from ultramed_rl.config.models import Reward
 from ultramed_rl.config.precision import resolve_precision
 from ultramed_rl.config.stages import StageConfig
@@ -51,13 +51,13 @@ class Deployment:
 
     def __init__(self, config: SamplingConfig | StageConfig | RewardBenchConfig) -> None:
         """Joins or starts Ray, and waits until the plan's devices are there. Raises like `make_plan` and `reserve`."""
-        self.cluster: Devices = config.cluster
         self.plan = make_plan(config)
+        self.cluster = self.plan.cluster
         self.turns = self.plan.layout == "colocated"
         self.scheduler = RayScheduler()
         connect(config.cluster)
         keep_sigterm()
-        self._placement = reserve(self.plan, config.cluster)
+        self._placement = reserve(self.plan)
 
     def release(self) -> None:
         """Give all devices back."""

@@ -56,7 +56,7 @@ def submit_openrlhf(config: StageConfig, train_path: Path, held_out_path: Path |
         ValueError: a value that OpenRLHF cannot honour, or less data than one batch.
         RuntimeError: the job failed (with its id, its last lines and the fix), or its weights aren't finite.
     """
-    from ultramed_rl.cluster.jobs import Job, run_job
+    from ultramed_rl.cluster.jobs import run_job
 
     train_path, output = train_path.resolve(), output.resolve()
     command = openrlhf_command(config, train_path, held_out_path and held_out_path.resolve(), output)
@@ -68,5 +68,6 @@ def submit_openrlhf(config: StageConfig, train_path: Path, held_out_path: Path |
             "samples; lower it or give more data"
         )
     ranks = config.cluster.trainer.ranks
-    run_job(Job(command, ranks, ranks, openrlhf_environment(config, output)), config.cluster)
+    variables = openrlhf_environment(config, output)
+    run_job(command, config.cluster, gpus=ranks, cpus=ranks, variables=variables)
     adopt_openrlhf(output, config)
