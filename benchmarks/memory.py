@@ -19,7 +19,7 @@ from pathlib import Path
 
 from scoring import make_reward_model
 
-from ultramed_rl.cluster.demands import PROCESS_BYTES
+from ultramed_rl.cluster.memory import PROCESS_BYTES
 from ultramed_rl.cluster.plan import Plan, make_plan
 from ultramed_rl.config import RunConfig, dump_config, load_config
 

@@ -86,7 +86,7 @@ LOOKS = {
         "ultramed_rl.models.checks.check_policy_model",
         "ultramed_rl.models.checks.check_reward_model",
         "ultramed_rl.workers.scorers.check_reward_model",
-        "ultramed_rl.cluster.architecture.read_architecture",
+        "ultramed_rl.cluster.memory.read_architecture",
     )
 }
 

@@ -16,8 +16,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from ultramed_rl.cluster.calls import Generators, answered, ask, error_of, ranks_held, wait_within
-from ultramed_rl.cluster.demands import Member
-from ultramed_rl.cluster.plan import Plan
+from ultramed_rl.cluster.plan import Member, Plan
 from ultramed_rl.scheduling.pool import LostWorkers, RanksLost
 
 P = ParamSpec("P")

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from ultramed_rl.cluster.demands import (
+from ultramed_rl.cluster.memory import (
     GIB,
     PROCESS_BYTES,
-    Member,
-    RolePlan,
-    Slot,
-    reward_bench_demands,
-    run_demands,
-    sampling_demands,
-    stage_demands,
+    WEIGHT_BYTES,
+    count_parameters,
+    forward_bytes,
+    resolve_architecture,
+    training_bytes,
 )
 from ultramed_rl.config import (
     AnyConfig,
@@ -24,15 +22,53 @@ from ultramed_rl.config import (
     EngineConfig,
     EvaluateConfig,
     RewardBenchConfig,
+    SamplingConfig,
 )
 from ultramed_rl.config.cluster import Devices
+from ultramed_rl.config.models import Architecture, ModelSettings, Reward
+from ultramed_rl.config.precision import resolve_precision
 from ultramed_rl.config.run import RunConfig
-from ultramed_rl.config.stages import StageConfig
+from ultramed_rl.config.stages import SftConfig, StageConfig
 from ultramed_rl.kinds import KINDS, load
+from ultramed_rl.models.configs import check_length
 
 
 class PlanError(ValueError):
     """A plan that the nodes cannot hold: the arithmetic and the fix, in one line."""
+
+
+@dataclass(frozen=True, order=True)
+class Slot:
+    """One device: a GPU, or on CPU a share of a node's cores."""
+
+    node: int
+    index: int
+
+
+@dataclass(frozen=True)
+class Member:
+    """One process of a role. A tensor-parallel engine has several slots, all on one node."""
+
+    role: str
+    rank: int
+    slots: tuple[Slot, ...]
+
+
+@dataclass(frozen=True)
+class RolePlan:
+    """A role's processes, the devices of each, the bytes on one of them by kind, and what to change if they are too many;
+    planned, also where each process is."""
+
+    role: str
+    processes: int
+    width: int
+    bytes_per_device: dict[str, int]
+    fix: str
+    members: tuple[Member, ...] = ()
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(self.bytes_per_device.values())
 
 
 @dataclass(frozen=True)
@@ -62,13 +98,26 @@ def make_plan(config: AnyConfig | EngineConfig) -> Plan:
     return plan
 
 
+def needs_reference(config: RunConfig) -> bool:
+    """Whether the run holds a reference model of its own: a LoRA policy is its own, some objectives have none."""
+    return config.objective.uses_reference and config.policy.lora is None
+
+
+def reward_roles(reward: Reward) -> list[str]:
+    """reward, reward-2, reward-3, ...: a role for each reward model."""
+    return ["reward" if k == 0 else f"reward-{k + 1}" for k in range(len(reward.paths))]
+
+
+# -- kinds of runs -----------------------------------------------------------------------------------------
+
+
 def plan_online(config: RunConfig) -> Plan:
     """The roles of an online run, side by side or on the same devices.
 
     Raises:
         PlanError: an engine shares its GPU with no policy rank, from which it would take its weights.
     """
-    plan = lay_out(config.cluster, config.cluster.layout, run_demands(config))
+    plan = lay_out(config.cluster, config.cluster.layout, _online_roles(config))
     slots = {r.role: {slot for member in r.members for slot in member.slots} for r in plan.roles}
     shared = (config.cluster.device, plan.layout) == ("cuda", "colocated")
     if shared and not slots["rollout"] <= slots["policy"]:
@@ -80,25 +129,117 @@ def plan_online(config: RunConfig) -> Plan:
     return plan
 
 
+def _online_roles(config: RunConfig) -> Iterator[RolePlan]:
+    """The roles of an online run, in the order in which they are given devices."""
+    cluster, policy = config.cluster, _shape(config.policy.path, config.policy, "policy")
+    precision, transit = resolve_precision(config.policy.precision, cluster.device), {}
+    if cluster.device == "cpu":
+        # Weights go from the policy to the engines through memory that both processes have mapped.
+        transit["weights in transit"] = count_parameters(policy) * WEIGHT_BYTES[precision]
+    yield _rollout(config, policy, transit)
+    # The largest group: its prompt once, and two answers, or all of a listwise objective.
+    answers, length = config.sampling.n, config.sampling.max_new_tokens
+    if config.pairs.include_reference_answer:
+        answers, length = answers + 1, config.policy.max_length - config.prompts.max_prompt_tokens
+    longest = config.prompts.max_prompt_tokens + (answers if config.objective.listwise else 2) * length
+    sizes = transit | training_bytes(
+        policy, config.policy, cluster.policy, config.training, cluster.device, longest
+    )
+    fix = (
+        "raise cluster.policy.zero_stage or cluster.policy.ranks, set cluster.policy.offload_optimizer, "
+        "or lower training.micro_batch_tokens, prompts.max_prompt_tokens or sampling.max_new_tokens"
+    )
+    yield RolePlan("policy", cluster.policy.ranks, 1, sizes, fix)
+    if needs_reference(config):
+        tokens = config.reference.micro_batch_tokens
+        fix = "set cluster.reference.shard=true or lower reference.micro_batch_tokens"
+        sizes = forward_bytes(policy, precision, tokens, cluster.reference, cluster.device, head=True)
+        yield RolePlan("reference", cluster.reference.replicas, 1, sizes, fix)
+    yield from _rewards(config, policy)
+
+
 def plan_training(config: StageConfig) -> Plan:
-    """The ranks of an offline stage."""
-    return lay_out(config.cluster, "alone", stage_demands(config))
+    """An offline stage has its training ranks alone; the model in training is its own reference."""
+    shape, trainer = _shape(config.model.path, config.model, "model"), config.cluster.trainer
+    # The largest sample, which goes through alone: a chat, or a prompt with at least two answers.
+    longest = config.model.max_length * (1 if isinstance(config, SftConfig) else 2)
+    sizes = training_bytes(shape, config.model, trainer, config.training, config.cluster.device, longest)
+    fix = (
+        "raise cluster.trainer.zero_stage or cluster.trainer.ranks, set cluster.trainer.offload_optimizer, or "
+        "lower training.micro_batch_tokens or model.max_length"
+    )
+    return lay_out(config.cluster, "alone", [RolePlan("trainer", trainer.ranks, 1, sizes, fix)])
 
 
 def plan_sampling(config: ContrastsConfig | EvaluateConfig | EngineConfig) -> Plan:
-    """One role after the other, so they may have the same devices."""
-    return lay_out(config.cluster, "in turn", sampling_demands(config))
+    """Engines, and after them reward models, so they may have the same devices."""
+    if not isinstance(config, EvaluateConfig):
+        policy = _shape(config.policy.path, config.policy, "policy")
+        return lay_out(config.cluster, "in turn", [_rollout(config, policy, {})])
+    shapes = [
+        _shape(path, config.policy, "policy", f"policies.{name}") for name, path in config.policies.items()
+    ]
+    policy = max(shapes, key=count_parameters)
+    return lay_out(config.cluster, "in turn", [_rollout(config, policy, {}), *_rewards(config, policy)])
 
 
 def plan_scoring(config: RewardBenchConfig) -> Plan:
     """A reward model alone."""
-    return lay_out(config.cluster, "alone", reward_bench_demands(config))
+    shape = _shape(config.model.path, config.model, "model")
+    return lay_out(config.cluster, "alone", _rewards(config, shape))
 
 
 def plan_generators(config: DataConfig) -> Plan:
     """Generators are asked one after the other; a step that starts no engine needs no device."""
     plans = [make_plan(engine) for engine in config.engines.values()]
     return max(plans, key=lambda plan: plan.peak_bytes, default=Plan(config.cluster, "alone", (), 0))
+
+
+def _shape(path: str, settings: ModelSettings, key: str, path_key: str | None = None) -> Architecture:
+    """A model's shape. Raises ValueError where its sequences may outrun its positions."""
+    shape = resolve_architecture(path, settings.architecture, key, path_key)
+    check_length(settings.max_length, shape.max_position_embeddings, f"{key}.max_length", path)
+    return shape
+
+
+def _rollout(config: SamplingConfig, policy: Architecture, transit: dict[str, int]) -> RolePlan:
+    cluster, group = config.cluster, config.cluster.rollout
+    precision = resolve_precision(config.policy.precision, cluster.device)
+    weights = count_parameters(policy) * WEIGHT_BYTES[precision] // group.tensor_parallel
+    if group.kv_cache_gib is not None:
+        cache = int(group.kv_cache_gib * GIB)
+    else:
+        cache = max(0, int(cluster.device_memory_gib * GIB * group.memory_fraction) - weights)
+    sizes = {"weights": weights, "kv cache": cache}
+    if cluster.device == "cpu":
+        sizes["packed weights"] = weights  # vLLM's matrices in oneDNN's own order, made beside the plain ones
+    fix = "raise cluster.rollout.tensor_parallel or lower cluster.rollout.kv_cache_gib"
+    return RolePlan("rollout", group.engines, group.tensor_parallel, sizes | transit, fix)
+
+
+def _rewards(
+    config: RunConfig | EvaluateConfig | RewardBenchConfig, policy: Architecture
+) -> Iterator[RolePlan]:
+    """One role for each reward model: none where only rules score, several where there is an ensemble."""
+    group, reward, device = config.cluster.reward, config.reward, config.cluster.device
+    if reward is None:
+        return
+    if isinstance(config, RewardBenchConfig):
+        section, read, length = "model", config.model.max_length, "model.max_length"
+    else:
+        section, read, length = "reward", config.policy.max_length, "policy.max_length"
+    fix = f"set cluster.reward.shard=true or lower {section}.micro_batch_tokens"
+    precision = resolve_precision(reward.precision, device)
+    for role, path in zip(reward_roles(reward), reward.paths, strict=True):
+        model = policy
+        if path is not None:
+            model = resolve_architecture(path, reward.architecture, section)
+            check_length(read, model.max_position_embeddings, length, path)
+        sizes = forward_bytes(model, precision, reward.micro_batch_tokens, group, device, head=False)
+        yield RolePlan(role, group.replicas, 1, sizes, fix)
+
+
+# -- devices and bytes -------------------------------------------------------------------------------------
 
 
 def lay_out(cluster: Devices, layout: str, demands: Iterable[RolePlan]) -> Plan:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ultramed_rl.actors.policy import PolicyWorker
 from ultramed_rl.actors.reward_trainer import RewardTrainWorker
-from ultramed_rl.cluster.architecture import resolve_architecture
+from ultramed_rl.cluster.memory import resolve_architecture
 from ultramed_rl.config.stages import PreferenceConfig, RewardConfig, SftConfig
 from ultramed_rl.data.stage_data import Prepared, prepare_conversations, prepare_preferences
 from ultramed_rl.learning.checks import check_chats, check_groups, check_references

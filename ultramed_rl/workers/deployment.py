@@ -9,9 +9,8 @@ from typing import Any
 from ultramed_rl.actors.scorer import RewardWorker
 from ultramed_rl.cluster.calls import ask
 from ultramed_rl.cluster.connection import connect
-from ultramed_rl.cluster.demands import Member, reward_roles
 from ultramed_rl.cluster.group import WorkerGroup, reserve
-from ultramed_rl.cluster.plan import make_plan
+from ultramed_rl.cluster.plan import Member, make_plan, reward_roles
 from ultramed_rl.cluster.transport import RayScheduler, WorkerSet
 from ultramed_rl.config import RewardBenchConfig, SamplingConfig
 from ultramed_rl.config.cluster import ReplicaGroup

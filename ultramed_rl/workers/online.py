@@ -13,10 +13,10 @@ from ultramed_rl.actors.reward_trainer import RewardTrainWorker
 from ultramed_rl.actors.rollout import RolloutWorker
 from ultramed_rl.actors.scorer import ReferenceWorker
 from ultramed_rl.actors.weight_sync import transfer_backend
-from ultramed_rl.cluster.architecture import resolve_architecture
 from ultramed_rl.cluster.calls import wait_for_both, wait_within
-from ultramed_rl.cluster.demands import needs_reference
 from ultramed_rl.cluster.group import Worker, WorkerGroup
+from ultramed_rl.cluster.memory import resolve_architecture
+from ultramed_rl.cluster.plan import needs_reference
 from ultramed_rl.cluster.transport import WorkerSet
 from ultramed_rl.config import RunConfig
 from ultramed_rl.learning.checks import check_groups

@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tiny import tiny_run
-from ultramed_rl.cluster.architecture import KNOWN, count_parameters, resolve_architecture
-from ultramed_rl.cluster.demands import needs_reference, training_bytes
-from ultramed_rl.cluster.plan import PlanError, make_plan, render_plan
+from ultramed_rl.cluster.memory import KNOWN, count_parameters, resolve_architecture, training_bytes
+from ultramed_rl.cluster.plan import PlanError, make_plan, needs_reference, render_plan
 from ultramed_rl.config import AnyConfig, load_any, parse_config
 from ultramed_rl.config.cluster import TrainerGroup
 from ultramed_rl.config.models import Model

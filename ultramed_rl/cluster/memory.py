@@ -1,4 +1,5 @@
-"""The shape of a model, found without loading it, and its parameter count."""
+"""The shape of a model, found without loading it, and the bytes that it takes on a device. Pure arithmetic; every formula is
+stated where it is used."""
 
 from __future__ import annotations
 
@@ -6,10 +7,20 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from ultramed_rl.config.cluster import ReplicaGroup, TrainerGroup
 from ultramed_rl.config.explain import validate
-from ultramed_rl.config.models import Architecture
+from ultramed_rl.config.models import Architecture, Model
+from ultramed_rl.config.precision import resolve_precision
+from ultramed_rl.config.training import Optimization
+from ultramed_rl.learning.chunks import chunk_tokens
 from ultramed_rl.models.configs import decoder_config, head_width, longest_sequence, read_config_file
 from ultramed_rl.models.weight_files import find_weight_files, stored_shapes
+
+GIB = 2**30
+# A process that has imported torch, transformers and DeepSpeed or vLLM, before any weight: measured on CPU.
+PROCESS_BYTES = int(0.9 * GIB)
+WEIGHT_BYTES = {"bfloat16": 2, "float32": 4}
+_QUANTIZED_BYTES = 0.57  # of a 4-bit weight with its scales
 
 _LLAMA3_8B = Architecture(
     hidden_size=4096,
@@ -135,3 +146,67 @@ def count_parameters(shape: Architecture) -> int:
     layer = width * (2 * queries + 2 * keys) + 3 * width * shape.intermediate_size + 2 * width
     embeddings = shape.vocab_size * width * (1 if shape.tie_word_embeddings else 2)
     return embeddings + shape.num_hidden_layers * layer + width
+
+
+# -- bytes on one device -----------------------------------------------------------------------------------
+
+
+def training_bytes(
+    shape: Architecture, model: Model, group: TrainerGroup, training: Optimization, device: str, longest: int
+) -> dict[str, int]:
+    """Bytes of one rank by kind, with ZeRO's partitioning (arXiv 1910.02054, section 3).
+
+    bfloat16: weights 2, gradients 2, and fp32 master, momentum and variance 12 bytes a parameter;
+    float32: 4, 4 and 8. Stage 1 divides the optimizer by the ranks, 2 the gradients too, 3 the weights too.
+
+    With LoRA (arXiv 2106.09685) the weights are frozen, and all else is of the adapters alone: one of rank r on a matrix
+    of [m, n] has r (m + n) parameters. 4-bit weights leave embeddings and head whole.
+
+    Args:
+        longest: tokens of the largest sample, which goes through alone where a micro-batch holds fewer.
+    """
+    precision, width = resolve_precision(model.precision, device), shape.hidden_size
+    count, size = count_parameters(shape), WEIGHT_BYTES[precision]
+    weights, trained = count * size, count
+    if model.lora is not None:
+        head_dim = shape.head_dim or width // shape.num_attention_heads
+        queries, keys = shape.num_attention_heads * head_dim, shape.num_key_value_heads * head_dim
+        sides = 2 * (width + queries) + 2 * (width + keys) + 3 * (width + shape.intermediate_size)
+        trained = model.lora.rank * sides * shape.num_hidden_layers
+        outside = shape.vocab_size * width * (1 if shape.tie_word_embeddings else 2)
+        frozen = int((count - outside) * (_QUANTIZED_BYTES if model.lora.quantize else size))
+        weights = frozen + (outside + trained) * size
+    split = [group.ranks if group.zero_stage >= stage else 1 for stage in (3, 2, 1)]
+    optimizer = trained * (12 if precision == "bfloat16" else 8) // split[2]
+    # With checkpointing one [tokens, width] input a layer is kept and one layer is live at a time; a live layer holds
+    # about 10 widths and 4 MLP widths a token: a little generous.
+    tokens, layers = max(training.micro_batch_tokens, longest), shape.num_hidden_layers
+    layer = tokens * (10 * width + 4 * shape.intermediate_size) * size
+    kept = layer + layers * tokens * width * size if training.gradient_checkpointing else layers * layer
+    return {
+        "weights": weights // split[0],
+        "gradients": trained * size // split[1],
+        "optimizer": 0 if group.offload_optimizer else optimizer,
+        "activations": kept + _logit_bytes(shape, tokens, device),
+    }
+
+
+def forward_bytes(
+    shape: Architecture, precision: str, tokens: int, group: ReplicaGroup, device: str, *, head: bool
+) -> dict[str, int]:
+    """A forward-only replica: weights, one live layer of a batch of so many tokens, and a chunk of logits if it has a head.
+
+    Sharded, a rank holds its part of the weights and, for a moment, one whole layer.
+    """
+    size, shards = WEIGHT_BYTES[precision], group.replicas if group.shard else 1
+    weights = count_parameters(shape) * size
+    live = tokens * (6 * shape.hidden_size + 2 * shape.intermediate_size) * size
+    if shards > 1:
+        live += 2 * weights // shape.num_hidden_layers
+    logits = _logit_bytes(shape, tokens, device) if head else 0
+    return {"weights": weights // shards, "activations": live + logits}
+
+
+def _logit_bytes(shape: Architecture, tokens: int, device: str) -> int:
+    """Logits exist for one chunk of tokens in fp32, with their gradient."""
+    return 2 * min(tokens, chunk_tokens(shape.vocab_size, device)) * shape.vocab_size * 4
