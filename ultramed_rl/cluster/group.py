@@ -6,13 +6,12 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import ray
 from ray.exceptions import RayActorError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from ultramed_rl.cluster.calls import Generators, answered, ask, error_of, ranks_held, wait_within
@@ -23,16 +22,51 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-@dataclass(frozen=True)
 class Placement:
-    """Reserved bundles: `groups[node]` has a bundle for each slot of that node."""
+    """A plan's slots, reserved: one placement group per node, with a bundle for each slot of that node."""
 
-    groups: tuple[PlacementGroup, ...]
-    device: str
-    cpus_per_slot: float
-    share: float
+    def __init__(self, plan: Plan) -> None:
+        """Waits until the cluster has them.
 
-    def options(self, member: Member) -> dict[str, Any]:
+        Raises:
+            RuntimeError: it has not got the resources within `start_timeout_s`; says what it has.
+        """
+        self.plan, cluster = plan, plan.cluster
+        used = {slot for role in plan.roles for member in role.members for slot in member.slots}
+        nodes = 1 + max(slot.node for slot in used)
+        per_node = [1 + max(s.index for s in used if s.node == node) for node in range(nodes)]
+        # Those of the smallest node that has any; a head that only manages has none.
+        cores = [n["Resources"].get("CPU", 0.0) for n in ray.nodes() if n["Alive"]]
+        cpus = (cluster.cpus_per_node or min(filter(None, cores), default=1.0)) / cluster.devices_per_node
+        bundle = {"CPU": cpus, **({"GPU": 1.0} if cluster.device == "cuda" else {})}
+        self.groups = [placement_group([dict(bundle)] * count, strategy="STRICT_PACK") for count in per_node]
+        for group in self.groups:
+            if not group.wait(cluster.start_timeout_s):
+                raise RuntimeError(
+                    f"cluster: no node had {group.bundle_count} bundles of {bundle} free within "
+                    f"{cluster.start_timeout_s:g} s; it has {ray.cluster_resources()}: start more nodes or lower "
+                    "cluster.nodes / cluster.devices_per_node"
+                )
+        # Roles that take turns awake are all there at once; in turn, engines end before reward models begin.
+        together = {
+            "colocated": len(plan.roles),
+            "in turn": sum(role.role != "rollout" for role in plan.roles),
+        }
+        self.cpus_per_slot, self.share = cpus, 1.0 / max(1, together.get(plan.layout, 1))
+
+    def spawner(
+        self, role: str, worker: type, arguments: Callable[[Member], tuple[Any, ...]]
+    ) -> Callable[[int], Any]:
+        """What creates the actor of a rank of a role, on its slots."""
+        members, remote = self.plan.members(role), ray.remote(worker)
+        return lambda rank: remote.options(**self._options(members[rank])).remote(*arguments(members[rank]))
+
+    def release(self) -> None:
+        """Give all bundles back."""
+        for group in self.groups:
+            remove_placement_group(group)
+
+    def _options(self, member: Member) -> dict[str, Any]:
         """Ray actor options that put a member on its slots."""
         first = member.slots[0]
         environment = {
@@ -40,7 +74,7 @@ class Placement:
             "TOKENIZERS_PARALLELISM": "false",
         }
         options: dict[str, Any] = {"num_cpus": self.cpus_per_slot * self.share}
-        if self.device == "cuda":
+        if self.plan.cluster.device == "cuda":
             parallel = len(member.slots) > 1
             # A tensor-parallel engine's actor only drives: its vLLM workers take the shares.
             options["num_gpus"] = 0 if parallel else self.share
@@ -63,48 +97,6 @@ class Placement:
                 self.groups[first.node], first.index, placement_group_capture_child_tasks=True
             ),
         }
-
-    def spawner(
-        self, worker: type, members: Sequence[Member], arguments: Callable[[Member], tuple[Any, ...]]
-    ) -> Callable[[int], Any]:
-        """What creates the actor of a rank, on its member's slots."""
-        remote = ray.remote(worker)
-        return lambda rank: remote.options(**self.options(members[rank])).remote(*arguments(members[rank]))
-
-    def release(self) -> None:
-        """Give all bundles back."""
-        for group in self.groups:
-            remove_placement_group(group)
-
-
-def reserve(plan: Plan) -> Placement:
-    """Reserve every slot that the plan uses: one placement group per node, one bundle per device slot.
-
-    Raises:
-        RuntimeError: the cluster has not got the resources within `start_timeout_s`; says what it has.
-    """
-    cluster = plan.cluster
-    used = {slot for role in plan.roles for member in role.members for slot in member.slots}
-    nodes = 1 + max(slot.node for slot in used)
-    per_node = [1 + max(s.index for s in used if s.node == node) for node in range(nodes)]
-    # Those of the smallest node that has any; a head that only manages has none.
-    cores = [n["Resources"].get("CPU", 0.0) for n in ray.nodes() if n["Alive"]]
-    cpus = (cluster.cpus_per_node or min(filter(None, cores), default=1.0)) / cluster.devices_per_node
-    bundle = {"CPU": cpus, **({"GPU": 1.0} if cluster.device == "cuda" else {})}
-    groups = tuple(placement_group([dict(bundle)] * count, strategy="STRICT_PACK") for count in per_node)
-    for group in groups:
-        if not group.wait(cluster.start_timeout_s):
-            raise RuntimeError(
-                f"cluster: no node had {group.bundle_count} bundles of {bundle} free within "
-                f"{cluster.start_timeout_s:g} s; it has {ray.cluster_resources()}: start more nodes or lower "
-                "cluster.nodes / cluster.devices_per_node"
-            )
-    # Roles that take turns awake are all there at once; in turn, engines end before reward models begin.
-    together = {
-        "colocated": len(plan.roles),
-        "in turn": sum(role.role != "rollout" for role in plan.roles),
-    }
-    return Placement(groups, cluster.device, cpus, 1.0 / max(1, together.get(plan.layout, 1)))
 
 
 class Worker(Protocol):

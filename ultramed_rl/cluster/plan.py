@@ -73,7 +73,7 @@ class RolePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that `reserve` needs to reserve, and the fullest device against its limit."""
+    """Everything that is to be reserved, and the fullest device against its limit."""
 
     cluster: Devices
     layout: str
@@ -83,6 +83,10 @@ class Plan:
     @property
     def limit_bytes(self) -> int:
         return int(self.cluster.device_memory_gib * GIB)
+
+    def members(self, role: str) -> tuple[Member, ...]:
+        """A role's processes."""
+        return next(planned.members for planned in self.roles if planned.role == role)
 
 
 def make_plan(config: AnyConfig | EngineConfig) -> Plan:

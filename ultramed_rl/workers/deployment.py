@@ -9,7 +9,7 @@ from typing import Any
 from ultramed_rl.actors.scorer import RewardWorker
 from ultramed_rl.cluster.calls import ask
 from ultramed_rl.cluster.connection import connect
-from ultramed_rl.cluster.group import WorkerGroup, reserve
+from ultramed_rl.cluster.group import Placement, WorkerGroup
 from ultramed_rl.cluster.plan import Member, make_plan, reward_roles
 from ultramed_rl.cluster.transport import RayScheduler, WorkerSet
 from ultramed_rl.config import RewardBenchConfig, SamplingConfig
@@ -49,33 +49,24 @@ class Deployment:
     """Owns what a config's plan reserves, until `release`."""
 
     def __init__(self, config: SamplingConfig | StageConfig | RewardBenchConfig) -> None:
-        """Joins or starts Ray, and waits until the plan's devices are there. Raises like `make_plan` and `reserve`."""
+        """Joins or starts Ray, and waits until the plan's devices are there. Raises like `make_plan` and `Placement`."""
         self.plan = make_plan(config)
         self.cluster = self.plan.cluster
         self.turns = self.plan.layout == "colocated"
         self.scheduler = RayScheduler()
         connect(config.cluster)
         keep_sigterm()
-        self._placement = reserve(self.plan)
+        self.placement = Placement(self.plan)
 
     def release(self) -> None:
         """Give all devices back."""
-        self._placement.release()
-
-    def spawner(
-        self, role: str, worker: type, arguments: Callable[[Member], tuple[Any, ...]]
-    ) -> Callable[[int], Any]:
-        """What creates the actor of a rank of a role, on its slots."""
-        return self._placement.spawner(worker, self._members(role), arguments)
+        self.placement.release()
 
     def launch(self, role: str, worker: type, arguments: Callable[[Member], tuple[Any, ...]]) -> WorkerGroup:
-        """Start a role's actors."""
-        spawn, count = self.spawner(role, worker, arguments), len(self._members(role))
+        """Start a role's actors on its slots."""
+        spawn, count = self.placement.spawner(role, worker, arguments), len(self.plan.members(role))
         hang_s = self.cluster.faults.hang_s
         return WorkerGroup(role, spawn, count, takes_turns=self.turns, timeout_s=hang_s)
-
-    def _members(self, role: str) -> tuple[Member, ...]:
-        return next(planned.members for planned in self.plan.roles if planned.role == role)
 
     def launch_replicas(self, role: ReplicaRole, load: Callable[[], Load]) -> Replicas:
         """Start replicas of a forward-only role; their loads are to be waited for. Sharded ones hold one model together,

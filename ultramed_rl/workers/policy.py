@@ -36,7 +36,9 @@ class PolicyRanks(WorkerGroup):
     def __init__(self, config: RunConfig, deployment: Deployment) -> None:
         """Creates the actors; they load with `begin_load`."""
         ranks, seed = config.cluster.policy.ranks, config.run.seed
-        spawn = deployment.spawner("policy", PolicyWorker, lambda member: (member.rank, ranks, seed))
+        spawn = deployment.placement.spawner(
+            "policy", PolicyWorker, lambda member: (member.rank, ranks, seed)
+        )
         self.config, faults = config, config.cluster.faults
         super().__init__("policy", spawn, ranks, takes_turns=deployment.turns, timeout_s=faults.hang_s)
         self.trained, self.learning = 0, False
