@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from math import prod
 from pathlib import Path
-from typing import Any
 
 from ultramed_rl.config.cluster import ReplicaGroup, TrainerGroup
 from ultramed_rl.config.explain import validate
@@ -32,14 +31,13 @@ _LLAMA3_8B = Architecture(
     max_position_embeddings=8192,
 )
 _LLAMA31_8B = _LLAMA3_8B.model_copy(update={"max_position_embeddings": 131072})
-_LLAMA3_70B = Architecture(
-    hidden_size=8192,
-    intermediate_size=28672,
-    num_hidden_layers=80,
-    num_attention_heads=64,
-    num_key_value_heads=8,
-    vocab_size=128256,
-    max_position_embeddings=8192,
+_LLAMA3_70B = _LLAMA3_8B.model_copy(
+    update={
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+    }
 )
 _SMOLLM2_135M = Architecture(
     hidden_size=576,
@@ -102,38 +100,30 @@ def resolve_architecture(
 
 def read_architecture(folder: Path, key: str) -> Architecture:
     """The shape of a local checkpoint's text decoder. Raises ValueError as `resolve_architecture`."""
-    whole = read_config_file(folder / "config.json")
-    config = decoder_config(whole)
+    checkpoint = read_config_file(folder / "config.json")
+    config = decoder_config(checkpoint)
     missing = [name for name in _REQUIRED if not isinstance(getattr(config, name, None), int)]
     if missing:
         raise ValueError(
             f"{folder / 'config.json'}: says no {', '.join(missing)}, so it is not a decoder with attention; name "
             f"another model, or set {key}.architecture"
         )
-    stored = stored_shapes(find_weight_files(folder))
-    plain = (
-        getattr(whole, "quantization_config", None) is None
-    )  # packed weights are fewer numbers than parameters
+    mlp = next(filter(None, (getattr(config, name, None) for name in _MLP_WIDTHS)), 4 * config.hidden_size)
+    stored = sum(prod(shape) for shape in stored_shapes(find_weight_files(folder)).values())
+    if getattr(checkpoint, "quantization_config", None) is not None:
+        stored = 0  # packed weights are fewer numbers than parameters
     return validate(
         Architecture,
         {
             **{name: getattr(config, name) for name in _REQUIRED},
-            "intermediate_size": _mlp_width(config),
+            "intermediate_size": max(mlp) if isinstance(mlp, (list, tuple)) else int(mlp),
             "num_key_value_heads": getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
             "head_dim": head_width(config),
-            "tie_word_embeddings": bool(getattr(whole, "tie_word_embeddings", False)),
+            "tie_word_embeddings": bool(getattr(checkpoint, "tie_word_embeddings", False)),
             "max_position_embeddings": longest_sequence(config),
-            "parameters": sum(prod(shape) for shape in stored.values()) or None if plain else None,
+            "parameters": stored or None,
         },
     )
-
-
-def _mlp_width(config: Any) -> int:
-    for name in _MLP_WIDTHS:
-        found = getattr(config, name, None)
-        if found:
-            return max(found) if isinstance(found, (list, tuple)) else int(found)
-    return 4 * int(config.hidden_size)
 
 
 def count_parameters(shape: Architecture) -> int:
