@@ -41,8 +41,17 @@ class Stream:
         self._at_reference: dict[str, PreferenceGroup] = {}  # by group, for the training
 
     def run(self, prompts: Sequence[Prompt], wanted: int, advance: Callable[[int], None]) -> int:
-        """Until as many pairs as are wanted, or all prompts, are through: scored, with reference logprobs, or set aside. Returns how many
-        prompts were asked."""
+        """Until as many pairs as are wanted, or all prompts, are through: scored, with reference logprobs, or set aside.
+
+        Each turn of the loop
+        - consumes prompts, as long as somebody downstream is not behind (`_has_capacity`), and all outcomes that are there;
+        - waits for the next outcome of any engine, scorer or reference, and no longer than until a scorer that is no actor
+          (a server, a function) may have something;
+        - is unblocked by any of them, by a worker that is replaced, or by that time-out. Training never blocks it: steps are
+          started and noted in passing.
+
+        Returns how many prompts were asked. Raises LostWorkers, RanksLost.
+        """
         kept = self._take_up(prompts)
         self.wanted, self.asked, self.least = wanted, len(kept), asked_before(prompts, kept)
         source = (p for p in prompts if p.prompt_id not in kept)
@@ -105,8 +114,8 @@ class Stream:
 
     @property
     def _unfinished(self) -> bool:
-        weighing = self.references is not None and self.workers.references.pool.unfinished
-        return bool(self.workers.engines.unfinished or self.workers.scorers.unfinished or weighing)
+        at_reference = self.references is not None and self.workers.references.pool.unfinished
+        return bool(self.workers.engines.unfinished or self.workers.scorers.unfinished or at_reference)
 
     def _route(self, outcome: Outcome) -> None:
         if outcome.role == "rollout":

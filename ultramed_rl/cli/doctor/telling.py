@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 
 from ultramed_rl.cli.doctor.finding import Finding
-from ultramed_rl.tracking.backends import INSTALL
+from ultramed_rl.tracking.tracker import INSTALL
 
 
 def check_wandb() -> Iterator[Finding]:
