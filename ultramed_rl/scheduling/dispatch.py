@@ -25,26 +25,6 @@ class WorkItem:
     load: float
 
 
-@dataclass(frozen=True)
-class DispatchRules:
-    """How items are dealt.
-
-    Args:
-        room: what a worker is given at once; more than it computes at a time, so that it never waits.
-        attempts: times that an item may fail, or be with a worker that dies, before it is set aside. On its last
-            attempt it has a worker to itself, so that only an item that kills workers is set aside for it.
-        copy_after: at the tail, an item that has been out for so many times the median item's seconds is given
-            to an idle worker too; infinity: never.
-    """
-
-    room: int
-    attempts: int = 3
-    copy_after: float = 3.0
-
-    def __post_init__(self) -> None:
-        assert self.room > 0 and self.attempts > 0 and self.copy_after > 1, self
-
-
 @dataclass
 class _Worker:
     items: dict[str, WorkItem] = field(default_factory=dict)
@@ -68,10 +48,18 @@ class Dispatcher:
     its error.
 
     Memory holds what waits and what is out, not what is done. Times are seconds of whatever clock the caller has.
+
+    Args:
+        room: what a worker is given at once; more than it computes at a time, so that it never waits.
+        attempts: times that an item may fail, or be with a worker that dies, before it is set aside. On its last
+            attempt it has a worker to itself, so that only an item that kills workers is set aside for it.
+        copy_after: at the tail, an item that has been out for so many times the median item's seconds is given
+            to an idle worker too; infinity: never.
     """
 
-    def __init__(self, rules: DispatchRules) -> None:
-        self.rules = rules
+    def __init__(self, room: int, attempts: int = 3, copy_after: float = 3.0) -> None:
+        assert room > 0 and attempts > 0 and copy_after > 1, (room, attempts, copy_after)
+        self.room, self.attempts, self.copy_after = room, attempts, copy_after
         self.set_aside: dict[str, str] = {}
         self.closed = False  # no more will be added: from here on stragglers are worth a copy
         self._waiting: deque[WorkItem] = deque()
@@ -180,12 +168,7 @@ class Dispatcher:
         while self._order:
             load, number = self._order[0]
             worker = self._workers.get(number)
-            if (
-                worker is not None
-                and worker.load == load
-                and worker.size < self.rules.room
-                and not worker.alone
-            ):
+            if worker is not None and worker.load == load and worker.size < self.room and not worker.alone:
                 return number
             heapq.heappop(self._order)
         return None
@@ -198,9 +181,7 @@ class Dispatcher:
         # two that refuse it in turn would go on for ever.
         single = (o for o in self._out.values() if len(o.workers) == 1 and o.item.key not in self._failures)
         oldest = next(single, None)
-        late = oldest is not None and now - oldest.since >= self.rules.copy_after * median_high(
-            self._durations
-        )
+        late = oldest is not None and now - oldest.since >= self.copy_after * median_high(self._durations)
         return oldest.item if oldest is not None and late else None
 
     def _release(self, number: int, key: str) -> bool:
@@ -231,9 +212,9 @@ class Dispatcher:
         if out.workers:
             return
         del self._out[key]
-        if failures < self.rules.attempts - 1:
+        if failures < self.attempts - 1:
             self._waiting.appendleft(out.item)
-        elif self.rules.attempts > 1 and not out.alone:
+        elif self.attempts > 1 and not out.alone:
             self._suspects.append(out.item)
         else:
             del self._failures[key]

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from ultramed_rl.actors.work import WorkBatch, WorkResult
 from ultramed_rl.config.cluster import Faults
-from ultramed_rl.scheduling.dispatch import Dispatcher, DispatchRules, WorkItem
+from ultramed_rl.scheduling.dispatch import Dispatcher, WorkItem
 from ultramed_rl.tracking.stall import RoleState
 
 
@@ -129,8 +129,7 @@ class Pool:
 
     def _begin(self) -> None:
         copy_after = 3.0 if self.rules.lasting else math.inf
-        dispatch = DispatchRules(self.rules.room, self.rules.faults.attempts, copy_after)
-        self._dispatcher = Dispatcher(dispatch)
+        self._dispatcher = Dispatcher(self.rules.room, self.rules.faults.attempts, copy_after)
         self._payloads: dict[str, Any] = {}
         self._ended: list[Outcome] = []
         for rank in self.ranks:

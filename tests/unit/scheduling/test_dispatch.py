@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ultramed_rl.scheduling.dispatch import Dispatcher, DispatchRules, WorkItem
+from ultramed_rl.scheduling.dispatch import Dispatcher, WorkItem
 
 
 def items(count: int, sequences: int = 1) -> list[WorkItem]:
     return [WorkItem(f"p{n}", sequences, float(sequences)) for n in range(count)]
 
 
-def filled(given: list[WorkItem], rules: DispatchRules) -> Dispatcher:
-    dispatcher = Dispatcher(rules)
+def filled(given: list[WorkItem], *rules: Any, **more: Any) -> Dispatcher:
+    dispatcher = Dispatcher(*rules, **more)
     for item in given:
         dispatcher.add(item)
     dispatcher.closed = True
@@ -36,7 +37,7 @@ def deal(dispatcher: Dispatcher, now: float = 0.0) -> list[tuple[str, str]]:
 
 def test_each_ticket_goes_to_the_engine_with_the_least_load() -> None:
     loads = [WorkItem("long", 1, 10.0), WorkItem("a", 1, 4.0), WorkItem("b", 1, 5.0), WorkItem("c", 1, 2.0)]
-    dispatcher = filled(loads, DispatchRules(room=8))
+    dispatcher = filled(loads, room=8)
     dispatcher.join("e0")
     dispatcher.join("e1")
     # e0 has 10, so e1 takes 4 and 5; then 9 is still less than 10.
@@ -44,7 +45,7 @@ def test_each_ticket_goes_to_the_engine_with_the_least_load() -> None:
 
 
 def test_an_engine_is_given_no_more_than_it_has_room_for() -> None:
-    dispatcher = filled(items(10, sequences=4), DispatchRules(room=8))
+    dispatcher = filled(items(10, sequences=4), room=8)
     dispatcher.join("e0")
     assert len(deal(dispatcher)) == 2
     assert dispatcher.done("e0", "p0", 1.0)
@@ -52,13 +53,13 @@ def test_an_engine_is_given_no_more_than_it_has_room_for() -> None:
 
 
 def test_a_ticket_larger_than_the_room_is_dealt_alone() -> None:
-    dispatcher = filled(items(2, sequences=64), DispatchRules(room=8))
+    dispatcher = filled(items(2, sequences=64), room=8)
     dispatcher.join("e0")
     assert deal(dispatcher) == [("e0", "p0")]
 
 
 def test_what_a_lost_engine_held_is_done_by_another() -> None:
-    dispatcher = filled(items(4), DispatchRules(room=2))
+    dispatcher = filled(items(4), room=2)
     dispatcher.join("e0")
     dispatcher.join("e1")
     held = [key for engine, key in deal(dispatcher) if engine == "e0"]
@@ -70,7 +71,7 @@ def test_what_a_lost_engine_held_is_done_by_another() -> None:
 
 
 def test_a_ticket_that_fails_too_often_is_set_aside_with_its_error() -> None:
-    dispatcher = filled(items(2), DispatchRules(room=4, attempts=3))
+    dispatcher = filled(items(2), room=4, attempts=3)
     dispatcher.join("e0")
     deal(dispatcher)
     dispatcher.fail("e0", "p0", "bad 0")
@@ -84,7 +85,7 @@ def test_a_ticket_that_fails_too_often_is_set_aside_with_its_error() -> None:
 
 
 def test_only_the_ticket_that_kills_workers_is_set_aside_for_it() -> None:
-    dispatcher = filled(items(6), DispatchRules(room=6, attempts=3))
+    dispatcher = filled(items(6), room=6, attempts=3)
     dispatcher.join("e0")
     answered = set[str]()
     while not finished(dispatcher):
@@ -99,7 +100,7 @@ def test_only_the_ticket_that_kills_workers_is_set_aside_for_it() -> None:
 
 
 def test_a_worker_with_a_suspect_is_given_nothing_beside_it() -> None:
-    dispatcher = filled(items(1), DispatchRules(room=6, attempts=2))
+    dispatcher = filled(items(1), room=6, attempts=2)
     dispatcher.closed = False
     dispatcher.join("e0")
     deal(dispatcher)
@@ -111,7 +112,7 @@ def test_a_worker_with_a_suspect_is_given_nothing_beside_it() -> None:
 
 
 def test_an_idle_engine_takes_a_straggler_over_and_the_first_answer_counts() -> None:
-    dispatcher = filled(items(3), DispatchRules(room=2, copy_after=3.0))
+    dispatcher = filled(items(3), room=2, copy_after=3.0)
     dispatcher.join("slow")
     dispatcher.join("fast")
     assert deal(dispatcher) == [("fast", "p0"), ("slow", "p1"), ("fast", "p2")]
@@ -125,7 +126,7 @@ def test_an_idle_engine_takes_a_straggler_over_and_the_first_answer_counts() -> 
 
 
 def test_stragglers_are_copied_only_when_no_more_will_come() -> None:
-    dispatcher = filled(items(2), DispatchRules(room=1, copy_after=2.0))
+    dispatcher = filled(items(2), room=1, copy_after=2.0)
     dispatcher.closed = False
     dispatcher.join("slow")
     dispatcher.join("fast")
@@ -137,7 +138,7 @@ def test_stragglers_are_copied_only_when_no_more_will_come() -> None:
 
 
 def test_memory_does_not_grow_with_what_was_answered() -> None:
-    dispatcher, answered = Dispatcher(DispatchRules(room=4)), 0
+    dispatcher, answered = Dispatcher(room=4), 0
     for n in range(3):
         dispatcher.join(f"e{n}")
     for n in range(20_000):
@@ -154,7 +155,7 @@ EVENTS = st.lists(
 
 @given(st.integers(0, 30), st.integers(1, 6), st.integers(1, 3), EVENTS)
 def test_every_ticket_ends_once_whatever_happens(count: int, room: int, attempts: int, events: list) -> None:
-    dispatcher = filled(items(count), DispatchRules(room, attempts, copy_after=2.0))
+    dispatcher = filled(items(count), room, attempts, copy_after=2.0)
     alive, out, answered, now = {"e0"}, set[tuple[str, str]](), Counter[str](), 0.0
     dispatcher.join("e0")
 
@@ -195,7 +196,7 @@ def test_every_ticket_ends_once_whatever_happens(count: int, room: int, attempts
 
 def straggling(attempts: int) -> Dispatcher:
     """p1 is with slow, and its copy with fast."""
-    dispatcher = filled(items(3), DispatchRules(room=2, attempts=attempts, copy_after=2.0))
+    dispatcher = filled(items(3), room=2, attempts=attempts, copy_after=2.0)
     for worker in ("slow", "fast"):
         dispatcher.join(worker)
     assert deal(dispatcher) == [("fast", "p0"), ("slow", "p1"), ("fast", "p2")]
