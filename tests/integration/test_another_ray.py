@@ -115,7 +115,7 @@ def test_a_private_ray_lets_nobody_in_and_goes_on_when_another_ends(monkeypatch:
             processes = group.call(Rank.meet)
             check_closed(dashboard, first, before)
             cluster = Devices(device="cpu", address=dashboard)
-            run_job(["true"], cluster, gpus=0, cpus=1, variables={}, say=lambda text: None)
+            run_job(["true"], cluster, gpus=0, variables={}, say=lambda text: None)
             first.interrupt()
             assert group.call(Rank.process) == processes
 

@@ -25,7 +25,7 @@ def cluster() -> Iterator[StageCluster]:
 
 
 def run_python(code: str, cluster: StageCluster, say: Callable[[str], Any], **variables: str) -> None:
-    run_job(["python", "-c", code], cluster, gpus=0, cpus=1, variables=variables, say=say)
+    run_job(["python", "-c", code], cluster, gpus=0, variables=variables, say=say)
 
 
 def test_a_job_is_followed_to_its_end(cluster: StageCluster, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,8 @@ import shlex
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -278,7 +278,6 @@ def run_job(
     cluster: Devices,
     *,
     gpus: int,
-    cpus: int,
     variables: Mapping[str, str],
     say: Callable[[str], Any] = sys.stdout.write,
 ) -> None:
@@ -288,7 +287,7 @@ def run_job(
     with the job.
 
     Args:
-        gpus, cpus: what it is given on one node.
+        gpus: what it is given on one node, with a CPU for each, and at least one.
         variables: added to that node's environment. Ray's dashboard shows them: no secret belongs there.
 
     Raises:
@@ -301,23 +300,15 @@ def run_job(
         say(text)
         last.extend(line for line in text.replace("\r", "\n").splitlines() if line.strip())
 
-    with ExitStack() as stack:
-        address = named_address(cluster)
-        if not address:
-            disconnect()  # from a Ray that was started for actors, which takes no jobs
-            stack.callback(disconnect)
-            address = start_private_ray(dashboard=True)
-        keep_sigterm()
-        server = JobServer(address, "cluster.address")
-        note_link("ray dashboard", address if address.startswith("http") else None)
+    with _job_server(cluster) as server:
+        room = {"entrypoint_num_gpus": gpus, "entrypoint_num_cpus": max(1, gpus)}
         # Ray puts the node's own PATH in; a folder that a node hasn't got does no harm there.
         environment = {"env_vars": {**variables, "PATH": f"{_BIN}:${{PATH}}"}}
-        room = {"entrypoint_num_gpus": gpus, "entrypoint_num_cpus": cpus}
         server.request(identity, command, runtime_env=environment, **room)
         try:
             if not server.wait_for_start(identity, cluster.start_timeout_s):
                 raise RuntimeError(
-                    f"Ray job {identity}: no node had {gpus} GPUs and {cpus} CPUs free within "
+                    f"Ray job {identity}: no node had {gpus} GPUs and {max(1, gpus)} CPUs free within "
                     f"cluster.start_timeout_s={cluster.start_timeout_s:g}; start such a node or ask for fewer ranks"
                 )
             state = server.follow(identity, say_and_keep)
@@ -329,3 +320,18 @@ def run_job(
         except BaseException:
             server.stop(identity)
             raise
+
+
+@contextmanager
+def _job_server(cluster: Devices) -> Iterator[JobServer]:
+    """A Ray cluster that takes jobs."""
+    with ExitStack() as stack:
+        address = named_address(cluster)
+        if not address:
+            disconnect()  # from a Ray that was started for actors, which takes no jobs
+            stack.callback(disconnect)
+            address = start_private_ray(dashboard=True)
+        keep_sigterm()
+        server = JobServer(address, "cluster.address")
+        note_link("ray dashboard", address if address.startswith("http") else None)
+        yield server

@@ -262,7 +262,7 @@ def _run(command: list[str], section: General, cluster: Devices, say: Callable[[
     gpus = section.gpus if cluster.device == "cuda" else 0
     try:
         variables = general_environment(section, cluster)
-        run_job(command, cluster, gpus=gpus, cpus=max(1, gpus), variables=variables, say=keep)
+        run_job(command, cluster, gpus=gpus, variables=variables, say=keep)
     except RuntimeError as error:
         line = _error_line("".join(said))
         if not line:

@@ -69,5 +69,5 @@ def submit_openrlhf(config: StageConfig, train_path: Path, held_out_path: Path |
         )
     ranks = config.cluster.trainer.ranks
     variables = openrlhf_environment(config, output)
-    run_job(command, config.cluster, gpus=ranks, cpus=ranks, variables=variables)
+    run_job(command, config.cluster, gpus=ranks, variables=variables)
     adopt_openrlhf(output, config)
