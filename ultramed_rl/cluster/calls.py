@@ -84,11 +84,9 @@ def are_done(pending: Sequence[Any]) -> bool:
 
 
 def wait_within(pending: Sequence[Any], seconds: float) -> list[Any]:
-    """Results of calls; the first failure is raised, or TimeoutError if it takes longer."""
-    try:
-        return ray.get(list(pending), timeout=seconds)
-    except GetTimeoutError as error:
-        raise TimeoutError(str(error)) from None
+    """Results of calls; the first failure is raised, or a TimeoutError if it takes longer."""
+    results: list[Any] = ray.get(list(pending), timeout=seconds)
+    return results
 
 
 def wait_for_both(
