@@ -22,13 +22,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ultramed_rl.store.artifacts import read_json
-from ultramed_rl.store.atomic import remove, remove_leftovers, write_json, write_whole
-from ultramed_rl.store.digests import digest_inputs
+from ultramed_rl.store.artifacts import begin_parts
+from ultramed_rl.store.atomic import remove_leftovers, write_whole
 
 Row = dict[str, Any]
 BlockFunction = Callable[[Sequence[Row]], pa.Table]
-_INPUTS = "inputs.json"
 _held: dict[str, BlockFunction] = {}  # in a worker: the function that it was sent last
 
 
@@ -65,7 +63,9 @@ def map_blocks(
         ValueError: a file of another kind, or a row that cannot be read; names file and row.
     """
     paths = [Path(file).resolve() for file in files]
-    _prepare(folder, paths, [*identity, rows])
+    facts = [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in paths]
+    begin_parts(folder, [facts, *identity, rows])
+    remove_leftovers(folder)
     blocks = list(_blocks(paths, folder, rows))
     missing = [block for block in blocks if not Path(block.part).is_file()]
     if workers and missing:
@@ -83,17 +83,6 @@ def read_part(path: Path) -> pa.Table:
 
 
 # -- parts -------------------------------------------------------------------------------------------------
-
-
-def _prepare(folder: Path, files: Sequence[Path], identity: Sequence[Any]) -> None:
-    """Empty the folder unless its parts are of the same inputs."""
-    facts = [f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
-    digest, known = digest_inputs([facts, *identity]), folder / _INPUTS
-    if not known.is_file() or read_json(known)["inputs"] != digest:
-        remove(folder)
-        folder.mkdir(parents=True)
-        write_json(known, {"inputs": digest})
-    remove_leftovers(folder)
 
 
 def _compute(block: _Block, function: BlockFunction) -> None:
