@@ -11,9 +11,15 @@ from ultramed_rl.config.explain import validate
 from ultramed_rl.config.models import Architecture, Model
 from ultramed_rl.config.precision import resolve_precision
 from ultramed_rl.config.training import Optimization
-from ultramed_rl.learning.chunks import chunk_tokens
-from ultramed_rl.models.configs import decoder_config, head_width, longest_sequence, read_config_file
-from ultramed_rl.models.weight_files import find_weight_files, stored_shapes
+from ultramed_rl.learning.costs import chunk_tokens
+from ultramed_rl.models.files import (
+    decoder_config,
+    find_weight_files,
+    head_width,
+    longest_sequence,
+    read_config_file,
+    stored_shapes,
+)
 
 GIB = 2**30
 # A process that has imported torch, transformers and DeepSpeed or vLLM, before any weight: measured on CPU.

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 from ultramed_rl.actors.deepspeed_setup import engine_spec
 from ultramed_rl.actors.policy import PolicyWorker
-from ultramed_rl.actors.reward_trainer import RewardTrainWorker
 from ultramed_rl.actors.rollout import RolloutWorker
 from ultramed_rl.actors.scorer import ReferenceWorker
+from ultramed_rl.actors.trainer import RewardTrainWorker
 from ultramed_rl.actors.weight_sync import transfer_backend
 from ultramed_rl.cluster.calls import wait_for_both, wait_within
 from ultramed_rl.cluster.group import Worker, WorkerGroup

@@ -10,8 +10,8 @@ from typing import Any
 from ultramed_rl.actors.deepspeed_setup import engine_spec
 from ultramed_rl.actors.policy import PolicyWorker
 from ultramed_rl.actors.rollout import RolloutWorker
-from ultramed_rl.actors.trainer import TrainingPlace
 from ultramed_rl.actors.weight_sync import join_buckets
+from ultramed_rl.actors.work import RoundTraining, TrainingPlace
 from ultramed_rl.cluster.calls import Generators, are_done, ranks_held, wait_for_both, wait_within
 from ultramed_rl.cluster.group import WorkerGroup
 from ultramed_rl.config import RunConfig
@@ -96,7 +96,9 @@ class PolicyRanks(WorkerGroup):
 
     def start_steps(self, folder: Path, place: TrainingPlace, start: int) -> RoundSteps:
         """Begin all steps from `start` on, on the pairs in a round's folder."""
-        return RoundSteps(self, folder, place, start)
+        config, length = self.config, self.config.policy.max_length
+        work = RoundTraining(str(folder), config.objective, length, config.training, place, start)
+        return RoundSteps(self, work)
 
     def end_round(self, rounds: int) -> None:
         """All steps of so many rounds are taken."""
@@ -140,18 +142,15 @@ class PolicyRanks(WorkerGroup):
 
 
 class RoundSteps:
-    """All steps of a round from `start` on. Every rank reads what its micro-batches hold; when all have, they take one step
+    """All steps of a round from `work.start` on. Every rank reads what its micro-batches hold; when all have, they take one step
     after the other by themselves, and wait for nobody else.
 
     Each step's metrics come once, by `ready` or by `rest`. Both raise RanksLost, and what a rank says that cannot learn.
     """
 
-    def __init__(self, policy: PolicyRanks, folder: Path, place: TrainingPlace, start: int) -> None:
-        config = policy.config
-        self._policy, self._how = policy, (config.training, place, start)
-        self._reading = policy.start(
-            PolicyWorker.learn_round, str(folder), config.objective, config.policy.max_length, *self._how
-        )
+    def __init__(self, policy: WorkerGroup, work: RoundTraining) -> None:
+        self._policy, self._steps = policy, (work.training, work.place, work.start)
+        self._reading = policy.start(PolicyWorker.learn_round, work)
         self._generators: Generators | None = None
 
     def ready(self) -> list[Metrics]:
@@ -169,7 +168,7 @@ class RoundSteps:
         if self._generators is None:
             # Not before all have read: one that cannot learn its pairs would step on with those of the round before.
             self._policy.wait(self._reading)
-            self._generators = self._policy.generate(PolicyWorker.train, [self._how] * len(self._policy))
+            self._generators = self._policy.generate(PolicyWorker.train, [self._steps] * len(self._policy))
         return self._generators
 
 
