@@ -31,8 +31,8 @@ from turns import peak_bytes
 from ultramed_rl.cluster.blocks import map_blocks, read_part
 from ultramed_rl.cluster.placement import connect, disconnect
 from ultramed_rl.config.cluster import Cluster
-from ultramed_rl.config.factory_cleaning import Decontaminate, Deduplicate
-from ultramed_rl.config.factory_pairs import Pairs
+from ultramed_rl.config.factory import Decontaminate, Deduplicate
+from ultramed_rl.config.factory_steps import Pairs
 from ultramed_rl.data.factory.decontaminate import Decontaminator, NearItems, count_contaminated
 from ultramed_rl.data.factory.deduplicate import find_duplicates
 from ultramed_rl.data.factory.duplicate_keys import DuplicateKeys

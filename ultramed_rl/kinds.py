@@ -130,7 +130,7 @@ KINDS: dict[str, StageKind] = {
         """,
     ),
     "contrasts": StageKind(
-        config="ultramed_rl.config.sampling:ContrastsConfig",
+        config="ultramed_rl.config.stages:ContrastsConfig",
         run="ultramed_rl.stages.contrasts:make_contrasts",
         plan=f"{_PLAN}:plan_sampling",
         models=f"{_CHECKS}:sampled_models",
@@ -146,7 +146,7 @@ KINDS: dict[str, StageKind] = {
         """,
     ),
     "evaluate": StageKind(
-        config="ultramed_rl.config.sampling:EvaluateConfig",
+        config="ultramed_rl.config.stages:EvaluateConfig",
         run="ultramed_rl.stages.evaluate:evaluate_policies",
         plan=f"{_PLAN}:plan_sampling",
         models=f"{_CHECKS}:compared_models",
@@ -156,7 +156,7 @@ KINDS: dict[str, StageKind] = {
         command="evaluate",
     ),
     "reward_bench": StageKind(
-        config="ultramed_rl.config.reward_bench:RewardBenchConfig",
+        config="ultramed_rl.config.stages:RewardBenchConfig",
         run="ultramed_rl.stages.reward_bench:bench_reward",
         plan=f"{_PLAN}:plan_scoring",
         models=f"{_CHECKS}:reward_models",
@@ -166,7 +166,7 @@ KINDS: dict[str, StageKind] = {
         command="reward-bench",
     ),
     "data": StageKind(
-        config="ultramed_rl.config.factory_stage:DataConfig",
+        config="ultramed_rl.config.factory:DataConfig",
         run="ultramed_rl.stages.data.run:make_data",
         plan=f"{_PLAN}:plan_generators",
         models=f"{_CHECKS}:generator_models",

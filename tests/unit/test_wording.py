@@ -42,8 +42,7 @@ from ultramed_rl.cluster.dispatch import DispatchRules, WorkItem
 from ultramed_rl.cluster.plan import make_plan
 from ultramed_rl.cluster.pool import FaultRules, Outcome, Pool, PoolRules
 from ultramed_rl.config import load_any, parse_config
-from ultramed_rl.config.generation import Endpoint
-from ultramed_rl.config.models import LoRA, Model
+from ultramed_rl.config.models import Endpoint, LoRA, Model
 from ultramed_rl.config.stages import ConversationSource
 from ultramed_rl.data.conversations import read_conversations
 from ultramed_rl.data.pool import check_rounds, split_pool

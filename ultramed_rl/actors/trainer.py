@@ -13,7 +13,7 @@ from ultramed_rl.actors.engine import Engine
 from ultramed_rl.actors.peak import measure_peak
 from ultramed_rl.actors.tasks.base import Sums, Task
 from ultramed_rl.config.models import Model
-from ultramed_rl.config.training import Optimization
+from ultramed_rl.config.rounds import Optimization
 from ultramed_rl.learning.batching import MicroBatch, count_steps, epoch_batches, ordered_batches, shard_batch
 from ultramed_rl.learning.flops import ModelShape
 from ultramed_rl.learning.schedule import learning_rate, step_progress

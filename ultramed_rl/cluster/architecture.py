@@ -6,7 +6,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from ultramed_rl.config.explain import validate
+from ultramed_rl.config.load import validate
 from ultramed_rl.config.models import Architecture
 from ultramed_rl.models.configs import decoder_config, head_width, longest_sequence, read_config_file
 from ultramed_rl.models.weight_files import find_weight_files, stored_shapes

@@ -15,11 +15,11 @@ from ultramed_rl.config import (
     SamplingConfig,
 )
 from ultramed_rl.config.cluster import TrainerGroup
-from ultramed_rl.config.models import Architecture, Model, ModelSettings, Reward
-from ultramed_rl.config.precision import resolve_precision
+from ultramed_rl.config.models import Architecture, Model, ModelSettings, resolve_precision
+from ultramed_rl.config.rewards import Reward
+from ultramed_rl.config.rounds import Optimization
 from ultramed_rl.config.run import RunConfig
 from ultramed_rl.config.stages import SftConfig, StageConfig
-from ultramed_rl.config.training import Optimization
 from ultramed_rl.models.configs import check_length
 
 

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ultramed_rl.config.files import why_unreadable
-from ultramed_rl.config.strict_yaml import YamlProblem, read_yaml
+from ultramed_rl.config.document import YamlProblem, read_yaml, why_unreadable
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL", re.IGNORECASE)

@@ -1,22 +1,21 @@
-"""The strict base of every config section, and the errors that a bad config raises."""
+"""The strict base of every section and of every whole config, and the errors that a bad config raises."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, Self, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from ultramed_rl.config.addresses import secret_parts
+from ultramed_rl.config.secrets import secret_parts
 
 SECRET = "secret_in_address"  # the kind of pydantic's error
 _KEPT = (
     "its address holds {part}, which config.yaml would keep; leave it out and let the environment have it: token_env "
     "and api_key_env name a variable, object stores read their own (AWS_SECRET_ACCESS_KEY)"
 )
-
 LONGEST_LINE = 400  # characters of one problem
 MOST_PROBLEMS = 20
 
@@ -81,3 +80,26 @@ def show(value: object) -> str:
     if isinstance(value, list) and len(value) > 8:
         return f"a list of {len(value)}"
     return shorten(repr(value[:200] if isinstance(value, str) else value), 60)
+
+
+class Checked(Section):
+    """A whole config. Each broken rule across sections is a line of its own."""
+
+    def problems(self) -> list[str]:
+        """The rules that are broken: value, rule, fix."""
+        return []
+
+    @model_validator(mode="after")
+    def _rules_across_sections(self) -> Self:
+        problems = self.problems()
+        if problems:
+            raise Problems(problems)
+        return self
+
+
+def sections_in(annotation: Any) -> list[type[Section]]:
+    """The sections that a key may hold, in the order of the schema."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    inner = () if get_origin(annotation) is Literal else get_args(annotation)
+    return [model for part in inner for model in sections_in(part)]

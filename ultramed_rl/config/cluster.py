@@ -19,6 +19,7 @@ from ultramed_rl.config.limits import (
     Processes,
     Seconds,
     Share,
+    WorkersOrZero,
     ZeroStage,
 )
 
@@ -136,3 +137,28 @@ class StageCluster(Devices):
     """The devices of an offline stage, which its training ranks have to themselves."""
 
     trainer: TrainerGroup = TrainerGroup()
+
+
+class SamplingCluster(Devices):
+    """The devices of a stage that samples: engines first, reward models after them."""
+
+    rollout: RolloutGroup = RolloutGroup()
+    reward: ReplicaGroup = ReplicaGroup()
+
+
+class ScoringCluster(Devices):
+    """The devices of reward models that are alone on them; by default one."""
+
+    devices_per_node: NodeDevices = Field(
+        default=1, description="GPUs, or on CPU the slots that share a node's cores"
+    )
+    reward: ReplicaGroup = ReplicaGroup()
+
+
+class DataCluster(SamplingCluster):
+    """The devices of the engines, and the processes of steps that ask no model."""
+
+    workers: WorkersOrZero = Field(
+        default=0,
+        description="Ray Data's, a CPU each, for deduplicate and decontaminate; 0: the driver's own process",
+    )

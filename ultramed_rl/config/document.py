@@ -1,16 +1,277 @@
-"""What somebody wrote: a file's values with overrides over them, and where each of them stands."""
+"""A YAML file read strictly, overrides over it, and the line at which each value stands.
+
+YAML 1.2's core schema: null, true and false, numbers and text, in mappings and lists; nothing else is known. So `yes`,
+`1:30` and `2024-01-31` are text, `010` is ten, and a tag is refused. Anchors and merge keys (`<<`) are allowed, and as
+everything else they are bounded: reading takes a second at most, whatever the text.
+"""
 
 from __future__ import annotations
 
+import copy
+import os
 import re
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ultramed_rl.config.base import LONGEST_LINE, ConfigError, shorten, show
-from ultramed_rl.config.files import why_unreadable
-from ultramed_rl.config.strict_yaml import DEEPEST, MOST_CHARACTERS, YamlProblem, read_yaml
+
+MOST_CHARACTERS = 2**18
+MOST_VALUES = 10_000  # with what aliases repeat
+DEEPEST = 32
+_LONGEST_NUMBER = 40
+_TAGS = "tag:yaml.org,2002:"
+_WORDS: dict[str, bool | None] = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+}
+_INTEGER = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
+_FLOAT = re.compile(
+    r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+)
+
+
+class YamlProblem(ValueError):
+    """What is wrong with a text: `key` is the dotted key where that is, "" for none, and `line` its line, 0 for none.
+
+    A column is known where it is no YAML at all.
+    """
+
+    def __init__(self, problem: str, key: str, line: int, column: int = 0) -> None:
+        super().__init__(problem)
+        self.problem, self.key, self.line, self.column = problem, key, line, column
+
+    @property
+    def where(self) -> str:
+        """The place in words, "" where none is known."""
+        if self.column:
+            return f"line {self.line}, column {self.column}"
+        return f"line {self.line}" if self.line else ""
+
+
+def read_yaml(text: str, key: str = "") -> tuple[Any, dict[str, int]]:
+    """The values of a YAML document, and the line of each by its dotted key.
+
+    Args:
+        key: where the document stands in another, which all its keys begin with.
+
+    Raises:
+        YamlProblem: the text is no YAML, is too large, or has something other than plain values.
+    """
+    if len(text) > MOST_CHARACTERS:
+        raise YamlProblem(f"{len(text):,} characters; a config has at most {MOST_CHARACTERS:,}", key, 0)
+    try:
+        loader = yaml.SafeLoader(text)
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise YamlProblem(f"not valid YAML: character U+{error.character:04X}", key, line) from None
+    reading = _Reading(text, loader)
+    try:
+        return reading.document(key), reading.lines
+    finally:
+        loader.dispose()
+
+
+class _Reading:
+    """One document on its way from events to values."""
+
+    def __init__(self, text: str, loader: yaml.SafeLoader) -> None:
+        self.lines: dict[str, int] = {}
+        self._text, self._loader = text, loader
+        self._values = 0
+        self._anchors: dict[str, tuple[Any, int] | None] = {}  # a value and its size; None until it is whole
+
+    def document(self, key: str) -> Any:
+        """The only document's value; None of an empty text."""
+        self._next(key)  # the stream's start
+        event = self._next(key)
+        if isinstance(event, yaml.StreamEndEvent):
+            return None
+        value = self._value(self._next(key), key, 0)
+        self._next(key)  # the document's end
+        event = self._next(key)
+        if not isinstance(event, yaml.StreamEndEvent):
+            raise YamlProblem("a second document; a config is one, so remove it", key, _line(event))
+        return value
+
+    def _next(self, key: str) -> Any:
+        try:
+            return self._loader.get_event()
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            assert mark is not None
+            words = f"not valid YAML; mend it: {' '.join(f'{error.problem}'.split())}"
+            raise YamlProblem(words, key, mark.line + 1, mark.column + 1) from None
+        except (ValueError, OverflowError):  # an escape of a character that there isn't
+            words = "not valid YAML: an escape that is no character"
+            raise YamlProblem(words, key, self._loader.line + 1) from None
+
+    def _value(self, event: Any, key: str, depth: int) -> Any:
+        self._count(1, key, event)
+        if depth > DEEPEST:
+            raise YamlProblem(f"nested more than {DEEPEST} deep, which no section is", key, _line(event))
+        if isinstance(event, yaml.AliasEvent):
+            return self._alias(event, key, depth)
+        if event.tag is not None:
+            tag = event.tag.replace(_TAGS, "!!")
+            raise YamlProblem(
+                f"not valid YAML here: tag {tag}; remove it, types are told by what stands there",
+                key,
+                _line(event),
+            )
+        before = self._values
+        if event.anchor is not None:
+            self._anchors[event.anchor] = None
+        value = self._plain_value(event, key, depth)
+        if event.anchor is not None:
+            self._anchors[event.anchor] = value, self._values - before + 1
+        return value
+
+    def _plain_value(self, event: Any, key: str, depth: int) -> Any:
+        if isinstance(event, yaml.MappingStartEvent):
+            return self._mapping(key, depth)
+        if isinstance(event, yaml.ScalarEvent):
+            return self._scalar(event, key)
+        values: list[Any] = []
+        while not isinstance(item := self._next(key), yaml.SequenceEndEvent):
+            place = _below(key, str(len(values)))
+            self.lines[place] = _line(item)
+            values.append(self._value(item, place, depth + 1))
+        return values
+
+    def _mapping(self, key: str, depth: int) -> dict[str, Any]:
+        merged: dict[str, Any] = {}
+        own: dict[str, Any] = {}
+        merge_line = 0
+        while not isinstance(event := self._next(key), yaml.MappingEndEvent):
+            if isinstance(event, yaml.ScalarEvent) and event.value == "<<" and event.implicit[0]:
+                if merge_line:
+                    raise YamlProblem(
+                        "key '<<' stands twice; give it a list: [*one, *two]", key, _line(event)
+                    )
+                merge_line = _line(event)
+                merged = self._merged(self._next(key), key, depth, merge_line)
+                continue
+            name = self._key(event, key)
+            place = _below(key, name)
+            if name in own:
+                raise YamlProblem(f"key {name!r} stands twice; remove one", place, _line(event))
+            self.lines[place] = _line(event)
+            own[name] = self._value(self._next(place), place, depth + 1)
+        for name in merged.keys() - own.keys():
+            self.lines[_below(key, name)] = merge_line
+        return {**merged, **own}
+
+    def _merged(self, event: Any, key: str, depth: int, line: int) -> dict[str, Any]:
+        """What a merge key brings: of several mappings the first that has a key decides."""
+        value = self._value(event, _below(key, "<<"), depth + 1)
+        parts = value if isinstance(value, list) else [value]
+        if not all(isinstance(part, dict) for part in parts):
+            raise YamlProblem("'<<' takes a mapping, or a list of them, as in <<: *shared", key, line)
+        return {name: item for part in reversed(parts) for name, item in part.items()}
+
+    def _key(self, event: Any, key: str) -> str:
+        """A mapping's key, which must be text."""
+        line = _line(event)
+        if not isinstance(event, yaml.ScalarEvent):
+            at = event.start_mark.index
+            if self._text[at - 1 : at + 1] == "{{":
+                raise YamlProblem(
+                    "a template {{...}} that was not filled in; fill it in, or put it in quotes", key, line
+                )
+            kind = {yaml.SequenceStartEvent: "a list", yaml.MappingStartEvent: "a mapping"}.get(
+                type(event), "an alias"
+            )
+            raise YamlProblem(f"a key is {kind}; keys are text", key, line)
+        if event.tag is not None:
+            raise YamlProblem(f"a key has the tag {event.tag.replace(_TAGS, '!!')}; keys are text", key, line)
+        name = self._scalar(event, key)
+        if not isinstance(name, str):
+            raise YamlProblem(f"key {event.value!r:.40}: keys are text; put it in quotes", key, line)
+        return name
+
+    def _scalar(self, event: Any, key: str) -> Any:
+        if event.implicit[0]:
+            if event.value in _WORDS:
+                return _WORDS[event.value]
+            integer = _INTEGER.fullmatch(event.value)
+            if integer or _FLOAT.fullmatch(event.value):
+                return self._number(event, key, is_integer=bool(integer))
+        return _text(event.value, key, _line(event))
+
+    def _number(self, event: Any, key: str, *, is_integer: bool) -> int | float:
+        text = event.value
+        if len(text) > _LONGEST_NUMBER:
+            raise YamlProblem(
+                f"a number of {len(text):,} characters; at most {_LONGEST_NUMBER}", key, _line(event)
+            )
+        if is_integer:
+            return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+        return float(re.sub(r"\.(?=inf|nan)", "", text, flags=re.IGNORECASE))
+
+    def _alias(self, event: Any, key: str, depth: int) -> Any:
+        """A copy of what the anchor names, so that a change of the one is none of the other."""
+        name, line = event.anchor, _line(event)
+        if name not in self._anchors:
+            raise YamlProblem(f"alias *{name}: no anchor &{name} before it; put one there", key, line)
+        found = self._anchors[name]
+        if found is None:
+            raise YamlProblem(f"alias *{name}: stands inside what it repeats; write it out", key, line)
+        value, size = found
+        self._count(size - 1, key, event)
+        if depth + _height(value) > DEEPEST:
+            raise YamlProblem(f"nested more than {DEEPEST} deep, which no section is", key, line)
+        return copy.deepcopy(value)
+
+    def _count(self, values: int, key: str, event: Any) -> None:
+        self._values += values
+        if self._values > MOST_VALUES:
+            raise YamlProblem(f"more than {MOST_VALUES:,} values, aliases counted", key, _line(event))
+
+
+def _text(text: str, key: str, line: int) -> str:
+    """The text; a pair of surrogates that JSON escaped becomes the character that it stands for."""
+    try:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        raise YamlProblem("half of a surrogate pair, which is no character", key, line) from None
+
+
+def _height(value: Any) -> int:
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_height, items), default=-1)
+
+
+def _below(key: str, name: str) -> str:
+    return f"{key}.{name}" if key else name
+
+
+def _line(event: Any) -> int:
+    return int(event.start_mark.line) + 1
+
+
+def why_unreadable(path: Path) -> str | None:
+    """What keeps a path from being read, in words; None for a regular file.
+
+    A FIFO or a device would hang whoever reads it, or never end.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "no such file"
+    except (OSError, ValueError) as error:  # too long, not allowed, a loop of links, a null character
+        return f"no such file ({getattr(error, 'strerror', None) or error})"
+    if stat.S_ISDIR(mode):
+        return "is a directory"
+    if not stat.S_ISREG(mode):
+        return "is no regular file but a FIFO, a socket or a device"
+    return None if os.access(path, os.R_OK) else "may not be read; look at its permissions"
+
 
 COMMAND_LINE = "command line"  # where a config comes from that is in no file
 # Keys whose null says something, since their default is another value.

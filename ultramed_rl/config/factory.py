@@ -1,163 +1,122 @@
-"""The data factory's steps that ask a language model: how each asks, and what it accepts."""
+"""A stage of the data factory: what it reads, the models that it asks, its step; with steps that bring rows in, clean and
+picture them."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from ultramed_rl.config.base import Section
-from ultramed_rl.config.embedding import EMBEDDER, HASHED
+from ultramed_rl.config.base import Checked, Section
+from ultramed_rl.config.benchmarks import TaskChoice
+from ultramed_rl.config.cluster import DataCluster, SamplingCluster
+from ultramed_rl.config.factory_steps import (
+    EMBEDDER,
+    HASHED,
+    Answer,
+    Asking,
+    Bench,
+    Candidates,
+    Evolve,
+    Feedback,
+    Pairs,
+    RuleJudge,
+    Score,
+    Textbook,
+    Topics,
+)
 from ultramed_rl.config.limits import (
     Address,
+    Column,
+    Count,
+    CountOrZero,
+    FactorOrZero,
     Few,
-    FewOrZero,
     Label,
+    Name,
     Pattern,
-    Points,
     PositiveShare,
-    Seed,
+    Share,
+    SmallSeed,
     Temperature,
-    Tokens,
     Words,
 )
-
-OpenMethod = Literal["constrain", "concretise", "multi_step", "depth_breadth", "real_data"]
-ChoiceMethod = Literal["constrain", "concretise", "distractors", "multi_step"]
-
-_REFUSALS = [
-    r"^(?:i['’]?m|i am|we are|we['’]?re) (?:very |so |really )?sorry,? (?:but )?(?:i|we) "
-    r"(?:can ?not|can['’]t|am (?:not able|unable)|are (?:not able|unable)|won['’]t)\b",
-    r"^(?:sorry|unfortunately|i apologi[sz]e),? (?:but )?(?:i|we) "
-    r"(?:can ?not|can['’]t|am (?:not able|unable)|won['’]t)\b",
-    r"^i (?:can ?not|can['’]t|am (?:not able|unable) to|won['’]t) (?:help|assist|answer|provide|fulfil|comply)",
-    r"^as an? (?:ai|artificial intelligence|(?:large )?language model)\b",
-]
+from ultramed_rl.config.models import Endpoint, Model, ModelSettings
+from ultramed_rl.config.run import AnyConfig, Tracking, device_rules
 
 
-class Asking(Section):
-    """How a step asks its model. Temperature and top_p are by default those of UltraMedical's scripts."""
+class Records(Section):
+    """Rows of another form to UltraMedical records; the columns say where things are."""
 
-    temperature: Temperature = Field(default=0.9, description="of the model's replies")
-    top_p: PositiveShare = Field(
-        default=0.7,
-        description="sample from the likeliest tokens that together have this probability",
-    )
-    max_tokens: Tokens = Field(default=1024, description="of one reply")
-    seed: Seed = Field(default=0, description="of sampling, and of what is drawn for a record")
-
-
-class Textbook(Asking):
-    """Multiple-choice questions out of textbook paragraphs, after two gates."""
-
-    type: Literal["textbook"] = "textbook"
-    exemplars: FewOrZero = Field(
-        default=3, description="questions shown as examples, drawn for each paragraph"
-    )
-    exemplars_from: Address | None = Field(
-        default=None, description="records to draw them from, as of MedQA's training set"
-    )
-    attempts: Few = Field(default=2, description="times that the question itself is asked for")
-    name: Label = Field(default="TextBookQA", min_length=1, description="first part of the new records' ids")
-
-
-class Topics(Asking):
-    """A field of study to its subfields, or a subfield to instructions."""
-
-    type: Literal["topics"] = "topics"
-    mode: Literal["subfields", "instructions"] = Field(
-        description="subfields of a field, or instructions of a subfield"
-    )
-    count: Few = Field(default=20, description="items asked for in one reply")
-    attempts: Few = Field(default=2, description="times that a list is asked for")
-    max_tokens: Tokens = Field(default=4096, description="of one reply")
+    type: Literal["records"] = "records"
     name: Label = Field(
-        default="WikiInstruct", min_length=1, description="first part of the new records' ids"
+        min_length=1, pattern=r"^[^,]*$", description="of the set: the first part of the records' ids"
     )
-
-
-class Evolve(Asking):
-    """Questions made harder, round by round (Evol-Instruct, arXiv 2304.12244)."""
-
-    type: Literal["evolve"] = "evolve"
-    rounds: Few = Field(default=2, description="times that a question is made harder")
-    open_methods: list[OpenMethod] = Field(
-        default=["constrain", "concretise", "multi_step", "depth_breadth", "real_data"],
-        min_length=1,
-        description="ways to make an open question harder, one drawn for each round",
+    kind: Literal["Exam", "Literature", "Open-End"] = Field(
+        description="Exam: lettered options; Literature: a text and options; Open-End: neither"
     )
-    choice_methods: list[ChoiceMethod] = Field(
-        default=["constrain", "concretise", "distractors", "multi_step"],
-        min_length=1,
-        description="ways to make a multiple-choice question harder, one drawn for each round",
+    question: Column = Field(description="column of the question, or of a chat whose first user turn it is")
+    context: Column | None = Field(
+        default=None, description="column of a text or list of texts before the question"
     )
-    least_words: Words = Field(default=10, description="words that a round adds to the stem at least")
-    most_words: Words = Field(default=20, gt=0, description="words that a round adds to the stem at most")
-    attempts: Few = Field(default=2, description="of one round")
-    on_miss: Literal["keep", "drop"] = Field(
-        default="keep", description="a round that never fits: keep the earlier version, or drop the record"
+    options: Column | list[Column] | None = Field(
+        default=None, description="column of a mapping or list of options, or a column for each, in order"
     )
-    keep: Literal["last", "every"] = Field(
-        default="last", description="which rounds' versions become records"
+    choices: list[Label] | None = Field(
+        default=None, min_length=2, description="options that are the same for all rows, as yes, no and maybe"
     )
-    name: Label | None = Field(
-        default=None,
-        min_length=1,
-        pattern=r"^[^,]*$",
-        description="a set of their own, beside the originals: first part of the versions' ids; null: the record's",
+    answer: Column | None = Field(
+        default=None, description="column of the right option: its letter, its place from 0, or its text"
     )
+    reply: Column | None = Field(default=None, description="column of an answer in words that is kept")
+    id: Column | None = Field(default=None, description="column of an id; null: the row's number")
 
     @model_validator(mode="after")
-    def _ascends(self) -> Evolve:
-        if self.least_words > self.most_words:
+    def _choice_has_options(self) -> Records:
+        given = (self.options is not None) + (self.choices is not None)
+        wanted = int(self.kind != "Open-End")
+        if given != wanted or (self.answer is not None) != bool(wanted):
             raise ValueError(
-                f"evolve.least_words={self.least_words}: exceeds evolve.most_words={self.most_words}; "
-                "exchange them"
+                f"records: kind={self.kind}, options={self.options}, choices={self.choices}, answer={self.answer}: "
+                "Exam and Literature have an answer and either options or choices, Open-End has none of them"
             )
         return self
 
-    @field_validator("open_methods", "choice_methods")
-    @classmethod
-    def _once(cls, methods: list[str], info: ValidationInfo) -> list[str]:
-        if len({*methods}) < len(methods):
-            raise ValueError(f"evolve.{info.field_name}={methods}: one stands there twice; name each once")
-        return methods
+
+class Vignettes(Section):
+    """DrugSwap's questions, out of MedQA's training set, to records; those that point at a figure fall out."""
+
+    type: Literal["vignettes"] = "vignettes"
+    name: Label = Field(
+        default="MedQA",
+        min_length=1,
+        pattern=r"^[^,]*$",
+        description="of the set: the first part of the records' ids",
+    )
 
 
-class Answer(Asking):
-    """Answers with their reasoning; of a multiple-choice question only one that gives the key."""
+class Sample(Section):
+    """A seeded part of the records, so many of each set."""
 
-    type: Literal["answer"] = "answer"
-    attempts: Few = Field(default=3, description="answers asked for before the record is dropped")
-    exemplars: FewOrZero = Field(default=3, description="solved questions shown from the second attempt on")
-    exemplars_from: Address | None = Field(
-        default=None,
-        description="solved records, of which those most like the question are shown; null: none",
+    type: Literal["sample"] = "sample"
+    sizes: dict[Label, CountOrZero] = Field(
+        min_length=1, description="by set, how many of its records; sets that aren't here give none"
+    )
+    seed: SmallSeed = Field(default=0, description="of the choice")
+
+
+class Report(Section):
+    """The paper's table 1 of any records, distributions, candidate models, and a map of topics."""
+
+    type: Literal["report"] = "report"
+    judged: Address | None = Field(default=None, description="rows that feedback or rules wrote; null: none")
+    originals: dict[Label, CountOrZero] = Field(
+        default={}, description="by set, how many rows there were before all filtering"
     )
     embedder: Address = Field(default=HASHED, description=EMBEDDER)
-    max_tokens: Tokens = Field(default=2048, description="of one reply")
-    refusals: list[Pattern] = Field(
-        default=_REFUSALS, description="Python patterns, any case; an answer that begins so is a refusal"
-    )
-
-
-class Score(Asking):
-    """How hard a question is, 1 to 10, and why."""
-
-    type: Literal["score"] = "score"
-    form: Literal["json", "text"] = Field(
-        default="json", description="text: for a model that JSON is too much for"
-    )
-    threshold: Annotated[Points, Field(ge=1.0, le=10.0)] = Field(
-        default=7.0, description="records below are dropped; 1 drops none"
-    )
-    attempts: Few = Field(default=2, description="times that a score is asked for")
-    temperature: Temperature = Field(default=0.0, description="of the model's replies")
-    top_p: PositiveShare = Field(
-        default=1.0,
-        description="sample from the likeliest tokens that together have this probability",
-    )
-    max_tokens: Tokens = Field(default=512, description="of one reply")
+    points: Count = Field(default=5000, description="records on the map, a seeded sample")
+    clusters: Few | None = Field(default=None, description="null: by the number of points")
+    seed: SmallSeed = Field(default=0, description="of the map's sample and its clusters")
 
 
 class Paragraphs(Section):
@@ -185,4 +144,193 @@ class Paragraphs(Section):
         return self
 
 
-FactoryStep = Annotated[Textbook | Topics | Evolve | Answer | Score, Field(discriminator="type")]
+class Columns(Section):
+    """Where a row's id and its instruction are; an instruction may be a text, or a chat whose first user turn it is."""
+
+    id: Column = Field(default="id", description="column of the row's id")
+    instruction: Column = Field(default="conversations", description="column of the text, or of the chat")
+
+
+class Deduplicate(Section):
+    """Drop instructions that repeat another: the same words, nearly the same words, or a near vector."""
+
+    type: Literal["deduplicate"] = "deduplicate"
+    columns: Columns = Columns()
+    keep: Literal["first", "longest", "best"] = Field(
+        default="first", description="which of alike rows stays; best: by `score_column`, then the first"
+    )
+    score_column: Column = Field(default="difficulty", description="for keep=best: the column of a number")
+    words: Annotated[Words, Field(ge=1, le=32)] = Field(default=3, description="words of a shingle")
+    jaccard: PositiveShare | None = Field(
+        default=0.8,
+        description="shared part of two rows' shingles from which they are alike; null: off",
+    )
+    cosine: Annotated[PositiveShare, Field(gt=0.5)] | None = Field(
+        default=0.975,
+        description="cosine of two rows' vectors from which they are alike; null: off",
+    )
+    embedder: Address = Field(default=HASHED, description=EMBEDDER)
+
+
+def _named(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class Decontaminate(Section):
+    """Drop instructions that stand in a benchmark; the defaults of distance and length are the paper's."""
+
+    type: Literal["decontaminate"] = "decontaminate"
+    columns: Columns = Columns()
+    tasks: list[Annotated[TaskChoice, BeforeValidator(_named)]] = Field(
+        default=["medqa", "medmcqa", "pubmedqa", "mmlu_medical"], min_length=1, validate_default=True
+    )
+    squared_l2: FactorOrZero = Field(
+        default=0.05, lt=2.0, description="squared distance of unit vectors up to which they are near"
+    )
+    length: Share = Field(
+        default=0.20,
+        lt=1.0,
+        description="difference of lengths up to which near ones count, of the longer",
+    )
+    least_words: Annotated[Words, Field(ge=1)] = Field(
+        default=5, description="shorter questions are compared word by word alone"
+    )
+    ngram: Annotated[Words, Field(ge=4, le=64)] = Field(
+        default=13, description="words in a row that tell a question"
+    )
+    overlap: PositiveShare = Field(
+        default=0.5,
+        description="part of a test item's n-grams from which a row holds the item",
+    )
+    embedder: Address = Field(default=HASHED, description=EMBEDDER)
+
+
+FURTHER_INPUTS = ("exemplars_from", "judged", "labels")  # keys of steps that name rows beside the input
+_TEMPERATURE = "of this model's answers; null: the step's"
+
+
+class ApiGeneratorConfig(Endpoint):
+    """A model behind an OpenAI-compatible API."""
+
+    type: Literal["api"] = "api"
+    temperature: Temperature | None = Field(default=None, description=_TEMPERATURE)
+
+
+class EngineGeneratorConfig(ModelSettings):
+    """A model on this project's own engines, see `cluster.rollout`."""
+
+    type: Literal["engine"] = "engine"
+    path: Address = Field(description="a local directory, a hub id or offline://NAME")
+    chat_template: Address | None = Field(
+        default=None, description="chatml, llama3 or a Jinja file; null: its tokenizer's own"
+    )
+    temperature: Temperature | None = Field(default=None, description=_TEMPERATURE)
+
+    @property
+    def model(self) -> Model:
+        """What the engines load."""
+        return Model(**self.model_dump(exclude={"type", "temperature"}))
+
+
+GeneratorConfig = Annotated[ApiGeneratorConfig | EngineGeneratorConfig, Field(discriminator="type")]
+DataStep = Annotated[
+    Records
+    | Vignettes
+    | Paragraphs
+    | Sample
+    | Textbook
+    | Topics
+    | Evolve
+    | Answer
+    | Score
+    | Deduplicate
+    | Decontaminate
+    | Candidates
+    | Feedback
+    | RuleJudge
+    | Pairs
+    | Bench
+    | Report,
+    Field(discriminator="type"),
+]
+
+
+class EngineConfig(Checked):
+    """The engines of one generator: what is planned and started."""
+
+    type: Literal["engine"] = "engine"
+    policy: Model
+    cluster: SamplingCluster
+
+
+class DataConfig(AnyConfig):
+    """A stage of the data factory: rows in, rows out, and what became of those that fell out."""
+
+    type: Literal["data"] = "data"
+    input: list[Address] = Field(
+        min_length=1, description="rows behind URIs: files, package://, hf://, stage://"
+    )
+    limit: Count | None = Field(default=None, description="of each input at most so many rows")
+    step: DataStep = Field(description="what happens to the rows")
+    generators: dict[Name, GeneratorConfig] = Field(
+        default={}, description="name: the model that a step asks; candidates asks two or more"
+    )
+    max_failed_share: Share = Field(
+        default=0.2, description="share of failed records above which a stage ends as failed"
+    )
+    cluster: DataCluster = DataCluster()
+    tracking: Tracking = Tracking()
+
+    def problems(self) -> list[str]:
+        found = [*_generator_rules(self), *_length_rules(self), *_exemplar_rules(self.step)]
+        return found + (device_rules(self.cluster) if self.engines else [])
+
+    @property
+    def further_inputs(self) -> dict[str, str]:
+        """By key, the URIs that the step reads beside `input`."""
+        named = {key: getattr(self.step, key, None) for key in FURTHER_INPUTS}
+        return {key: uri for key, uri in named.items() if uri}
+
+    def step_for(self, name: str) -> DataStep:
+        """The step as it asks the generator of this name."""
+        warmth = self.generators[name].temperature if name else None
+        return self.step if warmth is None else self.step.model_copy(update={"temperature": warmth})
+
+    @property
+    def engines(self) -> dict[str, EngineConfig]:
+        """By the names of generators that are our own engines, what is to be started."""
+        return {
+            name: EngineConfig(policy=generator.model, cluster=self.cluster)
+            for name, generator in self.generators.items()
+            if isinstance(generator, EngineGeneratorConfig)
+        }
+
+
+def _generator_rules(config: DataConfig) -> list[str]:
+    names, step = list(config.generators), config.step
+    given = f"generators={names}"
+    if isinstance(step, Candidates):
+        return [] if len(names) > 1 else [f"{given}: candidates are of two models or more; name them"]
+    if isinstance(step, Asking):
+        return [] if len(names) == 1 else [f"{given}: step {step.type} asks one model; name just that"]
+    return [f"{given}: step {step.type} asks no model; remove them"] if names else []
+
+
+def _length_rules(config: DataConfig) -> list[str]:
+    if not isinstance(config.step, Asking):
+        return []
+    most = config.step.max_tokens
+    return [
+        f"generators.{name}.max_length={generator.max_length}: leaves no room for a prompt beside "
+        f"step.max_tokens={most}; raise it or lower max_tokens"
+        for name, generator in config.generators.items()
+        if isinstance(generator, EngineGeneratorConfig) and generator.max_length <= most
+    ]
+
+
+def _exemplar_rules(step: DataStep) -> list[str]:
+    if isinstance(step, Textbook) and step.exemplars and step.exemplars_from is None:
+        return [
+            f"step.exemplars={step.exemplars}: nothing to draw them from; set step.exemplars_from, or step.exemplars=0"
+        ]
+    return []

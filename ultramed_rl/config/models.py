@@ -1,30 +1,53 @@
-"""Which models a run starts from, and how they are held in memory."""
+"""The models of a run: which ones, how they are held in memory, and how one behind an API is asked."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from ultramed_rl.config.base import Section
 from ultramed_rl.config.limits import (
     Address,
-    BatchSize,
-    Count,
-    Factor,
+    Budget,
+    Concurrency,
     Few,
     Label,
-    LearningRate,
+    Money,
     Parameters,
-    PositiveShare,
-    PositiveTemperature,
+    PerMinute,
+    Retries,
+    Seconds,
     Share,
-    Temperature,
     Tokens,
+    Variable,
+    WebAddress,
     Width,
 )
-from ultramed_rl.config.rewards import Ensemble, RewardTerm
-from ultramed_rl.config.training import Optimization
+
+
+def resolve_precision(precision: str, device: str) -> str:
+    """`bfloat16` or `float32`. `auto` is bfloat16 on GPUs and on CPUs that compute it natively.
+
+    A CPU without AVX512-BF16 or AMX emulates bfloat16: measured at a third of the fp32 rate.
+    """
+    if precision != "auto":
+        return precision
+    if device == "cuda" or native_bfloat16():
+        return "bfloat16"
+    return "float32"
+
+
+def native_bfloat16(cpuinfo: str = "/proc/cpuinfo") -> bool:
+    """Whether this machine's CPU lists a bfloat16 instruction set."""
+    try:
+        text = Path(cpuinfo).read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in text or "amx_bf16" in text
+
 
 Precision = Literal["auto", "bfloat16", "float32"]
 
@@ -113,72 +136,58 @@ class Reference(Section):
     )
 
 
-class ContrastSampling(Section):
-    """How a policy's own answers are drawn for contrasts: see `ultramed_rl.data.contrasts`."""
+# Of an endpoint's settings those that decide on its answers; the others say how it is reached and what it may cost.
+DECIDES = ("model", "structured", "length_field", "extra")
+# Fields of a request's body that are ours to write.
+_OURS = ("model", "messages", "stream", "n", "response_format", "max_tokens", "max_completion_tokens", "seed")
 
-    prompts: Annotated[Count, Field(gt=1)] = Field(
-        default=64, description="prompts whose answers are contrasted"
+
+class Endpoint(Section):
+    """Whom to ask. Limits hold for each process; budgets for all that a run asks of the model.
+
+    `structured`: json_schema lets the endpoint hold to the schema; json_object lets it write JSON, with the
+    schema in the prompt; prompt has the schema in the prompt alone. Replies are checked in every case.
+    """
+
+    model: Label = Field(min_length=1, description="as the API names it")
+    base_url: WebAddress = Field(description="as http://host:8000/v1")
+    api_key_env: Variable | None = Field(
+        default=None, description="environment variable that holds the API key"
     )
-    calm_temperature: Temperature = Field(default=0.3, description="temperature of the answers preferred")
-    wild_temperature: PositiveTemperature = Field(
-        default=1.3, description="temperature of the incoherent ones"
+    requests_per_minute: PerMinute | None = Field(default=None, description="of each process; null: no limit")
+    tokens_per_minute: PerMinute | None = Field(default=None, description="of prompts and answers together")
+    concurrency: Concurrency = Field(default=32, description="requests at a time")
+    timeout_s: Seconds = Field(default=180.0, description="seconds for one request")
+    retries: Retries = Field(default=6, description="of a request, whatever is wrong with the reply")
+    token_budget: Budget | None = Field(default=None, description="tokens that a run may use, in and out")
+    money_budget: Money | None = Field(
+        default=None, gt=0.0, description="what a run may cost, in the prices' currency"
     )
-    max_new_tokens: Tokens = Field(default=64, description="longest answer")
-
-
-class Contrast(ContrastSampling):
-    """Reward training data made by the run itself."""
-
-    type: Literal["contrast"] = "contrast"
-    held_out: PositiveShare = Field(
-        default=0.2,
-        lt=1.0,
-        description="share of the pairs on which the reward model's accuracy is measured",
+    prompt_price: Money = Field(default=0.0, description="per million tokens")
+    completion_price: Money = Field(default=0.0, description="per million tokens")
+    structured: Literal["json_schema", "json_object", "prompt"] = Field(
+        default="json_schema", description="how the endpoint is held to JSON"
     )
-
-
-class RewardTraining(Optimization):
-    """How the run trains its own Bradley-Terry reward model before the first round."""
-
-    data: Contrast = Contrast()
-    learning_rate: LearningRate = Field(default=2e-5, description="highest rate of the schedule")
-    batch_size: BatchSize = Field(default=16, description="pairs per optimizer step, over all ranks")
-    gradient_checkpointing: bool = Field(
-        default=False, description="compute activations again in the backward pass, to save memory"
+    length_field: Literal["max_tokens", "max_completion_tokens"] = Field(
+        default="max_tokens", description="how the API calls the most tokens of an answer"
     )
-    trainable_layers: Few | None = Field(
-        default=None, description="train only the last k decoder layers and the head; null: all"
+    extra: Mapping[str, Any] = Field(
+        default={}, description="further fields of each request's body; null leaves one of ours out"
     )
 
+    @field_validator("extra")
+    @classmethod
+    def _not_ours(cls, extra: Mapping[str, Any]) -> Mapping[str, Any]:
+        for name in _OURS:
+            if name in extra:
+                raise ValueError(f"extra.{name}={extra[name]!r}: comes with each request; remove it")
+        return extra
 
-class Reward(Section):
-    """What scores completions: a trained `num_labels=1` classifier (`path`), several of them (`ensemble`), or
-    one trained in the same run (`train`); and `terms` that are added by weight, or stand alone."""
-
-    path: Address | None = Field(
-        default=None, description="a trained reward model: a local directory or a hub id"
-    )
-    train: RewardTraining | None = None
-    ensemble: Ensemble | None = None
-    weight: Factor = Field(default=1.0, description="of the reward model beside the terms")
-    terms: list[RewardTerm] = Field(
-        default=[], description="rules, servers and judges that are added by weight, or score alone"
-    )
-    precision: Precision = Field(
-        default="auto",
-        description="of reward models; auto: bfloat16 where the device computes it natively, float32 elsewhere",
-    )
-    micro_batch_tokens: Tokens = Field(
-        default=16384, description="packed tokens per forward pass on one replica"
-    )
-    trust_remote_code: bool = Field(
-        default=False, description="run Python code that comes with a reward model"
-    )
-    architecture: Architecture | None = None
-
-    @property
-    def paths(self) -> tuple[str | None, ...]:
-        """The reward models: None is the one that the run trains itself; none where terms alone score."""
-        if self.ensemble is not None:
-            return tuple(self.ensemble.paths)
-        return (self.path,) if self.path is not None or self.train is not None else ()
+    @model_validator(mode="after")
+    def _money_has_prices(self) -> Endpoint:
+        if self.money_budget is not None and self.prompt_price == self.completion_price == 0.0:
+            raise ValueError(
+                f"money_budget={self.money_budget:g}: nothing costs anything; "
+                "set prompt_price and completion_price, or remove it"
+            )
+        return self

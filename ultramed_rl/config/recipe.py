@@ -8,14 +8,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from ultramed_rl.config.base import ConfigError, Problems, shorten
+from ultramed_rl.config.base import Checked, ConfigError, Problems, shorten
 from ultramed_rl.config.document import Document, read_document
-from ultramed_rl.config.explain import validate
-from ultramed_rl.config.factory_stage import FURTHER_INPUTS
+from ultramed_rl.config.factory import FURTHER_INPUTS
 from ultramed_rl.config.limits import Label
-from ultramed_rl.config.load import check_document, parse_config
+from ultramed_rl.config.load import check_document, parse_config, validate
 from ultramed_rl.config.run import AnyConfig, RunName
-from ultramed_rl.config.validate import Checked
 from ultramed_rl.kinds import KINDS
 
 REFERENCE = "stage://"

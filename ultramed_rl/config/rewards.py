@@ -1,4 +1,4 @@
-"""Scorers other than one reward model: terms that are summed by weight, and ensembles of reward models."""
+"""What scores answers: reward models, ensembles of them, and terms that are summed by weight."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ from ultramed_rl.config.limits import (
     Concurrency,
     Count,
     CountOrZero,
+    Factor,
     FactorOrZero,
+    Few,
     Label,
+    LearningRate,
     Pattern,
     Points,
+    PositiveShare,
+    PositiveTemperature,
     Retries,
     Samples,
     Seconds,
@@ -26,6 +31,8 @@ from ultramed_rl.config.limits import (
     Variable,
     WebAddress,
 )
+from ultramed_rl.config.models import Architecture, Precision
+from ultramed_rl.config.rounds import Optimization
 
 
 def _not_zero(weight: float) -> float:
@@ -225,3 +232,74 @@ class Ensemble(Section):
                 f"1.0; here combine={self.combine}"
             )
         return self
+
+
+class ContrastSampling(Section):
+    """How a policy's own answers are drawn for contrasts: see `ultramed_rl.data.contrasts`."""
+
+    prompts: Annotated[Count, Field(gt=1)] = Field(
+        default=64, description="prompts whose answers are contrasted"
+    )
+    calm_temperature: Temperature = Field(default=0.3, description="temperature of the answers preferred")
+    wild_temperature: PositiveTemperature = Field(
+        default=1.3, description="temperature of the incoherent ones"
+    )
+    max_new_tokens: Tokens = Field(default=64, description="longest answer")
+
+
+class Contrast(ContrastSampling):
+    """Reward training data made by the run itself."""
+
+    type: Literal["contrast"] = "contrast"
+    held_out: PositiveShare = Field(
+        default=0.2,
+        lt=1.0,
+        description="share of the pairs on which the reward model's accuracy is measured",
+    )
+
+
+class RewardTraining(Optimization):
+    """How the run trains its own Bradley-Terry reward model before the first round."""
+
+    data: Contrast = Contrast()
+    learning_rate: LearningRate = Field(default=2e-5, description="highest rate of the schedule")
+    batch_size: BatchSize = Field(default=16, description="pairs per optimizer step, over all ranks")
+    gradient_checkpointing: bool = Field(
+        default=False, description="compute activations again in the backward pass, to save memory"
+    )
+    trainable_layers: Few | None = Field(
+        default=None, description="train only the last k decoder layers and the head; null: all"
+    )
+
+
+class Reward(Section):
+    """What scores completions: a trained `num_labels=1` classifier (`path`), several of them (`ensemble`), or
+    one trained in the same run (`train`); and `terms` that are added by weight, or stand alone."""
+
+    path: Address | None = Field(
+        default=None, description="a trained reward model: a local directory or a hub id"
+    )
+    train: RewardTraining | None = None
+    ensemble: Ensemble | None = None
+    weight: Factor = Field(default=1.0, description="of the reward model beside the terms")
+    terms: list[RewardTerm] = Field(
+        default=[], description="rules, servers and judges that are added by weight, or score alone"
+    )
+    precision: Precision = Field(
+        default="auto",
+        description="of reward models; auto: bfloat16 where the device computes it natively, float32 elsewhere",
+    )
+    micro_batch_tokens: Tokens = Field(
+        default=16384, description="packed tokens per forward pass on one replica"
+    )
+    trust_remote_code: bool = Field(
+        default=False, description="run Python code that comes with a reward model"
+    )
+    architecture: Architecture | None = None
+
+    @property
+    def paths(self) -> tuple[str | None, ...]:
+        """The reward models: None is the one that the run trains itself; none where terms alone score."""
+        if self.ensemble is not None:
+            return tuple(self.ensemble.paths)
+        return (self.path,) if self.path is not None or self.train is not None else ()

@@ -9,16 +9,14 @@ from urllib.parse import quote
 
 from pydantic import Field, field_validator
 
-from ultramed_rl.config.base import Section
+from ultramed_rl.config.base import Checked, Section
 from ultramed_rl.config.benchmarks import RoundBenchmarks, round_rules
 from ultramed_rl.config.cluster import Cluster
-from ultramed_rl.config.data import Prompts
 from ultramed_rl.config.limits import Address, Few, FewOrZero, Label, Name, Seconds, Seed, Tag
-from ultramed_rl.config.models import Model, ModelSettings, Reference, Reward
+from ultramed_rl.config.models import Model, ModelSettings, Reference
 from ultramed_rl.config.objectives import Objective
-from ultramed_rl.config.rounds import Checkpoints, Evaluation, PairRule, Sampling
-from ultramed_rl.config.training import Training
-from ultramed_rl.config.validate import Checked
+from ultramed_rl.config.rewards import Reward
+from ultramed_rl.config.rounds import Checkpoints, Evaluation, PairRule, Prompts, Sampling, Training
 
 
 class RunName(Section):

@@ -1,4 +1,4 @@
-"""The offline stages: supervised fine-tuning, the reward model, preference learning. One YAML file each."""
+"""Kinds of stages beside the online run: those that train (sft, reward, preference), sample and score."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ultramed_rl.config.base import Section
-from ultramed_rl.config.cluster import StageCluster
+from ultramed_rl.config.benchmarks import Benchmarks, benchmark_rules
+from ultramed_rl.config.cluster import (
+    SamplingCluster,
+    ScoringCluster,
+    StageCluster,
+)
 from ultramed_rl.config.limits import (
     Address,
     Column,
@@ -17,14 +22,19 @@ from ultramed_rl.config.limits import (
     FactorOrZero,
     Few,
     Label,
+    Name,
+    PositiveShare,
+    Resamples,
+    Samples,
     Share,
+    Temperature,
+    Tokens,
 )
-from ultramed_rl.config.models import Model
+from ultramed_rl.config.models import Model, ModelSettings
 from ultramed_rl.config.objectives import Objective
-from ultramed_rl.config.run import AnyConfig, Tracking
-from ultramed_rl.config.training import StageTraining
-
-# -- data --------------------------------------------------------------------------------------------------
+from ultramed_rl.config.rewards import ContrastSampling, Reward
+from ultramed_rl.config.rounds import Prompts, StageTraining
+from ultramed_rl.config.run import AnyConfig, Tracking, device_rules, length_rules, reward_rules
 
 
 class _Source(Section):
@@ -74,9 +84,6 @@ class PreferenceData(_Data):
     evaluation_sources: list[PreferenceSource] = Field(default=[], description="held-out data of their own")
 
 
-# -- losses of the reward model ----------------------------------------------------------------------------
-
-
 class BradleyTerry(Section):
     """-log sigmoid(r_chosen - r_rejected - margin) (arXiv 2203.02155, eq. 1)."""
 
@@ -97,8 +104,6 @@ class LogExp(Section):
 
 
 RewardObjective = Annotated[BradleyTerry | LogExp, Field(discriminator="type")]
-
-# -- the stages --------------------------------------------------------------------------------------------
 
 
 class _Stage(AnyConfig):
@@ -203,3 +208,171 @@ def _cluster_rules(stage: _Stage) -> list[str]:
             "engine='openrlhf': OpenRLHF computes on cluster.device=cuda alone; use engine=native"
         )
     return problems
+
+
+class ContrastsConfig(AnyConfig):
+    """Preference pairs out of a policy's own answers, see `ultramed_rl.data.contrasts`; for a reward model where
+    no preference data is at hand."""
+
+    type: Literal["contrasts"] = "contrasts"
+    policy: Model
+    prompts: Prompts
+    contrasts: ContrastSampling = ContrastSampling()
+    cluster: SamplingCluster = SamplingCluster()
+
+    def problems(self) -> list[str]:
+        room = (self.policy, self.contrasts.max_new_tokens, "contrasts")
+        return [*device_rules(self.cluster), *length_rules(self.prompts, *room)]
+
+
+class ComparedSampling(Section):
+    """How each policy answers."""
+
+    samples: Samples = Field(default=1, description="answers per prompt")
+    temperature: Temperature = Field(default=0.0, description="of the answers; 0 takes the likeliest token")
+    top_p: PositiveShare = Field(
+        default=1.0,
+        description="sample from the likeliest tokens that together have this probability",
+    )
+    max_new_tokens: Tokens = Field(default=1024, description="longest answer")
+
+
+class EvaluateConfig(AnyConfig):
+    """Policies on the same questions: benchmarks with known answers (`benchmarks`), and prompts whose answers a
+    reward scores (`prompts`). Each policy is compared with the first."""
+
+    type: Literal["evaluate"] = "evaluate"
+    policies: dict[Name, Address] = Field(
+        min_length=1, description="name: path; the first is what the others are compared with"
+    )
+    policy: ModelSettings = ModelSettings()
+    chat_templates: dict[Name, Address] = Field(
+        default={}, description="name: chatml, llama3 or a Jinja file, for policies that are base models"
+    )
+    benchmarks: Benchmarks | None = None
+    prompts: Prompts | None = None
+    sampling: ComparedSampling = ComparedSampling()
+    reward: Reward | None = Field(
+        default=None, description="scores the answers to prompts, and reranks self-consistency's samples"
+    )
+    bootstrap: Resamples = Field(default=2000, description="paired bootstrap resamples")
+    cluster: SamplingCluster = SamplingCluster()
+    tracking: Tracking = Tracking()
+
+    def problems(self) -> list[str]:
+        found = [
+            *device_rules(self.cluster),
+            *_asked_rules(self),
+            *_sampling_rules(self),
+            *_general_rules(self),
+        ]
+        if self.benchmarks is not None:
+            found += benchmark_rules(self.benchmarks, self.policy.max_length)
+        if self.reward is not None:
+            found += reward_rules(self.reward)
+            if self.reward.train is not None:
+                found.append(
+                    "reward.train: an evaluation trains nothing; name a trained model in reward.path"
+                )
+        found += [
+            f"chat_templates.{name}: no such policy ({', '.join(self.policies)})"
+            for name in self.chat_templates
+            if name not in self.policies
+        ]
+        return found
+
+    @property
+    def samples_chats(self) -> bool:
+        """Whether policies answer in words, for which they need a chat template."""
+        return self.prompts is not None or bool(_asked_types(self.benchmarks) - {"likelihood"})
+
+
+def _asked_types(benchmarks: Benchmarks | None) -> set[str]:
+    """The protocols by which tasks are asked; without tasks (lm-evaluation-harness alone) there are none."""
+    if benchmarks is None or not benchmarks.tasks:
+        return set()
+    return {protocol.type for protocol in benchmarks.protocols}
+
+
+def _general_rules(config: EvaluateConfig) -> list[str]:
+    general = config.benchmarks.general if config.benchmarks is not None else None
+    there = config.cluster.devices_per_node
+    if general is None or config.cluster.device != "cuda" or general.gpus <= there:
+        return []
+    return [
+        f"benchmarks.general.gpus={general.gpus}: they are of one node, which has "
+        f"cluster.devices_per_node={there}; lower it"
+    ]
+
+
+def _asked_rules(config: EvaluateConfig) -> list[str]:
+    """Something to ask, and a reward exactly where one is used."""
+    benchmarks = config.benchmarks
+    if benchmarks is None and config.prompts is None:
+        return ["evaluate: nothing to ask; set benchmarks (known answers) or prompts (scored by reward)"]
+    if config.prompts is not None and config.reward is None:
+        return ["reward: required where prompts are set; name what scores their answers"]
+    reranks = "self_consistency" in _asked_types(benchmarks)
+    if config.reward is not None and config.prompts is None and not reranks:
+        return [
+            "reward: scores nothing; set prompts, or self_consistency among benchmarks.protocols, or remove it"
+        ]
+    return []
+
+
+def _sampling_rules(config: EvaluateConfig) -> list[str]:
+    if config.prompts is None:
+        return []
+    sampling = config.sampling
+    found = length_rules(config.prompts, config.policy, sampling.max_new_tokens, "sampling")
+    if sampling.samples > 1 and sampling.temperature == 0.0:
+        found.append(
+            f"sampling.samples={sampling.samples}: at sampling.temperature=0 they are all alike; raise "
+            "the temperature or set samples=1"
+        )
+    return found
+
+
+class BenchedModel(ModelSettings):
+    """The reward model: a trained `num_labels=1` classifier. `max_length` is of a prompt with one answer."""
+
+    path: Address = Field(description="a local directory or a hub id")
+    micro_batch_tokens: Tokens = Field(
+        default=16384, description="packed tokens per forward pass on one replica"
+    )
+
+
+class BenchmarkPairs(Section):
+    """Rows with chosen and rejected answers behind a URI, see `ultramed_rl.data.benchmark_pairs`."""
+
+    uri: Address = Field(description="hf://owner/name:split, package://name/path, or local files")
+    subset_column: Column | None = Field(
+        default=None, description="null: subset, label_type, type or category, the first that a row has"
+    )
+    limit: Count | None = Field(default=None, description="read at most so many rows")
+    max_misfit_share: Share = Field(default=0.05, description="share of rows that may not fit")
+    too_long: Literal["refuse", "drop"] = Field(
+        default="refuse", description="a pair over model.max_length stops the run, or is dropped and counted"
+    )
+
+
+class RewardBenchConfig(AnyConfig):
+    """How often a reward model scores the chosen answer above the rejected one, by subset."""
+
+    type: Literal["reward_bench"] = "reward_bench"
+    model: BenchedModel
+    data: BenchmarkPairs
+    cluster: ScoringCluster = ScoringCluster()
+    tracking: Tracking = Tracking()
+
+    @property
+    def reward(self) -> Reward:
+        """The model as what scores."""
+        model = self.model
+        return Reward(
+            path=model.path,
+            precision=model.precision,
+            micro_batch_tokens=model.micro_batch_tokens,
+            trust_remote_code=model.trust_remote_code,
+            architecture=model.architecture,
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from ultramed_rl.config.reward_bench import BenchmarkPairs
+from ultramed_rl.config.stages import BenchmarkPairs
 from ultramed_rl.data.chats import Misfit, check_text, read_column
 from ultramed_rl.data.conversations import check_order
 from ultramed_rl.data.identity import UniqueIds, content_key, row_id

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ultramed_rl.config.data import Prompts
+from ultramed_rl.config.rounds import Prompts
 from ultramed_rl.data.prompts import PromptPool, load_prompts
 from ultramed_rl.data.tokenize import Tokenizer
 from ultramed_rl.learning.seeds import seeded_number

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from ultramed_rl.config.data import MessagesSource, Prompts, PromptSource, QuestionSource
+from ultramed_rl.config.rounds import MessagesSource, Prompts, PromptSource, QuestionSource
 from ultramed_rl.data.chats import Misfit, check_plain, check_text, read_column, read_turns
 from ultramed_rl.data.misfits import FittingRows
 from ultramed_rl.data.sources import Row

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from ultramed_rl.config.generation import Endpoint
+from ultramed_rl.config.models import Endpoint
 from ultramed_rl.http.attempts import Outcome, Watch, usable_reply
 from ultramed_rl.http.chat import ChatSession, ChatTrail, chat_client, largest_use
 from ultramed_rl.http.client import Failure

@@ -12,7 +12,7 @@ import numpy as np
 from jinja2 import Environment, TemplateError
 from jinja2.ext import Extension
 
-from ultramed_rl.config.files import why_unreadable
+from ultramed_rl.config.document import why_unreadable
 from ultramed_rl.config.models import Model
 from ultramed_rl.models.controls import ControlTokens
 from ultramed_rl.models.offline import resolve_model

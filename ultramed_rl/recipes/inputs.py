@@ -8,7 +8,7 @@ from typing import Any, cast
 from ultramed_rl.cluster.local_paths import OFFLINE, texts_of
 from ultramed_rl.config import AnyConfig
 from ultramed_rl.config.base import Problems
-from ultramed_rl.config.files import why_unreadable
+from ultramed_rl.config.document import why_unreadable
 from ultramed_rl.config.recipe import REFERENCE, RecipeConfig, stage_config
 from ultramed_rl.config.run import RunConfig
 from ultramed_rl.config.secrets import read_secret

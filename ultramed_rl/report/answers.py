@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ultramed_rl.config.factory import Answer as AnswerStep
+from ultramed_rl.config.factory_steps import Answer as AnswerStep
 from ultramed_rl.store.shards import shard_files
 from ultramed_rl.store.tables import told_of
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from ultramed_rl.config.generation import Endpoint
+from ultramed_rl.config.models import Endpoint
 from ultramed_rl.config.rewards import ApiModel
 from ultramed_rl.http.chat import ChatSession, ChatTrail, chat_client
 from ultramed_rl.http.client import Failure

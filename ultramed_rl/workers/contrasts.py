@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ultramed_rl.config.models import ContrastSampling
+from ultramed_rl.config.rewards import ContrastSampling
 from ultramed_rl.data.contrasts import Texts, build_contrasts
 from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.models.tokenizer import ChatTokenizer

@@ -17,11 +17,9 @@ from ultramed_rl.cluster.plan import Plan
 from ultramed_rl.cluster.pool import Outcome, Pool, PoolRules
 from ultramed_rl.cluster.scheduler import Scheduler, feed
 from ultramed_rl.cluster.transport import RayScheduler, WorkerSet
-from ultramed_rl.config.cluster import Cluster, Devices, Faults, ReplicaGroup
-from ultramed_rl.config.models import Reward
-from ultramed_rl.config.precision import resolve_precision
-from ultramed_rl.config.reward_bench import ScoringCluster
-from ultramed_rl.config.sampling import SamplingCluster
+from ultramed_rl.config.cluster import Cluster, Devices, Faults, ReplicaGroup, SamplingCluster, ScoringCluster
+from ultramed_rl.config.models import resolve_precision
+from ultramed_rl.config.rewards import Reward
 from ultramed_rl.models.checks import check_reward_model
 from ultramed_rl.models.reading import RewardReader
 from ultramed_rl.models.tokenizer import ChatTokenizer

@@ -8,7 +8,7 @@ from ultramed_rl.actors.policy import PolicyWorker
 from ultramed_rl.actors.trainer import TrainingPlace
 from ultramed_rl.cluster.group import Generators, WorkerGroup, are_done, ranks_held
 from ultramed_rl.config.objectives import Objective
-from ultramed_rl.config.training import Training
+from ultramed_rl.config.rounds import Training
 
 Metrics = dict[str, float]
 

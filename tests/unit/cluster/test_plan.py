@@ -16,7 +16,7 @@ from ultramed_rl.cluster.demands import needs_reference
 from ultramed_rl.cluster.memory import TrainingShape, cache_bytes_per_token, training_bytes
 from ultramed_rl.cluster.plan import PlanError, make_plan, render_plan
 from ultramed_rl.config import AnyConfig, load_any, parse_config
-from ultramed_rl.config.precision import native_bfloat16
+from ultramed_rl.config.models import native_bfloat16
 from ultramed_rl.config.recipe import load_recipe, stage_config
 
 CONFIGS = Path(__file__).parents[3] / "configs"

@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 from tests.tiny import make_policy, tiny_run
 from ultramed_rl.cli import app
 from ultramed_rl.config import ConfigError, EvaluateConfig, RunConfig, dump_config, load_any, parse_config
+from ultramed_rl.config.base import sections_in
 from ultramed_rl.config.benchmarks import Greedy, Likelihood, SelfConsistency
 from ultramed_rl.config.document import NULL_SAYS
 from ultramed_rl.config.options import evaluate_options, option_overrides, run_name
-from ultramed_rl.config.reference_types import sections_in
 from ultramed_rl.kinds import KINDS
 from ultramed_rl.recipes.run import check_runnable
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from ultramed_rl.config.benchmarks import General
 from ultramed_rl.config.cluster import Devices
-from ultramed_rl.config.general import General
 from ultramed_rl.stages.general import (
     Figure,
     check_general,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from ultramed_rl.config.factory import Answer
+from ultramed_rl.config.factory_steps import Answer
 from ultramed_rl.data.chats import Misfit
 from ultramed_rl.data.factory.asking import Form, after_thoughts, assistant, user
 from ultramed_rl.data.factory.instructions import (

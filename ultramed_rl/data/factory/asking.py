@@ -10,7 +10,7 @@ from pathlib import Path
 from string import Template
 from typing import Any, TypeVar
 
-from ultramed_rl.config.factory import Evolve, Score, Textbook, Topics
+from ultramed_rl.config.factory_steps import Evolve, Score, Textbook, Topics
 from ultramed_rl.data.factory.step import Ask, Fail
 from ultramed_rl.data.templates import read_template, without_tags
 from ultramed_rl.records import Message

@@ -23,7 +23,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-from ultramed_rl.config.factory_pairs import Bench
+from ultramed_rl.config.factory_steps import Bench
 from ultramed_rl.data.factory.step import Row
 from ultramed_rl.learning.seeds import seeded_number
 

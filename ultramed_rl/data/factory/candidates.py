@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from ultramed_rl.config.factory_pairs import Candidates
+from ultramed_rl.config.factory_steps import Candidates
 from ultramed_rl.data.chats import Misfit
 from ultramed_rl.data.factory.asking import after_thoughts, user
 from ultramed_rl.data.factory.instructions import question_text

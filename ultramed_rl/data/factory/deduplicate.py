@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ultramed_rl.config.factory_cleaning import Deduplicate
+from ultramed_rl.config.factory import Deduplicate
 from ultramed_rl.data.factory.likenesses import Likeness, NearVectors, NearWords, Rule
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ultramed_rl.config.factory_cleaning import Deduplicate
+from ultramed_rl.config.factory import Deduplicate
 from ultramed_rl.data.factory.columns import named_instruction
 from ultramed_rl.data.factory.hashing import Hashes, hash_words, mix, shingles
 from ultramed_rl.data.factory.signatures import minhash_keys, quantize, sign_hashes, word_bands

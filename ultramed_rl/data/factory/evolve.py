@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 
-from ultramed_rl.config.factory import Evolve
+from ultramed_rl.config.factory_steps import Evolve
 from ultramed_rl.data.chats import Misfit
 from ultramed_rl.data.factory.asking import (
     Form,

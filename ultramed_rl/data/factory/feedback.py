@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ultramed_rl.config.factory_pairs import Feedback
+from ultramed_rl.config.factory_steps import Feedback
 from ultramed_rl.data.chats import Misfit, read_turns
 from ultramed_rl.data.factory.asking import Form, Miss, object_schema, once_more, read_object, read_text, user
 from ultramed_rl.data.factory.instructions import question_text, read_instruction

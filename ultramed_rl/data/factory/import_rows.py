@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any
 
-from ultramed_rl.config.factory_rows import Records, Sample, Vignettes
+from ultramed_rl.config.factory import Records, Sample, Vignettes
 from ultramed_rl.data.chats import Misfit, read_turns
 from ultramed_rl.data.factory.asking import read_text
 from ultramed_rl.data.factory.instructions import Instruction, answered_row, new_row, set_of

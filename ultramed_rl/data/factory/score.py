@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from ultramed_rl.config.factory import Score
+from ultramed_rl.config.factory_steps import Score
 from ultramed_rl.data.chats import Misfit
 from ultramed_rl.data.factory.asking import (
     Form,

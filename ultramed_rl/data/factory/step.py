@@ -13,7 +13,7 @@ from collections.abc import Coroutine, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ultramed_rl.config.factory import Asking
+from ultramed_rl.config.factory_steps import Asking
 from ultramed_rl.data.identity import row_id
 from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.records import ChatReply, ChatRequest, Message

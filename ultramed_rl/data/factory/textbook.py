@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from functools import partial
 
-from ultramed_rl.config.factory import Textbook
+from ultramed_rl.config.factory_steps import Textbook
 from ultramed_rl.data.factory.asking import Form, Miss, ask_until, object_schema, read_object, read_text, user
 from ultramed_rl.data.factory.choices import NO_JSON, choice_schema, read_question
 from ultramed_rl.data.factory.instructions import Instruction, new_row

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from ultramed_rl.config.factory import Topics
+from ultramed_rl.config.factory_steps import Topics
 from ultramed_rl.data.factory.asking import Form, Miss, ask_until, object_schema, read_object, read_text, user
 from ultramed_rl.data.factory.instructions import Instruction, new_row
 from ultramed_rl.data.factory.step import Ask, End, Fail, Keep, Row

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from ultramed_rl.config import AnyConfig, ContrastsConfig, RunConfig, load_any
-from ultramed_rl.config.models import RewardTraining
+from ultramed_rl.config.rewards import RewardTraining
 from ultramed_rl.config.stages import (
     ConversationSource,
     PreferenceConfig,

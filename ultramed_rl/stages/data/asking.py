@@ -9,8 +9,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from ultramed_rl.config.factory_pairs import Candidates
-from ultramed_rl.config.factory_stage import ApiGeneratorConfig, DataConfig
+from ultramed_rl.config.factory import ApiGeneratorConfig, DataConfig
+from ultramed_rl.config.factory_steps import Candidates
 from ultramed_rl.data.factory.candidates import CandidateStep, gather_candidates
 from ultramed_rl.data.factory.feed import Generator
 from ultramed_rl.data.factory.runner import run_step

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ultramed_rl.cluster.blocks import map_blocks, read_part
-from ultramed_rl.config.factory_cleaning import Columns, Decontaminate, Deduplicate
+from ultramed_rl.config.factory import Columns, Decontaminate, Deduplicate
 from ultramed_rl.data.factory.columns import split_removed
 from ultramed_rl.data.factory.decontaminate import BenchmarkItem, Decontaminator
 from ultramed_rl.data.factory.deduplicate import find_duplicates

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ultramed_rl.config.embedding import HASHED
-from ultramed_rl.config.factory_stage import ApiGeneratorConfig, DataConfig
-from ultramed_rl.config.generation import DECIDES
+from ultramed_rl.config.factory import ApiGeneratorConfig, DataConfig
+from ultramed_rl.config.factory_steps import HASHED
+from ultramed_rl.config.models import DECIDES
 from ultramed_rl.data.factory.hashing import HashedEmbedder
 from ultramed_rl.data.likeness import Embed
 from ultramed_rl.data.sources import Row, list_sources, read_rows

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ultramed_rl.cluster.inputs import describe_inputs
-from ultramed_rl.config.factory import Answer, Evolve, Score, Textbook, Topics
-from ultramed_rl.config.factory_pairs import Feedback, RuleJudge
-from ultramed_rl.config.factory_stage import DataConfig
+from ultramed_rl.config.factory import DataConfig
+from ultramed_rl.config.factory_steps import Answer, Evolve, Feedback, RuleJudge, Score, Textbook, Topics
 from ultramed_rl.data.factory.answer import AnswerStep
 from ultramed_rl.data.factory.evolve import EvolveStep
 from ultramed_rl.data.factory.exemplars import ExemplarIndex

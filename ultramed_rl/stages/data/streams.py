@@ -9,9 +9,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
-from ultramed_rl.config.factory import Paragraphs
-from ultramed_rl.config.factory_pairs import Bench, Pairs
-from ultramed_rl.config.factory_rows import Records, Report, Sample, Vignettes
+from ultramed_rl.config.factory import Paragraphs, Records, Report, Sample, Vignettes
+from ultramed_rl.config.factory_steps import Bench, Pairs
 from ultramed_rl.data.factory.bench import SHEET_COLUMNS, build_bench, read_labels, sheet_rows
 from ultramed_rl.data.factory.import_rows import import_rows, import_vignettes, sample_sets
 from ultramed_rl.data.factory.pair_rows import build_pairs

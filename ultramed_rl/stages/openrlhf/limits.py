@@ -7,8 +7,8 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
+from ultramed_rl.config.rounds import StageTraining
 from ultramed_rl.config.stages import StageConfig
-from ultramed_rl.config.training import StageTraining
 
 # By the key whose value cannot be honoured: why, and what to do instead of engine=native.
 _WHY = {

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from ultramed_rl.config import ContrastsConfig, DataConfig, RunConfig
-from ultramed_rl.config.factory_cleaning import Decontaminate
-from ultramed_rl.config.factory_stage import ApiGeneratorConfig
+from ultramed_rl.config.factory import ApiGeneratorConfig, Decontaminate
 from ultramed_rl.kinds import KINDS
 from ultramed_rl.store.cards.text import EarlierStep, Input, model_name, render
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ultramed_rl.config.factory_pairs import Bench, BenchSizes
-from ultramed_rl.config.reward_bench import BenchmarkPairs
+from ultramed_rl.config.factory_steps import Bench, BenchSizes
+from ultramed_rl.config.stages import BenchmarkPairs
 from ultramed_rl.data.benchmark_pairs import read_pairs
 from ultramed_rl.data.factory.bench import (
     SHEET_COLUMNS,

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ultramed_rl.cluster.blocks import map_blocks, read_part
-from ultramed_rl.config.factory_cleaning import Columns, Deduplicate
+from ultramed_rl.config.factory import Columns, Deduplicate
 from ultramed_rl.data.factory.deduplicate import Duplicates, find_duplicates
 from ultramed_rl.data.factory.duplicate_keys import DuplicateKeys
 from ultramed_rl.data.factory.hashing import HashedEmbedder, hash_words, ngrams, shingles

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.data.factory.test_steps import drive
-from ultramed_rl.config.factory_pairs import Candidates, Feedback, RuleJudge
+from ultramed_rl.config.factory_steps import Candidates, Feedback, RuleJudge
 from ultramed_rl.data.factory.candidates import CandidateStep, gather_candidates, is_unfinished
 from ultramed_rl.data.factory.feedback import FeedbackStep, feedback_schema
 from ultramed_rl.data.factory.judgements import Order, Verdict, contradictions, judged_row, read_judged

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from pydantic import TypeAdapter, ValidationError
 
-from ultramed_rl.config.factory import Evolve, FactoryStep, Textbook, Topics
+from ultramed_rl.config.factory import DataStep
+from ultramed_rl.config.factory_steps import Evolve, Textbook, Topics
 from ultramed_rl.data.factory.asking import read_methods
 from ultramed_rl.data.factory.evolve import EvolveStep, count_words
 from ultramed_rl.data.factory.instructions import Instruction, new_row
@@ -343,4 +344,4 @@ def test_a_malformed_record_is_a_dead_letter() -> None:
 )
 def test_a_wrong_section_says_what_is_wrong(section: dict[str, Any], rule: str) -> None:
     with pytest.raises(ValidationError, match=rule):
-        TypeAdapter[Any](FactoryStep).validate_python(section)
+        TypeAdapter[Any](DataStep).validate_python(section)
