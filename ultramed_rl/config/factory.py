@@ -3,20 +3,21 @@ picture them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field
 
-from ultramed_rl.config.base import Checked, Section
-from ultramed_rl.config.benchmarks import TaskChoice
+from ultramed_rl.config.base import Section, key, order_rules
+from ultramed_rl.config.benchmarks import Task
 from ultramed_rl.config.cluster import DataCluster, SamplingCluster
 from ultramed_rl.config.factory_steps import (
-    EMBEDDER,
     HASHED,
     Answer,
     Asking,
     Bench,
     Candidates,
+    Embedder,
     Evolve,
     Feedback,
     Pairs,
@@ -44,55 +45,48 @@ from ultramed_rl.config.limits import (
 from ultramed_rl.config.models import Endpoint, Model, ModelSettings
 from ultramed_rl.config.run import AnyConfig, Tracking, device_rules
 
+# An id is the set's name, a comma, and the row's own.
+SetName = Annotated[
+    Label,
+    Field(min_length=1, pattern=r"^[^,]*$", description="of the set: the first part of the records' ids"),
+]
+
 
 class Records(Section):
     """Rows of another form to UltraMedical records; the columns say where things are."""
 
     type: Literal["records"] = "records"
-    name: Label = Field(
-        min_length=1, pattern=r"^[^,]*$", description="of the set: the first part of the records' ids"
-    )
+    name: SetName
     kind: Literal["Exam", "Literature", "Open-End"] = Field(
         description="Exam: lettered options; Literature: a text and options; Open-End: neither"
     )
     question: Column = Field(description="column of the question, or of a chat whose first user turn it is")
-    context: Column | None = Field(
-        default=None, description="column of a text or list of texts before the question"
+    context: Column | None = key(None, "column of a text or list of texts before the question")
+    options: Column | list[Column] | None = key(
+        None, "column of a mapping or list of options, or a column for each, in order"
     )
-    options: Column | list[Column] | None = Field(
-        default=None, description="column of a mapping or list of options, or a column for each, in order"
+    choices: list[Label] | None = key(
+        None, "options that are the same for all rows, as yes, no and maybe", min_length=2
     )
-    choices: list[Label] | None = Field(
-        default=None, min_length=2, description="options that are the same for all rows, as yes, no and maybe"
-    )
-    answer: Column | None = Field(
-        default=None, description="column of the right option: its letter, its place from 0, or its text"
-    )
-    reply: Column | None = Field(default=None, description="column of an answer in words that is kept")
-    id: Column | None = Field(default=None, description="column of an id; null: the row's number")
+    answer: Column | None = key(None, "column of the right option: its letter, its place from 0, or its text")
+    reply: Column | None = key(None, "column of an answer in words that is kept")
+    id: Column | None = key(None, "column of an id; null: the row's number")
 
-    @model_validator(mode="after")
-    def _choice_has_options(self) -> Records:
-        given = (self.options is not None) + (self.choices is not None)
-        wanted = int(self.kind != "Open-End")
-        if given != wanted or (self.answer is not None) != bool(wanted):
-            raise ValueError(
+    def problems(self) -> Iterator[str]:
+        is_choice = self.kind != "Open-End"
+        listed = (self.options is not None) + (self.choices is not None)
+        if listed != is_choice or (self.answer is not None) != is_choice:
+            yield (
                 f"records: kind={self.kind}, options={self.options}, choices={self.choices}, answer={self.answer}: "
                 "Exam and Literature have an answer and either options or choices, Open-End has none of them"
             )
-        return self
 
 
 class Vignettes(Section):
     """DrugSwap's questions, out of MedQA's training set, to records; those that point at a figure fall out."""
 
     type: Literal["vignettes"] = "vignettes"
-    name: Label = Field(
-        default="MedQA",
-        min_length=1,
-        pattern=r"^[^,]*$",
-        description="of the set: the first part of the records' ids",
-    )
+    name: SetName = "MedQA"
 
 
 class Sample(Section):
@@ -102,53 +96,43 @@ class Sample(Section):
     sizes: dict[Label, CountOrZero] = Field(
         min_length=1, description="by set, how many of its records; sets that aren't here give none"
     )
-    seed: SmallSeed = Field(default=0, description="of the choice")
+    seed: SmallSeed = key(0, "of the choice")
 
 
 class Report(Section):
     """The paper's table 1 of any records, distributions, candidate models, and a map of topics."""
 
     type: Literal["report"] = "report"
-    judged: Address | None = Field(default=None, description="rows that feedback or rules wrote; null: none")
-    originals: dict[Label, CountOrZero] = Field(
-        default={}, description="by set, how many rows there were before all filtering"
-    )
-    embedder: Address = Field(default=HASHED, description=EMBEDDER)
-    points: Count = Field(default=5000, description="records on the map, a seeded sample")
-    clusters: Few | None = Field(default=None, description="null: by the number of points")
-    seed: SmallSeed = Field(default=0, description="of the map's sample and its clusters")
+    judged: Address | None = key(None, "rows that feedback or rules wrote; null: none")
+    originals: dict[Label, CountOrZero] = key({}, "by set, how many rows there were before all filtering")
+    embedder: Embedder = HASHED
+    points: Count = key(5000, "records on the map, a seeded sample")
+    clusters: Few | None = key(None, "null: by the number of points")
+    seed: SmallSeed = key(0, "of the map's sample and its clusters")
 
 
 class Paragraphs(Section):
     """Passages out of documents, for the textbook step to ask about; no model is asked."""
 
     type: Literal["paragraphs"] = "paragraphs"
-    least_words: Words = Field(default=40, gt=0, description="of a passage; shorter neighbours are joined")
-    most_words: Words = Field(
-        default=250, gt=0, description="of a passage, the headings above it not counted"
+    least_words: Words = key(40, "of a passage; shorter neighbours are joined", gt=0)
+    most_words: Words = key(250, "of a passage, the headings above it not counted", gt=0)
+    headings: bool = key(True, "put the headings above a passage before its text")
+    notes: list[Pattern] = key(
+        [r"OpenMedicine Calculators?\b"],
+        "Python patterns, any case; a part that begins so speaks of the document, and is left out",
     )
-    headings: bool = Field(default=True, description="put the headings above a passage before its text")
-    notes: list[Pattern] = Field(
-        default=[r"OpenMedicine Calculators?\b"],
-        description="Python patterns, any case; a part that begins so speaks of the document, and is left out",
-    )
-    name: Label = Field(default="Paragraph", min_length=1, description="first part of the passages' ids")
+    name: Label = key("Paragraph", "first part of the passages' ids", min_length=1)
 
-    @model_validator(mode="after")
-    def _ascends(self) -> Paragraphs:
-        if self.least_words > self.most_words:
-            raise ValueError(
-                f"paragraphs.least_words={self.least_words}: exceeds paragraphs.most_words={self.most_words}; "
-                "exchange them"
-            )
-        return self
+    def problems(self) -> Iterator[str]:
+        yield from order_rules(self, "least_words", "most_words")
 
 
 class Columns(Section):
     """Where a row's id and its instruction are; an instruction may be a text, or a chat whose first user turn it is."""
 
-    id: Column = Field(default="id", description="column of the row's id")
-    instruction: Column = Field(default="conversations", description="column of the text, or of the chat")
+    id: Column = key("id", "column of the row's id")
+    instruction: Column = key("conversations", "column of the text, or of the chat")
 
 
 class Deduplicate(Section):
@@ -156,24 +140,18 @@ class Deduplicate(Section):
 
     type: Literal["deduplicate"] = "deduplicate"
     columns: Columns = Columns()
-    keep: Literal["first", "longest", "best"] = Field(
-        default="first", description="which of alike rows stays; best: by `score_column`, then the first"
+    keep: Literal["first", "longest", "best"] = key(
+        "first", "which of alike rows stays; best: by `score_column`, then the first"
     )
-    score_column: Column = Field(default="difficulty", description="for keep=best: the column of a number")
-    words: Annotated[Words, Field(ge=1, le=32)] = Field(default=3, description="words of a shingle")
-    jaccard: PositiveShare | None = Field(
-        default=0.8,
-        description="shared part of two rows' shingles from which they are alike; null: off",
+    score_column: Column = key("difficulty", "for keep=best: the column of a number")
+    words: Words = key(3, "words of a shingle", ge=1, le=32)
+    jaccard: PositiveShare | None = key(
+        0.8, "shared part of two rows' shingles from which they are alike; null: off"
     )
-    cosine: Annotated[PositiveShare, Field(gt=0.5)] | None = Field(
-        default=0.975,
-        description="cosine of two rows' vectors from which they are alike; null: off",
+    cosine: Annotated[PositiveShare, Field(gt=0.5)] | None = key(
+        0.975, "cosine of two rows' vectors from which they are alike; null: off"
     )
-    embedder: Address = Field(default=HASHED, description=EMBEDDER)
-
-
-def _named(value: object) -> object:
-    return {"name": value} if isinstance(value, str) else value
+    embedder: Embedder = HASHED
 
 
 class Decontaminate(Section):
@@ -181,28 +159,15 @@ class Decontaminate(Section):
 
     type: Literal["decontaminate"] = "decontaminate"
     columns: Columns = Columns()
-    tasks: list[Annotated[TaskChoice, BeforeValidator(_named)]] = Field(
+    tasks: list[Task] = Field(
         default=["medqa", "medmcqa", "pubmedqa", "mmlu_medical"], min_length=1, validate_default=True
     )
-    squared_l2: FactorOrZero = Field(
-        default=0.05, lt=2.0, description="squared distance of unit vectors up to which they are near"
-    )
-    length: Share = Field(
-        default=0.20,
-        lt=1.0,
-        description="difference of lengths up to which near ones count, of the longer",
-    )
-    least_words: Annotated[Words, Field(ge=1)] = Field(
-        default=5, description="shorter questions are compared word by word alone"
-    )
-    ngram: Annotated[Words, Field(ge=4, le=64)] = Field(
-        default=13, description="words in a row that tell a question"
-    )
-    overlap: PositiveShare = Field(
-        default=0.5,
-        description="part of a test item's n-grams from which a row holds the item",
-    )
-    embedder: Address = Field(default=HASHED, description=EMBEDDER)
+    squared_l2: FactorOrZero = key(0.05, "squared distance of unit vectors up to which they are near", lt=2.0)
+    length: Share = key(0.20, "difference of lengths up to which near ones count, of the longer", lt=1.0)
+    least_words: Words = key(5, "shorter questions are compared word by word alone", ge=1)
+    ngram: Words = key(13, "words in a row that tell a question", ge=4, le=64)
+    overlap: PositiveShare = key(0.5, "part of a test item's n-grams from which a row holds the item")
+    embedder: Embedder = HASHED
 
 
 FURTHER_INPUTS = ("exemplars_from", "judged", "labels")  # keys of steps that name rows beside the input
@@ -213,7 +178,7 @@ class ApiGeneratorConfig(Endpoint):
     """A model behind an OpenAI-compatible API."""
 
     type: Literal["api"] = "api"
-    temperature: Temperature | None = Field(default=None, description=_TEMPERATURE)
+    temperature: Temperature | None = key(None, _TEMPERATURE)
 
 
 class EngineGeneratorConfig(ModelSettings):
@@ -221,10 +186,8 @@ class EngineGeneratorConfig(ModelSettings):
 
     type: Literal["engine"] = "engine"
     path: Address = Field(description="a local directory, a hub id or offline://NAME")
-    chat_template: Address | None = Field(
-        default=None, description="chatml, llama3 or a Jinja file; null: its tokenizer's own"
-    )
-    temperature: Temperature | None = Field(default=None, description=_TEMPERATURE)
+    chat_template: Address | None = key(None, "chatml, llama3 or a Jinja file; null: its tokenizer's own")
+    temperature: Temperature | None = key(None, _TEMPERATURE)
 
     @property
     def model(self) -> Model:
@@ -255,7 +218,7 @@ DataStep = Annotated[
 ]
 
 
-class EngineConfig(Checked):
+class EngineConfig(Section):
     """The engines of one generator: what is planned and started."""
 
     type: Literal["engine"] = "engine"
@@ -270,20 +233,37 @@ class DataConfig(AnyConfig):
     input: list[Address] = Field(
         min_length=1, description="rows behind URIs: files, package://, hf://, stage://"
     )
-    limit: Count | None = Field(default=None, description="of each input at most so many rows")
+    limit: Count | None = key(None, "of each input at most so many rows")
     step: DataStep = Field(description="what happens to the rows")
-    generators: dict[Name, GeneratorConfig] = Field(
-        default={}, description="name: the model that a step asks; candidates asks two or more"
+    generators: dict[Name, GeneratorConfig] = key(
+        {}, "name: the model that a step asks; candidates asks two or more"
     )
-    max_failed_share: Share = Field(
-        default=0.2, description="share of failed records above which a stage ends as failed"
-    )
+    max_failed_share: Share = key(0.2, "share of failed records above which a stage ends as failed")
     cluster: DataCluster = DataCluster()
     tracking: Tracking = Tracking()
 
-    def problems(self) -> list[str]:
-        found = [*_generator_rules(self), *_length_rules(self), *_exemplar_rules(self.step)]
-        return found + (device_rules(self.cluster) if self.engines else [])
+    def problems(self) -> Iterator[str]:
+        names, step = list(self.generators), self.step
+        if isinstance(step, Candidates) and len(names) < 2:
+            yield f"generators={names}: candidates are of two models or more; name them"
+        elif isinstance(step, Asking) and not isinstance(step, Candidates) and len(names) != 1:
+            yield f"generators={names}: step {step.type} asks one model; name just that"
+        elif names and not isinstance(step, Asking):
+            yield f"generators={names}: step {step.type} asks no model; remove them"
+        for name, generator in self.generators.items():
+            most = step.max_tokens if isinstance(step, Asking) else 0
+            if isinstance(generator, EngineGeneratorConfig) and generator.max_length <= most:
+                yield (
+                    f"generators.{name}.max_length={generator.max_length}: leaves no room for a prompt beside "
+                    f"step.max_tokens={most}; raise it or lower max_tokens"
+                )
+        if isinstance(step, Textbook) and step.exemplars and step.exemplars_from is None:
+            yield (
+                f"step.exemplars={step.exemplars}: nothing to draw them from; set step.exemplars_from, or "
+                "step.exemplars=0"
+            )
+        if self.engines:
+            yield from device_rules(self.cluster)
 
     @property
     def further_inputs(self) -> dict[str, str]:
@@ -304,33 +284,3 @@ class DataConfig(AnyConfig):
             for name, generator in self.generators.items()
             if isinstance(generator, EngineGeneratorConfig)
         }
-
-
-def _generator_rules(config: DataConfig) -> list[str]:
-    names, step = list(config.generators), config.step
-    given = f"generators={names}"
-    if isinstance(step, Candidates):
-        return [] if len(names) > 1 else [f"{given}: candidates are of two models or more; name them"]
-    if isinstance(step, Asking):
-        return [] if len(names) == 1 else [f"{given}: step {step.type} asks one model; name just that"]
-    return [f"{given}: step {step.type} asks no model; remove them"] if names else []
-
-
-def _length_rules(config: DataConfig) -> list[str]:
-    if not isinstance(config.step, Asking):
-        return []
-    most = config.step.max_tokens
-    return [
-        f"generators.{name}.max_length={generator.max_length}: leaves no room for a prompt beside "
-        f"step.max_tokens={most}; raise it or lower max_tokens"
-        for name, generator in config.generators.items()
-        if isinstance(generator, EngineGeneratorConfig) and generator.max_length <= most
-    ]
-
-
-def _exemplar_rules(step: DataStep) -> list[str]:
-    if isinstance(step, Textbook) and step.exemplars and step.exemplars_from is None:
-        return [
-            f"step.exemplars={step.exemplars}: nothing to draw them from; set step.exemplars_from, or step.exemplars=0"
-        ]
-    return []

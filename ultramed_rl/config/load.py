@@ -6,10 +6,11 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
+from typing_extensions import TypeVar
 
 from ultramed_rl.config.base import SECRET, ConfigError, Problems, Section, sections_in, show
 from ultramed_rl.config.document import Document, read_document
@@ -18,7 +19,8 @@ from ultramed_rl.config.run import AnyConfig, RunConfig
 from ultramed_rl.config.stages import ContrastsConfig, EvaluateConfig
 from ultramed_rl.kinds import KINDS
 
-Config = TypeVar("Config", bound=Section)
+SamplingConfig = RunConfig | ContrastsConfig | EvaluateConfig | EngineConfig
+Config = TypeVar("Config", bound=Section, default=RunConfig)
 # Keys of older versions, and what they are called now.
 _RENAMED = {
     "cluster.barriers": "cluster.sequential_phases",
@@ -43,7 +45,8 @@ def _explain(problem: Any, data: dict[str, Any], kind: type[Section]) -> Iterato
     key = ".".join(_keys(location, data, fault))
     value, context = problem.get("input"), problem.get("ctx", {})
     if fault == "extra_forbidden":
-        allowed, now = _allowed_keys(kind, location), _RENAMED.get(key)
+        section = _section_at(kind, location[:-1])
+        allowed, now = list(section.model_fields) if section else [], _RENAMED.get(key)
         meant = guess(location[-1], allowed) if now is None else f", called {now} now"
         yield f"{key}: unknown key{meant} (allowed: {', '.join(allowed)})"
     elif fault == SECRET:
@@ -85,75 +88,40 @@ def _name(text: str, location: list[str], key: str) -> str:
 def _keys(location: list[str], data: dict[str, Any], fault: str) -> Iterator[str]:
     """The parts of a location that are keys of the file: pydantic puts in which member of a union it tried."""
     node: Any = data
-    for place, part in enumerate(location):
-        inside = node.get(part, _ABSENT) if isinstance(node, dict) else _ABSENT
-        if isinstance(node, list) and part.isdigit() and int(part) < len(node):
-            inside = node[int(part)]
-        is_tag = isinstance(node, dict) and inside is _ABSENT
-        if inside is not _ABSENT:
-            node = inside
-        if inside is not _ABSENT or (is_tag and fault == "missing" and place == len(location) - 1):
-            yield part
+    for part in location:
+        try:
+            node = node[int(part)] if isinstance(node, list) else node[part]
+        except (LookupError, TypeError, ValueError):
+            if fault != "missing" or part is not location[-1]:
+                continue
+        yield part
 
 
-_ABSENT = object()
+def _section_at(kind: type[Section], location: Sequence[str]) -> type[Section] | None:
+    """The section at a location, which names fields, places in lists, and the tags of unions."""
+    annotation: Any = kind
+    for step in location:
+        models = sections_in(annotation)
+        fields = [model.model_fields[step].annotation for model in models if step in model.model_fields]
+        tagged = [
+            model
+            for model in models
+            if "type" in model.model_fields and model.model_fields["type"].default == step
+        ]
+        annotation = next(iter([*fields, *tagged]), annotation)
+    models = sections_in(annotation)
+    return models[0] if len(models) == 1 else None
 
 
-def _allowed_keys(kind: type[Section], location: list[str]) -> list[str]:
-    model: Any = kind
-    for step in location[:-1]:
-        model = _descend(model, step)
-    fields = getattr(model, "model_fields", {})
-    return list(fields)
+# -- reading and writing -----------------------------------------------------------------------------------
 
 
-def _descend(annotation: Any, step: str) -> Any:
-    """The model behind one step of a location: a field, a list index, or a union's tag."""
-    candidates = sections_in(annotation)
-    for model in candidates:
-        if step in model.model_fields:
-            return _narrow(model.model_fields[step].annotation)
-    for model in candidates:
-        tag = model.model_fields.get("type")
-        if tag is not None and tag.default == step:
-            return model
-    return annotation
-
-
-def _narrow(annotation: Any) -> Any:
-    found = sections_in(annotation)
-    return found[0] if len(found) == 1 else annotation
-
-
-SamplingConfig = RunConfig | ContrastsConfig | EvaluateConfig | EngineConfig
-
-
-class _Dumper(yaml.SafeDumper):
-    """SafeDumper whose texts are the same texts again, read by YAML 1.2: 1e5 and 0o17, and Unicode's own line ends."""
-
-
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    style = '"' if re.search("[\x85\u2028\u2029]", text) else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-_Dumper.add_representer(str, _represent_text)
-_Dumper.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|0o[0-7]+$"),
-    list("-+0123456789."),
-)
-
-
-@overload
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig: ...
-
-
-@overload
-def load_config(path: str | Path, overrides: Sequence[str] = (), *, kind: type[Config]) -> Config: ...
-
-
-def load_config(path: str | Path, overrides: Sequence[str] = (), *, kind: type[Any] = RunConfig) -> Any:
+def load_config(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    kind: type[Config] = RunConfig,  # type: ignore[assignment]
+) -> Config:
     """Read and validate a config file.
 
     Args:
@@ -175,12 +143,22 @@ def load_any(path: str | Path | None, overrides: Sequence[str] = ()) -> AnyConfi
     return check_any(read_document(path, overrides))
 
 
+def parse_config(
+    data: dict[str, Any],
+    source: str = "config",
+    *,
+    kind: type[Config] = RunConfig,  # type: ignore[assignment]
+) -> Config:
+    """Validate a plain mapping. Raises `ConfigError` whose lines name `source`."""
+    return check_document(Document(source, data), kind)
+
+
 def check_any(document: Document) -> AnyConfig:
     """The config of the kind that a document's `type` names. Raises `ConfigError`."""
     named = document.data.get("type", "online")
     if not isinstance(named, str) or named not in KINDS:
-        hint = guess(named, [*KINDS])
-        raise ConfigError([document.tell(f"type={show(named)}: must be one of {', '.join(KINDS)}{hint}")])
+        rule = f"must be one of {', '.join(KINDS)}{guess(named, [*KINDS])}"
+        raise ConfigError([document.tell(f"type={show(named)}: {rule}")])
     config: AnyConfig = check_document(document, KINDS[named].config_class)
     return config
 
@@ -193,17 +171,21 @@ def check_document(document: Document, kind: type[Config]) -> Config:
         raise ConfigError([document.tell(problem) for problem in error.problems]) from None
 
 
-@overload
-def parse_config(data: dict[str, Any], source: str = "config") -> RunConfig: ...
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper whose texts are the same texts again, read by YAML 1.2: 1e5 and 0o17, and Unicode's own line ends."""
 
 
-@overload
-def parse_config(data: dict[str, Any], source: str = "config", *, kind: type[Config]) -> Config: ...
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = '"' if re.search("[\x85\u2028\u2029]", text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
-def parse_config(data: dict[str, Any], source: str = "config", *, kind: type[Any] = RunConfig) -> Any:
-    """Validate a plain mapping. Raises `ConfigError` whose lines name `source`."""
-    return check_document(Document(source, data), kind)
+_Dumper.add_representer(str, _represent_text)
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|0o[0-7]+$"),
+    list("-+0123456789."),
+)
 
 
 def dump_config(config: Section) -> str:

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
-from ultramed_rl.config.base import Section
+from ultramed_rl.config.base import Section, key
 from ultramed_rl.config.limits import (
     Address,
     Budget,
     Concurrency,
     Few,
+    KeyVariable,
     Label,
     Money,
     Parameters,
     PerMinute,
+    ReplicaTokens,
     Retries,
     Seconds,
     Share,
     Tokens,
-    Variable,
     WebAddress,
     Width,
 )
@@ -61,26 +62,24 @@ class Architecture(Section):
     num_attention_heads: Width = Field(description="query heads")
     num_key_value_heads: Width = Field(description="key and value heads")
     vocab_size: Width = Field(description="rows of the embedding")
-    head_dim: Width | None = Field(default=None, description="null: hidden_size / num_attention_heads")
-    tie_word_embeddings: bool = Field(default=False, description="the head uses the embedding's weights")
-    max_position_embeddings: Tokens | None = Field(
-        default=None, description="longest sequence, RoPE scaling included; null: not checked"
+    head_dim: Width | None = key(None, "null: hidden_size / num_attention_heads")
+    tie_word_embeddings: bool = key(False, "the head uses the embedding's weights")
+    max_position_embeddings: Tokens | None = key(
+        None, "longest sequence, RoPE scaling included; null: not checked"
     )
-    parameters: Parameters | None = Field(
-        default=None, description="in all; null: those of a dense decoder of this shape"
-    )
+    parameters: Parameters | None = key(None, "in all; null: those of a dense decoder of this shape")
 
 
 class LoRA(Section):
     """Adapters that are trained instead of the policy's weights (arXiv 2106.09685); by peft."""
 
-    rank: Width = Field(default=16, description="inner width of an adapter")
-    alpha: Width = Field(default=32, description="the update is alpha / rank x B A")
-    target_modules: Literal["all-linear"] | list[Label] = Field(
-        default="all-linear", min_length=1, description="names of the layers that get adapters, or all-linear"
+    rank: Width = key(16, "inner width of an adapter")
+    alpha: Width = key(32, "the update is alpha / rank x B A")
+    target_modules: Literal["all-linear"] | list[Label] = key(
+        "all-linear", "names of the layers that get adapters, or all-linear", min_length=1
     )
-    quantize: Literal["nf4"] | None = Field(
-        default=None, description="nf4: hold the frozen weights in 4 bits (QLoRA, arXiv 2305.14314)"
+    quantize: Literal["nf4"] | None = key(
+        None, "nf4: hold the frozen weights in 4 bits (QLoRA, arXiv 2305.14314)"
     )
 
     @field_validator("target_modules", mode="before")
@@ -95,14 +94,11 @@ class LoRA(Section):
 class ModelSettings(Section):
     """How a model is held."""
 
-    precision: Precision = Field(
-        default="auto",
-        description="auto: bfloat16 where the device computes it natively, float32 elsewhere",
+    precision: Precision = key(
+        "auto", "auto: bfloat16 where the device computes it natively, float32 elsewhere"
     )
-    max_length: Annotated[Tokens, Field(gt=8)] = Field(
-        default=2048, description="tokens of prompt and completion together"
-    )
-    trust_remote_code: bool = Field(default=False, description="run Python code that comes with the model")
+    max_length: Tokens = key(2048, "tokens of prompt and completion together", gt=8)
+    trust_remote_code: bool = key(False, "run Python code that comes with the model")
     architecture: Architecture | None = None
 
 
@@ -110,30 +106,23 @@ class Model(ModelSettings):
     """The starting policy: a local directory, a hub id, or `offline://smollm2-135m-instruct`."""
 
     path: Address = Field(description="a local directory, a hub id or offline://NAME")
-    chat_template: Address | None = Field(
-        default=None,
-        description="chatml, llama3 or a Jinja file, for a base model; null: its tokenizer's own",
+    chat_template: Address | None = key(
+        None, "chatml, llama3 or a Jinja file, for a base model; null: its tokenizer's own"
     )
-    lora: LoRA | None = Field(
-        default=None, description="null: all weights are trained; the reference is then a second model"
-    )
+    lora: LoRA | None = key(None, "null: all weights are trained; the reference is then a second model")
 
 
 class Reference(Section):
     """Which frozen policy the preference objective is anchored to, and when it moves."""
 
-    update: Literal["initial", "previous", "ema"] = Field(
-        default="initial",
-        description="initial: the starting policy; previous: that of the round before; ema: a moving average of all",
+    update: Literal["initial", "previous", "ema"] = key(
+        "initial",
+        "initial: the starting policy; previous: that of the round before; ema: a moving average of all",
     )
-    ema_decay: Share = Field(
-        default=0.9,
-        lt=1.0,
-        description="for ema: the average's own share when it moves; the new policy has the rest",
+    ema_decay: Share = key(
+        0.9, "for ema: the average's own share when it moves; the new policy has the rest", lt=1.0
     )
-    micro_batch_tokens: Tokens = Field(
-        default=16384, description="packed tokens per forward pass on one replica"
-    )
+    micro_batch_tokens: ReplicaTokens = 16384
 
 
 # Of an endpoint's settings those that decide on its answers; the others say how it is reached and what it may cost.
@@ -151,43 +140,30 @@ class Endpoint(Section):
 
     model: Label = Field(min_length=1, description="as the API names it")
     base_url: WebAddress = Field(description="as http://host:8000/v1")
-    api_key_env: Variable | None = Field(
-        default=None, description="environment variable that holds the API key"
+    api_key_env: KeyVariable = None
+    requests_per_minute: PerMinute | None = key(None, "of each process; null: no limit")
+    tokens_per_minute: PerMinute | None = key(None, "of prompts and answers together")
+    concurrency: Concurrency = key(32, "requests at a time")
+    timeout_s: Seconds = key(180.0, "seconds for one request")
+    retries: Retries = key(6, "of a request, whatever is wrong with the reply")
+    token_budget: Budget | None = key(None, "tokens that a run may use, in and out")
+    money_budget: Money | None = key(None, "what a run may cost, in the prices' currency", gt=0.0)
+    prompt_price: Money = key(0.0, "per million tokens")
+    completion_price: Money = key(0.0, "per million tokens")
+    structured: Literal["json_schema", "json_object", "prompt"] = key(
+        "json_schema", "how the endpoint is held to JSON"
     )
-    requests_per_minute: PerMinute | None = Field(default=None, description="of each process; null: no limit")
-    tokens_per_minute: PerMinute | None = Field(default=None, description="of prompts and answers together")
-    concurrency: Concurrency = Field(default=32, description="requests at a time")
-    timeout_s: Seconds = Field(default=180.0, description="seconds for one request")
-    retries: Retries = Field(default=6, description="of a request, whatever is wrong with the reply")
-    token_budget: Budget | None = Field(default=None, description="tokens that a run may use, in and out")
-    money_budget: Money | None = Field(
-        default=None, gt=0.0, description="what a run may cost, in the prices' currency"
+    length_field: Literal["max_tokens", "max_completion_tokens"] = key(
+        "max_tokens", "how the API calls the most tokens of an answer"
     )
-    prompt_price: Money = Field(default=0.0, description="per million tokens")
-    completion_price: Money = Field(default=0.0, description="per million tokens")
-    structured: Literal["json_schema", "json_object", "prompt"] = Field(
-        default="json_schema", description="how the endpoint is held to JSON"
-    )
-    length_field: Literal["max_tokens", "max_completion_tokens"] = Field(
-        default="max_tokens", description="how the API calls the most tokens of an answer"
-    )
-    extra: Mapping[str, Any] = Field(
-        default={}, description="further fields of each request's body; null leaves one of ours out"
-    )
+    extra: Mapping[str, Any] = key({}, "further fields of each request's body; null leaves one of ours out")
 
-    @field_validator("extra")
-    @classmethod
-    def _not_ours(cls, extra: Mapping[str, Any]) -> Mapping[str, Any]:
+    def problems(self) -> Iterator[str]:
         for name in _OURS:
-            if name in extra:
-                raise ValueError(f"extra.{name}={extra[name]!r}: comes with each request; remove it")
-        return extra
-
-    @model_validator(mode="after")
-    def _money_has_prices(self) -> Endpoint:
+            if name in self.extra:
+                yield f"extra.{name}={self.extra[name]!r}: comes with each request; remove it"
         if self.money_budget is not None and self.prompt_price == self.completion_price == 0.0:
-            raise ValueError(
-                f"money_budget={self.money_budget:g}: nothing costs anything; "
-                "set prompt_price and completion_price, or remove it"
+            yield (
+                f"money_budget={self.money_budget:g}: nothing costs anything; set prompt_price and completion_price, or "
+                "remove it"
             )
-        return self

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ultramed_rl.config.base import Section
+from ultramed_rl.config.base import Section, key, sample_rules
 from ultramed_rl.config.benchmarks import Benchmarks, benchmark_rules
-from ultramed_rl.config.cluster import (
-    SamplingCluster,
-    ScoringCluster,
-    StageCluster,
-)
+from ultramed_rl.config.cluster import SamplingCluster, ScoringCluster, StageCluster
 from ultramed_rl.config.limits import (
     Address,
     Column,
@@ -20,53 +17,59 @@ from ultramed_rl.config.limits import (
     CountOrZero,
     Factor,
     FactorOrZero,
-    Few,
     Label,
     Name,
-    PositiveShare,
+    ReplicaTokens,
     Resamples,
     Samples,
     Share,
     Temperature,
     Tokens,
+    TopP,
+    TrainableLayers,
 )
 from ultramed_rl.config.models import Model, ModelSettings
 from ultramed_rl.config.objectives import Objective
 from ultramed_rl.config.rewards import ContrastSampling, Reward
 from ultramed_rl.config.rounds import Prompts, StageTraining
-from ultramed_rl.config.run import AnyConfig, Tracking, device_rules, length_rules, reward_rules
+from ultramed_rl.config.run import (
+    AnyConfig,
+    Tracking,
+    device_rules,
+    kl_rules,
+    length_rules,
+    reward_rules,
+    trainer_rules,
+)
 
 
 class _Source(Section):
     """Rows behind a URI: hf://owner/name:split, package://name/path, or local files."""
 
     uri: Address = Field(description="hf://owner/name:split, package://name/path, or local files")
-    weight: Factor = Field(
-        default=1.0, description="how often its rows are used: 0.5 a seeded half, 2 each twice"
-    )
-    limit: Count | None = Field(default=None, description="read at most so many rows")
-    max_misfit_share: Share = Field(default=0.05, description="share of rows that may not fit")
+    weight: Factor = key(1.0, "how often its rows are used: 0.5 a seeded half, 2 each twice")
+    limit: Count | None = key(None, "read at most so many rows")
+    max_misfit_share: Share = key(0.05, "share of rows that may not fit")
 
 
 class ConversationSource(_Source):
     """Chats to imitate: UltraMedical's and ShareGPT's `conversations`, `messages`, or TRL's prompt/completion."""
 
-    column: Column | None = Field(default=None, description="where the turns are; null: the columns tell")
+    column: Column | None = key(None, "where the turns are; null: the columns tell")
 
 
 class PreferenceSource(_Source):
     """Answers in order of preference: UltraMedical-Preference, UltraFeedback, TRL's forms, this project's pairs."""
 
-    category: Label | None = Field(default=None, description="name in held-out figures; null: the row's own")
+    category: Label | None = key(None, "name in held-out figures; null: the row's own")
 
 
 class _Data(Section):
     """What is common to the data of all stages."""
 
-    held_out: CountOrZero = Field(default=0, description="prompts kept out of training, to evaluate on")
-    too_long: Literal["refuse", "drop"] = Field(
-        default="refuse",
-        description="a sample over model.max_length stops the stage, or is dropped and counted",
+    held_out: CountOrZero = key(0, "prompts kept out of training, to evaluate on")
+    too_long: Literal["refuse", "drop"] = key(
+        "refuse", "a sample over model.max_length stops the stage, or is dropped and counted"
     )
 
 
@@ -74,27 +77,25 @@ class ConversationData(_Data):
     """What to fine-tune on. The mixture is shuffled by the run's seed."""
 
     sources: list[ConversationSource] = Field(min_length=1)
-    evaluation_sources: list[ConversationSource] = Field(default=[], description="held-out data of their own")
+    evaluation_sources: list[ConversationSource] = key([], "held-out data of their own")
 
 
 class PreferenceData(_Data):
     """What to prefer. Splits are by prompt, never by pair."""
 
     sources: list[PreferenceSource] = Field(min_length=1)
-    evaluation_sources: list[PreferenceSource] = Field(default=[], description="held-out data of their own")
+    evaluation_sources: list[PreferenceSource] = key([], "held-out data of their own")
 
 
 class BradleyTerry(Section):
     """-log sigmoid(r_chosen - r_rejected - margin) (arXiv 2203.02155, eq. 1)."""
 
     type: Literal["bradley_terry"] = "bradley_terry"
-    margin: Literal["none", "score_difference"] = Field(
-        default="none", description="how far the better answer should lead: the data's score gap, scaled"
+    margin: Literal["none", "score_difference"] = key(
+        "none", "how far the better answer should lead: the data's score gap, scaled"
     )
-    margin_scale: Factor = Field(default=1.0, description="factor on the score gap")
-    centering: FactorOrZero = Field(
-        default=0.0, description="weight of (r_chosen + r_rejected)^2 (arXiv 2312.09244)"
-    )
+    margin_scale: Factor = key(1.0, "factor on the score gap")
+    centering: FactorOrZero = key(0.0, "weight of (r_chosen + r_rejected)^2 (arXiv 2312.09244)")
 
 
 class LogExp(Section):
@@ -109,17 +110,29 @@ RewardObjective = Annotated[BradleyTerry | LogExp, Field(discriminator="type")]
 class _Stage(AnyConfig):
     """Sections and rules of every offline stage."""
 
-    engine: Literal["native", "openrlhf"] = Field(
-        default="native", description="openrlhf: hand the stage to OpenRLHF's own trainer (CUDA only)"
+    engine: Literal["native", "openrlhf"] = key(
+        "native", "openrlhf: hand the stage to OpenRLHF's own trainer (CUDA only)"
     )
     model: Model
     training: StageTraining
     cluster: StageCluster = StageCluster()
     tracking: Tracking = Tracking()
+    data: ConversationData | PreferenceData
 
-    def problems(self) -> list[str]:
-        """Rules that span sections; each broken one is a line."""
-        return [*_training_rules(self), *_cluster_rules(self)]
+    def problems(self) -> Iterator[str]:
+        training, cluster = self.training, self.cluster
+        if training.patience is not None and training.evaluate_every is None:
+            yield f"training.patience={training.patience}: needs training.evaluate_every"
+        yield from trainer_rules(cluster, "trainer", cluster.trainer, self.model)
+        if self.engine == "openrlhf" and cluster.device == "cpu":
+            yield "engine='openrlhf': OpenRLHF computes on cluster.device=cuda alone; use engine=native"
+        if self.data.held_out or self.data.evaluation_sources:
+            return
+        nothing = "there is nothing to evaluate on; set data.held_out or data.evaluation_sources"
+        if training.evaluate_every is not None:
+            yield f"training.evaluate_every={training.evaluate_every}: {nothing}"
+        if training.keep == "best":
+            yield f"training.keep=best: {nothing}"
 
 
 class SftConfig(_Stage):
@@ -128,25 +141,19 @@ class SftConfig(_Stage):
     type: Literal["sft"] = "sft"
     data: ConversationData
 
-    def problems(self) -> list[str]:
-        return [*super().problems(), *_held_out_rules(self.training, self.data)]
-
 
 class RewardConfig(_Stage):
     """A reward model: Bradley-Terry over all ordered pairs of each prompt's answers."""
 
     type: Literal["reward"] = "reward"
     data: PreferenceData
-    objective: RewardObjective = Field(default=BradleyTerry(), description="the reward model's loss")
-    trainable_layers: Few | None = Field(
-        default=None, description="train only the last k decoder layers and the head; null: all"
-    )
+    objective: RewardObjective = key(BradleyTerry(), "the reward model's loss")
+    trainable_layers: TrainableLayers = None
 
-    def problems(self) -> list[str]:
-        rules = [*super().problems(), *_held_out_rules(self.training, self.data)]
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
         if self.model.lora is not None:
-            rules.append("model.lora: a reward model is trained whole; remove it or use trainable_layers")
-        return rules
+            yield "model.lora: a reward model is trained whole; remove it or use trainable_layers"
 
 
 class PreferenceConfig(_Stage):
@@ -156,58 +163,12 @@ class PreferenceConfig(_Stage):
     data: PreferenceData
     objective: Objective = Field(description="the preference objective")
 
-    def problems(self) -> list[str]:
-        rules = [*super().problems(), *_held_out_rules(self.training, self.data)]
-        if self.objective.kl != "none" and self.training.batch_size < 2:
-            rules.append(
-                f"training.batch_size={self.training.batch_size}: {self.objective.type} estimates a KL over the "
-                "batch and needs at least 2 pairs; raise it"
-            )
-        return rules
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        yield from kl_rules(self.objective, self.training)
 
 
 StageConfig = SftConfig | RewardConfig | PreferenceConfig
-
-
-def _training_rules(stage: _Stage) -> list[str]:
-    training = stage.training
-    if training.patience is not None and training.evaluate_every is None:
-        return [f"training.patience={training.patience}: needs training.evaluate_every"]
-    return []
-
-
-def _held_out_rules(training: StageTraining, data: ConversationData | PreferenceData) -> list[str]:
-    if data.held_out or data.evaluation_sources:
-        return []
-    asked = {
-        "training.evaluate_every": training.evaluate_every,
-        "training.keep": training.keep if training.keep == "best" else None,
-    }
-    return [
-        f"{key}={value}: there is nothing to evaluate on; set data.held_out or data.evaluation_sources"
-        for key, value in asked.items()
-        if value is not None
-    ]
-
-
-def _cluster_rules(stage: _Stage) -> list[str]:
-    problems, cluster, lora = [], stage.cluster, stage.model.lora
-    if cluster.trainer.offload_optimizer and cluster.trainer.zero_stage == 0:
-        problems.append("cluster.trainer.offload_optimizer=true: needs cluster.trainer.zero_stage >= 1")
-    if cluster.trainer.offload_optimizer and cluster.device == "cpu":
-        problems.append(
-            "cluster.trainer.offload_optimizer=true: has no meaning on cluster.device=cpu; remove it"
-        )
-    if lora is not None and lora.quantize and cluster.trainer.zero_stage == 3:
-        problems.append(
-            f"model.lora.quantize={lora.quantize!r}: 4-bit weights cannot be partitioned; "
-            "use cluster.trainer.zero_stage <= 2"
-        )
-    if stage.engine == "openrlhf" and cluster.device == "cpu":
-        problems.append(
-            "engine='openrlhf': OpenRLHF computes on cluster.device=cuda alone; use engine=native"
-        )
-    return problems
 
 
 class ContrastsConfig(AnyConfig):
@@ -220,21 +181,18 @@ class ContrastsConfig(AnyConfig):
     contrasts: ContrastSampling = ContrastSampling()
     cluster: SamplingCluster = SamplingCluster()
 
-    def problems(self) -> list[str]:
-        room = (self.policy, self.contrasts.max_new_tokens, "contrasts")
-        return [*device_rules(self.cluster), *length_rules(self.prompts, *room)]
+    def problems(self) -> Iterator[str]:
+        yield from device_rules(self.cluster)
+        yield from length_rules(self.prompts, self.policy, self.contrasts.max_new_tokens, "contrasts")
 
 
 class ComparedSampling(Section):
     """How each policy answers."""
 
-    samples: Samples = Field(default=1, description="answers per prompt")
-    temperature: Temperature = Field(default=0.0, description="of the answers; 0 takes the likeliest token")
-    top_p: PositiveShare = Field(
-        default=1.0,
-        description="sample from the likeliest tokens that together have this probability",
-    )
-    max_new_tokens: Tokens = Field(default=1024, description="longest answer")
+    samples: Samples = key(1, "answers per prompt")
+    temperature: Temperature = key(0.0, "of the answers; 0 takes the likeliest token")
+    top_p: TopP = 1.0
+    max_new_tokens: Tokens = key(1024, "longest answer")
 
 
 class EvaluateConfig(AnyConfig):
@@ -246,113 +204,81 @@ class EvaluateConfig(AnyConfig):
         min_length=1, description="name: path; the first is what the others are compared with"
     )
     policy: ModelSettings = ModelSettings()
-    chat_templates: dict[Name, Address] = Field(
-        default={}, description="name: chatml, llama3 or a Jinja file, for policies that are base models"
+    chat_templates: dict[Name, Address] = key(
+        {}, "name: chatml, llama3 or a Jinja file, for policies that are base models"
     )
     benchmarks: Benchmarks | None = None
     prompts: Prompts | None = None
     sampling: ComparedSampling = ComparedSampling()
-    reward: Reward | None = Field(
-        default=None, description="scores the answers to prompts, and reranks self-consistency's samples"
-    )
-    bootstrap: Resamples = Field(default=2000, description="paired bootstrap resamples")
+    reward: Reward | None = key(None, "scores the answers to prompts, and reranks self-consistency's samples")
+    bootstrap: Resamples = key(2000, "paired bootstrap resamples")
     cluster: SamplingCluster = SamplingCluster()
     tracking: Tracking = Tracking()
 
-    def problems(self) -> list[str]:
-        found = [
-            *device_rules(self.cluster),
-            *_asked_rules(self),
-            *_sampling_rules(self),
-            *_general_rules(self),
-        ]
+    def problems(self) -> Iterator[str]:
+        sampling, cluster = self.sampling, self.cluster
+        yield from device_rules(cluster)
+        yield from self._reward_rules()
+        if self.prompts is not None:
+            yield from length_rules(self.prompts, self.policy, sampling.max_new_tokens, "sampling")
+            yield from sample_rules("sampling", sampling.samples, sampling.temperature)
         if self.benchmarks is not None:
-            found += benchmark_rules(self.benchmarks, self.policy.max_length)
-        if self.reward is not None:
-            found += reward_rules(self.reward)
-            if self.reward.train is not None:
-                found.append(
-                    "reward.train: an evaluation trains nothing; name a trained model in reward.path"
+            yield from benchmark_rules(self.benchmarks, self.policy.max_length)
+            general = self.benchmarks.general
+            if general is not None and cluster.device == "cuda" and general.gpus > cluster.devices_per_node:
+                yield (
+                    f"benchmarks.general.gpus={general.gpus}: they are of one node, which has "
+                    f"cluster.devices_per_node={cluster.devices_per_node}; lower it"
                 )
-        found += [
-            f"chat_templates.{name}: no such policy ({', '.join(self.policies)})"
-            for name in self.chat_templates
-            if name not in self.policies
-        ]
-        return found
+        for name in sorted(self.chat_templates.keys() - self.policies.keys()):
+            yield f"chat_templates.{name}: no such policy ({', '.join(self.policies)})"
+
+    def _reward_rules(self) -> Iterator[str]:
+        """Something to ask, and a reward exactly where one is used."""
+        if self.benchmarks is None and self.prompts is None:
+            yield "evaluate: nothing to ask; set benchmarks (known answers) or prompts (scored by reward)"
+        if self.reward is None:
+            if self.prompts is not None:
+                yield "reward: required where prompts are set; name what scores their answers"
+            return
+        yield from reward_rules(self.reward)
+        if self.reward.train is not None:
+            yield "reward.train: an evaluation trains nothing; name a trained model in reward.path"
+        if self.prompts is None and "self_consistency" not in self._protocols:
+            yield "reward: scores nothing; set prompts, or self_consistency among benchmarks.protocols, or remove it"
+
+    @property
+    def _protocols(self) -> set[str]:
+        """Those by which tasks are asked; without tasks (lm-evaluation-harness alone) there are none."""
+        benchmarks = self.benchmarks
+        return (
+            {protocol.type for protocol in benchmarks.protocols} if benchmarks and benchmarks.tasks else set()
+        )
 
     @property
     def samples_chats(self) -> bool:
         """Whether policies answer in words, for which they need a chat template."""
-        return self.prompts is not None or bool(_asked_types(self.benchmarks) - {"likelihood"})
-
-
-def _asked_types(benchmarks: Benchmarks | None) -> set[str]:
-    """The protocols by which tasks are asked; without tasks (lm-evaluation-harness alone) there are none."""
-    if benchmarks is None or not benchmarks.tasks:
-        return set()
-    return {protocol.type for protocol in benchmarks.protocols}
-
-
-def _general_rules(config: EvaluateConfig) -> list[str]:
-    general = config.benchmarks.general if config.benchmarks is not None else None
-    there = config.cluster.devices_per_node
-    if general is None or config.cluster.device != "cuda" or general.gpus <= there:
-        return []
-    return [
-        f"benchmarks.general.gpus={general.gpus}: they are of one node, which has "
-        f"cluster.devices_per_node={there}; lower it"
-    ]
-
-
-def _asked_rules(config: EvaluateConfig) -> list[str]:
-    """Something to ask, and a reward exactly where one is used."""
-    benchmarks = config.benchmarks
-    if benchmarks is None and config.prompts is None:
-        return ["evaluate: nothing to ask; set benchmarks (known answers) or prompts (scored by reward)"]
-    if config.prompts is not None and config.reward is None:
-        return ["reward: required where prompts are set; name what scores their answers"]
-    reranks = "self_consistency" in _asked_types(benchmarks)
-    if config.reward is not None and config.prompts is None and not reranks:
-        return [
-            "reward: scores nothing; set prompts, or self_consistency among benchmarks.protocols, or remove it"
-        ]
-    return []
-
-
-def _sampling_rules(config: EvaluateConfig) -> list[str]:
-    if config.prompts is None:
-        return []
-    sampling = config.sampling
-    found = length_rules(config.prompts, config.policy, sampling.max_new_tokens, "sampling")
-    if sampling.samples > 1 and sampling.temperature == 0.0:
-        found.append(
-            f"sampling.samples={sampling.samples}: at sampling.temperature=0 they are all alike; raise "
-            "the temperature or set samples=1"
-        )
-    return found
+        return self.prompts is not None or bool(self._protocols - {"likelihood"})
 
 
 class BenchedModel(ModelSettings):
     """The reward model: a trained `num_labels=1` classifier. `max_length` is of a prompt with one answer."""
 
     path: Address = Field(description="a local directory or a hub id")
-    micro_batch_tokens: Tokens = Field(
-        default=16384, description="packed tokens per forward pass on one replica"
-    )
+    micro_batch_tokens: ReplicaTokens = 16384
 
 
 class BenchmarkPairs(Section):
     """Rows with chosen and rejected answers behind a URI, see `ultramed_rl.data.benchmark_pairs`."""
 
     uri: Address = Field(description="hf://owner/name:split, package://name/path, or local files")
-    subset_column: Column | None = Field(
-        default=None, description="null: subset, label_type, type or category, the first that a row has"
+    subset_column: Column | None = key(
+        None, "null: subset, label_type, type or category, the first that a row has"
     )
-    limit: Count | None = Field(default=None, description="read at most so many rows")
-    max_misfit_share: Share = Field(default=0.05, description="share of rows that may not fit")
-    too_long: Literal["refuse", "drop"] = Field(
-        default="refuse", description="a pair over model.max_length stops the run, or is dropped and counted"
+    limit: Count | None = key(None, "read at most so many rows")
+    max_misfit_share: Share = key(0.05, "share of rows that may not fit")
+    too_long: Literal["refuse", "drop"] = key(
+        "refuse", "a pair over model.max_length stops the run, or is dropped and counted"
     )
 
 
