@@ -20,6 +20,8 @@ _KEPT = (
 )
 LONGEST_LINE = 400  # characters of one problem
 MOST_PROBLEMS = 20
+# Of two bounds of one sort, pydantic's JSON schema has the first, which is the kind's.
+_JSON_BOUNDS = {"gt": "exclusiveMinimum", "ge": "minimum", "lt": "exclusiveMaximum", "le": "maximum"}
 
 
 class ConfigError(ValueError):
@@ -72,7 +74,8 @@ class Section(BaseModel):
 
 def key(default: T, meaning: str, **bounds: Any) -> T:
     """A section's key that may be left out: its default, what it means, and bounds that are closer than its kind's."""
-    value: T = Field(default=default, description=meaning, **bounds)
+    said = {_JSON_BOUNDS[bound]: limit for bound, limit in bounds.items() if bound in _JSON_BOUNDS}
+    value: T = Field(default=default, description=meaning, json_schema_extra=said or None, **bounds)
     return value
 
 

@@ -37,6 +37,7 @@ from ultramed_rl.config.limits import (
     Name,
     Pattern,
     PositiveShare,
+    SetName,
     Share,
     SmallSeed,
     Temperature,
@@ -45,18 +46,12 @@ from ultramed_rl.config.limits import (
 from ultramed_rl.config.models import Endpoint, Model, ModelSettings
 from ultramed_rl.config.run import AnyConfig, Tracking, device_rules
 
-# An id is the set's name, a comma, and the row's own.
-SetName = Annotated[
-    Label,
-    Field(min_length=1, pattern=r"^[^,]*$", description="of the set: the first part of the records' ids"),
-]
-
 
 class Records(Section):
     """Rows of another form to UltraMedical records; the columns say where things are."""
 
     type: Literal["records"] = "records"
-    name: SetName
+    name: SetName = Field(description="of the set: the first part of the records' ids")
     kind: Literal["Exam", "Literature", "Open-End"] = Field(
         description="Exam: lettered options; Literature: a text and options; Open-End: neither"
     )
@@ -86,7 +81,7 @@ class Vignettes(Section):
     """DrugSwap's questions, out of MedQA's training set, to records; those that point at a figure fall out."""
 
     type: Literal["vignettes"] = "vignettes"
-    name: SetName = "MedQA"
+    name: SetName = key("MedQA", "of the set: the first part of the records' ids")
 
 
 class Sample(Section):

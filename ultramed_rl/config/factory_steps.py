@@ -23,6 +23,7 @@ from ultramed_rl.config.limits import (
     Pattern,
     Points,
     Seed,
+    SetName,
     Share,
     Temperature,
     Text,
@@ -105,11 +106,8 @@ class Evolve(Asking):
         "keep", "a round that never fits: keep the earlier version, or drop the record"
     )
     keep: Literal["last", "every"] = key("last", "which rounds' versions become records")
-    name: Label | None = key(
-        None,
-        "a set of their own, beside the originals: first part of the versions' ids; null: the record's",
-        min_length=1,
-        pattern=r"^[^,]*$",
+    name: SetName | None = key(
+        None, "a set of their own, beside the originals: first part of the versions' ids; null: the record's"
     )
 
     def problems(self) -> Iterator[str]:

@@ -120,6 +120,8 @@ Label = Column  # a name that is only shown, or another program's
 Tag = Annotated[str, Field(max_length=64), _Whole, _Line]  # as wandb takes it
 # The name of a folder, which gets endings beside it: a file's name has at most 255 bytes.
 Name = Annotated[str, Field(max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"), _Whole]
+# An id is the set's name, a comma, and the row's own.
+SetName = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^,]*$"), _Whole, _Line]
 TermName = Annotated[Label, Field(min_length=1, description="the term's column in the scored table")]
 Variable = Annotated[str, Field(max_length=200), _Whole, AfterValidator(_variable)]
 KeyVariable = Annotated[Variable | None, Field(description="environment variable that holds the API key")]
