@@ -20,8 +20,6 @@ _KEPT = (
 )
 LONGEST_LINE = 400  # characters of one problem
 MOST_PROBLEMS = 20
-# Of two bounds of one sort, pydantic's JSON schema has the first, which is the kind's.
-_JSON_BOUNDS = {"gt": "exclusiveMinimum", "ge": "minimum", "lt": "exclusiveMaximum", "le": "maximum"}
 
 
 class ConfigError(ValueError):
@@ -73,9 +71,9 @@ class Section(BaseModel):
 
 
 def key(default: T, meaning: str, **bounds: Any) -> T:
-    """A section's key that may be left out: its default, what it means, and bounds that are closer than its kind's."""
-    said = {_JSON_BOUNDS[bound]: limit for bound, limit in bounds.items() if bound in _JSON_BOUNDS}
-    value: T = Field(default=default, description=meaning, json_schema_extra=said or None, **bounds)
+    """A section's key that may be left out: its default, what it means, and bounds of other sorts than its kind has; the
+    closer one of a sort that it has stands in the type, as in `Annotated[Few, Field(gt=1)]`."""
+    value: T = Field(default=default, description=meaning, **bounds)
     return value
 
 

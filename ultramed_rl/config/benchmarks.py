@@ -133,7 +133,9 @@ class Benchmarks(Section):
         [Greedy()], "how tasks are asked; a name alone takes its defaults", min_length=1
     )
     system: Text | None = key(None, "system message before every question")
-    orders: FewOrZero = key(0, "further orders of the options, to measure position bias", le=23)
+    orders: Annotated[FewOrZero, Field(le=23)] = key(
+        0, "further orders of the options, to measure position bias"
+    )
     contamination: ContaminationCheck | None = key(
         ContaminationCheck(), "null: not looked for, and the results say nothing of it"
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from ultramed_rl.config.base import Section, key
 from ultramed_rl.config.limits import (
@@ -36,7 +38,9 @@ class RolloutGroup(Section):
     """The vLLM engines."""
 
     engines: Processes = key(1, "vLLM engines, each a copy of the policy")
-    tensor_parallel: NodeDevices = key(1, "GPUs that one engine's weights are split over", le=64)
+    tensor_parallel: Annotated[NodeDevices, Field(le=64)] = key(
+        1, "GPUs that one engine's weights are split over"
+    )
     max_num_seqs: BatchSize = key(256, "sequences that an engine has under way at most")
     kv_cache_gib: GiB | None = key(None, "KV cache of one engine in GiB; null on CUDA: from memory_fraction")
     memory_fraction: PositiveShare = key(0.85, "share of a GPU for an engine", lt=1.0)

@@ -139,7 +139,7 @@ class Deduplicate(Section):
         "first", "which of alike rows stays; best: by `score_column`, then the first"
     )
     score_column: Column = key("difficulty", "for keep=best: the column of a number")
-    words: Words = key(3, "words of a shingle", ge=1, le=32)
+    words: Annotated[Words, Field(ge=1, le=32)] = key(3, "words of a shingle")
     jaccard: PositiveShare | None = key(
         0.8, "shared part of two rows' shingles from which they are alike; null: off"
     )
@@ -159,8 +159,8 @@ class Decontaminate(Section):
     )
     squared_l2: FactorOrZero = key(0.05, "squared distance of unit vectors up to which they are near", lt=2.0)
     length: Share = key(0.20, "difference of lengths up to which near ones count, of the longer", lt=1.0)
-    least_words: Words = key(5, "shorter questions are compared word by word alone", ge=1)
-    ngram: Words = key(13, "words in a row that tell a question", ge=4, le=64)
+    least_words: Annotated[Words, Field(ge=1)] = key(5, "shorter questions are compared word by word alone")
+    ngram: Annotated[Words, Field(ge=4, le=64)] = key(13, "words in a row that tell a question")
     overlap: PositiveShare = key(0.5, "part of a test item's n-grams from which a row holds the item")
     embedder: Embedder = HASHED
 

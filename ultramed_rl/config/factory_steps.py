@@ -138,7 +138,7 @@ class Score(Asking):
 
     type: Literal["score"] = "score"
     form: Literal["json", "text"] = key("json", "text: for a model that JSON is too much for")
-    threshold: Points = key(7.0, "records below are dropped; 1 drops none", ge=1.0, le=10.0)
+    threshold: Annotated[Points, Field(ge=1.0, le=10.0)] = key(7.0, "records below are dropped; 1 drops none")
     attempts: Few = key(2, "times that a score is asked for")
     temperature: Temperature = key(0.0, "of the model's replies")
     top_p: TopP = 1.0
@@ -200,9 +200,9 @@ class RuleJudge(Section):
     """A judge without a model, for a setting where none that can judge is at hand. Scores are 1 to 5. [O]"""
 
     type: Literal["rules"] = "rules"
-    min_words: Words = key(8, "fewer words cost score in proportion", ge=1)
-    max_words: Words = key(400, "more words cost score in proportion", ge=1)
-    ngram: Words = key(4, "words of a run that counts as repeated", ge=1)
+    min_words: Annotated[Words, Field(ge=1)] = key(8, "fewer words cost score in proportion")
+    max_words: Annotated[Words, Field(ge=1)] = key(400, "more words cost score in proportion")
+    ngram: Annotated[Words, Field(ge=1)] = key(4, "words of a run that counts as repeated")
     weights: dict[Label, FactorOrZero] = key(
         {"correctness": 2.0, "completeness": 1.0, "clarity": 1.0}, "of the aspects in the overall score"
     )
@@ -260,8 +260,8 @@ class Bench(Section):
     easy_gap: Factor = key(2.0, "easy: overall scores at least so far apart")
     easy_ranks: Few = key(2, "easy: ranks at least so far apart")
     hard_gap: FactorOrZero = key(1.0, "hard: next ranks, and scores at most so far apart")
-    length_factor: Factor = key(
-        1.5, "length: the rejected answer has so many times the chosen one's words", gt=1.0
+    length_factor: Annotated[Factor, Field(gt=1.0)] = key(
+        1.5, "length: the rejected answer has so many times the chosen one's words"
     )
     per_prompt: Few = key(1, "pairs of one prompt over all subsets")
     labels: Address | None = key(None, "CSV of people's labels, see the stage's sheet.csv")

@@ -1,6 +1,6 @@
 """Kinds of values, each with the bounds beyond which no value of the kind makes sense. All keys are of one of these.
 
-A key may narrow its kind by a `Field` of its own, as `n: Samples = Field(default=8, ge=2)` does.
+A key may narrow its kind, as `n: Samples = key(8, ..., ge=2)` does.
 """
 
 from __future__ import annotations

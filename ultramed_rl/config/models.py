@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -97,7 +97,7 @@ class ModelSettings(Section):
     precision: Precision = key(
         "auto", "auto: bfloat16 where the device computes it natively, float32 elsewhere"
     )
-    max_length: Tokens = key(2048, "tokens of prompt and completion together", gt=8)
+    max_length: Annotated[Tokens, Field(gt=8)] = key(2048, "tokens of prompt and completion together")
     trust_remote_code: bool = key(False, "run Python code that comes with the model")
     architecture: Architecture | None = None
 

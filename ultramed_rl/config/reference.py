@@ -156,7 +156,8 @@ def _describe(value: Schema, sections: dict[str, Schema]) -> str:
         return f"list of {_describe(value['items'], sections)}".replace("list of one by", "list, each by")
     if value.get("type") == "object":
         return f"mapping of text to {_describe((_parts(value) or [{}])[0], sections)}"
-    return _PLAIN.get(value.get("type", ""), value.get("type", "anything"))
+    kind: str = value.get("type", "anything")
+    return _PLAIN.get(kind, kind)
 
 
 def _link(title: str, sections: dict[str, Schema]) -> str:

@@ -126,7 +126,7 @@ class HttpTerm(_Term):
     timeout_s: Seconds = key(180.0, "seconds for one request")
     retries: Retries = key(5, "of a request that failed")
     batch_size: BatchSize = key(64, "answers per request")
-    concurrency: Concurrency = key(4, "requests at a time", le=256)
+    concurrency: Annotated[Concurrency, Field(le=256)] = key(4, "requests at a time")
 
 
 class Scale(Section):
@@ -147,7 +147,7 @@ class ApiModel(Section):
     api_key_env: KeyVariable = None
     temperature: Temperature = key(0.0, "of the judge's replies")
     max_tokens: Tokens = key(256, "of one reply")
-    concurrency: Concurrency = key(8, "requests at a time", le=256)
+    concurrency: Annotated[Concurrency, Field(le=256)] = key(8, "requests at a time")
     timeout_s: Seconds = key(120.0, "seconds for one request")
     retries: Retries = key(3, "of a request that failed, and of a reply that cannot be read")
 
@@ -167,7 +167,7 @@ class JudgeTerm(_Term, ApiModel):
         None, "a text file with $question, $answer and perhaps $reference, $low, $high; null: our own"
     )
     scale: Scale = Scale()
-    samples: Samples = key(1, "grades per answer, of which the mean counts", le=64)
+    samples: Annotated[Samples, Field(le=64)] = key(1, "grades per answer, of which the mean counts")
 
     def problems(self) -> Iterator[str]:
         yield from sample_rules("judge", self.samples, self.temperature)
@@ -201,7 +201,7 @@ class Ensemble(Section):
 class ContrastSampling(Section):
     """How a policy's own answers are drawn for contrasts: see `ultramed_rl.data.contrasts`."""
 
-    prompts: Count = key(64, "prompts whose answers are contrasted", gt=1)
+    prompts: Annotated[Count, Field(gt=1)] = key(64, "prompts whose answers are contrasted")
     calm_temperature: Temperature = key(0.3, "temperature of the answers preferred")
     wild_temperature: PositiveTemperature = key(1.3, "temperature of the incoherent ones")
     max_new_tokens: Tokens = key(64, "longest answer")
