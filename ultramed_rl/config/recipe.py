@@ -12,7 +12,7 @@ from ultramed_rl.config.base import ConfigError, Problems, Section, show
 from ultramed_rl.config.document import Document, read_document
 from ultramed_rl.config.factory import FURTHER_INPUTS
 from ultramed_rl.config.limits import Label
-from ultramed_rl.config.load import check_document, parse_config, validate
+from ultramed_rl.config.load import check_any, check_document, parse_config, validate
 from ultramed_rl.config.run import AnyConfig, RunName
 from ultramed_rl.kinds import KINDS
 
@@ -57,6 +57,11 @@ class RecipeConfig(Section):
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> RecipeConfig:
     """Read a recipe and validate it with all of its stages. Raises `ConfigError`, one line per problem."""
     return check_recipe(read_document(path, overrides))
+
+
+def check_config(document: Document) -> AnyConfig | RecipeConfig:
+    """The recipe or the config of another kind that a document holds. Raises `ConfigError`."""
+    return check_recipe(document) if document.data.get("type") == "recipe" else check_any(document)
 
 
 def check_recipe(document: Document) -> RecipeConfig:

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from typer.testing import CliRunner
 
 from ultramed_rl.cli import app
-from ultramed_rl.cli.submitting import command_line
+from ultramed_rl.cli.jobs import command_line
 from ultramed_rl.cluster.job_client import follow_log
 from ultramed_rl.cluster.job_environment import hide_secrets, read_runtime_env
 from ultramed_rl.cluster.local_paths import FILE_KEYS, MODEL_KEYS, path_problems

@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 
 from tests.tiny import make_policy, make_reward
 from ultramed_rl.cli import app
+from ultramed_rl.cli.evaluations import option_overrides, reward_bench_options, split_arguments
 from ultramed_rl.cluster.plan import PlanError, make_plan
 from ultramed_rl.config import ConfigError, RewardBenchConfig, load_any, parse_config
-from ultramed_rl.config.options import option_overrides, reward_bench_options, split_arguments
 from ultramed_rl.config.recipe import load_recipe, stage_config
 from ultramed_rl.config.stages import BenchmarkPairs
 from ultramed_rl.data.benchmark_pairs import fit_pairs, read_pairs
