@@ -142,6 +142,19 @@ class Benchmarks(Section):
     judge: StatementJudge | None = key(None, "reads K-QA's answers")
     general: General | None = key(None, "tasks that lm-evaluation-harness runs")
 
+    def problems(self) -> Iterator[str]:
+        protocols = [protocol.type for protocol in self.protocols]
+        if not self.tasks and self.general is None:
+            yield "tasks=[]: name at least one task, or set benchmarks.general"
+        for place, names in (("tasks", [task.name for task in self.tasks]), ("protocols", protocols)):
+            for name in repeated(names):
+                yield f"{place}: {name!r} stands twice; once is enough"
+        if self.orders and {*protocols} == {"self_consistency"}:
+            yield (
+                f"orders={self.orders}: self_consistency asks the data's own order alone; add likelihood or greedy to "
+                "benchmarks.protocols, or set orders=0"
+            )
+
     @property
     def max_new_tokens(self) -> int:
         """The longest answer that a protocol may give."""
@@ -153,27 +166,14 @@ class RoundBenchmarks(Benchmarks):
 
     every: Few = key(1, "rounds between two evaluations; the last has one anyway")
 
-
-def round_rules(benchmarks: RoundBenchmarks, max_length: int) -> Iterator[str]:
-    """As `benchmark_rules`; lm-evaluation-harness needs devices, which a run's own roles hold."""
-    yield from benchmark_rules(benchmarks, max_length)
-    if benchmarks.general is not None:
-        yield "benchmarks.general: an online run's devices are taken; put it into an evaluate stage after it"
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.general is not None:
+            yield "general: an online run's devices are taken; put it into an evaluate stage after it"
 
 
-def benchmark_rules(benchmarks: Benchmarks, max_length: int) -> Iterator[str]:
-    """Tasks and protocols once each, room for a question beside the longest answer, orders where they are asked."""
-    protocols = [protocol.type for protocol in benchmarks.protocols]
-    if not benchmarks.tasks and benchmarks.general is None:
-        yield "benchmarks.tasks=[]: name at least one task, or set benchmarks.general"
-    for place, names in (("tasks", [task.name for task in benchmarks.tasks]), ("protocols", protocols)):
-        for name in repeated(names):
-            yield f"benchmarks.{place}: {name!r} stands twice; once is enough"
-    if benchmarks.orders and {*protocols} == {"self_consistency"}:
-        yield (
-            f"benchmarks.orders={benchmarks.orders}: self_consistency asks the data's own order alone; add likelihood or "
-            "greedy to benchmarks.protocols, or set orders=0"
-        )
+def room_rules(benchmarks: Benchmarks, max_length: int) -> Iterator[str]:
+    """Room for a question beside the longest answer."""
     if benchmarks.tasks and benchmarks.max_new_tokens >= max_length:
         yield (
             f"benchmarks.protocols: max_new_tokens={benchmarks.max_new_tokens} leaves no room for a question in "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -32,6 +33,10 @@ class TrainerGroup(Section):
         2, "DeepSpeed's ZeRO: 0 nothing is partitioned, 1 optimizer states, 2 gradients too, 3 weights too"
     )
     offload_optimizer: bool = key(False, "keep the optimizer's states and step in CPU memory")
+
+    def problems(self) -> Iterator[str]:
+        if self.offload_optimizer and self.zero_stage == 0:
+            yield "offload_optimizer=true: needs zero_stage >= 1"
 
 
 class RolloutGroup(Section):
@@ -90,6 +95,12 @@ class Devices(Section):
     start_timeout_s: Seconds = key(900.0, "seconds to wait until the cluster has what the run needs")
     faults: Faults = Faults()
 
+    def problems(self) -> Iterator[str]:
+        for name in type(self).model_fields:
+            group = getattr(self, name)
+            if isinstance(group, TrainerGroup) and group.offload_optimizer and self.device == "cpu":
+                yield f"{name}.offload_optimizer=true: has no meaning on cluster.device=cpu; remove it"
+
 
 class Cluster(Devices):
     """The devices of an online run and the groups that live on them.
@@ -109,6 +120,14 @@ class Cluster(Devices):
     rollout: RolloutGroup = RolloutGroup()
     reference: ReplicaGroup = ReplicaGroup()
     reward: ReplicaGroup = ReplicaGroup()
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.sequential_phases is False and self.layout == "colocated" and self.device == "cuda":
+            yield (
+                "sequential_phases=false: roles that take turns on the same GPUs cannot work at once; use "
+                "cluster.layout=disaggregated or leave it null"
+            )
 
     @property
     def runs_phases_in_turn(self) -> bool:

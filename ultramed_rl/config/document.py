@@ -286,8 +286,10 @@ def _read_file(path: Path) -> Document:
     document = Document(str(path), {})
     where = None
     if reason := why_unreadable(path):
-        advice = "see configs/ for complete examples" if reason == "no such file" else "name a YAML file"
-        raise ConfigError([document.tell(f"{reason}; {advice}")])
+        words = "no such file; see configs/ for complete examples"
+        raise ConfigError(
+            [document.tell(words if words.startswith(reason) else f"{reason}; name a YAML file")]
+        )
     try:
         with path.open("rb") as file:
             content = file.read(4 * MOST_CHARACTERS + 1)  # UTF-8 has at most 4 bytes a character

@@ -63,7 +63,8 @@ def _explain(problem: Any, data: dict[str, Any], kind: type[Section]) -> Iterato
     elif fault == "value_error":
         error = context["error"]
         lines = error.problems if isinstance(error, Problems) else [str(error)]
-        yield from (_name(line, location, key) for line in lines)
+        section = _section_at(kind, location)
+        yield from (_name(line, location, key, section) for line in lines)
     else:
         choices = re.findall(r"'([^']*)'", context.get("expected", "")) if fault == "literal_error" else []
         yield f"{key}={show(value)}: {problem['msg'][0].lower()}{problem['msg'][1:]}{guess(value, choices)}"
@@ -75,9 +76,12 @@ def guess(given: object, known: Sequence[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _name(text: str, location: list[str], key: str) -> str:
-    """A rule's words after their whole key; a rule names its section or key by the last parts of it at most."""
+def _name(text: str, location: list[str], key: str, section: type[Section] | None) -> str:
+    """A rule's words after their whole key: a rule begins with one of its section's own keys, or with the last parts of the
+    section's or the value's at most."""
     parts = re.match(r"[\w.]*", text)[0].split(".")  # type: ignore[index]
+    if section is not None and location and parts[0] in section.model_fields:
+        return f"{key}.{text}"
     for start in range(len(location)):
         said = location[start:]
         if parts[: len(said)] == said:

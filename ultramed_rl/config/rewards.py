@@ -244,6 +244,20 @@ class Reward(Section):
     trust_remote_code: bool = key(False, "run Python code that comes with a reward model")
     architecture: Architecture | None = None
 
+    def problems(self) -> Iterator[str]:
+        models = [name for name in ("path", "train", "ensemble") if getattr(self, name) is not None]
+        names = [term.name for term in self.terms]
+        if len(models) > 1 or not (models or names):
+            yield (
+                "reward: exactly one of reward.path (a trained reward model), reward.ensemble (several) and reward.train "
+                "(train one in this run) must be set, or none of them beside reward.terms"
+            )
+        for name in names:
+            if name.startswith("model"):
+                yield f"terms: {name!r} is the name of a reward model's own column; choose another"
+        for name in repeated(names):
+            yield f"terms: two are named {name!r}; give each a name of its own"
+
     @property
     def paths(self) -> tuple[str | None, ...]:
         """The reward models: None is the one that the run trains itself; none where terms alone score."""

@@ -10,11 +10,11 @@ from urllib.parse import quote
 
 from pydantic import Field
 
-from ultramed_rl.config.base import Section, key, repeated
-from ultramed_rl.config.benchmarks import RoundBenchmarks, round_rules
-from ultramed_rl.config.cluster import Cluster, Devices, SamplingCluster, TrainerGroup
+from ultramed_rl.config.base import Section, key
+from ultramed_rl.config.benchmarks import RoundBenchmarks, room_rules
+from ultramed_rl.config.cluster import Cluster, SamplingCluster
 from ultramed_rl.config.limits import Address, Few, FewOrZero, Label, Name, Seconds, Seed, Tag
-from ultramed_rl.config.models import Model, ModelSettings, Reference
+from ultramed_rl.config.models import LoRA, Model, ModelSettings, Reference
 from ultramed_rl.config.objectives import Objective
 from ultramed_rl.config.rewards import Reward
 from ultramed_rl.config.rounds import (
@@ -138,12 +138,10 @@ class RunConfig(AnyConfig):
     def problems(self) -> Iterator[str]:
         yield from length_rules(self.prompts, self.policy, self.sampling.max_new_tokens, "sampling")
         if self.benchmarks is not None:
-            yield from round_rules(self.benchmarks, self.policy.max_length)
-        yield from reward_rules(self.reward)
+            yield from room_rules(self.benchmarks, self.policy.max_length)
         yield from self._objective_rules()
-        yield from self._reference_rules()
-        yield from trainer_rules(self.cluster, "policy", self.cluster.policy, self.policy)
-        yield from self._colocation_rules()
+        yield from self._reference_and_lora_rules()
+        yield from quantize_rules("policy", self.policy.lora, "policy", self.cluster.policy.zero_stage)
         yield from self._overlap_rules()
         yield from device_rules(self.cluster)
 
@@ -161,9 +159,10 @@ class RunConfig(AnyConfig):
             )
         yield from kl_rules(objective, self.training)
 
-    def _reference_rules(self) -> Iterator[str]:
-        """A reference that moves is made of the round's checkpoint, and is a model of its own, whole on each replica."""
-        update = self.reference.update
+    def _reference_and_lora_rules(self) -> Iterator[str]:
+        """A reference that moves is made of the round's checkpoint, and is a model of its own, whole on each replica; that of
+        adapters is the model below them."""
+        update, cluster = self.reference.update, self.cluster
         if update != "initial" and self.policy.lora is not None:
             yield (
                 f"reference.update={update!r}: a LoRA policy's reference is its base model; use "
@@ -174,26 +173,16 @@ class RunConfig(AnyConfig):
                 f"checkpoint.every={self.checkpoint.every}: reference.update={update} makes each round's reference of its "
                 "checkpoint; use checkpoint.every=1 or reference.update=initial"
             )
-        if update == "ema" and self.cluster.reference.shard:
+        if update == "ema" and cluster.reference.shard:
             yield (
                 "cluster.reference.shard=true: a sharded reference cannot average (reference.update=ema); set one of "
                 "both otherwise"
             )
-
-    def _colocation_rules(self) -> Iterator[str]:
-        """Roles on the same GPUs take turns, and leave them in between."""
-        cluster = self.cluster
-        if cluster.layout != "colocated" or cluster.device != "cuda":
-            return
-        if self.policy.lora is not None and cluster.policy.zero_stage == 3:
+        turns = cluster.layout == "colocated" and cluster.device == "cuda"
+        if turns and self.policy.lora is not None and cluster.policy.zero_stage == 3:
             yield (
                 "cluster.policy.zero_stage=3: a LoRA policy cannot leave its GPUs at this stage; use zero_stage <= 2 or "
                 "cluster.layout=disaggregated"
-            )
-        if cluster.sequential_phases is False:
-            yield (
-                "cluster.sequential_phases=false: roles that take turns on the same GPUs cannot work at once; use "
-                "cluster.layout=disaggregated or leave it null"
             )
 
     def _overlap_rules(self) -> Iterator[str]:
@@ -233,22 +222,6 @@ def length_rules(prompts: Prompts, policy: ModelSettings, max_new_tokens: int, s
         )
 
 
-def reward_rules(reward: Reward) -> Iterator[str]:
-    """At least one scorer, at most one choice of reward models, terms with names of their own."""
-    models = [name for name in ("path", "train", "ensemble") if getattr(reward, name) is not None]
-    names = [term.name for term in reward.terms]
-    if len(models) > 1 or not (models or names):
-        yield (
-            "reward: exactly one of reward.path (a trained reward model), reward.ensemble (several) and reward.train "
-            "(train one in this run) must be set, or none of them beside reward.terms"
-        )
-    for name in names:
-        if name.startswith("model"):
-            yield f"reward.terms: {name!r} is the name of a reward model's own column; choose another"
-    for name in repeated(names):
-        yield f"reward.terms: two are named {name!r}; give each a name of its own"
-
-
 def kl_rules(objective: Objective, training: Optimization) -> Iterator[str]:
     """A KL over the batch is of several pairs."""
     if objective.kl != "none" and training.batch_size < 2:
@@ -258,17 +231,12 @@ def kl_rules(objective: Objective, training: Optimization) -> Iterator[str]:
         )
 
 
-def trainer_rules(cluster: Devices, name: str, group: TrainerGroup, model: Model) -> Iterator[str]:
-    """What DeepSpeed can split or keep elsewhere, of `cluster.{name}`."""
-    if group.offload_optimizer and group.zero_stage == 0:
-        yield f"cluster.{name}.offload_optimizer=true: needs cluster.{name}.zero_stage >= 1"
-    if group.offload_optimizer and cluster.device == "cpu":
-        yield f"cluster.{name}.offload_optimizer=true: has no meaning on cluster.device=cpu; remove it"
-    if model.lora is not None and model.lora.quantize and group.zero_stage == 3:
-        key = "policy" if name == "policy" else "model"
+def quantize_rules(name: str, lora: LoRA | None, group: str, zero_stage: int) -> Iterator[str]:
+    """4-bit weights stay whole on each rank of `cluster.{group}`."""
+    if lora is not None and lora.quantize and zero_stage == 3:
         yield (
-            f"{key}.lora.quantize={model.lora.quantize!r}: 4-bit weights cannot be partitioned; use "
-            f"cluster.{name}.zero_stage <= 2"
+            f"{name}.lora.quantize={lora.quantize!r}: 4-bit weights cannot be partitioned; use "
+            f"cluster.{group}.zero_stage <= 2"
         )
 
 

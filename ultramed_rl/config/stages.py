@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ultramed_rl.config.base import Section, key, sample_rules
-from ultramed_rl.config.benchmarks import Benchmarks, benchmark_rules
+from ultramed_rl.config.benchmarks import Benchmarks, room_rules
 from ultramed_rl.config.cluster import SamplingCluster, ScoringCluster, StageCluster
 from ultramed_rl.config.limits import (
     Address,
@@ -32,15 +32,7 @@ from ultramed_rl.config.models import Model, ModelSettings
 from ultramed_rl.config.objectives import Objective
 from ultramed_rl.config.rewards import ContrastSampling, Reward
 from ultramed_rl.config.rounds import Prompts, StageTraining
-from ultramed_rl.config.run import (
-    AnyConfig,
-    Tracking,
-    device_rules,
-    kl_rules,
-    length_rules,
-    reward_rules,
-    trainer_rules,
-)
+from ultramed_rl.config.run import AnyConfig, Tracking, device_rules, kl_rules, length_rules, quantize_rules
 
 
 class _Source(Section):
@@ -123,7 +115,7 @@ class _Stage(AnyConfig):
         training, cluster = self.training, self.cluster
         if training.patience is not None and training.evaluate_every is None:
             yield f"training.patience={training.patience}: needs training.evaluate_every"
-        yield from trainer_rules(cluster, "trainer", cluster.trainer, self.model)
+        yield from quantize_rules("model", self.model.lora, "trainer", cluster.trainer.zero_stage)
         if self.engine == "openrlhf" and cluster.device == "cpu":
             yield "engine='openrlhf': OpenRLHF computes on cluster.device=cuda alone; use engine=native"
         if self.data.held_out or self.data.evaluation_sources:
@@ -223,7 +215,7 @@ class EvaluateConfig(AnyConfig):
             yield from length_rules(self.prompts, self.policy, sampling.max_new_tokens, "sampling")
             yield from sample_rules("sampling", sampling.samples, sampling.temperature)
         if self.benchmarks is not None:
-            yield from benchmark_rules(self.benchmarks, self.policy.max_length)
+            yield from room_rules(self.benchmarks, self.policy.max_length)
             general = self.benchmarks.general
             if general is not None and cluster.device == "cuda" and general.gpus > cluster.devices_per_node:
                 yield (
@@ -241,7 +233,6 @@ class EvaluateConfig(AnyConfig):
             if self.prompts is not None:
                 yield "reward: required where prompts are set; name what scores their answers"
             return
-        yield from reward_rules(self.reward)
         if self.reward.train is not None:
             yield "reward.train: an evaluation trains nothing; name a trained model in reward.path"
         if self.prompts is None and "self_consistency" not in self._protocols:

@@ -181,7 +181,7 @@ def test_overrides_reach_into_stages(tmp_path: Path) -> None:
         ),
         ({"stages__sft__type": "stf"}, "stages.sft.type='stf'", "online, sft, reward"),
         ({"stages__sft__type": "recipe"}, "stages.sft.type='recipe'", "online, sft, reward"),
-        ({"stages__sft": {}}, "stages.sft.type=None", "online, sft, reward"),
+        ({"stages__sft": {}}, "stages.sft.type=null", "online, sft, reward"),
         ({"stages__sft__training": {"epocs": 2}}, "stages.sft.training.epocs", "'epochs'"),
         ({"stages__sft__training": {"epochs": 0}}, "stages.sft.training.epochs=0", "0"),
         (

@@ -66,9 +66,8 @@ def test_a_wait_in_ray_hides_the_signal_and_not_its_exit_code() -> None:
             raise KeyboardInterrupt from None
         return {}
 
-    with pytest.raises(typer.Exit) as caught:
-        with carrying_out("ultramed-rl run x.yaml --resume"):
-            wait()
+    with pytest.raises(typer.Exit) as caught, carrying_out("ultramed-rl run x.yaml --resume"):
+        wait()
     assert caught.value.exit_code == 143
 
 

@@ -156,7 +156,7 @@ def test_what_is_no_pair_or_fits_nothing_is_refused_in_one_line() -> None:
         with pytest.raises(ValueError, match=words) as caught:
             build(pairs)
         assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match=r"hard_gap=2\.0 .*easy_gap="):
+    with pytest.raises(ValueError, match=r"hard_gap=2\.0: .*easy_gap="):
         Bench(hard_gap=2.0)
 
 
