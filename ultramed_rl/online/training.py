@@ -103,7 +103,10 @@ class RoundTraining:
                 self._ready.append(known)
 
     def advance(self) -> None:
-        """Take note of steps that are done, and begin those that can begin. Raises RanksLost."""
+        """Take note of steps that are done, and begin those that can begin; waits for nothing. Raises RanksLost.
+
+        Consumes the pairs whose prompts stand before every prompt that is still open; unblocked by the slowest of these.
+        """
         if self._going is not None:
             for step in self._going.ready():
                 self._note(step)

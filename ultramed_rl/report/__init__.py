@@ -4,6 +4,6 @@ run directory --> records read back (RunReader, answers, online_run) --> section
 """
 
 from ultramed_rl.report.build import write_report
-from ultramed_rl.report.comparison_page import write_comparison
+from ultramed_rl.report.comparison import write_comparison
 
 __all__ = ["write_comparison", "write_report"]

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ultramed_rl.report.cost import memory_section, time_section, training_section
-from ultramed_rl.report.evaluations import evaluation_section
-from ultramed_rl.report.health import check_length, length_section, pair_section, refusal_section
+from ultramed_rl.kinds import KINDS, load
+from ultramed_rl.report import health, outcome
 from ultramed_rl.report.online_run import read_online_run
-from ultramed_rl.report.outcome import frontier_section, reward_section, summary_section, win_section
-from ultramed_rl.report.samples import choose_samples
+from ultramed_rl.report.samples import samples_section
 from ultramed_rl.report.setup import config_section, environment_section
-from ultramed_rl.report.stage import stage_sections
+from ultramed_rl.report.stage import counting_sections
 from ultramed_rl.report.timeline import timeline_section
 from ultramed_rl.store.atomic import write_whole
 from ultramed_rl.store.run_reader import RunReader
@@ -44,9 +42,10 @@ def write_report(run_dir: Path, output: Path | None = None) -> Path:
     output = files.path / NAME if output is None else Path(output)
     if files.type == "online":
         return write_page(online_html(files), output)
-    sections = [*stage_sections(files), config_section(files), environment_section(files)]
+    sections = load(KINDS[files.type].report) if files.type in KINDS else counting_sections
+    ends = [config_section(files), environment_section(files)]
     subtitle = f"{files.type} · seed {files.setting('run.seed', '?')}"
-    return write_page(page_html(files.name, sections, subtitle, FOOTER), output)
+    return write_page(page_html(files.name, [*sections(files), *ends], subtitle, FOOTER), output)
 
 
 def write_page(html: str, output: Path) -> Path:
@@ -59,15 +58,14 @@ def write_page(html: str, output: Path) -> Path:
 def online_html(files: RunReader) -> str:
     """The page of an online run; samples fill the room that the rest leaves."""
     run = read_online_run(files)
-    length, setting = check_length(run), files.setting
-    held_out = len({answer.prompt_id for answer in run.policies[0].answers})
+    length, setting = health.check_length(run), files.setting
     subtitle = " · ".join(
         [
             "online run",
             f"{len(run.rounds)} of {setting('run.rounds', '?')} rounds",
             str(setting("policy.path", "?")),
             f"objective {setting('objective.type', '?')}",
-            f"{held_out} held-out prompts",
+            f"{len({answer.prompt_id for answer in run.policies[0].answers})} held-out prompts",
             f"seed {setting('run.seed', '?')}",
         ]
     )
@@ -77,20 +75,19 @@ def online_html(files: RunReader) -> str:
         shown = [section for section in (*sections, *ends) if section is not None]
         return page_html(files.name, shown, subtitle, FOOTER)
 
-    verdict, timeline = summary_section(run, length), timeline_section(files)
+    verdict, timeline = outcome.summary_section(run, length), timeline_section(files)
     if not run.rounds:
         return page(verdict, timeline)
     before = [
         verdict,
-        reward_section(run),
-        win_section(run),
-        frontier_section(run),
-        length_section(run, length),
-        refusal_section(run),
-        pair_section(run),
-        evaluation_section(run),
+        outcome.reward_section(run),
+        outcome.win_section(run),
+        outcome.frontier_section(run),
+        health.length_section(run, length),
+        health.refusal_section(run),
+        health.pair_section(run),
+        outcome.evaluation_section(run),
     ]
-    after = [training_section(run), time_section(run), timeline, memory_section(files)]
-    taken = len(page(*before, *after).encode("utf-8"))
-    samples = choose_samples(run, min(_SAMPLE_BYTES, MOST_BYTES - taken - _SLACK))
-    return page(*before, Section("Samples", (samples.words, samples.browser)), *after)
+    after = [health.training_section(run), health.time_section(run), timeline, health.memory_section(files)]
+    room = MOST_BYTES - _SLACK - len(page(*before, *after).encode("utf-8"))
+    return page(*before, samples_section(run, min(_SAMPLE_BYTES, room)), *after)

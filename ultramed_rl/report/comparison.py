@@ -1,58 +1,74 @@
-"""Runs against each other: on the same held-out prompts in pairs, where prompts and reward are the same.
-
-The first run is what the others are compared with.
-"""
+"""Runs against each other, each against the first: on the same held-out prompts in pairs, where prompts and reward are the
+same; and their page of verdicts, figures, tables of runs, stages, benchmarks, configs, times."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ultramed_rl.evaluation.statistics import Interval, McNemar, mcnemar, paired_bootstrap
-from ultramed_rl.report.online_run import Change, OnlineRun, Policy, compare_prompts, win_shares
+from ultramed_rl.report.build import FOOTER, write_page
+from ultramed_rl.report.figures import (
+    DASH,
+    MARKS,
+    distribution_figure,
+    duration,
+    interval_figure,
+    interval_words,
+    line_figure,
+    number,
+    share_words,
+    spoken,
+)
+from ultramed_rl.report.health import check_length, phase_figure
+from ultramed_rl.report.online_run import (
+    RESAMPLES,
+    Change,
+    OnlineRun,
+    Policy,
+    compare_prompts,
+    mean_over_prompts,
+    read_online_run,
+    won_prompts,
+)
+from ultramed_rl.report.setup import ABSENT, environment_rows, flatten, shown
+from ultramed_rl.report.stage import score_words, task_name
+from ultramed_rl.store.artifacts import read_numbers
+from ultramed_rl.store.run_reader import Metrics, RunReader
+from ultramed_rl.tracking.page import Callout, Heading, Note, PageTable, Part, Section, page_html
 
-_RESAMPLES = 2000
+_MOST_FIGURES = 60
 
 
 @dataclass(frozen=True)
 class RunPair:
-    """A run against the first, by their last policies.
-
-    `change` is of rewards on shared prompts, None where they cannot be compared for the reason `why_not`. `wins` is
-    the change of the share of shared prompts won over each run's own start, which needs no common reward.
-    """
+    """A run against the first, by their last policies, on held-out prompts that they share."""
 
     name: str
     shared: int
-    change: Change | None
+    change: Change | None  # of rewards; None where they cannot be compared
     why_not: str
-    wins: Interval | None
-
-
-@dataclass(frozen=True)
-class BenchmarkPair:
-    """One task and protocol under two runs' last policies; the test is None where items are not right or wrong."""
-
-    task: str
-    protocol: str
-    before: Mapping[str, Any]
-    after: Mapping[str, Any]
-    test: McNemar | None
+    wins: (
+        Interval | None
+    )  # change of the share of prompts won over each run's own start, which needs no common reward
 
 
 def compare_runs(first: OnlineRun, other: OnlineRun) -> RunPair:
     """The other run's last policy against the first's."""
-    why_not = reward_difference(first, other)
-    one, two = first.policies[-1].prompt_rewards, other.policies[-1].prompt_rewards
-    shared = sorted(one.keys() & two.keys())
-    if not shared:
-        why_not = why_not or "they share no held-out prompt"
+    one, two = first.policies[-1].rewards, other.policies[-1].rewards
+    shared = len(one.keys() & two.keys())
+    why_not = reward_difference(first, other) or ("" if shared else "they share no held-out prompt")
     seed = int(first.files.setting("run.seed", 0))
-    change = None if why_not else compare_prompts(one, two, _RESAMPLES, seed)
-    return RunPair(other.name, len(shared), change, why_not, _wins_change(first, other, seed))
+    change = None if why_not else compare_prompts(one, two, RESAMPLES, seed)
+    before, after = (won_prompts(run.policies[0].rewards, run.policies[-1].rewards) for run in (first, other))
+    wins, prompts = None, sorted(before.keys() & after.keys())
+    if prompts:
+        wins = paired_bootstrap([before[p] for p in prompts], [after[p] for p in prompts], RESAMPLES, seed)
+    return RunPair(other.name, shared, change, why_not, wins)
 
 
 def reward_difference(first: OnlineRun, other: OnlineRun) -> str:
@@ -67,42 +83,27 @@ def _reward_identity(run: OnlineRun) -> dict[str, Any]:
     trained = run.files.manifests("initial").get("reward_model")
     if trained is not None:
         return {"the trained reward model's digest": trained["digest"]}
-    section = run.files.setting("reward", {})
-    costs = ("micro_batch_tokens", "precision")
+    section, costs = run.files.setting("reward", {}), ("micro_batch_tokens", "precision")
     return {f"reward.{key}": value for key, value in section.items() if key not in costs}
 
 
-def _wins_change(first: OnlineRun, other: OnlineRun, seed: int) -> Interval | None:
-    one, two = wins_by_prompt(first), wins_by_prompt(other)
-    shared = sorted(one.keys() & two.keys())
-    if not shared:
-        return None
-    return paired_bootstrap([one[p] for p in shared], [two[p] for p in shared], _RESAMPLES, seed)
-
-
-def wins_by_prompt(run: OnlineRun) -> dict[str, float]:
-    """Of each held-out prompt whether the last policy beats the run's start on it: 1, a half for a tie, or 0."""
-    start, end = run.policies[0].prompt_rewards, run.policies[-1].prompt_rewards
-    shared = sorted(start.keys() & end.keys())
-    shares = win_shares([start[p] for p in shared], [end[p] for p in shared])
-    return dict(zip(shared, shares, strict=True))
-
-
-def compare_benchmarks(first: OnlineRun, other: OnlineRun) -> list[BenchmarkPair]:
-    """Every task and protocol that both runs' last examined policies sat, on equally many items."""
+def compare_benchmarks(
+    first: OnlineRun, other: OnlineRun
+) -> dict[tuple[str, str], tuple[Mapping[str, Any], McNemar | None]]:
+    """The other run's results in every task and protocol that both runs' last examined policies sat, on equally many items,
+    with the test against the first's: None where items are not right or wrong."""
     one, two = last_benchmarked(first), last_benchmarked(other)
     # Which items a limit leaves is drawn by the seed.
     asked = [[run.files.setting(key) for key in ("benchmarks.tasks", "run.seed")] for run in (first, other)]
     if one is None or two is None or asked[0] != asked[1]:
-        return []
-    pairs = []
+        return {}
+    compared = {}
     theirs = {(result["task"], result["protocol"]): result for result in (two.benchmarks or {})["results"]}
     for result in (one.benchmarks or {})["results"]:
-        task, protocol = key = result["task"], result["protocol"]
-        if key in theirs and theirs[key]["score"]["items"] == result["score"]["items"]:
-            test = _failure_test(one, two, f"{task}-{protocol}.jsonl", result["score"]["items"])
-            pairs.append(BenchmarkPair(task, protocol, result["score"], theirs[key]["score"], test))
-    return pairs
+        key, items = (result["task"], result["protocol"]), result["score"]["items"]
+        if key in theirs and theirs[key]["score"]["items"] == items:
+            compared[key] = theirs[key], _failure_test(one, two, f"{key[0]}-{key[1]}.jsonl", items)
+    return compared
 
 
 def last_benchmarked(run: OnlineRun) -> Policy | None:
@@ -127,3 +128,255 @@ def _failures(folder: Path, name: str) -> set[str] | None:
         return None
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     return None if any(row["score"] for row in rows) else {row["question_id"] for row in rows}
+
+
+# -- the page ----------------------------------------------------------------------------------------------
+
+
+def write_comparison(run_dirs: Sequence[Path], output: Path) -> Path:
+    """Write a page that compares runs of one type, each against the first; returns its path.
+
+    Raises:
+        ValueError: fewer than two runs, two of different types, or as `write_report`.
+        RuntimeError: the disk is full.
+    """
+    if len(run_dirs) < 2:
+        raise ValueError(
+            f"{len(run_dirs)} runs given: a comparison needs two or more; name another run's folder"
+        )
+    files: list[RunReader] = []
+    given = [RunReader.of(Path(path)) for path in run_dirs]
+    for one in given:
+        # Runs that share a name get their folder's, and its parent's, so that all names differ.
+        shared = sum(other.name == one.name for other in given) > 1
+        name = f"{one.path.parent.name}/{one.path.name}" if shared else one.name
+        if any(other.name == name for other in files):
+            name = f"{name} ({len(files) + 1})"
+        if any(other.path == one.path for other in files):
+            raise ValueError(f"{one.path}: given twice; name each run once")
+        files.append(RunReader(one.path, name))
+    types = sorted({one.type for one in files})
+    if len(types) > 1:
+        raise ValueError(f"runs of types {', '.join(types)}: only runs of one type compare; name such")
+    first, *others = (one.name for one in files)
+    sections = _online_sections(files) if types == ["online"] else [_stage_section(files)]
+    sections += [_time_section(files), _config_section(files), _environment_section(files)]
+    title = " against ".join([*others, first]) if len(files) < 4 else f"{len(files)} runs"
+    return write_page(page_html(title, sections, f"{types[0]} · each against {first}", FOOTER), Path(output))
+
+
+def _online_sections(files: Sequence[RunReader]) -> list[Section]:
+    runs = [read_online_run(one) for one in files]
+    pairs = [compare_runs(runs[0], other) for other in runs[1:]]
+    verdicts = [_pair_callout(pair, runs[0].name) for pair in pairs]
+    return [
+        Section("", [*verdicts, _runs_table(runs)]),
+        _reward_section(runs, pairs),
+        _wins_section(runs, pairs),
+        _health_section(runs),
+        _benchmark_section(runs),
+    ]
+
+
+def _pair_callout(pair: RunPair, first: str) -> Callout:
+    """How a run compares with the first, in words."""
+    if pair.change is None:
+        heading = f"{pair.name}: its reward cannot be compared with that of {first}, since {pair.why_not}."
+        if pair.wins is None:
+            return Callout("plain", heading)
+        line = (
+            f"Prompts won over its own start, less those of {first}: {_points(pair.wins, ' points')}, 95% bootstrap interval, "
+            f"paired over {pair.shared} shared prompts. Each run is judged by its own reward."
+        )
+        return Callout("plain", heading, [line])
+    change = pair.change.reward
+    shared = f"paired over {pair.change.prompts} shared held-out prompts"
+    lines = [
+        f"Difference of the mean reward: {interval_words(change)}, 95% bootstrap interval, {shared}.",
+        f"Its answers score higher on {share_words(pair.change.wins)} of these prompts, ties by halves.",
+    ]
+    if change.low > 0:
+        return Callout("good", f"{pair.name} ends with a higher held-out reward than {first}.", lines)
+    if change.high < 0:
+        return Callout("bad", f"{pair.name} ends with a lower held-out reward than {first}.", lines)
+    return Callout("plain", f"{pair.name} and {first} do not differ measurably in held-out reward.", lines)
+
+
+def _points(wins: Interval, unit: str = "") -> str:
+    return f"{100 * wins.mean:+.0f}{unit} ({100 * wins.low:+.0f} to {100 * wins.high:+.0f})"
+
+
+def _runs_table(runs: Sequence[OnlineRun]) -> PageTable:
+    """Each run against its own start."""
+    columns = ("Run", "rounds", "reward over start (95%)", "wins (95%)", "tokens", "pairs", "time in phases")
+    rows = []
+    for run in runs:
+        folders = [run.files.path / "initial", *(one.path for one in run.rounds)]
+        manifests = [manifest for folder in folders for manifest in run.files.manifests(folder).values()]
+        # Where phases went on at once, each has its own seconds, which are no time of the run.
+        seconds = [one["seconds"] for one in manifests if not isinstance(one["seconds"], dict)]
+        rows.append(
+            (
+                run.name,
+                f"{len(run.rounds)} of {run.files.setting('run.rounds', '?')}",
+                interval_words(run.change.reward if run.change else None),
+                share_words(run.change.wins if run.change else None),
+                number(run.policies[-1].length, ".1f"),
+                f"{run.total('pairs'):,.0f}",
+                duration(math.fsum(seconds)),
+            )
+        )
+    return PageTable(columns, rows)
+
+
+def _reward_section(runs: Sequence[OnlineRun], pairs: Sequence[RunPair]) -> Section:
+    series = {}
+    for run in runs:
+        means = {policy.label: mean_over_prompts(policy.answers) for policy in run.policies}
+        series[run.name] = {label: point for label, point in means.items() if point is not None}
+    last = {run.name: [answer.reward for answer in run.policies[-1].answers] for run in runs}
+    parts: list[Part] = [
+        Heading("Mean held-out reward by policy"),
+        interval_figure({name: points for name, points in series.items() if points}, "reward"),
+        Heading("Held-out reward of each run's last policy"),
+        distribution_figure(last, "reward"),
+        Note(
+            "Bars are 95% bootstrap intervals over prompts, of each run alone; the paired differences above are tighter."
+        ),
+    ]
+    apart = [pair for pair in pairs if pair.why_not]
+    if apart:
+        names = f"{', '.join(pair.name for pair in apart)} and {runs[0].name}"
+        parts.append(Note(f"Of {names} the levels are not comparable: {apart[0].why_not}."))
+    return Section("Reward", parts)
+
+
+def _wins_section(runs: Sequence[OnlineRun], pairs: Sequence[RunPair]) -> Section:
+    wins = {run.name: {label: change.wins for label, change in run.changes.items()} for run in runs}
+    figure = interval_figure(
+        {name: points for name, points in wins.items() if points}, "prompts won", shares=True
+    )
+    rows = []
+    for pair in pairs:
+        mark = " *" if pair.wins and (pair.wins.low > 0 or pair.wins.high < 0) else ""
+        rows.append((pair.name, str(pair.shared), DASH if pair.wins is None else _points(pair.wins) + mark))
+    table = PageTable(("Run", "shared prompts", f"points over {runs[0].name} (95%)"), rows)
+    note = Note(
+        "Prompts won over each run's own start, by its own reward; Wilson's 95% intervals, ties by halves."
+    )
+    return Section("Wins over the start", [figure, note, table])
+
+
+def _health_section(runs: Sequence[OnlineRun]) -> Section:
+    """KL, lengths and margins of each run by round."""
+    parts: list[Part] = []
+    for name, heading in (
+        ("kl_to_reference", "KL from the reference, nats an answer"),
+        ("length_mean", "Tokens a sample"),
+        ("margin_mean", "Mean reward margin of the pairs"),
+    ):
+        series = {
+            run.name: ([one.index for one in run.rounds], [one.number(name) for one in run.rounds])
+            for run in runs
+            if run.rounds and all(math.isfinite(one.number(name)) for one in run.rounds)
+        }
+        if series:
+            figure = line_figure(series, "round")
+            figure.update_xaxes(dtick=1 if max(len(run.rounds) for run in runs) < 20 else None)
+            parts += [Heading(heading), figure]
+    checks = [(run.name, check_length(run)) for run in runs]
+    rows = [(name, f"{'Flagged. ' if check.flagged else ''}{check.words}") for name, check in checks]
+    return Section("KL, length, margin", [*parts, PageTable(("Run", "length"), rows, words=True)])
+
+
+def _benchmark_section(runs: Sequence[OnlineRun]) -> Section:
+    """The last examined policy of every run, against the first run's on the same items."""
+    first = last_benchmarked(runs[0])
+    compared = [compare_benchmarks(runs[0], run) for run in runs[1:]]
+    if first is None or not any(compared):
+        text = "No benchmark was sat by the first run and another on the same items."
+        return Section("Benchmarks", [text])
+    rows = []
+    for result in (first.benchmarks or {})["results"]:
+        cells = [score_words(result["score"], None)]
+        for of_run in compared:
+            theirs, test = of_run.get((result["task"], result["protocol"]), (None, None))
+            cells.append(
+                DASH if theirs is None else score_words(theirs["score"], test.p_value if test else None)
+            )
+        rows.append((task_name(result), *cells))
+    note = Note(
+        f"Accuracy of each run's last examined policy with its 95% interval. {MARKS} Against {runs[0].name}."
+    )
+    return Section("Benchmarks", [PageTable(("Task", *(run.name for run in runs)), rows), note])
+
+
+def _stage_section(files: Sequence[RunReader]) -> Section:
+    """The figures that stages ended with, side by side; no test: samples' own figures are not kept."""
+    figures = [_stage_figures(one) for one in files]
+    names = list(dict.fromkeys(name for of_stage in figures for name in of_stage))[:_MOST_FIGURES]
+    if not names:
+        return Section("Figures", ["None of these stages is finished."])
+    rows = [(spoken(name), *(number(one.get(name), ",.5g") for one in figures)) for name in names]
+    note = Note(
+        "What each stage ended with. Differences have no interval: figures of single samples are not kept."
+    )
+    return Section("Figures", [PageTable(("Figure", *(one.name for one in files)), rows), note])
+
+
+def _stage_figures(files: RunReader) -> Metrics:
+    made = files.manifests()
+    for name in ("model", "records", "pairs"):
+        if name in made:
+            return read_numbers(made[name].get("metrics", {}))
+    result: dict[str, Any] = files.json("results.json") or files.json("reward_bench.json") or {}
+    if "policies" in result:
+        return {f"{policy}: {k}": v for policy, row in result["policies"].items() for k, v in row.items()}
+    return {name: row["accuracy"] for name, row in result.get("subsets", {}).items() if "accuracy" in row}
+
+
+def _time_section(files: Sequence[RunReader]) -> Section:
+    """Seconds by phase, a bar for each run."""
+    phases: dict[str, Metrics] = {}
+    for one in files:
+        total = phases.setdefault(one.name, {})
+        for folder in (one.path, one.path / "initial", *sorted((one.path / "rounds").glob("[0-9]*"))):
+            for name, seconds in one.seconds(folder).items():
+                total[name] = total.get(name, 0.0) + (seconds if math.isfinite(seconds) else 0.0)
+    if not any(phases.values()):
+        return Section("Time", ["Nothing is finished yet."])
+    note = Note(
+        "Seconds in phases when they were computed, over all rounds. Machines may differ: see the environments."
+    )
+    return Section("Time", [phase_figure(phases)[0], note])
+
+
+def _config_section(files: Sequence[RunReader]) -> Section:
+    """The settings in which the runs differ; of those of `run` the seed alone."""
+    settings = [flatten(one.config) for one in files]
+    rows = _differences([{k: v for k, v in one.items() if not k.startswith("run.")} for one in settings])
+    seeds = [one["run.seed"] for one in settings if "run.seed" in one]
+    if len(set(seeds)) > 1:
+        rows.append(("run.seed", *map(str, seeds)))
+    return Section("Config", [_table_of("Setting", files, rows)])
+
+
+def _environment_section(files: Sequence[RunReader]) -> Section:
+    """The versions and machines in which the runs differ."""
+    environments = [one.environment() for one in files]
+    unknown = [one.name for one, (_, recorded) in zip(files, environments, strict=True) if not recorded]
+    words = f"{', '.join(unknown)}: recorded no environment, so that nothing is known of it."
+    if unknown and len(unknown) >= len(files) - 1:
+        return Section("Environment", [words])
+    rows = _differences([dict(environment_rows(one)) if recorded else {} for one, recorded in environments])
+    return Section("Environment", [*([words] if unknown else []), _table_of("What", files, rows)])
+
+
+def _differences(values: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """A row for each key whose values are not the same in all runs."""
+    cells = {key: [row.get(key, ABSENT) for row in values] for key in sorted(set().union(*values))}
+    return [(key, *map(shown, row)) for key, row in cells.items() if any(cell != row[0] for cell in row)]
+
+
+def _table_of(what: str, files: Sequence[RunReader], rows: Sequence[tuple[str, ...]]) -> PageTable | str:
+    return PageTable((what, *(one.name for one in files)), rows, words=True) if rows else "No difference."

@@ -1,11 +1,10 @@
-"""The kinds of figures that reports are made of. Colours are the page's own."""
+"""Figures and numbers as reports show them. Colours are the page's own."""
 
 from __future__ import annotations
 
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
@@ -13,32 +12,77 @@ import plotly.graph_objects as go
 from ultramed_rl.evaluation.statistics import Interval
 from ultramed_rl.tracking.page import figure_text
 
+DASH = "–"
+MARKS = "Marks: * p < 0.05, ** p < 0.01, *** p < 0.001, McNemar's exact test, not corrected for the number of rows."
 MOST_VALUES = 24_000  # of one figure's distributions; beyond it a seeded sample is drawn
 MOST_STEPS = 800  # points of a curve
-_LABEL = 28
+_BLUE, _BLUE_WASH = "#3a8fc4", "rgba(58, 143, 196, 0.18)"
 
 
-@dataclass(frozen=True)
-class Axes:
-    """What a figure's axes are, and how tall it is in pixels."""
-
-    x: str
-    y: str
-    height: int = 340
-    zero: bool = False  # the y axis begins at or holds zero
-    percent: bool = False
+def number(value: float | None, form: str = ".3g") -> str:
+    """A number in a format, or a dash where there is none."""
+    return DASH if value is None or not math.isfinite(value) else format(value, form)
 
 
-def distribution_figure(groups: Mapping[str, Sequence[float]], axes: Axes) -> go.Figure:
+def percent(value: float | None, digits: int = 0) -> str:
+    """A share as 86%, or a dash where it is no number."""
+    return number(value, f".{digits}%")
+
+
+def interval_words(interval: Interval | None, form: str = "+.2f") -> str:
+    """A mean with its interval: +1.49 (+0.97 to +2.02)."""
+    if interval is None:
+        return DASH
+    return f"{interval.mean:{form}} ({interval.low:{form}} to {interval.high:{form}})"
+
+
+def share_words(interval: Interval | None) -> str:
+    """A share with its interval: 86% (74% to 93%)."""
+    return interval_words(interval, ".0%")
+
+
+def marked(interval: Interval | None) -> str:
+    """A change with its interval, and a star where that leaves no doubt of the sign."""
+    clear = interval is not None and (interval.low > 0 or interval.high < 0)
+    return interval_words(interval) + " *" * clear
+
+
+def stars(p_value: float | None) -> str:
+    """The mark of a p-value."""
+    return "" if p_value is None else "*" * sum(p_value < bound for bound in (0.05, 0.01, 0.001))
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 45 s, 7 min 05 s, 3 h 20 min."""
+    if not math.isfinite(seconds):
+        return DASH
+    rounded = round(seconds)
+    if rounded < 60:
+        return f"{seconds:.1f} s" if rounded < 10 else f"{rounded} s"
+    if rounded < 3600:
+        return f"{rounded // 60} min {rounded % 60:02d} s"
+    return f"{rounded // 3600} h {rounded % 3600 // 60:02d} min"
+
+
+def spoken(name: str) -> str:
+    """A metric's name as words."""
+    return name.replace("_", " ")
+
+
+def short(value: float) -> float | None:
+    """Five digits, which no eye tells from more; None for what isn't finite, where a line breaks."""
+    return float(f"{value:.5g}") if math.isfinite(value) else None
+
+
+def distribution_figure(groups: Mapping[str, Sequence[float]], y: str, zero: bool = False) -> go.Figure:
     """A violin with its box and mean for each group."""
     figure = go.Figure()
     room = max(1, MOST_VALUES // max(1, len(groups)))
     for name, values in groups.items():
         finite = [value for value in values if math.isfinite(value)]
-        shown = finite if len(finite) <= room else random.Random(0).sample(finite, room)
         figure.add_violin(
-            y=[short(value) for value in shown],
-            name=figure_text(name, _LABEL),
+            y=[short(v) for v in (finite if len(finite) <= room else random.Random(0).sample(finite, room))],
+            name=_label(name),
             points=False,
             spanmode="hard",
             box={"visible": True, "width": 0.18},
@@ -52,20 +96,24 @@ def distribution_figure(groups: Mapping[str, Sequence[float]], axes: Axes) -> go
             showlegend=False,
             hoveron="violins+kde",
         )
-    return dressed(figure, axes)
+    return dressed(figure, y=y, zero=zero)
 
 
 def interval_figure(
-    series: Mapping[str, Mapping[str, Interval]], axes: Axes, at: float | None = None
+    series: Mapping[str, Mapping[str, Interval]],
+    y: str,
+    height: int = 340,
+    at: float | None = None,
+    shares: bool = False,
 ) -> go.Figure:
-    """Means with their 95% intervals: a line for each series over its labels, and a rule at `at`."""
+    """Means with their 95% intervals: a line for each series over its labels, and a rule at `at`. Shares are shown from 0
+    to 1, with the rule at a half."""
     figure = go.Figure()
     for name, points in series.items():
-        means = [short(point.mean) for point in points.values()]
         figure.add_scatter(
-            x=[figure_text(label, _LABEL) for label in points],
-            y=means,
-            name=figure_text(name, _LABEL),
+            x=[_label(label) for label in points],
+            y=[short(point.mean) for point in points.values()],
+            name=_label(name),
             mode="lines+markers",
             line={"width": 2},
             marker={"size": 8},
@@ -80,88 +128,80 @@ def interval_figure(
             hovertemplate="%{x}: %{y:.3g} (%{customdata[0]:.3g} to %{customdata[1]:.3g})<extra></extra>",
             showlegend=len(series) > 1,
         )
+    if shares:
+        at = 0.5
+        figure.update_yaxes(range=[-0.02, 1.02], tickformat=".0%")
     if at is not None:
         figure.add_hline(y=at, line={"width": 1, "dash": "dot"})
-    return dressed(figure, axes)
+    return dressed(figure, y=y, height=height)
 
 
 def line_figure(
-    series: Mapping[str, tuple[Sequence[Any], Sequence[float]]], axes: Axes, markers: bool = True
+    series: Mapping[str, tuple[Sequence[Any], Sequence[float]]],
+    x: str = "",
+    y: str = "",
+    height: int = 280,
+    zero: bool = True,
 ) -> go.Figure:
     """A line of (x, y) for each series; a long one is thinned to every n-th point, its last kept."""
     figure = go.Figure()
     for name, (xs, ys) in series.items():
-        kept = _thinned(len(xs))
+        every = max(1, math.ceil(len(xs) / MOST_STEPS))
+        kept = [i for i in range(len(xs)) if i % every == 0 or i == len(xs) - 1]
         figure.add_scatter(
-            x=[xs[i] if not isinstance(xs[i], str) else figure_text(xs[i], _LABEL) for i in kept],
+            x=[_label(xs[i]) if isinstance(xs[i], str) else xs[i] for i in kept],
             y=[short(ys[i]) for i in kept],
-            name=figure_text(name, _LABEL),
-            mode="lines+markers" if markers and len(kept) < 60 else "lines",
+            name=_label(name),
+            mode="lines+markers" if len(kept) < 60 else "lines",
             line={"width": 2},
             marker={"size": 7},
             showlegend=len(series) > 1,
         )
-    return dressed(figure, axes)
+    return dressed(figure, x, y, height, zero)
 
 
 def bar_figure(
-    labels: Sequence[str], parts: Mapping[str, Sequence[float]], axes: Axes, mode: str, hover: str
+    labels: Sequence[str], parts: Mapping[str, Sequence[float]], x: str, height: int, mode: str, hover: str
 ) -> go.Figure:
     """Bars for each part of each label, lying, so that labels have room."""
     figure = go.Figure()
     for name, values in parts.items():
         figure.add_bar(
-            y=[figure_text(label, _LABEL) for label in labels],
+            y=[_label(label) for label in labels],
             x=[short(value) for value in values],
-            name=figure_text(name, _LABEL),
+            name=_label(name),
             orientation="h",
             hovertemplate=f"%{{y}}, %{{fullData.name}}: {hover}<extra></extra>",
             showlegend=True,
         )
-    dressed(figure, axes)
+    dressed(figure, x, height=height)
     figure.update_layout(barmode=mode)
     figure.update_yaxes(autorange="reversed", type="category", showgrid=False)
     return figure
 
 
-def stacked_figure(labels: Sequence[str], parts: Mapping[str, Sequence[float]], axes: Axes) -> go.Figure:
+def stacked_figure(labels: Sequence[str], parts: Mapping[str, Sequence[float]], x: str) -> go.Figure:
     """Bars of parts one on the other; a part below 0.2% of all is left out."""
     least = 0.002 * sum(sum(values) for values in parts.values())
     shown = {name: values for name, values in parts.items() if sum(values) > least}
     tall = 70 + 34 * max(1, len(labels)) + 20 * len(shown)
-    axes = Axes(axes.x, axes.y, tall, percent=axes.percent)
-    figure = bar_figure(labels, shown, axes, "stack", "%{x:,.4g}")
+    figure = bar_figure(labels, shown, x, tall, "stack", "%{x:,.4g}")
     # Under the bars: its lines are as many as a narrow screen makes of it.
     legend = {"traceorder": "normal", "y": -60 / tall, "yanchor": "top"}
     figure.update_layout(bargap=0.35, legend=legend, margin_t=6)
     return figure
 
 
-def dressed(figure: go.Figure, axes: Axes) -> go.Figure:
-    """The figure with its axes named and its height set."""
-    margins = {"l": 40, "r": 10, "t": 34 if any(trace.showlegend for trace in figure.data) else 12}
-    margins["b"] = 44 if axes.x else 28
-    figure.update_layout(height=axes.height, margin=margins)
-    figure.update_layout(xaxis_title_text=axes.x or None, yaxis_title_text=axes.y or None)
-    if not axes.x:
+def dressed(figure: go.Figure, x: str = "", y: str = "", height: int = 340, zero: bool = False) -> go.Figure:
+    """The figure with its axes named and its height in pixels; the y axis begins at or holds zero where that is asked for."""
+    top = 34 if any(trace.showlegend for trace in figure.data) else 12
+    figure.update_layout(height=height, margin={"l": 40, "r": 10, "t": top, "b": 44 if x else 28})
+    figure.update_layout(xaxis_title_text=x or None, yaxis_title_text=y or None)
+    if not x:
         figure.update_xaxes(showgrid=False)
-    figure.update_yaxes(exponentformat="e")
-    if axes.zero:
-        figure.update_yaxes(rangemode="tozero")
-    if axes.percent:
-        figure.update_yaxes(tickformat=".0%")
+    figure.update_yaxes(exponentformat="e", rangemode="tozero" if zero else None)
     return figure
 
 
-_BLUE, _BLUE_WASH = "#3a8fc4", "rgba(58, 143, 196, 0.18)"
-
-
-def short(value: float) -> float | None:
-    """Five digits, which no eye tells from more; None for what isn't finite, where a line breaks."""
-    return float(f"{value:.5g}") if math.isfinite(value) else None
-
-
-def _thinned(count: int) -> list[int]:
-    every = max(1, math.ceil(count / MOST_STEPS))
-    places = list(range(0, count, every))
-    return places if not count or places[-1] == count - 1 else [*places, count - 1]
+def _label(text: str) -> str:
+    return figure_text(text, 28)

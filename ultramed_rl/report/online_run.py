@@ -1,34 +1,86 @@
-"""An online run read back: its rounds, and its policies' answers to the held-out prompts."""
+"""An online run read back: its rounds, and its policies' answers to the held-out prompts.
+
+Answers are numbers here, read from parquet batch by batch, so that texts and tokens are never all in memory.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ultramed_rl.config.factory_steps import Answer as AnswerStep
 from ultramed_rl.evaluation.statistics import Interval, paired_bootstrap, wilson_interval
-from ultramed_rl.report.answers import Answer, PairAnswers, by_prompt, mean, read_answers, read_pairs
 from ultramed_rl.store.artifacts import read_json
 from ultramed_rl.store.run_reader import Metrics, RunReader
+from ultramed_rl.store.shards import shard_files
+from ultramed_rl.store.tables import told_of
 
-_RESAMPLES = 2000
-_COUNTS = ("tied", "identical", "small_margin", "length_ratio", "non_finite", "too_few")
+RESAMPLES = 2000
+_ROWS, _FILES = 512, 12
+_REFUSALS = [re.compile(p, re.IGNORECASE) for p in AnswerStep.model_fields["refusals"].default]
+# Why a prompt gave no pair: a column's heading, and the words of a figure.
+REASONS = {
+    "tied": ("tied", "tied: nothing scores lower"),
+    "identical": ("identical", "identical: all texts are alike"),
+    "small_margin": ("margin", "margin below pairs.min_margin"),
+    "length_ratio": ("length ratio", "beyond pairs.max_length_ratio"),
+    "non_finite": ("not finite", "rewards not finite"),
+    "too_few": ("too few", "fewer than two answers"),
+}
+Key = tuple[str, int]  # prompt id and sample
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is known of one scored answer but its text."""
+
+    prompt_id: str
+    sample: int
+    tokens: int  # with the end-of-turn token
+    reward: float
+    cut: bool  # it met the limit of new tokens
+    sampled: bool  # the policy wrote it; not so of the data's own answer
+    empty: bool
+    refusal: bool  # it begins as a refusal does, by the data factory's default patterns
+
+    @property
+    def key(self) -> Key:
+        return self.prompt_id, self.sample
+
+    @property
+    def scored(self) -> bool:
+        """Whether the reward is a number."""
+        return math.isfinite(self.reward)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The best and the worst answer of a preference group, and the reward margin."""
+
+    chosen: Key
+    rejected: Key
+    margin: float
 
 
 @dataclass(frozen=True)
 class Round:
-    """A committed round: `metrics` are those it was committed with; `answers` are those sampled in it, scored, or of a large
-    one some prompts'; `pairs` are theirs."""
+    """A committed round."""
 
     index: int
     path: Path
-    metrics: Metrics
+    metrics: Metrics  # those it was committed with
     seconds: Metrics
-    answers: tuple[Answer, ...]
-    pairs: tuple[PairAnswers, ...]
+    answers: Sequence[Answer]  # those sampled in it, scored; of a large one those of some prompts
+    pairs: Sequence[Pair]  # theirs
 
     @property
     def label(self) -> str:
@@ -42,20 +94,10 @@ class Round:
     def sampled(self) -> list[Answer]:
         return [answer for answer in self.answers if answer.sampled]
 
-    @cached_property
-    def by_prompt(self) -> list[list[Answer]]:
-        """The sampled answers of each prompt."""
-        return by_prompt(self.sampled)
-
-    @property
-    def asked(self) -> int:
-        """Prompts with scored answers, shown here or not."""
-        return round(self.metrics.get("pairs", 0.0) + sum(self.dropped.values()))
-
     @property
     def dropped(self) -> dict[str, float]:
         """Prompts that gave no pair, by the reason."""
-        return {name: self.metrics.get(f"pairs_{name}", 0.0) for name in _COUNTS}
+        return {reason: self.metrics.get(f"pairs_{reason}", 0.0) for reason in REASONS}
 
 
 @dataclass(frozen=True)
@@ -64,17 +106,16 @@ class Policy:
 
     version: int
     path: Path
-    answers: tuple[Answer, ...]
-
-    @cached_property
-    def prompt_rewards(self) -> dict[str, float]:
-        """The mean of each prompt's finite rewards; a prompt without any is left out."""
-        rewards = {group[0].prompt_id: mean([a.reward for a in group]) for group in by_prompt(self.answers)}
-        return {prompt: reward for prompt, reward in rewards.items() if math.isfinite(reward)}
+    answers: Sequence[Answer]
 
     @property
     def label(self) -> str:
         return f"policy {self.version}" if self.version else "start"
+
+    @cached_property
+    def rewards(self) -> dict[str, float]:
+        """The mean reward of each prompt that has a finite one."""
+        return prompt_rewards(self.answers)
 
     @property
     def length(self) -> float:
@@ -90,25 +131,20 @@ class Policy:
 
 @dataclass(frozen=True)
 class Change:
-    """A policy against another on the same prompts, paired: the mean reward's change with its bootstrap interval,
-    and the share of prompts with the higher reward (ties by halves) with Wilson's."""
+    """A policy against another on the same prompts, paired."""
 
     prompts: int
-    reward: Interval
-    wins: Interval
-
-    @property
-    def significant(self) -> bool:
-        return self.reward.low > 0 or self.reward.high < 0
+    reward: Interval  # of the mean reward's change, by the bootstrap
+    wins: Interval  # the share of prompts with the higher reward, ties by halves, with Wilson's
 
 
 @dataclass(frozen=True)
 class OnlineRun:
-    """What a report of an online run is made of. `policies` begins with the starting one, where it was evaluated."""
+    """What a report of an online run is made of. `policies` begins with the starting one."""
 
     files: RunReader
-    rounds: tuple[Round, ...]
-    policies: tuple[Policy, ...]
+    rounds: Sequence[Round]
+    policies: Sequence[Policy]
 
     @property
     def name(self) -> str:
@@ -118,46 +154,139 @@ class OnlineRun:
         """A metric's sum over the rounds."""
         return math.fsum(one.metrics.get(name, 0.0) for one in self.rounds)
 
-    def changes(self) -> Iterator[tuple[Policy, Change]]:
-        """Every later policy against the first, where they can be compared."""
-        for policy in self.policies[1:]:
-            change = self.change(self.policies[0], policy)
-            if change is not None:
-                yield policy, change
+    @cached_property
+    def changes(self) -> dict[str, Change]:
+        """Every later policy, by its label, against the first, where they share a prompt with a finite reward."""
+        resamples = int(self.files.setting("evaluation.bootstrap", RESAMPLES))
+        seed, first = int(self.files.setting("run.seed", 0)), self.policies[0].rewards
+        changes = {p.label: compare_prompts(first, p.rewards, resamples, seed) for p in self.policies[1:]}
+        return {label: change for label, change in changes.items() if change is not None}
 
-    def change(self, before: Policy, after: Policy) -> Change | None:
-        """None where no prompt has a finite reward on both sides."""
-        resamples = int(self.files.setting("evaluation.bootstrap", _RESAMPLES))
-        seed = int(self.files.setting("run.seed", 0))
-        return compare_prompts(before.prompt_rewards, after.prompt_rewards, resamples, seed)
-
-
-def compare_prompts(
-    before: dict[str, float], after: dict[str, float], resamples: int = _RESAMPLES, seed: int = 0
-) -> Change | None:
-    """A paired comparison over the prompts that both have a reward of; None where there is none."""
-    prompts = sorted(before.keys() & after.keys())
-    if not prompts:
-        return None
-    old, new = [before[p] for p in prompts], [after[p] for p in prompts]
-    wins = wilson_interval(sum(win_shares(old, new)), len(prompts))
-    return Change(len(prompts), paired_bootstrap(old, new, resamples, seed), wins)
-
-
-def win_shares(before: Sequence[float], after: Sequence[float]) -> list[float]:
-    """1 where `after` is higher, a half for a tie, else 0."""
-    return [0.5 if new == old else float(new > old) for old, new in zip(before, after, strict=True)]
+    @property
+    def change(self) -> Change | None:
+        """The last policy against the first."""
+        return self.changes.get(self.policies[-1].label)
 
 
 def read_online_run(files: RunReader) -> OnlineRun:
     """Read the committed rounds of an online run; one that is under way is left out."""
     start = files.path / "initial"
     rounds: list[Round] = []
-    policies = [Policy(0, start, tuple(read_answers(start / "evaluation.parquet")))]
+    policies = [Policy(0, start, read_answers(start / "evaluation.parquet"))]
     for index, metrics in enumerate(files.rounds):
         folder = files.round_path(index)
-        answers = tuple(read_answers(folder / "scored.parquet"))
-        pairs = tuple(read_pairs(folder / "pairs.parquet", {answer.prompt_id for answer in answers}))
+        answers = read_answers(folder / "scored.parquet")
+        pairs = read_pairs(folder / "pairs.parquet", {answer.prompt_id for answer in answers})
         rounds.append(Round(index, folder, metrics, files.seconds(folder), answers, pairs))
-        policies.append(Policy(index + 1, folder, tuple(read_answers(folder / "evaluation.parquet"))))
-    return OnlineRun(files, tuple(rounds), tuple(policies))
+        policies.append(Policy(index + 1, folder, read_answers(folder / "evaluation.parquet")))
+    return OnlineRun(files, rounds, policies)
+
+
+def read_answers(path: Path) -> list[Answer]:
+    """The scored answers of a file; none where it isn't there. Of a round of millions those of some prompts: every k-th of
+    its files, so that about 50,000 are read."""
+    answers = []
+    columns = ["prompt_id", "sample", "text", "finish_reason", "reward"]
+    for batch in _batches(_some(path), [*columns, "token_ids"]):
+        tokens = pc.list_value_length(batch.column("token_ids")).to_pylist()
+        rows = zip(tokens, *(batch.column(name).to_pylist() for name in columns), strict=True)
+        for count, prompt_id, sample, text, finish, reward in rows:
+            text, reward = text.strip(), math.nan if reward is None else reward
+            refusal = any(pattern.search(text[:200]) for pattern in _REFUSALS)
+            ends = finish == "length", finish != "reference"
+            answers.append(Answer(prompt_id, sample, count, reward, *ends, not text, refusal))
+    return answers
+
+
+def read_pairs(path: Path, wanted: set[str]) -> list[Pair]:
+    """The preference groups of these prompts; none where the file isn't there."""
+    pairs = []
+    columns = ["group_id", "prompt_id", "margin", "chosen_sample", "rejected_sample"]
+    for row in _rows(shard_files(path), columns, wanted):
+        prompt = row["prompt_id"]
+        if "group_id" in row:  # the prompt's id, a colon, and its samples in their order
+            samples = [int(sample) for sample in row["group_id"][len(prompt) + 1 :].split(">")]
+        else:  # the first version wrote two columns
+            samples = [row["chosen_sample"], row["rejected_sample"]]
+        pairs.append(Pair((prompt, samples[0]), (prompt, samples[-1]), row["margin"]))
+    return pairs
+
+
+def read_texts(path: Path, wanted: set[str]) -> dict[Key, str]:
+    """The texts of these prompts' answers that `read_answers` gave."""
+    rows = _rows(_some(path), ["prompt_id", "sample", "text"], wanted)
+    return {(row["prompt_id"], row["sample"]): row["text"] for row in rows}
+
+
+def read_prompts(path: Path, wanted: set[str]) -> dict[str, dict[str, Any]]:
+    """`messages`, `answer` and `kind` of these prompts."""
+    rows = _rows(shard_files(path), ["prompt_id", "messages", "answer", "kind"], wanted)
+    return {row["prompt_id"]: row for row in rows}
+
+
+def _some(path: Path) -> Sequence[Path]:
+    files = shard_files(path)
+    return files[:: -(-len(files) // _FILES) or 1]
+
+
+def _rows(files: Sequence[Path], columns: list[str], wanted: set[str]) -> Iterator[dict[str, Any]]:
+    """The rows of these prompts."""
+    ids = pa.array(sorted(wanted), type=pa.string())
+    for batch in _batches(files, columns):
+        yield from batch.filter(pc.is_in(batch.column("prompt_id"), value_set=ids)).to_pylist()
+
+
+def _batches(files: Sequence[Path], columns: list[str]) -> Iterator[Any]:
+    for shard in files:
+        with told_of(shard), pq.ParquetFile(shard) as file:
+            known = [name for name in columns if name in file.schema_arrow.names]
+            yield from file.iter_batches(batch_size=_ROWS, columns=known)
+
+
+def by_prompt(answers: Iterable[Answer]) -> list[list[Answer]]:
+    """The answers of each prompt."""
+    prompts: dict[str, list[Answer]] = {}
+    for answer in answers:
+        prompts.setdefault(answer.prompt_id, []).append(answer)
+    return list(prompts.values())
+
+
+def prompt_rewards(answers: Iterable[Answer]) -> dict[str, float]:
+    """The mean of each prompt's finite rewards; a prompt without any is left out."""
+    rewards = {group[0].prompt_id: mean([a.reward for a in group]) for group in by_prompt(answers)}
+    return {prompt: reward for prompt, reward in rewards.items() if math.isfinite(reward)}
+
+
+def mean_over_prompts(answers: Iterable[Answer]) -> Interval | None:
+    """The mean reward over prompts with its bootstrap interval; None without a finite reward."""
+    means = list(prompt_rewards(answers).values())
+    return paired_bootstrap([0.0] * len(means), means, 1000, 0) if means else None
+
+
+def compare_prompts(
+    before: dict[str, float], after: dict[str, float], resamples: int = RESAMPLES, seed: int = 0
+) -> Change | None:
+    """A paired comparison over the prompts that both have a reward of; None where there is none."""
+    prompts = sorted(before.keys() & after.keys())
+    if not prompts:
+        return None
+    old, new = [before[p] for p in prompts], [after[p] for p in prompts]
+    wins = wilson_interval(sum(won_prompts(before, after).values()), len(prompts))
+    return Change(len(prompts), paired_bootstrap(old, new, resamples, seed), wins)
+
+
+def won_prompts(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+    """Of each prompt that both have a reward of: 1 where `after` is higher, a half for a tie, else 0."""
+    prompts = sorted(before.keys() & after.keys())
+    return {p: 0.5 if after[p] == before[p] else float(after[p] > before[p]) for p in prompts}
+
+
+def share(answers: Iterable[Answer], which: str) -> float:
+    """The share of answers that are `cut`, `empty` or a `refusal`; NaN of none."""
+    return mean(getattr(answer, which) for answer in answers)
+
+
+def mean(values: Iterable[float]) -> float:
+    """The mean of finite values; NaN where there is none."""
+    finite = [value for value in values if math.isfinite(value)]
+    return math.fsum(finite) / len(finite) if finite else math.nan

@@ -1,39 +1,45 @@
-"""What an online run came to: the verdict with its cautions, how the reward moved, how often it wins, and how far the policy
-went for it."""
+"""What an online run came to: the verdict with its cautions, how the reward moved, how often it wins, how far the policy
+went for it, and the tables of held-out prompts and benchmarks."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from statistics import fmean
+from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from ultramed_rl.evaluation.statistics import Interval, paired_bootstrap
-from ultramed_rl.report.answers import Answer, by_prompt, share
-from ultramed_rl.report.figures import Axes, distribution_figure, dressed, interval_figure
+from ultramed_rl.evaluation.statistics import Interval
+from ultramed_rl.report.figures import (
+    MARKS,
+    distribution_figure,
+    dressed,
+    duration,
+    interval_figure,
+    interval_words,
+    marked,
+    number,
+    percent,
+    share_words,
+)
 from ultramed_rl.report.health import LengthCheck
-from ultramed_rl.report.online_run import Change, OnlineRun
-from ultramed_rl.report.words import duration, interval_words, number, percent, share_words
-from ultramed_rl.tracking.page import Callout, Fact, Facts, Heading, Note, Part, Section, Tone
+from ultramed_rl.report.online_run import Answer, Change, OnlineRun, mean, mean_over_prompts, share
+from ultramed_rl.report.stage import score_table
+from ultramed_rl.tracking.page import Callout, Facts, Heading, Note, PageTable, Part, Section, Tone
 
 _NOTHING = "No answers to held-out prompts are kept in this run's folder."
 _FEW_PROMPTS = 100
 _MORE_BAD = 0.02  # of refused, empty or unfinished answers
+_ENDINGS = {"refusals": "refusal", "empty answers": "empty", "answers cut off": "cut"}
 
 
 def summary_section(run: OnlineRun, length: LengthCheck) -> Section:
     """The verdict, what speaks against it, and the run in numbers."""
     if not run.rounds:
         lines = ("Its rounds appear here as they are finished.",)
-        return Section("", (Callout("plain", "No round of this run is finished yet.", lines),))
-    change = run.change(run.policies[0], run.policies[-1])
-    parts: list[Part] = [verdict_callout(run, change)]
-    warnings = run_warnings(run, change, length)
-    if warnings:
-        parts.append(Callout("warning", "Reasons for caution", tuple(warnings)))
-    parts.append(_facts(run, change, length))
-    return Section("", tuple(parts))
+        return Section("", [Callout("plain", "No round of this run is finished yet.", lines)])
+    cautions = run_warnings(run, length)
+    caution = [Callout("warning", "Reasons for caution", cautions)] if cautions else []
+    return Section("", [verdict_callout(run, run.change), *caution, _facts(run, length)])
 
 
 def verdict_callout(run: OnlineRun, change: Change | None) -> Callout:
@@ -42,42 +48,30 @@ def verdict_callout(run: OnlineRun, change: Change | None) -> Callout:
     if change is None:
         heading = f"The run was not compared with its start ({rounds}): evaluations are missing."
         return Callout("plain", heading)
-    tone, moved = direction(change)
-    by = "" if tone == "plain" else f" by {abs(change.reward.mean):.2f}"
-    heading = f"The held-out reward {moved}{by} {rounds}."
+    tone: Tone = "plain"
+    moved = "did not move measurably"
+    if change.reward.low > 0:
+        tone, moved = "good", f"rose by {change.reward.mean:.2f}"
+    elif change.reward.high < 0:
+        tone, moved = "bad", f"fell by {-change.reward.mean:.2f}"
     size = f"{change.prompts} held-out prompt{'s' if change.prompts > 1 else ''}"
     detail = (
         f"Mean change of the reward from the starting policy: {interval_words(change.reward)}, 95% interval of a paired "
         f"bootstrap over {size}."
     )
     wins = f"The last policy's answers score higher on {share_words(change.wins)} of them, ties by halves."
-    return Callout(tone, heading, (detail, wins))
+    return Callout(tone, f"The held-out reward {moved} {rounds}.", (detail, wins))
 
 
-def direction(change: Change) -> tuple[Tone, str]:
-    """Which way a change goes, if its interval leaves no doubt."""
-    if change.reward.low > 0:
-        return "good", "rose"
-    if change.reward.high < 0:
-        return "bad", "fell"
-    return "plain", "did not move measurably"
-
-
-def run_warnings(run: OnlineRun, change: Change | None, length: LengthCheck) -> list[str]:
+def run_warnings(run: OnlineRun, length: LengthCheck) -> list[str]:
     """What a careful reader should know before the verdict is believed."""
-    cautions = []
-    if length.flagged:
-        cautions.append(f"Length. {length.words}")
+    cautions = [f"Length. {length.words}"] if length.flagged else []
     first, last = run.policies[0].answers, run.policies[-1].answers
-    for name, kind in (
-        ("refusals", lambda answer: answer.refusal),
-        ("empty answers", lambda answer: answer.empty),
-        ("answers cut off", lambda answer: answer.cut),
-    ):
-        before, after = share(first, kind), share(last, kind)
+    for words, ending in _ENDINGS.items():
+        before, after = share(first, ending), share(last, ending)
         if after - before > _MORE_BAD:
             cautions.append(
-                f"More {name}: {percent(before, 1)} of held-out answers at the start, {percent(after, 1)} now."
+                f"More {words}: {percent(before, 1)} of held-out answers at the start, {percent(after, 1)} now."
             )
     lost = sum(not answer.scored for answer in last)
     if lost:
@@ -89,125 +83,101 @@ def run_warnings(run: OnlineRun, change: Change | None, length: LengthCheck) -> 
             "Reward. The reward model was trained within this run on few examples: a rise says that training works, "
             "not that answers are better medicine."
         )
-    if change is not None and change.prompts < _FEW_PROMPTS:
-        cautions.append(f"Size. Only {change.prompts} held-out prompts: intervals are wide.")
+    if run.change is not None and run.change.prompts < _FEW_PROMPTS:
+        cautions.append(f"Size. Only {run.change.prompts} held-out prompts: intervals are wide.")
     planned = int(run.files.setting("run.rounds", len(run.rounds)))
     if len(run.rounds) < planned:
         cautions.append(f"Unfinished. {len(run.rounds)} of {planned} rounds are committed.")
     return cautions
 
 
-def _facts(run: OnlineRun, change: Change | None, length: LengthCheck) -> Facts:
+def _facts(run: OnlineRun, length: LengthCheck) -> Facts:
     facts = []
-    if change is not None:
-        reward, wins = change.reward, change.wins
+    if run.change is not None:
+        reward, wins = run.change.reward, run.change.wins
         interval = f"{reward.low:+.2f} to {reward.high:+.2f} (95%)"
-        facts.append(Fact("Reward over start", f"{reward.mean:+.2f}", interval))
+        facts.append(("Reward over start", f"{reward.mean:+.2f}", interval))
         interval = f"{percent(wins.low)} to {percent(wins.high)} (95%)"
-        facts.append(Fact("Wins over start", percent(wins.mean), interval))
+        facts.append(("Wins over start", percent(wins.mean), interval))
     divergence = run.rounds[-1].metrics.get("kl_to_reference")
     if divergence is not None:
         note = "nats an answer, of the last round's samples"
-        facts.append(Fact("KL from reference", number(divergence, ".2f"), note))
+        facts.append(("KL from reference", number(divergence, ".2f"), note))
     if not math.isnan(length.growth):
         note = f"tokens, {length.first:.0f} at the start ({length.growth:+.0%})"
-        facts.append(Fact("Answer length", f"{length.last:.0f}", note))
+        facts.append(("Answer length", f"{length.last:.0f}", note))
     pairs, prompts, seconds = map(run.total, ("pairs", "pairs_prompts", "seconds"))
-    facts.append(Fact("Preference pairs", f"{pairs:,.0f}", f"of {prompts:,.0f} prompts"))
-    return Facts((*facts, Fact("Time in phases", duration(seconds), "without starting Ray and engines")))
+    facts.append(("Preference pairs", f"{pairs:,.0f}", f"of {prompts:,.0f} prompts"))
+    return Facts([*facts, ("Time in phases", duration(seconds), "without starting Ray and engines")])
 
 
 def reward_section(run: OnlineRun) -> Section:
     """Distributions of the reward, held out and in the rounds' own samples, and the paired change."""
-    held_out = {p.label: _rewards(p.answers) for p in run.policies if _rewards(p.answers)}
+    held_out = {p.label: rewards for p in run.policies if (rewards := _rewards(p.answers))}
     if not held_out:
-        return Section("Reward", (_NOTHING,))
+        return Section("Reward", [_NOTHING])
     parts: list[Part] = [
         "Every policy answers the same held-out prompts with the same seeds. Policy 1 is what round 0 trained.",
         Heading("Held-out reward of each policy"),
-        distribution_figure(held_out, Axes("", "reward")),
+        distribution_figure(held_out, "reward"),
         Note("One value an answer: box of quartiles, dashed line at the mean."),
     ]
-    changes = {policy.label: change.reward for policy, change in run.changes()}
-    if changes:
-        axes = Axes("", "change of the mean reward", 280)
+    if run.changes:
+        points = {"start": Interval(0.0, 0.0, 0.0)} | {name: c.reward for name, c in run.changes.items()}
         parts += [
             Heading("Change from the starting policy"),
-            interval_figure({"change": {"start": Interval(0.0, 0.0, 0.0), **changes}}, axes, 0.0),
+            interval_figure({"change": points}, "change of the mean reward", 280, 0.0),
             Note(
                 "Mean of the paired differences by prompt, with 95% intervals of the bootstrap over prompts."
             ),
         ]
-    sampled = {one.label: _rewards(one.sampled) for one in run.rounds if _rewards(one.sampled)}
+    sampled = {one.label: rewards for one in run.rounds if (rewards := _rewards(one.sampled))}
     if sampled:
         parts += [
             Heading("Reward of the samples that each round trained on"),
-            distribution_figure(sampled, Axes("", "reward")),
+            distribution_figure(sampled, "reward"),
             Note("Each round has prompts of its own, so that rounds differ by their prompts too."),
         ]
-    return Section("Reward", tuple(parts))
+    return Section("Reward", parts)
 
 
 def win_section(run: OnlineRun) -> Section:
     """Win rates over the starting policy."""
-    wins = {policy.label: change.wins for policy, change in run.changes()}
-    if not wins:
-        return Section("Wins over the start", (_NOTHING,))
-    figure = interval_figure({"wins": wins}, Axes("", "prompts won", 280, percent=True), 0.5)
-    figure.update_yaxes(range=[-0.02, 1.02])
+    if not run.changes:
+        return Section("Wins over the start", [_NOTHING])
+    wins = {label: change.wins for label, change in run.changes.items()}
     note = Note(
         "The share of held-out prompts on which a policy's mean reward is higher than the starting policy's, ties by "
         "halves, with Wilson's 95% intervals. At 50% neither is better."
     )
-    return Section("Wins over the start", (figure, note))
+    return Section(
+        "Wins over the start", [interval_figure({"wins": wins}, "prompts won", 280, shares=True), note]
+    )
 
 
 def frontier_section(run: OnlineRun) -> Section | None:
     """Reward against KL, the over-optimisation frontier (Gao et al. 2022); None without a reference."""
-    rounds = [one for one in run.rounds if math.isfinite(one.metrics.get("kl_to_reference", math.nan))]
-    if not rounds:
+    divergence = {one.index: one.number("kl_to_reference") for one in run.rounds}
+    divergence = {index: max(0.0, value) for index, value in divergence.items() if math.isfinite(value)}
+    if not divergence:
         return None
-    divergence = [max(0.0, one.metrics["kl_to_reference"]) for one in rounds]
-    sampled = [mean_over_prompts(one.by_prompt) for one in rounds]
-    held_out = [mean_over_prompts(by_prompt(run.policies[one.index].answers)) for one in rounds]
-    figure = _frontier({"held-out prompts": held_out, "the round's own samples": sampled}, divergence)
-    anchor = str(run.files.setting("reference.update", "initial"))
-    kept = (
-        "the starting policy"
-        if anchor == "initial"
-        else f"a reference that moves (reference.update={anchor})"
-    )
-    note = Note(
-        f"KL from {kept}, in nats an answer, estimated on the answers in pairs: the mean of log π(y) − log π_ref(y). "
-        "Each point is the policy that sampled in a round; the last policy has not sampled yet. A curve that bends down "
-        "as KL grows is over-optimisation; one that still rises proves nothing, since the reward is the one trained on. "
-        "Bars are 95% intervals of the bootstrap over prompts."
-    )
-    return Section("Reward against KL", (figure, note))
-
-
-def mean_over_prompts(prompts: Iterable[Sequence[Answer]]) -> Interval | None:
-    """The mean reward over prompts, of which these are the answers, with its bootstrap interval; None without a finite
-    reward."""
-    groups = [_rewards(answers) for answers in prompts]
-    means = [fmean(group) for group in groups if group]
-    return paired_bootstrap([0.0] * len(means), means, 1000, 0) if means else None
-
-
-def _frontier(series: dict[str, list[Interval | None]], divergence: list[float]) -> go.Figure:
+    series: dict[str, dict[int, Sequence[Answer]]] = {
+        "held-out prompts": {i: run.policies[i].answers for i in divergence},
+        "the round's own samples": {one.index: one.sampled for one in run.rounds if one.index in divergence},
+    }
     figure = go.Figure()
-    for name, points in series.items():
-        known = [(place, point) for place, point in enumerate(points) if point is not None]
-        if not known:
+    for name, answers in series.items():
+        points = {i: point for i, of in answers.items() if (point := mean_over_prompts(of)) is not None}
+        if not points:
             continue
         figure.add_scatter(
-            x=[divergence[place] for place, _ in known],
-            y=[point.mean for _, point in known],
-            text=[f"policy {place}" if place else "start" for place, _ in known],
+            x=[divergence[index] for index in points],
+            y=[point.mean for point in points.values()],
+            text=[run.policies[index].label for index in points],
             cliponaxis=False,
             error_y={
-                "array": [point.high - point.mean for _, point in known],
-                "arrayminus": [point.mean - point.low for _, point in known],
+                "array": [point.high - point.mean for point in points.values()],
+                "arrayminus": [point.mean - point.low for point in points.values()],
                 "thickness": 1.2,
                 "width": 4,
             },
@@ -219,9 +189,55 @@ def _frontier(series: dict[str, list[Interval | None]], divergence: list[float])
             marker={"size": 8},
             hovertemplate="%{text}: KL %{x:.3g}, reward %{y:.3g}<extra></extra>",
         )
-    most = max(divergence) or 1.0
+    most = max(divergence.values()) or 1.0
     figure.update_xaxes(range=[-0.06 * most, 1.08 * most], zeroline=False)
-    return dressed(figure, Axes("KL from the reference, nats an answer", "mean reward", 360))
+    dressed(figure, "KL from the reference, nats an answer", "mean reward", 360)
+    anchor = str(run.files.setting("reference.update", "initial"))
+    moving = f"a reference that moves (reference.update={anchor})"
+    note = Note(
+        f"KL from {'the starting policy' if anchor == 'initial' else moving}, in nats an answer, estimated on the answers in "
+        "pairs: the mean of log π(y) − log π_ref(y). "
+        "Each point is the policy that sampled in a round; the last policy has not sampled yet. A curve that bends down "
+        "as KL grows is over-optimisation; one that still rises proves nothing, since the reward is the one trained on. "
+        "Bars are 95% intervals of the bootstrap over prompts."
+    )
+    return Section("Reward against KL", [figure, note])
+
+
+def evaluation_section(run: OnlineRun) -> Section:
+    """Every policy's held-out figures, and its benchmarks where it sat any."""
+    rows, scores = [], {}
+    for policy in run.policies:
+        answers, change = policy.answers, run.changes.get(policy.label)
+        rows.append(
+            (
+                policy.label,
+                number(mean(answer.reward for answer in answers), ".2f"),
+                marked(change.reward if change else None),
+                share_words(change.wins if change else None),
+                number(policy.length, ".1f"),
+                *(percent(share(answers, ending), 1) for ending in ("refusal", "cut")),
+            )
+        )
+        if policy.benchmarks is not None:
+            metrics = run.rounds[policy.version - 1].metrics if policy.version else {}
+            scores[policy.label] = [
+                (result, metrics.get(f"bench_{result['task']}_{result['protocol']}_p"))
+                for result in policy.benchmarks["results"]
+            ]
+    columns = ("Policy", "reward", "change (95%)", "wins (95%)", "tokens", "refused", "cut off")
+    parts: list[Part] = [
+        Heading("Held-out prompts"),
+        PageTable(columns, rows),
+        Note(
+            "* the 95% interval of the paired change from the start does not hold 0; not corrected for the number of rows."
+        ),
+        Note("No benchmarks were asked for (section benchmarks of the config)."),
+    ]
+    if scores:
+        words = "Accuracy with its 95% interval (Wilson), against the starting policy on the same items."
+        parts[-1:] = [Heading("Benchmarks"), score_table(scores), Note(f"{words} {MARKS}")]
+    return Section("Evaluation", parts)
 
 
 def _rewards(answers: Sequence[Answer]) -> list[float]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from ultramed_rl.config import ConfigError, load_any
 from ultramed_rl.config.base import Section as ConfigSection
 from ultramed_rl.config.recipe import load_recipe, stage_config
 from ultramed_rl.kinds import KINDS
-from ultramed_rl.report.words import DASH
+from ultramed_rl.report.figures import DASH
 from ultramed_rl.store.run_reader import RunReader
 from ultramed_rl.tracking.page import Note, PageTable, Part, Section, Text
 
@@ -25,38 +25,41 @@ ABSENT = "(not there)"  # of a key that one side lacks
 _OWN = ("run.name", "run.directory", "tracking.")
 
 
-@dataclass(frozen=True)
-class Difference:
-    """What a config is compared with, and (key, its value, this run's value) where they differ."""
+def config_section(files: RunReader) -> Section:
+    """The config's difference from the nearest preset, and the whole of it folded away."""
+    text = yaml.safe_dump(files.config, sort_keys=False, allow_unicode=True)
+    folded = Text("The whole config, defaults included", text)
+    kind, own = str(files.config.get("type", "online")), flatten(files.config)
+    differences = [(compare_settings(preset, own), name) for name, preset in _presets(kind)]
+    if not differences and kind in KINDS:
+        defaults = flatten(_section_defaults(KINDS[kind].config_class))
+        lines = [line for line in compare_settings(defaults, own) if line[0] in defaults]
+        differences = [(lines, "the defaults")]
+    if not differences:
+        return Section("Config", ["No preset of this type is at hand to compare with.", folded])
+    rows, against = min(differences, key=lambda difference: len(difference[0]))
+    parts: list[Part] = [f"No setting differs from {against}."]
+    if rows:
+        settings = "setting differs" if len(rows) == 1 else "settings differ"
+        table = PageTable(("Setting", "there", "this run"), rows, words=True)
+        parts = [f"{len(rows)} {settings} from {against}.", table]
+    note = Note(
+        "The nearest shipped preset of the same type; run.name, run.directory and tracking aside. (not there): a key of another "
+        "choice, or of another version of ultramed_rl."
+    )
+    return Section("Config", [*parts, note, folded])
 
-    against: str
-    lines: tuple[tuple[str, Any, Any], ...]
 
-
-def nearest_difference(config: Mapping[str, Any]) -> Difference | None:
-    """Against the preset of the same type with the fewest differences; else against the defaults; None where the
-    config cannot be read by this version and there is no preset."""
-    kind, own = str(config.get("type", "online")), flatten(config)
-    differences = [Difference(name, compare_settings(preset, own)) for name, preset in _presets(kind)]
-    if differences:
-        return min(differences, key=lambda difference: len(difference.lines))
-    if kind not in KINDS:
-        return None
-    defaults = flatten(_section_defaults(KINDS[kind].config_class))
-    lines = tuple(line for line in compare_settings(defaults, own) if line[0] in defaults)
-    return Difference("the defaults", lines)
-
-
-def compare_settings(before: Settings, after: Settings) -> tuple[tuple[str, Any, Any], ...]:
+def compare_settings(before: Settings, after: Settings) -> list[tuple[str, str, str]]:
     """(key, before, after) of every dotted key whose values differ; names, places and tracking aside.
 
     A key that one side lacks is `ABSENT` there; that is no difference where the other has null.
     """
-    return tuple(
-        (key, before.get(key, ABSENT), after.get(key, ABSENT))
+    return [
+        (key, shown(before.get(key, ABSENT)), shown(after.get(key, ABSENT)))
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and not key.startswith(_OWN)
-    )
+    ]
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Settings:
@@ -64,14 +67,13 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Settings:
     settings: Settings = {}
     for key, value in config.items():
         dotted = f"{prefix}{key}"
+        if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+            value = {str(place): item for place, item in enumerate(value)}
         if isinstance(value, Mapping):
             settings |= flatten(value, f"{dotted}.")
-        elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
-            numbered = {str(place): item for place, item in enumerate(value)}
-            settings |= flatten(numbered, f"{dotted}.")
-        else:
+        elif dotted != "type":
             settings[dotted] = value
-    return settings if prefix else {key: value for key, value in settings.items() if key != "type"}
+    return settings
 
 
 def _presets(kind: str) -> Iterator[tuple[str, Settings]]:
@@ -83,18 +85,17 @@ def _presets(kind: str) -> Iterator[tuple[str, Settings]]:
 
 
 @cache
-def _read(path: Path) -> tuple[tuple[str, dict[str, Any]], ...]:
+def _read(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """A preset, or a recipe's stages each by its name; nothing where it is no config of this version."""
     try:
-        return (("", load_any(path).to_mapping()),)
+        return [("", load_any(path).to_mapping())]
     except (ConfigError, OSError):
         pass
     try:
         recipe = load_recipe(path)
-        stages = ((name, stage_config(recipe, name, {}).to_mapping()) for name in recipe.stages)
-        return tuple((f", stage {name}", config) for name, config in stages)
+        return [(f", stage {name}", stage_config(recipe, name, {}).to_mapping()) for name in recipe.stages]
     except (ConfigError, OSError):
-        return ()
+        return []
 
 
 def _section_defaults(section: type[ConfigSection]) -> dict[str, Any]:
@@ -107,28 +108,6 @@ def _section_defaults(section: type[ConfigSection]) -> dict[str, Any]:
     return defaults
 
 
-def config_section(files: RunReader) -> Section:
-    """The config's difference from the nearest preset, and the whole of it folded away."""
-    text = yaml.safe_dump(files.config, sort_keys=False, allow_unicode=True)
-    folded = Text("The whole config, defaults included", text)
-    difference = nearest_difference(files.config)
-    if difference is None:
-        return Section("Config", ("No preset of this type is at hand to compare with.", folded))
-    parts: list[Part] = [f"No setting differs from {difference.against}."]
-    if difference.lines:
-        count = len(difference.lines)
-        rows = tuple((key, shown(before), shown(after)) for key, before, after in difference.lines)
-        parts = [
-            f"{count} setting{'s' if count > 1 else ''} differ{'' if count > 1 else 's'} from {difference.against}.",
-            PageTable(("Setting", "there", "this run"), rows, words=True),
-        ]
-    note = Note(
-        "The nearest shipped preset of the same type; run.name, run.directory and tracking aside. (not there): a key of another "
-        "choice, or of another version of ultramed_rl."
-    )
-    return Section("Config", (*parts, note, folded))
-
-
 def environment_section(files: RunReader) -> Section:
     """Versions and devices, as the run recorded them; else those of now, and the page says so."""
     environment, recorded = files.environment()
@@ -138,29 +117,24 @@ def environment_section(files: RunReader) -> Section:
         if recorded
         else "The run recorded no environment. This is the machine that made this report, which may be another."
     )
-    table = PageTable(("What", "value"), tuple(environment_rows(environment)), words=True)
-    return Section("Environment", (said, table))
+    table = PageTable(("What", "value"), environment_rows(environment), words=True)
+    return Section("Environment", [said, table])
 
 
 def environment_rows(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Machine first, then packages."""
     memory, unknown = environment.get("memory_gib"), "unknown: not run from a source tree"
-    rows = [
+    return [
         ("commit of ultramed_rl (+ changed)", str(environment.get("commit", unknown))),
         ("python", shown(environment.get("python"))),
         ("system", shown(environment.get("system"))),
         ("CPUs", shown(environment.get("cpus"))),
         ("memory", DASH if memory is None else f"{memory} GiB"),
         ("GPUs", "\n".join(map(str, environment.get("gpus", []))) or "none"),
+        *((str(name), str(version)) for name, version in environment.get("packages", {}).items()),
     ]
-    packages = environment.get("packages", {})
-    return rows + [(str(name), str(version)) for name, version in packages.items()]
 
 
 def shown(value: Any) -> str:
     """A setting's value in one line, as YAML has it."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return str(value)
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)

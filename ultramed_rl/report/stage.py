@@ -3,35 +3,30 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from ultramed_rl.kinds import KINDS, load
-from ultramed_rl.report.cost import curve_parts, memory_section, phase_words
-from ultramed_rl.report.evaluations import bench_sections, evaluation_sections, table_of
-from ultramed_rl.report.words import DASH, duration, number, spoken
+from ultramed_rl.evaluation.statistics import Interval
+from ultramed_rl.report.figures import (
+    DASH,
+    MARKS,
+    duration,
+    interval_figure,
+    marked,
+    number,
+    percent,
+    spoken,
+    stars,
+)
+from ultramed_rl.report.health import curve_parts, memory_section, phase_words
 from ultramed_rl.store.artifacts import read_numbers
 from ultramed_rl.store.run_reader import Metrics, RunReader
-from ultramed_rl.tracking.page import Callout, Fact, Facts, Note, PageTable, Part, Section
+from ultramed_rl.tracking.page import Callout, Facts, Note, PageTable, Part, Section
 
 _NOT_CURVES = {"time", "step", "step_index", "evaluation_index", "samples", "tokens", "flops", "seconds"}
 _FIRST = ("loss", "accuracy", "margin", "perplexity", "reward_mean")
 _MOST_CURVES = 10
-
-
-def stage_sections(files: RunReader) -> list[Section]:
-    """All but config and environment."""
-    report = load(KINDS[files.type].report) if files.type in KINDS else counting_sections
-    sections: list[Section] = report(files)
-    return sections
-
-
-def evaluate_sections(files: RunReader) -> list[Section]:
-    """Of a comparison of policies."""
-    return [*evaluation_sections(files), time_section(files)]
-
-
-def reward_bench_sections(files: RunReader) -> list[Section]:
-    """Of a reward model on known pairs."""
-    return [*bench_sections(files), time_section(files)]
+_UNFINISHED = Section("", [Callout("plain", "This evaluation is not finished.")])
 
 
 def training_sections(files: RunReader) -> list[Section]:
@@ -39,16 +34,26 @@ def training_sections(files: RunReader) -> list[Section]:
     model = files.manifests().get("model")
     figures = read_numbers(model["metrics"]) if model else None
     top: list[Part] = [training_verdict(files, figures)]
+    sections = []
+    for kind, heading, axis in (("evaluation", "Held-out data", "steps taken"), ("step", "Training", "step")):
+        rows = files.rows(kind)
+        names = {name for row in rows for name in row} - _NOT_CURVES
+        ordered = [name for name in _FIRST if name in names] + sorted(names - set(_FIRST))
+        curves = {name: spoken(name) for name in ordered[:_MOST_CURVES]}
+        parts = curve_parts(rows, curves, f"{kind}_index", axis)
+        if parts and len(ordered) > len(curves):
+            parts.append(Note(f"{len(ordered) - len(curves)} more metrics are in metrics.jsonl."))
+        sections += [Section(heading, parts)] if parts else []
     if figures is not None:
-        names = {"samples": "Samples", "steps": "Steps", "tokens_per_second": "Tokens a second"}
-        known = {names[name]: figures[name] for name in names if math.isfinite(figures.get(name, math.nan))}
-        top.append(Facts(tuple(Fact(name, number(value, ",.0f")) for name, value in known.items())))
-    sections = [Section("", tuple(top)), *_curve_sections(files)]
-    if figures is not None:
-        table = table_of("Figure", {spoken(name): value for name, value in figures.items()})
+        words = {"samples": "Samples", "steps": "Steps", "tokens_per_second": "Tokens a second"}
+        known = {
+            words[name]: value for name, value in figures.items() if name in words and math.isfinite(value)
+        }
+        top.append(Facts([(what, number(value, ",.0f"), "") for what, value in known.items()]))
         note = Note("start_held_out: before the first step. held_out: of the weights that were kept.")
-        sections.append(Section("Figures", (table, note)))
-    return [*sections, *count_section(files, "data"), time_section(files), memory_section(files)]
+        sections.append(Section("Figures", [_table("Figure", figures), note]))
+    further = [*_counts(files, "data"), time_section(files), memory_section(files)]
+    return [Section("", top), *sections, *further]
 
 
 def training_verdict(files: RunReader, figures: Metrics | None) -> Callout:
@@ -68,7 +73,7 @@ def training_verdict(files: RunReader, figures: Metrics | None) -> Callout:
         lines.append(f"Held-out accuracy: {before:.1%} before, {accuracy:.1%} now.")
     count = len(files.rows("evaluation"))
     lines.append(f"{count} evaluations; samples' losses are not kept, so that no interval can be given.")
-    return Callout("good" if last < first else "bad", change, tuple(lines))
+    return Callout("good" if last < first else "bad", change, lines)
 
 
 def counting_sections(files: RunReader) -> list[Section]:
@@ -76,27 +81,123 @@ def counting_sections(files: RunReader) -> list[Section]:
     made = {name: manifest for name, manifest in files.manifests().items() if name in ("records", "pairs")}
     if not made:
         lines = ("Its counts appear when it is.",)
-        return [Section("", (Callout("plain", "This stage is not finished.", lines),))]
+        return [Section("", [Callout("plain", "This stage is not finished.", lines)])]
     manifest = next(iter(made.values()))
     counts = read_numbers(manifest.get("metrics", {}))
     words = ", ".join(f"{count:g} {spoken(name)}" for name, count in counts.items() if count) or "nothing"
     rows = f": {manifest['rows']:,} rows." if manifest.get("rows") is not None else "."
     heading = f"Finished in {duration(manifest['seconds'])}{rows}"
-    sections = [Section("", (Callout("plain", heading, (words,) if counts else ()),))]
+    sections = [Section("", [Callout("plain", heading, [words] if counts else [])])]
     if (files.path / "records" / "report.html").is_file():
         text = "The step's own report is records/report.html in the run's folder."
-        sections.append(Section("Data report", (text,)))
-    return [*sections, *count_section(files, *made), time_section(files)]
+        sections.append(Section("Data report", [text]))
+    return [*sections, *_counts(files, *made), time_section(files)]
 
 
-def count_section(files: RunReader, *names: str) -> list[Section]:
-    """The counts of artifacts that have some."""
-    made = files.manifests()
-    counts: Metrics = {}
-    for name in names:
-        counts |= read_numbers(made.get(name, {}).get("metrics", {}))
-    table = table_of("What", {spoken(name): value for name, value in counts.items()})
-    return [Section("Counts", (table,))] if counts else []
+def evaluate_sections(files: RunReader) -> list[Section]:
+    """Of a comparison of policies: the verdict in words, then the tables."""
+    results = files.json("results.json")
+    if results is None:
+        return [_UNFINISHED, time_section(files)]
+    sections = [Section("", [evaluation_verdict(results)])]
+    if results.get("rewards"):
+        rows = [
+            (
+                name,
+                number(row.get("reward_mean"), ".2f"),
+                marked(Interval(row["change"], row["change_low"], row["change_high"])),
+                percent(row.get("win_rate")),
+                number(row.get("length_mean"), ".1f"),
+                percent(row.get("empty_share"), 1),
+                percent(row.get("finished_share"), 1),
+            )
+            for name, row in results["rewards"].items()
+        ]
+        columns = ("Policy", "reward", "change from the first (95%)", "wins", "tokens", "empty", "ended")
+        note = Note("* the 95% interval of the paired bootstrap does not hold 0.")
+        sections.append(Section("Held-out prompts", [PageTable(columns, rows), note]))
+    if results.get("benchmarks"):
+        scores = {}
+        for policy, of_policy in results["benchmarks"].items():
+            tests = results.get("comparisons", {}).get(policy, [])
+            p_values = {(row["task"], row["protocol"]): row.get("p_value") for row in tests}
+            scores[policy] = [
+                (one, p_values.get((one["task"], one["protocol"]))) for one in of_policy["results"]
+            ]
+        note = Note(f"Accuracy with Wilson's 95% interval, marks against {next(iter(scores))}. {MARKS}")
+        sections.append(Section("Benchmarks", [score_table(scores), note]))
+    return [*sections, time_section(files)]
+
+
+def evaluation_verdict(results: Mapping[str, Any]) -> Callout:
+    """How each policy compares with the first: what its intervals and tests leave no doubt of, and no more."""
+    first, *others = results["policies"]
+    if not others:
+        heading = f"One policy was evaluated: {first}."
+        return Callout("plain", heading, ["There is nothing to compare it with."])
+    lines = []
+    for name in others:
+        clear = []
+        rewards = results.get("rewards", {}).get(name)
+        if rewards and (rewards["change_low"] > 0 or rewards["change_high"] < 0):
+            way = "higher" if rewards["change"] > 0 else "lower"
+            clear.append(f"{way} held-out reward ({rewards['change']:+.2f})")
+        for row in results.get("comparisons", {}).get(name, []):
+            # By McNemar's test where there is one, else by the interval.
+            p_value = row.get("p_value")
+            if row["low"] > 0 or row["high"] < 0 if p_value is None else p_value < 0.05:
+                way = "better" if row["change"] > 0 else "worse"
+                clear.append(f"{way} on {row['task']}, {row['protocol']} ({row['change']:+.1%})")
+        lines.append(f"{name}: {'; '.join(clear) or 'no measurable difference on anything asked'}.")
+    return Callout("plain", f"Compared with {first}", lines)
+
+
+def reward_bench_sections(files: RunReader) -> list[Section]:
+    """Of a reward model on known pairs: accuracy by subset, and the averages."""
+    results = files.json("reward_bench.json")
+    if results is None:
+        return [_UNFINISHED, time_section(files)]
+    said = []
+    for name, average in results["averages"].items():
+        missing = average.get("missing") or []
+        without = f", without {len(missing)} of its parts" if missing else ""
+        said.append(f"{name}: {percent(average['accuracy'], 1)}{without}.")
+    heading = f"{results['pairs']:,} pairs were judged by {results['model']}."
+    rows, intervals = [], {}
+    for name, row in results["subsets"].items():
+        if "accuracy" in row:
+            intervals[name] = Interval(row["accuracy"], row["low"], row["high"])
+        counts = (str(row.get(count, 0)) for count in ("ties", "non_finite", "too_long"))
+        rows.append((name, str(row["pairs"]), score_words(row, None) if "accuracy" in row else DASH, *counts))
+    table = PageTable(("Subset", "pairs", "accuracy (95%)", "ties", "not finite", "too long"), rows)
+    figure = interval_figure({"accuracy": intervals}, "accuracy", 300, shares=True)
+    figure.update_traces(mode="markers")
+    note = Note(
+        "Wilson's 95% intervals; a tie counts a half, and a score that is no number is wrong. Chance is 50%."
+    )
+    accuracy = Section("Accuracy", [*([figure] if intervals else []), table, note])
+    return [Section("", [Callout("plain", heading, said)]), accuracy, time_section(files)]
+
+
+def score_table(scores: Mapping[str, Sequence[tuple[Mapping[str, Any], float | None]]]) -> PageTable:
+    """A row for each task and protocol, a column for each policy with its results and their p-values."""
+    cells: dict[str, dict[str, str]] = {}
+    for policy, results in scores.items():
+        for result, p_value in results:
+            cells.setdefault(task_name(result), {})[policy] = score_words(result["score"], p_value)
+    rows = [(name, *(row.get(policy, DASH) for policy in scores)) for name, row in cells.items()]
+    return PageTable(("Task", *scores), rows)
+
+
+def task_name(result: Mapping[str, Any]) -> str:
+    """A benchmark with its protocol and how many items it has."""
+    return f"{result['task']}, {result['protocol']} ({result['score']['items']})"
+
+
+def score_words(score: Mapping[str, Any], p_value: float | None) -> str:
+    """An accuracy, its interval and the mark of its difference."""
+    low, high = percent(score["low"]), percent(score["high"])
+    return f"{percent(score['accuracy'], 1)}{stars(p_value)} ({low} to {high})"
 
 
 def time_section(files: RunReader) -> Section:
@@ -105,23 +206,23 @@ def time_section(files: RunReader) -> Section:
     for name, manifest in files.manifests().items():
         created = str(manifest.get("created", DASH)).replace("T", " ").removesuffix("+00:00")
         rows.append((phase_words(name), duration(float(manifest["seconds"])), created))
-    table = PageTable(("Artifact", "took", "finished"), tuple(rows)) if rows else "Nothing is finished yet."
+    table = PageTable(("Artifact", "took", "finished"), rows) if rows else "Nothing is finished yet."
     logged = [float(row["time"]) for row in files.metrics if isinstance(row.get("time"), int | float)]
     took = max(logged, default=0.0) - min(logged, default=0.0)
     span = [f"From the first logged line to the last: {duration(took)}."] if took >= 1 else []
-    return Section("Time", (table, *span))
+    return Section("Time", [table, *span])
 
 
-def _curve_sections(files: RunReader) -> list[Section]:
-    sections = []
-    for kind, heading, axis in (("evaluation", "Held-out data", "steps taken"), ("step", "Training", "step")):
-        rows = files.rows(kind)
-        names = {name for row in rows for name in row} - _NOT_CURVES
-        ordered = [name for name in _FIRST if name in names] + sorted(names - set(_FIRST))
-        curves = {name: spoken(name) for name in ordered[:_MOST_CURVES]}
-        parts = curve_parts(rows, curves, f"{kind}_index", axis)
-        if parts:
-            left = len(ordered) - len(curves)
-            note = [Note(f"{left} more metrics are in metrics.jsonl.")] if left > 0 else []
-            sections.append(Section(heading, (*parts, *note)))
-    return sections
+def _counts(files: RunReader, *names: str) -> list[Section]:
+    """The counts of artifacts that have some."""
+    made = files.manifests()
+    counts: Metrics = {}
+    for name in names:
+        counts |= read_numbers(made.get(name, {}).get("metrics", {}))
+    return [Section("Counts", [_table("What", counts)])] if counts else []
+
+
+def _table(what: str, values: Metrics) -> PageTable:
+    return PageTable(
+        (what, "value"), [(spoken(name), number(value, ",.5g")) for name, value in values.items()]
+    )

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import plotly.graph_objects as go
 
-from ultramed_rl.report.cost import phase_words
-from ultramed_rl.report.figures import Axes, bar_figure, dressed, short
-from ultramed_rl.report.words import duration, percent
+from ultramed_rl.report.figures import bar_figure, dressed, duration, percent, short
+from ultramed_rl.report.health import phase_words
 from ultramed_rl.store.run_reader import RunReader
 from ultramed_rl.tracking.page import Heading, Note, PageTable, Part, Section, figure_text
 from ultramed_rl.tracking.timeline import CONTROLLER, TIMELINE, Span, read_spans
-from ultramed_rl.tracking.utilisation import WHOLE, Load, run_windows, utilisation_table, workers_of
+from ultramed_rl.tracking.utilisation import Load, run_windows, utilisation_table, workers_of
 
 MOST_BARS = 1200  # of one figure
 _LEVELS = 10  # shades of a bar
@@ -43,9 +43,9 @@ class Bar:
 def timeline_section(files: RunReader) -> Section | None:
     """Who worked when, of an online run; None where it has no timeline."""
     spans = read_spans(files.path / TIMELINE)
-    if not workers_of(spans):
+    roles = list(workers_of(spans))
+    if not roles:
         return None
-    table = utilisation_table(spans)
     shown = without_breaks(spans)
     parts: list[Part] = [Heading("All rounds"), gantt_figure(shown)]
     rounds = rounds_of(shown)
@@ -53,16 +53,27 @@ def timeline_section(files: RunReader) -> Section | None:
         name, start, end = rounds[-1]
         last = list(clipped(shown, start, end))
         parts += [Heading(f"The last one, {name}"), gantt_figure(last)] if workers_of(last) else []
-    parts += [Note(_BREAKS), Heading("Busy workers by phase"), share_figure(table)]
-    return Section("Timeline", (*parts, share_table(table), Note(_SHARES)))
+    table = {phase_words(phase): row for phase, row in utilisation_table(spans).items()}
+    shares = {role: [row[role] for row in table.values()] for role in roles}
+    tall = 90 + (12 + 16 * len(roles)) * len(table)
+    figure = bar_figure(list(table), shares, "", tall, "group", "%{x:.0%}")
+    figure.update_layout(bargap=0.25)
+    figure.update_xaxes(tickformat=".0%", range=[0, 1])
+    rows = [
+        (phase, duration(row["seconds"]), *(percent(row[role]) for role in roles))
+        for phase, row in table.items()
+    ]
+    busy = [Heading("Busy workers by phase"), figure, PageTable(("Phase", "time", *roles), rows)]
+    return Section("Timeline", [*parts, Note(_BREAKS), *busy, Note(_SHARES)])
 
 
 def gantt_figure(spans: Sequence[Span]) -> go.Figure:
     """Bars of when each role worked, a colour for each phase; at most `MOST_BARS`, whatever the spans are."""
     bars = load_bars(spans)
     workers = workers_of(spans)
-    end = max(bar.start + bar.length for bar in bars)
-    unit, seconds = ("minutes", 60.0) if end > 600 else ("seconds", 1.0)
+    unit, seconds = (
+        ("minutes", 60.0) if max(bar.start + bar.length for bar in bars) > 600 else ("seconds", 1.0)
+    )
     figure = go.Figure()
     for phase in dict.fromkeys(bar.phase for bar in bars):
         of_phase = [bar for bar in bars if bar.phase == phase]
@@ -78,7 +89,7 @@ def gantt_figure(spans: Sequence[Span]) -> go.Figure:
             hovertemplate=f"%{{y}}, %{{fullData.name}}: %{{customdata:.0%}} busy at %{{base:.4g}} {unit}<extra></extra>",
             showlegend=True,
         )
-    dressed(figure, Axes(f"{unit} since the start", "", 110 + 34 * len(workers)))
+    dressed(figure, f"{unit} since the start", height=110 + 34 * len(workers))
     figure.update_layout(barmode="overlay", bargap=0.3)
     figure.update_yaxes(autorange="reversed", type="category", showgrid=False)
     zero = min(span.started for span in spans)
@@ -96,21 +107,27 @@ def load_bars(spans: Sequence[Span]) -> list[Bar]:
     zero, end = min(span.started for span in spans), max(span.ended for span in spans)
     bins = max(1, MOST_BARS // len(by_kind))
     width = (end - zero) / bins
-    return [
-        bar
-        for (role, phase), of_kind in by_kind.items()
-        for bar in _bars(role, phase, _levels(Load(of_kind), zero, width, bins, workers[role]), width)
-    ]
+    bars = []
+    for (role, phase), of_kind in by_kind.items():
+        load, room = Load(of_kind), width * workers[role]
+        work = [load.between(zero + i * width, zero + (i + 1) * width) for i in range(bins)]
+        # The share of the workers at work in each bin, in steps; little work is not none.
+        levels = [min(_LEVELS, math.ceil(_LEVELS * seconds / room - 1e-3)) for seconds in work]
+        for level, places in groupby(range(bins), key=levels.__getitem__):
+            start, *more = places
+            if level:
+                bars.append(Bar(role, phase, start * width, (1 + len(more)) * width, level / _LEVELS))
+    return bars
 
 
 def rounds_of(spans: Sequence[Span]) -> list[tuple[str, float, float]]:
     """Name, beginning and end of each round that the controller told of, in their order."""
-    rounds: dict[str, tuple[float, float]] = {}
+    rounds: dict[str, list[Span]] = {}
     for span in spans:
         if span.role == CONTROLLER:
-            start, end = rounds.get(span.worker, (span.started, span.ended))
-            rounds[span.worker] = min(start, span.started), max(end, span.ended)
-    return sorted(((name, start, end) for name, (start, end) in rounds.items()), key=lambda item: item[1])
+            rounds.setdefault(span.worker, []).append(span)
+    times = [(n, min(s.started for s in of), max(s.ended for s in of)) for n, of in rounds.items()]
+    return sorted(times, key=lambda item: item[1])
 
 
 def without_breaks(spans: Sequence[Span]) -> list[Span]:
@@ -131,39 +148,3 @@ def clipped(spans: Sequence[Span], start: float, end: float) -> Iterator[Span]:
         first, last = max(start, span.started), min(end, span.ended)
         if last > first:
             yield replace(span, started=first, ended=last, idle_s=(last - first) * (1.0 - span.density))
-
-
-def share_figure(table: dict[str, dict[str, float]]) -> go.Figure:
-    """Bars of each role's busy share, side by side for each phase."""
-    roles = [name for name in table[WHOLE] if name != "seconds"]
-    shares = {role: [row[role] for row in table.values()] for role in roles}
-    axes = Axes("", "", 90 + (12 + 16 * len(roles)) * len(table))
-    figure = bar_figure([phase_words(phase) for phase in table], shares, axes, "group", "%{x:.0%}")
-    figure.update_layout(bargap=0.25)
-    figure.update_xaxes(tickformat=".0%", range=[0, 1])
-    return figure
-
-
-def share_table(table: dict[str, dict[str, float]]) -> PageTable:
-    """The same as numbers."""
-    roles = [name for name in table[WHOLE] if name != "seconds"]
-    rows = tuple(
-        (phase_words(phase), duration(row["seconds"]), *(percent(row[role]) for role in roles))
-        for phase, row in table.items()
-    )
-    return PageTable(("Phase", "time", *roles), rows)
-
-
-def _levels(load: Load, zero: float, width: float, bins: int, workers: int) -> list[int]:
-    """The share of the workers at work in each bin, in steps; little work is not none."""
-    work = (load.between(zero + i * width, zero + (i + 1) * width) for i in range(bins))
-    return [min(_LEVELS, math.ceil(_LEVELS * seconds / (width * workers) - 1e-3)) for seconds in work]
-
-
-def _bars(role: str, phase: str, levels: Sequence[int], width: float) -> Iterator[Bar]:
-    start = 0
-    for place in range(1, len(levels) + 1):
-        if place == len(levels) or levels[place] != levels[start]:
-            if levels[start]:
-                yield Bar(role, phase, start * width, (place - start) * width, levels[start] / _LEVELS)
-            start = place

@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,11 @@ _EVERY_S = 2.0
 _LAST_S = 5.0  # that the end of a run waits for its last line
 _ERROR_LENGTH = 500
 _SILENT_S = 30.0  # without a heartbeat, after which its process counts as gone
+
+_current: list[Heartbeat] = []  # a recipe's, and within it a stage's
+_links: dict[str, str] = {}
+_waits: list[str] = []
+_failures: list[float] = []  # when runs of this process failed, by time.monotonic()
 
 
 @dataclass(eq=False)
@@ -39,7 +44,7 @@ class Count:
 class Heartbeat:
     """Writes the status of one directory until it is ended."""
 
-    def __init__(self, directory: Path, stages: Sequence[str] = ()) -> None:
+    def __init__(self, directory: Path, stages: Sequence[str]) -> None:
         self.file, self.stages, self.began = directory / STATUS, list(stages), time.time()
         self.phases: list[Count] = []
         self.last: Count | None = None
@@ -48,10 +53,9 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._thread.start()
 
-    def end(self, error: BaseException | None) -> None:
+    def end(self, state: str, error: str) -> None:
         """Say how it ended; waits for the disk for a few seconds at most."""
-        self.state = _state_after(error)
-        self.error = "" if error is None else str(error)[:_ERROR_LENGTH]
+        self.state, self.error = state, error[:_ERROR_LENGTH]
         self._over.set()
         self._thread.join(_LAST_S)
 
@@ -73,11 +77,9 @@ class Heartbeat:
                 warnings.warn(f"{self.file}: not written ({error}); the run goes on without", stacklevel=2)
 
     def _content(self) -> dict[str, Any]:
-        open_phases = list(self.phases)
-        at = open_phases[-1] if open_phases else self.last
-        work = {} if at is None else {name: getattr(at, name) for name in Count.__dataclass_fields__}
+        at = [self.last, *self.phases][-1]  # another thread opens and closes phases: each is looked at once
         return {
-            **work,
+            **({} if at is None else asdict(at)),
             "state": self.state,
             "error": self.error,
             "began": self.began,
@@ -90,12 +92,6 @@ class Heartbeat:
         }
 
 
-_current: list[Heartbeat] = []  # a recipe's, and within it a stage's
-_links: dict[str, str] = {}
-_waits: list[str] = []
-_failures: list[float] = []  # when runs of this process failed, by time.monotonic()
-
-
 @contextmanager
 def watched(directory: Path, stages: Sequence[str] = ()) -> Iterator[None]:
     """Keep `status.json` in a directory up to date while its run goes on.
@@ -105,17 +101,18 @@ def watched(directory: Path, stages: Sequence[str] = ()) -> Iterator[None]:
     """
     heartbeat = Heartbeat(directory, stages)
     _current.append(heartbeat)
-    error: BaseException | None = None
+    state, words = "finished", ""
     try:
         yield
-    except BaseException as raised:
-        error = raised
-        if _state_after(error) == "failed":
+    except BaseException as error:
+        state, words = "interrupted", str(error)
+        if not isinstance(error, (KeyboardInterrupt, SystemExit)):
+            state = "failed"
             _failures.append(time.monotonic())
         raise
     finally:
         _current.remove(heartbeat)
-        heartbeat.end(error)
+        heartbeat.end(state, words)
 
 
 @contextmanager
@@ -129,8 +126,8 @@ def at_work(count: Count) -> Iterator[None]:
     try:
         yield
     finally:
-        heartbeat.phases.remove(count)
         heartbeat.last = count
+        heartbeat.phases.remove(count)
 
 
 def note_link(name: str, url: str | None) -> None:
@@ -151,17 +148,19 @@ def failed_since(moment: float) -> bool:
     return any(failure >= moment for failure in _failures)
 
 
-def _state_after(error: BaseException | None) -> str:
-    if error is None:
-        return "finished"
-    return "interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed"
-
-
 def is_alive(directory: Path, heart: Mapping[str, Any]) -> bool:
     """Whether a process writes the run: by its heartbeat, or by the directory's lock where that is silent."""
     if heart.get("state") == "running" and time.time() - heart["updated"] < _SILENT_S:
         return heart["host"] != socket.gethostname() or _is_process(int(heart["pid"]))
-    return _is_locked(directory / ".lock")
+    # Asks with a shared lock that is given back at once. Only a starting run could be in its way.
+    try:
+        with (directory / ".lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _is_process(pid: int) -> bool:
@@ -172,15 +171,3 @@ def _is_process(pid: int) -> bool:
     except PermissionError:
         pass
     return True
-
-
-def _is_locked(path: Path) -> bool:
-    """Asks with a shared lock that is given back at once. Only a starting run could be in its way."""
-    try:
-        with path.open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False

@@ -22,7 +22,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any, Literal
 
-from jinja2 import Environment, FileSystemLoader, Template
+from jinja2 import Environment, FileSystemLoader
 
 _HTML = Path(__file__).with_name("html")
 _UNWRITABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
@@ -33,13 +33,11 @@ Tone = Literal["good", "bad", "plain", "warning"]
 
 @dataclass(frozen=True)
 class PageTable:
-    """Rows of text under column headings. The first column names the row, the others hold numbers.
+    """Rows of text under column headings. The first column names the row; the others hold numbers, or with
+    `words` words, which break where they are long."""
 
-    With `words` they hold words, and break where they are long.
-    """
-
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
     words: bool = False
 
     def __post_init__(self) -> None:
@@ -66,23 +64,14 @@ class Callout:
 
     tone: Tone
     heading: str
-    lines: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Fact:
-    """One number with its name, and what it is measured by."""
-
-    name: str
-    value: str
-    note: str = ""
+    lines: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Numbers side by side."""
+    """Numbers side by side, each with its name before it and what it is measured by after it."""
 
-    facts: tuple[Fact, ...]
+    facts: Sequence[tuple[str, str, str]]
 
 
 @dataclass(frozen=True)
@@ -107,7 +96,6 @@ class Widget:
 
 
 Part = str | PageTable | Note | Heading | Callout | Facts | Text | Widget | Figure
-_WORDS = (str, PageTable, Note, Heading, Callout, Facts, Text, Widget)
 
 
 @dataclass(frozen=True)
@@ -115,7 +103,7 @@ class Section:
     """A heading and what stands under it, in order; a text is a paragraph."""
 
     heading: str
-    parts: tuple[Part, ...]
+    parts: Sequence[Part]
 
 
 def page_html(title: str, sections: Sequence[Section], subtitle: str = "", footer: str = "") -> str:
@@ -130,24 +118,33 @@ def page_html(title: str, sections: Sequence[Section], subtitle: str = "", foote
     for place, section in enumerate(sections):
         parts: list[tuple[str, Any]] = []
         for part in section.parts:
-            if isinstance(part, _WORDS):
+            if hasattr(part, "to_plotly_json"):
+                content, height = _figure_json(part)
+                parts.append(("Figure", {"place": len(figures), "height": height}))
+                figures.append(content)
+            else:
                 parts.append((type(part).__name__, part))
-                continue
-            content, height = _figure_json(part)
-            parts.append(("Figure", {"place": len(figures), "height": height}))
-            figures.append(content)
         bodies.append({"place": place, "heading": section.heading, "parts": parts})
     widgets = [part for section in sections for part in section.parts if isinstance(part, Widget)]
     library, packed = _library() if figures else ("", "")
-    draw = (_HTML / "figures.js").read_text(encoding="utf-8")
-    scripts = [*([library, draw] if figures else []), *(widget.script for widget in widgets)]
-    assert not any("</script" in script.lower() for script in scripts if script is not library)
-    return _template().render(
+    css, draw = ((_HTML / name).read_text(encoding="utf-8") for name in ("page.css", "figures.js"))
+    own = [*([draw] if figures else []), *(widget.script for widget in widgets)]
+    assert not any("</script" in script.lower() for script in own)
+    digests = [sha256(script.encode("utf-8")).digest() for script in [*([library] if figures else []), *own]]
+    environment = Environment(
+        loader=FileSystemLoader(_HTML),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=lambda value: clean_text(value) if type(value) is str else value,
+    )
+    return environment.get_template("page.html.jinja").render(
         title=title,
         subtitle=subtitle,
         footer=footer,
-        css=(_HTML / "page.css").read_text(encoding="utf-8"),
-        policy=" ".join(map(_script_hash, scripts)) or "'none'",
+        css=css,
+        policy=" ".join(f"'sha256-{b64encode(digest).decode()}'" for digest in digests) or "'none'",
         sections=bodies,
         headed=[body for body in bodies if body["heading"]],
         figures=figures,
@@ -180,23 +177,6 @@ def script_json(value: Any) -> str:
     """JSON in ASCII that holds no tag, so that no text can end the script that it is in."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(
-        loader=FileSystemLoader(_HTML),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        finalize=lambda value: clean_text(value) if type(value) is str else value,
-    )
-    return environment.get_template("page.html.jinja")
-
-
-def _script_hash(script: str) -> str:
-    return f"'sha256-{b64encode(sha256(script.encode('utf-8')).digest()).decode()}'"
 
 
 def _figure_json(figure: Figure) -> tuple[str, str]:

@@ -4,11 +4,39 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from ultramed_rl.store.run_reader import read_whole
-from ultramed_rl.tracking.backends import Made, Sample
+
+@dataclass(frozen=True)
+class Sample:
+    """One completion of a shown prompt."""
+
+    round: int
+    prompt_id: str
+    prompt: str
+    sample: int
+    completion: str
+    reward: float
+    chosen: str  # "chosen" or "rejected", or nothing where it made no pair
+    tokens: int
+    finish_reason: str
+    policy_version: int
+
+
+@dataclass(frozen=True)
+class Made:
+    """Something that a run made. Of an online run: policy 0 -> completions -> pairs -> policy 1 -> ..."""
+
+    name: str
+    kind: Literal["model", "dataset"]
+    path: Path
+    digest: str
+    version: int
+    parents: Mapping[str, str]  # the digests of what it was made out of, by name
+    numbers: Mapping[str, float]
 
 
 def round_samples(folder: Path, index: int, seed: int, prompts: int) -> list[Sample]:
@@ -22,7 +50,12 @@ def round_samples(folder: Path, index: int, seed: int, prompts: int) -> list[Sam
     shown = random.Random(f"{seed} shown samples {index}").sample(sorted(ids), min(prompts, len(ids)))
     asked, scored, pairs = (_rows_of(file, shown) for file in files)
     texts = {row["prompt_id"]: _text(row["messages"]) for row in asked}
-    sides = {key: side for row in pairs for key, side in _sides(row).items()}
+    sides: dict[tuple[str, int], str] = {}
+    for pair in pairs:
+        # A group's id ends with its samples in their order, as in `prompt:3>0`; the first so many are preferred.
+        for place, sample in enumerate(pair["group_id"].rpartition(":")[2].split(">")):
+            side = "chosen" if place < pair["desirable"] else "rejected"
+            sides[pair["prompt_id"], int(sample)] = side
     # A reward that is no number comes last.
     rank = lambda reward: -reward if math.isfinite(reward) else math.inf
     scored.sort(key=lambda row: (shown.index(row["prompt_id"]), rank(row["reward"]), row["sample"]))
@@ -49,24 +82,22 @@ def made_in_round(folder: Path, index: int, start: str) -> list[Made]:
     Args:
         start: the path of policy 0, which stands for its digest.
     """
+    from ultramed_rl.store.run_reader import read_whole
+
     earlier = (read_whole(folder.with_name(f"{i:03d}") / "checkpoint.json") for i in reversed(range(index)))
     before = next((manifest for manifest in earlier if manifest is not None), None)
-    policy = start if before is None else str(before["digest"])
-    parents = {f"policy-{index}": policy}
-    made = []
-    for name, shown, file, version, kind in (
-        ("scored", "completions", "scored.parquet", index, "dataset"),
-        ("pairs", "pairs", "pairs.parquet", index, "dataset"),
-        ("checkpoint", "policy", "checkpoint", index + 1, "model"),
-    ):
-        manifest = read_whole(folder / f"{name}.json")
+    policy = {f"policy-{index}": start if before is None else str(before["digest"])}
+    parents, made = policy, []
+    for file, name in (("scored", "completions"), ("pairs", "pairs"), ("checkpoint", "policy")):
+        manifest = read_whole(folder / f"{file}.json")
         if manifest is None:
             break
-        if kind == "model":
-            parents |= {f"policy-{index}": policy}
-        numbers = manifest.get("metrics") or {"rows": manifest["rows"]}
-        made.append(Made(shown, kind, folder / file, manifest["digest"], version, parents, numbers))
-        parents = {f"{shown}-{index}": manifest["digest"]}
+        digest, numbers = manifest["digest"], manifest.get("metrics") or {"rows": manifest["rows"]}
+        if name == "policy":
+            made.append(Made(name, "model", folder / file, digest, index + 1, parents | policy, numbers))
+        else:
+            made.append(Made(name, "dataset", folder / f"{file}.parquet", digest, index, parents, numbers))
+        parents = {f"{name}-{index}": digest}
     return made
 
 
@@ -76,13 +107,14 @@ def made_by_stage(directory: Path, start: str) -> list[Made]:
     Args:
         start: the path of the model that the stage began with; nothing for a data stage.
     """
-    made = []
-    data = read_whole(directory / "data.json")
-    for name, kind in (("model", "model"), ("records", "dataset")):
+    from ultramed_rl.store.run_reader import read_whole
+
+    data, made = read_whole(directory / "data.json"), []
+    parents = ({"data": str(data["digest"])} if data else {}) | ({"model": start} if start else {})
+    kinds: dict[str, Literal["model", "dataset"]] = {"model": "model", "records": "dataset"}
+    for name, kind in kinds.items():
         manifest = read_whole(directory / f"{name}.json")
         if manifest is not None:
-            parents = {"data": str(data["digest"])} if data else {}
-            parents |= {"model": start} if start else {}
             numbers = manifest.get("metrics") or {}
             made.append(Made(name, kind, directory / name, manifest["digest"], 0, parents, numbers))
     return made
@@ -111,13 +143,3 @@ def _text(messages: list[dict[str, str]]) -> str:
     if len(messages) == 1:
         return messages[0]["content"]
     return "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
-
-
-def _sides(row: dict[str, Any]) -> dict[tuple[str, int], str]:
-    """Which samples a group prefers; its id ends with them in their order, as in `prompt:3>0`."""
-    order = [int(sample) for sample in row["group_id"].rpartition(":")[2].split(">")]
-    wanted = row["desirable"]
-    return {
-        (row["prompt_id"], sample): "chosen" if place < wanted else "rejected"
-        for place, sample in enumerate(order)
-    }

@@ -7,31 +7,22 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-_AFTER_S = 60.0
 _LONG_S = 5.0  # that something queued beside idle workers is no mere moment
 
 
 @dataclass(frozen=True)
 class RoleState:
-    """How a role stands at this moment.
-
-    Args:
-        workers: all it has; `starting` of them are not up yet, `busy` are at work.
-        waiting: items queued for it that no worker has yet; `held` are with its workers.
-        room: how many more items it would take before those who make them must wait.
-        upstream: the roles whose items it takes.
-        idle_s: seconds since it last finished something; since its start where it hasn't.
-    """
+    """How a role stands at this moment."""
 
     role: str
-    workers: int
-    starting: int
-    busy: int
-    waiting: int
-    held: int
-    room: int
-    upstream: tuple[str, ...]
-    idle_s: float
+    workers: int  # all it has
+    starting: int  # of them, not up yet
+    busy: int  # at work
+    waiting: int  # items queued for it that no worker has yet
+    held: int  # items with its workers
+    room: int  # how many more items it takes before those who make them must wait
+    upstream: tuple[str, ...]  # the roles whose items it takes
+    idle_s: float  # seconds since it last finished something; since its start where it hasn't
 
     @property
     def up(self) -> int:
@@ -39,14 +30,17 @@ class RoleState:
         return max(0, self.workers - self.starting)
 
     @property
-    def idle(self) -> int:
-        """Workers that are up and have nothing to do."""
-        return max(0, self.up - self.busy)
-
-    @property
     def under_way(self) -> int:
         """Items that it has yet to finish."""
         return self.waiting + self.held
+
+    def __str__(self) -> str:
+        """Its workers, what is queued for them of how much they take, and what they have."""
+        starting = f", {self.starting} starting" if self.starting else ""
+        return (
+            f"{self.role} {self.busy} of {self.up} busy{starting}, {self.waiting} of {self.waiting + max(0, self.room)} "
+            f"queued, {self.held} under way, last one {_seconds(self.idle_s)} ago"
+        )
 
 
 def explain_wait(states: Sequence[RoleState]) -> list[str]:
@@ -56,8 +50,35 @@ def explain_wait(states: Sequence[RoleState]) -> list[str]:
     """
     by_role = {state.role: state for state in states}
     waits = [wait for state in states for wait in _waits(state, by_role)]
-    waits.sort(key=lambda wait: wait[0])
-    return [f"{what}: {'; '.join(map(_depths, of))}" for _, what, of in waits]
+    return [line for _, line in sorted(waits, key=lambda wait: wait[0])]
+
+
+def _waits(state: RoleState, by_role: dict[str, RoleState]) -> Iterator[tuple[int, str]]:
+    """(rank, line) of all that a role waits for."""
+    role, idle = state.role, state.busy < state.up
+    if state.workers == 0 and state.under_way:
+        yield 0, f"{role} has no worker left: {state}"
+    elif state.starting:
+        yield 0, f"{role} starts {'all its' if state.starting >= state.workers else 'some'} workers: {state}"
+    if state.waiting and state.room <= 0:
+        for name in state.upstream:
+            if name in by_role and by_role[name].under_way:
+                yield 1, f"{name} is held back by {role}: {state}"
+    # Queued beside idle workers for longer than a moment: nobody hands it out.
+    if state.waiting and idle and state.idle_s >= _LONG_S:
+        yield 2, f"{role} has idle workers beside its queue: {state}"
+    if idle and not state.waiting:
+        # It waits for the nearest roles upstream that have work: one without any waits itself for those before it.
+        seen, names = {role}, list(state.upstream)
+        while names:
+            name = names.pop(0)
+            if name in seen or name not in by_role:
+                continue
+            seen.add(name)
+            if by_role[name].under_way:
+                yield 3, f"{role} waits for {name}: {state}; {by_role[name]}"
+            else:
+                names.extend(by_role[name].upstream)
 
 
 class StallWatch:
@@ -68,7 +89,7 @@ class StallWatch:
         clock: seconds that only grow.
     """
 
-    def __init__(self, after_s: float = _AFTER_S, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, after_s: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
         assert after_s > 0, after_s
         self.after_s, self._clock = after_s, clock
         self._next_s = after_s
@@ -97,7 +118,7 @@ class StallWatch:
             self._stalled_since = since
         while self._next_s <= now - since:
             self._next_s *= 2
-        return f"nothing has finished for {_seconds(now - since)}: {'; '.join(map(_depths, states))}"
+        return f"nothing has finished for {_seconds(now - since)}: {'; '.join(map(str, states))}"
 
     def restart(self) -> None:
         """Nothing was to finish until now, as while the policy trains."""
@@ -105,53 +126,6 @@ class StallWatch:
 
     def _forget(self, work_since: float | None) -> None:
         self._stalled_since, self._next_s, self._work_since = None, self.after_s, work_since
-
-
-def _waits(state: RoleState, by_role: dict[str, RoleState]) -> Iterator[tuple[int, str, list[RoleState]]]:
-    """(rank, who waits, whose depths tell it) of a role."""
-    role = state.role
-    if state.workers == 0 and state.under_way:
-        yield 0, f"{role} has no worker left", [state]
-    elif state.starting:
-        yield 0, f"{role} starts {'all its' if state.starting >= state.workers else 'some'} workers", [state]
-    if state.waiting and state.room <= 0:
-        for name in state.upstream:
-            if name in by_role and by_role[name].under_way:
-                yield 1, f"{name} is held back by {role}", [state]
-    # Queued beside idle workers for longer than a moment: nobody hands it out.
-    if state.waiting and state.idle and state.idle_s >= _LONG_S:
-        yield 2, f"{role} has idle workers beside its queue", [state]
-    if state.idle and not state.waiting:
-        for source in _sources(state, by_role):
-            yield 3, f"{role} waits for {source.role}", [state, source]
-
-
-def _sources(state: RoleState, by_role: dict[str, RoleState]) -> list[RoleState]:
-    """The nearest roles upstream that have work: one without any waits itself for those before it."""
-    sources: list[RoleState] = []
-    seen, names = {state.role}, list(state.upstream)
-    while names:
-        name = names.pop(0)
-        if name in seen or name not in by_role:
-            continue
-        seen.add(name)
-        if by_role[name].under_way:
-            sources.append(by_role[name])
-        else:
-            names.extend(by_role[name].upstream)
-    return sources
-
-
-def _depths(state: RoleState) -> str:
-    """A role's row of the table: its workers, what is queued for them of how much they take, and what they have."""
-    parts = [
-        f"{state.role} {state.busy} of {state.up} busy",
-        *([f"{state.starting} starting"] if state.starting else []),
-        f"{state.waiting} of {state.waiting + max(0, state.room)} queued",
-        f"{state.held} under way",
-        f"last one {_seconds(state.idle_s)} ago",
-    ]
-    return ", ".join(parts)
 
 
 def _seconds(seconds: float) -> str:

@@ -1,18 +1,22 @@
-"""How a run stands, read from its files alone: by anybody, on any machine that sees them, while it goes on."""
+"""How a run stands, read from its files alone: by anybody, on any machine that sees them, while it goes on. For people it is
+text that is redrawn while the run goes on, for programs a mapping."""
 
 from __future__ import annotations
 
 import math
+import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal
 
 from ultramed_rl.kinds import KINDS
 from ultramed_rl.store.run_reader import CONFIG, Metrics, Row, RunReader, read_rows, read_whole
+from ultramed_rl.tracking.console import manner, say, tell
 from ultramed_rl.tracking.heartbeat import STATUS, is_alive
+from ultramed_rl.tracking.summary import render_rounds, render_table
 from ultramed_rl.tracking.timeline import TIMELINE
 from ultramed_rl.tracking.utilisation import recent_utilisation
 
@@ -24,6 +28,10 @@ _NUMBER = (int, float)
 _LEASE = {"released": bool, "renewed": _NUMBER, "every_s": _NUMBER}
 _BEAT = {"state": str, "began": _NUMBER, "updated": _NUMBER, "pid": int, "host": str}
 _AT_WORK = {"phase": str, "done": int, "total": (int, NoneType), "unit": str, "started": _NUMBER}
+_BAR = 24
+_SHOWN_METRICS = 8
+_LINE_EVERY_S = 10.0
+_STAGES = [(name, f"{{{name}}}") for name in ("stage", "type", "state", "at", "time")]
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,19 @@ class Work:
             return None
         return max(0, self.total - self.done) / self.rate
 
+    def __str__(self) -> str:
+        """A line with a bar, the rate, and the time that is left."""
+        of = "" if self.total is None else f"/{self.total}"
+        parts = [f"{self.phase}: {self.done}{of} {self.unit}"]
+        if self.total:
+            filled = min(_BAR, _BAR * self.done // self.total)
+            parts.insert(0, f"[{'#' * filled}{'.' * (_BAR - filled)}]")
+        if self.rate is not None:
+            parts.append(f"{self.rate:.3g} {self.unit}/s")
+        if self.left_s:
+            parts.append(f"{duration(self.left_s)} left")
+        return "  ".join(parts)
+
 
 @dataclass(frozen=True)
 class Driver:
@@ -60,29 +81,26 @@ class Driver:
 
 @dataclass(frozen=True)
 class Status:
-    """How a run stands.
-
-    `stopped` has no process any more and didn't say why: it was killed. `left_s` is of the whole run, where
-    that can be told. `metrics` holds the last row of each kind (round, evaluation, step, data) and the result
-    of a finished stage. `rounds` are the rows of all committed rounds. Of a recipe, `stages` are its stages.
-    `waits` says who waits for whom, and `utilisation` how busy each role has been in the phase at hand, in [0, 1].
-    """
+    """How a run stands."""
 
     directory: Path
     kind: str
-    state: State
+    state: State  # stopped: it has no process any more and didn't say why: it was killed
     work: Work | None = None
     driver: Driver | None = None
     rounds_wanted: int | None = None
-    rounds: tuple[Row, ...] = ()
-    left_s: float | None = None
+    rounds: tuple[Row, ...] = ()  # of all committed rounds
+    left_s: float | None = None  # of the whole run, where that can be told
     elapsed_s: float | None = None
+    # The last row of each kind (round, evaluation, step, data), and the result of a finished stage.
     metrics: Mapping[str, Row] = field(default_factory=dict)
     links: Mapping[str, str] = field(default_factory=dict)
     error: str = ""
-    waits: tuple[str, ...] = ()
-    utilisation: Mapping[str, float] = field(default_factory=dict)
-    stages: tuple[Status, ...] = ()
+    waits: tuple[str, ...] = ()  # who waits for whom
+    utilisation: Mapping[str, float] = field(
+        default_factory=dict
+    )  # of each role in the phase at hand, in [0, 1]
+    stages: tuple[Status, ...] = ()  # of a recipe
 
     @property
     def name(self) -> str:
@@ -116,8 +134,8 @@ def _run_status(directory: Path) -> Status:
             f"{directory / CONFIG}: type={run.type!r}: must be one of {', '.join(KINDS)}; put it back from a copy"
         )
     in_rounds = KINDS[run.type].in_rounds
-    rounds: tuple[Metrics, ...] = run.rounds if in_rounds else ()
     wanted = int(run.setting("run.rounds")) if in_rounds else None
+    rounds = [_finite(row) for row in run.rounds] if in_rounds else []
     state = _state(run, heart)
     work = None
     if state == "running" and "phase" in heart:
@@ -127,7 +145,7 @@ def _run_status(directory: Path) -> Status:
         kind=run.type,
         work=work,
         rounds_wanted=wanted,
-        rounds=tuple({k: v for k, v in row.items() if math.isfinite(v)} for row in rounds),
+        rounds=tuple(rounds),
         left_s=_left_s(run, work) if work and wanted else None,
         metrics=_last_metrics(run, rounds),
         waits=tuple(heart.get("waits", ())) if state == "running" else (),
@@ -138,20 +156,17 @@ def _run_status(directory: Path) -> Status:
 
 def _recipe_status(directory: Path, heart: Row, names: list[str]) -> Status:
     stages = tuple(
-        _run_status(directory / name)
-        if (directory / name / CONFIG).is_file()
-        else Status(directory / name, "", "waiting")
-        for name in names
+        _run_status(folder) if (folder / CONFIG).is_file() else Status(folder, "", "waiting")
+        for folder in (directory / name for name in names)
     )
-    states = [stage.state for stage in stages]
+    at = next((stage for stage in stages if stage.state == "running"), Status(directory, "", "waiting"))
     state: State = "stopped"
-    if "running" in states or is_alive(directory, heart):
+    if at.state == "running" or is_alive(directory, heart):
         state = "running"
     elif heart.get("state") in ("failed", "interrupted", "finished"):
         state = heart["state"]
-    elif all(of_stage == "finished" for of_stage in states):
+    elif all(stage.state == "finished" for stage in stages):
         state = "finished"
-    at = next((stage for stage in stages if stage.state == "running"), Status(directory, "", "waiting"))
     return Status(
         kind="recipe",
         work=at.work,
@@ -195,7 +210,7 @@ def _state(run: RunReader, heart: Row) -> State:
 
 def _left_s(run: RunReader, work: Work) -> float | None:
     """Rounds to come as long as the mean of those before, less what the one at hand has taken."""
-    seconds = [row["seconds"] for row in run.rounds if math.isfinite(row.get("seconds", math.nan))]
+    seconds = [row["seconds"] for row in map(_finite, run.rounds) if "seconds" in row]
     if not seconds:
         return None
     try:
@@ -206,16 +221,18 @@ def _left_s(run: RunReader, work: Work) -> float | None:
     return max(0.0, left * sum(seconds) / len(seconds) - taken)
 
 
-def _last_metrics(run: RunReader, rounds: tuple[Metrics, ...]) -> dict[str, Row]:
-    last: dict[str, Row] = {}
-    if rounds:
-        last["round"] = {name: value for name, value in rounds[-1].items() if math.isfinite(value)}
+def _last_metrics(run: RunReader, rounds: Sequence[Metrics]) -> dict[str, Row]:
+    last: dict[str, Row] = {"round": rounds[-1]} if rounds else {}
     for row in read_rows(run.path / "metrics.jsonl", _TAIL_BYTES):
         last |= {name: row for name in ("evaluation", "step", "data") if f"{name}_index" in row}
     if run.type != "data":
         result = (read_whole(run.path / KINDS[run.type].manifest) or {}).get("metrics")
         last |= {"result": result} if isinstance(result, dict) and result else {}
     return last
+
+
+def _finite(row: Metrics) -> Metrics:
+    return {name: value for name, value in row.items() if math.isfinite(value)}
 
 
 def _heartbeat(directory: Path) -> dict[str, Any]:
@@ -227,3 +244,117 @@ def _heartbeat(directory: Path) -> dict[str, Any]:
 def _has(row: Row, kinds: Mapping[str, Any]) -> bool:
     """Whether it has all of these keys, with values of these types."""
     return all(isinstance(row.get(name), kind) for name, kind in kinds.items())
+
+
+def render_status(status: Status) -> str:
+    """All that is known, as lines."""
+    lines = [status.error, str(status.work or "")]
+    if status.work is None and status.state == "running":
+        lines.append("starting")
+    if status.utilisation:
+        shares = (f"{role} {share:.0%}" for role, share in status.utilisation.items())
+        lines.append(f"busy: {', '.join(shares)}")
+    lines += status.waits
+    if (driver := status.driver) is not None:
+        heard = duration(driver.silent_s)
+        lines.append(f"driver: process {driver.pid} on {driver.host}, heard of {heard} ago")
+    lines += [f"{name}: {url}" for name, url in status.links.items()]
+    tables = [render_table(_STAGES, [_stage_row(stage) for stage in status.stages])] if status.stages else []
+    if status.rounds:
+        tables.append(render_rounds([dict(row) for row in status.rounds]))
+    last = [
+        f"  {name if name == 'result' else 'last ' + name}: {_figures(row)}"
+        for name, row in status.metrics.items()
+        if name != "round" and (name != "step" or status.state != "finished")
+    ]
+    return "\n".join([headline(status), *(f"  {line}" for line in lines if line), *tables, *last])
+
+
+def headline(status: Status) -> str:
+    """The run, its state, and how far it is."""
+    parts = [f"{status.name} ({status.kind}): {status.state}"]
+    if status.stages:
+        done = sum(stage.state == "finished" for stage in status.stages)
+        parts.append(f"{done} of {len(status.stages)} stages done")
+    if status.rounds_wanted is not None and status.state != "finished":
+        at = min(len(status.rounds) + 1, status.rounds_wanted)
+        parts.append(f"round {at} of {status.rounds_wanted}")
+    if status.elapsed_s is not None and status.state == "running":
+        parts.append(f"{duration(status.elapsed_s)} so far")
+    if status.left_s is not None:
+        parts.append(f"about {duration(status.left_s)} left")
+    return ", ".join(parts)
+
+
+def status_mapping(status: Status) -> dict[str, Any]:
+    """For programs; seconds and units a second are numbers."""
+    mapping = {**asdict(status), "name": status.name, "directory": str(status.directory)}
+    mapping["stages"] = [status_mapping(stage) for stage in status.stages]
+    if status.work is not None:
+        mapping["work"] |= {"rate": status.work.rate, "left_s": status.work.left_s}
+    return mapping
+
+
+def follow(directory: Path, every_s: float = 1.0) -> Status:
+    """Show the status again and again until the run ends: redrawn in a terminal, else a line when it changes."""
+    if manner() == "json" or not sys.stdout.isatty():
+        return _follow_lines(directory, every_s)
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(console=Console(), auto_refresh=False, vertical_overflow="visible") as live:
+        for status in _until_it_ends(directory, every_s):
+            # As text without markup: a phase's or an error's brackets are its own.
+            live.update(Text(render_status(status)), refresh=True)
+    return status
+
+
+def _follow_lines(directory: Path, every_s: float) -> Status:
+    shown: object = None
+    last = -math.inf
+    for status in _until_it_ends(directory, every_s):
+        at = status.work and (status.work.phase, status.work.done)
+        # Who waits for whom, without the numbers, which always change.
+        waits = [text.partition(":")[0] for text in status.waits]
+        where = (status.state, len(status.rounds), [stage.state for stage in status.stages], at, waits)
+        due = time.monotonic() - last > _LINE_EVERY_S or status.state != "running"
+        if where != shown and due:
+            shown, last = where, time.monotonic()
+            tell("status", **status_mapping(status))
+            work = [str(status.work)] if status.work else []
+            say("; ".join([headline(status), *work, *status.waits]))
+    return status
+
+
+def _until_it_ends(directory: Path, every_s: float) -> Iterator[Status]:
+    yield (status := read_status(directory))
+    while status.state == "running":
+        time.sleep(every_s)
+        yield (status := read_status(directory))
+
+
+def _stage_row(stage: Status) -> dict[str, str]:
+    at = str(stage.work or "")
+    if stage.rounds_wanted is not None:
+        at = f"{len(stage.rounds)} of {stage.rounds_wanted} rounds{'; ' + at if at else ''}"
+    taken = "" if stage.elapsed_s is None else duration(stage.elapsed_s)
+    return {"stage": stage.name, "type": stage.kind, "state": stage.state, "at": at, "time": taken}
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 42 s, 7 min, 3 h 05 min."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _figures(row: Row) -> str:
+    """Some of a row's numbers, as words."""
+    numbers = [
+        f"{name.replace('_', ' ')} {value:.4g}"
+        for name, value in row.items()
+        if isinstance(value, int | float) and name not in ("time", "round")
+    ]
+    return ", ".join(numbers[:_SHOWN_METRICS]) + (", ..." if len(numbers) > _SHOWN_METRICS else "")

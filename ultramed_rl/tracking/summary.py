@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Metrics = dict[str, float]
+Columns = Sequence[tuple[str, str]]  # a heading, and the format of a row's cell under it
 
-_COLUMNS: list[tuple[str, str]] = [
+_ROUNDS: Columns = [
     ("round", "{round:.0f}"),
     ("pairs", "{pairs:.0f}"),
     ("margin", "{margin_mean:.2f}"),
@@ -23,9 +24,7 @@ _COLUMNS: list[tuple[str, str]] = [
     ("sync s", "{sync_seconds:.1f}"),
     ("s", "{seconds:.0f}"),
 ]
-
-
-_COMPARISON: list[tuple[str, str]] = [
+_POLICIES: Columns = [
     ("policy", "{name}"),
     ("reward", "{reward_mean:.2f}"),
     ("vs first (95 %)", "{change:+.2f} [{change_low:+.2f}, {change_high:+.2f}]"),
@@ -33,9 +32,7 @@ _COMPARISON: list[tuple[str, str]] = [
     ("tokens", "{length_mean:.0f}"),
     ("ended", "{finished_share:.2f}"),
 ]
-
-
-_SUBSETS: list[tuple[str, str]] = [
+_SUBSETS: Columns = [
     ("subset", "{name}"),
     ("accuracy", "{accuracy:.2%}"),
     ("95 %", "[{low:.1%}, {high:.1%}]"),
@@ -49,12 +46,12 @@ _SUBSETS: list[tuple[str, str]] = [
 
 def render_rounds(rows: Sequence[Metrics]) -> str:
     """Rounds as a table of plain text. `reward` is of the round's samples, the next columns are held out."""
-    return render_table(_COLUMNS, rows)
+    return render_table(_ROUNDS, rows)
 
 
 def render_comparison(policies: Mapping[str, Metrics]) -> str:
     """Policies on the same held-out prompts, each against the first."""
-    return render_table(_COMPARISON, [{"name": name, **metrics} for name, metrics in policies.items()])
+    return render_table(_POLICIES, [{"name": name, **metrics} for name, metrics in policies.items()])
 
 
 def render_subsets(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -62,8 +59,8 @@ def render_subsets(rows: Sequence[Mapping[str, Any]]) -> str:
     return render_table(_SUBSETS, rows)
 
 
-def render_table(columns: Sequence[tuple[str, str]], rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as plain text, a column for each (heading, format); a dash where a row lacks what a format names."""
+def render_table(columns: Columns, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as plain text; a dash where a row lacks what a format names."""
     from rich.console import Console
     from rich.table import Table
 

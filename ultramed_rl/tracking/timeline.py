@@ -15,8 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from ultramed_rl.store.run_reader import read_rows
 
@@ -34,20 +33,15 @@ _MOST_LINES = 2000  # of one write; beyond it turns that are further apart are j
 
 @dataclass(frozen=True)
 class Span:
-    """A turn of a worker, in unix seconds of the worker's own clock.
-
-    Args:
-        items: completions, answers or pairs that the turn has done.
-        idle_s: seconds between short turns that were joined into this one; the rest of it was work.
-    """
+    """A turn of a worker, in unix seconds of the worker's own clock."""
 
     role: str
     worker: str
     phase: str
     started: float
     ended: float
-    items: int
-    idle_s: float = 0.0
+    items: int  # completions, answers or pairs that the turn has done
+    idle_s: float = 0.0  # between short turns that were joined into this one; the rest of it was work
 
     @property
     def seconds(self) -> float:
@@ -61,16 +55,10 @@ class Span:
 
 def span_line(span: Span) -> str:
     """The span as a line of `timeline.jsonl`; times to a tenth of a millisecond."""
-    row: dict[str, Any] = {
-        "role": span.role,
-        "worker": span.worker,
-        "phase": span.phase,
-        "started": round(span.started, 4),
-        "ended": round(span.ended, 4),
-        "items": span.items,
-    }
-    if span.idle_s >= 1e-4:
-        row["idle_s"] = round(span.idle_s, 4)
+    row = {**vars(span), "started": round(span.started, 4), "ended": round(span.ended, 4)}
+    row["idle_s"] = round(span.idle_s, 4)
+    if span.idle_s < 1e-4:
+        del row["idle_s"]
     return json.dumps(row) + "\n"
 
 
@@ -85,19 +73,13 @@ def read_spans(path: Path, last_bytes: int | None = None) -> list[Span]:
 
 def _parse_span(row: Mapping[str, Any]) -> Span | None:
     try:
-        span = Span(
-            role=str(row["role"]),
-            worker=str(row["worker"]),
-            phase=str(row["phase"]),
-            started=float(row["started"]),
-            ended=float(row["ended"]),
-            items=int(row["items"]),
-            idle_s=float(row.get("idle_s", 0.0)),
-        )
+        role, worker, phase = (str(row[name]) for name in ("role", "worker", "phase"))
+        started, ended, idle_s = float(row["started"]), float(row["ended"]), float(row.get("idle_s", 0.0))
+        span = Span(role, worker, phase, started, ended, int(row["items"]), idle_s)
     except (ValueError, KeyError, TypeError, OverflowError):
         return None
     # JSON as Python reads it knows NaN; a clock that was set back gives a span that ends before its start.
-    return span if math.isfinite(span.started + span.ended + span.idle_s) and span.seconds else None
+    return span if math.isfinite(started + ended + idle_s) and span.seconds else None
 
 
 class Timeline:
@@ -139,12 +121,10 @@ class Timeline:
         if self._thread.is_alive():
             self._warn(TimeoutError(f"not done after {_LAST_S:.0f} s"))
 
-    def __enter__(self) -> Timeline:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _write_on(self) -> None:
@@ -218,71 +198,44 @@ class Joiner:
 def trace_events(spans: Sequence[Span]) -> dict[str, Any]:
     """The trace (Trace Event Format of Chrome: complete events and metadata), to be written as JSON.
 
-    Times are microseconds since the first span. Turns of one worker that overlap without one holding the other
-    are put into further threads of that worker, since a thread's slices must nest.
+    Times are microseconds since the first span. A role is a process, the controller's first. Turns of one worker that
+    overlap without one holding the other are put into further threads of that worker, since a thread's slices must nest.
     """
     ordered = sorted(spans, key=lambda span: (span.started, -span.ended))
     zero = ordered[0].started if ordered else 0.0
-    threads = _Threads()
-    slices = [_slice(span, zero, *threads.place(span)) for span in ordered]
+    processes: dict[str, int] = {}
+    threads: dict[tuple[str, str], list[int]] = {}  # of each worker
+    ends: list[list[float]] = []  # of the slices that each thread is in, the innermost last
+    slices = []
+    for span in ordered:
+        process = processes.setdefault(span.role, len(processes) + 1)
+        own = threads.setdefault((span.role, span.worker), [])
+        for thread in own:
+            while ends[thread - 1] and ends[thread - 1][-1] <= span.started:
+                ends[thread - 1].pop()
+            if not ends[thread - 1] or span.ended <= ends[thread - 1][-1]:
+                break
+        else:
+            ends.append([])
+            own.append(thread := len(ends))
+        ends[thread - 1].append(span.ended)
+        started = round(1e6 * (span.started - zero))
+        times = {"ts": started, "dur": round(1e6 * (span.ended - zero)) - started}
+        work = {"items": span.items} | ({"idle_s": round(span.idle_s, 4)} if span.idle_s else {})
+        names = {"name": span.phase, "cat": span.role, "ph": "X"}
+        slices.append({**names, **times, "pid": process, "tid": thread, "args": work})
+    said: list[tuple[str, int, int, dict[str, Any]]] = []
+    for role, process in processes.items():
+        order = -1 if role == CONTROLLER else process
+        said.append(("process_name", process, 0, {"name": role}))
+        said.append(("process_sort_index", process, 0, {"sort_index": order}))
+    for (role, worker), own in sorted(threads.items()):
+        for place, thread in enumerate(own):
+            name = f"{worker} ({place + 1})" if place else worker
+            said.append(("thread_name", processes[role], thread, {"name": name}))
+    metadata = [{"name": k, "ph": "M", "pid": p, "tid": t, "args": args} for k, p, t, args in said]
     return {
-        "traceEvents": [*threads.names(), *slices],
+        "traceEvents": [*metadata, *slices],
         "displayTimeUnit": "ms",
         "otherData": {"started_unix_s": zero},
     }
-
-
-def _slice(span: Span, zero: float, process: int, thread: int) -> dict[str, Any]:
-    work = {"items": span.items} | ({"idle_s": round(span.idle_s, 4)} if span.idle_s else {})
-    started = round(1e6 * (span.started - zero))
-    return {
-        "name": span.phase,
-        "cat": span.role,
-        "ph": "X",
-        "ts": started,
-        "dur": round(1e6 * (span.ended - zero)) - started,
-        "pid": process,
-        "tid": thread,
-        "args": work,
-    }
-
-
-class _Threads:
-    """Numbers of processes and threads by role and worker; `_open` are the ends of the slices that a thread is in."""
-
-    def __init__(self) -> None:
-        self._roles: dict[str, int] = {}
-        self._workers: dict[tuple[str, str], list[int]] = {}
-        self._open: list[list[float]] = []
-
-    def place(self, span: Span) -> tuple[int, int]:
-        """The process and the thread of a span; spans come by their start, the longest first."""
-        process = self._roles.setdefault(span.role, len(self._roles) + 1)
-        threads = self._workers.setdefault((span.role, span.worker), [])
-        for thread in threads:
-            ends = self._open[thread - 1]
-            while ends and ends[-1] <= span.started:
-                ends.pop()
-            if not ends or span.ended <= ends[-1]:
-                ends.append(span.ended)
-                return process, thread
-        self._open.append([span.ended])
-        threads.append(len(self._open))
-        return process, len(self._open)
-
-    def names(self) -> list[dict[str, Any]]:
-        """Metadata that name the processes and threads, the controller's first."""
-        names = []
-        for role, process in self._roles.items():
-            names.append(_metadata("process_name", process, 0, name=role))
-            order = -1 if role == CONTROLLER else process
-            names.append(_metadata("process_sort_index", process, 0, sort_index=order))
-        for (role, worker), threads in sorted(self._workers.items()):
-            for place, thread in enumerate(threads):
-                name = f"{worker} ({place + 1})" if place else worker
-                names.append(_metadata("thread_name", self._roles[role], thread, name=name))
-        return names
-
-
-def _metadata(kind: str, process: int, thread: int, **content: Any) -> dict[str, Any]:
-    return {"name": kind, "ph": "M", "pid": process, "tid": thread, "args": content}

@@ -1,131 +1,316 @@
-"""Metrics: `metrics.jsonl` always, wandb and TensorBoard beside it. Tracking never stops a run."""
+"""Metrics: `metrics.jsonl` always, and beside it those who show them: wandb, online or into a directory that `wandb sync` sends
+later, and TensorBoard's event files (`tensorboard --logdir RUN/tensorboard`). Tracking never stops a run."""
 
 from __future__ import annotations
 
+import json
+import os
+import secrets
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, astuple, fields
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from ultramed_rl.tracking.backends import Backend, Kind, chosen_backends
 from ultramed_rl.tracking.console import tell
+from ultramed_rl.tracking.heartbeat import note_link
+from ultramed_rl.tracking.round_files import Made, Sample, made_by_stage, made_in_round, round_samples
 
-if TYPE_CHECKING:
-    from ultramed_rl.tracking.backends import TrackedConfig
+if TYPE_CHECKING:  # the command line tells of progress before it knows of configs
+    from ultramed_rl.config.run import RunName, Tracking
+    from ultramed_rl.store.work_directory import WorkDirectory
 
+Kind = Literal["step", "round", "evaluation", "data"]
+Mode = Literal["online", "offline"]
+# The axis and the prefix under which each kind is shown.
+PANELS: dict[Kind, tuple[str, str]] = {
+    "step": ("policy_step", "train"),
+    "round": ("round", "round_metrics"),
+    "evaluation": ("policy_step", "held_out"),
+    "data": ("data_step", "data"),
+}
+INSTALL = "pip install 'ultramed_rl[tensorboard]'"
 _ATTEMPTS = 3
+_STAGING = "WANDB_DATA_DIR"
 
 
-class Guard:
-    """One part of tracking, such as wandb's metrics; once given up it is left alone."""
+class TrackedConfig(Protocol):
+    """A config of any kind that is tracked."""
 
-    def __init__(self, name: str, kept: str = "metrics.jsonl has all metrics") -> None:
-        self.name, self.kept, self.working = name, kept, True
-
-    def attempt(self, what: str, action: Callable[[], object]) -> None:
-        """Do it, unless this part was given up before."""
-        if not self.working:
-            return
-        from tenacity import Retrying, stop_after_attempt, wait_random_exponential
-
-        wait = wait_random_exponential(0.1, max=2)
-        try:
-            Retrying(stop=stop_after_attempt(_ATTEMPTS), wait=wait, reraise=True)(action)
-        except Exception as error:
-            self.working = False
-            text = f"{self.name} failed to {what} ({error}); going on without it: {self.kept}"
-            warnings.warn(text, stacklevel=2)
+    @property
+    def type(self) -> str: ...
+    @property
+    def run(self) -> RunName: ...
+    @property
+    def tracking(self) -> Tracking: ...
+    def model_dump(self, *, mode: str) -> dict[str, Any]: ...
 
 
-class MetricsSink(Protocol):
-    """What the tracker needs of a run directory."""
+class Backend(Protocol):
+    """One who shows what is tracked. Any of these may raise: it is retried, and the run goes on without."""
 
-    path: Path
+    name: str
 
-    def append_metrics(self, metrics: dict[str, Any]) -> None: ...
+    def start(self) -> None: ...
 
+    def log(self, kind: Kind, step: int, metrics: Mapping[str, float]) -> None: ...
 
-class _Guarded:
-    """A backend whose metrics, and whose samples and artifacts, are given up each for themselves."""
+    def show(self, samples: Sequence[Sample], step: int) -> None: ...
 
-    def __init__(self, backend: Backend) -> None:
-        self.backend = backend
-        self.metrics = Guard(backend.name)
-        self.pictures = Guard(f"{backend.name}'s samples and artifacts", "the run directory has them all")
+    def keep(self, made: Sequence[Made]) -> None:
+        """What a round or a stage made, and out of what."""
+        ...
 
-    def picture(self, what: str, action: Callable[[], object]) -> None:
-        if self.metrics.working:
-            self.pictures.attempt(what, action)
+    def finish(self, failed: bool) -> None: ...
 
 
 class Tracker:
     """Logs the metrics of optimizer steps and of rounds, and shows what a round left. A context manager.
 
     Args:
-        backends: who shows it; by default those that the config names.
+        backends: who shows it; by default those that the config names, wandb's `auto` being online where a key is set.
     """
 
     def __init__(
-        self, sink: MetricsSink, config: TrackedConfig, backends: Sequence[Backend] | None = None
+        self, store: WorkDirectory, config: TrackedConfig, backends: Sequence[Backend] | None = None
     ) -> None:
-        self.sink, self.config = sink, config
-        wanted = chosen_backends(sink.path, config) if backends is None else backends
-        self._backends = [_Guarded(backend) for backend in wanted]
+        self.store, self.config = store, config
+        if backends is None:
+            backends, mode = [], config.tracking.wandb
+            if mode == "auto":
+                mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
+            if mode != "disabled":
+                backends.append(WandbRun(store.path, config, mode))
+            if config.tracking.tensorboard:
+                backends.append(TensorboardEvents(store.path, config))
+        self._backends = [_Guarded(backend) for backend in backends]
 
     @property
     def working(self) -> list[str]:
         """The names of the backends that haven't been given up."""
-        return [guarded.backend.name for guarded in self._backends if guarded.metrics.working]
+        return [guarded.backend.name for guarded in self._backends if guarded.working]
 
     def __enter__(self) -> Tracker:
         for guarded in self._backends:
-            guarded.metrics.attempt("start", guarded.backend.start)
+            guarded.attempt("start", guarded.backend.start)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for guarded in self._backends:
             if kind is None:
                 guarded.picture("keep what was made", partial(self._keep_stage, guarded.backend))
-            guarded.metrics.attempt("finish", partial(guarded.backend.finish, kind is not None))
+            guarded.attempt("finish", partial(guarded.backend.finish, kind is not None))
+
+    def _keep_stage(self, backend: Backend) -> None:
+        backend.keep(made_by_stage(self.store.path, self._start))
 
     def log(self, metrics: dict[str, float], step: int, kind: Kind) -> None:
         """Log the metrics of an optimizer step, of a round, or of an evaluation after `step` steps."""
-        self.sink.append_metrics({f"{kind}_index": step, **metrics})
+        self.store.append_metrics({f"{kind}_index": step, **metrics})
         tell("metrics", kind=kind, index=step, metrics=metrics)
         for guarded in self._backends:
-            guarded.metrics.attempt("log", partial(guarded.backend.log, kind, step, metrics))
+            guarded.attempt("log", partial(guarded.backend.log, kind, step, metrics))
             if kind == "round":
                 self._show_round(guarded, step)
 
     def _show_round(self, guarded: _Guarded, index: int) -> None:
         """Some of its samples and its lineage, out of its folder; a line about the whole run has none."""
-        from ultramed_rl.tracking.round_files import made_in_round, round_samples
-
-        folder = self.sink.path / "rounds" / f"{index:03d}"
+        folder = self.store.path / "rounds" / f"{index:03d}"
         if not folder.is_dir():
             return
-        seed, prompts = self.config.run.seed, self.config.tracking.sample_prompts
-        backend = guarded.backend
+        backend, seed = guarded.backend, self.config.run.seed
 
         def show() -> None:
-            samples = round_samples(folder, index, seed, prompts)
+            samples = round_samples(folder, index, seed, self.config.tracking.sample_prompts)
             if samples:
                 backend.show(samples, index)
 
         guarded.picture("show samples", show)
         guarded.picture("keep artifacts", lambda: backend.keep(made_in_round(folder, index, self._start)))
 
-    def _keep_stage(self, backend: Backend) -> None:
-        from ultramed_rl.tracking.round_files import made_by_stage
-
-        backend.keep(made_by_stage(self.sink.path, self._start))
-
     @property
     def _start(self) -> str:
         """The model that the run began with; nothing where it has none."""
         model = getattr(self.config, "policy", None) or getattr(self.config, "model", None)
         return str(getattr(model, "path", "") or "")
+
+
+class _Guarded:
+    """A backend that stops nothing. What fails three times is one warning, and then left alone: metrics, and with them all
+    of it, or samples and artifacts for themselves."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend, self.working, self._shows = backend, True, True
+
+    def attempt(self, what: str, action: Callable[[], object]) -> None:
+        """Something of its metrics, by which it stands or falls."""
+        kept = "metrics.jsonl has all metrics"
+        self.working = self.working and _works(f"{self.backend.name} failed to {what}", action, kept)
+
+    def picture(self, what: str, action: Callable[[], object]) -> None:
+        """Something of samples and artifacts."""
+        name, kept = f"{self.backend.name}'s samples and artifacts", "the run directory has them all"
+        if self.working and self._shows:
+            self._shows = _works(f"{name} failed to {what}", action, kept)
+
+
+def _works(what: str, action: Callable[[], object], kept: str) -> bool:
+    """Do it, three times if need be; whether that went well, and a warning where it didn't."""
+    from tenacity import Retrying, stop_after_attempt, wait_random_exponential
+
+    wait = wait_random_exponential(0.1, max=2)
+    try:
+        Retrying(stop=stop_after_attempt(_ATTEMPTS), wait=wait, reraise=True)(action)
+    except Exception as error:
+        warnings.warn(f"{what} ({error}); going on without it: {kept}", stacklevel=2)
+        return False
+    return True
+
+
+class WandbRun:
+    """A run of wandb that goes on under the same id when the run is resumed.
+
+    Artifacts are references with digests and parents in their metadata, which also an offline directory holds:
+    policy-ID:v0 -> completions-ID -> pairs-ID -> policy-ID:v1. Files are copied and uploaded only for
+    checkpoints and where `tracking.upload_checkpoints` says so.
+    """
+
+    name = "wandb"
+
+    def __init__(self, directory: Path, config: TrackedConfig, mode: Mode) -> None:
+        self.directory, self.config, self.mode = directory, config, mode
+        self.run: Any = None
+
+    def start(self) -> None:
+        import wandb
+
+        tracking = self.config.tracking
+        # The same id on resume, so that wandb goes on with the same run.
+        kept_id = self.directory / "wandb_run_id"
+        if not kept_id.is_file():
+            kept_id.write_text(secrets.token_hex(4))
+        self.run = wandb.init(
+            project=tracking.project,
+            name=self.config.run.name,
+            group=tracking.group,
+            job_type=self.config.type,
+            tags=tracking.tags,
+            id=kept_id.read_text().strip(),
+            resume="allow" if self.mode == "online" else None,
+            dir=str(self.directory),
+            mode=self.mode,
+            config=self.config.model_dump(mode="json"),
+            # Nothing of the machine or the code is collected: a secret could stand anywhere in them.
+            settings=wandb.Settings(
+                console="off",
+                silent=True,
+                disable_code=True,
+                disable_git=True,
+                save_code=False,
+                x_disable_meta=True,
+                x_disable_stats=True,
+                x_save_requirements=False,
+                # A network that is down costs a minute or two, never the run; offline files stay.
+                init_timeout=30.0,
+                finish_timeout=60.0,
+            ),
+        )
+        for axis, prefix in PANELS.values():
+            self.run.define_metric(f"{prefix}/*", step_metric=axis)
+        note_link("wandb", self.run.url if self.mode == "online" else None)
+
+    def log(self, kind: Kind, step: int, metrics: Mapping[str, float]) -> None:
+        axis, prefix = PANELS[kind]
+        self.run.log({axis: step, **{f"{prefix}/{name}": value for name, value in metrics.items()}})
+
+    def show(self, samples: Sequence[Sample], step: int) -> None:
+        import wandb
+
+        table = wandb.Table(columns=[field.name for field in fields(Sample)])
+        for sample in samples:
+            table.add_data(*astuple(sample))
+        with self._staging():
+            self.run.log({PANELS["round"][0]: step, "samples": table})
+
+    def keep(self, made: Sequence[Made]) -> None:
+        import wandb
+
+        with self._staging():
+            for item in made:
+                artifact = wandb.Artifact(
+                    name=f"{item.name}-{self.run.id}",
+                    type=item.kind,
+                    description=", ".join(f"made from {name}" for name in item.parents),
+                    metadata={**asdict(item), "path": str(item.path)},
+                )
+                if item.kind == "model" and self.config.tracking.upload_checkpoints:
+                    artifact.add_dir(str(item.path))
+                else:
+                    # Without a checksum no file is read: the digest that the run took of it is in the metadata.
+                    uri = item.path.absolute().as_uri()
+                    artifact.add_reference(uri, name=item.path.name, checksum=False)
+                self.run.log_artifact(artifact, aliases=[f"version-{item.version}", item.digest[:12]])
+
+    @contextmanager
+    def _staging(self) -> Iterator[None]:
+        """Files of artifacts wait within the run's directory, where an offline run needs them, not in a home."""
+        before = os.environ.get(_STAGING)
+        os.environ[_STAGING] = before or str(self.directory / "wandb" / "data")
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[_STAGING]
+
+    def finish(self, failed: bool) -> None:
+        note_link("wandb", None)
+        if self.run is not None:
+            self.run.finish(exit_code=int(failed))
+
+
+class TensorboardEvents:
+    """Event files in RUN/tensorboard; a resumed run adds another one beside the first."""
+
+    name = "tensorboard"
+
+    def __init__(self, directory: Path, config: TrackedConfig) -> None:
+        self.directory, self.config = directory / "tensorboard", config
+        self.writer: Any = None
+
+    def start(self) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ImportError(
+                f"tracking.tensorboard=true needs the package tensorboard: {INSTALL}"
+            ) from error
+        self.writer = SummaryWriter(log_dir=str(self.directory))
+        self.writer.add_text("config", _verbatim(json.dumps(self.config.model_dump(mode="json"), indent=1)))
+
+    def log(self, kind: Kind, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self.writer.add_scalar(f"{PANELS[kind][1]}/{name}", value, step)
+        self.writer.flush()
+
+    def show(self, samples: Sequence[Sample], step: int) -> None:
+        for sample in samples:
+            head = f"reward {sample.reward:.4g} {sample.chosen}".rstrip()
+            text = _verbatim(f"{sample.prompt}\n\n{sample.completion}")
+            self.writer.add_text(f"samples/{sample.prompt_id}/{sample.sample}", f"{head}\n\n{text}", step)
+
+    def keep(self, made: Sequence[Made]) -> None:
+        for item in made:
+            lineage = {"digest": item.digest, "path": str(item.path), "parents": dict(item.parents)}
+            text = _verbatim(json.dumps(lineage, indent=1))
+            self.writer.add_text(f"lineage/{item.name}", text, item.version)
+
+    def finish(self, failed: bool) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+
+def _verbatim(text: str) -> str:
+    """As a block of code: what a model wrote is no markup."""
+    return "\n".join(f"    {line}" for line in text.splitlines())

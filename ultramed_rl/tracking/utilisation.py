@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from ultramed_rl.store.run_reader import CONFIG, RunReader
 from ultramed_rl.tracking.summary import render_table
@@ -12,47 +14,36 @@ from ultramed_rl.tracking.timeline import CONTROLLER, TIMELINE, Span, read_spans
 
 WHOLE = "whole run"
 _TAIL_BYTES = 2**20  # of a timeline: about ten thousand spans
-Window = tuple[float, float]  # unix seconds, from and to
 _PHASE_BREAK_S = 30.0  # a phase without spans for so long is over, where no controller says so
 _RUN_BREAK_S = 600.0  # a run without spans for so long was stopped
+Window = tuple[float, float]  # unix seconds, from and to
+Table = dict[str, dict[str, float]]  # phase, and within it `seconds` and the busy share of each role
 
 
 class Load:
-    """The work of some spans up to any moment, in worker-seconds.
+    """The work of some spans over time, in worker-seconds.
 
     What several spans of one worker cover counts once, as the work of the span that began first.
     """
 
     def __init__(self, spans: Iterable[Span]) -> None:
-        rises: dict[float, float] = {}
+        rises: dict[float, float] = defaultdict(float)  # of the number of workers at work
         until: dict[tuple[str, str], float] = {}
         for span in sorted(spans, key=lambda span: (span.started, span.ended)):
             worker = (span.role, span.worker)
             started = max(span.started, until.get(worker, span.started))
             if span.ended > started:
-                rises[started] = rises.get(started, 0.0) + span.density
-                rises[span.ended] = rises.get(span.ended, 0.0) - span.density
+                rises[started] += span.density
+                rises[span.ended] -= span.density
                 until[worker] = span.ended
-        self._times = sorted(rises)
-        self._rates: list[float] = []
-        self._work: list[float] = []
-        rate = work = 0.0
-        last = self._times[0] if self._times else 0.0
-        for moment in self._times:
-            work += rate * (moment - last)
-            rate, last = rate + rises[moment], moment
-            self._rates.append(rate)
-            self._work.append(work)
+        self._times = np.array(sorted(rises) or [0.0])
+        rates = np.cumsum([rises[moment] for moment in self._times])
+        self._work = np.concatenate([[0.0], np.cumsum(rates[:-1] * np.diff(self._times))])
 
     def between(self, start: float, end: float) -> float:
         """Worker-seconds of work within a window."""
-        return max(0.0, self._until(end) - self._until(start))
-
-    def _until(self, moment: float) -> float:
-        place = bisect_right(self._times, moment) - 1
-        if place < 0:
-            return 0.0
-        return self._work[place] + self._rates[place] * (moment - self._times[place])
+        before, after = np.interp([start, end], self._times, self._work)
+        return max(0.0, float(after - before))
 
 
 def utilisation(
@@ -83,16 +74,12 @@ def phase_windows(spans: Sequence[Span]) -> dict[str, list[Window]]:
     by_phase: dict[str, list[Span]] = {}
     for span in sorted(told or spans, key=lambda span: span.started):
         by_phase.setdefault(span.phase, []).append(span)
-    return {phase: _stretches(of_phase, breaks) for phase, of_phase in by_phase.items()}
+    return {phase: run_windows(of_phase, breaks) for phase, of_phase in by_phase.items()}
 
 
-def run_windows(spans: Sequence[Span]) -> list[Window]:
-    """When the run was under way: a long time without any span lies between a stop and a resumption."""
-    return _stretches(spans, _RUN_BREAK_S)
-
-
-def _stretches(spans: Iterable[Span], breaks_s: float) -> list[Window]:
-    """The windows that spans cover, with breaks of at most so many seconds."""
+def run_windows(spans: Iterable[Span], breaks_s: float = _RUN_BREAK_S) -> list[Window]:
+    """When the run was under way: the windows that spans cover, with breaks of at most so many seconds. A longer one lies
+    between a stop and a resumption."""
     windows: list[Window] = []
     for span in sorted(spans, key=lambda span: span.started):
         if windows and span.started - windows[-1][1] <= breaks_s:
@@ -114,12 +101,11 @@ def _shares(
     loads: Mapping[str, Load], windows: Sequence[Window], workers: Mapping[str, int]
 ) -> dict[str, float]:
     seconds = sum(max(0.0, end - start) for start, end in windows)
-    shares = {}
-    for role, count in workers.items():
-        work = sum(loads[role].between(start, end) for start, end in windows)
-        room = seconds * count
-        shares[role] = min(1.0, work / room) if room > 0 else 0.0
-    return shares
+    work = {role: sum(loads[role].between(*window) for window in windows) for role in workers}
+    return {
+        role: min(1.0, work[role] / (seconds * count)) if seconds * count > 0 else 0.0
+        for role, count in workers.items()
+    }
 
 
 def recent_utilisation(path: Path, since: float) -> dict[str, float]:
@@ -156,7 +142,7 @@ def read_timeline(directory: Path) -> list[Span]:
     return spans
 
 
-def utilisation_table(spans: Sequence[Span]) -> dict[str, dict[str, float]]:
+def utilisation_table(spans: Sequence[Span]) -> Table:
     """By phase, and at last of the whole run: `seconds` that it took, and the busy share of each role in [0, 1]."""
     workers = workers_of(spans)
     loads = _loads(spans, workers)
@@ -167,16 +153,13 @@ def utilisation_table(spans: Sequence[Span]) -> dict[str, dict[str, float]]:
     }
 
 
-def render_utilisation(table: dict[str, dict[str, float]], workers: dict[str, int]) -> str:
+def render_utilisation(table: Table, workers: Mapping[str, int]) -> str:
     """The table as lines; a column for each role, with its number of workers."""
     columns = [("phase", "{phase}"), ("s", "{seconds:.1f}")]
-    # A role's name is no format: places stand for roles.
-    columns += [
-        (f"{role} ({count})", f"{{role_{place}:.0%}}") for place, (role, count) in enumerate(workers.items())
-    ]
+    # A role's name is no format: a number stands for it.
+    columns += [(f"{role} ({count})", f"{{_{n}:.0%}}") for n, (role, count) in enumerate(workers.items())]
     rows = [
-        {"phase": phase, "seconds": row["seconds"]}
-        | {f"role_{place}": row[role] for place, role in enumerate(workers)}
+        {"phase": phase, "seconds": row["seconds"], **{f"_{n}": row[role] for n, role in enumerate(workers)}}
         for phase, row in table.items()
     ]
     return render_table(columns, rows)

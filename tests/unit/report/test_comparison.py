@@ -10,8 +10,12 @@ import pytest
 
 from tests.report_run import Plan, make_run
 from tests.unit.report.test_run_report import KEY_ATTACK, Reader
-from ultramed_rl.report.comparison import compare_benchmarks, compare_runs, reward_difference
-from ultramed_rl.report.comparison_page import write_comparison
+from ultramed_rl.report.comparison import (
+    compare_benchmarks,
+    compare_runs,
+    reward_difference,
+    write_comparison,
+)
 from ultramed_rl.report.online_run import OnlineRun, read_online_run
 from ultramed_rl.store import RunReader
 
@@ -87,13 +91,14 @@ def benchmark(folder: Path, accuracy: float, wrong: list[int], items: int = 20) 
 def test_benchmarks_are_tested_on_the_items_that_one_side_failed(tmp_path: Path) -> None:
     one = benchmark(make_run(tmp_path, run__name="one"), 0.5, list(range(10)))
     two = benchmark(make_run(tmp_path, run__name="two"), 0.95, [10])
-    (pair,) = compare_benchmarks(read(one), read(two))
+    ((result, test),) = compare_benchmarks(read(one), read(two)).values()
     # Ten only the second has right, one only the first: p = 2 (1 + 11) / 2^11.
-    assert pair.test is not None and (pair.test.only_before, pair.test.only_after) == (1, 10)
-    assert pair.test.p_value == pytest.approx(24 / 2048)
+    assert result["score"]["accuracy"] == 0.95
+    assert test is not None and (test.only_before, test.only_after) == (1, 10)
+    assert test.p_value == pytest.approx(24 / 2048)
     assert "95.0%* (0% to 100%)" in page_of([one, two], tmp_path / "page.html").text
     other = benchmark(make_run(tmp_path, run__name="other", run__seed=8), 0.5, [1])
-    assert compare_benchmarks(read(one), read(other)) == [], "another seed may draw other items"
+    assert compare_benchmarks(read(one), read(other)) == {}, "another seed may draw other items"
 
 
 def test_runs_of_one_name_are_told_apart_and_names_are_escaped(tmp_path: Path) -> None:

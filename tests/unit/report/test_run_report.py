@@ -77,7 +77,7 @@ def read(folder: Path) -> OnlineRun:
 def test_a_clear_gain_is_called_one_with_its_interval_and_wins(tmp_path: Path) -> None:
     # After two rounds every one of 8 prompts gains 2 + 0.2 p: 2.7 on average, between 2 and 3.4.
     folder = make_run(tmp_path)
-    (_, first), (_, last) = read(folder).changes()
+    first, last = read(folder).changes.values()
     assert last.reward.mean == pytest.approx(2.7) and 2.0 < last.reward.low < 2.7 < last.reward.high < 3.4
     assert first.reward.mean == pytest.approx(1.35) and last.wins.mean == 1.0 and last.prompts == 8
     assert last.wins.low == pytest.approx(8 / (8 + 1.959964**2)), "Wilson's bound where all are won"

@@ -14,7 +14,7 @@ from tests.unit.report.test_run_report import Reader
 from ultramed_rl.config import parse_config
 from ultramed_rl.online.run import write_own_report
 from ultramed_rl.report.build import write_report
-from ultramed_rl.report.comparison_page import write_comparison
+from ultramed_rl.report.comparison import write_comparison
 from ultramed_rl.store import ArtifactFolder, RunDirectory
 from ultramed_rl.tracking import Progress
 

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from ultramed_rl.tracking.page import (
     Callout,
-    Fact,
     Facts,
     Heading,
     Note,
@@ -142,7 +141,7 @@ def test_a_table_row_of_another_width_is_our_own_mistake(row: tuple[str, ...]) -
 
 
 def test_every_kind_of_part_is_escaped_and_a_widgets_data_ends_no_script() -> None:
-    facts = Facts((Fact(ODD, ODD, ODD),))
+    facts = Facts(((ODD, ODD, ODD),))
     parts = (Note(ODD), Heading(ODD), Callout("good", ODD, (ODD, ODD)), facts, Text(ODD, ODD))
     widget = Widget("w", "<div id='w'></div>", "document.title = 'w';", [ODD])
     html = page_html("t", [Section("", (*parts, widget))], subtitle=ODD, footer=ODD)

@@ -15,8 +15,7 @@ from tests.unit.tracking.test_status import beat, open_run, wait_for
 from ultramed_rl.tracking import watched
 from ultramed_rl.tracking.heartbeat import note_waits
 from ultramed_rl.tracking.stall import RoleState, StallWatch, explain_wait
-from ultramed_rl.tracking.status import read_status
-from ultramed_rl.tracking.status_view import render_status, status_mapping
+from ultramed_rl.tracking.status import read_status, render_status, status_mapping
 from ultramed_rl.tracking.timeline import TIMELINE, Span, span_line
 
 # All at work: nobody waits.

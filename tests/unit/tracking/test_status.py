@@ -25,8 +25,7 @@ from ultramed_rl.config import parse_config
 from ultramed_rl.store import RunDirectory
 from ultramed_rl.tracking import Progress, watched
 from ultramed_rl.tracking.heartbeat import STATUS, note_link
-from ultramed_rl.tracking.status import read_status
-from ultramed_rl.tracking.status_view import duration, follow, render_status, status_mapping
+from ultramed_rl.tracking.status import duration, follow, read_status, render_status, status_mapping
 
 ROUND = {"round": 0.0, "reward_mean": 3.25, "seconds": 100.0, "eval_change": 0.5}
 

@@ -19,7 +19,7 @@ from tests.wandb_file import finished_file
 from ultramed_rl.config import RunConfig, parse_config
 from ultramed_rl.store import RunDirectory
 from ultramed_rl.tracking import Progress, Tracker, console, render_rounds, verdict
-from ultramed_rl.tracking.backends import Backend
+from ultramed_rl.tracking.tracker import Backend
 
 KEY = "0123456789abcdef" * 2 + "deadbeef"  # as long as a real one
 
