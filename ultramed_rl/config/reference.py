@@ -8,10 +8,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
-from ultramed_rl.config.base import Section
 from ultramed_rl.config.recipe import RecipeConfig
 from ultramed_rl.kinds import KINDS
 
@@ -38,16 +36,6 @@ Rules that span several keys are checked as well; each broken one is a line with
 Schema = dict[str, Any]  # JSON's, of a section or of a value
 
 
-@dataclass(frozen=True)
-class Row:
-    """One key of a section, as the page shows it."""
-
-    key: str
-    type: str
-    default: str
-    meaning: str
-
-
 def render_reference() -> str:
     """The whole page as Markdown."""
     models = {name: kind.config_class for name, kind in KINDS.items()} | {"recipe": RecipeConfig}
@@ -72,31 +60,19 @@ def render_reference() -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
-def rows_of(model: type[Section]) -> list[Row]:
-    """The keys of a section, in the order of the schema; `type`, which has one value, is in the heading."""
-    schema = model.model_json_schema()
-    return list(_rows(schema, schema.get("$defs", {})))
-
-
-def _rows(schema: Schema, sections: dict[str, Schema]) -> Iterator[Row]:
-    for name, value in schema["properties"].items():
-        if name != "type":
-            held = _titles(value)
-            words = value.get("description") or (_summary(sections[held[0]]) if len(held) == 1 else "")
-            rules = ", ".join(dict.fromkeys(_rules(value)))
-            meaning = "; ".join(part for part in (words, rules) if part)
-            yield Row(name, _describe(value, sections), _default(value, sections), meaning)
-
-
 def _table(schema: Schema, sections: dict[str, Schema]) -> str:
-    rows = [
-        f"| `{row.key}` | {row.type} | {row.default} | {row.meaning} |" for row in _rows(schema, sections)
-    ]
-    return (
-        "\n".join(["| key | type | default | meaning |", "|---|---|---|---|", *rows])
-        if rows
-        else "No further keys."
-    )
+    """The keys of a section, in the order of the schema; `type`, which has one value, is in the heading."""
+    rows = []
+    for name, value in schema["properties"].items():
+        held = _titles(value)
+        words = value.get("description") or (_summary(sections[held[0]]) if len(held) == 1 else "")
+        meaning = "; ".join(filter(None, (words, ", ".join(dict.fromkeys(_rules(value))))))
+        if name != "type":
+            rows.append(
+                f"| `{name}` | {_describe(value, sections)} | {_default(value, sections)} | {meaning} |"
+            )
+    head = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    return "\n".join([*head, *rows]) if rows else "No further keys."
 
 
 def _places(kinds: dict[str, Schema], sections: dict[str, Schema]) -> dict[str, list[str]]:
