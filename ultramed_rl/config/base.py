@@ -62,7 +62,7 @@ class Section(BaseModel):
         return self
 
     def problems(self) -> Iterator[str]:
-        """The rules across keys that are broken, a line each: key, value, rule, fix."""
+        """The rules across keys that are broken, a line each: the section's own key, value, rule, fix."""
         yield from ()
 
     def to_mapping(self) -> dict[str, Any]:
@@ -81,17 +81,14 @@ def order_rules(section: Section, low: str, high: str, *, equal: bool = True) ->
     """The broken rule that a section's key `low` is below its key `high`, or equal to it."""
     least, most = getattr(section, low), getattr(section, high)
     if least > most or (least == most and not equal):
-        name = getattr(section, "type", type(section).__name__.lower())
-        yield f"{name}.{low}={least}: {'exceeds' if equal else 'must be below'} {name}.{high}={most}; exchange them"
+        yield f"{low}={least}: {'exceeds' if equal else 'must be below'} {high}={most}; exchange them"
 
 
-def sample_rules(section: str, samples: int, temperature: float | None) -> Iterator[str]:
+def sample_rules(samples: int, temperature: float | None, section: str = "") -> Iterator[str]:
     """The broken rule that several answers to a prompt must be able to differ."""
     if samples > 1 and temperature == 0.0:
-        yield (
-            f"{section}.samples={samples}: at {section}.temperature=0 they are all alike; raise the temperature or set "
-            "samples=1"
-        )
+        rule = f"at {section}temperature=0 they are all alike; raise the temperature or set samples=1"
+        yield f"{section}samples={samples}: {rule}"
 
 
 def repeated(names: Iterable[str]) -> list[str]:

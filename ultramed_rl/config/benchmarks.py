@@ -57,11 +57,11 @@ class General(Section):
         for name in self.tasks:
             if not name or not name.isprintable() or name.startswith("-") or set(name) & set(", *?[]/"):
                 yield (
-                    f"general.tasks={name!r}: not the name of one task; give each its own entry, and its folder in "
+                    f"tasks={name!r}: not the name of one task; give each its own entry, and its folder in "
                     "general.include_path if it is your own"
                 )
         for name in repeated(self.tasks):
-            yield f"general.tasks={name!r}: stands there twice; remove one"
+            yield f"tasks={name!r}: stands there twice; remove one"
 
 
 class Likelihood(Section):

@@ -72,7 +72,7 @@ class Records(Section):
         listed = (self.options is not None) + (self.choices is not None)
         if listed != is_choice or (self.answer is not None) != is_choice:
             yield (
-                f"records: kind={self.kind}, options={self.options}, choices={self.choices}, answer={self.answer}: "
+                f"kind={self.kind}, options={self.options}, choices={self.choices}, answer={self.answer}: "
                 "Exam and Literature have an answer and either options or choices, Open-End has none of them"
             )
 

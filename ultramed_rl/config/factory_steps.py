@@ -114,7 +114,7 @@ class Evolve(Asking):
         yield from order_rules(self, "least_words", "most_words")
         for kind, methods in (("open", self.open_methods), ("choice", self.choice_methods)):
             if repeated(methods):
-                yield f"evolve.{kind}_methods={methods}: one stands there twice; name each once"
+                yield f"{kind}_methods={methods}: one stands there twice; name each once"
 
 
 class Answer(Asking):
@@ -193,7 +193,7 @@ class Feedback(Asking):
         yield from order_rules(self, "low", "high", equal=False)
         names = [aspect.name for aspect in self.aspects]
         if repeated(names):
-            yield f"feedback.aspects: names are {names}; give each aspect its own"
+            yield f"aspects: names are {names}; give each aspect its own"
 
 
 class RuleJudge(Section):
@@ -212,7 +212,7 @@ class RuleJudge(Section):
         yield from order_rules(self, "min_words", "max_words")
         names = ["clarity", "completeness", "correctness"]
         if sorted(self.weights) != names or not any(self.weights.values()):
-            yield f"rules.weights={self.weights}: need {', '.join(names)}, not all 0"
+            yield f"weights={self.weights}: need {', '.join(names)}, not all 0"
 
 
 class SplitSizes(Section):
@@ -240,7 +240,7 @@ class Pairs(Section):
 
     def problems(self) -> Iterator[str]:
         if repeated(self.strongest):
-            yield f"pairs.strongest={self.strongest}: a model stands there twice; remove one"
+            yield f"strongest={self.strongest}: a model stands there twice; remove one"
 
 
 class BenchSizes(Section):

@@ -64,7 +64,9 @@ def _explain(problem: Any, data: dict[str, Any], kind: type[Section]) -> Iterato
         error = context["error"]
         lines = error.problems if isinstance(error, Problems) else [str(error)]
         section = _section_at(kind, location)
-        yield from (_name(line, location, key, section) for line in lines)
+        for line in lines:
+            own = section is not None and re.split(r"\W", line, maxsplit=1)[0] in section.model_fields
+            yield line if not key else f"{key}.{line}" if own else f"{key}: {line}"
     else:
         choices = re.findall(r"'([^']*)'", context.get("expected", "")) if fault == "literal_error" else []
         yield f"{key}={show(value)}: {problem['msg'][0].lower()}{problem['msg'][1:]}{guess(value, choices)}"
@@ -74,19 +76,6 @@ def guess(given: object, known: Sequence[str]) -> str:
     """What was meant, in words that go on after a rule; nothing where no known one is near."""
     near = difflib.get_close_matches(given[:80], known, n=1) if isinstance(given, str) else []
     return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def _name(text: str, location: list[str], key: str, section: type[Section] | None) -> str:
-    """A rule's words after their whole key: a rule begins with one of its section's own keys, or with the last parts of the
-    section's or the value's at most."""
-    parts = re.match(r"[\w.]*", text)[0].split(".")  # type: ignore[index]
-    if section is not None and location and parts[0] in section.model_fields:
-        return f"{key}.{text}"
-    for start in range(len(location)):
-        said = location[start:]
-        if parts[: len(said)] == said:
-            return key + text[len(".".join(said)) :]
-    return f"{key}: {text}" if key else text
 
 
 def _keys(location: list[str], data: dict[str, Any], fault: str) -> Iterator[str]:

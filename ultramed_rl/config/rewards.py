@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
 from ultramed_rl.config.base import Section, key, order_rules, repeated, sample_rules
 from ultramed_rl.config.limits import (
@@ -41,7 +42,7 @@ from ultramed_rl.config.rounds import Optimization
 
 def _not_zero(weight: float) -> float:
     if weight == 0.0:
-        raise ValueError("weight=0: a term without weight does nothing; remove the term")
+        raise PydanticCustomError("zero", "a term without weight does nothing; remove the term")
     return weight
 
 
@@ -87,8 +88,8 @@ class LengthTerm(_Term):
         window = (self.low, self.high, self.falloff)
         if window.count(None) != (0 if self.free is None else 3):
             yield (
-                f"length: low={self.low} high={self.high} falloff={self.falloff} free={self.free}: set either low, high "
-                "and falloff (a window), or free alone (a penalty per token)"
+                f"low={self.low} high={self.high} falloff={self.falloff} free={self.free}: set either low, high and "
+                "falloff (a window), or free alone (a penalty per token)"
             )
         elif self.free is None:
             yield from order_rules(self, "low", "high")
@@ -110,7 +111,7 @@ class FormatTerm(_Term):
 
     def problems(self) -> Iterator[str]:
         if self.must_match is None and self.must_not_match is None and not self.ended:
-            yield "format: no rule; set must_match, must_not_match or ended"
+            yield "no rule; set must_match, must_not_match or ended"
 
 
 class HttpTerm(_Term):
@@ -170,7 +171,7 @@ class JudgeTerm(_Term, ApiModel):
     samples: Annotated[Samples, Field(le=64)] = key(1, "grades per answer, of which the mean counts")
 
     def problems(self) -> Iterator[str]:
-        yield from sample_rules("judge", self.samples, self.temperature)
+        yield from sample_rules(self.samples, self.temperature)
 
 
 RewardTerm = Annotated[
@@ -190,10 +191,10 @@ class Ensemble(Section):
 
     def problems(self) -> Iterator[str]:
         for path in repeated(self.paths):
-            yield f"ensemble.paths: {path!r} stands twice; members must differ"
+            yield f"paths: {path!r} stands twice; members must differ"
         if (self.combine == "uncertainty") != (self.penalty is not None):
             yield (
-                f"ensemble.penalty={self.penalty}: goes with combine=uncertainty and is needed there, say 1.0; here "
+                f"penalty={self.penalty}: goes with combine=uncertainty and is needed there, say 1.0; here "
                 f"combine={self.combine}"
             )
 
@@ -249,7 +250,7 @@ class Reward(Section):
         names = [term.name for term in self.terms]
         if len(models) > 1 or not (models or names):
             yield (
-                "reward: exactly one of reward.path (a trained reward model), reward.ensemble (several) and reward.train "
+                "exactly one of reward.path (a trained reward model), reward.ensemble (several) and reward.train "
                 "(train one in this run) must be set, or none of them beside reward.terms"
             )
         for name in names:

@@ -91,10 +91,10 @@ class Prompts(Section):
     def problems(self) -> Iterator[str]:
         shares = [source.share for source in self.sources]
         if self.shares and (None in shares or abs(sum(self.shares) - 1.0) > 1e-6):
-            yield f"prompts.sources: shares are {shares}; give every source one, and make them sum to 1"
+            yield f"sources: shares are {shares}; give every source one, and make them sum to 1"
         if self.unpaired_every is not None and not self.reuse:
             yield (
-                f"prompts.unpaired_every={self.unpaired_every}: no prompt is asked twice with prompts.reuse=false; set "
+                f"unpaired_every={self.unpaired_every}: no prompt is asked twice with prompts.reuse=false; set "
                 "prompts.reuse=true or prompts.unpaired_every=null"
             )
 
@@ -148,7 +148,7 @@ class Evaluation(Section):
     bootstrap: Resamples = key(2000, "paired bootstrap resamples")
 
     def problems(self) -> Iterator[str]:
-        yield from sample_rules("evaluation", self.samples, self.temperature)
+        yield from sample_rules(self.samples, self.temperature)
 
 
 class Optimization(Section):

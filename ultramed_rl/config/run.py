@@ -49,7 +49,7 @@ class RunName(Section):
     def problems(self) -> Iterator[str]:
         if re.match(r"[a-z][a-z0-9+.-]+:/(?!/)", self.directory):
             yield (
-                f"run.directory={self.directory!r}: neither a folder nor a URL; a URL has two slashes, as in "
+                f"directory={self.directory!r}: neither a folder nor a URL; a URL has two slashes, as in "
                 "s3://bucket/runs"
             )
 

@@ -213,7 +213,7 @@ class EvaluateConfig(AnyConfig):
         yield from self._reward_rules()
         if self.prompts is not None:
             yield from length_rules(self.prompts, self.policy, sampling.max_new_tokens, "sampling")
-            yield from sample_rules("sampling", sampling.samples, sampling.temperature)
+            yield from sample_rules(sampling.samples, sampling.temperature, "sampling.")
         if self.benchmarks is not None:
             yield from room_rules(self.benchmarks, self.policy.max_length)
             general = self.benchmarks.general

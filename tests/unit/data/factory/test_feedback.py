@@ -372,8 +372,11 @@ def test_one_candidate_alone_is_not_judged() -> None:
 
 def test_feedback_configs_with_two_readings_are_refused() -> None:
     aspect = {"name": "a", "question": "?"}
-    for options in ({"low": 5, "high": 5}, {"aspects": [aspect, aspect]}):
-        with pytest.raises(ValueError, match="feedback"):
+    for options, said in (
+        ({"low": 5, "high": 5}, "low=5: .*high=5"),
+        ({"aspects": [aspect] * 2}, "aspects: "),
+    ):
+        with pytest.raises(ValueError, match=said):
             Feedback.model_validate(options)
 
 
