@@ -13,7 +13,7 @@ from pathlib import Path
 from ultramed_rl.data.factory.runner import StepResult, run_step
 from ultramed_rl.data.factory.step import Ask, Drop, End, Fail, Keep, Row, send
 from ultramed_rl.records import ChatReply, ChatRequest, Message
-from ultramed_rl.store.record_log import PartSize, RecordLog
+from ultramed_rl.store.record_log import RecordLog
 
 
 def request(text: str) -> ChatRequest:
@@ -195,7 +195,7 @@ GENERATORS: dict[str, Callable[[int, Budget], Batches | Window | Threads]] = {
 def run(
     folder: Path, generator: Batches | Window | Threads, count: int, in_flight: int, part: int = 3
 ) -> StepResult:
-    with RecordLog(folder, part=PartSize(records=part)) as log:
+    with RecordLog(folder, batch=part) as log:
         result = run_step(
             NumberedStep(), rows_of(count), generator, log, key=lambda row: row["id"], in_flight=in_flight
         )

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
@@ -45,8 +45,7 @@ from ultramed_rl.config import load_any, parse_config
 from ultramed_rl.config.models import Endpoint, LoRA, Model
 from ultramed_rl.config.stages import ConversationSource
 from ultramed_rl.data.conversations import read_conversations
-from ultramed_rl.data.pool import check_rounds, split_pool
-from ultramed_rl.data.prompts import load_prompts
+from ultramed_rl.data.prompts import check_rounds, load_prompts, split_pool
 from ultramed_rl.data.sources import read_rows
 from ultramed_rl.evaluation.statistics import Interval
 from ultramed_rl.evaluation.tasks import find_task
@@ -350,7 +349,8 @@ def at_url(provoke: Provoke) -> Provoke:
     def call(root: Path) -> object:
         remote.empty_store()
         try:
-            return provoke(root)
+            with patch("ultramed_rl.store.remote.folder.LONGEST_WAIT_S", 0.0):
+                return provoke(root)
         finally:
             remote.empty_store()
 
@@ -382,14 +382,14 @@ def out_of_reach(root: Path) -> object:
 
 
 def second_writer(root: Path) -> object:
-    place = remote.RemoteFolder(remote.URL, remote.SOON)
+    place = remote.RemoteFolder(remote.URL)
     place.write_json(remote.WRITER, asdict(remote.owner(began=0.0)))
-    return remote.Lease(place, 10.0)
+    return remote.Lease(place, "ours", 10.0)
 
 
 def overtaken(root: Path) -> object:
-    place = remote.RemoteFolder(remote.URL, remote.SOON)
-    lease = remote.Lease(place, 10.0)
+    place = remote.RemoteFolder(remote.URL)
+    lease = remote.Lease(place, "ours", 10.0)
     place.write_json(remote.WRITER, asdict(remote.owner()))
     try:
         return lease.check()
@@ -401,7 +401,7 @@ def outage(ended: bool) -> Provoke:
     """The warning while a run goes on, or the error at its end."""
 
     def publish(root: Path) -> object:
-        copying = remote.RemoteCopy(remote.URL, root, 0.02, patience=remote.SOON)
+        copying = remote.RemoteCopy(remote.URL, root, 0.02)
         copying.take_up()
         fail(ConnectionError("the network is down"))
         (root / "a.txt").write_text("a")

@@ -21,13 +21,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ultramed_rl.store.artifacts import read_json
-from ultramed_rl.store.atomic import remove, remove_leftovers, write_json, write_whole
-from ultramed_rl.store.digests import digest_inputs
+from ultramed_rl.store.artifacts import begin_parts
+from ultramed_rl.store.atomic import remove_leftovers, write_whole
 
 Row = dict[str, Any]
 BlockFunction = Callable[[Sequence[Row]], pa.Table]
-_INPUTS = "inputs.json"
 _held: dict[str, BlockFunction] = {}  # in a worker: the function that it was sent last
 
 
@@ -93,11 +91,7 @@ def _prepare(folder: Path, files: Sequence[str], identity: Sequence[Any]) -> Non
     """Empty the folder unless its parts are of the same inputs."""
     states = [Path(file).stat() for file in files]
     facts = [f"{name} {state.st_size} {state.st_mtime_ns}" for name, state in zip(files, states, strict=True)]
-    digest, known = digest_inputs([facts, *identity]), folder / _INPUTS
-    if not known.is_file() or read_json(known)["inputs"] != digest:
-        remove(folder)
-        folder.mkdir(parents=True)
-        write_json(known, {"inputs": digest})
+    begin_parts(folder, [facts, *identity])
     remove_leftovers(folder)
 
 

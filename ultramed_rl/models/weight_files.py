@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from ultramed_rl.store.weights_header import read_header
+from ultramed_rl.store.digests import read_header
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _CURE = "copy or download it again"

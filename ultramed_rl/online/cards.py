@@ -12,13 +12,13 @@ from ultramed_rl.store.cards import (
     DataFacts,
     Input,
     ModelFacts,
+    Role,
     data_card,
     made_from,
     model_card,
     read_versions,
     write_card,
 )
-from ultramed_rl.store.cards.model import Role
 
 Metrics = Mapping[str, float]
 

@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ultramed_rl.config import RunConfig
-from ultramed_rl.data.pool import prompts_for_round
-from ultramed_rl.data.prompts import PromptPool
+from ultramed_rl.data.prompts import PromptPool, prompts_for_round
 from ultramed_rl.evaluation.metrics import AnswerMetrics, compare, kl_to_reference, prompt_means, token_rates
 from ultramed_rl.learning.pairs import PairSelector
 from ultramed_rl.learning.seeds import derive_seed
@@ -30,9 +29,9 @@ from ultramed_rl.online.selection import RoundSpec
 from ultramed_rl.online.training import RoundTraining
 from ultramed_rl.online.watcher import RunWatcher
 from ultramed_rl.records import Completion, Prompt, SamplingRequest, ScoredCompletion
-from ultramed_rl.store import RoundRecord, RunDirectory
+from ultramed_rl.store import RoundRecord, RunDirectory, RunReader
 from ultramed_rl.store.artifacts import read_numbers
-from ultramed_rl.store.round_record import Asked
+from ultramed_rl.store.run_directory import Asked
 from ultramed_rl.store.shards import RecordFiles
 from ultramed_rl.token_ids import TokenIds
 from ultramed_rl.tracking import Tracker
@@ -88,7 +87,7 @@ class Controller:
         )
         if self.benchmarks is not None:
             self.benchmarks.evaluate(self.store.initial, 0, self.workers)
-        rows: list[Metrics] = [self.store.round(i).committed_metrics() for i in range(self.version)]
+        rows: list[Metrics] = list(RunReader(self.store.path).rounds)
         self.policy_steps = int(sum(row["policy_steps"] for row in rows))
         if self.config.run.overlap and self.version < self.config.run.rounds:
             first = self.store.round(self.version)

@@ -101,8 +101,7 @@ def check_pool(config: AnyConfig) -> None:
         _check_stage_data(config)
     if prompts is None or not _is_small(prompts.sources):
         return
-    from ultramed_rl.data.pool import check_rounds, split_pool
-    from ultramed_rl.data.prompts import load_prompts
+    from ultramed_rl.data.prompts import check_rounds, load_prompts, split_pool
 
     pool = split_pool(load_prompts(prompts, lambda _: []), prompts.held_out, config.run.seed)
     if isinstance(config, RunConfig):
@@ -110,8 +109,7 @@ def check_pool(config: AnyConfig) -> None:
 
 
 def _check_stage_data(config: SftConfig | RewardConfig | PreferenceConfig) -> None:
-    from ultramed_rl.data.stage_data import prepare_conversations, prepare_preferences
-    from ultramed_rl.data.tokenize import Tokenizer
+    from ultramed_rl.data.stage_data import Tokenizer, prepare_conversations, prepare_preferences
 
     if not _is_small([*config.data.sources, *config.data.evaluation_sources]):
         return

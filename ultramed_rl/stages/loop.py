@@ -11,7 +11,7 @@ from pathlib import Path
 from ultramed_rl.actors.trainer import TrainingPlace
 from ultramed_rl.config.stages import StageConfig
 from ultramed_rl.learning.batching import count_steps
-from ultramed_rl.store import StageDirectory
+from ultramed_rl.store import RunReader, StageDirectory
 from ultramed_rl.store.cards import Input, ModelFacts, made_from, model_card, read_versions, write_card
 from ultramed_rl.tracking import Progress, Tracker
 from ultramed_rl.workers.stage import StageWorkers
@@ -146,12 +146,16 @@ class StageLoop:
         """What the stage came to."""
         held_out = {}
         if self.evaluates:
-            rows = self.store.metrics_rows("evaluation_index")
+            rows = RunReader(self.store.path).rows("evaluation")
             kept = place.best_step if self.config.training.keep == "best" else place.step
-            by_step = {int(row.pop("evaluation_index")): row for row in rows}
-            held_out = {f"start_held_out_{k}": v for k, v in by_step.get(0, {}).items() if k != "time"}
-            held_out |= {f"held_out_{k}": v for k, v in by_step[kept].items() if k != "time"}
-        losses = self.store.metrics_rows("step_index")
+            unlogged = ("time", "evaluation_index")
+            by_step = {
+                int(row["evaluation_index"]): {k: v for k, v in row.items() if k not in unlogged}
+                for row in rows
+            }
+            held_out = {f"start_held_out_{k}": v for k, v in by_step.get(0, {}).items()}
+            held_out |= {f"held_out_{k}": v for k, v in by_step[kept].items()}
+        losses = RunReader(self.store.path).rows("step")
         return {
             "samples": self.samples,
             "steps": place.step,

@@ -1,12 +1,10 @@
 """What a run keeps: atomic artifacts with the digest of their inputs, rounds, stages, and resume."""
 
 from ultramed_rl.store.artifacts import ArtifactFolder
-from ultramed_rl.store.round_record import RoundRecord
-from ultramed_rl.store.run_directory import RunDirectory
+from ultramed_rl.store.run_directory import RoundRecord, RunDirectory
 from ultramed_rl.store.run_reader import RunReader
-from ultramed_rl.store.samples import SampleFile, write_samples
-from ultramed_rl.store.stage_directory import StageDirectory
-from ultramed_rl.store.work_directory import WorkDirectory
+from ultramed_rl.store.tables import SampleFile, write_samples
+from ultramed_rl.store.work_directory import StageDirectory, WorkDirectory
 
 __all__ = [
     "ArtifactFolder",

@@ -16,6 +16,7 @@ from ultramed_rl.store.tables import read_records, write_records
 
 T = TypeVar("T")
 Manifest = dict[str, Any]
+PARTS_INPUTS = "_inputs.json"  # readers of parquet folders pass over what begins so
 _COMMIT = "commit"  # a round's own JSON, beside its manifests
 
 
@@ -41,7 +42,7 @@ class ArtifactFolder:
         """
         artifact = self.artifact(name)
         if self.finished(name):
-            self._verify(name, artifact, inputs)
+            self.verify(name, inputs)
             return artifact
         started = time.perf_counter()
         records = compute(*inputs)
@@ -61,7 +62,7 @@ class ArtifactFolder:
         """
         artifact = self.path / name
         if self.finished(name):
-            return artifact, read_numbers(self._verify(name, artifact, inputs)["metrics"])
+            return artifact, read_numbers(self.verify(name, inputs, artifact)["metrics"])
         remove(artifact)
         started = time.perf_counter()
 
@@ -88,11 +89,7 @@ class ArtifactFolder:
     @property
     def seconds(self) -> dict[str, float]:
         """Seconds that each finished phase took when it was computed."""
-        found: dict[str, float] = {}
-        for manifest in self.manifests():
-            seconds = manifest["seconds"]
-            found |= seconds if isinstance(seconds, dict) else {manifest["name"]: seconds}
-        return found
+        return phase_seconds(self.manifests())
 
     def metrics(self, name: str) -> dict[str, float]:
         """The numbers that a finished directory phase returned."""
@@ -131,39 +128,39 @@ class ArtifactFolder:
         """Where a phase's records are."""
         return self.path / f"{name}.parquet"
 
-    def verify(self, name: str, inputs: tuple[Any, ...]) -> Manifest:
-        """The manifest of a finished phase of records. Raises ValueError like `phase`."""
-        return self._verify(name, self.artifact(name), inputs)
-
-    def _verify(self, name: str, artifact: Path, inputs: tuple[Any, ...]) -> Manifest:
-        manifest = self.manifest(name)
-        expected = digest_inputs(inputs)
-        if manifest["inputs"] != expected:
+    def verify(self, name: str, inputs: tuple[Any, ...], artifact: Path | None = None) -> Manifest:
+        """The manifest of a finished phase, of records unless its artifact is given. Raises ValueError like `phase`."""
+        artifact, manifest, now = artifact or self.artifact(name), self.manifest(name), digest_inputs(inputs)
+        if manifest["inputs"] != now:
             raise ValueError(
-                f"{artifact}: made from other inputs ({manifest['inputs'][:12]}, now {expected[:12]}); {_fix(manifest)}"
+                f"{artifact}: made from other inputs ({manifest['inputs'][:12]}, now {now[:12]}); {_fix(manifest)}"
             )
         return self._verify_bytes(artifact, manifest)
 
-    def _verify_bytes(self, artifact: Path, manifest: Manifest, fix: str | None = None) -> Manifest:
-        _refuse_missing(artifact, manifest, fix)
-        found = digest_path(artifact, sizes=manifest.get("sizes", False))
-        _refuse_changed(artifact, manifest["digest"], found, fix or _fix(manifest))
-        return manifest
-
     def verify_again(self, name: str, fix: str | None = None) -> None:
         """What a finished phase left is there as it was written, as far as a look is cheap: records byte by byte, of a
-        directory's large files sampled blocks. What was pruned is passed over. Raises ValueError like `phase`, with another
-        fix if one is given."""
+        directory's large files sampled blocks. What was pruned, or left at a URL, is passed over. Raises ValueError like
+        `phase`, with another fix if one is given."""
         manifest = self.manifest(name)
-        if manifest.get("pruned"):
-            return
         artifact = self.path / name if "metrics" in manifest else self.artifact(name)
-        if "sampled" not in manifest:  # of records, or written before directories had it
-            self._verify_bytes(artifact, manifest, fix)
-            return
-        _refuse_missing(artifact, manifest, fix)
-        found = digest_path(artifact, sampled=True)
-        _refuse_changed(artifact, manifest["sampled"], found, fix or _fix(manifest))
+        left_at_url = artifact.is_dir() and not any(artifact.iterdir())  # see RemoteCopy
+        if not (manifest.get("pruned") or left_at_url):
+            # Manifests of records have no sampled digest, nor those of before there were any.
+            self._verify_bytes(artifact, manifest, sampled="sampled" in manifest, fix=fix)
+
+    def _verify_bytes(
+        self, artifact: Path, manifest: Manifest, *, sampled: bool = False, fix: str | None = None
+    ) -> Manifest:
+        fix = fix or _fix(manifest)
+        if not artifact.exists():
+            pruned = manifest.get("pruned")
+            why = "was pruned (run.keep_checkpoints)" if pruned else f"{manifest['name']}.json is there"
+            raise ValueError(f"{artifact}: missing, {why}; {fix}")
+        expected = manifest["sampled" if sampled else "digest"]
+        now = digest_path(artifact, sizes=manifest.get("sizes", False), sampled=sampled)
+        if expected != now:
+            raise ValueError(f"{artifact}: not what was written ({expected[:12]}, found {now[:12]}); {fix}")
+        return manifest
 
     def write_manifest(
         self,
@@ -174,20 +171,31 @@ class ArtifactFolder:
         **extra: Any,
     ) -> None:
         """The last thing of a phase: from here on it is finished."""
+        sizes = extra.get("sizes", False)
+        if "metrics" in extra and not sizes:
+            extra["sampled"] = digest_path(artifact, sampled=True)
+        if isinstance(seconds, dict):
+            rounded: Any = {phase: round(value, 3) for phase, value in seconds.items()}
+        else:
+            rounded = round(seconds, 3)
         manifest = {
             "name": name,
             "inputs": digest_inputs(inputs),
-            "digest": digest_path(artifact, sizes=extra.get("sizes", False)),
-            **(
-                {"sampled": digest_path(artifact, sampled=True)}
-                if "metrics" in extra and not extra.get("sizes")
-                else {}
-            ),
-            "seconds": _rounded(seconds),
+            "digest": digest_path(artifact, sizes=sizes),
+            "seconds": rounded,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             **extra,
         }
         write_json(self._manifest_path(name), manifest)
+
+
+def begin_parts(folder: Path, inputs: Iterable[Any]) -> None:
+    """A folder for the files of something that is under way: those of the same inputs stay in it, others go."""
+    digest, known = digest_inputs(inputs), folder / PARTS_INPUTS
+    if not known.is_file() or read_json(known)["inputs"] != digest:
+        remove(folder)
+        folder.mkdir(parents=True)
+        write_json(known, {"inputs": digest})
 
 
 def _read_manifest(path: Path) -> Manifest:
@@ -197,26 +205,8 @@ def _read_manifest(path: Path) -> Manifest:
     return manifest
 
 
-def _refuse_missing(artifact: Path, manifest: Manifest, fix: str | None) -> None:
-    if not artifact.exists():
-        pruned = manifest.get("pruned")
-        why = "was pruned (run.keep_checkpoints)" if pruned else f"{manifest['name']}.json is there"
-        raise ValueError(f"{artifact}: missing, {why}; {fix or _fix(manifest)}")
-
-
-def _refuse_changed(artifact: Path, expected: str, found: str, fix: str) -> None:
-    if expected != found:
-        raise ValueError(f"{artifact}: not what was written ({expected[:12]}, found {found[:12]}); {fix}")
-
-
 def _fix(manifest: Manifest) -> str:
     return f"put it back, or delete it and {manifest['name']}.json beside it to compute it again"
-
-
-def _rounded(seconds: float | dict[str, float]) -> float | dict[str, float]:
-    if isinstance(seconds, dict):
-        return {name: round(value, 3) for name, value in seconds.items()}
-    return round(seconds, 3)
 
 
 def read_json(path: Path) -> Manifest:
@@ -236,6 +226,15 @@ def read_json(path: Path) -> Manifest:
             f"{path}: holds a {kind}, not the JSON object that was written; put it back or delete it"
         )
     return content
+
+
+def phase_seconds(manifests: Iterable[Manifest]) -> dict[str, float]:
+    """Seconds that each phase took, of one or several in a manifest."""
+    phases: dict[str, float] = {}
+    for manifest in manifests:
+        seconds = manifest["seconds"]
+        phases |= seconds if isinstance(seconds, dict) else {manifest["name"]: float(seconds)}
+    return phases
 
 
 def read_numbers(stored: dict[str, float | None]) -> dict[str, float]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 _TEMPORARY = ".tmp-"
+_FULL = (os.strerror(errno.ENOSPC), "database or disk is full")
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> Any:
@@ -25,9 +26,11 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> Any:
     remove(temporary)
     with explain_full_disk(path, temporary):
         result = write(temporary)
-        _flush(temporary)
+        # Files before the folders that list them.
+        for inner in [*temporary.rglob("*"), temporary] if temporary.is_dir() else [temporary]:
+            _flush(inner)
         os.replace(temporary, path)
-        _flush_one(path.parent)
+        _flush(path.parent)
     return result
 
 
@@ -73,7 +76,9 @@ def explain_full_disk(path: Path, temporary: Path | None = None) -> Iterator[Non
     try:
         yield
     except Exception as error:
-        if not _says_full(error):
+        # safetensors, SQLite and errors that cross from a Ray actor keep only the words, not the errno.
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not full and not any(words in str(error) for words in _FULL):
             raise
         if temporary is not None:
             remove(temporary)
@@ -83,20 +88,7 @@ def explain_full_disk(path: Path, temporary: Path | None = None) -> Iterator[Non
         ) from error
 
 
-def _says_full(error: Exception) -> bool:
-    # safetensors and errors that cross from a Ray actor keep only the words, not the errno.
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    return os.strerror(errno.ENOSPC) in str(error)
-
-
 def _flush(path: Path) -> None:
-    """Files before the folders that list them."""
-    for inner in [*path.rglob("*"), path] if path.is_dir() else [path]:
-        _flush_one(inner)
-
-
-def _flush_one(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -10,11 +10,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ultramed_rl.store.weights_header import read_header
 from ultramed_rl.token_ids import TokenIds
 
 _BLOCK, _BLOCKS = 2**16, 64  # bytes, and how many of a large file count
 _IN_TENSOR = 2**12  # bytes
+_LONGEST_HEADER = 100_000_000  # bytes that the format of safetensors allows
 
 
 def digest_inputs(inputs: Iterable[Any]) -> str:
@@ -35,28 +35,29 @@ def digest_path(path: Path, *, sizes: bool = False, sampled: bool = False) -> st
     With `sizes` a directory's files count by their sizes alone: for states of hundreds of GB, which are written
     and read often and by many. With `sampled` they count by `digest_sampled`.
     """
-    if path.is_dir() and sizes:
-        files = sorted(p for p in path.rglob("*") if p.is_file())
-        listing = "\n".join(f"{p.relative_to(path).as_posix()} {p.stat().st_size}" for p in files)
-        return hashlib.sha256(listing.encode()).hexdigest()
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.is_file())
-        of = digest_sampled if sampled else digest_path
+        of = (lambda p: p.stat().st_size) if sizes else digest_sampled if sampled else digest_path
         listing = "\n".join(f"{p.relative_to(path).as_posix()} {of(p)}" for p in files)
         return hashlib.sha256(listing.encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def key_number(key: str) -> int:
+    """64 bits of a key's SHA-256, never 0: the same in every process. Two of a million keys share one with
+    probability 3e-8."""
+    digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") or 1
+
+
 def digest_file(path: Path) -> str:
     """As `digest_path` of a file, which is read once as long as it is the same by its size and time."""
     state = path.stat()
-    return _digest_state(path, state.st_size, state.st_mtime_ns)
+    return _digest_once(path, state.st_size, state.st_mtime_ns)
 
 
-@lru_cache(4096)
-def _digest_state(path: Path, size: int, mtime_ns: int) -> str:
-    return digest_path(path)
+_digest_once = lru_cache(4096)(lambda path, size, mtime_ns: digest_path(path))
 
 
 def digest_sampled(path: Path) -> str:
@@ -76,6 +77,26 @@ def digest_sampled(path: Path) -> str:
             file.seek(max(start, (start + end - _IN_TENSOR) // 2))
             hasher.update(file.read(min(_IN_TENSOR, end - start)))
     return hasher.hexdigest()
+
+
+def read_header(file: BinaryIO) -> tuple[int, dict[str, dict[str, Any]]]:
+    """Where the tensors of a safetensors file begin, and what its header says of each (type, shape, data_offsets) by name.
+
+    The header's length is in the file's first 8 bytes, little-endian; then it comes, a JSON object.
+
+    Raises:
+        ValueError: it has no such header.
+    """
+    file.seek(0)
+    length = int.from_bytes(file.read(8), "little")
+    try:
+        header: dict[str, dict[str, Any]] = json.loads(file.read(min(length, _LONGEST_HEADER)))
+        header.pop("__metadata__", None)
+        for entry in header.values():
+            _, _ = entry["data_offsets"]
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
+        raise ValueError("no safetensors header") from None
+    return 8 + length, header
 
 
 def _tensors(file: BinaryIO) -> list[tuple[int, int]]:

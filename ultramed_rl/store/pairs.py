@@ -13,13 +13,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ultramed_rl.records import PreferenceGroup, ReferenceLogprobs
-from ultramed_rl.store.sequences import LazySequence
 from ultramed_rl.store.shards import shard_files
-from ultramed_rl.store.tables import read_records, records_of_table, told_of
+from ultramed_rl.store.tables import LazySequence, read_records, records_of_table, told_of
 
-_OPEN_FILES = (
-    4  # whose records are kept by those who read one after the other: few pairs are far from their place
-)
+# Files whose records are kept by those who read one after the other: few pairs are far from their place.
+_OPEN_FILES = 4
 
 
 class RoundPairs(LazySequence[PreferenceGroup]):

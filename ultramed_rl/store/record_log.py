@@ -1,29 +1,74 @@
-"""What became of every record of a long stage, kept as it comes; any kill loses only what was not written yet.
+"""What became of every record of a long stage, kept as it comes; any kill loses only what was not committed yet.
 
 FOLDER/
-  inputs.json           digest of what the stage is made from
-  parts/000000.parquet  entries by place in the input; append-only; a later part's entry replaces an earlier one's
-  rows.jsonl  dead_letters.jsonl  manifest.json       written by `finish`
+  log.sqlite                       a row for each record by its place in the input, and the digest of the stage's inputs
+  rows.jsonl  dead_letters.jsonl   written by `finish`, in the order of the input
+  manifest.json                    and their counts and digests
 """
 
 from __future__ import annotations
 
-import fcntl
+import json
+import sqlite3
 import time
-from array import array
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Self
-
-import numpy as np
+from typing import Any, Literal, Self
 
 from ultramed_rl.store.artifacts import read_json
-from ultramed_rl.store.atomic import remove, remove_leftovers, write_json, write_whole
-from ultramed_rl.store.digests import digest_inputs, digest_path
-from ultramed_rl.store.entries import Entry, merge_entries, read_heads, write_entries
-from ultramed_rl.store.keys import key_number
+from ultramed_rl.store.atomic import (
+    explain_full_disk,
+    remove,
+    remove_leftovers,
+    without_non_finite,
+    write_json,
+    write_whole,
+)
+from ultramed_rl.store.digests import digest_inputs, digest_path, key_number
+
+Fate = Literal["keep", "drop", "dead"]
+FILE = "log.sqlite"
+COMMIT_RECORDS, COMMIT_S = 500, 20.0  # a commit after so many records, or when the oldest has waited so long
+# Of one that failed and is to be done again, fate is "retry" until it is.
+_TABLES = """
+CREATE TABLE IF NOT EXISTS inputs (digest TEXT);
+CREATE TABLE IF NOT EXISTS done (place INTEGER PRIMARY KEY, number INTEGER, fate TEXT, reason TEXT, rows INTEGER, lines BLOB);
+"""
+_ADD = """INSERT INTO done VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (place) DO UPDATE SET
+fate = excluded.fate, reason = excluded.reason, rows = excluded.rows, lines = excluded.lines WHERE done.fate = 'retry'"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A record's fate. `number` is its key's; `lines` holds the JSON lines that it became, `rows` of them, or its
+    dead letter."""
+
+    place: int
+    number: int
+    fate: Fate
+    reason: str = ""
+    rows: int = 0
+    lines: bytes = b""
+
+
+def kept(place: int, key: str, rows: Sequence[Mapping[str, Any]]) -> Entry:
+    """A record that became these rows, none or many. Raises TypeError for a value that JSON has not."""
+    lines = b"".join(_line(dict(row)) for row in rows)
+    return Entry(place, _number(key), "keep", rows=len(rows), lines=lines)
+
+
+def dropped(place: int, key: str, reason: str) -> Entry:
+    """A record that was left out on purpose."""
+    return Entry(place, _number(key), "drop", _printable(reason))
+
+
+def dead(place: int, key: str, reason: str, detail: str, row: Mapping[str, Any]) -> Entry:
+    """A record that could not be done, with the row that it came from; what JSON has not is written as text."""
+    letter = {"key": key, "reason": reason, "detail": detail, "row": dict(row)}
+    return Entry(place, _number(key), "dead", _printable(reason), lines=_line(letter, default=str))
 
 
 @dataclass(frozen=True)
@@ -41,21 +86,28 @@ class Tally:
         return self.kept + sum(self.drops.values()) + sum(self.dead_letters.values())
 
 
-@dataclass(frozen=True)
-class PartSize:
-    """When a part is written: at so many records or bytes, or when the oldest has waited so long."""
+class KeyIndex:
+    """The places at which keys were met first. They are in a temporary file, so that memory doesn't grow with them."""
 
-    records: int = 2000
-    seconds: float = 60.0
-    bytes: int = 64 << 20
+    def __init__(self) -> None:
+        self._met = 0
+        self._database = sqlite3.connect("")
+        self._database.execute("CREATE TABLE keys (number INTEGER PRIMARY KEY, place INTEGER)")
+
+    def __len__(self) -> int:
+        return self._met
+
+    def meet(self, key: str) -> int:
+        """The place, from 0, at which `key` was met first: the number of keys before this call if it is new."""
+        number = _number(key)
+        self._database.execute("INSERT OR IGNORE INTO keys VALUES (?, ?)", (number, self._met))
+        self._met += 1
+        (first,) = self._database.execute("SELECT place FROM keys WHERE number = ?", (number,)).fetchone()
+        return int(first)
 
 
 class RecordLog:
-    """The one writer of a stage's results. Use as a context: its end writes what waits.
-
-    A record is known by its place in the input, and by 8 bytes of its key's hash; with what it came to this is 12
-    bytes in memory for each. Rows are in memory until their part is written.
-    """
+    """The one writer of a stage's results. Use as a context: its end commits what waits."""
 
     def __init__(
         self,
@@ -63,42 +115,33 @@ class RecordLog:
         inputs: Sequence[Any] = (),
         *,
         retry_dead: bool = False,
-        part: PartSize | None = None,
+        batch: int = COMMIT_RECORDS,
     ) -> None:
         """Begin in `folder`, or take up what is there.
 
         Args:
             inputs: what the results depend on, as for `ArtifactFolder.phase`.
-            retry_dead: forget that failed records were done. Until one is done again its failure is kept.
+            retry_dead: failed records count as not done. Until one is done again its failure is kept.
+            batch: records of a commit, the most.
 
         Raises:
-            ValueError: the results in it are of other inputs, a part of it is broken, or it is in use.
+            ValueError: the results in it are of other inputs, they are damaged, or it is in use.
             RuntimeError: the disk is full.
         """
-        self.folder, self._part = folder, part or PartSize()
-        self._waiting: list[Entry] = []
-        self._waiting_bytes, self._since = 0, 0.0  # and when the first of them came
-        self._numbers, self._fates = array("Q"), array("I")  # by place; 0 is none
-        self._names: dict[tuple[str, str], int] = {}  # of a fate and its reason: the code in _fates
-        self._rows, self._expected = 0, -1
-        self._files: list[tuple[int, Path]] = []  # first place and path
-        (folder / "parts").mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(folder)
+        self.folder, self._batch = folder, batch
+        self.rows_path, self.dead_letters_path = folder / "rows.jsonl", folder / "dead_letters.jsonl"
+        self._manifest = folder / "manifest.json"
+        self._waiting, self._since, self._expected = 0, 0.0, -1
+        self._counts: Counter[tuple[str, str]] = Counter()  # records by fate and reason
+        self._rows = 0
+        folder.mkdir(parents=True, exist_ok=True)
+        self._database = sqlite3.connect(folder / FILE, timeout=0.0)
         try:
-            self._take_up(digest_inputs(inputs), retry_dead)
+            with self._explained():
+                self._take_up(digest_inputs(inputs), retry_dead)
         except BaseException:
-            self._lock.close()
+            self._database.close()
             raise
-
-    @property
-    def rows_path(self) -> Path:
-        """Where the kept rows are once the log is finished."""
-        return self.folder / "rows.jsonl"
-
-    @property
-    def dead_letters_path(self) -> Path:
-        """Where the failures are once the log is finished."""
-        return self.folder / "dead_letters.jsonl"
 
     @property
     def finished(self) -> bool:
@@ -108,13 +151,11 @@ class RecordLog:
     @property
     def tally(self) -> Tally:
         """All records so far, of earlier runs too."""
-        counts = np.bincount(np.asarray(self._fates), minlength=len(self._names) + 1)
-        named = {name: int(counts[code]) for name, code in sorted(self._names.items()) if counts[code]}
-        by_reason = {
-            fate: {reason: count for (other, reason), count in named.items() if other == fate}
-            for fate in ("drop", "dead")
-        }
-        return Tally(named.get(("keep", ""), 0), self._rows, by_reason["drop"], by_reason["dead"])
+        drops, letters = (
+            {reason: count for (fate, reason), count in sorted(self._counts.items()) if fate == wanted}
+            for wanted in ("drop", "dead")
+        )
+        return Tally(self._counts["keep", ""], self._rows, drops, letters)
 
     def holds(self, place: int, key: str) -> bool:
         """Whether the record at this place of the input, from 0, is done.
@@ -122,14 +163,14 @@ class RecordLog:
         Raises:
             ValueError: another record stood there when it was done.
         """
-        if place >= len(self._numbers) or not self._numbers[place]:
-            return False
-        if self._numbers[place] != key_number(key):
+        find = "SELECT number, fate FROM done WHERE place = ?"
+        number, fate = self._database.execute(find, (place,)).fetchone() or (None, "retry")
+        if number not in (None, _number(key)):
             raise ValueError(
                 f"{self.folder}: record {place + 1} of the input is {key!r} and was another one before; give the "
                 "same input in the same order, or delete the folder to begin anew"
             )
-        return bool(self._fates[place])
+        return bool(fate != "retry")
 
     def add(self, entry: Entry) -> None:
         """Keep what became of a record that is not done.
@@ -137,28 +178,23 @@ class RecordLog:
         Raises:
             RuntimeError: the disk is full.
         """
-        self._note(entry)
-        if not self._waiting:
-            self._since = time.monotonic()
-        self._waiting.append(entry)
-        self._waiting_bytes += len(entry.lines)
-        if (
-            len(self._waiting) >= self._part.records
-            or self._waiting_bytes >= self._part.bytes
-            or time.monotonic() - self._since >= self._part.seconds
-        ):
+        with self._explained():
+            new = self._database.execute(_ADD, astuple(entry)).rowcount
+        assert new == 1, f"record {entry.place} is done twice"
+        self._counts[entry.fate, entry.reason] += 1
+        self._rows += entry.rows
+        self._since = self._since if self._waiting else time.monotonic()
+        self._waiting += 1
+        if self._waiting >= self._batch or time.monotonic() - self._since >= COMMIT_S:
             self.flush()
 
     def flush(self) -> None:
-        """Write what waits as one more part. Raises like `add`."""
-        if not self._waiting:
-            return
-        remove(self._manifest)
-        number = int(self._files[-1][1].stem) + 1 if self._files else 0
-        path = self.folder / "parts" / f"{number:06d}.parquet"
-        write_whole(path, lambda temporary: write_entries(self._waiting, temporary))
-        self._files.append((min(entry.place for entry in self._waiting), path))
-        self._waiting, self._waiting_bytes = [], 0
+        """Commit what waits. Raises like `add`."""
+        if self._waiting:
+            remove(self._manifest)
+            with self._explained():
+                self._database.commit()
+            self._waiting = 0
 
     def expect(self, records: int) -> None:
         """The input has ended, and had so many records.
@@ -166,9 +202,10 @@ class RecordLog:
         Raises:
             ValueError: more of them are done.
         """
-        if len(self._numbers) > records:
+        (done,) = self._database.execute("SELECT COALESCE(MAX(place) + 1, 0) FROM done").fetchone()
+        if done > records:
             raise ValueError(
-                f"{self.folder}: holds results of {len(self._numbers)} records, and the input has {records}; give "
+                f"{self.folder}: holds results of {done} records, and the input has {records}; give "
                 "the same input, or delete the folder to begin anew"
             )
         self._expected = records
@@ -183,14 +220,14 @@ class RecordLog:
             ValueError: `expect` was not called since the log was opened, or records are not done.
             RuntimeError: the disk is full.
         """
-        tally = self.tally
-        if tally.done != self._expected:
-            missing = "it is not known how many" if self._expected < 0 else self._expected - tally.done
+        done = self.tally.done
+        if done != self._expected:
+            missing = "it is not known how many" if self._expected < 0 else self._expected - done
             raise ValueError(
                 f"{self.folder}: not all records are done ({missing} open); run the stage again to go on"
             )
         self.flush()
-        if not self.finished or read_json(self._manifest) != self._account(tally):
+        if not self.finished or read_json(self._manifest) != self._account():
             remove(self._manifest)
             write_whole(
                 self.rows_path,
@@ -198,75 +235,72 @@ class RecordLog:
                     self.dead_letters_path, lambda letters: self._write_files(rows, letters)
                 ),
             )
-            write_json(self._manifest, self._account(tally))
+            write_json(self._manifest, self._account())
         return self.rows_path
 
     def close(self) -> None:
-        """Write what waits, and let others write here."""
+        """Commit what waits, and let others write here."""
         try:
             self.flush()
         finally:
-            self._lock.close()
+            self._database.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-    @property
-    def _manifest(self) -> Path:
-        return self.folder / "manifest.json"
-
     def _take_up(self, digest: str, retry_dead: bool) -> None:
-        remove_leftovers(self.folder)
-        known = self.folder / "inputs.json"
-        if not known.is_file():
-            write_json(known, {"inputs": digest})
-        if (before := read_json(known)["inputs"]) != digest:
+        # Locked from the first write to the end of the process, however that comes. No WAL: the folder may be on a
+        # file system that several machines share.
+        self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
+        self._database.execute("PRAGMA synchronous = FULL")
+        self._database.executescript(f"BEGIN EXCLUSIVE; {_TABLES} COMMIT")
+        (before,) = self._database.execute("SELECT digest FROM inputs").fetchone() or (None,)
+        if before is None:
+            self._database.execute("INSERT INTO inputs VALUES (?)", (digest,))
+        elif before != digest:
             raise ValueError(
                 f"{self.folder}: holds results of other inputs ({before[:12]}, now {digest[:12]}); "
                 "delete the folder to begin anew"
             )
-        for path in sorted((self.folder / "parts").glob("*.parquet")):
-            heads = read_heads(path)
-            self._files.append((heads[0].place, path))
-            for entry in heads:
-                self._note(entry, again=True)
-        if retry_dead:
-            self._forget_dead()
+        to_do = ("retry", "dead") if retry_dead else ("dead", "retry")
+        self._database.execute("UPDATE done SET fate = ? WHERE fate = ?", to_do)
+        self._database.commit()
+        count = (
+            "SELECT fate, reason, COUNT(*), SUM(rows) FROM done WHERE fate != 'retry' GROUP BY fate, reason"
+        )
+        for fate, reason, records, rows in self._database.execute(count):
+            self._counts[fate, reason] = records
+            self._rows += rows
+        remove_leftovers(self.folder)
 
-    def _note(self, entry: Entry, again: bool = False) -> None:
-        """Remember a fate; only that of a failure may be noted `again`."""
-        missing = entry.place + 1 - len(self._numbers)
-        if missing > 0:
-            self._numbers.frombytes(bytes(self._numbers.itemsize * missing))
-            self._fates.frombytes(bytes(self._fates.itemsize * missing))
-        code = self._fates[entry.place]
-        assert not code or (again and code in self._dead_codes()), f"record {entry.place} is done twice"
-        self._numbers[entry.place] = entry.number
-        self._fates[entry.place] = self._names.setdefault((entry.fate, entry.reason), len(self._names) + 1)
-        self._rows += entry.rows
-
-    def _dead_codes(self) -> set[int]:
-        return {code for (fate, _), code in self._names.items() if fate == "dead"}
-
-    def _forget_dead(self) -> None:
-        fates = np.frombuffer(self._fates, dtype=np.uint32)
-        fates[np.isin(fates, list(self._dead_codes()))] = 0
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Within, what SQLite raises is told as this class tells it."""
+        file = self.folder / FILE
+        try:
+            with explain_full_disk(file):
+                yield
+        except sqlite3.DatabaseError as error:
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
+                raise ValueError(f"{file}: another process is writing here; wait for it or stop it") from None
+            raise ValueError(
+                f"{file}: not what was written ({error}); put it back, or delete it to have its records done again"
+            ) from error
 
     def _write_files(self, rows: Path, letters: Path) -> None:
         with rows.open("wb") as row_file, letters.open("wb") as letter_file:
-            for entry in merge_entries(self._files):
-                (letter_file if entry.fate == "dead" else row_file).write(entry.lines)
+            for fate, lines in self._database.execute("SELECT fate, lines FROM done ORDER BY place"):
+                (letter_file if fate == "dead" else row_file).write(lines)
 
-    def _account(self, tally: Tally) -> dict[str, Any]:
+    def _account(self) -> dict[str, Any]:
         """The manifest of the final files as they are."""
-        files = (self.rows_path, self.dead_letters_path)
+        tally, files = self.tally, (self.rows_path, self.dead_letters_path)
+        (digest,) = self._database.execute("SELECT digest FROM inputs").fetchone()
         return {
-            "inputs": read_json(self.folder / "inputs.json")["inputs"],
+            "inputs": digest,
             "records": tally.done,
             "kept": tally.kept,
             "rows": tally.rows,
@@ -276,12 +310,19 @@ class RecordLog:
         }
 
 
-def _lock(folder: Path) -> IO[str]:
-    """Held until it is closed or its process ends, however that comes."""
-    file = (folder / ".lock").open("w")
+def _number(key: str) -> int:
+    """63 bits of a key's hash, which SQLite holds: of a million keys two share one with probability 5e-8."""
+    return key_number(key) >> 1
+
+
+def _line(value: dict[str, Any], default: Callable[[Any], Any] | None = None) -> bytes:
+    finite = without_non_finite(value)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise ValueError(f"{folder}/.lock: another process is writing here; wait for it or stop it") from None
-    return file
+        text = json.dumps(finite, ensure_ascii=False, allow_nan=False, default=default)
+        return text.encode() + b"\n"
+    except UnicodeEncodeError:  # half a surrogate pair, which models do write: only an escape can hold it
+        return json.dumps(finite, allow_nan=False, default=default).encode() + b"\n"
+
+
+def _printable(reason: str) -> str:
+    return reason.encode("utf-8", "replace").decode()

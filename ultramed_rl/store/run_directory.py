@@ -1,18 +1,72 @@
-"""`runs/NAME/` of an online run: a folder for each round."""
+"""`runs/NAME/` of an online run: a folder of artifacts for each round, and the commit that ends it."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
 from ultramed_rl.store.artifacts import ArtifactFolder, read_json
-from ultramed_rl.store.round_record import RoundRecord
+from ultramed_rl.store.atomic import write_json
+from ultramed_rl.store.digests import key_number
 from ultramed_rl.store.run_reader import RunReader
+from ultramed_rl.store.tables import told_of
 from ultramed_rl.store.work_directory import WorkDirectory
 
 # Of a committed round what cannot be made again by itself: later rounds follow from it.
 _FOLLOWED = ("scored", "checkpoint", "reference_model")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The prompts that a round has asked."""
+
+    by_source: Mapping[int, int]  # how many of each source
+    # [N] the prompts, by the `key_number` of their ids. Empty where nobody wants their results.
+    numbers: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
+    # [N] whether a prompt's answers were scored and gave no pair, for whatever reason. Not one that was set aside: that says
+    # nothing of the prompt's difficulty.
+    unpaired: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
+
+
+class RoundRecord(ArtifactFolder):
+    """The folder of a round; -1 is what is made before the first."""
+
+    def __init__(self, path: Path, index: int) -> None:
+        super().__init__(path)
+        self.index = index
+
+    def commit(self, metrics: dict[str, float]) -> None:
+        """The round is done: nothing of it will be computed again. Holds its phases' digests."""
+        phases = {manifest["name"]: manifest["digest"] for manifest in self.manifests()}
+        commit = {"round": self.index, "metrics": metrics, "phases": phases}
+        write_json(self.path / "commit.json", commit)
+
+    def asked(self, results: bool = False) -> Asked:
+        """Which of its prompts the round has asked; with `results` also which of them gave no pair."""
+        scored = self.manifest("scored")
+        prompts = self._read("prompts", "source", *(["prompt_id"] if results else []))
+        prompts = prompts.slice(0, scored.get("asked"))
+        by_source = Counter(prompts["source"].to_pylist())
+        if not results:
+            return Asked(by_source)
+        ids = prompts["prompt_id"].combine_chunks()
+        paired = pc.is_in(ids, value_set=self._read("pairs", "prompt_id")["prompt_id"])
+        set_aside = pc.is_in(ids, value_set=pa.array(list(scored["set_aside"]), type=pa.string()))
+        numbers = np.fromiter(map(key_number, ids.to_pylist()), dtype=np.uint64)
+        return Asked(by_source, numbers, pc.invert(pc.or_(paired, set_aside)).to_numpy(zero_copy_only=False))
+
+    def _read(self, name: str, *columns: str) -> pa.Table:
+        with told_of(self.artifact(name)):
+            return pq.read_table(self.artifact(name), columns=list(columns))
 
 
 class RunDirectory(WorkDirectory):

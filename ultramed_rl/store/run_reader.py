@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from ultramed_rl.kinds import KINDS
-from ultramed_rl.store.artifacts import read_json, read_numbers
+from ultramed_rl.store.artifacts import phase_seconds, read_json, read_numbers
 from ultramed_rl.store.environment import FILE as ENVIRONMENT
 from ultramed_rl.store.environment import describe_environment
 
@@ -145,11 +145,7 @@ class RunReader:
 
     def seconds(self, folder: str | Path = "") -> Metrics:
         """Seconds of each finished phase in one of the run's folders."""
-        phases: Metrics = {}
-        for name, manifest in self.manifests(folder).items():
-            seconds = manifest["seconds"]
-            phases |= seconds if isinstance(seconds, dict) else {name: float(seconds)}
-        return phases
+        return phase_seconds(self.manifests(folder).values())
 
 
 _PUT_BACK = "put it back from a copy"
@@ -166,9 +162,7 @@ def read_commit(folder: Path) -> Metrics | None:
         same = all(read_json(folder / f"{name}.json")["digest"] == phases[name] for name in phases)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return (
-        {name: value for name, value in metrics.items() if isinstance(value, int | float)} if same else None
-    )
+    return {n: value for n, value in metrics.items() if isinstance(value, int | float)} if same else None
 
 
 def read_whole(path: Path) -> dict[str, Any] | None:

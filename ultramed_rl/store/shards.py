@@ -8,16 +8,16 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import pyarrow.parquet as pq
 
-from ultramed_rl.store.artifacts import ArtifactFolder
-from ultramed_rl.store.parts import Parts
-from ultramed_rl.store.sequences import LazySequence
-from ultramed_rl.store.tables import read_records, told_of
+from ultramed_rl.store.artifacts import ArtifactFolder, begin_parts
+from ultramed_rl.store.atomic import write_whole
+from ultramed_rl.store.tables import LazySequence, read_records, table_of_records, told_of, write_table
 
 T = TypeVar("T")
 SHARD_RECORDS = 4000
@@ -78,12 +78,13 @@ class ShardedPhase(Generic[T]):
         path = folder.path / f"{name}.parts"
         if folder.artifact(name).is_dir() and not path.exists():
             os.replace(folder.artifact(name), path)  # a kill came just before the manifest
-        self._parts = Parts(path, kind, inputs)
+        begin_parts(path, inputs)
+        self._parts = path
+        self._number = max((int(file.stem) for file in shard_files(path)), default=-1)
 
     def read(self) -> RecordFiles[T]:
         """All that is in files."""
-        path = self.folder.artifact(self.name) if self.finished else self._parts.path
-        return RecordFiles(path, self.kind)
+        return RecordFiles(self.folder.artifact(self.name) if self.finished else self._parts, self.kind)
 
     def keep(self, records: Sequence[T]) -> None:
         """The records of one key; they are in a file soon."""
@@ -119,11 +120,14 @@ class ShardedPhase(Generic[T]):
         if self._waiting:
             if self.after is not None:
                 self.after.flush()
-            write = self._parts.prepare(self._waiting)
+            # A table already, so that the thread needs no Python.
+            table = table_of_records(self._waiting, self.kind)
+            self._number += 1
+            file = self._parts / f"{self._number:06d}.parquet"
             if self._writer is None:
-                write()
+                write_whole(file, partial(write_table, table))
             else:
-                self._written = self._writer.submit(write)
+                self._written = self._writer.submit(write_whole, file, partial(write_table, table))
         self._waiting, self._since = [], time.monotonic()
 
     def _settle(self) -> None:
@@ -141,7 +145,7 @@ class ShardedPhase(Generic[T]):
         self.flush()
         rows = len(self.read())
         artifact = self.folder.artifact(self.name)
-        os.replace(self._parts.path, artifact)
+        os.replace(self._parts, artifact)
         self.folder.write_manifest(self.name, artifact, self.inputs, dict(seconds), rows=rows, **extra)
         self.finished = True
         return self.read()

@@ -1,4 +1,4 @@
-"""Records to parquet and back, with an explicit schema for each kind.
+"""Records to parquet or Arrow files and back, with an explicit schema for each kind.
 
 Groups are written with the conversational columns `prompt`, `chosen`, `rejected` that TRL and others read: the best answer against
 the last.
@@ -6,13 +6,14 @@ the last.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from functools import partial
 from itertools import accumulate, islice, pairwise
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar, overload
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,60 +31,22 @@ from ultramed_rl.records import (
 from ultramed_rl.token_ids import TokenIds, pack_ids
 
 T = TypeVar("T")
-_Fields = list[tuple[str, Any]]
+_SAMPLES = 256  # of each batch of a file of samples but the last, so that a place in it is a division
+_Fields = dict[str, Any]  # Arrow types by name
 _Arrays = Mapping[str, pa.Array]  # by the name of a field
 _BLOCK, _COMPRESSION = 4000, "zstd"
+_TEXT, _INT, _FLOAT, _FLOATS = pa.string(), pa.int32(), pa.float64(), pa.list_(pa.float64())
 _TOKENS = pa.list_(pa.int32())
 _CHAT = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-_PROMPT = [
-    ("prompt_id", pa.string()),
-    ("messages", _CHAT),
-    ("token_ids", _TOKENS),
-    ("answer", pa.string()),
-    ("kind", pa.string()),
-    ("source", pa.int32()),
-]
-_COMPLETION = [
-    ("prompt_id", pa.string()),
-    ("sample", pa.int32()),
-    ("text", pa.string()),
-    ("token_ids", _TOKENS),
-    ("finish_reason", pa.string()),
-    ("logprob", pa.float64()),
-    ("policy_version", pa.int32()),
-]
-_OPTIONS = [
-    ("question_id", pa.string()),
-    ("logprobs", pa.list_(pa.float64())),
-    ("policy_version", pa.int32()),
-]
-_SCORED = [*_COMPLETION, ("reward", pa.float64()), ("terms", pa.map_(pa.string(), pa.float64()))]
-_GROUP = [
-    ("group_id", pa.string()),
-    ("prompt", _CHAT),
-    ("chosen", _CHAT),
-    ("rejected", _CHAT),
-    ("margin", pa.float64()),
-    ("prompt_id", pa.string()),
-    ("prompt_token_ids", _TOKENS),
-    ("answer", pa.string()),
-    ("kind", pa.string()),
-    ("source", pa.int32()),
-    ("completions", pa.list_(pa.struct(_COMPLETION))),
-    ("rewards", pa.list_(pa.float64())),
-    ("desirable", pa.int32()),
-]
-_REFERENCE = [
-    ("group_id", pa.string()),
-    ("logprobs", pa.list_(pa.float64())),
-    ("mismatched", pa.float64()),
-]
-_CHAT_SAMPLE = [
-    ("conversation_id", pa.string()),
-    ("token_ids", _TOKENS),
-    ("learned", pa.list_(pa.bool_())),
-    ("kind", pa.string()),
-]
+_PROMPT = dict(prompt_id=_TEXT, messages=_CHAT, token_ids=_TOKENS, answer=_TEXT, kind=_TEXT, source=_INT)
+_ANSWER = dict(prompt_id=_TEXT, sample=_INT, text=_TEXT, token_ids=_TOKENS, finish_reason=_TEXT)
+_COMPLETION = dict(**_ANSWER, logprob=_FLOAT, policy_version=_INT)
+_SCORED = dict(**_COMPLETION, reward=_FLOAT, terms=pa.map_(_TEXT, _FLOAT))
+_GROUP = dict(
+    **dict(group_id=_TEXT, prompt=_CHAT, chosen=_CHAT, rejected=_CHAT, margin=_FLOAT, prompt_id=_TEXT),
+    **dict(prompt_token_ids=_TOKENS, answer=_TEXT, kind=_TEXT, source=_INT),
+    **dict(completions=pa.list_(pa.struct(_COMPLETION)), rewards=_FLOATS, desirable=_INT),
+)
 
 
 @contextmanager
@@ -138,17 +101,77 @@ def schema_of(kind: type) -> pa.Schema:
     return pa.schema(_KINDS[kind][0])
 
 
+class LazySequence(Sequence[T], Generic[T]):
+    """Subclasses say how many items there are, and which one is at a place from 0 on."""
+
+    @abstractmethod
+    def _at(self, place: int) -> T: ...
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[T]: ...
+    def __getitem__(self, index: int | slice) -> T | list[T]:
+        size = len(self)
+        if isinstance(index, slice):
+            return [self._at(place) for place in range(*index.indices(size))]
+        if not -size <= index < size:
+            raise IndexError(index)
+        return self._at(index % size)
+
+
+def write_samples(records: Iterable[T], kind: type[T], path: Path) -> int:
+    """Write records of one kind as they come, holding 256 of them at a time; returns how many."""
+    schema, stream, count = schema_of(kind), iter(records), 0
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+        while block := list(islice(stream, _SAMPLES)):
+            writer.write_table(table_of_records(block, kind))
+            count += len(block)
+    return count
+
+
+class SampleFile(LazySequence[T]):
+    """The records of a file by index, memory-mapped. It is sent between processes as its path."""
+
+    def __init__(self, path: Path, kind: type[T]) -> None:
+        self.path, self.kind = path, kind
+        self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        batches = self._reader.num_record_batches
+        last = self._reader.get_batch(batches - 1).num_rows if batches else 0
+        self._length = max(0, batches - 1) * _SAMPLES + last
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SampleFile, (self.path, self.kind)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def _at(self, place: int) -> T:
+        batch, row = divmod(place, _SAMPLES)
+        return self._records(self._reader.get_batch(batch).slice(row, 1))[0]
+
+    def __iter__(self) -> Iterator[T]:
+        for number in range(self._reader.num_record_batches):
+            yield from self._records(self._reader.get_batch(number))
+
+    def _records(self, batch: pa.RecordBatch) -> list[T]:
+        return records_of_table(self.kind, pa.Table.from_batches([batch]))
+
+
+# -- columns ----------------------------------------------------------------------------------------------
+
+
 def _columns(fields: _Fields, records: Sequence[Any], **others: Any) -> list[pa.Array]:
     """An array of each field: of the records' attributes of its name, or of `others` where they are called otherwise."""
     return [
         _array(others[name] if name in others else list(map(attrgetter(name), records)), kind)
-        for name, kind in fields
+        for name, kind in fields.items()
     ]
 
 
 def _records(kind: type, fields: _Fields, arrays: _Arrays) -> Iterable[Any]:
     """What `_columns` was given, of a kind whose attributes are these fields in their order."""
-    return map(kind, *(_values(arrays[name]) for name, _ in fields))
+    return map(kind, *(_values(arrays[name]) for name in fields))
 
 
 def _array(values: Any, kind: Any) -> pa.Array:
@@ -160,7 +183,7 @@ def _array(values: Any, kind: Any) -> pa.Array:
         return pa.ListArray.from_arrays(_offsets(values), ids)
     if kind is _CHAT:
         messages = [message for chat in values for message in chat]
-        parts = [pa.array([m[name] for m in messages], type=pa.string()) for name in ("role", "content")]
+        parts = [pa.array([m[name] for m in messages], type=_TEXT) for name in ("role", "content")]
         turns = pa.StructArray.from_arrays(parts, fields=list(_CHAT.value_type))
         return pa.ListArray.from_arrays(_offsets(values), turns)
     return pa.array(values, type=kind)
@@ -231,7 +254,7 @@ def _group_columns(groups: Sequence[PreferenceGroup]) -> list[pa.Array]:
 def _groups(arrays: _Arrays) -> Iterable[PreferenceGroup]:
     named = {**arrays, "messages": arrays["prompt"], "token_ids": arrays["prompt_token_ids"]}
     flat, places = _end_to_end(arrays["completions"])
-    parts = dict(zip((name for name, _ in _COMPLETION), flat.flatten(), strict=True))
+    parts = dict(zip(_COMPLETION, flat.flatten(), strict=True))
     completions = list(_records(Completion, _COMPLETION, parts))
     answers = [tuple(completions[a:b]) for a, b in pairwise(places)]
     prompts, rewards = _records(Prompt, _PROMPT, named), _values(arrays["rewards"])
@@ -241,9 +264,9 @@ def _groups(arrays: _Arrays) -> Iterable[PreferenceGroup]:
 _PLAIN: dict[type, _Fields] = {
     Prompt: _PROMPT,
     Completion: _COMPLETION,
-    TokenizedChat: _CHAT_SAMPLE,
-    OptionLogprobs: _OPTIONS,
-    ReferenceLogprobs: _REFERENCE,
+    TokenizedChat: dict(conversation_id=_TEXT, token_ids=_TOKENS, learned=pa.list_(pa.bool_()), kind=_TEXT),
+    OptionLogprobs: dict(question_id=_TEXT, logprobs=_FLOATS, policy_version=_INT),
+    ReferenceLogprobs: dict(group_id=_TEXT, logprobs=_FLOATS, mismatched=_FLOAT),
 }
 # Of each kind its fields, how records become columns, and how these become records.
 _KINDS: dict[type, tuple[_Fields, Callable[[Any], list[pa.Array]], Callable[[_Arrays], Iterable[Any]]]] = {

@@ -6,7 +6,6 @@ import fcntl
 import json
 import os
 import re
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,9 +14,10 @@ from typing import Any, Self
 
 from ultramed_rl.config import AnyConfig, config_difference, dump_config, load_any
 from ultramed_rl.config.models import DECIDES, Endpoint
-from ultramed_rl.store.artifacts import read_json
+from ultramed_rl.store.artifacts import ArtifactFolder, read_json
 from ultramed_rl.store.atomic import (
     explain_full_disk,
+    remove,
     remove_leftovers,
     without_non_finite,
     write_json,
@@ -26,9 +26,10 @@ from ultramed_rl.store.atomic import (
 from ultramed_rl.store.environment import FILE as ENVIRONMENT
 from ultramed_rl.store.environment import write_environment
 from ultramed_rl.store.remote import RemoteCopy, check_url
-from ultramed_rl.store.remote.local import JOURNAL
+from ultramed_rl.store.remote.copy import OWN
 from ultramed_rl.store.run_reader import read_rows
 
+Metrics = dict[str, float]
 INPUTS = "inputs.json"
 # Keys whose change doesn't change what a run computes.
 _HARMLESS = (
@@ -101,8 +102,7 @@ class WorkDirectory:
         saved, text = self.path / "config.yaml", dump_config(self.config)
         if self.config.run.url is not None:
             self._remote = RemoteCopy(self.config.run.url, self.path, self.config.run.publish_every_s)
-            self._check_copy(self._remote, resume)
-            self._remote.take_up()
+            self._remote.take_up(lambda saved: self._check_saved(saved, resume))
         if saved.is_file():
             self._check_saved(saved, resume)
         self._keep_inputs(inputs(), begun=saved.is_file())
@@ -112,38 +112,39 @@ class WorkDirectory:
         if self._remote is not None:
             self._remote.start()
 
-    def _keep_inputs(self, found: Mapping[str, str], *, begun: bool) -> None:
+    def _keep_inputs(self, now: Mapping[str, str], *, begun: bool) -> None:
         """Compare with the start, and keep what couldn't be told then. Comes before the config is written, by which a run
         has begun. Raises ValueError for what is another one now."""
         file = self.path / INPUTS
         before = read_json(file) if begun and file.is_file() else {}
         changed = [
-            f"{name}: {_short(before[name])} -> {_short(value)}"
-            for name, value in found.items()
-            if before.get(name, value) != value
+            f"{n}: {before[n]} -> {value}" for n, value in now.items() if before.get(n, value) != value
         ]
         if changed:
+            told = re.sub(r"\b([0-9a-f]{12})[0-9a-f]{28,}\b", r"\1", "; ".join(changed))  # digests, cut
             raise ValueError(
-                f"{self.config.run.url or self.path}: was started with other inputs ({'; '.join(changed)}); put back what "
+                f"{self.config.run.url or self.path}: was started with other inputs ({told}); put back what "
                 "they were, or choose another run.name; to make it anew, delete the folder"
             )
-        if found.keys() - before.keys():
-            write_json(file, {**found, **before})
-
-    def _check_copy(self, remote: RemoteCopy, resume: bool) -> None:
-        """Check against the run at the URL before all of it is pulled."""
-        content = remote.read_config() if remote.behind else None
-        if content is not None:
-            with tempfile.TemporaryDirectory() as folder:
-                saved = Path(folder, "config.yaml")
-                saved.write_bytes(content)
-                self._check_saved(saved, resume)
+        if now.keys() - before.keys():
+            write_json(file, {**now, **before})
 
     def _check_saved(self, saved: Path, resume: bool) -> None:
+        """Raises ValueError unless the run of a saved config may be taken up with this one."""
         before, shown = load_any(saved), self.config.run.url or self.path
         if before.type != self.config.type:
             raise ValueError(f"{shown}: holds a run of type {before.type}; choose another run.name")
-        _check_resume(shown, before, self.config, resume)
+        if not resume:
+            raise ValueError(
+                f"{shown}: holds a run already; go on with it by --resume, or choose another run.name"
+            )
+        lines = config_difference(before, self.config)
+        changed = [line for line in lines if not _is_harmless(line.partition(":")[0])]
+        if changed:
+            raise ValueError(
+                f"{shown}: was started with another config ({'; '.join(changed)}); "
+                "undo the change or choose another run.name"
+            )
 
     def _let_go(self, failed: bool) -> None:
         """Publish what is left, and let others write."""
@@ -167,7 +168,7 @@ class WorkDirectory:
     def _forget_start(self) -> None:
         """Where bad input stopped a run before it made anything, it can be mended under the same name."""
         remove_leftovers(self.path)
-        beginnings = {".lock", "config.yaml", "status.json", INPUTS, ENVIRONMENT, JOURNAL}
+        beginnings = {".lock", "config.yaml", "status.json", INPUTS, ENVIRONMENT, OWN}
         if {path.name for path in self.path.iterdir()} <= beginnings:
             for name in ("config.yaml", INPUTS, ENVIRONMENT):
                 (self.path / name).unlink(missing_ok=True)
@@ -181,21 +182,72 @@ class WorkDirectory:
             file.flush()
             os.fsync(file.fileno())
 
-    def read_metrics(self) -> list[dict[str, Any]]:
-        """All whole lines of `metrics.jsonl`."""
-        return list(read_rows(self.path / "metrics.jsonl"))
-
     def keep_metrics(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
         """Forget all other lines of `metrics.jsonl`, and what a killed run wrote by halves."""
         path = self.path / "metrics.jsonl"
         if path.is_file():
-            text = "".join(json.dumps(row) + "\n" for row in self.read_metrics() if wanted(row))
+            text = "".join(json.dumps(row) + "\n" for row in read_rows(path) if wanted(row))
             write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def _short(value: object) -> str:
-    """A description with its digests cut."""
-    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{28,}\b", r"\1", str(value))
+class StageDirectory(WorkDirectory):
+    """The store of a stage.
+
+    data/ and reference.parquet are made before the first step, states/step-000000040/ and best/ on the way,
+    model/ at the end.
+    """
+
+    @property
+    def artifacts(self) -> ArtifactFolder:
+        """What a stage makes once."""
+        return ArtifactFolder(self.path)
+
+    def save(self, folder: str, step: int, write: Callable[[Path], Metrics]) -> Path:
+        """Write what belongs to `step` into states/ or best/, then drop those before, except the best weights
+        that were so when the newest state was saved: whoever resumes there may find no better ones."""
+        artifacts = ArtifactFolder(self.path / folder)
+        path, _ = artifacts.phase_directory(_step_name(step), write, step, sizes=folder == "states")
+        needed = {path.name, *(self._best_of_states() if folder == "best" else ())}
+        for older in self._saved(folder):
+            if older not in needed:
+                artifacts.discard(older)
+        return path
+
+    def newest(self, folder: str) -> tuple[Path, Metrics] | None:
+        """The latest of states/ or best/ and its numbers, verified; None where there is none."""
+        names = self._saved(folder)
+        if not names:
+            return None
+        artifacts = ArtifactFolder(self.path / folder)
+        return artifacts.directory(names[-1]), artifacts.metrics(names[-1])
+
+    def discard_after(self, step: int) -> None:
+        """Forget what was logged and kept after `step`: it will be done again, at 0 the first evaluation too."""
+        self.keep_metrics(
+            lambda row: (
+                step > 0 and row.get("step_index", -1) < step and row.get("evaluation_index", 0) <= step
+            )
+        )
+        for name in self._saved("best"):
+            if int(name.removeprefix("step-")) > step:
+                ArtifactFolder(self.path / "best").discard(name)
+
+    def discard_saved(self) -> None:
+        """Forget all states and best weights: the stage has its model."""
+        for folder in ("states", "best"):
+            remove(self.path / folder)
+
+    def _saved(self, folder: str) -> list[str]:
+        return sorted(path.stem for path in (self.path / folder).glob("step-*.json"))
+
+    def _best_of_states(self) -> set[str]:
+        """Names in best/ that saved states count on."""
+        states = ArtifactFolder(self.path / "states")
+        return {_step_name(int(states.metrics(name)["best_step"])) for name in self._saved("states")}
+
+
+def _step_name(step: int) -> str:
+    return f"step-{step:09d}"
 
 
 def _is_harmless(key: str) -> bool:
@@ -204,16 +256,3 @@ def _is_harmless(key: str) -> bool:
     return key.startswith(_HARMLESS) or (
         key.startswith("generators.") and key.rpartition(".")[2] in _ENDPOINT_LIMITS
     )
-
-
-def _check_resume(path: Path | str, saved: AnyConfig, config: AnyConfig, resume: bool) -> None:
-    if not resume:
-        raise ValueError(
-            f"{path}: holds a run already; go on with it by --resume, or choose another run.name"
-        )
-    changed = [line for line in config_difference(saved, config) if not _is_harmless(line.partition(":")[0])]
-    if changed:
-        raise ValueError(
-            f"{path}: was started with another config ({'; '.join(changed)}); "
-            "undo the change or choose another run.name"
-        )

@@ -22,7 +22,8 @@ from ultramed_rl.cluster.plan import PlanError, make_plan
 from ultramed_rl.config import ConfigError, RewardBenchConfig, load_any, parse_config
 from ultramed_rl.config.recipe import load_recipe, stage_config
 from ultramed_rl.config.stages import BenchmarkPairs
-from ultramed_rl.data.benchmark_pairs import fit_pairs, read_pairs
+from ultramed_rl.data.preferences import read_pairs
+from ultramed_rl.data.stage_data import fit_pairs
 from ultramed_rl.evaluation.reward_bench import (
     GENERAL,
     MEDICAL,

@@ -29,7 +29,7 @@ from ultramed_rl.store.cards import (
     read_versions,
     write_card,
 )
-from ultramed_rl.store.cards.text import DISCLAIMER, front_matter, place, settings, table
+from ultramed_rl.store.cards.card import DISCLAIMER, front_matter, place, settings, table
 from ultramed_rl.store.digests import digest_path
 
 VERSIONS = {"python": "3.11.9", "ultramed_rl": "0.1.0"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ultramed_rl.data.sources import read_rows
-from ultramed_rl.store.entries import Entry, dead, dropped, kept
-from ultramed_rl.store.keys import KeyIndex, key_number
-from ultramed_rl.store.record_log import PartSize, RecordLog, Tally
+from ultramed_rl.store import record_log
+from ultramed_rl.store.digests import key_number
+from ultramed_rl.store.record_log import FILE, Entry, KeyIndex, RecordLog, Tally, dead, dropped, kept
 
 
 def entry(place: int) -> Entry:
@@ -40,7 +41,7 @@ def lines(path: Path) -> list[dict[str, object]]:
 
 def die(log: RecordLog) -> None:
     """As a killed process does: what waits is lost, the lock is free."""
-    log._lock.close()
+    log._database.close()
 
 
 def final_files(folder: Path) -> dict[str, bytes]:
@@ -49,7 +50,7 @@ def final_files(folder: Path) -> dict[str, bytes]:
 
 
 def test_final_files_hold_the_records_in_input_order_and_their_counts(tmp_path: Path) -> None:
-    with RecordLog(tmp_path, part=PartSize(records=2)) as log:
+    with RecordLog(tmp_path, batch=2) as log:
         fill(log, [5, 2, 0, 4, 1, 3])
         log.expect(6)
         path = log.finish()
@@ -82,7 +83,7 @@ def test_kills_orders_and_part_sizes_never_show_in_the_final_files(
     for _ in range(data.draw(st.integers(0, 4))):
         size = data.draw(st.integers(1, 9))
         todo = data.draw(st.permutations(range(records)))[: data.draw(st.integers(0, records))]
-        log = RecordLog(broken, part=PartSize(records=size))
+        log = RecordLog(broken, batch=size)
         assert {p for p in range(records) if log.holds(p, f"k{p}")} == durable
         new = [place for place in todo if place not in durable]
         fill(log, todo)
@@ -97,16 +98,17 @@ def test_kills_orders_and_part_sizes_never_show_in_the_final_files(
     assert final_files(broken) == final_files(whole)
 
 
-def test_a_part_is_written_by_count_by_bytes_and_by_age(tmp_path: Path) -> None:
-    sizes = {"count": PartSize(records=2), "bytes": PartSize(bytes=30), "age": PartSize(seconds=0.0)}
+def test_records_are_committed_by_count_and_by_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {}
-    for name, size in sizes.items():
-        log = RecordLog(tmp_path / name, part=size)
-        for place in range(4):  # a line of 12 bytes each
-            log.add(kept(place, f"k{place}", [{"n": 1000 + place}]))
-        found[name] = len(list((tmp_path / name / "parts").iterdir()))
+    for name, batch, age in (("count", 3, 60.0), ("age", 100, 0.0)):
+        monkeypatch.setattr(record_log, "COMMIT_S", age)
+        log = RecordLog(tmp_path / name, batch=batch)
+        for place in range(4):
+            log.add(entry(place))
         die(log)
-    assert found == {"count": 2, "bytes": 1, "age": 4}
+        with RecordLog(tmp_path / name) as log:
+            found[name] = log.tally.done
+    assert found == {"count": 3, "age": 4}
 
 
 def test_dead_letters_are_done_again_only_on_demand_and_replaced_by_what_they_become(tmp_path: Path) -> None:
@@ -143,11 +145,11 @@ def test_a_finished_log_is_left_alone_unless_its_files_are_damaged(tmp_path: Pat
     assert final_files(tmp_path) == before
 
 
-@pytest.mark.parametrize("renamed", range(4))
+@pytest.mark.parametrize("renamed", range(3))
 def test_a_kill_while_the_final_files_are_written_leaves_nothing_that_looks_finished(
     tmp_path: Path, renamed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last part, the dead letters, the rows and the manifest take their names in turn."""
+    """The dead letters, the rows and the manifest take their names in turn."""
     with RecordLog(tmp_path / "whole") as log:
         fill(log, list(range(6)))
         log.expect(6)
@@ -210,8 +212,8 @@ def a_second_writer(folder: Path) -> None:
         RecordLog(folder)
 
 
-def a_broken_part(folder: Path) -> None:
-    (folder / "parts" / "000000.parquet").write_bytes(b"PAR1")
+def a_damaged_database(folder: Path) -> None:
+    (folder / FILE).write_bytes(b"SQLite format 3" * 100)
     RecordLog(folder)
 
 
@@ -221,8 +223,8 @@ def a_broken_part(folder: Path) -> None:
         (another_record, r": record 3 .*'k3'"),
         (a_shorter_input, r": .*\b4 .*\b3\b"),
         (other_inputs, r": .*\([0-9a-f]{12}, [a-z]+ [0-9a-f]{12}\)"),
-        (a_second_writer, r"/\.lock: "),
-        (a_broken_part, r"/parts/000000\.parquet: "),
+        (a_second_writer, rf"/{FILE}: .*\bprocess\b"),
+        (a_damaged_database, rf"/{FILE}: .*\("),
     ],
 )
 def test_results_of_something_else_are_refused_in_one_line(
@@ -236,16 +238,28 @@ def test_results_of_something_else_are_refused_in_one_line(
     RecordLog(tmp_path / "other").close()
 
 
-def test_a_part_that_was_deleted_is_done_again_and_overwrites_no_other(tmp_path: Path) -> None:
-    with RecordLog(tmp_path, part=PartSize(records=2)) as log:
-        fill(log, list(range(6)))
-    (tmp_path / "parts" / "000001.parquet").unlink()
+def test_a_full_disk_is_told_with_the_file_and_what_to_do(tmp_path: Path) -> None:
+    log = RecordLog(tmp_path)
+    log._database.execute("PRAGMA max_page_count = 4")
+    with pytest.raises(RuntimeError, match=rf"/{FILE}: .*--resume"):
+        for place in range(1000):
+            log.add(kept(place, f"k{place}", [{"text": "x" * 1000}]))
+    die(log)
+
+
+def test_the_folder_of_a_killed_process_is_free(tmp_path: Path) -> None:
+    """Its lock and its half transaction go with it."""
+    log = RecordLog(tmp_path, batch=2)
+    fill(log, [0, 1, 2])
+    journal = (tmp_path / f"{FILE}-journal").read_bytes()
+    half = (tmp_path / FILE).read_bytes()
+    die(log)
+    (tmp_path / FILE).write_bytes(half)
+    (tmp_path / f"{FILE}-journal").write_bytes(journal)
     with RecordLog(tmp_path) as log:
-        assert [p for p in range(6) if log.holds(p, f"k{p}")] == [0, 1, 4, 5]
-        fill(log, list(range(6)))
-        log.expect(6)
-        log.finish()
-    assert [row["id"] for row in lines(tmp_path / "rows.jsonl")] == ["k1", "k2", "k2"]
+        assert [place for place in range(3) if log.holds(place, f"k{place}")] == [0, 1]
+    with sqlite3.connect(tmp_path / FILE) as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
 def test_a_record_is_never_done_twice(tmp_path: Path) -> None:
@@ -275,13 +289,6 @@ def test_what_text_files_cannot_hold_is_written_so_that_json_readers_can(tmp_pat
 def test_every_key_is_found_at_its_first_place(keys: list[str]) -> None:
     index, first = KeyIndex(), dict[str, int]()
     assert [index.meet(key) for key in keys] == [first.setdefault(key, i) for i, key in enumerate(keys)]
-
-
-def test_the_index_still_finds_keys_after_it_has_grown_and_takes_few_bytes_for_each() -> None:
-    index = KeyIndex()
-    assert [index.meet(f"k{i}") for i in range(20_000)] == list(range(20_000))
-    assert [index.meet(f"k{i}") for i in (0, 511, 512, 19_999)] == [0, 511, 512, 19_999]
-    assert index._slots.itemsize * len(index._slots) <= 16 * 20_000
 
 
 def test_a_keys_number_is_the_same_in_every_version() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import io
 import itertools
 import json
 import os
@@ -25,7 +24,6 @@ from typing import Any
 from unittest.mock import patch
 
 import fsspec
-import pyarrow.parquet as pq
 import pytest
 import yaml
 from fsspec.implementations.memory import MemoryFileSystem
@@ -44,21 +42,14 @@ from ultramed_rl.http.replies import ReplyRecord, ReplyStore
 from ultramed_rl.records import Completion, Prompt
 from ultramed_rl.stages.data.run import make_data
 from ultramed_rl.store import ArtifactFolder, RoundRecord, RunDirectory, StageDirectory
-from ultramed_rl.store.artifacts import read_json
-from ultramed_rl.store.parts import INPUTS as PARTS_INPUTS
-from ultramed_rl.store.parts import Parts
 from ultramed_rl.store.remote import RemoteCopy, at_hand, check_url
+from ultramed_rl.store.remote import copy as remote_copy
 from ultramed_rl.store.remote import folder as remote_folder
-from ultramed_rl.store.remote.folder import Patience, RemoteFolder
-from ultramed_rl.store.remote.index import INDEX, Published, read_index
-from ultramed_rl.store.remote.lease import WRITER, Lease, LostLease, Writer
-from ultramed_rl.store.remote.local import Version, list_versions, version_of
-from ultramed_rl.store.remote.publisher import Publisher
-from ultramed_rl.store.remote.pull import needless_files, pull, reconcile
+from ultramed_rl.store.remote.copy import INDEX, Version, list_finished, needless_files, version_of
+from ultramed_rl.store.remote.folder import WRITER, Lease, LostLease, RemoteFolder, Writer
 from ultramed_rl.store.shards import ShardedPhase
 
 URL = "staged://bucket/runs/tiny"
-SOON = Patience(attempts=3, longest_s=0.0)
 TICK_S = 0.005  # longer than the clock that files are dated by
 
 
@@ -99,7 +90,10 @@ fsspec.register_implementation("staged", Staged, clobber=True)
 
 
 @pytest.fixture(autouse=True)
-def empty_stores() -> Iterator[None]:
+def empty_stores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What fails is tried again at once; one file is on its way at a time."""
+    monkeypatch.setattr(remote_folder, "LONGEST_WAIT_S", 0.0)
+    monkeypatch.setattr(remote_copy, "WORKERS", 1)
     empty_store()
     yield
     empty_store()
@@ -115,7 +109,7 @@ def empty_store() -> None:
 def there(url: str = URL) -> dict[str, bytes]:
     """The run that is at a URL, by its files' names in it."""
     files = objects(url)
-    return {name: files[key] for name, key in json.loads(files[INDEX])["files"].items()}
+    return {name: files[key] for name, (key, _) in json.loads(files[INDEX])["files"].items()}
 
 
 def objects(url: str = URL) -> dict[str, bytes]:
@@ -126,7 +120,7 @@ def objects(url: str = URL) -> dict[str, bytes]:
 
 
 def here(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in list_versions(folder)}
+    return {name: (folder / name).read_bytes() for name in list_finished(folder)}
 
 
 def made(files: dict[str, bytes]) -> dict[str, bytes]:
@@ -139,12 +133,10 @@ def config(root: Path, machine: str = "a", url: str = "staged://bucket/runs", **
     return parse_config(tiny_run(root, **{**places, **changes}))
 
 
-def publisher(folder: Path, url: str = URL) -> Publisher:
-    """One that has met the URL before and takes one file at a time."""
-    remote, published = RemoteFolder(url, SOON), Published(folder, url)
-    reconcile(remote, published)
-    copying = Publisher(folder, remote, published, lambda: None, read_index(remote), workers=1)
-    copying.claim()
+def copy_of(folder: Path, url: str = URL) -> RemoteCopy:
+    """A folder's copy that has met its URL."""
+    copying = RemoteCopy(url, folder, 30.0)
+    copying.take_up()
     return copying
 
 
@@ -170,7 +162,7 @@ def digest_of(name: str, manifest: dict[str, Any], files: dict[str, bytes]) -> s
 
 
 def check_copy(files: dict[str, bytes]) -> None:
-    """Whatever says that it is finished is, with what it builds on; parts are of the inputs beside them."""
+    """Whatever says that it is finished is, with what it builds on; nothing is under way."""
     manifests = {}
     for name, content in files.items():
         if name.endswith(".json") and "digest" in (found := json.loads(content)):
@@ -189,16 +181,7 @@ def check_copy(files: dict[str, bytes]) -> None:
             assert f"best/step-{best:09d}.json" in manifests, (
                 f"{name} counts on best weights that aren't there"
             )
-        if (
-            "/0000" in name
-            and ".parquet" in name
-            and (inputs := files.get(f"{Path(name).parent}/{PARTS_INPUTS}"))
-        ):
-            made_from = {row["prompt_id"] for row in pq.read_table(io.BytesIO(files[name])).to_pylist()}
-            assert made_from == {INPUTS[json.loads(inputs)["inputs"]]}
-
-
-INPUTS: dict[str, str] = {}  # the digest of a phase's inputs, and what its records say
+        assert ".parts/" not in name
 
 
 class Life:
@@ -250,7 +233,6 @@ class Life:
             folder.discard("scored")
             return
         phase = ShardedPhase(folder, "scored", Prompt, self.parts)
-        INPUTS[read_json(folder.path / "scored.parts" / PARTS_INPUTS)["inputs"]] = f"p{self.parts}-0"
         phase.keep([make_prompt(0, self.parts)])
         phase.finish({"scored": 1.0})
 
@@ -286,9 +268,9 @@ class Life:
     def add_part(self) -> None:
         if self.run.round(99).finished("scored"):
             return
-        parts = Parts(self.run.round(99).path / "scored.parts", Prompt, [self.parts])
-        INPUTS[read_json(parts.path / PARTS_INPUTS)["inputs"]] = f"p{self.parts}-0"
-        parts.keep([make_prompt(0, self.parts)])
+        phase = ShardedPhase(self.run.round(99), "scored", Prompt, self.parts)
+        phase.keep([make_prompt(0, self.parts)])
+        phase.flush()
 
     def other_inputs(self) -> None:
         self.parts += 1
@@ -344,7 +326,7 @@ def test_at_every_instant_the_url_holds_a_run_that_can_be_taken_up(
         folder = Path(scratch) / "a" / "tiny"
         folder.mkdir(parents=True)
         living, todo, steps = Life(folder), list(reversed(life)), itertools.count()
-        paces = itertools.cycle(pace)
+        paces, looks, dead = itertools.cycle(pace), itertools.count(), list[bool]()
 
         def live(count: int) -> None:
             for _ in range(min(count, len(todo))):
@@ -352,27 +334,26 @@ def test_at_every_instant_the_url_holds_a_run_that_can_be_taken_up(
 
         def between(step: str, path: str) -> None:
             check_copy(there())
-            if next(steps) == kill_at:
+            if dead or next(steps) == kill_at:
+                dead.append(True)
                 raise Killed
             live(next(paces))
 
-        looks = itertools.count()
-
-        def listed(*arguments: Any) -> dict[str, Version]:
+        def listed(folder: Path) -> dict[str, Version]:
             live(next(looks) in glances)
-            return list_versions(*arguments)
+            return list_finished(folder)
 
         def dated(path: Path) -> Version | None:
             live(next(looks) in glances)
             return version_of(path)
 
         live(3)
-        copying = publisher(folder)
+        copying = copy_of(folder)
         copying.publish()
         Staged.before = staticmethod(between)
         try:
-            local = "ultramed_rl.store.remote.local"
-            with patch(f"{local}.list_versions", listed), patch(f"{local}.version_of", dated):
+            local = "ultramed_rl.store.remote.copy"
+            with patch(f"{local}.list_finished", listed), patch(f"{local}.version_of", dated):
                 for _ in range(passes):
                     copying.publish()
                     check_copy(there())
@@ -381,27 +362,25 @@ def test_at_every_instant_the_url_holds_a_run_that_can_be_taken_up(
             check_copy(there())
         Staged.before = staticmethod(lambda step, path: check_copy(there()))
         living.close()
+        copying.lease.release()
 
         # Another machine takes up what is there,
         fresh = Path(scratch) / "b" / "tiny"
         fresh.mkdir(parents=True)
-        published = Published(fresh, URL)
-        at_url = RemoteFolder(URL, SOON)
-        pull(at_url, fresh, published, read_index(at_url))
+        other = copy_of(fresh)
         for name, content in here(fresh).items():
             assert there()[name] == content
-        left_out = there().keys() - here(fresh).keys()
-        assert left_out == {name for name, version in published.objects.values() if version is None}
-        assert left_out == needless_files(there())
+        assert there().keys() - here(fresh).keys() == needless_files(there())
         before = there()
-        assert publisher(fresh).publish() and there() == before, "a pull that changes nothing changed the URL"
+        assert other.publish() and there() == before, "a pull that changes nothing changed the URL"
+        other.lease.release()
 
-        # or the same one does, and then both have the same.
+        # and the first one then, whatever it has made meanwhile.
         live(len(todo))
-        again = publisher(folder)
-        while not again.publish():
-            pass
-        assert there() == here(folder)
+        again = copy_of(folder)
+        assert here(folder).items() <= before.items()
+        assert again.publish() and there() == before
+        again.lease.release()
 
 
 def test_a_manifest_that_came_after_its_data_was_listed_waits_for_the_next_publication(
@@ -409,19 +388,19 @@ def test_a_manifest_that_came_after_its_data_was_listed_waits_for_the_next_publi
 ) -> None:
     record, lists = RoundRecord(tmp_path / "rounds" / "000", 0), itertools.count()
     record.phase("prompts", lambda: [make_prompt(1)], kind=Prompt)
-    copying = publisher(tmp_path)
+    copying = copy_of(tmp_path)
     copying.publish()
     shutil.rmtree(record.path)
 
     def listed(*arguments: Any) -> dict[str, Version]:
-        found = list_versions(*arguments)
+        found = list_finished(*arguments)
         if next(lists) == 0:  # the manifests alone
             record.path.mkdir()
             record.phase("prompts", lambda: [make_prompt(2)], kind=Prompt)
         return found
 
     Staged.before = staticmethod(lambda step, path: check_copy(there()))
-    with patch("ultramed_rl.store.remote.local.list_versions", listed):
+    with patch("ultramed_rl.store.remote.copy.list_finished", listed):
         assert not copying.publish()
     check_copy(there())
     assert copying.publish() and there() == here(tmp_path)
@@ -438,7 +417,7 @@ def test_an_artifact_that_is_made_anew_with_fewer_files_is_never_seen_with_those
         return {}
 
     folder.phase_directory("model", lambda to: write(to, "abc"))
-    copying = publisher(tmp_path)
+    copying = copy_of(tmp_path)
     copying.publish()
     folder.discard("model")
     folder.phase_directory("model", lambda to: write(to, "ad"))
@@ -447,7 +426,7 @@ def test_an_artifact_that_is_made_anew_with_fewer_files_is_never_seen_with_those
 
 
 def test_an_artifact_that_is_being_made_anew_is_not_put_over_the_finished_one(tmp_path: Path) -> None:
-    folder, copying = ArtifactFolder(tmp_path), publisher(tmp_path)
+    folder, copying = ArtifactFolder(tmp_path), copy_of(tmp_path)
     folder.phase_directory("model", lambda to: {"bytes": (to / "weights.bin").write_text("old")})
     copying.publish()
     folder.discard("model")
@@ -457,20 +436,17 @@ def test_an_artifact_that_is_being_made_anew_is_not_put_over_the_finished_one(tm
     assert copying.publish() and there() == here(tmp_path)
 
 
-def test_a_part_of_other_inputs_is_never_put_beside_those_of_before(tmp_path: Path) -> None:
-    """The phase begins anew just after its old part was uploaded, and before its inputs were."""
-    parts, changed = tmp_path / "scored.parts", iter([True])
-    Parts(parts, Prompt, ["old"]).keep([make_prompt(0)])
-
-    def begin_anew(step: str, path: str) -> None:
-        if step == "move" and path.endswith("000000.parquet") and next(changed, False):
-            Parts(parts, Prompt, ["new"]).keep([make_prompt(0), make_prompt(1)])
-
-    Staged.before = staticmethod(begin_anew)
-    copying = publisher(tmp_path)
-    assert not copying.publish()
-    assert not there()
-    assert copying.publish() and there() == here(tmp_path)
+def test_what_is_under_way_is_not_published(tmp_path: Path) -> None:
+    phase = ShardedPhase(ArtifactFolder(tmp_path / "rounds" / "000"), "scored", Prompt)
+    phase.keep([make_prompt(0)])
+    phase.flush()
+    for name in ("log.sqlite", "rows.jsonl", "replies.jsonl"):
+        (tmp_path / "work" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "work" / name).write_text(name)
+    copying = copy_of(tmp_path)
+    assert copying.publish() and there() == {"work/replies.jsonl": b"replies.jsonl"}
+    phase.finish({"scored": 1.0})
+    assert copying.publish() and "rounds/000/scored.parquet/000000.parquet" in there()
 
 
 # -- publication ---------------------------------------------------------------------------------------------
@@ -481,7 +457,7 @@ def count_uploads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     put = RemoteFolder.put
 
     def counted(self: RemoteFolder, source: Path | str, name: str) -> None:
-        found.append((name, os.path.getsize(source)))
+        found.append((re.sub(r"^replaced/\w+/", "", name), os.path.getsize(source)))
         put(self, source, name)
 
     monkeypatch.setattr(RemoteFolder, "put", counted)
@@ -531,7 +507,7 @@ def test_a_restart_uploads_what_changed_and_nothing_else(
 def test_a_replaced_file_stays_until_the_index_names_the_new_one_and_the_plain_name_comes_back(
     tmp_path: Path,
 ) -> None:
-    folder, copying = ArtifactFolder(tmp_path), publisher(tmp_path)
+    folder, copying = ArtifactFolder(tmp_path), copy_of(tmp_path)
     for count in (1, 2, 3):
         folder.discard("prompts")
         folder.phase("prompts", lambda count=count: [make_prompt(n) for n in range(count)], kind=Prompt)
@@ -541,46 +517,58 @@ def test_a_replaced_file_stays_until_the_index_names_the_new_one_and_the_plain_n
         assert plain == (count != 2) and len(objects()) == 3, "two files and the index"
 
 
-def test_a_copy_without_an_index_is_one_of_all_its_files(tmp_path: Path) -> None:
+def test_files_without_an_index_are_not_taken_for_a_run(tmp_path: Path) -> None:
     with RunDirectory.open(config(tmp_path), resume=False) as store:
         finish_round(store, 0, {"round": 0.0})
-        finish_round(store, 1, {"round": 1.0})
-    with RunDirectory.open(config(tmp_path), resume=True) as store:
-        store.prune_checkpoints(1)
-        before = here(store.path)
-    assert [key.split("/", 2)[2] for key in objects() if key.startswith("replaced/")] == [
-        "rounds/000/checkpoint.json"
-    ]
+    before = objects()
     Staged.store.pop(f"/bucket/runs/tiny/{INDEX}")
-    with at_hand(URL) as folder:
-        assert "rounds/000/checkpoint.json" in list_versions(folder)
-    with RunDirectory.open(config(tmp_path, "b"), resume=True) as store:
-        assert store.committed_rounds() == 2 and made(here(store.path)) == made(before)
-        path = store.path
-    assert there() == here(path)
+    with pytest.raises(ValueError, match=rf"^{URL}: .*{INDEX}"):
+        RunDirectory.open(config(tmp_path, "b"), resume=True)
+    assert objects() == {name: content for name, content in before.items() if name != INDEX}
+    Staged.store.clear()
+    with RunDirectory.open(config(tmp_path, "b"), resume=False):
+        pass
 
 
-def test_what_a_killed_publication_had_uploaded_is_not_uploaded_again(
+def test_what_a_failed_publication_had_uploaded_is_not_uploaded_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "model").mkdir()
     for number in range(6):
         (tmp_path / "model" / f"{number}.safetensors").write_bytes(bytes(100))
 
-    def die(step: str, path: str) -> None:
-        if step == "move" and path.endswith("4.safetensors"):
-            raise Killed
+    def fail(step: str, path: str) -> None:
+        if step == "move" and path.endswith(("4.safetensors", "5.safetensors")):
+            raise ConnectionError("the network is down")
 
-    Staged.before = staticmethod(die)
-    with pytest.raises(Killed):
-        publisher(tmp_path).publish()
+    copying = copy_of(tmp_path)
+    Staged.before = staticmethod(fail)
+    with pytest.raises(ConnectionError):
+        copying.publish()
     assert sorted(objects()) == [INDEX, *(f"model/{n}.safetensors" for n in range(4))] and not there(), (
         "half is seen"
     )
     Staged.before = staticmethod(lambda step, path: None)
     uploads = count_uploads(monkeypatch)
-    assert publisher(tmp_path).publish()
+    assert copying.publish()
     assert uploads == [("model/4.safetensors", 100), ("model/5.safetensors", 100)]
+
+
+def test_what_a_killed_publication_had_uploaded_goes_with_the_next(tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(b"a")
+    copying = copy_of(tmp_path)
+
+    def die(step: str, path: str) -> None:
+        if path.endswith(INDEX):
+            raise Killed
+
+    Staged.before = staticmethod(die)
+    with pytest.raises(Killed):
+        copying.publish()
+    Staged.before = staticmethod(lambda step, path: None)
+    (tmp_path / "a.bin").write_bytes(b"b")
+    assert copy_of(tmp_path).publish()
+    assert there() == {"a.bin": b"b"} and len(objects()) == 2
 
 
 def test_half_written_files_locks_links_and_sockets_are_never_published(tmp_path: Path) -> None:
@@ -591,7 +579,7 @@ def test_half_written_files_locks_links_and_sockets_are_never_published(tmp_path
     (tmp_path / ".tmp-status.json").write_text("half")
     (tmp_path / "link").symlink_to(tmp_path / "kept.txt")
     os.mkfifo(tmp_path / "pipe")
-    assert publisher(tmp_path).publish()
+    assert copy_of(tmp_path).publish()
     assert there() == {"kept.txt": b"kept"}
 
 
@@ -599,7 +587,8 @@ def test_what_is_deleted_here_goes_there_after_the_manifest_says_so(tmp_path: Pa
     with RunDirectory.open(config(tmp_path), resume=False) as store:
         finish_round(store, 0, {"round": 0.0})
         finish_round(store, 1, {"round": 1.0})
-        copying = publisher(store.path)
+        copying = store._remote
+        assert copying is not None
         copying.publish()
         seen: list[str] = []
 
@@ -622,6 +611,7 @@ def test_checkpoints_that_nobody_needs_stay_at_the_url_until_they_are_pruned(tmp
     with RunDirectory.open(config(tmp_path, "b"), resume=True) as store:
         assert store.committed_rounds() == 3
         assert [len(list((store.round(i).path / "checkpoint").iterdir())) for i in range(3)] == [0, 0, 2]
+        store.verify_committed()
     assert "rounds/000/checkpoint/model.safetensors" in there()
     with RunDirectory.open(config(tmp_path, "b", run__keep_checkpoints=1), resume=True) as store:
         store.prune_checkpoints(1)
@@ -661,6 +651,7 @@ def test_a_run_that_is_killed_while_it_is_published_goes_on_on_another_machine(t
         time.sleep(0.005)
     process.kill()
     process.wait()
+    time.sleep(0.1)  # its lease runs out
     with RunDirectory.open(config(tmp_path, "b", url, run__rounds=50), resume=True) as store:
         committed = store.committed_rounds()
         assert 4 <= committed < 50
@@ -718,25 +709,26 @@ def test_a_killed_pull_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.
         wanted = here(store.path)
     fresh, fetched = tmp_path / "b", list[str]()
     fresh.mkdir()
-    get, index = RemoteFolder.get, read_index(RemoteFolder(URL, SOON))
+    get = RemoteFolder.get
 
-    def limited(self: RemoteFolder, name: str, target: Path) -> None:
+    def limited(self: RemoteFolder, name: str, *to: Any) -> None:
         if len(fetched) == 5:
             raise Killed
         fetched.append(name)
-        get(self, name, target)
+        get(self, name, *to)
 
     monkeypatch.setattr(RemoteFolder, "get", limited)
     with pytest.raises(Killed):
-        pull(RemoteFolder(URL, SOON), fresh, Published(fresh, URL), index)
+        copy_of(fresh)
     assert not any(name.endswith("commit.json") for name in fetched)
     got = set(fetched)
     fetched.clear()
     monkeypatch.setattr(
-        RemoteFolder, "get", lambda self, name, to: (fetched.append(name), get(self, name, to))
+        RemoteFolder, "get", lambda self, name, *to: (fetched.append(name), get(self, name, *to))
     )
-    pull(RemoteFolder(URL, SOON), fresh, Published(fresh, URL), index)
+    copying = copy_of(fresh)
     assert here(fresh) == wanted and not got & set(fetched)
+    assert copying.publish() and here(fresh) == there()
 
 
 def test_a_run_at_the_url_is_checked_before_it_is_pulled(
@@ -775,7 +767,7 @@ def test_a_second_writer_is_refused_by_name_until_the_first_has_ended(tmp_path: 
 def owner(**changes: Any) -> Writer:
     """A process of another machine that has just renewed its lease."""
     now = time.time()
-    return replace(Writer("t", "other", 17, "elsewhere", now - 100, now, 10.0), **changes)
+    return replace(Writer("t", "its folder", "other", 17, now - 100, now, 10.0), **changes)
 
 
 @pytest.mark.parametrize(
@@ -783,34 +775,41 @@ def owner(**changes: Any) -> Writer:
     [(0, False, True), (15, False, True), (30, False, False), (0, True, False)],
 )
 def test_a_lease_lasts_three_renewals(age_s: float, released: bool, refused: bool) -> None:
-    at_url = RemoteFolder(URL, SOON)
+    at_url = RemoteFolder(URL)
     at_url.write_json(WRITER, asdict(owner(renewed=time.time() - age_s, released=released)))
     if refused:
         with pytest.raises(ValueError, match=rf"^{URL}: .*\b17 .*\bother\b"):
-            Lease(at_url, 10.0)
+            Lease(at_url, "ours", 10.0)
     else:
-        Lease(at_url, 10.0).release()
+        Lease(at_url, "ours", 10.0).release()
 
 
-def test_the_lease_of_a_process_of_this_machine_that_is_gone_is_free_at_once(tmp_path: Path) -> None:
-    code = textwrap.dedent(
-        f"""
-        import os
-        from ultramed_rl.store.remote.lease import Lease
-        from ultramed_rl.store.remote.folder import RemoteFolder
-        Lease(RemoteFolder("file://{tmp_path}/run"), 60.0)
-        os.kill(os.getpid(), 9)
-        """
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
-    kept = json.loads((tmp_path / "run" / WRITER).read_text())
-    assert not kept["released"] and time.time() - kept["renewed"] < 60
-    Lease(RemoteFolder(f"file://{tmp_path}/run"), 60.0).release()
+def test_the_lease_of_a_process_of_the_same_folder_that_is_gone_is_free_at_once(tmp_path: Path) -> None:
+    """Whether it was killed when it had pulled the run, or before."""
+    url = f"file://{tmp_path}/run"
+    for step in ("", "copy.take_up()"):
+        code = textwrap.dedent(
+            f"""
+            import os
+            from pathlib import Path
+            from ultramed_rl.store.remote import RemoteCopy
+            copy = RemoteCopy("{url}", Path("{tmp_path}/a"), 60.0)
+            {step}
+            os.kill(os.getpid(), 9)
+            """
+        )
+        (tmp_path / "a").mkdir(exist_ok=True)
+        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+        assert not json.loads((tmp_path / "run" / WRITER).read_text())["released"]
+    (tmp_path / "b").mkdir()
+    with pytest.raises(ValueError, match=f"^{url}: .*{socket.gethostname()}"):
+        RemoteCopy(url, tmp_path / "b", 60.0)
+    RemoteCopy(url, tmp_path / "a", 60.0).lease.release()
 
 
 def test_a_lease_is_renewed_while_an_upload_goes_on(tmp_path: Path) -> None:
-    at_url = RemoteFolder(URL, SOON)
-    lease = Lease(at_url, 0.05)
+    at_url = RemoteFolder(URL)
+    lease = Lease(at_url, "ours", 0.05)
     first, deadline = at_url.read_json(WRITER), time.monotonic() + 60
     assert first
     while (at_url.read_json(WRITER) or first)["renewed"] <= first["renewed"]:
@@ -822,7 +821,7 @@ def test_a_lease_is_renewed_while_an_upload_goes_on(tmp_path: Path) -> None:
 def test_a_writer_that_was_overtaken_publishes_nothing_more_and_says_so(tmp_path: Path) -> None:
     overtaken = pytest.raises(RuntimeError, match=rf"^{URL}: .*\b17 .*\bother\b")
     with overtaken as ended, RunDirectory.open(config(tmp_path), resume=False) as store:
-        RemoteFolder(URL, SOON).write_json(WRITER, asdict(owner()))
+        RemoteFolder(URL).write_json(WRITER, asdict(owner()))
         finish_round(store, 0, {"round": 0.0})
     assert isinstance(ended.value.__cause__, LostLease)
     assert there() == {}
@@ -830,7 +829,7 @@ def test_a_writer_that_was_overtaken_publishes_nothing_more_and_says_so(tmp_path
 
 
 def test_the_loser_of_a_race_for_a_new_run_is_refused(tmp_path: Path) -> None:
-    at_url = RemoteFolder(URL, SOON)
+    at_url = RemoteFolder(URL)
 
     def overtake(step: str, path: str) -> None:
         Staged.before = staticmethod(lambda step, path: None)
@@ -838,7 +837,7 @@ def test_the_loser_of_a_race_for_a_new_run_is_refused(tmp_path: Path) -> None:
 
     Staged.before = staticmethod(overtake)
     with pytest.raises(ValueError, match=rf"^{URL}: .*\b17 .*\bother\b"):
-        Lease(at_url, 10.0)
+        Lease(at_url, "ours", 10.0)
 
 
 # -- a store that fails --------------------------------------------------------------------------------------
@@ -855,7 +854,7 @@ def test_a_failure_that_passes_is_tried_again_and_nobody_hears_of_it(tmp_path: P
     Staged.before = staticmethod(fail)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        copying = RemoteCopy(URL, tmp_path, 30.0, patience=SOON)
+        copying = RemoteCopy(URL, tmp_path, 30.0)
         copying.take_up()
         copying.start()
         copying.close()
@@ -865,7 +864,7 @@ def test_a_failure_that_passes_is_tried_again_and_nobody_hears_of_it(tmp_path: P
 def test_a_failure_that_stays_is_warned_of_once_never_stops_the_run_and_is_the_end_of_it(
     tmp_path: Path,
 ) -> None:
-    copying = RemoteCopy(URL, tmp_path, 0.02, patience=SOON)
+    copying = RemoteCopy(URL, tmp_path, 0.02)
     copying.take_up()
     tries: list[str] = []
 
@@ -884,17 +883,13 @@ def test_a_failure_that_stays_is_warned_of_once_never_stops_the_run_and_is_the_e
             time.sleep(0.02)
         with pytest.raises(RuntimeError) as ended:
             copying.close()
-    assert len(tries) >= 10, "three tries a publication, and publication after publication"
+    assert len(tries) >= 10, "five tries a publication, and publication after publication"
     (warning,) = heard
     assert re.match(rf"{URL}: .*\(the network is down\).*\b0\.02 s\b", str(warning.message))
     assert re.match(rf"{URL}: .*\(the network is down\).*{tmp_path} .*--resume", str(ended.value))
 
 
-def test_a_runs_own_error_is_not_hidden_by_a_copy_that_is_not_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(remote_folder, "PATIENCE", SOON)
-
+def test_a_runs_own_error_is_not_hidden_by_a_copy_that_is_not_whole(tmp_path: Path) -> None:
     def fail(step: str, path: str) -> None:
         if step == "put":
             raise ConnectionError("the network is down")
@@ -909,7 +904,7 @@ def test_a_runs_own_error_is_not_hidden_by_a_copy_that_is_not_whole(
 
 
 def test_after_an_outage_everything_is_published(tmp_path: Path) -> None:
-    copying = RemoteCopy(URL, tmp_path, 0.02, patience=SOON)
+    copying = RemoteCopy(URL, tmp_path, 0.02)
     copying.take_up()
     down = [True]
 
@@ -1108,39 +1103,41 @@ def test_readers_leave_weights_and_states_where_they_are(tmp_path: Path) -> None
         (store.path / "states" / "step-1").mkdir(parents=True)
         (store.path / "states" / "step-1" / "state.json").write_text("{}")
     with at_hand(URL) as folder:
-        names = list_versions(folder).keys()
+        names = list_finished(folder).keys()
         assert folder.name == "tiny" and "rounds/000/scored.parquet" in names
         assert not any("states" in n or n.endswith(".safetensors") for n in names)
     with at_hand(URL, words=True) as folder:
-        assert not any(n.endswith(".parquet") for n in list_versions(folder))
+        assert not any(n.endswith(".parquet") for n in list_finished(folder))
     assert not folder.exists()
 
 
 def test_a_reader_that_an_index_is_replaced_under_reads_the_new_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, copying, listing = ArtifactFolder(tmp_path), publisher(tmp_path), RemoteFolder.list
+    folder, copying, get = ArtifactFolder(tmp_path), copy_of(tmp_path), RemoteFolder.get
     (tmp_path / "config.yaml").write_text("type: online")
     folder.phase("prompts", lambda: [make_prompt(1)], kind=Prompt)
     copying.publish()
     once = iter([True])
 
-    def replaced(self: RemoteFolder) -> Any:
-        if next(once, False):
+    def replaced(self: RemoteFolder, name: str, *to: Any) -> None:
+        if name == "prompts.parquet" and next(once, False):
             folder.discard("prompts")
             folder.phase("prompts", lambda: [make_prompt(n) for n in range(9)], kind=Prompt)
             assert copying.publish()
-        return listing(self)
+        get(self, name, *to)
 
-    monkeypatch.setattr(RemoteFolder, "list", replaced)
+    monkeypatch.setattr(RemoteFolder, "get", replaced)
     with at_hand(URL) as copy:
+        assert (copy / WRITER).is_file()
+        (copy / WRITER).unlink()
         assert here(copy) == here(tmp_path)
 
 
 def test_a_run_with_a_lease_is_running_though_its_heartbeat_is_as_old_as_its_last_publication(
     tmp_path: Path,
 ) -> None:
-    at_url = RemoteFolder(URL, SOON)
+    at_url = RemoteFolder(URL)
     now = time.time()
     heart = {
         "state": "running",
@@ -1154,6 +1151,8 @@ def test_a_run_with_a_lease_is_running_though_its_heartbeat_is_as_old_as_its_las
     text = "type: online\nrun: {name: tiny, rounds: 3}\n"
     (tmp_path / "config.yaml").write_text(text)
     at_url.put(tmp_path / "config.yaml", "config.yaml")
+    files = {name: [name, [9, 0]] for name in ("config.yaml", "status.json")}
+    at_url.write_json(INDEX, {"copy": "its folder", "files": files})
     for changes, state in (
         ({}, "running"),
         ({"renewed": now - 31}, "stopped"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from ultramed_rl.evaluation.contamination.lineage import training_prompts
 from ultramed_rl.online.cards import write_policy_card
 from ultramed_rl.report.online_run import read_online_run
 from ultramed_rl.store import RunDirectory, RunReader
+from ultramed_rl.store.run_reader import read_commit
 from ultramed_rl.tracking.status import read_status
 
 
@@ -59,7 +61,7 @@ def test_store_status_report_and_lineage_agree_on_the_committed_rounds(
     assert [source.prompts for source in lineage.sources] == [6]
     assert any("rounds/001 (" in gap for gap in lineage.gaps)
     with RunDirectory.open(load_any(folder / "config.yaml"), resume=True) as store:
-        assert store.committed_rounds() == 1 and not store.round(1).committed
+        assert store.committed_rounds() == 1 and read_commit(store.round(1).path) is None
         store.discard_metrics_after(1)
     assert len(RunReader(folder).rows("round")) == 1
 
@@ -73,3 +75,15 @@ def test_a_rounds_card_shows_the_committed_rounds_before_it(tmp_path: Path) -> N
         write_policy_card(config, store, store.round(2), tmp_path, {"loss_last": 0.5})
     card = (tmp_path / "README.md").read_text()
     assert re.findall(r"^\| (\d) \|", card, re.MULTILINE) == ["0"]
+
+
+def test_rows_by_index_are_those_logged_last(tmp_path: Path) -> None:
+    lines = [
+        *({"step_index": i, "loss": loss} for i, loss in ((1, 0.5), (0, 0.9), (1, 0.4))),
+        {"evaluation_index": 0},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [(row["step_index"], row["loss"]) for row in RunReader(tmp_path).rows("step")] == [
+        (0, 0.9),
+        (1, 0.4),
+    ]

@@ -79,6 +79,7 @@ def test_a_killed_run_keeps_whole_keys(tmp_path: Path, by_thread: bool) -> None:
                 keep_and_die(phase)
         else:
             keep_and_die(phase)
+    (tmp_path / "scored.parts" / ".tmp-000001.parquet").write_bytes(b"PAR1")  # half written
     again = open_phase(tmp_path)
     assert not again.finished and list(again.read()) == [*records(0), *records(1)]
     again.keep(records(2))
@@ -159,7 +160,7 @@ def test_what_goes_wrong_in_the_thread_is_raised(
     def fail(*_: object) -> None:
         raise RuntimeError("no space left")
 
-    monkeypatch.setattr("ultramed_rl.store.parts.write_table", fail)
+    monkeypatch.setattr("ultramed_rl.store.shards.write_table", fail)
     phase = open_phase(tmp_path)
     with pytest.raises(RuntimeError, match="no space left"), phase.kept():
         for number in range(2 if when == "end" else 4):

@@ -174,16 +174,6 @@ def test_what_was_logged_after_a_state_is_forgotten(store: StageDirectory) -> No
     assert places(store) == [], "the first evaluation is made again, so it would stand there twice"
 
 
-def test_rows_by_index_are_those_logged_last(store: StageDirectory) -> None:
-    for index, loss in ((1, 0.5), (0, 0.9), (1, 0.4)):
-        store.append_metrics({"step_index": index, "loss": loss})
-    store.append_metrics({"evaluation_index": 0, "loss": 0.7})
-    assert [(row["step_index"], row["loss"]) for row in store.metrics_rows("step_index")] == [
-        (0, 0.9),
-        (1, 0.4),
-    ]
-
-
 # -- bad input ---------------------------------------------------------------------------------------------
 
 

@@ -31,8 +31,8 @@ from ultramed_rl.records import (
 )
 from ultramed_rl.store import RoundRecord, RunDirectory, artifacts
 from ultramed_rl.store.atomic import write_whole
-from ultramed_rl.store.digests import digest_inputs, digest_path
-from ultramed_rl.store.keys import key_number
+from ultramed_rl.store.digests import digest_inputs, digest_path, key_number
+from ultramed_rl.store.run_reader import read_commit
 from ultramed_rl.store.shards import ShardedPhase
 
 PROMPT = Prompt(
@@ -396,8 +396,9 @@ def commit_rounds(store: RunDirectory, count: int) -> None:
 def test_leading_committed_rounds_count(tmp_path: Path) -> None:
     with RunDirectory.open(config(tmp_path), resume=False) as store:
         commit_rounds(store, 3)
-        assert store.committed_rounds() == 3 and store.round(2).committed
-        metrics = store.round(0).committed_metrics()
+        assert store.committed_rounds() == 3 and read_commit(store.round(2).path)
+        metrics = read_commit(store.round(0).path)
+        assert metrics is not None
         assert metrics["loss"] == 0.5 and math.isnan(metrics["norm"])
         phases = json.loads((store.round(0).path / "commit.json").read_text())["phases"]
         assert sorted(phases) == ["checkpoint", "prompts"]
@@ -417,7 +418,7 @@ def test_a_commit_that_does_not_verify_does_not_count(tmp_path: Path, damage: st
             (folder / "commit.json").write_text("{")
         else:
             (folder / "checkpoint.json").unlink()
-        assert store.committed_rounds() == 1 and not store.round(1).committed
+        assert store.committed_rounds() == 1 and read_commit(store.round(1).path) is None
 
 
 def test_pruning_keeps_the_last_checkpoints_and_every_commit(tmp_path: Path) -> None:

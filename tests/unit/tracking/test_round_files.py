@@ -16,7 +16,7 @@ from tests.rounds import HOSTILE, finish_round
 from tests.tiny import tiny_run
 from tests.wandb_file import artifacts, finished_file, history, read_records
 from ultramed_rl.config import RunConfig, parse_config
-from ultramed_rl.store import ArtifactFolder, RunDirectory
+from ultramed_rl.store import ArtifactFolder, RunDirectory, RunReader
 from ultramed_rl.tracking import Tracker
 from ultramed_rl.tracking.round_files import made_by_stage, made_in_round, round_samples
 
@@ -221,4 +221,4 @@ def test_a_missing_tensorboard_is_a_warning_with_its_install_line(
     config = settings(tmp_path, tracking__tensorboard=True)
     with pytest.warns(UserWarning, match=r"'ultramed_rl\[tensorboard\]'"):
         track(store, config)
-    assert len(store.read_metrics()) == 5
+    assert len(RunReader(store.path).metrics) == 5

@@ -17,7 +17,7 @@ from tests.rounds import finish_round
 from tests.tiny import tiny_run
 from tests.wandb_file import finished_file
 from ultramed_rl.config import RunConfig, parse_config
-from ultramed_rl.store import RunDirectory
+from ultramed_rl.store import RunDirectory, RunReader
 from ultramed_rl.tracking import Progress, Tracker, console, render_rounds, verdict
 from ultramed_rl.tracking.tracker import Backend
 
@@ -184,7 +184,7 @@ def test_a_backend_that_raises_stops_no_training_and_warns_once(
             for index in range(2):
                 tracked.log({"loss": 0.5}, step=index, kind="step")
                 tracked.log({"reward_mean": 1.0}, step=0, kind="round")
-        kept = store.read_metrics()
+        kept = RunReader(store.path).metrics
     assert [(row.get("loss"), row.get("reward_mean")) for row in kept] == [(0.5, None), (None, 1.0)] * 2
     warned = [str(w.message) for w in recwarn if "nowhere" in str(w.message)]
     assert len(warned) == 1 and f"{call} refused" in warned[0]

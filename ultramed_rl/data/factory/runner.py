@@ -16,9 +16,7 @@ from typing import Any
 from ultramed_rl.data.factory.feed import Feed, Generator
 from ultramed_rl.data.factory.step import Ask, Drop, End, Fail, Keep, Row, Step
 from ultramed_rl.records import ChatReply, ChatRequest
-from ultramed_rl.store.entries import Entry, dead, dropped, kept
-from ultramed_rl.store.keys import KeyIndex
-from ultramed_rl.store.record_log import RecordLog, Tally
+from ultramed_rl.store.record_log import Entry, KeyIndex, RecordLog, Tally, dead, dropped, kept
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,15 @@
 A card is part of the directory that is digested, so it holds no times: the same run writes the same card.
 """
 
-from ultramed_rl.store.cards.data import DataFacts, data_card
+from ultramed_rl.store.cards.card import (
+    DataFacts,
+    EarlierStep,
+    Input,
+    ModelFacts,
+    Role,
+    data_card,
+    model_card,
+)
 from ultramed_rl.store.cards.facts import (
     CARD,
     count_sets,
@@ -13,8 +21,6 @@ from ultramed_rl.store.cards.facts import (
     split_files,
     write_card,
 )
-from ultramed_rl.store.cards.model import ModelFacts, model_card
-from ultramed_rl.store.cards.text import EarlierStep, Input
 
 __all__ = [
     "CARD",
@@ -22,6 +28,7 @@ __all__ = [
     "EarlierStep",
     "Input",
     "ModelFacts",
+    "Role",
     "count_sets",
     "data_card",
     "earlier_steps",

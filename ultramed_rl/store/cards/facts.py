@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 from ultramed_rl.config import DataConfig, load_any
 from ultramed_rl.config.factory import EngineGeneratorConfig
 from ultramed_rl.store.artifacts import read_json
-from ultramed_rl.store.cards.text import EarlierStep, Input, model_name
+from ultramed_rl.store.cards.card import EarlierStep, Input, model_name
 from ultramed_rl.store.digests import digest_path
 from ultramed_rl.store.environment import FILE as ENVIRONMENT
 
@@ -28,7 +29,10 @@ def made_from(part: str, where: str) -> Input:
     path = Path(where).expanduser()
     if "://" in where or not path.exists():
         return Input(part, where)
-    return Input(part, where, digest_path(path) if path.is_file() else _manifest_digest(path))
+    if path.is_file():
+        return Input(part, where, digest_path(path))
+    manifest = path.absolute().with_name(f"{path.absolute().name}.json")
+    return Input(part, where, str(read_json(manifest).get("digest", "")) if manifest.is_file() else "")
 
 
 def read_versions(run: Path) -> dict[str, str]:
@@ -36,20 +40,18 @@ def read_versions(run: Path) -> dict[str, str]:
     file = run / ENVIRONMENT
     if not file.is_file():
         return {}
-    found = read_json(file)
-    packages = found.get("packages", {})
-    return {
-        "python": str(found.get("python", "")),
-        **{n: str(packages[n]) for n in _PACKAGES if n in packages},
-    }
+    environment = read_json(file)
+    packages = environment.get("packages", {})
+    named = {name: str(packages[name]) for name in _PACKAGES if name in packages}
+    return {"python": str(environment.get("python", "")), **named}
 
 
 def earlier_steps(uris: Iterable[str]) -> list[EarlierStep]:
     """Every data stage that the rows went through before, first to last."""
-    found: dict[Path, EarlierStep] = {}
+    steps: dict[Path, EarlierStep] = {}
     for uri in uris:
-        _follow(uri, found)
-    return list(found.values())
+        _follow(uri, steps)
+    return list(steps.values())
 
 
 def split_files(folder: Path, rows: str = "train") -> dict[str, str]:
@@ -61,28 +63,20 @@ def split_files(folder: Path, rows: str = "train") -> dict[str, str]:
 
 def count_sets(folder: Path, files: Iterable[str]) -> dict[str, int]:
     """Rows by the first part of their ids, as in UltraMedical's `MedQA,12`; the largest set first."""
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for name in files:
         with (folder / name).open(encoding="utf-8") as lines:
-            for line in lines:
-                row = json.loads(line)
-                key = str(row.get("id") or row.get("prompt_id") or "").partition(",")[0] or "without id"
-                counts[key] = counts.get(key, 0) + 1
+            for row in map(json.loads, lines):
+                counts[
+                    str(row.get("id") or row.get("prompt_id") or "").partition(",")[0] or "without id"
+                ] += 1
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _manifest_digest(directory: Path) -> str:
-    """Of a directory that this project made; empty for others."""
-    whole = directory.absolute()
-    file = whole.parent / f"{whole.name}.json"
-    found = read_json(file) if file.is_file() else {}
-    return str(found.get("digest", "")) if isinstance(found, dict) else ""
-
-
-def _follow(uri: str, found: dict[Path, EarlierStep]) -> None:
+def _follow(uri: str, steps: dict[Path, EarlierStep]) -> None:
     """Depth first: a stage's own inputs stand before it."""
     run = Path(uri).expanduser().absolute().parent.parent if "://" not in uri else None
-    if run is None or run in found or not (run / "config.yaml").is_file():
+    if run is None or run in steps or not (run / "config.yaml").is_file():
         return
     try:
         config = load_any(run / "config.yaml")
@@ -90,9 +84,9 @@ def _follow(uri: str, found: dict[Path, EarlierStep]) -> None:
         return
     if isinstance(config, DataConfig):
         for earlier in config.input:
-            _follow(earlier, found)
+            _follow(earlier, steps)
         models = [
             model_name(asked.path) if isinstance(asked, EngineGeneratorConfig) else asked.model
             for asked in config.generators.values()
         ]
-        found[run] = EarlierStep(config.run.name, config.step.type, tuple(dict.fromkeys(models)))
+        steps[run] = EarlierStep(config.run.name, config.step.type, tuple(dict.fromkeys(models)))

@@ -1,21 +1,78 @@
-"""A run's folder and its copy at a URL, while one process writes both."""
+"""A run's folder and its copy at a URL.
+
+Only what is finished goes there: no parts of a phase that is under way, no database, nothing half written. `index.json` at the
+URL says which files the run consists of, and is replaced as one file, so that what is there is at every instant the run as it
+was at one instant.
+"""
 
 from __future__ import annotations
 
+import os
+import re
+import secrets
+import stat
+import tempfile
 import threading
 import warnings
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 from ultramed_rl.config import AnyConfig
-from ultramed_rl.store.remote.folder import Patience, RemoteFolder
-from ultramed_rl.store.remote.index import Index, Published, read_index
-from ultramed_rl.store.remote.lease import Lease, LostLease
-from ultramed_rl.store.remote.publisher import WORKERS, Publisher
-from ultramed_rl.store.remote.pull import pull, reconcile
+from ultramed_rl.store.artifacts import read_json
+from ultramed_rl.store.atomic import remove, write_json
+from ultramed_rl.store.remote.folder import TEMPORARY, WRITER, Lease, LostLease, RemoteFolder
 
-CONFIG = "config.yaml"
+CONFIG, INDEX = "config.yaml", "index.json"
+OWN = ".published"  # in the run's folder: the name of this copy of the run, and whether it is whole
+WORKERS = 8  # files that are on their way at once
+_REPLACED = "replaced"  # at the URL: the folder of files whose own name was still another one's
 _LAST_PASSES = 5
+_REPLIES = "work/replies.jsonl"  # of a data stage: what it paid for
+# Files that change while they are looked at, and that no other file counts on.
+_LOOSE = re.compile(rf"[^/]+\.(jsonl|log|html|md)|status\.json|{_REPLIES}|(wandb|tensorboard)/.*")
+_WEIGHTS = re.compile(r"rounds/(\d+)/(?:checkpoint|reference_model)/")
+_COMMIT = re.compile(r"rounds/(\d+)/commit\.json")
+
+
+class Version(NamedTuple):
+    """A file's bytes, and when it was modified."""
+
+    size: int
+    mtime_ns: int
+
+
+class Stored(NamedTuple):
+    """A file at the URL: the name that it has there, and which version of the run's file it is."""
+
+    key: str
+    version: Version
+
+
+@dataclass(frozen=True)
+class Index:
+    """What is at a URL: its files by their names in the run, and the folder that it was published from."""
+
+    copy: str = ""
+    files: Mapping[str, Stored] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, remote: RemoteFolder) -> Index:
+        """The index at a URL; an empty one where there is none. Raises ValueError if it is not what was written."""
+        content = remote.read_json(INDEX)
+        try:
+            files = {} if content is None else content["files"].items()
+            known = {name: Stored(key, Version(*version)) for name, (key, version) in files}
+            return cls(content["copy"], known) if content else cls()
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise ValueError(f"{remote.url}/{INDEX}: not what was written; put it back from a copy") from None
+
+    @property
+    def keys(self) -> set[str]:
+        """The names at the URL."""
+        return {stored.key for stored in self.files.values()}
 
 
 def check_url(config: AnyConfig) -> None:
@@ -28,61 +85,108 @@ def check_url(config: AnyConfig) -> None:
         RemoteFolder(config.run.url)
 
 
-class RemoteCopy:
-    """Keeps a run's copy at a URL: take it, pull what is there, start to publish, close.
+def list_finished(folder: Path) -> dict[str, Version]:
+    """The versions of the plain files under a folder that belong into a copy, by their names in it."""
+    versions = {}
+    for place, folders, names in os.walk(folder):
+        inside = Path(place).relative_to(folder)
+        folders[:] = [n for n in folders if not (n.startswith(TEMPORARY) or n.endswith(".parts"))]
+        for path in (inside / name for name in names if not name.startswith((TEMPORARY, ".lock", OWN))):
+            version = version_of(folder / path)
+            if version is not None and (path.parts[0] != "work" or path.as_posix() == _REPLIES):
+                versions[path.as_posix()] = version
+    return versions
 
-    An upload that fails is tried again, then once more with every publication, and warned about; it never stops
-    the run.
+
+def version_of(path: Path) -> Version | None:
+    """A plain file's version; None where there is none, or a link or a socket."""
+    try:
+        state = path.lstat()
+    except OSError:
+        return None
+    return Version(state.st_size, state.st_mtime_ns) if stat.S_ISREG(state.st_mode) else None
+
+
+def needless_files(names: Iterable[str]) -> set[str]:
+    """Weights of the rounds before the last checkpoint of a committed one, from which policy and reference go on."""
+    names = set(names)
+    committed = {int(match[1]) for name in names if (match := _COMMIT.fullmatch(name))}
+    done = next(index for index in range(len(committed) + 1) if index not in committed)
+    saved = [index for index in range(done) if f"rounds/{index:03d}/checkpoint.json" in names]
+    return {name for name in names if saved and (match := _WEIGHTS.match(name)) and int(match[1]) < saved[-1]}
+
+
+class RemoteCopy:
+    """Keeps a run's copy at a URL: take it, pull what is there, start to publish, close. The folder's lock is the caller's.
+
+    An upload that fails is tried again, then once more with every publication, and warned about; it never stops the run.
     """
 
-    def __init__(
-        self,
-        url: str,
-        folder: Path,
-        every_s: float,
-        *,
-        patience: Patience | None = None,
-        workers: int = WORKERS,
-    ) -> None:
+    def __init__(self, url: str, folder: Path, every_s: float) -> None:
         """Take the URL's lease.
 
         Raises:
             ValueError: another process publishes there, or nothing can open such a URL.
             RuntimeError: the store cannot be reached.
         """
-        self.folder, self.every_s = folder, every_s
-        self.remote = RemoteFolder(url, patience)
-        self.published = Published(folder, url)
-        self.lease = self.remote.reach(lambda: Lease(self.remote, every_s))
-        self.publisher = Publisher(folder, self.remote, self.published, self.lease.check, workers=workers)
+        self.folder, self.every_s, self.remote = folder, every_s, RemoteFolder(url)
+        known = read_json(folder / OWN) if (folder / OWN).is_file() else {}
+        known = known if known.get("url") == url else {}
+        self.copy, self._whole = known.get("copy", secrets.token_hex(8)), known.get("whole", False)
+        self._note(self._whole)
+        self.lease = self.remote.reach(lambda: Lease(self.remote, self.copy, every_s))
         self.problem: Exception | None = None
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
+        self._uploaded: dict[tuple[str, Version], str] = {}  # keys, of a publication that came to nothing
+        try:
+            self.index, self._keys = self.remote.reach(self._read_url)
+        except BaseException:
+            self.lease.release()
+            raise
 
-    @cached_property
-    def index(self) -> Index:
-        """What was at the URL when it was taken."""
-        return self.remote.reach(lambda: read_index(self.remote))
+    def _read_url(self) -> tuple[Index, set[str]]:
+        index, keys = Index.read(self.remote), self.remote.list() - {WRITER, INDEX}
+        if not index.copy and any(TEMPORARY not in key for key in keys):
+            raise ValueError(
+                f"{self.remote.url}: has files, and no {INDEX} that says which are the run's; put it back, or choose "
+                "another run.name"
+            )
+        # Without what somebody deleted there.
+        there = {name: stored for name, stored in index.files.items() if stored.key in keys}
+        return Index(index.copy, there), keys
 
     @property
     def behind(self) -> bool:
         """Whether the URL has more than this folder: it was written from another one, or this one isn't whole."""
-        if not (self.folder / CONFIG).is_file() or not self.published.complete:
+        if not (self.folder / CONFIG).is_file() or not self._whole:
             return True
-        return self.index.copy not in (self.published.copy, "")
+        return self.index.copy not in (self.copy, "")
 
-    def read_config(self) -> bytes | None:
-        """The config of the run at the URL; None where there is none."""
-        key = self.index.files.get(CONFIG)
-        return None if key is None else self.remote.reach(lambda: self.remote.read(key))
-
-    def take_up(self) -> None:
+    def take_up(self, check: Callable[[Path], None] = lambda config: None) -> None:
         """Make this folder a copy of what is at the URL, unless it is one already and may be ahead of it.
+
+        Args:
+            check: raises where the run there, whose config it is given, is not the one to take up; before all of it is pulled.
 
         Raises:
             RuntimeError: the store cannot be reached, or the disk is full.
         """
-        self.remote.reach(self._take_up)
+        if self.behind and CONFIG in self.index.files:
+            content = self.remote.reach(lambda: self.remote.read(self.index.files[CONFIG].key))
+            with tempfile.TemporaryDirectory() as scratch:
+                Path(scratch, CONFIG).write_bytes(content or b"")
+                check(Path(scratch, CONFIG))
+        if self.behind and self.index.files:
+            self._note(whole=False)
+            self.remote.reach(self._pull)
+        self._note(whole=True)
+        # Before anything else is written there, the URL says that this folder goes on from what is there.
+        if self.index.copy != self.copy:
+            self.remote.reach(lambda: self._write_index(self.index.files))
+
+    def _note(self, whole: bool) -> None:
+        write_json(self.folder / OWN, {"copy": self.copy, "url": self.remote.url, "whole": whole})
 
     def start(self) -> None:
         """Publish from now on."""
@@ -102,7 +206,8 @@ class RemoteCopy:
         try:
             if self._thread is not None:
                 self._thread.join()
-                self._publish_all()
+                if not any(self._attempt() or self.problem for _ in range(_LAST_PASSES)):
+                    self.problem = RuntimeError("its files go on changing")
         finally:
             try:
                 self.lease.release()
@@ -120,30 +225,14 @@ class RemoteCopy:
             raise RuntimeError(text) from self.problem
         warnings.warn(text, stacklevel=2)
 
-    def _take_up(self) -> None:
-        if self.behind and self.index.files:
-            pull(self.remote, self.folder, self.published, self.index)
-        else:
-            reconcile(self.remote, self.published)
-        self.publisher.index = self.index
-        self.publisher.claim()
-
     def _keep_up(self) -> None:
-        while not self._over.wait(self.every_s):
+        while not (self._over.wait(self.every_s) or isinstance(self.problem, LostLease)):
             self._attempt()
-            if isinstance(self.problem, LostLease):
-                return
-
-    def _publish_all(self) -> None:
-        for _ in range(_LAST_PASSES):
-            if self._attempt() or self.problem is not None:
-                return
-        self.problem = RuntimeError("its files go on changing")
 
     def _attempt(self) -> bool:
         """One publication; whether the URL is up to date."""
         try:
-            done = self.publisher.publish()
+            done = self.publish()
             self.problem = None
             return done
         except Exception as error:
@@ -153,3 +242,103 @@ class RemoteCopy:
                 warnings.warn(text, stacklevel=2)
             self.problem = error
             return False
+
+    def publish(self) -> bool:
+        """Bring the URL up to date; whether it is, or files have changed under way and it takes another time.
+
+        New files go beside those that the index names, then the index is replaced, then what it names no more is deleted: a
+        kill, or an error, at any place leaves a run there that can be taken up.
+        """
+        files = list_finished(self.folder)
+        # Two looks that are the same: what they show was all there between them.
+        if _fixed(files) != _fixed(list_finished(self.folder)):
+            return False
+        needless = needless_files(self.index.files)
+        kept = {
+            name: stored
+            for name, stored in self.index.files.items()
+            if stored.version == files.get(name)
+            # What this machine goes without stays there as long as its empty folder does here.
+            or (name in needless and name not in files and (self.folder / name).parent.is_dir())
+        }
+        new = {name: version for name, version in files.items() if name not in kept}
+        if not new and kept == self.index.files and self._keys == self.index.keys:
+            return True
+        self.lease.check()
+        if not all(self._each(self._upload, self._name({*new.items()} - self._uploaded.keys()))):
+            return False
+        named = {name: Stored(self._uploaded[name, version], version) for name, version in new.items()}
+        if kept | named != self.index.files:
+            self._write_index(kept | named)
+        self._uploaded.clear()
+        self._each(self._delete, self._keys - self.index.keys)
+        return True
+
+    def _name(self, files: Iterable[tuple[str, Version]]) -> list[tuple[str, Version, str]]:
+        """With a name at the URL for each: its own, unless a file that is counted on has that there, or a folder has."""
+        folders = {str(folder) for key in self._keys for folder in PurePosixPath(key).parents[:-1]}
+        taken, named = self._keys | folders, []
+        for name, version in sorted(files):
+            free = name not in taken and self._keys.isdisjoint(map(str, PurePosixPath(name).parents))
+            before = self.index.files.get(name)
+            free |= before is not None and before.key == name and _LOOSE.fullmatch(name) is not None
+            named.append((name, version, name if free else f"{_REPLACED}/{secrets.token_hex(4)}/{name}"))
+        self._keys |= {key for *_, key in named}
+        return named
+
+    def _upload(self, item: tuple[str, Version, str]) -> bool:
+        """Whether this version of the file is at the URL now; of a loose file, it or a later one."""
+        name, version, key = item
+        path = self.folder / name
+        try:
+            self.remote.put(path, key)
+        except FileNotFoundError:
+            if path.exists():
+                raise  # the store's
+            return False
+        if not _LOOSE.fullmatch(name) and version_of(path) != version:
+            return False
+        self._uploaded[name, version] = key
+        return True
+
+    def _delete(self, key: str) -> None:
+        self.remote.delete(key)
+        self._keys.discard(key)
+
+    def _write_index(self, files: Mapping[str, Stored]) -> None:
+        self.lease.check()
+        self.remote.write_json(INDEX, {"copy": self.copy, "files": dict(files)})
+        self.index = Index(self.copy, files)
+
+    def _pull(self) -> None:
+        """Make the folder what is at the URL. The URL wins: what is here alone is deleted.
+
+        Checkpoints that no round needs any more stay there, with an empty folder here. A pull that was killed goes on where it
+        was: what it fetched has the versions of the index.
+        """
+        at_url, needless = self.index.files, needless_files(self.index.files)
+        for path in list(self.folder.rglob("*")):
+            name, version = path.relative_to(self.folder).as_posix(), version_of(path)
+            same = name in at_url and at_url[name].version == version
+            if not (same or path.is_dir() or name in (".lock", OWN)):
+                remove(path)
+        for name in needless:
+            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        missing = [n for n in at_url if n not in needless and version_of(self.folder / n) is None]
+
+        def fetch(name: str) -> None:
+            self.remote.get(at_url[name].key, self.folder / name, at_url[name].version.mtime_ns)
+
+        self._each(fetch, sorted(missing, key=lambda name: name.endswith(".json")))
+        # As this disk dates them.
+        versions = {name: version_of(self.folder / name) or stored.version for name, stored in at_url.items()}
+        self.index = Index(self.index.copy, {n: Stored(at_url[n].key, v) for n, v in versions.items()})
+
+    def _each(self, action: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+        """On several files at once; the first error ends it."""
+        with ThreadPoolExecutor(WORKERS, thread_name_prefix="copy") as pool:
+            return list(pool.map(action, items))
+
+
+def _fixed(files: Mapping[str, Version]) -> dict[str, Version]:
+    return {name: version for name, version in files.items() if not _LOOSE.fullmatch(name)}

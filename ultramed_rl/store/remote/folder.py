@@ -1,12 +1,16 @@
-"""A folder of an object store or any other file system that fsspec knows. Files appear in it whole."""
+"""A folder of an object store, or of any other file system that fsspec knows, and the right to write there."""
 
 from __future__ import annotations
 
 import json
+import os
 import secrets
+import socket
+import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -14,43 +18,39 @@ from ultramed_rl.store.atomic import write_whole
 
 T = TypeVar("T")
 TEMPORARY = ".tmp-"
+WRITER = "writer.json"
+LONGEST_WAIT_S = 20.0  # before what failed is tried again
+_ATTEMPTS = 5
+_MISSED = 3  # renewals that a living owner of a lease may miss
 # Where an upload is seen only when it is complete; elsewhere a file gets its name by a move.
 _OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss"})
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
 _HOPELESS = (FileNotFoundError, FileExistsError, PermissionError, NotImplementedError)
 
 
-@dataclass(frozen=True)
-class Patience:
-    """How often what failed is tried, and the longest wait in between, in seconds."""
-
-    attempts: int = 5
-    longest_s: float = 20.0
-
-
-PATIENCE = Patience()
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """A listed file: bytes, and what tells one version from the next as far as the store says."""
-
-    size: int
-    mark: str
-
-
 class RemoteFolder:
-    """The files of one URL by their names in it, as in rounds/000/commit.json.
+    """The files of one URL by their names in it, as in rounds/000/commit.json. Files appear in it whole.
 
     Every method tries again where the network fails, and raises what the store raised last.
     """
 
-    def __init__(self, url: str, patience: Patience | None = None) -> None:
+    def __init__(self, url: str) -> None:
         """Raises ValueError where nothing can open such a URL."""
-        self.url, self.patience = url, patience or PATIENCE
-        self.files, root = _open_file_system(url)
-        self.root = root.rstrip("/")
-        self._appears_whole = url.partition("://")[0] in _OBJECT_STORES
+        from fsspec.core import url_to_fs
+
+        scheme = url.partition("://")[0]
+        try:
+            files, root = url_to_fs(url)
+        except ImportError as error:
+            extra = _EXTRAS.get(scheme)
+            fix = f"pip install ultramed_rl[{extra}]" if extra else f"install it ({error})"
+            raise ValueError(f"{url}: {scheme}:// needs a package that is not installed; {fix}") from None
+        except ValueError as error:
+            raise ValueError(
+                f"{url}: no file system of fsspec opens it ({error}); use s3://, gs:// or a folder"
+            ) from None
+        self.url, self.files, self.root = url, files, str(root).rstrip("/")
+        self._appears_whole = scheme in _OBJECT_STORES
 
     def reach(self, action: Callable[[], T]) -> T:
         """What an action on this folder gives.
@@ -68,9 +68,11 @@ class RemoteFolder:
                 "credentials and the network"
             ) from error
 
-    def list(self) -> dict[str, RemoteFile]:
-        """All files by name; none where the folder isn't there."""
-        return self._try(self._list)
+    def list(self) -> set[str]:
+        """The names of all files; none where the folder isn't there."""
+        self.files.invalidate_cache()
+        paths: list[str] = self._try(lambda: self.files.find(self.root))
+        return {path[len(self.root) + 1 :] for path in paths if len(path) > len(self.root) + 1}
 
     def read(self, name: str) -> bytes | None:
         """A small file's bytes; None where it isn't there."""
@@ -88,13 +90,11 @@ class RemoteFolder:
         content = self.read(name)
         if content is None:
             return None
-        try:
-            found = json.loads(content)
-        except ValueError:
-            found = None
-        if not isinstance(found, dict):
-            raise ValueError(f"{self.url}/{name}: not the JSON that was written; delete it")
-        return found
+        with suppress(ValueError):
+            mapping = json.loads(content)
+            if isinstance(mapping, dict):
+                return mapping
+        raise ValueError(f"{self.url}/{name}: not the JSON that was written; delete it")
 
     def write_json(self, name: str, payload: dict[str, Any]) -> None:
         """Write a small JSON file, whole."""
@@ -102,7 +102,7 @@ class RemoteFolder:
         self._try(lambda: self._put(lambda path: self.files.pipe_file(path, content), name))
 
     def create_json(self, name: str, payload: dict[str, Any]) -> None:
-        """Write a small JSON file that must not be there yet.
+        """Write a small JSON file that must not be there yet. Where the store cannot tell, the last to write wins.
 
         Raises:
             FileExistsError: it is there.
@@ -113,19 +113,21 @@ class RemoteFolder:
             self.files.pipe_file(self._path(name), content, mode="create")
         except FileExistsError:
             raise
-        except Exception:  # not every store can tell; then the first to write may be overwritten
+        except Exception:
             self.write_json(name, payload)
 
-    def put(self, source: Path | str, name: str) -> None:
+    def put(self, source: Path, name: str) -> None:
         """Upload a file."""
         self._try(lambda: self._put(lambda path: self.files.put_file(str(source), path), name))
 
-    def get(self, name: str, target: Path) -> None:
-        """Download a file; it appears whole."""
+    def get(self, name: str, target: Path, mtime_ns: int | None = None) -> None:
+        """Download a file; it appears whole, and with this modification time."""
         target.parent.mkdir(parents=True, exist_ok=True)
 
         def fetch(temporary: Path) -> None:
             self.files.get_file(self._path(name), str(temporary))
+            if mtime_ns is not None:
+                os.utime(temporary, ns=(mtime_ns, mtime_ns))
 
         self._try(lambda: write_whole(target, fetch))
 
@@ -138,17 +140,9 @@ class RemoteFolder:
                 for folder in PurePosixPath(name).parents[:-1]:
                     self.files.rmdir(self._path(str(folder)))
 
-    def _list(self) -> dict[str, RemoteFile]:
-        self.files.invalidate_cache()
-        found = self.files.find(self.root, detail=True)
-        start = len(self.root) + 1
-        return {
-            path[start:]: RemoteFile(int(info["size"] or 0), _mark(info))
-            for path, info in found.items()
-            if info.get("type") == "file" and len(path) > start
-        }
-
     def _put(self, write: Callable[[str], Any], name: str) -> None:
+        from fsspec import AbstractFileSystem
+
         path = self._path(name)
         if self._appears_whole:
             write(path)
@@ -157,17 +151,11 @@ class RemoteFolder:
         parent, _, last = path.rpartition("/")
         temporary = f"{parent}/{TEMPORARY}{secrets.token_hex(4)}-{last}"
         write(temporary)
-        self._move(temporary, path)
-
-    def _move(self, source: str, target: str) -> None:
-        from fsspec import AbstractFileSystem
-
         if type(self.files).mv is not AbstractFileSystem.mv:
-            self.files.mv(source, target)
-            return
-        # Its own way of moving reads names as patterns.
-        self.files.cp_file(source, target)
-        self.files.rm_file(source)
+            self.files.mv(temporary, path)
+        else:  # whose own way of moving reads names as patterns
+            self.files.cp_file(temporary, path)
+            self.files.rm_file(temporary)
 
     def _make_parent(self, path: str) -> None:
         if not self._appears_whole:
@@ -180,35 +168,113 @@ class RemoteFolder:
         from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
         retrying = Retrying(
-            stop=stop_after_attempt(self.patience.attempts),
-            wait=wait_random_exponential(min(0.2, self.patience.longest_s), max=self.patience.longest_s),
-            retry=retry_if_exception(_may_pass),
+            stop=stop_after_attempt(_ATTEMPTS),
+            wait=wait_random_exponential(min=min(0.2, LONGEST_WAIT_S), max=LONGEST_WAIT_S),
+            retry=retry_if_exception(lambda e: isinstance(e, Exception) and not isinstance(e, _HOPELESS)),
             reraise=True,
         )
         return retrying(action)
 
 
-def _may_pass(error: BaseException) -> bool:
-    return isinstance(error, Exception) and not isinstance(error, _HOPELESS)
+class LostLease(RuntimeError):
+    """Another process has taken the run over."""
 
 
-def _mark(info: dict[str, Any]) -> str:
-    keys = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "updated", "created")
-    return str(next((info[key] for key in keys if info.get(key)), ""))
+@dataclass(frozen=True)
+class Writer:
+    """The process that writes at a URL, or wrote last, as `writer.json` there keeps it; times in Unix seconds.
+
+    `copy` is the folder that it publishes, see `RemoteCopy`. What `status` reads: released, renewed, every_s.
+    """
+
+    token: str
+    copy: str
+    host: str
+    pid: int
+    began: float
+    renewed: float
+    every_s: float
+    released: bool = False
 
 
-def _open_file_system(url: str) -> tuple[Any, str]:
-    from fsspec.core import url_to_fs
+class Lease:
+    """The right to write at one URL: whoever creates `writer.json` has it, until it misses three renewals. A thread of its own
+    renews it, since an upload may take long."""
 
-    scheme = url.partition("://")[0]
-    try:
-        files, root = url_to_fs(url)
-    except ImportError as error:
-        extra = _EXTRAS.get(scheme)
-        fix = f"pip install ultramed_rl[{extra}]" if extra else f"install it ({error})"
-        raise ValueError(f"{url}: {scheme}:// needs a package that is not installed; {fix}") from None
-    except ValueError as error:
-        raise ValueError(
-            f"{url}: no file system of fsspec opens it ({error}); use s3://, gs:// or a folder"
-        ) from None
-    return files, str(root)
+    def __init__(self, remote: RemoteFolder, copy: str, every_s: float) -> None:
+        """Take it. The caller holds the lock of the folder `copy`: an earlier process of that folder is gone.
+
+        Raises:
+            ValueError: another process has it.
+        """
+        now, host = time.time(), socket.gethostname()
+        self.remote, self.every_s = remote, every_s
+        self.mine = Writer(secrets.token_hex(8), copy, host, os.getpid(), now, now, every_s)
+        self.lost: LostLease | None = None
+        self._over, self._lock = threading.Event(), threading.Lock()
+        before = self._read()
+        if before is not None:
+            ended = before.released or now - before.renewed >= _MISSED * before.every_s
+            if not ended and (before.copy, before.host) != (copy, host):
+                raise self._refusal(before)
+            remote.delete(WRITER)
+        with suppress(FileExistsError):
+            remote.create_json(WRITER, asdict(self.mine))
+        owner = self._read()
+        if owner is None or owner.token != self.mine.token:
+            raise self._refusal(owner or self.mine)
+        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raises LostLease where another process has taken it."""
+        if self.lost is None:
+            owner = self._read()
+            if owner is not None and owner.token == self.mine.token:
+                return
+            taker = f"process {owner.pid} on {owner.host}" if owner else f"somebody who deleted {WRITER}"
+            self.lost = LostLease(
+                f"{self.remote.url}: taken over by {taker}; what this process makes is no longer published: stop "
+                "one of the two"
+            )
+        raise self.lost
+
+    def renew(self, released: bool = False) -> None:
+        """Say that this process still writes, or no more. Raises like `check`."""
+        with self._lock:
+            self.check()
+            self.mine = replace(self.mine, renewed=time.time(), released=released)
+            self.remote.write_json(WRITER, asdict(self.mine))
+
+    def release(self) -> None:
+        """Let others write; nothing where it was lost."""
+        self._over.set()
+        self._thread.join()
+        with suppress(LostLease):
+            self.renew(released=True)
+
+    def _keep(self) -> None:
+        while not self._over.wait(self.every_s):
+            try:
+                self.renew()
+            except LostLease:
+                return  # the next publication says so
+            except Exception:  # an outage: the lease may run out, and still be ours after it
+                continue
+
+    def _read(self) -> Writer | None:
+        content = self.remote.read_json(WRITER)
+        try:
+            return None if content is None else Writer(**content)
+        except TypeError:
+            raise ValueError(
+                f"{self.remote.url}/{WRITER}: not what was written; delete it if nobody writes there"
+            ) from None
+
+    def _refusal(self, other: Writer) -> ValueError:
+        left = max(0.0, other.renewed + _MISSED * other.every_s - time.time())
+        return ValueError(
+            f"{self.remote.url}: another process is publishing this run (process {other.pid} on {other.host}, since "
+            f"{time.strftime('%Y-%m-%d %H:%M', time.gmtime(other.began))} UTC); stop it, or wait {left:.0f} s if it "
+            "is dead"
+        )

@@ -6,20 +6,17 @@ import re
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ultramed_rl.store.remote.copy import CONFIG
-from ultramed_rl.store.remote.folder import RemoteFile, RemoteFolder
-from ultramed_rl.store.remote.index import read_index
-from ultramed_rl.store.remote.lease import WRITER
+from ultramed_rl.store.remote.copy import CONFIG, Index, Stored
+from ultramed_rl.store.remote.folder import WRITER, RemoteFolder
 
 _EVERY_S = 5.0
 _LOOKS = 3
 _WORDS = (".json", ".jsonl", ".yaml")
-# Weights, states to go on from, samples as tokens, parts of phases, and what trackers and steps keep for themselves.
-_LARGE = re.compile(r"(^|/)(states|best|work|wandb|tensorboard|[^/]+\.parts|\.tmp-[^/]*)(/|$)|/\.tmp-")
-_LARGE_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".arrow", ".gguf")
+# Weights, states to go on from, samples as tokens, and what trackers and steps keep for themselves.
+_LARGE = re.compile(r"(^|/)(states|best|work|wandb|tensorboard)/|\.(safetensors|bin|pt|pth|arrow|gguf)$")
 
 
 @contextmanager
@@ -41,7 +38,7 @@ def at_hand(
         yield Path(place)
         return
     with tempfile.TemporaryDirectory(prefix="ultramed_rl-") as scratch:
-        copy = _Copy(str(place), Path(scratch), words)
+        copy = _Copy(str(place).rstrip("/"), Path(scratch), words)
         copy.remote.reach(copy.refresh)
         if not (empty or (copy.folder / CONFIG).is_file()):
             raise ValueError(f"{place}: holds no run; give a URL such as s3://bucket/runs/NAME")
@@ -61,42 +58,36 @@ class _Copy:
     """The small files of a URL in a folder of the run's name."""
 
     def __init__(self, url: str, scratch: Path, words: bool) -> None:
-        self.remote = RemoteFolder(url.rstrip("/"))
-        self.folder = scratch / url.rstrip("/").rpartition("/")[2]
+        self.remote, self.words = RemoteFolder(url), words
+        self.folder = scratch / url.rpartition("/")[2]
         self.folder.mkdir()
-        self.words = words
-        self._fetched: dict[str, tuple[str, RemoteFile]] = {}
+        self._fetched: dict[str, Stored] = {}
 
     def refresh(self) -> None:
-        """Fetch what is new or has changed; what is gone goes. What sums up comes after what it sums up."""
+        """Fetch what is new or has changed; what is gone goes."""
         for _ in range(_LOOKS):
-            keys, there = read_index(self.remote).files, self.remote.list()
-            if there.keys() >= set(keys.values()):
-                break  # else it was replaced in between
-        keys = {**keys, WRITER: WRITER}
-        listing = {n: (key, there[key]) for n, key in keys.items() if key in there and self._is_read(n)}
-        for name in self._fetched.keys() - listing.keys():
+            with suppress(FileNotFoundError):  # the index was replaced in between
+                self._fetch(Index.read(self.remote))
+                break
+        with suppress(FileNotFoundError):  # nobody has written there yet
+            self.remote.get(WRITER, self.folder / WRITER)
+
+    def _fetch(self, index: Index) -> None:
+        wanted = {name: stored for name, stored in index.files.items() if self._is_read(name)}
+        for name in self._fetched.keys() - wanted.keys():
             (self.folder / name).unlink(missing_ok=True)
             del self._fetched[name]
-        for name in sorted(listing, key=lambda n: (n.endswith(".json"), -n.count("/"), n)):
-            if self._fetched.get(name) != listing[name]:
-                try:
-                    self.remote.get(keys[name], self.folder / name)
-                except FileNotFoundError:  # deleted since
-                    continue
-                self._fetched[name] = listing[name]
+        # What sums up comes after what it sums up.
+        for name in sorted(wanted, key=lambda n: (n.endswith(".json"), -n.count("/"), n)):
+            if self._fetched.get(name) != wanted[name]:
+                self.remote.get(wanted[name].key, self.folder / name)
+                self._fetched[name] = wanted[name]
 
     def keep_fresh(self, over: threading.Event) -> None:
         """Until it is over; an outage is waited for."""
         while not over.wait(_EVERY_S):
-            try:
+            with suppress(Exception):
                 self.refresh()
-            except Exception:
-                continue
 
     def _is_read(self, name: str) -> bool:
-        if name == WRITER:
-            return True
-        if _LARGE.search(name) or name.endswith(_LARGE_SUFFIXES):
-            return False
-        return name.endswith(_WORDS) or not self.words
+        return not _LARGE.search(name) and (name.endswith(_WORDS) or not self.words)

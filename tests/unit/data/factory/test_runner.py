@@ -293,8 +293,10 @@ def test_a_generator_that_fails_keeps_what_was_done_before(tmp_path: Path) -> No
     with RecordLog(tmp_path) as log:
         with pytest.raises(RuntimeError, match="the engine died"):
             run_step(NumberedStep(), rows_of(20), Fails(1), log, key=lambda row: row["id"], in_flight=4)
-        files = list((tmp_path / "parts").iterdir())
-    assert len(files) == 1
+        done = log.tally.done
+        log._database.rollback()  # what a kill would take now
+    with RecordLog(tmp_path) as log:
+        assert log.tally.done == done > 0
     assert run(tmp_path, Window(3), 20, 4).complete and found(tmp_path) == expected(20)
 
 
@@ -383,8 +385,7 @@ def peak_bytes(folder: Path, count: int) -> int:
     return peak
 
 
-def test_memory_grows_by_a_few_bytes_for_each_key_and_not_by_rows(tmp_path: Path) -> None:
+def test_memory_grows_neither_by_keys_nor_by_rows(tmp_path: Path) -> None:
     peak_bytes(tmp_path / "warm", 1)  # what is imported late is no growth
     few, many = peak_bytes(tmp_path / "few", 3_000), peak_bytes(tmp_path / "many", 12_000)
-    # 12 bytes in the log, 8 to 24 in the index of keys; an array that grows is there twice for a moment.
-    assert many - few < 48 * 9_000 + 500_000, (few, many)
+    assert many - few < 9_000, (few, many)
