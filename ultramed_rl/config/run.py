@@ -63,8 +63,8 @@ class RunName(Section):
         """Where the run works: under `directory`, or under `scratch` by the parts of the URL."""
         if self.url is None:
             return Path(self.directory) / self.name
-        scheme, _, rest = self.url.partition("://")
-        parts = [quote(part, safe="") for part in (scheme, *rest.split("/")) if part.strip(".")]
+        scheme, _, path = self.url.partition("://")
+        parts = [quote(part, safe="") for part in (scheme, *path.split("/")) if part.strip(".")]
         return Path(self.scratch).expanduser().joinpath(*parts)
 
 
