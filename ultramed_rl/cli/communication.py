@@ -5,7 +5,6 @@ What may crash or hang is tried in a process of its own, so that it is a finding
 
 from __future__ import annotations
 
-import importlib.util
 import ipaddress
 import json
 import os
@@ -17,18 +16,17 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
 from urllib.parse import urlsplit
 
 import psutil
 
-from ultramed_rl.cli.examination import Finding, cuda_devices
+from ultramed_rl.cli.examination import Finding, Level, cuda_devices
 from ultramed_rl.tracking.heartbeat import STATUS, is_alive
 
 _LENGTH = 300  # characters of what a process said
@@ -44,11 +42,11 @@ class Outcome:
     said: str
 
 
-def run_python(code: str, *arguments: str, timeout_s: float = _ALONE_S, **environment: str) -> Outcome:
+def run_python(code: str, *, timeout_s: float = _ALONE_S, **environment: str) -> Outcome:
     """Code in a process of its own, for so long at most."""
     try:
         done = subprocess.run(
-            [sys.executable, "-c", code, *arguments],
+            [sys.executable, "-c", code],
             capture_output=True,
             text=True,
             errors="replace",
@@ -65,23 +63,22 @@ def run_python(code: str, *arguments: str, timeout_s: float = _ALONE_S, **enviro
     return Outcome(not done.returncode, last or (f"exit code {done.returncode}" if done.returncode else ""))
 
 
-def check_gloo() -> Iterator[Finding]:
-    """Two processes and a real all_reduce."""
-    fix = "let processes of this machine reach each other (firewall, GLOO_SOCKET_IFNAME=lo), and its name in /etc/hosts"
-    yield _add_up_together("gloo", 2, fix)
-
-
-def check_nccl() -> Iterator[Finding]:
-    """As many ranks as there are GPUs, two at most; nothing where there are none."""
-    fix = "run it with NCCL_DEBUG=INFO; often NCCL_P2P_DISABLE=1, NCCL_SOCKET_IFNAME or a larger /dev/shm is the fix"
-    if ranks := min(2, len(cuda_devices())):
-        yield _add_up_together("nccl", ranks, fix)
-
-
-def _add_up_together(backend: str, ranks: int, fix: str) -> Finding:
-    outcome = all_reduce(backend, ranks)
-    said = f"all_reduce over {ranks} processes: {outcome.said}"
-    return Finding(backend, "ok", said) if outcome.worked else Finding(backend, "fail", said, fix)
+def check_all_reduce() -> Iterator[Finding]:
+    """Two processes and a real all_reduce over gloo, and over NCCL as many as there are GPUs, two at most."""
+    fixes = {
+        "gloo": "let processes of this machine reach each other (firewall, GLOO_SOCKET_IFNAME=lo), and its name in "
+        "/etc/hosts",
+        "nccl": "run it with NCCL_DEBUG=INFO; often NCCL_P2P_DISABLE=1, NCCL_SOCKET_IFNAME or a larger /dev/shm is "
+        "the fix",
+    }
+    for backend, ranks in (("gloo", 2), ("nccl", min(2, len(cuda_devices())))):
+        if ranks:
+            outcome = all_reduce(backend, ranks)
+            said = f"all_reduce over {ranks} processes: {outcome.said}"
+            if outcome.worked:
+                yield Finding(backend, "ok", said)
+            else:
+                yield Finding(backend, "fail", said, fixes[backend])
 
 
 def all_reduce(backend: str, ranks: int, timeout_s: float = 120.0) -> Outcome:
@@ -117,34 +114,30 @@ def add_up(backend: str, rank: int, ranks: int, meeting: str) -> None:
     print(f"{milliseconds:.1f} ms")
 
 
-def check_vllm() -> Iterator[Finding]:
-    """Import vLLM, whose compiled part fails first where torch or the machine isn't the one it was built for."""
+def check_engines(names: Sequence[str] = ("vllm", "deepspeed", "flash-attn")) -> Iterator[Finding]:
+    """Import what computes: a compiled part fails first where torch or the machine isn't the one it was built for.
+
+    flash-attn is looked for on CUDA alone: OpenRLHF's engine needs it, our own takes torch's.
+    """
     extra = "cuda" if cuda_devices() else "cpu"
-    fix = f"pip install 'ultramed_rl[{extra}]' with launch/locks/{extra}.txt, as launch/setup.sh does"
-    yield _load("vllm", "import vllm; from vllm import LLM; print(vllm.__version__)", fix)
-
-
-def check_deepspeed() -> Iterator[Finding]:
-    """Import DeepSpeed, which looks for a compiler and CUDA while it is loaded."""
-    fix = "install the pinned version; where it looks for nvcc, set CUDA_HOME, or DS_ACCELERATOR=cpu without a GPU"
-    yield _load("deepspeed", "import deepspeed; print(deepspeed.__version__)", fix)
-
-
-def check_flash_attention() -> Iterator[Finding]:
-    """flash-attn on CUDA alone: OpenRLHF's engine needs it, our own takes torch's."""
-    fix = "pip install flash-attn==2.8.3 --no-build-isolation; only engine=openrlhf needs it"
-    if cuda_devices() and importlib.util.find_spec("flash_attn") is None:
-        yield Finding("flash-attn", "warn", "not installed", fix)
-    elif cuda_devices():
-        code = "import flash_attn; print(flash_attn.__version__)"
-        yield _load("flash-attn", code, fix, bad="warn")
-
-
-def _load(name: str, code: str, fix: str, bad: Literal["warn", "fail"] = "fail") -> Finding:
-    outcome = run_python(code, VLLM_LOGGING_LEVEL="ERROR", VLLM_NO_USAGE_STATS="1")
-    if outcome.worked:
-        return Finding(name, "ok", f"{outcome.said} loads")
-    return Finding(name, bad, f"doesn't load: {outcome.said}", fix)
+    fixes = {
+        "vllm": f"pip install 'ultramed_rl[{extra}]' with launch/locks/{extra}.txt, as launch/setup.sh does",
+        "deepspeed": "install the pinned version; where it looks for nvcc, set CUDA_HOME, or DS_ACCELERATOR=cpu without "
+        "a GPU",
+        "flash-attn": "pip install flash-attn==2.8.3 --no-build-isolation; only engine=openrlhf needs it",
+    }
+    for name in names:
+        if name == "flash-attn" and extra == "cpu":
+            continue
+        module = name.replace("flash-attn", "flash_attn")
+        compiled = "from vllm import LLM; " if name == "vllm" else ""
+        code = f"import {module}; {compiled}print({module}.__version__)"
+        outcome = run_python(code, VLLM_LOGGING_LEVEL="ERROR", VLLM_NO_USAGE_STATS="1")
+        if outcome.worked:
+            yield Finding(name, "ok", f"{outcome.said} loads")
+        else:
+            level: Level = "warn" if name == "flash-attn" else "fail"
+            yield Finding(name, level, f"doesn't load: {outcome.said}", fixes[name])
 
 
 # -- ray and ports -----------------------------------------------------------------------------------------

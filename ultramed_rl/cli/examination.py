@@ -24,12 +24,15 @@ _FAIL_GIB, _WARN_GIB = 2.0, 20.0
 _DRIVER = "install the NVIDIA driver and a CUDA build of torch (launch/setup.sh chooses it), or set cluster.device=cpu"
 
 
+Level = Literal["ok", "warn", "fail"]
+
+
 @dataclass(frozen=True)
 class Finding:
     """A check's name, how bad it is, what was found, and what to do about it: nothing where all is well."""
 
     name: str
-    level: Literal["ok", "warn", "fail"]
+    level: Level
     text: str
     fix: str = ""
 

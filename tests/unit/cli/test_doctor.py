@@ -26,7 +26,8 @@ from tests.tiny import make_policy, make_reward, tiny_run
 from ultramed_rl.cli import app, communication, examination
 from ultramed_rl.cli.communication import (
     all_reduce,
-    check_gloo,
+    check_all_reduce,
+    check_engines,
     check_ray,
     check_run_ports,
     judge_ports,
@@ -82,7 +83,7 @@ def test_a_local_build_of_the_pinned_version_is_that_version(monkeypatch: pytest
 
 
 def test_two_processes_really_add_up_over_gloo() -> None:
-    (found,) = check_gloo()
+    found, *_ = check_all_reduce()
     assert found.level == "ok" and re.fullmatch(r"all_reduce [a-z]+ 2 [a-z]+: [0-9.]+ ms", found.text)
 
 
@@ -120,7 +121,7 @@ def test_an_engine_is_loaded_in_another_process(
     """Another module goes by its name: the real ones take long, and integration tests load them."""
     (tmp_path / f"{name}.py").write_text(module)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    (found,) = getattr(communication, f"check_{name}")()
+    (found,) = check_engines([name])
     assert (found.name, found.level) == (name, level) and said in found.text
 
 
@@ -262,7 +263,7 @@ def test_the_ports_of_a_run_are_those_of_its_driver_and_its_children(tmp_path: P
 
 def few_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without those that load engines, which have tests of their own."""
-    for name in ("check_gloo", "check_nccl", "check_vllm", "check_deepspeed"):
+    for name in ("check_all_reduce", "check_engines"):
         monkeypatch.setattr(communication, name, lambda: iter(()))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
