@@ -1,4 +1,8 @@
-"""What a run is: one file per group of sections, strict load, overrides, dump. Loads no torch."""
+"""What a run is: run.py has an online run, section by section, stages.py and factory.py the other kinds of stages.
+
+Their sections: models, rewards, objectives, rounds, benchmarks, cluster, and the factory's steps; limits.py has the kinds of
+values. The way there: a file's text (document.py), a config (load.py), a recipe's stages (recipe.py). Loads no torch.
+"""
 
 from ultramed_rl.config.base import ConfigError
 from ultramed_rl.config.factory import DataConfig, EngineConfig
