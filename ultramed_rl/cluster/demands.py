@@ -20,7 +20,7 @@ from ultramed_rl.config.rewards import Reward
 from ultramed_rl.config.rounds import Optimization
 from ultramed_rl.config.run import RunConfig
 from ultramed_rl.config.stages import SftConfig, StageConfig
-from ultramed_rl.models.configs import check_length
+from ultramed_rl.models.files import check_length
 
 
 @dataclass(frozen=True)

@@ -60,9 +60,9 @@ def check_runnable(config: AnyConfig | RecipeConfig) -> None:
 
                 problems += task_problems(benchmarks)
             if getattr(stage, "engine", "native") == "openrlhf":
-                from ultramed_rl.stages.openrlhf.limits import openrlhf_problems
+                from ultramed_rl.stages.openrlhf import openrlhf_problems
 
-                problems += openrlhf_problems(stage)  # type: ignore[arg-type]
+                problems += openrlhf_problems(stage)
             if problems:
                 raise Problems(problems)
 
