@@ -111,21 +111,21 @@ def _web_address(url: str) -> str:
     raise PydanticCustomError("address", "not a web address; write http://host:port/path")
 
 
-_Whole = BeforeValidator(_filled_in)
+_Filled = BeforeValidator(_filled_in)
 _Line = AfterValidator(_printable)
 
 Text = Annotated[str, Field(max_length=20_000)]  # what a model reads
-Column = Annotated[str, Field(max_length=200), _Whole, _Line]
-Label = Column  # a name that is only shown, or another program's
-Tag = Annotated[str, Field(max_length=64), _Whole, _Line]  # as wandb takes it
+Label = Annotated[str, Field(max_length=200), _Filled, _Line]  # only shown, or another program's name
+Column = Label  # of a table of rows
+Tag = Annotated[str, Field(max_length=64), _Filled, _Line]  # as wandb takes it
 # The name of a folder, which gets endings beside it: a file's name has at most 255 bytes.
-Name = Annotated[str, Field(max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"), _Whole]
+Name = Annotated[str, Field(max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"), _Filled]
 # An id is the set's name, a comma, and the row's own.
-SetName = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^,]*$"), _Whole, _Line]
+SetName = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^,]*$"), _Filled, _Line]
 TermName = Annotated[Label, Field(min_length=1, description="the term's column in the scored table")]
-Variable = Annotated[str, Field(max_length=200), _Whole, AfterValidator(_variable)]
+Variable = Annotated[str, Field(max_length=200), _Filled, AfterValidator(_variable)]
 KeyVariable = Annotated[Variable | None, Field(description="environment variable that holds the API key")]
 # A path, a hub id or a URI.
-Address = Annotated[str, Field(max_length=1024), _Whole, _Line, AfterValidator(_path)]
-WebAddress = Annotated[str, Field(max_length=1024), _Whole, _Line, AfterValidator(_web_address)]
+Address = Annotated[str, Field(max_length=1024), _Filled, _Line, AfterValidator(_path)]
+WebAddress = Annotated[str, Field(max_length=1024), _Filled, _Line, AfterValidator(_web_address)]
 Pattern = Annotated[str, Field(max_length=1000), AfterValidator(_pattern)]
