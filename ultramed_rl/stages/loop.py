@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ultramed_rl.actors.trainer import TrainingPlace
+from ultramed_rl.actors.work import TrainingPlace
 from ultramed_rl.config.stages import StageConfig
 from ultramed_rl.learning.batching import count_steps
 from ultramed_rl.store import RunReader, StageDirectory

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ultramed_rl.actors.policy import PolicyWorker
-from ultramed_rl.actors.reward_trainer import RewardTrainWorker
+from ultramed_rl.actors.trainer import RewardTrainWorker
 from ultramed_rl.cluster.architecture import resolve_architecture
 from ultramed_rl.cluster.group import RanksLost
 from ultramed_rl.cluster.inputs import describe_inputs, describe_rendering

@@ -26,7 +26,7 @@ from ultramed_rl.evaluation.judging import (
     statement_template,
     summarize_statements,
 )
-from ultramed_rl.rewards.api import ApiClient, Reply
+from ultramed_rl.rewards.judge import ApiClient, Reply
 from ultramed_rl.rewards.statements import StatementGrader, count_statements
 
 E, N, C = "entailed", "neutral", "contradicted"
@@ -379,7 +379,7 @@ def test_nothing_to_grade_asks_nothing() -> None:
 
 
 def client(url: str, **fields: Any) -> ApiClient:
-    return ApiClient(ApiModel.model_validate(section(url, **fields)), "annotator")
+    return ApiClient(ApiModel.model_validate(section(url, **fields)))
 
 
 def test_texts_come_back_in_order_and_no_more_at_a_time_than_asked_for() -> None:
@@ -395,8 +395,8 @@ def test_texts_come_back_in_order_and_no_more_at_a_time_than_asked_for() -> None
 
     with serving(answer) as url:
         prompts = [f"text {index}" for index in range(12)] + ["mute"]
-        found = client(url, concurrency=3).ask(prompts)
-    assert found == [text.upper() for text in prompts[:-1]] + [""]
+        found = client(url, concurrency=3).ask_for(prompts, str)
+    assert [reply.text for reply in found] == [text.upper() for text in prompts[:-1]] + [""]
     assert max(most) <= 3
 
 
@@ -408,11 +408,11 @@ def test_what_cannot_be_read_is_none_with_the_last_text() -> None:
         assert client(url, retries=1).ask_for(["p"], read) == [Reply(7, "7")]
 
 
-def test_the_client_speaks_of_its_model_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_client_speaks_of_its_judge(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
-    with pytest.raises(RuntimeError, match="annotator http://127.0.0.1:9/v1: APIConnectionError"):
-        client("http://127.0.0.1:9").ask(["p"])
-    with pytest.raises(ValueError, match="annotator.api_key_env='NO_SUCH_KEY'"):
+    with pytest.raises(RuntimeError, match="judge http://127.0.0.1:9/v1: APIConnectionError"):
+        client("http://127.0.0.1:9").ask_for(["p"], str)
+    with pytest.raises(ValueError, match="judge.api_key_env='NO_SUCH_KEY'"):
         client("http://127.0.0.1:9", api_key_env="NO_SUCH_KEY")
 
 
