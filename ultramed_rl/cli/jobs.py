@@ -16,7 +16,7 @@ from ultramed_rl.cli.program import command
 from ultramed_rl.tracking.console import manner, say, speaking, tell, tell_result
 
 if TYPE_CHECKING:
-    from ultramed_rl.cluster.submission import JobServer, JobState
+    from ultramed_rl.cluster.jobs import JobServer, JobState
 
 Address = Annotated[
     str,
@@ -70,7 +70,7 @@ def address_of(text: str) -> str:
 @contextmanager
 def reaching(address: str) -> Iterator[JobServer]:
     """The jobs behind an address; what fails with them is one line and exit code 1."""
-    from ultramed_rl.cluster.submission import JobServer
+    from ultramed_rl.cluster.jobs import JobServer
 
     try:
         yield JobServer(address)

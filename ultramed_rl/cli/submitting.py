@@ -83,7 +83,7 @@ def _send(submission: Submission, address: str, wait: bool) -> None:
 
 def _checked(config_path: str, overrides: list[str], working_dir: Path | None) -> Any:
     """The config or recipe, valid and planned, with paths that mean the same on the cluster; else exit with 2."""
-    from ultramed_rl.cluster.local_paths import is_relative, path_problems
+    from ultramed_rl.cluster.submission import is_relative, path_problems
     from ultramed_rl.config import ConfigError
     from ultramed_rl.config.load import check_any
     from ultramed_rl.config.recipe import check_recipe
@@ -109,7 +109,7 @@ def _checked(config_path: str, overrides: list[str], working_dir: Path | None) -
 
 
 def _runtime_env(file: Path | None, variables: list[str]) -> dict[str, Any]:
-    from ultramed_rl.cluster.job_environment import read_runtime_env
+    from ultramed_rl.cluster.submission import read_runtime_env
 
     return read_runtime_env(file, variables, os.environ)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
-from ultramed_rl.cluster.local_paths import OFFLINE, texts_of
+from ultramed_rl.cluster.inputs import OFFLINE, texts_of
 from ultramed_rl.config import AnyConfig
 from ultramed_rl.config.base import Problems
 from ultramed_rl.config.files import why_unreadable

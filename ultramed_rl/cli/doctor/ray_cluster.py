@@ -41,7 +41,7 @@ def _check_address(address: str) -> Finding:
 
 def _check_local() -> Iterator[Finding]:
     """Room for the object store and for Ray's files."""
-    from ultramed_rl.cluster.private_ray import FULL, choose_parent, full_share
+    from ultramed_rl.cluster.connection import FULL, choose_parent, full_share
 
     try:
         folder = choose_parent()
