@@ -67,14 +67,8 @@ class PolicyWorker(TrainWorker):
         max_length: int,
         held_out: tuple[Sequence[PreferenceGroup], Sequence[ReferenceLogprobs] | None] | None = None,
     ) -> None:
-        """Set the task: these groups under this objective, and perhaps held-out ones to evaluate on.
-
-        Args:
-            references: of the same groups; None for an objective without a reference.
-
-        Raises:
-            ValueError: groups that cannot be learnt from, with their ids, before anything is computed.
-        """
+        """Set the task: these groups, with their references where the objective has one, and perhaps held-out ones to
+        evaluate on. Raises ValueError with the ids of groups that cannot be learnt from, before anything is computed."""
 
         def task(
             groups: Sequence[PreferenceGroup], references: Sequence[ReferenceLogprobs] | None

@@ -53,14 +53,8 @@ def lay_out(shapes: Iterable[tuple[str, torch.dtype, tuple[int, ...]]]) -> list[
 
 
 class SharedTensors:
-    """The tensors of these slots; their memory lives as long as any of them is referred to.
-
-    Args:
-        path: of memory that another process made, to be read only; None makes some.
-
-    Raises:
-        ValueError: no process of this machine has such memory.
-    """
+    """The tensors of these slots, in the memory that another process has at `path`, to be read only, or in new memory; it
+    lives as long as any of them is referred to. Raises ValueError: no process of this machine has such memory."""
 
     def __init__(self, slots: Sequence[Slot], path: str | None = None) -> None:
         self.slots = {slot.name: slot for slot in slots}

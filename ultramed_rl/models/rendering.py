@@ -55,15 +55,8 @@ _left = _Left()
 
 
 def render_chat(tokenizer: Any, messages: Sequence[Message], *, generate: bool = False) -> str:
-    """The chat as text.
-
-    Args:
-        tokenizer: of transformers, with a chat template.
-        generate: whether with the generation prompt.
-
-    Raises:
-        UnfitTemplate: the template refuses the chat, is none, fails, or goes beyond a limit.
-    """
+    """The chat as text, by the template of a tokenizer of transformers; if `generate`, with the generation prompt. Raises
+    UnfitTemplate: the template refuses the chat, is none, fails, or goes beyond a limit."""
     _left.made, _left.until = MOST_MADE, time.thread_time() + MOST_SECONDS
     try:
         template = _compile(tokenizer.get_chat_template())
