@@ -14,7 +14,7 @@ from ultramed_rl.tracking import Progress
 from ultramed_rl.tracking.heartbeat import note_waits
 from ultramed_rl.tracking.stall import RoleState, explain_wait
 from ultramed_rl.tracking.timeline import TIMELINE, Span, Timeline
-from ultramed_rl.tracking.utilisation import utilisation, workers_of
+from ultramed_rl.tracking.utilisation import Utilisation
 
 
 class RunWatcher:
@@ -36,7 +36,7 @@ class RunWatcher:
         with self.timeline.phase(name, index):
             yield shares
         note_waits(())
-        shares |= utilisation(self._spans, started, time.time(), workers_of(self._spans))
+        shares |= Utilisation(self._spans).shares([(started, time.time())])
         self._spans = []
 
     def span(self, span: Span) -> None:

@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 from ultramed_rl.config.generation import Endpoint
 from ultramed_rl.config.rewards import ApiModel, JudgeTerm, Scale
 from ultramed_rl.data.templates import read_template, without_tags
-from ultramed_rl.evaluation.reading.numbers import NUMBER, to_float
+from ultramed_rl.evaluation.reading.text import NUMBER, to_float
 from ultramed_rl.http.chat import ChatSession, ChatTrail, chat_client
 from ultramed_rl.http.client import Failure
 from ultramed_rl.http.session import running

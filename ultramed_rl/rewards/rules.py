@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from ultramed_rl.config.rewards import AnswerTerm, FormatTerm, LengthTerm
 from ultramed_rl.data.vignettes import read_options
-from ultramed_rl.evaluation.reading.letters import read_letter
-from ultramed_rl.evaluation.reading.numbers import read_number, read_reference_number
+from ultramed_rl.evaluation.reading.choice import read_letter
+from ultramed_rl.evaluation.reading.text import read_number, read_reference_number
 from ultramed_rl.records import Completion, Prompt
 from ultramed_rl.rewards.term import with_prompts
 
