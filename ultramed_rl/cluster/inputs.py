@@ -14,7 +14,7 @@ from ultramed_rl.cluster.local_paths import FILE_KEYS, MODEL_KEYS, texts_of
 from ultramed_rl.config import AnyConfig
 from ultramed_rl.data.prompts import PromptPool
 from ultramed_rl.data.sources import local_files
-from ultramed_rl.models.offline import OFFLINE_PREFIX, resolve_model
+from ultramed_rl.models.files import OFFLINE_PREFIX, resolve_model
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Message
 from ultramed_rl.store.digests import digest_file, digest_inputs, digest_sampled

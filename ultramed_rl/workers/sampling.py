@@ -16,7 +16,7 @@ from ultramed_rl.cluster.pool import Outcome, Pool
 from ultramed_rl.cluster.transport import RayScheduler, WorkerSet
 from ultramed_rl.config import SamplingConfig
 from ultramed_rl.config.precision import resolve_precision
-from ultramed_rl.models.offline import resolve_model
+from ultramed_rl.models.files import resolve_model
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, OptionLogprobs, OptionRequest, SamplingRequest
 from ultramed_rl.tracking.termination import keep_sigterm

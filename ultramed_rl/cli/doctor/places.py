@@ -16,7 +16,7 @@ _HUB_TIMEOUT_S = 4.0
 
 def check_disk(runs: Path) -> Iterator[Finding]:
     """Space where runs, our cache and the hub's cache are."""
-    from ultramed_rl.models.offline import cache_directory
+    from ultramed_rl.models.files import cache_directory
 
     hub = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     places = {"run.directory": runs, "ULTRAMED_RL_CACHE": cache_directory(), "HF_HOME": hub}
@@ -67,7 +67,7 @@ def check_hub(timeout_s: float = _HUB_TIMEOUT_S) -> Iterator[Finding]:
 
 def check_offline_model() -> Iterator[Finding]:
     """The package of the quickstart's model, or what was made of it."""
-    from ultramed_rl.models.offline import OFFLINE_PREFIX, SMOLLM2, cache_directory
+    from ultramed_rl.models.files import OFFLINE_PREFIX, SMOLLM2, cache_directory
 
     name = f"{OFFLINE_PREFIX}{SMOLLM2}"
     made = cache_directory() / SMOLLM2
