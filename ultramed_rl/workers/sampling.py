@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from ultramed_rl.actors.options import branches
-from ultramed_rl.actors.rollout import EngineArguments, RolloutWorker
+from ultramed_rl.actors.rollout import EngineArguments, RolloutWorker, branches
 from ultramed_rl.actors.weight_sync import transfer_backend
 from ultramed_rl.cluster.dispatch import WorkItem
 from ultramed_rl.cluster.group import WorkerGroup
