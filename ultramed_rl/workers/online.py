@@ -13,7 +13,7 @@ from ultramed_rl.actors.rollout import RolloutWorker
 from ultramed_rl.actors.scorer import ReferenceWorker
 from ultramed_rl.actors.trainer import RewardTrainWorker
 from ultramed_rl.actors.weight_sync import transfer_backend
-from ultramed_rl.actors.work import RoundTraining, TrainingPlace
+from ultramed_rl.actors.work import RoundTask, TrainingPlace
 from ultramed_rl.cluster.architecture import resolve_architecture
 from ultramed_rl.cluster.demands import needs_reference
 from ultramed_rl.cluster.group import (
@@ -293,7 +293,7 @@ class OnlineWorkers(SamplingWorkers):
         """Begin all steps from `start` on, on the pairs in a round's folder."""
         config = self.config
         length = config.policy.max_length
-        work = RoundTraining(str(folder), config.objective, length, config.training, place, start)
+        work = RoundTask(str(folder), config.objective, length, config.training, place, start)
         return RoundSteps(self.policy, work)
 
     def end_training(self, rounds: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ultramed_rl.actors.policy import PolicyWorker
-from ultramed_rl.actors.work import RoundTraining
+from ultramed_rl.actors.work import RoundTask
 from ultramed_rl.cluster.group import Generators, WorkerGroup, are_done, ranks_held
 
 Metrics = dict[str, float]
@@ -18,7 +18,7 @@ class RoundSteps:
     Each step's metrics come once, by `ready` or by `rest`. Both raise RanksLost, and what a rank says that cannot learn.
     """
 
-    def __init__(self, policy: WorkerGroup, work: RoundTraining) -> None:
+    def __init__(self, policy: WorkerGroup, work: RoundTask) -> None:
         self._policy, self._steps = policy, (work.training, work.place, work.start)
         self._reading = policy.start(PolicyWorker.learn_round, work)
         self._generators: Generators | None = None
