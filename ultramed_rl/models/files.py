@@ -220,7 +220,19 @@ def find_weight_files(folder: Path) -> list[Path]:
 def stored_shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
     """The shape of every weight in these files. Raises ValueError: naming a file that is cut, or no safetensors file
     at all, such as a pointer that git-lfs left."""
-    return {name: tuple(entry["shape"]) for file in files for name, entry in _read_header(file).items()}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        try:
+            with file.open("rb") as opened:
+                begin, header = read_header(opened)
+            size = begin + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        except (ValueError, TypeError):
+            reason = _pointer(file) or ", or cut within its header"
+            raise ValueError(f"{file}: not a safetensors file{reason}; {_CURE}") from None
+        if file.stat().st_size != size:
+            raise ValueError(f"{file}: has {file.stat().st_size} bytes of {size}; {_CURE}")
+        shapes |= {name: tuple(entry["shape"]) for name, entry in header.items()}
+    return shapes
 
 
 def shown(names: Iterable[str], most: int = 3) -> str:
@@ -228,19 +240,6 @@ def shown(names: Iterable[str], most: int = 3) -> str:
     every = sorted(names)
     more = f", and {len(every) - most} more" if len(every) > most else ""
     return ", ".join(every[:most]) + more
-
-
-def _read_header(file: Path) -> dict[str, dict[str, list[int]]]:
-    try:
-        with file.open("rb") as opened:
-            begin, header = read_header(opened)
-        size = begin + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    except (ValueError, TypeError):
-        reason = _pointer(file) or ", or cut within its header"
-        raise ValueError(f"{file}: not a safetensors file{reason}; {_CURE}") from None
-    if file.stat().st_size != size:
-        raise ValueError(f"{file}: has {file.stat().st_size} bytes of {size}; {_CURE}")
-    return header
 
 
 def _pointer(file: Path) -> str:
