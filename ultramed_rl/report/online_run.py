@@ -38,11 +38,6 @@ REASONS = {
 }
 GROWTH = 0.2
 CORRELATION = 0.3
-RULE = (
-    f"Rule: flagged where the last policy's held-out answers are at least {GROWTH:.0%} longer (or shorter) than "
-    f"the starting policy's, and reward and length correlate by at least {CORRELATION} in that direction within "
-    "prompts, over the samples of all rounds (Pearson's r of tokens and reward, each less its prompt's mean)."
-)
 Key = tuple[str, int]  # prompt id and sample
 
 
