@@ -65,7 +65,7 @@ def stream(tokenizer: Any, rows: list[Any]) -> Iterator[int]:
 
 def ours(work: Work, turn: Connection) -> None:
     """The product's policy worker, one rank, outside Ray."""
-    from ultramed_rl.actors.trainer import TrainingPlace
+    from ultramed_rl.actors.work import TrainingPlace
     from ultramed_rl.config.objectives import DPO
     from ultramed_rl.config.training import Training
     from ultramed_rl.records import Completion, PreferenceGroup, Prompt, ReferenceLogprobs

@@ -110,7 +110,7 @@ def make_steps(
 
 def ours(work: Work, turn: Connection) -> None:
     """The product's policy worker, one rank, outside Ray."""
-    from ultramed_rl.actors.trainer import TrainingPlace
+    from ultramed_rl.actors.work import TrainingPlace
     from ultramed_rl.config.training import StageTraining
     from ultramed_rl.learning.batching import epoch_batches
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ultramed_rl.actors.trainer import TrainingPlace
+from ultramed_rl.actors.work import TrainingPlace
 from ultramed_rl.records import PreferenceGroup, Prompt, ReferenceLogprobs
 from ultramed_rl.store.tables import write_records
 from ultramed_rl.workers.online import OnlineWorkers

@@ -16,8 +16,7 @@ from tests.learning import learn
 from tests.tiny import tiny_run
 from ultramed_rl.actors.policy import PolicyWorker
 from ultramed_rl.actors.rollout import RolloutWorker
-from ultramed_rl.actors.trainer import TrainingPlace
-from ultramed_rl.actors.work import WorkBatch
+from ultramed_rl.actors.work import TrainingPlace, WorkBatch
 from ultramed_rl.cluster.group import RanksLost
 from ultramed_rl.config import parse_config
 from ultramed_rl.models.tokenizer import ChatTokenizer

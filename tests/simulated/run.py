@@ -19,9 +19,9 @@ from tests.simulated.scorers import SimulatedReference, SimulatedReward
 from tests.simulated.trainers import SimulatedRewardTrainer, SimulatedTrainer
 from tests.tiny import tiny_run
 from ultramed_rl.actors.policy import PolicyWorker
-from ultramed_rl.actors.reward_trainer import RewardTrainWorker
 from ultramed_rl.actors.rollout import RolloutWorker
 from ultramed_rl.actors.scorer import ReferenceWorker, RewardWorker
+from ultramed_rl.actors.trainer import RewardTrainWorker
 from ultramed_rl.cluster import group, placement, transport
 from ultramed_rl.config import RunConfig, parse_config
 from ultramed_rl.models.tokenizer import ChatTokenizer

@@ -8,8 +8,14 @@ from typing import Any
 
 from ultramed_rl.config.explain import validate
 from ultramed_rl.config.models import Architecture
-from ultramed_rl.models.configs import decoder_config, head_width, longest_sequence, read_config_file
-from ultramed_rl.models.weight_files import find_weight_files, stored_shapes
+from ultramed_rl.models.files import (
+    decoder_config,
+    find_weight_files,
+    head_width,
+    longest_sequence,
+    read_config_file,
+    stored_shapes,
+)
 
 _LLAMA3_8B = Architecture(
     hidden_size=4096,

@@ -20,7 +20,7 @@ from ultramed_rl.config.precision import resolve_precision
 from ultramed_rl.config.run import RunConfig
 from ultramed_rl.config.stages import SftConfig, StageConfig
 from ultramed_rl.config.training import Optimization
-from ultramed_rl.models.configs import check_length
+from ultramed_rl.models.files import check_length
 
 
 @dataclass(frozen=True)

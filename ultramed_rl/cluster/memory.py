@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ultramed_rl.cluster.architecture import count_parameters
 from ultramed_rl.config.models import Architecture
-from ultramed_rl.learning.chunks import chunk_tokens
+from ultramed_rl.learning.costs import chunk_tokens
 
 GIB = 2**30
 # A process that has imported torch, transformers and DeepSpeed or vLLM, before any weight: measured on CPU.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ultramed_rl.actors.passes import AnswerNumber
+from ultramed_rl.actors.scorer import AnswerNumber
 from ultramed_rl.cluster.group import WorkerGroup
 from ultramed_rl.learning.packing import AnswerGroup
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from ultramed_rl.actors.reward_trainer import RewardTrainWorker
-from ultramed_rl.actors.trainer import TrainingPlace
+from ultramed_rl.actors.trainer import RewardTrainWorker
+from ultramed_rl.actors.work import TrainingPlace
 from ultramed_rl.cluster.group import RanksLost
 from ultramed_rl.config import RunConfig
 from ultramed_rl.config.stages import BradleyTerry

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
 
-from ultramed_rl.actors.trainer import TrainingPlace
+from ultramed_rl.actors.work import TrainingPlace
 from ultramed_rl.config import RunConfig
 from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.online.watcher import RunWatcher

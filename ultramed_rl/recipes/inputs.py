@@ -70,7 +70,7 @@ def _check_text(key: str, name: str, text: str) -> None:
 
         check_model(text)
     elif name in ("chat_template", "chat_templates"):
-        from ultramed_rl.models.tokenizer import read_template
+        from ultramed_rl.models.rendering import read_template
 
         read_template(text, key)
     elif name == "template":

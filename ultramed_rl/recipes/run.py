@@ -38,9 +38,9 @@ def check_runnable(config: AnyConfig) -> None:
         if problems:
             raise Problems(problems)
     if getattr(config, "engine", "native") == "openrlhf":
-        from ultramed_rl.stages.openrlhf.limits import openrlhf_problems
+        from ultramed_rl.stages.openrlhf import openrlhf_problems
 
-        problems = openrlhf_problems(config)  # type: ignore[arg-type]
+        problems = openrlhf_problems(config)
         if problems:
             raise Problems(problems)
 

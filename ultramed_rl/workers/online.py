@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 
 from ultramed_rl.actors.deepspeed_setup import engine_spec
 from ultramed_rl.actors.policy import PolicyWorker
-from ultramed_rl.actors.reward_trainer import RewardTrainWorker
 from ultramed_rl.actors.rollout import RolloutWorker
 from ultramed_rl.actors.scorer import ReferenceWorker
-from ultramed_rl.actors.trainer import TrainingPlace
+from ultramed_rl.actors.trainer import RewardTrainWorker
 from ultramed_rl.actors.weight_sync import transfer_backend
+from ultramed_rl.actors.work import RoundTraining, TrainingPlace
 from ultramed_rl.cluster.architecture import resolve_architecture
 from ultramed_rl.cluster.demands import needs_reference
 from ultramed_rl.cluster.group import (
@@ -292,15 +292,9 @@ class OnlineWorkers(SamplingWorkers):
     def go_on_training(self, folder: Path, place: TrainingPlace, start: int) -> RoundSteps:
         """Begin all steps from `start` on, on the pairs in a round's folder."""
         config = self.config
-        return RoundSteps(
-            self.policy,
-            str(folder),
-            config.objective,
-            config.policy.max_length,
-            config.training,
-            place,
-            start,
-        )
+        length = config.policy.max_length
+        work = RoundTraining(str(folder), config.objective, length, config.training, place, start)
+        return RoundSteps(self.policy, work)
 
     def end_training(self, rounds: int) -> None:
         """All steps of so many rounds are taken."""

@@ -8,8 +8,8 @@ from typing import Any, Concatenate
 
 from ultramed_rl.actors.deepspeed_setup import engine_spec
 from ultramed_rl.actors.policy import PolicyWorker
-from ultramed_rl.actors.reward_trainer import RewardTrainWorker
-from ultramed_rl.actors.trainer import TrainingPlace, TrainWorker
+from ultramed_rl.actors.trainer import RewardTrainWorker, TrainWorker
+from ultramed_rl.actors.work import TrainingPlace
 from ultramed_rl.cluster.group import P, WorkerGroup
 from ultramed_rl.cluster.placement import connect, reserve
 from ultramed_rl.cluster.plan import make_plan

@@ -5,33 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ultramed_rl.actors.policy import PolicyWorker
-from ultramed_rl.actors.trainer import TrainingPlace
+from ultramed_rl.actors.work import RoundTraining
 from ultramed_rl.cluster.group import Generators, WorkerGroup, are_done, ranks_held
-from ultramed_rl.config.objectives import Objective
-from ultramed_rl.config.training import Training
 
 Metrics = dict[str, float]
 
 
 class RoundSteps:
-    """All steps of a round from `start` on. Every rank reads what its micro-batches hold; when all have, they take one step
+    """All steps of a round from `work.start` on. Every rank reads what its micro-batches hold; when all have, they take one step
     after the other by themselves, and wait for nobody else.
 
     Each step's metrics come once, by `ready` or by `rest`. Both raise RanksLost, and what a rank says that cannot learn.
     """
 
-    def __init__(
-        self,
-        policy: WorkerGroup,
-        folder: str,
-        objective: Objective,
-        max_length: int,
-        training: Training,
-        place: TrainingPlace,
-        start: int,
-    ) -> None:
-        self._policy, self._how = policy, (training, place, start)
-        self._reading = policy.start(PolicyWorker.learn_round, folder, objective, max_length, *self._how)
+    def __init__(self, policy: WorkerGroup, work: RoundTraining) -> None:
+        self._policy, self._steps = policy, (work.training, work.place, work.start)
+        self._reading = policy.start(PolicyWorker.learn_round, work)
         self._generators: Generators | None = None
 
     def ready(self) -> list[Metrics]:
@@ -51,5 +40,5 @@ class RoundSteps:
         if self._generators is None:
             # Not before all have read: one that cannot learn its pairs would step on with those of the round before.
             self._policy.wait(self._reading)
-            self._generators = self._policy.generate(PolicyWorker.train, [self._how] * len(self._policy))
+            self._generators = self._policy.generate(PolicyWorker.train, [self._steps] * len(self._policy))
         return self._generators

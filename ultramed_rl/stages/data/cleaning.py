@@ -14,8 +14,8 @@ from ultramed_rl.data.factory.columns import split_removed
 from ultramed_rl.data.factory.decontaminate import BenchmarkItem, Decontaminator
 from ultramed_rl.data.factory.deduplicate import DuplicateKeys, find_duplicates
 from ultramed_rl.data.sources import list_sources
-from ultramed_rl.evaluation.contamination.search import question_text
-from ultramed_rl.evaluation.load import load_items
+from ultramed_rl.evaluation.contamination import question_text
+from ultramed_rl.evaluation.suite import load_items
 from ultramed_rl.evaluation.tasks import find_task
 from ultramed_rl.stages.data.inputs import DataWork, open_embedder, read_input, read_made_rows
 from ultramed_rl.store.atomic import write_lines

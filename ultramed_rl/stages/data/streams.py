@@ -76,7 +76,7 @@ def write_bench(work: DataWork) -> Counter[str]:
 def write_report(work: DataWork) -> Counter[str]:
     """table.json and table.md, report.html, topics.html, models.json; the table is said too."""
     # scikit-learn and plotly take seconds to load, which the other steps needn't wait for.
-    from ultramed_rl.data.factory.report.build import ReportOptions, build_report
+    from ultramed_rl.data.factory.report.build import build_report
 
     config, step = work.config, work.config.step
     assert isinstance(step, Report)
@@ -86,7 +86,8 @@ def write_report(work: DataWork) -> Counter[str]:
         work.output,
         open_embedder(step.embedder),
         None if judged is None else lambda: read_made_rows(judged),
-        ReportOptions(config.run.name, step.originals, step.seed, step.points, step.clusters),
+        step,
+        config.run.name,
     )
     work.progress.say((work.output / "table.md").read_text(encoding="utf-8"))
     return Counter(

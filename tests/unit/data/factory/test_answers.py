@@ -18,7 +18,7 @@ from ultramed_rl.data.factory.difficulty import read_difficulty
 from ultramed_rl.data.factory.instructions import Instruction, new_row
 from ultramed_rl.data.factory.score import ScoreStep
 from ultramed_rl.data.factory.step import Drop, Fail, Keep, Row
-from ultramed_rl.evaluation.reading.letters import read_letter
+from ultramed_rl.evaluation.reading.choice import read_letter
 
 RIGHT = "Allopurinol inhibits xanthine oxidase.\n\nSo, the answer is A."
 WRONG = "Colchicine it is.\n\nSo, the answer is B."

@@ -24,7 +24,8 @@ from ultramed_rl.config.recipe import load_recipe, stage_config
 from ultramed_rl.config.reward_bench import BenchmarkPairs
 from ultramed_rl.data.preferences import read_pairs
 from ultramed_rl.data.stage_data import fit_pairs
-from ultramed_rl.evaluation.reward_bench import (
+from ultramed_rl.records import Completion, Message, PreferenceGroup, Prompt, RankedAnswers
+from ultramed_rl.stages.reward_bench import (
     GENERAL,
     MEDICAL,
     OTHERS,
@@ -36,7 +37,6 @@ from ultramed_rl.evaluation.reward_bench import (
     score_subsets,
     wrong_pairs,
 )
-from ultramed_rl.records import Completion, Message, PreferenceGroup, Prompt, RankedAnswers
 from ultramed_rl.store.tables import write_records
 
 USER = (Message(role="user", content="Which?"),)

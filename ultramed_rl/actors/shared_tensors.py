@@ -1,4 +1,4 @@
-"""A piece of memory that several processes of one node map, with named tensors in it.
+"""Named tensors in memory that several processes of one node map.
 
 The memory has no file: it is a memfd, which other processes open through its owner's /proc entry. It needs no room
 in /dev/shm, and goes when the last process that maps it ends, however it ends.
@@ -14,7 +14,6 @@ import weakref
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 
@@ -33,9 +32,9 @@ class Slot:
     @property
     def torch_dtype(self) -> torch.dtype:
         """The type itself."""
-        found = getattr(torch, self.dtype)
-        assert isinstance(found, torch.dtype), self.dtype
-        return found
+        dtype = getattr(torch, self.dtype)
+        assert isinstance(dtype, torch.dtype), self.dtype
+        return dtype
 
     @property
     def end(self) -> int:
@@ -53,15 +52,14 @@ def lay_out(shapes: Iterable[tuple[str, torch.dtype, tuple[int, ...]]]) -> list[
     return slots
 
 
-class Segment:
-    """Mapped memory with the tensors of its slots; they live as long as any of them is referred to.
+class SharedTensors:
+    """The tensors of these slots; their memory lives as long as any of them is referred to.
 
     Args:
-        slots: what lies where.
-        path: of a segment that another process made, to be read only; None makes a new one.
+        path: of memory that another process made, to be read only; None makes some.
 
     Raises:
-        ValueError: no process of this machine has such a segment.
+        ValueError: no process of this machine has such memory.
     """
 
     def __init__(self, slots: Sequence[Slot], path: str | None = None) -> None:
@@ -80,27 +78,14 @@ class Segment:
             self._memory.madvise(mmap.MADV_HUGEPAGE)
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The tensor of a slot: a view, no copy."""
+        """The tensor of a slot: a view, no copy. Each has a storage of its own: writers of checkpoints take tensors of
+        one storage for tied."""
         slot = self.slots[name]
-        return self._view(slot, slot.shape)
-
-    def rows(self, names: Sequence[str]) -> torch.Tensor:
-        """Tensors on top of each other: a view where they lie so, else a copy."""
-        slots = [self.slots[name] for name in names]
-        adjacent = all(a.end == b.offset for a, b in pairwise(slots))
-        if not adjacent or len({(slot.dtype, slot.shape[1:]) for slot in slots}) > 1:
-            return torch.cat([self.tensor(name) for name in names])
-        shape = (sum(slot.shape[0] for slot in slots), *slots[0].shape[1:])
-        return self._view(slots[0], shape)
-
-    def _view(self, first: Slot, shape: tuple[int, ...]) -> torch.Tensor:
-        # Each view has a storage of its own: writers of checkpoints take tensors of one storage for tied.
+        count = math.prod(slot.shape)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the memory of others is read-only
-            flat = torch.frombuffer(
-                self._memory, dtype=first.torch_dtype, count=math.prod(shape), offset=first.offset
-            )
-        return flat.view(shape)
+            flat = torch.frombuffer(self._memory, dtype=slot.torch_dtype, count=count, offset=slot.offset)
+        return flat.view(slot.shape)
 
 
 def _map_other(path: str, size: int) -> mmap.mmap:
