@@ -16,7 +16,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -56,18 +56,7 @@ class Index:
     """What is at a URL: its files by their names in the run, and the folder that it was published from."""
 
     copy: str = ""
-    files: Mapping[str, Stored] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, remote: RemoteFolder) -> Index:
-        """The index at a URL; an empty one where there is none. Raises ValueError if it is not what was written."""
-        content = remote.read_json(INDEX)
-        try:
-            files = {} if content is None else content["files"].items()
-            known = {name: Stored(key, Version(*version)) for name, (key, version) in files}
-            return cls(content["copy"], known) if content else cls()
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise ValueError(f"{remote.url}/{INDEX}: not what was written; put it back from a copy") from None
+    files: dict[str, Stored] = field(default_factory=dict)
 
     @property
     def keys(self) -> set[str]:
@@ -146,7 +135,7 @@ class RemoteCopy:
             raise
 
     def _read_url(self) -> tuple[Index, set[str]]:
-        index, keys = Index.read(self.remote), self.remote.list() - {WRITER, INDEX}
+        index, keys = self.remote.read_json(INDEX, Index) or Index(), self.remote.list() - {WRITER, INDEX}
         if not index.copy and any(TEMPORARY not in key for key in keys):
             raise ValueError(
                 f"{self.remote.url}: has files, and no {INDEX} that says which are the run's; put it back, or choose "
@@ -305,10 +294,11 @@ class RemoteCopy:
         self.remote.delete(key)
         self._keys.discard(key)
 
-    def _write_index(self, files: Mapping[str, Stored]) -> None:
+    def _write_index(self, files: dict[str, Stored]) -> None:
         self.lease.check()
-        self.remote.write_json(INDEX, {"copy": self.copy, "files": dict(files)})
-        self.index = Index(self.copy, files)
+        index = Index(self.copy, files)
+        self.remote.write_json(INDEX, asdict(index))
+        self.index = index
 
     def _pull(self) -> None:
         """Make the folder what is at the URL. The URL wins: what is here alone is deleted.
