@@ -13,6 +13,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ultramed_rl.store.artifacts import ArtifactFolder, begin_parts
@@ -165,6 +166,19 @@ def in_order(records: Iterable[T], key: Callable[[T], str], order: Sequence[str]
         found.setdefault(key(record), []).append(record)
     assert found.keys() == set(order), f"keys lost or unasked for: {list(found.keys() ^ set(order))[:4]}"
     return [record for k in order for record in found[k]]
+
+
+def read_columns(path: Path, *columns: str) -> pa.Table:
+    """Columns of a parquet file, or of a folder of such, in the files' order; all if none is named.
+
+    Raises:
+        ValueError: one that cannot be read.
+    """
+    tables = []
+    for file in shard_files(path) or [path]:
+        with told_of(file), pq.ParquetFile(file) as parquet:
+            tables.append(parquet.read(columns=columns or None))
+    return pa.concat_tables(tables)
 
 
 def shard_files(path: Path) -> list[Path]:
