@@ -125,7 +125,7 @@ def model_card(config: ModelConfig, facts: ModelFacts) -> str:
     base = config.policy.path if isinstance(config, RunConfig) else config.model.path
     objective = "" if isinstance(config, SftConfig) else config.objective.type
     uris = [item.where.removeprefix("hf://") for item in facts.inputs if item.where.startswith("hf://")]
-    whole = config.to_mapping()
+    sections = config.to_mapping()
     return _render(
         "model.md.jinja",
         ModelCardData(
@@ -135,9 +135,9 @@ def model_card(config: ModelConfig, facts: ModelFacts) -> str:
             datasets=list(dict.fromkeys(uri.partition(":")[0] for uri in uris)) or None,
             tags=["ultramed_rl", config.type, *([objective] if objective and not scores else []), "research"],
         ),
-        {"policy": whole["policy"], "reward": {"train": whole["reward"]["train"]}}
+        {"policy": sections["policy"], "reward": {"train": sections["reward"]["train"]}}
         if facts.role == "reward_model"
-        else {name: whole[name] for name in _WEIGHTS if whole.get(name) is not None},
+        else {name: sections[name] for name in _WEIGHTS if sections.get(name) is not None},
         config=config,
         facts=facts,
         base=base,
@@ -153,7 +153,7 @@ def data_card(config: DataSetConfig, facts: DataFacts) -> str:
     """A data set's README.md: Hugging Face front matter, then what made it, of what, by which models."""
     from huggingface_hub import DatasetCardData
 
-    models, whole = _models(config), config.to_mapping()
+    models, sections = _models(config), config.to_mapping()
     synthetic = models or any(step.models for step in facts.earlier)
     splits = [{"split": split, "path": file} for split, file in facts.files.items()]
     step = config.step if isinstance(config, DataConfig) else None
@@ -166,7 +166,7 @@ def data_card(config: DataSetConfig, facts: DataFacts) -> str:
             configs=[{"config_name": "default", "data_files": splits}] if splits else None,
             tags=["ultramed_rl", *(["synthetic"] if synthetic else []), "research"],
         ),
-        {name: whole[name] for name in wanted if whole.get(name) is not None},
+        {name: sections[name] for name in wanted if sections.get(name) is not None},
         config=config,
         facts=facts,
         what=re.sub(r" \[[A-Z]\]", "", " ".join((type(step).__doc__ or "").split())),

@@ -161,11 +161,11 @@ def _count_rows(file: Path) -> list[int]:
 
 def in_order(records: Iterable[T], key: Callable[[T], str], order: Sequence[str]) -> list[T]:
     """Records by their keys in this order; those of one key as they came. Every key has some, and no other."""
-    found: dict[str, list[T]] = {}
+    by_key: dict[str, list[T]] = {}
     for record in records:
-        found.setdefault(key(record), []).append(record)
-    assert found.keys() == set(order), f"keys lost or unasked for: {list(found.keys() ^ set(order))[:4]}"
-    return [record for k in order for record in found[k]]
+        by_key.setdefault(key(record), []).append(record)
+    assert by_key.keys() == set(order), f"keys lost or unasked for: {list(by_key.keys() ^ set(order))[:4]}"
+    return [record for k in order for record in by_key[k]]
 
 
 def read_columns(path: Path, *columns: str) -> pa.Table:
