@@ -33,14 +33,12 @@ from ultramed_rl.cluster.placement import connect, disconnect
 from ultramed_rl.config.cluster import Cluster
 from ultramed_rl.config.factory_cleaning import Decontaminate, Deduplicate
 from ultramed_rl.config.factory_pairs import Pairs
-from ultramed_rl.data.factory.decontaminate import Decontaminator, NearItems, count_contaminated
-from ultramed_rl.data.factory.deduplicate import find_duplicates
-from ultramed_rl.data.factory.duplicate_keys import DuplicateKeys
+from ultramed_rl.data.factory.decontaminate import Decontaminator, NearItems
+from ultramed_rl.data.factory.deduplicate import DuplicateKeys, find_duplicates
 from ultramed_rl.data.factory.hashing import HashedEmbedder
 from ultramed_rl.data.factory.judgements import read_judged
 from ultramed_rl.data.factory.pair_rows import preference_rows
-from ultramed_rl.data.likeness import NearRule
-from ultramed_rl.data.stems import read_stem
+from ultramed_rl.data.likeness import NearRule, read_stem
 
 ROWS = 2048  # of a block
 RULES = Pairs(form="ranked")
@@ -74,7 +72,10 @@ def clean(size: int, folder: Path, search: Decontaminator, workers: int) -> dict
     computed = time.process_time() - computed
     tables = [read_part(part) for part in removing]
     ids = {"item": [name for table in tables for name in table["record_id"].to_pylist()]}
-    ids["repeated"] = [one.record_id for one in found.repeated]
+    contaminated = Counter(
+        f"{row['benchmark']} {row['rule']}" for table in tables for row in table.to_pylist()
+    )
+    ids["repeated"] = [one.record_id for one in found]
     pairs = sum(read_part(part)["pairs"].to_numpy().sum() for part in ranked)
     return {
         "records": size,
@@ -83,8 +84,8 @@ def clean(size: int, folder: Path, search: Decontaminator, workers: int) -> dict
         "seconds": {name: round(spent, 1) for name, spent in seconds.items()},
         "driver_gb": round(peak_bytes() / 1e9, 3),
         "pairs": int(pairs),
-        "duplicates": found.counts,
-        "contaminated": {" ".join(key): count for key, count in sorted(count_contaminated(tables).items())},
+        "duplicates": dict(Counter(one.rule for one in found)),
+        "contaminated": dict(sorted(contaminated.items())),
         **planted(data, ids),
     }
 

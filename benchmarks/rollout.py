@@ -23,8 +23,7 @@ from ultramed_rl.config import RunConfig, load_config
 
 
 def requests_of(config: RunConfig, count: int, tokenizer: Any) -> list[Any]:
-    from ultramed_rl.data.pool import split_pool
-    from ultramed_rl.data.prompts import load_prompts
+    from ultramed_rl.data.prompts import load_prompts, split_pool
     from ultramed_rl.records import SamplingRequest
 
     loaded = load_prompts(config.prompts, tokenizer.encode_chat)

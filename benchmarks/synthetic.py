@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ultramed_rl.data.factory.decontaminate import BenchmarkItem
-from ultramed_rl.data.stems import read_stem
+from ultramed_rl.data.likeness import read_stem
 from ultramed_rl.evaluation.contamination.search import question_text
 from ultramed_rl.evaluation.load import load_items
 from ultramed_rl.evaluation.tasks import find_task

@@ -113,7 +113,6 @@ def test_the_readme_has_the_disclaimer_and_all_licences() -> None:
         "vllm",
         "torch",
         "plotly",
-        "matplotlib",
         "scikit-learn",
         "playwright",
         "tensorboard",

@@ -46,8 +46,7 @@ from ultramed_rl.config.generation import Endpoint
 from ultramed_rl.config.models import LoRA, Model
 from ultramed_rl.config.stages import ConversationSource
 from ultramed_rl.data.conversations import read_conversations
-from ultramed_rl.data.pool import check_rounds, split_pool
-from ultramed_rl.data.prompts import load_prompts
+from ultramed_rl.data.prompts import check_rounds, load_prompts, split_pool
 from ultramed_rl.data.sources import read_rows
 from ultramed_rl.evaluation.statistics import Interval
 from ultramed_rl.evaluation.tasks import find_task

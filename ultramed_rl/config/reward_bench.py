@@ -23,7 +23,7 @@ class BenchedModel(ModelSettings):
 
 
 class BenchmarkPairs(Section):
-    """Rows with chosen and rejected answers behind a URI, see `ultramed_rl.data.benchmark_pairs`."""
+    """Rows with chosen and rejected answers behind a URI, see `ultramed_rl.data.preferences`."""
 
     uri: Address = Field(description="hf://owner/name:split, package://name/path, or local files")
     subset_column: Column | None = Field(

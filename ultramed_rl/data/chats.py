@@ -1,21 +1,27 @@
-"""Rows to chat turns: the role names that data sets use, and what makes a row unfit."""
+"""Rows to chat turns: the role names that data sets use, and what becomes of rows that don't fit."""
 
 from __future__ import annotations
 
+import logging
 import re
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from ultramed_rl.data.sources import Row
+from ultramed_rl.data.sources import Row, read_placed_rows
 from ultramed_rl.records import Message
 
+T = TypeVar("T")
 LONGEST_TEXT = 1_000_000  # characters of one text in a row: tokenizers take seconds for more, then minutes
+ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 # How the chats of one family or another begin once a template has rendered them.
 _RENDERED = re.compile(
     r"\s*(<s>|<bos>|<\|begin_of_text\|>|<\|endoftext\|>|<｜begin▁of▁sentence｜>|<BOS_TOKEN>)?\s*"
     r"(<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|<\|turn>|<\|START_OF_TURN_TOKEN\|>|<\|start\|>|\[INST\]"
     r"|<\|(system|user|assistant)\|>|<｜(User|Assistant)｜>)"
 )
-ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
+logger = logging.getLogger(__name__)
 
 
 class Misfit(ValueError):
@@ -30,10 +36,14 @@ class Misfit(ValueError):
         self.column = column
 
 
-def read_turns(row: Row, column: str) -> list[Message]:
+# -- turns -------------------------------------------------------------------------------------------------
+
+
+def read_turns(row: Row, column: str, text_role: str | None = None) -> list[Message]:
     """The row's turns, trimmed and with the chat templates' role names.
 
-    A row without `messages` may hold them under `conversations`, as ShareGPT and UltraMedical do.
+    A row without `messages` may hold them under `conversations`, as ShareGPT and UltraMedical do. With `text_role` a
+    plain text is one turn of that role.
 
     Raises:
         Misfit: no such column, not a list of turns, an unknown role, a turn without text, or one that is a chat
@@ -42,30 +52,11 @@ def read_turns(row: Row, column: str) -> list[Message]:
     if column == "messages" and row.get(column) is None and "conversations" in row:
         column = "conversations"
     turns = read_column(row, column)
+    if text_role is not None and isinstance(turns, str):
+        turns = [{"role": text_role, "content": turns}]
     if not isinstance(turns, list):
         raise Misfit(f"column {column!r} holds a {type(turns).__name__}, not a list of turns", name="turn")
     return [_message(turn) for turn in turns]
-
-
-def read_column(row: Row, column: str) -> Any:
-    """The row's value.
-
-    Raises:
-        Misfit: no such column.
-    """
-    if column not in row:
-        raise Misfit(f"no column {column!r}", column=column)
-    return row[column]
-
-
-def check_plain(text: str) -> str:
-    """The text. Raises Misfit where it is a chat that a template has rendered: a template would render it again."""
-    if found := _RENDERED.match(text):
-        raise Misfit(
-            f"a text begins with {found[0].strip()!r}: it is a chat that was rendered before; give its turns",
-            name="rendered",
-        )
-    return text
 
 
 def _message(turn: Any) -> Message:
@@ -85,6 +76,35 @@ def _message(turn: Any) -> Message:
     return Message(role=ROLES[role], content=check_plain(content.strip()))
 
 
+def read_column(row: Row, column: str) -> Any:
+    """The row's value. Raises Misfit where it has no such column."""
+    if column not in row:
+        raise Misfit(f"no column {column!r}", column=column)
+    return row[column]
+
+
+def check_order(messages: Sequence[Message], last: str) -> None:
+    """Raise Misfit unless user and assistant alternate, after an optional system message, up to role `last`."""
+    roles = [m["role"] for m in messages]
+    start = int(roles[:1] == ["system"])
+    for place, role in enumerate(roles[start:]):
+        expected = ("user", "assistant")[place % 2]
+        if role != expected:
+            raise Misfit(f"turn {start + place + 1} is of role {role!r}, not {expected!r}", name="order")
+    if roles[start:][-1:] != [last]:
+        raise Misfit(f"it doesn't end with a turn of role {last!r}", name="order")
+
+
+def check_plain(text: str) -> str:
+    """The text. Raises Misfit where it is a chat that a template has rendered: a template would render it again."""
+    if rendered := _RENDERED.match(text):
+        raise Misfit(
+            f"a text begins with {rendered[0].strip()!r}: it is a chat that was rendered before; give its turns",
+            name="rendered",
+        )
+    return text
+
+
 def check_text(text: str, what: str, *, name: str = "column") -> str:
     """The text, as it is.
 
@@ -99,3 +119,57 @@ def check_text(text: str, what: str, *, name: str = "column") -> str:
     except UnicodeEncodeError:
         raise Misfit(f"{what} holds half of a surrogate pair", name=name) from None
     return text
+
+
+# -- rows that fit -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FittingRows:
+    """One source's rows as they are read; those of them that don't fit are counted by reason, and refused past a limit."""
+
+    uri: str
+    limit: int | None
+    allowed: float  # the share of rows that may be misfits
+    unfit: str  # what a misfit does or is: "are no conversations"
+    fix: str  # what to do about more of them
+    counts: Counter[str]  # gains rows, misfit and, by reason, misfit_NAME
+    quiet: bool = False  # the source was read before, so that a warning would be its second
+
+    def parse(self, parse: Callable[[Row], T | None]) -> Iterator[T]:
+        """What `parse` makes of each row, in file order. It raises Misfit, and gives None to leave a row out.
+
+        Raises:
+            ValueError: an unreadable source; at its end, more misfits than allowed, or nothing else.
+        """
+        self.counts.update(rows=0, misfit=0)
+        rows, first, columns = 0, "", ""
+        reasons: Counter[str] = Counter()
+        missing: set[str | None] = set()
+        for place, row in read_placed_rows(self.uri, self.limit):
+            rows += 1
+            self.counts["rows"] += 1
+            try:
+                parsed = parse(row)
+            except Misfit as misfit:
+                self.counts.update({"misfit": 1, f"misfit_{misfit.name}": 1})
+                reasons[misfit.name] += 1
+                missing.add(misfit.column)
+                first, columns = first or f"{place}: {misfit}", ", ".join(row)
+                continue
+            if parsed is not None:
+                yield parsed
+        misfits = reasons.total()
+        if misfits == rows and len(missing) == 1 and None not in missing:
+            raise ValueError(
+                f"source {self.uri!r}: no row has a column {missing.pop()!r}; its columns are {columns}: name "
+                "one of them, or another type of source"
+            )
+        if misfits and (misfits == rows or misfits > self.allowed * rows):
+            named = ", ".join(f"{count} {name}" for name, count in reasons.items())
+            raise ValueError(
+                f"source {self.uri!r}: {misfits} of {rows} rows {self.unfit} ({named}; {first}); "
+                f"at most {100 * self.allowed:.3g}% may, and not all: {self.fix}"
+            )
+        if misfits and not self.quiet:
+            logger.warning("source %s: skipped %d of %d rows (%s)", self.uri, misfits, rows, first)

@@ -15,7 +15,7 @@ Each pair differs in one respect, so held-out accuracy by kind says what the rew
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ultramed_rl.data.vignettes import answer_sentence, read_letter, read_options
@@ -59,20 +59,20 @@ def build_contrasts(
             f"contrasts: none of {len(ids)} calm answers ended by itself; raise reward.train.data."
             "max_new_tokens, or ask for shorter answers in prompts.suffix"
         )
-    strangers = _derangement(finished, seed)
-    pairs: list[PreferenceGroup] = []
+    # Every prompt's stranger is the next in a seeded circle, so nobody meets itself unless it is alone.
+    circle = sorted(finished, key=lambda i: seeded_number(seed, "on_topic", i))
+    strangers = dict(zip(circle, circle[1:] + circle[:1], strict=True))
+    # Messages are dicts, so a Prompt has no hash; its id stands for it.
+    unique: dict[tuple[object, ...], PreferenceGroup] = {}
     for prompt in prompts:
         answer = finished.get(prompt.prompt_id)
+        pairs = list(_correct(prompt, texts, seed))
         if answer is not None:
-            pairs += _from_answer(prompt, answer, wild_by_id[prompt.prompt_id], texts, seed)
-            pairs += _on_topic(prompt, answer, strangers)
-        pairs += _correct(prompt, texts, seed)
-    # Messages are dicts, so a Prompt has no hash; its id stands for it.
-    unique = {
-        (p.prompt.prompt_id, p.chosen.token_ids, p.rejected.token_ids): p
-        for p in pairs
-        if p.chosen.token_ids != p.rejected.token_ids
-    }
+            stranger = finished[strangers[prompt.prompt_id]]
+            pairs = [*_of_answer(prompt, answer, wild_by_id[prompt.prompt_id], stranger, texts, seed), *pairs]
+        for pair in pairs:
+            if pair.chosen.token_ids != pair.rejected.token_ids:
+                unique[prompt.prompt_id, pair.chosen.token_ids, pair.rejected.token_ids] = pair
     return list(unique.values())
 
 
@@ -109,15 +109,10 @@ def _by_prompt(ids: Sequence[str], completions: Sequence[Completion], name: str)
     return {i: by_id[i] for i in ids}
 
 
-def _derangement(finished: Mapping[str, Completion], seed: int) -> dict[str, Completion]:
-    """Every prompt's stranger: the next in a seeded circle, so nobody meets itself unless it is alone."""
-    circle = sorted(finished, key=lambda i: seeded_number(seed, "on_topic", i))
-    return {i: finished[after] for i, after in zip(circle, circle[1:] + circle[:1], strict=True)}
-
-
-def _from_answer(
-    prompt: Prompt, answer: Completion, wild: Completion, texts: Texts, seed: int
+def _of_answer(
+    prompt: Prompt, answer: Completion, wild: Completion, stranger: Completion, texts: Texts, seed: int
 ) -> Iterator[PreferenceGroup]:
+    """The contrasts with a calm answer as the better one."""
     if wild.token_ids and wild.text.strip() != answer.text.strip():
         yield _contrast(prompt, answer, wild, "coherent")
     ended = answer.token_ids[-1] == texts.end_token
@@ -127,12 +122,6 @@ def _from_answer(
         part = body[: min(max(round(share * len(body)), 1), len(body) - 1)]
         cut = replace(answer, text=texts.decode(part), token_ids=part, finish_reason="length")
         yield _contrast(prompt, answer, cut, "complete")
-
-
-def _on_topic(
-    prompt: Prompt, answer: Completion, strangers: Mapping[str, Completion]
-) -> Iterator[PreferenceGroup]:
-    stranger = strangers[prompt.prompt_id]
     if stranger.text.strip() != answer.text.strip():
         yield _contrast(prompt, answer, stranger, "on_topic")
 
@@ -143,13 +132,13 @@ def _correct(prompt: Prompt, texts: Texts, seed: int) -> Iterator[PreferenceGrou
     wrong = [other for other in options if other != letter]
     if letter in options and wrong:
         other = wrong[seeded_number(seed, "correct", prompt.prompt_id) % len(wrong)]
-        right, false = (
-            Completion(
-                prompt.prompt_id, 0, text, tuple(texts.encode(prompt.messages, text)), "reference", 0.0, 0
-            )
-            for text in (answer_sentence(options, x) for x in (letter, other))
+        sentences = [answer_sentence(options, one) for one in (letter, other)]
+        encoded = [tuple(texts.encode(prompt.messages, text)) for text in sentences]
+        right, wrong_one = (
+            Completion(prompt.prompt_id, 0, text, ids, "reference", 0.0, 0)
+            for text, ids in zip(sentences, encoded, strict=True)
         )
-        yield _contrast(prompt, right, false, "correct")
+        yield _contrast(prompt, right, wrong_one, "correct")
 
 
 def _contrast(prompt: Prompt, chosen: Completion, rejected: Completion, kind: str) -> PreferenceGroup:

@@ -1,22 +1,26 @@
-"""Who is who among rows: contents, prompts and ids, each as a short key, so that millions fit in memory."""
+"""Who is who among rows, how often each is used, and which are held out: by short keys, so that millions fit in memory,
+and by hashes, so that file order is no matter."""
 
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ultramed_rl.data.chats import check_text
-from ultramed_rl.data.prompts import normalise_text
+from ultramed_rl.data.likeness import normalise_text
 from ultramed_rl.data.sources import Row
 from ultramed_rl.learning.seeds import seeded_number
 from ultramed_rl.records import Message
 
+_NUMBERS = 2**64  # how many values `seeded_number` has
 
-def content_key(messages: Sequence[Message], rest: Sequence[object] = ()) -> str:
-    """16 hexadecimal digits that stand for roles and texts, and for `rest` where there is any."""
+
+def content_key(messages: Sequence[Message], more: Sequence[object] = ()) -> str:
+    """16 hexadecimal digits that stand for roles and texts, and for `more` where there is any."""
     turns = [[m["role"], m["content"]] for m in messages]
-    return _digest(json.dumps([turns, *rest] if rest else turns))
+    return _digest(json.dumps([turns, *more] if more else turns))
 
 
 def prompt_key(messages: Sequence[Message]) -> str:
@@ -35,8 +39,8 @@ def row_id(row: Row, columns: Sequence[str]) -> str:
     Raises:
         Misfit: an id that cannot be written.
     """
-    found = next((str(row[name]) for name in columns if row.get(name) not in (None, "")), "")
-    return check_text(found, "its id", name="id")
+    name = next((str(row[name]) for name in columns if row.get(name) not in (None, "")), "")
+    return check_text(name, "its id", name="id")
 
 
 class UniqueIds:
@@ -59,3 +63,40 @@ class UniqueIds:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def mixture_copies(weight: float, key: str, seed: int) -> int:
+    """How often a row of a source of this weight is used: 0.5 every other row, 2.25 each twice or thrice.
+
+    The row's own `key` decides on the broken part, so that a higher weight uses every row of a lower one.
+    """
+    assert weight > 0, weight
+    always = int(weight)
+    return always + (seeded_number(seed, "mixture", key) < (weight - always) * _NUMBERS)
+
+
+def choose_held_out(keys: Iterable[str], count: int, seed: int) -> set[str]:
+    """`count` of the different keys; each one's own hash decides. Keys may come any number of times.
+
+    Memory holds the chosen ones only.
+
+    Raises:
+        ValueError: no other key would be left to train on.
+    """
+    assert count >= 0, count
+    chosen: set[str] = set()
+    heap: list[tuple[int, str]] = []  # the chosen ones, the one to give way first
+    spare = False
+    for key in keys:
+        if key in chosen:
+            continue
+        heapq.heappush(heap, (-seeded_number(seed, "held out", key), key))
+        chosen.add(key)
+        if len(heap) > count:
+            chosen.remove(heapq.heappop(heap)[1])
+            spare = True
+    if not spare:
+        raise ValueError(
+            f"data.held_out={count} leaves none of {len(chosen)} prompts to train on; lower it or add sources"
+        )
+    return chosen

@@ -1,23 +1,30 @@
-"""Rows become chats, and chats become prompts without duplicates. `pool.py` shares them out.
+"""Rows become chats, chats become prompts without duplicates, and rounds share these out.
 
-rows --> drafts --> normalised, de-duplicated, tokenised
+rows --> drafts --> normalised, de-duplicated, tokenised --> the pool --> held out | training --> each round's prompts
 """
 
 from __future__ import annotations
 
 import hashlib
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from ultramed_rl.config.data import MessagesSource, Prompts, PromptSource, QuestionSource
-from ultramed_rl.data.chats import Misfit, check_plain, check_text, read_column, read_turns
-from ultramed_rl.data.misfits import FittingRows
+from ultramed_rl.data.chats import FittingRows, Misfit, check_plain, check_text, read_column, read_turns
+from ultramed_rl.data.likeness import normalise_text
 from ultramed_rl.data.sources import Row
+from ultramed_rl.data.stage_data import Tokenizer
 from ultramed_rl.data.vignettes import COLUMNS, Vignette, answer_sentence, read_vignette, render_vignette
+from ultramed_rl.learning.seeds import seeded_number
 from ultramed_rl.records import Message, Prompt
+from ultramed_rl.store.digests import key_number
+from ultramed_rl.store.run_directory import Asked
+from ultramed_rl.store.tables import LazySequence
 from ultramed_rl.token_ids import TokenIds
+from ultramed_rl.tracking import Progress
 
 Encode = Callable[[Sequence[Message]], list[int]]
 Markers = Callable[[Sequence[Message]], int]
@@ -58,18 +65,24 @@ def load_prompts(config: Prompts, encode: Encode, markers: Markers = lambda _: 0
     prompts: list[Prompt] = []
     for place, source in enumerate(config.sources):
         for draft in _read_drafts(source, counts):
-            key = _normalised_chat(draft.messages)
+            # A chat's identity. Earlier turns count: "And in children?" asks something else in each chat.
+            key = "\n".join(normalise_text(m["content"]) for m in draft.messages if m["role"] != "system")
             if key in seen:
                 counts["duplicate"] += 1
                 continue
             seen.add(key)
             prompt = _build_prompt(draft, key, place, config, encode)
-            if len(prompt.token_ids) > config.max_prompt_tokens:
-                _refuse_unless_dropped(prompt, config)
-                counts["too_long"] += 1
-            else:
+            tokens, limit = len(prompt.token_ids), config.max_prompt_tokens
+            if tokens <= limit:
                 counts.update(["neutralised"] if markers(prompt.messages) else [])
                 prompts.append(prompt)
+            elif config.too_long == "drop":
+                counts["too_long"] += 1
+            else:
+                raise ValueError(
+                    f"prompt {prompt.prompt_id} ({prompt.messages[-1]['content'][:60]!r}): {tokens} tokens, over prompts."
+                    f"max_prompt_tokens={limit}; raise that, or set prompts.too_long=drop"
+                )
     if not prompts:
         raise ValueError(
             f"prompts: none left ({dict(counts)}); raise prompts.max_prompt_tokens or add a source"
@@ -77,39 +90,38 @@ def load_prompts(config: Prompts, encode: Encode, markers: Markers = lambda _: 0
     return PromptPool(tuple(prompts), counts=dict(counts))
 
 
-# -- rows to drafts ----------------------------------------------------------------------------------------
-
-
 def _read_drafts(source: PromptSource, counts: Counter[str]) -> Iterator[_Draft]:
     """The source's drafts; misfits are counted, and too many of them raise once the source is read."""
     unfit, fix = f"don't fit type {source.type!r}", "name another column, or clean the file"
-    found: Counter[str] = Counter()  # a pool counts misfits without their reasons
-    rows = FittingRows(source.uri, source.limit, MISFITS_ALLOWED, unfit, fix, found)
+    by_reason: Counter[str] = Counter()  # a pool counts misfits without their reasons
+    rows = FittingRows(source.uri, source.limit, MISFITS_ALLOWED, unfit, fix, by_reason)
     for draft in rows.parse(lambda row: _draft(source, row)):
         if isinstance(draft, _Draft):
             yield draft
         else:
             counts[f"vignette_{draft}"] += 1
-    counts.update(rows=found["rows"], misfit=found["misfit"])
+    counts.update(rows=by_reason["rows"], misfit=by_reason["misfit"])
 
 
 def _draft(source: PromptSource, row: Row) -> _Draft | str:
     """The row's chat; for a vignette that cleaning drops on purpose, the reason instead."""
-    if isinstance(source, QuestionSource):
-        question = _text(row, source.column)
-        answer = None if source.answer_column is None else _answer(row, source.answer_column)
-        return _Draft([Message(role="user", content=question)], answer, source.type)
     if isinstance(source, MessagesSource):
         return _chat_draft(row, source.column)
-    for column in COLUMNS:
-        _text(row, column)
-    vignette = read_vignette(row)
-    if vignette == "malformed":
-        raise Misfit("not a stem with lettered options")
-    if not isinstance(vignette, Vignette):
-        return vignette
-    answer = answer_sentence(vignette.options, vignette.letter)
-    return _Draft([Message(role="user", content=render_vignette(vignette))], answer, source.type)
+    if isinstance(source, QuestionSource):
+        question, answer = _text(row, source.column), None
+        # Answers may be absent row by row, but not of another type.
+        if source.answer_column is not None and read_column(row, source.answer_column) not in (None, ""):
+            answer = _text(row, source.answer_column)
+    else:
+        for column in COLUMNS:
+            _text(row, column)
+        vignette = read_vignette(row)
+        if vignette == "malformed":
+            raise Misfit("not a stem with lettered options")
+        if not isinstance(vignette, Vignette):
+            return vignette
+        question, answer = render_vignette(vignette), answer_sentence(vignette.options, vignette.letter)
+    return _Draft([Message(role="user", content=question)], answer, source.type)
 
 
 def _chat_draft(row: Row, column: str) -> _Draft:
@@ -130,34 +142,12 @@ def _text(row: Row, column: str) -> str:
     return check_plain(check_text(value.strip(), f"column {column!r}"))
 
 
-def _answer(row: Row, column: str) -> str | None:
-    """Answers may be absent row by row, but not of another type."""
-    return None if read_column(row, column) in (None, "") else _text(row, column)
-
-
-# -- drafts to prompts -------------------------------------------------------------------------------------
-
-
-def normalise_text(text: str) -> str:
-    """Casefolded, whitespace collapsed, without the punctuation around words.
-
-    Punctuation inside words and before numbers stays: "1.5 mg" isn't "15 mg", ".5 mg" isn't "5 mg".
-    """
-    words = unicodedata.normalize("NFKC", text).casefold().split()
-    bare = (word.lstrip("\"'([{").rstrip("\"')]}.,;:?!") for word in words)
-    return " ".join(word for word in bare if word)
-
-
-def _normalised_chat(messages: Sequence[Message]) -> str:
-    """A chat's identity. Earlier turns count: "And in children?" asks something else in each chat."""
-    turns = [normalise_text(m["content"]) for m in messages if m["role"] != "system"]
-    return "\n".join(turns)
-
-
 def _build_prompt(draft: _Draft, key: str, place: int, config: Prompts, encode: Encode) -> Prompt:
     messages = [Message(role=m["role"], content=m["content"]) for m in draft.messages]
     if config.suffix is not None:
-        messages[-1]["content"] = _with_suffix(messages[-1]["content"], config.suffix)
+        # It continues a line of text; after several lines it is a paragraph, or it would join option D.
+        text, suffix = messages[-1]["content"], config.suffix
+        messages[-1]["content"] = f"{text}\n\n{suffix.lstrip()}" if "\n" in text else text + suffix
     if config.system is not None:
         # Chat templates take one system message, and the run's own is meant for every prompt.
         messages = [m for m in messages if m["role"] != "system"]
@@ -166,19 +156,199 @@ def _build_prompt(draft: _Draft, key: str, place: int, config: Prompts, encode: 
     return Prompt(prompt_id, tuple(messages), TokenIds(encode(messages)), draft.answer, draft.kind, place)
 
 
-def _with_suffix(text: str, suffix: str) -> str:
-    """A suffix continues a line of text; after several lines it is a paragraph, or it would join option D."""
-    return f"{text}\n\n{suffix.lstrip()}" if "\n" in text else text + suffix
+# -- the pool ----------------------------------------------------------------------------------------------
 
 
-def _refuse_unless_dropped(prompt: Prompt, config: Prompts) -> None:
-    if config.too_long == "refuse":
-        tokens, limit, text = (
-            len(prompt.token_ids),
-            config.max_prompt_tokens,
-            prompt.messages[-1]["content"],
-        )
+@dataclass
+class PoolSlice(LazySequence[Prompt]):
+    """Prompts of a pool by their places in it."""
+
+    pool: Sequence[Prompt]
+    places: list[int]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def _at(self, place: int) -> Prompt:
+        return self.pool[self.places[place]]
+
+
+def prepare_pool(config: Prompts, tokenizer: Tokenizer, seed: int, progress: Progress) -> PromptPool:
+    """Load, split, and say what became of the rows."""
+    pool = load_prompts(config, tokenizer.encode_chat, tokenizer.markers)
+    pool = split_pool(pool, config.held_out, seed)
+    counts = ", ".join(f"{name} {count}" for name, count in pool.counts.items() if count)
+    progress.say(f"prompts: {len(pool.training)} to train on, {len(pool.held_out)} held out ({counts})")
+    return pool
+
+
+def split_pool(pool: PromptPool, held_out: int, seed: int) -> PromptPool:
+    """The pool with `held_out` of its prompts set aside. Each id's own hash decides, so file order doesn't.
+
+    Raises:
+        ValueError: no training prompt would be left.
+    """
+    prompts = (*pool.training, *pool.held_out)
+    if held_out >= len(prompts):
         raise ValueError(
-            f"prompt {prompt.prompt_id} ({text[:60]!r}): {tokens} tokens, over prompts."
-            f"max_prompt_tokens={limit}; raise that, or set prompts.too_long=drop"
+            f"prompts.held_out={held_out} leaves none of {len(prompts)} prompts; lower it or add sources"
         )
+    chosen = set(_shuffled(PoolSlice(prompts, list(range(len(prompts)))), seed, "held out")[:held_out])
+    training = tuple(p for i, p in enumerate(prompts) if i not in chosen)
+    return PromptPool(training, tuple(prompts[i] for i in sorted(chosen)), dict(pool.counts))
+
+
+def check_rounds(pool: PromptPool, config: Prompts, rounds: int) -> None:
+    """Make sure, before anything is started, that the training prompts last for all rounds.
+
+    Raises:
+        ValueError: they don't, with the arithmetic.
+    """
+    for stratum in _strata(pool.training, config):
+        stratum.check_supply(rounds, stratum.per_round * (rounds - 1), config.reuse)
+
+
+@dataclass(frozen=True)
+class _Stratum:
+    """What a round draws from: all prompts or those of one source."""
+
+    places: list[int]  # in the pool
+    per_round: int  # how many of them a round asks
+    spare: int  # further ones that may be asked where prompts give no pair
+    source: int | None  # None for all sources
+    name: str
+
+    def check_supply(self, rounds: int, used: int, reuse: bool) -> None:
+        pool, per_round = len(self.places), self.per_round
+        if per_round > pool:
+            raise ValueError(
+                f"{self.name}prompts.per_round={per_round} is more than the {pool} training prompts; lower it or add "
+                "sources"
+            )
+        if not reuse and used + per_round > pool:
+            raise ValueError(
+                f"{self.name}{rounds} rounds x prompts.per_round={per_round} = {rounds * per_round} prompts, but there "
+                f"are {pool} to train on; set run.rounds to {pool // per_round} or fewer, add sources, or set "
+                "prompts.reuse=true"
+            )
+
+
+def prompts_for_round(
+    training: Sequence[Prompt], config: Prompts, asked: Sequence[Asked], seed: int, later: int = 0
+) -> PoolSlice:
+    """A round's prompts, without replacement; where sources have shares, each source's part after the other. With `refill`
+    those come after them that are asked in the place of prompts without a pair, in the same shares.
+
+    It follows from what it is given alone, so that a resumed run asks the same.
+
+    Args:
+        asked: what each round before has asked; with `unpaired_every` with the results, as far as they are known.
+        later: rounds that come after this one, for which prompts are left.
+
+    Raises:
+        ValueError: the pool, or a source with a share, is used up or smaller than a round.
+    """
+    first: list[int] = []
+    spare: list[int] = []
+    for stratum in _strata(training, config):
+        pool, per_round = len(stratum.places), stratum.per_round
+        by_source = [one.by_source for one in asked]
+        used = [sum(n.values()) if stratum.source is None else n.get(stratum.source, 0) for n in by_source]
+        stratum.check_supply(len(asked) + 1, sum(used), config.reuse)
+        most = per_round + min(stratum.spare, pool - per_round)
+        size = most if config.reuse else max(per_round, min(most, pool - sum(used) - per_round * later))
+        part = PoolSlice(training, stratum.places)
+        if config.unpaired_every is None:
+            drawn = _slice_of_passes(part, used, most, size, seed)
+        else:
+            drawn = _first_due(part, asked, config.unpaired_every, size, seed)
+        first += drawn[:per_round]
+        spare += drawn[per_round:]
+    return PoolSlice(training, first + spare)
+
+
+def _strata(training: Sequence[Prompt], config: Prompts) -> list[_Stratum]:
+    total = 0 if config.refill is None else int(config.per_round * config.refill) - config.per_round
+    if config.shares is None:
+        return [_Stratum(list(range(len(training))), config.per_round, total, None, "")]
+    counts, spares = (split_count(number, config.shares) for number in (config.per_round, total))
+    places: list[list[int]] = [[] for _ in counts]
+    for place, prompt in enumerate(training):
+        places[prompt.source].append(place)
+    return [
+        _Stratum(places[i], counts[i], spares[i], i, f"source {source.uri!r}: ")
+        for i, source in enumerate(config.sources)
+        if counts[i]
+    ]
+
+
+def split_count(total: int, shares: Sequence[float]) -> list[int]:
+    """`total` in whole parts as near to the shares as can be: the largest remainders are rounded up."""
+    exact = [total * share for share in shares]
+    counts = [int(part) for part in exact]
+    order = sorted(range(len(shares)), key=lambda i: (counts[i] - exact[i], i))
+    for place in order[: total - sum(counts)]:
+        counts[place] += 1
+    return counts
+
+
+def _slice_of_passes(part: PoolSlice, used: Sequence[int], most: int, size: int, seed: int) -> list[int]:
+    """The next `size` places of seeded permutations of a part of the pool, after those that rounds have used.
+
+    A part that is used up is reshuffled for another pass. Every pass holds every prompt once, and a round that
+    spans two passes holds no prompt twice.
+
+    Args:
+        used: how many each round before has used of the `most` that it was given.
+    """
+    start, number, order = 0, 0, _shuffled(part, seed, 0)
+    for taken, given in (*((taken, most) for taken in used), (0, size)):
+        drawn, following = order[start : start + given], list[int]()
+        if short := given - len(
+            drawn
+        ):  # the next pass begins with others than those that this round has already
+            have, shuffled = set(drawn), _shuffled(part, seed, number + 1)
+            head = [place for place in shuffled if place not in have][:short]
+            heads = set(head)
+            following = head + [place for place in shuffled if place not in heads]
+            drawn += head
+        start += taken
+        if start >= len(part):
+            start, number = start - len(part), number + 1
+            order = following or _shuffled(part, seed, number)
+    return drawn
+
+
+def _first_due(part: PoolSlice, asked: Sequence[Asked], every: int, size: int, seed: int) -> list[int]:
+    """The `size` places of a part of the pool that are due in the earliest passes, those of each pass in a seeded order.
+
+    Nobody is passed over for ever: a prompt is asked when all that are due before it have been.
+    """
+    due, places, drawn = _next_passes(part, asked, every), np.array(part.places), list[int]()
+    for number in np.unique(due).tolist():
+        if len(drawn) < size:
+            drawn += _shuffled(PoolSlice(part.pool, places[due == number].tolist()), seed, number)
+    return drawn[:size]
+
+
+def _next_passes(part: PoolSlice, asked: Sequence[Asked], every: int) -> np.ndarray:
+    """[prompts] the pass, from 0, in which each is due: the one after that in which it was asked last, or `every` after it
+    where it gave no pair. Who is asked before its pass, since a round has room, counts from the next pass."""
+    names = (part.pool[place].prompt_id for place in part.places)
+    numbers = np.fromiter(map(key_number, names), dtype=np.uint64, count=len(part))
+    order = np.argsort(numbers)
+    due = np.zeros(len(part), dtype=np.int64)
+    for one in asked:
+        places = order[np.searchsorted(numbers, one.numbers, sorter=order) % len(part)]
+        own = numbers[places] == one.numbers  # others are of other sources
+        places, unpaired = places[own], one.unpaired[own]
+        due[places] = np.minimum(due[places], due.min() + 1) + np.where(unpaired, every, 1)
+    return due
+
+
+def _shuffled(part: PoolSlice, seed: int, occasion: object) -> list[int]:
+    names = (part.pool[place].prompt_id for place in part.places)
+    drawn = (seeded_number(seed, occasion, name) for name in names)
+    numbers, places = np.fromiter(drawn, dtype=np.uint64, count=len(part)), np.array(part.places)
+    shuffled: list[int] = places[np.lexsort((places, numbers))].tolist()
+    return shuffled

@@ -33,6 +33,17 @@ def read_rows(uri: str, limit: int | None = None) -> Iterator[Row]:
     return _encodable(uri, read_placed_rows(uri, limit))
 
 
+def _encodable(uri: str, rows: Iterator[tuple[str, Row]]) -> Iterator[Row]:
+    for place, row in rows:
+        try:
+            json.dumps(row, ensure_ascii=False, default=str).encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"source {uri!r}, {place}: holds half of a surrogate pair, which no file takes; repair the row"
+            ) from None
+        yield row
+
+
 def read_placed_rows(uri: str, limit: int | None = None) -> Iterator[tuple[str, Row]]:
     """The rows behind `uri`, in file order, at most `limit` of them, each after where it stands: "row 3", counted from
     1; of several files "FILE, row 3", by the path that a document would have.
@@ -49,10 +60,26 @@ def read_placed_rows(uri: str, limit: int | None = None) -> Iterator[tuple[str, 
     """
     assert limit is None or limit > 0, limit
     if uri.startswith(_HUB):
-        rows = _placed("row ", _read_hub(uri, uri.removeprefix(_HUB), streaming=limit is not None))
+        parts = [("", _read_hub(uri, streaming=limit is not None))]
     else:
-        rows = _read_files(local_files(uri), _fixed_folder(uri))
+        files, folder = local_files(uri), _fixed_folder(_local(uri))
+        names = [file.relative_to(folder).as_posix() for file in files]
+        parts = [
+            (f"{name}, " if len(files) > 1 else "", _read_file(file, name))
+            for file, name in zip(files, names, strict=True)
+        ]
+    rows = ((f"{place}row {n}", row) for place, part in parts for n, row in enumerate(part, start=1))
     return _not_empty(uri, islice(rows, limit))
+
+
+def _not_empty(uri: str, rows: Iterator[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
+    row = None
+    for row in rows:
+        yield row
+    if row is None:
+        raise ValueError(
+            f"source {uri!r}: 0 rows; a source needs at least one, so remove it or name another file"
+        )
 
 
 def list_sources(uri: str) -> list[str]:
@@ -65,13 +92,37 @@ def list_sources(uri: str) -> list[str]:
     return [str(file) for file in files] if len(files) > 1 else [uri]
 
 
+# -- addresses ---------------------------------------------------------------------------------------------
+
+
 def local_files(uri: str) -> list[Path]:
-    """The files of this machine behind an address that is no hub's, in the order in which they are read.
+    """The files of this machine behind an address that is no hub's, in the order in which they are read: sorted, so that it
+    is the same everywhere. A folder called NAME.parquet, as a run's pairs are, is its files.
 
     Raises:
         ValueError: as `read_rows` does.
     """
-    return _expand(_local(uri), uri)
+    path = _local(uri)
+    # A file whose name happens to hold brackets is a file, not a glob.
+    named = [path] if path.exists() else [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
+    if not named:
+        raise ValueError(
+            f"source {uri!r}: no such file as {str(path)!r}; check the path and the working directory"
+        )
+    files: list[Path] = []
+    for one in named:
+        is_table = one.suffix == ".parquet" and one.is_dir()
+        files += sorted(one.glob("[!._]*.parquet")) if is_table else [one]
+    for file in files:
+        if (reason := why_unreadable(file)) is not None:
+            fix = f"name its files, as in {file}/*.jsonl" if file.is_dir() else "name another"
+            raise ValueError(f"source {uri!r}: {str(file)!r} {reason}; {fix}")
+        if file.suffix not in (*_READERS, *_DOCUMENTS):
+            known = ", ".join((*_READERS, *_DOCUMENTS))
+            raise ValueError(
+                f"source {uri!r}: cannot read {file.name!r}; a source file ends in one of {known}"
+            )
+    return files
 
 
 def _local(uri: str) -> Path:
@@ -79,41 +130,11 @@ def _local(uri: str) -> Path:
     scheme, separator, address = uri.partition("://")
     if not separator:
         return Path(uri).expanduser()
-    if scheme == "package":
-        return Path(_inside_package(uri, address))
-    raise ValueError(
-        f"source {uri!r}: unknown scheme {scheme!r}; use hf://owner/name:split, package:// or a path"
-    )
-
-
-def _encodable(uri: str, rows: Iterator[tuple[str, Row]]) -> Iterator[Row]:
-    for place, row in rows:
-        try:
-            json.dumps(row, ensure_ascii=False, default=str).encode()
-        except UnicodeEncodeError:
-            raise ValueError(
-                f"source {uri!r}, {place}: holds half of a surrogate pair, which no file takes; repair the row"
-            ) from None
-        yield row
-
-
-def _placed(place: str, rows: Iterator[Row]) -> Iterator[tuple[str, Row]]:
-    return ((f"{place}{number}", row) for number, row in enumerate(rows, start=1))
-
-
-def _not_empty(uri: str, rows: Iterator[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
-    count = 0
-    for row in rows:
-        count += 1
-        yield row
-    if not count:
+    if scheme != "package":
         raise ValueError(
-            f"source {uri!r}: 0 rows; a source needs at least one, so remove it or name another file"
+            f"source {uri!r}: unknown scheme {scheme!r}; use hf://owner/name:split, package:// or a path"
         )
-
-
-def _inside_package(uri: str, address: str) -> str:
-    """A package's file. Only the top-level name is looked up: a dotted one would import its parent."""
+    # Only the top-level name is looked up: a dotted one would import its parent.
     package, _, inside = address.partition("/")
     if not package or not inside or "." in package:
         raise ValueError(f"source {uri!r}: a package source reads package://top_level_package/path/inside")
@@ -125,73 +146,46 @@ def _inside_package(uri: str, address: str) -> str:
         )
     if not spec.submodule_search_locations:
         raise ValueError(f"source {uri!r}: {package!r} is a single module and holds no files; name a package")
-    return str(Path(next(iter(spec.submodule_search_locations))) / inside)
+    return Path(next(iter(spec.submodule_search_locations))) / inside
 
 
-def _fixed_folder(uri: str) -> Path:
+def _fixed_folder(path: Path) -> Path:
     """The folder that a path or shell glob begins with, up to its first wildcard."""
-    path = _local(uri)
-    if not path.exists():
-        while glob.has_magic(str(path)):
-            path = path.parent
-        return path
-    return path.parent
+    if path.exists():
+        return path.parent
+    while glob.has_magic(str(path)):
+        path = path.parent
+    return path
 
 
-def _expand(path: Path, uri: str) -> list[Path]:
-    """The files that a path or shell glob names, sorted, so that row order is the same everywhere. A folder called
-    NAME.parquet, as a run's pairs are, is its files."""
-    # A file whose name happens to hold brackets is a file, not a glob.
-    found = [path] if path.exists() else [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
-    if not found:
-        raise ValueError(
-            f"source {uri!r}: no such file as {str(path)!r}; check the path and the working directory"
-        )
-    found = [file for p in found for file in (sorted(p.glob("[!._]*.parquet")) if _is_table(p) else [p])]
-    for file in found:
-        reason = why_unreadable(file)
-        if reason is not None:
-            fix = f"name its files, as in {file}/*.jsonl" if file.is_dir() else "name another"
-            raise ValueError(f"source {uri!r}: {str(file)!r} {reason}; {fix}")
-        if file.suffix not in (*_READERS, *_DOCUMENTS):
-            known = ", ".join((*_READERS, *_DOCUMENTS))
-            raise ValueError(
-                f"source {uri!r}: cannot read {file.name!r}; a source file ends in one of {known}"
-            )
-    return found
+# -- contents ----------------------------------------------------------------------------------------------
 
 
-def _is_table(path: Path) -> bool:
-    return path.suffix == ".parquet" and path.is_dir()
-
-
-def _read_files(paths: list[Path], folder: Path) -> Iterator[tuple[str, Row]]:
-    for path in paths:
-        place = "row " if len(paths) == 1 else f"{path.relative_to(folder).as_posix()}, row "
-        yield from _placed(place, _read_file(path, folder))
-
-
-def _read_file(path: Path, folder: Path) -> Iterator[Row]:
+def _read_file(path: Path, name: str) -> Iterator[Row]:
     if path.suffix in _DOCUMENTS:
-        text = _decode(path.read_bytes(), str(path))
-        return iter([{"path": path.relative_to(folder).as_posix(), "text": text}])
-    return _READERS[path.suffix](path)
+        yield {"path": name, "text": _decode(path.read_bytes(), str(path))}
+    else:
+        yield from _READERS[path.suffix](path)
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:
     with path.open("rb") as file:
         lines = iter(lambda: file.readline(_LONGEST_LINE + 1), b"")
         for number, line in enumerate(lines, start=1):
+            place = f"{path}, line {number}"
             if len(line) > _LONGEST_LINE:
-                raise ValueError(
-                    f"{path}, line {number}: over {_LONGEST_LINE:,} bytes; a line is one row of texts"
-                )
+                raise ValueError(f"{place}: over {_LONGEST_LINE:,} bytes; a line is one row of texts")
             if line.strip():
-                yield _row(_parse_json(line, f"{path}, line {number}"), f"{path}, line {number}")
+                yield _row(_parse_json(line, place), place)
 
 
 def _read_json(path: Path) -> Iterator[Row]:
-    rows = _only_list(_parse_json(path.read_bytes(), str(path)))
+    rows = _parse_json(path.read_bytes(), str(path))
+    if isinstance(
+        rows, dict
+    ):  # of an object with just one list in it, as BioASQ's {"questions": [...]}, that list
+        lists = [value for value in rows.values() if value and isinstance(value, list)]
+        rows = lists[0] if len(lists) == 1 else rows
     if not isinstance(rows, list):
         raise ValueError(
             f"{path}: holds a {type(rows).__name__}; a .json source is one list of objects, or an object "
@@ -199,12 +193,6 @@ def _read_json(path: Path) -> Iterator[Row]:
         )
     for number, row in enumerate(rows, start=1):
         yield _row(row, f"{path}, row {number}")
-
-
-def _only_list(content: Any) -> Any:
-    """Of an object with just one list in it, as BioASQ's {"questions": [...]}, that list."""
-    found = [v for v in content.values() if v and isinstance(v, list)] if isinstance(content, dict) else []
-    return found[0] if len(found) == 1 else content
 
 
 def _parse_json(content: bytes, place: str) -> Any:
@@ -216,10 +204,7 @@ def _parse_json(content: bytes, place: str) -> Any:
         raise ValueError(
             f"{place}: not JSON{inside}: {error.msg} at column {error.colno}; repair the file"
         ) from error
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # a number of thousands of digits, lists in lists without end
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists without end
         raise ValueError(
             f"{place}: not JSON that can be read: {_first_line(error)}; repair the file"
         ) from None
@@ -240,65 +225,56 @@ def _row(value: Any, place: str) -> Row:
     return value
 
 
-def _read_parquet(path: Path) -> Iterator[Row]:
-    from pyarrow import ArrowException, parquet
-
-    try:
-        for batch in parquet.ParquetFile(path).iter_batches():
-            yield from batch.to_pylist()
-    except (ArrowException, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not readable as parquet ({_first_line(error)}); write it again") from error
-
-
 def _read_arrow(path: Path) -> Iterator[Row]:
-    """Arrow IPC in either form: `datasets` caches streams, most other tools write files."""
-    from pyarrow import ArrowException, ArrowInvalid, ipc, memory_map
+    """Parquet; or Arrow IPC in either form: `datasets` caches streams, most other tools write files."""
+    from pyarrow import ArrowException, ArrowInvalid, ipc, memory_map, parquet
 
+    form = "parquet" if path.suffix == ".parquet" else "Arrow IPC"
     try:
         with memory_map(str(path)) as source:
-            try:
-                table = ipc.open_file(source)
-                batches = (table.get_batch(i) for i in range(table.num_record_batches))
-            except ArrowInvalid:
-                source.seek(0)
-                batches = iter(ipc.open_stream(source))
+            if form == "parquet":
+                batches = parquet.ParquetFile(source).iter_batches()
+            else:
+                try:
+                    table = ipc.open_file(source)
+                    batches = (table.get_batch(i) for i in range(table.num_record_batches))
+                except ArrowInvalid:
+                    source.seek(0)
+                    batches = iter(ipc.open_stream(source))
             for batch in batches:
                 yield from batch.to_pylist()
     except (ArrowException, OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path}: not readable as Arrow IPC ({_first_line(error)}); write it again"
-        ) from error
+        raise ValueError(f"{path}: not readable as {form} ({_first_line(error)}); write it again") from error
 
 
 _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".json": _read_json,
     ".jsonl": _read_jsonl,
-    ".parquet": _read_parquet,
+    ".parquet": _read_arrow,
     ".arrow": _read_arrow,
 }
 _DOCUMENTS = (".md", ".txt")
 
 
-def _read_hub(uri: str, address: str, *, streaming: bool) -> Iterator[Row]:
+def _read_hub(uri: str, *, streaming: bool) -> Iterator[Row]:
     """A hub dataset's split; streamed when only a part is wanted, so that a sample costs no full download."""
-    match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:/([\w.-]+))?:([\w.-]+)", address)
+    match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:/([\w.-]+))?:([\w.-]+)", uri.removeprefix(_HUB))
     if match is None:
         raise ValueError(
             f"source {uri!r}: a hub source reads hf://owner/name:split or hf://owner/name/config:split"
         )
-    names = [name for name in match.group(1, 2) if name is not None]
-    return _hub_rows(uri, names, match[3], streaming)
 
+    def rows() -> Iterator[Row]:
+        from datasets import load_dataset
 
-def _hub_rows(uri: str, names: list[str], split: str, streaming: bool) -> Iterator[Row]:
-    """Rows of the dataset `names[0]`, of its config `names[1]` where that is given."""
-    from datasets import load_dataset
+        names = [name for name in match.group(1, 2) if name is not None]
+        try:
+            yield from map(dict, load_dataset(*names, split=match[3], streaming=streaming))
+        except (OSError, ValueError) as error:
+            fix = "check name, split and network, or name a local file"
+            raise ValueError(f"source {uri!r}: the hub gave no rows ({_first_line(error)}); {fix}") from error
 
-    try:
-        yield from map(dict, load_dataset(*names, split=split, streaming=streaming))
-    except (OSError, ValueError) as error:
-        fix = "check name, split and network, or name a local file"
-        raise ValueError(f"source {uri!r}: the hub gave no rows ({_first_line(error)}); {fix}") from error
+    return rows()
 
 
 def _first_line(error: Exception) -> str:

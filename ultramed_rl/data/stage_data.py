@@ -5,20 +5,27 @@ sources --> rows, each content once --> split by prompt --> token ids --> fit th
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from ultramed_rl.config.stages import ConversationData, PreferenceData
 from ultramed_rl.data.conversations import read_conversations
-from ultramed_rl.data.fitting import fit_chat, fit_group
-from ultramed_rl.data.identity import UniqueIds, content_key, prompt_key
-from ultramed_rl.data.mixtures import choose_held_out, mixture_copies
+from ultramed_rl.data.identity import UniqueIds, choose_held_out, content_key, mixture_copies, prompt_key
 from ultramed_rl.data.preferences import ranked_key, read_preferences
-from ultramed_rl.data.tokenize import Tokenizer, tokenize_conversation, tokenize_preference
 from ultramed_rl.learning.seeds import seeded_number
-from ultramed_rl.records import PreferenceGroup, RankedAnswers, TokenizedChat
+from ultramed_rl.records import (
+    Completion,
+    Conversation,
+    Message,
+    PreferenceGroup,
+    Prompt,
+    RankedAnswers,
+    TokenizedChat,
+)
+from ultramed_rl.token_ids import TokenIds
 
 S = TypeVar("S")
 
@@ -33,7 +40,7 @@ def prepare_conversations(
     Raises:
         ValueError: an unreadable source, one with too many misfits, or no prompt left to train on.
     """
-    return Prepared(_CONVERSATIONS, data, tokenizer, max_length, seed)
+    return _Conversations(data, tokenizer, max_length, seed)
 
 
 def prepare_preferences(
@@ -42,30 +49,12 @@ def prepare_preferences(
     """The groups to train on and those held out, prompt and any answer of at most `max_length` tokens.
 
     With `pairs` the best of n ranked answers is paired with one of the worse, drawn by seed, as UltraMedical's
-    binarised preferences are; else all of them stay together.
-
-    All sources are read once here, so that what is wrong with them shows before anything is tokenised.
+    binarised preferences are; else all of them stay together. All sources are read once here, as above.
 
     Raises:
         ValueError: an unreadable source, one with too many misfits, or no prompt left to train on.
     """
-    kind = replace(_PREFERENCES, shape=lambda ranked: draw_pair(ranked, seed)) if pairs else _PREFERENCES
-    return Prepared(kind, data, tokenizer, max_length, seed)
-
-
-@dataclass(frozen=True)
-class _Kind(Generic[S]):
-    """What differs between conversations and preferences."""
-
-    read: Callable[..., Iterator[Any]]
-    content: Callable[[Any], str]
-    name: Callable[[Any], str]
-    tokenize: Callable[[Any, Tokenizer], S]
-    fit: Callable[[S, int, bool, Counter[str]], S | None]
-    rename: Callable[[S, str], S]
-    cut_down: Callable[[Any, S], Any]
-    answers: Callable[[Any], Sequence[str]]  # that are not among its messages
-    shape: Callable[[Any], Any] = lambda row: row
+    return _Preferences(data, tokenizer, max_length, seed, pairs)
 
 
 @dataclass(frozen=True)
@@ -78,7 +67,7 @@ class _Used:
     copies: int
 
 
-class Prepared(Generic[S]):
+class Prepared(ABC, Generic[S]):
     """A stage's samples, made anew from the sources at each iteration, so that memory holds only keys.
 
     No prompt is in both splits, and no id is given twice in the two together. A row's further copies have ids
@@ -86,18 +75,12 @@ class Prepared(Generic[S]):
     """
 
     def __init__(
-        self,
-        kind: _Kind[S],
-        data: ConversationData | PreferenceData,
-        tokenizer: Tokenizer,
-        max_length: int,
-        seed: int,
+        self, data: ConversationData | PreferenceData, tokenizer: Tokenizer, max_length: int, seed: int
     ) -> None:
-        self._kind, self._data, self._seed = kind, data, seed
-        self._tokenizer, self._max_length = tokenizer, max_length
+        self._data, self._tokenizer, self._max_length, self._seed = data, tokenizer, max_length, seed
         self._rows = Counter(rows=0, duplicate=0, misfit=0, in_held_out=0, unused=0)
         self._samples: dict[str, Counter[str]] = {}  # by split
-        prompts = (used.prompt for used in self._read(self._rows, quiet=False) if not used.evaluated)
+        prompts = (used.prompt for used in self._used_rows(self._rows, quiet=False) if not used.evaluated)
         self._chosen = choose_held_out(prompts, data.held_out, seed)
 
     @property
@@ -110,10 +93,10 @@ class Prepared(Generic[S]):
         equal_tokens (rows), answers_too_long and answers_equal (see `fit_group`), and neutralised (rows in which
         control tokens stand as letters, and stay letters).
         """
-        found = Counter(self._rows)
+        total = Counter(self._rows)
         for counts in self._samples.values():
-            found.update(counts)
-        return dict(found)
+            total.update(counts)
+        return dict(total)
 
     def training(self) -> Iterator[S]:
         """The samples to train on.
@@ -121,7 +104,7 @@ class Prepared(Generic[S]):
         Raises:
             ValueError: one that is too long, where such are refused; at the end, that there was none.
         """
-        return self._split("training")
+        return (sample for _, sample in self._pairs("training"))
 
     def held_out(self) -> Iterator[S]:
         """The samples to evaluate on: the held-out prompts' and those of the evaluation sources; perhaps none.
@@ -130,7 +113,7 @@ class Prepared(Generic[S]):
             ValueError: one that is too long, where such are refused; at the end, that none of them was left.
         """
         wanted = self._data.held_out or self._data.evaluation_sources
-        return self._split("held_out") if wanted else iter(())
+        return (sample for _, sample in self._pairs("held_out")) if wanted else iter(())
 
     def training_rows(self) -> Iterator[Any]:
         """The conversations or ranked answers behind `training`, cut down to what fits. Raises as that does."""
@@ -140,43 +123,36 @@ class Prepared(Generic[S]):
         """Those behind `held_out`."""
         return (row for row, _ in self._pairs("held_out"))
 
-    def _split(self, split: str) -> Iterator[S]:
-        return (sample for _, sample in self._pairs(split))
-
     def _pairs(self, split: str) -> Iterator[tuple[Any, S]]:
         """What fits of each row of a split, as text and as tokens."""
-        kind, drop = self._kind, self._data.too_long == "drop"
         counts: Counter[str] = Counter({split: 0, "too_long": 0})
         ids = UniqueIds()
-        for used in self._read(Counter(), quiet=True):
+        for used in self._used_rows(Counter(), quiet=True):
             if split == "held_out" and not (used.evaluated or self._chosen):
                 break  # evaluation sources come first, and there is nothing else to find
             held_out = used.evaluated or used.prompt in self._chosen
             # Both splits claim all ids, so that they agree on them.
-            names = _names(kind.name(used.row), 1 if held_out else used.copies, ids)
-            if held_out != (split == "held_out"):
-                continue
-            shaped = kind.shape(used.row)
-            sample = kind.fit(kind.tokenize(shaped, self._tokenizer), self._max_length, drop, counts)
-            if sample is not None:
+            names = [ids.claim(self._name(used.row))]
+            further = range(2, 1 if held_out else used.copies + 1)
+            names += [ids.claim(f"{names[0]}@{number}") for number in further]
+            fitted = self._fit(used.row, counts) if held_out == (split == "held_out") else None
+            if fitted is not None:
                 counts[split] += len(names)
-                if self._tokenizer.markers(shaped.messages, kind.answers(shaped)):
-                    counts["neutralised"] += 1
-                row = kind.cut_down(shaped, sample)
-                yield from ((row, kind.rename(sample, name)) for name in names)
+                yield from ((fitted[0], self._rename(fitted[1], name)) for name in names)
         self._samples[split] = counts
         if not counts[split]:
             raise ValueError(
                 f"data: nothing left for {split} ({self.counts}); raise model.max_length or add sources"
             )
 
-    def _read(self, counts: Counter[str], *, quiet: bool) -> Iterator[_Used]:
+    def _used_rows(self, counts: Counter[str], *, quiet: bool) -> Iterator[_Used]:
         """The rows that are used, each content once, those of the evaluation sources first."""
         contents: set[int] = set()
         evaluated: set[str] = set()
-        for source, training in self._sources():
-            for row in self._kind.read(source, counts, quiet=quiet):
-                prompt, content = prompt_key(row.messages), self._kind.content(row)
+        sources = [(source, False) for source in self._data.evaluation_sources]
+        for source, training in [*sources, *((source, True) for source in self._data.sources)]:
+            for row in self._read(source, counts, quiet):
+                prompt, content = prompt_key(row.messages), self._content(row)
                 copies = mixture_copies(source.weight, content, self._seed)
                 if training and prompt in evaluated:
                     counts["in_held_out"] += 1
@@ -190,71 +166,202 @@ class Prepared(Generic[S]):
                         evaluated.add(prompt)
                     yield _Used(row, prompt, not training, copies)
 
-    def _sources(self) -> Iterator[tuple[Any, bool]]:
-        """Each source, and whether it is one to train on."""
-        yield from ((source, False) for source in self._data.evaluation_sources)
-        yield from ((source, True) for source in self._data.sources)
+    # -- what differs between conversations and preferences ------------------------------------------------
+
+    @abstractmethod
+    def _read(self, source: Any, counts: Counter[str], quiet: bool) -> Iterator[Any]:
+        """A source's rows."""
+
+    @abstractmethod
+    def _content(self, row: Any) -> str:
+        """The key of what makes two rows the same."""
+
+    @abstractmethod
+    def _name(self, row: Any) -> str:
+        """The row's own id."""
+
+    @abstractmethod
+    def _fit(self, row: Any, counts: Counter[str]) -> tuple[Any, S] | None:
+        """What fits the model, as text and as tokens."""
+
+    @abstractmethod
+    def _rename(self, sample: S, name: str) -> S: ...
+
+    def _count_markers(self, row: Any, answers: Sequence[str], counts: Counter[str]) -> None:
+        if self._tokenizer.markers(row.messages, answers):
+            counts["neutralised"] += 1
 
 
-def draw_pair(ranked: RankedAnswers, seed: int) -> RankedAnswers:
-    """The best answer and a worse one; a pair, or one answer alone, stays as it is."""
-    if len(ranked.answers) < 3:
-        return ranked
-    worse = [place for place, score in enumerate(ranked.scores) if score < ranked.scores[0]]
-    other = worse[seeded_number(seed, "pair", ranked.prompt_id) % len(worse)]
-    return replace(
-        ranked,
-        answers=(ranked.answers[0], ranked.answers[other]),
-        scores=(ranked.scores[0], ranked.scores[other]),
-        desirable=1,
-        cut=frozenset(new for new, place in enumerate((0, other)) if place in ranked.cut),
-    )
+class _Conversations(Prepared[TokenizedChat]):
+    def _read(self, source: Any, counts: Counter[str], quiet: bool) -> Iterator[Conversation]:
+        return read_conversations(source, counts, quiet=quiet)
+
+    def _content(self, row: Conversation) -> str:
+        return content_key(row.messages)
+
+    def _name(self, row: Conversation) -> str:
+        return row.conversation_id
+
+    def _fit(self, row: Conversation, counts: Counter[str]) -> tuple[Conversation, TokenizedChat] | None:
+        chat = tokenize_conversation(row, self._tokenizer)
+        tokens = len(chat.token_ids)
+        if tokens > self._max_length:
+            if self._data.too_long != "drop":
+                raise _refusal(
+                    f"conversation {chat.conversation_id!r:.60}: {tokens} tokens", self._max_length
+                )
+            counts["too_long"] += 1
+            return None
+        self._count_markers(row, (), counts)
+        return row, chat
+
+    def _rename(self, sample: TokenizedChat, name: str) -> TokenizedChat:
+        return replace(sample, conversation_id=name)
 
 
-def _names(wanted: str, copies: int, ids: UniqueIds) -> list[str]:
-    """An id for each copy of a row."""
-    first = ids.claim(wanted)
-    return [first, *(ids.claim(f"{first}@{number}") for number in range(2, copies + 1))]
+class _Preferences(Prepared[PreferenceGroup]):
+    def __init__(
+        self, data: PreferenceData, tokenizer: Tokenizer, max_length: int, seed: int, pairs: bool
+    ) -> None:
+        super().__init__(data, tokenizer, max_length, seed)
+        self._as_pairs = pairs
+
+    def _read(self, source: Any, counts: Counter[str], quiet: bool) -> Iterator[RankedAnswers]:
+        return read_preferences(source, counts, quiet=quiet)
+
+    def _content(self, row: RankedAnswers) -> str:
+        return ranked_key(row)
+
+    def _name(self, row: RankedAnswers) -> str:
+        return row.prompt_id
+
+    def _fit(self, row: RankedAnswers, counts: Counter[str]) -> tuple[RankedAnswers, PreferenceGroup] | None:
+        if self._as_pairs and len(row.answers) > 2:
+            worse = [place for place, score in enumerate(row.scores) if score < row.scores[0]]
+            other = worse[seeded_number(self._seed, "pair", row.prompt_id) % len(worse)]
+            row = _only(row, (0, other), desirable=1)
+        tokenized = tokenize_preference(row, self._tokenizer)
+        group = fit_group(tokenized, self._max_length, self._data.too_long == "drop", counts)
+        if group is None:
+            return None
+        self._count_markers(row, row.answers, counts)
+        return _only(row, [completion.sample for completion in group.completions], group.desirable), group
+
+    def _rename(self, sample: PreferenceGroup, name: str) -> PreferenceGroup:
+        completions = tuple(replace(completion, prompt_id=name) for completion in sample.completions)
+        return replace(sample, prompt=replace(sample.prompt, prompt_id=name), completions=completions)
 
 
-def _rename_chat(chat: TokenizedChat, name: str) -> TokenizedChat:
-    return replace(chat, conversation_id=name)
-
-
-def _rename_group(group: PreferenceGroup, name: str) -> PreferenceGroup:
-    completions = tuple(replace(completion, prompt_id=name) for completion in group.completions)
-    return replace(group, prompt=replace(group.prompt, prompt_id=name), completions=completions)
-
-
-def _cut_down(ranked: RankedAnswers, group: PreferenceGroup) -> RankedAnswers:
-    """The ranked answers that are left in the group."""
-    kept = [completion.sample for completion in group.completions]
+def _only(ranked: RankedAnswers, kept: Sequence[int], desirable: int) -> RankedAnswers:
+    """These of the answers alone."""
     return replace(
         ranked,
         answers=tuple(ranked.answers[place] for place in kept),
         scores=tuple(ranked.scores[place] for place in kept),
-        desirable=group.desirable,
+        desirable=desirable,
         cut=frozenset(new for new, place in enumerate(kept) if place in ranked.cut),
     )
 
 
-_CONVERSATIONS = _Kind(
-    read=read_conversations,
-    content=lambda conversation: content_key(conversation.messages),
-    name=lambda conversation: conversation.conversation_id,
-    tokenize=tokenize_conversation,
-    fit=fit_chat,
-    rename=_rename_chat,
-    cut_down=lambda conversation, _: conversation,
-    answers=lambda _: (),
-)
-_PREFERENCES = _Kind(
-    read=read_preferences,
-    content=ranked_key,
-    name=lambda ranked: ranked.prompt_id,
-    tokenize=tokenize_preference,
-    fit=fit_group,
-    rename=_rename_group,
-    cut_down=_cut_down,
-    answers=lambda ranked: ranked.answers,
-)
+# -- token ids: exactly those that a rollout of the same texts would have ----------------------------------
+
+
+class Tokenizer(Protocol):
+    """What is asked of `models.tokenizer.ChatTokenizer`, which says more."""
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]: ...
+
+    def encode_conversation(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]: ...
+
+    def encode_answers(
+        self, messages: Sequence[Message], answers: Sequence[str], cut: Collection[int] = ()
+    ) -> tuple[list[int], list[list[int]]]: ...
+
+    def markers(self, messages: Sequence[Message], answers: Sequence[str] = ()) -> int: ...
+
+    def without_end(self, text: str) -> str: ...
+
+
+def tokenize_conversation(conversation: Conversation, tokenizer: Tokenizer) -> TokenizedChat:
+    """The chat up to its last answer's end-of-turn token, with all of the assistant's turns learned.
+
+    Raises:
+        ValueError: a chat that the template refuses or doesn't keep as it is.
+    """
+    token_ids, learned = tokenizer.encode_conversation(conversation.messages)
+    return TokenizedChat(conversation.conversation_id, TokenIds(token_ids), tuple(learned), conversation.kind)
+
+
+def tokenize_preference(ranked: RankedAnswers, tokenizer: Tokenizer) -> PreferenceGroup:
+    """The prompt with the generation prompt, and each answer with its end-of-turn token unless it was cut off;
+    scores are rewards.
+
+    The answers are the data's own: `finish_reason` "reference", no sampling logprob, policy version 0.
+
+    Raises:
+        ValueError: a chat that the template refuses or doesn't keep as it is.
+    """
+    token_ids, encoded = tokenizer.encode_answers(ranked.messages, ranked.answers, ranked.cut)
+    prompt = Prompt(ranked.prompt_id, ranked.messages, TokenIds(token_ids), kind=ranked.kind)
+    completions = tuple(
+        Completion(ranked.prompt_id, place, tokenizer.without_end(text), tuple(ids), "reference", 0.0, 0)
+        for place, (text, ids) in enumerate(zip(ranked.answers, encoded, strict=True))
+    )
+    return PreferenceGroup(prompt, completions, ranked.scores, ranked.desirable)
+
+
+def fit_group(group: PreferenceGroup, limit: int, drop: bool, counts: Counter[str]) -> PreferenceGroup | None:
+    """The answers that have at most `limit` tokens with their prompt, and not another's very tokens.
+
+    A group that had several answers needs two that differ in score, or is None. `counts` gains answers_too_long
+    and answers_equal (left out of a group that stays), too_long and equal_tokens (groups that don't stay).
+
+    Raises:
+        ValueError: an answer is too long, and isn't to be dropped.
+    """
+    lengths = [len(group.prompt.token_ids) + len(c.token_ids) for c in group.completions]
+    if max(lengths) > limit and not drop:
+        name = f"preference {group.prompt.prompt_id!r:.60}"
+        raise _refusal(f"{name}: {max(lengths)} tokens, its prompt and longest answer", limit)
+    short = [i for i, length in enumerate(lengths) if length <= limit]
+    # Tokenizers that normalise text give different texts the same tokens; the better one stays.
+    first = {group.completions[i].token_ids: i for i in reversed(short)}
+    kept = sorted(first.values())
+    long, equal = len(lengths) - len(short), len(short) - len(kept)
+    rewards = tuple(group.rewards[i] for i in kept)
+    if not kept or (len(lengths) > 1 and rewards[0] == rewards[-1]):
+        counts["too_long" if long else "equal_tokens"] += 1
+        return None
+    counts.update(answers_too_long=long, answers_equal=equal)
+    desirable = sum(i < group.desirable for i in kept)
+    if len(kept) > 1 and group.desirable:
+        desirable = max(desirable, 1)  # the best of those that are left takes the place of the best
+    completions = tuple(group.completions[i] for i in kept)
+    return replace(group, completions=completions, rewards=rewards, desirable=desirable)
+
+
+def _refusal(problem: str, limit: int) -> ValueError:
+    return ValueError(f"{problem}, over model.max_length={limit}; raise that, or set data.too_long=drop")
+
+
+def fit_pairs(
+    pairs: Sequence[PreferenceGroup], limit: int, drop: bool
+) -> tuple[list[PreferenceGroup], Counter[str]]:
+    """The pairs of which no side has more than `limit` tokens with its prompt, and those left out by subset.
+
+    Raises:
+        ValueError: some are too long and aren't to be dropped, or all are.
+    """
+    lengths = [len(pair.prompt.token_ids) + max(len(c.token_ids) for c in pair.completions) for pair in pairs]
+    fitting = [pair for pair, length in zip(pairs, lengths, strict=True) if length <= limit]
+    left_out = Counter(
+        pair.prompt.kind for pair, length in zip(pairs, lengths, strict=True) if length > limit
+    )
+    if left_out and not (drop and fitting):
+        by_subset = ", ".join(f"{subset} {count}" for subset, count in left_out.items())
+        fix = "" if drop else ", or set data.too_long=drop"
+        raise ValueError(
+            f"data: {left_out.total()} of {len(pairs)} pairs are over model.max_length={limit} ({by_subset}), the "
+            f"longest has {max(lengths)} tokens; raise model.max_length{fix}"
+        )
+    return fitting, left_out

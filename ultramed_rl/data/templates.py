@@ -16,8 +16,7 @@ def read_template(file: Path, needed: Sequence[str], optional: Sequence[str], ke
     Raises:
         ValueError: the file cannot be read, or its fields are others; `key` is the config's name for it.
     """
-    reason = why_unreadable(file)
-    if reason is not None:
+    if (reason := why_unreadable(file)) is not None:
         raise ValueError(f"{key}={str(file)!r}: cannot be read ({reason}); give a text file")
     try:
         template = Template(file.read_text(encoding="utf-8"))
@@ -25,9 +24,9 @@ def read_template(file: Path, needed: Sequence[str], optional: Sequence[str], ke
         raise ValueError(f"{key}={str(file)!r}: cannot be read ({error}); give a text file") from None
     names = set(template.get_identifiers())
     if not template.is_valid() or not {*needed} <= names <= {*needed, *optional}:
-        may = f", and may hold {_listed(optional)}" if optional else ""
+        wanted, may = (" and ".join(f"${name}" for name in fields) for fields in (needed, optional))
         raise ValueError(
-            f"{key}={str(file)!r}: holds {sorted(names)}; it needs {_listed(needed)}{may}; "
+            f"{key}={str(file)!r}: holds {sorted(names)}; it needs {wanted}{may and f', and may hold {may}'}; "
             "write a dollar sign as $$"
         )
     return template
@@ -36,8 +35,3 @@ def read_template(file: Path, needed: Sequence[str], optional: Sequence[str], ke
 def without_tags(text: str, *tags: str) -> str:
     """The text with these tags made harmless, so that an answer cannot close its frame."""
     return re.sub(rf"<(?=\s*/?\s*(?:{'|'.join(tags)})\b)", "‹", text, flags=re.IGNORECASE)
-
-
-def _listed(names: Sequence[str]) -> str:
-    fields = [f"${name}" for name in names]
-    return " and ".join(filter(None, [", ".join(fields[:-1]), fields[-1]]))

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 DropReason = Literal["malformed", "wrong_key", "figure"]
 COLUMNS = ("original_question", "answer_orig", "answer_option")
@@ -72,10 +72,9 @@ def read_vignette(row: Mapping[str, Any]) -> Vignette | DropReason:
 
 def _parse_options(block: str) -> dict[str, str] | None:
     lines = [line.strip() for line in block.splitlines() if line.strip()]
-    parsed = [_OPTION.fullmatch(line) for line in lines]
-    options = {match[1]: match[2].strip() for match in parsed if match}
+    options = {match[1]: match[2].strip() for match in map(_OPTION.fullmatch, lines) if match}
     in_order = "".join(options) == ascii_uppercase[: len(lines)]
-    distinct = len({plain_option(text) for text in options.values()}) == len(lines)
+    distinct = len(set(map(plain_option, options.values()))) == len(lines)
     return options if len(lines) >= 2 and in_order and distinct else None
 
 
@@ -107,8 +106,7 @@ def read_letter(answer: str) -> str | None:
     return match[1] if match else None
 
 
-@dataclass(frozen=True)
-class OptionRun:
+class OptionRun(NamedTuple):
     """Lines [start, end) that begin with the first and end with the last of some options, and the options' texts."""
 
     start: int
@@ -126,7 +124,7 @@ def last_run(
         over: other lines that may stand between two options; any other line ends the run.
         least: options of a run; shorter runs don't count.
     """
-    found = OptionRun(len(lines), len(lines), ())
+    last = OptionRun(len(lines), len(lines), ())
     start, run = 0, list[str]()
     for number, line in enumerate(lines):
         match = option.fullmatch(line)
@@ -138,5 +136,5 @@ def last_run(
             run = run if over == "any" or (over == "blank" and not line.strip()) else []
             continue
         if len(run) >= least:
-            found = OptionRun(start, number + 1, tuple(run))
-    return found
+            last = OptionRun(start, number + 1, tuple(run))
+    return last

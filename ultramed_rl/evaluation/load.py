@@ -13,8 +13,8 @@ from itertools import count
 from pathlib import Path
 from random import Random
 
-from ultramed_rl.data.misfits import FittingRows
-from ultramed_rl.data.prompts import normalise_text
+from ultramed_rl.data.chats import FittingRows
+from ultramed_rl.data.likeness import normalise_text
 from ultramed_rl.data.sources import list_sources
 from ultramed_rl.evaluation.items import Item, Task
 from ultramed_rl.learning.seeds import derive_seed

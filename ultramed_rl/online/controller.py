@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ultramed_rl.config import RunConfig
-from ultramed_rl.data.pool import prompts_for_round
-from ultramed_rl.data.prompts import PromptPool
+from ultramed_rl.data.prompts import PromptPool, prompts_for_round
 from ultramed_rl.evaluation.metrics import AnswerMetrics, compare, kl_to_reference, prompt_means, token_rates
 from ultramed_rl.learning.pairs import PairSelector
 from ultramed_rl.learning.seeds import derive_seed

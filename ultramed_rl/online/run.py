@@ -9,8 +9,7 @@ from typing import Any
 
 from ultramed_rl.cluster.inputs import describe_inputs, describe_pool, describe_rendering
 from ultramed_rl.config import RunConfig
-from ultramed_rl.data.pool import check_rounds, prepare_pool
-from ultramed_rl.data.prompts import PromptPool
+from ultramed_rl.data.prompts import PromptPool, check_rounds, prepare_pool
 from ultramed_rl.models.checks import check_models
 from ultramed_rl.models.tokenizer import chat_tokenizer
 from ultramed_rl.online.cards import write_reward_card, write_run_card

@@ -118,8 +118,7 @@ def _check_prompts(config: AnyConfig) -> None:
     prompts: Any = getattr(config, "prompts", None)
     if prompts is None or not _is_small([source.uri for source in prompts.sources]):
         return
-    from ultramed_rl.data.pool import check_rounds, split_pool
-    from ultramed_rl.data.prompts import load_prompts
+    from ultramed_rl.data.prompts import check_rounds, load_prompts, split_pool
 
     pool = split_pool(load_prompts(prompts, lambda _: []), prompts.held_out, config.run.seed)
     if isinstance(config, RunConfig):
@@ -127,8 +126,7 @@ def _check_prompts(config: AnyConfig) -> None:
 
 
 def _check_stage_data(config: SftConfig | RewardConfig | PreferenceConfig) -> None:
-    from ultramed_rl.data.stage_data import prepare_conversations, prepare_preferences
-    from ultramed_rl.data.tokenize import Tokenizer
+    from ultramed_rl.data.stage_data import Tokenizer, prepare_conversations, prepare_preferences
 
     data = config.data
     if not _is_small([source.uri for source in (*data.sources, *data.evaluation_sources)]):

@@ -5,18 +5,18 @@ files --> online run --> sections ... samples ... sections --> page    (a stage:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from ultramed_rl.kinds import KINDS, load
-from ultramed_rl.report import health, outcome
+from ultramed_rl.report import health, outcome, setup
 from ultramed_rl.report.online_run import read_online_run
-from ultramed_rl.report.samples import samples_section
-from ultramed_rl.report.setup import config_section, environment_section
+from ultramed_rl.report.samples import samples
 from ultramed_rl.report.stage import counting_sections
-from ultramed_rl.report.timeline import timeline_section
+from ultramed_rl.report.timeline import timeline_parts
 from ultramed_rl.store.atomic import write_whole
 from ultramed_rl.store.run_reader import RunReader
-from ultramed_rl.tracking.page import Section, page_html
+from ultramed_rl.tracking.page import Parts, Section, page_html
 
 NAME = "report.html"
 MOST_BYTES = 5_000_000
@@ -26,6 +26,17 @@ FOOTER = (
 )
 _SAMPLE_BYTES = 2_000_000
 _SLACK = 50_000
+# What is told of an online run before its samples and after them: a section without parts is left out.
+_BEFORE = {
+    "Reward": outcome.rewards,
+    "Wins over the start": outcome.wins,
+    "Reward against KL": outcome.frontier,
+    "Length": health.lengths,
+    "Refused, empty and cut answers": health.endings,
+    "Preference pairs": health.pairs,
+    "Evaluation": outcome.evaluation,
+}
+_AFTER = {"Training": health.training, "Time and utilisation": health.times}
 
 
 def write_report(run_dir: Path, output: Path | None = None) -> Path:
@@ -43,9 +54,8 @@ def write_report(run_dir: Path, output: Path | None = None) -> Path:
     if files.type == "online":
         return write_page(online_html(files), output)
     sections = load(KINDS[files.type].report) if files.type in KINDS else counting_sections
-    ends = [config_section(files), environment_section(files)]
     subtitle = f"{files.type} · seed {files.setting('run.seed', '?')}"
-    return write_page(page_html(files.name, [*sections(files), *ends], subtitle, FOOTER), output)
+    return write_page(page_html(files.name, [*sections(files), *_setup(files)], subtitle, FOOTER), output)
 
 
 def write_page(html: str, output: Path) -> Path:
@@ -57,8 +67,7 @@ def write_page(html: str, output: Path) -> Path:
 
 def online_html(files: RunReader) -> str:
     """The page of an online run; samples fill the room that the rest leaves."""
-    run = read_online_run(files)
-    length, setting = health.check_length(run), files.setting
+    run, setting = read_online_run(files), files.setting
     subtitle = " · ".join(
         [
             "online run",
@@ -69,25 +78,24 @@ def online_html(files: RunReader) -> str:
             f"seed {setting('run.seed', '?')}",
         ]
     )
+    before, after = {"": outcome.summary(run)}, {"Timeline": timeline_parts(files)}
+    if run.rounds:
+        before |= {heading: parts(run) for heading, parts in _BEFORE.items()}
+        after = {heading: parts(run) for heading, parts in _AFTER.items()} | after
+        after["Memory"] = health.memory(files)
+    first, last = filled_sections(before), [*filled_sections(after), *_setup(files)]
+    if run.rounds:
+        taken = len(page_html(files.name, [*first, *last], subtitle, FOOTER).encode("utf-8"))
+        room = min(_SAMPLE_BYTES, MOST_BYTES - _SLACK - taken)
+        first += filled_sections({"Samples": samples(run, room)})
+    return page_html(files.name, [*first, *last], subtitle, FOOTER)
 
-    def page(*sections: Section | None) -> str:
-        ends = (config_section(files), environment_section(files))
-        shown = [section for section in (*sections, *ends) if section is not None]
-        return page_html(files.name, shown, subtitle, FOOTER)
 
-    verdict, timeline = outcome.summary_section(run, length), timeline_section(files)
-    if not run.rounds:
-        return page(verdict, timeline)
-    before = [
-        verdict,
-        outcome.reward_section(run),
-        outcome.win_section(run),
-        outcome.frontier_section(run),
-        health.length_section(run, length),
-        health.refusal_section(run),
-        health.pair_section(run),
-        outcome.evaluation_section(run),
-    ]
-    after = [health.training_section(run), health.time_section(run), timeline, health.memory_section(files)]
-    room = MOST_BYTES - _SLACK - len(page(*before, *after).encode("utf-8"))
-    return page(*before, samples_section(run, min(_SAMPLE_BYTES, room)), *after)
+def _setup(files: RunReader) -> list[Section]:
+    return filled_sections({"Config": setup.config(files), "Environment": setup.environment(files)})
+
+
+def filled_sections(parts: Mapping[str, Parts]) -> list[Section]:
+    """Sections by their headings; one without parts is left out."""
+    sections = [Section(heading, list(of_section)) for heading, of_section in parts.items()]
+    return [section for section in sections if section.parts]

@@ -11,20 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ultramed_rl.evaluation.statistics import Interval, McNemar, mcnemar, paired_bootstrap
-from ultramed_rl.report.build import FOOTER, write_page
-from ultramed_rl.report.figures import (
-    DASH,
-    MARKS,
-    distribution_figure,
-    duration,
-    interval_figure,
-    interval_words,
-    line_figure,
-    number,
-    share_words,
-    spoken,
-)
-from ultramed_rl.report.health import check_length, phase_figure
+from ultramed_rl.report.build import FOOTER, filled_sections, write_page
+from ultramed_rl.report.figures import distribution_figure, interval_figure, line_figure
+from ultramed_rl.report.health import phase_figure
 from ultramed_rl.report.online_run import (
     RESAMPLES,
     Change,
@@ -37,9 +26,10 @@ from ultramed_rl.report.online_run import (
 )
 from ultramed_rl.report.setup import ABSENT, environment_rows, flatten, shown
 from ultramed_rl.report.stage import score_words, task_name
+from ultramed_rl.report.words import DASH, MARKS, duration, interval_words, number, share_words, spoken
 from ultramed_rl.store.artifacts import read_numbers
 from ultramed_rl.store.run_reader import Metrics, RunReader
-from ultramed_rl.tracking.page import Callout, Heading, Note, PageTable, Part, Section, page_html
+from ultramed_rl.tracking.page import Callout, Heading, Note, PageTable, Parts, page_html
 
 _MOST_FIGURES = 60
 
@@ -159,56 +149,28 @@ def write_comparison(run_dirs: Sequence[Path], output: Path) -> Path:
     if len(types) > 1:
         raise ValueError(f"runs of types {', '.join(types)}: only runs of one type compare; name such")
     first, *others = (one.name for one in files)
-    sections = _online_sections(files) if types == ["online"] else [_stage_section(files)]
-    sections += [_time_section(files), _config_section(files), _environment_section(files)]
+    parts = _online_parts(files) if types == ["online"] else {"Figures": _figures(files)}
+    parts |= {"Time": _times(files), "Config": _config(files), "Environment": _environment(files)}
+    sections = filled_sections(parts)
     title = " against ".join([*others, first]) if len(files) < 4 else f"{len(files)} runs"
     return write_page(page_html(title, sections, f"{types[0]} · each against {first}", FOOTER), Path(output))
 
 
-def _online_sections(files: Sequence[RunReader]) -> list[Section]:
+def _online_parts(files: Sequence[RunReader]) -> dict[str, Parts]:
     runs = [read_online_run(one) for one in files]
     pairs = [compare_runs(runs[0], other) for other in runs[1:]]
-    verdicts = [_pair_callout(pair, runs[0].name) for pair in pairs]
-    return [
-        Section("", [*verdicts, _runs_table(runs)]),
-        _reward_section(runs, pairs),
-        _wins_section(runs, pairs),
-        _health_section(runs),
-        _benchmark_section(runs),
-    ]
+    return {
+        "": _summary(runs, pairs),
+        "Reward": _rewards(runs, pairs),
+        "Wins over the start": _wins(runs, pairs),
+        "KL, length, margin": _health(runs),
+        "Benchmarks": _benchmarks(runs),
+    }
 
 
-def _pair_callout(pair: RunPair, first: str) -> Callout:
-    """How a run compares with the first, in words."""
-    if pair.change is None:
-        heading = f"{pair.name}: its reward cannot be compared with that of {first}, since {pair.why_not}."
-        if pair.wins is None:
-            return Callout("plain", heading)
-        line = (
-            f"Prompts won over its own start, less those of {first}: {_points(pair.wins, ' points')}, 95% bootstrap interval, "
-            f"paired over {pair.shared} shared prompts. Each run is judged by its own reward."
-        )
-        return Callout("plain", heading, [line])
-    change = pair.change.reward
-    shared = f"paired over {pair.change.prompts} shared held-out prompts"
-    lines = [
-        f"Difference of the mean reward: {interval_words(change)}, 95% bootstrap interval, {shared}.",
-        f"Its answers score higher on {share_words(pair.change.wins)} of these prompts, ties by halves.",
-    ]
-    if change.low > 0:
-        return Callout("good", f"{pair.name} ends with a higher held-out reward than {first}.", lines)
-    if change.high < 0:
-        return Callout("bad", f"{pair.name} ends with a lower held-out reward than {first}.", lines)
-    return Callout("plain", f"{pair.name} and {first} do not differ measurably in held-out reward.", lines)
-
-
-def _points(wins: Interval, unit: str = "") -> str:
-    return f"{100 * wins.mean:+.0f}{unit} ({100 * wins.low:+.0f} to {100 * wins.high:+.0f})"
-
-
-def _runs_table(runs: Sequence[OnlineRun]) -> PageTable:
-    """Each run against its own start."""
-    columns = ("Run", "rounds", "reward over start (95%)", "wins (95%)", "tokens", "pairs", "time in phases")
+def _summary(runs: Sequence[OnlineRun], pairs: Sequence[RunPair]) -> Parts:
+    """How each run compares with the first, in words, and each against its own start."""
+    yield from (_verdict(pair, runs[0].name) for pair in pairs)
     rows = []
     for run in runs:
         folders = [run.files.path / "initial", *(one.path for one in run.rounds)]
@@ -226,50 +188,69 @@ def _runs_table(runs: Sequence[OnlineRun]) -> PageTable:
                 duration(math.fsum(seconds)),
             )
         )
-    return PageTable(columns, rows)
+    columns = ("Run", "rounds", "reward over start (95%)", "wins (95%)", "tokens", "pairs", "time in phases")
+    yield PageTable(columns, rows)
 
 
-def _reward_section(runs: Sequence[OnlineRun], pairs: Sequence[RunPair]) -> Section:
+def _verdict(pair: RunPair, first: str) -> Callout:
+    if pair.change is None:
+        heading = f"{pair.name}: its reward cannot be compared with that of {first}, since {pair.why_not}."
+        line = pair.wins and (
+            f"Prompts won over its own start, less those of {first}: {_points(pair.wins, ' points')}, 95% bootstrap interval, "
+            f"paired over {pair.shared} shared prompts. Each run is judged by its own reward."
+        )
+        return Callout("plain", heading, [line] if line else [])
+    change = pair.change.reward
+    shared = f"paired over {pair.change.prompts} shared held-out prompts"
+    lines = [
+        f"Difference of the mean reward: {interval_words(change)}, 95% bootstrap interval, {shared}.",
+        f"Its answers score higher on {share_words(pair.change.wins)} of these prompts, ties by halves.",
+    ]
+    if change.low > 0:
+        return Callout("good", f"{pair.name} ends with a higher held-out reward than {first}.", lines)
+    if change.high < 0:
+        return Callout("bad", f"{pair.name} ends with a lower held-out reward than {first}.", lines)
+    return Callout("plain", f"{pair.name} and {first} do not differ measurably in held-out reward.", lines)
+
+
+def _points(wins: Interval, unit: str = "") -> str:
+    return f"{100 * wins.mean:+.0f}{unit} ({100 * wins.low:+.0f} to {100 * wins.high:+.0f})"
+
+
+def _rewards(runs: Sequence[OnlineRun], pairs: Sequence[RunPair]) -> Parts:
     series = {}
     for run in runs:
         means = {policy.label: mean_over_prompts(policy.answers) for policy in run.policies}
         series[run.name] = {label: point for label, point in means.items() if point is not None}
+    yield Heading("Mean held-out reward by policy")
+    yield interval_figure({name: points for name, points in series.items() if points}, "reward")
+    yield Heading("Held-out reward of each run's last policy")
     last = {run.name: [answer.reward for answer in run.policies[-1].answers] for run in runs}
-    parts: list[Part] = [
-        Heading("Mean held-out reward by policy"),
-        interval_figure({name: points for name, points in series.items() if points}, "reward"),
-        Heading("Held-out reward of each run's last policy"),
-        distribution_figure(last, "reward"),
-        Note(
-            "Bars are 95% bootstrap intervals over prompts, of each run alone; the paired differences above are tighter."
-        ),
-    ]
+    yield distribution_figure(last, "reward")
+    yield Note(
+        "Bars are 95% bootstrap intervals over prompts, of each run alone; the paired differences above are tighter."
+    )
     apart = [pair for pair in pairs if pair.why_not]
     if apart:
         names = f"{', '.join(pair.name for pair in apart)} and {runs[0].name}"
-        parts.append(Note(f"Of {names} the levels are not comparable: {apart[0].why_not}."))
-    return Section("Reward", parts)
+        yield Note(f"Of {names} the levels are not comparable: {apart[0].why_not}.")
 
 
-def _wins_section(runs: Sequence[OnlineRun], pairs: Sequence[RunPair]) -> Section:
+def _wins(runs: Sequence[OnlineRun], pairs: Sequence[RunPair]) -> Parts:
     wins = {run.name: {label: change.wins for label, change in run.changes.items()} for run in runs}
-    figure = interval_figure(
-        {name: points for name, points in wins.items() if points}, "prompts won", shares=True
+    yield interval_figure({run: points for run, points in wins.items() if points}, "prompts won", shares=True)
+    yield Note(
+        "Prompts won over each run's own start, by its own reward; Wilson's 95% intervals, ties by halves."
     )
     rows = []
     for pair in pairs:
         mark = " *" if pair.wins and (pair.wins.low > 0 or pair.wins.high < 0) else ""
         rows.append((pair.name, str(pair.shared), DASH if pair.wins is None else _points(pair.wins) + mark))
-    table = PageTable(("Run", "shared prompts", f"points over {runs[0].name} (95%)"), rows)
-    note = Note(
-        "Prompts won over each run's own start, by its own reward; Wilson's 95% intervals, ties by halves."
-    )
-    return Section("Wins over the start", [figure, note, table])
+    yield PageTable(("Run", "shared prompts", f"points over {runs[0].name} (95%)"), rows)
 
 
-def _health_section(runs: Sequence[OnlineRun]) -> Section:
+def _health(runs: Sequence[OnlineRun]) -> Parts:
     """KL, lengths and margins of each run by round."""
-    parts: list[Part] = []
     for name, heading in (
         ("kl_to_reference", "KL from the reference, nats an answer"),
         ("length_mean", "Tokens a sample"),
@@ -283,19 +264,19 @@ def _health_section(runs: Sequence[OnlineRun]) -> Section:
         if series:
             figure = line_figure(series, "round")
             figure.update_xaxes(dtick=1 if max(len(run.rounds) for run in runs) < 20 else None)
-            parts += [Heading(heading), figure]
-    checks = [(run.name, check_length(run)) for run in runs]
-    rows = [(name, f"{'Flagged. ' if check.flagged else ''}{check.words}") for name, check in checks]
-    return Section("KL, length, margin", [*parts, PageTable(("Run", "length"), rows, words=True)])
+            yield Heading(heading)
+            yield figure
+    rows = [(run.name, f"{'Flagged. ' if run.length.flagged else ''}{run.length.words}") for run in runs]
+    yield PageTable(("Run", "length"), rows, words=True)
 
 
-def _benchmark_section(runs: Sequence[OnlineRun]) -> Section:
+def _benchmarks(runs: Sequence[OnlineRun]) -> Parts:
     """The last examined policy of every run, against the first run's on the same items."""
     first = last_benchmarked(runs[0])
     compared = [compare_benchmarks(runs[0], run) for run in runs[1:]]
     if first is None or not any(compared):
-        text = "No benchmark was sat by the first run and another on the same items."
-        return Section("Benchmarks", [text])
+        yield "No benchmark was sat by the first run and another on the same items."
+        return
     rows = []
     for result in (first.benchmarks or {})["results"]:
         cells = [score_words(result["score"], None)]
@@ -305,23 +286,24 @@ def _benchmark_section(runs: Sequence[OnlineRun]) -> Section:
                 DASH if theirs is None else score_words(theirs["score"], test.p_value if test else None)
             )
         rows.append((task_name(result), *cells))
-    note = Note(
+    yield PageTable(("Task", *(run.name for run in runs)), rows)
+    yield Note(
         f"Accuracy of each run's last examined policy with its 95% interval. {MARKS} Against {runs[0].name}."
     )
-    return Section("Benchmarks", [PageTable(("Task", *(run.name for run in runs)), rows), note])
 
 
-def _stage_section(files: Sequence[RunReader]) -> Section:
+def _figures(files: Sequence[RunReader]) -> Parts:
     """The figures that stages ended with, side by side; no test: samples' own figures are not kept."""
     figures = [_stage_figures(one) for one in files]
     names = list(dict.fromkeys(name for of_stage in figures for name in of_stage))[:_MOST_FIGURES]
     if not names:
-        return Section("Figures", ["None of these stages is finished."])
+        yield "None of these stages is finished."
+        return
     rows = [(spoken(name), *(number(one.get(name), ",.5g") for one in figures)) for name in names]
-    note = Note(
+    yield PageTable(("Figure", *(one.name for one in files)), rows)
+    yield Note(
         "What each stage ended with. Differences have no interval: figures of single samples are not kept."
     )
-    return Section("Figures", [PageTable(("Figure", *(one.name for one in files)), rows), note])
 
 
 def _stage_figures(files: RunReader) -> Metrics:
@@ -335,7 +317,7 @@ def _stage_figures(files: RunReader) -> Metrics:
     return {name: row["accuracy"] for name, row in result.get("subsets", {}).items() if "accuracy" in row}
 
 
-def _time_section(files: Sequence[RunReader]) -> Section:
+def _times(files: Sequence[RunReader]) -> Parts:
     """Seconds by phase, a bar for each run."""
     phases: dict[str, Metrics] = {}
     for one in files:
@@ -344,32 +326,33 @@ def _time_section(files: Sequence[RunReader]) -> Section:
             for name, seconds in one.seconds(folder).items():
                 total[name] = total.get(name, 0.0) + (seconds if math.isfinite(seconds) else 0.0)
     if not any(phases.values()):
-        return Section("Time", ["Nothing is finished yet."])
-    note = Note(
+        yield "Nothing is finished yet."
+        return
+    yield phase_figure(phases)[0]
+    yield Note(
         "Seconds in phases when they were computed, over all rounds. Machines may differ: see the environments."
     )
-    return Section("Time", [phase_figure(phases)[0], note])
 
 
-def _config_section(files: Sequence[RunReader]) -> Section:
+def _config(files: Sequence[RunReader]) -> Parts:
     """The settings in which the runs differ; of those of `run` the seed alone."""
     settings = [flatten(one.config) for one in files]
     rows = _differences([{k: v for k, v in one.items() if not k.startswith("run.")} for one in settings])
     seeds = [one["run.seed"] for one in settings if "run.seed" in one]
     if len(set(seeds)) > 1:
         rows.append(("run.seed", *map(str, seeds)))
-    return Section("Config", [_table_of("Setting", files, rows)])
+    yield _table_of("Setting", files, rows)
 
 
-def _environment_section(files: Sequence[RunReader]) -> Section:
+def _environment(files: Sequence[RunReader]) -> Parts:
     """The versions and machines in which the runs differ."""
     environments = [one.environment() for one in files]
     unknown = [one.name for one, (_, recorded) in zip(files, environments, strict=True) if not recorded]
-    words = f"{', '.join(unknown)}: recorded no environment, so that nothing is known of it."
-    if unknown and len(unknown) >= len(files) - 1:
-        return Section("Environment", [words])
-    rows = _differences([dict(environment_rows(one)) if recorded else {} for one, recorded in environments])
-    return Section("Environment", [*([words] if unknown else []), _table_of("What", files, rows)])
+    if unknown:
+        yield f"{', '.join(unknown)}: recorded no environment, so that nothing is known of it."
+    if len(unknown) < max(1, len(files) - 1):
+        rows = [dict(environment_rows(one)) if recorded else {} for one, recorded in environments]
+        yield _table_of("What", files, _differences(rows))
 
 
 def _differences(values: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:

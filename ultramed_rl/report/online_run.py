@@ -36,6 +36,13 @@ REASONS = {
     "non_finite": ("not finite", "rewards not finite"),
     "too_few": ("too few", "fewer than two answers"),
 }
+GROWTH = 0.2
+CORRELATION = 0.3
+RULE = (
+    f"Rule: flagged where the last policy's held-out answers are at least {GROWTH:.0%} longer (or shorter) than "
+    f"the starting policy's, and reward and length correlate by at least {CORRELATION} in that direction within "
+    "prompts, over the samples of all rounds (Pearson's r of tokens and reward, each less its prompt's mean)."
+)
 Key = tuple[str, int]  # prompt id and sample
 
 
@@ -139,6 +146,37 @@ class Change:
 
 
 @dataclass(frozen=True)
+class LengthCheck:
+    """Tokens of the first and the last policy's held-out answers. `growth` is the change as a share; NaN where either is
+    not known. `correlation` of reward and length within prompts, -1 to 1; NaN where one of them never varies."""
+
+    first: float
+    last: float
+    growth: float
+    correlation: float
+
+    @property
+    def flagged(self) -> bool:
+        """Whether lengths moved far in the direction that the reward pays for."""
+        paid = self.correlation * math.copysign(1.0, self.growth)
+        return abs(self.growth) >= GROWTH and paid >= CORRELATION
+
+    @property
+    def words(self) -> str:
+        """What was found, in a sentence."""
+        if math.isnan(self.growth):
+            return "Lengths could not be compared: the held-out answers of the first or the last policy are missing."
+        moved = f"went from {self.first:.1f} to {self.last:.1f} tokens ({self.growth:+.0%})"
+        if math.isnan(self.correlation):
+            return f"Held-out answers {moved}; reward or length never varied within a prompt."
+        paid = f"reward and length correlate by {self.correlation:+.2f} within prompts"
+        if self.flagged:
+            way = "longer" if self.growth > 0 else "shorter"
+            return f"Held-out answers {moved}, and {paid}: part of the gain may be pay for {way} answers."
+        return f"Held-out answers {moved}; {paid}: not flagged."
+
+
+@dataclass(frozen=True)
 class OnlineRun:
     """What a report of an online run is made of. `policies` begins with the starting one."""
 
@@ -166,6 +204,14 @@ class OnlineRun:
     def change(self) -> Change | None:
         """The last policy against the first."""
         return self.changes.get(self.policies[-1].label)
+
+    @cached_property
+    def length(self) -> LengthCheck:
+        """The length rule applied to the run; with fewer than two evaluated policies there is no growth."""
+        first, last = (self.policies[at].length if len(self.policies) > 1 else math.nan for at in (0, -1))
+        growth = last / first - 1 if first > 0 else math.nan
+        groups = (group for one in self.rounds for group in by_prompt(one.sampled))
+        return LengthCheck(first, last, growth, within_correlation(groups))
 
 
 def read_online_run(files: RunReader) -> OnlineRun:
@@ -261,6 +307,21 @@ def mean_over_prompts(answers: Iterable[Answer]) -> Interval | None:
     """The mean reward over prompts with its bootstrap interval; None without a finite reward."""
     means = list(prompt_rewards(answers).values())
     return paired_bootstrap([0.0] * len(means), means, 1000, 0) if means else None
+
+
+def within_correlation(groups: Iterable[Sequence[Answer]]) -> float:
+    """Pearson's correlation of tokens and reward after each group's means are taken off; NaN without variance."""
+    products = squares_of_tokens = squares_of_rewards = 0.0
+    for group in groups:
+        scored = [answer for answer in group if answer.scored]
+        tokens, reward = mean(a.tokens for a in scored), mean(a.reward for a in scored)
+        for answer in scored:
+            products += (answer.tokens - tokens) * (answer.reward - reward)
+            squares_of_tokens += (answer.tokens - tokens) ** 2
+            squares_of_rewards += (answer.reward - reward) ** 2
+    if squares_of_tokens <= 1e-12 or squares_of_rewards <= 1e-12:
+        return math.nan
+    return products / math.sqrt(squares_of_tokens * squares_of_rewards)
 
 
 def compare_prompts(

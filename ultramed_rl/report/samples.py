@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from ultramed_rl.report.online_run import Answer, OnlineRun, Pair, Round, by_prompt, read_prompts, read_texts
-from ultramed_rl.tracking.page import Section, Widget, clean_text, script_json
+from ultramed_rl.tracking.page import Parts, Widget, clean_text, script_json
 
 MOST_PROMPTS = 400
 MOST_CHARACTERS = 6000  # of one text
 Sample = dict[str, Any]  # with short keys, since every sample repeats them: see html/samples.js
 
 
-def samples_section(run: OnlineRun, room: int) -> Section:
+def samples(run: OnlineRun, room: int) -> Parts:
     """As many prompts as `room` bytes of JSON hold, at most 400, from all rounds alike; by round, in its order. Filters,
     searches and pages through them; a page holds one."""
     seed = int(run.files.setting("run.seed", 0))
@@ -30,15 +30,15 @@ def samples_section(run: OnlineRun, room: int) -> Section:
                 taken.append(sample)
     shown = [sample for *_, sample in sorted(taken, key=lambda one: one[:2])]
     prompts = sum(round(one.metrics.get("pairs", 0.0) + sum(one.dropped.values())) for one in run.rounds)
-    words = (
-        f"{len(shown):,} of {prompts:,} prompts, drawn at random with the run's seed, as many of each "
+    yield (
+        f"All {prompts:,} prompts of all rounds, with every answer."
+        if len(shown) == prompts
+        else f"{len(shown):,} of {prompts:,} prompts, drawn at random with the run's seed, as many of each "
         "round as the page has room for; every answer of each. All of them are in rounds/*/scored.parquet."
     )
-    if len(shown) == prompts:
-        words = f"All {prompts:,} prompts of all rounds, with every answer."
     html = Path(__file__).with_name("html")
     markup, script = ((html / f"samples.{kind}").read_text(encoding="utf-8") for kind in ("html", "js"))
-    return Section("Samples", (words, Widget("samples", markup, script, shown)))
+    yield Widget("samples", markup, script, shown)
 
 
 def _draw(one: Round, most: int, seed: int) -> Iterator[tuple[int, int, Sample]]:

@@ -15,9 +15,9 @@ from ultramed_rl.config import ConfigError, load_any
 from ultramed_rl.config.base import Section as ConfigSection
 from ultramed_rl.config.recipe import load_recipe, stage_config
 from ultramed_rl.kinds import KINDS
-from ultramed_rl.report.figures import DASH
+from ultramed_rl.report.words import DASH
 from ultramed_rl.store.run_reader import RunReader
-from ultramed_rl.tracking.page import Note, PageTable, Part, Section, Text
+from ultramed_rl.tracking.page import Note, PageTable, Parts, Text
 
 Settings = dict[str, Any]
 ABSENT = "(not there)"  # of a key that one side lacks
@@ -25,29 +25,28 @@ ABSENT = "(not there)"  # of a key that one side lacks
 _OWN = ("run.name", "run.directory", "tracking.")
 
 
-def config_section(files: RunReader) -> Section:
+def config(files: RunReader) -> Parts:
     """The config's difference from the nearest preset, and the whole of it folded away."""
-    text = yaml.safe_dump(files.config, sort_keys=False, allow_unicode=True)
-    folded = Text("The whole config, defaults included", text)
     kind, own = str(files.config.get("type", "online")), flatten(files.config)
     differences = [(compare_settings(preset, own), name) for name, preset in _presets(kind)]
     if not differences and kind in KINDS:
         defaults = flatten(_section_defaults(KINDS[kind].config_class))
         lines = [line for line in compare_settings(defaults, own) if line[0] in defaults]
         differences = [(lines, "the defaults")]
-    if not differences:
-        return Section("Config", ["No preset of this type is at hand to compare with.", folded])
-    rows, against = min(differences, key=lambda difference: len(difference[0]))
-    parts: list[Part] = [f"No setting differs from {against}."]
-    if rows:
-        settings = "setting differs" if len(rows) == 1 else "settings differ"
-        table = PageTable(("Setting", "there", "this run"), rows, words=True)
-        parts = [f"{len(rows)} {settings} from {against}.", table]
-    note = Note(
-        "The nearest shipped preset of the same type; run.name, run.directory and tracking aside. (not there): a key of another "
-        "choice, or of another version of ultramed_rl."
-    )
-    return Section("Config", [*parts, note, folded])
+    if differences:
+        rows, against = min(differences, key=lambda difference: len(difference[0]))
+        differ = f"{len(rows)} settings differ" if len(rows) > 1 else "1 setting differs"
+        yield f"{differ if rows else 'No setting differs'} from {against}."
+        if rows:
+            yield PageTable(("Setting", "there", "this run"), rows, words=True)
+        yield Note(
+            "The nearest shipped preset of the same type; run.name, run.directory and tracking aside. (not there): a key of another "
+            "choice, or of another version of ultramed_rl."
+        )
+    else:
+        yield "No preset of this type is at hand to compare with."
+    text = yaml.safe_dump(files.config, sort_keys=False, allow_unicode=True)
+    yield Text("The whole config, defaults included", text)
 
 
 def compare_settings(before: Settings, after: Settings) -> list[tuple[str, str, str]]:
@@ -108,30 +107,29 @@ def _section_defaults(section: type[ConfigSection]) -> dict[str, Any]:
     return defaults
 
 
-def environment_section(files: RunReader) -> Section:
+def environment(files: RunReader) -> Parts:
     """Versions and devices, as the run recorded them; else those of now, and the page says so."""
-    environment, recorded = files.environment()
-    when = environment.get("time", "an unknown time")
-    said = (
+    described, recorded = files.environment()
+    when = described.get("time", "an unknown time")
+    yield (
         f"Recorded by the run at its first start ({when}), on the machine that started it."
         if recorded
         else "The run recorded no environment. This is the machine that made this report, which may be another."
     )
-    table = PageTable(("What", "value"), environment_rows(environment), words=True)
-    return Section("Environment", [said, table])
+    yield PageTable(("What", "value"), environment_rows(described), words=True)
 
 
-def environment_rows(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
+def environment_rows(described: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Machine first, then packages."""
-    memory, unknown = environment.get("memory_gib"), "unknown: not run from a source tree"
+    memory, unknown = described.get("memory_gib"), "unknown: not run from a source tree"
     return [
-        ("commit of ultramed_rl (+ changed)", str(environment.get("commit", unknown))),
-        ("python", shown(environment.get("python"))),
-        ("system", shown(environment.get("system"))),
-        ("CPUs", shown(environment.get("cpus"))),
+        ("commit of ultramed_rl (+ changed)", str(described.get("commit", unknown))),
+        ("python", shown(described.get("python"))),
+        ("system", shown(described.get("system"))),
+        ("CPUs", shown(described.get("cpus"))),
         ("memory", DASH if memory is None else f"{memory} GiB"),
-        ("GPUs", "\n".join(map(str, environment.get("gpus", []))) or "none"),
-        *((str(name), str(version)) for name, version in environment.get("packages", {}).items()),
+        ("GPUs", "\n".join(map(str, described.get("gpus", []))) or "none"),
+        *((str(name), str(version)) for name, version in described.get("packages", {}).items()),
     ]
 
 

@@ -3,57 +3,52 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ultramed_rl.evaluation.statistics import Interval
-from ultramed_rl.report.figures import (
-    DASH,
-    MARKS,
-    duration,
-    interval_figure,
-    marked,
-    number,
-    percent,
-    spoken,
-    stars,
-)
-from ultramed_rl.report.health import curve_parts, memory_section, phase_words
+from ultramed_rl.report.figures import interval_figure
+from ultramed_rl.report.health import curve_parts, memory, phase_words
+from ultramed_rl.report.words import DASH, MARKS, duration, marked, number, percent, spoken, stars
 from ultramed_rl.store.artifacts import read_numbers
 from ultramed_rl.store.run_reader import Metrics, RunReader
-from ultramed_rl.tracking.page import Callout, Facts, Note, PageTable, Part, Section
+from ultramed_rl.tracking.page import Callout, Facts, Note, PageTable, Part, Parts, Section
 
 _NOT_CURVES = {"time", "step", "step_index", "evaluation_index", "samples", "tokens", "flops", "seconds"}
 _FIRST = ("loss", "accuracy", "margin", "perplexity", "reward_mean")
 _MOST_CURVES = 10
-_UNFINISHED = Section("", [Callout("plain", "This evaluation is not finished.")])
+_UNFINISHED = Callout("plain", "This evaluation is not finished.")
 
 
-def training_sections(files: RunReader) -> list[Section]:
+def training_sections(files: RunReader) -> Iterator[Section]:
     """Of a stage that trains a model."""
     model = files.manifests().get("model")
     figures = read_numbers(model["metrics"]) if model else None
     top: list[Part] = [training_verdict(files, figures)]
-    sections = []
-    for kind, heading, axis in (("evaluation", "Held-out data", "steps taken"), ("step", "Training", "step")):
-        rows = files.rows(kind)
-        names = {name for row in rows for name in row} - _NOT_CURVES
-        ordered = [name for name in _FIRST if name in names] + sorted(names - set(_FIRST))
-        curves = {name: spoken(name) for name in ordered[:_MOST_CURVES]}
-        parts = curve_parts(rows, curves, f"{kind}_index", axis)
-        if parts and len(ordered) > len(curves):
-            parts.append(Note(f"{len(ordered) - len(curves)} more metrics are in metrics.jsonl."))
-        sections += [Section(heading, parts)] if parts else []
     if figures is not None:
         words = {"samples": "Samples", "steps": "Steps", "tokens_per_second": "Tokens a second"}
         known = {
             words[name]: value for name, value in figures.items() if name in words and math.isfinite(value)
         }
         top.append(Facts([(what, number(value, ",.0f"), "") for what, value in known.items()]))
+    yield Section("", top)
+    for kind, heading, axis in (("evaluation", "Held-out data", "steps taken"), ("step", "Training", "step")):
+        rows = files.rows(kind)
+        names = {name for row in rows for name in row} - _NOT_CURVES
+        ordered = [name for name in _FIRST if name in names] + sorted(names - set(_FIRST))
+        curves = {name: spoken(name) for name in ordered[:_MOST_CURVES]}
+        parts = list(curve_parts(rows, curves, f"{kind}_index", axis))
+        left = len(ordered) - len(curves)
+        if parts and left:
+            parts.append(Note(f"{left} more metrics are in metrics.jsonl."))
+        if parts:
+            yield Section(heading, parts)
+    if figures is not None:
         note = Note("start_held_out: before the first step. held_out: of the weights that were kept.")
-        sections.append(Section("Figures", [_table("Figure", figures), note]))
-    further = [*_counts(files, "data"), time_section(files), memory_section(files)]
-    return [Section("", top), *sections, *further]
+        yield Section("Figures", [_table("Figure", figures), note])
+    yield from _counts(files, "data")
+    yield time_section(files)
+    yield Section("Memory", list(memory(files)))
 
 
 def training_verdict(files: RunReader, figures: Metrics | None) -> Callout:
@@ -76,30 +71,30 @@ def training_verdict(files: RunReader, figures: Metrics | None) -> Callout:
     return Callout("good" if last < first else "bad", change, lines)
 
 
-def counting_sections(files: RunReader) -> list[Section]:
+def counting_sections(files: RunReader) -> Iterator[Section]:
     """Of a data stage, or of contrasts: what was counted."""
     made = {name: manifest for name, manifest in files.manifests().items() if name in ("records", "pairs")}
     if not made:
-        lines = ("Its counts appear when it is.",)
-        return [Section("", [Callout("plain", "This stage is not finished.", lines)])]
+        lines = ["Its counts appear when it is."]
+        yield Section("", [Callout("plain", "This stage is not finished.", lines)])
+        return
     manifest = next(iter(made.values()))
     counts = read_numbers(manifest.get("metrics", {}))
     words = ", ".join(f"{count:g} {spoken(name)}" for name, count in counts.items() if count) or "nothing"
     rows = f": {manifest['rows']:,} rows." if manifest.get("rows") is not None else "."
     heading = f"Finished in {duration(manifest['seconds'])}{rows}"
-    sections = [Section("", [Callout("plain", heading, [words] if counts else [])])]
+    yield Section("", [Callout("plain", heading, [words] if counts else [])])
     if (files.path / "records" / "report.html").is_file():
-        text = "The step's own report is records/report.html in the run's folder."
-        sections.append(Section("Data report", [text]))
-    return [*sections, *_counts(files, *made), time_section(files)]
+        yield Section("Data report", ["The step's own report is records/report.html in the run's folder."])
+    yield from _counts(files, *made)
+    yield time_section(files)
 
 
-def evaluate_sections(files: RunReader) -> list[Section]:
+def evaluate_sections(files: RunReader) -> Iterator[Section]:
     """Of a comparison of policies: the verdict in words, then the tables."""
     results = files.json("results.json")
-    if results is None:
-        return [_UNFINISHED, time_section(files)]
-    sections = [Section("", [evaluation_verdict(results)])]
+    yield Section("", [_UNFINISHED if results is None else evaluation_verdict(results)])
+    results = results or {}
     if results.get("rewards"):
         rows = [
             (
@@ -115,7 +110,7 @@ def evaluate_sections(files: RunReader) -> list[Section]:
         ]
         columns = ("Policy", "reward", "change from the first (95%)", "wins", "tokens", "empty", "ended")
         note = Note("* the 95% interval of the paired bootstrap does not hold 0.")
-        sections.append(Section("Held-out prompts", [PageTable(columns, rows), note]))
+        yield Section("Held-out prompts", [PageTable(columns, rows), note])
     if results.get("benchmarks"):
         scores = {}
         for policy, of_policy in results["benchmarks"].items():
@@ -125,8 +120,8 @@ def evaluate_sections(files: RunReader) -> list[Section]:
                 (one, p_values.get((one["task"], one["protocol"]))) for one in of_policy["results"]
             ]
         note = Note(f"Accuracy with Wilson's 95% interval, marks against {next(iter(scores))}. {MARKS}")
-        sections.append(Section("Benchmarks", [score_table(scores), note]))
-    return [*sections, time_section(files)]
+        yield Section("Benchmarks", [score_table(scores), note])
+    yield time_section(files)
 
 
 def evaluation_verdict(results: Mapping[str, Any]) -> Callout:
@@ -152,31 +147,43 @@ def evaluation_verdict(results: Mapping[str, Any]) -> Callout:
     return Callout("plain", f"Compared with {first}", lines)
 
 
-def reward_bench_sections(files: RunReader) -> list[Section]:
+def reward_bench_sections(files: RunReader) -> Iterator[Section]:
     """Of a reward model on known pairs: accuracy by subset, and the averages."""
     results = files.json("reward_bench.json")
     if results is None:
-        return [_UNFINISHED, time_section(files)]
-    said = []
-    for name, average in results["averages"].items():
-        missing = average.get("missing") or []
-        without = f", without {len(missing)} of its parts" if missing else ""
-        said.append(f"{name}: {percent(average['accuracy'], 1)}{without}.")
-    heading = f"{results['pairs']:,} pairs were judged by {results['model']}."
-    rows, intervals = [], {}
-    for name, row in results["subsets"].items():
-        if "accuracy" in row:
-            intervals[name] = Interval(row["accuracy"], row["low"], row["high"])
-        counts = (str(row.get(count, 0)) for count in ("ties", "non_finite", "too_long"))
-        rows.append((name, str(row["pairs"]), score_words(row, None) if "accuracy" in row else DASH, *counts))
-    table = PageTable(("Subset", "pairs", "accuracy (95%)", "ties", "not finite", "too long"), rows)
-    figure = interval_figure({"accuracy": intervals}, "accuracy", 300, shares=True)
-    figure.update_traces(mode="markers")
-    note = Note(
+        yield Section("", [_UNFINISHED])
+    else:
+        said = []
+        for name, average in results["averages"].items():
+            missing = len(average.get("missing") or [])
+            without = f", without {missing} of its parts" if missing else ""
+            said.append(f"{name}: {percent(average['accuracy'], 1)}{without}.")
+        heading = f"{results['pairs']:,} pairs were judged by {results['model']}."
+        yield Section("", [Callout("plain", heading, said)])
+        yield Section("Accuracy", list(_subsets(results["subsets"])))
+    yield time_section(files)
+
+
+def _subsets(subsets: Mapping[str, Mapping[str, Any]]) -> Parts:
+    known = {name: row for name, row in subsets.items() if "accuracy" in row}
+    if known:
+        points = {name: Interval(row["accuracy"], row["low"], row["high"]) for name, row in known.items()}
+        figure = interval_figure({"accuracy": points}, "accuracy", 300, shares=True)
+        figure.update_traces(mode="markers")
+        yield figure
+    rows = [
+        (
+            name,
+            str(row["pairs"]),
+            score_words(row, None) if name in known else DASH,
+            *(str(row.get(count, 0)) for count in ("ties", "non_finite", "too_long")),
+        )
+        for name, row in subsets.items()
+    ]
+    yield PageTable(("Subset", "pairs", "accuracy (95%)", "ties", "not finite", "too long"), rows)
+    yield Note(
         "Wilson's 95% intervals; a tie counts a half, and a score that is no number is wrong. Chance is 50%."
     )
-    accuracy = Section("Accuracy", [*([figure] if intervals else []), table, note])
-    return [Section("", [Callout("plain", heading, said)]), accuracy, time_section(files)]
 
 
 def score_table(scores: Mapping[str, Sequence[tuple[Mapping[str, Any], float | None]]]) -> PageTable:

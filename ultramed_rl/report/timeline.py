@@ -9,24 +9,17 @@ from itertools import groupby
 
 import plotly.graph_objects as go
 
-from ultramed_rl.report.figures import bar_figure, dressed, duration, percent, short
+from ultramed_rl.report.figures import bar_figure, dressed, short
 from ultramed_rl.report.health import phase_words
+from ultramed_rl.report.words import duration, percent
 from ultramed_rl.store.run_reader import RunReader
-from ultramed_rl.tracking.page import Heading, Note, PageTable, Part, Section, figure_text
+from ultramed_rl.tracking.page import Heading, Note, PageTable, Parts, figure_text
 from ultramed_rl.tracking.timeline import CONTROLLER, TIMELINE, Span, read_spans
 from ultramed_rl.tracking.utilisation import Load, run_windows, utilisation_table, workers_of
 
 MOST_BARS = 1200  # of one figure
 _LEVELS = 10  # shades of a bar
 _MOST_RULES = 60  # beginnings of rounds that are drawn
-_BREAKS = (
-    "A bar is as dark as many of a role's workers are at work. Ten minutes or more without any turn, as between a stop and its "
-    "resumption, are cut out."
-)
-_SHARES = (
-    "The share of a phase's time that a role's workers were at work, with as many workers as have had a turn. Where phases "
-    "stream into each other, one that waits for another shows here."
-)
 
 
 @dataclass(frozen=True)
@@ -40,31 +33,43 @@ class Bar:
     share: float
 
 
-def timeline_section(files: RunReader) -> Section | None:
-    """Who worked when, of an online run; None where it has no timeline."""
+def timeline_parts(files: RunReader) -> Parts:
+    """Who worked when, of an online run; nothing where it has no timeline."""
     spans = read_spans(files.path / TIMELINE)
     roles = list(workers_of(spans))
     if not roles:
-        return None
+        return
     shown = without_breaks(spans)
-    parts: list[Part] = [Heading("All rounds"), gantt_figure(shown)]
+    yield Heading("All rounds")
+    yield gantt_figure(shown)
     rounds = rounds_of(shown)
     if len(rounds) > 1:
         name, start, end = rounds[-1]
         last = list(clipped(shown, start, end))
-        parts += [Heading(f"The last one, {name}"), gantt_figure(last)] if workers_of(last) else []
+        if workers_of(last):
+            yield Heading(f"The last one, {name}")
+            yield gantt_figure(last)
+    yield Note(
+        "A bar is as dark as many of a role's workers are at work. Ten minutes or more without any turn, as between a stop and its "
+        "resumption, are cut out."
+    )
     table = {phase_words(phase): row for phase, row in utilisation_table(spans).items()}
     shares = {role: [row[role] for row in table.values()] for role in roles}
     tall = 90 + (12 + 16 * len(roles)) * len(table)
     figure = bar_figure(list(table), shares, "", tall, "group", "%{x:.0%}")
     figure.update_layout(bargap=0.25)
     figure.update_xaxes(tickformat=".0%", range=[0, 1])
+    yield Heading("Busy workers by phase")
+    yield figure
     rows = [
         (phase, duration(row["seconds"]), *(percent(row[role]) for role in roles))
         for phase, row in table.items()
     ]
-    busy = [Heading("Busy workers by phase"), figure, PageTable(("Phase", "time", *roles), rows)]
-    return Section("Timeline", [*parts, Note(_BREAKS), *busy, Note(_SHARES)])
+    yield PageTable(("Phase", "time", *roles), rows)
+    yield Note(
+        "The share of a phase's time that a role's workers were at work, with as many workers as have had a turn. Where phases "
+        "stream into each other, one that waits for another shows here."
+    )
 
 
 def gantt_figure(spans: Sequence[Span]) -> go.Figure:

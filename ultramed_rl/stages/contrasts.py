@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ultramed_rl.cluster.inputs import describe_inputs, describe_rendering
 from ultramed_rl.config import ContrastsConfig
-from ultramed_rl.data.pool import prepare_pool
+from ultramed_rl.data.prompts import prepare_pool
 from ultramed_rl.models.checks import check_models
 from ultramed_rl.models.tokenizer import chat_tokenizer
 from ultramed_rl.records import PreferenceGroup

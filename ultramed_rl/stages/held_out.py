@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ultramed_rl.config import EvaluateConfig
-from ultramed_rl.data.pool import split_pool
-from ultramed_rl.data.prompts import PromptPool, load_prompts
+from ultramed_rl.data.prompts import PromptPool, load_prompts, split_pool
 from ultramed_rl.evaluation.metrics import AnswerMetrics, compare, prompt_means
 from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.records import Completion, Prompt, SamplingRequest, ScoredCompletion

@@ -10,8 +10,8 @@ from typing import Any
 
 from ultramed_rl.cluster.inputs import describe_inputs
 from ultramed_rl.config import RewardBenchConfig
-from ultramed_rl.data.benchmark_pairs import fit_pairs, read_pairs
-from ultramed_rl.data.tokenize import tokenize_preference
+from ultramed_rl.data.preferences import read_pairs
+from ultramed_rl.data.stage_data import fit_pairs, tokenize_preference
 from ultramed_rl.evaluation.reward_bench import (
     ScoredPair,
     SubsetAverage,

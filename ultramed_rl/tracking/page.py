@@ -13,7 +13,7 @@ import gzip
 import json
 import re
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -96,6 +96,7 @@ class Widget:
 
 
 Part = str | PageTable | Note | Heading | Callout | Facts | Text | Widget | Figure
+Parts = Iterator[Part]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ultramed_rl.data.mixtures import choose_held_out, mixture_copies
+from ultramed_rl.data.identity import choose_held_out, mixture_copies
 
 keys = st.lists(st.text(max_size=8), min_size=1, max_size=30)
 

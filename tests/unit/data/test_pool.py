@@ -12,8 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ultramed_rl.config.data import Prompts
-from ultramed_rl.data.pool import PoolSlice, check_rounds, prompts_for_round, split_count, split_pool
-from ultramed_rl.data.prompts import PromptPool
+from ultramed_rl.data.prompts import (
+    PoolSlice,
+    PromptPool,
+    check_rounds,
+    prompts_for_round,
+    split_count,
+    split_pool,
+)
 from ultramed_rl.records import Message, Prompt
 from ultramed_rl.store.digests import key_number
 from ultramed_rl.store.run_directory import Asked

@@ -14,10 +14,14 @@ from hypothesis import strategies as st
 
 from tests.tiny import make_tokenizer, tiny_config
 from ultramed_rl.config.stages import ConversationData, PreferenceData
-from ultramed_rl.data.fitting import fit_group
 from ultramed_rl.data.identity import prompt_key
-from ultramed_rl.data.stage_data import Prepared, prepare_conversations, prepare_preferences
-from ultramed_rl.data.tokenize import tokenize_preference
+from ultramed_rl.data.stage_data import (
+    Prepared,
+    fit_group,
+    prepare_conversations,
+    prepare_preferences,
+    tokenize_preference,
+)
 from ultramed_rl.learning.checks import check_groups
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, Message, PreferenceGroup, Prompt, RankedAnswers, TokenizedChat

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ultramed_rl.data.likeness import read_stem
 from ultramed_rl.data.sources import read_rows
-from ultramed_rl.data.stems import read_stem
 from ultramed_rl.data.vignettes import Vignette, read_vignette, render_vignette
 from ultramed_rl.evaluation.contamination.search import (
     Contamination,

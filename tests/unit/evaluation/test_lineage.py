@@ -14,8 +14,7 @@ import pytest
 
 from tests.tiny import make_questions, make_tokenizer, tiny_config, tiny_run
 from ultramed_rl.config import dump_config, parse_config
-from ultramed_rl.data.pool import split_pool
-from ultramed_rl.data.prompts import load_prompts
+from ultramed_rl.data.prompts import load_prompts, split_pool
 from ultramed_rl.data.stage_data import prepare_conversations, prepare_preferences
 from ultramed_rl.evaluation.contamination.lineage import Lineage, training_prompts
 from ultramed_rl.kinds import KINDS

@@ -22,7 +22,8 @@ from ultramed_rl.config import ConfigError, RewardBenchConfig, load_any, parse_c
 from ultramed_rl.config.options import option_overrides, reward_bench_options, split_arguments
 from ultramed_rl.config.recipe import load_recipe, stage_config
 from ultramed_rl.config.reward_bench import BenchmarkPairs
-from ultramed_rl.data.benchmark_pairs import fit_pairs, read_pairs
+from ultramed_rl.data.preferences import read_pairs
+from ultramed_rl.data.stage_data import fit_pairs
 from ultramed_rl.evaluation.reward_bench import (
     GENERAL,
     MEDICAL,

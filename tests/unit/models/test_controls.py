@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.tiny import CHATML, make_tokenizer
 from tests.vocabularies import KINDS, TEMPLATES, load
-from ultramed_rl.data.tokenize import tokenize_conversation, tokenize_preference
+from ultramed_rl.data.stage_data import tokenize_conversation, tokenize_preference
 from ultramed_rl.models.tokenizer import ChatTokenizer, encode_continuations
 from ultramed_rl.records import Conversation, Message, RankedAnswers
 

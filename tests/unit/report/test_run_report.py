@@ -14,8 +14,7 @@ import pytest
 
 from tests.report_run import Plan, make_run
 from ultramed_rl.report.build import MOST_BYTES, write_report
-from ultramed_rl.report.health import check_length, within_correlation
-from ultramed_rl.report.online_run import OnlineRun, read_online_run
+from ultramed_rl.report.online_run import OnlineRun, read_online_run, within_correlation
 from ultramed_rl.report.samples import MOST_CHARACTERS
 from ultramed_rl.report.setup import ABSENT
 from ultramed_rl.store import RunReader
@@ -157,7 +156,7 @@ def test_length_is_flagged_only_where_it_moved_the_way_that_pays(
 ) -> None:
     plan = Plan(tokens=tokens, reward=lambda r, p, s: slope * s + 100.0 * p)
     folder = make_run(tmp_path, plan)
-    check = check_length(read(folder))
+    check = read(folder).length
     assert check.flagged is flagged
     if not math.isnan(check.correlation):
         assert check.correlation == pytest.approx(slope), "within prompts, not between them"

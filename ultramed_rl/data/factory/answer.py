@@ -16,7 +16,7 @@ from ultramed_rl.data.factory.instructions import (
     split_options,
 )
 from ultramed_rl.data.factory.step import Ask, Drop, End, Fail, Keep, Row
-from ultramed_rl.data.prompts import normalise_text
+from ultramed_rl.data.likeness import normalise_text
 from ultramed_rl.data.vignettes import read_letter as closing_letter
 from ultramed_rl.records import Message
 

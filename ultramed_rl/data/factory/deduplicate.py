@@ -10,16 +10,115 @@ removes nothing, and neither blocks nor workers change the result. A text withou
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import acos, pi, sqrt
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ultramed_rl.config.factory_cleaning import Deduplicate
-from ultramed_rl.data.factory.likenesses import Likeness, NearVectors, NearWords, Rule
+from ultramed_rl.data.factory.columns import named_instruction
+from ultramed_rl.data.factory.hashing import (
+    SIGN_HASHES,
+    Hashes,
+    hash_words,
+    minhash_keys,
+    mix,
+    quantize,
+    shingles,
+    sign_bands,
+    sign_hashes,
+    sign_keys,
+    word_bands,
+)
+from ultramed_rl.data.likeness import Embed, check_unit_vectors, read_words
+
+Rule = Literal["exact", "words", "vector"]
+_DEVIATIONS = 4.0  # by which signs may differ from what is expected of an angle
+
+
+# -- keys of a block ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DuplicateKeys:
+    """A block of rows to what `find_duplicates` compares them by; a pure function that workers can be sent."""
+
+    config: Deduplicate
+    embed: Embed
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+        """-> a table with a row each: id, exact, priority, and by config word_bands, shingles, signs, vector.
+
+        Raises:
+            ValueError: a row without id, instruction or, to keep the best, a number as its score.
+        """
+        named = [named_instruction(row, self.config.columns) for row in rows]
+        plain = [" ".join(read_words(text)) for _, text in named]
+        words = hash_words(plain)
+        if self.config.keep == "best":
+            priority = np.array([self._score(row) for row in rows], dtype=np.float64)
+        else:
+            priority = words.counts * float(self.config.keep == "longest")
+        columns: dict[str, Any] = {
+            "id": pa.array([name for name, _ in named], pa.string()),
+            "exact": pa.array(_digests(words)),
+            "priority": pa.array(priority),
+        }
+        if self.config.jaccard is not None:
+            sets = _as_sets(shingles(words, self.config.words))
+            columns["word_bands"] = _binary(minhash_keys(sets, word_bands(self.config.jaccard)))
+            columns["shingles"] = pa.LargeListArray.from_arrays(sets.starts, sets.values.astype(np.uint32))
+        if self.config.cosine is not None:
+            places = [place for place, text in enumerate(plain) if text]
+            unit = check_unit_vectors(self.embed([plain[place] for place in places]), len(places))
+            vectors = np.zeros((len(plain), unit.shape[1]), dtype=np.float32)  # near to none where blank
+            vectors[places] = unit
+            whole = quantize(vectors)
+            columns["signs"], columns["vector"] = _binary(sign_hashes(whole)), _binary(whole)
+        return pa.table(columns)
+
+    def _score(self, row: Mapping[str, Any]) -> float:
+        score = row.get(self.config.score_column)
+        if isinstance(score, bool) or not isinstance(score, int | float):
+            raise ValueError(
+                f"row {row[self.config.columns.id]}: {self.config.score_column!r} holds {score!r:.40}, not a number; "
+                "score the rows first, or set keep=first"
+            )
+        return float(score)
+
+
+def _digests(words: Hashes) -> np.ndarray:
+    """uint64 [n]: the same for the same words in the same order, 0 for none. 410K texts collide with p = 5e-9."""
+    digests = np.zeros(len(words.counts), dtype=np.uint64)
+    some = np.flatnonzero(words.counts)
+    place = np.arange(len(words.values)) - np.repeat(words.starts[:-1], words.counts)
+    weighted = mix(words.values + mix(place.astype(np.uint64)))
+    if len(some):
+        digests[some] = np.maximum(mix(np.add.reduceat(weighted, words.starts[some])), np.uint64(1))
+    return digests
+
+
+def _as_sets(grams: Hashes) -> Hashes:
+    """Each text's values once, in ascending order, by their lower 32 bits."""
+    rows, low = grams.rows.astype(np.uint64), np.uint64(0xFFFFFFFF)
+    both = np.unique((rows << np.uint64(32)) | (grams.values & low))
+    counts = np.bincount((both >> np.uint64(32)).astype(np.int64), minlength=len(grams.counts))
+    return Hashes.by_count(both & low, counts)
+
+
+def _binary(rows: np.ndarray) -> pa.Array:
+    """[n, k] of any type as n byte strings."""
+    width = rows.shape[1] * rows.itemsize
+    data = pa.py_buffer(np.ascontiguousarray(rows))
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(rows), [None, data])
+
+
+# -- the search --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -32,31 +131,29 @@ class Repeated:
     similarity: float
 
 
-@dataclass(frozen=True)
-class Duplicates:
-    """What was found among so many records, in their order; `blank` of them hold no words and stay."""
-
-    records: int
-    blank: int
-    repeated: tuple[Repeated, ...]
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Removed rows by rule."""
-        return dict(Counter(one.rule for one in self.repeated))
-
-
-@dataclass(frozen=True)
-class _Led:
-    """That a row repeats the row with number `leader`."""
+class _Led(NamedTuple):
+    """That a row repeats the row at place `leader`."""
 
     leader: int
     rule: Rule
     similarity: float
 
 
-def find_duplicates(parts: Sequence[pa.Table], config: Deduplicate) -> Duplicates:
-    """Which rows repeat others, from the keys of all blocks in input order, see `DuplicateKeys`.
+class _Likeness(NamedTuple):
+    """A similarity between rows, which are numbered in the order in which they may stay.
+
+    `bands` holds band by band a uint64 for every row; rows with an equal one are to be compared. `compare` takes a row
+    and [k] others -> those of them that aren't clearly unlike, and their exact similarities.
+    """
+
+    rule: Rule
+    threshold: float
+    bands: Iterable[np.ndarray]
+    compare: Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+def find_duplicates(parts: Sequence[pa.Table], config: Deduplicate) -> list[Repeated]:
+    """The rows that repeat others, in order, from the keys of all blocks in input order, see `DuplicateKeys`.
 
     Memory is some 500 bytes a row; shingles and vectors are looked up in `parts`, which may be mapped from disk.
 
@@ -64,91 +161,68 @@ def find_duplicates(parts: Sequence[pa.Table], config: Deduplicate) -> Duplicate
         ValueError: an id that stands twice.
     """
     keys = pa.concat_tables(parts)
-    _check_ids(keys["id"])
-    exact, priority = keys["exact"].to_numpy(), keys["priority"].to_numpy()
-    order = np.lexsort((np.arange(len(exact)), -priority))
-    copy_of = _exact_copies(exact, order)
-    single = order[(copy_of[order] == order) & (exact[order] > 0)]
-    near = _follow_leaders(len(single), _likenesses(keys, single, config))
-    led = {
-        int(single[row]): _Led(int(single[one.leader]), one.rule, one.similarity) for row, one in near.items()
-    }
-    for place in np.flatnonzero(copy_of != np.arange(len(copy_of))):
-        original = int(copy_of[place])
-        led[int(place)] = led.get(original, _Led(original, "exact", 1.0))
-    return Duplicates(len(exact), int((exact == 0).sum()), _named(led, keys["id"]))
-
-
-def _check_ids(ids: pa.ChunkedArray) -> None:
-    if len(pc.unique(ids)) < len(ids):
-        counts = pc.value_counts(ids)
-        twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+    ids = pc.value_counts(keys["id"])
+    twice = ids.field("values").filter(pc.greater(ids.field("counts"), 1))
+    if len(twice):
         raise ValueError(
             f"id {twice[0].as_py()!r} stands twice ({len(twice)} ids do); rows are removed by id, so give every row "
             "one of its own"
         )
+    exact, priority = keys["exact"].to_numpy(), keys["priority"].to_numpy()
+    everyone = np.arange(len(exact))
+    order = np.lexsort((everyone, -priority))
+    # For every row the first in `order` with the same words, perhaps itself; blank rows are on their own.
+    _, first, words = np.unique(exact[order], return_index=True, return_inverse=True)
+    original = np.empty_like(everyone)
+    original[order] = order[first[words]]
+    original[exact == 0] = everyone[exact == 0]
+    single = order[(original[order] == order) & (exact[order] > 0)]
+    led = _follow_leaders(keys, single, config)
+    for place in np.flatnonzero(original != everyone).tolist():
+        led[place] = led.get(int(original[place]), _Led(int(original[place]), "exact", 1.0))
+    rows = sorted(led)
+    names = keys["id"].take(pa.array(rows, pa.int64())).to_pylist()
+    leaders = keys["id"].take(pa.array([led[row].leader for row in rows], pa.int64())).to_pylist()
+    return [
+        Repeated(name, led[row].rule, leader, led[row].similarity)
+        for row, name, leader in zip(rows, names, leaders, strict=True)
+    ]
 
 
-def _exact_copies(exact: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """For every row the first in `order` with the same words, perhaps itself; blank rows are on their own."""
-    leader = np.arange(len(exact))
-    by_words = order[np.argsort(exact[order], kind="stable")]
-    by_words = by_words[exact[by_words] > 0]
-    new = np.concatenate(([True], exact[by_words][1:] != exact[by_words][:-1]))[: len(by_words)]
-    heads = np.maximum.accumulate(np.where(new, np.arange(len(by_words)), 0))
-    leader[by_words] = by_words[heads]
-    return leader
-
-
-def _likenesses(keys: pa.Table, rows: np.ndarray, config: Deduplicate) -> list[Likeness]:
-    likenesses: list[Likeness] = []
-    if config.jaccard is not None:
-        likenesses.append(NearWords(keys, rows, config.jaccard))
-    if config.cosine is not None:
-        likenesses.append(NearVectors(keys, rows, config.cosine))
-    return likenesses
-
-
-def _follow_leaders(rows: int, likenesses: Sequence[Likeness]) -> dict[int, _Led]:
-    """Take rows in order: each follows the leader it is most alike to, or leads itself."""
-    fields = [_Groups(likeness.keys(), rows) for likeness in likenesses]
+def _follow_leaders(keys: pa.Table, rows: np.ndarray, config: Deduplicate) -> dict[int, _Led]:
+    """Take `rows`, places in `keys`, in order: each follows the leader it is most alike to, or leads itself."""
+    likenesses = [] if config.jaccard is None else [_near_words(keys, rows, config.jaccard)]
+    likenesses += [] if config.cosine is None else [_near_vectors(keys, rows, config.cosine)]
+    groups = [_Groups(likeness.bands, len(rows)) for likeness in likenesses]
     led: dict[int, _Led] = {}
-    for row in np.unique(
-        np.concatenate([np.zeros(0, dtype=np.int64), *(one.members for one in fields)])
-    ).tolist():
-        for likeness, groups in zip(likenesses, fields, strict=True):
-            leader = _nearest(likeness, row, groups.leaders_near(row))
-            if leader is not None:
-                led[row] = leader
+    for row in sorted({member for one in groups for member in one.members.tolist()}):
+        for likeness, own in zip(likenesses, groups, strict=True):
+            near = own.leaders_near(row)
+            others, similarities = likeness.compare(row, near) if len(near) else (near, near)
+            if len(others) and similarities.max() >= likeness.threshold:
+                best = int(np.argmax(similarities))  # the first of several
+                leader, similarity = int(rows[others[best]]), round(float(similarities[best]), 6)
+                led[int(rows[row])] = _Led(leader, likeness.rule, similarity)
                 break
         else:
-            for groups in fields:
-                groups.lead(row)
+            for own in groups:
+                own.lead(row)
     return led
-
-
-def _nearest(likeness: Likeness, row: int, leaders: np.ndarray) -> _Led | None:
-    """The most alike leader, the first of several, if it is alike enough."""
-    if not len(leaders):
-        return None
-    others, similarities = likeness.compare(row, leaders)
-    if not len(others) or similarities.max() < likeness.threshold:
-        return None
-    best = int(np.argmax(similarities))
-    return _Led(int(others[best]), likeness.rule, round(float(similarities[best]), 6))
 
 
 class _Groups:
     """Rows that share a band with another, by group, and which of them lead."""
 
-    def __init__(self, keys: Iterable[np.ndarray], rows: int) -> None:
-        members, groups, count = [np.zeros(0, dtype=np.int32)], [np.zeros(0, dtype=np.int32)], 0
-        for band in keys:
-            rows_of_band, group = _shared(band)
-            members.append(rows_of_band.astype(np.int32))
+    def __init__(self, bands: Iterable[np.ndarray], rows: int) -> None:
+        sharers, groups, count = [np.zeros(0, dtype=np.int32)], [np.zeros(0, dtype=np.int32)], 0
+        for band in bands:
+            _, key, frequency = np.unique(band, return_inverse=True, return_counts=True)
+            sharing = np.flatnonzero(frequency[key] > 1)
+            shared, group = np.unique(key[sharing], return_inverse=True)
+            sharers.append(sharing.astype(np.int32))
             groups.append((group + count).astype(np.int32))
-            count += int(group[-1]) + 1 if len(group) else 0
-        everyone = np.concatenate(members)
+            count += len(shared)
+        everyone = np.concatenate(sharers)
         self._groups = np.concatenate(groups)[np.argsort(everyone, kind="stable")]
         self._starts = np.concatenate(([0], np.cumsum(np.bincount(everyone, minlength=rows))))
         self.members = np.flatnonzero(np.diff(self._starts))
@@ -169,21 +243,52 @@ class _Groups:
             self._leaders[group].append(row)
 
 
-def _shared(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows whose key another row has too, and numbers for the keys, both [m]."""
-    order = np.argsort(keys, kind="stable")
-    new = np.concatenate(([True], keys[order][1:] != keys[order][:-1]))[: len(order)]
-    group = np.cumsum(new) - 1
-    several = np.bincount(group)[group] > 1 if len(group) else np.zeros(0, dtype=bool)
-    return order[several], np.unique(group[several], return_inverse=True)[1]
+def _near_words(keys: pa.Table, rows: np.ndarray, threshold: float) -> _Likeness:
+    """Jaccard similarity of shingles."""
+    column = keys["shingles"]
+
+    def shingles_of(row: int) -> np.ndarray:
+        numbers: np.ndarray = column[int(rows[row])].values.to_numpy()
+        return numbers
+
+    def compare(row: int, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        own = shingles_of(row)
+        jaccard = []
+        for one in map(shingles_of, others):
+            places = np.minimum(np.searchsorted(own, one), len(own) - 1)
+            shared = np.count_nonzero(own[places] == one)
+            jaccard.append(shared / (len(own) + len(one) - shared))
+        return others, np.array(jaccard)
+
+    return _Likeness("words", threshold, _fixed_rows(keys["word_bands"], np.uint64, rows).T, compare)
 
 
-def _named(led: dict[int, _Led], ids: pa.ChunkedArray) -> tuple[Repeated, ...]:
-    """In the order of the rows, by their ids."""
-    places = sorted(led)
-    names = ids.take(pa.array(places, pa.int64())).to_pylist()
-    leaders = ids.take(pa.array([led[place].leader for place in places], pa.int64())).to_pylist()
-    return tuple(
-        Repeated(name, led[place].rule, leader, led[place].similarity)
-        for place, name, leader in zip(places, names, leaders, strict=True)
-    )
+def _near_vectors(keys: pa.Table, rows: np.ndarray, threshold: float) -> _Likeness:
+    """Cosine of vectors; signs that differ too often for the threshold spare the look at a vector."""
+    bands, column = sign_bands(threshold), keys["vector"]
+    signs = _fixed_rows(keys["signs"], np.uint8, rows)
+    words = signs.view(np.uint64)
+    expected = SIGN_HASHES * acos(threshold) / pi
+    most = expected + _DEVIATIONS * sqrt(expected) + 1.0
+
+    def vector_of(row: int) -> np.ndarray:
+        return np.frombuffer(column[int(rows[row])].as_buffer(), dtype=np.int16).astype(np.float64)
+
+    def compare(row: int, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        others = others[np.bitwise_count(words[row] ^ words[others]).sum(axis=1) <= most]
+        own = vector_of(row)
+        theirs = np.array([vector_of(other) for other in others]).reshape(len(others), len(own))
+        lengths = np.sqrt((own @ own) * np.einsum("nd,nd->n", theirs, theirs))
+        return others, (theirs @ own) / lengths
+
+    keys_of_bands = (sign_keys(signs, bands, band) for band in range(bands.count))
+    return _Likeness("vector", threshold, keys_of_bands, compare)
+
+
+def _fixed_rows(column: pa.ChunkedArray, dtype: type[np.generic], rows: np.ndarray) -> np.ndarray:
+    """Byte strings of one width as [n, k] numbers, of the chosen rows."""
+    chosen = column.take(pa.array(rows)).combine_chunks()
+    width = column.type.byte_width // np.dtype(dtype).itemsize
+    if not len(chosen):
+        return np.zeros((0, width), dtype=dtype)
+    return np.frombuffer(chosen.buffers()[1], dtype=dtype)[: len(chosen) * width].reshape(-1, width)

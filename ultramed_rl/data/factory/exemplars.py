@@ -16,8 +16,7 @@ import numpy as np
 from ultramed_rl.data.chats import Misfit, read_turns
 from ultramed_rl.data.factory.instructions import read_instruction, split_options
 from ultramed_rl.data.factory.step import Row, name_of
-from ultramed_rl.data.likeness import Embed, check_unit_vectors
-from ultramed_rl.data.stems import Stem, read_stem
+from ultramed_rl.data.likeness import Embed, Stem, check_unit_vectors, read_stem
 from ultramed_rl.data.vignettes import read_letter
 
 Form = Literal["choice", "open"]

@@ -1,13 +1,19 @@
-"""Texts as hashed words: n-grams, vectors without a model, and keys, by array operations over whole blocks.
+"""Texts as numbers, by array operations over whole blocks: hashed words, n-grams, vectors without a model, signatures.
 
-texts --> bytes --> a 64-bit number for every word --> n-grams --> shingles, overlaps
-                                                              --> signed counts in 512 numbers: vectors
+texts --> bytes --> a 64-bit number for every word --> n-grams --> shingles --> MinHash bands
+                                                              --> signed counts in 512 numbers: vectors --> sign bands
+
+Signatures are many hashes that two texts share with a probability p, their likeness; they share a band of r hashes
+with p ** r, so comparing those that share any band finds the alike and few others. None of the constants are drawn:
+all is the same in every process, and however texts are put into blocks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from math import acos, pi
 
 import numpy as np
 
@@ -18,6 +24,10 @@ _BASE, _STEP = 0x9E3779B97F4A7C15, np.uint64(0xD6E8FEB86659FD93)
 _LONGEST = 64  # bytes of a word after which the powers repeat
 _POWERS = np.array([pow(_BASE, 1 + i, 2**64) for i in range(_LONGEST)], dtype=np.uint64)
 _ROWS = 256  # texts that become vectors together
+WORD_HASHES, SIGN_HASHES = 128, 1536
+_RECALL = 0.99
+_SCALE = 4096  # vectors as whole numbers: their sums are exact in float32, whatever the block
+_GRAMS = 1 << 16  # shingles hashed together, so that they stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -26,6 +36,11 @@ class Hashes:
 
     values: np.ndarray
     starts: np.ndarray
+
+    @classmethod
+    def by_count(cls, values: np.ndarray, counts: np.ndarray) -> Hashes:
+        """From how many each text has, [n]."""
+        return cls(values, np.concatenate(([0], np.cumsum(counts))))
 
     @property
     def counts(self) -> np.ndarray:
@@ -50,7 +65,12 @@ def hash_words(texts: Sequence[str], *, plain: bool = True) -> Hashes:
     encoded = [text.encode("utf-8", "replace") for text in texts]
     lengths = np.array([len(one) + 1 for one in encoded], dtype=np.int64)
     data = np.frombuffer(b"\0".join([*encoded, b""]), dtype=np.uint8)
-    inside = ~_SPACES[data] if plain else _spelled(data)
+    if plain:
+        inside = ~_SPACES[data]
+    else:  # words are made of letters, digits, the point before a digit, and the comma between two
+        digit = _DIGITS[data]
+        before, after = np.append(False, digit[:-1]), np.append(digit[1:], False)
+        inside = _LETTERS[data] | ((data == ord(".")) & after) | ((data == ord(",")) & before & after)
     first = np.flatnonzero(inside & ~np.concatenate(([False], inside[:-1])))
     if not len(first):
         return Hashes(np.zeros(0, dtype=np.uint64), np.zeros(len(texts) + 1, dtype=np.int64))
@@ -60,13 +80,6 @@ def hash_words(texts: Sequence[str], *, plain: bool = True) -> Hashes:
     values = mix(np.add.reduceat(weighted, first))
     edges = np.concatenate(([0], np.cumsum(lengths)))
     return Hashes(values, np.searchsorted(first, edges))
-
-
-def _spelled(data: np.ndarray) -> np.ndarray:
-    """Which bytes words are made of: letters, digits, the point before a digit, the comma between two."""
-    digit = _DIGITS[data]
-    before, after = np.append(False, digit[:-1]), np.append(digit[1:], False)
-    return _LETTERS[data] | ((data == ord(".")) & after) | ((data == ord(",")) & before & after)
 
 
 def ngrams(words: Hashes, size: int) -> Hashes:
@@ -87,9 +100,8 @@ def shingles(words: Hashes, size: int) -> Hashes:
         parts.append(_join(words.values, words.starts[:-1][short], fewer))
         rows.append(short)
     row = np.concatenate(rows)
-    order = np.argsort(row, kind="stable")
-    starts = np.concatenate(([0], np.cumsum(np.bincount(row, minlength=len(counts)))))
-    return Hashes(np.concatenate(parts)[order], starts)
+    values = np.concatenate(parts)[np.argsort(row, kind="stable")]
+    return Hashes.by_count(values, np.bincount(row, minlength=len(counts)))
 
 
 def _join(values: np.ndarray, heads: np.ndarray, size: int) -> np.ndarray:
@@ -131,3 +143,96 @@ class HashedEmbedder:
         norms = np.sqrt(np.einsum("nd,nd->n", damped, damped))[:, None]
         unit: np.ndarray = (damped / np.where(norms > 0, norms, 1.0)).astype(np.float32)
         return unit
+
+
+# -- signatures: MinHash for words, signs for vectors --------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bands:
+    """`hashes` hashes cut into bands such that texts exactly at the threshold share one with 99 %.
+
+    `agreement` is the probability that one hash is the same for two texts at the threshold.
+    """
+
+    hashes: int
+    agreement: float
+
+    @cached_property
+    def rows(self) -> int:
+        """Hashes of a band: as many as that recall allows, for they keep unlike texts apart."""
+        fits = [r for r in range(1, min(64, self.hashes) + 1) if self._recall(r) >= _RECALL]
+        return max(fits, default=1)
+
+    @property
+    def count(self) -> int:
+        """How many bands."""
+        return self.hashes // self.rows
+
+    def _recall(self, rows: int) -> float:
+        return 1.0 - (1.0 - self.agreement**rows) ** (self.hashes // rows)
+
+
+def word_bands(jaccard: float) -> Bands:
+    """MinHash: a hash is the same for two sets with the probability of their Jaccard similarity (Broder 1997)."""
+    return Bands(WORD_HASHES, jaccard)
+
+
+def sign_bands(cosine: float) -> Bands:
+    """Signs of projections: the same with 1 - angle / pi (Charikar 2002, section 3)."""
+    return Bands(SIGN_HASHES, 1.0 - acos(cosine) / pi)
+
+
+def minhash_keys(shingles: Hashes, bands: Bands) -> np.ndarray:
+    """-> uint64 [n, bands], a number for every band of MinHashes; 0 for texts without shingles.
+
+    Each hash is the high half of a x + b, which is enough for values that are mixed already.
+    """
+    keys = np.zeros((len(shingles.counts), bands.count), dtype=np.uint64)
+    factors, shifts = _constants(2, bands.count * bands.rows)
+    rows = np.flatnonzero(shingles.counts)
+    per_pass = max(1, int(_GRAMS // max(1.0, shingles.counts[rows].mean() if len(rows) else 1.0)))
+    for chosen in (rows[first : first + per_pass] for first in range(0, len(rows), per_pass)):
+        low, high = shingles.starts[chosen[0]], shingles.starts[chosen[-1] + 1]
+        values, starts = shingles.values[low:high], shingles.starts[chosen] - low
+        for place, (factor, shift) in enumerate(zip(factors | np.uint64(1), shifts, strict=True)):
+            smallest = np.minimum.reduceat((values * factor + shift) >> np.uint64(32), starts)
+            band = place // bands.rows
+            keys[chosen, band] = mix(keys[chosen, band] * np.uint64(31) + smallest + np.uint64(1))
+    return keys
+
+
+def quantize(vectors: np.ndarray) -> np.ndarray:
+    """Unit vectors float32 [n, d] -> int16 [n, d], 4,096 for 1."""
+    return np.rint(vectors * _SCALE).astype(np.int16)
+
+
+def sign_hashes(quantized: np.ndarray) -> np.ndarray:
+    """int16 [n, d] -> the signs of 1,536 projections, packed: uint8 [n, 192]."""
+    projected = quantized.astype(np.float32) @ _projections(quantized.shape[1])
+    return np.packbits(projected > 0, axis=1)
+
+
+def sign_keys(packed: np.ndarray, bands: Bands, band: int) -> np.ndarray:
+    """One band of the signs as uint64 [n]."""
+    first = band * bands.rows
+    last = first + bands.rows
+    bits = np.unpackbits(packed[:, first // 8 : -(-last // 8)], axis=1)[:, first % 8 :][:, : bands.rows]
+    padded = np.zeros((len(packed), 64), dtype=np.uint8)
+    padded[:, 64 - bands.rows :] = bits
+    return np.packbits(padded, axis=1).view(">u8").astype(np.uint64).ravel()
+
+
+@lru_cache(maxsize=4)
+def _constants(kinds: int, count: int) -> np.ndarray:
+    return mix(np.arange(1, kinds * count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)).reshape(
+        kinds, count
+    )
+
+
+@lru_cache(maxsize=2)
+def _projections(width: int) -> np.ndarray:
+    """[d, 1536] of -1 and 1."""
+    numbers = _constants(1, width * SIGN_HASHES // 64)
+    bits = np.unpackbits(np.ascontiguousarray(numbers.ravel()).astype("<u8").view(np.uint8))
+    return (2.0 * bits.reshape(width, SIGN_HASHES) - 1.0).astype(np.float32)

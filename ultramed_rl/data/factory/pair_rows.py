@@ -24,8 +24,7 @@ from ultramed_rl.config.factory_pairs import Pairs, SplitSizes
 from ultramed_rl.data.factory.instructions import question_text
 from ultramed_rl.data.factory.judgements import Candidate, Judged, Verdict, read_judged
 from ultramed_rl.data.factory.step import Row
-from ultramed_rl.data.identity import prompt_key
-from ultramed_rl.data.mixtures import choose_held_out
+from ultramed_rl.data.identity import choose_held_out, prompt_key
 from ultramed_rl.learning.seeds import seeded_number
 from ultramed_rl.records import Message
 

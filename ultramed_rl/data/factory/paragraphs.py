@@ -8,13 +8,104 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from functools import reduce
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import takewhile
 from math import ceil
 from pathlib import PurePosixPath
 
 from ultramed_rl.config.factory import Paragraphs
-from ultramed_rl.data.factory.markdown import Part, count_words, cut_front_matter, read_parts
 from ultramed_rl.data.factory.step import Row
+
+# -- Markdown: what stands between headings and blank lines, with the headings above it ---------------------
+
+_FRONT = re.compile(r"\A(---|\+\+\+)[ \t]*\n[\w\"'-]+[ \t]*[:=].*\n(?:.*\n)*?\1[ \t]*(?:\n|\Z)")
+_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+_HEADING = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*?))??(?:[ \t]+#+)?[ \t]*")
+_UNDERLINE = re.compile(r" {0,3}(=+|-+)[ \t]*")
+_RULE = re.compile(r" {0,3}([-*_])(?:[ \t]*\1){2,}[ \t]*")
+_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
+_NO_TITLE = re.compile(r"\s*(?:[-*+>|]\s|\||\d+[.)]\s)")
+_DELIMITER = re.compile(r"\s*\|?\s*:?-+:?\s*(?:\|\s*:?-+:?\s*)*\|?\s*")
+_WORD = re.compile(r"\S*\w\S*")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A paragraph, list, quotation, table or code block, and the headings that it stands under, outermost first."""
+
+    text: str
+    path: tuple[str, ...] = ()
+
+    @cached_property
+    def words(self) -> int:
+        """How many; a table's lines and a list's signs are none."""
+        return count_words(self.text)
+
+    @cached_property
+    def is_table(self) -> bool:
+        """Whether it is a table and nothing else."""
+        lines = self.text.split("\n")
+        return all("|" in line for line in lines) and any(_DELIMITER.fullmatch(line) for line in lines[1:])
+
+
+def count_words(text: str) -> int:
+    """Runs of signs with a letter or digit in them."""
+    return len(_WORD.findall(text))
+
+
+def read_parts(text: str) -> Iterator[Part]:
+    """The parts of a document in order; headings, rules and comments are none of them.
+
+    Plain text is read the same: it has parts between blank lines, under no headings.
+    """
+    reader = _Reader()
+    for line in _COMMENT.sub("", text).splitlines():
+        yield from reader.read(line.expandtabs(4).rstrip())
+    yield from reader.end()
+
+
+@dataclass
+class _Reader:
+    lines: list[str] = field(default_factory=list)  # of the part under way
+    headings: list[tuple[int, str]] = field(default_factory=list)
+    fence: str = ""  # that closes the code block under way
+
+    def read(self, line: str) -> Iterator[Part]:
+        """One more line, and the part that it ends."""
+        fence = _FENCE.match(line)
+        # Of several lines none is a title: in plain text what follows them is more often a rule.
+        title = self.lines[0] if len(self.lines) == 1 and not _NO_TITLE.match(self.lines[0]) else None
+        if self.fence:
+            self.lines.append(line)
+            if line.strip().startswith(self.fence) and not line.strip(" " + self.fence[0]):
+                self.fence = ""
+        elif fence:
+            self.lines.append(line)
+            self.fence = fence[1]
+        elif heading := _HEADING.fullmatch(line):
+            yield from self.end()
+            self._enter(len(heading[1]), heading[2] or "")
+        elif title is not None and (underline := _UNDERLINE.fullmatch(line)):
+            self.lines = []
+            self._enter(1 if underline[1][0] == "=" else 2, title)
+        elif not line or _RULE.fullmatch(line):
+            yield from self.end()
+        else:
+            self.lines.append(line)
+
+    def end(self) -> Iterator[Part]:
+        """The part under way, if there is one."""
+        text, self.lines = "\n".join(self.lines).strip("\n"), []
+        if text.strip():
+            yield Part(text, tuple(title for _, title in self.headings if title))
+
+    def _enter(self, level: int, title: str) -> None:
+        above = [one for one in self.headings if one[0] < level]
+        self.headings = [*above, (level, title.strip(" *_"))]
+
+
+# -- passages ----------------------------------------------------------------------------------------------
 
 _REFERENCES = re.compile(
     r"(?:[\d.]+\s+)?(?:references?(?: list)?|bibliography|works cited|literature(?: cited)?|citations|sources"
@@ -46,7 +137,11 @@ def cut_paragraphs(rows: Iterable[Row], config: Paragraphs, left_out: Counter[st
     """
     known: set[str] = set()
     for row in rows:
-        path, text = _document(row)
+        path, text = row.get("path"), row.get("text")
+        if not (isinstance(path, str) and path and isinstance(text, str)):
+            raise ValueError(
+                f"row {str(dict(row))[:80]}: paragraphs are cut out of rows with a path and a text; read .md or .txt files"
+            )
         stem = str(PurePosixPath(path).with_suffix(""))
         if stem in known:
             raise ValueError(
@@ -57,19 +152,10 @@ def cut_paragraphs(rows: Iterable[Row], config: Paragraphs, left_out: Counter[st
             yield {"id": f"{config.name},{stem}_{number}", "text": passage, "source": path}
 
 
-def _document(row: Row) -> tuple[str, str]:
-    path, text = row.get("path"), row.get("text")
-    if not (isinstance(path, str) and path and isinstance(text, str)):
-        raise ValueError(
-            f"row {str(dict(row))[:80]}: paragraphs are cut out of rows with a path and a text; read .md or .txt files"
-        )
-    return path, text
-
-
 def _passages(text: str, config: Paragraphs, left_out: Counter[str]) -> Iterator[str]:
     """The texts of a document's passages."""
-    body, had_front_matter = cut_front_matter(text.replace("\r\n", "\n"))
-    left_out.update(["front_matter"] if had_front_matter else [])
+    body, settings = _FRONT.subn("", text.replace("\r\n", "\n"))
+    left_out.update(["front_matter"] * settings)
     notes = [re.compile(pattern, re.IGNORECASE) for pattern in config.notes]
     parts: list[Part] = []
     for part in read_parts(body):
@@ -100,7 +186,11 @@ def _fitting(part: Part, config: Paragraphs, left_out: Counter[str]) -> list[Par
     """The part itself, or if it is too long runs of its items or sentences, of about the same length."""
     if part.words <= config.most_words:
         return [part]
-    units, glue = _units(part)
+    units, glue = _ITEM.split(part.text), "\n"
+    if part.is_table or any(map(_FENCE.match, part.text.split("\n"))):  # blank lines of code included
+        units = [part.text]
+    elif len(units) == 1:
+        units, glue = _SENTENCE.split(part.text), " "
     even = part.words / ceil(part.words / config.most_words)
     runs: list[list[str]] = []
     room, wanted = 0, 0.0
@@ -118,16 +208,8 @@ def _fitting(part: Part, config: Paragraphs, left_out: Counter[str]) -> list[Par
     return [Part(glue.join(run), part.path) for run in runs]
 
 
-def _units(part: Part) -> tuple[list[str], str]:
-    """What a part may be cut into, and what stands between: a table or code block is one."""
-    if part.is_table or part.has_code:
-        return [part.text], ""
-    items = _ITEM.split(part.text)
-    return (items, "\n") if len(items) > 1 else (_SENTENCE.split(part.text), " ")
-
-
 def _join(parts: Iterable[Part], config: Paragraphs) -> list[list[Part]]:
-    """Parts to passages: forward while one says too little alone, then a short rest to the one before it."""
+    """Parts to passages: forward while one says too little alone, then a short one to the one before it."""
     passages: list[list[Part]] = []
     for part in parts:
         last = passages[-1] if passages else []
@@ -153,8 +235,7 @@ def _may_join(first: Sequence[Part], second: Sequence[Part], config: Paragraphs)
     """Whether they fit in length, and stand under the same heading or under two side by side."""
     if not first or _words(first) + _words(second) > config.most_words:
         return False
-    ours, theirs = _path(first), _path(second)
-    shared = _path([*first, *second])
+    ours, theirs, shared = _path(first), _path(second), _path([*first, *second])
     beside = bool(shared) and max(len(ours), len(theirs)) - len(shared) <= 1
     return ours == theirs == shared or (config.headings and beside)
 
@@ -165,24 +246,23 @@ def _words(passage: Sequence[Part]) -> int:
 
 def _path(passage: Sequence[Part]) -> tuple[str, ...]:
     """The headings that all parts stand under."""
-    return reduce(_shared, (part.path for part in passage))
+    return _shared(*(part.path for part in passage))
 
 
-def _shared(ours: tuple[str, ...], theirs: tuple[str, ...]) -> tuple[str, ...]:
-    while theirs[: len(ours)] != ours:
-        ours = ours[:-1]
-    return ours
+def _shared(*paths: tuple[str, ...]) -> tuple[str, ...]:
+    levels = zip(*paths, strict=False)
+    return tuple(level[0] for level in takewhile(lambda level: len(set(level)) == 1, levels))
 
 
 def _render(passage: Sequence[Part], headings: bool) -> str:
     """The headings above all of it, then the parts, each section of them under its own."""
     if not headings:
         return "\n\n".join(part.text for part in passage)
-    above = _path(passage)
-    shown, texts = above, [" > ".join(above)] if above else []
+    shown = _path(passage)
+    texts = [" > ".join(shown)] if shown else []
     for part in passage:
-        old = len(_shared(shown, part.path))
-        texts += [f"{'#' * level} {title}" for level, title in enumerate(part.path, start=1) if level > old]
+        known = len(_shared(shown, part.path))
+        texts += [f"{'#' * level} {title}" for level, title in enumerate(part.path, start=1) if level > known]
         texts.append(part.text)
         shown = part.path
     return "\n\n".join(texts)

@@ -19,7 +19,7 @@ from ultramed_rl.data.factory.answer import ReadLetter
 from ultramed_rl.data.factory.instructions import Instruction, read_instruction
 from ultramed_rl.data.factory.judgements import Candidate, Verdict, judged_row, read_candidates
 from ultramed_rl.data.factory.step import Ask, End, Fail, Keep, Row, name_of
-from ultramed_rl.data.stems import read_words
+from ultramed_rl.data.likeness import read_words
 from ultramed_rl.learning.seeds import seeded_number
 
 LOW, HIGH = 1.0, 5.0

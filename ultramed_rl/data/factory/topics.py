@@ -11,7 +11,7 @@ from ultramed_rl.data.factory.asking import Form, Miss, ask_until, object_schema
 from ultramed_rl.data.factory.instructions import Instruction, new_row
 from ultramed_rl.data.factory.step import Ask, End, Fail, Keep, Row
 from ultramed_rl.data.identity import row_id
-from ultramed_rl.data.prompts import normalise_text
+from ultramed_rl.data.likeness import normalise_text
 
 # By mode: what an item is made of; the first part says whether two items are the same.
 _PARTS = {"subfields": ("name", "description"), "instructions": ("instruction", "context")}

@@ -24,11 +24,9 @@ from ultramed_rl.config.stages import (
     StageConfig,
 )
 from ultramed_rl.data.conversations import read_conversations
-from ultramed_rl.data.identity import content_key, prompt_key
-from ultramed_rl.data.mixtures import choose_held_out, mixture_copies
-from ultramed_rl.data.pool import split_pool
+from ultramed_rl.data.identity import choose_held_out, content_key, mixture_copies, prompt_key
 from ultramed_rl.data.preferences import ranked_key, read_preferences
-from ultramed_rl.data.prompts import load_prompts
+from ultramed_rl.data.prompts import load_prompts, split_pool
 from ultramed_rl.data.sources import read_rows
 from ultramed_rl.evaluation.contamination.search import Role, TrainedPrompt
 from ultramed_rl.models.tokenizer import chat_tokenizer

@@ -24,11 +24,12 @@ from ultramed_rl.data.likeness import (
     TELLING_WORDS,
     Embed,
     NearRule,
+    Stem,
     check_unit_vectors,
     equal_keys,
+    read_stem,
     same_question,
 )
-from ultramed_rl.data.stems import Stem, read_stem
 from ultramed_rl.evaluation.items import Item
 
 Questions = Mapping[str, Mapping[str, str]]

@@ -12,8 +12,7 @@ from ultramed_rl.cluster.blocks import map_blocks, read_part
 from ultramed_rl.config.factory_cleaning import Columns, Decontaminate, Deduplicate
 from ultramed_rl.data.factory.columns import split_removed
 from ultramed_rl.data.factory.decontaminate import BenchmarkItem, Decontaminator
-from ultramed_rl.data.factory.deduplicate import find_duplicates
-from ultramed_rl.data.factory.duplicate_keys import DuplicateKeys
+from ultramed_rl.data.factory.deduplicate import DuplicateKeys, find_duplicates
 from ultramed_rl.data.sources import list_sources
 from ultramed_rl.evaluation.contamination.search import question_text
 from ultramed_rl.evaluation.load import load_items
@@ -47,8 +46,8 @@ def remove_repeated(work: DataWork) -> Counter[str]:
     assert isinstance(step, Deduplicate)
     files = _input_files(work)
     parts = _map(work, files, DuplicateKeys(step, open_embedder(step.embedder)), "keys")
-    duplicates = find_duplicates([read_part(part) for part in parts], step)
-    removed = {one.record_id: {**vars(one), "reason": one.rule} for one in duplicates.repeated}
+    repeated = find_duplicates([read_part(part) for part in parts], step)
+    removed = {one.record_id: {**vars(one), "reason": one.rule} for one in repeated}
     return _split(work, files, step.columns, removed)
 
 

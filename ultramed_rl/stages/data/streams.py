@@ -74,7 +74,7 @@ def write_bench(work: DataWork) -> Counter[str]:
 
 
 def write_report(work: DataWork) -> Counter[str]:
-    """table.json and table.md, report.html, topics.png and topics.html, models.json; the table is said too."""
+    """table.json and table.md, report.html, topics.html, models.json; the table is said too."""
     # scikit-learn and plotly take seconds to load, which the other steps needn't wait for.
     from ultramed_rl.data.factory.report.build import ReportOptions, build_report
 

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from ultramed_rl.config.factory_pairs import Bench, BenchSizes
 from ultramed_rl.config.reward_bench import BenchmarkPairs
-from ultramed_rl.data.benchmark_pairs import read_pairs
 from ultramed_rl.data.factory.bench import (
     SHEET_COLUMNS,
     SUBSETS,
@@ -24,6 +23,7 @@ from ultramed_rl.data.factory.bench import (
     sheet_rows,
 )
 from ultramed_rl.data.factory.step import Row
+from ultramed_rl.data.preferences import read_pairs
 
 
 def pair(

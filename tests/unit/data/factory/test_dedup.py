@@ -15,13 +15,15 @@ from hypothesis import strategies as st
 
 from ultramed_rl.cluster.blocks import map_blocks, read_part
 from ultramed_rl.config.factory_cleaning import Columns, Deduplicate
-from ultramed_rl.data.factory.deduplicate import Duplicates, find_duplicates
-from ultramed_rl.data.factory.duplicate_keys import DuplicateKeys
-from ultramed_rl.data.factory.hashing import HashedEmbedder, hash_words, ngrams, shingles
-from ultramed_rl.data.factory.signatures import (
+from ultramed_rl.data.factory.deduplicate import DuplicateKeys, Repeated, find_duplicates
+from ultramed_rl.data.factory.hashing import (
     Bands,
+    HashedEmbedder,
+    hash_words,
     minhash_keys,
+    ngrams,
     quantize,
+    shingles,
     sign_bands,
     sign_hashes,
     sign_keys,
@@ -37,7 +39,9 @@ FAMILY = (
 )
 
 
-def clean(texts: Sequence[str], config: Deduplicate = CONFIG, block: int = 1000, **more: Any) -> Duplicates:
+def clean(
+    texts: Sequence[str], config: Deduplicate = CONFIG, block: int = 1000, **more: Any
+) -> list[Repeated]:
     rows = [
         {"id": str(i), "text": text, **{k: v[i] for k, v in more.items()}} for i, text in enumerate(texts)
     ]
@@ -65,9 +69,9 @@ def test_planted_copies_are_found_with_what_they_repeat_and_no_question_besides(
     copies = [questions[i].upper().replace(" ", "  ") for i in chosen[:60]]
     changed = [one_word_changed(questions[i], rng) for i in chosen[60:]]
     before, found = clean(questions), clean([*questions, *copies, *changed])
-    assert len(before.repeated) <= 3  # the set itself asks a few questions nearly twice
-    new = {int(one.record_id): one for one in found.repeated if int(one.record_id) >= len(questions)}
-    own = {int(one.record_id): int(one.kept_id) for one in before.repeated}
+    assert len(before) <= 3  # the set itself asks a few questions nearly twice
+    new = {int(one.record_id): one for one in found if int(one.record_id) >= len(questions)}
+    own = {int(one.record_id): int(one.kept_id) for one in before}
     expected = {len(questions) + n: own.get(i, i) for n, i in enumerate(chosen)}
     assert {place: int(one.kept_id) for place, one in new.items()} == expected
     assert [one.rule for one in new.values()].count("exact") == 60
@@ -77,10 +81,8 @@ def test_planted_copies_are_found_with_what_they_repeat_and_no_question_besides(
 def test_a_reordered_text_is_alike_by_its_vector_and_by_nothing_else() -> None:
     halves = FAMILY.split(". ")
     swapped = " ".join(f"{part}." for part in (halves[1], halves[0], *halves[2:]))
-    assert (
-        clean([FAMILY, swapped], CONFIG.model_copy(update={"cosine": None, "jaccard": 0.95})).repeated == ()
-    )
-    (found,) = clean([FAMILY, swapped], CONFIG.model_copy(update={"jaccard": None, "cosine": 0.95})).repeated
+    assert clean([FAMILY, swapped], CONFIG.model_copy(update={"cosine": None, "jaccard": 0.95})) == []
+    (found,) = clean([FAMILY, swapped], CONFIG.model_copy(update={"jaccard": None, "cosine": 0.95}))
     assert (found.record_id, found.rule, found.kept_id) == ("1", "vector", "0") and found.similarity >= 0.95
 
 
@@ -89,21 +91,16 @@ def test_the_jaccard_threshold_is_exact() -> None:
     first, second = "a b c d e f g h i j", "a b c d e f g h i k"
     for threshold, alike in ((0.777, True), (0.778, False)):
         config = CONFIG.model_copy(update={"jaccard": threshold, "cosine": None})
-        assert bool(clean([first, second], config).repeated) == alike
+        assert bool(clean([first, second], config)) == alike
 
 
 def test_texts_without_words_repeat_nothing() -> None:
-    found = clean(["", "?!", " \n", "", FAMILY])
-    assert found.repeated == () and found.blank == 4 and found.records == 5
+    assert clean(["", "?!", " \n", "", FAMILY]) == []
 
 
 def test_numbers_and_order_of_short_questions_tell_them_apart() -> None:
-    assert (
-        clean(
-            ["Is 5 mg safe?", "Is 50 mg safe?", "Is .5 mg safe?", "Does A cause B?", "Does B cause A?"]
-        ).repeated
-        == ()
-    )
+    texts = ["Is 5 mg safe?", "Is 50 mg safe?", "Is .5 mg safe?", "Does A cause B?", "Does B cause A?"]
+    assert clean(texts) == []
 
 
 def test_a_chain_of_likenesses_doesnt_remove_what_is_unlike_the_row_that_stays() -> None:
@@ -112,7 +109,7 @@ def test_a_chain_of_likenesses_doesnt_remove_what_is_unlike_the_row_that_stays()
     second = " ".join(words[:-6] + [f"x{i}" for i in range(6)])  # 52 of 64 shingles of the first: 0.8125
     third = " ".join(words[:-12] + [f"y{i}" for i in range(6)] + [f"x{i}" for i in range(6)])
     config = CONFIG.model_copy(update={"cosine": None})
-    assert [one.record_id for one in clean([first, second, third], config).repeated] == ["1"]
+    assert [one.record_id for one in clean([first, second, third], config)] == ["1"]
 
 
 @pytest.mark.parametrize(("keep", "kept"), [("first", "0"), ("longest", "1"), ("best", "2")])
@@ -121,7 +118,7 @@ def test_the_row_that_stays_is_the_configs_choice(keep: Any, kept: str) -> None:
     found = clean(
         texts, CONFIG.model_copy(update={"keep": keep, "score_column": "score"}), score=[1.0, 2.0, 3.0]
     )
-    assert [one.kept_id for one in found.repeated] == [kept] * 2
+    assert [one.kept_id for one in found] == [kept] * 2
 
 
 def test_a_row_without_a_score_and_an_id_twice_are_refused() -> None:
@@ -154,11 +151,11 @@ def test_cleaning_again_removes_nothing_and_keeps_the_order(numbers: list[int], 
         for n in numbers
     ]
     found = clean(variants, block=block)
-    removed = {int(one.record_id) for one in found.repeated}
+    removed = {int(one.record_id) for one in found}
     kept = [i for i in range(len(variants)) if i not in removed]
-    assert 0 in kept and clean([variants[i] for i in kept]).repeated == ()
-    assert all(int(one.kept_id) in kept and int(one.kept_id) < int(one.record_id) for one in found.repeated)
-    assert [int(one.record_id) for one in found.repeated] == sorted(removed)
+    assert 0 in kept and clean([variants[i] for i in kept]) == []
+    assert all(int(one.kept_id) in kept and int(one.kept_id) < int(one.record_id) for one in found)
+    assert [int(one.record_id) for one in found] == sorted(removed)
     assert len({variants[i] for i in kept}) == len(kept)
 
 

@@ -29,8 +29,7 @@ from ultramed_rl.data.factory.pair_rows import (
 )
 from ultramed_rl.data.factory.step import Row
 from ultramed_rl.data.identity import prompt_key
-from ultramed_rl.data.preference_formats import read_draft
-from ultramed_rl.data.preferences import read_preferences
+from ultramed_rl.data.preferences import read_draft, read_preferences
 from ultramed_rl.records import Message, RankedAnswers
 
 COLUMNS = {"prompt_id", "prompt", "chosen", "rejected", "metadata", "label_type", "feedback"}

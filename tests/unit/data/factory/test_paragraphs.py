@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from ultramed_rl.config.factory import Paragraphs
-from ultramed_rl.data.factory.markdown import Part, count_words, read_parts
-from ultramed_rl.data.factory.paragraphs import cut_paragraphs
+from ultramed_rl.data.factory.paragraphs import Part, count_words, cut_paragraphs, read_parts
 from ultramed_rl.data.sources import read_rows
 
 TABLE = "| drug | dose |\n|---|---|\n| allopurinol | 100 mg |"

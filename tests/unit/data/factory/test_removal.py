@@ -7,8 +7,7 @@ import pytest
 from ultramed_rl.config.factory_cleaning import Columns, Decontaminate, Deduplicate
 from ultramed_rl.data.factory.columns import split_removed
 from ultramed_rl.data.factory.decontaminate import BenchmarkItem, Decontaminator
-from ultramed_rl.data.factory.deduplicate import find_duplicates
-from ultramed_rl.data.factory.duplicate_keys import DuplicateKeys
+from ultramed_rl.data.factory.deduplicate import DuplicateKeys, find_duplicates
 from ultramed_rl.data.factory.hashing import HashedEmbedder
 
 COLUMNS = Columns(id="name", instruction="text")
@@ -33,7 +32,7 @@ def test_what_deduplicate_and_decontaminate_find_is_met_in_the_rows_they_searche
         [DuplicateKeys(Deduplicate(columns=COLUMNS, cosine=None), HashedEmbedder())(rows)],
         Deduplicate(columns=COLUMNS, cosine=None),
     )
-    removals = {one.record_id: one for one in duplicates.repeated}
+    removals = {one.record_id: one for one in duplicates}
     removed = [(row["name"], one.kept_id) for row, one in split_removed(rows, COLUMNS, removals) if one]
     assert removed == [("copy", "gout")]
     items = [BenchmarkItem("medqa", "q1", "What is sepsis?")]

@@ -1,6 +1,6 @@
 """The report of a data set, in a folder: the table of sets, and one page with all figures.
 
-rows --> table.json, table.md, report.html, topics.png, topics.html; judged rows --> models.json
+rows --> table.json, table.md, report.html, topics.html; judged rows --> models.json
 """
 
 from __future__ import annotations
@@ -8,57 +8,50 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import partial
-from itertools import islice
 from pathlib import Path
 
-from ultramed_rl.data.factory.model_table import ModelTable, PositionReport, model_table, position_report
-from ultramed_rl.data.factory.report.distributions import Distribution, bin_rows, distribution_figure
-from ultramed_rl.data.factory.report.facts import read_all_facts
-from ultramed_rl.data.factory.report.models import (
-    RankCounts,
+import pyarrow as pa
+
+from ultramed_rl.data.factory.model_table import model_table, position_report
+from ultramed_rl.data.factory.report.figures import (
+    bin_column,
     count_ranks,
-    mean_figure,
+    distribution_figure,
     model_cells,
-    model_columns,
     position_lines,
     rank_count_figure,
+    topic_figure,
     win_rate_figure,
 )
 from ultramed_rl.data.factory.report.table import (
-    KIND_COLUMNS,
-    SET_COLUMNS,
     SetTable,
     count_sets,
-    kind_cells,
+    gather_facts,
     misfit_line,
+    page_tables,
+    read_all_facts,
     render_table,
-    table_cells,
 )
-from ultramed_rl.data.factory.report.topic_pictures import draw_topics, topic_figure
 from ultramed_rl.data.factory.report.topics import TopicMap, map_topics
 from ultramed_rl.data.factory.step import Row
 from ultramed_rl.data.likeness import Embed
 from ultramed_rl.store.atomic import remove, write_json, write_whole
-from ultramed_rl.tracking.page import PageTable, Section, page_html
+from ultramed_rl.tracking.page import Section, page_html
 
 Read = Callable[[], Iterable[Row]]  # opens the stream anew at every call
 
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """What a report holds.
-
-    Args:
-        originals: rows of each set before filtering, where known.
-        most: texts on the topic map. clusters: None for a number by their count.
-    """
+    """What a report holds."""
 
     title: str = "Data report"
-    originals: Mapping[str, int] = field(default_factory=dict)
+    originals: Mapping[str, int] = field(
+        default_factory=dict
+    )  # rows of each set before filtering, where known
     seed: int = 0
-    most: int = 5000
-    clusters: int | None = None
+    most: int = 5000  # texts on the topic map
+    clusters: int | None = None  # None for a number by their count
 
 
 def build_report(
@@ -66,8 +59,7 @@ def build_report(
 ) -> None:
     """Write the report of records, and of judged ones if there are any; each file whole or not at all.
 
-    `read` is called three times, `judged` up to four; memory is flat in the number of records but for the position
-    report's few numbers a judged row.
+    `read` is called twice, `judged` up to four times; memory holds some numbers a record.
 
     Raises:
         ValueError: a judged row that no judge wrote, or as `map_topics`.
@@ -75,41 +67,25 @@ def build_report(
     """
     options = options or ReportOptions()
     folder.mkdir(parents=True, exist_ok=True)
-    table = count_sets(read(), options.originals)
+    misfits: Counter[str] = Counter()
+    facts = gather_facts(read(), misfits)
+    table = count_sets(facts, misfits, options.originals)
     write_json(folder / "table.json", asdict(table))
     _write_text(folder / "table.md", render_table(table))
-    topics = _map(read, embed, options) if table.total.retained else None
-    models = _judge(judged) if judged is not None else None
-    sections = [*_set_sections(table, read), *_model_sections(models), *_topic_sections(topics)]
-    _write_text(folder / "report.html", page_html(options.title, sections))
-    for name in ("topics.png", "topics.html") if topics is None else ():
-        remove(folder / name)
-    if topics is not None:
-        write_whole(folder / "topics.png", partial(draw_topics, topics, title=options.title))
-        _write_text(folder / "topics.html", page_html(options.title, _topic_sections(topics)))
-    if models is None:
-        remove(folder / "models.json")
+    sections = _set_sections(table, facts)
+    if judged is not None and next(iter(judged()), None) is not None:
+        sections += _write_models(folder / "models.json", judged)
     else:
-        parts = {"models": asdict(models.table), "position": asdict(models.position)}
-        write_json(folder / "models.json", {**parts, "ranks": asdict(models.ranks)})
-
-
-@dataclass(frozen=True)
-class _Models:
-    table: ModelTable
-    position: PositionReport
-    ranks: RankCounts
-
-
-def _judge(judged: Read) -> _Models | None:
-    """None without rows."""
-    if not list(islice(judged(), 1)):
-        return None
-    return _Models(model_table(judged()), position_report(judged()), count_ranks(judged()))
-
-
-def _map(read: Read, embed: Embed, options: ReportOptions) -> TopicMap:
-    return map_topics(_texts(read()), embed, seed=options.seed, most=options.most, clusters=options.clusters)
+        remove(folder / "models.json")
+    if len(facts):
+        seed, most, clusters = options.seed, options.most, options.clusters
+        topics = map_topics(_texts(read()), embed, seed=seed, most=most, clusters=clusters)
+        sections.append(_topic_section(topics))
+        _write_text(folder / "topics.html", page_html(options.title, sections[-1:]))
+    else:
+        sections.append(Section("Topics", ("No text to map.",)))
+        remove(folder / "topics.html")
+    _write_text(folder / "report.html", page_html(options.title, sections))
 
 
 def _texts(rows: Iterable[Row]) -> Iterator[tuple[str, str, str]]:
@@ -117,59 +93,46 @@ def _texts(rows: Iterable[Row]) -> Iterator[tuple[str, str, str]]:
         yield facts.id, facts.group, facts.question
 
 
-def _set_sections(table: SetTable, read: Read) -> list[Section]:
-    bins = bin_rows(read())
-    return [
-        Section(
-            "Sets",
-            (
-                "Length in words and score (1 to 10) are means ± sample standard deviations over the rows retained.",
-                PageTable(SET_COLUMNS, tuple(table_cells(table))),
-                misfit_line(table.misfits),
-            ),
-        ),
-        Section("Types", (PageTable(KIND_COLUMNS, tuple(kind_cells(table))),)),
-        _bin_section("Instruction length", bins.instruction),
-        _bin_section("Answer length", bins.answer),
-        _bin_section("Score", bins.score),
+def _set_sections(table: SetTable, facts: pa.Table) -> list[Section]:
+    means = (
+        "Length in words and score (1 to 10) are means ± sample standard deviations over the rows retained."
+    )
+    sets, kinds = page_tables(table)
+    sections = [
+        Section("Sets", (means, sets, misfit_line(table.misfits))),
+        Section("Types", (kinds,)),
     ]
+    headings = {"words": "Instruction length", "answer_words": "Answer length", "score": "Score"}
+    for column, heading in headings.items():
+        note = "The share of each set's rows; the number of rows is in brackets."
+        counts = bin_column(facts, column)
+        parts = (note, distribution_figure(counts, column)) if counts else ("No row has one.",)
+        sections.append(Section(heading, parts))
+    return sections
 
 
-def _bin_section(heading: str, distribution: Distribution) -> Section:
-    if not distribution.counts:
-        return Section(heading, ("No row has one.",))
-    note = "The share of each set's rows; the number of rows is in brackets."
-    return Section(heading, (note, distribution_figure(distribution)))
-
-
-def _model_sections(models: _Models | None) -> list[Section]:
-    if models is None:
-        return []
-    cells = PageTable(model_columns(models.table), tuple(model_cells(models.table)))
+def _write_models(path: Path, judged: Read) -> list[Section]:
+    """models.json, and the same as sections."""
+    table, position, ranks = model_table(judged()), position_report(judged()), count_ranks(judged())
+    write_json(path, {"models": asdict(table), "position": asdict(position), "ranks": asdict(ranks)})
     rates = (
         "How often the model of the row had the higher score than that of the column; a tie counts a half."
     )
     return [
-        Section("Candidate models", (cells, mean_figure(models.table))),
-        Section("Win rates", (rates, win_rate_figure(models.table))),
-        Section("Ranks", ("How often each model's answer had each rank.", rank_count_figure(models.ranks))),
-        Section("Places", tuple(position_lines(models.position))),
+        Section("Candidate models", (model_cells(table),)),
+        Section("Win rates", (rates, win_rate_figure(table))),
+        Section("Ranks", ("How often each model's answer had each rank.", rank_count_figure(ranks))),
+        Section("Places", tuple(position_lines(position))),
     ]
 
 
-def _topic_sections(topics: TopicMap | None) -> list[Section]:
-    if topics is None:
-        return [Section("Topics", ("No text to map.",))]
-    shown = (
-        f"{len(topics.points):,} of {topics.seen:,} instructions"
-        if topics.seen > len(topics.points)
-        else "All"
-    )
+def _topic_section(topics: TopicMap) -> Section:
+    sample = f"{len(topics.points):,} of {topics.seen:,} instructions"
     note = (
-        f"{shown}, near each other where their vectors are; the axes mean nothing. A cluster is named by the words "
-        "that tell it from the others."
+        f"{sample if topics.seen > len(topics.points) else 'All'}, near each other where their vectors are; the axes "
+        "mean nothing. A cluster is named by the words that tell it from the others."
     )
-    return [Section("Topics", (note, topic_figure(topics)))]
+    return Section("Topics", (note, topic_figure(topics)))
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -1,20 +1,121 @@
-"""The table of sets (UltraMedical, arXiv 2406.03949, table 1): sizes, lengths and scores of any data."""
+"""The table of sets (UltraMedical, arXiv 2406.03949, table 1): sizes, lengths and scores of any data.
+
+rows --> facts, one a row --> columns, some 40 bytes a row --> lines of the table
+"""
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, NamedTuple
 
-from ultramed_rl.data.factory.report.facts import Facts, read_all_facts
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-TOTAL = "Total"
-SET_COLUMNS = ("Set", "Original", "Instruction length", "Score", "Retained")
+from ultramed_rl.data.chats import Misfit, read_turns
+from ultramed_rl.data.factory.difficulty import in_range, read_difficulty
+from ultramed_rl.data.factory.instructions import question_text, set_of, split_options
+from ultramed_rl.data.factory.step import Row
+from ultramed_rl.tracking.page import PageTable, clean_text
+
+OTHERS, UNNAMED, TOTAL = "(others)", "(unnamed)", "Total"
+MOST_NAMES = 100  # ids that aren't UltraMedical's may have a new prefix in every row
+_LONGEST_NAME = 60
+_BLOCK = 4096  # rows
 _MARKUP = re.compile(r"[|<]")  # what would end a cell or begin a tag
-KIND_COLUMNS = ("Type", "Rows", "With answer", "Multiple choice", "Without score")
+_SCHEMA = pa.schema(
+    {
+        "group": pa.string(),
+        "kind": pa.string(),
+        "words": pa.int64(),
+        "answer_words": pa.int64(),
+        "score": pa.float64(),
+        "choice": pa.bool_(),
+    }
+)
+
+
+class RowFacts(NamedTuple):
+    """What the statistics need of one record."""
+
+    id: str
+    group: str  # the set that it belongs to
+    kind: str
+    question: str
+    words: int  # separated by spaces, options included
+    answer_words: int | None  # None without an answer
+    score: float | None  # its difficulty, 1 to 10; None if it has none that can be read
+    choice: bool  # whether it is multiple choice, with a key
+
+
+def read_all_facts(rows: Iterable[Any], misfits: Counter[str]) -> Iterator[RowFacts]:
+    """The facts of every row in turn; a row that doesn't fit is counted in `misfits` by its reason's name.
+
+    After the first `MOST_NAMES` sets, rows of new ones go together, so that memory stays flat; so do types.
+    """
+    groups: set[str] = set()
+    kinds: set[str] = set()
+    for row in rows:
+        try:
+            facts = read_facts(row)
+        except Misfit as misfit:
+            misfits[misfit.name] += 1
+            continue
+        yield facts._replace(group=_kept(facts.group, groups), kind=_kept(facts.kind, kinds))
+
+
+def _kept(name: str, names: set[str]) -> str:
+    if len(names) < MOST_NAMES:
+        names.add(name)
+    return name if name in names else OTHERS
+
+
+def read_facts(row: Any) -> RowFacts:
+    """The facts of a row.
+
+    Raises:
+        Misfit: it isn't one question with at most one answer.
+    """
+    if not isinstance(row, Mapping):
+        raise Misfit(f"a row is a {type(row).__name__}, not a record", name="row")
+    question = question_text(row)
+    answers = read_turns(dict(row), "conversations")[1:]
+    score = in_range(row.get("difficulty"))
+    if score is None:
+        said = row.get("score")
+        score = read_difficulty(said) if isinstance(said, str) else in_range(said)
+    return RowFacts(
+        id=_name(row.get("id")),
+        group=set_name(row),
+        kind=_name(row.get("type")) or UNNAMED,
+        question=question,
+        words=len(question.split()),
+        answer_words=len(answers[0]["content"].split()) if answers else None,
+        score=score,
+        choice=_name(row.get("answer")) in split_options(question)[1],
+    )
+
+
+def set_name(row: Row) -> str:
+    """As `set_of` has it, fit to be shown."""
+    return _name(set_of(row)) or UNNAMED
+
+
+def _name(value: object) -> str:
+    return "" if value is None else " ".join(clean_text(str(value)).split())[:_LONGEST_NAME]
+
+
+def gather_facts(rows: Iterable[Any], misfits: Counter[str]) -> pa.Table:
+    """The facts of all rows as columns: group, kind, words, answer_words, score, choice. One pass."""
+    facts = read_all_facts(rows, misfits)
+    blocks = iter(lambda: [one._asdict() for one in islice(facts, _BLOCK)], [])
+    return pa.concat_tables(
+        [_SCHEMA.empty_table(), *(pa.Table.from_pylist(block, schema=_SCHEMA) for block in blocks)]
+    )
 
 
 @dataclass(frozen=True)
@@ -25,21 +126,28 @@ class Spread:
     mean: float | None
     sd: float | None
 
+    @classmethod
+    def of(cls, column: pa.ChunkedArray) -> Spread:
+        """Of a column's numbers; nulls are none."""
+        numbers = column.drop_null().to_numpy()
+        sd = float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None
+        return cls(len(numbers), float(np.mean(numbers)) if len(numbers) else None, sd)
+
+    def __str__(self) -> str:
+        if self.mean is None:
+            return "-"
+        return f"{self.mean:.2f}" if self.sd is None else f"{self.mean:.2f} ± {self.sd:.2f}"
+
 
 @dataclass(frozen=True)
 class SetRow:
-    """One line of the table.
-
-    Args:
-        original: how many there were before filtering, if known.
-        length: words an instruction. score: 1 to 10, of the rows that have one.
-    """
+    """One line of the table."""
 
     name: str
-    original: int | None
+    original: int | None  # how many there were before filtering, if known
     retained: int
-    length: Spread
-    score: Spread
+    length: Spread  # words an instruction
+    score: Spread  # 1 to 10, of the rows that have one
     answered: int
     choices: int
 
@@ -54,92 +162,71 @@ class SetTable:
     misfits: Mapping[str, int]
 
 
-@dataclass
-class _Moments:
-    """Mean and squared deviations of a stream (Welford, Technometrics 4:3, 1962)."""
-
-    count: int = 0
-    mean: float = 0.0
-    squares: float = 0.0
-
-    def add(self, value: float) -> None:
-        self.count += 1
-        step = value - self.mean
-        self.mean += step / self.count
-        self.squares += step * (value - self.mean)
-
-    def spread(self) -> Spread:
-        sd = math.sqrt(self.squares / (self.count - 1)) if self.count > 1 else None
-        return Spread(self.count, self.mean if self.count else None, sd)
-
-
-@dataclass
-class _Sums:
-    rows: int = 0
-    answered: int = 0
-    choices: int = 0
-    length: _Moments = field(default_factory=_Moments)
-    score: _Moments = field(default_factory=_Moments)
-
-    def add(self, facts: Facts) -> None:
-        self.rows += 1
-        self.answered += facts.answer_words is not None
-        self.choices += facts.choice
-        self.length.add(facts.words)
-        if facts.score is not None:
-            self.score.add(facts.score)
-
-    def row(self, name: str, original: int | None = None) -> SetRow:
-        length, score = self.length.spread(), self.score.spread()
-        return SetRow(name, original, self.rows, length, score, self.answered, self.choices)
-
-
-def count_sets(rows: Iterable[Any], originals: Mapping[str, int] | None = None) -> SetTable:
-    """The table over rows, in one pass; memory holds a few numbers a set. Rows that don't fit are counted.
+def count_sets(
+    facts: pa.Table, misfits: Mapping[str, int] | None = None, originals: Mapping[str, int] | None = None
+) -> SetTable:
+    """The table over the columns of `gather_facts`.
 
     Args:
         originals: rows before filtering, by set. A set that has none left has its line too.
     """
     originals = originals or {}
-    misfits: Counter[str] = Counter()
-    sets: dict[str, _Sums] = {name: _Sums() for name in originals}
-    kinds: dict[str, _Sums] = {}
-    total = _Sums()
-    for facts in read_all_facts(rows, misfits):
-        for sums in (sets.setdefault(facts.group, _Sums()), kinds.setdefault(facts.kind, _Sums()), total):
-            sums.add(facts)
-    known = sum(originals.values()) if originals and all(name in originals for name in sets) else None
+    sets = sorted({*originals, *pc.unique(facts["group"]).to_pylist()})
+    known = sum(originals.values()) if originals and originals.keys() >= set(sets) else None
     return SetTable(
-        sets=tuple(sets[name].row(name, originals.get(name)) for name in sorted(sets)),
-        total=total.row(TOTAL, known),
-        kinds=tuple(kinds[name].row(name) for name in sorted(kinds)),
-        misfits=dict(sorted(misfits.items())),
+        sets=tuple(_line(name, part_of(facts, "group", name), originals.get(name)) for name in sets),
+        total=_line(TOTAL, facts, known),
+        kinds=tuple(
+            _line(name, part_of(facts, "kind", name)) for name in sorted(pc.unique(facts["kind"]).to_pylist())
+        ),
+        misfits=dict(sorted((misfits or {}).items())),
     )
 
 
-def table_cells(table: SetTable) -> list[tuple[str, ...]]:
-    """A line of text for each set and the total, in the order of `SET_COLUMNS`, which is the paper's."""
-    return [
-        (row.name, _count(row.original), _spread(row.length), _spread(row.score), _count(row.retained))
-        for row in (*table.sets, table.total)
-    ]
+def part_of(facts: pa.Table, column: str, name: str) -> pa.Table:
+    """The rows whose set or type has this name."""
+    return facts.filter(pc.equal(facts[column], name))
 
 
-def kind_cells(table: SetTable) -> list[tuple[str, ...]]:
-    """A line of text for each type and the total, in the order of `KIND_COLUMNS`."""
-    return [
-        (
-            row.name,
-            *(_count(n) for n in (row.retained, row.answered, row.choices, row.retained - row.score.count)),
-        )
-        for row in (*table.kinds, table.total)
-    ]
+def _line(name: str, part: pa.Table, original: int | None = None) -> SetRow:
+    answered = len(part) - part["answer_words"].null_count
+    choices = pc.sum(part["choice"], min_count=0).as_py()
+    length, score = Spread.of(part["words"]), Spread.of(part["score"])
+    return SetRow(name, original, len(part), length, score, answered, choices)
+
+
+# What each column of the two tables says of a line. The first's are the paper's.
+SET_COLUMNS: dict[str, Callable[[SetRow], str]] = {
+    "Set": lambda line: line.name,
+    "Original": lambda line: "-" if line.original is None else f"{line.original:,}",
+    "Instruction length": lambda line: str(line.length),
+    "Score": lambda line: str(line.score),
+    "Retained": lambda line: f"{line.retained:,}",
+}
+KIND_COLUMNS: dict[str, Callable[[SetRow], str]] = {
+    "Type": lambda line: line.name,
+    "Rows": lambda line: f"{line.retained:,}",
+    "With answer": lambda line: f"{line.answered:,}",
+    "Multiple choice": lambda line: f"{line.choices:,}",
+    "Without score": lambda line: f"{line.retained - line.score.count:,}",
+}
+
+
+def page_tables(table: SetTable) -> tuple[PageTable, PageTable]:
+    """The table by set and that by type, as text, each with the total below."""
+    return (
+        _cells(SET_COLUMNS, (*table.sets, table.total)),
+        _cells(KIND_COLUMNS, (*table.kinds, table.total)),
+    )
+
+
+def _cells(columns: Mapping[str, Callable[[SetRow], str]], lines: Sequence[SetRow]) -> PageTable:
+    return PageTable(tuple(columns), tuple(tuple(tell(line) for tell in columns.values()) for line in lines))
 
 
 def render_table(table: SetTable) -> str:
     """Both tables in Markdown, which reads as plain text too, and a line on the rows left out."""
-    parts = [_markdown(SET_COLUMNS, table_cells(table)), _markdown(KIND_COLUMNS, kind_cells(table))]
-    return "\n\n".join([*parts, misfit_line(table.misfits)]) + "\n"
+    return "\n\n".join([*map(_markdown, page_tables(table)), misfit_line(table.misfits)]) + "\n"
 
 
 def misfit_line(misfits: Mapping[str, int]) -> str:
@@ -150,23 +237,10 @@ def misfit_line(misfits: Mapping[str, int]) -> str:
     return f"Left out as no records: {sum(misfits.values()):,} ({reasons})."
 
 
-def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    cells = [columns, *([_MARKUP.sub(r"\\\g<0>", cell) for cell in row] for row in rows)]
-    widths = [max(len(row[place]) for row in cells) for place in range(len(columns))]
-    lines = []
-    for first, *rest in cells:
-        padded = [first.ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(rest, widths[1:], strict=True))]
-        lines.append(f"| {' | '.join(padded)} |")
-    rule = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
-    return "\n".join([lines[0], f"| {' | '.join(rule)} |", *lines[1:]])
-
-
-def _count(number: int | None) -> str:
-    return "-" if number is None else f"{number:,}"
-
-
-def _spread(spread: Spread) -> str:
-    if spread.mean is None:
-        return "-"
-    sd = "" if spread.sd is None else f" ± {spread.sd:.2f}"
-    return f"{spread.mean:.2f}{sd}"
+def _markdown(table: PageTable) -> str:
+    lines = [table.columns, *(tuple(_MARKUP.sub(r"\\\g<0>", cell) for cell in row) for row in table.rows)]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    numbers = [[cell.rjust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
+    head, *rows = [[line[0].ljust(widths[0]), *cells[1:]] for line, cells in zip(lines, numbers, strict=True)]
+    rule = [":".ljust(widths[0], "-"), *(":".rjust(width, "-") for width in widths[1:])]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))

@@ -6,12 +6,11 @@ texts --> sample --> vectors --> principal components --> t-SNE, k-means --> pla
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from math import log, sqrt
+from math import sqrt
 from random import Random
+from typing import NamedTuple
 
 import numpy as np
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
@@ -27,22 +26,12 @@ _WORD = re.compile(r"[^\W\d_](?:[\w'’-]*\w)?")
 _CURLY = str.maketrans("’", "'")
 # The list's words that say something of a patient, and what it lacks.
 _MEDICAL = {"back", "bottom", "cry", "fire", "side", "system", "thick", "thin"}
-_STOP = (ENGLISH_STOP_WORDS - _MEDICAL) | {
-    "don't",
-    "does",
-    "did",
-    "doesn't",
-    "it's",
-    "i'm",
-    "what's",
-    "isn't",
-}
+_STOP = ENGLISH_STOP_WORDS - _MEDICAL | {"does", "doesn't", "did", "don't", "it's", "isn't", "i'm", "what's"}
 _LONGEST = 24
 _SHORT = 2  # letters; a word of so many counts if it stands in capitals: CT, TB
 
 
-@dataclass(frozen=True)
-class Point:
+class Point(NamedTuple):
     """One text, where it came from, and the set that it is of."""
 
     id: str
@@ -52,19 +41,13 @@ class Point:
 
 @dataclass(frozen=True)
 class TopicMap:
-    """n texts in the plane.
+    """n texts in the plane."""
 
-    Args:
-        points: in the order of the stream, a sample of `seen`.
-        places: float64 [n, 2]; only nearness means something, not the axes.
-        clusters: int [n], 0 the largest. labels[c]: the words most typical of cluster c.
-    """
-
-    points: tuple[Point, ...]
+    points: tuple[Point, ...]  # in the order of the stream, a sample of `seen`
     seen: int
-    places: np.ndarray
-    clusters: np.ndarray
-    labels: tuple[str, ...]
+    places: np.ndarray  # float64 [n, 2]; only nearness means something, not the axes
+    clusters: np.ndarray  # int [n], 0 the largest
+    labels: tuple[str, ...]  # of each cluster the words most typical of it
 
 
 def map_topics(
@@ -91,7 +74,12 @@ def map_topics(
     points, seen = sample_points(texts, most, seed)
     if not points:
         raise ValueError("0 texts: a topic map needs at least one; check the stage's input")
-    vectors = _components(_checked(embed([point.text for point in points]), len(points)), seed)
+    given = np.asarray(embed([point.text for point in points]), dtype=np.float64)
+    if given.ndim != 2 or len(given) != len(points) or not np.isfinite(given).all():
+        raise ValueError(
+            f"embed gave shape {given.shape} for {len(points)} texts; give one finite vector a text"
+        )
+    vectors = _components(given, seed)
     members = _cluster(vectors, clusters or cluster_count(len(points)), seed)
     labels = label_clusters([point.text for point in points], members)
     return TopicMap(points, seen, _place(vectors, seed), members, labels)
@@ -115,13 +103,6 @@ def sample_points(
 def cluster_count(texts: int) -> int:
     """Clusters for so many texts: half their square root, rounded, 1 to `MOST_CLUSTERS`."""
     return max(1, min(MOST_CLUSTERS, round(sqrt(texts) / 2)))
-
-
-def _checked(vectors: np.ndarray, count: int) -> np.ndarray:
-    array = np.asarray(vectors, dtype=np.float64)
-    if array.ndim != 2 or len(array) != count or not np.isfinite(array).all():
-        raise ValueError(f"embed gave shape {array.shape} for {count} texts; give one finite vector a text")
-    return array
 
 
 def _components(vectors: np.ndarray, seed: int) -> np.ndarray:
@@ -152,12 +133,9 @@ def _cluster(vectors: np.ndarray, count: int, seed: int) -> np.ndarray:
 
     count = min(count, len(np.unique(vectors.round(_SAME), axis=0)))
     raw = KMeans(count, n_init=4, random_state=seed).fit_predict(vectors)
-    names, first, sizes = np.unique(raw, return_index=True, return_counts=True)
-    order = np.lexsort((first, -sizes))
-    number = np.empty(len(names), dtype=np.int64)
-    number[order] = np.arange(len(names))
-    ranked: np.ndarray = number[np.searchsorted(names, raw)]
-    return ranked
+    _, first, places, sizes = np.unique(raw, return_index=True, return_inverse=True, return_counts=True)
+    ranks: np.ndarray = np.argsort(np.lexsort((first, -sizes)))
+    return ranks[places]
 
 
 def label_clusters(texts: Sequence[str], clusters: np.ndarray, words: int = 3) -> tuple[str, ...]:
@@ -171,31 +149,29 @@ def label_clusters(texts: Sequence[str], clusters: np.ndarray, words: int = 3) -
     Args:
         clusters: int [n], the cluster of each text, 0 to k - 1.
     """
-    held = [Counter[str]() for _ in range(int(clusters.max()) + 1)]
-    for text, cluster in zip(texts, clusters, strict=True):
-        held[cluster].update(_words(text))
-    sizes = np.bincount(clusters)
-    shares = [{word: n / size for word, n in one.items()} for one, size in zip(held, sizes, strict=True)]
-    highest: dict[str, list[float]] = {}
-    for one in shares:
-        for word, share in one.items():
-            highest[word] = sorted([share, *highest.get(word, [0.0])], reverse=True)[:2]
+    from sklearn.preprocessing import MultiLabelBinarizer
 
-    def rank(cluster: int, word: str) -> tuple[bool, float, str]:
-        share, (first, second) = shares[cluster][word], highest[word]
-        other = second if share == first else first
-        return held[cluster][word] == 1, -share * log(share / (other + 1 / len(texts))), word
-
-    return tuple(_label(sorted(one, key=partial(rank, n)), words) for n, one in enumerate(held))
-
-
-def _label(ranked: Sequence[str], most: int) -> str:
-    """The first words of which none is another's plural."""
-    chosen: list[str] = []
-    for word in ranked:
-        if len(chosen) < most and all(word.rstrip("s") != other.rstrip("s") for other in chosen):
-            chosen.append(word)
-    return ", ".join(chosen) or WORDLESS
+    binarizer = MultiLabelBinarizer(sparse_output=True)
+    holds = binarizer.fit_transform([_words(text) for text in texts])  # [texts, words], words in their order
+    counts = np.stack(
+        [np.asarray(holds[clusters == c].sum(axis=0)).ravel() for c in range(clusters.max() + 1)]
+    )
+    shares = counts / np.bincount(clusters)[:, None]
+    second, first = np.sort(np.vstack([np.zeros_like(shares[:1]), shares]), axis=0)[-2:]
+    others = np.where(shares == first, second, first)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        telling = np.where(counts, shares * np.log(shares / (others + 1 / len(texts))), -np.inf)
+    names = []
+    for own, score in zip(counts, telling, strict=True):
+        chosen: list[str] = []
+        held = np.flatnonzero(own)
+        for place in held[np.lexsort((-score[held], own[held] == 1))]:
+            word = str(binarizer.classes_[place])
+            # None is another's plural.
+            if len(chosen) < words and all(word.rstrip("s") != other.rstrip("s") for other in chosen):
+                chosen.append(word)
+        names.append(", ".join(chosen) or WORDLESS)
+    return tuple(names)
 
 
 def _words(text: str) -> set[str]:
