@@ -7,7 +7,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,9 +45,18 @@ def write_json(path: Path, payload: dict[str, Any]) -> None:
 
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write mappings as JSON lines, whole, and the folder that they are in."""
-    lines = [json.dumps(without_non_finite(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
+    lines = b"".join(map(json_line, rows))
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda temporary: temporary.write_text("".join(lines), encoding="utf-8"))
+    write_whole(path, lambda temporary: temporary.write_bytes(lines))
+
+
+def json_line(row: Mapping[str, Any], default: Callable[[Any], Any] | None = None) -> bytes:
+    """A line of JSON; null for a number that isn't finite. Raises TypeError for a value that JSON has not, without `default`."""
+    finite = without_non_finite(dict(row))
+    try:
+        return json.dumps(finite, ensure_ascii=False, allow_nan=False, default=default).encode() + b"\n"
+    except UnicodeEncodeError:  # half a surrogate pair, which models do write: only an escape can hold it
+        return json.dumps(finite, allow_nan=False, default=default).encode() + b"\n"
 
 
 def without_non_finite(value: Any) -> Any:

@@ -145,13 +145,6 @@ class RemoteCopy:
         there = {name: stored for name, stored in index.files.items() if stored.key in keys}
         return Index(index.copy, there), keys
 
-    @property
-    def behind(self) -> bool:
-        """Whether the URL has more than this folder: it was written from another one, or this one isn't whole."""
-        if not (self.folder / CONFIG).is_file() or not self._whole:
-            return True
-        return self.index.copy not in (self.copy, "")
-
     def take_up(self, check: Callable[[Path], None] = lambda config: None) -> None:
         """Make this folder a copy of what is at the URL, unless it is one already and may be ahead of it.
 
@@ -161,12 +154,15 @@ class RemoteCopy:
         Raises:
             RuntimeError: the store cannot be reached, or the disk is full.
         """
-        if self.behind and CONFIG in self.index.files:
+        # The URL has more than this folder where it was written from another one, or this one isn't whole.
+        whole = self._whole and (self.folder / CONFIG).is_file()
+        behind = not whole or self.index.copy not in (self.copy, "")
+        if behind and CONFIG in self.index.files:
             content = self.remote.reach(lambda: self.remote.read(self.index.files[CONFIG].key))
             with tempfile.TemporaryDirectory() as scratch:
                 Path(scratch, CONFIG).write_bytes(content or b"")
                 check(Path(scratch, CONFIG))
-        if self.behind and self.index.files:
+        if behind and self.index.files:
             self._note(whole=False)
             self.remote.reach(self._pull)
         self._note(whole=True)
