@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -31,11 +30,14 @@ class RecordFiles(LazySequence[T]):
 
     def __init__(self, path: Path, kind: type[T]) -> None:
         self.kind = kind
-        blocks = [
-            (file, block, rows) for file in shard_files(path) for block, rows in enumerate(_count_rows(file))
-        ]
-        self._blocks = [(file, block) for file, block, _ in blocks]
-        self._starts = [0, *accumulate(rows for *_, rows in blocks)]
+        self._blocks: list[tuple[Path, int]] = []
+        self._starts = [0]
+        for file in shard_files(path):
+            with told_of(file):
+                metadata = pq.read_metadata(file)
+                for block in range(metadata.num_row_groups):
+                    self._blocks.append((file, block))
+                    self._starts.append(self._starts[-1] + metadata.row_group(block).num_rows)
         self._open: tuple[int, list[T]] = (-1, [])
 
     def __len__(self) -> int:
@@ -150,13 +152,6 @@ class ShardedPhase(Generic[T]):
         self.folder.write_manifest(self.name, artifact, self.inputs, dict(seconds), rows=rows, **extra)
         self.finished = True
         return self.read()
-
-
-def _count_rows(file: Path) -> list[int]:
-    """Of each block."""
-    with told_of(file):
-        metadata = pq.read_metadata(file)
-        return [int(metadata.row_group(block).num_rows) for block in range(metadata.num_row_groups)]
 
 
 def in_order(records: Iterable[T], key: Callable[[T], str], order: Sequence[str]) -> list[T]:

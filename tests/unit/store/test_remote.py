@@ -572,6 +572,21 @@ def test_what_a_killed_publication_had_uploaded_goes_with_the_next(tmp_path: Pat
     assert there() == {"a.bin": b"b"} and len(objects()) == 2
 
 
+def test_a_log_that_goes_on_growing_holds_nothing_back(tmp_path: Path) -> None:
+    (tmp_path / "kept.txt").write_text("kept")
+    copying = copy_of(tmp_path)
+
+    def listed(folder: Path) -> dict[str, Version]:
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.write("{}\n")
+        return list_finished(folder)
+
+    with patch("ultramed_rl.store.remote.copy.list_finished", listed):
+        assert copying.publish() and there().keys() == {"kept.txt", "metrics.jsonl"}
+    assert copying.publish() and there() == here(tmp_path)
+    assert sorted(objects()) == [INDEX, "kept.txt", "metrics.jsonl"], "a log keeps its name"
+
+
 def test_half_written_files_locks_links_and_sockets_are_never_published(tmp_path: Path) -> None:
     (tmp_path / "kept.txt").write_text("kept")
     (tmp_path / ".lock").write_text("")

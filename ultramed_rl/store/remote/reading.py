@@ -73,7 +73,11 @@ class _Copy:
             self.remote.get(WRITER, self.folder / WRITER)
 
     def _fetch(self, index: Index) -> None:
-        wanted = {name: stored for name, stored in index.files.items() if self._is_read(name)}
+        wanted = {
+            name: stored
+            for name, stored in index.files.items()
+            if not _LARGE.search(name) and (name.endswith(_WORDS) or not self.words)
+        }
         for name in self._fetched.keys() - wanted.keys():
             (self.folder / name).unlink(missing_ok=True)
             del self._fetched[name]
@@ -88,6 +92,3 @@ class _Copy:
         while not over.wait(_EVERY_S):
             with suppress(Exception):
                 self.refresh()
-
-    def _is_read(self, name: str) -> bool:
-        return not _LARGE.search(name) and (name.endswith(_WORDS) or not self.words)
