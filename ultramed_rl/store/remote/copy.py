@@ -211,6 +211,7 @@ class RemoteCopy:
         warnings.warn(text, stacklevel=2)
 
     def _keep_up(self) -> None:
+        # Waits for the next time, or for `close`. What one publication could not do, the next one does; a lost lease ends it.
         while not (self._over.wait(self.every_s) or isinstance(self.problem, LostLease)):
             self._attempt()
 
