@@ -33,7 +33,7 @@ PEERS = {
 
 def items_of(task: str, limit: int | None) -> list[Any]:
     """The items that our evaluation asks."""
-    from ultramed_rl.evaluation.load import load_items
+    from ultramed_rl.evaluation.suite import load_items
     from ultramed_rl.evaluation.tasks import find_task
 
     found = find_task(task)

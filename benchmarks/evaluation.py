@@ -37,7 +37,7 @@ def ours(count: int, turn: Connection) -> None:
     }
     from ultramed_rl.actors.rollout import EngineArguments, RolloutWorker
     from ultramed_rl.actors.work import WorkBatch
-    from ultramed_rl.evaluation.grading import grade_likelihoods
+    from ultramed_rl.evaluation.results import grade_likelihoods
     from ultramed_rl.evaluation.suite import Question, encode_options
     from ultramed_rl.evaluation.tasks import find_task
     from ultramed_rl.models.offline import resolve_model

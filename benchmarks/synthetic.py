@@ -17,8 +17,8 @@ from typing import Any
 
 from ultramed_rl.data.factory.decontaminate import BenchmarkItem
 from ultramed_rl.data.likeness import read_stem
-from ultramed_rl.evaluation.contamination.search import question_text
-from ultramed_rl.evaluation.load import load_items
+from ultramed_rl.evaluation.contamination import question_text
+from ultramed_rl.evaluation.suite import load_items
 from ultramed_rl.evaluation.tasks import find_task
 
 TASKS = ("medqa", "medmcqa", "pubmedqa", "mmlu_medical")

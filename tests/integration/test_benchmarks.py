@@ -125,7 +125,7 @@ def test_every_protocol_from_one_config(
     medqa = results["medqa", "likelihood"]
     assert medqa["options"] == {"5": 12} and medqa["positions"]["orders"] == 3
     found_logprobs = {s.question_id: s.logprobs for s in scored}
-    items = load_suite(config.benchmarks, config.run.seed)[0].loaded.items
+    items = load_suite(config.benchmarks, config.run.seed)[0].items
     right = 0
     for row, item in enumerate(items):
         values = found_logprobs[f"medqa/{item.item_id}/0"]

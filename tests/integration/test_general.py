@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from ultramed_rl.cluster.private_ray import start_private_ray, stop_private_ray
+from ultramed_rl.cluster.connection import start_private_ray, stop_private_ray
+from ultramed_rl.config.benchmarks import General
 from ultramed_rl.config.cluster import Devices
-from ultramed_rl.config.general import General
 from ultramed_rl.stages.general import run_general
 
 ITEMS = [
@@ -84,7 +84,7 @@ def test_a_checkpoint_is_evaluated_once(
 ) -> None:
     section = General(tasks=["own"], include_path=str(folder), batch_size=4)
     model, output = tiny_root / "policy", tmp_path / "run" / "general-tiny"
-    result = run_general(section, str(model), cluster, "float32", output, lambda text: None)
+    result = run_general(section, str(model), cluster, "float32", output)
 
     right = right_answers(model)
     assert 0 < sum(right) < len(right)
@@ -124,9 +124,7 @@ def test_data_that_is_out_of_reach_ends_in_lm_evals_own_words(
     (tmp_path / "far.yaml").write_text(task)
     section = General(tasks=["far"], include_path=str(tmp_path))
     with pytest.raises(RuntimeError) as caught:
-        run_general(
-            section, str(tiny_root / "policy"), cluster, "float32", tmp_path / "out", lambda text: None
-        )
+        run_general(section, str(tiny_root / "policy"), cluster, "float32", tmp_path / "out")
     first = str(caught.value).splitlines()[0]
     assert "nobody/nothing-here" in first and "let the same command run once with a network" in first
     assert not (tmp_path / "out").exists()

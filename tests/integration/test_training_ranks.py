@@ -18,13 +18,13 @@ from tests.tiny import make_tokenizer
 from ultramed_rl.actors.deepspeed_setup import EngineSpec
 from ultramed_rl.actors.policy import PolicyWorker
 from ultramed_rl.actors.scorer import ReferenceWorker
-from ultramed_rl.actors.trainer import TrainingPlace
+from ultramed_rl.actors.work import RoundTraining, TrainingPlace
+from ultramed_rl.cluster.connection import start_private_ray
 from ultramed_rl.cluster.group import WorkerGroup
-from ultramed_rl.cluster.private_ray import start_private_ray
 from ultramed_rl.config.models import LoRA, Model
 from ultramed_rl.config.objectives import DPO, KTO, NCA, KTOPair, SimPO
-from ultramed_rl.config.training import Training
-from ultramed_rl.learning.chunks import LOGITS_AT_ONCE
+from ultramed_rl.config.rounds import Training
+from ultramed_rl.learning.costs import LOGITS_AT_ONCE
 from ultramed_rl.learning.packing import AnswerGroup
 from ultramed_rl.learning.preference_data import mismatched_answer
 from ultramed_rl.records import Completion, PreferenceGroup, Prompt, ReferenceLogprobs
@@ -191,7 +191,8 @@ def test_batches_that_come_one_after_the_other_are_learnt_as_at_once(
         ]
         steps = [group.wait(step)[0] for step in pending]
         if early < 2:
-            group.call(PolicyWorker.learn_round, str(tmp_path / "round"), DPO(), 256, training, place, early)
+            work = RoundTraining(str(tmp_path / "round"), DPO(), 256, training, place, early)
+            group.call(PolicyWorker.learn_round, work)
         rest = group.stream(PolicyWorker.train, [(training, place, early % 2)] * 2)
         steps += [metrics for rank, metrics in rest if rank == 0]
         group.call(PolicyWorker.save, str(tmp_path / str(early)))

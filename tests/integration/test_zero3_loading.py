@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.tiny import make_model
-from ultramed_rl.actors.deepspeed_setup import EngineSpec, join_ranks, loading_context
+from ultramed_rl.actors.deepspeed_setup import EngineSpec, deepspeed_config, join_ranks, loading_context
 from ultramed_rl.actors.engine import Engine
 from ultramed_rl.learning.packing import AnswerGroup, pack_groups
 from ultramed_rl.models.load import PolicyModel, load_policy, load_reward
@@ -51,7 +51,7 @@ def test_a_split_policy_computes_what_a_whole_one_does(one_rank: None, tmp_path:
 
     whole = load_policy(path, "bfloat16")
     expected, buffers = logprobs(whole), dict(whole.lm.named_buffers())
-    held = loading_context(BFLOAT16)
+    held = loading_context(deepspeed_config(BFLOAT16))
     split = load_policy(path, "bfloat16")
     for name, buffer in split.lm.named_buffers():
         assert buffer.dtype == buffers[name].dtype and torch.equal(buffer, buffers[name]), name
@@ -80,7 +80,7 @@ def test_what_is_refused_whole_is_refused_split(
     else:
         weights[name][-1, -1] = float("nan")
     save_file(weights, file, metadata={"format": "pt"})
-    held = loading_context(BFLOAT16)
+    held = loading_context(deepspeed_config(BFLOAT16))
     with pytest.raises(ValueError) as refusal:
         (load_reward if classifier else load_policy)(str(tmp_path), "bfloat16")
     assert fault in str(refusal.value) and name in str(refusal.value)

@@ -14,7 +14,7 @@ from tests.simulated.scorers import numbers
 from tests.simulated.trainers import SimulatedTrainer
 from tests.simulated.weights import mix
 from tests.tiny import make_policy, make_reward
-from ultramed_rl.actors.trainer import TrainingPlace
+from ultramed_rl.actors.work import TrainingPlace
 from ultramed_rl.config import RunConfig
 from ultramed_rl.learning.packing import AnswerGroup
 from ultramed_rl.learning.seeds import derive_seed

@@ -1,9 +1,10 @@
-"""How DeepSpeed is set up: joining ranks, its configs for training and for frozen models, loading under ZeRO-3."""
+"""Ranks: how they meet and agree, and how DeepSpeed is set up on them, for training and for frozen models."""
 
 from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,9 @@ import torch
 from torch import nn
 
 from ultramed_rl.config.cluster import TrainerGroup
-from ultramed_rl.config.precision import resolve_precision
-from ultramed_rl.config.training import Optimization
+from ultramed_rl.config.models import resolve_precision
+from ultramed_rl.config.rounds import Optimization
+from ultramed_rl.learning.costs import head_chunks
 
 
 @dataclass(frozen=True)
@@ -45,24 +47,17 @@ def engine_spec(device: str, precision: str, group: TrainerGroup, training: Opti
 
 def open_store(ranks: int) -> torch.distributed.TCPStore:
     """The store through which ranks find each other, for the first of them: it listens at `store.port` of its node's
-    address alone, which is loopback where a run has one machine.
-
-    The one that torch would open in `join_ranks` listens on all interfaces.
-    """
+    address alone, which is loopback where a run has one machine. The one that torch would open in `join_ranks` listens on
+    all interfaces."""
     import ray
 
     address = ray.util.get_node_ip_address()
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     listener = socket.create_server((address, 0), family=family)
     port = listener.getsockname()[1]
+    how: dict[str, Any] = {"wait_for_workers": False, "multi_tenant": True}
     return torch.distributed.TCPStore(
-        address,
-        port,
-        ranks,
-        is_master=True,
-        wait_for_workers=False,
-        multi_tenant=True,
-        master_listen_fd=listener.detach(),
+        address, port, ranks, is_master=True, master_listen_fd=listener.detach(), **how
     )
 
 
@@ -79,6 +74,20 @@ def join_ranks(rank: int, world_size: int, address: str, port: int, device: str)
     if device == "cuda":
         torch.cuda.set_device(0)
     deepspeed.init_distributed(dist_backend=backend, rank=rank, world_size=world_size, verbose=False)
+
+
+def most_of_ranks(counts: Sequence[int], device: torch.device | str) -> list[int]:
+    """The largest of each count among ranks that must do things equally often. Collective."""
+    most = torch.tensor(counts, device=device)
+    torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
+    largest: list[int] = most.tolist()
+    return largest
+
+
+def agreed_chunks(targets: Sequence[int], vocab_size: int, device: torch.device) -> list[int]:
+    """In how many parts ranks that share a head's weights apply it in each of their next passes, whatever number of
+    tokens they predict in it. Collective."""
+    return most_of_ranks([head_chunks(count, vocab_size, device.type) for count in targets], device)
 
 
 def deepspeed_config(spec: EngineSpec) -> dict[str, Any]:
@@ -101,13 +110,13 @@ def deepspeed_config(spec: EngineSpec) -> dict[str, Any]:
     }
 
 
-def loading_context(spec: EngineSpec) -> Any:
-    """With ZeRO-3, `from_pretrained` must know, so that no rank ever holds the whole model. Keep it alive."""
-    if spec.zero_stage != 3:
+def loading_context(config: dict[str, Any]) -> Any:
+    """With ZeRO-3, `from_pretrained` must know of this config, so that no rank ever holds the whole model. Keep it alive."""
+    if config["zero_optimization"]["stage"] != 3:
         return None
     from transformers.integrations import HfDeepSpeedConfig
 
-    return HfDeepSpeedConfig(deepspeed_config(spec))
+    return HfDeepSpeedConfig(config)
 
 
 def inference_config(precision: str) -> dict[str, Any]:
@@ -123,15 +132,8 @@ def inference_config(precision: str) -> dict[str, Any]:
     }
 
 
-def inference_context(precision: str) -> Any:
-    """What `loading_context` is for training. Keep it alive."""
-    from transformers.integrations import HfDeepSpeedConfig
-
-    return HfDeepSpeedConfig(inference_config(precision))
-
-
 def shard_for_inference(module: nn.Module, precision: str) -> nn.Module:
-    """Wrap a frozen module that was loaded under `inference_context`. Collective."""
+    """Wrap a frozen module that was loaded under `loading_context`. Collective."""
     import deepspeed
 
     backend, *_ = deepspeed.initialize(model=module, config=inference_config(precision))

@@ -1,4 +1,9 @@
-"""A DeepSpeed engine around one module: build, step, export, save. The same on gloo/CPU and NCCL/CUDA."""
+"""A DeepSpeed engine around one module: build, step, export, save. The same on gloo/CPU and NCCL/CUDA.
+
+In bfloat16 DeepSpeed adds steps to float32 weights of its own (masters), of which the module's are roundings. A step of
+5e-7 is a hundredth of what bfloat16 can tell apart near a weight of 0.02: only in the masters do small steps add up, so
+they go on from round to round and lie beside a checkpoint's weights.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
-from ultramed_rl.actors.deepspeed_setup import EngineSpec, deepspeed_config
-from ultramed_rl.actors.masters import masters_of, read_masters, sample_of, surviving, write_masters
+from ultramed_rl.actors.deepspeed_setup import EngineSpec, agreed_chunks, deepspeed_config
+from ultramed_rl.learning.packing import PackedBatch
 from ultramed_rl.models.load import ADAPTER_FOLDER, PolicyModel, RewardModel, save_model
 from ultramed_rl.models.lora import (
     adapter_parameters,
@@ -28,11 +35,12 @@ from ultramed_rl.models.lora import (
 from ultramed_rl.models.tokenizer import ChatTokenizer
 
 if TYPE_CHECKING:
-    from ultramed_rl.actors.tasks.base import Sums
+    from ultramed_rl.actors.tasks import Sums
 
 logger = logging.getLogger(__name__)
 
 _FIX = "look at them, or lower training.learning_rate"
+_SAMPLE = 2**20  # values of a rank by which a round's update is judged
 
 
 class NonFiniteError(RuntimeError):
@@ -49,21 +57,34 @@ class Engine:
         if spec.gradient_checkpointing:
             module.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         trainable = [p for p in module.parameters() if p.requires_grad]
+        constants: dict[str, Any] = {"lr": 0.0, "betas": (0.9, 0.95), "weight_decay": spec.weight_decay}
+        if spec.offload_optimizer:
+            from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+            optimizer = DeepSpeedCPUAdam(trainable, adamw_mode=True, **constants)
+        else:
+            optimizer = torch.optim.AdamW(trainable, fused=True, **constants)
         self.backend, *_ = deepspeed.initialize(
-            model=module, optimizer=self._optimizer(trainable), config=deepspeed_config(spec)
+            model=module, optimizer=optimizer, config=deepspeed_config(spec)
         )
         self.module: PolicyModel | RewardModel = self.backend.module
         self.device = torch.device(spec.device)
         self.skipped_steps = 0
         self._begun: torch.Tensor | None = None  # of the masters, when the round began
 
-    def _optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        arguments: dict[str, Any] = {"lr": 0.0, "betas": (0.9, 0.95), "weight_decay": self.spec.weight_decay}
-        if self.spec.offload_optimizer:
-            from deepspeed.ops.adam import DeepSpeedCPUAdam
+    # -- forward and step ----------------------------------------------------------------------------------
 
-            return DeepSpeedCPUAdam(parameters, adamw_mode=True, **arguments)
-        return torch.optim.AdamW(parameters, fused=True, **arguments)
+    def head_chunks(self, targets: Sequence[int], vocab_size: int) -> Sequence[int | None]:
+        """In how many parts the head is applied in each of the next passes, which predict so many tokens; asked once for
+        many, as each agreement waits for the device. None where every rank has a whole head. Collective under ZeRO-3."""
+        if self.spec.zero_stage != 3:
+            return [None] * len(targets)
+        return agreed_chunks(targets, vocab_size, self.device)
+
+    def logprobs(self, batch: PackedBatch, chunks: int | None) -> torch.Tensor:
+        """[N] logprobs of a packed batch's answer tokens; `chunks` of `head_chunks`. Collective under ZeRO-3."""
+        logprobs: torch.Tensor = self.backend(batch, chunks)
+        return logprobs
 
     def step(
         self,
@@ -73,16 +94,13 @@ class Engine:
         ids: Sequence[str],
         sums: Sums,
     ) -> tuple[float, dict[str, float]]:
-        """Accumulate this rank's micro-batch losses and take one optimizer step.
-
-        Each loss must be scaled so that their sum over all micro-batches and ranks is the batch's loss;
-        DeepSpeed averages gradients over ranks, hence the factor here. A step whose gradient is not finite
-        leaves the weights as they are.
+        """Accumulate this rank's micro-batch losses and take one optimizer step. Collective.
 
         Ranks agree once, and the device is read once: of the whole batch's losses, gradients and `sums`, when all
-        backward passes are under way.
+        backward passes are under way. A step whose gradient is not finite leaves the weights as they are.
 
         Args:
+            losses: scaled so that their sum over all micro-batches and ranks is the batch's loss.
             sums: what `losses` adds to as it goes.
 
         Returns:
@@ -98,7 +116,7 @@ class Engine:
             finite = torch.isfinite(loss.detach())
             broken += ~finite
             self.backend.set_gradient_accumulation_boundary(index == micro_batches - 1)
-            # Replaced, not left out: other ranks wait in this backward pass.
+            # Replaced, not left out: other ranks wait in this backward pass. DeepSpeed averages gradients over ranks.
             self.backend.backward(torch.where(finite, loss, torch.zeros_like(loss)) * ranks)
         own = torch.cat([sums.values, torch.stack([broken, self._own_square()])])
         *totals, non_finite, square = self.total(own).tolist()
@@ -158,6 +176,8 @@ class Engine:
         dist.all_reduce(summed)
         return summed
 
+    # -- weights -------------------------------------------------------------------------------------------
+
     def full(self, parameters: Sequence[nn.Parameter]) -> AbstractContextManager[Any]:
         """Within it, ZeRO-3's partitioned parameters are whole on every rank."""
         if self.spec.zero_stage != 3:
@@ -167,7 +187,7 @@ class Engine:
         return deepspeed.zero.GatheredParameters(list(parameters))
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """All that a checkpoint holds, whole, one at a time, under its Hugging Face name. A collective: run on all ranks."""
+        """All that a checkpoint holds, whole, one at a time, under its Hugging Face name. Collective."""
         yield from merged_weights(self.module.lm, self.full)
 
     def weight_shapes(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
@@ -175,33 +195,30 @@ class Engine:
         return list(merged_shapes(self.module.lm))
 
     def save(self, directory: str, tokenizer: ChatTokenizer) -> None:
-        """Write a Hugging Face checkpoint from rank 0. A collective: run on all ranks."""
-        main = dist.get_rank() == 0
+        """Write a Hugging Face checkpoint from rank 0; adapters beside the merged weights, which cannot be taken apart
+        again. Collective."""
+        main, adapted = dist.get_rank() == 0, has_adapters(self.module.lm)
+        # ZeRO-3's gathered and LoRA's merged tensors live for a moment; others are copied by the writer.
+        passing = self.spec.zero_stage == 3 or adapted
         state: dict[str, torch.Tensor] = {}
         for name, tensor in self.weights():
             if main:
-                # ZeRO-3's gathered and LoRA's merged tensors live for a moment; others are copied by the writer.
-                passing = self.spec.zero_stage == 3 or has_adapters(self.module.lm)
                 state[name] = tensor.cpu().clone() if passing else tensor
         if main:
             save_model(self.module, tokenizer.backend, directory, state, tokenizer.end_id)
-        self._save_adapter(directory, main)
+        if adapted:
+            with self.full(adapter_parameters(self.module.lm)):
+                adapters = adapter_state(self.module.lm)
+            if main:
+                save_adapter(self.module.lm, adapters, Path(directory) / ADAPTER_FOLDER)
         dist.barrier()
 
-    def _save_adapter(self, directory: str, main: bool) -> None:
-        """Beside the merged weights, which cannot be taken apart again."""
-        lm = self.module.lm
-        if has_adapters(lm):
-            with self.full(adapter_parameters(lm)):
-                state = adapter_state(lm)
-            if main:
-                save_adapter(lm, state, Path(directory) / ADAPTER_FOLDER)
+    # -- the optimizer's state -----------------------------------------------------------------------------
 
     def start_round(self, fresh: bool) -> None:
         """Begin a round, if `fresh` with Adam's moments anew. bfloat16's masters go on: steps too small for it add up."""
         self.skipped_steps = 0
-        masters = self._masters()
-        self._begun = sample_of(masters) if masters else None
+        self._begun = sample_of(masters) if (masters := self.masters()) else None
         if not fresh:
             return
         optimizer = self.backend.optimizer
@@ -215,15 +232,24 @@ class Engine:
     def update_survives(self) -> float:
         """The share of the weights' change since `start_round` that shows in what checkpoints and engines hold, see
         `surviving`; 1.0 in float32, and where nothing changed. Collective."""
-        masters = self._masters()
+        masters = self.masters()
         if not masters:
             return 1.0
         assert self._begun is not None, "no round was begun"
-        shown, whole = self.total(surviving(self._begun, sample_of(masters))).tolist()
-        return shown / whole if whole else 1.0
+        shown, moved = self.total(surviving(self._begun, sample_of(masters))).tolist()
+        return shown / moved if moved else 1.0
 
-    def _masters(self) -> list[torch.Tensor]:
-        return masters_of(self.backend.optimizer, self.spec)
+    def masters(self) -> list[torch.Tensor]:
+        """This rank's masters where DeepSpeed's optimizer keeps them: flat parts of all, or without ZeRO each whole. None
+        in float32, where the weights are their own."""
+        optimizer = self.backend.optimizer
+        if self.spec.precision == "float32":
+            return []
+        if self.spec.zero_stage == 3:
+            return list(optimizer.fp32_partitioned_groups_flat)
+        if self.spec.zero_stage > 0:
+            return list(optimizer.single_partition_of_fp32_groups)
+        return [master for group in optimizer.fp32_groups for master in group]
 
     def save_state(self, directory: str, moments: bool = True) -> None:
         """What training needs besides the weights to go on from exactly here: with Adam's `moments` DeepSpeed's own
@@ -235,7 +261,8 @@ class Engine:
             self.backend.save_checkpoint(directory, tag="optimizer", exclude_frozen_parameters=frozen)
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            write_masters(self._masters(), folder / self._masters_file)
+            masters = {f"{k:05d}": m.detach().cpu().contiguous() for k, m in enumerate(self.masters())}
+            save_file(masters, folder / self._masters_file)
         if dist.get_rank() == 0:
             # DeepSpeed's recovery script is code in a data directory; nothing here runs it.
             (folder / "zero_to_fp32.py").unlink(missing_ok=True)
@@ -243,11 +270,8 @@ class Engine:
         dist.barrier()
 
     def load_state(self, directory: str) -> None:
-        """Restore what `save_state` wrote. The number of ranks must be the same. Collective.
-
-        Raises:
-            ValueError: nothing was written there, or by another number of ranks.
-        """
+        """Restore what `save_state` wrote. The number of ranks must be the same. Collective. Raises ValueError:
+        nothing was written there, or by another number of ranks or another ZeRO stage."""
         folder = Path(directory)
         if not (folder / "ranks.json").exists():
             raise ValueError(
@@ -261,14 +285,29 @@ class Engine:
                 "use the same cluster.policy.ranks"
             )
         if (folder / self._masters_file).exists():
-            read_masters(self._masters(), folder / self._masters_file)
+            self._read_masters(folder / self._masters_file)
         else:
             strict = not has_adapters(self.module.lm)
             self.backend.load_checkpoint(directory, tag="optimizer", load_module_strict=strict)
 
+    def _read_masters(self, file: Path) -> None:
+        masters = self.masters()
+        with safe_open(file, "pt") as stored:
+            names = sorted(stored.keys())
+            sizes = [tuple(stored.get_slice(name).get_shape()) for name in names]
+            if sizes != (wanted := [tuple(master.shape) for master in masters]):
+                raise ValueError(
+                    f"{file}: float32 weights in parts of {sizes[:4]}, and this run's are {wanted[:4]}; "
+                    "use the same cluster.policy.ranks and zero_stage"
+                )
+            for name, master in zip(names, masters, strict=True):
+                master.data.copy_(stored.get_tensor(name))
+
     @property
     def _masters_file(self) -> str:
         return f"masters-{dist.get_rank():05d}.safetensors"
+
+    # -- leaving the device --------------------------------------------------------------------------------
 
     def offload(self) -> None:
         """Move everything off the GPU while other roles have it. Nothing to do on CPU."""
@@ -313,3 +352,22 @@ class Engine:
             for name, value in state.items():
                 if torch.is_tensor(value) and value.dim():
                     state[name] = value.to(device)
+
+
+def sample_of(masters: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Values of a rank's masters at even distances, all of them where they are few; float32, on the host."""
+    # An odd distance: not the same column of every matrix.
+    distance = sum(master.numel() for master in masters) // _SAMPLE | 1
+    return torch.cat([master.detach().flatten()[::distance].cpu() for master in masters])
+
+
+def surviving(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """How far an update u = after - before moved the bfloat16 weights along u, and |u|^2: [2] float64.
+
+    The first over the second, summed over ranks, is the share of the update that shows in bfloat16: 0 where every
+    weight rounds to what it was, 1 where rounding hides nothing. Rounding up and down even out, also over rounds: what
+    one of them hides, a later one shows on top of its own.
+    """
+    update = after.double() - before.double()
+    shown = after.bfloat16().double() - before.bfloat16().double()
+    return torch.stack([(shown * update).sum(), update.square().sum()])

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ultramed_rl.actors.deepspeed_setup import EngineSpec
-from ultramed_rl.actors.passes import (
-    AnswerNumber,
-    number_batch,
-    policy_chunks,
-    policy_logprobs,
-    score_groups,
-)
+from ultramed_rl.actors.scorer import AnswerNumber, number_batch, score_groups
 from ultramed_rl.actors.tasks import ImitationTask, PreferenceTask
-from ultramed_rl.actors.trainer import TrainingPlace, TrainWorker, plan_batches
+from ultramed_rl.actors.trainer import TrainWorker, plan_batches
 from ultramed_rl.actors.weight_sync import SENDERS, Sender, WeightBucket
-from ultramed_rl.actors.work import WorkBatch, WorkResult
+from ultramed_rl.actors.work import RoundTraining, TrainingPlace, WorkBatch, WorkResult
 from ultramed_rl.config.models import Model
 from ultramed_rl.config.objectives import Objective
-from ultramed_rl.config.training import Training
+from ultramed_rl.config.rounds import Training
 from ultramed_rl.learning.checks import check_chats, check_groups, check_references
 from ultramed_rl.learning.packing import AnswerGroup, PackedBatch, sum_by_answer
 from ultramed_rl.learning.preference_data import GroupIndex, PreferenceData
-from ultramed_rl.models.load import PolicyModel, load_policy
+from ultramed_rl.models.load import load_policy
 from ultramed_rl.models.lora import adapters_off
 from ultramed_rl.records import PreferenceGroup, ReferenceLogprobs, TokenizedChat
 from ultramed_rl.store.pairs import RoundPairs, read_references
@@ -44,17 +39,15 @@ class PolicyWorker(TrainWorker):
         """Load the policy: the starting model, or the `checkpoint` that it has become since; of a LoRA policy
         the base is loaded, and the checkpoint's adapters. Collective."""
         path = model.path if checkpoint is None or model.lora is not None else checkpoint
-
-        def module_of(spec: EngineSpec) -> PolicyModel:
-            return load_policy(
-                path,
-                spec.precision,
-                lora=model.lora,
-                adapter=checkpoint if model.lora is not None else None,
-                trust_remote_code=model.trust_remote_code,
-            )
-
-        self.build(module_of, model, spec, address)
+        load = partial(
+            load_policy,
+            path,
+            spec.precision,
+            lora=model.lora,
+            adapter=checkpoint if model.lora is not None else None,
+            trust_remote_code=model.trust_remote_code,
+        )
+        self.build(load, model, spec, address)
 
     def start_round(self, fresh: bool) -> None:
         """Begin a round, if `fresh` with a fresh optimizer. Collective."""
@@ -101,39 +94,29 @@ class PolicyWorker(TrainWorker):
         check_groups(groups, self.shape.vocab, max_length, paired=not objective.unpaired)
         return PreferenceData.at_hand(groups, references, max_length, packed=self._packed)
 
-    def learn_round(
-        self,
-        folder: str,
-        objective: Objective,
-        max_length: int,
-        training: Training,
-        place: TrainingPlace,
-        start: int,
-    ) -> None:
-        """Set the task: the pairs of a round's folder under this objective. Of these a rank reads what its own
-        micro-batches hold from step `start` on.
-
-        Raises:
-            ValueError: groups of this rank that cannot be learnt from, with their ids, before anything is computed.
-        """
-        pairs = RoundPairs(Path(folder))
-        tokens = pairs.packed_tokens if self._packed else pairs.padded_tokens
-        index = GroupIndex(pairs.ids, pairs.answer_counts.tolist(), tokens.tolist())
-        batches, _ = plan_batches(len(pairs), training, place)
-        own = self._own(batches[start:], index.tokens, training.micro_batch_tokens)
+    def learn_round(self, work: RoundTraining) -> None:
+        """Set the task: the pairs of a round's folder. Of these a rank reads what its own micro-batches hold.
+        Raises ValueError: groups of this rank that cannot be learnt from, with their ids, before anything is
+        computed."""
+        objective, training, folder = work.objective, work.training, Path(work.folder)
+        pairs = RoundPairs(folder)
+        tokens = (pairs.packed_tokens if self._packed else pairs.padded_tokens).tolist()
+        batches, _ = plan_batches(len(pairs), training, work.place)
+        parts = (self._shard(tokens, batch, training.micro_batch_tokens) for batch in batches[work.start :])
+        own = sorted({i for part in parts for micro in part for i in micro.indices})
         beside = {(i + 1) % len(pairs) for i in own} if objective.kl == "mismatched" else set()
         pairs.load({*own, *beside})
         groups = [pairs[i] for i in own]
-        check_groups(groups, self.shape.vocab, max_length, paired=not objective.unpaired)
+        check_groups(groups, self.shape.vocab, work.max_length, paired=not objective.unpaired)
         references = None
         if objective.uses_reference:
-            found = read_references(Path(folder), [group.group_id for group in groups])
-            check_references(groups, found)
-            references = dict(zip(own, found, strict=True))
-        task = PreferenceTask(
-            self.engine, self.shape, PreferenceData(pairs, references, max_length, index), objective
-        )
-        if start:  # the steps before were of the same training
+            logprobs = read_references(folder, [group.group_id for group in groups])
+            check_references(groups, logprobs)
+            references = dict(zip(own, logprobs, strict=True))
+        index = GroupIndex(pairs.ids, pairs.answer_counts.tolist(), tokens)
+        data = PreferenceData(pairs, references, work.max_length, index)
+        task = PreferenceTask(self.engine, self.shape, data, objective)
+        if work.start:  # the steps before were of the same training, and so are those that it skipped
             self.task = task
         else:
             self.set_task(task)
@@ -147,10 +130,7 @@ class PolicyWorker(TrainWorker):
         step: int,
     ) -> dict[str, float]:
         """Take up the groups that are the batch of `step`, and learn them; the step's metrics. Collective.
-
-        Raises:
-            ValueError: like `learn_preferences`.
-        """
+        Raises ValueError: like `learn_preferences`."""
         task = self.task
         assert isinstance(task, PreferenceTask), "no preferences are being learnt"
         more = self._at_hand(groups, references, task.objective, task.data.max_length)
@@ -161,11 +141,8 @@ class PolicyWorker(TrainWorker):
     def learn_chats(
         self, chats: Sequence[TokenizedChat], held_out: Sequence[TokenizedChat] | None = None
     ) -> None:
-        """Set the task: what the assistant wrote in these chats.
-
-        Raises:
-            ValueError: token ids outside the vocabulary, with the chats' ids.
-        """
+        """Set the task: what the assistant wrote in these chats. Raises ValueError: token ids outside the vocabulary,
+        with the chats' ids."""
 
         def task(chats: Sequence[TokenizedChat]) -> ImitationTask:
             check_chats(chats, self.shape.vocab)
@@ -181,18 +158,12 @@ class PolicyWorker(TrainWorker):
         Collective under ZeRO-3."""
 
         def logprobs(packed: PackedBatch) -> torch.Tensor:
-            (chunks,) = policy_chunks(self.engine, [len(packed.targets)], self.shape.vocab)
-            return sum_by_answer(policy_logprobs(self.engine, packed, chunks), packed)
+            (chunks,) = self.engine.head_chunks([len(packed.targets)], self.shape.vocab)
+            return sum_by_answer(self.engine.logprobs(packed, chunks), packed)
 
         with adapters_off(self.engine.module.lm):
-            yield from score_groups(
-                groups,
-                logprobs,
-                budget,
-                self.engine.device,
-                in_step=self.engine.spec.zero_stage == 3,
-                packed=self._packed,
-            )
+            how = {"in_step": self.engine.spec.zero_stage == 3, "packed": self._packed}
+            yield from score_groups(groups, logprobs, budget, self.engine.device, **how)
 
     def scores_within(self, budget: int) -> None:
         """How many tokens a pass of `work` may have."""

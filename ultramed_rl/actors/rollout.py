@@ -7,12 +7,13 @@ import logging
 import math
 import os
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from ultramed_rl.actors.options import score_options
-from ultramed_rl.actors.seeded_sampling import install as install_seeded_sampling
 from ultramed_rl.actors.trainer import peak_memory
 from ultramed_rl.actors.weight_sync import WeightBucket
 from ultramed_rl.actors.work import WorkBatch, WorkResult
@@ -51,14 +52,15 @@ class RolloutWorker:
         self._updating = False
 
     def start(self, arguments: EngineArguments, stop_token: int | None, version: int) -> None:
-        """Load the model into vLLM. Without a stop token it weighs options and answers nothing."""
-        from vllm import LLM
+        """Load the model into vLLM. Without a stop token it weighs options and answers nothing. Raises ValueError:
+        the model's weights hold NaN."""
+        from vllm import LLM, SamplingParams, TokensPrompt
         from vllm.config import WeightTransferConfig
 
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         self.arguments, self.stop_token = arguments, stop_token
         if arguments.device == "cpu":
-            install_seeded_sampling()
+            sample_with_few_numbers()
         self.llm = LLM(
             model=arguments.model,
             tokenizer=arguments.model,
@@ -75,36 +77,24 @@ class RolloutWorker:
             structured_outputs_config={"backend": "guidance", "disable_any_whitespace": True},
             **self._device_arguments(),
         )
-        self._refuse_nan()
-        self.policy_version = version
-
-    def _refuse_nan(self) -> None:
-        """vLLM would sample from logits that are no numbers without a word.
-
-        Raises:
-            ValueError: the model's weights hold NaN.
-        """
-        from vllm import SamplingParams, TokensPrompt
-
+        # vLLM would sample from logits that are no numbers without a word.
         one = SamplingParams(max_tokens=1, temperature=0.0, logprobs=0, detokenize=False)
         (output,) = self.llm.generate([TokensPrompt(prompt_token_ids=[0])], one, use_tqdm=False)
         if math.isnan(output.outputs[0].cumulative_logprob or 0.0):
             raise ValueError(
-                f"model {self.arguments.model!r}: its logits are not finite, so its weights are not; use another "
-                "checkpoint"
+                f"model {arguments.model!r}: its logits are not finite, so its weights are not; use another checkpoint"
             )
+        self.policy_version = version
 
     def _device_arguments(self) -> dict[str, Any]:
         arguments = self.arguments
         if arguments.device == "cpu":
-            # vLLM's CPU sampler cannot rewind a seeded generator after a partial prefill, so prompts
-            # are prefilled whole.
-            budget = max(4096, arguments.max_length)
             return {
                 "kv_cache_memory_bytes": arguments.kv_cache_bytes,
                 "block_size": 32,  # the default of 128 is longer than most prompts: no prefix would be shared
+                # vLLM's CPU sampler cannot rewind a seeded generator after a partial prefill.
                 "enable_chunked_prefill": False,
-                "max_num_batched_tokens": budget,
+                "max_num_batched_tokens": max(4096, arguments.max_length),
             }
         extra: dict[str, Any] = {"gpu_memory_utilization": arguments.memory_fraction}
         if arguments.kv_cache_bytes is not None:
@@ -129,43 +119,39 @@ class RolloutWorker:
         self._add([(key, r) for key, r in work.requests if isinstance(r, SamplingRequest)], report)
         if questions:
             assert not self._under_way, "options are scored by an engine that does nothing else"
-            found = score_options(self.llm, [request for _, request in questions], self.policy_version)
-            report.done.extend((scored.question_id, scored) for scored in found)
+            scored = score_options(self.llm, [request for _, request in questions], self.policy_version)
+            report.done.extend((options.question_id, options) for options in scored)
         self._step(started + work.seconds, report)
         return replace(report, ended=time.time())
 
     def _add(self, requests: Sequence[tuple[str, SamplingRequest]], report: WorkResult) -> None:
+        from vllm import SamplingParams, TokensPrompt
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
         assert self.stop_token is not None or not requests, "an engine that only weighs options"
         if requests and not self._under_way:
             # What is cached would change rounding, and so a resumed run's samples.
             self.llm.reset_prefix_cache()
         for key, request in requests:
+            parameters = {
+                "n": request.n,
+                "temperature": request.temperature,
+                "top_p": request.top_p,
+                "max_tokens": request.max_new_tokens,
+                "seed": request.seed,
+                "stop_token_ids": [self.stop_token],
+                "logprobs": 0,
+                "output_kind": RequestOutputKind.FINAL_ONLY,
+            }
+            prompt = TokensPrompt(prompt_token_ids=list(request.prompt.token_ids))
             try:
-                self._begin(key, request)
-            except (
-                ValueError
-            ) as error:  # of this request: too long for the engine, a schema that it cannot hold
+                form = StructuredOutputsParams(json=request.schema) if request.schema else None
+                sampling = SamplingParams(**parameters, structured_outputs=form)
+                self.llm.llm_engine.add_request(key, prompt, sampling)
+            except ValueError as error:  # too long for the engine, or a schema that it cannot hold
                 report.failed.append((key, str(error)))
-
-    def _begin(self, key: str, request: SamplingRequest) -> None:
-        from vllm import SamplingParams, TokensPrompt
-
-        self.llm.llm_engine.add_request(
-            key,
-            TokensPrompt(prompt_token_ids=list(request.prompt.token_ids)),
-            SamplingParams(
-                n=request.n,
-                temperature=request.temperature,
-                top_p=request.top_p,
-                max_tokens=request.max_new_tokens,
-                seed=request.seed,
-                stop_token_ids=[self.stop_token],
-                logprobs=0,
-                output_kind=_final_only(),
-                structured_outputs=_structure(request.schema),
-            ),
-        )
-        self._under_way[key] = request
+            else:
+                self._under_way[key] = request
 
     def _cancel(self, keys: Sequence[str]) -> None:
         here = [key for key in keys if self._under_way.pop(key, None) is not None]
@@ -257,13 +243,43 @@ class RolloutWorker:
         return peak_memory(self.arguments.device)
 
 
-def _structure(schema: str) -> Any:
-    from vllm.sampling_params import StructuredOutputsParams
+def sample_rows(probs: torch.Tensor, generators: Mapping[int, torch.Generator]) -> torch.Tensor:
+    """[B] tokens, one for each row of `probs` [B, V], drawn with the row's own generator.
 
-    return StructuredOutputsParams(json=schema) if schema else None
+    A row's token depends on its probabilities and its generator alone, whatever else is in the batch. Rows need not
+    sum to one; a token without probability is never drawn.
+    """
+    drawn = torch.stack([torch.rand((), generator=generators[row]) for row in range(len(probs))])
+    # In double precision: u < 1 then keeps u * total below the total, so that the last token drawn has probability.
+    reached = probs.cumsum(dim=-1, dtype=torch.float64)
+    points = drawn.to(torch.float64).unsqueeze(1) * reached[:, -1:]
+    return torch.searchsorted(reached, points, right=True).squeeze(1)
 
 
-def _final_only() -> Any:
-    from vllm.sampling_params import RequestOutputKind
+def sample_with_few_numbers() -> None:
+    """Let vLLM's CPU sampler of this process draw one random number a row where every row has a seed; twice is once.
 
-    return RequestOutputKind.FINAL_ONLY
+    vLLM fills a row of noise as long as the vocabulary for each request that has a seed of its own, after it has filled
+    them all without: a third of a step of a small model. The inverse of the cumulative distribution needs one uniform
+    number a row, and draws from exactly the same distribution.
+    """
+    from vllm.v1.sample.ops import topk_topp_sampler as ops
+
+    theirs = ops.TopKTopPSampler.forward_cpu
+    if theirs.__module__ == __name__:
+        return
+
+    def forward_cpu(
+        self: Any,
+        logits: torch.Tensor,
+        generators: dict[int, torch.Generator],
+        k: torch.Tensor | None,
+        p: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if len(generators) < len(logits) or self.logprobs_mode in ops.PROCESSED_LOGPROBS_MODES:
+            tokens: tuple[torch.Tensor, torch.Tensor | None] = theirs(self, logits, generators, k, p)
+            return tokens
+        probs = ops.apply_top_k_top_p(logits, k, p).softmax(dim=-1, dtype=torch.float32)
+        return sample_rows(probs, generators), None
+
+    ops.TopKTopPSampler.forward_cpu = forward_cpu

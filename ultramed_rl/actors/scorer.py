@@ -1,19 +1,93 @@
-"""Forward-only replicas: the frozen reference's logprobs, and the reward model's scores."""
+"""A number for each answer: passes over answer groups, and the replicas of the frozen reference and of reward models."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
-from ultramed_rl.actors.deepspeed_setup import inference_context, join_ranks, open_store, shard_for_inference
-from ultramed_rl.actors.passes import AnswerNumber, agreed_chunks, number_batch, score_groups
+from ultramed_rl.actors.deepspeed_setup import (
+    agreed_chunks,
+    inference_config,
+    join_ranks,
+    loading_context,
+    most_of_ranks,
+    open_store,
+    shard_for_inference,
+)
 from ultramed_rl.actors.trainer import peak_memory
 from ultramed_rl.actors.work import WorkBatch, WorkResult
-from ultramed_rl.learning.packing import AnswerGroup, PackedBatch, sum_by_answer
-from ultramed_rl.models.configs import decoder_config
+from ultramed_rl.learning.batching import token_budget_batches
+from ultramed_rl.learning.packing import AnswerGroup, PackedBatch, pack_groups, sum_by_answer
+from ultramed_rl.models.files import decoder_config
 from ultramed_rl.models.load import PolicyModel, RewardModel, is_packed, load_policy, load_reward
+
+# (index of the group, index of the answer within it, its number)
+AnswerNumber = tuple[int, int, float]
+
+
+def score_groups(
+    groups: Sequence[AnswerGroup],
+    forward: Callable[[PackedBatch], torch.Tensor],
+    budget: int,
+    device: torch.device | str,
+    *,
+    in_step: bool,
+    packed: bool,
+) -> Iterator[list[AnswerNumber]]:
+    """Numbers of all answers, by packed passes of at most `budget` tokens; yields each pass's as it is done.
+
+    A group larger than the budget is split, its prompt repeated. The numbers don't depend on who shares a
+    pass beyond the rounding of the precision (but for models whose rotary frequencies follow the longest
+    sequence of a pass: "dynamic" and "longrope").
+
+    Args:
+        forward: a packed batch to [A] numbers.
+        in_step: ranks hold one model together, so all of them make the same number of passes.
+        packed: whether the model shares prompts, or computes padded rows.
+    """
+    parts = list(split_groups(groups, budget))
+    costs = [part.packed_tokens if packed else part.padded_tokens for _, _, part in parts]
+    batches = token_budget_batches(costs, budget)
+    passes = most_of_ranks([len(batches)], device)[0] if in_step else len(batches)
+    for index in range(passes):
+        members = [parts[i] for i in batches[index]] if index < len(batches) else []
+        together = [part for _, _, part in members] or [AnswerGroup([0], [[0]])]
+        numbers = iter(forward(pack_groups(together, device)).tolist())
+        if members:
+            yield [
+                (group, first + place, float(next(numbers)))
+                for group, first, part in members
+                for place in range(len(part.answers))
+            ]
+
+
+def number_batch(
+    work: WorkBatch, score: Callable[[Sequence[AnswerGroup]], Iterator[list[AnswerNumber]]]
+) -> WorkResult:
+    """A turn of a worker that numbers answers: each request is an `AnswerGroup`, its value a number an answer."""
+    started = time.time()
+    keys, groups = [key for key, _ in work.requests], [group for _, group in work.requests]
+    values: list[list[float]] = [[math.nan] * len(group.answers) for group in groups]
+    for numbers in score(groups):
+        for group, answer, number in numbers:
+            values[group][answer] = number
+    return WorkResult(list(zip(keys, values, strict=True)), started=started, ended=time.time())
+
+
+def split_groups(groups: Sequence[AnswerGroup], budget: int) -> Iterator[tuple[int, int, AnswerGroup]]:
+    """(index of the group, index of its first answer, part): parts within `budget`, or of one answer."""
+    for index, group in enumerate(groups):
+        first, part = 0, AnswerGroup(group.prompt, [])
+        for answer in group.answers:
+            if part.answers and part.packed_tokens + len(answer) > budget:
+                yield index, first, part
+                first, part = first + len(part.answers), AnswerGroup(group.prompt, [])
+            part = AnswerGroup(group.prompt, [*part.answers, answer])
+        yield index, first, part
 
 
 class Scorer:
@@ -26,26 +100,20 @@ class Scorer:
         self.shards = shards
 
     def rendezvous(self) -> tuple[str, int]:
-        """This replica's node, and a port at which it listens there from now on, for sharded replicas to meet."""
+        """This replica's address, at which it listens from now on, for sharded replicas to meet."""
         self.store = open_store(self.shards)
         return self.store.host, self.store.port
 
     def join(self, address: tuple[str, int]) -> None:
         """Join the other replicas, before a sharded model is loaded. Collective."""
         join_ranks(self.rank, self.shards, *address, self.device)
-        self._zero3 = inference_context(self.precision)
+        self._zero3 = loading_context(inference_config(self.precision))
 
     @torch.no_grad()
     def score(self, groups: Sequence[AnswerGroup]) -> Iterator[list[AnswerNumber]]:
         """Score all answers; yields (group, answer, number) of each pass as it is done."""
-        yield from score_groups(
-            groups,
-            self.forward,
-            self.batch_tokens,
-            self.device,
-            in_step=self.shards > 1,
-            packed=self.packed,
-        )
+        how = {"in_step": self.shards > 1, "packed": self.packed}
+        yield from score_groups(groups, self.forward, self.batch_tokens, self.device, **how)
 
     def work(self, work: WorkBatch) -> WorkResult:
         """The numbers of each request's answers, an `AnswerGroup`'s, all within the turn."""

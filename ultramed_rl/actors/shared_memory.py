@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from ultramed_rl.actors.direct_load import DirectLoad, load_by_vllm
-from ultramed_rl.actors.segment import Segment, Slot
+from ultramed_rl.actors.shared_tensors import SharedTensors, Slot
 
 
 @dataclass
@@ -22,43 +23,56 @@ class SharedMemoryInitInfo(WeightTransferInitInfo):
 
 @dataclass
 class SharedMemoryUpdateInfo(WeightTransferUpdateInfo):
-    """A segment with all weights: its path, and the fields of its slots. Nobody writes there during the update."""
+    """Memory with all weights: its path, and the fields of its slots. Nobody writes there during the update."""
 
     path: str
     slots: list[Any]
 
 
 class SharedMemoryWeightTransferEngine(WeightTransferEngine[SharedMemoryInitInfo, SharedMemoryUpdateInfo]):
-    """Reads weights where the policy has them. The first update goes through vLLM's own loader, which shows what
-    becomes of each weight; later ones go straight into the layers."""
+    """Reads weights where the policy has them, by vLLM's own layer-wise reload. An update is one piece, all of it in
+    `receive_weights`, so that a sender that dies leaves none half done."""
 
     init_info_cls = SharedMemoryInitInfo
     update_info_cls = SharedMemoryUpdateInfo
-    segment: Segment | None = None
-    direct: DirectLoad | None = None
+    shared: SharedTensors | None = None
 
     def init_transfer_engine(self, init_info: SharedMemoryInitInfo) -> None:
         """No rendezvous; but the sender is another one, whose path may be one that an earlier one had."""
-        self.segment = None
+        self.shared = None
 
     def start_weight_update(self) -> None:
-        """An update is one piece: `receive_weights` does it all."""
+        """Nothing to begin."""
 
     def receive_weights(self, update_info: SharedMemoryUpdateInfo) -> None:
-        segment = self._map(update_info)
-        if self.direct is not None and self.direct.fits(segment):
-            self.direct.load(segment)
-        else:
-            self.direct = load_by_vllm(self.model, self.model_config, segment)
-
-    def _map(self, update_info: SharedMemoryUpdateInfo) -> Segment:
-        slots = [Slot(name, dtype, tuple(shape), offset) for name, dtype, shape, offset in update_info.slots]
-        if self.segment is None or self.segment.path != update_info.path:
-            self.segment = Segment(slots, update_info.path)
-        return self.segment
+        if self.shared is None or self.shared.path != update_info.path:
+            slots = [
+                Slot(name, dtype, tuple(shape), start) for name, dtype, shape, start in update_info.slots
+            ]
+            self.shared = SharedTensors(slots, update_info.path)
+        shared = self.shared
+        initialize_layerwise_reload(self.model)
+        self.model.load_weights((name, shared.tensor(name)) for name in shared.slots)
+        finalize_layerwise_reload(self.model, self.model_config)
+        repack_tied_head(self.model)
 
     def finish_weight_update(self) -> None:
-        """The weights are in their layers already."""
+        """Nothing to end."""
 
     def shutdown(self) -> None:
-        self.segment = self.direct = None
+        self.shared = None
+
+
+def repack_tied_head(model: nn.Module) -> None:
+    """Make a tied output head compute with the new embedding.
+
+    On CPU the head multiplies by a packed copy of the shared weight. Checkpoints of tied models hold no
+    head, so vLLM 0.29's reload never packs it again and would sample from new layers under an old head.
+    """
+    head: Any = getattr(model, "lm_head", None)
+    embedding = getattr(getattr(model, "model", model), "embed_tokens", None)
+    if head is None or embedding is None or head is embedding or head.weight is not embedding.weight:
+        return
+    vars(head).pop("_already_called_process_weights_after_loading", None)
+    head.cpu_linear = None
+    head.quant_method.process_weights_after_loading(head)

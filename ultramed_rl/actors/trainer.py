@@ -1,40 +1,44 @@
-"""A training rank as a Ray actor: what the policy and the reward model's training share."""
+"""A training rank as a Ray actor: what the policy and the reward model's training share, and the latter."""
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from statistics import median
 
 import torch
+from torch import nn
 
-from ultramed_rl.actors.deepspeed_setup import EngineSpec, join_ranks, loading_context, open_store
+from ultramed_rl.actors.deepspeed_setup import (
+    EngineSpec,
+    deepspeed_config,
+    join_ranks,
+    loading_context,
+    open_store,
+)
 from ultramed_rl.actors.engine import Engine
-from ultramed_rl.actors.peak import measure_peak
-from ultramed_rl.actors.tasks.base import Sums, Task
+from ultramed_rl.actors.tasks import RankingTask, Sums, Task
+from ultramed_rl.actors.work import TrainingPlace
 from ultramed_rl.config.models import Model
-from ultramed_rl.config.training import Optimization
-from ultramed_rl.learning.batching import MicroBatch, count_steps, epoch_batches, ordered_batches, shard_batch
-from ultramed_rl.learning.flops import ModelShape
-from ultramed_rl.learning.schedule import learning_rate, step_progress
-from ultramed_rl.models.load import PolicyModel, RewardModel, is_packed, model_shape
+from ultramed_rl.config.rounds import Optimization
+from ultramed_rl.config.stages import BradleyTerry, LogExp
+from ultramed_rl.learning.batching import (
+    MicroBatch,
+    count_steps,
+    epoch_batches,
+    learning_rate,
+    ordered_batches,
+    shard_batch,
+    step_progress,
+)
+from ultramed_rl.learning.checks import check_groups
+from ultramed_rl.learning.costs import ModelShape
+from ultramed_rl.models.load import PolicyModel, RewardModel, is_packed, load_reward, model_shape
 from ultramed_rl.models.tokenizer import ChatTokenizer, chat_tokenizer
+from ultramed_rl.records import PreferenceGroup
 
-
-@dataclass(frozen=True)
-class TrainingPlace:
-    """Where in the run a training stands: in round `index` of `rounds` that share a schedule (one alone is
-    0 of 1), cut to `max_steps` if there are more.
-
-    `most`: steps may be taken before all samples are there, of which there will be at most so many. Batches are then
-    in the samples' order, and rates those of a training on so many.
-    """
-
-    index: int
-    rounds: int
-    seed: int
-    max_steps: int | None = None
-    most: int | None = None
+_PEAK_SIZE = {"cpu": 2048, "cuda": 8192}  # of the square matrices by whose product MFU is measured
 
 
 def plan_batches(
@@ -62,13 +66,13 @@ class TrainWorker:
         self.rank, self.world_size, self.seed = rank, world_size, seed
 
     def rendezvous(self) -> tuple[str, int]:
-        """This rank's node, and a port at which it listens there from now on, for the ranks to meet."""
+        """This rank's address, at which it listens from now on, for the ranks to meet."""
         self.store = open_store(self.world_size)
         return self.store.host, self.store.port
 
     def build(
         self,
-        module_of: Callable[[EngineSpec], PolicyModel | RewardModel],
+        load: Callable[[], PolicyModel | RewardModel],
         model: Model,
         spec: EngineSpec,
         address: tuple[str, int],
@@ -76,8 +80,8 @@ class TrainWorker:
         """Join the other ranks, load, and wrap in DeepSpeed. Collective."""
         join_ranks(self.rank, self.world_size, *address, spec.device)
         torch.manual_seed(self.seed)
-        self._zero3 = loading_context(spec)
-        module = module_of(spec)
+        self._zero3 = loading_context(deepspeed_config(spec))
+        module = load()
         self.tokenizer = chat_tokenizer(model)
         if spec.zero_stage != 3:
             module.to(spec.device)
@@ -96,10 +100,8 @@ class TrainWorker:
         """Optimizer steps [start, stop) of the task, all by default; yields each one's metrics. Collective.
 
         Batches and rates are functions of the step, so it does not matter in how many calls they are taken.
-
-        Raises:
-            NonFiniteError: with the batch's ids; a non-finite loss never becomes a gradient, and a non-finite
-                gradient never moves a weight.
+        Raises NonFiniteError: with the batch's ids; a non-finite loss never becomes a gradient, and a non-finite
+        gradient never moves a weight.
         """
         if self.peak_flops is None:
             self.peak_flops = measure_peak(self.engine.device, self.engine.spec.precision)
@@ -122,8 +124,8 @@ class TrainWorker:
         losses = self.task.losses(batch, micro_batches, sums, first)
         names = [self.task.sample_id(i) for i in batch]
         norm, totals = self.engine.step(losses, len(micro_batches), rate, names, sums)
-        rest = {"grad_norm": norm, "tokens": totals["tokens"], "flops": totals["flops"]}
-        return self.task.metrics(totals) | rest
+        work = {"grad_norm": norm, "tokens": totals["tokens"], "flops": totals["flops"]}
+        return self.task.metrics(totals) | work
 
     @torch.no_grad()
     def evaluate(self, budget: int) -> Iterator[dict[str, float]]:
@@ -132,9 +134,8 @@ class TrainWorker:
         task = self.held_out
         assert task is not None, "there is no held-out data"
         every = range(len(task.lengths))
-        micro_batches = self._shard(task.lengths, every, budget)
         sums = Sums(task.sums, self.engine.device)
-        for _ in task.losses(every, micro_batches, sums, False):
+        for _ in task.losses(every, self._shard(task.lengths, every, budget), sums, False):
             yield {}
         totals = self.engine.total(sums.values).tolist()
         yield task.metrics(dict(zip(sums.names, totals, strict=True)))
@@ -147,11 +148,6 @@ class TrainWorker:
     def _shard(self, lengths: Sequence[int], batch: Sequence[int], budget: int) -> list[MicroBatch]:
         """This rank's part of a batch."""
         return shard_batch(batch, lengths, budget, self.world_size, padded=not self._packed)[self.rank]
-
-    def _own(self, batches: Sequence[Sequence[int]], lengths: Sequence[int], budget: int) -> list[int]:
-        """All samples of this rank's parts of these batches, sorted."""
-        micro_batches = (micro for batch in batches for micro in self._shard(lengths, batch, budget))
-        return sorted({i for micro in micro_batches for i in micro.indices})
 
     def save_state(self, directory: str, moments: bool = True) -> None:
         """Write what `load_state` needs to go on from exactly here: weights and optimizer, or without Adam's `moments` what
@@ -176,14 +172,82 @@ class TrainWorker:
         self.engine.reload()
 
     def peak_memory(self) -> int:
-        """Bytes: the GPU's peak allocation, or this process's resident peak on CPU."""
+        """Bytes at the peak of this process."""
         return peak_memory(self.engine.device.type)
+
+
+class RewardTrainWorker(TrainWorker):
+    """One rank of the reward model's training."""
+
+    def load(
+        self,
+        model: Model,
+        spec: EngineSpec,
+        address: tuple[str, int],
+        trainable_layers: int | None = None,
+    ) -> None:
+        """Load a starting model with a one-label head, of which perhaps only the last layers are trained. Collective."""
+
+        def load() -> RewardModel:
+            module = load_reward(model.path, spec.precision, trust_remote_code=model.trust_remote_code)
+            if trainable_layers is not None:
+                _freeze_below(module, trainable_layers)
+            return module
+
+        self.build(load, model, spec, address)
+
+    def learn_ranking(
+        self,
+        groups: Sequence[PreferenceGroup],
+        objective: BradleyTerry | LogExp,
+        max_length: int,
+        held_out: Sequence[PreferenceGroup] | None = None,
+    ) -> None:
+        """Set the task: each group's better answers above its worse ones. Raises ValueError: groups that cannot be
+        learnt from, with their ids, before anything is computed."""
+
+        def task(groups: Sequence[PreferenceGroup]) -> RankingTask:
+            check_groups(groups, self.shape.vocab, max_length, paired=True)
+            return RankingTask(self.engine, self.shape, groups, objective)
+
+        self.set_task(task(groups), task(held_out) if held_out else None)
+
+
+def _freeze_below(module: RewardModel, layers: int) -> None:
+    """Leave only the last `layers` decoder layers, the final norm and the head trainable."""
+    decoder = module.lm.get_decoder()
+    decoder.requires_grad_(False)
+    parts = [*decoder.children()]
+    stack = next(place for place, part in enumerate(parts) if isinstance(part, nn.ModuleList))
+    for part in (*parts[stack][-layers:], *parts[stack + 1 :]):  # the norm comes after its layers
+        part.requires_grad_(True)
+
+
+def measure_peak(device: torch.device, precision: str) -> float:
+    """FLOP/s of a square matrix product in this precision on this process's cores or GPU, of which MFU is a share.
+
+    Measured, not looked up, so that it holds for shared cores and for power-capped GPUs: the median of seven, after one
+    that isn't counted. About a second.
+    """
+    size = _PEAK_SIZE[device.type]
+    left = torch.randn(size, size, device=device, dtype=getattr(torch, precision))
+    seconds = []
+    for _ in range(8):
+        _finish(device)
+        started = time.perf_counter()
+        left @ left
+        _finish(device)
+        seconds.append(time.perf_counter() - started)
+    return 2.0 * size**3 / median(seconds[1:])
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def peak_memory(device: str) -> int:
     """Bytes: the GPU's peak allocation, or this process's resident peak on CPU."""
     if device == "cuda":
         return int(torch.cuda.max_memory_allocated())
-    import resource
-
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -2,7 +2,7 @@
 
     policy ranks --(nccl: disaggregated GPUs | ipc: same GPUs | shared_memory: CPU)--> vLLM workers
 
-Ranks describe a bucket of weights, and push it while engines pull it; `workers/weight_sync.py` starts both. By NCCL the
+Ranks describe a bucket of weights, and push it while engines pull it; `workers/policy.py` starts both. By NCCL the
 weights go while both are called; by the other ways they lie ready when they are described, and a push is nothing.
 
 vLLM's own `nccl` and `ipc` engines serve GPUs. For CPU a `shared_memory` engine is registered through the
@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from ultramed_rl.actors.engine import Engine
-from ultramed_rl.actors.segment import Segment, lay_out
+from ultramed_rl.actors.shared_tensors import SharedTensors, lay_out
 
 SHARED_MEMORY = "shared_memory"
 
@@ -44,16 +44,10 @@ def transfer_backend(device: str, layout: str) -> str:
 
 @dataclass(frozen=True)
 class WeightBucket:
-    """Weights that engines take at once.
+    """Weights that engines take at once. Between the first and the last of a sync an engine holds no complete policy."""
 
-    Attributes:
-        info: the update info of vLLM's engine.
-        bytes: of the weights.
-        first, last: of a sync; in between an engine holds no complete policy.
-    """
-
-    info: dict[str, Any]
-    bytes: int
+    info: dict[str, Any]  # the update info of vLLM's engine
+    bytes: int  # of the weights
     first: bool = True
     last: bool = True
 
@@ -68,17 +62,13 @@ def join_buckets(buckets: Sequence[WeightBucket]) -> WeightBucket:
 
 
 class Sender:
-    """A way that rank 0 sends on, and that all ranks take part in: they gather the weights together.
-
-    Attributes:
-        init_infos: what each engine is told before the first bucket, the init info of vLLM's engine.
-    """
+    """A way to so many rollout engines, on which rank 0 sends and all ranks gather the weights together."""
 
     def __init__(self, engine: Engine, engines: int, tensor_parallel: int) -> None:
-        """To so many rollout engines. Collective."""
         self.engine, self.is_sender = engine, dist.get_rank() == 0
         self.shapes = engine.weight_shapes()
         self.sizes = [math.prod(shape) * dtype.itemsize for _, dtype, shape in self.shapes]
+        # What each engine is told before the first bucket: the init info of vLLM's engine.
         self.init_infos: list[dict[str, Any]] = [{} for _ in range(engines)]
         self._described: Iterator[WeightBucket] = iter(())
 
@@ -120,25 +110,25 @@ class SharedMemorySender(Sender):
         super().__init__(engine, engines, tensor_parallel)
         if self.is_sender:
             self.slots = lay_out(self.shapes)
-            self.segment = Segment(self.slots)
+            self.shared = SharedTensors(self.slots)
             self._move_in()
 
     def buckets(self) -> Iterator[WeightBucket]:
         info: dict[str, Any] = {}
         for name, tensor in self.weights():
-            if self.is_sender and tensor.data_ptr() != (place := self.segment.tensor(name)).data_ptr():
+            if self.is_sender and tensor.data_ptr() != (place := self.shared.tensor(name)).data_ptr():
                 place.copy_(tensor)
         if self.is_sender:
-            info = {"path": self.segment.path, "slots": [astuple(slot) for slot in self.slots]}
+            info = {"path": self.shared.path, "slots": [astuple(slot) for slot in self.slots]}
         yield WeightBucket(info, sum(self.sizes))
 
     def _move_in(self) -> None:
-        """Make the segment the storage of every parameter that is sent as it is and shares its own with none."""
+        """Make the shared memory the storage of every parameter that is sent as it is and shares its own with none."""
         for name, parameter in self.engine.module.lm.named_parameters():
-            slot, old = self.segment.slots.get(name), parameter.data
+            slot, old = self.shared.slots.get(name), parameter.data
             own = old.untyped_storage().nbytes() == old.numel() * old.element_size() and old.is_contiguous()
             if slot is not None and own and (old.shape, old.dtype) == (slot.shape, slot.torch_dtype):
-                parameter.data = self.segment.tensor(name).copy_(old)
+                parameter.data = self.shared.tensor(name).copy_(old)
 
 
 class IpcSender(Sender):

@@ -1,4 +1,4 @@
-"""What a stateless worker is asked for in one turn, and what it gives back."""
+"""What the driver asks of workers, and what they give back. No torch."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ultramed_rl.config.objectives import Objective
+from ultramed_rl.config.rounds import Training
+
 
 @dataclass(frozen=True)
 class WorkBatch:
-    """New requests by key, keys that need no answer any more, and how long the worker may go on before it reports."""
+    """A turn of a stateless worker: new requests by key, keys that need no answer any more, and how long the worker may go
+    on before it reports."""
 
     requests: Sequence[tuple[str, Any]] = ()
     cancelled: Sequence[str] = ()
@@ -28,3 +32,31 @@ class WorkResult:
     failed: list[tuple[str, str]] = field(default_factory=list)
     started: float = 0.0
     ended: float = 0.0
+
+
+@dataclass(frozen=True)
+class TrainingPlace:
+    """Where in the run a training stands: in round `index` of `rounds` that share a schedule (one alone is
+    0 of 1), cut to `max_steps` if there are more.
+
+    `most`: steps may be taken before all samples are there, of which there will be at most so many. Batches are then
+    in the samples' order, and rates those of a training on so many.
+    """
+
+    index: int
+    rounds: int
+    seed: int
+    max_steps: int | None = None
+    most: int | None = None
+
+
+@dataclass(frozen=True)
+class RoundTraining:
+    """How the pairs in a round's `folder` are learnt, from step `start` on; sequences have at most `max_length` tokens."""
+
+    folder: str
+    objective: Objective
+    max_length: int
+    training: Training
+    place: TrainingPlace
+    start: int = 0

@@ -111,12 +111,12 @@ def check_unit_vectors(vectors: np.ndarray, texts: int) -> np.ndarray:
     Raises:
         ValueError: other than one vector of length 1 a text.
     """
-    found = np.asarray(vectors, dtype=np.float32)
-    if found.ndim != 2 or len(found) != texts:
-        raise ValueError(f"embed gave shape {found.shape} for {texts} texts; give one vector a text")
-    lengths = np.linalg.norm(found, axis=1)
+    unit = np.asarray(vectors, dtype=np.float32)
+    if unit.ndim != 2 or len(unit) != texts:
+        raise ValueError(f"embed gave shape {unit.shape} for {texts} texts; give one vector a text")
+    lengths = np.linalg.norm(unit, axis=1)
     if not np.allclose(lengths, 1.0, atol=1e-3):
         raise ValueError(
             f"embed gave vectors of length {lengths.min():.3g} to {lengths.max():.3g}; scale them to 1"
         )
-    return found
+    return unit

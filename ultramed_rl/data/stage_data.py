@@ -8,8 +8,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Generic, Protocol, TypeVar
+from dataclasses import replace
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from ultramed_rl.config.stages import ConversationData, PreferenceData
 from ultramed_rl.data.conversations import read_conversations
@@ -57,11 +57,11 @@ def prepare_preferences(
     return _Preferences(data, tokenizer, max_length, seed, pairs)
 
 
-@dataclass(frozen=True)
-class _Used:
-    """A row that is used, the key of its prompt, and how often if it is trained on."""
+class _Used(NamedTuple):
+    """A row that is used, its own id, the key of its prompt, and how often it is used if it is trained on."""
 
     row: Any
+    name: str
     prompt: str
     evaluated: bool  # of an evaluation source
     copies: int
@@ -132,13 +132,13 @@ class Prepared(ABC, Generic[S]):
                 break  # evaluation sources come first, and there is nothing else to find
             held_out = used.evaluated or used.prompt in self._chosen
             # Both splits claim all ids, so that they agree on them.
-            names = [ids.claim(self._name(used.row))]
+            names = [ids.claim(used.name)]
             further = range(2, 1 if held_out else used.copies + 1)
             names += [ids.claim(f"{names[0]}@{number}") for number in further]
-            fitted = self._fit(used.row, counts) if held_out == (split == "held_out") else None
-            if fitted is not None:
-                counts[split] += len(names)
-                yield from ((fitted[0], self._rename(fitted[1], name)) for name in names)
+            if held_out == (split == "held_out"):
+                for pair in self._fit(used.row, names, counts):
+                    counts[split] += 1
+                    yield pair
         self._samples[split] = counts
         if not counts[split]:
             raise ValueError(
@@ -152,7 +152,7 @@ class Prepared(ABC, Generic[S]):
         sources = [(source, False) for source in self._data.evaluation_sources]
         for source, training in [*sources, *((source, True) for source in self._data.sources)]:
             for row in self._read(source, counts, quiet):
-                prompt, content = prompt_key(row.messages), self._content(row)
+                prompt, (content, name) = prompt_key(row.messages), self._keys(row)
                 copies = mixture_copies(source.weight, content, self._seed)
                 if training and prompt in evaluated:
                     counts["in_held_out"] += 1
@@ -164,7 +164,7 @@ class Prepared(ABC, Generic[S]):
                     contents.add(int(content, 16))
                     if not training:
                         evaluated.add(prompt)
-                    yield _Used(row, prompt, not training, copies)
+                    yield _Used(row, name, prompt, not training, copies)
 
     # -- what differs between conversations and preferences ------------------------------------------------
 
@@ -173,50 +173,33 @@ class Prepared(ABC, Generic[S]):
         """A source's rows."""
 
     @abstractmethod
-    def _content(self, row: Any) -> str:
-        """The key of what makes two rows the same."""
+    def _keys(self, row: Any) -> tuple[str, str]:
+        """The key of a row's content, which is used once, and its own id."""
 
     @abstractmethod
-    def _name(self, row: Any) -> str:
-        """The row's own id."""
-
-    @abstractmethod
-    def _fit(self, row: Any, counts: Counter[str]) -> tuple[Any, S] | None:
-        """What fits the model, as text and as tokens."""
-
-    @abstractmethod
-    def _rename(self, sample: S, name: str) -> S: ...
-
-    def _count_markers(self, row: Any, answers: Sequence[str], counts: Counter[str]) -> None:
-        if self._tokenizer.markers(row.messages, answers):
-            counts["neutralised"] += 1
+    def _fit(self, row: Any, names: Sequence[str], counts: Counter[str]) -> Iterator[tuple[Any, S]]:
+        """What fits the model, as text and as tokens, under each of the names; perhaps nothing."""
 
 
 class _Conversations(Prepared[TokenizedChat]):
     def _read(self, source: Any, counts: Counter[str], quiet: bool) -> Iterator[Conversation]:
         return read_conversations(source, counts, quiet=quiet)
 
-    def _content(self, row: Conversation) -> str:
-        return content_key(row.messages)
+    def _keys(self, row: Conversation) -> tuple[str, str]:
+        return content_key(row.messages), row.conversation_id
 
-    def _name(self, row: Conversation) -> str:
-        return row.conversation_id
-
-    def _fit(self, row: Conversation, counts: Counter[str]) -> tuple[Conversation, TokenizedChat] | None:
+    def _fit(
+        self, row: Conversation, names: Sequence[str], counts: Counter[str]
+    ) -> Iterator[tuple[Conversation, TokenizedChat]]:
         chat = tokenize_conversation(row, self._tokenizer)
         tokens = len(chat.token_ids)
-        if tokens > self._max_length:
-            if self._data.too_long != "drop":
-                raise _refusal(
-                    f"conversation {chat.conversation_id!r:.60}: {tokens} tokens", self._max_length
-                )
+        if tokens <= self._max_length:
+            counts.update(["neutralised"] if self._tokenizer.markers(row.messages) else [])
+            yield from ((row, replace(chat, conversation_id=name)) for name in names)
+        elif self._data.too_long == "drop":
             counts["too_long"] += 1
-            return None
-        self._count_markers(row, (), counts)
-        return row, chat
-
-    def _rename(self, sample: TokenizedChat, name: str) -> TokenizedChat:
-        return replace(sample, conversation_id=name)
+        else:
+            raise _refusal(f"conversation {chat.conversation_id!r:.60}: {tokens} tokens", self._max_length)
 
 
 class _Preferences(Prepared[PreferenceGroup]):
@@ -229,13 +212,12 @@ class _Preferences(Prepared[PreferenceGroup]):
     def _read(self, source: Any, counts: Counter[str], quiet: bool) -> Iterator[RankedAnswers]:
         return read_preferences(source, counts, quiet=quiet)
 
-    def _content(self, row: RankedAnswers) -> str:
-        return ranked_key(row)
+    def _keys(self, row: RankedAnswers) -> tuple[str, str]:
+        return ranked_key(row), row.prompt_id
 
-    def _name(self, row: RankedAnswers) -> str:
-        return row.prompt_id
-
-    def _fit(self, row: RankedAnswers, counts: Counter[str]) -> tuple[RankedAnswers, PreferenceGroup] | None:
+    def _fit(
+        self, row: RankedAnswers, names: Sequence[str], counts: Counter[str]
+    ) -> Iterator[tuple[RankedAnswers, PreferenceGroup]]:
         if self._as_pairs and len(row.answers) > 2:
             worse = [place for place, score in enumerate(row.scores) if score < row.scores[0]]
             other = worse[seeded_number(self._seed, "pair", row.prompt_id) % len(worse)]
@@ -243,13 +225,13 @@ class _Preferences(Prepared[PreferenceGroup]):
         tokenized = tokenize_preference(row, self._tokenizer)
         group = fit_group(tokenized, self._max_length, self._data.too_long == "drop", counts)
         if group is None:
-            return None
-        self._count_markers(row, row.answers, counts)
-        return _only(row, [completion.sample for completion in group.completions], group.desirable), group
-
-    def _rename(self, sample: PreferenceGroup, name: str) -> PreferenceGroup:
-        completions = tuple(replace(completion, prompt_id=name) for completion in sample.completions)
-        return replace(sample, prompt=replace(sample.prompt, prompt_id=name), completions=completions)
+            return
+        counts.update(["neutralised"] if self._tokenizer.markers(row.messages, row.answers) else [])
+        left = _only(row, [completion.sample for completion in group.completions], group.desirable)
+        for name in names:
+            completions = tuple(replace(completion, prompt_id=name) for completion in group.completions)
+            prompt = replace(group.prompt, prompt_id=name)
+            yield left, replace(group, prompt=prompt, completions=completions)
 
 
 def _only(ranked: RankedAnswers, kept: Sequence[int], desirable: int) -> RankedAnswers:
@@ -353,10 +335,9 @@ def fit_pairs(
         ValueError: some are too long and aren't to be dropped, or all are.
     """
     lengths = [len(pair.prompt.token_ids) + max(len(c.token_ids) for c in pair.completions) for pair in pairs]
-    fitting = [pair for pair, length in zip(pairs, lengths, strict=True) if length <= limit]
-    left_out = Counter(
-        pair.prompt.kind for pair, length in zip(pairs, lengths, strict=True) if length > limit
-    )
+    measured = list(zip(pairs, lengths, strict=True))
+    fitting = [pair for pair, length in measured if length <= limit]
+    left_out = Counter(pair.prompt.kind for pair, length in measured if length > limit)
     if left_out and not (drop and fitting):
         by_subset = ", ".join(f"{subset} {count}" for subset, count in left_out.items())
         fix = "" if drop else ", or set data.too_long=drop"

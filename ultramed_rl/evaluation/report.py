@@ -1,4 +1,4 @@
-"""A policy's report: every task under every protocol, the averages, and what went wrong."""
+"""A policy's report: every task under every protocol, the averages, and what went wrong; and reports as tables of text."""
 
 from __future__ import annotations
 
@@ -7,19 +7,50 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ultramed_rl.evaluation.grading import GradedAnswer, read_answer, votes_of
+from ultramed_rl.evaluation.judging import StatementSummary
 from ultramed_rl.evaluation.results import (
     Average,
     Comparison,
+    GradedAnswer,
     TaskResult,
     average_columns,
     compare_outcomes,
     task_result,
 )
-from ultramed_rl.evaluation.suite import AskedTask, Question
-from ultramed_rl.evaluation.voting import CurvePoint, SampledItem, rerank_curve
-from ultramed_rl.records import Completion, ScoredCompletion
+from ultramed_rl.evaluation.suite import AskedTask
+from ultramed_rl.evaluation.voting import CurvePoint
 from ultramed_rl.store.atomic import write_lines
+from ultramed_rl.tracking.summary import render_table
+
+_RESULT = [("policy", "{policy}"), ("task", "{task}"), ("protocol", "{protocol}")]
+_RESULTS = [
+    *_RESULT,
+    ("items", "{items}"),
+    ("options", "{options}"),
+    ("accuracy", "{accuracy:.2%}"),
+    ("95 %", "[{low:.1%}, {high:.1%}]"),
+    ("unread", "{unread}"),
+    ("cut", "{cut}"),
+    ("same in all orders", "{consistency:.1%}"),
+    ("position bias", "{bias:.3f}"),
+]
+_SUBJECTS = [("policy", "{policy}"), ("task", "{task}"), ("subject", "{subject}"), ("items", "{items}")]
+_CURVES = [("policy", "{policy}"), ("task", "{task}"), ("of n samples", "{rule}")]
+_COMPARISONS = [
+    *_RESULT,
+    ("change (95 %)", "{change:+.2%} [{low:+.1%}, {high:+.1%}]"),
+    ("only before", "{only_before}"),
+    ("only now", "{only_after}"),
+    ("McNemar p", "{p_value:.3g}"),
+]
+_STATEMENTS = [
+    ("policy", "{policy}"),
+    ("complete", "{comprehensiveness}"),
+    ("contradictions an answer", "{hallucination}"),
+    ("answers with one", "{contradicting}"),
+    ("nice to have", "{coverage}"),
+    ("unread", "{unread}"),
+]
 
 
 @dataclass(frozen=True)
@@ -55,56 +86,31 @@ def report_policy(
     name: str,
     suite: Sequence[AskedTask],
     graded: Mapping[str, Sequence[GradedAnswer]],
-    samples: Mapping[str, int],
-    curves: Mapping[str, Sequence[CurvePoint]],
+    samples: int = 1,
+    curves: Mapping[str, Sequence[CurvePoint]] | None = None,
 ) -> PolicyReport:
     """A policy's report.
 
     Args:
         graded: outcomes by protocol, of all tasks.
-        samples: answers per question by protocol.
-        curves: by task, of self-consistency's samples.
+        samples: answers per question of self-consistency, and `curves` of them by task.
     """
     outcomes: dict[tuple[str, str], list[GradedAnswer]] = {}
     for protocol, members in graded.items():
         for outcome in members:
             outcomes.setdefault((outcome.question.task.name, protocol), []).append(outcome)
-    order = [(asked.task.name, protocol) for asked in suite for protocol in graded]
-    results = tuple(
-        task_result(
-            protocol,
-            outcomes[task, protocol],
-            samples[protocol],
-            curves.get(task, ()) if protocol == "self_consistency" else (),
-        )
-        for task, protocol in order
-        if (task, protocol) in outcomes
-    )
-    columns = {asked.task.name: asked.task.columns for asked in suite}
+    results = []
+    for task, protocol in ((asked.task.name, protocol) for asked in suite for protocol in graded):
+        if (task, protocol) in outcomes:
+            sampled = protocol == "self_consistency"
+            answers, curve = (samples, (curves or {}).get(task, ())) if sampled else (1, ())
+            results.append(task_result(protocol, outcomes[task, protocol], answers, curve))
     averages = {
         protocol: average
         for protocol in graded
-        if (average := average_columns([r for r in results if r.protocol == protocol], columns)) is not None
+        if (average := average_columns([r for r in results if r.protocol == protocol])) is not None
     }
-    return PolicyReport(name, outcomes, results, averages)
-
-
-def sample_curves(
-    questions: Sequence[Question],
-    samples: Sequence[Sequence[Completion]],
-    rewards: Sequence[ScoredCompletion],
-    seed: int,
-) -> dict[str, list[CurvePoint]]:
-    """By task: how accuracy grows with the number of samples, by vote and, with rewards, by reranking."""
-    reward = {scored.completion.completion_id: scored.reward for scored in rewards}
-    items: dict[str, list[SampledItem]] = {}
-    for question, answers in zip(questions, samples, strict=True):
-        if question.task.form == "choice":
-            votes = votes_of([read_answer(question, answer) for answer in answers])
-            numbers = tuple(reward[answer.completion_id] for answer in answers) if reward else ()
-            item = SampledItem(question.question_id, tuple(votes), numbers, question.item.answer)
-            items.setdefault(question.task.name, []).append(item)
-    return {task: rerank_curve(members, seed) for task, members in items.items()}
+    return PolicyReport(name, outcomes, tuple(results), averages)
 
 
 def compare_reports(before: PolicyReport, after: PolicyReport, resamples: int, seed: int) -> list[Comparison]:
@@ -122,7 +128,7 @@ def write_failures(report: PolicyReport, folder: Path, prefix: str = "") -> None
 
 
 def failures(outcomes: Sequence[GradedAnswer]) -> Iterator[dict[str, Any]]:
-    """What was answered wrong or not at all, in the data's own order of options, for reading."""
+    """What was answered wrong or not at all, in the data's own order of options."""
     for outcome in outcomes:
         if outcome.right < 1.0 and outcome.question.place == 0:
             item = outcome.question.item
@@ -139,3 +145,90 @@ def failures(outcomes: Sequence[GradedAnswer]) -> Iterator[dict[str, Any]]:
                 "cut": outcome.cut,
                 "answer": outcome.text,
             }
+
+
+def render_reports(
+    reports: Sequence[PolicyReport],
+    comparisons: Mapping[str, Sequence[Comparison]],
+    first: str,
+    *,
+    detailed: bool = False,
+) -> str:
+    """What policies came to, and each against the first; `detailed` with subjects and the curves of samples."""
+    further = [render_subjects(reports), _render_curves(reports)] if detailed else []
+    compared = [
+        {"policy": f"{policy} vs {first}", **{k: v for k, v in vars(comparison).items() if v is not None}}
+        for policy, members in comparisons.items()
+        for comparison in members
+    ]
+    tables = [render_results(reports), *further, render_averages(reports), _table(_COMPARISONS, compared)]
+    return "\n\n".join(filter(None, tables))
+
+
+def render_results(reports: Sequence[PolicyReport]) -> str:
+    """Every task and protocol of every policy."""
+    rows: list[dict[str, Any]] = []
+    for report in reports:
+        for result in report.results:
+            bias = vars(result.positions) if result.positions is not None else {}
+            row = {**bias, "policy": report.policy, **vars(result), **vars(result.score)}
+            row["options"] = "/".join(result.options) or "-"
+            row["unread"] = ", ".join(f"{count} {name}" for name, count in result.unread.items()) or "0"
+            row["cut"] = f"{result.cut} of {result.samples}" if result.cut else "0"
+            rows.append(row)
+    return _table(_RESULTS, rows)
+
+
+def render_subjects(reports: Sequence[PolicyReport]) -> str:
+    """Every subject of the tasks that have some, policy by policy: a column for each protocol."""
+    scored: dict[tuple[str, str, str], dict[str, Any]] = {}
+    protocols: dict[str, None] = {}
+    for report in reports:
+        for result in report.results:
+            for subject, score in result.subjects.items():
+                protocols[result.protocol] = None
+                row = {"policy": report.policy, "task": result.task, "subject": subject, "items": score.items}
+                row = scored.setdefault((report.policy, result.task, subject), row)
+                row[result.protocol] = f"{score.accuracy:.1%} [{score.low:.0%}, {score.high:.0%}]"
+    return _table([*_SUBJECTS, *((name, f"{{{name}}}") for name in protocols)], list(scored.values()))
+
+
+def _render_curves(reports: Sequence[PolicyReport]) -> str:
+    """Accuracy by the number of samples, a row for each rule."""
+    scored: dict[tuple[str, str, str], dict[str, Any]] = {}
+    sizes: set[int] = set()
+    for report in reports:
+        for result in report.results:
+            for point in result.curve:
+                sizes.add(point.n)
+                row = {"policy": report.policy, "task": result.task, "rule": point.rule}
+                row = scored.setdefault((report.policy, result.task, point.rule), row)
+                row[f"n{point.n}"] = f"{point.accuracy.mean:.1%}"
+    return _table([*_CURVES, *((f"n={n}", f"{{n{n}}}") for n in sorted(sizes))], list(scored.values()))
+
+
+def render_averages(reports: Sequence[PolicyReport]) -> str:
+    """The macro averages, and over which columns they are."""
+    lines = []
+    for report in reports:
+        for protocol, average in report.averages.items():
+            count = len(average.columns)
+            kind = "the paper's nine columns" if count == 9 else f"{count} columns, not nine"
+            names = ", ".join(f"{name} {value:.1%}" for name, value in average.columns.items())
+            lines.append(f"{report.policy}, {protocol}: average {average.accuracy:.2%} over {kind} ({names})")
+    return "\n".join(lines)
+
+
+def render_statements(summaries: Mapping[str, StatementSummary]) -> str:
+    """K-QA's figures."""
+    rows = []
+    for policy, summary in summaries.items():
+        row = {"policy": policy, "unread": f"{summary.unread} of {summary.statements}"}
+        for name, interval in summary.intervals.items():
+            row[name] = f"{interval.mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+        rows.append(row)
+    return _table(_STATEMENTS, rows)
+
+
+def _table(columns: Sequence[tuple[str, str]], rows: Sequence[Mapping[str, Any]]) -> str:
+    return render_table(columns, rows) if rows else ""

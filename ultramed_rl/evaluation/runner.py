@@ -7,19 +7,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Protocol, TypeVar
 
-from ultramed_rl.config.benchmarks import Benchmarks, SelfConsistency
-from ultramed_rl.evaluation.grading import GradedAnswer, grade_answers, grade_likelihoods, grade_votes
+from ultramed_rl.config.benchmarks import Benchmarks
 from ultramed_rl.evaluation.items import Item
-from ultramed_rl.evaluation.report import PolicyReport, report_policy, sample_curves
-from ultramed_rl.evaluation.suite import AskedTask, Question, check_room, encode_options, encode_question
+from ultramed_rl.evaluation.report import PolicyReport, report_policy
+from ultramed_rl.evaluation.results import (
+    GradedAnswer,
+    grade_answers,
+    grade_likelihoods,
+    grade_votes,
+    sample_curves,
+)
+from ultramed_rl.evaluation.suite import AskedTask, check_room, encode_options
 from ultramed_rl.evaluation.voting import CurvePoint
 from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.models.tokenizer import ChatTokenizer, load_tokenizer
 from ultramed_rl.records import (
     Completion,
+    Message,
     OptionLogprobs,
     OptionRequest,
     Prompt,
@@ -28,12 +36,19 @@ from ultramed_rl.records import (
 )
 from ultramed_rl.store import ArtifactFolder
 from ultramed_rl.store.shards import ShardedPhase, in_order
+from ultramed_rl.token_ids import TokenIds
 from ultramed_rl.tracking import Progress
 
 R = TypeVar("R")
 T = TypeVar("T")
 ScoreAnswers = Callable[[Sequence[Prompt], Sequence[Completion]], list[ScoredCompletion]]
 _SCORED_PROMPTS = 256  # as many prompts' samples go to the reward models at a time
+# By what is kept: the question that it answers.
+_QUESTION: dict[type, Callable[[Any], str]] = {
+    OptionLogprobs: attrgetter("question_id"),
+    Completion: attrgetter("prompt_id"),
+    ScoredCompletion: attrgetter("completion.prompt_id"),
+}
 
 
 class Engines(Protocol):
@@ -46,24 +61,19 @@ class Engines(Protocol):
     ) -> Iterator[list[Completion]]: ...
 
 
-@dataclass(frozen=True)
-class PolicyQuestions:
-    """A policy's questions in its own tokens: as options to weigh, and as chats to answer."""
+@dataclass
+class AskedPolicy:
+    """A policy, the questions in its own tokens, as options to weigh and as chats to answer, and what it gave: in the
+    order of the questions that a protocol asks."""
 
     name: str
     path: str
-    options: tuple[OptionRequest, ...]
-    prompts: tuple[Prompt, ...]
-
-
-@dataclass
-class PolicyAnswers:
-    """What a policy gave, in the order of the questions that a protocol asks."""
-
-    likelihoods: list[OptionLogprobs] = field(default_factory=list)
-    greedy: list[Completion] = field(default_factory=list)
-    samples: list[Completion] = field(default_factory=list)
-    rewards: list[ScoredCompletion] = field(default_factory=list)
+    options: Sequence[OptionRequest] = ()
+    prompts: Sequence[Prompt] = ()
+    likelihoods: Sequence[OptionLogprobs] = ()
+    greedy: Sequence[Completion] = ()
+    samples: Sequence[Completion] = ()
+    rewards: Sequence[ScoredCompletion] = ()
 
 
 @dataclass(frozen=True)
@@ -91,77 +101,73 @@ class BenchmarkRunner:
             q for q in self.chat_questions if q.place == 0 and q.task.form != "statements"
         ]
 
-    def questions_of(
+    def prepare(
         self, name: str, path: str, tokenizer: ChatTokenizer | None, *, trust_remote_code: bool = False
-    ) -> PolicyQuestions:
-        """A policy's questions. Without a chat tokenizer it is asked for likelihoods alone.
+    ) -> AskedPolicy:
+        """A policy with its questions. Without a chat tokenizer it is asked for likelihoods alone.
 
         Raises:
             ValueError: no tokenizer, or questions that exceed the context.
         """
-        options: tuple[OptionRequest, ...] = ()
-        prompts: tuple[Prompt, ...] = ()
-        asked = self.likelihood_questions
-        if asked and "likelihood" in self.protocols:
-            plain = (
-                tokenizer.backend if tokenizer else load_tokenizer(path, trust_remote_code=trust_remote_code)
-            )
-            options = tuple(OptionRequest(q.question_id, *encode_options(plain, q)) for q in asked)
-            self._check_room(asked, [len(o.context) + max(map(len, o.options)) for o in options], 0)
-        asked = self.chat_questions
-        if asked and self.protocols.keys() - {"likelihood"}:
+        policy = AskedPolicy(name, path)
+        weighed, chats = self.likelihood_questions, self.chat_questions
+        if weighed and "likelihood" in self.protocols:
+            plain = tokenizer and tokenizer.backend
+            plain = plain or load_tokenizer(path, trust_remote_code=trust_remote_code)
+            policy.options = [OptionRequest(q.question_id, *encode_options(plain, q)) for q in weighed]
+            lengths = [len(o.context) + max(map(len, o.options)) for o in policy.options]
+            tasks = (question.task.name for question in weighed)
+            check_room(zip(tasks, lengths, strict=True), self.max_length, 0)
+        if chats and self.protocols.keys() - {"likelihood"}:
             assert tokenizer is not None, "who answers in words needs a chat tokenizer"
-            prompts = tuple(encode_question(tokenizer, q, self.config.system) for q in asked)
-            self._check_room(asked, [len(p.token_ids) for p in prompts], self.config.max_new_tokens)
-        return PolicyQuestions(name, path, options, prompts)
+            system, answer = self.config.system, self.config.max_new_tokens
+            before = () if system is None else (Message(role="system", content=system),)
+            prompts = []
+            for question in chats:
+                # A prompt doesn't hold the key: scorers that compare with a reference would make reranking an oracle.
+                messages = (*before, Message(role="user", content=question.task.ask(question.item)))
+                tokens = TokenIds(tokenizer.encode_chat(messages))
+                prompts.append(Prompt(question.question_id, messages, tokens, kind=question.task.name))
+            check_room(((p.kind, len(p.token_ids)) for p in prompts), self.max_length, answer)
+            policy.prompts = prompts
+        return policy
 
-    def _check_room(self, questions: Sequence[Question], lengths: Sequence[int], answer: int) -> None:
-        tasks = [question.task.name for question in questions]
-        check_room(list(zip(tasks, lengths, strict=True)), self.max_length, answer)
-
-    def ask(
-        self, questions: PolicyQuestions, place: AnswerPlace, engines: Callable[[], Engines]
-    ) -> PolicyAnswers:
+    def ask(self, policy: AskedPolicy, place: AnswerPlace, engines: Callable[[], Engines]) -> None:
         """All answers of a policy. `engines` is called only where something is left to ask."""
-        answers = PolicyAnswers()
         if "likelihood" in self.protocols:
-            options = {option.question_id: option for option in questions.options}
+            options = {option.question_id: option for option in policy.options}
 
             def weigh(left: list[OptionRequest]) -> Iterator[list[OptionLogprobs]]:
                 return ([scored] for scored in engines().stream_options(left, place.version))
 
-            answers.likelihoods = self._keep(
-                "likelihood", questions, place, options, weigh, OptionLogprobs, lambda o: o.question_id
-            )
+            policy.likelihoods = self._keep("likelihood", policy, place, options, weigh, OptionLogprobs)
 
         def answer(left: list[SamplingRequest]) -> Iterator[list[Completion]]:
             return engines().stream_completions(left, place.version)
 
         def answers_to(protocol: str, requests: Sequence[SamplingRequest]) -> list[Completion]:
             by_id = {request.prompt.prompt_id: request for request in requests}
-            return self._keep(protocol, questions, place, by_id, answer, Completion, lambda c: c.prompt_id)
+            return self._keep(protocol, policy, place, by_id, answer, Completion)
 
         if (greedy := self.protocols.get("greedy")) is not None:
-            requests = [SamplingRequest(p, 1, 0.0, 1.0, greedy.max_new_tokens, 0) for p in questions.prompts]
-            answers.greedy = answers_to("greedy", requests)
+            requests = [SamplingRequest(p, 1, 0.0, 1.0, greedy.max_new_tokens, 0) for p in policy.prompts]
+            policy.greedy = answers_to("greedy", requests)
         if (sampled := self.protocols.get("self_consistency")) is not None:
+            how = (sampled.samples, sampled.temperature, sampled.top_p, sampled.max_new_tokens)
             voted = {q.question_id for q in self.voted_questions}
-            requests = [self._sampling(p, sampled) for p in questions.prompts if p.prompt_id in voted]
-            answers.samples = answers_to("self_consistency", requests)
-        return answers
+            requests = [
+                SamplingRequest(prompt, *how, derive_seed(self.seed, "benchmark", prompt.prompt_id))
+                for prompt in policy.prompts
+                if prompt.prompt_id in voted
+            ]
+            policy.samples = answers_to("self_consistency", requests)
 
-    def _sampling(self, prompt: Prompt, protocol: SelfConsistency) -> SamplingRequest:
-        how = (protocol.samples, protocol.temperature, protocol.top_p, protocol.max_new_tokens)
-        return SamplingRequest(prompt, *how, derive_seed(self.seed, "benchmark", prompt.prompt_id))
-
-    def reward(
-        self, questions: PolicyQuestions, place: AnswerPlace, answers: PolicyAnswers, score: ScoreAnswers
-    ) -> None:
+    def reward(self, policy: AskedPolicy, place: AnswerPlace, score: ScoreAnswers) -> None:
         """The reward of every sample of a choice, for reranking."""
         choices = {q.question_id for q in self.voted_questions if q.task.form == "choice"}
-        prompts = {p.prompt_id: p for p in questions.prompts if p.prompt_id in choices}
+        prompts = {p.prompt_id: p for p in policy.prompts if p.prompt_id in choices}
         samples: dict[str, list[Completion]] = {}
-        for sample in answers.samples:
+        for sample in policy.samples:
             if sample.prompt_id in prompts:
                 samples.setdefault(sample.prompt_id, []).append(sample)
 
@@ -174,28 +180,25 @@ class BenchmarkRunner:
                     by_prompt.setdefault(item.completion.prompt_id, []).append(item)
                 yield from by_prompt.values()
 
-        answers.rewards = self._keep(
-            "rewards", questions, place, samples, stream, ScoredCompletion, lambda s: s.completion.prompt_id
-        )
+        policy.rewards = self._keep("rewards", policy, place, samples, stream, ScoredCompletion)
 
     def _keep(
         self,
         name: str,
-        questions: PolicyQuestions,
+        policy: AskedPolicy,
         place: AnswerPlace,
         requests: Mapping[str, R],
         stream: Callable[[list[R]], Iterator[list[T]]],
         kind: type[T],
-        key: Callable[[T], str],
     ) -> list[T]:
         """One artifact: what `stream` gives for the requests that are not answered yet."""
-        artifact = f"benchmark-{name}{place.suffix}"
-        inputs = (list(requests.values()), questions.path, place.version)
+        question_of, artifact = _QUESTION[kind], f"benchmark-{name}{place.suffix}"
+        inputs = (list(requests.values()), policy.path, place.version)
         phase = ShardedPhase(place.folder, artifact, kind, *inputs)
         if not phase.finished:
-            done = {key(record) for record in phase.read()}
+            done = {question_of(record) for record in phase.read()}
             left = [request for question, request in requests.items() if question not in done]
-            title = f"{questions.name}, {name.replace('_', '-')}"
+            title = f"{policy.name}, {name.replace('_', '-')}"
             started = time.perf_counter()
             if left:
                 answers = stream(left)  # engines start here, so that the phase's rate is theirs
@@ -204,26 +207,26 @@ class BenchmarkRunner:
                         phase.keep(records)
                         bar.advance(1)
             phase.finish({artifact: time.perf_counter() - started})
-        return in_order(phase.read(), key, list(requests))
+        return in_order(phase.read(), question_of, list(requests))
 
-    def report(self, questions: PolicyQuestions, answers: PolicyAnswers) -> PolicyReport:
+    def report(self, policy: AskedPolicy) -> PolicyReport:
         """Every answer graded, by task and protocol. K-QA's wait for their judge."""
         graded: dict[str, list[GradedAnswer]] = {}
-        samples: dict[str, int] = dict.fromkeys(self.protocols, 1)
         curves: dict[str, list[CurvePoint]] = {}
-        if answers.likelihoods:
-            graded["likelihood"] = grade_likelihoods(self.likelihood_questions, answers.likelihoods)
-        if answers.greedy:
-            pairs = zip(self.chat_questions, answers.greedy, strict=True)
+        samples = 1
+        if policy.likelihoods:
+            graded["likelihood"] = grade_likelihoods(self.likelihood_questions, policy.likelihoods)
+        if policy.greedy:
+            pairs = zip(self.chat_questions, policy.greedy, strict=True)
             graded["greedy"] = grade_answers([p for p in pairs if p[0].task.form != "statements"])
-        if answers.samples:
-            count = samples["self_consistency"] = self.protocols["self_consistency"].samples
-            groups = [answers.samples[i : i + count] for i in range(0, len(answers.samples), count)]
+        if policy.samples:
+            samples = self.protocols["self_consistency"].samples
+            groups = [policy.samples[i : i + samples] for i in range(0, len(policy.samples), samples)]
             graded["self_consistency"] = grade_votes(self.voted_questions, groups)
-            curves = sample_curves(self.voted_questions, groups, answers.rewards, self.seed)
-        return report_policy(questions.name, self.suite, graded, samples, curves)
+            curves = sample_curves(self.voted_questions, groups, policy.rewards, self.seed)
+        return report_policy(policy.name, self.suite, graded, samples, curves)
 
-    def statements(self, answers: PolicyAnswers) -> list[tuple[Item, Completion]]:
+    def statements(self, policy: AskedPolicy) -> list[tuple[Item, Completion]]:
         """The items whose answers a judge reads, with these."""
-        pairs = zip(self.chat_questions, answers.greedy, strict=True) if answers.greedy else ()
+        pairs = zip(self.chat_questions, policy.greedy, strict=True) if policy.greedy else ()
         return [(q.item, answer) for q, answer in pairs if q.task.form == "statements"]

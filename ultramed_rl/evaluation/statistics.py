@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+Z = 1.959964  # deviations of a normal number within which 95 % of them are
 _DRAWS = 100_000  # of a bootstrap that are in memory at once
 
 
@@ -59,25 +60,21 @@ def paired_bootstrap(before: Sequence[float], after: Sequence[float], resamples:
     return Interval(float(differences.mean()), float(low), float(high))
 
 
-def wilson_interval(right: float, total: int, z: float = 1.959964) -> Interval:
-    """The share of right answers with its score interval (Wilson 1927), 95 % by default.
+def wilson_interval(right: float, total: int) -> Interval:
+    """The share of right answers with its score interval (Wilson 1927).
 
     Unlike the normal interval it stays in 0..1 and keeps a width where all or none are right.
 
     Raises:
-        ValueError: total < 1, right outside 0..total, or z that isn't finite and above 0.
+        ValueError: total < 1, or right outside 0..total.
     """
     if total < 1 or not 0 <= right <= total:
         raise ValueError(f"{right} right of {total}: needs at least one item, and right in 0..total")
-    if not 0 < z < math.inf:
-        raise ValueError(f"z={z}: must be finite and above 0")
-    share, spread = right / total, z * z / total
+    share, spread = right / total, Z * Z / total
     centre = (share + spread / 2) / (1 + spread)
     half = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
     # Rounding must not move an end past the share that it touches at 0 and 1.
-    low = centre - half if right else 0.0
-    high = centre + half if right < total else 1.0
-    return Interval(share, low, high)
+    return Interval(share, centre - half if right else 0.0, centre + half if right < total else 1.0)
 
 
 def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> McNemar:
@@ -89,21 +86,13 @@ def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> McNemar:
     Raises:
         ValueError: lengths differ, or nothing to compare.
     """
-    _check_paired(before, after)
-    pairs = list(zip(before, after, strict=True))
-    only_before = sum(bool(old) and not new for old, new in pairs)
-    only_after = sum(bool(new) and not old for old, new in pairs)
-    return McNemar(only_before, only_after, _sign_test(only_before, only_after))
-
-
-def _sign_test(one: int, other: int) -> float:
-    """Two-sided p-value of the counts, in whole numbers: nothing overflows and only the division rounds."""
-    discordant = one + other
-    term, tail = 1, 0
-    for k in range(min(one, other) + 1):
+    old, new = _paired(before, after)
+    only_before, only_after = int((old > new).sum()), int((new > old).sum())
+    term, tail = 1, 0  # in whole numbers: nothing overflows and only the division rounds
+    for k in range(min(only_before, only_after) + 1):
         tail += term
-        term = term * (discordant - k) // (k + 1)
-    return min(1.0, 2 * tail / 2**discordant)
+        term = term * (only_before + only_after - k) // (k + 1)
+    return McNemar(only_before, only_after, min(1.0, 2 * tail / 2 ** (only_before + only_after)))
 
 
 def win_rate(before: Sequence[float], after: Sequence[float]) -> float:
@@ -122,15 +111,11 @@ def summarize(values: Sequence[float]) -> Summary:
 
 
 def _paired(before: Sequence[float], after: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    _check_paired(before, after)
-    return _finite(before), _finite(after)
-
-
-def _check_paired(before: Sequence[float], after: Sequence[float]) -> None:
     if len(before) != len(after) or not len(before):
         raise ValueError(
             f"paired comparison of {len(before)} and {len(after)} items: needs equal numbers, at least one"
         )
+    return _finite(before), _finite(after)
 
 
 def _finite(values: Sequence[float]) -> np.ndarray:

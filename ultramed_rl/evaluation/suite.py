@@ -1,20 +1,31 @@
-"""The questions of an evaluation: every task's items, each in one or several orders of its options."""
+"""The questions of an evaluation: every task's items, each in one or several orders of its options.
+
+rows --> a task's items --> counted, named, sampled --> questions
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, count, permutations
+from math import factorial
+from pathlib import Path
+from random import Random
+from string import ascii_uppercase
 from typing import Any
 
 from ultramed_rl.config.benchmarks import Benchmarks, TaskChoice
-from ultramed_rl.evaluation.items import Item, Task, reorder, shuffled_orders
-from ultramed_rl.evaluation.load import Loaded, find_uris, load_items
+from ultramed_rl.data.chats import FittingRows
+from ultramed_rl.data.likeness import normalise_text
+from ultramed_rl.data.sources import list_sources
+from ultramed_rl.evaluation.items import Item, Row, Task
 from ultramed_rl.evaluation.tasks import find_task
-from ultramed_rl.models.tokenizer import ChatTokenizer, encode_continuations
-from ultramed_rl.records import Message, Prompt
-from ultramed_rl.token_ids import TokenIds
+from ultramed_rl.learning.seeds import derive_seed
+from ultramed_rl.models.tokenizer import encode_continuations
 
-Tokens = tuple[int, ...]
+MISFITS_ALLOWED = 0.05  # share of a file's rows
 
 
 @dataclass(frozen=True)
@@ -34,12 +45,18 @@ class Question:
 
 @dataclass(frozen=True)
 class AskedTask:
-    """A task with the items that are asked, and counts of its rows by what became of them."""
+    """A task with the items that are asked, and counts of what became of its rows: before a limit took its sample.
+
+    rows; misfit and misfit_NAME: not usable; left_out: of another subject or type; duplicate: dropped;
+    repeated: as good as the same as an earlier item, but kept; same_options: kept with two options that say
+    the same; items: the rest.
+    """
 
     task: Task
     uris: tuple[str, ...]
-    loaded: Loaded
-    questions: tuple[Question, ...]
+    items: tuple[Item, ...]
+    counts: dict[str, int]
+    questions: tuple[Question, ...] = ()
 
 
 def load_suite(config: Benchmarks, seed: int) -> tuple[AskedTask, ...]:
@@ -48,9 +65,18 @@ def load_suite(config: Benchmarks, seed: int) -> tuple[AskedTask, ...]:
     Raises:
         ValueError: an unknown task, one that no protocol asks, or data that cannot be used.
     """
-    for choice in config.tasks:
-        check_task(config, choice)  # all of them before the first one's data are read
-    return tuple(_ask(config, choice, seed) for choice in config.tasks)
+    tasks = [check_task(config, choice) for choice in config.tasks]  # before the first one's data are read
+    suite = []
+    for task, choice in zip(tasks, config.tasks, strict=True):
+        loaded = load_items(task, choice.uri, choice.limit, seed)
+        extra = config.orders if task.shuffles else 0
+        questions = [
+            Question(task, reorder(item, order) if task.form == "choice" else item, place, order)
+            for item in loaded.items
+            for place, order in enumerate(shuffled_orders(item.item_id, len(item.options), extra, seed))
+        ]
+        suite.append(replace(loaded, questions=tuple(questions)))
+    return tuple(suite)
 
 
 def task_problems(config: Benchmarks) -> list[str]:
@@ -70,10 +96,18 @@ def check_task(config: Benchmarks, choice: TaskChoice) -> Task:
     Raises:
         ValueError: there is none of that name, no protocol asks it, its data have no source, or its answers no judge.
     """
-    task = find_task(choice.name)
-    check_protocols(task, [protocol.type for protocol in config.protocols])
+    task, protocols = find_task(choice.name), [protocol.type for protocol in config.protocols]
+    judged = task.form == "statements"
+    answering = {"greedy"} if judged else {"greedy", "self_consistency"}
+    weighed = task.continuations is not None and "likelihood" in protocols
+    if not weighed and answering.isdisjoint(protocols):
+        why = "a judge reads its greedy answers" if judged else "it has no options to weigh"
+        raise ValueError(
+            f"task {task.name!r}: benchmarks.protocols=[{', '.join(protocols)}] don't ask it, since {why}; add greedy, "
+            "or leave the task out"
+        )
     find_uris(task, choice.uri)
-    if task.form == "statements" and config.judge is None:
+    if judged and config.judge is None:
         raise ValueError(
             f"task {task.name!r}: needs a judge; set benchmarks.judge (model and base_url of an OpenAI-compatible "
             "API), or leave the task out"
@@ -81,31 +115,7 @@ def check_task(config: Benchmarks, choice: TaskChoice) -> Task:
     return task
 
 
-def check_protocols(task: Task, protocols: Sequence[str]) -> None:
-    """Make sure that a task is asked at all. Raises ValueError where its results would be empty."""
-    answering = {"statements": {"greedy"}}.get(task.form, {"greedy", "self_consistency"})
-    if answering & set(protocols) or (task.continuations is not None and "likelihood" in protocols):
-        return
-    why = "a judge reads its greedy answers" if task.form == "statements" else "it has no options to weigh"
-    raise ValueError(
-        f"task {task.name!r}: benchmarks.protocols=[{', '.join(protocols)}] don't ask it, since {why}; add greedy, "
-        "or leave the task out"
-    )
-
-
-def _ask(config: Benchmarks, choice: TaskChoice, seed: int) -> AskedTask:
-    task = find_task(choice.name)
-    loaded = load_items(task, choice.uri, limit=choice.limit, seed=seed)
-    extra = config.orders if task.shuffles else 0
-    questions = [
-        Question(task, reorder(item, order) if task.form == "choice" else item, place, order)
-        for item in loaded.items
-        for place, order in enumerate(shuffled_orders(item.item_id, len(item.options), extra, seed))
-    ]
-    return AskedTask(task, tuple(find_uris(task, choice.uri)), loaded, tuple(questions))
-
-
-def encode_options(tokenizer: Any, question: Question) -> tuple[Tokens, tuple[Tokens, ...]]:
+def encode_options(tokenizer: Any, question: Question) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
     """The question's context and the texts of its options as token ids, for likelihoods."""
     assert question.task.continuations is not None
     asked = question.task.continuations(question.item)
@@ -113,17 +123,7 @@ def encode_options(tokenizer: Any, question: Question) -> tuple[Tokens, tuple[To
     return tuple(context), tuple(map(tuple, endings))
 
 
-def encode_question(tokenizer: ChatTokenizer, question: Question, system: str | None) -> Prompt:
-    """The chat that asks for an answer with its reasoning. It doesn't hold the key, which scorers that compare with
-    a reference would read: reranking by them would be an oracle."""
-    asked = Message(role="user", content=question.task.ask(question.item))
-    before = (Message(role="system", content=system),) if system is not None else ()
-    messages = (*before, asked)
-    tokens = TokenIds(tokenizer.encode_chat(messages))
-    return Prompt(question.question_id, messages, tokens, kind=question.task.name)
-
-
-def check_room(lengths: Sequence[tuple[str, int]], max_length: int, answer: int) -> None:
+def check_room(lengths: Iterable[tuple[str, int]], max_length: int, answer: int) -> None:
     """Make sure before an engine starts that every question fits the context beside its answer.
 
     Args:
@@ -146,3 +146,110 @@ def check_room(lengths: Sequence[tuple[str, int]], max_length: int, answer: int)
             f"benchmarks: {questions} exceed policy.max_length={max_length}{less}; set policy.max_length to "
             f"{most + answer} or more{other}"
         )
+
+
+def reorder(item: Item, order: Sequence[int]) -> Item:
+    """The same question with its options in another order; place i gets the option of place `order[i]`.
+
+    The key moves with its option. The id stays: it is the question's.
+    """
+    assert sorted(order) == list(range(len(item.options))), order
+    answer = ascii_uppercase[list(order).index(ascii_uppercase.index(item.answer))]
+    return replace(item, options=tuple(item.options[place] for place in order), answer=answer)
+
+
+def shuffled_orders(item_id: str, options: int, count: int, seed: int) -> list[tuple[int, ...]]:
+    """The given order first, then `count` other orders of so many options, all different.
+
+    The same for the same arguments everywhere. Fewer where there are not so many: of two options only one.
+    """
+    draw = Random(derive_seed("orders", seed, item_id, options))
+    given = tuple(range(options))
+    if count >= factorial(options) - 1:
+        others = list(permutations(given))[1:]
+        draw.shuffle(others)
+        return [given, *others]
+    orders = {given: None}
+    while len(orders) <= count:
+        orders[tuple(draw.sample(given, options))] = None
+    return list(orders)
+
+
+def load_items(
+    task: Task, uri: str | Sequence[str] | None = None, limit: int | None = None, seed: int = 0
+) -> AskedTask:
+    """The task's items from `uri`, or from where the task's rows are by default, in file order.
+
+    Every item has an id of its own: the data's, else 16 hexadecimal digits that its texts give. Where a
+    benchmark has the same question twice, both are asked, as its published numbers count both; only
+    `task.drops_repeats` says otherwise.
+
+    Args:
+        uri: a source of rows, or several that are read in turn; "offline" stands for the installed package's.
+        limit: draw so many items, evenly over the whole set; the same ones for the same seed.
+
+    Raises:
+        ValueError: one line. No source known, an unreadable one, over 5 % misfits in a file, or no item at all.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"task {task.name!r}: limit={limit}, but at least 1 item must be asked; raise it")
+    counts = Counter(rows=0, misfit=0, left_out=0, duplicate=0, repeated=0, same_options=0)
+    uris = tuple(find_uris(task, uri))
+    items = tuple(_read_items(task, uris, counts))
+    counts["items"] = len(items)
+    if not items:
+        raise ValueError(
+            f"task {task.name!r}: none of {counts['rows']} rows is one of its questions; name another source"
+        )
+    if limit is not None and limit < len(items):
+        places = Random(derive_seed("items", task.name, seed)).sample(range(len(items)), limit)
+        items = tuple(items[place] for place in sorted(places))
+    return AskedTask(task, uris, items, dict(counts))
+
+
+def find_uris(task: Task, uri: str | Sequence[str] | None) -> Sequence[str]:
+    """Where the task's rows are. Raises ValueError where no source is known."""
+    if uri is None and not task.uris:
+        raise ValueError(
+            f"task {task.name!r}: uri=null, but no public source has its rows; get them where the task's authors give them "
+            "out, and name the file as the task's uri"
+        )
+    if uri == "offline" and not task.offline:
+        raise ValueError(
+            f"task {task.name!r}: uri='offline', but no package holds its rows; name a file or a hub set as its uri"
+        )
+    if uri is None:
+        return task.uris
+    return [task.offline if uri == "offline" else uri] if isinstance(uri, str) else uri
+
+
+def _read_items(task: Task, uris: Sequence[str], counts: Counter[str]) -> Iterator[Item]:
+    """A task's items with ids that differ: one that is taken gains "-2", "-3", ..."""
+    seen: set[tuple[str, ...]] = set()
+    taken: set[str] = set()
+    sources = [source for uri in uris for source in list_sources(uri)]
+    for source in sources:
+        subject = Path(source).stem if task.subject_files and len(sources) > 1 else ""
+        own: Counter[str] = Counter()
+        unfit, fix = f"don't fit task {task.name!r}", "name another source, or repair it"
+        rows = FittingRows(source, None, MISFITS_ALLOWED, unfit, fix, own)
+        fitting = 0
+        for item in rows.parse(lambda row: task.read(Row(row))):
+            fitting += 1
+            options = tuple(map(normalise_text, item.options))
+            identity = (normalise_text(item.question), normalise_text(item.context), *options)
+            repeats = identity in seen
+            seen.add(identity)
+            if repeats and task.drops_repeats and not (item.subject or subject):
+                counts["duplicate"] += 1
+                continue
+            counts["repeated"] += repeats
+            counts["same_options"] += len(set(options)) < len(options)
+            text = "\x1f".join((item.question, item.context, *item.options))
+            first = item.item_id or hashlib.sha256(text.encode()).hexdigest()[:16]
+            names = chain([first], (f"{first}-{number}" for number in count(2)))
+            item_id = next(name for name in names if name not in taken)
+            taken.add(item_id)
+            yield replace(item, item_id=item_id, subject=item.subject or subject)
+        counts.update(own)
+        counts["left_out"] += own["rows"] - own["misfit"] - fitting

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
 from math import comb, isfinite
+from statistics import fmean, stdev
 from typing import Literal
 
 import numpy as np
@@ -26,7 +27,6 @@ from ultramed_rl.learning.seeds import seeded_number
 
 Rule = Literal["mean", "majority", "best_of_n", "weighted", "oracle"]
 RULES: tuple[Rule, ...] = ("mean", "majority", "best_of_n", "weighted", "oracle")
-LARGEST_POWER = 64
 # Sums of the same weights in another order differ by rounding: totals this close (relative) are a tie.
 TIE = 1e-12
 ABSTAINS = -1
@@ -56,9 +56,6 @@ class CurvePoint:
     samples: int
 
 
-# -- votes -------------------------------------------------------------------------------------------------
-
-
 def majority(votes: Sequence[str | None]) -> str | None:
     """The choice with most votes; None abstains, and None is the result where all do.
 
@@ -69,18 +66,16 @@ def majority(votes: Sequence[str | None]) -> str | None:
     return choices[elect(codes, (codes != ABSTAINS)[None] * 1.0)[0]] if choices else None
 
 
-def softmax_weights(rewards: ArrayLike, temperature: float = 1.0) -> np.ndarray:
-    """Weights e^((reward - highest) / temperature) in 0..1 along the last axis: [..., N] -> [..., N].
+def softmax_weights(rewards: ArrayLike) -> np.ndarray:
+    """Weights e^(reward - highest) in 0..1 along the last axis, [..., N] -> [..., N]: votes of Bradley-Terry rewards.
 
-    Their common factor is free, so they are not normalised. A reward that isn't finite weighs 0. Temperature 1
-    is natural for a Bradley-Terry reward; towards 0 the best sample decides, towards infinity the majority.
+    Their common factor is free, so they are not normalised. A reward that isn't finite weighs 0.
     """
-    assert 0 < temperature < np.inf, temperature
     array = np.asarray(rewards, dtype=np.float64)
     known = np.where(np.isfinite(array), array, -np.inf)
     top = known.max(axis=-1, keepdims=True, initial=-np.inf)
     with np.errstate(over="ignore"):
-        return np.exp((known - np.where(np.isfinite(top), top, 0.0)) / temperature)
+        return np.exp(known - np.where(np.isfinite(top), top, 0.0))
 
 
 def encode(votes: Sequence[str | None]) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -106,23 +101,18 @@ def elect(codes: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return np.where(top > 0, winners, ABSTAINS)
 
 
-# -- curves ------------------------------------------------------------------------------------------------
-
-
-def rerank_curve(
-    items: Sequence[SampledItem], seed: int, draws: int = 256, temperature: float = 1.0
-) -> list[CurvePoint]:
+def rerank_curve(items: Sequence[SampledItem], seed: int, draws: int = 256) -> list[CurvePoint]:
     """The curve of every rule for n = 1, 2, 4, ..., 64 and N, by rule and then by n; all items have N samples.
 
     Rules: "mean" (one sample, n=1 only), "majority", "best_of_n" (the highest reward), "weighted" (votes by
-    e^(reward / temperature)) and "oracle" (any sample is right). Without rewards there is no best_of_n and no
-    weighted. Votes are exact where there are at most `draws` subsets, else the mean over `draws` of them; an
-    item's draws depend on the seed and its id alone, and are the same for both voting rules.
+    e^reward) and "oracle" (any sample is right). Without rewards there is no best_of_n and no weighted. Votes
+    are exact where there are at most `draws` subsets, else the mean over `draws` of them; an item's draws
+    depend on the seed and its id alone, and are the same for both voting rules.
     """
     samples = len(items[0].votes)
     numbers = {(len(item.votes), len(item.rewards)) for item in items}
     assert numbers <= {(samples, 0)} or numbers <= {(samples, samples)}, numbers
-    estimates = [_estimate(item, seed, draws, temperature) for item in items]
+    estimates = [_estimate(item, seed, draws) for item in items]
     return [
         CurvePoint(n, rule, _interval([estimate[rule, n] for estimate in estimates]), samples)
         for rule in RULES
@@ -133,8 +123,7 @@ def rerank_curve(
 
 def sample_sizes(samples: int) -> tuple[int, ...]:
     """The powers of two up to 64 that are below N, and N."""
-    powers = (1 << exponent for exponent in range(LARGEST_POWER.bit_length()))
-    return (*(n for n in powers if n < samples), samples)
+    return (*(n for n in (1, 2, 4, 8, 16, 32, 64) if n < samples), samples)
 
 
 def best_of_n(rewards: Sequence[float], right: Sequence[bool], n: int) -> float:
@@ -154,7 +143,7 @@ def oracle(right: Sequence[bool], n: int) -> float:
     return 1.0 - comb(len(right) - sum(right), n) / comb(len(right), n)
 
 
-def _estimate(item: SampledItem, seed: int, draws: int, temperature: float) -> dict[tuple[Rule, int], float]:
+def _estimate(item: SampledItem, seed: int, draws: int) -> dict[tuple[Rule, int], float]:
     """One item's expected accuracy by rule and n."""
     right = [vote == item.answer for vote in item.votes]
     estimates: dict[tuple[Rule, int], float] = {("mean", 1): sum(right) / len(right)}
@@ -170,7 +159,7 @@ def _estimate(item: SampledItem, seed: int, draws: int, temperature: float) -> d
         if item.rewards:
             # A sample without an answer must not set the scale: next to its high reward all others could vanish.
             rewards = np.where(subsets & cast, np.asarray(item.rewards, dtype=np.float64), -np.inf)
-            estimates["weighted", n] = _share_right(item, softmax_weights(rewards, temperature))
+            estimates["weighted", n] = _share_right(item, softmax_weights(rewards))
             estimates["best_of_n", n] = best_of_n(item.rewards, right, n)
     return estimates
 
@@ -184,24 +173,21 @@ def _share_right(item: SampledItem, weights: np.ndarray) -> float:
 
 
 @cache
-def _all_subsets(samples: int, n: int) -> np.ndarray:
-    masks = np.zeros((comb(samples, n), samples), dtype=np.bool_)
-    for mask, members in zip(masks, combinations(range(samples), n), strict=True):
-        mask[list(members)] = True
-    return masks
-
-
-@cache
 def _chances_of_best(samples: int, n: int) -> np.ndarray:
     """The chance of each rank, lowest first, to be the highest of n: [N], of sum 1. Exact integers divide."""
     return np.array([comb(below, n - 1) / comb(samples, n) for below in range(samples)])
 
 
+@cache
+def _all_subsets(samples: int, n: int) -> np.ndarray:
+    members = np.array(list(combinations(range(samples), n)))
+    return (members[:, :, None] == np.arange(samples)).any(axis=1)
+
+
 def _interval(values: Sequence[float]) -> Interval:
     """The normal interval of a mean of numbers in 0..1; one number alone says nothing: 0 to 1."""
-    array = np.asarray(values, dtype=np.float64)
-    mean = float(array.mean())
-    if len(array) == 1:
+    mean = fmean(values)
+    if len(values) == 1:
         return Interval(mean, 0.0, 1.0)
-    width = 1.96 * float(array.std(ddof=1)) / len(array) ** 0.5
+    width = 1.96 * stdev(values) / len(values) ** 0.5
     return Interval(mean, max(0.0, mean - width), min(1.0, mean + width))

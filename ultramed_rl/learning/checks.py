@@ -79,19 +79,18 @@ def check_references(groups: Sequence[PreferenceGroup], references: Sequence[Ref
         raise ValueError("reference logprobs are of other pairs; delete the round's reference.parquet")
     broken: dict[str, list[str]] = defaultdict(list)
     for group, reference in zip(groups, references, strict=True):
-        found, wanted = len(reference.logprobs), len(group.completions)
-        if found != wanted:
-            broken[f"{found} reference logprobs of {wanted} answers"].append(group.group_id)
-        values = [*reference.logprobs, *([] if reference.mismatched is None else [reference.mismatched])]
-        if not all(math.isfinite(value) for value in values):
+        count, wanted = len(reference.logprobs), len(group.completions)
+        if count != wanted:
+            broken[f"{count} reference logprobs of {wanted} answers"].append(group.group_id)
+        if not all(map(math.isfinite, (*reference.logprobs, reference.mismatched or 0.0))):
             broken["non-finite reference logprobs"].append(group.group_id)
     _refuse(broken, "drop these prompts, or check the reference model")
 
 
 def _refuse(broken: dict[str, list[str]], fix: str) -> None:
-    if broken:
-        lines = []
-        for rule, ids in broken.items():
-            more = f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
-            lines.append(f"{rule}: {', '.join(ids[:SHOWN])}{more}")
+    lines = []
+    for rule, ids in broken.items():
+        more = f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
+        lines.append(f"{rule}: {', '.join(ids[:SHOWN])}{more}")
+    if lines:
         raise ValueError(f"{'; '.join(lines)}. Nothing was trained; {fix}")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from ultramed_rl.learning.chunks import head_chunks
+from ultramed_rl.learning.costs import head_chunks
 
 Head = Callable[[torch.Tensor], torch.Tensor]
 

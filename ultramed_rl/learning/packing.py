@@ -48,6 +48,10 @@ class AnswerGroup:
         """Tokens as padded rows, the prompt in each."""
         return len(self.answers) * (len(self.prompt) + max(len(answer) for answer in self.answers))
 
+    def cost(self, packed: bool) -> int:
+        """Tokens of a forward pass, packed or padded."""
+        return self.packed_tokens if packed else self.padded_tokens
+
 
 def _cut_group(packed: bytes, sizes: Sequence[int]) -> AnswerGroup:
     """What was pickled; `sizes` in bytes."""
@@ -78,26 +82,18 @@ class Segment:
 class PackedBatch:
     """Groups of a micro-batch in one row of T tokens with A answers of N predicted tokens together.
 
-    Attributes:
-        input_ids, position_ids: [1, T].
-        segments: who attends to whom; a prompt and a whole sequence are segments without a prefix.
-        predictors: [N] place in the row whose hidden state predicts each answer token.
-        targets: [N] the answer tokens (of a whole sequence: those to learn), answer after answer.
-        answer: [N] the index of each token's answer, 0 .. A-1.
-        last: [A] place of each answer's last token.
-        lengths: [A] targets of each answer.
-        answers: the segment of each answer; like all segments on the host.
+    A prompt and a whole sequence are segments without a prefix. Segments are on the host.
     """
 
-    input_ids: torch.Tensor
-    position_ids: torch.Tensor
-    segments: tuple[Segment, ...]
-    predictors: torch.Tensor
-    targets: torch.Tensor
-    answer: torch.Tensor
-    last: torch.Tensor
-    lengths: torch.Tensor
-    answers: tuple[Segment, ...]
+    input_ids: torch.Tensor  # [1, T]
+    position_ids: torch.Tensor  # [1, T]
+    segments: tuple[Segment, ...]  # who attends to whom
+    predictors: torch.Tensor  # [N] place in the row whose hidden state predicts each answer token
+    targets: torch.Tensor  # [N] the answer tokens (of a whole sequence: those to learn), answer after answer
+    answer: torch.Tensor  # [N] the index of each token's answer, 0 .. A-1
+    last: torch.Tensor  # [A] place of each answer's last token
+    lengths: torch.Tensor  # [A] targets of each answer
+    answers: tuple[Segment, ...]  # the segment of each answer
 
     @property
     def tokens(self) -> int:
@@ -150,8 +146,7 @@ class _Row:
         self.segments: list[Segment] = []
         self.predictors: list[int] = []
         self.targets: list[int] = []
-        self.lengths: list[int] = []
-        self.answers: list[Segment] = []
+        self.answers: list[tuple[Segment, int]] = []  # with the number of its targets
 
     def append(self, tokens: Sequence[int], prefix: Segment | None = None) -> Segment:
         """Tokens that see themselves and `prefix`, and count their positions on from it."""
@@ -167,42 +162,35 @@ class _Row:
         """Make the segment an answer, whose `targets` are predicted at `predictors`."""
         self.predictors.extend(predictors)
         self.targets.extend(targets)
-        self.lengths.append(len(targets))
-        self.answers.append(segment)
+        self.answers.append((segment, len(targets)))
 
     def batch(self, device: torch.device | str) -> PackedBatch:
-        def tensor(values: list[int]) -> torch.Tensor:
+        def sent(values: list[int] | torch.Tensor) -> torch.Tensor:
             # Without waiting for what the device still has to do.
-            return torch.tensor(values, dtype=torch.long).to(device, non_blocking=True)
+            return torch.as_tensor(values, dtype=torch.long).to(device, non_blocking=True)
 
-        owners = torch.repeat_interleave(torch.arange(len(self.lengths)), torch.tensor(self.lengths))
+        lengths = torch.tensor([length for _, length in self.answers], dtype=torch.long)
         return PackedBatch(
-            input_ids=tensor(self.tokens)[None],
-            position_ids=tensor(self.positions)[None],
+            input_ids=sent(self.tokens)[None],
+            position_ids=sent(self.positions)[None],
             segments=tuple(self.segments),
-            predictors=tensor(self.predictors),
-            targets=tensor(self.targets),
-            answer=owners.to(device, non_blocking=True),
-            last=tensor([segment.stop - 1 for segment in self.answers]),
-            lengths=tensor(self.lengths),
-            answers=tuple(self.answers),
+            predictors=sent(self.predictors),
+            targets=sent(self.targets),
+            answer=sent(torch.repeat_interleave(torch.arange(len(lengths)), lengths)),
+            last=sent([segment.stop - 1 for segment, _ in self.answers]),
+            lengths=sent(lengths),
+            answers=tuple(segment for segment, _ in self.answers),
         )
 
 
 @dataclass(frozen=True)
 class PaddedBatch:
-    """The same answers as right-padded rows prompt + answer, for models that cannot share a prompt.
+    """The same answers as right-padded rows prompt + answer, for models that cannot share a prompt."""
 
-    Attributes:
-        input_ids, attention_mask: [A, L].
-        predictors: [N] places in the flattened rows, in the order of `PackedBatch.predictors`.
-        last: [A] likewise, of each row's last token.
-    """
-
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-    predictors: torch.Tensor
-    last: torch.Tensor
+    input_ids: torch.Tensor  # [A, L]
+    attention_mask: torch.Tensor  # [A, L]
+    predictors: torch.Tensor  # [N] places in the flattened rows, in the order of `PackedBatch.predictors`
+    last: torch.Tensor  # [A] likewise, of each row's last token
 
 
 def unpack_rows(batch: PackedBatch) -> PaddedBatch:
@@ -223,9 +211,9 @@ def unpack_rows(batch: PackedBatch) -> PaddedBatch:
         shifts.append((segment.start, left, right))
     sent = torch.tensor(shifts).to(ids.device, non_blocking=True)
     starts, in_prefix, in_answer = sent.unbind(1)
-    inside = batch.predictors >= starts[batch.answer]
-    places = batch.predictors + torch.where(inside, in_answer[batch.answer], in_prefix[batch.answer])
-    return PaddedBatch(ids, mask, places, batch.last + in_answer)
+    own = batch.answer
+    shift = torch.where(batch.predictors >= starts[own], in_answer[own], in_prefix[own])
+    return PaddedBatch(ids, mask, batch.predictors + shift, batch.last + in_answer)
 
 
 def sum_by_answer(logprobs: torch.Tensor, batch: PackedBatch) -> torch.Tensor:

@@ -33,9 +33,6 @@ class PairSelector:
     (fewer than two completions, or none with text), identical (all texts are the chosen's), tied (nothing
     scores lower), small_margin (gap < `min_margin`), length_ratio (longer side > `max_length_ratio` x
     the shorter's tokens), else pairs. Non-finite rewards are set aside and never enter a pair.
-
-    Raises:
-        ValueError: an unknown rule.
     """
 
     def __init__(
@@ -48,9 +45,8 @@ class PairSelector:
         round_index: int,
         listwise: bool = False,
     ) -> None:
-        if rejected not in RULES:
-            raise ValueError(f"rejected={rejected!r}: unknown rule; use one of {', '.join(RULES)}")
-        self.rule = None if listwise else rejected
+        assert rejected in RULES, f"rejected={rejected!r}: none of {', '.join(RULES)}"
+        self.rule, self.listwise = rejected, listwise
         self.min_margin, self.max_length_ratio = min_margin, max_length_ratio
         self.seed, self.round_index = seed, round_index
         self.counts: Counter[str] = Counter()
@@ -61,84 +57,56 @@ class PairSelector:
         return SelectionAudit(prompts=self.counts.total(), **{"pairs": 0, **self.counts})
 
     def choose(self, prompt: Prompt, scored: Sequence[ScoredCompletion]) -> PreferenceGroup | None:
-        """The pair of a prompt, of which all answers are there; None where it gives none.
+        """The pair of a prompt, of which all answers are there; None where it gives none."""
+        names = [(answer.completion.prompt_id, answer.completion.sample) for answer in scored]
+        assert {name for name, _ in names} == {prompt.prompt_id}, f"answers {names} of {prompt.prompt_id}"
+        assert len(names) == len(set(names)), f"an answer was given twice: {names}"
+        pair = self._pair(prompt, sorted(scored, key=lambda answer: answer.completion.sample))
+        self.counts[pair if isinstance(pair, str) else "pairs"] += 1
+        return None if isinstance(pair, str) else pair
 
-        Raises:
-            ValueError: no answers, one of another prompt, or one given twice.
-        """
-        candidates = _by_sample(prompt, scored)
-        chosen = _choose(candidates, self.rule, seeded_number(self.seed, self.round_index, prompt.prompt_id))
-        if not isinstance(chosen, str):
-            pair = _apply_limits(prompt, chosen, self.min_margin, self.max_length_ratio)
-            if not isinstance(pair, str):
-                self.counts["pairs"] += 1
-                return pair
-            chosen = pair
-        self.counts[chosen] += 1
-        return None
+    def _pair(self, prompt: Prompt, answers: Sequence[ScoredCompletion]) -> PreferenceGroup | str:
+        """A prompt's pair, or the audit's name of why it has none."""
+        finite = [c for c in answers if math.isfinite(c.reward)]
+        if len(finite) < 2:
+            return "non_finite" if len(finite) < len(answers) else "too_few"
+        spoken = [c for c in finite if _text(c)]
+        if not spoken:
+            return "too_few"
+        chosen = max(spoken, key=_REWARD)  # the first of equals: the lowest sample
+        others = [c for c in finite if _text(c) != _text(chosen)]
+        lower = [c for c in others if c.reward < chosen.reward]
+        if not lower:
+            return "tied" if others else "identical"
+        kept = _ranked(finite, chosen) if self.listwise else [chosen, self._reject(prompt, lower, finite)]
+        group = PreferenceGroup(prompt, tuple(c.completion for c in kept), tuple(c.reward for c in kept))
+        if group.margin < self.min_margin:
+            return "small_margin"
+        shorter, longer = sorted((len(group.chosen.token_ids), len(group.rejected.token_ids)))
+        if self.max_length_ratio is not None and longer > self.max_length_ratio * shorter:
+            return "length_ratio"
+        return group
 
-
-def _by_sample(prompt: Prompt, scored: Sequence[ScoredCompletion]) -> list[ScoredCompletion]:
-    if not scored:
-        raise ValueError(f"prompt {prompt.prompt_id}: no completions; each prompt needs its samples scored")
-    found: dict[int, ScoredCompletion] = {}
-    for item in scored:
-        completion = item.completion
-        if completion.prompt_id != prompt.prompt_id:
-            raise ValueError(f"completion {completion.completion_id}: not of prompt {prompt.prompt_id}")
-        if completion.sample in found:
-            raise ValueError(
-                f"completion {completion.completion_id}: given twice; give each sample its own index"
-            )
-        found[completion.sample] = item
-    return [found[sample] for sample in sorted(found)]
-
-
-def _choose(
-    candidates: Sequence[ScoredCompletion], rule: str | None, draw: int
-) -> tuple[ScoredCompletion, ...] | str:
-    """(chosen, rejected), all answers best first without a rule, or the audit's count of a prompt without."""
-    finite = [c for c in candidates if math.isfinite(c.reward)]
-    if len(finite) < 2:
-        return "non_finite" if len(finite) < len(candidates) else "too_few"
-    spoken = [c for c in finite if c.completion.text.strip()]
-    if not spoken:
-        return "too_few"
-    chosen = max(spoken, key=_REWARD)  # the first of equals: the lowest sample
-    text = chosen.completion.text.strip()
-    lower = [c for c in finite if c.reward < chosen.reward and c.completion.text.strip() != text]
-    if not lower:
-        return "tied" if any(c.completion.text.strip() != text for c in finite) else "identical"
-    if rule is not None:
-        return chosen, _pick(lower, finite, rule, draw)
-    kept = [c for c in finite if c.completion.text.strip() or c.reward < chosen.reward]
-    ranked = sorted(kept, key=lambda c: (-c.reward, c.completion.sample))
-    best_of_text = {c.completion.text.strip(): c for c in reversed(ranked)}
-    return tuple(c for c in ranked if best_of_text[c.completion.text.strip()] is c)
+    def _reject(
+        self, prompt: Prompt, lower: Sequence[ScoredCompletion], finite: Sequence[ScoredCompletion]
+    ) -> ScoredCompletion:
+        if self.rule == "worst":
+            return min(lower, key=_REWARD)
+        if self.rule == "random":
+            return lower[seeded_number(self.seed, self.round_index, prompt.prompt_id) % len(lower)]
+        rewards = [c.reward for c in finite]
+        target = fmean(rewards) - 2 * pstdev(rewards)
+        return min(lower, key=lambda c: (abs(c.reward - target), c.reward))
 
 
-def _pick(
-    lower: Sequence[ScoredCompletion], finite: Sequence[ScoredCompletion], rule: str, draw: int
-) -> ScoredCompletion:
-    if rule == "worst":
-        return min(lower, key=_REWARD)
-    if rule == "random":
-        return lower[draw % len(lower)]
-    rewards = [c.reward for c in finite]
-    target = fmean(rewards) - 2 * pstdev(rewards)
-    return min(lower, key=lambda c: (abs(c.reward - target), c.reward))
+def _ranked(finite: Sequence[ScoredCompletion], chosen: ScoredCompletion) -> list[ScoredCompletion]:
+    """The best answer of each text, best first; an empty one only below the chosen."""
+    kept = [c for c in finite if _text(c) or c.reward < chosen.reward]
+    best_of_text: dict[str, ScoredCompletion] = {}
+    for answer in sorted(kept, key=lambda c: (-c.reward, c.completion.sample)):
+        best_of_text.setdefault(_text(answer), answer)
+    return list(best_of_text.values())
 
 
-def _apply_limits(
-    prompt: Prompt,
-    answers: tuple[ScoredCompletion, ...],
-    min_margin: float,
-    max_length_ratio: float | None,
-) -> PreferenceGroup | str:
-    group = PreferenceGroup(prompt, tuple(a.completion for a in answers), tuple(a.reward for a in answers))
-    if group.margin < min_margin:
-        return "small_margin"
-    shorter, longer = sorted((len(group.chosen.token_ids), len(group.rejected.token_ids)))
-    if max_length_ratio is not None and longer > max_length_ratio * shorter:
-        return "length_ratio"
-    return group
+def _text(answer: ScoredCompletion) -> str:
+    return answer.completion.text.strip()

@@ -22,16 +22,6 @@ class GroupIndex:
     answers: list[int]
     tokens: list[int]
 
-    @classmethod
-    def of(cls, groups: Sequence[PreferenceGroup], packed: bool) -> GroupIndex:
-        """Of groups that are at hand."""
-        answers = [AnswerGroup.of(group) for group in groups]
-        return cls(
-            [g.group_id for g in groups],
-            [len(a.answers) for a in answers],
-            [a.packed_tokens if packed else a.padded_tokens for a in answers],
-        )
-
 
 class PreferenceData:
     """Groups by index, with their reference logprobs; without these the objective has no reference.
@@ -60,42 +50,31 @@ class PreferenceData:
         """Of groups that are all here. Raises ValueError for references of others."""
         if references is not None:
             check_references(groups, references)
-        return cls(groups, references, max_length, GroupIndex.of(groups, packed))
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens that each group costs."""
-        return self.index.tokens
+        answers = [AnswerGroup.of(group) for group in groups]
+        counts, tokens = [len(a.answers) for a in answers], [a.cost(packed) for a in answers]
+        return cls(groups, references, max_length, GroupIndex([g.group_id for g in groups], counts, tokens))
 
     def extended(self, more: PreferenceData) -> PreferenceData:
         """With more groups after these; all are here."""
         assert (more.references is None) == (self.references is None), "with references all of them, or none"
-        both = None if self.references is None else [*self.references, *(more.references or ())]
-        index = GroupIndex(
-            self.index.ids + more.index.ids,
-            self.index.answers + more.index.answers,
-            self.index.tokens + more.index.tokens,
-        )
-        return PreferenceData([*self.groups, *more.groups], both, self.max_length, index)
+        references = None if self.references is None else [*self.references, *(more.references or ())]
+        own, others = self.index, more.index
+        index = GroupIndex(own.ids + others.ids, own.answers + others.answers, own.tokens + others.tokens)
+        return PreferenceData([*self.groups, *more.groups], references, self.max_length, index)
 
     def answers_of(self, index: int) -> AnswerGroup:
         """A group's token ids."""
         return AnswerGroup.of(self.groups[index])
 
-    def answer_count(self, index: int) -> int:
-        """How many answers a group has."""
-        return self.index.answers[index]
-
     def mismatched_of(self, index: int) -> AnswerGroup:
         """A group's prompt with another's answer, see `mismatched_answer`."""
-        group = self.groups[index]
-        return AnswerGroup(group.prompt.token_ids, [mismatched_answer(self.groups, index, self.max_length)])
+        prompt = self.groups[index].prompt.token_ids
+        return AnswerGroup(prompt, [mismatched_answer(self.groups, index, self.max_length)])
 
     def answers(self, indices: Sequence[int], logprobs: torch.Tensor) -> Answers:
         """The policy's logprobs [A] of these groups' answers, with all that an objective asks for."""
         groups = [self.groups[i] for i in indices]
         sizes = [len(g.completions) for g in groups]
-
         reference = [0.0] * sum(sizes)
         if self.references is not None:
             reference = [value for i in indices for value in self.references[i].logprobs]
@@ -103,15 +82,9 @@ class PreferenceData:
         rewards = [r for g in groups for r in g.rewards]
         wanted = [place < g.desirable for g in groups for place in range(len(g.completions))]
         columns = torch.tensor([reference, lengths, rewards, wanted], dtype=torch.float32)
-        sent = columns.to(logprobs.device, non_blocking=True)
-        return Answers(
-            logprobs=logprobs,
-            reference=sent[0],
-            lengths=sent[1],
-            rewards=sent[2],
-            desirable=sent[3].bool(),
-            sizes=tuple(sizes),
-        )
+        # At once: each copy has its price.
+        reference_logprobs, tokens, scores, desirable = columns.to(logprobs.device, non_blocking=True)
+        return Answers(logprobs, reference_logprobs, tokens, scores, desirable.bool(), tuple(sizes))
 
     def mismatched_references(self, indices: Sequence[int], device: torch.device) -> torch.Tensor:
         """[len(indices)] reference logprobs of the mismatched answers."""
@@ -139,15 +112,13 @@ def reference_answers(
     groups: Sequence[PreferenceGroup], index: int, mismatched: bool, max_length: int
 ) -> AnswerGroup:
     """What the reference has to score of a group: its answers, and KTO's mismatched one after them."""
-    group = groups[index]
-    answers = [c.token_ids for c in group.completions]
-    if mismatched:
-        answers.append(mismatched_answer(groups, index, max_length))
-    return AnswerGroup(group.prompt.token_ids, answers)
+    own = AnswerGroup.of(groups[index])
+    extra = [mismatched_answer(groups, index, max_length)] if mismatched else []
+    return AnswerGroup(own.prompt, [*own.answers, *extra])
 
 
 def read_reference(group_id: str, answers: int, numbers: Sequence[float]) -> ReferenceLogprobs:
     """A group's logprobs out of what the reference said of `reference_answers`: as many as there are answers, then
     perhaps the mismatched one's."""
-    rest = numbers[answers] if len(numbers) > answers else None
-    return ReferenceLogprobs(group_id, tuple(numbers[:answers]), rest)
+    mismatched = numbers[answers] if len(numbers) > answers else None
+    return ReferenceLogprobs(group_id, tuple(numbers[:answers]), mismatched)

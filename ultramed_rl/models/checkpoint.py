@@ -2,8 +2,8 @@
 
 transformers fills what is missing with random numbers, leaves out what it doesn't know, and only logs both. Its own
 loader, with renamings and merged experts, is asked here too, but with the files' headers for weights and a model on the
-meta device: a second for 70 billion parameters. The same look serves every way of loading; under ZeRO-3 the loader by
-itself would tell of missing weights alone.
+meta device: a second for 70 billion parameters. The same look serves every way of loading, and whoever only asks whether a
+model can be loaded (`checks.py`); under ZeRO-3 the loader by itself would tell of missing weights alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ultramed_rl.models.weight_files import find_weight_files, shown, stored_shapes
+from ultramed_rl.models.files import decoder_config, find_weight_files, read_config, shown, stored_shapes
+from ultramed_rl.models.offline import resolve_model
 
 # Buffers that older checkpoints hold and today's models compute, if they use them.
 _COMPUTED = {"inv_freq", "masked_bias", "position_ids"}
@@ -28,33 +29,93 @@ _CURE = "copy the checkpoint again, whole and with its own config.json"
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A checkpoint, and as what it is to be loaded.
+    """A checkpoint, and as what it is to be loaded."""
 
-    Attributes:
-        path: a directory or hub id, as `resolve_model` gives it.
-        name: how the config calls it.
-        factory: one of transformers' Auto classes.
-        fresh: beginnings of names that may be missing, since they begin at random, or are never used. Where there
-            are any, another task's head may lie there unused.
-    """
-
-    path: str
-    name: str
+    path: str  # a directory or hub id, as `resolve_model` gives it
+    name: str  # how the config calls it
     config: Any
-    factory: Any
+    factory: Any  # one of transformers' Auto classes
     trust_remote_code: bool = False
+    # Beginnings of names that may be missing, since they begin at random, or are never used. Where there are any, another
+    # task's head may lie there unused.
     fresh: tuple[str, ...] = ()
 
 
-def empty_model(source: ModelSource) -> Any:
-    """The model on the meta device: names and sizes without weights.
+def policy_source(path: str, *, trust_remote_code: bool = False) -> ModelSource:
+    """A causal language model to be loaded. Raises ValueError: it isn't there, or is an encoder, whose tokens see
+    those after them."""
+    from transformers import AutoModelForCausalLM
+
+    config = read_config(path, trust_remote_code=trust_remote_code)
+    # transformers would load BERT as a causal model without a word.
+    if hasattr(config, "add_cross_attention") and getattr(config, "is_decoder", None) is False:
+        raise ValueError(
+            f"model {path!r}: is a {config.model_type}, an encoder; name a causal language model"
+        )
+    return ModelSource(resolve_model(path), path, config, AutoModelForCausalLM, trust_remote_code)
+
+
+def reward_source(path: str, *, trained: bool, trust_remote_code: bool = False) -> ModelSource:
+    """A `num_labels=1` classifier to be loaded; a language model, which gets a head, unless a `trained` one is
+    wanted. Raises ValueError: it isn't there, has more than one label, or would have a random head."""
+    from transformers import AutoModelForSequenceClassification
+
+    config = read_config(path, trust_remote_code=trust_remote_code)
+    classifies = any("SequenceClassification" in name for name in config.architectures or [])
+    if trained and not classifies:
+        raise ValueError(
+            f"reward model {path!r}: is a {', '.join(config.architectures or ['model'])} without a trained head; "
+            "name a num_labels=1 sequence classifier, or train one: ultramed-rl reward"
+        )
+    if classifies and config.num_labels != 1:
+        raise ValueError(
+            f"reward model {path!r}: has {config.num_labels} labels; a reward model has num_labels=1"
+        )
+    config.num_labels = 1
+    fresh = () if classifies else ("score.",)  # the head of transformers' classifiers over decoders
+    factory = AutoModelForSequenceClassification
+    return ModelSource(resolve_model(path), path, config, factory, trust_remote_code, fresh)
+
+
+def check_head(model: Any, name: str) -> None:
+    """Raise ValueError for a classifier that isn't read by one linear layer at an answer's last token."""
+    width = decoder_config(model.config).hidden_size
+    head = getattr(model, "score", None)
+    if not isinstance(head, nn.Linear) or head.in_features != width:
+        raise ValueError(
+            f"reward model {name!r}: a {type(model).__name__} has no linear layer `score` over a decoder's hidden "
+            "states; name a classifier made from a causal language model"
+        )
+
+
+def weight_files(source: ModelSource) -> list[Path]:
+    """The safetensors files of a local checkpoint or a hub id, downloaded if need be; none where there are none."""
+    if Path(source.path).is_dir():
+        return find_weight_files(Path(source.path))
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+    from transformers.utils.hub import get_checkpoint_shard_files
+
+    # As `from_pretrained` does: of the config's own revision, out of the cache where it is there.
+    commit = getattr(source.config, "_commit_hash", None)
+    how = {"_raise_exceptions_for_missing_entries": False, "_commit_hash": commit}
+    single = cached_file(source.path, SAFE_WEIGHTS_NAME, **how)
+    if single is not None:
+        return [Path(single)]
+    index = cached_file(source.path, SAFE_WEIGHTS_INDEX_NAME, **how)
+    return [] if index is None else [Path(file) for file in get_checkpoint_shard_files(source.path, index)[0]]
+
+
+def expected_model(source: ModelSource, files: Sequence[Path], dtype: torch.dtype = torch.float32) -> Any:
+    """The model as it would be loaded in this type from these files, on the meta device: names and sizes without weights.
+    Without files as its config describes it.
 
     Raises:
-        ValueError: transformers has no such model of this architecture.
+        ValueError: transformers has no such model of this architecture; or the files' weights are not those of the model,
+            by name and size, with the first names of each fault and how many there are.
     """
     try:
         with torch.device("meta"), _plain_loading():
-            return source.factory.from_config(source.config, trust_remote_code=source.trust_remote_code)
+            empty = source.factory.from_config(source.config, trust_remote_code=source.trust_remote_code)
     except ValueError as error:
         if "Unrecognized configuration class" not in str(error):
             raise
@@ -62,28 +123,13 @@ def empty_model(source: ModelSource) -> Any:
         raise ValueError(
             f"model {source.name!r}: transformers has no {wanted} for {kind!r}; name another model"
         ) from None
-
-
-def check_weights(source: ModelSource, empty: Any, files: Sequence[Path], dtype: torch.dtype) -> Any:
-    """Refuse files whose weights are not those of the model, by name and size.
-
-    Args:
-        empty: as `empty_model` makes it.
-        dtype: in which it is to be loaded.
-
-    Returns:
-        the model as it would be loaded, on the meta device.
-
-    Raises:
-        ValueError: with the first names of each fault and how many there are.
-    """
     # What a quantizer has packed has other names and sizes than the plain model's.
-    if getattr(empty.config, "quantization_config", None) is not None:
+    if not files or getattr(empty.config, "quantization_config", None) is not None:
         return empty
     weights = {name: torch.empty(shape, device="meta") for name, shape in stored_shapes(files).items()}
     try:
         with _plain_loading():
-            loaded, found = type(empty).from_pretrained(
+            loaded, info = type(empty).from_pretrained(
                 None,
                 config=empty.config,
                 state_dict=weights,
@@ -97,25 +143,30 @@ def check_weights(source: ModelSource, empty: Any, files: Sequence[Path], dtype:
             f"model {source.name!r}: weights that belong together, such as experts', do not fit together "
             f"({' '.join(str(error).split())[:200]}); {_CURE}"
         ) from None
-    refuse_gaps(source, loaded, found)
+    refuse_gaps(source, loaded, info)
     for pair in loaded.all_tied_weights_keys.items():
         _check_tied(source, pair, weights.keys(), files)
     return loaded
 
 
-def refuse_gaps(source: ModelSource, model: Any, found: Mapping[str, Any]) -> None:
+def refuse_gaps(source: ModelSource, model: Any, info: Mapping[str, Any]) -> None:
     """Raise ValueError for what transformers' loading info of a model tells."""
     computed = {name for name, _ in model.named_non_persistent_buffers()}
-    computed |= {name for name in found["unexpected_keys"] if name.rpartition(".")[2] in _COMPUTED}
-    missing = [name for name in found["missing_keys"] if not name.startswith(source.fresh)]
-    unexpected = [
-        name
-        for name in found["unexpected_keys"]
-        if name not in computed and not (source.fresh and not _in_base(model, name))
-    ]
+    ours = {
+        model.base_model_prefix,
+        *dict(model.base_model.named_children()),
+    }  # of the base model, with prefix or without
+
+    def is_foreign(name: str) -> bool:
+        if name in computed or name.rpartition(".")[2] in _COMPUTED:
+            return False
+        return not source.fresh or name.partition(".")[0] in ours
+
+    missing = [name for name in info["missing_keys"] if not name.startswith(source.fresh)]
+    unexpected = [name for name in info["unexpected_keys"] if is_foreign(name)]
     sizes = [
         f"{name} {'x'.join(map(str, stored))} for {'x'.join(map(str, wanted))}"
-        for name, stored, wanted in found["mismatched_keys"]
+        for name, stored, wanted in info["mismatched_keys"]
     ]
     kinds = {"missing": missing, "unknown to its model": unexpected, "of another size": sizes}
     faults = [f"{len(names)} {kind} ({shown(names)})" for kind, names in kinds.items() if names]
@@ -145,40 +196,13 @@ def kept_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
                 yield f"{path}.{leaf}" if path else leaf, buffer
 
 
-def weight_files(source: ModelSource) -> list[Path]:
-    """The safetensors files of a local checkpoint or a hub id, downloaded if need be; none where there are none."""
-    path = source.path
-    if Path(path).is_dir():
-        return find_weight_files(Path(path))
-    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
-    from transformers.utils.hub import get_checkpoint_shard_files
-
-    def fetch(name: str) -> str | None:
-        # As `from_pretrained` does: of the config's own revision, out of the cache where it is there.
-        found: str | None = cached_file(
-            path,
-            name,
-            _raise_exceptions_for_missing_entries=False,
-            _commit_hash=getattr(source.config, "_commit_hash", None),
-        )
-        return found
-
-    single = fetch(SAFE_WEIGHTS_NAME)
-    if single is not None:
-        return [Path(single)]
-    index = fetch(SAFE_WEIGHTS_INDEX_NAME)
-    return [] if index is None else [Path(file) for file in get_checkpoint_shard_files(path, index)[0]]
-
-
 @torch.no_grad()
 def restore_buffers(model: Any, plain: Any, files: Iterable[Path]) -> None:
     """Give buffers back the precision that they have without ZeRO-3, and the values.
 
-    DeepSpeed's `zero.Init` rounds all that a module makes to the weights' precision. Rotary frequencies in bfloat16 are
-    off by up to 2^-9: after some hundred tokens queries and keys are turned elsewhere than in an engine.
-
-    Args:
-        plain: the same model, as `check_weights` returns it.
+    DeepSpeed's `zero.Init` rounds all that a module makes to the weights' precision. Rotary frequencies in bfloat16
+    are off by up to 2^-9: after some hundred tokens queries and keys are turned elsewhere than in an engine. `plain`:
+    the same model, as `expected_model` returns it.
     """
     from transformers import PreTrainedModel
 
@@ -224,12 +248,6 @@ def _check_tied(
         )
 
 
-def _in_base(model: Any, name: str) -> bool:
-    """Whether a name would be the base model's, with its prefix or without."""
-    first = name.partition(".")[0]
-    return first == model.base_model_prefix or first in dict(model.base_model.named_children())
-
-
 def _own_part(parameter: nn.Parameter) -> torch.Tensor:
     """The numbers of a weight that this process holds."""
     part = getattr(parameter, "ds_tensor", None)
@@ -240,19 +258,14 @@ def _own_part(parameter: nn.Parameter) -> torch.Tensor:
 
 
 def _refuse_broken(weights: Iterable[tuple[str, torch.Tensor]], name: str) -> None:
-    broken = [path for path, tensor in weights if not _is_finite(tensor)]
+    numbers = ((path, tensor) for path, tensor in weights if tensor.is_floating_point() and tensor.numel())
+    # One pass without a copy: a NaN or an infinity anywhere is in the minimum or the maximum.
+    broken = [path for path, tensor in numbers if not all(math.isfinite(float(x)) for x in tensor.aminmax())]
     if broken:
         raise ValueError(
             f"model {name!r}: {len(broken)} weights are not finite ({shown(broken)}); the training that made it "
             "diverged, or the file is damaged: use another checkpoint"
         )
-
-
-def _is_finite(tensor: torch.Tensor) -> bool:
-    if not tensor.is_floating_point() or not tensor.numel():
-        return True
-    # One pass without a copy: a NaN or an infinity anywhere is in the minimum or the maximum.
-    return all(math.isfinite(float(value)) for value in torch.aminmax(tensor))
 
 
 @contextmanager

@@ -10,66 +10,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from ultramed_rl.config import AnyConfig, ContrastsConfig, DataConfig, EvaluateConfig, RewardBenchConfig
 from ultramed_rl.config.base import Problems
-from ultramed_rl.config.models import Model, ModelSettings, Reward
-from ultramed_rl.config.reward_bench import BenchedModel
+from ultramed_rl.config.models import Model, ModelSettings
+from ultramed_rl.config.rewards import Reward
 from ultramed_rl.config.run import RunConfig
-from ultramed_rl.config.stages import PreferenceConfig, RewardConfig, SftConfig
+from ultramed_rl.config.stages import BenchedModel, PreferenceConfig, RewardConfig, SftConfig
 from ultramed_rl.kinds import KINDS, load
-from ultramed_rl.models.checkpoint import ModelSource, check_weights, empty_model, weight_files
-from ultramed_rl.models.configs import check_length, decoder_config, longest_sequence, read_config
+from ultramed_rl.models.checkpoint import (
+    ModelSource,
+    check_head,
+    expected_model,
+    policy_source,
+    reward_source,
+    weight_files,
+)
+from ultramed_rl.models.files import check_length, decoder_config, longest_sequence
 from ultramed_rl.models.lora import attach_lora
-from ultramed_rl.models.offline import resolve_model
 
 # The key of a model, its path, and how it is looked at.
 NamedModel = tuple[str, str, Callable[[], None]]
-HEAD = "score."  # of transformers' classifiers over decoders
-
-
-def policy_source(path: str, *, trust_remote_code: bool = False) -> ModelSource:
-    """A causal language model to be loaded.
-
-    Raises:
-        ValueError: it isn't there, or is an encoder, whose tokens see those after them.
-    """
-    from transformers import AutoModelForCausalLM
-
-    config = read_config(path, trust_remote_code=trust_remote_code)
-    # transformers would load BERT as a causal model without a word.
-    if hasattr(config, "add_cross_attention") and getattr(config, "is_decoder", None) is False:
-        raise ValueError(
-            f"model {path!r}: is a {config.model_type}, an encoder; name a causal language model"
-        )
-    return ModelSource(resolve_model(path), path, config, AutoModelForCausalLM, trust_remote_code)
-
-
-def reward_source(path: str, *, trained: bool, trust_remote_code: bool = False) -> ModelSource:
-    """A `num_labels=1` classifier to be loaded; a language model, which gets a head, unless a `trained` one is wanted.
-
-    Raises:
-        ValueError: it isn't there, has more than one label, or would have a random head.
-    """
-    from transformers import AutoModelForSequenceClassification
-
-    config = read_config(path, trust_remote_code=trust_remote_code)
-    classifies = any("SequenceClassification" in name for name in config.architectures or [])
-    if trained and not classifies:
-        raise ValueError(
-            f"reward model {path!r}: is a {', '.join(config.architectures or ['model'])} without a trained head; "
-            "name a num_labels=1 sequence classifier, or train one: ultramed-rl reward"
-        )
-    if classifies and config.num_labels != 1:
-        raise ValueError(
-            f"reward model {path!r}: has {config.num_labels} labels; a reward model has num_labels=1"
-        )
-    config.num_labels = 1
-    fresh = () if classifies else (HEAD,)
-    factory = AutoModelForSequenceClassification
-    return ModelSource(resolve_model(path), path, config, factory, trust_remote_code, fresh)
 
 
 def check_models(config: AnyConfig, *, local: bool = False) -> None:
@@ -145,44 +105,24 @@ def _reward_check(model: Model | BenchedModel, section: str, *, trained: bool) -
     return partial(check_reward_model, model.path, trained=trained, trust_remote_code=trust, length=length)
 
 
-def check_head(model: Any, name: str) -> None:
-    """Raise ValueError for a classifier that isn't read by one linear layer at an answer's last token."""
-    width = decoder_config(model.config).hidden_size
-    head = getattr(model, "score", None)
-    if not isinstance(head, nn.Linear) or head.in_features != width:
-        raise ValueError(
-            f"reward model {name!r}: a {type(model).__name__} has no linear layer `score` over a decoder's hidden "
-            "states; name a classifier made from a causal language model"
-        )
-
-
 def check_policy_model(model: Model, section: str) -> None:
-    """A model that is to be trained, under its config's `section`.
-
-    Raises:
-        ValueError: it isn't what its config says, its positions don't reach `max_length`, or its adapters cannot be
-            merged.
-    """
+    """A model that is to be trained, under its config's `section`. Raises ValueError: it isn't what its config says,
+    its positions don't reach `max_length`, or its adapters cannot be merged."""
     source = policy_source(model.path, trust_remote_code=model.trust_remote_code)
-    longest = longest_sequence(decoder_config(source.config))
-    check_length(model.max_length, longest, f"{section}.max_length", model.path)
-    empty = _check_files(source)
+    _check_reach(source, model.max_length, f"{section}.max_length")
+    expected = _check_files(source)
     if model.lora is not None:
         try:
-            attach_lora(empty, model.lora, model.path)
+            attach_lora(expected, model.lora, model.path)
         except ValueError as error:
             raise ValueError(f"{section}.{error}") from None
 
 
 def check_sampled_model(path: str, settings: ModelSettings) -> None:
     """A model that engines alone load: they know more architectures, and weights that a quantizer has packed.
-
-    Raises:
-        ValueError: it isn't what its config says, or its positions don't reach `max_length`.
-    """
+    Raises ValueError: it isn't what its config says, or its positions don't reach `max_length`."""
     source = policy_source(path, trust_remote_code=settings.trust_remote_code)
-    longest = longest_sequence(decoder_config(source.config))
-    check_length(settings.max_length, longest, "policy.max_length", path)
+    _check_reach(source, settings.max_length, "policy.max_length")
     if type(source.config) in source.factory._model_mapping:
         _check_files(source)
 
@@ -200,18 +140,20 @@ def check_reward_model(
     """
     source = reward_source(path, trained=trained, trust_remote_code=trust_remote_code)
     if length is not None:
-        check_length(length[1], longest_sequence(decoder_config(source.config)), length[0], path)
+        _check_reach(source, length[1], length[0])
     check_head(_check_files(source), path)
 
 
+def _check_reach(source: ModelSource, max_length: int, key: str) -> None:
+    check_length(max_length, longest_sequence(decoder_config(source.config)), key, source.name)
+
+
 def _check_files(source: ModelSource) -> Any:
-    """The empty model; its files are right, if they are on this machine."""
-    empty = empty_model(source)
-    if not Path(source.path).is_dir():
-        return empty
-    files = weight_files(source)
-    if not files:
+    """The model on the meta device; its files are right, if they are on this machine."""
+    here = Path(source.path).is_dir()
+    files = weight_files(source) if here else []
+    if here and not files:
         raise ValueError(
             f"model {source.name!r}: has no safetensors; save it as such, for pickles are not loaded"
         )
-    return check_weights(source, empty, files, torch.float32)
+    return expected_model(source, files)

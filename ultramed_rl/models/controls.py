@@ -35,9 +35,8 @@ class ControlTokens:
         }
         named = zip(backend.all_special_tokens, backend.all_special_ids, strict=True)
         self.ids |= {text: index for text, index in named if backend.convert_ids_to_tokens(index) == text}
-        self._held = np.zeros(
-            max(self.ids.values()) + 2, dtype=bool
-        )  # by id; the last one stands for all above
+        # By id; the last one stands for all above.
+        self._held = np.zeros(max(self.ids.values()) + 2, dtype=bool)
         self._held[list(self.ids.values())] = True
         self._backend = backend
         self._copy: Any = None
@@ -58,15 +57,15 @@ class ControlTokens:
 
     def hide(self, text: str) -> str:
         """The text with stand-ins for its markers; without any, itself."""
-        return self._marker.sub(lambda found: self._stand_ins[found[0]], text)
+        return self._marker.sub(lambda match: self._stand_ins[match[0]], text)
 
     def part(self, text: str) -> str:
         """The text with a space in each marker, for those who take all letters of a marker for the token."""
-        return self._marker.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+        return self._marker.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
 
     def show(self, text: str) -> str:
         """Undo `hide`."""
-        return self._stand_in.sub(lambda found: self._letters[found[0]], text)
+        return self._stand_in.sub(lambda match: self._letters[match[0]], text)
 
     def among(self, token_ids: np.ndarray) -> np.ndarray:
         """Of each id whether it is a control token's."""
@@ -79,12 +78,12 @@ class ControlTokens:
 
     def last(self, text: str) -> int:
         """Where the last control token of a rendered chat begins; 0 where there is none."""
-        return max((found.start() for found in self._marker.finditer(text)), default=0)
+        return max((marker.start() for marker in self._marker.finditer(text)), default=0)
 
     def first(self, text: str) -> int:
         """Where the first one begins; the text's length where there is none."""
-        found = self._marker.search(text)
-        return found.start() if found else len(text)
+        marker = self._marker.search(text)
+        return marker.start() if marker else len(text)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of rendered chats, or of their parts, in which the texts' own markers are hidden."""
@@ -96,14 +95,14 @@ class ControlTokens:
             self._copy = _renamed(self._backend, self._names)
             moved = {t: i for t, i in self.ids.items() if self._copy.token_to_id(self._names[t]) != i}
             assert not moved, f"a copy of the tokenizer has other ids for {moved}"
-        named = [self.show(self._marker.sub(lambda found: self._names[found[0]], text)) for text in texts]
+        named = [self.show(self._marker.sub(lambda match: self._names[match[0]], text)) for text in texts]
         return [list(e.ids) for e in self._copy.encode_batch(named, add_special_tokens=False)]
 
 
 def _any_of(texts: Mapping[str, Any]) -> re.Pattern[str]:
     """Finds the longest of them first, as tokenizers do; nothing where there are none."""
-    found = sorted((text for text in texts if text), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, found)) if found else r"(?!)")
+    longest_first = sorted(filter(None, texts), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
 def _renamed(backend: Any, names: Mapping[str, str]) -> Any:

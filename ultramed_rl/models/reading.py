@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any
 
 from ultramed_rl.learning.packing import AnswerGroup
-from ultramed_rl.models.offline import resolve_model
+from ultramed_rl.models.files import read_config
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, Message, Prompt
 
@@ -19,39 +18,26 @@ def is_ours(path: str, *, trust_remote_code: bool = False) -> bool:
     """Whether a reward model was trained to be read at an answer's end of turn, as its config then says.
 
     So is whatever a server has behind a language model's tokenizer: that one's rewards are nobody's own.
-
-    Raises:
-        OSError: no such model.
     """
-    from transformers import AutoConfig
-
-    config: Any = AutoConfig.from_pretrained(resolve_model(path), trust_remote_code=trust_remote_code)
+    config = read_config(path, trust_remote_code=trust_remote_code)
     classifies = any("SequenceClassification" in name for name in config.architectures or [])
     return not classifies or all(getattr(config, key, None) == value for key, value in READ_AT.items())
 
 
 @dataclass(frozen=True)
 class RewardReader:
-    """Turns a prompt and its answers into what one reward model reads. Its score is that at the last token.
+    """Turns a prompt and its answers into what one reward model reads. Its score is that at the last token."""
 
-    Attributes:
-        tokenizer: the reward model's, or the policy's where both are the same.
-        shared: it reads the policy's own tokens.
-        ours: it was trained here, on answers up to their end of turn, or up to where they were cut off. Another
-            model reads whole chats, with all that its template puts before and after an answer.
-    """
-
-    tokenizer: ChatTokenizer
-    shared: bool = True
+    tokenizer: ChatTokenizer  # the reward model's, or the policy's where both are the same
+    shared: bool = True  # it reads the policy's own tokens
+    # It was trained here, on answers up to their end of turn, or up to where they were cut off. Another model reads whole
+    # chats, with all that its template puts before and after an answer.
     ours: bool = True
 
     @classmethod
     def of(cls, path: str, policy: ChatTokenizer | None, *, trust_remote_code: bool = False) -> RewardReader:
-        """The reader for a reward model's path.
-
-        Raises:
-            ValueError: no tokenizer with a chat template is there.
-        """
+        """The reader for a reward model's path. Raises ValueError: no model, or no tokenizer with a chat template, is
+        there."""
         ours = is_ours(path, trust_remote_code=trust_remote_code)
         own = ChatTokenizer(path, trust_remote_code=trust_remote_code, learns=ours)
         if ours and policy is not None and own.same_as(policy):
@@ -60,10 +46,7 @@ class RewardReader:
 
     def read(self, prompt: Prompt, completions: Sequence[Completion]) -> AnswerGroup:
         """Token ids of the prompt and of its answers. What the policy wrote makes no control token of them.
-
-        Raises:
-            ValueError: the template refuses the chat.
-        """
+        Raises ValueError: the template refuses the chat."""
         if self.shared:
             return AnswerGroup(prompt.token_ids, self.tokenizer.spell_out([c.token_ids for c in completions]))
         texts = [c.text for c in completions]

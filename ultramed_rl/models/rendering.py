@@ -15,13 +15,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from datetime import datetime
 from functools import lru_cache, wraps
 from itertools import islice
+from pathlib import Path
 from typing import Any, TypeVar
 
 from jinja2 import Environment, Template, TemplateError, Undefined, nodes, pass_context
+from jinja2.ext import Extension
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
+from ultramed_rl.config.document import why_unreadable
 from ultramed_rl.records import Message
 
 MOST_SECONDS = 5.0  # of the processor, for one chat; real templates take milliseconds
@@ -33,6 +36,8 @@ MOST_SOURCE = 2**20  # characters of a template
 _MOST_BITS = 2**14  # of a number
 _TURN, _JOINED, _SLICED = "a turn", "joined parts", "a slice"  # filters that no template can name
 _FORMATS = {"%", "format", "format_map"}
+_TEMPLATE_FOLDER = Path(__file__).parent / "templates"
+TEMPLATES = ("chatml", "llama3")
 T = TypeVar("T")
 
 
@@ -69,6 +74,33 @@ def render_chat(tokenizer: Any, messages: Sequence[Message], *, generate: bool =
         if type(error) is not TemplateError:  # by which a template says its own words (raise_exception)
             words = f"{type(error).__name__}: {words}".rstrip(": ")
         raise UnfitTemplate(words) from None
+
+
+def read_template(name: str, key: str = "chat_template") -> str:
+    """The text of a built-in chat template, or of a Jinja file. Raises ValueError: neither, or no Jinja; `key` is the
+    config's name for it."""
+    file = _TEMPLATE_FOLDER / f"{name}.jinja" if name in TEMPLATES else Path(name).expanduser()
+    reason = why_unreadable(file)
+    if reason is not None:
+        raise ValueError(f"{key}={name!r}: {reason}, and none of {', '.join(TEMPLATES)}")
+    try:
+        text = file.read_text(encoding="utf-8")
+        if len(text) > MOST_SOURCE:
+            raise TemplateError(f"over {MOST_SOURCE} characters")
+        Environment(extensions=["jinja2.ext.loopcontrols", _Generation]).parse(text)
+    except (OSError, UnicodeDecodeError, TemplateError, RecursionError) as error:
+        raise ValueError(f"{key}={name!r}: no Jinja template ({' '.join(str(error).split())})") from None
+    return text
+
+
+class _Generation(Extension):
+    """What transformers adds to Jinja: {% generation %} marks what the assistant wrote."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Any) -> Any:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 @lru_cache(maxsize=64)
@@ -142,9 +174,9 @@ class _Counted(NodeTransformer):
         return self._filter(_SLICED, node, node) if isinstance(node.arg, nodes.Slice) else node
 
     def _filter(self, name: str, value: nodes.Expr, place: nodes.Node) -> nodes.Filter:
-        found = nodes.Filter(value, name, [], [], None, None, lineno=place.lineno)
-        found.set_environment(self.environment)
-        return found
+        filter = nodes.Filter(value, name, [], [], None, None, lineno=place.lineno)
+        filter.set_environment(self.environment)
+        return filter
 
 
 @pass_context
@@ -166,9 +198,9 @@ def _paying(name: str, operation: Callable[..., T]) -> Callable[..., T]:
 
     @wraps(operation)
     def run(*args: Any, **kwargs: Any) -> T:
-        head, value, rest = args[:first], _listed(args[first]), args[first + 1 :]
-        _pay_ahead(name, value, *rest, *kwargs.values())
-        return _paid(operation(*head, value, *rest, **kwargs))
+        head, value, parameters = args[:first], _listed(args[first]), args[first + 1 :]
+        _pay_ahead(name, value, *parameters, *kwargs.values())
+        return _paid(operation(*head, value, *parameters, **kwargs))
 
     return run
 

@@ -5,40 +5,26 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, TemplateError
-from jinja2.ext import Extension
 
-from ultramed_rl.config.files import why_unreadable
 from ultramed_rl.config.models import Model
 from ultramed_rl.models.controls import ControlTokens
-from ultramed_rl.models.offline import resolve_model
-from ultramed_rl.models.rendering import MOST_SOURCE, UnfitTemplate, render_chat
+from ultramed_rl.models.files import load_part
+from ultramed_rl.models.rendering import TEMPLATES, UnfitTemplate, read_template, render_chat
 from ultramed_rl.records import Message
 from ultramed_rl.token_ids import pack_ids
 
 _MARKER = "ultramed answer probe"
 _ALONE = "\ue000"  # a letter of nobody's, which no merge and no word takes in
-_TEMPLATE_FOLDER = Path(__file__).parent / "templates"
-TEMPLATES = ("chatml", "llama3")
 
 
 def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
     """A model's tokenizer, with or without a chat template. Raises ValueError where there is none."""
     from transformers import AutoTokenizer
 
-    source = resolve_model(path)
-    try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"model {path!r}: its tokenizer cannot be loaded ({reason}); "
-            "give a checkpoint directory, or a hub id that this machine can reach"
-        ) from None
+    return load_part("tokenizer", AutoTokenizer, path, trust_remote_code)
 
 
 def encode_continuations(
@@ -53,8 +39,8 @@ def encode_continuations(
     bare = context.rstrip()
     spaces = context[len(bare) :]
     texts = [bare, *(bare + spaces + ending for ending in endings)]
-    start, *wholes = tokenizer(texts, split_special_tokens=True)["input_ids"]
-    return list(start), [list(whole[len(start) :]) for whole in wholes]
+    start, *joined = tokenizer(texts, split_special_tokens=True)["input_ids"]
+    return list(start), [list(ids[len(start) :]) for ids in joined]
 
 
 class ChatTokenizer:
@@ -101,9 +87,16 @@ class ChatTokenizer:
         asked = [Message(role="user", content="x")]
         _, before, after = self._frame(asked)
         self.controls = ControlTokens(self.backend, self._render(asked) + after)
-        self.end_id: int = self.end_of_turn()
-        if chat_template in TEMPLATES:
-            self._check_markers(before + after)
+        known = set(self.controls.ids.values())
+        end = next((i for i in self.controls.encode([after])[0] if i in known), self.backend.eos_token_id)
+        self.end_id: int = end  # the token that the template puts after an answer
+        # A built-in template's markers must be tokens, and not the letters that spell them.
+        for marker in re.findall(r"<\|\w+\|>", before + after) if chat_template in TEMPLATES else ():
+            if marker not in self.controls.ids:
+                raise self._refusal(
+                    f"tokenizer has no token {marker!r}, which the chat_template writes",
+                    "add it to the tokenizer and the embeddings, or use the chat template of another family",
+                )
         if learns:
             self.encode_answers(asked, [_MARKER])
         if chat_template is not None:
@@ -126,12 +119,6 @@ class ChatTokenizer:
         text = read_template(name)
         begins = self.backend("x")["input_ids"][0] == self.backend.bos_token_id
         return "{{ bos_token }}" + text if begins and name in TEMPLATES and "bos_token" not in text else text
-
-    def end_of_turn(self) -> int:
-        """The token that the chat template puts after an assistant's answer."""
-        _, _, after = self._frame([Message(role="user", content="x")])
-        known = set(self.controls.ids.values())
-        return next((i for i in self.controls.encode([after])[0] if i in known), self.backend.eos_token_id)
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of the chat with the generation prompt: what a rollout goes on from."""
@@ -190,17 +177,17 @@ class ChatTokenizer:
         """
         hidden = self._hide(messages)
         frame = self._frame(hidden)
-        rests = []
+        closings = []
         for place, answer in enumerate(answers):
             text = self.controls.hide(self.without_end(answer) if checked else answer)
             closed = self._render([*hidden, Message(role="assistant", content=text)])
             if checked:
                 self._check_answer(hidden, frame, text, closed)
             # A template that begins elsewhere with this answer rewrote it; the answer itself is still what was said.
-            rest = closed[len(frame[0]) :] if closed.startswith(frame[0]) else text + frame[2]
-            rests.append(rest.removesuffix(frame[2]) if place in cut else rest)
-        found = enumerate(self._go_on(frame[0], rests))
-        learnt = [ids if place in cut else ids[: self._end(ids) + 1] for place, ids in found]
+            closing = closed[len(frame[0]) :] if closed.startswith(frame[0]) else text + frame[2]
+            closings.append(closing.removesuffix(frame[2]) if place in cut else closing)
+        encoded = enumerate(self._go_on(frame[0], closings))
+        learnt = [ids if place in cut else ids[: self._end(ids) + 1] for place, ids in encoded]
         return self._encode_open(hidden, frame[0]), learnt
 
     def encode_whole(self, chats: Sequence[Sequence[Message]]) -> list[list[int]]:
@@ -225,15 +212,16 @@ class ChatTokenizer:
         # Few hold any: one look at the tokens of all of them spares a look at each.
         if not self.controls.among(np.frombuffer(b"".join(bodies), dtype=np.int32)).any():
             return list(answers)
-        return [self._spell_out(*both) for both in zip(answers, bodies, strict=True)]
-
-    def _spell_out(self, answer: Sequence[int], body: bytes) -> Sequence[int]:
-        ids = np.frombuffer(body, dtype=np.int32)
-        held = self.controls.among(ids)
-        if not held.any():
-            return answer
-        pieces = (self.controls.spell(i) if odd else [i] for i, odd in zip(ids.tolist(), held, strict=True))
-        return [*(i for piece in pieces for i in piece), *answer[len(ids) :]]
+        spelt: list[Sequence[int]] = []
+        for answer, body in zip(answers, bodies, strict=True):
+            ids = np.frombuffer(body, dtype=np.int32)
+            held = self.controls.among(ids)
+            pieces = (
+                self.controls.spell(i) if odd else [i] for i, odd in zip(ids.tolist(), held, strict=True)
+            )
+            letters = [i for piece in pieces for i in piece]
+            spelt.append([*letters, *answer[len(ids) :]] if held.any() else answer)
+        return spelt
 
     def without_end(self, text: str) -> str:
         """An answer without the end of turn that it may hold as text at its end."""
@@ -272,25 +260,25 @@ class ChatTokenizer:
         first = self.controls.encode([text[: places[1]]])
         return first + [self._go_on(text[:a], [text[a:b]])[0] for a, b in pairwise(places[1:])]
 
-    def _go_on(self, start: str, rests: Sequence[str]) -> list[list[int]]:
+    def _go_on(self, start: str, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of texts that follow another one, whose own ids stay what they are.
 
-        They are what the whole has more than its start. Where both would grow together (a line break that ends
-        the one with a line break that begins the other), the rest is encoded behind a letter that joins nothing.
+        They are what both together have more than the start. Where they would grow together (a line break that ends
+        the one with a line break that begins the other), the text is encoded behind a letter that joins nothing.
         """
         start = start[self.controls.last(start) :]  # control tokens part texts: what is before doesn't matter
-        before, *wholes = self.controls.encode([start, *(start + rest for rest in rests)])
+        before, *joined = self.controls.encode([start, *(start + text for text in texts)])
         return [
-            whole[len(before) :] if whole[: len(before)] == before else self._set_apart(rest)
-            for rest, whole in zip(rests, wholes, strict=True)
+            ids[len(before) :] if ids[: len(before)] == before else self._set_apart(text)
+            for text, ids in zip(texts, joined, strict=True)
         ]
 
-    def _set_apart(self, rest: str) -> list[int]:
+    def _set_apart(self, text: str) -> list[int]:
         """Token ids of a text that doesn't begin its chat, and yet joins nothing before it."""
-        stop = self.controls.first(rest)
-        parts = [_ALONE, _ALONE + rest[:stop], rest[stop:], rest[:stop]]
-        before, whole, after, plain = self.controls.encode(parts)
-        return [*(whole[len(before) :] if whole[: len(before)] == before else plain), *after]
+        stop = self.controls.first(text)
+        parts = [_ALONE, _ALONE + text[:stop], text[stop:], text[:stop]]
+        before, joined, after, plain = self.controls.encode(parts)
+        return [*(joined[len(before) :] if joined[: len(before)] == before else plain), *after]
 
     def _end(self, ids: Sequence[int]) -> int:
         """The place of an answer's end-of-turn token."""
@@ -311,8 +299,8 @@ class ChatTokenizer:
         would find "assistant" in the header before it, or "end" in the token after it.
         """
         probe = self._render([*context, Message(role="assistant", content=_MARKER)])
-        before, found, after = probe.rpartition(_MARKER)
-        if not found:
+        before, marker, after = probe.rpartition(_MARKER)
+        if not marker:
             raise self._rewrites(_MARKER)
         return self._render(context, generate=True), before, after
 
@@ -338,15 +326,6 @@ class ChatTokenizer:
                 "add one under add_generation_prompt",
             )
         return stop
-
-    def _check_markers(self, rendered: str) -> None:
-        """Make sure that a built-in template's markers are tokens, and not the letters that spell them."""
-        for marker in re.findall(r"<\|\w+\|>", rendered):
-            if marker not in self.controls.ids:
-                raise self._refusal(
-                    f"tokenizer has no token {marker!r}, which the chat_template writes",
-                    "add it to the tokenizer and the embeddings, or use the chat template of another family",
-                )
 
     def _render(self, messages: Sequence[Message], *, generate: bool = False) -> str:
         """The chat as text, with the generation prompt if `generate`."""
@@ -384,34 +363,3 @@ def chat_tokenizer(model: Model, *, learns: bool = True) -> ChatTokenizer:
         chat_template=model.chat_template,
         learns=learns,
     )
-
-
-def read_template(name: str, key: str = "chat_template") -> str:
-    """The text of a built-in chat template, or of a Jinja file.
-
-    Raises:
-        ValueError: neither, or no Jinja; `key` is the config's name for it.
-    """
-    file = _TEMPLATE_FOLDER / f"{name}.jinja" if name in TEMPLATES else Path(name).expanduser()
-    reason = why_unreadable(file)
-    if reason is not None:
-        raise ValueError(f"{key}={name!r}: {reason}, and none of {', '.join(TEMPLATES)}")
-    try:
-        text = file.read_text(encoding="utf-8")
-        if len(text) > MOST_SOURCE:
-            raise TemplateError(f"over {MOST_SOURCE} characters")
-        Environment(extensions=["jinja2.ext.loopcontrols", _Generation]).parse(text)
-    except (OSError, UnicodeDecodeError, TemplateError, RecursionError) as error:
-        raise ValueError(f"{key}={name!r}: no Jinja template ({' '.join(str(error).split())})") from None
-    return text
-
-
-class _Generation(Extension):
-    """What transformers adds to Jinja: {% generation %} marks what the assistant wrote."""
-
-    tags = {"generation"}
-
-    def parse(self, parser: Any) -> Any:
-        """The block's content."""
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)

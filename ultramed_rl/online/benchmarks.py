@@ -9,12 +9,16 @@ from pathlib import Path
 from ultramed_rl.config import RunConfig
 from ultramed_rl.config.benchmarks import RoundBenchmarks
 from ultramed_rl.data.prompts import PromptPool
-from ultramed_rl.evaluation.contamination.guard import check_contamination
-from ultramed_rl.evaluation.contamination.search import TrainedPrompt
-from ultramed_rl.evaluation.report import PolicyReport, compare_reports, write_failures
-from ultramed_rl.evaluation.runner import AnswerPlace, BenchmarkRunner, PolicyAnswers, PolicyQuestions
+from ultramed_rl.evaluation.contamination import TrainedPrompt, check_contamination
+from ultramed_rl.evaluation.report import (
+    PolicyReport,
+    compare_reports,
+    render_reports,
+    render_statements,
+    write_failures,
+)
+from ultramed_rl.evaluation.runner import AnswerPlace, BenchmarkRunner
 from ultramed_rl.evaluation.suite import load_suite
-from ultramed_rl.evaluation.tables import render_reports, render_statements
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, Prompt, ScoredCompletion
 from ultramed_rl.rewards.statements import StatementGrader, judge_statements
@@ -39,7 +43,7 @@ class BenchmarkRounds:
         self.runner = BenchmarkRunner(
             benchmarks, self.suite, config.run.seed, config.policy.max_length, progress
         )
-        self.questions: PolicyQuestions = self.runner.questions_of("policy", config.policy.path, tokenizer)
+        self.policy = self.runner.prepare("policy", config.policy.path, tokenizer)
         self.first: PolicyReport | None = None
 
     def warn(self, folder: Path, pool: PromptPool) -> None:
@@ -61,11 +65,11 @@ class BenchmarkRounds:
             return workers.score(prompts, samples, lambda _: None)
 
         with workers.scheduler.phase("benchmarks"):
-            answers = self.runner.ask(self.questions, place, lambda: workers)
-            if answers.samples:
-                self.runner.reward(self.questions, place, answers, score)
-        report = self.runner.report(self.questions, answers)
-        metrics = report.metrics | self._judge(answers, place)
+            self.runner.ask(self.policy, place, lambda: workers)
+            if self.policy.samples:
+                self.runner.reward(self.policy, place, score)
+        report = self.runner.report(self.policy)
+        metrics = report.metrics | self._judge(place)
         if self.first is None:
             self.first = report
         metrics |= self._compare(report, version)
@@ -89,8 +93,8 @@ class BenchmarkRounds:
             metrics |= {} if comparison.p_value is None else {f"{name}_p": comparison.p_value}
         return metrics
 
-    def _judge(self, answers: PolicyAnswers, place: AnswerPlace) -> Metrics:
-        answered = self.runner.statements(answers)
+    def _judge(self, place: AnswerPlace) -> Metrics:
+        answered = self.runner.statements(self.policy)
         if self.judge is None or not answered:
             return {}
         summary = judge_statements(self.judge, answered, place, self.progress, self.config.run.seed)

@@ -10,14 +10,15 @@ from types import TracebackType
 from typing import Self
 
 from ultramed_rl.cluster.metrics import RoleMetrics
+from ultramed_rl.scheduling.scheduler import Watcher
 from ultramed_rl.tracking import Progress
 from ultramed_rl.tracking.heartbeat import note_waits
 from ultramed_rl.tracking.stall import RoleState, explain_wait
 from ultramed_rl.tracking.timeline import TIMELINE, Span, Timeline
-from ultramed_rl.tracking.utilisation import utilisation, workers_of
+from ultramed_rl.tracking.utilisation import Utilisation
 
 
-class RunWatcher:
+class RunWatcher(Watcher):
     """Watches one run's scheduler. A context manager."""
 
     def __init__(self, directory: Path, run: str, progress: Progress) -> None:
@@ -36,7 +37,7 @@ class RunWatcher:
         with self.timeline.phase(name, index):
             yield shares
         note_waits(())
-        shares |= utilisation(self._spans, started, time.time(), workers_of(self._spans))
+        shares |= Utilisation(self._spans).shares([(started, time.time())])
         self._spans = []
 
     def span(self, span: Span) -> None:

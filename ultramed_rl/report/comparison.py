@@ -3,7 +3,6 @@ same; and their page of verdicts, figures, tables of runs, stages, benchmarks, c
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,10 +24,10 @@ from ultramed_rl.report.online_run import (
     won_prompts,
 )
 from ultramed_rl.report.setup import ABSENT, environment_rows, flatten, shown
-from ultramed_rl.report.stage import score_words, task_name
+from ultramed_rl.report.stage import score_table
 from ultramed_rl.report.words import DASH, MARKS, duration, interval_words, number, share_words, spoken
 from ultramed_rl.store.artifacts import read_numbers
-from ultramed_rl.store.run_reader import Metrics, RunReader
+from ultramed_rl.store.run_reader import Metrics, RunReader, read_rows
 from ultramed_rl.tracking.page import Callout, Heading, Note, PageTable, Parts, page_html
 
 _MOST_FIGURES = 60
@@ -42,9 +41,8 @@ class RunPair:
     shared: int
     change: Change | None  # of rewards; None where they cannot be compared
     why_not: str
-    wins: (
-        Interval | None
-    )  # change of the share of prompts won over each run's own start, which needs no common reward
+    # Change of the share of prompts won over each run's own start, which needs no common reward.
+    wins: Interval | None
 
 
 def compare_runs(first: OnlineRun, other: OnlineRun) -> RunPair:
@@ -79,45 +77,37 @@ def _reward_identity(run: OnlineRun) -> dict[str, Any]:
 
 def compare_benchmarks(
     first: OnlineRun, other: OnlineRun
-) -> dict[tuple[str, str], tuple[Mapping[str, Any], McNemar | None]]:
+) -> dict[tuple[str, str], tuple[dict[str, Any], McNemar | None]]:
     """The other run's results in every task and protocol that both runs' last examined policies sat, on equally many items,
     with the test against the first's: None where items are not right or wrong."""
-    one, two = last_benchmarked(first), last_benchmarked(other)
+    one, two = first.benchmarked, other.benchmarked
     # Which items a limit leaves is drawn by the seed.
     asked = [[run.files.setting(key) for key in ("benchmarks.tasks", "run.seed")] for run in (first, other)]
     if one is None or two is None or asked[0] != asked[1]:
         return {}
     compared = {}
-    theirs = {(result["task"], result["protocol"]): result for result in (two.benchmarks or {})["results"]}
-    for result in (one.benchmarks or {})["results"]:
-        key, items = (result["task"], result["protocol"]), result["score"]["items"]
-        if key in theirs and theirs[key]["score"]["items"] == items:
-            compared[key] = theirs[key], _failure_test(one, two, f"{key[0]}-{key[1]}.jsonl", items)
+    for key, result in one.benchmarks.items():
+        theirs, items = two.benchmarks.get(key), result["score"]["items"]
+        if theirs is not None and theirs["score"]["items"] == items:
+            compared[key] = theirs, _failure_test(one, two, "-".join(key), items)
     return compared
 
 
-def last_benchmarked(run: OnlineRun) -> Policy | None:
-    """The newest policy that sat the benchmarks."""
-    return next((policy for policy in reversed(run.policies) if policy.benchmarks is not None), None)
-
-
-def _failure_test(one: Policy, two: Policy, name: str, items: int) -> McNemar | None:
-    """McNemar's test out of the lists of failures: items in neither are right on both sides."""
-    before, after = _failures(one.path, name), _failures(two.path, name)
-    if before is None or after is None:
-        return None
-    wrong = sorted(before | after)
-    right = [True] * (items - len(wrong))
-    return mcnemar([key not in before for key in wrong] + right, [key not in after for key in wrong] + right)
-
-
-def _failures(folder: Path, name: str) -> set[str] | None:
-    """Ids of questions that were not answered right; None where some are partly right, or nothing is kept."""
-    path = folder / "benchmarks" / "failures" / name
-    if not path.is_file():
-        return None
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    return None if any(row["score"] for row in rows) else {row["question_id"] for row in rows}
+def _failure_test(one: Policy, two: Policy, benchmark: str, items: int) -> McNemar | None:
+    """McNemar's test out of the lists of failures: items in neither are right on both sides. None where some are partly
+    right, or no list is kept."""
+    failures = []
+    for policy in (one, two):
+        path = policy.path / "benchmarks" / "failures" / f"{benchmark}.jsonl"
+        rows = list(read_rows(path))
+        if not path.is_file() or any(row["score"] for row in rows):
+            return None
+        failures.append({row["question_id"] for row in rows})
+    wrong = sorted(failures[0] | failures[1])
+    before, after = (
+        [key not in of_one for key in wrong] + [True] * (items - len(wrong)) for of_one in failures
+    )
+    return mcnemar(before, after)
 
 
 # -- the page ----------------------------------------------------------------------------------------------
@@ -272,23 +262,18 @@ def _health(runs: Sequence[OnlineRun]) -> Parts:
 
 def _benchmarks(runs: Sequence[OnlineRun]) -> Parts:
     """The last examined policy of every run, against the first run's on the same items."""
-    first = last_benchmarked(runs[0])
-    compared = [compare_benchmarks(runs[0], run) for run in runs[1:]]
-    if first is None or not any(compared):
+    first, *others = runs
+    compared = {run.name: list(compare_benchmarks(first, run).values()) for run in others}
+    if first.benchmarked is None or not any(compared.values()):
         yield "No benchmark was sat by the first run and another on the same items."
         return
-    rows = []
-    for result in (first.benchmarks or {})["results"]:
-        cells = [score_words(result["score"], None)]
-        for of_run in compared:
-            theirs, test = of_run.get((result["task"], result["protocol"]), (None, None))
-            cells.append(
-                DASH if theirs is None else score_words(theirs["score"], test.p_value if test else None)
-            )
-        rows.append((task_name(result), *cells))
-    yield PageTable(("Task", *(run.name for run in runs)), rows)
+    scores: dict[str, list[tuple[Mapping[str, Any], float | None]]] = {}
+    scores[first.name] = [(result, None) for result in first.benchmarked.benchmarks.values()]
+    for name, results in compared.items():
+        scores[name] = [(result, test.p_value if test else None) for result, test in results]
+    yield score_table(scores)
     yield Note(
-        f"Accuracy of each run's last examined policy with its 95% interval. {MARKS} Against {runs[0].name}."
+        f"Accuracy of each run's last examined policy with its 95% interval. {MARKS} Against {first.name}."
     )
 
 

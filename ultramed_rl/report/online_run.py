@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ultramed_rl.config.factory import Answer as AnswerStep
+from ultramed_rl.config.factory_steps import Answer as AnswerStep
 from ultramed_rl.evaluation.statistics import Interval, paired_bootstrap, wilson_interval
 from ultramed_rl.store.artifacts import read_json
 from ultramed_rl.store.run_reader import Metrics, RunReader
@@ -129,11 +129,12 @@ class Policy:
         """Tokens an answer."""
         return mean([answer.tokens for answer in self.answers])
 
-    @property
-    def benchmarks(self) -> dict[str, Any] | None:
-        """What its benchmarks came to, where it sat any."""
+    @cached_property
+    def benchmarks(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """What its benchmarks came to, where it sat any, by task and protocol."""
         path = self.path / "benchmarks" / "results.json"
-        return read_json(path) if path.is_file() else None
+        results = read_json(path)["results"] if path.is_file() else []
+        return {(result["task"], result["protocol"]): result for result in results}
 
 
 @dataclass(frozen=True)
@@ -199,6 +200,11 @@ class OnlineRun:
         seed, first = int(self.files.setting("run.seed", 0)), self.policies[0].rewards
         changes = {p.label: compare_prompts(first, p.rewards, resamples, seed) for p in self.policies[1:]}
         return {label: change for label, change in changes.items() if change is not None}
+
+    @property
+    def benchmarked(self) -> Policy | None:
+        """The newest policy that sat the benchmarks."""
+        return next((policy for policy in reversed(self.policies) if policy.benchmarks), None)
 
     @property
     def change(self) -> Change | None:

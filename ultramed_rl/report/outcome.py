@@ -198,11 +198,11 @@ def evaluation(run: OnlineRun) -> Parts:
                 *(percent(share(answers, ending), 1) for ending in ("refusal", "cut")),
             )
         )
-        if policy.benchmarks is not None:
+        if policy.benchmarks:
             metrics = run.rounds[policy.version - 1].metrics if policy.version else {}
             scores[policy.label] = [
-                (result, metrics.get(f"bench_{result['task']}_{result['protocol']}_p"))
-                for result in policy.benchmarks["results"]
+                (result, metrics.get(f"bench_{task}_{protocol}_p"))
+                for (task, protocol), result in policy.benchmarks.items()
             ]
     columns = ("Policy", "reward", "change (95%)", "wins (95%)", "tokens", "refused", "cut off")
     yield Heading("Held-out prompts")

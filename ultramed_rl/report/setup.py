@@ -12,7 +12,6 @@ import yaml
 
 import ultramed_rl
 from ultramed_rl.config import ConfigError, load_any
-from ultramed_rl.config.base import Section as ConfigSection
 from ultramed_rl.config.recipe import load_recipe, stage_config
 from ultramed_rl.kinds import KINDS
 from ultramed_rl.report.words import DASH
@@ -30,7 +29,7 @@ def config(files: RunReader) -> Parts:
     kind, own = str(files.config.get("type", "online")), flatten(files.config)
     differences = [(compare_settings(preset, own), name) for name, preset in _presets(kind)]
     if not differences and kind in KINDS:
-        defaults = flatten(_section_defaults(KINDS[kind].config_class))
+        defaults = flatten(KINDS[kind].config_class.model_construct().model_dump(mode="json"))
         lines = [line for line in compare_settings(defaults, own) if line[0] in defaults]
         differences = [(lines, "the defaults")]
     if differences:
@@ -95,16 +94,6 @@ def _read(path: Path) -> list[tuple[str, dict[str, Any]]]:
         return [(f", stage {name}", stage_config(recipe, name, {}).to_mapping()) for name in recipe.stages]
     except (ConfigError, OSError):
         return []
-
-
-def _section_defaults(section: type[ConfigSection]) -> dict[str, Any]:
-    """The fields that have a default, as plain values."""
-    defaults: dict[str, Any] = {}
-    for name, field in section.model_fields.items():
-        if not field.is_required():
-            value = field.get_default(call_default_factory=True, validated_data={})
-            defaults[name] = value.model_dump(mode="json") if isinstance(value, ConfigSection) else value
-    return defaults
 
 
 def environment(files: RunReader) -> Parts:

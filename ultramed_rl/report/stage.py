@@ -175,7 +175,7 @@ def _subsets(subsets: Mapping[str, Mapping[str, Any]]) -> Parts:
         (
             name,
             str(row["pairs"]),
-            score_words(row, None) if name in known else DASH,
+            _score_words(row, None) if name in known else DASH,
             *(str(row.get(count, 0)) for count in ("ties", "non_finite", "too_long")),
         )
         for name, row in subsets.items()
@@ -191,17 +191,13 @@ def score_table(scores: Mapping[str, Sequence[tuple[Mapping[str, Any], float | N
     cells: dict[str, dict[str, str]] = {}
     for policy, results in scores.items():
         for result, p_value in results:
-            cells.setdefault(task_name(result), {})[policy] = score_words(result["score"], p_value)
+            name = f"{result['task']}, {result['protocol']} ({result['score']['items']})"
+            cells.setdefault(name, {})[policy] = _score_words(result["score"], p_value)
     rows = [(name, *(row.get(policy, DASH) for policy in scores)) for name, row in cells.items()]
     return PageTable(("Task", *scores), rows)
 
 
-def task_name(result: Mapping[str, Any]) -> str:
-    """A benchmark with its protocol and how many items it has."""
-    return f"{result['task']}, {result['protocol']} ({result['score']['items']})"
-
-
-def score_words(score: Mapping[str, Any], p_value: float | None) -> str:
+def _score_words(score: Mapping[str, Any], p_value: float | None) -> str:
     """An accuracy, its interval and the mark of its difference."""
     low, high = percent(score["low"]), percent(score["high"])
     return f"{percent(score['accuracy'], 1)}{stars(p_value)} ({low} to {high})"

@@ -1,10 +1,8 @@
 r"""Scorers of the loop: terms over the same prompts and completions, summed by weight.
 
-    prompts      --> answer.py  right letter or number    --\
-    completions  --> length.py  tokens in a window        --|
-                 --> format.py  patterns, ended by itself --+--> combine.py --> one reward a completion
-                 --> http.py    a reward server           --|
-                 --> judge.py   a language model's grade  --/
+    prompts      --> rules.py  right answer, length, form --\
+    completions  --> http.py   a reward server            --+--> term.py --> one reward a completion
+                 --> judge.py  a language model's grade   --/
 
 `server.py` is the other end of `http.py`: this project's reward model behind OpenRLHF's protocol. To add a
 term: its file here, its section in `ultramed_rl.config.rewards`, its line in `TERMS`.
@@ -17,13 +15,10 @@ from typing import Any
 
 from ultramed_rl.config.rewards import RewardTerm
 from ultramed_rl.records import Completion, Prompt
-from ultramed_rl.rewards.answer import AnswerMatch
-from ultramed_rl.rewards.combine import combine_members, weighted_sum
-from ultramed_rl.rewards.format import FormatRules
 from ultramed_rl.rewards.http import RewardClient
 from ultramed_rl.rewards.judge import Judge
-from ultramed_rl.rewards.length import AnswerLength
-from ultramed_rl.rewards.term import Term
+from ultramed_rl.rewards.rules import AnswerLength, AnswerMatch, FormatRules
+from ultramed_rl.rewards.term import Term, combine_members, weighted_sum
 
 __all__ = ["TERMS", "Term", "combine_members", "make_term", "score_terms", "weighted_sum"]
 

@@ -1,4 +1,5 @@
-"""What a reward server checks before it computes: the token, and how much one request holds."""
+"""What a reward server allows before it computes: how long a client may take and how many there are, the token, and how
+much one request holds."""
 
 from __future__ import annotations
 
@@ -12,36 +13,30 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
-from fastapi import HTTPException, Request
+import uvicorn
+from fastapi import FastAPI, HTTPException, Request
 from pydantic import BaseModel, Field, ValidationError
 from starlette.requests import ClientDisconnect
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 _CHARACTERS = 16  # of a token, in the mean over a text, at most: English has 4 to 5
 _MOST_CHARACTERS = 2**20
+_ENDING = b'{"detail":"the server is ending; ask again"}'
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a request may hold, how long it may take to come, and how many there may be.
+    """What a request may hold, how long it may take to come, and how many there may be."""
 
-    Attributes:
-        queries: texts of a request.
-        size: bytes of its body.
-        tokens: of a text; None: the model has no limit.
-        read_s: seconds until a request has come whole.
-        held: bytes of all requests that aren't answered yet; tokenised, they take up to ten times as much.
-        connections: beyond so many a request is answered 503.
-        grace_s: seconds that requests under way have after SIGTERM; a second later the server has ended.
-    """
-
-    queries: int = 1024
-    size: int = 8 * 2**20
-    tokens: int | None = None
-    read_s: float = 30.0
-    held: int = 128 * 2**20
-    connections: int = 2048
-    grace_s: int = 8
+    queries: int = 1024  # texts of a request
+    size: int = 8 * 2**20  # bytes of its body
+    tokens: int | None = None  # of a text; None: the model has no limit
+    read_s: float = 30.0  # seconds until a request has come whole
+    held: int = 128 * 2**20  # bytes of all requests under way; tokenised, they take up to ten times as much
+    connections: int = 2048  # beyond so many a request is answered 503
+    grace_s: int = 8  # that requests under way have after SIGTERM; a second later the server has ended
 
     @property
     def characters(self) -> int:
@@ -65,9 +60,8 @@ class Held:
             own += count
             self.bytes += count
             if self.bytes > self.most:
-                raise HTTPException(
-                    503, f"over {self.most} bytes are waiting; ask again", {"Retry-After": "1"}
-                )
+                reason = f"over {self.most} bytes are waiting; ask again"
+                raise HTTPException(503, reason, {"Retry-After": "1"})
 
         try:
             yield take
@@ -82,26 +76,20 @@ class RewardRequest(BaseModel):
 
 
 def choose_token(host: str, token_env: str, no_token: bool) -> tuple[str | None, bool]:
-    """The token to ask for, and whether it was made up here.
-
-    Raises:
-        ValueError: without a token on an address that other machines reach.
-    """
+    """The token to ask for, and whether it was made up here. Raises ValueError: without a token on an address that
+    other machines reach."""
     if no_token:
-        if not _is_loopback(host):
+        try:
+            alone = ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            alone = host == "localhost"
+        if not alone:
             raise ValueError(
                 f"--no-token with --host {host}: other machines reach this address; leave one of the two out"
             )
         return None, False
     given = os.environ.get(token_env, "").strip()
     return (given, False) if given else (secrets.token_urlsafe(32), True)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def check_token(request: Request, token: str | None) -> None:
@@ -122,20 +110,22 @@ def check_token(request: Request, token: str | None) -> None:
 
 async def read_queries(request: Request, limits: Limits, take: Callable[[int], None]) -> list[str]:
     """The texts of a request; 413 over a limit, 422 for another form, 408 when it takes too long, 400 when it ends.
-
-    Args:
-        take: told of the bytes as they come.
-    """
+    `take`: told of the bytes as they come."""
+    body = bytearray()
     try:
         async with asyncio.timeout(limits.read_s):
-            body = await _read_body(request, limits.size, take)
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limits.size:
+                    raise HTTPException(413, f"request over {limits.size} bytes; send fewer texts at a time")
+                take(len(chunk))
     except TimeoutError:
         reason = f"request not whole after {limits.read_s:g} s"
         raise HTTPException(408, reason, {"Connection": "close"}) from None
     except ClientDisconnect:
         raise HTTPException(400, "request not whole") from None
     try:
-        queries = RewardRequest.model_validate_json(body).query
+        queries = RewardRequest.model_validate_json(bytes(body)).query
     except ValidationError as error:
         problem = error.errors(include_input=False, include_url=False)[0]
         place = ".".join(map(str, problem["loc"])) or "body"
@@ -148,11 +138,58 @@ async def read_queries(request: Request, limits: Limits, take: Callable[[int], N
     return queries
 
 
-async def _read_body(request: Request, most: int, take: Callable[[int], None]) -> bytes:
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > most:
-            raise HTTPException(413, f"request over {most} bytes; send fewer texts at a time")
-        take(len(chunk))
-    return bytes(body)
+# -- connections ----------------------------------------------------------------------------------------
+
+
+def make_server(app: FastAPI, host: str, port: int, limits: Limits) -> uvicorn.Server:
+    """What serves an application within limits: `run()` returns `grace_s` after SIGTERM, whatever clients do."""
+    app.add_middleware(_EndQuietly)
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_level="warning",
+        ws="none",
+        http=_patient(limits.read_s),
+        limit_concurrency=limits.connections,
+        timeout_graceful_shutdown=limits.grace_s,
+    )
+    return uvicorn.Server(config)
+
+
+def _patient(seconds: float) -> type[H11Protocol]:
+    """HTTP/1.1 that closes a connection on which no whole request head came for so long.
+
+    uvicorn's own limit is for connections that say nothing; one that says a byte now and then would stay.
+    """
+
+    class Patient(H11Protocol):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self.loop.call_later(seconds, self._look, None)
+
+        def _look(self, seen: Any) -> None:
+            idle = self.cycle is None or self.cycle.response_complete
+            if idle and self.cycle is seen:
+                self.transport.close()
+            elif not self.transport.is_closing():
+                self.loop.call_later(seconds, self._look, self.cycle)
+
+    return Patient
+
+
+class _EndQuietly:
+    """Requests that are ended with the server get an answer, instead of a traceback in the log for each."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await self.app(scope, receive, send)
+        except asyncio.CancelledError:
+            if scope["type"] != "http":
+                raise
+            headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+            await send({"type": "http.response.start", "status": 503, "headers": headers})
+            await send({"type": "http.response.body", "body": _ENDING})

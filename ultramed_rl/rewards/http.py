@@ -10,7 +10,7 @@ from typing import Any
 from ultramed_rl.config.rewards import HttpTerm
 from ultramed_rl.config.secrets import read_secret
 from ultramed_rl.http.client import Failure, HttpClient, Server, field_of
-from ultramed_rl.http.session import Session, Trail, running
+from ultramed_rl.http.session import Session, running
 from ultramed_rl.records import Completion, Message, Prompt
 from ultramed_rl.rewards.term import with_prompts
 
@@ -34,17 +34,16 @@ class RewardClient:
     def __init__(self, config: HttpTerm, tokenizer: Any = None) -> None:
         """`tokenizer` is the policy's, used where the config names none."""
         self.config = config
-        self._client = HttpClient(
-            Server(
-                "reward server",
-                config.url,
-                timeout_s=config.timeout_s,
-                retries=config.retries,
-                concurrency=config.concurrency,
-                token=read_secret(config.token_env, "http.token_env"),
-                fixes=_CURES,
-            )
+        server = Server(
+            "reward server",
+            config.url,
+            timeout_s=config.timeout_s,
+            retries=config.retries,
+            concurrency=config.concurrency,
+            token=read_secret(config.token_env, "http.token_env"),
+            fixes=_CURES,
         )
+        self._client = HttpClient(server)
         self._own: Any = None
         if config.tokenizer is not None:
             from ultramed_rl.models.reading import RewardReader
@@ -56,15 +55,12 @@ class RewardClient:
         self.tokenizer = tokenizer
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
-        """The server's reward of each completion; NaN where it gives none.
-
-        Raises:
-            RuntimeError: the server cannot be reached or refuses, or its reply doesn't fit the request.
-        """
+        """The server's reward of each completion; NaN where it gives none. Raises RuntimeError: the server cannot be
+        reached or refuses, or its reply doesn't fit the request."""
         texts = [self._texts(*pair) for pair in with_prompts(prompts, completions)]
         size = self.config.batch_size
         batches = [texts[start : start + size] for start in range(0, len(texts), size)]
-        with running(self._client) as start:
+        with running(self._client.close) as start:
             session = Session(self._client)
             replies = [start(self._ask(session, batch)) for batch in batches]
             return [reward for reply in replies for reward in reply.result()]
@@ -87,28 +83,22 @@ class RewardClient:
         asked = prompt.token_ids if messages == prompt.messages else tokenizer.encode_chat(messages)
         body, start = list(completion.token_ids), decode(asked)
         end = decode(body[-1:]) if body[-1:] == [tokenizer.end_id] else ""
-        whole = decode([*asked, *body]).removesuffix(end)
-        return start, start + part(whole.removeprefix(start)) + end
+        answered = decode([*asked, *body]).removesuffix(end)
+        return start, start + part(answered.removeprefix(start)) + end
 
     async def _ask(self, session: Session, batch: Sequence[tuple[str, str]]) -> list[float]:
-        body = {
-            "query": [whole for _, whole in batch],
-            "prompts": [prompt for prompt, _ in batch],
-            "labels": [""] * len(batch),
-        }
+        prompts, texts = map(list, zip(*batch, strict=True))
+        body = {"query": texts, "prompts": prompts, "labels": [""] * len(batch)}
         read = lambda reply: read_rewards(reply, len(batch))
         try:
-            return await session.send(lambda: self._client.post(body, read), Trail())
+            return await session.send(lambda: self._client.post(body, read))
         except Failure as failure:
             raise failure.stopping(self._client.server) from None
 
 
 def read_rewards(reply: Any, count: int) -> list[float]:
-    """The rewards of `count` texts, NaN where null says that there is none.
-
-    Raises:
-        ValueError: what the reply is, where it cannot be laid beside the texts.
-    """
+    """The rewards of `count` texts, NaN where null says that there is none. Raises ValueError: what the reply is,
+    where it cannot be laid beside the texts."""
     rewards = field_of(reply, "rewards")
     if not isinstance(rewards, list) or len(rewards) != count:
         got = f"{len(rewards)} `rewards`" if isinstance(rewards, list) else "no list of `rewards`"

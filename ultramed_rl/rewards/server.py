@@ -15,37 +15,35 @@ from __future__ import annotations
 
 import asyncio
 import math
+import queue
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, HTTPException, Request
 
-from ultramed_rl.rewards.connections import make_server
-from ultramed_rl.rewards.guards import Held, Limits, check_token, choose_token, read_queries
-from ultramed_rl.rewards.waiting import Waiting
+from ultramed_rl.learning.packing import AnswerGroup
+from ultramed_rl.rewards.guards import (
+    Held,
+    Limits,
+    check_token,
+    choose_token,
+    make_server,
+    read_queries,
+)
 
+if TYPE_CHECKING:
+    from ultramed_rl.actors.scorer import RewardWorker
+    from ultramed_rl.models.tokenizer import ChatTokenizer
 
-class TextEncoder(Protocol):
-    """What the server needs of a `ChatTokenizer`."""
-
-    def encode_text(self, text: str) -> list[int]:
-        """Token ids, without special tokens added."""
-
-
-class GroupScorer(Protocol):
-    """What the server needs of a `RewardWorker`."""
-
-    vocab_size: int
-
-    def score(self, groups: Sequence[Any]) -> Iterator[list[tuple[int, int, float]]]:
-        """(group, answer, reward) of every answer."""
+Texts = list[list[int]]
 
 
 def make_app(
-    model: GroupScorer, tokenizer: TextEncoder, token: str | None, limits: Limits | None = None
+    model: RewardWorker, tokenizer: ChatTokenizer, token: str | None, limits: Limits | None = None
 ) -> FastAPI:
     """The server as an ASGI application.
 
@@ -59,17 +57,17 @@ def make_app(
     another form, 500 when the model fails, 503 for too many connections and when the server ends.
     """
     bounds = limits or Limits()
-    waiting: Waiting[list[int], float] = Waiting(lambda texts: score_texts(model, texts), bounds.queries)
+    scoring = _Scoring(model, bounds.queries)
     # One thread: a tokenizer isn't made for several, and texts of many requests take turns in it.
     encoding = ThreadPoolExecutor(1, "tokenizer")
     held = Held(bounds.held)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        waiting.start()
+        scoring.thread.start()
         yield
         encoding.shutdown(wait=False, cancel_futures=True)
-        await asyncio.to_thread(waiting.stop, 1.0)
+        await asyncio.to_thread(scoring.stop, 1.0)
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -87,20 +85,60 @@ def make_app(
                 text = asyncio.get_running_loop().run_in_executor(encoding, tokenizer.encode_text, query)
                 texts.append(await text)
             check_texts(texts, bounds, model.vocab_size)
-            rewards = await asyncio.wrap_future(waiting.submit(texts))
+            rewards = await asyncio.wrap_future(scoring.submit(texts))
         numbers = [reward if math.isfinite(reward) else None for reward in rewards]
         return {"rewards": numbers, "scores": numbers, "extra_logs": {}}
 
     return app
 
 
-def score_texts(model: GroupScorer, texts: Sequence[Sequence[int]]) -> list[float]:
-    """The reward of each tokenised text, in order."""
-    from ultramed_rl.learning.packing import AnswerGroup
+class _Scoring:
+    """One thread around the model: the requests that came while it scored the last ones are scored together, up to `most`
+    texts or one request. One that is cancelled before its turn isn't computed."""
 
-    groups = [AnswerGroup(text[:-1], [text[-1:]]) for text in texts]
-    found = {group: reward for numbers in model.score(groups) for group, _, reward in numbers}
-    return [found[index] for index in range(len(texts))]
+    def __init__(self, model: RewardWorker, most: int) -> None:
+        self.model, self.most = model, most
+        self.waiting: queue.SimpleQueue[tuple[Texts, Future[list[float]]] | None] = queue.SimpleQueue()
+        # A daemon: a model at work doesn't keep the process alive.
+        self.thread = threading.Thread(target=self._serve, name="reward model", daemon=True)
+
+    def submit(self, texts: Texts) -> Future[list[float]]:
+        """The rewards of these texts, in their order, when the model gets to them."""
+        rewards: Future[list[float]] = Future()
+        self.waiting.put((texts, rewards))
+        return rewards
+
+    def stop(self, timeout_s: float) -> None:
+        """End the thread after all that was submitted; come back earlier where that takes longer than so long."""
+        self.waiting.put(None)
+        self.thread.join(timeout_s)
+
+    def _serve(self) -> None:
+        """Takes requests from `waiting`; waits for the first of each call, and for nobody else."""
+        while (request := self.waiting.get()) is not None:
+            requests, texts = [], 0
+            while request is not None:
+                requests += [request] if request[1].set_running_or_notify_cancel() else []
+                texts += len(request[0])
+                if texts >= self.most or self.waiting.empty():
+                    break
+                request = self.waiting.get()
+            if requests:
+                self._score(requests)
+            if request is None:
+                return
+
+    def _score(self, requests: Sequence[tuple[Texts, Future[list[float]]]]) -> None:
+        groups = [AnswerGroup(text[:-1], [text[-1:]]) for texts, _ in requests for text in texts]
+        try:
+            rewards = {group: reward for numbers in self.model.score(groups) for group, _, reward in numbers}
+            left = iter([rewards[index] for index in range(len(groups))])
+        except Exception as error:  # whoever asked is told; the next call may go well
+            for _, result in requests:
+                result.set_exception(error)
+            return
+        for texts, result in requests:
+            result.set_result([next(left) for _ in texts])
 
 
 def check_texts(texts: Sequence[Sequence[int]], limits: Limits, vocabulary: int) -> None:
@@ -127,11 +165,8 @@ def serve_reward(
 ) -> None:
     """Serve a reward model until interrupted or SIGTERM.
 
-    Requests must show the token in the environment variable `token_env`; one is made up and told on stderr
-    where it isn't set.
-
-    Raises:
-        ValueError: an open address without a token, or a model that cannot be served.
+    Requests must show the token in the environment variable `token_env`; one is made up and told on stderr where it
+    isn't set. Raises ValueError: an open address without a token, or a model that cannot be served.
     """
     token, made_up = choose_token(host, token_env, no_token)
     model, tokenizer, limits = load_served(path, device, precision, batch_tokens, trust_remote_code)
@@ -145,14 +180,14 @@ def serve_reward(
 
 def load_served(
     path: str, device: str, precision: str, batch_tokens: int, trust_remote_code: bool
-) -> tuple[Any, Any, Limits]:
+) -> tuple[RewardWorker, ChatTokenizer, Limits]:
     """The model in this process, its tokenizer, and the limits that follow from its shape."""
     import torch
 
     from ultramed_rl.actors.scorer import RewardWorker
-    from ultramed_rl.config.precision import resolve_precision
+    from ultramed_rl.config.models import resolve_precision
     from ultramed_rl.models.checks import check_reward_model
-    from ultramed_rl.models.configs import decoder_config, longest_sequence, read_config
+    from ultramed_rl.models.files import decoder_config, longest_sequence, read_config
     from ultramed_rl.models.tokenizer import ChatTokenizer
 
     check_reward_model(path, trained=True, trust_remote_code=trust_remote_code)

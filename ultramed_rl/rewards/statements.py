@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from ultramed_rl.config.rewards import StatementJudge
 from ultramed_rl.evaluation.items import Item
@@ -23,7 +23,7 @@ from ultramed_rl.evaluation.judging import (
 from ultramed_rl.evaluation.runner import AnswerPlace
 from ultramed_rl.evaluation.suite import AskedTask
 from ultramed_rl.records import Completion
-from ultramed_rl.rewards.api import ApiClient, Reply
+from ultramed_rl.rewards.judge import ApiClient, Reply
 from ultramed_rl.store.atomic import write_lines
 from ultramed_rl.tracking import Progress
 
@@ -102,11 +102,8 @@ def judge_statements(
 ) -> StatementSummary:
     """What a judge makes of answers, in figures.
 
-    Its verdicts stay in the folder for reading, in `statements*/verdicts.jsonl`; a resumed run doesn't
-    ask for them again.
-
-    Raises:
-        RuntimeError, ValueError: as `StatementGrader.grade`.
+    Its verdicts stay in the folder for reading, in `statements*/verdicts.jsonl`; a resumed run doesn't ask for them
+    again. Raises RuntimeError, ValueError: as `StatementGrader.grade`.
     """
     name = f"statements{place.suffix}"
     items, texts = [item for item, _ in answered], [answer.text for _, answer in answered]
@@ -114,7 +111,20 @@ def judge_statements(
     def compute(directory: Path) -> dict[str, float]:
         with progress.phase(name.replace("-", ", ", 1), count_statements(items), "statements") as bar:
             scores = judge.grade(items, texts, bar.advance)
-        rows = (_verdict_row(*pair, score) for pair, score in zip(answered, scores, strict=True))
+        rows = [
+            {
+                "item_id": item.item_id,
+                "question": item.question,
+                "answer": answer.text,
+                "cut": answer.finish_reason == "length",
+                "must_have": list(item.required),
+                "must_have_verdicts": list(score.required),
+                "nice_to_have": list(item.optional),
+                "nice_to_have_verdicts": list(score.optional),
+                "replies": list(score.replies),
+            }
+            for (item, answer), score in zip(answered, scores, strict=True)
+        ]
         write_lines(directory / "verdicts.jsonl", rows)
         return {"cut": sum(answer.finish_reason == "length" for _, answer in answered)}
 
@@ -129,17 +139,3 @@ def judge_statements(
     keys = ("must_have_verdicts", "nice_to_have_verdicts", "replies")
     scores = [StatementScores(row["item_id"], *(tuple(row[key]) for key in keys)) for row in rows]
     return summarize_statements(scores, seed=seed)
-
-
-def _verdict_row(item: Item, answer: Completion, score: StatementScores) -> dict[str, Any]:
-    return {
-        "item_id": item.item_id,
-        "question": item.question,
-        "answer": answer.text,
-        "cut": answer.finish_reason == "length",
-        "must_have": list(item.required),
-        "must_have_verdicts": list(score.required),
-        "nice_to_have": list(item.optional),
-        "nice_to_have_verdicts": list(score.optional),
-        "replies": list(score.replies),
-    }

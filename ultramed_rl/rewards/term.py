@@ -1,10 +1,17 @@
-"""What a scorer of the loop is."""
+"""What a scorer of the loop is, and many numbers per completion into one. Pure.
+
+What isn't finite becomes NaN: selection sets it aside.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from operator import mul
+from statistics import fmean, pstdev
 from typing import Protocol
 
+from ultramed_rl.config.rewards import Ensemble
 from ultramed_rl.records import Completion, Prompt
 
 
@@ -26,3 +33,25 @@ def with_prompts(
     missing = sorted({c.prompt_id for c in completions} - by_id.keys())
     assert not missing, f"completions of unknown prompts: {missing[:5]}"
     return [(by_id[completion.prompt_id], completion) for completion in completions]
+
+
+def weighted_sum(weights: Sequence[float], values: Sequence[Sequence[float]]) -> list[float]:
+    """sum_t weights[t] * values[t][i] for each completion i; NaN where any of its values isn't finite."""
+    assert len(weights) == len(values), f"{len(weights)} weights of {len(values)} terms"
+    return _by_completion(values, lambda column: math.fsum(map(mul, weights, column)))
+
+
+def combine_members(config: Ensemble, values: Sequence[Sequence[float]]) -> list[float]:
+    """An ensemble's reward of each completion from its members' rewards values[member][completion]."""
+    assert len(values) == len(config.paths), f"{len(values)} members, {len(config.paths)} paths"
+    if config.combine == "min":
+        return _by_completion(values, min)
+    penalty = config.penalty or 0.0
+    return _by_completion(values, lambda rewards: fmean(rewards) - (penalty and penalty * pstdev(rewards)))
+
+
+def _by_completion(
+    values: Sequence[Sequence[float]], combine: Callable[[Sequence[float]], float]
+) -> list[float]:
+    columns = list(zip(*values, strict=True))
+    return [combine(column) if all(map(math.isfinite, column)) else math.nan for column in columns]

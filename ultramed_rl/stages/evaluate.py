@@ -2,30 +2,50 @@
 
 policy --> engines --> answers      (one policy after the other)
 answers of all --> reward models --> rewards
-answers, rewards --> accuracies, intervals, comparisons, averages
+answers, rewards --> accuracies, intervals, comparisons, averages; contamination
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ultramed_rl.cluster.inputs import describe_inputs, describe_rendering
 from ultramed_rl.config import EvaluateConfig
+from ultramed_rl.data.prompts import PromptPool, load_prompts, split_pool
+from ultramed_rl.evaluation.contamination import Contamination, check_contamination, check_readable
+from ultramed_rl.evaluation.judging import StatementSummary
+from ultramed_rl.evaluation.metrics import AnswerMetrics, compare, prompt_means
+from ultramed_rl.evaluation.report import (
+    PolicyReport,
+    compare_reports,
+    render_reports,
+    render_statements,
+    write_failures,
+)
+from ultramed_rl.evaluation.results import Comparison
+from ultramed_rl.evaluation.runner import AnswerPlace, BenchmarkRunner
+from ultramed_rl.evaluation.suite import AskedTask, load_suite
+from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.models.checks import check_models
 from ultramed_rl.models.tokenizer import ChatTokenizer
-from ultramed_rl.stages.benchmark import PolicyBenchmarks
-from ultramed_rl.stages.held_out import HeldOutPrompts
+from ultramed_rl.records import Completion, Prompt, SamplingRequest, ScoredCompletion
+from ultramed_rl.rewards.statements import StatementGrader, judge_statements
+from ultramed_rl.stages.general import GeneralResult, check_general, run_general
 from ultramed_rl.store import ArtifactFolder, WorkDirectory
 from ultramed_rl.store.artifacts import read_json, read_numbers
 from ultramed_rl.store.atomic import write_json
 from ultramed_rl.tracking import Progress, Tracker, watched
 from ultramed_rl.tracking.summary import render_comparison
-from ultramed_rl.workers.evaluation import ComparedPolicy, EvaluationWorkers
+from ultramed_rl.workers.scorers import Scorers
+from ultramed_rl.workers.stage import ComparedPolicy, EvaluationWorkers
 
 Metrics = dict[str, float]
 RESULTS = "results.json"
+# What is said of a policy besides: its contamination, a judge's verdicts, lm-evaluation-harness's figures.
+Further = Contamination | StatementSummary | GeneralResult
 
 
 @dataclass(frozen=True)
@@ -104,24 +124,25 @@ def conclude(
     """Write and say what it came to."""
     figures: dict[str, Metrics] = {name: {} for name in config.policies}
     details: dict[str, Any] = {}
+    error: Exception | None = None
     if held_out is not None:
-        rewards = held_out.compare()
-        details["rewards"] = rewards
+        details["rewards"] = rewards = held_out.compare()
         figures = {name: figures[name] | rewards[name] for name in figures}
         progress.say(render_comparison(rewards))
     if benchmarks is not None:
         details |= benchmarks.conclude(store.path)
         figures = {name: figures[name] | benchmarks.metrics(name) for name in figures}
-    error = None if benchmarks is None else benchmarks.error
+        error = benchmarks.error
+    results = {"policies": figures, **details}
     if error is not None:
-        write_json(store.path / RESULTS, {"policies": figures, **details, "error": str(error)})
+        write_json(store.path / RESULTS, {**results, "error": str(error)})
         progress.say(f"results without what failed: {store.path / RESULTS}")
         raise error
     store.keep_metrics(lambda row: False)  # of an end that was killed before its results were there
     with Tracker(store, config) as tracker:
         for index, metrics in enumerate(figures.values()):
             tracker.log(metrics, step=index, kind="evaluation")
-    write_json(store.path / RESULTS, {"policies": figures, **details})
+    write_json(store.path / RESULTS, results)
     progress.say(f"results: {store.path / RESULTS}")
     result = read_results(store.path)
     assert result is not None
@@ -139,6 +160,192 @@ def read_results(folder: Path) -> EvaluationResult | None:
         raise ValueError(
             f"{file}: not the results that were written; delete it to make them from the answers"
         )
-    return EvaluationResult(
-        folder, {name: read_numbers(figures) for name, figures in policies.items()}, details
-    )
+    figures = {name: read_numbers(own) for name, own in policies.items()}
+    return EvaluationResult(folder, figures, details)
+
+
+class PolicyBenchmarks:
+    """The benchmarks of one evaluation and what policies made of them."""
+
+    def __init__(
+        self, config: EvaluateConfig, policies: Sequence[ComparedPolicy], progress: Progress
+    ) -> None:
+        """All that can go wrong before an engine starts: tasks, data, lengths, the judge's key, scorers, and the
+        data that contamination is looked for in."""
+        assert config.benchmarks is not None
+        self.config, self.benchmarks, self.progress = config, config.benchmarks, progress
+        self.suite = load_suite(self.benchmarks, config.run.seed)
+        for asked in self.suite:
+            progress.say(describe(asked))
+        self.judge = StatementGrader.for_suite(self.suite, self.benchmarks.judge)
+        if self.benchmarks.general is not None:
+            check_general(self.benchmarks.general, config.cluster.device)
+        if self.benchmarks.contamination is not None and self.suite:
+            check_readable(self.benchmarks.contamination)
+        settings, seed = config.policy, config.run.seed
+        self.runner = BenchmarkRunner(self.benchmarks, self.suite, seed, settings.max_length, progress)
+        trust = settings.trust_remote_code
+        self.asked = {
+            p.name: self.runner.prepare(p.name, p.path, p.tokenizer, trust_remote_code=trust)
+            for p in policies
+        }
+        self.scorers = {p.name: Scorers(config.reward, p.chat) for p in policies} if config.reward else {}
+        self.reports: dict[str, PolicyReport] = {}
+        self.further: dict[str, dict[str, Further]] = {name: {} for name in self.asked}
+        self.error: Exception | None = None  # of a judge, or of lm-evaluation-harness
+
+    def ask(self, workers: EvaluationWorkers, artifacts: ArtifactFolder, policy: ComparedPolicy) -> None:
+        """One policy's answers."""
+        place = AnswerPlace(artifacts, suffix=f"-{policy.name}")
+        self.runner.ask(self.asked[policy.name], place, lambda: workers.start_policy(policy))
+
+    def score(self, workers: EvaluationWorkers, artifacts: ArtifactFolder, policy: ComparedPolicy) -> None:
+        """Rewards of its samples, where reranking is asked for; then its report."""
+        asked = self.asked[policy.name]
+        if self.scorers and asked.samples:
+
+            def score(prompts: Sequence[Prompt], samples: Sequence[Completion]) -> list[ScoredCompletion]:
+                return workers.rewards.score(self.scorers[policy.name], prompts, samples, lambda _: None)
+
+            place = AnswerPlace(artifacts, suffix=f"-{policy.name}")
+            self.runner.reward(asked, place, score)
+        self.reports[policy.name] = self.runner.report(asked)
+
+    def conclude(self, folder: Path) -> dict[str, Any]:
+        """Everything that needs no engine: files, judge, contamination and the tables, lm-evaluation-harness.
+
+        What others compute comes last; what they fail with is kept in `error`, and the rest is there to be read.
+        """
+        comparisons = self._compare(folder)
+        check = self.benchmarks.contamination
+        for name, policy in self.asked.items():
+            if check is not None and self.suite:
+                contamination = check_contamination(check, self.suite, policy.path)
+                self.further[name]["contamination"] = contamination
+                self.progress.say(f"{name}: {contamination.render()}")
+        try:
+            self._ask_others(folder)
+        except (RuntimeError, ValueError, OSError) as error:
+            self.error = error
+        details = {
+            name: {"path": self.asked[name].path, **report.details} for name, report in self.reports.items()
+        }
+        for name, parts in self.further.items():
+            details[name] |= {what: asdict(part) for what, part in parts.items()}
+        tasks = {
+            asked.task.name: {"uris": asked.uris, "items": len(asked.items), "counts": asked.counts}
+            for asked in self.suite
+        }
+        compared = {name: [asdict(c) for c in members] for name, members in comparisons.items()}
+        return {"tasks": tasks, "benchmarks": details, "comparisons": compared}
+
+    def metrics(self, name: str) -> Metrics:
+        """A policy's figures, flat, for a tracker."""
+        metrics = dict(self.reports[name].metrics)
+        for part in self.further[name].values():
+            metrics |= {} if isinstance(part, Contamination) else part.metrics
+        return metrics
+
+    def _compare(self, folder: Path) -> dict[str, list[Comparison]]:
+        """Every policy but the first against the first, task by task; said, with what each got wrong written down."""
+        for name, report in self.reports.items():
+            write_failures(report, folder / "failures", f"{name}-")
+        first, *others = reports = list(self.reports.values())
+        resamples, seed = self.config.bootstrap, self.config.run.seed
+        comparisons = {other.policy: compare_reports(first, other, resamples, seed) for other in others}
+        if self.suite:
+            self.progress.say(render_reports(reports, comparisons, first.policy, detailed=True))
+        return comparisons
+
+    def _ask_others(self, folder: Path) -> None:
+        """The judge of statements, and lm-evaluation-harness."""
+        statements: dict[str, StatementSummary] = {}
+        for name, policy in self.asked.items():
+            answered, seed = self.runner.statements(policy), self.config.run.seed
+            if self.judge is not None and answered:
+                place = AnswerPlace(ArtifactFolder(folder), suffix=f"-{name}")
+                statements[name] = judge_statements(self.judge, answered, place, self.progress, seed)
+                self.further[name]["statements"] = statements[name]
+        if statements:
+            self.progress.say(render_statements(statements))
+        if (general := self.benchmarks.general) is not None:
+            precision, cluster = self.config.policy.precision, self.config.cluster
+            for name, policy in self.asked.items():
+                output = folder / f"general-{name}"
+                result = run_general(general, policy.path, cluster, precision, output)
+                self.further[name]["general"] = result
+
+
+def describe(asked: AskedTask) -> str:
+    """What was loaded, in a line."""
+    counts = asked.counts
+    shown = {k: n for k, n in counts.items() if n and k not in ("rows", "items", "misfit")}
+    dropped = ", ".join(f"{count} {name}" for name, count in shown.items())
+    options = sorted({len(item.options) for item in asked.items if item.options})
+    kinds = f" of {'/'.join(map(str, options))} options" if options else ""
+    note = f" ({counts['rows']} rows: {dropped})" if dropped else ""
+    return f"{asked.task.name}: {len(asked.items)} items{kinds}{note}"
+
+
+class HeldOutPrompts:
+    """The held-out prompts of one evaluation: every policy answers them with the same seeds, one reward scores all."""
+
+    def __init__(
+        self, config: EvaluateConfig, policies: Sequence[ComparedPolicy], progress: Progress
+    ) -> None:
+        """All that can go wrong before an engine starts: prompts, scorers.
+
+        A prompt that is too long for one policy's tokenizer is left out for all, so that all answer the same ones.
+        """
+        assert config.reward is not None and config.prompts is not None
+        self.config, self.progress = config, progress
+        self.scorers = {policy.name: Scorers(config.reward, policy.chat) for policy in policies}
+        self.answers: dict[str, list[Completion]] = {}
+        self.scored: dict[str, list[ScoredCompletion]] = {}
+        pools = {p.name: load_prompts(config.prompts, p.chat.encode_chat).training for p in policies}
+        common = set.intersection(*({prompt.prompt_id for prompt in pool} for pool in pools.values()))
+        lost = max(map(len, pools.values())) - len(common)
+        note = f", {lost} left out that are too long for one of the policies" if lost else ""
+        count, seed = config.prompts.held_out, config.run.seed
+        progress.say(f"prompts: {count} held out of {len(common)}{note}")
+        shared = {name: tuple(p for p in pool if p.prompt_id in common) for name, pool in pools.items()}
+        self.prompts = {
+            name: list(split_pool(PromptPool(own), count, seed).held_out) for name, own in shared.items()
+        }
+
+    def ask(self, workers: EvaluationWorkers, artifacts: ArtifactFolder, policy: ComparedPolicy) -> None:
+        """One policy's answers."""
+        name, how = policy.name, self.config.sampling
+        settings = (how.samples, how.temperature, how.top_p, how.max_new_tokens)
+
+        def compute(prompts: Sequence[Prompt], path: str) -> list[Completion]:
+            engines = workers.start_policy(policy)
+            seeds = [derive_seed(self.config.run.seed, "evaluation", prompt.prompt_id) for prompt in prompts]
+            requests = [SamplingRequest(p, *settings, seed) for p, seed in zip(prompts, seeds, strict=True)]
+            with self.progress.phase(f"answers of {name}", len(prompts) * how.samples, "completions") as bar:
+                return engines.generate(requests, 0, bar.advance)
+
+        inputs = (self.prompts[name], policy.path)
+        self.answers[name] = artifacts.phase(f"completions-{name}", compute, *inputs, kind=Completion)
+
+    def score(self, workers: EvaluationWorkers, artifacts: ArtifactFolder, policy: ComparedPolicy) -> None:
+        """The reward of each of its answers."""
+        name = policy.name
+
+        def compute(completions: Sequence[Completion]) -> list[ScoredCompletion]:
+            with self.progress.phase(f"score {name}", len(completions), "completions") as bar:
+                return workers.rewards.score(self.scorers[name], self.prompts[name], completions, bar.advance)
+
+        self.scored[name] = artifacts.phase(
+            f"scored-{name}", compute, self.answers[name], kind=ScoredCompletion
+        )
+
+    def compare(self) -> dict[str, Metrics]:
+        """Each policy's rewards and lengths, and its change against the first with a paired interval."""
+        first = prompt_means(next(iter(self.scored.values())))
+        figures = {}
+        for name, answers in self.scored.items():
+            change, wins = compare(first, prompt_means(answers), self.config.bootstrap, self.config.run.seed)
+            changes = {"change": change.mean, "change_low": change.low, "change_high": change.high}
+            figures[name] = AnswerMetrics(answers).metrics() | changes | {"win_rate": wins}
+        return figures

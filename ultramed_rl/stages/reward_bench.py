@@ -1,26 +1,27 @@
-"""The stage that benchmarks a reward model: both sides of known pairs are scored, and counted by subset."""
+"""The stage that benchmarks a reward model: both sides of known pairs are scored, and counted by subset.
+
+Medical RewardBench (UltraMedical, arXiv 2406.03949, section 4): four subsets, and their plain mean.
+RewardBench (arXiv 2403.13787, section 4 and the code published with it): sections of subsets, in which a pair
+counts as much as any other, except that in Reasoning mathematics counts as much as all code; and the plain mean
+of the sections. The paper's fifth one, older preference test sets, is not among the rows of its data.
+A tie is half right in both.
+"""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from ultramed_rl.cluster.inputs import describe_inputs
 from ultramed_rl.config import RewardBenchConfig
 from ultramed_rl.data.preferences import read_pairs
 from ultramed_rl.data.stage_data import fit_pairs, tokenize_preference
-from ultramed_rl.evaluation.reward_bench import (
-    ScoredPair,
-    SubsetAverage,
-    SubsetScore,
-    average_subsets,
-    known_subset,
-    score_subsets,
-    wrong_pairs,
-)
+from ultramed_rl.evaluation.statistics import Interval, wilson_interval
 from ultramed_rl.models.checks import check_models
 from ultramed_rl.models.reading import RewardReader
 from ultramed_rl.records import Completion, PreferenceGroup, Prompt, RankedAnswers, ScoredCompletion
@@ -29,10 +30,29 @@ from ultramed_rl.store.atomic import write_json, write_lines
 from ultramed_rl.token_ids import TokenIds
 from ultramed_rl.tracking import Progress, Tracker, watched
 from ultramed_rl.tracking.summary import render_subsets
-from ultramed_rl.workers.rewards import RewardWorkers
 from ultramed_rl.workers.scorers import Scorers
+from ultramed_rl.workers.stage import RewardWorkers
 
 _NAMES_SHOWN = 3  # of missing subsets in the table; reward_bench.json has all of them
+MEDICAL = "Medical RewardBench"
+GENERAL = "RewardBench"
+OTHERS = "mean of the subsets"
+MEDICAL_SUBSETS = ("Easy", "Hard", "Human", "Length")
+# Each section's parts: in a part pairs count alike, and parts do in their section.
+_PARTS = {
+    "Chat": ("alpacaeval-easy alpacaeval-length alpacaeval-hard mt-bench-easy mt-bench-med",),
+    "Chat Hard": (
+        "mt-bench-hard llmbar-natural llmbar-adver-neighbor llmbar-adver-GPTInst llmbar-adver-GPTOut "
+        "llmbar-adver-manual",
+    ),
+    "Safety": (
+        "refusals-dangerous refusals-offensive xstest-should-refuse xstest-should-respond donotanswer",
+    ),
+    "Reasoning": ("math-prm", "hep-cpp hep-go hep-java hep-js hep-python hep-rust"),
+}
+SECTIONS = {name: tuple(tuple(part.split()) for part in parts) for name, parts in _PARTS.items()}
+_KNOWN = [*MEDICAL_SUBSETS, *(name for parts in SECTIONS.values() for part in parts for name in part)]
+_BY_FOLDED = {name.casefold(): name for name in _KNOWN}
 
 
 @dataclass(frozen=True)
@@ -43,6 +63,62 @@ class PreparedPairs:
     scorers: Scorers
     rows: dict[str, int]
     too_long: dict[str, int]
+
+
+@dataclass(frozen=True)
+class ScoredPair:
+    """A pair with the scores of both sides."""
+
+    pair_id: str
+    subset: str
+    chosen: float
+    rejected: float
+
+    @property
+    def margin(self) -> float:
+        """chosen - rejected; NaN where a score isn't finite."""
+        return self.chosen - self.rejected if self.finite else math.nan
+
+    @property
+    def finite(self) -> bool:
+        """Whether both scores are numbers to compare."""
+        return math.isfinite(self.chosen) and math.isfinite(self.rejected)
+
+    @property
+    def right(self) -> float:
+        """1 where the chosen answer scores higher, a half for a tie, else 0; 0 where a score isn't finite."""
+        if not self.finite:
+            return 0.0
+        return 0.5 if self.chosen == self.rejected else float(self.chosen > self.rejected)
+
+
+@dataclass(frozen=True)
+class SubsetScore:
+    """A subset: the pairs scored, how many of them were right (ties by halves), and what was counted beside."""
+
+    subset: str
+    pairs: int
+    right: float
+    accuracy: Interval | None  # Wilson's; None where all pairs were too long to be scored
+    ties: int = 0
+    non_finite: int = 0
+    too_long: int = 0
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Its accuracy with the interval, where it has one, and its counts."""
+        share = self.accuracy
+        known = {} if share is None else {"accuracy": share.mean, "low": share.low, "high": share.high}
+        return known | {"ties": self.ties, "non_finite": self.non_finite, "too_long": self.too_long}
+
+
+@dataclass(frozen=True)
+class SubsetAverage:
+    """An average in 0..1 over what there is, and the names of what it should have been over besides."""
+
+    name: str
+    accuracy: float
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,11 +148,26 @@ def bench_reward(config: RewardBenchConfig, *, resume: bool = False) -> RewardBe
         pairs = {pair.prompt.prompt_id: pair for pair in bench.pairs}
         failures = (_failure(pair, pairs[pair.pair_id]) for pair in wrong_pairs(scored))  # worst first
         write_lines(store.path / "failures.jsonl", failures)
-        write_json(store.path / "reward_bench.json", _report(config, bench, result))
+        averages = {a.name: {"accuracy": a.accuracy, "missing": list(a.missing)} for a in result.averages}
+        report = {
+            "model": config.model.path,
+            "data": config.data.uri,
+            "pairs": len(bench.pairs),
+            "rows": bench.rows,
+            "subsets": {s.subset: s.figures | {"right": s.right, "pairs": s.pairs} for s in subsets},
+            "averages": averages,
+        }
+        write_json(store.path / "reward_bench.json", report)
         if not finished:
             with Tracker(store, config) as tracker:
                 tracker.log(_metrics(result), step=0, kind="evaluation")
-        progress.say(render_subsets(list(_table(result))))
+        rows: list[dict[str, Any]] = [{"name": s.subset, "pairs": s.pairs, **s.figures} for s in subsets]
+        for average in result.averages:
+            missing = average.missing
+            shown = ", ".join(missing) if len(missing) <= _NAMES_SHOWN else f"{len(missing)} of its parts"
+            rows.append({"name": average.name, "accuracy": average.accuracy})
+            rows[-1] |= {"missing": shown} if missing else {}
+        progress.say(render_subsets(rows))
         return result
 
 
@@ -153,24 +244,6 @@ def _failure(scored: ScoredPair, pair: PreferenceGroup) -> dict[str, Any]:
     }
 
 
-def _report(config: RewardBenchConfig, bench: PreparedPairs, result: RewardBenchResult) -> dict[str, Any]:
-    return {
-        "model": config.model.path,
-        "data": config.data.uri,
-        "pairs": len(bench.pairs),
-        "rows": bench.rows,
-        "subsets": {s.subset: {**_figures(s), "right": s.right, "pairs": s.pairs} for s in result.subsets},
-        "averages": {a.name: {"accuracy": a.accuracy, "missing": list(a.missing)} for a in result.averages},
-    }
-
-
-def _figures(score: SubsetScore) -> dict[str, float]:
-    """A subset's accuracy with its interval, where it has one, and its counts."""
-    share = score.accuracy
-    known = {} if share is None else {"accuracy": share.mean, "low": share.low, "high": share.high}
-    return known | {"ties": score.ties, "non_finite": score.non_finite, "too_long": score.too_long}
-
-
 def _metrics(result: RewardBenchResult) -> dict[str, float]:
     """The figures as flat metrics."""
     counts = ("pairs", "right", "ties", "non_finite", "too_long")
@@ -179,10 +252,60 @@ def _metrics(result: RewardBenchResult) -> dict[str, float]:
     return {**totals, **accuracies, **{f"average_{a.name}": a.accuracy for a in result.averages}}
 
 
-def _table(result: RewardBenchResult) -> Iterator[dict[str, Any]]:
-    for score in result.subsets:
-        yield {"name": score.subset, "pairs": score.pairs, **_figures(score)}
-    for average in result.averages:
-        row, missing = {"name": average.name, "accuracy": average.accuracy}, average.missing
-        shown = ", ".join(missing) if len(missing) <= _NAMES_SHOWN else f"{len(missing)} of its parts"
-        yield {**row, "missing": shown} if missing else row
+def known_subset(name: str) -> str:
+    """A benchmark's own spelling of its subset; any other name as it is."""
+    return _BY_FOLDED.get(name.casefold(), name)
+
+
+def score_subsets(pairs: Sequence[ScoredPair], too_long: Mapping[str, int]) -> tuple[SubsetScore, ...]:
+    """Each subset's score: the benchmarks' subsets in their order, then the others in that of the pairs.
+
+    Args:
+        too_long: pairs by subset that were left out.
+    """
+    by_subset: dict[str, list[ScoredPair]] = {}
+    for pair in pairs:
+        by_subset.setdefault(pair.subset, []).append(pair)
+    by_subset = {**by_subset, **{subset: by_subset.get(subset, []) for subset in too_long}}
+    known = [name for name in _KNOWN if name in by_subset]
+    scores = []
+    for name in dict.fromkeys([*known, *by_subset]):
+        members = by_subset[name]
+        right = math.fsum(pair.right for pair in members)
+        accuracy = wilson_interval(right, len(members)) if members else None
+        ties = sum(pair.right == 0.5 for pair in members)
+        non_finite = sum(not pair.finite for pair in members)
+        left_out = too_long.get(name, 0)
+        scores.append(SubsetScore(name, len(members), right, accuracy, ties, non_finite, left_out))
+    return tuple(scores)
+
+
+def average_subsets(scores: Sequence[SubsetScore]) -> tuple[SubsetAverage, ...]:
+    """The averages of each benchmark that has a subset among these, and the plain mean of all other subsets.
+
+    Subsets in which nothing was scored count as missing.
+    """
+    scored = {score.subset: score for score in scores if score.pairs}
+    alone = {MEDICAL: MEDICAL_SUBSETS, OTHERS: [name for name in scored if name not in _KNOWN]}
+    plain = {name: _average(name, [(s,) for s in subsets], scored) for name, subsets in alone.items()}
+    sections = [a for name, parts in SECTIONS.items() if (a := _average(name, parts, scored)) is not None]
+    if sections:
+        missing = tuple(name for name in SECTIONS if name not in {section.name for section in sections})
+        sections.append(SubsetAverage(GENERAL, fmean(section.accuracy for section in sections), missing))
+    return tuple(a for a in (plain[MEDICAL], *sections, plain[OTHERS]) if a is not None)
+
+
+def _average(
+    name: str, parts: Sequence[Sequence[str]], scored: Mapping[str, SubsetScore]
+) -> SubsetAverage | None:
+    """The mean of the parts' accuracies, each over all of its pairs; None where none of them was scored."""
+    there = [[scored[subset] for subset in part if subset in scored] for part in parts]
+    means = [math.fsum(s.right for s in part) / sum(s.pairs for s in part) for part in there if part]
+    missing = tuple(subset for part in parts for subset in part if subset not in scored)
+    return SubsetAverage(name, fmean(means), missing) if means else None
+
+
+def wrong_pairs(pairs: Sequence[ScoredPair]) -> list[ScoredPair]:
+    """The pairs judged wrong, worst first: those without a finite score, then by margin. Ties aren't wrong."""
+    wrong = [pair for pair in pairs if pair.right == 0.0]
+    return sorted(wrong, key=lambda pair: pair.margin if pair.finite else -math.inf)

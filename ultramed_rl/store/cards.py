@@ -28,8 +28,7 @@ from ultramed_rl.config import (
     SftConfig,
     load_any,
 )
-from ultramed_rl.config.factory_cleaning import Decontaminate
-from ultramed_rl.config.factory_stage import ApiGeneratorConfig
+from ultramed_rl.config.factory import ApiGeneratorConfig, Decontaminate
 from ultramed_rl.kinds import KINDS
 from ultramed_rl.store.artifacts import read_json
 from ultramed_rl.store.digests import digest_path

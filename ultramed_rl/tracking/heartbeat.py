@@ -151,7 +151,9 @@ def failed_since(moment: float) -> bool:
 def is_alive(directory: Path, heart: Mapping[str, Any]) -> bool:
     """Whether a process writes the run: by its heartbeat, or by the directory's lock where that is silent."""
     if heart.get("state") == "running" and time.time() - heart["updated"] < _SILENT_S:
-        return heart["host"] != socket.gethostname() or _is_process(int(heart["pid"]))
+        import psutil
+
+        return heart["host"] != socket.gethostname() or psutil.pid_exists(int(heart["pid"]))
     # Asks with a shared lock that is given back at once. Only a starting run could be in its way.
     try:
         with (directory / ".lock").open() as file:
@@ -161,13 +163,3 @@ def is_alive(directory: Path, heart: Mapping[str, Any]) -> bool:
     except OSError:
         return False
     return False
-
-
-def _is_process(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True

@@ -1,5 +1,5 @@
-"""How a run stands, read from its files alone: by anybody, on any machine that sees them, while it goes on. For people it is
-text that is redrawn while the run goes on, for programs a mapping."""
+"""How a run stands, read from its files alone: by anybody, on any machine that sees them, while it goes on. It is told as text
+that is redrawn while the run goes on, to programs as a mapping."""
 
 from __future__ import annotations
 
@@ -97,9 +97,8 @@ class Status:
     links: Mapping[str, str] = field(default_factory=dict)
     error: str = ""
     waits: tuple[str, ...] = ()  # who waits for whom
-    utilisation: Mapping[str, float] = field(
-        default_factory=dict
-    )  # of each role in the phase at hand, in [0, 1]
+    # Of each role in the phase at hand, in [0, 1].
+    utilisation: Mapping[str, float] = field(default_factory=dict)
     stages: tuple[Status, ...] = ()  # of a recipe
 
     @property

@@ -87,11 +87,6 @@ class Tracker:
                 backends.append(TensorboardEvents(store.path, config))
         self._backends = [_Guarded(backend) for backend in backends]
 
-    @property
-    def working(self) -> list[str]:
-        """The names of the backends that haven't been given up."""
-        return [guarded.backend.name for guarded in self._backends if guarded.working]
-
     def __enter__(self) -> Tracker:
         for guarded in self._backends:
             guarded.attempt("start", guarded.backend.start)

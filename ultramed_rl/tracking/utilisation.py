@@ -46,16 +46,26 @@ class Load:
         return max(0.0, float(after - before))
 
 
-def utilisation(
-    spans: Iterable[Span], start: float, end: float, workers: Mapping[str, int]
-) -> dict[str, float]:
-    """The share of a window that each role's workers spent at work, in [0, 1]; 0 for a window without length.
+class Utilisation:
+    """How busy the workers of some spans were; every worker counts that has a span."""
 
-    Args:
-        start: of the window, in unix seconds, as is its end. What spans cover outside of it doesn't count.
-        workers: how many each role has; roles that aren't named are left out.
-    """
-    return _shares(_loads(spans, workers), [(start, end)], workers)
+    def __init__(self, spans: Sequence[Span]) -> None:
+        self.workers = workers_of(spans)
+        by_role: dict[str, list[Span]] = {role: [] for role in self.workers}
+        for span in spans:
+            if span.role in by_role:
+                by_role[span.role].append(span)
+        self._loads = {role: Load(of_role) for role, of_role in by_role.items()}
+
+    def shares(self, windows: Sequence[Window]) -> dict[str, float]:
+        """The share of some windows that each role's workers spent at work, in [0, 1]; 0 for windows without length."""
+        seconds = sum(max(0.0, end - start) for start, end in windows)
+        shares = {}
+        for role, load in self._loads.items():
+            room = seconds * self.workers[role]
+            work = sum(load.between(start, end) for start, end in windows)
+            shares[role] = min(1.0, work / room) if room > 0 else 0.0
+        return shares
 
 
 def workers_of(spans: Iterable[Span]) -> dict[str, int]:
@@ -89,25 +99,6 @@ def run_windows(spans: Iterable[Span], breaks_s: float = _RUN_BREAK_S) -> list[W
     return windows
 
 
-def _loads(spans: Iterable[Span], workers: Mapping[str, int]) -> dict[str, Load]:
-    by_role: dict[str, list[Span]] = {role: [] for role in workers}
-    for span in spans:
-        if span.role in by_role:
-            by_role[span.role].append(span)
-    return {role: Load(of_role) for role, of_role in by_role.items()}
-
-
-def _shares(
-    loads: Mapping[str, Load], windows: Sequence[Window], workers: Mapping[str, int]
-) -> dict[str, float]:
-    seconds = sum(max(0.0, end - start) for start, end in windows)
-    work = {role: sum(loads[role].between(*window) for window in windows) for role in workers}
-    return {
-        role: min(1.0, work[role] / (seconds * count)) if seconds * count > 0 else 0.0
-        for role, count in workers.items()
-    }
-
-
 def recent_utilisation(path: Path, since: float) -> dict[str, float]:
     """The share of the time since then that each role's workers were at work, in [0, 1].
 
@@ -124,7 +115,7 @@ def recent_utilisation(path: Path, since: float) -> dict[str, float]:
     all_read = path.stat().st_size <= _TAIL_BYTES
     start = since if all_read else max(since, min(span.ended for span in spans))
     end = max(span.ended for span in spans)
-    return utilisation(spans, start, end, workers_of(spans)) if end > start else {}
+    return Utilisation(spans).shares([(start, end)]) if end > start else {}
 
 
 def read_timeline(directory: Path) -> list[Span]:
@@ -144,11 +135,9 @@ def read_timeline(directory: Path) -> list[Span]:
 
 def utilisation_table(spans: Sequence[Span]) -> Table:
     """By phase, and at last of the whole run: `seconds` that it took, and the busy share of each role in [0, 1]."""
-    workers = workers_of(spans)
-    loads = _loads(spans, workers)
-    windows = {**phase_windows(spans), WHOLE: run_windows(spans)}
+    of_run, windows = Utilisation(spans), {**phase_windows(spans), WHOLE: run_windows(spans)}
     return {
-        phase: {"seconds": sum(end - start for start, end in of_phase), **_shares(loads, of_phase, workers)}
+        phase: {"seconds": sum(end - start for start, end in of_phase), **of_run.shares(of_phase)}
         for phase, of_phase in windows.items()
     }
 

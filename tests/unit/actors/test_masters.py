@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ultramed_rl.actors import masters as module
+from ultramed_rl.actors import engine as module
 from ultramed_rl.actors.deepspeed_setup import EngineSpec
-from ultramed_rl.actors.engine import Engine
-from ultramed_rl.actors.masters import masters_of, read_masters, sample_of, surviving, write_masters
+from ultramed_rl.actors.engine import Engine, sample_of, surviving
 
 GAP = 2.0**-7  # between bfloat16's numbers from 1 to 2
 
 
-def spec(precision: str, stage: int) -> EngineSpec:
-    return EngineSpec("cpu", precision, stage, False, 0.0, 1.0, gradient_checkpointing=False)
+def engine_of(precision: str, stage: int, **optimizer: Any) -> Engine:
+    engine = Engine.__new__(Engine)
+    engine.spec = EngineSpec("cpu", precision, stage, False, 0.0, 1.0, gradient_checkpointing=False)
+    engine.backend = SimpleNamespace(optimizer=SimpleNamespace(**optimizer))
+    return engine
 
 
 def test_what_rounds_to_the_old_weight_does_not_show() -> None:
@@ -51,27 +56,32 @@ def test_a_sample_is_all_of_few_and_an_odd_distance_apart_of_many(monkeypatch: p
 
 def test_masters_are_where_each_stage_keeps_them() -> None:
     one, two = torch.zeros(1), torch.ones(1)
-    optimizer = SimpleNamespace(
-        fp32_groups=[[one], [two]], single_partition_of_fp32_groups=[one], fp32_partitioned_groups_flat=[two]
-    )
-    assert masters_of(optimizer, spec("float32", 2)) == []
-    found = [masters_of(optimizer, spec("bfloat16", stage)) for stage in range(4)]
+    kept = {
+        "fp32_groups": [[one], [two]],
+        "single_partition_of_fp32_groups": [one],
+        "fp32_partitioned_groups_flat": [two],
+    }
+    assert engine_of("float32", 2, **kept).masters() == []
+    found = [engine_of("bfloat16", stage, **kept).masters() for stage in range(4)]
     assert found == [[one, two], [one], [one], [two]]
 
 
-def test_masters_come_back_bit_for_bit_and_only_into_their_like(tmp_path: Path) -> None:
-    masters = [torch.randn(3, 5), torch.randn(7)]
-    write_masters(masters, tmp_path / "masters.safetensors")
-    others = [torch.zeros(3, 5), torch.zeros(7)]
-    read_masters(others, tmp_path / "masters.safetensors")
+def test_masters_come_back_bit_for_bit_and_only_into_their_like(tmp_path: Path, one_rank: None) -> None:
+    masters, others = [torch.randn(3, 5), torch.randn(7)], [torch.zeros(3, 5), torch.zeros(7)]
+    engine_of("bfloat16", 0, fp32_groups=[masters]).save_state(str(tmp_path), moments=False)
+    engine_of("bfloat16", 0, fp32_groups=[others]).load_state(str(tmp_path))
     assert all(torch.equal(a, b) for a, b in zip(masters, others, strict=True))
     for wrong in ([torch.zeros(3, 5)], [torch.zeros(5, 3), torch.zeros(7)]):
-        with pytest.raises(ValueError, match=r"masters\.safetensors"):
-            read_masters(wrong, tmp_path / "masters.safetensors")
+        with pytest.raises(ValueError, match=r"masters-00000\.safetensors"):
+            engine_of("bfloat16", 0, fp32_groups=[wrong]).load_state(str(tmp_path))
 
 
 def test_in_float32_all_of_an_update_survives() -> None:
-    engine = Engine.__new__(Engine)
-    engine.spec = spec("float32", 0)
-    engine.backend = SimpleNamespace(optimizer=None)
-    assert engine.update_survives() == 1.0
+    assert engine_of("float32", 0).update_survives() == 1.0
+
+
+@pytest.fixture
+def one_rank() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ultramed_rl.actors.seeded_sampling import install, sample_rows
+from ultramed_rl.actors.rollout import sample_rows, sample_with_few_numbers
 
 
 def seeded(*seeds: int) -> dict[int, torch.Generator]:
@@ -61,9 +61,9 @@ def test_the_end_of_the_row_is_never_passed(monkeypatch: pytest.MonkeyPatch) -> 
 def test_vllms_sampler_takes_it_where_all_rows_have_seeds() -> None:
     from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
 
-    install()
+    sample_with_few_numbers()
     once = TopKTopPSampler.forward_cpu
-    install()
+    sample_with_few_numbers()
     assert TopKTopPSampler.forward_cpu is once
     sampler = TopKTopPSampler()
     logits = torch.randn(3, 200, generator=torch.Generator().manual_seed(0))

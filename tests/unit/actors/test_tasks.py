@@ -15,12 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tiny import make_policy, make_reward
+from ultramed_rl.actors.engine import Engine
 from ultramed_rl.actors.tasks import ImitationTask, PreferenceTask, RankingTask, Sums, Task
 from ultramed_rl.config.objectives import DPO
 from ultramed_rl.config.stages import BradleyTerry, LogExp
 from ultramed_rl.learning.batching import MicroBatch, count_steps, epoch_batches
+from ultramed_rl.learning.objectives.bradley_terry import ranked_pairs
 from ultramed_rl.learning.preference_data import PreferenceData
-from ultramed_rl.learning.ranking import ranked_pairs
 from ultramed_rl.models.load import load_policy, load_reward, model_shape
 from ultramed_rl.records import Completion, PreferenceGroup, Prompt, ReferenceLogprobs, TokenizedChat
 from ultramed_rl.stages.loop import is_due, next_event
@@ -91,8 +92,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def engine_of(module: Any) -> Any:
     """What tasks use of an engine: here without DeepSpeed around the module."""
-    spec = SimpleNamespace(zero_stage=0)
-    return SimpleNamespace(backend=module, module=module, device=torch.device("cpu"), spec=spec)
+    engine: Any = Engine.__new__(Engine)
+    engine.spec, engine.device = SimpleNamespace(zero_stage=0), torch.device("cpu")
+    engine.backend = engine.module = module
+    return engine
 
 
 def group(name: str, rewards: tuple[float, ...], kind: str = "exam", first: int = 10) -> PreferenceGroup:

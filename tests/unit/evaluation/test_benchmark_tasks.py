@@ -13,10 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ultramed_rl.data.chats import Misfit
-from ultramed_rl.evaluation.items import Item
-from ultramed_rl.evaluation.load import load_items
+from ultramed_rl.evaluation.items import Item, Row, split_options
+from ultramed_rl.evaluation.suite import load_items
 from ultramed_rl.evaluation.tasks import TASKS, find_task
-from ultramed_rl.evaluation.tasks.rows import split_options
 
 CHOICE = {
     "question": "Which organ fails?",
@@ -35,7 +34,7 @@ def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def read(name: str, row: Mapping[str, Any]) -> Item | None:
-    return find_task(name).read(row)
+    return find_task(name).read(Row(row))
 
 
 # -- rows to items -----------------------------------------------------------------------------------------

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from ultramed_rl.data.likeness import read_stem
 from ultramed_rl.data.sources import read_rows
 from ultramed_rl.data.vignettes import Vignette, read_vignette, render_vignette
-from ultramed_rl.evaluation.contamination.search import (
+from ultramed_rl.evaluation.contamination import (
     Contamination,
-    NearRule,
     TrainedPrompt,
     find_contamination,
     question_text,
@@ -252,8 +251,6 @@ def test_short_texts_are_compared_by_their_words_alone_and_counted() -> None:
     found = find_contamination(questions, prompts("What is gold?", "What is gout?"), embed)
     assert [(match.item_id, match.kind) for match in found.matches] == [("short", "exact")]
     assert found.tasks[0].short == 1
-    loose = find_contamination(questions, prompts("What is gold?"), embed, rule=NearRule(words=1))
-    assert [(match.item_id, match.kind) for match in loose.matches] == [("short", "near")]
 
 
 def test_the_nearest_of_many_blocks_is_kept_and_repeated_prompts_are_embedded_once() -> None:

@@ -16,7 +16,7 @@ from tests.tiny import make_questions, make_tokenizer, tiny_config, tiny_run
 from ultramed_rl.config import dump_config, parse_config
 from ultramed_rl.data.prompts import load_prompts, split_pool
 from ultramed_rl.data.stage_data import prepare_conversations, prepare_preferences
-from ultramed_rl.evaluation.contamination.lineage import Lineage, training_prompts
+from ultramed_rl.evaluation.lineage import Lineage, training_prompts
 from ultramed_rl.kinds import KINDS
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Message, PreferenceGroup, Prompt
@@ -105,7 +105,7 @@ def tokenizer(path: Path) -> ChatTokenizer:
 @pytest.mark.parametrize("path", ["offline://smollm2-135m-instruct", "meta/llama", "../nowhere/model"])
 def test_a_model_not_made_here_is_unknown_and_never_clean(path: str) -> None:
     lineage = training_prompts(path)
-    assert lineage.unknown == (path,) and not lineage.sources and not texts(lineage)
+    assert lineage.unknown == [path] and not lineage.sources and not texts(lineage)
     (gap,) = lineage.gaps
     assert f" {path} " in gap
 
@@ -114,7 +114,7 @@ def test_a_config_that_happens_to_lie_above_a_model_is_no_run(tmp_path: Path) ->
     (tmp_path / "config.yaml").write_text("something: else")
     (tmp_path / "models" / "llama").mkdir(parents=True)
     model = str(tmp_path / "models" / "llama")
-    assert training_prompts(model).unknown == (model,)
+    assert training_prompts(model).unknown == [model]
 
 
 # -- stages ------------------------------------------------------------------------------------------------
@@ -129,7 +129,7 @@ def test_a_fine_tuned_model_saw_the_users_turns_of_its_sources(tmp_path: Path, i
     (source,) = lineage.sources
     assert (source.run, source.uri, source.prompts) == ("runs/recipe/sft", "data/chats.jsonl", 6)
     assert next(lineage.prompts()).source == "runs/recipe/sft: data/chats.jsonl"
-    assert lineage.unknown == ("hub/base",) and not lineage.unreadable
+    assert lineage.unknown == ["hub/base"] and not lineage.unreadable
 
 
 def test_what_a_fine_tuning_held_out_or_left_out_by_weight_was_not_trained_on(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_a_rounds_checkpoint_saw_the_rounds_up_to_its_own_without_the_suffix(tmp
     lineage = training_prompts(str(run / "rounds" / "001" / "checkpoint"))
     assert texts(lineage) == ["Asked 0?", "List 0:\n- x", "Asked 1?", "List 1:\n- x"]
     assert len(texts(training_prompts(str(run)))) == 6
-    assert lineage.unknown == ("hub/policy", f"{tmp_path}/reward (reward model)")
+    assert lineage.unknown == ["hub/policy", f"{tmp_path}/reward (reward model)"]
 
 
 def test_a_round_whose_prompts_are_gone_is_named(tmp_path: Path) -> None:

@@ -6,15 +6,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ultramed_rl.evaluation.results import OrderedAnswer, PositionBias, position_bias
+from ultramed_rl.evaluation.items import Item
+from ultramed_rl.evaluation.results import GradedAnswer, PositionBias, position_bias
+from ultramed_rl.evaluation.suite import Question
+from ultramed_rl.evaluation.tasks import TASKS
 
 
-def cycled(item_id: str, key: int, letters: list[str | None]) -> list[OrderedAnswer]:
+def ordered(item_id: str, order: tuple[int, ...], letter: str | None, right: str) -> GradedAnswer:
+    """An answer to an item whose options stood in one order: (2, 0, 1) shows the third option as A."""
+    item = Item(item_id, "Which?", tuple(f"option {place}" for place in order), right)
+    asked = Question(TASKS["medqa"], item, 0, order)
+    return GradedAnswer(asked, () if letter is None else (letter,), float(letter == right))
+
+
+def cycled(item_id: str, key: int, letters: list[str | None]) -> list[GradedAnswer]:
     """One answer per rotation of as many options as there are letters; `key` is the right original option."""
     size = len(letters)
     orders = [tuple((k + shift) % size for k in range(size)) for shift in range(size)]
     return [
-        OrderedAnswer(item_id, order, letter, "ABCDEF"[order.index(key)])
+        ordered(item_id, order, letter, "ABCDEF"[order.index(key)])
         for order, letter in zip(orders, letters, strict=True)
     ]
 
@@ -69,17 +79,18 @@ def test_items_that_were_never_read_are_not_consistent() -> None:
 
 def test_an_order_is_read_from_position_to_original_option() -> None:
     """In a 3-cycle and its inverse the wrong direction would give another option."""
-    answers = [OrderedAnswer("q", (2, 0, 1), "A", "B"), OrderedAnswer("q", (1, 2, 0), "B", "C")]
-    assert [answer.chosen_option for answer in answers] == [2, 2]
-    assert position_bias(answers).consistency == 1.0
+    answers = [ordered("q", (2, 0, 1), "A", "B"), ordered("q", (1, 2, 0), "B", "C")]
+    assert position_bias(answers).consistency == 1.0, "both times the third option"
+    others = [ordered("q", (2, 0, 1), "A", "B"), ordered("q", (1, 2, 0), "C", "C")]
+    assert position_bias(others).consistency == 0.0, "the third option, then the first"
 
 
 def test_items_may_have_different_numbers_of_options() -> None:
     answers = [
-        OrderedAnswer("two", (0, 1), "A", "A"),
-        OrderedAnswer("two", (1, 0), "B", "B"),
-        OrderedAnswer("three", (0, 1, 2), "C", "C"),
-        OrderedAnswer("three", (2, 1, 0), "A", "A"),
+        ordered("two", (0, 1), "A", "A"),
+        ordered("two", (1, 0), "B", "B"),
+        ordered("three", (0, 1, 2), "C", "C"),
+        ordered("three", (2, 1, 0), "A", "A"),
     ]
     found = position_bias(answers)
     assert found.chosen == found.right == {"A": 0.5, "B": 0.25, "C": 0.25}

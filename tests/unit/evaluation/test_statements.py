@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import re
 import time
 from collections import Counter
@@ -27,7 +26,7 @@ from ultramed_rl.evaluation.judging import (
     statement_template,
     summarize_statements,
 )
-from ultramed_rl.rewards.api import ApiClient, Reply
+from ultramed_rl.rewards.judge import ApiClient, Reply
 from ultramed_rl.rewards.statements import StatementGrader, count_statements
 
 E, N, C = "entailed", "neutral", "contradicted"
@@ -169,7 +168,7 @@ def test_templates_without_all_three_fields_are_refused(tmp_path: Path) -> None:
     assert statement_template(str(file)).substitute(question=1, answer=2, statement=3) == "1 2 3 costs $5"
     for text in ("$question $answer", "$question $answer $statement $low", "$question $answer $statement $5"):
         file.write_text(text)
-        with pytest.raises(ValueError, match=r"judge\.template=.*\$question, \$answer .*\$statement;"):
+        with pytest.raises(ValueError, match=r"judge\.template=.*\$question .*\$answer .*\$statement;"):
             statement_template(str(file))
     with pytest.raises(ValueError, match=rf"judge\.template='{tmp_path}/none\.txt'"):
         statement_template(str(tmp_path / "none.txt"))
@@ -185,16 +184,18 @@ def scores(required: str, optional: str = "", name: str = "i") -> StatementScore
 
 
 def test_the_papers_two_figures_of_one_answer() -> None:
-    one = scores("eenc", "ccne")
-    assert one.comprehensiveness == 2 / 4  # of must-have statements alone
-    assert one.contradictions == 1 + 2  # of both kinds, a number
-    assert (one.coverage, one.statements, one.unread) == (1 / 4, 8, 0)
+    one = summarize_statements([scores("eenc", "ccne")])
+    assert one.comprehensiveness and one.hallucination and one.coverage
+    assert one.comprehensiveness.mean == 2 / 4  # of must-have statements alone
+    assert one.hallucination.mean == 1 + 2  # of both kinds, a number
+    assert (one.coverage.mean, one.statements, one.unread) == (1 / 4, 8, 0)
 
 
 def test_an_unread_verdict_is_neither_yes_nor_no() -> None:
-    one = scores("e-n", "-")
-    assert (one.comprehensiveness, one.contradictions, one.unread) == (1 / 2, 0, 2)
-    assert math.isnan(one.coverage) and math.isnan(scores("", "e").comprehensiveness)
+    one = summarize_statements([scores("e-n", "-")])
+    assert one.comprehensiveness and one.hallucination
+    assert (one.comprehensiveness.mean, one.hallucination.mean, one.unread) == (1 / 2, 0, 2)
+    assert one.coverage is None and summarize_statements([scores("", "e")]).comprehensiveness is None
 
 
 def test_a_summary_by_hand() -> None:
@@ -234,7 +235,7 @@ def test_figures_stay_in_their_bounds_in_any_order(items: list[StatementScores],
     for interval in (found.comprehensiveness, found.contradicting, found.coverage):
         assert interval is None or 0 <= interval.low <= interval.high <= 1
     if found.hallucination and found.contradicting:
-        most = max(item.statements - item.unread for item in items)
+        most = max(sum(map(bool, item.verdicts)) for item in items)
         assert found.contradicting.mean <= found.hallucination.mean <= most
     shuffled = random.sample(items, len(items))
     again = summarize_statements(shuffled, resamples=20)
@@ -250,8 +251,11 @@ def test_a_contradiction_never_helps(required: str, optional: str, place: int) -
         return
     worse = both[:place] + "c" + both[place + 1 :]
     old, new = scores(required, optional), scores(worse[: len(required)], worse[len(required) :])
-    assert new.contradictions >= old.contradictions
-    assert math.isnan(old.comprehensiveness) or new.comprehensiveness <= old.comprehensiveness
+    before, after = (summarize_statements([one], resamples=2) for one in (old, new))
+    assert before.hallucination and after.hallucination
+    assert after.hallucination.mean >= before.hallucination.mean
+    if before.comprehensiveness:
+        assert after.comprehensiveness and after.comprehensiveness.mean <= before.comprehensiveness.mean
 
 
 # -- over HTTP ---------------------------------------------------------------------------------------------
@@ -314,7 +318,7 @@ def test_verdicts_come_back_to_their_statements_from_a_troubled_server(
     assert verdicts(found) == EXPECTED and [score.item_id for score in found] == ["a", "b", "c"]
     assert set(seen.values()) == {2} and len(seen) == count_statements(ITEMS_ASKED) == sum(advanced) == 9
     assert {request["headers"]["authorization"] for request in requests} == {"Bearer k3y"}
-    assert all(len(score.replies) == score.statements for score in found)
+    assert all(len(score.replies) == len(score.verdicts) for score in found)
     summary = summarize_statements(found)
     assert summary.comprehensiveness and summary.hallucination
     assert summary.comprehensiveness.mean == pytest.approx((2 / 3 + 0 + 1 / 2) / 3)
@@ -333,7 +337,7 @@ def test_statements_that_stay_unread_are_counted_and_shown(caplog: pytest.LogCap
     with serving(answer) as url, caplog.at_level(logging.WARNING):
         found = grader(url, retries=1).grade(ITEMS_ASKED[:1], ANSWERS[:1])
     assert verdicts(found) == [((E, E, None), (C, N))]
-    assert found[0].unread == 1 and found[0].replies[2] == "No idea."
+    assert found[0].verdicts.count(None) == 1 and found[0].replies[2] == "No idea."
     assert (seen["sleep"], seen["rest"]) == (2, 1)
     assert re.search(r"\b1 of 5 .*'No idea\.'", caplog.text)
 
@@ -375,7 +379,7 @@ def test_nothing_to_grade_asks_nothing() -> None:
 
 
 def client(url: str, **fields: Any) -> ApiClient:
-    return ApiClient(ApiModel.model_validate(section(url, **fields)), "annotator")
+    return ApiClient(ApiModel.model_validate(section(url, **fields)))
 
 
 def test_texts_come_back_in_order_and_no_more_at_a_time_than_asked_for() -> None:
@@ -391,8 +395,8 @@ def test_texts_come_back_in_order_and_no_more_at_a_time_than_asked_for() -> None
 
     with serving(answer) as url:
         prompts = [f"text {index}" for index in range(12)] + ["mute"]
-        found = client(url, concurrency=3).ask(prompts)
-    assert found == [text.upper() for text in prompts[:-1]] + [""]
+        found = client(url, concurrency=3).ask_for(prompts, str)
+    assert [reply.text for reply in found] == [text.upper() for text in prompts[:-1]] + [""]
     assert max(most) <= 3
 
 
@@ -404,11 +408,11 @@ def test_what_cannot_be_read_is_none_with_the_last_text() -> None:
         assert client(url, retries=1).ask_for(["p"], read) == [Reply(7, "7")]
 
 
-def test_the_client_speaks_of_its_model_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_client_speaks_of_its_judge(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
-    with pytest.raises(RuntimeError, match="annotator http://127.0.0.1:9/v1: APIConnectionError"):
-        client("http://127.0.0.1:9").ask(["p"])
-    with pytest.raises(ValueError, match="annotator.api_key_env='NO_SUCH_KEY'"):
+    with pytest.raises(RuntimeError, match="judge http://127.0.0.1:9/v1: APIConnectionError"):
+        client("http://127.0.0.1:9").ask_for(["p"], str)
+    with pytest.raises(ValueError, match="judge.api_key_env='NO_SUCH_KEY'"):
         client("http://127.0.0.1:9", api_key_env="NO_SUCH_KEY")
 
 

@@ -104,10 +104,11 @@ def test_what_cannot_be_compared_is_refused() -> None:
 
 def test_wilson_by_hand() -> None:
     """At the ends one root of the score equation is the share itself, the other z^2 / (n + z^2) from it."""
-    none, every, half = wilson_interval(0, 4, 2.0), wilson_interval(4, 4, 2.0), wilson_interval(8, 16, 2.0)
-    assert (none.mean, none.low, none.high) == (0.0, 0.0, pytest.approx(4 / 8))
-    assert (every.mean, every.low, every.high) == (1.0, pytest.approx(4 / 8), 1.0)
-    width = math.sqrt(5) / 10  # z^2 / n is 1/4: sqrt(1/4 * (1/4 + 1/16)) / (5/4)
+    z = 1.959964
+    none, every, half = wilson_interval(0, 4), wilson_interval(4, 4), wilson_interval(8, 16)
+    assert (none.mean, none.low, none.high) == (0.0, 0.0, pytest.approx(z * z / (4 + z * z)))
+    assert (every.mean, every.low, every.high) == (1.0, pytest.approx(4 / (4 + z * z)), 1.0)
+    width = z / 2 / math.sqrt(16 + z * z)  # z sqrt(1/4 n + z^2/4 n^2) / (1 + z^2/n), n = 16
     assert (half.mean, half.low, half.high) == (0.5, pytest.approx(0.5 - width), pytest.approx(0.5 + width))
 
 
@@ -127,13 +128,10 @@ def test_wilson_holds_the_share_within_0_and_1_and_mirrors(total: int, fraction:
     assert (1 - mirrored.high, 1 - mirrored.low) == pytest.approx((ours.low, ours.high), abs=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("right", "total", "z", "named"),
-    [(0, 0, 2.0, "0 .* 0: "), (5, 4, 2.0, "5 .* 4: "), (-1, 4, 2.0, "-1 .* 4: "), (1, 4, 0.0, r"z=0\.0: ")],
-)
-def test_wilson_of_impossible_counts_is_refused(right: int, total: int, z: float, named: str) -> None:
-    with pytest.raises(ValueError, match=f"^{named}"):
-        wilson_interval(right, total, z)
+@pytest.mark.parametrize(("right", "total"), [(0, 0), (5, 4), (-1, 4)])
+def test_wilson_of_impossible_counts_is_refused(right: int, total: int) -> None:
+    with pytest.raises(ValueError, match=f"^{right} .* {total}: "):
+        wilson_interval(right, total)
 
 
 def outcomes(only_before: int, only_after: int, same: int) -> tuple[list[bool], list[bool]]:

@@ -34,7 +34,7 @@ def by_weight(votes: list[str | None], weights: list[float]) -> str | None:
 def by_reward(votes: list[str | None], rewards: list[float], temperature: float = 1.0) -> str | None:
     """One ballot whose weights are powers of e; whoever abstains sets no scale."""
     cast = [math.nan if vote is None else reward for vote, reward in zip(votes, rewards, strict=True)]
-    return by_weight(votes, softmax_weights(cast, temperature).tolist())
+    return by_weight(votes, softmax_weights([reward / temperature for reward in cast]).tolist())
 
 
 def tally(votes: list[str | None], weights: list[int]) -> str | None:
@@ -93,7 +93,7 @@ def test_other_letters_for_the_same_options_change_nothing_else(votes: list[str 
 
 def test_weights_are_powers_of_e() -> None:
     assert softmax_weights([1.0, 3.0, 2.0]) == pytest.approx([math.exp(-2), 1.0, math.exp(-1)])
-    assert softmax_weights([1.0, 3.0], temperature=4.0) == pytest.approx([math.exp(-0.5), 1.0])
+    assert softmax_weights([0.25, 0.75]) == pytest.approx([math.exp(-0.5), 1.0])
 
 
 def test_two_samples_weigh_as_bradley_terry_says() -> None:

@@ -8,8 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ultramed_rl.learning.batching import MicroBatch, epoch_batches, shard_batch, token_budget_batches
-from ultramed_rl.learning.schedule import learning_rate, step_progress
+from ultramed_rl.learning.batching import (
+    MicroBatch,
+    epoch_batches,
+    learning_rate,
+    shard_batch,
+    step_progress,
+    token_budget_batches,
+)
 
 lengths_lists = st.lists(st.integers(1, 500), min_size=1, max_size=40)
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ultramed_rl.learning import chunks
+from ultramed_rl.learning import costs
 from ultramed_rl.learning.logprobs import token_logprobs
 
 TOKENS, WIDTH, VOCAB = 23, 5, 11
@@ -183,7 +183,7 @@ def test_the_default_chunk_shrinks_with_the_vocabulary_down_to_64_rows(
 ) -> None:
     head = Recorder(nn.Linear(1, 3))
     states, targets = torch.zeros(300, 1), torch.zeros(300, dtype=torch.long)
-    monkeypatch.setitem(chunks.LOGITS_AT_ONCE, "cpu", 1000)
+    monkeypatch.setitem(costs.LOGITS_AT_ONCE, "cpu", 1000)
     # 300 rows in equal parts of at most 1000 / vocabulary rows, or 64
     for vocab, largest in [(10, 100), (5, 150), (11, 75), (500, 60)]:
         head.rows.clear()

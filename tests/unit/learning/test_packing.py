@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ultramed_rl.actors.passes import score_groups, split_groups
+from ultramed_rl.actors.scorer import score_groups, split_groups
 from ultramed_rl.learning.packing import (
     AnswerGroup,
     PackedBatch,

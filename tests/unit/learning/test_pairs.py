@@ -120,19 +120,21 @@ def test_margin_and_order_of_prompts() -> None:
 @pytest.mark.parametrize(
     ("scored", "names", "changes", "said"),
     [
-        (score([1.0, 0.0]), "px", {}, r"\bx:"),
-        (score([1.0]) + score([1.0]), "p", {}, "p#0"),
+        (score([1.0, 0.0]), "px", {}, r"\bx\b"),
+        (score([1.0]) + score([1.0]), "p", {}, r"'p', 0"),
         (score([1.0]), "p", {"rejected": "best"}, "rejected='best': .*worst, random, near_low"),
     ],
 )
-def test_errors(scored: list[ScoredCompletion], names: str, changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_mistakes_of_ours(
+    scored: list[ScoredCompletion], names: str, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(AssertionError, match=said):
         select(scored, names, **changes)
 
 
 def test_an_answer_of_another_prompt_is_refused() -> None:
     selector = PairSelector(rejected="worst", min_margin=0.0, max_length_ratio=None, seed=0, round_index=0)
-    with pytest.raises(ValueError, match=r"y#0\b.*\bp\b"):
+    with pytest.raises(AssertionError, match=r"'y', 0\b.*\bp\b"):
         selector.choose(Prompt("p", ()), score([1.0, 0.0], name="y"))
 
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.tiny import make_model
-from ultramed_rl.actors.rollout import RolloutWorker
+from ultramed_rl.actors.rollout import EngineArguments, RolloutWorker
 from ultramed_rl.actors.scorer import ReferenceWorker
 from ultramed_rl.config.models import Model, ModelSettings
 from ultramed_rl.models.checkpoint import restore_buffers
@@ -262,15 +262,20 @@ def test_an_engine_whose_logits_are_no_numbers_does_not_start(
         asked.append((prompts, parameters))
         return [SimpleNamespace(outputs=[SimpleNamespace(cumulative_logprob=logprob)])]
 
-    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=dict, TokensPrompt=dict))
+    def load(**_: Any) -> Any:
+        return SimpleNamespace(generate=generate)
+
+    parts = {"LLM": load, "SamplingParams": dict, "TokensPrompt": dict}
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(**parts))
+    monkeypatch.setitem(sys.modules, "vllm.config", SimpleNamespace(WeightTransferConfig=dict))
     worker = RolloutWorker(0)
-    worker.llm = SimpleNamespace(generate=generate)
-    worker.arguments = SimpleNamespace(model="the/model")
+    arguments = EngineArguments("the/model", "cuda", "bfloat16", 64, 4, 1, True, None, 0.5, "nccl", False)
     if starts:
-        worker._refuse_nan()
+        worker.start(arguments, 0, 3)
+        assert worker.version() == 3
     else:
         with pytest.raises(ValueError, match="'the/model'"):
-            worker._refuse_nan()
+            worker.start(arguments, 0, 3)
     (([prompt], parameters),) = asked
     assert prompt == {"prompt_token_ids": [0]} and (parameters["max_tokens"], parameters["logprobs"]) == (
         1,

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from tests.tiny import FAMILIES, make_model, tiny_run
-from ultramed_rl.cluster.architecture import count_parameters, resolve_architecture
+from ultramed_rl.cluster.memory import count_parameters, resolve_architecture
 from ultramed_rl.cluster.plan import make_plan
 from ultramed_rl.config import parse_config
 from ultramed_rl.config.models import Architecture, ModelSettings
 from ultramed_rl.learning.packing import AnswerGroup, pack_groups
 from ultramed_rl.models.checks import check_sampled_model
-from ultramed_rl.models.configs import decoder_config, longest_sequence, read_config_file
+from ultramed_rl.models.files import decoder_config, longest_sequence, read_config_file
 from ultramed_rl.models.load import load_policy, load_reward, model_shape
 
 # Gemma 3 4B says no more than this; the rest is its class's.

@@ -13,8 +13,8 @@ import pytest
 
 from tests.tiny import CHATML, make_tokenizer, tiny_config
 from ultramed_rl.models import rendering
-from ultramed_rl.models.rendering import UnfitTemplate, render_chat
-from ultramed_rl.models.tokenizer import ChatTokenizer, read_template
+from ultramed_rl.models.rendering import UnfitTemplate, read_template, render_chat
+from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Message
 
 QUESTION = [Message(role="user", content="x")]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ultramed_rl.models.weight_files import find_weight_files, shown, stored_shapes
+from ultramed_rl.models.files import find_weight_files, shown, stored_shapes
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 16060522496\n"
 

@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 
 from tests.report_run import Plan, make_run
-from ultramed_rl.report.build import MOST_BYTES, write_report
+from ultramed_rl.report.build import MOST_BYTES, MOST_CHARACTERS, write_report
 from ultramed_rl.report.online_run import OnlineRun, read_online_run, within_correlation
-from ultramed_rl.report.samples import MOST_CHARACTERS
 from ultramed_rl.report.setup import ABSENT
 from ultramed_rl.store import RunReader
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ultramed_rl.config.rewards import Scale
-from ultramed_rl.evaluation.reading.letters import read_letter
-from ultramed_rl.evaluation.reading.numbers import read_number, read_reference_number
+from ultramed_rl.evaluation.reading.choice import read_letter
+from ultramed_rl.evaluation.reading.text import read_number, read_reference_number
 from ultramed_rl.rewards.judge import parse_grade
 
 OPTIONS = {"A": "Aspirin", "B": "Metoprolol", "C": "warfarin 5 mg", "D": "E. coli"}

@@ -14,8 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ultramed_rl.rewards.connections import make_server
-from ultramed_rl.rewards.guards import Limits
+from ultramed_rl.rewards.guards import Limits, make_server
 from ultramed_rl.rewards.server import make_app
 
 PATIENCE_S = 20.0

@@ -12,9 +12,9 @@ import pytest
 
 from tests.tiny import make_policy
 from ultramed_rl.config import EvaluateConfig, parse_config
-from ultramed_rl.stages import benchmark, evaluate
-from ultramed_rl.stages.benchmark import PolicyBenchmarks
-from ultramed_rl.stages.evaluate import evaluate_policies
+from ultramed_rl.evaluation.report import PolicyReport
+from ultramed_rl.stages import evaluate
+from ultramed_rl.stages.evaluate import PolicyBenchmarks, evaluate_policies
 from ultramed_rl.tracking.status import read_status
 
 
@@ -104,11 +104,11 @@ def test_an_evaluation_keeps_what_a_judge_or_lm_eval_failed_with(
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError(f"{what}: down")
 
-    monkeypatch.setattr(benchmark, "judge_statements" if what == "judge" else "run_general", fail)
+    monkeypatch.setattr(evaluate, "judge_statements" if what == "judge" else "run_general", fail)
     run: Any = PolicyBenchmarks.__new__(PolicyBenchmarks)
-    run.reports, run.suite, run.statements, run.general = {}, [], {}, {}
-    run.contamination, run.error, run.judge = {}, None, object() if what == "judge" else None
-    run.questions, run.answers = {"p": SimpleNamespace(path="p")}, {"p": None}
+    run.suite, run.further, run.error = [], {"p": {}}, None
+    run.reports, run.judge = {"p": PolicyReport("p", {}, ())}, object() if what == "judge" else None
+    run.asked = {"p": SimpleNamespace(path="p")}
     section = None if what == "judge" else object()
     run.benchmarks = SimpleNamespace(contamination=None, general=section)
     run.runner = SimpleNamespace(statements=lambda _: ["answered"])
@@ -117,6 +117,5 @@ def test_an_evaluation_keeps_what_a_judge_or_lm_eval_failed_with(
     )
     run.progress = SimpleNamespace(say=lambda _: None)
     run._compare = lambda folder: {}
-    run._details = lambda name: {"path": "p"}
-    assert run.conclude(tmp_path)["benchmarks"] == {"p": {"path": "p"}}
+    assert run.conclude(tmp_path)["benchmarks"] == {"p": {"path": "p", "results": [], "averages": {}}}
     assert str(run.error) == f"{what}: down"

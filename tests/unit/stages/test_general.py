@@ -5,22 +5,26 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from ultramed_rl.config.benchmarks import General
 from ultramed_rl.config.cluster import Devices
-from ultramed_rl.config.general import General
 from ultramed_rl.stages.general import (
     Figure,
+    GeneralResult,
+    GeneralTask,
     check_general,
     general_backend,
     general_command,
     general_environment,
     read_general,
 )
+from ultramed_rl.store.atomic import write_json
 
 OUTPUT = Path("/runs/a, b/.tmp-general")
 
@@ -110,12 +114,12 @@ def test_offline_switches_reach_the_job_and_tokens_do_not(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("name", ["a,b", "-x", "own.yaml/", "dir/own.yaml", "mmlu_*", "a b", ""])
 def test_a_name_that_lm_eval_would_read_as_something_else_is_refused(name: str) -> None:
-    with pytest.raises(ValidationError, match=re.escape(f"general.tasks={name!r}: ")):
+    with pytest.raises(ValidationError, match=re.escape(f"tasks={name!r}: ")):
         General(tasks=[name])
 
 
 def test_a_task_named_twice_is_refused() -> None:
-    with pytest.raises(ValidationError, match=r"general\.tasks='mmlu': "):
+    with pytest.raises(ValidationError, match=r"tasks='mmlu': "):
         General(tasks=["mmlu", "gsm8k", "mmlu"])
 
 
@@ -184,6 +188,17 @@ def test_results_of_tasks_and_groups(tmp_path: Path) -> None:
         "mmlu/acc_stderr": 0.02,
         "mmlu_anatomy/acc": 0.3,
         "mmlu_anatomy/acc_stderr": 0.02,
+    }
+
+
+def test_results_can_be_kept_in_a_file(tmp_path: Path) -> None:
+    result = GeneralResult({"mmlu": GeneralTask(30, {"acc": Figure(0.3)}, ("mmlu_anatomy",))})
+    write_json(tmp_path / "results.json", {"general": asdict(result)})
+    kept = json.loads((tmp_path / "results.json").read_text())["general"]["tasks"]["mmlu"]
+    assert kept == {
+        "items": 30,
+        "figures": {"acc": {"value": 0.3, "stderr": None}},
+        "subtasks": ["mmlu_anatomy"],
     }
 
 

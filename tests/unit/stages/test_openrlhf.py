@@ -17,9 +17,14 @@ import pytest
 from tests.tiny import make_policy, make_reward, make_tokenizer
 from ultramed_rl.config import ConfigError, PreferenceConfig, RewardConfig, SftConfig
 from ultramed_rl.records import Conversation, RankedAnswers
-from ultramed_rl.stages.openrlhf.command import openrlhf_command, openrlhf_environment, states_directory
-from ultramed_rl.stages.openrlhf.files import adopt_openrlhf, write_openrlhf_data
-from ultramed_rl.stages.openrlhf.run import submit_openrlhf
+from ultramed_rl.stages.openrlhf import (
+    adopt_openrlhf,
+    openrlhf_command,
+    openrlhf_environment,
+    states_directory,
+    submit_openrlhf,
+    write_openrlhf_data,
+)
 
 # The kernels of flash-attn, which OpenRLHF imports by name wherever it starts, and which need CUDA to be built.
 STUBS = {

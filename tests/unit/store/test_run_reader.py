@@ -11,7 +11,7 @@ import pytest
 
 from tests.report_run import Plan, make_run
 from ultramed_rl.config import RunConfig, load_any
-from ultramed_rl.evaluation.contamination.lineage import training_prompts
+from ultramed_rl.evaluation.lineage import training_prompts
 from ultramed_rl.online.cards import write_policy_card
 from ultramed_rl.report.online_run import read_online_run
 from ultramed_rl.store import RunDirectory, RunReader

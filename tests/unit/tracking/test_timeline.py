@@ -32,10 +32,10 @@ from ultramed_rl.tracking.timeline import (
 )
 from ultramed_rl.tracking.utilisation import (
     Load,
+    Utilisation,
     phase_windows,
     recent_utilisation,
     run_windows,
-    utilisation,
     utilisation_table,
     workers_of,
 )
@@ -56,6 +56,11 @@ def told(phase: str, start: float, end: float, index: int = 0) -> Span:
 def write(path: Path, spans: Sequence[Span]) -> Path:
     path.write_text("".join(map(span_line, spans)))
     return path
+
+
+def shares(spans: Sequence[Span], start: float, end: float) -> dict[str, float]:
+    """Of a window in seconds since AT."""
+    return Utilisation(spans).shares([(AT + start, AT + end)])
 
 
 # A round of 100 s: two engines for the first 40 and 60 s, one reward worker for 30 s within, then one policy for 40 s.
@@ -207,7 +212,7 @@ def test_an_hour_of_short_turns_is_a_few_hundred_lines_and_no_work_is_lost() -> 
     found = [one for place in range(0, 36_000, 30) for one in joiner.join(turns[place : place + 30], 0)]
     found += joiner.take_open()
     assert len(found) < 250 and sum(one.items for one in found) == 72_000
-    busy = utilisation(found, AT, AT + 3600, {"reward": 1})["reward"]
+    busy = shares(found, 0, 3600)["reward"]
     assert busy == pytest.approx(0.6, abs=1e-3), "gaps within joined turns are no work"
 
 
@@ -233,20 +238,19 @@ def test_an_open_span_is_written_once_its_worker_rests() -> None:
 
 def test_shares_of_a_window_by_hand() -> None:
     # In 30..70: engines work 10 + 30 of 80 worker-seconds, the reward 15 of 40, the policy 10 of 40.
-    found = utilisation(ROUND, AT + 30, AT + 70, {"rollout": 2, "reward": 1, "policy": 1, "reference": 2})
-    assert found == pytest.approx({"rollout": 0.5, "reward": 0.375, "policy": 0.25, "reference": 0.0})
+    assert shares(ROUND, 30, 70) == pytest.approx({"rollout": 0.5, "reward": 0.375, "policy": 0.25})
 
 
 def test_turns_of_one_worker_at_the_same_time_count_once_and_of_two_twice() -> None:
     both = [span("reward-0", 0, 6), span("reward-0", 4, 8), span("reward-0", 5, 6)]
-    assert utilisation(both, AT, AT + 10, {"reward": 1}) == pytest.approx({"reward": 0.8})
+    assert shares(both, 0, 10) == pytest.approx({"reward": 0.8})
     other = [*both, span("reward-1", 0, 6)]
-    assert utilisation(other, AT, AT + 10, {"reward": 2}) == pytest.approx({"reward": 0.7})
+    assert shares(other, 0, 10) == pytest.approx({"reward": 0.7})
 
 
 @pytest.mark.parametrize(("start", "end"), [(5, 5), (9, 3), (200, 300)])
 def test_a_window_without_length_or_work_is_nothing(start: float, end: float) -> None:
-    assert utilisation(ROUND, AT + start, AT + end, {"rollout": 2}) == {"rollout": 0.0}
+    assert shares(ROUND, start, end) == {"rollout": 0.0, "reward": 0.0, "policy": 0.0}
 
 
 def test_phases_have_the_controllers_windows() -> None:
@@ -296,10 +300,8 @@ turns = st.builds(
 
 @given(st.lists(turns, max_size=30), st.tuples(seconds, seconds, seconds).map(sorted))
 def test_shares_are_shares_and_add_up_over_windows(spans: list[Span], moments: list[float]) -> None:
-    a, b, c = (AT + moment for moment in moments)
-    left, right, whole = (
-        utilisation(spans, *window, {"reward": 3})["reward"] for window in ((a, b), (b, c), (a, c))
-    )
+    a, b, c = moments
+    left, right, whole = (shares(spans, *w).get("reward", 0.0) for w in ((a, b), (b, c), (a, c)))
     assert min(left, right, whole) >= 0.0 and max(left, right, whole) <= 1.0
     assert left * (b - a) + right * (c - b) == pytest.approx(whole * (c - a), abs=1e-4)
 

@@ -203,7 +203,6 @@ def test_real_wandb_offline_writes_and_keeps_no_secret(
         monkeypatch.setenv(name, value)
     settings = config(tmp_path, "offline")
     with RunDirectory.open(settings, resume=False) as store, Tracker(store, settings) as tracked:
-        assert tracked.working == ["wandb"], "wandb did not start"
         tracked.log({"loss": 0.5}, step=1, kind="step")
     log = finished_file(store.path)
     files = [path for path in store.path.rglob("*") if path.is_file()]

@@ -13,17 +13,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import acos, pi, sqrt
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ultramed_rl.config.factory_cleaning import Deduplicate
+from ultramed_rl.config.factory import Deduplicate
 from ultramed_rl.data.factory.columns import named_instruction
 from ultramed_rl.data.factory.hashing import (
-    SIGN_HASHES,
     Hashes,
     hash_words,
     minhash_keys,
@@ -38,7 +36,6 @@ from ultramed_rl.data.factory.hashing import (
 from ultramed_rl.data.likeness import Embed, check_unit_vectors, read_words
 
 Rule = Literal["exact", "words", "vector"]
-_DEVIATIONS = 4.0  # by which signs may differ from what is expected of an angle
 
 
 # -- keys of a block ---------------------------------------------------------------------------------------
@@ -78,8 +75,8 @@ class DuplicateKeys:
             unit = check_unit_vectors(self.embed([plain[place] for place in places]), len(places))
             vectors = np.zeros((len(plain), unit.shape[1]), dtype=np.float32)  # near to none where blank
             vectors[places] = unit
-            whole = quantize(vectors)
-            columns["signs"], columns["vector"] = _binary(sign_hashes(whole)), _binary(whole)
+            integers = quantize(vectors)
+            columns["signs"], columns["vector"] = _binary(sign_hashes(integers)), _binary(integers)
         return pa.table(columns)
 
     def _score(self, row: Mapping[str, Any]) -> float:
@@ -143,13 +140,13 @@ class _Likeness(NamedTuple):
     """A similarity between rows, which are numbered in the order in which they may stay.
 
     `bands` holds band by band a uint64 for every row; rows with an equal one are to be compared. `compare` takes a row
-    and [k] others -> those of them that aren't clearly unlike, and their exact similarities.
+    and [k] others -> their exact similarities to it, [k].
     """
 
     rule: Rule
     threshold: float
     bands: Iterable[np.ndarray]
-    compare: Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray]]
+    compare: Callable[[int, np.ndarray], np.ndarray]
 
 
 def find_duplicates(parts: Sequence[pa.Table], config: Deduplicate) -> list[Repeated]:
@@ -197,11 +194,11 @@ def _follow_leaders(keys: pa.Table, rows: np.ndarray, config: Deduplicate) -> di
     led: dict[int, _Led] = {}
     for row in sorted({member for one in groups for member in one.members.tolist()}):
         for likeness, own in zip(likenesses, groups, strict=True):
-            near = own.leaders_near(row)
-            others, similarities = likeness.compare(row, near) if len(near) else (near, near)
-            if len(others) and similarities.max() >= likeness.threshold:
-                best = int(np.argmax(similarities))  # the first of several
-                leader, similarity = int(rows[others[best]]), round(float(similarities[best]), 6)
+            leaders = own.leaders_near(row)
+            similarities = likeness.compare(row, leaders) if len(leaders) else np.zeros(1)
+            best = int(np.argmax(similarities))  # the first of several
+            if similarities[best] >= likeness.threshold:
+                leader, similarity = int(rows[leaders[best]]), round(float(similarities[best]), 6)
                 led[int(rows[row])] = _Led(leader, likeness.rule, similarity)
                 break
         else:
@@ -251,35 +248,30 @@ def _near_words(keys: pa.Table, rows: np.ndarray, threshold: float) -> _Likeness
         numbers: np.ndarray = column[int(rows[row])].values.to_numpy()
         return numbers
 
-    def compare(row: int, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def compare(row: int, others: np.ndarray) -> np.ndarray:
         own = shingles_of(row)
         jaccard = []
         for one in map(shingles_of, others):
             places = np.minimum(np.searchsorted(own, one), len(own) - 1)
             shared = np.count_nonzero(own[places] == one)
             jaccard.append(shared / (len(own) + len(one) - shared))
-        return others, np.array(jaccard)
+        return np.array(jaccard)
 
     return _Likeness("words", threshold, _fixed_rows(keys["word_bands"], np.uint64, rows).T, compare)
 
 
 def _near_vectors(keys: pa.Table, rows: np.ndarray, threshold: float) -> _Likeness:
-    """Cosine of vectors; signs that differ too often for the threshold spare the look at a vector."""
+    """Cosine of vectors."""
     bands, column = sign_bands(threshold), keys["vector"]
     signs = _fixed_rows(keys["signs"], np.uint8, rows)
-    words = signs.view(np.uint64)
-    expected = SIGN_HASHES * acos(threshold) / pi
-    most = expected + _DEVIATIONS * sqrt(expected) + 1.0
 
     def vector_of(row: int) -> np.ndarray:
         return np.frombuffer(column[int(rows[row])].as_buffer(), dtype=np.int16).astype(np.float64)
 
-    def compare(row: int, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        others = others[np.bitwise_count(words[row] ^ words[others]).sum(axis=1) <= most]
-        own = vector_of(row)
-        theirs = np.array([vector_of(other) for other in others]).reshape(len(others), len(own))
-        lengths = np.sqrt((own @ own) * np.einsum("nd,nd->n", theirs, theirs))
-        return others, (theirs @ own) / lengths
+    def compare(row: int, others: np.ndarray) -> np.ndarray:
+        own, theirs = vector_of(row), np.array([vector_of(other) for other in others])
+        cosines: np.ndarray = (theirs @ own) / np.sqrt((own @ own) * np.einsum("nd,nd->n", theirs, theirs))
+        return cosines
 
     keys_of_bands = (sign_keys(signs, bands, band) for band in range(bands.count))
     return _Likeness("vector", threshold, keys_of_bands, compare)

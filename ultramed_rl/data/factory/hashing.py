@@ -161,16 +161,16 @@ class Bands:
     @cached_property
     def rows(self) -> int:
         """Hashes of a band: as many as that recall allows, for they keep unlike texts apart."""
-        fits = [r for r in range(1, min(64, self.hashes) + 1) if self._recall(r) >= _RECALL]
-        return max(fits, default=1)
+        recall = {
+            r: 1.0 - (1.0 - self.agreement**r) ** (self.hashes // r)
+            for r in range(1, min(64, self.hashes) + 1)
+        }
+        return max((r for r, share in recall.items() if share >= _RECALL), default=1)
 
     @property
     def count(self) -> int:
         """How many bands."""
         return self.hashes // self.rows
-
-    def _recall(self, rows: int) -> float:
-        return 1.0 - (1.0 - self.agreement**rows) ** (self.hashes // rows)
 
 
 def word_bands(jaccard: float) -> Bands:

@@ -17,11 +17,9 @@ from functools import cache
 from string import ascii_uppercase
 from typing import Protocol
 
-from ultramed_rl.evaluation.reading.numbers import BOXED
-from ultramed_rl.evaluation.reading.plain import clean, turns
+from ultramed_rl.evaluation.reading.text import BOXED, clean, turns
 
-# Enough for the text of an option, and it bounds the work on a text that is all statements.
-LONGEST = 600
+LONGEST = 600  # enough for the text of an option, and it bounds the work on a text that is all statements
 _MODAL = (
     r"(?:(?:is|was|are|remains)\b|(?P<not>(?:is|was)n't|(?:cannot|can't|can not|could not|couldn't) be)\b"
     r"|(?:(?P<would>would)|should|must|will|has to)(?: most likely| therefore)? be\b"
@@ -136,8 +134,6 @@ _UNSETTLED = re.compile(
     r"|tempting)\b|n't|\?",
     re.IGNORECASE,
 )
-
-
 _CONCLUDES = re.compile(
     r"\b(?:so|thus|hence|therefore|accordingly|consistent|corresponds?|match(?:es)?|fits?|supports?|points?"
     r"|leads?|best|correct|right|most|likely|answer|choice|conclu\w+|choose|indicates?|suggests?|favou?rs?"
@@ -149,17 +145,13 @@ _SENTENCE_END = re.compile(r"(?<=\w[\w)])[.!?] (?=\S)")
 
 @dataclass(frozen=True)
 class Statement:
-    """What is said to be the answer, or not to be it, and where that stands.
-
-    A `verdict` ("C is correct") judges one option of perhaps several; one that is `conditional` ("in a man,
-    the answer is A") doesn't replace an earlier one.
-    """
+    """What is said to be the answer, or not to be it, and where that stands."""
 
     start: int
     said: str
     negated: bool = False
-    verdict: bool = False
-    conditional: bool = False
+    verdict: bool = False  # "C is correct", which judges one option of perhaps several
+    conditional: bool = False  # "in a man, the answer is A", which doesn't replace an earlier one
 
 
 class Resolve(Protocol):
@@ -179,19 +171,25 @@ def decide(text: str, resolve: Resolve, truncated: bool = False) -> str:
     """
     remembered: Resolve = cache(resolve)  # a looping text says the same thousands of times
     for turn in turns(clean(text)):
-        letters = _settled(_MARKUP.sub("", turn), remembered, truncated) or _agreed(
-            turn, remembered, truncated
-        )
+        letters = _settled(_MARKUP.sub("", turn), remembered, truncated)
+        letters = letters or _agreed(turn, remembered, truncated)
         if letters:
             return letters
     return ""
 
 
+def unite(*letters: str) -> str:
+    """Letters, each once."""
+    return "".join(dict.fromkeys("".join(letters)))
+
+
+# -- boxes and sentences -----------------------------------------------------------------------------------
+
+
 def _settled(text: str, resolve: Resolve, truncated: bool) -> str:
     """The letters of the last statement that isn't taken back."""
     current, verdict_end, seen = "", -1, [""]
-    in_order = sorted([*_boxes(text), *_phrases(text), *_verdicts(text)], key=lambda s: s.start)
-    for statement in in_order:
+    for statement in sorted([*_boxes(text), *_phrases(text), *_verdicts(text)], key=lambda s: s.start):
         letters = resolve(statement.said, alone=statement.verdict)
         if not letters:
             continue
@@ -208,6 +206,70 @@ def _settled(text: str, resolve: Resolve, truncated: bool) -> str:
     return unite(*seen) if truncated and len(seen) > 4 else current
 
 
+def _boxes(text: str) -> Iterator[Statement]:
+    for match in _BOX.finditer(text):
+        negated = text[max(0, match.start() - 4) : match.start()].lower() == "not "
+        yield Statement(match.start(), (match[1] or match[2] or "")[:LONGEST], negated)
+
+
+def _phrases(text: str) -> Iterator[Statement]:
+    """Statements that follow a phrase; one that is taken back at once is followed by its negation."""
+    for phrase in _PHRASES:
+        for match in phrase.finditer(text):
+            start, groups = match.start(), match.groupdict()
+            after = text[match.end() : match.end() + LONGEST].lstrip()
+            if _ASKED.match(after) or _LISTED.match(after):
+                continue
+            if phrase not in _SURE and _is_doubted(text, start):
+                continue
+            # "An option is" is too weak to make a text the answer.
+            weak = (
+                phrase is _NOUN
+                and not groups["answer"]
+                and not _DECIDED.search(text, max(0, start - 30), start)
+            )
+            if (weak or phrase in _SURE) and not _STARTS_WITH_LETTER.match(after):
+                continue
+            conditional = _is_conditional(text, start)
+            if conditional and groups.get("would"):
+                continue
+            said = after.partition("\n")[0]
+            negated = bool(groups.get("negated") or groups.get("not"))
+            yield Statement(match.end(), said, negated, conditional=conditional)
+            if _TAKEN_BACK.match(after):
+                yield Statement(match.end() + 1, said, negated=True)
+
+
+def _verdicts(text: str) -> Iterator[Statement]:
+    """Statements that stand before "is correct"."""
+    for match in _VERDICT.finditer(text):
+        before = text[max(0, match.start() - LONGEST // 2) : match.start()]
+        sentence = _after_last(_SENTENCE, before)
+        clause = _after_last(_JOINT, sentence)
+        subject = clause if _STARTS_WITH_LETTER.match(clause) else sentence
+        start = match.start() - len(subject)
+        if (match["noun"] or _STARTS_WITH_LETTER.match(subject)) and not _is_doubted(text, start):
+            conditional = _is_conditional(text, start)
+            yield Statement(start, subject, bool(match["negated"]), verdict=True, conditional=conditional)
+
+
+def _after_last(mark: re.Pattern[str], text: str) -> str:
+    return text[max((match.end() for match in mark.finditer(text)), default=0) :]
+
+
+def _is_doubted(text: str, start: int) -> bool:
+    return _DOUBT.search(_CLAUSE.split(text[max(0, start - 80) : start])[-1]) is not None
+
+
+def _is_conditional(text: str, start: int) -> bool:
+    """Whether the sentence up to there sets another case: "if she had fever, the answer is ..."."""
+    sentence = _after_last(_ARGUMENT, text[max(0, start - 120) : start])
+    return _CONDITION.search(sentence.lstrip()) is not None
+
+
+# -- weaker forms ------------------------------------------------------------------------------------------
+
+
 def _agreed(text: str, resolve: Resolve, truncated: bool) -> str:
     """The letters of the first of the weaker forms that occurs."""
     lines = _without_options(text.splitlines())
@@ -220,6 +282,22 @@ def _agreed(text: str, resolve: Resolve, truncated: bool) -> str:
         if any(letters) and (form is not _full_lines or letters[0] or letters[-1]):
             return unite(*letters)
     return ""
+
+
+def _without_options(lines: Iterable[str]) -> list[str]:
+    """The lines without lists A., B., ...: an echo or a discussion of the options gives no answer."""
+    kept: list[str] = []
+    run: list[str] = []
+    for line in [*lines, None]:
+        match = _OPTION_LINE.fullmatch(line) if line is not None else None
+        if not (match and match[1] == ascii_uppercase[len(run) % 26]):
+            kept.extend(run if len(run) < 2 else [""])
+            run = []
+        if match and match[1] == ascii_uppercase[len(run) % 26]:
+            run.append(match[0])
+        elif line is not None:
+            kept.append(line)
+    return kept
 
 
 def _bare_lines(lines: list[str], resolve: Resolve) -> Iterator[str]:
@@ -260,100 +338,3 @@ def _closing_sentence(lines: list[str], resolve: Resolve) -> Iterator[str]:
     for match in _MENTION.finditer(sentence):
         if not _KIND.search(sentence[: match.start()]):
             yield resolve(match[0], alone=True)
-
-
-def unite(*letters: str) -> str:
-    """Letters, each once."""
-    return "".join(dict.fromkeys("".join(letters)))
-
-
-def _without_options(lines: Iterable[str]) -> list[str]:
-    """The lines without lists A., B., ...: an echo or a discussion of the options gives no answer."""
-    kept: list[str] = []
-    run: list[str] = []
-    for line in lines:
-        match = _OPTION_LINE.fullmatch(line)
-        if not (match and match[1] == ascii_uppercase[len(run) % 26]):
-            kept.extend(run if len(run) < 2 else [""])
-            run = []
-        if match and match[1] == ascii_uppercase[len(run) % 26]:
-            run.append(line)
-        else:
-            kept.append(line)
-    return [*kept, *(run if len(run) < 2 else [""])]
-
-
-# -- statements --------------------------------------------------------------------------------------------
-
-
-def _boxes(text: str) -> Iterator[Statement]:
-    for match in _BOX.finditer(text):
-        negated = text[max(0, match.start() - 4) : match.start()].lower() == "not "
-        yield Statement(match.start(), (match[1] or match[2] or "")[:LONGEST], negated)
-
-
-def _phrases(text: str) -> Iterator[Statement]:
-    """Statements that follow a phrase; one that is taken back at once is followed by its negation."""
-    for phrase in _PHRASES:
-        for match in phrase.finditer(text):
-            after = text[match.end() : match.end() + LONGEST].lstrip()
-            said = after.partition("\n")[0]
-            if _states_nothing(match, after):
-                continue
-            groups = match.groupdict()
-            conditional = _is_conditional(text, match.start())
-            if conditional and groups.get("would"):
-                continue
-            negated = bool(groups.get("negated") or groups.get("not"))
-            yield Statement(match.end(), said, negated, conditional=conditional)
-            if _TAKEN_BACK.match(after):
-                yield Statement(match.end() + 1, said, negated=True)
-
-
-def _states_nothing(match: re.Match[str], after: str) -> bool:
-    """Whether a phrase asks, doubts, lists the options, or is too weak for what follows."""
-    if _ASKED.match(after) or _LISTED.match(after):
-        return True
-    if _needs_letter(match) and not _STARTS_WITH_LETTER.match(after):
-        return True
-    return match.re not in _SURE and _is_doubted(match.string, match.start())
-
-
-def _needs_letter(match: re.Match[str]) -> bool:
-    """Whether the phrase is too weak to make a text the answer."""
-    if match.re is not _NOUN:
-        return match.re in _SURE
-    return not match["answer"] and not _DECIDED.search(
-        match.string, max(0, match.start() - 30), match.start()
-    )
-
-
-def _verdicts(text: str) -> Iterator[Statement]:
-    """Statements that stand before "is correct"."""
-    for match in _VERDICT.finditer(text):
-        subject = _subject(text[max(0, match.start() - LONGEST // 2) : match.start()])
-        start = match.start() - len(subject)
-        lettered = match["noun"] or _STARTS_WITH_LETTER.match(subject)
-        if lettered and not _is_doubted(text, start):
-            conditional = _is_conditional(text, start)
-            yield Statement(start, subject, bool(match["negated"]), verdict=True, conditional=conditional)
-
-
-def _subject(before: str) -> str:
-    """The end of a text that "is correct" speaks of."""
-    ends = [match.end() for match in _SENTENCE.finditer(before)]
-    sentence = before[max(ends, default=0) :]
-    joints = [match.end() for match in _JOINT.finditer(sentence)]
-    clause = sentence[max(joints, default=0) :]
-    return clause if _STARTS_WITH_LETTER.match(clause) else sentence
-
-
-def _is_doubted(text: str, start: int) -> bool:
-    return _DOUBT.search(_CLAUSE.split(text[max(0, start - 80) : start])[-1]) is not None
-
-
-def _is_conditional(text: str, start: int) -> bool:
-    """Whether the sentence up to there sets another case: "if she had fever, the answer is ..."."""
-    before = text[max(0, start - 120) : start]
-    ends = [match.end() for match in _ARGUMENT.finditer(before)]
-    return _CONDITION.search(before[max(ends, default=0) :].lstrip()) is not None

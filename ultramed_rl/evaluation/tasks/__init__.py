@@ -12,8 +12,7 @@ from ultramed_rl.evaluation.tasks.kqa import KQA
 from ultramed_rl.evaluation.tasks.medmcqa import MEDMCQA
 from ultramed_rl.evaluation.tasks.medqa import MEDQA
 from ultramed_rl.evaluation.tasks.medxpertqa import MEDXPERTQA
-from ultramed_rl.evaluation.tasks.mmlu_medical import MMLU_MEDICAL
-from ultramed_rl.evaluation.tasks.mmlu_pro_health import MMLU_PRO_HEALTH
+from ultramed_rl.evaluation.tasks.mmlu import MMLU_MEDICAL, MMLU_PRO_HEALTH
 from ultramed_rl.evaluation.tasks.pubmedqa import PUBMEDQA
 
 _CHOICES = (MEDQA, MEDMCQA, PUBMEDQA, MMLU_MEDICAL, MEDXPERTQA, MMLU_PRO_HEALTH, BIOASQ_YESNO)

@@ -8,18 +8,17 @@ too, in one split `train`; where they don't, name the authors' file.
 from __future__ import annotations
 
 from ultramed_rl.data.chats import Misfit
-from ultramed_rl.evaluation.items import Item, Row, Task
-from ultramed_rl.evaluation.tasks.rows import check_text, read_id, read_question
+from ultramed_rl.evaluation.items import Item, Row, Task, check_text
 
 
 def read_row(row: Row) -> Item:
     """A question with at least one statement (misfit `missing_key`)."""
-    question = read_question(row, "Question")
+    question = row.question("Question")
     required, optional = _statements(row, "Must_have"), _statements(row, "Nice_to_have")
     if not required and not optional:
         missing = None if "Must_have" in row else "Must_have"
         raise Misfit("no statement to judge an answer by", name="missing_key", column=missing)
-    return Item(read_id(row, "id"), question, required=required, optional=optional)
+    return Item(row.first_id("id"), question, required=required, optional=optional)
 
 
 def _statements(row: Row, column: str) -> tuple[str, ...]:
@@ -30,9 +29,11 @@ def _statements(row: Row, column: str) -> tuple[str, ...]:
     return tuple(text for text in texts if text)
 
 
-def ask(item: Item) -> str:
-    """The question alone, as a patient asks it."""
-    return item.question.strip()
-
-
-KQA = Task("kqa", ("hf://Itaykhealth/K-QA:train",), read_row, ask, form="statements")
+# Asked as a patient asks: the question alone.
+KQA = Task(
+    "kqa",
+    ("hf://Itaykhealth/K-QA:train",),
+    read_row,
+    lambda item: item.question.strip(),
+    form="statements",
+)

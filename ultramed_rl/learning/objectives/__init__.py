@@ -22,6 +22,8 @@ from ultramed_rl.learning.objectives.orpo import orpo_loss
 from ultramed_rl.learning.objectives.robust_dpo import robust_dpo_loss
 from ultramed_rl.learning.objectives.simpo import simpo_loss
 
+__all__ = ["OBJECTIVES", "Answers", "bradley_terry_loss", "kl_estimate", "log_exp_loss", "objective_losses"]
+
 OBJECTIVES: Mapping[str, Callable[..., torch.Tensor]] = {
     "dpo": dpo_loss,
     "robust_dpo": robust_dpo_loss,
@@ -48,29 +50,7 @@ def objective_losses(
     Returns:
         [G] losses, or [A] for unpaired KTO.
     """
-    rest = {key: value for key, value in constants.items() if key != "nll_weight"}
-    losses = OBJECTIVES[name](answers, *kl, **rest)
+    own = {key: value for key, value in constants.items() if key != "nll_weight"}
+    losses = OBJECTIVES[name](answers, *kl, **own)
     weight = constants.get("nll_weight", 0.0)
     return losses + weight * chosen_nll(answers) if weight else losses
-
-
-__all__ = [
-    "OBJECTIVES",
-    "Answers",
-    "bradley_terry_loss",
-    "chosen_nll",
-    "dpo_loss",
-    "hinge_loss",
-    "infonca_loss",
-    "ipo_loss",
-    "kl_estimate",
-    "kto_loss",
-    "kto_pair_loss",
-    "log_exp_loss",
-    "nca_loss",
-    "nca_pair_loss",
-    "objective_losses",
-    "orpo_loss",
-    "robust_dpo_loss",
-    "simpo_loss",
-]

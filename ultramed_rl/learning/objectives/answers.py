@@ -11,23 +11,16 @@ import torch
 
 @dataclass(frozen=True)
 class Answers:
-    """A answers of G groups, laid out group after group, each group's preferred answers first.
+    """A answers of G groups, laid out group after group, each group's preferred answers first."""
 
-    Attributes:
-        logprobs: [A] log pi of whole answers, in nats; carries the gradient.
-        reference: [A] log pi_ref, in nats; zeros where the objective has no reference.
-        lengths: [A] tokens of each answer.
-        rewards: [A] the scores that ordered the groups.
-        desirable: [A] bool, whether the answer is wanted.
-        sizes: answers of each group. On the host, as whoever asks the device for a place waits for it.
-    """
-
-    logprobs: torch.Tensor
-    reference: torch.Tensor
-    lengths: torch.Tensor
-    rewards: torch.Tensor
-    desirable: torch.Tensor
-    sizes: tuple[int, ...]
+    logprobs: torch.Tensor  # [A] log pi of whole answers, in nats; carries the gradient
+    reference: torch.Tensor  # [A] log pi_ref, in nats; zeros where the objective has no reference
+    lengths: torch.Tensor  # [A] tokens of each answer
+    rewards: torch.Tensor  # [A] the scores that ordered the groups
+    desirable: torch.Tensor  # [A] bool, whether the answer is wanted
+    sizes: tuple[
+        int, ...
+    ]  # answers of each group; on the host, as whoever asks the device for a place waits for it
 
     @property
     def groups(self) -> int:

@@ -13,12 +13,8 @@ def dpo_loss(
 ) -> torch.Tensor:
     """DPO: -log sigmoid(beta h), h the difference of log-ratios (arXiv 2305.18290, eq. 7).
 
-    `label_smoothing` e gives cDPO, (1 - e) L(h) + e L(-h) (Mitchell 2023, "A note on DPO with noisy
-    preferences", eq. 3); `length_normalized` divides each log-ratio by its answer's tokens (arXiv 2411.15124,
-    eq. 6).
-
-    Returns:
-        [G] losses.
+    `label_smoothing` e gives cDPO, (1 - e) L(h) + e L(-h) (Mitchell 2023, "A note on DPO with noisy preferences",
+    eq. 3); `length_normalized` divides each log-ratio by its answer's tokens (arXiv 2411.15124, eq. 6). [G] losses.
     """
     ratios = answers.logratios / answers.lengths if length_normalized else answers.logratios
     logits = beta * answers.margin(ratios)

@@ -11,9 +11,7 @@ def ipo_loss(answers: Answers, *, beta: float, length_normalized: bool) -> torch
     """(h - 1 / (2 beta))^2, h the difference of log-ratios (arXiv 2310.12036, eq. 17; beta is its tau).
 
     With `length_normalized` the log-ratios are means over tokens, so that the target doesn't depend on length.
-
-    Returns:
-        [G] losses.
+    [G] losses.
     """
     ratios = answers.logratios / answers.lengths if length_normalized else answers.logratios
     return (answers.margin(ratios) - 1 / (2 * beta)).square()

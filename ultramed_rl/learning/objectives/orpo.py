@@ -11,11 +11,8 @@ from ultramed_rl.learning.objectives.answers import Answers, chosen_nll
 def orpo_loss(answers: Answers, *, beta: float) -> torch.Tensor:
     """NLL(chosen) - beta log sigmoid(log odds(chosen) - log odds(rejected)) (arXiv 2403.07691, eqs. 6-7).
 
-    P(y) is the geometric mean of the answer's token probabilities, odds(y) = P / (1 - P). The NLL is taken
-    over the chosen answer's tokens.
-
-    Returns:
-        [G] losses.
+    P(y) is the geometric mean of the answer's token probabilities, odds(y) = P / (1 - P). The NLL is taken over the
+    chosen answer's tokens. [G] losses.
     """
     means = answers.logprobs / answers.lengths
     means = means.clamp(max=-torch.finfo(means.dtype).eps)  # a certain answer has infinite odds

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ultramed_rl.config.factory_cleaning import Columns, Decontaminate
+from ultramed_rl.config.factory import Columns, Decontaminate
 from ultramed_rl.data.factory.decontaminate import (
     BenchmarkItem,
     Decontaminator,
@@ -25,8 +25,8 @@ from ultramed_rl.data.factory.hashing import HashedEmbedder
 from ultramed_rl.data.likeness import NearRule, read_stem
 from ultramed_rl.data.sources import read_rows
 from ultramed_rl.data.vignettes import Vignette, read_vignette, render_vignette
-from ultramed_rl.evaluation.contamination.search import question_text
-from ultramed_rl.evaluation.load import load_items
+from ultramed_rl.evaluation.contamination import question_text
+from ultramed_rl.evaluation.suite import load_items
 from ultramed_rl.evaluation.tasks import find_task
 
 # Real UltraMedical records, where a developer has them; they are not ours to ship.

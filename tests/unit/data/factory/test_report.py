@@ -15,21 +15,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ultramed_rl.config.factory import Report
 from ultramed_rl.data.factory.hashing import HashedEmbedder
-from ultramed_rl.data.factory.judgements import Order, Verdict, judged_row
-from ultramed_rl.data.factory.model_table import model_table, position_report
-from ultramed_rl.data.factory.report.build import ReportOptions, build_report
-from ultramed_rl.data.factory.report.figures import (
+from ultramed_rl.data.factory.judgements import Order, Verdict, judged_row, model_table, position_report
+from ultramed_rl.data.factory.report.build import (
     LENGTH_STARTS,
     MOST_SHOWN,
     bin_column,
     bin_labels,
-    count_ranks,
+    build_report,
     distribution_figure,
     model_cells,
     position_lines,
-    rank_count_figure,
-    topic_figure,
     win_rate_figure,
 )
 from ultramed_rl.data.factory.report.table import (
@@ -51,6 +48,7 @@ from ultramed_rl.data.factory.report.topics import (
     label_clusters,
     map_topics,
     sample_points,
+    topic_figure,
 )
 
 ATTACK = "</script><script>alert(1)</script>"
@@ -246,14 +244,6 @@ JUDGED = [
 ]
 
 
-def test_ranks_are_counted_by_model_best_mean_first() -> None:
-    found = count_ranks(once(JUDGED))
-    assert found.models == ("d<i>", "a", "b", "c")  # 1, 4/3, 2, 2.5
-    assert found.counts == ((1, 0, 0), (2, 1, 0), (1, 1, 1), (0, 1, 1))
-    heat = rank_count_figure(found).data[0]
-    assert heat.z[1] == pytest.approx((2 / 3, 1 / 3, 0)) and list(heat.text[2]) == ["1", "1", "1"]
-
-
 def test_a_win_rate_cell_holds_its_number_and_is_blank_where_models_never_met() -> None:
     table = model_table(JUDGED)
     figure = win_rate_figure(table)
@@ -385,9 +375,9 @@ def test_the_report_is_written_with_every_part_and_no_raw_text(tmp_path: Path) -
         opened.append(1)
         yield from rows
 
-    options = ReportOptions(title=f"T {ATTACK} \ud800", originals={"MedQA": 9})
+    config = Report(originals={"MedQA": 9})
     folder = tmp_path / "new" / "report"
-    build_report(read, folder, HashedEmbedder(), lambda: once(JUDGED), options)
+    build_report(read, folder, HashedEmbedder(), lambda: once(JUDGED), config, f"T {ATTACK} \ud800")
     table = json.loads((folder / "table.json").read_text())
     assert table["total"]["retained"] == 5 and table["misfits"] == {"row": 1, "turn": 1}
     assert table["sets"][2]["name"] == "MedQA" and table["sets"][2]["length"]["mean"] == 5.5
@@ -404,9 +394,9 @@ def test_the_report_is_written_with_every_part_and_no_raw_text(tmp_path: Path) -
 
 
 def test_a_report_of_nothing_says_so_and_removes_the_pictures_of_an_earlier_one(tmp_path: Path) -> None:
-    build_report(lambda: ROWS, tmp_path, HashedEmbedder(), lambda: JUDGED)
-    assert (tmp_path / "report.html").read_text(encoding="utf-8").count('class="figure"') == 6
+    build_report(lambda: ROWS, tmp_path, HashedEmbedder(), lambda: JUDGED, Report())
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").count('class="figure"') == 5
     assert {"topics.html", "models.json"} <= {path.name for path in tmp_path.iterdir()}
-    build_report(lambda: [None], tmp_path, HashedEmbedder(), lambda: [])
+    build_report(lambda: [None], tmp_path, HashedEmbedder(), lambda: [], Report())
     assert {path.name for path in tmp_path.iterdir()} == {"table.json", "table.md", "report.html"}
     assert 'class="figure"' not in (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -13,10 +13,11 @@ from random import Random
 from typing import NamedTuple
 
 import numpy as np
+import plotly.graph_objects as go
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from ultramed_rl.data.likeness import Embed
-from ultramed_rl.tracking.page import clean_text
+from ultramed_rl.tracking.page import clean_text, figure_text
 
 MOST_CLUSTERS = 12  # as many as a map has room to label
 _COMPONENTS, _FEW = 50, 10
@@ -182,3 +183,50 @@ def _words(text: str) -> set[str]:
         if len(small) > _SHORT or (len(small) == _SHORT and word.isupper()):
             words.add(small[:_LONGEST])
     return words - _STOP
+
+
+# -- the figure --------------------------------------------------------------------------------------------
+
+# Colours that the colour-blind tell apart (Okabe and Ito, 2008), without black and yellow; then other marks.
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+MARKS = ("circle", "diamond", "cross", "square")
+
+
+def topic_figure(topics: TopicMap) -> go.Figure:
+    """A point for each text, its first 120 characters on hover; a click on a label hides its cluster."""
+    figure = go.Figure()
+    for cluster, label in enumerate(topics.labels):
+        members = np.flatnonzero(topics.clusters == cluster)
+        style = {
+            "color": PALETTE[cluster % len(PALETTE)],
+            "symbol": MARKS[cluster // len(PALETTE) % len(MARKS)],
+        }
+        points = [topics.points[member] for member in members]
+        dots = go.Scatter(
+            x=topics.places[members, 0].tolist(),
+            y=topics.places[members, 1].tolist(),
+            mode="markers",
+            name=f"{cluster + 1} {figure_text(label)} ({len(members):,})",
+            text=[
+                f"{figure_text(one.group, 40)} · {figure_text(one.id, 40)}<br>{figure_text(one.text, 120, 60)}"
+                for one in points
+            ],
+            hoverinfo="text",
+            marker={**style, "size": 6, "opacity": 0.75},
+        )
+        figure.add_trace(dots)
+        x, y = _centre(topics.places[members])
+        figure.add_annotation(x=x, y=y, text=f"<b>{cluster + 1}</b>", showarrow=False, font_size=18)
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(visible=False)
+    legend = {"orientation": "h", "yanchor": "top", "y": 0}
+    return figure.update_layout(height=700, showlegend=True, legend=legend, margin={"t": 10, "l": 0, "r": 0})
+
+
+def _centre(places: np.ndarray) -> tuple[float, float]:
+    """The place with a third of them nearest: where they are dense, not between two halves of them."""
+    from sklearn.neighbors import NearestNeighbors
+
+    distances, _ = NearestNeighbors(n_neighbors=len(places) // 3 + 1).fit(places).kneighbors(places)
+    x, y = places[np.argmin(distances[:, -1])]
+    return float(x), float(y)

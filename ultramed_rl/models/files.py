@@ -1,0 +1,161 @@
+"""A checkpoint's files before a weight is read: what its config.json says of its text decoder, as transformers completes
+and names it, and what its weight files hold, by their headers. No torch.
+
+Configs leave out what is their class's default (Gemma 3 nearly all), name it otherwise (GPT-2's n_embd), and hold it in
+a section of their own (`text_config` of models that see).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ultramed_rl.models.offline import resolve_model
+from ultramed_rl.store.digests import read_header
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_CURE = "copy or download it again"
+
+
+def read_config(path: str, *, trust_remote_code: bool = False) -> Any:
+    """The config of a checkpoint or hub id. Raises ValueError where it cannot be loaded."""
+    from transformers import AutoConfig
+
+    return load_part("config", AutoConfig, path, trust_remote_code)
+
+
+def load_part(part: str, factory: Any, path: str, trust_remote_code: bool) -> Any:
+    """What one of transformers' Auto classes loads of a checkpoint or hub id. Raises ValueError where it cannot."""
+    source = resolve_model(path)
+    try:
+        return factory.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"model {path!r}: its {part} cannot be loaded ({' '.join(str(error).split())[:200]}); "
+            "give a checkpoint directory, or a hub id that this machine can reach"
+        ) from None
+
+
+def read_config_file(file: Path) -> Any:
+    """A config.json without the code that may come with it: of a model that transformers doesn't know, as it stands.
+    Raises ValueError: not the JSON of a config."""
+    from transformers import PreTrainedConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        kind = content.get("model_type")
+        family = CONFIG_MAPPING[kind] if kind in CONFIG_MAPPING else PreTrainedConfig  # noqa: SIM401 - no dict's get
+        return family.from_dict(content)
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        raise ValueError(
+            f"{file}: not the config of a model ({' '.join(str(error).split())[:200]})"
+        ) from None
+
+
+def decoder_config(config: Any) -> Any:
+    """The part that describes the text decoder; the whole where there is no other."""
+    return config.get_text_config(decoder=True)
+
+
+def text_model(lm: Any) -> Any:
+    """The language model within one that also sees; any other as it is."""
+    return lm if decoder_config(lm.config) is lm.config else lm.get_decoder()
+
+
+def head_width(config: Any) -> int:
+    """Width of an attention head (where layers differ, most layers'), of a decoder's config."""
+    # Asked as an attribute, a config whose layers differ would refuse.
+    return int(vars(config).get("head_dim") or config.hidden_size // config.num_attention_heads)
+
+
+def longest_sequence(config: Any) -> int | None:
+    """Tokens that a decoder's positions reach, RoPE scaling included; None where positions set no limit.
+
+    A table of positions ends there with an error; rotary ones go on and are wrong. "linear" and "dynamic" scaling
+    multiply `max_position_embeddings`, YaRN (arXiv 2309.00071) multiplies what the model was trained on before it; for
+    "llama3" and "longrope" it is the scaled length already, as in Gemma 3.
+    """
+    length = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
+    if length is None or (getattr(config, "alibi", False) and not hasattr(config, "max_seq_len")):
+        return None
+    scaling = getattr(config, "rope_parameters", None) or {}
+    by_layer = any(isinstance(value, dict) for value in scaling.values())
+    reached = []
+    for rope in scaling.values() if by_layer else [scaling]:
+        kind, factor = rope.get("rope_type", rope.get("type")), rope.get("factor")
+        if kind == "yarn":
+            trained = rope.get("original_max_position_embeddings") or length
+            reached.append(int(trained * (factor or length / trained)))
+        elif kind in ("linear", "dynamic") and not config.model_type.startswith("gemma3"):
+            reached.append(int(length * (factor or 1)))
+    return min(reached, default=int(length))
+
+
+def check_length(max_length: int, longest: int | None, key: str, name: str) -> None:
+    """Raise ValueError where a model's sequences may be longer than its positions reach."""
+    if longest is not None and max_length > longest:
+        raise ValueError(
+            f"{key}={max_length}: the positions of {name!r} reach {longest} tokens; set it to {longest} or less, or "
+            "name a model with a longer context"
+        )
+
+
+# -- weight files ---------------------------------------------------------------------------------------
+
+
+def find_weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that make up a checkpoint, as transformers looks for them; none where there are none.
+    Raises ValueError: an index that cannot be read, or that names a file which isn't there."""
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    index = folder / INDEX
+    if not index.is_file():
+        return []
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        raise ValueError(f"{index}: not an index of weight files{_pointer(index)}; {_CURE}") from None
+    files = [folder / name for name in names]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise ValueError(
+            f"{index}: {len(missing)} of its {len(files)} files are not there ({shown(missing)}); "
+            "copy or download them too"
+        )
+    return files
+
+
+def stored_shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
+    """The shape of every weight in these files. Raises ValueError: naming a file that is cut, or no safetensors file
+    at all, such as a pointer that git-lfs left."""
+    return {name: tuple(entry["shape"]) for file in files for name, entry in _read_header(file).items()}
+
+
+def shown(names: Iterable[str], most: int = 3) -> str:
+    """The first few of many names, in their order, and how many more there are."""
+    every = sorted(names)
+    more = f", and {len(every) - most} more" if len(every) > most else ""
+    return ", ".join(every[:most]) + more
+
+
+def _read_header(file: Path) -> dict[str, dict[str, list[int]]]:
+    try:
+        with file.open("rb") as opened:
+            begin, header = read_header(opened)
+        size = begin + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    except (ValueError, TypeError):
+        reason = _pointer(file) or ", or cut within its header"
+        raise ValueError(f"{file}: not a safetensors file{reason}; {_CURE}") from None
+    if file.stat().st_size != size:
+        raise ValueError(f"{file}: has {file.stat().st_size} bytes of {size}; {_CURE}")
+    return header
+
+
+def _pointer(file: Path) -> str:
+    """Words for a file in whose place git-lfs left where it would be found."""
+    with file.open("rb") as opened:
+        left = opened.read(32).startswith(b"version https://git-lfs")
+    return ", but a pointer of git-lfs to one (git lfs pull)" if left else ""
