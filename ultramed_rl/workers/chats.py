@@ -7,7 +7,7 @@ from collections import deque
 from types import TracebackType
 from typing import Self
 
-from ultramed_rl.config.factory_stage import EngineConfig
+from ultramed_rl.config.factory import EngineConfig
 from ultramed_rl.data.chats import LONGEST_TEXT
 from ultramed_rl.http.json_reply import Misfit, read_reply
 from ultramed_rl.learning.seeds import derive_seed
