@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from pydantic import TypeAdapter, ValidationError
 
-from ultramed_rl.config.factory import Evolve, FactoryStep, Textbook, Topics
-from ultramed_rl.data.factory.asking import read_methods
-from ultramed_rl.data.factory.evolve import EvolveStep, count_words
+from ultramed_rl.config.factory import DataStep
+from ultramed_rl.config.factory_steps import Evolve, Textbook, Topics
+from ultramed_rl.data.factory.evolve import EvolveStep
 from ultramed_rl.data.factory.instructions import Instruction, new_row
-from ultramed_rl.data.factory.step import Ask, Drop, End, Fail, Keep, Row, Step
+from ultramed_rl.data.factory.step import Ask, Drop, End, Fail, Keep, Row, Step, read_methods
 from ultramed_rl.data.factory.textbook import TextbookStep
 from ultramed_rl.data.factory.topics import TopicsStep, items_schema
 from ultramed_rl.records import ChatReply, ChatRequest
@@ -224,7 +224,7 @@ def test_two_rounds_build_on_each_other() -> None:
     assert isinstance(move, Keep) and len(move.rows) == 1
     row = move.rows[0]
     assert (row["id"], row["type"], row["answer"], row["score"]) == ("q1-evol2", "Exam", "C", None)
-    assert count_words(row["conversations"][0]["value"].split("\n\n")[0]) == 39  # 9 of the first version
+    assert len(row["conversations"][0]["value"].split("\n\n")[0].split()) == 39  # 9 of the first version
     assert [(c["round"], c["added_words"], c["miss"]) for c in row["evolution"]] == [(1, 10, ""), (2, 20, "")]
     assert "w9\n\nA. Allopurinol" in last_turn(asked)  # the second round is asked about the first's version
 
@@ -329,10 +329,10 @@ def test_a_malformed_record_is_a_dead_letter() -> None:
 @pytest.mark.parametrize(
     ("section", "rule"),
     [
-        ({"type": "evolve", "least_words": 30}, r"evolve\.least_words=30: .*evolve\.most_words=20\b"),
+        ({"type": "evolve", "least_words": 30}, r"least_words=30: .*most_words=20\b"),
         (
             {"type": "evolve", "open_methods": ["constrain", "constrain"]},
-            r"evolve\.open_methods=\['constrain', 'constrain'\]: ",
+            r"open_methods=\['constrain', 'constrain'\]: ",
         ),
         ({"type": "evolve", "open_methods": ["magic"]}, "constrain"),
         ({"type": "answer", "refusals": ["("]}, r"answer\.refusals\.0\n.*'\('"),
@@ -343,4 +343,4 @@ def test_a_malformed_record_is_a_dead_letter() -> None:
 )
 def test_a_wrong_section_says_what_is_wrong(section: dict[str, Any], rule: str) -> None:
     with pytest.raises(ValidationError, match=rule):
-        TypeAdapter[Any](FactoryStep).validate_python(section)
+        TypeAdapter[Any](DataStep).validate_python(section)
