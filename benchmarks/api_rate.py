@@ -11,6 +11,7 @@ last reply, so the retries that are waited for in the end count against it. The 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import subprocess
 import sys
@@ -46,7 +47,9 @@ def fake_endpoint(limit: float, trouble: float) -> Iterator[tuple[str, dict[str,
             counts |= json.loads(process.communicate("")[0])
 
 
-def ask_all(url: str, count: int, limit: float, concurrency: int) -> tuple[list[ChatReply], float]:
+async def ask_all(
+    url: str, count: int, limit: float, concurrency: int, folder: Path
+) -> tuple[list[ChatReply], float]:
     """All replies, and the seconds that they took."""
     endpoint = Endpoint(
         model="m",
@@ -59,12 +62,17 @@ def ask_all(url: str, count: int, limit: float, concurrency: int) -> tuple[list[
     requests = (
         ChatRequest(str(i), (Message(role="user", content=f"say {i}"),), schema=SCHEMA) for i in range(count)
     )
-    with tempfile.TemporaryDirectory() as folder:
-        generator = ApiGenerator(endpoint, Path(folder))
+    replies: list[ChatReply] = []
+    with ApiGenerator(endpoint, folder) as generator:
+
+        async def work() -> None:
+            for request in requests:
+                replies.append(await generator.reply(request))
+
         started = time.perf_counter()
-        replies = list(generator.replies(requests))
+        await asyncio.gather(*(work() for _ in range(2 * concurrency)))
         seconds = time.perf_counter() - started
-        generator.close()
+        await generator.close()
     return replies, seconds
 
 
@@ -102,8 +110,12 @@ def main() -> None:
     options = arguments.parse_args()
     import aiohttp  # noqa: F401 - loaded before the clock runs
 
-    with fake_endpoint(options.limit, options.trouble) as (url, counts):
-        replies, seconds = ask_all(url, options.requests, options.limit, options.concurrency)
+    with (
+        fake_endpoint(options.limit, options.trouble) as (url, counts),
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        asking = ask_all(url, options.requests, options.limit, options.concurrency, Path(folder))
+        replies, seconds = asyncio.run(asking)
     line = report(replies, seconds, counts, options)
     print(json.dumps(line))
     sys.exit(bool(line["lost"] or line["doubled"]))

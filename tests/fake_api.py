@@ -9,10 +9,14 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ultramed_rl.http.generator import ApiGenerator
+    from ultramed_rl.records import ChatReply, ChatRequest
 
 
 @dataclass(frozen=True)
@@ -162,6 +166,34 @@ def fake_api(rule: Rule, limit: Limit | None = None) -> Iterator[tuple[str, Fake
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+
+
+def answer_all(
+    generator: ApiGenerator,
+    requests: Iterable[ChatRequest],
+    told: Callable[[ChatReply], object] = lambda reply: None,
+) -> list[ChatReply]:
+    """The replies in the order in which they are done, until the generator's budget is spent; as many requests at a
+    time as a stage asks. `told` is told of each reply."""
+    from ultramed_rl.http.generator import BudgetSpent
+    from ultramed_rl.http.session import running
+
+    source, replies = iter(requests), list[Any]()
+
+    async def work() -> None:
+        for request in source:
+            try:
+                replies.append(await generator.reply(request))
+            except BudgetSpent:
+                return
+            told(replies[-1])
+
+    async def work_all() -> None:
+        await asyncio.gather(*(work() for _ in range(2 * generator.endpoint.concurrency)))
+
+    with running(generator.close) as start:
+        start(work_all()).result()
+    return replies
 
 
 async def _cancel_others() -> None:

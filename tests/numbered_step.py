@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-import queue
 import random
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ultramed_rl.data.factory.runner import StepResult, run_step
-from ultramed_rl.data.factory.step import Ask, Drop, End, Fail, Keep, Row, send
+from ultramed_rl.data.factory.step import Ask, Drop, End, Fail, Generator, Keep, Row, send
+from ultramed_rl.http.generator import BudgetSpent
 from ultramed_rl.records import ChatReply, ChatRequest, Message
 from ultramed_rl.store.record_log import RecordLog
 
@@ -79,16 +79,10 @@ class Budget:
     held: int = 0
     most_held: int = 0
 
-    def take(self, requests: Iterator[ChatRequest]) -> ChatRequest | None:
+    def take(self, taken: ChatRequest) -> None:
         if not self.left:
-            return None
-        taken = next(requests, None)
-        if taken is not None:
-            self.left -= 1
-            self.note(taken)
-        return taken
-
-    def note(self, taken: ChatRequest) -> None:
+            raise BudgetSpent("left=0: all is used")
+        self.left -= 1
         self.held += 1
         self.most_held = max(self.most_held, self.held)
         self.asked.append(taken.key)
@@ -98,108 +92,63 @@ class Budget:
         return answer(asked)
 
 
-class Batches:
-    """Takes `size` requests, in the thread that reads, before it answers any; in any order."""
+class AtOnce:
+    """Answers without waiting, as a cache does."""
+
+    def __init__(self, size: int = 1, budget: Budget | None = None) -> None:
+        self.budget = budget or Budget()
+
+    async def reply(self, request: ChatRequest) -> ChatReply:
+        self.budget.take(request)
+        return self.budget.answer(request)
+
+    async def close(self) -> None:
+        pass
+
+
+class Window(AtOnce):
+    """Answers up to `size` requests at a time, in any order."""
 
     def __init__(self, size: int, budget: Budget | None = None, seed: int = 0) -> None:
-        self.size, self.budget, self.random = size, budget or Budget(), random.Random(seed)
+        super().__init__(size, budget)
+        self.slots, self.random = asyncio.Semaphore(size), random.Random(seed)
 
-    def replies(self, requests: Iterable[ChatRequest]) -> Iterator[ChatReply]:
-        source = iter(requests)
-        while batch := self._batch(source):
-            self.random.shuffle(batch)
-            yield from map(self.budget.answer, batch)
-
-    def _batch(self, source: Iterator[ChatRequest]) -> list[ChatRequest]:
-        batch: list[ChatRequest] = []
-        while len(batch) < self.size and (taken := self.budget.take(source)):
-            batch.append(taken)
-        return batch
+    async def reply(self, request: ChatRequest) -> ChatReply:
+        self.budget.take(request)
+        async with self.slots:
+            for _ in range(self.random.randrange(8)):
+                await asyncio.sleep(0)
+        return self.budget.answer(request)
 
 
-class Window:
-    """Holds up to `size` requests and answers any of them, in the thread that reads."""
+class Waves(AtOnce):
+    """Answers all that is asked, the last first, when nobody asks more."""
 
-    def __init__(self, size: int, budget: Budget | None = None, seed: int = 0) -> None:
-        self.size, self.budget, self.random = size, budget or Budget(), random.Random(seed)
+    def __init__(self, size: int, budget: Budget | None = None) -> None:
+        super().__init__(size, budget)
+        self.waiting: list[tuple[ChatRequest, asyncio.Future[ChatReply]]] = []
 
-    def replies(self, requests: Iterable[ChatRequest]) -> Iterator[ChatReply]:
-        source, held = iter(requests), list[ChatRequest]()
-        while True:
-            while len(held) < self.size and (taken := self.budget.take(source)):
-                held.append(taken)
-            if not held:
-                return
-            yield self.budget.answer(held.pop(self.random.randrange(len(held))))
+    async def reply(self, request: ChatRequest) -> ChatReply:
+        self.budget.take(request)
+        loop = asyncio.get_running_loop()
+        if not self.waiting:
+            loop.call_later(0.001, self._answer)
+        self.waiting.append((request, loop.create_future()))
+        return await self.waiting[-1][1]
 
-
-class Threads:
-    """Every one of `size` threads takes a request and answers it; the reader waits for any."""
-
-    def __init__(self, size: int, budget: Budget | None = None, batch: int = 1) -> None:
-        self.size, self.budget, self.batch = size, budget or Budget(), batch
-        self.lock = threading.Lock()
-
-    def replies(self, requests: Iterable[ChatRequest]) -> Iterator[ChatReply]:
-        done: queue.SimpleQueue[ChatReply | None] = queue.SimpleQueue()
-        source = iter(requests)
-        threads = [threading.Thread(target=self._work, args=(source, done)) for _ in range(self.size)]
-        for thread in threads:
-            thread.start()
-        running = len(threads)
-        while running:
-            reply = done.get()
-            running -= reply is None
-            if reply is not None:
-                yield reply
-
-    def _work(self, source: Iterator[ChatRequest], done: queue.SimpleQueue[ChatReply | None]) -> None:
-        taken = self._take(source)
-        while taken:
-            for one in taken:
-                with self.lock:
-                    reply = self.budget.answer(one)
-                done.put(reply)
-            taken = self._take(source)
-        done.put(None)
-
-    def _take(self, source: Iterator[ChatRequest]) -> list[ChatRequest]:
-        found: list[ChatRequest] = []
-        while len(found) < self.batch and self._reserve() and (one := self._next(source)):
-            found.append(one)
-        return found
-
-    def _reserve(self) -> bool:
-        with self.lock:
-            allowed = self.budget.left > 0
-            self.budget.left -= allowed
-        return allowed
-
-    def _next(self, source: Iterator[ChatRequest]) -> ChatRequest | None:
-        one = next(source, None)
-        with self.lock:
-            if one is None:
-                self.budget.left += 1
-            else:
-                self.budget.note(one)
-        return one
+    def _answer(self) -> None:
+        while self.waiting:
+            asked, reply = self.waiting.pop()
+            reply.set_result(self.budget.answer(asked))
 
 
-GENERATORS: dict[str, Callable[[int, Budget], Batches | Window | Threads]] = {
-    "batches": Batches,
-    "window": Window,
-    "threads": Threads,
-}
+GENERATORS: dict[str, type[AtOnce]] = {"at_once": AtOnce, "window": Window, "waves": Waves}
 
 
-def run(
-    folder: Path, generator: Batches | Window | Threads, count: int, in_flight: int, part: int = 3
-) -> StepResult:
+def run(folder: Path, generator: Generator, count: int, workers: int, part: int = 3) -> StepResult:
     with RecordLog(folder, batch=part) as log:
-        result = run_step(
-            NumberedStep(), rows_of(count), generator, log, key=lambda row: row["id"], in_flight=in_flight
-        )
-        if result.complete:
+        result = run_step(NumberedStep(), rows_of(count), generator, log, workers=workers)
+        if not result.stopped:
             log.finish()
     return result
 

@@ -26,7 +26,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from tests.fake_api import Said, fake_api
+from tests.fake_api import Said, answer_all, fake_api
 from tests.rounds import finish_round
 from tests.tiny import make_model, make_questions, make_tokenizer, tiny_config, tiny_run
 from tests.unit.rewards import test_http as servers
@@ -584,7 +584,7 @@ def no_state(root: Path) -> object:
 def no_key(root: Path) -> object:
     request = ChatRequest("a", ({"role": "user", "content": "say a"},))
     with fake_api(lambda body: Said({"error": {"message": "no key"}}, 401)) as (url, _):
-        return list(ApiGenerator(Endpoint(base_url=url, model="m", retries=0), root).replies([request]))
+        return answer_all(ApiGenerator(Endpoint(base_url=url, model="m", retries=0), root), [request])
 
 
 WORKERS: list[Wording] = [

@@ -1,4 +1,4 @@
-"""A chat completions API: messages to a text, and what is no such reply."""
+"""A chat completions API: messages to a text, asked for until it can be used or nothing more may be tried."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ from typing import Any
 
 from ultramed_rl.config.models import Endpoint
 from ultramed_rl.config.secrets import LEAST_IN_TEXT, read_secret, redact
-from ultramed_rl.http.client import HttpClient, Server, field_of
-from ultramed_rl.http.session import Rate, Session, Trail
+from ultramed_rl.http.client import Failure, HttpClient, Server, field_of
+from ultramed_rl.http.json_reply import Misfit, read_reply, validator
+from ultramed_rl.http.session import Rate, ReplyRecord, Session
 from ultramed_rl.records import ChatRequest, Message
 
 _KEY = "set api_key_env to the variable that holds its key"
 _MOST_TOKENS = 2**31  # a larger count is no count
 _CHARACTERS = 4  # of English to a token, about
+_IN_A_ROW = 20  # requests that fail without an answer between them: it isn't the requests
+_UNKNOWN = {401, 402}  # who asks isn't let in, whatever it asks
+_ABSENT = {301, 302, 303, 307, 308, 403, 404}  # or only this request isn't allowed
 _FORM = "Answer with one JSON value that fits this JSON schema, and with nothing else:\n"
 
 
@@ -26,14 +30,6 @@ class Answer:
     finish_reason: str
     prompt_tokens: int
     completion_tokens: int
-
-
-@dataclass
-class ChatTrail(Trail):
-    """What one request has taken so far, over all its attempts."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
 
 
 def chat_client(endpoint: Endpoint, name: str) -> HttpClient:
@@ -72,26 +68,72 @@ class ChatSession(Session):
 
     def __init__(self, endpoint: Endpoint, client: HttpClient) -> None:
         super().__init__(client)
-        self.endpoint, self.client = endpoint, client
+        self.endpoint = endpoint
         self._tokens = Rate(endpoint.tokens_per_minute)
+        self._failed_in_a_row = 0
 
-    async def ask(self, request: ChatRequest, trail: ChatTrail) -> Answer:
-        """The answer; `trail` is told what it took. Raises Failure as `Session.send`."""
-        answer = await self.send(lambda: self._post(request), trail)
-        trail.prompt_tokens += answer.prompt_tokens
-        trail.completion_tokens += answer.completion_tokens
-        return answer
+    async def ask(self, request: ChatRequest) -> Answer:
+        """The answer, whatever it says. Raises Failure as `send`."""
+        used = ReplyRecord()
+        return await self.send(lambda: self._post(request, used), used)
 
-    async def _post(self, request: ChatRequest) -> Answer:
+    async def ask_until_usable(self, request: ChatRequest, used: ReplyRecord) -> str:
+        """The text of an answer that can be used, see `read_reply`; `used` gains what it took.
+
+        One that was cut off, or is empty, is asked for again as it was: cut off, once. One that isn't the JSON
+        asked for is asked for with the answer and what is wrong with it.
+
+        Raises:
+            Misfit: the last answer can't be used.
+            Failure: as `send`.
+            ValueError: the schema is none.
+        """
+        if request.schema:
+            validator(request.schema)  # a bad one is the caller's error, not each answer's
+        asked, cut = request, 0
+
+        async def attempt() -> str:
+            nonlocal asked, cut
+            answer = await self._post(asked, used)
+            try:
+                return read_reply(answer.text, answer.finish_reason, request.schema)
+            except Misfit as misfit:
+                error = str(misfit)
+                cut += error == "truncated"
+                misfit.passing = error != "filtered" and cut < 2
+                if error.startswith("misfit: "):
+                    problem = error.removeprefix("misfit: ")
+                    told = f"This answer can't be used: {problem}. Answer again, with the JSON value alone."
+                    turns = [Message(role="assistant", content=answer.text)] if answer.text.strip() else []
+                    turns.append(Message(role="user", content=told))
+                    asked = replace(request, messages=(*request.messages, *turns))
+                raise
+
+        return await self.send(attempt, used)
+
+    def serves_nobody(self, failure: Failure) -> bool:
+        """Whether, with this failure of a request, it is no use to ask further."""
+        if failure.status in _UNKNOWN:
+            return True
+        if not self.answered and (failure.unreachable or failure.status in _ABSENT):
+            return True
+        # A refused request may be a bad one. But where none was ever answered, it is what all have in common.
+        self._failed_in_a_row += failure.passing or not self.answered
+        return self._failed_in_a_row >= _IN_A_ROW
+
+    async def _post(self, request: ChatRequest, used: ReplyRecord) -> Answer:
         largest = unused = sum(largest_use(request))
         await self._tokens.take(largest)
         try:
             body = request_body(self.endpoint, request)
             answer = await self.client.post(body, lambda reply: _read(reply, request), "/chat/completions")
             unused = largest - answer.prompt_tokens - answer.completion_tokens
-            return answer
         finally:
             self._tokens.give_back(unused)
+        self._failed_in_a_row = 0
+        used.prompt_tokens += answer.prompt_tokens
+        used.completion_tokens += answer.completion_tokens
+        return answer
 
 
 def _read(reply: Any, request: ChatRequest) -> Answer:
@@ -101,7 +143,9 @@ def _read(reply: Any, request: ChatRequest) -> Answer:
     content = field_of(message, "content") or ""
     if not isinstance(message, dict) or not isinstance(content, str):
         raise ValueError("no chat completion")
-    text = redact(_without_surrogates(content), least=LEAST_IN_TEXT)
+    # Halves of characters, which no file can hold, become the replacement character.
+    whole = content.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    text = redact(whole, least=LEAST_IN_TEXT)
     asked = "".join(turn["content"] for turn in request.messages)
     usage = field_of(reply, "usage")
     return Answer(
@@ -115,11 +159,6 @@ def _read(reply: Any, request: ChatRequest) -> Answer:
 def _count(count: Any, text: str) -> int:
     counted = isinstance(count, int) and not isinstance(count, bool) and 0 <= count < _MOST_TOKENS
     return count if counted else estimate_tokens(text)
-
-
-def _without_surrogates(text: str) -> str:
-    """Halves of characters, which no file can hold, as the replacement character."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def request_body(endpoint: Endpoint, request: ChatRequest) -> dict[str, Any]:
@@ -143,13 +182,6 @@ def request_body(endpoint: Endpoint, request: ChatRequest) -> dict[str, Any]:
     return {name: value for name, value in body.items() if value is not None}
 
 
-def correction(request: ChatRequest, text: str, problem: str) -> ChatRequest:
-    """The request once more, with the reply that wasn't usable and what is wrong with it."""
-    told = f"This answer can't be used: {problem}. Answer again, with the JSON value alone."
-    turns = [Message(role="assistant", content=text)] if text.strip() else []
-    return replace(request, messages=(*request.messages, *turns, Message(role="user", content=told)))
-
-
 def estimate_tokens(text: str) -> int:
     """Tokens of a text, where nobody has counted them."""
     return -(-len(text) // _CHARACTERS)
@@ -161,13 +193,12 @@ def largest_use(request: ChatRequest) -> tuple[int, int]:
     return estimate_tokens(prompt), request.max_tokens
 
 
-def _messages(endpoint: Endpoint, request: ChatRequest) -> tuple[Message, ...]:
+def _messages(endpoint: Endpoint, request: ChatRequest) -> list[Message]:
     """The chat, with the schema in the last user turn where the endpoint doesn't hold to it by itself."""
+    messages = list(request.messages)
     if not request.schema or endpoint.structured == "json_schema":
-        return request.messages
-    last = max((i for i, turn in enumerate(request.messages) if turn["role"] == "user"), default=None)
-    if last is None:
-        return (*request.messages, Message(role="user", content=_FORM + request.schema))
-    content = f"{request.messages[last]['content']}\n\n{_FORM}{request.schema}"
-    asked = Message(role="user", content=content)
-    return (*request.messages[:last], asked, *request.messages[last + 1 :])
+        return messages
+    last = max((i for i, turn in enumerate(messages) if turn["role"] == "user"), default=len(messages))
+    before = "".join(f"{turn['content']}\n\n" for turn in messages[last : last + 1])
+    messages[last : last + 1] = [Message(role="user", content=f"{before}{_FORM}{request.schema}")]
+    return messages

@@ -1,9 +1,12 @@
-"""One HTTP request to a server that may be slow, broken or hostile, and what may go wrong with it."""
+"""One HTTP request to a server that may be slow, broken or hostile: its reply as JSON, or what went wrong with it."""
 
 from __future__ import annotations
 
+import json
+import math
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC
@@ -13,7 +16,6 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from ultramed_rl.config.secrets import redact
-from ultramed_rl.http.strict_json import parse_json
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse, ClientSession
@@ -47,31 +49,21 @@ class Server:
     fixes: Mapping[int, str] = field(default_factory=dict)
 
 
+@dataclass(eq=False)
 class Failure(Exception):
-    """A request without an answer.
+    """A request without an answer, or without one that can be used."""
 
-    Args:
-        reason: the error's kind and words.
-        passing: a later try may go better.
-        wait: seconds that the server asks to wait before that.
-        unreachable: nobody was there to ask.
-        fix: what to do about it, where the server's own for the status doesn't say.
-    """
+    reason: str  # the error's kind and words
+    status: int | None = None
+    passing: bool = False  # a later try may go better
+    wait: float = 0.0  # seconds that the server asks to wait before that
+    unreachable: bool = False  # nobody was there to ask
+    answered: bool = False  # there was an answer, which can't be used
+    fix: str = _DEFAULT  # what to do about it, where the server's own for the status doesn't say
+    attempts: int = 1
 
-    def __init__(
-        self,
-        reason: str,
-        *,
-        status: int | None = None,
-        passing: bool = False,
-        wait: float = 0.0,
-        unreachable: bool = False,
-        fix: str = _DEFAULT,
-    ) -> None:
-        shown = "" if status is None else f"status {status} "
-        super().__init__(f"{shown}{reason}")
-        self.status, self.passing, self.wait, self.unreachable = status, passing, wait, unreachable
-        self.fix, self.attempts = fix, 1
+    def __str__(self) -> str:
+        return self.reason if self.status is None else f"status {self.status} {self.reason}"
 
     def stopping(self, server: Server) -> RuntimeError:
         """The error that ends a run: who, what, and what to do about it."""
@@ -106,8 +98,12 @@ class HttpClient:
         """
         from aiohttp import ClientConnectorError, ClientError
 
+        url = f"{self.server.url.rstrip('/')}{path}" if path else self.server.url
         try:
-            status, headers, payload = await self._exchange(body, path)
+            async with self._session().post(
+                url, json=body, allow_redirects=False, proxy=self._proxy
+            ) as response:
+                status, headers, payload = response.status, response.headers, await _read(response)
         except TimeoutError:  # of aiohttp's too, so it comes first
             reason = f"APITimeoutError (no whole reply within timeout_s={self.server.timeout_s:g})"
             raise Failure(reason, passing=True, fix=_IS_IT_THERE) from None
@@ -131,13 +127,6 @@ class HttpClient:
         opened, self._opened = self._opened, None
         if opened is not None:
             await opened.close()
-
-    async def _exchange(self, body: Mapping[str, Any], path: str) -> tuple[int, Mapping[str, str], bytes]:
-        """Status, headers and body; an error's body perhaps cut."""
-        url = f"{self.server.url.rstrip('/')}{path}" if path else self.server.url
-        request = self._session().post(url, json=body, allow_redirects=False, proxy=self._proxy)
-        async with request as response:
-            return response.status, response.headers, await _read(response)
 
     def _session(self) -> ClientSession:
         if self._opened is None:
@@ -213,6 +202,48 @@ def _refused(status: int, headers: Mapping[str, str], payload: bytes) -> Failure
         passing=not unpaid and (status >= 500 or status in _BUSY),
         wait=retry_after(headers, time.time()),
     )
+
+
+def parse_json(text: str | bytes, *, raw_breaks: bool = False) -> Any:
+    """The value of JSON as RFC 8259 has it, of a writer that isn't trusted.
+
+    Args:
+        raw_breaks: whether strings may hold control characters as they are.
+
+    Raises:
+        ValueError: no JSON, or what readers take in different ways: a key twice in an object, NaN, a number beyond
+            what a float holds, nesting beyond what Python reads.
+    """
+    try:
+        return json.loads(
+            text,
+            strict=not raw_breaks,
+            object_pairs_hook=_once,
+            parse_constant=_finite,
+            parse_float=_finite,
+            parse_int=_finite,
+        )
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error.msg} at character {error.pos} of {len(text)})") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not JSON ({error.reason} at byte {error.start})") from None
+    except RecursionError:
+        raise ValueError("not JSON (nested too deeply)") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"the key {name!r} stands twice in one object")
+    return value
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError(f"{digits[:20]} is no number of JSON, or beyond what a float holds")
+    return int(digits) if digits.lstrip("-").isdecimal() else number
 
 
 def field_of(value: Any, name: str) -> Any:

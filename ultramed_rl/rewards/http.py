@@ -10,7 +10,7 @@ from typing import Any
 from ultramed_rl.config.rewards import HttpTerm
 from ultramed_rl.config.secrets import read_secret
 from ultramed_rl.http.client import Failure, HttpClient, Server, field_of
-from ultramed_rl.http.session import Session, Trail, running
+from ultramed_rl.http.session import Session, running
 from ultramed_rl.records import Completion, Message, Prompt
 from ultramed_rl.rewards.term import with_prompts
 
@@ -60,7 +60,7 @@ class RewardClient:
         texts = [self._texts(*pair) for pair in with_prompts(prompts, completions)]
         size = self.config.batch_size
         batches = [texts[start : start + size] for start in range(0, len(texts), size)]
-        with running(self._client) as start:
+        with running(self._client.close) as start:
             session = Session(self._client)
             replies = [start(self._ask(session, batch)) for batch in batches]
             return [reward for reply in replies for reward in reply.result()]
@@ -91,7 +91,7 @@ class RewardClient:
         body = {"query": texts, "prompts": prompts, "labels": [""] * len(batch)}
         read = lambda reply: read_rewards(reply, len(batch))
         try:
-            return await session.send(lambda: self._client.post(body, read), Trail())
+            return await session.send(lambda: self._client.post(body, read))
         except Failure as failure:
             raise failure.stopping(self._client.server) from None
 

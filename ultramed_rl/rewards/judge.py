@@ -16,7 +16,7 @@ from ultramed_rl.config.models import Endpoint
 from ultramed_rl.config.rewards import ApiModel, JudgeTerm, Scale
 from ultramed_rl.data.templates import read_template, without_tags
 from ultramed_rl.evaluation.reading.text import NUMBER, to_float
-from ultramed_rl.http.chat import ChatSession, ChatTrail, chat_client
+from ultramed_rl.http.chat import ChatSession, chat_client
 from ultramed_rl.http.client import Failure
 from ultramed_rl.http.session import running
 from ultramed_rl.records import ChatRequest, Completion, Message, Prompt
@@ -78,7 +78,7 @@ class ApiClient:
             RuntimeError: the API cannot be reached, refuses, or doesn't speak the protocol.
         """
         replies: list[Reply[T]] = []
-        with running(self._client) as start:
+        with running(self._client.close) as start:
             asking = ChatSession(self.endpoint, self._client)
             for future in [start(self._until_read(asking, prompt, read)) for prompt in prompts]:
                 replies.append(future.result())
@@ -94,7 +94,7 @@ class ApiClient:
         request = ChatRequest("", turns, config.max_tokens, config.temperature)
         for _ in range(config.retries + 1):
             try:
-                text = (await asking.ask(request, ChatTrail())).text
+                text = (await asking.ask(request)).text
             except Failure as failure:
                 raise failure.stopping(self._client.server) from None
             value = read(text)

@@ -91,7 +91,9 @@ class KeyIndex:
 
     def __init__(self) -> None:
         self._met = 0
-        self._database = sqlite3.connect("")
+        self._database = sqlite3.connect(
+            "", check_same_thread=False
+        )  # one thread at a time, of whoever carries the records
         self._database.execute("CREATE TABLE keys (number INTEGER PRIMARY KEY, place INTEGER)")
 
     def __len__(self) -> int:
@@ -135,7 +137,7 @@ class RecordLog:
         self._counts: Counter[tuple[str, str]] = Counter()  # records by fate and reason
         self._rows = 0
         folder.mkdir(parents=True, exist_ok=True)
-        self._database = sqlite3.connect(folder / FILE, timeout=0.0)
+        self._database = sqlite3.connect(folder / FILE, timeout=0.0, check_same_thread=False)  # as above
         try:
             with self._explained():
                 self._take_up(digest_inputs(inputs), retry_dead)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
-from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Self
 
+from ultramed_rl.cluster.pool import Outcome
 from ultramed_rl.config.factory import EngineConfig
 from ultramed_rl.data.chats import LONGEST_TEXT
-from ultramed_rl.http.attempts import Misfit, read_reply
+from ultramed_rl.http.json_reply import Misfit, read_reply
 from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.models.checks import check_sampled_model
 from ultramed_rl.models.tokenizer import chat_tokenizer
-from ultramed_rl.records import ChatReply, ChatRequest, Completion, Prompt, SamplingRequest
+from ultramed_rl.records import ChatReply, ChatRequest, Prompt, SamplingRequest
 from ultramed_rl.token_ids import TokenIds
 from ultramed_rl.workers.sampling import SamplingWorkers
 
@@ -21,16 +22,17 @@ from ultramed_rl.workers.sampling import SamplingWorkers
 class EngineGenerator:
     """A `Generator` over vLLM engines, which start when it is entered and end when it is left.
 
-    Requests are taken as engines have room for them. The same request has the same answer wherever and beside
-    whatever it is computed, as far as the engine's rounding allows.
+    The same request has the same answer wherever and beside whatever it is computed, as far as the engine's rounding
+    allows.
     """
-
-    exhausted = ""  # engines have no budget
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
         self.tokenizer = chat_tokenizer(config.policy, learns=False)
         check_sampled_model(config.policy.path, config.policy)
+        self._waiting: deque[SamplingRequest] = deque()
+        self._asked: dict[str, asyncio.Future[Outcome]] = {}
+        self._pump: asyncio.Task[None] | None = None
 
     def __enter__(self) -> Self:
         self._workers = SamplingWorkers(self.config, self.tokenizer)
@@ -46,59 +48,72 @@ class EngineGenerator:
     ) -> None:
         self._workers.stop()
 
-    def replies(self, requests: Iterable[ChatRequest]) -> Iterator[ChatReply]:
-        """One reply for every request, in the order in which they are done.
+    async def close(self) -> None:
+        """Nothing of this belongs to a loop."""
 
-        A reply's error is "truncated", "too_long: ..." (the chat leaves no room for its answer), "refused: ..."
-        (by the chat template), "misfit: ..." (not the JSON asked for, and why) or "empty".
+    async def reply(self, request: ChatRequest) -> ChatReply:
+        """The reply; its error is "truncated", "too_long: ..." (the chat leaves no room for its answer), "refused: ..."
+        (by the chat template), "misfit: ..." (not the JSON asked for, and why), "empty" or "engine: ...".
+
+        Raises:
+            RuntimeError: too few engines are left.
         """
-        asked: dict[str, tuple[ChatRequest, int]] = {}
-        refused: deque[ChatReply] = deque()
+        try:
+            sampling = self._sampling(request)
+        except ValueError as refused:
+            return ChatReply(request.key, "", str(refused))
+        outcome = self._asked[request.key] = asyncio.get_running_loop().create_future()
+        self._waiting.append(sampling)
+        if self._pump is None or self._pump.done():
+            self._pump = asyncio.create_task(self._answer_all())
+        ended, tokens = await outcome, len(sampling.prompt.token_ids)
+        if ended.error:
+            return ChatReply(request.key, "", f"engine: {ended.error}", tokens)
+        (completion,), text, error = ended.value, "", ""
+        try:
+            text = read_reply(completion.text, completion.finish_reason, request.schema)
+        except Misfit as misfit:
+            error = str(misfit)
+        return ChatReply(request.key, text, error, tokens, len(completion.token_ids))
 
-        def source() -> Iterator[SamplingRequest]:
-            for request in requests:
-                found = self._sampling(request)
-                if isinstance(found, ChatReply):
-                    refused.append(found)
-                else:
-                    asked[request.key] = (request, len(found.prompt.token_ids))
-                    yield found
+    async def _answer_all(self) -> None:
+        """Consumes what waits, as the engines have room; ends when all of it is answered.
 
-        for outcome in self._workers.answer(source()):
-            while refused:
-                yield refused.popleft()
-            request, tokens = asked.pop(outcome.key)
-            if outcome.error:
-                yield ChatReply(request.key, "", f"engine: {outcome.error}", tokens)
-            else:
-                yield _reply(request, outcome.value[0], tokens)
-        yield from refused
+        It waits for the engines in the loop's own thread, since whoever else is in the loop waits for these answers.
+        """
+        pool, scheduler = self._workers.engines, self._workers.scheduler
+        try:
+            with self._workers.rollout.on_device():
+                while self._asked:
+                    while self._waiting and pool.has_capacity:
+                        self._workers.offer(self._waiting.popleft())
+                    for outcome in scheduler.outcomes():
+                        self._asked.pop(outcome.key).set_result(outcome)
+                    # Those who have got their answers ask on; then those whose record has ended take the next one.
+                    for _ in range(2):
+                        await asyncio.sleep(0)
+        except Exception as error:
+            for asked in self._asked.values():
+                asked.set_exception(error)
+            self._asked.clear()
+            self._waiting.clear()
+        finally:
+            if pool.unfinished:
+                pool.forget()
 
-    def _sampling(self, request: ChatRequest) -> SamplingRequest | ChatReply:
+    def _sampling(self, request: ChatRequest) -> SamplingRequest:
+        """Raises ValueError, with the reply's error, for a chat that can't be asked."""
         longest = max(len(message["content"]) for message in request.messages)
         if longest > LONGEST_TEXT:
-            return ChatReply(
-                request.key, "", f"too_long: a turn has {longest:,} characters, over {LONGEST_TEXT:,}"
-            )
+            raise ValueError(f"too_long: a turn has {longest:,} characters, over {LONGEST_TEXT:,}")
         try:
             token_ids = TokenIds(self.tokenizer.encode_chat(request.messages))
         except ValueError as error:
-            return ChatReply(request.key, "", f"refused: {error}")
+            raise ValueError(f"refused: {error}") from None
         room = self.config.policy.max_length - request.max_tokens
         if len(token_ids) > room:
-            return ChatReply(
-                request.key, "", f"too_long: the chat has {len(token_ids)} tokens, and room for {room}"
-            )
+            raise ValueError(f"too_long: the chat has {len(token_ids)} tokens, and room for {room}")
         seed = derive_seed(request.key) if request.seed is None else request.seed
         prompt = Prompt(request.key, request.messages, token_ids)
         sampling = (request.temperature, request.top_p, request.max_tokens, seed)
         return SamplingRequest(prompt, 1, *sampling, request.schema)
-
-
-def _reply(request: ChatRequest, completion: Completion, prompt_tokens: int) -> ChatReply:
-    text, error = "", ""
-    try:
-        text = read_reply(completion.text, completion.finish_reason, request.schema)
-    except Misfit as misfit:
-        error = str(misfit)
-    return ChatReply(request.key, text, error, prompt_tokens, len(completion.token_ids))

@@ -6,16 +6,15 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from tests.fake_api import Limit, Said, asked, fake_api, reply, troubled
+from tests.fake_api import Limit, Said, answer_all, asked, fake_api, reply, troubled
 from ultramed_rl.config.models import Endpoint
-from ultramed_rl.data.factory.feed import Generator
 from ultramed_rl.http.chat import request_body
 from ultramed_rl.http.generator import ApiGenerator
 from ultramed_rl.records import ChatReply, ChatRequest, Message
@@ -36,8 +35,9 @@ def endpoint(url: str, **fields: Any) -> Endpoint:
 
 def ask(url: str, folder: Path, *requests: ChatRequest, **fields: Any) -> list[ChatReply]:
     """Replies in the order of the requests."""
-    generator: Generator = ApiGenerator(endpoint(url, **fields), folder)
-    found = {found.key: found for found in generator.replies(requests)}
+    found = {
+        found.key: found for found in answer_all(ApiGenerator(endpoint(url, **fields), folder), requests)
+    }
     return [found[request.key] for request in requests]
 
 
@@ -55,7 +55,7 @@ def test_no_request_of_a_troubled_api_is_lost_or_doubled(tmp_path: Path) -> None
     fields = {"retries": 6, "concurrency": 64, "timeout_s": 1.0, "requests_per_minute": 24000.0}
     with fake_api(troubled(0.2, slow_s=2.0), Limit(400.0, 100.0)) as (url, api):
         generator = ApiGenerator(endpoint(url, **fields), tmp_path)
-        first = list(generator.replies(iter(requests)))
+        first = answer_all(generator, requests)
         assert sorted(r.key for r in first) == sorted(r.key for r in requests)
         good = {r.key: r.text for r in first if not r.error}
         assert all(json.loads(text) == {"asked": f"say {key}"} for key, text in good.items())
@@ -67,39 +67,31 @@ def test_no_request_of_a_troubled_api_is_lost_or_doubled(tmp_path: Path) -> None
         assert api.most_busy <= 64 + 64, "those that the client gave up may still be busy, no others"
 
         before = Counter(api.seen)
-        again = list(ApiGenerator(endpoint(url, **fields), tmp_path).replies(requests))
+        again = answer_all(ApiGenerator(endpoint(url, **fields), tmp_path), requests)
         assert {r.key: r.text for r in again if r.cached} == good
         assert {text.removeprefix("say ") for text in api.seen - before}.isdisjoint(good)
 
 
-def test_requests_are_taken_as_they_can_be_answered(tmp_path: Path) -> None:
-    taken = 0
-
-    def stream() -> Iterator[ChatRequest]:
-        nonlocal taken
-        for i in range(200):
-            taken += 1
-            yield request(f"r{i}")
-
-    with fake_api(lambda _: reply("x")) as (url, api):
-        given = 0
-        for _ in ApiGenerator(endpoint(url, concurrency=3), tmp_path).replies(stream()):
-            given += 1
-            assert taken - given < 6
-    assert (taken, given) == (200, 200) and api.most_busy <= 3
+def test_no_more_are_asked_at_once_than_the_endpoint_takes(tmp_path: Path) -> None:
+    with fake_api(lambda _: Said(reply("x").body, delay_s=0.001)) as (url, api):
+        generator = ApiGenerator(endpoint(url, concurrency=3), tmp_path)
+        assert len(answer_all(generator, (request(f"r{i}") for i in range(100)))) == 100
+    assert api.most_busy == 3
 
 
 def test_a_caller_that_stops_early_leaves_nothing_running(tmp_path: Path) -> None:
+    def stop(reply: ChatReply) -> None:
+        raise KeyError(reply.key)
+
+    requests = [request(f"r{i}") for i in range(100)]
     with fake_api(lambda _: Said(reply("x").body, delay_s=0.02)) as (url, api):
-        generator = ApiGenerator(endpoint(url), tmp_path)
-        replies = generator.replies(request(f"r{i}") for i in range(100))
-        next(replies)
-        replies.close()  # type: ignore[attr-defined]
+        with pytest.raises(KeyError):
+            answer_all(ApiGenerator(endpoint(url), tmp_path), requests, stop)
         time.sleep(0.2)
         seen = sum(api.seen.values())
         time.sleep(0.2)
         assert sum(api.seen.values()) == seen < 20
-        assert len(list(generator.replies(request(f"r{i}") for i in range(100)))) == 100
+        assert len(answer_all(ApiGenerator(endpoint(url), tmp_path), requests)) == 100
 
 
 # -- one request -------------------------------------------------------------------------------------------
@@ -167,7 +159,7 @@ def test_a_reply_that_does_not_fit_is_asked_again_with_what_is_wrong(tmp_path: P
 def test_what_cannot_be_answered_ends_as_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Said, error: str, attempts: int
 ) -> None:
-    monkeypatch.setattr("ultramed_rl.http.session._UNWELL", lambda _: 0.0)
+    monkeypatch.setattr("ultramed_rl.http.session._UNWELL_S", 0.0)
     rule = lambda body: said if asked(body) == "say a" else reply("fine")
     with fake_api(rule) as (url, _):
         slow = 0.3 if said.delay_s else 60.0
@@ -250,11 +242,9 @@ def test_one_forbidden_request_among_others_is_its_own_error(tmp_path: Path) -> 
 def test_twenty_failures_in_a_row_stop_the_run(tmp_path: Path, status: int) -> None:
     given: list[ChatReply] = []
     with fake_api(lambda _: Said(REFUSAL, status)) as (url, _):
-        replies = ApiGenerator(endpoint(url, retries=0), tmp_path).replies(
-            request(f"r{i}") for i in range(500)
-        )
+        generator = ApiGenerator(endpoint(url, retries=0), tmp_path)
         with pytest.raises(RuntimeError, match=rf"{url}: .*\b{status}\b"):
-            given.extend(replies)
+            answer_all(generator, (request(f"r{i}") for i in range(500)), given.append)
     assert len(given) == 19
 
 

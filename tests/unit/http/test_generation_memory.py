@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 
-from tests.fake_api import Said, asked, fake_api, reply
+from tests.fake_api import Said, answer_all, asked, fake_api, reply
 from tests.unit.http.test_generation import ask, endpoint, in_turn, request
-from ultramed_rl.http.generator import ApiGenerator
-from ultramed_rl.http.replies import FILE
+from ultramed_rl.http.generator import FILE, ApiGenerator
 from ultramed_rl.records import ChatReply, ChatRequest, Message
 
 ROOT = Path(__file__).parents[3]
@@ -28,11 +27,9 @@ def budgeted(url: str, folder: Path, run: str = "", **fields: Any) -> tuple[ApiG
     """The generator after 50 requests of 15 tokens (10 and 5; their largest use is the same), and how many it took."""
     generator = ApiGenerator(endpoint(url, **fields), folder, run)
     chats = [ChatRequest(str(i), (Message(role="user", content=f"{i:040}"),), 5) for i in range(50)]
-    source = iter(chats)
-    given = [r.key for r in generator.replies(source)]
-    taken = 50 - len(list(source))
-    assert sorted(map(int, given)) == list(range(taken)), "every request that was taken is answered"
-    return generator, taken
+    given = [r.key for r in answer_all(generator, chats)]
+    assert sorted(map(int, given)) == list(range(len(given))), "they are asked in their order"
+    return generator, len(given)
 
 
 @pytest.mark.parametrize(
@@ -51,11 +48,11 @@ def test_a_budget_ends_the_run_and_holds_over_restarts(
     with fake_api(lambda _: reply("x")) as (url, api):
         generator, found = budgeted(url, tmp_path, **limit)
         assert found == taken == len(api.bodies)
-        assert bool(generator.exhausted) == bool(limit)
+        assert bool(generator.exhausted()) == bool(limit)
         if limit:
             assert budgeted(url, tmp_path, **limit)[1] == 0
             name, value = next(iter(limit.items()))
-            assert generator.exhausted.startswith(f"{name}={value:g}: ")
+            assert generator.exhausted().startswith(f"{name}={value:g}: ")
             # Another run has a budget of its own; what is known already costs it nothing.
             assert budgeted(url, tmp_path, "another", **limit)[1] == 2 * taken == len(api.bodies)
 
@@ -105,11 +102,12 @@ def test_an_error_is_not_remembered_as_a_reply(tmp_path: Path) -> None:
 CHILD = """
 import sys
 from pathlib import Path
+from tests.fake_api import answer_all
 from tests.unit.http.test_generation import endpoint, request
-from ultramed_rl.http.generator import ApiGenerator
+from ultramed_rl.http.generator import FILE, ApiGenerator
 generator = ApiGenerator(endpoint(sys.argv[1], concurrency=8), Path(sys.argv[2]))
-for reply in generator.replies(request(f"r{i}") for i in range(int(sys.argv[3]))):
-    print(reply.key, reply.text, flush=True)
+requests = (request(f"r{i}") for i in range(int(sys.argv[3])))
+answer_all(generator, requests, lambda reply: print(reply.key, reply.text, flush=True))
 """
 
 

@@ -18,9 +18,8 @@ from urllib.parse import quote, unquote_plus
 
 import pytest
 from pydantic import TypeAdapter
-from tenacity import AsyncRetrying, RetryCallState
 
-from tests.fake_api import FakeApi, Said, fake_api, reply
+from tests.fake_api import FakeApi, Said, answer_all, fake_api, reply
 from tests.unit.rewards.test_http import Bytes
 from ultramed_rl.config.models import Endpoint
 from ultramed_rl.config.rewards import RewardTerm
@@ -56,13 +55,11 @@ def ask_judge(url: str, _: Path, env: str | None = None, **fields: Any) -> str:
 
 def ask_generator(url: str, folder: Path, env: str | None = None, **fields: Any) -> str:
     fields = {"model": "m", "base_url": url, "retries": 0, "api_key_env": env, **fields}
-    generator = ApiGenerator(Endpoint.model_validate(fields), folder)
-    try:
-        (found,) = generator.replies([ChatRequest("k", (Message(role="user", content="hi?"),))])
-    except RuntimeError as error:
-        return str(error)
-    finally:
-        generator.close()
+    with ApiGenerator(Endpoint.model_validate(fields), folder) as generator:
+        try:
+            (found,) = answer_all(generator, [ChatRequest("k", (Message(role="user", content="hi?"),))])
+        except RuntimeError as error:
+            return str(error)
     assert found.error.startswith("failure: ") and not found.text
     return f"{url} {found.error}"
 
@@ -231,9 +228,8 @@ def test_chats_that_are_none_are_the_servers_fault(
 def test_counts_that_are_none_are_estimated(answering: Answering, tmp_path: Path, count: Any) -> None:
     usage = {"prompt_tokens": count, "completion_tokens": count}
     url, _ = answering(Said({**reply("x" * 40).body, "usage": usage}))
-    generator = ApiGenerator(Endpoint(model="m", base_url=url, prompt_price=1.0), tmp_path)
-    (found,) = generator.replies([ChatRequest("k", (Message(role="user", content="four"),))])
-    generator.close()
+    with ApiGenerator(Endpoint(model="m", base_url=url, prompt_price=1.0), tmp_path) as generator:
+        (found,) = answer_all(generator, [ChatRequest("k", (Message(role="user", content="four"),))])
     assert (found.prompt_tokens, found.completion_tokens) == (1, 10)
 
 
@@ -298,9 +294,8 @@ def test_a_secret_in_an_answer_does_not_reach_the_records(
         monkeypatch.setenv("MY_SECRET", secret)
         url, _ = answering(reply(f"It is {secret} indeed."))
         endpoint = Endpoint(model=f"m{len(secret)}", base_url=url, api_key_env="MY_SECRET")
-        generator = ApiGenerator(endpoint, tmp_path)
-        (found,) = generator.replies([ChatRequest("k", (Message(role="user", content="hi?"),))])
-        generator.close()
+        with ApiGenerator(endpoint, tmp_path) as generator:
+            (found,) = answer_all(generator, [ChatRequest("k", (Message(role="user", content="hi?"),))])
         assert found.text == text
 
 
@@ -335,7 +330,7 @@ def test_a_wait_that_is_asked_for_is_kept_and_told_once(
     monkeypatch: pytest.MonkeyPatch,
     status: int,
 ) -> None:
-    monkeypatch.setattr("ultramed_rl.http.session._UNWELL", lambda _: 0.0)
+    monkeypatch.setattr("ultramed_rl.http.session._UNWELL_S", 0.0)
     url, api = answering(Said({"error": "busy"}, status, {"retry-after": "0.25"}))
     started = time.monotonic()
     with caplog.at_level(logging.WARNING):
@@ -366,16 +361,12 @@ def test_a_wait_is_read_as_number_or_date() -> None:
 def waits(asked: float = 0.0, *, answered: bool) -> list[float]:
     """Seconds before the eighth try, where every request before was answered, or none."""
 
-    async def draw() -> list[float]:
-        session = Session(HttpClient(Server("s", "http://localhost", 1.0, 9, 1)))
-        for _ in range(100):
-            session._note(answered=answered)
-        state = RetryCallState(AsyncRetrying(), None, (), {})
-        state.attempt_number = 7
-        state.set_exception((Failure, Failure("busy", passing=True, wait=asked), None))
-        return [session._wait(state) for _ in range(200)]
-
-    return asyncio.run(draw())
+    session = Session(HttpClient(Server("s", "http://localhost", 1.0, 9, 1)))
+    for _ in range(100):
+        session.note(answered)
+    failure = Failure("busy", passing=True, wait=asked)
+    failure.attempts = 7
+    return [session.delay(failure) for _ in range(200)]
 
 
 def test_waits_grow_only_while_the_server_is_unwell() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from ultramed_rl.http.attempts import Misfit, fit, read_json
+from ultramed_rl.http.json_reply import Misfit, fit, read_json
 
 # -- what is read ------------------------------------------------------------------------------------------
 

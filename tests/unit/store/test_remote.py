@@ -38,7 +38,8 @@ from tests.tiny import tiny_run
 from ultramed_rl.cli import app
 from ultramed_rl.cli.runs import what_happens
 from ultramed_rl.config import ConfigError, DataConfig, RunConfig, dump_config, parse_config
-from ultramed_rl.http.replies import ReplyRecord, ReplyStore
+from ultramed_rl.http.generator import ReplyStore
+from ultramed_rl.http.session import ReplyRecord
 from ultramed_rl.records import Completion, Prompt
 from ultramed_rl.stages.data.run import make_data
 from ultramed_rl.store import ArtifactFolder, RoundRecord, RunDirectory, StageDirectory

@@ -1,13 +1,21 @@
-"""Answers with their reasoning: checked against the key, asked for again with solved exemplars, else dropped."""
+"""Answers with their reasoning: checked against the key, asked for again with solved exemplars, else dropped.
+
+solved rows --> stems --> unit vectors, apart for multiple choice and open questions
+row --> its stem's vector --> the nearest of its kind --> (question, answer), shown from the second attempt on
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal
+
+import numpy as np
 
 from ultramed_rl.config.factory_steps import Answer
-from ultramed_rl.data.chats import Misfit
-from ultramed_rl.data.factory.asking import Form, after_thoughts, assistant, user
+from ultramed_rl.data.chats import Misfit, read_turns
 from ultramed_rl.data.factory.instructions import (
     Instruction,
     answered_row,
@@ -15,24 +23,37 @@ from ultramed_rl.data.factory.instructions import (
     read_instruction,
     split_options,
 )
-from ultramed_rl.data.factory.step import Ask, Drop, End, Fail, Keep, Row
-from ultramed_rl.data.likeness import normalise_text
+from ultramed_rl.data.factory.step import (
+    Ask,
+    Drop,
+    End,
+    Fail,
+    Form,
+    Keep,
+    Row,
+    after_thoughts,
+    assistant,
+    name_of,
+    user,
+)
+from ultramed_rl.data.likeness import Embed, Stem, check_unit_vectors, normalise_text, read_stem
 from ultramed_rl.data.vignettes import read_letter as closing_letter
 from ultramed_rl.records import Message
 
 ReadLetter = Callable[[str, Mapping[str, str]], str | None]
 FindExemplars = Callable[[Row], Sequence[tuple[str, str]]]
-_CHOICE = Form.read("answer_choice", "question")
-_OPEN = Form.read("answer_open", "question")
+Kind = Literal["choice", "open"]
+_FORMS = {kind: Form.read(f"answer_{kind}", "question") for kind in ("choice", "open")}
 # Prose that isn't cut off ends in one of these, perhaps in bold or in brackets. A last item of a list, a
 # row of a table or a heading needs none.
 _ENDED = re.compile(r"[.!?…。)\]}>|`$*_\"'”’»]\s*$")
 _ITEM = re.compile(r"\s*(?:[-*•+|#]|\d+[.)]|[A-Z][.)])\s*\S")
-
 _CLOSING = re.compile(
     r"\W*(?:(?:so|thus|hence|therefore),? )?the (?:final |correct |best )?(?:answer|option) is\W*([A-Z])\W*",
     re.IGNORECASE,
 )
+_BLOCK = 1024  # rows that are embedded together
+_DIGITS = 6  # of a similarity, beyond which two are equal
 
 
 class AnswerStep:
@@ -55,16 +76,15 @@ class AnswerStep:
         self.refusals = [re.compile(pattern, re.IGNORECASE) for pattern in config.refusals]
 
     async def __call__(self, row: Row, ask: Ask) -> End:
-        """Ask without exemplars first, then with them."""
         try:
             question = read_instruction(row)
         except Misfit as misfit:
             return Fail("malformed_record", str(misfit))
-        form, text, miss = _CHOICE if question.key else _OPEN, question_text(row), ""
+        asked = user(_FORMS["choice" if question.key else "open"].render(question=question_text(row)))
+        miss = ""
         for attempt in range(self.config.attempts):
             shown = self._solved(row) if attempt else []
-            reply = await ask(self.config, [*shown, user(form.render(question=text))])
-            answer = after_thoughts(reply.text)
+            answer = after_thoughts((await ask(self.config, [*shown, asked])).text)
             miss = self.miss(question, answer)
             if not miss:
                 return Keep((answered_row(row, _closed(answer, question.key)),))
@@ -76,7 +96,10 @@ class AnswerStep:
             return "empty"
         if any(pattern.search(answer) for pattern in self.refusals):
             return "refusal"
-        if is_cut(answer) and not self._settles(question, answer.rpartition("\n")[2]):
+        # A line without a full stop, "So, the answer is C", is an end all the same.
+        last = answer.rpartition("\n")[2]
+        settles = question.key and _CLOSING.fullmatch(last) and self.read_letter(last, question.options)
+        if is_cut(answer) and not settles:
             return "truncated"
         if question.key is None:
             return ""
@@ -85,18 +108,13 @@ class AnswerStep:
             return "no_letter"
         return "" if letter == question.key else "wrong_letter"
 
-    def _settles(self, question: Instruction, line: str) -> bool:
-        """Whether a line without a full stop, "So, the answer is C", is an end all the same."""
-        return bool(question.key and _CLOSING.fullmatch(line) and self.read_letter(line, question.options))
-
     def _solved(self, row: Row) -> list[Message]:
         """Solved questions as earlier turns of the chat, asked as the record's own is."""
         own = normalise_text(question_text(row))
         others = [pair for pair in self.exemplars(row) if normalise_text(pair[0]) != own]
         turns = []
         for question, answer in others[: self.config.exemplars]:
-            form = _CHOICE if split_options(question)[1] else _OPEN
-            turns += [user(form.render(question=question)), assistant(answer)]
+            turns += [user(_FORMS[_kind(question)].render(question=question)), assistant(answer)]
         return turns
 
 
@@ -114,3 +132,98 @@ def _closed(answer: str, key: str | None) -> str:
     before, _, last = answer.rpartition("\n")
     reasons = before if _CLOSING.fullmatch(last) else answer
     return f"{reasons.rstrip()}\n\nSo, the answer is {key}.".lstrip()
+
+
+def _kind(question: str) -> Kind:
+    return "choice" if split_options(question)[1] else "open"
+
+
+@dataclass(frozen=True)
+class _Solved:
+    name: str  # the record's
+    question: str
+    answer: str
+
+
+class ExemplarIndex:
+    """The solved questions most like a record's: to be given to `AnswerStep` as its `exemplars`.
+
+    The index is fixed once it is built, out of a file of solved records. Those that a run solves do not join it: a
+    run that was killed and goes on would find others than one that was not, and ask other requests. Texts and
+    float32 vectors are held in memory. Not to be sent to another process: make one there.
+    """
+
+    def __init__(self, rows: Iterable[Row], embed: Embed, most: int = 3) -> None:
+        """
+        Args:
+            rows: records; those with an answer are used, and of those of multiple choice the ones whose answer
+                ends "So, the answer is X." with X their key. All others are passed over.
+            embed: stems to unit vectors.
+            most: exemplars found for a record.
+
+        Raises:
+            ValueError: `embed` gives other than one unit vector a text.
+        """
+        assert most >= 0, most
+        self._embed, self._most = embed, most
+        self._solved: dict[Kind, list[_Solved]] = {"choice": [], "open": []}
+        vectors: dict[Kind, list[np.ndarray]] = {"choice": [], "open": []}
+        source = filter(None, map(_read_solved, rows))
+        while block := list(islice(source, _BLOCK)):
+            stems = [read_stem(one.question) for one in block]
+            for kind, known in self._solved.items():
+                pairs = zip(block, stems, strict=True)
+                own = [(one, stem) for one, stem in pairs if stem.words and _kind(one.question) == kind]
+                if own:
+                    vectors[kind].append(self._vectors([stem for _, stem in own]))
+                    known += [one for one, _ in own]
+        self._known = {kind: np.concatenate(blocks) for kind, blocks in vectors.items() if blocks}
+
+    def __len__(self) -> int:
+        """How many solved questions there are."""
+        return sum(map(len, self._solved.values()))
+
+    def __call__(self, row: Row) -> tuple[tuple[str, str], ...]:
+        """(question, answer) of the nearest records of the row's kind, most similar first, then as in `rows`.
+
+        Never the record itself, by its id or by the words of its stem, and no question twice.
+
+        Raises:
+            Misfit: the row isn't a question.
+        """
+        question = read_instruction(row)
+        kind: Kind = "choice" if question.key else "open"
+        stem = read_stem(question.text)
+        if not (self._most and self._solved[kind] and stem.words):
+            return ()
+        similarities = self._known[kind] @ self._vectors([stem])[0]
+        nearest = np.argsort(-np.round(similarities.astype(np.float64), _DIGITS), kind="stable")
+        own, shown, pairs = name_of(row), {stem.key}, list[tuple[str, str]]()
+        for one in (self._solved[kind][place] for place in nearest):
+            key = read_stem(one.question).key
+            if key not in shown and one.name != own:
+                shown.add(key)
+                pairs.append((one.question, one.answer))
+            if len(pairs) == self._most:
+                break
+        return tuple(pairs)
+
+    def _vectors(self, stems: Sequence[Stem]) -> np.ndarray:
+        return check_unit_vectors(self._embed([stem.text for stem in stems]), len(stems))
+
+
+def _read_solved(row: Row) -> _Solved | None:
+    """A row's question and answer, or None if it isn't solved."""
+    try:
+        question = read_instruction(row)
+        turns = read_turns(dict(row), "conversations")
+    except Misfit:
+        return None
+    if len(turns) < 2:
+        return None
+    answer = turns[1]["content"]
+    if question.key is None:
+        solved = _kind(question.text) == "open"  # of options without a key nobody knows
+    else:
+        solved = closing_letter(answer) == question.key
+    return _Solved(name_of(row), question.text, answer) if solved else None

@@ -19,9 +19,8 @@ from __future__ import annotations
 import csv
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ultramed_rl.config.factory_steps import Bench
 from ultramed_rl.data.factory.step import Row
@@ -48,28 +47,32 @@ def build_bench(
         counts: gains pairs, unfit (of no subset), and of each subset NAME_eligible, NAME and NAME_short (rows that
             lack to its size); overruled (pairs where people prefer the judge's rejected answer), unknown_labels (of
             no pair here).
-        labels: what people prefer, by pair_id (see `bench_labels`).
+        labels: what people prefer, by pair_id (see `read_labels`).
 
     Raises:
         ValueError: a row that isn't a pair of the factory, a pair_id given twice, or no pair that fits.
     """
     eligible = _sort_into_subsets(pairs, rules, counts, labels or {})
-    used: Counter[str] = Counter()
-    bench: list[Row] = []
+    used: Counter[str] = Counter()  # by prompt
+    bench: dict[str, Row] = {}
     for subset in SUBSETS:
-        size = getattr(rules.sizes, subset.lower())
-        taken = _draw(eligible[subset], size, rules, used)
-        counts.update({subset: len(taken), f"{subset}_short": size - len(taken)})
-        counts["overruled"] += sum(row["metadata"]["overruled"] for row in taken)
-        bench += [{**row, "subset": subset, "label_type": subset} for row in taken]
-        for row, other in product(taken, SUBSETS):
-            eligible[other].pop(row["id"], None)
+        size, before = getattr(rules.sizes, subset.lower()), len(bench)
+        for name in sorted(eligible[subset], key=lambda name: seeded_number(rules.seed, "bench", name)):
+            row = eligible[subset][name]
+            if name in bench or used[row["prompt"]] >= rules.per_prompt:
+                continue
+            if len(bench) - before == size:
+                break
+            used[row["prompt"]] += 1
+            counts["overruled"] += row["metadata"]["overruled"]
+            bench[name] = {**row, "subset": subset, "label_type": subset}
+        counts.update({subset: len(bench) - before, f"{subset}_short": size - len(bench) + before})
     if not bench:
         raise ValueError(
             f"bench: none of {counts['pairs']} pairs fits a subset; lower easy_gap or length_factor, raise hard_gap, "
             "or give the pairs of more test prompts"
         )
-    return bench
+    return list(bench.values())
 
 
 def pair_kinds(pair: Row, rules: Bench) -> list[str]:
@@ -106,7 +109,7 @@ def pair_id(pair: Row) -> str:
 def _sort_into_subsets(
     pairs: Iterable[Row], rules: Bench, counts: Counter[str], labels: Mapping[str, Side]
 ) -> dict[str, dict[str, Row]]:
-    """By subset the pairs that fit it, by their ids."""
+    """By subset the pairs that fit it, by their ids; the sides exchanged where people prefer the rejected one."""
     eligible: dict[str, dict[str, Row]] = {subset: {} for subset in SUBSETS}
     seen: set[str] = set()
     counts.update(pairs=0, unfit=0, overruled=0)
@@ -115,35 +118,17 @@ def _sort_into_subsets(
         if name in seen:
             raise ValueError(f"pair {name!r:.80}: stands there twice; give each pair once")
         seen.add(name)
+        overruled = labels.get(name) == "rejected"
+        row = {**pair, "id": name, "metadata": {**pair["metadata"], "overruled": overruled}}
+        if overruled:
+            row |= {"chosen": pair["rejected"], "rejected": pair["chosen"]}
         subsets = ["Human"] if name in labels else pair_kinds(pair, rules)
         counts.update(pairs=1, unfit=int(not subsets))
         for subset in subsets:
-            eligible[subset][name] = _bench_row(pair, name, labels.get(name, "chosen"))
+            eligible[subset][name] = row
             counts[f"{subset}_eligible"] += 1
     counts["unknown_labels"] += len(labels.keys() - seen)
     return eligible
-
-
-def _draw(eligible: Mapping[str, Row], size: int, rules: Bench, used: Counter[str]) -> list[Any]:
-    """Up to `size` rows, drawn by seed, in the order of the draw; `used` counts each prompt's."""
-    taken: list[Any] = []
-    for name in sorted(eligible, key=lambda name: seeded_number(rules.seed, "bench", name)):
-        row = eligible[name]
-        if len(taken) == size:
-            break
-        if used[row["prompt"]] < rules.per_prompt:
-            used[row["prompt"]] += 1
-            taken.append(row)
-    return taken
-
-
-def _bench_row(pair: Row, name: str, preferred: Side) -> dict[str, Any]:
-    """The pair with its own id; the sides exchanged where people prefer the rejected one."""
-    overruled = preferred == "rejected"
-    row = {**pair, "id": name, "metadata": {**pair["metadata"], "overruled": overruled}}
-    if overruled:
-        row |= {"chosen": pair["rejected"], "rejected": pair["chosen"]}
-    return row
 
 
 def sheet_rows(pairs: Iterable[Row], seed: int) -> Iterator[dict[str, str]]:
@@ -151,15 +136,16 @@ def sheet_rows(pairs: Iterable[Row], seed: int) -> Iterator[dict[str, str]]:
     `read_labels` with the same seed knows it again."""
     for pair in pairs:
         name = pair_id(pair)
-        first = first_side(name, seed)
-        second = "rejected" if first == "chosen" else "chosen"
-        texts = (pair["prompt"], pair[first][-1]["content"], pair[second][-1]["content"])
+        sides = _shown_sides(name, seed)
+        texts = (pair["prompt"], *(pair[side][-1]["content"] for side in sides.values()))
         yield dict(zip(SHEET_COLUMNS, (name, *texts), strict=True))
 
 
-def first_side(name: str, seed: int) -> Side:
-    """The side of a pair that stands first on the sheet."""
-    return "chosen" if seeded_number(seed, "sheet", name) % 2 else "rejected"
+def _shown_sides(name: str, seed: int) -> dict[str, Side]:
+    """The sides of a pair as they stand on the sheet, first and second."""
+    if seeded_number(seed, "sheet", name) % 2:
+        return {"first": "chosen", "second": "rejected"}
+    return {"first": "rejected", "second": "chosen"}
 
 
 def read_labels(path: str | Path, seed: int, counts: Counter[str]) -> dict[str, Side]:
@@ -184,28 +170,19 @@ def read_labels(path: str | Path, seed: int, counts: Counter[str]) -> dict[str, 
                 f"{path}, line {number}: pair_id={name!r:.60}, preferred={preferred!r:.20}; name a pair, and one of "
                 f"{', '.join(PREFERRED)}"
             )
-        votes[name][_side(name, preferred.lower(), seed)] += 1
-    preferred_sides = {name: side for name, vote in votes.items() if (side := _majority(vote)) is not None}
+        votes[name][_shown_sides(name, seed).get(preferred.lower(), preferred.lower())] += 1
+    majorities: dict[str, Side] = {
+        name: "chosen" if vote["chosen"] > vote["rejected"] else "rejected"
+        for name, vote in votes.items()
+        if vote["chosen"] != vote["rejected"]
+    }
     counts.update(
         labels=sum(vote.total() for vote in votes.values()),
         labelled=len(votes),
         conflicts=sum(len(vote) > 1 for vote in votes.values()),
-        undecided=len(votes) - len(preferred_sides),
+        undecided=len(votes) - len(majorities),
     )
-    return preferred_sides
-
-
-def _side(name: str, preferred: str, seed: int) -> str:
-    if preferred not in ("first", "second"):
-        return preferred
-    chosen_first = first_side(name, seed) == "chosen"
-    return "chosen" if chosen_first == (preferred == "first") else "rejected"
-
-
-def _majority(vote: Counter[str]) -> Side | None:
-    if vote["chosen"] == vote["rejected"]:
-        return None
-    return "chosen" if vote["chosen"] > vote["rejected"] else "rejected"
+    return majorities
 
 
 def _read_csv(path: str | Path) -> Iterator[dict[str, str | None]]:

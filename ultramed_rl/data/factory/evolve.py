@@ -8,24 +8,37 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from ultramed_rl.config.factory_steps import Evolve
 from ultramed_rl.data.chats import Misfit
-from ultramed_rl.data.factory.asking import (
+from ultramed_rl.data.factory.instructions import (
+    NO_JSON,
+    Instruction,
+    choice_schema,
+    new_row,
+    read_instruction,
+    read_question,
+)
+from ultramed_rl.data.factory.step import (
+    Ask,
+    Drop,
+    End,
+    Fail,
     Form,
+    Keep,
     Miss,
+    Row,
     ask_until,
+    name_of,
     object_schema,
     read_methods,
     read_object,
     read_text,
     user,
 )
-from ultramed_rl.data.factory.choices import NO_JSON, choice_schema, read_question
-from ultramed_rl.data.factory.instructions import Instruction, new_row, read_instruction
-from ultramed_rl.data.factory.step import Ask, Drop, End, Fail, Keep, Row, name_of
 from ultramed_rl.learning.seeds import seeded_number
 
 _OPEN = Form.read("evolve_open", "question", "method", "least", "most")
@@ -41,20 +54,11 @@ _VERDICTS = {"yes", "no", "maybe"}
 
 
 @dataclass(frozen=True)
-class Change:
-    """What a round did: how many words it added to the stem, or in `miss` why the earlier version was kept."""
-
-    round: int
-    method: str
-    added_words: int = 0
-    miss: str = ""
-
-
-@dataclass(frozen=True)
 class EvolveStep:
     """A record to its harder version, "ID-evol2" after two rounds that fitted, without answer text and score.
 
-    Its `evolution` lists each round as a `Change`. A multiple-choice question keeps its number of options, and
+    Its `evolution` lists each round: round, method, added_words (to the stem), and in miss why the earlier version was
+    kept. A multiple-choice question keeps its number of options, and
     its `answer` is the new version's key. A record of which no round fits stays as it is, but for `evolution`.
     With a `name` versions are of that set, to stand beside the originals, and such a record is dropped.
     """
@@ -62,27 +66,28 @@ class EvolveStep:
     config: Evolve
 
     async def __call__(self, row: Row, ask: Ask) -> End:
-        """Round by round, each on the last version that fitted."""
         try:
             versions = [read_instruction(row)]
         except Misfit as misfit:
             return Fail("malformed_record", str(misfit))
-        changes: list[Change] = []
+        changes: list[dict[str, Any]] = []
         for number in range(1, self.config.rounds + 1):
             old, method = versions[-1], self.method(row, number)
             chat = [user(self._prompt(old, method))]
             schema = choice_schema("".join(old.options)) if old.options else _OPEN_SCHEMA
             read = partial(read_version, self.config, old, method)
             new = await ask_until(ask, self.config, chat, schema, read)
+            added, miss = 0, ""
             if isinstance(new, Instruction):
                 versions.append(new)
-                changes.append(Change(number, method, count_words(new.stem) - count_words(old.stem)))
+                added = added_words(old, new)
             elif self.config.on_miss == "drop":
                 return Drop(new.reason)
             else:
-                changes.append(Change(number, method, miss=new.reason))
+                miss = new.reason
+            changes.append({"round": number, "method": method, "added_words": added, "miss": miss})
         if self.config.name and len(versions) == 1:
-            return Drop(changes[-1].miss)
+            return Drop(changes[-1]["miss"])
         return Keep(self._rows(row, versions, changes))
 
     def method(self, row: Row, number: int) -> str:
@@ -104,14 +109,13 @@ class EvolveStep:
         own = _CHOICE_METHODS[method]
         return _CHOICE.render(question=old.text, answer=right, method=own, least=least, most=most)
 
-    def _rows(self, row: Row, versions: Sequence[Instruction], changes: Sequence[Change]) -> tuple[Row, ...]:
+    def _rows(self, row: Row, versions: Sequence[Instruction], evolution: Sequence[Row]) -> tuple[Row, ...]:
         """The versions that become records, each with the rounds up to it."""
-        evolution = [asdict(change) for change in changes]
         if len(versions) == 1:
             return ({**row, "evolution": evolution},)
         kind, own = str(row.get("type", "Exam" if versions[0].options else "Open-End")), name_of(row)
         name = f"{self.config.name},{own.partition(',')[2] or own}" if self.config.name else own
-        fitted = [change.round for change in changes if not change.miss]
+        fitted = [change["round"] for change in evolution if not change["miss"]]
         ends = [*fitted[:-1], len(evolution)]  # the last version's rounds include the misses after it
         rows = tuple(
             new_row(f"{name}-evol{number}", kind, version, evolution=evolution[:end])
@@ -136,17 +140,10 @@ def read_version(config: Evolve, old: Instruction, method: str, text: str) -> In
     else:
         stem = read_text(reply.get("question"))
         new = Instruction(stem) if stem else Miss("no_question", "the question is empty")
-    return new if isinstance(new, Miss) else _compare(old, new, method, words_allowed(config, method))
-
-
-def count_words(text: str) -> int:
-    """Words of a text: what white space parts."""
-    return len(text.split())
-
-
-def _compare(old: Instruction, new: Instruction, method: str, words: tuple[int, int]) -> Instruction | Miss:
-    added = count_words(new.stem) - count_words(old.stem)
-    least, most = words
+    if isinstance(new, Miss):
+        return new
+    added = added_words(old, new)
+    least, most = words_allowed(config, method)
     if not least <= added <= most:
         change = f"{added} words more" if added >= 0 else f"{-added} words fewer"
         reason = "too_few_words" if added < least else "too_many_words"
@@ -156,6 +153,11 @@ def _compare(old: Instruction, new: Instruction, method: str, words: tuple[int, 
     if _REWRITING.search(new.text) and not _REWRITING.search(old.text):
         return Miss("speaks_of_rewriting", "the question speaks of an earlier version of itself")
     return new
+
+
+def added_words(old: Instruction, new: Instruction) -> int:
+    """By how many words, parted by white space, the new version's stem is longer."""
+    return len(new.stem.split()) - len(old.stem.split())
 
 
 def _wrong(question: Instruction) -> set[str]:

@@ -6,23 +6,35 @@ record + candidates --> order 1 --> reply --> read --(faulty: once more)--> [ord
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ultramed_rl.config.factory_steps import Feedback
 from ultramed_rl.data.chats import Misfit, read_turns
-from ultramed_rl.data.factory.asking import Form, Miss, object_schema, once_more, read_object, read_text, user
 from ultramed_rl.data.factory.instructions import question_text, read_instruction
 from ultramed_rl.data.factory.judgements import (
-    Candidate,
     Order,
     Verdict,
     contradictions,
     judged_row,
     read_candidates,
 )
-from ultramed_rl.data.factory.step import Ask, End, Fail, Keep, Row, name_of
+from ultramed_rl.data.factory.step import (
+    Ask,
+    End,
+    Fail,
+    Form,
+    Keep,
+    Miss,
+    Row,
+    name_of,
+    object_schema,
+    once_more,
+    read_object,
+    read_text,
+    user,
+)
 from ultramed_rl.data.templates import without_tags
 from ultramed_rl.learning.seeds import seeded_number
 from ultramed_rl.records import Message
@@ -54,37 +66,32 @@ class FeedbackStep:
     judge: str
 
     async def __call__(self, row: Row, ask: Ask) -> End:
-        """Asks for the first order, and of a sample for the second."""
         try:
-            messages = self._messages(row, 0)
+            messages = [self._messages(row, which) for which in range(1 + self.asks_twice(row))]
         except Misfit as misfit:
             return Fail("misfit", str(misfit))
         if len(row["candidates"]) < 2:
             return Fail("too_few_candidates", f"{len(row['candidates'])} of at least 2")
-        first = await self._judge(row, 0, messages, ask)
-        if isinstance(first, Miss):
-            return Fail(first.reason, first.detail)
-        readings, second = [first], "unasked"
-        if self.asks_twice(row):
-            other = await self._judge(row, 1, self._messages(row, 1), ask)
-            second = "failed" if isinstance(other, Miss) else "asked"
-            readings += [] if isinstance(other, Miss) else [other]
+        readings = []
+        for which, asked in enumerate(messages):
+            reading = await self._judge(row, which, asked, ask)
+            if isinstance(reading, Reading):
+                readings.append(reading)
+            elif which == 0:
+                return Fail(reading.reason, reading.detail)
+        second = "unasked" if len(messages) == 1 else "asked" if len(readings) == 2 else "failed"
         orders = [reading.order for reading in readings]
-        return Keep((judged_row(row, self.judge, first.verdicts, orders, second),))
+        return Keep((judged_row(row, self.judge, readings[0].verdicts, orders, second),))
 
     def asks_twice(self, row: Row) -> bool:
         """Whether the record is in the sample that is judged in two orders."""
-        return seeded_number(self.config.seed, "second order", name_of(row)) < (
-            self.config.second_order_share * 2**64
-        )
+        drawn = seeded_number(self.config.seed, "second order", name_of(row))
+        return drawn < self.config.second_order_share * 2**64
 
     def shown(self, row: Row, which: int) -> tuple[int, ...]:
         """Places of the candidates as they are shown; the second order (which=1) is the first one's reverse."""
-        places = range(len(row["candidates"]))
-        drawn = sorted(
-            places, key=lambda place: seeded_number(self.config.seed, "shown", name_of(row), place)
-        )
-        return tuple(reversed(drawn)) if which else tuple(drawn)
+        draw = lambda place: seeded_number(self.config.seed, "shown", name_of(row), place)
+        return tuple(sorted(range(len(row["candidates"])), key=draw, reverse=bool(which)))
 
     async def _judge(self, row: Row, which: int, messages: list[Message], ask: Ask) -> Reading | Miss:
         """What one order came to, or the fault of its last reply."""
@@ -101,23 +108,19 @@ class FeedbackStep:
 
     def _messages(self, row: Row, which: int) -> list[Message]:
         candidates, config = read_candidates(row), self.config
-        shown = [candidates[place] for place in self.shown(row, which)]
+        texts = [without_tags(candidates[place].text, *_NAMES) for place in self.shown(row, which)]
+        answers = [_ANSWER.render(number=str(n), text=text) for n, text in enumerate(texts, start=1)]
         text = _FORM.render(
-            count=str(len(shown)),
+            count=str(len(texts)),
             question=without_tags(question_text(row), *_NAMES),
             reference=_reference(row),
-            answers=_numbered(shown),
+            answers="\n\n".join(answers),
             aspects="\n".join(f"- {aspect.name}: {aspect.question}" for aspect in config.aspects),
             names=", ".join(f'"{aspect.name}": <score>' for aspect in config.aspects),
             low=str(config.low),
             high=str(config.high),
         )
         return [user(text)]
-
-
-def _numbered(shown: Sequence[Candidate]) -> str:
-    texts = (without_tags(candidate.text, *_NAMES) for candidate in shown)
-    return "\n\n".join(_ANSWER.render(number=str(n), text=text) for n, text in enumerate(texts, start=1))
 
 
 def _reference(row: Row) -> str:
@@ -163,31 +166,24 @@ def read_reply(text: str, shown: Sequence[int], config: Feedback) -> Reading | M
     reply, count = read_object(text), len(shown)
     if reply is None:
         return Miss("unreadable_reply", "it is not a JSON object of the form asked for")
-    items, ranking = _items(reply.get("evaluations")), _permutation(reply.get("ranking"), count)
-    if ranking is None:
+    if (ranking := _permutation(reply.get("ranking"), count)) is None:
         return Miss("bad_ranking", f"the ranking does not hold each of the numbers 1 to {count} exactly once")
-    numbers = _permutation([item.get("number") for item in items], count)
-    if numbers is None:
+    given = reply.get("evaluations")
+    items = given if isinstance(given, list) and all(isinstance(item, dict) for item in given) else []
+    if (numbers := _permutation([item.get("number") for item in items], count)) is None:
         return Miss("bad_evaluations", f"the answers 1 to {count} are not each evaluated exactly once")
+    names = [aspect.name for aspect in config.aspects]
     verdicts: dict[int, Verdict] = {}
     for number, item in zip(numbers, items, strict=True):
-        scores = _scores(item, config)
-        if scores is None:
-            names = ", ".join(aspect.name for aspect in config.aspects)
-            scale = f"from {config.low} to {config.high} for {names} and overall"
+        named = item["scores"] if isinstance(item.get("scores"), dict) else {}
+        *scores, overall = (*map(named.get, names), item.get("overall"))
+        if not all(type(score) is int and config.low <= score <= config.high for score in [*scores, overall]):
+            scale = f"from {config.low} to {config.high} for {', '.join(names)} and overall"
             return Miss("bad_score", f"the scores of answer {number} are not whole numbers {scale}")
-        *aspects, overall = scores
-        by_name = {aspect.name: score for aspect, score in zip(config.aspects, aspects, strict=True)}
-        rank = ranking.index(number) + 1
+        by_name, rank = dict(zip(names, scores, strict=True)), ranking.index(number) + 1
         verdicts[shown[number - 1]] = Verdict(read_text(item.get("evaluation")), by_name, overall, rank)
     order = Order(tuple(shown), tuple(shown[number - 1] for number in ranking))
     return Reading(tuple(verdicts[place] for place in range(count)), order)
-
-
-def _items(value: Any) -> list[dict[str, Any]]:
-    """The objects of a list; none where it is something else or holds anything else."""
-    fits = isinstance(value, list) and all(isinstance(item, dict) for item in value)
-    return value if fits else []
 
 
 def _permutation(value: Any, count: int) -> list[int] | None:
@@ -195,12 +191,3 @@ def _permutation(value: Any, count: int) -> list[int] | None:
     if not isinstance(value, list) or not all(type(number) is int for number in value):
         return None
     return value if sorted(value) == list(range(1, count + 1)) else None
-
-
-def _scores(item: Mapping[str, Any], config: Feedback) -> list[int] | None:
-    """The aspects' scores and the overall one, all on the scale; else None."""
-    own = item.get("scores")
-    named = own if isinstance(own, dict) else {}
-    scores: list[Any] = [*(named.get(aspect.name) for aspect in config.aspects), item.get("overall")]
-    fits = all(type(score) is int and config.low <= score <= config.high for score in scores)
-    return scores if fits else None

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from string import ascii_uppercase
 from typing import Any
 
 from ultramed_rl.config.factory import Records, Sample, Vignettes
 from ultramed_rl.data.chats import Misfit, read_turns
-from ultramed_rl.data.factory.asking import read_text
 from ultramed_rl.data.factory.instructions import Instruction, answered_row, new_row, set_of
-from ultramed_rl.data.factory.step import Row, name_of
+from ultramed_rl.data.factory.step import Row, name_of, read_text
 from ultramed_rl.data.vignettes import Vignette, read_vignette
 from ultramed_rl.learning.seeds import seeded_number
 
@@ -48,46 +47,30 @@ def import_vignettes(rows: Iterable[Row], config: Vignettes, counts: Counter[str
 
 
 def _read_instruction(row: Row, config: Records) -> Instruction:
-    stem = _question(row, config.question)
-    context = _context(row.get(config.context)) if config.context else ""
-    stem = f"{context}\n\n{stem}" if context else stem
+    value = row.get(config.question)
+    if isinstance(value, list):
+        turns = read_turns(dict(row), config.question)
+        value = next((turn["content"] for turn in turns if turn["role"] == "user"), "")
+    if not (stem := read_text(value)):
+        raise Misfit(f"nothing in column {config.question!r}", name="no_question")
+    context = row.get(config.context) if config.context else None
+    if isinstance(context, Mapping):  # PubMedQA's
+        context = context.get("contexts")
+    parts = map(read_text, context if isinstance(context, list) else [context])
+    stem = "\n\n".join(filter(None, ["\n".join(filter(None, parts)), stem]))
     if config.answer is None:
         return Instruction(stem)
-    options = _lettered(config.choices or _options(row, config.options or []))
-    return Instruction(stem, options, _key(row.get(config.answer), options))
-
-
-def _question(row: Row, column: str) -> str:
-    value = row.get(column)
-    if isinstance(value, list):
-        turns = read_turns(dict(row), column)
-        value = next((turn["content"] for turn in turns if turn["role"] == "user"), "")
-    if not (text := read_text(value)):
-        raise Misfit(f"nothing in column {column!r}", name="no_question")
-    return text
-
-
-def _context(value: Any) -> str:
-    """A text, texts, or PubMedQA's mapping with its texts under `contexts`."""
-    if isinstance(value, Mapping):
-        value = value.get("contexts")
-    parts = value if isinstance(value, list) else [value]
-    return "\n".join(filter(None, map(read_text, parts)))
-
-
-def _options(row: Row, columns: str | list[str]) -> list[Any]:
-    """In the order of the columns, of the list, or of the mapping's letters."""
-    if isinstance(columns, list):
-        return [row.get(column) for column in columns]
-    options = row.get(columns)
-    return [options[key] for key in sorted(options)] if isinstance(options, Mapping) else list(options or [])
-
-
-def _lettered(values: Sequence[Any]) -> dict[str, str]:
+    columns = config.options or []
+    values: Any = config.choices
+    if not values:
+        values = [row.get(one) for one in columns] if isinstance(columns, list) else row.get(columns) or []
+    if isinstance(values, Mapping):
+        values = [values[letter] for letter in sorted(values)]
     texts = [" ".join(read_text(value).split()) for value in values]
     if not 2 <= len(texts) <= len(ascii_uppercase) or not all(texts) or len(set(texts)) < len(texts):
         raise Misfit(f"its options are {texts!r:.80}", name="no_options")
-    return dict(zip(ascii_uppercase, texts, strict=False))
+    options = dict(zip(ascii_uppercase, texts, strict=False))
+    return Instruction(stem, options, _key(row.get(config.answer), options))
 
 
 def _key(value: Any, options: Mapping[str, str]) -> str:
@@ -114,11 +97,10 @@ def sample_sets(read: Callable[[], Iterable[Row]], config: Sample, counts: Count
         counts: gains the records by set, and SET_short (how many a set lacks to its size).
     """
     number = lambda row: seeded_number(config.seed, "sample", name_of(row))
-    heaps: dict[str, list[int]] = {name: [] for name in config.sizes}
+    heaps: dict[str, list[int]] = {name: [] for name, size in config.sizes.items() if size}
     for row in read():
-        heap, size = heaps.get(set_of(row)), config.sizes.get(set_of(row), 0)
-        if heap is not None and size:
-            push = heapq.heappush if len(heap) < size else heapq.heappushpop
+        if (heap := heaps.get(set_of(row))) is not None:
+            push = heapq.heappush if len(heap) < config.sizes[set_of(row)] else heapq.heappushpop
             push(heap, -number(row))
     drawn = {name: {-drawn for drawn in heap} for name, heap in heaps.items()}
     for row in read():

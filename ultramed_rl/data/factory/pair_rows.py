@@ -1,21 +1,16 @@
-"""Preferences as rows of UltraMedical-Preference, split by prompt, as a stream.
-
-Which form for what:
+"""Preferences as rows of UltraMedical-Preference, split by prompt, as a stream. All forms give a prompt the same split.
 
 - binary: one pair a prompt, for DPO and KTO, as UltraMedical publishes.
 - ranked: one row a prompt with `completions`, best first, and `scores`. Our reward stage learns every pair of such a
   row, weighs the prompt as one, and computes each answer once: 8 answers for 28 pairs, where pair rows compute 56.
-- pairs: a row for each of up to C(n, 2) ordered pairs, 1.8 M for UltraMedical. For trainers that read nothing else,
-  and for the bench.
-
-All three give a prompt the same split.
+- pairs: a row for each of up to C(n, 2) ordered pairs. For trainers that read nothing else, and for the bench.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal
@@ -92,88 +87,72 @@ def preference_rows(judged: Judged, rules: Pairs, counts: Counter[str]) -> list[
     if rules.form == "ranked":
         ranked = ranked_answers(answers, rules.min_gap)
         counts["near"] += len(answers) - len(ranked)
-        scores = [score for _, score in ranked]
-        pairs = sum(better > worse for place, better in enumerate(scores) for worse in scores[place + 1 :])
+        pairs = sum(better > worse for (_, better), (_, worse) in combinations(ranked, 2))
         counts["pairs"] += pairs
-        return [ranked_row(judged, ranked)] if pairs else []
+        return [_ranked_row(judged, ranked)] if pairs else []
     if rules.form == "pairs":
         preferences = ordered_pairs(answers, rules.min_gap)
+    elif isinstance(chosen := choose_pair(judged, answers, rules), str):
+        preferences = []
+        counts[chosen] += 1
     else:
-        chosen = choose_pair(judged, answers, rules)
-        preferences = [] if isinstance(chosen, str) else [chosen]
-        if isinstance(chosen, str):
-            counts[chosen] += 1
+        preferences = [chosen]
     counts["pairs"] += len(preferences)
-    return [pair_row(judged, pair) for pair in preferences]
+    return [_pair_row(judged, *pair) for pair in preferences]
 
 
-def pair_row(judged: Judged, pair: Pair) -> dict[str, Any]:
+def _pair_row(judged: Judged, chosen: Answer, rejected: Answer) -> Row:
     """A pair with UltraMedical-Preference's columns."""
-    chosen, rejected = pair
+    asked = Message(role="user", content=judged.prompt)
+    sides = {"chosen": chosen, "rejected": rejected}
+    turns = {side: [asked, Message(role="assistant", content=one.text)] for side, one in sides.items()}
+    feedback = {side: _feedback(one) for side, one in sides.items()}
     name = f"{judged.prompt_id}#{chosen.place}-{rejected.place}"
-    return {
-        "prompt_id": judged.prompt_id,
-        "prompt": judged.prompt,
-        "chosen": _turns(judged, chosen),
-        "rejected": _turns(judged, rejected),
-        "metadata": {**_metadata(judged, pair), "pair_id": name},
-        "label_type": None,
-        "feedback": {"chosen": _said(chosen), "rejected": _said(rejected)},
-    }
+    return _row(judged, [chosen, rejected], turns, feedback, pair_id=name)
 
 
-def ranked_row(judged: Judged, ranked: list[tuple[Answer, float]]) -> dict[str, Any]:
+def _ranked_row(judged: Judged, ranked: Sequence[tuple[Answer, float]]) -> Row:
     """A ranking with the columns that `preference_formats` reads as such. An answer that stops within a sentence is
     marked as cut off, so that no one learns to end there."""
     answers = [answer for answer, _ in ranked]
-    return {
-        "prompt_id": judged.prompt_id,
-        "prompt": judged.prompt,
-        "completions": [
-            {"text": a.text, "finish_reason": "length" if a.candidate.unfinished else "stop"} for a in answers
-        ],
-        "scores": [score for _, score in ranked],
-        "metadata": _metadata(judged, answers),
-        "label_type": None,
-        "feedback": [_said(answer) for answer in answers],
+    completions = [
+        {"text": one.text, "finish_reason": "length" if one.candidate.unfinished else "stop"}
+        for one in answers
+    ]
+    compared = {"completions": completions, "scores": [score for _, score in ranked]}
+    return _row(judged, answers, compared, [_feedback(answer) for answer in answers])
+
+
+def _row(judged: Judged, answers: Sequence[Answer], compared: Row, feedback: Any, **names: str) -> Row:
+    metadata = {
+        "models": [answer.candidate.model for answer in answers],
+        "scores": [float(answer.verdict.overall) for answer in answers],
+        "ranks": [answer.verdict.rank for answer in answers],
+        "places": [answer.place for answer in answers],
+        "judge": judged.judge,
+        **names,
     }
+    asked = {"prompt_id": judged.prompt_id, "prompt": judged.prompt}
+    return {**asked, **compared, "metadata": metadata, "label_type": None, "feedback": feedback}
+
+
+def _feedback(answer: Answer) -> dict[str, Any]:
+    scores = {name: float(score) for name, score in answer.verdict.scores.items()}
+    return {"evaluation": answer.verdict.evaluation, "scores": scores}
 
 
 def _key(prompt: str) -> str:
     return prompt_key([Message(role="user", content=prompt)])
 
 
-def _turns(judged: Judged, answer: Answer) -> list[Message]:
-    return [Message(role="user", content=judged.prompt), Message(role="assistant", content=answer.text)]
-
-
-def _metadata(judged: Judged, answers: Iterable[Answer]) -> dict[str, Any]:
-    own = list(answers)
-    return {
-        "models": [answer.candidate.model for answer in own],
-        "scores": [float(answer.verdict.overall) for answer in own],
-        "ranks": [answer.verdict.rank for answer in own],
-        "places": [answer.place for answer in own],
-        "judge": judged.judge,
-    }
-
-
-def _said(answer: Answer) -> Mapping[str, Any]:
-    scores = {name: float(score) for name, score in answer.verdict.scores.items()}
-    return {"evaluation": answer.verdict.evaluation, "scores": scores}
-
-
 @dataclass(frozen=True)
 class Answer:
-    """A candidate that may be compared, at `place` among its record's candidates."""
+    """A candidate that may be compared, at `place` among its record's candidates; its text is trimmed."""
 
     place: int
+    text: str
     candidate: Candidate
     verdict: Verdict
-
-    @property
-    def text(self) -> str:
-        return self.candidate.text.strip()
 
 
 Pair = tuple[Answer, Answer]  # the better one, the worse one
@@ -187,11 +166,12 @@ def distinct_answers(judged: Judged, counts: Counter[str]) -> list[Answer]:
     """
     answers: dict[str, Answer] = {}
     for place in judged.ranking:
-        answer = Answer(place, judged.candidates[place], judged.verdicts[place])
-        if not answer.text or answer.text in answers:
-            counts["identical" if answer.text else "empty"] += 1
+        candidate = judged.candidates[place]
+        text = candidate.text.strip()
+        if not text or text in answers:
+            counts["identical" if text else "empty"] += 1
         else:
-            answers[answer.text] = answer
+            answers[text] = Answer(place, text, candidate, judged.verdicts[place])
     return list(answers.values())
 
 
@@ -203,13 +183,13 @@ def is_better(one: Answer, other: Answer, min_gap: float) -> bool:
 
 
 def ordered_pairs(answers: Sequence[Answer], min_gap: float) -> list[Pair]:
-    """Every pair of answers of which one `is_better`: C(n, 2) of n that are ranked as they score, with gap 0."""
-    ranked = sorted(answers, key=lambda answer: answer.verdict.rank)
-    return [pair for pair in combinations(ranked, 2) if is_better(*pair, min_gap)]
+    """Of answers, best rank first, every pair of which one `is_better`: C(n, 2) of n that are ranked as they score,
+    with gap 0."""
+    return [pair for pair in combinations(answers, 2) if is_better(*pair, min_gap)]
 
 
 def choose_pair(judged: Judged, answers: Sequence[Answer], rules: Pairs) -> Pair | str:
-    """UltraMedical's binarised pair, or why there is none: no_chosen, no_rejected.
+    """UltraMedical's binarised pair out of answers, best rank first, or why there is none: no_chosen, no_rejected.
 
     Chosen is the top rank; of answers that tie with it in the overall score, that of the model first in
     `strongest`, and models that aren't there by their rank. Rejected is drawn by seed from those it `is_better`
@@ -218,9 +198,9 @@ def choose_pair(judged: Judged, answers: Sequence[Answer], rules: Pairs) -> Pair
     finished = [answer for answer in answers if not answer.candidate.unfinished]
     if not finished:
         return "no_chosen"
-    top = min(finished, key=lambda answer: answer.verdict.rank)
-    tied = [answer for answer in finished if answer.verdict.overall == top.verdict.overall]
-    chosen = min(tied, key=lambda answer: _strength(answer, rules.strongest))
+    tied = [answer for answer in finished if answer.verdict.overall == finished[0].verdict.overall]
+    order = [*rules.strongest, *(answer.candidate.model for answer in tied)]
+    chosen = min(tied, key=lambda answer: order.index(answer.candidate.model))
     worse = [answer for answer in answers if is_better(chosen, answer, rules.min_gap)]
     if not worse:
         return "no_rejected"
@@ -228,7 +208,7 @@ def choose_pair(judged: Judged, answers: Sequence[Answer], rules: Pairs) -> Pair
 
 
 def ranked_answers(answers: Sequence[Answer], min_gap: float) -> list[tuple[Answer, float]]:
-    """Answers and scores, best first, whose pairs of different score are pairs that `is_better` allows.
+    """Of answers, best rank first, those with scores whose pairs of different score are pairs that `is_better` allows.
 
     A row of ranked answers says which pairs to learn from by its scores alone: different ones make a pair. With
     min_gap=0 all do, so scores are n - 1 down to 0; else they are the overall ones, and equal ones make none. An
@@ -236,16 +216,10 @@ def ranked_answers(answers: Sequence[Answer], min_gap: float) -> list[tuple[Answ
     scores and min_gap <= 1 none is.
     """
     kept: list[Answer] = []
-    for answer in sorted(answers, key=lambda answer: answer.verdict.rank):
+    for answer in answers:
         equal = bool(kept) and min_gap > 0 and kept[-1].verdict.overall == answer.verdict.overall
         if not kept or equal or is_better(kept[-1], answer, min_gap):
             kept.append(answer)
     if min_gap > 0:
         return [(answer, answer.verdict.overall) for answer in kept]
     return [(answer, float(len(kept) - 1 - place)) for place, answer in enumerate(kept)]
-
-
-def _strength(answer: Answer, strongest: Sequence[str]) -> tuple[int, int]:
-    model = answer.candidate.model
-    known = strongest.index(model) if model in strongest else len(strongest)
-    return known, answer.verdict.rank

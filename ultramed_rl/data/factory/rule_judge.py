@@ -10,7 +10,7 @@ not to babble; they are no medical judgement, and no figure of theirs says anyth
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ultramed_rl.config.factory_steps import RuleJudge
@@ -29,21 +29,14 @@ _LETTERS = 4  # words of so many letters and more carry what a question is about
 
 @dataclass(frozen=True)
 class Signs:
-    """What the rules see of an answer; shares are 0 to 1. `right` is None for an open-ended question.
+    """What the rules see of an answer; shares are 0 to 1."""
 
-    Args:
-        letter: the option that the answer settles on.
-        overlap: of the question's different longer words, those that the answer has.
-        fit: 1 for a length within the window, less in proportion outside.
-        repeated: of the answer's runs of n words, those that stood in it before.
-    """
-
-    right: bool | None
-    letter: str | None
+    right: bool | None  # None for an open-ended question
+    letter: str | None  # the option that the answer settles on
     ended: bool
-    overlap: float
-    fit: float
-    repeated: float
+    overlap: float  # of the question's different longer words, those that the answer has
+    fit: float  # 1 for a length within the window, less in proportion outside
+    repeated: float  # of the answer's runs of n words, those that stood in it before
 
 
 @dataclass(frozen=True)
@@ -60,16 +53,12 @@ class RuleJudgeStep:
     rules see no order.
 
     Fails by: misfit, too_few_candidates.
-
-    Args:
-        read_letter: the option's letter that an answer settles on, out of (answer, options); None for none.
     """
 
     config: RuleJudge
     read_letter: ReadLetter
 
     async def __call__(self, row: Row, ask: Ask) -> End:
-        """Judges at once."""
         try:
             instruction = read_instruction(row)
         except Misfit as misfit:
@@ -78,10 +67,16 @@ class RuleJudgeStep:
         if len(candidates) < 2:
             return Fail("too_few_candidates", f"{len(candidates)} of at least 2")
         signs = [self._signs(instruction, candidate) for candidate in candidates]
-        scores = [score_aspects(one) for one in signs]
-        overall = [self._overall(one) for one in scores]
-        ranks = self._ranks(name_of(row), signs, overall)
-        columns = zip([describe(one) for one in signs], scores, overall, ranks, strict=True)
+        scores, weights = [score_aspects(one) for one in signs], self.config.weights
+        overall = [
+            round(sum(weights[name] * score for name, score in one.items()) / sum(weights.values()), 3)
+            for one in scores
+        ]
+        draw = lambda place: seeded_number(self.config.seed, "tie", name_of(row), place)
+        places = range(len(candidates))
+        order = sorted(places, key=lambda place: (-overall[place], signs[place].repeated, draw(place)))
+        ranks = [order.index(place) + 1 for place in places]
+        columns = zip(map(describe, signs), scores, overall, ranks, strict=True)
         return Keep((judged_row(row, NAME, [Verdict(*column) for column in columns], ()),))
 
     def _signs(self, instruction: Instruction, candidate: Candidate) -> Signs:
@@ -95,19 +90,6 @@ class RuleJudgeStep:
             fit=length_fit(len(words), self.config.min_words, self.config.max_words),
             repeated=repeated_share(words, self.config.ngram),
         )
-
-    def _overall(self, scores: Mapping[str, float]) -> float:
-        weights = self.config.weights
-        total = sum(weights[name] * score for name, score in scores.items())
-        return round(total / sum(weights.values()), 3)
-
-    def _ranks(self, name: str, signs: Sequence[Signs], overall: Sequence[float]) -> list[int]:
-        def key(place: int) -> tuple[float, float, int]:
-            draw = seeded_number(self.config.seed, "tie", name, place)
-            return -overall[place], signs[place].repeated, draw
-
-        order = sorted(range(len(signs)), key=key)
-        return [order.index(place) + 1 for place in range(len(signs))]
 
 
 def score_aspects(signs: Signs) -> dict[str, float]:

@@ -9,10 +9,23 @@ from collections.abc import Sequence
 from functools import partial
 
 from ultramed_rl.config.factory_steps import Textbook
-from ultramed_rl.data.factory.asking import Form, Miss, ask_until, object_schema, read_object, read_text, user
-from ultramed_rl.data.factory.choices import NO_JSON, choice_schema, read_question
-from ultramed_rl.data.factory.instructions import Instruction, new_row
-from ultramed_rl.data.factory.step import Ask, Drop, End, Fail, Keep, Row, name_of
+from ultramed_rl.data.factory.instructions import NO_JSON, Instruction, choice_schema, new_row, read_question
+from ultramed_rl.data.factory.step import (
+    Ask,
+    Drop,
+    End,
+    Fail,
+    Form,
+    Keep,
+    Miss,
+    Row,
+    ask_until,
+    name_of,
+    object_schema,
+    read_object,
+    read_text,
+    user,
+)
 from ultramed_rl.learning.seeds import derive_seed
 
 LETTERS = "ABCD"

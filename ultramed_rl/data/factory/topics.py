@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
 
 from ultramed_rl.config.factory_steps import Topics
-from ultramed_rl.data.factory.asking import Form, Miss, ask_until, object_schema, read_object, read_text, user
 from ultramed_rl.data.factory.instructions import Instruction, new_row
-from ultramed_rl.data.factory.step import Ask, End, Fail, Keep, Row
+from ultramed_rl.data.factory.step import (
+    Ask,
+    End,
+    Fail,
+    Form,
+    Keep,
+    Miss,
+    Row,
+    ask_until,
+    object_schema,
+    read_object,
+    read_text,
+    user,
+)
 from ultramed_rl.data.identity import row_id
 from ultramed_rl.data.likeness import normalise_text
 
@@ -30,12 +41,11 @@ class TopicsStep:
     config: Topics
 
     async def __call__(self, row: Row, ask: Ask) -> End:
-        """Ask for the items until there are any."""
         name, description = read_text(row.get("name")), row.get("description", "")
         if not name or not isinstance(description, str):
             return Fail("malformed_record", "no text under 'name', or none under 'description'")
-        form, count = _FORMS[self.config.mode], str(self.config.count)
-        chat = [user(form.render(name=name, description=description.strip(), count=count))]
+        fields = {"name": name, "description": description.strip(), "count": str(self.config.count)}
+        chat = [user(_FORMS[self.config.mode].render(**fields))]
         read = lambda text: self._read(row, text) or _NO_ITEMS
         items = await ask_until(ask, self.config, chat, items_schema(self.config), read)
         if isinstance(items, Fail):
@@ -47,7 +57,8 @@ class TopicsStep:
         values = (read_object(text) or {}).get("items")
         items: dict[str, tuple[str, str]] = {}
         for value in values if isinstance(values, list) else []:
-            first, second = _item(value, _PARTS[self.config.mode])
+            item = value if isinstance(value, dict) else {}
+            first, second = (read_text(item.get(part)) for part in _PARTS[self.config.mode])
             if first and (second or self.config.mode == "instructions"):
                 # The same task about another text is another task.
                 identity = first if self.config.mode == "subfields" else f"{first} {second}"
@@ -70,9 +81,3 @@ def items_schema(config: Topics) -> str:
     item = object_schema({part: {"type": "string"} for part in parts})
     items = {"type": "array", "items": item, "minItems": 1, "maxItems": config.count}
     return json.dumps(object_schema({"items": items}))
-
-
-def _item(value: Any, parts: tuple[str, str]) -> tuple[str, str]:
-    if not isinstance(value, dict):
-        return "", ""
-    return read_text(value.get(parts[0])), read_text(value.get(parts[1]))

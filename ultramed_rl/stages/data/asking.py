@@ -4,43 +4,21 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Protocol
 
 from ultramed_rl.config.factory import ApiGeneratorConfig, DataConfig
 from ultramed_rl.config.factory_steps import Candidates
 from ultramed_rl.data.factory.candidates import CandidateStep, gather_candidates
-from ultramed_rl.data.factory.feed import Generator
 from ultramed_rl.data.factory.runner import run_step
-from ultramed_rl.data.factory.step import Step, name_of
+from ultramed_rl.data.factory.step import Generator, Step
 from ultramed_rl.http.generator import ApiGenerator
-from ultramed_rl.records import ChatReply, ChatRequest
-from ultramed_rl.stages.data.inputs import DataWork, read_input
+from ultramed_rl.stages.data.rows import DataWork, read_input, read_made_rows
 from ultramed_rl.store.atomic import write_lines
 from ultramed_rl.store.record_log import RecordLog, Tally
 
 REPLIES = "replies"  # beside the runs: what APIs have answered, known to all of them
 JOURNAL = "work/replies.jsonl"  # of a run at a URL: the same, for the next machine
-
-
-class BudgetedGenerator(Generator, Protocol):
-    """A generator that may end early, and says why."""
-
-    @property
-    def exhausted(self) -> str: ...
-
-
-class _Nobody:
-    """For steps that ask no one."""
-
-    exhausted = ""
-
-    def replies(self, requests: Iterable[ChatRequest]) -> Iterator[ChatReply]:
-        for request in requests:
-            raise AssertionError(f"{request.key}: this step asks no model")
-        return iter(())
 
 
 def carry_step(work: DataWork, step: Step) -> Counter[str]:
@@ -54,15 +32,16 @@ def carry_step(work: DataWork, step: Step) -> Counter[str]:
 
 def carry_candidates(work: DataWork) -> Counter[str]:
     """Every record to every model, one model after the other; then each record with its candidates."""
-    counts, files = Counter[str](), {}
+    counts, answers = Counter[str](), {}
     for name in work.config.generators:
         step = work.config.step_for(name)
         assert isinstance(step, Candidates)
         log = _carry(work, CandidateStep(step, name), name, work.scratch / name)
-        files[name] = str(log.rows_path)
+        answers[name] = read_made_rows(str(log.rows_path))
         _put(log.dead_letters_path, work.output / f"dead_letters-{name}.jsonl")
         counts.update({f"{name}_{key}": count for key, count in _counts(log.tally).items()})
-    write_lines(work.output / "rows.jsonl", map(dict, gather_candidates(files, counts)))
+    gathered = gather_candidates(read_input(work.config), answers, counts)
+    write_lines(work.output / "rows.jsonl", map(dict, gathered))
     return counts
 
 
@@ -75,22 +54,15 @@ def _carry(work: DataWork, step: Step, name: str, folder: Path) -> RecordLog:
     config = work.config
     with RecordLog(folder, work.identity, retry_dead=work.retry_failed) as log:
         # What is finished needs no engine: only its rows are read, to see that they are the same.
-        with _open_generator(config, "" if log.finished and not work.retry_failed else name) as generator:
-            label = name and f" by {name}"
-            with work.progress.phase(f"{config.step.type}{label}", None, "records") as bar:
-                result = run_step(
-                    step,
-                    read_input(config),
-                    generator,
-                    log,
-                    key=name_of,
-                    in_flight=_in_flight(config, name),
-                    advance=bar.advance,
-                )
-            if not result.complete:
-                kept = f"{result.tally.done} records are done and kept"
-                fix = "raise the budget and go on with --resume"
-                raise RuntimeError(f"{config.run.name}: {generator.exhausted}; {kept}; {fix}")
+        asked = "" if log.finished and not work.retry_failed else name
+        phase = f"{config.step.type} by {name}" if name else config.step.type
+        with _open_generator(config, asked) as generator, work.progress.phase(phase, None, "records") as bar:
+            workers, rows = _workers(config, name), read_input(config)
+            result = run_step(step, rows, generator, log, workers=workers, advance=bar.advance)
+        if result.stopped:
+            kept = f"{result.tally.done} records are done and kept"
+            fix = "raise the budget and go on with --resume"
+            raise RuntimeError(f"{config.run.name}: {result.stopped}; {kept}; {fix}")
         log.finish()
         if (usage := result.usage).replies:
             known = f"{usage.cached} known before, {usage.errors} failed"
@@ -100,31 +72,25 @@ def _carry(work: DataWork, step: Step, name: str, folder: Path) -> RecordLog:
         return log
 
 
-@contextmanager
-def _open_generator(config: DataConfig, name: str) -> Iterator[BudgetedGenerator]:
+def _open_generator(config: DataConfig, name: str) -> AbstractContextManager[Generator | None]:
     if not name:
-        yield _Nobody()
-        return
+        return nullcontext()
     generator = config.generators[name]
     if isinstance(generator, ApiGeneratorConfig):
         folder = config.run.folder.parent.absolute() / REPLIES
         # At a URL the run is all that is kept: what it paid for goes with it.
         journal = config.run.folder / JOURNAL if config.run.url else None
-        run, label = f"{config.run.name}/{name}", f"generators.{name}"
-        with closing(ApiGenerator(generator, folder, run, label, journal)) as api:
-            yield api
-        return
+        return ApiGenerator(generator, folder, f"{config.run.name}/{name}", f"generators.{name}", journal)
     from ultramed_rl.workers.chats import EngineGenerator
 
-    with EngineGenerator(config.engines[name]) as engine:
-        yield engine
+    return EngineGenerator(config.engines[name])
 
 
-def _in_flight(config: DataConfig, name: str) -> int:
-    """Records open at once: enough for the generator to be full while some records wait."""
+def _workers(config: DataConfig, name: str) -> int:
+    """Records open at once: enough for the generator to be full while some wait to be asked again."""
     generator = config.generators.get(name)
     if isinstance(generator, ApiGeneratorConfig):
-        return 4 * generator.concurrency
+        return 2 * generator.concurrency
     group = config.cluster.rollout
     return 8 * group.engines * group.max_num_seqs
 

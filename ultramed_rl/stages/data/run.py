@@ -1,18 +1,24 @@
-"""A data stage from its config to its files; what is finished is read back."""
+"""A data stage from its config to its files; what is finished is read back.
+
+make_data -> carry_out (which step is carried out how) -> asking.py (record by record)
+                                                       -> rows.py (row by row, or all rows against each other)
+          -> RUN/records/: rows.jsonl, or the files that the step names, and what fell out; RUN/records.json
+"""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ultramed_rl.cluster.inputs import describe_inputs
-from ultramed_rl.config.factory import DataConfig
+from ultramed_rl.config.factory import ApiGeneratorConfig, DataConfig
 from ultramed_rl.config.factory_steps import Answer, Evolve, Feedback, RuleJudge, Score, Textbook, Topics
-from ultramed_rl.data.factory.answer import AnswerStep
+from ultramed_rl.config.models import DECIDES
+from ultramed_rl.data.factory.answer import AnswerStep, ExemplarIndex
 from ultramed_rl.data.factory.evolve import EvolveStep
-from ultramed_rl.data.factory.exemplars import ExemplarIndex
 from ultramed_rl.data.factory.feedback import FeedbackStep
 from ultramed_rl.data.factory.instructions import read_instruction
 from ultramed_rl.data.factory.rule_judge import RuleJudgeStep
@@ -20,12 +26,20 @@ from ultramed_rl.data.factory.score import ScoreStep
 from ultramed_rl.data.factory.step import Step
 from ultramed_rl.data.factory.textbook import TextbookStep
 from ultramed_rl.data.factory.topics import TopicsStep
-from ultramed_rl.data.sources import read_rows
+from ultramed_rl.data.sources import list_sources, read_rows
 from ultramed_rl.evaluation.reading.choice import read_choice
 from ultramed_rl.stages.data.asking import carry_candidates, carry_step
-from ultramed_rl.stages.data.cleaning import remove_contaminated, remove_repeated
-from ultramed_rl.stages.data.inputs import DataWork, identity_of, open_embedder, read_made_rows
-from ultramed_rl.stages.data.streams import write_bench, write_pairs, write_records, write_report
+from ultramed_rl.stages.data.rows import (
+    DataWork,
+    open_embedder,
+    read_made_rows,
+    remove_contaminated,
+    remove_repeated,
+    write_bench,
+    write_pairs,
+    write_records,
+    write_report,
+)
 from ultramed_rl.store import ArtifactFolder, WorkDirectory
 from ultramed_rl.store.cards import (
     DataFacts,
@@ -37,6 +51,7 @@ from ultramed_rl.store.cards import (
     split_files,
     write_card,
 )
+from ultramed_rl.store.digests import digest_file
 from ultramed_rl.tracking import Progress, Tracker, watched
 
 OUTPUT = "records"
@@ -77,13 +92,28 @@ def make_data(config: DataConfig, *, resume: bool = False, retry_failed: bool = 
         if not finished:
             with Tracker(store, config) as tracker:
                 tracker.log(counts, step=0, kind="data")
-        progress.say(f"{config.run.name} ({config.step.type}): {render_counts(counts)}: {folder}")
+        happened = ", ".join(f"{count:g} {name}" for name, count in counts.items() if count) or "nothing"
+        progress.say(f"{config.run.name} ({config.step.type}): {happened}: {folder}")
         return folder
 
 
-def render_counts(counts: Mapping[str, float]) -> str:
-    """What a stage counted, in a line; what didn't happen is left out."""
-    return ", ".join(f"{count:g} {name}" for name, count in counts.items() if count) or "nothing"
+def identity_of(config: DataConfig) -> list[str]:
+    """What decides on the results: the step, the models it asks, and the contents of the files it reads."""
+    models = {
+        name: generator.model_dump(include={*DECIDES, "temperature"})
+        if isinstance(generator, ApiGeneratorConfig)
+        else generator.model_dump()
+        for name, generator in config.generators.items()
+    }
+    decides = {"step": config.step.model_dump(), "models": models, "limit": config.limit}
+    identity = [json.dumps(decides, sort_keys=True)]
+    for source in (
+        one for uri in [*config.input, *config.further_inputs.values()] for one in list_sources(uri)
+    ):
+        path = Path(source).expanduser()
+        # A hub data set or a package's file is known by its name.
+        identity.append(f"{source} {digest_file(path) if path.is_file() else ''}")
+    return identity
 
 
 def write_data_card(config: DataConfig, run: Path, folder: Path, counts: Mapping[str, float]) -> None:
@@ -116,8 +146,12 @@ def make_step(work: DataWork) -> Step:
             source = read_rows(step.exemplars_from) if step.exemplars_from and step.exemplars else ()
             questions = [question for row in source if (question := read_instruction(row)).key]
             return TextbookStep(step, questions)
+        case Answer() as step if step.exemplars_from and step.exemplars:
+            solved = read_made_rows(step.exemplars_from)
+            exemplars = ExemplarIndex(solved, open_embedder(step.embedder), step.exemplars)
+            return AnswerStep(step, read_letter, exemplars)
         case Answer() as step:
-            return AnswerStep(step, read_letter, _find_exemplars(step))
+            return AnswerStep(step, read_letter)
         case Feedback() as step:
             return FeedbackStep(step, name)
         case RuleJudge() as step:
@@ -130,12 +164,6 @@ def read_letter(text: str, options: Mapping[str, str]) -> str | None:
     """The option that an answer settles on, as evaluations read it; None for none or several."""
     given = read_choice(text, options).given
     return given[0] if len(given) == 1 else None
-
-
-def _find_exemplars(step: Answer) -> Callable[[Any], Any]:
-    if step.exemplars_from is None or not step.exemplars:
-        return lambda row: ()
-    return ExemplarIndex(read_made_rows(step.exemplars_from), open_embedder(step.embedder), step.exemplars)
 
 
 CARRIERS: Mapping[str, Callable[[DataWork], Counter[str]]] = {

@@ -9,8 +9,7 @@ import pytest
 
 from tests.unit.data.factory.test_steps import drive
 from ultramed_rl.config.factory_steps import Answer
-from ultramed_rl.data.factory.answer import AnswerStep
-from ultramed_rl.data.factory.exemplars import ExemplarIndex
+from ultramed_rl.data.factory.answer import AnswerStep, ExemplarIndex
 from ultramed_rl.data.factory.instructions import Instruction, answered_row, new_row
 from ultramed_rl.data.factory.step import Row
 from ultramed_rl.evaluation.reading.choice import read_letter

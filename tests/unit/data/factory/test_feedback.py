@@ -7,19 +7,26 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import permutations
-from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.data.factory.test_steps import drive
 from ultramed_rl.config.factory_steps import Candidates, Feedback, RuleJudge
 from ultramed_rl.data.factory.candidates import CandidateStep, gather_candidates, is_unfinished
 from ultramed_rl.data.factory.feedback import FeedbackStep, feedback_schema
-from ultramed_rl.data.factory.judgements import Order, Verdict, contradictions, judged_row, read_judged
-from ultramed_rl.data.factory.model_table import kendall_tau, model_table, position_report
+from ultramed_rl.data.factory.judgements import (
+    Order,
+    Verdict,
+    contradictions,
+    judged_row,
+    kendall_tau,
+    model_table,
+    position_report,
+    read_judged,
+)
 from ultramed_rl.data.factory.rule_judge import (
     RuleJudgeStep,
     Signs,
@@ -109,38 +116,31 @@ def test_unfinished_answers_are_flagged_or_fail_as_configured() -> None:
 # -- several models' answers -------------------------------------------------------------------------------
 
 
-def write_answers(directory: Path, model: str, names: Sequence[Any], question: str = "Why {}?") -> str:
-    path = directory / f"{model}.jsonl"
-    rows = [
-        record(
-            str(n), question.format(n), candidate={"model": "?", "text": f"{model}{n}", "unfinished": False}
-        )
-        for n in names
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
-def gather(directory: Path, **names: Sequence[Any]) -> tuple[list[Row], dict[str, int]]:
+def gather(*asked: Any, **names: Sequence[Any]) -> tuple[list[Row], dict[str, int]]:
+    """Of records of these names, those that each model has answered."""
     counts: Counter[str] = Counter()
-    files = {model: write_answers(directory, model, own) for model, own in names.items()}
-    return list(gather_candidates(files, counts)), dict(counts)
+    rows = [record(str(name), f"Why {name}?") for name in asked]
+    answers = {
+        model: [
+            {**row, "candidate": {"model": "?", "text": f"{model}{row['id']}", "unfinished": False}}
+            for row in (record(str(name), f"Why {name}?") for name in own)
+        ]
+        for model, own in names.items()
+    }
+    return list(gather_candidates(rows, answers, counts)), dict(counts)
 
 
-def test_answers_are_joined_by_record_in_the_order_of_the_models(tmp_path: Path) -> None:
-    rows, counts = gather(tmp_path, b=[1, 2], a=[1, 2])
+def test_answers_are_joined_by_record_in_the_order_of_the_models() -> None:
+    rows, counts = gather(1, 2, b=[1, 2], a=[1, 2])
     assert [row["id"] for row in rows] == ["1", "2"]
     assert [(c["model"], c["text"]) for c in rows[0]["candidates"]] == [("b", "b1"), ("a", "a1")]
     assert "candidate" not in rows[0] and rows[0]["conversations"][0]["value"] == "Why 1?"
     assert counts == {"records": 2, "gathered": 2, "too_few": 0, "missing_b": 0, "missing_a": 0}
 
 
-def test_gaps_are_counted_by_model_and_a_lone_answer_is_left_out(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    rows, counts = gather(tmp_path, a=[1, 3, 4], b=[2, 3, 4, 5], c=[1, 2, 4, 6])
-    found = {row["id"]: [c["text"] for c in row["candidates"]] for row in rows}
-    assert found == {
+def test_gaps_are_counted_by_model_and_a_lone_answer_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    rows, counts = gather(*range(1, 8), a=[1, 3, 4], b=[2, 3, 4, 5], c=[1, 2, 4, 6])
+    assert {row["id"]: [c["text"] for c in row["candidates"]] for row in rows} == {
         "1": ["a1", "c1"],
         "2": ["b2", "c2"],
         "3": ["a3", "b3"],
@@ -151,64 +151,31 @@ def test_gaps_are_counted_by_model_and_a_lone_answer_is_left_out(
     assert re.search(r"\ba [a-z ]+ 3 of 6 ", caplog.text)
 
 
-@settings(deadline=None, max_examples=50)
-@given(st.data())
-def test_every_record_comes_once_with_all_its_answers_whatever_gaps_and_orders(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+@given(st.permutations(range(12)), st.data())
+def test_every_record_comes_once_with_all_its_answers_in_the_order_of_the_input(
+    asked: list[int], data: st.DataObject
 ) -> None:
-    names = st.lists(st.integers(0, 12), unique=True, min_size=1)
-    files = {model: data.draw(names) for model in "abc"}
-    rows, counts = gather(tmp_path_factory.mktemp("rollout"), **files)
-    expected = {
-        str(n): [f"{model}{n}" for model in "abc" if n in files[model]]
-        for n in range(13)
+    files = {model: [n for n in asked if data.draw(st.booleans())] for model in "abc"}
+    rows, counts = gather(*asked, **files)
+    expected = [
+        (str(n), [f"{model}{n}" for model in "abc" if n in files[model]])
+        for n in asked
         if sum(n in own for own in files.values()) > 1
-    }
-    assert {row["id"]: [c["text"] for c in row["candidates"]] for row in rows} == expected
-    assert len(rows) == len(expected) == counts["gathered"]
+    ]
+    assert [(row["id"], [c["text"] for c in row["candidates"]]) for row in rows] == expected
+    assert len(rows) == counts["gathered"]
 
 
-def test_rows_wait_no_longer_than_files_are_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that lacks half of the records must not make the others' wait until the end."""
-    from ultramed_rl.data.factory import candidates as module
-
-    most = 0
-    read = module._Stream._read
-
-    def watched(self: Any) -> bool:
-        nonlocal most
-        found = read(self)
-        most = max(most, len(self.waiting))
-        return found
-
-    monkeypatch.setattr(module._Stream, "_read", watched)
-    rows, _ = gather(tmp_path, a=range(0, 400, 2), b=range(400), c=range(400))
-    assert len(rows) == 400 and most <= 4
+def test_a_record_that_stands_twice_in_the_input_is_joined_once() -> None:
+    rows, counts = gather(1, 2, 1, 3, a=[1, 2, 3], b=[1, 3])
+    assert [row["id"] for row in rows] == ["1", "3"] and counts["records"] == 3
 
 
-@pytest.mark.parametrize(
-    ("files", "says"),
-    [
-        ({"a": [1]}, r"^1 [a-z]+ \(a\)"),
-        ({"a": [1, 1], "b": [1]}, "/a.*: record '1' "),
-        ({"a": [""], "b": [1]}, "/a.*, row 1: .*'a'"),
-    ],
-)
-def test_files_that_cannot_be_joined_are_refused_in_one_line(
-    tmp_path: Path, files: dict[str, list[Any]], says: str
-) -> None:
-    with pytest.raises(ValueError, match=says) as caught:
-        gather(tmp_path, **files)
+@pytest.mark.parametrize("own", [[7], [2, 1]])
+def test_answers_to_another_input_are_refused_in_one_line(own: list[int]) -> None:
+    with pytest.raises(ValueError, match=rf"'a': .*'{own[-1]}'") as caught:
+        gather(1, 2, a=own, b=[1, 2])
     assert "\n" not in str(caught.value)
-
-
-def test_answers_to_different_questions_are_not_joined(tmp_path: Path) -> None:
-    files = {
-        "a": write_answers(tmp_path, "a", [1]),
-        "b": write_answers(tmp_path, "b", [1], "Who {}?"),
-    }
-    with pytest.raises(ValueError, match="'1': .*'a' [a-z]+ 'b' "):
-        list(gather_candidates(files, Counter()))
 
 
 # -- the judge ---------------------------------------------------------------------------------------------

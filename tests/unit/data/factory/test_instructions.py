@@ -16,17 +16,18 @@ from jsonschema import Draft202012Validator
 from ultramed_rl.config.factory_steps import Answer
 from ultramed_rl.data.chats import Misfit
 from ultramed_rl.data.factory.answer import AnswerStep
-from ultramed_rl.data.factory.asking import Form, Miss, read_object
-from ultramed_rl.data.factory.choices import choice_schema, read_question
-from ultramed_rl.data.factory.difficulty import read_difficulty
 from ultramed_rl.data.factory.instructions import (
     Instruction,
     answered_row,
+    choice_schema,
     new_row,
     question_text,
     read_instruction,
+    read_question,
     split_options,
 )
+from ultramed_rl.data.factory.score import read_difficulty
+from ultramed_rl.data.factory.step import Form, Miss, read_object
 from ultramed_rl.data.vignettes import read_letter
 
 # Real UltraMedical records, where a developer has them; they are not ours to ship.

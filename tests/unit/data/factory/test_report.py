@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 
 from ultramed_rl.config.factory import Report
 from ultramed_rl.data.factory.hashing import HashedEmbedder
-from ultramed_rl.data.factory.judgements import Order, Verdict, judged_row
-from ultramed_rl.data.factory.model_table import model_table, position_report
+from ultramed_rl.data.factory.judgements import Order, Verdict, judged_row, model_table, position_report
 from ultramed_rl.data.factory.report.build import (
     LENGTH_STARTS,
     MOST_SHOWN,

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
-import logging
-import queue
 import random
 import re
 import signal
 import subprocess
 import sys
 import threading
-import time
 import tracemalloc
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +22,9 @@ from hypothesis import strategies as st
 
 from tests.numbered_step import (
     GENERATORS,
-    Batches,
+    AtOnce,
     Budget,
     NumberedStep,
-    Threads,
     Window,
     answer,
     expected,
@@ -36,10 +33,8 @@ from tests.numbered_step import (
     rows_of,
     run,
 )
-from ultramed_rl.data.factory import feed as feed_module
-from ultramed_rl.data.factory.feed import Feed
 from ultramed_rl.data.factory.runner import run_step
-from ultramed_rl.data.factory.step import Ask, End, Keep, Row, send
+from ultramed_rl.data.factory.step import Ask, Drop, End, Keep, Row, send
 from ultramed_rl.records import ChatReply, ChatRequest
 from ultramed_rl.store.record_log import RecordLog
 
@@ -51,31 +46,31 @@ pytestmark = pytest.mark.timeout(300)  # a deadlock
     kind=st.sampled_from(sorted(GENERATORS)),
     count=st.integers(0, 60),
     size=st.integers(1, 12),
-    in_flight=st.integers(1, 12),
+    workers=st.integers(1, 12),
     budgets=st.lists(st.integers(0, 20), max_size=4),
 )
 def test_with_any_generator_and_any_ends_every_record_is_done_once_and_in_order(
     kind: str,
     count: int,
     size: int,
-    in_flight: int,
+    workers: int,
     budgets: list[int],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     folder, asked = tmp_path_factory.mktemp("log"), list[str]()
     for left in [*budgets, 10**9]:
         budget = Budget(left)
-        result = run(folder, GENERATORS[kind](size, budget), count, in_flight)
+        result = run(folder, GENERATORS[kind](size, budget), count, workers)
         assert result.usage.replies == len(budget.asked)
         assert len(set(budget.asked)) == len(budget.asked), "a request was asked twice in one run"
-        assert budget.most_held <= in_flight
+        assert budget.most_held <= workers
         asked += budget.asked
-    assert result.complete and result.tally.done == count
+    assert not result.stopped and result.tally.done == count
     assert found(folder) == expected(count)
     # Only what was open at an end is asked again: at most three requests of each open record.
-    assert len(asked) - len(set(asked)) <= 3 * in_flight * len(budgets)
+    assert len(asked) - len(set(asked)) <= 3 * workers * len(budgets)
     again = Budget()
-    assert run(folder, Batches(size, again), count, in_flight).complete and not again.asked
+    assert not run(folder, AtOnce(size, again), count, workers).stopped and not again.asked
 
 
 @pytest.mark.parametrize(
@@ -89,12 +84,12 @@ def test_with_any_generator_and_any_ends_every_record_is_done_once_and_in_order(
 def test_unanswered_requests_are_counted_by_the_errors_name_never_by_its_words(
     tmp_path: Path, error: str, reason: str
 ) -> None:
-    class Wrong:
-        def replies(self, requests: Iterable[ChatRequest]) -> Iterator[ChatReply]:
-            return (ChatReply(asked.key, "", error) for asked in requests)
+    class Wrong(AtOnce):
+        async def reply(self, request: ChatRequest) -> ChatReply:
+            return ChatReply(request.key, "", error)
 
     with RecordLog(tmp_path) as log:
-        result = run_step(NumberedStep(), rows_of(3), Wrong(), log, key=lambda row: row["id"])
+        result = run_step(NumberedStep(), rows_of(3), Wrong(), log)
         log.finish()
     assert result.tally.dead_letters == {reason: 1}
     assert json.loads((tmp_path / "dead_letters.jsonl").read_text())["detail"] == error
@@ -103,59 +98,15 @@ def test_unanswered_requests_are_counted_by_the_errors_name_never_by_its_words(
 @pytest.mark.parametrize("kind", sorted(GENERATORS))
 def test_a_generator_that_ends_early_leaves_the_rest_undone_and_says_so(tmp_path: Path, kind: str) -> None:
     result = run(tmp_path, GENERATORS[kind](4, Budget(10)), 50, 8)
-    assert not result.complete and result.usage.replies == 10
+    assert result.stopped.startswith("left=0: ") and result.usage.replies == 10
     assert 0 < result.tally.done < 50 and not (tmp_path / "rows.jsonl").exists()
-
-
-def test_an_eager_batch_larger_than_what_may_be_open_is_answered_in_smaller_ones(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    budget = Budget()
-    with caplog.at_level(logging.WARNING):
-        assert run(tmp_path, Batches(1000, budget), 60, 4).complete
-    assert budget.most_held == 4 and found(tmp_path) == expected(60)
-    assert caplog.text.count("a larger in_flight") == 1
-
-
-def test_a_thread_that_wants_more_than_there_can_be_gets_what_there_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(feed_module, "_PATIENCE_S", 0.05)
-    assert run(tmp_path, Threads(1, batch=1000), 40, 8).complete
-    assert found(tmp_path) == expected(40)
-
-
-def test_a_waiting_thread_gets_the_request_that_a_reply_makes() -> None:
-    feed, taken = Feed(), queue.SimpleQueue[ChatRequest | None]()
-    thread = threading.Thread(target=lambda: [taken.put(next(feed, None)) for _ in range(2)])
-    thread.start()
-    time.sleep(0.05)
-    assert taken.empty()
-    feed.put(request("later"))
-    assert taken.get(timeout=5) == request("later")
-    feed.close()
-    assert taken.get(timeout=5) is None
-    thread.join(5)
-
-
-def test_a_feed_that_has_ended_stays_ended_and_its_successor_has_the_rest() -> None:
-    feed = Feed()
-    assert next(feed, None) is None  # in the maker's own thread nothing can be waited for
-    feed.put(request("later"))
-    assert next(feed, None) is None
-    assert list(feed.successor()) == [request("later")]
-
-
-class Refuses:
-    def replies(self, requests: Iterable[ChatRequest]) -> Iterator[ChatReply]:
-        raise AssertionError("nothing was to be asked")
 
 
 def test_records_that_need_no_model_never_touch_the_generator(tmp_path: Path) -> None:
     rows = [{"id": f"r{n}", "n": n} for n in (0, 1, 5, 6)]
     with RecordLog(tmp_path) as log:
-        result = run_step(NumberedStep(), rows, Refuses(), log, key=lambda row: row["id"])
-    assert result.complete and (result.tally.kept, result.tally.drops) == (2, {"easy": 2})
+        result = run_step(NumberedStep(), rows, None, log)
+    assert not result.stopped and (result.tally.kept, result.tally.drops) == (2, {"easy": 2})
 
 
 def test_rows_are_taken_only_as_there_is_room_for_them(tmp_path: Path) -> None:
@@ -173,9 +124,7 @@ def test_rows_are_taken_only_as_there_is_room_for_them(tmp_path: Path) -> None:
         done += count
 
     with RecordLog(tmp_path) as log:
-        run_step(
-            NumberedStep(), rows(), Window(3), log, key=lambda row: row["id"], in_flight=5, advance=advance
-        )
+        run_step(NumberedStep(), rows(), Window(3), log, workers=5, advance=advance)
     assert (taken, done, most) == (100, 100, 5)
 
 
@@ -183,10 +132,8 @@ def test_the_second_record_of_a_key_is_a_dead_letter_in_a_resumed_run_too(tmp_pa
     rows = [{"id": name, "n": 6 + i} for i, name in enumerate("abcab")]
     for left in (0, 1, 10):
         with RecordLog(tmp_path) as log:
-            result = run_step(
-                NumberedStep(), rows, Batches(1, Budget(left)), log, key=lambda row: row["id"], in_flight=1
-            )
-    assert result.complete
+            result = run_step(NumberedStep(), rows, AtOnce(1, Budget(left)), log, workers=1)
+        assert bool(result.stopped) == (left < 10)
     with RecordLog(tmp_path) as log:
         log.expect(5)
         log.finish()
@@ -219,11 +166,11 @@ def test_a_step_that_raises_on_everything_stops_with_one_line_and_leaves_no_dead
         RecordLog(tmp_path) as log,
         pytest.raises(ValueError, match=r"\b20 .*\bKeyError.*'r19'.*question") as caught,
     ):
-        run_step(Fragile(0, 999), rows_of(1000), Refuses(), log, key=lambda row: row["id"])
+        run_step(Fragile(0, 999), rows_of(1000), None, log)
     assert "\n" not in str(caught.value)
     with RecordLog(tmp_path) as log:
         assert log.tally.done == 0
-        assert run_step(Fragile(0, -1), rows_of(30), Refuses(), log, key=lambda row: row["id"]).complete
+        assert not run_step(Fragile(0, -1), rows_of(30), None, log).stopped
 
 
 @pytest.mark.parametrize(("first", "last", "count"), [(0, 18, 30), (1, 999, 1000), (0, 18, 19)])
@@ -231,7 +178,7 @@ def test_a_step_that_raises_on_some_records_goes_on_and_keeps_their_letters(
     tmp_path: Path, first: int, last: int, count: int
 ) -> None:
     with RecordLog(tmp_path) as log:
-        result = run_step(Fragile(first, last), rows_of(count), Refuses(), log, key=lambda row: row["id"])
+        result = run_step(Fragile(first, last), rows_of(count), None, log)
         log.finish()
     raised = len(range(first, min(last + 1, count)))
     assert result.tally.dead_letters == {"KeyError": raised} and result.tally.kept == count - raised
@@ -240,8 +187,8 @@ def test_a_step_that_raises_on_some_records_goes_on_and_keeps_their_letters(
 def test_a_resumed_run_goes_through_a_bad_stretch_since_the_step_has_worked(tmp_path: Path) -> None:
     for count in (5, 60):
         with RecordLog(tmp_path) as log:
-            result = run_step(Fragile(5, 40), rows_of(count), Refuses(), log, key=lambda row: row["id"])
-    assert result.complete and result.tally.dead_letters == {"KeyError": 36}
+            result = run_step(Fragile(5, 40), rows_of(count), None, log)
+    assert not result.stopped and result.tally.dead_letters == {"KeyError": 36}
 
 
 class Odd:
@@ -261,43 +208,71 @@ class Odd:
         return self.ends[row["id"]]  # type: ignore[return-value]
 
 
-def test_ends_and_keys_that_are_none_are_dead_letters_and_no_crash(tmp_path: Path) -> None:
-    rows = [{"id": name} for name in Odd.ends] + [{"id": 7}, {}]
+def test_ends_and_names_that_are_none_are_dead_letters_and_no_crash(tmp_path: Path) -> None:
+    rows = [{"id": name} for name in Odd.ends] + [{"id": "half \ud800"}, {}]
     with RecordLog(tmp_path) as log:
-        result = run_step(Odd(), rows, Refuses(), log, key=lambda row: row["id"])
-    assert result.complete and result.tally.kept == 1
-    assert result.tally.dead_letters == {"KeyError": 1, "TypeError": 4, "ValueError": 1}
+        result = run_step(Odd(), rows, None, log)
+    assert not result.stopped and result.tally.kept == 1
+    assert result.tally.dead_letters == {"KeyError": 1, "Misfit": 1, "TypeError": 3, "ValueError": 1}
 
 
 def test_usage_adds_up_what_the_replies_say(tmp_path: Path) -> None:
-    class Priced(Batches):
-        def replies(self, requests: Iterable[ChatRequest]) -> Iterator[ChatReply]:
-            for reply in super().replies(requests):
-                cached = reply.key == "r7#0"
-                yield ChatReply(reply.key, reply.text, reply.error, 5, 7, cached=cached)
+    class Priced(Window):
+        async def reply(self, request: ChatRequest) -> ChatReply:
+            reply = await super().reply(request)
+            return ChatReply(reply.key, reply.text, reply.error, 5, 7, cached=reply.key == "r7#0")
 
     # r2 to r4 of NumberedStep: 1, 2 (but raises after 1) and 3 questions; r7: 1; r12: 1, which fails.
     rows = [{"id": f"r{n}", "n": n} for n in (2, 3, 4, 7, 12)]
     with RecordLog(tmp_path) as log:
-        usage = run_step(NumberedStep(), rows, Priced(2), log, key=lambda row: row["id"]).usage
+        usage = run_step(NumberedStep(), rows, Priced(2), log).usage
     assert (usage.replies, usage.errors, usage.cached) == (7, 1, 1)
     assert (usage.prompt_tokens, usage.completion_tokens) == (35, 49)
 
 
 def test_a_generator_that_fails_keeps_what_was_done_before(tmp_path: Path) -> None:
-    class Fails(Batches):
-        def replies(self, requests: Iterable[ChatRequest]) -> Iterator[ChatReply]:
-            yield next(super().replies(requests))
-            raise RuntimeError("the engine died")
+    class Fails(AtOnce):
+        async def reply(self, request: ChatRequest) -> ChatReply:
+            if self.budget.asked:
+                raise RuntimeError("the engine died")
+            return await super().reply(request)
 
     with RecordLog(tmp_path) as log:
         with pytest.raises(RuntimeError, match="the engine died"):
-            run_step(NumberedStep(), rows_of(20), Fails(1), log, key=lambda row: row["id"], in_flight=4)
+            run_step(NumberedStep(), rows_of(20), Fails(), log, workers=4)
         done = log.tally.done
         log._database.rollback()  # what a kill would take now
     with RecordLog(tmp_path) as log:
         assert log.tally.done == done > 0
-    assert run(tmp_path, Window(3), 20, 4).complete and found(tmp_path) == expected(20)
+    assert not run(tmp_path, Window(3), 20, 4).stopped and found(tmp_path) == expected(20)
+
+
+def test_a_run_that_is_interrupted_ends_at_once_and_keeps_what_was_done(tmp_path: Path) -> None:
+    """Also where no step ever waits for anything."""
+
+    class Interrupts:
+        async def __call__(self, row: Row, ask: Ask) -> End:
+            if row["n"] == 100:
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            return Drop("easy")
+
+    with RecordLog(tmp_path) as log:
+        with pytest.raises(KeyboardInterrupt):
+            run_step(Interrupts(), ({"id": str(n), "n": n} for n in itertools.count()), None, log)
+        done = log.tally.done
+        log._database.rollback()  # what a kill would take now
+    with RecordLog(tmp_path) as log:
+        assert log.tally.done == done > 100
+
+
+def test_a_step_can_be_carried_where_a_loop_runs_already(tmp_path: Path) -> None:
+    """As in a notebook."""
+
+    async def cell() -> None:
+        assert not run(tmp_path, Window(3), 20, 4).stopped
+
+    asyncio.run(cell())
+    assert found(tmp_path) == expected(20)
 
 
 # One interpreter loads everything, and a fork of it is the process that is killed.
@@ -326,16 +301,16 @@ def ticking(function):
 os.fsync, os.replace = ticking(os.fsync), ticking(os.replace)
 
 class Ticking(t.Window):
-    def replies(self, requests):
-        for reply in super().replies(requests):
-            tick()
-            yield reply
-            tick()
+    async def reply(self, request):
+        tick()
+        reply = await super().reply(request)
+        tick()
+        return reply
 
 for left in map(int, sys.argv[2:]):
     child = os.fork()
     if not child:
-        os._exit(not t.run(Path(sys.argv[1]), Ticking(5, seed=left), 120, 7, part=10).complete)
+        os._exit(bool(t.run(Path(sys.argv[1]), Ticking(5, seed=left), 120, 7, part=10).stopped))
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     print(code)
     if code == 0:
@@ -370,15 +345,15 @@ class Echo:
         return Keep(({"n": row["n"], "text": reply.text * 10},))
 
 
-class Plain:
-    def replies(self, requests: Iterable[ChatRequest]) -> Iterator[ChatReply]:
-        return map(answer, requests)
+class Plain(AtOnce):
+    async def reply(self, request: ChatRequest) -> ChatReply:
+        return answer(request)
 
 
 def peak_bytes(folder: Path, count: int) -> int:
     tracemalloc.start()
     with RecordLog(folder) as log:
-        run_step(Echo(), rows_of(count), Plain(), log, key=lambda row: row["id"])
+        run_step(Echo(), rows_of(count), Plain(), log)
         log.finish()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

@@ -15,10 +15,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from ultramed_rl.config.factory import DataStep
 from ultramed_rl.config.factory_steps import Evolve, Textbook, Topics
-from ultramed_rl.data.factory.asking import read_methods
-from ultramed_rl.data.factory.evolve import EvolveStep, count_words
+from ultramed_rl.data.factory.evolve import EvolveStep
 from ultramed_rl.data.factory.instructions import Instruction, new_row
-from ultramed_rl.data.factory.step import Ask, Drop, End, Fail, Keep, Row, Step
+from ultramed_rl.data.factory.step import Ask, Drop, End, Fail, Keep, Row, Step, read_methods
 from ultramed_rl.data.factory.textbook import TextbookStep
 from ultramed_rl.data.factory.topics import TopicsStep, items_schema
 from ultramed_rl.records import ChatReply, ChatRequest
@@ -225,7 +224,7 @@ def test_two_rounds_build_on_each_other() -> None:
     assert isinstance(move, Keep) and len(move.rows) == 1
     row = move.rows[0]
     assert (row["id"], row["type"], row["answer"], row["score"]) == ("q1-evol2", "Exam", "C", None)
-    assert count_words(row["conversations"][0]["value"].split("\n\n")[0]) == 39  # 9 of the first version
+    assert len(row["conversations"][0]["value"].split("\n\n")[0].split()) == 39  # 9 of the first version
     assert [(c["round"], c["added_words"], c["miss"]) for c in row["evolution"]] == [(1, 10, ""), (2, 20, "")]
     assert "w9\n\nA. Allopurinol" in last_turn(asked)  # the second round is asked about the first's version
 

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from plotly.subplots import make_subplots
 
 from ultramed_rl.config.factory import Report
-from ultramed_rl.data.factory.model_table import ModelTable, PositionReport, model_table, position_report
+from ultramed_rl.data.factory.judgements import ModelTable, PositionReport, model_table, position_report
 from ultramed_rl.data.factory.report.table import (
     SetTable,
     count_sets,

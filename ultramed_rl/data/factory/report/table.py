@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ultramed_rl.data.chats import Misfit, read_turns
-from ultramed_rl.data.factory.difficulty import in_range, read_difficulty
 from ultramed_rl.data.factory.instructions import question_text, set_of, split_options
+from ultramed_rl.data.factory.score import in_range, read_difficulty
 from ultramed_rl.data.factory.step import Row
 from ultramed_rl.tracking.page import PageTable, clean_text
 
