@@ -48,7 +48,7 @@ def config_of(folder: Path, prompts: int, rounds: int, every: int) -> RunConfig:
 
 def measure(config: RunConfig) -> dict[str, float]:
     """Medians over the rounds but the first and the last."""
-    from ultramed_rl.cluster.placement import disconnect
+    from ultramed_rl.cluster.connection import disconnect
     from ultramed_rl.online.run import run
 
     found = run(config)

@@ -29,7 +29,7 @@ from synthetic import test_items, write_records
 from turns import peak_bytes
 
 from ultramed_rl.cluster.blocks import map_blocks, read_part
-from ultramed_rl.cluster.placement import connect, disconnect
+from ultramed_rl.cluster.connection import connect, disconnect
 from ultramed_rl.config.cluster import Cluster
 from ultramed_rl.config.factory import Decontaminate, Deduplicate
 from ultramed_rl.config.factory_steps import Pairs

@@ -57,7 +57,7 @@ def measured_peaks(config: RunConfig, folder: Path) -> dict[str, int]:
 
 def planned_peaks(plan: Plan) -> dict[str, int]:
     """The same by the plan; on CPU with the process itself."""
-    process = PROCESS_BYTES if plan.device == "cpu" else 0
+    process = PROCESS_BYTES if plan.cluster.device == "cpu" else 0
     return {role.role: role.total_bytes + process for role in plan.roles}
 
 
@@ -75,7 +75,7 @@ def main() -> None:
         plan = make_plan(config)
         planned, measured = planned_peaks(plan), measured_peaks(config, folder)
     count = {role.role: len(role.members) for role in plan.roles}
-    if plan.device == "cpu":
+    if plan.cluster.device == "cpu":
         ours = sum(planned[role] * count[role] for role in planned)
         peer = sum(measured[role] * count[role] for role in planned)
     else:

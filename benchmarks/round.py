@@ -94,7 +94,7 @@ def why_unequal(config: RunConfig, options: argparse.Namespace) -> str | None:
 
 def run_ours(config: RunConfig) -> dict[str, Any]:
     """All rounds -> the run's folder, the seconds before the first, each round's seconds, prompts and metrics."""
-    from ultramed_rl.cluster.placement import disconnect
+    from ultramed_rl.cluster.connection import disconnect
     from ultramed_rl.online.run import run
     from ultramed_rl.records import Prompt
     from ultramed_rl.store.tables import read_records

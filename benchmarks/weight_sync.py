@@ -20,7 +20,7 @@ from typing import Any
 
 from ultramed_rl.actors.rollout import RolloutWorker
 from ultramed_rl.cluster.group import WorkerGroup
-from ultramed_rl.workers.weight_sync import WeightSync
+from ultramed_rl.workers.policy import WeightSync
 
 MODEL = "offline://smollm2-135m-instruct"
 WANTED = 0.5
@@ -163,7 +163,7 @@ def main() -> None:
     arguments.add_argument("--threads", type=int, default=os.cpu_count(), help="of each side")
     options = arguments.parse_args()
 
-    from ultramed_rl.cluster.placement import connect, disconnect
+    from ultramed_rl.cluster.connection import connect, disconnect
     from ultramed_rl.config.cluster import Cluster
 
     connect(Cluster(device=options.device))

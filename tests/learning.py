@@ -23,8 +23,8 @@ def learn(
     """Each step's metrics; `number` seeds the order of the pairs."""
     with tempfile.TemporaryDirectory() as folder, workers.policy.on_device():
         write_round(Path(folder), pairs, references)
-        workers.begin_training()
-        return list(workers.go_on_training(Path(folder), TrainingPlace(0, 1, number), 0).rest())
+        workers.policy.begin_round()
+        return list(workers.policy.start_steps(Path(folder), TrainingPlace(0, 1, number), 0).rest())
 
 
 def write_round(

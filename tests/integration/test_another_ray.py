@@ -19,10 +19,9 @@ import pytest
 from tests.stranger import join_as_stranger
 from ultramed_rl.actors.deepspeed_setup import join_ranks, open_store
 from ultramed_rl.cli.communication import judge_ports
+from ultramed_rl.cluster.connection import LOGS, connect, disconnect, start_private_ray
 from ultramed_rl.cluster.group import WorkerGroup
-from ultramed_rl.cluster.jobs import Job, run_job
-from ultramed_rl.cluster.placement import connect, disconnect
-from ultramed_rl.cluster.private_ray import LOGS, start_private_ray
+from ultramed_rl.cluster.jobs import run_job
 from ultramed_rl.config.cluster import Devices
 
 # As anybody's script: open, and its agent takes the port that Ray gives every agent, 52365.
@@ -115,7 +114,8 @@ def test_a_private_ray_lets_nobody_in_and_goes_on_when_another_ends(monkeypatch:
             group = WorkerGroup("policy", lambda rank: remote.remote(), 1, takes_turns=False)
             processes = group.call(Rank.meet)
             check_closed(dashboard, first, before)
-            run_job(Job(["true"], 0, 1, {}), Devices(device="cpu", address=dashboard), lambda text: None)
+            cluster = Devices(device="cpu", address=dashboard)
+            run_job(["true"], cluster, gpus=0, variables={}, say=lambda text: None)
             first.interrupt()
             assert group.call(Rank.process) == processes
 

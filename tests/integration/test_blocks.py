@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ultramed_rl.cluster.blocks import map_blocks, read_part
-from ultramed_rl.cluster.placement import connect
+from ultramed_rl.cluster.connection import connect
 from ultramed_rl.config.cluster import Cluster
 
 

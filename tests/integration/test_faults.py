@@ -17,10 +17,10 @@ from tests.tiny import tiny_run
 from ultramed_rl.actors.policy import PolicyWorker
 from ultramed_rl.actors.rollout import RolloutWorker
 from ultramed_rl.actors.work import TrainingPlace, WorkBatch
-from ultramed_rl.cluster.group import RanksLost
 from ultramed_rl.config import parse_config
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, PreferenceGroup, Prompt, SamplingRequest
+from ultramed_rl.scheduling.pool import RanksLost
 from ultramed_rl.workers.online import OnlineWorkers
 from ultramed_rl.workers.scorers import Scorers
 
@@ -139,7 +139,7 @@ def test_a_lost_policy_starts_again_and_its_weights_reach_a_new_engine(
         learn(workers, pairs, references, 0)
     workers.restart_policy(workers.config.policy.path, 0)
     assert learn(workers, pairs, references, 0)
-    workers.save_policy(tmp_path / "checkpoint")
+    workers.policy.save(tmp_path / "checkpoint")
     os.kill(
         process_of(workers.rollout.actors[0]), signal.SIGKILL
     )  # before the sync, which has to find it out
@@ -160,7 +160,7 @@ def test_a_policy_that_hangs_in_training_is_ended(
     monkeypatch.setattr(workers.policy, "timeout_s", 5.0)
     place = TrainingPlace(0, 1, 0)
     with pytest.raises(RanksLost, match="policy: no sign of life for 5 s"):
-        workers.step_metrics(workers.start_step(pairs, references, place, 0))
+        workers.policy.wait(workers.policy.start_step(pairs, references, place, 0))
     workers.restart_policy(workers.config.policy.path, 0)
     assert not Path(f"/proc/{victim}").exists()
     victim = process_of(workers.policy.actors[0])
@@ -180,7 +180,7 @@ def test_an_engine_that_dies_or_hangs_in_a_sync(
     workers.restart_policy(workers.config.policy.path, 0)
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()
-    workers.save_policy(checkpoint)
+    workers.policy.save(checkpoint)
     connect, strikes = workers.weight_sync.connect, [signal.SIGKILL]
 
     def connect_and_strike() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ultramed_rl.cluster.private_ray import start_private_ray, stop_private_ray
+from ultramed_rl.cluster.connection import start_private_ray, stop_private_ray
 from ultramed_rl.config.benchmarks import General
 from ultramed_rl.config.cluster import Devices
 from ultramed_rl.stages.general import run_general

@@ -313,7 +313,7 @@ def test_bad_input_is_found_before_anything_starts(
     from ultramed_rl import parse_config, run
 
     started: list[object] = []
-    monkeypatch.setattr("ultramed_rl.workers.sampling.connect", started.append)
+    monkeypatch.setattr("ultramed_rl.workers.deployment.connect", started.append)
     with pytest.raises(ValueError, match=re.escape(says)) as caught:
         run(parse_config(tiny_run(tiny_root, run__name="bad", **change)))
     assert "\n" not in str(caught.value) and not started

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from ultramed_rl.cluster.connection import start_private_ray, stop_private_ray
 from ultramed_rl.cluster.metrics import RoleMetrics
-from ultramed_rl.cluster.private_ray import start_private_ray, stop_private_ray
 from ultramed_rl.tracking.stall import RoleState
 
 WANTED = {

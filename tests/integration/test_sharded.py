@@ -17,8 +17,8 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 def test_sharded_replicas_equal_a_whole_one(tiny_root: Path, kind: str, worker: type[Scorer]) -> None:
     import ray
 
+    from ultramed_rl.cluster.connection import start_private_ray
     from ultramed_rl.cluster.group import WorkerGroup
-    from ultramed_rl.cluster.private_ray import start_private_ray
 
     whole = worker(0, "cpu", "float32", 200)
     whole.load(str(tiny_root / kind))  # type: ignore[attr-defined]

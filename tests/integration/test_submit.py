@@ -22,7 +22,8 @@ from typer.testing import CliRunner
 
 from tests.nodes import ANY_PORTS
 from ultramed_rl.cli import app
-from ultramed_rl.cluster.submission import JobServer, Submission
+from ultramed_rl.cluster.jobs import JobServer
+from ultramed_rl.cluster.submission import Submission
 
 BIN = Path(sys.executable).parent
 

@@ -19,8 +19,8 @@ from ultramed_rl.actors.deepspeed_setup import EngineSpec
 from ultramed_rl.actors.policy import PolicyWorker
 from ultramed_rl.actors.scorer import ReferenceWorker
 from ultramed_rl.actors.work import RoundTraining, TrainingPlace
+from ultramed_rl.cluster.connection import start_private_ray
 from ultramed_rl.cluster.group import WorkerGroup
-from ultramed_rl.cluster.private_ray import start_private_ray
 from ultramed_rl.config.models import LoRA, Model
 from ultramed_rl.config.objectives import DPO, KTO, NCA, KTOPair, SimPO
 from ultramed_rl.config.rounds import Training

@@ -53,7 +53,7 @@ def test_synced_engine_equals_a_fresh_one(tiny_root: Path, tmp_path: Path, tied:
     references = [found[pair.group_id] for pair in pairs]
     for version in (1, 2):
         assert learn(workers, pairs, references, version)
-        workers.save_policy(tmp_path / f"checkpoint-{version}")
+        workers.policy.save(tmp_path / f"checkpoint-{version}")
         workers.sync(version, str(tmp_path / f"checkpoint-{version}"))
     synced = workers.generate(asked, 2, lambda _: None)
     workers.stop()

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from ultramed_rl.cli import program, runs
 from ultramed_rl.cluster.plan import Plan
+from ultramed_rl.config.cluster import Devices
 from ultramed_rl.config.recipe import load_recipe
 from ultramed_rl.config.reference import render_reference
 from ultramed_rl.config.run import AnyConfig
@@ -40,7 +41,7 @@ def say_again(config: EchoConfig, *, resume: bool) -> None:
 
 
 def plan_nothing(config: EchoConfig) -> Plan:
-    return Plan("cpu", 1, 1, "alone", (), 0, 1)
+    return Plan(Devices(device="cpu"), "alone", (), 0)
 
 
 def no_models(config: EchoConfig) -> Iterator[Any]:

@@ -17,6 +17,7 @@ LAYERS = [
     {"online", "stages"},
     {"workers"},
     {"cluster"},
+    {"scheduling"},
     {"rewards"},
     {"actors"},
     {"report"},

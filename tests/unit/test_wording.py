@@ -38,10 +38,9 @@ from ultramed_rl.actors.deepspeed_setup import EngineSpec
 from ultramed_rl.actors.engine import Engine
 from ultramed_rl.actors.tasks import Sums
 from ultramed_rl.cli import app
-from ultramed_rl.cluster.dispatch import DispatchRules, WorkItem
 from ultramed_rl.cluster.plan import make_plan
-from ultramed_rl.cluster.pool import FaultRules, Outcome, Pool, PoolRules
 from ultramed_rl.config import load_any, parse_config
+from ultramed_rl.config.cluster import Faults
 from ultramed_rl.config.models import Endpoint, LoRA, Model
 from ultramed_rl.config.stages import ConversationSource
 from ultramed_rl.data.conversations import read_conversations
@@ -58,6 +57,8 @@ from ultramed_rl.online.selection import Acceptance
 from ultramed_rl.records import ChatRequest, Completion, PreferenceGroup, Prompt
 from ultramed_rl.report.online_run import Change
 from ultramed_rl.report.outcome import verdict_callout
+from ultramed_rl.scheduling.dispatch import WorkItem
+from ultramed_rl.scheduling.pool import Outcome, Pool, PoolRules
 from ultramed_rl.store import RoundRecord, RunDirectory
 from ultramed_rl.store.record_log import RecordLog
 
@@ -530,8 +531,9 @@ def hung(restarts: int) -> Provoke:
     """A scorer that never answers, nor does what replaces it."""
 
     def pump(root: Path) -> None:
-        faults = FaultRules(restarts, hang_s=30.0, start_s=60.0, fewer=True)
-        pool = Pool("reward", [0], PoolRules(DispatchRules(4), faults, depth=1, lasting=False), Mock())
+        pool = Pool(
+            "reward", [0], PoolRules(Faults(restarts=restarts, hang_s=30.0, start_s=60.0), room=4), Mock()
+        )
         pool.offer(WorkItem("p1", 1, 1.0), "answer")
         for seconds in (0.0, 31.0, 92.0):
             pool.pump(seconds)

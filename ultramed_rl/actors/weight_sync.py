@@ -2,7 +2,7 @@
 
     policy ranks --(nccl: disaggregated GPUs | ipc: same GPUs | shared_memory: CPU)--> vLLM workers
 
-Ranks describe a bucket of weights, and push it while engines pull it; `workers/weight_sync.py` starts both. By NCCL the
+Ranks describe a bucket of weights, and push it while engines pull it; `workers/policy.py` starts both. By NCCL the
 weights go while both are called; by the other ways they lie ready when they are described, and a push is nothing.
 
 vLLM's own `nccl` and `ipc` engines serve GPUs. For CPU a `shared_memory` engine is registered through the

@@ -164,7 +164,7 @@ def check_ray(address: str | None) -> Iterator[Finding]:
 
 def _check_own_ray() -> Iterator[Finding]:
     """Room for the object store and for Ray's files. Nothing is started."""
-    from ultramed_rl.cluster.private_ray import FULL, choose_parent, full_share
+    from ultramed_rl.cluster.connection import FULL, choose_parent, full_share
 
     try:
         folder = choose_parent()

@@ -14,6 +14,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,6 @@ class _Block:
     last: int
     part: str
 
-    def read(self) -> list[Row]:
-        return _read_lines(self) if self.path.endswith(".jsonl") else _read_parquet(self)
-
 
 def map_blocks(
     files: Sequence[Path],
@@ -64,18 +62,18 @@ def map_blocks(
     Raises:
         ValueError: a file of another kind, or a row that cannot be read; names file and row.
     """
-    remaining, parts = [], []
-    _prepare(folder, [str(Path(file).resolve()) for file in files], [*identity, rows])
-    for block in _blocks([Path(file) for file in files], folder, rows):
-        parts.append(Path(block.part))
-        if not parts[-1].is_file():
-            remaining.append(block)
-    if workers:
-        _run_on_ray(remaining, function, workers)
+    paths = [Path(file).resolve() for file in files]
+    facts = [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in paths]
+    begin_parts(folder, [facts, *identity, rows])
+    remove_leftovers(folder)
+    blocks = list(_blocks(paths, folder, rows))
+    missing = [block for block in blocks if not Path(block.part).is_file()]
+    if workers and missing:
+        _run_on_ray(missing, function, workers)
     else:
-        for block in remaining:
+        for block in missing:
             _compute(block, function)
-    return parts
+    return [Path(block.part) for block in blocks]
 
 
 def read_part(path: Path) -> pa.Table:
@@ -87,25 +85,18 @@ def read_part(path: Path) -> pa.Table:
 # -- parts -------------------------------------------------------------------------------------------------
 
 
-def _prepare(folder: Path, files: Sequence[str], identity: Sequence[Any]) -> None:
-    """Empty the folder unless its parts are of the same inputs."""
-    states = [Path(file).stat() for file in files]
-    facts = [f"{name} {state.st_size} {state.st_mtime_ns}" for name, state in zip(files, states, strict=True)]
-    begin_parts(folder, [facts, *identity])
-    remove_leftovers(folder)
-
-
 def _compute(block: _Block, function: BlockFunction) -> None:
-    table, part = function(block.read()), Path(block.part)
+    read = _KINDS[Path(block.path).suffix][1]
+    table, part = function(read(block)), Path(block.part)
+
+    def write(path: Path) -> None:
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+
     # A name of its own: workers of a killed driver may still be writing the same part.
     own = part.with_name(f".tmp-{secrets.token_hex(6)}-{part.name}")
-    write_whole(own, lambda file: _write_table(table, file))
+    write_whole(own, write)
     os.replace(own, part)
-
-
-def _write_table(table: pa.Table, path: Path) -> None:
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
 
 
 # -- blocks ------------------------------------------------------------------------------------------------
@@ -115,10 +106,11 @@ def _blocks(files: Sequence[Path], folder: Path, rows: int) -> Iterator[_Block]:
     """In input order, none empty."""
     assert rows > 0, rows
     for number, path in enumerate(files):
-        if path.suffix not in _CUTS:
-            raise ValueError(f"{path}: blocks are cut out of {' or '.join(_CUTS)} files; convert it to one")
-        for place, (first, last) in enumerate(_CUTS[path.suffix](path, rows)):
-            yield _Block(str(path.resolve()), first, last, str(folder / f"{number:05d}-{place:06d}.arrow"))
+        if path.suffix not in _KINDS:
+            raise ValueError(f"{path}: blocks are cut out of {' or '.join(_KINDS)} files; convert it to one")
+        cut = _KINDS[path.suffix][0]
+        for place, (first, last) in enumerate(cut(path, rows)):
+            yield _Block(str(path), first, last, str(folder / f"{number:05d}-{place:06d}.arrow"))
 
 
 def _cut_lines(path: Path, rows: int) -> Iterator[tuple[int, int]]:
@@ -133,69 +125,60 @@ def _cut_lines(path: Path, rows: int) -> Iterator[tuple[int, int]]:
         yield first, here
 
 
-def _cut_parquet(path: Path, rows: int) -> Iterator[tuple[int, int]]:
-    total = pq.read_metadata(path).num_rows
-    for first in range(0, total, rows):
-        yield first, min(first + rows, total)
-
-
-_CUTS: dict[str, Callable[[Path, int], Iterator[tuple[int, int]]]] = {
-    ".jsonl": _cut_lines,
-    ".parquet": _cut_parquet,
-}
-
-
 def _read_lines(block: _Block) -> list[Row]:
     with open(block.path, "rb") as file:
         file.seek(block.first)
         lines = file.read(block.last - block.first).splitlines()
-    found = []
-    for number, line in enumerate(lines):
+    rows = []
+    for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line) if line.strip() else None
         except ValueError as error:
             raise ValueError(
-                f"{block.path}: line {number + 1} after byte {block.first} is not JSON ({error}); repair the file"
+                f"{block.path}: line {number} after byte {block.first} is not JSON ({error}); repair the file"
             ) from None
         if row is not None:
-            found.append(row)
-    return found
+            rows.append(row)
+    return rows
+
+
+def _cut_parquet(path: Path, rows: int) -> Iterator[tuple[int, int]]:
+    total = pq.read_metadata(path).num_rows
+    return ((first, min(first + rows, total)) for first in range(0, total, rows))
 
 
 def _read_parquet(block: _Block) -> list[Row]:
     """Only the row groups that hold the block's rows are read."""
-    file, start, tables, skipped = pq.ParquetFile(block.path), 0, [], None
-    for group in range(file.num_row_groups):
-        end = start + file.metadata.row_group(group).num_rows
-        if start < block.last and end > block.first:
-            skipped = start if skipped is None else skipped
-            tables.append(file.read_row_group(group))
-        start = end
-    assert skipped is not None, block
-    rows: list[Row] = (
-        pa.concat_tables(tables).slice(block.first - skipped, block.last - block.first).to_pylist()
-    )
+    file = pq.ParquetFile(block.path)
+    counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    starts = list(accumulate(counts, initial=0))
+    groups = [g for g in range(len(counts)) if starts[g] < block.last and starts[g + 1] > block.first]
+    table = file.read_row_groups(groups).slice(block.first - starts[groups[0]], block.last - block.first)
+    rows: list[Row] = table.to_pylist()
     return rows
+
+
+# How a kind of file is cut, and how a block of it is read.
+_KINDS: dict[str, tuple[Callable[[Path, int], Iterator[tuple[int, int]]], Callable[[_Block], list[Row]]]] = {
+    ".jsonl": (_cut_lines, _read_lines),
+    ".parquet": (_cut_parquet, _read_parquet),
+}
 
 
 # -- workers -----------------------------------------------------------------------------------------------
 
 
 def _run_on_ray(blocks: Sequence[_Block], function: BlockFunction, workers: int) -> None:
-    """Every block is a row of a Ray data set; its task gives the part's name back."""
+    """Every block is a row of a Ray data set; its task gives back what was wrong with its rows."""
     import ray
     import ray.data
 
-    if not blocks:
-        return
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plans and hints are no news for a user
-    sent = ray.put(function)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
+    ray.data.DataContext.get_current().enable_progress_bars = False
     places = ray.data.from_items([asdict(block) for block in blocks], override_num_blocks=len(blocks))
     done = places.map_batches(
         _compute_batch,
-        fn_kwargs={"sent": [sent]},
+        fn_kwargs={"sent": [ray.put(function)]},
         batch_size=1,
         num_cpus=1,
         compute=ray.data.TaskPoolStrategy(size=workers),
@@ -209,20 +192,19 @@ def _run_on_ray(blocks: Sequence[_Block], function: BlockFunction, workers: int)
 
 
 def _compute_batch(batch: Mapping[str, Any], sent: Sequence[Any]) -> dict[str, Any]:
-    """In a worker: each part and what was wrong with its rows. The function is fetched once a process, so that its
-    indexes are built once."""
+    """In a worker: what was wrong with each block's rows. The function is fetched once a process, so that its indexes are
+    built once."""
     import ray
 
     key = sent[0].hex()
     if key not in _held:
         _held.clear()
         _held[key] = ray.get(sent[0])
-    names = ("path", "first", "last", "part")
     errors = []
-    for path, first, last, part in zip(*(batch[name] for name in names), strict=True):
+    for path, first, last, part in zip(*(batch[name] for name in _Block.__annotations__), strict=True):
         try:
             _compute(_Block(str(path), int(first), int(last), str(part)), _held[key])
             errors.append("")
         except ValueError as error:  # as a value: Ray Data would wrap it, and lose what it says
             errors.append(str(error))
-    return {"part": batch["part"], "error": np.array(errors, dtype=object)}
+    return {"error": np.array(errors, dtype=object)}

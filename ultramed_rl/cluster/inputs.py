@@ -8,44 +8,58 @@ templates   SHA-256 of the file
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from ultramed_rl.cluster.local_paths import FILE_KEYS, MODEL_KEYS, texts_of
 from ultramed_rl.config import AnyConfig
-from ultramed_rl.data.prompts import PromptPool
 from ultramed_rl.data.sources import local_files
 from ultramed_rl.models.offline import OFFLINE_PREFIX, resolve_model
-from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Message
 from ultramed_rl.store.digests import digest_file, digest_inputs, digest_sampled
 
+if TYPE_CHECKING:
+    from ultramed_rl.data.prompts import PromptPool
+    from ultramed_rl.models.tokenizer import ChatTokenizer
+
+# By the last key: values that are files unless they have a scheme; and those that may be a hub id or a name instead.
+FILE_KEYS = frozenset(
+    {"uri", "input", "sources", "exemplars_from", "judged", "labels", "template", "include_path"}
+)
+MODEL_KEYS = frozenset(
+    {"path", "paths", "tokenizer", "embedder", "chat_template", "policies", "chat_templates"}
+)
+OFFLINE = "offline"  # a benchmark's rows out of installed packages
 _HUB = "hf://"
 # What of a model's folder is read: not its card, nor what its training left beside it.
-_READ = {
-    ".json",
-    ".jinja",
-    ".model",
-    ".txt",
-    ".tiktoken",
-    ".py",
-    ".safetensors",
-    ".bin",
-    ".pt",
-    ".pth",
-    ".gguf",
-}
+_READ = set(
+    [".json", ".jinja", ".model", ".txt", ".tiktoken", ".py", ".safetensors", ".bin", ".pt", ".pth", ".gguf"]
+)
 _PROBE = (Message(role="user", content="Is this the same chat?"),)
+
+
+def texts_of(node: Any, key: str = "", name: str = "") -> Iterator[tuple[str, str, str]]:
+    """Every text of a config: its dotted key, the key's last name that is a field's, and the text."""
+    if isinstance(node, str):
+        yield key, name, node
+    elif isinstance(node, Mapping):
+        for step, value in node.items():
+            below = name if name in {"policies", "chat_templates"} else str(step)
+            yield from texts_of(value, f"{key}.{step}" if key else str(step), below)
+    elif isinstance(node, list):
+        for number, value in enumerate(node):
+            yield from texts_of(value, f"{key}.{number}", name)
 
 
 def describe_inputs(config: AnyConfig) -> dict[str, str]:
     """By the config's dotted keys what is behind them; without those of which this machine cannot tell."""
-    found = {}
+    digests = {}
     for key, name, text in texts_of(config.to_mapping()):
         if name in MODEL_KEYS:
-            found[key] = describe_model(text)
+            digests[key] = describe_model(text)
         elif name in FILE_KEYS:
-            found[key] = _describe_rows(text)
-    return {key: value for key, value in found.items() if value}
+            digests[key] = _describe_rows(text)
+    return {key: value for key, value in digests.items() if value}
 
 
 def describe_pool(pool: PromptPool) -> str:
@@ -88,6 +102,4 @@ def _hub_commit(kind: str, name: str) -> str:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     head = Path(HF_HUB_CACHE, f"{kind}--{name.replace('/', '--')}", "refs", "main")
-    if not head.is_file():
-        return ""
-    return f"commit {head.read_text(encoding='utf-8').strip()}"
+    return f"commit {head.read_text(encoding='utf-8').strip()}" if head.is_file() else ""

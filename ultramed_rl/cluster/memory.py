@@ -1,121 +1,207 @@
-"""Bytes of each role on one device. Pure arithmetic; every formula is stated where it is used."""
+"""The shape of a model, found without loading it, and the bytes that it takes on a device. Pure arithmetic; every formula is
+stated where it is used."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from math import prod
+from pathlib import Path
 
-from ultramed_rl.cluster.architecture import count_parameters
-from ultramed_rl.config.models import Architecture
+from ultramed_rl.config.cluster import ReplicaGroup, TrainerGroup
+from ultramed_rl.config.load import validate
+from ultramed_rl.config.models import Architecture, Model, resolve_precision
+from ultramed_rl.config.rounds import Optimization
 from ultramed_rl.learning.costs import chunk_tokens
+from ultramed_rl.models.files import (
+    decoder_config,
+    find_weight_files,
+    head_width,
+    longest_sequence,
+    read_config_file,
+    stored_shapes,
+)
 
 GIB = 2**30
 # A process that has imported torch, transformers and DeepSpeed or vLLM, before any weight: measured on CPU.
 PROCESS_BYTES = int(0.9 * GIB)
+WEIGHT_BYTES = {"bfloat16": 2, "float32": 4}
+_QUANTIZED_BYTES = 0.57  # of a 4-bit weight with its scales
+
+_LLAMA3_8B = Architecture(
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    vocab_size=128256,
+    max_position_embeddings=8192,
+)
+_LLAMA31_8B = _LLAMA3_8B.model_copy(update={"max_position_embeddings": 131072})
+_LLAMA3_70B = _LLAMA3_8B.model_copy(
+    update={
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+    }
+)
+_SMOLLM2_135M = Architecture(
+    hidden_size=576,
+    intermediate_size=1536,
+    num_hidden_layers=30,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    vocab_size=49152,
+    head_dim=64,
+    tie_word_embeddings=True,
+    max_position_embeddings=8192,
+)
+KNOWN = {
+    "meta-llama/Meta-Llama-3-8B": _LLAMA3_8B,
+    "meta-llama/Meta-Llama-3-8B-Instruct": _LLAMA3_8B,
+    "meta-llama/Llama-3.1-8B": _LLAMA31_8B,
+    "meta-llama/Llama-3.1-8B-Instruct": _LLAMA31_8B,
+    "TsinghuaC3I/Llama-3-8B-UltraMedical": _LLAMA3_8B,
+    "TsinghuaC3I/Llama-3.1-8B-UltraMedical": _LLAMA31_8B,
+    "sfairXC/FsfairX-LLaMA3-RM-v0.1": _LLAMA3_8B,
+    "meta-llama/Meta-Llama-3-70B-Instruct": _LLAMA3_70B,
+    "TsinghuaC3I/Llama-3-70B-UltraMedical": _LLAMA3_70B,
+    "HuggingFaceTB/SmolLM2-135M-Instruct": _SMOLLM2_135M,
+    "offline://smollm2-135m-instruct": _SMOLLM2_135M,
+}
+# What a config must say; other families' names are transformers' own (GPT-2's n_embd is its hidden_size).
+_REQUIRED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+# Names of the MLP's width that transformers doesn't translate. Without any it is four times the hidden size.
+_MLP_WIDTHS = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "moe_intermediate_size")
 
 
-@dataclass(frozen=True)
-class TrainingShape:
-    """What decides a training rank's bytes besides the model."""
+def resolve_architecture(
+    path: str, given: Architecture | None, key: str, path_key: str | None = None
+) -> Architecture:
+    """The shape of the model at `path`: as given, from its config.json, or of a well-known hub id.
 
-    ranks: int
-    zero_stage: int
-    precision: str
-    offload_optimizer: bool
-    gradient_checkpointing: bool
-    micro_tokens: int
-    device: str = "cuda"
-    lora_rank: int | None = None
-    quantized: bool = False
+    `key` is the section that may give it, `path_key` the key of the path where that isn't in the same section.
+
+    Raises:
+        ValueError: none of the three, with the config key that fixes it; or a local checkpoint whose files are cut
+            or not there.
+    """
+    if given is not None:
+        return given
+    if path.startswith("stage://"):  # what a recipe's stage will make, and after @ what it starts from
+        path = path.partition("@")[2]
+    folder = Path(path).expanduser()
+    if (folder / "config.json").is_file():
+        try:
+            return read_architecture(folder, key)
+        except ValueError as error:
+            raise ValueError(f"{path_key or f'{key}.path'}={path!r}: {str(error).splitlines()[0]}") from None
+    if path in KNOWN:
+        return KNOWN[path]
+    raise ValueError(
+        f"{path_key or f'{key}.path'}={path!r}: its shape is unknown without downloading it; set {key}.architecture "
+        f"({', '.join(Architecture.model_fields)}) from its config.json"
+    )
 
 
-def bytes_per_weight(precision: str) -> int:
-    """2 for bfloat16, 4 for float32."""
-    return {"bfloat16": 2, "float32": 4}[precision]
+def read_architecture(folder: Path, key: str) -> Architecture:
+    """The shape of a local checkpoint's text decoder. Raises ValueError as `resolve_architecture`."""
+    checkpoint = read_config_file(folder / "config.json")
+    config = decoder_config(checkpoint)
+    missing = [name for name in _REQUIRED if not isinstance(getattr(config, name, None), int)]
+    if missing:
+        raise ValueError(
+            f"{folder / 'config.json'}: says no {', '.join(missing)}, so it is not a decoder with attention; name "
+            f"another model, or set {key}.architecture"
+        )
+    mlp = next(filter(None, (getattr(config, name, None) for name in _MLP_WIDTHS)), 4 * config.hidden_size)
+    stored = sum(prod(shape) for shape in stored_shapes(find_weight_files(folder)).values())
+    if getattr(checkpoint, "quantization_config", None) is not None:
+        stored = 0  # packed weights are fewer numbers than parameters
+    return validate(
+        Architecture,
+        {
+            **{name: getattr(config, name) for name in _REQUIRED},
+            "intermediate_size": max(mlp) if isinstance(mlp, (list, tuple)) else int(mlp),
+            "num_key_value_heads": getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+            "head_dim": head_width(config),
+            "tie_word_embeddings": bool(getattr(checkpoint, "tie_word_embeddings", False)),
+            "max_position_embeddings": longest_sequence(config),
+            "parameters": stored or None,
+        },
+    )
 
 
-def training_bytes(model: Architecture, shape: TrainingShape) -> dict[str, int]:
+def count_parameters(shape: Architecture) -> int:
+    """Parameters: as counted in the files, else of a Llama-like decoder (embeddings, attention, gated MLP, norms, head)."""
+    if shape.parameters is not None:
+        return shape.parameters
+    width = shape.hidden_size
+    head_dim = shape.head_dim or width // shape.num_attention_heads
+    queries, keys = shape.num_attention_heads * head_dim, shape.num_key_value_heads * head_dim
+    layer = width * (2 * queries + 2 * keys) + 3 * width * shape.intermediate_size + 2 * width
+    embeddings = shape.vocab_size * width * (1 if shape.tie_word_embeddings else 2)
+    return embeddings + shape.num_hidden_layers * layer + width
+
+
+# -- bytes on one device -----------------------------------------------------------------------------------
+
+
+def training_bytes(
+    shape: Architecture, model: Model, group: TrainerGroup, training: Optimization, device: str, longest: int
+) -> dict[str, int]:
     """Bytes of one rank by kind, with ZeRO's partitioning (arXiv 1910.02054, section 3).
 
     bfloat16: weights 2, gradients 2, and fp32 master, momentum and variance 12 bytes a parameter;
     float32: 4, 4 and 8. Stage 1 divides the optimizer by the ranks, 2 the gradients too, 3 the weights too.
+
+    With LoRA (arXiv 2106.09685) the weights are frozen, and all else is of the adapters alone: one of rank r on a matrix
+    of [m, n] has r (m + n) parameters. 4-bit weights leave embeddings and head whole.
+
+    Args:
+        longest: tokens of the largest sample, which goes through alone where a micro-batch holds fewer.
     """
-    count, size = count_parameters(model), bytes_per_weight(shape.precision)
-    if shape.lora_rank is not None:
-        return _lora_bytes(model, shape)
-    split = [shape.ranks if shape.zero_stage >= stage else 1 for stage in (3, 2, 1)]
-    optimizer = count * (12 if shape.precision == "bfloat16" else 8) // split[2]
-    return {
-        "weights": count * size // split[0],
-        "gradients": count * size // split[1],
-        "optimizer": 0 if shape.offload_optimizer else optimizer,
-        "activations": activation_bytes(model, shape),
-    }
-
-
-def _lora_bytes(model: Architecture, shape: TrainingShape) -> dict[str, int]:
-    """Frozen weights, 4-bit ones at 0.57 bytes with their scales (embeddings and head stay whole); all else is
-    of the adapters alone.
-
-    An adapter of rank r on a matrix of [m, n] has r (m + n) parameters.
-    """
-    width, size = model.hidden_size, bytes_per_weight(shape.precision)
-    head_dim = model.head_dim or width // model.num_attention_heads
-    queries, keys = model.num_attention_heads * head_dim, model.num_key_value_heads * head_dim
-    sides = 2 * (width + queries) + 2 * (width + keys) + 3 * (width + model.intermediate_size)
-    assert shape.lora_rank is not None
-    adapters = shape.lora_rank * sides * model.num_hidden_layers
-    split = [shape.ranks if shape.zero_stage >= stage else 1 for stage in (3, 2, 1)]
-    outside = model.vocab_size * width * (1 if model.tie_word_embeddings else 2)
-    inside = count_parameters(model) - outside
-    weights = int(inside * (0.57 if shape.quantized else size)) + (outside + adapters) * size
-    optimizer = adapters * (12 if shape.precision == "bfloat16" else 8) // split[2]
+    precision, width = resolve_precision(model.precision, device), shape.hidden_size
+    count, size = count_parameters(shape), WEIGHT_BYTES[precision]
+    weights, trained = count * size, count
+    if model.lora is not None:
+        head_dim = shape.head_dim or width // shape.num_attention_heads
+        queries, keys = shape.num_attention_heads * head_dim, shape.num_key_value_heads * head_dim
+        sides = 2 * (width + queries) + 2 * (width + keys) + 3 * (width + shape.intermediate_size)
+        trained = model.lora.rank * sides * shape.num_hidden_layers
+        outside = shape.vocab_size * width * (1 if shape.tie_word_embeddings else 2)
+        frozen = int((count - outside) * (_QUANTIZED_BYTES if model.lora.quantize else size))
+        weights = frozen + (outside + trained) * size
+    split = [group.ranks if group.zero_stage >= stage else 1 for stage in (3, 2, 1)]
+    optimizer = trained * (12 if precision == "bfloat16" else 8) // split[2]
+    # With checkpointing one [tokens, width] input a layer is kept and one layer is live at a time; a live layer holds
+    # about 10 widths and 4 MLP widths a token: a little generous.
+    tokens, layers = max(training.micro_batch_tokens, longest), shape.num_hidden_layers
+    layer = tokens * (10 * width + 4 * shape.intermediate_size) * size
+    kept = layer + layers * tokens * width * size if training.gradient_checkpointing else layers * layer
     return {
         "weights": weights // split[0],
-        "gradients": adapters * size // split[1],
-        "optimizer": 0 if shape.offload_optimizer else optimizer,
-        "activations": activation_bytes(model, shape),
+        "gradients": trained * size // split[1],
+        "optimizer": 0 if group.offload_optimizer else optimizer,
+        "activations": kept + _logit_bytes(shape, tokens, device),
     }
-
-
-def activation_bytes(model: Architecture, shape: TrainingShape) -> int:
-    """Activations of one micro-batch, a little generously.
-
-    With checkpointing one [tokens, width] input a layer is kept and one layer is live at a time; a live
-    layer holds about 10 widths and 4 MLP widths a token. Logits exist for one chunk of tokens in fp32, with
-    their gradient.
-    """
-    tokens, size = shape.micro_tokens, bytes_per_weight(shape.precision)
-    layer = tokens * (10 * model.hidden_size + 4 * model.intermediate_size) * size
-    layers = model.num_hidden_layers
-    kept = (
-        tokens * model.hidden_size * size * layers + layer if shape.gradient_checkpointing else layer * layers
-    )
-    return kept + logit_bytes(model, tokens, shape.device)
-
-
-def logit_bytes(model: Architecture, tokens: int, device: str) -> int:
-    """Two fp32 copies of one chunk's logits."""
-    return 2 * min(tokens, chunk_tokens(model.vocab_size, device)) * model.vocab_size * 4
 
 
 def forward_bytes(
-    model: Architecture, precision: str, batch_tokens: int, *, head: bool, device: str, shards: int = 1
+    shape: Architecture, precision: str, tokens: int, group: ReplicaGroup, device: str, *, head: bool
 ) -> dict[str, int]:
-    """A forward-only replica: weights, one live layer of a batch, and a chunk of logits if it has a head.
+    """A forward-only replica: weights, one live layer of a batch of so many tokens, and a chunk of logits if it has a head.
 
     Sharded, a rank holds its part of the weights and, for a moment, one whole layer.
     """
-    size = bytes_per_weight(precision)
-    live = batch_tokens * (6 * model.hidden_size + 2 * model.intermediate_size) * size
+    size, shards = WEIGHT_BYTES[precision], group.replicas if group.shard else 1
+    weights = count_parameters(shape) * size
+    live = tokens * (6 * shape.hidden_size + 2 * shape.intermediate_size) * size
     if shards > 1:
-        live += 2 * count_parameters(model) * size // model.num_hidden_layers
-    return {
-        "weights": count_parameters(model) * size // shards,
-        "activations": live + (logit_bytes(model, batch_tokens, device) if head else 0),
-    }
+        live += 2 * weights // shape.num_hidden_layers
+    logits = _logit_bytes(shape, tokens, device) if head else 0
+    return {"weights": weights // shards, "activations": live + logits}
 
 
-def cache_bytes_per_token(model: Architecture, precision: str) -> int:
-    """Keys and values of one token over all layers."""
-    head_dim = model.head_dim or model.hidden_size // model.num_attention_heads
-    return 2 * model.num_hidden_layers * model.num_key_value_heads * head_dim * bytes_per_weight(precision)
+def _logit_bytes(shape: Architecture, tokens: int, device: str) -> int:
+    """Logits exist for one chunk of tokens in fp32, with their gradient."""
+    return 2 * min(tokens, chunk_tokens(shape.vocab_size, device)) * shape.vocab_size * 4

@@ -7,16 +7,25 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from ultramed_rl.tracking.stall import RoleState
 
-_PREFIX = "ultramed_rl"
-_TAGS = ("run", "role")
+_PREFIX, _TAGS = "ultramed_rl_", ("run", "role")
 # Of a turn: from a small batch of scores to a long answer on a busy engine.
 _SECONDS = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0]
+_COUNTERS = {
+    "items": "Items that a role has finished",
+    "restarts": "Workers of a role that were started again",
+    "quarantined_prompts": "Prompts that a role gave up, with their error",
+}
+_GAUGES = {
+    "waiting": "Items queued for a role that no worker has",
+    "held": "Items that workers of a role have",
+    "busy_workers": "Workers of a role that are at work",
+    "starting_workers": "Workers of a role that are not up yet",
+}
 
 
 class RoleMetrics:
@@ -28,58 +37,36 @@ class RoleMetrics:
 
     def __init__(self, run: str) -> None:
         self.run, self._warned = run, False
-        self._items = _counter("items", "Items that a role has finished")
-        self._restarts = _counter("restarts", "Workers of a role that were started again")
-        self._set_aside = _counter("quarantined_prompts", "Prompts that a role gave up, with their error")
-        self._waiting = _gauge("waiting", "Items queued for a role that no worker has")
-        self._held = _gauge("held", "Items that workers of a role have")
-        self._busy = _gauge("busy_workers", "Workers of a role that are at work")
-        self._starting = _gauge("starting_workers", "Workers of a role that are not up yet")
-        description = "Seconds that a worker's turn took"
-        self._seconds = Histogram(f"{_PREFIX}_turn_seconds", description, _SECONDS, _TAGS)
+        self._counters = {name: Counter(_PREFIX + name, words, _TAGS) for name, words in _COUNTERS.items()}
+        self._gauges = {name: Gauge(_PREFIX + name, words, _TAGS) for name, words in _GAUGES.items()}
+        words = "Seconds that a worker's turn took"
+        self._seconds = Histogram(_PREFIX + "turn_seconds", words, _SECONDS, _TAGS)
 
     def observe(self, states: Sequence[RoleState]) -> None:
         """How the roles stand now."""
         for state in states:
-            tags = self._tags(state.role)
-            for gauge, value in (
-                (self._waiting, state.waiting),
-                (self._held, state.held),
-                (self._busy, state.busy),
-                (self._starting, state.starting),
-            ):
-                self._record(partial(gauge.set, value, tags))
+            values = (state.waiting, state.held, state.busy, state.starting)
+            for gauge, value in zip(self._gauges.values(), values, strict=True):
+                self._record(gauge.set, value, state.role)
 
     def count(self, role: str, items: int, seconds: float) -> None:
         """A turn of a worker is done."""
-        tags = self._tags(role)
         if items > 0:
-            self._record(lambda: self._items.inc(items, tags))
-        self._record(lambda: self._seconds.observe(seconds, tags))
+            self._record(self._counters["items"].inc, items, role)
+        self._record(self._seconds.observe, seconds, role)
 
     def restarted(self, role: str) -> None:
         """A worker is started again."""
-        self._record(lambda: self._restarts.inc(1, self._tags(role)))
+        self._record(self._counters["restarts"].inc, 1, role)
 
     def set_aside(self, role: str) -> None:
         """A prompt is quarantined."""
-        self._record(lambda: self._set_aside.inc(1, self._tags(role)))
+        self._record(self._counters["quarantined_prompts"].inc, 1, role)
 
-    def _tags(self, role: str) -> dict[str, str]:
-        return {"run": self.run, "role": role}
-
-    def _record(self, record: Callable[[], None]) -> None:
+    def _record(self, record: Callable[..., None], value: float, role: str) -> None:
         try:
-            record()
+            record(value, {"run": self.run, "role": role})
         except Exception as error:
             if not self._warned:
                 self._warned = True
                 warnings.warn(f"Ray's metrics: not recorded ({error}); the run goes on without", stacklevel=3)
-
-
-def _counter(name: str, description: str) -> Counter:
-    return Counter(f"{_PREFIX}_{name}", description, _TAGS)
-
-
-def _gauge(name: str, description: str) -> Gauge:
-    return Gauge(f"{_PREFIX}_{name}", description, _TAGS)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
-from ultramed_rl.cluster.demands import (
-    Demand,
-    reward_bench_demands,
-    run_demands,
-    sampling_demands,
-    stage_demands,
+from ultramed_rl.cluster.memory import (
+    GIB,
+    PROCESS_BYTES,
+    WEIGHT_BYTES,
+    count_parameters,
+    forward_bytes,
+    resolve_architecture,
+    training_bytes,
 )
-from ultramed_rl.cluster.memory import GIB, PROCESS_BYTES
 from ultramed_rl.config import (
     AnyConfig,
     ContrastsConfig,
@@ -20,11 +22,15 @@ from ultramed_rl.config import (
     EngineConfig,
     EvaluateConfig,
     RewardBenchConfig,
+    SamplingConfig,
 )
 from ultramed_rl.config.cluster import Devices
+from ultramed_rl.config.models import Architecture, ModelSettings, resolve_precision
+from ultramed_rl.config.rewards import Reward
 from ultramed_rl.config.run import RunConfig
-from ultramed_rl.config.stages import StageConfig
+from ultramed_rl.config.stages import SftConfig, StageConfig
 from ultramed_rl.kinds import KINDS, load
+from ultramed_rl.models.files import check_length
 
 
 class PlanError(ValueError):
@@ -50,11 +56,15 @@ class Member:
 
 @dataclass(frozen=True)
 class RolePlan:
-    """A role's processes, and the bytes of one of them on one device, by kind."""
+    """A role's processes, the devices of each, the bytes on one of them by kind, and what to change if they are too many;
+    planned, also where each process is."""
 
     role: str
-    members: tuple[Member, ...]
+    processes: int
+    width: int
     bytes_per_device: dict[str, int]
+    fix: str
+    members: tuple[Member, ...] = ()
 
     @property
     def total_bytes(self) -> int:
@@ -63,15 +73,20 @@ class RolePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that `cluster.placement` needs to reserve, and the fullest device against its limit."""
+    """Everything that is to be reserved, and the fullest device against its limit."""
 
-    device: str
-    nodes: int
-    devices_per_node: int
+    cluster: Devices
     layout: str
     roles: tuple[RolePlan, ...]
     peak_bytes: int
-    limit_bytes: int
+
+    @property
+    def limit_bytes(self) -> int:
+        return int(self.cluster.device_memory_gib * GIB)
+
+    def members(self, role: str) -> tuple[Member, ...]:
+        """A role's processes."""
+        return next(planned.members for planned in self.roles if planned.role == role)
 
 
 def make_plan(config: AnyConfig | EngineConfig) -> Plan:
@@ -81,60 +96,172 @@ def make_plan(config: AnyConfig | EngineConfig) -> Plan:
         PlanError: more devices or bytes than there are; names the keys to change.
         ValueError: a model whose shape is unknown.
     """
-    plan: Plan = (
-        plan_sampling(config) if isinstance(config, EngineConfig) else load(KINDS[config.type].plan)(config)
-    )
+    if isinstance(config, EngineConfig):
+        return plan_sampling(config)
+    plan: Plan = load(KINDS[config.type].plan)(config)
     return plan
+
+
+def needs_reference(config: RunConfig) -> bool:
+    """Whether the run holds a reference model of its own: a LoRA policy is its own, some objectives have none."""
+    return config.objective.uses_reference and config.policy.lora is None
+
+
+def reward_roles(reward: Reward) -> list[str]:
+    """reward, reward-2, reward-3, ...: a role for each reward model."""
+    return ["reward" if k == 0 else f"reward-{k + 1}" for k in range(len(reward.paths))]
+
+
+# -- kinds of runs -----------------------------------------------------------------------------------------
 
 
 def plan_online(config: RunConfig) -> Plan:
-    """The roles of an online run, side by side or on the same devices."""
-    plan = lay_out(config.cluster, config.cluster.layout, list(run_demands(config)))
-    _check_reach(plan)
+    """The roles of an online run, side by side or on the same devices.
+
+    Raises:
+        PlanError: an engine shares its GPU with no policy rank, from which it would take its weights.
+    """
+    plan = lay_out(config.cluster, config.cluster.layout, _online_roles(config))
+    slots = {r.role: {slot for member in r.members for slot in member.slots} for r in plan.roles}
+    shared = (config.cluster.device, plan.layout) == ("cuda", "colocated")
+    if shared and not slots["rollout"] <= slots["policy"]:
+        raise PlanError(
+            f"cluster.policy.ranks={len(slots['policy'])}: engines are on {len(slots['rollout'])} GPUs, and take "
+            f"their weights from a policy rank on the same GPU; set ranks to {len(slots['rollout'])}, lower "
+            "cluster.rollout.engines, or use cluster.layout=disaggregated"
+        )
     return plan
 
 
+def _online_roles(config: RunConfig) -> Iterator[RolePlan]:
+    """The roles of an online run, in the order in which they are given devices."""
+    cluster, policy = config.cluster, _shape(config.policy.path, config.policy, "policy")
+    precision, transit = resolve_precision(config.policy.precision, cluster.device), {}
+    if cluster.device == "cpu":
+        # Weights go from the policy to the engines through memory that both processes have mapped.
+        transit["weights in transit"] = count_parameters(policy) * WEIGHT_BYTES[precision]
+    yield _rollout(config, policy, transit)
+    # The largest group: its prompt once, and two answers, or all of a listwise objective.
+    answers, length = config.sampling.n, config.sampling.max_new_tokens
+    if config.pairs.include_reference_answer:
+        answers, length = answers + 1, config.policy.max_length - config.prompts.max_prompt_tokens
+    longest = config.prompts.max_prompt_tokens + (answers if config.objective.listwise else 2) * length
+    sizes = transit | training_bytes(
+        policy, config.policy, cluster.policy, config.training, cluster.device, longest
+    )
+    fix = (
+        "raise cluster.policy.zero_stage or cluster.policy.ranks, set cluster.policy.offload_optimizer, "
+        "or lower training.micro_batch_tokens, prompts.max_prompt_tokens or sampling.max_new_tokens"
+    )
+    yield RolePlan("policy", cluster.policy.ranks, 1, sizes, fix)
+    if needs_reference(config):
+        tokens = config.reference.micro_batch_tokens
+        fix = "set cluster.reference.shard=true or lower reference.micro_batch_tokens"
+        sizes = forward_bytes(policy, precision, tokens, cluster.reference, cluster.device, head=True)
+        yield RolePlan("reference", cluster.reference.replicas, 1, sizes, fix)
+    yield from _rewards(config, policy)
+
+
 def plan_training(config: StageConfig) -> Plan:
-    """The ranks of an offline stage."""
-    return lay_out(config.cluster, "alone", list(stage_demands(config)))
+    """An offline stage has its training ranks alone; the model in training is its own reference."""
+    shape, trainer = _shape(config.model.path, config.model, "model"), config.cluster.trainer
+    # The largest sample, which goes through alone: a chat, or a prompt with at least two answers.
+    longest = config.model.max_length * (1 if isinstance(config, SftConfig) else 2)
+    sizes = training_bytes(shape, config.model, trainer, config.training, config.cluster.device, longest)
+    fix = (
+        "raise cluster.trainer.zero_stage or cluster.trainer.ranks, set cluster.trainer.offload_optimizer, or "
+        "lower training.micro_batch_tokens or model.max_length"
+    )
+    return lay_out(config.cluster, "alone", [RolePlan("trainer", trainer.ranks, 1, sizes, fix)])
 
 
 def plan_sampling(config: ContrastsConfig | EvaluateConfig | EngineConfig) -> Plan:
-    """One role after the other, so they may have the same devices."""
-    return lay_out(config.cluster, "in turn", list(sampling_demands(config)))
+    """Engines, and after them reward models, so they may have the same devices."""
+    if not isinstance(config, EvaluateConfig):
+        policy = _shape(config.policy.path, config.policy, "policy")
+        return lay_out(config.cluster, "in turn", [_rollout(config, policy, {})])
+    shapes = [
+        _shape(path, config.policy, "policy", f"policies.{name}") for name, path in config.policies.items()
+    ]
+    policy = max(shapes, key=count_parameters)
+    return lay_out(config.cluster, "in turn", [_rollout(config, policy, {}), *_rewards(config, policy)])
 
 
 def plan_scoring(config: RewardBenchConfig) -> Plan:
     """A reward model alone."""
-    return lay_out(config.cluster, "alone", list(reward_bench_demands(config)))
+    shape = _shape(config.model.path, config.model, "model")
+    return lay_out(config.cluster, "alone", _rewards(config, shape))
 
 
 def plan_generators(config: DataConfig) -> Plan:
     """Generators are asked one after the other; a step that starts no engine needs no device."""
     plans = [make_plan(engine) for engine in config.engines.values()]
-    cluster, limit = config.cluster, int(config.cluster.device_memory_gib * GIB)
-    none = Plan(cluster.device, cluster.nodes, cluster.devices_per_node, "alone", (), 0, limit)
-    return max(plans, key=lambda plan: plan.peak_bytes, default=none)
+    return max(plans, key=lambda plan: plan.peak_bytes, default=Plan(config.cluster, "alone", (), 0))
 
 
-def lay_out(cluster: Devices, layout: str, demands: Sequence[Demand]) -> Plan:
+def _shape(path: str, settings: ModelSettings, key: str, path_key: str | None = None) -> Architecture:
+    """A model's shape. Raises ValueError where its sequences may outrun its positions."""
+    shape = resolve_architecture(path, settings.architecture, key, path_key)
+    check_length(settings.max_length, shape.max_position_embeddings, f"{key}.max_length", path)
+    return shape
+
+
+def _rollout(config: SamplingConfig, policy: Architecture, transit: dict[str, int]) -> RolePlan:
+    cluster, group = config.cluster, config.cluster.rollout
+    precision = resolve_precision(config.policy.precision, cluster.device)
+    weights = count_parameters(policy) * WEIGHT_BYTES[precision] // group.tensor_parallel
+    if group.kv_cache_gib is not None:
+        cache = int(group.kv_cache_gib * GIB)
+    else:
+        cache = max(0, int(cluster.device_memory_gib * GIB * group.memory_fraction) - weights)
+    sizes = {"weights": weights, "kv cache": cache}
+    if cluster.device == "cpu":
+        sizes["packed weights"] = weights  # vLLM's matrices in oneDNN's own order, made beside the plain ones
+    fix = "raise cluster.rollout.tensor_parallel or lower cluster.rollout.kv_cache_gib"
+    return RolePlan("rollout", group.engines, group.tensor_parallel, sizes | transit, fix)
+
+
+def _rewards(
+    config: RunConfig | EvaluateConfig | RewardBenchConfig, policy: Architecture
+) -> Iterator[RolePlan]:
+    """One role for each reward model: none where only rules score, several where there is an ensemble."""
+    group, reward, device = config.cluster.reward, config.reward, config.cluster.device
+    if reward is None:
+        return
+    if isinstance(config, RewardBenchConfig):
+        section, read, length = "model", config.model.max_length, "model.max_length"
+    else:
+        section, read, length = "reward", config.policy.max_length, "policy.max_length"
+    fix = f"set cluster.reward.shard=true or lower {section}.micro_batch_tokens"
+    precision = resolve_precision(reward.precision, device)
+    for role, path in zip(reward_roles(reward), reward.paths, strict=True):
+        model = policy
+        if path is not None:
+            model = resolve_architecture(path, reward.architecture, section)
+            check_length(read, model.max_position_embeddings, length, path)
+        sizes = forward_bytes(model, precision, reward.micro_batch_tokens, group, device, head=False)
+        yield RolePlan(role, group.replicas, 1, sizes, fix)
+
+
+# -- devices and bytes -------------------------------------------------------------------------------------
+
+
+def lay_out(cluster: Devices, layout: str, demands: Iterable[RolePlan]) -> Plan:
     """Give every role its slots, in order. Raises `PlanError` where devices or bytes don't suffice."""
     taken = [0] * cluster.nodes  # by node: its slots are taken from the first on
     roles = []
     for demand in demands:
-        members = tuple(_members(demand, taken, cluster, layout))
-        roles.append(RolePlan(demand.role, members, demand.bytes_per_device))
+        roles.append(replace(demand, members=tuple(_members(demand, taken, cluster, layout))))
         if layout == "disaggregated":
-            for slot in (slot for member in members for slot in member.slots):
-                taken[slot.node] += 1
-    limit = int(cluster.device_memory_gib * GIB)
-    peak = _peak_bytes(cluster, layout, roles)
-    plan = Plan(cluster.device, cluster.nodes, cluster.devices_per_node, layout, tuple(roles), peak, limit)
-    _check_bytes(plan, cluster, {demand.role: demand.fix for demand in demands})
+            for member in roles[-1].members:
+                taken[member.slots[0].node] += demand.width
+    plan = Plan(cluster, layout, tuple(roles), _peak_bytes(cluster, layout, roles))
+    if plan.peak_bytes > plan.limit_bytes:
+        raise PlanError(_too_little(plan))
     return plan
 
 
-def _members(demand: Demand, taken: Sequence[int], cluster: Devices, layout: str) -> list[Member]:
+def _members(demand: RolePlan, taken: list[int], cluster: Devices, layout: str) -> list[Member]:
     """Fill the free slots node by node; a member's slots never straddle nodes."""
     role, count, width = demand.role, demand.processes, demand.width
     most = cluster.devices_per_node
@@ -157,9 +284,8 @@ def _members(demand: Demand, taken: Sequence[int], cluster: Devices, layout: str
 def _peak_bytes(cluster: Devices, layout: str, roles: list[RolePlan]) -> int:
     """The fullest device. On CPU a node's memory holds all of its processes, awake or not."""
     if layout == "in turn":
-        engines = [role for role in roles if role.role == "rollout"]
-        rest = [role for role in roles if role.role != "rollout"]
-        return max(_together(cluster, engines), _together(cluster, rest) if rest else 0)
+        phases = [[role for role in roles if (role.role == "rollout") == first] for first in (True, False)]
+        return max(_together(cluster, phase) for phase in phases)
     if cluster.device == "cpu":
         return _together(cluster, roles)
     # Colocated: one role is awake at a time, the others are in host memory. Disaggregated: one role a GPU.
@@ -168,45 +294,25 @@ def _peak_bytes(cluster: Devices, layout: str, roles: list[RolePlan]) -> int:
 
 def _together(cluster: Devices, roles: list[RolePlan]) -> int:
     """The fullest device, or on CPU node, with all of these roles on it at once."""
-    if cluster.device == "cpu":
-        per_node = [0] * cluster.nodes
-        for role in roles:
-            for member in role.members:
-                per_node[member.slots[0].node] += role.total_bytes * len(member.slots) + PROCESS_BYTES
-        return max(per_node)
-    per_slot: dict[Slot, int] = {}
+    held: Counter[Slot | int] = Counter()
     for role in roles:
-        for slot in (slot for member in role.members for slot in member.slots):
-            per_slot[slot] = per_slot.get(slot, 0) + role.total_bytes
-    return max(per_slot.values())
+        for member in role.members:
+            if cluster.device == "cpu":
+                held[member.slots[0].node] += role.total_bytes * len(member.slots) + PROCESS_BYTES
+            else:
+                held.update(dict.fromkeys(member.slots, role.total_bytes))
+    return max(held.values(), default=0)
 
 
-def _check_bytes(plan: Plan, cluster: Devices, fixes: dict[str, str]) -> None:
-    if plan.peak_bytes <= plan.limit_bytes:
-        return
-    worst = max(plan.roles, key=lambda r: r.total_bytes)
+def _too_little(plan: Plan) -> str:
+    worst = max(plan.roles, key=lambda role: role.total_bytes)
     parts = " + ".join(f"{kind} {size / GIB:.1f}" for kind, size in worst.bytes_per_device.items())
-    where = "node" if plan.device == "cpu" else "GPU"
-    whole = (
-        f"all processes of a node {plan.peak_bytes / GIB:.1f}; the largest, " if plan.device == "cpu" else ""
+    cpu = plan.cluster.device == "cpu"
+    all_of_node = f"all processes of a node {plan.peak_bytes / GIB:.1f}; the largest, " if cpu else ""
+    return (
+        f"cluster.device_memory_gib={plan.cluster.device_memory_gib:g} per {'node' if cpu else 'GPU'}: too little for "
+        f"{all_of_node}{worst.role}: {parts} = {worst.total_bytes / GIB:.1f} GiB; {worst.fix}"
     )
-    raise PlanError(
-        f"cluster.device_memory_gib={cluster.device_memory_gib:g} per {where}: too little for {whole}"
-        f"{worst.role}: {parts} = {worst.total_bytes / GIB:.1f} GiB; {fixes[worst.role]}"
-    )
-
-
-def _check_reach(plan: Plan) -> None:
-    """Where GPUs are shared, an engine takes its weights from the policy rank on the same GPU."""
-    if (plan.device, plan.layout) != ("cuda", "colocated"):
-        return
-    slots = {r.role: {slot for member in r.members for slot in member.slots} for r in plan.roles}
-    if not slots["rollout"] <= slots["policy"]:
-        raise PlanError(
-            f"cluster.policy.ranks={len(slots['policy'])}: engines are on {len(slots['rollout'])} GPUs, and take "
-            f"their weights from a policy rank on the same GPU; set ranks to {len(slots['rollout'])}, lower "
-            "cluster.rollout.engines, or use cluster.layout=disaggregated"
-        )
 
 
 def render_plan(plan: Plan) -> str:
@@ -214,19 +320,17 @@ def render_plan(plan: Plan) -> str:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(
-        title=f"{plan.layout} on {plan.nodes} node(s) x {plan.devices_per_node} {plan.device} device(s)"
-    )
+    cluster = plan.cluster
+    devices = f"{cluster.nodes} node(s) x {cluster.devices_per_node} {cluster.device} device(s)"
+    table = Table(title=f"{plan.layout} on {devices}")
     for heading in ("role", "processes", "devices each", "bundles by node", "GiB per device", "total"):
         table.add_column(heading)
     for role in plan.roles:
-        nodes: dict[int, int] = {}
-        for member in role.members:
-            nodes[member.slots[0].node] = nodes.get(member.slots[0].node, 0) + len(member.slots)
+        nodes = Counter(slot.node for member in role.members for slot in member.slots)
         table.add_row(
             role.role,
-            str(len(role.members)),
-            str(len(role.members[0].slots)),
+            str(role.processes),
+            str(role.width),
             ", ".join(f"{node}: {count}" for node, count in nodes.items()),
             ", ".join(f"{kind} {size / GIB:.2f}" for kind, size in role.bytes_per_device.items()),
             f"{role.total_bytes / GIB:.2f}",
@@ -234,6 +338,6 @@ def render_plan(plan: Plan) -> str:
     console = Console(width=110, color_system=None)
     with console.capture() as capture:
         console.print(table)
-    where = "node" if plan.device == "cpu" else "GPU"
+    where = "node" if cluster.device == "cpu" else "GPU"
     share = plan.peak_bytes / plan.limit_bytes
     return f"{capture.get()}fullest {where}: {plan.peak_bytes / GIB:.1f} of {plan.limit_bytes / GIB:.1f} GiB ({share:.0%})"

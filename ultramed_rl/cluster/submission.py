@@ -1,23 +1,27 @@
-"""Our own commands as Ray jobs: a run is sent as one resolved config, and goes on without the machine that sent it."""
+"""What `ultramed-rl submit` sends: one resolved config, the job's environment, perhaps a folder; and which values of a
+config would mean something else on the cluster, where a job runs in a temporary folder."""
 
 from __future__ import annotations
 
-import asyncio
+import difflib
+import glob
+import os
 import re
-import shlex
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ultramed_rl.cluster.job_client import connect_to_jobs, follow_log, stop_job, submit_job, wait_for_end
-from ultramed_rl.cluster.job_environment import hide_secrets
+from ultramed_rl.cluster.inputs import FILE_KEYS, MODEL_KEYS, OFFLINE, texts_of
+from ultramed_rl.config.document import YamlProblem, read_yaml, why_unreadable
 
 CONFIG_FILE = "ultramed-rl.yaml"  # the config's name in the job's folder
-_RUN = "ultramed_rl_run"  # in a job's metadata: the name that it was submitted under
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL", re.IGNORECASE)
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_CURE = "an absolute path on a file system that all nodes see"
 
 
 @dataclass(frozen=True)
@@ -36,146 +40,145 @@ class Submission:
     working_dir: Path | None = None
 
 
-@dataclass(frozen=True)
-class JobState:
-    """How a job stands: `status` is pending, running, succeeded, failed or stopped; times in Unix seconds."""
-
-    identity: str
-    status: str
-    command: str
-    message: str
-    started: float | None
-    ended: float | None
-
-
-class JobServer:
-    """The jobs of one Ray cluster, behind its dashboard's address."""
-
-    def __init__(self, address: str) -> None:
-        """Raises RuntimeError where no cluster takes jobs at the address."""
-        self.address = address
-        self.client = connect_to_jobs(address, "--address")
-
-    def submit(self, submission: Submission) -> str:
-        """Send a job. Returns its id.
-
-        Raises:
-            RuntimeError: a job of that name is still there, or Ray refuses this one. No secret is named.
-        """
-        identity = self._free_name(submission.name)
-        environment = dict(submission.runtime_env)
-        variables = environment.get("env_vars", {})
-        with job_folder(submission) as folder:
-            try:
-                submit_job(
-                    self.client,
-                    identity,
-                    entrypoint=shlex.join(submission.command),
-                    metadata={_RUN: submission.name},
-                    runtime_env={
-                        **environment,
-                        "working_dir": str(folder),
-                        "env_vars": {"PATH": _path_with_ours(), **variables},
-                    },
-                )
-            except (RuntimeError, ValueError, TypeError) as error:
-                raise RuntimeError(
-                    hide_secrets(f"Ray job {identity}: {_last_words(error)}", variables)
-                ) from None
-        return identity
-
-    def follow(self, identity: str, say: Callable[[str], Any]) -> JobState:
-        """Give the log to `say` from its beginning until the job ends. Leaving it does nothing to the job.
-
-        Raises:
-            RuntimeError: no such job, or the log cannot be reached any more.
-        """
-        self.state(identity)
-        asyncio.run(follow_log(self.client, identity, say))
-        wait_for_end(self.client, identity)
-        return self.state(identity)
-
-    def log(self, identity: str) -> str:
-        """What a job has printed so far. Raises RuntimeError where there is no such job."""
-        self.state(identity)
-        return str(self.client.get_job_logs(identity))
-
-    def stop(self, identity: str) -> JobState:
-        """Stop a job and give it a moment to be gone. Raises RuntimeError where there is no such job."""
-        self.state(identity)
-        stop_job(self.client, identity)
-        return self.state(identity)
-
-    def state(self, identity: str) -> JobState:
-        """How one job stands. Raises RuntimeError where there is no such job."""
-        try:
-            return _state(self.client.get_job_info(identity))
-        except RuntimeError as error:
-            if "404" not in str(error):
-                raise
-            raise RuntimeError(
-                f"Ray job {identity}: none of this id at {self.address}; see ultramed-rl jobs list --address "
-                f"{self.address}"
-            ) from None
-
-    def states(self) -> list[JobState]:
-        """All jobs that were submitted, the latest first."""
-        found = [_state(job) for job in self._jobs()]
-        return sorted(found, key=lambda state: state.started or 0.0, reverse=True)
-
-    def _jobs(self) -> list[Any]:
-        return [job for job in self.client.list_jobs() if job.submission_id]
-
-    def _free_name(self, name: str) -> str:
-        """The name, or with the first number that no earlier job has."""
-        jobs = self._jobs()
-        for job in jobs:
-            ours = job.submission_id == name or (job.metadata or {}).get(_RUN) == name
-            if ours and not job.status.is_terminal():
-                raise RuntimeError(
-                    f"Ray job {job.submission_id}: still {job.status.value.lower()}; follow it with ultramed-rl jobs "
-                    f"logs {job.submission_id} --follow, stop it first, or choose another --name"
-                )
-        taken = {job.submission_id for job in jobs}
-        number = next(n for n in range(1, len(taken) + 2) if _numbered(name, n) not in taken)
-        return _numbered(name, number)
-
-
 @contextmanager
 def job_folder(submission: Submission) -> Iterator[Path]:
     """A temporary folder with the config, and links to what the working directory holds."""
     with tempfile.TemporaryDirectory(prefix="ultramed_rl-job-") as name:
         folder = Path(name)
         (folder / CONFIG_FILE).write_text(submission.config, encoding="utf-8")
-        held = submission.working_dir.resolve().iterdir() if submission.working_dir else ()
-        for entry in held:
+        for entry in submission.working_dir.resolve().iterdir() if submission.working_dir else ():
             if entry.name != CONFIG_FILE:
                 (folder / entry.name).symlink_to(entry)
         yield folder
 
 
-def _numbered(name: str, number: int) -> str:
-    return name if number == 1 else f"{name}-{number}"
+# -- its environment ---------------------------------------------------------------------------------------
 
 
-def _path_with_ours() -> str:
-    # Ray puts the node's own PATH in, which comes first; ours helps where this environment is on a shared disk.
-    return f"${{PATH}}:{Path(sys.executable).parent}"
+def read_runtime_env(file: Path | None, variables: Sequence[str], ours: Mapping[str, str]) -> dict[str, Any]:
+    """What Ray takes as `runtime_env`, without a working directory.
+
+    Args:
+        file: YAML with Ray's keys (env_vars, pip, uv, ...), or none.
+        variables: KEY=VALUE, or KEY alone for its value in `ours`; over those of the file.
+        ours: this process's environment.
+
+    Raises:
+        ValueError: an unknown key, a value that is no text, a variable that isn't set. No value is ever named.
+    """
+    environment = _read_file(file) if file is not None else {}
+    given = dict(_variable(text, ours) for text in variables)
+    return {**environment, "env_vars": {**environment.get("env_vars", {}), **given}}
 
 
-def _last_words(error: Exception) -> str:
-    """Ray's reason, without the traceback of its server."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return re.sub(r"^[\w.]+Error: ", "", lines[-1]) if lines else type(error).__name__
+def hide_secrets(text: str, env_vars: Mapping[str, str]) -> str:
+    """The text without the values of variables whose names speak of keys, tokens or passwords."""
+    values = (value for name, value in env_vars.items() if _SECRET.search(name) and value)
+    for value in sorted(values, key=len, reverse=True):
+        text = text.replace(value, "***")
+    return text
 
 
-def _state(job: Any) -> JobState:
-    message = (job.message or "").partition(", last available")[0]
-    return JobState(
-        identity=job.submission_id or job.job_id or "",
-        status=job.status.value.lower(),
-        command=job.entrypoint,
-        message=" ".join(message.split()),
-        started=job.start_time / 1000 if job.start_time else None,
-        ended=job.end_time / 1000 if job.end_time else None,
-    )
+def _variable(text: str, ours: Mapping[str, str]) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not _NAME.fullmatch(name):
+        shown = name if equals else "its argument"  # what was meant as a name may be a value
+        raise ValueError(
+            f"--env: {shown!r} is no variable's name; write --env KEY=VALUE, or --env KEY for your own value"
+        )
+    if equals:
+        return name, value
+    if name not in ours:
+        raise ValueError(
+            f"--env {name}: this environment variable isn't set; export it, or write --env {name}=VALUE"
+        )
+    return name, ours[name]
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    from ray.runtime_env import RuntimeEnv
+
+    def refusal(words: str) -> ValueError:
+        return ValueError(f"--runtime-env {file}: {words}")
+
+    reason = why_unreadable(file)
+    if reason is not None:
+        raise refusal(f"{reason}; see docs/cluster.md for an example")
+    try:
+        environment = read_yaml(file.read_text(encoding="utf-8"))[0] or {}
+    except (YamlProblem, UnicodeDecodeError):
+        # Without YAML's own words: they may quote what stands there, a secret perhaps.
+        raise refusal("not valid YAML; see docs/cluster.md for an example") from None
+    if not isinstance(environment, dict):
+        raise refusal("must be a mapping, as in env_vars: {NCCL_DEBUG: WARN}")
+    allowed = sorted(name for name in RuntimeEnv.known_fields - {"working_dir"} if not name.startswith("_"))
+    for key in environment:
+        if key == "working_dir":
+            raise refusal("working_dir: the config is sent in it; use --working-dir DIR")
+        if key not in allowed:
+            guess = difflib.get_close_matches(str(key), allowed, n=1)
+            hint = f"; did you mean {guess[0]!r}?" if guess else ""
+            raise refusal(f"{key}: unknown key{hint} (allowed: {', '.join(allowed)})")
+    variables = environment.get("env_vars", {})
+    if not isinstance(variables, dict):
+        raise refusal("env_vars: must be a mapping, as in {NCCL_DEBUG: WARN}")
+    for name, value in variables.items():
+        if not isinstance(value, str):
+            raise refusal(f"env_vars.{name}: must be text; put its value in quotes")
+    return environment
+
+
+# -- its paths ---------------------------------------------------------------------------------------------
+
+
+def path_problems(config: Mapping[str, Any], working_dir: Path | None) -> list[str]:
+    """What keeps a config's paths from meaning on the cluster what they mean here: one line each.
+
+    Args:
+        config: plain values, of a recipe with its stages.
+        working_dir: the folder that is sent along, if any; relative paths must then lead into it.
+    """
+    problems = []
+    for key, name, value in texts_of(config):
+        may_be_id = name in MODEL_KEYS and _may_be_id(value, working_dir or Path())
+        if name not in FILE_KEYS | MODEL_KEYS or not is_relative(value) or value == OFFLINE or may_be_id:
+            continue
+        if working_dir is None:
+            problems.append(
+                f"{key}={value!r}: a relative path, which the cluster has not got; give {_CURE}, or send the folder "
+                "along with --working-dir DIR"
+            )
+        elif not _is_inside(value, working_dir):
+            problems.append(
+                f"{key}={value!r}: not in --working-dir {working_dir}, from which the job reads it; give {_CURE}, or "
+                "the folder that holds it"
+            )
+    if working_dir is None:
+        problems += _run_problems(config["run"])
+    return problems
+
+
+def _run_problems(run: Mapping[str, Any]) -> Iterator[str]:
+    lost = "a relative path, which lies in the job's temporary folder and goes with it"
+    if is_relative(run["directory"]):
+        yield f"run.directory={run['directory']!r}: {lost}; give {_CURE}, as in run.directory=/shared/runs"
+    scratch = run.get("scratch", "~")
+    if "://" in run["directory"] and is_relative(scratch) and not scratch.startswith("~"):
+        yield f"run.scratch={scratch!r}: {lost}; give {_CURE}"
+
+
+def is_relative(path: str) -> bool:
+    """Whether a path depends on who reads it where: on the working directory, or on the home directory."""
+    return "://" not in path and not path.startswith("/")
+
+
+def _may_be_id(value: str, base: Path) -> bool:
+    """Whether it reads like a hub id, or a name, and nothing lies there."""
+    return bool(_HUB_ID.fullmatch(value)) and not value.startswith(".") and not (base / value).exists()
+
+
+def _is_inside(value: str, folder: Path) -> bool:
+    if value.startswith("~") or os.path.normpath(value).startswith(".."):
+        return False
+    path = folder / value
+    return path.exists() or bool(glob.glob(str(path), recursive=True))

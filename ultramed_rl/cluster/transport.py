@@ -5,22 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import chain
+from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
 from ultramed_rl.actors.work import WorkBatch, WorkResult
-from ultramed_rl.cluster.group import WorkerGroup, wait_for_loads
-from ultramed_rl.cluster.pool import Pool, PoolRules
-from ultramed_rl.cluster.scheduler import Event, Scheduler
+from ultramed_rl.cluster.group import WorkerGroup
+from ultramed_rl.scheduling.pool import Event, Pool, PoolRules
+from ultramed_rl.scheduling.scheduler import Scheduler
 
+Result = TypeVar("Result")
 _MOST_EVENTS = 64
 
 
 @dataclass(frozen=True)
 class WorkerSet:
-    """A role's actors as workers of an scheduler.
+    """A role's actors as workers of a scheduler.
 
     Attributes:
         prepare: begins all that a spawned actor must do before it can work; returns the references.
@@ -64,20 +66,15 @@ class RayTransport:
         """Seconds of a clock that never goes back."""
         return time.monotonic()
 
-    def send(self, role: str, rank: int, turn: WorkBatch) -> None:
+    def send(self, role: str, rank: int, work: WorkBatch) -> None:
         """Give a worker a turn. A lockstep worker's actors share its requests."""
         worker_set = self.worker_sets[role]
-        members = worker_set.members(rank)
-        shares = [
-            WorkBatch(turn.requests[i :: len(members)], turn.cancelled, turn.seconds)
-            for i in range(len(members))
-        ]
-        self._await(
-            role,
-            rank,
-            True,
-            [worker_set.group.actor(m).work.remote(share) for m, share in zip(members, shares, strict=True)],
-        )
+        actors = [worker_set.group.by_rank[member] for member in worker_set.members(rank)]
+        turns = []
+        for place, actor in enumerate(actors):
+            share = WorkBatch(work.requests[place :: len(actors)], work.cancelled, work.seconds)
+            turns.append(actor.work.remote(share))
+        self._await(role, rank, True, turns)
 
     def start(self, role: str, rank: int) -> None:
         """Begin to put a new worker in the place of one that is lost."""
@@ -94,11 +91,8 @@ class RayTransport:
 
     def events(self, timeout: float, unread: Collection[str] = ()) -> list[Event]:
         """What has happened, waiting for the first of it up to `timeout` seconds; at most `_MOST_EVENTS`, the oldest
-        turns first, so that a driver that is behind holds a few reports and Ray's object store the others.
-
-        Args:
-            unread: roles whose news stay where they are.
-        """
+        turns first, so that a driver that is behind holds a few reports and Ray's object store the others. News of
+        `unread` roles stay where they are."""
         pending = self._pending.items()
         awaited = [ref for ref, of in pending if of.role not in unread] if unread else list(self._pending)
         if not awaited:
@@ -117,6 +111,7 @@ class RayTransport:
         self._pending |= dict.fromkeys(references, pending)
 
     def _read(self, reference: Any) -> Event | None:
+        """The event that a result completes, if it does; the first error of a worker's actors is the worker's loss."""
         pending = self._pending.pop(reference, None)
         if pending is None:  # of a worker that was lost a moment ago
             return None
@@ -132,7 +127,14 @@ class RayTransport:
             return None
         if not pending.turn:
             return Event(pending.role, pending.rank, started=True)
-        return Event(pending.role, pending.rank, report=_merge(pending.reports))
+        reports = pending.reports
+        report = WorkResult(
+            done=list(chain.from_iterable(report.done for report in reports)),
+            failed=list(chain.from_iterable(report.failed for report in reports)),
+            started=min(report.started for report in reports),
+            ended=max(report.ended for report in reports),
+        )
+        return Event(pending.role, pending.rank, report=report)
 
     def _forget(self, role: str, rank: int) -> None:
         gone = [ref for ref, p in self._pending.items() if (p.role, p.rank) == (role, rank)]
@@ -141,7 +143,7 @@ class RayTransport:
 
 
 class RayScheduler(Scheduler):
-    """An scheduler whose workers are Ray actors."""
+    """A scheduler whose workers are Ray actors."""
 
     transport: RayTransport
 
@@ -157,10 +159,10 @@ class RayScheduler(Scheduler):
         """Until a pool's workers have loaded what they begin with; those that die or hang in it are replaced.
 
         Raises:
-            RayTaskError: what they are to load cannot be loaded.
+            RayTaskError: what they are to load cannot be loaded: others in their place would say the same.
             LostWorkers: too few are left.
         """
-        wait_for_loads(loads, seconds)
+        self.transport.worker_sets[pool.role].group.wait_living(loads, seconds)
         self.replace_dead(pool)
 
     def replace_dead(self, pool: Pool) -> bool:
@@ -173,21 +175,22 @@ class RayScheduler(Scheduler):
         living = set(worker_set.group.living())
         dead = [rank for rank in pool.ranks if not living.issuperset(worker_set.members(rank))]
         for rank in dead:
-            self.lose(pool, rank, "found dead between phases")
+            self.transport.end(pool.role, rank)
+            pool.lost(rank, "found dead between phases", self.transport.now())
         while pool.starting:
             self.outcomes()
         return bool(dead)
 
-
-def _merge(reports: Sequence[WorkResult]) -> WorkResult:
-    if len(reports) == 1:
-        return reports[0]
-    return WorkResult(
-        done=[item for report in reports for item in report.done],
-        failed=[item for report in reports for item in report.failed],
-        started=min(report.started for report in reports),
-        ended=max(report.ended for report in reports),
-    )
+    def with_all(self, pool: Pool, attempt: Callable[[], Result]) -> Result:
+        """What needs every worker of a pool; made again, with replacements, if one of them dies in it. Raises like
+        `replace_dead`."""
+        self.replace_dead(pool)
+        while True:
+            try:
+                return attempt()
+            except (RayActorError, TimeoutError):
+                if not self.replace_dead(pool):
+                    raise
 
 
 def _explain(error: Exception) -> str:

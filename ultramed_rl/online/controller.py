@@ -233,7 +233,7 @@ class Controller:
                     "(prompts.per_round, training.epochs) or raise training.learning_rate"
                 )
             if directory is not None:
-                self.workers.save_policy(directory)
+                self.workers.policy.save(directory)
             return metrics
 
         def compute(directory: Path) -> Metrics:
@@ -258,13 +258,13 @@ class Controller:
         total = record.manifest("pairs")["rows"] * self.config.training.epochs
         with self.progress.phase(name, total, "pairs") as bar:
             metrics = training.finish(bar.advance)
-        self.workers.end_training(record.index + 1)
+        self.workers.policy.end_round(record.index + 1)
         return metrics
 
     def catch_up(self) -> None:
         """Train a policy that was started again from its checkpoint on the pairs of the rounds since, which are kept: the
         same steps, so the same weights. They were logged before."""
-        for index in range(self.workers.trained, self.workers.version):
+        for index in range(self.workers.policy.trained, self.workers.version):
             record = self.store.round(index)
             again = RoundTraining(
                 self.config, self.workers, self.watcher, record, (), lambda *_: None, lambda: None

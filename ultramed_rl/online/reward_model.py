@@ -8,15 +8,15 @@ from statistics import fmean
 
 from ultramed_rl.actors.trainer import RewardTrainWorker
 from ultramed_rl.actors.work import TrainingPlace
-from ultramed_rl.cluster.group import RanksLost
 from ultramed_rl.config import RunConfig
 from ultramed_rl.config.stages import BradleyTerry
 from ultramed_rl.data.contrasts import split_contrasts
 from ultramed_rl.data.prompts import PromptPool
 from ultramed_rl.records import PreferenceGroup
+from ultramed_rl.scheduling.pool import RanksLost
 from ultramed_rl.tracking import Progress
-from ultramed_rl.workers.contrasts import sample_contrasts
 from ultramed_rl.workers.online import OnlineWorkers
+from ultramed_rl.workers.sampling import sample_contrasts
 
 Metrics = dict[str, float]
 
@@ -67,11 +67,10 @@ def _train(
             RewardTrainWorker.learn_ranking, contrasts, BradleyTerry(), config.policy.max_length, held_out
         )
         with progress.phase("train reward model", len(contrasts) * training.epochs, "pairs") as bar:
-            arguments = (training, TrainingPlace(0, 1, config.run.seed))
-            for rank, metrics in group.stream(RewardTrainWorker.train, [arguments] * len(group)):
-                if rank == 0:
-                    steps.append(metrics)
-                    bar.advance(int(metrics["samples"]))
+            place = TrainingPlace(0, 1, config.run.seed)
+            for metrics in group.run(RewardTrainWorker.train, training, place):
+                steps.append(metrics)
+                bar.advance(int(metrics["samples"]))
         group.wait(group.start(RewardTrainWorker.save, str(directory)), config.cluster.faults.start_s)
-        judged: Metrics = group.last(RewardTrainWorker.evaluate, training.micro_batch_tokens)
+        (*_, judged) = group.run(RewardTrainWorker.evaluate, training.micro_batch_tokens)
     return steps, judged

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import groupby, islice
 
-from ultramed_rl.cluster.demands import needs_reference
+from ultramed_rl.cluster.plan import needs_reference
 from ultramed_rl.config import RunConfig
 from ultramed_rl.online.selection import Acceptance, PromptLookup, RoundSelection, RoundSpec, asked_before
 from ultramed_rl.online.stream import Stream, answered_prompts, seldom_collected

@@ -103,12 +103,12 @@ def _run_rounds(
         # The engines began with the whole base model, the policy computes with its 4-bit one: from now on so do they,
         # and those that replace them.
         def save(folder: Path) -> Metrics:
-            workers.with_policy_restart(lambda: workers.save_policy(folder))
+            workers.with_policy_restart(lambda: workers.policy.save(folder))
             return {}
 
         start, _ = store.initial.phase_directory("policy", save)
         workers.with_policy_restart(lambda: workers.sync(version, str(start)))
-    workers.with_policy_restart(lambda: workers.restore_state(policy, version))
+    workers.with_policy_restart(lambda: workers.policy.restore_state(policy, version))
     if committed:
         progress.say(f"resuming after {committed} committed rounds, with policy {version}")
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ultramed_rl.cluster.pool import Outcome
 from ultramed_rl.evaluation.metrics import RoundMetrics
 from ultramed_rl.learning.pairs import PairSelector
 from ultramed_rl.records import Completion, PreferenceGroup, Prompt, SamplingRequest, ScoredCompletion
+from ultramed_rl.scheduling.pool import Outcome
 from ultramed_rl.store import RoundRecord
 from ultramed_rl.store.shards import ShardedPhase
 from ultramed_rl.workers.sampling import check_version

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 
-from ultramed_rl.cluster.pool import Outcome
-from ultramed_rl.cluster.scheduler import feed
 from ultramed_rl.online.selection import Acceptance, PromptLookup, RoundSelection, asked_before
 from ultramed_rl.online.training import RoundTraining
 from ultramed_rl.records import PreferenceGroup, Prompt, ReferenceLogprobs, ScoredCompletion
+from ultramed_rl.scheduling.pool import Outcome
+from ultramed_rl.scheduling.scheduler import feed
 from ultramed_rl.store.shards import ShardedPhase
 from ultramed_rl.workers.online import OnlineWorkers
 from ultramed_rl.workers.scorers import Scored

@@ -15,6 +15,7 @@ from statistics import fmean
 from typing import Any
 
 from ultramed_rl.actors.work import TrainingPlace
+from ultramed_rl.cluster.calls import are_done
 from ultramed_rl.config import RunConfig
 from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.online.watcher import RunWatcher
@@ -23,7 +24,7 @@ from ultramed_rl.store import RoundRecord
 from ultramed_rl.store.pairs import RoundPairs
 from ultramed_rl.tracking.timeline import Span
 from ultramed_rl.workers.online import OnlineWorkers
-from ultramed_rl.workers.steps import RoundSteps
+from ultramed_rl.workers.policy import RoundSteps
 
 Metrics = dict[str, float]
 LearnablePair = tuple[PreferenceGroup, ReferenceLogprobs | None]
@@ -79,14 +80,14 @@ class RoundTraining:
         that there is then. What an earlier attempt gave comes once more with the next one."""
         self.discard()  # of an attempt that lost the policy
         self._reset()
-        self.workers.begin_training()
+        self.workers.policy.begin_round()
         self._begun_as = self.workers.policy.restarts
 
     def begin_beside(self) -> None:
         """With all pairs at hand: the ranks go on by themselves while others work. Again when the policy was lost."""
         if self._begun_as != self.workers.policy.restarts:
             self.begin()
-            self._going = self.workers.go_on_training(self.folder, self.place, 0)
+            self._going = self.workers.policy.start_steps(self.folder, self.place, 0)
 
     def accept(
         self, prompt_id: str, pair: PreferenceGroup | None, reference: ReferenceLogprobs | None
@@ -110,14 +111,14 @@ class RoundTraining:
         if self._going is not None:
             for step in self._going.ready():
                 self._note(step)
-        while self._pending and self.workers.step_done(self._pending[0]):
-            self._note(self.workers.step_metrics(self._pending.popleft()))
+        while self._pending and are_done(self._pending[0]):
+            self._note(self.workers.policy.wait(self._pending.popleft())[0])
         size = self.config.training.batch_size
         while len(self._ready) >= size and len(self._pending) < _AHEAD:
             batch, self._ready = self._ready[:size], self._ready[size:]
             pairs, references = _columns(batch)
             place = len(self._sent) // size
-            self._pending.append(self.workers.start_step(pairs, references, self.place, place))
+            self._pending.append(self.workers.policy.start_step(pairs, references, self.place, place))
             self._sent += [pair.group_id for pair in pairs]
 
     # -- when all are there --------------------------------------------------------------------------------
@@ -134,15 +135,15 @@ class RoundTraining:
                 "pairs are others than those learnt"
             )
             while self._pending:
-                self._note(self.workers.step_metrics(self._pending.popleft()))
+                self._note(self.workers.policy.wait(self._pending.popleft())[0])
             taken = len(self.steps)
             advance(sum(int(step["samples"]) for step in self.steps))
             self._since = time.time()
-            going = self._going or self.workers.go_on_training(self.folder, self.place, taken)
+            going = self._going or self.workers.policy.start_steps(self.folder, self.place, taken)
             for step in going.rest():
                 advance(int(step["samples"]))
                 self._note(step)
-            survives = self.workers.update_survives()
+            survives = self.workers.policy.update_survives()
         self._begun_as = -1
         return self._metrics(time.perf_counter() - started, taken) | {"update_survives": survives}
 

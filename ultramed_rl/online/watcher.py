@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from ultramed_rl.cluster.metrics import RoleMetrics
+from ultramed_rl.scheduling.scheduler import Watcher
 from ultramed_rl.tracking import Progress
 from ultramed_rl.tracking.heartbeat import note_waits
 from ultramed_rl.tracking.stall import RoleState, explain_wait
@@ -17,7 +18,7 @@ from ultramed_rl.tracking.timeline import TIMELINE, Span, Timeline
 from ultramed_rl.tracking.utilisation import Utilisation
 
 
-class RunWatcher:
+class RunWatcher(Watcher):
     """Watches one run's scheduler. A context manager."""
 
     def __init__(self, directory: Path, run: str, progress: Progress) -> None:

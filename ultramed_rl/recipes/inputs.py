@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from ultramed_rl.cluster.local_paths import OFFLINE, texts_of
+from ultramed_rl.cluster.inputs import OFFLINE, texts_of
 from ultramed_rl.config import AnyConfig
 from ultramed_rl.config.base import Problems
 from ultramed_rl.config.document import why_unreadable

@@ -13,8 +13,7 @@ from ultramed_rl.records import PreferenceGroup
 from ultramed_rl.store import ArtifactFolder, WorkDirectory
 from ultramed_rl.store.cards import DataFacts, data_card, made_from, read_versions, write_card
 from ultramed_rl.tracking import Progress, watched
-from ultramed_rl.workers.contrasts import sample_contrasts
-from ultramed_rl.workers.sampling import SamplingWorkers
+from ultramed_rl.workers.sampling import SamplingWorkers, sample_contrasts
 
 
 def make_contrasts(config: ContrastsConfig, *, resume: bool = False) -> Path:

@@ -39,8 +39,8 @@ from ultramed_rl.store.artifacts import read_json, read_numbers
 from ultramed_rl.store.atomic import write_json
 from ultramed_rl.tracking import Progress, Tracker, watched
 from ultramed_rl.tracking.summary import render_comparison
-from ultramed_rl.workers.evaluation import ComparedPolicy, EvaluationWorkers
 from ultramed_rl.workers.scorers import Scorers
+from ultramed_rl.workers.stage import ComparedPolicy, EvaluationWorkers
 
 Metrics = dict[str, float]
 RESULTS = "results.json"

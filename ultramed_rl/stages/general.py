@@ -212,7 +212,7 @@ def run_general(
         ValueError: see `check_general`; or what is in `output_dir` is of other inputs.
         RuntimeError: the job failed (with lm-eval's error first), or left no results.
     """
-    from ultramed_rl.cluster.jobs import Job, run_job
+    from ultramed_rl.cluster.jobs import run_job
 
     precision = resolve_precision(precision, cluster.device)
     path = resolve_model(model_path)
@@ -229,7 +229,8 @@ def run_general(
         check_general(section, cluster.device)
         command = general_command(section, path, cluster.device, precision, directory)
         try:
-            run_job(Job(command, gpus, max(1, gpus), general_environment(section, cluster)), cluster, keep)
+            variables = general_environment(section, cluster)
+            run_job(command, cluster, gpus=gpus, variables=variables, say=keep)
         except RuntimeError as error:
             line = _error_line("".join(said))
             if not line:

@@ -22,7 +22,7 @@ from typing import Any
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from ultramed_rl.cluster.jobs import Job, run_job
+from ultramed_rl.cluster.jobs import run_job
 from ultramed_rl.config import ConfigError
 from ultramed_rl.config.objectives import DPO, IPO
 from ultramed_rl.config.stages import BradleyTerry, RewardConfig, SftConfig, StageConfig
@@ -116,7 +116,7 @@ def submit_openrlhf(config: StageConfig, train_path: Path, held_out_path: Path |
             "samples; lower it or give more data"
         )
     ranks = config.cluster.trainer.ranks
-    run_job(Job(command, ranks, ranks, openrlhf_environment(config, output)), config.cluster)
+    run_job(command, config.cluster, gpus=ranks, variables=openrlhf_environment(config, output))
     adopt_openrlhf(output, config)
 
 

@@ -30,8 +30,8 @@ from ultramed_rl.store.atomic import write_json, write_lines
 from ultramed_rl.token_ids import TokenIds
 from ultramed_rl.tracking import Progress, Tracker, watched
 from ultramed_rl.tracking.summary import render_subsets
-from ultramed_rl.workers.rewards import RewardWorkers
 from ultramed_rl.workers.scorers import Scorers
+from ultramed_rl.workers.stage import RewardWorkers
 
 _NAMES_SHOWN = 3  # of missing subsets in the table; reward_bench.json has all of them
 MEDICAL = "Medical RewardBench"

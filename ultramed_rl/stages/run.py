@@ -10,9 +10,8 @@ from typing import Any
 
 from ultramed_rl.actors.policy import PolicyWorker
 from ultramed_rl.actors.trainer import RewardTrainWorker
-from ultramed_rl.cluster.architecture import resolve_architecture
-from ultramed_rl.cluster.group import RanksLost
 from ultramed_rl.cluster.inputs import describe_inputs, describe_rendering
+from ultramed_rl.cluster.memory import resolve_architecture
 from ultramed_rl.config.stages import PreferenceConfig, RewardConfig, SftConfig, StageConfig
 from ultramed_rl.data.stage_data import Prepared, prepare_conversations, prepare_preferences
 from ultramed_rl.learning.checks import check_chats, check_groups, check_references
@@ -20,6 +19,7 @@ from ultramed_rl.learning.preference_data import read_reference, reference_answe
 from ultramed_rl.models.checks import check_models
 from ultramed_rl.models.tokenizer import ChatTokenizer, chat_tokenizer
 from ultramed_rl.records import PreferenceGroup, ReferenceLogprobs, TokenizedChat
+from ultramed_rl.scheduling.pool import RanksLost
 from ultramed_rl.stages.loop import StageLoop, render
 from ultramed_rl.stages.openrlhf import train_by_openrlhf
 from ultramed_rl.store import SampleFile, StageDirectory, write_samples

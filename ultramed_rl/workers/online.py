@@ -1,4 +1,4 @@
-"""The workers: every role's actors, behind verbs that take records and give records."""
+"""All roles of an online run, behind verbs that take records and give records."""
 
 from __future__ import annotations
 
@@ -13,31 +13,23 @@ from ultramed_rl.actors.rollout import RolloutWorker
 from ultramed_rl.actors.scorer import ReferenceWorker
 from ultramed_rl.actors.trainer import RewardTrainWorker
 from ultramed_rl.actors.weight_sync import transfer_backend
-from ultramed_rl.actors.work import RoundTraining, TrainingPlace
-from ultramed_rl.cluster.architecture import resolve_architecture
-from ultramed_rl.cluster.demands import needs_reference
-from ultramed_rl.cluster.group import (
-    RayActorError,
-    Worker,
-    WorkerGroup,
-    are_done,
-    ranks_held,
-    wait_for_both,
-    wait_within,
-)
-from ultramed_rl.cluster.pool import LostWorkers, Pool, RanksLost
+from ultramed_rl.cluster.calls import wait_for_both, wait_within
+from ultramed_rl.cluster.group import Worker, WorkerGroup
+from ultramed_rl.cluster.memory import resolve_architecture
+from ultramed_rl.cluster.plan import needs_reference
 from ultramed_rl.cluster.transport import WorkerSet
 from ultramed_rl.config import RunConfig
-from ultramed_rl.learning.preference_data import reference_answers
+from ultramed_rl.learning.checks import check_groups
+from ultramed_rl.learning.packing import AnswerGroup
+from ultramed_rl.learning.preference_data import read_reference, reference_answers
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, PreferenceGroup, Prompt, ReferenceLogprobs, ScoredCompletion
-from ultramed_rl.store.atomic import remove
-from ultramed_rl.workers.pools import scorer_rules
-from ultramed_rl.workers.references import ReferenceScorer
+from ultramed_rl.scheduling.dispatch import WorkItem
+from ultramed_rl.scheduling.pool import Outcome, Pool, PoolRules, RanksLost
+from ultramed_rl.workers.deployment import WAVES, ReplicaRole
+from ultramed_rl.workers.policy import PolicyRanks, WeightSync
 from ultramed_rl.workers.sampling import Advance, SamplingWorkers
-from ultramed_rl.workers.scorers import Replicas, Scorers, launch_replicas, launch_scorers
-from ultramed_rl.workers.steps import RoundSteps
-from ultramed_rl.workers.weight_sync import WeightSync
+from ultramed_rl.workers.scorers import Scorers
 
 Result = TypeVar("Result")
 
@@ -51,12 +43,10 @@ class OnlineWorkers(SamplingWorkers):
 
     Attributes:
         version: of the policy that the engines hold, or are to hold: rounds that it was trained for.
-        trained: the rounds that the policy's ranks were trained for. Behind `version` where they were started again from a
-            checkpoint, until `catch_up` has trained them on the rounds since.
-        learning: whether the ranks have begun a round that they have not ended.
+        catch_up: trains ranks that were started again on the rounds between their checkpoint and `version`.
     """
 
-    policy: WorkerGroup
+    policy: PolicyRanks
     reference: WorkerGroup
     references: ReferenceScorer
     weight_sync: WeightSync
@@ -73,38 +63,53 @@ class OnlineWorkers(SamplingWorkers):
         policy = resolve_architecture(config.policy.path, config.policy.architecture, "policy")
         self.vocab_size = policy.vocab_size
         self.reference_path = ""  # what a replaced reference loads
-        self.version = self.trained = 0
+        self.version = 0
         self.catch_up: Callable[[], None] = lambda: None
-        self.learning = self._behind = self._syncing = False
+        self._behind = self._syncing = False
+        self._model_s = config.cluster.faults.start_s  # that reading or writing a whole model may take
         super().__init__(config, tokenizer)
 
-    # -- start and stop ------------------------------------------------------------------------------------
+    # -- start, and start again ----------------------------------------------------------------------------
 
     def begin_rollout(self, model: str, version: int) -> None:
-        self.version = self.trained = version
+        self.version = version
         super().begin_rollout(model, version)
 
     def start_learners(self, policy: str, version: int, reference: str, rewards: Sequence[str]) -> None:
         """Start policy, reference and reward models together, and connect the policy to the engines."""
         config = self.config
-        self.policy = self._launch("policy", PolicyWorker, self._rank_arguments)
+        self.policy = PolicyRanks(config, self.deployment)
+        self.policy.trained = version
         backend = transfer_backend(config.cluster.device, config.cluster.layout)
         parallel = config.cluster.rollout.tensor_parallel
         self.weight_sync = WeightSync(self.policy, self.rollout, backend, parallel)
-        loads = self._load_policy(policy if version else None)
-        reference_loads = self._start_reference(reference) if needs_reference(config) else []
-        launch_scorers(self.scorers, self.plan, self.placement, config.cluster, rewards, self.scheduler)
-        self._await_policy(loads, policy, version)
-        scoring = [(model.pool, model.group, model.loads) for model in self.scorers.models]
+        loads = self.policy.begin_load(policy, version)
+        replicas = []
         if needs_reference(config):
-            scoring.append((self.references.pool, self.reference, reference_loads))
-        for pool, group, started in scoring:
-            self.scheduler.wait_for_start(pool, started, self._model_s)
+            self.reference_path, tokens = reference, config.reference.micro_batch_tokens
+            role = ReplicaRole(
+                "reference",
+                ReferenceWorker,
+                config.cluster.reference,
+                self.policy_precision,
+                tokens,
+                "reward",
+            )
+            started = self.deployment.launch_replicas(role, self._reference_load)
+            self.reference = started.group
+            self._open_references(started.pool)
+            replicas.append(started)
+        self.scorers.models = self.deployment.launch_reward_models(
+            config.reward, config.cluster.reward, rewards
+        )
+        self.policy.finish_load(loads, policy, version)
+        for started in [*self.scorers.models, *replicas]:
+            self.scheduler.wait_for_start(started.pool, started.loads, self._model_s)
             if self.turns:  # as the policy when it has joined: devices are the engines' from here on
-                group.call_living(Worker.offload)
+                started.group.call_living(Worker.offload)
         self._finish_rollout()
         # Now, so that what keeps weights from the engines shows before a round is generated.
-        self.with_policy_restart(lambda: self._with_all(self.engines, self.weight_sync.connect))
+        self.with_policy_restart(lambda: self.scheduler.with_all(self.engines, self.weight_sync.connect))
         self.with_policy_restart(self._join_policy)
 
     def with_policy_restart(self, work: Callable[[], Result]) -> Result:
@@ -123,7 +128,7 @@ class OnlineWorkers(SamplingWorkers):
                     self.restart_policy(*self.weights)
                     lost = None
                 if self._behind:
-                    if self.learning or self.trained > self.version:
+                    if self.policy.learning or self.policy.trained > self.version:
                         self.restart_policy(*self.weights)  # its ranks have newer weights than the engines
                     self.sync(self.version)
                 return work()
@@ -139,13 +144,27 @@ class OnlineWorkers(SamplingWorkers):
             LostWorkers: it has been restarted too often, or its ranks find no place.
         """
         self.policy.respawn_all(self.config.cluster.faults.restarts)
-        self._await_policy(self._load_policy(checkpoint if version else None), checkpoint, version)
+        self.policy.finish_load(self.policy.begin_load(checkpoint, version), checkpoint, version)
         self._join_policy()
-        self.restore_state(checkpoint, version)
-        self.trained, self.learning = version, False
+        self.policy.restore_state(checkpoint, version)
+        self.policy.end_round(version)
         self.catch_up()
 
+    def _join_policy(self) -> None:
+        """What ranks that have loaded need before they work; `sync` connects them to the engines."""
+        config = self.config
+        if config.policy.lora is not None and config.objective.uses_reference:  # it is its own reference
+            budget = config.reference.micro_batch_tokens
+            self.policy.call(PolicyWorker.scores_within, budget)
+            room = WAVES * budget * self.policy.size
+            rules = PoolRules(config.cluster.faults, room, upstream=("reward",), ranks=True)
+            worker_set = WorkerSet(self.policy, lambda actors: [], lockstep=True)
+            self._open_references(self.scheduler.add("reference", worker_set, rules))
+        if self.turns:
+            self.policy.call(PolicyWorker.offload)
+
     def _prepare_engine(self, actors: Sequence[Any]) -> list[Any]:
+        """An engine that is replaced starts with the newest checkpoint's weights: older ones, unless a sync follows."""
         self._behind = self._behind or (self.weights[1] != self.version and not self._syncing)
         return super()._prepare_engine(actors)
 
@@ -153,72 +172,6 @@ class OnlineWorkers(SamplingWorkers):
         """Raises WeightsBehind."""
         if self._behind:
             raise WeightsBehind(f"rollout: a new engine has the weights of policy {self.weights[1]}")
-
-    def _await_policy(self, loads: list[Any], checkpoint: str, version: int) -> None:
-        """Until the policy's ranks have loaded; if one of them dies or hangs in it, all start again."""
-        faults = self.config.cluster.faults
-        while True:
-            try:
-                with ranks_held(self.policy):
-                    wait_within(loads, faults.start_s)
-                return
-            except RanksLost:
-                pass
-            except TimeoutError:
-                if not self.policy.placed:
-                    raise LostWorkers(
-                        f"policy: its {self.policy.size} ranks were not there after {faults.start_s:.0f} s "
-                        "(cluster.faults.start_s): give the cluster its devices back and go on with --resume"
-                    ) from None
-            self.policy.respawn_all(faults.restarts)
-            loads = self._load_policy(checkpoint if version else None)
-
-    def _load_policy(self, trained: str | None) -> list[Any]:
-        config = self.config
-        spec = engine_spec(
-            config.cluster.device, config.policy.precision, config.cluster.policy, config.training
-        )
-        address = self.policy.actors[0].rendezvous.remote()
-        return self.policy.start(PolicyWorker.load, config.policy, spec, address, trained)
-
-    def _join_policy(self) -> None:
-        """What a policy that has been loaded needs before it works; `sync` connects it to the engines."""
-        config = self.config
-        if config.policy.lora is not None and config.objective.uses_reference:
-            budget = config.reference.micro_batch_tokens
-            self.policy.call(PolicyWorker.scores_within, budget)
-            rules = scorer_rules(config.cluster.faults, budget, self.policy.size, "reward", ranks=True)
-            worker_set = WorkerSet(self.policy, lambda actors: [], lockstep=True)
-            self._open_references(self.scheduler.add("reference", worker_set, rules))
-        if self.turns:
-            self.policy.call(PolicyWorker.offload)
-
-    def _start_reference(self, path: str) -> list[Any]:
-        config = self.config
-        self.reference_path = path
-        replicas = Replicas(
-            "reference",
-            ReferenceWorker,
-            config.cluster.reference,
-            self.policy_precision,
-            config.reference.micro_batch_tokens,
-        )
-        worker_set, pending = launch_replicas(
-            self.plan, self.placement, config.cluster, replicas, self._reference_load
-        )
-        self.reference = worker_set.group
-        rules = replicas.rules(config.cluster.faults, "reward")
-        self._open_references(self.scheduler.add("reference", worker_set, rules))
-        return pending
-
-    def _reference_load(self) -> tuple[Any, ...]:
-        return (ReferenceWorker.load, self.reference_path, self.config.policy.trust_remote_code)
-
-    def _open_references(self, pool: Pool) -> None:
-        self.references = ReferenceScorer(pool, self.vocab_size, self.config.policy.max_length)
-
-    def _rank_arguments(self, member: Any) -> tuple[int, int, int]:
-        return (member.rank, self.config.cluster.policy.ranks, self.config.run.seed)
 
     # -- score ---------------------------------------------------------------------------------------------
 
@@ -253,83 +206,17 @@ class OnlineWorkers(SamplingWorkers):
             for index in range(len(groups))
             if groups[index].group_id not in known
         )
+        pool = self.references.pool
         with self.reference_on_device():
-            for reference in self.references.stream(source, self.scheduler):
+            for outcome in self.scheduler.stream(pool, source, lambda item: self.references.offer(*item)):
+                reference = self.references.take(outcome)
                 advance(len(reference.logprobs))
                 yield reference
 
-    # -- learn ---------------------------------------------------------------------------------------------
+    def _open_references(self, pool: Pool) -> None:
+        self.references = ReferenceScorer(pool, self.vocab_size, self.config.policy.max_length)
 
-    def begin_training(self) -> None:
-        """Ready for a round's pairs, of which there are none yet."""
-        config, self.learning = self.config, True
-        self.policy.call(PolicyWorker.start_round, config.training.optimizer_state == "reset")
-        none: list[ReferenceLogprobs] | None = [] if config.objective.uses_reference else None
-        self.policy.call(PolicyWorker.learn_preferences, [], none, config.objective, config.policy.max_length)
-
-    def start_step(
-        self,
-        groups: Sequence[PreferenceGroup],
-        references: Sequence[ReferenceLogprobs] | None,
-        place: TrainingPlace,
-        step: int,
-    ) -> list[Any]:
-        """Begin the optimizer step whose batch these pairs are, after those before it; `step_metrics` has what it
-        came to."""
-        return self.policy.start(
-            PolicyWorker.learn_next, groups, references, self.config.training, place, step
-        )
-
-    def step_done(self, pending: Sequence[Any]) -> bool:
-        """Whether `step_metrics` needn't wait."""
-        return are_done(pending)
-
-    def step_metrics(self, pending: Sequence[Any]) -> dict[str, float]:
-        """The metrics of a step that was started, waiting for it. Raises RanksLost."""
-        metrics: dict[str, float] = self.policy.wait(pending)[0]
-        return metrics
-
-    def go_on_training(self, folder: Path, place: TrainingPlace, start: int) -> RoundSteps:
-        """Begin all steps from `start` on, on the pairs in a round's folder."""
-        config = self.config
-        length = config.policy.max_length
-        work = RoundTraining(str(folder), config.objective, length, config.training, place, start)
-        return RoundSteps(self.policy, work)
-
-    def end_training(self, rounds: int) -> None:
-        """All steps of so many rounds are taken."""
-        self.trained, self.learning = rounds, False
-
-    def save_policy(self, directory: Path) -> None:
-        """Write the policy as a Hugging Face checkpoint, with what the next round needs besides. What a lost policy left in
-        the directory goes."""
-        directory.mkdir(parents=True, exist_ok=True)
-        for left in directory.iterdir():
-            remove(left)
-        with self.policy.on_device():
-            self.policy.wait(self.policy.start(PolicyWorker.save, str(directory)), self._model_s)
-            if self._state_outlives_rounds:
-                moments = self.config.training.optimizer_state == "keep"
-                self.policy.wait(
-                    self.policy.start(PolicyWorker.save_state, str(directory / "optimizer"), moments),
-                    self._model_s,
-                )
-
-    def restore_state(self, checkpoint: str, version: int) -> None:
-        """Take up what `save_policy` wrote besides the weights; the starting policy, version 0, has nothing."""
-        if version and self._state_outlives_rounds:
-            with self.policy.on_device():
-                folder = str(Path(checkpoint) / "optimizer")
-                self.policy.wait(self.policy.start(PolicyWorker.load_state, folder), self._model_s)
-
-    @property
-    def _state_outlives_rounds(self) -> bool:
-        """Whether a round goes on from more than the last one's weights: Adam's moments, or what bfloat16 rounds away."""
-        return self.config.training.optimizer_state == "keep" or self.policy_precision == "bfloat16"
-
-    def update_survives(self) -> float:
-        """The share of the round's update that the engines get to see; see `Engine.update_survives`."""
-        return float(self.policy.call(PolicyWorker.update_survives)[0])
+    # -- the next policy -----------------------------------------------------------------------------------
 
     def sync(self, version: int, checkpoint: str | None = None) -> dict[str, float]:
         """The policy's weights into every engine; returns seconds and bytes.
@@ -346,7 +233,7 @@ class OnlineWorkers(SamplingWorkers):
         self.catch_up()
         # Engines are replaced while the policy is off the devices: a new one takes what memory is free.
         try:
-            sent = self._with_all(self.engines, lambda: self._send_weights(version))
+            sent = self.scheduler.with_all(self.engines, lambda: self._send_weights(version))
         finally:
             self._syncing = False
         self._behind = False
@@ -367,66 +254,86 @@ class OnlineWorkers(SamplingWorkers):
         """Write the reference moved towards a checkpoint: decay * reference + (1 - decay) * checkpoint's weights."""
         policy, decay = self.config.policy, self.config.reference.ema_decay
         arguments = (self.reference_path, checkpoint, decay, str(directory), policy.trust_remote_code)
-        pool, group = self.references.pool, self.reference
 
         def average() -> None:
-            wait_within([group.actors[0].average.remote(*arguments)], self._model_s)
+            wait_within([self.reference.actors[0].average.remote(*arguments)], self._model_s)
 
-        self._with_all(pool, average)
+        self.scheduler.with_all(self.references.pool, average)
         self.tokenizer.backend.save_pretrained(directory)
 
     def load_reference(self, path: str) -> None:
         """Make every replica the policy of this checkpoint."""
         self.reference_path = path
-        trust = self.config.policy.trust_remote_code
-        self.reference.wait_living(self.reference.start(ReferenceWorker.load, path, trust), self._model_s)
+        self.reference.wait_living(self.reference.start(*self._reference_load()), self._model_s)
         if self.turns:
             self.reference.call_living(ReferenceWorker.offload)
 
-    def _with_all(self, pool: Pool, attempt: Callable[[], Result]) -> Result:
-        """What needs every worker of a pool; made again, with replacements, if one of them dies in it."""
-        self.scheduler.replace_dead(pool)
-        while True:
-            try:
-                return attempt()
-            except (RayActorError, TimeoutError):
-                if not self.scheduler.replace_dead(pool):
-                    raise
-
-    @property
-    def _model_s(self) -> float:
-        """Seconds that reading or writing a whole model may take."""
-        return self.config.cluster.faults.start_s
+    def _reference_load(self) -> tuple[Any, ...]:
+        return (ReferenceWorker.load, self.reference_path, self.config.policy.trust_remote_code)
 
     # -- the run's own reward model ------------------------------------------------------------------------
 
     @contextmanager
     def reward_trainer(self, start: str) -> Iterator[WorkerGroup]:
         """A training group on the policy's slots that lives for as long as the reward model is trained."""
-        training = self.config.reward.train
+        config, training = self.config, self.config.reward.train
         assert training is not None
-        group = self._launch("policy", RewardTrainWorker, self._rank_arguments)
+        ranks, seed = config.cluster.policy.ranks, config.run.seed
+        group = self.deployment.launch("policy", RewardTrainWorker, lambda m: (m.rank, ranks, seed))
         try:
             address = group.first(RewardTrainWorker.rendezvous)
-            cluster = self.config.cluster
-            ranks = cluster.policy.model_copy(update={"offload_optimizer": False})
-            spec = engine_spec(cluster.device, self.config.reward.precision, ranks, training)
-            model = self.config.policy.model_copy(update={"path": start, "lora": None})
-            group.wait(
-                group.start(RewardTrainWorker.load, model, spec, address, training.trainable_layers),
-                self._model_s,
-            )
+            trainer = config.cluster.policy.model_copy(update={"offload_optimizer": False})
+            spec = engine_spec(config.cluster.device, config.reward.precision, trainer, training)
+            model = config.policy.model_copy(update={"path": start, "lora": None})
+            arguments = (model, spec, address, training.trainable_layers)
+            group.wait(group.start(RewardTrainWorker.load, *arguments), self._model_s)
             yield group
         finally:
             group.stop()
 
+    # -- all -----------------------------------------------------------------------------------------------
+
     def peak_memory(self) -> dict[str, int]:
         """Peak bytes of the largest process of each role."""
         peaks = {role: group.call_living(Worker.peak_memory) for role, group in self.groups.items()}
-        return {role: max(found) for role, found in peaks.items() if found}
+        return {role: max(bytes_) for role, bytes_ in peaks.items() if bytes_}
 
     @property
     def groups(self) -> dict[str, WorkerGroup]:
         """The groups that have started, by role."""
         own = {role: getattr(self, role) for role in ("policy", "reference") if hasattr(self, role)}
         return super().groups | own | {group.role: group for group in self.scorers.groups}
+
+
+class ReferenceScorer:
+    """Whoever holds the reference's weights, behind offers and outcomes."""
+
+    def __init__(self, pool: Pool, vocab_size: int, max_length: int) -> None:
+        self.pool, self.vocab_size, self.max_length = pool, vocab_size, max_length
+        self._answers: dict[str, int] = {}  # of the groups under way
+
+    def offer(self, group: PreferenceGroup, packed: AnswerGroup | None = None) -> None:
+        """A group whose answers need reference logprobs; `packed` has them, and perhaps KTO's mismatched one after them.
+
+        Raises:
+            ValueError: a group that cannot be learnt from.
+        """
+        check_groups([group], self.vocab_size, self.max_length)
+        packed = AnswerGroup.of(group) if packed is None else packed
+        self._answers[group.group_id] = len(group.completions)
+        tokens = packed.packed_tokens
+        self.pool.offer(WorkItem(group.group_id, tokens, float(tokens)), packed)
+
+    def take(self, outcome: Outcome) -> ReferenceLogprobs:
+        """A group's logprobs, in nats.
+
+        Raises:
+            RuntimeError: no worker could compute them.
+        """
+        if outcome.error:
+            raise RuntimeError(f"{outcome.key}: no reference logprobs: {outcome.error}")
+        return read_reference(outcome.key, self._answers.pop(outcome.key), outcome.value)
+
+    def forget(self) -> None:
+        """Drop all that is under way; the scheduler forgets its part itself."""
+        self._answers = {}

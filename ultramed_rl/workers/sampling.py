@@ -8,19 +8,28 @@ from typing import Any
 from ultramed_rl.actors.options import branches
 from ultramed_rl.actors.rollout import EngineArguments, RolloutWorker
 from ultramed_rl.actors.weight_sync import transfer_backend
-from ultramed_rl.cluster.dispatch import WorkItem
 from ultramed_rl.cluster.group import WorkerGroup
-from ultramed_rl.cluster.placement import Placement, connect, reserve
-from ultramed_rl.cluster.plan import Plan, make_plan
-from ultramed_rl.cluster.pool import Outcome, Pool
-from ultramed_rl.cluster.transport import RayScheduler, WorkerSet
+from ultramed_rl.cluster.transport import WorkerSet
 from ultramed_rl.config import SamplingConfig
 from ultramed_rl.config.models import resolve_precision
+from ultramed_rl.config.rewards import ContrastSampling
+from ultramed_rl.data.contrasts import Texts, build_contrasts
+from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.models.offline import resolve_model
 from ultramed_rl.models.tokenizer import ChatTokenizer
-from ultramed_rl.records import Completion, OptionLogprobs, OptionRequest, SamplingRequest
-from ultramed_rl.tracking.termination import keep_sigterm
-from ultramed_rl.workers.pools import engine_rules
+from ultramed_rl.records import (
+    Completion,
+    Message,
+    OptionLogprobs,
+    OptionRequest,
+    PreferenceGroup,
+    Prompt,
+    SamplingRequest,
+)
+from ultramed_rl.scheduling.dispatch import WorkItem
+from ultramed_rl.scheduling.pool import Outcome, Pool, PoolRules
+from ultramed_rl.tracking import Progress
+from ultramed_rl.workers.deployment import WAVES, Deployment
 
 Advance = Callable[[int], None]
 
@@ -35,14 +44,11 @@ class SamplingWorkers:
         """Without a tokenizer the engines score options and answer nothing."""
         self.cluster, self.model = config.cluster, config.policy
         self.stop_token = None if tokenizer is None else tokenizer.end_id
-        self._starting: list[Any] = []
-        self.scheduler = RayScheduler()
+        self.policy_precision = resolve_precision(config.policy.precision, config.cluster.device)
         self.weights: tuple[str, int] = ("", -1)  # what a replaced engine starts with
-        self.plan: Plan = make_plan(config)
-        self.turns = self.plan.layout == "colocated"
-        connect(config.cluster)
-        keep_sigterm()
-        self.placement: Placement = reserve(self.plan, config.cluster)
+        self.deployment = Deployment(config)
+        self.scheduler, self.turns = self.deployment.scheduler, self.deployment.turns
+        self._starting: list[Any] = []
 
     def start_rollout(self, model: str, version: int) -> None:
         """Start the vLLM engines with this checkpoint's weights."""
@@ -55,8 +61,9 @@ class SamplingWorkers:
         Engines that share GPUs with the learners are waited for at once: they measure free memory.
         """
         self.weights = (model, version)
-        self.rollout = self._launch("rollout", RolloutWorker, lambda m: (m.rank,))
-        rules = engine_rules(self.cluster.faults, self.cluster.rollout.max_num_seqs)
+        self.rollout = self.deployment.launch("rollout", RolloutWorker, lambda m: (m.rank,))
+        # Requests outlast a turn.
+        rules = PoolRules(self.cluster.faults, WAVES * self.cluster.rollout.max_num_seqs, lasting=True)
         self.engines = self.scheduler.add("rollout", WorkerSet(self.rollout, self._prepare_engine), rules)
         self._starting = self._prepare_engine(self.rollout.actors)
         if self.turns and self.cluster.device == "cuda":
@@ -78,23 +85,12 @@ class SamplingWorkers:
         """End all actors and give the devices back."""
         for group in self.groups.values():
             group.stop()
-        self.placement.release()
+        self.deployment.release()
 
     @property
     def groups(self) -> dict[str, WorkerGroup]:
         """The groups that have started, by role."""
         return {"rollout": self.rollout} if hasattr(self, "rollout") else {}
-
-    @property
-    def policy_precision(self) -> str:
-        return resolve_precision(self.model.precision, self.cluster.device)
-
-    def _launch(self, role: str, worker: type, arguments: Callable[[Any], tuple[Any, ...]]) -> WorkerGroup:
-        members = next(r.members for r in self.plan.roles if r.role == role)
-        timeout_s = self.cluster.faults.hang_s
-        return WorkerGroup.launch(
-            worker, members, self.placement, arguments, takes_turns=self.turns, timeout_s=timeout_s
-        )
 
     def engine_arguments(self, model: str) -> EngineArguments:
         """How a rollout engine of this run is started."""
@@ -110,7 +106,7 @@ class SamplingWorkers:
             enforce_eager=group.enforce_eager,
             kv_cache_bytes=cache,
             memory_fraction=group.memory_fraction,
-            transfer_backend=transfer_backend(cluster.device, self.plan.layout),
+            transfer_backend=transfer_backend(cluster.device, self.deployment.plan.layout),
             sleeps=self.turns and cluster.device == "cuda",
             trust_remote_code=self.model.trust_remote_code,
         )
@@ -129,18 +125,18 @@ class SamplingWorkers:
         else:
             load = len(request.prompt.token_ids) + request.n * request.max_new_tokens
             item = WorkItem(request.prompt.prompt_id, request.n, float(load))
-        check_length(request, self.model.max_length)
+        _check_length(request, self.model.max_length)
         self.engines.offer(item, request)
 
     def generate(
         self, requests: Sequence[SamplingRequest], version: int, advance: Advance
     ) -> list[Completion]:
         """Completions in the order of requests, all of policy `version`; none lost, none doubled."""
-        found: dict[str, list[Completion]] = {}
+        answers: dict[str, list[Completion]] = {}
         for completions in self.stream_completions(requests, version):
-            found[completions[0].prompt_id] = completions
+            answers[completions[0].prompt_id] = completions
             advance(len(completions))
-        return [completion for request in requests for completion in found[request.prompt.prompt_id]]
+        return [completion for request in requests for completion in answers[request.prompt.prompt_id]]
 
     def stream_completions(
         self, requests: Iterable[SamplingRequest], version: int
@@ -152,14 +148,14 @@ class SamplingWorkers:
             RuntimeError: a request that no engine could answer.
         """
         for outcome in self.answer(requests):
-            completions = answered(outcome)
+            completions: list[Completion] = _value_of(outcome)
             check_version([c.policy_version for c in completions], version)
             yield completions
 
     def stream_options(self, requests: Iterable[OptionRequest], version: int) -> Iterator[OptionLogprobs]:
-        """Each question's options with their logprobs, as soon as an engine has them."""
+        """Each question's options with their logprobs, as soon as an engine has them. Raises as `stream_completions`."""
         for outcome in self.answer(requests):
-            scored: OptionLogprobs = answered(outcome)
+            scored: OptionLogprobs = _value_of(outcome)
             check_version([scored.policy_version], version)
             yield scored
 
@@ -174,14 +170,40 @@ class SamplingWorkers:
         """Raise where an engine holds other weights than it should; here all have those that they began with."""
 
 
-def answered(outcome: Outcome) -> Any:
-    """An outcome's value, where there must be one."""
+def sample_contrasts(
+    data: ContrastSampling,
+    prompts: Sequence[Prompt],
+    workers: SamplingWorkers,
+    tokenizer: ChatTokenizer,
+    seed: int,
+    progress: Progress,
+) -> list[PreferenceGroup]:
+    """Pairs out of the answers of policy 0, sampled calmly and wildly. The same seed gives the same ones."""
+    chosen = prompts[-data.prompts :]  # the end of the pool: rounds draw from all of it, seeded
+    answers: dict[str, list[Completion]] = {}
+    for name, temperature in (("calm", data.calm_temperature), ("wild", data.wild_temperature)):
+        requests = [
+            SamplingRequest(p, 1, temperature, 1.0, data.max_new_tokens, derive_seed(seed, name, p.prompt_id))
+            for p in chosen
+        ]
+        with progress.phase(f"sample {name} answers", len(requests), "completions") as bar:
+            answers[name] = workers.generate(requests, 0, bar.advance)
+
+    def encode(messages: Sequence[Message], answer: str) -> list[int]:
+        _, (tokens,) = tokenizer.encode_answers(messages, [answer])
+        return tokens
+
+    texts = Texts(encode, tokenizer.decode, tokenizer.end_id)
+    return build_contrasts(chosen, answers["calm"], answers["wild"], texts=texts, seed=seed)
+
+
+def _value_of(outcome: Outcome) -> Any:
     if outcome.error:
         raise RuntimeError(f"{outcome.key}: no engine could answer it: {outcome.error}")
     return outcome.value
 
 
-def check_length(request: SamplingRequest | OptionRequest, limit: int) -> None:
+def _check_length(request: SamplingRequest | OptionRequest, limit: int) -> None:
     """Refuse what an engine with a context of `limit` tokens cannot hold."""
     if isinstance(request, OptionRequest):
         longest = len(request.context) + max(map(len, request.options))
@@ -199,7 +221,7 @@ def check_length(request: SamplingRequest | OptionRequest, limit: int) -> None:
         )
 
 
-def check_version(found: Sequence[int], expected: int) -> None:
+def check_version(versions: Sequence[int], expected: int) -> None:
     """An answer of another policy than the one that was asked is a defect of ours."""
-    stale = set(found) - {expected}
+    stale = set(versions) - {expected}
     assert not stale, f"answers of policy {sorted(stale)}, expected {expected}"

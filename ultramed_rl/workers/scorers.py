@@ -1,43 +1,43 @@
-"""All that gives completions a reward: reward models, rules, services; and how their numbers become one."""
+"""All that gives completions a reward: reward models, rules, services; and how their numbers become one.
+
+                        +--> each reward model's pool --> take(outcome) --+
+offer(prompt, answers) -+                                                 +--> ready(): what has all its numbers
+                        +--> the terms' thread ---------------------------+
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from operator import is_
-from typing import Any
 
-from ultramed_rl.actors.scorer import RewardWorker
-from ultramed_rl.cluster.demands import reward_roles
-from ultramed_rl.cluster.dispatch import WorkItem
 from ultramed_rl.cluster.group import WorkerGroup
-from ultramed_rl.cluster.placement import Placement
-from ultramed_rl.cluster.plan import Plan
-from ultramed_rl.cluster.pool import Outcome, Pool, PoolRules
-from ultramed_rl.cluster.scheduler import Scheduler, feed
-from ultramed_rl.cluster.transport import RayScheduler, WorkerSet
-from ultramed_rl.config.cluster import Cluster, Devices, Faults, ReplicaGroup, SamplingCluster, ScoringCluster
-from ultramed_rl.config.models import resolve_precision
 from ultramed_rl.config.rewards import Reward
 from ultramed_rl.models.checks import check_reward_model
 from ultramed_rl.models.reading import RewardReader
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, Prompt, ScoredCompletion
-from ultramed_rl.rewards import combine_members, make_term, weighted_sum
-from ultramed_rl.workers.pools import scorer_rules
-from ultramed_rl.workers.terms import TermScorer
+from ultramed_rl.rewards import Term, combine_members, make_term, score_terms, weighted_sum
+from ultramed_rl.scheduling.dispatch import WorkItem
+from ultramed_rl.scheduling.pool import Outcome
+from ultramed_rl.scheduling.scheduler import Scheduler, feed
+from ultramed_rl.workers.deployment import Replicas
 
 Advance = Callable[[int], None]
-Load = tuple[Any, ...]  # a method of a worker, and its arguments
+Columns = dict[str, list[float]]  # each scorer's numbers of a prompt's answers
+_TOGETHER = 64  # prompts that a term is given at once at most; what concurrency it has is its own business
+_WAITING = 256
 
 
 @dataclass
 class _Pending:
-    """A prompt's answers and what is known of their rewards by now: numbers by column."""
+    """A prompt's answers and what is known of their rewards by now."""
 
     completions: Sequence[Completion]
-    columns: dict[str, list[float]] = field(default_factory=dict)
+    columns: Columns = field(default_factory=dict)
     error: str = ""
 
 
@@ -50,19 +50,9 @@ class Scored:
     error: str = ""
 
 
-@dataclass(frozen=True)
-class RewardModels:
-    """The replicas of one reward model, the column that its numbers are told under, and their loads under way."""
-
-    column: str
-    group: WorkerGroup
-    pool: Pool
-    loads: Sequence[Any] = ()
-
-
 class Scorers:
     """The scorers of one run. Terms are made at once, so that a missing secret shows before anything starts;
-    the reward models' groups are added when they have started.
+    the reward models are added when they have started.
 
     Prompts are offered with their answers, outcomes of the scheduler are handed back, and `ready` has what is
     complete: every model's numbers and every term's.
@@ -76,7 +66,11 @@ class Scorers:
         self.policy = policy
         self.readers = [_reader(config, path, policy) for path in config.paths]
         self.terms = TermScorer({term.name: make_term(term, policy) for term in config.terms})
-        self.models: list[RewardModels] = []
+        self.models: list[Replicas] = []
+        count = len(config.paths)
+        # Columns in the order of models and terms, whoever comes first.
+        self._model_columns = ["model"] if count == 1 else [f"model_{k}" for k in range(1, count + 1)]
+        self._columns = [*self._model_columns, *self.terms.terms]
         self._pending: dict[str, _Pending] = {}
         self._ready: list[Scored] = []
 
@@ -109,6 +103,8 @@ class Scorers:
             for c, new in zip(completions, spelt, strict=True)
         )
 
+    # -- prompt by prompt ----------------------------------------------------------------------------------
+
     @property
     def has_capacity(self) -> bool:
         """Whether more prompts may be offered; if not, those upstream are to wait."""
@@ -131,15 +127,29 @@ class Scorers:
 
     def take(self, outcome: Outcome) -> None:
         """A reward model's outcome from the scheduler."""
-        column = next(model.column for model in self.models if model.pool.role == outcome.role)
-        self._note(outcome.key, {column: outcome.value}, outcome.error)
+        number = next(k for k, model in enumerate(self.models) if model.pool.role == outcome.role)
+        self._note(outcome.key, {self._model_columns[number]: outcome.value}, outcome.error)
 
     def ready(self) -> list[Scored]:
         """Prompts that have become complete since the last time."""
         for prompt_id, columns in self.terms.results():
             self._note(prompt_id, columns, "")
-        found, self._ready = self._ready, []
-        return found
+        ready, self._ready = self._ready, []
+        return ready
+
+    def forget(self) -> None:
+        """Drop all that is under way, for a caller that gave up; the scheduler forgets its part itself."""
+        self._pending, self._ready = {}, []
+        if self.terms.busy:
+            self.terms.stop()
+            self.terms = TermScorer(self.terms.terms)
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that the scheduler may be waited for: terms are no part of it."""
+        return 0.05 if self.terms.busy else 1.0
+
+    # -- all at once ---------------------------------------------------------------------------------------
 
     def score(
         self,
@@ -158,15 +168,15 @@ class Scorers:
         by_prompt: dict[str, list[Completion]] = {p.prompt_id: [] for p in prompts}
         for completion in completions:
             by_prompt[completion.prompt_id].append(completion)
-        found: dict[tuple[str, int], ScoredCompletion] = {}
+        answers: dict[tuple[str, int], ScoredCompletion] = {}
         source = ((p, by_prompt[p.prompt_id]) for p in prompts if by_prompt[p.prompt_id])
         with self.on_device():
             for scored in self.stream(source, scheduler):
                 if scored.error:
                     raise RuntimeError(f"{scored.prompt_id}: its answers could not be scored: {scored.error}")
-                found |= {(scored.prompt_id, s.completion.sample): s for s in scored.answers}
+                answers |= {(scored.prompt_id, s.completion.sample): s for s in scored.answers}
                 advance(len(scored.answers))
-        return [found[completion.prompt_id, completion.sample] for completion in completions]
+        return [answers[completion.prompt_id, completion.sample] for completion in completions]
 
     def stream(
         self, source: Iterator[tuple[Prompt, Sequence[Completion]]], scheduler: Scheduler
@@ -180,39 +190,26 @@ class Scorers:
                 for outcome in scheduler.outcomes(self.timeout):
                     self.take(outcome)
 
-    def forget(self) -> None:
-        """Drop all that is under way, for a caller that gave up; the scheduler forgets its part itself."""
-        self._pending, self._ready = {}, []
-        if self.terms.busy:
-            self.terms.stop()
-            self.terms = TermScorer(self.terms.terms)
+    # -- inside --------------------------------------------------------------------------------------------
 
-    @property
-    def timeout(self) -> float:
-        """Seconds that the scheduler may be waited for: terms are no part of it."""
-        return 0.05 if self.terms.busy else 1.0
-
-    def _note(self, prompt_id: str, columns: dict[str, list[float]], error: str) -> None:
+    def _note(self, prompt_id: str, columns: Columns, error: str) -> None:
         pending = self._pending[prompt_id]
         pending.columns |= columns
         pending.error = pending.error or error
-        if len(pending.columns) == len(self.models) + len(self.config.terms):
+        if len(pending.columns) == len(self._columns):
             del self._pending[prompt_id]
             answers = [] if pending.error else self._combine(pending)
             self._ready.append(Scored(prompt_id, answers, pending.error))
 
     def _combine(self, pending: _Pending) -> list[ScoredCompletion]:
-        models = [pending.columns[model.column] for model in self.models]
-        weights, values = [], []
+        models = [pending.columns[name] for name in self._model_columns]
+        weights = [term.weight for term in self.config.terms]
+        values = [pending.columns[term.name] for term in self.config.terms]
         if models:
-            weights.append(self.config.weight)
             ensemble = self.config.ensemble
-            values.append(models[0] if ensemble is None else combine_members(ensemble, models))
-        weights += [term.weight for term in self.config.terms]
-        values += [pending.columns[term.name] for term in self.config.terms]
-        # Columns in the order of models and terms, whoever came first.
-        names = [*(model.column for model in self.models), *(term.name for term in self.config.terms)]
-        shown = names if len(names) > 1 else []
+            weights.insert(0, self.config.weight)
+            values.insert(0, models[0] if ensemble is None else combine_members(ensemble, models))
+        shown = self._columns if len(self._columns) > 1 else []
         rewards = weighted_sum(weights, values)
         return [
             ScoredCompletion(completion, reward, {name: pending.columns[name][i] for name in shown})
@@ -228,84 +225,71 @@ def _reader(config: Reward, path: str | None, policy: ChatTokenizer) -> RewardRe
     return RewardReader.of(path, policy, trust_remote_code=config.trust_remote_code)
 
 
-def launch_scorers(
-    scorers: Scorers,
-    plan: Plan,
-    placement: Placement,
-    cluster: Cluster | SamplingCluster | ScoringCluster,
-    paths: Sequence[str],
-    scheduler: RayScheduler,
-) -> None:
-    """Start the reward models' groups on their slots; each one's `loads` are to be waited for."""
-    config = scorers.config
-    precision = resolve_precision(config.precision, cluster.device)
-    roles = reward_roles(config)
-    for number, (role, path) in enumerate(zip(roles, paths, strict=True), 1):
-        replicas = Replicas(role, RewardWorker, cluster.reward, precision, config.micro_batch_tokens)
-        load: Load = (RewardWorker.load, path, config.trust_remote_code)
-        worker_set, loads = launch_replicas(plan, placement, cluster, replicas, _always(load))
-        rules = replicas.rules(cluster.faults, "rollout")
-        pool = scheduler.add(role, worker_set, rules)
-        scorers.models.append(
-            RewardModels("model" if len(roles) == 1 else f"model_{number}", worker_set.group, pool, loads)
-        )
+class TermScorer:
+    """Every term over each prompt's answers, in the order of offers, in a thread of its own, which starts with the first:
+    services take their time, and engines need not wait for them."""
 
-
-@dataclass(frozen=True)
-class Replicas:
-    """A forward-only role: who computes, how many, in which precision, how many tokens a pass."""
-
-    role: str
-    worker: type
-    group: ReplicaGroup
-    precision: str
-    batch_tokens: int
+    def __init__(self, terms: Mapping[str, Term]) -> None:
+        self.terms = terms
+        self._offers: queue.SimpleQueue[tuple[Prompt, Sequence[Completion]] | None] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[tuple[str, Columns] | BaseException] = queue.SimpleQueue()
+        self._open = 0
+        self._thread: threading.Thread | None = None
 
     @property
-    def shards(self) -> int:
-        """Replicas that hold one model together; 1 where each has its own."""
-        return self.group.replicas if self.group.shard else 1
+    def has_capacity(self) -> bool:
+        """Whether more may be offered."""
+        return self._open < _WAITING
 
-    def rules(self, faults: Faults, upstream: str) -> PoolRules:
-        """How the scheduler gives them work."""
-        return scorer_rules(faults, self.batch_tokens, self.shards, upstream)
+    @property
+    def busy(self) -> bool:
+        """Whether results are to come."""
+        return self._open > 0
 
+    def offer(self, prompt: Prompt, completions: Sequence[Completion]) -> None:
+        """Answers to be scored by all terms; without terms nothing comes of it."""
+        if not self.terms:
+            return
+        self._open += 1
+        self._offers.put((prompt, completions))
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="terms", daemon=True)
+            self._thread.start()
 
-def launch_replicas(
-    plan: Plan,
-    placement: Placement,
-    devices: Devices,
-    replicas: Replicas,
-    load: Callable[[], Load],
-) -> tuple[WorkerSet, list[Any]]:
-    """Replicas of a forward-only role, and their pending loads; sharded ones have joined each other.
+    def results(self) -> Iterator[tuple[str, Columns]]:
+        """Each finished prompt's numbers by term. Raises what a term raised."""
+        while not self._results.empty():
+            result = self._results.get()
+            if isinstance(result, BaseException):
+                raise result
+            self._open -= 1
+            yield result
 
-    Args:
-        load: a method and its arguments with which every actor begins, and a replacement too, whenever it comes.
-    """
-    members = next(r.members for r in plan.roles if r.role == replicas.role)
-    arguments = (devices.device, replicas.precision, replicas.batch_tokens, replicas.shards)
-    turns = plan.layout == "colocated"
-    group = WorkerGroup.launch(
-        replicas.worker,
-        members,
-        placement,
-        lambda m: (m.rank, *arguments),
-        takes_turns=turns,
-        timeout_s=devices.faults.hang_s,
-    )
+    def stop(self) -> None:
+        """Score nothing more but what is at the terms just now; nothing can be offered after that."""
+        with suppress(queue.Empty):
+            while True:
+                self._offers.get_nowait()
+        self._offers.put(None)
 
-    def prepare(actors: Sequence[Any]) -> list[Any]:
-        pending = []
-        if replicas.shards > 1:
-            address = actors[0].rendezvous.remote()
-            pending += [actor.join.remote(address) for actor in actors]
-        method, *rest = load()
-        return pending + [getattr(actor, method.__name__).remote(*rest) for actor in actors]
+    def _work(self) -> None:
+        """Takes what waits, at least one prompt and at most `_TOGETHER`; it waits for an offer, and `stop` ends it."""
+        try:
+            while (offer := self._offers.get()) is not None:
+                offers = [offer]
+                while len(offers) < _TOGETHER and not self._offers.empty():
+                    if (offer := self._offers.get()) is None:
+                        return
+                    offers.append(offer)
+                self._score(offers)
+        except BaseException as error:
+            self._results.put(error)
 
-    worker_set = WorkerSet(group, prepare, lockstep=replicas.shards > 1)
-    return worker_set, prepare(group.actors)
-
-
-def _always(load: Load) -> Callable[[], Load]:
-    return lambda: load
+    def _score(self, offers: Sequence[tuple[Prompt, Sequence[Completion]]]) -> None:
+        answers = [completion for _, completions in offers for completion in completions]
+        columns = score_terms(self.terms, [prompt for prompt, _ in offers], answers)
+        start = 0
+        for prompt, completions in offers:
+            stop = start + len(completions)
+            self._results.put((prompt.prompt_id, {n: values[start:stop] for n, values in columns.items()}))
+            start = stop

@@ -1,8 +1,9 @@
-"""The workers of an offline stage: its training ranks, behind verbs."""
+"""The workers of offline stages: training ranks; engines and reward models, one after the other."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Concatenate
 
@@ -10,36 +11,29 @@ from ultramed_rl.actors.deepspeed_setup import engine_spec
 from ultramed_rl.actors.policy import PolicyWorker
 from ultramed_rl.actors.trainer import RewardTrainWorker, TrainWorker
 from ultramed_rl.actors.work import TrainingPlace
-from ultramed_rl.cluster.group import P, WorkerGroup
-from ultramed_rl.cluster.placement import connect, reserve
-from ultramed_rl.cluster.plan import make_plan
-from ultramed_rl.cluster.scoring import number_answers
+from ultramed_rl.cluster.group import P
+from ultramed_rl.config import EvaluateConfig, RewardBenchConfig
 from ultramed_rl.config.stages import StageConfig
 from ultramed_rl.learning.packing import AnswerGroup
-from ultramed_rl.tracking.termination import keep_sigterm
+from ultramed_rl.models.tokenizer import ChatTokenizer
+from ultramed_rl.records import Completion, Prompt, ScoredCompletion
+from ultramed_rl.tracking import Progress
+from ultramed_rl.workers.deployment import Deployment, Replicas
+from ultramed_rl.workers.sampling import Advance, SamplingWorkers
+from ultramed_rl.workers.scorers import Scorers
 
 Metrics = dict[str, float]
 
 
 class StageWorkers:
-    """Owns the ranks from `start` to `stop`."""
+    """Owns the training ranks of a stage from `start` to `stop`."""
 
     def __init__(self, config: StageConfig, worker: type[PolicyWorker] | type[RewardTrainWorker]) -> None:
         self.config, self.load = config, worker.load
-        self.plan = make_plan(config)
-        connect(config.cluster)
-        keep_sigterm()
-        self.placement = reserve(self.plan, config.cluster)
+        self._deployment = Deployment(config)
         ranks, seed = config.cluster.trainer.ranks, config.run.seed
-        members = self.plan.roles[0].members
-        self.trainers = WorkerGroup.launch(
-            worker,
-            members,
-            self.placement,
-            lambda m: (m.rank, ranks, seed),
-            takes_turns=False,
-            timeout_s=config.cluster.faults.hang_s,
-        )
+        self.trainers = self._deployment.launch("trainer", worker, lambda m: (m.rank, ranks, seed))
+        self._model_s = config.cluster.faults.start_s  # that reading or writing a whole model may take
 
     def start(self, *extra: Any) -> None:
         """Load the starting model on every rank; `extra` are the worker's own arguments."""
@@ -64,20 +58,24 @@ class StageWorkers:
 
     def train(self, place: TrainingPlace, start: int, stop: int) -> Iterator[Metrics]:
         """Optimizer steps [start, stop); yields each one's metrics."""
-        arguments = (self.config.training, place, start, stop)
-        for rank, metrics in self.trainers.stream(TrainWorker.train, [arguments] * len(self.trainers)):
-            if rank == 0:
-                yield metrics
+        return self.trainers.run(TrainWorker.train, self.config.training, place, start, stop)
 
     def evaluate(self) -> Metrics:
         """The metrics of the held-out data."""
-        metrics: Metrics = self.trainers.last(TrainWorker.evaluate, self.config.training.micro_batch_tokens)
-        return metrics
+        return list(self.trainers.run(TrainWorker.evaluate, self.config.training.micro_batch_tokens))[-1]
 
-    def score_start(self, groups: Sequence[AnswerGroup], advance: Callable[[int], None]) -> list[list[float]]:
-        """Logprobs of all answers under the starting model, which must not have been trained yet."""
-        budget = self.config.training.micro_batch_tokens
-        return number_answers(self.trainers, PolicyWorker.score_base, groups, (budget,), advance)
+    def score_start(self, groups: Sequence[AnswerGroup], advance: Advance) -> list[list[float]]:
+        """Logprobs of all answers under the starting model, which must not have been trained yet; the groups are dealt to
+        the ranks in turn. `advance` is told of each pass's answers."""
+        count, budget = len(self.trainers), self.config.training.micro_batch_tokens
+        values: list[list[float | None]] = [[None] * len(g.answers) for g in groups]
+        shards = [(groups[rank::count], budget) for rank in range(count)]
+        for rank, numbers in self.trainers.stream(PolicyWorker.score_base, shards):
+            for group, answer, number in numbers:
+                values[rank + group * count][answer] = number
+            advance(len(numbers))
+        assert all(v is not None for row in values for v in row), "an answer was not scored"
+        return [[float(v) for v in row if v is not None] for row in values]
 
     def save(self, directory: Path) -> None:
         """Write the model as a Hugging Face checkpoint."""
@@ -89,16 +87,91 @@ class StageWorkers:
 
     def load_state(self, directory: Path, skipped: int) -> None:
         """Go on from what `save_state` wrote, after so many skipped steps."""
-        self.trainers.wait(
-            self.trainers.start(TrainWorker.load_state, str(directory), skipped), self._model_s
-        )
+        pending = self.trainers.start(TrainWorker.load_state, str(directory), skipped)
+        self.trainers.wait(pending, self._model_s)
 
     def stop(self) -> None:
         """End the ranks and give the devices back."""
         self.trainers.stop()
-        self.placement.release()
+        self._deployment.release()
+
+
+class RewardWorkers:
+    """Starts a config's reward models, on devices of their own, with the first answers that they are to score."""
+
+    def __init__(self, config: EvaluateConfig | RewardBenchConfig) -> None:
+        self.config = config
+        self._deployment: Deployment | None = None
+        self._models: list[Replicas] = []
+
+    def score(
+        self,
+        scorers: Scorers,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Completion],
+        advance: Advance,
+    ) -> list[ScoredCompletion]:
+        """The reward of each completion, in order, by `scorers` on the one set of reward models."""
+        cluster = self.config.cluster
+        if self._deployment is None:
+            self._deployment = Deployment(self.config)
+            paths = [path for path in scorers.config.paths if path is not None]
+            self._models = self._deployment.launch_reward_models(scorers.config, cluster.reward, paths)
+            for model in self._models:
+                self._deployment.scheduler.wait_for_start(model.pool, model.loads, cluster.faults.start_s)
+        scorers.models = self._models
+        return scorers.score(prompts, completions, advance, self._deployment.scheduler)
+
+    def stop(self) -> None:
+        """End all actors and give the devices back."""
+        for model in self._models:
+            model.group.stop()
+        if self._deployment is not None:
+            self._deployment.release()
+
+
+@dataclass(frozen=True)
+class ComparedPolicy:
+    """A policy that is evaluated; without a tokenizer it scores options and answers nothing."""
+
+    name: str
+    path: str
+    tokenizer: ChatTokenizer | None
 
     @property
-    def _model_s(self) -> float:
-        """Seconds that reading or writing a whole model may take."""
-        return self.config.cluster.faults.start_s
+    def chat(self) -> ChatTokenizer:
+        """The tokenizer of a policy that answers."""
+        assert self.tokenizer is not None
+        return self.tokenizer
+
+
+class EvaluationWorkers:
+    """Engines for one policy after the other, then reward models on the same devices. Starts what is asked for when it is
+    asked for; `rewards` scores by the scorers of the policy that answered."""
+
+    def __init__(self, config: EvaluateConfig, progress: Progress) -> None:
+        self.config, self.progress = config, progress
+        self.sampling: SamplingWorkers | None = None
+        self.policy = ""
+        self.rewards = RewardWorkers(config)
+
+    def start_policy(self, policy: ComparedPolicy) -> SamplingWorkers:
+        """Engines with this policy's weights: those that there are, or new ones instead of another policy's."""
+        if self.sampling is None or self.policy != policy.name:
+            self.stop_rollout()
+            with self.progress.phase(f"start engines with {policy.name}", 1, "groups") as bar:
+                self.sampling, self.policy = SamplingWorkers(self.config, policy.tokenizer), policy.name
+                self.sampling.start_rollout(policy.path, 0)
+                bar.advance(1)
+        return self.sampling
+
+    def stop_rollout(self) -> None:
+        """End the engines, if there are any."""
+        if self.sampling is not None:
+            self.sampling.stop()
+            self.sampling = None
+
+    def stop(self) -> None:
+        """End all actors and give the devices back."""
+        self.stop_rollout()
+        self.rewards.stop()

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tiny import tiny_run
-from ultramed_rl.cluster.architecture import KNOWN, count_parameters, resolve_architecture
-from ultramed_rl.cluster.demands import needs_reference
-from ultramed_rl.cluster.memory import TrainingShape, cache_bytes_per_token, training_bytes
-from ultramed_rl.cluster.plan import PlanError, make_plan, render_plan
+from ultramed_rl.cluster.memory import KNOWN, count_parameters, resolve_architecture, training_bytes
+from ultramed_rl.cluster.plan import PlanError, make_plan, needs_reference, render_plan
 from ultramed_rl.config import AnyConfig, load_any, parse_config
-from ultramed_rl.config.models import native_bfloat16
+from ultramed_rl.config.cluster import TrainerGroup
+from ultramed_rl.config.models import Model, native_bfloat16
 from ultramed_rl.config.recipe import load_recipe, stage_config
+from ultramed_rl.config.rounds import Training
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 PRESETS = sorted(CONFIGS.rglob("*.yaml"))
@@ -54,17 +54,13 @@ def test_parameter_counts_are_exact() -> None:
     [(0, (2, 2, 12)), (1, (2, 2, 12 / 8)), (2, (2, 2 / 8, 12 / 8)), (3, (2 / 8, 2 / 8, 12 / 8))],
 )
 def test_zero_divides_what_its_stage_says(stage: int, expected: tuple[float, float, float]) -> None:
-    shape = TrainingShape(8, stage, "bfloat16", False, True, 2048)
-    found = training_bytes(LLAMA_8B, shape)
+    model, training = Model(path="8b", precision="bfloat16"), Training(micro_batch_tokens=2048)
+    group = TrainerGroup(ranks=8, zero_stage=stage)
+    found = training_bytes(LLAMA_8B, model, group, training, "cuda", 1024)
     count = 8_030_261_248
     assert (found["weights"], found["gradients"], found["optimizer"]) == pytest.approx(
         tuple(count * e for e in expected), abs=1
     )
-
-
-def test_cache_bytes_of_llama_8b() -> None:
-    # keys and values x 32 layers x 8 heads x 128 x 2 bytes
-    assert cache_bytes_per_token(LLAMA_8B, "bfloat16") == 2 * 32 * 8 * 128 * 2 == 131_072
 
 
 def shipped(path: Path) -> list[AnyConfig]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Iterator
@@ -16,10 +15,16 @@ from typer.testing import CliRunner
 
 from ultramed_rl.cli import app
 from ultramed_rl.cli.jobs import command_line
-from ultramed_rl.cluster.job_client import follow_log
-from ultramed_rl.cluster.job_environment import hide_secrets, read_runtime_env
-from ultramed_rl.cluster.local_paths import FILE_KEYS, MODEL_KEYS, path_problems
-from ultramed_rl.cluster.submission import CONFIG_FILE, Submission, job_folder
+from ultramed_rl.cluster.inputs import FILE_KEYS, MODEL_KEYS
+from ultramed_rl.cluster.jobs import follow_log
+from ultramed_rl.cluster.submission import (
+    CONFIG_FILE,
+    Submission,
+    hide_secrets,
+    job_folder,
+    path_problems,
+    read_runtime_env,
+)
 from ultramed_rl.config import dump_config, load_any, load_config
 from ultramed_rl.config.document import read_document
 from ultramed_rl.config.recipe import load_recipe
@@ -346,21 +351,21 @@ class Breaking:
 
 
 def test_a_log_whose_connection_breaks_is_shown_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ultramed_rl.cluster.job_client._POLL_S", 0.0)
+    monkeypatch.setattr("ultramed_rl.cluster.jobs._POLL_S", 0.0)
     said: list[str] = []
     client = Breaking(
         ["one\ntw", "broken"],
         ["broken"],
         ["one\n", "two\nthr"],
     )
-    asyncio.run(follow_log(client, "job", said.append))
+    follow_log(client, "job", said.append)
     assert "".join(said) == "one\ntwo\nthr"
 
 
 def test_a_log_that_cannot_be_reached_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ultramed_rl.cluster.job_client._POLL_S", 0.0)
+    monkeypatch.setattr("ultramed_rl.cluster.jobs._POLL_S", 0.0)
     with pytest.raises(RuntimeError, match="raysubmit_1: "):
-        asyncio.run(follow_log(Breaking(*[["broken"]] * 10), "raysubmit_1", lambda text: None))
+        follow_log(Breaking(*[["broken"]] * 10), "raysubmit_1", lambda text: None)
 
 
 @pytest.mark.parametrize(

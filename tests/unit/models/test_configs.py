@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.tiny import FAMILIES, make_model, tiny_run
-from ultramed_rl.cluster.architecture import count_parameters, resolve_architecture
+from ultramed_rl.cluster.memory import count_parameters, resolve_architecture
 from ultramed_rl.cluster.plan import make_plan
 from ultramed_rl.config import parse_config
 from ultramed_rl.config.models import Architecture, ModelSettings

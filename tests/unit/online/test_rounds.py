@@ -15,11 +15,11 @@ from tests.simulated.outcome import check_same
 from tests.simulated.ray import Call
 from tests.simulated.run import FAULTS, Ended, Simulation
 from tests.simulated.trainers import SimulatedTrainer
-from ultramed_rl.cluster.pool import LostWorkers
 from ultramed_rl.config import ConfigError
 from ultramed_rl.online import run as online_run
 from ultramed_rl.records import Completion, SamplingRequest
 from ultramed_rl.report.build import write_report
+from ultramed_rl.scheduling.pool import LostWorkers
 
 N = 4
 

@@ -205,7 +205,7 @@ def remove_repeated(work: DataWork) -> Counter[str]:
 def _map(work: DataWork, files: list[Path], function: Any, name: str) -> list[Path]:
     cluster = work.config.cluster
     if cluster.workers:
-        from ultramed_rl.cluster.placement import connect
+        from ultramed_rl.cluster.connection import connect
 
         connect(cluster)
         keep_sigterm()

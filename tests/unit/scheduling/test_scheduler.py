@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -16,10 +15,11 @@ from hypothesis import strategies as st
 from tests.simulated.ray import Call, SimulatedRay, Takes
 from tests.simulated.run import simulated
 from ultramed_rl.actors.work import WorkBatch, WorkResult
-from ultramed_rl.cluster.dispatch import DispatchRules, WorkItem
 from ultramed_rl.cluster.group import WorkerGroup
-from ultramed_rl.cluster.pool import FaultRules, LostWorkers, Outcome, Pool, PoolRules
 from ultramed_rl.cluster.transport import RayScheduler, WorkerSet
+from ultramed_rl.config.cluster import Faults
+from ultramed_rl.scheduling.dispatch import WorkItem
+from ultramed_rl.scheduling.pool import LostWorkers, Outcome, Pool, PoolRules
 
 HANG_S, START_S = 30.0, 60.0
 
@@ -41,11 +41,9 @@ class Echo:
         return Takes(max(0.1, len(turn.requests)), WorkResult(done, failed))
 
 
-def pool_rules(
-    restarts: int = 100, fewer: bool = True, lasting: bool = False, copy_after: float = math.inf
-) -> PoolRules:
-    faults = FaultRules(restarts, HANG_S, START_S, fewer)
-    return PoolRules(DispatchRules(4, 3, copy_after), faults, depth=1 + lasting, lasting=lasting)
+def pool_rules(restarts: int = 100, fewer: bool = True, lasting: bool = False) -> PoolRules:
+    faults = Faults(restarts=restarts, hang_s=HANG_S, start_s=START_S, allow_fewer_workers=fewer, attempts=3)
+    return PoolRules(faults, room=4, lasting=lasting)
 
 
 @dataclass
@@ -127,8 +125,9 @@ def test_whatever_befalls_workers_each_key_ends_once(
     workers: int, count: int, fates: list[str], late: list[float], refused: frozenset[str], lasting: bool
 ) -> None:
     starts = iter(late)
-    rules = pool_rules(lasting=lasting, copy_after=3.0 if lasting else math.inf)
-    asked = bench(workers, rules, once(*fates), lambda role, rank: next(starts, 1.0), refused)
+    asked = bench(
+        workers, pool_rules(lasting=lasting), once(*fates), lambda role, rank: next(starts, 1.0), refused
+    )
     asked.offer(*keys(count))
     try:
         found = asked.finish()
@@ -253,7 +252,7 @@ def test_the_tail_does_not_wait_for_a_straggler_whose_copy_is_done() -> None:
             return "hangs"
         return ""
 
-    asked = bench(2, pool_rules(lasting=True, copy_after=3.0), fate)
+    asked = bench(2, pool_rules(lasting=True), fate)
     asked.offer(*keys(8))
     found = asked.finish()
     assert all(outcome.value[0] != hung[0] for key, outcome in found.items() if key == "k0")

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import ray
 
-from ultramed_rl.cluster import private_ray
-from ultramed_rl.cluster.job_client import connect_to_jobs
-from ultramed_rl.cluster.private_ray import choose_parent, remove_spilled, stop_private_ray
+from ultramed_rl.cluster import connection
+from ultramed_rl.cluster.connection import choose_parent, remove_spilled, stop_private_ray
+from ultramed_rl.cluster.jobs import JobServer
 from ultramed_rl.tracking.heartbeat import watched
 
 # 107 bytes of a socket's path, less /umrl-12345678 (14), /ray (4), the session's name (43) and /sockets/plasma_store
@@ -52,7 +52,7 @@ def test_ray_tmpdir_wins_up_to_the_length_that_sockets_allow(
 def test_a_long_or_full_tmpdir_is_passed_over(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     full = {short: 0.96}
-    monkeypatch.setattr(private_ray, "full_share", lambda folder: full.get(folder, 0.5))
+    monkeypatch.setattr(connection, "full_share", lambda folder: full.get(folder, 0.5))
     monkeypatch.setattr(tempfile, "tempdir", str(short))
     assert choose_parent() == Path("/tmp")
     full[Path("/tmp")] = full[Path("/var/tmp")] = 1.0
@@ -77,11 +77,11 @@ def test_what_a_killed_process_spilled_goes_and_a_living_ones_stays(short: Path)
 
 def started(folder: Path) -> Path:
     """A folder as that of a Ray which was started now; returns its logs."""
-    logs = folder / private_ray.LOGS
+    logs = folder / connection.LOGS
     logs.mkdir(parents=True)
     (folder / "spilled").mkdir()
     lock = (folder / "lock").open("w")
-    private_ray._started.append(private_ray._Started(folder, lock, time.monotonic()))
+    connection._started.append(connection._Started(folder, lock, time.monotonic()))
     return logs
 
 
@@ -115,14 +115,14 @@ def test_another_cluster_gets_the_users_token_and_never_ours(
     with HTTPServer(("127.0.0.1", 0), Dashboard) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
-        with monkeypatch.context() as ours, private_ray._closed():
+        with monkeypatch.context() as ours, connection._closed():
             # As while a Ray of our own is up: Ray's client has read its token.
             assert ray._raylet.AuthenticationTokenLoader.instance().has_token()
             for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
                 ours.delenv(name, raising=False)
-            connect_to_jobs(address, "--address")
+            JobServer(address)
             ours.setenv("RAY_AUTH_TOKEN", "the user's")
-            connect_to_jobs(address, "--address")
+            JobServer(address)
         server.shutdown()
-    private_ray._read_token_settings()
+    connection._read_token_settings()
     assert shown == ["", "", "Bearer the user's", "Bearer the user's"]  # two requests each

@@ -1,19 +1,24 @@
-"""A role's workers behind a dispatcher: turns out, answers in, the dead replaced. No Ray and no clock of its own.
+"""A role's workers behind a dispatcher: turns out, answers in, the dead replaced.
 
 offer() --> Dispatcher --> WorkBatch --> transport --> worker --> WorkResult --> Outcome, once for each key
                ^                                    |
                +---- what a lost worker held <------+--> transport.start(): a new one, at most `restarts` times
+
+A worker's turn begins with what was dealt to it since the last one, and ends with a report. Engines go on with their
+requests over several turns, and have two turns at once, so that one begins while the driver reads the other's report.
+Scorers answer all of a turn within it: while they compute, the next turn's requests gather.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ultramed_rl.actors.work import WorkBatch, WorkResult
-from ultramed_rl.cluster.dispatch import Dispatcher, DispatchRules, WorkItem
+from ultramed_rl.config.cluster import Faults
+from ultramed_rl.scheduling.dispatch import Dispatcher, WorkItem
 from ultramed_rl.tracking.stall import RoleState
 
 
@@ -26,37 +31,19 @@ class RanksLost(RuntimeError):
 
 
 @dataclass(frozen=True)
-class FaultRules:
-    """What is done about workers that die or hang.
-
-    Args:
-        restarts: of workers of one role, over the whole run.
-        hang_s: a turn that takes longer is a hang; the worker is ended and replaced.
-        start_s: a replacement that isn't there after so long won't come: its node is gone.
-        fewer: whether a role goes on with fewer workers than it began with.
-    """
-
-    restarts: int
-    hang_s: float
-    start_s: float
-    fewer: bool
-
-
-@dataclass(frozen=True)
 class PoolRules:
     """How a role works.
 
     Args:
-        depth: turns that a worker is given at once: two where it should never wait for the driver.
+        room: what a worker is given at once, in the unit of its items' sizes.
         lasting: whether requests outlast a turn, as in an engine that answers many side by side.
         upstream: roles that this one is fed by, for those who ask why it waits.
         ranks: the worker is ranks that compute together and that others start again: their loss is RanksLost.
     """
 
-    dispatch: DispatchRules
-    faults: FaultRules
-    depth: int
-    lasting: bool
+    faults: Faults
+    room: int
+    lasting: bool = False
     upstream: tuple[str, ...] = ()
     ranks: bool = False
 
@@ -71,8 +58,19 @@ class Outcome:
     error: str = ""
 
 
+@dataclass(frozen=True)
+class Event:
+    """What a transport has to tell of a worker: a report, or that it is there again, or else lost with an error."""
+
+    role: str
+    rank: int
+    report: WorkResult | None = None
+    started: bool = False
+    error: str = ""
+
+
 class Transport(Protocol):
-    """The way to workers, which are known by role and rank."""
+    """The way to workers, which are known by role and rank; and the clock."""
 
     def send(self, role: str, rank: int, work: WorkBatch) -> None:
         """Give a worker a turn; its report, or its loss, is an event."""
@@ -84,6 +82,15 @@ class Transport(Protocol):
 
     def end(self, role: str, rank: int) -> None:
         """End a worker now; nothing more is heard of it until it is started again."""
+        ...
+
+    def events(self, timeout: float, unread: Collection[str] = ()) -> list[Event]:
+        """What has happened, waiting for the first of it up to `timeout` seconds; never much at once. News of `unread`
+        roles stay where they are."""
+        ...
+
+    def now(self) -> float:
+        """Seconds of a clock that never goes back."""
         ...
 
 
@@ -101,25 +108,32 @@ class _Worker:
 class Pool:
     """One role. `pump` after offers and events; `outcomes` takes what has ended."""
 
-    def __init__(self, role: str, ranks: list[int], rules: PoolRules, transport: Transport) -> None:
-        self.role, self.rules, self.transport = role, rules, transport
+    def __init__(
+        self,
+        role: str,
+        ranks: list[int],
+        rules: PoolRules,
+        transport: Transport,
+        on_restart: Callable[[str], None] = lambda error: None,
+    ) -> None:
+        """`on_restart` is told of the error for which a worker is replaced."""
+        self.role, self.rules, self.transport, self.on_restart = role, rules, transport, on_restart
         self.restarts = 0
-        self.last_done: float | None = None
-        self.on_restart: Callable[[str], None] = lambda error: None
+        self._allowed = 0 if rules.ranks else rules.faults.restarts
+        self._last_done: float | None = None
         self._workers = {rank: _Worker(rank) for rank in ranks}
-        self._last_error = ""
-        self._gone = 0
+        self._last_error, self._gone = "", 0
         self._changed: dict[int, _Worker] = {}  # since the last pump: there may be something to send
         self._look_at = math.inf  # no worker hangs, and no replacement is late, before
         self._begin()
 
     def _begin(self) -> None:
-        self._dispatcher: Dispatcher[int] = Dispatcher(self.rules.dispatch)
+        copy_after = 3.0 if self.rules.lasting else math.inf
+        self._dispatcher = Dispatcher(self.rules.room, self.rules.faults.attempts, copy_after)
         self._payloads: dict[str, Any] = {}
         self._ended: list[Outcome] = []
-        for worker in self._workers.values():
-            if worker.state == "ready":
-                self._dispatcher.join(worker.rank)
+        for rank in self.ranks:
+            self._dispatcher.join(rank)
 
     # -- work ----------------------------------------------------------------------------------------------
 
@@ -141,14 +155,20 @@ class Pool:
     @property
     def has_capacity(self) -> bool:
         """Whether more may be offered; if not, those upstream are to wait."""
-        return self._dispatcher.waiting < self.backlog_limit
+        return self._free_places > 0
+
+    @property
+    def _free_places(self) -> int:
+        """How many more keys may wait here before those upstream are held back. What workers hold doesn't count: the
+        queue is there so that none of them waits for the driver, and needs to be no longer than that."""
+        return 64 + 16 * len(self._workers) - self._dispatcher.waiting
 
     def outcomes(self) -> list[Outcome]:
         """What has ended since the last time. When all has, stragglers are forgotten and offers are taken anew."""
-        found, self._ended = self._ended, []
-        if self._dispatcher.closed and not self._payloads:
+        ended, self._ended = self._ended, []
+        if not self._payloads:
             self._dispatcher.closed = False
-        return found
+        return ended
 
     def pump(self, now: float) -> None:
         """Deal what waits, send turns, replace what hangs.
@@ -159,30 +179,29 @@ class Pool:
         self._check_times(now)
         while (dealt := self._dispatcher.next(now)) is not None:
             rank, item = dealt
-            self._changed_worker(rank).outbox.append((item.key, self._payloads[item.key]))
+            worker = self._changed[rank] = self._workers[rank]
+            worker.outbox.append((item.key, self._payloads[item.key]))
         for rank, key in self._dispatcher.cancelled():
-            self._cancel(self._changed_worker(rank), key)
+            worker = self._changed[rank] = self._workers[rank]
+            unsent = [(k, payload) for k, payload in worker.outbox if k != key]
+            if len(unsent) == len(worker.outbox) and self.rules.lasting:
+                worker.cancelled.append(key)
+            worker.outbox = unsent
         changed, self._changed = self._changed, {}
         for worker in changed.values():
             self._send(worker, now)
         self._check_left()
 
-    def _changed_worker(self, rank: int) -> _Worker:
-        worker = self._changed[rank] = self._workers[rank]
-        return worker
-
-    def _cancel(self, worker: _Worker, key: str) -> None:
-        kept = [(k, payload) for k, payload in worker.outbox if k != key]
-        if len(kept) == len(worker.outbox) and self.rules.lasting:
-            worker.cancelled.append(key)
-        worker.outbox = kept
-
     def _send(self, worker: _Worker, now: float) -> None:
-        if worker.state != "ready" or worker.turns >= self.rules.depth:
+        """A turn for a worker that has one free. Without anything new there is none, but for an engine that holds
+        requests: it must go on with them, and what it finishes comes with the turn's report."""
+        lasting = self.rules.lasting
+        if worker.state != "ready" or worker.turns >= (2 if lasting else 1):
             return
         idle = not (worker.outbox or worker.cancelled)
-        if idle and not (self.rules.lasting and self._dispatcher.holds(worker.rank)):
+        if idle and not (lasting and self._dispatcher.keys_of(worker.rank)):
             return
+        # Longer where there are many workers, so that the driver can keep up with their reports.
         seconds = min(1.0, 0.1 + len(self._workers) / 256)
         work = WorkBatch(tuple(worker.outbox), tuple(worker.cancelled), seconds)
         worker.outbox, worker.cancelled = [], []
@@ -196,17 +215,16 @@ class Pool:
 
     def reported(self, rank: int, report: WorkResult, now: float) -> None:
         """A worker's turn has ended."""
-        worker = self._workers[rank]
+        worker = self._changed[rank] = self._workers[rank]
         worker.turns -= 1
         worker.since = now
-        self._changed[rank] = worker
         if worker.stale:
             worker.stale -= 1
             return
         for key, value in report.done:
             if self._dispatcher.done(rank, key, now):
                 self._end(Outcome(self.role, key, value))
-                self.last_done = now
+                self._last_done = now
         for key, error in report.failed:
             self._dispatcher.fail(rank, key, error)
         self._take_aside()
@@ -218,30 +236,30 @@ class Pool:
 
     def started(self, rank: int) -> None:
         """A replacement is there."""
-        worker = self._workers[rank]
-        worker.state, worker.turns, worker.stale = "ready", 0, 0
-        worker.outbox, worker.cancelled = [], []
+        self._workers[rank] = _Worker(rank)
         self._dispatcher.join(rank)
 
     def lost(self, rank: int, error: str, now: float) -> None:
         """A worker is dead, or could not be started; it is replaced while there are restarts left."""
-        worker = self._workers[rank]
+        was_ready = self._workers[rank].state == "ready"
+        worker = self._workers[rank] = _Worker(rank, "gone")
+        self._changed.pop(rank, None)
         self._last_error = error
-        if worker.state == "ready":
+        if was_ready:
             self._dispatcher.leave(rank, error)
             self._take_aside()
-        worker.turns, worker.stale, worker.outbox, worker.cancelled = 0, 0, [], []
-        if self.restarts < self.rules.faults.restarts:
+        if self.restarts < self._allowed:
             self.restarts += 1
             worker.state, worker.since = "starting", now
             self._look_at = min(self._look_at, now + self.rules.faults.start_s)
             self.on_restart(error)
             self.transport.start(self.role, rank)
         else:
-            self._give_up(worker)
+            self._gone += 1
 
     def forget(self) -> None:
-        """Drop all that is under way, for a caller that gave up: workers are told with their next turn."""
+        """Drop all that is under way, for a caller that gave up. Engines are told with their next turn; reports of turns
+        that are out now speak of keys that may be offered again, and are not believed."""
         for worker in self._workers.values():
             if self.rules.lasting and worker.state == "ready":
                 worker.cancelled += self._dispatcher.keys_of(worker.rank)
@@ -249,25 +267,22 @@ class Pool:
             worker.outbox, worker.stale = [], worker.turns
         self._begin()
 
+    # -- how it stands -------------------------------------------------------------------------------------
+
     def state(self, now: float) -> RoleState:
         """How the role stands."""
-        ready = [w for w in self._workers.values() if w.state == "ready"]
+        states = [worker.state for worker in self._workers.values()]
         return RoleState(
             role=self.role,
-            workers=sum(w.state != "gone" for w in self._workers.values()),
-            starting=sum(w.state == "starting" for w in self._workers.values()),
-            busy=sum(w.turns > 0 for w in ready),
+            workers=len(states) - states.count("gone"),
+            starting=states.count("starting"),
+            busy=sum(self._workers[rank].turns > 0 for rank in self.ranks),
             waiting=self._dispatcher.waiting,
             held=self._dispatcher.held,
-            room=max(0, self.backlog_limit - self._dispatcher.waiting),
+            room=max(0, self._free_places),
             upstream=self.rules.upstream,
-            idle_s=0.0 if self.last_done is None else now - self.last_done,
+            idle_s=0.0 if self._last_done is None else now - self._last_done,
         )
-
-    @property
-    def backlog_limit(self) -> int:
-        """How many keys may wait here before those upstream are held back."""
-        return 64 + 16 * len(self._workers)
 
     @property
     def ranks(self) -> list[int]:
@@ -286,45 +301,39 @@ class Pool:
         self._ended.append(outcome)
 
     def _take_aside(self) -> None:
-        aside: Mapping[str, str] = self._dispatcher.set_aside
-        for key, error in aside.items():
+        set_aside, self._dispatcher.set_aside = self._dispatcher.set_aside, {}
+        for key, error in set_aside.items():
             self._end(Outcome(self.role, key, error=error))
-        self._dispatcher.set_aside = {}
 
     def _check_times(self, now: float) -> None:
-        faults = self.rules.faults
+        """A turn that takes longer than `hang_s` is a hang: its worker is ended and replaced. A replacement that isn't
+        there after `start_s` won't come: its node is gone."""
         if now <= self._look_at:
             return
-        for worker in self._workers.values():
+        faults, self._look_at = self.rules.faults, math.inf
+        for worker in list(self._workers.values()):
             out = now - worker.since
             if worker.state == "ready" and worker.turns and out > faults.hang_s:
                 self.transport.end(self.role, worker.rank)
                 self.lost(worker.rank, f"no sign of life for {out:.0f} s", now)
             elif worker.state == "starting" and out > faults.start_s:
                 self.transport.end(self.role, worker.rank)
-                self._give_up(worker)
+                worker.state = "gone"
+                self._gone += 1
                 self._last_error = f"its replacement was not there after {out:.0f} s"
-        self._look_at = min(
-            (
-                w.since + (faults.start_s if w.state == "starting" else faults.hang_s)
-                for w in self._workers.values()
-                if w.turns or w.state == "starting"
-            ),
-            default=math.inf,
-        )
-
-    def _give_up(self, worker: _Worker) -> None:
-        worker.state = "gone"
-        self._gone += 1
+            elif worker.state == "starting":
+                self._look_at = min(self._look_at, worker.since + faults.start_s)
+            elif worker.turns:
+                self._look_at = min(self._look_at, worker.since + faults.hang_s)
 
     def _check_left(self) -> None:
-        left = len(self._workers) - self._gone
-        if left and (self.rules.faults.fewer or not self._gone):
+        total = len(self._workers)
+        if not self._gone or (self._gone < total and self.rules.faults.allow_fewer_workers):
             return
         if self.rules.ranks:
             raise RanksLost(f"{self.role}: a rank died ({self._last_error})")
         raise LostWorkers(
-            f"{self.role}: {self._gone} of {len(self._workers)} workers are lost after {self.restarts} restarts "
-            f"(cluster.faults.restarts={self.rules.faults.restarts}); the last: {self._last_error}; mend the cause and go "
-            "on with --resume"
+            f"{self.role}: {self._gone} of {total} workers are lost after {self.restarts} restarts "
+            f"(cluster.faults.restarts={self._allowed}); the last: {self._last_error}; mend the cause and go on with "
+            "--resume"
         )

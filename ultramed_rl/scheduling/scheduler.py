@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
-from ultramed_rl.actors.work import WorkResult
-from ultramed_rl.cluster.pool import Outcome, Pool, PoolRules, Transport
+from ultramed_rl.scheduling.pool import Event, Outcome, Pool, PoolRules, Transport
 from ultramed_rl.tracking.stall import RoleState, StallWatch
 from ultramed_rl.tracking.timeline import Span
 
@@ -17,55 +15,24 @@ _LOOK_EVERY_S = 5.0
 _AWAY_S = 5.0  # longer than any wait of `outcomes`: its caller did something else
 
 
-@dataclass(frozen=True)
-class Event:
-    """What a transport has to tell of a worker: a report, or that it is there again, or else lost with an error."""
-
-    role: str
-    rank: int
-    report: WorkResult | None = None
-    started: bool = False
-    error: str = ""
-
-
-class EventTransport(Transport, Protocol):
-    """A transport whose events can be waited for."""
-
-    def now(self) -> float:
-        """Seconds of the clock that pools go by."""
-        ...
-
-    def events(self, timeout: float, unread: Collection[str] = ()) -> list[Event]:
-        """What has happened, waiting for the first of it up to `timeout` seconds; never much at once.
-
-        Args:
-            unread: roles whose news stay where they are.
-        """
-        ...
-
-
-class Watcher(Protocol):
-    """Who is told of the scheduler's work: timeline, metrics, the run's status."""
+class Watcher:
+    """Who is told of the scheduler's work; this one does nothing with it."""
 
     def span(self, span: Span) -> None:
         """A worker's turn."""
-        ...
 
     def restarted(self, role: str, error: str) -> None:
         """A worker is being replaced."""
-        ...
 
     def set_aside(self, role: str) -> None:
         """A key is given up with its error."""
-        ...
 
     def look(self, states: Sequence[RoleState], stalled: str | None) -> None:
         """How the roles stand, every few seconds; `stalled` says who waits for whom if nothing moves."""
-        ...
 
 
 def feed(source: Iterator[T], has_capacity: Callable[[], bool], offer: Callable[[T], None]) -> bool:
-    """Offer items for as long as they are has_capacity; whether there may be more."""
+    """Offer items for as long as there is room; whether there may be more."""
     while has_capacity():
         item = next(source, None)
         if item is None:
@@ -77,8 +44,8 @@ def feed(source: Iterator[T], has_capacity: Callable[[], bool], offer: Callable[
 class Scheduler:
     """Pools by role. What is offered to a pool comes back from `outcomes`, once for each key."""
 
-    def __init__(self, transport: EventTransport, watcher: Watcher | None = None) -> None:
-        self.transport, self.watcher = transport, watcher
+    def __init__(self, transport: Transport) -> None:
+        self.transport, self.watcher = transport, Watcher()
         self.pools: dict[str, Pool] = {}
         self._phase = ""  # under which turns are told
         self._unread: dict[str, float] = {}  # roles that are held back, and since when
@@ -96,26 +63,27 @@ class Scheduler:
 
     def open(self, role: str, ranks: list[int], rules: PoolRules) -> Pool:
         """The pool of a role whose workers of these ranks are there."""
-        pool = self.pools[role] = Pool(role, ranks, rules, self.transport)
-        pool.on_restart = lambda error: self._restarted(role, error)
+        pool = Pool(role, ranks, rules, self.transport, lambda error: self.watcher.restarted(role, error))
+        self.pools[role] = pool
         return pool
 
     def outcomes(self, timeout: float = 1.0) -> list[Outcome]:
-        """What has ended in any pool. Waits up to `timeout` seconds where nothing has.
+        """What has ended in any pool.
+
+        Consumes reports and losses. Where nothing has ended it waits for the first of them, up to `timeout` seconds; any
+        report, loss or replacement unblocks it, and a hang is found by the next call after its time.
 
         Raises:
             LostWorkers, RanksLost: a role cannot go on.
         """
         self._pump()
-        found = self._take()
-        if not found:
-            self._handle(self.transport.events(timeout, self._unread))
+        ended = self._take()
+        self._handle(self.transport.events(0.0 if ended else timeout, self._unread))
+        if not ended:
             self._pump()
-            found = self._take()
-        else:
-            self._handle(self.transport.events(0.0, self._unread))
+            ended = self._take()
         self._tell()
-        return found
+        return ended
 
     def stream(self, pool: Pool, source: Iterator[T], offer: Callable[[T], None]) -> Iterator[Outcome]:
         """What one pool makes of a source, as it comes, while no other has work. Items are taken, and given to
@@ -132,8 +100,8 @@ class Scheduler:
                 pool.forget()
 
     def hold(self, role: str, back: bool) -> None:
-        """Leave a role's reports unread while those downstream are behind, so that the driver needn't keep them; or
-        read them again."""
+        """Leave a role's reports unread while those downstream are behind, or read them again. So a driver that is
+        ahead of its scorers keeps no answers: they stay with the workers, who get no further turn until these are read."""
         if back:
             self._unread.setdefault(role, self.transport.now())
         elif role in self._unread:
@@ -148,58 +116,42 @@ class Scheduler:
         for role in list(self._unread):
             self.hold(role, False)
 
-    def lose(self, pool: Pool, rank: int, error: str) -> None:
-        """Give up a worker that was found dead."""
-        self.transport.end(pool.role, rank)
-        pool.lost(rank, error, self.transport.now())
-
     # -- inside --------------------------------------------------------------------------------------------
 
     def _pump(self) -> None:
         now = self.transport.now()
+        listened = [pool for role, pool in self.pools.items() if role not in self._unread]
         if now - self._pumped > _AWAY_S:  # nobody listened: what workers said meanwhile is still to be read
             self._stall.restart()
-            for role, pool in self.pools.items():
-                if role not in self._unread:
-                    pool.excuse(now, now - self._pumped)
+            for pool in listened:
+                pool.excuse(now, now - self._pumped)
         self._pumped = now
-        for role, pool in self.pools.items():
-            if role not in self._unread:
-                pool.pump(now)
+        for pool in listened:
+            pool.pump(now)
 
     def _take(self) -> list[Outcome]:
-        found = [outcome for pool in self.pools.values() for outcome in pool.outcomes()]
-        for outcome in found:
-            if outcome.error and self.watcher is not None:
+        ended = [outcome for pool in self.pools.values() for outcome in pool.outcomes()]
+        for outcome in ended:
+            if outcome.error:
                 self.watcher.set_aside(outcome.role)
-        return found
+        return ended
 
     def _handle(self, events: Sequence[Event]) -> None:
         now = self.transport.now()
         for event in events:
-            pool = self.pools[event.role]
-            if event.report is not None:
-                pool.reported(event.rank, event.report, now)
-                self._note(event.role, event.rank, event.report)
+            pool, report = self.pools[event.role], event.report
+            if report is not None:
+                pool.reported(event.rank, report, now)
+                worker, times = f"{event.role}-{event.rank}", (report.started, report.ended)
+                self.watcher.span(Span(event.role, worker, self._phase, *times, len(report.done)))
             elif event.started:
                 pool.started(event.rank)
             else:
                 pool.lost(event.rank, event.error, now)
 
-    def _note(self, role: str, rank: int, report: WorkResult) -> None:
-        if self.watcher is not None:
-            worker = f"{role}-{rank}"
-            items = len(report.done)
-            self.watcher.span(Span(role, worker, self._phase, report.started, report.ended, items))
-
-    def _restarted(self, role: str, error: str) -> None:
-        if self.watcher is not None:
-            self.watcher.restarted(role, error)
-
     def _tell(self) -> None:
         now = self.transport.now()
-        if self.watcher is None or now - self._looked < _LOOK_EVERY_S:
-            return
-        self._looked = now
-        states = [pool.state(now) for pool in self.pools.values()]
-        self.watcher.look(states, self._stall.look(states))
+        if now - self._looked >= _LOOK_EVERY_S:
+            self._looked = now
+            states = [pool.state(now) for pool in self.pools.values()]
+            self.watcher.look(states, self._stall.look(states))

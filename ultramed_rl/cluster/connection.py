@@ -1,7 +1,7 @@
-"""A Ray of this process's own, for whatever no cluster is named for; it ends with the process.
+"""Which Ray this process is connected to: the cluster that is named, or one of its own, which ends with it.
 
-Its ports are free ones and its files lie in a folder of its own, so that another Ray on the machine neither disturbs it
-nor is disturbed: nothing reads or writes `/tmp/ray`. It listens on the loopback address, and answers only those who have
+A Ray of its own has free ports and a folder of its own for its files, so that another Ray on the machine neither disturbs
+it nor is disturbed: nothing reads or writes `/tmp/ray`. It listens on the loopback address, and answers only those who have
 its token: this process, and all that it starts itself.
 """
 
@@ -15,12 +15,16 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+import ray
+from ray._private import parameter
+
+from ultramed_rl.config.cluster import Devices
 from ultramed_rl.tracking.console import say
 from ultramed_rl.tracking.heartbeat import failed_since, note_link
 
@@ -32,7 +36,7 @@ _PREFIX = "umrl-"
 _SOCKET_BYTES = 107  # that Linux allows in the path of a socket
 _LONGEST = f"/{_PREFIX}12345678/{_RAYS}/session_2026-12-31_23-59-59_999999_4194304/sockets/plasma_store"
 FULL = 0.95  # of a disk, from which Ray refuses to write objects
-_LINK = "ray logs"
+_LINK, _DASHBOARD = "ray logs", "ray dashboard"
 
 
 @dataclass
@@ -46,6 +50,40 @@ class _Started:
 
 
 _started: list[_Started] = []  # one at most
+
+
+def named_address(cluster: Devices) -> str | None:
+    """The Ray cluster that the config or RAY_ADDRESS names; None where a run starts one of its own."""
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    return None if address == "local" else address or None
+
+
+def connect(cluster: Devices) -> None:
+    """Join the Ray cluster of the config or of RAY_ADDRESS, or start one of this process's own on this machine."""
+    if ray.is_initialized():
+        return
+    address = named_address(cluster)
+    if address:
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray gives a tip about it
+        context = ray.init(address=address, log_to_driver=False, logging_level="warning")
+        note_link(_DASHBOARD, context.dashboard_url)
+        return
+    cpus = cluster.cpus_per_node or os.cpu_count() or 1
+    start_private_ray(
+        max(cpus, cluster.devices_per_node if cluster.device == "cpu" else 1),
+        store_bytes=512 * 2**20 if cluster.device == "cpu" else None,
+    )
+
+
+def disconnect() -> None:
+    """Leave the Ray cluster; one that `connect` started ends."""
+    note_link(_DASHBOARD, None)
+    if ray.is_initialized():
+        ray.shutdown()
+    stop_private_ray()
+
+
+# -- a Ray of this process's own ---------------------------------------------------------------------------
 
 
 def start_private_ray(
@@ -64,8 +102,6 @@ def start_private_ray(
     Raises:
         ValueError: no folder for its files, or RAY_TMPDIR is too long a path; see `choose_parent`.
     """
-    import ray
-
     stop_private_ray()
     parent = choose_parent()
     remove_spilled(parent)
@@ -103,8 +139,6 @@ def stop_private_ray() -> None:
     meanwhile."""
     if not _started:
         return
-    import ray
-
     ray.shutdown()
     _read_token_settings()
     note_link(_LINK, None)
@@ -159,36 +193,10 @@ def _closed() -> Iterator[None]:
 
     Ray's processes get the variables; this one keeps none, so that what it starts itself has no token.
     """
-    from ray._private import parameter
-
-    make = parameter.RayParams
-    ours = {
-        "node_ip_address": LOOPBACK,
-        "dashboard_agent_listen_port": 0,
-        "no_monitor": True,
-        "include_log_monitor": False,
-    }
-    variables = _variables()
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    _read_token_settings()
-    parameter.RayParams = lambda **given: make(**(given | ours))
-    try:
-        yield
-    finally:
-        parameter.RayParams = make
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _variables() -> dict[str, str]:
     loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
     # What computes has sockets of its own, which shall be nowhere else, unless the user wants them elsewhere.
     theirs = {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback, "VLLM_HOST_IP": LOOPBACK}
-    return {
+    variables = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         # Despite its name: a Ray process looks for its node on the loopback address.
@@ -199,11 +207,42 @@ def _variables() -> dict[str, str]:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         **{name: os.environ.get(name, value) for name, value in theirs.items()},
     }
+    ours = {
+        "node_ip_address": LOOPBACK,
+        "dashboard_agent_listen_port": 0,
+        "no_monitor": True,
+        "include_log_monitor": False,
+    }
+    make = parameter.RayParams
+    with changed_environment(variables):
+        _read_token_settings()
+        parameter.RayParams = lambda **given: make(**(given | ours))
+        try:
+            yield
+        finally:
+            parameter.RayParams = make
+
+
+@contextmanager
+def changed_environment(variables: Mapping[str, str | None]) -> Iterator[None]:
+    """This process's environment with these variables, and without those that are None."""
+    before = {name: os.environ.get(name) for name in variables}
+    try:
+        _set(variables)
+        yield
+    finally:
+        _set(before)
+
+
+def _set(variables: Mapping[str, str | None]) -> None:
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def _read_token_settings() -> None:
     """Let Ray read the variables of its tokens anew: it keeps what it read first."""
-    import ray
-
     ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
     ray._raylet.Config.initialize("")

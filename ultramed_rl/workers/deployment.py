@@ -1,0 +1,105 @@
+"""The devices of one config, reserved, and the groups of actors that are started on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ultramed_rl.actors.scorer import RewardWorker
+from ultramed_rl.cluster.calls import ask
+from ultramed_rl.cluster.connection import connect
+from ultramed_rl.cluster.group import Placement, WorkerGroup
+from ultramed_rl.cluster.plan import Member, make_plan, reward_roles
+from ultramed_rl.cluster.transport import RayScheduler, WorkerSet
+from ultramed_rl.config import RewardBenchConfig, SamplingConfig
+from ultramed_rl.config.cluster import ReplicaGroup
+from ultramed_rl.config.models import resolve_precision
+from ultramed_rl.config.rewards import Reward
+from ultramed_rl.config.stages import StageConfig
+from ultramed_rl.scheduling.pool import Pool, PoolRules
+from ultramed_rl.tracking.termination import keep_sigterm
+
+Load = tuple[Any, ...]  # a method of a worker, and its arguments
+WAVES = 2  # full batches that a worker is given at once, so that the next is there when one is done
+
+
+@dataclass(frozen=True)
+class ReplicaRole:
+    """A forward-only role: who computes, how many, in which precision, how many tokens a pass, and who feeds it."""
+
+    role: str
+    worker: type
+    group: ReplicaGroup
+    precision: str
+    batch_tokens: int
+    upstream: str
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """A forward-only role's actors, the same as workers of the scheduler, and their loads under way."""
+
+    group: WorkerGroup
+    pool: Pool
+    loads: Sequence[Any]
+
+
+class Deployment:
+    """Owns what a config's plan reserves, until `release`."""
+
+    def __init__(self, config: SamplingConfig | StageConfig | RewardBenchConfig) -> None:
+        """Joins or starts Ray, and waits until the plan's devices are there. Raises like `make_plan` and `Placement`."""
+        self.plan = make_plan(config)
+        self.cluster = self.plan.cluster
+        self.turns = self.plan.layout == "colocated"
+        self.scheduler = RayScheduler()
+        connect(config.cluster)
+        keep_sigterm()
+        self.placement = Placement(self.plan)
+
+    def release(self) -> None:
+        """Give all devices back."""
+        self.placement.release()
+
+    def launch(self, role: str, worker: type, arguments: Callable[[Member], tuple[Any, ...]]) -> WorkerGroup:
+        """Start a role's actors on its slots."""
+        spawn, count = self.placement.spawner(role, worker, arguments), len(self.plan.members(role))
+        hang_s = self.cluster.faults.hang_s
+        return WorkerGroup(role, spawn, count, takes_turns=self.turns, timeout_s=hang_s)
+
+    def launch_replicas(self, role: ReplicaRole, load: Callable[[], Load]) -> Replicas:
+        """Start replicas of a forward-only role; their loads are to be waited for. Sharded ones hold one model together,
+        and are one worker.
+
+        Args:
+            load: a method and its arguments with which every actor begins, and a replacement too, whenever it comes.
+        """
+        shards = role.group.replicas if role.group.shard else 1
+        arguments = (self.cluster.device, role.precision, role.batch_tokens, shards)
+        group = self.launch(role.role, role.worker, lambda member: (member.rank, *arguments))
+
+        def prepare(actors: Sequence[Any]) -> list[Any]:
+            pending = []
+            if shards > 1:
+                address = actors[0].rendezvous.remote()
+                pending += [actor.join.remote(address) for actor in actors]
+            return pending + [ask(actor, *load()) for actor in actors]
+
+        # While one turn is computed, the next one's requests gather. Actors in lockstep share it.
+        rules = PoolRules(self.cluster.faults, WAVES * role.batch_tokens * shards, upstream=(role.upstream,))
+        pool = self.scheduler.add(role.role, WorkerSet(group, prepare, lockstep=shards > 1), rules)
+        return Replicas(group, pool, prepare(group.actors))
+
+    def launch_reward_models(
+        self, reward: Reward, group: ReplicaGroup, paths: Sequence[str]
+    ) -> list[Replicas]:
+        """Start the replicas of each reward model with the weights at these paths, in the order of the config's."""
+        precision = resolve_precision(reward.precision, self.cluster.device)
+
+        def launch(name: str, path: str) -> Replicas:
+            tokens, load = reward.micro_batch_tokens, (RewardWorker.load, path, reward.trust_remote_code)
+            role = ReplicaRole(name, RewardWorker, group, precision, tokens, upstream="rollout")
+            return self.launch_replicas(role, lambda: load)
+
+        return [launch(name, path) for name, path in zip(reward_roles(reward), paths, strict=True)]
