@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ultramed_rl.config.generation import Endpoint
+from ultramed_rl.config.models import Endpoint
 from ultramed_rl.http.generator import ApiGenerator
 from ultramed_rl.records import ChatReply, ChatRequest, Message
 

@@ -31,8 +31,8 @@ from turns import peak_bytes
 from ultramed_rl.cluster.blocks import map_blocks, read_part
 from ultramed_rl.cluster.connection import connect, disconnect
 from ultramed_rl.config.cluster import Cluster
-from ultramed_rl.config.factory_cleaning import Decontaminate, Deduplicate
-from ultramed_rl.config.factory_pairs import Pairs
+from ultramed_rl.config.factory import Decontaminate, Deduplicate
+from ultramed_rl.config.factory_steps import Pairs
 from ultramed_rl.data.factory.decontaminate import Decontaminator, NearItems
 from ultramed_rl.data.factory.deduplicate import DuplicateKeys, find_duplicates
 from ultramed_rl.data.factory.hashing import HashedEmbedder

@@ -67,7 +67,7 @@ def ours(work: Work, turn: Connection) -> None:
     """The product's policy worker, one rank, outside Ray."""
     from ultramed_rl.actors.work import TrainingPlace
     from ultramed_rl.config.objectives import DPO
-    from ultramed_rl.config.training import Training
+    from ultramed_rl.config.rounds import Training
     from ultramed_rl.records import Completion, PreferenceGroup, Prompt, ReferenceLogprobs
 
     groups, references = [], []
@@ -174,7 +174,7 @@ def main() -> None:
     arguments.add_argument("--micro-batch-tokens", type=int, default=768)
     options = arguments.parse_args()
 
-    from ultramed_rl.config.precision import resolve_precision
+    from ultramed_rl.config.models import resolve_precision
 
     work = Work(
         pairs=make_pairs(options.prompt, options.response, options.batch * (options.steps + 1)),

@@ -154,7 +154,7 @@ def main() -> None:
     arguments.add_argument("--budget", type=int, default=2048, help="tokens of a pass, on every side")
     options = arguments.parse_args()
 
-    from ultramed_rl.config.precision import resolve_precision
+    from ultramed_rl.config.models import resolve_precision
 
     precision = resolve_precision(options.precision, "cpu")
     groups = make_groups(options.prompt, options.response, options.n, options.prompts)

@@ -111,7 +111,7 @@ def make_steps(
 def ours(work: Work, turn: Connection) -> None:
     """The product's policy worker, one rank, outside Ray."""
     from ultramed_rl.actors.work import TrainingPlace
-    from ultramed_rl.config.training import StageTraining
+    from ultramed_rl.config.rounds import StageTraining
     from ultramed_rl.learning.batching import epoch_batches
 
     # The worker shuffles: lay the conversations so that its k-th batch is the k-th step.
@@ -201,7 +201,7 @@ def main() -> None:
     if not packed and options.batch % options.peer_pass:
         arguments.error(f"--peer-pass {options.peer_pass}: must divide --batch {options.batch}")
 
-    from ultramed_rl.config.precision import resolve_precision
+    from ultramed_rl.config.models import resolve_precision
 
     steps, rows = make_steps(options.batch, options.length, packed, options.steps + 1)
     work = Work(

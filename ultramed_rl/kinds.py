@@ -16,33 +16,20 @@ Made = Literal["a model", "a file", "a comparison", "a folder of files"]
 
 @dataclass(frozen=True)
 class StageKind:
-    """One kind of stage, of a recipe or alone.
+    """One kind of stage, of a recipe or alone."""
 
-    Attributes:
-        config: its config, a subclass of `AnyConfig`.
-        run: runs it: (config, *, resume), with what it makes in the run's folder.
-        plan: lays its roles over the devices: (config) to a `Plan`.
-        models: (config) to each model that it names, and how that is looked at, as in `models/checks.py`.
-        report: (run's files) to the sections of its report.
-        output: what it makes, in the run's folder; `manifest` beside it says that it is done.
-        makes: what a recipe's later stages may take it for.
-        command: its words on the command line; `{config}` stands for the config.
-        help: of its command, with an example; empty where a module of `cli/` has the command, with options of its own.
-        card: what it makes, in the words of its model or data card.
-        in_rounds: whether each of its rounds has an output.
-    """
-
-    config: str
-    run: str
-    plan: str
-    models: str
-    report: str
-    output: str
-    makes: Made
-    command: str
+    config: str  # its config, a subclass of `AnyConfig`
+    run: str  # runs it: (config, *, resume), with what it makes in the run's folder
+    plan: str  # lays its roles over the devices: (config) to a `Plan`
+    models: str  # (config) to each model that it names, and how that is looked at, as in `models/checks.py`
+    report: str  # (run's files) to the sections of its report
+    output: str  # what it makes, in the run's folder; `manifest` beside it says that it is done
+    makes: Made  # what a recipe's later stages may take it for
+    command: str  # its words on the command line; `{config}` stands for the config
+    # Of its command, with an example; empty where a module of `cli/` has the command, with options of its own.
     help: str = ""
-    card: str = ""
-    in_rounds: bool = False
+    card: str = ""  # what it makes, in the words of its model or data card
+    in_rounds: bool = False  # whether each of its rounds has an output
 
     @property
     def config_class(self) -> type[Any]:
@@ -130,7 +117,7 @@ KINDS: dict[str, StageKind] = {
         """,
     ),
     "contrasts": StageKind(
-        config="ultramed_rl.config.sampling:ContrastsConfig",
+        config="ultramed_rl.config.stages:ContrastsConfig",
         run="ultramed_rl.stages.contrasts:make_contrasts",
         plan=f"{_PLAN}:plan_sampling",
         models=f"{_CHECKS}:sampled_models",
@@ -146,7 +133,7 @@ KINDS: dict[str, StageKind] = {
         """,
     ),
     "evaluate": StageKind(
-        config="ultramed_rl.config.sampling:EvaluateConfig",
+        config="ultramed_rl.config.stages:EvaluateConfig",
         run="ultramed_rl.stages.evaluate:evaluate_policies",
         plan=f"{_PLAN}:plan_sampling",
         models=f"{_CHECKS}:compared_models",
@@ -156,7 +143,7 @@ KINDS: dict[str, StageKind] = {
         command="evaluate",
     ),
     "reward_bench": StageKind(
-        config="ultramed_rl.config.reward_bench:RewardBenchConfig",
+        config="ultramed_rl.config.stages:RewardBenchConfig",
         run="ultramed_rl.stages.reward_bench:bench_reward",
         plan=f"{_PLAN}:plan_scoring",
         models=f"{_CHECKS}:reward_models",
@@ -166,7 +153,7 @@ KINDS: dict[str, StageKind] = {
         command="reward-bench",
     ),
     "data": StageKind(
-        config="ultramed_rl.config.factory_stage:DataConfig",
+        config="ultramed_rl.config.factory:DataConfig",
         run="ultramed_rl.stages.data.run:make_data",
         plan=f"{_PLAN}:plan_generators",
         models=f"{_CHECKS}:generator_models",

@@ -18,7 +18,7 @@ import pytest
 
 from tests.stranger import join_as_stranger
 from ultramed_rl.actors.deepspeed_setup import join_ranks, open_store
-from ultramed_rl.cli.doctor.ports import judge_ports
+from ultramed_rl.cli.communication import judge_ports
 from ultramed_rl.cluster.connection import LOGS, connect, disconnect, start_private_ray
 from ultramed_rl.cluster.group import WorkerGroup
 from ultramed_rl.cluster.jobs import run_job

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from ultramed_rl.cluster.connection import start_private_ray, stop_private_ray
+from ultramed_rl.config.benchmarks import General
 from ultramed_rl.config.cluster import Devices
-from ultramed_rl.config.general import General
 from ultramed_rl.stages.general import run_general
 
 ITEMS = [

@@ -23,7 +23,7 @@ from ultramed_rl.cluster.connection import start_private_ray
 from ultramed_rl.cluster.group import WorkerGroup
 from ultramed_rl.config.models import LoRA, Model
 from ultramed_rl.config.objectives import DPO, KTO, NCA, KTOPair, SimPO
-from ultramed_rl.config.training import Training
+from ultramed_rl.config.rounds import Training
 from ultramed_rl.learning.costs import LOGITS_AT_ONCE
 from ultramed_rl.learning.packing import AnswerGroup
 from ultramed_rl.learning.preference_data import mismatched_answer

@@ -41,8 +41,7 @@ from ultramed_rl.cli import app
 from ultramed_rl.cluster.plan import make_plan
 from ultramed_rl.config import load_any, parse_config
 from ultramed_rl.config.cluster import Faults
-from ultramed_rl.config.generation import Endpoint
-from ultramed_rl.config.models import LoRA, Model
+from ultramed_rl.config.models import Endpoint, LoRA, Model
 from ultramed_rl.config.stages import ConversationSource
 from ultramed_rl.data.conversations import read_conversations
 from ultramed_rl.data.prompts import check_rounds, load_prompts, split_pool

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from ultramed_rl.config.cluster import TrainerGroup
-from ultramed_rl.config.precision import resolve_precision
-from ultramed_rl.config.training import Optimization
+from ultramed_rl.config.models import resolve_precision
+from ultramed_rl.config.rounds import Optimization
 from ultramed_rl.learning.costs import head_chunks
 
 

@@ -17,7 +17,7 @@ from ultramed_rl.actors.weight_sync import SENDERS, Sender, WeightBucket
 from ultramed_rl.actors.work import RoundTraining, TrainingPlace, WorkBatch, WorkResult
 from ultramed_rl.config.models import Model
 from ultramed_rl.config.objectives import Objective
-from ultramed_rl.config.training import Training
+from ultramed_rl.config.rounds import Training
 from ultramed_rl.learning.checks import check_chats, check_groups, check_references
 from ultramed_rl.learning.packing import AnswerGroup, PackedBatch, sum_by_answer
 from ultramed_rl.learning.preference_data import GroupIndex, PreferenceData

@@ -21,8 +21,8 @@ from ultramed_rl.actors.engine import Engine
 from ultramed_rl.actors.tasks import RankingTask, Sums, Task
 from ultramed_rl.actors.work import TrainingPlace
 from ultramed_rl.config.models import Model
+from ultramed_rl.config.rounds import Optimization
 from ultramed_rl.config.stages import BradleyTerry, LogExp
-from ultramed_rl.config.training import Optimization
 from ultramed_rl.learning.batching import (
     MicroBatch,
     count_steps,

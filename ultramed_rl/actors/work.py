@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ultramed_rl.config.objectives import Objective
-from ultramed_rl.config.training import Training
+from ultramed_rl.config.rounds import Training
 
 
 @dataclass(frozen=True)

@@ -10,27 +10,13 @@ import sys
 # Each of these adds its commands; --help shows them in this order.
 from ultramed_rl.cli import runs  # isort: skip
 from ultramed_rl.cli import evaluations  # isort: skip
-from ultramed_rl.cli import recipes  # isort: skip
 from ultramed_rl.cli import reading  # isort: skip
-from ultramed_rl.cli import serving  # isort: skip
-from ultramed_rl.cli import submitting  # isort: skip
 from ultramed_rl.cli import jobs  # isort: skip
 from ultramed_rl.cli import doctor  # isort: skip
 from ultramed_rl.cli.program import app
 from ultramed_rl.tracking.termination import take_sigterm
 
-__all__ = [
-    "app",
-    "doctor",
-    "evaluations",
-    "jobs",
-    "main",
-    "reading",
-    "recipes",
-    "runs",
-    "serving",
-    "submitting",
-]
+__all__ = ["app", "doctor", "evaluations", "jobs", "main", "reading", "runs"]
 
 
 def main() -> None:

@@ -1,28 +1,30 @@
-"""Commands that measure: policies on benchmarks and by reward, reward models on known pairs."""
+"""Commands that measure: policies on benchmarks and by reward, reward models on known pairs; and one that serves these."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import typer
 
-from ultramed_rl.cli.devices import device_options, engine_options
-from ultramed_rl.cli.exits import WRONG, check, fail
-from ultramed_rl.cli.options import (
+from ultramed_rl.cli.program import (
+    FAILED,
+    WRONG,
     ConfigOrOverrides,
     DeviceOption,
     DryRun,
-    Json,
-    Order,
     PrecisionOption,
-    Quiet,
     Resume,
     RunNameOption,
-    manner_of,
+    checking,
+    command,
+    fail,
+    one_line,
 )
-from ultramed_rl.cli.program import command
-from ultramed_rl.cli.runs import run_alone
-from ultramed_rl.tracking.console import speaking
+from ultramed_rl.cli.runs import Order, run_alone
 
 
 @command("evaluate")
@@ -50,36 +52,30 @@ def evaluate_command(
     max_length: Annotated[int | None, typer.Option(help="tokens of a question with its answer")] = None,
     resume: Resume = False,
     dry_run: DryRun = False,
-    quiet: Quiet = False,
-    json: Json = False,
 ) -> None:
     """Ask policies benchmarks, and compare them; with a config also by reward on held-out prompts.
 
     Example: ultramed-rl evaluate --model runs/mine/rounds/002/checkpoint --tasks medqa,mmlu_medical --offline
     """
-    from ultramed_rl.config.options import evaluate_options
-
-    def options(alone: bool) -> dict[str, Any]:
-        given: dict[str, Any] = {
-            "reward.path": reward,
-            "run.name": name,
-            "policy.precision": precision,
-            "policy.max_length": max_length,
-            **engine_options(device, alone),
-        }
-        if alone:
-            return evaluate_options(
-                given, model or [], tasks, protocols, sources=source or [], limit=limit, offline=offline
+    config_path, overrides = split_arguments(arguments or [])
+    options: dict[str, Any] = {
+        "reward.path": reward,
+        "run.name": name,
+        "policy.precision": precision,
+        "policy.max_length": max_length,
+        **device_options(device, alone=config_path is None, engine=True),
+    }
+    if config_path is None:
+        with checking():
+            options = evaluate_options(
+                options, model or [], tasks, protocols, sources=source or [], limit=limit, offline=offline
             )
-        if model or tasks or protocols or source or offline or limit:
-            fail(
-                "--model, --tasks, --protocol, --source, --offline and --limit stand for a CONFIG; give one of both",
-                WRONG,
-            )
-        return given
-
-    with speaking(manner_of(quiet, json)):
-        run_alone(_order(arguments, options, resume, dry_run), "evaluate")
+    elif model or tasks or protocols or source or offline or limit:
+        fail(
+            "--model, --tasks, --protocol, --source, --offline and --limit stand for a CONFIG; give one of both",
+            WRONG,
+        )
+    run_alone(Order(config_path, [*option_overrides(options), *overrides], resume, dry_run), "evaluate")
 
 
 @command("reward-bench")
@@ -95,36 +91,152 @@ def reward_bench_command(
     max_length: Annotated[int | None, typer.Option(help="tokens of a prompt with one answer")] = None,
     resume: Resume = False,
     dry_run: DryRun = False,
-    quiet: Quiet = False,
-    json: Json = False,
 ) -> None:
     """Count how often a reward model prefers the better answer: Medical RewardBench, RewardBench, any pairs.
 
     Example: ultramed-rl reward-bench --model runs/mine/reward/model --data hf://allenai/reward-bench:filtered
     """
-    from ultramed_rl.config.options import reward_bench_options
-
-    def options(alone: bool) -> dict[str, Any]:
-        given: dict[str, Any] = {
-            "model.path": model,
-            "data.uri": data,
-            "data.subset_column": subset_column,
-            "run.name": name,
-            "data.limit": limit,
-            "model.precision": precision,
-            "model.max_length": max_length,
-            **device_options(device, alone),
-        }
-        return reward_bench_options(given) if alone else given
-
-    with speaking(manner_of(quiet, json)):
-        run_alone(_order(arguments, options, resume, dry_run), "reward_bench")
-
-
-def _order(arguments: list[str] | None, options: Any, resume: bool, dry_run: bool) -> Order:
-    """Options over the file, if there is one, and overrides over both."""
-    from ultramed_rl.config.options import option_overrides, split_arguments
-
     config_path, overrides = split_arguments(arguments or [])
-    given = check(lambda: options(config_path is None))
-    return Order(config_path, (*option_overrides(given), *overrides), resume, dry_run)
+    options: dict[str, Any] = {
+        "model.path": model,
+        "data.uri": data,
+        "data.subset_column": subset_column,
+        "run.name": name,
+        "data.limit": limit,
+        "model.precision": precision,
+        "model.max_length": max_length,
+        **device_options(device, alone=config_path is None),
+    }
+    if config_path is None:
+        options = reward_bench_options(options)
+    run_alone(Order(config_path, [*option_overrides(options), *overrides], resume, dry_run), "reward_bench")
+
+
+@command("serve-reward")
+def serve_reward_command(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="a reward model's path or hub id")],
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
+    device: Annotated[Literal["auto", "cuda", "cpu"], typer.Option()] = "auto",
+    precision: Annotated[Literal["auto", "bfloat16", "float32"], typer.Option()] = "auto",
+    no_token: Annotated[bool, typer.Option("--no-token", help="ask for none; on loopback only")] = False,
+) -> None:
+    """Serve a reward model over HTTP, in OpenRLHF's protocol, until Ctrl-C.
+
+    Requests must show the token in ULTRAMED_RL_REWARD_TOKEN; one is made up where it isn't set.
+
+    Example: ultramed-rl serve-reward runs/mine/initial/reward_model --port 5001
+    """
+    from ultramed_rl.rewards.server import serve_reward
+
+    try:
+        serve_reward(model, host, port, no_token=no_token, device=device, precision=precision)
+    except ValueError as error:
+        fail(str(error), WRONG)
+    except (RuntimeError, OSError) as error:
+        fail(one_line(error), FAILED)
+
+
+# -- options as overrides ----------------------------------------------------------------------------------
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """(the config file or None, overrides) out of `[CONFIG] [section.key=value ...]`."""
+    if arguments and ("=" not in arguments[0] or Path(arguments[0]).is_file()):
+        return arguments[0], list(arguments[1:])
+    return None, list(arguments)
+
+
+def option_overrides(options: Mapping[str, Any]) -> list[str]:
+    """Options as overrides: values by their dotted keys, None where not given."""
+    # JSON is YAML that says whether it is a text.
+    return [f"{key}={json.dumps(value)}" for key, value in options.items() if value is not None]
+
+
+def device_options(device: str | None, *, alone: bool, engine: bool = False) -> dict[str, Any]:
+    """The device; without an option, a config decides.
+
+    Args:
+        alone: there is no config: what isn't given is looked for.
+        engine: for one rollout engine on this machine.
+    """
+    if device is None and not alone:
+        return {}
+    if device in (None, "auto"):
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    options: dict[str, Any] = {"cluster.device": device}
+    if engine and alone:
+        options["cluster.devices_per_node"] = 1
+        options["cluster.rollout.kv_cache_gib"] = 1.0 if device == "cpu" else None
+    return options
+
+
+def reward_bench_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What reward-bench's options alone make: named after the model and the data where they give no name."""
+    name = options.get("run.name") or run_name([options.get("model.path"), options.get("data.uri")])
+    return {**options, "type": "reward_bench", "run.name": name}
+
+
+def evaluate_options(
+    options: Mapping[str, Any],
+    models: Sequence[str],
+    tasks: str | None,
+    protocols: str | None,
+    *,
+    sources: Sequence[str],
+    limit: int | None,
+    offline: bool,
+) -> dict[str, Any]:
+    """What evaluate's options alone make.
+
+    Args:
+        models: PATH or NAME=PATH; the first is what the others are compared with.
+        tasks, protocols: names with commas between them.
+        sources: TASK=URI, where a task's rows are.
+
+    Raises:
+        ValueError: a model or a source that doesn't read as it should.
+    """
+    uris = dict(_split(source, "--source", "TASK=URI") for source in sources)
+    policies: dict[str, str] = {}
+    for model in models:
+        name, path = _split(model, "--model", "NAME=PATH") if "=" in model else (run_name([model]), model)
+        if name in policies:
+            raise ValueError(f"--model {model}: a second one named {name!r}; write --model NAME={path}")
+        policies[name] = path
+    names, kinds = (
+        [name.strip() for name in (text or "").split(",") if name.strip()] for text in (tasks, protocols)
+    )
+    for name in uris:
+        if name not in names:
+            raise ValueError(f"--source {name}=...: --tasks doesn't name that task; add it there")
+    rows = "offline" if offline else None
+    asked = [{"name": name, "uri": uris.get(name, rows), "limit": limit} for name in names]
+    asked = [{key: value for key, value in task.items() if value is not None} for task in asked]
+    return {
+        **options,
+        "type": "evaluate",
+        "run.name": options.get("run.name") or run_name([*policies, *names][:4]),
+        "policies": policies,
+        "benchmarks.tasks": asked or None,
+        "benchmarks.protocols": [{"type": name} for name in kinds] or None,
+    }
+
+
+def run_name(addresses: Sequence[str | None]) -> str:
+    """A run's name after what it is about: the last parts of paths or URIs, without split or file ending."""
+    stems = []
+    for address in addresses:
+        last = re.split(r"[/\\]", (address or "").rstrip("/"))[-1].partition(":")[0]
+        stem = re.sub(r"\.(jsonl?|parquet|arrow)$", "", last)
+        stems.append(re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "data")
+    return "-on-".join(stems)
+
+
+def _split(text: str, option: str, form: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name or not value:
+        raise ValueError(f"{option} {text}: must read {form}")
+    return name, value

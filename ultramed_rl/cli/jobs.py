@@ -1,22 +1,34 @@
-"""The command that looks after submitted jobs: list, status, logs, stop."""
+"""Commands that run a config as a job of a Ray cluster, and look after such jobs: list, status, logs, stop."""
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import chdir, contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ultramed_rl.cli.exits import FAILED, WRONG, fail, interruptible, one_line
-from ultramed_rl.cli.options import Json, manner_of
-from ultramed_rl.cli.program import command
-from ultramed_rl.tracking.console import manner, say, speaking, tell, tell_result
+from ultramed_rl.cli.program import (
+    FAILED,
+    WRONG,
+    ConfigPath,
+    DryRun,
+    Overrides,
+    checking,
+    command,
+    fail,
+    interruptible,
+    one_line,
+)
+from ultramed_rl.cli.runs import Order, command_of
+from ultramed_rl.tracking.console import manner, say, tell, tell_result
 
 if TYPE_CHECKING:
-    from ultramed_rl.cluster.jobs import JobServer, JobState
+    from ultramed_rl.cluster.jobs import JobServer, JobState, Submission
 
 Address = Annotated[
     str,
@@ -25,6 +37,79 @@ Address = Annotated[
     ),
 ]
 _COLUMNS = [("job", "{identity}"), ("status", "{status}"), ("time", "{time}"), ("command", "{command}")]
+
+
+@command("submit")
+def submit_command(
+    config_path: ConfigPath,
+    address: Address,
+    overrides: Overrides = None,
+    name: Annotated[
+        str | None, typer.Option("--name", "--submission-id", help="the job's id; by default the run's name")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="go on where an earlier run stopped, if there is one")
+    ] = True,
+    working_dir: Annotated[
+        Path | None,
+        typer.Option(help="a folder to send along; relative paths of the config then lead into it"),
+    ] = None,
+    runtime_env: Annotated[
+        Path | None, typer.Option(help="YAML of the job's environment: env_vars, pip and Ray's other keys")
+    ] = None,
+    env: Annotated[
+        list[str] | None, typer.Option(help="KEY=VALUE, or KEY with its value here; again for more")
+    ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="follow the log until the job ends, or only send it")
+    ] = True,
+    dry_run: DryRun = False,
+) -> None:
+    """Run a config of any type as a job of a Ray cluster; the same line starts a run and takes it up again.
+
+    Only the resolved config is sent. Variables can be read on Ray's dashboard by whoever reaches it.
+
+    Example: ultramed-rl submit configs/llama3-70b-4node.yaml run.directory=/shared/runs --address http://HEAD:8265
+    """
+    from ultramed_rl.cluster.submission import CONFIG_FILE, Submission, read_runtime_env
+    from ultramed_rl.config import dump_config
+
+    address = _address_of(address)
+    config = _read_for_cluster(Order(config_path, overrides or []), working_dir)
+    with checking():
+        variables = read_runtime_env(runtime_env, env or [], os.environ)
+    words = command_line(config, CONFIG_FILE, resume)
+    submission = Submission(name or config.run.name, words, dump_config(config), variables, working_dir)
+    _announce(submission, config)
+    if dry_run:
+        say("nothing was sent")
+        tell_result(True, exit_code=0, dry_run=True)
+    else:
+        _send(submission, address, wait)
+
+
+def _announce(submission: Submission, config: Any) -> None:
+    """Say what is sent: variables by their names alone."""
+    sent = sorted(submission.runtime_env.get("env_vars", {}))
+    tell("submission", name=submission.name, command=list(submission.command), variables=sent)
+    say(f"{submission.name} ({config.type}): {' '.join(submission.command)}")
+    say(f"variables: {', '.join(sent) or 'none'}")
+    unsent = sorted(_variables_read(config.to_mapping()) - set(sent))
+    if unsent:
+        say(f"the config reads {', '.join(unsent)}: the nodes must have them, or send them with --env NAME")
+
+
+def _send(submission: Submission, address: str, wait: bool) -> None:
+    with _reaching(address) as server:
+        identity = server.submit(submission)
+        tell("submitted", id=identity, address=address)
+        say(f"submitted as Ray job {identity}")
+    if wait:
+        _follow_to_end(server, identity)
+    else:
+        say(f"follow: ultramed-rl jobs logs {identity} --follow --address {address}")
+        say(f"stop:   ultramed-rl jobs stop {identity} --address {address}")
+        tell_result(True, exit_code=0, id=identity)
 
 
 @command("jobs")
@@ -37,30 +122,74 @@ def jobs_command(
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="logs: until the job ends; then 1 unless it succeeded")
     ] = False,
-    json: Json = False,
 ) -> None:
     """List the jobs of a Ray cluster, or show, follow or stop one. Ctrl-C leaves a log, not the job.
 
     Example: ultramed-rl jobs logs llama3-70b-ultramedical-online --follow --address http://HEAD:8265
     """
-    with speaking(manner_of(False, json)):
-        address = address_of(address)
-        if (job is None) != (action == "list"):
-            fail(
-                f"jobs {action}: takes {'no JOB' if job else 'the id of a JOB; see ultramed-rl jobs list'}",
-                WRONG,
-            )
-        if follow and action != "logs":
-            fail(f"jobs {action}: --follow is for logs alone; use ultramed-rl jobs logs", WRONG)
-        with reaching(address) as server:
-            if not follow:
-                _ACTIONS[action](server, job or "")
-                tell_result(True, exit_code=0)
-        if follow:
-            follow_to_end(server, job or "")
+    address = _address_of(address)
+    if (job is None) != (action == "list"):
+        wanted = "no JOB" if job else "the id of a JOB; see ultramed-rl jobs list"
+        fail(f"jobs {action}: takes {wanted}", WRONG)
+    if follow and action != "logs":
+        fail(f"jobs {action}: --follow is for logs alone; use ultramed-rl jobs logs", WRONG)
+    with _reaching(address) as server:
+        if job is None:
+            _show_list(server)
+        elif action == "logs" and not follow:
+            text = server.log(job)
+            tell("log", id=job, text=text)
+            _print(text)
+        elif action != "logs":
+            state = server.stop(job) if action == "stop" else server.state(job)
+            tell("job", **asdict(state))
+            say(_line(state))
+    if follow:
+        _follow_to_end(server, job or "")
+    else:
+        tell_result(True, exit_code=0)
 
 
-def address_of(text: str) -> str:
+def _read_for_cluster(order: Order, working_dir: Path | None) -> Any:
+    """The config or recipe, valid and planned, with paths that mean the same on the cluster; else exit with 2."""
+    from ultramed_rl.cluster.submission import is_relative, path_problems
+    from ultramed_rl.config.base import Problems
+    from ultramed_rl.config.recipe import check_config
+    from ultramed_rl.recipes.run import check_runnable
+
+    if working_dir is not None and not working_dir.is_dir():
+        fail(f"--working-dir {working_dir}: no such folder; name one that exists", WRONG)
+    document = order.read()
+    with checking(document):
+        config = check_config(document)
+        if problems := path_problems(config.to_mapping(), working_dir):
+            raise Problems(problems)
+        with chdir(working_dir or Path()):
+            check_runnable(config)
+    if is_relative(config.run.directory):
+        say(
+            f"run.directory={config.run.directory!r}: in the job's copy of {working_dir}, which goes when the job is "
+            "gone; a run that is to be kept needs an absolute path"
+        )
+    return config
+
+
+def command_line(config: Any, file: str, resume: bool) -> tuple[str, ...]:
+    """The command that runs a config or recipe of this type from a file."""
+    return ("ultramed-rl", *command_of(config).split(), file, *(["--resume"] if resume else []))
+
+
+def _variables_read(node: Any) -> set[str]:
+    """Environment variables that a config names."""
+    if isinstance(node, list):
+        return {name for item in node for name in _variables_read(item)}
+    if not isinstance(node, Mapping):
+        return set()
+    named = {value for key, value in node.items() if str(key).endswith("_env") and isinstance(value, str)}
+    return named | {name for value in node.values() for name in _variables_read(value)}
+
+
+def _address_of(text: str) -> str:
     """The address of a job server; exits with code 2 where it reads like that of something else."""
     if not text.startswith(("http://", "https://")):
         fail(f"--address {text}: must be the dashboard's, which takes jobs, as in http://HEAD:8265", WRONG)
@@ -68,7 +197,7 @@ def address_of(text: str) -> str:
 
 
 @contextmanager
-def reaching(address: str) -> Iterator[JobServer]:
+def _reaching(address: str) -> Iterator[JobServer]:
     """The jobs behind an address; what fails with them is one line and exit code 1."""
     from ultramed_rl.cluster.jobs import JobServer
 
@@ -80,7 +209,7 @@ def reaching(address: str) -> Iterator[JobServer]:
         fail(one_line(error), FAILED)
 
 
-def follow_to_end(server: JobServer, identity: str) -> None:
+def _follow_to_end(server: JobServer, identity: str) -> None:
     """Print a job's log until it ends; exits with code 1 unless it succeeded. Ctrl-C leaves the job alone."""
     again = f"ultramed-rl jobs logs {identity} --follow --address {server.address}"
     stop = f"ultramed-rl jobs stop {identity} --address {server.address}"
@@ -93,11 +222,8 @@ def follow_to_end(server: JobServer, identity: str) -> None:
     except (RuntimeError, OSError) as error:
         fail(f"{one_line(error)}; follow it with: {again}", FAILED, id=identity)
     if state.status != "succeeded":
-        fail(
-            f"Ray job {identity}: {state.status} ({state.message}); its log above says why",
-            FAILED,
-            id=identity,
-        )
+        ended = f"{state.status} ({state.message})"
+        fail(f"Ray job {identity}: {ended}; its log above says why", FAILED, id=identity)
     say(_line(state))
     tell_result(True, exit_code=0, id=identity)
 
@@ -107,7 +233,7 @@ def _print(text: str) -> None:
         print(text, end="", flush=True)
 
 
-def _show_list(server: JobServer, _: str) -> None:
+def _show_list(server: JobServer) -> None:
     from ultramed_rl.tracking.summary import render_table
 
     states = server.states()
@@ -115,27 +241,6 @@ def _show_list(server: JobServer, _: str) -> None:
         tell("job", **asdict(state))
     rows = [{**asdict(state), "time": _time(state)} for state in states]
     say(render_table(_COLUMNS, rows) if rows else f"no jobs at {server.address}")
-
-
-def _show_status(server: JobServer, identity: str) -> None:
-    state = server.state(identity)
-    tell("job", **asdict(state))
-    say(_line(state))
-
-
-def _show_log(server: JobServer, identity: str) -> None:
-    text = server.log(identity)
-    tell("log", id=identity, text=text)
-    _print(text)
-
-
-def _stop(server: JobServer, identity: str) -> None:
-    state = server.stop(identity)
-    tell("job", **asdict(state))
-    say(_line(state))
-
-
-_ACTIONS = {"list": _show_list, "status": _show_status, "logs": _show_log, "stop": _stop}
 
 
 def _line(state: JobState) -> str:

@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from ultramed_rl.cli.exits import FAILED, WRONG, carry_out, check, fail
-from ultramed_rl.cli.options import Json, Quiet, RunDirectoryPath, RunPlace, manner_of
-from ultramed_rl.cli.program import command
-from ultramed_rl.tracking.console import say, speaking, tell
+from ultramed_rl.cli.program import (
+    FAILED,
+    WRONG,
+    RunDirectoryPath,
+    RunPlace,
+    carrying_out,
+    checking,
+    command,
+    fail,
+)
+from ultramed_rl.tracking.console import say, tell
 
 
 @command("status")
@@ -21,7 +28,6 @@ def status_command(
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="until the run ends; then 1 unless it finished")
     ] = False,
-    json: Json = False,
 ) -> None:
     """Show how a run, a stage or a recipe stands: phase, progress, time left, last metrics, who drives it.
 
@@ -32,14 +38,13 @@ def status_command(
     from ultramed_rl.tracking.status import follow as follow_status
     from ultramed_rl.tracking.status import read_status, render_status, status_mapping
 
-    with speaking(manner_of(False, json)), _at_hand(run_dir, words=True, follow=follow) as folder:
+    with _at_hand(run_dir, words=True, follow=follow) as folder:
+        with checking():
+            status = follow_status(folder) if follow else read_status(folder)
         if not follow:
-            status = check(lambda: read_status(folder))
             tell("status", **{**status_mapping(status), "directory": str(run_dir)})
             say(render_status(status))
-            return
-        status = check(lambda: follow_status(folder))
-        if status.state != "finished":
+        elif status.state != "finished":
             raise typer.Exit(FAILED)
 
 
@@ -49,36 +54,30 @@ def timeline_command(
     out: Annotated[
         Path | None, typer.Option(help="the trace; by default trace.json in the run's folder")
     ] = None,
-    quiet: Quiet = False,
-    json: Json = False,
 ) -> None:
     """Show how busy each role was in each phase of an online run, and write the trace that Perfetto opens.
 
     Example: ultramed-rl timeline runs/quickstart --out trace.json
     """
-    with speaking(manner_of(quiet, json)):
-        from ultramed_rl.tracking.utilisation import (
-            read_timeline,
-            render_utilisation,
-            utilisation_table,
-            workers_of,
-        )
+    from ultramed_rl.store.atomic import write_lines
+    from ultramed_rl.tracking.timeline import trace_events
+    from ultramed_rl.tracking.utilisation import (
+        read_timeline,
+        render_utilisation,
+        utilisation_table,
+        workers_of,
+    )
 
-        spans = check(lambda: read_timeline(run_dir))
-        table = utilisation_table(spans)
-        tell("utilisation", phases=table)
-        say(render_utilisation(table, workers_of(spans)))
-
-        def write() -> dict[str, Any]:
-            from ultramed_rl.store.atomic import write_lines
-            from ultramed_rl.tracking.timeline import trace_events
-
-            path = run_dir / "trace.json" if out is None else out
-            write_lines(path, [trace_events(spans)])
-            say(f"trace: {path} (open it at https://ui.perfetto.dev)")
-            return {"output": str(path)}
-
-        carry_out(write)
+    with checking():
+        spans = read_timeline(run_dir)
+    table = utilisation_table(spans)
+    tell("utilisation", phases=table)
+    say(render_utilisation(table, workers_of(spans)))
+    with carrying_out() as result:
+        path = run_dir / "trace.json" if out is None else out
+        write_lines(path, [trace_events(spans)])
+        say(f"trace: {path} (open it at https://ui.perfetto.dev)")
+        result["output"] = str(path)
 
 
 @command("report")
@@ -88,23 +87,19 @@ def report_command(
         Path | None,
         typer.Option(help="the HTML file; by default in the run's folder, of a URL NAME.html here"),
     ] = None,
-    quiet: Quiet = False,
-    json: Json = False,
 ) -> None:
     """Write a run's report: one HTML file that needs no network.
 
     Example: ultramed-rl report runs/quickstart --output quickstart.html
     """
-    with speaking(manner_of(quiet, json)), _at_hand(run_dir) as folder:
+    with _at_hand(run_dir) as folder:
         _check_runs([folder])
         target = Path(f"{folder.name}.html") if output is None and "://" in run_dir else output
-
-        def write() -> dict[str, Any]:
+        with carrying_out() as result:
             from ultramed_rl.report import write_report
 
-            return _written(write_report(folder, target))
-
-        carry_out(write)
+            result["output"] = str(write_report(folder, target))
+            say(f"report: {result['output']}")
 
 
 @command("compare")
@@ -114,25 +109,21 @@ def compare_command(
         typer.Argument(metavar="RUN_DIR RUN_DIR...", help="two runs or more, or URLs of their copies"),
     ],
     output: Annotated[Path, typer.Option(help="the HTML file")] = Path("comparison.html"),
-    quiet: Quiet = False,
-    json: Json = False,
 ) -> None:
     """Compare runs in one HTML file, with paired statistics where they share their prompts.
 
     Example: ultramed-rl compare runs/dpo runs/simpo --output dpo-simpo.html
     """
-    with speaking(manner_of(quiet, json)), ExitStack() as open_runs:
-        if len(run_dirs) < 2:
-            fail(f"{run_dirs[0]}: 1 run, but a comparison needs 2 or more; name another beside it", WRONG)
+    if len(run_dirs) < 2:
+        fail(f"{run_dirs[0]}: 1 run, but a comparison needs 2 or more; name another beside it", WRONG)
+    with ExitStack() as open_runs:
         folders = [open_runs.enter_context(_at_hand(run_dir)) for run_dir in run_dirs]
         _check_runs(folders)
-
-        def write() -> dict[str, Any]:
+        with carrying_out() as result:
             from ultramed_rl.report import write_comparison
 
-            return _written(write_comparison(folders, output))
-
-        carry_out(write)
+            result["output"] = str(write_comparison(folders, output))
+            say(f"report: {result['output']}")
 
 
 @contextmanager
@@ -140,23 +131,18 @@ def _at_hand(run_dir: str, *, words: bool = False, follow: bool = False) -> Iter
     """The run's folder, or what is read of its copy at a URL."""
     from ultramed_rl.store.remote import at_hand
 
-    def fetch() -> Path:
-        try:
-            return fetched.enter_context(at_hand(run_dir, words=words, follow=follow))
-        except RuntimeError as error:
-            fail(str(error), FAILED)
-
     with ExitStack() as fetched:
-        yield check(fetch)
+        with checking():
+            try:
+                folder = fetched.enter_context(at_hand(run_dir, words=words, follow=follow))
+            except RuntimeError as error:
+                fail(str(error), FAILED)
+        yield folder
 
 
 def _check_runs(run_dirs: list[Path]) -> None:
     from ultramed_rl.tracking.status import read_status
 
-    for run_dir in run_dirs:
-        check(lambda run_dir=run_dir: read_status(run_dir))  # type: ignore[misc]
-
-
-def _written(path: Path) -> dict[str, str]:
-    say(f"report: {path}")
-    return {"output": str(path)}
+    with checking():
+        for run_dir in run_dirs:
+            read_status(run_dir)

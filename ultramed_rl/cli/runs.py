@@ -1,33 +1,64 @@
-"""Commands that run one config: online rounds and the offline stages."""
+"""Commands that run configs: online rounds, stages, recipes and the data factory; and plans of any config."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
-from ultramed_rl.cli.dry_run import show_run
-from ultramed_rl.cli.exits import WRONG, carry_out, check, fail, resume_command
-from ultramed_rl.cli.options import ConfigPath, DryRun, Json, Order, Overrides, Quiet, Resume, manner_of
-from ultramed_rl.cli.program import command
+import typer
+
+from ultramed_rl.cli.program import (
+    FAILED,
+    WRONG,
+    ConfigPath,
+    DryRun,
+    Overrides,
+    Resume,
+    carrying_out,
+    checking,
+    command,
+    fail,
+)
 from ultramed_rl.kinds import KINDS
-from ultramed_rl.tracking.console import speaking
+from ultramed_rl.tracking.console import say, tell, tell_result
 
 if TYPE_CHECKING:
     from ultramed_rl.config.document import Document
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a command was asked to do, with which config."""
+
+    config_path: str | None
+    overrides: Sequence[str] = ()
+    resume: bool = False
+    dry_run: bool = False
+    retry_failed: bool = False
+
+    def read(self) -> Document:
+        """What the file and the overrides say, not validated yet; exits with code 2 where they cannot be read."""
+        from ultramed_rl.config.document import read_document
+
+        with checking():
+            return read_document(self.config_path, self.overrides)
+
+    def again(self, name: str) -> str:
+        """The command line that goes on with it, as a shell reads it."""
+        config = [self.config_path] if self.config_path else []
+        flags = ["--retry-failed"] if self.retry_failed else []
+        return shlex.join(["ultramed-rl", *name.split(), *config, *self.overrides, *flags, "--resume"])
 
 
 def add_command(kind: str) -> None:
     """The command of a kind whose options are those of every run."""
 
     def run_kind(
-        config_path: ConfigPath,
-        overrides: Overrides = None,
-        resume: Resume = False,
-        dry_run: DryRun = False,
-        quiet: Quiet = False,
-        json: Json = False,
+        config_path: ConfigPath, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False
     ) -> None:
-        with speaking(manner_of(quiet, json)):
-            run_alone(Order(config_path, tuple(overrides or ()), resume, dry_run), kind)
+        run_alone(Order(config_path, overrides or [], resume, dry_run), kind)
 
     run_kind.__doc__ = KINDS[kind].help
     command(KINDS[kind].command)(run_kind)
@@ -38,56 +69,188 @@ for _kind in KINDS:
         add_command(_kind)
 
 
-def run_alone(order: Order, expected: str) -> None:
-    """Check, then run one stage, or say what would be done."""
-    document = read_order(order)
-    config = check_config(document, expected)
-    if order.dry_run:
-        show_run(config, order.resume, document)
-        return
-    check_named(config, order, document)
+@command("recipe")
+def recipe_command(
+    config_path: ConfigPath, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False
+) -> None:
+    """Run all stages of a recipe; finished ones are skipped on --resume.
 
-    def run() -> dict[str, Any]:
-        from ultramed_rl.recipes.run import run_config
-
-        output = run_config(config, order.resume)
-        return {"output": output, "directory": config.run.url or str(config.run.folder)}
-
-    carry_out(run, resume_command(command_of(config), order.config_path, order.overrides, order.flags))
+    Example: ultramed-rl recipe configs/recipes/quickstart.yaml run.name=mine
+    """
+    order = Order(config_path, overrides or [], resume, dry_run)
+    _run_recipe_whole(order, order.read())
 
 
-def read_order(order: Order) -> Document:
-    """What the order's file and overrides say, not validated yet; exits with code 2 where they cannot be read."""
-    from ultramed_rl.config.document import read_document
+@command("data")
+def data_command(
+    step: Annotated[
+        str,
+        typer.Argument(metavar="STAGE", help="a step such as score; of a recipe, the stage's name, or all"),
+    ],
+    config_path: ConfigPath,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="do the failed records of an earlier run again")
+    ] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Run a stage of the data factory: a config of its own, or one stage of a recipe, or all of them.
 
-    return check(lambda: read_document(order.config_path, order.overrides))
+    Example: ultramed-rl data score configs/data/ultramedical.yaml --resume
+    """
+    from ultramed_rl.config.recipe import check_recipe, stage_config
+    from ultramed_rl.recipes.run import data_stage
+
+    order = Order(config_path, overrides or [], resume, dry_run, retry_failed)
+    document = order.read()
+    if document.data.get("type") != "recipe":
+        config = check_kind(document, "data")
+        if config.step.type != step:
+            use = f"use ultramed-rl data {config.step.type}"
+            fail(document.tell(f"step.type={config.step.type!r}: {use}"), WRONG)
+        run_checked(config, order, document, f"data {step}")
+    elif step == "all" and not retry_failed:
+        _run_recipe_whole(order, document)
+    else:
+        with checking(document):
+            recipe = check_recipe(document)
+            if dry_run and recipe.stages.get(step, {}).get("type") == "data":
+                config = stage_config(recipe, step, {})  # as if the stages before it had made what they make
+            else:
+                config = data_stage(recipe, step)
+        run_checked(config, order, document, f"data {step}")
 
 
-def is_recipe(document: Document) -> bool:
-    """Whether a document describes a recipe."""
-    return bool(document.data.get("type") == "recipe")
+@command("plan")
+def plan_command(config_path: ConfigPath, overrides: Overrides = None) -> None:
+    """Show every role's processes, devices and bytes against what the nodes have. Starts nothing.
+
+    Example: ultramed-rl plan configs/llama3-70b-4node.yaml cluster.policy.zero_stage=2
+    """
+    from ultramed_rl.cluster.plan import make_plan, render_plan
+    from ultramed_rl.config.recipe import check_config
+    from ultramed_rl.recipes.run import of_stage, stages_of
+
+    document = Order(config_path, overrides or []).read()
+    plans = []
+    with checking(document):
+        for name, config in stages_of(check_config(document)):
+            with of_stage(name):
+                plans.append((name, config, make_plan(config)))
+    for name, config, plan in plans:
+        tell("plan", name=config.run.name, type=config.type, plan=asdict(plan))
+        say(f"{name} ({config.type}):\n{render_plan(plan)}\n" if name else render_plan(plan))
+    tell_result(True, exit_code=0)
 
 
-def check_config(document: Document, expected: str) -> Any:
-    """The config, valid, of the expected type and with a plan that fits; else exit with code 2."""
-    from ultramed_rl.config.load import check_any
-    from ultramed_rl.recipes.run import check_runnable
+def run_alone(order: Order, kind: str) -> None:
+    """Check, then run one config of this kind, or say what would be done."""
+    document = order.read()
+    config = check_kind(document, kind)
+    run_checked(config, order, document, command_of(config))
 
-    config = check(lambda: check_any(document))
-    if config.type != expected:
+
+def check_kind(document: Document, kind: str) -> Any:
+    """The config, valid and of this kind; else exit with code 2."""
+    from ultramed_rl.config.recipe import check_config
+
+    with checking():
+        config = check_config(document)
+    if config.type != kind:
         fail(document.tell(f"type={config.type!r}: use ultramed-rl {command_of(config)}"), WRONG)
-    check(lambda: check_runnable(config), document)
     return config
-
-
-def check_named(config: Any, order: Order, document: Document) -> None:
-    """What the config names is there; exits with code 2 where it isn't. A run that goes on may need it no more."""
-    from ultramed_rl.recipes.inputs import check_inputs
-
-    if not (order.resume or order.flags):
-        check(lambda: check_inputs(config), document)
 
 
 def command_of(config: Any) -> str:
     """The command that runs a config or recipe of this type."""
     return "recipe" if config.type == "recipe" else KINDS[config.type].command.format(config=config)
+
+
+def _run_recipe_whole(order: Order, document: Document) -> None:
+    from ultramed_rl.config.recipe import check_recipe
+
+    with checking():
+        recipe = check_recipe(document)
+    run_checked(recipe, order, document, "recipe")
+
+
+def run_checked(config: Any, order: Order, document: Document, name: str) -> None:
+    """A config or recipe that is valid: plan it, look for what it names, and run it, or say what would be done.
+
+    A run that goes on may need no more what it names.
+    """
+    from ultramed_rl.recipes.inputs import check_inputs
+    from ultramed_rl.recipes.run import check_runnable, run_config, run_recipe
+
+    goes_on = order.resume or order.retry_failed
+    with checking(document):
+        check_runnable(config)
+        if order.dry_run:
+            _show(config, goes_on)
+            return
+        if not goes_on:
+            check_inputs(config)
+    with carrying_out(order.again(name)) as result:
+        if config.type == "recipe":
+            made = run_recipe(config, resume=order.resume)
+            result.update(output=str(made.directory), outputs=made.outputs)
+        else:
+            options = {"retry_failed": True} if order.retry_failed else {}
+            output = run_config(config, order.resume, **options)
+            result.update(output=output, directory=config.run.url or str(config.run.folder))
+
+
+def _show(config: Any, goes_on: bool) -> None:
+    """What would be done, stage by stage: where, from where on, on which devices. Nothing is started or written. Exits with
+    code 1 where a directory is in the way; raises ValueError where what is named isn't there, or prompts don't last."""
+    from ultramed_rl.cluster.plan import make_plan, render_plan
+    from ultramed_rl.config.recipe import stage_inputs
+    from ultramed_rl.recipes.inputs import check_inputs, check_pool
+    from ultramed_rl.recipes.run import of_stage, stages_of
+
+    stages = []
+    for name, stage in stages_of(config):
+        directory = stage.run.url or str(stage.run.folder)
+        stages.append((name, stage, directory, what_happens(directory, goes_on)))
+    if not goes_on:
+        check_inputs(config)
+    for name, stage, directory, does in stages:
+        if name:
+            inputs = stage_inputs(config, name)
+            say(f"{name}: {'from ' + ', '.join(inputs) if inputs else 'from no other stage'}")
+        plan = make_plan(stage)
+        about = {"name": stage.run.name, "type": stage.type, "directory": directory, "does": does}
+        tell("plan", **about, plan=asdict(plan))
+        say(f"{stage.run.name} ({stage.type}) in {directory}: {does}\n{render_plan(plan)}\n")
+        if not goes_on:
+            with of_stage(name):
+                check_pool(stage)
+    say("nothing was started")
+    tell_result(True, exit_code=0, dry_run=True)
+
+
+def what_happens(directory: str, goes_on: bool) -> str:
+    """New, or what becomes of the run that is there; exits with code 1 where it is in the way."""
+    from ultramed_rl.store.remote import at_hand
+    from ultramed_rl.tracking.status import read_status
+
+    with checking():
+        try:
+            with at_hand(directory, words=True, empty=True) as folder:
+                if not (folder / "config.yaml").is_file():
+                    return "would begin"
+                status = read_status(folder)
+        except RuntimeError as error:
+            fail(str(error), FAILED)
+    if status.state == "running":
+        fail(f"{directory}: another process is writing this run; wait for it or stop it", FAILED)
+    if not goes_on:
+        fail(
+            f"{directory}: holds a run already; go on with it by --resume, or choose another run.name", FAILED
+        )
+    if status.state == "finished":
+        return "is finished and would be read back"
+    if status.rounds_wanted is not None:
+        return f"would go on after {len(status.rounds)} of {status.rounds_wanted} rounds"
+    return "would go on where it stopped"

@@ -7,10 +7,9 @@ from math import prod
 from pathlib import Path
 
 from ultramed_rl.config.cluster import ReplicaGroup, TrainerGroup
-from ultramed_rl.config.explain import validate
-from ultramed_rl.config.models import Architecture, Model
-from ultramed_rl.config.precision import resolve_precision
-from ultramed_rl.config.training import Optimization
+from ultramed_rl.config.load import validate
+from ultramed_rl.config.models import Architecture, Model, resolve_precision
+from ultramed_rl.config.rounds import Optimization
 from ultramed_rl.learning.costs import chunk_tokens
 from ultramed_rl.models.files import (
     decoder_config,

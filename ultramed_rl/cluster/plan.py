@@ -25,8 +25,8 @@ from ultramed_rl.config import (
     SamplingConfig,
 )
 from ultramed_rl.config.cluster import Devices
-from ultramed_rl.config.models import Architecture, ModelSettings, Reward
-from ultramed_rl.config.precision import resolve_precision
+from ultramed_rl.config.models import Architecture, ModelSettings, resolve_precision
+from ultramed_rl.config.rewards import Reward
 from ultramed_rl.config.run import RunConfig
 from ultramed_rl.config.stages import SftConfig, StageConfig
 from ultramed_rl.kinds import KINDS, load

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ultramed_rl.cluster.inputs import FILE_KEYS, MODEL_KEYS, OFFLINE, texts_of
-from ultramed_rl.config.files import why_unreadable
-from ultramed_rl.config.strict_yaml import YamlProblem, read_yaml
+from ultramed_rl.config.document import YamlProblem, read_yaml, why_unreadable
 
 CONFIG_FILE = "ultramed-rl.yaml"  # the config's name in the job's folder
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

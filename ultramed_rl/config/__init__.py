@@ -1,7 +1,11 @@
-"""What a run is: one file per group of sections, strict load, overrides, dump. Loads no torch."""
+"""What a run is: run.py has an online run, section by section, stages.py and factory.py the other kinds of stages.
+
+Their sections: models, rewards, objectives, rounds, benchmarks, cluster, and the factory's steps; limits.py has the kinds of
+values. The way there: a file's text (document.py), a config (load.py), a recipe's stages (recipe.py). Loads no torch.
+"""
 
 from ultramed_rl.config.base import ConfigError
-from ultramed_rl.config.factory_stage import DataConfig, EngineConfig
+from ultramed_rl.config.factory import DataConfig, EngineConfig
 from ultramed_rl.config.load import (
     SamplingConfig,
     config_difference,
@@ -10,10 +14,15 @@ from ultramed_rl.config.load import (
     load_config,
     parse_config,
 )
-from ultramed_rl.config.reward_bench import RewardBenchConfig
 from ultramed_rl.config.run import AnyConfig, RunConfig
-from ultramed_rl.config.sampling import ContrastsConfig, EvaluateConfig
-from ultramed_rl.config.stages import PreferenceConfig, RewardConfig, SftConfig
+from ultramed_rl.config.stages import (
+    ContrastsConfig,
+    EvaluateConfig,
+    PreferenceConfig,
+    RewardBenchConfig,
+    RewardConfig,
+    SftConfig,
+)
 
 __all__ = [
     "AnyConfig",

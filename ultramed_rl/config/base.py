@@ -1,22 +1,23 @@
-"""The strict base of every config section, and the errors that a bad config raises."""
+"""The strict base of every section and of every whole config, and the errors that a bad config raises."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal, Self, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from ultramed_rl.config.addresses import secret_parts
+from ultramed_rl.config.secrets import secret_parts
 
+T = TypeVar("T")
 SECRET = "secret_in_address"  # the kind of pydantic's error
 _KEPT = (
     "its address holds {part}, which config.yaml would keep; leave it out and let the environment have it: token_env "
     "and api_key_env name a variable, object stores read their own (AWS_SECRET_ACCESS_KEY)"
 )
-
 LONGEST_LINE = 400  # characters of one problem
 MOST_PROBLEMS = 20
 
@@ -44,12 +45,7 @@ class Section(BaseModel):
     """A config section: frozen, strict about types, finite, closed to unknown keys, and without secrets in addresses."""
 
     model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        allow_inf_nan=False,
-        protected_namespaces=(),
-        hide_input_in_errors=True,
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, hide_input_in_errors=True
     )
 
     @field_validator("*")
@@ -59,9 +55,45 @@ class Section(BaseModel):
             raise PydanticCustomError(SECRET, _KEPT, {"place": place, "part": part})
         return value
 
+    @model_validator(mode="after")
+    def _keeps_its_rules(self) -> Self:
+        if problems := list(self.problems()):
+            raise Problems(problems)
+        return self
+
+    def problems(self) -> Iterator[str]:
+        """The rules across keys that are broken, a line each: the section's own key, value, rule, fix."""
+        yield from ()
+
     def to_mapping(self) -> dict[str, Any]:
         """Plain values, defaults included, that validate to an equal section."""
         return self.model_dump(mode="json")
+
+
+def key(default: T, meaning: str, **bounds: Any) -> T:
+    """A section's key that may be left out: its default, what it means, and bounds of other sorts than its kind has; the
+    closer one of a sort that it has stands in the type, as in `Annotated[Few, Field(gt=1)]`."""
+    value: T = Field(default=default, description=meaning, **bounds)
+    return value
+
+
+def order_rules(section: Section, low: str, high: str, *, equal: bool = True) -> Iterator[str]:
+    """The broken rule that a section's key `low` is below its key `high`, or equal to it."""
+    least, most = getattr(section, low), getattr(section, high)
+    if least > most or (least == most and not equal):
+        yield f"{low}={least}: {'exceeds' if equal else 'must be below'} {high}={most}; exchange them"
+
+
+def sample_rules(samples: int, temperature: float | None, section: str = "") -> Iterator[str]:
+    """The broken rule that several answers to a prompt must be able to differ."""
+    if samples > 1 and temperature == 0.0:
+        rule = f"at {section}temperature=0 they are all alike; raise the temperature or set samples=1"
+        yield f"{section}samples={samples}: {rule}"
+
+
+def repeated(names: Iterable[str]) -> list[str]:
+    """The names that stand more than once, sorted."""
+    return sorted(name for name, times in Counter(names).items() if times > 1)
 
 
 def shorten(text: str, most: int) -> str:
@@ -81,3 +113,11 @@ def show(value: object) -> str:
     if isinstance(value, list) and len(value) > 8:
         return f"a list of {len(value)}"
     return shorten(repr(value[:200] if isinstance(value, str) else value), 60)
+
+
+def sections_in(annotation: Any) -> list[type[Section]]:
+    """The sections that a key may hold, in the order of the schema."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    inner = () if get_origin(annotation) is Literal else get_args(annotation)
+    return [model for part in inner for model in sections_in(part)]

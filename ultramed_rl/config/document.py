@@ -1,22 +1,241 @@
-"""What somebody wrote: a file's values with overrides over them, and where each of them stands."""
+"""A YAML file read strictly, overrides over it, and the line at which each value stands.
+
+YAML 1.2's core schema: null, true and false, numbers and text, in mappings and lists; nothing else is known. So `yes`,
+`1:30` and `2024-01-31` are text, `010` is ten, and a tag is refused. Anchors and merge keys (`<<`) are allowed, and as
+everything else they are bounded: reading takes a second at most, whatever the text.
+"""
 
 from __future__ import annotations
 
+import copy
+import os
 import re
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ultramed_rl.config.base import LONGEST_LINE, ConfigError, shorten, show
-from ultramed_rl.config.files import why_unreadable
-from ultramed_rl.config.strict_yaml import DEEPEST, MOST_CHARACTERS, YamlProblem, read_yaml
+import yaml
 
-COMMAND_LINE = "command line"  # where a config comes from that is in no file
+from ultramed_rl.config.base import LONGEST_LINE, ConfigError, shorten, show
+
+MOST_CHARACTERS = 2**18
+MOST_VALUES = 10_000  # with what aliases repeat
+DEEPEST = 32
+_LONGEST_NUMBER = 40
+_LONGEST_NAME, _LONGEST_KEY = 160, 120
+_OPEN = object()
 # Keys whose null says something, since their default is another value.
 NULL_SAYS = ("benchmarks.contamination", "contamination.embedder", "step.cosine", "step.jaccard")
-_OVERRIDDEN = 0  # the line of what no file says
-_LONGEST_NAME, _LONGEST_KEY = 160, 120
+_WORDS: dict[str, bool | None] = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+}
+_INTEGER = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
+_FLOAT = re.compile(
+    r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+)
+
+
+class YamlProblem(ValueError):
+    """What is wrong with a text: `key` is the dotted key where that is, "" for none, and `line` its line, 0 for none.
+
+    A column is known where it is no YAML at all.
+    """
+
+    def __init__(self, problem: str, key: str, line: int, column: int = 0) -> None:
+        super().__init__(problem)
+        self.problem, self.key, self.line, self.column = problem, key, line, column
+
+
+def read_yaml(text: str, key: str = "") -> tuple[Any, dict[str, int]]:
+    """The values of a YAML document, and the line of each by its dotted key.
+
+    Args:
+        key: where the document stands in another, which all its keys begin with.
+
+    Raises:
+        YamlProblem: the text is no YAML, is too large, or has something other than plain values.
+    """
+    if len(text) > MOST_CHARACTERS:
+        raise YamlProblem(f"{len(text):,} characters; a config has at most {MOST_CHARACTERS:,}", key, 0)
+    try:
+        loader = yaml.SafeLoader(text)
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise YamlProblem(f"not valid YAML: character U+{error.character:04X}", key, line) from None
+    reading = _Reading(text, loader)
+    try:
+        return reading.document(key), reading.lines
+    finally:
+        loader.dispose()
+
+
+class _Reading:
+    """One document on its way from events to values; each method takes those that are its own from the stream."""
+
+    def __init__(self, text: str, loader: yaml.SafeLoader) -> None:
+        self.lines: dict[str, int] = {}
+        self._text, self._loader = text, loader
+        self._values = 0
+        self._anchors: dict[str, Any] = {}  # values by their names; _OPEN until one is whole
+
+    def document(self, key: str) -> Any:
+        """The only document's value; None of an empty text."""
+        self._next(key)  # the stream's start
+        if isinstance(self._next(key), yaml.StreamEndEvent):
+            return None
+        value = self._value(self._next(key), key, 0)
+        self._next(key)  # the document's end
+        event = self._next(key)
+        if not isinstance(event, yaml.StreamEndEvent):
+            raise YamlProblem("a second document; a config is one, so remove it", key, _line(event))
+        return value
+
+    def _next(self, key: str) -> Any:
+        try:
+            return self._loader.get_event()
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            assert mark is not None
+            words = f"not valid YAML; mend it: {' '.join(f'{error.problem}'.split())}"
+            raise YamlProblem(words, key, mark.line + 1, mark.column + 1) from None
+        except (ValueError, OverflowError):
+            words = "not valid YAML: an escape that is no character"
+            raise YamlProblem(words, key, self._loader.line + 1) from None
+
+    def _value(self, event: Any, key: str, depth: int) -> Any:
+        if isinstance(event, yaml.AliasEvent):
+            return self._alias(event, key, depth)
+        self._count(1, depth, key, event)
+        if event.tag is not None:
+            rule = "remove it, types are told by what stands there"
+            raise YamlProblem(f"not valid YAML here: tag {_tag(event)}; {rule}", key, _line(event))
+        if event.anchor is not None:
+            self._anchors[event.anchor] = _OPEN
+        value: Any = []
+        if isinstance(event, yaml.MappingStartEvent):
+            value = self._mapping(key, depth)
+        elif isinstance(event, yaml.ScalarEvent):
+            value = _scalar(event, key)
+        else:
+            while not isinstance(item := self._next(key), yaml.SequenceEndEvent):
+                place = _below(key, str(len(value)))
+                self.lines[place] = _line(item)
+                value.append(self._value(item, place, depth + 1))
+        if event.anchor is not None:
+            self._anchors[event.anchor] = value
+        return value
+
+    def _alias(self, event: Any, key: str, depth: int) -> Any:
+        """A copy of what the anchor names, so that a change of the one is none of the other."""
+        name, line = event.anchor, _line(event)
+        if name not in self._anchors:
+            raise YamlProblem(f"alias *{name}: no anchor &{name} before it; put one there", key, line)
+        value = self._anchors[name]
+        if value is _OPEN:
+            raise YamlProblem(f"alias *{name}: stands inside what it repeats; write it out", key, line)
+        values, height = _size(value)
+        self._count(values, depth + height, key, event)
+        return copy.deepcopy(value)
+
+    def _count(self, values: int, depth: int, key: str, event: Any) -> None:
+        self._values += values
+        if self._values > MOST_VALUES:
+            raise YamlProblem(f"more than {MOST_VALUES:,} values, aliases counted", key, _line(event))
+        if depth > DEEPEST:
+            raise YamlProblem(f"nested more than {DEEPEST} deep, which no section is", key, _line(event))
+
+    def _mapping(self, key: str, depth: int) -> dict[str, Any]:
+        merged: dict[str, Any] = {}
+        own: dict[str, Any] = {}
+        merge_line = 0
+        while not isinstance(event := self._next(key), yaml.MappingEndEvent):
+            if isinstance(event, yaml.ScalarEvent) and event.value == "<<" and event.implicit[0]:
+                if merge_line:
+                    words = "key '<<' stands twice; give it a list: [*one, *two]"
+                    raise YamlProblem(words, key, _line(event))
+                merge_line = _line(event)
+                merged = self._merged(key, depth, merge_line)
+                continue
+            name = self._name(event, key)
+            place = _below(key, name)
+            if name in own:
+                raise YamlProblem(f"key {name!r} stands twice; remove one", place, _line(event))
+            self.lines[place] = _line(event)
+            own[name] = self._value(self._next(place), place, depth + 1)
+        for name in merged.keys() - own.keys():
+            self.lines[_below(key, name)] = merge_line
+        return {**merged, **own}
+
+    def _merged(self, key: str, depth: int, line: int) -> dict[str, Any]:
+        """What a merge key brings: of several mappings the first that has a key decides."""
+        value = self._value(self._next(key), _below(key, "<<"), depth + 1)
+        parts = value if isinstance(value, list) else [value]
+        if not all(isinstance(part, dict) for part in parts):
+            raise YamlProblem("'<<' takes a mapping, or a list of them, as in <<: *shared", key, line)
+        return {name: item for part in reversed(parts) for name, item in part.items()}
+
+    def _name(self, event: Any, key: str) -> str:
+        """A mapping's key, which must be text."""
+        if not isinstance(event, yaml.ScalarEvent):
+            at = event.start_mark.index
+            if self._text[at - 1 : at + 1] == "{{":
+                words = "a template {{...}} that was not filled in; fill it in, or put it in quotes"
+                raise YamlProblem(words, key, _line(event))
+            kinds = {yaml.SequenceStartEvent: "a list", yaml.MappingStartEvent: "a mapping"}
+            kind = kinds.get(type(event), "an alias")
+            raise YamlProblem(f"a key is {kind}; keys are text", key, _line(event))
+        if event.tag is not None:
+            raise YamlProblem(f"a key has the tag {_tag(event)}; keys are text", key, _line(event))
+        name = _scalar(event, key)
+        if not isinstance(name, str):
+            words = f"key {event.value!r:.40}: keys are text; put it in quotes"
+            raise YamlProblem(words, key, _line(event))
+        return name
+
+
+def _scalar(event: Any, key: str) -> bool | int | float | str | None:
+    text: str = event.value
+    is_integer = _INTEGER.fullmatch(text)
+    if event.implicit[0] and text in _WORDS:
+        return _WORDS[text]
+    if event.implicit[0] and (is_integer or _FLOAT.fullmatch(text)):
+        if len(text) > _LONGEST_NUMBER:
+            words = f"a number of {len(text):,} characters; at most {_LONGEST_NUMBER}"
+            raise YamlProblem(words, key, _line(event))
+        if is_integer:
+            return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+        return float(re.sub(r"\.(?=inf|nan)", "", text, flags=re.IGNORECASE))
+    try:
+        # A pair of surrogates that JSON escaped becomes the character that it stands for.
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        raise YamlProblem("half of a surrogate pair, which is no character", key, _line(event)) from None
+
+
+def _size(value: Any) -> tuple[int, int]:
+    """How many values there are, this one counted, and how deep they are nested."""
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    sizes = [_size(item) for item in items]
+    return 1 + sum(count for count, _ in sizes), max((1 + height for _, height in sizes), default=0)
+
+
+def _below(key: str, name: str) -> str:
+    return f"{key}.{name}" if key else name
+
+
+def _line(event: Any) -> int:
+    return int(event.start_mark.line) + 1
+
+
+def _tag(event: Any) -> str:
+    return str(event.tag).replace("tag:yaml.org,2002:", "!!")
+
+
+# -- documents ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -37,10 +256,9 @@ class Document:
         line = self._line(key)
         if where is None:
             where = f"line {line}" if line else ""
-        problem = shorten(key, _LONGEST_KEY) + problem[len(key) :]
         end = f" ({where})" if where else ""
-        whole = f"{shorten(self.name, _LONGEST_NAME)}: {problem}"
-        return shorten(whole, LONGEST_LINE - len(end)) + end
+        problem = shorten(key, _LONGEST_KEY) + problem[len(key) :]
+        return shorten(f"{shorten(self.name, _LONGEST_NAME)}: {problem}", LONGEST_LINE - len(end)) + end
 
     def _line(self, key: str) -> int:
         """The line of a key, or of the nearest one above it; what a recipe's stage doesn't say itself, it shares."""
@@ -58,7 +276,7 @@ def read_document(path: str | Path | None, overrides: Sequence[str] = ()) -> Doc
     Raises:
         ConfigError: no readable file, no strict YAML in it, or an override that isn't one.
     """
-    document = Document(COMMAND_LINE, {}) if path is None else _read_file(Path(path))
+    document = Document("command line", {}) if path is None else _read_file(Path(path))
     for override in overrides:
         _apply_override(document, override)
     return document
@@ -66,31 +284,30 @@ def read_document(path: str | Path | None, overrides: Sequence[str] = ()) -> Doc
 
 def _read_file(path: Path) -> Document:
     document = Document(str(path), {})
-    reason = why_unreadable(path)
-    if reason is not None:
-        missing = reason == "no such file"
-        words = (
-            "no such file; see configs/ for complete examples" if missing else f"{reason}; name a YAML file"
+    where = None
+    if reason := why_unreadable(path):
+        words = "no such file; see configs/ for complete examples"
+        raise ConfigError(
+            [document.tell(words if words.startswith(reason) else f"{reason}; name a YAML file")]
         )
-        raise ConfigError([document.tell(words)])
     try:
         with path.open("rb") as file:
             content = file.read(4 * MOST_CHARACTERS + 1)  # UTF-8 has at most 4 bytes a character
-        whole = len(content) <= 4 * MOST_CHARACTERS  # what is too large may be cut off within one
-        data, lines = read_yaml(content.decode("utf-8-sig", "strict" if whole else "replace"))
+        is_whole = len(content) <= 4 * MOST_CHARACTERS  # what is too large may be cut off within one
+        data, lines = read_yaml(content.decode("utf-8-sig", "strict" if is_whole else "replace"))
+        if isinstance(data, dict):
+            return Document(str(path), data, lines)
+        kind = "empty" if data is None else type(data).__name__
+        words = f"must be a mapping of sections, not {kind}; see configs/ for complete examples"
     except UnicodeDecodeError as error:
         words = f"not valid YAML: not UTF-8 at byte {error.start}; save it as UTF-8"
-        raise ConfigError([document.tell(words)]) from None
     except OSError as error:
-        raise ConfigError([document.tell(f"cannot be read ({error.strerror})")]) from None
+        words = f"cannot be read ({error.strerror})"
     except YamlProblem as error:
         words = f"{error.key}: {error.problem}" if error.key else error.problem
-        raise ConfigError([document.tell(words, error.where)]) from None
-    if not isinstance(data, dict):
-        found = "empty" if data is None else type(data).__name__
-        words = f"must be a mapping of sections, not {found}; see configs/ for complete examples"
-        raise ConfigError([document.tell(words)])
-    return Document(str(path), data, lines)
+        where = f"line {error.line}" if error.line else ""
+        where += f", column {error.column}" if error.column else ""
+    raise ConfigError([document.tell(words, where)])
 
 
 def _apply_override(document: Document, override: str) -> None:
@@ -114,7 +331,7 @@ def _apply_override(document: Document, override: str) -> None:
     value = _override_value(dotted, text)
     for key in [key for key in document.lines if key == dotted or key.startswith(f"{dotted}.")]:
         del document.lines[key]
-    document.lines[dotted] = _OVERRIDDEN
+    document.lines[dotted] = 0  # in no file
     if value is None and not dotted.endswith(NULL_SAYS):
         node.pop(last, None)  # every other key that may be null is null by default
     else:
@@ -129,3 +346,21 @@ def _override_value(key: str, text: str) -> Any:
         if error.column:
             return text
         raise ConfigError([f"override {show(f'{key}={text}')}: {error.key}: {error.problem}"]) from None
+
+
+def why_unreadable(path: Path) -> str | None:
+    """What keeps a path from being read, in words; None for a regular file.
+
+    A FIFO or a device would hang whoever reads it, or never end.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "no such file"
+    except (OSError, ValueError) as error:  # too long, not allowed, a loop of links, a null character
+        return f"no such file ({getattr(error, 'strerror', None) or error})"
+    if stat.S_ISDIR(mode):
+        return "is a directory"
+    if not stat.S_ISREG(mode):
+        return "is no regular file but a FIFO, a socket or a device"
+    return None if os.access(path, os.R_OK) else "may not be read; look at its permissions"

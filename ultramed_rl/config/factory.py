@@ -1,188 +1,281 @@
-"""The data factory's steps that ask a language model: how each asks, and what it accepts."""
+"""A stage of the data factory: what it reads, the models that it asks, its step; with steps that bring rows in, clean and
+picture them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field
 
-from ultramed_rl.config.base import Section
-from ultramed_rl.config.embedding import EMBEDDER, HASHED
+from ultramed_rl.config.base import Section, key, order_rules
+from ultramed_rl.config.benchmarks import Task
+from ultramed_rl.config.cluster import DataCluster, SamplingCluster
+from ultramed_rl.config.factory_steps import (
+    HASHED,
+    Answer,
+    Asking,
+    Bench,
+    Candidates,
+    Embedder,
+    Evolve,
+    Feedback,
+    Pairs,
+    RuleJudge,
+    Score,
+    Textbook,
+    Topics,
+)
 from ultramed_rl.config.limits import (
     Address,
+    Column,
+    Count,
+    CountOrZero,
+    FactorOrZero,
     Few,
-    FewOrZero,
     Label,
+    Name,
     Pattern,
-    Points,
     PositiveShare,
-    Seed,
+    SetName,
+    Share,
+    SmallSeed,
     Temperature,
-    Tokens,
     Words,
 )
-
-OpenMethod = Literal["constrain", "concretise", "multi_step", "depth_breadth", "real_data"]
-ChoiceMethod = Literal["constrain", "concretise", "distractors", "multi_step"]
-
-_REFUSALS = [
-    r"^(?:i['’]?m|i am|we are|we['’]?re) (?:very |so |really )?sorry,? (?:but )?(?:i|we) "
-    r"(?:can ?not|can['’]t|am (?:not able|unable)|are (?:not able|unable)|won['’]t)\b",
-    r"^(?:sorry|unfortunately|i apologi[sz]e),? (?:but )?(?:i|we) "
-    r"(?:can ?not|can['’]t|am (?:not able|unable)|won['’]t)\b",
-    r"^i (?:can ?not|can['’]t|am (?:not able|unable) to|won['’]t) (?:help|assist|answer|provide|fulfil|comply)",
-    r"^as an? (?:ai|artificial intelligence|(?:large )?language model)\b",
-]
+from ultramed_rl.config.models import Endpoint, Model, ModelSettings
+from ultramed_rl.config.run import AnyConfig, Tracking, device_rules
 
 
-class Asking(Section):
-    """How a step asks its model. Temperature and top_p are by default those of UltraMedical's scripts."""
+class Records(Section):
+    """Rows of another form to UltraMedical records; the columns say where things are."""
 
-    temperature: Temperature = Field(default=0.9, description="of the model's replies")
-    top_p: PositiveShare = Field(
-        default=0.7,
-        description="sample from the likeliest tokens that together have this probability",
+    type: Literal["records"] = "records"
+    name: SetName = Field(description="of the set: the first part of the records' ids")
+    kind: Literal["Exam", "Literature", "Open-End"] = Field(
+        description="Exam: lettered options; Literature: a text and options; Open-End: neither"
     )
-    max_tokens: Tokens = Field(default=1024, description="of one reply")
-    seed: Seed = Field(default=0, description="of sampling, and of what is drawn for a record")
-
-
-class Textbook(Asking):
-    """Multiple-choice questions out of textbook paragraphs, after two gates."""
-
-    type: Literal["textbook"] = "textbook"
-    exemplars: FewOrZero = Field(
-        default=3, description="questions shown as examples, drawn for each paragraph"
+    question: Column = Field(description="column of the question, or of a chat whose first user turn it is")
+    context: Column | None = key(None, "column of a text or list of texts before the question")
+    options: Column | list[Column] | None = key(
+        None, "column of a mapping or list of options, or a column for each, in order"
     )
-    exemplars_from: Address | None = Field(
-        default=None, description="records to draw them from, as of MedQA's training set"
+    choices: list[Label] | None = key(
+        None, "options that are the same for all rows, as yes, no and maybe", min_length=2
     )
-    attempts: Few = Field(default=2, description="times that the question itself is asked for")
-    name: Label = Field(default="TextBookQA", min_length=1, description="first part of the new records' ids")
+    answer: Column | None = key(None, "column of the right option: its letter, its place from 0, or its text")
+    reply: Column | None = key(None, "column of an answer in words that is kept")
+    id: Column | None = key(None, "column of an id; null: the row's number")
 
-
-class Topics(Asking):
-    """A field of study to its subfields, or a subfield to instructions."""
-
-    type: Literal["topics"] = "topics"
-    mode: Literal["subfields", "instructions"] = Field(
-        description="subfields of a field, or instructions of a subfield"
-    )
-    count: Few = Field(default=20, description="items asked for in one reply")
-    attempts: Few = Field(default=2, description="times that a list is asked for")
-    max_tokens: Tokens = Field(default=4096, description="of one reply")
-    name: Label = Field(
-        default="WikiInstruct", min_length=1, description="first part of the new records' ids"
-    )
-
-
-class Evolve(Asking):
-    """Questions made harder, round by round (Evol-Instruct, arXiv 2304.12244)."""
-
-    type: Literal["evolve"] = "evolve"
-    rounds: Few = Field(default=2, description="times that a question is made harder")
-    open_methods: list[OpenMethod] = Field(
-        default=["constrain", "concretise", "multi_step", "depth_breadth", "real_data"],
-        min_length=1,
-        description="ways to make an open question harder, one drawn for each round",
-    )
-    choice_methods: list[ChoiceMethod] = Field(
-        default=["constrain", "concretise", "distractors", "multi_step"],
-        min_length=1,
-        description="ways to make a multiple-choice question harder, one drawn for each round",
-    )
-    least_words: Words = Field(default=10, description="words that a round adds to the stem at least")
-    most_words: Words = Field(default=20, gt=0, description="words that a round adds to the stem at most")
-    attempts: Few = Field(default=2, description="of one round")
-    on_miss: Literal["keep", "drop"] = Field(
-        default="keep", description="a round that never fits: keep the earlier version, or drop the record"
-    )
-    keep: Literal["last", "every"] = Field(
-        default="last", description="which rounds' versions become records"
-    )
-    name: Label | None = Field(
-        default=None,
-        min_length=1,
-        pattern=r"^[^,]*$",
-        description="a set of their own, beside the originals: first part of the versions' ids; null: the record's",
-    )
-
-    @model_validator(mode="after")
-    def _ascends(self) -> Evolve:
-        if self.least_words > self.most_words:
-            raise ValueError(
-                f"evolve.least_words={self.least_words}: exceeds evolve.most_words={self.most_words}; "
-                "exchange them"
+    def problems(self) -> Iterator[str]:
+        is_choice = self.kind != "Open-End"
+        listed = (self.options is not None) + (self.choices is not None)
+        if listed != is_choice or (self.answer is not None) != is_choice:
+            yield (
+                f"kind={self.kind}, options={self.options}, choices={self.choices}, answer={self.answer}: "
+                "Exam and Literature have an answer and either options or choices, Open-End has none of them"
             )
-        return self
-
-    @field_validator("open_methods", "choice_methods")
-    @classmethod
-    def _once(cls, methods: list[str], info: ValidationInfo) -> list[str]:
-        if len({*methods}) < len(methods):
-            raise ValueError(f"evolve.{info.field_name}={methods}: one stands there twice; name each once")
-        return methods
 
 
-class Answer(Asking):
-    """Answers with their reasoning; of a multiple-choice question only one that gives the key."""
+class Vignettes(Section):
+    """DrugSwap's questions, out of MedQA's training set, to records; those that point at a figure fall out."""
 
-    type: Literal["answer"] = "answer"
-    attempts: Few = Field(default=3, description="answers asked for before the record is dropped")
-    exemplars: FewOrZero = Field(default=3, description="solved questions shown from the second attempt on")
-    exemplars_from: Address | None = Field(
-        default=None,
-        description="solved records, of which those most like the question are shown; null: none",
+    type: Literal["vignettes"] = "vignettes"
+    name: SetName = key("MedQA", "of the set: the first part of the records' ids")
+
+
+class Sample(Section):
+    """A seeded part of the records, so many of each set."""
+
+    type: Literal["sample"] = "sample"
+    sizes: dict[Label, CountOrZero] = Field(
+        min_length=1, description="by set, how many of its records; sets that aren't here give none"
     )
-    embedder: Address = Field(default=HASHED, description=EMBEDDER)
-    max_tokens: Tokens = Field(default=2048, description="of one reply")
-    refusals: list[Pattern] = Field(
-        default=_REFUSALS, description="Python patterns, any case; an answer that begins so is a refusal"
-    )
+    seed: SmallSeed = key(0, "of the choice")
 
 
-class Score(Asking):
-    """How hard a question is, 1 to 10, and why."""
+class Report(Section):
+    """The paper's table 1 of any records, distributions, candidate models, and a map of topics."""
 
-    type: Literal["score"] = "score"
-    form: Literal["json", "text"] = Field(
-        default="json", description="text: for a model that JSON is too much for"
-    )
-    threshold: Annotated[Points, Field(ge=1.0, le=10.0)] = Field(
-        default=7.0, description="records below are dropped; 1 drops none"
-    )
-    attempts: Few = Field(default=2, description="times that a score is asked for")
-    temperature: Temperature = Field(default=0.0, description="of the model's replies")
-    top_p: PositiveShare = Field(
-        default=1.0,
-        description="sample from the likeliest tokens that together have this probability",
-    )
-    max_tokens: Tokens = Field(default=512, description="of one reply")
+    type: Literal["report"] = "report"
+    judged: Address | None = key(None, "rows that feedback or rules wrote; null: none")
+    originals: dict[Label, CountOrZero] = key({}, "by set, how many rows there were before all filtering")
+    embedder: Embedder = HASHED
+    points: Count = key(5000, "records on the map, a seeded sample")
+    clusters: Few | None = key(None, "null: by the number of points")
+    seed: SmallSeed = key(0, "of the map's sample and its clusters")
 
 
 class Paragraphs(Section):
     """Passages out of documents, for the textbook step to ask about; no model is asked."""
 
     type: Literal["paragraphs"] = "paragraphs"
-    least_words: Words = Field(default=40, gt=0, description="of a passage; shorter neighbours are joined")
-    most_words: Words = Field(
-        default=250, gt=0, description="of a passage, the headings above it not counted"
+    least_words: Words = key(40, "of a passage; shorter neighbours are joined", gt=0)
+    most_words: Words = key(250, "of a passage, the headings above it not counted", gt=0)
+    headings: bool = key(True, "put the headings above a passage before its text")
+    notes: list[Pattern] = key(
+        [r"OpenMedicine Calculators?\b"],
+        "Python patterns, any case; a part that begins so speaks of the document, and is left out",
     )
-    headings: bool = Field(default=True, description="put the headings above a passage before its text")
-    notes: list[Pattern] = Field(
-        default=[r"OpenMedicine Calculators?\b"],
-        description="Python patterns, any case; a part that begins so speaks of the document, and is left out",
-    )
-    name: Label = Field(default="Paragraph", min_length=1, description="first part of the passages' ids")
+    name: Label = key("Paragraph", "first part of the passages' ids", min_length=1)
 
-    @model_validator(mode="after")
-    def _ascends(self) -> Paragraphs:
-        if self.least_words > self.most_words:
-            raise ValueError(
-                f"paragraphs.least_words={self.least_words}: exceeds paragraphs.most_words={self.most_words}; "
-                "exchange them"
+    def problems(self) -> Iterator[str]:
+        yield from order_rules(self, "least_words", "most_words")
+
+
+class Columns(Section):
+    """Where a row's id and its instruction are; an instruction may be a text, or a chat whose first user turn it is."""
+
+    id: Column = key("id", "column of the row's id")
+    instruction: Column = key("conversations", "column of the text, or of the chat")
+
+
+class Deduplicate(Section):
+    """Drop instructions that repeat another: the same words, nearly the same words, or a near vector."""
+
+    type: Literal["deduplicate"] = "deduplicate"
+    columns: Columns = Columns()
+    keep: Literal["first", "longest", "best"] = key(
+        "first", "which of alike rows stays; best: by `score_column`, then the first"
+    )
+    score_column: Column = key("difficulty", "for keep=best: the column of a number")
+    words: Annotated[Words, Field(ge=1, le=32)] = key(3, "words of a shingle")
+    jaccard: PositiveShare | None = key(
+        0.8, "shared part of two rows' shingles from which they are alike; null: off"
+    )
+    cosine: Annotated[PositiveShare, Field(gt=0.5)] | None = key(
+        0.975, "cosine of two rows' vectors from which they are alike; null: off"
+    )
+    embedder: Embedder = HASHED
+
+
+class Decontaminate(Section):
+    """Drop instructions that stand in a benchmark; the defaults of distance and length are the paper's."""
+
+    type: Literal["decontaminate"] = "decontaminate"
+    columns: Columns = Columns()
+    tasks: list[Task] = Field(
+        default=["medqa", "medmcqa", "pubmedqa", "mmlu_medical"], min_length=1, validate_default=True
+    )
+    squared_l2: FactorOrZero = key(0.05, "squared distance of unit vectors up to which they are near", lt=2.0)
+    length: Share = key(0.20, "difference of lengths up to which near ones count, of the longer", lt=1.0)
+    least_words: Annotated[Words, Field(ge=1)] = key(5, "shorter questions are compared word by word alone")
+    ngram: Annotated[Words, Field(ge=4, le=64)] = key(13, "words in a row that tell a question")
+    overlap: PositiveShare = key(0.5, "part of a test item's n-grams from which a row holds the item")
+    embedder: Embedder = HASHED
+
+
+FURTHER_INPUTS = ("exemplars_from", "judged", "labels")  # keys of steps that name rows beside the input
+_TEMPERATURE = "of this model's answers; null: the step's"
+
+
+class ApiGeneratorConfig(Endpoint):
+    """A model behind an OpenAI-compatible API."""
+
+    type: Literal["api"] = "api"
+    temperature: Temperature | None = key(None, _TEMPERATURE)
+
+
+class EngineGeneratorConfig(ModelSettings):
+    """A model on this project's own engines, see `cluster.rollout`."""
+
+    type: Literal["engine"] = "engine"
+    path: Address = Field(description="a local directory, a hub id or offline://NAME")
+    chat_template: Address | None = key(None, "chatml, llama3 or a Jinja file; null: its tokenizer's own")
+    temperature: Temperature | None = key(None, _TEMPERATURE)
+
+    @property
+    def model(self) -> Model:
+        """What the engines load."""
+        return Model(**self.model_dump(exclude={"type", "temperature"}))
+
+
+GeneratorConfig = Annotated[ApiGeneratorConfig | EngineGeneratorConfig, Field(discriminator="type")]
+DataStep = Annotated[
+    Records
+    | Vignettes
+    | Paragraphs
+    | Sample
+    | Textbook
+    | Topics
+    | Evolve
+    | Answer
+    | Score
+    | Deduplicate
+    | Decontaminate
+    | Candidates
+    | Feedback
+    | RuleJudge
+    | Pairs
+    | Bench
+    | Report,
+    Field(discriminator="type"),
+]
+
+
+class EngineConfig(Section):
+    """The engines of one generator: what is planned and started."""
+
+    type: Literal["engine"] = "engine"
+    policy: Model
+    cluster: SamplingCluster
+
+
+class DataConfig(AnyConfig):
+    """A stage of the data factory: rows in, rows out, and what became of those that fell out."""
+
+    type: Literal["data"] = "data"
+    input: list[Address] = Field(
+        min_length=1, description="rows behind URIs: files, package://, hf://, stage://"
+    )
+    limit: Count | None = key(None, "of each input at most so many rows")
+    step: DataStep = Field(description="what happens to the rows")
+    generators: dict[Name, GeneratorConfig] = key(
+        {}, "name: the model that a step asks; candidates asks two or more"
+    )
+    max_failed_share: Share = key(0.2, "share of failed records above which a stage ends as failed")
+    cluster: DataCluster = DataCluster()
+    tracking: Tracking = Tracking()
+
+    def problems(self) -> Iterator[str]:
+        names, step = list(self.generators), self.step
+        if isinstance(step, Candidates) and len(names) < 2:
+            yield f"generators={names}: candidates are of two models or more; name them"
+        elif isinstance(step, Asking) and not isinstance(step, Candidates) and len(names) != 1:
+            yield f"generators={names}: step {step.type} asks one model; name just that"
+        elif names and not isinstance(step, Asking):
+            yield f"generators={names}: step {step.type} asks no model; remove them"
+        for name, generator in self.generators.items():
+            most = step.max_tokens if isinstance(step, Asking) else 0
+            if isinstance(generator, EngineGeneratorConfig) and generator.max_length <= most:
+                yield (
+                    f"generators.{name}.max_length={generator.max_length}: leaves no room for a prompt beside "
+                    f"step.max_tokens={most}; raise it or lower max_tokens"
+                )
+        if isinstance(step, Textbook) and step.exemplars and step.exemplars_from is None:
+            yield (
+                f"step.exemplars={step.exemplars}: nothing to draw them from; set step.exemplars_from, or "
+                "step.exemplars=0"
             )
-        return self
+        if self.engines:
+            yield from device_rules(self.cluster)
 
+    @property
+    def further_inputs(self) -> dict[str, str]:
+        """By key, the URIs that the step reads beside `input`."""
+        named = {key: getattr(self.step, key, None) for key in FURTHER_INPUTS}
+        return {key: uri for key, uri in named.items() if uri}
 
-FactoryStep = Annotated[Textbook | Topics | Evolve | Answer | Score, Field(discriminator="type")]
+    def step_for(self, name: str) -> DataStep:
+        """The step as it asks the generator of this name."""
+        warmth = self.generators[name].temperature if name else None
+        return self.step if warmth is None else self.step.model_copy(update={"temperature": warmth})
+
+    @property
+    def engines(self) -> dict[str, EngineConfig]:
+        """By the names of generators that are our own engines, what is to be started."""
+        return {
+            name: EngineConfig(policy=generator.model, cluster=self.cluster)
+            for name, generator in self.generators.items()
+            if isinstance(generator, EngineGeneratorConfig)
+        }

@@ -1,11 +1,12 @@
 """Kinds of values, each with the bounds beyond which no value of the kind makes sense. All keys are of one of these.
 
-A key may narrow its kind by a `Field` of its own, as `n: Samples = Field(default=8, ge=2)` does.
+A key may narrow its kind, as `n: Samples = key(8, ..., ge=2)` does.
 """
 
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -50,6 +51,13 @@ Seconds = Annotated[float, Field(gt=0.0, le=31 * 86_400)]
 GiB = Annotated[float, Field(gt=0.0, le=65_536)]
 PerMinute = Annotated[float, Field(gt=0.0, le=10**9)]
 Money = Annotated[float, Field(ge=0.0, le=10**9)]
+TopP = Annotated[
+    PositiveShare, Field(description="sample from the likeliest tokens that together have this probability")
+]
+ReplicaTokens = Annotated[Tokens, Field(description="packed tokens per forward pass on one replica")]
+TrainableLayers = Annotated[
+    Few | None, Field(description="train only the last k decoder layers and the head; null: all")
+]
 
 # -- texts -------------------------------------------------------------------------------------------------
 
@@ -69,14 +77,12 @@ def _printable(text: str) -> str:
 
 
 def _path(text: str) -> str:
-    """No part that no file system takes, and no home directory of nobody."""
     if any(len(part.encode()) > 255 for part in text.split("/")):
         raise PydanticCustomError("too_long", "a part of it is over 255 bytes, which no file's name may have")
-    if text.startswith("~"):
-        try:
-            Path(text).expanduser()
-        except RuntimeError:
-            raise PydanticCustomError("home", "nobody of this name has a home directory here") from None
+    try:
+        Path(text).expanduser()
+    except RuntimeError:
+        raise PydanticCustomError("home", "nobody of this name has a home directory here") from None
     return text
 
 
@@ -85,9 +91,8 @@ def _pattern(text: str) -> str:
         re.compile(text)
     except (re.error, OverflowError, RecursionError) as error:
         why = str(error)[:80].replace("{", "(").replace("}", ")")
-        raise PydanticCustomError(
-            "pattern", f"not a regular expression ({why}); escape what is meant literally with \\"
-        ) from None
+        rule = f"not a regular expression ({why}); escape what is meant literally with \\"
+        raise PydanticCustomError("pattern", rule) from None
     return text
 
 
@@ -99,31 +104,28 @@ def _variable(name: str) -> str:
 
 
 def _web_address(url: str) -> str:
-    try:
+    with suppress(ValueError):  # a port that is none
         parts = urlsplit(url)
-        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        whole = False
-    if not whole:
-        raise PydanticCustomError("address", "not a web address; write http://host:port/path")
-    return url
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return url
+    raise PydanticCustomError("address", "not a web address; write http://host:port/path")
 
 
-_Whole = BeforeValidator(_filled_in)
+_Filled = BeforeValidator(_filled_in)
 _Line = AfterValidator(_printable)
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 Text = Annotated[str, Field(max_length=20_000)]  # what a model reads
-Label = Annotated[
-    str, Field(max_length=200), _Whole, _Line
-]  # a name that is only shown, or another program's
-Tag = Annotated[str, Field(max_length=64), _Whole, _Line]  # as wandb takes it
+Label = Annotated[str, Field(max_length=200), _Filled, _Line]  # only shown, or another program's name
+Column = Label  # of a table of rows
+Tag = Annotated[str, Field(max_length=64), _Filled, _Line]  # as wandb takes it
 # The name of a folder, which gets endings beside it: a file's name has at most 255 bytes.
-Name = Annotated[str, Field(max_length=200, pattern=_NAME), _Whole]
-Variable = Annotated[str, Field(max_length=200), _Whole, AfterValidator(_variable)]
-Column = Annotated[str, Field(max_length=200), _Whole, _Line]
-Address = Annotated[
-    str, Field(max_length=1024), _Whole, _Line, AfterValidator(_path)
-]  # a path, a hub id or a URI
-WebAddress = Annotated[str, Field(max_length=1024), _Whole, _Line, AfterValidator(_web_address)]
+Name = Annotated[str, Field(max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"), _Filled]
+# An id is the set's name, a comma, and the row's own.
+SetName = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^,]*$"), _Filled, _Line]
+TermName = Annotated[Label, Field(min_length=1, description="the term's column in the scored table")]
+Variable = Annotated[str, Field(max_length=200), _Filled, AfterValidator(_variable)]
+KeyVariable = Annotated[Variable | None, Field(description="environment variable that holds the API key")]
+# A path, a hub id or a URI.
+Address = Annotated[str, Field(max_length=1024), _Filled, _Line, AfterValidator(_path)]
+WebAddress = Annotated[str, Field(max_length=1024), _Filled, _Line, AfterValidator(_web_address)]
 Pattern = Annotated[str, Field(max_length=1000), AfterValidator(_pattern)]

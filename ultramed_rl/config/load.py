@@ -1,48 +1,120 @@
-"""YAML and `section.key=value` overrides in, a validated config out; every problem in one line."""
+"""YAML and `section.key=value` overrides in, a validated config out; every problem is one line that begins with its key."""
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any
 
 import yaml
+from pydantic import ValidationError
+from typing_extensions import TypeVar
 
-from ultramed_rl.config.base import ConfigError, Problems, Section, show
+from ultramed_rl.config.base import SECRET, ConfigError, Problems, Section, sections_in, show
 from ultramed_rl.config.document import Document, read_document
-from ultramed_rl.config.explain import guess, validate
-from ultramed_rl.config.factory_stage import EngineConfig
+from ultramed_rl.config.factory import EngineConfig
 from ultramed_rl.config.run import AnyConfig, RunConfig
-from ultramed_rl.config.sampling import ContrastsConfig, EvaluateConfig
+from ultramed_rl.config.stages import ContrastsConfig, EvaluateConfig
 from ultramed_rl.kinds import KINDS
 
 SamplingConfig = RunConfig | ContrastsConfig | EvaluateConfig | EngineConfig
-Config = TypeVar("Config", bound=Section)
+Config = TypeVar("Config", bound=Section, default=RunConfig)
+# Keys of older versions, and what they are called now.
+_RENAMED = {
+    "cluster.barriers": "cluster.sequential_phases",
+    "cluster.faults.fewer": "cluster.faults.allow_fewer_workers",
+    "cluster.faults.set_aside_share": "cluster.faults.max_failed_prompt_share",
+    "training.early": "training.overlap_training",
+}
 
 
-class _Dumper(yaml.SafeDumper):
-    """SafeDumper whose texts are the same texts again, read by YAML 1.2: 1e5 and 0o17, and Unicode's own line ends."""
+def validate(kind: type[Config], data: dict[str, Any]) -> Config:
+    """The config that plain values describe. Raises `Problems`."""
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        raise Problems(
+            [line for problem in error.errors() for line in _explain(problem, data, kind)]
+        ) from None
 
 
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    style = '"' if re.search("[\x85\u2028\u2029]", text) else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+def _explain(problem: Any, data: dict[str, Any], kind: type[Section]) -> Iterator[str]:
+    fault, location = problem["type"], [str(part) for part in problem["loc"]]
+    key = ".".join(_keys(location, data, fault))
+    value, context = problem.get("input"), problem.get("ctx", {})
+    if fault == "extra_forbidden":
+        section = _section_at(kind, location[:-1])
+        allowed, now = list(section.model_fields) if section else [], _RENAMED.get(key)
+        meant = guess(location[-1], allowed) if now is None else f", called {now} now"
+        yield f"{key}: unknown key{meant} (allowed: {', '.join(allowed)})"
+    elif fault == SECRET:
+        yield f"{key}{context['place']}: {problem['msg']}"
+    elif fault == "missing":
+        yield f"{key}: required, but missing"
+    elif fault == "union_tag_not_found":
+        yield f"{key}.type: required, but missing"
+    elif fault == "union_tag_invalid":
+        tags = re.findall(r"'([^']*)'", context["expected_tags"])
+        yield f"{key}.type={show(context['tag'])}: must be one of {', '.join(tags)}{guess(context['tag'], tags)}"
+    elif fault in ("model_type", "model_attributes_type"):
+        yield f"{key}={show(value)}: must be a section of keys; see docs/configuration.md"
+    elif fault == "value_error":
+        error = context["error"]
+        lines = error.problems if isinstance(error, Problems) else [str(error)]
+        section = _section_at(kind, location)
+        for line in lines:
+            own = section is not None and re.split(r"\W", line, maxsplit=1)[0] in section.model_fields
+            yield line if not key else f"{key}.{line}" if own else f"{key}: {line}"
+    else:
+        choices = re.findall(r"'([^']*)'", context.get("expected", "")) if fault == "literal_error" else []
+        yield f"{key}={show(value)}: {problem['msg'][0].lower()}{problem['msg'][1:]}{guess(value, choices)}"
 
 
-_Dumper.add_representer(str, _represent_text)
-_Dumper.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|0o[0-7]+$"),
-    list("-+0123456789."),
-)
+def guess(given: object, known: Sequence[str]) -> str:
+    """What was meant, in words that go on after a rule; nothing where no known one is near."""
+    near = difflib.get_close_matches(given[:80], known, n=1) if isinstance(given, str) else []
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
-@overload
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig: ...
-@overload
-def load_config(path: str | Path, overrides: Sequence[str] = (), *, kind: type[Config]) -> Config: ...
-def load_config(path: str | Path, overrides: Sequence[str] = (), *, kind: type[Any] = RunConfig) -> Any:
+def _keys(location: list[str], data: dict[str, Any], fault: str) -> Iterator[str]:
+    """The parts of a location that are keys of the file: pydantic puts in which member of a union it tried."""
+    node: Any = data
+    for part in location:
+        try:
+            node = node[int(part)] if isinstance(node, list) else node[part]
+        except (LookupError, TypeError, ValueError):
+            if fault != "missing" or part is not location[-1]:
+                continue
+        yield part
+
+
+def _section_at(kind: type[Section], location: Sequence[str]) -> type[Section] | None:
+    """The section at a location, which names fields, places in lists, and the tags of unions."""
+    annotation: Any = kind
+    for step in location:
+        models = sections_in(annotation)
+        fields = [model.model_fields[step].annotation for model in models if step in model.model_fields]
+        tagged = [
+            model
+            for model in models
+            if "type" in model.model_fields and model.model_fields["type"].default == step
+        ]
+        annotation = next(iter([*fields, *tagged]), annotation)
+    models = sections_in(annotation)
+    return models[0] if len(models) == 1 else None
+
+
+# -- reading and writing -----------------------------------------------------------------------------------
+
+
+def load_config(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    kind: type[Config] = RunConfig,  # type: ignore[assignment]
+) -> Config:
     """Read and validate a config file.
 
     Args:
@@ -64,12 +136,22 @@ def load_any(path: str | Path | None, overrides: Sequence[str] = ()) -> AnyConfi
     return check_any(read_document(path, overrides))
 
 
+def parse_config(
+    data: dict[str, Any],
+    source: str = "config",
+    *,
+    kind: type[Config] = RunConfig,  # type: ignore[assignment]
+) -> Config:
+    """Validate a plain mapping. Raises `ConfigError` whose lines name `source`."""
+    return check_document(Document(source, data), kind)
+
+
 def check_any(document: Document) -> AnyConfig:
     """The config of the kind that a document's `type` names. Raises `ConfigError`."""
     named = document.data.get("type", "online")
     if not isinstance(named, str) or named not in KINDS:
-        hint = guess(named, [*KINDS])
-        raise ConfigError([document.tell(f"type={show(named)}: must be one of {', '.join(KINDS)}{hint}")])
+        rule = f"must be one of {', '.join(KINDS)}{guess(named, [*KINDS])}"
+        raise ConfigError([document.tell(f"type={show(named)}: {rule}")])
     config: AnyConfig = check_document(document, KINDS[named].config_class)
     return config
 
@@ -82,13 +164,21 @@ def check_document(document: Document, kind: type[Config]) -> Config:
         raise ConfigError([document.tell(problem) for problem in error.problems]) from None
 
 
-@overload
-def parse_config(data: dict[str, Any], source: str = "config") -> RunConfig: ...
-@overload
-def parse_config(data: dict[str, Any], source: str = "config", *, kind: type[Config]) -> Config: ...
-def parse_config(data: dict[str, Any], source: str = "config", *, kind: type[Any] = RunConfig) -> Any:
-    """Validate a plain mapping. Raises `ConfigError` whose lines name `source`."""
-    return check_document(Document(source, data), kind)
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper whose texts are the same texts again, read by YAML 1.2: 1e5 and 0o17, and Unicode's own line ends."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = '"' if re.search("[\x85\u2028\u2029]", text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|0o[0-7]+$"),
+    list("-+0123456789."),
+)
 
 
 def dump_config(config: Section) -> str:

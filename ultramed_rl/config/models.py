@@ -1,30 +1,54 @@
-"""Which models a run starts from, and how they are held in memory."""
+"""The models of a run: which ones, how they are held in memory, and how one behind an API is asked."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from ultramed_rl.config.base import Section
+from ultramed_rl.config.base import Section, key
 from ultramed_rl.config.limits import (
     Address,
-    BatchSize,
-    Count,
-    Factor,
+    Budget,
+    Concurrency,
     Few,
+    KeyVariable,
     Label,
-    LearningRate,
+    Money,
     Parameters,
-    PositiveShare,
-    PositiveTemperature,
+    PerMinute,
+    ReplicaTokens,
+    Retries,
+    Seconds,
     Share,
-    Temperature,
     Tokens,
+    WebAddress,
     Width,
 )
-from ultramed_rl.config.rewards import Ensemble, RewardTerm
-from ultramed_rl.config.training import Optimization
+
+
+def resolve_precision(precision: str, device: str) -> str:
+    """`bfloat16` or `float32`. `auto` is bfloat16 on GPUs and on CPUs that compute it natively.
+
+    A CPU without AVX512-BF16 or AMX emulates bfloat16: measured at a third of the fp32 rate.
+    """
+    if precision != "auto":
+        return precision
+    if device == "cuda" or native_bfloat16():
+        return "bfloat16"
+    return "float32"
+
+
+def native_bfloat16(cpuinfo: str = "/proc/cpuinfo") -> bool:
+    """Whether this machine's CPU lists a bfloat16 instruction set."""
+    try:
+        text = Path(cpuinfo).read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in text or "amx_bf16" in text
+
 
 Precision = Literal["auto", "bfloat16", "float32"]
 
@@ -38,26 +62,24 @@ class Architecture(Section):
     num_attention_heads: Width = Field(description="query heads")
     num_key_value_heads: Width = Field(description="key and value heads")
     vocab_size: Width = Field(description="rows of the embedding")
-    head_dim: Width | None = Field(default=None, description="null: hidden_size / num_attention_heads")
-    tie_word_embeddings: bool = Field(default=False, description="the head uses the embedding's weights")
-    max_position_embeddings: Tokens | None = Field(
-        default=None, description="longest sequence, RoPE scaling included; null: not checked"
+    head_dim: Width | None = key(None, "null: hidden_size / num_attention_heads")
+    tie_word_embeddings: bool = key(False, "the head uses the embedding's weights")
+    max_position_embeddings: Tokens | None = key(
+        None, "longest sequence, RoPE scaling included; null: not checked"
     )
-    parameters: Parameters | None = Field(
-        default=None, description="in all; null: those of a dense decoder of this shape"
-    )
+    parameters: Parameters | None = key(None, "in all; null: those of a dense decoder of this shape")
 
 
 class LoRA(Section):
     """Adapters that are trained instead of the policy's weights (arXiv 2106.09685); by peft."""
 
-    rank: Width = Field(default=16, description="inner width of an adapter")
-    alpha: Width = Field(default=32, description="the update is alpha / rank x B A")
-    target_modules: Literal["all-linear"] | list[Label] = Field(
-        default="all-linear", min_length=1, description="names of the layers that get adapters, or all-linear"
+    rank: Width = key(16, "inner width of an adapter")
+    alpha: Width = key(32, "the update is alpha / rank x B A")
+    target_modules: Literal["all-linear"] | list[Label] = key(
+        "all-linear", "names of the layers that get adapters, or all-linear", min_length=1
     )
-    quantize: Literal["nf4"] | None = Field(
-        default=None, description="nf4: hold the frozen weights in 4 bits (QLoRA, arXiv 2305.14314)"
+    quantize: Literal["nf4"] | None = key(
+        None, "nf4: hold the frozen weights in 4 bits (QLoRA, arXiv 2305.14314)"
     )
 
     @field_validator("target_modules", mode="before")
@@ -72,14 +94,11 @@ class LoRA(Section):
 class ModelSettings(Section):
     """How a model is held."""
 
-    precision: Precision = Field(
-        default="auto",
-        description="auto: bfloat16 where the device computes it natively, float32 elsewhere",
+    precision: Precision = key(
+        "auto", "auto: bfloat16 where the device computes it natively, float32 elsewhere"
     )
-    max_length: Annotated[Tokens, Field(gt=8)] = Field(
-        default=2048, description="tokens of prompt and completion together"
-    )
-    trust_remote_code: bool = Field(default=False, description="run Python code that comes with the model")
+    max_length: Annotated[Tokens, Field(gt=8)] = key(2048, "tokens of prompt and completion together")
+    trust_remote_code: bool = key(False, "run Python code that comes with the model")
     architecture: Architecture | None = None
 
 
@@ -87,98 +106,64 @@ class Model(ModelSettings):
     """The starting policy: a local directory, a hub id, or `offline://smollm2-135m-instruct`."""
 
     path: Address = Field(description="a local directory, a hub id or offline://NAME")
-    chat_template: Address | None = Field(
-        default=None,
-        description="chatml, llama3 or a Jinja file, for a base model; null: its tokenizer's own",
+    chat_template: Address | None = key(
+        None, "chatml, llama3 or a Jinja file, for a base model; null: its tokenizer's own"
     )
-    lora: LoRA | None = Field(
-        default=None, description="null: all weights are trained; the reference is then a second model"
-    )
+    lora: LoRA | None = key(None, "null: all weights are trained; the reference is then a second model")
 
 
 class Reference(Section):
     """Which frozen policy the preference objective is anchored to, and when it moves."""
 
-    update: Literal["initial", "previous", "ema"] = Field(
-        default="initial",
-        description="initial: the starting policy; previous: that of the round before; ema: a moving average of all",
+    update: Literal["initial", "previous", "ema"] = key(
+        "initial",
+        "initial: the starting policy; previous: that of the round before; ema: a moving average of all",
     )
-    ema_decay: Share = Field(
-        default=0.9,
-        lt=1.0,
-        description="for ema: the average's own share when it moves; the new policy has the rest",
+    ema_decay: Share = key(
+        0.9, "for ema: the average's own share when it moves; the new policy has the rest", lt=1.0
     )
-    micro_batch_tokens: Tokens = Field(
-        default=16384, description="packed tokens per forward pass on one replica"
-    )
+    micro_batch_tokens: ReplicaTokens = 16384
 
 
-class ContrastSampling(Section):
-    """How a policy's own answers are drawn for contrasts: see `ultramed_rl.data.contrasts`."""
+# Of an endpoint's settings those that decide on its answers; the others say how it is reached and what it may cost.
+DECIDES = ("model", "structured", "length_field", "extra")
+# Fields of a request's body that are ours to write.
+_OURS = ("model", "messages", "stream", "n", "response_format", "max_tokens", "max_completion_tokens", "seed")
 
-    prompts: Annotated[Count, Field(gt=1)] = Field(
-        default=64, description="prompts whose answers are contrasted"
+
+class Endpoint(Section):
+    """Whom to ask. Limits hold for each process; budgets for all that a run asks of the model.
+
+    `structured`: json_schema lets the endpoint hold to the schema; json_object lets it write JSON, with the
+    schema in the prompt; prompt has the schema in the prompt alone. Replies are checked in every case.
+    """
+
+    model: Label = Field(min_length=1, description="as the API names it")
+    base_url: WebAddress = Field(description="as http://host:8000/v1")
+    api_key_env: KeyVariable = None
+    requests_per_minute: PerMinute | None = key(None, "of each process; null: no limit")
+    tokens_per_minute: PerMinute | None = key(None, "of prompts and answers together")
+    concurrency: Concurrency = key(32, "requests at a time")
+    timeout_s: Seconds = key(180.0, "seconds for one request")
+    retries: Retries = key(6, "of a request, whatever is wrong with the reply")
+    token_budget: Budget | None = key(None, "tokens that a run may use, in and out")
+    money_budget: Money | None = key(None, "what a run may cost, in the prices' currency", gt=0.0)
+    prompt_price: Money = key(0.0, "per million tokens")
+    completion_price: Money = key(0.0, "per million tokens")
+    structured: Literal["json_schema", "json_object", "prompt"] = key(
+        "json_schema", "how the endpoint is held to JSON"
     )
-    calm_temperature: Temperature = Field(default=0.3, description="temperature of the answers preferred")
-    wild_temperature: PositiveTemperature = Field(
-        default=1.3, description="temperature of the incoherent ones"
+    length_field: Literal["max_tokens", "max_completion_tokens"] = key(
+        "max_tokens", "how the API calls the most tokens of an answer"
     )
-    max_new_tokens: Tokens = Field(default=64, description="longest answer")
+    extra: Mapping[str, Any] = key({}, "further fields of each request's body; null leaves one of ours out")
 
-
-class Contrast(ContrastSampling):
-    """Reward training data made by the run itself."""
-
-    type: Literal["contrast"] = "contrast"
-    held_out: PositiveShare = Field(
-        default=0.2,
-        lt=1.0,
-        description="share of the pairs on which the reward model's accuracy is measured",
-    )
-
-
-class RewardTraining(Optimization):
-    """How the run trains its own Bradley-Terry reward model before the first round."""
-
-    data: Contrast = Contrast()
-    learning_rate: LearningRate = Field(default=2e-5, description="highest rate of the schedule")
-    batch_size: BatchSize = Field(default=16, description="pairs per optimizer step, over all ranks")
-    gradient_checkpointing: bool = Field(
-        default=False, description="compute activations again in the backward pass, to save memory"
-    )
-    trainable_layers: Few | None = Field(
-        default=None, description="train only the last k decoder layers and the head; null: all"
-    )
-
-
-class Reward(Section):
-    """What scores completions: a trained `num_labels=1` classifier (`path`), several of them (`ensemble`), or
-    one trained in the same run (`train`); and `terms` that are added by weight, or stand alone."""
-
-    path: Address | None = Field(
-        default=None, description="a trained reward model: a local directory or a hub id"
-    )
-    train: RewardTraining | None = None
-    ensemble: Ensemble | None = None
-    weight: Factor = Field(default=1.0, description="of the reward model beside the terms")
-    terms: list[RewardTerm] = Field(
-        default=[], description="rules, servers and judges that are added by weight, or score alone"
-    )
-    precision: Precision = Field(
-        default="auto",
-        description="of reward models; auto: bfloat16 where the device computes it natively, float32 elsewhere",
-    )
-    micro_batch_tokens: Tokens = Field(
-        default=16384, description="packed tokens per forward pass on one replica"
-    )
-    trust_remote_code: bool = Field(
-        default=False, description="run Python code that comes with a reward model"
-    )
-    architecture: Architecture | None = None
-
-    @property
-    def paths(self) -> tuple[str | None, ...]:
-        """The reward models: None is the one that the run trains itself; none where terms alone score."""
-        if self.ensemble is not None:
-            return tuple(self.ensemble.paths)
-        return (self.path,) if self.path is not None or self.train is not None else ()
+    def problems(self) -> Iterator[str]:
+        for name in _OURS:
+            if name in self.extra:
+                yield f"extra.{name}={self.extra[name]!r}: comes with each request; remove it"
+        if self.money_budget is not None and self.prompt_price == self.completion_price == 0.0:
+            yield (
+                f"money_budget={self.money_budget:g}: nothing costs anything; set prompt_price and completion_price, or "
+                "remove it"
+            )

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from ultramed_rl.config.base import Section
+from ultramed_rl.config.base import Section, key
 from ultramed_rl.config.limits import Factor, FactorOrZero, Share
 
 Beta = Annotated[Factor, Field(description="strength of the pull towards the reference")]
@@ -38,9 +38,7 @@ class DPO(_Objective):
     type: Literal["dpo"] = "dpo"
     beta: Beta = 0.1
     label_smoothing: Flips = 0.0
-    length_normalized: bool = Field(
-        default=False, description="mean instead of summed log-ratios (Tulu 3, arXiv 2411.15124)"
-    )
+    length_normalized: bool = key(False, "mean instead of summed log-ratios (Tulu 3, arXiv 2411.15124)")
     nll_weight: NLLWeight = 0.0
 
 
@@ -58,9 +56,8 @@ class IPO(_Objective):
 
     type: Literal["ipo"] = "ipo"
     beta: Beta = 0.1
-    length_normalized: bool = Field(
-        default=True,
-        description="mean log-ratios, as in the paper's experiments; false: sums, as in its eq. 17",
+    length_normalized: bool = key(
+        True, "mean log-ratios, as in the paper's experiments; false: sums, as in its eq. 17"
     )
     nll_weight: NLLWeight = 0.0
 
@@ -80,8 +77,8 @@ class KTO(_Objective):
     kl: ClassVar[Literal["none", "batch", "mismatched"]] = "mismatched"
     type: Literal["kto"] = "kto"
     beta: Beta = 0.1
-    desirable_weight: Factor = Field(default=1.0, description="of chosen answers")
-    undesirable_weight: Factor = Field(default=1.0, description="of rejected answers")
+    desirable_weight: Factor = key(1.0, "of chosen answers")
+    undesirable_weight: Factor = key(1.0, "of rejected answers")
 
 
 class KTOPair(_Objective):
@@ -106,7 +103,7 @@ class NCA(_Objective):
     listwise: ClassVar[bool] = True
     type: Literal["nca"] = "nca"
     beta: Beta = 0.1
-    reward_temperature: Factor = Field(default=1.0, description="alpha of softmax(reward / alpha)")
+    reward_temperature: Factor = key(1.0, "alpha of softmax(reward / alpha)")
 
 
 class InfoNCA(_Objective):
@@ -115,7 +112,7 @@ class InfoNCA(_Objective):
     listwise: ClassVar[bool] = True
     type: Literal["infonca"] = "infonca"
     beta: Beta = 0.1
-    reward_temperature: Factor = Field(default=1.0, description="alpha of softmax(reward / alpha)")
+    reward_temperature: Factor = key(1.0, "alpha of softmax(reward / alpha)")
 
 
 class SimPO(_Objective):
@@ -124,7 +121,7 @@ class SimPO(_Objective):
     uses_reference: ClassVar[bool] = False
     type: Literal["simpo"] = "simpo"
     beta: Beta = 2.0
-    gamma: FactorOrZero = Field(default=1.0, description="target margin")
+    gamma: FactorOrZero = key(1.0, "target margin")
     label_smoothing: Flips = 0.0
     nll_weight: NLLWeight = 0.0
 

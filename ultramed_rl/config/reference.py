@@ -1,27 +1,22 @@
-"""The configuration reference: every key of every config, out of the schema itself.
+"""The configuration reference: every key of every config, out of the JSON schemas of their sections.
 
 `python -m ultramed_rl.config.reference > docs/configuration.md` renews the page.
 """
 
 from __future__ import annotations
 
-import inspect
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
-from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
-
-from ultramed_rl.config.base import Section
 from ultramed_rl.config.recipe import RecipeConfig
-from ultramed_rl.config.reference_types import Link, describe_rules, describe_type, sections_in
 from ultramed_rl.kinds import KINDS
 
 RENEW = "python -m ultramed_rl.config.reference > docs/configuration.md"
 _LONGEST_DEFAULT = 60
+_WIDE, _LONG = 1000, 200  # bounds that nobody meets by chance need no words
+_PLAIN = {"boolean": "true or false", "string": "text"}
 _HEAD = f"""# Configuration
 
 Every key of every config, generated from the schema; `{RENEW}` renews it.
@@ -38,130 +33,163 @@ Rules that span several keys are checked as well; each broken one is a line with
 """
 
 
-@dataclass(frozen=True)
-class Row:
-    """One key of a section, as the page shows it."""
-
-    key: str
-    type: str
-    default: str
-    meaning: str
+Schema = dict[str, Any]  # JSON's, of a section or of a value
 
 
 def render_reference() -> str:
     """The whole page as Markdown."""
-    kinds = {name: kind.config_class for name, kind in KINDS.items()} | {"recipe": RecipeConfig}
-    places = _places(kinds)
-    parts = [_HEAD, _contents(kinds)]
-    seen: set[type[Section]] = set(kinds.values())
-    for name, model in kinds.items():
-        parts.append(f"\n## type: {name}\n\n{_words(model)}\n\n{_table(model)}")
-        for section in _below(model):
-            if section not in seen:
-                seen.add(section)
-                parts.append(_section(section, places[section]))
+    models = {name: kind.config_class for name, kind in KINDS.items()} | {"recipe": RecipeConfig}
+    kinds = {name: model.model_json_schema() for name, model in models.items()}
+    sections = {title: section for kind in kinds.values() for title, section in kind.get("$defs", {}).items()}
+    places = _places(kinds, sections)
+    parts = [_HEAD, "| `type` | is |", "|---|---|"]
+    parts += [f"| [{name}](#type-{name}) | {_summary(kind)} |" for name, kind in kinds.items()]
+    shown: set[str] = set()
+    for name, kind in kinds.items():
+        parts.append(f"\n## type: {name}\n\n{_words(kind)}\n\n{_table(kind, sections)}")
+        for title in _below(kind, sections):
+            if title not in shown:
+                shown.add(title)
+                section = sections[title]
+                tag = section["properties"].get("type")
+                tagged = f"`type: {tag['default']}`. " if tag else ""
+                where = f"Stands in {', '.join(f'`{place}`' for place in places[title])}."
+                parts.append(
+                    f"\n### {title}\n\n{tagged}{_words(section)} {where}\n\n{_table(section, sections)}"
+                )
     return "\n".join(parts).rstrip() + "\n"
 
 
-def rows_of(model: type[Section]) -> list[Row]:
+def _table(schema: Schema, sections: dict[str, Schema]) -> str:
     """The keys of a section, in the order of the schema; `type`, which has one value, is in the heading."""
-    return [_row(name, field) for name, field in model.model_fields.items() if name != "type"]
+    rows = []
+    for name, value in schema["properties"].items():
+        held = _titles(value)
+        words = value.get("description") or (_summary(sections[held[0]]) if len(held) == 1 else "")
+        meaning = "; ".join(filter(None, (words, ", ".join(dict.fromkeys(_rules(value))))))
+        if name != "type":
+            rows.append(
+                f"| `{name}` | {_describe(value, sections)} | {_default(value, sections)} | {meaning} |"
+            )
+    head = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    return "\n".join([*head, *rows]) if rows else "No further keys."
 
 
-def _row(name: str, field: FieldInfo) -> Row:
-    rules = describe_rules(field)
-    words = field.description or _inherited_words(field)
-    meaning = "; ".join(part for part in (words, rules) if part)
-    return Row(name, describe_type(field.annotation), _default(field), meaning)
+def _places(kinds: dict[str, Schema], sections: dict[str, Schema]) -> dict[str, list[str]]:
+    """By section, the keys that hold it: of the config types in which it is named directly, or of sections."""
+    below = dict.fromkeys(title for kind in kinds.values() for title in _below(kind, sections))
+    places: dict[str, dict[str, None]] = {}
+    for owner, schema in [*kinds.items(), *((title, sections[title]) for title in below)]:
+        for name, value in schema["properties"].items():
+            for title in _titles(value):
+                places.setdefault(title, {})[f"{owner}.{name}"] = None
+    return {title: list(keys) for title, keys in places.items()}
 
 
-def _inherited_words(field: FieldInfo) -> str:
-    """Of a key that holds one section, that section's first sentence."""
-    found = sections_in(field.annotation)
-    return _summary(found[0]) if len(found) == 1 else ""
+def _below(schema: Schema, sections: dict[str, Schema]) -> Iterator[str]:
+    """All sections under one by their titles, depth first."""
+    for value in schema["properties"].values():
+        for title in _titles(value):
+            yield title
+            yield from _below(sections[title], sections)
 
 
-def _default(field: FieldInfo) -> str:
-    default = field.get_default(call_default_factory=True)
-    if default is PydanticUndefined:
+def _titles(value: Schema) -> list[str]:
+    """The sections that a key may hold, in the order of the schema."""
+    own = [value["$ref"].rpartition("/")[2]] if "$ref" in value else []
+    return own + [title for part in _parts(value) for title in _titles(part)]
+
+
+def _parts(value: Schema) -> list[Schema]:
+    """What a value is made of: the members of a union, a list's items, a mapping's values."""
+    inside = [
+        value.get("items"),
+        value.get("additionalProperties"),
+        *value.get("patternProperties", {}).values(),
+    ]
+    return [*_members(value), *(part for part in inside if isinstance(part, dict))]
+
+
+def _members(value: Schema) -> list[Schema]:
+    members: list[Schema] = value.get("oneOf") or value.get("anyOf") or []
+    return members
+
+
+def _describe(value: Schema, sections: dict[str, Schema]) -> str:
+    """What may stand there: `integer`, `` `a` or `b` ``, `list of text`, links to sections."""
+    if "$ref" in value:
+        return _link(_titles(value)[0], sections)
+    if "const" in value or "enum" in value:
+        return _either([f"`{choice}`" for choice in value.get("enum") or [value["const"]]])
+    if members := _members(value):
+        plain = [
+            _describe(part, sections) for part in members if not _titles(part) and part.get("type") != "null"
+        ]
+        linked = [_link(title, sections) for title in _titles(value)]
+        words = [f"one by its `type`: {', '.join(linked)}", *plain] if len(linked) > 1 else [*linked, *plain]
+        return _either([*words, *["null" for part in members if part.get("type") == "null"]])
+    if value.get("type") == "array":
+        return f"list of {_describe(value['items'], sections)}".replace("list of one by", "list, each by")
+    if value.get("type") == "object":
+        return f"mapping of text to {_describe((_parts(value) or [{}])[0], sections)}"
+    kind: str = value.get("type", "anything")
+    return _PLAIN.get(kind, kind)
+
+
+def _link(title: str, sections: dict[str, Schema]) -> str:
+    tag = sections[title]["properties"].get("type")
+    return f"[{tag['default'] if tag else title}](#{title.lower()})"
+
+
+def _either(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def _default(value: Schema, sections: dict[str, Schema]) -> str:
+    if "default" not in value:
         return "required"
-    if isinstance(default, Section):
-        same = default == _or_none(type(default))
-        return "the section's" if same else f"`{_flow(default.to_mapping())}`"
-    if isinstance(default, list) and any(isinstance(item, Section) for item in default):
-        default = [item.to_mapping() if isinstance(item, Section) else item for item in default]
-    text = default if isinstance(default, str) and default else _flow(default)
+    default = value["default"]
+    for title in _titles(value):
+        own = {name: inner.get("default", ...) for name, inner in sections[title]["properties"].items()}
+        if default == own:
+            return "the section's"
+    text = default if isinstance(default, str) and default else json.dumps(default, ensure_ascii=False)
     if len(text) > _LONGEST_DEFAULT and isinstance(default, list | dict):
         return f"{len(default)} of our own"
-    return f"`{text}`"
+    return f"`{text}`".replace("|", "\\|")
 
 
-def _or_none(model: type[Section]) -> Section | None:
-    try:
-        return model()
-    except ValueError:  # a section with required keys
-        return None
+def _rules(value: Schema) -> Iterator[str]:
+    """The limits of a value and of what it holds: `at least 2, at most 16`; of two bounds the closer one."""
+    low = [(value[name], name[0] == "e") for name in ("minimum", "exclusiveMinimum") if name in value]
+    high = [(value[name], name[0] == "m") for name in ("maximum", "exclusiveMaximum") if name in value]
+    if low and max(low)[0] > -_WIDE:
+        limit, is_open = max(low)
+        yield f"{'above' if is_open else 'at least'} {limit:g}"
+    if high and min(high)[0] < _WIDE:
+        limit, is_closed = min(high)
+        yield f"{'at most' if is_closed else 'below'} {limit:g}"
+    for unit, of in (("characters", "Length"), ("entries", "Items"), ("entries", "Properties")):
+        least, most = f"min{of}", f"max{of}"
+        if least in value:
+            yield "not empty" if value[least] == 1 else f"at least {value[least]} {unit}"
+        if value.get(most, _LONG) < _LONG:
+            yield f"at most {value[most]} {unit}"
+    for pattern in (value.get("pattern"), *value.get("patternProperties", ())):
+        if pattern:
+            yield f"matches `{pattern}`"
+    for part in _parts(value):
+        yield from _rules(part)
 
 
-def _flow(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False).replace("|", "\\|")
-
-
-def _table(model: type[Section]) -> str:
-    rows = rows_of(model)
-    if not rows:
-        return "No further keys."
-    lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
-    lines += [f"| `{row.key}` | {row.type} | {row.default} | {row.meaning} |" for row in rows]
-    return "\n".join(lines)
-
-
-def _section(model: type[Section], used: list[str]) -> str:
-    kind = model.model_fields.get("type")
-    tagged = f"`type: {kind.default}`. " if kind is not None else ""
-    where = ", ".join(f"`{place}`" for place in used)
-    return f"\n### {Link(model).title}\n\n{tagged}{_words(model)} Stands in {where}.\n\n{_table(model)}"
-
-
-def _contents(kinds: dict[str, type[Section]]) -> str:
-    lines = ["| `type` | is |", "|---|---|"]
-    return "\n".join(
-        [*lines, *(f"| [{name}](#type-{name}) | {_summary(model)} |" for name, model in kinds.items())]
-    )
-
-
-def _places(kinds: dict[str, type[Section]]) -> dict[type[Section], list[str]]:
-    """By section, the keys that hold it: of the config types in which it is named directly, or of sections."""
-    found: dict[type[Section], list[str]] = {}
-    owners = list(dict.fromkeys([*kinds.values(), *(s for model in kinds.values() for s in _below(model))]))
-    names = {model: name for name, model in kinds.items()}
-    for owner in owners:
-        for key, field in owner.model_fields.items():
-            for section in sections_in(field.annotation):
-                place = f"{names.get(owner, Link(owner).title)}.{key}"
-                places = found.setdefault(section, [])
-                if place not in places:
-                    places.append(place)
-    return found
-
-
-def _below(model: type[Section]) -> Iterator[type[Section]]:
-    """All sections under one, depth first."""
-    for field in model.model_fields.values():
-        for section in sections_in(field.annotation):
-            yield section
-            yield from _below(section)
-
-
-def _words(model: type[Section]) -> str:
+def _words(schema: Schema) -> str:
     """A section's docstring as one line that a Markdown table can hold."""
-    return " ".join(inspect.cleandoc(model.__doc__ or "").split()).replace("|", "\\|")
+    return " ".join(schema["description"].split()).replace("|", "\\|")
 
 
-def _summary(model: type[Section]) -> str:
+def _summary(schema: Schema) -> str:
     """The docstring's first paragraph."""
-    paragraph = inspect.cleandoc(model.__doc__ or "").partition("\n\n")[0]
-    return " ".join(paragraph.split()).rstrip(".").replace("|", "\\|")
+    return _words({"description": schema["description"].partition("\n\n")[0]}).rstrip(".")
 
 
 if __name__ == "__main__":

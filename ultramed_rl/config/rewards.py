@@ -1,36 +1,48 @@
-"""Scorers other than one reward model: terms that are summed by weight, and ensembles of reward models."""
+"""What scores answers: reward models, ensembles of them, and terms that are summed by weight."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
-from ultramed_rl.config.base import Section
+from ultramed_rl.config.base import Section, key, order_rules, repeated, sample_rules
 from ultramed_rl.config.limits import (
     Address,
     BatchSize,
     Concurrency,
     Count,
     CountOrZero,
+    Factor,
     FactorOrZero,
+    KeyVariable,
     Label,
+    LearningRate,
     Pattern,
     Points,
+    PositiveShare,
+    PositiveTemperature,
+    ReplicaTokens,
     Retries,
     Samples,
     Seconds,
     Share,
     Temperature,
+    TermName,
     Tokens,
+    TrainableLayers,
     Variable,
     WebAddress,
 )
+from ultramed_rl.config.models import Architecture, Precision
+from ultramed_rl.config.rounds import Optimization
 
 
 def _not_zero(weight: float) -> float:
     if weight == 0.0:
-        raise ValueError("weight=0: a term without weight does nothing; remove the term")
+        raise PydanticCustomError("zero", "a term without weight does nothing; remove the term")
     return weight
 
 
@@ -40,9 +52,7 @@ Weight = Annotated[Points, AfterValidator(_not_zero)]
 class _Term(Section):
     """What every term has: `weight` may be negative; `name` is the term's column in the scored table."""
 
-    weight: Weight = Field(
-        default=1.0, description="factor in the sum of all terms; may be negative, never 0"
-    )
+    weight: Weight = key(1.0, "factor in the sum of all terms; may be negative, never 0")
 
 
 class AnswerTerm(_Term):
@@ -52,19 +62,15 @@ class AnswerTerm(_Term):
     """
 
     type: Literal["answer"] = "answer"
-    name: Label = Field(default="answer", min_length=1, description="the term's column in the scored table")
-    kind: Literal["letter", "number", "auto"] = Field(
-        default="auto", description="auto: a letter where the reference names one, else a number"
+    name: TermName = "answer"
+    kind: Literal["letter", "number", "auto"] = key(
+        "auto", "auto: a letter where the reference names one, else a number"
     )
-    relative_tolerance: Share = Field(
-        default=1e-3, lt=1.0, description="numbers are equal up to this part of the reference's"
-    )
-    absolute_tolerance: FactorOrZero = Field(
-        default=0.0, description="numbers are equal up to this difference"
-    )
-    right: Points = Field(default=1.0, description="score of the right answer")
-    wrong: Points = Field(default=0.0, description="score of a wrong answer")
-    missing: Points = Field(default=0.0, description="no answer can be read, or several that contradict")
+    relative_tolerance: Share = key(1e-3, "numbers are equal up to this part of the reference's", lt=1.0)
+    absolute_tolerance: FactorOrZero = key(0.0, "numbers are equal up to this difference")
+    right: Points = key(1.0, "score of the right answer")
+    wrong: Points = key(0.0, "score of a wrong answer")
+    missing: Points = key(0.0, "no answer can be read, or several that contradict")
 
 
 class LengthTerm(_Term):
@@ -72,26 +78,21 @@ class LengthTerm(_Term):
     `free`, minus one for every token over it."""
 
     type: Literal["length"] = "length"
-    name: Label = Field(default="length", min_length=1, description="the term's column in the scored table")
-    low: CountOrZero | None = Field(default=None, description="fewest tokens of the window")
-    high: CountOrZero | None = Field(default=None, description="most tokens of the window")
-    falloff: Count | None = Field(
-        default=None, description="tokens outside the window at which the score is 0"
-    )
-    free: CountOrZero | None = Field(default=None, description="tokens that cost nothing; without a window")
+    name: TermName = "length"
+    low: CountOrZero | None = key(None, "fewest tokens of the window")
+    high: CountOrZero | None = key(None, "most tokens of the window")
+    falloff: Count | None = key(None, "tokens outside the window at which the score is 0")
+    free: CountOrZero | None = key(None, "tokens that cost nothing; without a window")
 
-    @model_validator(mode="after")
-    def _one_form(self) -> LengthTerm:
+    def problems(self) -> Iterator[str]:
         window = (self.low, self.high, self.falloff)
-        whole, none = all(x is not None for x in window), all(x is None for x in window)
-        if not (whole if self.free is None else none):
-            raise ValueError(
-                f"length: low={self.low} high={self.high} falloff={self.falloff} free={self.free}: "
-                "set either low, high and falloff (a window), or free alone (a penalty per token)"
+        if window.count(None) != (0 if self.free is None else 3):
+            yield (
+                f"low={self.low} high={self.high} falloff={self.falloff} free={self.free}: set either low, high and "
+                "falloff (a window), or free alone (a penalty per token)"
             )
-        if self.low is not None and self.high is not None and self.low > self.high:
-            raise ValueError(f"length.low={self.low}: exceeds length.high={self.high}; exchange them")
-        return self
+        elif self.free is None:
+            yield from order_rules(self, "low", "high")
 
 
 class FormatTerm(_Term):
@@ -101,50 +102,42 @@ class FormatTerm(_Term):
     """
 
     type: Literal["format"] = "format"
-    name: Label = Field(default="format", min_length=1, description="the term's column in the scored table")
-    must_match: Pattern | None = Field(default=None, description="a pattern that must be found")
-    must_not_match: Pattern | None = Field(default=None, description="a pattern that must not be found")
-    ended: bool = Field(default=False, description="the answer must have ended by itself, not been cut off")
-    passed: Points = Field(default=0.0, description="score where every rule is kept")
-    failed: Points = Field(default=-1.0, description="score where one is broken")
+    name: TermName = "format"
+    must_match: Pattern | None = key(None, "a pattern that must be found")
+    must_not_match: Pattern | None = key(None, "a pattern that must not be found")
+    ended: bool = key(False, "the answer must have ended by itself, not been cut off")
+    passed: Points = key(0.0, "score where every rule is kept")
+    failed: Points = key(-1.0, "score where one is broken")
 
-    @model_validator(mode="after")
-    def _has_a_rule(self) -> FormatTerm:
+    def problems(self) -> Iterator[str]:
         if self.must_match is None and self.must_not_match is None and not self.ended:
-            raise ValueError("format: no rule; set must_match, must_not_match or ended")
-        return self
+            yield "no rule; set must_match, must_not_match or ended"
 
 
 class HttpTerm(_Term):
     """A reward server that speaks OpenRLHF's protocol, such as `ultramed-rl serve-reward`."""
 
     type: Literal["http"] = "http"
-    name: Label = Field(default="http", min_length=1, description="the term's column in the scored table")
+    name: TermName = "http"
     url: WebAddress = Field(description="the whole address, as http://host:5000/get_reward")
-    token_env: Variable | None = Field(
-        default=None, description="environment variable that holds the bearer token"
+    token_env: Variable | None = key(None, "environment variable that holds the bearer token")
+    tokenizer: Address | None = key(
+        None, "whose chat template the server's model reads (path or hub id); null: the policy's"
     )
-    tokenizer: Address | None = Field(
-        default=None,
-        description="whose chat template the server's model reads (path or hub id); null: the policy's",
-    )
-    timeout_s: Seconds = Field(default=180.0, description="seconds for one request")
-    retries: Retries = Field(default=5, description="of a request that failed")
-    batch_size: BatchSize = Field(default=64, description="answers per request")
-    concurrency: Annotated[Concurrency, Field(le=256)] = Field(default=4, description="requests at a time")
+    timeout_s: Seconds = key(180.0, "seconds for one request")
+    retries: Retries = key(5, "of a request that failed")
+    batch_size: BatchSize = key(64, "answers per request")
+    concurrency: Annotated[Concurrency, Field(le=256)] = key(4, "requests at a time")
 
 
 class Scale(Section):
     """The grades that a judge may give; they become 0 to 1."""
 
-    low: Points = Field(default=1.0, description="the worst grade, which becomes 0")
-    high: Points = Field(default=10.0, description="the best grade, which becomes 1")
+    low: Points = key(1.0, "the worst grade, which becomes 0")
+    high: Points = key(10.0, "the best grade, which becomes 1")
 
-    @model_validator(mode="after")
-    def _ascends(self) -> Scale:
-        if self.low >= self.high:
-            raise ValueError(f"scale.low={self.low:g}: must be below scale.high={self.high:g}; exchange them")
-        return self
+    def problems(self) -> Iterator[str]:
+        yield from order_rules(self, "low", "high", equal=False)
 
 
 class ApiModel(Section):
@@ -152,48 +145,33 @@ class ApiModel(Section):
 
     model: Label = Field(min_length=1, description="as the API names it")
     base_url: WebAddress = Field(description="as http://host:8000/v1")
-    api_key_env: Variable | None = Field(
-        default=None, description="environment variable that holds the API key"
-    )
-    temperature: Temperature = Field(default=0.0, description="of the judge's replies")
-    max_tokens: Tokens = Field(default=256, description="of one reply")
-    concurrency: Annotated[Concurrency, Field(le=256)] = Field(default=8, description="requests at a time")
-    timeout_s: Seconds = Field(default=120.0, description="seconds for one request")
-    retries: Retries = Field(
-        default=3, description="of a request that failed, and of a reply that cannot be read"
-    )
+    api_key_env: KeyVariable = None
+    temperature: Temperature = key(0.0, "of the judge's replies")
+    max_tokens: Tokens = key(256, "of one reply")
+    concurrency: Annotated[Concurrency, Field(le=256)] = key(8, "requests at a time")
+    timeout_s: Seconds = key(120.0, "seconds for one request")
+    retries: Retries = key(3, "of a request that failed, and of a reply that cannot be read")
 
 
 class StatementJudge(ApiModel):
     """Who says of each of an item's statements whether an answer entails or contradicts it."""
 
-    template: Address | None = Field(
-        default=None, description="a text file with $question, $answer and $statement; null: our own"
-    )
+    template: Address | None = key(None, "a text file with $question, $answer and $statement; null: our own")
 
 
 class JudgeTerm(_Term, ApiModel):
     """The grade of a language model behind an OpenAI-compatible API."""
 
     type: Literal["judge"] = "judge"
-    name: Label = Field(default="judge", min_length=1, description="the term's column in the scored table")
-    template: Address | None = Field(
-        default=None,
-        description="a text file with $question, $answer and perhaps $reference, $low, $high; null: our own",
+    name: TermName = "judge"
+    template: Address | None = key(
+        None, "a text file with $question, $answer and perhaps $reference, $low, $high; null: our own"
     )
     scale: Scale = Scale()
-    samples: Annotated[Samples, Field(le=64)] = Field(
-        default=1, description="grades per answer, of which the mean counts"
-    )
+    samples: Annotated[Samples, Field(le=64)] = key(1, "grades per answer, of which the mean counts")
 
-    @model_validator(mode="after")
-    def _samples_differ(self) -> JudgeTerm:
-        if self.samples > 1 and self.temperature == 0.0:
-            raise ValueError(
-                f"judge.samples={self.samples}: at judge.temperature=0 they are all alike; "
-                "raise the temperature or set samples=1"
-            )
-        return self
+    def problems(self) -> Iterator[str]:
+        yield from sample_rules(self.samples, self.temperature)
 
 
 RewardTerm = Annotated[
@@ -206,22 +184,84 @@ class Ensemble(Section):
     as a population); arXiv 2310.02743 takes the variance, which has no unit to compare with a reward's."""
 
     paths: list[Address] = Field(min_length=2, description="the reward models: local directories or hub ids")
-    combine: Literal["mean", "min", "uncertainty"] = Field(
-        default="mean", description="how the members' scores become one"
-    )
-    penalty: FactorOrZero | None = Field(
-        default=None,
-        description="for uncertainty: standard deviations that are taken off the mean",
+    combine: Literal["mean", "min", "uncertainty"] = key("mean", "how the members' scores become one")
+    penalty: FactorOrZero | None = key(
+        None, "for uncertainty: standard deviations that are taken off the mean"
     )
 
-    @model_validator(mode="after")
-    def _rules(self) -> Ensemble:
-        twice = sorted({path for path in self.paths if self.paths.count(path) > 1})
-        if twice:
-            raise ValueError(f"ensemble.paths: {twice[0]!r} stands twice; members must differ")
+    def problems(self) -> Iterator[str]:
+        for path in repeated(self.paths):
+            yield f"paths: {path!r} stands twice; members must differ"
         if (self.combine == "uncertainty") != (self.penalty is not None):
-            raise ValueError(
-                f"ensemble.penalty={self.penalty}: goes with combine=uncertainty and is needed there, say "
-                f"1.0; here combine={self.combine}"
+            yield (
+                f"penalty={self.penalty}: goes with combine=uncertainty and is needed there, say 1.0; here "
+                f"combine={self.combine}"
             )
-        return self
+
+
+class ContrastSampling(Section):
+    """How a policy's own answers are drawn for contrasts: see `ultramed_rl.data.contrasts`."""
+
+    prompts: Annotated[Count, Field(gt=1)] = key(64, "prompts whose answers are contrasted")
+    calm_temperature: Temperature = key(0.3, "temperature of the answers preferred")
+    wild_temperature: PositiveTemperature = key(1.3, "temperature of the incoherent ones")
+    max_new_tokens: Tokens = key(64, "longest answer")
+
+
+class Contrast(ContrastSampling):
+    """Reward training data made by the run itself."""
+
+    type: Literal["contrast"] = "contrast"
+    held_out: PositiveShare = key(
+        0.2, "share of the pairs on which the reward model's accuracy is measured", lt=1.0
+    )
+
+
+class RewardTraining(Optimization):
+    """How the run trains its own Bradley-Terry reward model before the first round."""
+
+    data: Contrast = Contrast()
+    learning_rate: LearningRate = key(2e-5, "highest rate of the schedule")
+    batch_size: BatchSize = key(16, "pairs per optimizer step, over all ranks")
+    gradient_checkpointing: bool = key(
+        False, "compute activations again in the backward pass, to save memory"
+    )
+    trainable_layers: TrainableLayers = None
+
+
+class Reward(Section):
+    """What scores completions: a trained `num_labels=1` classifier (`path`), several of them (`ensemble`), or
+    one trained in the same run (`train`); and `terms` that are added by weight, or stand alone."""
+
+    path: Address | None = key(None, "a trained reward model: a local directory or a hub id")
+    train: RewardTraining | None = None
+    ensemble: Ensemble | None = None
+    weight: Factor = key(1.0, "of the reward model beside the terms")
+    terms: list[RewardTerm] = key([], "rules, servers and judges that are added by weight, or score alone")
+    precision: Precision = key(
+        "auto", "of reward models; auto: bfloat16 where the device computes it natively, float32 elsewhere"
+    )
+    micro_batch_tokens: ReplicaTokens = 16384
+    trust_remote_code: bool = key(False, "run Python code that comes with a reward model")
+    architecture: Architecture | None = None
+
+    def problems(self) -> Iterator[str]:
+        models = [name for name in ("path", "train", "ensemble") if getattr(self, name) is not None]
+        names = [term.name for term in self.terms]
+        if len(models) > 1 or not (models or names):
+            yield (
+                "exactly one of reward.path (a trained reward model), reward.ensemble (several) and reward.train "
+                "(train one in this run) must be set, or none of them beside reward.terms"
+            )
+        for name in names:
+            if name.startswith("model"):
+                yield f"terms: {name!r} is the name of a reward model's own column; choose another"
+        for name in repeated(names):
+            yield f"terms: two are named {name!r}; give each a name of its own"
+
+    @property
+    def paths(self) -> tuple[str | None, ...]:
+        """The reward models: None is the one that the run trains itself; none where terms alone score."""
+        if self.ensemble is not None:
+            return tuple(self.ensemble.paths)
+        return (self.path,) if self.path is not None or self.train is not None else ()

@@ -1,13 +1,15 @@
-"""The offline stages: supervised fine-tuning, the reward model, preference learning. One YAML file each."""
+"""Kinds of stages beside the online run: those that train (sft, reward, preference), sample and score."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ultramed_rl.config.base import Section
-from ultramed_rl.config.cluster import StageCluster
+from ultramed_rl.config.base import Section, key, sample_rules
+from ultramed_rl.config.benchmarks import Benchmarks, room_rules
+from ultramed_rl.config.cluster import SamplingCluster, ScoringCluster, StageCluster
 from ultramed_rl.config.limits import (
     Address,
     Column,
@@ -15,48 +17,51 @@ from ultramed_rl.config.limits import (
     CountOrZero,
     Factor,
     FactorOrZero,
-    Few,
     Label,
+    Name,
+    ReplicaTokens,
+    Resamples,
+    Samples,
     Share,
+    Temperature,
+    Tokens,
+    TopP,
+    TrainableLayers,
 )
-from ultramed_rl.config.models import Model
+from ultramed_rl.config.models import Model, ModelSettings
 from ultramed_rl.config.objectives import Objective
-from ultramed_rl.config.run import AnyConfig, Tracking
-from ultramed_rl.config.training import StageTraining
-
-# -- data --------------------------------------------------------------------------------------------------
+from ultramed_rl.config.rewards import ContrastSampling, Reward
+from ultramed_rl.config.rounds import Prompts, StageTraining
+from ultramed_rl.config.run import AnyConfig, Tracking, device_rules, kl_rules, length_rules, quantize_rules
 
 
 class _Source(Section):
     """Rows behind a URI: hf://owner/name:split, package://name/path, or local files."""
 
     uri: Address = Field(description="hf://owner/name:split, package://name/path, or local files")
-    weight: Factor = Field(
-        default=1.0, description="how often its rows are used: 0.5 a seeded half, 2 each twice"
-    )
-    limit: Count | None = Field(default=None, description="read at most so many rows")
-    max_misfit_share: Share = Field(default=0.05, description="share of rows that may not fit")
+    weight: Factor = key(1.0, "how often its rows are used: 0.5 a seeded half, 2 each twice")
+    limit: Count | None = key(None, "read at most so many rows")
+    max_misfit_share: Share = key(0.05, "share of rows that may not fit")
 
 
 class ConversationSource(_Source):
     """Chats to imitate: UltraMedical's and ShareGPT's `conversations`, `messages`, or TRL's prompt/completion."""
 
-    column: Column | None = Field(default=None, description="where the turns are; null: the columns tell")
+    column: Column | None = key(None, "where the turns are; null: the columns tell")
 
 
 class PreferenceSource(_Source):
     """Answers in order of preference: UltraMedical-Preference, UltraFeedback, TRL's forms, this project's pairs."""
 
-    category: Label | None = Field(default=None, description="name in held-out figures; null: the row's own")
+    category: Label | None = key(None, "name in held-out figures; null: the row's own")
 
 
 class _Data(Section):
     """What is common to the data of all stages."""
 
-    held_out: CountOrZero = Field(default=0, description="prompts kept out of training, to evaluate on")
-    too_long: Literal["refuse", "drop"] = Field(
-        default="refuse",
-        description="a sample over model.max_length stops the stage, or is dropped and counted",
+    held_out: CountOrZero = key(0, "prompts kept out of training, to evaluate on")
+    too_long: Literal["refuse", "drop"] = key(
+        "refuse", "a sample over model.max_length stops the stage, or is dropped and counted"
     )
 
 
@@ -64,30 +69,25 @@ class ConversationData(_Data):
     """What to fine-tune on. The mixture is shuffled by the run's seed."""
 
     sources: list[ConversationSource] = Field(min_length=1)
-    evaluation_sources: list[ConversationSource] = Field(default=[], description="held-out data of their own")
+    evaluation_sources: list[ConversationSource] = key([], "held-out data of their own")
 
 
 class PreferenceData(_Data):
     """What to prefer. Splits are by prompt, never by pair."""
 
     sources: list[PreferenceSource] = Field(min_length=1)
-    evaluation_sources: list[PreferenceSource] = Field(default=[], description="held-out data of their own")
-
-
-# -- losses of the reward model ----------------------------------------------------------------------------
+    evaluation_sources: list[PreferenceSource] = key([], "held-out data of their own")
 
 
 class BradleyTerry(Section):
     """-log sigmoid(r_chosen - r_rejected - margin) (arXiv 2203.02155, eq. 1)."""
 
     type: Literal["bradley_terry"] = "bradley_terry"
-    margin: Literal["none", "score_difference"] = Field(
-        default="none", description="how far the better answer should lead: the data's score gap, scaled"
+    margin: Literal["none", "score_difference"] = key(
+        "none", "how far the better answer should lead: the data's score gap, scaled"
     )
-    margin_scale: Factor = Field(default=1.0, description="factor on the score gap")
-    centering: FactorOrZero = Field(
-        default=0.0, description="weight of (r_chosen + r_rejected)^2 (arXiv 2312.09244)"
-    )
+    margin_scale: Factor = key(1.0, "factor on the score gap")
+    centering: FactorOrZero = key(0.0, "weight of (r_chosen + r_rejected)^2 (arXiv 2312.09244)")
 
 
 class LogExp(Section):
@@ -98,23 +98,33 @@ class LogExp(Section):
 
 RewardObjective = Annotated[BradleyTerry | LogExp, Field(discriminator="type")]
 
-# -- the stages --------------------------------------------------------------------------------------------
-
 
 class _Stage(AnyConfig):
     """Sections and rules of every offline stage."""
 
-    engine: Literal["native", "openrlhf"] = Field(
-        default="native", description="openrlhf: hand the stage to OpenRLHF's own trainer (CUDA only)"
+    engine: Literal["native", "openrlhf"] = key(
+        "native", "openrlhf: hand the stage to OpenRLHF's own trainer (CUDA only)"
     )
     model: Model
     training: StageTraining
     cluster: StageCluster = StageCluster()
     tracking: Tracking = Tracking()
+    data: ConversationData | PreferenceData
 
-    def problems(self) -> list[str]:
-        """Rules that span sections; each broken one is a line."""
-        return [*_training_rules(self), *_cluster_rules(self)]
+    def problems(self) -> Iterator[str]:
+        training, cluster = self.training, self.cluster
+        if training.patience is not None and training.evaluate_every is None:
+            yield f"training.patience={training.patience}: needs training.evaluate_every"
+        yield from quantize_rules("model", self.model.lora, "trainer", cluster.trainer.zero_stage)
+        if self.engine == "openrlhf" and cluster.device == "cpu":
+            yield "engine='openrlhf': OpenRLHF computes on cluster.device=cuda alone; use engine=native"
+        if self.data.held_out or self.data.evaluation_sources:
+            return
+        nothing = "there is nothing to evaluate on; set data.held_out or data.evaluation_sources"
+        if training.evaluate_every is not None:
+            yield f"training.evaluate_every={training.evaluate_every}: {nothing}"
+        if training.keep == "best":
+            yield f"training.keep=best: {nothing}"
 
 
 class SftConfig(_Stage):
@@ -123,25 +133,19 @@ class SftConfig(_Stage):
     type: Literal["sft"] = "sft"
     data: ConversationData
 
-    def problems(self) -> list[str]:
-        return [*super().problems(), *_held_out_rules(self.training, self.data)]
-
 
 class RewardConfig(_Stage):
     """A reward model: Bradley-Terry over all ordered pairs of each prompt's answers."""
 
     type: Literal["reward"] = "reward"
     data: PreferenceData
-    objective: RewardObjective = Field(default=BradleyTerry(), description="the reward model's loss")
-    trainable_layers: Few | None = Field(
-        default=None, description="train only the last k decoder layers and the head; null: all"
-    )
+    objective: RewardObjective = key(BradleyTerry(), "the reward model's loss")
+    trainable_layers: TrainableLayers = None
 
-    def problems(self) -> list[str]:
-        rules = [*super().problems(), *_held_out_rules(self.training, self.data)]
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
         if self.model.lora is not None:
-            rules.append("model.lora: a reward model is trained whole; remove it or use trainable_layers")
-        return rules
+            yield "model.lora: a reward model is trained whole; remove it or use trainable_layers"
 
 
 class PreferenceConfig(_Stage):
@@ -151,55 +155,141 @@ class PreferenceConfig(_Stage):
     data: PreferenceData
     objective: Objective = Field(description="the preference objective")
 
-    def problems(self) -> list[str]:
-        rules = [*super().problems(), *_held_out_rules(self.training, self.data)]
-        if self.objective.kl != "none" and self.training.batch_size < 2:
-            rules.append(
-                f"training.batch_size={self.training.batch_size}: {self.objective.type} estimates a KL over the "
-                "batch and needs at least 2 pairs; raise it"
-            )
-        return rules
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        yield from kl_rules(self.objective, self.training)
 
 
 StageConfig = SftConfig | RewardConfig | PreferenceConfig
 
 
-def _training_rules(stage: _Stage) -> list[str]:
-    training = stage.training
-    if training.patience is not None and training.evaluate_every is None:
-        return [f"training.patience={training.patience}: needs training.evaluate_every"]
-    return []
+class ContrastsConfig(AnyConfig):
+    """Preference pairs out of a policy's own answers, see `ultramed_rl.data.contrasts`; for a reward model where
+    no preference data is at hand."""
+
+    type: Literal["contrasts"] = "contrasts"
+    policy: Model
+    prompts: Prompts
+    contrasts: ContrastSampling = ContrastSampling()
+    cluster: SamplingCluster = SamplingCluster()
+
+    def problems(self) -> Iterator[str]:
+        yield from device_rules(self.cluster)
+        yield from length_rules(self.prompts, self.policy, self.contrasts.max_new_tokens, "contrasts")
 
 
-def _held_out_rules(training: StageTraining, data: ConversationData | PreferenceData) -> list[str]:
-    if data.held_out or data.evaluation_sources:
-        return []
-    asked = {
-        "training.evaluate_every": training.evaluate_every,
-        "training.keep": training.keep if training.keep == "best" else None,
-    }
-    return [
-        f"{key}={value}: there is nothing to evaluate on; set data.held_out or data.evaluation_sources"
-        for key, value in asked.items()
-        if value is not None
-    ]
+class ComparedSampling(Section):
+    """How each policy answers."""
+
+    samples: Samples = key(1, "answers per prompt")
+    temperature: Temperature = key(0.0, "of the answers; 0 takes the likeliest token")
+    top_p: TopP = 1.0
+    max_new_tokens: Tokens = key(1024, "longest answer")
 
 
-def _cluster_rules(stage: _Stage) -> list[str]:
-    problems, cluster, lora = [], stage.cluster, stage.model.lora
-    if cluster.trainer.offload_optimizer and cluster.trainer.zero_stage == 0:
-        problems.append("cluster.trainer.offload_optimizer=true: needs cluster.trainer.zero_stage >= 1")
-    if cluster.trainer.offload_optimizer and cluster.device == "cpu":
-        problems.append(
-            "cluster.trainer.offload_optimizer=true: has no meaning on cluster.device=cpu; remove it"
+class EvaluateConfig(AnyConfig):
+    """Policies on the same questions: benchmarks with known answers (`benchmarks`), and prompts whose answers a
+    reward scores (`prompts`). Each policy is compared with the first."""
+
+    type: Literal["evaluate"] = "evaluate"
+    policies: dict[Name, Address] = Field(
+        min_length=1, description="name: path; the first is what the others are compared with"
+    )
+    policy: ModelSettings = ModelSettings()
+    chat_templates: dict[Name, Address] = key(
+        {}, "name: chatml, llama3 or a Jinja file, for policies that are base models"
+    )
+    benchmarks: Benchmarks | None = None
+    prompts: Prompts | None = None
+    sampling: ComparedSampling = ComparedSampling()
+    reward: Reward | None = key(None, "scores the answers to prompts, and reranks self-consistency's samples")
+    bootstrap: Resamples = key(2000, "paired bootstrap resamples")
+    cluster: SamplingCluster = SamplingCluster()
+    tracking: Tracking = Tracking()
+
+    def problems(self) -> Iterator[str]:
+        sampling, cluster = self.sampling, self.cluster
+        yield from device_rules(cluster)
+        yield from self._reward_rules()
+        if self.prompts is not None:
+            yield from length_rules(self.prompts, self.policy, sampling.max_new_tokens, "sampling")
+            yield from sample_rules(sampling.samples, sampling.temperature, "sampling.")
+        if self.benchmarks is not None:
+            yield from room_rules(self.benchmarks, self.policy.max_length)
+            general = self.benchmarks.general
+            if general is not None and cluster.device == "cuda" and general.gpus > cluster.devices_per_node:
+                yield (
+                    f"benchmarks.general.gpus={general.gpus}: they are of one node, which has "
+                    f"cluster.devices_per_node={cluster.devices_per_node}; lower it"
+                )
+        for name in sorted(self.chat_templates.keys() - self.policies.keys()):
+            yield f"chat_templates.{name}: no such policy ({', '.join(self.policies)})"
+
+    def _reward_rules(self) -> Iterator[str]:
+        """Something to ask, and a reward exactly where one is used."""
+        if self.benchmarks is None and self.prompts is None:
+            yield "evaluate: nothing to ask; set benchmarks (known answers) or prompts (scored by reward)"
+        if self.reward is None:
+            if self.prompts is not None:
+                yield "reward: required where prompts are set; name what scores their answers"
+            return
+        if self.reward.train is not None:
+            yield "reward.train: an evaluation trains nothing; name a trained model in reward.path"
+        if self.prompts is None and "self_consistency" not in self._protocols:
+            yield "reward: scores nothing; set prompts, or self_consistency among benchmarks.protocols, or remove it"
+
+    @property
+    def _protocols(self) -> set[str]:
+        """Those by which tasks are asked; without tasks (lm-evaluation-harness alone) there are none."""
+        benchmarks = self.benchmarks
+        return (
+            {protocol.type for protocol in benchmarks.protocols} if benchmarks and benchmarks.tasks else set()
         )
-    if lora is not None and lora.quantize and cluster.trainer.zero_stage == 3:
-        problems.append(
-            f"model.lora.quantize={lora.quantize!r}: 4-bit weights cannot be partitioned; "
-            "use cluster.trainer.zero_stage <= 2"
+
+    @property
+    def samples_chats(self) -> bool:
+        """Whether policies answer in words, for which they need a chat template."""
+        return self.prompts is not None or bool(self._protocols - {"likelihood"})
+
+
+class BenchedModel(ModelSettings):
+    """The reward model: a trained `num_labels=1` classifier. `max_length` is of a prompt with one answer."""
+
+    path: Address = Field(description="a local directory or a hub id")
+    micro_batch_tokens: ReplicaTokens = 16384
+
+
+class BenchmarkPairs(Section):
+    """Rows with chosen and rejected answers behind a URI, see `ultramed_rl.data.preferences`."""
+
+    uri: Address = Field(description="hf://owner/name:split, package://name/path, or local files")
+    subset_column: Column | None = key(
+        None, "null: subset, label_type, type or category, the first that a row has"
+    )
+    limit: Count | None = key(None, "read at most so many rows")
+    max_misfit_share: Share = key(0.05, "share of rows that may not fit")
+    too_long: Literal["refuse", "drop"] = key(
+        "refuse", "a pair over model.max_length stops the run, or is dropped and counted"
+    )
+
+
+class RewardBenchConfig(AnyConfig):
+    """How often a reward model scores the chosen answer above the rejected one, by subset."""
+
+    type: Literal["reward_bench"] = "reward_bench"
+    model: BenchedModel
+    data: BenchmarkPairs
+    cluster: ScoringCluster = ScoringCluster()
+    tracking: Tracking = Tracking()
+
+    @property
+    def reward(self) -> Reward:
+        """The model as what scores."""
+        model = self.model
+        return Reward(
+            path=model.path,
+            precision=model.precision,
+            micro_batch_tokens=model.micro_batch_tokens,
+            trust_remote_code=model.trust_remote_code,
+            architecture=model.architecture,
         )
-    if stage.engine == "openrlhf" and cluster.device == "cpu":
-        problems.append(
-            "engine='openrlhf': OpenRLHF computes on cluster.device=cuda alone; use engine=native"
-        )
-    return problems

@@ -19,8 +19,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from ultramed_rl.config.reward_bench import BenchmarkPairs
-from ultramed_rl.config.stages import PreferenceSource
+from ultramed_rl.config.stages import BenchmarkPairs, PreferenceSource
 from ultramed_rl.data.chats import FittingRows, Misfit, check_order, check_text, read_column, read_turns
 from ultramed_rl.data.identity import UniqueIds, content_key, row_id
 from ultramed_rl.data.sources import Row

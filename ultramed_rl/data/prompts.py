@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ultramed_rl.config.data import MessagesSource, Prompts, PromptSource, QuestionSource
+from ultramed_rl.config.rounds import MessagesSource, Prompts, PromptSource, QuestionSource
 from ultramed_rl.data.chats import FittingRows, Misfit, check_plain, check_text, read_column, read_turns
 from ultramed_rl.data.likeness import normalise_text
 from ultramed_rl.data.sources import Row

@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ultramed_rl.config.files import why_unreadable
+from ultramed_rl.config.document import why_unreadable
 
 Row = dict[str, Any]
 _HUB = "hf://"

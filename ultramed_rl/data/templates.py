@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 
-from ultramed_rl.config.files import why_unreadable
+from ultramed_rl.config.document import why_unreadable
 
 
 def read_template(file: Path, needed: Sequence[str], optional: Sequence[str], key: str) -> Template:

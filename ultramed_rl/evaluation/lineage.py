@@ -17,7 +17,7 @@ from typing import Literal
 from pyarrow import ipc, memory_map, parquet
 
 from ultramed_rl.config import ContrastsConfig, RunConfig, load_any
-from ultramed_rl.config.models import RewardTraining
+from ultramed_rl.config.rewards import RewardTraining
 from ultramed_rl.config.stages import (
     ConversationSource,
     PreferenceConfig,

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ultramed_rl.config.generation import Endpoint
+from ultramed_rl.config.models import Endpoint
 from ultramed_rl.config.secrets import LEAST_IN_TEXT, read_secret, redact
 from ultramed_rl.http.client import Failure, HttpClient, Server, field_of
 from ultramed_rl.http.json_reply import Misfit, read_reply, validator

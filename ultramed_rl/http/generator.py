@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from ultramed_rl.config.generation import Endpoint
+from ultramed_rl.config.models import Endpoint
 from ultramed_rl.http.chat import ChatSession, chat_client, largest_use
 from ultramed_rl.http.client import Failure
 from ultramed_rl.http.json_reply import Misfit

@@ -12,10 +12,10 @@ from typing import Any
 
 from ultramed_rl.config import AnyConfig, ContrastsConfig, DataConfig, EvaluateConfig, RewardBenchConfig
 from ultramed_rl.config.base import Problems
-from ultramed_rl.config.models import Model, ModelSettings, Reward
-from ultramed_rl.config.reward_bench import BenchedModel
+from ultramed_rl.config.models import Model, ModelSettings
+from ultramed_rl.config.rewards import Reward
 from ultramed_rl.config.run import RunConfig
-from ultramed_rl.config.stages import PreferenceConfig, RewardConfig, SftConfig
+from ultramed_rl.config.stages import BenchedModel, PreferenceConfig, RewardConfig, SftConfig
 from ultramed_rl.kinds import KINDS, load
 from ultramed_rl.models.checkpoint import (
     ModelSource,

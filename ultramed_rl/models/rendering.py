@@ -24,7 +24,7 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-from ultramed_rl.config.files import why_unreadable
+from ultramed_rl.config.document import why_unreadable
 from ultramed_rl.records import Message
 
 MOST_SECONDS = 5.0  # of the processor, for one chat; real templates take milliseconds

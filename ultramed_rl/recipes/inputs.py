@@ -2,33 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from ultramed_rl.cluster.inputs import OFFLINE, texts_of
 from ultramed_rl.config import AnyConfig
 from ultramed_rl.config.base import Problems
-from ultramed_rl.config.files import why_unreadable
-from ultramed_rl.config.recipe import REFERENCE, RecipeConfig, stage_config
+from ultramed_rl.config.document import why_unreadable
+from ultramed_rl.config.recipe import REFERENCE, RecipeConfig
 from ultramed_rl.config.run import RunConfig
 from ultramed_rl.config.secrets import read_secret
 from ultramed_rl.config.stages import PreferenceConfig, RewardConfig, SftConfig
+from ultramed_rl.recipes.run import stages_of
 
 COUNTED_BYTES = 32 * 2**20  # a pool of so much text is counted in a second or two
 _ROWS = {"uri", "input", "sources", "exemplars_from", "judged"}
 _MODELS = {"path", "paths", "policies", "tokenizer"}
 
 
-def check_inputs(config: AnyConfig, made: Path | None = None) -> None:
-    """Look for the environment variables, templates, local rows and models that a config names; local models are whole,
-    and what their roles need.
-
-    Args:
-        made: a recipe's folder, in which earlier stages make what isn't there yet.
+def check_inputs(config: AnyConfig | RecipeConfig) -> None:
+    """Look for the environment variables, templates, local rows and models that a config or a recipe's stages name; local
+    models are whole, and what their roles need. What earlier stages make is not there yet.
 
     Raises:
         Problems: what isn't there or cannot be read, a line each.
     """
+    made = config.run.folder if isinstance(config, RecipeConfig) else None
+    problems = []
+    for name, stage in stages_of(config):
+        try:
+            _check_stage(stage, made)
+        except Problems as error:
+            problems += [f"stages.{name}.{line}" if name else line for line in error.problems]
+    if problems:
+        raise Problems(problems)
+
+
+def _check_stage(config: AnyConfig, made: Path | None) -> None:
+    """What is in the folder `made` comes of stages before this one."""
     problems = []
     for key, name, text in texts_of(config.to_mapping()):
         if text.startswith(REFERENCE) or (made is not None and made in Path(text).parents):
@@ -43,19 +55,6 @@ def check_inputs(config: AnyConfig, made: Path | None = None) -> None:
     from ultramed_rl.models.checks import check_models
 
     check_models(config, local=True)
-
-
-def check_recipe_inputs(recipe: RecipeConfig) -> None:
-    """As `check_inputs`, for all stages. Raises `Problems` whose keys are the recipe's."""
-    problems = []
-    made = recipe.run.folder
-    for name in recipe.stages:
-        try:
-            check_inputs(stage_config(recipe, name, {}), made)
-        except Problems as error:
-            problems += [f"stages.{name}.{line}" for line in error.problems]
-    if problems:
-        raise Problems(problems)
 
 
 def _check_text(key: str, name: str, text: str) -> None:
@@ -73,8 +72,14 @@ def _check_text(key: str, name: str, text: str) -> None:
         from ultramed_rl.models.rendering import read_template
 
         read_template(text, key)
+    elif name == "template" and ".terms." in f".{key}":
+        from ultramed_rl.rewards.judge import judge_template
+
+        judge_template(text, key)
     elif name == "template":
-        _check_judge_template(key, text)
+        from ultramed_rl.evaluation.judging import statement_template
+
+        statement_template(text, key)
     elif name == "labels":
         reason = why_unreadable(Path(text))
         if reason is not None:
@@ -83,40 +88,18 @@ def _check_text(key: str, name: str, text: str) -> None:
         raise ValueError(f"{key}={text!r}: no such folder; name one with task YAMLs")
 
 
-def _check_judge_template(key: str, path: str) -> None:
-    """Of a term of the reward, or of the judge of statements."""
-    if ".terms." in f".{key}":
-        from ultramed_rl.rewards.judge import judge_template
-
-        judge_template(path, key)
-    else:
-        from ultramed_rl.evaluation.judging import statement_template
-
-        statement_template(path, key)
-
-
-def check_pool(config: AnyConfig, stage: str = "") -> None:
+def check_pool(config: AnyConfig) -> None:
     """Count the prompts, and hold some out as the run would, where all sources are small and on this machine.
 
     Nothing is tokenised: what is too long still counts.
 
-    Args:
-        stage: what a problem begins with, of a recipe's stage.
-
     Raises:
         ValueError: rows that cannot be used, or none left to train on.
     """
-    try:
-        if isinstance(config, SftConfig | RewardConfig | PreferenceConfig):
-            _check_stage_data(config)
-        _check_prompts(config)
-    except ValueError as error:
-        raise ValueError(f"{stage}{error}") from None
-
-
-def _check_prompts(config: AnyConfig) -> None:
     prompts: Any = getattr(config, "prompts", None)
-    if prompts is None or not _is_small([source.uri for source in prompts.sources]):
+    if isinstance(config, SftConfig | RewardConfig | PreferenceConfig):
+        _check_stage_data(config)
+    if prompts is None or not _is_small(prompts.sources):
         return
     from ultramed_rl.data.prompts import check_rounds, load_prompts, split_pool
 
@@ -128,8 +111,7 @@ def _check_prompts(config: AnyConfig) -> None:
 def _check_stage_data(config: SftConfig | RewardConfig | PreferenceConfig) -> None:
     from ultramed_rl.data.stage_data import Tokenizer, prepare_conversations, prepare_preferences
 
-    data = config.data
-    if not _is_small([source.uri for source in (*data.sources, *data.evaluation_sources)]):
+    if not _is_small([*config.data.sources, *config.data.evaluation_sources]):
         return
     none = cast(Tokenizer, None)  # the sources are read and split here, tokenised only when they are iterated
     if isinstance(config, SftConfig):
@@ -138,10 +120,11 @@ def _check_stage_data(config: SftConfig | RewardConfig | PreferenceConfig) -> No
         prepare_preferences(config.data, none, config.model.max_length, config.run.seed)
 
 
-def _is_small(uris: list[str]) -> bool:
+def _is_small(sources: Sequence[Any]) -> bool:
     """Whether all rows are in files of this machine, of few bytes together."""
     from ultramed_rl.data.sources import local_files
 
+    uris = [source.uri for source in sources]
     if any(uri.startswith((REFERENCE, "hf://")) for uri in uris):
         return False
     return sum(file.stat().st_size for uri in uris for file in local_files(uri)) <= COUNTED_BYTES

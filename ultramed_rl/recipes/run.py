@@ -1,4 +1,4 @@
-"""Run a recipe: each stage with what the earlier ones made; finished ones are read back."""
+"""Run configs and recipes: each stage with what the earlier ones made; finished ones are read back."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ultramed_rl.cluster.plan import make_plan
 from ultramed_rl.config import AnyConfig
@@ -25,31 +26,12 @@ class RecipeResult:
     outputs: dict[str, str]
 
 
-def check_runnable(config: AnyConfig) -> None:
-    """Plan it, look its URL and benchmarks up, and ask OpenRLHF's limits where it is to compute. Raises ValueError with what
-    does not fit."""
-    check_url(config)
-    make_plan(config)
-    benchmarks = getattr(config, "benchmarks", None)
-    if benchmarks is not None:
-        from ultramed_rl.evaluation.suite import task_problems
-
-        problems = task_problems(benchmarks)
-        if problems:
-            raise Problems(problems)
-    if getattr(config, "engine", "native") == "openrlhf":
-        from ultramed_rl.stages.openrlhf import openrlhf_problems
-
-        problems = openrlhf_problems(config)
-        if problems:
-            raise Problems(problems)
-
-
-def plan_recipe(recipe: RecipeConfig) -> None:
-    """Plan every stage before the first one starts. Raises ValueError naming the stage."""
-    for name, config in planned_stages(recipe):
-        with of_stage(name):
-            check_runnable(config)
+def stages_of(config: AnyConfig | RecipeConfig) -> list[tuple[str, AnyConfig]]:
+    """A recipe's stages by their names, as if each made a model of the shape that it starts from; of another config itself,
+    without a name."""
+    if isinstance(config, RecipeConfig):
+        return [(name, stage_config(config, name, {})) for name in config.stages]
+    return [("", config)]
 
 
 @contextmanager
@@ -58,13 +40,38 @@ def of_stage(name: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
+        if not name:
+            raise
         lines = error.problems if isinstance(error, Problems) else [str(error)]
         raise Problems([f"stages.{name}: {line}" for line in lines]) from None
 
 
-def planned_stages(recipe: RecipeConfig) -> list[tuple[str, AnyConfig]]:
-    """Every stage's name and config, as if each made a model of the shape that it starts from."""
-    return [(name, stage_config(recipe, name, {})) for name in recipe.stages]
+def check_runnable(config: AnyConfig | RecipeConfig) -> None:
+    """Plan each stage, look its URL and benchmarks up, and ask OpenRLHF's limits where it is to compute. Raises ValueError
+    with what does not fit, which names the stage."""
+    for name, stage in stages_of(config):
+        with of_stage(name):
+            check_url(stage)
+            make_plan(stage)
+            problems: list[str] = []
+            benchmarks = getattr(stage, "benchmarks", None)
+            if benchmarks is not None:
+                from ultramed_rl.evaluation.suite import task_problems
+
+                problems += task_problems(benchmarks)
+            if getattr(stage, "engine", "native") == "openrlhf":
+                from ultramed_rl.stages.openrlhf import openrlhf_problems
+
+                problems += openrlhf_problems(stage)
+            if problems:
+                raise Problems(problems)
+
+
+def run_config(config: AnyConfig, resume: bool, **options: Any) -> str:
+    """Run one config of any kind, with options of its own kind; the path of what it made."""
+    kind = KINDS[config.type]
+    load(kind.run)(config, resume=resume, **options)
+    return str(kind.output_of(config))
 
 
 def run_recipe(recipe: RecipeConfig, *, resume: bool = False) -> RecipeResult:
@@ -74,7 +81,7 @@ def run_recipe(recipe: RecipeConfig, *, resume: bool = False) -> RecipeResult:
         ValueError: bad input, or a recipe that was started before, without `resume`.
     """
     progress = Progress()
-    plan_recipe(recipe)
+    check_runnable(recipe)
     directory = recipe.run.folder
     started = [name for name in recipe.stages if (directory / name / "config.yaml").is_file()]
     if started and not resume:
@@ -105,22 +112,12 @@ def data_stage(recipe: RecipeConfig, name: str) -> AnyConfig:
     if kinds.get(name) != "data":
         known = ", ".join(stage for stage, kind in kinds.items() if kind == "data")
         raise ValueError(f"stages.{name}: no data stage of this recipe ({known}); name one, or all")
-    directory = recipe.run.folder
     outputs = {}
     for needed in stage_inputs(recipe, name):
-        made = directory / needed / "records"
+        made = recipe.run.folder / needed / "records"
         if kinds[needed] != "data" or not made.with_suffix(".json").is_file():
             raise ValueError(
                 f"stages.{name}: needs stage {needed}, which isn't finished; run that first, or all"
             )
         outputs[needed] = str(made)
-    config = stage_config(recipe, name, outputs)
-    check_runnable(config)
-    return config
-
-
-def run_config(config: AnyConfig, resume: bool) -> str:
-    """Run one config of any kind; the path of what it made."""
-    kind = KINDS[config.type]
-    load(kind.run)(config, resume=resume)
-    return str(kind.output_of(config))
+    return stage_config(recipe, name, outputs)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ultramed_rl.config.factory import Answer as AnswerStep
+from ultramed_rl.config.factory_steps import Answer as AnswerStep
 from ultramed_rl.evaluation.statistics import Interval, paired_bootstrap, wilson_interval
 from ultramed_rl.store.artifacts import read_json
 from ultramed_rl.store.run_reader import Metrics, RunReader

@@ -12,7 +12,7 @@ from statistics import fmean
 from string import Template
 from typing import Generic, TypeVar
 
-from ultramed_rl.config.generation import Endpoint
+from ultramed_rl.config.models import Endpoint
 from ultramed_rl.config.rewards import ApiModel, JudgeTerm, Scale
 from ultramed_rl.data.templates import read_template, without_tags
 from ultramed_rl.evaluation.reading.text import NUMBER, to_float

@@ -185,7 +185,7 @@ def load_served(
     import torch
 
     from ultramed_rl.actors.scorer import RewardWorker
-    from ultramed_rl.config.precision import resolve_precision
+    from ultramed_rl.config.models import resolve_precision
     from ultramed_rl.models.checks import check_reward_model
     from ultramed_rl.models.files import decoder_config, longest_sequence, read_config
     from ultramed_rl.models.tokenizer import ChatTokenizer

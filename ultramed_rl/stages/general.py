@@ -21,9 +21,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from ultramed_rl.config.benchmarks import General
 from ultramed_rl.config.cluster import Devices
-from ultramed_rl.config.general import General
-from ultramed_rl.config.precision import resolve_precision
+from ultramed_rl.config.models import resolve_precision
 from ultramed_rl.models.offline import resolve_model
 from ultramed_rl.store import ArtifactFolder
 from ultramed_rl.store.digests import digest_path

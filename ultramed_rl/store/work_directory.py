@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from ultramed_rl.config import AnyConfig, config_difference, dump_config, load_any
-from ultramed_rl.config.generation import DECIDES, Endpoint
+from ultramed_rl.config.models import DECIDES, Endpoint
 from ultramed_rl.store.artifacts import ArtifactFolder, read_json
 from ultramed_rl.store.atomic import (
     explain_full_disk,

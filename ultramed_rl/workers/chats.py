@@ -7,14 +7,14 @@ from collections import deque
 from types import TracebackType
 from typing import Self
 
-from ultramed_rl.cluster.pool import Outcome
-from ultramed_rl.config.factory_stage import EngineConfig
+from ultramed_rl.config.factory import EngineConfig
 from ultramed_rl.data.chats import LONGEST_TEXT
 from ultramed_rl.http.json_reply import Misfit, read_reply
 from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.models.checks import check_sampled_model
 from ultramed_rl.models.tokenizer import chat_tokenizer
 from ultramed_rl.records import ChatReply, ChatRequest, Prompt, SamplingRequest
+from ultramed_rl.scheduling.pool import Outcome
 from ultramed_rl.token_ids import TokenIds
 from ultramed_rl.workers.sampling import SamplingWorkers
 

@@ -14,8 +14,8 @@ from ultramed_rl.cluster.plan import Member, make_plan, reward_roles
 from ultramed_rl.cluster.transport import RayScheduler, WorkerSet
 from ultramed_rl.config import RewardBenchConfig, SamplingConfig
 from ultramed_rl.config.cluster import ReplicaGroup
-from ultramed_rl.config.models import Reward
-from ultramed_rl.config.precision import resolve_precision
+from ultramed_rl.config.models import resolve_precision
+from ultramed_rl.config.rewards import Reward
 from ultramed_rl.config.stages import StageConfig
 from ultramed_rl.scheduling.pool import Pool, PoolRules
 from ultramed_rl.tracking.termination import keep_sigterm

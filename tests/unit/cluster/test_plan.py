@@ -15,10 +15,9 @@ from ultramed_rl.cluster.memory import KNOWN, count_parameters, resolve_architec
 from ultramed_rl.cluster.plan import PlanError, make_plan, needs_reference, render_plan
 from ultramed_rl.config import AnyConfig, load_any, parse_config
 from ultramed_rl.config.cluster import TrainerGroup
-from ultramed_rl.config.models import Model
-from ultramed_rl.config.precision import native_bfloat16
+from ultramed_rl.config.models import Model, native_bfloat16
 from ultramed_rl.config.recipe import load_recipe, stage_config
-from ultramed_rl.config.training import Training
+from ultramed_rl.config.rounds import Training
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 PRESETS = sorted(CONFIGS.rglob("*.yaml"))

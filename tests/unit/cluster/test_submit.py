@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from typer.testing import CliRunner
 
 from ultramed_rl.cli import app
-from ultramed_rl.cli.submitting import command_line
+from ultramed_rl.cli.jobs import command_line
 from ultramed_rl.cluster.inputs import FILE_KEYS, MODEL_KEYS
 from ultramed_rl.cluster.jobs import follow_log
 from ultramed_rl.cluster.submission import (

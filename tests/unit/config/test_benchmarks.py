@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 
 from tests.tiny import make_policy, tiny_run
 from ultramed_rl.cli import app
+from ultramed_rl.cli.evaluations import evaluate_options, option_overrides, run_name
 from ultramed_rl.config import ConfigError, EvaluateConfig, RunConfig, dump_config, load_any, parse_config
+from ultramed_rl.config.base import sections_in
 from ultramed_rl.config.benchmarks import Greedy, Likelihood, SelfConsistency
 from ultramed_rl.config.document import NULL_SAYS
-from ultramed_rl.config.options import evaluate_options, option_overrides, run_name
-from ultramed_rl.config.reference_types import sections_in
 from ultramed_rl.kinds import KINDS
 from ultramed_rl.recipes.run import check_runnable
 
@@ -175,10 +175,8 @@ def test_options_that_contradict_are_refused(models: list[str], sources: list[st
 
 
 def test_run_names_are_what_a_folder_may_be_called() -> None:
-    assert (
-        run_name("-on-", ["/m/my model/", "hf://allenai/reward-bench:filtered"]) == "my-model-on-reward-bench"
-    )
-    assert run_name("-on-", [None, "d/file.jsonl"]) == "data-on-file"
+    assert run_name(["/m/my model/", "hf://allenai/reward-bench:filtered"]) == "my-model-on-reward-bench"
+    assert run_name([None, "d/file.jsonl"]) == "data-on-file"
 
 
 @pytest.mark.parametrize(

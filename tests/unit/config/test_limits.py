@@ -11,10 +11,9 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from ultramed_rl.config.base import Section
-from ultramed_rl.config.factory_stage import EngineConfig
+from ultramed_rl.config.base import Section, sections_in
+from ultramed_rl.config.factory import EngineConfig
 from ultramed_rl.config.recipe import RecipeConfig
-from ultramed_rl.config.reference_types import sections_in
 from ultramed_rl.kinds import KINDS
 
 Wrap = Any

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 from tests.tiny import tiny_run
 from ultramed_rl.cli import app
 from ultramed_rl.config import ConfigError, dump_config, load_any, load_config, parse_config
+from ultramed_rl.config.document import YamlProblem, read_yaml
 from ultramed_rl.config.recipe import load_recipe
-from ultramed_rl.config.strict_yaml import YamlProblem, read_yaml
 
 HERE = "PLACE-OF-THE-VALUE"
 JUDGE = {"type": "judge", "model": "m", "base_url": "http://h/v1", "temperature": 0.5}

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ultramed_rl.config.data import Prompts
+from ultramed_rl.config.rounds import Prompts
 from ultramed_rl.data.prompts import (
     PoolSlice,
     PromptPool,
@@ -189,7 +189,7 @@ def test_sources_keep_their_shares_whatever_gave_no_pair() -> None:
 
 def test_without_passes_there_is_no_curriculum() -> None:
     sources = [{"type": "question", "uri": "s0"}]
-    with pytest.raises(ValueError, match=r"prompts\.unpaired_every=4: .*prompts\.reuse=false"):
+    with pytest.raises(ValueError, match=r"unpaired_every=4: .*prompts\.reuse=false"):
         Prompts.model_validate({"sources": sources, "unpaired_every": 4})
 
 
@@ -237,7 +237,7 @@ def test_a_share_that_does_not_last_names_its_source() -> None:
 def test_shares_are_given_to_all_sources_and_make_a_whole() -> None:
     for shares in ([0.5, None], [0.5, 0.4]):
         sources = [{"type": "question", "uri": "x", "share": share} for share in shares]
-        with pytest.raises(ValueError, match=rf"prompts\.sources: .*{re.escape(str(shares))}"):
+        with pytest.raises(ValueError, match=rf"sources: .*{re.escape(str(shares))}"):
             Prompts.model_validate({"sources": sources})
 
 

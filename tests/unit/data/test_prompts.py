@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ultramed_rl.config.data import Prompts
+from ultramed_rl.config.rounds import Prompts
 from ultramed_rl.data.likeness import normalise_text
 from ultramed_rl.data.prompts import PromptPool, load_prompts
 from ultramed_rl.records import Message

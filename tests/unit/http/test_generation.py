@@ -14,7 +14,7 @@ import pytest
 from pydantic import ValidationError
 
 from tests.fake_api import Limit, Said, answer_all, asked, fake_api, reply, troubled
-from ultramed_rl.config.generation import Endpoint
+from ultramed_rl.config.models import Endpoint
 from ultramed_rl.http.chat import request_body
 from ultramed_rl.http.generator import ApiGenerator
 from ultramed_rl.records import ChatReply, ChatRequest, Message

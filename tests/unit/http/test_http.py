@@ -21,7 +21,7 @@ from pydantic import TypeAdapter
 
 from tests.fake_api import FakeApi, Said, answer_all, fake_api, reply
 from tests.unit.rewards.test_http import Bytes
-from ultramed_rl.config.generation import Endpoint
+from ultramed_rl.config.models import Endpoint
 from ultramed_rl.config.rewards import RewardTerm
 from ultramed_rl.http.client import MOST_BYTES, Failure, HttpClient, Server, retry_after
 from ultramed_rl.http.generator import ApiGenerator

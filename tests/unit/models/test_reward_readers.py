@@ -13,8 +13,7 @@ from tests.tiny import CHATML, make_policy, make_reward, make_tokenizer
 from tests.vocabularies import TEMPLATES, make
 from ultramed_rl.actors.scorer import RewardWorker
 from ultramed_rl.config import RewardBenchConfig, parse_config
-from ultramed_rl.config.models import Reward
-from ultramed_rl.config.rewards import HttpTerm
+from ultramed_rl.config.rewards import HttpTerm, Reward
 from ultramed_rl.models.load import load_reward, save_model
 from ultramed_rl.models.reading import RewardReader, is_ours
 from ultramed_rl.models.tokenizer import ChatTokenizer

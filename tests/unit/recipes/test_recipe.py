@@ -13,7 +13,7 @@ from tests.tiny import make_policy, tiny_run
 from ultramed_rl.cli import app
 from ultramed_rl.config import ConfigError
 from ultramed_rl.config.recipe import RecipeConfig, load_recipe, stage_config
-from ultramed_rl.recipes.run import plan_recipe, run_recipe
+from ultramed_rl.recipes.run import check_runnable, run_recipe
 
 CPU = {"device": "cpu", "devices_per_node": 2, "device_memory_gib": 20.0}
 
@@ -144,7 +144,7 @@ def test_before_anything_is_made_a_chain_leads_to_its_start(tmp_path: Path) -> N
     expected = (f"stage://preference@{start}", f"stage://reward@{start}")
     assert (online.policy.path, online.reward.path) == expected
     assert stage(loaded, "evaluate").policies == {"start": start, "online": f"stage://online@{start}"}
-    plan_recipe(loaded)
+    check_runnable(loaded)
 
 
 def test_overrides_reach_into_stages(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_overrides_reach_into_stages(tmp_path: Path) -> None:
         ),
         ({"stages__sft__type": "stf"}, "stages.sft.type='stf'", "online, sft, reward"),
         ({"stages__sft__type": "recipe"}, "stages.sft.type='recipe'", "online, sft, reward"),
-        ({"stages__sft": {}}, "stages.sft.type=None", "online, sft, reward"),
+        ({"stages__sft": {}}, "stages.sft.type=null", "online, sft, reward"),
         ({"stages__sft__training": {"epocs": 2}}, "stages.sft.training.epocs", "'epochs'"),
         ({"stages__sft__training": {"epochs": 0}}, "stages.sft.training.epochs=0", "0"),
         (

@@ -190,24 +190,27 @@ def test_order_of_completions_and_prompts_is_free(
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"type": "answer", "weight": 0}, "weight=0"),
+        ({"type": "answer", "weight": 0}, r"weight\n.*type=zero"),
         ({"type": "answer", "weight": math.inf}, r"\bweight\b(?s:.*)finite_number"),
-        ({"type": "length"}, "length: low=None high=None falloff=None free=None: "),
-        ({"type": "length", "low": 1, "high": 2}, "length: low=1 high=2 falloff=None free=None: "),
+        ({"type": "length"}, "low=None high=None falloff=None free=None: "),
+        ({"type": "length", "low": 1, "high": 2}, "low=1 high=2 falloff=None free=None: "),
         (
             {"type": "length", "low": 1, "high": 2, "falloff": 1, "free": 3},
-            r"length: low=1 high=2 falloff=1(\.0)? free=3: ",
+            r"low=1 high=2 falloff=1(\.0)? free=3: ",
         ),
-        ({"type": "length", "low": 3, "high": 2, "falloff": 1}, r"length\.low=3: .*length\.high=2"),
-        ({"type": "format"}, "format: .*must_match, must_not_match .*ended"),
+        ({"type": "length", "low": 3, "high": 2, "falloff": 1}, r"low=3: .*high=2"),
+        ({"type": "format"}, "rule; .*must_match, must_not_match .*ended"),
         ({"type": "format", "must_match": "("}, r"must_match\n.*'\('"),
         ({"type": "http", "url": "localhost:5000"}, r"url\n.*'localhost:5000'"),
         ({"type": "http", "url": "http://u:secret@host/get_reward"}, r"url\n[^=]*\[type"),
         ({"type": "judge", "model": "m", "base_url": "ftp://x"}, "judge.base_url"),
-        ({"type": "judge", "model": "m", "base_url": "http://x/v1", "samples": 3}, "judge.samples=3"),
+        (
+            {"type": "judge", "model": "m", "base_url": "http://x/v1", "samples": 3},
+            "samples=3: .*temperature=0",
+        ),
         (
             {"type": "judge", "model": "m", "base_url": "http://x/v1", "scale": {"low": 5, "high": 5}},
-            "scale.low=5",
+            r"low=5(\.0)?: .*high=5",
         ),
         ({"type": "unknown"}, "tag"),
         ({"type": "answer", "wieght": 1}, "wieght"),
@@ -228,9 +231,9 @@ def test_a_refusal_keeps_a_password_to_itself() -> None:
     ("section", "message"),
     [
         ({"paths": ["a"]}, r"\bpaths\b(?s:.*)too_short"),
-        ({"paths": ["a", "a"]}, r"ensemble\.paths: 'a'"),
-        ({"paths": ["a", "b"], "combine": "uncertainty"}, r"ensemble\.penalty=None: .*combine=uncertainty"),
-        ({"paths": ["a", "b"], "penalty": 1.0}, r"ensemble\.penalty=1\.0: .*combine=mean"),
+        ({"paths": ["a", "a"]}, r"paths: 'a'"),
+        ({"paths": ["a", "b"], "combine": "uncertainty"}, r"penalty=None: .*combine=uncertainty"),
+        ({"paths": ["a", "b"], "penalty": 1.0}, r"penalty=1\.0: .*combine=mean"),
     ],
 )
 def test_ensembles_that_are_refused(section: dict[str, Any], message: str) -> None:

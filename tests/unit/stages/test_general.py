@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from ultramed_rl.config.benchmarks import General
 from ultramed_rl.config.cluster import Devices
-from ultramed_rl.config.general import General
 from ultramed_rl.stages.general import (
     Figure,
     GeneralResult,
@@ -114,12 +114,12 @@ def test_offline_switches_reach_the_job_and_tokens_do_not(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("name", ["a,b", "-x", "own.yaml/", "dir/own.yaml", "mmlu_*", "a b", ""])
 def test_a_name_that_lm_eval_would_read_as_something_else_is_refused(name: str) -> None:
-    with pytest.raises(ValidationError, match=re.escape(f"general.tasks={name!r}: ")):
+    with pytest.raises(ValidationError, match=re.escape(f"tasks={name!r}: ")):
         General(tasks=[name])
 
 
 def test_a_task_named_twice_is_refused() -> None:
-    with pytest.raises(ValidationError, match=r"general\.tasks='mmlu': "):
+    with pytest.raises(ValidationError, match=r"tasks='mmlu': "):
         General(tasks=["mmlu", "gsm8k", "mmlu"])
 
 

@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 
 from tests.tiny import make_policy, make_reward
 from ultramed_rl.cli import app
+from ultramed_rl.cli.evaluations import option_overrides, reward_bench_options, split_arguments
 from ultramed_rl.cluster.plan import PlanError, make_plan
 from ultramed_rl.config import ConfigError, RewardBenchConfig, load_any, parse_config
-from ultramed_rl.config.options import option_overrides, reward_bench_options, split_arguments
 from ultramed_rl.config.recipe import load_recipe, stage_config
-from ultramed_rl.config.reward_bench import BenchmarkPairs
+from ultramed_rl.config.stages import BenchmarkPairs
 from ultramed_rl.data.preferences import read_pairs
 from ultramed_rl.data.stage_data import fit_pairs
 from ultramed_rl.records import Completion, Message, PreferenceGroup, Prompt, RankedAnswers

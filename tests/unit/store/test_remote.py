@@ -36,7 +36,7 @@ from tests.report_run import Plan, make_run
 from tests.rounds import finish_round, make_completion, make_prompt
 from tests.tiny import tiny_run
 from ultramed_rl.cli import app
-from ultramed_rl.cli.dry_run import _what_happens as what_happens
+from ultramed_rl.cli.runs import what_happens
 from ultramed_rl.config import ConfigError, DataConfig, RunConfig, dump_config, parse_config
 from ultramed_rl.http.generator import ReplyStore
 from ultramed_rl.http.session import ReplyRecord
@@ -1165,9 +1165,9 @@ def test_a_run_with_a_lease_is_running_though_its_heartbeat_is_as_old_as_its_las
 
 
 def test_a_dry_run_looks_at_the_url(tmp_path: Path) -> None:
-    begins = what_happens(str(tmp_path / "none"), resume=False)
-    assert what_happens(URL, resume=False) == begins
+    begins = what_happens(str(tmp_path / "none"), goes_on=False)
+    assert what_happens(URL, goes_on=False) == begins
     with RunDirectory.open(config(tmp_path), resume=False) as store:
         finish_round(store, 0, {"round": 0.0})
-    goes_on = what_happens(URL, resume=True)
+    goes_on = what_happens(URL, goes_on=True)
     assert goes_on != begins and re.search(r"\b1 of 2\b", goes_on)

@@ -10,8 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from ultramed_rl.cli.exits import carry_out
-from ultramed_rl.cli.program import app, command
+from ultramed_rl.cli.program import app, carrying_out, command
 from ultramed_rl.tracking import termination
 from ultramed_rl.tracking.termination import Terminated, keep_sigterm, take_sigterm
 
@@ -51,12 +50,8 @@ def test_a_process_that_never_took_it_keeps_its_own_handler() -> None:
 )
 def test_an_interruption_has_its_exit_code(error: BaseException, code: int) -> None:
     """SystemExit is what Ray makes of the signal while it starts."""
-
-    def raised() -> dict[str, object]:
+    with pytest.raises(typer.Exit) as caught, carrying_out("ultramed-rl run x.yaml --resume"):
         raise error
-
-    with pytest.raises(typer.Exit) as caught:
-        carry_out(raised, "ultramed-rl run x.yaml --resume")
     assert caught.value.exit_code == code
 
 
@@ -71,8 +66,8 @@ def test_a_wait_in_ray_hides_the_signal_and_not_its_exit_code() -> None:
             raise KeyboardInterrupt from None
         return {}
 
-    with pytest.raises(typer.Exit) as caught:
-        carry_out(wait, "ultramed-rl run x.yaml --resume")
+    with pytest.raises(typer.Exit) as caught, carrying_out("ultramed-rl run x.yaml --resume"):
+        wait()
     assert caught.value.exit_code == 143
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.tiny import make_policy, make_reward, make_tokenizer
 from ultramed_rl.cluster.transport import RayScheduler
-from ultramed_rl.config.models import Reward
+from ultramed_rl.config.rewards import Reward
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, Message, Prompt, ScoredCompletion
 from ultramed_rl.store.tables import read_records, write_records

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
-from ultramed_rl.config.factory_pairs import Bench
+from ultramed_rl.config.factory_steps import Bench
 from ultramed_rl.data.factory.step import Row
 from ultramed_rl.learning.seeds import seeded_number
 

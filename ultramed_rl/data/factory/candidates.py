@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 
-from ultramed_rl.config.factory_pairs import Candidates
+from ultramed_rl.config.factory_steps import Candidates
 from ultramed_rl.data.chats import Misfit
 from ultramed_rl.data.factory.instructions import question_text
 from ultramed_rl.data.factory.judgements import Candidate

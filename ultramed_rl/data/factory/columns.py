@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from ultramed_rl.config.factory_cleaning import Columns
+from ultramed_rl.config.factory import Columns
 from ultramed_rl.data.chats import Misfit, read_turns
 
 AnyRow = TypeVar("AnyRow", bound=Mapping[str, Any])

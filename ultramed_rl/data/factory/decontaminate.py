@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from ultramed_rl.config.factory_cleaning import Decontaminate
+from ultramed_rl.config.factory import Decontaminate
 from ultramed_rl.data.factory.columns import named_instruction
 from ultramed_rl.data.factory.hashing import hash_words, ngrams
 from ultramed_rl.data.likeness import (

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ultramed_rl.config.factory_cleaning import Deduplicate
+from ultramed_rl.config.factory import Deduplicate
 from ultramed_rl.data.factory.columns import named_instruction
 from ultramed_rl.data.factory.hashing import (
     Hashes,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ultramed_rl.config.factory import Evolve
+from ultramed_rl.config.factory_steps import Evolve
 from ultramed_rl.data.chats import Misfit
 from ultramed_rl.data.factory.instructions import (
     NO_JSON,

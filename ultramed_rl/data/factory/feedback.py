@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ultramed_rl.config.factory_pairs import Feedback
+from ultramed_rl.config.factory_steps import Feedback
 from ultramed_rl.data.chats import Misfit, read_turns
 from ultramed_rl.data.factory.instructions import question_text, read_instruction
 from ultramed_rl.data.factory.judgements import (

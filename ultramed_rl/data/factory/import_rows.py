@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from string import ascii_uppercase
 from typing import Any
 
-from ultramed_rl.config.factory_rows import Records, Sample, Vignettes
+from ultramed_rl.config.factory import Records, Sample, Vignettes
 from ultramed_rl.data.chats import Misfit, read_turns
 from ultramed_rl.data.factory.instructions import Instruction, answered_row, new_row, set_of
 from ultramed_rl.data.factory.step import Row, name_of, read_text

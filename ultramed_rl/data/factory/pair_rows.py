@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal
 
-from ultramed_rl.config.factory_pairs import Pairs, SplitSizes
+from ultramed_rl.config.factory_steps import Pairs, SplitSizes
 from ultramed_rl.data.factory.instructions import question_text
 from ultramed_rl.data.factory.judgements import Candidate, Judged, Verdict, read_judged
 from ultramed_rl.data.factory.step import Row

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ultramed_rl.config.factory_pairs import RuleJudge
+from ultramed_rl.config.factory_steps import RuleJudge
 from ultramed_rl.data.chats import Misfit
 from ultramed_rl.data.factory.answer import ReadLetter
 from ultramed_rl.data.factory.instructions import Instruction, read_instruction

@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import dataclass
 
-from ultramed_rl.config.factory import Score
+from ultramed_rl.config.factory_steps import Score
 from ultramed_rl.data.chats import Misfit
 from ultramed_rl.data.factory.instructions import question_text
 from ultramed_rl.data.factory.step import (

@@ -7,8 +7,8 @@ from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from ultramed_rl.config.factory_pairs import Candidates
-from ultramed_rl.config.factory_stage import ApiGeneratorConfig, DataConfig
+from ultramed_rl.config.factory import ApiGeneratorConfig, DataConfig
+from ultramed_rl.config.factory_steps import Candidates
 from ultramed_rl.data.factory.candidates import CandidateStep, gather_candidates
 from ultramed_rl.data.factory.runner import run_step
 from ultramed_rl.data.factory.step import Generator, Step

@@ -13,12 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from ultramed_rl.cluster.blocks import map_blocks, read_part
-from ultramed_rl.config.embedding import HASHED
-from ultramed_rl.config.factory import Paragraphs
-from ultramed_rl.config.factory_cleaning import Columns, Decontaminate, Deduplicate
-from ultramed_rl.config.factory_pairs import Bench, Pairs
-from ultramed_rl.config.factory_rows import Records, Report, Sample, Vignettes
-from ultramed_rl.config.factory_stage import DataConfig
+from ultramed_rl.config.factory import (
+    Columns,
+    DataConfig,
+    Decontaminate,
+    Deduplicate,
+    Paragraphs,
+    Records,
+    Report,
+    Sample,
+    Vignettes,
+)
+from ultramed_rl.config.factory_steps import HASHED, Bench, Pairs
 from ultramed_rl.data.factory.bench import SHEET_COLUMNS, build_bench, read_labels, sheet_rows
 from ultramed_rl.data.factory.columns import split_removed
 from ultramed_rl.data.factory.decontaminate import BenchmarkItem, Decontaminator

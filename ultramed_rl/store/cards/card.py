@@ -22,8 +22,7 @@ from ultramed_rl.config import (
     RunConfig,
     SftConfig,
 )
-from ultramed_rl.config.factory_cleaning import Decontaminate
-from ultramed_rl.config.factory_stage import ApiGeneratorConfig
+from ultramed_rl.config.factory import ApiGeneratorConfig, Decontaminate
 from ultramed_rl.kinds import KINDS
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ultramed_rl.config import DataConfig, load_any
-from ultramed_rl.config.factory_stage import EngineGeneratorConfig
+from ultramed_rl.config.factory import EngineGeneratorConfig
 from ultramed_rl.store.artifacts import read_json
 from ultramed_rl.store.cards.card import EarlierStep, Input, model_name
 from ultramed_rl.store.digests import digest_path

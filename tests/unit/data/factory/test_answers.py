@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from tests.unit.data.factory.test_steps import CHOICE, OPEN, drive, last_turn
-from ultramed_rl.config.factory import Answer, Score
+from ultramed_rl.config.factory_steps import Answer, Score
 from ultramed_rl.data.factory.answer import AnswerStep, is_cut
 from ultramed_rl.data.factory.instructions import Instruction, new_row
 from ultramed_rl.data.factory.score import ScoreStep, read_difficulty

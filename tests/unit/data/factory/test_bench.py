@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ultramed_rl.config.factory_pairs import Bench, BenchSizes
-from ultramed_rl.config.reward_bench import BenchmarkPairs
+from ultramed_rl.config.factory_steps import Bench, BenchSizes
+from ultramed_rl.config.stages import BenchmarkPairs
 from ultramed_rl.data.factory.bench import (
     SHEET_COLUMNS,
     SUBSETS,
@@ -156,7 +156,7 @@ def test_what_is_no_pair_or_fits_nothing_is_refused_in_one_line() -> None:
         with pytest.raises(ValueError, match=words) as caught:
             build(pairs)
         assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match=r"hard_gap=2\.0 .*easy_gap="):
+    with pytest.raises(ValueError, match=r"hard_gap=2\.0: .*easy_gap="):
         Bench(hard_gap=2.0)
 
 

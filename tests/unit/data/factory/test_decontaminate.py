@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ultramed_rl.config.factory_cleaning import Columns, Decontaminate
+from ultramed_rl.config.factory import Columns, Decontaminate
 from ultramed_rl.data.factory.decontaminate import (
     BenchmarkItem,
     Decontaminator,

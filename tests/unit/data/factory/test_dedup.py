@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ultramed_rl.cluster.blocks import map_blocks, read_part
-from ultramed_rl.config.factory_cleaning import Columns, Deduplicate
+from ultramed_rl.config.factory import Columns, Deduplicate
 from ultramed_rl.data.factory.deduplicate import DuplicateKeys, Repeated, find_duplicates
 from ultramed_rl.data.factory.hashing import (
     Bands,

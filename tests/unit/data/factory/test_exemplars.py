@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.unit.data.factory.test_steps import drive
-from ultramed_rl.config.factory import Answer
+from ultramed_rl.config.factory_steps import Answer
 from ultramed_rl.data.factory.answer import AnswerStep, ExemplarIndex
 from ultramed_rl.data.factory.instructions import Instruction, answered_row, new_row
 from ultramed_rl.data.factory.step import Row

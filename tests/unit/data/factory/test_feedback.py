@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.data.factory.test_steps import drive
-from ultramed_rl.config.factory_pairs import Candidates, Feedback, RuleJudge
+from ultramed_rl.config.factory_steps import Candidates, Feedback, RuleJudge
 from ultramed_rl.data.factory.candidates import CandidateStep, gather_candidates, is_unfinished
 from ultramed_rl.data.factory.feedback import FeedbackStep, feedback_schema
 from ultramed_rl.data.factory.judgements import (
@@ -339,8 +339,11 @@ def test_one_candidate_alone_is_not_judged() -> None:
 
 def test_feedback_configs_with_two_readings_are_refused() -> None:
     aspect = {"name": "a", "question": "?"}
-    for options in ({"low": 5, "high": 5}, {"aspects": [aspect, aspect]}):
-        with pytest.raises(ValueError, match="feedback"):
+    for options, said in (
+        ({"low": 5, "high": 5}, "low=5: .*high=5"),
+        ({"aspects": [aspect] * 2}, "aspects: "),
+    ):
+        with pytest.raises(ValueError, match=said):
             Feedback.model_validate(options)
 
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from ultramed_rl.config.factory import Answer
+from ultramed_rl.config.factory_steps import Answer
 from ultramed_rl.data.chats import Misfit
 from ultramed_rl.data.factory.answer import AnswerStep
 from ultramed_rl.data.factory.instructions import (

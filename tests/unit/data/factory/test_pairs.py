@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ultramed_rl.config.factory_pairs import Pairs, SplitSizes
+from ultramed_rl.config.factory_steps import Pairs, SplitSizes
 from ultramed_rl.config.stages import PreferenceSource
 from ultramed_rl.data.factory.judgements import Verdict, judged_row, read_judged
 from ultramed_rl.data.factory.pair_rows import (

@@ -191,7 +191,7 @@ def test_two_documents_whose_passages_would_share_ids_are_refused() -> None:
 
 
 def test_the_config_says_what_to_exchange_and_which_pattern_is_none() -> None:
-    with pytest.raises(ValidationError, match=r"paragraphs\.least_words=9: .*paragraphs\.most_words=8;"):
+    with pytest.raises(ValidationError, match=r"least_words=9: .*most_words=8;"):
         Paragraphs(least_words=9, most_words=8)
     with pytest.raises(ValidationError, match=r"notes\.0\n.*type=pattern\]"):
         Paragraphs(notes=["("])

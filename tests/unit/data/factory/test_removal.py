@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ultramed_rl.config.factory_cleaning import Columns, Decontaminate, Deduplicate
+from ultramed_rl.config.factory import Columns, Decontaminate, Deduplicate
 from ultramed_rl.data.factory.columns import split_removed
 from ultramed_rl.data.factory.decontaminate import BenchmarkItem, Decontaminator
 from ultramed_rl.data.factory.deduplicate import DuplicateKeys, find_duplicates

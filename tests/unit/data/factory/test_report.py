@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ultramed_rl.config.factory_rows import Report
+from ultramed_rl.config.factory import Report
 from ultramed_rl.data.factory.hashing import HashedEmbedder
 from ultramed_rl.data.factory.judgements import Order, Verdict, judged_row, model_table, position_report
 from ultramed_rl.data.factory.report.build import (

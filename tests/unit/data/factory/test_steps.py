@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from pydantic import TypeAdapter, ValidationError
 
-from ultramed_rl.config.factory import Evolve, FactoryStep, Textbook, Topics
+from ultramed_rl.config.factory import DataStep
+from ultramed_rl.config.factory_steps import Evolve, Textbook, Topics
 from ultramed_rl.data.factory.evolve import EvolveStep
 from ultramed_rl.data.factory.instructions import Instruction, new_row
 from ultramed_rl.data.factory.step import Ask, Drop, End, Fail, Keep, Row, Step, read_methods
@@ -328,10 +329,10 @@ def test_a_malformed_record_is_a_dead_letter() -> None:
 @pytest.mark.parametrize(
     ("section", "rule"),
     [
-        ({"type": "evolve", "least_words": 30}, r"evolve\.least_words=30: .*evolve\.most_words=20\b"),
+        ({"type": "evolve", "least_words": 30}, r"least_words=30: .*most_words=20\b"),
         (
             {"type": "evolve", "open_methods": ["constrain", "constrain"]},
-            r"evolve\.open_methods=\['constrain', 'constrain'\]: ",
+            r"open_methods=\['constrain', 'constrain'\]: ",
         ),
         ({"type": "evolve", "open_methods": ["magic"]}, "constrain"),
         ({"type": "answer", "refusals": ["("]}, r"answer\.refusals\.0\n.*'\('"),
@@ -342,4 +343,4 @@ def test_a_malformed_record_is_a_dead_letter() -> None:
 )
 def test_a_wrong_section_says_what_is_wrong(section: dict[str, Any], rule: str) -> None:
     with pytest.raises(ValidationError, match=rule):
-        TypeAdapter[Any](FactoryStep).validate_python(section)
+        TypeAdapter[Any](DataStep).validate_python(section)

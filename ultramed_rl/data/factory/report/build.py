@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from plotly.subplots import make_subplots
 
-from ultramed_rl.config.factory_rows import Report
+from ultramed_rl.config.factory import Report
 from ultramed_rl.data.factory.judgements import ModelTable, PositionReport, model_table, position_report
 from ultramed_rl.data.factory.report.table import (
     SetTable,

@@ -13,9 +13,9 @@ from pydantic import ValidationError
 
 from tests.tiny import tiny_run
 from ultramed_rl.config import ConfigError, parse_config
-from ultramed_rl.config.addresses import secret_parts
 from ultramed_rl.config.base import SECRET, Section
 from ultramed_rl.config.recipe import RecipeConfig
+from ultramed_rl.config.secrets import secret_parts
 from ultramed_rl.kinds import KINDS
 
 HIDDEN = "hunter2hunter2"

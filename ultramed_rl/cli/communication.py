@@ -1,0 +1,239 @@
+"""What the doctor examines of processes: whether they load what computes, reach each other, and who reaches them.
+
+What may crash or hang is tried in a process of its own, so that it is a finding and not the end of the examination.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+
+from ultramed_rl.cli.examination import Finding, Level, cuda_devices
+from ultramed_rl.tracking.heartbeat import STATUS, is_alive
+
+_LENGTH = 300  # characters of what a process said
+_ALONE_S = 180.0  # for a process that loads what computes
+_STORE_BYTES = 512 * 2**20  # the object store of a local cluster on CPU
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Whether a process worked, and the last thing that it said."""
+
+    worked: bool
+    said: str
+
+
+def run_python(code: str, *, timeout_s: float = _ALONE_S, **environment: str) -> Outcome:
+    """Code in a process of its own, for so long at most."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+        )
+    except subprocess.TimeoutExpired:
+        return Outcome(False, f"nothing within {timeout_s:g} s")
+    spoken = [line.strip() for line in (done.stderr if done.returncode else done.stdout).splitlines()]
+    last = next((line[:_LENGTH] for line in reversed(spoken) if line), "")
+    if done.returncode < 0:
+        return Outcome(False, f"killed by signal {-done.returncode}; {last}".rstrip("; "))
+    return Outcome(not done.returncode, last or (f"exit code {done.returncode}" if done.returncode else ""))
+
+
+def check_all_reduce() -> Iterator[Finding]:
+    """Two processes and a real all_reduce over gloo, and over NCCL as many as there are GPUs, two at most."""
+    fixes = {
+        "gloo": "let processes of this machine reach each other (firewall, GLOO_SOCKET_IFNAME=lo), and its name in "
+        "/etc/hosts",
+        "nccl": "run it with NCCL_DEBUG=INFO; often NCCL_P2P_DISABLE=1, NCCL_SOCKET_IFNAME or a larger /dev/shm is "
+        "the fix",
+    }
+    for backend, ranks in (("gloo", 2), ("nccl", min(2, len(cuda_devices())))):
+        if ranks:
+            outcome = all_reduce(backend, ranks)
+            said = f"all_reduce over {ranks} processes: {outcome.said}"
+            if outcome.worked:
+                yield Finding(backend, "ok", said)
+            else:
+                yield Finding(backend, "fail", said, fixes[backend])
+
+
+def all_reduce(backend: str, ranks: int, timeout_s: float = 120.0) -> Outcome:
+    """The first rank that failed, or the last one's outcome."""
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(ranks) as pool:
+
+        def run(rank: int) -> Outcome:
+            call = f"add_up({backend!r}, {rank}, {ranks}, {os.path.join(folder, 'meeting')!r})"
+            code = f"from {__name__} import add_up; {call}"
+            return run_python(code, timeout_s=timeout_s, OMP_NUM_THREADS="1")
+
+        outcomes = list(pool.map(run, range(ranks)))
+    return next((outcome for outcome in outcomes if not outcome.worked), outcomes[-1])
+
+
+def add_up(backend: str, rank: int, ranks: int, meeting: str) -> None:
+    """One rank of `all_reduce`, which meets the others in a file: adds up rank + 1 over all, and says how long it took."""
+    import torch
+    import torch.distributed as distributed
+
+    device = torch.device("cuda", rank) if backend == "nccl" else torch.device("cpu")
+    distributed.init_process_group(
+        backend, init_method=f"file://{meeting}", rank=rank, world_size=ranks, timeout=timedelta(seconds=60)
+    )
+    number = torch.tensor([rank + 1.0], device=device)
+    began = time.perf_counter()
+    distributed.all_reduce(number)
+    total, expected = number.item(), ranks * (ranks + 1) / 2
+    milliseconds = 1000 * (time.perf_counter() - began)
+    distributed.destroy_process_group()
+    if total != expected:
+        sys.exit(f"the sum is {total:g}, not {expected:g}")
+    print(f"{milliseconds:.1f} ms")
+
+
+def check_engines(names: Sequence[str] = ("vllm", "deepspeed", "flash-attn")) -> Iterator[Finding]:
+    """Import what computes: a compiled part fails first where torch or the machine isn't the one it was built for.
+
+    flash-attn is looked for on CUDA alone: OpenRLHF's engine needs it, our own takes torch's.
+    """
+    extra = "cuda" if cuda_devices() else "cpu"
+    fixes = {
+        "vllm": f"pip install 'ultramed_rl[{extra}]' with launch/locks/{extra}.txt, as launch/setup.sh does",
+        "deepspeed": "install the pinned version; where it looks for nvcc, set CUDA_HOME, or DS_ACCELERATOR=cpu without "
+        "a GPU",
+        "flash-attn": "pip install flash-attn==2.8.3 --no-build-isolation; only engine=openrlhf needs it",
+    }
+    for name in names:
+        if name == "flash-attn" and extra == "cpu":
+            continue
+        module = name.replace("flash-attn", "flash_attn")
+        compiled = "from vllm import LLM; " if name == "vllm" else ""
+        code = f"import {module}; {compiled}print({module}.__version__)"
+        outcome = run_python(code, VLLM_LOGGING_LEVEL="ERROR", VLLM_NO_USAGE_STATS="1")
+        if outcome.worked:
+            yield Finding(name, "ok", f"{outcome.said} loads")
+        else:
+            level: Level = "warn" if name == "flash-attn" else "fail"
+            yield Finding(name, level, f"doesn't load: {outcome.said}", fixes[name])
+
+
+# -- ray and ports -----------------------------------------------------------------------------------------
+
+
+def check_ray(address: str | None) -> Iterator[Finding]:
+    """The cluster of the config or of RAY_ADDRESS; without one, whether this machine can start its own."""
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address in (None, "", "local"):
+        yield from _check_own_ray()
+        return
+    if address == "auto":
+        yield Finding("ray", "ok", "address=auto: the cluster that runs on this machine, found at the start")
+        return
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    try:
+        port = parts.port or {"ray": 10001, "http": 80, "https": 443}.get(parts.scheme, 6379)
+        with socket.create_connection((parts.hostname or "", port), timeout=3.0):
+            yield Finding("ray", "ok", f"{address} answers")
+    except (OSError, ValueError) as error:
+        fix = "start Ray there (ray start --head), open the port, or unset RAY_ADDRESS and cluster.address"
+        yield Finding("ray", "fail", f"{address}: no answer ({error})", fix)
+
+
+def _check_own_ray() -> Iterator[Finding]:
+    """Room for the object store and for Ray's files. Nothing is started."""
+    from ultramed_rl.cluster.connection import FULL, choose_parent, full_share
+
+    try:
+        folder = choose_parent()
+    except ValueError as error:
+        fix = "set RAY_TMPDIR to a folder with a short path on a disk with room"
+        yield Finding("ray", "fail", str(error), fix)
+        return
+    if full_share(folder) > FULL:
+        text = f"{folder}: {full_share(folder):.0%} full; Ray stops spilling objects at {FULL:.0%}"
+        yield Finding("ray", "warn", text, "free some, or set RAY_TMPDIR to another disk")
+    shared = Path("/dev/shm")
+    free = shutil.disk_usage(shared).free if shared.is_dir() else _STORE_BYTES
+    if free < _STORE_BYTES:
+        text = f"/dev/shm has {free / 2**20:.0f} MiB free; the object store takes {_STORE_BYTES / 2**20:.0f}"
+        yield Finding("ray", "warn", text, "enlarge it, in a container by --shm-size=8g")
+    else:
+        yield Finding("ray", "ok", "no address is set: each run starts its own cluster on this machine")
+
+
+def check_run_ports(directory: Path) -> Iterator[Finding]:
+    """Where the processes of a run on this machine listen: its driver and all that it started."""
+    file = directory / STATUS
+    heart = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if not is_alive(directory, heart):
+        yield Finding("ports", "ok", f"{directory}: no process runs it")
+    elif heart["host"] != socket.gethostname():
+        fix = f"run the same command on {heart['host']}"
+        yield Finding("ports", "warn", f"{directory}: its driver is on {heart['host']}", fix)
+    else:
+        driver = psutil.Process(heart["pid"])
+        yield judge_ports(str(directory), [driver, *driver.children(recursive=True)])
+
+
+def check_machine_ports() -> Iterator[Finding]:
+    """Every Ray on this machine whose processes this user may look at."""
+    sessions: dict[str, dict[int, psutil.Process]] = defaultdict(dict)
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            session = re.search(r"--session[-_]dir=(\S+)", " ".join(process.cmdline()))
+            if session and process.environ():  # another user's is refused
+                family = [process, *process.children(recursive=True)]
+                sessions[session[1]] |= {one.pid: one for one in family}
+    for folder, processes in sessions.items():
+        yield judge_ports(folder, processes.values())
+
+
+def judge_ports(whose: str, processes: Iterable[psutil.Process]) -> Finding:
+    """What listens where, and whether a stranger can join Ray: whether it asks for a token. Nothing is connected to."""
+    places: dict[str, set[str]] = defaultdict(set)
+    beyond, tokens = set(), []
+    for process in processes:
+        with suppress(psutil.Error):
+            if process.name() in ("gcs_server", "raylet"):
+                tokens.append(process.environ().get("RAY_AUTH_MODE", "").lower() == "token")
+            for connection in process.net_connections("tcp"):
+                if connection.status == psutil.CONN_LISTEN:
+                    ip = ipaddress.ip_address(connection.laddr.ip)
+                    ip = getattr(ip, "ipv4_mapped", None) or ip  # of IPv4 where IPv6 only carries it
+                    places[process.name()].add(f"{ip}:{connection.laddr.port}")
+                    beyond |= set() if ip.is_loopback else {str(ip)}
+    listed = "; ".join(f"{name} {', '.join(sorted(at))}" for name, at in sorted(places.items()))
+    reach = f"beyond this machine at {', '.join(sorted(beyond))}" if beyond else "on this machine alone"
+    text = f"{whose}: listens {reach} ({listed or 'nothing'})"
+    if not tokens:
+        return Finding("ports", "ok", f"{text}; no Ray of its own")
+    if all(tokens):
+        return Finding("ports", "ok", f"{text}; who joins its Ray needs the token")
+    fix = (
+        "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN where Ray is started, or cluster.address=null for a Ray of the "
+        "run's own"
+    )
+    return Finding("ports", "warn", f"{text}; whoever reaches it can run programs in its Ray", fix)
