@@ -24,7 +24,7 @@ from typing import Any
 from ultramed_rl.config.benchmarks import General
 from ultramed_rl.config.cluster import Devices
 from ultramed_rl.config.models import resolve_precision
-from ultramed_rl.models.offline import resolve_model
+from ultramed_rl.models.files import resolve_model
 from ultramed_rl.store import ArtifactFolder
 from ultramed_rl.store.digests import digest_path
 
