@@ -55,25 +55,17 @@ class ArtifactFolder:
     ) -> tuple[Path, dict[str, float]]:
         """A directory of files and some numbers about it: kept ones, or those that `compute` makes.
 
-        With `sizes` the files are verified by their sizes alone.
-
-        `compute` fills the directory that it is given and returns the numbers; a non-finite one reads
-        back as NaN. Raises like `phase`, and for a directory that was pruned.
+        `compute` fills the directory that it is given and returns the numbers; a non-finite one reads back as NaN. With `sizes`
+        the files are verified by their sizes alone. Raises like `file_of`, and for a directory that was pruned.
         """
         artifact = self.path / name
         if self.finished(name):
             return artifact, read_numbers(self.verify(name, inputs, artifact)["metrics"])
         remove(artifact)
         started = time.perf_counter()
-
-        def write(temporary: Path) -> dict[str, float]:
-            temporary.mkdir()
-            return compute(temporary)
-
-        metrics = write_whole(artifact, write)
-        self.write_manifest(
-            name, artifact, inputs, time.perf_counter() - started, metrics=metrics, sizes=sizes
-        )
+        metrics = write_whole(artifact, compute, folder=True)
+        seconds = time.perf_counter() - started
+        self.write_manifest(name, artifact, inputs, seconds, metrics=metrics, sizes=sizes)
         return artifact, metrics
 
     def finished(self, name: str) -> bool:
@@ -97,7 +89,11 @@ class ArtifactFolder:
 
     def manifest(self, name: str) -> Manifest:
         """What a finished phase wrote about itself. Raises ValueError for a file that is no manifest."""
-        return _read_manifest(self._manifest_path(name))
+        path = self._manifest_path(name)
+        manifest = read_json(path)
+        if not {"name", "inputs", "digest", "seconds"} <= manifest.keys():
+            raise ValueError(f"{path}: not the manifest that was written; put it back or delete it")
+        return manifest
 
     def digest(self, name: str) -> str:
         """The digest of a finished phase."""
@@ -111,18 +107,16 @@ class ArtifactFolder:
 
     def prune(self, name: str) -> None:
         """Delete a directory artifact that is no longer needed; its manifest says so."""
-        if not (self.path / name).is_dir():
-            return
-        manifest = self.manifest(name)
-        write_json(self._manifest_path(name), {**manifest, "pruned": True})
-        remove(self.path / name)
+        if (self.path / name).is_dir():
+            write_json(self._manifest_path(name), {**self.manifest(name), "pruned": True})
+            remove(self.path / name)
 
     def _manifest_path(self, name: str) -> Path:
         return self.path / f"{name}.json"
 
     def manifests(self) -> list[Manifest]:
         """Those of all finished phases."""
-        return [_read_manifest(p) for p in sorted(self.path.glob("*.json")) if p.stem != _COMMIT]
+        return [self.manifest(p.stem) for p in sorted(self.path.glob("*.json")) if p.stem != _COMMIT]
 
     def artifact(self, name: str) -> Path:
         """Where a phase's records are."""
@@ -196,13 +190,6 @@ def begin_parts(folder: Path, inputs: Iterable[Any]) -> None:
         remove(folder)
         folder.mkdir(parents=True)
         write_json(known, {"inputs": digest})
-
-
-def _read_manifest(path: Path) -> Manifest:
-    manifest = read_json(path)
-    if not {"name", "inputs", "digest", "seconds"} <= manifest.keys():
-        raise ValueError(f"{path}: not the manifest that was written; put it back or delete it")
-    return manifest
 
 
 def _fix(manifest: Manifest) -> str:

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ _TEMPORARY = ".tmp-"
 _FULL = (os.strerror(errno.ENOSPC), "database or disk is full")
 
 
-def write_whole(path: Path, write: Callable[[Path], Any]) -> Any:
-    """Let `write` fill a temporary sibling, then rename it to `path`; returns what `write` returned.
+def write_whole(path: Path, write: Callable[[Path], Any], *, folder: bool = False) -> Any:
+    """Let `write` fill a temporary sibling, then rename it to `path`; returns what `write` returned. With `folder` it is given
+    an empty folder to fill.
 
     Raises:
         RuntimeError: the disk is full; the temporary is removed and nothing else is lost.
@@ -25,6 +26,8 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> Any:
     temporary = path.with_name(f"{_TEMPORARY}{path.name}")
     remove(temporary)
     with explain_full_disk(path, temporary):
+        if folder:
+            temporary.mkdir()
         result = write(temporary)
         # Files before the folders that list them.
         for inner in [*temporary.rglob("*"), temporary] if temporary.is_dir() else [temporary]:
@@ -42,9 +45,18 @@ def write_json(path: Path, payload: dict[str, Any]) -> None:
 
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write mappings as JSON lines, whole, and the folder that they are in."""
-    lines = [json.dumps(without_non_finite(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
+    lines = b"".join(map(json_line, rows))
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda temporary: temporary.write_text("".join(lines), encoding="utf-8"))
+    write_whole(path, lambda temporary: temporary.write_bytes(lines))
+
+
+def json_line(row: Mapping[str, Any], default: Callable[[Any], Any] | None = None) -> bytes:
+    """A line of JSON; null for a number that isn't finite. Raises TypeError for a value that JSON has not, without `default`."""
+    finite = without_non_finite(dict(row))
+    try:
+        return json.dumps(finite, ensure_ascii=False, allow_nan=False, default=default).encode() + b"\n"
+    except UnicodeEncodeError:  # half a surrogate pair, which models do write: only an escape can hold it
+        return json.dumps(finite, allow_nan=False, default=default).encode() + b"\n"
 
 
 def without_non_finite(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -70,12 +71,16 @@ def digest_sampled(path: Path) -> str:
     size = path.stat().st_size
     hasher = hashlib.sha256(f"{size}".encode())
     with path.open("rb") as file:
-        for start in _block_starts(size):
+        places = [(start, _BLOCK) for start in _block_starts(size)]
+        if path.suffix == ".safetensors":
+            with suppress(ValueError):  # of a header that is none: looked at where it is loaded
+                begin, header = read_header(file)
+                for _, entry in sorted(header.items()):
+                    start, end = (begin + offset for offset in entry["data_offsets"])
+                    places.append((max(start, (start + end - _IN_TENSOR) // 2), min(_IN_TENSOR, end - start)))
+        for start, length in places:
             file.seek(start)
-            hasher.update(file.read(_BLOCK))
-        for start, end in _tensors(file) if path.suffix == ".safetensors" else ():
-            file.seek(max(start, (start + end - _IN_TENSOR) // 2))
-            hasher.update(file.read(min(_IN_TENSOR, end - start)))
+            hasher.update(file.read(length))
     return hasher.hexdigest()
 
 
@@ -97,16 +102,6 @@ def read_header(file: BinaryIO) -> tuple[int, dict[str, dict[str, Any]]]:
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
         raise ValueError("no safetensors header") from None
     return 8 + length, header
-
-
-def _tensors(file: BinaryIO) -> list[tuple[int, int]]:
-    """Where each tensor begins and ends, by the file's header; nothing in a file that has none."""
-    try:
-        begin, header = read_header(file)
-    except ValueError:  # looked at where it is loaded
-        return []
-    places = (entry["data_offsets"] for _, entry in sorted(header.items()))
-    return [(begin + start, begin + end) for start, end in places]
 
 
 def _block_starts(size: int) -> Iterator[int]:

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ultramed_rl.records import PreferenceGroup, ReferenceLogprobs
-from ultramed_rl.store.shards import shard_files
-from ultramed_rl.store.tables import LazySequence, read_records, records_of_table, told_of
+from ultramed_rl.store.shards import read_columns, shard_files
+from ultramed_rl.store.tables import LazySequence, read_records, records_of_table
 
+_NEEDED = ("group_id", "prompt_id", "prompt_token_ids", "completions.list.element.token_ids")
 # Files whose records are kept by those who read one after the other: few pairs are far from their place.
 _OPEN_FILES = 4
 
@@ -42,11 +42,10 @@ class RoundPairs(LazySequence[PreferenceGroup]):
         """
         self.folder = folder
         self._files = shard_files(folder / "pairs.parquet")
-        tables = [_read_columns(file) for file in self._files]
+        tables = [read_columns(file, *_NEEDED) for file in self._files]
         self._starts = np.cumsum([0, *(len(table) for table in tables)])
         table = pa.concat_tables(tables)
-        with told_of(folder / "prompts.parquet"):
-            prompts = pq.read_table(folder / "prompts.parquet", columns=["prompt_id"])
+        prompts = read_columns(folder / "prompts.parquet", "prompt_id")
         places = pc.index_in(table["prompt_id"], value_set=prompts["prompt_id"])
         assert not places.null_count, f"{folder}: pairs of prompts that are not the round's"
         self._order = np.argsort(places.to_numpy(), kind="stable")
@@ -69,8 +68,7 @@ class RoundPairs(LazySequence[PreferenceGroup]):
         for number, file in enumerate(self._files):
             inside = (rows >= self._starts[number]) & (rows < self._starts[number + 1])
             if inside.any():
-                with told_of(file):
-                    table = pq.read_table(file).take(pa.array(rows[inside] - self._starts[number]))
+                table = read_columns(file).take(pa.array(rows[inside] - self._starts[number]))
                 records = records_of_table(PreferenceGroup, table)
                 self._loaded.update(zip(places[inside].tolist(), records, strict=True))
 
@@ -89,8 +87,7 @@ def read_references(folder: Path, ids: Sequence[str]) -> list[ReferenceLogprobs]
         ValueError: files that cannot be read, or without one of them.
     """
     file = folder / "reference.parquet"
-    with told_of(file):
-        table = pq.read_table(file)
+    table = read_columns(file)
     rows = pc.index_in(pa.array(ids, type=pa.string()), value_set=table["group_id"])
     if rows.null_count:
         raise ValueError(
@@ -98,12 +95,6 @@ def read_references(folder: Path, ids: Sequence[str]) -> list[ReferenceLogprobs]
             "delete it and reference.json beside it to compute it again"
         )
     return records_of_table(ReferenceLogprobs, table.take(rows))
-
-
-def _read_columns(file: Path) -> pa.Table:
-    columns = ["group_id", "prompt_id", "prompt_token_ids", "completions.list.element.token_ids"]
-    with told_of(file), pq.ParquetFile(file) as parquet:
-        return parquet.read(columns=columns)
 
 
 def _costs(table: pa.Table) -> np.ndarray:

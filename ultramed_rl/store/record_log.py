@@ -8,11 +8,10 @@ FOLDER/
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
@@ -21,9 +20,9 @@ from typing import Any, Literal, Self
 from ultramed_rl.store.artifacts import read_json
 from ultramed_rl.store.atomic import (
     explain_full_disk,
+    json_line,
     remove,
     remove_leftovers,
-    without_non_finite,
     write_json,
     write_whole,
 )
@@ -56,7 +55,7 @@ class Entry:
 
 def kept(place: int, key: str, rows: Sequence[Mapping[str, Any]]) -> Entry:
     """A record that became these rows, none or many. Raises TypeError for a value that JSON has not."""
-    lines = b"".join(_line(dict(row)) for row in rows)
+    lines = b"".join(map(json_line, rows))
     return Entry(place, _number(key), "keep", rows=len(rows), lines=lines)
 
 
@@ -68,7 +67,7 @@ def dropped(place: int, key: str, reason: str) -> Entry:
 def dead(place: int, key: str, reason: str, detail: str, row: Mapping[str, Any]) -> Entry:
     """A record that could not be done, with the row that it came from; what JSON has not is written as text."""
     letter = {"key": key, "reason": reason, "detail": detail, "row": dict(row)}
-    return Entry(place, _number(key), "dead", _printable(reason), lines=_line(letter, default=str))
+    return Entry(place, _number(key), "dead", _printable(reason), lines=json_line(letter, default=str))
 
 
 @dataclass(frozen=True)
@@ -91,9 +90,8 @@ class KeyIndex:
 
     def __init__(self) -> None:
         self._met = 0
-        self._database = sqlite3.connect(
-            "", check_same_thread=False
-        )  # one thread at a time, of whoever carries the records
+        # One thread at a time, of whoever carries the records.
+        self._database = sqlite3.connect("", check_same_thread=False)
         self._database.execute("CREATE TABLE keys (number INTEGER PRIMARY KEY, place INTEGER)")
 
     def __len__(self) -> int:
@@ -315,15 +313,6 @@ class RecordLog:
 def _number(key: str) -> int:
     """63 bits of a key's hash, which SQLite holds: of a million keys two share one with probability 5e-8."""
     return key_number(key) >> 1
-
-
-def _line(value: dict[str, Any], default: Callable[[Any], Any] | None = None) -> bytes:
-    finite = without_non_finite(value)
-    try:
-        text = json.dumps(finite, ensure_ascii=False, allow_nan=False, default=default)
-        return text.encode() + b"\n"
-    except UnicodeEncodeError:  # half a surrogate pair, which models do write: only an escape can hold it
-        return json.dumps(finite, allow_nan=False, default=default).encode() + b"\n"
 
 
 def _printable(reason: str) -> str:

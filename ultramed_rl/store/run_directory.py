@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ultramed_rl.store.artifacts import ArtifactFolder, read_json
 from ultramed_rl.store.atomic import write_json
 from ultramed_rl.store.digests import key_number
 from ultramed_rl.store.run_reader import RunReader
-from ultramed_rl.store.tables import told_of
+from ultramed_rl.store.shards import read_columns
 from ultramed_rl.store.work_directory import WorkDirectory
 
 # Of a committed round what cannot be made again by itself: later rounds follow from it.
@@ -53,20 +52,16 @@ class RoundRecord(ArtifactFolder):
     def asked(self, results: bool = False) -> Asked:
         """Which of its prompts the round has asked; with `results` also which of them gave no pair."""
         scored = self.manifest("scored")
-        prompts = self._read("prompts", "source", *(["prompt_id"] if results else []))
+        prompts = read_columns(self.artifact("prompts"), "source", *(["prompt_id"] if results else []))
         prompts = prompts.slice(0, scored.get("asked"))
         by_source = Counter(prompts["source"].to_pylist())
         if not results:
             return Asked(by_source)
         ids = prompts["prompt_id"].combine_chunks()
-        paired = pc.is_in(ids, value_set=self._read("pairs", "prompt_id")["prompt_id"])
+        paired = pc.is_in(ids, value_set=read_columns(self.artifact("pairs"), "prompt_id")["prompt_id"])
         set_aside = pc.is_in(ids, value_set=pa.array(list(scored["set_aside"]), type=pa.string()))
         numbers = np.fromiter(map(key_number, ids.to_pylist()), dtype=np.uint64)
         return Asked(by_source, numbers, pc.invert(pc.or_(paired, set_aside)).to_numpy(zero_copy_only=False))
-
-    def _read(self, name: str, *columns: str) -> pa.Table:
-        with told_of(self.artifact(name)):
-            return pq.read_table(self.artifact(name), columns=list(columns))
 
 
 class RunDirectory(WorkDirectory):

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ultramed_rl.store.artifacts import ArtifactFolder, begin_parts
@@ -30,11 +30,14 @@ class RecordFiles(LazySequence[T]):
 
     def __init__(self, path: Path, kind: type[T]) -> None:
         self.kind = kind
-        blocks = [
-            (file, block, rows) for file in shard_files(path) for block, rows in enumerate(_count_rows(file))
-        ]
-        self._blocks = [(file, block) for file, block, _ in blocks]
-        self._starts = [0, *accumulate(rows for *_, rows in blocks)]
+        self._blocks: list[tuple[Path, int]] = []
+        self._starts = [0]
+        for file in shard_files(path):
+            with told_of(file):
+                metadata = pq.read_metadata(file)
+                for block in range(metadata.num_row_groups):
+                    self._blocks.append((file, block))
+                    self._starts.append(self._starts[-1] + metadata.row_group(block).num_rows)
         self._open: tuple[int, list[T]] = (-1, [])
 
     def __len__(self) -> int:
@@ -151,20 +154,26 @@ class ShardedPhase(Generic[T]):
         return self.read()
 
 
-def _count_rows(file: Path) -> list[int]:
-    """Of each block."""
-    with told_of(file):
-        metadata = pq.read_metadata(file)
-        return [int(metadata.row_group(block).num_rows) for block in range(metadata.num_row_groups)]
-
-
 def in_order(records: Iterable[T], key: Callable[[T], str], order: Sequence[str]) -> list[T]:
     """Records by their keys in this order; those of one key as they came. Every key has some, and no other."""
-    found: dict[str, list[T]] = {}
+    by_key: dict[str, list[T]] = {}
     for record in records:
-        found.setdefault(key(record), []).append(record)
-    assert found.keys() == set(order), f"keys lost or unasked for: {list(found.keys() ^ set(order))[:4]}"
-    return [record for k in order for record in found[k]]
+        by_key.setdefault(key(record), []).append(record)
+    assert by_key.keys() == set(order), f"keys lost or unasked for: {list(by_key.keys() ^ set(order))[:4]}"
+    return [record for k in order for record in by_key[k]]
+
+
+def read_columns(path: Path, *columns: str) -> pa.Table:
+    """Columns of a parquet file, or of a folder of such, in the files' order; all if none is named.
+
+    Raises:
+        ValueError: one that cannot be read.
+    """
+    tables = []
+    for file in shard_files(path) or [path]:
+        with told_of(file), pq.ParquetFile(file) as parquet:
+            tables.append(parquet.read(columns=columns or None))
+    return pa.concat_tables(tables)
 
 
 def shard_files(path: Path) -> list[Path]:

@@ -9,7 +9,6 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from ultramed_rl.config import AnyConfig, config_difference, dump_config, load_any
@@ -33,25 +32,20 @@ Metrics = dict[str, float]
 INPUTS = "inputs.json"
 # Keys whose change doesn't change what a run computes.
 _HARMLESS = (
-    "run.directory",
-    "run.scratch",
-    "run.publish_every_s",
-    "run.keep_checkpoints",
-    "checkpoint.",
-    "tracking.",
-    "cluster.address",
-    "cluster.start_timeout_s",
-    "cluster.faults.",
-    "cluster.workers",
-    "max_failed_share",
+    *(
+        "run.directory",
+        "run.scratch",
+        "run.publish_every_s",
+        "run.keep_checkpoints",
+        "checkpoint.",
+        "tracking.",
+    ),
+    *("cluster.address", "cluster.start_timeout_s", "cluster.faults.", "cluster.workers", "max_failed_share"),
 )
 # A reward server or judge may have moved: its address never told what answers there, so that another address tells no more
 # than the same one. A judge's model, which decides, is named beside it.
 _SERVICE = re.compile(r"reward\.terms\.\d+\.|benchmarks\.judge\.")
-_WHERE_AND_HOW = {
-    *("url", "base_url", "token_env", "api_key_env"),
-    *("timeout_s", "retries", "concurrency", "batch_size"),
-}
+_WHERE = {"url", "base_url", "token_env", "api_key_env", "timeout_s", "retries", "concurrency", "batch_size"}
 _ENDPOINT_LIMITS = Endpoint.model_fields.keys() - DECIDES
 
 
@@ -158,9 +152,7 @@ class WorkDirectory:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, ValueError):
             self._forget_start()
         self._let_go(failed=error is not None)
@@ -205,9 +197,12 @@ class StageDirectory(WorkDirectory):
     def save(self, folder: str, step: int, write: Callable[[Path], Metrics]) -> Path:
         """Write what belongs to `step` into states/ or best/, then drop those before, except the best weights
         that were so when the newest state was saved: whoever resumes there may find no better ones."""
-        artifacts = ArtifactFolder(self.path / folder)
+        artifacts, states = ArtifactFolder(self.path / folder), ArtifactFolder(self.path / "states")
         path, _ = artifacts.phase_directory(_step_name(step), write, step, sizes=folder == "states")
-        needed = {path.name, *(self._best_of_states() if folder == "best" else ())}
+        needed = {path.name}
+        if folder == "best":
+            counted_on = (states.metrics(name)["best_step"] for name in self._saved("states"))
+            needed |= {_step_name(int(best)) for best in counted_on}
         for older in self._saved(folder):
             if older not in needed:
                 artifacts.discard(older)
@@ -223,11 +218,11 @@ class StageDirectory(WorkDirectory):
 
     def discard_after(self, step: int) -> None:
         """Forget what was logged and kept after `step`: it will be done again, at 0 the first evaluation too."""
-        self.keep_metrics(
-            lambda row: (
-                step > 0 and row.get("step_index", -1) < step and row.get("evaluation_index", 0) <= step
-            )
-        )
+
+        def stays(row: dict[str, Any]) -> bool:
+            return step > 0 and row.get("step_index", -1) < step and row.get("evaluation_index", 0) <= step
+
+        self.keep_metrics(stays)
         for name in self._saved("best"):
             if int(name.removeprefix("step-")) > step:
                 ArtifactFolder(self.path / "best").discard(name)
@@ -240,11 +235,6 @@ class StageDirectory(WorkDirectory):
     def _saved(self, folder: str) -> list[str]:
         return sorted(path.stem for path in (self.path / folder).glob("step-*.json"))
 
-    def _best_of_states(self) -> set[str]:
-        """Names in best/ that saved states count on."""
-        states = ArtifactFolder(self.path / "states")
-        return {_step_name(int(states.metrics(name)["best_step"])) for name in self._saved("states")}
-
 
 def _step_name(step: int) -> str:
     return f"step-{step:09d}"
@@ -252,7 +242,7 @@ def _step_name(step: int) -> str:
 
 def _is_harmless(key: str) -> bool:
     if _SERVICE.match(key):
-        return key.rpartition(".")[2] in _WHERE_AND_HOW
+        return key.rpartition(".")[2] in _WHERE
     return key.startswith(_HARMLESS) or (
         key.startswith("generators.") and key.rpartition(".")[2] in _ENDPOINT_LIMITS
     )

@@ -18,18 +18,22 @@ from ultramed_rl.config import DataConfig, PreferenceConfig, RewardConfig, RunCo
 from ultramed_rl.stages.data.run import make_data
 from ultramed_rl.store.cards import (
     CARD,
+    DISCLAIMER,
     DataFacts,
     EarlierStep,
     Input,
     ModelFacts,
     data_card,
     earlier_steps,
+    front_matter,
     made_from,
     model_card,
+    place,
     read_versions,
+    settings,
+    table,
     write_card,
 )
-from ultramed_rl.store.cards.card import DISCLAIMER, front_matter, place, settings, table
 from ultramed_rl.store.digests import digest_path
 
 VERSIONS = {"python": "3.11.9", "ultramed_rl": "0.1.0"}

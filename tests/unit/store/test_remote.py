@@ -379,8 +379,9 @@ def test_at_every_instant_the_url_holds_a_run_that_can_be_taken_up(
         # and the first one then, whatever it has made meanwhile.
         live(len(todo))
         again = copy_of(folder)
-        assert here(folder).items() <= before.items()
-        assert again.publish() and there() == before
+        if before:
+            assert here(folder).items() <= before.items()
+        assert again.publish() and there() == (before or here(folder))
         again.lease.release()
 
 
@@ -570,6 +571,21 @@ def test_what_a_killed_publication_had_uploaded_goes_with_the_next(tmp_path: Pat
     (tmp_path / "a.bin").write_bytes(b"b")
     assert copy_of(tmp_path).publish()
     assert there() == {"a.bin": b"b"} and len(objects()) == 2
+
+
+def test_a_log_that_goes_on_growing_holds_nothing_back(tmp_path: Path) -> None:
+    (tmp_path / "kept.txt").write_text("kept")
+    copying = copy_of(tmp_path)
+
+    def listed(folder: Path) -> dict[str, Version]:
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.write("{}\n")
+        return list_finished(folder)
+
+    with patch("ultramed_rl.store.remote.copy.list_finished", listed):
+        assert copying.publish() and there().keys() == {"kept.txt", "metrics.jsonl"}
+    assert copying.publish() and there() == here(tmp_path)
+    assert sorted(objects()) == [INDEX, "kept.txt", "metrics.jsonl"], "a log keeps its name"
 
 
 def test_half_written_files_locks_links_and_sockets_are_never_published(tmp_path: Path) -> None:
@@ -811,9 +827,9 @@ def test_the_lease_of_a_process_of_the_same_folder_that_is_gone_is_free_at_once(
 def test_a_lease_is_renewed_while_an_upload_goes_on(tmp_path: Path) -> None:
     at_url = RemoteFolder(URL)
     lease = Lease(at_url, "ours", 0.05)
-    first, deadline = at_url.read_json(WRITER), time.monotonic() + 60
+    first, deadline = at_url.read_json(WRITER, Writer), time.monotonic() + 60
     assert first
-    while (at_url.read_json(WRITER) or first)["renewed"] <= first["renewed"]:
+    while (at_url.read_json(WRITER, Writer) or first).renewed <= first.renewed:
         assert time.monotonic() < deadline, "it was never renewed"
         time.sleep(0.01)
     lease.release()

@@ -16,7 +16,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -56,18 +56,7 @@ class Index:
     """What is at a URL: its files by their names in the run, and the folder that it was published from."""
 
     copy: str = ""
-    files: Mapping[str, Stored] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, remote: RemoteFolder) -> Index:
-        """The index at a URL; an empty one where there is none. Raises ValueError if it is not what was written."""
-        content = remote.read_json(INDEX)
-        try:
-            files = {} if content is None else content["files"].items()
-            known = {name: Stored(key, Version(*version)) for name, (key, version) in files}
-            return cls(content["copy"], known) if content else cls()
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise ValueError(f"{remote.url}/{INDEX}: not what was written; put it back from a copy") from None
+    files: dict[str, Stored] = field(default_factory=dict)
 
     @property
     def keys(self) -> set[str]:
@@ -146,7 +135,7 @@ class RemoteCopy:
             raise
 
     def _read_url(self) -> tuple[Index, set[str]]:
-        index, keys = Index.read(self.remote), self.remote.list() - {WRITER, INDEX}
+        index, keys = self.remote.read_json(INDEX, Index) or Index(), self.remote.list() - {WRITER, INDEX}
         if not index.copy and any(TEMPORARY not in key for key in keys):
             raise ValueError(
                 f"{self.remote.url}: has files, and no {INDEX} that says which are the run's; put it back, or choose "
@@ -155,13 +144,6 @@ class RemoteCopy:
         # Without what somebody deleted there.
         there = {name: stored for name, stored in index.files.items() if stored.key in keys}
         return Index(index.copy, there), keys
-
-    @property
-    def behind(self) -> bool:
-        """Whether the URL has more than this folder: it was written from another one, or this one isn't whole."""
-        if not (self.folder / CONFIG).is_file() or not self._whole:
-            return True
-        return self.index.copy not in (self.copy, "")
 
     def take_up(self, check: Callable[[Path], None] = lambda config: None) -> None:
         """Make this folder a copy of what is at the URL, unless it is one already and may be ahead of it.
@@ -172,12 +154,15 @@ class RemoteCopy:
         Raises:
             RuntimeError: the store cannot be reached, or the disk is full.
         """
-        if self.behind and CONFIG in self.index.files:
+        # The URL has more than this folder where it was written from another one, or this one isn't whole.
+        whole = self._whole and (self.folder / CONFIG).is_file()
+        behind = not whole or self.index.copy not in (self.copy, "")
+        if behind and CONFIG in self.index.files:
             content = self.remote.reach(lambda: self.remote.read(self.index.files[CONFIG].key))
             with tempfile.TemporaryDirectory() as scratch:
                 Path(scratch, CONFIG).write_bytes(content or b"")
                 check(Path(scratch, CONFIG))
-        if self.behind and self.index.files:
+        if behind and self.index.files:
             self._note(whole=False)
             self.remote.reach(self._pull)
         self._note(whole=True)
@@ -226,6 +211,7 @@ class RemoteCopy:
         warnings.warn(text, stacklevel=2)
 
     def _keep_up(self) -> None:
+        # Waits for the next time, or for `close`. What one publication could not do, the next one does; a lost lease ends it.
         while not (self._over.wait(self.every_s) or isinstance(self.problem, LostLease)):
             self._attempt()
 
@@ -305,10 +291,11 @@ class RemoteCopy:
         self.remote.delete(key)
         self._keys.discard(key)
 
-    def _write_index(self, files: Mapping[str, Stored]) -> None:
+    def _write_index(self, files: dict[str, Stored]) -> None:
         self.lease.check()
-        self.remote.write_json(INDEX, {"copy": self.copy, "files": dict(files)})
-        self.index = Index(self.copy, files)
+        index = Index(self.copy, files)
+        self.remote.write_json(INDEX, asdict(index))
+        self.index = index
 
     def _pull(self) -> None:
         """Make the folder what is at the URL. The URL wins: what is here alone is deleted.

