@@ -20,7 +20,7 @@ from ultramed_rl.config.objectives import Objective
 from ultramed_rl.config.rounds import Training
 from ultramed_rl.learning.checks import check_chats, check_groups, check_references
 from ultramed_rl.learning.packing import AnswerGroup, PackedBatch, sum_by_answer
-from ultramed_rl.learning.preference_data import GroupIndex, PreferenceData
+from ultramed_rl.learning.preference_data import GroupIndex, PreferenceSet
 from ultramed_rl.models.load import load_policy
 from ultramed_rl.models.lora import adapters_off
 from ultramed_rl.records import PreferenceGroup, ReferenceLogprobs, TokenizedChat
@@ -84,9 +84,9 @@ class PolicyWorker(TrainWorker):
         references: Sequence[ReferenceLogprobs] | None,
         objective: Objective,
         max_length: int,
-    ) -> PreferenceData:
+    ) -> PreferenceSet:
         check_groups(groups, self.shape.vocab, max_length, paired=not objective.unpaired)
-        return PreferenceData.at_hand(groups, references, max_length, packed=self._packed)
+        return PreferenceSet.at_hand(groups, references, max_length, packed=self._packed)
 
     def learn_round(self, work: RoundTask) -> None:
         """Set the task: the pairs of a round's folder. Of these a rank reads what its own micro-batches hold.
@@ -108,7 +108,7 @@ class PolicyWorker(TrainWorker):
             check_references(groups, logprobs)
             references = dict(zip(own, logprobs, strict=True))
         index = GroupIndex(pairs.ids, pairs.answer_counts.tolist(), tokens)
-        data = PreferenceData(pairs, references, work.max_length, index)
+        data = PreferenceSet(pairs, references, work.max_length, index)
         task = PreferenceTask(self.engine, self.shape, data, objective)
         if work.start:  # the steps before were of the same training, and so are those that it skipped
             self.task = task
