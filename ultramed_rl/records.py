@@ -20,67 +20,51 @@ class Message(TypedDict):
 
 @dataclass(frozen=True)
 class Prompt:
-    """A chat that awaits an answer.
-
-    `token_ids` is the chat template's rendering with the generation prompt; `answer` is the data's own
-    reference answer, if any; `kind` names the source's type (question, vignette, messages), `source` is its
-    place in the config.
-    """
+    """A chat that awaits an answer."""
 
     prompt_id: str
     messages: tuple[Message, ...]
-    token_ids: Sequence[int] = ()
-    answer: str | None = None
-    kind: str = "question"
-    source: int = 0
+    token_ids: Sequence[int] = ()  # the chat template's rendering with the generation prompt
+    answer: str | None = None  # the data's own
+    kind: str = "question"  # the source's type: question, vignette, messages
+    source: int = 0  # the source's place in the config
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """A whole chat to learn from: perhaps a system message, then user and assistant in turn, assistant last.
-
-    `kind` is the row's own `type` (UltraMedical's Exam, Literature, ...), or messages where it has none.
-    """
+    """A whole chat to learn from: perhaps a system message, then user and assistant in turn, assistant last."""
 
     conversation_id: str
     messages: tuple[Message, ...]
-    kind: str = "messages"
+    kind: str = "messages"  # the row's own `type`, if it has one (UltraMedical's Exam, Literature, ...)
 
 
 @dataclass(frozen=True)
 class RankedAnswers:
-    """A chat that awaits an answer, and answers to it as text, best first, with what ranked them.
-
-    `scores` descend; equal ones are ties. The first `desirable` answers are wanted, the others are not; one
-    answer alone is unpaired feedback. `kind` is the category under which held-out figures are reported.
-    `cut` holds the places of answers that were cut off, and so have no end to learn.
-    """
+    """A chat that awaits an answer, and answers to it as text, best first; one alone is unpaired feedback."""
 
     prompt_id: str
     messages: tuple[Message, ...]
     answers: tuple[str, ...]
-    scores: tuple[float, ...]
-    kind: str = "preference"
-    desirable: int = 1
-    cut: frozenset[int] = frozenset()
+    scores: tuple[float, ...]  # what ranked the answers: they descend, equal ones are ties
+    kind: str = "preference"  # the category under which held-out figures are reported
+    desirable: int = 1  # the first so many answers are wanted, the others are not
+    cut: frozenset[int] = frozenset()  # places of answers that were cut off, and so have no end to learn
 
 
 @dataclass(frozen=True)
 class TokenizedChat:
-    """A whole chat as token ids, and which of them the assistant wrote, so that they are learnt."""
+    """A whole chat as token ids."""
 
     conversation_id: str
     token_ids: Sequence[int]
-    learned: tuple[bool, ...]
+    learned: tuple[bool, ...]  # which of them the assistant wrote, so that they are learnt
     kind: str = "messages"
 
 
 @dataclass(frozen=True)
 class SamplingRequest:
-    """n answers to one prompt. Sample i is drawn with `seed + i`, whatever else the engine computes.
-
-    `schema`: a JSON schema as text, to which the engine holds every answer.
-    """
+    """n answers to one prompt. Sample i is drawn with `seed + i`, whatever else the engine computes."""
 
     prompt: Prompt
     n: int
@@ -88,25 +72,20 @@ class SamplingRequest:
     top_p: float
     max_new_tokens: int
     seed: int
-    schema: str = ""
+    schema: str = ""  # a JSON schema, to which the engine holds every answer
 
 
 @dataclass(frozen=True)
 class Completion:
-    """One sampled answer. `token_ids` holds the end-of-turn token when the policy gave one.
-
-    `finish_reason` is vLLM's: "stop" or "length"; "reference" marks the data's own answer.
-    `logprob` is the sum of the sampled tokens' logprobs under the sampling policy, in nats at
-    temperature 1. `policy_version` counts the rounds that policy had been trained for.
-    """
+    """One sampled answer."""
 
     prompt_id: str
     sample: int
     text: str
-    token_ids: Sequence[int]
-    finish_reason: str
-    logprob: float
-    policy_version: int
+    token_ids: Sequence[int]  # with the end-of-turn token when the policy gave one
+    finish_reason: str  # vLLM's: "stop" or "length"; "reference" marks the data's own answer
+    logprob: float  # the sum over the sampled tokens under the sampling policy, in nats at temperature 1
+    policy_version: int  # rounds that the sampling policy had been trained for
 
     @property
     def completion_id(self) -> str:
@@ -133,11 +112,11 @@ class OptionLogprobs:
 
 @dataclass(frozen=True)
 class ScoredCompletion:
-    """A completion and its reward; `terms` are the numbers it was made of, where it is more than one's."""
+    """A completion and its reward."""
 
     completion: Completion
     reward: float
-    terms: dict[str, float] = field(default_factory=dict)
+    terms: dict[str, float] = field(default_factory=dict)  # what it was made of, where it is more than one's
 
 
 @dataclass(frozen=True)
@@ -145,13 +124,13 @@ class PreferenceGroup:
     """Answers of one prompt, the preferred ones first, with the rewards that decided it.
 
     A pair is the common group: (chosen, rejected). Listwise objectives take n answers, best first; unpaired
-    KTO may take one. The first `desirable` answers are wanted, the others are not.
+    KTO may take one.
     """
 
     prompt: Prompt
     completions: tuple[Completion, ...]
     rewards: tuple[float, ...]
-    desirable: int = 1
+    desirable: int = 1  # the first so many answers are wanted, the others are not
 
     @cached_property
     def group_id(self) -> str:
@@ -191,22 +170,19 @@ class SelectionAudit:
 
 @dataclass(frozen=True)
 class ReferenceLogprobs:
-    """Summed logprobs of a group's answers under the reference policy, in nats and in the group's order.
-
-    `mismatched` is that of KTO's mismatched answer, where the objective wants one.
-    """
+    """Summed logprobs of a group's answers under the reference policy, in nats and in the group's order."""
 
     group_id: str
     logprobs: tuple[float, ...]
-    mismatched: float | None = None
+    mismatched: float | None = None  # of KTO's mismatched answer, where the objective wants one
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A policy on disk in Hugging Face format, and how many rounds it has been trained for."""
+    """A policy on disk in Hugging Face format."""
 
     path: str
-    version: int
+    version: int  # rounds that it has been trained for
     metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -214,31 +190,26 @@ class Checkpoint:
 class ChatRequest:
     """A chat that a language model is asked to go on with.
 
-    `key` names it within its stage. `schema` is a JSON schema as text: the answer must then be one JSON value
-    that fits it. The same request has the same answer: a cache goes by all fields but `key`.
+    The same request has the same answer: a cache goes by all fields but `key`.
     """
 
-    key: str
+    key: str  # its name within its stage
     messages: tuple[Message, ...]
     max_tokens: int = 1024
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
-    schema: str = ""
+    schema: str = ""  # a JSON schema; the answer must then be one JSON value that fits it
 
 
 @dataclass(frozen=True)
 class ChatReply:
-    """What came of a request: `text`, or nothing and in `error` why.
-
-    Of a request with a schema, `text` is the JSON that fits it. Token counts are the model's own, over all
-    attempts; 0 where the reply was cached.
-    """
+    """What came of a request."""
 
     key: str
-    text: str
-    error: str = ""
-    prompt_tokens: int = 0
+    text: str  # of a request with a schema, the JSON that fits it
+    error: str = ""  # why there is no text
+    prompt_tokens: int = 0  # by the model's own count, over all attempts; 0 where the reply was cached
     completion_tokens: int = 0
     attempts: int = 1
     cached: bool = False

@@ -35,14 +35,14 @@ _STORE_BYTES = 512 * 2**20  # the object store of a local cluster on CPU
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ProcessResult:
     """Whether a process worked, and the last thing that it said."""
 
     worked: bool
     said: str
 
 
-def run_python(code: str, *, timeout_s: float = _ALONE_S, **environment: str) -> Outcome:
+def run_python(code: str, *, timeout_s: float = _ALONE_S, **environment: str) -> ProcessResult:
     """Code in a process of its own, for so long at most."""
     try:
         done = subprocess.run(
@@ -55,12 +55,14 @@ def run_python(code: str, *, timeout_s: float = _ALONE_S, **environment: str) ->
             stdin=subprocess.DEVNULL,
         )
     except subprocess.TimeoutExpired:
-        return Outcome(False, f"nothing within {timeout_s:g} s")
+        return ProcessResult(False, f"nothing within {timeout_s:g} s")
     spoken = [line.strip() for line in (done.stderr if done.returncode else done.stdout).splitlines()]
     last = next((line[:_LENGTH] for line in reversed(spoken) if line), "")
     if done.returncode < 0:
-        return Outcome(False, f"killed by signal {-done.returncode}; {last}".rstrip("; "))
-    return Outcome(not done.returncode, last or (f"exit code {done.returncode}" if done.returncode else ""))
+        return ProcessResult(False, f"killed by signal {-done.returncode}; {last}".rstrip("; "))
+    return ProcessResult(
+        not done.returncode, last or (f"exit code {done.returncode}" if done.returncode else "")
+    )
 
 
 def check_all_reduce() -> Iterator[Finding]:
@@ -81,11 +83,11 @@ def check_all_reduce() -> Iterator[Finding]:
                 yield Finding(backend, "fail", said, fixes[backend])
 
 
-def all_reduce(backend: str, ranks: int, timeout_s: float = 120.0) -> Outcome:
+def all_reduce(backend: str, ranks: int, timeout_s: float = 120.0) -> ProcessResult:
     """The first rank that failed, or the last one's outcome."""
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(ranks) as pool:
 
-        def run(rank: int) -> Outcome:
+        def run(rank: int) -> ProcessResult:
             call = f"add_up({backend!r}, {rank}, {ranks}, {os.path.join(folder, 'meeting')!r})"
             code = f"from {__name__} import add_up; {call}"
             return run_python(code, timeout_s=timeout_s, OMP_NUM_THREADS="1")

@@ -35,7 +35,7 @@ from ultramed_rl.config.rounds import Prompts, StageTraining
 from ultramed_rl.config.run import AnyConfig, Tracking, device_rules, kl_rules, length_rules, quantize_rules
 
 
-class _Source(Section):
+class _StageSource(Section):
     """Rows behind a URI: hf://owner/name:split, package://name/path, or local files."""
 
     uri: Address = Field(description="hf://owner/name:split, package://name/path, or local files")
@@ -44,13 +44,13 @@ class _Source(Section):
     max_misfit_share: Share = key(0.05, "share of rows that may not fit")
 
 
-class ConversationSource(_Source):
+class ConversationSource(_StageSource):
     """Chats to imitate: UltraMedical's and ShareGPT's `conversations`, `messages`, or TRL's prompt/completion."""
 
     column: Column | None = key(None, "where the turns are; null: the columns tell")
 
 
-class PreferenceSource(_Source):
+class PreferenceSource(_StageSource):
     """Answers in order of preference: UltraMedical-Preference, UltraFeedback, TRL's forms, this project's pairs."""
 
     category: Label | None = key(None, "name in held-out figures; null: the row's own")
