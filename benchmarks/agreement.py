@@ -44,7 +44,7 @@ def peer_side(task: str, limit: int | None, batch: int, folder: Path) -> dict[st
     """lm-eval's predictions; computed once."""
     kept = folder / f"peer-{task}-{limit}.json"
     if not kept.is_file():
-        from ultramed_rl.models.offline import resolve_model
+        from ultramed_rl.models.files import resolve_model
 
         docs = write_docs(PEERS[task], items_of(task, limit), folder / f"{task}-{limit}.jsonl")
         found = run_peer(PEERS[task], docs, load_peer(resolve_model(MODEL), "float32"), batch)

@@ -40,7 +40,7 @@ def ours(count: int, turn: Connection) -> None:
     from ultramed_rl.evaluation.results import grade_likelihoods
     from ultramed_rl.evaluation.suite import Question, encode_options
     from ultramed_rl.evaluation.tasks import find_task
-    from ultramed_rl.models.offline import resolve_model
+    from ultramed_rl.models.files import resolve_model
     from ultramed_rl.models.tokenizer import load_tokenizer
     from ultramed_rl.records import OptionRequest
 
@@ -67,7 +67,7 @@ def ours(count: int, turn: Connection) -> None:
 
 def peer(turn: Connection) -> None:
     """lm-eval with its own task, prompts and transformers backend, its model loaded once."""
-    from ultramed_rl.models.offline import resolve_model
+    from ultramed_rl.models.files import resolve_model
 
     model = load_peer(resolve_model(MODEL), "float32")
     items = items_of(TASK, None)

@@ -102,7 +102,7 @@ def trl(work: Work, turn: Connection) -> None:
     from trl import DPOConfig, DPOTrainer
 
     from ultramed_rl.learning.batching import epoch_batches
-    from ultramed_rl.models.offline import resolve_model
+    from ultramed_rl.models.files import resolve_model
 
     order = [i for batch in epoch_batches(len(work.pairs), work.batch, 1, 0) for i in batch]
     rows = [

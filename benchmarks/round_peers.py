@@ -24,7 +24,7 @@ def job_of(
     config: RunConfig, ours: Mapping[str, Any], index: int, options: argparse.Namespace
 ) -> dict[str, Any]:
     """What a peer's scripts are told of the rounds from `index` on."""
-    from ultramed_rl.models.offline import resolve_model
+    from ultramed_rl.models.files import resolve_model
     from ultramed_rl.models.tokenizer import ChatTokenizer
 
     policy = str(ours["folders"][index - 1] / "checkpoint") if index else resolve_model(config.policy.path)

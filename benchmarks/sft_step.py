@@ -142,7 +142,7 @@ def trl(work: Work, turn: Connection) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
-    from ultramed_rl.models.offline import resolve_model
+    from ultramed_rl.models.files import resolve_model
 
     class InOrder(SFTTrainer):
         def _get_train_sampler(self, *_: Any, **__: Any) -> Any:

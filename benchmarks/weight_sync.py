@@ -60,7 +60,7 @@ def start_actors(device: str, precision: str, threads: int) -> WeightSync:
     from ultramed_rl.actors.rollout import EngineArguments
     from ultramed_rl.actors.weight_sync import transfer_backend
     from ultramed_rl.config.models import Model
-    from ultramed_rl.models.offline import resolve_model
+    from ultramed_rl.models.files import resolve_model
 
     backend = transfer_backend(device, "colocated")
     options = _options(device, threads)

@@ -9,8 +9,9 @@
               +-----------------------------------------------------------------------+
                       store: every artifact, atomically, with the digest of its inputs
 
-Read `online/controller.py` first: it is this figure in code. `config/` says what a run is, `cluster/` where
-it runs, `actors/` who computes, `learning/` the maths, `data/` where prompts come from, `store/` what is kept.
+Read `online/controller.py` first: it is this figure in code. `config/` says what a run is, `workers/` are the groups that it
+calls, `scheduling/` who of them computes what next, `cluster/` where they run, `actors/` what each does, `learning/` the maths,
+`data/` where prompts come from, `store/` what is kept.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from tests.simulated.scorers import number_answers, numbers
 from tests.simulated.weights import mix, read_weights, write_weights
 from ultramed_rl.actors.policy import PolicyWorker
 from ultramed_rl.actors.weight_sync import WeightBucket
-from ultramed_rl.actors.work import RoundTraining, WorkBatch
+from ultramed_rl.actors.work import RoundTask, WorkBatch
 from ultramed_rl.learning.seeds import seeded_number
 from ultramed_rl.models.load import ADAPTER_FOLDER
 from ultramed_rl.records import PreferenceGroup, ReferenceLogprobs
@@ -101,7 +101,7 @@ class SimulatedTrainer(PolicyWorker):
         self.set_task(Learnt(objective))
         self._add(groups, references)
 
-    def learn_round(self, work: RoundTraining) -> None:
+    def learn_round(self, work: RoundTask) -> None:
         folder, objective = Path(work.folder), work.objective
         pairs = RoundPairs(folder)
         pairs.load(range(len(pairs)))

@@ -119,7 +119,9 @@ class Engine:
             # Replaced, not left out: other ranks wait in this backward pass. DeepSpeed averages gradients over ranks.
             self.backend.backward(torch.where(finite, loss, torch.zeros_like(loss)) * ranks)
         own = torch.cat([sums.values, torch.stack([broken, self._own_square()])])
-        *totals, non_finite, square = self.total(own).tolist()
+        *totals, non_finite, square = self.total(
+            own
+        ).tolist()  # all that a step waits for: ranks, then the device
         if non_finite:
             raise NonFiniteError(f"loss is not finite; the batch holds {', '.join(ids)}; {_FIX}")
         norm = math.sqrt(square) if math.isfinite(square) else math.nan
@@ -144,15 +146,11 @@ class Engine:
     def _gradients(self) -> list[torch.Tensor]:
         """This rank's gradients, wherever the ZeRO stage keeps them."""
         optimizer = self.backend.optimizer
-        if self.spec.offload_optimizer:
-            name = (
-                "fp32_partitioned_groups_flat"
-                if self.spec.zero_stage == 3
-                else "single_partition_of_fp32_groups"
-            )
-            return [flat.grad for flat in getattr(optimizer, name) if flat.grad is not None]
-        partitioned = getattr(optimizer, "averaged_gradients", None)
-        if partitioned:
+        if self.spec.offload_optimizer:  # on the host, at the masters, which there are in float32 too
+            sharded = self.spec.zero_stage == 3
+            flat = "fp32_partitioned_groups_flat" if sharded else "single_partition_of_fp32_groups"
+            return [master.grad for master in getattr(optimizer, flat) if master.grad is not None]
+        if partitioned := getattr(optimizer, "averaged_gradients", None):  # a part of each, of ZeRO 1 to 3
             return [g for group in partitioned.values() for g in group or () if g is not None]
         return [p.grad for p in self.module.parameters() if p.grad is not None]
 

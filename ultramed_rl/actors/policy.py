@@ -14,13 +14,13 @@ from ultramed_rl.actors.scorer import AnswerNumber, number_batch, score_groups
 from ultramed_rl.actors.tasks import ImitationTask, PreferenceTask
 from ultramed_rl.actors.trainer import TrainWorker, plan_batches
 from ultramed_rl.actors.weight_sync import SENDERS, Sender, WeightBucket
-from ultramed_rl.actors.work import RoundTraining, TrainingPlace, WorkBatch, WorkResult
+from ultramed_rl.actors.work import RoundTask, TrainingPlace, WorkBatch, WorkResult
 from ultramed_rl.config.models import Model
 from ultramed_rl.config.objectives import Objective
 from ultramed_rl.config.rounds import Training
 from ultramed_rl.learning.checks import check_chats, check_groups, check_references
 from ultramed_rl.learning.packing import AnswerGroup, PackedBatch, sum_by_answer
-from ultramed_rl.learning.preference_data import GroupIndex, PreferenceData
+from ultramed_rl.learning.preference_data import GroupIndex, PreferenceSet
 from ultramed_rl.models.load import load_policy
 from ultramed_rl.models.lora import adapters_off
 from ultramed_rl.records import PreferenceGroup, ReferenceLogprobs, TokenizedChat
@@ -67,14 +67,8 @@ class PolicyWorker(TrainWorker):
         max_length: int,
         held_out: tuple[Sequence[PreferenceGroup], Sequence[ReferenceLogprobs] | None] | None = None,
     ) -> None:
-        """Set the task: these groups under this objective, and perhaps held-out ones to evaluate on.
-
-        Args:
-            references: of the same groups; None for an objective without a reference.
-
-        Raises:
-            ValueError: groups that cannot be learnt from, with their ids, before anything is computed.
-        """
+        """Set the task: these groups, with their references where the objective has one, and perhaps held-out ones to
+        evaluate on. Raises ValueError with the ids of groups that cannot be learnt from, before anything is computed."""
 
         def task(
             groups: Sequence[PreferenceGroup], references: Sequence[ReferenceLogprobs] | None
@@ -90,11 +84,11 @@ class PolicyWorker(TrainWorker):
         references: Sequence[ReferenceLogprobs] | None,
         objective: Objective,
         max_length: int,
-    ) -> PreferenceData:
+    ) -> PreferenceSet:
         check_groups(groups, self.shape.vocab, max_length, paired=not objective.unpaired)
-        return PreferenceData.at_hand(groups, references, max_length, packed=self._packed)
+        return PreferenceSet.at_hand(groups, references, max_length, packed=self._packed)
 
-    def learn_round(self, work: RoundTraining) -> None:
+    def learn_round(self, work: RoundTask) -> None:
         """Set the task: the pairs of a round's folder. Of these a rank reads what its own micro-batches hold.
         Raises ValueError: groups of this rank that cannot be learnt from, with their ids, before anything is
         computed."""
@@ -114,7 +108,7 @@ class PolicyWorker(TrainWorker):
             check_references(groups, logprobs)
             references = dict(zip(own, logprobs, strict=True))
         index = GroupIndex(pairs.ids, pairs.answer_counts.tolist(), tokens)
-        data = PreferenceData(pairs, references, work.max_length, index)
+        data = PreferenceSet(pairs, references, work.max_length, index)
         task = PreferenceTask(self.engine, self.shape, data, objective)
         if work.start:  # the steps before were of the same training, and so are those that it skipped
             self.task = task

@@ -13,7 +13,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from ultramed_rl.actors.shared_tensors import SharedTensors, Slot
+from ultramed_rl.actors.shared_tensors import SharedTensors, TensorSlot
 
 
 @dataclass
@@ -47,7 +47,8 @@ class SharedMemoryWeightTransferEngine(WeightTransferEngine[SharedMemoryInitInfo
     def receive_weights(self, update_info: SharedMemoryUpdateInfo) -> None:
         if self.shared is None or self.shared.path != update_info.path:
             slots = [
-                Slot(name, dtype, tuple(shape), start) for name, dtype, shape, start in update_info.slots
+                TensorSlot(name, dtype, tuple(shape), start)
+                for name, dtype, shape, start in update_info.slots
             ]
             self.shared = SharedTensors(slots, update_info.path)
         shared = self.shared

@@ -21,7 +21,7 @@ _ALIGNMENT = 64  # bytes; a cache line
 
 
 @dataclass(frozen=True)
-class Slot:
+class TensorSlot:
     """Where a tensor lies: `offset` in bytes, `dtype` by its name in torch."""
 
     name: str
@@ -42,27 +42,21 @@ class Slot:
         return self.offset + math.prod(self.shape) * self.torch_dtype.itemsize
 
 
-def lay_out(shapes: Iterable[tuple[str, torch.dtype, tuple[int, ...]]]) -> list[Slot]:
+def lay_out(shapes: Iterable[tuple[str, torch.dtype, tuple[int, ...]]]) -> list[TensorSlot]:
     """Slots one after the other, in the order of (name, type, shape)."""
-    slots: list[Slot] = []
+    slots: list[TensorSlot] = []
     for name, dtype, shape in shapes:
         end = slots[-1].end if slots else 0
         offset = -(-end // _ALIGNMENT) * _ALIGNMENT
-        slots.append(Slot(name, str(dtype).removeprefix("torch."), tuple(shape), offset))
+        slots.append(TensorSlot(name, str(dtype).removeprefix("torch."), tuple(shape), offset))
     return slots
 
 
 class SharedTensors:
-    """The tensors of these slots; their memory lives as long as any of them is referred to.
+    """The tensors of these slots, in the memory that another process has at `path`, to be read only, or in new memory; it
+    lives as long as any of them is referred to. Raises ValueError: no process of this machine has such memory."""
 
-    Args:
-        path: of memory that another process made, to be read only; None makes some.
-
-    Raises:
-        ValueError: no process of this machine has such memory.
-    """
-
-    def __init__(self, slots: Sequence[Slot], path: str | None = None) -> None:
+    def __init__(self, slots: Sequence[TensorSlot], path: str | None = None) -> None:
         self.slots = {slot.name: slot for slot in slots}
         size = max(1, *(slot.end for slot in slots))
         if path is None:

@@ -40,7 +40,7 @@ from ultramed_rl.learning.packing import (
     pack_sequences,
     sum_by_answer,
 )
-from ultramed_rl.learning.preference_data import PreferenceData
+from ultramed_rl.learning.preference_data import PreferenceSet
 from ultramed_rl.models.load import is_packed
 from ultramed_rl.models.lora import has_adapters
 from ultramed_rl.records import PreferenceGroup, TokenizedChat
@@ -123,7 +123,7 @@ class PreferenceTask:
         *("chosen_logratio", "rejected_logratio", "gap", "sampled"),
     )
 
-    def __init__(self, engine: Engine, shape: ModelShape, data: PreferenceData, objective: Objective) -> None:
+    def __init__(self, engine: Engine, shape: ModelShape, data: PreferenceSet, objective: Objective) -> None:
         self.engine, self.shape, self.data, self.objective = engine, shape, data, objective
 
     @property

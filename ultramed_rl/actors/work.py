@@ -51,7 +51,7 @@ class TrainingPlace:
 
 
 @dataclass(frozen=True)
-class RoundTraining:
+class RoundTask:
     """How the pairs in a round's `folder` are learnt, from step `start` on; sequences have at most `max_length` tokens."""
 
     folder: str

@@ -134,7 +134,7 @@ def check_devices(wanted: str | None, elsewhere: bool) -> Iterator[Finding]:
 
 def check_disk(runs: Path) -> Iterator[Finding]:
     """Space where runs, our cache and the hub's cache are."""
-    from ultramed_rl.models.offline import cache_directory
+    from ultramed_rl.models.files import cache_directory
 
     hub = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     for setting, folder in (
@@ -186,7 +186,7 @@ def check_hub(timeout_s: float = 4.0) -> Iterator[Finding]:
 
 def check_offline_model() -> Iterator[Finding]:
     """The package of the quickstart's model, or what was made of it."""
-    from ultramed_rl.models.offline import OFFLINE_PREFIX, SMOLLM2, cache_directory
+    from ultramed_rl.models.files import OFFLINE_PREFIX, SMOLLM2, cache_directory
 
     name = f"{OFFLINE_PREFIX}{SMOLLM2}"
     made = cache_directory() / SMOLLM2

@@ -28,7 +28,8 @@ from ultramed_rl.cli.runs import Order, command_of
 from ultramed_rl.tracking.console import manner, say, tell, tell_result
 
 if TYPE_CHECKING:
-    from ultramed_rl.cluster.jobs import JobServer, JobState, Submission
+    from ultramed_rl.cluster.jobs import JobServer, JobState
+    from ultramed_rl.cluster.submission import Submission
 
 Address = Annotated[
     str,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ultramed_rl.config import AnyConfig
 from ultramed_rl.data.sources import local_files
-from ultramed_rl.models.offline import OFFLINE_PREFIX, resolve_model
+from ultramed_rl.models.files import OFFLINE_PREFIX, resolve_model
 from ultramed_rl.records import Message
 from ultramed_rl.store.digests import digest_file, digest_inputs, digest_sampled
 

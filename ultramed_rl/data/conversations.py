@@ -31,8 +31,7 @@ def read_conversations(
     the content, the same in every process. Memory holds two numbers a row.
 
     Args:
-        counts: gains rows, duplicate (equal content, whatever the ids), misfit and, by reason, misfit_column,
-            misfit_turn, misfit_empty, misfit_rendered, misfit_order, misfit_id (an id that another content has already).
+        counts: gains rows, duplicate (equal content, whatever the ids), misfit and, by reason, misfit_NAME.
         quiet: don't warn of skipped rows.
 
     Raises:

@@ -32,7 +32,6 @@ SCORES = ("score", "reward", "overall_score", "rating")
 SIDES = ("chosen", "rejected")
 KIND_COLUMNS = ("label_type", "kind", "task")  # UltraMedical's, this project's, UltraInteract's
 SUBSET_COLUMNS = ("subset", "label_type", "type", "category")
-NO_SUBSET = "all"
 
 
 def read_preferences(
@@ -52,9 +51,7 @@ def read_preferences(
     first comma of its prompt_id (UltraMedical's "MedQA,123"), else "preference".
 
     Args:
-        counts: gains rows, duplicate (equal prompt and answers), misfit and, by reason, misfit_column, misfit_turn,
-            misfit_empty, misfit_rendered, misfit_order, misfit_prompt, misfit_answers, misfit_equal, misfit_score,
-            misfit_non_finite, misfit_tie, misfit_id.
+        counts: gains rows, duplicate (equal prompt and answers), misfit and, by reason, misfit_NAME.
         quiet: don't warn of skipped rows.
 
     Raises:
@@ -138,8 +135,7 @@ def read_pairs(source: BenchmarkPairs, counts: Counter[str]) -> Iterator[RankedA
     has, else "all".
 
     Args:
-        counts: gains rows, misfit and, by reason, misfit_column, misfit_turn, misfit_empty, misfit_rendered, misfit_order,
-            misfit_prompt, misfit_equal, misfit_subset, misfit_id.
+        counts: gains rows, misfit and, by reason, misfit_NAME.
 
     Raises:
         ValueError: an unreadable source; at its end, too many misfits, or no pair at all.
@@ -175,7 +171,7 @@ def _subset(row: Row, column: str | None) -> str:
     if column is not None and row.get(column) is None:
         raise Misfit(f"no column {column!r}", column=column)
     names = SUBSET_COLUMNS if column is None else (column,)
-    value = next((row[name] for name in names if row.get(name) not in (None, "")), NO_SUBSET)
+    value = next((row[name] for name in names if row.get(name) not in (None, "")), "all")
     if not isinstance(value, str | int) or not str(value).strip():
         raise Misfit(f"its subset is {value!r:.40}, not a name", name="subset")
     return check_text(str(value).strip(), "its subset", name="id")

@@ -9,6 +9,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -28,6 +29,7 @@ from ultramed_rl.tracking import Progress
 
 Encode = Callable[[Sequence[Message]], list[int]]
 Markers = Callable[[Sequence[Message]], int]
+_Draft = tuple[list[Message], str | None]  # a chat as the row has it, and the answer to it
 MISFITS_ALLOWED = 0.05  # share of a source's rows; above it the source is misread rather than dirty
 
 
@@ -38,15 +40,6 @@ class PromptPool:
     training: tuple[Prompt, ...]
     held_out: tuple[Prompt, ...] = ()
     counts: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Draft:
-    """A chat as the row has it, before system message, suffix and tokens."""
-
-    messages: list[Message]
-    answer: str | None
-    kind: str
 
 
 def load_prompts(config: Prompts, encode: Encode, markers: Markers = lambda _: 0) -> PromptPool:
@@ -64,14 +57,16 @@ def load_prompts(config: Prompts, encode: Encode, markers: Markers = lambda _: 0
     seen: set[str] = set()
     prompts: list[Prompt] = []
     for place, source in enumerate(config.sources):
-        for draft in _read_drafts(source, counts):
+        for messages, answer in _read_drafts(source, counts):
             # A chat's identity. Earlier turns count: "And in children?" asks something else in each chat.
-            key = "\n".join(normalise_text(m["content"]) for m in draft.messages if m["role"] != "system")
+            key = "\n".join(normalise_text(m["content"]) for m in messages if m["role"] != "system")
             if key in seen:
                 counts["duplicate"] += 1
                 continue
             seen.add(key)
-            prompt = _build_prompt(draft, key, place, config, encode)
+            name = hashlib.sha256(f"{source.type}\n{key}".encode()).hexdigest()[:16]
+            chat = _complete(messages, config)
+            prompt = Prompt(name, tuple(chat), TokenIds(encode(chat)), answer, source.type, place)
             tokens, limit = len(prompt.token_ids), config.max_prompt_tokens
             if tokens <= limit:
                 counts.update(["neutralised"] if markers(prompt.messages) else [])
@@ -95,18 +90,26 @@ def _read_drafts(source: PromptSource, counts: Counter[str]) -> Iterator[_Draft]
     unfit, fix = f"don't fit type {source.type!r}", "name another column, or clean the file"
     by_reason: Counter[str] = Counter()  # a pool counts misfits without their reasons
     rows = FittingRows(source.uri, source.limit, MISFITS_ALLOWED, unfit, fix, by_reason)
-    for draft in rows.parse(lambda row: _draft(source, row)):
-        if isinstance(draft, _Draft):
-            yield draft
-        else:
+    drafts: Iterator[_Draft | str] = rows.parse(partial(_draft, source))
+    for draft in drafts:
+        if isinstance(draft, str):
             counts[f"vignette_{draft}"] += 1
+        else:
+            yield draft
     counts.update(rows=by_reason["rows"], misfit=by_reason["misfit"])
 
 
 def _draft(source: PromptSource, row: Row) -> _Draft | str:
     """The row's chat; for a vignette that cleaning drops on purpose, the reason instead."""
-    if isinstance(source, MessagesSource):
-        return _chat_draft(row, source.column)
+    if isinstance(
+        source, MessagesSource
+    ):  # up to its last user turn; what the assistant says after it is the answer
+        messages, answers = read_turns(row, source.column), list[str]()
+        while messages and messages[-1]["role"] == "assistant":
+            answers.insert(0, messages.pop()["content"])
+        if not messages or messages[-1]["role"] != "user":
+            raise Misfit(f"column {source.column!r} has no turn of role 'user' before the answer")
+        return messages, "\n\n".join(answers) or None
     if isinstance(source, QuestionSource):
         question, answer = _text(row, source.column), None
         # Answers may be absent row by row, but not of another type.
@@ -121,18 +124,7 @@ def _draft(source: PromptSource, row: Row) -> _Draft | str:
         if not isinstance(vignette, Vignette):
             return vignette
         question, answer = render_vignette(vignette), answer_sentence(vignette.options, vignette.letter)
-    return _Draft([Message(role="user", content=question)], answer, source.type)
-
-
-def _chat_draft(row: Row, column: str) -> _Draft:
-    """A chat up to its last user turn; what the assistant says after it is the answer."""
-    messages = read_turns(row, column)
-    answers: list[str] = []
-    while messages and messages[-1]["role"] == "assistant":
-        answers.insert(0, messages.pop()["content"])
-    if not messages or messages[-1]["role"] != "user":
-        raise Misfit(f"column {column!r} has no turn of role 'user' before the answer")
-    return _Draft(messages, "\n\n".join(answers) or None, "messages")
+    return [Message(role="user", content=question)], answer
 
 
 def _text(row: Row, column: str) -> str:
@@ -142,18 +134,18 @@ def _text(row: Row, column: str) -> str:
     return check_plain(check_text(value.strip(), f"column {column!r}"))
 
 
-def _build_prompt(draft: _Draft, key: str, place: int, config: Prompts, encode: Encode) -> Prompt:
-    messages = [Message(role=m["role"], content=m["content"]) for m in draft.messages]
+def _complete(messages: Sequence[Message], config: Prompts) -> list[Message]:
+    """The chat with the config's suffix and system message."""
+    chat = [Message(role=m["role"], content=m["content"]) for m in messages]
     if config.suffix is not None:
         # It continues a line of text; after several lines it is a paragraph, or it would join option D.
-        text, suffix = messages[-1]["content"], config.suffix
-        messages[-1]["content"] = f"{text}\n\n{suffix.lstrip()}" if "\n" in text else text + suffix
+        text, suffix = chat[-1]["content"], config.suffix
+        chat[-1]["content"] = f"{text}\n\n{suffix.lstrip()}" if "\n" in text else text + suffix
     if config.system is not None:
         # Chat templates take one system message, and the run's own is meant for every prompt.
-        messages = [m for m in messages if m["role"] != "system"]
-        messages.insert(0, Message(role="system", content=config.system))
-    prompt_id = hashlib.sha256(f"{draft.kind}\n{key}".encode()).hexdigest()[:16]
-    return Prompt(prompt_id, tuple(messages), TokenIds(encode(messages)), draft.answer, draft.kind, place)
+        chat = [m for m in chat if m["role"] != "system"]
+        chat.insert(0, Message(role="system", content=config.system))
+    return chat
 
 
 # -- the pool ----------------------------------------------------------------------------------------------

@@ -199,7 +199,10 @@ class _Conversations(Prepared[TokenizedChat]):
         elif self._data.too_long == "drop":
             counts["too_long"] += 1
         else:
-            raise _refusal(f"conversation {chat.conversation_id!r:.60}: {tokens} tokens", self._max_length)
+            raise ValueError(
+                f"conversation {chat.conversation_id!r:.60}: {tokens} tokens, over model.max_length={self._max_length}; "
+                "raise that, or set data.too_long=drop"
+            )
 
 
 class _Preferences(Prepared[PreferenceGroup]):
@@ -303,8 +306,10 @@ def fit_group(group: PreferenceGroup, limit: int, drop: bool, counts: Counter[st
     """
     lengths = [len(group.prompt.token_ids) + len(c.token_ids) for c in group.completions]
     if max(lengths) > limit and not drop:
-        name = f"preference {group.prompt.prompt_id!r:.60}"
-        raise _refusal(f"{name}: {max(lengths)} tokens, its prompt and longest answer", limit)
+        raise ValueError(
+            f"preference {group.prompt.prompt_id!r:.60}: {max(lengths)} tokens, its prompt and longest answer, over "
+            f"model.max_length={limit}; raise that, or set data.too_long=drop"
+        )
     short = [i for i, length in enumerate(lengths) if length <= limit]
     # Tokenizers that normalise text give different texts the same tokens; the better one stays.
     first = {group.completions[i].token_ids: i for i in reversed(short)}
@@ -320,10 +325,6 @@ def fit_group(group: PreferenceGroup, limit: int, drop: bool, counts: Counter[st
         desirable = max(desirable, 1)  # the best of those that are left takes the place of the best
     completions = tuple(group.completions[i] for i in kept)
     return replace(group, completions=completions, rewards=rewards, desirable=desirable)
-
-
-def _refusal(problem: str, limit: int) -> ValueError:
-    return ValueError(f"{problem}, over model.max_length={limit}; raise that, or set data.too_long=drop")
 
 
 def fit_pairs(

@@ -85,11 +85,6 @@ class Contamination:
     embedded: bool  # whether near ones were looked for
     unknown: tuple[str, ...] = ()  # what could not be compared, in words
 
-    @property
-    def contaminated(self) -> bool:
-        """Whether an item stands in the model's own training data."""
-        return any(task.exact + task.near for task in self.tasks)
-
     def render(self) -> str:
         """The findings in words: a line for each task, then what they don't cover."""
         lines = [self._verdict(task) for task in self.tasks]

@@ -7,9 +7,9 @@ model path --> run directory around it --> its config --> the texts it trained o
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -53,14 +53,13 @@ class TrainedPrompt:
 
 @dataclass(frozen=True)
 class TrainedSource:
-    """Some of what a run trained on: where it is from, and how many user turns it holds."""
+    """Some of what a run trained on, and where it is from."""
 
     run: str
     uri: str
     role: Role
-    chats: Callable[[], Chats] = field(repr=False, compare=False)  # read anew
-    suffix: str = field(default="", repr=False)  # that the run's config added to its prompts
-    prompts: int = 0
+    chats: Callable[[], Chats]  # read anew
+    suffix: str = ""  # that the run's config added to its prompts
 
     @property
     def name(self) -> str:
@@ -95,7 +94,7 @@ class _Run:
 def training_prompts(path: str) -> Lineage:
     """Find out what a model was trained on, through all runs back to a model that this project didn't make.
 
-    Every source is read once here, to count it and to see that it can be read, and again by each `prompts`.
+    Every source is read once here, to see that it can be read, and again by each `prompts`.
     Prompts that a run held out don't count; those that it dropped as too long may. A relative path in a run's
     config is taken from where the run was started, where the directory tells.
 
@@ -209,11 +208,11 @@ class Lineage:
     def _add(self, run: _Run, uri: str, role: Role, chats: Callable[[], Chats], suffix: str) -> None:
         source = TrainedSource(run.name, uri, role, chats, suffix)
         try:
-            count = sum(1 for _ in source.texts())
+            deque(source.texts(), maxlen=0)
         except (ValueError, OSError) as error:
             self._note(self.unreadable, f"{source.name} ({_one_line(error)})")
         else:
-            self.sources.append(replace(source, prompts=count))
+            self.sources.append(source)
 
     @staticmethod
     def _note(notes: list[str], note: str) -> None:

@@ -175,9 +175,7 @@ def shuffled_orders(item_id: str, options: int, count: int, seed: int) -> list[t
     return list(orders)
 
 
-def load_items(
-    task: Task, uri: str | Sequence[str] | None = None, limit: int | None = None, seed: int = 0
-) -> AskedTask:
+def load_items(task: Task, uri: str | None = None, limit: int | None = None, seed: int = 0) -> AskedTask:
     """The task's items from `uri`, or from where the task's rows are by default, in file order.
 
     Every item has an id of its own: the data's, else 16 hexadecimal digits that its texts give. Where a
@@ -185,16 +183,14 @@ def load_items(
     `task.drops_repeats` says otherwise.
 
     Args:
-        uri: a source of rows, or several that are read in turn; "offline" stands for the installed package's.
+        uri: a source of rows; "offline" stands for the installed package's.
         limit: draw so many items, evenly over the whole set; the same ones for the same seed.
 
     Raises:
         ValueError: one line. No source known, an unreadable one, over 5 % misfits in a file, or no item at all.
     """
-    if limit is not None and limit < 1:
-        raise ValueError(f"task {task.name!r}: limit={limit}, but at least 1 item must be asked; raise it")
     counts = Counter(rows=0, misfit=0, left_out=0, duplicate=0, repeated=0, same_options=0)
-    uris = tuple(find_uris(task, uri))
+    uris = find_uris(task, uri)
     items = tuple(_read_items(task, uris, counts))
     counts["items"] = len(items)
     if not items:
@@ -207,7 +203,7 @@ def load_items(
     return AskedTask(task, uris, items, dict(counts))
 
 
-def find_uris(task: Task, uri: str | Sequence[str] | None) -> Sequence[str]:
+def find_uris(task: Task, uri: str | None) -> tuple[str, ...]:
     """Where the task's rows are. Raises ValueError where no source is known."""
     if uri is None and not task.uris:
         raise ValueError(
@@ -218,9 +214,7 @@ def find_uris(task: Task, uri: str | Sequence[str] | None) -> Sequence[str]:
         raise ValueError(
             f"task {task.name!r}: uri='offline', but no package holds its rows; name a file or a hub set as its uri"
         )
-    if uri is None:
-        return task.uris
-    return [task.offline if uri == "offline" else uri] if isinstance(uri, str) else uri
+    return task.uris if uri is None else (task.offline if uri == "offline" else uri,)
 
 
 def _read_items(task: Task, uris: Sequence[str], counts: Counter[str]) -> Iterator[Item]:

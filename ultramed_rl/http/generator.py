@@ -78,8 +78,7 @@ class ApiGenerator:
             RuntimeError: the folder's file cannot be opened.
         """
         self.endpoint = endpoint
-        self._client = chat_client(endpoint, name)
-        self._asking = ChatSession(endpoint, self._client)
+        self._asking = ChatSession(endpoint, chat_client(endpoint, name))
         self._store = ReplyStore(folder, run, endpoint.model, journal)
         self._admission, self._freed = asyncio.Lock(), asyncio.Event()
         self._tokens, self._cost = 0, 0.0  # that requests under way may use
@@ -107,7 +106,7 @@ class ApiGenerator:
 
     async def close(self) -> None:
         """Close the connections; a later request opens them anew."""
-        await self._client.close()
+        await self._asking.client.close()
 
     async def reply(self, request: ChatRequest) -> ChatReply:
         """The reply; its error is "truncated", "filtered", "empty", "misfit: ..." (not the JSON asked for, and why)
@@ -158,7 +157,7 @@ class ApiGenerator:
             used.error = str(misfit)
         except Failure as failure:
             if self._asking.serves_nobody(failure):
-                raise failure.stopping(self._client.server) from None
+                raise failure.stopping(self._asking.server) from None
             used.error = f"failure: {failure}"
         finally:  # what was used is used, also where the run ends here
             used.cost = cost(self.endpoint, used.prompt_tokens, used.completion_tokens)

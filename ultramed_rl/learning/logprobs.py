@@ -16,18 +16,14 @@ Head = Callable[[torch.Tensor], torch.Tensor]
 def token_logprobs(
     hidden: torch.Tensor, targets: torch.Tensor, head: Head, vocab_size: int, chunks: int | None = None
 ) -> torch.Tensor:
-    """Logprob of each target token.
+    """[N] logprobs of the target tokens in nats, fp32.
 
     Args:
         hidden: [N, D] hidden states at the positions that predict the targets.
         targets: [N] token ids.
-        head: maps [n, D] to logits [n, V].
-        vocab_size: V.
+        head: maps [n, D] to logits [n, V], V being `vocab_size`.
         chunks: in how many parts, of which one's logits exist at a time; in backward they are computed again.
             A part may be empty.
-
-    Returns:
-        [N] logprobs in nats, fp32.
     """
     assert hidden.shape[0] == targets.shape[0]
     chunks = chunks or head_chunks(len(targets), vocab_size, hidden.device.type)

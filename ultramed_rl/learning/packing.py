@@ -118,14 +118,10 @@ def pack_groups(groups: Sequence[AnswerGroup], device: torch.device | str = "cpu
 def pack_sequences(
     sequences: Sequence[tuple[Sequence[int], Sequence[bool]]], device: torch.device | str = "cpu"
 ) -> PackedBatch:
-    """Lay whole sequences end to end in one row, each of them blind to the others.
+    """Lay whole sequences (token ids, and the mask of those to predict) end to end in one row, each blind to the others.
 
-    Args:
-        sequences: token ids, none without any, and the mask of those to predict, as many. A sequence's first
-            token follows nothing and is never predicted; one without any token to predict has length 0.
-
-    Returns:
-        A batch in which every sequence is an answer without a prompt.
+    Every sequence is an answer without a prompt. Its first token follows nothing and is never predicted; without any token
+    to predict its length is 0.
     """
     row = _Row()
     for index, (tokens, mask) in enumerate(sequences):

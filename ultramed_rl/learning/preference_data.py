@@ -23,7 +23,7 @@ class GroupIndex:
     tokens: list[int]
 
 
-class PreferenceData:
+class PreferenceSet:
     """Groups by index, with their reference logprobs; without these the objective has no reference.
 
     Of the groups of other ranks only `index` is known.
@@ -46,7 +46,7 @@ class PreferenceData:
         max_length: int,
         *,
         packed: bool = True,
-    ) -> PreferenceData:
+    ) -> PreferenceSet:
         """Of groups that are all here. Raises ValueError for references of others."""
         if references is not None:
             check_references(groups, references)
@@ -54,13 +54,13 @@ class PreferenceData:
         counts, tokens = [len(a.answers) for a in answers], [a.cost(packed) for a in answers]
         return cls(groups, references, max_length, GroupIndex([g.group_id for g in groups], counts, tokens))
 
-    def extended(self, more: PreferenceData) -> PreferenceData:
+    def extended(self, more: PreferenceSet) -> PreferenceSet:
         """With more groups after these; all are here."""
         assert (more.references is None) == (self.references is None), "with references all of them, or none"
         references = None if self.references is None else [*self.references, *(more.references or ())]
         own, others = self.index, more.index
         index = GroupIndex(own.ids + others.ids, own.answers + others.answers, own.tokens + others.tokens)
-        return PreferenceData([*self.groups, *more.groups], references, self.max_length, index)
+        return PreferenceSet([*self.groups, *more.groups], references, self.max_length, index)
 
     def answers_of(self, index: int) -> AnswerGroup:
         """A group's token ids."""

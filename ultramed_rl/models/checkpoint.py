@@ -19,8 +19,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from ultramed_rl.models.files import decoder_config, find_weight_files, read_config, shown, stored_shapes
-from ultramed_rl.models.offline import resolve_model
+from ultramed_rl.models.files import (
+    decoder_config,
+    find_weight_files,
+    read_config,
+    resolve_model,
+    shown,
+    stored_shapes,
+)
 
 # Buffers that older checkpoints hold and today's models compute, if they use them.
 _COMPUTED = {"inv_freq", "masked_bias", "position_ids"}

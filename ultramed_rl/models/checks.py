@@ -33,14 +33,8 @@ NamedModel = tuple[str, str, Callable[[], None]]
 
 
 def check_models(config: AnyConfig, *, local: bool = False) -> None:
-    """Look at every model that a config names.
-
-    Args:
-        local: only at those whose files are at hand; another's config is asked of the hub.
-
-    Raises:
-        Problems: what is wrong with them, a line each, after the key of the model.
-    """
+    """Look at every model that a config names; if `local`, only at those whose files are at hand: another's config is asked
+    of the hub. Raises Problems: what is wrong with them, a line each, after the key of the model."""
     problems = []
     for key, path, look in load(KINDS[config.type].models)(config):
         if local and not Path(path).expanduser().is_dir():
@@ -130,14 +124,8 @@ def check_sampled_model(path: str, settings: ModelSettings) -> None:
 def check_reward_model(
     path: str, *, trained: bool, trust_remote_code: bool = False, length: tuple[str, int] | None = None
 ) -> None:
-    """A reward model, or, unless it has to be `trained`, what one is to be made from.
-
-    Args:
-        length: the key and the number of tokens that it may have to read.
-
-    Raises:
-        ValueError: it isn't what its config says, cannot be read as a reward model, or its positions don't reach so far.
-    """
+    """A reward model, or, unless it has to be `trained`, what one is to be made from. Raises ValueError: it isn't what its
+    config says, cannot be read as a reward model, or its positions don't reach `length` (the key, and so many tokens)."""
     source = reward_source(path, trained=trained, trust_remote_code=trust_remote_code)
     if length is not None:
         _check_reach(source, length[1], length[0])

@@ -27,7 +27,7 @@ from ultramed_rl.models.checkpoint import (
     weight_files,
 )
 from ultramed_rl.models.files import decoder_config, head_width, text_model
-from ultramed_rl.models.lora import attach_lora, forget_quantizer, load_adapter, quantization
+from ultramed_rl.models.lora import attach_lora, load_adapter, quantization
 from ultramed_rl.models.reading import READ_AT
 
 logger = logging.getLogger(__name__)
@@ -110,7 +110,9 @@ def load_policy(
     lm = _load(source, dtype, quantization(lora, dtype))
     if lora is not None:
         attach_lora(lm, lora, path)
-        forget_quantizer(lm)
+        # What leaves this model is whole weights; transformers would write the 4-bit ones in their place.
+        lm.hf_quantizer, lm.is_quantized = None, False
+        vars(lm.config).pop("quantization_config", None)
         if adapter is not None:
             load_adapter(lm, Path(adapter) / ADAPTER_FOLDER)
     return PolicyModel(lm)

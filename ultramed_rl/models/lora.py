@@ -186,14 +186,6 @@ def _adapted(layer: Any) -> nn.Parameter | None:
     return base.weight if plain else None
 
 
-def forget_quantizer(lm: Any) -> None:
-    """What leaves this model is whole weights; transformers would write the 4-bit ones in their place."""
-    lm.hf_quantizer = None
-    lm.is_quantized = False
-    if hasattr(lm.config, "quantization_config"):
-        del lm.config.quantization_config
-
-
 def adapter_parameters(lm: nn.Module) -> list[nn.Parameter]:
     """What is trained."""
     return [p for name, p in lm.named_parameters() if ".lora_" in name]

@@ -45,26 +45,19 @@ class UnfitTemplate(Exception):
     """A template that cannot render a chat, and why: one line."""
 
 
-class _Left(threading.local):
+class _Budget(threading.local):
     """What the rendering in this thread has left: things to make, and the processor's time at which it ends."""
 
     made, turns, until = 0, 0, 0.0
 
 
-_left = _Left()
+_budget = _Budget()
 
 
 def render_chat(tokenizer: Any, messages: Sequence[Message], *, generate: bool = False) -> str:
-    """The chat as text.
-
-    Args:
-        tokenizer: of transformers, with a chat template.
-        generate: whether with the generation prompt.
-
-    Raises:
-        UnfitTemplate: the template refuses the chat, is none, fails, or goes beyond a limit.
-    """
-    _left.made, _left.until = MOST_MADE, time.thread_time() + MOST_SECONDS
+    """The chat as text, by the template of a tokenizer of transformers; if `generate`, with the generation prompt. Raises
+    UnfitTemplate: the template refuses the chat, is none, fails, or goes beyond a limit."""
+    _budget.made, _budget.until = MOST_MADE, time.thread_time() + MOST_SECONDS
     try:
         template = _compile(tokenizer.get_chat_template())
         given = {"messages": list(messages), "tools": None, "documents": None, "strftime_now": _DATE.strftime}
@@ -114,17 +107,17 @@ def _compile(source: str) -> Template:
         trim_blocks=theirs.trim_blocks,
         lstrip_blocks=theirs.lstrip_blocks,
         extensions=[type(extension) for extension in theirs.extensions.values()],
-        finalize=_told,
+        finalize=_written,
     )
     ours.globals.update(theirs.globals)
     del ours.globals["lipsum"]  # as many words as it is asked for
-    ours.filters = {name: _paying(name, filter) for name, filter in theirs.filters.items()}
-    ours.filters |= {_TURN: _turn, _JOINED: _joined, _SLICED: _paid}
+    ours.filters = {name: _charging(name, filter) for name, filter in theirs.filters.items()}
+    ours.filters |= {_TURN: _turn, _JOINED: _joined, _SLICED: _charged}
     return ours.from_string(_Counted(ours).visit(ours.parse(source)))
 
 
 class _Bounded(ImmutableSandboxedEnvironment):
-    """A sandbox in which all that is made is paid for."""
+    """A sandbox in which all that is made is charged."""
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
@@ -134,22 +127,22 @@ class _Bounded(ImmutableSandboxedEnvironment):
             if left.bit_length() * power + right.bit_length() > _MOST_BITS:
                 raise OverflowError(f"a number of over {_MOST_BITS} bits")
         elif operator == "*":
-            _pay_ahead("*", *((right, left) if isinstance(left, int) else (left, right)))
+            _check_ahead("*", *((right, left) if isinstance(left, int) else (left, right)))
         elif operator == "%":
-            _pay_ahead("%", left, *(right if isinstance(right, tuple) else (right,)))
-        return _paid(super().call_binop(context, operator, left, right))
+            _check_ahead("%", left, *(right if isinstance(right, tuple) else (right,)))
+        return _charged(super().call_binop(context, operator, left, right))
 
     def call(self, context: Context, called: Any, /, *args: Any, **kwargs: Any) -> Any:
         method = getattr(called, "__wrapped__", called)  # the sandbox has wrapped str.format
         owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
         if isinstance(owner, str | bytes | int):
-            args = tuple(map(_listed, args))
-            _pay_ahead(name, owner, *args, *kwargs.values())
-        return _paid(super().call(context, called, *args, **kwargs))
+            args = tuple(map(_as_list, args))
+            _check_ahead(name, owner, *args, *kwargs.values())
+        return _charged(super().call(context, called, *args, **kwargs))
 
 
 class _Counted(NodeTransformer):
-    """Puts a turn into a template's loops and macros, and has what ~ and slices make paid for."""
+    """Puts a turn into a template's loops and macros, and has what ~ and slices make charged."""
 
     def __init__(self, environment: Environment) -> None:
         self.environment = environment
@@ -182,30 +175,30 @@ class _Counted(NodeTransformer):
 @pass_context
 def _turn(_: Context, made: int) -> None:
     """Of a loop, or the beginning of a macro, with so many characters of text in it."""
-    _pay(made)
+    _charge(made)
 
 
 @pass_context
 def _joined(_: Context, parts: Sequence[Any]) -> str:
     """What the operator ~ makes."""
-    _pay(sum(map(_size, parts)))
+    _charge(sum(map(_size, parts)))
     return "".join(map(str, parts))
 
 
-def _paying(name: str, operation: Callable[..., T]) -> Callable[..., T]:
-    """A filter in which all that is made is paid for."""
+def _charging(name: str, operation: Callable[..., T]) -> Callable[..., T]:
+    """A filter in which all that is made is charged."""
     first = int(hasattr(operation, "jinja_pass_arg"))  # the value comes behind the environment, or the like
 
     @wraps(operation)
     def run(*args: Any, **kwargs: Any) -> T:
-        head, value, parameters = args[:first], _listed(args[first]), args[first + 1 :]
-        _pay_ahead(name, value, *parameters, *kwargs.values())
-        return _paid(operation(*head, value, *parameters, **kwargs))
+        head, value, parameters = args[:first], _as_list(args[first]), args[first + 1 :]
+        _check_ahead(name, value, *parameters, *kwargs.values())
+        return _charged(operation(*head, value, *parameters, **kwargs))
 
     return run
 
 
-def _pay_ahead(name: str, value: Any, *parameters: Any) -> None:
+def _check_ahead(name: str, value: Any, *parameters: Any) -> None:
     """Look whether what an operation may make at most is left."""
     numbers = [abs(number) for number in parameters if isinstance(number, int)]
     sizes = [1, *map(_size, parameters)]
@@ -215,30 +208,30 @@ def _pay_ahead(name: str, value: Any, *parameters: Any) -> None:
         made += sum(numbers) if re.search(r"\*|\{[^{}]*\{", value) else 0
     else:
         made = max(1, _size(value)) * max(sizes + numbers)
-    if made > _left.made:
+    if made > _budget.made:
         raise OverflowError(
             f"{name} could make {made} characters or items; {MOST_MADE} are the most for a chat"
         )
 
 
-def _told(value: Any) -> Any:
+def _written(value: Any) -> Any:
     """What becomes a part of the text."""
-    _pay(_size(value))
+    _charge(_size(value))
     return value
 
 
-def _paid(value: T) -> T:
+def _charged(value: T) -> T:
     """What was made: of a list, its items, which were there before."""
-    _pay(len(value) if isinstance(value, Sized) and not isinstance(value, Undefined) else 1)
+    _charge(len(value) if isinstance(value, Sized) and not isinstance(value, Undefined) else 1)
     return value
 
 
-def _pay(made: int) -> None:
-    _left.made -= made
-    _left.turns += 1
-    if _left.made < 0:
+def _charge(made: int) -> None:
+    _budget.made -= made
+    _budget.turns += 1
+    if _budget.made < 0:
         raise OverflowError(f"over {MOST_MADE} characters or items")
-    if not _left.turns % 64 and time.thread_time() > _left.until:
+    if not _budget.turns % 64 and time.thread_time() > _budget.until:
         raise TimeoutError(f"over {MOST_SECONDS:g} s")
 
 
@@ -247,17 +240,17 @@ def _size(value: Any) -> int:
     if isinstance(value, str | bytes):
         return len(value)
     size, held = 0, [value]
-    while held and size <= _left.made:
+    while held and size <= _budget.made:
         part = held.pop()
         size += len(part) if isinstance(part, str | bytes) else 1
         if isinstance(part, Mapping):
             held += [*part.keys(), *part.values()]
         elif isinstance(part, list | tuple | set):
-            _pay(0)
+            _charge(0)
             held += part
     return size
 
 
-def _listed(value: Any) -> Any:
+def _as_list(value: Any) -> Any:
     """What is made item by item, as a list, so that its size is known."""
     return list(islice(value, MOST_MADE)) if isinstance(value, Iterator) else value

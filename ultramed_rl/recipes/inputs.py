@@ -65,7 +65,7 @@ def _check_text(key: str, name: str, text: str) -> None:
 
         list_sources(text)
     elif name in _MODELS:
-        from ultramed_rl.models.offline import check_model
+        from ultramed_rl.models.files import check_model
 
         check_model(text)
     elif name in ("chat_template", "chat_templates"):

@@ -22,8 +22,7 @@ from ultramed_rl.report.online_run import (
     Round,
     by_prompt,
     read_online_run,
-    read_prompts,
-    read_texts,
+    rows_of,
 )
 from ultramed_rl.report.stage import counting_sections
 from ultramed_rl.report.timeline import timeline_parts
@@ -147,8 +146,10 @@ def _draw(one: Round, most: int, seed: int) -> Iterator[tuple[int, int, Sample]]
     places = list(range(len(groups)))
     random.Random(f"{seed} {one.index}").shuffle(places)
     wanted = {groups[place][0].prompt_id for place in places[:most]}
-    texts = read_texts(one.path / "scored.parquet", wanted)
-    prompts = read_prompts(one.path / "prompts.parquet", wanted)
+    answers = rows_of(one.path / "scored.parquet", ["prompt_id", "sample", "text"], wanted, some=True)
+    texts = {(row["prompt_id"], row["sample"]): row["text"] for row in answers}
+    asked = rows_of(one.path / "prompts.parquet", ["prompt_id", "messages", "kind"], wanted)
+    prompts = {row["prompt_id"]: row for row in asked}
     pairs = {pair.chosen[0]: pair for pair in one.pairs}
     for place in places[:most]:
         prompt_id = groups[place][0].prompt_id

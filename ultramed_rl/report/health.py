@@ -11,8 +11,9 @@ import plotly.graph_objects as go
 
 from ultramed_rl.report.figures import distribution_figure, line_figure, stacked_figure
 from ultramed_rl.report.online_run import (
+    CORRELATION,
+    GROWTH,
     REASONS,
-    RULE,
     OnlineRun,
     by_prompt,
     mean,
@@ -23,6 +24,11 @@ from ultramed_rl.report.words import duration, number, percent, spoken
 from ultramed_rl.store.run_reader import Metrics, RunReader
 from ultramed_rl.tracking.page import Callout, Heading, Note, PageTable, Parts
 
+_RULE = (
+    f"Rule: flagged where the last policy's held-out answers are at least {GROWTH:.0%} longer (or shorter) than "
+    f"the starting policy's, and reward and length correlate by at least {CORRELATION} in that direction within "
+    "prompts, over the samples of all rounds (Pearson's r of tokens and reward, each less its prompt's mean)."
+)
 _CURVES = {
     "loss": "Loss",
     "accuracy": "Implicit accuracy: the share of pairs whose chosen side the policy prefers",
@@ -49,7 +55,7 @@ def lengths(run: OnlineRun) -> Parts:
     flagged = run.length.flagged
     heading = f"Length exploitation: {'flagged' if flagged else 'not flagged'}"
     yield Callout("warning" if flagged else "plain", heading, [run.length.words])
-    yield Note(RULE)
+    yield Note(_RULE)
     held_out = {p.label: [float(a.tokens) for a in p.answers] for p in run.policies if p.answers}
     if held_out:
         yield Heading("Tokens of held-out answers")

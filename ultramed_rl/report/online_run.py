@@ -38,11 +38,6 @@ REASONS = {
 }
 GROWTH = 0.2
 CORRELATION = 0.3
-RULE = (
-    f"Rule: flagged where the last policy's held-out answers are at least {GROWTH:.0%} longer (or shorter) than "
-    f"the starting policy's, and reward and length correlate by at least {CORRELATION} in that direction within "
-    "prompts, over the samples of all rounds (Pearson's r of tokens and reward, each less its prompt's mean)."
-)
 Key = tuple[str, int]  # prompt id and sample
 
 
@@ -239,7 +234,7 @@ def read_answers(path: Path) -> list[Answer]:
     its files, so that about 50,000 are read."""
     answers = []
     columns = ["prompt_id", "sample", "text", "finish_reason", "reward"]
-    for batch in _batches(_some(path), [*columns, "token_ids"]):
+    for batch in _batches(path, [*columns, "token_ids"], some=True):
         tokens = pc.list_value_length(batch.column("token_ids")).to_pylist()
         rows = zip(tokens, *(batch.column(name).to_pylist() for name in columns), strict=True)
         for count, prompt_id, sample, text, finish, reward in rows:
@@ -254,7 +249,7 @@ def read_pairs(path: Path, wanted: set[str]) -> list[Pair]:
     """The preference groups of these prompts; none where the file isn't there."""
     pairs = []
     columns = ["group_id", "prompt_id", "margin", "chosen_sample", "rejected_sample"]
-    for row in _rows(shard_files(path), columns, wanted):
+    for row in rows_of(path, columns, wanted):
         prompt = row["prompt_id"]
         if "group_id" in row:  # the prompt's id, a colon, and its samples in their order
             samples = [int(sample) for sample in row["group_id"][len(prompt) + 1 :].split(">")]
@@ -264,32 +259,18 @@ def read_pairs(path: Path, wanted: set[str]) -> list[Pair]:
     return pairs
 
 
-def read_texts(path: Path, wanted: set[str]) -> dict[Key, str]:
-    """The texts of these prompts' answers that `read_answers` gave."""
-    rows = _rows(_some(path), ["prompt_id", "sample", "text"], wanted)
-    return {(row["prompt_id"], row["sample"]): row["text"] for row in rows}
-
-
-def read_prompts(path: Path, wanted: set[str]) -> dict[str, dict[str, Any]]:
-    """`messages`, `answer` and `kind` of these prompts."""
-    rows = _rows(shard_files(path), ["prompt_id", "messages", "answer", "kind"], wanted)
-    return {row["prompt_id"]: row for row in rows}
-
-
-def _some(path: Path) -> Sequence[Path]:
-    files = shard_files(path)
-    return files[:: -(-len(files) // _FILES) or 1]
-
-
-def _rows(files: Sequence[Path], columns: list[str], wanted: set[str]) -> Iterator[dict[str, Any]]:
-    """The rows of these prompts."""
-    ids = pa.array(sorted(wanted), type=pa.string())
-    for batch in _batches(files, columns):
+def rows_of(
+    path: Path, columns: list[str], prompts: Iterable[str], some: bool = False
+) -> Iterator[dict[str, Any]]:
+    """The rows of these prompts in a file, or in those of its shards that `read_answers` reads."""
+    ids = pa.array(sorted(prompts), type=pa.string())
+    for batch in _batches(path, columns, some):
         yield from batch.filter(pc.is_in(batch.column("prompt_id"), value_set=ids)).to_pylist()
 
 
-def _batches(files: Sequence[Path], columns: list[str]) -> Iterator[Any]:
-    for shard in files:
+def _batches(path: Path, columns: list[str], some: bool) -> Iterator[Any]:
+    shards = shard_files(path)
+    for shard in shards[:: -(-len(shards) // _FILES) or 1] if some else shards:
         with told_of(shard), pq.ParquetFile(shard) as file:
             known = [name for name in columns if name in file.schema_arrow.names]
             yield from file.iter_batches(batch_size=_ROWS, columns=known)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,14 @@ _OWN = ("run.name", "run.directory", "tracking.")
 def config(files: RunReader) -> Parts:
     """The config's difference from the nearest preset, and the whole of it folded away."""
     kind, own = str(files.config.get("type", "online")), flatten(files.config)
-    differences = [(compare_settings(preset, own), name) for name, preset in _presets(kind)]
+    folder = Path(ultramed_rl.__file__).parents[1] / "configs"
+    presets = (
+        (f"configs/{path.relative_to(folder)}{name}", flatten(preset))
+        for path in sorted(folder.rglob("*.yaml"))
+        for name, preset in _read(path)
+        if preset.get("type", "online") == kind
+    )
+    differences = [(compare_settings(preset, own), name) for name, preset in presets]
     if not differences and kind in KINDS:
         defaults = flatten(KINDS[kind].config_class.model_construct().model_dump(mode="json"))
         lines = [line for line in compare_settings(defaults, own) if line[0] in defaults]
@@ -72,14 +79,6 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Settings:
         elif dotted != "type":
             settings[dotted] = value
     return settings
-
-
-def _presets(kind: str) -> Iterator[tuple[str, Settings]]:
-    folder = Path(ultramed_rl.__file__).parents[1] / "configs"
-    for path in sorted(folder.rglob("*.yaml")):
-        for name, config in _read(path):
-            if str(config.get("type", "online")) == kind:
-                yield (f"configs/{path.relative_to(folder)}{name}", flatten(config))
 
 
 @cache

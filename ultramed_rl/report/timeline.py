@@ -23,7 +23,7 @@ _MOST_RULES = 60  # beginnings of rounds that are drawn
 
 
 @dataclass(frozen=True)
-class Bar:
+class LoadBar:
     """A stretch of one role and phase with about the same load: seconds since the start, share of the workers."""
 
     role: str
@@ -103,7 +103,7 @@ def gantt_figure(spans: Sequence[Span]) -> go.Figure:
     return figure
 
 
-def load_bars(spans: Sequence[Span]) -> list[Bar]:
+def load_bars(spans: Sequence[Span]) -> list[LoadBar]:
     """The load of each role and phase over time, in at most `MOST_BARS` bars; equal neighbours are one."""
     workers, by_kind = workers_of(spans), dict[tuple[str, str], list[Span]]()
     for span in spans:
@@ -121,7 +121,7 @@ def load_bars(spans: Sequence[Span]) -> list[Bar]:
         for level, places in groupby(range(bins), key=levels.__getitem__):
             start, *more = places
             if level:
-                bars.append(Bar(role, phase, start * width, (1 + len(more)) * width, level / _LEVELS))
+                bars.append(LoadBar(role, phase, start * width, (1 + len(more)) * width, level / _LEVELS))
     return bars
 
 

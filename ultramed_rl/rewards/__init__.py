@@ -33,14 +33,8 @@ TERMS: Mapping[str, Callable[[Any, Any], Term]] = {
 
 
 def make_term(config: RewardTerm, tokenizer: Any = None) -> Term:
-    """The scorer that a config section describes. Opens no connection.
-
-    Args:
-        tokenizer: the policy's `ChatTokenizer`; an http term without a tokenizer of its own needs it.
-
-    Raises:
-        ValueError: a secret's environment variable isn't set, or a template or tokenizer cannot be used.
-    """
+    """The scorer that a config section describes; an http term without a tokenizer of its own needs the policy's. Opens no
+    connection. Raises ValueError: a secret's environment variable isn't set, or a template or tokenizer cannot be used."""
     return TERMS[config.type](config, tokenizer)
 
 

@@ -50,10 +50,7 @@ def make_app(
     Requests that wait for the model are scored together, in passes of its token budget: OpenRLHF's workers
     send one text each.
 
-    Args:
-        token: what requests must show; None: nothing.
-
-    Status codes: 401 without the token, 408 for a request that takes too long to come, 413 over a limit, 422 for
+    Status codes: 401 without the `token`, if there is one, 408 for a request that takes too long to come, 413 over a limit, 422 for
     another form, 500 when the model fails, 503 for too many connections and when the server ends.
     """
     bounds = limits or Limits()

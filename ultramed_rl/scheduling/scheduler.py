@@ -49,7 +49,7 @@ class Scheduler:
         self.pools: dict[str, Pool] = {}
         self._phase = ""  # under which turns are told
         self._unread: dict[str, float] = {}  # roles that are held back, and since when
-        self._stall = StallWatch(60.0, transport.now)
+        self._stall = StallWatch(transport.now)
         self._looked = self._pumped = -1e9
 
     @contextmanager

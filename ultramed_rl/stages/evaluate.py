@@ -203,12 +203,9 @@ class PolicyBenchmarks:
         """Rewards of its samples, where reranking is asked for; then its report."""
         asked = self.asked[policy.name]
         if self.scorers and asked.samples:
-
-            def score(prompts: Sequence[Prompt], samples: Sequence[Completion]) -> list[ScoredCompletion]:
-                return workers.rewards.score(self.scorers[policy.name], prompts, samples, lambda _: None)
-
-            place = AnswerPlace(artifacts, suffix=f"-{policy.name}")
-            self.runner.reward(asked, place, score)
+            place, scorers = AnswerPlace(artifacts, suffix=f"-{policy.name}"), self.scorers[policy.name]
+            score, told = workers.rewards.score, lambda _: None
+            self.runner.reward(asked, place, lambda prompts, given: score(scorers, prompts, given, told))
         self.reports[policy.name] = self.runner.report(asked)
 
     def conclude(self, folder: Path) -> dict[str, Any]:

@@ -17,13 +17,14 @@ import sys
 from collections import deque
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from ultramed_rl.config.benchmarks import General
 from ultramed_rl.config.cluster import Devices
 from ultramed_rl.config.models import resolve_precision
-from ultramed_rl.models.offline import resolve_model
+from ultramed_rl.models.files import resolve_model
 from ultramed_rl.store import ArtifactFolder
 from ultramed_rl.store.digests import digest_path
 
@@ -101,7 +102,7 @@ def general_command(
         "seed": section.seed if vllm else None,
         "parallelize": True if not vllm and device == "cuda" and section.gpus > 1 else None,
     }
-    flags = {
+    flags: dict[str, object] = {
         "--model": backend,
         "--model_args": json.dumps({name: value for name, value in model.items() if value is not None}),
         "--tasks": ",".join(section.tasks),
@@ -113,15 +114,14 @@ def general_command(
         "--num_fewshot": section.num_fewshot,
         "--seed": section.seed,
         "--include_path": _folder(section) or None,
-    }
-    switches = {
         "--apply_chat_template": section.apply_chat_template,
         "--log_samples": section.log_samples,
         "--trust_remote_code": section.trust_remote_code,
         "--confirm_run_unsafe_code": section.run_unsafe_code,
     }
-    words = [word for flag, value in flags.items() if value is not None for word in (flag, str(value))]
-    return ["python", "-m", "lm_eval", "run", *words, *(flag for flag, on in switches.items() if on)]
+    given = {flag: value for flag, value in flags.items() if value is not None and value is not False}
+    words = [[flag] if value is True else [flag, str(value)] for flag, value in given.items()]
+    return ["python", "-m", "lm_eval", "run", *chain(*words)]
 
 
 def general_backend(section: General, device: str) -> str:

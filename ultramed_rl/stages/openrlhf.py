@@ -28,9 +28,9 @@ from ultramed_rl.config.objectives import DPO, IPO
 from ultramed_rl.config.stages import BradleyTerry, RewardConfig, SftConfig, StageConfig
 from ultramed_rl.data.stage_data import Prepared
 from ultramed_rl.models.checks import check_reward_model
+from ultramed_rl.models.files import resolve_model
 from ultramed_rl.models.load import ADAPTER_FOLDER, load_policy, save_model, set_padding
 from ultramed_rl.models.lora import merged_weights
-from ultramed_rl.models.offline import resolve_model
 from ultramed_rl.models.reading import READ_AT
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Conversation, RankedAnswers

@@ -66,19 +66,8 @@ class Heartbeat:
         self._write()
 
     def _write(self) -> None:
-        # The name is one that the store clears away when a killed run is taken up.
-        temporary = self.file.with_name(f".tmp-{STATUS}")
-        try:
-            temporary.write_text(json.dumps(self._content()) + "\n", encoding="utf-8")
-            os.replace(temporary, self.file)
-        except Exception as error:
-            if not self._warned:
-                self._warned = True
-                warnings.warn(f"{self.file}: not written ({error}); the run goes on without", stacklevel=2)
-
-    def _content(self) -> dict[str, Any]:
         at = [self.last, *self.phases][-1]  # another thread opens and closes phases: each is looked at once
-        return {
+        content = {
             **({} if at is None else asdict(at)),
             "state": self.state,
             "error": self.error,
@@ -90,6 +79,15 @@ class Heartbeat:
             "waits": list(_waits),
             "stages": self.stages,
         }
+        # The name is one that the store clears away when a killed run is taken up.
+        temporary = self.file.with_name(f".tmp-{STATUS}")
+        try:
+            temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
+            os.replace(temporary, self.file)
+        except Exception as error:
+            if not self._warned:
+                self._warned = True
+                warnings.warn(f"{self.file}: not written ({error}); the run goes on without", stacklevel=2)
 
 
 @contextmanager

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+_AFTER_S = 60.0  # without anything finished, while there was work, that make a stall
 _LONG_S = 5.0  # that something queued beside idle workers is no mere moment
 
 
@@ -85,14 +85,11 @@ class StallWatch:
     """Says that nothing finishes anywhere though there is work, again at doubling intervals, and when it goes on.
 
     Args:
-        after_s: seconds without anything finished, while there was work, that make a stall.
         clock: seconds that only grow.
     """
 
-    def __init__(self, after_s: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
-        assert after_s > 0, after_s
-        self.after_s, self._clock = after_s, clock
-        self._next_s = after_s
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock, self._next_s = clock, _AFTER_S
         self._work_since: float | None = None
         self._stalled_since: float | None = None  # of a stall that was told
 
@@ -101,8 +98,8 @@ class StallWatch:
         seconds, also without work."""
         now = self._clock()
         last = now - min((state.idle_s for state in states), default=math.inf)
-        # At a telling nothing had finished for `after_s`: what finishes then is that much later.
-        if self._stalled_since is not None and last > self._stalled_since + 0.5 * self.after_s:
+        # At a telling nothing had finished for that long: what finishes then is that much later.
+        if self._stalled_since is not None and last > self._stalled_since + 0.5 * _AFTER_S:
             stalled_s = last - self._stalled_since
             self._forget(last)
             return f"goes on again after {_seconds(stalled_s)}"
@@ -125,7 +122,7 @@ class StallWatch:
         self._forget(None)
 
     def _forget(self, work_since: float | None) -> None:
-        self._stalled_since, self._next_s, self._work_since = None, self.after_s, work_since
+        self._stalled_since, self._next_s, self._work_since = None, _AFTER_S, work_since
 
 
 def _seconds(seconds: float) -> str:

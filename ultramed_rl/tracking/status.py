@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import NoneType
@@ -123,37 +123,6 @@ def read_status(directory: Path) -> Status:
         raise ValueError(
             f"{directory}: holds no run; give a folder such as runs/NAME, or start the run first"
         )
-    return _recipe_status(directory, heart, names)
-
-
-def _run_status(directory: Path) -> Status:
-    run, heart = RunReader(directory), _heartbeat(directory)
-    if run.type not in KINDS:
-        raise ValueError(
-            f"{directory / CONFIG}: type={run.type!r}: must be one of {', '.join(KINDS)}; put it back from a copy"
-        )
-    in_rounds = KINDS[run.type].in_rounds
-    wanted = int(run.setting("run.rounds")) if in_rounds else None
-    rounds = [_finite(row) for row in run.rounds] if in_rounds else []
-    state = _state(run, heart)
-    work = None
-    if state == "running" and "phase" in heart:
-        taken_s = max(0.0, heart["updated"] - heart["started"])
-        work = Work(heart["phase"], heart["done"], heart["total"], heart["unit"], taken_s)
-    return Status(
-        kind=run.type,
-        work=work,
-        rounds_wanted=wanted,
-        rounds=tuple(rounds),
-        left_s=_left_s(run, work) if work and wanted else None,
-        metrics=_last_metrics(run, rounds),
-        waits=tuple(heart.get("waits", ())) if state == "running" else (),
-        utilisation=recent_utilisation(directory / TIMELINE, heart["started"]) if work else {},
-        **_of_driver(directory, heart, state),
-    )
-
-
-def _recipe_status(directory: Path, heart: Row, names: list[str]) -> Status:
     stages = tuple(
         _run_status(folder) if (folder / CONFIG).is_file() else Status(folder, "", "waiting")
         for folder in (directory / name for name in names)
@@ -172,6 +141,39 @@ def _recipe_status(directory: Path, heart: Row, names: list[str]) -> Status:
         waits=at.waits,
         utilisation=at.utilisation,
         stages=stages,
+        **_of_driver(directory, heart, state),
+    )
+
+
+def _run_status(directory: Path) -> Status:
+    run, heart = RunReader(directory), _heartbeat(directory)
+    if run.type not in KINDS:
+        raise ValueError(
+            f"{directory / CONFIG}: type={run.type!r}: must be one of {', '.join(KINDS)}; put it back from a copy"
+        )
+    in_rounds = KINDS[run.type].in_rounds
+    wanted = int(run.setting("run.rounds")) if in_rounds else None
+    rounds = [_finite(row) for row in run.rounds] if in_rounds else []
+    state = _state(run, heart)
+    last: dict[str, Row] = {"round": rounds[-1]} if rounds else {}
+    for row in read_rows(directory / "metrics.jsonl", _TAIL_BYTES):
+        last |= {name: row for name in ("evaluation", "step", "data") if f"{name}_index" in row}
+    if run.type != "data":
+        result = (read_whole(directory / KINDS[run.type].manifest) or {}).get("metrics")
+        last |= {"result": result} if isinstance(result, dict) and result else {}
+    work = None
+    if state == "running" and "phase" in heart:
+        taken_s = max(0.0, heart["updated"] - heart["started"])
+        work = Work(heart["phase"], heart["done"], heart["total"], heart["unit"], taken_s)
+    return Status(
+        kind=run.type,
+        work=work,
+        rounds_wanted=wanted,
+        rounds=tuple(rounds),
+        left_s=_left_s(run, work) if work and wanted else None,
+        metrics=last,
+        waits=tuple(heart.get("waits", ())) if state == "running" else (),
+        utilisation=recent_utilisation(directory / TIMELINE, heart["started"]) if work else {},
         **_of_driver(directory, heart, state),
     )
 
@@ -220,16 +222,6 @@ def _left_s(run: RunReader, work: Work) -> float | None:
     return max(0.0, left * sum(seconds) / len(seconds) - taken)
 
 
-def _last_metrics(run: RunReader, rounds: Sequence[Metrics]) -> dict[str, Row]:
-    last: dict[str, Row] = {"round": rounds[-1]} if rounds else {}
-    for row in read_rows(run.path / "metrics.jsonl", _TAIL_BYTES):
-        last |= {name: row for name in ("evaluation", "step", "data") if f"{name}_index" in row}
-    if run.type != "data":
-        result = (read_whole(run.path / KINDS[run.type].manifest) or {}).get("metrics")
-        last |= {"result": result} if isinstance(result, dict) and result else {}
-    return last
-
-
 def _finite(row: Metrics) -> Metrics:
     return {name: value for name, value in row.items() if math.isfinite(value)}
 
@@ -258,7 +250,15 @@ def render_status(status: Status) -> str:
         heard = duration(driver.silent_s)
         lines.append(f"driver: process {driver.pid} on {driver.host}, heard of {heard} ago")
     lines += [f"{name}: {url}" for name, url in status.links.items()]
-    tables = [render_table(_STAGES, [_stage_row(stage) for stage in status.stages])] if status.stages else []
+    rows = []
+    for stage in status.stages:
+        at = str(stage.work or "")
+        if stage.rounds_wanted is not None:
+            at = f"{len(stage.rounds)} of {stage.rounds_wanted} rounds{'; ' + at if at else ''}"
+        taken = "" if stage.elapsed_s is None else duration(stage.elapsed_s)
+        row = {"stage": stage.name, "type": stage.kind, "state": stage.state, "at": at, "time": taken}
+        rows.append(row)
+    tables = [render_table(_STAGES, rows)] if rows else []
     if status.rounds:
         tables.append(render_rounds([dict(row) for row in status.rounds]))
     last = [
@@ -331,14 +331,6 @@ def _until_it_ends(directory: Path, every_s: float) -> Iterator[Status]:
     while status.state == "running":
         time.sleep(every_s)
         yield (status := read_status(directory))
-
-
-def _stage_row(stage: Status) -> dict[str, str]:
-    at = str(stage.work or "")
-    if stage.rounds_wanted is not None:
-        at = f"{len(stage.rounds)} of {stage.rounds_wanted} rounds{'; ' + at if at else ''}"
-    taken = "" if stage.elapsed_s is None else duration(stage.elapsed_s)
-    return {"stage": stage.name, "type": stage.kind, "state": stage.state, "at": at, "time": taken}
 
 
 def duration(seconds: float) -> str:

@@ -11,8 +11,8 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -67,19 +67,16 @@ def read_spans(path: Path, last_bytes: int | None = None) -> list[Span]:
 
     Lines that hold no span, as the half of one that a killed run leaves, are passed over.
     """
-    spans = (_parse_span(row) for row in read_rows(path, last_bytes))
-    return sorted((span for span in spans if span is not None), key=lambda span: span.started)
-
-
-def _parse_span(row: Mapping[str, Any]) -> Span | None:
-    try:
-        role, worker, phase = (str(row[name]) for name in ("role", "worker", "phase"))
-        started, ended, idle_s = float(row["started"]), float(row["ended"]), float(row.get("idle_s", 0.0))
-        span = Span(role, worker, phase, started, ended, int(row["items"]), idle_s)
-    except (ValueError, KeyError, TypeError, OverflowError):
-        return None
-    # JSON as Python reads it knows NaN; a clock that was set back gives a span that ends before its start.
-    return span if math.isfinite(started + ended + idle_s) and span.seconds else None
+    spans = []
+    for row in read_rows(path, last_bytes):
+        with suppress(ValueError, KeyError, TypeError, OverflowError):
+            role, worker, phase = (str(row[name]) for name in ("role", "worker", "phase"))
+            started, ended, idle_s = float(row["started"]), float(row["ended"]), float(row.get("idle_s", 0.0))
+            span = Span(role, worker, phase, started, ended, int(row["items"]), idle_s)
+            # JSON as Python reads it knows NaN; a clock that was set back gives a span that ends before its start.
+            if math.isfinite(started + ended + idle_s) and span.seconds:
+                spans.append(span)
+    return sorted(spans, key=lambda span: span.started)
 
 
 class Timeline:

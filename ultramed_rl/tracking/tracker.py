@@ -49,20 +49,15 @@ class TrackedConfig(Protocol):
 
 
 class Backend(Protocol):
-    """One who shows what is tracked. Any of these may raise: it is retried, and the run goes on without."""
+    """One who shows what is tracked: metrics, samples of a round, and what a round or a stage made and out of what. Any of
+    these may raise: it is retried, and the run goes on without."""
 
     name: str
 
     def start(self) -> None: ...
-
     def log(self, kind: Kind, step: int, metrics: Mapping[str, float]) -> None: ...
-
     def show(self, samples: Sequence[Sample], step: int) -> None: ...
-
-    def keep(self, made: Sequence[Made]) -> None:
-        """What a round or a stage made, and out of what."""
-        ...
-
+    def keep(self, made: Sequence[Made]) -> None: ...
     def finish(self, failed: bool) -> None: ...
 
 

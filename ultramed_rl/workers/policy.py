@@ -11,7 +11,7 @@ from ultramed_rl.actors.deepspeed_setup import engine_spec
 from ultramed_rl.actors.policy import PolicyWorker
 from ultramed_rl.actors.rollout import RolloutWorker
 from ultramed_rl.actors.weight_sync import join_buckets
-from ultramed_rl.actors.work import RoundTraining, TrainingPlace
+from ultramed_rl.actors.work import RoundTask, TrainingPlace
 from ultramed_rl.cluster.calls import Generators, are_done, ranks_held, wait_for_both, wait_within
 from ultramed_rl.cluster.group import WorkerGroup
 from ultramed_rl.config import RunConfig
@@ -97,7 +97,7 @@ class PolicyRanks(WorkerGroup):
     def start_steps(self, folder: Path, place: TrainingPlace, start: int) -> RoundSteps:
         """Begin all steps from `start` on, on the pairs in a round's folder."""
         config, length = self.config, self.config.policy.max_length
-        work = RoundTraining(str(folder), config.objective, length, config.training, place, start)
+        work = RoundTask(str(folder), config.objective, length, config.training, place, start)
         return RoundSteps(self, work)
 
     def end_round(self, rounds: int) -> None:
@@ -148,7 +148,7 @@ class RoundSteps:
     Each step's metrics come once, by `ready` or by `rest`. Both raise RanksLost, and what a rank says that cannot learn.
     """
 
-    def __init__(self, policy: WorkerGroup, work: RoundTraining) -> None:
+    def __init__(self, policy: WorkerGroup, work: RoundTask) -> None:
         self._policy, self._steps = policy, (work.training, work.place, work.start)
         self._reading = policy.start(PolicyWorker.learn_round, work)
         self._generators: Generators | None = None

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from ultramed_rl.actors.options import branches
-from ultramed_rl.actors.rollout import EngineArguments, RolloutWorker
+from ultramed_rl.actors.rollout import EngineArguments, RolloutWorker, branches
 from ultramed_rl.actors.weight_sync import transfer_backend
 from ultramed_rl.cluster.group import WorkerGroup
 from ultramed_rl.cluster.transport import WorkerSet
@@ -15,7 +14,7 @@ from ultramed_rl.config.models import resolve_precision
 from ultramed_rl.config.rewards import ContrastSampling
 from ultramed_rl.data.contrasts import Texts, build_contrasts
 from ultramed_rl.learning.seeds import derive_seed
-from ultramed_rl.models.offline import resolve_model
+from ultramed_rl.models.files import resolve_model
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import (
     Completion,

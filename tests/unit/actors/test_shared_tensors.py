@@ -8,7 +8,7 @@ from multiprocessing.connection import Connection
 import pytest
 import torch
 
-from ultramed_rl.actors.shared_tensors import SharedTensors, Slot, lay_out
+from ultramed_rl.actors.shared_tensors import SharedTensors, TensorSlot, lay_out
 
 SHAPES = [
     ("q", torch.float32, (4, 8)),  # 128 bytes
@@ -18,7 +18,7 @@ SHAPES = [
 ]
 
 
-def read(path: str, slots: list[Slot], names: list[str], pipe: Connection) -> None:
+def read(path: str, slots: list[TensorSlot], names: list[str], pipe: Connection) -> None:
     """Answer with what another process sees there, each time it is asked."""
     shared = SharedTensors(slots, path)
     while pipe.recv():

@@ -22,7 +22,7 @@ from ultramed_rl.actors.tasks import ImitationTask, PreferenceTask, RankingTask,
 from ultramed_rl.actors.trainer import TrainWorker
 from ultramed_rl.config.objectives import DPO, KTO, NCA, ORPO, KTOPair
 from ultramed_rl.config.stages import BradleyTerry
-from ultramed_rl.learning.preference_data import PreferenceData
+from ultramed_rl.learning.preference_data import PreferenceSet
 from ultramed_rl.models.load import load_policy, load_reward, model_shape
 from ultramed_rl.records import Completion, PreferenceGroup, Prompt, ReferenceLogprobs, TokenizedChat
 
@@ -120,7 +120,7 @@ def task_of(name: str, engine: Engine) -> Any:
         references = [
             ReferenceLogprobs(g.group_id, tuple(-15.0 - 4 * k for k in range(answers)), -21.0) for g in groups
         ]
-    return PreferenceTask(engine, shape, PreferenceData.at_hand(groups, references, 64), objective)
+    return PreferenceTask(engine, shape, PreferenceSet.at_hand(groups, references, 64), objective)
 
 
 @contextmanager

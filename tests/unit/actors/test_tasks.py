@@ -21,7 +21,7 @@ from ultramed_rl.config.objectives import DPO
 from ultramed_rl.config.stages import BradleyTerry, LogExp
 from ultramed_rl.learning.batching import MicroBatch, count_steps, epoch_batches
 from ultramed_rl.learning.objectives.bradley_terry import ranked_pairs
-from ultramed_rl.learning.preference_data import PreferenceData
+from ultramed_rl.learning.preference_data import PreferenceSet
 from ultramed_rl.models.load import load_policy, load_reward, model_shape
 from ultramed_rl.records import Completion, PreferenceGroup, Prompt, ReferenceLogprobs, TokenizedChat
 from ultramed_rl.stages.loop import is_due, next_event
@@ -230,7 +230,7 @@ def test_a_policy_that_is_its_own_reference_has_a_loss_of_ln_2(models: Path) -> 
     unknown = [ReferenceLogprobs(g.group_id, (0.0, 0.0)) for g in pairs]
 
     def task(references: list[ReferenceLogprobs]) -> PreferenceTask:
-        return PreferenceTask(engine, shape, PreferenceData.at_hand(pairs, references, 64), DPO(beta=0.5))
+        return PreferenceTask(engine, shape, PreferenceSet.at_hand(pairs, references, 64), DPO(beta=0.5))
 
     # Against a reference that gives every answer probability one, a log-ratio is the policy's own logprob.
     (_,), metrics = run(task(unknown), MicroBatch((0, 1, 2)))

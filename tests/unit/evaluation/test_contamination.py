@@ -50,6 +50,11 @@ def prompts(*texts: str, source: str = "planted.jsonl") -> list[TrainedPrompt]:
     return [TrainedPrompt(text, source) for text in texts]
 
 
+def is_contaminated(found: Contamination) -> bool:
+    """Whether an item stands in the model's own training data."""
+    return any(task.exact + task.near for task in found.tasks)
+
+
 def one(item: str, *trained: str) -> Contamination:
     return find_contamination({"task": {"item": item}}, prompts(*trained))
 
@@ -91,14 +96,14 @@ def test_planted_items_are_found_exactly_however_they_are_written(
     found = find_contamination({"medqa": medqa}, prompts(*vignettes, *altered))
     assert {match.item_id for match in found.matches} == set(chosen)
     assert (found.tasks[0].exact, found.tasks[0].near, found.tasks[0].items) == (100, 0, 1273)
-    assert found.tasks[0].share == 100 / 1273 and found.contaminated
+    assert found.tasks[0].share == 100 / 1273 and is_contaminated(found)
 
 
 def test_the_training_part_of_medqa_holds_none_of_its_test_items(
     medqa: dict[str, str], vignettes: list[str]
 ) -> None:
     found = find_contamination({"medqa": medqa}, prompts(*vignettes))
-    assert not found.contaminated and found.matches == () and found.prompts == len(set(vignettes))
+    assert not is_contaminated(found) and found.matches == () and found.prompts == len(set(vignettes))
 
 
 def test_light_paraphrases_are_found_as_near_and_other_vignettes_are_not(
@@ -150,22 +155,22 @@ def test_a_common_question_with_other_options_is_another_question() -> None:
     item = "Which of the following is true?\n\nA. The femur is a bone\nB. The liver is a bone"
     other = "Which of the following is true?\n\nA. Statins lower cholesterol\nB. Statins raise it"
     shared = "Which of the following is true?\n\nA. the LIVER is a bone\nB. the skull is one bone"
-    assert not one(item, other).contaminated
-    assert one(item, shared).contaminated
-    assert one(item, "Which of the following is true?").contaminated
+    assert not is_contaminated(one(item, other))
+    assert is_contaminated(one(item, shared))
+    assert is_contaminated(one(item, "Which of the following is true?"))
 
 
 def test_a_short_question_inside_another_sentence_is_another_question() -> None:
     item = "What is the treatment of asthma?"
-    assert not one(item, "What is the treatment of asthma in pregnant women?").contaminated
-    assert not one(item, f"{'He has had a cough for years. ' * 3}{item}").contaminated
-    assert one(item, f"{item} Answer in one or two sentences.").contaminated
-    assert one(item, f"Answer briefly:\n{item}").contaminated
+    assert not is_contaminated(one(item, "What is the treatment of asthma in pregnant women?"))
+    assert not is_contaminated(one(item, f"{'He has had a cough for years. ' * 3}{item}"))
+    assert is_contaminated(one(item, f"{item} Answer in one or two sentences."))
+    assert is_contaminated(one(item, f"Answer briefly:\n{item}"))
 
 
 def test_numbers_tell_questions_apart() -> None:
-    assert not one("Is a dose of 1.5 mg safe at night?", "Is a dose of 15 mg safe at night?").contaminated
-    assert not one("Is a dose of .5 mg safe at night?", "Is a dose of 5 mg safe at night?").contaminated
+    assert not is_contaminated(one("Is a dose of 1.5 mg safe at night?", "Is a dose of 15 mg safe at night?"))
+    assert not is_contaminated(one("Is a dose of .5 mg safe at night?", "Is a dose of 5 mg safe at night?"))
 
 
 # -- the structure of a question ---------------------------------------------------------------------------
@@ -180,9 +185,9 @@ def test_context_stays_and_its_labels_dont_matter() -> None:
     options = "\n\nA. yes\nB. no\nC. maybe"
     item = question_text(Item("1", question, ("yes", "no", "maybe"), "A", context))
     assert item == f"{context}\n{question}{options}"
-    assert one(item, ultramedical + options).contaminated and one(item, harness).contaminated
+    assert is_contaminated(one(item, ultramedical + options)) and is_contaminated(one(item, harness))
     other = f"Forty men were asked about food. All of them ate too little.\n{question}{options}"
-    assert not one(item, other).contaminated
+    assert not is_contaminated(one(item, other))
 
 
 def test_options_are_told_by_their_letters_and_lines() -> None:
@@ -210,7 +215,7 @@ def test_options_are_told_by_their_letters_and_lines() -> None:
 )
 def test_a_text_is_always_found_as_itself(words: list[str]) -> None:
     text = " ".join(words)
-    assert one(text, text.upper(), "something else").contaminated
+    assert is_contaminated(one(text, text.upper(), "something else"))
     assert read_stem(text).words == read_stem(f"  {text.replace(' ', '  ')}.\n").words
 
 
@@ -233,7 +238,7 @@ def test_the_distance_is_squared_l2_of_at_most_a_twentieth() -> None:
     embed = on_circle({item: 0.0, near: 12.8, far: 12.9})
     (match,) = find_contamination({"t": {"i": item}}, prompts(far, near), embed).matches  # type: ignore[arg-type]
     assert match.text == near and match.distance == pytest.approx(0.0497, abs=1e-4)
-    assert not find_contamination({"t": {"i": item}}, prompts(far), embed).contaminated  # type: ignore[arg-type]
+    assert not is_contaminated(find_contamination({"t": {"i": item}}, prompts(far), embed))  # type: ignore[arg-type]
 
 
 def test_lengths_may_differ_by_a_fifth_of_the_longer() -> None:
@@ -242,7 +247,7 @@ def test_lengths_may_differ_by_a_fifth_of_the_longer() -> None:
     for characters, near in ((15, False), (16, True), (25, True), (26, False)):
         text = "x y z u " + "v" * (characters - 8)
         assert len(text) == characters
-        assert find_contamination({"t": {"i": item}}, prompts(text), embed).contaminated == near
+        assert is_contaminated(find_contamination({"t": {"i": item}}, prompts(text), embed)) == near
 
 
 def test_short_texts_are_compared_by_their_words_alone_and_counted() -> None:
@@ -300,7 +305,7 @@ def test_what_only_the_reward_model_saw_is_told_apart() -> None:
     assert (found.tasks[0].exact, found.tasks[0].reward) == (1, 1)
     assert re.search(r"\b1 of 2 .*; 1 [a-z ]+ reward\b", found.render())
     alone = find_contamination({"t": {"a": ASTHMA}}, seen)
-    assert not alone.contaminated and alone.tasks[0].share == 0.0
+    assert not is_contaminated(alone) and alone.tasks[0].share == 0.0
 
 
 def test_unknown_training_data_are_never_called_clean() -> None:

@@ -39,6 +39,8 @@ def budgeted(url: str, folder: Path, run: str = "", **fields: Any) -> tuple[ApiG
         ({"token_budget": 105}, 7),
         ({"token_budget": 106}, 8),
         ({"money_budget": 2e-4, "prompt_price": 2.0, "completion_price": 4.0}, 5),  # 40 millionths each
+        # 13.5 millionths each, of sums that floats round
+        ({"money_budget": 3e-4, "prompt_price": 0.7, "completion_price": 1.3}, 23),
         ({}, 50),
     ],
 )

@@ -121,9 +121,9 @@ def test_whatever_the_counts_are_every_wait_names_a_role_that_has_work(found: li
 class Run:
     """Roles on a clock that is moved by hand; the engines hold work, the reward has none."""
 
-    def __init__(self, after_s: float = 60.0) -> None:
+    def __init__(self) -> None:
         self.now, self.finished_at, self.held = 1000.0, 1000.0, 48
-        self.watch = StallWatch(after_s, lambda: self.now)
+        self.watch = StallWatch(lambda: self.now)
 
     def look(self, at: float) -> str | None:
         self.now = 1000.0 + at
@@ -173,14 +173,14 @@ def test_a_stall_that_ends_with_the_last_item_is_told_as_over() -> None:
 
 
 def test_a_stall_without_a_waiting_role_says_what_is_under_way() -> None:
-    watch = StallWatch(60.0, iter([0.0, 70.0]).__next__)
+    watch = StallWatch(iter([0.0, 70.0]).__next__)
     rollout = replace(ROLLOUT, idle_s=200.0)
     assert watch.look([rollout]) is None
     assert re.search(r"^[^:]*\b70 s: rollout .*\b48 .*\b200 s\b", watch.look([rollout]) or "")
 
 
 def test_no_roles_are_no_stall() -> None:
-    assert StallWatch().look([]) is None
+    assert StallWatch(lambda: 0.0).look([]) is None
 
 
 # -- status ------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from tests.simulated.run import FAULTS, WORKERS, simulated
 from tests.tiny import make_policy
 from ultramed_rl.actors.work import WorkBatch
 from ultramed_rl.config import EngineConfig, parse_config
-from ultramed_rl.config.factory import Asking
+from ultramed_rl.config.factory_steps import Asking
 from ultramed_rl.data.factory.runner import StepResult, run_step
 from ultramed_rl.data.factory.step import Ask, End, Keep, Row, user
 from ultramed_rl.store.record_log import RecordLog

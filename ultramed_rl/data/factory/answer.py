@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from ultramed_rl.config.factory import Answer
+from ultramed_rl.config.factory_steps import Answer
 from ultramed_rl.data.chats import Misfit, read_turns
 from ultramed_rl.data.factory.instructions import (
     Instruction,

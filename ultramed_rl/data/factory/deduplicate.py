@@ -26,8 +26,8 @@ from ultramed_rl.data.factory.hashing import (
     hash_words,
     minhash_keys,
     mix,
+    ngrams,
     quantize,
-    shingles,
     sign_bands,
     sign_hashes,
     sign_keys,
@@ -67,7 +67,7 @@ class DuplicateKeys:
             "priority": pa.array(priority),
         }
         if self.config.jaccard is not None:
-            sets = _as_sets(shingles(words, self.config.words))
+            sets = _as_sets(ngrams(words, self.config.words, short=True))
             columns["word_bands"] = _binary(minhash_keys(sets, word_bands(self.config.jaccard)))
             columns["shingles"] = pa.LargeListArray.from_arrays(sets.starts, sets.values.astype(np.uint32))
         if self.config.cosine is not None:
@@ -279,8 +279,6 @@ def _near_vectors(keys: pa.Table, rows: np.ndarray, threshold: float) -> _Likene
 
 def _fixed_rows(column: pa.ChunkedArray, dtype: type[np.generic], rows: np.ndarray) -> np.ndarray:
     """Byte strings of one width as [n, k] numbers, of the chosen rows."""
-    chosen = column.take(pa.array(rows)).combine_chunks()
     width = column.type.byte_width // np.dtype(dtype).itemsize
-    if not len(chosen):
-        return np.zeros((0, width), dtype=dtype)
-    return np.frombuffer(chosen.buffers()[1], dtype=dtype)[: len(chosen) * width].reshape(-1, width)
+    strings = column.take(pa.array(rows, pa.int64())).to_pylist()
+    return np.frombuffer(b"".join(strings), dtype=dtype).reshape(len(rows), width)

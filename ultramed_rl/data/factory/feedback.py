@@ -75,13 +75,13 @@ class FeedbackStep:
         readings = []
         for which, asked in enumerate(messages):
             reading = await self._judge(row, which, asked, ask)
-            if isinstance(reading, Reading):
+            if not isinstance(reading, Miss):
                 readings.append(reading)
             elif which == 0:
                 return Fail(reading.reason, reading.detail)
         second = "unasked" if len(messages) == 1 else "asked" if len(readings) == 2 else "failed"
-        orders = [reading.order for reading in readings]
-        return Keep((judged_row(row, self.judge, readings[0].verdicts, orders, second),))
+        orders = [order for _, order in readings]
+        return Keep((judged_row(row, self.judge, readings[0][0], orders, second),))
 
     def asks_twice(self, row: Row) -> bool:
         """Whether the record is in the sample that is judged in two orders."""
@@ -100,9 +100,12 @@ class FeedbackStep:
             reply = await ask(self.config, messages, schema)
             reading = read_reply(reply.text, self.shown(row, which), self.config)
             allowed = policy == "keep" or (policy == "retry" and attempt == TRIES)
-            if isinstance(reading, Reading) and (allowed or not contradictions(reading.verdicts)):
+            if isinstance(reading, Miss):
+                fault = reading
+            elif allowed or not contradictions(reading[0]):
                 return reading
-            fault = reading if isinstance(reading, Miss) else _INCONSISTENT
+            else:
+                fault = _INCONSISTENT
             messages = once_more(messages, reply.text, fault)
         return fault
 
@@ -152,12 +155,9 @@ def feedback_schema(count: int, config: Feedback) -> str:
     )
 
 
-@dataclass(frozen=True)
-class Reading:
-    """A reply that can be used: verdicts in the candidates' own order, and the order in which they were shown."""
-
-    verdicts: tuple[Verdict, ...]
-    order: Order
+Reading = tuple[
+    tuple[Verdict, ...], Order
+]  # of a reply: in the candidates' own order, and how they were shown
 
 
 def read_reply(text: str, shown: Sequence[int], config: Feedback) -> Reading | Miss:
@@ -183,7 +183,7 @@ def read_reply(text: str, shown: Sequence[int], config: Feedback) -> Reading | M
         by_name, rank = dict(zip(names, scores, strict=True)), ranking.index(number) + 1
         verdicts[shown[number - 1]] = Verdict(read_text(item.get("evaluation")), by_name, overall, rank)
     order = Order(tuple(shown), tuple(shown[number - 1] for number in ranking))
-    return Reading(tuple(verdicts[place] for place in range(count)), order)
+    return tuple(verdicts[place] for place in range(count)), order
 
 
 def _permutation(value: Any, count: int) -> list[int] | None:

@@ -82,34 +82,17 @@ def hash_words(texts: Sequence[str], *, plain: bool = True) -> Hashes:
     return Hashes(values, np.searchsorted(first, edges))
 
 
-def ngrams(words: Hashes, size: int) -> Hashes:
-    """Every run of `size` words of each text, in order; a shorter text has none."""
-    count = np.maximum(words.counts - size + 1, 0)
-    starts = np.concatenate(([0], np.cumsum(count)))
-    heads = np.arange(starts[-1]) + np.repeat(words.starts[:-1] - starts[:-1], count)
-    return Hashes(_join(words.values, heads, size), starts)
-
-
-def shingles(words: Hashes, size: int) -> Hashes:
-    """As `ngrams`, but all words of a shorter text are its one shingle; a text without words has none."""
-    counts = words.counts
-    grams = ngrams(words, size)
-    parts, rows = [grams.values], [grams.rows]
-    for fewer in range(1, size):
-        short = np.flatnonzero(counts == fewer)
-        parts.append(_join(words.values, words.starts[:-1][short], fewer))
-        rows.append(short)
-    row = np.concatenate(rows)
-    values = np.concatenate(parts)[np.argsort(row, kind="stable")]
-    return Hashes.by_count(values, np.bincount(row, minlength=len(counts)))
-
-
-def _join(values: np.ndarray, heads: np.ndarray, size: int) -> np.ndarray:
-    """One number for the `size` values from each head on; order counts."""
-    total = np.full(len(heads), size, dtype=np.uint64)
+def ngrams(words: Hashes, size: int, *, short: bool = False) -> Hashes:
+    """Every run of `size` words of each text as one number, in order. A shorter text has none, or with `short` one: all
+    of its words. A text without words has none."""
+    runs = np.maximum(words.counts - size + 1, (words.counts > 0) & short)
+    grams = Hashes.by_count(np.repeat(np.minimum(words.counts, size), runs), runs)
+    lengths, values = grams.values, grams.values.astype(np.uint64)
+    heads = np.arange(len(values)) + np.repeat(words.starts[:-1] - grams.starts[:-1], runs)
     for offset in range(size):
-        total = total * _STEP + values[heads + offset]
-    return mix(total)
+        following = values * _STEP + words.values[np.minimum(heads + offset, len(words.values) - 1)]
+        values = np.where(offset < lengths, following, values)
+    return Hashes(mix(values), grams.starts)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 from string import Template
 from typing import Any, Protocol, TypeVar
 
-from ultramed_rl.config.factory import Asking, Evolve, Score, Textbook, Topics
+from ultramed_rl.config.factory_steps import Asking, Evolve, Score, Textbook, Topics
 from ultramed_rl.data.identity import row_id
 from ultramed_rl.data.templates import read_template, without_tags
 from ultramed_rl.learning.seeds import derive_seed

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from functools import partial
 
-from ultramed_rl.config.factory import Textbook
+from ultramed_rl.config.factory_steps import Textbook
 from ultramed_rl.data.factory.instructions import NO_JSON, Instruction, choice_schema, new_row, read_question
 from ultramed_rl.data.factory.step import (
     Ask,

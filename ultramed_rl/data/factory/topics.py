@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from ultramed_rl.config.factory import Topics
+from ultramed_rl.config.factory_steps import Topics
 from ultramed_rl.data.factory.instructions import Instruction, new_row
 from ultramed_rl.data.factory.step import (
     Ask,

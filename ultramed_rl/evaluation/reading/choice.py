@@ -17,19 +17,17 @@ from ultramed_rl.evaluation.reading.text import clean
 _USUAL = "ABCDEFGH"  # I would be the pronoun
 _PLACEHOLDERS = "XYZ"  # "So, the answer is X." is how a prompt asks for it.
 _PREFIX = re.compile(
-    r"(?:(?:most likely|likely|probably|clearly|obviously|certainly|therefore|thus|indeed|definitely|actually"
-    r"|simply|the|correct|best|single|options?|choices?|letter|answers?|statements?"
-    r"|both|either)\b[\s:\"'(\[<-]*"
-    r"|选项 ?){0,4}",
+    r"(?:(?:most likely|likely|probably|clearly|obviously|certainly|therefore|thus|indeed|definitely"
+    r"|actually|simply|the|correct|best|single|options?|choices?|letter|answers?|statements?|both"
+    r"|either)\b[\s:\"'(\[<-]*|选项 ?){0,4}",
     re.IGNORECASE,
 )
 _OPENING = " \n:\"'([{<-=#>.|"
 _LETTER = re.compile(r"(?P<letter>[A-Za-z])(?P<close>[)\]}\"'>]*)")
 _END = re.compile(
-    r"\s*$| ?[.:](?!\w)|[.:](?=[A-Z][a-z]{2})|[,;!|\n]| ?- | ?[(\[]| ?/ ?[A-Z]\b|选项|项| &"
-    r"| (?:because|since|as|given|due|for this|which|based|rather|instead|over|not|and|or|but|in this|it"
-    r"|this|the|so|here|remains|fits|matches|is left)\b"
-    r"| is (?:the )?(?:correct|right|best|most)\b"
+    r"\s*$| ?[.:](?!\w)|[.:](?=[A-Z][a-z]{2})|[,;!|\n]| ?- | ?[(\[]| ?/ ?[A-Z]\b|选项|项| &| (?:because|since"
+    r"|as|given|due|for this|which|based|rather|instead|over|not|and|or|but|in this|it|this|the|so|here"
+    r"|remains|fits|matches|is left)\b| is (?:the )?(?:correct|right|best|most)\b"
 )
 _SMALL_END = re.compile(r"\s*$|[.:,;](?!\w)| (?:because|since)\b")
 _PRONOUN_END = re.compile(r"\s*$|[.:](?!\w)")
@@ -42,9 +40,8 @@ _ANOTHER = re.compile(
 _EPITHETS = (
     r"(?i:coli|diff|difficile|albicans|trachomatis|botulinum|perfringens|tetani|burnetii|faecalis|faecium"
     r"|histolytica|granulosus|henselae|burgdorferi|pertussis|anthracis|cereus|fragilis|abortus|neoformans"
-    r"|jejuni|diphtheriae|fumigatus|baumannii|lumbricoides|israelii|latum"
-    r"|cloacae|tularensis|lamblia|vaginalis"
-    r"|pylori|influenzae|ducreyi|capsulatum|gondii)\b"
+    r"|jejuni|diphtheriae|fumigatus|baumannii|lumbricoides|israelii|latum|cloacae|tularensis|lamblia"
+    r"|vaginalis|pylori|influenzae|ducreyi|capsulatum|gondii)\b"
 )
 # A second label further on: an echo of options in one line, or "A. Aspirin and C. Warfarin".
 _LABELLED = re.compile(
@@ -69,9 +66,8 @@ _START = re.compile(r"(?:[\s:\"'(\[{]|- )*(?:an? |the |to |that )?")
 _LIKELY = re.compile(r"(?:most likely|likely|probably|clearly|definitely|indeed|therefore|simply) ")
 _FULL_END = re.compile(r"[\s.,;:!)\]\"'}]*$|,? (?:because|since)\b")
 _TEXT_END = re.compile(
-    r"[\s\"'}]*(?:$|[.;:!)\]](?![\w.])| ?\(| - (?=[a-z])"
-    r"|,? (?:because|since|as|which|given|due to|based on|so|rather than|instead of|option|choice|in this"
-    r"|is (?:the )?(?:correct|best|right))\b|, not\b)"
+    r"[\s\"'}]*(?:$|[.;:!)\]](?![\w.])| ?\(| - (?=[a-z])|,? (?:because|since|as|which|given|due to|based on"
+    r"|so|rather than|instead of|option|choice|in this|is (?:the )?(?:correct|best|right))\b|, not\b)"
 )
 _JUDGEMENT_END = re.compile(r"\s*[,:;.!-](?!\w)")
 _TORN = re.compile(r"[,.;:!]? ?(?:(?:but|or|and|/) ?)?(?:yes|no|maybe|possibly)\b")

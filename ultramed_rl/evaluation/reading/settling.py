@@ -36,10 +36,9 @@ _NOUN = re.compile(
 )
 _HEADING = re.compile(r"^[ #>-]*(?:(?:the|my|final|correct|best|right) )*answer[ .]*\n", re.I | re.MULTILINE)
 _CHOOSE = re.compile(
-    r"(?:\b(?:I|we|We|[Ll]et me|[Ll]et's)(?:'d|'ll|'m| would| will| must| should| have to| am)?"
-    r"(?: also| therefore| still| then)? "
-    r"|^|(?<=[.!?] )|\b(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore),? )"
-    r"(?i:choose|chose|choosing|picke?d?|picking|select(?:ed)?|go(?:ing)? with|opt for|settle on)\b:?",
+    r"(?:\b(?:I|we|We|[Ll]et me|[Ll]et's)(?:'d|'ll|'m| would| will| must| should| have to| am)?(?: also"
+    r"| therefore| still| then)? |^|(?<=[.!?] )|\b(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore),? )(?i:choose"
+    r"|chose|choosing|picke?d?|picking|select(?:ed)?|go(?:ing)? with|opt for|settle on)\b:?",
     re.MULTILINE,
 )
 _MARK = r"(?:(?i:option|choice|answer) )?[(\[\"]*"
@@ -56,8 +55,7 @@ _MAKING = re.compile(
     rf"\b(?:making|leaving|makes) (?={_MARK}[A-Z]\b[^.\n]{{0,80}}? (?:as )?the (?:only|correct|best|right)\b)"
 )
 _CHINESE = re.compile(
-    r"(?:答案 ?(?:应该|应当|应)?(?:是|为|选|:)|(?:应该|应|故)?选(?:择|项)?(?:是|为|:)?) ?"
-    r"(?P<negated>不是)?"
+    r"(?:答案 ?(?:应该|应当|应)?(?:是|为|选|:)|(?:应该|应|故)?选(?:择|项)?(?:是|为|:)?) ?(?P<negated>不是)?"
 )
 _PHRASES = (_NOUN, _HEADING, _CHOOSE, _CONCLUDED, _INSTEAD, _REMAINS, _MAKING, _CHINESE)
 # What these say stands against a doubt ("not A but C"); they give letters only.
@@ -128,9 +126,8 @@ REJECTED = re.compile(
 )
 _UNSETTLED = re.compile(
     r"\b(?:not|never|no|wrong|incorrect|false|exclude[sd]?|rul(?:e|es|ed|ing) out|eliminat\w+|unlikely|less"
-    r"|unlike|contraindicated|except|avoid\w*|without|neither|nor|rather"
-    r"|instead|consider\w*|first|next|let|whether"
-    r"|if|could|may|might|compar\w+|versus|vs|but|although|however|while|whereas|inappropriate"
+    r"|unlike|contraindicated|except|avoid\w*|without|neither|nor|rather|instead|consider\w*|first|next|let"
+    r"|whether|if|could|may|might|compar\w+|versus|vs|but|although|however|while|whereas|inappropriate"
     r"|tempting)\b|n't|\?",
     re.IGNORECASE,
 )

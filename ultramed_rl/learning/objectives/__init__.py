@@ -42,14 +42,8 @@ OBJECTIVES: Mapping[str, Callable[..., torch.Tensor]] = {
 def objective_losses(
     name: str, answers: Answers, kl: tuple[torch.Tensor, ...], constants: Mapping[str, Any]
 ) -> torch.Tensor:
-    """The named objective's losses, with the NLL term where `constants` gives `nll_weight`.
-
-    Args:
-        kl: the scalars that KTO's variants compare with, else nothing.
-
-    Returns:
-        [G] losses, or [A] for unpaired KTO.
-    """
+    """The named objective's [G] losses, or [A] for unpaired KTO, with the NLL term where `constants` gives `nll_weight`.
+    `kl`: the scalars that KTO's variants compare with, else nothing."""
     own = {key: value for key, value in constants.items() if key != "nll_weight"}
     losses = OBJECTIVES[name](answers, *kl, **own)
     weight = constants.get("nll_weight", 0.0)

@@ -17,12 +17,7 @@ def bradley_terry_loss(
     The first term is Ouyang et al. 2022, eq. 1, with the margin of Llama 2 (arXiv 2307.09288, eq. 2); the
     second holds the rewards' mean near zero (arXiv 2312.09244, eq. 2).
 
-    Args:
-        chosen, rejected: [B] rewards.
-        margin: by how much the chosen should lead, scalar or [B].
-
-    Returns:
-        [B] losses.
+    [B] rewards, and a scalar or [B] by which the chosen should lead, to [B] losses.
     """
     return -F.logsigmoid(chosen - rejected - margin) + centering * (chosen + rejected).square()
 

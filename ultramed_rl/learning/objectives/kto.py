@@ -18,11 +18,7 @@ def kto_loss(
     """KTO (arXiv 2402.01306, eq. 8): w_D (1 - sigmoid(beta (r - z))) for wanted answers, and
     w_U (1 - sigmoid(beta (z - r))) for unwanted ones, r their log-ratios and z the reference point.
 
-    Args:
-        kl: scalar z from `kl_estimate` over the whole batch's mismatched answers.
-
-    Returns:
-        [A] losses: each answer counts alone.
+    `kl` is the scalar z, of `kl_estimate` over the whole batch's mismatched answers. [A] losses: each answer counts alone.
     """
     gain = beta * (answers.logratios - kl)
     wanted = desirable_weight * (1 - torch.sigmoid(gain))
@@ -35,13 +31,8 @@ def kto_pair_loss(
 ) -> torch.Tensor:
     """Paired KTO (arXiv 2402.01306, eq. 8, both sides of a pair), the variant UltraMedical trained with.
 
-    A chosen answer is compared with the rejected ones' KL estimate and the other way round.
-
-    Args:
-        chosen_kl, rejected_kl: scalars from `kl_estimate` over the whole batch.
-
-    Returns:
-        [G] losses: the mean of both sides.
+    A chosen answer is compared with the rejected ones' KL estimate (scalars, of `kl_estimate` over the whole batch) and the
+    other way round. [G] losses: the mean of both sides.
     """
     chosen, rejected = answers.chosen(answers.logratios), answers.rejected(answers.logratios)
     wanted = 1 - torch.sigmoid(beta * (chosen - rejected_kl))

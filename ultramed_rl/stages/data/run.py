@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ultramed_rl.cluster.inputs import describe_inputs
-from ultramed_rl.config.factory import Answer, ApiGeneratorConfig, DataConfig, Evolve, Score, Textbook, Topics
-from ultramed_rl.config.factory_steps import Feedback, RuleJudge
+from ultramed_rl.config.factory import ApiGeneratorConfig, DataConfig
+from ultramed_rl.config.factory_steps import Answer, Evolve, Feedback, RuleJudge, Score, Textbook, Topics
 from ultramed_rl.config.models import DECIDES
 from ultramed_rl.data.factory.answer import AnswerStep, ExemplarIndex
 from ultramed_rl.data.factory.evolve import EvolveStep

@@ -23,7 +23,6 @@ from ultramed_rl.data.factory.hashing import (
     minhash_keys,
     ngrams,
     quantize,
-    shingles,
     sign_bands,
     sign_hashes,
     sign_keys,
@@ -170,7 +169,7 @@ def test_words_and_their_runs_are_counted_per_text() -> None:
     assert len(set(values.tolist())) == 3
     assert ngrams(words, 2).counts.tolist() == [2, 0, 1, 1]
     assert ngrams(words, 2).values[1] == ngrams(words, 2).values[2]  # "b a"
-    assert shingles(words, 3).counts.tolist() == [1, 0, 1, 1]
+    assert ngrams(words, 3, short=True).counts.tolist() == [1, 0, 1, 1]
 
 
 def test_hashed_vectors_are_of_length_1_and_the_same_in_any_company(questions: list[str]) -> None:
@@ -188,7 +187,7 @@ def test_equal_bands_are_as_frequent_as_the_likeness_says() -> None:
     assert bands.rows == 6 and bands.count == 21 and 1 - (1 - 0.8**6) ** 21 >= 0.99 > 1 - (1 - 0.8**7) ** 18
     numbers = [" ".join(f"w{trial}x{i}" for i in range(900)) for trial in range(60)]
     others = [" ".join(f"w{trial}x{i}" for i in range(100, 1000)) for trial in range(60)]
-    keys = [minhash_keys(shingles(hash_words(texts), 1), bands) for texts in (numbers, others)]
+    keys = [minhash_keys(ngrams(hash_words(texts), 1), bands) for texts in (numbers, others)]
     assert np.mean(keys[0] == keys[1]) == pytest.approx(0.8**6, abs=0.04)
 
 

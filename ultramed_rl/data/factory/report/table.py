@@ -1,6 +1,6 @@
 """The table of sets (UltraMedical, arXiv 2406.03949, table 1): sizes, lengths and scores of any data.
 
-rows --> facts, one a row --> columns, some 40 bytes a row --> lines of the table
+rows --> facts, one a row --> columns, some 70 bytes a row --> lines of the table
 """
 
 from __future__ import annotations

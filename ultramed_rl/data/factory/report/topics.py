@@ -187,9 +187,8 @@ def _words(text: str) -> set[str]:
 
 # -- the figure --------------------------------------------------------------------------------------------
 
-# Colours that the colour-blind tell apart (Okabe and Ito, 2008), without black and yellow; then other marks.
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-MARKS = ("circle", "diamond", "cross", "square")
+_COLOURS = 8  # of the page, see html/figures.js; then other marks
+_MARKS = ("circle", "diamond", "cross", "square")
 
 
 def topic_figure(topics: TopicMap) -> go.Figure:
@@ -197,10 +196,6 @@ def topic_figure(topics: TopicMap) -> go.Figure:
     figure = go.Figure()
     for cluster, label in enumerate(topics.labels):
         members = np.flatnonzero(topics.clusters == cluster)
-        style = {
-            "color": PALETTE[cluster % len(PALETTE)],
-            "symbol": MARKS[cluster // len(PALETTE) % len(MARKS)],
-        }
         points = [topics.points[member] for member in members]
         dots = go.Scatter(
             x=topics.places[members, 0].tolist(),
@@ -212,7 +207,7 @@ def topic_figure(topics: TopicMap) -> go.Figure:
                 for one in points
             ],
             hoverinfo="text",
-            marker={**style, "size": 6, "opacity": 0.75},
+            marker={"symbol": _MARKS[cluster // _COLOURS % len(_MARKS)], "size": 6, "opacity": 0.75},
         )
         figure.add_trace(dots)
         x, y = _centre(topics.places[members])
