@@ -24,7 +24,7 @@ from ultramed_rl.cli.program import (
     fail,
     one_line,
 )
-from ultramed_rl.cli.runs import Order, run_alone
+from ultramed_rl.cli.runs import Invocation, run_alone
 
 
 @command("evaluate")
@@ -75,7 +75,7 @@ def evaluate_command(
             "--model, --tasks, --protocol, --source, --offline and --limit stand for a CONFIG; give one of both",
             WRONG,
         )
-    run_alone(Order(config_path, [*option_overrides(options), *overrides], resume, dry_run), "evaluate")
+    run_alone(Invocation(config_path, [*option_overrides(options), *overrides], resume, dry_run), "evaluate")
 
 
 @command("reward-bench")
@@ -109,7 +109,9 @@ def reward_bench_command(
     }
     if config_path is None:
         options = reward_bench_options(options)
-    run_alone(Order(config_path, [*option_overrides(options), *overrides], resume, dry_run), "reward_bench")
+    run_alone(
+        Invocation(config_path, [*option_overrides(options), *overrides], resume, dry_run), "reward_bench"
+    )
 
 
 @command("serve-reward")

@@ -24,7 +24,7 @@ from ultramed_rl.cli.program import (
     interruptible,
     one_line,
 )
-from ultramed_rl.cli.runs import Order, command_of
+from ultramed_rl.cli.runs import Invocation, command_of
 from ultramed_rl.tracking.console import manner, say, tell, tell_result
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def submit_command(
     from ultramed_rl.config import dump_config
 
     address = _address_of(address)
-    config = _read_for_cluster(Order(config_path, overrides or []), working_dir)
+    config = _read_for_cluster(Invocation(config_path, overrides or []), working_dir)
     with checking():
         variables = read_runtime_env(runtime_env, env or [], os.environ)
     words = command_line(config, CONFIG_FILE, resume)
@@ -151,7 +151,7 @@ def jobs_command(
         tell_result(True, exit_code=0)
 
 
-def _read_for_cluster(order: Order, working_dir: Path | None) -> Any:
+def _read_for_cluster(invocation: Invocation, working_dir: Path | None) -> Any:
     """The config or recipe, valid and planned, with paths that mean the same on the cluster; else exit with 2."""
     from ultramed_rl.cluster.submission import is_relative, path_problems
     from ultramed_rl.config.base import Problems
@@ -160,7 +160,7 @@ def _read_for_cluster(order: Order, working_dir: Path | None) -> Any:
 
     if working_dir is not None and not working_dir.is_dir():
         fail(f"--working-dir {working_dir}: no such folder; name one that exists", WRONG)
-    document = order.read()
+    document = invocation.read()
     with checking(document):
         config = check_config(document)
         if problems := path_problems(config.to_mapping(), working_dir):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Order:
+class Invocation:
     """What a command was asked to do, with which config."""
 
     config_path: str | None
@@ -58,7 +58,7 @@ def add_command(kind: str) -> None:
     def run_kind(
         config_path: ConfigPath, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False
     ) -> None:
-        run_alone(Order(config_path, overrides or [], resume, dry_run), kind)
+        run_alone(Invocation(config_path, overrides or [], resume, dry_run), kind)
 
     run_kind.__doc__ = KINDS[kind].help
     command(KINDS[kind].command)(run_kind)
@@ -77,8 +77,8 @@ def recipe_command(
 
     Example: ultramed-rl recipe configs/recipes/quickstart.yaml run.name=mine
     """
-    order = Order(config_path, overrides or [], resume, dry_run)
-    _run_recipe_whole(order, order.read())
+    invocation = Invocation(config_path, overrides or [], resume, dry_run)
+    _run_recipe_whole(invocation, invocation.read())
 
 
 @command("data")
@@ -102,16 +102,16 @@ def data_command(
     from ultramed_rl.config.recipe import check_recipe, stage_config
     from ultramed_rl.recipes.run import data_stage
 
-    order = Order(config_path, overrides or [], resume, dry_run, retry_failed)
-    document = order.read()
+    invocation = Invocation(config_path, overrides or [], resume, dry_run, retry_failed)
+    document = invocation.read()
     if document.data.get("type") != "recipe":
         config = check_kind(document, "data")
         if config.step.type != step:
             use = f"use ultramed-rl data {config.step.type}"
             fail(document.tell(f"step.type={config.step.type!r}: {use}"), WRONG)
-        run_checked(config, order, document, f"data {step}")
+        run_checked(config, invocation, document, f"data {step}")
     elif step == "all" and not retry_failed:
-        _run_recipe_whole(order, document)
+        _run_recipe_whole(invocation, document)
     else:
         with checking(document):
             recipe = check_recipe(document)
@@ -119,7 +119,7 @@ def data_command(
                 config = stage_config(recipe, step, {})  # as if the stages before it had made what they make
             else:
                 config = data_stage(recipe, step)
-        run_checked(config, order, document, f"data {step}")
+        run_checked(config, invocation, document, f"data {step}")
 
 
 @command("plan")
@@ -132,7 +132,7 @@ def plan_command(config_path: ConfigPath, overrides: Overrides = None) -> None:
     from ultramed_rl.config.recipe import check_config
     from ultramed_rl.recipes.run import of_stage, stages_of
 
-    document = Order(config_path, overrides or []).read()
+    document = Invocation(config_path, overrides or []).read()
     plans = []
     with checking(document):
         for name, config in stages_of(check_config(document)):
@@ -144,11 +144,11 @@ def plan_command(config_path: ConfigPath, overrides: Overrides = None) -> None:
     tell_result(True, exit_code=0)
 
 
-def run_alone(order: Order, kind: str) -> None:
+def run_alone(invocation: Invocation, kind: str) -> None:
     """Check, then run one config of this kind, or say what would be done."""
-    document = order.read()
+    document = invocation.read()
     config = check_kind(document, kind)
-    run_checked(config, order, document, command_of(config))
+    run_checked(config, invocation, document, command_of(config))
 
 
 def check_kind(document: Document, kind: str) -> Any:
@@ -167,15 +167,15 @@ def command_of(config: Any) -> str:
     return "recipe" if config.type == "recipe" else KINDS[config.type].command.format(config=config)
 
 
-def _run_recipe_whole(order: Order, document: Document) -> None:
+def _run_recipe_whole(invocation: Invocation, document: Document) -> None:
     from ultramed_rl.config.recipe import check_recipe
 
     with checking():
         recipe = check_recipe(document)
-    run_checked(recipe, order, document, "recipe")
+    run_checked(recipe, invocation, document, "recipe")
 
 
-def run_checked(config: Any, order: Order, document: Document, name: str) -> None:
+def run_checked(config: Any, invocation: Invocation, document: Document, name: str) -> None:
     """A config or recipe that is valid: plan it, look for what it names, and run it, or say what would be done.
 
     A run that goes on may need no more what it names.
@@ -183,21 +183,21 @@ def run_checked(config: Any, order: Order, document: Document, name: str) -> Non
     from ultramed_rl.recipes.inputs import check_inputs
     from ultramed_rl.recipes.run import check_runnable, run_config, run_recipe
 
-    goes_on = order.resume or order.retry_failed
+    goes_on = invocation.resume or invocation.retry_failed
     with checking(document):
         check_runnable(config)
-        if order.dry_run:
+        if invocation.dry_run:
             _show(config, goes_on)
             return
         if not goes_on:
             check_inputs(config)
-    with carrying_out(order.again(name)) as result:
+    with carrying_out(invocation.again(name)) as result:
         if config.type == "recipe":
-            made = run_recipe(config, resume=order.resume)
+            made = run_recipe(config, resume=invocation.resume)
             result.update(output=str(made.directory), outputs=made.outputs)
         else:
-            options = {"retry_failed": True} if order.retry_failed else {}
-            output = run_config(config, order.resume, **options)
+            options = {"retry_failed": True} if invocation.retry_failed else {}
+            output = run_config(config, invocation.resume, **options)
             result.update(output=output, directory=config.run.url or str(config.run.folder))
 
 

@@ -45,7 +45,7 @@ class WorkerSet:
 
 
 @dataclass
-class _Pending:
+class _Sent:
     """Calls whose results make one event together; `turn` tells a turn from a start."""
 
     role: str
@@ -60,7 +60,7 @@ class RayTransport:
 
     def __init__(self) -> None:
         self.worker_sets: dict[str, WorkerSet] = {}
-        self._pending: dict[Any, _Pending] = {}  # by reference
+        self._pending: dict[Any, _Sent] = {}  # by reference
 
     def now(self) -> float:
         """Seconds of a clock that never goes back."""
@@ -107,7 +107,7 @@ class RayTransport:
     # -- inside --------------------------------------------------------------------------------------------
 
     def _await(self, role: str, rank: int, turn: bool, references: list[Any]) -> None:
-        pending = _Pending(role, rank, turn, set(references))
+        pending = _Sent(role, rank, turn, set(references))
         self._pending |= dict.fromkeys(references, pending)
 
     def _read(self, reference: Any) -> Event | None:

@@ -77,7 +77,7 @@ class TrainedSource:
 
 
 @dataclass(frozen=True)
-class _Run:
+class _TrainedRun:
     """A run's directory."""
 
     path: Path
@@ -153,7 +153,7 @@ class Lineage:
         named = config.run.folder
         moved = named.is_absolute() or directory.parts[-len(named.parts) :] != named.parts
         started = Path.cwd() if moved else Path(*directory.parts[: -len(named.parts)])
-        run = _Run(directory, config.run.url or str(named), started, inside)
+        run = _TrainedRun(directory, config.run.url or str(named), started, inside)
         if isinstance(config, RunConfig):
             self._add_online(run, config, role)
         elif isinstance(config, SftConfig | RewardConfig | PreferenceConfig):
@@ -161,7 +161,7 @@ class Lineage:
         else:  # a kind that trains nothing
             self._note(self.unknown, f"{path}{_whose(role)}")
 
-    def _add_stage(self, run: _Run, config: StageConfig, role: Role) -> None:
+    def _add_stage(self, run: _TrainedRun, config: StageConfig, role: Role) -> None:
         """Kept data are what was trained on; without them the sources are read as the stage read them."""
         sources = [s.model_copy(update=run.locate(s.uri)) for s in config.data.sources]
         suffixes = [_suffix_of(source.uri) for source in sources]
@@ -176,7 +176,7 @@ class Lineage:
                 self._add(run, named.uri, role, chats, suffix)
         self.follow(config.model.path, role, run.base)
 
-    def _add_online(self, run: _Run, config: RunConfig, role: Role) -> None:
+    def _add_online(self, run: _TrainedRun, config: RunConfig, role: Role) -> None:
         """The prompts of the rounds up to the checkpoint's; of all that are committed, for the whole run."""
         uris = ", ".join(source.uri for source in config.prompts.sources)
         suffix = config.prompts.suffix or ""
@@ -205,7 +205,7 @@ class Lineage:
             if term.type in ("http", "judge"):
                 self._note(self.unknown, f"the {term.type} scorer {term.name!r} of {run.name} (reward model)")
 
-    def _add(self, run: _Run, uri: str, role: Role, chats: Callable[[], Chats], suffix: str) -> None:
+    def _add(self, run: _TrainedRun, uri: str, role: Role, chats: Callable[[], Chats], suffix: str) -> None:
         source = TrainedSource(run.name, uri, role, chats, suffix)
         try:
             deque(source.texts(), maxlen=0)
@@ -250,7 +250,7 @@ def _suffix_of(uri: str) -> str:
     return (config.prompts.suffix or "") if isinstance(config, RunConfig | ContrastsConfig) else ""
 
 
-def _kept_data(run: _Run, config: StageConfig) -> Callable[[], Chats] | None:
+def _kept_data(run: _TrainedRun, config: StageConfig) -> Callable[[], Chats] | None:
     """What a stage wrote down to train on, where it is still there and is text; a native SFT keeps token ids."""
     column = "messages" if isinstance(config, SftConfig) else "prompt"
     rows, samples = (run.path / "data" / f"training.{ending}" for ending in ("jsonl", "arrow"))
@@ -272,7 +272,7 @@ def _kept_chats(files: Sequence[Path], column: str) -> Iterator[Sequence[Message
                 yield from reader.get_batch(number).column(column).to_pylist()
 
 
-def _pool_chats(run: _Run, config: RunConfig, training: RewardTraining) -> Chats:
+def _pool_chats(run: _TrainedRun, config: RunConfig, training: RewardTraining) -> Chats:
     """The prompts whose contrasts an online run's own reward model learnt: the last ones of the pool."""
     sources = [source.model_copy(update=run.locate(source.uri)) for source in config.prompts.sources]
     prompts = config.prompts.model_copy(update={"sources": sources})
@@ -296,7 +296,7 @@ def _used_chats(source: Source, seed: int, held_out: frozenset[str] = frozenset(
     return (messages for messages in used if not held_out or prompt_key(messages) not in held_out)
 
 
-def _held_out(run: _Run, config: StageConfig) -> frozenset[str]:
+def _held_out(run: _TrainedRun, config: StageConfig) -> frozenset[str]:
     """Keys of the prompts that a stage held out, as `data.stage_data` chooses them."""
     data, seed = config.data, config.run.seed
     if not (data.held_out or data.evaluation_sources):

@@ -9,7 +9,7 @@ from typing import Any
 from ultramed_rl.config.models import Endpoint
 from ultramed_rl.config.secrets import LEAST_IN_TEXT, read_secret, redact
 from ultramed_rl.http.client import Failure, HttpClient, Server, field_of
-from ultramed_rl.http.json_reply import Misfit, read_reply, validator
+from ultramed_rl.http.json_reply import UnusableReply, read_reply, validator
 from ultramed_rl.http.session import Rate, ReplyRecord, Session
 from ultramed_rl.records import ChatRequest, Message
 
@@ -23,7 +23,7 @@ _FORM = "Answer with one JSON value that fits this JSON schema, and with nothing
 
 
 @dataclass(frozen=True)
-class Answer:
+class CountedReply:
     """A reply as it came. Where the API doesn't count tokens, they are estimated."""
 
     text: str
@@ -72,7 +72,7 @@ class ChatSession(Session):
         self._tokens = Rate(endpoint.tokens_per_minute)
         self._failed_in_a_row = 0
 
-    async def ask(self, request: ChatRequest) -> Answer:
+    async def ask(self, request: ChatRequest) -> CountedReply:
         """The answer, whatever it says. Raises Failure as `send`."""
         used = ReplyRecord()
         return await self.send(lambda: self._post(request, used), used)
@@ -84,7 +84,7 @@ class ChatSession(Session):
         asked for is asked for with the answer and what is wrong with it.
 
         Raises:
-            Misfit: the last answer can't be used.
+            UnusableReply: the last answer can't be used.
             Failure: as `send`.
             ValueError: the schema is none.
         """
@@ -97,7 +97,7 @@ class ChatSession(Session):
             answer = await self._post(asked, used)
             try:
                 return read_reply(answer.text, answer.finish_reason, request.schema)
-            except Misfit as misfit:
+            except UnusableReply as misfit:
                 error = str(misfit)
                 cut += error == "truncated"
                 misfit.passing = error != "filtered" and cut < 2
@@ -121,7 +121,7 @@ class ChatSession(Session):
         self._failed_in_a_row += failure.passing or not self.answered
         return self._failed_in_a_row >= _IN_A_ROW
 
-    async def _post(self, request: ChatRequest, used: ReplyRecord) -> Answer:
+    async def _post(self, request: ChatRequest, used: ReplyRecord) -> CountedReply:
         largest = unused = sum(largest_use(request))
         await self._tokens.take(largest)
         try:
@@ -136,7 +136,7 @@ class ChatSession(Session):
         return answer
 
 
-def _read(reply: Any, request: ChatRequest) -> Answer:
+def _read(reply: Any, request: ChatRequest) -> CountedReply:
     choices = field_of(reply, "choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = field_of(choice, "message")
@@ -148,7 +148,7 @@ def _read(reply: Any, request: ChatRequest) -> Answer:
     text = redact(whole, least=LEAST_IN_TEXT)
     asked = "".join(turn["content"] for turn in request.messages)
     usage = field_of(reply, "usage")
-    return Answer(
+    return CountedReply(
         text,
         str(field_of(choice, "finish_reason") or ""),
         _count(field_of(usage, "prompt_tokens"), asked),

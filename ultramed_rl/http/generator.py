@@ -24,7 +24,7 @@ from typing import Any, Self
 from ultramed_rl.config.models import Endpoint
 from ultramed_rl.http.chat import ChatSession, chat_client, largest_use
 from ultramed_rl.http.client import Failure
-from ultramed_rl.http.json_reply import Misfit
+from ultramed_rl.http.json_reply import UnusableReply
 from ultramed_rl.http.session import ReplyRecord
 from ultramed_rl.records import ChatReply, ChatRequest
 from ultramed_rl.store.digests import digest_inputs
@@ -153,7 +153,7 @@ class ApiGenerator:
         try:
             text = await self._asking.ask_until_usable(request, used)
             used.error = ""
-        except Misfit as misfit:
+        except UnusableReply as misfit:
             used.error = str(misfit)
         except Failure as failure:
             if self._asking.serves_nobody(failure):

@@ -20,7 +20,7 @@ _REASONED = "</think>"
 _TOO_DEEP = "not JSON (nested too deeply)"
 
 
-class Misfit(Failure):
+class UnusableReply(Failure):
     """A reply that can't be used, and why: one line, fit to tell the model."""
 
     def __init__(self, reason: str) -> None:
@@ -31,23 +31,23 @@ def read_reply(text: str, finish_reason: str | None, schema: str) -> str:
     """The reply as it can be used, of an API or an engine.
 
     Raises:
-        Misfit: filtered, truncated, empty, or "misfit: ..." (not the JSON asked for, and why).
+        UnusableReply: filtered, truncated, empty, or "misfit: ..." (not the JSON asked for, and why).
     """
     if finish_reason in ("content_filter", "length"):
-        raise Misfit("filtered" if finish_reason == "content_filter" else "truncated")
+        raise UnusableReply("filtered" if finish_reason == "content_filter" else "truncated")
     if not text.strip():
-        raise Misfit("empty")
+        raise UnusableReply("empty")
     try:
         return fit(text, schema) if schema else text
-    except Misfit as misfit:
-        raise Misfit(f"misfit: {misfit}") from None
+    except UnusableReply as misfit:
+        raise UnusableReply(f"misfit: {misfit}") from None
 
 
 def fit(text: str, schema: str) -> str:
     """The JSON in a reply, rewritten plainly.
 
     Raises:
-        Misfit: there is none, it could be read in several ways, or it doesn't fit the schema.
+        UnusableReply: there is none, it could be read in several ways, or it doesn't fit the schema.
         ValueError: the schema is none.
     """
     value = read_json(text)
@@ -56,8 +56,8 @@ def fit(text: str, schema: str) -> str:
         if problem is None:
             return json.dumps(value, ensure_ascii=False, allow_nan=False)
     except RecursionError:
-        raise Misfit(_TOO_DEEP) from None
-    raise Misfit(f"{problem.json_path}: {' '.join(problem.message.split())[:200]}")
+        raise UnusableReply(_TOO_DEEP) from None
+    raise UnusableReply(f"{problem.json_path}: {' '.join(problem.message.split())[:200]}")
 
 
 @lru_cache(maxsize=64)
@@ -83,21 +83,21 @@ def read_json(text: str) -> Any:
     meant. A value that was cut off is never closed: it would be a shorter one.
 
     Raises:
-        Misfit: there is no such value, or not only one.
+        UnusableReply: there is no such value, or not only one.
     """
-    with contextlib.suppress(Misfit):
+    with contextlib.suppress(UnusableReply):
         return _parse(text)
     around = _outermost(text)
     if around is not None and _REASONED in around:  # the mark can only stand in a string if this reads
-        with contextlib.suppress(Misfit):
+        with contextlib.suppress(UnusableReply):
             return _parse_mended(around)
     text = text.rpartition(_REASONED)[2].strip()
     if text.startswith("<think>"):
-        raise Misfit("not JSON (reasoning that doesn't end)")
+        raise UnusableReply("not JSON (reasoning that doesn't end)")
     fenced = _FENCE.fullmatch(text)
     try:
         return _parse(fenced[1] if fenced else text)
-    except Misfit as error:
+    except UnusableReply as error:
         outermost = _outermost(text)
         if outermost is None:
             raise error
@@ -105,7 +105,7 @@ def read_json(text: str) -> Any:
 
 
 def _parse_mended(text: str) -> Any:
-    with contextlib.suppress(Misfit):
+    with contextlib.suppress(UnusableReply):
         return _parse(text)
     return _parse(_TRAILING.sub(lambda match: match[1] or "", text))
 
@@ -125,7 +125,7 @@ def _parse(text: str) -> Any:
         value = parse_json(text, raw_breaks=True)
         json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
-        raise Misfit(_TOO_DEEP) from None
+        raise UnusableReply(_TOO_DEEP) from None
     except ValueError as error:
-        raise Misfit(str(error)) from None
+        raise UnusableReply(str(error)) from None
     return value

@@ -16,10 +16,10 @@ from ultramed_rl.kinds import KINDS, load
 from ultramed_rl.report import health, outcome, setup
 from ultramed_rl.report.figures import short
 from ultramed_rl.report.online_run import (
-    Answer,
     OnlineRun,
     Pair,
     Round,
+    ScoredAnswer,
     by_prompt,
     read_online_run,
     rows_of,
@@ -165,7 +165,7 @@ def _draw(one: Round, most: int, seed: int) -> Iterator[tuple[int, int, Sample]]
         yield one.index, place, sample
 
 
-def _answer(answer: Answer, text: str, pair: Pair | None) -> Sample:
+def _answer(answer: ScoredAnswer, text: str, pair: Pair | None) -> Sample:
     marks = {} if pair is None else {pair.rejected: "rejected", pair.chosen: "chosen"}
     notes = {
         "reference answer of the data": not answer.sampled,

@@ -42,7 +42,7 @@ Key = tuple[str, int]  # prompt id and sample
 
 
 @dataclass(frozen=True)
-class Answer:
+class ScoredAnswer:
     """What is known of one scored answer but its text."""
 
     prompt_id: str
@@ -81,7 +81,7 @@ class Round:
     path: Path
     metrics: Metrics  # those it was committed with
     seconds: Metrics
-    answers: Sequence[Answer]  # those sampled in it, scored; of a large one those of some prompts
+    answers: Sequence[ScoredAnswer]  # those sampled in it, scored; of a large one those of some prompts
     pairs: Sequence[Pair]  # theirs
 
     @property
@@ -93,7 +93,7 @@ class Round:
         return self.metrics.get(name, math.nan)
 
     @cached_property
-    def sampled(self) -> list[Answer]:
+    def sampled(self) -> list[ScoredAnswer]:
         return [answer for answer in self.answers if answer.sampled]
 
     @property
@@ -108,7 +108,7 @@ class Policy:
 
     version: int
     path: Path
-    answers: Sequence[Answer]
+    answers: Sequence[ScoredAnswer]
 
     @property
     def label(self) -> str:
@@ -229,7 +229,7 @@ def read_online_run(files: RunReader) -> OnlineRun:
     return OnlineRun(files, rounds, policies)
 
 
-def read_answers(path: Path) -> list[Answer]:
+def read_answers(path: Path) -> list[ScoredAnswer]:
     """The scored answers of a file; none where it isn't there. Of a round of millions those of some prompts: every k-th of
     its files, so that about 50,000 are read."""
     answers = []
@@ -241,7 +241,7 @@ def read_answers(path: Path) -> list[Answer]:
             text, reward = text.strip(), math.nan if reward is None else reward
             refusal = any(pattern.search(text[:200]) for pattern in _REFUSALS)
             ends = finish == "length", finish != "reference"
-            answers.append(Answer(prompt_id, sample, count, reward, *ends, not text, refusal))
+            answers.append(ScoredAnswer(prompt_id, sample, count, reward, *ends, not text, refusal))
     return answers
 
 
@@ -276,27 +276,27 @@ def _batches(path: Path, columns: list[str], some: bool) -> Iterator[Any]:
             yield from file.iter_batches(batch_size=_ROWS, columns=known)
 
 
-def by_prompt(answers: Iterable[Answer]) -> list[list[Answer]]:
+def by_prompt(answers: Iterable[ScoredAnswer]) -> list[list[ScoredAnswer]]:
     """The answers of each prompt."""
-    prompts: dict[str, list[Answer]] = {}
+    prompts: dict[str, list[ScoredAnswer]] = {}
     for answer in answers:
         prompts.setdefault(answer.prompt_id, []).append(answer)
     return list(prompts.values())
 
 
-def prompt_rewards(answers: Iterable[Answer]) -> dict[str, float]:
+def prompt_rewards(answers: Iterable[ScoredAnswer]) -> dict[str, float]:
     """The mean of each prompt's finite rewards; a prompt without any is left out."""
     rewards = {group[0].prompt_id: mean([a.reward for a in group]) for group in by_prompt(answers)}
     return {prompt: reward for prompt, reward in rewards.items() if math.isfinite(reward)}
 
 
-def mean_over_prompts(answers: Iterable[Answer]) -> Interval | None:
+def mean_over_prompts(answers: Iterable[ScoredAnswer]) -> Interval | None:
     """The mean reward over prompts with its bootstrap interval; None without a finite reward."""
     means = list(prompt_rewards(answers).values())
     return paired_bootstrap([0.0] * len(means), means, 1000, 0) if means else None
 
 
-def within_correlation(groups: Iterable[Sequence[Answer]]) -> float:
+def within_correlation(groups: Iterable[Sequence[ScoredAnswer]]) -> float:
     """Pearson's correlation of tokens and reward after each group's means are taken off; NaN without variance."""
     products = squares_of_tokens = squares_of_rewards = 0.0
     for group in groups:
@@ -329,7 +329,7 @@ def won_prompts(before: dict[str, float], after: dict[str, float]) -> dict[str, 
     return {p: 0.5 if after[p] == before[p] else float(after[p] > before[p]) for p in prompts}
 
 
-def share(answers: Iterable[Answer], which: str) -> float:
+def share(answers: Iterable[ScoredAnswer], which: str) -> float:
     """The share of answers that are `cut`, `empty` or a `refusal`; NaN of none."""
     return mean(getattr(answer, which) for answer in answers)
 

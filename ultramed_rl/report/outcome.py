@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from ultramed_rl.evaluation.statistics import Interval
 from ultramed_rl.report.figures import distribution_figure, dressed, interval_figure
-from ultramed_rl.report.online_run import Answer, Change, OnlineRun, mean, mean_over_prompts, share
+from ultramed_rl.report.online_run import Change, OnlineRun, ScoredAnswer, mean, mean_over_prompts, share
 from ultramed_rl.report.stage import score_table
 from ultramed_rl.report.words import MARKS, duration, interval_words, marked, number, percent, share_words
 from ultramed_rl.tracking.page import Callout, Facts, Heading, Note, PageTable, Parts, Tone
@@ -138,7 +138,7 @@ def frontier(run: OnlineRun) -> Parts:
     divergence = {index: max(0.0, value) for index, value in divergence.items() if math.isfinite(value)}
     if not divergence:
         return
-    series: dict[str, dict[int, Sequence[Answer]]] = {
+    series: dict[str, dict[int, Sequence[ScoredAnswer]]] = {
         "held-out prompts": {index: run.policies[index].answers for index in divergence},
         "the round's own samples": {index: run.rounds[index].sampled for index in divergence},
     }
@@ -219,5 +219,5 @@ def evaluation(run: OnlineRun) -> Parts:
     yield Note(f"{words} {MARKS}")
 
 
-def _finite(answers: Sequence[Answer]) -> list[float]:
+def _finite(answers: Sequence[ScoredAnswer]) -> list[float]:
     return [answer.reward for answer in answers if answer.scored]

@@ -26,7 +26,7 @@ class WorkItem:
 
 
 @dataclass
-class _Worker:
+class _Load:
     items: dict[str, WorkItem] = field(default_factory=dict)
     size: int = 0
     load: float = 0.0
@@ -66,7 +66,7 @@ class Dispatcher:
         self._suspects: deque[WorkItem] = deque()  # on their last attempt
         self._out: dict[str, _Out] = {}
         self._failures: dict[str, int] = {}
-        self._workers: dict[int, _Worker] = {}
+        self._workers: dict[int, _Load] = {}
         self._order: list[
             tuple[float, int]
         ] = []  # a heap of (load, worker); what is out of date is passed over
@@ -78,7 +78,7 @@ class Dispatcher:
     def join(self, number: int) -> None:
         """A worker is there, and empty."""
         assert number not in self._workers, number
-        self._workers[number] = _Worker()
+        self._workers[number] = _Load()
         heapq.heappush(self._order, (0.0, number))
 
     def leave(self, number: int, error: str = "its worker is gone") -> None:

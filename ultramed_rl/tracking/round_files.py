@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 
 @dataclass(frozen=True)
-class Sample:
+class AnswerSample:
     """One completion of a shown prompt."""
 
     round: int
@@ -39,7 +39,7 @@ class Made:
     numbers: Mapping[str, float]
 
 
-def round_samples(folder: Path, index: int, seed: int, prompts: int) -> list[Sample]:
+def round_samples(folder: Path, index: int, seed: int, prompts: int) -> list[AnswerSample]:
     """All completions of a few seeded prompts of a round, each prompt's best first; none before they are scored."""
     import pyarrow.parquet as parquet
 
@@ -60,7 +60,7 @@ def round_samples(folder: Path, index: int, seed: int, prompts: int) -> list[Sam
     rank = lambda reward: -reward if math.isfinite(reward) else math.inf
     scored.sort(key=lambda row: (shown.index(row["prompt_id"]), rank(row["reward"]), row["sample"]))
     return [
-        Sample(
+        AnswerSample(
             round=index,
             prompt_id=row["prompt_id"],
             prompt=texts[row["prompt_id"]],

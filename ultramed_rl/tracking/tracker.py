@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ultramed_rl.tracking.console import tell
 from ultramed_rl.tracking.heartbeat import note_link
-from ultramed_rl.tracking.round_files import Made, Sample, made_by_stage, made_in_round, round_samples
+from ultramed_rl.tracking.round_files import AnswerSample, Made, made_by_stage, made_in_round, round_samples
 
 if TYPE_CHECKING:  # the command line tells of progress before it knows of configs
     from ultramed_rl.config.run import RunName, Tracking
@@ -56,7 +56,7 @@ class Backend(Protocol):
 
     def start(self) -> None: ...
     def log(self, kind: Kind, step: int, metrics: Mapping[str, float]) -> None: ...
-    def show(self, samples: Sequence[Sample], step: int) -> None: ...
+    def show(self, samples: Sequence[AnswerSample], step: int) -> None: ...
     def keep(self, made: Sequence[Made]) -> None: ...
     def finish(self, failed: bool) -> None: ...
 
@@ -215,10 +215,10 @@ class WandbRun:
         axis, prefix = PANELS[kind]
         self.run.log({axis: step, **{f"{prefix}/{name}": value for name, value in metrics.items()}})
 
-    def show(self, samples: Sequence[Sample], step: int) -> None:
+    def show(self, samples: Sequence[AnswerSample], step: int) -> None:
         import wandb
 
-        table = wandb.Table(columns=[field.name for field in fields(Sample)])
+        table = wandb.Table(columns=[field.name for field in fields(AnswerSample)])
         for sample in samples:
             table.add_data(*astuple(sample))
         with self._staging():
@@ -284,7 +284,7 @@ class TensorboardEvents:
             self.writer.add_scalar(f"{PANELS[kind][1]}/{name}", value, step)
         self.writer.flush()
 
-    def show(self, samples: Sequence[Sample], step: int) -> None:
+    def show(self, samples: Sequence[AnswerSample], step: int) -> None:
         for sample in samples:
             head = f"reward {sample.reward:.4g} {sample.chosen}".rstrip()
             text = _verbatim(f"{sample.prompt}\n\n{sample.completion}")

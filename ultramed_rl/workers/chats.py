@@ -9,7 +9,7 @@ from typing import Self
 
 from ultramed_rl.config.factory import EngineConfig
 from ultramed_rl.data.chats import LONGEST_TEXT
-from ultramed_rl.http.json_reply import Misfit, read_reply
+from ultramed_rl.http.json_reply import UnusableReply, read_reply
 from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.models.checks import check_sampled_model
 from ultramed_rl.models.tokenizer import chat_tokenizer
@@ -72,7 +72,7 @@ class EngineGenerator:
         (completion,), text, error = ended.value, "", ""
         try:
             text = read_reply(completion.text, completion.finish_reason, request.schema)
-        except Misfit as misfit:
+        except UnusableReply as misfit:
             error = str(misfit)
         return ChatReply(request.key, text, error, tokens, len(completion.token_ids))
 

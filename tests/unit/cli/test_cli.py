@@ -22,7 +22,7 @@ from tests.fake_api import Said, fake_api, reply
 from tests.rounds import finish_round
 from tests.tiny import make_policy, make_questions, make_reward, tiny_run
 from ultramed_rl.cli import app
-from ultramed_rl.cli.runs import Order
+from ultramed_rl.cli.runs import Invocation
 from ultramed_rl.config import parse_config
 from ultramed_rl.store import RunDirectory
 from ultramed_rl.tracking import Progress
@@ -283,9 +283,9 @@ def test_a_reader_that_goes_away_stops_nothing() -> None:
 
 def test_the_line_to_go_on_with_is_one_that_a_shell_reads() -> None:
     overrides = ('policies={"a": "my model"}', "run.name=mine")
-    line = Order(None, overrides).again("evaluate")
+    line = Invocation(None, overrides).again("evaluate")
     assert shlex.split(line) == ["ultramed-rl", "evaluate", *overrides, "--resume"]
-    again = Order("c.yaml", retry_failed=True).again("data score")
+    again = Invocation("c.yaml", retry_failed=True).again("data score")
     assert again == "ultramed-rl data score c.yaml --retry-failed --resume"
 
 

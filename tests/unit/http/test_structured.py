@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from ultramed_rl.http.json_reply import Misfit, fit, read_json
+from ultramed_rl.http.json_reply import UnusableReply, fit, read_json
 
 # -- what is read ------------------------------------------------------------------------------------------
 
@@ -80,7 +80,7 @@ def test_replies_with_one_reading_are_read(text: str, value: Any) -> None:
     ids=lambda text: text[:30],
 )
 def test_replies_with_none_or_several_readings_are_refused(text: str) -> None:
-    with pytest.raises(Misfit):
+    with pytest.raises(UnusableReply):
         read_json(text)
 
 
@@ -123,7 +123,7 @@ def test_a_value_that_was_cut_off_is_never_closed(value: Any, style: Any, data: 
     text = json.dumps(value, **style)
     assume("</think>" not in text)  # what follows it is the answer to reasoning that looks like a cut value
     cut = data.draw(st.integers(0, len(text) - 1))
-    with pytest.raises(Misfit):
+    with pytest.raises(UnusableReply):
         read_json("So: " + text[:cut])
 
 
@@ -147,7 +147,7 @@ def test_commas_after_last_items_are_dropped_and_nothing_else(value: Any) -> Non
 def test_any_text_is_read_or_refused(text: str) -> None:
     try:
         value = read_json(text)
-    except Misfit:
+    except UnusableReply:
         return
     assert json.loads(json.dumps(value, allow_nan=False)) == value
 
@@ -171,7 +171,7 @@ def test_what_fits_is_rewritten_plainly() -> None:
     ],
 )
 def test_what_does_not_fit_is_named(text: str, named: str) -> None:
-    with pytest.raises(Misfit, match=named):
+    with pytest.raises(UnusableReply, match=named):
         fit(text, GRADE)
 
 
@@ -183,5 +183,5 @@ def test_a_schema_that_is_none_is_the_callers_error(schema: str) -> None:
 
 def test_a_reply_nested_beyond_reason_is_refused() -> None:
     for depth in (300, 600, 900, 990, 3000):
-        with pytest.raises(Misfit):
+        with pytest.raises(UnusableReply):
             fit("[" * depth + "]" * depth, GRADE)

@@ -101,7 +101,7 @@ def preference_rows(judged: Judged, rules: Pairs, counts: Counter[str]) -> list[
     return [_pair_row(judged, *pair) for pair in preferences]
 
 
-def _pair_row(judged: Judged, chosen: Answer, rejected: Answer) -> Row:
+def _pair_row(judged: Judged, chosen: RatedAnswer, rejected: RatedAnswer) -> Row:
     """A pair with UltraMedical-Preference's columns."""
     asked = Message(role="user", content=judged.prompt)
     sides = {"chosen": chosen, "rejected": rejected}
@@ -111,7 +111,7 @@ def _pair_row(judged: Judged, chosen: Answer, rejected: Answer) -> Row:
     return _row(judged, [chosen, rejected], turns, feedback, pair_id=name)
 
 
-def _ranked_row(judged: Judged, ranked: Sequence[tuple[Answer, float]]) -> Row:
+def _ranked_row(judged: Judged, ranked: Sequence[tuple[RatedAnswer, float]]) -> Row:
     """A ranking with the columns that `preference_formats` reads as such. An answer that stops within a sentence is
     marked as cut off, so that no one learns to end there."""
     answers = [answer for answer, _ in ranked]
@@ -123,7 +123,7 @@ def _ranked_row(judged: Judged, ranked: Sequence[tuple[Answer, float]]) -> Row:
     return _row(judged, answers, compared, [_feedback(answer) for answer in answers])
 
 
-def _row(judged: Judged, answers: Sequence[Answer], compared: Row, feedback: Any, **names: str) -> Row:
+def _row(judged: Judged, answers: Sequence[RatedAnswer], compared: Row, feedback: Any, **names: str) -> Row:
     metadata = {
         "models": [answer.candidate.model for answer in answers],
         "scores": [float(answer.verdict.overall) for answer in answers],
@@ -136,7 +136,7 @@ def _row(judged: Judged, answers: Sequence[Answer], compared: Row, feedback: Any
     return {**asked, **compared, "metadata": metadata, "label_type": None, "feedback": feedback}
 
 
-def _feedback(answer: Answer) -> dict[str, Any]:
+def _feedback(answer: RatedAnswer) -> dict[str, Any]:
     scores = {name: float(score) for name, score in answer.verdict.scores.items()}
     return {"evaluation": answer.verdict.evaluation, "scores": scores}
 
@@ -146,7 +146,7 @@ def _key(prompt: str) -> str:
 
 
 @dataclass(frozen=True)
-class Answer:
+class RatedAnswer:
     """A candidate that may be compared, at `place` among its record's candidates; its text is trimmed."""
 
     place: int
@@ -155,40 +155,40 @@ class Answer:
     verdict: Verdict
 
 
-Pair = tuple[Answer, Answer]  # the better one, the worse one
+Pair = tuple[RatedAnswer, RatedAnswer]  # the better one, the worse one
 
 
-def distinct_answers(judged: Judged, counts: Counter[str]) -> list[Answer]:
+def distinct_answers(judged: Judged, counts: Counter[str]) -> list[RatedAnswer]:
     """The record's answers, best rank first, each text once at its best rank.
 
     A text that two models gave would else be better and worse than what is ranked between. Texts count as they
     are read later, trimmed. `counts` gains identical and empty, of answers left out.
     """
-    answers: dict[str, Answer] = {}
+    answers: dict[str, RatedAnswer] = {}
     for place in judged.ranking:
         candidate = judged.candidates[place]
         text = candidate.text.strip()
         if not text or text in answers:
             counts["identical" if text else "empty"] += 1
         else:
-            answers[text] = Answer(place, text, candidate, judged.verdicts[place])
+            answers[text] = RatedAnswer(place, text, candidate, judged.verdicts[place])
     return list(answers.values())
 
 
-def is_better(one: Answer, other: Answer, min_gap: float) -> bool:
+def is_better(one: RatedAnswer, other: RatedAnswer, min_gap: float) -> bool:
     """Whether the first may be chosen over the second: a better rank, and an overall score higher by `min_gap`
     or more. With 0, equal scores do and the ranking decides; a rank against the scores never counts."""
     gap = one.verdict.overall - other.verdict.overall
     return one.verdict.rank < other.verdict.rank and gap >= min_gap - _ROUNDING
 
 
-def ordered_pairs(answers: Sequence[Answer], min_gap: float) -> list[Pair]:
+def ordered_pairs(answers: Sequence[RatedAnswer], min_gap: float) -> list[Pair]:
     """Of answers, best rank first, every pair of which one `is_better`: C(n, 2) of n that are ranked as they score,
     with gap 0."""
     return [pair for pair in combinations(answers, 2) if is_better(*pair, min_gap)]
 
 
-def choose_pair(judged: Judged, answers: Sequence[Answer], rules: Pairs) -> Pair | str:
+def choose_pair(judged: Judged, answers: Sequence[RatedAnswer], rules: Pairs) -> Pair | str:
     """UltraMedical's binarised pair out of answers, best rank first, or why there is none: no_chosen, no_rejected.
 
     Chosen is the top rank; of answers that tie with it in the overall score, that of the model first in
@@ -207,7 +207,7 @@ def choose_pair(judged: Judged, answers: Sequence[Answer], rules: Pairs) -> Pair
     return chosen, worse[seeded_number(rules.seed, "rejected", judged.prompt_id) % len(worse)]
 
 
-def ranked_answers(answers: Sequence[Answer], min_gap: float) -> list[tuple[Answer, float]]:
+def ranked_answers(answers: Sequence[RatedAnswer], min_gap: float) -> list[tuple[RatedAnswer, float]]:
     """Of answers, best rank first, those with scores whose pairs of different score are pairs that `is_better` allows.
 
     A row of ranked answers says which pairs to learn from by its scores alone: different ones make a pair. With
@@ -215,7 +215,7 @@ def ranked_answers(answers: Sequence[Answer], min_gap: float) -> list[tuple[Answ
     answer that is lower than the one before but by less than `min_gap` can't be said so, and is left out. With whole
     scores and min_gap <= 1 none is.
     """
-    kept: list[Answer] = []
+    kept: list[RatedAnswer] = []
     for answer in answers:
         equal = bool(kept) and min_gap > 0 and kept[-1].verdict.overall == answer.verdict.overall
         if not kept or equal or is_better(kept[-1], answer, min_gap):

@@ -77,7 +77,7 @@ def run_step(
             their failures are not kept. Also where the log is of another input.
         RuntimeError: the disk is full, or the generator can't go on.
     """
-    run = _Run(step, rows, generator, log, advance)
+    run = _StepRun(step, rows, generator, log, advance)
     try:
         with running(generator.close if generator else None) as start:
             start(run.carry_all(workers)).result()
@@ -86,7 +86,7 @@ def run_step(
     return StepResult(log.tally, run.usage, run.stopped)
 
 
-class _Run:
+class _StepRun:
     """What the workers share."""
 
     def __init__(
