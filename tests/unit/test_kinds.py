@@ -21,7 +21,7 @@ from ultramed_rl.kinds import KINDS, StageKind, load
 from ultramed_rl.records import Completion
 from ultramed_rl.report import write_report
 from ultramed_rl.store import ArtifactFolder, WorkDirectory
-from ultramed_rl.tracking.page import Section
+from ultramed_rl.tracking.page import PageSection
 from ultramed_rl.tracking.status import read_status
 
 HERE = "tests.unit.test_kinds"
@@ -48,8 +48,8 @@ def no_models(config: EchoConfig) -> Iterator[Any]:
     return iter(())
 
 
-def echo_sections(files: Any) -> list[Section]:
-    return [Section("Echo", (f"it said {files.setting('word')}",))]
+def echo_sections(files: Any) -> list[PageSection]:
+    return [PageSection("Echo", (f"it said {files.setting('word')}",))]
 
 
 ECHO = StageKind(

@@ -28,7 +28,7 @@ from ultramed_rl.report.stage import counting_sections
 from ultramed_rl.report.timeline import timeline_parts
 from ultramed_rl.store.atomic import write_whole
 from ultramed_rl.store.run_reader import RunReader
-from ultramed_rl.tracking.page import Parts, Section, Widget, clean_text, page_html, script_json
+from ultramed_rl.tracking.page import PageSection, Parts, Widget, clean_text, page_html, script_json
 
 NAME = "report.html"
 MOST_BYTES = 5_000_000
@@ -106,13 +106,13 @@ def online_html(files: RunReader) -> str:
     return page_html(files.name, [*first, *last], subtitle, FOOTER)
 
 
-def _setup(files: RunReader) -> list[Section]:
+def _setup(files: RunReader) -> list[PageSection]:
     return filled_sections({"Config": setup.config(files), "Environment": setup.environment(files)})
 
 
-def filled_sections(parts: Mapping[str, Parts]) -> list[Section]:
+def filled_sections(parts: Mapping[str, Parts]) -> list[PageSection]:
     """Sections by their headings; one without parts is left out."""
-    sections = [Section(heading, list(of_section)) for heading, of_section in parts.items()]
+    sections = [PageSection(heading, list(of_section)) for heading, of_section in parts.items()]
     return [section for section in sections if section.parts]
 
 

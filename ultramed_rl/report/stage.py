@@ -12,7 +12,7 @@ from ultramed_rl.report.health import curve_parts, memory, phase_words
 from ultramed_rl.report.words import DASH, MARKS, duration, marked, number, percent, spoken, stars
 from ultramed_rl.store.artifacts import read_numbers
 from ultramed_rl.store.run_reader import Metrics, RunReader
-from ultramed_rl.tracking.page import Callout, Facts, Note, PageTable, Part, Parts, Section
+from ultramed_rl.tracking.page import Callout, Facts, Note, PageSection, PageTable, Part, Parts
 
 _NOT_CURVES = {"time", "step", "step_index", "evaluation_index", "samples", "tokens", "flops", "seconds"}
 _FIRST = ("loss", "accuracy", "margin", "perplexity", "reward_mean")
@@ -20,7 +20,7 @@ _MOST_CURVES = 10
 _UNFINISHED = Callout("plain", "This evaluation is not finished.")
 
 
-def training_sections(files: RunReader) -> Iterator[Section]:
+def training_sections(files: RunReader) -> Iterator[PageSection]:
     """Of a stage that trains a model."""
     model = files.manifests().get("model")
     figures = read_numbers(model["metrics"]) if model else None
@@ -31,7 +31,7 @@ def training_sections(files: RunReader) -> Iterator[Section]:
             words[name]: value for name, value in figures.items() if name in words and math.isfinite(value)
         }
         top.append(Facts([(what, number(value, ",.0f"), "") for what, value in known.items()]))
-    yield Section("", top)
+    yield PageSection("", top)
     for kind, heading, axis in (("evaluation", "Held-out data", "steps taken"), ("step", "Training", "step")):
         rows = files.rows(kind)
         names = {name for row in rows for name in row} - _NOT_CURVES
@@ -42,13 +42,13 @@ def training_sections(files: RunReader) -> Iterator[Section]:
         if parts and left:
             parts.append(Note(f"{left} more metrics are in metrics.jsonl."))
         if parts:
-            yield Section(heading, parts)
+            yield PageSection(heading, parts)
     if figures is not None:
         note = Note("start_held_out: before the first step. held_out: of the weights that were kept.")
-        yield Section("Figures", [_table("Figure", figures), note])
+        yield PageSection("Figures", [_table("Figure", figures), note])
     yield from _counts(files, "data")
     yield time_section(files)
-    yield Section("Memory", list(memory(files)))
+    yield PageSection("Memory", list(memory(files)))
 
 
 def training_verdict(files: RunReader, figures: Metrics | None) -> Callout:
@@ -71,29 +71,31 @@ def training_verdict(files: RunReader, figures: Metrics | None) -> Callout:
     return Callout("good" if last < first else "bad", change, lines)
 
 
-def counting_sections(files: RunReader) -> Iterator[Section]:
+def counting_sections(files: RunReader) -> Iterator[PageSection]:
     """Of a data stage, or of contrasts: what was counted."""
     made = {name: manifest for name, manifest in files.manifests().items() if name in ("records", "pairs")}
     if not made:
         lines = ["Its counts appear when it is."]
-        yield Section("", [Callout("plain", "This stage is not finished.", lines)])
+        yield PageSection("", [Callout("plain", "This stage is not finished.", lines)])
         return
     manifest = next(iter(made.values()))
     counts = read_numbers(manifest.get("metrics", {}))
     words = ", ".join(f"{count:g} {spoken(name)}" for name, count in counts.items() if count) or "nothing"
     rows = f": {manifest['rows']:,} rows." if manifest.get("rows") is not None else "."
     heading = f"Finished in {duration(manifest['seconds'])}{rows}"
-    yield Section("", [Callout("plain", heading, [words] if counts else [])])
+    yield PageSection("", [Callout("plain", heading, [words] if counts else [])])
     if (files.path / "records" / "report.html").is_file():
-        yield Section("Data report", ["The step's own report is records/report.html in the run's folder."])
+        yield PageSection(
+            "Data report", ["The step's own report is records/report.html in the run's folder."]
+        )
     yield from _counts(files, *made)
     yield time_section(files)
 
 
-def evaluate_sections(files: RunReader) -> Iterator[Section]:
+def evaluate_sections(files: RunReader) -> Iterator[PageSection]:
     """Of a comparison of policies: the verdict in words, then the tables."""
     results = files.json("results.json")
-    yield Section("", [_UNFINISHED if results is None else evaluation_verdict(results)])
+    yield PageSection("", [_UNFINISHED if results is None else evaluation_verdict(results)])
     results = results or {}
     if results.get("rewards"):
         rows = [
@@ -110,7 +112,7 @@ def evaluate_sections(files: RunReader) -> Iterator[Section]:
         ]
         columns = ("Policy", "reward", "change from the first (95%)", "wins", "tokens", "empty", "ended")
         note = Note("* the 95% interval of the paired bootstrap does not hold 0.")
-        yield Section("Held-out prompts", [PageTable(columns, rows), note])
+        yield PageSection("Held-out prompts", [PageTable(columns, rows), note])
     if results.get("benchmarks"):
         scores = {}
         for policy, of_policy in results["benchmarks"].items():
@@ -120,7 +122,7 @@ def evaluate_sections(files: RunReader) -> Iterator[Section]:
                 (one, p_values.get((one["task"], one["protocol"]))) for one in of_policy["results"]
             ]
         note = Note(f"Accuracy with Wilson's 95% interval, marks against {next(iter(scores))}. {MARKS}")
-        yield Section("Benchmarks", [score_table(scores), note])
+        yield PageSection("Benchmarks", [score_table(scores), note])
     yield time_section(files)
 
 
@@ -147,11 +149,11 @@ def evaluation_verdict(results: Mapping[str, Any]) -> Callout:
     return Callout("plain", f"Compared with {first}", lines)
 
 
-def reward_bench_sections(files: RunReader) -> Iterator[Section]:
+def reward_bench_sections(files: RunReader) -> Iterator[PageSection]:
     """Of a reward model on known pairs: accuracy by subset, and the averages."""
     results = files.json("reward_bench.json")
     if results is None:
-        yield Section("", [_UNFINISHED])
+        yield PageSection("", [_UNFINISHED])
     else:
         said = []
         for name, average in results["averages"].items():
@@ -159,8 +161,8 @@ def reward_bench_sections(files: RunReader) -> Iterator[Section]:
             without = f", without {missing} of its parts" if missing else ""
             said.append(f"{name}: {percent(average['accuracy'], 1)}{without}.")
         heading = f"{results['pairs']:,} pairs were judged by {results['model']}."
-        yield Section("", [Callout("plain", heading, said)])
-        yield Section("Accuracy", list(_subsets(results["subsets"])))
+        yield PageSection("", [Callout("plain", heading, said)])
+        yield PageSection("Accuracy", list(_subsets(results["subsets"])))
     yield time_section(files)
 
 
@@ -203,7 +205,7 @@ def _score_words(score: Mapping[str, Any], p_value: float | None) -> str:
     return f"{percent(score['accuracy'], 1)}{stars(p_value)} ({low} to {high})"
 
 
-def time_section(files: RunReader) -> Section:
+def time_section(files: RunReader) -> PageSection:
     """Seconds of each artifact."""
     rows = []
     for name, manifest in files.manifests().items():
@@ -213,16 +215,16 @@ def time_section(files: RunReader) -> Section:
     logged = [float(row["time"]) for row in files.metrics if isinstance(row.get("time"), int | float)]
     took = max(logged, default=0.0) - min(logged, default=0.0)
     span = [f"From the first logged line to the last: {duration(took)}."] if took >= 1 else []
-    return Section("Time", [table, *span])
+    return PageSection("Time", [table, *span])
 
 
-def _counts(files: RunReader, *names: str) -> list[Section]:
+def _counts(files: RunReader, *names: str) -> list[PageSection]:
     """The counts of artifacts that have some."""
     made = files.manifests()
     counts: Metrics = {}
     for name in names:
         counts |= read_numbers(made.get(name, {}).get("metrics", {}))
-    return [Section("Counts", [_table("What", counts)])] if counts else []
+    return [PageSection("Counts", [_table("What", counts)])] if counts else []
 
 
 def _table(what: str, values: Metrics) -> PageTable:

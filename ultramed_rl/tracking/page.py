@@ -100,14 +100,14 @@ Parts = Iterator[Part]
 
 
 @dataclass(frozen=True)
-class Section:
+class PageSection:
     """A heading and what stands under it, in order; a text is a paragraph."""
 
     heading: str
     parts: Sequence[Part]
 
 
-def page_html(title: str, sections: Sequence[Section], subtitle: str = "", footer: str = "") -> str:
+def page_html(title: str, sections: Sequence[PageSection], subtitle: str = "", footer: str = "") -> str:
     """The page's text, to be written as UTF-8. Every text given is escaped; what UTF-8 or HTML cannot hold
     becomes U+FFFD.
 

@@ -20,8 +20,8 @@ from ultramed_rl.tracking.page import (
     Facts,
     Heading,
     Note,
+    PageSection,
     PageTable,
-    Section,
     Text,
     Widget,
     clean_text,
@@ -68,7 +68,7 @@ def own_script(html: str) -> bytes:
 
 def test_paragraphs_and_tables_come_out_in_order_with_their_words() -> None:
     table = PageTable(("Set", "Rows"), (("MedQA", "9,343"), ("PubMedQA", "88,688")))
-    html = page_html("Title", [Section("First", ("before", table, "after")), Section("Second", ())])
+    html = page_html("Title", [PageSection("First", ("before", table, "after")), PageSection("Second", ())])
     assert Reader(html).text.split() == [
         *("Title", "Title", "First", "before", "Set", "Rows", "MedQA", "9,343", "PubMedQA", "88,688"),
         *("after", "Second"),
@@ -79,7 +79,7 @@ def test_paragraphs_and_tables_come_out_in_order_with_their_words() -> None:
 def test_no_text_becomes_a_tag_wherever_it_stands() -> None:
     figure = go.Figure(go.Bar(x=[ODD], y=[1], text=[ODD]))
     table = PageTable((ODD, ODD), ((ODD, ODD),))
-    html = page_html(ODD, [Section(ODD, (ODD, table, figure))])
+    html = page_html(ODD, [PageSection(ODD, (ODD, table, figure))])
     html.encode("utf-8")
     assert "\x00" not in html and "<script>alert" not in html and "\u202e" not in html
     reader = Reader(html)
@@ -93,7 +93,7 @@ def test_no_text_becomes_a_tag_wherever_it_stands() -> None:
 
 def test_figures_keep_their_numbers_and_leave_their_colours_to_the_page() -> None:
     first = go.Figure(go.Bar(x=["a", "b"], y=[1.5, None]), layout={"title": {"text": "T"}})
-    html = page_html("t", [Section("h", (first, go.Figure(go.Scatter(x=[1], y=[float("nan")]))))])
+    html = page_html("t", [PageSection("h", (first, go.Figure(go.Scatter(x=[1], y=[float("nan")]))))])
     one, other = figures(html)
     assert one["data"][0]["y"] == [1.5, None] and other["data"][0]["y"] == [None]
     assert one["layout"] == {"title": {"text": "T"}}
@@ -102,7 +102,7 @@ def test_figures_keep_their_numbers_and_leave_their_colours_to_the_page() -> Non
 
 def test_plotly_is_inlined_once_and_nothing_is_fetched() -> None:
     figure = go.Figure(go.Bar(y=[1]))
-    html = page_html("t", [Section("a", (figure,)), Section("b", (figure, figure))])
+    html = page_html("t", [PageSection("a", (figure,)), PageSection("b", (figure, figure))])
     packed = re.findall(r'<script type="application/gzip" id="library">(.*?)</script>', html)
     assert len(packed) == 1 and html.count("plotly.js v") == 0 and len(html) < 2_200_000
     library = gzip.decompress(b64decode(packed[0]))
@@ -144,7 +144,7 @@ def test_every_kind_of_part_is_escaped_and_a_widgets_data_ends_no_script() -> No
     facts = Facts(((ODD, ODD, ODD),))
     parts = (Note(ODD), Heading(ODD), Callout("good", ODD, (ODD, ODD)), facts, Text(ODD, ODD))
     widget = Widget("w", "<div id='w'></div>", "document.title = 'w';", [ODD])
-    html = page_html("t", [Section("", (*parts, widget))], subtitle=ODD, footer=ODD)
+    html = page_html("t", [PageSection("", (*parts, widget))], subtitle=ODD, footer=ODD)
     html.encode("utf-8")
     assert "<script>alert" not in html and "\u202e" not in html
     assert Reader(html).text.count("</script><script>alert(1)</script>") == 12
@@ -153,10 +153,10 @@ def test_every_kind_of_part_is_escaped_and_a_widgets_data_ends_no_script() -> No
 
 
 def test_long_pages_have_links_to_their_sections() -> None:
-    sections = [Section(f"Part {n}", ("text",)) for n in range(5)]
+    sections = [PageSection(f"Part {n}", ("text",)) for n in range(5)]
     found = [
         a["href"]
-        for tag, a in Reader(page_html("t", [Section("", ("first",)), *sections])).tags
+        for tag, a in Reader(page_html("t", [PageSection("", ("first",)), *sections])).tags
         if tag == "a"
     ]
     assert found == [f"#section-{n}" for n in range(1, 6)]

@@ -33,7 +33,7 @@ from ultramed_rl.data.factory.report.topics import TopicMap, map_topics, topic_f
 from ultramed_rl.data.factory.step import Row
 from ultramed_rl.data.likeness import Embed
 from ultramed_rl.store.atomic import remove, write_json, write_whole
-from ultramed_rl.tracking.page import PageTable, Section, clean_text, figure_text, page_html
+from ultramed_rl.tracking.page import PageSection, PageTable, clean_text, figure_text, page_html
 
 Read = Callable[[], Iterable[Row]]  # opens the stream anew at every call
 
@@ -67,30 +67,30 @@ def build_report(
         sections.append(_topic_section(topics))
         _write_text(folder / "topics.html", page_html(title, sections[-1:]))
     else:
-        sections.append(Section("Topics", ("No text to map.",)))
+        sections.append(PageSection("Topics", ("No text to map.",)))
         remove(folder / "topics.html")
     _write_text(folder / "report.html", page_html(title, sections))
 
 
-def _set_sections(table: SetTable, facts: pa.Table) -> list[Section]:
+def _set_sections(table: SetTable, facts: pa.Table) -> list[PageSection]:
     means = (
         "Length in words and score (1 to 10) are means ± sample standard deviations over the rows retained."
     )
     sets, kinds = page_tables(table)
     sections = [
-        Section("Sets", (means, sets, misfit_line(table.misfits))),
-        Section("Types", (kinds,)),
+        PageSection("Sets", (means, sets, misfit_line(table.misfits))),
+        PageSection("Types", (kinds,)),
     ]
     headings = {"words": "Instruction length", "answer_words": "Answer length", "score": "Score"}
     for column, heading in headings.items():
         note = "The share of each set's rows; the number of rows is in brackets."
         counts = bin_column(facts, column)
         parts = (note, distribution_figure(counts, column)) if counts else ("No row has one.",)
-        sections.append(Section(heading, parts))
+        sections.append(PageSection(heading, parts))
     return sections
 
 
-def _write_models(path: Path, judged: Read) -> list[Section]:
+def _write_models(path: Path, judged: Read) -> list[PageSection]:
     """models.json, and the same as sections."""
     table, position = model_table(judged()), position_report(judged())
     write_json(path, {"models": asdict(table), "position": asdict(position)})
@@ -98,19 +98,19 @@ def _write_models(path: Path, judged: Read) -> list[Section]:
         "How often the model of the row had the higher score than that of the column; a tie counts a half."
     )
     return [
-        Section("Candidate models", (model_cells(table),)),
-        Section("Win rates", (rates, win_rate_figure(table))),
-        Section("Places", tuple(position_lines(position))),
+        PageSection("Candidate models", (model_cells(table),)),
+        PageSection("Win rates", (rates, win_rate_figure(table))),
+        PageSection("Places", tuple(position_lines(position))),
     ]
 
 
-def _topic_section(topics: TopicMap) -> Section:
+def _topic_section(topics: TopicMap) -> PageSection:
     sample = f"{len(topics.points):,} of {topics.seen:,} instructions"
     note = (
         f"{sample if topics.seen > len(topics.points) else 'All'}, near each other where their vectors are; the axes "
         "mean nothing. A cluster is named by the words that tell it from the others."
     )
-    return Section("Topics", (note, topic_figure(topics)))
+    return PageSection("Topics", (note, topic_figure(topics)))
 
 
 def _write_text(path: Path, text: str) -> None:
