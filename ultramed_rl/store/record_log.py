@@ -28,26 +28,26 @@ from ultramed_rl.store.atomic import (
 )
 from ultramed_rl.store.digests import digest_inputs, digest_path, key_number
 
-Fate = Literal["keep", "drop", "dead"]
+Status = Literal["keep", "drop", "dead"]
 FILE = "log.sqlite"
 COMMIT_RECORDS, COMMIT_S = 500, 20.0  # a commit after so many records, or when the oldest has waited so long
-# Of one that failed and is to be done again, fate is "retry" until it is.
+# Of one that failed and is to be done again, status is "retry" until it is.
 _TABLES = """
 CREATE TABLE IF NOT EXISTS inputs (digest TEXT);
-CREATE TABLE IF NOT EXISTS done (place INTEGER PRIMARY KEY, number INTEGER, fate TEXT, reason TEXT, rows INTEGER, lines BLOB);
+CREATE TABLE IF NOT EXISTS done (place INTEGER PRIMARY KEY, number INTEGER, status TEXT, reason TEXT, rows INTEGER, lines BLOB);
 """
 _ADD = """INSERT INTO done VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (place) DO UPDATE SET
-fate = excluded.fate, reason = excluded.reason, rows = excluded.rows, lines = excluded.lines WHERE done.fate = 'retry'"""
+status = excluded.status, reason = excluded.reason, rows = excluded.rows, lines = excluded.lines WHERE done.status = 'retry'"""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A record's fate. `number` is its key's; `lines` holds the JSON lines that it became, `rows` of them, or its
+    """What became of a record. `number` is its key's; `lines` holds the JSON lines that it became, `rows` of them, or its
     dead letter."""
 
     place: int
     number: int
-    fate: Fate
+    status: Status
     reason: str = ""
     rows: int = 0
     lines: bytes = b""
@@ -72,7 +72,7 @@ def dead(place: int, key: str, reason: str, detail: str, row: Mapping[str, Any])
 
 @dataclass(frozen=True)
 class Tally:
-    """Records by fate: `kept` ones, which became `rows`, and the others by reason."""
+    """Records by status: `kept` ones, which became `rows`, and the others by reason."""
 
     kept: int = 0
     rows: int = 0
@@ -81,7 +81,7 @@ class Tally:
 
     @property
     def done(self) -> int:
-        """Records that have a fate."""
+        """Records that have a status."""
         return self.kept + sum(self.drops.values()) + sum(self.dead_letters.values())
 
 
@@ -132,7 +132,7 @@ class RecordLog:
         self.rows_path, self.dead_letters_path = folder / "rows.jsonl", folder / "dead_letters.jsonl"
         self._manifest = folder / "manifest.json"
         self._waiting, self._since, self._expected = 0, 0.0, -1
-        self._counts: Counter[tuple[str, str]] = Counter()  # records by fate and reason
+        self._counts: Counter[tuple[str, str]] = Counter()  # records by status and reason
         self._rows = 0
         folder.mkdir(parents=True, exist_ok=True)
         self._database = sqlite3.connect(folder / FILE, timeout=0.0, check_same_thread=False)  # as above
@@ -152,7 +152,7 @@ class RecordLog:
     def tally(self) -> Tally:
         """All records so far, of earlier runs too."""
         drops, letters = (
-            {reason: count for (fate, reason), count in sorted(self._counts.items()) if fate == wanted}
+            {reason: count for (status, reason), count in sorted(self._counts.items()) if status == wanted}
             for wanted in ("drop", "dead")
         )
         return Tally(self._counts["keep", ""], self._rows, drops, letters)
@@ -163,14 +163,14 @@ class RecordLog:
         Raises:
             ValueError: another record stood there when it was done.
         """
-        find = "SELECT number, fate FROM done WHERE place = ?"
-        number, fate = self._database.execute(find, (place,)).fetchone() or (None, "retry")
+        find = "SELECT number, status FROM done WHERE place = ?"
+        number, status = self._database.execute(find, (place,)).fetchone() or (None, "retry")
         if number not in (None, _number(key)):
             raise ValueError(
                 f"{self.folder}: record {place + 1} of the input is {key!r} and was another one before; give the "
                 "same input in the same order, or delete the folder to begin anew"
             )
-        return bool(fate != "retry")
+        return bool(status != "retry")
 
     def add(self, entry: Entry) -> None:
         """Keep what became of a record that is not done.
@@ -181,7 +181,7 @@ class RecordLog:
         with self._explained():
             new = self._database.execute(_ADD, astuple(entry)).rowcount
         assert new == 1, f"record {entry.place} is done twice"
-        self._counts[entry.fate, entry.reason] += 1
+        self._counts[entry.status, entry.reason] += 1
         self._rows += entry.rows
         self._since = self._since if self._waiting else time.monotonic()
         self._waiting += 1
@@ -266,13 +266,11 @@ class RecordLog:
                 "delete the folder to begin anew"
             )
         to_do = ("retry", "dead") if retry_dead else ("dead", "retry")
-        self._database.execute("UPDATE done SET fate = ? WHERE fate = ?", to_do)
+        self._database.execute("UPDATE done SET status = ? WHERE status = ?", to_do)
         self._database.commit()
-        count = (
-            "SELECT fate, reason, COUNT(*), SUM(rows) FROM done WHERE fate != 'retry' GROUP BY fate, reason"
-        )
-        for fate, reason, records, rows in self._database.execute(count):
-            self._counts[fate, reason] = records
+        count = "SELECT status, reason, COUNT(*), SUM(rows) FROM done WHERE status != 'retry' GROUP BY status, reason"
+        for status, reason, records, rows in self._database.execute(count):
+            self._counts[status, reason] = records
             self._rows += rows
         remove_leftovers(self.folder)
 
@@ -292,8 +290,8 @@ class RecordLog:
 
     def _write_files(self, rows: Path, letters: Path) -> None:
         with rows.open("wb") as row_file, letters.open("wb") as letter_file:
-            for fate, lines in self._database.execute("SELECT fate, lines FROM done ORDER BY place"):
-                (letter_file if fate == "dead" else row_file).write(lines)
+            for status, lines in self._database.execute("SELECT status, lines FROM done ORDER BY place"):
+                (letter_file if status == "dead" else row_file).write(lines)
 
     def _account(self) -> dict[str, Any]:
         """The manifest of the final files as they are."""
