@@ -15,7 +15,7 @@ from ultramed_rl.tracking import Progress
 from ultramed_rl.tracking.heartbeat import note_waits
 from ultramed_rl.tracking.stall import RoleState, explain_wait
 from ultramed_rl.tracking.timeline import TIMELINE, Span, Timeline
-from ultramed_rl.tracking.utilisation import Utilisation
+from ultramed_rl.tracking.utilisation import RunningUtilisation
 
 
 class RunWatcher(Watcher):
@@ -26,23 +26,21 @@ class RunWatcher(Watcher):
         self.metrics = RoleMetrics(run)
         self.progress = progress
         self.restarts: dict[str, int] = {}
-        self._spans: list[Span] = []  # of the phase under way
+        self._busy = RunningUtilisation(time.time())  # in the phase under way
 
     @contextmanager
     def phase(self, name: str, index: int) -> Iterator[dict[str, float]]:
         """A phase of a round; what it yields holds afterwards each role's share of the time that it was at work."""
-        self._spans = []
         shares: dict[str, float] = {}
-        started = time.time()
+        self._busy = RunningUtilisation(time.time())
         with self.timeline.phase(name, index):
             yield shares
         note_waits(())
-        shares |= Utilisation(self._spans).shares([(started, time.time())])
-        self._spans = []
+        shares |= self._busy.shares(time.time())
 
     def span(self, span: Span) -> None:
         """A worker's turn."""
-        self._spans.append(span)
+        self._busy.add(span)
         self.timeline.note(span)
         self.metrics.count(span.role, span.items, span.seconds)
 

@@ -68,6 +68,29 @@ class Utilisation:
         return shares
 
 
+class RunningUtilisation:
+    """As `Utilisation` from a moment on, for spans that come in each worker's own order; none of them is kept."""
+
+    def __init__(self, since: float) -> None:
+        self.since = since
+        self._until: dict[str, dict[str, float]] = {}  # by role and worker: up to when its work is counted
+        self._work: dict[str, float] = defaultdict(float)  # by role, in worker-seconds
+
+    def add(self, span: Span) -> None:
+        """One more turn."""
+        until = self._until.setdefault(span.role, {})
+        started = max(span.started, until.setdefault(span.worker, self.since))
+        if span.ended > started:
+            self._work[span.role] += (span.ended - started) * span.density
+            until[span.worker] = span.ended
+
+    def shares(self, end: float) -> dict[str, float]:
+        """The share of the time until `end` that each role's workers spent at work, in [0, 1]."""
+        seconds = max(0.0, end - self.since)
+        rooms = {role: seconds * len(workers) for role, workers in self._until.items()}
+        return {role: min(1.0, self._work[role] / room) if room else 0.0 for role, room in rooms.items()}
+
+
 def workers_of(spans: Iterable[Span]) -> dict[str, int]:
     """How many workers of each role have a span, in the order of the roles' first spans."""
     names: dict[str, set[str]] = {}

@@ -32,6 +32,7 @@ from ultramed_rl.tracking.timeline import (
 )
 from ultramed_rl.tracking.utilisation import (
     Load,
+    RunningUtilisation,
     Utilisation,
     phase_windows,
     recent_utilisation,
@@ -76,6 +77,26 @@ ROUND = [
 
 
 # -- the file ----------------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("ab"), st.integers(-20, 80), st.integers(0, 30), st.integers(0, 9)),
+        max_size=20,
+    )
+)
+def test_turns_counted_one_by_one_give_the_shares_of_all_at_once(
+    turns: list[tuple[str, int, int, int]],
+) -> None:
+    """Two turns of a worker may overlap; both begin and end in its order."""
+    ended: dict[str, int] = {}
+    running, spans = RunningUtilisation(AT), []
+    for worker, start, length, items in sorted(turns, key=lambda turn: turn[1]):
+        ended[worker] = max(ended.get(worker, start), start + length)
+        spans.append(span(worker, start, ended[worker], items=items))
+        running.add(spans[-1])
+    expected = Utilisation(spans).shares([(AT, AT + 120)])
+    assert running.shares(AT + 120) == pytest.approx(expected, abs=1e-9)
 
 
 def test_spans_come_back_as_they_were_noted(tmp_path: Path) -> None:
