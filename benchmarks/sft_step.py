@@ -61,12 +61,12 @@ class Work:
 def read_chats(length: int) -> list[TokenizedChat]:
     """The vignettes of the quickstart recipe's SFT stage, of at most `length` tokens."""
     from ultramed_rl.config.stages import ConversationData, ConversationSource
-    from ultramed_rl.data.stage_data import prepare_conversations
+    from ultramed_rl.data.stage_data import PreparedConversations
     from ultramed_rl.models.tokenizer import ChatTokenizer
 
     sources = [ConversationSource(uri=SOURCE, max_misfit_share=0.2)]
     data = ConversationData(sources=sources, too_long="drop")
-    return list(prepare_conversations(data, ChatTokenizer(MODEL), length, 42).training())
+    return list(PreparedConversations(data, ChatTokenizer(MODEL), length, 42).training())
 
 
 def trl_rows(chats: list[TokenizedChat], length: int, packed: bool) -> list[dict[str, Any]]:

@@ -30,33 +30,6 @@ from ultramed_rl.token_ids import TokenIds
 S = TypeVar("S")
 
 
-def prepare_conversations(
-    data: ConversationData, tokenizer: Tokenizer, max_length: int, seed: int
-) -> Prepared[TokenizedChat]:
-    """The chats to fine-tune on and those held out, of at most `max_length` tokens each.
-
-    All sources are read once here, so that what is wrong with them shows before anything is tokenised.
-
-    Raises:
-        ValueError: an unreadable source, one with too many misfits, or no prompt left to train on.
-    """
-    return _Conversations(data, tokenizer, max_length, seed)
-
-
-def prepare_preferences(
-    data: PreferenceData, tokenizer: Tokenizer, max_length: int, seed: int, *, pairs: bool = False
-) -> Prepared[PreferenceGroup]:
-    """The groups to train on and those held out, prompt and any answer of at most `max_length` tokens.
-
-    With `pairs` the best of n ranked answers is paired with one of the worse, drawn by seed, as UltraMedical's
-    binarised preferences are; else all of them stay together. All sources are read once here, as above.
-
-    Raises:
-        ValueError: an unreadable source, one with too many misfits, or no prompt left to train on.
-    """
-    return _Preferences(data, tokenizer, max_length, seed, pairs)
-
-
 class _Used(NamedTuple):
     """A row that is used, its own id, the key of its prompt, and how often it is used if it is trained on."""
 
@@ -77,6 +50,11 @@ class Prepared(ABC, Generic[S]):
     def __init__(
         self, data: ConversationData | PreferenceData, tokenizer: Tokenizer, max_length: int, seed: int
     ) -> None:
+        """Reads all sources once, so that what is wrong with them shows before anything is tokenised.
+
+        Raises:
+            ValueError: an unreadable source, one with too many misfits, or no prompt left to train on.
+        """
         self._data, self._tokenizer, self._max_length, self._seed = data, tokenizer, max_length, seed
         self._rows = Counter(rows=0, duplicate=0, misfit=0, in_held_out=0, unused=0)
         self._samples: dict[str, Counter[str]] = {}  # by split
@@ -181,7 +159,9 @@ class Prepared(ABC, Generic[S]):
         """What fits the model, as text and as tokens, under each of the names; perhaps nothing."""
 
 
-class _Conversations(Prepared[TokenizedChat]):
+class PreparedConversations(Prepared[TokenizedChat]):
+    """The chats to fine-tune on and those held out, of at most `max_length` tokens each."""
+
     def _read(self, source: Any, counts: Counter[str], quiet: bool) -> Iterator[Conversation]:
         return read_conversations(source, counts, quiet=quiet)
 
@@ -205,10 +185,14 @@ class _Conversations(Prepared[TokenizedChat]):
             )
 
 
-class _Preferences(Prepared[PreferenceGroup]):
+class PreparedPreferences(Prepared[PreferenceGroup]):
+    """The groups to train on and those held out, prompt and any answer of at most `max_length` tokens."""
+
     def __init__(
-        self, data: PreferenceData, tokenizer: Tokenizer, max_length: int, seed: int, pairs: bool
+        self, data: PreferenceData, tokenizer: Tokenizer, max_length: int, seed: int, *, pairs: bool = False
     ) -> None:
+        """With `pairs` the best of n ranked answers is paired with one of the worse, drawn by seed, as UltraMedical's
+        binarised preferences are; else all of them stay together. Raises as `Prepared`."""
         super().__init__(data, tokenizer, max_length, seed)
         self._as_pairs = pairs
 

@@ -109,15 +109,15 @@ def check_pool(config: AnyConfig) -> None:
 
 
 def _check_stage_data(config: SftConfig | RewardConfig | PreferenceConfig) -> None:
-    from ultramed_rl.data.stage_data import Tokenizer, prepare_conversations, prepare_preferences
+    from ultramed_rl.data.stage_data import PreparedConversations, PreparedPreferences, Tokenizer
 
     if not _is_small([*config.data.sources, *config.data.evaluation_sources]):
         return
     none = cast(Tokenizer, None)  # the sources are read and split here, tokenised only when they are iterated
     if isinstance(config, SftConfig):
-        prepare_conversations(config.data, none, config.model.max_length, config.run.seed)
+        PreparedConversations(config.data, none, config.model.max_length, config.run.seed)
     else:
-        prepare_preferences(config.data, none, config.model.max_length, config.run.seed)
+        PreparedPreferences(config.data, none, config.model.max_length, config.run.seed)
 
 
 def _is_small(sources: Sequence[Any]) -> bool:

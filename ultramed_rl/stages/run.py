@@ -13,7 +13,7 @@ from ultramed_rl.actors.trainer import RewardTrainWorker
 from ultramed_rl.cluster.inputs import describe_inputs, describe_rendering
 from ultramed_rl.cluster.memory import resolve_architecture
 from ultramed_rl.config.stages import PreferenceConfig, RewardConfig, SftConfig, StageConfig
-from ultramed_rl.data.stage_data import Prepared, prepare_conversations, prepare_preferences
+from ultramed_rl.data.stage_data import Prepared, PreparedConversations, PreparedPreferences
 from ultramed_rl.learning.checks import check_chats, check_groups, check_references
 from ultramed_rl.learning.preference_data import read_reference, reference_answers
 from ultramed_rl.models.checks import check_models
@@ -70,10 +70,10 @@ def _prepare(config: StageConfig, tokenizer: ChatTokenizer) -> Prepared[Any]:
     """The samples that a stage is trained on."""
     length, seed = config.model.max_length, config.run.seed
     if isinstance(config, SftConfig):
-        return prepare_conversations(config.data, tokenizer, length, seed)
+        return PreparedConversations(config.data, tokenizer, length, seed)
     objective = config.objective if isinstance(config, PreferenceConfig) else None
     pairs = objective is not None and not (objective.listwise or objective.unpaired)
-    return prepare_preferences(config.data, tokenizer, length, seed, pairs=pairs)
+    return PreparedPreferences(config.data, tokenizer, length, seed, pairs=pairs)
 
 
 def prepare_data(

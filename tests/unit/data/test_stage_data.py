@@ -17,9 +17,9 @@ from ultramed_rl.config.stages import ConversationData, PreferenceData
 from ultramed_rl.data.identity import prompt_key
 from ultramed_rl.data.stage_data import (
     Prepared,
+    PreparedConversations,
+    PreparedPreferences,
     fit_group,
-    prepare_conversations,
-    prepare_preferences,
     tokenize_preference,
 )
 from ultramed_rl.learning.checks import check_groups
@@ -61,13 +61,13 @@ def pair(prompt: str, chosen: str = "good", rejected: str = "bad", **columns: An
 def chats(
     tokenizer: ChatTokenizer, length: int = LONG, seed: int = 0, **data: Any
 ) -> Prepared[TokenizedChat]:
-    return prepare_conversations(ConversationData.model_validate(data), tokenizer, length, seed)
+    return PreparedConversations(ConversationData.model_validate(data), tokenizer, length, seed)
 
 
 def groups(
     tokenizer: ChatTokenizer, length: int = LONG, seed: int = 0, **data: Any
 ) -> Prepared[PreferenceGroup]:
-    return prepare_preferences(PreferenceData.model_validate(data), tokenizer, length, seed)
+    return PreparedPreferences(PreferenceData.model_validate(data), tokenizer, length, seed)
 
 
 def text(tokenizer: ChatTokenizer, chat: TokenizedChat) -> str:

@@ -15,7 +15,7 @@ import pytest
 from tests.tiny import make_questions, make_tokenizer, tiny_config, tiny_run
 from ultramed_rl.config import dump_config, parse_config
 from ultramed_rl.data.prompts import load_prompts, split_pool
-from ultramed_rl.data.stage_data import prepare_conversations, prepare_preferences
+from ultramed_rl.data.stage_data import PreparedConversations, PreparedPreferences
 from ultramed_rl.evaluation.lineage import Lineage, training_prompts
 from ultramed_rl.kinds import KINDS
 from ultramed_rl.models.tokenizer import ChatTokenizer
@@ -147,7 +147,7 @@ def test_what_a_fine_tuning_held_out_or_left_out_by_weight_was_not_trained_on(tm
     found = [text for text in texts(training_prompts(str(run / "model"))) if text.startswith("Question")]
     placed = {**data, **{key: absolute(tmp_path, data[key]) for key in ("sources", "evaluation_sources")}}
     config: Any = parse_config(stage("sft", "sft", "hub/base", placed), kind=KINDS["sft"].config_class)
-    prepared = prepare_conversations(config.data, tokenizer(tmp_path / "tokenizer"), 512, 3)
+    prepared = PreparedConversations(config.data, tokenizer(tmp_path / "tokenizer"), 512, 3)
     assert found == [row.messages[0]["content"] for row in prepared.training_rows()]
     assert 10 < len(found) < 30 and "Question 5?" not in found
 
@@ -159,7 +159,7 @@ def test_kept_pairs_are_read_even_where_the_source_has_gone(tmp_path: Path, kind
     run = write_run(tmp_path, config)
     placed = {"sources": absolute(tmp_path, [{"uri": "pairs.jsonl"}]), "held_out": 2}
     parsed: Any = parse_config(stage(kind, kind, "hub/base", placed), kind=KINDS[kind].config_class)
-    prepared = prepare_preferences(parsed.data, tokenizer(tmp_path / "tokenizer"), 512, 3)
+    prepared = PreparedPreferences(parsed.data, tokenizer(tmp_path / "tokenizer"), 512, 3)
     expected = [row.messages[0]["content"] for row in prepared.training_rows()]
     from_sources = texts(training_prompts(str(run / "model")))
     (run / "data").mkdir()
