@@ -7,15 +7,20 @@ from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 from statistics import fmean
 
+import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ultramed_rl.evaluation.statistics import Interval, paired_bootstrap, summarize, win_rate
 from ultramed_rl.records import PreferenceGroup, Prompt, ScoredCompletion, SelectionAudit
-from ultramed_rl.store.shards import shard_files
+from ultramed_rl.store.shards import read_columns, shard_files
+
+_OF_ANSWER = {"finish_reason": pa.string(), "logprob": pa.float64()}
+_PAIRED = pa.schema({"group_id": pa.string(), "completions": pa.list_(pa.struct(_OF_ANSWER))})
+_WEIGHED = pa.schema({"group_id": pa.string(), "logprobs": pa.list_(pa.float64())})
 
 
 class AnswerMetrics:
@@ -117,17 +122,26 @@ def kl_to_reference(folder: Path) -> float:
     The mean of log pi - log pi_ref of pi's own samples estimates KL(pi || pi_ref); pair selection keeps
     the extremes, so it is an estimate on pairs, not on all samples. The data's own answers were not sampled.
     """
-    references = pq.read_table(folder / "reference.parquet", columns=["group_id", "logprobs"])
     total, count = 0.0, 0
-    for file in shard_files(folder / "pairs.parquet"):
-        pairs = pq.read_table(file, columns=["group_id", "completions"])
-        answers = pc.list_flatten(pairs["completions"])
+    # A pair's two rows stand at about the same place of their files: few wait for the other one.
+    pairs, references = _PAIRED.empty_table(), _WEIGHED.empty_table()
+    files = (shard_files(folder / name) for name in ("pairs.parquet", "reference.parquet"))
+    for pair_file, reference_file in zip_longest(*files):
+        if pair_file is not None:
+            table = read_columns(pair_file, "group_id", *(f"completions.list.element.{n}" for n in _OF_ANSWER))
+            pairs = pa.concat_tables([pairs, table.cast(_PAIRED)])
+        if reference_file is not None:
+            table = read_columns(reference_file, "group_id", "logprobs")
+            references = pa.concat_tables([references, table.cast(_WEIGHED)])
         places = pc.index_in(pairs["group_id"], value_set=references["group_id"])
-        weighed = pc.list_flatten(references["logprobs"].take(places))
+        answers = pc.list_flatten(pairs.filter(places.is_valid())["completions"])
+        weighed = pc.list_flatten(references.take(places.drop_null())["logprobs"])
         ratios = pc.subtract(pc.struct_field(answers, "logprob"), weighed)
         sampled = pc.not_equal(pc.struct_field(answers, "finish_reason"), "reference")
         own = pc.filter(ratios, sampled)
         total, count = total + (pc.sum(own).as_py() or 0.0), count + len(own)
+        missing = pc.invert(pc.is_in(references["group_id"], value_set=pairs["group_id"]))
+        pairs, references = pairs.filter(places.is_null()), references.filter(missing)
     return total / count if count else 0.0
 
 

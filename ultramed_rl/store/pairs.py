@@ -42,16 +42,19 @@ class RoundPairs(LazySequence[PreferenceGroup]):
         """
         self.folder = folder
         self._files = shard_files(folder / "pairs.parquet")
-        tables = [read_columns(file, *_NEEDED) for file in self._files]
-        self._starts = np.cumsum([0, *(len(table) for table in tables)])
-        table = pa.concat_tables(tables)
+        names, costs = [], []
+        for file in self._files:
+            read = read_columns(file, *_NEEDED)
+            names.append(read.select(["group_id", "prompt_id"]))
+            costs.append(_costs(read))
+        self._starts = np.cumsum([0, *map(len, names)])
+        table = pa.concat_tables(names)
         prompts = read_columns(folder / "prompts.parquet", "prompt_id")
         places = pc.index_in(table["prompt_id"], value_set=prompts["prompt_id"])
         assert not places.null_count, f"{folder}: pairs of prompts that are not the round's"
         self._order = np.argsort(places.to_numpy(), kind="stable")
         self.ids: list[str] = table["group_id"].take(pa.array(self._order)).to_pylist()
-        costs = np.concatenate([_costs(one) for one in tables], axis=1)[:, self._order]
-        self.answer_counts, self.packed_tokens, self.padded_tokens = costs
+        self.answer_counts, self.packed_tokens, self.padded_tokens = np.hstack(costs)[:, self._order]
         self._loaded: dict[int, PreferenceGroup] = {}
         self._read = lru_cache(_OPEN_FILES)(lambda number: read_records(PreferenceGroup, self._files[number]))
 

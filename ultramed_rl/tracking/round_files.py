@@ -46,8 +46,9 @@ def round_samples(folder: Path, index: int, seed: int, prompts: int) -> list[Ans
     files = [folder / f"{name}.parquet" for name in ("prompts", "scored", "pairs")]
     if prompts == 0 or not all(file.exists() for file in files):
         return []
-    ids = parquet.read_table(files[0], columns=["prompt_id"])["prompt_id"].to_pylist()
-    shown = random.Random(f"{seed} shown samples {index}").sample(sorted(ids), min(prompts, len(ids)))
+    ids = parquet.read_table(files[0], columns=["prompt_id"])["prompt_id"]
+    dice = random.Random(f"{seed} shown samples {index}")
+    shown = ids.take(dice.sample(range(len(ids)), min(prompts, len(ids)))).to_pylist()
     asked, scored, pairs = (_rows_of(file, shown) for file in files)
     texts = {row["prompt_id"]: _text(row["messages"]) for row in asked}
     sides: dict[tuple[str, int], str] = {}

@@ -6,6 +6,8 @@ import math
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ultramed_rl.evaluation.metrics import (
     AnswerMetrics,
@@ -46,6 +48,26 @@ def test_kl_is_the_mean_log_ratio_without_reference_answers(tmp_path: Path) -> N
     write_records(references, ReferenceLogprobs, tmp_path / "reference.parquet")
     # (-5 + 6), (-8 + 8.5), (-2 + 5); the data's own answer was not sampled from the policy.
     assert kl_to_reference(tmp_path) == pytest.approx((1.0 + 0.5 + 3.0) / 3)
+
+
+@settings(max_examples=20, deadline=None)
+@given(order=st.permutations(range(7)), cut=st.integers(1, 7), files=st.integers(1, 4))
+def test_kl_is_the_same_however_the_records_lie_in_their_files(
+    order: list[int], cut: int, files: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("round")
+    pairs = [pair(completion("p", 2 * i, -1.0 * i), completion("p", 2 * i + 1, -2.0)) for i in range(7)]
+    references = [ReferenceLogprobs(pairs[i].group_id, (-3.0, -2.0 - i)) for i in order]
+    for name, kind, records, size in (
+        ("pairs", PreferenceGroup, pairs, cut),
+        ("reference", ReferenceLogprobs, references, -(-7 // files)),
+    ):
+        (folder / f"{name}.parquet").mkdir()
+        for number, start in enumerate(range(0, 7, size)):
+            write_records(
+                records[start : start + size], kind, folder / f"{name}.parquet" / f"{number:06d}.parquet"
+            )
+    assert kl_to_reference(folder) == pytest.approx(sum((3.0 - i) + i for i in range(7)) / 14)
 
 
 def test_evaluations_are_compared_prompt_by_prompt() -> None:
