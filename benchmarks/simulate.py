@@ -424,8 +424,8 @@ class PolicyTokens:
         "jupyter_start jupyter_text jupyter_code jupyter_output jupyter_script empty_output"
     )
     _marker, _firsts = re.compile("|".join(f"<\\|?{name}\\|?>" for name in names.split())), "<"
-    held = np.zeros(2, dtype=bool)
-    end_id = 2
+    end_id = VOCABULARY  # which no answer here holds
+    held = np.arange(end_id + 2) == end_id
     spell_out, count = ChatTokenizer.spell_out, ControlTokens.count
 
     @property

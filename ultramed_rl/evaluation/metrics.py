@@ -39,22 +39,23 @@ class AnswerMetrics:
 
     def add(self, scored: Iterable[ScoredCompletion]) -> int:
         """These too; returns their tokens, those of the data's own answers among them."""
-        tokens = 0
+        tokens = finished = empty = non_finite = 0
         for item in scored:
             completion, length = item.completion, len(item.completion.token_ids)
             tokens += length
             if completion.finish_reason != "reference":
                 self._lengths.append(length)
-                self._counts["finished"] += completion.finish_reason == "stop"
-                self._counts["empty"] += not completion.text or completion.text.isspace()
+                finished += completion.finish_reason == "stop"
+                empty += not completion.text or completion.text.isspace()
             if math.isfinite(item.reward):
                 self._rewards.append(item.reward)
             else:
-                self._counts["non_finite"] += 1
+                non_finite += 1
             for name, value in item.terms.items():
                 if math.isfinite(value):
                     self._terms[name] += value
                     self._termed[name] += 1
+        self._counts.update(finished=finished, empty=empty, non_finite=non_finite)
         return tokens
 
     def metrics(self) -> dict[str, float]:

@@ -41,12 +41,12 @@ class AnswerGroup:
     @property
     def packed_tokens(self) -> int:
         """Tokens with the prompt once."""
-        return len(self.prompt) + sum(len(answer) for answer in self.answers)
+        return len(self.prompt) + sum(map(len, self.answers))
 
     @property
     def padded_tokens(self) -> int:
         """Tokens as padded rows, the prompt in each."""
-        return len(self.answers) * (len(self.prompt) + max(len(answer) for answer in self.answers))
+        return len(self.answers) * (len(self.prompt) + max(map(len, self.answers)))
 
     def cost(self, packed: bool) -> int:
         """Tokens of a forward pass, packed or padded."""

@@ -207,14 +207,14 @@ class ChatTokenizer:
     def spell_out(self, answers: Sequence[Sequence[int]]) -> list[Sequence[int]]:
         """Answers' tokens, with the letters of those control tokens that they hold before their end; without any, the
         answer itself."""
-        end = pack_ids([self.end_id])
-        bodies = [pack_ids(answer).removesuffix(end) for answer in answers]
+        end, packed = pack_ids([self.end_id]), [pack_ids(answer) for answer in answers]
         # Few hold any: one look at the tokens of all of them spares a look at each.
-        if not self.controls.among(np.frombuffer(b"".join(bodies), dtype=np.int32)).any():
+        held = self.controls.among(np.frombuffer(b"".join(packed), dtype=np.int32))
+        if np.count_nonzero(held) == sum(one.endswith(end) for one in packed):
             return list(answers)
         spelt: list[Sequence[int]] = []
-        for answer, body in zip(answers, bodies, strict=True):
-            ids = np.frombuffer(body, dtype=np.int32)
+        for answer, whole in zip(answers, packed, strict=True):
+            ids = np.frombuffer(whole.removesuffix(end), dtype=np.int32)
             held = self.controls.among(ids)
             pieces = (
                 self.controls.spell(i) if odd else [i] for i, odd in zip(ids.tolist(), held, strict=True)
