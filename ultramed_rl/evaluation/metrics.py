@@ -129,7 +129,9 @@ def kl_to_reference(folder: Path) -> float:
     files = (shard_files(folder / name) for name in ("pairs.parquet", "reference.parquet"))
     for pair_file, reference_file in zip_longest(*files):
         if pair_file is not None:
-            table = read_columns(pair_file, "group_id", *(f"completions.list.element.{n}" for n in _OF_ANSWER))
+            table = read_columns(
+                pair_file, "group_id", *(f"completions.list.element.{n}" for n in _OF_ANSWER)
+            )
             pairs = pa.concat_tables([pairs, table.cast(_PAIRED)])
         if reference_file is not None:
             table = read_columns(reference_file, "group_id", "logprobs")

@@ -86,7 +86,9 @@ class RoundRollout:
         if len(phase.read()) < self.record.manifest("pairs")["rows"]:  # else each was streamed
             known = {reference.group_id for reference in phase.read()}
             pairs = RoundPairs(self.record.path)
-            total = sum(n for name, n in zip(pairs.ids, pairs.answer_counts, strict=True) if name not in known)
+            total = sum(
+                n for name, n in zip(pairs.ids, pairs.answer_counts, strict=True) if name not in known
+            )
             with self._phase("reference logprobs", int(total)) as bar, phase.kept():
                 for reference in self.workers.reference_logprobs(pairs, bar.advance, known):
                     phase.keep([reference])
