@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from ultramed_rl.tracking.console import speaking, tell_result
-from ultramed_rl.tracking.termination import was_terminated
+from ultramed_rl.tracking.heartbeat import was_terminated
 
 if TYPE_CHECKING:
     from ultramed_rl.config.document import Document

@@ -33,7 +33,6 @@ from ultramed_rl.tracking.timeline import (
 from ultramed_rl.tracking.utilisation import (
     Load,
     RunningUtilisation,
-    Utilisation,
     phase_windows,
     recent_utilisation,
     run_windows,
@@ -60,8 +59,9 @@ def write(path: Path, spans: Sequence[Span]) -> Path:
 
 
 def shares(spans: Sequence[Span], start: float, end: float) -> dict[str, float]:
-    """Of a window in seconds since AT."""
-    return Utilisation(spans).shares([(AT + start, AT + end)])
+    """Of each role in a window in seconds since AT, as the controller's phases are counted."""
+    window = told("window", start, end)
+    return {r: s for r, s in utilisation_table([window, *spans])["window"].items() if r != "seconds"}
 
 
 # A round of 100 s: two engines for the first 40 and 60 s, one reward worker for 30 s within, then one policy for 40 s.
@@ -95,8 +95,7 @@ def test_turns_counted_one_by_one_give_the_shares_of_all_at_once(
         ended[worker] = max(ended.get(worker, start), start + length)
         spans.append(span(worker, start, ended[worker], items=items))
         running.add(spans[-1])
-    expected = Utilisation(spans).shares([(AT, AT + 120)])
-    assert running.shares(AT + 120) == pytest.approx(expected, abs=1e-9)
+    assert running.shares(AT + 120) == pytest.approx(shares(spans, 0, 120), abs=1e-9)
 
 
 def test_spans_come_back_as_they_were_noted(tmp_path: Path) -> None:
