@@ -11,6 +11,7 @@ import typer
 from typer.testing import CliRunner
 
 from ultramed_rl.cli.program import app, carrying_out, command
+from ultramed_rl.tracking import heartbeat
 from ultramed_rl.tracking.heartbeat import Terminated, keep_sigterm, take_sigterm
 
 
