@@ -168,7 +168,6 @@ class Comparison:
                 "rounds": f"{len(run.rounds)} of {run.files.setting('run.rounds', '?')}",
                 "pairs": run.total("pairs"),
                 "seconds": math.fsum(m["seconds"] for m in manifests if not isinstance(m["seconds"], dict)),
-                "flag": "Flagged. " if run.length.flagged else "",
             }
             rows.append(row)
         return rows

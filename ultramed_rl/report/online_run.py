@@ -96,20 +96,6 @@ class LengthCheck:
         paid = self.correlation * math.copysign(1.0, self.growth)
         return abs(self.growth) >= self.GROWTH and paid >= self.CORRELATION
 
-    @property
-    def words(self) -> str:
-        """What the check came to, in a sentence."""
-        if math.isnan(self.growth):
-            return "Lengths could not be compared: the held-out answers of the first or the last policy are missing."
-        moved = f"went from {self.first:.1f} to {self.last:.1f} tokens ({self.growth:+.0%})"
-        if math.isnan(self.correlation):
-            return f"Held-out answers {moved}; reward or length never varied within a prompt."
-        paid = f"reward and length correlate by {self.correlation:+.2f} within prompts"
-        if self.flagged:
-            way = "longer" if self.growth > 0 else "shorter"
-            return f"Held-out answers {moved}, and {paid}: part of the gain may be pay for {way} answers."
-        return f"Held-out answers {moved}; {paid}: not flagged."
-
 
 @dataclass(frozen=True)
 class OnlineRun:
