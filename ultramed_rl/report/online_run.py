@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 from ultramed_rl.evaluation.statistics import Interval
 from ultramed_rl.report.answers import (
     RESAMPLES,
-    AnswerGroup,
     Change,
+    CountedAnswers,
     Pair,
     ScoredAnswer,
     by_prompt,
@@ -49,7 +49,7 @@ _PHASES = {
 
 
 @dataclass(frozen=True)
-class Round(AnswerGroup):
+class Round(CountedAnswers):
     """A committed round; its answers are the samples. Of a large one those of some prompts are read."""
 
     index: int
@@ -64,7 +64,7 @@ class Round(AnswerGroup):
 
 
 @dataclass(frozen=True)
-class Policy(AnswerGroup):
+class Policy(CountedAnswers):
     """A version of the policy (the rounds it was trained for); its answers are those to the held-out prompts."""
 
     version: int
@@ -118,7 +118,7 @@ class OnlineRun:
         return [one.label for one in self.rounds], [one.metrics.get(metric, math.nan) for one in self.rounds]
 
     @property
-    def answered(self) -> list[AnswerGroup]:
+    def answered(self) -> list[CountedAnswers]:
         """The policies and rounds whose answers are kept."""
         return [group for group in (*self.policies, *self.rounds) if group.answers]
 

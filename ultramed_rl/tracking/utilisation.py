@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ultramed_rl.store.run_reader import CONFIG, RunReader
+from ultramed_rl.store.run_reader import RunReader
 from ultramed_rl.tracking.tables import numbered_columns, render_table
 from ultramed_rl.tracking.timeline import CONTROLLER, TIMELINE, Span, read_spans
 
@@ -126,12 +126,13 @@ def read_timeline(directory: Path) -> list[Span]:
     Raises:
         ValueError: there is no run in the directory, or it has no timeline.
     """
-    spans = read_spans(directory / TIMELINE)
+    files = RunReader.of(directory)
+    spans = read_spans(files.path / TIMELINE)
     if not spans:
-        inner = [file.parent for file in sorted(directory.glob(f"*/{CONFIG}"))]
-        stages = [str(path) for path in inner if RunReader(path).type == "online"]
-        fix = f"name one of its stages ({', '.join(stages)})" if stages else "only online rounds write one"
-        raise ValueError(f"{directory}: has no timeline (no span in {TIMELINE}); {fix}")
+        rule = "only online rounds write one"
+        raise ValueError(
+            f"{directory}: has no timeline (no span in {TIMELINE}); {rule}: name such a run's folder"
+        )
     return spans
 
 
