@@ -93,7 +93,7 @@ class Tracker:
         for backend in self._backends:
             if kind is None:
                 made = partial(made_by_stage, self.store.path, self._start)
-                self._attempt(backend, "keep what was made", lambda b=backend, m=made: b.keep(m()), _SHOWN)
+                self._attempt(backend, "keep what was made", partial(self._keep, backend, made), _SHOWN)
             self._attempt(backend, "finish", partial(backend.finish, kind is not None))
 
     def log(self, metrics: dict[str, float], step: int, kind: Kind) -> None:
@@ -104,16 +104,17 @@ class Tracker:
             self._attempt(backend, "log", partial(backend.log, kind, step, metrics))
             folder = self.store.path / "rounds" / f"{step:03d}"
             if kind == "round" and folder.is_dir():  # a line about the whole run has none
+                made = partial(made_in_round, folder, step, self._start)
                 self._attempt(backend, "show samples", partial(self._show, backend, folder, step), _SHOWN)
-                self._attempt(backend, "keep artifacts", partial(self._keep, backend, folder, step), _SHOWN)
+                self._attempt(backend, "keep artifacts", partial(self._keep, backend, made), _SHOWN)
 
     def _show(self, backend: Backend, folder: Path, index: int) -> None:
         prompts = self.config.tracking.sample_prompts
         if samples := round_samples(folder, index, self.config.run.seed, prompts):
             backend.show(samples, index)
 
-    def _keep(self, backend: Backend, folder: Path, index: int) -> None:
-        backend.keep(made_in_round(folder, index, self._start))
+    def _keep(self, backend: Backend, made: Callable[[], Sequence[Made]]) -> None:
+        backend.keep(made())
 
     @property
     def _start(self) -> str:
