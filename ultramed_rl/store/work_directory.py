@@ -24,8 +24,7 @@ from ultramed_rl.store.atomic import (
 )
 from ultramed_rl.store.environment import FILE as ENVIRONMENT
 from ultramed_rl.store.environment import write_environment
-from ultramed_rl.store.remote import RemoteCopy, check_url
-from ultramed_rl.store.remote.copy import OWN
+from ultramed_rl.store.remote import OWN, RemoteCopy, check_url
 from ultramed_rl.store.run_reader import read_rows
 
 Metrics = dict[str, float]
