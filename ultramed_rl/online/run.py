@@ -12,9 +12,9 @@ from ultramed_rl.config import RunConfig
 from ultramed_rl.data.prompts import PromptPool, check_rounds, prepare_pool
 from ultramed_rl.models.checks import check_models
 from ultramed_rl.models.tokenizer import chat_tokenizer
-from ultramed_rl.online.cards import write_reward_card, write_run_card
 from ultramed_rl.records import Checkpoint
 from ultramed_rl.store import RunDirectory, RunReader
+from ultramed_rl.store.cards import ModelFacts, model_card, write_card, write_policy_card
 from ultramed_rl.tracking import Progress, Tracker, render_rounds, verdict, watched
 
 Metrics = dict[str, float]
@@ -127,9 +127,9 @@ def finished_run(config: RunConfig, store: RunDirectory, progress: Progress) -> 
 
 def conclude(store: RunDirectory, rounds: list[Metrics], progress: Progress) -> RunResult:
     """Say what the rounds came to."""
-    checkpoint = Checkpoint(str(store.round(len(rounds) - 1).path / "checkpoint"), len(rounds), {})
-    assert isinstance(store.config, RunConfig)
-    write_run_card(store.config, store, rounds)
+    last = store.round(len(rounds) - 1)
+    checkpoint = Checkpoint(str(last.path / "checkpoint"), len(rounds), {})
+    write_policy_card(store, last, store.path, last.metrics("checkpoint"), rounds=rounds)
     words = verdict(rounds[-1])
     progress.say("\n".join(["", render_rounds(rounds), words, f"policy: {checkpoint.path}"]))
     write_own_report(store.path, progress)
@@ -158,7 +158,7 @@ def prepare_reward_models(
 
     def compute(directory: Path) -> Metrics:
         metrics = train_reward_model(config, workers, pool, progress, directory)
-        write_reward_card(config, store, directory, metrics)
+        write_card(directory, model_card(config, ModelFacts(metrics, role="reward_model")))
         return metrics
 
     path, metrics = store.initial.phase_directory("reward_model", compute)

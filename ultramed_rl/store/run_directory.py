@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ultramed_rl.config import RunConfig
 from ultramed_rl.store.artifacts import ArtifactFolder, read_json
 from ultramed_rl.store.atomic import write_json
 from ultramed_rl.store.digests import key_number
@@ -66,6 +67,8 @@ class RoundRecord(ArtifactFolder):
 
 class RunDirectory(WorkDirectory):
     """The store of an online run."""
+
+    config: RunConfig
 
     @property
     def initial(self) -> RoundRecord:
