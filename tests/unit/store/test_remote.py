@@ -682,7 +682,7 @@ def test_a_run_that_is_killed_while_it_is_published_goes_on_on_another_machine(t
             record = store.round(index)
             for manifest in record.manifests():
                 if manifest["name"] != "checkpoint":
-                    record._verify_bytes(record.artifact(manifest["name"]), manifest)
+                    record.verify(manifest["name"])
         store.round(committed - 1).directory("checkpoint")
 
 
