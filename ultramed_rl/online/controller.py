@@ -31,8 +31,8 @@ from ultramed_rl.records import Completion, Prompt, SamplingRequest, ScoredCompl
 from ultramed_rl.store import RoundRecord, RunDirectory, RunReader
 from ultramed_rl.store.artifacts import read_numbers
 from ultramed_rl.store.cards import write_pairs_card, write_policy_card
-from ultramed_rl.store.run_directory import Asked
 from ultramed_rl.store.shards import RecordFiles
+from ultramed_rl.store.work_directory import Asked
 from ultramed_rl.token_ids import TokenIds
 from ultramed_rl.tracking import Tracker
 from ultramed_rl.workers.online import OnlineWorkers

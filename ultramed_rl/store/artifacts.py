@@ -17,7 +17,6 @@ from ultramed_rl.store.tables import read_records, write_records
 T = TypeVar("T")
 Manifest = dict[str, Any]
 PARTS_INPUTS = "_inputs.json"  # readers of parquet folders pass over what begins so
-_COMMIT = "commit"  # a round's own JSON, beside its manifests
 
 
 class ArtifactFolder:
@@ -87,7 +86,7 @@ class ArtifactFolder:
     @property
     def seconds(self) -> dict[str, float]:
         """Seconds that each finished phase took when it was computed."""
-        return phase_seconds(self.manifests())
+        return phase_seconds(read_manifests(self.path).values())
 
     def metrics(self, name: str) -> dict[str, float]:
         """The numbers that a finished directory phase returned."""
@@ -119,10 +118,6 @@ class ArtifactFolder:
 
     def _manifest_path(self, name: str) -> Path:
         return self.path / f"{name}.json"
-
-    def manifests(self) -> list[Manifest]:
-        """Those of all finished phases."""
-        return [self.manifest(p.stem) for p in sorted(self.path.glob("*.json")) if p.stem != _COMMIT]
 
     def artifact(self, name: str) -> Path:
         """Where a phase's records are."""
@@ -219,6 +214,13 @@ def read_json(path: Path) -> Manifest:
             f"{path}: holds a {type(content).__name__}, not the JSON object that was written; put it back or delete it"
         )
     return content
+
+
+def read_manifests(folder: Path) -> dict[str, Manifest]:
+    """Those of a folder's finished phases, by their names; other JSON, as a round's commit, is passed over."""
+    contents = [read_json(path) for path in sorted(folder.glob("*.json"))]
+    named = [content for content in contents if {"digest", "name"} <= content.keys()]
+    return {str(m["name"]): m for m in named if isinstance(m.get("seconds"), int | float | dict)}
 
 
 def phase_seconds(manifests: Iterable[Manifest]) -> dict[str, float]:

@@ -32,8 +32,8 @@ from ultramed_rl.kinds import KINDS
 from ultramed_rl.store.artifacts import read_json
 from ultramed_rl.store.digests import digest_path
 from ultramed_rl.store.environment import FILE as ENVIRONMENT
-from ultramed_rl.store.run_directory import RoundRecord, RunDirectory
 from ultramed_rl.store.run_reader import RunReader, read_rows
+from ultramed_rl.store.work_directory import RoundRecord, RunDirectory
 
 ModelConfig = SftConfig | RewardConfig | PreferenceConfig | RunConfig
 DataSetConfig = DataConfig | ContrastsConfig | RunConfig
