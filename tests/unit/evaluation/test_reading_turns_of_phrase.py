@@ -30,6 +30,9 @@ DASHES: list[Row] = [
     ("disagrees", "The answer is D--oral zinc.", "care", "contradiction"),
     ("compound", "The answer is D-dimer.", "care", "none"),
     ("compound_short_dash", "The answer is B–cell lymphoma.", "care", "none"),
+    ("around", "The answer--given the above--is D.", "care", "D"),
+    ("commas_around", "The answer, given the above, is D.", "care", "D"),
+    ("later", "The answer is D: upward rotation--as the trapezius pulls.", "care", "D"),
 ]
 HEDGES: list[Row] = [
     ("likely_to_be", "The answer is most likely to be D.", "care", "D"),
@@ -57,6 +60,13 @@ HEDGES: list[Row] = [
     ("likely_not_to_be", "The answer is most likely not to be D.", "care", "none"),
     ("cannot_only", "The answer cannot only be D.", "care", "none"),
     ("could_not", "The answer could not be D.", "care", "none"),
+    ("certainly", "The answer is almost certainly D.", "care", "D"),
+    ("described", "The answer is best described as D.", "care", "D"),
+    ("can_be_only", "The answer can be only D.", "care", "D"),
+    ("it_could_only", "It could only be D.", "care", "D"),
+    ("it_has_to", "It has to be D.", "care", "D"),
+    ("it_could", "It could be D.", "care", "none"),
+    ("may", "The answer may be D.", "care", "none"),
 ]
 TAKE_BACKS: list[Row] = [
     ("label", "The answer is B. No, timing did not matter.", "pubmed", "B"),
@@ -75,6 +85,12 @@ TAKE_BACKS: list[Row] = [
     ("hmm", "The answer is B... hmm, zinc is toxic.", "care", "none"),
     ("wait_then", "The answer is B. Wait, zinc is toxic. The answer is C.", "care", "C"),
     ("no_then", "The answer is B. No, the answer is C.", "care", "C"),
+    ("label_alone", "B. No, timing did not matter.", "pubmed", "B"),
+    ("label_disagrees", "The answer is A. No, timing did not matter.", "pubmed", "contradiction"),
+    ("that_is_wrong", "The answer is B. Actually, that is incorrect.", "care", "none"),
+    ("wrong_to", "The answer is B. That is wrong to stop.", "care", "B"),
+    ("hold_on", "The answer is B. Hold on, it is toxic.", "care", "none"),
+    ("correction", "The answer is B. Correction: C.", "care", "C"),
 ]
 DENIALS: list[Row] = [
     ("also", "The answer is (C). The answer is (B) is also incorrect.", "care", "C"),
@@ -91,6 +107,10 @@ DENIALS: list[Row] = [
     ("too", "The answer is (C). The answer is (B) is correct too.", "care", "contradiction"),
     ("next_sentence", "The answer is C. A is not used there.", "care", "C"),
     ("own_reason", "The answer is (C) because (B) is also incorrect.", "care", "C"),
+    ("less_likely", "The answer is (C). The answer is (B) is less likely.", "care", "C"),
+    ("never", "The answer is (C). The answer is (B) is never right.", "care", "C"),
+    ("three", "The answer is (C). The answer is (A), (B), and (D) are incorrect.", "care", "C"),
+    ("three_right", "The answer is (A), (B), and (D).", "care", "contradiction"),
 ]
 ODD_ONES: list[Row] = [
     ("false_statement", "(D) is correct. The false statement is (A).", "care", "A"),
@@ -114,6 +134,13 @@ ODD_ONES: list[Row] = [
     ("indefinite", "An incorrect statement is A.", "care", "none"),
     ("several", "The false statements are (A) and (B).", "care", "contradiction"),
     ("asked", "Which is the false statement: is it A?", "care", "none"),
+    ("false_one", "(D) is correct. So the false one is (A).", "care", "A"),
+    ("not_true_one", "(D) is correct. The one that is not true is (A).", "care", "A"),
+    ("not_belong", "(D) is correct. The option that does not belong is (A).", "care", "A"),
+    ("label", "(D) is correct. False statement: A", "care", "A"),
+    ("incorrect_only", "(D) is correct. (A) is incorrect.", "care", "D"),
+    ("not_it", "(D) is correct. The false statement is not (B).", "care", "D"),
+    ("several_beside", "(D) is correct. The false statements are (A), (B) and (C).", "care", "D"),
 ]
 REFUSALS: list[Row] = [
     ("single", "The closest answer would be (C). Yet.\nFinal Answer: no single option fits.", "care", "none"),
@@ -134,6 +161,9 @@ REFUSALS: list[Row] = [
     ("none_of_others", "The answer is C. None of the other options fits.", "care", "C"),
     ("no_doubt", "The answer is no doubt C.", "care", "C"),
     ("no", "The answer is C. Final answer: no.", "pubmed", "B"),
+    ("not_applicable", "The answer is C. Final Answer: N/A", "care", "none"),
+    ("several", "The answer is C. Final answer: multiple options fit.", "care", "none"),
+    ("not_provided", "The answer is C. Final Answer: The correct answer is not provided.", "care", "none"),
 ]
 GERMS: list[Row] = [
     ("comma", "The answer is B, E. faecalis.", "culture", "B"),
@@ -151,6 +181,11 @@ GERMS: list[Row] = [
     ("disagrees", "The answer is B, C. difficile.", "culture", "contradiction"),
     ("two_letters", "The answer is B, E.", "culture", "contradiction"),
     ("two_names", "The answer is E. faecalis and C. difficile.", "culture", "contradiction"),
+    ("unlisted_coli", "The answer is B, E. coli.", "culture", "B"),
+    ("box", r"\boxed{B, E. faecalis}", "culture", "B"),
+    ("bold", "**B, E. faecalis**", "culture", "B"),
+    ("not_another", "The answer is D, S. aureus, not B, E. faecalis.", "culture", "D"),
+    ("rarer", "The answer is B. E. coli is rarer.", "culture", "B"),
 ]
 LOOPS: list[Row] = [
     (
@@ -194,6 +229,37 @@ LOOPS: list[Row] = [
     ("one_letter", "The answer is C. " * 50, "care", "C"),
     ("two", "The answer is A. Then again, the answer is D.", "care", "D"),
     ("boxes", r"\boxed{A} \boxed{B} \boxed{C} \boxed{D}", "care", "contradiction"),
+    (
+        "chosen",
+        "I would choose A. I would choose B. I would choose C. I would choose D.",
+        "care",
+        "contradiction",
+    ),
+    (
+        "backwards",
+        "The answer is D. The answer is C. The answer is B. The answer is A.",
+        "care",
+        "contradiction",
+    ),
+    (
+        "from_the_middle",
+        "The answer is B. The answer is C. The answer is D. The answer is A. The answer is B.",
+        "care",
+        "contradiction",
+    ),
+    (
+        "verdicts",
+        "A is the answer. B is the answer. C is the answer. D is the answer.",
+        "care",
+        "contradiction",
+    ),
+    (
+        "reasoned",
+        "".join(f"Example {n}: it is so. The answer is ({k}).\n" for n, k in enumerate("ABCDA"))
+        + "Zinc helps. The answer is (B).",
+        "care",
+        "B",
+    ),
 ]
 LANGUAGES: list[Row] = [
     ("spanish", "La respuesta correcta es la C.", "care", "C"),

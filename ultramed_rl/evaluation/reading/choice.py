@@ -31,24 +31,27 @@ _END = re.compile(
 _SMALL_END = re.compile(r"\s*$|[.:,;](?!\w)| (?:because|since)\b")
 _PRONOUN_END = re.compile(r"\s*$|[.:](?!\w)")
 _WHOLE_END = re.compile(r"[.!,;:]*\s*$|[.:]? ?\(|[.:] |[.:](?=[A-Z][a-z]{2})| - ")
-_ANOTHER = re.compile(
-    r"(?: ?\([^()\n]{1,80}\))?[)\]\"'.]*\s?(?:,|/|&|;|\||\b(?:or|and|plus|oder|und|ou|et|o|y)\b)\s?"
-    r"(?:(?:or|and|both) )?(?:(?i:option|choice|answer) )?[(\[\"']*(?P<letter>[A-Z])(?!\. ?[a-z]{5,}(?<!because)\b)"
-    r"(?=[)\].,;:|\"']|\s*$| \(| (?:and|or|are|because|since|both|seem|fit)\b| ?[/&])"
-)
 _EPITHETS = (
     r"(?i:coli|diff|difficile|albicans|trachomatis|botulinum|perfringens|tetani|burnetii|faecalis|faecium"
     r"|histolytica|granulosus|henselae|burgdorferi|pertussis|anthracis|cereus|fragilis|abortus|neoformans"
     r"|jejuni|diphtheriae|fumigatus|baumannii|lumbricoides|israelii|latum|cloacae|tularensis|lamblia"
     r"|vaginalis|pylori|influenzae|ducreyi|capsulatum|gondii)\b"
 )
+_ANOTHER = re.compile(
+    r"(?: ?\([^()\n]{1,80}\))?[)\]\"'.]*\s?(?:,|/|&|;|\||\b(?:or|and|plus|oder|und|ou|et|o|y)\b)\s?"
+    r"(?:(?:or|and|both) )?(?:(?i:option|choice|answer) )?[(\[\"']*(?P<letter>[A-Z])"
+    rf"(?!\. ?(?:{_EPITHETS}|[a-z]{{5,}}(?<!because)\b))"
+    r"(?=[)\].,;:|\"']|\s*$| \(| (?:and|or|are|because|since|both|seem|fit)\b| ?[/&])"
+)
 # A second label further on: an echo of options in one line, or "A. Aspirin and C. Warfarin".
 _LABELLED = re.compile(
-    rf"[.):]? ?[^.\n]{{1,80}}? (?<!is )(?<!be )\(?(?P<letter>[A-Z])[).] (?=\w)(?!{_EPITHETS}|(?:is|was|are|would|does)\b)"
+    rf"[.):]? ?[^.\n]{{1,80}}? (?<!is )(?<!be )(?<!choose )(?<!with )\(?(?P<letter>[A-Z])[).] (?=\w)(?!{_EPITHETS}|(?:is|was|are|would|does)\b)"
 )
 _ONLY_LETTERS = re.compile(r"(?:\W|\b(?:and|or|both|option)\b|\b[A-Z]\b)*")
 _MARKS = re.compile(r"(?:[ :(),!=]|\.(?!\d)|-(?=[ A-Za-z]))*")
-_BAD = rf"(?:{ADVERBS} |both )*(?:wrong|incorrect|false|ruled out|excluded|eliminated)\b"
+_BAD = (
+    rf"(?:{ADVERBS} |both )*(?:wrong|incorrect|false|never|unlikely|less \w+|ruled out|excluded|eliminated)\b"
+)
 _DENIED = re.compile(
     rf"[)\]\"']*(?: ?\([^()\n]{{1,80}}\))?,?(?: which)?(?: (?:is|are|was|were|seems)(?: {ADVERBS})?(?:n't| not)\b"
     rf"| (?:is|are|was|were|seems|(?:would|can|must|should|has|have)(?: been| be)*) {_BAD}"
@@ -85,7 +88,8 @@ _NEITHER = "-"  # says that it is none of the options; no option has it as its l
 _REFUSAL = re.compile(
     r"(?:none|no (?:\w+ ){0,2}(?:options?|answers?|choices?)|not (?:given|listed|known|clear|among|provided|available"
     r"|present|enough|possible)|un(?:clear|known|certain|determined|able to)|in(?:sufficient|conclusive|determinate)"
-    r"|neither|(?:cannot|can't) be|impossible to|there (?:is|are) no|i (?:do not|don't|cannot|can't)"
+    r"|neither|n/a|(?:cannot|can't) be|impossible to|there (?:is|are) no|i (?:do not|don't|cannot|can't)"
+    r"|(?:multiple|several|more than one) (?:options?|answers?|choices?)"
     r"|all (?:of )?(?:the |these )?(?:options|answers|choices) (?:are|seem) (?:wrong|incorrect|false))\b"
 )
 
@@ -133,10 +137,10 @@ class _Options:
     def __call__(self, said: str, alone: bool = False) -> str:
         if groups := self._named(said, alone):
             return unite(*groups)
+        if not alone and _REFUSAL.match(_normalised(said)):
+            return _NEITHER
         letters, label = self._lettered(said.lstrip(_OPENING), alone)
-        if letters:
-            return self._with_label(letters, label, alone)
-        return _NEITHER if not alone and _REFUSAL.match(_normalised(said)) else ""
+        return self._with_label(letters, label, alone) if letters else ""
 
     # -- texts
 
@@ -183,14 +187,16 @@ class _Options:
         own, label = self.texts.get(letter, ""), _MARKS.sub("", after, count=1)
         if not self._is_answer(match, after, label, own):
             return "", ""
-        # A second letter stands beside the first, or labels a second option after the first one's text.
-        beside, labelled = (form.match(said, match.end("letter")) for form in (_ANOTHER, _LABELLED))
-        another = ""
-        if beside and (not alone or _ONLY_LETTERS.fullmatch(said, beside.end())):
-            if _DENIED.match(said, beside.end()):
-                return "", ""
-            another = beside["letter"]
-        elif labelled and labelled["letter"] in self.texts:
+        # Further letters stand beside the first, or one labels a second option after the first one's text.
+        another, end = "", match.end("letter")
+        while beside := _ANOTHER.match(said, end):
+            another, end = another + beside["letter"], beside.end()
+        if another and _DENIED.match(said, end):
+            return "", ""
+        if alone and not _ONLY_LETTERS.fullmatch(said, end):
+            another = ""
+        labelled = _LABELLED.match(said, match.end("letter"))
+        if not another and labelled and labelled["letter"] in self.texts:
             another = labelled["letter"]
         if alone and not another and not _stands_alone(match, after, label, own):
             return "", ""
@@ -246,6 +252,8 @@ def _stands_alone(match: re.Match[str], after: str, label: str, own: str) -> boo
     if label.split()[0] in ("and", "or", "is", "are"):
         return False
     if own and _starts(label, own):
+        if own.casefold() in _JUDGEMENTS and _JUDGEMENT_END.match(label, len(own)):
+            return True
         # "A. Aspirin is an NSAID" describes an option.
         return not (REJECTED.match(label, len(own)) or _PREDICATE.match(label, len(own.strip(" ."))))
     if match["letter"].isupper() and re.match(r"[,.]? (?:- )?(?:because|since)\b", after):

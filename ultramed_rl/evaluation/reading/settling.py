@@ -22,7 +22,7 @@ from typing import Literal, Protocol
 
 from ultramed_rl.evaluation.reading.text import BOXED, clean, turns
 
-_HASTE = 40  # characters from one answer to the next, where nothing is argued
+_HASTE = 30  # characters from one answer to the next, where nothing is argued
 LONGEST = 600  # enough for the text of an option, and it bounds the work on a text that is all statements
 
 # -- words -------------------------------------------------------------------------------------------------
@@ -33,8 +33,9 @@ def _words(pattern: str) -> re.Pattern[str]:
 
 
 ADVERBS = (
-    r"(?:(?:most |very )?(?:likely|probably)|clearly|obviously|definitely|certainly|surely|undoubtedly|indeed"
-    r"|therefore|thus|hence|then|simply|actually|also|in fact|of course|no doubt|none other than)\b"
+    r"(?:(?:(?:most|more|very|quite|almost) )?(?:likely|probably|certainly|surely)|clearly|obviously|definitely"
+    r"|undoubtedly|indeed|therefore|thus|hence|then|simply|actually|also|in fact|of course|no doubt|none other than"
+    r"|best described as)\b"
 )
 _LACKING = r"(?:given|listed|known|clear|among|provided|available|present|determined|answered|found|possible)"
 _MARK = r"(?:(?i:option|choice|answer) )?[(\[\"]*"
@@ -77,14 +78,14 @@ _JOINT = re.compile(r"(?<![A-Z)])(?:, (?:(?:and|but|while|whereas|so) )?| (?:and
 _MODAL = (
     r"(?:(?P<not>(?:is|was)n't|(?:cannot|can't|can not|could not|couldn't)(?: only)? be)\b"
     rf"(?! {_LACKING})|(?=(?:cannot|can't) be {_LACKING})"
-    r"|(?:is|was|are|remains|appears|seems|should|must|will|(?P<would>would)|(?:can|could) only"
+    r"|(?:is|was|are|remains|appears|seems|should|must|will|(?P<would>would)|(?:can|could) only|can be only"
     r"|(?:has|have|ought|needs|turns)(?= (?:to|got|out)\b))\b"
     rf"(?:[ ,]+(?:{ADVERBS}|(?:to|be|have|going|got|out)\b))*,?)"
 )
 _NEGATED = rf"(?P<negated>not\b(?! (?:only|{_LACKING})))?"
 _NOUN = re.compile(
     r"(?<![A-Za-z])(?:(?P<answer>answers?|ans)|option|choice|selection|guess)"
-    r"(?:[ _](?:choice|option|letter|idx|index|key|selection))?(?: (?:to|for|of|among) [^.\n:?!]{1,80}?"
+    r"(?:[ _](?:choice|option|letter|idx|index|key|selection))?(?:(?:,| -)? (?:to|for|of|among|in|from|given|based|considering) [^.\n:?!]{1,80}?(?:,| -)?"
     r"|(?P<clause> (?:that|which) [^.\n:?!,]{1,60}?)|,? (?:here|therefore|thus|then),?)?(?:\s?\([^()\n]{1,40}\))?"
     rf"(?:[\"']?\s?(?:[:=]|->)| {_MODAL}| - |(?=\s?\([A-Z]\))|(?<=final answer)(?= [A-Z]\b))"
     rf"[\s:\"']*(?:{ADVERBS} )?{_NEGATED}",
@@ -98,7 +99,8 @@ _CHOOSE = re.compile(
     re.MULTILINE,
 )
 _CONCLUDED = re.compile(
-    r"\b(?i:so|thus|hence|therefore|leaving|leaves|left with|elimination|must be|it's|it is)\b"
+    r"\b(?i:so|thus|hence|therefore|leaving|leaves|left with|elimination|(?:must|has to|(?:can|could) only) be|it's|it is"
+    r"|correction)\b"
     r"[,:]? (?i:(?:only|us with|me with|just|it's|it is|it must be) )?"
     rf"(?=(?:{_MARK}[A-Z][)\]\"]*|(?i:yes|no|maybe))[.!]?(?:\n|\s?$))"
 )
@@ -110,12 +112,12 @@ _SURE = re.compile(
 )
 # Of a question for the exception; in any other, several are wrong, and "the wrong answer is B" is no answer.
 _ODD_NOUN = (
-    r"(?:(?:only )?exception|odd (?:one|man) out|(?:only )?(?:false|incorrect|wrong|untrue|inaccurate) statements?"
-    r"|statements? (?:that|which) (?:(?:is|are|was)(?: (?:false|incorrect|wrong|untrue)|(?: not|n't) [^.,:?\n]{1,40}?)"
-    r"|does(?: not|n't) [^.,:?\n]{1,40}?))"
+    r"(?:(?:only )?exception|odd (?:one|man) out|(?:only )?(?:false|incorrect|wrong|untrue|inaccurate) (?:statements?|one)"
+    r"|statements? (?:that|which) (?:is|are|was) (?:false|incorrect|wrong|untrue)"
+    r"|(?:statements?|one|option|choice) (?:that|which) (?:is|are|was|do|does)(?: not|n't) [^.,:?\n]{1,40}?)"
 )
 _ODD = re.compile(
-    rf"(?:\bthe {_ODD_NOUN}(?: here)?(?:\s?:| {_MODAL})|\b(?:all|each|every|both)\b[^.\n?]{{0,60}}"
+    rf"(?:(?:\bthe |^|(?<=[.!?] )){_ODD_NOUN}(?: here)?(?:\s?:| {_MODAL})|\b(?:all|each|every|both)\b[^.\n?]{{0,60}}"
     rf"\b(?:true|correct|right|causes?|features?)(?: statements?)?,? except(?: for)?:?)[\s:\"']*{_NEGATED}",
     re.IGNORECASE,
 )
@@ -145,8 +147,9 @@ _ASKED = re.compile(r"[^.!\n]{0,60}\?")
 # "No, timing didn't matter" is an argument.
 _TAKEN_BACK = re.compile(
     r"[^.,!?\n]{1,80}(?:[.,!?\s-]+(?:(?:wait|hmm+|oops|sorry)(?=\s*[^\s\w]|\s*$| (?:no|that|this|it|the|i|not)\b)"
-    r"|(?:scratch that|i mean|actually,? no|no,? wait)(?!\w))|, no,|[.!?]\s+(?-i:No)[,.!:]? (?:sorry|hmm"
-    r"|(?:that|this|it)\b[^.\n]{0,30}\b(?:wrong|incorrect|not (?:right|correct|true|it)|mistake)))",
+    r"|(?:scratch that|hold on|i mean|correction|my mistake|actually,? no|no,? wait)(?!\w))|, no,"
+    r"|[.!?]\s+(?:(?:no|actually|but|oh)[,.!:]? )*(?:that|this)(?:'s| is| was) (?:also |clearly )?(?:wrong|incorrect"
+    r"|not (?:right|correct|true)|a mistake)\b(?! to\b))",
     re.IGNORECASE,
 )
 _ALSO = re.compile(
@@ -262,17 +265,19 @@ def _is_loop(seen: Sequence[tuple[int, str]], options: str, truncated: bool) -> 
     Args:
         seen: what the text gave since it last corrected itself, with where.
     """
-    changes = [one for one, _ in groupby(one for _, one in seen)]
+    changes = [one for one, _ in groupby(one[0] for _, one in seen)]
     if truncated and len(changes) > 3:
         return True
-    hasty = seen[-1][0] - seen[0][0] < _HASTE * len(seen)
+    hasty = seen[-1][0] - seen[0][0] < _HASTE * (len(seen) - 1)
     if hasty and len(seen) > 2 and sorted(one for _, one in seen) == sorted(options):
         return True
     for n in range(2, len(ascii_uppercase)):
-        tail, before = changes[-n:], changes[-2 * n : -n]
-        if tail == before and (n > 2 or tail == changes[-3 * n : -2 * n]):
+        tail, again = changes[-n:], changes[-n:] == changes[-2 * n : -n]
+        if again and (tail == changes[-3 * n : -2 * n] or (hasty and n > 2)):
             return True
         if tail == list(ascii_uppercase[:n]) and (n > 3 or n == len(changes) == 3):
+            return True
+        if hasty and n > len(options) > 3 and len(tail) == n and "".join(tail) in options * 3:
             return True
     return False
 
