@@ -349,7 +349,7 @@ def at_url(provoke: Provoke) -> Provoke:
     def call(root: Path) -> object:
         remote.empty_store()
         try:
-            with patch("ultramed_rl.store.remote.folder.LONGEST_WAIT_S", 0.0):
+            with patch("ultramed_rl.store.remote_folder.LONGEST_WAIT_S", 0.0):
                 return provoke(root)
         finally:
             remote.empty_store()

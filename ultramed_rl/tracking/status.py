@@ -22,7 +22,7 @@ from ultramed_rl.tracking.utilisation import recent_utilisation
 
 State = Literal["waiting", "running", "finished", "failed", "interrupted", "stopped"]
 _TAIL_BYTES = 2**18
-_WRITER, _MISSED = "writer.json", 3  # as store/remote/folder.py writes it
+_WRITER, _MISSED = "writer.json", 3  # as store/remote_folder.py writes it
 _NUMBER = (int, float)
 # Keys of JSON files that others write, with the types of their values.
 _LEASE = {"released": bool, "renewed": _NUMBER, "every_s": _NUMBER}
