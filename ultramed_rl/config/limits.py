@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -57,6 +57,10 @@ TopP = Annotated[
 ReplicaTokens = Annotated[Tokens, Field(description="packed tokens per forward pass on one replica")]
 TrainableLayers = Annotated[
     Few | None, Field(description="train only the last k decoder layers and the head; null: all")
+]
+TooLong = Annotated[
+    Literal["refuse", "drop"],
+    Field(description="what is over the longest length stops the run, or is dropped and counted"),
 ]
 
 # -- texts -------------------------------------------------------------------------------------------------
