@@ -22,6 +22,7 @@ from ultramed_rl.config.limits import (
     Text,
     Tokens,
     TopP,
+    Unique,
 )
 from ultramed_rl.config.rewards import StatementJudge
 
@@ -31,7 +32,9 @@ TaskName = Annotated[str, Field(max_length=200)]
 class General(Section):
     """What lm-evaluation-harness (arXiv 2405.14782) asks a checkpoint, to see what specialising has cost."""
 
-    tasks: list[TaskName] = Field(min_length=1, description="lm-eval's names: mmlu, gpqa_main_zeroshot, ...")
+    tasks: Annotated[list[TaskName], Unique] = Field(
+        min_length=1, description="lm-eval's names: mmlu, gpqa_main_zeroshot, ..."
+    )
     limit: Count | None = key(None, "items of each task, for a try; null: all")
     num_fewshot: FewOrZero | None = key(None, "examples shown; null: each task's own")
     batch_size: BatchSize | Literal["auto"] = key("auto", "auto: vllm's own; what fits a GPU, on CPU 8 (hf)")
@@ -52,8 +55,6 @@ class General(Section):
                     f"tasks={name!r}: not the name of one task; give each its own entry, and its folder in "
                     "general.include_path if it is your own"
                 )
-        for name in repeated(self.tasks):
-            yield f"tasks={name!r}: stands there twice; remove one"
 
 
 class Likelihood(Section):

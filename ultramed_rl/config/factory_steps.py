@@ -29,6 +29,7 @@ from ultramed_rl.config.limits import (
     Text,
     Tokens,
     TopP,
+    Unique,
     Words,
 )
 
@@ -89,10 +90,10 @@ class Evolve(Asking):
 
     type: Literal["evolve"] = "evolve"
     rounds: Few = key(2, "times that a question is made harder")
-    open_methods: list[OpenMethod] = key(
+    open_methods: Annotated[list[OpenMethod], Unique] = key(
         [*get_args(OpenMethod)], "one is drawn for a round of an open question", min_length=1
     )
-    choice_methods: list[ChoiceMethod] = key(
+    choice_methods: Annotated[list[ChoiceMethod], Unique] = key(
         [*get_args(ChoiceMethod)], "one is drawn for a round of a choice", min_length=1
     )
     least_words: Words = key(10, "words that a round adds to the stem at least")
@@ -104,9 +105,6 @@ class Evolve(Asking):
 
     def problems(self) -> Iterator[str]:
         yield from order_rules(self, "least_words", "most_words")
-        for kind, methods in (("open", self.open_methods), ("choice", self.choice_methods)):
-            if repeated(methods):
-                yield f"{kind}_methods={methods}: one stands there twice; name each once"
 
 
 class Answer(Asking):
@@ -217,14 +215,10 @@ class Pairs(Section):
         "binary: one pair a prompt, for DPO and KTO; ranked: one row of answers best first, for our "
         "reward stage; pairs: a row for every ordered pair, for trainers that read nothing else",
     )
-    strongest: list[Label] = key([], "models, strongest first; of answers that tie theirs is chosen")
+    strongest: Annotated[list[Label], Unique] = key([], "models, strongest first: whose answer wins a tie")
     min_gap: FactorOrZero = key(0.0, "the overall scores of a pair differ by at least so much")
     splits: SplitSizes = SplitSizes()
     seed: Seed = key(0, "of the splits, and of which rejected answer a pair has")
-
-    def problems(self) -> Iterator[str]:
-        if repeated(self.strongest):
-            yield f"strongest={self.strongest}: a model stands there twice; remove one"
 
 
 class BenchSizes(Section):

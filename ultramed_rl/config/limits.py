@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
+from ultramed_rl.config.base import repeated
+
 # -- numbers -----------------------------------------------------------------------------------------------
 
 Count = Annotated[int, Field(gt=0, le=10**9)]  # of rows, prompts, steps: what is never held in memory at once
@@ -115,6 +117,15 @@ def _web_address(url: str) -> str:
     raise PydanticCustomError("address", "not a web address; write http://host:port/path")
 
 
+def _unique(names: list[str]) -> list[str]:
+    if again := repeated(names):
+        raise PydanticCustomError(
+            "repeated", "{name} stands there twice; remove one", {"name": repr(again[0])}
+        )
+    return names
+
+
+Unique = AfterValidator(_unique)  # of a list of names
 _Filled = BeforeValidator(_filled_in)
 _Line = AfterValidator(_printable)
 

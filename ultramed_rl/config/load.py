@@ -115,24 +115,13 @@ def load_config(
     *,
     kind: type[Config] = RunConfig,  # type: ignore[assignment]
 ) -> Config:
-    """Read and validate a config file.
-
-    Args:
-        path: the YAML file.
-        overrides: `section.key=value` strings; the value is read as YAML, null takes the key away.
-        kind: what the file describes.
-
-    Raises:
-        ConfigError: with one line per problem.
-    """
+    """Read and validate a YAML file of this kind, with `section.key=value` overrides: the value is read as YAML, null takes
+    the key away. Raises `ConfigError` with one line per problem."""
     return check_document(read_document(path, overrides), kind)
 
 
 def load_any(path: str | Path | None, overrides: Sequence[str] = ()) -> AnyConfig:
-    """Like `load_config`, for the kind that the file's `type` names; without one it is an online run.
-
-    Without a file the overrides are all there is.
-    """
+    """Like `load_config`, for the kind that `type` names: without one an online run. Without a file the overrides are all."""
     return check_any(read_document(path, overrides))
 
 

@@ -33,6 +33,7 @@ from ultramed_rl.config.limits import (
     TermName,
     Tokens,
     TrainableLayers,
+    Unique,
     Variable,
     WebAddress,
 )
@@ -179,13 +180,11 @@ class Ensemble(Section):
     """Several reward models. `uncertainty`: their mean minus `penalty` standard deviations (of the members
     as a population); arXiv 2310.02743 takes the variance, which has no unit to compare with a reward's."""
 
-    paths: list[Address] = Field(min_length=2, description="the reward models: local directories or hub ids")
+    paths: Annotated[list[Address], Unique] = Field(min_length=2, description="local directories or hub ids")
     combine: Literal["mean", "min", "uncertainty"] = key("mean", "how the members' scores become one")
     penalty: FactorOrZero | None = key(None, "for uncertainty: standard deviations taken off the mean")
 
     def problems(self) -> Iterator[str]:
-        for path in repeated(self.paths):
-            yield f"paths: {path!r} stands twice; members must differ"
         if (self.combine == "uncertainty") != (self.penalty is not None):
             yield (
                 f"penalty={self.penalty}: goes with combine=uncertainty and is needed there, say 1.0; here "
