@@ -324,7 +324,7 @@ def other_rows(root: Path) -> object:
 
 STORE: list[Wording] = [
     ("run is there", again(resume=False),
-     "ROOT/runs/tiny: holds a run already; go on with --resume, or choose another run.name"),
+     "ROOT/runs/tiny: holds a run already; go on with it by --resume, or choose another run.name"),
     ("another config", again(resume=True, objective__beta=0.2),
      "ROOT/runs/tiny: was started with another config (objective.beta: 0.1 -> 0.2); undo the change or choose another run.name"),
     ("another process", twice,
@@ -423,7 +423,7 @@ REMOTE: list[Wording] = [
     ("a URL with one slash", config(run__directory="s3:/bucket/runs"),
      "my.yaml: run.directory='s3:/bucket/runs': neither a folder nor a URL; a URL has two slashes, as in s3://bucket/runs"),
     ("run is there", at_url(again_there),
-     "staged://bucket/runs/tiny: holds a run already; go on with --resume, or choose another run.name"),
+     "staged://bucket/runs/tiny: holds a run already; go on with it by --resume, or choose another run.name"),
     ("out of reach", at_url(out_of_reach),
      "staged://bucket/runs/tiny: cannot be read or written (PermissionError: 403 Forbidden); look at the address, the credentials and the network"),
     ("another process", at_url(second_writer),
@@ -491,7 +491,7 @@ COMMANDS: list[Wording] = [
     ("two manners", command("run", "none.yaml", "--quiet", "--json"),
      "--quiet and --json: choose one; --json says nothing for people on stdout either"),
     ("a run that is there", command("run", "ROOT/run.yaml", "--dry-run", files={"run.yaml": RUN, "runs/tiny/config.yaml": RUN}),
-     "ROOT/runs/tiny: holds a run already; go on with --resume, or choose another run.name"),
+     "ROOT/runs/tiny: holds a run already; go on with it by --resume, or choose another run.name"),
     ("no run", command("status", "ROOT"),
      "ROOT: holds no run; give a folder such as runs/NAME, or start the run first"),
     ("one run", command("compare", "ROOT"),

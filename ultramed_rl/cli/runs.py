@@ -229,7 +229,8 @@ def what_happens(directory: str, goes_on: bool) -> str:
     if status.state == "running":
         fail(f"{directory}: another process is writing this run; wait for it or stop it", FAILED)
     if not goes_on:
-        fail(f"{directory}: holds a run already; go on with --resume, or choose another run.name", FAILED)
+        words = "holds a run already; go on with it by --resume, or choose another run.name"
+        fail(f"{directory}: {words}", FAILED)
     if status.state == "finished":
         return "is finished and would be read back"
     if status.rounds_wanted is not None:
