@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import typer
@@ -56,9 +57,8 @@ def evaluate_command(
     options = {"run.name": name, **device_options(device, alone=config_path is None)}
     if config_path is None:
         with checking():
-            options = evaluate_options(
-                options, model or [], tasks, protocols, sources=source or [], limit=limit, offline=offline
-            )
+            of_all = {"uri": "offline" if offline else None, "limit": limit}
+            options = evaluate_options(options, model or [], tasks, protocols, source or [], of_all)
     elif model or tasks or protocols or source or offline or limit:
         fail(
             "--model, --tasks, --protocol, --source, --offline and --limit stand for a CONFIG; give one of both",
@@ -144,10 +144,8 @@ def evaluate_options(
     models: Sequence[str],
     tasks: str | None,
     protocols: str | None,
-    *,
-    sources: Sequence[str],
-    limit: int | None,
-    offline: bool,
+    sources: Sequence[str] = (),
+    of_all: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """What evaluate's options alone make, on one engine of this machine.
 
@@ -155,6 +153,7 @@ def evaluate_options(
         models: PATH or NAME=PATH; the first is what the others are compared with.
         tasks, protocols: names with commas between them.
         sources: TASK=URI, where a task's rows are.
+        of_all: the keys of all tasks, None where not given.
 
     Raises:
         ValueError: a model or a source that doesn't read as it should.
@@ -179,9 +178,8 @@ def evaluate_options(
     for name in uris:
         if name not in names:
             raise ValueError(f"--source {name}=...: --tasks doesn't name that task; add it there")
-    rows = "offline" if offline else None
-    asked = [{"name": name, "uri": uris.get(name, rows), "limit": limit} for name in names]
-    asked = [{key: value for key, value in task.items() if value is not None} for task in asked]
+    shared = {key: value for key, value in of_all.items() if value is not None}
+    asked = [{"name": name, **shared, **({"uri": uris[name]} if name in uris else {})} for name in names]
     return {
         "cluster.devices_per_node": 1,
         "cluster.rollout.kv_cache_gib": 1.0 if options.get("cluster.device") == "cpu" else None,

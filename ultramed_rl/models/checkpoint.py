@@ -32,7 +32,7 @@ from ultramed_rl.models.files import (
 
 # Buffers that older checkpoints hold and today's models compute, if they use them.
 _COMPUTED = {"inv_freq", "masked_bias", "position_ids"}
-_CURE = "copy the checkpoint again, whole and with its own config.json"
+_FIX = "copy the checkpoint again, whole and with its own config.json"
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def expected_model(source: ModelSource, files: Sequence[Path], dtype: torch.dtyp
     except RuntimeError as error:
         raise ValueError(
             f"model {source.name!r}: weights that belong together, such as experts', do not fit together "
-            f"({' '.join(str(error).split())[:200]}); {_CURE}"
+            f"({' '.join(str(error).split())[:200]}); {_FIX}"
         ) from None
     refuse_gaps(source, loaded, info)
     for pair in loaded.all_tied_weights_keys.items():
@@ -175,7 +175,7 @@ def refuse_gaps(source: ModelSource, model: Any, info: Mapping[str, Any]) -> Non
     }
     faults = [f"{len(names)} {kind} ({shown(names)})" for kind, names in kinds.items() if names]
     if faults:
-        raise ValueError(f"model {source.name!r}: weights are {' and '.join(faults)}; {_CURE}")
+        raise ValueError(f"model {source.name!r}: weights are {' and '.join(faults)}; {_FIX}")
 
 
 def check_finite(model: nn.Module, name: str) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from ultramed_rl.store.digests import read_header
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-_CURE = "copy or download it again"
+_FIX = "copy or download it again"
 # SmolLM2-135M-Instruct from a Python package, for machines without a model hub. The package ships a quantised GGUF file,
 # which is dequantised once into a Hugging Face checkpoint in the cache.
 OFFLINE_PREFIX = "offline://"
@@ -198,7 +198,7 @@ def find_weight_files(folder: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-        raise ValueError(f"{index}: not an index of weight files{_pointer(index)}; {_CURE}") from None
+        raise ValueError(f"{index}: not an index of weight files{_pointer(index)}; {_FIX}") from None
     files = [folder / name for name in names]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
@@ -220,9 +220,9 @@ def stored_shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
             size = begin + max((entry["data_offsets"][1] for entry in header.values()), default=0)
         except (ValueError, TypeError):
             reason = _pointer(file) or ", or cut within its header"
-            raise ValueError(f"{file}: not a safetensors file{reason}; {_CURE}") from None
+            raise ValueError(f"{file}: not a safetensors file{reason}; {_FIX}") from None
         if file.stat().st_size != size:
-            raise ValueError(f"{file}: has {file.stat().st_size} bytes of {size}; {_CURE}")
+            raise ValueError(f"{file}: has {file.stat().st_size} bytes of {size}; {_FIX}")
         shapes |= {name: tuple(entry["shape"]) for name, entry in header.items()}
     return shapes
 

@@ -22,7 +22,7 @@ from ultramed_rl.models.files import shown, stored_shapes, text_model
 ADAPTER_FILE = "adapter_model.safetensors"
 _ADAPTER = "default"
 _PREFIX = "base_model.model."  # peft's name for the model around which it wraps itself
-Whole = Callable[[list[nn.Parameter]], AbstractContextManager[Any]]
+Gather = Callable[[list[nn.Parameter]], AbstractContextManager[Any]]
 
 
 def attach_lora(lm: Any, lora: LoRA, base: str) -> None:
@@ -131,10 +131,10 @@ def adapters_off(lm: nn.Module) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
-def merged_weights(lm: nn.Module, whole: Whole) -> Iterator[tuple[str, torch.Tensor]]:
+def merged_weights(lm: nn.Module, gather: Gather) -> Iterator[tuple[str, torch.Tensor]]:
     """What a checkpoint holds of the plain model that equals base plus adapters, one at a time, under plain names.
 
-    `whole` makes partitioned parameters whole while a weight is read.
+    `gather` makes partitioned parameters whole while a weight is read.
     """
     adapted = {id(_adapted(layer)): layer for _, layer in _lora_layers(lm)}
     for name, parameter in lm.named_parameters():
@@ -142,7 +142,7 @@ def merged_weights(lm: nn.Module, whole: Whole) -> Iterator[tuple[str, torch.Ten
             continue
         layer = adapted.get(id(parameter))
         own = [] if layer is None else [p for n, p in layer.named_parameters() if n.startswith("lora_")]
-        with whole([parameter, *own]):
+        with gather([parameter, *own]):
             weight = parameter.detach()
             if (packed := getattr(parameter, "quant_state", None)) is not None:
                 from bitsandbytes.functional import dequantize_4bit
