@@ -279,8 +279,8 @@ def _read_file(path: Path) -> Document:
     where = None
     try:
         if reason := why_unreadable(path):
-            ends = "see configs/ for complete examples" if reason == "no such file" else "name a YAML file"
-            raise YamlProblem(f"{reason}; {ends}", "", 0)
+            absent = "no such file; see configs/ for complete examples"
+            raise YamlProblem(absent if absent.startswith(reason) else f"{reason}; name a YAML file", "", 0)
         with path.open("rb") as file:
             content = file.read(4 * MOST_CHARACTERS + 1)  # UTF-8 has at most 4 bytes a character
         is_whole = len(content) <= 4 * MOST_CHARACTERS  # what is too large may be cut off within one
