@@ -107,6 +107,10 @@ class TaskChoice(Section):
         None, "null: the task's own source on the hub; offline: the one in an installed package"
     )
     limit: Count | None = key(None, "a seeded sample of this many items")
+    first_place: Literal[0, 1, "auto"] = key(
+        "auto",
+        "of keys that are places, the first option's; auto: the rows behind `uri` tell, or are refused",
+    )
 
 
 Task = Annotated[TaskChoice, _alone_under("name")]

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ultramed_rl.data.chats import Misfit
-from ultramed_rl.evaluation.items import Item, Row, split_options
+from ultramed_rl.data.choices import split_options
+from ultramed_rl.evaluation.items import Item, Row
 from ultramed_rl.evaluation.suite import load_items
 from ultramed_rl.evaluation.tasks import TASKS, find_task
 

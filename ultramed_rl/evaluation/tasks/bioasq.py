@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import partial
 
 from ultramed_rl.data.chats import Misfit
-from ultramed_rl.evaluation.items import Item, Row, Task, build_choice, check_text, join_parts, key_by_text
+from ultramed_rl.evaluation.items import Item, Row, Task, check_text, join_parts
 from ultramed_rl.evaluation.tasks.pubmedqa import continue_abstract
 
 _OPTIONS = ("yes", "no")
@@ -30,9 +30,7 @@ def read_row(kind: str, row: Row) -> Item | None:
     if row.text("type") != kind:
         return None
     if kind == "yesno":
-        key = row.key("exact_answer")
-        place = key_by_text(_OPTIONS, key[0] if isinstance(key, list) and len(key) == 1 else key)
-        return build_choice(row.question("body"), _OPTIONS, place, row.first_id("id"), _snippets(row))
+        return row.choice("body", _OPTIONS, "exact_answer", context=_snippets(row))
     expected = _entities(row)
     if kind == "factoid":
         expected = (tuple(dict.fromkeys(name for entity in expected for name in entity)),)

