@@ -220,7 +220,7 @@ class _Votes(Keys):
             return Keys(first_place, words)
         if 0 < self.rows[True] <= MISFITS_ALLOWED * self.rows.total():
             return Keys(None, words)  # strays among letters
-        numbers = self._ranked(True, _READINGS, where, f"set {key}=0 or {key}=1")
+        numbers = self._ranked(True, _READINGS, where, f"set {key} to 0 or 1")
         return Keys(numbers[0] if self.rows[True] else 0, words)
 
     def _ranked(

@@ -287,30 +287,37 @@ def test_a_sample_has_its_size_from_every_set_and_is_always_the_same(tmp_path: P
     assert found == [row["id"] for row in read(other / "rows.jsonl")][::-1], "the draw goes by the records"
 
 
-PUBMED = {
-    "question": "Does it work?",
-    "context": {"contexts": ["We tried.", "It did."]},
-    "final_decision": "yes",
-}
+EXAM = {"type": "records", "name": "S", "kind": "Exam", "question": "q", "options": ["a", "b"], "answer": "k"}
+
+
+def test_a_public_set_becomes_records_with_counts(tmp_path: Path) -> None:
+    rows = [{"q": f"Which {n}?", "a": "one", "b": "two", "k": n % 2} for n in range(20)]
+    folder = make(stage(tmp_path, "set", write(tmp_path / "in.jsonl", [*rows, {"q": ""}]), EXAM))
+    (first, *_), metrics = (
+        read(folder / "rows.jsonl"),
+        json.loads((tmp_path / "set" / "records.json").read_text())["metrics"],
+    )
+    assert (first["id"], first["conversations"][0]["value"]) == ("S,1", "Which 0?\n\nA. one\nB. two")
+    assert metrics == {"rows": 20, "read": 21, "misfit": 1, "misfit_no_question": 1}
 
 
 @pytest.mark.parametrize(
-    ("row", "step", "text", "key"),
+    ("rows", "says"),
     [
-        (PUBMED, {"kind": "Literature", "question": "question", "context": "context", "choices": ["yes", "no", "maybe"], "answer": "final_decision"}, "We tried.\nIt did.\n\nDoes it work?\n\nA. yes\nB. no\nC. maybe", "A"),
-        ({"q": "Which?", "opa": "one", "opb": "two", "cop": 1}, {"kind": "Exam", "question": "q", "options": ["opa", "opb"], "answer": "cop"}, "Which?\n\nA. one\nB. two", "B"),
-        ({"q": "Which?", "o": {"B": "two", "A": "one"}, "k": "A"}, {"kind": "Exam", "question": "q", "options": "o", "answer": "k"}, "Which?\n\nA. one\nB. two", "A"),
-        ({"chat": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]}, {"kind": "Open-End", "question": "chat"}, "Why?", None),
+        ([{"text": "x"}], "column 'q'; its columns are text"),
+        ([{"q": "Which?", "a": "one", "b": "two", "k": k} for k in (0, 1, 2)], "set step.first_place to 0 or 1"),
+        ([{"q": "Which?", "a": "one", "b": "two", "k": "C"}], "1 bad_letter"),
+        ([], "0 rows"),
     ],
 )  # fmt: skip
-def test_public_sets_become_records(
-    tmp_path: Path, row: dict[str, Any], step: dict[str, Any], text: str, key: str | None
+def test_an_input_that_gives_no_records_is_the_configs_fault(
+    tmp_path: Path, rows: list[dict[str, Any]], says: str
 ) -> None:
-    source = write(tmp_path / "in.jsonl", [row, {"something": "else"}])
-    folder = make(stage(tmp_path, "set", source, {"type": "records", "name": "S", **step}))
-    (found,) = read(folder / "rows.jsonl")
-    assert (found["id"], found["conversations"][0]["value"], found["answer"]) == ("S,1", text, key)
-    assert json.loads((tmp_path / "set" / "records.json").read_text())["metrics"]["no_question"] == 1
+    source = write(tmp_path / "in.jsonl", rows)
+    (tmp_path / "my.yaml").write_text(yaml.safe_dump(stage(tmp_path, "set", source, EXAM)))
+    done = CliRunner().invoke(app, ["data", "records", str(tmp_path / "my.yaml")])
+    assert done.exit_code == 2, done.output
+    assert says in done.output and "in.jsonl" in done.output
 
 
 # -- the command -------------------------------------------------------------------------------------------
