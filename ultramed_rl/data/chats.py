@@ -108,13 +108,15 @@ def check_plain(text: str) -> str:
     return text
 
 
-def check_text(text: str, what: str, *, name: str = "column") -> str:
+def check_text(text: Any, what: str, *, name: str = "column") -> str:
     """The text, as it is.
 
     Raises:
-        Misfit: it has more than LONGEST_TEXT characters, or half of a surrogate pair, which JSON can escape and no
+        Misfit: it is something else, has more than LONGEST_TEXT characters, or half of a surrogate pair, which JSON can escape and no
             tokenizer and no file takes; `what` holds it.
     """
+    if not isinstance(text, str):
+        raise Misfit(f"{what} holds {text!r:.40}, not text", name=name)
     if len(text) > LONGEST_TEXT:
         raise Misfit(f"{what} holds {len(text):,} characters, over {LONGEST_TEXT:,}", name=name)
     try:

