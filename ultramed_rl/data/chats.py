@@ -167,8 +167,7 @@ class FittingRows:
         misfits = reasons.total()
         if misfits == rows and len(missing) == 1 and None not in missing:
             raise SourceError(
-                f"source {self.uri!r}: no row has a column {missing.pop()!r}; its columns are {columns}: name "
-                "one of them, or another type of source"
+                f"source {self.uri!r}: no row has a column {missing.pop()!r}; its columns are {columns}: {self.fix}"
             )
         if misfits and (misfits == rows or misfits > self.allowed * rows):
             named = ", ".join(f"{count} {name}" for name, count in reasons.items())
