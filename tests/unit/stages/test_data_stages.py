@@ -320,6 +320,25 @@ def test_an_input_that_gives_no_records_is_the_configs_fault(
     assert says in done.output and "in.jsonl" in done.output
 
 
+def test_a_report_of_rows_that_are_no_records_is_refused(tmp_path: Path) -> None:
+    rows = [record(n) for n in range(19)]
+    folder = make(
+        stage(tmp_path, "few", write(tmp_path / "few.jsonl", [*rows, {"x": 1}]), {"type": "report"})
+    )
+    assert (folder / "table.json").is_file()
+    counts = json.loads((tmp_path / "few" / "records.json").read_text())["metrics"]
+    assert counts == {"records": 19, "misfit_column": 1}
+    with pytest.raises(ValueError, match=r"many\.jsonl: 2 of 21 .*\b2 column\b.* 5%"):
+        make(
+            stage(
+                tmp_path,
+                "many",
+                write(tmp_path / "many.jsonl", [*rows, {"x": 1}, {"y": 1}]),
+                {"type": "report"},
+            )
+        )
+
+
 # -- the command -------------------------------------------------------------------------------------------
 
 

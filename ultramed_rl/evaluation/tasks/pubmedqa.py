@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import PurePath
 from typing import Any
 
 from ultramed_rl.data.chats import check_text
@@ -55,18 +54,18 @@ def official_test(source: str) -> Mapping[str, str] | None:
     """The decisions of the official test by id, where the source is the authors' ori_pqal.json, which holds 500 others too.
 
     Raises:
-        SourceError: the file of these decisions isn't beside it.
+        SourceError: the file of these decisions isn't beside it; or it is another copy of the 1,000.
     """
-    name = PurePath(source).name
-    if not name.startswith("ori_pqal."):
+    *_, name = source.split("/")
+    if not name.startswith("ori_pqal.") and "pqa_labeled" not in source:
         return None
     beside = f"{source.removesuffix(name)}test_ground_truth.json"
     try:
         (decisions,) = read_rows(beside)
     except SourceError as error:
         raise SourceError(
-            f"source {source!r}: 500 of its 1,000 questions are the test; put the authors' test_ground_truth.json, which names "
-            f"them, beside it ({error})"
+            f"source {source!r}: 500 of its 1,000 questions are the test; name the task's own source, or the authors' "
+            f"ori_pqal.json with their test_ground_truth.json, which names them, beside it ({error})"
         ) from None
     return decisions
 

@@ -25,6 +25,7 @@ from ultramed_rl.config.factory import (
     Vignettes,
 )
 from ultramed_rl.config.factory_steps import HASHED, Bench, Pairs
+from ultramed_rl.data.chats import MISFITS_ALLOWED
 from ultramed_rl.data.factory.bench import SHEET_COLUMNS, build_bench, read_labels, sheet_rows
 from ultramed_rl.data.factory.columns import split_removed
 from ultramed_rl.data.factory.decontaminate import BenchmarkItem, Decontaminator
@@ -33,7 +34,7 @@ from ultramed_rl.data.factory.hashing import HashedEmbedder
 from ultramed_rl.data.factory.import_rows import import_rows, import_vignettes, sample_sets
 from ultramed_rl.data.factory.pair_rows import build_pairs
 from ultramed_rl.data.factory.paragraphs import cut_paragraphs
-from ultramed_rl.data.files import Row
+from ultramed_rl.data.files import Row, SourceError
 from ultramed_rl.data.likeness import Embed
 from ultramed_rl.data.sources import list_sources, read_rows
 from ultramed_rl.evaluation.contamination import question_text
@@ -171,7 +172,14 @@ def write_report(work: DataWork) -> Counter[str]:
     )
     work.progress.say((work.output / "table.md").read_text(encoding="utf-8"))
     table = json.loads((work.output / "table.json").read_text(encoding="utf-8"))
-    return Counter(records=table["total"]["retained"])
+    kept, misfits = table["total"]["retained"], Counter(table["misfits"])
+    if misfits.total() > MISFITS_ALLOWED * (kept + misfits.total()):
+        reasons = ", ".join(f"{count} {name}" for name, count in misfits.items())
+        raise SourceError(
+            f"input {', '.join(config.input)}: {misfits.total()} of {kept + misfits.total()} rows are no records ({reasons}); "
+            f"at most {100 * MISFITS_ALLOWED:.3g}% may: make records of them first, by ultramed-rl data records"
+        )
+    return Counter(records=kept) + Counter({f"misfit_{name}": count for name, count in misfits.items()})
 
 
 # -- all rows against each other, or against test sets, on Ray Data or in this process ----------------------
