@@ -9,11 +9,13 @@ from functools import partial
 from itertools import count
 from typing import Any
 
+from ultramed_rl.config.base import shorten
 from ultramed_rl.config.factory import DataConfig, Records, Sample, Vignettes
 from ultramed_rl.data.chats import FittingRows, Misfit, check_text, read_column, read_turns
 from ultramed_rl.data.choices import Keys, read_key, read_options, settle_keys, without_options
 from ultramed_rl.data.factory.instructions import Instruction, answered_row, new_row, set_of
-from ultramed_rl.data.factory.step import Row, name_of, read_text
+from ultramed_rl.data.factory.step import Row, name_of
+from ultramed_rl.data.files import SourceError
 from ultramed_rl.data.identity import row_id
 from ultramed_rl.data.vignettes import Vignette, read_vignette
 from ultramed_rl.learning.seeds import seeded_number
@@ -28,16 +30,17 @@ def import_rows(config: DataConfig, step: Records, counts: Counter[str]) -> Iter
     Raises:
         SourceError: an unreadable source, keys that may be meant in two ways, or too many misfits.
     """
-    numbers = count(1)
+    numbers, columns = count(1), dict[str, None]()
 
     def parse(row: Row) -> Row:
         name: Any = next(numbers)
+        columns.update(dict.fromkeys(row))
         instruction = _read_instruction(step, row, keys)
         if step.id and not (name := row_id(dict(row), (step.id,))):
             missing = None if step.id in row else step.id
             raise Misfit(f"nothing in column {step.id!r}", name="no_id", column=missing)
         record = new_row(f"{step.name},{name}", step.kind, instruction)
-        reply = _text(row.get(step.reply)) if step.reply else ""
+        reply = _text(row.get(step.reply), step.reply) if step.reply else ""
         return answered_row(record, reply) if reply else record
 
     for uri in config.input:
@@ -47,6 +50,13 @@ def import_rows(config: DataConfig, step: Records, counts: Counter[str]) -> Iter
             keys = settle_keys(read, [uri], step.first_place, "step.first_place", config.limit)
         limits, fix = (uri, config.limit, step.max_misfit_share), "name other columns, or clean the file"
         yield from FittingRows(*limits, f"make no {step.kind} record", fix, counts).parse(parse)
+        for column in (step.context, step.reply):  # which a row may lack, but not all of them
+            if column and column not in columns:
+                raise SourceError(
+                    f"source {uri!r}: no row has a column {column!r}; its columns are {shorten(', '.join(columns), 200)}: name one "
+                    "of them, or none"
+                )
+        columns.clear()
 
 
 def import_vignettes(config: DataConfig, step: Vignettes, counts: Counter[str]) -> Iterator[Row]:
@@ -70,16 +80,16 @@ def import_vignettes(config: DataConfig, step: Vignettes, counts: Counter[str]) 
 
 
 def _read_instruction(config: Records, row: Row, keys: Keys) -> Instruction:
-    value = read_column(dict(row), config.question)
-    if isinstance(value, list):
+    question: Any = read_column(dict(row), config.question)
+    if isinstance(question, list):
         turns = read_turns(dict(row), config.question)
-        value = next((turn["content"] for turn in turns if turn["role"] == "user"), "")
-    if not (question := _text(value)):
-        raise Misfit(f"no text in column {config.question!r}", name="no_question")
+        question = next((turn["content"] for turn in turns if turn["role"] == "user"), "")
+    if not (question := _text(question, config.question)):
+        raise Misfit(f"nothing in column {config.question!r}", name="no_question")
     context = row.get(config.context) if config.context else None
     if isinstance(context, Mapping):  # PubMedQA's
         context = context.get("contexts")
-    texts = map(_text, context if isinstance(context, list) else [context])
+    texts = [_text(part, config.context) for part in (context if isinstance(context, list) else [context])]
     parts = ["\n".join(filter(None, texts)), question]
     if config.answer is None:
         return Instruction("\n\n".join(filter(None, parts)))
@@ -100,8 +110,9 @@ def _read_instruction(config: Records, row: Row, keys: Keys) -> Instruction:
     return Instruction(stem, lettered, letter)
 
 
-def _text(value: Any) -> str:
-    return check_text(read_text(value), "a text")
+def _text(value: Any, column: str | None) -> str:
+    """A column's text, trimmed; empty where nothing is in it. Raises Misfit for what is no text."""
+    return "" if value is None else check_text(value, f"column {column!r}").strip()
 
 
 def sample_sets(read: Callable[[], Iterable[Row]], config: Sample, counts: Counter[str]) -> Iterator[Row]:

@@ -150,6 +150,8 @@ def test_files_of_one_input_speak_for_each_other_and_inputs_for_themselves(tmp_p
         ({"opc": "Heart "}, "same_options"),
         ({"question": " "}, "no_question"),
         ({"id": None}, "no_id"),
+        ({"question": 7}, "column"),
+        ({"exp": ["a list"]}, "column"),
         ({"question": "half of a pair: \ud83d"}, "column"),
     ],
 )
@@ -158,12 +160,13 @@ def test_a_misfit_is_counted_by_its_reason_up_to_a_twentieth(
 ) -> None:
     path, rows = tmp_path / "rows.jsonl", [medmcqa(n, n % 4) for n in range(19)]
     path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, medmcqa(19, 0) | change]))
-    made, counts = records([str(path)], **MEDMCQA)
+    step = {**MEDMCQA, "reply": "exp"} if "exp" in change else MEDMCQA
+    made, counts = records([str(path)], **step)
     assert (len(made), counts) == (19, {"rows": 20, "misfit": 1, f"misfit_{name}": 1})
     path.write_text("".join(json.dumps(row) + "\n" for row in [*rows[:18], medmcqa(19, 0) | change]))
     with pytest.raises(SourceError, match=rf"rows\.jsonl': 1 of 19 .*\b1 {name}\b.* 5%"):
-        records([str(path)], **MEDMCQA)
-    assert len(records([str(path)], **MEDMCQA, max_misfit_share=0.1)[0]) == 18
+        records([str(path)], **step)
+    assert len(records([str(path)], **step, max_misfit_share=0.1)[0]) == 18
 
 
 def test_a_file_without_the_column_says_which_there_are(tmp_path: Path) -> None:
@@ -176,6 +179,13 @@ def test_a_file_without_the_column_says_which_there_are(tmp_path: Path) -> None:
         read(tmp_path, [row], question="stem", options="o", answer="cop")
     with pytest.raises(SourceError, match="'name'"):
         read(tmp_path, [row], question="stem", options="o", answer="k", id="name")
+    for column in ("context", "reply"):  # some rows may have none
+        with pytest.raises(SourceError, match=r"'why'; its columns are id, stem, o, k\b"):
+            read(tmp_path, [row], question="stem", options="o", answer="k", **{column: "why"})
+        more = read(
+            tmp_path, [row, row | {"why": "So."}], question="stem", options="o", answer="k", **{column: "why"}
+        )
+        assert len(more) == 2
 
 
 def test_vignettes_keep_the_limit_too(tmp_path: Path) -> None:
