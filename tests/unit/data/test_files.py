@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from ultramed_rl.config.rounds import Prompts
+from ultramed_rl.config.stages import ConversationSource, PreferenceSource
+from ultramed_rl.data.conversations import read_conversations
+from ultramed_rl.data.preferences import read_preferences
+from ultramed_rl.data.prompts import load_prompts
 from ultramed_rl.data.sources import read_rows
+from ultramed_rl.evaluation.suite import load_items
+from ultramed_rl.evaluation.tasks import find_task
 
 ROWS: list[dict[str, Any]] = [
     {"id": "007", "question": "what is morphine", "opa": "1.50"},
@@ -162,6 +170,34 @@ def test_what_is_broken_is_told_in_one_line(tmp_path: Path, name: str, content: 
     with pytest.raises(ValueError, match=named) as error:
         list(read_rows(str(tmp_path / name)))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv.gz", "rows.json.zst", "rows.parquet.gz"])
+def test_every_reader_takes_every_container(tmp_path: Path, name: str) -> None:
+    """Conversations, preferences, prompts and benchmarks; records have tests of their own."""
+    form = next(
+        FORMS[kind]
+        for kind in ("table.csv", "table.tsv", "list.json", "table.parquet")
+        if kind[kind.index(".") :] in name
+    )
+    path = tmp_path / name
+
+    def put(*rows: dict[str, Any]) -> str:
+        write(path, form([*rows]))
+        return str(path)
+
+    pair = {"prompt": "Why?", "chosen": "So.", "rejected": "No,\nnot so."}
+    (ranked,) = read_preferences(PreferenceSource(uri=put(pair)), Counter())
+    assert ranked.answers == ("So.", "No,\nnot so.")
+    chat = {"prompt": "Why?", "completion": 'Since "it" is.'}
+    (said,) = read_conversations(ConversationSource(uri=put(chat)), Counter())
+    assert [turn["content"] for turn in said.messages] == ["Why?", 'Since "it" is.']
+    source = {"type": "question", "uri": put({"q": "Why so?"}), "column": "q"}
+    (prompt,) = load_prompts(Prompts(sources=[source], per_round=1), lambda messages: [1]).training
+    assert prompt.messages[0]["content"] == "Why so?"
+    organs = {"opa": "Heart", "opb": "Liver", "opc": "Lung", "opd": "Skin"}
+    rows = [{"question": f"Which {n}?", **organs, "cop": str(n)} for n in (4, 2)]
+    assert [item.answer for item in load_items(find_task("medmcqa"), put(*rows)).items] == ["D", "B"]
 
 
 CELLS = st.text(st.characters(blacklist_categories=("Cs", "Cc")) | st.sampled_from('\n",\t'), max_size=5)

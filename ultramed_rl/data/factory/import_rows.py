@@ -103,8 +103,8 @@ def _read_instruction(config: Records, row: Row, keys: Keys) -> Instruction:
     lettered = {letter: " ".join(text.split()) for letter, text in options.lettered.items()}
     if not all(lettered.values()):
         raise Misfit(f"an option of {[*lettered.values()]!r:.80} is empty", name="empty_option")
-    if len({*lettered.values()}) < len(lettered):
-        raise Misfit(f"two options of {[*lettered.values()]!r:.80} say the same", name="same_options")
+    if repeats := [text for text, times in Counter(lettered.values()).items() if times > 1]:
+        raise Misfit(f"two options say {repeats[0]!r:.60}", name="same_options")
     letter = [*lettered][keys.place(read_key(row, config.answer), options)]
     stem = "\n\n".join(filter(None, [parts[0], without_options(question, options)]))
     return Instruction(stem, lettered, letter)
