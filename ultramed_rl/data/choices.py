@@ -159,7 +159,7 @@ class Keys:
             if reading in named:
                 return named[reading]
         counted = f", and numbers count from {self.numbers}" if self.numbers in (0, 1) else ""
-        labels = f"{options.labels[0]} to {options.labels[len(options.texts) - 1]}"
+        labels = " to ".join(options.labels[place] for place in (0, len(options.texts) - 1))
         raise Misfit(f"the key is {key!r:.40}, the options are {labels}{counted}", name="bad_letter")
 
 
