@@ -108,9 +108,12 @@ def _stated(text: str, options: Options, truncated: bool) -> str:
     named = cache(options.named)  # a looping text says the same thousands of times
     for statement in find_statements(text):
         letters, kind = named(statement.said, alone=statement.kind == "verdict"), statement.kind
+        denied = statement.negated and not (option := named(f"not {statement.said}"))
+        if statement.negated and not denied:  # an option is "not indicated"
+            letters = option
         if not letters:
             continue
-        if statement.negated:
+        if denied:
             current = "" if current and current in letters else current
             continue
         before = last.kind if last and current else ""

@@ -25,7 +25,7 @@ REJECTED = re.compile(rf"[^.\n]{{0,60}}(?:\b(?:{AGAINST})\b|n't\b)", re.IGNORECA
 _PLACEHOLDERS = "XYZ"  # "So, the answer is X." is how a prompt asks for it.
 _PREFIX = re.compile(
     rf"(?:(?:{ADVERBS}|the|correct|best|single|options?|choices?|letter|answers?|statements?|both|either"
-    r"|la|die|el|opción|lettre|letra)\b[\s:\"'(\[<-]*|选项 ?){0,4}",
+    r"|la|l'|die|el|opción|lettre|letra)\b[\s:\"'(\[<-]*|选项 ?){0,4}",
     re.IGNORECASE,
 )
 _OPENING = " \n:\"'([{<-=#>.|"
@@ -66,6 +66,7 @@ _DENIED = re.compile(
     r"|[\s.,(:-]+(?:wrong|incorrect|false)\b(?! ?(?:options?|answers?|choices?|ones)?:)",
     re.IGNORECASE,
 )
+_PLURAL = re.compile(r"\b(?:are|were|do|have|both)\b")
 # "B. Zinc is not absorbed" describes what the answer names.
 _TEXT_DENIED = re.compile(
     rf"[)\]\"'.]* (?:is|are|was|were|would be|can be)(?: not (?:right|correct|true)\b| {_BAD})", re.IGNORECASE
@@ -181,8 +182,10 @@ class Options:
         another, end = "", match.end("letter")
         while beside := _ANOTHER.match(said, end):
             another, end = another + beside["letter"], beside.end()
-        if another and _DENIED.match(said, end):
-            return "", ""
+        if another and (denied := _DENIED.match(said, end)):
+            if _PLURAL.search(denied[0]):  # "A and B are wrong", but "C, and B is wrong"
+                return "", ""
+            another = another[:-1]
         if alone and not _ONLY_LETTERS.fullmatch(said, end):
             another = ""
         labelled = _LABELLED.match(said, match.end("letter"))

@@ -77,12 +77,12 @@ _SURE = re.compile(
 # Of a question for the exception; in any other, several are wrong, and "the wrong answer is B" is no answer.
 _ODD_NOUN = (
     r"(?:(?:only )?exception|odd (?:one|man) out|(?:only )?(?:false|incorrect|wrong|untrue|inaccurate) (?:statements?|one)"
-    r"|statements? (?:that|which) (?:is|are|was) (?:false|incorrect|wrong|untrue)"
+    r"|statements? (?:that|which)(?: is|'s| are| was) (?:false|incorrect|wrong|untrue)"
     r"|(?:statements?|one|option|choice) (?:that|which) (?:is|are|was|do|does)(?: not|n't) [^.,:?\n]{1,40}?)"
 )
 _ODD = re.compile(
-    rf"(?:(?:\bthe |^|(?<=[.!?] )){_ODD_NOUN}(?: here)?(?:\s?:| {_MODAL})|\b(?:all|each|every|both)\b[^.\n?]{{0,60}}"
-    rf"\b(?:true|correct|right|causes?|features?)(?: statements?)?,? except(?: for)?:?)[\s:\"']*{_NEGATED}",
+    rf"(?:(?:\bthe |^|(?<=[.!?] )){_ODD_NOUN}(?: here| (?:among|about|of|in|regarding) [^.\n:?!]{{1,60}}?)?(?:\s?:| {_MODAL})"
+    rf"|\b(?:all|each|every|both)\b[^.\n?]{{0,60}}? except(?: for)?:?)[\s:\"']*{_NEGATED}",
     re.IGNORECASE,
 )
 _CHINESE = re.compile(
@@ -91,7 +91,7 @@ _CHINESE = re.compile(
 # Spanish, German, French: letters only.
 _FOREIGN = re.compile(
     r"\b(?:respuesta(?: correcta| final)?|antwort|réponse(?: correcte| finale)?)"
-    r"(?: ?:| (?P<not>no es\b|n'est pas\b)| (?:es|sería|ist|lautet|wäre|est|serait)\b)\s*(?P<negated>nicht\b)?",
+    r"(?: ?:| (?P<not>no es\b|n'est pas\b)| (?:es|sería|ist|lautet|wäre|est|serait)\b:?)\s*(?P<negated>nicht\b)?",
     re.IGNORECASE,
 )
 _PHRASES = (_NOUN, _HEADING, _CHOOSE, _CONCLUDED, _SURE, _ODD, _CHINESE, _FOREIGN)
