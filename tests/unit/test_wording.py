@@ -53,7 +53,7 @@ from ultramed_rl.learning.checks import check_groups
 from ultramed_rl.models.checks import check_policy_model, check_reward_model
 from ultramed_rl.models.load import load_policy
 from ultramed_rl.models.tokenizer import ChatTokenizer
-from ultramed_rl.online.selection import Acceptance
+from ultramed_rl.online.stream import Acceptance
 from ultramed_rl.records import ChatRequest, Completion, PreferenceGroup, Prompt
 from ultramed_rl.report.online_run import Change
 from ultramed_rl.report.outcome import verdict_callout

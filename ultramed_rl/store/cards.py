@@ -30,7 +30,7 @@ from ultramed_rl.config import (
 from ultramed_rl.config.factory import ApiGeneratorConfig, Decontaminate
 from ultramed_rl.kinds import KINDS
 from ultramed_rl.store.artifacts import read_json
-from ultramed_rl.store.digests import digest_path
+from ultramed_rl.store.digests import digest_file
 from ultramed_rl.store.environment import FILE as ENVIRONMENT
 from ultramed_rl.store.run_reader import RunReader, read_rows
 from ultramed_rl.store.work_directory import RoundRecord, RunDirectory
@@ -245,7 +245,7 @@ def made_from(part: str, where: str) -> Input:
     if "://" in where or not path.exists():
         return Input(part, where)
     if path.is_file():
-        return Input(part, where, digest_path(path))
+        return Input(part, where, digest_file(path))
     manifest = path.absolute().with_name(f"{path.absolute().name}.json")
     return Input(part, where, str(read_json(manifest).get("digest", "")) if manifest.is_file() else "")
 
