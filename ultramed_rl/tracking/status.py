@@ -16,7 +16,7 @@ from ultramed_rl.kinds import KINDS
 from ultramed_rl.store.run_reader import CONFIG, Metrics, Row, RunReader, read_rows, read_whole
 from ultramed_rl.tracking.console import manner, say, tell
 from ultramed_rl.tracking.heartbeat import STATUS, is_alive
-from ultramed_rl.tracking.summary import render_rounds, render_table
+from ultramed_rl.tracking.tables import render_rounds, render_table
 from ultramed_rl.tracking.timeline import TIMELINE
 from ultramed_rl.tracking.utilisation import recent_utilisation
 

@@ -27,7 +27,7 @@ from ultramed_rl.data.factory.step import Step
 from ultramed_rl.data.factory.textbook import TextbookStep
 from ultramed_rl.data.factory.topics import TopicsStep
 from ultramed_rl.data.sources import list_sources, read_rows
-from ultramed_rl.evaluation.reading.choice import read_choice
+from ultramed_rl.evaluation.reading.choice import read_letter
 from ultramed_rl.stages.data.asking import carry_candidates, carry_step
 from ultramed_rl.stages.data.rows import (
     DataWork,
@@ -132,12 +132,6 @@ def make_step(work: DataWork) -> Step:
             return RuleJudgeStep(step, read_letter)
         case step:
             return _ALONE[type(step)](step)
-
-
-def read_letter(text: str, options: Mapping[str, str]) -> str | None:
-    """The option that an answer settles on, as evaluations read it; None for none or several."""
-    given = read_choice(text, options).given
-    return given[0] if len(given) == 1 else None
 
 
 CARRIERS: Mapping[str, Callable[[DataWork], Counter[str]]] = {
