@@ -57,7 +57,9 @@ class Records(Section):
     )
     question: Column = Field(description="column of the question, or of a chat whose first user turn it is")
     context: Column | None = key(None, "column of a text or list of texts before the question")
-    options: Column | list[Column] | None = key(None, "column of all options, or a column for each, in order")
+    options: Column | list[Column] | None = key(
+        None, "column of a mapping or list of options, or a column for each, in order"
+    )
     choices: list[Label] | None = key(None, "options that all rows share, as yes, no and maybe", min_length=2)
     answer: Column | None = key(None, "column of the right option: its letter, its place from 0, or its text")
     reply: Column | None = key(None, "column of an answer in words that is kept")
@@ -132,8 +134,12 @@ class Deduplicate(Section):
     keep: Literal["first", "longest", "best"] = key("first", "of alike rows; best: by `score_column`")
     score_column: Column = key("difficulty", "for keep=best: the column of a number")
     words: Annotated[Words, Field(ge=1, le=32)] = key(3, "words of a shingle")
-    jaccard: PositiveShare | None = key(0.8, "shared part of shingles from which rows are alike; null: off")
-    cosine: Annotated[PositiveShare, Field(gt=0.5)] | None = key(0.975, "rows are alike from here; null: off")
+    jaccard: PositiveShare | None = key(
+        0.8, "shared part of two rows' shingles from which they are alike; null: off"
+    )
+    cosine: Annotated[PositiveShare, Field(gt=0.5)] | None = key(
+        0.975, "cosine of two rows' vectors from which they are alike; null: off"
+    )
     embedder: Embedder = HASHED
 
 
