@@ -60,7 +60,9 @@ class Records(Section):
     options: Column | list[Column] | None = key(
         None, "column of a mapping or list of options, or a column for each, in order"
     )
-    choices: list[Label] | None = key(None, "options that all rows share, as yes, no and maybe", min_length=2)
+    choices: list[Label] | None = key(
+        None, "options that are the same for all rows, as yes, no and maybe", min_length=2
+    )
     answer: Column | None = key(None, "column of the right option: its letter, its place from 0, or its text")
     reply: Column | None = key(None, "column of an answer in words that is kept")
     id: Column | None = key(None, "column of an id; null: the row's number")
