@@ -234,6 +234,6 @@ def _line(state: JobState) -> str:
 
 
 def _time(state: JobState) -> str:
-    from ultramed_rl.tracking.status import duration
+    from ultramed_rl.tracking.tables import duration
 
     return "-" if state.started is None else duration((state.ended or time.time()) - state.started)

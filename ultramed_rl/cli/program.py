@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from ultramed_rl.tracking.console import speaking, tell_result
-from ultramed_rl.tracking.termination import was_terminated
+from ultramed_rl.tracking.heartbeat import was_terminated
 
 if TYPE_CHECKING:
     from ultramed_rl.config.document import Document
@@ -153,7 +153,9 @@ def carrying_out(again: str | None = None) -> Iterator[dict[str, Any]]:
     except typer.Exit:
         raise
     except (ValueError, RuntimeError, OSError) as error:
-        fail(one_line(error), FAILED, resume=again)
+        from ultramed_rl.config.base import ConfigError
+
+        fail(one_line(error), WRONG if isinstance(error, ConfigError) else FAILED, resume=again)
     except Exception as error:
         if not type(error).__module__.startswith("ray."):
             raise  # our own bug: show where

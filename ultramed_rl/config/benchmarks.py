@@ -98,6 +98,10 @@ class TaskChoice(Section):
     name: Label = Field(description="medqa, medmcqa, pubmedqa, ...: see evaluation.md")
     uri: Address | None = key(None, "null: the task's own on the hub; offline: that of an installed package")
     limit: Count | None = key(None, "a seeded sample of this many items")
+    first_place: Literal[0, 1, "auto"] = key(
+        "auto",
+        "of keys that are places, the first option's; auto: the rows behind `uri` tell, or are refused",
+    )
 
 
 Task = Annotated[TaskChoice, _alone_under("name")]

@@ -58,14 +58,18 @@ class Records(Section):
     question: Column = Field(description="column of the question, or of a chat whose first user turn it is")
     context: Column | None = key(None, "column of a text or list of texts before the question")
     options: Column | list[Column] | None = key(
-        None, "column of a mapping or list of options, or a column for each, in order"
+        None, "column of options: texts, by label or in order, lines A., B., ...; or a column for each"
     )
     choices: list[Label] | None = key(
         None, "options that are the same for all rows, as yes, no and maybe", min_length=2
     )
-    answer: Column | None = key(None, "column of the right option: its letter, its place from 0, or its text")
+    answer: Column | None = key(None, "column of the right option: its label, its place, or its text")
+    first_place: Literal[0, 1, "auto"] = key(
+        "auto", "of answers that are places, the first option's; auto: the input tells, or is refused"
+    )
     reply: Column | None = key(None, "column of an answer in words that is kept")
     id: Column | None = key(None, "column of an id; null: the row's number")
+    max_misfit_share: Share = key(0.05, "share of rows that may not fit")
 
     def problems(self) -> Iterator[str]:
         is_choice = self.kind != "Open-End"
@@ -82,6 +86,7 @@ class Vignettes(Section):
 
     type: Literal["vignettes"] = "vignettes"
     name: SetName = key("MedQA", "of the set: the first part of the records' ids")
+    max_misfit_share: Share = key(0.05, "share of rows that may not fit")
 
 
 class Sample(Section):
