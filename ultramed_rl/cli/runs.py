@@ -66,9 +66,8 @@ def add_command(kind: str) -> None:
     ) -> None:
         run_alone(Invocation(config_path, overrides or [], resume, dry_run), kind)
 
-    name, run_kind.__doc__ = (
-        ("recipe", _RECIPE) if kind == "recipe" else (KINDS[kind].command, KINDS[kind].help)
-    )
+    name, words = ("recipe", _RECIPE) if kind == "recipe" else (KINDS[kind].command, KINDS[kind].help)
+    run_kind.__doc__ = words
     command(name)(run_kind)
 
 

@@ -141,8 +141,12 @@ class Deduplicate(Section):
     keep: Literal["first", "longest", "best"] = key("first", "of alike rows; best: by `score_column`")
     score_column: Column = key("difficulty", "for keep=best: the column of a number")
     words: Annotated[Words, Field(ge=1, le=32)] = key(3, "words of a shingle")
-    jaccard: PositiveShare | None = key(0.8, "shared part of shingles from which rows are alike; null: off")
-    cosine: Annotated[PositiveShare, Field(gt=0.5)] | None = key(0.975, "rows are alike from here; null: off")
+    jaccard: PositiveShare | None = key(
+        0.8, "shared part of two rows' shingles from which they are alike; null: off"
+    )
+    cosine: Annotated[PositiveShare, Field(gt=0.5)] | None = key(
+        0.975, "cosine of two rows' vectors from which they are alike; null: off"
+    )
     embedder: Embedder = HASHED
 
 

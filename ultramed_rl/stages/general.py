@@ -201,8 +201,10 @@ def _look_up(folder: str, tasks: tuple[str, ...]) -> dict[str, Any]:
 def run_general(
     section: General, model_path: str, cluster: Devices, precision: str, output_dir: Path
 ) -> GeneralResult:
-    """Evaluate a model in a Ray job, or read back what an earlier run finished in `output_dir`: an artifact with a manifest
-    beside it, which appears whole when the job has ended. The job's nodes see it under the same path.
+    """Evaluate a model in a Ray job, or read back what an earlier run finished in `output_dir`.
+
+    `output_dir` is an artifact with a manifest beside it: it appears whole, when the job has ended. The job's nodes
+    see it under the same path.
 
     Raises:
         ValueError: see `check_general`; or what is in `output_dir` is of other inputs.

@@ -57,12 +57,12 @@ _BY_FOLDED = {name.casefold(): name for name in _KNOWN}
 
 @dataclass(frozen=True)
 class PreparedPairs:
-    """What is scored."""
+    """What is scored: pairs in the reward model's own tokens; and counts of rows, and of pairs too long by subset."""
 
-    pairs: tuple[PreferenceGroup, ...]  # in the reward model's own tokens
+    pairs: tuple[PreferenceGroup, ...]
     scorers: Scorers
-    rows: dict[str, int]  # counts: of all, of misfits, of those with control tokens as text
-    too_long: dict[str, int]  # by subset
+    rows: dict[str, int]
+    too_long: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -188,8 +188,9 @@ def prepare_bench(config: RewardBenchConfig, progress: Progress) -> PreparedPair
         f"pairs: {len(fitting)} of {counts['rows']} rows ({counts['misfit']} don't fit, "
         f"{too_long.total()} too long, {counts['neutralised']} with control tokens as text)"
     )
-    scorers = Scorers(config.reward, reader.tokenizer)
-    return PreparedPairs(tuple(fitting), scorers, dict(counts), dict(too_long))
+    return PreparedPairs(
+        tuple(fitting), Scorers(config.reward, reader.tokenizer), dict(counts), dict(too_long)
+    )
 
 
 def _tokenize(pair: RankedAnswers, reader: RewardReader) -> PreferenceGroup:
