@@ -205,9 +205,9 @@ def broken_pairs(root: Path) -> object:
 
 DATA: list[Wording] = [
     ("rows that are no chats", rows('{"messages": "x"}'),
-     "source 'ROOT/chats.jsonl': 1 of 1 rows hold no conversation (1 turn; row 1: column 'messages' holds a str, not a list of turns); at most 5% may, and not all: name another column, clean the file, or raise max_misfit_share"),
+     "source 'ROOT/chats.jsonl': 1 of 1 rows hold no conversation (1 turn; row 1: column 'messages' holds a str, not a list of turns); at most 5% may, and not all: clean the file, or raise max_misfit_share"),
     ("rows of other columns", rows('{"text": "x"}'),
-     "source 'ROOT/chats.jsonl': 1 of 1 rows hold no conversation (1 column; row 1: no chat in its columns text; one is under messages, conversations, or prompt and completion); at most 5% may, and not all: name another column, clean the file, or raise max_misfit_share"),
+     "source 'ROOT/chats.jsonl': 1 of 1 rows hold no conversation (1 column; row 1: no chat in its columns text; one is under messages, conversations, or prompt and completion); at most 5% may, and not all: clean the file, or raise max_misfit_share"),
     ("line that is not JSON", rows("no row"),
      "ROOT/chats.jsonl, line 1: not JSON: Expecting value at column 1; repair the file"),
     ("no file", source("ROOT/none.jsonl"),
