@@ -240,6 +240,16 @@ class NotedRow(dict[str, Any]):
         return [name for name, value in self.items() if name not in self.read and value not in (None, "", [])]
 
 
+@dataclass
+class SourceNotes:
+    """What is noted of a source's rows as they are read."""
+
+    rows: int = 0
+    misfits: Counter[str] = field(default_factory=Counter)  # by reason
+    examples: dict[str, str] = field(default_factory=dict)  # by reason, the first: its row, and why
+    unread: Counter[str] = field(default_factory=Counter)  # rows by column that held what nobody reads
+
+
 @dataclass(frozen=True)
 class FittingRows:
     """One source's rows as they are read; those of them that don't fit are counted by reason, and refused past a limit."""
@@ -252,8 +262,7 @@ class FittingRows:
     counts: Counter[str]  # gains rows, misfit and, by reason, misfit_NAME
     quiet: bool = False  # the source was read before, so that a warning would be its second
     ignored: Sequence[str] | None = None  # columns that aren't looked at; None: nobody is told of unread ones
-    unread: Counter[str] = field(default_factory=Counter)  # rows by column that held what nobody read
-    examples: dict[str, str] = field(default_factory=dict)  # a misfit of each reason: its row, and why
+    notes: SourceNotes = field(default_factory=SourceNotes)
 
     def parse(self, parse: Callable[[NotedRow], T | None]) -> Iterator[T]:
         """What `parse` makes of each row, in file order. It raises Misfit, and gives None to leave a row out.
@@ -262,40 +271,39 @@ class FittingRows:
             ValueError: an unreadable source; at its end, more misfits than allowed, or nothing else.
         """
         self.counts.update(rows=0, misfit=0)
-        rows, columns = 0, ""
-        reasons: Counter[str] = Counter()
+        notes, columns = self.notes, ""
         missing: set[str | None] = set()
         for place, row in read_placed_rows(self.uri, self.limit):
-            rows += 1
+            notes.rows += 1
             self.counts["rows"] += 1
             noted = NotedRow(row, self.ignored or ())
             try:
                 parsed = parse(noted)
             except Misfit as misfit:
                 self.counts.update({"misfit": 1, f"misfit_{misfit.name}": 1})
-                reasons[misfit.name] += 1
+                notes.misfits[misfit.name] += 1
                 missing.add(misfit.column)
-                self.examples.setdefault(misfit.name, f"{place}: {misfit}")
+                notes.examples.setdefault(misfit.name, f"{place}: {misfit}")
                 columns = columns or ", ".join(row)
                 continue
             if self.ignored is not None:
-                self.unread.update(noted.unread)
+                notes.unread.update(noted.unread)
             if parsed is not None:
                 yield parsed
-        misfits, first = reasons.total(), next(iter(self.examples.values()), "")
+        rows, misfits, first = notes.rows, notes.misfits.total(), next(iter(notes.examples.values()), "")
         if misfits == rows and len(missing) == 1 and None not in missing:
             raise ValueError(
                 f"source {self.uri!r}: no row has a column {missing.pop()!r}; its columns are {columns}: name "
                 "one of them, or another type of source"
             )
         if misfits and (misfits == rows or misfits > self.allowed * rows):
-            named = ", ".join(f"{count} {name}" for name, count in reasons.items())
+            named = ", ".join(f"{count} {name}" for name, count in notes.misfits.items())
             raise ValueError(
                 f"source {self.uri!r}: {misfits} of {rows} rows {self.unfit} ({named}; {first}); "
                 f"at most {100 * self.allowed:.3g}% may, and not all: {self.fix}"
             )
         if misfits and not self.quiet:
             logger.warning("source %s: skipped %d of %d rows (%s)", self.uri, misfits, rows, first)
-        if self.unread and not self.quiet:
-            named = ", ".join(f"{name} ({count} rows)" for name, count in self.unread.items())
+        if notes.unread and not self.quiet:
+            named = ", ".join(f"{name} ({count} rows)" for name, count in notes.unread.items())
             logger.warning("source %s: columns that are not read: %s", self.uri, named)

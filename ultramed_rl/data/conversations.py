@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 
 from ultramed_rl.config.stages import ConversationSource
-from ultramed_rl.data.chats import FittingRows, Misfit, NotedRow, check_order, check_text
+from ultramed_rl.data.chats import FittingRows, Misfit, NotedRow, SourceNotes, check_order, check_text
 from ultramed_rl.data.forms import LABELS, read_chat
 from ultramed_rl.data.identity import content_key, row_id
 from ultramed_rl.learning.seeds import seeded_number
@@ -14,7 +14,7 @@ from ultramed_rl.records import Conversation, Message
 
 
 def read_conversations(
-    source: ConversationSource, counts: Counter[str], *, quiet: bool = False
+    source: ConversationSource, counts: Counter[str], *, quiet: bool = False, notes: SourceNotes | None = None
 ) -> Iterator[Conversation]:
     """The conversations behind a source's URI (see `read_rows`), in order and each once, as they are read.
 
@@ -24,7 +24,8 @@ def read_conversations(
 
     Args:
         counts: gains rows, duplicate (equal content, whatever the ids), misfit and, by reason, misfit_NAME.
-        quiet: don't warn of skipped rows.
+        quiet: don't warn of skipped rows and columns.
+        notes: gains what the warnings would say.
 
     Raises:
         ValueError: an unreadable source; at its end, too many misfits, or no conversation at all.
@@ -58,7 +59,9 @@ def read_conversations(
     fix = "clean the file, or raise max_misfit_share"
     fix = fix if source.column is None else f"name another column, {fix}"
     limits = (source.uri, source.limit, source.max_misfit_share)
-    rows = FittingRows(*limits, "hold no conversation", fix, counts, quiet, source.ignore)
+    rows = FittingRows(
+        *limits, "hold no conversation", fix, counts, quiet, source.ignore, notes or SourceNotes()
+    )
     yield from rows.parse(parse)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from ultramed_rl.config.stages import BenchmarkPairs, PreferenceSource
-from ultramed_rl.data.chats import FittingRows, Misfit, NotedRow, check_order, check_text
+from ultramed_rl.data.chats import FittingRows, Misfit, NotedRow, SourceNotes, check_order, check_text
 from ultramed_rl.data.comparisons import Draft, cut_texts, read_benched, read_drafts
 from ultramed_rl.data.identity import UniqueIds, content_key, row_id
 from ultramed_rl.data.sources import Row
@@ -18,7 +18,7 @@ SUBSET_COLUMNS = ("subset", "label_type", "type", "category", "domain")
 
 
 def read_preferences(
-    source: PreferenceSource, counts: Counter[str], *, quiet: bool = False
+    source: PreferenceSource, counts: Counter[str], *, quiet: bool = False, notes: SourceNotes | None = None
 ) -> Iterator[RankedAnswers]:
     """The preferences behind a source's URI (see `read_rows`), in order and each once, as they are read.
 
@@ -35,7 +35,8 @@ def read_preferences(
 
     Args:
         counts: gains rows, duplicate (equal prompt and answers), misfit and, by reason, misfit_NAME.
-        quiet: don't warn of skipped rows.
+        quiet: don't warn of skipped rows and columns.
+        notes: gains what the warnings would say.
 
     Raises:
         ValueError: an unreadable source; at its end, too many misfits, or no preference at all.
@@ -57,7 +58,9 @@ def read_preferences(
 
     fix = "clean the file, or raise max_misfit_share"
     limits = (source.uri, source.limit, source.max_misfit_share)
-    rows = FittingRows(*limits, "hold no preference", fix, counts, quiet, source.ignore)
+    rows = FittingRows(
+        *limits, "hold no preference", fix, counts, quiet, source.ignore, notes or SourceNotes()
+    )
     for new in rows.parse(parse):
         yield from new
 
@@ -106,7 +109,9 @@ def _kind(row: Row) -> str:
 # -- pairs to benchmark a reward model on ------------------------------------------------------------------
 
 
-def read_pairs(source: BenchmarkPairs, counts: Counter[str]) -> Iterator[RankedAnswers]:
+def read_pairs(
+    source: BenchmarkPairs, counts: Counter[str], *, quiet: bool = False, notes: SourceNotes | None = None
+) -> Iterator[RankedAnswers]:
     """The pairs behind a source's URI (see `read_rows`), in order: the chosen answer first, scores 1 and 0.
 
     The sides are texts, an assistant's turn, or whole conversations that start with the prompt, which may then be
@@ -145,7 +150,7 @@ def read_pairs(source: BenchmarkPairs, counts: Counter[str]) -> Iterator[RankedA
 
     fix = "clean the file, or raise data.max_misfit_share"
     limits = (source.uri, source.limit, source.max_misfit_share)
-    rows = FittingRows(*limits, "hold no pair", fix, counts, False, source.ignore)
+    rows = FittingRows(*limits, "hold no pair", fix, counts, quiet, source.ignore, notes or SourceNotes())
     yield from rows.parse(parse)
 
 

@@ -14,7 +14,15 @@ from functools import partial
 import numpy as np
 
 from ultramed_rl.config.rounds import MessagesSource, Prompts, PromptSource, QuestionSource
-from ultramed_rl.data.chats import FittingRows, Misfit, NotedRow, check_plain, check_text, read_column
+from ultramed_rl.data.chats import (
+    FittingRows,
+    Misfit,
+    NotedRow,
+    SourceNotes,
+    check_plain,
+    check_text,
+    read_column,
+)
 from ultramed_rl.data.forms import read_chat, read_question
 from ultramed_rl.data.likeness import normalise_text
 from ultramed_rl.data.sources import Row
@@ -58,7 +66,7 @@ def load_prompts(config: Prompts, encode: Encode, markers: Markers = lambda _: 0
     seen: set[str] = set()
     prompts: list[Prompt] = []
     for place, source in enumerate(config.sources):
-        for messages, answer in _read_drafts(source, counts):
+        for messages, answer in read_prompt_rows(source, counts):
             # A chat's identity. Earlier turns count: "And in children?" asks something else in each chat.
             key = "\n".join(normalise_text(m["content"]) for m in messages if m["role"] != "system")
             if key in seen:
@@ -86,12 +94,14 @@ def load_prompts(config: Prompts, encode: Encode, markers: Markers = lambda _: 0
     return PromptPool(tuple(prompts), counts=dict(counts))
 
 
-def _read_drafts(source: PromptSource, counts: Counter[str]) -> Iterator[_Draft]:
-    """The source's drafts; misfits are counted, and too many of them raise once the source is read."""
+def read_prompt_rows(
+    source: PromptSource, counts: Counter[str], *, quiet: bool = False, notes: SourceNotes | None = None
+) -> Iterator[_Draft]:
+    """The source's chats and answers; misfits are counted, and too many of them raise ValueError once it is read."""
     unfit, fix = f"don't fit type {source.type!r}", "name another column, or clean the file"
     by_reason: Counter[str] = Counter()  # a pool counts misfits without their reasons
     limits = (source.uri, source.limit, MISFITS_ALLOWED)
-    rows = FittingRows(*limits, unfit, fix, by_reason, False, source.ignore)
+    rows = FittingRows(*limits, unfit, fix, by_reason, quiet, source.ignore, notes or SourceNotes())
     drafts: Iterator[_Draft | str] = rows.parse(partial(_draft, source))
     for draft in drafts:
         if isinstance(draft, str):

@@ -25,6 +25,7 @@ from ultramed_rl.data.stage_data import fit_pairs, tokenize_preference
 from ultramed_rl.evaluation.statistics import Interval, wilson_interval
 from ultramed_rl.models.checks import check_models
 from ultramed_rl.models.reading import RewardReader
+from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, PreferenceGroup, Prompt, RankedAnswers, ScoredCompletion
 from ultramed_rl.store import ArtifactFolder, WorkDirectory
 from ultramed_rl.store.atomic import write_json, write_lines
@@ -64,6 +65,7 @@ class PreparedPairs:
     scorers: Scorers
     rows: dict[str, int]
     too_long: dict[str, int]
+    tokenizer: ChatTokenizer
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,11 @@ def prepare_bench(config: RewardBenchConfig, progress: Progress) -> PreparedPair
         f"{too_long.total()} too long, {counts['neutralised']} with control tokens as text)"
     )
     return PreparedPairs(
-        tuple(fitting), Scorers(config.reward, reader.tokenizer), dict(counts), dict(too_long)
+        tuple(fitting),
+        Scorers(config.reward, reader.tokenizer),
+        dict(counts),
+        dict(too_long),
+        reader.tokenizer,
     )
 
 

@@ -59,7 +59,7 @@ def run_stage(config: StageConfig, *, resume: bool = False) -> StageResult:
             progress.say(f"{config.run.name}: finished before; model: {path}")
             return StageResult(store.path, path, store.artifacts.metrics("model"))
         if config.engine == "openrlhf":
-            path, metrics = train_by_openrlhf(config, _prepare(config, tokenizer), store, progress)
+            path, metrics = train_by_openrlhf(config, prepare_samples(config, tokenizer), store, progress)
         else:
             training, held_out = prepare_data(config, tokenizer, store, progress)
             path, metrics = _NativeStage(config, training, held_out, store, progress).train()
@@ -67,7 +67,7 @@ def run_stage(config: StageConfig, *, resume: bool = False) -> StageResult:
         return StageResult(store.path, path, metrics)
 
 
-def _prepare(config: StageConfig, tokenizer: ChatTokenizer) -> Prepared[Any]:
+def prepare_samples(config: StageConfig, tokenizer: ChatTokenizer) -> Prepared[Any]:
     """The samples that a stage is trained on."""
     length, seed = config.model.max_length, config.run.seed
     if isinstance(config, SftConfig):
@@ -85,7 +85,7 @@ def prepare_data(
     model, sample = config.model, TokenizedChat if isinstance(config, SftConfig) else PreferenceGroup
 
     def write(directory: Path) -> Metrics:
-        prepared = _prepare(config, tokenizer)
+        prepared = prepare_samples(config, tokenizer)
         with progress.phase("prepare data", 1, "data sets") as bar:
             training = write_samples(prepared.training(), sample, directory / "training.arrow")
             held_out = write_samples(prepared.held_out(), sample, directory / "held_out.arrow")
