@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from ultramed_rl.data.sources import Row, read_placed_rows
@@ -134,7 +134,7 @@ def _message(turn: Any) -> Message:
     named = ROLES.get(role.casefold()) if isinstance(role, str) else None
     if named is not None and isinstance(content, list):
         content = "".join(map(_part, content))
-    if beside := [name for name in _HELD if turn.get(name)]:
+    if len(turn) > 2 and (beside := [name for name in _HELD if turn.get(name)]):
         raise Misfit(f"a turn of role {role!r:.40} holds {beside[0]!r}, which isn't read", name="part")
     if named is None or not isinstance(content, str):
         raise Misfit(
@@ -209,12 +209,20 @@ def check_text(text: str, what: str, *, name: str = "column") -> str:
 # -- rows that fit -----------------------------------------------------------------------------------------
 
 
+@lru_cache(1024)
+def _meant(names: tuple[str, ...], columns: str) -> list[str]:
+    """Those of a row's columns that are meant, compared without case, with - and blanks as _."""
+    own = {name.casefold().replace("-", "_").replace(" ", "_"): name for name in names}
+    return [own[name] for name in columns.split() if name in own]
+
+
 class NotedRow(dict[str, Any]):
     """A row that notes which of its columns are read."""
 
     def __init__(self, row: Row, ignored: Sequence[str] = ()) -> None:
         super().__init__((name, value) for name, value in row.items() if name not in ignored)
         self.read: set[str] = set()
+        self._names = tuple(self)
 
     def __getitem__(self, name: str) -> Any:
         self.read.add(name)
@@ -226,13 +234,9 @@ class NotedRow(dict[str, Any]):
 
     def find(self, columns: str) -> str | None:
         """The row's own name of the first of these columns that it has something in."""
-        return next((self._own[name] for name in columns.split() if name in self._own), None)
-
-    @cached_property
-    def _own(self) -> dict[str, str]:
-        """Its columns' names as they are compared: without case, with - and blanks as _."""
-        filled = (name for name, value in self.items() if value is not None)
-        return {name.casefold().replace("-", "_").replace(" ", "_"): name for name in filled}
+        # A source's rows have the same columns: which of them are meant is looked up once.
+        meant = _meant(self._names, columns)
+        return next((name for name in meant if dict.get(self, name) is not None), None)
 
     @property
     def unread(self) -> list[str]:

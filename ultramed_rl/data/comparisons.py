@@ -28,6 +28,12 @@ _REJECTED = "rejected rejected_response non_preferred_output"
 _TEXTS = ("text", "content", "response", "answer", "output", "completion")
 _SCORES = ("score", "reward", "overall_score", "rating", "avg_rating")
 _RANKS = ("rank", "ranks")  # the best one has the lowest
+_SIDE_SCORES = [
+    (kind, sign, f"{kind}_chosen chosen_{kind}", f"{kind}_rejected rejected_{kind}")
+    for kinds, sign in ((_SCORES, 1.0), (_RANKS, -1.0))
+    for kind in kinds
+]
+_ANY_SCORE = " ".join(columns for _, _, *both in _SIDE_SCORES for columns in both)
 _SCORE_LISTS = "scores rewards ratings rating"
 _WORDS = {
     **dict.fromkeys(("a>b", "a>>b", "model_a", "a", "response_1", "response_a"), 1.0),
@@ -62,14 +68,18 @@ def read_drafts(row: NotedRow) -> list[Draft]:
         )
     drafts = match_form(row, _PREFERENCES, nothing)
     drafts = drafts if isinstance(drafts, list) else [drafts]
-    return [replace(draft, messages=complete_prompt(row, draft.messages)) for draft in drafts]
+    return [_completed(row, draft) for draft in drafts]
 
 
 def read_benched(row: NotedRow) -> Draft:
     """A benchmark's row: its verdict decides, and no score beside that; the wanted answers come first. Raises Misfit."""
     nothing = f"no pair in its columns {', '.join(row)}; its sides are under chosen and rejected"
-    draft = match_form(row, _BENCHES, nothing)
-    return replace(draft, messages=complete_prompt(row, draft.messages))
+    return _completed(row, match_form(row, _BENCHES, nothing))
+
+
+def _completed(row: NotedRow, draft: Draft) -> Draft:
+    messages = complete_prompt(row, draft.messages)
+    return draft if messages is draft.messages else replace(draft, messages=messages)
 
 
 # -- prompts and answers -----------------------------------------------------------------------------------
@@ -143,11 +153,12 @@ def _read_sides(row: NotedRow, *names: str) -> Draft:
 def _read_scored_sides(row: NotedRow, *names: str) -> Draft:
     """As `_read_sides`, with the scores or ranks that the row gives its sides."""
     draft, scored = _read_sides(row, *names), list[list[float]]()
-    for kind in (*_SCORES, *_RANKS):
-        columns = [row.find(f"{kind}_{side} {side}_{kind}") for side in ("chosen", "rejected")]
-        apart = [None if column is None else row[column] for column in columns]
+    if row.find(_ANY_SCORE) is None and not any(isinstance(row[name], dict) for name in names):
+        return draft
+    for kind, sign, *columns in _SIDE_SCORES:
+        found = map(row.find, columns)
+        apart = [None if column is None else row[column] for column in found]
         within = [row[name].get(kind) if isinstance(row[name], dict) else None for name in names]
-        sign = -1.0 if kind in _RANKS else 1.0
         scored += [
             [sign * _number(value) + 0.0 for value in pair]
             for pair in (apart, within)

@@ -169,6 +169,8 @@ def complete_prompt(row: NotedRow, turns: list[Message]) -> list[Message]:
         if any(turn["role"] == "system" for turn in turns):
             raise Misfit(f"a system message in its turns, and another in column {system!r}", name="prompt")
         turns = [*read_turns(row, system, "system"), *turns]
+    if row.find(_PROMPT_ALONE) is None:
+        return turns
     for wanted in _PROMPT_ALONE.split():
         name = row.find(wanted)
         if name is not None and name not in row.read and not _is_told(row[name], told):

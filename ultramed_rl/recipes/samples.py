@@ -11,7 +11,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
-from ultramed_rl.config import AnyConfig, DataConfig, RewardBenchConfig
+from ultramed_rl.config import AnyConfig, DataConfig, EvaluateConfig, RewardBenchConfig
 from ultramed_rl.config.models import Model
 from ultramed_rl.config.recipe import REFERENCE
 from ultramed_rl.config.rounds import Prompts
@@ -119,8 +119,13 @@ def _readers(config: AnyConfig, local: bool) -> tuple[Sequence[Any], Any, Any]:
     prompts: Prompts | None = getattr(config, "prompts", None)
     if prompts is None:
         return [], None, None
-    policy: Model | None = getattr(config, "policy", None)
-    tokenizer = _tokenizer(policy, local) if isinstance(policy, Model) else None
+    policy: Any = getattr(config, "policy", None)
+    learns = not isinstance(config, EvaluateConfig)
+    if isinstance(config, EvaluateConfig):  # as the first policy is asked
+        name, path = next(iter(config.policies.items()))
+        template = config.chat_templates.get(name)
+        policy = Model(path=path, chat_template=template, **config.policy.model_dump())
+    tokenizer = _tokenizer(policy, local, learns=learns) if isinstance(policy, Model) else None
     return prompts.sources, read_prompt_rows, tokenizer and partial(_asked_samples, prompts, tokenizer)
 
 
@@ -129,10 +134,11 @@ def _is_at_hand(path: str, local: bool) -> bool:
     return Path(path).expanduser().is_dir() if local else not path.startswith(REFERENCE)
 
 
-def _tokenizer(model: Model, local: bool) -> ChatTokenizer | None:
+def _tokenizer(model: Model, local: bool, *, learns: bool = True) -> ChatTokenizer | None:
     """The model's, of a stage's the one that it starts from; None where it isn't here and none but those count."""
     path = model.path.partition("@")[2] if model.path.startswith(REFERENCE) else model.path
-    return chat_tokenizer(model.model_copy(update={"path": path})) if _is_at_hand(path, local) else None
+    model = model.model_copy(update={"path": path})
+    return chat_tokenizer(model, learns=learns) if _is_at_hand(path, local) else None
 
 
 # -- samples by kind of stage ------------------------------------------------------------------------------
