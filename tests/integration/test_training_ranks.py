@@ -315,12 +315,13 @@ def test_kto_moves_answers_by_their_label_alone(
         workers, tiny_root / "policy", tmp_path / "out", KTO(), Layout(), (groups, references), epochs=30
     )
     assert steps[0]["loss"] == pytest.approx(0.5, abs=1e-4)  # 1 - sigmoid(0)
-    assert steps[0]["chosen_logratio"] == pytest.approx(0.0, abs=1e-3)
+    name = "chosen_logratio" if wanted else "rejected_logratio"
+    assert steps[0][name] == pytest.approx(0.0, abs=1e-3) and "implicit_margin" not in steps[0]
     assert all(0.0 < s["loss"] < 1.0 for s in steps)
     if wanted:
-        assert steps[-1]["chosen_logratio"] > 5.0
+        assert steps[-1][name] > 5.0
     else:
-        assert steps[-1]["chosen_logratio"] < -5.0 and steps[-1]["loss"] < 0.4
+        assert steps[-1][name] < -5.0 and steps[-1]["loss"] < 0.4
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])

@@ -230,9 +230,9 @@ def broken_pairs(root: Path) -> object:
 
 DATA: list[Wording] = [
     ("rows that are no chats", rows('{"messages": "x"}'),
-     "source 'ROOT/chats.jsonl': 1 of 1 rows hold no conversation (1 turn; row 1: column 'messages' holds a str, not a list of turns); at most 5% may, and not all: name another column, clean the file, or raise max_misfit_share"),
+     "source 'ROOT/chats.jsonl': 1 of 1 rows hold no conversation (1 turn; row 1: column 'messages' holds a str, not a list of turns); at most 5% may, and not all: clean the file, or raise max_misfit_share"),
     ("rows of other columns", rows('{"text": "x"}'),
-     "source 'ROOT/chats.jsonl': 1 of 1 rows hold no conversation (1 column; row 1: no chat in its columns text; one is under messages, conversations, or prompt and completion); at most 5% may, and not all: name another column, clean the file, or raise max_misfit_share"),
+     "source 'ROOT/chats.jsonl': 1 of 1 rows hold no conversation (1 column; row 1: no chat in its columns text; one is under messages, conversations, or prompt and completion); at most 5% may, and not all: clean the file, or raise max_misfit_share"),
     ("keys that count from nobody knows where", keys(1, 2, 3),
      "source 'ROOT/keys.jsonl': its keys may be places from 0 or places from 1: either reads 3 of 3, and not in the same sense; set step.first_place to 0 or 1"),
     ("keys that are letters or blood groups", keys("A"),

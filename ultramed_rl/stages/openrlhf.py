@@ -301,7 +301,7 @@ def write_openrlhf_data(
     `prompt`, `chosen` and `rejected`, all lists of messages, and, if the config's loss wants it, the `margin`.
 
     Raises:
-        ValueError: no row at all; or, with the prompt's id, unpaired feedback, answers that are all tied, and
+        ValueError: no row at all; turns that are not to be learnt, all of which OpenRLHF learns; or, with the prompt's id, unpaired feedback, answers that are all tied, and
             answers that were cut off, to which OpenRLHF would add an end.
     """
     loss = getattr(config, "objective", None)
@@ -321,6 +321,11 @@ def write_openrlhf_data(
 
 def _rows_of(record: Conversation | RankedAnswers, margin_scale: float | None) -> Iterator[dict[str, Any]]:
     if isinstance(record, Conversation):
+        if record.unlearnt:
+            raise ValueError(
+                f"conversation {record.conversation_id!r:.60}: its turns {sorted(record.unlearnt)} are not to be learnt, and "
+                "OpenRLHF learns all of the assistant's; leave it out or use engine=native"
+            )
         yield {"messages": list(record.messages)}
         return
     ranked = zip(record.answers, record.scores, strict=True)

@@ -12,6 +12,7 @@ from ultramed_rl.actors.policy import PolicyWorker
 from ultramed_rl.actors.trainer import RewardTrainWorker
 from ultramed_rl.cluster.inputs import describe_inputs, describe_rendering
 from ultramed_rl.cluster.memory import resolve_architecture
+from ultramed_rl.config.objectives import KTO, Objective
 from ultramed_rl.config.stages import PreferenceConfig, RewardConfig, SftConfig, StageConfig
 from ultramed_rl.data.stage_data import Prepared, PreparedConversations, PreparedPreferences
 from ultramed_rl.learning.checks import check_chats, check_groups, check_references
@@ -58,7 +59,7 @@ def run_stage(config: StageConfig, *, resume: bool = False) -> StageResult:
             progress.say(f"{config.run.name}: finished before; model: {path}")
             return StageResult(store.path, path, store.artifacts.metrics("model"))
         if config.engine == "openrlhf":
-            path, metrics = train_by_openrlhf(config, _prepare(config, tokenizer), store, progress)
+            path, metrics = train_by_openrlhf(config, prepare_samples(config, tokenizer), store, progress)
         else:
             training, held_out = prepare_data(config, tokenizer, store, progress)
             path, metrics = _NativeStage(config, training, held_out, store, progress).train()
@@ -66,7 +67,7 @@ def run_stage(config: StageConfig, *, resume: bool = False) -> StageResult:
         return StageResult(store.path, path, metrics)
 
 
-def _prepare(config: StageConfig, tokenizer: ChatTokenizer) -> Prepared[Any]:
+def prepare_samples(config: StageConfig, tokenizer: ChatTokenizer) -> Prepared[Any]:
     """The samples that a stage is trained on."""
     length, seed = config.model.max_length, config.run.seed
     if isinstance(config, SftConfig):
@@ -84,7 +85,7 @@ def prepare_data(
     model, sample = config.model, TokenizedChat if isinstance(config, SftConfig) else PreferenceGroup
 
     def write(directory: Path) -> Metrics:
-        prepared = _prepare(config, tokenizer)
+        prepared = prepare_samples(config, tokenizer)
         with progress.phase("prepare data", 1, "data sets") as bar:
             training = write_samples(prepared.training(), sample, directory / "training.arrow")
             held_out = write_samples(prepared.held_out(), sample, directory / "held_out.arrow")
@@ -161,8 +162,24 @@ class _NativeStage:
             measured = None
             if held_out is not None:
                 measured = (held_out, self._references(config, "reference_held_out", held_out))
-            task = (references, config.objective, length, measured)
+            task = (references, self._objective(config), length, measured)
             self.workers.teach(PolicyWorker.learn_preferences, self.training, *task)
+
+    def _objective(self, config: PreferenceConfig) -> Objective:
+        """The config's; of KTO with its weights."""
+        objective = config.objective
+        if not isinstance(objective, KTO):
+            return objective
+        wanted = sum(group.desirable for group in self.training)
+        unwanted = sum(len(group.completions) for group in self.training) - wanted
+        objective = objective.balanced(wanted, unwanted)
+        weights = (objective.desirable_weight or 1.0, objective.undesirable_weight or 1.0)
+        ratio = f"{weights[0] * wanted / (weights[1] * unwanted):.3g}" if unwanted else "inf"
+        self.progress.say(
+            f"kto: {wanted} wanted answers of weight {weights[0]:.4g}, {unwanted} unwanted of {weights[1]:.4g}; together "
+            f"{ratio} to 1, where 1 to 1.5 is advised"
+        )
+        return objective
 
     def _references(
         self, config: PreferenceConfig, name: str, groups: Sequence[PreferenceGroup]
