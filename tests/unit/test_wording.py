@@ -722,7 +722,7 @@ def held_back(root: Path) -> object:
 
 
 SAID: list[Wording] = [
-    ("status", under_way, "tiny (online): running, round 2 of 3, 4 min so far, about 3 min left"),
+    ("status", under_way, "tiny (online): running, round 2 of 3, 4 min 10 s so far, about 3 min 10 s left"),
     ("rose", verdict(0.2, 0.1, 0.4),
      "The held-out reward rose: +0.200 against the starting policy (95 % interval +0.100 to +0.400, wins 48%)."),
     ("unclear", verdict(0.2, -0.1, 0.4),

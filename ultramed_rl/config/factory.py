@@ -93,9 +93,7 @@ class Sample(Section):
     """A seeded part of the records, so many of each set."""
 
     type: Literal["sample"] = "sample"
-    sizes: dict[Label, CountOrZero] = Field(
-        min_length=1, description="by set, how many of its records; sets that aren't here give none"
-    )
+    sizes: dict[Label, CountOrZero] = Field(min_length=1, description="records of each set; others give none")
     seed: SmallSeed = key(0, "of the choice")
 
 
@@ -140,17 +138,11 @@ class Deduplicate(Section):
 
     type: Literal["deduplicate"] = "deduplicate"
     columns: Columns = Columns()
-    keep: Literal["first", "longest", "best"] = key(
-        "first", "which of alike rows stays; best: by `score_column`, then the first"
-    )
+    keep: Literal["first", "longest", "best"] = key("first", "of alike rows; best: by `score_column`")
     score_column: Column = key("difficulty", "for keep=best: the column of a number")
     words: Annotated[Words, Field(ge=1, le=32)] = key(3, "words of a shingle")
-    jaccard: PositiveShare | None = key(
-        0.8, "shared part of two rows' shingles from which they are alike; null: off"
-    )
-    cosine: Annotated[PositiveShare, Field(gt=0.5)] | None = key(
-        0.975, "cosine of two rows' vectors from which they are alike; null: off"
-    )
+    jaccard: PositiveShare | None = key(0.8, "shared part of shingles from which rows are alike; null: off")
+    cosine: Annotated[PositiveShare, Field(gt=0.5)] | None = key(0.975, "rows are alike from here; null: off")
     embedder: Embedder = HASHED
 
 
@@ -230,14 +222,10 @@ class DataConfig(AnyConfig):
     """A stage of the data factory: rows in, rows out, and what became of those that fell out."""
 
     type: Literal["data"] = "data"
-    input: list[Address] = Field(
-        min_length=1, description="rows behind URIs: files, package://, hf://, stage://"
-    )
+    input: list[Address] = Field(min_length=1, description="URIs of rows: files, package://, hf://, stage://")
     limit: Count | None = key(None, "of each input at most so many rows")
     step: DataStep = Field(description="what happens to the rows")
-    generators: dict[Name, GeneratorConfig] = key(
-        {}, "name: the model that a step asks; candidates asks two or more"
-    )
+    generators: dict[Name, GeneratorConfig] = key({}, "name: a model to ask; candidates asks several")
     max_failed_share: Share = key(0.2, "share of failed records above which a stage ends as failed")
     cluster: DataCluster = DataCluster()
     tracking: Tracking = Tracking()

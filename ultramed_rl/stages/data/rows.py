@@ -42,7 +42,7 @@ from ultramed_rl.evaluation.suite import load_items
 from ultramed_rl.evaluation.tasks import find_task
 from ultramed_rl.store.atomic import write_lines
 from ultramed_rl.tracking import Progress
-from ultramed_rl.tracking.termination import keep_sigterm
+from ultramed_rl.tracking.heartbeat import keep_sigterm
 
 SPLITS = ("train", "dev", "test")
 ROWS = 2048  # of a block
