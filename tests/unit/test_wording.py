@@ -27,12 +27,12 @@ import yaml
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from tests import staged
 from tests.fake_api import Said, answer_all, fake_api
 from tests.report_run import Plan, make_run
 from tests.rounds import finish_round
 from tests.tiny import make_model, make_questions, make_tokenizer, tiny_config, tiny_run
 from tests.unit.rewards import test_http as servers
-from tests.unit.store import test_remote as remote
 from tests.unit.tracking import test_stall as stall
 from tests.unit.tracking import test_status as status
 from tests.unit.tracking import test_tracking as tracking
@@ -55,13 +55,15 @@ from ultramed_rl.learning.checks import check_groups
 from ultramed_rl.models.checks import check_policy_model, check_reward_model
 from ultramed_rl.models.load import load_policy
 from ultramed_rl.models.tokenizer import ChatTokenizer
-from ultramed_rl.online.selection import Acceptance
+from ultramed_rl.online.stream import Acceptance
 from ultramed_rl.records import ChatRequest, Completion, PreferenceGroup, Prompt
 from ultramed_rl.report import write_report
 from ultramed_rl.scheduling.dispatch import WorkItem
 from ultramed_rl.scheduling.pool import Outcome, Pool, PoolRules
 from ultramed_rl.store import RoundRecord, RunDirectory
 from ultramed_rl.store.record_log import RecordLog
+from ultramed_rl.store.remote import RemoteCopy
+from ultramed_rl.store.remote_folder import WRITER, Lease, RemoteFolder
 
 Provoke = Callable[[Path], object]
 Wording = tuple[str, Provoke, str]
@@ -377,12 +379,12 @@ def at_url(provoke: Provoke) -> Provoke:
     """With an empty store behind staged://, whose failures end with it."""
 
     def call(root: Path) -> object:
-        remote.empty_store()
+        staged.empty_store()
         try:
             with patch("ultramed_rl.store.remote_folder.LONGEST_WAIT_S", 0.0):
                 return provoke(root)
         finally:
-            remote.empty_store()
+            staged.empty_store()
 
     return call
 
@@ -393,11 +395,11 @@ def fail(error: Exception) -> None:
     def refuse(step: str, path: str) -> None:
         raise error
 
-    remote.Staged.before = staticmethod(refuse)
+    staged.Staged.before = staticmethod(refuse)
 
 
 def opened_there(root: Path, resume: bool = True) -> RunDirectory:
-    return RunDirectory.open(remote.config(root), resume=resume)
+    return RunDirectory.open(staged.config(root), resume=resume)
 
 
 def again_there(root: Path) -> object:
@@ -412,15 +414,15 @@ def out_of_reach(root: Path) -> object:
 
 
 def second_writer(root: Path) -> object:
-    place = remote.RemoteFolder(remote.URL)
-    place.write_json(remote.WRITER, asdict(remote.owner(began=0.0)))
-    return remote.Lease(place, "ours", 10.0)
+    place = RemoteFolder(staged.URL)
+    place.write_json(WRITER, asdict(staged.owner(began=0.0)))
+    return Lease(place, "ours", 10.0)
 
 
 def overtaken(root: Path) -> object:
-    place = remote.RemoteFolder(remote.URL)
-    lease = remote.Lease(place, "ours", 10.0)
-    place.write_json(remote.WRITER, asdict(remote.owner()))
+    place = RemoteFolder(staged.URL)
+    lease = Lease(place, "ours", 10.0)
+    place.write_json(WRITER, asdict(staged.owner()))
     try:
         return lease.check()
     finally:
@@ -431,7 +433,7 @@ def outage(ended: bool) -> Provoke:
     """The warning while a run goes on, or the error at its end."""
 
     def publish(root: Path) -> object:
-        copying = remote.RemoteCopy(remote.URL, root, 0.02)
+        copying = RemoteCopy(staged.URL, root, 0.02)
         copying.take_up()
         fail(ConnectionError("the network is down"))
         (root / "a.txt").write_text("a")

@@ -17,8 +17,16 @@ from itertools import groupby, islice
 
 from ultramed_rl.cluster.plan import needs_reference
 from ultramed_rl.config import RunConfig
-from ultramed_rl.online.selection import Acceptance, PromptLookup, RoundSelection, RoundSpec, asked_before
-from ultramed_rl.online.stream import Stream, answered_prompts, seldom_collected
+from ultramed_rl.online.stream import (
+    Acceptance,
+    PromptLookup,
+    RoundSelection,
+    RoundSpec,
+    Stream,
+    answered_prompts,
+    asked_before,
+    seldom_collected,
+)
 from ultramed_rl.online.training import RoundTraining
 from ultramed_rl.records import Completion, Prompt, ReferenceLogprobs, ScoredCompletion
 from ultramed_rl.store import RoundRecord

@@ -12,7 +12,7 @@ from ultramed_rl.actors.work import TrainingPlace
 from ultramed_rl.config.stages import StageConfig
 from ultramed_rl.learning.batching import count_steps
 from ultramed_rl.store import RunReader, StageDirectory
-from ultramed_rl.store.cards import Input, ModelFacts, model_card, write_card
+from ultramed_rl.store.cards import Input, model_card, write_card
 from ultramed_rl.tracking import Progress, Tracker
 from ultramed_rl.workers.stage import StageWorkers
 
@@ -160,7 +160,7 @@ def write_stage_card(
 ) -> None:
     """README.md beside the weights, before the directory is digested."""
     samples = Input("samples that were trained on", "data/ of the run", store.artifacts.digest("data"))
-    write_card(directory, model_card(config, ModelFacts(figures, [samples])))
+    write_card(directory, model_card(config, figures, [samples]))
 
 
 def next_event(step: int, steps: int, *intervals: int | None) -> int:
