@@ -134,11 +134,9 @@ def model_card(
     Args:
         metrics: of the training that made it, and of its held-out data.
         made: what the run itself made, that went in.
-        role, index, rounds: of an online run which of its models it is, the round that made it, from 0, and the metrics of
-            the rounds that are evaluated already.
+        role, index, rounds: of an online run: which of its models, of which round, and metrics of evaluated rounds.
     """
-    own_reward = role == "reward_model"
-    scores = own_reward or isinstance(config, RewardConfig)
+    scores = (own_reward := role == "reward_model") or isinstance(config, RewardConfig)
     base = config.policy.path if isinstance(config, RunConfig) else config.model.path
     objective = "" if isinstance(config, SftConfig) else config.objective.type
     inputs = [*_sources(config, role), *made]
