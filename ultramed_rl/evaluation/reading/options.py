@@ -104,7 +104,7 @@ def unite(*letters: str) -> str:
     return "".join(dict.fromkeys("".join(letters)))
 
 
-class Options:
+class OptionNames:
     """The options of one question: a text to the letters of those that it names."""
 
     def __init__(self, options: Mapping[str, str]) -> None:
