@@ -333,5 +333,5 @@ def test_memory_holds_no_rows() -> None:
 def test_a_strong_model_that_no_candidate_is_of_is_named(caplog: pytest.LogCaptureFixture) -> None:
     build([judged([5, 4])], strongest=["m1", "gpt-4"])
     assert re.search(r"strongest: .*'gpt-4'; .*\['m0', 'm1'\]", caplog.text)
-    with pytest.raises(ValueError, match=r"strongest=\['a', 'a'\]"):
+    with pytest.raises(ValueError, match=r"strongest\n.*'a'"):
         Pairs(strongest=["a", "a"])
