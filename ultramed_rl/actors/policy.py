@@ -187,7 +187,6 @@ class PolicyWorker(TrainWorker):
         self.sender.push()
 
     def offload(self) -> None:
-        """Leave the device to other roles."""
         if hasattr(self, "sender"):
             self.sender.close()
         super().offload()

@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 
-from ultramed_rl.actors.trainer import peak_memory
 from ultramed_rl.actors.weight_sync import WeightBucket
-from ultramed_rl.actors.work import WorkBatch, WorkResult
+from ultramed_rl.actors.work import WorkBatch, Worker, WorkResult
 from ultramed_rl.records import Completion, OptionLogprobs, OptionRequest, SamplingRequest
 from ultramed_rl.token_ids import TokenIds
 
@@ -43,7 +42,7 @@ class EngineArguments:
     trust_remote_code: bool = False
 
 
-class RolloutWorker:
+class RolloutWorker(Worker):
     """One engine. `policy_version` says which weights it holds; every completion carries it."""
 
     def __init__(self, rank: int) -> None:
@@ -60,7 +59,7 @@ class RolloutWorker:
         from vllm.config import WeightTransferConfig
 
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-        self.arguments, self.stop_token = arguments, stop_token
+        self.arguments, self.stop_token, self.device = arguments, stop_token, arguments.device
         if arguments.device == "cpu":
             sample_with_few_numbers()
         self.llm = LLM(
@@ -219,10 +218,9 @@ class RolloutWorker:
         return self.policy_version
 
     def offload(self) -> None:
-        """Give the GPU to other roles. Level 1 keeps the weights in host memory; on CPU nothing moves."""
         if self.arguments.sleeps and self._asleep != _ALL:
             self.reload()  # vLLM takes an engine that is half awake for asleep, and would leave it so
-            self.llm.sleep(level=1)
+            self.llm.sleep(level=1)  # which keeps the weights in host memory
             self._asleep = set(_ALL)
         gc.collect()
 
@@ -231,7 +229,6 @@ class RolloutWorker:
         self._wake({"weights"})
 
     def reload(self) -> None:
-        """Bring back all that is not here."""
         self._wake(_ALL)
 
     def _wake(self, tags: Collection[str]) -> None:
@@ -239,10 +236,6 @@ class RolloutWorker:
         if asleep:
             self.llm.wake_up(tags=sorted(asleep, reverse=True))
             self._asleep -= asleep
-
-    def peak_memory(self) -> int:
-        """Bytes at the peak of this process."""
-        return peak_memory(self.arguments.device)
 
 
 # -- options of a question ------------------------------------------------------------------------------

@@ -7,13 +7,14 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import ray
 from ray.exceptions import RayActorError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from ultramed_rl.actors.work import Worker
 from ultramed_rl.cluster.calls import Generators, answered, ask, error_of, ranks_held, wait_within
 from ultramed_rl.cluster.plan import Member, Plan
 from ultramed_rl.scheduling.pool import LostWorkers, RanksLost
@@ -97,20 +98,6 @@ class Placement:
                 self.groups[first.node], first.index, placement_group_capture_child_tasks=True
             ),
         }
-
-
-class Worker(Protocol):
-    """What every class of actors has."""
-
-    def offload(self) -> None:
-        """Leave the device to other roles."""
-
-    def reload(self) -> None:
-        """Come back to the device."""
-
-    def peak_memory(self) -> int:
-        """Bytes."""
-        ...
 
 
 class WorkerGroup:
