@@ -41,12 +41,11 @@ _LINK, _DASHBOARD = "ray logs", "ray dashboard"
 
 @dataclass
 class _Started:
-    """The folder, its lock (held for as long as this process lives), when it was made, and the dashboard's address."""
+    """The folder, its lock (held for as long as this process lives), and when it was made."""
 
     folder: Path
     lock: IO[str]
     moment: float
-    dashboard: str = ""
 
 
 _started: list[_Started] = []  # one at most
@@ -71,7 +70,7 @@ def connect(cluster: Devices) -> None:
     cpus = cluster.cpus_per_node or os.cpu_count() or 1
     start_private_ray(
         max(cpus, cluster.devices_per_node if cluster.device == "cpu" else 1),
-        store_bytes=512 * 2**20 if cluster.device == "cpu" else None,
+        512 * 2**20 if cluster.device == "cpu" else None,
     )
 
 
@@ -86,18 +85,12 @@ def disconnect() -> None:
 # -- a Ray of this process's own ---------------------------------------------------------------------------
 
 
-def start_private_ray(
-    cpus: float | None = None, *, dashboard: bool = False, store_bytes: int | None = None
-) -> str:
+def start_private_ray(cpus: float | None = None, store_bytes: int | None = None) -> None:
     """Start a Ray on this machine and connect this process to it; one that was started before ends.
 
     Args:
         cpus: that its actors share; None for the machine's.
-        dashboard: with the dashboard, which takes jobs.
         store_bytes: of the object store; None for what Ray finds right.
-
-    Returns:
-        The dashboard's address, as in http://127.0.0.1:40511; empty without one.
 
     Raises:
         ValueError: no folder for its files, or RAY_TMPDIR is too long a path; see `choose_parent`.
@@ -112,25 +105,16 @@ def start_private_ray(
     (folder / _SPILLED).mkdir()
     note_link(_LINK, (folder / LOGS).as_uri())
     with _closed():
-        context = ray.init(
+        ray.init(
             address="local",  # whatever RAY_ADDRESS says
             num_cpus=cpus,
-            include_dashboard=dashboard,
-            dashboard_port=0,
+            include_dashboard=False,
             log_to_driver=False,
             logging_level="warning",
             object_store_memory=store_bytes,
             object_spilling_directory=str(folder / _SPILLED),
             _temp_dir=str(folder / _RAYS),
         )
-    if dashboard:
-        _started[0].dashboard = f"http://{context.dashboard_url}"
-    return _started[0].dashboard
-
-
-def is_private(dashboard: str) -> bool:
-    """Whether this is the dashboard of the Ray that `start_private_ray` started."""
-    return any(started.dashboard == dashboard for started in _started)
 
 
 @atexit.register

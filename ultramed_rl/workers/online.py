@@ -27,7 +27,7 @@ from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, PreferenceGroup, Prompt, ReferenceLogprobs, ScoredCompletion
 from ultramed_rl.scheduling.dispatch import WorkItem
 from ultramed_rl.scheduling.pool import Outcome, Pool, PoolRules, RanksLost
-from ultramed_rl.workers.deployment import WAVES, ReplicaRole
+from ultramed_rl.workers.deployment import WAVES
 from ultramed_rl.workers.policy import PolicyRanks, WeightSync
 from ultramed_rl.workers.sampling import Advance, SamplingWorkers
 from ultramed_rl.workers.scorers import Scorers
@@ -87,16 +87,11 @@ class OnlineWorkers(SamplingWorkers):
         loads = self.policy.begin_load(policy, version)
         replicas = []
         if needs_reference(config):
-            self.reference_path, tokens = reference, config.reference.micro_batch_tokens
-            role = ReplicaRole(
-                "reference",
-                ReferenceWorker,
-                config.cluster.reference,
-                self.policy_precision,
-                tokens,
-                "reward",
+            self.reference_path = reference
+            group, tokens = config.cluster.reference, config.reference.micro_batch_tokens
+            started = self.deployment.launch_replicas(
+                "reference", ReferenceWorker, group, self.policy_precision, tokens, self._reference_load
             )
-            started = self.deployment.launch_replicas(role, self._reference_load)
             self.reference = started.group
             self._open_references(started.pool)
             replicas.append(started)
