@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import Any
 
 from ultramed_rl.actors.work import TrainingPlace
-from ultramed_rl.cluster.calls import are_done
+from ultramed_rl.cluster.group import are_done
 from ultramed_rl.config import RunConfig
 from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.online.watcher import RunWatcher

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ultramed_rl.actors.scorer import RewardWorker, Scorer
-from ultramed_rl.cluster.calls import ask
-from ultramed_rl.cluster.connection import connect
-from ultramed_rl.cluster.group import Placement, WorkerGroup
+from ultramed_rl.cluster.connection import Placement, connect
+from ultramed_rl.cluster.group import WorkerGroup, ask
 from ultramed_rl.cluster.plan import Member, make_plan, reward_roles
 from ultramed_rl.cluster.transport import RayScheduler, WorkerSet
 from ultramed_rl.config import RewardBenchConfig, SamplingConfig

@@ -14,8 +14,7 @@ from ultramed_rl.actors.scorer import ReferenceWorker
 from ultramed_rl.actors.trainer import RewardTrainWorker
 from ultramed_rl.actors.weight_sync import transfer_backend
 from ultramed_rl.actors.work import Worker
-from ultramed_rl.cluster.calls import wait_for_both, wait_within
-from ultramed_rl.cluster.group import WorkerGroup
+from ultramed_rl.cluster.group import WorkerGroup, wait_for_both, wait_within
 from ultramed_rl.cluster.memory import resolve_architecture
 from ultramed_rl.cluster.plan import needs_reference
 from ultramed_rl.cluster.transport import WorkerSet

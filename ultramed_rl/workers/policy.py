@@ -12,8 +12,14 @@ from ultramed_rl.actors.policy import PolicyWorker
 from ultramed_rl.actors.rollout import RolloutWorker
 from ultramed_rl.actors.weight_sync import join_buckets
 from ultramed_rl.actors.work import RoundTask, TrainingPlace
-from ultramed_rl.cluster.calls import Generators, are_done, ranks_held, wait_for_both, wait_within
-from ultramed_rl.cluster.group import WorkerGroup
+from ultramed_rl.cluster.group import (
+    Generators,
+    WorkerGroup,
+    are_done,
+    ranks_held,
+    wait_for_both,
+    wait_within,
+)
 from ultramed_rl.config import RunConfig
 from ultramed_rl.config.models import resolve_precision
 from ultramed_rl.records import PreferenceGroup, ReferenceLogprobs
