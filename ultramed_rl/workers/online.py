@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ultramed_rl.actors.deepspeed_setup import engine_spec
 from ultramed_rl.actors.policy import PolicyWorker
 from ultramed_rl.actors.rollout import RolloutWorker
 from ultramed_rl.actors.scorer import ReferenceWorker
@@ -27,7 +26,7 @@ from ultramed_rl.records import Completion, PreferenceGroup, Prompt, ReferenceLo
 from ultramed_rl.scheduling.dispatch import WorkItem
 from ultramed_rl.scheduling.pool import Outcome, Pool, PoolRules, RanksLost
 from ultramed_rl.workers.deployment import WAVES
-from ultramed_rl.workers.policy import PolicyRanks, WeightSync
+from ultramed_rl.workers.policy import PolicyRanks, TrainingRanks, WeightSync
 from ultramed_rl.workers.sampling import Advance, SamplingWorkers
 from ultramed_rl.workers.scorers import Scorers
 
@@ -83,7 +82,7 @@ class OnlineWorkers(SamplingWorkers):
         backend = transfer_backend(config.cluster.device, config.cluster.layout)
         parallel = config.cluster.rollout.tensor_parallel
         self.weight_sync = WeightSync(self.policy, self.rollout, backend, parallel)
-        loads = self.policy.begin_load(policy, version)
+        loads = self.policy.begin(policy, version)
         replicas = []
         if needs_reference(config):
             self.reference_path = reference
@@ -139,7 +138,7 @@ class OnlineWorkers(SamplingWorkers):
             LostWorkers: it has been restarted too often, or its ranks find no place.
         """
         self.policy.respawn_all(self.config.cluster.faults.restarts)
-        self.policy.finish_load(self.policy.begin_load(checkpoint, version), checkpoint, version)
+        self.policy.finish_load(self.policy.begin(checkpoint, version), checkpoint, version)
         self._join_policy()
         self.policy.restore_state(checkpoint, version)
         self.policy.end_round(version)
@@ -273,15 +272,13 @@ class OnlineWorkers(SamplingWorkers):
         """A training group on the policy's slots that lives for as long as the reward model is trained."""
         config, training = self.config, self.config.reward.train
         assert training is not None
-        ranks, seed = config.cluster.policy.ranks, config.run.seed
-        group = self.deployment.launch("policy", RewardTrainWorker, lambda m: (m.rank, ranks, seed))
+        group = TrainingRanks(self.deployment, "policy", RewardTrainWorker, config.run.seed)
         try:
-            address = group.first(RewardTrainWorker.rendezvous)
-            trainer = config.cluster.policy.model_copy(update={"offload_optimizer": False})
-            spec = engine_spec(config.cluster.device, config.reward.precision, trainer, training)
             model = config.policy.model_copy(update={"path": start, "lora": None})
-            arguments = (model, spec, address, training.trainable_layers)
-            group.wait(group.start(RewardTrainWorker.load, *arguments), self._model_s)
+            trainer = config.cluster.policy.model_copy(update={"offload_optimizer": False})
+            group.finish(
+                group.begin_load(model, config.reward.precision, trainer, training, training.trainable_layers)
+            )
             yield group
         finally:
             group.stop()
