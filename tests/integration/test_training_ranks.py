@@ -82,7 +82,7 @@ class Ranks:
             environment = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
             remote = ray.remote(SmallChunks).options(num_cpus=0, runtime_env={"env_vars": environment})
             group = WorkerGroup("policy", lambda r: remote.remote(r, ranks, 0), ranks, takes_turns=False)
-            self.groups[ranks] = group, group.first(PolicyWorker.rendezvous)
+            self.groups[ranks] = group, group.actors[0].rendezvous.remote()
         return self.groups[ranks]
 
 

@@ -11,9 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from ultramed_rl.config.cluster import TrainerGroup
-from ultramed_rl.config.models import resolve_precision
-from ultramed_rl.config.rounds import Optimization
 from ultramed_rl.learning.costs import head_chunks
 
 
@@ -29,20 +26,6 @@ class EngineSpec:
     max_grad_norm: float
     gradient_checkpointing: bool
     max_skipped_steps: int = 0
-
-
-def engine_spec(device: str, precision: str, group: TrainerGroup, training: Optimization) -> EngineSpec:
-    """The spec that a config's sections describe; `precision` is "auto" or what it says."""
-    return EngineSpec(
-        device=device,
-        precision=resolve_precision(precision, device),
-        zero_stage=group.zero_stage,
-        offload_optimizer=group.offload_optimizer,
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
-        gradient_checkpointing=training.gradient_checkpointing,
-        max_skipped_steps=training.max_skipped_steps,
-    )
 
 
 def open_store(ranks: int) -> torch.distributed.TCPStore:

@@ -76,7 +76,8 @@ class Sender:
         self.sizes = [math.prod(shape) * dtype.itemsize for _, dtype, shape in self.shapes]
         names, dtypes, shapes = map(list, zip(*self.shapes, strict=True))
         types = [str(dtype).removeprefix("torch.") for dtype in dtypes]
-        self.info = {"names": names, "dtype_names": types, "shapes": shapes}  # as vLLM's update infos say it
+        # As vLLM's update infos say it.
+        self.info: dict[str, Any] = {"names": names, "dtype_names": types, "shapes": shapes}
         # What each engine is told before the first bucket: the init info of vLLM's engine.
         self.init_infos: list[dict[str, Any]] = [{} for _ in range(engines)]
         self._described: Iterator[WeightBucket] = iter(())

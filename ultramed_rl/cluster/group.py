@@ -152,11 +152,6 @@ class WorkerGroup:
         """Call a method on every actor and wait for the results of those that live, like `wait_living`."""
         return self.wait_living(self.start(method, *arguments, **named))
 
-    def first(self, method: Callable[Concatenate[Any, P], R], *arguments: P.args, **named: P.kwargs) -> R:
-        """Call a method on the first actor alone, and wait for its result like `wait`."""
-        result: R = self.wait([ask(self.actors[0], method, *arguments, **named)])[0]
-        return result
-
     def generate(self, method: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Generators:
         """Start a generator method on every actor; returns what gives its items."""
         calls = [getattr(actor, method.__name__).options(num_returns="streaming") for actor in self.actors]

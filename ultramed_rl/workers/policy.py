@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ultramed_rl.actors.deepspeed_setup import engine_spec
+from ultramed_rl.actors.deepspeed_setup import EngineSpec
 from ultramed_rl.actors.policy import PolicyWorker
 from ultramed_rl.actors.rollout import RolloutWorker
 from ultramed_rl.actors.trainer import RewardTrainWorker
@@ -47,13 +47,23 @@ class TrainingRanks(WorkerGroup):
         ranks, faults = len(deployment.plan.members(role)), deployment.cluster.faults
         spawn = deployment.placement.spawner(role, worker, lambda member: (member.rank, ranks, seed))
         super().__init__(role, spawn, ranks, takes_turns=deployment.turns, timeout_s=faults.hang_s)
-        self.model_s, self._device, self._load = faults.start_s, deployment.cluster.device, worker.load
+        self.model_s, self._device = faults.start_s, deployment.cluster.device
+        self._load: Callable[..., None] = worker.load
 
     def begin_load(
         self, model: Model, precision: str, group: TrainerGroup, training: Optimization, extra: object = None
     ) -> list[Any]:
         """Begin to load the model that training starts from; `extra` is the worker's own argument. Returns the references."""
-        spec = engine_spec(self._device, precision, group, training)
+        spec = EngineSpec(
+            device=self._device,
+            precision=resolve_precision(precision, self._device),
+            zero_stage=group.zero_stage,
+            offload_optimizer=group.offload_optimizer,
+            weight_decay=training.weight_decay,
+            max_grad_norm=training.max_grad_norm,
+            gradient_checkpointing=training.gradient_checkpointing,
+            max_skipped_steps=training.max_skipped_steps,
+        )
         return self.start(self._load, model, spec, self.actors[0].rendezvous.remote(), extra)
 
     def finish(self, loads: list[Any]) -> None:
