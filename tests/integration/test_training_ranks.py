@@ -73,9 +73,9 @@ class Ranks:
     """Real policy actors by number of ranks, started once: a case loads a new engine into them."""
 
     def __init__(self) -> None:
-        self.groups: dict[int, tuple[WorkerGroup, tuple[str, int]]] = {}
+        self.groups: dict[int, tuple[WorkerGroup, Any]] = {}
 
-    def of(self, ranks: int) -> tuple[WorkerGroup, tuple[str, int]]:
+    def of(self, ranks: int) -> tuple[WorkerGroup, Any]:
         import ray
 
         if ranks not in self.groups:

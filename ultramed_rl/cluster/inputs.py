@@ -35,7 +35,7 @@ MODEL_KEYS = frozenset(
 )
 OFFLINE = "offline"  # a benchmark's rows out of installed packages
 _HUB = "hf://"
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_ID = re.compile(r"(?!\.)[\w.-]+(/[\w.-]+)?")
 _FIX = "an absolute path on a file system that all nodes see"
 # What of a model's folder is read: not its card, nor what its training left beside it.
 _READ = set(
@@ -121,47 +121,37 @@ def path_problems(config: Mapping[str, Any], working_dir: Path | None) -> list[s
         config: plain values, of a recipe with its stages.
         working_dir: the folder that is sent along, if any; relative paths must then lead into it.
     """
-    problems = []
+    problems, folder = [], working_dir or Path()
     for key, name, value in texts_of(config):
-        may_be_id = name in MODEL_KEYS and _may_be_id(value, working_dir or Path())
-        if name not in FILE_KEYS | MODEL_KEYS or not is_relative(value) or value == OFFLINE or may_be_id:
+        # A hub id, or a name: nothing lies there.
+        is_id = name in MODEL_KEYS and _HUB_ID.fullmatch(value) and not (folder / value).exists()
+        if name not in FILE_KEYS | MODEL_KEYS or not is_relative(value) or value == OFFLINE or is_id:
             continue
+        path = folder / value
+        leaves = value.startswith("~") or os.path.normpath(value).startswith("..")
         if working_dir is None:
             problems.append(
                 f"{key}={value!r}: a relative path, which the cluster has not got; give {_FIX}, or send the folder "
                 "along with --working-dir DIR"
             )
-        elif not _is_inside(value, working_dir):
+        elif leaves or not (path.exists() or glob.glob(str(path), recursive=True)):
             problems.append(
                 f"{key}={value!r}: not in --working-dir {working_dir}, from which the job reads it; give {_FIX}, or "
                 "the folder that holds it"
             )
-    if working_dir is None:
-        problems += _run_problems(config["run"])
-    return problems
-
-
-def _run_problems(run: Mapping[str, Any]) -> Iterator[str]:
-    lost = "a relative path, which lies in the job's temporary folder and goes with it"
+    if working_dir is not None:
+        return problems
+    run, lost = config["run"], "a relative path, which lies in the job's temporary folder and goes with it"
     if is_relative(run["directory"]):
-        yield f"run.directory={run['directory']!r}: {lost}; give {_FIX}, as in run.directory=/shared/runs"
+        problems.append(
+            f"run.directory={run['directory']!r}: {lost}; give {_FIX}, as in run.directory=/shared/runs"
+        )
     scratch = run.get("scratch", "~")
     if "://" in run["directory"] and is_relative(scratch) and not scratch.startswith("~"):
-        yield f"run.scratch={scratch!r}: {lost}; give {_FIX}"
+        problems.append(f"run.scratch={scratch!r}: {lost}; give {_FIX}")
+    return problems
 
 
 def is_relative(path: str) -> bool:
     """Whether a path depends on who reads it where: on the working directory, or on the home directory."""
     return "://" not in path and not path.startswith("/")
-
-
-def _may_be_id(value: str, base: Path) -> bool:
-    """Whether it reads like a hub id, or a name, and nothing lies there."""
-    return bool(_HUB_ID.fullmatch(value)) and not value.startswith(".") and not (base / value).exists()
-
-
-def _is_inside(value: str, folder: Path) -> bool:
-    if value.startswith("~") or os.path.normpath(value).startswith(".."):
-        return False
-    path = folder / value
-    return path.exists() or bool(glob.glob(str(path), recursive=True))

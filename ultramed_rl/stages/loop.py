@@ -165,7 +165,12 @@ class StageLoop:
         if not loss < place.best_loss:
             return replace(place, waited=place.waited + 1)
         if self.config.training.keep == "best":
-            self.store.save("best", place.step, self._write_model)
+
+            def write(directory: Path) -> Metrics:
+                self.workers.save(directory)
+                return {}
+
+            self.store.save("best", place.step, write)
         return replace(place, best_loss=loss, best_step=place.step, waited=0)
 
     def save(self, place: Place) -> None:
@@ -212,10 +217,6 @@ class StageLoop:
             for name, row in (("start_held_out", by_step.get(0, {})), ("held_out", kept)):
                 figures |= {f"{name}_{k}": v for k, v in row.items() if k not in ("time", "evaluation_index")}
         return figures
-
-    def _write_model(self, directory: Path) -> Metrics:
-        self.workers.save(directory)
-        return {}
 
 
 def write_stage_card(
