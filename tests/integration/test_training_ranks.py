@@ -18,7 +18,7 @@ from tests.tiny import make_tokenizer
 from ultramed_rl.actors.deepspeed_setup import EngineSpec
 from ultramed_rl.actors.policy import PolicyWorker
 from ultramed_rl.actors.scorer import ReferenceWorker
-from ultramed_rl.actors.work import RoundTask, TrainingPlace
+from ultramed_rl.actors.work import TrainingPlace
 from ultramed_rl.cluster.connection import start_private_ray
 from ultramed_rl.cluster.group import WorkerGroup
 from ultramed_rl.config.models import LoRA, Model
@@ -191,8 +191,8 @@ def test_batches_that_come_one_after_the_other_are_learnt_as_at_once(
         ]
         steps = [group.wait(step)[0] for step in pending]
         if early < 2:
-            work = RoundTask(str(tmp_path / "round"), DPO(), 256, training, place, early)
-            group.call(PolicyWorker.learn_round, work)
+            folder = str(tmp_path / "round")
+            group.call(PolicyWorker.learn_round, folder, DPO(), 256, training, place, early)
         rest = group.stream(PolicyWorker.train, [(training, place, early % 2)] * 2)
         steps += [metrics for rank, metrics in rest if rank == 0]
         group.call(PolicyWorker.save, str(tmp_path / str(early)))

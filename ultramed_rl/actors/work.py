@@ -7,9 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ultramed_rl.config.objectives import Objective
-from ultramed_rl.config.rounds import Training
-
 
 class Worker:
     """What every class of actors has; on a `device`, "cuda" or "cpu", from when it has loaded."""
@@ -71,15 +68,3 @@ class TrainingPlace:
     seed: int
     max_steps: int | None = None
     most: int | None = None
-
-
-@dataclass(frozen=True)
-class RoundTask:
-    """How the pairs in a round's `folder` are learnt, from step `start` on; sequences have at most `max_length` tokens."""
-
-    folder: str
-    objective: Objective
-    max_length: int
-    training: Training
-    place: TrainingPlace
-    start: int = 0

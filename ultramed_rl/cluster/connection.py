@@ -113,6 +113,7 @@ def start_private_ray(cpus: float | None = None, store_bytes: int | None = None)
             address="local",  # whatever RAY_ADDRESS says
             num_cpus=cpus,
             include_dashboard=False,
+            dashboard_port=0,  # what is started of it all the same takes a free one
             log_to_driver=False,
             logging_level="warning",
             object_store_memory=store_bytes,

@@ -101,15 +101,14 @@ class Dispatcher:
 
     def next(self, now: float) -> tuple[int, WorkItem] | None:
         """A worker and what it is to do next, or None while there is no room or nothing to do."""
-        item: WorkItem | None
+        item: WorkItem | None = None
+        # What may kill its worker waits for one that holds nothing, and gets nothing else beside it.
         number = next((n for n, w in self._workers.items() if not w.items), None) if self._suspects else None
-        if (
-            number is not None
-        ):  # what may kill its worker gets one that holds nothing, and nothing else beside it
+        if number is not None:
             self._workers[number].alone, item = True, self._suspects.popleft()
-        elif (number := self._least_loaded()) is None:
-            return None
-        elif (item := self._waiting.popleft() if self._waiting else self._straggler(number, now)) is None:
+        elif (number := self._least_loaded()) is not None:
+            item = self._waiting.popleft() if self._waiting else self._straggler(number, now)
+        if number is None or item is None:
             return None
         worker = self._workers[number]
         out = self._out.setdefault(item.key, _Out(item, now, worker.alone))

@@ -12,7 +12,7 @@ from ultramed_rl.actors.policy import PolicyWorker
 from ultramed_rl.actors.rollout import RolloutWorker
 from ultramed_rl.actors.trainer import RewardTrainWorker
 from ultramed_rl.actors.weight_sync import join_buckets
-from ultramed_rl.actors.work import RoundTask, TrainingPlace
+from ultramed_rl.actors.work import TrainingPlace
 from ultramed_rl.cluster.group import (
     Generators,
     WorkerGroup,
@@ -133,12 +133,6 @@ class PolicyRanks(TrainingRanks):
         """Begin the optimizer step whose batch these pairs are, after those before it. `wait` has each rank's metrics."""
         return self.start(PolicyWorker.learn_next, groups, references, self.config.training, place, step)
 
-    def start_steps(self, folder: Path, place: TrainingPlace, start: int) -> RoundSteps:
-        """Begin all steps from `start` on, on the pairs in a round's folder."""
-        config, length = self.config, self.config.policy.max_length
-        work = RoundTask(str(folder), config.objective, length, config.training, place, start)
-        return RoundSteps(self, work)
-
     def end_round(self, rounds: int) -> None:
         """All steps of so many rounds are taken."""
         self.trained, self.learning = rounds, False
@@ -179,15 +173,17 @@ class PolicyRanks(TrainingRanks):
 
 
 class RoundSteps:
-    """All steps of a round from `work.start` on. Every rank reads what its micro-batches hold; when all have, they take one step
-    after the other by themselves, and wait for nobody else.
+    """All steps of a round from `start` on, on the pairs in its folder. Every rank reads what its micro-batches hold; when all
+    have, they take one step after the other by themselves, and wait for nobody else.
 
     Each step's metrics come once, by `ready` or by `rest`. Both raise RanksLost, and what a rank says that cannot learn.
     """
 
-    def __init__(self, policy: WorkerGroup, work: RoundTask) -> None:
-        self._policy, self._steps = policy, (work.training, work.place, work.start)
-        self._reading = policy.start(PolicyWorker.learn_round, work)
+    def __init__(self, policy: PolicyRanks, folder: Path, place: TrainingPlace, start: int) -> None:
+        config = policy.config
+        self._policy, self._steps = policy, (config.training, place, start)
+        task = (str(folder), config.objective, config.policy.max_length)
+        self._reading = policy.start(PolicyWorker.learn_round, *task, *self._steps)
         self._generators: Generators | None = None
 
     def ready(self) -> list[Metrics]:
