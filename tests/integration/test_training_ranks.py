@@ -21,9 +21,10 @@ from ultramed_rl.actors.scorer import ReferenceWorker
 from ultramed_rl.actors.work import TrainingPlace
 from ultramed_rl.cluster.connection import start_private_ray
 from ultramed_rl.cluster.group import WorkerGroup
+from ultramed_rl.config.cluster import TrainerGroup
 from ultramed_rl.config.models import LoRA, Model
 from ultramed_rl.config.objectives import DPO, KTO, NCA, KTOPair, SimPO
-from ultramed_rl.config.rounds import Training
+from ultramed_rl.config.rounds import Optimization, Training
 from ultramed_rl.learning.costs import LOGITS_AT_ONCE
 from ultramed_rl.learning.packing import AnswerGroup
 from ultramed_rl.learning.preference_data import mismatched_answer
@@ -111,7 +112,12 @@ def train(
     """Train the tiny policy of `start` in real Ray actors; the checkpoint goes to `out`."""
     group, address = workers.of(layout.ranks)
     checkpointing = layout.stage == 3
-    spec = EngineSpec("cpu", "float32", layout.stage, False, 0.0, 1.0, gradient_checkpointing=checkpointing)
+    spec = EngineSpec(
+        "cpu",
+        "float32",
+        TrainerGroup(zero_stage=layout.stage),
+        Optimization(gradient_checkpointing=checkpointing, max_skipped_steps=0),
+    )
     group.call(PolicyWorker.load, Model(path=str(start), lora=lora), spec, address)
     training = Training(
         learning_rate=1e-3,
@@ -176,7 +182,12 @@ def test_batches_that_come_one_after_the_other_are_learnt_as_at_once(
     write_round(tmp_path / "round", groups, references)
     training = Training(learning_rate=1e-3, batch_size=4, micro_batch_tokens=160)
     place = TrainingPlace(0, 1, 5, most=len(groups) + 6)  # six prompts gave no pair
-    spec = EngineSpec("cpu", "float32", 2, False, 0.0, 1.0, gradient_checkpointing=False)
+    spec = EngineSpec(
+        "cpu",
+        "float32",
+        TrainerGroup(zero_stage=2),
+        Optimization(gradient_checkpointing=False, max_skipped_steps=0),
+    )
     found = {}
     for early in (0, 1, 2):  # 2: none of them from files
         group.call(PolicyWorker.load, Model(path=str(tiny_root / "policy")), spec, address)
@@ -218,7 +229,12 @@ def test_small_steps_in_bfloat16_add_up_over_rounds_and_a_kill(
     from safetensors.torch import load_file
 
     group, address = workers.of(2)
-    spec = EngineSpec("cpu", "bfloat16", stage, False, 0.0, 1.0, gradient_checkpointing=False)
+    spec = EngineSpec(
+        "cpu",
+        "bfloat16",
+        TrainerGroup(zero_stage=stage),
+        Optimization(gradient_checkpointing=False, max_skipped_steps=0),
+    )
     training = Training(learning_rate=1e-5, batch_size=3, micro_batch_tokens=160, schedule="constant")
     model = Model(path=str(tiny_root / "policy"), lora=lora)
 

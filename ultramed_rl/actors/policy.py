@@ -163,7 +163,7 @@ class PolicyWorker(TrainWorker):
             return sum_by_answer(self.engine.logprobs(packed, chunks), packed)
 
         with adapters_off(self.engine.module.lm):
-            how = {"in_step": self.engine.spec.zero_stage == 3, "packed": self._packed}
+            how = {"in_step": self.engine.spec.group.zero_stage == 3, "packed": self._packed}
             yield from score_groups(groups, logprobs, budget, self.engine.device, **how)
 
     def scores_within(self, budget: int) -> None:

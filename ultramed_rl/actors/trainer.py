@@ -83,7 +83,7 @@ class TrainWorker(Worker):
         self._zero3 = loading_context(deepspeed_config(spec))
         module = load()
         self.tokenizer = chat_tokenizer(model)
-        if spec.zero_stage != 3:
+        if spec.group.zero_stage != 3:
             module.to(spec.device)
         module.train()
         self.engine = Engine(module, spec)

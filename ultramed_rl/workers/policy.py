@@ -54,16 +54,7 @@ class TrainingRanks(WorkerGroup):
         self, model: Model, precision: str, group: TrainerGroup, training: Optimization, extra: object = None
     ) -> list[Any]:
         """Begin to load the model that training starts from; `extra` is the worker's own argument. Returns the references."""
-        spec = EngineSpec(
-            device=self._device,
-            precision=resolve_precision(precision, self._device),
-            zero_stage=group.zero_stage,
-            offload_optimizer=group.offload_optimizer,
-            weight_decay=training.weight_decay,
-            max_grad_norm=training.max_grad_norm,
-            gradient_checkpointing=training.gradient_checkpointing,
-            max_skipped_steps=training.max_skipped_steps,
-        )
+        spec = EngineSpec(self._device, resolve_precision(precision, self._device), group, training)
         return self.start(self._load, model, spec, self.actors[0].rendezvous.remote(), extra)
 
     def finish(self, loads: list[Any]) -> None:
