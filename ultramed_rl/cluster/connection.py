@@ -55,18 +55,21 @@ class _Started:
 _started: list[_Started] = []  # one at most
 
 
-def named_address(cluster: Devices) -> str | None:
-    """The Ray cluster that the config or RAY_ADDRESS names; None where a run starts one of its own."""
-    address = cluster.address or os.environ.get("RAY_ADDRESS")
-    return None if address == "local" else address or None
-
-
 def connect(cluster: Devices) -> None:
-    """Join the Ray cluster of the config or of RAY_ADDRESS, or start one of this process's own on this machine."""
+    """Join the Ray cluster of the config or of RAY_ADDRESS, or start one of this process's own on this machine.
+
+    Raises:
+        ValueError: the address is a dashboard's.
+    """
     if ray.is_initialized():
         return
-    address = named_address(cluster)
-    if address:
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    if address and address != "local":
+        if address.startswith(("http://", "https://")):
+            raise ValueError(
+                f"{'cluster.address' if cluster.address else 'RAY_ADDRESS'}={address!r}: the dashboard's address, which "
+                "takes jobs; a run joins Ray itself: give HEAD:6379, or auto on a node of the cluster"
+            )
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray gives a tip about it
         context = ray.init(address=address, log_to_driver=False, logging_level="warning")
         note_link(_DASHBOARD, context.dashboard_url)
