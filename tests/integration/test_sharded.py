@@ -35,7 +35,7 @@ def test_sharded_replicas_equal_a_whole_one(tiny_root: Path, kind: str, worker: 
     shards = [groups()[:7], groups()[7:]]
     found = {
         (g + 7 * rank, a): number
-        for rank, scores in group.stream(worker.score, [(shard,) for shard in shards])
+        for rank, scores in group.generate(worker.score, [(shard,) for shard in shards]).follow()
         for g, a, number in scores
     }
     group.stop()

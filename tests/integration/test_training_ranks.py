@@ -129,7 +129,9 @@ def train(
     )
     group.call(PolicyWorker.learn_preferences, *data, objective, 256)
     arguments = (training, TrainingPlace(0, 1, 5))
-    steps = [m for rank, m in group.stream(PolicyWorker.train, [arguments] * layout.ranks) if rank == 0]
+    steps = [
+        m for rank, m in group.generate(PolicyWorker.train, [arguments] * layout.ranks).follow() if rank == 0
+    ]
     group.call(PolicyWorker.save, str(out))
     return steps
 
@@ -204,7 +206,7 @@ def test_batches_that_come_one_after_the_other_are_learnt_as_at_once(
         if early < 2:
             folder = str(tmp_path / "round")
             group.call(PolicyWorker.learn_round, folder, DPO(), 256, training, place, early)
-        rest = group.stream(PolicyWorker.train, [(training, place, early % 2)] * 2)
+        rest = group.generate(PolicyWorker.train, [(training, place, early % 2)] * 2).follow()
         steps += [metrics for rank, metrics in rest if rank == 0]
         group.call(PolicyWorker.save, str(tmp_path / str(early)))
         found[early] = steps, load_file(tmp_path / str(early) / "model.safetensors")
@@ -242,7 +244,7 @@ def test_small_steps_in_bfloat16_add_up_over_rounds_and_a_kill(
         """A round, its checkpoint, and the share of its update that shows in bfloat16."""
         group.call(PolicyWorker.start_round, True)
         group.call(PolicyWorker.learn_preferences, *make_groups(), DPO(), 256)
-        for _ in group.stream(PolicyWorker.train, [(training, TrainingPlace(0, 1, 5))] * 2):
+        for _ in group.generate(PolicyWorker.train, [(training, TrainingPlace(0, 1, 5))] * 2).follow():
             pass
         group.call(PolicyWorker.save, str(folder))
         group.call(PolicyWorker.save_state, str(folder / "optimizer"), False)

@@ -158,19 +158,14 @@ class WorkerGroup:
         started = [call.remote(*given) for call, given in zip(calls, arguments, strict=True)]
         return Generators(self, {generator: rank for rank, generator in enumerate(started)})
 
-    def stream(
-        self, method: Callable[..., Iterator[R]], arguments: Sequence[tuple[Any, ...]]
-    ) -> Iterator[tuple[int, R]]:
-        """Run a generator method on every actor; yields and raises like `Generators.follow`."""
-        return self.generate(method, arguments).follow()
-
     def run(
         self, method: Callable[Concatenate[Any, P], Iterator[R]], *arguments: P.args, **named: P.kwargs
     ) -> Iterator[R]:
         """Run a generator method on every actor with the same arguments; yields the first one's items, raises like
-        `stream`."""
+        `Generators.follow`."""
         assert not named, "arguments go by their places"
-        return (item for rank, item in self.stream(method, [arguments] * len(self)) if rank == 0)
+        every = self.generate(method, [arguments] * len(self))
+        return (item for rank, item in every.follow() if rank == 0)
 
     # -- who lives, and where ------------------------------------------------------------------------------
 

@@ -49,7 +49,7 @@ class StageWorkers(TrainingRanks):
         count, budget = len(self), self.config.training.micro_batch_tokens
         values: list[list[float | None]] = [[None] * len(g.answers) for g in groups]
         shards = [(groups[rank::count], budget) for rank in range(count)]
-        for rank, numbers in self.stream(PolicyWorker.score_base, shards):
+        for rank, numbers in self.generate(PolicyWorker.score_base, shards).follow():
             for group, answer, number in numbers:
                 values[rank + group * count][answer] = number
             advance(len(numbers))
