@@ -137,7 +137,7 @@ def general_backend(section: General, device: str) -> str:
 
 
 def general_environment(section: General, cluster: Devices) -> dict[str, str]:
-    """The job's variables. A hub token isn't among them: it is in the environment that Ray was started in."""
+    """The command's variables. A hub token isn't among them: it is in the environment that Ray was started in."""
     cores = cluster.cpus_per_node or os.cpu_count() or 1
     share = min(1.0, section.gpus / cluster.devices_per_node) if cluster.device == "cuda" else 1.0
     return {
