@@ -25,7 +25,7 @@ def learn(
     with tempfile.TemporaryDirectory() as folder, workers.policy.on_device():
         write_round(Path(folder), pairs, references)
         workers.policy.begin_round()
-        return list(RoundSteps(workers.policy, Path(folder), TrainingPlace(0, 1, number), 0).rest())
+        return list(RoundSteps(workers.policy, Path(folder), TrainingPlace(0, 1, number), 0).remaining())
 
 
 def write_round(

@@ -140,7 +140,7 @@ class RoundTraining:
             advance(sum(int(step["samples"]) for step in self.steps))
             self._since = time.time()
             going = self._going or RoundSteps(self.workers.policy, self.folder, self.place, taken)
-            for step in going.rest():
+            for step in going.remaining():
                 advance(int(step["samples"]))
                 self._note(step)
             survives = self.workers.policy.update_survives()

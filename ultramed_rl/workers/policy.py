@@ -167,7 +167,7 @@ class RoundSteps:
     """All steps of a round from `start` on, on the pairs in its folder. Every rank reads what its micro-batches hold; when all
     have, they take one step after the other by themselves, and wait for nobody else.
 
-    Each step's metrics come once, by `ready` or by `rest`. Both raise RanksLost, and what a rank says that cannot learn.
+    Each step's metrics come once, by `ready` or by `remaining`. Both raise RanksLost, and what a rank says that cannot learn.
     """
 
     def __init__(self, policy: PolicyRanks, folder: Path, place: TrainingPlace, start: int) -> None:
@@ -184,7 +184,7 @@ class RoundSteps:
                 return []
             return [metrics for rank, metrics in self._begun().ready() if rank == 0]
 
-    def rest(self) -> Iterator[Metrics]:
+    def remaining(self) -> Iterator[Metrics]:
         """Of all that are left, as they are done."""
         return (metrics for rank, metrics in self._begun().follow() if rank == 0)
 
