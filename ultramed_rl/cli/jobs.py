@@ -234,7 +234,7 @@ def _print(text: str) -> None:
 
 
 def _show_list(server: JobServer) -> None:
-    from ultramed_rl.tracking.summary import render_table
+    from ultramed_rl.tracking.tables import render_table
 
     states = server.states()
     for state in states:

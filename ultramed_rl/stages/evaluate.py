@@ -38,7 +38,7 @@ from ultramed_rl.store import ArtifactFolder, WorkDirectory
 from ultramed_rl.store.artifacts import read_json, read_numbers
 from ultramed_rl.store.atomic import write_json
 from ultramed_rl.tracking import Progress, Tracker, watched
-from ultramed_rl.tracking.summary import render_comparison
+from ultramed_rl.tracking.tables import render_comparison
 from ultramed_rl.workers.scorers import Scorers
 from ultramed_rl.workers.stage import ComparedPolicy, EvaluationWorkers
 

@@ -29,7 +29,7 @@ from ultramed_rl.store import ArtifactFolder, WorkDirectory
 from ultramed_rl.store.atomic import write_json, write_lines
 from ultramed_rl.token_ids import TokenIds
 from ultramed_rl.tracking import Progress, Tracker, watched
-from ultramed_rl.tracking.summary import render_subsets
+from ultramed_rl.tracking.tables import render_subsets
 from ultramed_rl.workers.scorers import Scorers
 from ultramed_rl.workers.stage import RewardWorkers
 

@@ -16,13 +16,13 @@ from ultramed_rl.kinds import KINDS
 from ultramed_rl.store.run_reader import CONFIG, Metrics, Row, RunReader, read_rows, read_whole
 from ultramed_rl.tracking.console import manner, say, tell
 from ultramed_rl.tracking.heartbeat import STATUS, is_alive
-from ultramed_rl.tracking.summary import render_rounds, render_table
+from ultramed_rl.tracking.tables import render_rounds, render_table
 from ultramed_rl.tracking.timeline import TIMELINE
 from ultramed_rl.tracking.utilisation import recent_utilisation
 
 State = Literal["waiting", "running", "finished", "failed", "interrupted", "stopped"]
 _TAIL_BYTES = 2**18
-_WRITER, _MISSED = "writer.json", 3  # as store/remote/folder.py writes it
+_WRITER, _MISSED = "writer.json", 3  # as store/remote_folder.py writes it
 _NUMBER = (int, float)
 # Keys of JSON files that others write, with the types of their values.
 _LEASE = {"released": bool, "renewed": _NUMBER, "every_s": _NUMBER}

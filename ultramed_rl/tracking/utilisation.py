@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ultramed_rl.store.run_reader import CONFIG, RunReader
-from ultramed_rl.tracking.summary import render_table
+from ultramed_rl.tracking.tables import render_table
 from ultramed_rl.tracking.timeline import CONTROLLER, TIMELINE, Span, read_spans
 
 WHOLE = "whole run"

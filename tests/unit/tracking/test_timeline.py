@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from tests.report_run import make_run
 from ultramed_rl.cli import app
 from ultramed_rl.report.build import write_report
-from ultramed_rl.report.timeline import MOST_BARS, clipped, load_bars, timeline_parts, without_breaks
+from ultramed_rl.report.timeline import MOST_BARS, clipped, load_bars, view_timeline, without_breaks
 from ultramed_rl.store import RunReader
 from ultramed_rl.tracking.timeline import (
     CONTROLLER,
@@ -434,7 +434,7 @@ def test_a_run_without_a_timeline_is_refused_in_one_line(tmp_path: Path) -> None
 
 def test_the_report_shows_the_timeline_only_where_there_is_one(tmp_path: Path) -> None:
     folder = make_run(tmp_path)
-    assert list(timeline_parts(RunReader.of(folder))) == []
+    assert view_timeline(RunReader.of(folder)) is None
     assert "<td>83%</td>" not in write_report(folder).read_text()
     write(folder / TIMELINE, ROUND)
     assert "<td>83%</td>" in write_report(folder).read_text()
@@ -443,8 +443,9 @@ def test_the_report_shows_the_timeline_only_where_there_is_one(tmp_path: Path) -
 def test_a_round_that_was_told_of_without_any_turn_is_no_figure(tmp_path: Path) -> None:
     folder = make_run(tmp_path)
     write(folder / TIMELINE, [*ROUND, told("stream", 110, 120, index=1)])
-    parts = list(timeline_parts(RunReader.of(folder)))
-    assert parts and "round 1" not in str(parts)
+    view = view_timeline(RunReader.of(folder))
+    assert view is not None and view.spans and view.last == []
+    assert "The last one, round 1" not in write_report(folder).read_text()
 
 
 def test_bars_say_when_and_how_many_workers_were_busy() -> None:

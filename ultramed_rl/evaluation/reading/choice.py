@@ -11,50 +11,58 @@ import re
 from collections.abc import Mapping
 
 from ultramed_rl.evaluation.items import AnswerReading
-from ultramed_rl.evaluation.reading.settling import REJECTED, decide, unite
+from ultramed_rl.evaluation.reading.settling import ADVERBS, REJECTED, decide, unite
 from ultramed_rl.evaluation.reading.text import clean
 
 _USUAL = "ABCDEFGH"  # I would be the pronoun
 _PLACEHOLDERS = "XYZ"  # "So, the answer is X." is how a prompt asks for it.
 _PREFIX = re.compile(
-    r"(?:(?:most likely|likely|probably|clearly|obviously|certainly|therefore|thus|indeed|definitely"
-    r"|actually|simply|the|correct|best|single|options?|choices?|letter|answers?|statements?|both"
-    r"|either)\b[\s:\"'(\[<-]*|选项 ?){0,4}",
+    rf"(?:(?:{ADVERBS}|the|correct|best|single|options?|choices?|letter|answers?|statements?|both|either"
+    r"|la|die|el|opción|lettre|letra)\b[\s:\"'(\[<-]*|选项 ?){0,4}",
     re.IGNORECASE,
 )
 _OPENING = " \n:\"'([{<-=#>.|"
 _LETTER = re.compile(r"(?P<letter>[A-Za-z])(?P<close>[)\]}\"'>]*)")
 _END = re.compile(
-    r"\s*$| ?[.:](?!\w)|[.:](?=[A-Z][a-z]{2})|[,;!|\n]| ?- | ?[(\[]| ?/ ?[A-Z]\b|选项|项| &| (?:because|since"
+    r"\s*$| ?[.:](?!\w)|[.:](?=[A-Z][a-z]{2})|[,;!|\n]| ?- | ?= | ?[(\[]| ?/ ?[A-Z]\b|选项|项| &| (?:because|since"
     r"|as|given|due|for this|which|based|rather|instead|over|not|and|or|but|in this|it|this|the|so|here"
-    r"|remains|fits|matches|is left)\b| is (?:the )?(?:correct|right|best|most)\b"
+    r"|remains|fits|matches|is left|oder|und|weil|ou|et|car|o|y|porque)\b| is (?:the |also )?(?:correct|right|best|most)\b"
 )
 _SMALL_END = re.compile(r"\s*$|[.:,;](?!\w)| (?:because|since)\b")
 _PRONOUN_END = re.compile(r"\s*$|[.:](?!\w)")
 _WHOLE_END = re.compile(r"[.!,;:]*\s*$|[.:]? ?\(|[.:] |[.:](?=[A-Z][a-z]{2})| - ")
-_ANOTHER = re.compile(
-    r"(?: ?\([^()\n]{1,80}\))?[)\]\"'.]*\s?(?:,|/|&|;|\||\bor\b|\band\b|\bplus\b)\s?(?:(?:or|and|both) )?"
-    r"(?:(?i:option|choice|answer) )?[(\[\"']*(?P<letter>[A-Z])"
-    r"(?=[)\].,;:|\"']|\s*$| \(| (?:and|or|are|because|since|both|seem|fit)\b| ?[/&])"
-)
 _EPITHETS = (
     r"(?i:coli|diff|difficile|albicans|trachomatis|botulinum|perfringens|tetani|burnetii|faecalis|faecium"
     r"|histolytica|granulosus|henselae|burgdorferi|pertussis|anthracis|cereus|fragilis|abortus|neoformans"
     r"|jejuni|diphtheriae|fumigatus|baumannii|lumbricoides|israelii|latum|cloacae|tularensis|lamblia"
     r"|vaginalis|pylori|influenzae|ducreyi|capsulatum|gondii)\b"
 )
+_ANOTHER = re.compile(
+    r"(?: ?\([^()\n]{1,80}\))?[)\]\"'.]*\s?(?:,|/|&|;|\||\b(?:or|and|plus|oder|und|ou|et|o|y)\b)\s?"
+    r"(?:(?:or|and|both) )?(?:(?i:option|choice|answer) )?[(\[\"']*(?P<letter>[A-Z])"
+    rf"(?!\. ?(?:{_EPITHETS}|[a-z]{{5,}}(?<!because)\b))"
+    r"(?=[)\].,;:|\"']|\s*$| \(| (?:and|or|are|because|since|both|seem|fit)\b| ?[/&])"
+)
 # A second label further on: an echo of options in one line, or "A. Aspirin and C. Warfarin".
 _LABELLED = re.compile(
-    rf"[.):]? ?[^.\n]{{1,80}}? \(?(?P<letter>[A-Z])[).] (?=\w)(?!{_EPITHETS}|(?:is|was|are|would|does)\b)"
+    rf"[.):]? ?[^.\n]{{1,80}}? (?<!is )(?<!be )(?<!choose )(?<!with )\(?(?P<letter>[A-Z])[).] (?=\w)(?!{_EPITHETS}|(?:is|was|are|would|does)\b)"
 )
 _ONLY_LETTERS = re.compile(r"(?:\W|\b(?:and|or|both|option)\b|\b[A-Z]\b)*")
-_MARKS = re.compile(r"^(?:[ :(),!]|\.(?!\d)|-(?= ))*")
+_MARKS = re.compile(r"(?:[ :(),!=]|\.(?!\d)|-(?=[ A-Za-z]))*")
+_BAD = (
+    rf"(?:{ADVERBS} |both )*(?:wrong|incorrect|false|never|unlikely|less \w+|ruled out|excluded|eliminated)\b"
+)
 _DENIED = re.compile(
-    r"(?: ?\([^()\n]{1,80}\))?,?(?: which)? (?:is|are|was|were)(?:n't| not| wrong| incorrect| false)\b"
+    rf"[)\]\"']*(?: ?\([^()\n]{{1,80}}\))?,?(?: which)?(?: (?:is|are|was|were|seems)(?: {ADVERBS})?(?:n't| not)\b"
+    rf"| (?:is|are|was|were|seems|(?:would|can|must|should|has|have)(?: been| be)*) {_BAD}"
+    r"| (?:do|does|can|could|would)(?:n't| ?not)\b)"
     r"|[\s.,(:-]+(?:wrong|incorrect|false)\b(?! ?(?:options?|answers?|choices?|ones)?:)",
     re.IGNORECASE,
 )
-# "A. Aspirin is an NSAID" describes an option.
+# "B. Zinc is not absorbed" describes what the answer names.
+_TEXT_DENIED = re.compile(
+    rf"[)\]\"'.]* (?:is|are|was|were|would be|can be)(?: not (?:right|correct|true)\b| {_BAD})", re.IGNORECASE
+)
 _PREDICATE = re.compile(r" (?:is|are|was|were|has|have|can|may|would|could|should|will|does|[a-z]{3,}s)\b")
 _SPECIES = re.compile(r"\. ?(?P<name>[a-z][\w-]*)")
 _EPITHET = re.compile(rf"\. ?{_EPITHETS}")
@@ -62,15 +70,14 @@ _COMMON_WORD = re.compile(r"yes|no|maybe|true|false|the|it|this|because|since|in
 
 # What may stand before, after and between options' texts.
 _JUDGEMENTS = {"yes", "no", "maybe", "true", "false"}
-_START = re.compile(r"(?:[\s:\"'(\[{]|- )*(?:an? |the |to |that )?")
-_LIKELY = re.compile(r"(?:most likely|likely|probably|clearly|definitely|indeed|therefore|simply) ")
+_START = re.compile(rf"(?:[\s:\"'(\[{{]|- )*(?:an? |the |to |that )?(?:{ADVERBS} )?")
 _FULL_END = re.compile(r"[\s.,;:!)\]\"'}]*$|,? (?:because|since)\b")
 _TEXT_END = re.compile(
     r"[\s\"'}]*(?:$|[.;:!)\]](?![\w.])| ?\(| - (?=[a-z])|,? (?:because|since|as|which|given|due to|based on"
     r"|so|rather than|instead of|option|choice|in this|is (?:the )?(?:correct|best|right))\b|, not\b)"
 )
 _JUDGEMENT_END = re.compile(r"\s*[,:;.!-](?!\w)")
-_TORN = re.compile(r"[,.;:!]? ?(?:(?:but|or|and|/) ?)?(?:yes|no|maybe|possibly)\b")
+_TORN = re.compile(r"[,.;:!]? ?(?:(?:but|or|and|/) ?)?(?P<other>yes|no|maybe|possibly)\b")
 _LABEL = re.compile(
     r"[\s,\"']*(?:[(\[](?:(?:option|choice|answer) )?|(?:option|choice|answer) [(\[]?)"
     r"(?P<letter>[a-z])\b(?!['+-])"
@@ -79,8 +86,11 @@ _AND = re.compile(r"[\s,\"')]*(?:,|/|&|;|\band\b|\bor\b)\s?(?:(?:and|or|maybe) )
 _OR = re.compile(r"(?:and|or) ")
 _NEITHER = "-"  # says that it is none of the options; no option has it as its letter
 _REFUSAL = re.compile(
-    r"(?:none of (?:the|these|them|those)|not (?:given|listed|known|clear)|unclear|unknown|uncertain|neither"
-    r"|cannot be|impossible to)\b"
+    r"(?:none|no (?:\w+ ){0,2}(?:options?|answers?|choices?)|not (?:given|listed|known|clear|among|provided|available"
+    r"|present|enough|possible)|un(?:clear|known|certain|determined|able to)|in(?:sufficient|conclusive|determinate)"
+    r"|neither|n/a|(?:cannot|can't) be|impossible to|there (?:is|are) no|i (?:do not|don't|cannot|can't)"
+    r"|(?:multiple|several|more than one) (?:options?|answers?|choices?)"
+    r"|all (?:of )?(?:the |these )?(?:options|answers|choices) (?:are|seem) (?:wrong|incorrect|false))\b"
 )
 
 
@@ -95,7 +105,7 @@ def read_choice(text: str, options: Mapping[str, str], *, truncated: bool = Fals
         options: the texts by letter, as the model was shown them.
         truncated: whether the generation ended at its token limit.
     """
-    letters = decide(text, _Options(options), truncated)
+    letters = decide(text, _Options(options), options, truncated)
     if len(letters) > 1:
         return AnswerReading((), "contradiction")
     if letters in options:
@@ -107,79 +117,9 @@ def read_letter(answer: str, options: Mapping[str, str] | None = None) -> str | 
     """The letter that an answer gives, or None for none and for contradictions.
 
     Args:
-        options: the question's own, by letter, where they are known; others are then no answer.
+        options: the question's own, by letter, where they are known; else any letter from A to H.
     """
-    known = options or dict.fromkeys(_USUAL, "")
-    letters = decide(answer, lambda said, alone=False: _letters_at(said, known, alone)[0])
-    return letters if len(letters) == 1 and letters in known else None
-
-
-# -- letters -----------------------------------------------------------------------------------------------
-
-
-def _letters_at(said: str, options: Mapping[str, str], alone: bool) -> tuple[str, str]:
-    """The letters that `said` starts with, and what follows the first: its option's text, or a reason.
-
-    ("", "") where a word starts, or a letter that means something else. See `Resolve` for `alone`.
-    """
-    said = said.lstrip(_OPENING)
-    prefix = _PREFIX.match(said)
-    match = _LETTER.match(said, prefix.end() if prefix else 0)
-    if match is None:
-        return "", ""
-    letter, after = match["letter"].upper(), said[match.end() :]
-    own, label = options.get(letter, ""), _MARKS.sub("", after, count=1)
-    if not _is_answer(match, after, label, own, letter in options):
-        return "", ""
-    # A second letter stands beside the first, or labels a second option after the first one's text.
-    beside, labelled = (form.match(said, match.end("letter")) for form in (_ANOTHER, _LABELLED))
-    another = ""
-    if beside and (not alone or _ONLY_LETTERS.fullmatch(said, beside.end())):
-        another = beside["letter"]
-    elif labelled and labelled["letter"] in options:
-        another = labelled["letter"]
-    if alone and not another and not _stands_alone(match, after, label, own):
-        return "", ""
-    return unite(letter, another), label
-
-
-def _is_answer(match: re.Match[str], after: str, label: str, own: str, known: bool) -> bool:
-    """Whether the letter ends as an answer's does, and is no pronoun, genus ("E. coli") or placeholder."""
-    letter, closed = match["letter"], match["close"].strip("'")
-    if (not known and letter.upper() in _PLACEHOLDERS + "I") or re.match(r"[A-Za-z0-9_]", after):
-        return False
-    if _DENIED.match(after) and not (own and _starts(label, own)):
-        return False
-    name = _SPECIES.match(after)
-    species = _EPITHET.match(after) or (name and not _COMMON_WORD.fullmatch(name["name"]))
-    # After "A. " the option's own text may stand in small letters.
-    if species and not (own and _starts(after.lstrip(" ."), own.split()[0])):
-        return False
-    if closed or (own and after[:1] == " " and _starts(after[1:], own)):
-        return True
-    end = _PRONOUN_END if letter in "Ii" else _END if letter.isupper() else _SMALL_END
-    return end.match(after) is not None
-
-
-def _stands_alone(match: re.Match[str], after: str, label: str, own: str) -> bool:
-    """Whether no more than the letter and its option's text stands there, and nothing rejects it."""
-    if not label:
-        return True
-    if label.split()[0] in ("and", "or", "is", "are"):
-        return False
-    if own and _starts(label, own):
-        return not (REJECTED.match(label, len(own)) or _PREDICATE.match(label, len(own.strip(" ."))))
-    if match["letter"].isupper() and re.match(r"[,.]? (?:- )?(?:because|since)\b", after):
-        return True
-    labelled = match["close"].strip("'\"") or (match["letter"].isupper() and _WHOLE_END.match(after))
-    return bool(labelled) and not REJECTED.match(label)
-
-
-def _starts(text: str, own: str) -> bool:
-    return text.casefold().startswith(own.strip(" .").casefold())
-
-
-# -- texts -------------------------------------------------------------------------------------------------
+    return next(iter(read_choice(answer, options or dict.fromkeys(_USUAL, "")).given), None)
 
 
 class _Options:
@@ -195,22 +135,21 @@ class _Options:
         self.longest_first = sorted(self.letters, key=len, reverse=True)
 
     def __call__(self, said: str, alone: bool = False) -> str:
-        groups = self._groups(said, alone)
-        if groups:
+        if groups := self._named(said, alone):
             return unite(*groups)
-        letters, label = _letters_at(said, self.texts, alone)
-        if letters:
-            return self._with_label(letters, label, alone)
-        return _NEITHER if not alone and _REFUSAL.match(_normalised(said)) else ""
+        if not alone and _REFUSAL.match(_normalised(said)):
+            return _NEITHER
+        letters, label = self._lettered(said.lstrip(_OPENING), alone)
+        return self._with_label(letters, label, alone) if letters else ""
 
-    def _groups(self, said: str, alone: bool = False) -> list[str]:
+    # -- texts
+
+    def _named(self, said: str, alone: bool = False) -> list[str]:
         """For each option's text that `said` starts with (one, or two joined by "and"), who has that text."""
         text = _normalised(said)
         for key in self.longest_first:
-            if text.startswith(key):
-                groups = self._ended(key, text[len(key) :], alone)
-                if groups:
-                    return groups
+            if text.startswith(key) and (groups := self._ended(key, text[len(key) :], alone)):
+                return groups
         return []
 
     def _ended(self, key: str, after: str, alone: bool) -> list[str]:
@@ -229,32 +168,105 @@ class _Options:
                 if added.startswith(other) and (_TEXT_END.match(beyond) or _AND.match(beyond)):
                     return [letters, self.letters[other]]
         if key in _JUDGEMENTS and _JUDGEMENT_END.match(after):
-            return [] if _TORN.match(after) else [letters]
+            torn = _TORN.match(after)
+            return [] if torn and torn["other"] != key else [letters]
         return [letters] if (_FULL_END if alone else _TEXT_END).match(after) else []
+
+    # -- letters
+
+    def _lettered(self, said: str, alone: bool) -> tuple[str, str]:
+        """The letters that `said` starts with, and what follows the first: its option's text, or a reason.
+
+        ("", "") where a word starts, or a letter that means something else, or one that is denied.
+        """
+        prefix = _PREFIX.match(said)
+        match = _LETTER.match(said, prefix.end() if prefix else 0)
+        if match is None:
+            return "", ""
+        letter, after = match["letter"].upper(), said[match.end() :]
+        own, label = self.texts.get(letter, ""), _MARKS.sub("", after, count=1)
+        if not self._is_answer(match, after, label, own):
+            return "", ""
+        # Further letters stand beside the first, or one labels a second option after the first one's text.
+        another, end = "", match.end("letter")
+        while beside := _ANOTHER.match(said, end):
+            another, end = another + beside["letter"], beside.end()
+        if another and _DENIED.match(said, end):
+            return "", ""
+        if alone and not _ONLY_LETTERS.fullmatch(said, end):
+            another = ""
+        labelled = _LABELLED.match(said, match.end("letter"))
+        if not another and labelled and labelled["letter"] in self.texts:
+            another = labelled["letter"]
+        if alone and not another and not _stands_alone(match, after, label, own):
+            return "", ""
+        return unite(letter, another), label
+
+    def _is_answer(self, match: re.Match[str], after: str, label: str, own: str) -> bool:
+        """Whether the letter ends as an answer's does, and is no pronoun, genus ("E. coli") or placeholder."""
+        letter, closed = match["letter"], match["close"].strip("'")
+        if letter.upper() in _PLACEHOLDERS + "I" and letter.upper() not in self.texts:
+            return False
+        if re.match(r"[A-Za-z0-9_]", after):
+            return False
+        if own and _starts(label, own):  # which may itself begin with a denial, or be a species
+            joined = closed or (after[:1] in " -" and _starts(after.lstrip(" -"), own))
+            if _TEXT_DENIED.match(label, len(own.strip(" ."))):
+                return False
+        else:
+            joined = closed
+            name = _SPECIES.match(after)
+            if (
+                _DENIED.match(after)
+                or _EPITHET.match(after)
+                or (name and not _COMMON_WORD.fullmatch(name["name"]))
+            ):
+                return False
+        end = _PRONOUN_END if letter in "Ii" else _END if letter.isupper() else _SMALL_END
+        return bool(joined) or end.match(after) is not None
 
     def _with_label(self, letters: str, label: str, alone: bool) -> str:
         """The letters, once the text behind the first is compared with the options'."""
         own = self.texts.get(letters[0], "")
-        groups = self._groups(label)
+        groups = self._named(label)
         if len(groups) == 1 and letters[0] in groups[0]:
             # "D. Both A and C" is one option.
             several = [letter for letter in letters[1:] if not re.search(rf"\b{letter}\b", own)]
             return letters[0] + "".join(several)
         joint = _OR.match(label)
-        groups = groups or (self._groups(label[joint.end() :]) if joint else [])
+        groups = groups or (self._named(label[joint.end() :]) if joint else [])
         if groups:
             return unite(letters, *groups)
-        if alone and label and len(letters) == 1 and not re.match(r"because|since", label):
+        if own and alone and label and len(letters) == 1 and not re.match(r"because|since", label):
             # The line's text must begin as the option does, or hold it.
             said, expected = _normalised(label), _normalised(own).rstrip(" .")
-            if said.split()[:1] != expected.split()[:1] and not (expected and expected in said):
+            if said.split()[:1] != expected.split()[:1] and expected not in said:
                 return ""
         return letters
 
 
+def _stands_alone(match: re.Match[str], after: str, label: str, own: str) -> bool:
+    """Whether no more than the letter and its option's text stands there, and nothing rejects it."""
+    if not label:
+        return True
+    if label.split()[0] in ("and", "or", "is", "are"):
+        return False
+    if own and _starts(label, own):
+        if own.casefold() in _JUDGEMENTS and _JUDGEMENT_END.match(label, len(own)):
+            return True
+        # "A. Aspirin is an NSAID" describes an option.
+        return not (REJECTED.match(label, len(own)) or _PREDICATE.match(label, len(own.strip(" ."))))
+    if match["letter"].isupper() and re.match(r"[,.]? (?:- )?(?:because|since)\b", after):
+        return True
+    labelled = match["close"].strip("'\"") or (match["letter"].isupper() and _WHOLE_END.match(after))
+    return bool(labelled) and not REJECTED.match(label)
+
+
+def _starts(text: str, own: str) -> bool:
+    return text.casefold().startswith(own.strip(" .").casefold())
+
+
 def _normalised(text: str) -> str:
-    """In small letters, without markup, quotes, brackets and articles at the start."""
+    """In small letters, without markup, quotes, brackets, articles and adverbs at the start."""
     plain = " ".join(re.sub(r"[*`$_]+", "", text).casefold().split())
-    plain = plain[_START.match(plain).end() :]  # type: ignore[union-attr]
-    likely = _LIKELY.match(plain)
-    return plain[likely.end() :] if likely else plain
+    return plain[_START.match(plain).end() :]  # type: ignore[union-attr]

@@ -40,7 +40,7 @@ from ultramed_rl.data.factory.step import Generator, Step
 from ultramed_rl.data.factory.textbook import TextbookStep
 from ultramed_rl.data.factory.topics import TopicsStep
 from ultramed_rl.data.sources import list_sources, read_rows
-from ultramed_rl.evaluation.reading.choice import read_choice
+from ultramed_rl.evaluation.reading.choice import read_letter
 from ultramed_rl.http.generator import ApiGenerator
 from ultramed_rl.stages.data.rows import (
     DataWork,
@@ -56,16 +56,7 @@ from ultramed_rl.stages.data.rows import (
 )
 from ultramed_rl.store import ArtifactFolder, WorkDirectory
 from ultramed_rl.store.atomic import write_lines
-from ultramed_rl.store.cards import (
-    DataFacts,
-    count_sets,
-    data_card,
-    earlier_steps,
-    made_from,
-    read_versions,
-    split_files,
-    write_card,
-)
+from ultramed_rl.store.cards import data_card, write_card
 from ultramed_rl.store.digests import digest_file
 from ultramed_rl.store.record_log import RecordLog, Tally
 from ultramed_rl.tracking import Progress, Tracker, watched
@@ -73,7 +64,6 @@ from ultramed_rl.tracking import Progress, Tracker, watched
 OUTPUT = "records"
 REPLIES = "replies"  # beside the runs: what APIs have answered, known to all of them
 JOURNAL = "work/replies.jsonl"  # of a run at a URL: the same, for the next machine
-_PARTS = {"exemplars_from": "solved examples", "judged": "judged rows", "labels": "labels"}
 _ALONE: Mapping[type, Callable[[Any], Step]] = {Topics: TopicsStep, Evolve: EvolveStep, Score: ScoreStep}
 
 
@@ -103,7 +93,7 @@ def make_data(config: DataConfig, *, resume: bool = False, retry_failed: bool = 
         def compute(folder: Path) -> dict[str, float]:
             work = DataWork(config, identity, store.path / "work", folder, progress, retry_failed)
             counts = {name: float(count) for name, count in carry_out(work).items()}
-            write_data_card(config, store.path, folder, counts)
+            write_card(folder, data_card(config, folder, counts))
             return counts
 
         folder, counts = artifacts.phase_directory(OUTPUT, compute, *identity)
@@ -134,22 +124,6 @@ def identity_of(config: DataConfig) -> list[str]:
     return identity
 
 
-def write_data_card(config: DataConfig, run: Path, folder: Path, counts: Mapping[str, float]) -> None:
-    """README.md beside the rows, before the folder is digested."""
-    inputs = [made_from("input", uri) for uri in config.input]
-    inputs += [made_from(_PARTS[key], uri) for key, uri in config.further_inputs.items()]
-    files = split_files(folder, "test" if config.step.type == "bench" else "train")
-    facts = DataFacts(
-        counts=counts,
-        inputs=inputs,
-        versions=read_versions(run),
-        earlier=earlier_steps(config.input),
-        sets=count_sets(folder, files.values()),
-        files=files,
-    )
-    write_card(folder, data_card(config, facts))
-
-
 def carry_out(work: DataWork) -> Counter[str]:
     """The stage's files into `work.output`, and its counts; record by record unless `CARRIERS` says otherwise."""
     carry = CARRIERS.get(work.config.step.type)
@@ -176,12 +150,6 @@ def make_step(work: DataWork) -> Step:
             return RuleJudgeStep(step, read_letter)
         case step:
             return _ALONE[type(step)](step)
-
-
-def read_letter(text: str, options: Mapping[str, str]) -> str | None:
-    """The option that an answer settles on, as evaluations read it; None for none or several."""
-    given = read_choice(text, options).given
-    return given[0] if len(given) == 1 else None
 
 
 # -- record by record --------------------------------------------------------------------------------------
