@@ -20,7 +20,7 @@ from ray.exceptions import RayActorError
 
 from ultramed_rl.cluster.connection import connect
 from ultramed_rl.config.cluster import Devices
-from ultramed_rl.tracking.termination import keep_sigterm
+from ultramed_rl.tracking.heartbeat import keep_sigterm
 
 _POLL_S = 0.2
 _STOP_S = 15.0

@@ -16,8 +16,8 @@ from tests.simulated.outcome import check_same
 from tests.simulated.ray import Call
 from ultramed_rl.actors.work import Worker
 from ultramed_rl.cluster.group import WorkerGroup
-from ultramed_rl.tracking import termination
-from ultramed_rl.tracking.termination import Terminated, take_sigterm
+from ultramed_rl.tracking import heartbeat
+from ultramed_rl.tracking.heartbeat import Terminated, take_sigterm
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def taken() -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
     take_sigterm()
     yield
-    termination._ours = termination._came = False
+    heartbeat._takes_sigterm = heartbeat._sigterm_came = False
     signal.signal(signal.SIGTERM, before)
 
 
