@@ -42,8 +42,9 @@ from ultramed_rl.actors.tasks import Sums
 from ultramed_rl.cli import app
 from ultramed_rl.cluster.plan import make_plan
 from ultramed_rl.config import load_any, parse_config
-from ultramed_rl.config.cluster import Faults
+from ultramed_rl.config.cluster import Faults, TrainerGroup
 from ultramed_rl.config.models import Endpoint, LoRA, Model
+from ultramed_rl.config.rounds import Optimization
 from ultramed_rl.config.stages import ConversationSource
 from ultramed_rl.data.choices import Options, settle_keys
 from ultramed_rl.data.conversations import read_conversations
@@ -585,8 +586,13 @@ def one_rank() -> Iterator[Any]:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         engine = Engine.__new__(Engine)
-        engine.spec = EngineSpec("cpu", "float32", 0, False, 0.0, 1.0, gradient_checkpointing=False)
-        engine.skipped_steps, engine.device = engine.spec.max_skipped_steps, torch.device("cpu")
+        engine.spec = EngineSpec(
+            "cpu",
+            "float32",
+            TrainerGroup(zero_stage=0),
+            Optimization(gradient_checkpointing=False, max_skipped_steps=0),
+        )
+        engine.skipped_steps, engine.device = engine.spec.training.max_skipped_steps, torch.device("cpu")
         yield engine
     finally:
         dist.destroy_process_group()

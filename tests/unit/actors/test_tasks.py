@@ -93,7 +93,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engine_of(module: Any) -> Any:
     """What tasks use of an engine: here without DeepSpeed around the module."""
     engine: Any = Engine.__new__(Engine)
-    engine.spec, engine.device = SimpleNamespace(zero_stage=0), torch.device("cpu")
+    group = SimpleNamespace(zero_stage=0)
+    engine.spec, engine.device = SimpleNamespace(group=group), torch.device("cpu")
     engine.backend = engine.module = module
     return engine
 

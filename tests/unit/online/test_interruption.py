@@ -14,7 +14,8 @@ import pytest
 from tests.simulated.cases import Cases
 from tests.simulated.outcome import check_same
 from tests.simulated.ray import Call
-from ultramed_rl.cluster.group import Worker, WorkerGroup
+from ultramed_rl.actors.work import Worker
+from ultramed_rl.cluster.group import WorkerGroup
 from ultramed_rl.tracking import heartbeat
 from ultramed_rl.tracking.heartbeat import Terminated, take_sigterm
 
