@@ -6,6 +6,7 @@ a server's address and DIGEST for twelve digits of one. Each is one line with a 
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import time
@@ -44,6 +45,7 @@ from ultramed_rl.config import load_any, parse_config
 from ultramed_rl.config.cluster import Faults
 from ultramed_rl.config.models import Endpoint, LoRA, Model
 from ultramed_rl.config.stages import ConversationSource
+from ultramed_rl.data.choices import Options, settle_keys
 from ultramed_rl.data.conversations import read_conversations
 from ultramed_rl.data.prompts import check_rounds, load_prompts, split_pool
 from ultramed_rl.data.sources import read_rows
@@ -164,6 +166,28 @@ def rows(*lines: str) -> Provoke:
     return read
 
 
+def keys(*values: object) -> Provoke:
+    """Questions with these keys among four blood groups."""
+
+    def read(root: Path) -> object:
+        path = root / "keys.jsonl"
+        path.write_text("".join(json.dumps({"key": value}) + "\n" for value in values))
+        groups = Options(("O", "B", "A", "AB"))
+        return settle_keys(
+            lambda row, keys: keys.place(row["key"], groups), [str(path)], "auto", "step.first_place"
+        )
+
+    return read
+
+
+def table(text: str) -> Provoke:
+    def read(root: Path) -> object:
+        (root / "table.csv").write_text(text)
+        return list(read_rows(str(root / "table.csv")))
+
+    return read
+
+
 def source(uri: str) -> Provoke:
     return lambda root: list(read_rows(uri.replace("ROOT", str(root))))
 
@@ -207,6 +231,12 @@ DATA: list[Wording] = [
      "source 'ROOT/chats.jsonl': 1 of 1 rows hold no conversation (1 turn; row 1: column 'messages' holds a str, not a list of turns); at most 5% may, and not all: clean the file, or raise max_misfit_share"),
     ("rows of other columns", rows('{"text": "x"}'),
      "source 'ROOT/chats.jsonl': 1 of 1 rows hold no conversation (1 column; row 1: no chat in its columns text; one is under messages, conversations, or prompt and completion); at most 5% may, and not all: clean the file, or raise max_misfit_share"),
+    ("keys that count from nobody knows where", keys(1, 2, 3),
+     "source 'ROOT/keys.jsonl': its keys may be places from 0 or places from 1: either reads 3 of 3, and not in the same sense; set step.first_place to 0 or 1"),
+    ("keys that are letters or blood groups", keys("A"),
+     "source 'ROOT/keys.jsonl': its keys may be labels of options or texts of options: either reads 1 of 1, and not in the same sense; write the options' letters as keys"),
+    ("a table with a cell too many", table("a,b\n1,2,3\n"),
+     "ROOT/table.csv, line 2: 3 cells under 2 columns; quote texts that hold quotes, ends of lines or what stands between cells"),
     ("line that is not JSON", rows("no row"),
      "ROOT/chats.jsonl, line 1: not JSON: Expecting value at column 1; repair the file"),
     ("no file", source("ROOT/none.jsonl"),
@@ -692,7 +722,7 @@ def held_back(root: Path) -> object:
 
 
 SAID: list[Wording] = [
-    ("status", under_way, "tiny (online): running, round 2 of 3, 4 min so far, about 3 min left"),
+    ("status", under_way, "tiny (online): running, round 2 of 3, 4 min 10 s so far, about 3 min 10 s left"),
     ("rose", verdict(0.2, 0.1, 0.4),
      "The held-out reward rose: +0.200 against the starting policy (95 % interval +0.100 to +0.400, wins 48%)."),
     ("unclear", verdict(0.2, -0.1, 0.4),

@@ -11,10 +11,13 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, TypeVar
 
-from ultramed_rl.data.sources import Row, read_placed_rows
+from ultramed_rl.config.base import shorten
+from ultramed_rl.data.files import Row, SourceError
+from ultramed_rl.data.sources import read_placed_rows
 from ultramed_rl.records import Message
 
 T = TypeVar("T")
+MISFITS_ALLOWED = 0.05  # share of a source's rows; above it the source is misread rather than dirty
 LONGEST_TEXT = 1_000_000  # characters of one text in a row: tokenizers take seconds for more, then minutes
 _NAMES = {
     "user": "user human prompter client",
@@ -190,13 +193,15 @@ def check_plain(text: str) -> str:
     return text
 
 
-def check_text(text: str, what: str, *, name: str = "column") -> str:
+def check_text(text: Any, what: str, *, name: str = "column") -> str:
     """The text, as it is.
 
     Raises:
-        Misfit: it has more than LONGEST_TEXT characters, or half of a surrogate pair, which JSON can escape and no
+        Misfit: it is something else, has more than LONGEST_TEXT characters, or half of a surrogate pair, which JSON can escape and no
             tokenizer and no file takes; `what` holds it.
     """
+    if not isinstance(text, str):
+        raise Misfit(f"{what} holds {text!r:.40}, not text", name=name)
     if len(text) > LONGEST_TEXT:
         raise Misfit(f"{what} holds {len(text):,} characters, over {LONGEST_TEXT:,}", name=name)
     try:
@@ -288,7 +293,7 @@ class FittingRows:
                 notes.misfits[misfit.name] += 1
                 missing.add(misfit.column)
                 notes.examples.setdefault(misfit.name, f"{place}: {misfit}")
-                columns = columns or ", ".join(row)
+                columns = columns or shorten(", ".join(row), 200)
                 continue
             if self.ignored is not None:
                 notes.unread.update(noted.unread)
@@ -296,13 +301,12 @@ class FittingRows:
                 yield parsed
         rows, misfits, first = notes.rows, notes.misfits.total(), next(iter(notes.examples.values()), "")
         if misfits == rows and len(missing) == 1 and None not in missing:
-            raise ValueError(
-                f"source {self.uri!r}: no row has a column {missing.pop()!r}; its columns are {columns}: name "
-                "one of them, or another type of source"
+            raise SourceError(
+                f"source {self.uri!r}: no row has a column {missing.pop()!r}; its columns are {columns}: {self.fix}"
             )
         if misfits and (misfits == rows or misfits > self.allowed * rows):
             named = ", ".join(f"{count} {name}" for name, count in notes.misfits.items())
-            raise ValueError(
+            raise SourceError(
                 f"source {self.uri!r}: {misfits} of {rows} rows {self.unfit} ({named}; {first}); "
                 f"at most {100 * self.allowed:.3g}% may, and not all: {self.fix}"
             )

@@ -59,7 +59,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class AnswerGroup:
+class CountedAnswers:
     """Answers of one policy, and what is counted of them."""
 
     label: str

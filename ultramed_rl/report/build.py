@@ -1,6 +1,6 @@
 """The reports of runs, each as one HTML file: a template of html/ for each kind, filled with what a run's files hold.
 
-files --> their reader, of an online run also its rounds and policies --> template, with the functions of `TOOLS` --> page
+files --> their reader, of an online run also its rounds and policies --> template, which calls the modules of `TOOLS` --> page
 """
 
 from __future__ import annotations
@@ -34,35 +34,12 @@ MOST_CHARACTERS = 6000  # of one text
 _SAMPLE_BYTES = 2_000_000
 _SLACK = 50_000
 Sample = dict[str, Any]  # with short keys, since every sample repeats them: see html/samples.js
-# What templates call, by the names that they call it by.
 TOOLS: dict[str, Any] = {
-    "bars": figures.bar_figure,
-    "distributions": figures.distribution_figure,
-    "gantt": timeline.gantt_figure,
-    "intervals": figures.interval_figure,
-    "lines": figures.line_figure,
-    "shares": figures.share_figure,
-    "stacked": figures.stacked_figure,
-    "timeline": timeline.view_timeline,
-    **{
-        function.__name__: function
-        for function in (
-            setup.config_text,
-            setup.environment_rows,
-            setup.nearest_preset,
-            stage.artifact_times,
-            stage.benchmark_scores,
-            stage.clear_differences,
-            stage.curve_names,
-            stage.numbers_of,
-            stage.peak_memory,
-            stage.reward_rows,
-            stage.score_rows,
-            stage.series_of,
-            stage.subset_rows,
-        )
-    },
-}
+    "figures": figures,
+    "setup": setup,
+    "stage": stage,
+    "timeline": timeline,
+}  # of templates
 
 
 def write_report(run_dir: Path, output: Path | None = None) -> Path:

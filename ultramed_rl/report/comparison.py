@@ -131,7 +131,7 @@ def write_comparison(run_dirs: Sequence[Path], output: Path) -> Path:
     if len(types) > 1:
         raise ValueError(f"runs of types {', '.join(types)}: only runs of one type compare; name such")
     first, *others = (one.name for one in files)
-    comparison = Comparison(files, [read_online_run(one) for one in files] if types == ["online"] else [])
+    comparison = RunComparison(files, [read_online_run(one) for one in files] if types == ["online"] else [])
     title = " against ".join([*others, first]) if len(files) < 4 else f"{len(files)} runs"
     subtitle = f"{types[0]} · each against {first}"
     html = page_html(HTML / "comparison.html.jinja", title, subtitle, FOOTER, compared=comparison, **TOOLS)
@@ -139,7 +139,7 @@ def write_comparison(run_dirs: Sequence[Path], output: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunComparison:
     """What the page shows of runs; `online` are the same read back, where they are online runs."""
 
     files: Sequence[RunReader]
@@ -168,7 +168,6 @@ class Comparison:
                 "rounds": f"{len(run.rounds)} of {run.files.setting('run.rounds', '?')}",
                 "pairs": run.total("pairs"),
                 "seconds": math.fsum(m["seconds"] for m in manifests if not isinstance(m["seconds"], dict)),
-                "flag": "Flagged. " if run.length.flagged else "",
             }
             rows.append(row)
         return rows

@@ -22,7 +22,7 @@ def short(value: float) -> float | None:
     return float(f"{value:.5g}") if math.isfinite(value) else None
 
 
-def distribution_figure(groups: Mapping[str, Sequence[float]], y: str, zero: bool = False) -> go.Figure:
+def distributions(groups: Mapping[str, Sequence[float]], y: str, zero: bool = False) -> go.Figure:
     """A violin with its box and mean for each group of finite values."""
     figure = go.Figure()
     room = max(1, MOST_VALUES // max(1, len(groups)))
@@ -46,7 +46,7 @@ def distribution_figure(groups: Mapping[str, Sequence[float]], y: str, zero: boo
     return dressed(figure, y=y, zero=zero)
 
 
-def interval_figure(
+def intervals(
     series: Mapping[str, Iterable[tuple[str | float, Interval]]],
     y: str,
     height: int = 340,
@@ -89,13 +89,13 @@ def interval_figure(
     return dressed(figure, x, y, height)
 
 
-def share_figure(series: Mapping[str, Mapping[str, Interval]], y: str, height: int = 340) -> go.Figure:
+def shares(series: Mapping[str, Mapping[str, Interval]], y: str, height: int = 340) -> go.Figure:
     """Shares with their 95% intervals, from 0 to 1, with a rule at a half."""
-    figure = interval_figure({name: points.items() for name, points in series.items()}, y, height, 0.5)
+    figure = intervals({name: points.items() for name, points in series.items()}, y, height, 0.5)
     return figure.update_yaxes(range=[-0.02, 1.02], tickformat=".0%")
 
 
-def line_figure(
+def lines(
     series: Mapping[str, tuple[Sequence[Any], Sequence[float]]],
     x: str = "",
     y: str = "",
@@ -119,9 +119,7 @@ def line_figure(
     return dressed(figure, x, y, height, zero)
 
 
-def bar_figure(
-    parts: Mapping[str, Mapping[str, float]], x: str, height: int, mode: str, hover: str
-) -> go.Figure:
+def bars(parts: Mapping[str, Mapping[str, float]], x: str, height: int, mode: str, hover: str) -> go.Figure:
     """Bars for the parts of each label, lying, so that labels have room."""
     figure = go.Figure()
     for name in dict.fromkeys(name for of_label in parts.values() for name in of_label):
@@ -137,7 +135,7 @@ def bar_figure(
     return figure.update_yaxes(autorange="reversed", type="category", showgrid=False)
 
 
-def stacked_figure(parts: Mapping[str, Mapping[str, float]], x: str) -> go.Figure:
+def stacked(parts: Mapping[str, Mapping[str, float]], x: str) -> go.Figure:
     """Bars of each label's parts one on the other; a part below 0.2% of all is left out."""
     totals: dict[str, float] = {}
     for of_label in parts.values():
@@ -148,7 +146,7 @@ def stacked_figure(parts: Mapping[str, Mapping[str, float]], x: str) -> go.Figur
     kept = {label: {name: of_label.get(name, 0.0) for name in shown} for label, of_label in parts.items()}
     # The legend stands under the bars: its lines are as many as a narrow screen makes of it.
     legend = {"traceorder": "normal", "y": -60 / tall, "yanchor": "top"}
-    figure = bar_figure(kept, x, tall, "stack", "%{x:,.4g}")
+    figure = bars(kept, x, tall, "stack", "%{x:,.4g}")
     return figure.update_layout(bargap=0.35, legend=legend, margin_t=6)
 
 

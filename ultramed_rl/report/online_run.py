@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 from ultramed_rl.evaluation.statistics import Interval
 from ultramed_rl.report.answers import (
     RESAMPLES,
-    AnswerGroup,
     Change,
+    CountedAnswers,
     Pair,
     ScoredAnswer,
     by_prompt,
@@ -49,7 +49,7 @@ _PHASES = {
 
 
 @dataclass(frozen=True)
-class Round(AnswerGroup):
+class Round(CountedAnswers):
     """A committed round; its answers are the samples. Of a large one those of some prompts are read."""
 
     index: int
@@ -64,7 +64,7 @@ class Round(AnswerGroup):
 
 
 @dataclass(frozen=True)
-class Policy(AnswerGroup):
+class Policy(CountedAnswers):
     """A version of the policy (the rounds it was trained for); its answers are those to the held-out prompts."""
 
     version: int
@@ -96,20 +96,6 @@ class LengthCheck:
         paid = self.correlation * math.copysign(1.0, self.growth)
         return abs(self.growth) >= self.GROWTH and paid >= self.CORRELATION
 
-    @property
-    def words(self) -> str:
-        """What the check came to, in a sentence."""
-        if math.isnan(self.growth):
-            return "Lengths could not be compared: the held-out answers of the first or the last policy are missing."
-        moved = f"went from {self.first:.1f} to {self.last:.1f} tokens ({self.growth:+.0%})"
-        if math.isnan(self.correlation):
-            return f"Held-out answers {moved}; reward or length never varied within a prompt."
-        paid = f"reward and length correlate by {self.correlation:+.2f} within prompts"
-        if self.flagged:
-            way = "longer" if self.growth > 0 else "shorter"
-            return f"Held-out answers {moved}, and {paid}: part of the gain may be pay for {way} answers."
-        return f"Held-out answers {moved}; {paid}: not flagged."
-
 
 @dataclass(frozen=True)
 class OnlineRun:
@@ -132,7 +118,7 @@ class OnlineRun:
         return [one.label for one in self.rounds], [one.metrics.get(metric, math.nan) for one in self.rounds]
 
     @property
-    def answered(self) -> list[AnswerGroup]:
+    def answered(self) -> list[CountedAnswers]:
         """The policies and rounds whose answers are kept."""
         return [group for group in (*self.policies, *self.rounds) if group.answers]
 

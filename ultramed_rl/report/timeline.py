@@ -10,7 +10,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from ultramed_rl.report.figures import bar_figure, dressed, short
+from ultramed_rl.report.figures import bars, dressed, short
 from ultramed_rl.report.online_run import phase_words
 from ultramed_rl.store.run_reader import RunReader
 from ultramed_rl.tracking.page import figure_text
@@ -49,7 +49,7 @@ class TimelineView:
         """The shares as bars."""
         shares = {row[0]: dict(zip(self.roles, row[2:], strict=True)) for row in self.rows}
         tall = 90 + (12 + 16 * len(self.roles)) * len(self.rows)
-        figure = bar_figure(shares, "", tall, "group", "%{x:.0%}")
+        figure = bars(shares, "", tall, "group", "%{x:.0%}")
         return figure.update_layout(bargap=0.25).update_xaxes(tickformat=".0%", range=[0, 1])
 
 
@@ -68,7 +68,7 @@ def view_timeline(files: RunReader) -> TimelineView | None:
     return TimelineView(shown, name, last if workers_of(last) else [], roles, rows)
 
 
-def gantt_figure(spans: Sequence[Span]) -> go.Figure:
+def gantt(spans: Sequence[Span]) -> go.Figure:
     """Bars of when each role worked, a colour for each phase; at most `MOST_BARS`, whatever the spans are."""
     bars = load_bars(spans)
     workers = workers_of(spans)

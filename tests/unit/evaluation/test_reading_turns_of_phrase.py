@@ -9,7 +9,8 @@ from ultramed_rl.evaluation.reading.choice import read_choice, read_letter
 
 CARE = {"A": "Warm packs", "B": "Oral zinc", "C": "Topical steroid", "D": "Upward rotation"}
 CULTURE = {"A": "Proteus mirabilis", "B": "E. faecalis", "C": "B. fragilis", "D": "S. aureus", "E": "C. difficile"}  # fmt: skip
-ASKED = SETS | {"care": CARE, "culture": CULTURE}
+FINDINGS = {"A": "Not indicated", "B": "False negative result", "C": "Incorrect dosing", "D": "No change"}
+ASKED = SETS | {"care": CARE, "culture": CULTURE, "findings": FINDINGS}
 EXAMPLES = "".join(
     f"Example {n}: it is so.\nThe answer is ({letter}).\n" for n, letter in enumerate("CDDAB", 1)
 )
@@ -67,6 +68,9 @@ HEDGES: list[Row] = [
     ("it_has_to", "It has to be D.", "care", "D"),
     ("it_could", "It could be D.", "care", "none"),
     ("may", "The answer may be D.", "care", "none"),
+    ("only_if", "The answer would only be D if she had fever.", "care", "none"),
+    ("not_likely", "The answer is not likely to be D.", "care", "none"),
+    ("far_from", "The answer is far from D.", "care", "none"),
 ]
 TAKE_BACKS: list[Row] = [
     ("label", "The answer is B. No, timing did not matter.", "pubmed", "B"),
@@ -111,6 +115,12 @@ DENIALS: list[Row] = [
     ("never", "The answer is (C). The answer is (B) is never right.", "care", "C"),
     ("three", "The answer is (C). The answer is (A), (B), and (D) are incorrect.", "care", "C"),
     ("three_right", "The answer is (A), (B), and (D).", "care", "contradiction"),
+    ("and_one_is", "The answer is (C), and (B) is also incorrect.", "care", "C"),
+    ("which_is", "The answer is (C). The answer is (B), which is incorrect.", "care", "C"),
+    ("text_not", "The answer is not indicated.", "findings", "A"),
+    ("label_not", "The answer is A. Not indicated.", "findings", "A"),
+    ("text_incorrect", "The answer is C. Incorrect dosing.", "findings", "C"),
+    ("text_no", "The answer is no change.", "findings", "D"),
 ]
 ODD_ONES: list[Row] = [
     ("false_statement", "(D) is correct. The false statement is (A).", "care", "A"),
@@ -141,6 +151,9 @@ ODD_ONES: list[Row] = [
     ("incorrect_only", "(D) is correct. (A) is incorrect.", "care", "D"),
     ("not_it", "(D) is correct. The false statement is not (B).", "care", "D"),
     ("several_beside", "(D) is correct. The false statements are (A), (B) and (C).", "care", "D"),
+    ("about", "(D) is correct. The incorrect statement about zinc is (A).", "care", "A"),
+    ("except_first", "All except (A) are correct.", "care", "A"),
+    ("feature", "Each is a feature except (A).", "care", "A"),
 ]
 REFUSALS: list[Row] = [
     ("single", "The closest answer would be (C). Yet.\nFinal Answer: no single option fits.", "care", "none"),
@@ -275,6 +288,9 @@ LANGUAGES: list[Row] = [
     ("french_not", "La réponse n'est pas C.", "care", "none"),
     ("german_two", "Die Antwort ist A oder C.", "care", "contradiction"),
     ("spanish_wrong", "La respuesta incorrecta es C.", "care", "none"),
+    ("spanish_colon_after", "La respuesta correcta es: C", "care", "C"),
+    ("french_option", "La réponse est l'option C.", "care", "C"),
+    ("german_would", "Die Antwort wäre D.", "care", "D"),
 ]
 GROUPS = {
     "dash": DASHES, "hedge": HEDGES, "take_back": TAKE_BACKS, "denial": DENIALS, "odd_one": ODD_ONES,

@@ -1,96 +1,66 @@
-"""The option that an answer settles on, by its letter, its text, or both; none where that is unclear.
+"""The option that an answer settles on; none where that is unclear.
 
-Medicine is full of letters that are no answer: vitamin C, hepatitis B, E. coli, B cells. A letter counts where an answer
-is stated (see `settling`), and only with a mark, the end, or a word of reasoning after it. An option's text counts only if
-it is all that is stated there: "aspirin" isn't read out of "aspirin and clopidogrel", nor "no" out of "no longer".
+text -> turns -> statements, each with the options that it names -> the last one, if it stands
+              -> else a line, a bold label or the closing sentence, if all of its kind agree
+
+The last statement decides, as people correct themselves; but verdicts side by side contradict each other, and so does a
+text that names one option after the other.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from itertools import groupby
+from string import ascii_uppercase
 
 from ultramed_rl.evaluation.items import AnswerReading
-from ultramed_rl.evaluation.reading.settling import ADVERBS, REJECTED, decide, unite
-from ultramed_rl.evaluation.reading.text import clean
+from ultramed_rl.evaluation.reading.options import AGAINST, REJECTED, Options, unite
+from ultramed_rl.evaluation.reading.statements import LONGEST, find_statements, words
+from ultramed_rl.evaluation.reading.text import clean, turns
 
 _USUAL = "ABCDEFGH"  # I would be the pronoun
-_PLACEHOLDERS = "XYZ"  # "So, the answer is X." is how a prompt asks for it.
-_PREFIX = re.compile(
-    rf"(?:(?:{ADVERBS}|the|correct|best|single|options?|choices?|letter|answers?|statements?|both|either"
-    r"|la|die|el|opción|lettre|letra)\b[\s:\"'(\[<-]*|选项 ?){0,4}",
-    re.IGNORECASE,
+_HASTE = 30  # characters from one answer to the next, where nothing is argued
+_CORRECTION = re.compile(
+    r"\b(?:wait|actually|no,|correction|reflection|reconsider|mistake|hmm)", re.IGNORECASE
 )
-_OPENING = " \n:\"'([{<-=#>.|"
-_LETTER = re.compile(r"(?P<letter>[A-Za-z])(?P<close>[)\]}\"'>]*)")
-_END = re.compile(
-    r"\s*$| ?[.:](?!\w)|[.:](?=[A-Z][a-z]{2})|[,;!|\n]| ?- | ?= | ?[(\[]| ?/ ?[A-Z]\b|选项|项| &| (?:because|since"
-    r"|as|given|due|for this|which|based|rather|instead|over|not|and|or|but|in this|it|this|the|so|here"
-    r"|remains|fits|matches|is left|oder|und|weil|ou|et|car|o|y|porque)\b| is (?:the |also )?(?:correct|right|best|most)\b"
-)
-_SMALL_END = re.compile(r"\s*$|[.:,;](?!\w)| (?:because|since)\b")
-_PRONOUN_END = re.compile(r"\s*$|[.:](?!\w)")
-_WHOLE_END = re.compile(r"[.!,;:]*\s*$|[.:]? ?\(|[.:] |[.:](?=[A-Z][a-z]{2})| - ")
-_EPITHETS = (
-    r"(?i:coli|diff|difficile|albicans|trachomatis|botulinum|perfringens|tetani|burnetii|faecalis|faecium"
-    r"|histolytica|granulosus|henselae|burgdorferi|pertussis|anthracis|cereus|fragilis|abortus|neoformans"
-    r"|jejuni|diphtheriae|fumigatus|baumannii|lumbricoides|israelii|latum|cloacae|tularensis|lamblia"
-    r"|vaginalis|pylori|influenzae|ducreyi|capsulatum|gondii)\b"
-)
-_ANOTHER = re.compile(
-    r"(?: ?\([^()\n]{1,80}\))?[)\]\"'.]*\s?(?:,|/|&|;|\||\b(?:or|and|plus|oder|und|ou|et|o|y)\b)\s?"
-    r"(?:(?:or|and|both) )?(?:(?i:option|choice|answer) )?[(\[\"']*(?P<letter>[A-Z])"
-    rf"(?!\. ?(?:{_EPITHETS}|[a-z]{{5,}}(?<!because)\b))"
-    r"(?=[)\].,;:|\"']|\s*$| \(| (?:and|or|are|because|since|both|seem|fit)\b| ?[/&])"
-)
-# A second label further on: an echo of options in one line, or "A. Aspirin and C. Warfarin".
-_LABELLED = re.compile(
-    rf"[.):]? ?[^.\n]{{1,80}}? (?<!is )(?<!be )(?<!choose )(?<!with )\(?(?P<letter>[A-Z])[).] (?=\w)(?!{_EPITHETS}|(?:is|was|are|would|does)\b)"
-)
-_ONLY_LETTERS = re.compile(r"(?:\W|\b(?:and|or|both|option)\b|\b[A-Z]\b)*")
-_MARKS = re.compile(r"(?:[ :(),!=]|\.(?!\d)|-(?=[ A-Za-z]))*")
-_BAD = (
-    rf"(?:{ADVERBS} |both )*(?:wrong|incorrect|false|never|unlikely|less \w+|ruled out|excluded|eliminated)\b"
-)
-_DENIED = re.compile(
-    rf"[)\]\"']*(?: ?\([^()\n]{{1,80}}\))?,?(?: which)?(?: (?:is|are|was|were|seems)(?: {ADVERBS})?(?:n't| not)\b"
-    rf"| (?:is|are|was|were|seems|(?:would|can|must|should|has|have)(?: been| be)*) {_BAD}"
-    r"| (?:do|does|can|could|would)(?:n't| ?not)\b)"
-    r"|[\s.,(:-]+(?:wrong|incorrect|false)\b(?! ?(?:options?|answers?|choices?|ones)?:)",
-    re.IGNORECASE,
-)
-# "B. Zinc is not absorbed" describes what the answer names.
-_TEXT_DENIED = re.compile(
-    rf"[)\]\"'.]* (?:is|are|was|were|would be|can be)(?: not (?:right|correct|true)\b| {_BAD})", re.IGNORECASE
-)
-_PREDICATE = re.compile(r" (?:is|are|was|were|has|have|can|may|would|could|should|will|does|[a-z]{3,}s)\b")
-_SPECIES = re.compile(r"\. ?(?P<name>[a-z][\w-]*)")
-_EPITHET = re.compile(rf"\. ?{_EPITHETS}")
-_COMMON_WORD = re.compile(r"yes|no|maybe|true|false|the|it|this|because|since|in|as|an?")
+_MARKUP = re.compile(r"[*`$]+|(?<![A-Za-z0-9])_+|_+(?![A-Za-z0-9])")
 
-# What may stand before, after and between options' texts.
-_JUDGEMENTS = {"yes", "no", "maybe", "true", "false"}
-_START = re.compile(rf"(?:[\s:\"'(\[{{]|- )*(?:an? |the |to |that )?(?:{ADVERBS} )?")
-_FULL_END = re.compile(r"[\s.,;:!)\]\"'}]*$|,? (?:because|since)\b")
-_TEXT_END = re.compile(
-    r"[\s\"'}]*(?:$|[.;:!)\]](?![\w.])| ?\(| - (?=[a-z])|,? (?:because|since|as|which|given|due to|based on"
-    r"|so|rather than|instead of|option|choice|in this|is (?:the )?(?:correct|best|right))\b|, not\b)"
+# The weaker forms.
+_LINE = r"[ *#>-]*(?:(?:Option|Choice) )?\(?{}[)*]* ?[.):]\)?[* ]*\S.*"
+_OPTION_LINE = re.compile(_LINE.format("[A-Z]"))
+# Lines A., B., ...: an echo or a discussion of the options gives no answer.
+_ECHO = re.compile(
+    rf"^{_LINE.format('A')}\n{_LINE.format('B')}"
+    + "".join(rf"(?:\n{_LINE.format(letter)}" for letter in ascii_uppercase[2:])
+    + ")?" * 24
+    + "$",
+    re.MULTILINE,
 )
-_JUDGEMENT_END = re.compile(r"\s*[,:;.!-](?!\w)")
-_TORN = re.compile(r"[,.;:!]? ?(?:(?:but|or|and|/) ?)?(?P<other>yes|no|maybe|possibly)\b")
-_LABEL = re.compile(
-    r"[\s,\"']*(?:[(\[](?:(?:option|choice|answer) )?|(?:option|choice|answer) [(\[]?)"
-    r"(?P<letter>[a-z])\b(?!['+-])"
+_BULLET = re.compile(r"(?:[-+•#>]|\d+[.)]) ?")
+_ROMAN = re.compile(r"^\W?II[.):]", re.MULTILINE)
+_LETTER_LINE = re.compile(r"[^\w\n]{0,9}[A-Za-z][^\w\n]{0,9}")
+_BOLD = re.compile(
+    rf"\*\*(?P<said>[\s(\[\"]*(?:(?i:option|choice|answer) )?[(\[]*[A-Z](?![\w'+-])"
+    rf"[^*\n]{{0,{LONGEST}}})\*\*(?!\w)"
 )
-_AND = re.compile(r"[\s,\"')]*(?:,|/|&|;|\band\b|\bor\b)\s?(?:(?:and|or|maybe) )?(?:the |an? )?")
-_OR = re.compile(r"(?:and|or) ")
-_NEITHER = "-"  # says that it is none of the options; no option has it as its letter
-_REFUSAL = re.compile(
-    r"(?:none|no (?:\w+ ){0,2}(?:options?|answers?|choices?)|not (?:given|listed|known|clear|among|provided|available"
-    r"|present|enough|possible)|un(?:clear|known|certain|determined|able to)|in(?:sufficient|conclusive|determinate)"
-    r"|neither|n/a|(?:cannot|can't) be|impossible to|there (?:is|are) no|i (?:do not|don't|cannot|can't)"
-    r"|(?:multiple|several|more than one) (?:options?|answers?|choices?)"
-    r"|all (?:of )?(?:the |these )?(?:options|answers|choices) (?:are|seem) (?:wrong|incorrect|false))\b"
+_MENTION = re.compile(r"\([A-Z]\)|\b(?i:option|choice) \(?[A-Z]\b(?!['+-])")
+_SENTENCE_END = re.compile(r"(?<=\w[\w)])[.!?] (?=\S)")
+# "vitamin (C)", "type **A**"
+_KIND = re.compile(
+    r"\b(?:vitamin|hepatitis|type|group|class|grade|stage|factor|protein|influenza|phase|level|step|part"
+    r"|patient|figure|table|case|pugh)s?\W{0,3}$",
+    re.IGNORECASE,
+)
+_UNSETTLED = words(
+    rf"{AGAINST}|no|excludes?|rul(?:e|es|ing) out|eliminat\w+|unlike|except|avoid\w+|without|neither|nor|rather"
+    r"|instead|consider\w*|first|next|let|whether|if|could|may|might|compar\w+|versus|vs|but|although|however|while"
+    r"|whereas|tempting"
+)
+_CONCLUDES = words(
+    r"so|thus|hence|therefore|accordingly|consistent|corresponds?|match(?:es)?|fits?|supports?|points?|leads?|best"
+    r"|correct|right|most|likely|answer|choice|conclu\w+|choose|indicates?|suggests?|favou?rs?|which is"
 )
 
 
@@ -105,7 +75,7 @@ def read_choice(text: str, options: Mapping[str, str], *, truncated: bool = Fals
         options: the texts by letter, as the model was shown them.
         truncated: whether the generation ended at its token limit.
     """
-    letters = decide(text, _Options(options), options, truncated)
+    letters = _settle(text, Options(options), truncated)
     if len(letters) > 1:
         return AnswerReading((), "contradiction")
     if letters in options:
@@ -122,151 +92,123 @@ def read_letter(answer: str, options: Mapping[str, str] | None = None) -> str | 
     return next(iter(read_choice(answer, options or dict.fromkeys(_USUAL, "")).given), None)
 
 
-class _Options:
-    """The options of one question, as a `Resolve`."""
-
-    def __init__(self, options: Mapping[str, str]) -> None:
-        self.texts = {letter: clean(text) for letter, text in options.items()}
-        self.letters: dict[str, str] = {}  # by text, whose it is
-        for letter, text in self.texts.items():
-            key = _normalised(text).rstrip(" .,;:!\"'")
-            if key and not (len(key) == 1 and key.isalpha()):
-                self.letters[key] = self.letters.get(key, "") + letter
-        self.longest_first = sorted(self.letters, key=len, reverse=True)
-
-    def __call__(self, said: str, alone: bool = False) -> str:
-        if groups := self._named(said, alone):
-            return unite(*groups)
-        if not alone and _REFUSAL.match(_normalised(said)):
-            return _NEITHER
-        letters, label = self._lettered(said.lstrip(_OPENING), alone)
-        return self._with_label(letters, label, alone) if letters else ""
-
-    # -- texts
-
-    def _named(self, said: str, alone: bool = False) -> list[str]:
-        """For each option's text that `said` starts with (one, or two joined by "and"), who has that text."""
-        text = _normalised(said)
-        for key in self.longest_first:
-            if text.startswith(key) and (groups := self._ended(key, text[len(key) :], alone)):
-                return groups
-        return []
-
-    def _ended(self, key: str, after: str, alone: bool) -> list[str]:
-        """Who has the text `key`, and others that `after` adds; nobody where it goes on as another text."""
-        if _DENIED.match(after):
-            return []
-        letters = self.letters[key]
-        label = _LABEL.match(after)
-        if label and label["letter"].upper() in self.texts:
-            letter = label["letter"].upper()
-            return [letter] if letter in letters else [letters, letter]
-        if joint := _AND.match(after):
-            added = after[joint.end() :]
-            for other in self.longest_first:
-                beyond = added[len(other) :]
-                if added.startswith(other) and (_TEXT_END.match(beyond) or _AND.match(beyond)):
-                    return [letters, self.letters[other]]
-        if key in _JUDGEMENTS and _JUDGEMENT_END.match(after):
-            torn = _TORN.match(after)
-            return [] if torn and torn["other"] != key else [letters]
-        return [letters] if (_FULL_END if alone else _TEXT_END).match(after) else []
-
-    # -- letters
-
-    def _lettered(self, said: str, alone: bool) -> tuple[str, str]:
-        """The letters that `said` starts with, and what follows the first: its option's text, or a reason.
-
-        ("", "") where a word starts, or a letter that means something else, or one that is denied.
-        """
-        prefix = _PREFIX.match(said)
-        match = _LETTER.match(said, prefix.end() if prefix else 0)
-        if match is None:
-            return "", ""
-        letter, after = match["letter"].upper(), said[match.end() :]
-        own, label = self.texts.get(letter, ""), _MARKS.sub("", after, count=1)
-        if not self._is_answer(match, after, label, own):
-            return "", ""
-        # Further letters stand beside the first, or one labels a second option after the first one's text.
-        another, end = "", match.end("letter")
-        while beside := _ANOTHER.match(said, end):
-            another, end = another + beside["letter"], beside.end()
-        if another and _DENIED.match(said, end):
-            return "", ""
-        if alone and not _ONLY_LETTERS.fullmatch(said, end):
-            another = ""
-        labelled = _LABELLED.match(said, match.end("letter"))
-        if not another and labelled and labelled["letter"] in self.texts:
-            another = labelled["letter"]
-        if alone and not another and not _stands_alone(match, after, label, own):
-            return "", ""
-        return unite(letter, another), label
-
-    def _is_answer(self, match: re.Match[str], after: str, label: str, own: str) -> bool:
-        """Whether the letter ends as an answer's does, and is no pronoun, genus ("E. coli") or placeholder."""
-        letter, closed = match["letter"], match["close"].strip("'")
-        if letter.upper() in _PLACEHOLDERS + "I" and letter.upper() not in self.texts:
-            return False
-        if re.match(r"[A-Za-z0-9_]", after):
-            return False
-        if own and _starts(label, own):  # which may itself begin with a denial, or be a species
-            joined = closed or (after[:1] in " -" and _starts(after.lstrip(" -"), own))
-            if _TEXT_DENIED.match(label, len(own.strip(" ."))):
-                return False
-        else:
-            joined = closed
-            name = _SPECIES.match(after)
-            if (
-                _DENIED.match(after)
-                or _EPITHET.match(after)
-                or (name and not _COMMON_WORD.fullmatch(name["name"]))
-            ):
-                return False
-        end = _PRONOUN_END if letter in "Ii" else _END if letter.isupper() else _SMALL_END
-        return bool(joined) or end.match(after) is not None
-
-    def _with_label(self, letters: str, label: str, alone: bool) -> str:
-        """The letters, once the text behind the first is compared with the options'."""
-        own = self.texts.get(letters[0], "")
-        groups = self._named(label)
-        if len(groups) == 1 and letters[0] in groups[0]:
-            # "D. Both A and C" is one option.
-            several = [letter for letter in letters[1:] if not re.search(rf"\b{letter}\b", own)]
-            return letters[0] + "".join(several)
-        joint = _OR.match(label)
-        groups = groups or (self._named(label[joint.end() :]) if joint else [])
-        if groups:
-            return unite(letters, *groups)
-        if own and alone and label and len(letters) == 1 and not re.match(r"because|since", label):
-            # The line's text must begin as the option does, or hold it.
-            said, expected = _normalised(label), _normalised(own).rstrip(" .")
-            if said.split()[:1] != expected.split()[:1] and expected not in said:
-                return ""
-        return letters
+def _settle(text: str, options: Options, truncated: bool) -> str:
+    """The letters that the statement which counts names: one, several that contradict each other, or ""."""
+    for turn in turns(clean(text)):
+        letters = _stated(_MARKUP.sub("", turn), options, truncated) or _agreed(turn, options, truncated)
+        if letters:
+            return letters
+    return ""
 
 
-def _stands_alone(match: re.Match[str], after: str, label: str, own: str) -> bool:
-    """Whether no more than the letter and its option's text stands there, and nothing rejects it."""
-    if not label:
+def _stated(text: str, options: Options, truncated: bool) -> str:
+    """The letters of the last statement that isn't taken back."""
+    current, last = "", None
+    seen: list[tuple[int, str]] = []
+    named = cache(options.named)  # a looping text says the same thousands of times
+    for statement in find_statements(text):
+        letters, kind = named(statement.said, alone=statement.kind == "verdict"), statement.kind
+        denied = statement.negated and not (option := named(f"not {statement.said}"))
+        if statement.negated and not denied:  # an option is "not indicated"
+            letters = option
+        if not letters:
+            continue
+        if denied:
+            current = "" if current and current in letters else current
+            continue
+        before = last.kind if last and current else ""
+        # The odd one out stands against verdicts, not against an answer, and is one.
+        if {kind, before} == {"odd", "verdict"} and (kind == "verdict" or letters[1:]):
+            continue
+        if kind == "odd" and before == "stated":
+            continue
+        corrected = last is not None and _CORRECTION.search(text, last.start, statement.start) is not None
+        beside = before == kind == "verdict" and not corrected
+        current = unite(current, letters) if statement.joins or beside else letters
+        seen = [] if corrected else seen
+        seen.append((statement.start, current))
+        last = statement
+    if current and _is_loop(seen, "".join(options.texts), truncated):
+        return unite(*(letters for _, letters in seen))
+    return current
+
+
+def _is_loop(seen: Sequence[tuple[int, str]], options: str, truncated: bool) -> bool:
+    """Whether the last of a text's answers has no more weight than any: those from A on in their order, all options
+    once, a series that comes again, or (cut off) to and fro.
+
+    Args:
+        seen: what the text gave since it last corrected itself, with where.
+    """
+    changes = [one for one, _ in groupby(one[0] for _, one in seen)]
+    if truncated and len(changes) > 3:
         return True
-    if label.split()[0] in ("and", "or", "is", "are"):
-        return False
-    if own and _starts(label, own):
-        if own.casefold() in _JUDGEMENTS and _JUDGEMENT_END.match(label, len(own)):
+    hasty = seen[-1][0] - seen[0][0] < _HASTE * (len(seen) - 1)
+    if hasty and len(seen) > 2 and sorted(one for _, one in seen) == sorted(options):
+        return True
+    for n in range(2, len(ascii_uppercase)):
+        tail, again = changes[-n:], changes[-n:] == changes[-2 * n : -n]
+        if again and (tail == changes[-3 * n : -2 * n] or (hasty and n > 2)):
             return True
-        # "A. Aspirin is an NSAID" describes an option.
-        return not (REJECTED.match(label, len(own)) or _PREDICATE.match(label, len(own.strip(" ."))))
-    if match["letter"].isupper() and re.match(r"[,.]? (?:- )?(?:because|since)\b", after):
-        return True
-    labelled = match["close"].strip("'\"") or (match["letter"].isupper() and _WHOLE_END.match(after))
-    return bool(labelled) and not REJECTED.match(label)
+        if tail == list(ascii_uppercase[:n]) and (n > 3 or n == len(changes) == 3):
+            return True
+        if hasty and n > len(options) > 3 and len(tail) == n and "".join(tail) in options * 3:
+            return True
+    return False
 
 
-def _starts(text: str, own: str) -> bool:
-    return text.casefold().startswith(own.strip(" .").casefold())
+# -- weaker forms ------------------------------------------------------------------------------------------
 
 
-def _normalised(text: str) -> str:
-    """In small letters, without markup, quotes, brackets, articles and adverbs at the start."""
-    plain = " ".join(re.sub(r"[*`$_]+", "", text).casefold().split())
-    return plain[_START.match(plain).end() :]  # type: ignore[union-attr]
+def _agreed(text: str, options: Options, truncated: bool) -> str:
+    """The letters of the first of the weaker forms that occurs."""
+    lines = _ECHO.sub("", text).splitlines()
+    if truncated:  # a line within a discussion decides nothing
+        first = lines[0] if lines and _LETTER_LINE.fullmatch(lines[0]) else ""
+        return options.named(_MARKUP.sub("", first), alone=True)
+    for form in (_bare_lines, _full_lines, _bold_labels, _closing_sentence):
+        letters = list(form(lines, options))
+        # A line amid others is part of what they discuss.
+        if any(letters) and (form is not _full_lines or letters[0] or letters[-1]):
+            return unite(*letters)
+    return ""
+
+
+def _bare_lines(lines: list[str], options: Options) -> Iterator[str]:
+    """Lines of a letter and nothing else."""
+    for line in lines:
+        if _LETTER_LINE.fullmatch(line):
+            yield options.named(_MARKUP.sub("", line), alone=True)
+
+
+def _full_lines(lines: list[str], options: Options) -> Iterator[str]:
+    """Lines that an answer fills; "" for points of a list, and for all in an outline (I., II.)."""
+    outline = _ROMAN.search("\n".join(lines))
+    before = ""
+    for line in lines:
+        point = before.endswith(":") or (_BULLET.match(line) and not _OPTION_LINE.fullmatch(line))
+        skipped = point or outline or len(line) > LONGEST
+        yield "" if skipped else options.named(_MARKUP.sub("", line), alone=True)
+        before = line.rstrip("* ")
+
+
+def _bold_labels(lines: list[str], options: Options) -> Iterator[str]:
+    """Letters in bold, alone or with their option's text."""
+    for line in lines:
+        for match in _BOLD.finditer(line):
+            before = line[max(0, match.start() - 30) : match.start()]
+            if not _KIND.search(before) and not REJECTED.match(line, match.end()):
+                letters = options.named(match["said"], alone=True)
+                # "**E. coli**" may be an option's text, but isn't stated as the answer.
+                yield letters if letters[:1] in match["said"] else ""
+
+
+def _closing_sentence(lines: list[str], options: Options) -> Iterator[str]:
+    """The options that the last sentence mentions, if it concludes and neither excludes nor weighs any."""
+    last = _MARKUP.sub("", lines[-1] if lines else "")[-LONGEST:]
+    sentence = _SENTENCE_END.split(last)[-1]
+    if _UNSETTLED.search(sentence) or not _CONCLUDES.search(sentence):
+        return
+    for match in _MENTION.finditer(sentence):
+        if not _KIND.search(sentence[: match.start()]):
+            yield options.named(match[0], alone=True)

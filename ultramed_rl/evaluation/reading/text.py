@@ -10,7 +10,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, takewhile
 
 from ultramed_rl.evaluation.items import AnswerReading
 
@@ -46,11 +46,9 @@ _RANGE = re.compile(r"\d\s*[-–—−]\s*\d")
 _TIMES_TEN = re.compile(r"[x×]\s*10\s*\^\s*\{?([-+]?\d+)\}?")
 BOXED = re.compile(r"\\boxed\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")
 _GREEK = {
-    "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "epsilon", "ζ": "zeta", "η": "eta",
-    "θ": "theta", "ι": "iota", "κ": "kappa", "λ": "lambda", "μ": "mu", "ν": "nu", "ξ": "xi", "ο": "omicron",
-    "π": "pi", "ρ": "rho", "σ": "sigma", "ς": "sigma", "τ": "tau", "υ": "upsilon", "φ": "phi", "χ": "chi",
-    "ψ": "psi", "ω": "omega",
-}  # fmt: skip
+    letter: unicodedata.name(letter).split()[-1].lower().replace("lamda", "lambda")
+    for letter in "αβγδεζηθικλμνξοπρσςτυφχψω"
+}
 _LEAD = re.compile(
     r"\banswers?(?: \([^()\n]{1,40}\))?(?: is| are)? ?: ?|^#+ ?(?:final )?answers?$", re.I | re.MULTILINE
 )
@@ -59,23 +57,14 @@ _POINT = re.compile(r"^(?:[-+•]|\d{1,2}[.)]) ")
 # A line that may be a name, amid others: no sentence.
 _NAME_LINE = re.compile(
     r"(?!(?:the|this|these|those|it|they|we|i|so|thus|as|in|because|note|however|explanation)\b)"
-    r"(?:[^\s.!?:]+(?:\.\S+)? ?){1,6}[;,]?$",
+    r"[^\s.!?:]+(?:\.\S+)?(?: [^\s.!?:]+(?:\.\S+)?){0,5}$",
     re.IGNORECASE,
 )
 _AND = re.compile(r",\s+(?:and |or )?(?![^()]*\))|\s+(?:and|or|&)\s+(?![^()]*\))|\s+/\s+")
 _BRACKETS = re.compile(r"\s*[(\[](?:also (?:known as|called) |aka |i\.e\.,? |or )?([^()\[\]]*)[)\]]")
 _ARTICLE = re.compile(r"^(?:the|an?) (?=\S)", re.IGNORECASE)
 _QUOTES = " \"'.,:"
-_PLACEHOLDERS = {
-    "name",
-    "none",
-    "unknown",
-    "notmentioned",
-    "notgiven",
-    "na",
-    "idontknow",
-    "cannotbedetermined",
-}
+_PLACEHOLDERS = {"name", "none", "unknown", "notmentioned", "notgiven", "na", "idontknow", "cannotbedetermined"}  # fmt: skip
 _KEPT = re.compile(r"(?<=\d)[.,](?=\d)|[^\W_]|[+%<>=]")
 
 
@@ -160,16 +149,17 @@ def read_names(text: str) -> AnswerReading:
     """
     for turn in turns(clean(text)):
         opened = BOXED.sub(r"\1", turn)
-        leads = [opened[match.end() :] for match in _LEAD.finditer(opened)] or BOXED.findall(turn)
-        lines = [_MARKUP.sub("", line).strip(" _") for line in leads[-1].split("\n")] if leads else []
-        lines = lines[1:] if lines and not lines[0] else lines
-        listed = _POINT if lines and _POINT.match(lines[0]) else _NAME_LINE
-        end = next((i for i, line in enumerate(lines) if i and not listed.match(line)), len(lines))
+        *_, lead = None, *_LEAD.finditer(opened)
+        said = opened[lead.end() :] if lead else ["", *BOXED.findall(turn)][-1]
+        lines = [_MARKUP.sub("", line).strip(" _") for line in said.lstrip(" *_\n").split("\n")]
+        if ";" in lines[0]:
+            lines = lines[:1]
+        listed = _POINT if _POINT.match(lines[0]) else _NAME_LINE
         names: dict[str, str] = {}
-        for part in ";".join(lines[: end if ";" not in lines[0] else 1] if lines else []).split(";")[::-1]:
+        for part in ";".join([lines[0], *takewhile(listed.match, lines[1:])]).split(";"):
             name = _ARTICLE.sub("", _POINT.sub("", part.strip()).strip(_QUOTES))
-            names[normalise_name(name)] = name
-        given = tuple(n for key, n in reversed(names.items()) if key and key not in _PLACEHOLDERS)
+            names.setdefault(normalise_name(name), name)
+        given = tuple(name for key, name in names.items() if key and key not in _PLACEHOLDERS)
         if given:
             return AnswerReading(given)
     return AnswerReading((), "none")

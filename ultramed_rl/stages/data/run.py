@@ -17,6 +17,7 @@ from ultramed_rl.cluster.inputs import describe_inputs
 from ultramed_rl.config.factory import ApiGeneratorConfig, DataConfig
 from ultramed_rl.config.factory_steps import Answer, Evolve, Feedback, RuleJudge, Score, Textbook, Topics
 from ultramed_rl.config.models import DECIDES
+from ultramed_rl.data.chats import MISFITS_ALLOWED, FittingRows
 from ultramed_rl.data.factory.answer import AnswerStep, ExemplarIndex
 from ultramed_rl.data.factory.evolve import EvolveStep
 from ultramed_rl.data.factory.feedback import FeedbackStep
@@ -26,7 +27,7 @@ from ultramed_rl.data.factory.score import ScoreStep
 from ultramed_rl.data.factory.step import Step
 from ultramed_rl.data.factory.textbook import TextbookStep
 from ultramed_rl.data.factory.topics import TopicsStep
-from ultramed_rl.data.sources import list_sources, read_rows
+from ultramed_rl.data.sources import list_sources
 from ultramed_rl.evaluation.reading.choice import read_letter
 from ultramed_rl.stages.data.asking import carry_candidates, carry_step
 from ultramed_rl.stages.data.rows import (
@@ -117,9 +118,11 @@ def make_step(work: DataWork) -> Step:
     name = next(iter(work.config.generators), "")
     match work.config.step_for(name):
         case Textbook() as step:
-            source = read_rows(step.exemplars_from) if step.exemplars_from and step.exemplars else ()
-            questions = [question for row in source if (question := read_instruction(row)).key]
-            return TextbookStep(step, questions)
+            if not (step.exemplars_from and step.exemplars):
+                return TextbookStep(step, [])
+            limits = (step.exemplars_from, None, MISFITS_ALLOWED)
+            rows = FittingRows(*limits, "are no records", "name records in step.exemplars_from", Counter())
+            return TextbookStep(step, [one for one in rows.parse(read_instruction) if one.key])
         case Answer() as step if step.exemplars_from and step.exemplars:
             solved = read_made_rows(step.exemplars_from)
             exemplars = ExemplarIndex(solved, open_embedder(step.embedder), step.exemplars)
