@@ -39,9 +39,7 @@ class _Source(Section):
     uri: Address = Field(description="hf://owner/name:split, package://name/path, or local files")
     limit: Count | None = key(None, "read at most so many rows")
     ignore: list[Column] = key([], IGNORE)
-    share: PositiveShare | None = key(
-        None, "its part of every round's prompts; null: as much as it has of all"
-    )
+    share: PositiveShare | None = key(None, "its part of every round's prompts; null: as it has of all")
 
 
 class QuestionSource(_Source):

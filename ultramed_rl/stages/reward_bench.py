@@ -63,8 +63,8 @@ class PreparedPairs:
 
     pairs: tuple[PreferenceGroup, ...]
     scorers: Scorers
-    rows: dict[str, int]
-    too_long: dict[str, int]
+    rows: dict[str, int]  # counts: of all, of misfits, of those with control tokens as text
+    too_long: dict[str, int]  # by subset
     tokenizer: ChatTokenizer
 
 
@@ -195,13 +195,8 @@ def prepare_bench(config: RewardBenchConfig, progress: Progress) -> PreparedPair
         f"pairs: {len(fitting)} of {counts['rows']} rows ({counts['misfit']} don't fit, "
         f"{too_long.total()} too long, {counts['neutralised']} with control tokens as text)"
     )
-    return PreparedPairs(
-        tuple(fitting),
-        Scorers(config.reward, reader.tokenizer),
-        dict(counts),
-        dict(too_long),
-        reader.tokenizer,
-    )
+    scorers = Scorers(config.reward, reader.tokenizer)
+    return PreparedPairs(tuple(fitting), scorers, dict(counts), dict(too_long), reader.tokenizer)
 
 
 def _tokenize(pair: RankedAnswers, reader: RewardReader) -> PreferenceGroup:
