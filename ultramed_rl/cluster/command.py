@@ -95,10 +95,8 @@ def run_command(
     cpus = min(max(1, gpus), cluster.cpus_per_node or gpus or 1)
     # Ray puts the node's own PATH in; a folder that a node hasn't got does no harm there.
     environment = {"env_vars": {**variables, "PATH": f"{_BIN}:${{PATH}}"}}
-    remote = ray.remote(Command).options(
-        num_gpus=gpus, num_cpus=cpus, max_concurrency=2, runtime_env=environment
-    )
-    actor, name = remote.remote(), " ".join(command)[:80]
+    room = {"num_gpus": gpus, "num_cpus": cpus, "max_concurrency": 2, "runtime_env": environment}
+    actor, name = ray.remote(Command).options(**room).remote(), " ".join(command)[:80]
     last, runs, code = deque[str](maxlen=_SHOWN_LINES), False, 0
     try:
         parts = actor.run.options(num_returns="streaming").remote(list(command))

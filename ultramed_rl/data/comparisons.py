@@ -14,7 +14,7 @@ from ultramed_rl.data.forms import (
     LABELS,
     QUESTIONS,
     TURNS,
-    Form,
+    RowForm,
     complete_prompt,
     match_form,
     read_path,
@@ -191,14 +191,14 @@ def _by_words(value: Any) -> float:
 
 
 _PAIRS = (
-    Form(("output_1", "output_2", "preference"), _compared({1: 1.0, 2: -1.0}.__getitem__)),
-    Form(("response_1", "response_2", "preference_strength"), _compared(lambda value: -float(value))),
-    Form(("response1", "response2", "overall_preference"), _compared(lambda value: -float(value))),
-    Form(("human_ref_a", "human_ref_b", "labels"), _compared({1: 1.0, 0: -1.0}.__getitem__)),
-    Form(("response_0", "response_1", "better_response_id"), _compared({0: 1.0, 1: -1.0}.__getitem__)),
-    Form(("response_a", "response_b", "label winner"), _compared(_by_words)),
-    Form(("response_1", "response_2", "winner"), _compared(_by_words)),
-    Form(("conversation_a", "conversation_b", "winner"), _compared(_by_words)),
+    RowForm(("output_1", "output_2", "preference"), _compared({1: 1.0, 2: -1.0}.__getitem__)),
+    RowForm(("response_1", "response_2", "preference_strength"), _compared(lambda value: -float(value))),
+    RowForm(("response1", "response2", "overall_preference"), _compared(lambda value: -float(value))),
+    RowForm(("human_ref_a", "human_ref_b", "labels"), _compared({1: 1.0, 0: -1.0}.__getitem__)),
+    RowForm(("response_0", "response_1", "better_response_id"), _compared({0: 1.0, 1: -1.0}.__getitem__)),
+    RowForm(("response_a", "response_b", "label winner"), _compared(_by_words)),
+    RowForm(("response_1", "response_2", "winner"), _compared(_by_words)),
+    RowForm(("conversation_a", "conversation_b", "winner"), _compared(_by_words)),
 )
 
 
@@ -311,19 +311,19 @@ def _read_replies(path: list[Row], node: Row) -> Iterator[Draft]:
 
 
 # The first whose columns the row has.
-_LISTED = Form(("answers completions",), _read_ranked)
-_NUMBERED = Form(("response_1", "response_2", "scores"), _read_numbered)
+_LISTED = RowForm(("answers completions",), _read_ranked)
+_NUMBERED = RowForm(("response_1", "response_2", "scores"), _read_numbered)
 _PREFERENCES = (
-    Form(("message_tree_id", "prompt"), _read_tree),
+    RowForm(("message_tree_id", "prompt"), _read_tree),
     _LISTED,
-    Form((_CHOSEN, _REJECTED), _read_scored_sides),
+    RowForm((_CHOSEN, _REJECTED), _read_scored_sides),
     *_PAIRS,
     _NUMBERED,
-    Form(
+    RowForm(
         ("generations responses", f"{_SCORE_LISTS} rank ranks"),
         lambda row, column, _: _read_ranked(row, column),
     ),
-    Form((f"{QUESTIONS} {TURNS}", ANSWERS, LABELS), _read_labelled),
-    Form((TURNS, LABELS), _read_labelled),
+    RowForm((f"{QUESTIONS} {TURNS}", ANSWERS, LABELS), _read_labelled),
+    RowForm((TURNS, LABELS), _read_labelled),
 )
-_BENCHES = (Form((_CHOSEN, _REJECTED), _read_sides), *_PAIRS, _NUMBERED)
+_BENCHES = (RowForm((_CHOSEN, _REJECTED), _read_sides), *_PAIRS, _NUMBERED)

@@ -46,14 +46,14 @@ class Chat:
     unlearnt: frozenset[int] = frozenset()
 
 
-class Form(NamedTuple):
+class RowForm(NamedTuple):
     """How rows of some columns are read."""
 
     columns: tuple[str, ...]  # that the row must have, each by any of these names
     read: Callable[..., Any]  # (row, *those names)
 
 
-def match_form(row: NotedRow, forms: Sequence[Form], nothing: str) -> Any:
+def match_form(row: NotedRow, forms: Sequence[RowForm], nothing: str) -> Any:
     """What the first form whose columns the row has reads of it. Raises Misfit, with `nothing`, where it has none's."""
     for form in forms:
         names = [row.find(columns) for columns in form.columns]
@@ -133,10 +133,10 @@ def read_path(path: Sequence[Row]) -> list[Message]:
 
 
 _CHATS = (
-    Form((TURNS,), _read_whole),
-    Form(VIGNETTE_COLUMNS, _read_vignette),
-    Form(("message_tree_id", "prompt"), _read_best_path),
-    Form((QUESTIONS, ANSWERS), _read_answered),
+    RowForm((TURNS,), _read_whole),
+    RowForm(VIGNETTE_COLUMNS, _read_vignette),
+    RowForm(("message_tree_id", "prompt"), _read_best_path),
+    RowForm((QUESTIONS, ANSWERS), _read_answered),
 )
 
 

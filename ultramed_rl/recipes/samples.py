@@ -34,7 +34,7 @@ Part = tuple[str, bool]  # text, and whether it is learnt
 
 
 @dataclass(frozen=True)
-class Sample:
+class ShownSample:
     """One sample as text, in parts; `about` says what it is, and its lengths."""
 
     name: str
@@ -48,7 +48,7 @@ class SourceView:
 
     uri: str
     notes: SourceNotes = field(default_factory=SourceNotes)
-    samples: list[Sample] = field(default_factory=list)
+    samples: list[ShownSample] = field(default_factory=list)
     problem: str = ""
 
     def describe(self) -> str:
@@ -87,7 +87,7 @@ def view_sources(config: AnyConfig, shown: int, *, local: bool = False) -> Itera
             yield view
 
 
-def _read_source(source: Any, read: Any, make: Any, notes: SourceNotes) -> Iterator[Sample]:
+def _read_source(source: Any, read: Any, make: Any, notes: SourceNotes) -> Iterator[ShownSample]:
     first = source.model_copy(update={"limit": min(source.limit or SAMPLED, SAMPLED)})
     for _ in read(first, Counter(), quiet=True, notes=notes):
         pass
@@ -95,14 +95,14 @@ def _read_source(source: Any, read: Any, make: Any, notes: SourceNotes) -> Itera
         yield from make(first)
 
 
-def _read_inputs(uri: str, limit: int | None, notes: SourceNotes) -> Iterator[Sample]:
+def _read_inputs(uri: str, limit: int | None, notes: SourceNotes) -> Iterator[ShownSample]:
     """The rows of a data stage's input, as they stand there."""
     from ultramed_rl.stages.data.rows import read_made_rows
 
     for row in read_made_rows(uri, min(limit or SAMPLED, SAMPLED)):
         notes.rows += 1
         text = json.dumps(row, ensure_ascii=False, default=str)
-        yield Sample(f"row {notes.rows}", f"columns {', '.join(row)}", ((text[:_LONGEST], False),))
+        yield ShownSample(f"row {notes.rows}", f"columns {', '.join(row)}", ((text[:_LONGEST], False),))
 
 
 def _readers(config: AnyConfig, local: bool) -> tuple[Sequence[Any], Any, Any]:
@@ -144,7 +144,7 @@ def _tokenizer(model: Model, local: bool, *, learns: bool = True) -> ChatTokeniz
 # -- samples by kind of stage ------------------------------------------------------------------------------
 
 
-def _stage_samples(config: Any, tokenizer: ChatTokenizer, source: Any) -> Iterator[Sample]:
+def _stage_samples(config: Any, tokenizer: ChatTokenizer, source: Any) -> Iterator[ShownSample]:
     alone = {"sources": [source], "evaluation_sources": [], "held_out": 0}
     data = config.data.model_copy(update=alone)
     prepared = prepare_samples(config.model_copy(update={"data": data}), tokenizer)
@@ -153,30 +153,30 @@ def _stage_samples(config: Any, tokenizer: ChatTokenizer, source: Any) -> Iterat
         yield _chat(sample, row, decode) if isinstance(sample, TokenizedChat) else _group(sample, decode)
 
 
-def _benched_samples(config: RewardBenchConfig, source: Any) -> Iterator[Sample]:
+def _benched_samples(config: RewardBenchConfig, source: Any) -> Iterator[ShownSample]:
     bench = prepare_bench(config.model_copy(update={"data": source}), Progress())
     yield from (_group(pair, bench.tokenizer.backend.decode) for pair in bench.pairs)
 
 
-def _asked_samples(prompts: Prompts, tokenizer: ChatTokenizer, source: Any) -> Iterator[Sample]:
+def _asked_samples(prompts: Prompts, tokenizer: ChatTokenizer, source: Any) -> Iterator[ShownSample]:
     source = source.model_copy(update={"share": None})
     alone = prompts.model_copy(update={"sources": [source]})
     for prompt in load_prompts(alone, tokenizer.encode_chat, tokenizer.markers).training:
         text = tokenizer.backend.decode(list(prompt.token_ids))
         answer = f"\n-- the data's answer: {prompt.answer}" if prompt.answer else ""
         about = f"{prompt.kind}; {_roles(prompt.messages)}; {len(prompt.token_ids)} tokens"
-        yield Sample(prompt.prompt_id, about, ((text + answer, False),))
+        yield ShownSample(prompt.prompt_id, about, ((text + answer, False),))
 
 
-def _chat(sample: TokenizedChat, row: Any, decode: Callable[[list[int]], str]) -> Sample:
+def _chat(sample: TokenizedChat, row: Any, decode: Callable[[list[int]], str]) -> ShownSample:
     marked = groupby(zip(sample.learned, sample.token_ids, strict=True), key=lambda pair: pair[0])
     parts = tuple((decode([token for _, token in pairs]), learnt) for learnt, pairs in marked)
     roles = _roles(row.messages)
     about = f"{sample.kind}; {roles}; {len(sample.token_ids)} tokens, {sum(sample.learned)} learnt"
-    return Sample(sample.conversation_id, about, parts)
+    return ShownSample(sample.conversation_id, about, parts)
 
 
-def _group(group: PreferenceGroup, decode: Callable[[list[int]], str]) -> Sample:
+def _group(group: PreferenceGroup, decode: Callable[[list[int]], str]) -> ShownSample:
     prompt = group.prompt
     parts: list[Part] = [(decode(list(prompt.token_ids)), False)]
     for place, (answer, reward) in enumerate(zip(group.completions, group.rewards, strict=True)):
@@ -185,7 +185,7 @@ def _group(group: PreferenceGroup, decode: Callable[[list[int]], str]) -> Sample
         parts.append((decode(list(answer.token_ids)), True))
     roles = _roles(prompt.messages)
     about = f"{prompt.kind}; {roles}; prompt {len(prompt.token_ids)} tokens, {len(group.completions)} answers"
-    return Sample(prompt.prompt_id, about, tuple(parts))
+    return ShownSample(prompt.prompt_id, about, tuple(parts))
 
 
 def _roles(messages: Sequence[Message]) -> str:
