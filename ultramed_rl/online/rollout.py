@@ -191,7 +191,7 @@ class RoundRollout:
                 prompt = under_way.pop(scored.prompt_id)
                 if self.acceptance.accept_scored(scored):
                     self.scored.keep(scored.answers)
-                    self.selection.take(prompt, scored.answers)
+                    self.selection.take(prompt, scored.answers, scored.spelt)
                     bar.advance(len(scored.answers))
 
     # -- shared --------------------------------------------------------------------------------------------

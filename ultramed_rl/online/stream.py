@@ -106,7 +106,7 @@ class RoundSelection:
         self,
         record: RoundRecord,
         selector: PairSelector,
-        neutralised: Callable[[Sequence[Completion]], int],
+        neutralised: Callable[[Sequence[Completion], Sequence[Sequence[int]] | None], int],
         *inputs: Any,
     ) -> None:
         """
@@ -129,11 +129,17 @@ class RoundSelection:
         """How many there are by now."""
         return self.selector.counts["pairs"]
 
-    def take(self, prompt: Prompt, answers: Sequence[ScoredCompletion]) -> PreferenceGroup | None:
-        """A prompt's pair, out of all of its answers; None where it gives none."""
+    def take(
+        self,
+        prompt: Prompt,
+        answers: Sequence[ScoredCompletion],
+        spelt: Sequence[Sequence[int]] | None = None,
+    ) -> PreferenceGroup | None:
+        """A prompt's pair, out of all of its answers; None where it gives none. `spelt`: see `Scored`."""
         self._metrics.add_answers(prompt, answers)
-        sampled = [s.completion for s in answers if s.completion.finish_reason != "reference"]
-        self._neutralised += self.neutralised(sampled)
+        own = [k for k, s in enumerate(answers) if s.completion.finish_reason != "reference"]
+        read = None if spelt is None else [spelt[k] for k in own]
+        self._neutralised += self.neutralised([answers[k].completion for k in own], read)
         pair = self.selector.choose(prompt, answers)
         if pair is not None:
             self._metrics.add_pair(pair)
@@ -317,13 +323,17 @@ class Stream:
         self.scored.keep(scored.answers)
         self._note("scored")
         advance(sum(s.completion.finish_reason != "reference" for s in scored.answers))
-        self._select(prompt, scored.answers, {})
+        self._select(prompt, scored.answers, {}, scored.spelt)
 
     def _select(
-        self, prompt: Prompt, answers: Sequence[ScoredCompletion], known: Mapping[str, ReferenceLogprobs]
+        self,
+        prompt: Prompt,
+        answers: Sequence[ScoredCompletion],
+        known: Mapping[str, ReferenceLogprobs],
+        spelt: Sequence[Sequence[int]] | None = None,
     ) -> None:
         """A prompt's pair to the reference, if it has one and was without reference logprobs; and what is known of it to the training."""
-        pair = self.selection.take(prompt, answers)
+        pair = self.selection.take(prompt, answers, spelt)
         reference = None if pair is None else known.get(pair.group_id)
         if pair is None or self.references is None or reference is not None:
             self._pass_on(prompt.prompt_id, pair, reference)
