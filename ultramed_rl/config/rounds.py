@@ -30,7 +30,7 @@ from ultramed_rl.config.limits import (
     TopP,
 )
 
-IGNORE = "columns of the rows that are not looked at, though they may belong to the prompt"
+IGNORE = "columns that are passed over, though they may belong to the prompt"
 
 
 class _Source(Section):

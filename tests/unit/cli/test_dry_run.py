@@ -125,7 +125,7 @@ def test_chat_templates_that_transformers_takes_are_taken(tmp_path: Path, templa
         assert CliRunner().invoke(app, ["run", str(path), "--dry-run"]).exit_code == 0
     else:  # Jinja, but answers would not be in what it writes
         said = refused(path)
-        assert "chat template" in said and "no Jinja" not in said
+        assert re.search("chat.template", said) and "no Jinja" not in said
 
 
 @pytest.mark.parametrize(
