@@ -90,8 +90,9 @@ class RoundRollout:
         if phase is None or phase.finished:
             return
         started = time.perf_counter()
-        if len(phase.read()) < self.record.manifest("pairs")["rows"]:  # else each was streamed
-            known = {reference.group_id for reference in phase.read()}
+        kept = phase.read()
+        if len(kept) < self.record.manifest("pairs")["rows"]:  # else each was streamed
+            known = {reference.group_id for reference in kept}
             pairs = RoundPairs(self.record.path)
             total = sum(
                 n for name, n in zip(pairs.ids, pairs.answer_counts, strict=True) if name not in known

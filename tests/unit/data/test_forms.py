@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from tests.tiny import make_tokenizer, tiny_config
 from ultramed_rl.config.rounds import Prompts
 from ultramed_rl.config.stages import BenchmarkPairs, ConversationData, PreferenceData
 from ultramed_rl.data.preferences import read_pairs
@@ -20,15 +19,6 @@ from ultramed_rl.data.stage_data import PreparedConversations, PreparedPreferenc
 from ultramed_rl.models.tokenizer import ChatTokenizer
 
 Row = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> ChatTokenizer:
-    """One token a byte, beside ChatML's."""
-    path = tmp_path_factory.mktemp("tokenizer")
-    make_tokenizer().save_pretrained(path)
-    tiny_config().save_pretrained(path)
-    return ChatTokenizer(str(path))
 
 
 def source(directory: Path, *rows: Row, **options: Any) -> Row:
