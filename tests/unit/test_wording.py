@@ -65,6 +65,7 @@ from ultramed_rl.store import RoundRecord, RunDirectory
 from ultramed_rl.store.record_log import RecordLog
 from ultramed_rl.store.remote import RemoteCopy
 from ultramed_rl.store.remote_folder import WRITER, Lease, RemoteFolder
+from ultramed_rl.tracking.verdict import give_verdict
 
 Provoke = Callable[[Path], object]
 Wording = tuple[str, Provoke, str]
@@ -694,9 +695,18 @@ def under_way(root: Path) -> object:
     return status.render_status(status.read_status(store.path)).splitlines()[0]
 
 
-def verdict(change: float, low: float, high: float) -> Provoke:
+def verdict(change: float, low: float, high: float, **judges: float) -> Provoke:
     figures = {"eval_change": change, "eval_change_low": low, "eval_change_high": high}
-    return lambda root: tracking.verdict({**tracking.ROW, **figures})
+    for name, middle in judges.items():
+        shifts = (
+            ("mean", 0.0),
+            ("change", 0.0),
+            ("change_low", -0.01),
+            ("change_high", 0.01),
+            ("win_rate", 0.4 - middle),
+        )
+        figures |= {f"judge_{name}_{key}": middle + shift for key, shift in shifts}
+    return lambda root: give_verdict([{**tracking.ROW, **figures}], dict.fromkeys(judges, "rule"))
 
 
 def reported(change: Callable[[int], float]) -> Provoke:
@@ -731,12 +741,25 @@ def held_back(root: Path) -> object:
 
 SAID: list[Wording] = [
     ("status", under_way, "tiny (online): running, round 2 of 3, 4 min 10 s so far, about 3 min 10 s left"),
-    ("rose", verdict(0.2, 0.1, 0.4),
-     "The held-out reward rose: +0.200 against the starting policy (95 % interval +0.100 to +0.400, wins 48%)."),
+    ("rose, and nobody judged", verdict(0.2, 0.1, 0.4),
+     "The held-out reward rose by itself: +0.200 against the starting policy (95 % interval +0.100 to +0.400, wins 48%). "
+     "No judge was asked (evaluation.judges=[])."),
+    ("rose", verdict(0.2, 0.1, 0.4, skill=0.3),
+     "The held-out reward rose: +0.200 against the starting policy (95 % interval +0.100 to +0.400, wins 48%). "
+     "skill rose: +0.300 (95 % interval +0.290 to +0.310, wins 40%)."),
+    ("rose, and one judge of two", verdict(0.2, 0.1, 0.4, near=0.0, skill=0.3),
+     "The held-out reward rose: +0.200 against the starting policy (95 % interval +0.100 to +0.400, wins 48%). "
+     "skill rose: +0.300 (95 % interval +0.290 to +0.310, wins 40%). "
+     "near did not move measurably: +0.000 (95 % interval -0.010 to +0.010, wins 40%)."),
+    ("over-optimised", verdict(0.2, 0.1, 0.4, near=-0.1),
+     "Rose by its own reward, fell by near since round 0: the held-out reward changed by +0.200 against the starting policy "
+     "(95 % interval +0.100 to +0.400, wins 48%). near fell: -0.100 (95 % interval -0.110 to -0.090, wins 40%)."),
     ("unclear", verdict(0.2, -0.1, 0.4),
-     "The held-out reward did not move measurably: +0.200 against the starting policy (95 % interval -0.100 to +0.400, wins 48%)."),
-    ("fell", verdict(-0.2, -0.4, -0.1),
-     "The held-out reward fell: -0.200 against the starting policy (95 % interval -0.400 to -0.100, wins 48%)."),
+     "The held-out reward did not move measurably: +0.200 against the starting policy (95 % interval -0.100 to +0.400, wins 48%). "
+     "No judge was asked (evaluation.judges=[])."),
+    ("fell", verdict(-0.2, -0.4, -0.1, near=-0.1),
+     "The held-out reward fell and answers fell by near since round 0: -0.200 against the starting policy (95 % interval -0.400 to "
+     "-0.100, wins 48%). near fell: -0.100 (95 % interval -0.110 to -0.090, wins 40%)."),
     ("rose, in the report", reported(lambda p: 0.1), "The held-out reward rose by 0.20 after 2 rounds."),
     ("unclear, in the report", reported(lambda p: 1.0 if p % 2 else -0.9), "The held-out reward did not move measurably after 2 rounds."),
     ("fell, in the report", reported(lambda p: -0.1), "The held-out reward fell by 0.20 after 2 rounds."),

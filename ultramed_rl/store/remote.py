@@ -37,7 +37,7 @@ _LAST_PASSES = 5
 _REFRESH_S, _LOOKS = 5.0, 3
 _REPLIES = "work/replies.jsonl"  # of a data stage: what it paid for
 # Files that change while they are looked at, and that no other file counts on.
-_LOOSE = re.compile(rf"[^/]+\.(jsonl|log|html|md)|status\.json|{_REPLIES}|(wandb|tensorboard)/.*")
+_LOOSE = re.compile(rf"[^/]+\.(jsonl|log|html|md)|(status|verdict)\.json|{_REPLIES}|(wandb|tensorboard)/.*")
 _WEIGHTS = re.compile(r"rounds/(\d+)/(?:checkpoint|reference_model)/")
 _COMMIT = re.compile(r"rounds/(\d+)/commit\.json")
 # For readers. Weights, states to go on from, samples as tokens, and what trackers and steps keep for themselves.
