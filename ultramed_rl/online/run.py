@@ -137,7 +137,7 @@ def conclude(store: RunDirectory, rounds: list[Metrics], progress: Progress) -> 
     write_policy_card(
         store, kept, store.path, kept.metrics("checkpoint"), rounds=rounds, verdict=verdict.to_json()
     )
-    words = "\n".join([verdict.headline, *verdict.notes])
+    words = "\n".join(verdict.sentences)
     best = (
         f" (of round {kept.index}, run.keep_by={store.config.run.keep_by})"
         if store.config.run.keep == "best"

@@ -115,16 +115,23 @@ class Verdict:
 
     @property
     def notes(self) -> list[str]:
-        """What the judges say, and the flags, a sentence each."""
+        """What the judges say, a sentence each."""
+        if not self.judges:
+            return ["No judge was asked (evaluation.judges=[])."]
         moves = ((1, "rose"), (0, "did not move measurably"), (-1, "fell"))
-        notes = [
-            f"{name} {words}: {self.judges[name]}." for sign, words in moves for name in self._with(sign)
+        return [f"{name} {words}: {self.judges[name]}." for sign, words in moves for name in self._with(sign)]
+
+    @property
+    def sentences(self) -> list[str]:
+        """All of it, a sentence each."""
+        return [
+            self.headline,
+            *self.notes,
+            *(f"{words[0].upper()}{words[1:]}." for words in self.flags.values()),
         ]
-        notes += [f"{words[0].upper()}{words[1:]}." for words in self.flags.values()]
-        return notes if self.judges else [*notes, "No judge was asked (evaluation.judges=[])."]
 
     def __str__(self) -> str:
-        return " ".join([self.headline, *self.notes])
+        return " ".join(self.sentences)
 
     def _with(self, sign: int) -> list[str]:
         return [name for name, judge in self.judges.items() if judge.sign == sign]
