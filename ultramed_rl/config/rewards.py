@@ -199,6 +199,17 @@ class ContrastSampling(Section):
     calm_temperature: Temperature = key(0.3, "temperature of the answers preferred")
     wild_temperature: PositiveTemperature = key(1.3, "temperature of the incoherent ones")
     max_new_tokens: Tokens = key(64, "longest answer")
+    calm_answers: Annotated[Samples, Field(le=16)] = key(
+        2,
+        "calm answers per prompt; more make more contrasts of equal length, since one answer is cut to another's",
+    )
+
+    def problems(self) -> Iterator[str]:
+        if self.calm_answers > 1 and self.calm_temperature == 0.0:
+            yield (
+                f"calm_answers={self.calm_answers}: at calm_temperature=0 they are all alike; raise the temperature or set "
+                "calm_answers=1"
+            )
 
 
 class Contrast(ContrastSampling):
