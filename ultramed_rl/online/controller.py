@@ -23,6 +23,7 @@ from ultramed_rl.evaluation.metrics import AnswerMetrics, compare, kl_to_referen
 from ultramed_rl.learning.pairs import PairSelector
 from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.online.benchmarks import BenchmarkRounds
+from ultramed_rl.online.length import PROMPTS, fit_length_slope
 from ultramed_rl.online.rollout import RoundRollout
 from ultramed_rl.online.stream import RoundSpec
 from ultramed_rl.online.training import RoundTraining
@@ -82,6 +83,8 @@ class Controller:
         self.workers.catch_up = self.catch_up
         if self.workers.version < self.version:  # no checkpoint holds what the last rounds learnt
             self.workers.with_policy_restart(lambda: self.workers.sync(self.version))
+        if self.config.reward.length_slope == "fit":
+            self.workers.scorers.length_slope = self.fit_length_slope()
         self.baseline = prompt_means(
             self.store.initial.phase("evaluation", self.evaluate, 0, kind=ScoredCompletion)
         )
@@ -292,13 +295,29 @@ class Controller:
         requests = [
             self._request(p, evaluation.samples, temperature, "evaluation") for p in self.pool.held_out
         ]
-        total = len(requests) * evaluation.samples
+        return self.score_answers(requests, version, f"evaluate policy {version}")
+
+    def fit_length_slope(self) -> float:
+        """On held-out prompts, asked as a round asks its own."""
+        n, temperature = self.config.sampling.n, self.config.sampling.temperature
+        requests = [self._request(p, n, temperature, "length") for p in self.pool.held_out[:PROMPTS]]
+
+        def answer() -> list[ScoredCompletion]:
+            return self.score_answers(requests, self.workers.version, "reward against length")
+
+        return fit_length_slope(self.store.initial, answer, self.progress.say)
+
+    def score_answers(
+        self, requests: Sequence[SamplingRequest], version: int, name: str
+    ) -> list[ScoredCompletion]:
+        """What the engines, whose policy is this version, answer, and its rewards."""
+        total = sum(request.n for request in requests)
         with (
             self.workers.scheduler.phase("evaluate"),
-            self.progress.phase(f"evaluate policy {version}", total, "completions") as bar,
+            self.progress.phase(name, total, "completions") as bar,
         ):
             completions = self.workers.generate(requests, version, bar.advance)
-            return self.workers.score(self.pool.held_out, completions, lambda _: None)
+            return self.workers.score([r.prompt for r in requests], completions, lambda _: None)
 
     # -- helpers -------------------------------------------------------------------------------------------
 
@@ -320,13 +339,14 @@ class Controller:
         summary = read_numbers(record.manifest("pairs")["summary"])
         # What a round without a checkpoint took to train is in no manifest.
         seconds = {"checkpoint": policy.metrics["seconds_training"], **record.seconds}
-        divergence = {}
+        slope, divergence = self.workers.scorers.length_slope, {}
         if self.config.objective.uses_reference:
             divergence = {"kl_to_reference": kl_to_reference(record.path)}
         return {
             "round": record.index,
             **summary,
             **divergence,
+            **({} if self.config.reward.length_slope is None else {"reward_length_slope": slope}),
             **policy.metrics,
             **{f"seconds_{name}": value for name, value in seconds.items()},
             "seconds": sum(seconds.values()),

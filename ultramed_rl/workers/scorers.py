@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from operator import is_
 
 from ultramed_rl.cluster.group import WorkerGroup
-from ultramed_rl.config.rewards import Reward
+from ultramed_rl.config.rewards import RAW, Reward
 from ultramed_rl.models.checks import check_reward_model
 from ultramed_rl.models.reading import RewardReader
 from ultramed_rl.models.tokenizer import ChatTokenizer
@@ -70,6 +70,8 @@ class Scorers:
     def __init__(self, config: Reward, policy: ChatTokenizer) -> None:
         self.config = config
         self.policy = policy
+        # Reward per token that is taken off. One that is to be fitted isn't known yet.
+        self.length_slope = 0.0 if config.length_slope in (None, "fit") else float(config.length_slope)
         self.readers = [_reader(config, path, policy) for path in config.paths]
         self.terms = TermScorer({term.name: make_term(term, policy) for term in config.terms})
         self.models: list[Replicas] = []
@@ -220,9 +222,16 @@ class Scorers:
             values.insert(0, models[0] if ensemble is None else combine_members(ensemble, models))
         shown = self._columns if len(self._columns) > 1 else []
         rewards = weighted_sum(weights, values)
+        if self.config.length_slope is None:
+            lengths = [0.0] * len(rewards)
+        else:
+            pending.columns[RAW], shown = rewards, [*shown, RAW]
+            lengths = [self.length_slope * len(completion.token_ids) for completion in pending.completions]
         return [
-            ScoredCompletion(completion, reward, {name: pending.columns[name][i] for name in shown})
-            for i, (completion, reward) in enumerate(zip(pending.completions, rewards, strict=True))
+            ScoredCompletion(completion, reward - length, {name: pending.columns[name][i] for name in shown})
+            for i, (completion, reward, length) in enumerate(
+                zip(pending.completions, rewards, lengths, strict=True)
+            )
         ]
 
 
