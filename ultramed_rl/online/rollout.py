@@ -194,7 +194,7 @@ class RoundRollout:
                 prompt = under_way.pop(scored.prompt_id)
                 if self.acceptance.accept_scored(scored):
                     self.scored.keep(scored.answers)
-                    self.selection.take(prompt, scored.answers, scored.spelt)
+                    self.selection.take(prompt, scored.answers, scored.neutralised)
                     bar.advance(len(scored.answers))
 
     def _say_length(self, prompts: int, correlation: float) -> None:
