@@ -40,23 +40,24 @@ class AnswerMetrics:
 
     def add(self, scored: Iterable[ScoredCompletion]) -> int:
         """These too; returns their tokens, those of the data's own answers among them."""
-        tokens = finished = empty = non_finite = 0
+        tokens, counts = 0, self._counts
         for item in scored:
-            completion, length = item.completion, len(item.completion.token_ids)
+            completion, reason = item.completion, item.completion.finish_reason
+            length = len(completion.token_ids)
             tokens += length
-            if completion.finish_reason != "reference":
+            if reason != "reference":
                 self._lengths.append(length)
-                finished += completion.finish_reason == "stop"
-                empty += not completion.text or completion.text.isspace()
+                counts[reason] += 1
+                if not completion.text or completion.text.isspace():
+                    counts["empty"] += 1
             if math.isfinite(item.reward):
                 self._rewards.append(item.reward)
             else:
-                non_finite += 1
+                counts["non_finite"] += 1
             for name, value in item.terms.items():
                 if math.isfinite(value):
                     self._terms[name] += value
                     self._termed[name] += 1
-        self._counts.update(finished=finished, empty=empty, non_finite=non_finite)
         return tokens
 
     def metrics(self) -> dict[str, float]:
@@ -67,7 +68,7 @@ class AnswerMetrics:
             "tokens": sum(self._lengths),
             "length_mean": lengths.mean,
             "length_p90": lengths.p90,
-            "finished_share": self._counts["finished"] / lengths.count,
+            "finished_share": self._counts["stop"] / lengths.count,
             "empty_share": self._counts["empty"] / lengths.count,
             "reward_mean": rewards.mean,
             "reward_std": rewards.std,
@@ -95,9 +96,12 @@ class RoundMetrics:
 
     def add_pair(self, pair: PreferenceGroup) -> None:
         """What was chosen of them."""
+        sums = self._sums
+        sums["pairs"] += 1
         self._margins += pair.margin
-        chosen, rejected = len(pair.chosen.token_ids), len(pair.rejected.token_ids)
-        self._sums.update(pairs=1, chosen=chosen, rejected=rejected, tokens_reference=pair.packed_tokens)
+        sums["chosen"] += len(pair.chosen.token_ids)
+        sums["rejected"] += len(pair.rejected.token_ids)
+        sums["tokens_reference"] += pair.packed_tokens
 
     def metrics(self, audit: SelectionAudit) -> dict[str, float]:
         """What selection kept and dropped, the reward margin, and the lengths of both sides; there are pairs.

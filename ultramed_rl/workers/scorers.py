@@ -109,6 +109,9 @@ class AnswerScorers(ABC):
         their end, or as letters. Reward models read the letters: `spelt`, where they have read these answers."""
         tokenizers = [self.policy, *(r.tokenizer for r in self.readers if not r.shared)]
         spelt = self.policy.spell_out([c.token_ids for c in completions]) if spelt is None else spelt
+        # Few hold any: one look at the letters of all of them spares a look at each.
+        text = "\n".join([c.text for c in completions])
+        tokenizers = [tokenizer for tokenizer in tokenizers if tokenizer.controls.count(text)]
         return sum(
             new is not c.token_ids or any(tokenizer.controls.count(c.text) for tokenizer in tokenizers)
             for c, new in zip(completions, spelt, strict=True)
