@@ -267,7 +267,7 @@ def test_the_slope_of_length_is_taken_off_every_reward_and_the_raw_one_kept(know
         answers = probe[start : start + N]
         fit.add_answers(answers)
         tokens = [len(s.completion.token_ids) for s in answers]
-        left.add(tokens, [s.reward - found["slope"] * n for s, n in zip(answers, tokens, strict=True)])
+        left.add((n, s.reward - found["slope"] * n) for s, n in zip(answers, tokens, strict=True))
     held_out = {s.completion.prompt_id for s in outcome.folders["initial"]["evaluation"]}
     assert {s.completion.prompt_id for s in probe} == held_out and found["answers"] == N * len(held_out)
     assert (fit.slope, fit.correlation) == (found["slope"], found["correlation"]) and abs(fit.slope) > 0.001
