@@ -131,7 +131,7 @@ class Columns(Section):
 
 
 class Deduplicate(Section):
-    """Drop instructions that repeat another: the same words, nearly the same words, or a near vector."""
+    """Drop instructions that repeat another: the same words, or others that ask the same and have the same answer."""
 
     type: Literal["deduplicate"] = "deduplicate"
     columns: Columns = Columns()
@@ -139,14 +139,7 @@ class Deduplicate(Section):
         "first", "which of alike rows stays; best: by `score_column`, then the first"
     )
     score_column: Column = key("difficulty", "for keep=best: the column of a number")
-    words: Annotated[Words, Field(ge=1, le=32)] = key(3, "words of a shingle")
-    jaccard: PositiveShare | None = key(
-        0.8, "shared part of two rows' shingles from which they are alike; null: off"
-    )
-    cosine: Annotated[PositiveShare, Field(gt=0.5)] | None = key(
-        0.975, "cosine of two rows' vectors from which they are alike; null: off"
-    )
-    embedder: Embedder = HASHED
+    near: bool = key(True, "also those whose words differ in nothing of content; false: the same words alone")
 
 
 class Decontaminate(Section):
@@ -161,6 +154,9 @@ class Decontaminate(Section):
     length: Share = key(0.20, "difference of lengths up to which near ones count, of the longer", lt=1.0)
     least_words: Annotated[Words, Field(ge=1)] = key(5, "shorter questions are compared word by word alone")
     ngram: Annotated[Words, Field(ge=4, le=64)] = key(13, "words in a row that tell a question")
+    content: PositiveShare = key(
+        0.75, "part of two questions' words of content from which they are near, of the shorter one"
+    )
     overlap: PositiveShare = key(0.5, "part of a test item's n-grams from which a row holds the item")
     embedder: Embedder = HASHED
 

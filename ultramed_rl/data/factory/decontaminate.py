@@ -1,12 +1,13 @@
 """Instructions that stand in a benchmark: as the same words, with many of an item's word runs, or nearly so.
 
-item --> stem --> key, 13-grams, vector --+
-                                          +--> exact | ngram | near, with the item and the distance
-row  --> stem --> key, 13-grams, vector --+
+item --> stem --> key, 13-grams, vector, rarest words --+
+                                                        +--> exact | ngram | near, with the item and the distance
+row  --> stem --> key, 13-grams, vector, words ---------+
 
-The near rule is the paper's (arXiv 2406.03949): squared L2 distance of unit vectors at most 0.05 and lengths that
-differ by at most 20 %. The paper looks at each row's one nearest item, which may fail by its length where another
-item passes; here every item within the distance is looked at. Options are found by what they look like and never by
+Near is the paper's rule (arXiv 2406.03949): squared L2 distance of unit vectors at most 0.05 and lengths that differ by
+at most 20 %; and as much of the content in common, which a paraphrase or a cut leaves and a vector may not show. Short
+texts that differ by a number, a name or a negation are not near. The paper looks at each row's one nearest item, which
+may fail by its length where another item passes; here every item within the distance is looked at. Options are found by what they look like and never by
 counting lines, so an open question keeps its words; a text without words is in no benchmark.
 """
 
@@ -29,14 +30,18 @@ from ultramed_rl.data.likeness import (
     Stem,
     check_unit_vectors,
     equal_keys,
+    options_meet,
     read_stem,
-    same_question,
+    shared_content,
 )
 
 Rule = Literal["exact", "ngram", "near"]
 FindHits = Callable[[Sequence[Stem]], Iterator[tuple[int, float, int]]]
 _TEXTS = ("record_id", "rule", "benchmark", "item_id")
 _SCHEMA = pa.schema({**dict.fromkeys(_TEXTS, pa.string()), "distance": pa.float64()})
+_RAREST = 12  # words by which an item is looked up
+_BEGINNING = 6  # letters, which a word's other forms have too
+_SOME = 0.4  # of them, as a cut leaves
 _ROWS = 256  # compared with items together
 _MARGIN = 1e-3  # by which float32 distances of unit vectors may be wrong, many times over
 
@@ -54,7 +59,8 @@ class BenchmarkItem:
 class Contaminated:
     """A row to remove, the first rule that says so, and the item that it is alike to.
 
-    `distance` is 0 (exact), 1 - the shared part of the item's n-grams (ngram), or squared L2 (near).
+    `distance` is 0 (exact), 1 - the shared part of the item's n-grams (ngram), or squared L2 or 1 - the shared part of
+    the content, whichever is less (near).
     """
 
     record_id: str
@@ -87,12 +93,14 @@ class Decontaminator:
         self._by_key: dict[str, list[int]] = defaultdict(list)
         for place, stem in enumerate(self._stems):
             self._by_key[stem.key].append(place)
-        # The items' n-grams in ascending order, each once an item; the item of each, and how many each item has.
-        grams = [np.unique(own) for own in self._ngrams(self._stems)]
-        self._gram_counts = np.array([len(own) for own in grams])
-        values, places = np.concatenate(grams), np.repeat(np.arange(len(grams)), self._gram_counts)
-        order = np.argsort(values, kind="stable")
-        self._grams, self._gram_items = values[order], places[order]
+        self._grams = _Held([np.unique(own) for own in self._ngrams(self._stems)])
+        words = self._words(self._stems)
+        _, place, frequency = np.unique(np.concatenate(words), return_inverse=True, return_counts=True)
+        rarity = np.split(frequency[place], np.cumsum([len(own) for own in words])[:-1])
+        rarest = [
+            own[np.argsort(rare, kind="stable")[:_RAREST]] for own, rare in zip(words, rarity, strict=True)
+        ]
+        self._rare_words = _Held(rarest)
         long = [place for place, stem in enumerate(self._stems) if len(stem.words) >= self._rule.words]
         lengths = np.array([len(self._stems[place].key) for place in long])
         vectors = self._vectors([self._stems[place] for place in long])
@@ -132,21 +140,13 @@ class Decontaminator:
     def _find_exact(self, stems: Sequence[Stem]) -> Iterator[tuple[int, float, int]]:
         for row, stem in enumerate(stems):
             for item in {item for key in equal_keys(stem) for item in self._by_key.get(key, ())}:
-                if same_question(self._stems[item], stem):
+                if options_meet(self._stems[item], stem):
                     yield row, 0.0, item
 
     def _find_ngrams(self, stems: Sequence[Stem]) -> Iterator[tuple[int, float, int]]:
         for row, grams in enumerate(self._ngrams(stems)):
-            own = np.unique(grams)  # a row that says an n-gram twice holds it once
-            first, last = (np.searchsorted(self._grams, own, side) for side in ("left", "right"))
-            shared = [self._gram_items[a:b] for a, b in zip(first, last, strict=True) if a < b]
-            if shared:
-                items, counts = np.unique(np.concatenate(shared), return_counts=True)
-                for item, share in zip(
-                    items.tolist(), (counts / self._gram_counts[items]).tolist(), strict=True
-                ):
-                    if share >= self._config.overlap:
-                        yield row, 1.0 - share, item
+            for item, share in self._grams.shares(np.unique(grams), self._config.overlap):
+                yield row, 1.0 - share, item
 
     def _find_near(self, stems: Sequence[Stem]) -> Iterator[tuple[int, float, int]]:
         rows = [
@@ -157,8 +157,19 @@ class Decontaminator:
         lengths = np.array([len(stems[row].key) for row in rows])
         vectors = self._vectors([stems[row] for row in rows])
         for place, item, distance in self._near.pairs(vectors, lengths):
-            if same_question(self._stems[item], stems[rows[place]]):
+            row = stems[rows[place]]
+            if options_meet(self._stems[item], row) and shared_content(self._stems[item], row):
                 yield rows[place], distance, item
+        for number, words in enumerate(self._words(stems)):
+            for item, _ in self._rare_words.shares(words, _SOME):
+                share = shared_content(self._stems[item], stems[number])
+                if share >= self._config.content and options_meet(self._stems[item], stems[number]):
+                    yield number, round(1.0 - share, 6), item
+
+    def _words(self, stems: Sequence[Stem]) -> list[np.ndarray]:
+        """The hashed words of content of each stem, each once, by their beginnings."""
+        starts = hash_words([" ".join(word[:_BEGINNING] for word in stem.content.words) for stem in stems])
+        return [np.unique(own) for own in np.split(starts.values, starts.starts[1:-1])] if stems else []
 
     def _ngrams(self, stems: Sequence[Stem]) -> list[np.ndarray]:
         """The hashed n-grams of each stem, in order."""
@@ -169,6 +180,27 @@ class Decontaminator:
         if not stems:
             return np.zeros((0, 1), dtype=np.float32)
         return check_unit_vectors(self._embed([stem.text for stem in stems]), len(stems))
+
+
+class _Held:
+    """Numbers that items hold, each once an item, and the search for items that hold much of a row's."""
+
+    def __init__(self, held: Sequence[np.ndarray]) -> None:
+        self._counts = np.array([len(own) for own in held])
+        values, items = np.concatenate(held), np.repeat(np.arange(len(held)), self._counts)
+        order = np.argsort(values, kind="stable")
+        self._values, self._items = values[order], items[order]
+
+    def shares(self, own: np.ndarray, least: float) -> list[tuple[int, float]]:
+        """Of a row's numbers, each once: items of whose numbers at least such a part is there, with the part."""
+        first, last = (np.searchsorted(self._values, own, side) for side in ("left", "right"))
+        shared = [self._items[a:b] for a, b in zip(first, last, strict=True) if a < b]
+        if not shared:
+            return []
+        items, counts = np.unique(np.concatenate(shared), return_counts=True)
+        shares = counts / self._counts[items]
+        enough = shares >= least
+        return list(zip(items[enough].tolist(), shares[enough].tolist(), strict=True))
 
 
 class NearItems:

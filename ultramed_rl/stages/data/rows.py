@@ -196,7 +196,7 @@ def remove_repeated(work: DataWork) -> Counter[str]:
     step = work.config.step
     assert isinstance(step, Deduplicate)
     files = _input_files(work)
-    parts = _map(work, files, DuplicateKeys(step, open_embedder(step.embedder)), "keys")
+    parts = _map(work, files, DuplicateKeys(step), "keys")
     repeated = find_duplicates([read_part(part) for part in parts], step)
     removed = {one.record_id: {**vars(one), "reason": one.rule} for one in repeated}
     return _split(work, files, step.columns, removed)
