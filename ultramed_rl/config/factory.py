@@ -155,7 +155,7 @@ class Decontaminate(Section):
     least_words: Annotated[Words, Field(ge=1)] = key(5, "shorter questions are compared word by word alone")
     ngram: Annotated[Words, Field(ge=4, le=64)] = key(13, "words in a row that tell a question")
     content: PositiveShare = key(
-        0.75, "part of two questions' words of content from which they are near, of the shorter one"
+        0.85, "part of two questions' words of content from which they are near, of the shorter one"
     )
     overlap: PositiveShare = key(0.5, "part of a test item's n-grams from which a row holds the item")
     embedder: Embedder = HASHED

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -163,14 +163,16 @@ def _forms_of(only: Sequence[str], words: Iterable[str]) -> dict[str, str]:
     """Which of `only` stand for which of `words`, or say them again: numbers, letters and negations count each time."""
     starts = defaultdict[str, list[tuple[str, str]]](list)
     for word in words:
-        for form in (word, *_FORMS.get(word, ())):
+        for form in () if is_telling(word) else (word, *_FORMS.get(word, ())):
             starts[form[0]].append((form, word))
     forms = dict[str, str]()
     for other in only:
-        for form in (other, *_FORMS.get(other, ())):
-            for same, word in starts.get(form[0], ()):
-                if (form == same and not is_telling(same)) or _one_word(same, form):
-                    forms.setdefault(other, word)
+        for form in () if is_telling(other) else (other, *_FORMS.get(other, ())):
+            twin = next(
+                (word for same, word in starts[form[0]] if form == same or _one_word(same, form)), None
+            )
+            if twin is not None:
+                forms.setdefault(other, twin)
     return forms
 
 
@@ -210,16 +212,18 @@ def same_content(a: Content, b: Content, spare: int | None = None) -> bool:
         or any(map(is_telling, more))
     ):
         return False
-    # Words that have each other's role have changed places: "does A cause B", "does B cause A".
-    theirs = {
-        forms.get(word, word): forms.get(role, role) for word, role in zip(b.words, b.roles, strict=True)
-    }
-    moved = {
-        (role, theirs[word])
-        for word, role in zip(a.words, a.roles, strict=True)
-        if theirs.get(word, role) != role
-    }
+    # Words that have each other's role have changed places: "does A cause B", "does B cause A". One said twice has many.
+    ours, theirs = _roles(a, {}), _roles(b, forms)
+    moved = {(ours[word], theirs[word]) for word in ours.keys() & theirs.keys() if ours[word] != theirs[word]}
     return not any((other, own) in moved or {own, other} == {"from", "to"} for own, other in moved)
+
+
+def _roles(content: Content, forms: Mapping[str, str]) -> dict[str, str]:
+    """The roles of words that stand there once."""
+    words = [forms.get(word, word) for word in content.words]
+    count = Counter(words)
+    named = zip(words, content.roles, strict=True)
+    return {word: forms.get(role, role) for word, role in named if count[word] == 1}
 
 
 def same_weak(a: Content, b: Content) -> bool:

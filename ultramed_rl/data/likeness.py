@@ -186,10 +186,10 @@ def shared_content(a: Stem, b: Stem) -> float:
     return 0.0 if all(only) or any(map(is_telling, [*only[0], *only[1]])) else min(shares)
 
 
-def content_marks(stem: Stem) -> list[str]:
-    """Parts of the words that stem and options say, by which texts are looked up that may ask the same: a word's beginning
-    and its end, of which a slip or another form leaves one."""
-    words = [word for content in (stem.content, *stem.option_contents) for word in content.words]
+def content_marks(*contents: Content) -> list[str]:
+    """Parts of words of content, by which texts are looked up that may ask the same: a word's beginning and its end, of
+    which a slip or another form leaves one."""
+    words = [word for content in contents for word in content.words]
     return [part for word in words for part in {word[:4], _ENDING.sub("", word)[-4:]}]
 
 

@@ -1,8 +1,8 @@
 """Instructions that stand in a benchmark: as the same words, with many of an item's word runs, or nearly so.
 
-item --> stem --> key, 13-grams, vector, rarest words --+
+item --> stem --> key, 13-grams, vector, content --------+
                                                         +--> exact | ngram | near, with the item and the distance
-row  --> stem --> key, 13-grams, vector, words ---------+
+row  --> stem --> key, 13-grams, vector, content --------+
 
 Near is the paper's rule (arXiv 2406.03949): squared L2 distance of unit vectors at most 0.05 and lengths that differ by
 at most 20 %; and as much of the content in common, which a paraphrase or a cut leaves and a vector may not show. Short
@@ -20,15 +20,17 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+from scipy.sparse import csr_array
 
 from ultramed_rl.config.factory import Decontaminate
 from ultramed_rl.data.factory.columns import named_instruction
-from ultramed_rl.data.factory.hashing import hash_words, ngrams
+from ultramed_rl.data.factory.hashing import Hashes, hash_words, ngrams
 from ultramed_rl.data.likeness import (
     Embed,
     NearRule,
     Stem,
     check_unit_vectors,
+    content_marks,
     equal_keys,
     options_meet,
     read_stem,
@@ -39,9 +41,8 @@ Rule = Literal["exact", "ngram", "near"]
 FindHits = Callable[[Sequence[Stem]], Iterator[tuple[int, float, int]]]
 _TEXTS = ("record_id", "rule", "benchmark", "item_id")
 _SCHEMA = pa.schema({**dict.fromkeys(_TEXTS, pa.string()), "distance": pa.float64()})
-_RAREST = 12  # words by which an item is looked up
-_BEGINNING = 6  # letters, which a word's other forms have too
-_SOME = 0.4  # of them, as a cut leaves
+_FEW, _SOME, _MOST = 16, 0.4, 0.6  # of few marks, and of more, what a cut, other forms and slips leave
+_LONGER = 3  # times as many marks as the shorter text's that a text may have
 _ROWS = 256  # compared with items together
 _MARGIN = 1e-3  # by which float32 distances of unit vectors may be wrong, many times over
 
@@ -93,14 +94,8 @@ class Decontaminator:
         self._by_key: dict[str, list[int]] = defaultdict(list)
         for place, stem in enumerate(self._stems):
             self._by_key[stem.key].append(place)
-        self._grams = _Held([np.unique(own) for own in self._ngrams(self._stems)])
-        words = self._words(self._stems)
-        _, place, frequency = np.unique(np.concatenate(words), return_inverse=True, return_counts=True)
-        rarity = np.split(frequency[place], np.cumsum([len(own) for own in words])[:-1])
-        rarest = [
-            own[np.argsort(rare, kind="stable")[:_RAREST]] for own, rare in zip(words, rarity, strict=True)
-        ]
-        self._rare_words = _Held(rarest)
+        self._grams = _Held(self._ngrams(self._stems))
+        self._marks = _Held(self._read_marks(self._stems))
         long = [place for place, stem in enumerate(self._stems) if len(stem.words) >= self._rule.words]
         lengths = np.array([len(self._stems[place].key) for place in long])
         vectors = self._vectors([self._stems[place] for place in long])
@@ -144,9 +139,11 @@ class Decontaminator:
                     yield row, 0.0, item
 
     def _find_ngrams(self, stems: Sequence[Stem]) -> Iterator[tuple[int, float, int]]:
-        for row, grams in enumerate(self._ngrams(stems)):
-            for item, share in self._grams.shares(np.unique(grams), self._config.overlap):
-                yield row, 1.0 - share, item
+        for rows, items, shared, _ in self._grams.shared(self._ngrams(stems)):
+            shares = shared / self._grams.sizes[items]
+            enough = shares >= self._config.overlap
+            gaps = (1.0 - shares[enough]).tolist()
+            yield from zip(rows[enough].tolist(), gaps, items[enough].tolist(), strict=True)
 
     def _find_near(self, stems: Sequence[Stem]) -> Iterator[tuple[int, float, int]]:
         rows = [
@@ -160,21 +157,28 @@ class Decontaminator:
             row = stems[rows[place]]
             if options_meet(self._stems[item], row) and shared_content(self._stems[item], row):
                 yield rows[place], distance, item
-        for number, words in enumerate(self._words(stems)):
-            for item, _ in self._rare_words.shares(words, _SOME):
+        for near, items, shared, sizes in self._marks.shared(self._read_marks(stems)):
+            fewer, more = (
+                np.minimum(sizes, self._marks.sizes[items]),
+                np.maximum(sizes, self._marks.sizes[items]),
+            )
+            alike = shared >= np.where(fewer > _FEW, _MOST, _SOME) * fewer
+            alike &= more <= _LONGER * fewer  # a few of an item's words stand in many a long text
+            for number, item in zip(near[alike].tolist(), items[alike].tolist(), strict=True):
                 share = shared_content(self._stems[item], stems[number])
-                if share >= self._config.content and options_meet(self._stems[item], stems[number]):
+                told = share == 1.0 or options_meet(self._stems[item], stems[number])
+                if told and share >= self._config.content:
                     yield number, round(1.0 - share, 6), item
 
-    def _words(self, stems: Sequence[Stem]) -> list[np.ndarray]:
-        """The hashed words of content of each stem, each once, by their beginnings."""
-        starts = hash_words([" ".join(word[:_BEGINNING] for word in stem.content.words) for stem in stems])
-        return [np.unique(own) for own in np.split(starts.values, starts.starts[1:-1])] if stems else []
+    def _read_marks(self, stems: Sequence[Stem]) -> list[np.ndarray]:
+        """The hashed marks of each stem's content, each once."""
+        marks = hash_words([" ".join(content_marks(stem.content)) for stem in stems])
+        return _each_once(marks)
 
     def _ngrams(self, stems: Sequence[Stem]) -> list[np.ndarray]:
-        """The hashed n-grams of each stem, in order."""
+        """The hashed n-grams of each stem, each once: a row that says one twice holds it once."""
         grams = ngrams(hash_words([stem.key for stem in stems]), self._config.ngram)
-        return np.split(grams.values, grams.starts[1:-1]) if stems else []
+        return _each_once(grams)
 
     def _vectors(self, stems: Sequence[Stem]) -> np.ndarray:
         if not stems:
@@ -182,25 +186,34 @@ class Decontaminator:
         return check_unit_vectors(self._embed([stem.text for stem in stems]), len(stems))
 
 
+def _each_once(hashes: Hashes) -> list[np.ndarray]:
+    """Each text's numbers without repeats; `np.unique` takes milliseconds for the shortest list."""
+    parts = np.split(hashes.values, hashes.starts[1:-1]) if len(hashes.counts) else []
+    return [np.array([*dict.fromkeys(own.tolist())], dtype=np.uint64) for own in parts]
+
+
 class _Held:
-    """Numbers that items hold, each once an item, and the search for items that hold much of a row's."""
+    """The numbers that items hold, each once an item, and how many of them rows hold."""
 
-    def __init__(self, held: Sequence[np.ndarray]) -> None:
-        self._counts = np.array([len(own) for own in held])
-        values, items = np.concatenate(held), np.repeat(np.arange(len(held)), self._counts)
-        order = np.argsort(values, kind="stable")
-        self._values, self._items = values[order], items[order]
+    def __init__(self, items: Sequence[np.ndarray]) -> None:
+        self.sizes = np.array([len(own) for own in items])
+        self._known = np.unique(np.concatenate(items))
+        self._items = self._matrix(items).T.tocsr()
 
-    def shares(self, own: np.ndarray, least: float) -> list[tuple[int, float]]:
-        """Of a row's numbers, each once: items of whose numbers at least such a part is there, with the part."""
-        first, last = (np.searchsorted(self._values, own, side) for side in ("left", "right"))
-        shared = [self._items[a:b] for a, b in zip(first, last, strict=True) if a < b]
-        if not shared:
-            return []
-        items, counts = np.unique(np.concatenate(shared), return_counts=True)
-        shares = counts / self._counts[items]
-        enough = shares >= least
-        return list(zip(items[enough].tolist(), shares[enough].tolist(), strict=True))
+    def _matrix(self, texts: Sequence[np.ndarray]) -> csr_array:
+        """[texts, known numbers], 1 where a text holds a number."""
+        numbers, rows = np.concatenate(texts), np.repeat(np.arange(len(texts)), [len(own) for own in texts])
+        known = np.isin(numbers, self._known)
+        columns = np.searchsorted(self._known, numbers[known])
+        ones = np.ones(len(columns), dtype=np.int32)
+        return csr_array((ones, (rows[known], columns)), shape=(len(texts), len(self._known)))
+
+    def shared(self, texts: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, ...]]:
+        """By blocks of rows: row, item, how many numbers both hold, where there are any, and how many the row has."""
+        for first in range(0, len(texts), _ROWS):
+            counts = (self._matrix(texts[first : first + _ROWS]) @ self._items).tocoo()
+            rows, sizes = counts.row + first, np.array([len(own) for own in texts])
+            yield rows, counts.col, counts.data, sizes[rows]
 
 
 class NearItems:

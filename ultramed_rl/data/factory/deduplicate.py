@@ -55,7 +55,9 @@ class DuplicateKeys:
         else:
             priority = words.counts * float(self.config.keep == "longest")
         marks = hash_words(
-            [" ".join(content_marks(stem)) for stem in stems] if self.config.near else [""] * len(rows)
+            [" ".join(content_marks(stem.content, *stem.option_contents)) for stem in stems]
+            if self.config.near
+            else [""] * len(rows)
         )
         return pa.table(
             {
