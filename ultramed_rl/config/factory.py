@@ -101,7 +101,9 @@ class Report(Section):
     judged: Address | None = key(None, "rows that feedback or rules wrote; null: none")
     originals: dict[Label, CountOrZero] = key({}, "by set, how many rows there were before all filtering")
     embedder: Embedder = HASHED
-    points: Count = key(5000, "records on the map, a seeded sample")
+    points: Count = key(
+        2000, "records on the map, a seeded sample; the map's time grows with them, the rest with the rows"
+    )
     clusters: Few | None = key(None, "null: by the number of points")
     seed: SmallSeed = key(0, "of the map's sample and its clusters")
 

@@ -22,7 +22,7 @@ _TOKEN = re.compile(
 _BREAK = re.compile(r"[.;:?!\n]+$")
 # Where "a" and "i" are a name, and neither article nor pronoun; a hyphen after them says so further on.
 _NAMED = re.compile(
-    r"\b(hepatitis|h(?:a?)emophilia|vitamin|type|group|class|factor|grade|stage|phase|influenza|protein|schedule|ig)[ -]"
+    r"\b(hepatitis|h(?:a?)emophilia|vitamin|type|group|class|factor|grade|stage|phase|influenza|protein|schedule|ig)[\s-]+"
     r"([ai])\b(?![-'])",
     re.IGNORECASE,
 )

@@ -203,8 +203,9 @@ class _Held:
     def _matrix(self, texts: Sequence[np.ndarray]) -> csr_array:
         """[texts, known numbers], 1 where a text holds a number."""
         numbers, rows = np.concatenate(texts), np.repeat(np.arange(len(texts)), [len(own) for own in texts])
-        known = np.isin(numbers, self._known)
-        columns = np.searchsorted(self._known, numbers[known])
+        columns = np.minimum(np.searchsorted(self._known, numbers), len(self._known) - 1)
+        known = self._known[columns] == numbers
+        columns = columns[known]
         ones = np.ones(len(columns), dtype=np.int32)
         return csr_array((ones, (rows[known], columns)), shape=(len(texts), len(self._known)))
 
