@@ -26,6 +26,7 @@ _NAMED = re.compile(
     r"([ai])\b(?![-'])",
     re.IGNORECASE,
 )
+_CAPITAL = re.compile(r"(?<=[a-z] )A(?=[\s?.,;:]|$)")  # "does A cause B"
 _UNITS = {"day", "week", "month", "year", "hour", "minute", "dose", "tablet", "third", "half", "pack"}
 _AUXILIARIES = "is are was were do does did should can could will would may must to not"
 _ASKED = set(_AUXILIARIES.split())  # after a "when" that asks
@@ -66,7 +67,8 @@ class Content(NamedTuple):
 
 def read_tokens(text: str) -> list[str]:
     """A text's words, numbers, signs and breaks in small letters without accents; a letter that is a name ends in "-"."""
-    folded = _NAMED.sub(r"\1 \2-", unicodedata.normalize("NFKC", text).replace("’", "'")).casefold()
+    folded = _CAPITAL.sub("A-", unicodedata.normalize("NFKC", text).replace("’", "'"))
+    folded = _NAMED.sub(r"\1 \2-", folded).casefold()
     if not folded.isascii():
         folded = "".join(c for c in unicodedata.normalize("NFKD", folded) if not unicodedata.combining(c))
     return _TOKEN.findall(folded)

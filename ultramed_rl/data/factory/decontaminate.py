@@ -197,7 +197,7 @@ class _Held:
 
     def __init__(self, items: Sequence[np.ndarray]) -> None:
         self.sizes = np.array([len(own) for own in items])
-        self._known = np.unique(np.concatenate(items))
+        self._known = np.unique(np.concatenate([np.zeros(1, dtype=np.uint64), *items]))
         self._items = self._matrix(items).T.tocsr()
 
     def _matrix(self, texts: Sequence[np.ndarray]) -> csr_array:

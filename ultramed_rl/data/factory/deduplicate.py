@@ -27,6 +27,7 @@ from ultramed_rl.data.factory.columns import named_instruction
 from ultramed_rl.data.factory.hashing import Hashes, hash_words, minhash_keys, mix
 from ultramed_rl.data.likeness import Stem, content_marks, read_stem, same_question
 
+Rule = Literal["exact", "near"]
 _LONGEST_ANSWER = 10  # words
 _PAUSE = re.compile(r"[,/.;:?!\n]+")
 _TEXTS = 1 << 14  # read ones that are kept while rows are compared
@@ -116,7 +117,7 @@ class Repeated:
     """A row to remove, and the row that stays for it."""
 
     record_id: str
-    rule: Literal["exact", "near"]
+    rule: Rule
     kept_id: str
 
 
@@ -147,12 +148,13 @@ def find_duplicates(parts: Sequence[pa.Table], config: Deduplicate) -> list[Repe
     single = order[(original[order] == order) & (exact[order] > 0)]
     near = _follow_leaders(keys, single) if config.near else {}
     names = keys["id"].to_pylist()
-    led = {place: (int(original[place]), "exact") for place in np.flatnonzero(original != everyone).tolist()}
+    led = dict[int, tuple[int, Rule]](
+        (place, (int(original[place]), "exact")) for place in np.flatnonzero(original != everyone).tolist()
+    )
+    led.update((row, (leader, "near")) for row, leader in near.items())
     return [
         Repeated(names[row], rule, names[near.get(leader, leader)])
-        for row, (leader, rule) in sorted(
-            {**led, **{row: (leader, "near") for row, leader in near.items()}}.items()
-        )
+        for row, (leader, rule) in sorted(led.items())
     ]
 
 

@@ -73,7 +73,7 @@ def test_planted_copies_are_found_with_what_they_repeat_and_no_question_besides(
     expected = {len(questions) + n: own.get(i, i) for n, i in enumerate(chosen)}
     assert {place: int(one.kept_id) for place, one in new.items()}.items() <= expected.items()
     rules = Counter(one.rule for one in new.values())
-    assert rules["exact"] == 60 and rules["near"] >= 57  # of few slips it can't be told that they are none
+    assert rules["exact"] >= 60 and rules.total() >= 117  # two equal letters may be exchanged
 
 
 def test_a_reordered_text_repeats_and_without_the_near_rule_it_stays() -> None:
