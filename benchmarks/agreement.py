@@ -62,8 +62,8 @@ def our_side(tasks: list[str], limit: int | None, folder: Path) -> dict[str, dic
     name = f"ours-{'-'.join(tasks)}-{limit}"
     command = [sys.executable, "-m", "ultramed_rl.cli", "evaluate", "--model", f"smollm={MODEL}", "--offline"]
     command += ["--tasks", ",".join(tasks), "--protocol", "likelihood", "--name", name, "--device", "cpu"]
-    command += ["--precision", "float32", *(["--limit", str(limit)] if limit else [])]
-    command += [f"run.directory={folder}", "tracking.wandb=disabled"]
+    command += ["--limit", str(limit)] if limit else []
+    command += [f"run.directory={folder}", "tracking.wandb=disabled", "policy.precision=float32"]
     if (folder / name / "config.yaml").is_file():
         command.append("--resume")
     started = time.perf_counter()

@@ -22,7 +22,7 @@ class StageKind:
     run: str  # runs it: (config, *, resume), with what it makes in the run's folder
     plan: str  # lays its roles over the devices: (config) to a `Plan`
     models: str  # (config) to each model that it names, and how that is looked at, as in `models/checks.py`
-    report: str  # (run's files) to the sections of its report
+    report: str  # the template of its report: one of report/html, or a path
     output: str  # what it makes, in the run's folder; `manifest` beside it says that it is done
     makes: Made  # what a recipe's later stages may take it for
     command: str  # its words on the command line; `{config}` stands for the config
@@ -54,14 +54,14 @@ def load(name: str) -> Any:
     return getattr(import_module(module), attribute)
 
 
-_CHECKS, _PLAN, _REPORT = "ultramed_rl.models.checks", "ultramed_rl.cluster.plan", "ultramed_rl.report.stage"
+_CHECKS, _PLAN = "ultramed_rl.models.checks", "ultramed_rl.cluster.plan"
 KINDS: dict[str, StageKind] = {
     "online": StageKind(
         config="ultramed_rl.config.run:RunConfig",
         run="ultramed_rl.online.run:run",
         plan=f"{_PLAN}:plan_online",
         models=f"{_CHECKS}:online_models",
-        report="ultramed_rl.report.build:online_html",
+        report="online.html.jinja",
         output="checkpoint",
         makes="a model",
         in_rounds=True,
@@ -76,7 +76,7 @@ KINDS: dict[str, StageKind] = {
         run="ultramed_rl.stages.run:run_stage",
         plan=f"{_PLAN}:plan_training",
         models=f"{_CHECKS}:trained_models",
-        report=f"{_REPORT}:training_sections",
+        report="training.html.jinja",
         output="model",
         makes="a model",
         command="sft",
@@ -91,7 +91,7 @@ KINDS: dict[str, StageKind] = {
         run="ultramed_rl.stages.run:run_stage",
         plan=f"{_PLAN}:plan_training",
         models=f"{_CHECKS}:reward_models",
-        report=f"{_REPORT}:training_sections",
+        report="training.html.jinja",
         output="model",
         makes="a model",
         command="reward",
@@ -106,7 +106,7 @@ KINDS: dict[str, StageKind] = {
         run="ultramed_rl.stages.run:run_stage",
         plan=f"{_PLAN}:plan_training",
         models=f"{_CHECKS}:trained_models",
-        report=f"{_REPORT}:training_sections",
+        report="training.html.jinja",
         output="model",
         makes="a model",
         command="preference",
@@ -121,7 +121,7 @@ KINDS: dict[str, StageKind] = {
         run="ultramed_rl.stages.contrasts:make_contrasts",
         plan=f"{_PLAN}:plan_sampling",
         models=f"{_CHECKS}:sampled_models",
-        report=f"{_REPORT}:counting_sections",
+        report="counts.html.jinja",
         output="pairs.parquet",
         makes="a file",
         command="contrasts",
@@ -137,7 +137,7 @@ KINDS: dict[str, StageKind] = {
         run="ultramed_rl.stages.evaluate:evaluate_policies",
         plan=f"{_PLAN}:plan_sampling",
         models=f"{_CHECKS}:compared_models",
-        report=f"{_REPORT}:evaluate_sections",
+        report="evaluate.html.jinja",
         output="results.json",
         makes="a comparison",
         command="evaluate",
@@ -147,7 +147,7 @@ KINDS: dict[str, StageKind] = {
         run="ultramed_rl.stages.reward_bench:bench_reward",
         plan=f"{_PLAN}:plan_scoring",
         models=f"{_CHECKS}:reward_models",
-        report=f"{_REPORT}:reward_bench_sections",
+        report="reward_bench.html.jinja",
         output="reward_bench.json",
         makes="a comparison",
         command="reward-bench",
@@ -157,7 +157,7 @@ KINDS: dict[str, StageKind] = {
         run="ultramed_rl.stages.data.run:make_data",
         plan=f"{_PLAN}:plan_generators",
         models=f"{_CHECKS}:generator_models",
-        report=f"{_REPORT}:counting_sections",
+        report="counts.html.jinja",
         output="records",
         makes="a folder of files",
         command="data {config.step.type}",

@@ -19,8 +19,7 @@ from ultramed_rl.learning.packing import AnswerGroup
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, Message, Prompt
 from ultramed_rl.rewards import make_term
-from ultramed_rl.rewards.guards import Limits, choose_token
-from ultramed_rl.rewards.server import load_served, make_app, serve_reward
+from ultramed_rl.rewards.server import Limits, choose_token, load_served, make_app, serve_reward
 
 TOKEN = "a-test-token"
 

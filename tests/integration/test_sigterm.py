@@ -73,7 +73,7 @@ def test_a_second_sigterm_ends_it_at_once() -> None:
     """Also one that is in the midst of its clean end, which takes for ever here."""
     code = (
         "import sys, time\n"
-        "from ultramed_rl.tracking.termination import Terminated, take_sigterm\n"
+        "from ultramed_rl.tracking.heartbeat import Terminated, take_sigterm\n"
         "take_sigterm()\n"
         "try:\n"
         "    print('up', flush=True)\n"

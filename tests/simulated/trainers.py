@@ -16,7 +16,7 @@ from ultramed_rl.actors.work import RoundTask, WorkBatch
 from ultramed_rl.learning.seeds import seeded_number
 from ultramed_rl.models.load import ADAPTER_FOLDER
 from ultramed_rl.records import PreferenceGroup, ReferenceLogprobs
-from ultramed_rl.store.pairs import RoundPairs, read_references
+from ultramed_rl.store.shards import RoundPairs, read_references
 
 STEP_S = 0.3
 

@@ -20,8 +20,8 @@ from ultramed_rl.config.run import AnyConfig
 from ultramed_rl.kinds import KINDS, StageKind, load
 from ultramed_rl.records import Completion
 from ultramed_rl.report import write_report
+from ultramed_rl.report.build import HTML as REPORTS
 from ultramed_rl.store import ArtifactFolder, WorkDirectory
-from ultramed_rl.tracking.page import PageSection
 from ultramed_rl.tracking.status import read_status
 
 HERE = "tests.unit.test_kinds"
@@ -48,16 +48,12 @@ def no_models(config: EchoConfig) -> Iterator[Any]:
     return iter(())
 
 
-def echo_sections(files: Any) -> list[PageSection]:
-    return [PageSection("Echo", (f"it said {files.setting('word')}",))]
-
-
 ECHO = StageKind(
     config=f"{HERE}:EchoConfig",
     run=f"{HERE}:say_again",
     plan=f"{HERE}:plan_nothing",
     models=f"{HERE}:no_models",
-    report=f"{HERE}:echo_sections",
+    report=str(Path(__file__).with_name("echo.html.jinja")),
     output="answers.parquet",
     makes="a file",
     command="echo",
@@ -70,8 +66,9 @@ def test_what_a_record_names_is_there(name: str) -> None:
     kind = KINDS[name]
     assert issubclass(kind.config_class, AnyConfig)
     assert kind.config_class.model_fields["type"].default == name
-    for code in (kind.run, kind.plan, kind.models, kind.report):
+    for code in (kind.run, kind.plan, kind.models):
         assert callable(load(code)), code
+    assert (REPORTS / kind.report).is_file()
 
 
 def test_a_kind_with_one_record_has_a_command_a_place_in_recipes_a_status_and_a_report(

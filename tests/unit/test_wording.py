@@ -6,6 +6,7 @@ a server's address and DIGEST for twelve digits of one. Each is one line with a 
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import time
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from types import MappingProxyType, SimpleNamespace
+from types import MappingProxyType
 from typing import Any
 from unittest.mock import Mock, patch
 
@@ -27,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from tests.fake_api import Said, answer_all, fake_api
+from tests.report_run import Plan, make_run
 from tests.rounds import finish_round
 from tests.tiny import make_model, make_questions, make_tokenizer, tiny_config, tiny_run
 from tests.unit.rewards import test_http as servers
@@ -43,10 +45,10 @@ from ultramed_rl.config import load_any, parse_config
 from ultramed_rl.config.cluster import Faults
 from ultramed_rl.config.models import Endpoint, LoRA, Model
 from ultramed_rl.config.stages import ConversationSource
+from ultramed_rl.data.choices import Options, settle_keys
 from ultramed_rl.data.conversations import read_conversations
 from ultramed_rl.data.prompts import check_rounds, load_prompts, split_pool
 from ultramed_rl.data.sources import read_rows
-from ultramed_rl.evaluation.statistics import Interval
 from ultramed_rl.evaluation.tasks import find_task
 from ultramed_rl.http.generator import ApiGenerator
 from ultramed_rl.learning.checks import check_groups
@@ -55,8 +57,7 @@ from ultramed_rl.models.load import load_policy
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.online.selection import Acceptance
 from ultramed_rl.records import ChatRequest, Completion, PreferenceGroup, Prompt
-from ultramed_rl.report.online_run import Change
-from ultramed_rl.report.outcome import verdict_callout
+from ultramed_rl.report import write_report
 from ultramed_rl.scheduling.dispatch import WorkItem
 from ultramed_rl.scheduling.pool import Outcome, Pool, PoolRules
 from ultramed_rl.store import RoundRecord, RunDirectory
@@ -165,6 +166,28 @@ def rows(*lines: str) -> Provoke:
     return read
 
 
+def keys(*values: object) -> Provoke:
+    """Questions with these keys among four blood groups."""
+
+    def read(root: Path) -> object:
+        path = root / "keys.jsonl"
+        path.write_text("".join(json.dumps({"key": value}) + "\n" for value in values))
+        groups = Options(("O", "B", "A", "AB"))
+        return settle_keys(
+            lambda row, keys: keys.place(row["key"], groups), [str(path)], "auto", "step.first_place"
+        )
+
+    return read
+
+
+def table(text: str) -> Provoke:
+    def read(root: Path) -> object:
+        (root / "table.csv").write_text(text)
+        return list(read_rows(str(root / "table.csv")))
+
+    return read
+
+
 def source(uri: str) -> Provoke:
     return lambda root: list(read_rows(uri.replace("ROOT", str(root))))
 
@@ -208,6 +231,12 @@ DATA: list[Wording] = [
      "source 'ROOT/chats.jsonl': 1 of 1 rows hold no conversation (1 turn; row 1: column 'messages' holds a str, not a list of turns); at most 5% may, and not all: name another column, clean the file, or raise max_misfit_share"),
     ("rows of other columns", rows('{"text": "x"}'),
      "source 'ROOT/chats.jsonl': 1 of 1 rows hold no conversation (1 column; row 1: no chat in its columns text; one is under messages, conversations, or prompt and completion); at most 5% may, and not all: name another column, clean the file, or raise max_misfit_share"),
+    ("keys that count from nobody knows where", keys(1, 2, 3),
+     "source 'ROOT/keys.jsonl': its keys may be places from 0 or places from 1: either reads 3 of 3, and not in the same sense; set step.first_place to 0 or 1"),
+    ("keys that are letters or blood groups", keys("A"),
+     "source 'ROOT/keys.jsonl': its keys may be labels of options or texts of options: either reads 1 of 1, and not in the same sense; write the options' letters as keys"),
+    ("a table with a cell too many", table("a,b\n1,2,3\n"),
+     "ROOT/table.csv, line 2: 3 cells under 2 columns; quote texts that hold quotes, ends of lines or what stands between cells"),
     ("line that is not JSON", rows("no row"),
      "ROOT/chats.jsonl, line 1: not JSON: Expecting value at column 1; repair the file"),
     ("no file", source("ROOT/none.jsonl"),
@@ -350,7 +379,7 @@ def at_url(provoke: Provoke) -> Provoke:
     def call(root: Path) -> object:
         remote.empty_store()
         try:
-            with patch("ultramed_rl.store.remote.folder.LONGEST_WAIT_S", 0.0):
+            with patch("ultramed_rl.store.remote_folder.LONGEST_WAIT_S", 0.0):
                 return provoke(root)
         finally:
             remote.empty_store()
@@ -662,10 +691,15 @@ def verdict(change: float, low: float, high: float) -> Provoke:
     return lambda root: tracking.verdict({**tracking.ROW, **figures})
 
 
-def reported(change: float, low: float, high: float) -> Provoke:
-    two_rounds: Any = SimpleNamespace(rounds=[0, 1])
-    found = Change(8, Interval(change, low, high), Interval(0.5, 0.2, 0.8))
-    return lambda root: verdict_callout(two_rounds, found).heading
+def reported(change: Callable[[int], float]) -> Provoke:
+    """The verdict of two rounds' report; the reward's change of each round by prompt."""
+    plan = Plan(held_out_reward=lambda version, prompt, sample: version * change(prompt))
+
+    def said(root: Path) -> str:
+        page = write_report(make_run(root, plan)).read_text(encoding="utf-8")
+        return " ".join(re.findall(r'(?s)<p class="say">(.*?)</p>', page)[0].split())
+
+    return said
 
 
 def stalled(finished: float | None = None) -> Provoke:
@@ -688,16 +722,16 @@ def held_back(root: Path) -> object:
 
 
 SAID: list[Wording] = [
-    ("status", under_way, "tiny (online): running, round 2 of 3, 4 min so far, about 3 min left"),
+    ("status", under_way, "tiny (online): running, round 2 of 3, 4 min 10 s so far, about 3 min 10 s left"),
     ("rose", verdict(0.2, 0.1, 0.4),
      "The held-out reward rose: +0.200 against the starting policy (95 % interval +0.100 to +0.400, wins 48%)."),
     ("unclear", verdict(0.2, -0.1, 0.4),
      "The held-out reward did not move measurably: +0.200 against the starting policy (95 % interval -0.100 to +0.400, wins 48%)."),
     ("fell", verdict(-0.2, -0.4, -0.1),
      "The held-out reward fell: -0.200 against the starting policy (95 % interval -0.400 to -0.100, wins 48%)."),
-    ("rose, in the report", reported(0.2, 0.1, 0.4), "The held-out reward rose by 0.20 after 2 rounds."),
-    ("unclear, in the report", reported(0.2, -0.1, 0.4), "The held-out reward did not move measurably after 2 rounds."),
-    ("fell, in the report", reported(-0.2, -0.4, -0.1), "The held-out reward fell by 0.20 after 2 rounds."),
+    ("rose, in the report", reported(lambda p: 0.1), "The held-out reward rose by 0.20 after 2 rounds."),
+    ("unclear, in the report", reported(lambda p: 1.0 if p % 2 else -0.9), "The held-out reward did not move measurably after 2 rounds."),
+    ("fell, in the report", reported(lambda p: -0.1), "The held-out reward fell by 0.20 after 2 rounds."),
     ("stall", stalled(),
      "nothing has finished for 60 s: rollout 4 of 4 busy, 0 of 100 queued, 48 under way, last one 60 s ago; reward 0 of 2 busy, 0 of 635 queued, 0 under way, last one 65 s ago"),
     ("end of a stall", stalled(finished=90.0), "goes on again after 90 s"),

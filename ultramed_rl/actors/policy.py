@@ -24,7 +24,7 @@ from ultramed_rl.learning.preference_data import GroupIndex, PreferenceSet
 from ultramed_rl.models.load import load_policy
 from ultramed_rl.models.lora import adapters_off
 from ultramed_rl.records import PreferenceGroup, ReferenceLogprobs, TokenizedChat
-from ultramed_rl.store.pairs import RoundPairs, read_references
+from ultramed_rl.store.shards import RoundPairs, read_references
 
 
 class PolicyWorker(TrainWorker):

@@ -14,7 +14,7 @@ from ultramed_rl.cli import reading  # isort: skip
 from ultramed_rl.cli import jobs  # isort: skip
 from ultramed_rl.cli import doctor  # isort: skip
 from ultramed_rl.cli.program import app
-from ultramed_rl.tracking.termination import take_sigterm
+from ultramed_rl.tracking.heartbeat import take_sigterm
 
 __all__ = ["app", "doctor", "evaluations", "jobs", "main", "reading", "runs"]
 

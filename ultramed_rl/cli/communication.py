@@ -1,6 +1,6 @@
-"""What the doctor examines of processes: whether they load what computes, reach each other, and who reaches them.
+"""What the doctor finds out about processes: whether they load what computes, reach each other, and who reaches them.
 
-What may crash or hang is tried in a process of its own, so that it is a finding and not the end of the examination.
+What may crash or hang is tried in a process of its own, so that it is a finding and not the end of all checks.
 """
 
 from __future__ import annotations
@@ -22,16 +22,50 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 import psutil
 
-from ultramed_rl.cli.examination import Finding, Level, cuda_devices
 from ultramed_rl.tracking.heartbeat import STATUS, is_alive
 
 _LENGTH = 300  # characters of what a process said
 _ALONE_S = 180.0  # for a process that loads what computes
 _STORE_BYTES = 512 * 2**20  # the object store of a local cluster on CPU
+Level = Literal["ok", "warn", "fail"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A check's name, how bad it is, what was found, and what to do about it: nothing where all is well."""
+
+    name: str
+    level: Level
+    text: str
+    fix: str = ""
+
+    def __post_init__(self) -> None:
+        assert bool(self.fix) == (self.level != "ok"), f"{self.name}: a fix is for what isn't well"
+
+
+def judge(name: str, is_well: bool, text: str, fix: str, level: Level = "fail") -> Finding:
+    """The finding of a check: its fix and how bad it is are said where it isn't well."""
+    return Finding(name, "ok", text) if is_well else Finding(name, level, text, fix)
+
+
+def cuda_devices() -> list[str]:
+    """A line for each GPU that torch sees: name, memory, whether it computes bfloat16 itself."""
+    import torch
+
+    lines = []
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        shape = torch.cuda.get_device_properties(index)
+        native = "bfloat16" if shape.major >= 8 else "no native bfloat16"
+        lines.append(f"{shape.name}, {shape.total_memory / 2**30:.0f} GiB, {native}")
+    return lines
+
+
+# -- what computes -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -77,10 +111,7 @@ def check_all_reduce() -> Iterator[Finding]:
         if ranks:
             outcome = all_reduce(backend, ranks)
             said = f"all_reduce over {ranks} processes: {outcome.said}"
-            if outcome.worked:
-                yield Finding(backend, "ok", said)
-            else:
-                yield Finding(backend, "fail", said, fixes[backend])
+            yield judge(backend, outcome.worked, said, fixes[backend])
 
 
 def all_reduce(backend: str, ranks: int, timeout_s: float = 120.0) -> ProcessResult:
@@ -135,11 +166,8 @@ def check_engines(names: Sequence[str] = ("vllm", "deepspeed", "flash-attn")) ->
         compiled = "from vllm import LLM; " if name == "vllm" else ""
         code = f"import {module}; {compiled}print({module}.__version__)"
         outcome = run_python(code, VLLM_LOGGING_LEVEL="ERROR", VLLM_NO_USAGE_STATS="1")
-        if outcome.worked:
-            yield Finding(name, "ok", f"{outcome.said} loads")
-        else:
-            level: Level = "warn" if name == "flash-attn" else "fail"
-            yield Finding(name, level, f"doesn't load: {outcome.said}", fixes[name])
+        said = f"{outcome.said} loads" if outcome.worked else f"doesn't load: {outcome.said}"
+        yield judge(name, outcome.worked, said, fixes[name], "warn" if name == "flash-attn" else "fail")
 
 
 # -- ray and ports -----------------------------------------------------------------------------------------
@@ -149,7 +177,7 @@ def check_ray(address: str | None) -> Iterator[Finding]:
     """The cluster of the config or of RAY_ADDRESS; without one, whether this machine can start its own."""
     address = address or os.environ.get("RAY_ADDRESS")
     if address in (None, "", "local"):
-        yield from _check_own_ray()
+        yield from check_own_ray()
         return
     if address == "auto":
         yield Finding("ray", "ok", "address=auto: the cluster that runs on this machine, found at the start")
@@ -164,7 +192,7 @@ def check_ray(address: str | None) -> Iterator[Finding]:
         yield Finding("ray", "fail", f"{address}: no answer ({error})", fix)
 
 
-def _check_own_ray() -> Iterator[Finding]:
+def check_own_ray() -> Iterator[Finding]:
     """Room for the object store and for Ray's files. Nothing is started."""
     from ultramed_rl.cluster.connection import FULL, choose_parent, full_share
 
@@ -179,11 +207,10 @@ def _check_own_ray() -> Iterator[Finding]:
         yield Finding("ray", "warn", text, "free some, or set RAY_TMPDIR to another disk")
     shared = Path("/dev/shm")
     free = shutil.disk_usage(shared).free if shared.is_dir() else _STORE_BYTES
+    text = "no address is set: each run starts its own cluster on this machine"
     if free < _STORE_BYTES:
         text = f"/dev/shm has {free / 2**20:.0f} MiB free; the object store takes {_STORE_BYTES / 2**20:.0f}"
-        yield Finding("ray", "warn", text, "enlarge it, in a container by --shm-size=8g")
-    else:
-        yield Finding("ray", "ok", "no address is set: each run starts its own cluster on this machine")
+    yield judge("ray", free >= _STORE_BYTES, text, "enlarge it, in a container by --shm-size=8g", "warn")
 
 
 def check_run_ports(directory: Path) -> Iterator[Finding]:
@@ -230,12 +257,8 @@ def judge_ports(whose: str, processes: Iterable[psutil.Process]) -> Finding:
     listed = "; ".join(f"{name} {', '.join(sorted(at))}" for name, at in sorted(places.items()))
     reach = f"beyond this machine at {', '.join(sorted(beyond))}" if beyond else "on this machine alone"
     text = f"{whose}: listens {reach} ({listed or 'nothing'})"
-    if not tokens:
-        return Finding("ports", "ok", f"{text}; no Ray of its own")
-    if all(tokens):
-        return Finding("ports", "ok", f"{text}; who joins its Ray needs the token")
-    fix = (
-        "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN where Ray is started, or cluster.address=null for a Ray of the "
-        "run's own"
-    )
-    return Finding("ports", "warn", f"{text}; whoever reaches it can run programs in its Ray", fix)
+    joins = "who joins its Ray needs the token" if tokens else "no Ray of its own"
+    if not all(tokens):
+        joins = "whoever reaches it can run programs in its Ray"
+    fix = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN where Ray is started, or cluster.address=null for a Ray of its own"
+    return judge("ports", all(tokens), f"{text}; {joins}", fix, "warn")

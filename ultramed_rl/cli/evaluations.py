@@ -6,25 +6,24 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import typer
 
 from ultramed_rl.cli.program import (
-    FAILED,
     WRONG,
     ConfigOrOverrides,
-    DeviceOption,
     DryRun,
-    PrecisionOption,
     Resume,
-    RunNameOption,
     checking,
     command,
     fail,
-    one_line,
 )
 from ultramed_rl.cli.runs import Invocation, run_alone
+
+RunNameOption = Annotated[str | None, typer.Option(help="the run's name, a folder under runs/")]
+DeviceOption = Annotated[str | None, typer.Option(help="auto, cuda or cpu")]
 
 
 @command("evaluate")
@@ -45,11 +44,8 @@ def evaluate_command(
     limit: Annotated[
         int | None, typer.Option(min=1, help="a seeded sample of so many items per task")
     ] = None,
-    reward: Annotated[str | None, typer.Option(help="a reward model that reranks self_consistency")] = None,
     name: RunNameOption = None,
     device: DeviceOption = None,
-    precision: PrecisionOption = None,
-    max_length: Annotated[int | None, typer.Option(help="tokens of a question with its answer")] = None,
     resume: Resume = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -58,18 +54,11 @@ def evaluate_command(
     Example: ultramed-rl evaluate --model runs/mine/rounds/002/checkpoint --tasks medqa,mmlu_medical --offline
     """
     config_path, overrides = split_arguments(arguments or [])
-    options: dict[str, Any] = {
-        "reward.path": reward,
-        "run.name": name,
-        "policy.precision": precision,
-        "policy.max_length": max_length,
-        **device_options(device, alone=config_path is None, engine=True),
-    }
+    options = {"run.name": name, **device_options(device, alone=config_path is None)}
     if config_path is None:
         with checking():
-            options = evaluate_options(
-                options, model or [], tasks, protocols, sources=source or [], limit=limit, offline=offline
-            )
+            of_all = {"uri": "offline" if offline else None, "limit": limit}
+            options = evaluate_options(options, model or [], tasks, protocols, source or [], of_all)
     elif model or tasks or protocols or source or offline or limit:
         fail(
             "--model, --tasks, --protocol, --source, --offline and --limit stand for a CONFIG; give one of both",
@@ -83,12 +72,9 @@ def reward_bench_command(
     arguments: ConfigOrOverrides = None,
     model: Annotated[str | None, typer.Option(help="a reward model's path or hub id")] = None,
     data: Annotated[str | None, typer.Option(help="pairs: hf://owner/name:split or files")] = None,
-    subset_column: Annotated[str | None, typer.Option(help="where a row's subset is")] = None,
-    name: RunNameOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="read at most so many rows")] = None,
+    name: RunNameOption = None,
     device: DeviceOption = None,
-    precision: PrecisionOption = None,
-    max_length: Annotated[int | None, typer.Option(help="tokens of a prompt with one answer")] = None,
     resume: Resume = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -97,21 +83,12 @@ def reward_bench_command(
     Example: ultramed-rl reward-bench --model runs/mine/reward/model --data hf://allenai/reward-bench:filtered
     """
     config_path, overrides = split_arguments(arguments or [])
-    options: dict[str, Any] = {
-        "model.path": model,
-        "data.uri": data,
-        "data.subset_column": subset_column,
-        "run.name": name,
-        "data.limit": limit,
-        "model.precision": precision,
-        "model.max_length": max_length,
-        **device_options(device, alone=config_path is None),
-    }
+    options = {"model.path": model, "data.uri": data, "data.limit": limit, "run.name": name}
+    options |= device_options(device, alone=config_path is None)
     if config_path is None:
-        options = reward_bench_options(options)
-    run_alone(
-        Invocation(config_path, [*option_overrides(options), *overrides], resume, dry_run), "reward_bench"
-    )
+        options |= {"type": "reward_bench", "run.name": name or run_name([model, data])}
+    overrides = [*option_overrides(options), *overrides]
+    run_alone(Invocation(config_path, overrides, resume, dry_run), "reward_bench")
 
 
 @command("serve-reward")
@@ -131,12 +108,8 @@ def serve_reward_command(
     """
     from ultramed_rl.rewards.server import serve_reward
 
-    try:
+    with checking():
         serve_reward(model, host, port, no_token=no_token, device=device, precision=precision)
-    except ValueError as error:
-        fail(str(error), WRONG)
-    except (RuntimeError, OSError) as error:
-        fail(one_line(error), FAILED)
 
 
 # -- options as overrides ----------------------------------------------------------------------------------
@@ -155,30 +128,15 @@ def option_overrides(options: Mapping[str, Any]) -> list[str]:
     return [f"{key}={json.dumps(value)}" for key, value in options.items() if value is not None]
 
 
-def device_options(device: str | None, *, alone: bool, engine: bool = False) -> dict[str, Any]:
-    """The device; without an option, a config decides.
-
-    Args:
-        alone: there is no config: what isn't given is looked for.
-        engine: for one rollout engine on this machine.
-    """
+def device_options(device: str | None, *, alone: bool) -> dict[str, Any]:
+    """The device; without an option a config decides, and where there is none (`alone`) what this machine has."""
     if device is None and not alone:
         return {}
     if device in (None, "auto"):
         import torch
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    options: dict[str, Any] = {"cluster.device": device}
-    if engine and alone:
-        options["cluster.devices_per_node"] = 1
-        options["cluster.rollout.kv_cache_gib"] = 1.0 if device == "cpu" else None
-    return options
-
-
-def reward_bench_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What reward-bench's options alone make: named after the model and the data where they give no name."""
-    name = options.get("run.name") or run_name([options.get("model.path"), options.get("data.uri")])
-    return {**options, "type": "reward_bench", "run.name": name}
+    return {"cluster.device": device}
 
 
 def evaluate_options(
@@ -186,25 +144,31 @@ def evaluate_options(
     models: Sequence[str],
     tasks: str | None,
     protocols: str | None,
-    *,
-    sources: Sequence[str],
-    limit: int | None,
-    offline: bool,
+    sources: Sequence[str] = (),
+    of_all: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """What evaluate's options alone make.
+    """What evaluate's options alone make, on one engine of this machine.
 
     Args:
         models: PATH or NAME=PATH; the first is what the others are compared with.
         tasks, protocols: names with commas between them.
         sources: TASK=URI, where a task's rows are.
+        of_all: the keys of all tasks, None where not given.
 
     Raises:
         ValueError: a model or a source that doesn't read as it should.
     """
-    uris = dict(_split(source, "--source", "TASK=URI") for source in sources)
+
+    def split(text: str, option: str, form: str) -> tuple[str, str]:
+        name, _, value = text.partition("=")
+        if not name or not value:
+            raise ValueError(f"{option} {text}: must read {form}")
+        return name, value
+
+    uris = dict(split(source, "--source", "TASK=URI") for source in sources)
     policies: dict[str, str] = {}
     for model in models:
-        name, path = _split(model, "--model", "NAME=PATH") if "=" in model else (run_name([model]), model)
+        name, path = split(model, "--model", "NAME=PATH") if "=" in model else (run_name([model]), model)
         if name in policies:
             raise ValueError(f"--model {model}: a second one named {name!r}; write --model NAME={path}")
         policies[name] = path
@@ -214,10 +178,11 @@ def evaluate_options(
     for name in uris:
         if name not in names:
             raise ValueError(f"--source {name}=...: --tasks doesn't name that task; add it there")
-    rows = "offline" if offline else None
-    asked = [{"name": name, "uri": uris.get(name, rows), "limit": limit} for name in names]
-    asked = [{key: value for key, value in task.items() if value is not None} for task in asked]
+    shared = {key: value for key, value in of_all.items() if value is not None}
+    asked = [{"name": name, **shared, **({"uri": uris[name]} if name in uris else {})} for name in names]
     return {
+        "cluster.devices_per_node": 1,
+        "cluster.rollout.kv_cache_gib": 1.0 if options.get("cluster.device") == "cpu" else None,
         **options,
         "type": "evaluate",
         "run.name": options.get("run.name") or run_name([*policies, *names][:4]),
@@ -235,10 +200,3 @@ def run_name(addresses: Sequence[str | None]) -> str:
         stem = re.sub(r"\.(jsonl?|parquet|arrow)$", "", last)
         stems.append(re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "data")
     return "-on-".join(stems)
-
-
-def _split(text: str, option: str, form: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals or not name or not value:
-        raise ValueError(f"{option} {text}: must read {form}")
-    return name, value

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import chdir, contextmanager
+from contextlib import chdir
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -91,20 +90,26 @@ def submit_command(
 
 def _announce(submission: Submission, config: Any) -> None:
     """Say what is sent: variables by their names alone."""
+    from ultramed_rl.config.base import texts_of
+
     sent = sorted(submission.runtime_env.get("env_vars", {}))
     tell("submission", name=submission.name, command=list(submission.command), variables=sent)
     say(f"{submission.name} ({config.type}): {' '.join(submission.command)}")
     say(f"variables: {', '.join(sent) or 'none'}")
-    unsent = sorted(_variables_read(config.to_mapping()) - set(sent))
+    named = {text for _, name, text in texts_of(config.to_mapping()) if name.endswith("_env")}
+    unsent = sorted(named - set(sent))
     if unsent:
         say(f"the config reads {', '.join(unsent)}: the nodes must have them, or send them with --env NAME")
 
 
 def _send(submission: Submission, address: str, wait: bool) -> None:
-    with _reaching(address) as server:
+    from ultramed_rl.cluster.jobs import JobServer
+
+    with checking():
+        server = JobServer(address)
         identity = server.submit(submission)
-        tell("submitted", id=identity, address=address)
-        say(f"submitted as Ray job {identity}")
+    tell("submitted", id=identity, address=address)
+    say(f"submitted as Ray job {identity}")
     if wait:
         _follow_to_end(server, identity)
     else:
@@ -128,13 +133,16 @@ def jobs_command(
 
     Example: ultramed-rl jobs logs llama3-70b-ultramedical-online --follow --address http://HEAD:8265
     """
+    from ultramed_rl.cluster.jobs import JobServer
+
     address = _address_of(address)
     if (job is None) != (action == "list"):
         wanted = "no JOB" if job else "the id of a JOB; see ultramed-rl jobs list"
         fail(f"jobs {action}: takes {wanted}", WRONG)
     if follow and action != "logs":
         fail(f"jobs {action}: --follow is for logs alone; use ultramed-rl jobs logs", WRONG)
-    with _reaching(address) as server:
+    with checking():
+        server = JobServer(address)
         if job is None:
             _show_list(server)
         elif action == "logs" and not follow:
@@ -180,34 +188,11 @@ def command_line(config: Any, file: str, resume: bool) -> tuple[str, ...]:
     return ("ultramed-rl", *command_of(config).split(), file, *(["--resume"] if resume else []))
 
 
-def _variables_read(node: Any) -> set[str]:
-    """Environment variables that a config names."""
-    if isinstance(node, list):
-        return {name for item in node for name in _variables_read(item)}
-    if not isinstance(node, Mapping):
-        return set()
-    named = {value for key, value in node.items() if str(key).endswith("_env") and isinstance(value, str)}
-    return named | {name for value in node.values() for name in _variables_read(value)}
-
-
 def _address_of(text: str) -> str:
     """The address of a job server; exits with code 2 where it reads like that of something else."""
     if not text.startswith(("http://", "https://")):
         fail(f"--address {text}: must be the dashboard's, which takes jobs, as in http://HEAD:8265", WRONG)
     return text.rstrip("/")
-
-
-@contextmanager
-def _reaching(address: str) -> Iterator[JobServer]:
-    """The jobs behind an address; what fails with them is one line and exit code 1."""
-    from ultramed_rl.cluster.jobs import JobServer
-
-    try:
-        yield JobServer(address)
-    except typer.Exit:
-        raise
-    except (RuntimeError, OSError) as error:
-        fail(one_line(error), FAILED)
 
 
 def _follow_to_end(server: JobServer, identity: str) -> None:
@@ -235,7 +220,7 @@ def _print(text: str) -> None:
 
 
 def _show_list(server: JobServer) -> None:
-    from ultramed_rl.tracking.summary import render_table
+    from ultramed_rl.tracking.tables import render_table
 
     states = server.states()
     for state in states:
@@ -249,6 +234,6 @@ def _line(state: JobState) -> str:
 
 
 def _time(state: JobState) -> str:
-    from ultramed_rl.tracking.status import duration
+    from ultramed_rl.tracking.tables import duration
 
     return "-" if state.started is None else duration((state.ended or time.time()) - state.started)

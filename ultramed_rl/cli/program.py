@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from ultramed_rl.tracking.console import speaking, tell_result
-from ultramed_rl.tracking.termination import was_terminated
+from ultramed_rl.tracking.heartbeat import was_terminated
 
 if TYPE_CHECKING:
     from ultramed_rl.config.document import Document
@@ -48,9 +48,6 @@ RunDirectoryPath = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="a run
 RunPlace = Annotated[
     str, typer.Argument(metavar="RUN_DIR", help="a run's folder, as in runs/NAME, or the URL of its copy")
 ]
-RunNameOption = Annotated[str | None, typer.Option(help="the run's name, a folder under runs/")]
-DeviceOption = Annotated[str | None, typer.Option(help="auto, cuda or cpu")]
-PrecisionOption = Annotated[str | None, typer.Option(help="auto, bfloat16 or float32")]
 Resume = Annotated[bool, typer.Option("--resume", help="go on where an earlier run stopped")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="check and plan, say what would be done, start nothing")
@@ -118,7 +115,8 @@ def fail(message: str, code: int, **fields: Any) -> NoReturn:
 
 @contextmanager
 def checking(document: Document | None = None) -> Iterator[None]:
-    """Within, what says that something is wrong ends the command with code 2, a line for each problem.
+    """Within, what says that something is wrong ends the command with code 2, a line for each problem; what fails of
+    itself with code 1.
 
     Args:
         document: the config that it is about, which names the file and the line.
@@ -133,7 +131,9 @@ def checking(document: Document | None = None) -> Iterator[None]:
         if document is not None and not names_file:
             problems = [document.tell(problem) for problem in problems]
         fail(str(ConfigError(problems)), WRONG)
-    except OSError as error:
+    except typer.Exit:
+        raise
+    except (RuntimeError, OSError) as error:
         fail(one_line(error), FAILED)
 
 
@@ -153,7 +153,9 @@ def carrying_out(again: str | None = None) -> Iterator[dict[str, Any]]:
     except typer.Exit:
         raise
     except (ValueError, RuntimeError, OSError) as error:
-        fail(one_line(error), FAILED, resume=again)
+        from ultramed_rl.config.base import ConfigError
+
+        fail(one_line(error), WRONG if isinstance(error, ConfigError) else FAILED, resume=again)
     except Exception as error:
         if not type(error).__module__.startswith("ray."):
             raise  # our own bug: show where

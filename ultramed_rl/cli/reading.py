@@ -133,10 +133,7 @@ def _at_hand(run_dir: str, *, words: bool = False, follow: bool = False) -> Iter
 
     with ExitStack() as fetched:
         with checking():
-            try:
-                folder = fetched.enter_context(at_hand(run_dir, words=words, follow=follow))
-            except RuntimeError as error:
-                fail(str(error), FAILED)
+            folder = fetched.enter_context(at_hand(run_dir, words=words, follow=follow))
         yield folder
 
 

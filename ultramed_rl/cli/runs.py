@@ -52,33 +52,28 @@ class Invocation:
         return shlex.join(["ultramed-rl", *name.split(), *config, *self.overrides, *flags, "--resume"])
 
 
+_RECIPE = """Run all stages of a recipe; finished ones are skipped on --resume.
+
+Example: ultramed-rl recipe configs/recipes/quickstart.yaml run.name=mine
+"""
+
+
 def add_command(kind: str) -> None:
-    """The command of a kind whose options are those of every run."""
+    """The command of a kind, or of recipes, whose options are those of every run."""
 
     def run_kind(
         config_path: ConfigPath, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False
     ) -> None:
         run_alone(Invocation(config_path, overrides or [], resume, dry_run), kind)
 
-    run_kind.__doc__ = KINDS[kind].help
-    command(KINDS[kind].command)(run_kind)
+    name, run_kind.__doc__ = (
+        ("recipe", _RECIPE) if kind == "recipe" else (KINDS[kind].command, KINDS[kind].help)
+    )
+    command(name)(run_kind)
 
 
-for _kind in KINDS:
-    if KINDS[_kind].help:
-        add_command(_kind)
-
-
-@command("recipe")
-def recipe_command(
-    config_path: ConfigPath, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False
-) -> None:
-    """Run all stages of a recipe; finished ones are skipped on --resume.
-
-    Example: ultramed-rl recipe configs/recipes/quickstart.yaml run.name=mine
-    """
-    invocation = Invocation(config_path, overrides or [], resume, dry_run)
-    _run_recipe_whole(invocation, invocation.read())
+for _kind in [*(kind for kind in KINDS if KINDS[kind].help), "recipe"]:
+    add_command(_kind)
 
 
 @command("data")
@@ -111,7 +106,7 @@ def data_command(
             fail(document.tell(f"step.type={config.step.type!r}: {use}"), WRONG)
         run_checked(config, invocation, document, f"data {step}")
     elif step == "all" and not retry_failed:
-        _run_recipe_whole(invocation, document)
+        run_checked(check_kind(document, "recipe"), invocation, document, "recipe")
     else:
         with checking(document):
             recipe = check_recipe(document)
@@ -152,11 +147,11 @@ def run_alone(invocation: Invocation, kind: str) -> None:
 
 
 def check_kind(document: Document, kind: str) -> Any:
-    """The config, valid and of this kind; else exit with code 2."""
-    from ultramed_rl.config.recipe import check_config
+    """The config or recipe, valid and of this kind; else exit with code 2."""
+    from ultramed_rl.config.recipe import check_config, check_recipe
 
     with checking():
-        config = check_config(document)
+        config: Any = check_recipe(document) if kind == "recipe" else check_config(document)
     if config.type != kind:
         fail(document.tell(f"type={config.type!r}: use ultramed-rl {command_of(config)}"), WRONG)
     return config
@@ -165,14 +160,6 @@ def check_kind(document: Document, kind: str) -> Any:
 def command_of(config: Any) -> str:
     """The command that runs a config or recipe of this type."""
     return "recipe" if config.type == "recipe" else KINDS[config.type].command.format(config=config)
-
-
-def _run_recipe_whole(invocation: Invocation, document: Document) -> None:
-    from ultramed_rl.config.recipe import check_recipe
-
-    with checking():
-        recipe = check_recipe(document)
-    run_checked(recipe, invocation, document, "recipe")
 
 
 def run_checked(config: Any, invocation: Invocation, document: Document, name: str) -> None:
@@ -235,20 +222,15 @@ def what_happens(directory: str, goes_on: bool) -> str:
     from ultramed_rl.store.remote import at_hand
     from ultramed_rl.tracking.status import read_status
 
-    with checking():
-        try:
-            with at_hand(directory, words=True, empty=True) as folder:
-                if not (folder / "config.yaml").is_file():
-                    return "would begin"
-                status = read_status(folder)
-        except RuntimeError as error:
-            fail(str(error), FAILED)
+    with checking(), at_hand(directory, words=True, empty=True) as folder:
+        if not (folder / "config.yaml").is_file():
+            return "would begin"
+        status = read_status(folder)
     if status.state == "running":
         fail(f"{directory}: another process is writing this run; wait for it or stop it", FAILED)
     if not goes_on:
-        fail(
-            f"{directory}: holds a run already; go on with it by --resume, or choose another run.name", FAILED
-        )
+        words = "holds a run already; go on with it by --resume, or choose another run.name"
+        fail(f"{directory}: {words}", FAILED)
     if status.state == "finished":
         return "is finished and would be read back"
     if status.rounds_wanted is not None:

@@ -8,11 +8,11 @@ templates   SHA-256 of the file
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ultramed_rl.config import AnyConfig
+from ultramed_rl.config.base import texts_of
 from ultramed_rl.data.sources import local_files
 from ultramed_rl.models.files import OFFLINE_PREFIX, resolve_model
 from ultramed_rl.records import Message
@@ -36,19 +36,6 @@ _READ = set(
     [".json", ".jinja", ".model", ".txt", ".tiktoken", ".py", ".safetensors", ".bin", ".pt", ".pth", ".gguf"]
 )
 _PROBE = (Message(role="user", content="Is this the same chat?"),)
-
-
-def texts_of(node: Any, key: str = "", name: str = "") -> Iterator[tuple[str, str, str]]:
-    """Every text of a config: its dotted key, the key's last name that is a field's, and the text."""
-    if isinstance(node, str):
-        yield key, name, node
-    elif isinstance(node, Mapping):
-        for step, value in node.items():
-            below = name if name in {"policies", "chat_templates"} else str(step)
-            yield from texts_of(value, f"{key}.{step}" if key else str(step), below)
-    elif isinstance(node, list):
-        for number, value in enumerate(node):
-            yield from texts_of(value, f"{key}.{number}", name)
 
 
 def describe_inputs(config: AnyConfig) -> dict[str, str]:

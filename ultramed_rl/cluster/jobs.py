@@ -35,8 +35,7 @@ from ultramed_rl.cluster.connection import (
 )
 from ultramed_rl.cluster.submission import Submission, hide_secrets, job_folder
 from ultramed_rl.config.cluster import Devices
-from ultramed_rl.tracking.heartbeat import note_link
-from ultramed_rl.tracking.termination import keep_sigterm
+from ultramed_rl.tracking.heartbeat import keep_sigterm, note_link
 
 _POLL_S = 1.0
 _STOP_S = 15.0

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ultramed_rl.cluster.inputs import FILE_KEYS, MODEL_KEYS, OFFLINE, texts_of
+from ultramed_rl.cluster.inputs import FILE_KEYS, MODEL_KEYS, OFFLINE
+from ultramed_rl.config.base import texts_of
 from ultramed_rl.config.document import YamlProblem, read_yaml, why_unreadable
 
 CONFIG_FILE = "ultramed-rl.yaml"  # the config's name in the job's folder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -94,6 +94,19 @@ def sample_rules(samples: int, temperature: float | None, section: str = "") -> 
 def repeated(names: Iterable[str]) -> list[str]:
     """The names that stand more than once, sorted."""
     return sorted(name for name, times in Counter(names).items() if times > 1)
+
+
+def texts_of(node: Any, key: str = "", name: str = "") -> Iterator[tuple[str, str, str]]:
+    """Every text of a config: its dotted key, the key's last name that is a field's, and the text."""
+    if isinstance(node, str):
+        yield key, name, node
+    elif isinstance(node, Mapping):
+        for step, value in node.items():
+            below = name if name in {"policies", "chat_templates"} else str(step)
+            yield from texts_of(value, f"{key}.{step}" if key else str(step), below)
+    elif isinstance(node, list):
+        for number, value in enumerate(node):
+            yield from texts_of(value, f"{key}.{number}", name)
 
 
 def shorten(text: str, most: int) -> str:

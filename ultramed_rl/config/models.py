@@ -50,7 +50,10 @@ def native_bfloat16(cpuinfo: str = "/proc/cpuinfo") -> bool:
     return "avx512_bf16" in text or "amx_bf16" in text
 
 
-Precision = Literal["auto", "bfloat16", "float32"]
+Precision = Annotated[
+    Literal["auto", "bfloat16", "float32"],
+    Field(description="auto: bfloat16 where the device computes it natively, float32 elsewhere"),
+]
 
 
 class Architecture(Section):
@@ -64,9 +67,7 @@ class Architecture(Section):
     vocab_size: Width = Field(description="rows of the embedding")
     head_dim: Width | None = key(None, "null: hidden_size / num_attention_heads")
     tie_word_embeddings: bool = key(False, "the head uses the embedding's weights")
-    max_position_embeddings: Tokens | None = key(
-        None, "longest sequence, RoPE scaling included; null: not checked"
-    )
+    max_position_embeddings: Tokens | None = key(None, "longest sequence, with RoPE scaling; null: unknown")
     parameters: Parameters | None = key(None, "in all; null: those of a dense decoder of this shape")
 
 
@@ -78,9 +79,7 @@ class LoRA(Section):
     target_modules: Literal["all-linear"] | list[Label] = key(
         "all-linear", "names of the layers that get adapters, or all-linear", min_length=1
     )
-    quantize: Literal["nf4"] | None = key(
-        None, "nf4: hold the frozen weights in 4 bits (QLoRA, arXiv 2305.14314)"
-    )
+    quantize: Literal["nf4"] | None = key(None, "nf4: frozen weights in 4 bits (QLoRA, arXiv 2305.14314)")
 
     @field_validator("target_modules", mode="before")
     @classmethod
@@ -94,9 +93,7 @@ class LoRA(Section):
 class ModelSettings(Section):
     """How a model is held."""
 
-    precision: Precision = key(
-        "auto", "auto: bfloat16 where the device computes it natively, float32 elsewhere"
-    )
+    precision: Precision = "auto"
     max_length: Annotated[Tokens, Field(gt=8)] = key(2048, "tokens of prompt and completion together")
     trust_remote_code: bool = key(False, "run Python code that comes with the model")
     architecture: Architecture | None = None
@@ -106,9 +103,7 @@ class Model(ModelSettings):
     """The starting policy: a local directory, a hub id, or `offline://smollm2-135m-instruct`."""
 
     path: Address = Field(description="a local directory, a hub id or offline://NAME")
-    chat_template: Address | None = key(
-        None, "chatml, llama3 or a Jinja file, for a base model; null: its tokenizer's own"
-    )
+    chat_template: Address | None = key(None, "chatml, llama3 or a Jinja file; null: the tokenizer's own")
     lora: LoRA | None = key(None, "null: all weights are trained; the reference is then a second model")
 
 
@@ -116,12 +111,9 @@ class Reference(Section):
     """Which frozen policy the preference objective is anchored to, and when it moves."""
 
     update: Literal["initial", "previous", "ema"] = key(
-        "initial",
-        "initial: the starting policy; previous: that of the round before; ema: a moving average of all",
+        "initial", "the starting policy; previous: that of the round before; ema: a moving average of all"
     )
-    ema_decay: Share = key(
-        0.9, "for ema: the average's own share when it moves; the new policy has the rest", lt=1.0
-    )
+    ema_decay: Share = key(0.9, "for ema: the average's own share; the rest is the policy's", lt=1.0)
     micro_batch_tokens: ReplicaTokens = 16384
 
 
@@ -150,9 +142,7 @@ class Endpoint(Section):
     money_budget: Money | None = key(None, "what a run may cost, in the prices' currency", gt=0.0)
     prompt_price: Money = key(0.0, "per million tokens")
     completion_price: Money = key(0.0, "per million tokens")
-    structured: Literal["json_schema", "json_object", "prompt"] = key(
-        "json_schema", "how the endpoint is held to JSON"
-    )
+    structured: Literal["json_schema", "json_object", "prompt"] = key("json_schema", "how it is held to JSON")
     length_field: Literal["max_tokens", "max_completion_tokens"] = key(
         "max_tokens", "how the API calls the most tokens of an answer"
     )

@@ -56,9 +56,7 @@ class IPO(_Objective):
 
     type: Literal["ipo"] = "ipo"
     beta: Beta = 0.1
-    length_normalized: bool = key(
-        True, "mean log-ratios, as in the paper's experiments; false: sums, as in its eq. 17"
-    )
+    length_normalized: bool = key(True, "mean log-ratios, as it experiments; false: sums, as in its eq. 17")
     nll_weight: NLLWeight = 0.0
 
 

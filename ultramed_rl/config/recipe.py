@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from ultramed_rl.config.base import ConfigError, Problems, Section, show
+from ultramed_rl.config.base import ConfigError, Problems, Section, show, texts_of
 from ultramed_rl.config.document import Document, read_document
 from ultramed_rl.config.factory import FURTHER_INPUTS
 from ultramed_rl.config.limits import Label
@@ -145,14 +145,11 @@ def _reference_problem(key: str, target: str, earlier: Mapping[str, str]) -> str
     return None if made == wanted else f"a stage of type {kind!r} makes {made}, not {wanted}"
 
 
-def _references(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+def _references(stage: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Dotted keys whose values refer to a stage, and its name."""
-    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    for key, value in items:
-        dotted = f"{prefix}.{key}" if prefix else str(key)
-        if isinstance(value, str) and value.startswith(REFERENCE):
-            yield dotted, value.removeprefix(REFERENCE)
-        yield from _references(value, dotted)
+    for key, _, text in texts_of(stage):
+        if text.startswith(REFERENCE):
+            yield key, text.removeprefix(REFERENCE)
 
 
 def _resolve(node: Any, outputs: Mapping[str, str]) -> Any:

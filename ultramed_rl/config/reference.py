@@ -31,8 +31,6 @@ Rules that span several keys are checked as well; each broken one is a line with
 
 "Required" keys have no default. A section in the default column means that it may be left out altogether.
 """
-
-
 Schema = dict[str, Any]  # JSON's, of a section or of a value
 
 
@@ -41,22 +39,18 @@ def render_reference() -> str:
     models = {name: kind.config_class for name, kind in KINDS.items()} | {"recipe": RecipeConfig}
     kinds = {name: model.model_json_schema() for name, model in models.items()}
     sections = {title: section for kind in kinds.values() for title, section in kind.get("$defs", {}).items()}
-    places = _places(kinds, sections)
+    places: dict[str, list[str]] = {}
+    own = {name: _place(name, kind, sections, places) for name, kind in kinds.items()}
     parts = [_HEAD, "| `type` | is |", "|---|---|"]
     parts += [f"| [{name}](#type-{name}) | {_summary(kind)} |" for name, kind in kinds.items()]
-    shown: set[str] = set()
     for name, kind in kinds.items():
         parts.append(f"\n## type: {name}\n\n{_words(kind)}\n\n{_table(kind, sections)}")
-        for title in _below(kind, sections):
-            if title not in shown:
-                shown.add(title)
-                section = sections[title]
-                tag = section["properties"].get("type")
-                tagged = f"`type: {tag['default']}`. " if tag else ""
-                where = f"Stands in {', '.join(f'`{place}`' for place in places[title])}."
-                parts.append(
-                    f"\n### {title}\n\n{tagged}{_words(section)} {where}\n\n{_table(section, sections)}"
-                )
+        for title in own[name]:
+            section = sections[title]
+            tag = section["properties"].get("type")
+            tagged = f"`type: {tag['default']}`. " if tag else ""
+            where = f"Stands in {', '.join(f'`{place}`' for place in places[title])}."
+            parts.append(f"\n### {title}\n\n{tagged}{_words(section)} {where}\n\n{_table(section, sections)}")
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -75,23 +69,18 @@ def _table(schema: Schema, sections: dict[str, Schema]) -> str:
     return "\n".join([*head, *rows]) if rows else "No further keys."
 
 
-def _places(kinds: dict[str, Schema], sections: dict[str, Schema]) -> dict[str, list[str]]:
-    """By section, the keys that hold it: of the config types in which it is named directly, or of sections."""
-    below = dict.fromkeys(title for kind in kinds.values() for title in _below(kind, sections))
-    places: dict[str, dict[str, None]] = {}
-    for owner, schema in [*kinds.items(), *((title, sections[title]) for title in below)]:
-        for name, value in schema["properties"].items():
-            for title in _titles(value):
-                places.setdefault(title, {})[f"{owner}.{name}"] = None
-    return {title: list(keys) for title, keys in places.items()}
-
-
-def _below(schema: Schema, sections: dict[str, Schema]) -> Iterator[str]:
-    """All sections under one by their titles, depth first."""
-    for value in schema["properties"].values():
+def _place(
+    owner: str, schema: Schema, sections: dict[str, Schema], places: dict[str, list[str]]
+) -> list[str]:
+    """Put into `places` the keys that hold each section under this one, depth first; the titles that are new there."""
+    new = []
+    for name, value in schema["properties"].items():
         for title in _titles(value):
-            yield title
-            yield from _below(sections[title], sections)
+            if title not in places:
+                places[title] = []
+                new += [title, *_place(title, sections[title], sections, places)]
+            places[title].append(f"{owner}.{name}")
+    return new
 
 
 def _titles(value: Schema) -> list[str]:
@@ -122,12 +111,10 @@ def _describe(value: Schema, sections: dict[str, Schema]) -> str:
     if "const" in value or "enum" in value:
         return _either([f"`{choice}`" for choice in value.get("enum") or [value["const"]]])
     if members := _members(value):
-        plain = [
-            _describe(part, sections) for part in members if not _titles(part) and part.get("type") != "null"
-        ]
         linked = [_link(title, sections) for title in _titles(value)]
-        words = [f"one by its `type`: {', '.join(linked)}", *plain] if len(linked) > 1 else [*linked, *plain]
-        return _either([*words, *["null" for part in members if part.get("type") == "null"]])
+        words = [f"one by its `type`: {', '.join(linked)}"] if len(linked) > 1 else linked
+        plain = [_describe(part, sections) for part in members if not _titles(part)]
+        return _either([*words, *sorted(plain, key="null".__eq__)])  # null last
     if value.get("type") == "array":
         return f"list of {_describe(value['items'], sections)}".replace("list of one by", "list, each by")
     if value.get("type") == "object":

@@ -33,6 +33,7 @@ from ultramed_rl.config.limits import (
     TermName,
     Tokens,
     TrainableLayers,
+    Unique,
     Variable,
     WebAddress,
 )
@@ -63,9 +64,7 @@ class AnswerTerm(_Term):
 
     type: Literal["answer"] = "answer"
     name: TermName = "answer"
-    kind: Literal["letter", "number", "auto"] = key(
-        "auto", "auto: a letter where the reference names one, else a number"
-    )
+    kind: Literal["letter", "number", "auto"] = key("auto", "auto: the reference's letter, else its number")
     relative_tolerance: Share = key(1e-3, "numbers are equal up to this part of the reference's", lt=1.0)
     absolute_tolerance: FactorOrZero = key(0.0, "numbers are equal up to this difference")
     right: Points = key(1.0, "score of the right answer")
@@ -121,9 +120,7 @@ class HttpTerm(_Term):
     name: TermName = "http"
     url: WebAddress = Field(description="the whole address, as http://host:5000/get_reward")
     token_env: Variable | None = key(None, "environment variable that holds the bearer token")
-    tokenizer: Address | None = key(
-        None, "whose chat template the server's model reads (path or hub id); null: the policy's"
-    )
+    tokenizer: Address | None = key(None, "whose chat template the server's model reads; null: the policy's")
     timeout_s: Seconds = key(180.0, "seconds for one request")
     retries: Retries = key(5, "of a request that failed")
     batch_size: BatchSize = key(64, "answers per request")
@@ -183,15 +180,11 @@ class Ensemble(Section):
     """Several reward models. `uncertainty`: their mean minus `penalty` standard deviations (of the members
     as a population); arXiv 2310.02743 takes the variance, which has no unit to compare with a reward's."""
 
-    paths: list[Address] = Field(min_length=2, description="the reward models: local directories or hub ids")
+    paths: Annotated[list[Address], Unique] = Field(min_length=2, description="local directories or hub ids")
     combine: Literal["mean", "min", "uncertainty"] = key("mean", "how the members' scores become one")
-    penalty: FactorOrZero | None = key(
-        None, "for uncertainty: standard deviations that are taken off the mean"
-    )
+    penalty: FactorOrZero | None = key(None, "for uncertainty: standard deviations taken off the mean")
 
     def problems(self) -> Iterator[str]:
-        for path in repeated(self.paths):
-            yield f"paths: {path!r} stands twice; members must differ"
         if (self.combine == "uncertainty") != (self.penalty is not None):
             yield (
                 f"penalty={self.penalty}: goes with combine=uncertainty and is needed there, say 1.0; here "
@@ -212,9 +205,7 @@ class Contrast(ContrastSampling):
     """Reward training data made by the run itself."""
 
     type: Literal["contrast"] = "contrast"
-    held_out: PositiveShare = key(
-        0.2, "share of the pairs on which the reward model's accuracy is measured", lt=1.0
-    )
+    held_out: PositiveShare = key(0.2, "share of pairs on which the reward model is measured", lt=1.0)
 
 
 class RewardTraining(Optimization):
@@ -223,9 +214,7 @@ class RewardTraining(Optimization):
     data: Contrast = Contrast()
     learning_rate: LearningRate = key(2e-5, "highest rate of the schedule")
     batch_size: BatchSize = key(16, "pairs per optimizer step, over all ranks")
-    gradient_checkpointing: bool = key(
-        False, "compute activations again in the backward pass, to save memory"
-    )
+    gradient_checkpointing: bool = key(False, "recompute activations in the backward pass, to save memory")
     trainable_layers: TrainableLayers = None
 
 
@@ -238,9 +227,7 @@ class Reward(Section):
     ensemble: Ensemble | None = None
     weight: Factor = key(1.0, "of the reward model beside the terms")
     terms: list[RewardTerm] = key([], "rules, servers and judges that are added by weight, or score alone")
-    precision: Precision = key(
-        "auto", "of reward models; auto: bfloat16 where the device computes it natively, float32 elsewhere"
-    )
+    precision: Precision = "auto"
     micro_batch_tokens: ReplicaTokens = 16384
     trust_remote_code: bool = key(False, "run Python code that comes with a reward model")
     architecture: Architecture | None = None

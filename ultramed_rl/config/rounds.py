@@ -26,6 +26,7 @@ from ultramed_rl.config.limits import (
     Temperature,
     Text,
     Tokens,
+    TooLong,
     TopP,
 )
 
@@ -35,9 +36,7 @@ class _Source(Section):
 
     uri: Address = Field(description="hf://owner/name:split, package://name/path, or local files")
     limit: Count | None = key(None, "read at most so many rows")
-    share: PositiveShare | None = key(
-        None, "its part of every round's prompts; null: as much as it has of all"
-    )
+    share: PositiveShare | None = key(None, "its part of every round's prompts; null: as it has of all")
 
 
 class QuestionSource(_Source):
@@ -71,9 +70,7 @@ class Prompts(Section):
     system: Text | None = key(None, "system message put before every prompt")
     suffix: Text | None = key(None, "text added to the end of every user message")
     max_prompt_tokens: Tokens = key(512, "longest prompt, chat template included")
-    too_long: Literal["refuse", "drop"] = key(
-        "refuse", "a prompt over max_prompt_tokens stops the run, or is dropped and counted"
-    )
+    too_long: TooLong = "refuse"  # of max_prompt_tokens
     held_out: Count = key(64, "prompts kept for evaluation")
     per_round: Count = key(64, "prompts of one round")
     reuse: bool = key(False, "reshuffle and start over when the pool is used up")
@@ -124,9 +121,7 @@ class PairRule(Section):
     max_length_ratio: Annotated[Factor, Field(gt=1.0)] | None = key(
         None, "drop pairs whose longer side has more than this times the tokens"
     )
-    include_reference_answer: bool = key(
-        False, "score the data's own answer as one more candidate, as UltraMedical does"
-    )
+    include_reference_answer: bool = key(False, "score the data's own answer too, as UltraMedical does")
 
 
 class Checkpoints(Section):
@@ -134,8 +129,7 @@ class Checkpoints(Section):
 
     every: Few = key(
         1,
-        "a checkpoint after every so many rounds, and after the last; what is lost goes back to the last one and "
-        "trains again on the pairs that are kept",
+        "after every so many rounds, and after the last; what is lost goes back to the last one and trains on the kept pairs",
     )
 
 
@@ -155,29 +149,21 @@ class Optimization(Section):
     """Steps, their size and their rate."""
 
     learning_rate: LearningRate = key(5e-7, "highest rate of the schedule")
-    schedule: Literal["cosine", "linear", "constant"] = key(
-        "cosine", "how the rate falls after the warm-up; constant: not at all"
-    )
+    schedule: Literal["cosine", "linear", "constant"] = key("cosine", "how the rate falls after the warm-up")
     warmup: Share = key(0.1, "share of the schedule", lt=1.0)
     epochs: Few = key(1, "times that each sample is used")
     batch_size: BatchSize = key(128, "samples per optimizer step, over all ranks")
-    micro_batch_tokens: Tokens = key(
-        16384, "packed tokens per forward pass on one rank; a prompt counts once"
-    )
+    micro_batch_tokens: Tokens = key(16384, "packed tokens per forward pass on a rank; a prompt counts once")
     weight_decay: FactorOrZero = key(0.0, "of AdamW")
     max_grad_norm: Factor = key(1.0, "longer gradients are scaled down to this norm")
-    max_skipped_steps: CountOrZero = key(
-        3, "steps (of a round or a stage) whose gradient may be non-finite: skipped, then it stops"
-    )
+    max_skipped_steps: CountOrZero = key(3, "steps with a non-finite gradient that a round or stage may skip")
     gradient_checkpointing: bool = key(True, "compute activations again in the backward pass, to save memory")
 
 
 class Training(Optimization):
     """One round of preference optimisation on this round's pairs."""
 
-    schedule_scope: Literal["round", "run"] = key(
-        "round", "warm up and decay within each round (RLHFlow), or once over the run"
-    )
+    schedule_scope: Literal["round", "run"] = key("round", "warm up and decay each round (RLHFlow), or once")
     overlap_training: bool = key(
         False,
         "take a step as soon as its pairs are there, while the round's others are still generated; "
@@ -193,13 +179,10 @@ class Training(Optimization):
 class StageTraining(Optimization):
     """An offline stage's whole training, with evaluation and saved states on the way."""
 
-    learning_rate: LearningRate = Field(
-        description="highest rate of the schedule"
-    )  # what is right for one kind of stage is wrong for another
+    # Without a default: what is right for one kind of stage is wrong for another.
+    learning_rate: LearningRate = Field(description="highest rate of the schedule")
     max_steps: Count | None = key(None, "stop after so many steps; the schedule then ends there too")
-    evaluate_every: Count | None = key(
-        None, "steps between evaluations of the held-out data; null: at the end only"
-    )
+    evaluate_every: Count | None = key(None, "steps between evaluations of held-out data; null: at the end")
     patience: Count | None = key(None, "stop after so many evaluations without a better held-out loss")
     save_every: Count | None = key(None, "steps between saved states, from which a killed stage goes on")
     keep: Literal["best", "last"] = key(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 from pydantic import Field
@@ -41,9 +41,7 @@ class RunName(Section):
         "~/.cache/ultramed_rl/runs",
         "where runs work whose `directory` is a URL; on several nodes, a file system that all nodes see",
     )
-    publish_every_s: Seconds = key(
-        30.0, "where `directory` is a URL, seconds between one copying and the next"
-    )
+    publish_every_s: Seconds = key(30.0, "where `directory` is a URL, seconds between two copies")
     seed: Seed = key(42, "of all random choices")
 
     def problems(self) -> Iterator[str]:
@@ -79,12 +77,10 @@ class Run(RunName):
     """An online run's name, place and length."""
 
     rounds: Few = key(3, "how many rounds the run has")
-    overlap: int = key(
+    overlap: Annotated[int, Field(ge=0, le=1)] = key(
         0,
-        "1: a round's answers are sampled while the policy learns the round before, so from the weights that this "
-        "one began with (one policy behind); engines and policy then wait for each other once a round",
-        ge=0,
-        le=1,
+        "1: a round's answers are sampled from the weights before the last round's training, while that goes "
+        "on (one policy behind); engines and policy wait for each other once a round",
     )
     keep_checkpoints: Few | None = key(None, "null: keep every round's")
 
@@ -99,12 +95,8 @@ class Tracking(Section):
     group: Label | None = key(None, "the wandb group; null: none")
     tags: list[Tag] = key([], "the wandb run's tags")
     tensorboard: bool = key(False, "event files in RUN/tensorboard; needs the extra ultramed_rl[tensorboard]")
-    sample_prompts: FewOrZero = key(
-        4, "prompts of a round that are shown with all their completions and scores"
-    )
-    upload_checkpoints: bool = key(
-        False, "wandb gets checkpoints whole; false: where they are, and their digests"
-    )
+    sample_prompts: FewOrZero = key(4, "prompts of a round shown with all their completions and scores")
+    upload_checkpoints: bool = key(False, "wandb gets checkpoints whole; false: their places and digests")
 
 
 class RunConfig(AnyConfig):

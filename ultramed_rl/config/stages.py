@@ -25,6 +25,7 @@ from ultramed_rl.config.limits import (
     Share,
     Temperature,
     Tokens,
+    TooLong,
     TopP,
     TrainableLayers,
 )
@@ -60,9 +61,7 @@ class _Data(Section):
     """What is common to the data of all stages."""
 
     held_out: CountOrZero = key(0, "prompts kept out of training, to evaluate on")
-    too_long: Literal["refuse", "drop"] = key(
-        "refuse", "a sample over model.max_length stops the stage, or is dropped and counted"
-    )
+    too_long: TooLong = "refuse"
 
 
 class ConversationData(_Data):
@@ -102,9 +101,7 @@ RewardObjective = Annotated[BradleyTerry | LogExp, Field(discriminator="type")]
 class _Stage(AnyConfig):
     """Sections and rules of every offline stage."""
 
-    engine: Literal["native", "openrlhf"] = key(
-        "native", "openrlhf: hand the stage to OpenRLHF's own trainer (CUDA only)"
-    )
+    engine: Literal["native", "openrlhf"] = key("native", "openrlhf: hand it to OpenRLHF's trainer (CUDA)")
     model: Model
     training: StageTraining
     cluster: StageCluster = StageCluster()
@@ -196,9 +193,7 @@ class EvaluateConfig(AnyConfig):
         min_length=1, description="name: path; the first is what the others are compared with"
     )
     policy: ModelSettings = ModelSettings()
-    chat_templates: dict[Name, Address] = key(
-        {}, "name: chatml, llama3 or a Jinja file, for policies that are base models"
-    )
+    chat_templates: dict[Name, Address] = key({}, "name: chatml, llama3 or a Jinja file, for base models")
     benchmarks: Benchmarks | None = None
     prompts: Prompts | None = None
     sampling: ComparedSampling = ComparedSampling()
@@ -263,14 +258,10 @@ class BenchmarkPairs(Section):
     """Rows with chosen and rejected answers behind a URI, see `ultramed_rl.data.preferences`."""
 
     uri: Address = Field(description="hf://owner/name:split, package://name/path, or local files")
-    subset_column: Column | None = key(
-        None, "null: subset, label_type, type or category, the first that a row has"
-    )
+    subset_column: Column | None = key(None, "null: the first of subset, label_type, type and category")
     limit: Count | None = key(None, "read at most so many rows")
     max_misfit_share: Share = key(0.05, "share of rows that may not fit")
-    too_long: Literal["refuse", "drop"] = key(
-        "refuse", "a pair over model.max_length stops the run, or is dropped and counted"
-    )
+    too_long: TooLong = "refuse"
 
 
 class RewardBenchConfig(AnyConfig):

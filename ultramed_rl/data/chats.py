@@ -9,10 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ultramed_rl.data.sources import Row, read_placed_rows
+from ultramed_rl.config.base import shorten
+from ultramed_rl.data.files import Row, SourceError
+from ultramed_rl.data.sources import read_placed_rows
 from ultramed_rl.records import Message
 
 T = TypeVar("T")
+MISFITS_ALLOWED = 0.05  # share of a source's rows; above it the source is misread rather than dirty
 LONGEST_TEXT = 1_000_000  # characters of one text in a row: tokenizers take seconds for more, then minutes
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 # How the chats of one family or another begin once a template has rendered them.
@@ -105,13 +108,15 @@ def check_plain(text: str) -> str:
     return text
 
 
-def check_text(text: str, what: str, *, name: str = "column") -> str:
+def check_text(text: Any, what: str, *, name: str = "column") -> str:
     """The text, as it is.
 
     Raises:
-        Misfit: it has more than LONGEST_TEXT characters, or half of a surrogate pair, which JSON can escape and no
+        Misfit: it is something else, has more than LONGEST_TEXT characters, or half of a surrogate pair, which JSON can escape and no
             tokenizer and no file takes; `what` holds it.
     """
+    if not isinstance(text, str):
+        raise Misfit(f"{what} holds {text!r:.40}, not text", name=name)
     if len(text) > LONGEST_TEXT:
         raise Misfit(f"{what} holds {len(text):,} characters, over {LONGEST_TEXT:,}", name=name)
     try:
@@ -155,19 +160,18 @@ class FittingRows:
                 self.counts.update({"misfit": 1, f"misfit_{misfit.name}": 1})
                 reasons[misfit.name] += 1
                 missing.add(misfit.column)
-                first, columns = first or f"{place}: {misfit}", ", ".join(row)
+                first, columns = first or f"{place}: {misfit}", shorten(", ".join(row), 200)
                 continue
             if parsed is not None:
                 yield parsed
         misfits = reasons.total()
         if misfits == rows and len(missing) == 1 and None not in missing:
-            raise ValueError(
-                f"source {self.uri!r}: no row has a column {missing.pop()!r}; its columns are {columns}: name "
-                "one of them, or another type of source"
+            raise SourceError(
+                f"source {self.uri!r}: no row has a column {missing.pop()!r}; its columns are {columns}: {self.fix}"
             )
         if misfits and (misfits == rows or misfits > self.allowed * rows):
             named = ", ".join(f"{count} {name}" for name, count in reasons.items())
-            raise ValueError(
+            raise SourceError(
                 f"source {self.uri!r}: {misfits} of {rows} rows {self.unfit} ({named}; {first}); "
                 f"at most {100 * self.allowed:.3g}% may, and not all: {self.fix}"
             )

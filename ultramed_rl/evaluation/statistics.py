@@ -14,11 +14,24 @@ _DRAWS = 100_000  # of a bootstrap that are in memory at once
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its 95 % interval."""
+    """A mean with its 95 % interval. In a number's format, as of +.2f: +1.49 (+0.97 to +2.02)."""
 
     mean: float
     low: float
     high: float
+
+    @property
+    def sign(self) -> int:
+        """Of a change: 1 or -1 where the interval leaves no doubt of its sign, else 0."""
+        return int(self.low > 0) - int(self.high < 0)
+
+    @property
+    def mark(self) -> str:
+        """A star where the sign is beyond doubt."""
+        return " *" if self.sign else ""
+
+    def __format__(self, form: str) -> str:
+        return f"{self.mean:{form}} ({self.low:{form}} to {self.high:{form}})"
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, count, permutations
 from math import factorial
 from pathlib import Path
@@ -17,15 +18,15 @@ from string import ascii_uppercase
 from typing import Any
 
 from ultramed_rl.config.benchmarks import Benchmarks, TaskChoice
-from ultramed_rl.data.chats import FittingRows
+from ultramed_rl.data.chats import MISFITS_ALLOWED, FittingRows, Misfit
+from ultramed_rl.data.choices import FirstPlace, Keys, settle_keys
+from ultramed_rl.data.files import file_form
 from ultramed_rl.data.likeness import normalise_text
 from ultramed_rl.data.sources import list_sources
 from ultramed_rl.evaluation.items import Item, Row, Task
 from ultramed_rl.evaluation.tasks import find_task
 from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.models.tokenizer import encode_continuations
-
-MISFITS_ALLOWED = 0.05  # share of a file's rows
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def load_suite(config: Benchmarks, seed: int) -> tuple[AskedTask, ...]:
     tasks = [check_task(config, choice) for choice in config.tasks]  # before the first one's data are read
     suite = []
     for task, choice in zip(tasks, config.tasks, strict=True):
-        loaded = load_items(task, choice.uri, choice.limit, seed)
+        loaded = load_items(task, choice.uri, choice.limit, seed, choice.first_place)
         extra = config.orders if task.shuffles else 0
         questions = [
             Question(task, reorder(item, order) if task.form == "choice" else item, place, order)
@@ -175,7 +176,13 @@ def shuffled_orders(item_id: str, options: int, count: int, seed: int) -> list[t
     return list(orders)
 
 
-def load_items(task: Task, uri: str | None = None, limit: int | None = None, seed: int = 0) -> AskedTask:
+def load_items(
+    task: Task,
+    uri: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    first_place: FirstPlace = "auto",
+) -> AskedTask:
     """The task's items from `uri`, or from where the task's rows are by default, in file order.
 
     Every item has an id of its own: the data's, else 16 hexadecimal digits that its texts give. Where a
@@ -185,13 +192,20 @@ def load_items(task: Task, uri: str | None = None, limit: int | None = None, see
     Args:
         uri: a source of rows; "offline" stands for the installed package's.
         limit: draw so many items, evenly over the whole set; the same ones for the same seed.
+        first_place: of keys that are places; auto: as all rows of `uri` have it, and 0 in the default sources.
 
     Raises:
-        ValueError: one line. No source known, an unreadable one, over 5 % misfits in a file, or no item at all.
+        ValueError: one line. No source known, an unreadable one, keys that may be meant in two ways, over 5 % misfits in
+            a file, or no item at all.
     """
     counts = Counter(rows=0, misfit=0, left_out=0, duplicate=0, repeated=0, same_options=0)
     uris = find_uris(task, uri)
-    items = tuple(_read_items(task, uris, counts))
+    if uri in (None, "offline"):
+        keys = Keys(0 if first_place == "auto" else first_place)
+    else:
+        read = lambda row, keys: task.read(Row(row, keys))
+        keys = settle_keys(read, uris, first_place, f"the first_place of task {task.name}")
+    items = tuple(_read_items(task, uris, keys, counts))
     counts["items"] = len(items)
     if not items:
         raise ValueError(
@@ -217,18 +231,18 @@ def find_uris(task: Task, uri: str | None) -> tuple[str, ...]:
     return task.uris if uri is None else (task.offline if uri == "offline" else uri,)
 
 
-def _read_items(task: Task, uris: Sequence[str], counts: Counter[str]) -> Iterator[Item]:
+def _read_items(task: Task, uris: Sequence[str], keys: Keys, counts: Counter[str]) -> Iterator[Item]:
     """A task's items with ids that differ: one that is taken gains "-2", "-3", ..."""
     seen: set[tuple[str, ...]] = set()
     taken: set[str] = set()
     sources = [source for uri in uris for source in list_sources(uri)]
     for source in sources:
-        subject = Path(source).stem if task.subject_files and len(sources) > 1 else ""
+        subject = file_form(Path(source))[1] if task.subject_files and len(sources) > 1 else ""
         own: Counter[str] = Counter()
         unfit, fix = f"don't fit task {task.name!r}", "name another source, or repair it"
         rows = FittingRows(source, None, MISFITS_ALLOWED, unfit, fix, own)
-        fitting = 0
-        for item in rows.parse(lambda row: task.read(Row(row))):
+        fitting, part = 0, task.part_of(source)
+        for item in rows.parse(partial(_read_item, task, keys, part)):
             fitting += 1
             options = tuple(map(normalise_text, item.options))
             identity = (normalise_text(item.question), normalise_text(item.context), *options)
@@ -247,3 +261,15 @@ def _read_items(task: Task, uris: Sequence[str], counts: Counter[str]) -> Iterat
             yield replace(item, item_id=item_id, subject=item.subject or subject)
         counts.update(own)
         counts["left_out"] += own["rows"] - own["misfit"] - fitting
+
+
+def _read_item(task: Task, keys: Keys, part: Mapping[str, str] | None, row: dict[str, Any]) -> Item | None:
+    """The row's item; none of another subject, or outside the part of the file that is the benchmark."""
+    item = task.read(Row(row, keys))
+    if item is None or part is None:
+        return item
+    if (right := part.get(item.item_id)) not in (None, item.lettered[item.answer]):
+        raise Misfit(
+            f"its key is {item.lettered[item.answer]!r}, but the test's {right!r:.40}", name="wrong_key"
+        )
+    return item if right is not None else None

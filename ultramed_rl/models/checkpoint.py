@@ -20,6 +20,8 @@ import torch
 from torch import nn
 
 from ultramed_rl.models.files import (
+    INDEX,
+    SINGLE,
     decoder_config,
     find_weight_files,
     read_config,
@@ -30,7 +32,7 @@ from ultramed_rl.models.files import (
 
 # Buffers that older checkpoints hold and today's models compute, if they use them.
 _COMPUTED = {"inv_freq", "masked_bias", "position_ids"}
-_CURE = "copy the checkpoint again, whole and with its own config.json"
+_FIX = "copy the checkpoint again, whole and with its own config.json"
 
 
 @dataclass(frozen=True)
@@ -98,17 +100,16 @@ def weight_files(source: ModelSource) -> list[Path]:
     """The safetensors files of a local checkpoint or a hub id, downloaded if need be; none where there are none."""
     if Path(source.path).is_dir():
         return find_weight_files(Path(source.path))
-    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+    from transformers.utils import cached_file
     from transformers.utils.hub import get_checkpoint_shard_files
 
     # As `from_pretrained` does: of the config's own revision, out of the cache where it is there.
     commit = getattr(source.config, "_commit_hash", None)
     how = {"_raise_exceptions_for_missing_entries": False, "_commit_hash": commit}
-    single = cached_file(source.path, SAFE_WEIGHTS_NAME, **how)
-    if single is not None:
-        return [Path(single)]
-    index = cached_file(source.path, SAFE_WEIGHTS_INDEX_NAME, **how)
-    return [] if index is None else [Path(file) for file in get_checkpoint_shard_files(source.path, index)[0]]
+    single = cached_file(source.path, SINGLE, **how)
+    index = cached_file(source.path, INDEX, **how) if single is None else None
+    files = [single] if index is None else get_checkpoint_shard_files(source.path, index)[0]
+    return [Path(file) for file in files if file is not None]
 
 
 def expected_model(source: ModelSource, files: Sequence[Path], dtype: torch.dtype = torch.float32) -> Any:
@@ -125,10 +126,9 @@ def expected_model(source: ModelSource, files: Sequence[Path], dtype: torch.dtyp
     except ValueError as error:
         if "Unrecognized configuration class" not in str(error):
             raise
-        kind, wanted = source.config.model_type, source.factory.__name__
-        raise ValueError(
-            f"model {source.name!r}: transformers has no {wanted} for {kind!r}; name another model"
-        ) from None
+        kind, factory = source.config.model_type, source.factory.__name__
+        words = f"transformers has no {factory} for {kind!r}; name another model"
+        raise ValueError(f"model {source.name!r}: {words}") from None
     # What a quantizer has packed has other names and sizes than the plain model's.
     if not files or getattr(empty.config, "quantization_config", None) is not None:
         return empty
@@ -147,7 +147,7 @@ def expected_model(source: ModelSource, files: Sequence[Path], dtype: torch.dtyp
     except RuntimeError as error:
         raise ValueError(
             f"model {source.name!r}: weights that belong together, such as experts', do not fit together "
-            f"({' '.join(str(error).split())[:200]}); {_CURE}"
+            f"({' '.join(str(error).split())[:200]}); {_FIX}"
         ) from None
     refuse_gaps(source, loaded, info)
     for pair in loaded.all_tied_weights_keys.items():
@@ -158,26 +158,24 @@ def expected_model(source: ModelSource, files: Sequence[Path], dtype: torch.dtyp
 def refuse_gaps(source: ModelSource, model: Any, info: Mapping[str, Any]) -> None:
     """Raise ValueError for what transformers' loading info of a model tells."""
     computed = {name for name, _ in model.named_non_persistent_buffers()}
-    ours = {
-        model.base_model_prefix,
-        *dict(model.base_model.named_children()),
-    }  # of the base model, with prefix or without
-
-    def is_foreign(name: str) -> bool:
-        if name in computed or name.rpartition(".")[2] in _COMPUTED:
-            return False
-        return not source.fresh or name.partition(".")[0] in ours
-
-    missing = [name for name in info["missing_keys"] if not name.startswith(source.fresh)]
-    unexpected = [name for name in info["unexpected_keys"] if is_foreign(name)]
-    sizes = [
-        f"{name} {'x'.join(map(str, stored))} for {'x'.join(map(str, wanted))}"
-        for name, stored, wanted in info["mismatched_keys"]
-    ]
-    kinds = {"missing": missing, "unknown to its model": unexpected, "of another size": sizes}
+    # Of the base model, with prefix or without; where a head is fresh, another task's may lie there unused.
+    ours = {model.base_model_prefix, *dict(model.base_model.named_children())}
+    kinds = {
+        "missing": [name for name in info["missing_keys"] if not name.startswith(source.fresh)],
+        "unknown to its model": [
+            name
+            for name in info["unexpected_keys"]
+            if name not in computed and name.rpartition(".")[2] not in _COMPUTED
+            if not source.fresh or name.partition(".")[0] in ours
+        ],
+        "of another size": [
+            f"{name} {'x'.join(map(str, stored))} for {'x'.join(map(str, expected))}"
+            for name, stored, expected in info["mismatched_keys"]
+        ],
+    }
     faults = [f"{len(names)} {kind} ({shown(names)})" for kind, names in kinds.items() if names]
     if faults:
-        raise ValueError(f"model {source.name!r}: weights are {' and '.join(faults)}; {_CURE}")
+        raise ValueError(f"model {source.name!r}: weights are {' and '.join(faults)}; {_FIX}")
 
 
 def check_finite(model: nn.Module, name: str) -> None:
@@ -212,14 +210,14 @@ def restore_buffers(model: Any, plain: Any, files: Iterable[Path]) -> None:
     """
     from transformers import PreTrainedModel
 
-    wanted = {name: buffer.dtype for name, buffer in plain.named_buffers()}
+    dtypes = {name: buffer.dtype for name, buffer in plain.named_buffers()}
     changed: dict[str, torch.Tensor] = {}
     modules: dict[str, nn.Module] = {}
     for name, buffer in [*model.named_buffers()]:
-        if buffer.dtype != wanted[name]:
+        if buffer.dtype != dtypes[name]:
             path, _, leaf = name.rpartition(".")
             modules[path] = model.get_submodule(path)
-            changed[name] = modules[path]._buffers[leaf] = buffer.to(wanted[name])
+            changed[name] = modules[path]._buffers[leaf] = buffer.to(dtypes[name])
     owners: dict[str, Any] = {n: m for n, m in model.named_modules() if isinstance(m, PreTrainedModel)}
     for path, module in modules.items():
         # transformers' own way to compute them; weights that were loaded are marked, and stay as they are.
@@ -255,7 +253,6 @@ def _check_tied(
 
 
 def _own_part(parameter: nn.Parameter) -> torch.Tensor:
-    """The numbers of a weight that this process holds."""
     part = getattr(parameter, "ds_tensor", None)
     if part is None:
         return parameter.detach()

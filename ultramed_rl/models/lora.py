@@ -22,7 +22,7 @@ from ultramed_rl.models.files import shown, stored_shapes, text_model
 ADAPTER_FILE = "adapter_model.safetensors"
 _ADAPTER = "default"
 _PREFIX = "base_model.model."  # peft's name for the model around which it wraps itself
-Whole = Callable[[list[nn.Parameter]], AbstractContextManager[Any]]
+Gather = Callable[[list[nn.Parameter]], AbstractContextManager[Any]]
 
 
 def attach_lora(lm: Any, lora: LoRA, base: str) -> None:
@@ -46,9 +46,7 @@ def attach_lora(lm: Any, lora: LoRA, base: str) -> None:
     on_meta = next(lm.parameters()).is_meta
     try:
         inject_adapter_in_model(config, lm, adapter_name=_ADAPTER, low_cpu_mem_usage=on_meta)
-        if (
-            targets != "all-linear"
-        ):  # peft, which may have renamed them, goes on if any of the names is a layer's
+        if targets != "all-linear":  # peft, which may have renamed them, goes on if any is a layer's
             layers = [f".{name}" for name, _ in _lora_layers(lm)]
             names = cast(set[str], config.target_modules)
             unknown = [name for name in names if not any(layer.endswith(f".{name}") for layer in layers)]
@@ -133,10 +131,10 @@ def adapters_off(lm: nn.Module) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
-def merged_weights(lm: nn.Module, whole: Whole) -> Iterator[tuple[str, torch.Tensor]]:
+def merged_weights(lm: nn.Module, gather: Gather) -> Iterator[tuple[str, torch.Tensor]]:
     """What a checkpoint holds of the plain model that equals base plus adapters, one at a time, under plain names.
 
-    `whole` makes partitioned parameters whole while a weight is read.
+    `gather` makes partitioned parameters whole while a weight is read.
     """
     adapted = {id(_adapted(layer)): layer for _, layer in _lora_layers(lm)}
     for name, parameter in lm.named_parameters():
@@ -144,7 +142,7 @@ def merged_weights(lm: nn.Module, whole: Whole) -> Iterator[tuple[str, torch.Ten
             continue
         layer = adapted.get(id(parameter))
         own = [] if layer is None else [p for n, p in layer.named_parameters() if n.startswith("lora_")]
-        with whole([parameter, *own]):
+        with gather([parameter, *own]):
             weight = parameter.detach()
             if (packed := getattr(parameter, "quant_state", None)) is not None:
                 from bitsandbytes.functional import dequantize_4bit

@@ -23,7 +23,6 @@ from ultramed_rl.evaluation.metrics import AnswerMetrics, compare, kl_to_referen
 from ultramed_rl.learning.pairs import PairSelector
 from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.online.benchmarks import BenchmarkRounds
-from ultramed_rl.online.cards import write_pairs_card, write_policy_card
 from ultramed_rl.online.rollout import RoundRollout
 from ultramed_rl.online.selection import RoundSpec
 from ultramed_rl.online.training import RoundTraining
@@ -31,8 +30,9 @@ from ultramed_rl.online.watcher import RunWatcher
 from ultramed_rl.records import Completion, Prompt, SamplingRequest, ScoredCompletion
 from ultramed_rl.store import RoundRecord, RunDirectory, RunReader
 from ultramed_rl.store.artifacts import read_numbers
-from ultramed_rl.store.run_directory import Asked
+from ultramed_rl.store.cards import write_pairs_card, write_policy_card
 from ultramed_rl.store.shards import RecordFiles
+from ultramed_rl.store.work_directory import Asked
 from ultramed_rl.token_ids import TokenIds
 from ultramed_rl.tracking import Tracker
 from ultramed_rl.workers.online import OnlineWorkers
@@ -128,7 +128,7 @@ class Controller:
         metrics |= {"set_aside": set_aside, "restarts": self.restarts()}
         # Logged first: a kill between the two logs the round again on resume, after its line was discarded.
         self.tracker.log(metrics, step=record.index, kind="round")
-        write_pairs_card(self.config, self.store, record, metrics)
+        write_pairs_card(self.store, record, metrics)
         record.commit(metrics)
         if self.config.run.keep_checkpoints is not None:
             self.store.prune_checkpoints(self.config.run.keep_checkpoints)
@@ -238,7 +238,7 @@ class Controller:
 
         def compute(directory: Path) -> Metrics:
             metrics = self.workers.with_policy_restart(lambda: attempt(directory))
-            write_policy_card(self.config, self.store, record, directory, metrics)
+            write_policy_card(self.store, record, directory, metrics)
             return metrics
 
         behind = record.index - read_numbers(record.manifest("pairs")["summary"])["policy_version"]
@@ -347,7 +347,7 @@ class Controller:
     def _average_reference(self, record: RoundRecord, checkpoint: str) -> Callable[[Path], Metrics]:
         def compute(directory: Path) -> Metrics:
             self.workers.average_reference(checkpoint, directory)
-            write_policy_card(self.config, self.store, record, directory, {}, "reference")
+            write_policy_card(self.store, record, directory, {}, role="reference")
             return {}
 
         return compute

@@ -23,8 +23,7 @@ from ultramed_rl.online.training import RoundTraining
 from ultramed_rl.records import Completion, Prompt, ReferenceLogprobs, ScoredCompletion
 from ultramed_rl.store import RoundRecord
 from ultramed_rl.store.atomic import write_lines
-from ultramed_rl.store.pairs import RoundPairs
-from ultramed_rl.store.shards import ShardedPhase
+from ultramed_rl.store.shards import RoundPairs, ShardedPhase
 from ultramed_rl.tracking import Progress
 from ultramed_rl.tracking.console import Bar
 from ultramed_rl.workers.online import OnlineWorkers

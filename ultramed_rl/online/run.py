@@ -1,21 +1,36 @@
-"""From a config to a finished run: check, open the store, start the workers, loop, report."""
+"""From a config to a finished run: check, open the store, start the workers, loop, report.
+
+A run without a reward model trains its own first, on contrasts out of the policy's own answers.
+"""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from statistics import fmean
 
+from ultramed_rl.actors.trainer import RewardTrainWorker
+from ultramed_rl.actors.work import TrainingPlace
 from ultramed_rl.cluster.inputs import describe_inputs, describe_pool, describe_rendering
 from ultramed_rl.config import RunConfig
+from ultramed_rl.config.stages import BradleyTerry
+from ultramed_rl.data.contrasts import split_contrasts
 from ultramed_rl.data.prompts import PromptPool, check_rounds, prepare_pool
 from ultramed_rl.models.checks import check_models
 from ultramed_rl.models.tokenizer import chat_tokenizer
-from ultramed_rl.online.cards import write_reward_card, write_run_card
-from ultramed_rl.records import Checkpoint
+from ultramed_rl.online.benchmarks import BenchmarkRounds
+from ultramed_rl.online.controller import Controller
+from ultramed_rl.online.watcher import RunWatcher
+from ultramed_rl.records import Checkpoint, PreferenceGroup
+from ultramed_rl.scheduling.pool import RanksLost
 from ultramed_rl.store import RunDirectory, RunReader
+from ultramed_rl.store.cards import ModelFacts, model_card, write_card, write_policy_card
 from ultramed_rl.tracking import Progress, Tracker, render_rounds, verdict, watched
+from ultramed_rl.workers.online import OnlineWorkers
+from ultramed_rl.workers.sampling import sample_contrasts
+from ultramed_rl.workers.scorers import Scorers
 
 Metrics = dict[str, float]
 
@@ -36,10 +51,6 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult:
     Raises:
         ValueError: bad input, with value, rule and fix. What was finished stays on disk.
     """
-    from ultramed_rl.online.benchmarks import BenchmarkRounds
-    from ultramed_rl.workers.online import OnlineWorkers
-    from ultramed_rl.workers.scorers import Scorers
-
     progress = Progress()
     tokenizer = chat_tokenizer(config.policy)
     check_models(config)
@@ -58,8 +69,8 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult:
             config.run.keep_checkpoints is not None
         ):  # a kill may have come before those of its last round went
             store.prune_checkpoints(config.run.keep_checkpoints)
-        if committed == config.run.rounds:
-            return finished_run(config, store, progress)
+        if committed == config.run.rounds:  # nothing is started
+            return conclude(store, list(RunReader(store.path).rounds), progress)
         # Not for a finished run: they ask for secrets.
         scorers = Scorers(config.reward, tokenizer)
         benchmarks = (
@@ -78,15 +89,12 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult:
 def _run_rounds(
     config: RunConfig,
     store: RunDirectory,
-    workers: Any,
+    workers: OnlineWorkers,
     pool: PromptPool,
     tracker: Tracker,
     progress: Progress,
-    benchmarks: Any,
+    benchmarks: BenchmarkRounds | None,
 ) -> RunResult:
-    from ultramed_rl.online.controller import Controller
-    from ultramed_rl.online.watcher import RunWatcher
-
     committed = store.committed_rounds()
     policy, version = latest_checkpoint(config, store)
     if config.reward.train is None:
@@ -120,16 +128,11 @@ def _run_rounds(
     return conclude(store, rounds, progress)
 
 
-def finished_run(config: RunConfig, store: RunDirectory, progress: Progress) -> RunResult:
-    """The result of a run whose rounds are all committed; nothing is started."""
-    return conclude(store, list(RunReader(store.path).rounds), progress)
-
-
 def conclude(store: RunDirectory, rounds: list[Metrics], progress: Progress) -> RunResult:
     """Say what the rounds came to."""
-    checkpoint = Checkpoint(str(store.round(len(rounds) - 1).path / "checkpoint"), len(rounds), {})
-    assert isinstance(store.config, RunConfig)
-    write_run_card(store.config, store, rounds)
+    last = store.round(len(rounds) - 1)
+    checkpoint = Checkpoint(str(last.path / "checkpoint"), len(rounds), {})
+    write_policy_card(store, last, store.path, last.metrics("checkpoint"), rounds=rounds)
     words = verdict(rounds[-1])
     progress.say("\n".join(["", render_rounds(rounds), words, f"policy: {checkpoint.path}"]))
     write_own_report(store.path, progress)
@@ -148,17 +151,15 @@ def write_own_report(run_dir: Path, progress: Progress) -> None:
 
 
 def prepare_reward_models(
-    config: RunConfig, store: RunDirectory, workers: Any, pool: PromptPool, progress: Progress
+    config: RunConfig, store: RunDirectory, workers: OnlineWorkers, pool: PromptPool, progress: Progress
 ) -> list[str]:
     """The configured reward models, or the one that this run trains once and keeps."""
-    from ultramed_rl.online.reward_model import train_reward_model
-
     if config.reward.train is None:
         return [path for path in config.reward.paths if path is not None]
 
     def compute(directory: Path) -> Metrics:
         metrics = train_reward_model(config, workers, pool, progress, directory)
-        write_reward_card(config, store, directory, metrics)
+        write_card(directory, model_card(config, ModelFacts(metrics, role="reward_model")))
         return metrics
 
     path, metrics = store.initial.phase_directory("reward_model", compute)
@@ -167,6 +168,61 @@ def prepare_reward_models(
     )
     progress.say(f"reward model: held-out accuracy {metrics['accuracy']:.2f} ({kinds})")
     return [str(path)]
+
+
+def train_reward_model(
+    config: RunConfig, workers: OnlineWorkers, pool: PromptPool, progress: Progress, directory: Path
+) -> Metrics:
+    """Sample contrasts with the starting policy, train on them, save; returns training metrics."""
+    training = config.reward.train
+    assert training is not None
+    every = sample_contrasts(
+        training.data, pool.training, workers, workers.tokenizer, config.run.seed, progress
+    )
+    contrasts, held_out = split_contrasts(every, training.data.held_out, config.run.seed)
+    restarts = config.cluster.faults.restarts
+    for attempt in range(restarts + 1):
+        try:
+            steps, judged = _take_steps(config, workers, contrasts, held_out, progress, directory)
+            break
+        except RanksLost as error:
+            if attempt == restarts:
+                raise
+            progress.say(f"{error}; starting again from {config.policy.path}")
+    return {
+        "pairs": len(contrasts),
+        "pairs_held_out": len(held_out),
+        "loss_first": steps[0]["loss"],
+        "loss_last": steps[-1]["loss"],
+        "training_accuracy": fmean(s["accuracy"] for s in steps[len(steps) // 2 :]),
+        **{name: value for name, value in judged.items() if name.startswith("accuracy")},
+    }
+
+
+def _take_steps(
+    config: RunConfig,
+    workers: OnlineWorkers,
+    contrasts: Sequence[PreferenceGroup],
+    held_out: Sequence[PreferenceGroup],
+    progress: Progress,
+    directory: Path,
+) -> tuple[list[Metrics], Metrics]:
+    """Each step's metrics, and those of the held-out contrasts. Raises RanksLost."""
+    training = config.reward.train
+    assert training is not None
+    steps: list[Metrics] = []
+    with workers.reward_trainer(config.policy.path) as group:
+        group.call(
+            RewardTrainWorker.learn_ranking, contrasts, BradleyTerry(), config.policy.max_length, held_out
+        )
+        with progress.phase("train reward model", len(contrasts) * training.epochs, "pairs") as bar:
+            place = TrainingPlace(0, 1, config.run.seed)
+            for metrics in group.run(RewardTrainWorker.train, training, place):
+                steps.append(metrics)
+                bar.advance(int(metrics["samples"]))
+        group.wait(group.start(RewardTrainWorker.save, str(directory)), config.cluster.faults.start_s)
+        (*_, judged) = group.run(RewardTrainWorker.evaluate, training.micro_batch_tokens)
+    return steps, judged
 
 
 def latest_checkpoint(config: RunConfig, store: RunDirectory) -> tuple[str, int]:

@@ -21,7 +21,7 @@ from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.online.watcher import RunWatcher
 from ultramed_rl.records import PreferenceGroup, Prompt, ReferenceLogprobs
 from ultramed_rl.store import RoundRecord
-from ultramed_rl.store.pairs import RoundPairs
+from ultramed_rl.store.shards import RoundPairs
 from ultramed_rl.tracking.timeline import Span
 from ultramed_rl.workers.online import OnlineWorkers
 from ultramed_rl.workers.policy import RoundSteps

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from ultramed_rl.cluster.inputs import OFFLINE, texts_of
+from ultramed_rl.cluster.inputs import OFFLINE
 from ultramed_rl.config import AnyConfig
-from ultramed_rl.config.base import Problems
+from ultramed_rl.config.base import Problems, texts_of
 from ultramed_rl.config.document import why_unreadable
 from ultramed_rl.config.recipe import REFERENCE, RecipeConfig
 from ultramed_rl.config.run import RunConfig

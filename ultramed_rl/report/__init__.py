@@ -1,6 +1,8 @@
 """Reports of runs, each as one HTML file: what a run came to, and how several compare.
 
-run directory --> records read back (RunReader, answers, online_run) --> sections --> page
+run directory --> what its files hold (RunReader, answers, online_run, stage) --> a template of html/ --> page
+
+A sentence, a figure's place or a column of a table is a line of the template.
 """
 
 from ultramed_rl.report.build import write_report

@@ -1,36 +1,29 @@
-"""The report of one run as one HTML file.
+"""The reports of runs, each as one HTML file: a template of html/ for each kind, filled with what a run's files hold.
 
-files --> online run --> sections ... samples ... sections --> page    (a stage: its figures, in a simpler form)
+files --> their reader, of an online run also its rounds and policies --> template, which calls the modules of `TOOLS` --> page
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from ultramed_rl.kinds import KINDS, load
-from ultramed_rl.report import health, outcome, setup
+from ultramed_rl.kinds import KINDS
+from ultramed_rl.report import figures, setup, stage, timeline
+from ultramed_rl.report.answers import Pair, ScoredAnswer, by_prompt, rows_of
 from ultramed_rl.report.figures import short
-from ultramed_rl.report.online_run import (
-    OnlineRun,
-    Pair,
-    Round,
-    ScoredAnswer,
-    by_prompt,
-    read_online_run,
-    rows_of,
-)
-from ultramed_rl.report.stage import counting_sections
-from ultramed_rl.report.timeline import timeline_parts
+from ultramed_rl.report.online_run import OnlineRun, Round, read_online_run
 from ultramed_rl.store.atomic import write_whole
 from ultramed_rl.store.run_reader import RunReader
-from ultramed_rl.tracking.page import PageSection, Parts, Widget, clean_text, page_html, script_json
+from ultramed_rl.tracking.page import clean_text, page_html, script_json
 
 NAME = "report.html"
+HTML = Path(__file__).with_name("html")
 MOST_BYTES = 5_000_000
 FOOTER = (
     "Made by ultramed_rl from the files of the run's folder. For research only: no model output on this page is medical advice, "
@@ -41,36 +34,36 @@ MOST_CHARACTERS = 6000  # of one text
 _SAMPLE_BYTES = 2_000_000
 _SLACK = 50_000
 Sample = dict[str, Any]  # with short keys, since every sample repeats them: see html/samples.js
-# What is told of an online run before its samples and after them: a section without parts is left out.
-_BEFORE = {
-    "Reward": outcome.rewards,
-    "Wins over the start": outcome.wins,
-    "Reward against KL": outcome.frontier,
-    "Length": health.lengths,
-    "Refused, empty and cut answers": health.endings,
-    "Preference pairs": health.pairs,
-    "Evaluation": outcome.evaluation,
-}
-_AFTER = {"Training": health.training, "Time and utilisation": health.times}
+TOOLS: dict[str, Any] = {
+    "figures": figures,
+    "setup": setup,
+    "stage": stage,
+    "timeline": timeline,
+}  # of templates
 
 
 def write_report(run_dir: Path, output: Path | None = None) -> Path:
     """Write a run's report; returns its path, by default RUN_DIR/report.html. The file is under 5 MB.
 
-    Online runs have it in full, stages in a simpler form. Runs that are under way and those of older versions are
-    readable too; what they lack is said.
+    Runs that are under way and those of older versions are readable too; what they lack is said.
 
     Raises:
         ValueError: no run in `run_dir`, or files that are not what was written.
         RuntimeError: the disk is full.
     """
     files = RunReader.of(Path(run_dir))
-    output = files.path / NAME if output is None else Path(output)
+    template = KINDS[files.type].report if files.type in KINDS else "counts.html.jinja"
+    page = partial(page_html, HTML / template, files.name, footer=FOOTER, files=files, **TOOLS)
     if files.type == "online":
-        return write_page(online_html(files), output)
-    sections = load(KINDS[files.type].report) if files.type in KINDS else counting_sections
-    subtitle = f"{files.type} · seed {files.setting('run.seed', '?')}"
-    return write_page(page_html(files.name, [*sections(files), *_setup(files)], subtitle, FOOTER), output)
+        run = read_online_run(files)
+        page = partial(page, subtitle=_subtitle(run), run=run)
+        html = page(samples=None)
+        if run.rounds:  # samples fill the room that is left
+            room = min(_SAMPLE_BYTES, MOST_BYTES - _SLACK - len(html.encode("utf-8")))
+            html = page(samples=draw_samples(run, room))
+    else:
+        html = page(subtitle=f"{files.type} · seed {files.setting('run.seed', '?')}")
+    return write_page(html, files.path / NAME if output is None else Path(output))
 
 
 def write_page(html: str, output: Path) -> Path:
@@ -80,10 +73,9 @@ def write_page(html: str, output: Path) -> Path:
     return output
 
 
-def online_html(files: RunReader) -> str:
-    """The page of an online run; samples fill the room that the rest leaves."""
-    run, setting = read_online_run(files), files.setting
-    subtitle = " · ".join(
+def _subtitle(run: OnlineRun) -> str:
+    setting = run.files.setting
+    return " · ".join(
         [
             "online run",
             f"{len(run.rounds)} of {setting('run.rounds', '?')} rounds",
@@ -93,32 +85,11 @@ def online_html(files: RunReader) -> str:
             f"seed {setting('run.seed', '?')}",
         ]
     )
-    before, after = {"": outcome.summary(run)}, {"Timeline": timeline_parts(files)}
-    if run.rounds:
-        before |= {heading: parts(run) for heading, parts in _BEFORE.items()}
-        after = {heading: parts(run) for heading, parts in _AFTER.items()} | after
-        after["Memory"] = health.memory(files)
-    first, last = filled_sections(before), [*filled_sections(after), *_setup(files)]
-    if run.rounds:
-        taken = len(page_html(files.name, [*first, *last], subtitle, FOOTER).encode("utf-8"))
-        room = min(_SAMPLE_BYTES, MOST_BYTES - _SLACK - taken)
-        first += filled_sections({"Samples": _samples(run, room)})
-    return page_html(files.name, [*first, *last], subtitle, FOOTER)
 
 
-def _setup(files: RunReader) -> list[PageSection]:
-    return filled_sections({"Config": setup.config(files), "Environment": setup.environment(files)})
-
-
-def filled_sections(parts: Mapping[str, Parts]) -> list[PageSection]:
-    """Sections by their headings; one without parts is left out."""
-    sections = [PageSection(heading, list(of_section)) for heading, of_section in parts.items()]
-    return [section for section in sections if section.parts]
-
-
-def _samples(run: OnlineRun, room: int) -> Parts:
-    """A seeded sample of prompts with all of their answers, and the browser that filters, searches and pages through them: as
-    many as `room` bytes of JSON hold, at most 400, from all rounds alike; by round, in its order."""
+def draw_samples(run: OnlineRun, room: int) -> list[Sample]:
+    """A seeded sample of prompts with all of their answers: as many as `room` bytes of JSON hold, at most 400, from all rounds
+    alike; by round, in its order."""
     seed = int(run.files.setting("run.seed", 0))
     each = max(1, MOST_PROMPTS // max(1, len(run.rounds)))
     taken: list[tuple[int, int, Sample]] = []
@@ -127,22 +98,12 @@ def _samples(run: OnlineRun, room: int) -> Parts:
             room -= len(script_json(sample[2])) + 1
             if room >= 0:
                 taken.append(sample)
-    shown = [sample for *_, sample in sorted(taken, key=lambda one: one[:2])]
-    prompts = sum(round(one.metrics.get("pairs", 0.0) + sum(one.dropped.values())) for one in run.rounds)
-    yield (
-        f"All {prompts:,} prompts of all rounds, with every answer."
-        if len(shown) == prompts
-        else f"{len(shown):,} of {prompts:,} prompts, drawn at random with the run's seed, as many of each "
-        "round as the page has room for; every answer of each. All of them are in rounds/*/scored.parquet."
-    )
-    html = Path(__file__).with_name("html")
-    markup, script = ((html / f"samples.{kind}").read_text(encoding="utf-8") for kind in ("html", "js"))
-    yield Widget("samples", markup, script, shown)
+    return [sample for *_, sample in sorted(taken, key=lambda one: one[:2])]
 
 
 def _draw(one: Round, most: int, seed: int) -> Iterator[tuple[int, int, Sample]]:
     """(round, place, sample) of a round's prompts in an order of the seed."""
-    groups = by_prompt(one.answers)
+    groups = by_prompt(one.ranked)
     places = list(range(len(groups)))
     random.Random(f"{seed} {one.index}").shuffle(places)
     wanted = {groups[place][0].prompt_id for place in places[:most]}

@@ -1,34 +1,24 @@
 """Runs against each other, each against the first: on the same held-out prompts in pairs, where prompts and reward are the
-same; and their page of verdicts, figures, tables of runs, stages, benchmarks, configs, times."""
+same. html/comparison.html.jinja is their page."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ultramed_rl.evaluation.statistics import Interval, McNemar, mcnemar, paired_bootstrap
-from ultramed_rl.report.build import FOOTER, filled_sections, write_page
-from ultramed_rl.report.figures import distribution_figure, interval_figure, line_figure
-from ultramed_rl.report.health import phase_figure
-from ultramed_rl.report.online_run import (
-    RESAMPLES,
-    Change,
-    OnlineRun,
-    Policy,
-    compare_prompts,
-    mean_over_prompts,
-    read_online_run,
-    won_prompts,
-)
+from ultramed_rl.report.answers import RESAMPLES, Change, compare_prompts, won_prompts
+from ultramed_rl.report.build import FOOTER, HTML, TOOLS, write_page
+from ultramed_rl.report.online_run import OnlineRun, Policy, phase_times, read_online_run
 from ultramed_rl.report.setup import ABSENT, environment_rows, flatten, shown
-from ultramed_rl.report.stage import score_table
-from ultramed_rl.report.words import DASH, MARKS, duration, interval_words, number, share_words, spoken
-from ultramed_rl.store.artifacts import read_numbers
+from ultramed_rl.report.stage import Scores, numbers_of
 from ultramed_rl.store.run_reader import Metrics, RunReader, read_rows
-from ultramed_rl.tracking.page import Callout, Heading, Note, PageTable, Parts, page_html
+from ultramed_rl.tracking.page import page_html
+from ultramed_rl.tracking.tables import spoken
 
 _MOST_FIGURES = 60
 
@@ -43,6 +33,11 @@ class RunPair:
     why_not: str
     # Change of the share of prompts won over each run's own start, which needs no common reward.
     wins: Interval | None
+
+    @property
+    def points(self) -> Interval | None:
+        """The same in points of a hundred."""
+        return self.wins and Interval(100 * self.wins.mean, 100 * self.wins.low, 100 * self.wins.high)
 
 
 def compare_runs(first: OnlineRun, other: OnlineRun) -> RunPair:
@@ -110,9 +105,6 @@ def _failure_test(one: Policy, two: Policy, benchmark: str, items: int) -> McNem
     return mcnemar(before, after)
 
 
-# -- the page ----------------------------------------------------------------------------------------------
-
-
 def write_comparison(run_dirs: Sequence[Path], output: Path) -> Path:
     """Write a page that compares runs of one type, each against the first; returns its path.
 
@@ -139,212 +131,131 @@ def write_comparison(run_dirs: Sequence[Path], output: Path) -> Path:
     if len(types) > 1:
         raise ValueError(f"runs of types {', '.join(types)}: only runs of one type compare; name such")
     first, *others = (one.name for one in files)
-    parts = _online_parts(files) if types == ["online"] else {"Figures": _figures(files)}
-    parts |= {"Time": _times(files), "Config": _config(files), "Environment": _environment(files)}
-    sections = filled_sections(parts)
+    comparison = RunComparison(files, [read_online_run(one) for one in files] if types == ["online"] else [])
     title = " against ".join([*others, first]) if len(files) < 4 else f"{len(files)} runs"
-    return write_page(page_html(title, sections, f"{types[0]} · each against {first}", FOOTER), Path(output))
+    subtitle = f"{types[0]} · each against {first}"
+    html = page_html(HTML / "comparison.html.jinja", title, subtitle, FOOTER, compared=comparison, **TOOLS)
+    return write_page(html, Path(output))
 
 
-def _online_parts(files: Sequence[RunReader]) -> dict[str, Parts]:
-    runs = [read_online_run(one) for one in files]
-    pairs = [compare_runs(runs[0], other) for other in runs[1:]]
-    return {
-        "": _summary(runs, pairs),
-        "Reward": _rewards(runs, pairs),
-        "Wins over the start": _wins(runs, pairs),
-        "KL, length, margin": _health(runs),
-        "Benchmarks": _benchmarks(runs),
-    }
+@dataclass(frozen=True)
+class RunComparison:
+    """What the page shows of runs; `online` are the same read back, where they are online runs."""
 
+    files: Sequence[RunReader]
+    online: Sequence[OnlineRun]
 
-def _summary(runs: Sequence[OnlineRun], pairs: Sequence[RunPair]) -> Parts:
-    """How each run compares with the first, in words, and each against its own start."""
-    yield from (_verdict(pair, runs[0].name) for pair in pairs)
-    rows = []
-    for run in runs:
-        folders = [run.files.path / "initial", *(one.path for one in run.rounds)]
-        manifests = [manifest for folder in folders for manifest in run.files.manifests(folder).values()]
-        # Where phases went on at once, each has its own seconds, which are no time of the run.
-        seconds = [one["seconds"] for one in manifests if not isinstance(one["seconds"], dict)]
-        rows.append(
-            (
-                run.name,
-                f"{len(run.rounds)} of {run.files.setting('run.rounds', '?')}",
-                interval_words(run.change.reward if run.change else None),
-                share_words(run.change.wins if run.change else None),
-                number(run.policies[-1].length, ".1f"),
-                f"{run.total('pairs'):,.0f}",
-                duration(math.fsum(seconds)),
-            )
-        )
-    columns = ("Run", "rounds", "reward over start (95%)", "wins (95%)", "tokens", "pairs", "time in phases")
-    yield PageTable(columns, rows)
+    @property
+    def names(self) -> list[str]:
+        return [one.name for one in self.files]
 
+    @cached_property
+    def pairs(self) -> list[RunPair]:
+        """Each further online run against the first."""
+        return [compare_runs(self.online[0], other) for other in self.online[1:]]
 
-def _verdict(pair: RunPair, first: str) -> Callout:
-    if pair.change is None:
-        heading = f"{pair.name}: its reward cannot be compared with that of {first}, since {pair.why_not}."
-        line = pair.wins and (
-            f"Prompts won over its own start, less those of {first}: {_points(pair.wins, ' points')}, 95% bootstrap interval, "
-            f"paired over {pair.shared} shared prompts. Each run is judged by its own reward."
-        )
-        return Callout("plain", heading, [line] if line else [])
-    change = pair.change.reward
-    shared = f"paired over {pair.change.prompts} shared held-out prompts"
-    lines = [
-        f"Difference of the mean reward: {interval_words(change)}, 95% bootstrap interval, {shared}.",
-        f"Its answers score higher on {share_words(pair.change.wins)} of these prompts, ties by halves.",
-    ]
-    if change.low > 0:
-        return Callout("good", f"{pair.name} ends with a higher held-out reward than {first}.", lines)
-    if change.high < 0:
-        return Callout("bad", f"{pair.name} ends with a lower held-out reward than {first}.", lines)
-    return Callout("plain", f"{pair.name} and {first} do not differ measurably in held-out reward.", lines)
+    @property
+    def summary(self) -> list[dict[str, Any]]:
+        """Each online run and its numbers. Where phases went on at once, each has its own seconds, which are no time of the
+        run: they are left out."""
+        rows = []
+        for run in self.online:
+            folders = [run.files.path / "initial", *(one.path for one in run.rounds)]
+            manifests = [made for folder in folders for made in run.files.manifests(folder).values()]
+            row = {
+                "run": run,
+                "last": run.policies[-1],
+                "rounds": f"{len(run.rounds)} of {run.files.setting('run.rounds', '?')}",
+                "pairs": run.total("pairs"),
+                "seconds": math.fsum(m["seconds"] for m in manifests if not isinstance(m["seconds"], dict)),
+            }
+            rows.append(row)
+        return rows
 
-
-def _points(wins: Interval, unit: str = "") -> str:
-    return f"{100 * wins.mean:+.0f}{unit} ({100 * wins.low:+.0f} to {100 * wins.high:+.0f})"
-
-
-def _rewards(runs: Sequence[OnlineRun], pairs: Sequence[RunPair]) -> Parts:
-    series = {}
-    for run in runs:
-        means = {policy.label: mean_over_prompts(policy.answers) for policy in run.policies}
-        series[run.name] = {label: point for label, point in means.items() if point is not None}
-    yield Heading("Mean held-out reward by policy")
-    yield interval_figure({name: points for name, points in series.items() if points}, "reward")
-    yield Heading("Held-out reward of each run's last policy")
-    last = {run.name: [answer.reward for answer in run.policies[-1].answers] for run in runs}
-    yield distribution_figure(last, "reward")
-    yield Note(
-        "Bars are 95% bootstrap intervals over prompts, of each run alone; the paired differences above are tighter."
-    )
-    apart = [pair for pair in pairs if pair.why_not]
-    if apart:
-        names = f"{', '.join(pair.name for pair in apart)} and {runs[0].name}"
-        yield Note(f"Of {names} the levels are not comparable: {apart[0].why_not}.")
-
-
-def _wins(runs: Sequence[OnlineRun], pairs: Sequence[RunPair]) -> Parts:
-    wins = {run.name: {label: change.wins for label, change in run.changes.items()} for run in runs}
-    yield interval_figure({run: points for run, points in wins.items() if points}, "prompts won", shares=True)
-    yield Note(
-        "Prompts won over each run's own start, by its own reward; Wilson's 95% intervals, ties by halves."
-    )
-    rows = []
-    for pair in pairs:
-        mark = " *" if pair.wins and (pair.wins.low > 0 or pair.wins.high < 0) else ""
-        rows.append((pair.name, str(pair.shared), DASH if pair.wins is None else _points(pair.wins) + mark))
-    yield PageTable(("Run", "shared prompts", f"points over {runs[0].name} (95%)"), rows)
-
-
-def _health(runs: Sequence[OnlineRun]) -> Parts:
-    """KL, lengths and margins of each run by round."""
-    for name, heading in (
-        ("kl_to_reference", "KL from the reference, nats an answer"),
-        ("length_mean", "Tokens a sample"),
-        ("margin_mean", "Mean reward margin of the pairs"),
-    ):
-        series = {
-            run.name: ([one.index for one in run.rounds], [one.number(name) for one in run.rounds])
-            for run in runs
-            if run.rounds and all(math.isfinite(one.number(name)) for one in run.rounds)
+    @property
+    def rewards(self) -> dict[str, list[tuple[str, Interval]]]:
+        """The mean held-out reward of each run's policies."""
+        return {
+            run.name: [(p.label, p.mean_reward) for p in run.policies if p.mean_reward is not None]
+            for run in self.online
         }
-        if series:
-            figure = line_figure(series, "round")
-            figure.update_xaxes(dtick=1 if max(len(run.rounds) for run in runs) < 20 else None)
-            yield Heading(heading)
-            yield figure
-    rows = [(run.name, f"{'Flagged. ' if run.length.flagged else ''}{run.length.words}") for run in runs]
-    yield PageTable(("Run", "length"), rows, words=True)
 
+    @property
+    def last_rewards(self) -> dict[str, list[float]]:
+        """The held-out rewards of each run's last policy."""
+        return {run.name: run.policies[-1].values("reward") for run in self.online}
 
-def _benchmarks(runs: Sequence[OnlineRun]) -> Parts:
-    """The last examined policy of every run, against the first run's on the same items."""
-    first, *others = runs
-    compared = {run.name: list(compare_benchmarks(first, run).values()) for run in others}
-    if first.benchmarked is None or not any(compared.values()):
-        yield "No benchmark was sat by the first run and another on the same items."
-        return
-    scores: dict[str, list[tuple[Mapping[str, Any], float | None]]] = {}
-    scores[first.name] = [(result, None) for result in first.benchmarked.benchmarks.values()]
-    for name, results in compared.items():
-        scores[name] = [(result, test.p_value if test else None) for result, test in results]
-    yield score_table(scores)
-    yield Note(
-        f"Accuracy of each run's last examined policy with its 95% interval. {MARKS} Against {first.name}."
-    )
+    @property
+    def wins(self) -> dict[str, dict[str, Interval]]:
+        """The share of prompts that each run's policies won over its own start."""
+        return {run.name: run.wins for run in self.online if run.wins}
 
+    def by_round(self, metric: str) -> dict[str, tuple[list[str], list[float]]]:
+        """A metric of each run's rounds; a run that lacks it in one is left out."""
+        series = {run.name: run.numbers(metric) for run in self.online if run.rounds}
+        return {name: line for name, line in series.items() if all(map(math.isfinite, line[1]))}
 
-def _figures(files: Sequence[RunReader]) -> Parts:
-    """The figures that stages ended with, side by side; no test: samples' own figures are not kept."""
-    figures = [_stage_figures(one) for one in files]
-    names = list(dict.fromkeys(name for of_stage in figures for name in of_stage))[:_MOST_FIGURES]
-    if not names:
-        yield "None of these stages is finished."
-        return
-    rows = [(spoken(name), *(number(one.get(name), ",.5g") for one in figures)) for name in names]
-    yield PageTable(("Figure", *(one.name for one in files)), rows)
-    yield Note(
-        "What each stage ended with. Differences have no interval: figures of single samples are not kept."
-    )
+    @property
+    def benchmarks(self) -> Scores:
+        """The last benchmarked policy of every run, with its test against the first run's on the same items; none without a
+        second run on the same items."""
+        first, *others = self.online
+        compared = {run.name: compare_benchmarks(first, run).values() for run in others}
+        if first.benchmarked is None or not any(compared.values()):
+            return {}
+        scores: dict[str, list[tuple[Mapping[str, Any], float | None]]] = {}
+        scores[first.name] = [(result, None) for result in first.benchmarked.benchmarks.values()]
+        for name, results in compared.items():
+            scores[name] = [(result, test.p_value if test else None) for result, test in results]
+        return scores
+
+    @property
+    def figures(self) -> list[tuple[Any, ...]]:
+        """What each stage ended with, side by side: a figure's name and its value in each."""
+        of_stages = [_stage_figures(one) for one in self.files]
+        names = list(dict.fromkeys(name for of_stage in of_stages for name in of_stage))[:_MOST_FIGURES]
+        return [(spoken(name), *(of_stage.get(name) for of_stage in of_stages)) for name in names]
+
+    @property
+    def phases(self) -> dict[str, dict[str, float]]:
+        """Seconds by phase of each run, over all rounds."""
+        phases: dict[str, dict[str, float]] = {}
+        for one in self.files:
+            totals = phases.setdefault(one.name, {})
+            for folder in (one.path, one.path / "initial", *sorted((one.path / "rounds").glob("[0-9]*"))):
+                for name, seconds in phase_times(one, folder).items():
+                    if math.isfinite(seconds):
+                        totals[name] = totals.get(name, 0.0) + seconds
+        return phases if any(phases.values()) else {}
+
+    @property
+    def settings(self) -> list[tuple[str, ...]]:
+        """The settings in which the runs differ; of those of `run` the seed alone."""
+        settings = [flatten(one.config) for one in self.files]
+        rows = _differences([{k: v for k, v in one.items() if not k.startswith("run.")} for one in settings])
+        seeds = [one["run.seed"] for one in settings if "run.seed" in one]
+        return [*rows, ("run.seed", *map(str, seeds))] if len(set(seeds)) > 1 else rows
+
+    @property
+    def environments(self) -> tuple[list[str], list[tuple[str, ...]] | None]:
+        """The runs that recorded no environment, and in what those of the others differ; None where fewer than two did."""
+        environments = [one.environment() for one in self.files]
+        unknown = [one.name for one, (_, known) in zip(self.files, environments, strict=True) if not known]
+        rows = [dict(environment_rows(described)) if known else {} for described, known in environments]
+        return unknown, _differences(rows) if len(unknown) < max(1, len(rows) - 1) else None
 
 
 def _stage_figures(files: RunReader) -> Metrics:
-    made = files.manifests()
     for name in ("model", "records", "pairs"):
-        if name in made:
-            return read_numbers(made[name].get("metrics", {}))
+        if (numbers := numbers_of(files, name)) is not None:
+            return numbers
     result: dict[str, Any] = files.json("results.json") or files.json("reward_bench.json") or {}
     if "policies" in result:
         return {f"{policy}: {k}": v for policy, row in result["policies"].items() for k, v in row.items()}
     return {name: row["accuracy"] for name, row in result.get("subsets", {}).items() if "accuracy" in row}
 
 
-def _times(files: Sequence[RunReader]) -> Parts:
-    """Seconds by phase, a bar for each run."""
-    phases: dict[str, Metrics] = {}
-    for one in files:
-        total = phases.setdefault(one.name, {})
-        for folder in (one.path, one.path / "initial", *sorted((one.path / "rounds").glob("[0-9]*"))):
-            for name, seconds in one.seconds(folder).items():
-                total[name] = total.get(name, 0.0) + (seconds if math.isfinite(seconds) else 0.0)
-    if not any(phases.values()):
-        yield "Nothing is finished yet."
-        return
-    yield phase_figure(phases)[0]
-    yield Note(
-        "Seconds in phases when they were computed, over all rounds. Machines may differ: see the environments."
-    )
-
-
-def _config(files: Sequence[RunReader]) -> Parts:
-    """The settings in which the runs differ; of those of `run` the seed alone."""
-    settings = [flatten(one.config) for one in files]
-    rows = _differences([{k: v for k, v in one.items() if not k.startswith("run.")} for one in settings])
-    seeds = [one["run.seed"] for one in settings if "run.seed" in one]
-    if len(set(seeds)) > 1:
-        rows.append(("run.seed", *map(str, seeds)))
-    yield _table_of("Setting", files, rows)
-
-
-def _environment(files: Sequence[RunReader]) -> Parts:
-    """The versions and machines in which the runs differ."""
-    environments = [one.environment() for one in files]
-    unknown = [one.name for one, (_, recorded) in zip(files, environments, strict=True) if not recorded]
-    if unknown:
-        yield f"{', '.join(unknown)}: recorded no environment, so that nothing is known of it."
-    if len(unknown) < max(1, len(files) - 1):
-        rows = [dict(environment_rows(one)) if recorded else {} for one, recorded in environments]
-        yield _table_of("What", files, _differences(rows))
-
-
 def _differences(values: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """A row for each key whose values are not the same in all runs."""
     cells = {key: [row.get(key, ABSENT) for row in values] for key in sorted(set().union(*values))}
     return [(key, *map(shown, row)) for key, row in cells.items() if any(cell != row[0] for cell in row)]
-
-
-def _table_of(what: str, files: Sequence[RunReader], rows: Sequence[tuple[str, ...]]) -> PageTable | str:
-    return PageTable((what, *(one.name for one in files)), rows, words=True) if rows else "No difference."

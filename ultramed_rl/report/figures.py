@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -22,14 +22,13 @@ def short(value: float) -> float | None:
     return float(f"{value:.5g}") if math.isfinite(value) else None
 
 
-def distribution_figure(groups: Mapping[str, Sequence[float]], y: str, zero: bool = False) -> go.Figure:
-    """A violin with its box and mean for each group."""
+def distributions(groups: Mapping[str, Sequence[float]], y: str, zero: bool = False) -> go.Figure:
+    """A violin with its box and mean for each group of finite values."""
     figure = go.Figure()
     room = max(1, MOST_VALUES // max(1, len(groups)))
     for name, values in groups.items():
-        finite = [value for value in values if math.isfinite(value)]
         figure.add_violin(
-            y=[short(v) for v in (finite if len(finite) <= room else random.Random(0).sample(finite, room))],
+            y=[short(v) for v in (values if len(values) <= room else random.Random(0).sample(values, room))],
             name=_label(name),
             points=False,
             spanmode="hard",
@@ -47,44 +46,56 @@ def distribution_figure(groups: Mapping[str, Sequence[float]], y: str, zero: boo
     return dressed(figure, y=y, zero=zero)
 
 
-def interval_figure(
-    series: Mapping[str, Mapping[str, Interval]],
+def intervals(
+    series: Mapping[str, Iterable[tuple[str | float, Interval]]],
     y: str,
     height: int = 340,
     at: float | None = None,
-    shares: bool = False,
+    x: str = "",
+    labels: Mapping[str | float, str] | None = None,
 ) -> go.Figure:
-    """Means with their 95% intervals: a line for each series over its labels, and a rule at `at`. Shares are shown from 0
-    to 1, with the rule at a half."""
+    """Means with their 95% intervals over labels or numbers: a line for each series that has any, a rule at `at`, and `labels`
+    of places at the first one's points."""
     figure = go.Figure()
-    for name, points in series.items():
+    points_of = {name: list(points) for name, points in series.items()}
+    for name, points in points_of.items():
+        if not points:
+            continue
+        labelled = labels is not None and not figure.data
+        means = [interval for _, interval in points]
         figure.add_scatter(
-            x=[_label(label) for label in points],
-            y=[short(point.mean) for point in points.values()],
+            x=[_label(place) if isinstance(place, str) else short(place) for place, _ in points],
+            y=[short(mean.mean) for mean in means],
             name=_label(name),
-            mode="lines+markers",
+            mode="lines+markers+text" if labelled else "lines+markers",
+            text=[labels.get(place) for place, _ in points] if labelled and labels else None,
+            textposition="top center" if labelled else None,
+            cliponaxis=None if labels is None else False,
             line={"width": 2},
             marker={"size": 8},
             error_y={
                 "type": "data",
-                "array": [short(p.high - p.mean) for p in points.values()],
-                "arrayminus": [short(p.mean - p.low) for p in points.values()],
+                "array": [short(mean.high - mean.mean) for mean in means],
+                "arrayminus": [short(mean.mean - mean.low) for mean in means],
                 "thickness": 1.5,
                 "width": 5,
             },
-            customdata=[[short(p.low), short(p.high)] for p in points.values()],
+            customdata=[[short(mean.low), short(mean.high)] for mean in means],
             hovertemplate="%{x}: %{y:.3g} (%{customdata[0]:.3g} to %{customdata[1]:.3g})<extra></extra>",
-            showlegend=len(series) > 1,
+            showlegend=len(points_of) > 1,
         )
-    if shares:
-        at = 0.5
-        figure.update_yaxes(range=[-0.02, 1.02], tickformat=".0%")
     if at is not None:
         figure.add_hline(y=at, line={"width": 1, "dash": "dot"})
-    return dressed(figure, y=y, height=height)
+    return dressed(figure, x, y, height)
 
 
-def line_figure(
+def shares(series: Mapping[str, Mapping[str, Interval]], y: str, height: int = 340) -> go.Figure:
+    """Shares with their 95% intervals, from 0 to 1, with a rule at a half."""
+    figure = intervals({name: points.items() for name, points in series.items()}, y, height, 0.5)
+    return figure.update_yaxes(range=[-0.02, 1.02], tickformat=".0%")
+
+
+def lines(
     series: Mapping[str, tuple[Sequence[Any], Sequence[float]]],
     x: str = "",
     y: str = "",
@@ -108,36 +119,35 @@ def line_figure(
     return dressed(figure, x, y, height, zero)
 
 
-def bar_figure(
-    labels: Sequence[str], parts: Mapping[str, Sequence[float]], x: str, height: int, mode: str, hover: str
-) -> go.Figure:
-    """Bars for each part of each label, lying, so that labels have room."""
+def bars(parts: Mapping[str, Mapping[str, float]], x: str, height: int, mode: str, hover: str) -> go.Figure:
+    """Bars for the parts of each label, lying, so that labels have room."""
     figure = go.Figure()
-    for name, values in parts.items():
+    for name in dict.fromkeys(name for of_label in parts.values() for name in of_label):
         figure.add_bar(
-            y=[_label(label) for label in labels],
-            x=[short(value) for value in values],
+            y=[_label(label) for label in parts],
+            x=[short(of_label.get(name, 0.0)) for of_label in parts.values()],
             name=_label(name),
             orientation="h",
             hovertemplate=f"%{{y}}, %{{fullData.name}}: {hover}<extra></extra>",
             showlegend=True,
         )
-    dressed(figure, x, height=height)
-    figure.update_layout(barmode=mode)
-    figure.update_yaxes(autorange="reversed", type="category", showgrid=False)
-    return figure
+    dressed(figure, x, height=height).update_layout(barmode=mode)
+    return figure.update_yaxes(autorange="reversed", type="category", showgrid=False)
 
 
-def stacked_figure(labels: Sequence[str], parts: Mapping[str, Sequence[float]], x: str) -> go.Figure:
-    """Bars of parts one on the other; a part below 0.2% of all is left out."""
-    least = 0.002 * sum(sum(values) for values in parts.values())
-    shown = {name: values for name, values in parts.items() if sum(values) > least}
-    tall = 70 + 34 * max(1, len(labels)) + 20 * len(shown)
-    figure = bar_figure(labels, shown, x, tall, "stack", "%{x:,.4g}")
-    # Under the bars: its lines are as many as a narrow screen makes of it.
+def stacked(parts: Mapping[str, Mapping[str, float]], x: str) -> go.Figure:
+    """Bars of each label's parts one on the other; a part below 0.2% of all is left out."""
+    totals: dict[str, float] = {}
+    for of_label in parts.values():
+        for name, value in of_label.items():
+            totals[name] = totals.get(name, 0.0) + value
+    shown = [name for name, total in totals.items() if total > 0.002 * sum(totals.values())]
+    tall = 70 + 34 * max(1, len(parts)) + 20 * len(shown)
+    kept = {label: {name: of_label.get(name, 0.0) for name in shown} for label, of_label in parts.items()}
+    # The legend stands under the bars: its lines are as many as a narrow screen makes of it.
     legend = {"traceorder": "normal", "y": -60 / tall, "yanchor": "top"}
-    figure.update_layout(bargap=0.35, legend=legend, margin_t=6)
-    return figure
+    figure = bars(kept, x, tall, "stack", "%{x:,.4g}")
+    return figure.update_layout(bargap=0.35, legend=legend, margin_t=6)
 
 
 def dressed(figure: go.Figure, x: str = "", y: str = "", height: int = 340, zero: bool = False) -> go.Figure:
@@ -147,8 +157,7 @@ def dressed(figure: go.Figure, x: str = "", y: str = "", height: int = 340, zero
     figure.update_layout(xaxis_title_text=x or None, yaxis_title_text=y or None)
     if not x:
         figure.update_xaxes(showgrid=False)
-    figure.update_yaxes(exponentformat="e", rangemode="tozero" if zero else None)
-    return figure
+    return figure.update_yaxes(exponentformat="e", rangemode="tozero" if zero else None)
 
 
 def _label(text: str) -> str:

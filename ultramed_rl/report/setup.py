@@ -1,4 +1,4 @@
-"""Sections on what was run and where: the config against the nearest shipped preset, environment, versions."""
+"""What was run and where: the config against the nearest shipped preset, environment, versions."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ import ultramed_rl
 from ultramed_rl.config import ConfigError, load_any
 from ultramed_rl.config.recipe import load_recipe, stage_config
 from ultramed_rl.kinds import KINDS
-from ultramed_rl.report.words import DASH
 from ultramed_rl.store.run_reader import RunReader
-from ultramed_rl.tracking.page import Note, PageTable, Parts, Text
+from ultramed_rl.tracking.tables import DASH
 
 Settings = dict[str, Any]
 ABSENT = "(not there)"  # of a key that one side lacks
@@ -24,35 +23,22 @@ ABSENT = "(not there)"  # of a key that one side lacks
 _OWN = ("run.name", "run.directory", "tracking.")
 
 
-def config(files: RunReader) -> Parts:
-    """The config's difference from the nearest preset, and the whole of it folded away."""
+def nearest_preset(files: RunReader) -> tuple[list[tuple[str, str, str]], str]:
+    """How a run's config differs, as of `compare_settings`, from the nearest shipped preset of its kind, or from the defaults;
+    and what that is, or nothing where there is neither."""
     kind, own = str(files.config.get("type", "online")), flatten(files.config)
     folder = Path(ultramed_rl.__file__).parents[1] / "configs"
-    presets = (
-        (f"configs/{path.relative_to(folder)}{name}", flatten(preset))
+    differences = [
+        (compare_settings(flatten(preset), own), f"configs/{path.relative_to(folder)}{name}")
         for path in sorted(folder.rglob("*.yaml"))
         for name, preset in _read(path)
         if preset.get("type", "online") == kind
-    )
-    differences = [(compare_settings(preset, own), name) for name, preset in presets]
+    ]
     if not differences and kind in KINDS:
         defaults = flatten(KINDS[kind].config_class.model_construct().model_dump(mode="json"))
         lines = [line for line in compare_settings(defaults, own) if line[0] in defaults]
         differences = [(lines, "the defaults")]
-    if differences:
-        rows, against = min(differences, key=lambda difference: len(difference[0]))
-        differ = f"{len(rows)} settings differ" if len(rows) > 1 else "1 setting differs"
-        yield f"{differ if rows else 'No setting differs'} from {against}."
-        if rows:
-            yield PageTable(("Setting", "there", "this run"), rows, words=True)
-        yield Note(
-            "The nearest shipped preset of the same type; run.name, run.directory and tracking aside. (not there): a key of another "
-            "choice, or of another version of ultramed_rl."
-        )
-    else:
-        yield "No preset of this type is at hand to compare with."
-    text = yaml.safe_dump(files.config, sort_keys=False, allow_unicode=True)
-    yield Text("The whole config, defaults included", text)
+    return min(differences, key=lambda difference: len(difference[0]), default=([], ""))
 
 
 def compare_settings(before: Settings, after: Settings) -> list[tuple[str, str, str]]:
@@ -95,16 +81,9 @@ def _read(path: Path) -> list[tuple[str, dict[str, Any]]]:
         return []
 
 
-def environment(files: RunReader) -> Parts:
-    """Versions and devices, as the run recorded them; else those of now, and the page says so."""
-    described, recorded = files.environment()
-    when = described.get("time", "an unknown time")
-    yield (
-        f"Recorded by the run at its first start ({when}), on the machine that started it."
-        if recorded
-        else "The run recorded no environment. This is the machine that made this report, which may be another."
-    )
-    yield PageTable(("What", "value"), environment_rows(described), words=True)
+def config_text(files: RunReader) -> str:
+    """The resolved config as YAML."""
+    return yaml.safe_dump(files.config, sort_keys=False, allow_unicode=True)
 
 
 def environment_rows(described: Mapping[str, Any]) -> list[tuple[str, str]]:

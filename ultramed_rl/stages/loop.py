@@ -12,7 +12,7 @@ from ultramed_rl.actors.work import TrainingPlace
 from ultramed_rl.config.stages import StageConfig
 from ultramed_rl.learning.batching import count_steps
 from ultramed_rl.store import RunReader, StageDirectory
-from ultramed_rl.store.cards import Input, ModelFacts, made_from, model_card, read_versions, write_card
+from ultramed_rl.store.cards import Input, ModelFacts, model_card, write_card
 from ultramed_rl.tracking import Progress, Tracker
 from ultramed_rl.workers.stage import StageWorkers
 
@@ -159,12 +159,8 @@ def write_stage_card(
     config: StageConfig, store: StageDirectory, directory: Path, figures: Mapping[str, float]
 ) -> None:
     """README.md beside the weights, before the directory is digested."""
-    data = config.data
-    inputs = [made_from("starting model", config.model.path)]
-    inputs += [made_from("training data", source.uri) for source in data.sources]
-    inputs += [made_from("held-out data", source.uri) for source in data.evaluation_sources]
-    inputs.append(Input("samples that were trained on", "data/ of the run", store.artifacts.digest("data")))
-    write_card(directory, model_card(config, ModelFacts(figures, inputs, read_versions(store.path))))
+    samples = Input("samples that were trained on", "data/ of the run", store.artifacts.digest("data"))
+    write_card(directory, model_card(config, ModelFacts(figures, [samples])))
 
 
 def next_event(step: int, steps: int, *intervals: int | None) -> int:

@@ -29,7 +29,7 @@ from ultramed_rl.store import ArtifactFolder, WorkDirectory
 from ultramed_rl.store.atomic import write_json, write_lines
 from ultramed_rl.token_ids import TokenIds
 from ultramed_rl.tracking import Progress, Tracker, watched
-from ultramed_rl.tracking.summary import render_subsets
+from ultramed_rl.tracking.tables import render_subsets
 from ultramed_rl.workers.scorers import Scorers
 from ultramed_rl.workers.stage import RewardWorkers
 
@@ -57,12 +57,12 @@ _BY_FOLDED = {name.casefold(): name for name in _KNOWN}
 
 @dataclass(frozen=True)
 class PreparedPairs:
-    """What is scored: pairs in the reward model's own tokens; and counts of rows, and of pairs too long by subset."""
+    """What is scored."""
 
-    pairs: tuple[PreferenceGroup, ...]
+    pairs: tuple[PreferenceGroup, ...]  # in the reward model's own tokens
     scorers: Scorers
-    rows: dict[str, int]
-    too_long: dict[str, int]
+    rows: dict[str, int]  # counts: of all, of misfits, of those with control tokens as text
+    too_long: dict[str, int]  # by subset
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,11 @@ class ScoredPair:
 
 @dataclass(frozen=True)
 class SubsetScore:
-    """A subset: the pairs scored, how many of them were right (ties by halves), and what was counted beside."""
+    """What came of a subset."""
 
     subset: str
-    pairs: int
-    right: float
+    pairs: int  # scored
+    right: float  # of them, ties by halves
     accuracy: Interval | None  # Wilson's; None where all pairs were too long to be scored
     ties: int = 0
     non_finite: int = 0
@@ -188,9 +188,8 @@ def prepare_bench(config: RewardBenchConfig, progress: Progress) -> PreparedPair
         f"pairs: {len(fitting)} of {counts['rows']} rows ({counts['misfit']} don't fit, "
         f"{too_long.total()} too long, {counts['neutralised']} with control tokens as text)"
     )
-    return PreparedPairs(
-        tuple(fitting), Scorers(config.reward, reader.tokenizer), dict(counts), dict(too_long)
-    )
+    scorers = Scorers(config.reward, reader.tokenizer)
+    return PreparedPairs(tuple(fitting), scorers, dict(counts), dict(too_long))
 
 
 def _tokenize(pair: RankedAnswers, reader: RewardReader) -> PreferenceGroup:
@@ -245,7 +244,6 @@ def _failure(scored: ScoredPair, pair: PreferenceGroup) -> dict[str, Any]:
 
 
 def _metrics(result: RewardBenchResult) -> dict[str, float]:
-    """The figures as flat metrics."""
     counts = ("pairs", "right", "ties", "non_finite", "too_long")
     totals = {name: float(sum(getattr(score, name) for score in result.subsets)) for name in counts}
     accuracies = {f"accuracy_{s.subset}": s.accuracy.mean for s in result.subsets if s.accuracy is not None}
@@ -258,19 +256,15 @@ def known_subset(name: str) -> str:
 
 
 def score_subsets(pairs: Sequence[ScoredPair], too_long: Mapping[str, int]) -> tuple[SubsetScore, ...]:
-    """Each subset's score: the benchmarks' subsets in their order, then the others in that of the pairs.
-
-    Args:
-        too_long: pairs by subset that were left out.
-    """
+    """Each subset's score: the benchmarks' subsets in their order, then the others in that of the pairs. `too_long`: pairs
+    by subset that were left out."""
     by_subset: dict[str, list[ScoredPair]] = {}
     for pair in pairs:
         by_subset.setdefault(pair.subset, []).append(pair)
-    by_subset = {**by_subset, **{subset: by_subset.get(subset, []) for subset in too_long}}
-    known = [name for name in _KNOWN if name in by_subset]
+    names = [*by_subset, *too_long]
     scores = []
-    for name in dict.fromkeys([*known, *by_subset]):
-        members = by_subset[name]
+    for name in dict.fromkeys([*(name for name in _KNOWN if name in names), *names]):
+        members = by_subset.get(name, [])
         right = math.fsum(pair.right for pair in members)
         accuracy = wilson_interval(right, len(members)) if members else None
         ties = sum(pair.right == 0.5 for pair in members)
@@ -281,10 +275,8 @@ def score_subsets(pairs: Sequence[ScoredPair], too_long: Mapping[str, int]) -> t
 
 
 def average_subsets(scores: Sequence[SubsetScore]) -> tuple[SubsetAverage, ...]:
-    """The averages of each benchmark that has a subset among these, and the plain mean of all other subsets.
-
-    Subsets in which nothing was scored count as missing.
-    """
+    """The averages of each benchmark that has a subset among these, and the plain mean of all other subsets. Those in which
+    nothing was scored count as missing."""
     scored = {score.subset: score for score in scores if score.pairs}
     alone = {MEDICAL: MEDICAL_SUBSETS, OTHERS: [name for name in scored if name not in _KNOWN]}
     plain = {name: _average(name, [(s,) for s in subsets], scored) for name, subsets in alone.items()}

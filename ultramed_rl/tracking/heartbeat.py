@@ -1,6 +1,6 @@
-"""`status.json` of a run directory: what is being done, how far it is, and by which process.
-
-A thread of its own writes it, so that a slow or full disk neither stops nor slows a training.
+"""The life of a run's process. `status.json` of a run directory: what is being done, how far it is, and by which process; a thread
+of its own writes it, so that a slow or full disk neither stops nor slows a training. And SIGTERM, by which docker, Kubernetes,
+SLURM, Ray and spot machines ask a process to end: an interruption like Ctrl-C.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -16,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 STATUS = "status.json"
@@ -28,6 +30,8 @@ _current: list[Heartbeat] = []  # a recipe's, and within it a stage's
 _links: dict[str, str] = {}
 _waits: list[str] = []
 _failures: list[float] = []  # when runs of this process failed, by time.monotonic()
+_takes_sigterm = False  # whether this process is a command's, so that the signal is ours to take
+_sigterm_came = False
 
 
 @dataclass(eq=False)
@@ -161,3 +165,36 @@ def is_alive(directory: Path, heart: Mapping[str, Any]) -> bool:
     except OSError:
         return False
     return False
+
+
+# -- SIGTERM -----------------------------------------------------------------------------------------------
+
+
+class Terminated(KeyboardInterrupt):
+    """A SIGTERM has come: what ends cleanly at Ctrl-C ends so at this."""
+
+
+def take_sigterm() -> None:
+    """From here on a SIGTERM is raised as `Terminated` in the main thread; a second one ends the process at once."""
+    global _takes_sigterm
+    _takes_sigterm = True
+    keep_sigterm()
+
+
+def keep_sigterm() -> None:
+    """Take the signal back from whoever took it since `take_sigterm`: `ray.init` does, and would end the process with a
+    dump of its stack. Does nothing in a process that never took it."""
+    if _takes_sigterm and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _on_sigterm)
+
+
+def was_terminated() -> bool:
+    """Whether a SIGTERM has come: where the main thread waits in Ray, Ray raises KeyboardInterrupt in its place."""
+    return _sigterm_came
+
+
+def _on_sigterm(number: int, frame: FrameType | None) -> None:
+    global _takes_sigterm, _sigterm_came
+    _takes_sigterm, _sigterm_came = False, True
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    raise Terminated

@@ -1,6 +1,6 @@
-"""A report as one HTML file, with no network at reading time.
+"""A page as one HTML file, with no network at reading time.
 
-parts --> sections --> html/page.html.jinja, with html/page.css and html/figures.js --> page
+values --> a template of sections, with html/parts.html.jinja --> html/page.html.jinja, page.css, figures.js --> page
 
 plotly.js is within the file, once and only if there is a figure: compressed (the wheel holds no smaller bundle
 than 4.8 MB) and unpacked by the reader's browser. A content security policy forbids every request, and runs
@@ -13,146 +13,108 @@ import gzip
 import json
 import re
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from html import escape
 from pathlib import Path
 from textwrap import wrap
-from typing import Any, Literal
+from typing import Any
 
-from jinja2 import Environment, FileSystemLoader
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from ultramed_rl.tracking.tables import is_known, number, numbered_columns, table_cells
 
 _HTML = Path(__file__).with_name("html")
 _UNWRITABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 
 Figure = Any  # a plotly.graph_objects.Figure
-Tone = Literal["good", "bad", "plain", "warning"]
-
-
-@dataclass(frozen=True)
-class PageTable:
-    """Rows of text under column headings. The first column names the row; the others hold numbers, or with
-    `words` words, which break where they are long."""
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    words: bool = False
-
-    def __post_init__(self) -> None:
-        assert all(len(row) == len(self.columns) for row in self.rows), self.columns
-
-
-@dataclass(frozen=True)
-class Note:
-    """A caption: how to read what stands beside it."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Heading:
-    """A heading within a section."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Callout:
-    """A statement set apart, and what supports it."""
-
-    tone: Tone
-    heading: str
-    lines: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class Facts:
-    """Numbers side by side, each with its name before it and what it is measured by after it."""
-
-    facts: Sequence[tuple[str, str, str]]
-
-
-@dataclass(frozen=True)
-class Text:
-    """A text as it is, line by line, folded away under its heading."""
-
-    heading: str
-    text: str
 
 
 @dataclass(frozen=True)
 class Widget:
-    """Markup and a script of our own around data, which may be foreign: the script must show it as text only.
-
-    `data` is in the page as JSON under the element id `name`-data; `markup` and `script` go in as they are.
-    """
+    """A script of our own, NAME.js beside the page's template, and its data as JSON under the element id NAME-data. The data
+    may be foreign: the script must show it as text only."""
 
     name: str
-    markup: str
     script: str
-    data: Any
+    data: str
 
 
-Part = str | PageTable | Note | Heading | Callout | Facts | Text | Widget | Figure
-Parts = Iterator[Part]
+class Page:
+    """What a template of sections fills: the sections, and their figures and widgets."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.heading = folder, ""
+        self.sections: list[tuple[str, str]] = []
+        self.figures: list[str] = []
+        self.widgets: list[Widget] = []
+
+    def section(self, heading: str, caller: Callable[[], str]) -> str:
+        """`{% call page.section(heading) %}`: a further section, left out where nothing stands in it."""
+        self.heading = heading
+        if content := caller().strip():
+            self.sections.append((heading, content))
+        return ""
+
+    def add_figure(self, figure: Figure) -> tuple[int, str]:
+        """A further figure; returns its place and its height in pixels."""
+        from plotly.io import to_json
+
+        # Not orjson, which refuses halves of surrogate pairs. The page's own template, light or dark, is put in place of
+        # plotly's; the layout's own title and colours stay.
+        content = json.loads(to_json(figure, engine="json", validate=False))
+        content["layout"].pop("template", None)
+        self.figures.append(script_json({"data": content["data"], "layout": content["layout"]}))
+        return len(self.figures) - 1, f"{content['layout'].get('height', 450):.0f}"
+
+    def add_widget(self, name: str, data: Any) -> str:
+        """A further widget; its markup stands where this is called."""
+        script = (self.folder / f"{name}.js").read_text(encoding="utf-8")
+        self.widgets.append(Widget(name, script, script_json(data)))
+        return ""
 
 
-@dataclass(frozen=True)
-class PageSection:
-    """A heading and what stands under it, in order; a text is a paragraph."""
-
-    heading: str
-    parts: Sequence[Part]
-
-
-def page_html(title: str, sections: Sequence[PageSection], subtitle: str = "", footer: str = "") -> str:
-    """The page's text, to be written as UTF-8. Every text given is escaped; what UTF-8 or HTML cannot hold
-    becomes U+FFFD.
+def page_html(template: Path, title: str, subtitle: str = "", footer: str = "", **values: Any) -> str:
+    """The page's text, to be written as UTF-8. Every text given is escaped; what UTF-8 or HTML cannot hold becomes U+FFFD.
 
     Labels within figures are not: plotly reads tags in them, so that whoever builds a figure out of foreign
-    texts gives them through `figure_text`. A section without a heading stands before the list of contents.
+    texts gives them through `figure_text`.
+
+    Args:
+        template: of the page's sections, each in `{% call page.section(heading) %}`; those without a heading stand before the
+            list of contents.
+        values: what the template names.
     """
-    figures: list[str] = []
-    bodies = []
-    for place, section in enumerate(sections):
-        parts: list[tuple[str, Any]] = []
-        for part in section.parts:
-            if hasattr(part, "to_plotly_json"):
-                content, height = _figure_json(part)
-                parts.append(("Figure", {"place": len(figures), "height": height}))
-                figures.append(content)
-            else:
-                parts.append((type(part).__name__, part))
-        bodies.append({"place": place, "heading": section.heading, "parts": parts})
-    widgets = [part for section in sections for part in section.parts if isinstance(part, Widget)]
-    library, packed = _library() if figures else ("", "")
-    css, draw = ((_HTML / name).read_text(encoding="utf-8") for name in ("page.css", "figures.js"))
-    own = [*([draw] if figures else []), *(widget.script for widget in widgets)]
-    assert not any("</script" in script.lower() for script in own)
-    digests = [sha256(script.encode("utf-8")).digest() for script in [*([library] if figures else []), *own]]
+    page = Page(template.parent)
     environment = Environment(
-        loader=FileSystemLoader(_HTML),
+        loader=FileSystemLoader([template.parent, _HTML]),
         autoescape=True,
+        undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
         finalize=lambda value: clean_text(value) if type(value) is str else value,
     )
+    environment.globals |= {"page": page, **values}  # global, so that macros know them too
+    environment.filters |= {"cells": table_cells, "columns": numbered_columns, "number": number}
+    environment.tests["known"] = is_known
+    environment.get_template(template.name).render()
+    library, packed = _library() if page.figures else ("", "")
+    css, draw = ((_HTML / name).read_text(encoding="utf-8") for name in ("page.css", "figures.js"))
+    own = [*([draw] if page.figures else []), *(widget.script for widget in page.widgets)]
+    assert not any("</script" in script.lower() for script in own)
+    scripts = [*([library] if page.figures else []), *own]
+    digests = [b64encode(sha256(script.encode("utf-8")).digest()).decode() for script in scripts]
     return environment.get_template("page.html.jinja").render(
         title=title,
         subtitle=subtitle,
         footer=footer,
         css=css,
-        policy=" ".join(f"'sha256-{b64encode(digest).decode()}'" for digest in digests) or "'none'",
-        sections=bodies,
-        headed=[body for body in bodies if body["heading"]],
-        figures=figures,
+        policy=" ".join(f"'sha256-{digest}'" for digest in digests) or "'none'",
         library=packed,
         draw=draw,
-        widgets=widgets,
-        script_json=script_json,
     )
 
 
@@ -178,17 +140,6 @@ def script_json(value: Any) -> str:
     """JSON in ASCII that holds no tag, so that no text can end the script that it is in."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _figure_json(figure: Figure) -> tuple[str, str]:
-    """Data and layout without the template (the page's own, light or dark, takes its place); and the height in pixels."""
-    from plotly.io import to_json
-
-    # Not orjson, which refuses halves of surrogate pairs. The layout's own title and colours stay.
-    content = json.loads(to_json(figure, engine="json", validate=False))
-    content["layout"].pop("template", None)
-    height = f"{content['layout'].get('height', 450):.0f}"
-    return script_json({"data": content["data"], "layout": content["layout"]}), height
 
 
 @cache

@@ -16,13 +16,13 @@ from ultramed_rl.kinds import KINDS
 from ultramed_rl.store.run_reader import CONFIG, Metrics, Row, RunReader, read_rows, read_whole
 from ultramed_rl.tracking.console import manner, say, tell
 from ultramed_rl.tracking.heartbeat import STATUS, is_alive
-from ultramed_rl.tracking.summary import render_rounds, render_table
+from ultramed_rl.tracking.tables import duration, render_rounds, render_table, spoken
 from ultramed_rl.tracking.timeline import TIMELINE
 from ultramed_rl.tracking.utilisation import recent_utilisation
 
 State = Literal["waiting", "running", "finished", "failed", "interrupted", "stopped"]
 _TAIL_BYTES = 2**18
-_WRITER, _MISSED = "writer.json", 3  # as store/remote/folder.py writes it
+_WRITER, _MISSED = "writer.json", 3  # as store/remote_folder.py writes it
 _NUMBER = (int, float)
 # Keys of JSON files that others write, with the types of their values.
 _LEASE = {"released": bool, "renewed": _NUMBER, "every_s": _NUMBER}
@@ -31,7 +31,13 @@ _AT_WORK = {"phase": str, "done": int, "total": (int, NoneType), "unit": str, "s
 _BAR = 24
 _SHOWN_METRICS = 8
 _LINE_EVERY_S = 10.0
-_STAGES = [(name, f"{{{name}}}") for name in ("stage", "type", "state", "at", "time")]
+_STAGES = [
+    ("stage", "{name}"),
+    ("type", "{kind}"),
+    ("state", "{state}"),
+    ("at", "{at}"),
+    ("time", "{elapsed_s:time}"),
+]
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,12 @@ class Status:
     @property
     def name(self) -> str:
         return self.directory.name
+
+    @property
+    def at(self) -> str:
+        """The rounds and the phase at which it is."""
+        rounds = "" if self.rounds_wanted is None else f"{len(self.rounds)} of {self.rounds_wanted} rounds"
+        return "; ".join(filter(None, (rounds, str(self.work or ""))))
 
 
 def read_status(directory: Path) -> Status:
@@ -239,26 +251,17 @@ def _has(row: Row, kinds: Mapping[str, Any]) -> bool:
 
 def render_status(status: Status) -> str:
     """All that is known, as lines."""
-    lines = [status.error, str(status.work or "")]
-    if status.work is None and status.state == "running":
-        lines.append("starting")
-    if status.utilisation:
-        shares = (f"{role} {share:.0%}" for role, share in status.utilisation.items())
-        lines.append(f"busy: {', '.join(shares)}")
-    lines += status.waits
-    if (driver := status.driver) is not None:
-        heard = duration(driver.silent_s)
-        lines.append(f"driver: process {driver.pid} on {driver.host}, heard of {heard} ago")
-    lines += [f"{name}: {url}" for name, url in status.links.items()]
-    rows = []
-    for stage in status.stages:
-        at = str(stage.work or "")
-        if stage.rounds_wanted is not None:
-            at = f"{len(stage.rounds)} of {stage.rounds_wanted} rounds{'; ' + at if at else ''}"
-        taken = "" if stage.elapsed_s is None else duration(stage.elapsed_s)
-        row = {"stage": stage.name, "type": stage.kind, "state": stage.state, "at": at, "time": taken}
-        rows.append(row)
-    tables = [render_table(_STAGES, rows)] if rows else []
+    busy = ", ".join(f"{role} {share:.0%}" for role, share in status.utilisation.items())
+    driver = status.driver
+    lines = [
+        status.error,
+        str(status.work or ("starting" if status.state == "running" else "")),
+        busy and f"busy: {busy}",
+        *status.waits,
+        driver and f"driver: process {driver.pid} on {driver.host}, heard of {duration(driver.silent_s)} ago",
+        *(f"{name}: {url}" for name, url in status.links.items()),
+    ]
+    tables = [render_table(_STAGES, status.stages)] if status.stages else []
     if status.rounds:
         tables.append(render_rounds([dict(row) for row in status.rounds]))
     last = [
@@ -271,18 +274,17 @@ def render_status(status: Status) -> str:
 
 def headline(status: Status) -> str:
     """The run, its state, and how far it is."""
-    parts = [f"{status.name} ({status.kind}): {status.state}"]
-    if status.stages:
-        done = sum(stage.state == "finished" for stage in status.stages)
-        parts.append(f"{done} of {len(status.stages)} stages done")
-    if status.rounds_wanted is not None and status.state != "finished":
-        at = min(len(status.rounds) + 1, status.rounds_wanted)
-        parts.append(f"round {at} of {status.rounds_wanted}")
-    if status.elapsed_s is not None and status.state == "running":
-        parts.append(f"{duration(status.elapsed_s)} so far")
-    if status.left_s is not None:
-        parts.append(f"about {duration(status.left_s)} left")
-    return ", ".join(parts)
+    done, wanted = sum(stage.state == "finished" for stage in status.stages), status.rounds_wanted
+    parts = [
+        f"{status.name} ({status.kind}): {status.state}",
+        status.stages and f"{done} of {len(status.stages)} stages done",
+        wanted is not None
+        and status.state != "finished"
+        and f"round {min(len(status.rounds) + 1, wanted)} of {wanted}",
+        status.elapsed_s is not None and status.state == "running" and f"{duration(status.elapsed_s)} so far",
+        status.left_s is not None and f"about {duration(status.left_s)} left",
+    ]
+    return ", ".join(part for part in parts if part)
 
 
 def status_mapping(status: Status) -> dict[str, Any]:
@@ -333,18 +335,10 @@ def _until_it_ends(directory: Path, every_s: float) -> Iterator[Status]:
         yield (status := read_status(directory))
 
 
-def duration(seconds: float) -> str:
-    """Seconds as people say them: 42 s, 7 min, 3 h 05 min."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
 def _figures(row: Row) -> str:
     """Some of a row's numbers, as words."""
     numbers = [
-        f"{name.replace('_', ' ')} {value:.4g}"
+        f"{spoken(name)} {value:.4g}"
         for name, value in row.items()
         if isinstance(value, int | float) and name not in ("time", "round")
     ]

@@ -195,41 +195,39 @@ class Joiner:
 def trace_events(spans: Sequence[Span]) -> dict[str, Any]:
     """The trace (Trace Event Format of Chrome: complete events and metadata), to be written as JSON.
 
-    Times are microseconds since the first span. A role is a process, the controller's first. Turns of one worker that
-    overlap without one holding the other are put into further threads of that worker, since a thread's slices must nest.
+    Times are microseconds since the first span. A role is a process, the controller's first; a worker is a thread, and where
+    its turns overlap several, since a thread's slices must not.
     """
     ordered = sorted(spans, key=lambda span: (span.started, -span.ended))
     zero = ordered[0].started if ordered else 0.0
     processes: dict[str, int] = {}
-    threads: dict[tuple[str, str], list[int]] = {}  # of each worker
-    ends: list[list[float]] = []  # of the slices that each thread is in, the innermost last
+    threads: dict[tuple[str, str, int], int] = {}  # of each worker, by their places
+    free: dict[tuple[str, str], list[float]] = {}  # from when on each of a worker's threads is
     slices = []
     for span in ordered:
-        process = processes.setdefault(span.role, len(processes) + 1)
-        own = threads.setdefault((span.role, span.worker), [])
-        for thread in own:
-            while ends[thread - 1] and ends[thread - 1][-1] <= span.started:
-                ends[thread - 1].pop()
-            if not ends[thread - 1] or span.ended <= ends[thread - 1][-1]:
-                break
-        else:
-            ends.append([])
-            own.append(thread := len(ends))
-        ends[thread - 1].append(span.ended)
+        ends = free.setdefault((span.role, span.worker), [])
+        place = next((place for place, end in enumerate(ends) if end <= span.started), len(ends))
+        ends[place : place + 1] = [span.ended]
         started = round(1e6 * (span.started - zero))
-        times = {"ts": started, "dur": round(1e6 * (span.ended - zero)) - started}
-        work = {"items": span.items} | ({"idle_s": round(span.idle_s, 4)} if span.idle_s else {})
-        names = {"name": span.phase, "cat": span.role, "ph": "X"}
-        slices.append({**names, **times, "pid": process, "tid": thread, "args": work})
+        event = {
+            "name": span.phase,
+            "cat": span.role,
+            "ph": "X",
+            "ts": started,
+            "dur": round(1e6 * (span.ended - zero)) - started,
+            "pid": processes.setdefault(span.role, len(processes) + 1),
+            "tid": threads.setdefault((span.role, span.worker, place), len(threads) + 1),
+            "args": {"items": span.items} | ({"idle_s": round(span.idle_s, 4)} if span.idle_s else {}),
+        }
+        slices.append(event)
     said: list[tuple[str, int, int, dict[str, Any]]] = []
     for role, process in processes.items():
-        order = -1 if role == CONTROLLER else process
         said.append(("process_name", process, 0, {"name": role}))
+        order = -1 if role == CONTROLLER else process
         said.append(("process_sort_index", process, 0, {"sort_index": order}))
-    for (role, worker), own in sorted(threads.items()):
-        for place, thread in enumerate(own):
-            name = f"{worker} ({place + 1})" if place else worker
-            said.append(("thread_name", processes[role], thread, {"name": name}))
+    for (role, worker, place), thread in sorted(threads.items()):
+        name = f"{worker} ({place + 1})" if place else worker
+        said.append(("thread_name", processes[role], thread, {"name": name}))
     metadata = [{"name": k, "ph": "M", "pid": p, "tid": t, "args": args} for k, p, t, args in said]
     return {
         "traceEvents": [*metadata, *slices],

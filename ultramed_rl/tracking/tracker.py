@@ -33,6 +33,7 @@ PANELS: dict[Kind, tuple[str, str]] = {
 }
 INSTALL = "pip install 'ultramed_rl[tensorboard]'"
 _ATTEMPTS = 3
+_METRICS, _SHOWN = "metrics", "samples and artifacts"
 _STAGING = "WANDB_DATA_DIR"
 
 
@@ -80,45 +81,40 @@ class Tracker:
                 backends.append(WandbRun(store.path, config, mode))
             if config.tracking.tensorboard:
                 backends.append(TensorboardEvents(store.path, config))
-        self._backends = [_Guarded(backend) for backend in backends]
+        self._backends = list(backends)
+        self._given_up: set[tuple[Backend, str]] = set()
 
     def __enter__(self) -> Tracker:
-        for guarded in self._backends:
-            guarded.attempt("start", guarded.backend.start)
+        for backend in self._backends:
+            self._attempt(backend, "start", backend.start)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        for guarded in self._backends:
+        for backend in self._backends:
             if kind is None:
-                guarded.picture("keep what was made", partial(self._keep_stage, guarded.backend))
-            guarded.attempt("finish", partial(guarded.backend.finish, kind is not None))
-
-    def _keep_stage(self, backend: Backend) -> None:
-        backend.keep(made_by_stage(self.store.path, self._start))
+                made = partial(made_by_stage, self.store.path, self._start)
+                self._attempt(backend, "keep what was made", partial(self._keep, backend, made), _SHOWN)
+            self._attempt(backend, "finish", partial(backend.finish, kind is not None))
 
     def log(self, metrics: dict[str, float], step: int, kind: Kind) -> None:
         """Log the metrics of an optimizer step, of a round, or of an evaluation after `step` steps."""
         self.store.append_metrics({f"{kind}_index": step, **metrics})
         tell("metrics", kind=kind, index=step, metrics=metrics)
-        for guarded in self._backends:
-            guarded.attempt("log", partial(guarded.backend.log, kind, step, metrics))
-            if kind == "round":
-                self._show_round(guarded, step)
+        for backend in self._backends:
+            self._attempt(backend, "log", partial(backend.log, kind, step, metrics))
+            folder = self.store.path / "rounds" / f"{step:03d}"
+            if kind == "round" and folder.is_dir():  # a line about the whole run has none
+                made = partial(made_in_round, folder, step, self._start)
+                self._attempt(backend, "show samples", partial(self._show, backend, folder, step), _SHOWN)
+                self._attempt(backend, "keep artifacts", partial(self._keep, backend, made), _SHOWN)
 
-    def _show_round(self, guarded: _Guarded, index: int) -> None:
-        """Some of its samples and its lineage, out of its folder; a line about the whole run has none."""
-        folder = self.store.path / "rounds" / f"{index:03d}"
-        if not folder.is_dir():
-            return
-        backend, seed = guarded.backend, self.config.run.seed
+    def _show(self, backend: Backend, folder: Path, index: int) -> None:
+        prompts = self.config.tracking.sample_prompts
+        if samples := round_samples(folder, index, self.config.run.seed, prompts):
+            backend.show(samples, index)
 
-        def show() -> None:
-            samples = round_samples(folder, index, seed, self.config.tracking.sample_prompts)
-            if samples:
-                backend.show(samples, index)
-
-        guarded.picture("show samples", show)
-        guarded.picture("keep artifacts", lambda: backend.keep(made_in_round(folder, index, self._start)))
+    def _keep(self, backend: Backend, made: Callable[[], Sequence[Made]]) -> None:
+        backend.keep(made())
 
     @property
     def _start(self) -> str:
@@ -126,37 +122,20 @@ class Tracker:
         model = getattr(self.config, "policy", None) or getattr(self.config, "model", None)
         return str(getattr(model, "path", "") or "")
 
+    def _attempt(self, backend: Backend, what: str, action: Callable[[], object], of: str = _METRICS) -> None:
+        """Do it, three times if need be. What fails then is one warning, and left alone from then on: metrics, and with them
+        all of a backend, or samples and artifacts for themselves."""
+        from tenacity import Retrying, stop_after_attempt, wait_random_exponential
 
-class _Guarded:
-    """A backend that stops nothing. What fails three times is one warning, and then left alone: metrics, and with them all
-    of it, or samples and artifacts for themselves."""
-
-    def __init__(self, backend: Backend) -> None:
-        self.backend, self.working, self._shows = backend, True, True
-
-    def attempt(self, what: str, action: Callable[[], object]) -> None:
-        """Something of its metrics, by which it stands or falls."""
-        kept = "metrics.jsonl has all metrics"
-        self.working = self.working and _works(f"{self.backend.name} failed to {what}", action, kept)
-
-    def picture(self, what: str, action: Callable[[], object]) -> None:
-        """Something of samples and artifacts."""
-        name, kept = f"{self.backend.name}'s samples and artifacts", "the run directory has them all"
-        if self.working and self._shows:
-            self._shows = _works(f"{name} failed to {what}", action, kept)
-
-
-def _works(what: str, action: Callable[[], object], kept: str) -> bool:
-    """Do it, three times if need be; whether that went well, and a warning where it didn't."""
-    from tenacity import Retrying, stop_after_attempt, wait_random_exponential
-
-    wait = wait_random_exponential(0.1, max=2)
-    try:
-        Retrying(stop=stop_after_attempt(_ATTEMPTS), wait=wait, reraise=True)(action)
-    except Exception as error:
-        warnings.warn(f"{what} ({error}); going on without it: {kept}", stacklevel=2)
-        return False
-    return True
+        if self._given_up & {(backend, _METRICS), (backend, of)}:
+            return
+        wait = wait_random_exponential(0.1, max=2)
+        try:
+            Retrying(stop=stop_after_attempt(_ATTEMPTS), wait=wait, reraise=True)(action)
+        except Exception as error:
+            self._given_up.add((backend, of))
+            failed = f"{backend.name} failed to {what} ({error})"
+            warnings.warn(f"{failed}; going on without its {of}: the run's folder has them all", stacklevel=2)
 
 
 class WandbRun:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ultramed_rl.store.run_reader import CONFIG, RunReader
-from ultramed_rl.tracking.summary import render_table
+from ultramed_rl.store.run_reader import RunReader
+from ultramed_rl.tracking.tables import numbered_columns, render_table
 from ultramed_rl.tracking.timeline import CONTROLLER, TIMELINE, Span, read_spans
 
 WHOLE = "whole run"
@@ -46,30 +46,9 @@ class Load:
         return max(0.0, float(after - before))
 
 
-class Utilisation:
-    """How busy the workers of some spans were; every worker counts that has a span."""
-
-    def __init__(self, spans: Sequence[Span]) -> None:
-        self.workers = workers_of(spans)
-        by_role: dict[str, list[Span]] = {role: [] for role in self.workers}
-        for span in spans:
-            if span.role in by_role:
-                by_role[span.role].append(span)
-        self._loads = {role: Load(of_role) for role, of_role in by_role.items()}
-
-    def shares(self, windows: Sequence[Window]) -> dict[str, float]:
-        """The share of some windows that each role's workers spent at work, in [0, 1]; 0 for windows without length."""
-        seconds = sum(max(0.0, end - start) for start, end in windows)
-        shares = {}
-        for role, load in self._loads.items():
-            room = seconds * self.workers[role]
-            work = sum(load.between(start, end) for start, end in windows)
-            shares[role] = min(1.0, work / room) if room > 0 else 0.0
-        return shares
-
-
 class RunningUtilisation:
-    """As `Utilisation` from a moment on, for spans that come in each worker's own order; none of them is kept."""
+    """The share of the time since a moment that each role's workers spent at work, of spans that come in each worker's own
+    order; none of them is kept, and every worker counts that has one."""
 
     def __init__(self, since: float) -> None:
         self.since = since
@@ -132,13 +111,13 @@ def recent_utilisation(path: Path, since: float) -> dict[str, float]:
         since: when the phase at hand began, in unix seconds.
     """
     spans = [span for span in read_spans(path, _TAIL_BYTES) if span.role != CONTROLLER]
-    if not spans:
-        return {}
+    ends = [span.ended for span in spans] or [since]
     # Lines come by the ends of turns, more or less: before the first end that was read, some are missing.
-    all_read = path.stat().st_size <= _TAIL_BYTES
-    start = since if all_read else max(since, min(span.ended for span in spans))
-    end = max(span.ended for span in spans)
-    return Utilisation(spans).shares([(start, end)]) if end > start else {}
+    all_read = not spans or path.stat().st_size <= _TAIL_BYTES
+    busy = RunningUtilisation(since if all_read else max(since, min(ends)))
+    for span in spans:
+        busy.add(span)
+    return busy.shares(max(ends)) if max(ends) > busy.since else {}
 
 
 def read_timeline(directory: Path) -> list[Span]:
@@ -147,31 +126,33 @@ def read_timeline(directory: Path) -> list[Span]:
     Raises:
         ValueError: there is no run in the directory, or it has no timeline.
     """
-    spans = read_spans(directory / TIMELINE)
+    files = RunReader.of(directory)
+    spans = read_spans(files.path / TIMELINE)
     if not spans:
-        inner = [file.parent for file in sorted(directory.glob(f"*/{CONFIG}"))]
-        stages = [str(path) for path in inner if RunReader(path).type == "online"]
-        fix = f"name one of its stages ({', '.join(stages)})" if stages else "only online rounds write one"
-        raise ValueError(f"{directory}: has no timeline (no span in {TIMELINE}); {fix}")
+        rule = "only online rounds write one"
+        raise ValueError(
+            f"{directory}: has no timeline (no span in {TIMELINE}); {rule}: name such a run's folder"
+        )
     return spans
 
 
 def utilisation_table(spans: Sequence[Span]) -> Table:
-    """By phase, and at last of the whole run: `seconds` that it took, and the busy share of each role in [0, 1]."""
-    of_run, windows = Utilisation(spans), {**phase_windows(spans), WHOLE: run_windows(spans)}
-    return {
-        phase: {"seconds": sum(end - start for start, end in of_phase), **of_run.shares(of_phase)}
-        for phase, of_phase in windows.items()
-    }
+    """By phase, and at last of the whole run: `seconds` that it took, and the share of them that each role's workers spent at
+    work, in [0, 1]; every worker counts that has a span."""
+    workers = workers_of(spans)
+    loads = {role: Load(span for span in spans if span.role == role) for role in workers}
+    table = {}
+    for phase, windows in {**phase_windows(spans), WHOLE: run_windows(spans)}.items():
+        seconds = sum(end - start for start, end in windows)
+        table[phase] = {"seconds": seconds}
+        for role, count in workers.items():
+            work = sum(loads[role].between(start, end) for start, end in windows)
+            table[phase][role] = min(1.0, work / (seconds * count)) if seconds else 0.0
+    return table
 
 
 def render_utilisation(table: Table, workers: Mapping[str, int]) -> str:
     """The table as lines; a column for each role, with its number of workers."""
-    columns = [("phase", "{phase}"), ("s", "{seconds:.1f}")]
-    # A role's name is no format: a number stands for it.
-    columns += [(f"{role} ({count})", f"{{_{n}:.0%}}") for n, (role, count) in enumerate(workers.items())]
-    rows = [
-        {"phase": phase, "seconds": row["seconds"], **{f"_{n}": row[role] for n, role in enumerate(workers)}}
-        for phase, row in table.items()
-    ]
-    return render_table(columns, rows)
+    roles = numbered_columns([f"{role} ({count})" for role, count in workers.items()], 2, ".0%")
+    rows = [(phase, row["seconds"], *(row[role] for role in workers)) for phase, row in table.items()]
+    return render_table([("phase", "{0}"), ("s", "{1:.1f}"), *roles], rows)

@@ -18,7 +18,7 @@ from ultramed_rl.config.models import resolve_precision
 from ultramed_rl.config.rewards import Reward
 from ultramed_rl.config.stages import StageConfig
 from ultramed_rl.scheduling.pool import Pool, PoolRules
-from ultramed_rl.tracking.termination import keep_sigterm
+from ultramed_rl.tracking.heartbeat import keep_sigterm
 
 Load = tuple[Any, ...]  # a method of a worker, and its arguments
 WAVES = 2  # full batches that a worker is given at once, so that the next is there when one is done

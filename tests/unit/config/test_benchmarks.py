@@ -148,9 +148,8 @@ def test_options_alone_make_a_config() -> None:
         ["runs/mine/rounds/002/checkpoint", "start=org/base-8B"],
         "medqa, pubmedqa",
         "likelihood",
-        sources=["pubmedqa=data/pubmed.jsonl"],
-        limit=9,
-        offline=True,
+        ["pubmedqa=data/pubmed.jsonl"],
+        {"uri": "offline", "limit": 9},
     )
     config = load_any(None, option_overrides(options))
     assert isinstance(config, EvaluateConfig) and config.benchmarks is not None
@@ -171,7 +170,7 @@ def test_options_alone_make_a_config() -> None:
 )
 def test_options_that_contradict_are_refused(models: list[str], sources: list[str], expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
-        evaluate_options({}, models, "medqa", None, sources=sources, limit=None, offline=False)
+        evaluate_options({}, models, "medqa", None, sources)
 
 
 def test_run_names_are_what_a_folder_may_be_called() -> None:

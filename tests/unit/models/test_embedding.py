@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from ultramed_rl.models.embedding import DEFAULT_MODEL, Embedder, default_embedder, resolve_package
+from ultramed_rl.models.embedding import DEFAULT_MODEL, Embedder, resolve_package
 
 TEXTS = [
     "Which drug is the first choice for type 2 diabetes?",
@@ -24,7 +24,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def embedder() -> Embedder:
-    return default_embedder()
+    return Embedder(DEFAULT_MODEL)
 
 
 def test_a_vector_is_the_mean_of_the_last_hidden_states_at_length_one(embedder: Embedder) -> None:

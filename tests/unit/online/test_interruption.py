@@ -15,8 +15,8 @@ from tests.simulated.cases import Cases
 from tests.simulated.outcome import check_same
 from tests.simulated.ray import Call
 from ultramed_rl.cluster.group import Worker, WorkerGroup
-from ultramed_rl.tracking import termination
-from ultramed_rl.tracking.termination import Terminated, take_sigterm
+from ultramed_rl.tracking import heartbeat
+from ultramed_rl.tracking.heartbeat import Terminated, take_sigterm
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def taken() -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
     take_sigterm()
     yield
-    termination._ours = termination._came = False
+    heartbeat._takes_sigterm = heartbeat._sigterm_came = False
     signal.signal(signal.SIGTERM, before)
 
 

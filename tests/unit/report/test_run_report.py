@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from tests.report_run import Plan, make_run
+from ultramed_rl.report.answers import within_correlation
 from ultramed_rl.report.build import MOST_BYTES, MOST_CHARACTERS, write_report
-from ultramed_rl.report.online_run import OnlineRun, read_online_run, within_correlation
+from ultramed_rl.report.online_run import OnlineRun, read_online_run
 from ultramed_rl.report.setup import ABSENT
 from ultramed_rl.store import RunReader
 
@@ -52,6 +53,7 @@ class Reader(HTMLParser):
         if self._block is not None:
             self.blocks[self._block] = self.blocks.get(self._block, "") + data
         elif not self._hidden:
+            data = re.sub(r"\s+", " ", data)  # as browsers do
             self.text += data
             if self._set_apart:
                 self.callouts[-1][1] += data

@@ -14,8 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ultramed_rl.rewards.guards import Limits, make_server
-from ultramed_rl.rewards.server import make_app
+from ultramed_rl.rewards.server import Limits, make_app, make_server
 
 PATIENCE_S = 20.0
 HEAD = b"POST /get_reward HTTP/1.1\r\nhost: h\r\ncontent-type: application/json\r\n"

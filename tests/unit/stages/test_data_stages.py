@@ -20,7 +20,10 @@ from typer.testing import CliRunner
 from tests.fake_api import FakeApi, Said, asked, fake_api, reply
 from ultramed_rl.cli import app
 from ultramed_rl.config import ConfigError, DataConfig, parse_config
-from ultramed_rl.stages.data.run import make_data
+from ultramed_rl.data.factory.textbook import TextbookStep
+from ultramed_rl.stages.data.rows import DataWork
+from ultramed_rl.stages.data.run import make_data, make_step
+from ultramed_rl.tracking import Progress
 
 DEVICES = {"device": "cpu", "devices_per_node": 1, "device_memory_gib": 8}
 
@@ -283,30 +286,71 @@ def test_a_sample_has_its_size_from_every_set_and_is_always_the_same(tmp_path: P
     assert found == [row["id"] for row in read(other / "rows.jsonl")][::-1], "the draw goes by the records"
 
 
-PUBMED = {
-    "question": "Does it work?",
-    "context": {"contexts": ["We tried.", "It did."]},
-    "final_decision": "yes",
-}
+EXAM = {"type": "records", "name": "S", "kind": "Exam", "question": "q", "options": ["a", "b"], "answer": "k"}
+
+
+def test_a_public_set_becomes_records_with_counts(tmp_path: Path) -> None:
+    rows = [{"q": f"Which {n}?", "a": "one", "b": "two", "k": n % 2} for n in range(20)]
+    folder = make(stage(tmp_path, "set", write(tmp_path / "in.jsonl", [*rows, {"q": ""}]), EXAM))
+    (first, *_), metrics = (
+        read(folder / "rows.jsonl"),
+        json.loads((tmp_path / "set" / "records.json").read_text())["metrics"],
+    )
+    assert (first["id"], first["conversations"][0]["value"]) == ("S,1", "Which 0?\n\nA. one\nB. two")
+    assert metrics == {"rows": 20, "read": 21, "misfit": 1, "misfit_no_question": 1}
 
 
 @pytest.mark.parametrize(
-    ("row", "step", "text", "key"),
+    ("rows", "says"),
     [
-        (PUBMED, {"kind": "Literature", "question": "question", "context": "context", "choices": ["yes", "no", "maybe"], "answer": "final_decision"}, "We tried.\nIt did.\n\nDoes it work?\n\nA. yes\nB. no\nC. maybe", "A"),
-        ({"q": "Which?", "opa": "one", "opb": "two", "cop": 1}, {"kind": "Exam", "question": "q", "options": ["opa", "opb"], "answer": "cop"}, "Which?\n\nA. one\nB. two", "B"),
-        ({"q": "Which?", "o": {"B": "two", "A": "one"}, "k": "A"}, {"kind": "Exam", "question": "q", "options": "o", "answer": "k"}, "Which?\n\nA. one\nB. two", "A"),
-        ({"chat": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]}, {"kind": "Open-End", "question": "chat"}, "Why?", None),
+        ([{"text": "x"}], "column 'q'; its columns are text"),
+        ([{"q": "Which?", "a": "one", "b": "two", "k": k} for k in (0, 1, 2)], "set step.first_place to 0 or 1"),
+        ([{"q": "Which?", "a": "one", "b": "two", "k": "C"}], "1 bad_letter"),
+        ([], "0 rows"),
     ],
 )  # fmt: skip
-def test_public_sets_become_records(
-    tmp_path: Path, row: dict[str, Any], step: dict[str, Any], text: str, key: str | None
+def test_an_input_that_gives_no_records_is_the_configs_fault(
+    tmp_path: Path, rows: list[dict[str, Any]], says: str
 ) -> None:
-    source = write(tmp_path / "in.jsonl", [row, {"something": "else"}])
-    folder = make(stage(tmp_path, "set", source, {"type": "records", "name": "S", **step}))
-    (found,) = read(folder / "rows.jsonl")
-    assert (found["id"], found["conversations"][0]["value"], found["answer"]) == ("S,1", text, key)
-    assert json.loads((tmp_path / "set" / "records.json").read_text())["metrics"]["no_question"] == 1
+    source = write(tmp_path / "in.jsonl", rows)
+    (tmp_path / "my.yaml").write_text(yaml.safe_dump(stage(tmp_path, "set", source, EXAM)))
+    done = CliRunner().invoke(app, ["data", "records", str(tmp_path / "my.yaml")])
+    assert done.exit_code == 2, done.output
+    assert says in done.output and "in.jsonl" in done.output
+
+
+def test_examples_are_records_but_for_a_twentieth(tmp_path: Path) -> None:
+    text = "Which?\n\nA. one\nB. two"
+    examples = [{**record(n, text), "type": "Exam", "answer": "B"} for n in range(19)]
+    step = {"type": "textbook", "exemplars": 1, "exemplars_from": str(tmp_path / "solved.jsonl")}
+    settings = stage(tmp_path, "asked", write(tmp_path / "in.jsonl", [{"id": "p", "text": "x"}]), step)
+    config = parse_config({**settings, "generators": endpoint("http://a/v1")}, kind=DataConfig)
+    work = DataWork(config, [], tmp_path, tmp_path, Progress())
+    write(tmp_path / "solved.jsonl", [*examples, {**record(19, text), "type": "Exam", "answer": "C"}])
+    made = make_step(work)
+    assert isinstance(made, TextbookStep) and [one.key for one in made.exemplars] == ["B"] * 19
+    write(tmp_path / "solved.jsonl", [{"id": "1", "question": "Which?"}])
+    with pytest.raises(ValueError, match=r"solved\.jsonl'.*; its columns are id, question\b"):
+        make_step(work)
+
+
+def test_a_report_of_rows_that_are_no_records_is_refused(tmp_path: Path) -> None:
+    rows = [record(n) for n in range(19)]
+    folder = make(
+        stage(tmp_path, "few", write(tmp_path / "few.jsonl", [*rows, {"x": 1}]), {"type": "report"})
+    )
+    assert (folder / "table.json").is_file()
+    counts = json.loads((tmp_path / "few" / "records.json").read_text())["metrics"]
+    assert counts == {"records": 19, "misfit_column": 1}
+    with pytest.raises(ValueError, match=r"many\.jsonl: 2 of 21 .*\b2 column\b.* 5%"):
+        make(
+            stage(
+                tmp_path,
+                "many",
+                write(tmp_path / "many.jsonl", [*rows, {"x": 1}, {"y": 1}]),
+                {"type": "report"},
+            )
+        )
 
 
 # -- the command -------------------------------------------------------------------------------------------

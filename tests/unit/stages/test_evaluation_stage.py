@@ -112,10 +112,8 @@ def test_an_evaluation_keeps_what_a_judge_or_lm_eval_failed_with(
     section = None if what == "judge" else object()
     run.benchmarks = SimpleNamespace(contamination=None, general=section)
     run.runner = SimpleNamespace(statements=lambda _: ["answered"])
-    run.config = SimpleNamespace(
-        run=SimpleNamespace(seed=1), cluster=None, policy=SimpleNamespace(precision="float32")
-    )
+    policy = SimpleNamespace(precision="float32")
+    run.config = SimpleNamespace(run=SimpleNamespace(seed=1), bootstrap=10, cluster=None, policy=policy)
     run.progress = SimpleNamespace(say=lambda _: None)
-    run._compare = lambda folder: {}
     assert run.conclude(tmp_path)["benchmarks"] == {"p": {"path": "p", "results": [], "averages": {}}}
     assert str(run.error) == f"{what}: down"

@@ -9,17 +9,22 @@ from typing import Any
 
 import pytest
 import yaml
-from huggingface_hub import CardData
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tiny import tiny_run
-from ultramed_rl.config import DataConfig, PreferenceConfig, RewardConfig, RunConfig, SftConfig, parse_config
+from ultramed_rl.config import (
+    DataConfig,
+    PreferenceConfig,
+    RewardConfig,
+    RunConfig,
+    SftConfig,
+    dump_config,
+    parse_config,
+)
 from ultramed_rl.stages.data.run import make_data
 from ultramed_rl.store.cards import (
     CARD,
-    DISCLAIMER,
-    DataFacts,
     EarlierStep,
     Input,
     ModelFacts,
@@ -36,7 +41,7 @@ from ultramed_rl.store.cards import (
 )
 from ultramed_rl.store.digests import digest_path
 
-VERSIONS = {"python": "3.11.9", "ultramed_rl": "0.1.0"}
+DISCLAIMER = "Not a medical device."
 STAGE: dict[str, Any] = {
     "run": {"name": "mine", "directory": "/home/someone/runs"},
     "model": {"path": "owner/base", "max_length": 128},
@@ -85,14 +90,15 @@ def test_every_kind_of_model_has_a_card_that_the_hub_reads(
     config = config or parse_config(tiny_run(tmp_path, run__rounds=2))
     facts = ModelFacts(
         {"loss_last": 0.25, "seconds_training": 12.5, "mfu": 0.4, "accuracy": float("nan")},
-        [Input("training data", "hf://owner/chats:train", ""), Input("starting model", "owner/base", "ab12")],
-        VERSIONS,
+        [Input("samples that were trained on", "data/ of the run", "ab12")],
         round=1,
     )
     card = model_card(config, facts)
     head = front(card)
     assert head["pipeline_tag"] == pipeline and head["library_name"] == "transformers"
-    assert head["license"] == "unknown" and head["datasets"] == ["owner/chats"]
+    assert head["license"] == "unknown" and (head.get("datasets") == ["owner/chats"]) != (
+        config.type == "online"
+    )
     assert words in card and "ab12" in card and "| loss last | 0.25 |" in card
     assert card.count(DISCLAIMER) == 2
     assert "seconds" not in card and "mfu" not in card and "nan" not in card
@@ -131,7 +137,7 @@ TEXTS = st.text(alphabet=st.characters(codec="utf-8", exclude_categories=["Cs"])
 
 @given(st.dictionaries(TEXTS, st.one_of(TEXTS, st.lists(TEXTS, min_size=1)), min_size=1, max_size=4))
 def test_front_matter_gives_back_what_went_in(entries: dict[str, Any]) -> None:
-    assert yaml.safe_load(front_matter(CardData(**entries))) == entries
+    assert yaml.safe_load(front_matter(entries)) == entries
 
 
 @given(TEXTS)
@@ -187,10 +193,25 @@ def test_a_card_knows_the_steps_before_and_whether_one_decontaminated(tmp_path: 
         EarlierStep("second", "sample"),
     ]
     config = data_stage(tmp_path, "third", str(second / "rows.jsonl"), step)
-    clean = data_card(config, DataFacts({}, earlier=[EarlierStep("clean", "decontaminate", ("m",))]))
+    assert not re.search(r"\bclean\b", data_card(config, tmp_path, {}))
+    generators = {"m": {"type": "api", "model": "m", "base_url": "https://api.example.org/v1"}}
+    rows = str(second / "rows.jsonl")
+    for name, step, models in (
+        ("asked", {"type": "score"}, generators),
+        ("clean", {"type": "decontaminate"}, {}),
+    ):
+        before = {
+            **data_stage(tmp_path, name, rows, RECORDS).to_mapping(),
+            "step": step,
+            "generators": models,
+        }
+        (tmp_path / name).mkdir()
+        text = dump_config(parse_config(before, kind=DataConfig))
+        (tmp_path / name / "config.yaml").write_text(text)
+        rows = str(tmp_path / name / "records" / "rows.jsonl")
+    clean = data_card(data_stage(tmp_path, "third", rows, RECORDS), tmp_path, {})
     assert re.search(r"^## Decontamination\n\n.*\bclean\b", clean, re.M)
     assert "synthetic" in front(clean)["tags"]
-    assert not re.search(r"\bclean\b", data_card(config, DataFacts({})))
 
 
 def sections_of(card: str, *rows: str) -> list[str]:
@@ -211,7 +232,7 @@ def test_models_behind_an_api_are_named_with_their_terms_and_without_their_key(t
         }
     }
     counts = {"records": 5.0, "kept": 3.0, "failed_no_score": 1.0, "dropped_below_threshold": 1.0}
-    card = data_card(parse_config(settings, kind=DataConfig), DataFacts(counts))
+    card = data_card(parse_config(settings, kind=DataConfig), tmp_path, counts)
     assert "| judge | big\\|1 | api.example.org | " in card
     assert "MY_KEY" not in card and front(card)["tags"] == ["ultramed_rl", "synthetic", "research"]
     kept, gone = sections_of(card, "| kept | 3 |", "| failed no score | 1 |")
@@ -247,8 +268,7 @@ def test_another_tool_s_card_gives_way(tmp_path: Path) -> None:
 def test_an_online_run_s_pairs_have_a_card_with_the_audit(tmp_path: Path) -> None:
     config = parse_config(tiny_run(tmp_path))
     assert isinstance(config, RunConfig)
-    facts = DataFacts(
-        {"pairs": 30.0, "pairs_prompts": 32.0, "pairs_tied": 2.0}, files={"train": "pairs.parquet"}
-    )
-    kept, gone = sections_of(data_card(config, facts), "| pairs prompts | 32 |", "| pairs tied | 2 |")
+    counts = {"pairs": 30.0, "pairs_prompts": 32.0, "pairs_tied": 2.0}
+    card = data_card(config, tmp_path, counts)
+    kept, gone = sections_of(card, "| pairs prompts | 32 |", "| pairs tied | 2 |")
     assert kept != gone

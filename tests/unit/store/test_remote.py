@@ -42,12 +42,19 @@ from ultramed_rl.http.generator import ReplyStore
 from ultramed_rl.http.session import ReplyRecord
 from ultramed_rl.records import Completion, Prompt
 from ultramed_rl.stages.data.run import make_data
-from ultramed_rl.store import ArtifactFolder, RoundRecord, RunDirectory, StageDirectory
-from ultramed_rl.store.remote import RemoteCopy, at_hand, check_url
-from ultramed_rl.store.remote import copy as remote_copy
-from ultramed_rl.store.remote import folder as remote_folder
-from ultramed_rl.store.remote.copy import INDEX, Version, list_finished, needless_files, version_of
-from ultramed_rl.store.remote.folder import WRITER, Lease, LostLease, RemoteFolder, Writer
+from ultramed_rl.store import ArtifactFolder, RoundRecord, RunDirectory, StageDirectory, remote, remote_folder
+from ultramed_rl.store.artifacts import read_manifests
+from ultramed_rl.store.remote import (
+    INDEX,
+    RemoteCopy,
+    Version,
+    at_hand,
+    check_url,
+    list_finished,
+    needless_files,
+    version_of,
+)
+from ultramed_rl.store.remote_folder import WRITER, Lease, LostLease, RemoteFolder, Writer
 from ultramed_rl.store.shards import ShardedPhase
 
 URL = "staged://bucket/runs/tiny"
@@ -94,7 +101,7 @@ fsspec.register_implementation("staged", Staged, clobber=True)
 def empty_stores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What fails is tried again at once; one file is on its way at a time."""
     monkeypatch.setattr(remote_folder, "LONGEST_WAIT_S", 0.0)
-    monkeypatch.setattr(remote_copy, "WORKERS", 1)
+    monkeypatch.setattr(remote, "WORKERS", 1)
     empty_store()
     yield
     empty_store()
@@ -353,7 +360,7 @@ def test_at_every_instant_the_url_holds_a_run_that_can_be_taken_up(
         copying.publish()
         Staged.before = staticmethod(between)
         try:
-            local = "ultramed_rl.store.remote.copy"
+            local = "ultramed_rl.store.remote"
             with patch(f"{local}.list_finished", listed), patch(f"{local}.version_of", dated):
                 for _ in range(passes):
                     copying.publish()
@@ -402,7 +409,7 @@ def test_a_manifest_that_came_after_its_data_was_listed_waits_for_the_next_publi
         return found
 
     Staged.before = staticmethod(lambda step, path: check_copy(there()))
-    with patch("ultramed_rl.store.remote.copy.list_finished", listed):
+    with patch("ultramed_rl.store.remote.list_finished", listed):
         assert not copying.publish()
     check_copy(there())
     assert copying.publish() and there() == here(tmp_path)
@@ -582,7 +589,7 @@ def test_a_log_that_goes_on_growing_holds_nothing_back(tmp_path: Path) -> None:
             file.write("{}\n")
         return list_finished(folder)
 
-    with patch("ultramed_rl.store.remote.copy.list_finished", listed):
+    with patch("ultramed_rl.store.remote.list_finished", listed):
         assert copying.publish() and there().keys() == {"kept.txt", "metrics.jsonl"}
     assert copying.publish() and there() == here(tmp_path)
     assert sorted(objects()) == [INDEX, "kept.txt", "metrics.jsonl"], "a log keeps its name"
@@ -674,9 +681,8 @@ def test_a_run_that_is_killed_while_it_is_published_goes_on_on_another_machine(t
         assert 4 <= committed < 50
         for index in range(committed + 1):
             record = store.round(index)
-            for manifest in record.manifests():
-                if manifest["name"] != "checkpoint":
-                    record._verify_bytes(record.artifact(manifest["name"]), manifest)
+            for name in read_manifests(record.path).keys() - {"checkpoint"}:
+                record.verify(name)
         store.round(committed - 1).directory("checkpoint")
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ultramed_rl.learning.packing import AnswerGroup
 from ultramed_rl.records import Completion, PreferenceGroup, Prompt, ReferenceLogprobs
-from ultramed_rl.store.pairs import RoundPairs, read_references
+from ultramed_rl.store.shards import RoundPairs, read_references
 from ultramed_rl.store.tables import write_records
 
 

@@ -12,9 +12,9 @@ import pytest
 from tests.report_run import Plan, make_run
 from ultramed_rl.config import RunConfig, load_any
 from ultramed_rl.evaluation.lineage import training_prompts
-from ultramed_rl.online.cards import write_policy_card
 from ultramed_rl.report.online_run import read_online_run
 from ultramed_rl.store import RunDirectory, RunReader
+from ultramed_rl.store.cards import write_policy_card
 from ultramed_rl.store.run_reader import read_commit
 from ultramed_rl.tracking.status import read_status
 
@@ -72,7 +72,7 @@ def test_a_rounds_card_shows_the_committed_rounds_before_it(tmp_path: Path) -> N
     config = load_any(folder / "config.yaml")
     assert isinstance(config, RunConfig)
     with RunDirectory.open(config, resume=True) as store:
-        write_policy_card(config, store, store.round(2), tmp_path, {"loss_last": 0.5})
+        write_policy_card(store, store.round(2), tmp_path, {"loss_last": 0.5})
     card = (tmp_path / "README.md").read_text()
     assert re.findall(r"^\| (\d) \|", card, re.MULTILINE) == ["0"]
 

@@ -6,28 +6,19 @@ import gzip
 import json
 import re
 from base64 import b64decode, b64encode
+from collections.abc import Callable
 from hashlib import sha256
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jinja2 import UndefinedError
 
-from ultramed_rl.tracking.page import (
-    Callout,
-    Facts,
-    Heading,
-    Note,
-    PageSection,
-    PageTable,
-    Text,
-    Widget,
-    clean_text,
-    figure_text,
-    page_html,
-)
+from ultramed_rl.tracking.page import clean_text, figure_text, page_html
 
 ATTACK = "</script><script>alert(1)</script>"
 ODD = f"{ATTACK} \ud800 \x00 \u202e & \"quoted\" 'single'"
@@ -55,6 +46,25 @@ class Reader(HTMLParser):
         self.text += data if self._inside not in ("script", "style") else ""
 
 
+Write = Callable[..., str]
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Write:
+    """Makes the page of a template's text."""
+
+    def write(template: str, title: str = "t", **values: Any) -> str:
+        file = tmp_path / "page_of_test.html.jinja"
+        file.write_text(f'{{% from "parts.html.jinja" import fact, figure, table %}}{template}')
+        return page_html(file, title, **values)
+
+    return write
+
+
+def section(content: str, heading: str = "h") -> str:
+    return f'{{% call page.section("{heading}") %}}{content}{{% endcall %}}'
+
+
 def figures(html: str) -> list[dict[str, Any]]:
     found = re.search(r'<script type="application/json" id="figures">(.*?)</script>', html, re.DOTALL)
     assert found
@@ -66,20 +76,22 @@ def own_script(html: str) -> bytes:
     return found.encode()
 
 
-def test_paragraphs_and_tables_come_out_in_order_with_their_words() -> None:
-    table = PageTable(("Set", "Rows"), (("MedQA", "9,343"), ("PubMedQA", "88,688")))
-    html = page_html("Title", [PageSection("First", ("before", table, "after")), PageSection("Second", ())])
+def test_paragraphs_and_tables_come_out_in_order_with_their_words(page: Write) -> None:
+    table = '{{ table(rows, [("Set", "{name}"), ("Rows", "{rows:,}")]) }}'
+    sections = section(f"<p>before</p>{table}<p>after</p>", "First") + section(" \n ", "Empty")
+    rows = [{"name": "MedQA", "rows": 9343}, {"name": "PubMedQA", "rows": None}]
+    html = page(sections + section("x", "Second"), "Title", rows=rows)
     assert Reader(html).text.split() == [
-        *("Title", "Title", "First", "before", "Set", "Rows", "MedQA", "9,343", "PubMedQA", "88,688"),
-        *("after", "Second"),
+        *("Title", "Title", "First", "before", "Set", "Rows", "MedQA", "9,343", "PubMedQA", "–"),
+        *("after", "Second", "x"),
     ]
     assert "<script" not in html and "script-src 'none'" in html, "a page without figures needs no plotly.js"
 
 
-def test_no_text_becomes_a_tag_wherever_it_stands() -> None:
-    figure = go.Figure(go.Bar(x=[ODD], y=[1], text=[ODD]))
-    table = PageTable((ODD, ODD), ((ODD, ODD),))
-    html = page_html(ODD, [PageSection(ODD, (ODD, table, figure))])
+def test_no_text_becomes_a_tag_wherever_it_stands(page: Write) -> None:
+    plot = go.Figure(go.Bar(x=[ODD], y=[1], text=[ODD]))
+    content = '<p>{{ odd }}</p>{{ table([(odd, odd)], [(odd, "{0}"), (odd, "{1}")]) }}{{ figure(plot) }}'
+    html = page(f"{{% call page.section(odd) %}}{content}{{% endcall %}}", ODD, odd=ODD, plot=plot)
     html.encode("utf-8")
     assert "\x00" not in html and "<script>alert" not in html and "\u202e" not in html
     reader = Reader(html)
@@ -91,18 +103,19 @@ def test_no_text_becomes_a_tag_wherever_it_stands() -> None:
     assert figures(html)[0]["data"][0]["text"][0].startswith(ATTACK)
 
 
-def test_figures_keep_their_numbers_and_leave_their_colours_to_the_page() -> None:
+def test_figures_keep_their_numbers_and_leave_their_colours_to_the_page(page: Write) -> None:
     first = go.Figure(go.Bar(x=["a", "b"], y=[1.5, None]), layout={"title": {"text": "T"}})
-    html = page_html("t", [PageSection("h", (first, go.Figure(go.Scatter(x=[1], y=[float("nan")]))))])
-    one, other = figures(html)
-    assert one["data"][0]["y"] == [1.5, None] and other["data"][0]["y"] == [None]
-    assert one["layout"] == {"title": {"text": "T"}}
+    other = go.Figure(go.Scatter(x=[1], y=[float("nan")]))
+    html = page(section("{{ figure(first) }}{{ figure(other) }}"), first=first, other=other)
+    shown, blank = figures(html)
+    assert shown["data"][0]["y"] == [1.5, None] and blank["data"][0]["y"] == [None]
+    assert shown["layout"] == {"title": {"text": "T"}}
     assert [a["id"] for tag, a in Reader(html).tags if a.get("class") == "figure"] == ["figure-0", "figure-1"]
 
 
-def test_plotly_is_inlined_once_and_nothing_is_fetched() -> None:
-    figure = go.Figure(go.Bar(y=[1]))
-    html = page_html("t", [PageSection("a", (figure,)), PageSection("b", (figure, figure))])
+def test_plotly_is_inlined_once_and_nothing_is_fetched(page: Write) -> None:
+    twice = section("{{ figure(plot) }}", "a") + section("{{ figure(plot) }}{{ figure(plot) }}", "b")
+    html = page(twice, plot=go.Figure(go.Bar(y=[1])))
     packed = re.findall(r'<script type="application/gzip" id="library">(.*?)</script>', html)
     assert len(packed) == 1 and html.count("plotly.js v") == 0 and len(html) < 2_200_000
     library = gzip.decompress(b64decode(packed[0]))
@@ -134,30 +147,28 @@ def test_any_text_can_be_written_and_shown(text: str, width: int) -> None:
     assert clean_text(clean_text(text)) == clean_text(text)
 
 
-@pytest.mark.parametrize("row", [("a",), ("a", "1", "2")])
-def test_a_table_row_of_another_width_is_our_own_mistake(row: tuple[str, ...]) -> None:
-    with pytest.raises(AssertionError):
-        PageTable(("Set", "Rows"), (row,))
+def test_a_name_that_no_value_has_is_our_own_mistake(page: Write) -> None:
+    for content in ("{{ unknown }}", '{{ table([row], [("Set", "{unknown}")]) }}'):
+        with pytest.raises((UndefinedError, AttributeError), match="unknown"):
+            page(section(content), row=object())
 
 
-def test_every_kind_of_part_is_escaped_and_a_widgets_data_ends_no_script() -> None:
-    facts = Facts(((ODD, ODD, ODD),))
-    parts = (Note(ODD), Heading(ODD), Callout("good", ODD, (ODD, ODD)), facts, Text(ODD, ODD))
-    widget = Widget("w", "<div id='w'></div>", "document.title = 'w';", [ODD])
-    html = page_html("t", [PageSection("", (*parts, widget))], subtitle=ODD, footer=ODD)
+def test_every_kind_of_part_is_escaped_and_a_widgets_data_ends_no_script(page: Write, tmp_path: Path) -> None:
+    (tmp_path / "w.js").write_text("document.title = 'w';")
+    parts = '<p class="note">{{ odd }}</p><dl>{{ fact(odd, odd, odd) }}</dl>{{ odd | number("words") }}'
+    widget = "<div id='w'></div>{{ page.add_widget('w', [odd]) }}"
+    html = page(section(parts + widget, ""), odd=ODD, subtitle=ODD, footer=ODD)
     html.encode("utf-8")
     assert "<script>alert" not in html and "\u202e" not in html
-    assert Reader(html).text.count("</script><script>alert(1)</script>") == 12
+    assert Reader(html).text.count("</script><script>alert(1)</script>") == 7
     (data,) = re.findall(r'<script type="application/json" id="w-data">(.*?)</script>', html, re.DOTALL)
     assert json.loads(data) == [ODD]
 
 
-def test_long_pages_have_links_to_their_sections() -> None:
-    sections = [PageSection(f"Part {n}", ("text",)) for n in range(5)]
-    found = [
-        a["href"]
-        for tag, a in Reader(page_html("t", [PageSection("", ("first",)), *sections])).tags
-        if tag == "a"
-    ]
-    assert found == [f"#section-{n}" for n in range(1, 6)]
-    assert "<nav" not in page_html("t", sections[:4])
+def test_long_pages_have_links_to_their_sections(page: Write) -> None:
+    sections = [section("text", f"Part {n}") for n in range(5)]
+    html = page("".join([*sections, section("first", "")]))
+    links = [a["href"] for tag, a in Reader(html).tags if tag == "a"]
+    assert links == [f"#{a['id']}" for tag, a in Reader(html).tags if tag == "section" and a]
+    assert len(links) == 5 and html.index("first") < html.index("<nav") < html.index("<h2>")
+    assert "<nav" not in page("".join(sections[:4]))

@@ -25,7 +25,8 @@ from ultramed_rl.config import parse_config
 from ultramed_rl.store import RunDirectory
 from ultramed_rl.tracking import Progress, watched
 from ultramed_rl.tracking.heartbeat import STATUS, note_link
-from ultramed_rl.tracking.status import duration, follow, read_status, render_status, status_mapping
+from ultramed_rl.tracking.status import follow, read_status, render_status, status_mapping
+from ultramed_rl.tracking.tables import duration
 
 ROUND = {"round": 0.0, "reward_mean": 3.25, "seconds": 100.0, "eval_change": 0.5}
 
@@ -323,6 +324,8 @@ def test_links_are_whole_addresses(tmp_path: Path) -> None:
         note_link("ray dashboard", None)
 
 
-@pytest.mark.parametrize(("seconds", "words"), [(42.4, "42 s"), (150, "2 min"), (11_100, "3 h 05 min")])
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(42.4, "42 s"), (4.04, "4.0 s"), (150, "2 min 30 s"), (11_100, "3 h 05 min")]
+)
 def test_durations_as_people_say_them(seconds: float, words: str) -> None:
     assert duration(seconds) == words

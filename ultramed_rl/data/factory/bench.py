@@ -16,7 +16,6 @@ pairs --> sheet.csv: pair_id, prompt, first, second --> people --> labels.csv: p
 
 from __future__ import annotations
 
-import csv
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Literal
 
 from ultramed_rl.config.factory_steps import Bench
 from ultramed_rl.data.factory.step import Row
+from ultramed_rl.data.sources import read_placed_rows
 from ultramed_rl.learning.seeds import seeded_number
 
 Side = Literal["chosen", "rejected"]
@@ -163,11 +163,15 @@ def read_labels(path: str | Path, seed: int, counts: Counter[str]) -> dict[str, 
         ValueError: an unreadable file, one without these columns, or a row with another value.
     """
     votes: dict[str, Counter[str]] = defaultdict(Counter)
-    for number, row in enumerate(_read_csv(path), start=2):
+    for place, row in read_placed_rows(str(path)):
+        if not {*LABEL_COLUMNS} <= {*row}:
+            raise ValueError(
+                f"{path}: its columns are {', '.join(row)}; labels need {' and '.join(LABEL_COLUMNS)}"
+            )
         name, preferred = (str(row[column] or "").strip() for column in LABEL_COLUMNS)
         if not name or preferred.lower() not in PREFERRED:
             raise ValueError(
-                f"{path}, line {number}: pair_id={name!r:.60}, preferred={preferred!r:.20}; name a pair, and one of "
+                f"{path}, {place}: pair_id={name!r:.60}, preferred={preferred!r:.20}; name a pair, and one of "
                 f"{', '.join(PREFERRED)}"
             )
         votes[name][_shown_sides(name, seed).get(preferred.lower(), preferred.lower())] += 1
@@ -183,17 +187,3 @@ def read_labels(path: str | Path, seed: int, counts: Counter[str]) -> dict[str, 
         undecided=len(votes) - len(majorities),
     )
     return majorities
-
-
-def _read_csv(path: str | Path) -> Iterator[dict[str, str | None]]:
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            columns = reader.fieldnames or []
-            if not {*LABEL_COLUMNS} <= {*columns}:
-                raise ValueError(
-                    f"{path}: its columns are {', '.join(columns)}; labels need {' and '.join(LABEL_COLUMNS)}"
-                )
-            yield from reader
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); save the labels as CSV in UTF-8") from None

@@ -5,86 +5,114 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from string import ascii_uppercase
+from functools import partial
+from itertools import count
 from typing import Any
 
-from ultramed_rl.config.factory import Records, Sample, Vignettes
-from ultramed_rl.data.chats import Misfit, read_turns
+from ultramed_rl.config.base import shorten
+from ultramed_rl.config.factory import DataConfig, Records, Sample, Vignettes
+from ultramed_rl.data.chats import FittingRows, Misfit, check_text, read_column, read_turns
+from ultramed_rl.data.choices import Keys, read_key, read_options, settle_keys, without_options
 from ultramed_rl.data.factory.instructions import Instruction, answered_row, new_row, set_of
-from ultramed_rl.data.factory.step import Row, name_of, read_text
+from ultramed_rl.data.factory.step import Row, name_of
+from ultramed_rl.data.files import SourceError
+from ultramed_rl.data.identity import row_id
 from ultramed_rl.data.vignettes import Vignette, read_vignette
 from ultramed_rl.learning.seeds import seeded_number
 
 
-def import_rows(rows: Iterable[Row], config: Records, counts: Counter[str]) -> Iterator[Row]:
-    """Records of the rows that hold a question, in order.
+def import_rows(config: DataConfig, step: Records, counts: Counter[str]) -> Iterator[Row]:
+    """Records of the input's rows, in order.
 
     Args:
-        counts: gains by reason the rows that gave none: no_question, no_options (fewer than two, or one of them
-            empty or twice), no_key.
+        counts: gains rows (read), misfit and, by reason, misfit_NAME.
+
+    Raises:
+        SourceError: an unreadable source, keys that may be meant in two ways, or too many misfits.
     """
-    for number, row in enumerate(rows, start=1):
-        try:
-            instruction = _read_instruction(row, config)
-        except Misfit as misfit:
-            counts[misfit.name] += 1
-            continue
-        name = f"{config.name},{row[config.id] if config.id else number}"
-        record = new_row(name, config.kind, instruction)
-        reply = read_text(row.get(config.reply)) if config.reply else ""
-        yield answered_row(record, reply) if reply else record
+    numbers, columns = count(1), dict[str, None]()
+
+    def parse(row: Row) -> Row:
+        name: Any = next(numbers)
+        columns.update(dict.fromkeys(row))
+        instruction = _read_instruction(step, row, keys)
+        if step.id and not (name := row_id(dict(row), (step.id,))):
+            missing = None if step.id in row else step.id
+            raise Misfit(f"nothing in column {step.id!r}", name="no_id", column=missing)
+        record = new_row(f"{step.name},{name}", step.kind, instruction)
+        reply = _text(row.get(step.reply), step.reply) if step.reply else ""
+        return answered_row(record, reply) if reply else record
+
+    for uri in config.input:
+        keys = Keys()
+        if step.answer:
+            read = partial(_read_instruction, step)
+            keys = settle_keys(read, [uri], step.first_place, "step.first_place", config.limit)
+        limits, fix = (uri, config.limit, step.max_misfit_share), "name other columns, or clean the file"
+        yield from FittingRows(*limits, f"make no {step.kind} record", fix, counts).parse(parse)
+        for column in (step.context, step.reply):  # which a row may lack, but not all of them
+            if column and column not in columns:
+                raise SourceError(
+                    f"source {uri!r}: no row has a column {column!r}; its columns are {shorten(', '.join(columns), 200)}: name one "
+                    "of them, or none"
+                )
+        columns.clear()
 
 
-def import_vignettes(rows: Iterable[Row], config: Vignettes, counts: Counter[str]) -> Iterator[Row]:
-    """As `import_rows`, of DrugSwap's rows; those left out are counted by `read_vignette`'s reasons."""
-    for number, row in enumerate(rows, start=1):
-        vignette = read_vignette(row)
+def import_vignettes(config: DataConfig, step: Vignettes, counts: Counter[str]) -> Iterator[Row]:
+    """As `import_rows`, of DrugSwap's rows; `counts` gains figure too: rows that point at a picture are left out."""
+    numbers = count(1)
+
+    def parse(row: Row) -> Row | None:
+        number, vignette = next(numbers), read_vignette(row)
         if isinstance(vignette, Vignette):
             question = Instruction(vignette.stem, vignette.options, vignette.letter)
-            yield new_row(f"{config.name},{number}", "Exam", question)
-        else:
-            counts[vignette] += 1
+            return new_row(f"{step.name},{number}", "Exam", question)
+        if vignette != "figure":
+            raise Misfit("no stem with lettered options and their key", name=vignette)
+        counts[vignette] += 1
+        return None
+
+    for uri in config.input:
+        limits = (uri, config.limit, step.max_misfit_share)
+        fix = "name a file of DrugSwap's form, or clean it"
+        yield from FittingRows(*limits, "hold no vignette", fix, counts).parse(parse)
 
 
-def _read_instruction(row: Row, config: Records) -> Instruction:
-    value = row.get(config.question)
-    if isinstance(value, list):
+def _read_instruction(config: Records, row: Row, keys: Keys) -> Instruction:
+    question: Any = read_column(dict(row), config.question)
+    if isinstance(question, list):
         turns = read_turns(dict(row), config.question)
-        value = next((turn["content"] for turn in turns if turn["role"] == "user"), "")
-    if not (stem := read_text(value)):
+        question = next((turn["content"] for turn in turns if turn["role"] == "user"), "")
+    if not (question := _text(question, config.question)):
         raise Misfit(f"nothing in column {config.question!r}", name="no_question")
     context = row.get(config.context) if config.context else None
     if isinstance(context, Mapping):  # PubMedQA's
         context = context.get("contexts")
-    parts = map(read_text, context if isinstance(context, list) else [context])
-    stem = "\n\n".join(filter(None, ["\n".join(filter(None, parts)), stem]))
+    texts = [_text(part, config.context) for part in (context if isinstance(context, list) else [context])]
+    parts = ["\n".join(filter(None, texts)), question]
     if config.answer is None:
-        return Instruction(stem)
+        return Instruction("\n\n".join(filter(None, parts)))
     columns = config.options or []
     values: Any = config.choices
-    if not values:
-        values = [row.get(one) for one in columns] if isinstance(columns, list) else row.get(columns) or []
-    if isinstance(values, Mapping):
-        values = [values[letter] for letter in sorted(values)]
-    texts = [" ".join(read_text(value).split()) for value in values]
-    if not 2 <= len(texts) <= len(ascii_uppercase) or not all(texts) or len(set(texts)) < len(texts):
-        raise Misfit(f"its options are {texts!r:.80}", name="no_options")
-    options = dict(zip(ascii_uppercase, texts, strict=False))
-    return Instruction(stem, options, _key(row.get(config.answer), options))
+    if not values and isinstance(columns, list):
+        values = [read_column(dict(row), column) for column in columns]
+        while values[-1:] in ([None], [""]):  # a row of fewer options than others
+            values.pop()
+    options = read_options(values or read_column(dict(row), str(columns)))
+    lettered = {letter: " ".join(text.split()) for letter, text in options.lettered.items()}
+    if not all(lettered.values()):
+        raise Misfit(f"an option of {[*lettered.values()]!r:.80} is empty", name="empty_option")
+    if repeats := [text for text, times in Counter(lettered.values()).items() if times > 1]:
+        raise Misfit(f"two options say {repeats[0]!r:.60}", name="same_options")
+    letter = [*lettered][keys.place(read_key(row, config.answer), options)]
+    stem = "\n\n".join(filter(None, [parts[0], without_options(question, options)]))
+    return Instruction(stem, lettered, letter)
 
 
-def _key(value: Any, options: Mapping[str, str]) -> str:
-    """The letter that `value` stands for: a letter, a place from 0, or an option's text."""
-    letters = list(options)
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(letters):
-        return letters[value]
-    text = " ".join(read_text(value).split())
-    if text in options:
-        return text
-    same = [letter for letter, option in options.items() if option.casefold() == text.casefold()]
-    if len(same) != 1:
-        raise Misfit(f"its answer {value!r:.40} is none of its options", name="no_key")
-    return same[0]
+def _text(value: Any, column: str | None) -> str:
+    """A column's text, trimmed; empty where nothing is in it. Raises Misfit for what is no text."""
+    return "" if value is None else check_text(value, f"column {column!r}").strip()
 
 
 def sample_sets(read: Callable[[], Iterable[Row]], config: Sample, counts: Counter[str]) -> Iterator[Row]:

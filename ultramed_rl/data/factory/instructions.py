@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from string import ascii_uppercase
 from typing import Any
 
 from ultramed_rl.data.chats import Misfit, read_turns
+from ultramed_rl.data.choices import Keys, Options
 from ultramed_rl.data.factory.step import Miss, Row, object_schema, read_text
 from ultramed_rl.data.vignettes import Vignette, last_run, plain_option, render_vignette
 
@@ -55,7 +57,7 @@ def question_text(row: Row) -> str:
 def read_instruction(row: Row) -> Instruction:
     """The record's question.
 
-    It is multiple choice if its text ends in lettered options and its `answer` is one of their letters.
+    It is multiple choice if its text ends in lettered options and its `answer` is one of their letters, or its text.
 
     Raises:
         Misfit: as `question_text`; or its type is Exam or Literature, and it has no options or no key.
@@ -63,8 +65,9 @@ def read_instruction(row: Row) -> Instruction:
     text = question_text(row)
     stem, options = split_options(text)
     key = row.get("answer")
-    if options and isinstance(key, str) and key.strip() in options:
-        return Instruction(stem, options, key.strip())
+    with suppress(Misfit):  # a number would be a place from nobody knows where
+        place = Keys(numbers=None).place(key, Options(tuple(options.values())))
+        return Instruction(stem, options, [*options][place])
     if row.get("type") in CHOICE_TYPES:
         lack = f"its answer {key!r:.20} is none of its letters" if options else "its text ends in no options"
         raise Misfit(f"of type {row['type']}, but {lack}", name="key")

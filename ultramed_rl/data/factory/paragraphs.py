@@ -121,7 +121,7 @@ _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[\"'(*“A-Z])")
 
 
 def cut_paragraphs(rows: Iterable[Row], config: Paragraphs, left_out: Counter[str]) -> Iterator[Row]:
-    """Passages {"id", "text", "source"} of documents {"path", "text"}, in order.
+    """Passages {"id", "text", "source"} of documents {"path", "text"}, or {"id", "content"} as UltraMedical has, in order.
 
     A passage has `least_words` to `most_words` words. A part that is short, ends in a colon, or is a table is
     joined with its neighbour, if both stand under the same heading; and where headings are shown, if their headings
@@ -137,12 +137,13 @@ def cut_paragraphs(rows: Iterable[Row], config: Paragraphs, left_out: Counter[st
     """
     known: set[str] = set()
     for row in rows:
-        path, text = row.get("path"), row.get("text")
+        path, text = row.get("path", row.get("id")), row.get("text", row.get("content"))
         if not (isinstance(path, str) and path and isinstance(text, str)):
             raise ValueError(
-                f"row {str(dict(row))[:80]}: paragraphs are cut out of rows with a path and a text; read .md or .txt files"
+                f"row {str(dict(row))[:80]}: paragraphs are cut out of rows with an id and a content, or a path and a "
+                "text; read .md or .txt files"
             )
-        stem = str(PurePosixPath(path).with_suffix(""))
+        stem = str(PurePosixPath(path).with_suffix("")) if "path" in row else path
         if stem in known:
             raise ValueError(
                 f"document {path!r}: another one has this path; ids go by it, so give each folder a stage"

@@ -1,7 +1,7 @@
 """A judge without a model: scores that rules can justify, for a setting where no model at hand can judge.
 
 What it can tell: whether a multiple-choice answer gives the right letter, whether an answer ends, has a sensible
-length, repeats itself, and speaks of what was asked. What it cannot: whether an open-ended answer is true, safe or
+length, repeats or contradicts itself, and speaks of what was asked. What it cannot: whether an open-ended answer is true, safe or
 well reasoned. There `correctness` is only the share of the question's words that the answer takes up, which an answer
 that echoes the question gets in full. Preferences made by it teach a model to finish, to keep to the subject and
 not to babble; they are no medical judgement, and no figure of theirs says anything about a model's knowledge.
@@ -9,6 +9,7 @@ not to babble; they are no medical judgement, and no figure of theirs says anyth
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,14 @@ from ultramed_rl.learning.seeds import seeded_number
 LOW, HIGH = 1.0, 5.0
 NAME = "rules"
 _LETTERS = 4  # words of so many letters and more carry what a question is about
+_SENTENCE_END = re.compile(r"(?<=\w\w[.!?])\s+|(?<=[.!?])\s+(?=(?:The|It|I|So|Option)\b)|\n+")
+_LABEL = re.compile(r"\W*(?:option )?[A-Z][*)]*[.):]", re.IGNORECASE)  # opens a line that echoes an option
+# What two sentences may differ by and still be about the same: whether it holds, and of which option.
+_POLARITY = re.compile(
+    r"\w|no|not|never|cannot|don|does|doesn|did|didn|isn|aren|wasn|true|false|correct|incorrect|yes|always|often|sometimes"
+    r"|rarely|may|might|can|could|will|would|should|must"
+)
+_SAME = 0.8  # of two sentences' different words, those in both
 
 
 @dataclass(frozen=True)
@@ -35,8 +44,8 @@ class Signs:
     letter: str | None  # the option that the answer settles on
     ended: bool
     overlap: float  # of the question's different longer words, those that the answer has
-    fit: float  # 1 for a length within the window, less in proportion outside
-    repeated: float  # of the answer's runs of n words, those that stood in it before
+    fit: float  # 1 for a length within the window, less in proportion outside; unclear sentences don't count
+    repeated: float  # of its runs of n words those that repeat, or of its sentences the unclear ones
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,7 @@ class RuleJudgeStep:
     completeness  s = fit, halved if the answer stops within a sentence
     clarity       s = 1 - repeated
 
+    A sentence is unclear that repeats or reverses one before it, or states another option than the answer's.
     `overall` is their weighted mean. The ranking goes by it; of equal answers the less repetitive goes first,
     then one drawn by seed: such a rank means nothing, and `pairs.min_gap` > 0 leaves it out. `orders` is empty, as
     rules see no order.
@@ -81,14 +91,24 @@ class RuleJudgeStep:
 
     def _signs(self, instruction: Instruction, candidate: Candidate) -> Signs:
         words = read_words(candidate.text)
-        letter = self.read_letter(candidate.text, instruction.options) if instruction.key else None
+        read = lambda text: self.read_letter(text, instruction.options) if instruction.key else None
+        letter = read(candidate.text)
+        sentences = [one for one in _SENTENCE_END.split(candidate.text) if one.strip()] or [""]
+        stated = [None if _LABEL.match(sentence) else read(sentence) for sentence in sentences]
+        own = letter or next(filter(None, stated), None)
+        # What is said again, for or against, and what states another option than the answer settles on, is unclear.
+        fresh = find_fresh(sentences)
+        clear = [
+            s for s, new, one in zip(sentences, fresh, stated, strict=True) if new and one in (None, own)
+        ]
+        counts = (len(words), sum(len(read_words(sentence)) for sentence in clear))
         return Signs(
             right=None if instruction.key is None else letter == instruction.key,
             letter=letter,
             ended=not candidate.unfinished,
             overlap=overlap(instruction.stem, words),
-            fit=length_fit(len(words), self.config.min_words, self.config.max_words),
-            repeated=repeated_share(words, self.config.ngram),
+            fit=min(length_fit(count, self.config.min_words, self.config.max_words) for count in counts),
+            repeated=max(repeated_share(words, self.config.ngram), 1.0 - len(clear) / len(sentences)),
         )
 
 
@@ -129,3 +149,17 @@ def repeated_share(words: Sequence[str], size: int) -> float:
     """Of the runs of `size` words, the share that stood before in the same text; 0 for a text that has none."""
     runs = Counter(tuple(words[first : first + size]) for first in range(len(words) - size + 1))
     return 1.0 - len(runs) / runs.total() if runs else 0.0
+
+
+def find_fresh(sentences: Sequence[str]) -> list[bool]:
+    """Whether each says something that none before it says, for or against: "rest helps" and then "rest doesn't help"
+    is said twice, and so is "the answer is A", "the answer is B".
+    """
+    before: list[frozenset[str]] = []
+    fresh = []
+    for sentence in sentences:
+        words = [word for word in read_words(sentence) if not _POLARITY.fullmatch(word)]
+        about = frozenset(word.removesuffix("s") for word in words)
+        fresh.append(not any(about and len(about & one) >= _SAME * len(about | one) for one in before))
+        before.append(about)
+    return fresh

@@ -50,7 +50,7 @@ _POINTS = Miss(
 
 
 class TextbookStep:
-    """A paragraph, {"id", "text"}, to an Exam record whose `answer` is the key.
+    """A paragraph, {"id", "text"} or {"id", "content"}, to an Exam record whose `answer` is the key.
 
     Dropped: not_exam_worthy, too_little_knowledge (the gates), not_worth_it (an empty object). Failed: a reply
     that still misses something after all attempts, by what it misses.
@@ -71,9 +71,9 @@ class TextbookStep:
 
     async def __call__(self, row: Row, ask: Ask) -> End:
         """Through both gates to the question."""
-        text = row.get("text")
+        text = row.get("text", row.get("content"))
         if not isinstance(text, str) or not text.strip():
-            return Fail("malformed_record", "no text under 'text'")
+            return Fail("malformed_record", "no text under 'text' or 'content'")
         for form, reason in _GATES:
             reply = (await ask(self.config, [user(form.render(paragraph=text))], _VERDICT)).text
             verdict = read_text((read_object(reply) or {}).get("verdict")).casefold()

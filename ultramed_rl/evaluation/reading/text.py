@@ -10,7 +10,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, takewhile
 
 from ultramed_rl.evaluation.items import AnswerReading
 
@@ -46,28 +46,25 @@ _RANGE = re.compile(r"\d\s*[-–—−]\s*\d")
 _TIMES_TEN = re.compile(r"[x×]\s*10\s*\^\s*\{?([-+]?\d+)\}?")
 BOXED = re.compile(r"\\boxed\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")
 _GREEK = {
-    "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "epsilon", "ζ": "zeta", "η": "eta",
-    "θ": "theta", "ι": "iota", "κ": "kappa", "λ": "lambda", "μ": "mu", "ν": "nu", "ξ": "xi", "ο": "omicron",
-    "π": "pi", "ρ": "rho", "σ": "sigma", "ς": "sigma", "τ": "tau", "υ": "upsilon", "φ": "phi", "χ": "chi",
-    "ψ": "psi", "ω": "omega",
-}  # fmt: skip
+    letter: unicodedata.name(letter).split()[-1].lower().replace("lamda", "lambda")
+    for letter in "αβγδεζηθικλμνξοπρσςτυφχψω"
+}
 _LEAD = re.compile(
     r"\banswers?(?: \([^()\n]{1,40}\))?(?: is| are)? ?: ?|^#+ ?(?:final )?answers?$", re.I | re.MULTILINE
 )
 _MARKUP = re.compile(r"[*`$]+|__")
 _POINT = re.compile(r"^(?:[-+•]|\d{1,2}[.)]) ")
+# A line that may be a name, amid others: no sentence.
+_NAME_LINE = re.compile(
+    r"(?!(?:the|this|these|those|it|they|we|i|so|thus|as|in|because|note|however|explanation)\b)"
+    r"[^\s.!?:]+(?:\.\S+)?(?: [^\s.!?:]+(?:\.\S+)?){0,5}$",
+    re.IGNORECASE,
+)
+_AND = re.compile(r",\s+(?:and |or )?(?![^()]*\))|\s+(?:and|or|&)\s+(?![^()]*\))|\s+/\s+")
+_BRACKETS = re.compile(r"\s*[(\[](?:also (?:known as|called) |aka |i\.e\.,? |or )?([^()\[\]]*)[)\]]")
 _ARTICLE = re.compile(r"^(?:the|an?) (?=\S)", re.IGNORECASE)
 _QUOTES = " \"'.,:"
-_PLACEHOLDERS = {
-    "name",
-    "none",
-    "unknown",
-    "notmentioned",
-    "notgiven",
-    "na",
-    "idontknow",
-    "cannotbedetermined",
-}
+_PLACEHOLDERS = {"name", "none", "unknown", "notmentioned", "notgiven", "na", "idontknow", "cannotbedetermined"}  # fmt: skip
 _KEPT = re.compile(r"(?<=\d)[.,](?=\d)|[^\W_]|[+%<>=]")
 
 
@@ -81,7 +78,7 @@ def clean(text: str) -> str:
     text = unicodedata.normalize("NFKC", said.translate(_PUNCTUATION)).translate(_PUNCTUATION)
     text = _MARKER.sub("\n", re.sub(r"</?(?:b|strong)>", "**", text))
     text = _FONT.sub(r"\1", _FONT.sub(r"\1", text))
-    text = re.sub(r"\\[()\[\],;]|~", " ", text)
+    text = re.sub(r"(?<![-|])--+(?![-|>])", " - ", re.sub(r"\\[()\[\],;]|~", " ", text))
     text = re.sub(r"(?<![\\\w])boxed\{|\\fbox\{", r"\\boxed{", text)
     text = re.sub(r"[^\S\n]+", " ", "\n".join(text.splitlines()))
     return re.sub(r"^\* ", "- ", re.sub(r"\n\s+", "\n", text).strip(), flags=re.MULTILINE)
@@ -144,39 +141,43 @@ def read_reference_number(reference: str) -> float | None:
 
 
 def read_names(text: str) -> AnswerReading:
-    """The names after the last "Answer:", each once: on its line between semicolons, or in the list below it.
+    """The names after the last "Answer:", each once: on its line between semicolons, or one a line from there on, with
+    bullets or without. Where there is no "Answer:", those in the last box.
 
-    Commas part nothing, as names hold them. What later questions that the model asks itself add isn't read.
+    A name with commas stays whole, as many names hold them (see `score_list`). What later questions that the model
+    asks itself add isn't read.
     """
     for turn in turns(clean(text)):
-        leads = list(_LEAD.finditer(turn))
-        line, _, below = turn[leads[-1].end() :].partition("\n") if leads else ("", "", "")
-        if not line.strip(" *_"):  # on the next line, or in the list below
-            lines = below.split("\n") if below else []
-            points = next((i for i, each in enumerate(lines) if not _POINT.match(each)), len(lines))
-            line = ";".join(lines[: max(points, 1)])
+        opened = BOXED.sub(r"\1", turn)
+        *_, lead = None, *_LEAD.finditer(opened)
+        said = opened[lead.end() :] if lead else ["", *BOXED.findall(turn)][-1]
+        lines = [_MARKUP.sub("", line).strip(" _") for line in said.lstrip(" *_\n").split("\n")]
+        if ";" in lines[0]:
+            lines = lines[:1]
+        listed = _POINT if _POINT.match(lines[0]) else _NAME_LINE
         names: dict[str, str] = {}
-        for part in line.split(";")[::-1]:
-            bare = _POINT.sub("", _MARKUP.sub("", BOXED.sub(r"\1", part)).strip())
-            name = _ARTICLE.sub("", bare.strip(_QUOTES))
-            names[normalise_name(name)] = name
-        given = tuple(n for key, n in reversed(names.items()) if key and key not in _PLACEHOLDERS)
+        for part in ";".join([lines[0], *takewhile(listed.match, lines[1:])]).split(";"):
+            name = _ARTICLE.sub("", _POINT.sub("", part.strip()).strip(_QUOTES))
+            names.setdefault(normalise_name(name), name)
+        given = tuple(name for key, name in names.items() if key and key not in _PLACEHOLDERS)
         if given:
             return AnswerReading(given)
     return AnswerReading((), "none")
 
 
 def score_factoid(given: Sequence[str], expected: Sequence[Sequence[str]]) -> float:
-    """Strict accuracy: 1 where the first name given is one of those accepted, else 0."""
-    wanted = {normalise_name(name) for names in expected for name in names} - {""}
-    return float(bool(given) and normalise_name(given[0]) in wanted)
+    """Strict accuracy: 1 where the first name given (see `score_list`) is one of those accepted, else 0."""
+    wanted = set().union(*(spellings(name) for names in expected for name in names))
+    first = _parted(given[:1], wanted)[:1]
+    return float(bool(first) and not wanted.isdisjoint(spellings(first[0])))
 
 
 def score_list(given: Sequence[str], expected: Sequence[Sequence[str]]) -> float:
     """F1, 0 to 1, of names against the wanted entities: the harmonic mean of the shares of names that are wanted and of
     entities that are named.
 
-    Each entity is found at most once, so that its second name is one too many.
+    Each entity is found at most once, so that its second name is one too many. A name that isn't wanted is parted at
+    commas, "and" and "or" where a part is ("a, b and c").
 
     Args:
         expected: the accepted names of each entity.
@@ -186,8 +187,9 @@ def score_list(given: Sequence[str], expected: Sequence[Sequence[str]]) -> float
     """
     if not expected:
         raise ValueError("expected=() wants no entity, which nothing can answer; leave such questions out")
-    wanted = [{normalise_name(name) for name in names} - {""} for names in expected]
-    choices = [[i for i, names in enumerate(wanted) if key in names] for key in map(normalise_name, given)]
+    wanted = [set().union(*map(spellings, names)) for names in expected]
+    names = _parted(given, set().union(*wanted))
+    choices = [[i for i, keys in enumerate(wanted) if keys & spellings(name)] for name in names]
     owner: dict[int, int] = {}  # the name that each entity is found by: augmenting paths (Kuhn 1955)
 
     def place(name: int, tried: set[int]) -> bool:
@@ -200,7 +202,24 @@ def score_list(given: Sequence[str], expected: Sequence[Sequence[str]]) -> float
         return False
 
     matched = sum(place(name, set()) for name in range(len(choices)))
-    return 2 * matched / (len(given) + len(expected))
+    return 2 * matched / (len(names) + len(expected))
+
+
+def _parted(names: Sequence[str], wanted: set[str]) -> list[str]:
+    """The names, those that aren't wanted parted where a part is; each once."""
+    parted: dict[str, str] = {}
+    for name in names:
+        parts = [part for part in _AND.split(name) if normalise_name(part)]
+        whole = spellings(name) & wanted or not any(spellings(part) & wanted for part in parts)
+        parted |= {normalise_name(part): part for part in ([name] if whole else parts)}
+    return list(parted.values())
+
+
+def spellings(name: str) -> set[str]:
+    """What a name is compared by: itself, and of "aspirin (ASA): a salicylate" also "aspirin" and "ASA"."""
+    outside = _BRACKETS.sub("", name)
+    forms = (name, outside, re.split(r": | - ", outside)[0], *_BRACKETS.findall(name))
+    return {normalise_name(form) for form in forms} - {""}
 
 
 def normalise_name(name: str) -> str:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-from ultramed_rl.data.chats import Misfit
-from ultramed_rl.evaluation.items import Item, Row, Task, build_choice, check_text, join_parts, key_by_text
+from ultramed_rl.data.chats import Misfit, check_text
+from ultramed_rl.data.choices import read_key
+from ultramed_rl.evaluation.items import Item, Row, Task, join_parts
 from ultramed_rl.evaluation.tasks.pubmedqa import continue_abstract
 
 _OPTIONS = ("yes", "no")
@@ -30,9 +31,7 @@ def read_row(kind: str, row: Row) -> Item | None:
     if row.text("type") != kind:
         return None
     if kind == "yesno":
-        key = row.key("exact_answer")
-        place = key_by_text(_OPTIONS, key[0] if isinstance(key, list) and len(key) == 1 else key)
-        return build_choice(row.question("body"), _OPTIONS, place, row.first_id("id"), _snippets(row))
+        return row.choice("body", _OPTIONS, "exact_answer", context=_snippets(row))
     expected = _entities(row)
     if kind == "factoid":
         expected = (tuple(dict.fromkeys(name for entity in expected for name in entity)),)
@@ -41,7 +40,7 @@ def read_row(kind: str, row: Row) -> Item | None:
 
 def _entities(row: Row) -> tuple[tuple[str, ...], ...]:
     """The names of each entity in `exact_answer`: a text, a list of texts, or a list of lists of texts."""
-    key = row.key("exact_answer")
+    key = read_key(row, "exact_answer")
     entities = []
     for entity in key if isinstance(key, list) else [key]:
         names = entity if isinstance(entity, list) else [entity]

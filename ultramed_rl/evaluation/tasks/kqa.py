@@ -1,14 +1,13 @@
 """K-QA, patients' questions with the statements that an answer must or may make (Manes et al. 2024, 2401.14493).
 
 The authors' file `questions_w_answers.jsonl` holds 201 questions: `Question`, `Must_have` and `Nice_to_have` as
-lists of statements, and `Free_form_answer`, which no metric uses. The hub's rows are taken to have these columns
-too, in one split `train`; where they don't, name the authors' file.
+lists of statements, and `Free_form_answer`, which no metric uses. The hub has the same file as a split.
 """
 
 from __future__ import annotations
 
-from ultramed_rl.data.chats import Misfit
-from ultramed_rl.evaluation.items import Item, Row, Task, check_text
+from ultramed_rl.data.chats import Misfit, check_text
+from ultramed_rl.evaluation.items import Item, Row, Task
 
 
 def read_row(row: Row) -> Item:
@@ -32,7 +31,7 @@ def _statements(row: Row, column: str) -> tuple[str, ...]:
 # Asked as a patient asks: the question alone.
 KQA = Task(
     "kqa",
-    ("hf://Itaykhealth/K-QA:train",),
+    ("hf://Itaykhealth/K-QA:questions_with_answers",),
     read_row,
     lambda item: item.question.strip(),
     form="statements",

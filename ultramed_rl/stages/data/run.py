@@ -17,6 +17,7 @@ from ultramed_rl.cluster.inputs import describe_inputs
 from ultramed_rl.config.factory import ApiGeneratorConfig, DataConfig
 from ultramed_rl.config.factory_steps import Answer, Evolve, Feedback, RuleJudge, Score, Textbook, Topics
 from ultramed_rl.config.models import DECIDES
+from ultramed_rl.data.chats import MISFITS_ALLOWED, FittingRows
 from ultramed_rl.data.factory.answer import AnswerStep, ExemplarIndex
 from ultramed_rl.data.factory.evolve import EvolveStep
 from ultramed_rl.data.factory.feedback import FeedbackStep
@@ -26,8 +27,8 @@ from ultramed_rl.data.factory.score import ScoreStep
 from ultramed_rl.data.factory.step import Step
 from ultramed_rl.data.factory.textbook import TextbookStep
 from ultramed_rl.data.factory.topics import TopicsStep
-from ultramed_rl.data.sources import list_sources, read_rows
-from ultramed_rl.evaluation.reading.choice import read_choice
+from ultramed_rl.data.sources import list_sources
+from ultramed_rl.evaluation.reading.choice import read_letter
 from ultramed_rl.stages.data.asking import carry_candidates, carry_step
 from ultramed_rl.stages.data.rows import (
     DataWork,
@@ -41,21 +42,11 @@ from ultramed_rl.stages.data.rows import (
     write_report,
 )
 from ultramed_rl.store import ArtifactFolder, WorkDirectory
-from ultramed_rl.store.cards import (
-    DataFacts,
-    count_sets,
-    data_card,
-    earlier_steps,
-    made_from,
-    read_versions,
-    split_files,
-    write_card,
-)
+from ultramed_rl.store.cards import data_card, write_card
 from ultramed_rl.store.digests import digest_file
 from ultramed_rl.tracking import Progress, Tracker, watched
 
 OUTPUT = "records"
-_PARTS = {"exemplars_from": "solved examples", "judged": "judged rows", "labels": "labels"}
 _ALONE: Mapping[type, Callable[[Any], Step]] = {Topics: TopicsStep, Evolve: EvolveStep, Score: ScoreStep}
 
 
@@ -85,7 +76,7 @@ def make_data(config: DataConfig, *, resume: bool = False, retry_failed: bool = 
         def compute(folder: Path) -> dict[str, float]:
             work = DataWork(config, identity, store.path / "work", folder, progress, retry_failed)
             counts = {name: float(count) for name, count in carry_out(work).items()}
-            write_data_card(config, store.path, folder, counts)
+            write_card(folder, data_card(config, folder, counts))
             return counts
 
         folder, counts = artifacts.phase_directory(OUTPUT, compute, *identity)
@@ -116,22 +107,6 @@ def identity_of(config: DataConfig) -> list[str]:
     return identity
 
 
-def write_data_card(config: DataConfig, run: Path, folder: Path, counts: Mapping[str, float]) -> None:
-    """README.md beside the rows, before the folder is digested."""
-    inputs = [made_from("input", uri) for uri in config.input]
-    inputs += [made_from(_PARTS[key], uri) for key, uri in config.further_inputs.items()]
-    files = split_files(folder, "test" if config.step.type == "bench" else "train")
-    facts = DataFacts(
-        counts=counts,
-        inputs=inputs,
-        versions=read_versions(run),
-        earlier=earlier_steps(config.input),
-        sets=count_sets(folder, files.values()),
-        files=files,
-    )
-    write_card(folder, data_card(config, facts))
-
-
 def carry_out(work: DataWork) -> Counter[str]:
     """The stage's files into `work.output`, and its counts; record by record unless `CARRIERS` says otherwise."""
     carry = CARRIERS.get(work.config.step.type)
@@ -143,9 +118,11 @@ def make_step(work: DataWork) -> Step:
     name = next(iter(work.config.generators), "")
     match work.config.step_for(name):
         case Textbook() as step:
-            source = read_rows(step.exemplars_from) if step.exemplars_from and step.exemplars else ()
-            questions = [question for row in source if (question := read_instruction(row)).key]
-            return TextbookStep(step, questions)
+            if not (step.exemplars_from and step.exemplars):
+                return TextbookStep(step, [])
+            limits = (step.exemplars_from, None, MISFITS_ALLOWED)
+            rows = FittingRows(*limits, "are no records", "name records in step.exemplars_from", Counter())
+            return TextbookStep(step, [one for one in rows.parse(read_instruction) if one.key])
         case Answer() as step if step.exemplars_from and step.exemplars:
             solved = read_made_rows(step.exemplars_from)
             exemplars = ExemplarIndex(solved, open_embedder(step.embedder), step.exemplars)
@@ -158,12 +135,6 @@ def make_step(work: DataWork) -> Step:
             return RuleJudgeStep(step, read_letter)
         case step:
             return _ALONE[type(step)](step)
-
-
-def read_letter(text: str, options: Mapping[str, str]) -> str | None:
-    """The option that an answer settles on, as evaluations read it; None for none or several."""
-    given = read_choice(text, options).given
-    return given[0] if len(given) == 1 else None
 
 
 CARRIERS: Mapping[str, Callable[[DataWork], Counter[str]]] = {

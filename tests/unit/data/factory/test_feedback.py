@@ -30,12 +30,14 @@ from ultramed_rl.data.factory.judgements import (
 from ultramed_rl.data.factory.rule_judge import (
     RuleJudgeStep,
     Signs,
+    find_fresh,
     length_fit,
     overlap,
     repeated_share,
     score_aspects,
 )
 from ultramed_rl.data.factory.step import Fail, Keep, Row
+from ultramed_rl.evaluation.reading.choice import read_letter
 
 MCQ = "Which vitamin does scurvy lack?\n\nA. Vitamin A\nB. Vitamin B\nC. Vitamin C\nD. Vitamin D"
 
@@ -435,6 +437,39 @@ def test_rules_write_the_row_that_a_model_writes() -> None:
             other[0] if column == "feedback" else other
         ).keys()
     assert position_report([row]).records == 0  # rules see no places
+
+
+SOUND = "Ascorbate hydroxylates the proline of collagen, which scurvy lacks. So, the answer is C."
+UNCLEAR = [
+    "The answer is A.\nThe answer is B.\nThe answer is A.\nThe answer is D.\nThe answer is B.\nThe answer is C.",
+    "The answer is A. The answer is B. The answer is D. The answer is A. The answer is B. The answer is C.",
+    "I would choose A.\nOption D is correct.\nThe best choice is A.\nBut B is the answer.\nSo, the answer is C.",
+    "Rest helps.\nRest does not help.\nRest always helps.\nRest never helps.\nRest helps.\nThe answer is C.",
+    "Collagen needs it.\nCollagen does not need it.\n" * 3 + "So, the answer is C.",
+]
+
+
+@pytest.mark.parametrize("text", UNCLEAR)
+def test_what_repeats_or_contradicts_itself_costs(text: str) -> None:
+    row = kept(
+        drive(RuleJudgeStep(RuleJudge(), read_letter), mcq(candidates=candidates(text, SOUND, SOUND)))[0]
+    )
+    unclear, sound, _ = read_judged(row).verdicts
+    assert sound.scores == {"correctness": 5.0, "completeness": 5.0, "clarity": 5.0}
+    assert unclear.rank == 3 and unclear.scores["clarity"] <= 3.0
+
+
+def test_sentences_that_differ_in_what_they_say_are_fresh() -> None:
+    said = [
+        "Rest helps.",
+        "Rest doesn't help.",
+        "Rest helps the knee.",
+        "The answer is A.",
+        "The answer is B.",
+        "A.",
+    ]
+    assert find_fresh(said) == [True, False, True, True, False, True]
+    assert find_fresh(["A. Aspirin", "B. Heparin", "So, the answer is A."]) == [True] * 3
 
 
 def test_ties_of_the_rules_are_broken_the_same_way_each_time_and_for_no_place() -> None:

@@ -46,6 +46,12 @@ def record(text: str, **more: Any) -> dict[str, Any]:
     return {"id": "x", "conversations": [{"from": "human", "value": text}], **more}
 
 
+@pytest.mark.parametrize("answer", ["B", "b", "(b)", "B.", ["B"], "No", "B. no"])
+def test_a_key_is_read_in_any_of_its_forms(answer: Any) -> None:
+    row = record("Which?\n\nA. yes\nB. no\nC. maybe", type="mc", answer=answer)
+    assert read_instruction(row).key == "B"
+
+
 def test_a_question_is_read_into_stem_options_and_key() -> None:
     row = record("Line one.\n\nWhich?\n\nA. yes\nB. no\nC. maybe", type="Literature", answer="B")
     options = {"A": "yes", "B": "no", "C": "maybe"}

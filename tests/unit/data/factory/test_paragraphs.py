@@ -184,6 +184,12 @@ def test_a_row_that_is_no_document_is_refused_in_one_line(row: dict[str, Any]) -
     assert "\n" not in str(error.value)
 
 
+def test_ultramedicals_paragraphs_are_documents_by_their_ids() -> None:
+    row = {"id": "Harrison_1.2", "title": "Harrison", "content": "one two three four"}
+    (passage,) = cut_paragraphs([row], Paragraphs(least_words=3), Counter())
+    assert passage == {"id": "Paragraph,Harrison_1.2_1", "text": row["content"], "source": "Harrison_1.2"}
+
+
 def test_two_documents_whose_passages_would_share_ids_are_refused() -> None:
     rows = [{"path": "a/b.md", "text": "x"}, {"path": "a/b.txt", "text": "y"}]
     with pytest.raises(ValueError, match=r"'a/b\.txt': "):

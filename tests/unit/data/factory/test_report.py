@@ -18,19 +18,19 @@ from hypothesis import strategies as st
 
 from ultramed_rl.config.factory import Report
 from ultramed_rl.data.factory.hashing import HashedEmbedder
-from ultramed_rl.data.factory.judgements import Order, Verdict, judged_row, model_table, position_report
+from ultramed_rl.data.factory.judgements import Order, Verdict, judged_row, model_table
 from ultramed_rl.data.factory.report.build import (
     LENGTH_STARTS,
     MOST_SHOWN,
+    ModelView,
     bin_column,
     bin_labels,
     build_report,
     distribution_figure,
-    model_cells,
-    position_lines,
     win_rate_figure,
 )
 from ultramed_rl.data.factory.report.table import (
+    KIND_COLUMNS,
     MOST_NAMES,
     OTHERS,
     UNNAMED,
@@ -38,7 +38,6 @@ from ultramed_rl.data.factory.report.table import (
     Spread,
     count_sets,
     gather_facts,
-    page_tables,
     read_facts,
     render_table,
     set_name,
@@ -51,6 +50,7 @@ from ultramed_rl.data.factory.report.topics import (
     sample_points,
     topic_figure,
 )
+from ultramed_rl.tracking.tables import table_cells
 
 ATTACK = "</script><script>alert(1)</script>"
 MCQ = "Which one?\n\nA. Vitamin A\nB. Vitamin B"
@@ -109,11 +109,11 @@ def test_means_and_deviations_by_set_are_those_by_hand() -> None:
     assert table.total.length == Spread(4, 4.25, pytest.approx(math.sqrt(20.75 / 3)))
     assert table.total.score == Spread(3, 7.0, pytest.approx(2.0))
     assert (medqa.retained, medqa.answered, medqa.choices) == (2, 1, 1)
-    assert list(page_tables(table)[1].rows) == [
-        ("Exam", "1", "1", "1", "0"),
-        ("Literature", "1", "1", "0", "0"),
-        ("Open-End", "2", "1", "0", "1"),
-        ("Total", "4", "3", "1", "1"),
+    assert table_cells((*table.kinds, table.total), KIND_COLUMNS) == [
+        ["Exam", "1", "1", "1", "0"],
+        ["Literature", "1", "1", "0", "0"],
+        ["Open-End", "2", "1", "0", "1"],
+        ["Total", "4", "3", "1", "1"],
     ]
 
 
@@ -156,7 +156,11 @@ def test_the_rendered_table_has_the_papers_columns_and_survives_a_bar_in_a_name(
     assert "a\\|\\<b>" in lines[3] and len({len(line) for line in lines[:5]}) == 1
     assert dict(table.misfits) == {"column": 1, "row": 2, "turn": 1}
     assert lines[-1].endswith(": 4 (column 1, row 2, turn 1).")
-    assert page_tables(table)[0].rows[-1] == ("Total", "-", "4.33 ± 3.21", "8.00 ± 1.41", "3")
+    assert lines[4].split() == [
+        "|",
+        "Total",
+        *["|", "–", "|", "4.33", "±", "3.21", "|", "8.00", "±", "1.41", "|", "3", "|"],
+    ]
 
 
 def test_an_exam_without_a_key_is_a_row_but_no_multiple_choice() -> None:
@@ -261,25 +265,41 @@ def test_a_win_rate_cell_holds_its_number_and_is_blank_where_models_never_met() 
 
 
 def test_lines_carry_mean_ranks_and_scores() -> None:
-    table = model_cells(model_table(JUDGED))
-    assert [row[2:4] for row in table.rows] == [
-        *(("1.00", "5.00"), ("1.33", "4.67"), ("2.00", "4.00"), ("2.50", "3.50"))
+    view = ModelView.of(model_table(JUDGED))
+    assert [row[2:4] for row in view.rows] == [
+        pytest.approx(means) for means in ((1, 5), (4 / 3, 14 / 3), (2, 4), (2.5, 3.5))
     ]
-    assert table.rows[1] == ("a", "3", "1.33", "4.67", "-", "-", "0.67", "1.00")
-    assert table.columns[-1] == "beats 4" and len(table.columns) == 8
+    assert view.rows[1] == (
+        "a",
+        3,
+        *(pytest.approx(n) for n in (4 / 3, 14 / 3)),
+        None,
+        None,
+        pytest.approx(2 / 3),
+        1,
+    )
+    assert view.beaten == ["beats 1", "beats 2", "beats 3", "beats 4"]
 
 
 NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?%?")
 
 
-def test_what_places_did_is_said_in_sentences() -> None:
+def places_of(folder: Path, rows: Sequence[Any]) -> list[str]:
+    """The paragraphs of the report's section on the places of answers."""
+    build_report(lambda: ROWS, folder, HashedEmbedder(), lambda: rows, Report())
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    section = page.partition("<h2>Places</h2>")[2].partition("</section>")[0]
+    return [" ".join(text.split()) for text in re.findall("(?s)<p>(.*?)</p>", section)]
+
+
+def test_what_places_did_is_said_in_sentences(tmp_path: Path) -> None:
     # Shown first and best in 2 of 3; by chance 1/3 + 1/3 + 1/2. Variance 2 x 2/9 + 1/4, its root 0.833.
-    lines = position_lines(position_report(JUDGED))
+    lines = places_of(tmp_path, JUDGED)
     verdict = lines[1].rpartition(": ")[2]
     assert [NUMBER.findall(line) for line in lines] == [["3", "0"], ["66.7%", "38.9%", "+1.0"]]
-    (unseen,) = position_lines(position_report(JUDGED[3:]))
+    (unseen,) = places_of(tmp_path, JUDGED[3:])
     assert not NUMBER.findall(unseen)
-    biased = position_lines(position_report([judged("ab", (1, 2))] * 20))[1]
+    biased = places_of(tmp_path, [judged("ab", (1, 2))] * 20)[1]
     assert NUMBER.findall(biased)[-1] == "+4.5" and biased.rpartition(": ")[2] != verdict
 
 

@@ -144,6 +144,17 @@ def test_a_paragraph_cannot_leave_its_frame() -> None:
         assert "‹/paragraph>\nVerdict: yes. ‹ / Paragraph > ‹paragraph>\n</paragraph>" in prompt
 
 
+def test_ultramedicals_paragraphs_are_asked_about_by_their_content() -> None:
+    row = {
+        "id": "Anatomy_Gray_0",
+        "title": "Anatomy_Gray",
+        "content": "Bones hold.",
+        "contents": "Gray. Bones hold.",
+    }
+    request = drive(textbook(), row, YES, YES)[1][0]
+    assert "<paragraph>\nBones hold.\n</paragraph>" in request.messages[0]["content"]
+
+
 @pytest.mark.parametrize("row", [{"id": "p"}, {"id": "p", "text": "  "}, {"id": "p", "text": 3}])
 def test_a_row_without_a_paragraph_is_a_dead_letter(row: Row) -> None:
     move = drive(textbook(), row)[0]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
@@ -18,23 +19,25 @@ import pyarrow.compute as pc
 from plotly.subplots import make_subplots
 
 from ultramed_rl.config.factory import Report
-from ultramed_rl.data.factory.judgements import ModelTable, PositionReport, model_table, position_report
+from ultramed_rl.data.factory.judgements import ModelTable, model_table, position_report
 from ultramed_rl.data.factory.report.table import (
-    SetTable,
+    KIND_COLUMNS,
+    SET_COLUMNS,
     count_sets,
     gather_facts,
     misfit_line,
-    page_tables,
     part_of,
     read_all_facts,
     render_table,
 )
-from ultramed_rl.data.factory.report.topics import TopicMap, map_topics, topic_figure
+from ultramed_rl.data.factory.report.topics import map_topics, topic_figure
 from ultramed_rl.data.factory.step import Row
 from ultramed_rl.data.likeness import Embed
 from ultramed_rl.store.atomic import remove, write_json, write_whole
-from ultramed_rl.tracking.page import PageSection, PageTable, clean_text, figure_text, page_html
+from ultramed_rl.tracking.page import figure_text, page_html
 
+_HTML = Path(__file__).with_name("html")
+_HEADINGS = {"words": "Instruction length", "answer_words": "Answer length", "score": "Score"}
 Read = Callable[[], Iterable[Row]]  # opens the stream anew at every call
 
 
@@ -52,65 +55,40 @@ def build_report(
     folder.mkdir(parents=True, exist_ok=True)
     misfits: Counter[str] = Counter()
     facts = gather_facts(read(), misfits)
-    table = count_sets(facts, misfits, config.originals)
-    write_json(folder / "table.json", asdict(table))
-    _write_text(folder / "table.md", render_table(table))
-    sections = _set_sections(table, facts)
+    counted = count_sets(facts, misfits, config.originals)
+    write_json(folder / "table.json", asdict(counted))
+    _write_text(folder / "table.md", render_table(counted))
+    models = places = topics = None
     if judged is not None and next(iter(judged()), None) is not None:
-        sections += _write_models(folder / "models.json", judged)
+        models, places = model_table(judged()), position_report(judged())
+        write_json(folder / "models.json", {"models": asdict(models), "position": asdict(places)})
     else:
         remove(folder / "models.json")
     if len(facts):
         seed, most, clusters = config.seed, config.points, config.clusters
         texts = ((one.id, one.group, one.question) for one in read_all_facts(read(), Counter()))
         topics = map_topics(texts, embed, seed=seed, most=most, clusters=clusters)
-        sections.append(_topic_section(topics))
-        _write_text(folder / "topics.html", page_html(title, sections[-1:]))
+        page = page_html(_HTML / "topics.html.jinja", title, topics=topics, topic_figure=topic_figure)
+        _write_text(folder / "topics.html", page)
     else:
-        sections.append(PageSection("Topics", ("No text to map.",)))
         remove(folder / "topics.html")
-    _write_text(folder / "report.html", page_html(title, sections))
-
-
-def _set_sections(table: SetTable, facts: pa.Table) -> list[PageSection]:
-    means = (
-        "Length in words and score (1 to 10) are means ± sample standard deviations over the rows retained."
+    page = page_html(
+        _HTML / "report.html.jinja",
+        title,
+        counted=counted,
+        set_columns=SET_COLUMNS,
+        kind_columns=KIND_COLUMNS,
+        misfit_line=misfit_line,
+        distributions={
+            heading: distribution_figure(counts, column) if (counts := bin_column(facts, column)) else None
+            for column, heading in _HEADINGS.items()
+        },
+        models=models and ModelView.of(models),
+        places=places,
+        topics=topics,
+        topic_figure=topic_figure,
     )
-    sets, kinds = page_tables(table)
-    sections = [
-        PageSection("Sets", (means, sets, misfit_line(table.misfits))),
-        PageSection("Types", (kinds,)),
-    ]
-    headings = {"words": "Instruction length", "answer_words": "Answer length", "score": "Score"}
-    for column, heading in headings.items():
-        note = "The share of each set's rows; the number of rows is in brackets."
-        counts = bin_column(facts, column)
-        parts = (note, distribution_figure(counts, column)) if counts else ("No row has one.",)
-        sections.append(PageSection(heading, parts))
-    return sections
-
-
-def _write_models(path: Path, judged: Read) -> list[PageSection]:
-    """models.json, and the same as sections."""
-    table, position = model_table(judged()), position_report(judged())
-    write_json(path, {"models": asdict(table), "position": asdict(position)})
-    rates = (
-        "How often the model of the row had the higher score than that of the column; a tie counts a half."
-    )
-    return [
-        PageSection("Candidate models", (model_cells(table),)),
-        PageSection("Win rates", (rates, win_rate_figure(table))),
-        PageSection("Places", tuple(position_lines(position))),
-    ]
-
-
-def _topic_section(topics: TopicMap) -> PageSection:
-    sample = f"{len(topics.points):,} of {topics.seen:,} instructions"
-    note = (
-        f"{sample if topics.seen > len(topics.points) else 'All'}, near each other where their vectors are; the axes "
-        "mean nothing. A cluster is named by the words that tell it from the others."
-    )
-    return PageSection("Topics", (note, topic_figure(topics)))
+    _write_text(folder / "report.html", page)
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -186,14 +164,18 @@ def distribution_figure(counts: dict[str, np.ndarray], column: str) -> go.Figure
 # -- models ------------------------------------------------------------------------------------------------
 
 
-def model_cells(table: ModelTable) -> PageTable:
-    """A line for each model, then its win rate against each, opponents by their place in the table."""
-    means = zip(table.models, table.answers, table.mean_rank, table.mean_score, strict=True)
-    cells = [(clean_text(model), f"{n:,}", f"{rank:.2f}", f"{score:.2f}") for model, n, rank, score in means]
-    rates = [["-" if rate is None else f"{rate:.2f}" for rate in row] for row in table.win_rates]
-    beaten = (f"beats {place}" for place in range(1, len(cells) + 1))
-    lines = tuple((*cell, *row) for cell, row in zip(cells, rates, strict=True))
-    return PageTable(("Model", "Answers", "Mean rank", "Mean score", *beaten), lines)
+class ModelView(NamedTuple):
+    """The table of models as the page shows it: a row for each with its win rate against each, by their places."""
+
+    rows: list[tuple[Any, ...]]
+    beaten: list[str]
+    figure: go.Figure
+
+    @classmethod
+    def of(cls, table: ModelTable) -> ModelView:
+        lines = zip(table.models, table.answers, table.mean_rank, table.mean_score, strict=True)
+        rows = [(*line, *rates) for line, rates in zip(lines, table.win_rates, strict=True)]
+        return cls(rows, [f"beats {place}" for place in range(1, len(rows) + 1)], win_rate_figure(table))
 
 
 def win_rate_figure(table: ModelTable) -> go.Figure:
@@ -222,24 +204,3 @@ def win_rate_figure(table: ModelTable) -> go.Figure:
     )
     figure.update_yaxes(ticktext=names, autorange="reversed", **plain)
     return figure.update_layout(height=110 + 38 * len(places), margin={"t": 60, "r": 10})
-
-
-def position_lines(report: PositionReport) -> list[str]:
-    """What the order in which answers were shown did, in sentences."""
-    if not report.records:
-        return ["No judge saw an order of answers: none of these rows says whether places matter."]
-    lines = [
-        f"{report.records:,} records judged; in {report.inconsistent:,} the ranks contradict the scores."
-    ]
-    if report.first_share is not None and report.first_expected is not None and report.first_z is not None:
-        beyond = "a sign of position bias" if abs(report.first_z) > 2 else "no sign of position bias"
-        lines.append(
-            f"The answer shown first won {report.first_share:.1%} of them; {report.first_expected:.1%} is expected "
-            f"if places do not matter. That is {report.first_z:+.1f} standard errors off: {beyond}."
-        )
-    if report.tau is not None and report.top_agreement is not None:
-        lines.append(
-            f"{report.twice:,} second orders: Kendall's tau with the first {report.tau:.2f}, the same best answer in "
-            f"{report.top_agreement:.1%}."
-        )
-    return lines

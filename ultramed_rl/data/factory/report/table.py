@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
@@ -20,7 +20,8 @@ from ultramed_rl.data.chats import Misfit, read_turns
 from ultramed_rl.data.factory.instructions import question_text, set_of, split_options
 from ultramed_rl.data.factory.score import in_range, read_difficulty
 from ultramed_rl.data.factory.step import Row
-from ultramed_rl.tracking.page import PageTable, clean_text
+from ultramed_rl.tracking.page import clean_text
+from ultramed_rl.tracking.tables import DASH, Columns, table_cells
 
 OTHERS, UNNAMED, TOTAL = "(others)", "(unnamed)", "Total"
 MOST_NAMES = 100  # ids that aren't UltraMedical's may have a new prefix in every row
@@ -135,7 +136,7 @@ class Spread:
 
     def __str__(self) -> str:
         if self.mean is None:
-            return "-"
+            return DASH
         return f"{self.mean:.2f}" if self.sd is None else f"{self.mean:.2f} ± {self.sd:.2f}"
 
 
@@ -150,6 +151,10 @@ class SetRow:
     score: Spread  # 1 to 10, of the rows that have one
     answered: int
     choices: int
+
+    @property
+    def unscored(self) -> int:
+        return self.retained - self.score.count
 
 
 @dataclass(frozen=True)
@@ -195,38 +200,29 @@ def _line(name: str, part: pa.Table, original: int | None = None) -> SetRow:
     return SetRow(name, original, len(part), length, score, answered, choices)
 
 
-# What each column of the two tables says of a line. The first's are the paper's.
-SET_COLUMNS: dict[str, Callable[[SetRow], str]] = {
-    "Set": lambda line: line.name,
-    "Original": lambda line: "-" if line.original is None else f"{line.original:,}",
-    "Instruction length": lambda line: str(line.length),
-    "Score": lambda line: str(line.score),
-    "Retained": lambda line: f"{line.retained:,}",
-}
-KIND_COLUMNS: dict[str, Callable[[SetRow], str]] = {
-    "Type": lambda line: line.name,
-    "Rows": lambda line: f"{line.retained:,}",
-    "With answer": lambda line: f"{line.answered:,}",
-    "Multiple choice": lambda line: f"{line.choices:,}",
-    "Without score": lambda line: f"{line.retained - line.score.count:,}",
-}
-
-
-def page_tables(table: SetTable) -> tuple[PageTable, PageTable]:
-    """The table by set and that by type, as text, each with the total below."""
-    return (
-        _cells(SET_COLUMNS, (*table.sets, table.total)),
-        _cells(KIND_COLUMNS, (*table.kinds, table.total)),
-    )
-
-
-def _cells(columns: Mapping[str, Callable[[SetRow], str]], lines: Sequence[SetRow]) -> PageTable:
-    return PageTable(tuple(columns), tuple(tuple(tell(line) for tell in columns.values()) for line in lines))
+# Columns of the two tables, as formats of a row's cell. The first table's are the paper's.
+SET_COLUMNS = [
+    ("Set", "{name}"),
+    ("Original", "{original:,}"),
+    ("Instruction length", "{length}"),
+    ("Score", "{score}"),
+    ("Retained", "{retained:,}"),
+]
+KIND_COLUMNS = [
+    ("Type", "{name}"),
+    ("Rows", "{retained:,}"),
+    ("With answer", "{answered:,}"),
+    ("Multiple choice", "{choices:,}"),
+    ("Without score", "{unscored:,}"),
+]
 
 
 def render_table(table: SetTable) -> str:
-    """Both tables in Markdown, which reads as plain text too, and a line on the rows left out."""
-    return "\n\n".join([*map(_markdown, page_tables(table)), misfit_line(table.misfits)]) + "\n"
+    """The table by set and that by type in Markdown, which reads as plain text too, each with the total below, and a line on the
+    rows left out."""
+    by_set = _markdown([*table.sets, table.total], SET_COLUMNS)
+    by_kind = _markdown([*table.kinds, table.total], KIND_COLUMNS)
+    return "\n\n".join([by_set, by_kind, misfit_line(table.misfits)]) + "\n"
 
 
 def misfit_line(misfits: Mapping[str, int]) -> str:
@@ -237,10 +233,11 @@ def misfit_line(misfits: Mapping[str, int]) -> str:
     return f"Left out as no records: {sum(misfits.values()):,} ({reasons})."
 
 
-def _markdown(table: PageTable) -> str:
-    lines = [table.columns, *(tuple(_MARKUP.sub(r"\\\g<0>", cell) for cell in row) for row in table.rows)]
-    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+def _markdown(rows: Sequence[SetRow], columns: Columns) -> str:
+    cells = [[_MARKUP.sub(r"\\\g<0>", cell) for cell in row] for row in table_cells(rows, columns)]
+    lines = [[heading for heading, _ in columns], *cells]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     numbers = [[cell.rjust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
-    head, *rows = [[line[0].ljust(widths[0]), *cells[1:]] for line, cells in zip(lines, numbers, strict=True)]
+    head, *body = [[line[0].ljust(widths[0]), *right[1:]] for line, right in zip(lines, numbers, strict=True)]
     rule = [":".ljust(widths[0], "-"), *(":".rjust(width, "-") for width in widths[1:])]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *body))

@@ -11,8 +11,8 @@ import typer
 from typer.testing import CliRunner
 
 from ultramed_rl.cli.program import app, carrying_out, command
-from ultramed_rl.tracking import termination
-from ultramed_rl.tracking.termination import Terminated, keep_sigterm, take_sigterm
+from ultramed_rl.tracking import heartbeat
+from ultramed_rl.tracking.heartbeat import Terminated, keep_sigterm, take_sigterm
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def taken() -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
     take_sigterm()
     yield
-    termination._ours = termination._came = False
+    heartbeat._takes_sigterm = heartbeat._sigterm_came = False
     signal.signal(signal.SIGTERM, before)
 
 

@@ -1,4 +1,7 @@
-"""A run's folder and its copy at a URL.
+"""A run's copy at a URL: what is finished in its folder is published there, and a fresh machine goes on from it.
+
+folder -- publish --> URL        (a thread, every few seconds; files first, then the index that names them)
+folder <--- fetch --- URL        (before a run is taken up; or into a temporary folder, for who only reads)
 
 Only what is finished goes there: no parts of a phase that is under way, no database, nothing half written. `index.json` at the
 URL says which files the run consists of, and is replaced as one file, so that what is there is at every instant the run as it
@@ -14,27 +17,32 @@ import stat
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ultramed_rl.config import AnyConfig
 from ultramed_rl.store.artifacts import read_json
 from ultramed_rl.store.atomic import remove, write_json
-from ultramed_rl.store.remote.folder import TEMPORARY, WRITER, Lease, LostLease, RemoteFolder
+from ultramed_rl.store.remote_folder import TEMPORARY, WRITER, Lease, LostLease, RemoteFolder
 
 CONFIG, INDEX = "config.yaml", "index.json"
 OWN = ".published"  # in the run's folder: the name of this copy of the run, and whether it is whole
 WORKERS = 8  # files that are on their way at once
 _REPLACED = "replaced"  # at the URL: the folder of files whose own name was still another one's
 _LAST_PASSES = 5
+_REFRESH_S, _LOOKS = 5.0, 3
 _REPLIES = "work/replies.jsonl"  # of a data stage: what it paid for
 # Files that change while they are looked at, and that no other file counts on.
 _LOOSE = re.compile(rf"[^/]+\.(jsonl|log|html|md)|status\.json|{_REPLIES}|(wandb|tensorboard)/.*")
 _WEIGHTS = re.compile(r"rounds/(\d+)/(?:checkpoint|reference_model)/")
 _COMMIT = re.compile(r"rounds/(\d+)/commit\.json")
+# For readers. Weights, states to go on from, samples as tokens, and what trackers and steps keep for themselves.
+_LARGE = re.compile(r"(^|/)(states|best|work|wandb|tensorboard)/|\.(safetensors|bin|pt|pth|arrow|gguf)$")
+_WORDS = (".json", ".jsonl", ".yaml")
 
 
 class Version(NamedTuple):
@@ -89,11 +97,11 @@ def list_finished(folder: Path) -> dict[str, Version]:
 
 def version_of(path: Path) -> Version | None:
     """A plain file's version; None where there is none, or a link or a socket."""
-    try:
+    with suppress(OSError):
         state = path.lstat()
-    except OSError:
-        return None
-    return Version(state.st_size, state.st_mtime_ns) if stat.S_ISREG(state.st_mode) else None
+        if stat.S_ISREG(state.st_mode):
+            return Version(state.st_size, state.st_mtime_ns)
+    return None
 
 
 def needless_files(names: Iterable[str]) -> set[str]:
@@ -103,6 +111,27 @@ def needless_files(names: Iterable[str]) -> set[str]:
     done = next(index for index in range(len(committed) + 1) if index not in committed)
     saved = [index for index in range(done) if f"rounds/{index:03d}/checkpoint.json" in names]
     return {name for name in names if saved and (match := _WEIGHTS.match(name)) and int(match[1]) < saved[-1]}
+
+
+def fetch_files(remote: RemoteFolder, index: Index, folder: Path, wanted: Collection[str]) -> None:
+    """Make a folder hold these files of an index, dated as it says. What is there in its version stays, and all else goes."""
+    for path in list(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if not (path.is_dir() or name in wanted or name in (".lock", OWN, WRITER)):
+            remove(path)
+
+    def fetch(name: str) -> None:
+        remote.get(index.files[name].key, folder / name, index.files[name].version.mtime_ns)
+
+    missing = [name for name in wanted if version_of(folder / name) != index.files[name].version]
+    # What sums up comes after what it sums up.
+    _each(fetch, sorted(missing, key=lambda name: (name.endswith(".json"), -name.count("/"), name)))
+
+
+def _each(action: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+    """On several files at once; the first error ends it."""
+    with ThreadPoolExecutor(WORKERS, thread_name_prefix="copy") as pool:
+        return list(pool.map(action, items))
 
 
 class RemoteCopy:
@@ -123,16 +152,17 @@ class RemoteCopy:
         known = known if known.get("url") == url else {}
         self.copy, self._whole = known.get("copy", secrets.token_hex(8)), known.get("whole", False)
         self._note(self._whole)
-        self.lease = self.remote.reach(lambda: Lease(self.remote, self.copy, every_s))
         self.problem: Exception | None = None
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
         self._uploaded: dict[tuple[str, Version], str] = {}  # keys, of a publication that came to nothing
-        try:
-            self.index, self._keys = self.remote.reach(self._read_url)
-        except BaseException:
-            self.lease.release()
-            raise
+        with self.remote.reached():
+            self.lease = Lease(self.remote, self.copy, every_s)
+            try:
+                self.index, self._keys = self._read_url()
+            except BaseException:
+                self.lease.release()
+                raise
 
     def _read_url(self) -> tuple[Index, set[str]]:
         index, keys = self.remote.read_json(INDEX, Index) or Index(), self.remote.list() - {WRITER, INDEX}
@@ -157,18 +187,34 @@ class RemoteCopy:
         # The URL has more than this folder where it was written from another one, or this one isn't whole.
         whole = self._whole and (self.folder / CONFIG).is_file()
         behind = not whole or self.index.copy not in (self.copy, "")
-        if behind and CONFIG in self.index.files:
-            content = self.remote.reach(lambda: self.remote.read(self.index.files[CONFIG].key))
-            with tempfile.TemporaryDirectory() as scratch:
-                Path(scratch, CONFIG).write_bytes(content or b"")
-                check(Path(scratch, CONFIG))
-        if behind and self.index.files:
-            self._note(whole=False)
-            self.remote.reach(self._pull)
-        self._note(whole=True)
-        # Before anything else is written there, the URL says that this folder goes on from what is there.
-        if self.index.copy != self.copy:
-            self.remote.reach(lambda: self._write_index(self.index.files))
+        with self.remote.reached():
+            if behind and CONFIG in self.index.files:
+                with tempfile.TemporaryDirectory() as scratch:
+                    saved = Path(scratch, CONFIG)
+                    saved.write_bytes(self.remote.read(self.index.files[CONFIG].key) or b"")
+                    check(saved)
+            if behind and self.index.files:
+                self._note(whole=False)
+                self._pull()
+            self._note(whole=True)
+            # Before anything else is written there, the URL says that this folder goes on from what is there.
+            if self.index.copy != self.copy:
+                self._write_index(self.index.files)
+
+    def _pull(self) -> None:
+        """Make the folder what is at the URL. The URL wins: what is here alone is deleted.
+
+        Checkpoints that no round needs any more stay there, with an empty folder here. A pull that was killed goes on where it
+        was: what it fetched has the versions of the index.
+        """
+        at_url = self.index.files
+        absent = {n for n in needless_files(at_url) if version_of(self.folder / n) != at_url[n].version}
+        fetch_files(self.remote, self.index, self.folder, at_url.keys() - absent)
+        for name in absent:
+            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        # As this disk dates them.
+        here = {name: version_of(self.folder / name) or stored.version for name, stored in at_url.items()}
+        self.index = Index(self.index.copy, {n: Stored(at_url[n].key, v) for n, v in here.items()})
 
     def _note(self, whole: bool) -> None:
         write_json(self.folder / OWN, {"copy": self.copy, "url": self.remote.url, "whole": whole})
@@ -235,56 +281,49 @@ class RemoteCopy:
         New files go beside those that the index names, then the index is replaced, then what it names no more is deleted: a
         kill, or an error, at any place leaves a run there that can be taken up.
         """
-        files = list_finished(self.folder)
+        files, at_url = list_finished(self.folder), self.index.files
         # Two looks that are the same: what they show was all there between them.
         if _fixed(files) != _fixed(list_finished(self.folder)):
             return False
-        needless = needless_files(self.index.files)
+        needless = needless_files(at_url)
         kept = {
             name: stored
-            for name, stored in self.index.files.items()
+            for name, stored in at_url.items()
             if stored.version == files.get(name)
             # What this machine goes without stays there as long as its empty folder does here.
             or (name in needless and name not in files and (self.folder / name).parent.is_dir())
         }
         new = {name: version for name, version in files.items() if name not in kept}
-        if not new and kept == self.index.files and self._keys == self.index.keys:
+        if not new and kept == at_url and self._keys == self.index.keys:
             return True
         self.lease.check()
-        if not all(self._each(self._upload, self._name({*new.items()} - self._uploaded.keys()))):
+        if not all(_each(self._upload, sorted({*new.items()} - self._uploaded.keys()))):
             return False
-        named = {name: Stored(self._uploaded[name, version], version) for name, version in new.items()}
-        if kept | named != self.index.files:
-            self._write_index(kept | named)
+        now = kept | {name: Stored(self._uploaded[name, version], version) for name, version in new.items()}
+        if now != at_url:
+            self._write_index(now)
         self._uploaded.clear()
-        self._each(self._delete, self._keys - self.index.keys)
+        _each(self._delete, self._keys - self.index.keys)
         return True
 
-    def _name(self, files: Iterable[tuple[str, Version]]) -> list[tuple[str, Version, str]]:
-        """With a name at the URL for each: its own, unless a file that is counted on has that there, or a folder has."""
-        folders = {str(folder) for key in self._keys for folder in PurePosixPath(key).parents[:-1]}
-        taken, named = self._keys | folders, []
-        for name, version in sorted(files):
-            free = name not in taken and self._keys.isdisjoint(map(str, PurePosixPath(name).parents))
-            before = self.index.files.get(name)
-            free |= before is not None and before.key == name and _LOOSE.fullmatch(name) is not None
-            named.append((name, version, name if free else f"{_REPLACED}/{secrets.token_hex(4)}/{name}"))
-        self._keys |= {key for *_, key in named}
-        return named
-
-    def _upload(self, item: tuple[str, Version, str]) -> bool:
+    def _upload(self, item: tuple[str, Version]) -> bool:
         """Whether this version of the file is at the URL now; of a loose file, it or a later one."""
-        name, version, key = item
-        path = self.folder / name
+        name, version = item
+        path, loose = self.folder / name, _LOOSE.fullmatch(name) is not None
+        # Its own name, unless a file that is counted on may have that there.
+        before = self.index.files.get(name)
+        free = name not in self._keys or (loose and before is not None and before.key == name)
+        key = name if free else f"{_REPLACED}/{secrets.token_hex(4)}/{name}"
+        self._keys.add(key)
         try:
             self.remote.put(path, key)
         except FileNotFoundError:
             if path.exists():
                 raise  # the store's
             return False
-        if not _LOOSE.fullmatch(name) and version_of(path) != version:
+        if not loose and version_of(path) != version:
             return False
-        self._uploaded[name, version] = key
+        self._uploaded[item] = key
         return True
 
     def _delete(self, key: str) -> None:
@@ -297,35 +336,62 @@ class RemoteCopy:
         self.remote.write_json(INDEX, asdict(index))
         self.index = index
 
-    def _pull(self) -> None:
-        """Make the folder what is at the URL. The URL wins: what is here alone is deleted.
-
-        Checkpoints that no round needs any more stay there, with an empty folder here. A pull that was killed goes on where it
-        was: what it fetched has the versions of the index.
-        """
-        at_url, needless = self.index.files, needless_files(self.index.files)
-        for path in list(self.folder.rglob("*")):
-            name, version = path.relative_to(self.folder).as_posix(), version_of(path)
-            same = name in at_url and at_url[name].version == version
-            if not (same or path.is_dir() or name in (".lock", OWN)):
-                remove(path)
-        for name in needless:
-            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
-        missing = [n for n in at_url if n not in needless and version_of(self.folder / n) is None]
-
-        def fetch(name: str) -> None:
-            self.remote.get(at_url[name].key, self.folder / name, at_url[name].version.mtime_ns)
-
-        self._each(fetch, sorted(missing, key=lambda name: name.endswith(".json")))
-        # As this disk dates them.
-        versions = {name: version_of(self.folder / name) or stored.version for name, stored in at_url.items()}
-        self.index = Index(self.index.copy, {n: Stored(at_url[n].key, v) for n, v in versions.items()})
-
-    def _each(self, action: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
-        """On several files at once; the first error ends it."""
-        with ThreadPoolExecutor(WORKERS, thread_name_prefix="copy") as pool:
-            return list(pool.map(action, items))
-
 
 def _fixed(files: Mapping[str, Version]) -> dict[str, Version]:
     return {name: version for name, version in files.items() if not _LOOSE.fullmatch(name)}
+
+
+@contextmanager
+def at_hand(
+    place: str | Path, *, words: bool = False, follow: bool = False, empty: bool = False
+) -> Iterator[Path]:
+    """A folder to read a run from: its own, or one with what is at its URL, without weights and states.
+
+    Args:
+        words: fetch JSON and YAML alone, which is all that a status takes.
+        follow: go on fetching what changes.
+        empty: there may be no run yet.
+
+    Raises:
+        ValueError: no run there, or nothing opens such a URL.
+        RuntimeError: the store cannot be read.
+    """
+    if "://" not in str(place):
+        yield Path(place)
+        return
+    remote = RemoteFolder(str(place).rstrip("/"))
+    with tempfile.TemporaryDirectory(prefix="ultramed_rl-") as scratch:
+        folder = Path(scratch, remote.url.rpartition("/")[2])
+        folder.mkdir()
+        with remote.reached():
+            _refresh(remote, folder, words)
+        if not (empty or (folder / CONFIG).is_file()):
+            raise ValueError(f"{place}: holds no run; give a URL such as s3://bucket/runs/NAME")
+        over = threading.Event()
+
+        def keep_fresh() -> None:
+            while not over.wait(_REFRESH_S):
+                with suppress(Exception):  # an outage is waited for
+                    _refresh(remote, folder, words)
+
+        thread = threading.Thread(target=keep_fresh, name="fetch", daemon=True)
+        if follow:
+            thread.start()
+        try:
+            yield folder
+        finally:
+            over.set()
+            if follow:
+                thread.join()
+
+
+def _refresh(remote: RemoteFolder, folder: Path, words: bool) -> None:
+    """Fetch what is new or has changed; what is gone goes."""
+    for _ in range(_LOOKS):
+        with suppress(FileNotFoundError):  # the index was replaced in between
+            index = remote.read_json(INDEX, Index) or Index()
+            names = {n for n in index.files if not _LARGE.search(n) and (n.endswith(_WORDS) or not words)}
+            fetch_files(remote, index, folder, names)
+            break
+    with suppress(FileNotFoundError):  # nobody has written there yet
+        remote.get(WRITER, folder / WRITER)

@@ -8,17 +8,19 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import wraps
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from ultramed_rl.store.atomic import write_whole
 
 T = TypeVar("T")
+P = ParamSpec("P")
 TEMPORARY = ".tmp-"
 WRITER = "writer.json"
 LONGEST_WAIT_S = 20.0  # before what failed is tried again
@@ -30,11 +32,26 @@ _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
 _HOPELESS = (FileNotFoundError, FileExistsError, PermissionError, NotImplementedError)
 
 
-class RemoteFolder:
-    """The files of one URL by their names in it, as in rounds/000/commit.json. Files appear in it whole.
+def _retried(method: Callable[P, T]) -> Callable[P, T]:
+    """Tried again where the network fails; raises what the store raised last."""
 
-    Every method tries again where the network fails, and raises what the store raised last.
-    """
+    @wraps(method)
+    def call(*args: P.args, **options: P.kwargs) -> T:
+        from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+
+        retrying = Retrying(
+            stop=stop_after_attempt(_ATTEMPTS),
+            wait=wait_random_exponential(min=min(0.2, LONGEST_WAIT_S), max=LONGEST_WAIT_S),
+            retry=retry_if_exception(lambda e: isinstance(e, Exception) and not isinstance(e, _HOPELESS)),
+            reraise=True,
+        )
+        return retrying(method, *args, **options)
+
+    return call
+
+
+class RemoteFolder:
+    """The files of one URL by their names in it, as in rounds/000/commit.json. Files appear in it whole."""
 
     def __init__(self, url: str) -> None:
         """Raises ValueError where nothing can open such a URL."""
@@ -54,14 +71,11 @@ class RemoteFolder:
         self.url, self.files, self.root = url, files, str(root).rstrip("/")
         self._appears_whole = scheme in _OBJECT_STORES
 
-    def reach(self, action: Callable[[], T]) -> T:
-        """What an action on this folder gives.
-
-        Raises:
-            RuntimeError: the store cannot be used; in one line, whatever its package raises.
-        """
+    @contextmanager
+    def reached(self) -> Iterator[None]:
+        """Within, a store that cannot be used is a RuntimeError of one line, whatever its package raises."""
         try:
-            return action()
+            yield
         except (ValueError, RuntimeError):
             raise
         except Exception as error:
@@ -70,16 +84,17 @@ class RemoteFolder:
                 "credentials and the network"
             ) from error
 
+    @_retried
     def list(self) -> set[str]:
         """The names of all files; none where the folder isn't there."""
         self.files.invalidate_cache()
-        paths: list[str] = self._try(lambda: self.files.find(self.root))
-        return {path[len(self.root) + 1 :] for path in paths if len(path) > len(self.root) + 1}
+        return {path[len(self.root) + 1 :] for path in self.files.find(self.root)} - {""}
 
+    @_retried
     def read(self, name: str) -> bytes | None:
         """A small file's bytes; None where it isn't there."""
         try:
-            return bytes(self._try(lambda: self.files.cat_file(self._path(name))))
+            return bytes(self.files.cat_file(self._path(name)))
         except FileNotFoundError:
             return None
 
@@ -103,21 +118,22 @@ class RemoteFolder:
         Raises:
             FileExistsError: it is there. Where the store cannot tell, the last to write wins.
         """
-        content = json.dumps(payload, indent=1).encode() + b"\n"
+        content, path = json.dumps(payload, indent=1).encode() + b"\n", self._path(name)
         if create:
-            self._make_parent(self._path(name))
+            self._make_parent(path)
             try:
-                return self.files.pipe_file(self._path(name), content, mode="create")
+                return self.files.pipe_file(path, content, mode="create")
             except FileExistsError:
                 raise
             except Exception:  # not every store has this mode
                 pass
-        self._try(lambda: self._put(lambda path: self.files.pipe_file(path, content), name))
+        self._put(lambda target: self.files.pipe_file(target, content), path)
 
     def put(self, source: Path, name: str) -> None:
         """Upload a file."""
-        self._try(lambda: self._put(lambda path: self.files.put_file(str(source), path), name))
+        self._put(lambda target: self.files.put_file(str(source), target), self._path(name))
 
+    @_retried
     def get(self, name: str, target: Path, mtime_ns: int | None = None) -> None:
         """Download a file; it appears whole, and with this modification time."""
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -127,21 +143,22 @@ class RemoteFolder:
             if mtime_ns is not None:
                 os.utime(temporary, ns=(mtime_ns, mtime_ns))
 
-        self._try(lambda: write_whole(target, fetch))
+        write_whole(target, fetch)
 
+    @_retried
     def delete(self, name: str) -> None:
         """Delete a file that may not be there, and the folders that it leaves empty."""
         with suppress(FileNotFoundError):
-            self._try(lambda: self.files.rm_file(self._path(name)))
+            self.files.rm_file(self._path(name))
         if not self._appears_whole:
             with suppress(Exception):  # the first that isn't empty
                 for folder in PurePosixPath(name).parents[:-1]:
                     self.files.rmdir(self._path(str(folder)))
 
-    def _put(self, write: Callable[[str], Any], name: str) -> None:
+    @_retried
+    def _put(self, write: Callable[[str], Any], path: str) -> None:
         from fsspec import AbstractFileSystem
 
-        path = self._path(name)
         if self._appears_whole:
             write(path)
             return
@@ -161,17 +178,6 @@ class RemoteFolder:
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}"
-
-    def _try(self, action: Callable[[], T]) -> T:
-        from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
-
-        retrying = Retrying(
-            stop=stop_after_attempt(_ATTEMPTS),
-            wait=wait_random_exponential(min=min(0.2, LONGEST_WAIT_S), max=LONGEST_WAIT_S),
-            retry=retry_if_exception(lambda e: isinstance(e, Exception) and not isinstance(e, _HOPELESS)),
-            reraise=True,
-        )
-        return retrying(action)
 
 
 class LostLease(RuntimeError):
@@ -209,7 +215,6 @@ class Lease:
         self.remote, self.every_s = remote, every_s
         self.mine = Writer(secrets.token_hex(8), copy, host, os.getpid(), now, now, every_s)
         self.lost: LostLease | None = None
-        self._over, self._lock = threading.Event(), threading.Lock()
         before = remote.read_json(WRITER, Writer)
         if before is not None:
             ended = before.released or now - before.renewed >= _MISSED * before.every_s
@@ -221,6 +226,7 @@ class Lease:
         owner = remote.read_json(WRITER, Writer)
         if owner is None or owner.token != self.mine.token:
             raise self._refusal(owner or self.mine)
+        self._over = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
         self._thread.start()
 
@@ -237,24 +243,22 @@ class Lease:
             )
         raise self.lost
 
-    def renew(self, released: bool = False) -> None:
-        """Say that this process still writes, or no more. Raises like `check`."""
-        with self._lock:
-            self.check()
-            self.mine = replace(self.mine, renewed=time.time(), released=released)
-            self.remote.write_json(WRITER, asdict(self.mine))
-
     def release(self) -> None:
         """Let others write; nothing where it was lost."""
         self._over.set()
         self._thread.join()
         with suppress(LostLease):
-            self.renew(released=True)
+            self._renew(released=True)
+
+    def _renew(self, released: bool = False) -> None:
+        self.check()
+        self.mine = replace(self.mine, renewed=time.time(), released=released)
+        self.remote.write_json(WRITER, asdict(self.mine))
 
     def _keep(self) -> None:
         while not self._over.wait(self.every_s):
             try:
-                self.renew()
+                self._renew()
             except LostLease:
                 return  # the next publication says so
             except Exception:  # an outage: the lease may run out, and still be ours after it

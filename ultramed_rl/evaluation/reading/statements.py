@@ -1,0 +1,216 @@
+"""The places where a text states its answer, or what it isn't.
+
+That is in a box, after a phrase ("the answer is ...", "I would choose ..."), before a verdict ("... is correct"), or as
+the odd one out ("the false statement is ..."). A clause that asks states nothing, nor does one that doubts ("if the answer
+is", "the wrong answer is", "some would choose"). What stands there, a letter or an option's text, is for `Options` to say.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from ultramed_rl.evaluation.reading.options import ADVERBS, LACKING
+from ultramed_rl.evaluation.reading.text import BOXED
+
+LONGEST = 600  # enough for the text of an option, and it bounds the work on a text that is all statements
+
+
+def words(pattern: str) -> re.Pattern[str]:
+    """Any of these as whole words, or a negation, in any case."""
+    return re.compile(rf"\b(?:{pattern})\b|n't\b", re.IGNORECASE)
+
+
+_MARK = r"(?:(?i:option|choice|answer) )?[(\[\"]*"
+_DOUBT = words(
+    r"if|whether|unless|not|never|cannot|neither|nor|wrong|incorrect|false|untrue|worst|least|another|other|next|second"
+    r"|alternative|tempting|might|may|could|(?:a|one) (?:possible|potential)|initial(?:ly)?|thought|suppose|let's say"
+    r"|assume|assuming|imagine|some|many|students?|people|distractor|previous|eliminated|excluded|si|wenn|falls"
+)
+_CLAUSE = re.compile(r"[.!?\n;,:，]|\b(?:but|so|hence|therefore|thus|however|and|then)\b", re.IGNORECASE)
+_ARGUMENT = re.compile(r"[.!?](?= )|\n|\b(?:but|so|hence|therefore|thus|however|then)\b", re.IGNORECASE)
+_SENTENCE = re.compile(
+    r"\n|(?<=[\w)\"'%][\w)\"'%])[.!?;:] "
+    r"|\b(?:so|but|thus|hence|therefore|that|because|since|only|then|why|conclude|believe|think)\b[,:]? ",
+    re.IGNORECASE,
+)
+_JOINT = re.compile(r"(?<![A-Z)])(?:, (?:(?:and|but|while|whereas|so) )?| (?:and|but|while|whereas) )")
+
+_MODAL = (
+    r"(?:(?P<not>(?:is|was)n't|(?:cannot|can't|can not|could not|couldn't)(?: only)? be)\b"
+    rf"(?! {LACKING})|(?=(?:cannot|can't) be {LACKING})"
+    r"|(?:is|was|are|remains|appears|seems|should|must|will|(?P<would>would)|(?:can|could) only|can be only"
+    r"|(?:has|have|ought|needs|turns)(?= (?:to|got|out)\b))\b"
+    rf"(?:[ ,]+(?:{ADVERBS}|(?:to|be|have|going|got|out)\b))*,?)"
+)
+_NEGATED = rf"(?P<negated>not\b(?! (?:only|{LACKING})))?"
+_NOUN = re.compile(
+    r"(?<![A-Za-z])(?:(?P<answer>answers?|ans)|option|choice|selection|guess)"
+    r"(?:[ _](?:choice|option|letter|idx|index|key|selection))?"
+    r"(?:(?:,| -)? (?:to|for|of|among|in|from|given|based|considering) [^.\n:?!]{1,80}?(?:,| -)?"
+    r"|(?P<clause> (?:that|which) [^.\n:?!,]{1,60}?)|,? (?:here|therefore|thus|then),?)?(?:\s?\([^()\n]{1,40}\))?"
+    rf"(?:[\"']?\s?(?:[:=]|->)| {_MODAL}| - |(?=\s?\([A-Z]\))|(?<=final answer)(?= [A-Z]\b))"
+    rf"[\s:\"']*(?:{ADVERBS} )?{_NEGATED}",
+    re.IGNORECASE,
+)
+_HEADING = re.compile(r"^[ #>-]*(?:(?:the|my|final|correct|best|right) )*answer[ .]*\n", re.I | re.MULTILINE)
+_CHOOSE = re.compile(
+    r"(?:\b(?:I|we|We|[Ll]et me|[Ll]et's)(?:'d|'ll|'m| would| will| must| should| have to| am)?(?: also"
+    r"| therefore| still| then)? |^|(?<=[.!?] )|\b(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore),? )(?i:choose"
+    r"|chose|choosing|picke?d?|picking|select(?:ed)?|go(?:ing)? with|opt for|settle on)\b:?",
+    re.MULTILINE,
+)
+_CONCLUDED = re.compile(
+    r"\b(?i:so|thus|hence|therefore|leaving|leaves|left with|elimination|(?:must|has to|(?:can|could) only) be|it's|it is"
+    r"|correction)\b"
+    r"[,:]? (?i:(?:only|us with|me with|just|it's|it is|it must be) )?"
+    rf"(?=(?:{_MARK}[A-Z][)\]\"]*|(?i:yes|no|maybe))[.!]?(?:\n|\s?$))"
+)
+# What these say stands against a doubt: "not A but C", "only C remains", "making C the only choice".
+_SURE = re.compile(
+    rf"\b[Nn]ot {_MARK}[A-Z][)\]\"]*,? (?:but|it's|it is)(?: rather)? (?={_MARK}[A-Z]\b)"
+    r"|\b[Oo]nly (?=(?:[Oo]ption |[Cc]hoice )?\(?[A-Z]\)? (?:remains|fits|is left|matches)\b)"
+    rf"|\b(?:making|leaving|makes) (?={_MARK}[A-Z]\b[^.\n]{{0,80}}? (?:as )?the (?:only|correct|best|right)\b)"
+)
+# Of a question for the exception; in any other, several are wrong, and "the wrong answer is B" is no answer.
+_ODD_NOUN = (
+    r"(?:(?:only )?exception|odd (?:one|man) out|(?:only )?(?:false|incorrect|wrong|untrue|inaccurate) (?:statements?|one)"
+    r"|statements? (?:that|which)(?: is|'s| are| was) (?:false|incorrect|wrong|untrue)"
+    r"|(?:statements?|one|option|choice) (?:that|which) (?:is|are|was|do|does)(?: not|n't) [^.,:?\n]{1,40}?)"
+)
+_ODD = re.compile(
+    rf"(?:(?:\bthe |^|(?<=[.!?] )){_ODD_NOUN}(?: here| (?:among|about|of|in|regarding) [^.\n:?!]{{1,60}}?)?(?:\s?:| {_MODAL})"
+    rf"|\b(?:all|each|every|both)\b[^.\n?]{{0,60}}? except(?: for)?:?)[\s:\"']*{_NEGATED}",
+    re.IGNORECASE,
+)
+_CHINESE = re.compile(
+    r"(?:答案 ?(?:应该|应当|应)?(?:是|为|选|:)|(?:应该|应|故)?选(?:择|项)?(?:是|为|:)?) ?(?P<negated>不是)?"
+)
+# Spanish, German, French: letters only.
+_FOREIGN = re.compile(
+    r"\b(?:respuesta(?: correcta| final)?|antwort|réponse(?: correcte| finale)?)"
+    r"(?: ?:| (?P<not>no es\b|n'est pas\b)| (?:es|sería|ist|lautet|wäre|est|serait)\b:?)\s*(?P<negated>nicht\b)?",
+    re.IGNORECASE,
+)
+_PHRASES = (_NOUN, _HEADING, _CHOOSE, _CONCLUDED, _SURE, _ODD, _CHINESE, _FOREIGN)
+_LETTER_FIRST = re.compile(
+    r"[\s\"'(\[]*(?i:the )?(?i:both |either )?(?i:(?:correct )?(?:option|choice|answer|statement)s? )?"
+    r"(?i:both )?(?:(?:la|die|l'|el)\b ?)?(?:(?:opción|option|lettre|letra)\b )?[(\[]*[A-Za-z](?![\w'+-])"
+)
+# "An option is aspirin" recommends; "the best option is aspirin" answers.
+_DECIDED = re.compile(r"\b(?:correct|right|best|final|selected|chosen|my|most \w+) $", re.IGNORECASE)
+_CONDITION = re.compile(
+    r"\b(?:if|unless)\b|^(?:had|were)\b|(?:^|[.!?\n] ?)(?:for|in) (?!this|the|our|my|that|summary|conclusion|short"
+    r"|light|view|fact|your)[^.!?\n,]{1,60},[^,]{0,20}$",
+    re.IGNORECASE,
+)
+_LISTED = re.compile(r"\(?A[).:][^\n]*\n[ *-]*\(?B[).:]")  # "Answer: A. yes", and B. no on the next line
+_ASKED = re.compile(r"[^.!\n]{0,60}\?")
+# "No, timing didn't matter" is an argument.
+_TAKEN_BACK = re.compile(
+    r"[^.,!?\n]{1,80}(?:[.,!?\s-]+(?:(?:wait|hmm+|oops|sorry)(?=\s*[^\s\w]|\s*$| (?:no|that|this|it|the|i|not)\b)"
+    r"|(?:scratch that|hold on|i mean|correction|my mistake|actually,? no|no,? wait)(?!\w))|, no,"
+    r"|[.!?]\s+(?:(?:no|actually|but|oh)[,.!:]? )*(?:that|this)(?:'s| is| was) (?:also |clearly )?(?:wrong|incorrect"
+    r"|not (?:right|correct|true)|a mistake)\b(?! to\b))",
+    re.IGNORECASE,
+)
+_ALSO = re.compile(
+    r"[^.!?\n]{0,80}?\b(?:is|are|would be|seems) (?:(?:also|equally|likewise) (?:correct|right|true|acceptable"
+    r"|possible)|(?:correct|right|true|acceptable) (?:too|as well))\b",
+    re.IGNORECASE,
+)
+
+_BOX = re.compile(rf"{BOXED.pattern}|(?i:<(?:final_?)?answer>([^<]{{1,{LONGEST}}})</(?:final_?)?answer>)")
+_VERDICT = re.compile(
+    rf" (?:is|are|was|were)(?P<negated>n't| not)?(?: {ADVERBS})?(?: both)?(?: the| my)?"
+    rf"(?P<odd> {_ODD_NOUN})?(?:(?(odd)|(?: (?:single|only|final|overall))*"
+    r" (?:correct|right|best|answer|most (?:likely|appropriate|accurate|suitable))"
+    r"(?P<noun> (?:possible )?(?:answer|choice|option))?(?: one| statement| diagnosis| fit)?))(?: too| as well)?"
+    r"(?=\s?(?:[.,;!)\]:]|-|$|\n|(?:because|since|as|given|here|based|in this|and|due|to the question)\b))"
+)
+
+Kind = Literal["stated", "verdict", "odd"]
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What is said to be the answer, or not to be it, and where that stands."""
+
+    start: int
+    said: str
+    negated: bool = False
+    kind: Kind = "stated"  # "verdict": "C is correct" judges one option of perhaps several
+    joins: bool = False  # beside an earlier one: "C is also correct", "in a man, the answer is A"
+
+
+def find_statements(text: str) -> list[Statement]:
+    """All that a text states, in its order."""
+    return sorted([*_boxes(text), *_phrases(text), *_verdicts(text)], key=lambda statement: statement.start)
+
+
+def _boxes(text: str) -> Iterator[Statement]:
+    for match in _BOX.finditer(text):
+        negated = text[max(0, match.start() - 4) : match.start()].lower() == "not "
+        yield Statement(match.start(), (match[1] or match[2] or "")[:LONGEST], negated)
+
+
+def _phrases(text: str) -> Iterator[Statement]:
+    """Statements that follow a phrase; one that is taken back at once is followed by its negation."""
+    for phrase in _PHRASES:
+        for match in phrase.finditer(text):
+            start, groups = match.start(), match.groupdict()
+            after = text[match.end() : match.end() + LONGEST].lstrip()
+            if _ASKED.match(after) or _LISTED.match(after):
+                continue
+            if phrase is not _SURE and (
+                _is_doubted(text, start) or _DOUBT.search(groups.get("clause") or "")
+            ):
+                continue
+            # "An option is" is too weak to make a text the answer.
+            weak = (
+                phrase is _NOUN
+                and not groups["answer"]
+                and not _DECIDED.search(text, max(0, start - 30), start)
+            )
+            if (weak or phrase in (_SURE, _FOREIGN)) and not _LETTER_FIRST.match(after):
+                continue
+            conditional = _is_conditional(text, start)
+            if conditional and groups.get("would"):
+                continue
+            said = after.partition("\n")[0]
+            joins = conditional or bool(_ALSO.match(said) or re.search(r"\balso\b", match[0]))
+            negated = bool(groups.get("negated") or groups.get("not"))
+            yield Statement(match.end(), said, negated, "odd" if phrase is _ODD else "stated", joins)
+            if _TAKEN_BACK.match(after):
+                yield Statement(match.end() + 1, said, negated=True)
+
+
+def _verdicts(text: str) -> Iterator[Statement]:
+    """Statements that stand before "is correct"."""
+    for match in _VERDICT.finditer(text):
+        before = text[max(0, match.start() - LONGEST // 2) : match.start()]
+        sentence = _after_last(_SENTENCE, before)
+        clause = _after_last(_JOINT, sentence)
+        subject = clause if _LETTER_FIRST.match(clause) else sentence
+        start = match.start() - len(subject)
+        if (match["noun"] or _LETTER_FIRST.match(subject)) and not _is_doubted(text, start):
+            joins = _is_conditional(text, start) or bool(re.search(r"\b(?:also|too|as well)\b", match[0]))
+            yield Statement(
+                start, subject, bool(match["negated"]), "odd" if match["odd"] else "verdict", joins
+            )
+
+
+def _after_last(mark: re.Pattern[str], text: str) -> str:
+    return text[max((match.end() for match in mark.finditer(text)), default=0) :]
+
+
+def _is_doubted(text: str, start: int) -> bool:
+    return _DOUBT.search(_CLAUSE.split(text[max(0, start - 80) : start])[-1]) is not None
+
+
+def _is_conditional(text: str, start: int) -> bool:
+    """Whether the sentence up to there sets another case: "if she had fever, the answer is ..."."""
+    sentence = _after_last(_ARGUMENT, text[max(0, start - 120) : start])
+    return _CONDITION.search(sentence.lstrip()) is not None
