@@ -37,6 +37,7 @@ def ours(count: int, turn: Connection) -> None:
     }
     from ultramed_rl.actors.rollout import EngineArguments, RolloutWorker
     from ultramed_rl.actors.work import WorkBatch
+    from ultramed_rl.config.cluster import RolloutGroup
     from ultramed_rl.evaluation.results import grade_likelihoods
     from ultramed_rl.evaluation.suite import Question, encode_options
     from ultramed_rl.evaluation.tasks import find_task
@@ -45,7 +46,8 @@ def ours(count: int, turn: Connection) -> None:
     from ultramed_rl.records import OptionRequest
 
     worker = RolloutWorker(0)
-    how = ("cpu", "float32", 2048, 256, 1, True, 2**30, 0.5, "shared_memory", False)
+    group = RolloutGroup(enforce_eager=True, kv_cache_gib=1.0)
+    how = ("cpu", "float32", 2048, group, "shared_memory", False)
     worker.start(EngineArguments(resolve_model(MODEL), *how), None, 0)
     tokenizer, task = load_tokenizer(MODEL), find_task(TASK)
     questions = [Question(task, item, 0, ()) for item in items_of(TASK, None)[:count]]

@@ -58,7 +58,7 @@ from ultramed_rl.actors.rollout import RolloutWorker
 from ultramed_rl.actors.scorer import ReferenceWorker, RewardWorker
 from ultramed_rl.actors.trainer import plan_batches
 from ultramed_rl.actors.weight_sync import WeightBucket
-from ultramed_rl.actors.work import RoundTask, WorkBatch
+from ultramed_rl.actors.work import WorkBatch
 from ultramed_rl.config import RunConfig, parse_config
 from ultramed_rl.data.prompts import PromptPool
 from ultramed_rl.learning.packing import AnswerGroup
@@ -198,8 +198,8 @@ class Policy(SimulatedTrainer):
     def load(self, model: Any, spec: Any, address: Any, checkpoint: str | None = None) -> None:
         self._join(address)
 
-    def learn_round(self, work: RoundTask) -> None:
-        pairs = read_json(Path(work.folder) / "pairs.json")["rows"]
+    def learn_round(self, folder: str, *task: Any) -> None:
+        pairs = read_json(Path(folder) / "pairs.json")["rows"]
         self.set_task(cast(Any, SimpleNamespace(lengths=range(pairs))))
 
     def train(self, training: Any, place: Any, start: int = 0, stop: int | None = None) -> Iterator[Any]:

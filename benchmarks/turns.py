@@ -33,13 +33,20 @@ def start_policy(precision: str) -> Any:
     """The product's policy worker with the model, one rank, outside Ray."""
     from ultramed_rl.actors.deepspeed_setup import EngineSpec
     from ultramed_rl.actors.policy import PolicyWorker
+    from ultramed_rl.config.cluster import TrainerGroup
     from ultramed_rl.config.models import Model
+    from ultramed_rl.config.rounds import Optimization
 
     with socket.socket() as probe:
         probe.bind(("", 0))
         port = probe.getsockname()[1]
     worker = PolicyWorker(0, 1, 0)
-    spec = EngineSpec("cpu", precision, 0, False, 0.0, 1.0, gradient_checkpointing=False)
+    spec = EngineSpec(
+        "cpu",
+        precision,
+        TrainerGroup(zero_stage=0),
+        Optimization(gradient_checkpointing=False, max_skipped_steps=0),
+    )
     worker.load(Model(path=MODEL), spec, ("127.0.0.1", port))
     return worker
 

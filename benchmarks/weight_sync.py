@@ -59,7 +59,9 @@ def start_actors(device: str, precision: str, threads: int) -> WeightSync:
     from ultramed_rl.actors.policy import PolicyWorker
     from ultramed_rl.actors.rollout import EngineArguments
     from ultramed_rl.actors.weight_sync import transfer_backend
+    from ultramed_rl.config.cluster import RolloutGroup, TrainerGroup
     from ultramed_rl.config.models import Model
+    from ultramed_rl.config.rounds import Optimization
     from ultramed_rl.models.files import resolve_model
 
     backend = transfer_backend(device, "colocated")
@@ -71,16 +73,17 @@ def start_actors(device: str, precision: str, threads: int) -> WeightSync:
         device=device,
         precision=precision,
         max_length=256,
-        max_num_seqs=16,
-        tensor_parallel=1,
-        enforce_eager=True,
-        kv_cache_bytes=2**28,
-        memory_fraction=0.3,
+        group=RolloutGroup(max_num_seqs=16, enforce_eager=True, kv_cache_gib=0.25, memory_fraction=0.3),
         transfer_backend=backend,
         sleeps=False,
     )
     ray.get(engine.start.remote(arguments, None, 0))
-    spec = EngineSpec(device, precision, 0, False, 0.0, 1.0, gradient_checkpointing=False)
+    spec = EngineSpec(
+        device,
+        precision,
+        TrainerGroup(zero_stage=0),
+        Optimization(gradient_checkpointing=False, max_skipped_steps=0),
+    )
     ray.get(policy.load.remote(Model(path=MODEL), spec, ray.get(policy.rendezvous.remote())))
     groups = (
         WorkerGroup(role, lambda _, actor=actor: actor, 1, takes_turns=False)

@@ -12,6 +12,7 @@ from ultramed_rl.actors.work import TrainingPlace
 from ultramed_rl.records import PreferenceGroup, Prompt, ReferenceLogprobs
 from ultramed_rl.store.tables import write_records
 from ultramed_rl.workers.online import OnlineWorkers
+from ultramed_rl.workers.policy import RoundSteps
 
 
 def learn(
@@ -24,7 +25,7 @@ def learn(
     with tempfile.TemporaryDirectory() as folder, workers.policy.on_device():
         write_round(Path(folder), pairs, references)
         workers.policy.begin_round()
-        return list(workers.policy.start_steps(Path(folder), TrainingPlace(0, 1, number), 0).rest())
+        return list(RoundSteps(workers.policy, Path(folder), TrainingPlace(0, 1, number), 0).remaining())
 
 
 def write_round(

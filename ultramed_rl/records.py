@@ -37,6 +37,9 @@ class Conversation:
     conversation_id: str
     messages: tuple[Message, ...]
     kind: str = "messages"  # the row's own `type`, if it has one (UltraMedical's Exam, Literature, ...)
+    unlearnt: frozenset[int] = (
+        frozenset()
+    )  # places of the assistant's turns that its data keeps from being learnt
 
 
 @dataclass(frozen=True)

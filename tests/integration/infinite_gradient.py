@@ -11,7 +11,9 @@ from ultramed_rl.actors.deepspeed_setup import EngineSpec
 from ultramed_rl.actors.engine import NonFiniteError
 from ultramed_rl.actors.policy import PolicyWorker
 from ultramed_rl.actors.tasks import Sums
+from ultramed_rl.config.cluster import TrainerGroup
 from ultramed_rl.config.models import Model
+from ultramed_rl.config.rounds import Optimization
 from ultramed_rl.learning.packing import AnswerGroup, pack_groups
 
 
@@ -20,7 +22,12 @@ def main(policy: str, stage: int) -> None:
         probe.bind(("", 0))
         port = probe.getsockname()[1]
     worker = PolicyWorker(0, 1, 0)
-    spec = EngineSpec("cpu", "float32", stage, False, 0.0, 1.0, False, max_skipped_steps=1)
+    spec = EngineSpec(
+        "cpu",
+        "float32",
+        TrainerGroup(zero_stage=stage),
+        Optimization(gradient_checkpointing=False, max_skipped_steps=1),
+    )
     worker.load(Model(path=policy), spec, ("127.0.0.1", port))
     engine = worker.engine
     packed = pack_groups([AnswerGroup([5, 6, 7], [[8, 9], [10]])])

@@ -166,7 +166,7 @@ def test_a_policy_that_hangs_in_training_is_ended(
     victim = process_of(workers.policy.actors[0])
     os.kill(victim, signal.SIGSTOP)
     with pytest.raises(RanksLost, match="no sign of life"):
-        list(workers.policy.stream(PolicyWorker.train, [(workers.config.training, place)]))
+        list(workers.policy.generate(PolicyWorker.train, [(workers.config.training, place)]).follow())
     deadline = time.monotonic() + 60
     while Path(f"/proc/{victim}").exists():  # ended by a task of its own
         assert time.monotonic() < deadline, "a frozen process was left behind"

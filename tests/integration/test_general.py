@@ -1,4 +1,4 @@
-"""lm-evaluation-harness as a Ray job on a tiny model and tasks of the test's own."""
+"""lm-evaluation-harness on a node with a tiny model and tasks of the test's own."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ aggregate_metric_list: [{metric: acc, weight_by_size: true}]
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Devices]:
-    """One Ray for all jobs here."""
-    address = start_private_ray(2, dashboard=True)
-    yield Devices(device="cpu", address=address, cpus_per_node=1, devices_per_node=1, start_timeout_s=60)
+    """One Ray for all commands here."""
+    start_private_ray(2)
+    yield Devices(device="cpu", cpus_per_node=1, devices_per_node=1, start_timeout_s=60)
     stop_private_ray()
 
 

@@ -216,8 +216,9 @@ def test_the_command_by_options_and_by_a_file_come_to_the_same(
     monkeypatch.chdir(tmp_path)
     memory = "cluster.device_memory_gib=20"
     options = ["--model", str(tiny_root / "reward"), "--data", str(pairs), "--device", "cpu"]
-    options += ["--precision", "float32", "--max-length", "128", "--limit", "9", "--subset-column", "prompt"]
-    more = ["data.too_long=drop", "tracking.wandb=disabled", memory]
+    options += ["--limit", "9"]
+    more = ["model.precision=float32", "model.max_length=128", "data.subset_column=prompt"]
+    more += ["data.too_long=drop", "tracking.wandb=disabled", memory]
     first = CliRunner().invoke(app, ["reward-bench", *options, "--name", "by-options", *more])
     assert first.exit_code == 0, first.output
     file = tmp_path / "bench.yaml"

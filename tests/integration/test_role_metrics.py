@@ -56,10 +56,10 @@ def exported(url: str) -> dict[tuple[str, str], float]:
 def record() -> None:
     metrics = RoleMetrics("tiny")
     for items, seconds in ((3, 0.5), (4, 2.0), (0, 0.2)):
-        metrics.count("reward", items, seconds)
-    metrics.restarted("reward")
-    metrics.set_aside("rollout")
-    metrics.set_aside("rollout")
+        metrics.turn("reward", items, seconds)
+    metrics.count("restarts", "reward")
+    metrics.count("quarantined_prompts", "rollout")
+    metrics.count("quarantined_prompts", "rollout")
     for waiting in (7, 9):
         metrics.observe([RoleState("reward", 4, 1, 2, waiting, 5, 20, ("rollout",), 0.0)])
 

@@ -29,13 +29,13 @@ def test_sharded_replicas_equal_a_whole_one(tiny_root: Path, kind: str, worker: 
     environment = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
     remote = ray.remote(worker).options(num_cpus=1, runtime_env={"env_vars": environment})
     group = WorkerGroup(kind, lambda r: remote.remote(r, "cpu", "float32", 200, 2), 2, takes_turns=False)
-    group.call(worker.join, group.first(worker.rendezvous))
+    group.call(worker.join, group.actors[0].rendezvous.remote())
     group.call(worker.load, str(tiny_root / kind))  # type: ignore[attr-defined]
     # Unequal shards: the second rank must make empty passes while the first still gathers.
     shards = [groups()[:7], groups()[7:]]
     found = {
         (g + 7 * rank, a): number
-        for rank, scores in group.stream(worker.score, [(shard,) for shard in shards])
+        for rank, scores in group.generate(worker.score, [(shard,) for shard in shards]).follow()
         for g, a, number in scores
     }
     group.stop()

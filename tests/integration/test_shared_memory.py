@@ -40,7 +40,7 @@ def sync_all(policies: list[str], pipe: Any) -> None:
     from vllm import LLM
     from vllm.config import WeightTransferConfig
 
-    from ultramed_rl.actors.shared_tensors import SharedTensors, lay_out
+    from ultramed_rl.actors.weight_sync import SharedTensors
 
     llm = LLM(
         model=policies[0],
@@ -55,16 +55,21 @@ def sync_all(policies: list[str], pipe: Any) -> None:
     shared = None
     for path in policies[1:]:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-        slots = lay_out([(n, p.dtype, tuple(p.shape)) for n, p in model.named_parameters()])
-        shared = shared or SharedTensors(slots)
+        shapes = [(n, p.dtype, tuple(p.shape)) for n, p in model.named_parameters()]
+        shared = shared or SharedTensors(shapes)
         for name, parameter in model.named_parameters():
             shared.tensor(name).copy_(parameter.data)
-        fields = [(s.name, s.dtype, s.shape, s.offset) for s in slots]
+        info = {
+            "path": shared.path,
+            "names": [name for name, _, _ in shapes],
+            "dtype_names": ["float32"] * len(shapes),
+            "shapes": [shape for _, _, shape in shapes],
+        }
         llm.start_weight_update()
-        llm.update_weights({"update_info": {"path": shared.path, "slots": fields}})
+        llm.update_weights({"update_info": info})
         llm.finish_weight_update("1")
-        for slot in slots:
-            shared.tensor(slot.name).fill_(float("nan"))  # as if the policy trained on at once
+        for name in shared.shapes:
+            shared.tensor(name).fill_(float("nan"))  # as if the policy trained on at once
         pipe.send((engine_logprobs(llm), policy_logprobs(model)))
 
 

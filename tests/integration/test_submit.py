@@ -22,8 +22,7 @@ from typer.testing import CliRunner
 
 from tests.nodes import ANY_PORTS
 from ultramed_rl.cli import app
-from ultramed_rl.cluster.jobs import JobServer
-from ultramed_rl.cluster.submission import Submission
+from ultramed_rl.cluster.jobs import JobServer, Submission
 
 BIN = Path(sys.executable).parent
 

@@ -18,12 +18,13 @@ from tests.tiny import make_tokenizer
 from ultramed_rl.actors.deepspeed_setup import EngineSpec
 from ultramed_rl.actors.policy import PolicyWorker
 from ultramed_rl.actors.scorer import ReferenceWorker
-from ultramed_rl.actors.work import RoundTask, TrainingPlace
+from ultramed_rl.actors.work import TrainingPlace
 from ultramed_rl.cluster.connection import start_private_ray
 from ultramed_rl.cluster.group import WorkerGroup
+from ultramed_rl.config.cluster import TrainerGroup
 from ultramed_rl.config.models import LoRA, Model
 from ultramed_rl.config.objectives import DPO, KTO, NCA, KTOPair, SimPO
-from ultramed_rl.config.rounds import Training
+from ultramed_rl.config.rounds import Optimization, Training
 from ultramed_rl.learning.costs import LOGITS_AT_ONCE
 from ultramed_rl.learning.packing import AnswerGroup
 from ultramed_rl.learning.preference_data import mismatched_answer
@@ -73,16 +74,16 @@ class Ranks:
     """Real policy actors by number of ranks, started once: a case loads a new engine into them."""
 
     def __init__(self) -> None:
-        self.groups: dict[int, tuple[WorkerGroup, tuple[str, int]]] = {}
+        self.groups: dict[int, tuple[WorkerGroup, Any]] = {}
 
-    def of(self, ranks: int) -> tuple[WorkerGroup, tuple[str, int]]:
+    def of(self, ranks: int) -> tuple[WorkerGroup, Any]:
         import ray
 
         if ranks not in self.groups:
             environment = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
             remote = ray.remote(SmallChunks).options(num_cpus=0, runtime_env={"env_vars": environment})
             group = WorkerGroup("policy", lambda r: remote.remote(r, ranks, 0), ranks, takes_turns=False)
-            self.groups[ranks] = group, group.first(PolicyWorker.rendezvous)
+            self.groups[ranks] = group, group.actors[0].rendezvous.remote()
         return self.groups[ranks]
 
 
@@ -111,7 +112,12 @@ def train(
     """Train the tiny policy of `start` in real Ray actors; the checkpoint goes to `out`."""
     group, address = workers.of(layout.ranks)
     checkpointing = layout.stage == 3
-    spec = EngineSpec("cpu", "float32", layout.stage, False, 0.0, 1.0, gradient_checkpointing=checkpointing)
+    spec = EngineSpec(
+        "cpu",
+        "float32",
+        TrainerGroup(zero_stage=layout.stage),
+        Optimization(gradient_checkpointing=checkpointing, max_skipped_steps=0),
+    )
     group.call(PolicyWorker.load, Model(path=str(start), lora=lora), spec, address)
     training = Training(
         learning_rate=1e-3,
@@ -123,7 +129,9 @@ def train(
     )
     group.call(PolicyWorker.learn_preferences, *data, objective, 256)
     arguments = (training, TrainingPlace(0, 1, 5))
-    steps = [m for rank, m in group.stream(PolicyWorker.train, [arguments] * layout.ranks) if rank == 0]
+    steps = [
+        m for rank, m in group.generate(PolicyWorker.train, [arguments] * layout.ranks).follow() if rank == 0
+    ]
     group.call(PolicyWorker.save, str(out))
     return steps
 
@@ -176,7 +184,12 @@ def test_batches_that_come_one_after_the_other_are_learnt_as_at_once(
     write_round(tmp_path / "round", groups, references)
     training = Training(learning_rate=1e-3, batch_size=4, micro_batch_tokens=160)
     place = TrainingPlace(0, 1, 5, most=len(groups) + 6)  # six prompts gave no pair
-    spec = EngineSpec("cpu", "float32", 2, False, 0.0, 1.0, gradient_checkpointing=False)
+    spec = EngineSpec(
+        "cpu",
+        "float32",
+        TrainerGroup(zero_stage=2),
+        Optimization(gradient_checkpointing=False, max_skipped_steps=0),
+    )
     found = {}
     for early in (0, 1, 2):  # 2: none of them from files
         group.call(PolicyWorker.load, Model(path=str(tiny_root / "policy")), spec, address)
@@ -191,9 +204,9 @@ def test_batches_that_come_one_after_the_other_are_learnt_as_at_once(
         ]
         steps = [group.wait(step)[0] for step in pending]
         if early < 2:
-            work = RoundTask(str(tmp_path / "round"), DPO(), 256, training, place, early)
-            group.call(PolicyWorker.learn_round, work)
-        rest = group.stream(PolicyWorker.train, [(training, place, early % 2)] * 2)
+            folder = str(tmp_path / "round")
+            group.call(PolicyWorker.learn_round, folder, DPO(), 256, training, place, early)
+        rest = group.generate(PolicyWorker.train, [(training, place, early % 2)] * 2).follow()
         steps += [metrics for rank, metrics in rest if rank == 0]
         group.call(PolicyWorker.save, str(tmp_path / str(early)))
         found[early] = steps, load_file(tmp_path / str(early) / "model.safetensors")
@@ -218,7 +231,12 @@ def test_small_steps_in_bfloat16_add_up_over_rounds_and_a_kill(
     from safetensors.torch import load_file
 
     group, address = workers.of(2)
-    spec = EngineSpec("cpu", "bfloat16", stage, False, 0.0, 1.0, gradient_checkpointing=False)
+    spec = EngineSpec(
+        "cpu",
+        "bfloat16",
+        TrainerGroup(zero_stage=stage),
+        Optimization(gradient_checkpointing=False, max_skipped_steps=0),
+    )
     training = Training(learning_rate=1e-5, batch_size=3, micro_batch_tokens=160, schedule="constant")
     model = Model(path=str(tiny_root / "policy"), lora=lora)
 
@@ -226,7 +244,7 @@ def test_small_steps_in_bfloat16_add_up_over_rounds_and_a_kill(
         """A round, its checkpoint, and the share of its update that shows in bfloat16."""
         group.call(PolicyWorker.start_round, True)
         group.call(PolicyWorker.learn_preferences, *make_groups(), DPO(), 256)
-        for _ in group.stream(PolicyWorker.train, [(training, TrainingPlace(0, 1, 5))] * 2):
+        for _ in group.generate(PolicyWorker.train, [(training, TrainingPlace(0, 1, 5))] * 2).follow():
             pass
         group.call(PolicyWorker.save, str(folder))
         group.call(PolicyWorker.save_state, str(folder / "optimizer"), False)
@@ -315,12 +333,13 @@ def test_kto_moves_answers_by_their_label_alone(
         workers, tiny_root / "policy", tmp_path / "out", KTO(), Layout(), (groups, references), epochs=30
     )
     assert steps[0]["loss"] == pytest.approx(0.5, abs=1e-4)  # 1 - sigmoid(0)
-    assert steps[0]["chosen_logratio"] == pytest.approx(0.0, abs=1e-3)
+    name = "chosen_logratio" if wanted else "rejected_logratio"
+    assert steps[0][name] == pytest.approx(0.0, abs=1e-3) and "implicit_margin" not in steps[0]
     assert all(0.0 < s["loss"] < 1.0 for s in steps)
     if wanted:
-        assert steps[-1]["chosen_logratio"] > 5.0
+        assert steps[-1][name] > 5.0
     else:
-        assert steps[-1]["chosen_logratio"] < -5.0 and steps[-1]["loss"] < 0.4
+        assert steps[-1][name] < -5.0 and steps[-1]["loss"] < 0.4
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])

@@ -15,10 +15,17 @@ from safetensors.torch import load_file, save_file
 from tests.tiny import make_model
 from ultramed_rl.actors.deepspeed_setup import EngineSpec, deepspeed_config, join_ranks, loading_context
 from ultramed_rl.actors.engine import Engine
+from ultramed_rl.config.cluster import TrainerGroup
+from ultramed_rl.config.rounds import Optimization
 from ultramed_rl.learning.packing import AnswerGroup, pack_groups
 from ultramed_rl.models.load import PolicyModel, load_policy, load_reward
 
-BFLOAT16 = EngineSpec("cpu", "bfloat16", 3, False, 0.0, 1.0, gradient_checkpointing=False)
+BFLOAT16 = EngineSpec(
+    "cpu",
+    "bfloat16",
+    TrainerGroup(zero_stage=3),
+    Optimization(gradient_checkpointing=False, max_skipped_steps=0),
+)
 
 
 @pytest.fixture(scope="module")

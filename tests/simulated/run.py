@@ -22,7 +22,7 @@ from ultramed_rl.actors.policy import PolicyWorker
 from ultramed_rl.actors.rollout import RolloutWorker
 from ultramed_rl.actors.scorer import ReferenceWorker, RewardWorker
 from ultramed_rl.actors.trainer import RewardTrainWorker
-from ultramed_rl.cluster import calls, connection, group, transport
+from ultramed_rl.cluster import connection, group, transport
 from ultramed_rl.config import RunConfig, parse_config
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.online import run as online_run
@@ -51,12 +51,12 @@ class _Group:
 def simulated(ray: SimulatedRay) -> Iterator[None]:
     """Within, cluster/ finds this Ray in the place of the real one."""
     with ExitStack() as stack:
-        for module in (calls, connection, group, transport):
+        for module in (connection, group, transport):
             stack.enter_context(mock.patch.object(module, "ray", ray))
         stack.enter_context(mock.patch.object(transport, "time", ray))
         stack.enter_context(mock.patch.object(group, "_end_process", mock.MagicMock()))
-        stack.enter_context(mock.patch.object(group, "placement_group", lambda *_, **__: _Group()))
-        stack.enter_context(mock.patch.object(group, "remove_placement_group", lambda _: None))
+        stack.enter_context(mock.patch.object(connection, "placement_group", lambda *_, **__: _Group()))
+        stack.enter_context(mock.patch.object(connection, "remove_placement_group", lambda _: None))
         # Models are files that no one changes: each is looked at once.
         for name in ("ultramed_rl.online.run.chat_tokenizer", "ultramed_rl.models.reading.ChatTokenizer"):
             stack.enter_context(mock.patch(name, _tokenizer))

@@ -12,7 +12,7 @@ from tests.simulated.scorers import number_answers, numbers
 from tests.simulated.weights import mix, read_weights, write_weights
 from ultramed_rl.actors.policy import PolicyWorker
 from ultramed_rl.actors.weight_sync import WeightBucket
-from ultramed_rl.actors.work import RoundTask, WorkBatch
+from ultramed_rl.actors.work import WorkBatch
 from ultramed_rl.learning.seeds import seeded_number
 from ultramed_rl.models.load import ADAPTER_FOLDER
 from ultramed_rl.records import PreferenceGroup, ReferenceLogprobs
@@ -101,12 +101,11 @@ class SimulatedTrainer(PolicyWorker):
         self.set_task(Learnt(objective))
         self._add(groups, references)
 
-    def learn_round(self, work: RoundTask) -> None:
-        folder, objective = Path(work.folder), work.objective
-        pairs = RoundPairs(folder)
+    def learn_round(self, folder: str, objective: Any, max_length: int, *steps: Any) -> None:
+        pairs = RoundPairs(Path(folder))
         pairs.load(range(len(pairs)))
-        references = read_references(folder, pairs.ids) if objective.uses_reference else None
-        self.learn_preferences(list(pairs), references, objective, work.max_length)
+        references = read_references(Path(folder), pairs.ids) if objective.uses_reference else None
+        self.learn_preferences(list(pairs), references, objective, max_length)
 
     def _add(self, groups: Any, references: Any) -> None:
         task = self.task

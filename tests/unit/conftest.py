@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -23,3 +24,15 @@ def quick_disk() -> Iterator[None]:
 def pytest_collection_finish() -> None:
     """What was imported stays: the collector doesn't look through its million objects again and again."""
     gc.freeze()
+
+
+@pytest.fixture
+def taken() -> Iterator[None]:
+    """SIGTERM is ours, until the test is over."""
+    from ultramed_rl.tracking import heartbeat  # not above: it loads numpy
+
+    before = signal.getsignal(signal.SIGTERM)
+    heartbeat.take_sigterm()
+    yield
+    heartbeat._takes_sigterm = heartbeat._sigterm_came = False
+    signal.signal(signal.SIGTERM, before)

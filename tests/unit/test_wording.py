@@ -27,12 +27,12 @@ import yaml
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from tests import staged
 from tests.fake_api import Said, answer_all, fake_api
 from tests.report_run import Plan, make_run
 from tests.rounds import finish_round
 from tests.tiny import make_model, make_questions, make_tokenizer, tiny_config, tiny_run
 from tests.unit.rewards import test_http as servers
-from tests.unit.store import test_remote as remote
 from tests.unit.tracking import test_stall as stall
 from tests.unit.tracking import test_status as status
 from tests.unit.tracking import test_tracking as tracking
@@ -42,8 +42,9 @@ from ultramed_rl.actors.tasks import Sums
 from ultramed_rl.cli import app
 from ultramed_rl.cluster.plan import make_plan
 from ultramed_rl.config import load_any, parse_config
-from ultramed_rl.config.cluster import Faults
+from ultramed_rl.config.cluster import Faults, TrainerGroup
 from ultramed_rl.config.models import Endpoint, LoRA, Model
+from ultramed_rl.config.rounds import Optimization
 from ultramed_rl.config.stages import ConversationSource
 from ultramed_rl.data.choices import Options, settle_keys
 from ultramed_rl.data.conversations import read_conversations
@@ -55,13 +56,15 @@ from ultramed_rl.learning.checks import check_groups
 from ultramed_rl.models.checks import check_policy_model, check_reward_model
 from ultramed_rl.models.load import load_policy
 from ultramed_rl.models.tokenizer import ChatTokenizer
-from ultramed_rl.online.selection import Acceptance
+from ultramed_rl.online.stream import Acceptance
 from ultramed_rl.records import ChatRequest, Completion, PreferenceGroup, Prompt
 from ultramed_rl.report import write_report
 from ultramed_rl.scheduling.dispatch import WorkItem
 from ultramed_rl.scheduling.pool import Outcome, Pool, PoolRules
 from ultramed_rl.store import RoundRecord, RunDirectory
 from ultramed_rl.store.record_log import RecordLog
+from ultramed_rl.store.remote import RemoteCopy
+from ultramed_rl.store.remote_folder import WRITER, Lease, RemoteFolder
 
 Provoke = Callable[[Path], object]
 Wording = tuple[str, Provoke, str]
@@ -228,9 +231,9 @@ def broken_pairs(root: Path) -> object:
 
 DATA: list[Wording] = [
     ("rows that are no chats", rows('{"messages": "x"}'),
-     "source 'ROOT/chats.jsonl': 1 of 1 rows hold no conversation (1 turn; row 1: column 'messages' holds a str, not a list of turns); at most 5% may, and not all: name another column, clean the file, or raise max_misfit_share"),
+     "source 'ROOT/chats.jsonl': 1 of 1 rows hold no conversation (1 turn; row 1: column 'messages' holds a str, not a list of turns); at most 5% may, and not all: clean the file, or raise max_misfit_share"),
     ("rows of other columns", rows('{"text": "x"}'),
-     "source 'ROOT/chats.jsonl': 1 of 1 rows hold no conversation (1 column; row 1: no chat in its columns text; one is under messages, conversations, or prompt and completion); at most 5% may, and not all: name another column, clean the file, or raise max_misfit_share"),
+     "source 'ROOT/chats.jsonl': 1 of 1 rows hold no conversation (1 column; row 1: no chat in its columns text; one is under messages, conversations, or prompt and completion); at most 5% may, and not all: clean the file, or raise max_misfit_share"),
     ("keys that count from nobody knows where", keys(1, 2, 3),
      "source 'ROOT/keys.jsonl': its keys may be places from 0 or places from 1: either reads 3 of 3, and not in the same sense; set step.first_place to 0 or 1"),
     ("keys that are letters or blood groups", keys("A"),
@@ -377,12 +380,12 @@ def at_url(provoke: Provoke) -> Provoke:
     """With an empty store behind staged://, whose failures end with it."""
 
     def call(root: Path) -> object:
-        remote.empty_store()
+        staged.empty_store()
         try:
             with patch("ultramed_rl.store.remote_folder.LONGEST_WAIT_S", 0.0):
                 return provoke(root)
         finally:
-            remote.empty_store()
+            staged.empty_store()
 
     return call
 
@@ -393,11 +396,11 @@ def fail(error: Exception) -> None:
     def refuse(step: str, path: str) -> None:
         raise error
 
-    remote.Staged.before = staticmethod(refuse)
+    staged.Staged.before = staticmethod(refuse)
 
 
 def opened_there(root: Path, resume: bool = True) -> RunDirectory:
-    return RunDirectory.open(remote.config(root), resume=resume)
+    return RunDirectory.open(staged.config(root), resume=resume)
 
 
 def again_there(root: Path) -> object:
@@ -412,15 +415,15 @@ def out_of_reach(root: Path) -> object:
 
 
 def second_writer(root: Path) -> object:
-    place = remote.RemoteFolder(remote.URL)
-    place.write_json(remote.WRITER, asdict(remote.owner(began=0.0)))
-    return remote.Lease(place, "ours", 10.0)
+    place = RemoteFolder(staged.URL)
+    place.write_json(WRITER, asdict(staged.owner(began=0.0)))
+    return Lease(place, "ours", 10.0)
 
 
 def overtaken(root: Path) -> object:
-    place = remote.RemoteFolder(remote.URL)
-    lease = remote.Lease(place, "ours", 10.0)
-    place.write_json(remote.WRITER, asdict(remote.owner()))
+    place = RemoteFolder(staged.URL)
+    lease = Lease(place, "ours", 10.0)
+    place.write_json(WRITER, asdict(staged.owner()))
     try:
         return lease.check()
     finally:
@@ -431,7 +434,7 @@ def outage(ended: bool) -> Provoke:
     """The warning while a run goes on, or the error at its end."""
 
     def publish(root: Path) -> object:
-        copying = remote.RemoteCopy(remote.URL, root, 0.02)
+        copying = RemoteCopy(staged.URL, root, 0.02)
         copying.take_up()
         fail(ConnectionError("the network is down"))
         (root / "a.txt").write_text("a")
@@ -583,8 +586,13 @@ def one_rank() -> Iterator[Any]:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         engine = Engine.__new__(Engine)
-        engine.spec = EngineSpec("cpu", "float32", 0, False, 0.0, 1.0, gradient_checkpointing=False)
-        engine.skipped_steps, engine.device = engine.spec.max_skipped_steps, torch.device("cpu")
+        engine.spec = EngineSpec(
+            "cpu",
+            "float32",
+            TrainerGroup(zero_stage=0),
+            Optimization(gradient_checkpointing=False, max_skipped_steps=0),
+        )
+        engine.skipped_steps, engine.device = engine.spec.training.max_skipped_steps, torch.device("cpu")
         yield engine
     finally:
         dist.destroy_process_group()

@@ -12,37 +12,18 @@ import torch
 from torch import nn
 
 from ultramed_rl.config.cluster import TrainerGroup
-from ultramed_rl.config.models import resolve_precision
 from ultramed_rl.config.rounds import Optimization
 from ultramed_rl.learning.costs import head_chunks
 
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """How a module is trained: parallelism, precision, and the optimizer's constants."""
+    """How a module is trained; `precision` is "float32" or "bfloat16"."""
 
     device: str
     precision: str
-    zero_stage: int
-    offload_optimizer: bool
-    weight_decay: float
-    max_grad_norm: float
-    gradient_checkpointing: bool
-    max_skipped_steps: int = 0
-
-
-def engine_spec(device: str, precision: str, group: TrainerGroup, training: Optimization) -> EngineSpec:
-    """The spec that a config's sections describe; `precision` is "auto" or what it says."""
-    return EngineSpec(
-        device=device,
-        precision=resolve_precision(precision, device),
-        zero_stage=group.zero_stage,
-        offload_optimizer=group.offload_optimizer,
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
-        gradient_checkpointing=training.gradient_checkpointing,
-        max_skipped_steps=training.max_skipped_steps,
-    )
+    group: TrainerGroup
+    training: Optimization
 
 
 def open_store(ranks: int) -> torch.distributed.TCPStore:
@@ -92,16 +73,16 @@ def agreed_chunks(targets: Sequence[int], vocab_size: int, device: torch.device)
 
 def deepspeed_config(spec: EngineSpec) -> dict[str, Any]:
     """DeepSpeed's own config. Accumulation is ours (see `Engine.step`), so it is 1 there."""
-    zero: dict[str, Any] = {"stage": spec.zero_stage}
-    if spec.zero_stage == 3:
+    zero: dict[str, Any] = {"stage": spec.group.zero_stage}
+    if spec.group.zero_stage == 3:
         # Weights leave through GatheredParameters; small ones stay whole, which saves a gather each.
         zero["stage3_param_persistence_threshold"] = 10_000
-    if spec.offload_optimizer:
+    if spec.group.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": spec.max_grad_norm,
+        "gradient_clipping": spec.training.max_grad_norm,
         "zero_optimization": zero,
         # `Engine.step` has looked at the gradients: DeepSpeed's own look would wait for the device once more.
         "bf16": {"enabled": spec.precision == "bfloat16", "check_grad_overflow": False},

@@ -54,11 +54,12 @@ class Engine:
         import deepspeed
 
         self.spec = spec
-        if spec.gradient_checkpointing:
+        if spec.training.gradient_checkpointing:
             module.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         trainable = [p for p in module.parameters() if p.requires_grad]
-        constants: dict[str, Any] = {"lr": 0.0, "betas": (0.9, 0.95), "weight_decay": spec.weight_decay}
-        if spec.offload_optimizer:
+        decay = spec.training.weight_decay
+        constants: dict[str, Any] = {"lr": 0.0, "betas": (0.9, 0.95), "weight_decay": decay}
+        if spec.group.offload_optimizer:
             from deepspeed.ops.adam import DeepSpeedCPUAdam
 
             optimizer = DeepSpeedCPUAdam(trainable, adamw_mode=True, **constants)
@@ -77,7 +78,7 @@ class Engine:
     def head_chunks(self, targets: Sequence[int], vocab_size: int) -> Sequence[int | None]:
         """In how many parts the head is applied in each of the next passes, which predict so many tokens; asked once for
         many, as each agreement waits for the device. None where every rank has a whole head. Collective under ZeRO-3."""
-        if self.spec.zero_stage != 3:
+        if self.spec.group.zero_stage != 3:
             return [None] * len(targets)
         return agreed_chunks(targets, vocab_size, self.device)
 
@@ -134,20 +135,20 @@ class Engine:
 
     def _own_square(self) -> torch.Tensor:
         """This rank's part of the squared gradient norm, float64, on the device."""
-        if self.spec.offload_optimizer and self.device.type == "cuda":
+        if self.spec.group.offload_optimizer and self.device.type == "cuda":
             torch.cuda.synchronize()  # DeepSpeed copies gradients to the host while backward goes on
         norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in self._gradients()]
         if not norms:  # more ranks than weights
             return torch.zeros((), dtype=torch.float64, device=self.device)
         square = torch.stack(norms).double().square().sum().to(self.device, non_blocking=True)
         # Without ZeRO each rank has all gradients, averaged already.
-        return square / dist.get_world_size() if self.spec.zero_stage == 0 else square
+        return square / dist.get_world_size() if self.spec.group.zero_stage == 0 else square
 
     def _gradients(self) -> list[torch.Tensor]:
         """This rank's gradients, wherever the ZeRO stage keeps them."""
         optimizer = self.backend.optimizer
-        if self.spec.offload_optimizer:  # on the host, at the masters, which there are in float32 too
-            sharded = self.spec.zero_stage == 3
+        if self.spec.group.offload_optimizer:  # on the host, at the masters, which there are in float32 too
+            sharded = self.spec.group.zero_stage == 3
             flat = "fp32_partitioned_groups_flat" if sharded else "single_partition_of_fp32_groups"
             return [master.grad for master in getattr(optimizer, flat) if master.grad is not None]
         if partitioned := getattr(optimizer, "averaged_gradients", None):  # a part of each, of ZeRO 1 to 3
@@ -160,10 +161,10 @@ class Engine:
         """
         self.skipped_steps += 1
         logger.warning("gradient is not finite; step skipped; the batch holds %s", ", ".join(ids))
-        if self.skipped_steps > self.spec.max_skipped_steps:
+        if self.skipped_steps > self.spec.training.max_skipped_steps:
             raise NonFiniteError(
                 f"gradient is not finite in {self.skipped_steps} steps, training.max_skipped_steps="
-                f"{self.spec.max_skipped_steps}; the batch holds {', '.join(ids)}; {_FIX}"
+                f"{self.spec.training.max_skipped_steps}; the batch holds {', '.join(ids)}; {_FIX}"
             )
         for gradient in self._gradients():
             gradient.fill_(1e-12)
@@ -178,7 +179,7 @@ class Engine:
 
     def full(self, parameters: Sequence[nn.Parameter]) -> AbstractContextManager[Any]:
         """Within it, ZeRO-3's partitioned parameters are whole on every rank."""
-        if self.spec.zero_stage != 3:
+        if self.spec.group.zero_stage != 3:
             return nullcontext()
         import deepspeed
 
@@ -197,7 +198,7 @@ class Engine:
         again. Collective."""
         main, adapted = dist.get_rank() == 0, has_adapters(self.module.lm)
         # ZeRO-3's gathered and LoRA's merged tensors live for a moment; others are copied by the writer.
-        passing = self.spec.zero_stage == 3 or adapted
+        passing = self.spec.group.zero_stage == 3 or adapted
         state: dict[str, torch.Tensor] = {}
         for name, tensor in self.weights():
             if main:
@@ -243,9 +244,9 @@ class Engine:
         optimizer = self.backend.optimizer
         if self.spec.precision == "float32":
             return []
-        if self.spec.zero_stage == 3:
+        if self.spec.group.zero_stage == 3:
             return list(optimizer.fp32_partitioned_groups_flat)
-        if self.spec.zero_stage > 0:
+        if self.spec.group.zero_stage > 0:
             return list(optimizer.single_partition_of_fp32_groups)
         return [master for group in optimizer.fp32_groups for master in group]
 
@@ -311,14 +312,14 @@ class Engine:
         """Move everything off the GPU while other roles have it. Nothing to do on CPU."""
         if self.device.type == "cpu":
             return
-        if self.spec.zero_stage == 3:
+        if self.spec.group.zero_stage == 3:
             from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum as State
 
             # DeepSpeed moves masters and Adam's states of its own FusedAdam only; ours are moved below.
             self.backend.offload_states(
                 include=[State.lp_params, State.lp_grads, State.contiguous_grad_buffer]
             )
-        elif self.spec.zero_stage > 0:
+        elif self.spec.group.zero_stage > 0:
             self.backend.offload_states()
         self._move_rest("cpu")
         torch.cuda.empty_cache()
@@ -327,19 +328,19 @@ class Engine:
         """Undo `offload`."""
         if self.device.type == "cpu":
             return
-        if self.spec.zero_stage > 0:
+        if self.spec.group.zero_stage > 0:
             self.backend.reload_states()
         self._move_rest(self.device)
 
     def _move_rest(self, device: torch.device | str) -> None:
         """What DeepSpeed leaves: all of stage 0, frozen weights of stages 1 and 2, the optimizer of 0 and 3."""
-        if self.spec.zero_stage == 0:
+        if self.spec.group.zero_stage == 0:
             self.module.to(device)
-        elif self.spec.zero_stage < 3:
+        elif self.spec.group.zero_stage < 3:
             frozen = (p for p in self.module.parameters() if not p.requires_grad)
             for tensor in (*frozen, *self.module.buffers()):
                 tensor.data = tensor.data.to(device)
-        if self.spec.zero_stage in (1, 2) or self.spec.offload_optimizer:
+        if self.spec.group.zero_stage in (1, 2) or self.spec.group.offload_optimizer:
             return
         optimizer = self.backend.optimizer
         masters = [*getattr(optimizer, "fp32_partitioned_groups_flat", ())]  # of stage 3

@@ -14,7 +14,7 @@ from ultramed_rl.actors.scorer import AnswerNumber, number_batch, score_groups
 from ultramed_rl.actors.tasks import ImitationTask, PreferenceTask
 from ultramed_rl.actors.trainer import TrainWorker, plan_batches
 from ultramed_rl.actors.weight_sync import SENDERS, Sender, WeightBucket
-from ultramed_rl.actors.work import RoundTask, TrainingPlace, WorkBatch, WorkResult
+from ultramed_rl.actors.work import TrainingPlace, WorkBatch, WorkResult
 from ultramed_rl.config.models import Model
 from ultramed_rl.config.objectives import Objective
 from ultramed_rl.config.rounds import Training
@@ -88,29 +88,36 @@ class PolicyWorker(TrainWorker):
         check_groups(groups, self.shape.vocab, max_length, paired=not objective.unpaired)
         return PreferenceSet.at_hand(groups, references, max_length, packed=self._packed)
 
-    def learn_round(self, work: RoundTask) -> None:
-        """Set the task: the pairs of a round's folder. Of these a rank reads what its own micro-batches hold.
-        Raises ValueError: groups of this rank that cannot be learnt from, with their ids, before anything is
+    def learn_round(
+        self,
+        folder: str,
+        objective: Objective,
+        max_length: int,
+        training: Training,
+        place: TrainingPlace,
+        start: int,
+    ) -> None:
+        """Set the task: the pairs in a round's folder, from step `start` on. Of these a rank reads what its own micro-batches
+        hold. Raises ValueError: groups of this rank that cannot be learnt from, with their ids, before anything is
         computed."""
-        objective, training, folder = work.objective, work.training, Path(work.folder)
-        pairs = RoundPairs(folder)
+        pairs = RoundPairs(Path(folder))
         tokens = (pairs.packed_tokens if self._packed else pairs.padded_tokens).tolist()
-        batches, _ = plan_batches(len(pairs), training, work.place)
-        parts = (self._shard(tokens, batch, training.micro_batch_tokens) for batch in batches[work.start :])
+        batches, _ = plan_batches(len(pairs), training, place)
+        parts = (self._shard(tokens, batch, training.micro_batch_tokens) for batch in batches[start:])
         own = sorted({i for part in parts for micro in part for i in micro.indices})
         beside = {(i + 1) % len(pairs) for i in own} if objective.kl == "mismatched" else set()
         pairs.load({*own, *beside})
         groups = [pairs[i] for i in own]
-        check_groups(groups, self.shape.vocab, work.max_length, paired=not objective.unpaired)
+        check_groups(groups, self.shape.vocab, max_length, paired=not objective.unpaired)
         references = None
         if objective.uses_reference:
-            logprobs = read_references(folder, [group.group_id for group in groups])
+            logprobs = read_references(Path(folder), [group.group_id for group in groups])
             check_references(groups, logprobs)
             references = dict(zip(own, logprobs, strict=True))
         index = GroupIndex(pairs.ids, pairs.answer_counts.tolist(), tokens)
-        data = PreferenceSet(pairs, references, work.max_length, index)
+        data = PreferenceSet(pairs, references, max_length, index)
         task = PreferenceTask(self.engine, self.shape, data, objective)
-        if work.start:  # the steps before were of the same training, and so are those that it skipped
+        if start:  # the steps before were of the same training, and so are those that it skipped
             self.task = task
         else:
             self.set_task(task)
@@ -156,7 +163,7 @@ class PolicyWorker(TrainWorker):
             return sum_by_answer(self.engine.logprobs(packed, chunks), packed)
 
         with adapters_off(self.engine.module.lm):
-            how = {"in_step": self.engine.spec.zero_stage == 3, "packed": self._packed}
+            how = {"in_step": self.engine.spec.group.zero_stage == 3, "packed": self._packed}
             yield from score_groups(groups, logprobs, budget, self.engine.device, **how)
 
     def scores_within(self, budget: int) -> None:
@@ -187,7 +194,6 @@ class PolicyWorker(TrainWorker):
         self.sender.push()
 
     def offload(self) -> None:
-        """Leave the device to other roles."""
         if hasattr(self, "sender"):
             self.sender.close()
         super().offload()

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from ultramed_rl.actors.trainer import peak_memory
 from ultramed_rl.actors.weight_sync import WeightBucket
-from ultramed_rl.actors.work import WorkBatch, WorkResult
+from ultramed_rl.actors.work import WorkBatch, Worker, WorkResult
+from ultramed_rl.config.cluster import RolloutGroup
 from ultramed_rl.records import Completion, OptionLogprobs, OptionRequest, SamplingRequest
 from ultramed_rl.token_ids import TokenIds
 
@@ -33,17 +33,13 @@ class EngineArguments:
     device: str
     precision: str
     max_length: int
-    max_num_seqs: int
-    tensor_parallel: int
-    enforce_eager: bool
-    kv_cache_bytes: int | None
-    memory_fraction: float
+    group: RolloutGroup
     transfer_backend: str
     sleeps: bool
     trust_remote_code: bool = False
 
 
-class RolloutWorker:
+class RolloutWorker(Worker):
     """One engine. `policy_version` says which weights it holds; every completion carries it."""
 
     def __init__(self, rank: int) -> None:
@@ -60,7 +56,8 @@ class RolloutWorker:
         from vllm.config import WeightTransferConfig
 
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-        self.arguments, self.stop_token = arguments, stop_token
+        group, self.arguments, self.stop_token = arguments.group, arguments, stop_token
+        self.device = arguments.device
         if arguments.device == "cpu":
             sample_with_few_numbers()
         self.llm = LLM(
@@ -68,9 +65,9 @@ class RolloutWorker:
             tokenizer=arguments.model,
             dtype=arguments.precision,
             max_model_len=arguments.max_length,
-            max_num_seqs=arguments.max_num_seqs,
-            tensor_parallel_size=arguments.tensor_parallel,
-            enforce_eager=arguments.enforce_eager,
+            max_num_seqs=group.max_num_seqs,
+            tensor_parallel_size=group.tensor_parallel,
+            enforce_eager=group.enforce_eager,
             trust_remote_code=arguments.trust_remote_code,
             weight_transfer_config=WeightTransferConfig(backend=arguments.transfer_backend),
             generation_config="vllm",
@@ -89,21 +86,20 @@ class RolloutWorker:
         self.policy_version = version
 
     def _device_arguments(self) -> dict[str, Any]:
-        arguments = self.arguments
+        arguments, group = self.arguments, self.arguments.group
+        own: dict[str, Any] = {}
+        if group.kv_cache_gib is not None:
+            own["kv_cache_memory_bytes"] = int(group.kv_cache_gib * 2**30)
         if arguments.device == "cpu":
-            return {
-                "kv_cache_memory_bytes": arguments.kv_cache_bytes,
+            return own | {
                 "block_size": 32,  # the default of 128 is longer than most prompts: no prefix would be shared
                 # vLLM's CPU sampler cannot rewind a seeded generator after a partial prefill.
                 "enable_chunked_prefill": False,
                 "max_num_batched_tokens": max(4096, arguments.max_length),
             }
-        extra: dict[str, Any] = {"gpu_memory_utilization": arguments.memory_fraction}
-        if arguments.kv_cache_bytes is not None:
-            extra["kv_cache_memory_bytes"] = arguments.kv_cache_bytes
-        if arguments.tensor_parallel > 1:
-            extra["distributed_executor_backend"] = "ray"
-        return {**extra, "enable_sleep_mode": arguments.sleeps}
+        if group.tensor_parallel > 1:
+            own["distributed_executor_backend"] = "ray"
+        return own | {"gpu_memory_utilization": group.memory_fraction, "enable_sleep_mode": arguments.sleeps}
 
     def work(self, work: WorkBatch) -> WorkResult:
         """Take up new requests and go on with the old ones, until all are done or the turn's seconds are over.
@@ -219,10 +215,9 @@ class RolloutWorker:
         return self.policy_version
 
     def offload(self) -> None:
-        """Give the GPU to other roles. Level 1 keeps the weights in host memory; on CPU nothing moves."""
         if self.arguments.sleeps and self._asleep != _ALL:
             self.reload()  # vLLM takes an engine that is half awake for asleep, and would leave it so
-            self.llm.sleep(level=1)
+            self.llm.sleep(level=1)  # which keeps the weights in host memory
             self._asleep = set(_ALL)
         gc.collect()
 
@@ -231,7 +226,6 @@ class RolloutWorker:
         self._wake({"weights"})
 
     def reload(self) -> None:
-        """Bring back all that is not here."""
         self._wake(_ALL)
 
     def _wake(self, tags: Collection[str]) -> None:
@@ -239,10 +233,6 @@ class RolloutWorker:
         if asleep:
             self.llm.wake_up(tags=sorted(asleep, reverse=True))
             self._asleep -= asleep
-
-    def peak_memory(self) -> int:
-        """Bytes at the peak of this process."""
-        return peak_memory(self.arguments.device)
 
 
 # -- options of a question ------------------------------------------------------------------------------

@@ -18,8 +18,7 @@ from ultramed_rl.actors.deepspeed_setup import (
     open_store,
     shard_for_inference,
 )
-from ultramed_rl.actors.trainer import peak_memory
-from ultramed_rl.actors.work import WorkBatch, WorkResult
+from ultramed_rl.actors.work import WorkBatch, Worker, WorkResult
 from ultramed_rl.learning.batching import token_budget_batches
 from ultramed_rl.learning.packing import AnswerGroup, PackedBatch, pack_groups, sum_by_answer
 from ultramed_rl.models.files import decoder_config
@@ -90,7 +89,7 @@ def split_groups(groups: Sequence[AnswerGroup], budget: int) -> Iterator[tuple[i
         yield index, first, part
 
 
-class Scorer:
+class Scorer(Worker):
     """One replica that gives a number to each answer of a prompt."""
 
     model: Any
@@ -133,19 +132,13 @@ class Scorer:
         self.model = model.to(self.device) if self.shards == 1 else shard_for_inference(model, self.precision)
 
     def offload(self) -> None:
-        """Leave the GPU to other roles."""
         if self.device != "cpu" and self.shards == 1:
             self.model.to("cpu")
             torch.cuda.empty_cache()
 
     def reload(self) -> None:
-        """Come back to the GPU. Sharded weights stream from host memory and never lived there."""
-        if self.shards == 1:
+        if self.shards == 1:  # sharded weights stream from host memory and never lived on the GPU
             self.model.to(self.device)
-
-    def peak_memory(self) -> int:
-        """Bytes at the peak of this process."""
-        return peak_memory(self.device)
 
 
 class ReferenceWorker(Scorer):

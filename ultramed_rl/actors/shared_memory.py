@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
@@ -13,7 +14,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from ultramed_rl.actors.shared_tensors import SharedTensors, TensorSlot
+from ultramed_rl.actors.weight_sync import SharedTensors
 
 
 @dataclass
@@ -23,10 +24,12 @@ class SharedMemoryInitInfo(WeightTransferInitInfo):
 
 @dataclass
 class SharedMemoryUpdateInfo(WeightTransferUpdateInfo):
-    """Memory with all weights: its path, and the fields of its slots. Nobody writes there during the update."""
+    """The path of memory with all weights, and these. Nobody writes there during the update."""
 
     path: str
-    slots: list[Any]
+    names: list[str]
+    dtype_names: list[str]
+    shapes: list[Any]
 
 
 class SharedMemoryWeightTransferEngine(WeightTransferEngine[SharedMemoryInitInfo, SharedMemoryUpdateInfo]):
@@ -46,14 +49,12 @@ class SharedMemoryWeightTransferEngine(WeightTransferEngine[SharedMemoryInitInfo
 
     def receive_weights(self, update_info: SharedMemoryUpdateInfo) -> None:
         if self.shared is None or self.shared.path != update_info.path:
-            slots = [
-                TensorSlot(name, dtype, tuple(shape), start)
-                for name, dtype, shape, start in update_info.slots
-            ]
-            self.shared = SharedTensors(slots, update_info.path)
+            types = [getattr(torch, name) for name in update_info.dtype_names]
+            shapes = list(zip(update_info.names, types, update_info.shapes, strict=True))
+            self.shared = SharedTensors(shapes, update_info.path)
         shared = self.shared
         initialize_layerwise_reload(self.model)
-        self.model.load_weights((name, shared.tensor(name)) for name in shared.slots)
+        self.model.load_weights((name, shared.tensor(name)) for name in shared.shapes)
         finalize_layerwise_reload(self.model, self.model_config)
         repack_tied_head(self.model)
 

@@ -119,8 +119,8 @@ class PreferenceTask:
     """Groups with their reference logprobs under one of the preference objectives."""
 
     sums = (
-        *("loss", "units", "tokens", "flops", "groups", "pairs", "accuracy"),
-        *("chosen_logratio", "rejected_logratio", "gap", "sampled"),
+        *("loss", "units", "tokens", "flops", "pairs", "accuracy", "gap", "sampled"),
+        *("chosen", "rejected", "chosen_logratio", "rejected_logratio"),
     )
 
     def __init__(self, engine: Engine, shape: ModelShape, data: PreferenceSet, objective: Objective) -> None:
@@ -153,16 +153,18 @@ class PreferenceTask:
             yield losses.sum() / units
 
     def metrics(self, totals: Mapping[str, float]) -> dict[str, float]:
-        chosen, rejected = (totals[f"{side}_logratio"] / totals["groups"] for side in ("chosen", "rejected"))
-        # One answer alone has no counterpart to be compared with.
+        # A batch of single answers may have them of one kind alone, and none of them has a counterpart.
+        sides = [side for side in ("chosen", "rejected") if totals[side]]
+        ratios = {f"{side}_logratio": totals[f"{side}_logratio"] / totals[side] for side in sides}
+        if len(sides) > 1:
+            lead = ratios["chosen_logratio"] - ratios["rejected_logratio"]
+            ratios["implicit_margin"] = self.objective.beta * lead
         compared = {"accuracy": totals["accuracy"] / totals["pairs"]} if totals["pairs"] else {}
         gap = {"rollout_gap": totals["gap"] / totals["sampled"]} if totals["sampled"] else {}
         return {
             "loss": totals["loss"] / totals["units"],
             **compared,
-            "chosen_logratio": chosen,
-            "rejected_logratio": rejected,
-            "implicit_margin": self.objective.beta * (chosen - rejected),
+            **ratios,
             **gap,
         }
 
@@ -173,14 +175,19 @@ class PreferenceTask:
         if getattr(self.objective, "length_normalized", not self.objective.uses_reference):
             ratios = ratios / answers.lengths
         forward = forward_flops(self.shape, packed, len(packed.targets))
+        sides = {"chosen": answers.chosen(ratios), "rejected": answers.rejected(ratios)}
+        counts: dict[str, int | torch.Tensor] = dict.fromkeys(sides, answers.groups)
+        if self.objective.unpaired:
+            kinds = {"chosen": answers.desirable, "rejected": ~answers.desirable}
+            sides = {side: ratios * kind for side, kind in kinds.items()}
+            counts = {side: kind.sum() for side, kind in kinds.items()}
         sums.add(
             loss=losses.sum(),
             units=len(losses),
-            groups=answers.groups,
+            **counts,
+            **{f"{side}_logratio": values.sum() for side, values in sides.items()},
             pairs=sum(size > 1 for size in answers.sizes),
             accuracy=(answers.margin(ratios) > 0).sum(),
-            chosen_logratio=answers.chosen(ratios).sum(),
-            rejected_logratio=answers.rejected(ratios).sum(),
             tokens=packed.tokens,
             flops=training_flops(forward, frozen_base=has_adapters(self.engine.module.lm)),
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from statistics import median
@@ -19,7 +18,7 @@ from ultramed_rl.actors.deepspeed_setup import (
 )
 from ultramed_rl.actors.engine import Engine
 from ultramed_rl.actors.tasks import RankingTask, Sums, Task
-from ultramed_rl.actors.work import TrainingPlace
+from ultramed_rl.actors.work import TrainingPlace, Worker
 from ultramed_rl.config.models import Model
 from ultramed_rl.config.rounds import Optimization
 from ultramed_rl.config.stages import BradleyTerry, LogExp
@@ -52,7 +51,7 @@ def plan_batches(
     return batches, len(batches)
 
 
-class TrainWorker:
+class TrainWorker(Worker):
     """One DeepSpeed rank. Methods named with `collective` in their docstring run on all ranks at once."""
 
     engine: Engine
@@ -78,12 +77,13 @@ class TrainWorker:
         address: tuple[str, int],
     ) -> None:
         """Join the other ranks, load, and wrap in DeepSpeed. Collective."""
+        self.device = spec.device
         join_ranks(self.rank, self.world_size, *address, spec.device)
         torch.manual_seed(self.seed)
         self._zero3 = loading_context(deepspeed_config(spec))
         module = load()
         self.tokenizer = chat_tokenizer(model)
-        if spec.zero_stage != 3:
+        if spec.group.zero_stage != 3:
             module.to(spec.device)
         module.train()
         self.engine = Engine(module, spec)
@@ -164,16 +164,10 @@ class TrainWorker:
         self.engine.save(directory, self.tokenizer)
 
     def offload(self) -> None:
-        """Leave the device to other roles."""
         self.engine.offload()
 
     def reload(self) -> None:
-        """Come back to the device."""
         self.engine.reload()
-
-    def peak_memory(self) -> int:
-        """Bytes at the peak of this process."""
-        return peak_memory(self.engine.device.type)
 
 
 class RewardTrainWorker(TrainWorker):
@@ -244,10 +238,3 @@ def measure_peak(device: torch.device, precision: str) -> float:
 def _finish(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def peak_memory(device: str) -> int:
-    """Bytes: the GPU's peak allocation, or this process's resident peak on CPU."""
-    if device == "cuda":
-        return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

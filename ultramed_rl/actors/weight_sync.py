@@ -12,17 +12,23 @@ vLLM's own `nccl` and `ipc` engines serve GPUs. For CPU a `shared_memory` engine
 from __future__ import annotations
 
 import math
+import mmap
+import os
+import warnings
+import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from ultramed_rl.actors.engine import Engine
-from ultramed_rl.actors.shared_tensors import SharedTensors, lay_out
 
 SHARED_MEMORY = "shared_memory"
+Shapes = Sequence[tuple[str, torch.dtype, tuple[int, ...]]]  # of weights, by name
+_CACHE_LINE = 64  # bytes
 
 
 def register_engines() -> None:
@@ -68,6 +74,10 @@ class Sender:
         self.engine, self.is_sender = engine, dist.get_rank() == 0
         self.shapes = engine.weight_shapes()
         self.sizes = [math.prod(shape) * dtype.itemsize for _, dtype, shape in self.shapes]
+        names, dtypes, shapes = map(list, zip(*self.shapes, strict=True))
+        types = [str(dtype).removeprefix("torch.") for dtype in dtypes]
+        # As vLLM's update infos say it.
+        self.info: dict[str, Any] = {"names": names, "dtype_names": types, "shapes": shapes}
         # What each engine is told before the first bucket: the init info of vLLM's engine.
         self.init_infos: list[dict[str, Any]] = [{} for _ in range(engines)]
         self._described: Iterator[WeightBucket] = iter(())
@@ -99,6 +109,61 @@ class Sender:
             yield name, tensor
 
 
+class SharedTensors:
+    """Tensors of these names, types and shapes in memory that processes of one node map: new memory, or what another process
+    has at `path`, to be read only.
+
+    The memory has no file: it is a memfd, which other processes open through its owner's /proc entry. It needs no room in
+    /dev/shm, and goes when the last process that maps it ends, however it ends. Here it lives as long as any of its tensors
+    is referred to.
+
+    Raises:
+        ValueError: no process of this machine has such memory.
+    """
+
+    def __init__(self, shapes: Shapes, path: str | None = None) -> None:
+        self.offsets: dict[str, int] = {}  # in bytes
+        self.shapes = {name: (dtype, tuple(shape)) for name, dtype, shape in shapes}
+        size = 0
+        for name, (dtype, shape) in self.shapes.items():
+            self.offsets[name] = -(-size // _CACHE_LINE) * _CACHE_LINE
+            size = self.offsets[name] + math.prod(shape) * dtype.itemsize
+        if path is None:
+            file = os.memfd_create("ultramed_rl-weights", os.MFD_CLOEXEC)
+            weakref.finalize(self, os.close, file)
+            os.ftruncate(file, max(1, size))
+            self.path = f"/proc/{os.getpid()}/fd/{file}"
+            self._memory = mmap.mmap(file, max(1, size))
+        else:
+            self.path = path
+            self._memory = _map_other(path, max(1, size))
+        with suppress(OSError):  # a kernel without huge pages
+            self._memory.madvise(mmap.MADV_HUGEPAGE)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The tensor of this name: a view, no copy. Each has a storage of its own: writers of checkpoints take tensors of one
+        storage for tied."""
+        (dtype, shape), offset = self.shapes[name], self.offsets[name]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the memory of others is read-only
+            flat = torch.frombuffer(self._memory, dtype=dtype, count=math.prod(shape), offset=offset)
+        return flat.view(shape)
+
+
+def _map_other(path: str, size: int) -> mmap.mmap:
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise ValueError(
+            f"weights at {path}: cannot be mapped ({error.strerror}); policy and engines on CPU must share one "
+            "machine and one process namespace: use cluster.nodes=1, or one container a node"
+        ) from None
+    try:
+        return mmap.mmap(file, size, prot=mmap.PROT_READ)
+    finally:
+        os.close(file)
+
+
 class SharedMemorySender(Sender):
     """Keeps the policy's weights in memory that every engine on the node maps, so that they are sent as they lie.
 
@@ -108,27 +173,22 @@ class SharedMemorySender(Sender):
 
     def __init__(self, engine: Engine, engines: int, tensor_parallel: int) -> None:
         super().__init__(engine, engines, tensor_parallel)
-        if self.is_sender:
-            self.slots = lay_out(self.shapes)
-            self.shared = SharedTensors(self.slots)
-            self._move_in()
+        if not self.is_sender:
+            return
+        self.shared = SharedTensors(self.shapes)
+        self.info["path"] = self.shared.path
+        # The memory becomes the storage of every parameter that is sent as it is and shares its own with none.
+        for name, parameter in engine.module.lm.named_parameters():
+            old = parameter.data
+            own = old.untyped_storage().nbytes() == old.numel() * old.element_size() and old.is_contiguous()
+            if own and self.shared.shapes.get(name) == (old.dtype, tuple(old.shape)):
+                parameter.data = self.shared.tensor(name).copy_(old)
 
     def buckets(self) -> Iterator[WeightBucket]:
-        info: dict[str, Any] = {}
         for name, tensor in self.weights():
             if self.is_sender and tensor.data_ptr() != (place := self.shared.tensor(name)).data_ptr():
                 place.copy_(tensor)
-        if self.is_sender:
-            info = {"path": self.shared.path, "slots": [astuple(slot) for slot in self.slots]}
-        yield WeightBucket(info, sum(self.sizes))
-
-    def _move_in(self) -> None:
-        """Make the shared memory the storage of every parameter that is sent as it is and shares its own with none."""
-        for name, parameter in self.engine.module.lm.named_parameters():
-            slot, old = self.shared.slots.get(name), parameter.data
-            own = old.untyped_storage().nbytes() == old.numel() * old.element_size() and old.is_contiguous()
-            if slot is not None and own and (old.shape, old.dtype) == (slot.shape, slot.torch_dtype):
-                parameter.data = self.shared.tensor(name).copy_(old)
+        yield WeightBucket(self.info, sum(self.sizes))
 
 
 class IpcSender(Sender):
@@ -180,9 +240,7 @@ class NcclSender(Sender):
             self.group = trainer_init(self.init_infos[0])
 
     def buckets(self) -> Iterator[WeightBucket]:
-        names, dtypes, shapes = map(list, zip(*self.shapes, strict=True))
-        types = [str(dtype).removeprefix("torch.") for dtype in dtypes]
-        yield WeightBucket({"names": names, "dtype_names": types, "shapes": shapes}, sum(self.sizes))
+        yield WeightBucket(self.info, sum(self.sizes))
 
     def push(self) -> None:
         from vllm.distributed.weight_transfer.packed_tensor import packed_nccl_broadcast_producer

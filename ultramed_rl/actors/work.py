@@ -1,13 +1,33 @@
-"""What the driver asks of workers, and what they give back. No torch."""
+"""What the driver asks of every worker, and what they give back. Loads no torch."""
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ultramed_rl.config.objectives import Objective
-from ultramed_rl.config.rounds import Training
+
+class Worker:
+    """What every class of actors has; on a `device`, "cuda" or "cpu", from when it has loaded."""
+
+    device = "cpu"
+
+    def offload(self) -> None:
+        """Leave the device to other roles."""
+        raise NotImplementedError
+
+    def reload(self) -> None:
+        """Come back to the device."""
+        raise NotImplementedError
+
+    def peak_memory(self) -> int:
+        """Bytes: the GPU's peak allocation, or this process's resident peak on CPU."""
+        if self.device == "cuda":
+            import torch
+
+            return int(torch.cuda.max_memory_allocated())
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 @dataclass(frozen=True)
@@ -48,15 +68,3 @@ class TrainingPlace:
     seed: int
     max_steps: int | None = None
     most: int | None = None
-
-
-@dataclass(frozen=True)
-class RoundTask:
-    """How the pairs in a round's `folder` are learnt, from step `start` on; sequences have at most `max_length` tokens."""
-
-    folder: str
-    objective: Objective
-    max_length: int
-    training: Training
-    place: TrainingPlace
-    start: int = 0

@@ -172,12 +172,9 @@ def evaluate_options(
         if name in policies:
             raise ValueError(f"--model {model}: a second one named {name!r}; write --model NAME={path}")
         policies[name] = path
-    names, kinds = (
-        [name.strip() for name in (text or "").split(",") if name.strip()] for text in (tasks, protocols)
-    )
-    for name in uris:
-        if name not in names:
-            raise ValueError(f"--source {name}=...: --tasks doesn't name that task; add it there")
+    names, kinds = ([n.strip() for n in (text or "").split(",") if n.strip()] for text in (tasks, protocols))
+    for name in uris.keys() - names:
+        raise ValueError(f"--source {name}=...: --tasks doesn't name that task; add it there")
     shared = {key: value for key, value in of_all.items() if value is not None}
     asked = [{"name": name, **shared, **({"uri": uris[name]} if name in uris else {})} for name in names]
     return {

@@ -27,8 +27,7 @@ from ultramed_rl.cli.runs import Invocation, command_of
 from ultramed_rl.tracking.console import manner, say, tell, tell_result
 
 if TYPE_CHECKING:
-    from ultramed_rl.cluster.jobs import JobServer, JobState
-    from ultramed_rl.cluster.submission import Submission
+    from ultramed_rl.cluster.jobs import JobServer, JobState, Submission
 
 Address = Annotated[
     str,
@@ -71,7 +70,7 @@ def submit_command(
 
     Example: ultramed-rl submit configs/llama3-70b-4node.yaml run.directory=/shared/runs --address http://HEAD:8265
     """
-    from ultramed_rl.cluster.submission import CONFIG_FILE, Submission, read_runtime_env
+    from ultramed_rl.cluster.jobs import CONFIG_FILE, Submission, read_runtime_env
     from ultramed_rl.config import dump_config
 
     address = _address_of(address)
@@ -161,7 +160,7 @@ def jobs_command(
 
 def _read_for_cluster(invocation: Invocation, working_dir: Path | None) -> Any:
     """The config or recipe, valid and planned, with paths that mean the same on the cluster; else exit with 2."""
-    from ultramed_rl.cluster.submission import is_relative, path_problems
+    from ultramed_rl.cluster.inputs import is_relative, path_problems
     from ultramed_rl.config.base import Problems
     from ultramed_rl.config.recipe import check_config
     from ultramed_rl.recipes.run import check_runnable

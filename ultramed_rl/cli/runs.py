@@ -22,7 +22,7 @@ from ultramed_rl.cli.program import (
     fail,
 )
 from ultramed_rl.kinds import KINDS
-from ultramed_rl.tracking.console import say, tell, tell_result
+from ultramed_rl.tracking.console import say, say_marked, tell, tell_result
 
 if TYPE_CHECKING:
     from ultramed_rl.config.document import Document
@@ -66,9 +66,8 @@ def add_command(kind: str) -> None:
     ) -> None:
         run_alone(Invocation(config_path, overrides or [], resume, dry_run), kind)
 
-    name, run_kind.__doc__ = (
-        ("recipe", _RECIPE) if kind == "recipe" else (KINDS[kind].command, KINDS[kind].help)
-    )
+    name, words = ("recipe", _RECIPE) if kind == "recipe" else (KINDS[kind].command, KINDS[kind].help)
+    run_kind.__doc__ = words
     command(name)(run_kind)
 
 
@@ -80,7 +79,9 @@ for _kind in [*(kind for kind in KINDS if KINDS[kind].help), "recipe"]:
 def data_command(
     step: Annotated[
         str,
-        typer.Argument(metavar="STAGE", help="a step such as score; of a recipe, the stage's name, or all"),
+        typer.Argument(
+            metavar="STAGE", help="a step such as score; of a recipe, the stage's name, or all; or show"
+        ),
     ],
     config_path: ConfigPath,
     overrides: Overrides = None,
@@ -89,8 +90,10 @@ def data_command(
         bool, typer.Option("--retry-failed", help="do the failed records of an earlier run again")
     ] = False,
     dry_run: DryRun = False,
+    rows: Annotated[int, typer.Option(min=1, help="of show: samples of each source")] = 3,
 ) -> None:
-    """Run a stage of the data factory: a config of its own, or one stage of a recipe, or all of them.
+    """Run a stage of the data factory: a config of its own, or one stage of a recipe, or all of them. `show` prints what
+    any config's first rows become: tokens with the learnt ones marked, misfits, columns that nobody reads.
 
     Example: ultramed-rl data score configs/data/ultramedical.yaml --resume
     """
@@ -99,6 +102,8 @@ def data_command(
 
     invocation = Invocation(config_path, overrides or [], resume, dry_run, retry_failed)
     document = invocation.read()
+    if step == "show":
+        return show_data(document, rows)
     if document.data.get("type") != "recipe":
         config = check_kind(document, "data")
         if config.step.type != step:
@@ -136,6 +141,31 @@ def plan_command(config_path: ConfigPath, overrides: Overrides = None) -> None:
     for name, config, plan in plans:
         tell("plan", name=config.run.name, type=config.type, plan=asdict(plan))
         say(f"{name} ({config.type}):\n{render_plan(plan)}\n" if name else render_plan(plan))
+    tell_result(True, exit_code=0)
+
+
+def show_data(document: Document, rows: int) -> None:
+    """The first samples of each source of a config or recipe; exits with code 2 where its run would stop at them."""
+    from ultramed_rl.config.recipe import check_config
+    from ultramed_rl.recipes.run import of_stage, stages_of
+    from ultramed_rl.recipes.samples import view_sources
+
+    problems = []
+    with checking(document):
+        for name, config in stages_of(check_config(document)):
+            with of_stage(name):
+                for view in view_sources(config, rows):
+                    samples = [asdict(sample) for sample in view.samples]
+                    about = {"uri": view.uri, "problem": view.problem, "samples": samples}
+                    tell("source", stage=name, **about, **vars(view.notes))
+                    say(f"{name}: {view.describe()}" if name else view.describe())
+                    for sample in view.samples:
+                        say(f"\n[{sample.name}] {sample.about}")
+                        say_marked(sample.parts)
+                    problems += [view.problem] if view.problem else []
+                    say("")
+        if problems:
+            raise ValueError(problems[0])
     tell_result(True, exit_code=0)
 
 
@@ -193,7 +223,7 @@ def _show(config: Any, goes_on: bool) -> None:
     code 1 where a directory is in the way; raises ValueError where what is named isn't there, or prompts don't last."""
     from ultramed_rl.cluster.plan import make_plan, render_plan
     from ultramed_rl.config.recipe import stage_inputs
-    from ultramed_rl.recipes.inputs import check_inputs, check_pool
+    from ultramed_rl.recipes.inputs import check_data, check_inputs
     from ultramed_rl.recipes.run import of_stage, stages_of
 
     stages = []
@@ -212,7 +242,7 @@ def _show(config: Any, goes_on: bool) -> None:
         say(f"{stage.run.name} ({stage.type}) in {directory}: {does}\n{render_plan(plan)}\n")
         if not goes_on:
             with of_stage(name):
-                check_pool(stage)
+                check_data(stage)
     say("nothing was started")
     tell_result(True, exit_code=0, dry_run=True)
 

@@ -1,4 +1,5 @@
-"""Which Ray this process is connected to: the cluster that is named, or one of its own, which ends with it.
+"""Which Ray this process is connected to: the cluster that is named, or one of its own, which ends with it; and the slots that
+a plan takes there.
 
 A Ray of its own has free ports and a folder of its own for its files, so that another Ray on the machine neither disturbs
 it nor is disturbed: nothing reads or writes `/tmp/ray`. It listens on the loopback address, and answers only those who have
@@ -15,15 +16,18 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import ray
 from ray._private import parameter
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from ultramed_rl.cluster.plan import Member, Plan
 from ultramed_rl.config.cluster import Devices
 from ultramed_rl.tracking.console import say
 from ultramed_rl.tracking.heartbeat import failed_since, note_link
@@ -41,29 +45,31 @@ _LINK, _DASHBOARD = "ray logs", "ray dashboard"
 
 @dataclass
 class _Started:
-    """The folder, its lock (held for as long as this process lives), when it was made, and the dashboard's address."""
+    """The folder, its lock (held for as long as this process lives), and when it was made."""
 
     folder: Path
     lock: IO[str]
     moment: float
-    dashboard: str = ""
 
 
 _started: list[_Started] = []  # one at most
 
 
-def named_address(cluster: Devices) -> str | None:
-    """The Ray cluster that the config or RAY_ADDRESS names; None where a run starts one of its own."""
-    address = cluster.address or os.environ.get("RAY_ADDRESS")
-    return None if address == "local" else address or None
-
-
 def connect(cluster: Devices) -> None:
-    """Join the Ray cluster of the config or of RAY_ADDRESS, or start one of this process's own on this machine."""
+    """Join the Ray cluster of the config or of RAY_ADDRESS, or start one of this process's own on this machine.
+
+    Raises:
+        ValueError: the address is a dashboard's.
+    """
     if ray.is_initialized():
         return
-    address = named_address(cluster)
-    if address:
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    if address and address != "local":
+        if address.startswith(("http://", "https://")):
+            raise ValueError(
+                f"{'cluster.address' if cluster.address else 'RAY_ADDRESS'}={address!r}: the dashboard's address, which "
+                "takes jobs; a run joins Ray itself: give HEAD:6379, or auto on a node of the cluster"
+            )
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray gives a tip about it
         context = ray.init(address=address, log_to_driver=False, logging_level="warning")
         note_link(_DASHBOARD, context.dashboard_url)
@@ -71,7 +77,7 @@ def connect(cluster: Devices) -> None:
     cpus = cluster.cpus_per_node or os.cpu_count() or 1
     start_private_ray(
         max(cpus, cluster.devices_per_node if cluster.device == "cpu" else 1),
-        store_bytes=512 * 2**20 if cluster.device == "cpu" else None,
+        512 * 2**20 if cluster.device == "cpu" else None,
     )
 
 
@@ -86,18 +92,12 @@ def disconnect() -> None:
 # -- a Ray of this process's own ---------------------------------------------------------------------------
 
 
-def start_private_ray(
-    cpus: float | None = None, *, dashboard: bool = False, store_bytes: int | None = None
-) -> str:
+def start_private_ray(cpus: float | None = None, store_bytes: int | None = None) -> None:
     """Start a Ray on this machine and connect this process to it; one that was started before ends.
 
     Args:
         cpus: that its actors share; None for the machine's.
-        dashboard: with the dashboard, which takes jobs.
         store_bytes: of the object store; None for what Ray finds right.
-
-    Returns:
-        The dashboard's address, as in http://127.0.0.1:40511; empty without one.
 
     Raises:
         ValueError: no folder for its files, or RAY_TMPDIR is too long a path; see `choose_parent`.
@@ -112,25 +112,17 @@ def start_private_ray(
     (folder / _SPILLED).mkdir()
     note_link(_LINK, (folder / LOGS).as_uri())
     with _closed():
-        context = ray.init(
+        ray.init(
             address="local",  # whatever RAY_ADDRESS says
             num_cpus=cpus,
-            include_dashboard=dashboard,
-            dashboard_port=0,
+            include_dashboard=False,
+            dashboard_port=0,  # what is started of it all the same takes a free one
             log_to_driver=False,
             logging_level="warning",
             object_store_memory=store_bytes,
             object_spilling_directory=str(folder / _SPILLED),
             _temp_dir=str(folder / _RAYS),
         )
-    if dashboard:
-        _started[0].dashboard = f"http://{context.dashboard_url}"
-    return _started[0].dashboard
-
-
-def is_private(dashboard: str) -> bool:
-    """Whether this is the dashboard of the Ray that `start_private_ray` started."""
-    return any(started.dashboard == dashboard for started in _started)
 
 
 @atexit.register
@@ -246,3 +238,83 @@ def _read_token_settings() -> None:
     """Let Ray read the variables of its tokens anew: it keeps what it read first."""
     ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
     ray._raylet.Config.initialize("")
+
+
+# -- what a plan takes of it -------------------------------------------------------------------------------
+
+
+class Placement:
+    """A plan's slots, reserved: one placement group per node, with a bundle for each slot of that node."""
+
+    def __init__(self, plan: Plan) -> None:
+        """Waits until the cluster has them.
+
+        Raises:
+            RuntimeError: it has not got the resources within `start_timeout_s`; says what it has.
+        """
+        self.plan, cluster = plan, plan.cluster
+        used = {slot for role in plan.roles for member in role.members for slot in member.slots}
+        nodes = 1 + max(slot.node for slot in used)
+        per_node = [1 + max(s.index for s in used if s.node == node) for node in range(nodes)]
+        # Those of the smallest node that has any; a head that only manages has none.
+        cores = [n["Resources"].get("CPU", 0.0) for n in ray.nodes() if n["Alive"]]
+        cpus = (cluster.cpus_per_node or min(filter(None, cores), default=1.0)) / cluster.devices_per_node
+        bundle = {"CPU": cpus, **({"GPU": 1.0} if cluster.device == "cuda" else {})}
+        self.groups = [placement_group([dict(bundle)] * count, strategy="STRICT_PACK") for count in per_node]
+        for group in self.groups:
+            if not group.wait(cluster.start_timeout_s):
+                raise RuntimeError(
+                    f"cluster: no node had {group.bundle_count} bundles of {bundle} free within "
+                    f"{cluster.start_timeout_s:g} s; it has {ray.cluster_resources()}: start more nodes or lower "
+                    "cluster.nodes / cluster.devices_per_node"
+                )
+        # Roles that take turns awake are all there at once; in turn, engines end before reward models begin.
+        together = {
+            "colocated": len(plan.roles),
+            "in turn": sum(role.role != "rollout" for role in plan.roles),
+        }
+        self.cpus_per_slot, self.share = cpus, 1.0 / max(1, together.get(plan.layout, 1))
+
+    def spawner(
+        self, role: str, worker: type, arguments: Callable[[Member], tuple[Any, ...]]
+    ) -> Callable[[int], Any]:
+        """What creates the actor of a rank of a role, on its slots."""
+        members, remote = self.plan.members(role), ray.remote(worker)
+        return lambda rank: remote.options(**self._options(members[rank])).remote(*arguments(members[rank]))
+
+    def release(self) -> None:
+        """Give all bundles back."""
+        for group in self.groups:
+            remove_placement_group(group)
+
+    def _options(self, member: Member) -> dict[str, Any]:
+        """Ray actor options that put a member on its slots."""
+        first = member.slots[0]
+        environment = {
+            "OMP_NUM_THREADS": str(max(1, int(self.cpus_per_slot))),
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        options: dict[str, Any] = {"num_cpus": self.cpus_per_slot * self.share}
+        if self.plan.cluster.device == "cuda":
+            parallel = len(member.slots) > 1
+            # A tensor-parallel engine's actor only drives: its vLLM workers take the shares.
+            options["num_gpus"] = 0 if parallel else self.share
+            if parallel:
+                environment["VLLM_RAY_BUNDLE_INDICES"] = ",".join(str(s.index) for s in member.slots)
+                environment["VLLM_RAY_PER_WORKER_GPUS"] = str(self.share)
+                options["num_cpus"] = 0
+        else:
+            environment |= {"DS_ACCELERATOR": "cpu", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        if member.role == "rollout":
+            environment |= {
+                "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+                "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
+                "VLLM_NO_USAGE_STATS": "1",
+            }
+        return {
+            **options,
+            "runtime_env": {"env_vars": environment},
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(
+                self.groups[first.node], first.index, placement_group_capture_child_tasks=True
+            ),
+        }

@@ -1,4 +1,4 @@
-"""A role's actors: where they are put, and how they are called together."""
+"""A role's actors: how they are called together and waited for, and whose loss a failure is."""
 
 from __future__ import annotations
 
@@ -7,110 +7,18 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import ray
-from ray.exceptions import RayActorError
-from ray.util.placement_group import placement_group, remove_placement_group
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ultramed_rl.cluster.calls import Generators, answered, ask, error_of, ranks_held, wait_within
-from ultramed_rl.cluster.plan import Member, Plan
+from ultramed_rl.actors.work import Worker
 from ultramed_rl.scheduling.pool import LostWorkers, RanksLost
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-class Placement:
-    """A plan's slots, reserved: one placement group per node, with a bundle for each slot of that node."""
-
-    def __init__(self, plan: Plan) -> None:
-        """Waits until the cluster has them.
-
-        Raises:
-            RuntimeError: it has not got the resources within `start_timeout_s`; says what it has.
-        """
-        self.plan, cluster = plan, plan.cluster
-        used = {slot for role in plan.roles for member in role.members for slot in member.slots}
-        nodes = 1 + max(slot.node for slot in used)
-        per_node = [1 + max(s.index for s in used if s.node == node) for node in range(nodes)]
-        # Those of the smallest node that has any; a head that only manages has none.
-        cores = [n["Resources"].get("CPU", 0.0) for n in ray.nodes() if n["Alive"]]
-        cpus = (cluster.cpus_per_node or min(filter(None, cores), default=1.0)) / cluster.devices_per_node
-        bundle = {"CPU": cpus, **({"GPU": 1.0} if cluster.device == "cuda" else {})}
-        self.groups = [placement_group([dict(bundle)] * count, strategy="STRICT_PACK") for count in per_node]
-        for group in self.groups:
-            if not group.wait(cluster.start_timeout_s):
-                raise RuntimeError(
-                    f"cluster: no node had {group.bundle_count} bundles of {bundle} free within "
-                    f"{cluster.start_timeout_s:g} s; it has {ray.cluster_resources()}: start more nodes or lower "
-                    "cluster.nodes / cluster.devices_per_node"
-                )
-        # Roles that take turns awake are all there at once; in turn, engines end before reward models begin.
-        together = {
-            "colocated": len(plan.roles),
-            "in turn": sum(role.role != "rollout" for role in plan.roles),
-        }
-        self.cpus_per_slot, self.share = cpus, 1.0 / max(1, together.get(plan.layout, 1))
-
-    def spawner(
-        self, role: str, worker: type, arguments: Callable[[Member], tuple[Any, ...]]
-    ) -> Callable[[int], Any]:
-        """What creates the actor of a rank of a role, on its slots."""
-        members, remote = self.plan.members(role), ray.remote(worker)
-        return lambda rank: remote.options(**self._options(members[rank])).remote(*arguments(members[rank]))
-
-    def release(self) -> None:
-        """Give all bundles back."""
-        for group in self.groups:
-            remove_placement_group(group)
-
-    def _options(self, member: Member) -> dict[str, Any]:
-        """Ray actor options that put a member on its slots."""
-        first = member.slots[0]
-        environment = {
-            "OMP_NUM_THREADS": str(max(1, int(self.cpus_per_slot))),
-            "TOKENIZERS_PARALLELISM": "false",
-        }
-        options: dict[str, Any] = {"num_cpus": self.cpus_per_slot * self.share}
-        if self.plan.cluster.device == "cuda":
-            parallel = len(member.slots) > 1
-            # A tensor-parallel engine's actor only drives: its vLLM workers take the shares.
-            options["num_gpus"] = 0 if parallel else self.share
-            if parallel:
-                environment["VLLM_RAY_BUNDLE_INDICES"] = ",".join(str(s.index) for s in member.slots)
-                environment["VLLM_RAY_PER_WORKER_GPUS"] = str(self.share)
-                options["num_cpus"] = 0
-        else:
-            environment |= {"DS_ACCELERATOR": "cpu", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-        if member.role == "rollout":
-            environment |= {
-                "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-                "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
-                "VLLM_NO_USAGE_STATS": "1",
-            }
-        return {
-            **options,
-            "runtime_env": {"env_vars": environment},
-            "scheduling_strategy": PlacementGroupSchedulingStrategy(
-                self.groups[first.node], first.index, placement_group_capture_child_tasks=True
-            ),
-        }
-
-
-class Worker(Protocol):
-    """What every class of actors has."""
-
-    def offload(self) -> None:
-        """Leave the device to other roles."""
-
-    def reload(self) -> None:
-        """Come back to the device."""
-
-    def peak_memory(self) -> int:
-        """Bytes."""
-        ...
+_LEAVE_S = 5.0  # after which a call that went on when another failed waits for that one in vain
 
 
 class WorkerGroup:
@@ -244,30 +152,20 @@ class WorkerGroup:
         """Call a method on every actor and wait for the results of those that live, like `wait_living`."""
         return self.wait_living(self.start(method, *arguments, **named))
 
-    def first(self, method: Callable[Concatenate[Any, P], R], *arguments: P.args, **named: P.kwargs) -> R:
-        """Call a method on the first actor alone, and wait for its result like `wait`."""
-        result: R = self.wait([ask(self.actors[0], method, *arguments, **named)])[0]
-        return result
-
     def generate(self, method: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Generators:
         """Start a generator method on every actor; returns what gives its items."""
         calls = [getattr(actor, method.__name__).options(num_returns="streaming") for actor in self.actors]
         started = [call.remote(*given) for call, given in zip(calls, arguments, strict=True)]
         return Generators(self, {generator: rank for rank, generator in enumerate(started)})
 
-    def stream(
-        self, method: Callable[..., Iterator[R]], arguments: Sequence[tuple[Any, ...]]
-    ) -> Iterator[tuple[int, R]]:
-        """Run a generator method on every actor; yields and raises like `Generators.follow`."""
-        return self.generate(method, arguments).follow()
-
     def run(
         self, method: Callable[Concatenate[Any, P], Iterator[R]], *arguments: P.args, **named: P.kwargs
     ) -> Iterator[R]:
         """Run a generator method on every actor with the same arguments; yields the first one's items, raises like
-        `stream`."""
+        `Generators.follow`."""
         assert not named, "arguments go by their places"
-        return (item for rank, item in self.stream(method, [arguments] * len(self)) if rank == 0)
+        every = self.generate(method, [arguments] * len(self))
+        return (item for rank, item in every.follow() if rank == 0)
 
     # -- who lives, and where ------------------------------------------------------------------------------
 
@@ -317,3 +215,124 @@ def _end_process(process: int) -> None:
     with suppress(OSError):
         if b"ray::" in Path(f"/proc/{process}/cmdline").read_bytes():
             os.kill(process, signal.SIGKILL)
+
+
+class Generators:
+    """Generator methods that run on a group's actors by themselves.
+
+    Args:
+        running: those that have not ended, with their ranks.
+    """
+
+    def __init__(self, group: WorkerGroup, running: dict[Any, int]) -> None:
+        self.group, self.running = group, running
+
+    def follow(self) -> Iterator[tuple[int, Any]]:
+        """(rank, item) as items come, from all at once, to their ends. Any item or end unblocks it.
+
+        Raises:
+            RanksLost: an actor is dead, or no item came for the group's `timeout_s`.
+        """
+        with ranks_held(self.group):
+            while self.running:
+                if not self._wait(self.group.timeout_s):
+                    raise self.group.give_up(f"no sign of life for {self.group.timeout_s:.0f} s")
+                yield from self.ready()
+
+    def ready(self) -> Iterator[tuple[int, Any]]:
+        """(rank, item) of all items that are there; waits for none."""
+        while self.running and (ready := self._wait(0.0)):
+            for generator in ready:
+                try:
+                    reference = next(generator)
+                except StopIteration:
+                    del self.running[generator]
+                    continue
+                yield self.running[generator], ray.get(reference)
+
+    def _wait(self, seconds: float) -> list[Any]:
+        """Those that have an item or have ended, after at most so long."""
+        ready: list[Any] = ray.wait(list(self.running), num_returns=1, fetch_local=False, timeout=seconds)[0]
+        return ready
+
+
+# -- calls under way ---------------------------------------------------------------------------------------
+
+
+def ask(actor: Any, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """Call the method of this name on an actor; returns the reference."""
+    return getattr(actor, method.__name__).remote(*arguments, **named)
+
+
+def answered(references: Sequence[Any], timeout: float) -> set[Any]:
+    """Those that have a result or an error, after at most so long."""
+    if not references:
+        return set()
+    return set(ray.wait(list(references), num_returns=len(references), timeout=timeout)[0])
+
+
+def error_of(reference: Any) -> Exception | None:
+    """The error of a call that has ended, if it has one."""
+    try:
+        ray.get(reference)
+    except Exception as error:
+        return error
+    return None
+
+
+def are_done(pending: Sequence[Any]) -> bool:
+    """Whether waiting for all results would be over at once: all have ended, or the first that failed has."""
+    ended = answered(pending, 0.0)
+    return ended.issuperset(pending) or any(error_of(reference) is not None for reference in ended)
+
+
+def wait_within(pending: Sequence[Any], seconds: float) -> list[Any]:
+    """Results of calls; the first failure is raised, or a TimeoutError if it takes longer."""
+    results: list[Any] = ray.get(list(pending), timeout=seconds)
+    return results
+
+
+def wait_for_both(
+    ranks: WorkerGroup, pushed: Sequence[Any], engines: WorkerGroup, pulled: Sequence[Any]
+) -> None:
+    """Wait for calls to ranks and to all engines, in which these may wait for those and those for these.
+
+    When one fails, the others get `_LEAVE_S` to end too. Then: a call of a dead actor, or one that never ended though
+    no call failed, is its actor's loss; a rank that still hasn't ended beside a lost engine waits for that one in vain,
+    and nothing but its own end unblocks it. Lost engines are ended.
+
+    Raises:
+        RanksLost: a rank is lost, or waits for an engine that is: all ranks were ended.
+        RayActorError, TimeoutError: engines are lost, and ranks are not.
+        RayTaskError: what an actor raised itself.
+    """
+    calls = [*pushed, *pulled]
+    try:
+        ray.get(calls, timeout=ranks.timeout_s)
+    except (RayActorError, RayTaskError, GetTimeoutError) as first:
+        silent = isinstance(first, GetTimeoutError)
+        ended = answered(calls, 0.0 if silent else _LEAVE_S)
+        errors = {call: error_of(call) if call in ended else first for call in (calls if silent else ended)}
+        lost = {call: e for call, e in errors.items() if isinstance(e, (RayActorError, GetTimeoutError))}
+        gone = [rank for rank, call in zip(engines.ranks, pulled, strict=True) if call in lost]
+        if any(call in lost for call in pushed) or (gone and not ended.issuperset(pushed)):
+            raise ranks.give_up(f"a rank is lost, or waits for an engine that is ({_line(first)})") from first
+        for rank in gone:
+            engines.kill(rank, frozen=silent)
+        raise next(iter(lost.values()), first) from None
+
+
+@contextmanager
+def ranks_held(group: WorkerGroup) -> Iterator[None]:
+    """Raise RanksLost where a rank is dead, also if a living one only says that it waited for it in vain; what a
+    living rank raises else stays as it is."""
+    try:
+        yield
+    except (RayActorError, RayTaskError) as error:
+        if isinstance(error, RayTaskError) and not group.dead():
+            raise
+        raise RanksLost(f"{group.role}: a rank died ({_line(error)})") from error
+
+
+def _line(error: Exception) -> str:
+    return str(error).splitlines()[0]

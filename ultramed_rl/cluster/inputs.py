@@ -1,4 +1,5 @@
-"""What stands behind the names in a config, by digests: a run that is taken up again must find the same.
+"""What stands behind the names in a config, by digests: a run that is taken up again must find the same. And which of them
+a job on a cluster would not find.
 
 models      config.json, tokenizer and index whole, of each file of weights its size and blocks: a second for 70 billion
             parameters; of a hub id the commit that the cache of this machine holds
@@ -8,8 +9,12 @@ templates   SHA-256 of the file
 
 from __future__ import annotations
 
+import glob
+import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ultramed_rl.config import AnyConfig
 from ultramed_rl.config.base import texts_of
@@ -31,6 +36,8 @@ MODEL_KEYS = frozenset(
 )
 OFFLINE = "offline"  # a benchmark's rows out of installed packages
 _HUB = "hf://"
+_HUB_ID = re.compile(r"(?!\.)[\w.-]+(/[\w.-]+)?")
+_FIX = "an absolute path on a file system that all nodes see"
 # What of a model's folder is read: not its card, nor what its training left beside it.
 _READ = set(
     [".json", ".jinja", ".model", ".txt", ".tiktoken", ".py", ".safetensors", ".bin", ".pt", ".pth", ".gguf"]
@@ -90,3 +97,49 @@ def _hub_commit(kind: str, name: str) -> str:
 
     head = Path(HF_HUB_CACHE, f"{kind}--{name.replace('/', '--')}", "refs", "main")
     return f"commit {head.read_text(encoding='utf-8').strip()}" if head.is_file() else ""
+
+
+# -- paths of a job that runs elsewhere --------------------------------------------------------------------
+
+
+def path_problems(config: Mapping[str, Any], working_dir: Path | None) -> list[str]:
+    """What keeps a config's paths from meaning on the cluster what they mean here: one line each.
+
+    Args:
+        config: plain values, of a recipe with its stages.
+        working_dir: the folder that is sent along, if any; relative paths must then lead into it.
+    """
+    problems, folder = [], working_dir or Path()
+    for key, name, value in texts_of(config):
+        # A hub id, or a name: nothing lies there.
+        is_id = name in MODEL_KEYS and _HUB_ID.fullmatch(value) and not (folder / value).exists()
+        if name not in FILE_KEYS | MODEL_KEYS or not is_relative(value) or value == OFFLINE or is_id:
+            continue
+        path = folder / value
+        leaves = value.startswith("~") or os.path.normpath(value).startswith("..")
+        if working_dir is None:
+            problems.append(
+                f"{key}={value!r}: a relative path, which the cluster has not got; give {_FIX}, or send the folder "
+                "along with --working-dir DIR"
+            )
+        elif leaves or not (path.exists() or glob.glob(str(path), recursive=True)):
+            problems.append(
+                f"{key}={value!r}: not in --working-dir {working_dir}, from which the job reads it; give {_FIX}, or "
+                "the folder that holds it"
+            )
+    if working_dir is not None:
+        return problems
+    run, lost = config["run"], "a relative path, which lies in the job's temporary folder and goes with it"
+    if is_relative(run["directory"]):
+        problems.append(
+            f"run.directory={run['directory']!r}: {lost}; give {_FIX}, as in run.directory=/shared/runs"
+        )
+    scratch = run.get("scratch", "~")
+    if "://" in run["directory"] and is_relative(scratch) and not scratch.startswith("~"):
+        problems.append(f"run.scratch={scratch!r}: {lost}; give {_FIX}")
+    return problems
+
+
+def is_relative(path: str) -> bool:
+    """Whether a path depends on who reads it where: on the working directory, or on the home directory."""
+    return "://" not in path and not path.startswith("/")

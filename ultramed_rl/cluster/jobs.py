@@ -1,22 +1,21 @@
-"""Commands as jobs of a Ray cluster: submitted, followed line by line, stopped.
+"""Commands as jobs of a Ray cluster (`ultramed-rl submit`, `jobs`): what is sent, submitted, followed line by line, stopped.
 
-Our own (`ultramed-rl submit`) are sent as one resolved config, and go on without the machine that sent them; a foreign one
-(`run_job`) ends together with its driver.
+A job is sent as one resolved config, its environment and perhaps a folder, and goes on without the machine that sent it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import difflib
 import logging
 import os
 import re
-import secrets
 import shlex
 import sys
+import tempfile
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,28 +25,55 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
-from ultramed_rl.cluster.connection import (
-    changed_environment,
-    disconnect,
-    is_private,
-    named_address,
-    start_private_ray,
-)
-from ultramed_rl.cluster.submission import Submission, hide_secrets, job_folder
-from ultramed_rl.config.cluster import Devices
-from ultramed_rl.tracking.heartbeat import keep_sigterm, note_link
+from ultramed_rl.cluster.connection import changed_environment
+from ultramed_rl.config.document import YamlProblem, read_yaml, why_unreadable
 
+CONFIG_FILE = "ultramed-rl.yaml"  # the config's name in the job's folder
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL", re.IGNORECASE)
 _POLL_S = 1.0
 _STOP_S = 15.0
 _AGENT_S = 60.0
 _NO_AGENT = "No available agent"
+_AGENT_ABSENT = (
+    f"Ray took no job within {_AGENT_S:g} s: the part of it that starts jobs is not up; if its node was started while "
+    "another Ray held port 52365, start it again with --dashboard-agent-listen-port=0, else look at dashboard_agent.log "
+    "among Ray's logs"
+)
 _BREAKS = 10
-_SHOWN_LINES = 20
 _CHATTY = ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")
 # Ray lets these win over the address that it is given.
 _OVERRULING = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 _RUN = "ultramed_rl_run"  # in a job's metadata: the name that it was submitted under
 _BIN = Path(sys.executable).parent
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What is sent.
+
+    `name`: the job's id, to which a number is added where an ended job has it. `command`: runs on the head in a
+    folder that holds `config` as CONFIG_FILE and what `working_dir` holds. `runtime_env`: Ray's, without its
+    working directory.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    config: str
+    runtime_env: Mapping[str, Any]
+    working_dir: Path | None = None
+
+
+@contextmanager
+def job_folder(submission: Submission) -> Iterator[Path]:
+    """A temporary folder with the config, and links to what the working directory holds."""
+    with tempfile.TemporaryDirectory(prefix="ultramed_rl-job-") as name:
+        folder = Path(name)
+        (folder / CONFIG_FILE).write_text(submission.config, encoding="utf-8")
+        for entry in submission.working_dir.resolve().iterdir() if submission.working_dir else ():
+            if entry.name != CONFIG_FILE:
+                (folder / entry.name).symlink_to(entry)
+        yield folder
 
 
 @dataclass(frozen=True)
@@ -69,28 +95,23 @@ class JobState:
 class JobServer:
     """The jobs of one Ray cluster, behind its dashboard's address, whatever the environment says."""
 
-    def __init__(self, address: str, key: str = "--address") -> None:
-        """`key` is where the address comes from, as errors name it.
-
-        Raises:
-            RuntimeError: no Ray cluster takes jobs there, or it wants another token.
-        """
+    def __init__(self, address: str) -> None:
+        """Raises RuntimeError: no Ray cluster takes jobs there, or it wants another token."""
         self.address = address
-        # To other clusters Ray's client would send the token of our own, which it has read in this process.
-        headers = None if is_private(address) else {"Authorization": _authorization()}
         for name in _CHATTY:
             logging.getLogger(name).setLevel(logging.WARNING)
         try:
+            # Without these headers Ray's client would send the token of a Ray of our own, which it has read in this process.
             with changed_environment(dict.fromkeys(_OVERRULING)):
-                self.client = JobSubmissionClient(address, headers=headers)
+                self.client = JobSubmissionClient(address, headers={"Authorization": _authorization()})
         except AuthenticationError:
             raise RuntimeError(
-                f"{key}={address!r}: this cluster asks for its token; give it as RAY_AUTH_TOKEN, or in a file as "
+                f"--address={address!r}: this cluster asks for its token; give it as RAY_AUTH_TOKEN, or in a file as "
                 "RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
             ) from None
         except (ConnectionError, RuntimeError) as error:
             raise RuntimeError(
-                f"{key}={address!r}: no Ray cluster takes jobs there ({' '.join(str(error).split())[:200]}); "
+                f"--address={address!r}: no Ray cluster takes jobs there ({' '.join(str(error).split())[:200]}); "
                 "give the address of its dashboard, as in http://HEAD:8265"
             ) from None
 
@@ -98,33 +119,13 @@ class JobServer:
         """Send a job. Returns its id.
 
         Raises:
-            RuntimeError: a job of that name is still there, or Ray refuses this one. No secret is named.
+            RuntimeError: a job of that name is still there, the part of Ray that starts jobs doesn't answer within a minute,
+                or Ray refuses this one. No secret is named.
         """
         identity = self._free_name(submission.name)
         variables = submission.runtime_env.get("env_vars", {})
         # Ray puts the node's own PATH in, which comes first; ours helps where this environment is on a shared disk.
-        changes = {"env_vars": {"PATH": f"${{PATH}}:{_BIN}", **variables}}
-        with job_folder(submission) as folder:
-            try:
-                self.request(
-                    identity,
-                    submission.command,
-                    metadata={_RUN: submission.name},
-                    runtime_env={**submission.runtime_env, "working_dir": str(folder), **changes},
-                )
-            except (RuntimeError, ValueError, TypeError) as error:
-                # Ray's reason, without the traceback of its server.
-                lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-                reason = re.sub(r"^[\w.]+Error: ", "", lines[-1]) if lines else type(error).__name__
-                raise RuntimeError(hide_secrets(f"Ray job {identity}: {reason}", variables)) from None
-        return identity
-
-    def request(self, identity: str, command: Sequence[str], **more: Any) -> None:
-        """Submit a command under an id of our own. `more`: what else Ray's `submit_job` takes.
-
-        Raises:
-            RuntimeError: the part of Ray that starts jobs doesn't answer within a minute, or Ray refuses the job.
-        """
+        environment = {**submission.runtime_env, "env_vars": {"PATH": f"${{PATH}}:{_BIN}", **variables}}
         # A cluster that has just started refuses jobs for some seconds; the id makes a second try harmless.
         retrying = Retrying(
             retry=retry_if_exception(lambda error: _NO_AGENT in str(error)),
@@ -132,23 +133,23 @@ class JobServer:
             wait=wait_fixed(_POLL_S),
             reraise=True,
         )
-        try:
-            retrying(self.client.submit_job, submission_id=identity, entrypoint=shlex.join(command), **more)
-        except RuntimeError as error:
-            if _NO_AGENT not in str(error):
-                raise
-            raise RuntimeError(
-                f"Ray took no job within {_AGENT_S:g} s: the part of it that starts jobs is not up; if its node was "
-                "started while another Ray held port 52365, start it again with --dashboard-agent-listen-port=0, else "
-                "look at dashboard_agent.log among Ray's logs"
-            ) from None
-
-    def wait_for_start(self, identity: str, seconds: float) -> bool:
-        """Whether a job has begun, or ended, within this time."""
-        deadline = time.monotonic() + seconds
-        while (pending := self.state(identity).status == "pending") and time.monotonic() < deadline:
-            time.sleep(_POLL_S)
-        return not pending
+        with job_folder(submission) as folder:
+            try:
+                retrying(
+                    self.client.submit_job,
+                    submission_id=identity,
+                    entrypoint=shlex.join(submission.command),
+                    metadata={_RUN: submission.name},
+                    runtime_env={**environment, "working_dir": str(folder)},
+                )
+            except (RuntimeError, ValueError, TypeError) as error:
+                if _NO_AGENT in str(error):
+                    reason = _AGENT_ABSENT
+                else:  # Ray's reason, without the traceback of its server
+                    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+                    reason = re.sub(r"^[\w.]+Error: ", "", lines[-1]) if lines else type(error).__name__
+                raise RuntimeError(hide_secrets(f"Ray job {identity}: {reason}", variables)) from None
+        return identity
 
     def follow(self, identity: str, say: Callable[[str], Any]) -> JobState:
         """Give the log to `say` from its beginning until the job ends. Leaving it does nothing to the job.
@@ -269,68 +270,77 @@ async def _log(client: Any, identity: str) -> AsyncIterator[str]:
             await asyncio.sleep(_POLL_S)
 
 
-# -- a foreign command -------------------------------------------------------------------------------------
+# -- a job's environment -----------------------------------------------------------------------------------
 
 
-def run_job(
-    command: Sequence[str],
-    cluster: Devices,
-    *,
-    gpus: int,
-    variables: Mapping[str, str],
-    say: Callable[[str], Any] = sys.stdout.write,
-) -> None:
-    """Run a command as a Ray job until it ends; its output goes to `say` as it comes. Ctrl-C and SIGTERM stop the job.
-
-    The cluster is that of `cluster.address` or RAY_ADDRESS, else one that is started on this machine and ends
-    with the job.
+def read_runtime_env(file: Path | None, variables: Sequence[str], ours: Mapping[str, str]) -> dict[str, Any]:
+    """What Ray takes as `runtime_env`, without a working directory.
 
     Args:
-        gpus: what it is given on one node, with a CPU for each, and at least one.
-        variables: added to that node's environment. Ray's dashboard shows them: no secret belongs there.
+        file: YAML with Ray's keys (env_vars, pip, uv, ...), or none.
+        variables: KEY=VALUE, or KEY alone for its value in `ours`; over those of the file.
+        ours: this process's environment.
 
     Raises:
-        RuntimeError: no cluster answers, it has no room for the job, or the job failed; with the job's id and
-            last lines.
+        ValueError: an unknown key, a value that is no text, a variable that isn't set. No value is ever named.
     """
-    identity, last = f"ultramed_rl-{secrets.token_hex(6)}", deque[str](maxlen=_SHOWN_LINES)
-
-    def say_and_keep(text: str) -> None:
-        say(text)
-        last.extend(line for line in text.replace("\r", "\n").splitlines() if line.strip())
-
-    with _job_server(cluster) as server:
-        room = {"entrypoint_num_gpus": gpus, "entrypoint_num_cpus": max(1, gpus)}
-        # Ray puts the node's own PATH in; a folder that a node hasn't got does no harm there.
-        environment = {"env_vars": {**variables, "PATH": f"{_BIN}:${{PATH}}"}}
-        server.request(identity, command, runtime_env=environment, **room)
-        try:
-            if not server.wait_for_start(identity, cluster.start_timeout_s):
-                raise RuntimeError(
-                    f"Ray job {identity}: no node had {gpus} GPUs and {max(1, gpus)} CPUs free within "
-                    f"cluster.start_timeout_s={cluster.start_timeout_s:g}; start such a node or ask for fewer ranks"
-                )
-            state = server.follow(identity, say_and_keep)
-            if state.status != "succeeded":
-                raise RuntimeError(
-                    f"Ray job {identity}: {state.status} ({state.message}); mend what its last lines name and run the "
-                    "same command again:\n" + "\n".join(last)
-                )
-        except BaseException:
-            server.stop(identity)
-            raise
+    environment = _read_file(file) if file is not None else {}
+    given = dict(_variable(text, ours) for text in variables)
+    return {**environment, "env_vars": {**environment.get("env_vars", {}), **given}}
 
 
-@contextmanager
-def _job_server(cluster: Devices) -> Iterator[JobServer]:
-    """A Ray cluster that takes jobs."""
-    with ExitStack() as stack:
-        address = named_address(cluster)
-        if not address:
-            disconnect()  # from a Ray that was started for actors, which takes no jobs
-            stack.callback(disconnect)
-            address = start_private_ray(dashboard=True)
-        keep_sigterm()
-        server = JobServer(address, "cluster.address")
-        note_link("ray dashboard", address if address.startswith("http") else None)
-        yield server
+def hide_secrets(text: str, env_vars: Mapping[str, str]) -> str:
+    """The text without the values of variables whose names speak of keys, tokens or passwords."""
+    values = (value for name, value in env_vars.items() if _SECRET.search(name) and value)
+    for value in sorted(values, key=len, reverse=True):
+        text = text.replace(value, "***")
+    return text
+
+
+def _variable(text: str, ours: Mapping[str, str]) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not _NAME.fullmatch(name):
+        shown = name if equals else "its argument"  # what was meant as a name may be a value
+        raise ValueError(
+            f"--env: {shown!r} is no variable's name; write --env KEY=VALUE, or --env KEY for your own value"
+        )
+    if equals:
+        return name, value
+    if name not in ours:
+        raise ValueError(
+            f"--env {name}: this environment variable isn't set; export it, or write --env {name}=VALUE"
+        )
+    return name, ours[name]
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    from ray.runtime_env import RuntimeEnv
+
+    def refusal(words: str) -> ValueError:
+        return ValueError(f"--runtime-env {file}: {words}")
+
+    reason = why_unreadable(file)
+    if reason is not None:
+        raise refusal(f"{reason}; see docs/cluster.md for an example")
+    try:
+        environment = read_yaml(file.read_text(encoding="utf-8"))[0] or {}
+    except (YamlProblem, UnicodeDecodeError):
+        # Without YAML's own words: they may quote what stands there, a secret perhaps.
+        raise refusal("not valid YAML; see docs/cluster.md for an example") from None
+    if not isinstance(environment, dict):
+        raise refusal("must be a mapping, as in env_vars: {NCCL_DEBUG: WARN}")
+    allowed = sorted(name for name in RuntimeEnv.known_fields - {"working_dir"} if not name.startswith("_"))
+    for key in environment:
+        if key == "working_dir":
+            raise refusal("working_dir: the config is sent in it; use --working-dir DIR")
+        if key not in allowed:
+            guess = difflib.get_close_matches(str(key), allowed, n=1)
+            hint = f"; did you mean {guess[0]!r}?" if guess else ""
+            raise refusal(f"{key}: unknown key{hint} (allowed: {', '.join(allowed)})")
+    variables = environment.get("env_vars", {})
+    if not isinstance(variables, dict):
+        raise refusal("env_vars: must be a mapping, as in {NCCL_DEBUG: WARN}")
+    for name, value in variables.items():
+        if not isinstance(value, str):
+            raise refusal(f"env_vars.{name}: must be text; put its value in quotes")
+    return environment

@@ -36,24 +36,13 @@ _LLAMA3_8B = Architecture(
     max_position_embeddings=8192,
 )
 _LLAMA31_8B = _LLAMA3_8B.model_copy(update={"max_position_embeddings": 131072})
-_LLAMA3_70B = _LLAMA3_8B.model_copy(
-    update={
-        "hidden_size": 8192,
-        "intermediate_size": 28672,
-        "num_hidden_layers": 80,
-        "num_attention_heads": 64,
-    }
+_LARGE = dict(hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64)
+_LLAMA3_70B = _LLAMA3_8B.model_copy(update=_LARGE)
+_SMALL = dict(
+    hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, head_dim=64
 )
-_SMOLLM2_135M = Architecture(
-    hidden_size=576,
-    intermediate_size=1536,
-    num_hidden_layers=30,
-    num_attention_heads=9,
-    num_key_value_heads=3,
-    vocab_size=49152,
-    head_dim=64,
-    tie_word_embeddings=True,
-    max_position_embeddings=8192,
+_SMOLLM2_135M = _LLAMA3_8B.model_copy(
+    update=_SMALL | {"num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True}
 )
 KNOWN = {
     "meta-llama/Meta-Llama-3-8B": _LLAMA3_8B,

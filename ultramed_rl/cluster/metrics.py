@@ -29,11 +29,8 @@ _GAUGES = {
 
 
 class RoleMetrics:
-    """The metrics of one run's roles, recorded by its driver. None of these calls raises: it is one warning.
-
-    Args:
-        run: the run's name, the tag `run` of all that is recorded.
-    """
+    """The metrics of one run's roles, recorded by its driver, with the run's name as a tag. None of these calls raises: it is
+    one warning."""
 
     def __init__(self, run: str) -> None:
         self.run, self._warned = run, False
@@ -49,19 +46,15 @@ class RoleMetrics:
             for gauge, value in zip(self._gauges.values(), values, strict=True):
                 self._record(gauge.set, value, state.role)
 
-    def count(self, role: str, items: int, seconds: float) -> None:
+    def turn(self, role: str, items: int, seconds: float) -> None:
         """A turn of a worker is done."""
-        if items > 0:
-            self._record(self._counters["items"].inc, items, role)
+        self.count("items", role, items)
         self._record(self._seconds.observe, seconds, role)
 
-    def restarted(self, role: str) -> None:
-        """A worker is started again."""
-        self._record(self._counters["restarts"].inc, 1, role)
-
-    def set_aside(self, role: str) -> None:
-        """A prompt is quarantined."""
-        self._record(self._counters["quarantined_prompts"].inc, 1, role)
+    def count(self, name: str, role: str, amount: int = 1) -> None:
+        """So many more of one of the counters."""
+        if amount:
+            self._record(self._counters[name].inc, amount, role)
 
     def _record(self, record: Callable[..., None], value: float, role: str) -> None:
         try:

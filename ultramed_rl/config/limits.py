@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from ultramed_rl.config.base import repeated
+from ultramed_rl.config.secrets import secret_parts
 
 # -- numbers -----------------------------------------------------------------------------------------------
 
@@ -118,7 +119,8 @@ def _web_address(url: str) -> str:
 
 
 def _unique(names: list[str]) -> list[str]:
-    if again := repeated(names):
+    again = repeated(names)
+    if again and not any(secret_parts(names)):  # a secret is refused by its section, without being shown
         raise PydanticCustomError(
             "repeated", "{name} stands there twice; remove one", {"name": repr(again[0])}
         )

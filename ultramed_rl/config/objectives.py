@@ -13,6 +13,7 @@ from ultramed_rl.config.base import Section, key
 from ultramed_rl.config.limits import Factor, FactorOrZero, Share
 
 Beta = Annotated[Factor, Field(description="strength of the pull towards the reference")]
+_BALANCED = "null: in preference stages what makes both kinds weigh alike (arXiv 2402.01306, eq. 9), online 1"
 Flips = Annotated[Share, Field(lt=0.5, description="share of pairs believed to be the wrong way round")]
 NLLWeight = Annotated[
     FactorOrZero, Field(description="weight of the chosen answer's NLL per token (RPO, arXiv 2404.19733)")
@@ -75,8 +76,20 @@ class KTO(_Objective):
     kl: ClassVar[Literal["none", "batch", "mismatched"]] = "mismatched"
     type: Literal["kto"] = "kto"
     beta: Beta = 0.1
-    desirable_weight: Factor = key(1.0, "of chosen answers")
-    undesirable_weight: Factor = key(1.0, "of rejected answers")
+    desirable_weight: Factor | None = key(None, f"of chosen answers; {_BALANCED}")
+    undesirable_weight: Factor | None = key(None, f"of rejected answers; {_BALANCED}")
+
+    def balanced(self, wanted: int, unwanted: int) -> KTO:
+        """With the weights that aren't set chosen so that both kinds weigh alike together: w_D n_D = w_U n_U, where eq. 9
+        allows 1 to 1.5 of their ratio. Of two weights the rarer kind's is raised. One kind alone keeps 1."""
+        desirable, undesirable = self.desirable_weight, self.undesirable_weight
+        if wanted and unwanted:
+            ratio = unwanted / wanted
+            if desirable is None:
+                desirable = max(1.0, ratio) if undesirable is None else undesirable * ratio
+            undesirable = desirable / ratio if undesirable is None else undesirable
+        weights = {"desirable_weight": desirable or 1.0, "undesirable_weight": undesirable or 1.0}
+        return self.model_copy(update=weights)
 
 
 class KTOPair(_Objective):

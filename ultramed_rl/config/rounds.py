@@ -30,12 +30,15 @@ from ultramed_rl.config.limits import (
     TopP,
 )
 
+IGNORE = "columns that are passed over, though they may belong to the prompt"
+
 
 class _Source(Section):
     """What every source of prompts has."""
 
     uri: Address = Field(description="hf://owner/name:split, package://name/path, or local files")
     limit: Count | None = key(None, "read at most so many rows")
+    ignore: list[Column] = key([], IGNORE)
     share: PositiveShare | None = key(None, "its part of every round's prompts; null: as it has of all")
 
 
@@ -48,7 +51,7 @@ class QuestionSource(_Source):
 
 
 class MessagesSource(_Source):
-    """Rows with a chat under `messages` (role/content) or `conversations` (from/value)."""
+    """Rows with a chat, in any of the forms of docs/recipe.md; asked up to its last user turn."""
 
     type: Literal["messages"] = "messages"
     column: Column = key("messages", "where the chat is")

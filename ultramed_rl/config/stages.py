@@ -32,7 +32,7 @@ from ultramed_rl.config.limits import (
 from ultramed_rl.config.models import Model, ModelSettings
 from ultramed_rl.config.objectives import Objective
 from ultramed_rl.config.rewards import ContrastSampling, Reward
-from ultramed_rl.config.rounds import Prompts, StageTraining
+from ultramed_rl.config.rounds import IGNORE, Prompts, StageTraining
 from ultramed_rl.config.run import AnyConfig, Tracking, device_rules, kl_rules, length_rules, quantize_rules
 
 
@@ -43,16 +43,17 @@ class _StageSource(Section):
     weight: Factor = key(1.0, "how often its rows are used: 0.5 a seeded half, 2 each twice")
     limit: Count | None = key(None, "read at most so many rows")
     max_misfit_share: Share = key(0.05, "share of rows that may not fit")
+    ignore: list[Column] = key([], IGNORE)
 
 
 class ConversationSource(_StageSource):
-    """Chats to imitate: UltraMedical's and ShareGPT's `conversations`, `messages`, or TRL's prompt/completion."""
+    """Chats to imitate, in any of the forms of docs/recipe.md."""
 
     column: Column | None = key(None, "where the turns are; null: the columns tell")
 
 
 class PreferenceSource(_StageSource):
-    """Answers in order of preference: UltraMedical-Preference, UltraFeedback, TRL's forms, this project's pairs."""
+    """Answers in order of preference, or with a label, in any of the forms of docs/recipe.md."""
 
     category: Label | None = key(None, "name in held-out figures; null: the row's own")
 
@@ -255,12 +256,13 @@ class BenchedModel(ModelSettings):
 
 
 class BenchmarkPairs(Section):
-    """Rows with chosen and rejected answers behind a URI, see `ultramed_rl.data.preferences`."""
+    """Rows with wanted and unwanted answers behind a URI, in any of the forms of docs/recipe.md."""
 
     uri: Address = Field(description="hf://owner/name:split, package://name/path, or local files")
     subset_column: Column | None = key(None, "null: the first of subset, label_type, type and category")
     limit: Count | None = key(None, "read at most so many rows")
     max_misfit_share: Share = key(0.05, "share of rows that may not fit")
+    ignore: list[Column] = key([], IGNORE)
     too_long: TooLong = "refuse"
 
 

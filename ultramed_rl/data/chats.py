@@ -1,12 +1,14 @@
-"""Rows to chat turns: the role names that data sets use, and what becomes of rows that don't fit."""
+"""Rows to chat turns: the roles and texts that data sets use, and what becomes of rows that don't fit."""
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from ultramed_rl.config.base import shorten
@@ -17,12 +19,28 @@ from ultramed_rl.records import Message
 T = TypeVar("T")
 MISFITS_ALLOWED = 0.05  # share of a source's rows; above it the source is misread rather than dirty
 LONGEST_TEXT = 1_000_000  # characters of one text in a row: tokenizers take seconds for more, then minutes
-ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
+_NAMES = {
+    "user": "user human prompter client",
+    "assistant": "assistant gpt bot model chatgpt bard bing",
+    "system": "system developer",
+}
+ROLES = {name: role for role, names in _NAMES.items() for name in names.split()}
+# What a turn may hold beside its text that nobody here can learn or show.
+_HELD = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "images", "audio")
+_WEIGHTS = ("weight", "loss_weight", "train", "training", "trainable", "loss")  # 0 or false: not to be learnt
 # How the chats of one family or another begin once a template has rendered them.
 _RENDERED = re.compile(
     r"\s*(<s>|<bos>|<\|begin_of_text\|>|<\|endoftext\|>|<｜begin▁of▁sentence｜>|<BOS_TOKEN>)?\s*"
     r"(<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|<\|turn>|<\|START_OF_TURN_TOKEN\|>|<\|start\|>|\[INST\]"
-    r"|<\|(system|user|assistant)\|>|<｜(User|Assistant)｜>)"
+    r"|<\|(system|user|assistant|prompter)\|>|<｜(User|Assistant)｜>|<extra_id_[01]>|### ?(Instruction|Human|User):"
+    r"|Below is an instruction that describes a task|(Human|User|USER) ?:(?=.*\s(Assistant|ASSISTANT|AI) ?:))",
+    re.DOTALL,
+)
+_PICTURE = re.compile(r"<image>|<\|image(_pad)?\|>|<\|vision_start\|>")
+# hh-rlhf's turns; HelpSteer2's, whose first one has no header.
+_TRANSCRIPTS = (
+    re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):[ \n]?"),
+    re.compile(r"\n?<extra_id_1>(User|Assistant)\n"),
 )
 logger = logging.getLogger(__name__)
 
@@ -45,21 +63,70 @@ class Misfit(ValueError):
 def read_turns(row: Row, column: str, text_role: str | None = None) -> list[Message]:
     """The row's turns, trimmed and with the chat templates' role names.
 
-    A row without `messages` may hold them under `conversations`, as ShareGPT and UltraMedical do. With `text_role` a
-    plain text is one turn of that role.
+    A row without `messages` may hold them under `conversations`, as ShareGPT and UltraMedical do; one turn may stand
+    alone, and a list of turns may be a JSON string. With `text_role` a plain text is one turn of that role, or hh-rlhf's
+    transcript ("Human: ...", a blank line, "Assistant: ...") its turns, an empty last one apart.
 
     Raises:
-        Misfit: no such column, not a list of turns, an unknown role, a turn without text, or one that is a chat
-            that a template has rendered.
+        Misfit: no such column, not a list of turns, a role that is none of ROLES (as a tool's), a turn without text or
+            with more than text, or one that is a chat that a template has rendered.
     """
+    return [_message(turn) for turn in _listed(row, column, text_role)]
+
+
+def unlearnt_turns(row: Row, column: str) -> frozenset[int]:
+    """The places of those turns that the data keeps from being learnt, by `weight: 0`, `train: false` and their like."""
+    turns = enumerate(_listed(row, column, None))
+    return frozenset(place for place, turn in turns if isinstance(turn, dict) and not _is_learnt(turn))
+
+
+def _is_learnt(turn: Row) -> bool:
+    values = [turn[name] for name in _WEIGHTS if turn.get(name) is not None]
+    for value in values:
+        if value not in (0, 1):
+            raise Misfit(
+                f"a turn has weight {value!r:.40}; 0 and 1 are the ones that are read", name="weight"
+            )
+    return all(values)
+
+
+def _listed(row: Row, column: str, text_role: str | None) -> list[Any]:
+    """A column's turns as they stand there."""
     if column == "messages" and row.get(column) is None and "conversations" in row:
         column = "conversations"
     turns = read_column(row, column)
-    if text_role is not None and isinstance(turns, str):
-        turns = [{"role": text_role, "content": turns}]
+    if isinstance(turns, str):
+        parsed = _parse(turns) if turns.lstrip()[:1] == "[" else None
+        if isinstance(parsed, list) and parsed and all(isinstance(turn, dict) for turn in parsed):
+            turns = parsed
+        elif text_role is not None:
+            turns = _transcript(turns) or [{"role": text_role, "content": turns}]
+    elif isinstance(turns, dict) and {"role", "from"} & turns.keys():
+        turns = [turns]
     if not isinstance(turns, list):
         raise Misfit(f"column {column!r} holds a {type(turns).__name__}, not a list of turns", name="turn")
-    return [_message(turn) for turn in turns]
+    return turns
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _transcript(text: str) -> list[Message]:
+    """The turns of a text with its speakers' names in it; none where it isn't one."""
+    for header, pattern in enumerate(_TRANSCRIPTS):
+        first, *parts = pattern.split(text)
+        if parts and bool(first.strip()) == bool(header):
+            parts = ["Human", first, *parts] if header else parts
+            roles = ["assistant" if name == "Assistant" else "user" for name in parts[::2]]
+            turns = [Message(role=r, content=t) for r, t in zip(roles, parts[1::2], strict=True)]
+            asked = turns[-1]["role"] == "assistant" and not turns[-1]["content"].strip()
+            if len(turns) > 1:
+                return turns[:-1] if asked else turns
+    return []
 
 
 def _message(turn: Any) -> Message:
@@ -67,7 +134,12 @@ def _message(turn: Any) -> Message:
         raise Misfit(f"a turn is a {type(turn).__name__}, not role and content", name="turn")
     role = turn.get("role", turn.get("from"))
     content = turn.get("content", turn.get("value"))
-    if not isinstance(role, str) or role not in ROLES or not isinstance(content, str):
+    named = ROLES.get(role.casefold()) if isinstance(role, str) else None
+    if named is not None and isinstance(content, list):
+        content = "".join(map(_part, content))
+    if len(turn) > 2 and (beside := [name for name in _HELD if turn.get(name)]):
+        raise Misfit(f"a turn of role {role!r:.40} holds {beside[0]!r}, which isn't read", name="part")
+    if named is None or not isinstance(content, str):
         raise Misfit(
             f"a turn has role {role!r:.40} and {type(content).__name__} content; "
             f"it needs text, and a role out of {', '.join(ROLES)}",
@@ -76,7 +148,15 @@ def _message(turn: Any) -> Message:
     if not content.strip():
         raise Misfit(f"a turn of role {role!r} is empty", name="empty")
     check_text(content, f"a turn of role {role!r}", name="turn")
-    return Message(role=ROLES[role], content=check_plain(content.strip()))
+    return Message(role=named, content=check_plain(content.strip()))
+
+
+def _part(part: Any) -> str:
+    """The text of a part of a turn."""
+    if isinstance(part, dict) and part.get("type", "text") == "text" and isinstance(part.get("text"), str):
+        return str(part["text"])
+    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+    raise Misfit(f"a turn has a part of type {kind!r:.40}; only text is read", name="part")
 
 
 def read_column(row: Row, column: str) -> Any:
@@ -99,11 +179,16 @@ def check_order(messages: Sequence[Message], last: str) -> None:
 
 
 def check_plain(text: str) -> str:
-    """The text. Raises Misfit where it is a chat that a template has rendered: a template would render it again."""
+    """The text. Raises Misfit where it is a chat that was rendered, which a template would render again, or stands for
+    a picture."""
     if rendered := _RENDERED.match(text):
         raise Misfit(
-            f"a text begins with {rendered[0].strip()!r}: it is a chat that was rendered before; give its turns",
+            f"a text begins with {rendered[0].strip()!r:.40}: it is a chat that was rendered before; give its turns",
             name="rendered",
+        )
+    if picture := _PICTURE.search(text):
+        raise Misfit(
+            f"a text holds {picture[0]!r}, in the place of a picture; only text is read", name="part"
         )
     return text
 
@@ -129,6 +214,51 @@ def check_text(text: Any, what: str, *, name: str = "column") -> str:
 # -- rows that fit -----------------------------------------------------------------------------------------
 
 
+@lru_cache(1024)
+def _meant(names: tuple[str, ...], columns: str) -> list[str]:
+    """Those of a row's columns that are meant, compared without case, with - and blanks as _."""
+    own = {name.casefold().replace("-", "_").replace(" ", "_"): name for name in names}
+    return [own[name] for name in columns.split() if name in own]
+
+
+class NotedRow(dict[str, Any]):
+    """A row that notes which of its columns are read."""
+
+    def __init__(self, row: Row, ignored: Sequence[str] = ()) -> None:
+        super().__init__((name, value) for name, value in row.items() if name not in ignored)
+        self.read: set[str] = set()
+        self._names = tuple(self)
+
+    def __getitem__(self, name: str) -> Any:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.read.add(name)
+        return super().get(name, default)
+
+    def find(self, columns: str) -> str | None:
+        """The row's own name of the first of these columns that it has something in."""
+        # A source's rows have the same columns: which of them are meant is looked up once.
+        meant = _meant(self._names, columns)
+        return next((name for name in meant if dict.get(self, name) is not None), None)
+
+    @property
+    def unread(self) -> list[str]:
+        """The columns that hold something and were not read."""
+        return [name for name, value in self.items() if name not in self.read and value not in (None, "", [])]
+
+
+@dataclass
+class SourceNotes:
+    """What is noted of a source's rows as they are read."""
+
+    rows: int = 0
+    misfits: Counter[str] = field(default_factory=Counter)  # by reason
+    examples: dict[str, str] = field(default_factory=dict)  # by reason, the first: its row, and why
+    unread: Counter[str] = field(default_factory=Counter)  # rows by column that held what nobody reads
+
+
 @dataclass(frozen=True)
 class FittingRows:
     """One source's rows as they are read; those of them that don't fit are counted by reason, and refused past a limit."""
@@ -140,40 +270,48 @@ class FittingRows:
     fix: str  # what to do about more of them
     counts: Counter[str]  # gains rows, misfit and, by reason, misfit_NAME
     quiet: bool = False  # the source was read before, so that a warning would be its second
+    ignored: Sequence[str] | None = None  # columns that aren't looked at; None: nobody is told of unread ones
+    notes: SourceNotes = field(default_factory=SourceNotes)
 
-    def parse(self, parse: Callable[[Row], T | None]) -> Iterator[T]:
+    def parse(self, parse: Callable[[NotedRow], T | None]) -> Iterator[T]:
         """What `parse` makes of each row, in file order. It raises Misfit, and gives None to leave a row out.
 
         Raises:
             ValueError: an unreadable source; at its end, more misfits than allowed, or nothing else.
         """
         self.counts.update(rows=0, misfit=0)
-        rows, first, columns = 0, "", ""
-        reasons: Counter[str] = Counter()
+        notes, columns = self.notes, ""
         missing: set[str | None] = set()
         for place, row in read_placed_rows(self.uri, self.limit):
-            rows += 1
+            notes.rows += 1
             self.counts["rows"] += 1
+            noted = NotedRow(row, self.ignored or ())
             try:
-                parsed = parse(row)
+                parsed = parse(noted)
             except Misfit as misfit:
                 self.counts.update({"misfit": 1, f"misfit_{misfit.name}": 1})
-                reasons[misfit.name] += 1
+                notes.misfits[misfit.name] += 1
                 missing.add(misfit.column)
-                first, columns = first or f"{place}: {misfit}", shorten(", ".join(row), 200)
+                notes.examples.setdefault(misfit.name, f"{place}: {misfit}")
+                columns = columns or shorten(", ".join(row), 200)
                 continue
+            if self.ignored is not None:
+                notes.unread.update(noted.unread)
             if parsed is not None:
                 yield parsed
-        misfits = reasons.total()
+        rows, misfits, first = notes.rows, notes.misfits.total(), next(iter(notes.examples.values()), "")
         if misfits == rows and len(missing) == 1 and None not in missing:
             raise SourceError(
                 f"source {self.uri!r}: no row has a column {missing.pop()!r}; its columns are {columns}: {self.fix}"
             )
         if misfits and (misfits == rows or misfits > self.allowed * rows):
-            named = ", ".join(f"{count} {name}" for name, count in reasons.items())
+            named = ", ".join(f"{count} {name}" for name, count in notes.misfits.items())
             raise SourceError(
                 f"source {self.uri!r}: {misfits} of {rows} rows {self.unfit} ({named}; {first}); "
                 f"at most {100 * self.allowed:.3g}% may, and not all: {self.fix}"
             )
         if misfits and not self.quiet:
             logger.warning("source %s: skipped %d of %d rows (%s)", self.uri, misfits, rows, first)
+        if notes.unread and not self.quiet:
+            named = ", ".join(f"{name} ({count} rows)" for name, count in notes.unread.items())
+            logger.warning("source %s: columns that are not read: %s", self.uri, named)

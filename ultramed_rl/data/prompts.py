@@ -14,7 +14,16 @@ from functools import partial
 import numpy as np
 
 from ultramed_rl.config.rounds import MessagesSource, Prompts, PromptSource, QuestionSource
-from ultramed_rl.data.chats import FittingRows, Misfit, check_plain, check_text, read_column, read_turns
+from ultramed_rl.data.chats import (
+    FittingRows,
+    Misfit,
+    NotedRow,
+    SourceNotes,
+    check_plain,
+    check_text,
+    read_column,
+)
+from ultramed_rl.data.forms import read_chat, read_question
 from ultramed_rl.data.likeness import normalise_text
 from ultramed_rl.data.sources import Row
 from ultramed_rl.data.stage_data import Tokenizer
@@ -57,7 +66,7 @@ def load_prompts(config: Prompts, encode: Encode, markers: Markers = lambda _: 0
     seen: set[str] = set()
     prompts: list[Prompt] = []
     for place, source in enumerate(config.sources):
-        for messages, answer in _read_drafts(source, counts):
+        for messages, answer in read_prompt_rows(source, counts):
             # A chat's identity. Earlier turns count: "And in children?" asks something else in each chat.
             key = "\n".join(normalise_text(m["content"]) for m in messages if m["role"] != "system")
             if key in seen:
@@ -85,11 +94,14 @@ def load_prompts(config: Prompts, encode: Encode, markers: Markers = lambda _: 0
     return PromptPool(tuple(prompts), counts=dict(counts))
 
 
-def _read_drafts(source: PromptSource, counts: Counter[str]) -> Iterator[_Draft]:
-    """The source's drafts; misfits are counted, and too many of them raise once the source is read."""
+def read_prompt_rows(
+    source: PromptSource, counts: Counter[str], *, quiet: bool = False, notes: SourceNotes | None = None
+) -> Iterator[_Draft]:
+    """The source's chats and answers; misfits are counted, and too many of them raise ValueError once it is read."""
     unfit, fix = f"don't fit type {source.type!r}", "name another column, or clean the file"
     by_reason: Counter[str] = Counter()  # a pool counts misfits without their reasons
-    rows = FittingRows(source.uri, source.limit, MISFITS_ALLOWED, unfit, fix, by_reason)
+    limits = (source.uri, source.limit, MISFITS_ALLOWED)
+    rows = FittingRows(*limits, unfit, fix, by_reason, quiet, source.ignore, notes or SourceNotes())
     drafts: Iterator[_Draft | str] = rows.parse(partial(_draft, source))
     for draft in drafts:
         if isinstance(draft, str):
@@ -99,32 +111,32 @@ def _read_drafts(source: PromptSource, counts: Counter[str]) -> Iterator[_Draft]
     counts.update(rows=by_reason["rows"], misfit=by_reason["misfit"])
 
 
-def _draft(source: PromptSource, row: Row) -> _Draft | str:
+def _draft(source: PromptSource, row: NotedRow) -> _Draft | str:
     """The row's chat; for a vignette that cleaning drops on purpose, the reason instead."""
     if isinstance(
         source, MessagesSource
     ):  # up to its last user turn; what the assistant says after it is the answer
-        messages, answers = read_turns(row, source.column), list[str]()
+        messages, answers = read_chat(row, source.column).turns, list[str]()
         while messages and messages[-1]["role"] == "assistant":
             answers.insert(0, messages.pop()["content"])
         if not messages or messages[-1]["role"] != "user":
             raise Misfit(f"column {source.column!r} has no turn of role 'user' before the answer")
         return messages, "\n\n".join(answers) or None
     if isinstance(source, QuestionSource):
-        question, answer = _text(row, source.column), None
+        messages, answer = read_question(row, source.column), None
         # Answers may be absent row by row, but not of another type.
         if source.answer_column is not None and read_column(row, source.answer_column) not in (None, ""):
             answer = _text(row, source.answer_column)
-    else:
-        for column in COLUMNS:
-            _text(row, column)
-        vignette = read_vignette(row)
-        if vignette == "malformed":
-            raise Misfit("not a stem with lettered options")
-        if not isinstance(vignette, Vignette):
-            return vignette
-        question, answer = render_vignette(vignette), answer_sentence(vignette.options, vignette.letter)
-    return [Message(role="user", content=question)], answer
+        return messages, answer
+    for column in COLUMNS:
+        _text(row, column)
+    vignette = read_vignette(row)
+    if vignette == "malformed":
+        raise Misfit("not a stem with lettered options")
+    if not isinstance(vignette, Vignette):
+        return vignette
+    answer = answer_sentence(vignette.options, vignette.letter)
+    return [Message(role="user", content=render_vignette(vignette))], answer
 
 
 def _text(row: Row, column: str) -> str:

@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from ultramed_rl.config.stages import ConversationData, PreferenceData
-from ultramed_rl.data.conversations import read_conversations
-from ultramed_rl.data.identity import UniqueIds, choose_held_out, content_key, mixture_copies, prompt_key
+from ultramed_rl.data.conversations import conversation_key, read_conversations
+from ultramed_rl.data.identity import UniqueIds, choose_held_out, mixture_copies, prompt_key
 from ultramed_rl.data.preferences import ranked_key, read_preferences
 from ultramed_rl.learning.seeds import seeded_number
 from ultramed_rl.records import (
@@ -166,7 +166,7 @@ class PreparedConversations(Prepared[TokenizedChat]):
         return read_conversations(source, counts, quiet=quiet)
 
     def _keys(self, row: Conversation) -> tuple[str, str]:
-        return content_key(row.messages), row.conversation_id
+        return conversation_key(row.messages, row.unlearnt), row.conversation_id
 
     def _fit(
         self, row: Conversation, names: Sequence[str], counts: Counter[str]
@@ -240,7 +240,9 @@ class Tokenizer(Protocol):
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]: ...
 
-    def encode_conversation(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]: ...
+    def encode_conversation(
+        self, messages: Sequence[Message], unlearnt: Collection[int] = ()
+    ) -> tuple[list[int], list[bool]]: ...
 
     def encode_answers(
         self, messages: Sequence[Message], answers: Sequence[str], cut: Collection[int] = ()
@@ -252,12 +254,12 @@ class Tokenizer(Protocol):
 
 
 def tokenize_conversation(conversation: Conversation, tokenizer: Tokenizer) -> TokenizedChat:
-    """The chat up to its last answer's end-of-turn token, with all of the assistant's turns learned.
+    """The chat up to its last answer's end-of-turn token, with the assistant's turns learned that its data lets be.
 
     Raises:
         ValueError: a chat that the template refuses or doesn't keep as it is.
     """
-    token_ids, learned = tokenizer.encode_conversation(conversation.messages)
+    token_ids, learned = tokenizer.encode_conversation(conversation.messages, conversation.unlearnt)
     return TokenizedChat(conversation.conversation_id, TokenIds(token_ids), tuple(learned), conversation.kind)
 
 

@@ -33,7 +33,7 @@ from ultramed_rl.data.likeness import (
 )
 from ultramed_rl.data.sources import read_rows
 from ultramed_rl.evaluation.items import Item
-from ultramed_rl.evaluation.lineage import Role, TrainedPrompt, training_prompts
+from ultramed_rl.evaluation.lineage import Lineage, Role, TrainedPrompt
 from ultramed_rl.evaluation.suite import AskedTask
 
 Questions = Mapping[str, Mapping[str, str]]
@@ -122,7 +122,7 @@ def check_contamination(
     Raises:
         ValueError: a source or an embedding model that cannot be read.
     """
-    lineage = training_prompts(path)
+    lineage = Lineage(path)
     questions = {
         asked.task.name: {item.item_id: question_text(item) for item in asked.items} for asked in suite
     }

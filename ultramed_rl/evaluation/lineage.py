@@ -91,33 +91,26 @@ class _TrainedRun:
         return {"uri": str(self.base / uri) if local else uri}
 
 
-def training_prompts(path: str) -> Lineage:
-    """Find out what a model was trained on, through all runs back to a model that this project didn't make.
+class Lineage:
+    """What a model was trained on, through all runs back to a model that this project didn't make.
 
-    Every source is read once here, to see that it can be read, and again by each `prompts`.
-    Prompts that a run held out don't count; those that it dropped as too long may. A relative path in a run's
-    config is taken from where the run was started, where the directory tells.
+    Every source is read once here, to see that it can be read, and again by each `prompts`. Prompts that a run held out
+    don't count; those that it dropped as too long may. A relative path in a run's config is taken from where the run
+    was started, where the directory tells.
+
+    `sources` can be read; `unknown` names models that this project didn't make, or scorers that it can't look
+    into; `unreadable` names what can't be read any more, with the reason.
 
     Args:
         path: a checkpoint's directory, its run's directory, a hub id, or an `offline://` name.
     """
-    lineage = Lineage()
-    lineage.follow(path, "model")
-    return lineage
 
-
-class Lineage:
-    """What is known of a model's training data.
-
-    `sources` can be read; `unknown` names models that this project didn't make, or scorers that it can't look
-    into; `unreadable` names what can't be read any more, with the reason.
-    """
-
-    def __init__(self) -> None:
+    def __init__(self, path: str) -> None:
         self.sources: list[TrainedSource] = []
         self.unknown: list[str] = []
         self.unreadable: list[str] = []
         self._visited: set[tuple[Path, tuple[str, ...], Role]] = set()
+        self._follow(path, "model")
 
     def prompts(self) -> Iterator[TrainedPrompt]:
         """All user turns trained on, as a stream: the model's own first, then its reward models'.
@@ -134,7 +127,7 @@ class Lineage:
         unknown = (f"what {name} was trained on is not known" for name in self.unknown)
         return (*unknown, *(f"cannot be read any more: {what}" for what in self.unreadable))
 
-    def follow(self, path: str, role: Role, base: Path | None = None) -> None:
+    def _follow(self, path: str, role: Role, base: Path | None = None) -> None:
         """Add what the model at `path` was trained on; a relative path counts from `base`."""
         place = _run_directory(path, base or Path.cwd())
         if place is None:
@@ -174,7 +167,7 @@ class Lineage:
             for named, source, suffix in zip(config.data.sources, sources, suffixes, strict=True):
                 chats = partial(_used_chats, source, config.run.seed, held_out)
                 self._add(run, named.uri, role, chats, suffix)
-        self.follow(config.model.path, role, run.base)
+        self._follow(config.model.path, role, run.base)
 
     def _add_online(self, run: _TrainedRun, config: RunConfig, role: Role) -> None:
         """The prompts of the rounds up to the checkpoint's; of all that are committed, for the whole run."""
@@ -183,7 +176,7 @@ class Lineage:
         if run.inside[:1] == ("initial",):  # the reward model that the run trained itself
             if config.reward.train is not None:
                 self._add(run, uris, role, partial(_pool_chats, run, config, config.reward.train), suffix)
-            self.follow(config.policy.path, role, run.base)
+            self._follow(config.policy.path, role, run.base)
             return
         count, committed = len(RunReader(run.path).rounds), run.path / "rounds"
         if run.inside[:1] == ("rounds",):
@@ -197,10 +190,10 @@ class Lineage:
                 self._note(self.unreadable, f"{run.name}: {file.relative_to(run.path)} (no such file)")
         present = [file for file in files if file.is_file()]
         self._add(run, uris, role, partial(_kept_chats, present, "messages"), suffix)
-        self.follow(config.policy.path, role, run.base)
+        self._follow(config.policy.path, role, run.base)
         for path in config.reward.paths:
             own = str(run.path / "initial" / "reward_model")
-            self.follow(own if path is None else path, "reward", run.base)
+            self._follow(own if path is None else path, "reward", run.base)
         for term in config.reward.terms:
             if term.type in ("http", "judge"):
                 self._note(self.unknown, f"the {term.type} scorer {term.name!r} of {run.name} (reward model)")

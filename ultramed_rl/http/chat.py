@@ -144,8 +144,8 @@ def _read(reply: Any, request: ChatRequest) -> CountedReply:
     if not isinstance(message, dict) or not isinstance(content, str):
         raise ValueError("no chat completion")
     # Halves of characters, which no file can hold, become the replacement character.
-    whole = content.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    text = redact(whole, least=LEAST_IN_TEXT)
+    content = content.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    text = redact(content, least=LEAST_IN_TEXT)
     asked = "".join(turn["content"] for turn in request.messages)
     usage = field_of(reply, "usage")
     return CountedReply(

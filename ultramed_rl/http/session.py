@@ -142,16 +142,15 @@ class Rate:
         if self.per_second is None:
             return
         async with self._turn:
-            while (missing := min(amount, self._size) - self._refilled(self.per_second)) > 1e-9:
+            while True:
+                now = time.monotonic()
+                self._level = min(self._size, self._level + (now - self._seen) * self.per_second)
+                self._seen = now
+                if (missing := min(amount, self._size) - self._level) <= 1e-9:
+                    break
                 await asyncio.sleep(missing / self.per_second)
             self._level -= amount
 
     def give_back(self, amount: float) -> None:
         """Units that were taken and not used; negative for those used beyond."""
         self._level += amount
-
-    def _refilled(self, per_second: float) -> float:
-        now = time.monotonic()
-        self._level = min(self._size, self._level + (now - self._seen) * per_second)
-        self._seen = now
-        return self._level

@@ -9,6 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -137,8 +138,9 @@ def merged_weights(lm: nn.Module, gather: Gather) -> Iterator[tuple[str, torch.T
     `gather` makes partitioned parameters whole while a weight is read.
     """
     adapted = {id(_adapted(layer)): layer for _, layer in _lora_layers(lm)}
-    for name, parameter in lm.named_parameters():
-        if ".lora_" in name:
+    for name, parameter in _base_tensors(lm):
+        if not isinstance(parameter, nn.Parameter):  # a buffer, which is whole everywhere
+            yield name, parameter
             continue
         layer = adapted.get(id(parameter))
         own = [] if layer is None else [p for n, p in layer.named_parameters() if n.startswith("lora_")]
@@ -151,26 +153,23 @@ def merged_weights(lm: nn.Module, gather: Gather) -> Iterator[tuple[str, torch.T
             if layer is not None:
                 change = layer.get_delta_weight(_ADAPTER).detach()
                 weight = (weight.float() + change.float()).to(weight.dtype)
-            yield _plain_name(name), weight
-    for name, buffer in kept_buffers(lm):
-        yield _plain_name(name), buffer
+            yield name, weight
 
 
 def merged_shapes(lm: nn.Module) -> Iterator[tuple[str, torch.dtype, tuple[int, ...]]]:
     """Name, type and shape of everything that `merged_weights` yields, in its order."""
-    for name, parameter in lm.named_parameters():
-        if ".lora_" in name:
-            continue
-        packed = getattr(parameter, "quant_state", None)
-        shape = packed.shape if packed else getattr(parameter, "ds_shape", parameter.shape)
-        yield _plain_name(name), packed.dtype if packed else parameter.dtype, tuple(shape)
-    for name, buffer in kept_buffers(lm):
-        yield _plain_name(name), buffer.dtype, tuple(buffer.shape)
+    for name, tensor in _base_tensors(lm):
+        packed = getattr(tensor, "quant_state", None)
+        shape = packed.shape if packed else getattr(tensor, "ds_shape", tensor.shape)
+        yield name, packed.dtype if packed else tensor.dtype, tuple(shape)
 
 
-def _plain_name(name: str) -> str:
-    """peft puts what it wraps under `base_layer`, one within the other where a layer has several adapters."""
-    return name.replace(".base_layer", "")
+def _base_tensors(lm: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Weights and kept buffers below the adapters, by their plain names: peft puts what it wraps under `base_layer`, one
+    within the other where a layer has several adapters."""
+    weights = ((name, weight) for name, weight in lm.named_parameters() if ".lora_" not in name)
+    for name, tensor in chain(weights, kept_buffers(lm)):
+        yield name.replace(".base_layer", ""), tensor
 
 
 def _adapted(layer: Any) -> nn.Parameter | None:

@@ -125,8 +125,11 @@ class ChatTokenizer:
         hidden = self._hide(messages)
         return self._encode_open(hidden, self._render(hidden, generate=True))
 
-    def encode_conversation(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
-        """Token ids of a whole chat up to its last answer's end, and which of them the assistant wrote.
+    def encode_conversation(
+        self, messages: Sequence[Message], unlearnt: Collection[int] = ()
+    ) -> tuple[list[int], list[bool]]:
+        """Token ids of a whole chat up to its last answer's end, and which of them the assistant wrote; the turns at the
+        places `unlearnt` apart.
 
         The mask marks all that a policy writes after each generation prompt: the answer (with what the template
         puts before it, such as Mistral's space) and its end-of-turn token. What the template adds after the
@@ -139,7 +142,7 @@ class ChatTokenizer:
         assert messages and messages[-1]["role"] == "assistant", "a conversation ends with an answer"
         hidden = self._hide(messages)
         text = self._render(hidden)
-        borders = []
+        borders, learnt = [], []
         for turn, message in enumerate(hidden):
             if message["role"] == "assistant":
                 frame = self._frame(hidden[:turn])
@@ -148,13 +151,14 @@ class ChatTokenizer:
                 if not text.startswith(closed[:stop]):
                     raise self._changes(turn + 1)
                 borders.append(len(frame[0]))
+                learnt.append(turn not in unlearnt)
         ids, *answers = self._encode_from(text, borders)
         mask = [False] * len(ids)
         for place, part in enumerate(answers, 1):
             written = self._end(part) + 1
             part = part[:written] if place == len(answers) else part
             ids += part
-            mask += [True] * written + [False] * (len(part) - written)
+            mask += [learnt[place - 1]] * written + [False] * (len(part) - written)
         return ids, mask
 
     def encode_answers(

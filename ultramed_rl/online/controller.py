@@ -24,7 +24,7 @@ from ultramed_rl.learning.pairs import PairSelector
 from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.online.benchmarks import BenchmarkRounds
 from ultramed_rl.online.rollout import RoundRollout
-from ultramed_rl.online.selection import RoundSpec
+from ultramed_rl.online.stream import RoundSpec
 from ultramed_rl.online.training import RoundTraining
 from ultramed_rl.online.watcher import RunWatcher
 from ultramed_rl.records import Completion, Prompt, SamplingRequest, ScoredCompletion

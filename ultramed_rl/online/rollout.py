@@ -17,8 +17,16 @@ from itertools import groupby, islice
 
 from ultramed_rl.cluster.plan import needs_reference
 from ultramed_rl.config import RunConfig
-from ultramed_rl.online.selection import Acceptance, PromptLookup, RoundSelection, RoundSpec, asked_before
-from ultramed_rl.online.stream import Stream, answered_prompts, seldom_collected
+from ultramed_rl.online.stream import (
+    Acceptance,
+    PromptLookup,
+    RoundSelection,
+    RoundSpec,
+    Stream,
+    answered_prompts,
+    asked_before,
+    seldom_collected,
+)
 from ultramed_rl.online.training import RoundTraining
 from ultramed_rl.records import Completion, Prompt, ReferenceLogprobs, ScoredCompletion
 from ultramed_rl.store import RoundRecord
@@ -82,8 +90,9 @@ class RoundRollout:
         if phase is None or phase.finished:
             return
         started = time.perf_counter()
-        if len(phase.read()) < self.record.manifest("pairs")["rows"]:  # else each was streamed
-            known = {reference.group_id for reference in phase.read()}
+        kept = phase.read()
+        if len(kept) < self.record.manifest("pairs")["rows"]:  # else each was streamed
+            known = {reference.group_id for reference in kept}
             pairs = RoundPairs(self.record.path)
             total = sum(
                 n for name, n in zip(pairs.ids, pairs.answer_counts, strict=True) if name not in known
@@ -183,7 +192,7 @@ class RoundRollout:
                 prompt = under_way.pop(scored.prompt_id)
                 if self.acceptance.accept_scored(scored):
                     self.scored.keep(scored.answers)
-                    self.selection.take(prompt, scored.answers)
+                    self.selection.take(prompt, scored.answers, scored.spelt)
                     bar.advance(len(scored.answers))
 
     # -- shared --------------------------------------------------------------------------------------------

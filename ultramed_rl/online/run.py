@@ -26,7 +26,7 @@ from ultramed_rl.online.watcher import RunWatcher
 from ultramed_rl.records import Checkpoint, PreferenceGroup
 from ultramed_rl.scheduling.pool import RanksLost
 from ultramed_rl.store import RunDirectory, RunReader
-from ultramed_rl.store.cards import ModelFacts, model_card, write_card, write_policy_card
+from ultramed_rl.store.cards import model_card, write_card, write_policy_card
 from ultramed_rl.tracking import Progress, Tracker, render_rounds, verdict, watched
 from ultramed_rl.workers.online import OnlineWorkers
 from ultramed_rl.workers.sampling import sample_contrasts
@@ -159,7 +159,7 @@ def prepare_reward_models(
 
     def compute(directory: Path) -> Metrics:
         metrics = train_reward_model(config, workers, pool, progress, directory)
-        write_card(directory, model_card(config, ModelFacts(metrics, role="reward_model")))
+        write_card(directory, model_card(config, metrics, role="reward_model"))
         return metrics
 
     path, metrics = store.initial.phase_directory("reward_model", compute)

@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import Any
 
 from ultramed_rl.actors.work import TrainingPlace
-from ultramed_rl.cluster.calls import are_done
+from ultramed_rl.cluster.group import are_done
 from ultramed_rl.config import RunConfig
 from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.online.watcher import RunWatcher
@@ -87,7 +87,7 @@ class RoundTraining:
         """With all pairs at hand: the ranks go on by themselves while others work. Again when the policy was lost."""
         if self._begun_as != self.workers.policy.restarts:
             self.begin()
-            self._going = self.workers.policy.start_steps(self.folder, self.place, 0)
+            self._going = RoundSteps(self.workers.policy, self.folder, self.place, 0)
 
     def accept(
         self, prompt_id: str, pair: PreferenceGroup | None, reference: ReferenceLogprobs | None
@@ -139,8 +139,8 @@ class RoundTraining:
             taken = len(self.steps)
             advance(sum(int(step["samples"]) for step in self.steps))
             self._since = time.time()
-            going = self._going or self.workers.policy.start_steps(self.folder, self.place, taken)
-            for step in going.rest():
+            going = self._going or RoundSteps(self.workers.policy, self.folder, self.place, taken)
+            for step in going.remaining():
                 advance(int(step["samples"]))
                 self._note(step)
             survives = self.workers.policy.update_survives()

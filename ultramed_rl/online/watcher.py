@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from ultramed_rl.cluster.metrics import RoleMetrics
@@ -42,17 +41,17 @@ class RunWatcher(Watcher):
         """A worker's turn."""
         self._busy.add(span)
         self.timeline.note(span)
-        self.metrics.count(span.role, span.items, span.seconds)
+        self.metrics.turn(span.role, span.items, span.seconds)
 
     def restarted(self, role: str, error: str) -> None:
         """A worker is being replaced."""
         self.restarts[role] = self.restarts.get(role, 0) + 1
-        self.metrics.restarted(role)
+        self.metrics.count("restarts", role)
         self.progress.say(f"{role}: a worker is started again: {error}")
 
     def set_aside(self, role: str) -> None:
         """A prompt is given up."""
-        self.metrics.set_aside(role)
+        self.metrics.count("quarantined_prompts", role)
 
     def look(self, states: Sequence[RoleState], stalled: str | None) -> None:
         """How the roles stand."""
@@ -64,8 +63,6 @@ class RunWatcher(Watcher):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         note_waits(())
         self.timeline.close()

@@ -15,8 +15,10 @@ from ultramed_rl.config.run import RunConfig
 from ultramed_rl.config.secrets import read_secret
 from ultramed_rl.config.stages import PreferenceConfig, RewardConfig, SftConfig
 from ultramed_rl.recipes.run import stages_of
+from ultramed_rl.tracking.console import say
 
 COUNTED_BYTES = 32 * 2**20  # a pool of so much text is counted in a second or two
+_TRIED = 50  # samples of each source that a dry run tokenises
 _ROWS = {"uri", "input", "sources", "exemplars_from", "judged"}
 _MODELS = {"path", "paths", "policies", "tokenizer"}
 
@@ -88,14 +90,27 @@ def _check_text(key: str, name: str, text: str) -> None:
         raise ValueError(f"{key}={text!r}: no such folder; name one with task YAMLs")
 
 
-def check_pool(config: AnyConfig) -> None:
-    """Count the prompts, and hold some out as the run would, where all sources are small and on this machine.
-
-    Nothing is tokenised: what is too long still counts.
+def check_data(config: AnyConfig) -> None:
+    """Open what a config reads on this machine: of each source the first rows, with the first samples tokenised where the
+    model is here too; a benchmark's rows all. Where all sources are small, the rows or prompts are counted, and some
+    held out as the run would; what is too long still counts there.
 
     Raises:
         ValueError: rows that cannot be used, or none left to train on.
     """
+    from ultramed_rl.recipes.samples import view_sources
+
+    for view in view_sources(config, _TRIED, local=True):
+        say(view.describe())
+        if view.problem:
+            raise ValueError(view.problem)
+    for choice in getattr(getattr(config, "benchmarks", None), "tasks", ()):
+        from ultramed_rl.evaluation.suite import find_uris, load_items
+        from ultramed_rl.evaluation.tasks import find_task
+
+        task = find_task(choice.name)
+        if not any(uri.startswith((REFERENCE, "hf://")) for uri in find_uris(task, choice.uri)):
+            load_items(task, choice.uri)
     prompts: Any = getattr(config, "prompts", None)
     if isinstance(config, SftConfig | RewardConfig | PreferenceConfig):
         _check_stage_data(config)

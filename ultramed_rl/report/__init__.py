@@ -1,6 +1,6 @@
 """Reports of runs, each as one HTML file: what a run came to, and how several compare.
 
-run directory --> what its files hold (RunReader, answers, online_run, stage) --> a template of html/ --> page
+run directory --> what its files hold (RunReader, answers, online_run, contents) --> a template of html/ --> page
 
 A sentence, a figure's place or a column of a table is a line of the template.
 """

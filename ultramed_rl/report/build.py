@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ultramed_rl.kinds import KINDS
-from ultramed_rl.report import figures, setup, stage, timeline
+from ultramed_rl.report import contents, figures, timeline
 from ultramed_rl.report.answers import Pair, ScoredAnswer, by_prompt, rows_of
 from ultramed_rl.report.figures import short
 from ultramed_rl.report.online_run import OnlineRun, Round, read_online_run
@@ -34,12 +34,8 @@ MOST_CHARACTERS = 6000  # of one text
 _SAMPLE_BYTES = 2_000_000
 _SLACK = 50_000
 Sample = dict[str, Any]  # with short keys, since every sample repeats them: see html/samples.js
-TOOLS: dict[str, Any] = {
-    "figures": figures,
-    "setup": setup,
-    "stage": stage,
-    "timeline": timeline,
-}  # of templates
+# The modules that templates call.
+TOOLS: dict[str, Any] = {"contents": contents, "figures": figures, "timeline": timeline}
 
 
 def write_report(run_dir: Path, output: Path | None = None) -> Path:

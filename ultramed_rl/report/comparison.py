@@ -13,9 +13,8 @@ from typing import Any
 from ultramed_rl.evaluation.statistics import Interval, McNemar, mcnemar, paired_bootstrap
 from ultramed_rl.report.answers import RESAMPLES, Change, compare_prompts, won_prompts
 from ultramed_rl.report.build import FOOTER, HTML, TOOLS, write_page
+from ultramed_rl.report.contents import ABSENT, Scores, environment_rows, flatten, numbers_of, shown
 from ultramed_rl.report.online_run import OnlineRun, Policy, phase_times, read_online_run
-from ultramed_rl.report.setup import ABSENT, environment_rows, flatten, shown
-from ultramed_rl.report.stage import Scores, numbers_of
 from ultramed_rl.store.run_reader import Metrics, RunReader, read_rows
 from ultramed_rl.tracking.page import page_html
 from ultramed_rl.tracking.tables import spoken

@@ -101,17 +101,22 @@ class Dispatcher:
 
     def next(self, now: float) -> tuple[int, WorkItem] | None:
         """A worker and what it is to do next, or None while there is no room or nothing to do."""
-        dealt = self._next_suspect() or self._next_waiting(now)
-        if dealt is None:
+        item: WorkItem | None = None
+        # What may kill its worker waits for one that holds nothing, and gets nothing else beside it.
+        number = next((n for n, w in self._workers.items() if not w.items), None) if self._suspects else None
+        if number is not None:
+            self._workers[number].alone, item = True, self._suspects.popleft()
+        elif (number := self._least_loaded()) is not None:
+            item = self._waiting.popleft() if self._waiting else self._straggler(number, now)
+        if number is None or item is None:
             return None
-        number, item = dealt
         worker = self._workers[number]
         out = self._out.setdefault(item.key, _Out(item, now, worker.alone))
         out.workers.add(number)
         worker.items[item.key] = item
         worker.size += item.size
         self._set_load(number, worker.load + item.load)
-        return dealt
+        return number, item
 
     def done(self, number: int, key: str, now: float) -> bool:
         """A worker has answered: whether this is the item's first answer, the one that counts."""
@@ -146,21 +151,6 @@ class Dispatcher:
         return len(self._out)
 
     # -- inside --------------------------------------------------------------------------------------------
-
-    def _next_suspect(self) -> tuple[int, WorkItem] | None:
-        """What may kill its worker waits until one holds nothing; it gets nothing else beside it."""
-        number = next((n for n, w in self._workers.items() if not w.items), None) if self._suspects else None
-        if number is None:
-            return None
-        self._workers[number].alone = True
-        return number, self._suspects.popleft()
-
-    def _next_waiting(self, now: float) -> tuple[int, WorkItem] | None:
-        number = self._least_loaded()
-        if number is None:
-            return None
-        item = self._waiting.popleft() if self._waiting else self._straggler(number, now)
-        return None if item is None else (number, item)
 
     def _least_loaded(self) -> int | None:
         """The worker with the least load among those with room. Entries of the heap that are out of date, and workers

@@ -82,7 +82,11 @@ class Scheduler:
         if not ended:
             self._pump()
             ended = self._take()
-        self._tell()
+        now = self.transport.now()
+        if now - self._looked >= _LOOK_EVERY_S:
+            self._looked = now
+            states = [pool.state(now) for pool in self.pools.values()]
+            self.watcher.look(states, self._stall.look(states))
         return ended
 
     def stream(self, pool: Pool, source: Iterator[T], offer: Callable[[T], None]) -> Iterator[Outcome]:
@@ -148,10 +152,3 @@ class Scheduler:
                 pool.started(event.rank)
             else:
                 pool.lost(event.rank, event.error, now)
-
-    def _tell(self) -> None:
-        now = self.transport.now()
-        if now - self._looked >= _LOOK_EVERY_S:
-            self._looked = now
-            states = [pool.state(now) for pool in self.pools.values()]
-            self.watcher.look(states, self._stall.look(states))

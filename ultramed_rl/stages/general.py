@@ -1,6 +1,6 @@
-"""General checks of a checkpoint: lm-evaluation-harness 0.4.13 as a Ray job, its results read into records.
+"""General checks of a checkpoint: lm-evaluation-harness 0.4.13 on a node of the Ray cluster, its results read into records.
 
-    section --> names looked up --> `python -m lm_eval run ...` in a Ray job --> results_DATE.json --> GeneralResult
+    section --> names looked up --> `python -m lm_eval run ...` on a node --> results_DATE.json --> GeneralResult
 
 Prompts, answer extraction and metrics are the harness's own. Code runs from three places only when the config names
 it: `include_path`, `trust_remote_code`, `run_unsafe_code`.
@@ -135,7 +135,7 @@ def general_backend(section: General, device: str) -> str:
 
 
 def general_environment(section: General, cluster: Devices) -> dict[str, str]:
-    """The job's variables. A hub token isn't among them: it is in the environment that Ray was started in."""
+    """The command's variables. A hub token isn't among them: it is in the environment that Ray was started in."""
     cores = cluster.cpus_per_node or os.cpu_count() or 1
     share = min(1.0, section.gpus / cluster.devices_per_node) if cluster.device == "cuda" else 1.0
     return {
@@ -201,14 +201,14 @@ def _look_up(folder: str, tasks: tuple[str, ...]) -> dict[str, Any]:
 def run_general(
     section: General, model_path: str, cluster: Devices, precision: str, output_dir: Path
 ) -> GeneralResult:
-    """Evaluate a model in a Ray job, or read back what an earlier run finished in `output_dir`: an artifact with a manifest
-    beside it, which appears whole when the job has ended. The job's nodes see it under the same path.
+    """Evaluate a model on a node of the Ray cluster, or read back what an earlier run finished in `output_dir`: an artifact with a manifest
+    beside it, which appears whole when the command has ended. Nodes see it under the same path.
 
     Raises:
         ValueError: see `check_general`; or what is in `output_dir` is of other inputs.
-        RuntimeError: the job failed (with lm-eval's error first), or left no results.
+        RuntimeError: lm-eval failed (with lm-eval's error first), or left no results.
     """
-    from ultramed_rl.cluster.jobs import run_job
+    from ultramed_rl.cluster.command import run_command
 
     precision = resolve_precision(precision, cluster.device)
     path = resolve_model(model_path)
@@ -226,7 +226,7 @@ def run_general(
         command = general_command(section, path, cluster.device, precision, directory)
         try:
             variables = general_environment(section, cluster)
-            run_job(command, cluster, gpus=gpus, variables=variables, say=keep)
+            run_command(command, cluster, gpus=gpus, variables=variables, say=keep)
         except RuntimeError as error:
             line = _error_line("".join(said))
             if not line:
@@ -260,7 +260,7 @@ def read_general(directory: Path) -> GeneralResult:
     if not files:
         raise RuntimeError(
             f"{directory}: lm-eval ended well and left no results there; it warns of a full disk in its log only, "
-            "and a job on another node writes to a disk that all nodes share"
+            "and lm-eval on another node writes to a disk that all nodes share"
         )
     content = json.loads(files[-1].read_text(encoding="utf-8"))
     subtasks = content.get("group_subtasks", {})

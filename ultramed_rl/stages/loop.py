@@ -1,18 +1,26 @@
-"""A stage's training: steps, evaluations, saved states, early stop, and the model at the end."""
+"""A stage's training: what the ranks are taught, steps, evaluations, saved states, early stop, and the model at the end."""
 
 from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from ultramed_rl.actors.policy import PolicyWorker
+from ultramed_rl.actors.trainer import RewardTrainWorker
 from ultramed_rl.actors.work import TrainingPlace
-from ultramed_rl.config.stages import StageConfig
+from ultramed_rl.config.objectives import KTO, Objective
+from ultramed_rl.config.stages import PreferenceConfig, RewardConfig, SftConfig, StageConfig
 from ultramed_rl.learning.batching import count_steps
+from ultramed_rl.learning.checks import check_references
+from ultramed_rl.learning.preference_data import read_reference, reference_answers
+from ultramed_rl.records import PreferenceGroup, ReferenceLogprobs
+from ultramed_rl.scheduling.pool import RanksLost
 from ultramed_rl.store import RunReader, StageDirectory
-from ultramed_rl.store.cards import Input, ModelFacts, model_card, write_card
+from ultramed_rl.store.cards import Input, model_card, write_card
 from ultramed_rl.tracking import Progress, Tracker
 from ultramed_rl.workers.stage import StageWorkers
 
@@ -38,22 +46,92 @@ class StageLoop:
         config: StageConfig,
         store: StageDirectory,
         workers: StageWorkers,
-        samples: int,
-        evaluates: bool,
+        samples: tuple[Sequence[Any], Sequence[Any] | None],
         tracker: Tracker,
         progress: Progress,
     ) -> None:
+        """`samples`: to train on; and held out, if there are any."""
         self.config, self.store, self.workers = config, store, workers
-        self.evaluates, self.tracker, self.progress = evaluates, tracker, progress
-        training = config.training
-        self.steps = count_steps(samples, training.batch_size, training.epochs, training.max_steps)
-        self.samples = samples
-        self.schedule = TrainingPlace(0, 1, config.run.seed, training.max_steps)
+        self.tracker, self.progress = tracker, progress
+        self.training, self.held_out = samples
+        rules = config.training
+        self.steps = count_steps(len(self.training), rules.batch_size, rules.epochs, rules.max_steps)
+        self.schedule = TrainingPlace(0, 1, config.run.seed, rules.max_steps)
+
+    def train(self) -> tuple[Path, Metrics]:
+        """Train to the end; ranks that are lost start again, from the newest state that was saved. Returns the model's
+        directory and the stage's figures."""
+        layers = self.config.trainable_layers if isinstance(self.config, RewardConfig) else None
+        while True:
+            try:
+                with self.progress.phase("start the ranks", 1, "groups") as bar:
+                    self.workers.load(layers)
+                    bar.advance(1)
+                self.teach()
+                return self.run()
+            except RanksLost as lost:
+                self.progress.say(f"{lost}; starting again from the newest state")
+                self.workers.respawn_all(self.config.cluster.faults.restarts)
+
+    def teach(self) -> None:
+        """Set the ranks' task. A preference stage's model is its own reference: it scores all answers before its first
+        step."""
+        config, held_out, length = self.config, self.held_out, self.config.model.max_length
+        if isinstance(config, SftConfig):
+            self.workers.call(PolicyWorker.learn_chats, self.training, held_out)
+        elif isinstance(config, RewardConfig):
+            wanted = (config.objective, length, held_out)
+            self.workers.call(RewardTrainWorker.learn_ranking, self.training, *wanted)
+        else:
+            references = self._references(config, "reference", self.training)
+            measured = None
+            if held_out is not None:
+                measured = (held_out, self._references(config, "reference_held_out", held_out))
+            task = (references, self._objective(config), length, measured)
+            self.workers.call(PolicyWorker.learn_preferences, self.training, *task)
+
+    def _objective(self, config: PreferenceConfig) -> Objective:
+        """The config's; of KTO with its weights."""
+        objective = config.objective
+        if not isinstance(objective, KTO):
+            return objective
+        wanted = sum(group.desirable for group in self.training)
+        unwanted = sum(len(group.completions) for group in self.training) - wanted
+        objective = objective.balanced(wanted, unwanted)
+        weights = (objective.desirable_weight or 1.0, objective.undesirable_weight or 1.0)
+        ratio = f"{weights[0] * wanted / (weights[1] * unwanted):.3g}" if unwanted else "inf"
+        self.progress.say(
+            f"kto: {wanted} wanted answers of weight {weights[0]:.4g}, {unwanted} unwanted of {weights[1]:.4g}; together "
+            f"{ratio} to 1, where 1 to 1.5 is advised"
+        )
+        return objective
+
+    def _references(
+        self, config: PreferenceConfig, name: str, groups: Sequence[PreferenceGroup]
+    ) -> list[ReferenceLogprobs] | None:
+        if not config.objective.uses_reference:
+            return None
+
+        def compute(_: str) -> list[ReferenceLogprobs]:
+            mismatched, length = config.objective.kl == "mismatched", config.model.max_length
+            answers = [reference_answers(groups, i, mismatched, length) for i in range(len(groups))]
+            total = sum(len(a.answers) for a in answers)
+            with self.progress.phase("reference logprobs", total, "answers") as bar:
+                values = self.workers.score_start(answers, bar.advance)
+            references = [
+                read_reference(group.group_id, len(group.completions), numbers)
+                for group, numbers in zip(groups, values, strict=True)
+            ]
+            check_references(groups, references)
+            return references
+
+        artifacts = self.store.artifacts
+        return artifacts.phase(name, compute, artifacts.digest("data"), kind=ReferenceLogprobs)
 
     def run(self) -> tuple[Path, Metrics]:
-        """All steps that aren't taken yet; returns the model's directory and the stage's figures."""
+        """All steps that aren't taken yet."""
         training, place = self.config.training, self.take_up()
-        if self.evaluates and place.step == 0:
+        if self.held_out is not None and place.step == 0:
             place = self.evaluate(place)
         patience = math.inf if training.patience is None else training.patience
         with self.progress.phase(f"train {self.config.type}", self.steps, "steps") as bar:
@@ -66,7 +144,9 @@ class StageLoop:
                     place = replace(place, skipped=place.skipped + math.isnan(metrics["grad_norm"]))
                     bar.advance(1)
                 place = replace(place, step=stop)
-                if self.evaluates and (stop == self.steps or is_due(stop, training.evaluate_every)):
+                if self.held_out is not None and (
+                    stop == self.steps or is_due(stop, training.evaluate_every)
+                ):
                     place = self.evaluate(place)
                 if stop < self.steps and is_due(stop, training.save_every):
                     self.save(place)
@@ -102,7 +182,12 @@ class StageLoop:
         if not loss < place.best_loss:
             return replace(place, waited=place.waited + 1)
         if self.config.training.keep == "best":
-            self.store.save("best", place.step, self._write_model)
+
+            def write(directory: Path) -> Metrics:
+                self.workers.save(directory)
+                return {}
+
+            self.store.save("best", place.step, write)
         return replace(place, best_loss=loss, best_step=place.step, waited=0)
 
     def save(self, place: Place) -> None:
@@ -135,14 +220,14 @@ class StageLoop:
         """What the stage came to."""
         losses = RunReader(self.store.path).rows("step")
         figures = {
-            "samples": self.samples,
+            "samples": len(self.training),
             "steps": place.step,
             "loss_first": losses[0]["loss"],
             "loss_last": losses[-1]["loss"],
             "tokens_per_second": sum(r["tokens"] for r in losses) / sum(r["seconds"] for r in losses),
             "mfu": sum(r["mfu"] for r in losses) / len(losses),
         }
-        if self.evaluates:
+        if self.held_out is not None:
             rows = RunReader(self.store.path).rows("evaluation")
             by_step = {int(row["evaluation_index"]): row for row in rows}
             kept = by_step[place.best_step if self.config.training.keep == "best" else place.step]
@@ -150,17 +235,13 @@ class StageLoop:
                 figures |= {f"{name}_{k}": v for k, v in row.items() if k not in ("time", "evaluation_index")}
         return figures
 
-    def _write_model(self, directory: Path) -> Metrics:
-        self.workers.save(directory)
-        return {}
-
 
 def write_stage_card(
     config: StageConfig, store: StageDirectory, directory: Path, figures: Mapping[str, float]
 ) -> None:
     """README.md beside the weights, before the directory is digested."""
     samples = Input("samples that were trained on", "data/ of the run", store.artifacts.digest("data"))
-    write_card(directory, model_card(config, ModelFacts(figures, [samples])))
+    write_card(directory, model_card(config, figures, [samples]))
 
 
 def next_event(step: int, steps: int, *intervals: int | None) -> int:

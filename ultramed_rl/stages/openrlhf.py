@@ -1,6 +1,6 @@
-"""A stage computed by OpenRLHF 0.11.2's own trainers, from the same config, as a Ray job on one node's GPUs.
+"""A stage computed by OpenRLHF 0.11.2's own trainers, from the same config, on one node's GPUs of the Ray cluster.
 
-    config --> command line --> torchrun in a Ray job --> OpenRLHF's checkpoint --> one that the rest reads
+    config --> command line --> torchrun on a node --> OpenRLHF's checkpoint --> one that the rest reads
     records --> JSON lines ------^
 
 What it cannot do is refused, and nothing that was asked for is left out in silence; what it does in a way of its own is
@@ -22,7 +22,7 @@ from typing import Any
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from ultramed_rl.cluster.jobs import run_job
+from ultramed_rl.cluster.command import run_command
 from ultramed_rl.config import ConfigError
 from ultramed_rl.config.objectives import DPO, IPO
 from ultramed_rl.config.stages import BradleyTerry, RewardConfig, SftConfig, StageConfig
@@ -56,7 +56,7 @@ _WHY = {
     "model.trust_remote_code": "OpenRLHF always runs the code that a checkpoint brings; give a local copy that has no auto_map as model.path={config.model.path!r}, set it to true",
     "model.chat_template": "OpenRLHF takes the tokenizer's own; save it in the checkpoint",
     "model.path": "is a reward model already, and OpenRLHF would draw its head anew; start from a causal language model",
-    "cluster.nodes": "OpenRLHF's launcher reaches other nodes by ssh, which a Ray job has not; use cluster.nodes=1",
+    "cluster.nodes": "OpenRLHF's launcher reaches other nodes by ssh, which a node of Ray has not; use cluster.nodes=1",
     "cluster.trainer.ranks": "OpenRLHF's ranks share one node; at most cluster.devices_per_node={config.cluster.devices_per_node} fit; lower it",
     "cluster.trainer.zero_stage": "OpenRLHF then saves LoRA adapters as a pickle, which is never loaded here; use zero_stage <= 2",
     "objective.centering": "OpenRLHF's loss has no such term; use 0",
@@ -70,7 +70,7 @@ _WHY = {
 def train_by_openrlhf(
     config: StageConfig, prepared: Prepared[Any], store: StageDirectory, progress: Progress
 ) -> tuple[Path, dict[str, float]]:
-    """Write the rows that fit, train in a Ray job, keep the model. A killed job goes on from its own states."""
+    """Write the rows that fit, train on a node, keep the model. A killed stage goes on from its own states."""
 
     def write(directory: Path) -> dict[str, float]:
         with progress.phase("prepare data", 1, "data sets") as bar:
@@ -100,11 +100,11 @@ def train_by_openrlhf(
 
 
 def submit_openrlhf(config: StageConfig, train_path: Path, held_out_path: Path | None, output: Path) -> None:
-    """Train by OpenRLHF as a Ray job, its log on stdout, and make its checkpoint one that the rest reads.
+    """Train by OpenRLHF on a node of the Ray cluster, its log on stdout, and make its checkpoint one that the rest reads.
 
     Raises:
         ValueError: a value that OpenRLHF cannot honour, or less data than one batch.
-        RuntimeError: the job failed (with its id, its last lines and the fix), or its weights aren't finite.
+        RuntimeError: it failed (with its last lines and the fix), or its weights aren't finite.
     """
     train_path, output = train_path.resolve(), output.resolve()
     command = openrlhf_command(config, train_path, held_out_path and held_out_path.resolve(), output)
@@ -116,7 +116,7 @@ def submit_openrlhf(config: StageConfig, train_path: Path, held_out_path: Path |
             "samples; lower it or give more data"
         )
     ranks = config.cluster.trainer.ranks
-    run_job(command, config.cluster, gpus=ranks, variables=openrlhf_environment(config, output))
+    run_command(command, config.cluster, gpus=ranks, variables=openrlhf_environment(config, output))
     adopt_openrlhf(output, config)
 
 
@@ -215,7 +215,7 @@ def states_directory(output: Path) -> Path:
 
 
 def openrlhf_environment(config: StageConfig, output: Path) -> dict[str, str]:
-    """The job's variables. The key of wandb isn't among them: it is in the environment that Ray was started in."""
+    """The command's variables. The key of wandb isn't among them: it is in the environment that Ray was started in."""
     tracking, cluster = config.tracking, config.cluster
     auto = "online" if os.environ.get("WANDB_API_KEY") else "offline"
     # Both Ray and torchrun would set it to one, and optimizer offload computes on the CPU.
@@ -301,7 +301,7 @@ def write_openrlhf_data(
     `prompt`, `chosen` and `rejected`, all lists of messages, and, if the config's loss wants it, the `margin`.
 
     Raises:
-        ValueError: no row at all; or, with the prompt's id, unpaired feedback, answers that are all tied, and
+        ValueError: no row at all; turns that are not to be learnt, all of which OpenRLHF learns; or, with the prompt's id, unpaired feedback, answers that are all tied, and
             answers that were cut off, to which OpenRLHF would add an end.
     """
     loss = getattr(config, "objective", None)
@@ -321,6 +321,11 @@ def write_openrlhf_data(
 
 def _rows_of(record: Conversation | RankedAnswers, margin_scale: float | None) -> Iterator[dict[str, Any]]:
     if isinstance(record, Conversation):
+        if record.unlearnt:
+            raise ValueError(
+                f"conversation {record.conversation_id!r:.60}: its turns {sorted(record.unlearnt)} are not to be learnt, and "
+                "OpenRLHF learns all of the assistant's; leave it out or use engine=native"
+            )
         yield {"messages": list(record.messages)}
         return
     ranked = zip(record.answers, record.scores, strict=True)

@@ -4,7 +4,8 @@ Medical RewardBench (UltraMedical, arXiv 2406.03949, section 4): four subsets, a
 RewardBench (arXiv 2403.13787, section 4 and the code published with it): sections of subsets, in which a pair
 counts as much as any other, except that in Reasoning mathematics counts as much as all code; and the plain mean
 of the sections. The paper's fifth one, older preference test sets, is not among the rows of its data.
-A tie is half right in both.
+A tie is half right in both. RewardBench 2's rows (arXiv 2506.01937) have one wanted answer among four, which must score
+highest; of several wanted answers (RM-Bench, arXiv 2410.16184; PPE, arXiv 2410.14872) each is held against each other one.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ultramed_rl.data.stage_data import fit_pairs, tokenize_preference
 from ultramed_rl.evaluation.statistics import Interval, wilson_interval
 from ultramed_rl.models.checks import check_models
 from ultramed_rl.models.reading import RewardReader
+from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, PreferenceGroup, Prompt, RankedAnswers, ScoredCompletion
 from ultramed_rl.store import ArtifactFolder, WorkDirectory
 from ultramed_rl.store.atomic import write_json, write_lines
@@ -57,22 +59,25 @@ _BY_FOLDED = {name.casefold(): name for name in _KNOWN}
 
 @dataclass(frozen=True)
 class PreparedPairs:
-    """What is scored."""
+    """What is scored: pairs in the reward model's own tokens; and counts of rows, and of pairs too long by subset."""
 
-    pairs: tuple[PreferenceGroup, ...]  # in the reward model's own tokens
+    pairs: tuple[PreferenceGroup, ...]
     scorers: Scorers
     rows: dict[str, int]  # counts: of all, of misfits, of those with control tokens as text
     too_long: dict[str, int]  # by subset
+    tokenizer: ChatTokenizer
 
 
 @dataclass(frozen=True)
 class ScoredPair:
-    """A pair with the scores of both sides."""
+    """A pair with the scores of both sides; of more answers the lowest wanted and the highest unwanted one."""
 
     pair_id: str
     subset: str
     chosen: float
     rejected: float
+    share: float | None = None  # of more answers than two, how right they are ordered, 0 to 1
+    places: tuple[int, int] = (0, 1)  # the two answers' among the row's
 
     @property
     def margin(self) -> float:
@@ -89,6 +94,8 @@ class ScoredPair:
         """1 where the chosen answer scores higher, a half for a tie, else 0; 0 where a score isn't finite."""
         if not self.finite:
             return 0.0
+        if self.share is not None:
+            return self.share
         return 0.5 if self.chosen == self.rejected else float(self.chosen > self.rejected)
 
 
@@ -189,7 +196,7 @@ def prepare_bench(config: RewardBenchConfig, progress: Progress) -> PreparedPair
         f"{too_long.total()} too long, {counts['neutralised']} with control tokens as text)"
     )
     scorers = Scorers(config.reward, reader.tokenizer)
-    return PreparedPairs(tuple(fitting), scorers, dict(counts), dict(too_long))
+    return PreparedPairs(tuple(fitting), scorers, dict(counts), dict(too_long), reader.tokenizer)
 
 
 def _tokenize(pair: RankedAnswers, reader: RewardReader) -> PreferenceGroup:
@@ -223,11 +230,27 @@ def _scores(
     prompts = [pair.prompt for pair in bench.pairs]
     answers = [answer for pair in bench.pairs for answer in pair.completions]
     results = artifacts.phase("scored", compute, prompts, answers, config.model.path, kind=ScoredCompletion)
-    rewards = [scored.reward for scored in results]
-    return [
-        ScoredPair(prompt.prompt_id, known_subset(prompt.kind), chosen, rejected)
-        for prompt, chosen, rejected in zip(prompts, rewards[::2], rewards[1::2], strict=True)
-    ]
+    rewards = iter(scored.reward for scored in results)
+    return [score_group(pair, [next(rewards) for _ in pair.completions]) for pair in bench.pairs]
+
+
+def score_group(group: PreferenceGroup, rewards: Sequence[float]) -> ScoredPair:
+    """A benchmark's row by the scores of its answers, the wanted ones first."""
+    wanted, others = rewards[: group.desirable], rewards[group.desirable :]
+    share = None
+    if len(rewards) > 2 and len(wanted) == 1:
+        share = float(wanted[0] >= max(others)) / (1 + others.count(wanted[0]))
+    elif len(rewards) > 2:
+        share = fmean((a > b) + 0.5 * (a == b) for a in wanted for b in others)
+    # A score that isn't finite comes first, so that the row counts as one without.
+    order = sorted(range(len(rewards)), key=lambda place: (math.isfinite(rewards[place]), rewards[place]))
+    chosen = next(place for place in order if place < group.desirable)
+    order.sort(key=lambda place: (math.isfinite(rewards[place]), -rewards[place]))
+    rejected = next(place for place in order if place >= group.desirable)
+    scores = (rewards[chosen], rewards[rejected])
+    return ScoredPair(
+        group.prompt.prompt_id, known_subset(group.prompt.kind), *scores, share, (chosen, rejected)
+    )
 
 
 def _failure(scored: ScoredPair, pair: PreferenceGroup) -> dict[str, Any]:
@@ -238,8 +261,8 @@ def _failure(scored: ScoredPair, pair: PreferenceGroup) -> dict[str, Any]:
         "rejected_score": scored.rejected,
         "margin": scored.margin,
         "prompt": list(pair.prompt.messages),
-        "chosen": pair.chosen.text,
-        "rejected": pair.rejected.text,
+        "chosen": pair.completions[scored.places[0]].text,
+        "rejected": pair.completions[scored.places[1]].text,
     }
 
 
@@ -267,7 +290,7 @@ def score_subsets(pairs: Sequence[ScoredPair], too_long: Mapping[str, int]) -> t
         members = by_subset.get(name, [])
         right = math.fsum(pair.right for pair in members)
         accuracy = wilson_interval(right, len(members)) if members else None
-        ties = sum(pair.right == 0.5 for pair in members)
+        ties = sum(pair.finite and pair.chosen == pair.rejected for pair in members)
         non_finite = sum(not pair.finite for pair in members)
         left_out = too_long.get(name, 0)
         scores.append(SubsetScore(name, len(members), right, accuracy, ties, non_finite, left_out))

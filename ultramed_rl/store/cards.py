@@ -30,7 +30,7 @@ from ultramed_rl.config import (
 from ultramed_rl.config.factory import ApiGeneratorConfig, Decontaminate
 from ultramed_rl.kinds import KINDS
 from ultramed_rl.store.artifacts import read_json
-from ultramed_rl.store.digests import digest_path
+from ultramed_rl.store.digests import digest_file
 from ultramed_rl.store.environment import FILE as ENVIRONMENT
 from ultramed_rl.store.run_reader import RunReader, read_rows
 from ultramed_rl.store.work_directory import RoundRecord, RunDirectory
@@ -78,19 +78,6 @@ class EarlierStep:
     models: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class ModelFacts:
-    """What a checkpoint's card says beside its config."""
-
-    metrics: Mapping[str, float]  # of the training that made it, and of its held-out data
-    made: Sequence[Input] = ()  # what the run itself made, that went in
-    # Of an online run: which of its models it is, the round that made it, from 0, and the metrics of the rounds that are
-    # evaluated already.
-    role: Role = "policy"
-    round: int | None = None
-    rounds: Sequence[Mapping[str, float]] = ()
-
-
 def write_card(folder: Path, text: str) -> None:
     """Put a card into a folder that is still being written; one that another tool put there gives way."""
     (folder / CARD).write_text(text, encoding="utf-8")
@@ -106,12 +93,10 @@ def write_policy_card(
     rounds: Sequence[Mapping[str, float]] | None = None,
 ) -> None:
     """The card of an online round's policy or reference. With `rounds` the run's own, which knows how they were evaluated."""
-    made = [
-        *_begun_with(store, record.index),
-        Input("pairs of the round", "pairs.parquet", record.digest("pairs")),
-    ]
+    pairs = Input("pairs of the round", "pairs.parquet", record.digest("pairs"))
+    made = [*_begun_with(store, record.index), pairs]
     rounds = RunReader(store.path).rounds[: record.index] if rounds is None else rounds
-    write_card(folder, model_card(store.config, ModelFacts(metrics, made, role, record.index, rounds)))
+    write_card(folder, model_card(store.config, metrics, made, role=role, index=record.index, rounds=rounds))
 
 
 def write_pairs_card(store: RunDirectory, record: RoundRecord, metrics: Mapping[str, float]) -> None:
@@ -135,13 +120,26 @@ def _begun_with(store: RunDirectory, index: int) -> list[Input]:
 # -- what they say ----------------------------------------------------------------------------------------
 
 
-def model_card(config: ModelConfig, facts: ModelFacts) -> str:
-    """A checkpoint's README.md: Hugging Face front matter, then what made it, from what, and for what it is."""
-    own_reward = facts.role == "reward_model"
-    scores = own_reward or isinstance(config, RewardConfig)
+def model_card(
+    config: ModelConfig,
+    metrics: Mapping[str, float],
+    made: Sequence[Input] = (),
+    *,
+    role: Role = "policy",
+    index: int | None = None,
+    rounds: Sequence[Mapping[str, float]] = (),
+) -> str:
+    """A checkpoint's README.md: Hugging Face front matter, then what made it, from what, and for what it is.
+
+    Args:
+        metrics: of the training that made it, and of its held-out data.
+        made: what the run itself made, that went in.
+        role, index, rounds: of an online run: which of its models, of which round, and metrics of evaluated rounds.
+    """
+    scores = (own_reward := role == "reward_model") or isinstance(config, RewardConfig)
     base = config.policy.path if isinstance(config, RunConfig) else config.model.path
     objective = "" if isinstance(config, SftConfig) else config.objective.type
-    inputs = [*_sources(config, facts.role), *facts.made]
+    inputs = [*_sources(config, role), *made]
     uris = [item.where.removeprefix("hf://") for item in inputs if item.where.startswith("hf://")]
     sections = config.to_mapping()
     return _render(
@@ -163,7 +161,10 @@ def model_card(config: ModelConfig, facts: ModelFacts) -> str:
         if own_reward
         else {name: sections[name] for name in _WEIGHTS if sections.get(name) is not None},
         inputs=inputs,
-        facts=facts,
+        metrics=metrics,
+        role=role,
+        index=index,
+        rounds=rounds,
         base=base,
         objective="bradley_terry" if own_reward else objective,
         scores=scores,
@@ -230,10 +231,8 @@ def _sources(config: ModelConfig | DataSetConfig, role: Role) -> list[Input]:
         case RunConfig() if role == "reward_model":
             named = [("starting model, whose answers are contrasted", config.policy.path)]
         case RunConfig():
-            named = [("starting policy", config.policy.path)]
-            named += [
-                ("reward model", path or "initial/reward_model of the run") for path in config.reward.paths
-            ]
+            named, own = [("starting policy", config.policy.path)], "initial/reward_model of the run"
+            named += [("reward model", path or own) for path in config.reward.paths]
     if isinstance(config, ContrastsConfig | RunConfig):
         named += [("prompts", source.uri) for source in config.prompts.sources]
     return [made_from(part, where) for part, where in named]
@@ -245,18 +244,16 @@ def made_from(part: str, where: str) -> Input:
     if "://" in where or not path.exists():
         return Input(part, where)
     if path.is_file():
-        return Input(part, where, digest_path(path))
+        return Input(part, where, digest_file(path))
     manifest = path.absolute().with_name(f"{path.absolute().name}.json")
     return Input(part, where, str(read_json(manifest).get("digest", "")) if manifest.is_file() else "")
 
 
 def read_versions(run: Path) -> dict[str, str]:
     """The packages that a run was started with; a resumed run's card names those of its first start."""
-    environment = RunReader(run).json(ENVIRONMENT)
-    if environment is None:
-        return {}
-    packages = {"python": environment.get("python", "")} | environment.get("packages", {})
-    return {name: str(packages[name]) for name in ("python", *_PACKAGES) if name in packages}
+    environment = RunReader(run).json(ENVIRONMENT) or {}
+    packages = {"python": environment.get("python"), **environment.get("packages", {})}
+    return {name: str(packages[name]) for name in ("python", *_PACKAGES) if packages.get(name)}
 
 
 def earlier_steps(uris: Iterable[str]) -> list[EarlierStep]:

@@ -15,7 +15,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from functools import partial
 from typing import Any, Literal, TextIO
@@ -53,6 +53,20 @@ def say(text: str) -> None:
     """A line for people."""
     if _manner != "quiet":
         print(text, flush=True)
+
+
+def say_marked(parts: Iterable[tuple[str, bool]]) -> None:
+    """A text for people in parts, of which some are marked: by colour in a terminal, elsewhere by brackets."""
+    if _manner == "quiet":
+        return
+    if not sys.stdout.isatty():
+        return say("".join(f"\u27e6{text}\u27e7" if marked else text for text, marked in parts))
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(highlight=False).print(
+        Text.assemble(*((t, "bold green" if marked else "") for t, marked in parts))
+    )
 
 
 def tell(event: str, **fields: Any) -> None:

@@ -6,10 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ultramed_rl.actors.scorer import RewardWorker
-from ultramed_rl.cluster.calls import ask
-from ultramed_rl.cluster.connection import connect
-from ultramed_rl.cluster.group import Placement, WorkerGroup
+from ultramed_rl.actors.scorer import RewardWorker, Scorer
+from ultramed_rl.cluster.connection import Placement, connect
+from ultramed_rl.cluster.group import WorkerGroup, ask
 from ultramed_rl.cluster.plan import Member, make_plan, reward_roles
 from ultramed_rl.cluster.transport import RayScheduler, WorkerSet
 from ultramed_rl.config import RewardBenchConfig, SamplingConfig
@@ -22,18 +21,6 @@ from ultramed_rl.tracking.heartbeat import keep_sigterm
 
 Load = tuple[Any, ...]  # a method of a worker, and its arguments
 WAVES = 2  # full batches that a worker is given at once, so that the next is there when one is done
-
-
-@dataclass(frozen=True)
-class ReplicaRole:
-    """A forward-only role: who computes, how many, in which precision, how many tokens a pass, and who feeds it."""
-
-    role: str
-    worker: type
-    group: ReplicaGroup
-    precision: str
-    batch_tokens: int
-    upstream: str
 
 
 @dataclass(frozen=True)
@@ -68,16 +55,25 @@ class Deployment:
         hang_s = self.cluster.faults.hang_s
         return WorkerGroup(role, spawn, count, takes_turns=self.turns, timeout_s=hang_s)
 
-    def launch_replicas(self, role: ReplicaRole, load: Callable[[], Load]) -> Replicas:
+    def launch_replicas(
+        self,
+        role: str,
+        worker: type[Scorer],
+        group: ReplicaGroup,
+        precision: str,
+        batch_tokens: int,
+        load: Callable[[], Load],
+    ) -> Replicas:
         """Start replicas of a forward-only role; their loads are to be waited for. Sharded ones hold one model together,
         and are one worker.
 
         Args:
+            batch_tokens: of a pass.
             load: a method and its arguments with which every actor begins, and a replacement too, whenever it comes.
         """
-        shards = role.group.replicas if role.group.shard else 1
-        arguments = (self.cluster.device, role.precision, role.batch_tokens, shards)
-        group = self.launch(role.role, role.worker, lambda member: (member.rank, *arguments))
+        shards = group.replicas if group.shard else 1
+        arguments = (self.cluster.device, precision, batch_tokens, shards)
+        actors = self.launch(role, worker, lambda member: (member.rank, *arguments))
 
         def prepare(actors: Sequence[Any]) -> list[Any]:
             pending = []
@@ -87,9 +83,10 @@ class Deployment:
             return pending + [ask(actor, *load()) for actor in actors]
 
         # While one turn is computed, the next one's requests gather. Actors in lockstep share it.
-        rules = PoolRules(self.cluster.faults, WAVES * role.batch_tokens * shards, upstream=(role.upstream,))
-        pool = self.scheduler.add(role.role, WorkerSet(group, prepare, lockstep=shards > 1), rules)
-        return Replicas(group, pool, prepare(group.actors))
+        upstream = "reward" if role == "reference" else "rollout"
+        rules = PoolRules(self.cluster.faults, WAVES * batch_tokens * shards, upstream=(upstream,))
+        pool = self.scheduler.add(role, WorkerSet(actors, prepare, lockstep=shards > 1), rules)
+        return Replicas(actors, pool, prepare(actors.actors))
 
     def launch_reward_models(
         self, reward: Reward, group: ReplicaGroup, paths: Sequence[str]
@@ -97,9 +94,8 @@ class Deployment:
         """Start the replicas of each reward model with the weights at these paths, in the order of the config's."""
         precision = resolve_precision(reward.precision, self.cluster.device)
 
-        def launch(name: str, path: str) -> Replicas:
+        def launch(role: str, path: str) -> Replicas:
             tokens, load = reward.micro_batch_tokens, (RewardWorker.load, path, reward.trust_remote_code)
-            role = ReplicaRole(name, RewardWorker, group, precision, tokens, upstream="rollout")
-            return self.launch_replicas(role, lambda: load)
+            return self.launch_replicas(role, RewardWorker, group, precision, tokens, lambda: load)
 
-        return [launch(name, path) for name, path in zip(reward_roles(reward), paths, strict=True)]
+        return [launch(role, path) for role, path in zip(reward_roles(reward), paths, strict=True)]

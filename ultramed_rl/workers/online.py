@@ -7,14 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ultramed_rl.actors.deepspeed_setup import engine_spec
 from ultramed_rl.actors.policy import PolicyWorker
 from ultramed_rl.actors.rollout import RolloutWorker
 from ultramed_rl.actors.scorer import ReferenceWorker
 from ultramed_rl.actors.trainer import RewardTrainWorker
 from ultramed_rl.actors.weight_sync import transfer_backend
-from ultramed_rl.cluster.calls import wait_for_both, wait_within
-from ultramed_rl.cluster.group import Worker, WorkerGroup
+from ultramed_rl.actors.work import Worker
+from ultramed_rl.cluster.group import WorkerGroup, wait_for_both, wait_within
 from ultramed_rl.cluster.memory import resolve_architecture
 from ultramed_rl.cluster.plan import needs_reference
 from ultramed_rl.cluster.transport import WorkerSet
@@ -26,8 +25,8 @@ from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, PreferenceGroup, Prompt, ReferenceLogprobs, ScoredCompletion
 from ultramed_rl.scheduling.dispatch import WorkItem
 from ultramed_rl.scheduling.pool import Outcome, Pool, PoolRules, RanksLost
-from ultramed_rl.workers.deployment import WAVES, ReplicaRole
-from ultramed_rl.workers.policy import PolicyRanks, WeightSync
+from ultramed_rl.workers.deployment import WAVES
+from ultramed_rl.workers.policy import PolicyRanks, TrainingRanks, WeightSync
 from ultramed_rl.workers.sampling import Advance, SamplingWorkers
 from ultramed_rl.workers.scorers import Scorers
 
@@ -83,19 +82,14 @@ class OnlineWorkers(SamplingWorkers):
         backend = transfer_backend(config.cluster.device, config.cluster.layout)
         parallel = config.cluster.rollout.tensor_parallel
         self.weight_sync = WeightSync(self.policy, self.rollout, backend, parallel)
-        loads = self.policy.begin_load(policy, version)
+        loads = self.policy.begin(policy, version)
         replicas = []
         if needs_reference(config):
-            self.reference_path, tokens = reference, config.reference.micro_batch_tokens
-            role = ReplicaRole(
-                "reference",
-                ReferenceWorker,
-                config.cluster.reference,
-                self.policy_precision,
-                tokens,
-                "reward",
+            self.reference_path = reference
+            group, tokens = config.cluster.reference, config.reference.micro_batch_tokens
+            started = self.deployment.launch_replicas(
+                "reference", ReferenceWorker, group, self.policy_precision, tokens, self._reference_load
             )
-            started = self.deployment.launch_replicas(role, self._reference_load)
             self.reference = started.group
             self._open_references(started.pool)
             replicas.append(started)
@@ -144,7 +138,7 @@ class OnlineWorkers(SamplingWorkers):
             LostWorkers: it has been restarted too often, or its ranks find no place.
         """
         self.policy.respawn_all(self.config.cluster.faults.restarts)
-        self.policy.finish_load(self.policy.begin_load(checkpoint, version), checkpoint, version)
+        self.policy.finish_load(self.policy.begin(checkpoint, version), checkpoint, version)
         self._join_policy()
         self.policy.restore_state(checkpoint, version)
         self.policy.end_round(version)
@@ -278,15 +272,13 @@ class OnlineWorkers(SamplingWorkers):
         """A training group on the policy's slots that lives for as long as the reward model is trained."""
         config, training = self.config, self.config.reward.train
         assert training is not None
-        ranks, seed = config.cluster.policy.ranks, config.run.seed
-        group = self.deployment.launch("policy", RewardTrainWorker, lambda m: (m.rank, ranks, seed))
+        group = TrainingRanks(self.deployment, "policy", RewardTrainWorker, config.run.seed)
         try:
-            address = group.first(RewardTrainWorker.rendezvous)
-            trainer = config.cluster.policy.model_copy(update={"offload_optimizer": False})
-            spec = engine_spec(config.cluster.device, config.reward.precision, trainer, training)
             model = config.policy.model_copy(update={"path": start, "lora": None})
-            arguments = (model, spec, address, training.trainable_layers)
-            group.wait(group.start(RewardTrainWorker.load, *arguments), self._model_s)
+            trainer = config.cluster.policy.model_copy(update={"offload_optimizer": False})
+            group.finish(
+                group.begin_load(model, config.reward.precision, trainer, training, training.trainable_layers)
+            )
             yield group
         finally:
             group.stop()

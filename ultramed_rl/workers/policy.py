@@ -1,21 +1,30 @@
-"""The policy's training ranks: how they start, learn a round and are saved; and how their weights get to the engines."""
+"""Training ranks; the policy's: how they start, learn a round and are saved; and how their weights get to the engines."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ultramed_rl.actors.deepspeed_setup import engine_spec
+from ultramed_rl.actors.deepspeed_setup import EngineSpec
 from ultramed_rl.actors.policy import PolicyWorker
 from ultramed_rl.actors.rollout import RolloutWorker
+from ultramed_rl.actors.trainer import RewardTrainWorker
 from ultramed_rl.actors.weight_sync import join_buckets
-from ultramed_rl.actors.work import RoundTask, TrainingPlace
-from ultramed_rl.cluster.calls import Generators, are_done, ranks_held, wait_for_both, wait_within
-from ultramed_rl.cluster.group import WorkerGroup
+from ultramed_rl.actors.work import TrainingPlace
+from ultramed_rl.cluster.group import (
+    Generators,
+    WorkerGroup,
+    are_done,
+    ranks_held,
+    wait_for_both,
+    wait_within,
+)
 from ultramed_rl.config import RunConfig
-from ultramed_rl.config.models import resolve_precision
+from ultramed_rl.config.cluster import TrainerGroup
+from ultramed_rl.config.models import Model, resolve_precision
+from ultramed_rl.config.rounds import Optimization
 from ultramed_rl.records import PreferenceGroup, ReferenceLogprobs
 from ultramed_rl.scheduling.pool import LostWorkers, RanksLost
 from ultramed_rl.store.atomic import remove
@@ -24,8 +33,37 @@ from ultramed_rl.workers.deployment import Deployment
 Metrics = dict[str, float]
 
 
-class PolicyRanks(WorkerGroup):
-    """The ranks of one online run. What waits for them raises RanksLost.
+class TrainingRanks(WorkerGroup):
+    """Ranks that train one model together. What waits for them raises RanksLost.
+
+    Attributes:
+        model_s: seconds that reading or writing a whole model may take.
+    """
+
+    def __init__(
+        self, deployment: Deployment, role: str, worker: type[PolicyWorker | RewardTrainWorker], seed: int
+    ) -> None:
+        """Creates the actors; they load with `begin_load`."""
+        ranks, faults = len(deployment.plan.members(role)), deployment.cluster.faults
+        spawn = deployment.placement.spawner(role, worker, lambda member: (member.rank, ranks, seed))
+        super().__init__(role, spawn, ranks, takes_turns=deployment.turns, timeout_s=faults.hang_s)
+        self.model_s, self._device = faults.start_s, deployment.cluster.device
+        self._load: Callable[..., None] = worker.load
+
+    def begin_load(
+        self, model: Model, precision: str, group: TrainerGroup, training: Optimization, extra: object = None
+    ) -> list[Any]:
+        """Begin to load the model that training starts from; `extra` is the worker's own argument. Returns the references."""
+        spec = EngineSpec(self._device, resolve_precision(precision, self._device), group, training)
+        return self.start(self._load, model, spec, self.actors[0].rendezvous.remote(), extra)
+
+    def finish(self, loads: list[Any]) -> None:
+        """Until a whole model is read or written."""
+        self.wait(loads, self.model_s)
+
+
+class PolicyRanks(TrainingRanks):
+    """The ranks of one online run.
 
     Attributes:
         trained: the rounds that the ranks were trained for. Behind the engines' version where they were started again
@@ -34,23 +72,16 @@ class PolicyRanks(WorkerGroup):
     """
 
     def __init__(self, config: RunConfig, deployment: Deployment) -> None:
-        """Creates the actors; they load with `begin_load`."""
-        ranks, seed = config.cluster.policy.ranks, config.run.seed
-        spawn = deployment.placement.spawner(
-            "policy", PolicyWorker, lambda member: (member.rank, ranks, seed)
-        )
-        self.config, faults = config, config.cluster.faults
-        super().__init__("policy", spawn, ranks, takes_turns=deployment.turns, timeout_s=faults.hang_s)
-        self.trained, self.learning = 0, False
+        super().__init__(deployment, "policy", PolicyWorker, config.run.seed)
+        self.config, self.trained, self.learning = config, 0, False
 
     # -- start ---------------------------------------------------------------------------------------------
 
-    def begin_load(self, checkpoint: str, version: int) -> list[Any]:
+    def begin(self, checkpoint: str, version: int) -> list[Any]:
         """Begin to load a checkpoint's weights; version 0 is the starting policy. Returns the references."""
-        config, group = self.config, self.config.cluster.policy
-        spec = engine_spec(config.cluster.device, config.policy.precision, group, config.training)
-        address = self.actors[0].rendezvous.remote()
-        return self.start(PolicyWorker.load, config.policy, spec, address, checkpoint if version else None)
+        config, adapted = self.config, checkpoint if version else None
+        policy, group = config.policy, config.cluster.policy
+        return self.begin_load(policy, policy.precision, group, config.training, adapted)
 
     def finish_load(self, loads: list[Any], checkpoint: str, version: int) -> None:
         """Until the ranks have loaded; if one of them dies or hangs in it, all start again.
@@ -58,22 +89,21 @@ class PolicyRanks(WorkerGroup):
         Raises:
             LostWorkers: they have been started too often, or find no place.
         """
-        faults = self.config.cluster.faults
         while True:
             try:
                 with ranks_held(self):
-                    wait_within(loads, faults.start_s)
+                    wait_within(loads, self.model_s)
                 return
             except RanksLost:
                 pass
             except TimeoutError:
                 if not self.placed:
                     raise LostWorkers(
-                        f"policy: its {self.size} ranks were not there after {faults.start_s:.0f} s "
+                        f"policy: its {self.size} ranks were not there after {self.model_s:.0f} s "
                         "(cluster.faults.start_s): give the cluster its devices back and go on with --resume"
                     ) from None
-            self.respawn_all(faults.restarts)
-            loads = self.begin_load(checkpoint, version)
+            self.respawn_all(self.config.cluster.faults.restarts)
+            loads = self.begin(checkpoint, version)
 
     # -- learn ---------------------------------------------------------------------------------------------
 
@@ -94,12 +124,6 @@ class PolicyRanks(WorkerGroup):
         """Begin the optimizer step whose batch these pairs are, after those before it. `wait` has each rank's metrics."""
         return self.start(PolicyWorker.learn_next, groups, references, self.config.training, place, step)
 
-    def start_steps(self, folder: Path, place: TrainingPlace, start: int) -> RoundSteps:
-        """Begin all steps from `start` on, on the pairs in a round's folder."""
-        config, length = self.config, self.config.policy.max_length
-        work = RoundTask(str(folder), config.objective, length, config.training, place, start)
-        return RoundSteps(self, work)
-
     def end_round(self, rounds: int) -> None:
         """All steps of so many rounds are taken."""
         self.trained, self.learning = rounds, False
@@ -116,19 +140,17 @@ class PolicyRanks(WorkerGroup):
         directory.mkdir(parents=True, exist_ok=True)
         for left in directory.iterdir():
             remove(left)
-        start_s = self.config.cluster.faults.start_s
         with self.on_device():
-            self.wait(self.start(PolicyWorker.save, str(directory)), start_s)
+            self.finish(self.start(PolicyWorker.save, str(directory)))
             if self._state_outlives_rounds:
                 folder, moments = str(directory / "optimizer"), self._keeps_moments
-                self.wait(self.start(PolicyWorker.save_state, folder, moments), start_s)
+                self.finish(self.start(PolicyWorker.save_state, folder, moments))
 
     def restore_state(self, checkpoint: str, version: int) -> None:
         """Take up what `save` wrote besides the weights; the starting policy, version 0, has nothing."""
         if version and self._state_outlives_rounds:
             with self.on_device():
-                folder = str(Path(checkpoint) / "optimizer")
-                self.wait(self.start(PolicyWorker.load_state, folder), self.config.cluster.faults.start_s)
+                self.finish(self.start(PolicyWorker.load_state, str(Path(checkpoint) / "optimizer")))
 
     @property
     def _keeps_moments(self) -> bool:
@@ -142,15 +164,17 @@ class PolicyRanks(WorkerGroup):
 
 
 class RoundSteps:
-    """All steps of a round from `work.start` on. Every rank reads what its micro-batches hold; when all have, they take one step
-    after the other by themselves, and wait for nobody else.
+    """All steps of a round from `start` on, on the pairs in its folder. Every rank reads what its micro-batches hold; when all
+    have, they take one step after the other by themselves, and wait for nobody else.
 
-    Each step's metrics come once, by `ready` or by `rest`. Both raise RanksLost, and what a rank says that cannot learn.
+    Each step's metrics come once, by `ready` or by `remaining`. Both raise RanksLost, and what a rank says that cannot learn.
     """
 
-    def __init__(self, policy: WorkerGroup, work: RoundTask) -> None:
-        self._policy, self._steps = policy, (work.training, work.place, work.start)
-        self._reading = policy.start(PolicyWorker.learn_round, work)
+    def __init__(self, policy: PolicyRanks, folder: Path, place: TrainingPlace, start: int) -> None:
+        config = policy.config
+        self._policy, self._steps = policy, (config.training, place, start)
+        task = (str(folder), config.objective, config.policy.max_length)
+        self._reading = policy.start(PolicyWorker.learn_round, *task, *self._steps)
         self._generators: Generators | None = None
 
     def ready(self) -> list[Metrics]:
@@ -160,7 +184,7 @@ class RoundSteps:
                 return []
             return [metrics for rank, metrics in self._begun().ready() if rank == 0]
 
-    def rest(self) -> Iterator[Metrics]:
+    def remaining(self) -> Iterator[Metrics]:
         """Of all that are left, as they are done."""
         return (metrics for rank, metrics in self._begun().follow() if rank == 0)
 

@@ -93,20 +93,14 @@ class SamplingWorkers:
 
     def engine_arguments(self, model: str) -> EngineArguments:
         """How a rollout engine of this run is started."""
-        cluster, group = self.cluster, self.cluster.rollout
-        cache = None if group.kv_cache_gib is None else int(group.kv_cache_gib * 2**30)
         return EngineArguments(
             model=resolve_model(model),
-            device=cluster.device,
+            device=self.cluster.device,
             precision=self.policy_precision,
             max_length=self.model.max_length,
-            max_num_seqs=group.max_num_seqs,
-            tensor_parallel=group.tensor_parallel,
-            enforce_eager=group.enforce_eager,
-            kv_cache_bytes=cache,
-            memory_fraction=group.memory_fraction,
-            transfer_backend=transfer_backend(cluster.device, self.deployment.plan.layout),
-            sleeps=self.turns and cluster.device == "cuda",
+            group=self.cluster.rollout,
+            transfer_backend=transfer_backend(self.cluster.device, self.deployment.plan.layout),
+            sleeps=self.turns and self.cluster.device == "cuda",
             trust_remote_code=self.model.trust_remote_code,
         )
 

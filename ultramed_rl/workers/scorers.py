@@ -37,17 +37,23 @@ class _Pending:
     """A prompt's answers and what is known of their rewards by now."""
 
     completions: Sequence[Completion]
+    spelt: Sequence[Sequence[int]] | None = None
     columns: Columns = field(default_factory=dict)
     error: str = ""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A prompt's scored answers in their order; none, and an error, where no scorer could be brought to it."""
+    """A prompt's scored answers in their order; none, and an error, where no scorer could be brought to it.
+
+    Attributes:
+        spelt: the answers' tokens as a reward model with the policy's tokens read them; None where there is no such one.
+    """
 
     prompt_id: str
     answers: list[ScoredCompletion]
     error: str = ""
+    spelt: Sequence[Sequence[int]] | None = None
 
 
 class Scorers:
@@ -87,12 +93,14 @@ class Scorers:
                 stack.enter_context(group.on_device())
             yield
 
-    def neutralised(self, completions: Sequence[Completion]) -> int:
+    def neutralised(
+        self, completions: Sequence[Completion], spelt: Sequence[Sequence[int]] | None = None
+    ) -> int:
         """Of the policy's answers those that hold a control token of the policy or of a reward model: sampled before
-        their end, or as letters. Reward models read the letters."""
+        their end, or as letters. Reward models read the letters: `spelt`, where they have read these answers."""
         tokenizers = [self.policy, *(r.tokenizer for r in self.readers if not r.shared)]
         answers = [c.token_ids for c in completions]
-        spelt = self.policy.spell_out(answers)
+        spelt = self.policy.spell_out(answers) if spelt is None else spelt
         # Few do: one look at the letters of all of them spares a look at each.
         text = "\n".join(c.text for c in completions)
         tokenizers = [tokenizer for tokenizer in tokenizers if tokenizer.controls.count(text)]
@@ -118,9 +126,10 @@ class Scorers:
     def offer(self, prompt: Prompt, completions: Sequence[Completion]) -> None:
         """Answers to be scored."""
         assert prompt.prompt_id not in self._pending, f"{prompt.prompt_id} is under way"
-        self._pending[prompt.prompt_id] = _Pending(completions)
+        pending = self._pending[prompt.prompt_id] = _Pending(completions)
         for model, reader in zip(self.models, self.readers, strict=True):
             group = reader.read(prompt, completions)
+            pending.spelt = group.answers if reader.shared else pending.spelt
             tokens = group.packed_tokens
             model.pool.offer(WorkItem(prompt.prompt_id, tokens, float(tokens)), group)
         self.terms.offer(prompt, completions)
@@ -199,7 +208,7 @@ class Scorers:
         if len(pending.columns) == len(self._columns):
             del self._pending[prompt_id]
             answers = [] if pending.error else self._combine(pending)
-            self._ready.append(Scored(prompt_id, answers, pending.error))
+            self._ready.append(Scored(prompt_id, answers, pending.error, pending.spelt))
 
     def _combine(self, pending: _Pending) -> list[ScoredCompletion]:
         models = [pending.columns[name] for name in self._model_columns]

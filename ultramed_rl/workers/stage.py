@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Concatenate
 
-from ultramed_rl.actors.deepspeed_setup import engine_spec
 from ultramed_rl.actors.policy import PolicyWorker
 from ultramed_rl.actors.trainer import RewardTrainWorker, TrainWorker
 from ultramed_rl.actors.work import TrainingPlace
-from ultramed_rl.cluster.group import P
 from ultramed_rl.config import EvaluateConfig, RewardBenchConfig
 from ultramed_rl.config.stages import StageConfig
 from ultramed_rl.learning.packing import AnswerGroup
@@ -19,58 +16,40 @@ from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, Prompt, ScoredCompletion
 from ultramed_rl.tracking import Progress
 from ultramed_rl.workers.deployment import Deployment, Replicas
+from ultramed_rl.workers.policy import TrainingRanks
 from ultramed_rl.workers.sampling import Advance, SamplingWorkers
 from ultramed_rl.workers.scorers import Scorers
 
 Metrics = dict[str, float]
 
 
-class StageWorkers:
-    """Owns the training ranks of a stage from `start` to `stop`."""
+class StageWorkers(TrainingRanks):
+    """The training ranks of a stage, from when it is made to `stop`."""
 
-    def __init__(self, config: StageConfig, worker: type[PolicyWorker] | type[RewardTrainWorker]) -> None:
-        self.config, self.load = config, worker.load
-        self._deployment = Deployment(config)
-        ranks, seed = config.cluster.trainer.ranks, config.run.seed
-        self.trainers = self._deployment.launch("trainer", worker, lambda m: (m.rank, ranks, seed))
-        self._model_s = config.cluster.faults.start_s  # that reading or writing a whole model may take
+    def __init__(self, config: StageConfig, worker: type[PolicyWorker | RewardTrainWorker]) -> None:
+        self.config, self._deployment = config, Deployment(config)
+        super().__init__(self._deployment, "trainer", worker, config.run.seed)
 
-    def start(self, *extra: Any) -> None:
-        """Load the starting model on every rank; `extra` are the worker's own arguments."""
-        model, cluster = self.config.model, self.config.cluster
-        spec = engine_spec(cluster.device, model.precision, cluster.trainer, self.config.training)
-        address = self.trainers.first(TrainWorker.rendezvous)
-        self.trainers.wait(self.trainers.start(self.load, model, spec, address, *extra), self._model_s)
-
-    def restart(self) -> None:
-        """All ranks anew; `start` and `teach` have to follow.
-
-        Raises:
-            LostWorkers: they were lost too often.
-        """
-        self.trainers.respawn_all(self.config.cluster.faults.restarts)
-
-    def teach(
-        self, method: Callable[Concatenate[Any, P], None], *arguments: P.args, **named: P.kwargs
-    ) -> None:
-        """Set the task of every rank, by this method of theirs."""
-        self.trainers.call(method, *arguments, **named)
+    def load(self, extra: object = None) -> None:
+        """Load the starting model on every rank; `extra` is the worker's own argument."""
+        model, training = self.config.model, self.config.training
+        self.finish(self.begin_load(model, model.precision, self.config.cluster.trainer, training, extra))
 
     def train(self, place: TrainingPlace, start: int, stop: int) -> Iterator[Metrics]:
         """Optimizer steps [start, stop); yields each one's metrics."""
-        return self.trainers.run(TrainWorker.train, self.config.training, place, start, stop)
+        return self.run(TrainWorker.train, self.config.training, place, start, stop)
 
     def evaluate(self) -> Metrics:
         """The metrics of the held-out data."""
-        return list(self.trainers.run(TrainWorker.evaluate, self.config.training.micro_batch_tokens))[-1]
+        return list(self.run(TrainWorker.evaluate, self.config.training.micro_batch_tokens))[-1]
 
     def score_start(self, groups: Sequence[AnswerGroup], advance: Advance) -> list[list[float]]:
         """Logprobs of all answers under the starting model, which must not have been trained yet; the groups are dealt to
         the ranks in turn. `advance` is told of each pass's answers."""
-        count, budget = len(self.trainers), self.config.training.micro_batch_tokens
+        count, budget = len(self), self.config.training.micro_batch_tokens
         values: list[list[float | None]] = [[None] * len(g.answers) for g in groups]
         shards = [(groups[rank::count], budget) for rank in range(count)]
-        for rank, numbers in self.trainers.stream(PolicyWorker.score_base, shards):
+        for rank, numbers in self.generate(PolicyWorker.score_base, shards).follow():
             for group, answer, number in numbers:
                 values[rank + group * count][answer] = number
             advance(len(numbers))
@@ -79,20 +58,19 @@ class StageWorkers:
 
     def save(self, directory: Path) -> None:
         """Write the model as a Hugging Face checkpoint."""
-        self.trainers.wait(self.trainers.start(TrainWorker.save, str(directory)), self._model_s)
+        self.finish(self.start(TrainWorker.save, str(directory)))
 
     def save_state(self, directory: Path) -> None:
         """Write all that `load_state` needs to go on exactly."""
-        self.trainers.wait(self.trainers.start(TrainWorker.save_state, str(directory)), self._model_s)
+        self.finish(self.start(TrainWorker.save_state, str(directory)))
 
     def load_state(self, directory: Path, skipped: int) -> None:
         """Go on from what `save_state` wrote, after so many skipped steps."""
-        pending = self.trainers.start(TrainWorker.load_state, str(directory), skipped)
-        self.trainers.wait(pending, self._model_s)
+        self.finish(self.start(TrainWorker.load_state, str(directory), skipped))
 
     def stop(self) -> None:
         """End the ranks and give the devices back."""
-        self.trainers.stop()
+        super().stop()
         self._deployment.release()
 
 

@@ -11,6 +11,8 @@ import torch
 from tests.tiny import make_model
 from ultramed_rl.actors.deepspeed_setup import EngineSpec
 from ultramed_rl.actors.engine import Engine
+from ultramed_rl.config.cluster import TrainerGroup
+from ultramed_rl.config.rounds import Optimization
 from ultramed_rl.models.load import PolicyModel, load_policy
 
 
@@ -25,7 +27,12 @@ def test_a_rounds_optimizer_is_a_fresh_one(wrapped: bool) -> None:
     for state in states:
         optimizer = SimpleNamespace(state={parameter: state})
         engine = Engine.__new__(Engine)
-        engine.spec = EngineSpec("cpu", "float32", 0, False, 0.0, 1.0, gradient_checkpointing=False)
+        engine.spec = EngineSpec(
+            "cpu",
+            "float32",
+            TrainerGroup(zero_stage=0),
+            Optimization(gradient_checkpointing=False, max_skipped_steps=0),
+        )
         engine.backend = SimpleNamespace(
             optimizer=SimpleNamespace(optimizer=optimizer) if wrapped else optimizer
         )
@@ -41,7 +48,12 @@ def test_all_that_a_model_keeps_is_saved_and_sent(tmp_path: Path, kind: str) -> 
     """The bias by which DeepSeek-V3 chooses experts is no parameter, and belongs to its checkpoint."""
     lm = load_policy(str(make_model(tmp_path, kind)), "float32").lm
     engine = Engine.__new__(Engine)
-    engine.spec = EngineSpec("cpu", "float32", 0, False, 0.0, 1.0, gradient_checkpointing=False)
+    engine.spec = EngineSpec(
+        "cpu",
+        "float32",
+        TrainerGroup(zero_stage=0),
+        Optimization(gradient_checkpointing=False, max_skipped_steps=0),
+    )
     engine.module = PolicyModel(lm)
     weights = dict(engine.weights())
     assert weights.keys() == lm.state_dict().keys()

@@ -16,13 +16,20 @@ from hypothesis import strategies as st
 from ultramed_rl.actors import engine as module
 from ultramed_rl.actors.deepspeed_setup import EngineSpec
 from ultramed_rl.actors.engine import Engine, sample_of, surviving
+from ultramed_rl.config.cluster import TrainerGroup
+from ultramed_rl.config.rounds import Optimization
 
 GAP = 2.0**-7  # between bfloat16's numbers from 1 to 2
 
 
 def engine_of(precision: str, stage: int, **optimizer: Any) -> Engine:
     engine = Engine.__new__(Engine)
-    engine.spec = EngineSpec("cpu", precision, stage, False, 0.0, 1.0, gradient_checkpointing=False)
+    engine.spec = EngineSpec(
+        "cpu",
+        precision,
+        TrainerGroup(zero_stage=stage),
+        Optimization(gradient_checkpointing=False, max_skipped_steps=0),
+    )
     engine.backend = SimpleNamespace(optimizer=SimpleNamespace(**optimizer))
     return engine
 

@@ -8,7 +8,7 @@ from multiprocessing.connection import Connection
 import pytest
 import torch
 
-from ultramed_rl.actors.shared_tensors import SharedTensors, TensorSlot, lay_out
+from ultramed_rl.actors.weight_sync import SharedTensors
 
 SHAPES = [
     ("q", torch.float32, (4, 8)),  # 128 bytes
@@ -18,24 +18,23 @@ SHAPES = [
 ]
 
 
-def read(path: str, slots: list[TensorSlot], names: list[str], pipe: Connection) -> None:
+def read(path: str, names: list[str], pipe: Connection) -> None:
     """Answer with what another process sees there, each time it is asked."""
-    shared = SharedTensors(slots, path)
+    shared = SharedTensors(SHAPES, path)
     while pipe.recv():
         pipe.send([shared.tensor(name).tolist() for name in names])
 
 
-def test_slots_follow_each_other_on_cache_lines() -> None:
-    slots = lay_out(SHAPES)
-    assert [(slot.offset, slot.end) for slot in slots] == [(0, 128), (128, 192), (192, 204), (256, 266)]
+def test_tensors_follow_each_other_on_cache_lines() -> None:
+    assert SharedTensors(SHAPES).offsets == {"q": 0, "k": 128, "bias": 192, "norm": 256}
 
 
 def test_another_process_sees_what_is_written_after_it_mapped() -> None:
-    shared = SharedTensors(lay_out(SHAPES))
+    shared = SharedTensors(SHAPES)
     context = multiprocessing.get_context("spawn")
     pipe, theirs = context.Pipe()
     names = ["q", "k"]
-    reader = context.Process(target=read, args=(shared.path, lay_out(SHAPES), names, theirs), daemon=True)
+    reader = context.Process(target=read, args=(shared.path, names, theirs), daemon=True)
     reader.start()
     for value in (1.0, 2.0):
         shared.tensor("q").fill_(value)
@@ -48,16 +47,16 @@ def test_another_process_sees_what_is_written_after_it_mapped() -> None:
 
 def test_each_tensor_owns_its_storage() -> None:
     # transformers' save_pretrained takes tensors of one storage for tied weights.
-    shared = SharedTensors(lay_out(SHAPES))
+    shared = SharedTensors(SHAPES)
     first, second = shared.tensor("q"), shared.tensor("k")
     assert first.untyped_storage().data_ptr() != second.untyped_storage().data_ptr()
     assert first.untyped_storage().nbytes() == 128
 
 
 def test_a_tensor_outlives_what_it_came_of_and_the_path_does_not() -> None:
-    shared = SharedTensors(lay_out(SHAPES))
+    shared = SharedTensors(SHAPES)
     path, kept = shared.path, shared.tensor("q").fill_(3.0)
     del shared
     assert kept.sum() == 96.0
     with pytest.raises(ValueError, match=rf"{path}: .*cluster\.nodes=1"):
-        SharedTensors(lay_out(SHAPES), path)
+        SharedTensors(SHAPES, path)

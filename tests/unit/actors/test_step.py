@@ -20,7 +20,9 @@ from ultramed_rl.actors.deepspeed_setup import EngineSpec
 from ultramed_rl.actors.engine import Engine, NonFiniteError
 from ultramed_rl.actors.tasks import ImitationTask, PreferenceTask, RankingTask, Sums
 from ultramed_rl.actors.trainer import TrainWorker
+from ultramed_rl.config.cluster import TrainerGroup
 from ultramed_rl.config.objectives import DPO, KTO, NCA, ORPO, KTOPair
+from ultramed_rl.config.rounds import Optimization
 from ultramed_rl.config.stages import BradleyTerry
 from ultramed_rl.learning.preference_data import PreferenceSet
 from ultramed_rl.models.load import load_policy, load_reward, model_shape
@@ -131,7 +133,12 @@ def worker_of(models: Path, name: str) -> Iterator[tuple[Any, Reads]]:
     reads = Reads()
     worker = TrainWorker(0, 1, 0)
     engine = worker.engine = Engine.__new__(Engine)
-    engine.spec = EngineSpec("cpu", "float32", 0, False, 0.0, 1.0, gradient_checkpointing=False)
+    engine.spec = EngineSpec(
+        "cpu",
+        "float32",
+        TrainerGroup(zero_stage=0),
+        Optimization(gradient_checkpointing=False, max_skipped_steps=0),
+    )
     engine.device, engine.skipped_steps, engine.module = torch.device("cpu"), 0, module
     engine.backend = PlainBackend(module, reads)
     worker.task = task_of(name, engine)
@@ -162,7 +169,7 @@ def test_a_step_reads_the_device_once(
         meetings: list[torch.Tensor] = []
         reduce = dist.all_reduce
         monkeypatch.setattr(dist, "all_reduce", lambda x, **kwargs: meetings.append(x) or reduce(x, **kwargs))
-        worker.engine.spec = replace(worker.engine.spec, zero_stage=stage)
+        worker.engine.spec = replace(worker.engine.spec, group=TrainerGroup(zero_stage=stage))
         longest = max(worker.task.lengths)
         micro_batches = worker._shard(worker.task.lengths, range(6), 2 * longest)
         assert len(micro_batches) == 3
@@ -212,7 +219,7 @@ def test_a_loss_that_is_not_finite_moves_nothing_and_holds_up_nobody(
 def test_a_gradient_that_is_not_finite_skips_its_step_as_often_as_allowed(models: Path) -> None:
     with worker_of(models, "dpo") as (worker, _):
         engine = worker.engine
-        engine.spec = replace(engine.spec, max_skipped_steps=1)
+        engine.spec = replace(engine.spec, training=Optimization(max_skipped_steps=1))
 
         def step(*kinds: str) -> tuple[float, dict[str, float]]:
             sums = Sums(("loss",))

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.tiny import make_policy, make_reward
 from ultramed_rl.actors.engine import Engine
 from ultramed_rl.actors.tasks import ImitationTask, PreferenceTask, RankingTask, Sums, Task
-from ultramed_rl.config.objectives import DPO
+from ultramed_rl.config.objectives import DPO, KTO
 from ultramed_rl.config.stages import BradleyTerry, LogExp
 from ultramed_rl.learning.batching import MicroBatch, count_steps, epoch_batches
 from ultramed_rl.learning.objectives.bradley_terry import ranked_pairs
@@ -93,7 +93,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engine_of(module: Any) -> Any:
     """What tasks use of an engine: here without DeepSpeed around the module."""
     engine: Any = Engine.__new__(Engine)
-    engine.spec, engine.device = SimpleNamespace(zero_stage=0), torch.device("cpu")
+    group = SimpleNamespace(zero_stage=0)
+    engine.spec, engine.device = SimpleNamespace(group=group), torch.device("cpu")
     engine.backend = engine.module = module
     return engine
 
@@ -246,6 +247,29 @@ def test_a_policy_that_is_its_own_reference_has_a_loss_of_ln_2(models: Path) -> 
     (loss,), metrics = run(task(itself), MicroBatch((0, 1, 2)))
     assert loss == pytest.approx(math.log(2), abs=1e-4) == metrics["loss"]
     assert metrics["implicit_margin"] == pytest.approx(0.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("labels", [(1, 0, 1), (1, 1, 1), (0, 0, 0)])
+def test_single_answers_are_measured_by_their_labels(
+    models: Path, labels: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = load_policy(str(models / "policy"), "float32")
+    engine, shape = engine_of(module), model_shape(module.lm)
+    monkeypatch.setattr(engine, "total", lambda values: values)  # one rank
+    singles = [
+        replace(g, completions=g.completions[:1], rewards=(float(label),), desirable=label)
+        for g, label in zip(GROUPS, labels, strict=True)
+    ]
+    references = [ReferenceLogprobs(g.group_id, (0.0,), 0.0) for g in singles]
+    data = PreferenceSet.at_hand(singles, references, 64)
+    _, metrics = run(PreferenceTask(engine, shape, data, KTO(beta=0.5)), MicroBatch((0, 1, 2)))
+    own = [logprobs_by_transformers(models / "policy", g)[0] for g in singles]
+    for side, kind in (("chosen", 1), ("rejected", 0)):
+        values = [value for value, label in zip(own, labels, strict=True) if label == kind]
+        if values:
+            assert metrics[f"{side}_logratio"] == pytest.approx(sum(values) / len(values), abs=1e-3)
+        else:
+            assert f"{side}_logratio" not in metrics and "implicit_margin" not in metrics
 
 
 @torch.no_grad()

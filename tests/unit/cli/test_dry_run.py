@@ -121,7 +121,11 @@ def test_chat_templates_that_transformers_takes_are_taken(tmp_path: Path, templa
     file = tmp_path / "chat.jinja"
     file.write_text(template.replace("{% break %}", "{% for m in messages %}{% break %}{% endfor %}"))
     path = write(tmp_path, policy__chat_template=template if template == "chatml" else str(file))
-    assert CliRunner().invoke(app, ["run", str(path), "--dry-run"]).exit_code == 0
+    if template == "chatml":
+        assert CliRunner().invoke(app, ["run", str(path), "--dry-run"]).exit_code == 0
+    else:  # Jinja, but answers would not be in what it writes
+        said = refused(path)
+        assert re.search("chat.template", said) and "no Jinja" not in said
 
 
 @pytest.mark.parametrize(
@@ -227,6 +231,106 @@ def test_a_stages_data_are_counted(tmp_path: Path) -> None:
     assert CliRunner().invoke(app, ["sft", str(path), "--dry-run"]).exit_code == 0
     said = refused(path, "sft", "data.held_out=6")
     assert said.startswith("data.held_out=6") and "6 prompts" in said
+
+
+def policy_stage(root: Path, kind: str, rows: list[dict[str, Any]], **changes: Any) -> Path:
+    """A stage whose model is here, so that its first samples are tokenised."""
+    write(root)
+    (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    objective = {"objective": {"type": "dpo"}} if kind == "preference" else {}
+    data = {"sources": [{"uri": str(root / "rows.jsonl")}]}
+    return stage(root, type=kind, model={"path": str(root / "policy")}, data=data, **objective, **changes)
+
+
+CHATS = [{"prompt": f"q{n}", "completion": "a", "model": "m"} for n in range(3)]
+PAIRS = [{"prompt": f"q{n}", "chosen": "good", "rejected": "bad"} for n in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "told"),
+    [
+        ("sft", [*CHATS, {"prompt": "q", "completion": "a" * 20_000}], "max_length"),
+        ("sft", [{**row, "tools": ["t"]} for row in CHATS], "'tools'"),
+        ("preference", [*PAIRS, {**PAIRS[0], "prompt": "x" * 20_000}], "max_length"),
+        ("preference", CHATS, "one answer alone"),
+    ],
+)
+def test_the_first_samples_are_made(tmp_path: Path, kind: str, rows: list[dict[str, Any]], told: str) -> None:
+    assert told in refused(policy_stage(tmp_path, kind, rows), kind)
+    assert not (tmp_path / kind).exists()
+    well = policy_stage(tmp_path, kind, CHATS if kind == "sft" else PAIRS)
+    found = CliRunner().invoke(app, [kind, str(well), "--dry-run"])
+    assert found.exit_code == 0 and "3 of the first 3 rows fit" in found.stdout
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "told"),
+    [
+        ("reward-bench", {"type": "reward_bench", "model": {"path": "{root}/reward"}, "data": {"uri": "{root}/rows.jsonl"}}, "prompt, completion"),
+        ("data sample", {"type": "data", "input": ["{root}/broken.jsonl"], "step": {"type": "sample", "sizes": {"x": 1}}}, "broken.jsonl, line 1"),
+        ("evaluate", {"type": "evaluate", "policies": {"one": "{root}/policy"}, "benchmarks": {"tasks": [{"name": "medqa", "uri": "{root}/rows.jsonl"}]}}, "'question'"),
+    ],
+)  # fmt: skip
+def test_every_kind_of_stage_opens_its_data(
+    tmp_path: Path, kind: str, config: dict[str, Any], told: str
+) -> None:
+    write(tmp_path)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in CHATS))
+    (tmp_path / "broken.jsonl").write_text("no row\n")
+    cluster = {"rollout": {"kv_cache_gib": 1.0}} if kind == "evaluate" else {}
+    whole = {
+        **config,
+        "run": {"name": "r", "directory": str(tmp_path)},
+        "cluster": {"device": "cpu", **cluster},
+    }
+    path = tmp_path / "stage.yaml"
+    path.write_text(yaml.safe_dump(whole, sort_keys=False).replace("{root}", str(tmp_path)))
+    found = CliRunner().invoke(app, [*kind.split(), str(path), "--dry-run"])
+    assert found.exit_code == 2, found.output
+    assert told in found.stderr
+
+
+# -- data show ---------------------------------------------------------------------------------------------
+
+
+def test_data_show_marks_what_is_learnt(tmp_path: Path) -> None:
+    rows = [
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "model": "m"},
+        *CHATS[1:],
+        {"prompt": "q", "completion": ""},
+    ]
+    path = policy_stage(tmp_path, "sft", rows)
+    data = yaml.safe_load(path.read_text())
+    data["data"]["sources"][0]["max_misfit_share"] = 0.5
+    path.write_text(yaml.safe_dump(data, sort_keys=False))
+    found = CliRunner().invoke(app, ["data", "show", str(path), "--rows", "1"])
+    assert found.exit_code == 0, found.output
+    assert "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n⟦a<|im_end|>⟧" in found.stdout
+    assert "user assistant; " in found.stdout and " 2 learnt" in found.stdout and "q1" not in found.stdout
+    assert "3 of the first 4 rows" in found.stdout
+    assert re.search(r"1 empty: row 4: ", found.stdout) and re.search(r"model \(3 rows\)", found.stdout)
+    found = CliRunner().invoke(app, ["data", "show", str(path), "--json", "--rows", "1"])
+    event = next(json.loads(line) for line in found.stdout.splitlines() if '"source"' in line)
+    assert event["samples"][0]["parts"][1] == ["a<|im_end|>", True]
+    assert (event["misfits"], event["unread"], event["rows"]) == ({"empty": 1}, {"model": 3}, 4)
+
+
+def test_data_show_has_all_answers_and_the_problem(tmp_path: Path) -> None:
+    path = policy_stage(tmp_path, "preference", PAIRS)
+    found = CliRunner().invoke(app, ["data", "show", str(path), "--rows", "1"])
+    assert found.exit_code == 0, found.output
+    assert re.search(
+        r"wanted, score 1, 5 tokens: ⟦good<\|im_end\|>⟧\n-- unwanted, score 0, 4 tok", found.stdout
+    )
+    path = policy_stage(tmp_path, "preference", CHATS)
+    found = CliRunner().invoke(app, ["data", "show", str(path)])
+    assert found.exit_code == 2 and "3 column: row 1: one answer alone" in found.stdout
+
+
+def test_data_show_shows_prompts(tmp_path: Path) -> None:
+    found = CliRunner().invoke(app, ["data", "show", str(write(tmp_path)), "--rows", "2"])
+    assert found.exit_code == 0, found.output
+    assert found.stdout.count("<|im_start|>assistant") == 2 and "question; user; " in found.stdout
 
 
 def test_a_recipes_stages_are_looked_at_but_not_what_earlier_ones_make(tmp_path: Path) -> None:

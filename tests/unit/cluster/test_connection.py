@@ -16,6 +16,7 @@ import ray
 from ultramed_rl.cluster import connection
 from ultramed_rl.cluster.connection import choose_parent, remove_spilled, stop_private_ray
 from ultramed_rl.cluster.jobs import JobServer
+from ultramed_rl.config.cluster import Devices
 from ultramed_rl.tracking.heartbeat import watched
 
 # 107 bytes of a socket's path, less /umrl-12345678 (14), /ray (4), the session's name (43) and /sockets/plasma_store
@@ -126,3 +127,13 @@ def test_another_cluster_gets_the_users_token_and_never_ours(
         server.shutdown()
     connection._read_token_settings()
     assert shown == ["", "", "Bearer the user's", "Bearer the user's"]  # two requests each
+
+
+def test_the_address_of_a_dashboard_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cluster, key in (
+        (Devices(address="http://head:8265"), "cluster.address"),
+        (Devices(), "RAY_ADDRESS"),
+    ):
+        monkeypatch.setenv("RAY_ADDRESS", "http://head:8265")
+        with pytest.raises(ValueError, match=rf"^{key}='http://head:8265': .*6379"):
+            connection.connect(cluster)

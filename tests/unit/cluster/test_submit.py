@@ -15,14 +15,13 @@ from typer.testing import CliRunner
 
 from ultramed_rl.cli import app
 from ultramed_rl.cli.jobs import command_line
-from ultramed_rl.cluster.inputs import FILE_KEYS, MODEL_KEYS
-from ultramed_rl.cluster.jobs import follow_log
-from ultramed_rl.cluster.submission import (
+from ultramed_rl.cluster.inputs import FILE_KEYS, MODEL_KEYS, path_problems
+from ultramed_rl.cluster.jobs import (
     CONFIG_FILE,
     Submission,
+    follow_log,
     hide_secrets,
     job_folder,
-    path_problems,
     read_runtime_env,
 )
 from ultramed_rl.config import dump_config, load_any, load_config

@@ -21,6 +21,7 @@ from ultramed_rl.config import (
     load_config,
     parse_config,
 )
+from ultramed_rl.config.factory import DataConfig
 from ultramed_rl.config.objectives import Objective
 from ultramed_rl.config.recipe import load_recipe, stage_config
 
@@ -241,3 +242,15 @@ def test_null_takes_a_key_away_on_the_command_line(tmp_path: Path) -> None:
 def test_a_key_that_was_renamed_is_refused_with_its_new_name(tmp_path: Path, old: str, new: str) -> None:
     (line,) = problems(tiny_run(tmp_path, **{old.replace(".", "__"): True}))
     assert old in line and new in line
+
+
+@pytest.mark.parametrize(
+    ("old", "cure"),
+    [("cosine", "step.near"), ("jaccard", "step.near"), ("words", "step.near"), ("embedder", "remove")],
+)
+def test_a_former_key_of_deduplicate_is_refused_with_its_cure(old: str, cure: str) -> None:
+    data = {"run": {"name": "x"}, "input": ["https://x/a"], "step": {"type": "deduplicate", old: None}}
+    with pytest.raises(ConfigError) as caught:
+        parse_config(data, kind=DataConfig)
+    (line,) = caught.value.problems
+    assert f"step.{old}" in line and cure in line

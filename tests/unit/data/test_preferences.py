@@ -270,7 +270,7 @@ RATED = [{"text": "x", "score": 1}, {"text": "y", "score": 2}]
         (
             {"chosen": "q x", "rejected": "q y"},
             "prompt",
-            "'prompt'",
+            "chosen and rejected .*prompt, question",
         ),
         (
             {"chosen": turns("q", "x"), "rejected": turns("r", "y")},
@@ -278,7 +278,7 @@ RATED = [{"text": "x", "score": 1}, {"text": "y", "score": 2}]
             "chosen .*rejected",
         ),
         ({"chosen": [GOOD], "rejected": [BAD]}, "order", "'user'"),
-        ({"answers": ["x", "y"]}, "order", "'user'"),
+        ({"answers": ["x", "y"]}, "prompt", "answers .*prompt, question"),
         (pair("q", "x", "y") | {"prompt": turns("q", "r")}, "order", "'user'"),
         (pair("q", "x", "y") | {"prompt": [*turns("q"), *turns("r")]}, "order", r"\b2\b.*'user'"),
         (pair("q", "x", "y") | {"chosen": turns("q")}, "order", "'chosen'"),

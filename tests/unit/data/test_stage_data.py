@@ -12,7 +12,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.tiny import make_tokenizer, tiny_config
 from ultramed_rl.config.stages import ConversationData, PreferenceData
 from ultramed_rl.data.identity import prompt_key
 from ultramed_rl.data.stage_data import (
@@ -27,15 +26,6 @@ from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, Message, PreferenceGroup, Prompt, RankedAnswers, TokenizedChat
 
 LONG = 10_000
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> ChatTokenizer:
-    """One token a byte, beside ChatML's."""
-    path = tmp_path_factory.mktemp("tokenizer")
-    make_tokenizer().save_pretrained(path)
-    tiny_config().save_pretrained(path)
-    return ChatTokenizer(str(path))
 
 
 def sources(directory: Path, *files: list[dict[str, Any]], **options: Any) -> list[dict[str, Any]]:

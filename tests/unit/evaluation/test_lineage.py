@@ -16,7 +16,7 @@ from tests.tiny import make_questions, make_tokenizer, tiny_config, tiny_run
 from ultramed_rl.config import dump_config, parse_config
 from ultramed_rl.data.prompts import load_prompts, split_pool
 from ultramed_rl.data.stage_data import PreparedConversations, PreparedPreferences
-from ultramed_rl.evaluation.lineage import Lineage, training_prompts
+from ultramed_rl.evaluation.lineage import Lineage
 from ultramed_rl.kinds import KINDS
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Message, PreferenceGroup, Prompt
@@ -104,7 +104,7 @@ def tokenizer(path: Path) -> ChatTokenizer:
 
 @pytest.mark.parametrize("path", ["offline://smollm2-135m-instruct", "meta/llama", "../nowhere/model"])
 def test_a_model_not_made_here_is_unknown_and_never_clean(path: str) -> None:
-    lineage = training_prompts(path)
+    lineage = Lineage(path)
     assert lineage.unknown == [path] and not lineage.sources and not texts(lineage)
     (gap,) = lineage.gaps
     assert f" {path} " in gap
@@ -114,7 +114,7 @@ def test_a_config_that_happens_to_lie_above_a_model_is_no_run(tmp_path: Path) ->
     (tmp_path / "config.yaml").write_text("something: else")
     (tmp_path / "models" / "llama").mkdir(parents=True)
     model = str(tmp_path / "models" / "llama")
-    assert training_prompts(model).unknown == [model]
+    assert Lineage(model).unknown == [model]
 
 
 # -- stages ------------------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ def test_a_config_that_happens_to_lie_above_a_model_is_no_run(tmp_path: Path) ->
 def test_a_fine_tuned_model_saw_the_users_turns_of_its_sources(tmp_path: Path, inside: str) -> None:
     write_chats(tmp_path / "data" / "chats.jsonl", 3)
     config = stage("sft", "sft", "hub/base", {"sources": [{"uri": "data/chats.jsonl"}]})
-    lineage = training_prompts(str(write_run(tmp_path, config) / inside))
+    lineage = Lineage(str(write_run(tmp_path, config) / inside))
     assert texts(lineage) == [t for i in range(3) for t in (f"Question {i}?", f"And then {i}?")]
     (source,) = lineage.sources
     assert (source.run, source.uri, len(list(source.texts()))) == ("runs/recipe/sft", "data/chats.jsonl", 6)
@@ -144,7 +144,7 @@ def test_what_a_fine_tuning_held_out_or_left_out_by_weight_was_not_trained_on(tm
         "held_out": 7,
     }
     run = write_run(tmp_path, stage("sft", "sft", "hub/base", data))
-    found = [text for text in texts(training_prompts(str(run / "model"))) if text.startswith("Question")]
+    found = [text for text in texts(Lineage(str(run / "model"))) if text.startswith("Question")]
     placed = {**data, **{key: absolute(tmp_path, data[key]) for key in ("sources", "evaluation_sources")}}
     config: Any = parse_config(stage("sft", "sft", "hub/base", placed), kind=KINDS["sft"].config_class)
     prepared = PreparedConversations(config.data, tokenizer(tmp_path / "tokenizer"), 512, 3)
@@ -161,18 +161,18 @@ def test_kept_pairs_are_read_even_where_the_source_has_gone(tmp_path: Path, kind
     parsed: Any = parse_config(stage(kind, kind, "hub/base", placed), kind=KINDS[kind].config_class)
     prepared = PreparedPreferences(parsed.data, tokenizer(tmp_path / "tokenizer"), 512, 3)
     expected = [row.messages[0]["content"] for row in prepared.training_rows()]
-    from_sources = texts(training_prompts(str(run / "model")))
+    from_sources = texts(Lineage(str(run / "model")))
     (run / "data").mkdir()
     write_samples(prepared.training(), PreferenceGroup, run / "data" / "training.arrow")
     (tmp_path / "pairs.jsonl").unlink()
     assert len(expected) == 3 and from_sources == expected
-    assert texts(training_prompts(str(run / "model"))) == expected
+    assert texts(Lineage(str(run / "model"))) == expected
 
 
 def test_rows_handed_to_openrlhf_are_read_back(tmp_path: Path) -> None:
     run = write_run(tmp_path, stage("sft", "sft", "hub/base", {"sources": [{"uri": "gone.jsonl"}]}))
     write_chats(run / "data" / "training.jsonl", 1)
-    assert texts(training_prompts(str(run / "model"))) == ["Question 0?", "And then 0?"]
+    assert texts(Lineage(str(run / "model"))) == ["Question 0?", "And then 0?"]
 
 
 def test_a_source_that_has_gone_is_named_and_the_others_still_count(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_a_source_that_has_gone_is_named_and_the_others_still_count(tmp_path: Pa
         {"uri": "package://not_installed_here/a.jsonl"},
     ]
     run = write_run(tmp_path, stage("sft", "sft", "hub/base", {"sources": sources, "held_out": 1}))
-    lineage = training_prompts(str(run / "model"))
+    lineage = Lineage(str(run / "model"))
     assert len(texts(lineage)) == 4  # which one was held out cannot be told any more
     moved, package = lineage.unreadable
     assert moved.startswith("runs/recipe/sft: moved.jsonl (")
@@ -194,7 +194,7 @@ def test_a_source_that_has_gone_is_named_and_the_others_still_count(tmp_path: Pa
 def test_a_config_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "old" / "model").mkdir(parents=True)
     (tmp_path / "old" / "config.yaml").write_text("type: forgotten\n")
-    (note,) = training_prompts(str(tmp_path / "old" / "model")).unreadable
+    (note,) = Lineage(str(tmp_path / "old" / "model")).unreadable
     assert note.startswith(f"{tmp_path / 'old'} (") and "type='forgotten'" in note
 
 
@@ -205,16 +205,16 @@ def test_a_rounds_checkpoint_saw_the_rounds_up_to_its_own_without_the_suffix(tmp
     run = write_run(tmp_path, online(tmp_path, prompts__suffix=" Be brief.", policy__path="hub/policy"))
     for index in range(3):
         write_round(run, index, f"Asked {index}? Be brief.", f"List {index}:\n- x\n\nBe brief.")
-    lineage = training_prompts(str(run / "rounds" / "001" / "checkpoint"))
+    lineage = Lineage(str(run / "rounds" / "001" / "checkpoint"))
     assert texts(lineage) == ["Asked 0?", "List 0:\n- x", "Asked 1?", "List 1:\n- x"]
-    assert len(texts(training_prompts(str(run)))) == 6
+    assert len(texts(Lineage(str(run)))) == 6
     assert lineage.unknown == ["hub/policy", f"{tmp_path}/reward (reward model)"]
 
 
 def test_a_round_whose_prompts_are_gone_is_named(tmp_path: Path) -> None:
     run = write_run(tmp_path, online(tmp_path))
     write_round(run, 1, "Asked 1?")
-    lineage = training_prompts(str(run / "rounds" / "001" / "checkpoint"))
+    lineage = Lineage(str(run / "rounds" / "001" / "checkpoint"))
     assert texts(lineage) == ["Asked 1?"]
     (gone,) = lineage.unreadable
     assert gone.startswith("runs/tiny: rounds/000/prompts.parquet (")
@@ -230,7 +230,7 @@ def test_the_walk_goes_through_all_stages_and_tells_the_reward_models_data_apart
     terms = [{"type": "http", "url": "http://host:5000/get_reward"}]
     run = write_run(tmp_path, online(tmp_path, **places, reward__terms=terms))
     write_round(run, 0, "Asked?")
-    lineage = training_prompts(str(run / "rounds" / "000" / "checkpoint"))
+    lineage = Lineage(str(run / "rounds" / "000" / "checkpoint"))
     assert texts(lineage) == ["Asked?", "Question 0?", "And then 0?"]
     assert texts(lineage, "reward") == ["Pair 0?", "Pair 1?", "Question 0?", "And then 0?"]
     assert [p.role for p in lineage.prompts()] == ["model"] * 3 + ["reward"] * 4
@@ -250,9 +250,9 @@ def test_a_reward_model_made_in_the_run_saw_the_end_of_the_pool(tmp_path: Path) 
     parsed = parse_config(config)
     pool = split_pool(load_prompts(parsed.prompts, chat.encode_chat), parsed.prompts.held_out, 7)
     expected = [p.messages[0]["content"].removesuffix(" Be brief.") for p in pool.training[-5:]]
-    lineage = training_prompts(str(run / "rounds" / "000" / "checkpoint"))
+    lineage = Lineage(str(run / "rounds" / "000" / "checkpoint"))
     assert texts(lineage) == ["Asked?"] and texts(lineage, "reward") == expected
-    assert texts(training_prompts(str(run / "initial" / "reward_model"))) == expected
+    assert texts(Lineage(str(run / "initial" / "reward_model"))) == expected
 
 
 def test_pairs_made_by_a_contrasts_stage_lose_its_suffix(tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ def test_pairs_made_by_a_contrasts_stage_lose_its_suffix(tmp_path: Path) -> None
     pq.write_table(pa.Table.from_pylist([{"prompt": group, "chosen": "a", "rejected": "b"}]), made)
     data = {"sources": [{"uri": "runs/recipe/contrasts/pairs.parquet"}]}
     run = write_run(tmp_path, stage("reward", "reward", "hub/base", data))
-    assert texts(training_prompts(str(run / "model"))) == ["What is gout"]
+    assert texts(Lineage(str(run / "model"))) == ["What is gout"]
 
 
 def test_a_run_that_was_moved_is_still_read_where_its_paths_are_whole(tmp_path: Path) -> None:
@@ -276,4 +276,4 @@ def test_a_run_that_was_moved_is_still_read_where_its_paths_are_whole(tmp_path: 
     run = write_run(tmp_path, stage("sft", "sft", "hub/base", data))
     moved = tmp_path / "backup"
     run.rename(moved)
-    assert len(texts(training_prompts(str(moved / "model")))) == 2
+    assert len(texts(Lineage(str(moved / "model")))) == 2

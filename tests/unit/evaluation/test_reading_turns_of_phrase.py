@@ -199,6 +199,10 @@ GERMS: list[Row] = [
     ("bold", "**B, E. faecalis**", "culture", "B"),
     ("not_another", "The answer is D, S. aureus, not B, E. faecalis.", "culture", "D"),
     ("rarer", "The answer is B. E. coli is rarer.", "culture", "B"),
+    ("capital", "The answer is C. Difficile", "care", "none"),
+    ("in_a_reason", "The answer is B. It is sensitive to E. coli lysate.", "culture", "B"),
+    ("two_labels", "The answer is A. Proteus mirabilis and D. S. aureus.", "culture", "contradiction"),
+    ("bullets", "- Ciprofloxacin\n- Fosfomycin", "cystitis", "none"),
 ]
 LOOPS: list[Row] = [
     (

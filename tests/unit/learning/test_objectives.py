@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ultramed_rl.config.objectives import Objective
+from ultramed_rl.config.objectives import KTO, Objective
 from ultramed_rl.learning.objectives import (
     OBJECTIVES,
     Answers,
@@ -218,6 +218,26 @@ def test_kto_takes_desirability_from_its_flags_and_not_from_the_order() -> None:
         answers, torch.tensor(0.5).double(), beta=0.1, desirable_weight=1.5, undesirable_weight=0.7
     )
     check(losses, 0.7 * (1 - sigmoid(-0.15)), 1.5 * (1 - sigmoid(-0.35)))
+
+
+@pytest.mark.parametrize(
+    ("own", "counts", "weights"),
+    [
+        ({}, (50, 50), (1.0, 1.0)),
+        ({}, (100, 1000), (10.0, 1.0)),  # the paper's example
+        ({}, (900, 100), (1.0, 9.0)),
+        ({"undesirable_weight": 2.0}, (100, 300), (6.0, 2.0)),
+        ({"desirable_weight": 3.0}, (100, 300), (3.0, 1.0)),
+        ({"desirable_weight": 3.0, "undesirable_weight": 2.0}, (9, 1), (3.0, 2.0)),
+        ({}, (7, 0), (1.0, 1.0)),
+        ({"undesirable_weight": 2.0}, (0, 7), (1.0, 2.0)),
+    ],
+)
+def test_kto_weighs_both_kinds_alike_unless_told(
+    own: dict[str, float], counts: tuple[int, int], weights: tuple[float, float]
+) -> None:
+    found = KTO(**own).balanced(*counts)
+    assert (found.desirable_weight, found.undesirable_weight) == pytest.approx(weights)
 
 
 def test_kto_pair_by_hand() -> None:

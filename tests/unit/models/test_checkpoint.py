@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from tests.tiny import make_model
 from ultramed_rl.actors.rollout import EngineArguments, RolloutWorker
 from ultramed_rl.actors.scorer import ReferenceWorker
+from ultramed_rl.config.cluster import RolloutGroup
 from ultramed_rl.config.models import Model, ModelSettings
 from ultramed_rl.models.checkpoint import restore_buffers
 from ultramed_rl.models.checks import check_policy_model, check_reward_model, check_sampled_model
@@ -269,7 +270,7 @@ def test_an_engine_whose_logits_are_no_numbers_does_not_start(
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(**parts))
     monkeypatch.setitem(sys.modules, "vllm.config", SimpleNamespace(WeightTransferConfig=dict))
     worker = RolloutWorker(0)
-    arguments = EngineArguments("the/model", "cuda", "bfloat16", 64, 4, 1, True, None, 0.5, "nccl", False)
+    arguments = EngineArguments("the/model", "cuda", "bfloat16", 64, RolloutGroup(), "nccl", False)
     if starts:
         worker.start(arguments, 0, 3)
         assert worker.version() == 3

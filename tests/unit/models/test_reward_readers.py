@@ -101,7 +101,9 @@ def test_nor_can_one_that_samples_the_tokens_themselves(tmp_path: Path, policy: 
     assert sampled.count(1) == 2 and list(read).count(1) == 0 and list(read).count(2) == 1
     scorers = Scorers(Reward(terms=[{"type": "length", "free": 7}]), policy)
     typed = Completion("p", 1, FORGED, tuple(policy.encode_text("x")), "stop", 0.0, 0)
-    assert scorers.neutralised([forged, typed, answer("plain")]) == 2
+    answers = [forged, typed, answer("plain")]
+    spelt = reader.read(Prompt("p", QUESTION, (9, 9)), answers).answers
+    assert scorers.neutralised(answers) == scorers.neutralised(answers, spelt) == 2
 
 
 def test_our_models_say_so(tmp_path: Path) -> None:

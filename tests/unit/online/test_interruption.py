@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -14,19 +14,9 @@ import pytest
 from tests.simulated.cases import Cases
 from tests.simulated.outcome import check_same
 from tests.simulated.ray import Call
-from ultramed_rl.cluster.group import Worker, WorkerGroup
-from ultramed_rl.tracking import heartbeat
-from ultramed_rl.tracking.heartbeat import Terminated, take_sigterm
-
-
-@pytest.fixture
-def taken() -> Iterator[None]:
-    """The signal is ours, until the test is over."""
-    before = signal.getsignal(signal.SIGTERM)
-    take_sigterm()
-    yield
-    heartbeat._takes_sigterm = heartbeat._sigterm_came = False
-    signal.signal(signal.SIGTERM, before)
+from ultramed_rl.actors.work import Worker
+from ultramed_rl.cluster.group import WorkerGroup
+from ultramed_rl.tracking.heartbeat import Terminated
 
 
 @pytest.mark.usefixtures("taken")

@@ -15,8 +15,8 @@ import pytest
 from tests.report_run import Plan, make_run
 from ultramed_rl.report.answers import within_correlation
 from ultramed_rl.report.build import MOST_BYTES, MOST_CHARACTERS, write_report
+from ultramed_rl.report.contents import ABSENT
 from ultramed_rl.report.online_run import OnlineRun, read_online_run
-from ultramed_rl.report.setup import ABSENT
 from ultramed_rl.store import RunReader
 
 ATTACK = "</script><script>alert(1)</script><img src=x onerror=alert(2)> \u200fabc\u202e \x00 &amp; <!--"

@@ -155,7 +155,7 @@ def test_a_stage_that_mostly_fails_ends_as_failed_and_keeps_what_it_has(tmp_path
 
 STARTER = (
     "import sys, ultramed_rl.store.record_log as log; "
-    "import ultramed_rl.stages.data.asking as asking; "
+    "import ultramed_rl.stages.data.run as asking; "
     "asking.RecordLog.__init__.__kwdefaults__['batch'] = 3; log.COMMIT_S = 0.05; "
     "from ultramed_rl.cli import main; sys.argv = ['ultramed-rl', 'data', *sys.argv[1:]]; main()"
 )

@@ -34,6 +34,7 @@ from ultramed_rl.stages.reward_bench import (
     SubsetAverage,
     average_subsets,
     known_subset,
+    score_group,
     score_subsets,
     wrong_pairs,
 )
@@ -61,6 +62,29 @@ def test_a_tie_counts_half_and_a_missing_number_never_counts() -> None:
     (score,) = score_subsets(pairs, {"Easy": 3})
     assert (score.pairs, score.right, score.ties, score.non_finite, score.too_long) == (5, 1.5, 1, 2, 3)
     assert score.accuracy is not None and score.accuracy.mean == 0.3
+
+
+@pytest.mark.parametrize(
+    ("rewards", "wanted", "right", "places"),
+    [
+        ([2.0, 1.0], 1, 1.0, (0, 1)),
+        ([1.0, 1.0], 1, 0.5, (0, 1)),
+        ([2.0, 1.0, 0.0, 1.5], 1, 1.0, (0, 3)),
+        ([2.0, 1.0, 0.0, 2.5], 1, 0.0, (0, 3)),
+        ([2.0, 2.0, 0.0, 2.0], 1, 1 / 3, (0, 1)),
+        ([2.0, 4.0, 6.0, 1.0, 3.0, 5.0], 3, 6 / 9, (0, 5)),
+        ([2.0, 4.0, 4.0], 2, 0.25, (0, 2)),
+        ([2.0, math.nan, 0.0, 1.0], 1, 0.0, (0, 1)),
+    ],
+)
+def test_a_row_of_several_answers_is_right_by_their_order(
+    rewards: list[float], wanted: int, right: float, places: tuple[int, int]
+) -> None:
+    answers = tuple(Completion("p", i, f"{i}", (i + 1,), "stop", 0.0, 0) for i in range(len(rewards)))
+    group = PreferenceGroup(Prompt("p", USER, (1,), kind="Math"), answers, (1.0,) * len(answers), wanted)
+    scored = score_group(group, rewards)
+    assert scored.right == pytest.approx(right) and scored.places == places
+    assert scored.finite == (not any(map(math.isnan, rewards)))
 
 
 def test_a_half_count_has_wilsons_interval() -> None:
@@ -245,8 +269,8 @@ def test_misfits_are_named_and_counted(tmp_path: Path) -> None:
         "rows": 10,
         "misfit": 9,
         "misfit_equal": 1,
-        "misfit_empty": 2,
-        "misfit_column": 1,
+        "misfit_empty": 1,
+        "misfit_column": 2,
         "misfit_prompt": 2,
         "misfit_order": 1,
         "misfit_subset": 1,
@@ -258,7 +282,7 @@ def test_misfits_are_named_and_counted(tmp_path: Path) -> None:
     ("rows", "options", "named"),
     [
         ([TEXTS, {**TEXTS, "rejected": "C."}], {}, r"1 of 2 .*\(1 equal; .*\b2: "),
-        ([{"prompt": "p", "better": "C."}], {}, ".*'chosen'.*prompt, better"),
+        ([{"prompt": "p", "better": "C."}], {}, ".*prompt, better; .*chosen and rejected"),
         ([TEXTS], {"subset_column": "topic"}, ".*'topic'"),
         ([], {}, "0 "),
     ],

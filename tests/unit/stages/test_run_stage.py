@@ -27,10 +27,10 @@ class Ranks:
         folder = config.run.folder / "data"
         self.asked.append(f"launch {worker.__name__}, data {(folder / 'training.arrow').is_file()}")
 
-    def start(self, *extra: Any) -> None:
-        self.asked.append(f"start {extra}")
+    def load(self, layers: int | None) -> None:
+        self.asked.append(f"load {layers}")
 
-    def teach(self, method: Any, samples: Any, *wanted: Any) -> None:
+    def call(self, method: Any, samples: Any, *wanted: Any) -> None:
         self.asked.append(f"{method.__name__} {len(samples)}")
 
     def score_start(self, answers: Any, advance: Any) -> list[list[float]]:
@@ -48,8 +48,8 @@ class Ranks:
     def save(self, directory: Path) -> None:
         (directory / "weights").write_text("w")
 
-    def restart(self) -> None:
-        self.asked.append("restart")
+    def respawn_all(self, allowed: int) -> None:
+        self.asked.append(f"restart, {allowed} allowed")
 
     def stop(self) -> None:
         self.asked.append("stop")
@@ -92,14 +92,14 @@ def test_ranks_come_after_the_data_and_start_again_when_they_are_lost(
 ) -> None:
     monkeypatch.setattr(Ranks, "losses", 1)
     result = run_stage(config_of(tmp_path, "sft", CHATS))
-    again = ["start ()", "learn_chats 3"]
-    assert asked == ["launch PolicyWorker, data True", *again, "restart", *again, "stop"]
+    again = ["load None", "learn_chats 3"]
+    assert asked == ["launch PolicyWorker, data True", *again, "restart, 20 allowed", *again, "stop"]
     assert result.metrics["steps"] == 3 and (result.model / "weights").read_text() == "w"
 
 
 def test_a_reward_model_is_loaded_with_the_layers_that_it_trains(tmp_path: Path, asked: list[str]) -> None:
     run_stage(config_of(tmp_path, "reward", PAIRS, trainable_layers=1))
-    assert asked == ["launch RewardTrainWorker, data True", "start (1,)", "learn_ranking 3", "stop"]
+    assert asked == ["launch RewardTrainWorker, data True", "load 1", "learn_ranking 3", "stop"]
 
 
 def test_the_start_scores_all_answers_once_and_before_they_are_taught(
@@ -107,5 +107,5 @@ def test_the_start_scores_all_answers_once_and_before_they_are_taught(
 ) -> None:
     monkeypatch.setattr(Ranks, "losses", 1)
     run_stage(config_of(tmp_path, "preference", PAIRS, objective={"type": "dpo", "beta": 0.1}))
-    first, again = ["start ()", "score 3", "learn_preferences 3"], ["start ()", "learn_preferences 3"]
-    assert asked == ["launch PolicyWorker, data True", *first, "restart", *again, "stop"]
+    first, again = ["load None", "score 3", "learn_preferences 3"], ["load None", "learn_preferences 3"]
+    assert asked == ["launch PolicyWorker, data True", *first, "restart, 20 allowed", *again, "stop"]

@@ -88,7 +88,7 @@ def test_skipped_steps_count_on_after_a_kill(
             if stop is not None:
                 train = ranks.train
                 ranks.train = lambda schedule, start, end: train(schedule, start, _until(end, stop))
-            StageLoop(config, store, ranks, 10, False, log, Progress()).run()
+            StageLoop(config, store, ranks, (range(10), None), log, Progress()).run()
 
     def _until(end: int, stop: int) -> int:
         if end > stop:

@@ -27,7 +27,6 @@ from ultramed_rl.store.cards import (
     CARD,
     EarlierStep,
     Input,
-    ModelFacts,
     data_card,
     earlier_steps,
     front_matter,
@@ -88,12 +87,12 @@ def test_every_kind_of_model_has_a_card_that_the_hub_reads(
     tmp_path: Path, config: Any, pipeline: str, words: str
 ) -> None:
     config = config or parse_config(tiny_run(tmp_path, run__rounds=2))
-    facts = ModelFacts(
+    card = model_card(
+        config,
         {"loss_last": 0.25, "seconds_training": 12.5, "mfu": 0.4, "accuracy": float("nan")},
         [Input("samples that were trained on", "data/ of the run", "ab12")],
-        round=1,
+        index=1,
     )
-    card = model_card(config, facts)
     head = front(card)
     assert head["pipeline_tag"] == pipeline and head["library_name"] == "transformers"
     assert head["license"] == "unknown" and (head.get("datasets") == ["owner/chats"]) != (
@@ -105,11 +104,11 @@ def test_every_kind_of_model_has_a_card_that_the_hub_reads(
 
 
 def test_a_card_names_the_base_model_only_where_the_hub_has_it(tmp_path: Path) -> None:
-    assert front(model_card(stage(SftConfig), ModelFacts({})))["base_model"] == "owner/base"
+    assert front(model_card(stage(SftConfig), {}))["base_model"] == "owner/base"
     offline = stage(SftConfig, model={"path": "offline://smollm2-135m-instruct", "max_length": 128})
-    assert front(model_card(offline, ModelFacts({})))["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert front(model_card(offline, {}))["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
     local = stage(SftConfig, model={"path": "/home/someone/models/secret/base", "max_length": 128})
-    card = model_card(local, ModelFacts({}))
+    card = model_card(local, {})
     assert "base_model" not in front(card)
     assert "/home/someone" not in card and ".../models/secret/base" in card
 
@@ -126,9 +125,9 @@ def test_a_round_s_card_tells_of_the_rounds_before_and_the_run_s_of_its_own(tmp_
         }
         for n in range(3)
     ]
-    early = model_card(config, ModelFacts({}, round=2, rounds=rows[:2]))
+    early = model_card(config, {}, index=2, rounds=rows[:2])
     assert "| 1 | 4.000 | 0.500 | - | - | 0.750 |" in early and "| 2 |" not in early
-    whole = model_card(config, ModelFacts({}, round=2, rounds=rows))
+    whole = model_card(config, {}, index=2, rounds=rows)
     assert "| 2 | 5.000 |" in whole
 
 

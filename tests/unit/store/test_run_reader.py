@@ -11,7 +11,7 @@ import pytest
 
 from tests.report_run import Plan, make_run
 from ultramed_rl.config import RunConfig, load_any
-from ultramed_rl.evaluation.lineage import training_prompts
+from ultramed_rl.evaluation.lineage import Lineage
 from ultramed_rl.report.online_run import read_online_run
 from ultramed_rl.store import RunDirectory, RunReader
 from ultramed_rl.store.cards import write_policy_card
@@ -57,7 +57,7 @@ def test_store_status_report_and_lineage_agree_on_the_committed_rounds(
     assert (len(status.rounds), status.metrics["round"]["round"], status.state) == (1, 0.0, "stopped")
     online = read_online_run(reader)
     assert [one.index for one in online.rounds] == [0] and len(online.policies) == 2
-    lineage = training_prompts(str(folder))
+    lineage = Lineage(str(folder))
     assert [len(list(source.texts())) for source in lineage.sources] == [6]
     assert any("rounds/001 (" in gap for gap in lineage.gaps)
     with RunDirectory.open(load_any(folder / "config.yaml"), resume=True) as store:

@@ -4,25 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from ultramed_rl.cli.program import app, carrying_out, command
-from ultramed_rl.tracking import heartbeat
-from ultramed_rl.tracking.heartbeat import Terminated, keep_sigterm, take_sigterm
-
-
-@pytest.fixture
-def taken() -> Iterator[None]:
-    """The signal is ours, until the test is over."""
-    before = signal.getsignal(signal.SIGTERM)
-    take_sigterm()
-    yield
-    heartbeat._takes_sigterm = heartbeat._sigterm_came = False
-    signal.signal(signal.SIGTERM, before)
+from ultramed_rl.tracking.heartbeat import Terminated, keep_sigterm
 
 
 def terminate() -> None:

@@ -20,6 +20,8 @@ from ultramed_rl.data.identity import row_id
 from ultramed_rl.data.vignettes import Vignette, read_vignette
 from ultramed_rl.learning.seeds import seeded_number
 
+_KEY_ROWS = 1000  # that a part of an input is told by how its keys count
+
 
 def import_rows(config: DataConfig, step: Records, counts: Counter[str]) -> Iterator[Row]:
     """Records of the input's rows, in order.
@@ -47,7 +49,8 @@ def import_rows(config: DataConfig, step: Records, counts: Counter[str]) -> Iter
         keys = Keys()
         if step.answer:
             read = partial(_read_instruction, step)
-            keys = settle_keys(read, [uri], step.first_place, "step.first_place", config.limit)
+            most = None if config.limit is None else max(config.limit, _KEY_ROWS)
+            keys = settle_keys(read, [uri], step.first_place, "step.first_place", most)
         limits, fix = (uri, config.limit, step.max_misfit_share), "name other columns, or clean the file"
         yield from FittingRows(*limits, f"make no {step.kind} record", fix, counts).parse(parse)
         for column in (step.context, step.reply):  # which a row may lack, but not all of them

@@ -16,7 +16,7 @@ from itertools import groupby
 from string import ascii_uppercase
 
 from ultramed_rl.evaluation.items import AnswerReading
-from ultramed_rl.evaluation.reading.options import AGAINST, REJECTED, Options, unite
+from ultramed_rl.evaluation.reading.options import AGAINST, REJECTED, OptionNames, unite
 from ultramed_rl.evaluation.reading.statements import LONGEST, find_statements, words
 from ultramed_rl.evaluation.reading.text import clean, turns
 
@@ -75,7 +75,7 @@ def read_choice(text: str, options: Mapping[str, str], *, truncated: bool = Fals
         options: the texts by letter, as the model was shown them.
         truncated: whether the generation ended at its token limit.
     """
-    letters = _settle(text, Options(options), truncated)
+    letters = _settle(text, OptionNames(options), truncated)
     if len(letters) > 1:
         return AnswerReading((), "contradiction")
     if letters in options:
@@ -92,7 +92,7 @@ def read_letter(answer: str, options: Mapping[str, str] | None = None) -> str | 
     return next(iter(read_choice(answer, options or dict.fromkeys(_USUAL, "")).given), None)
 
 
-def _settle(text: str, options: Options, truncated: bool) -> str:
+def _settle(text: str, options: OptionNames, truncated: bool) -> str:
     """The letters that the statement which counts names: one, several that contradict each other, or ""."""
     for turn in turns(clean(text)):
         letters = _stated(_MARKUP.sub("", turn), options, truncated) or _agreed(turn, options, truncated)
@@ -101,7 +101,7 @@ def _settle(text: str, options: Options, truncated: bool) -> str:
     return ""
 
 
-def _stated(text: str, options: Options, truncated: bool) -> str:
+def _stated(text: str, options: OptionNames, truncated: bool) -> str:
     """The letters of the last statement that isn't taken back."""
     current, last = "", None
     seen: list[tuple[int, str]] = []
@@ -160,7 +160,7 @@ def _is_loop(seen: Sequence[tuple[int, str]], options: str, truncated: bool) -> 
 # -- weaker forms ------------------------------------------------------------------------------------------
 
 
-def _agreed(text: str, options: Options, truncated: bool) -> str:
+def _agreed(text: str, options: OptionNames, truncated: bool) -> str:
     """The letters of the first of the weaker forms that occurs."""
     lines = _ECHO.sub("", text).splitlines()
     if truncated:  # a line within a discussion decides nothing
@@ -174,14 +174,14 @@ def _agreed(text: str, options: Options, truncated: bool) -> str:
     return ""
 
 
-def _bare_lines(lines: list[str], options: Options) -> Iterator[str]:
+def _bare_lines(lines: list[str], options: OptionNames) -> Iterator[str]:
     """Lines of a letter and nothing else."""
     for line in lines:
         if _LETTER_LINE.fullmatch(line):
             yield options.named(_MARKUP.sub("", line), alone=True)
 
 
-def _full_lines(lines: list[str], options: Options) -> Iterator[str]:
+def _full_lines(lines: list[str], options: OptionNames) -> Iterator[str]:
     """Lines that an answer fills; "" for points of a list, and for all in an outline (I., II.)."""
     outline = _ROMAN.search("\n".join(lines))
     before = ""
@@ -192,7 +192,7 @@ def _full_lines(lines: list[str], options: Options) -> Iterator[str]:
         before = line.rstrip("* ")
 
 
-def _bold_labels(lines: list[str], options: Options) -> Iterator[str]:
+def _bold_labels(lines: list[str], options: OptionNames) -> Iterator[str]:
     """Letters in bold, alone or with their option's text."""
     for line in lines:
         for match in _BOLD.finditer(line):
@@ -203,7 +203,7 @@ def _bold_labels(lines: list[str], options: Options) -> Iterator[str]:
                 yield letters if letters[:1] in match["said"] else ""
 
 
-def _closing_sentence(lines: list[str], options: Options) -> Iterator[str]:
+def _closing_sentence(lines: list[str], options: OptionNames) -> Iterator[str]:
     """The options that the last sentence mentions, if it concludes and neither excludes nor weighs any."""
     last = _MARKUP.sub("", lines[-1] if lines else "")[-LONGEST:]
     sentence = _SENTENCE_END.split(last)[-1]

@@ -38,21 +38,21 @@ _END = re.compile(
 _SMALL_END = re.compile(r"\s*$|[.:,;](?!\w)| (?:because|since)\b")
 _PRONOUN_END = re.compile(r"\s*$|[.:](?!\w)")
 _WHOLE_END = re.compile(r"[.!,;:]*\s*$|[.:]? ?\(|[.:] |[.:](?=[A-Z][a-z]{2})| - ")
-_EPITHETS = (
-    r"(?i:coli|diff|difficile|albicans|trachomatis|botulinum|perfringens|tetani|burnetii|faecalis|faecium"
-    r"|histolytica|granulosus|henselae|burgdorferi|pertussis|anthracis|cereus|fragilis|abortus|neoformans"
-    r"|jejuni|diphtheriae|fumigatus|baumannii|lumbricoides|israelii|latum|cloacae|tularensis|lamblia"
-    r"|vaginalis|pylori|influenzae|ducreyi|capsulatum|gondii)\b"
+# "E. coli", whose names some write with a capital.
+_SPECIES = re.compile(
+    r"\. ?(?P<name>[a-z][\w-]*|(?:Coli|Diff(?:icile)?|Albicans|Faecalis|Fragilis|Pylori|Trachomatis|Perfringens"
+    r"|Botulinum|Tetani|Histolytica|Burgdorferi|Pertussis|Influenzae)\b)"
 )
+_COMMON_WORD = re.compile(r"yes|no|maybe|true|false|the|it|this|because|since|in|as|an?")
 _ANOTHER = re.compile(
     r"(?: ?\([^()\n]{1,80}\))?[)\]\"'.]*\s?(?:,|/|&|;|\||\b(?:or|and|plus|oder|und|ou|et|o|y)\b)\s?"
     r"(?:(?:or|and|both) )?(?:(?i:option|choice|answer) )?[(\[\"']*(?P<letter>[A-Z])"
-    rf"(?!\. ?(?:{_EPITHETS}|[a-z]{{5,}}(?<!because)\b))"
+    r"(?!\. ?(?:coli|diff|[a-z]{5,}(?<!because))\b)"
     r"(?=[)\].,;:|\"']|\s*$| \(| (?:and|or|are|because|since|both|seem|fit)\b| ?[/&])"
 )
 # A second label further on: an echo of options in one line, or "A. Aspirin and C. Warfarin".
 _LABELLED = re.compile(
-    rf"[.):]? ?[^.\n]{{1,80}}? (?<!is )(?<!be )(?<!choose )(?<!with )\(?(?P<letter>[A-Z])[).] (?=\w)(?!{_EPITHETS}|(?:is|was|are|would|does)\b)"
+    r"[.):]? ?[^.\n]{1,80}? (?<!is )(?<!be )(?<!choose )(?<!with )\(?(?P<letter>[A-Z])[).] (?P<first>\w+)"
 )
 _ONLY_LETTERS = re.compile(r"(?:\W|\b(?:and|or|both|option)\b|\b[A-Z]\b)*")
 _MARKS = re.compile(r"(?:[ :(),!=]|\.(?!\d)|-(?=[ A-Za-z]))*")
@@ -72,9 +72,6 @@ _TEXT_DENIED = re.compile(
     rf"[)\]\"'.]* (?:is|are|was|were|would be|can be)(?: not (?:right|correct|true)\b| {_BAD})", re.IGNORECASE
 )
 _PREDICATE = re.compile(r" (?:is|are|was|were|has|have|can|may|would|could|should|will|does|[a-z]{3,}s)\b")
-_SPECIES = re.compile(r"\. ?(?P<name>[a-z][\w-]*)")
-_EPITHET = re.compile(rf"\. ?{_EPITHETS}")
-_COMMON_WORD = re.compile(r"yes|no|maybe|true|false|the|it|this|because|since|in|as|an?")
 
 # What may stand before, after and between options' texts.
 _JUDGEMENTS = {"yes", "no", "maybe", "true", "false"}
@@ -107,7 +104,7 @@ def unite(*letters: str) -> str:
     return "".join(dict.fromkeys("".join(letters)))
 
 
-class Options:
+class OptionNames:
     """The options of one question: a text to the letters of those that it names."""
 
     def __init__(self, options: Mapping[str, str]) -> None:
@@ -189,8 +186,10 @@ class Options:
         if alone and not _ONLY_LETTERS.fullmatch(said, end):
             another = ""
         labelled = _LABELLED.match(said, match.end("letter"))
-        if not another and labelled and labelled["letter"] in self.texts:
-            another = labelled["letter"]
+        if not another and labelled and (text := self.texts.get(labelled["letter"])) is not None:
+            first = labelled["first"]
+            named = text.casefold().startswith(first.casefold()) if text else first[0].isupper()
+            another = labelled["letter"] if named else ""
         if alone and not another and not _stands_alone(match, after, label, own):
             return "", ""
         return unite(letter, another), label
@@ -209,11 +208,7 @@ class Options:
         else:
             joined = closed
             name = _SPECIES.match(after)
-            if (
-                _DENIED.match(after)
-                or _EPITHET.match(after)
-                or (name and not _COMMON_WORD.fullmatch(name["name"]))
-            ):
+            if _DENIED.match(after) or (name and not _COMMON_WORD.fullmatch(name["name"])):
                 return False
         end = _PRONOUN_END if letter in "Ii" else _END if letter.isupper() else _SMALL_END
         return bool(joined) or end.match(after) is not None

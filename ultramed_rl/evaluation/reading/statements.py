@@ -2,7 +2,7 @@
 
 That is in a box, after a phrase ("the answer is ...", "I would choose ..."), before a verdict ("... is correct"), or as
 the odd one out ("the false statement is ..."). A clause that asks states nothing, nor does one that doubts ("if the answer
-is", "the wrong answer is", "some would choose"). What stands there, a letter or an option's text, is for `Options` to say.
+is", "the wrong answer is", "some would choose"). What stands there, a letter or an option's text, is for `OptionNames` to say.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def objective_losses(
 ) -> torch.Tensor:
     """The named objective's [G] losses, or [A] for unpaired KTO, with the NLL term where `constants` gives `nll_weight`.
     `kl`: the scalars that KTO's variants compare with, else nothing."""
-    own = {key: value for key, value in constants.items() if key != "nll_weight"}
+    own = {key: value for key, value in constants.items() if key != "nll_weight" and value is not None}
     losses = OBJECTIVES[name](answers, *kl, **own)
     weight = constants.get("nll_weight", 0.0)
     return losses + weight * chosen_nll(answers) if weight else losses

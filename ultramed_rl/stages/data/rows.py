@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -78,25 +79,18 @@ def read_made_rows(uri: str, limit: int | None = None) -> Iterator[Row]:
 
 def open_embedder(name: str) -> Embed:
     """What makes vectors; a model is loaded when it is first used, in whichever process that is."""
-    return HashedEmbedder() if name == HASHED else _ModelEmbedder(name)
+    return HashedEmbedder() if name == HASHED else partial(_embed, name)
 
 
-class _ModelEmbedder:
-    """A sentence-embedding model that workers can be sent by its name."""
+@lru_cache(maxsize=1)
+def _load_embedder(path: str) -> Embed:
+    from ultramed_rl.models.embedding import Embedder
 
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self._embedder: Embed | None = None
+    return Embedder(path)
 
-    def __reduce__(self) -> Any:
-        return _ModelEmbedder, (self.path,)
 
-    def __call__(self, texts: Any) -> Any:
-        if self._embedder is None:
-            from ultramed_rl.models.embedding import Embedder
-
-            self._embedder = Embedder(self.path)
-        return self._embedder(texts)
+def _embed(path: str, texts: Sequence[str]) -> Any:
+    return _load_embedder(path)(texts)
 
 
 # -- row by row ---------------------------------------------------------------------------------------------

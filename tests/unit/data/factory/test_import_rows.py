@@ -24,12 +24,19 @@ MEDMCQA = {"question": "question", "options": COLUMNS, "answer": "cop", "id": "i
 PUBMEDQA = {"kind": "Literature", "choices": ["yes", "no", "maybe"], "answer": "final_decision"}
 
 
-def configured(uris: Sequence[str], **step: Any) -> DataConfig:
+def configured(uris: Sequence[str], limit: int | None = None, **step: Any) -> DataConfig:
     step = {"type": "records", "name": "S", "kind": "Exam", **step}
     if step["type"] == "vignettes":
         del step["kind"]
     devices = {"device": "cpu", "devices_per_node": 1, "device_memory_gib": 8}
-    settings = {"type": "data", "run": {"name": "r"}, "input": [*uris], "step": step, "cluster": devices}
+    settings = {
+        "type": "data",
+        "run": {"name": "r"},
+        "input": [*uris],
+        "step": step,
+        "cluster": devices,
+        "limit": limit,
+    }
     return parse_config(settings, kind=DataConfig)
 
 
@@ -129,6 +136,13 @@ def test_no_key_is_moved_to_another_option(
     assert [asked(r)[1] for r in read(folder, rows, **MEDMCQA, first_place=first)] == [
         ORGANS[p] for p in places
     ]
+
+
+def test_a_part_of_an_input_is_read_as_the_rest_of_it_says(tmp_path: Path) -> None:
+    path = tmp_path / "dev.json"
+    path.write_text("".join(json.dumps(medmcqa(n, key)) + "\n" for n, key in enumerate([2, 3, 4, 1])))
+    made, counts = records([str(path)], limit=2, **MEDMCQA)
+    assert ([asked(record)[1] for record in made], counts["rows"]) == (["Liver", "Lung"], 2)
 
 
 def test_files_of_one_input_speak_for_each_other_and_inputs_for_themselves(tmp_path: Path) -> None:

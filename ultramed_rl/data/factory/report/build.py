@@ -37,7 +37,6 @@ from ultramed_rl.store.atomic import remove, write_json, write_whole
 from ultramed_rl.tracking.page import figure_text, page_html
 
 _HTML = Path(__file__).with_name("html")
-_HEADINGS = {"words": "Instruction length", "answer_words": "Answer length", "score": "Score"}
 Read = Callable[[], Iterable[Row]]  # opens the stream anew at every call
 
 
@@ -81,7 +80,7 @@ def build_report(
         misfit_line=misfit_line,
         distributions={
             heading: distribution_figure(counts, column) if (counts := bin_column(facts, column)) else None
-            for column, heading in _HEADINGS.items()
+            for column, (heading, *_) in QUANTITIES.items()
         },
         models=models and ModelView.of(models),
         places=places,
@@ -100,10 +99,10 @@ def _write_text(path: Path, text: str) -> None:
 # Thirds of an octave: narrow enough for the paper's +-20 words, even in log length. From 1 word to 2**14 and more.
 LENGTH_STARTS = tuple(sorted({round(2 ** (third / 3)) for third in range(3 * 14 + 1)}))
 SCORE_STARTS = tuple(range(1, 11))
-QUANTITIES = {  # what is binned of the columns of `gather_facts`, and where bins start
-    "words": ("words an instruction", LENGTH_STARTS),
-    "answer_words": ("words an answer", LENGTH_STARTS),
-    "score": ("score", SCORE_STARTS),
+QUANTITIES = {  # what is binned of the columns of `gather_facts`: section, axis, and where bins start
+    "words": ("Instruction length", "words an instruction", LENGTH_STARTS),
+    "answer_words": ("Answer length", "words an answer", LENGTH_STARTS),
+    "score": ("Score", "score", SCORE_STARTS),
 }
 MOST_SHOWN = 20  # sets
 _ROW, _EDGES, _TITLE = 70, 120, 22  # pixels
@@ -114,7 +113,7 @@ def bin_column(facts: pa.Table, column: str) -> dict[str, np.ndarray]:
 
     Scores are rounded to whole ones first, a half up. A set without values is left out.
     """
-    _, starts = QUANTITIES[column]
+    *_, starts = QUANTITIES[column]
     known = facts.filter(pc.is_valid(facts[column]))
     counts = {}
     for name in sorted(pc.unique(known["group"]).to_pylist()):
@@ -131,7 +130,7 @@ def bin_labels(starts: tuple[int, ...]) -> tuple[str, ...]:
 
 def distribution_figure(counts: dict[str, np.ndarray], column: str) -> go.Figure:
     """Bars of the share of each set's rows in each bin, a panel for each of the largest `MOST_SHOWN` sets, at least one."""
-    quantity, starts = QUANTITIES[column]
+    _, quantity, starts = QUANTITIES[column]
     names = sorted(sorted(counts, key=lambda name: -counts[name].sum())[:MOST_SHOWN])
     used = np.flatnonzero(np.sum([*counts.values()], axis=0))
     shown = range(len(starts)) if starts == SCORE_STARTS else range(used[0], used[-1] + 1)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -114,9 +113,7 @@ def gather_facts(rows: Iterable[Any], misfits: Counter[str]) -> pa.Table:
     """The facts of all rows as columns: group, kind, words, answer_words, score, choice. One pass."""
     facts = read_all_facts(rows, misfits)
     blocks = iter(lambda: [one._asdict() for one in islice(facts, _BLOCK)], [])
-    return pa.concat_tables(
-        [_SCHEMA.empty_table(), *(pa.Table.from_pylist(block, schema=_SCHEMA) for block in blocks)]
-    )
+    return pa.Table.from_batches([pa.RecordBatch.from_pylist(block, _SCHEMA) for block in blocks], _SCHEMA)
 
 
 @dataclass(frozen=True)
@@ -130,9 +127,8 @@ class Spread:
     @classmethod
     def of(cls, column: pa.ChunkedArray) -> Spread:
         """Of a column's numbers; nulls are none."""
-        numbers = column.drop_null().to_numpy()
-        sd = float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None
-        return cls(len(numbers), float(np.mean(numbers)) if len(numbers) else None, sd)
+        mean, sd = pc.mean(column), pc.stddev(column, ddof=1, min_count=2)
+        return cls(pc.count(column).as_py(), mean.as_py(), sd.as_py())
 
     def __str__(self) -> str:
         if self.mean is None:

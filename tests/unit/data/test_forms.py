@@ -1,0 +1,421 @@
+"""Every published form, a row of each: decoded as the tokenizer would, with what is learnt in brackets; and refusals."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ultramed_rl.config.rounds import Prompts
+from ultramed_rl.config.stages import BenchmarkPairs, ConversationData, PreferenceData
+from ultramed_rl.data.preferences import read_pairs
+from ultramed_rl.data.prompts import load_prompts
+from ultramed_rl.data.stage_data import PreparedConversations, PreparedPreferences
+from ultramed_rl.models.tokenizer import ChatTokenizer
+
+Row = dict[str, Any]
+
+
+def source(directory: Path, *rows: Row, **options: Any) -> Row:
+    path = directory / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"uri": str(path), **options}
+
+
+def short(text: str) -> str:
+    """A rendered chat on one line: u: and a: for the headers."""
+    for long, letter in (("user", "u"), ("assistant", "a"), ("system", "s")):
+        text = text.replace(f"<|im_start|>{long}\n", f"{letter}:")
+    return (
+        text.replace("<|im_end|>\n", " ").replace("<|im_end|>", "$").replace("]\n", "] ").replace("\n", "/")
+    )
+
+
+def chats(tokenizer: ChatTokenizer, directory: Path, row: Row, **options: Any) -> str:
+    """The row's chat, its learnt parts in brackets and $ for an end that is learnt."""
+    data = ConversationData.model_validate({"sources": [source(directory, row, **options)]})
+    (sample,) = PreparedConversations(data, tokenizer, 10_000, 0).training()
+    shown = ""
+    for wanted, pairs in groupby(
+        zip(sample.learned, sample.token_ids, strict=True), key=lambda pair: pair[0]
+    ):
+        text = tokenizer.backend.decode([token for _, token in pairs])
+        shown += f"[{text}]" if wanted else text
+    return short(shown)
+
+
+def preferences(tokenizer: ChatTokenizer, directory: Path, row: Row, **options: Any) -> list[str]:
+    """Prompt and answers of each group, best first, with its scores and how many are wanted."""
+    data = PreferenceData.model_validate({"sources": [source(directory, row, **options)]})
+    decode = tokenizer.backend.decode
+    return [
+        " | ".join(
+            [
+                short(decode(list(g.prompt.token_ids))),
+                *(short(decode(list(c.token_ids))) for c in g.completions),
+            ]
+        )
+        + f" {list(g.rewards)} {g.desirable}"
+        for g in PreparedPreferences(data, tokenizer, 10_000, 0).training()
+    ]
+
+
+def turn(role: str, text: Any, **more: Any) -> Row:
+    return {"role": role, "content": text, **more}
+
+
+def said(role: str, text: str) -> Row:
+    return {"from": role, "value": text}
+
+
+CHATS: dict[str, tuple[Row, str]] = {
+    "alpaca": ({"instruction": "Sum up.", "input": "Text.", "output": "Sum."}, "u:Sum up.//Text. a:[Sum.$]"),
+    "alpaca, no input": ({"instruction": "Hi", "input": "", "output": "Ho"}, "u:Hi a:[Ho$]"),
+    "alpaca with system and history": (
+        {"instruction": "C", "input": "", "output": "D", "system": "S", "history": [["A", "B"]]},
+        "s:S u:A a:[B$] u:C a:[D$]",
+    ),
+    "dolly": ({"instruction": "Q", "context": "T", "response": "R", "category": "qa"}, "u:Q//T a:[R$]"),
+    "sharegpt": (
+        {"conversations": [said("human", "A"), said("gpt", "B")], "system": "S", "tools": "[]"},
+        "s:S u:A a:[B$]",
+    ),
+    "sharegpt's other names": (
+        {"conversations": [said("system", "S"), said("user", "A"), said("bot", "B"), said("prompter", "C"), said("Model", "D")]},
+        "s:S u:A a:[B$] u:C a:[D$]",
+    ),
+    "openai": (
+        {"messages": [turn("developer", "S"), turn("user", [{"type": "text", "text": "A"}]), turn("assistant", "B")]},
+        "s:S u:A a:[B$]",
+    ),
+    "turns as a json string": ({"messages": json.dumps([turn("user", "A"), turn("assistant", "B")])}, "u:A a:[B$]"),
+    "prompt and completion": ({"prompt": "A", "completion": "B", "system_prompt": "S"}, "s:S u:A a:[B$]"),
+    "question and answer": ({"Question": "A", "Answer": "B"}, "u:A a:[B$]"),
+    "nemo's chat": (
+        {"mask": "User", "system": "", "conversations": [said("User", "A"), said("Assistant", "B")]},
+        "u:A a:[B$]",
+    ),
+    "nemo's input and output": ({"input": "A", "output": "B"}, "u:A a:[B$]"),
+    "an hh transcript": ({"prompt": "\n\nHuman: A\n\nAssistant: B\n\nHuman: C\n\nAssistant:", "completion": " D"}, "u:A a:[B$] u:C a:[D$]"),
+    "openai's weights": (
+        {"messages": [turn("user", "A"), turn("assistant", "B", weight=0), turn("user", "C"), turn("assistant", "D", weight=1)]},
+        "u:A a:B u:C a:[D$]",
+    ),
+    "axolotl's train": (
+        {"messages": [turn("user", "A"), turn("assistant", "B", train=False), turn("user", "C"), turn("assistant", "D")]},
+        "u:A a:B u:C a:[D$]",
+    ),
+    "oasst": (
+        {
+            "message_tree_id": "t",
+            "tree_state": "ready_for_export",
+            "prompt": {
+                "text": "A",
+                "role": "prompter",
+                "replies": [
+                    {"text": "worse", "role": "assistant", "rank": 1, "replies": []},
+                    {"text": "B", "role": "assistant", "rank": 0, "replies": [{"text": "C", "role": "prompter", "replies": []}]},
+                ],
+            },
+        },
+        "u:A a:[B$]",
+    ),
+    "a wanted answer": ({"prompt": "A", "completion": "B", "label": True}, "u:A a:[B$]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", CHATS)
+def test_a_chat_in_every_form(tmp_path: Path, tokenizer: ChatTokenizer, form: str) -> None:
+    row, shown = CHATS[form]
+    assert chats(tokenizer, tmp_path, row) == shown
+
+
+PREFERENCES: dict[str, tuple[Row, list[str]]] = {
+    "llama-factory's ranking": (
+        {"conversations": [said("human", "A")], "chosen": said("gpt", "B"), "rejected": said("gpt", "C"), "system": "S"},
+        ["s:S u:A a: | B$ | C$ [1.0, 0.0] 1"],
+    ),
+    "alpaca's ranking": (
+        {"instruction": "A", "input": "T", "chosen": "B", "rejected": "C"},
+        ["u:A//T a: | B$ | C$ [1.0, 0.0] 1"],
+    ),
+    "llama-factory's kto": (
+        {"messages": [turn("user", "A"), turn("assistant", "B")], "label": False},
+        ["u:A a: | B$ [0.0] 0"],
+    ),
+    "alpaca's kto": (
+        {"instruction": "A", "input": "", "output": "B", "kto_tag": True},
+        ["u:A a: | B$ [1.0] 1"],
+    ),
+    "hh-rlhf": (
+        {"chosen": "\n\nHuman: A\n\nAssistant: B\n\nHuman: C\n\nAssistant: D", "rejected": "\n\nHuman: A\n\nAssistant: B\n\nHuman: C\n\nAssistant: E"},
+        ["u:A a:B u:C a: | D$ | E$ [1.0, 0.0] 1"],
+    ),
+    "trl, paired": ({"prompt": "A", "chosen": "B", "rejected": "C"}, ["u:A a: | B$ | C$ [1.0, 0.0] 1"]),
+    "trl, implicit prompt": (
+        {"chosen": [turn("user", "A"), turn("assistant", "B")], "rejected": [turn("user", "A"), turn("assistant", "C")]},
+        ["u:A a: | B$ | C$ [1.0, 0.0] 1"],
+    ),
+    "trl, unpaired": ({"prompt": "A", "completion": "B", "label": True}, ["u:A a: | B$ [1.0] 1"]),
+    "orca": (
+        {"system": "S", "question": "A", "chosen": "B", "rejected": "C"},
+        ["s:S u:A a: | B$ | C$ [1.0, 0.0] 1"],
+    ),
+    "openai": (
+        {"input": {"messages": [turn("user", "A")], "tools": []}, "preferred_output": [turn("assistant", "B")], "non_preferred_output": [turn("assistant", "C")]},
+        ["u:A a: | B$ | C$ [1.0, 0.0] 1"],
+    ),
+    "argilla's ratings": (
+        {"prompt": "A", "chosen": [turn("user", "A"), turn("assistant", "B")], "chosen-rating": 4.5, "rejected": [turn("user", "A"), turn("assistant", "C")], "rejected-rating": 2},
+        ["u:A a: | B$ | C$ [4.5, 2.0] 1"],
+    ),
+    "ranks of sides": (
+        {"prompt": "A", "chosen": "B", "rejected": "C", "chosen_rank": 1, "rejected_rank": 3},
+        ["u:A a: | B$ | C$ [-1.0, -3.0] 1"],
+    ),
+    "ultrafeedback": (
+        {"instruction": "A", "completions": [{"response": "C", "overall_score": 3}, {"response": "B", "overall_score": 8.5}]},
+        ["u:A a: | B$ | C$ [8.5, 3.0] 1"],
+    ),
+    "nectar": (
+        {"prompt": "\n\nHuman: A\n\nAssistant: ", "answers": [{"answer": "C", "rank": 2}, {"answer": "B", "rank": 1}, {"answer": "D", "rank": 7}]},
+        ["u:A a: | B$ | C$ | D$ [-1.0, -2.0, -7.0] 1"],
+    ),
+    "nemo": (
+        {"context": [turn("system", "S"), turn("user", "A")], "completions": [{"rank": 1, "completion": [turn("assistant", "C")]}, {"rank": 0, "completion": [turn("assistant", "B")]}]},
+        ["s:S u:A a: | B$ | C$ [0.0, -1.0] 1"],
+    ),
+    "nemo aligner": (
+        {"prompt": "A", "chosen_response": "B", "rejected_response": "C", "chosen_reward": 5, "rejected_reward": 4},
+        ["u:A a: | B$ | C$ [5.0, 4.0] 1"],
+    ),
+    "helpsteer2": (
+        {"prompt": "A", "response_1": "C", "response_2": "B", "preference_strength": 2},
+        ["u:A a: | B$ | C$ [2.0, 0.0] 1"],
+    ),
+    "helpsteer2's turns": (
+        {"prompt": "A\n<extra_id_1>Assistant\nB\n<extra_id_1>User\nC", "response_1": "D", "response_2": "E", "preference_strength": -1},
+        ["u:A a:B u:C a: | D$ | E$ [1.0, 0.0] 1"],
+    ),
+    "helpsteer3": (
+        {"context": [turn("user", "A")], "response1": "B", "response2": "C", "overall_preference": -3},
+        ["u:A a: | B$ | C$ [3.0, 0.0] 1"],
+    ),
+    "shp": (
+        {"history": "A", "human_ref_A": "C", "human_ref_B": "B", "labels": 0, "score_A": 4, "score_B": 9},
+        ["u:A a: | B$ | C$ [1.0, 0.0] 1"],
+    ),
+    "alpaca_farm": (
+        {"instruction": "A", "input": "T", "output_1": "C", "output_2": "B", "preference": 2},
+        ["u:A//T a: | B$ | C$ [1.0, 0.0] 1"],
+    ),
+    "beavertails": (
+        {"prompt": "A", "response_0": "C", "response_1": "B", "better_response_id": 1},
+        ["u:A a: | B$ | C$ [1.0, 0.0] 1"],
+    ),
+    "chatbot arena": (
+        {"conversation_a": [turn("user", "A"), turn("assistant", "B")], "conversation_b": [turn("user", "A"), turn("assistant", "C")], "winner": "model_a"},
+        ["u:A a: | B$ | C$ [1.0, 0.0] 1"],
+    ),
+    "oasst": (
+        {
+            "message_tree_id": "t",
+            "prompt": {
+                "text": "A",
+                "role": "prompter",
+                "replies": [
+                    {"text": "C", "role": "assistant", "rank": 1},
+                    {
+                        "text": "B",
+                        "role": "assistant",
+                        "rank": 0,
+                        "replies": [{"text": "D", "role": "prompter", "replies": [{"text": "E", "role": "assistant", "rank": 0}, {"text": "F", "role": "assistant", "rank": 1}]}],
+                    },
+                ],
+            },
+        },
+        ["u:A a: | B$ | C$ [0.0, -1.0] 1", "u:A a:B u:D a: | E$ | F$ [0.0, -1.0] 1"],
+    ),
+    "rewardbench 2": (
+        {"prompt": "A", "chosen": ["B"], "rejected": ["C", "D", "E"], "num_correct": 1, "num_incorrect": 3},
+        ["u:A a: | B$ | C$ | D$ | E$ [1.0, 0.0, 0.0, 0.0] 1"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", PREFERENCES)
+def test_a_preference_in_every_form(tmp_path: Path, tokenizer: ChatTokenizer, form: str) -> None:
+    row, shown = PREFERENCES[form]
+    assert preferences(tokenizer, tmp_path, row) == shown
+
+
+BENCHES: dict[str, tuple[Row, tuple[str, ...], int, str]] = {
+    "rewardbench": ({"prompt": "A", "chosen": "B", "rejected": "C", "subset": "hep-go"}, ("B", "C"), 1, "hep-go"),
+    "rewardbench 2": (
+        {"id": "1", "prompt": "A", "chosen": ["B"], "rejected": ["C", "D", "E"], "subset": "Math"},
+        ("B", "C", "D", "E"),
+        1,
+        "Math",
+    ),
+    "rm-bench": (
+        {"id": 1, "prompt": "A", "chosen": ["B", "C", "D"], "rejected": ["E", "F", "G"], "domain": "chat"},
+        ("B", "C", "D", "E", "F", "G"),
+        3,
+        "chat",
+    ),
+    "judgebench": (
+        {"pair_id": "x", "question": "A", "response_A": "C", "response_B": "B", "label": "B>A", "source": "mmlu"},
+        ("B", "C"),
+        1,
+        "all",
+    ),
+    "ppe": ({"prompt": "A", "response_1": "B", "response_2": "C", "winner": "model_a"}, ("B", "C"), 1, "all"),
+    "ppe, samples": (
+        {"prompt": "A: x, y", "choices": ["x", "y"], "scores": [False, True, True], "response_1": "D", "response_2": "B", "response_3": "C"},
+        ("B", "C", "D"),
+        2,
+        "all",
+    ),
+    "helpsteer3": (
+        {"context": [turn("user", "A")], "response1": "C", "response2": "B", "overall_preference": 1, "domain": "code"},
+        ("B", "C"),
+        1,
+        "code",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", BENCHES)
+def test_a_benchmarks_row_in_every_form(tmp_path: Path, form: str) -> None:
+    row, answers, wanted, subset = BENCHES[form]
+    counts: Counter[str] = Counter()
+    (pair,) = read_pairs(BenchmarkPairs.model_validate(source(tmp_path, row)), counts)
+    assert (pair.answers, pair.desirable, pair.kind) == (answers, wanted, subset)
+    assert pair.messages[-1]["content"].startswith("A") and counts["misfit"] == 0
+
+
+def test_a_benchmarks_ties_are_left_out(tmp_path: Path) -> None:
+    row = {"prompt": "A", "response_1": "B", "response_2": "C", "winner": "tie"}
+    counts: Counter[str] = Counter()
+    benched = source(tmp_path, row, {**row, "winner": "model_b"})
+    assert len(list(read_pairs(BenchmarkPairs.model_validate(benched), counts))) == 1 == counts["tie"]
+
+
+# -- what belongs to a prompt, and what isn't read ---------------------------------------------------------
+
+PAIR = {"prompt": "A", "chosen": "B", "rejected": "C"}
+CHAT = {"messages": [turn("user", "A"), turn("assistant", "B")]}
+
+
+@pytest.mark.parametrize("column", ["tools", "context", "options", "input", "images", "documents", "choices"])
+def test_columns_that_can_only_be_of_the_prompt_are_refused(
+    tmp_path: Path, tokenizer: ChatTokenizer, column: str
+) -> None:
+    value = ["x"] if column in ("tools", "options", "images", "choices", "documents") else "x"
+    for read, row in ((chats, CHAT), (preferences, PAIR)):
+        with pytest.raises(ValueError, match=rf"\b1 of 1 .*\(1 unread; .*{column!r}.*ignore"):
+            read(tokenizer, tmp_path, {**row, column: value})
+        assert read(tokenizer, tmp_path, {**row, column: value}, ignore=[column])
+        assert read(tokenizer, tmp_path, {**row, column: []})
+    with pytest.raises(ValueError, match=rf"\(1 unread; .*{column!r}"):
+        list(read_pairs(BenchmarkPairs.model_validate(source(tmp_path, {**PAIR, column: value})), Counter()))
+    asked = source(tmp_path, *({"question": f"q{n}", column: value} for n in range(9)))
+    config = {"sources": [{"type": "question", **asked}], "held_out": 1}
+    with pytest.raises(ValueError, match=rf"\(9 unread; .*{column!r}"):
+        load_prompts(Prompts.model_validate(config), lambda _: [])
+
+
+def test_a_column_whose_text_the_prompt_has_is_no_loss(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+    row = {**CHAT, "input": "A", "system": None, "options": ["A"], "context": {"content": "A"}}
+    assert chats(tokenizer, tmp_path, row) == "u:A a:[B$]"
+
+
+def test_prompts_have_their_system_message_and_earlier_turns(tmp_path: Path) -> None:
+    rows = [{"instruction": f"q{n}", "input": "T", "system": "S", "history": [["A", "B"]]} for n in range(2)]
+    config = {"sources": [{"type": "question", "column": "instruction", **source(tmp_path, *rows)}]}
+    prompt = load_prompts(Prompts.model_validate({**config, "held_out": 1}), lambda _: []).training[0]
+    assert [m["content"] for m in prompt.messages] == ["S", "A", "B", "q0\n\nT"]
+
+
+def test_two_system_messages_are_a_misfit(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+    row = {"messages": [turn("system", "S"), *CHAT["messages"]], "system": "other"}
+    with pytest.raises(ValueError, match=r"\(1 prompt; .*'system'"):
+        chats(tokenizer, tmp_path, row)
+
+
+def test_other_columns_are_named_once(
+    tmp_path: Path, tokenizer: ChatTokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        chats(tokenizer, tmp_path, {**CHAT, "id": 1, "model": "gpt", "empty": "", "none": None})
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.endswith(": model (1 rows)")
+
+
+# -- refusals ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "name", "words"),
+    [
+        ({**PAIR, "chosen_score": 1, "rejected_score": 2}, "score", "1.*2"),
+        ({**PAIR, "rank_chosen": 2, "rank_rejected": 1}, "score", "-2.*-1"),
+        ({**PAIR, "chosen-rating": 3, "rejected-rating": 3}, "tie", "3"),
+        (
+            {**PAIR, "chosen": {"text": "B", "rank": 4}, "rejected": {"text": "C", "rank": 1}},
+            "score",
+            "-4.*-1",
+        ),
+        ({"prompt": "A", "answers": ["B", "C"], "scores": [1, 2], "ranks": [1, 2]}, "score", "contradict"),
+        ({"prompt": "A", "response_1": "B", "response_2": "C", "preference_strength": 0}, "tie", "0"),
+        (
+            {"prompt": "A", "response_1": "B", "response_2": "C", "winner": "left"},
+            "score",
+            "'winner'.*'left'",
+        ),
+        ({"instruction": "A", "input": "", "output": "B"}, "column", "one answer alone"),
+        (
+            {"prompt": "Human: A\nAssistant: B\nHuman: C", "chosen": "B", "rejected": "C"},
+            "rendered",
+            "Human:",
+        ),
+        ({"prompt": "USER: A ASSISTANT: B", "chosen": "B", "rejected": "C"}, "rendered", "USER:"),
+        ({"prompt": "### Instruction:\nA\n### Response:", "chosen": "B", "rejected": "C"}, "rendered", "###"),
+        ({"prompt": "[INST] A [/INST]", "chosen": "B", "rejected": "C"}, "rendered", "INST"),
+        ({**PAIR, "prompt": "See <image>. What is it?"}, "part", "<image>"),
+    ],
+)
+def test_preferences_that_would_be_read_wrong_are_refused(
+    tmp_path: Path, tokenizer: ChatTokenizer, row: Row, name: str, words: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"\(1 {name}; row 1: .*{words}"):
+        preferences(tokenizer, tmp_path, row)
+
+
+@pytest.mark.parametrize(
+    ("row", "name", "words"),
+    [
+        ({"prompt": "A", "completion": "B", "label": False}, "label", "'label'.*kto"),
+        ({**CHAT, "label": 0}, "label", "'label'.*kto"),
+        ({"instruction": "A", "output": "B", "kto_tag": False}, "label", "'kto_tag'.*kto"),
+        ({"messages": [turn("user", "A"), turn("assistant", "B", weight=0)]}, "weight", "all"),
+        ({"messages": [turn("user", "A"), turn("assistant", "B", loss_weight=0)]}, "weight", "all"),
+        ({"messages": [turn("user", "A"), turn("assistant", "B", weight=0.5)]}, "weight", "0.5"),
+        ({**CHAT, "mask": "Assistant"}, "weight", "'mask'.*'Assistant'"),
+        ({"messages": [turn("user", "A"), turn("assistant", "B", reasoning_content="Hm")]}, "part", "reasoning"),
+        ({"messages": [turn("user", "A"), turn("assistant", "B", tool_calls=[{}])]}, "part", "tool_calls"),
+        ({"messages": [turn("user", "A"), turn("observation", "B"), turn("assistant", "C")]}, "turn", "observation"),
+        ({"messages": [turn("user", [{"type": "image_url"}]), turn("assistant", "B")]}, "part", "image_url"),
+        ({"prompt": "Question", "chosen": "B", "rejected": "C"}, "column", "prompt, chosen, rejected"),
+    ],
+)  # fmt: skip
+def test_chats_that_would_be_learnt_wrong_are_refused(
+    tmp_path: Path, tokenizer: ChatTokenizer, row: Row, name: str, words: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"\(1 {name}; row 1: .*{words}"):
+        chats(tokenizer, tmp_path, row)

@@ -1,0 +1,192 @@
+"""Chats and prompts in the forms in which they are published: told by their columns, read by a few lines each.
+
+row --> the first form whose columns it has --> turns
+    --> what stands beside them and belongs to the prompt: a system turn, earlier turns, alpaca's input
+
+Columns are compared without case, with - and blanks as _. docs/recipe.md says who publishes which form.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from ultramed_rl.data.chats import (
+    Misfit,
+    NotedRow,
+    check_order,
+    check_text,
+    read_column,
+    read_turns,
+    unlearnt_turns,
+)
+from ultramed_rl.data.sources import Row
+from ultramed_rl.data.vignettes import COLUMNS as VIGNETTE_COLUMNS
+from ultramed_rl.data.vignettes import Vignette, answer_sentence, read_vignette, render_vignette
+from ultramed_rl.records import Message
+
+TURNS = "messages conversations conversation"
+QUESTIONS = "instruction prompt question query input"
+ANSWERS = "completion output response answer"
+LABELS = "label kto_tag"
+_SYSTEM = "system system_prompt system_message"
+# What can only be part of a prompt: a misfit where it isn't read, unless the prompt has its text already.
+_PROMPT_ALONE = (
+    f"{_SYSTEM} history input context tools functions documents options choices image images videos audios"
+)
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A row's turns, and the places of the assistant's that its data keeps from being learnt."""
+
+    turns: list[Message]
+    unlearnt: frozenset[int] = frozenset()
+
+
+class RowForm(NamedTuple):
+    """How rows of some columns are read."""
+
+    columns: tuple[str, ...]  # that the row must have, each by any of these names
+    read: Callable[..., Any]  # (row, *those names)
+
+
+def match_form(row: NotedRow, forms: Sequence[RowForm], nothing: str) -> Any:
+    """What the first form whose columns the row has reads of it. Raises Misfit, with `nothing`, where it has none's."""
+    for form in forms:
+        names = [row.find(columns) for columns in form.columns]
+        if None not in names:
+            return form.read(row, *names)
+    raise Misfit(nothing)
+
+
+# -- chats and questions -----------------------------------------------------------------------------------
+
+
+def read_chat(row: NotedRow, column: str | None = None) -> Chat:
+    """The row's chat, in whichever form it is, or that of a column. Raises Misfit."""
+    nothing = f"no chat in its columns {', '.join(row)}; one is under messages, conversations, or prompt and completion"
+    chat = match_form(row, _CHATS, nothing) if column is None else _read_whole(row, column)
+    return replace(chat, turns=complete_prompt(row, chat.turns))
+
+
+def read_question(row: NotedRow, column: str) -> list[Message]:
+    """The turns of a prompt whose question is a text of this column. Raises Misfit."""
+    value = read_column(row, column)
+    if not isinstance(value, str) or not value.strip():
+        raise Misfit(f"column {column!r} holds {value!r:.40}, not text")
+    check_text(value, f"column {column!r}")
+    turns = complete_prompt(row, with_input(row, read_turns(row, column, "user"), column))
+    check_order(turns, "user")
+    return turns
+
+
+def _read_whole(row: NotedRow, column: str) -> Chat:
+    turns = read_turns(row, column)
+    answers = {place for place, turn in enumerate(turns) if turn["role"] == "assistant"}
+    if str(row.get("mask") or "user").casefold() not in (
+        "user",
+        "human",
+    ):  # NeMo's: whose turns aren't learnt
+        raise Misfit(
+            f"column 'mask' holds {row['mask']!r:.40}; only the assistant's turns are learnt", name="weight"
+        )
+    return Chat(turns, unlearnt_turns(row, column) & answers)
+
+
+def _read_answered(row: NotedRow, question: str, answer: str) -> Chat:
+    asked = with_input(row, read_turns(row, question, "user"), question)
+    turns = read_turns(row, answer, "assistant")
+    return Chat(asked + turns)
+
+
+def _read_vignette(row: NotedRow, *_: str) -> Chat:
+    vignette = read_vignette(row)
+    if not isinstance(vignette, Vignette):
+        raise Misfit(f"a vignette that is left out: {vignette}", name=vignette)
+    answer = answer_sentence(vignette.options, vignette.letter)
+    return Chat(
+        [
+            Message(role="user", content=render_vignette(vignette)),
+            Message(role="assistant", content=answer),
+        ]
+    )
+
+
+def _read_best_path(row: NotedRow, *_: str) -> Chat:
+    """Of OASST's tree of replies the chat in which each is the best one."""
+    path, node = list[Row](), row["prompt"]
+    while node:
+        path.append(node)
+        node = min(
+            node.get("replies") or [{}], key=lambda r: math.inf if r.get("rank") is None else r["rank"]
+        )
+    return Chat(read_path(path[: len(path) // 2 * 2]))
+
+
+def read_path(path: Sequence[Row]) -> list[Message]:
+    """The turns of a path through a tree of replies."""
+    turns = [{"role": node.get("role"), "content": node.get("text")} for node in path]
+    return read_turns({"prompt": turns}, "prompt")
+
+
+_CHATS = (
+    RowForm((TURNS,), _read_whole),
+    RowForm(VIGNETTE_COLUMNS, _read_vignette),
+    RowForm(("message_tree_id", "prompt"), _read_best_path),
+    RowForm((QUESTIONS, ANSWERS), _read_answered),
+)
+
+
+# -- what belongs to a prompt ------------------------------------------------------------------------------
+
+
+def with_input(row: NotedRow, turns: list[Message], question: str) -> list[Message]:
+    """An instruction with its input, as alpaca has it, or its context, as Dolly has it, a paragraph below."""
+    name = row.find("input context") if question.casefold() == "instruction" else None
+    if name is None or not isinstance(row[name], str) or not row[name].strip():
+        return turns
+    (more,) = read_turns(row, name, "user")
+    *before, last = turns
+    return [*before, Message(role=last["role"], content=f"{last['content']}\n\n{more['content']}")]
+
+
+def complete_prompt(row: NotedRow, turns: list[Message]) -> list[Message]:
+    """The turns with what the row holds of their prompt beside them. Raises Misfit where that cannot be read."""
+    told = [turn["content"] for turn in turns]
+    history = row.find("history")
+    if history is not None and isinstance(row[history], list) and not _is_told(row[history], told):
+        pairs = row[history]
+        if all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+            roles = ("user", "assistant")
+            pairs = [{"role": r, "content": t} for pair in pairs for r, t in zip(roles, pair, strict=True)]
+        place = int(turns[:1] != [] and turns[0]["role"] == "system")
+        turns = [*turns[:place], *read_turns({history: pairs}, history), *turns[place:]]
+    system = row.find(_SYSTEM)
+    if system is not None and not _is_told(row[system], told):
+        if any(turn["role"] == "system" for turn in turns):
+            raise Misfit(f"a system message in its turns, and another in column {system!r}", name="prompt")
+        turns = [*read_turns(row, system, "system"), *turns]
+    if row.find(_PROMPT_ALONE) is None:
+        return turns
+    for wanted in _PROMPT_ALONE.split():
+        name = row.find(wanted)
+        if name is not None and name not in row.read and not _is_told(row[name], told):
+            raise Misfit(
+                f"column {name!r} is part of its prompt and isn't read; put it into the prompt's text, or name it "
+                "under the source's ignore",
+                name="unread",
+            )
+    return turns
+
+
+def _is_told(value: Any, told: Sequence[str]) -> bool:
+    """Whether texts hold all that a column says."""
+    if isinstance(value, dict):
+        value = value["content"] if "content" in value else value.get("value", list(value.values()))
+    if isinstance(value, list | tuple):
+        return all(_is_told(one, told) for one in value)
+    text = "" if value is None else str(value).strip()
+    return text in ("", "[]", "{}") or any(text in one for one in told)

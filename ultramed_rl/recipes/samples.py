@@ -1,0 +1,192 @@
+"""The first samples of a config's sources, made as its run makes them: what `data show` prints and a dry run tries."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+from ultramed_rl.config import AnyConfig, DataConfig, EvaluateConfig, RewardBenchConfig
+from ultramed_rl.config.models import Model
+from ultramed_rl.config.recipe import REFERENCE
+from ultramed_rl.config.rounds import Prompts
+from ultramed_rl.config.stages import PreferenceConfig, RewardConfig, SftConfig
+from ultramed_rl.data import chats
+from ultramed_rl.data.chats import SourceNotes
+from ultramed_rl.data.conversations import read_conversations
+from ultramed_rl.data.preferences import read_pairs, read_preferences
+from ultramed_rl.data.prompts import load_prompts, read_prompt_rows
+from ultramed_rl.models.tokenizer import ChatTokenizer, chat_tokenizer
+from ultramed_rl.records import Message, PreferenceGroup, TokenizedChat
+from ultramed_rl.stages.reward_bench import prepare_bench
+from ultramed_rl.stages.run import prepare_samples
+from ultramed_rl.tracking import Progress
+
+SAMPLED = 1000  # rows of each source that are read
+_HUB = "hf://"
+_LONGEST = 2000  # characters of a row as it stands in a file
+Part = tuple[str, bool]  # text, and whether it is learnt
+
+
+@dataclass(frozen=True)
+class ShownSample:
+    """One sample as text, in parts; `about` says what it is, and its lengths."""
+
+    name: str
+    about: str
+    parts: tuple[Part, ...]
+
+
+@dataclass
+class SourceView:
+    """A source's first rows: what was noted of them, samples, and what would stop the run."""
+
+    uri: str
+    notes: SourceNotes = field(default_factory=SourceNotes)
+    samples: list[ShownSample] = field(default_factory=list)
+    problem: str = ""
+
+    def describe(self) -> str:
+        """Rows, misfits by reason with the first one's row, and the columns that nobody reads, in lines."""
+        notes = self.notes
+        lines = [f"{self.uri}: {notes.rows - notes.misfits.total()} of the first {notes.rows} rows fit"]
+        lines += [f"  {count} {name}: {notes.examples[name]}" for name, count in notes.misfits.items()]
+        if notes.unread:
+            named = ", ".join(f"{name} ({count} rows)" for name, count in notes.unread.items())
+            lines.append(f"  not read: {named}")
+        return "\n".join(lines)
+
+
+def view_sources(config: AnyConfig, shown: int, *, local: bool = False) -> Iterator[SourceView]:
+    """Each source of a config, without those that another stage makes.
+
+    Args:
+        shown: samples of each source that are tokenised.
+        local: only what is on this machine; where the model isn't, nothing is tokenised.
+    """
+    elsewhere = (REFERENCE, _HUB) if local else REFERENCE
+    if isinstance(config, DataConfig):
+        views = [(SourceView(uri), partial(_read_inputs, uri, config.limit)) for uri in config.input]
+    else:
+        sources, read, make = _readers(config, local)
+        views = [(SourceView(source.uri), partial(_read_source, source, read, make)) for source in sources]
+    for view, samples in views:
+        if not view.uri.startswith(elsewhere):
+            chats.logger.disabled = True  # the notes have what it would say, more than once
+            try:
+                view.samples = list(islice(samples(view.notes), shown))
+            except ValueError as error:
+                view.problem = str(error)
+            finally:
+                chats.logger.disabled = False
+            yield view
+
+
+def _read_source(source: Any, read: Any, make: Any, notes: SourceNotes) -> Iterator[ShownSample]:
+    first = source.model_copy(update={"limit": min(source.limit or SAMPLED, SAMPLED)})
+    for _ in read(first, Counter(), quiet=True, notes=notes):
+        pass
+    if make is not None:
+        yield from make(first)
+
+
+def _read_inputs(uri: str, limit: int | None, notes: SourceNotes) -> Iterator[ShownSample]:
+    """The rows of a data stage's input, as they stand there."""
+    from ultramed_rl.stages.data.rows import read_made_rows
+
+    for row in read_made_rows(uri, min(limit or SAMPLED, SAMPLED)):
+        notes.rows += 1
+        text = json.dumps(row, ensure_ascii=False, default=str)
+        yield ShownSample(f"row {notes.rows}", f"columns {', '.join(row)}", ((text[:_LONGEST], False),))
+
+
+def _readers(config: AnyConfig, local: bool) -> tuple[Sequence[Any], Any, Any]:
+    """A config's sources, what reads their rows, and what makes samples of one; None where no tokenizer is at hand."""
+    match config:
+        case SftConfig() | RewardConfig() | PreferenceConfig():
+            sources = [*config.data.sources, *config.data.evaluation_sources]
+            read = read_conversations if isinstance(config, SftConfig) else read_preferences
+            tokenizer = _tokenizer(config.model, local)
+            return sources, read, tokenizer and partial(_stage_samples, config, tokenizer)
+        case RewardBenchConfig():
+            here = _is_at_hand(config.model.path, local)
+            return [config.data], read_pairs, partial(_benched_samples, config) if here else None
+    prompts: Prompts | None = getattr(config, "prompts", None)
+    if prompts is None:
+        return [], None, None
+    policy: Any = getattr(config, "policy", None)
+    learns = not isinstance(config, EvaluateConfig)
+    if isinstance(config, EvaluateConfig):  # as the first policy is asked
+        name, path = next(iter(config.policies.items()))
+        template = config.chat_templates.get(name)
+        policy = Model(path=path, chat_template=template, **config.policy.model_dump())
+    tokenizer = _tokenizer(policy, local, learns=learns) if isinstance(policy, Model) else None
+    return prompts.sources, read_prompt_rows, tokenizer and partial(_asked_samples, prompts, tokenizer)
+
+
+def _is_at_hand(path: str, local: bool) -> bool:
+    """Whether a model can be read: no stage has to make it, and if `local`, it is on this machine."""
+    return Path(path).expanduser().is_dir() if local else not path.startswith(REFERENCE)
+
+
+def _tokenizer(model: Model, local: bool, *, learns: bool = True) -> ChatTokenizer | None:
+    """The model's, of a stage's the one that it starts from; None where it isn't here and none but those count."""
+    path = model.path.partition("@")[2] if model.path.startswith(REFERENCE) else model.path
+    model = model.model_copy(update={"path": path})
+    return chat_tokenizer(model, learns=learns) if _is_at_hand(path, local) else None
+
+
+# -- samples by kind of stage ------------------------------------------------------------------------------
+
+
+def _stage_samples(config: Any, tokenizer: ChatTokenizer, source: Any) -> Iterator[ShownSample]:
+    alone = {"sources": [source], "evaluation_sources": [], "held_out": 0}
+    data = config.data.model_copy(update=alone)
+    prepared = prepare_samples(config.model_copy(update={"data": data}), tokenizer)
+    decode = tokenizer.backend.decode
+    for row, sample in zip(prepared.training_rows(), prepared.training(), strict=False):
+        yield _chat(sample, row, decode) if isinstance(sample, TokenizedChat) else _group(sample, decode)
+
+
+def _benched_samples(config: RewardBenchConfig, source: Any) -> Iterator[ShownSample]:
+    bench = prepare_bench(config.model_copy(update={"data": source}), Progress())
+    yield from (_group(pair, bench.tokenizer.backend.decode) for pair in bench.pairs)
+
+
+def _asked_samples(prompts: Prompts, tokenizer: ChatTokenizer, source: Any) -> Iterator[ShownSample]:
+    source = source.model_copy(update={"share": None})
+    alone = prompts.model_copy(update={"sources": [source]})
+    for prompt in load_prompts(alone, tokenizer.encode_chat, tokenizer.markers).training:
+        text = tokenizer.backend.decode(list(prompt.token_ids))
+        answer = f"\n-- the data's answer: {prompt.answer}" if prompt.answer else ""
+        about = f"{prompt.kind}; {_roles(prompt.messages)}; {len(prompt.token_ids)} tokens"
+        yield ShownSample(prompt.prompt_id, about, ((text + answer, False),))
+
+
+def _chat(sample: TokenizedChat, row: Any, decode: Callable[[list[int]], str]) -> ShownSample:
+    marked = groupby(zip(sample.learned, sample.token_ids, strict=True), key=lambda pair: pair[0])
+    parts = tuple((decode([token for _, token in pairs]), learnt) for learnt, pairs in marked)
+    roles = _roles(row.messages)
+    about = f"{sample.kind}; {roles}; {len(sample.token_ids)} tokens, {sum(sample.learned)} learnt"
+    return ShownSample(sample.conversation_id, about, parts)
+
+
+def _group(group: PreferenceGroup, decode: Callable[[list[int]], str]) -> ShownSample:
+    prompt = group.prompt
+    parts: list[Part] = [(decode(list(prompt.token_ids)), False)]
+    for place, (answer, reward) in enumerate(zip(group.completions, group.rewards, strict=True)):
+        wanted = "wanted" if place < group.desirable else "unwanted"
+        parts.append((f"\n-- {wanted}, score {reward:g}, {len(answer.token_ids)} tokens: ", False))
+        parts.append((decode(list(answer.token_ids)), True))
+    roles = _roles(prompt.messages)
+    about = f"{prompt.kind}; {roles}; prompt {len(prompt.token_ids)} tokens, {len(group.completions)} answers"
+    return ShownSample(prompt.prompt_id, about, tuple(parts))
+
+
+def _roles(messages: Sequence[Message]) -> str:
+    return " ".join(message["role"] for message in messages)
