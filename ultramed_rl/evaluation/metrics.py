@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ultramed_rl.evaluation.statistics import Interval, paired_bootstrap, summarize, win_rate
+from ultramed_rl.learning.length import LengthFit
 from ultramed_rl.records import PreferenceGroup, Prompt, ScoredCompletion, SelectionAudit
 from ultramed_rl.store.shards import read_columns, shard_files
 
@@ -83,13 +84,14 @@ class RoundMetrics:
     """A round's scored answers and pairs, as metrics."""
 
     def __init__(self) -> None:
-        self.answers = AnswerMetrics()
+        self.answers, self.length = AnswerMetrics(), LengthFit()
         self._sums: Counter[str] = Counter()
         self._margins, self._version = 0.0, math.inf
 
     def add_answers(self, prompt: Prompt, scored: Sequence[ScoredCompletion]) -> None:
         """A prompt's scored answers."""
         self._sums["tokens_scored"] += len(prompt.token_ids) + self.answers.add(scored)
+        self.length.add_answers(scored)
         self._version = min(self._version, scored[0].completion.policy_version)
 
     def add_pair(self, pair: PreferenceGroup) -> None:
@@ -105,11 +107,13 @@ class RoundMetrics:
         """What selection kept and dropped, the reward margin, and the lengths of both sides; there are pairs.
 
         `tokens_scored` and `tokens_reference` are what reward models and reference read: each prompt once. `policy_version`
-        is the oldest that an answer is of.
+        is the oldest that an answer is of. `length_correlation` is that of reward and tokens within prompts, -1 to 1; NaN
+        where one never varies.
         """
         sums = self._sums
         return {
             **self.answers.metrics(),
+            "length_correlation": self.length.correlation,
             "policy_version": self._version,
             "pairs": sums["pairs"],
             **{f"pairs_{name}": float(value) for name, value in asdict(audit).items() if name != "pairs"},

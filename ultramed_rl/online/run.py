@@ -5,6 +5,7 @@ A run without a reward model trains its own first, on contrasts out of the polic
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from ultramed_rl.config import RunConfig
 from ultramed_rl.config.stages import BradleyTerry
 from ultramed_rl.data.contrasts import split_contrasts
 from ultramed_rl.data.prompts import PromptPool, check_rounds, prepare_pool
+from ultramed_rl.learning.length import length_accuracies
 from ultramed_rl.models.checks import check_models
 from ultramed_rl.models.tokenizer import chat_tokenizer
 from ultramed_rl.online.benchmarks import BenchmarkRounds
@@ -172,10 +174,14 @@ def prepare_reward_models(
         return metrics
 
     path, metrics = store.initial.phase_directory("reward_model", compute)
-    kinds = ", ".join(
-        f"{k.removeprefix('accuracy_')} {v:.2f}" for k, v in metrics.items() if k.startswith("accuracy_")
+    accuracies = {k: v for k, v in metrics.items() if k.startswith("accuracy")}
+    kinds = [
+        f"{k.removeprefix('accuracy_')} {v:.2f} ({metrics.get(f'length_{k}', math.nan):.2f})"
+        for k, v in accuracies.items()
+    ]
+    progress.say(
+        f"reward model: held-out accuracy, and in brackets what length alone would get: {', '.join(kinds)}"
     )
-    progress.say(f"reward model: held-out accuracy {metrics['accuracy']:.2f} ({kinds})")
     return [str(path)]
 
 
@@ -205,6 +211,7 @@ def train_reward_model(
         "loss_last": steps[-1]["loss"],
         "training_accuracy": fmean(s["accuracy"] for s in steps[len(steps) // 2 :]),
         **{name: value for name, value in judged.items() if name.startswith("accuracy")},
+        **length_accuracies(held_out),
     }
 
 

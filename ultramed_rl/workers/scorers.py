@@ -13,11 +13,11 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ultramed_rl.cluster.group import WorkerGroup
 from ultramed_rl.config.judges import BenchmarkJudge, Evaluation, ModelJudge
-from ultramed_rl.config.rewards import Reward
+from ultramed_rl.config.rewards import RAW, Reward
 from ultramed_rl.models.checks import check_reward_model
 from ultramed_rl.models.reading import RewardReader
 from ultramed_rl.models.tokenizer import ChatTokenizer
@@ -240,6 +240,8 @@ class Scorers(AnswerScorers):
         readers = [_reader(path, policy, config.trust_remote_code) for path in config.paths]
         terms = {term.name: make_term(term, policy) for term in config.terms}
         super().__init__(policy, dict(zip(columns, readers, strict=True)), terms)
+        # Reward per token that is taken off. One that is to be fitted isn't known yet.
+        self.length_slope = 0.0 if config.length_slope in (None, "fit") else float(config.length_slope)
 
     @property
     def shown_columns(self) -> Sequence[str]:
@@ -256,6 +258,16 @@ class Scorers(AnswerScorers):
             weights.insert(0, self.config.weight)
             values.insert(0, models[0] if ensemble is None else combine_members(ensemble, models))
         return weighted_sum(weights, values)
+
+    def _combine(self, pending: _Pending) -> list[ScoredCompletion]:
+        scored = super()._combine(pending)
+        if self.config.length_slope is None:
+            return scored
+        lengths = [self.length_slope * len(answer.completion.token_ids) for answer in scored]
+        return [
+            replace(answer, reward=answer.reward - length, terms={**answer.terms, RAW: answer.reward})
+            for answer, length in zip(scored, lengths, strict=True)
+        ]
 
 
 class Judges(AnswerScorers):
