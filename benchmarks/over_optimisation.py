@@ -28,7 +28,8 @@ import pyarrow.parquet as pq
 
 from ultramed_rl import run
 from ultramed_rl.cluster.connection import disconnect
-from ultramed_rl.config import parse_config
+from ultramed_rl.config import ContrastsConfig, parse_config
+from ultramed_rl.config.stages import RewardConfig
 from ultramed_rl.recipes.run import run_config
 
 POLICY, LENGTH = "offline://smollm2-135m-instruct", 256
@@ -51,21 +52,15 @@ def head(folder: Path, name: str, seed: int) -> dict[str, Any]:
 
 def make_pairs(folder: Path, prompts: int, seed: int) -> Path:
     """Contrast pairs out of the starting policy's answers."""
-    return Path(
-        run_config(
-            parse_config(
-                {
-                    "type": "contrasts",
-                    **head(folder, "contrasts", seed),
-                    "policy": {"path": POLICY, "max_length": LENGTH},
-                    "prompts": {**PROMPTS, "held_out": 48, "per_round": 24},
-                    "contrasts": {"prompts": prompts, "max_new_tokens": 48},
-                    "cluster": {**MACHINE, "rollout": ENGINE},
-                }
-            ),
-            resume=False,
-        )
-    )
+    config = {
+        "type": "contrasts",
+        **head(folder, "contrasts", seed),
+        "policy": {"path": POLICY, "max_length": LENGTH},
+        "prompts": {**PROMPTS, "held_out": 48, "per_round": 24},
+        "contrasts": {"prompts": prompts, "max_new_tokens": 48},
+        "cluster": {**MACHINE, "rollout": ENGINE},
+    }
+    return Path(run_config(parse_config(config, kind=ContrastsConfig), resume=False))
 
 
 def split_pairs(pairs: Path, parts: int, folder: Path) -> list[Path]:
@@ -82,29 +77,23 @@ def split_pairs(pairs: Path, parts: int, folder: Path) -> list[Path]:
 
 def train_reward(folder: Path, name: str, pairs: Path, seed: int) -> Path:
     """A reward model on these pairs."""
-    return Path(
-        run_config(
-            parse_config(
-                {
-                    "type": "reward",
-                    **head(folder, name, seed),
-                    "model": {"path": POLICY, "max_length": LENGTH},
-                    "data": {"sources": [{"uri": str(pairs)}], "held_out": 8},
-                    "objective": {"type": "bradley_terry"},
-                    "trainable_layers": 10,
-                    "training": {
-                        "learning_rate": 5.0e-5,
-                        "epochs": 2,
-                        "batch_size": 8,
-                        "micro_batch_tokens": 2048,
-                        "gradient_checkpointing": False,
-                    },
-                    "cluster": {**MACHINE, "trainer": {"ranks": 1, "zero_stage": 0}},
-                }
-            ),
-            resume=False,
-        )
-    )
+    config = {
+        "type": "reward",
+        **head(folder, name, seed),
+        "model": {"path": POLICY, "max_length": LENGTH},
+        "data": {"sources": [{"uri": str(pairs)}], "held_out": 8},
+        "objective": {"type": "bradley_terry"},
+        "trainable_layers": 10,
+        "training": {
+            "learning_rate": 5.0e-5,
+            "epochs": 2,
+            "batch_size": 8,
+            "micro_batch_tokens": 2048,
+            "gradient_checkpointing": False,
+        },
+        "cluster": {**MACHINE, "trainer": {"ranks": 1, "zero_stage": 0}},
+    }
+    return Path(run_config(parse_config(config, kind=RewardConfig), resume=False))
 
 
 def drive(
