@@ -47,7 +47,7 @@ PROMPTS = {
 
 def head(folder: Path, name: str, seed: int) -> dict[str, Any]:
     """What every config here begins with."""
-    return {"run": {"name": name, "directory": str(folder), "seed": seed}, "tracking": {"wandb": "disabled"}}
+    return {"run": {"name": name, "directory": str(folder), "seed": seed}}
 
 
 def make_pairs(folder: Path, prompts: int, seed: int) -> Path:
@@ -84,6 +84,7 @@ def train_reward(folder: Path, name: str, pairs: Path, seed: int) -> Path:
         "data": {"sources": [{"uri": str(pairs)}], "held_out": 8},
         "objective": {"type": "bradley_terry"},
         "trainable_layers": 10,
+        "tracking": {"wandb": "disabled"},
         "training": {
             "learning_rate": 5.0e-5,
             "epochs": 2,
@@ -105,6 +106,7 @@ def drive(
         {
             **head(folder, name, seed),
             "run": {**head(folder, name, seed)["run"], "rounds": rounds, "keep_checkpoints": 1},
+            "tracking": {"wandb": "disabled"},
             "policy": {"path": POLICY, "precision": "float32", "max_length": LENGTH},
             "reference": {"update": "initial", "micro_batch_tokens": 2048},
             "reward": {"path": str(proxy), "precision": "float32", "micro_batch_tokens": 2048},
