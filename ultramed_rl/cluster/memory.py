@@ -38,6 +38,10 @@ _LLAMA3_8B = Architecture(
 _LLAMA31_8B = _LLAMA3_8B.model_copy(update={"max_position_embeddings": 131072})
 _LARGE = dict(hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64)
 _LLAMA3_70B = _LLAMA3_8B.model_copy(update=_LARGE)
+_QWEN3_8B = _LLAMA3_8B.model_copy(
+    update=dict(intermediate_size=12288, num_hidden_layers=36, head_dim=128, vocab_size=151936)
+    | {"max_position_embeddings": 40960}
+)
 _SMALL = dict(
     hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, head_dim=64
 )
@@ -54,6 +58,8 @@ KNOWN = {
     "sfairXC/FsfairX-LLaMA3-RM-v0.1": _LLAMA3_8B,
     "meta-llama/Meta-Llama-3-70B-Instruct": _LLAMA3_70B,
     "TsinghuaC3I/Llama-3-70B-UltraMedical": _LLAMA3_70B,
+    "Qwen/Qwen3-8B": _QWEN3_8B,
+    "Skywork/Skywork-Reward-V2-Qwen3-8B": _QWEN3_8B,
     "HuggingFaceTB/SmolLM2-135M-Instruct": _SMOLLM2_135M,
     "offline://smollm2-135m-instruct": _SMOLLM2_135M,
 }
