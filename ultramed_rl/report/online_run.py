@@ -44,6 +44,7 @@ _PHASES = {
     "checkpoint": "train and save",
     "reference_model": "average the reference",
     "evaluation": "evaluate",
+    "length": "what length pays",
     "reward_model": "train the reward model",
     "prompts": "choose prompts",
 }
@@ -90,6 +91,11 @@ class LengthCheck:
     last: float
     growth: float
     correlation: float
+
+    @property
+    def pays(self) -> bool:
+        """Whether the reward pays for length, either way."""
+        return abs(self.correlation) >= self.CORRELATION
 
     @property
     def flagged(self) -> bool:
