@@ -22,6 +22,7 @@ from ultramed_rl.config import (
     load_config,
     parse_config,
 )
+from ultramed_rl.config.factory import DataConfig
 from ultramed_rl.config.objectives import Objective
 from ultramed_rl.config.recipe import load_recipe, stage_config
 
@@ -263,3 +264,15 @@ def test_the_slope_of_length_is_a_number_or_to_be_fitted(tmp_path: Path) -> None
         parse_config(
             {**evaluation, "reward": {"path": "/reward", "length_slope": "fit"}}, kind=EvaluateConfig
         )
+
+
+@pytest.mark.parametrize(
+    ("old", "cure"),
+    [("cosine", "step.near"), ("jaccard", "step.near"), ("words", "step.near"), ("embedder", "remove")],
+)
+def test_a_former_key_of_deduplicate_is_refused_with_its_cure(old: str, cure: str) -> None:
+    data = {"run": {"name": "x"}, "input": ["https://x/a"], "step": {"type": "deduplicate", old: None}}
+    with pytest.raises(ConfigError) as caught:
+        parse_config(data, kind=DataConfig)
+    (line,) = caught.value.problems
+    assert f"step.{old}" in line and cure in line
