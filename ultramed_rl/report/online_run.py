@@ -263,6 +263,23 @@ def read_online_run(files: RunReader) -> OnlineRun:
     return OnlineRun(files, rounds, policies)
 
 
+def reward_difference(first: OnlineRun, other: OnlineRun) -> str:
+    """Why two runs' rewards are not on one scale; empty where they are."""
+    one, two = _reward_identity(first), _reward_identity(other)
+    differing = [key for key in sorted(one.keys() | two.keys()) if one.get(key) != two.get(key)]
+    return f"they differ in {', '.join(differing)}" if differing else ""
+
+
+def _reward_identity(run: OnlineRun) -> dict[str, Any]:
+    """What makes the reward: the digest of a model that the run trained, else what its config names; and a fitted slope."""
+    made = run.files.manifests("initial")
+    slope = {"the slope of length": made["length"]["metrics"]["slope"]} if "length" in made else {}
+    if (trained := made.get("reward_model")) is not None:
+        return {"the trained reward model's digest": trained["digest"]} | slope
+    section, costs = run.files.setting("reward", {}), ("micro_batch_tokens", "precision")
+    return {f"reward.{key}": value for key, value in section.items() if key not in costs} | slope
+
+
 def phase_times(files: RunReader, folder: str | Path) -> dict[str, float]:
     """Seconds of each finished phase in a run's folder, by the phase's words."""
     return {phase_words(name): seconds for name, seconds in files.seconds(folder).items()}
