@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from ultramed_rl.actors.deepspeed_setup import (
-    agreed_chunks,
     inference_config,
     join_ranks,
     loading_context,
@@ -21,7 +20,6 @@ from ultramed_rl.actors.deepspeed_setup import (
 from ultramed_rl.actors.work import WorkBatch, Worker, WorkResult
 from ultramed_rl.learning.batching import token_budget_batches
 from ultramed_rl.learning.packing import AnswerGroup, PackedBatch, pack_groups, sum_by_answer
-from ultramed_rl.models.files import decoder_config
 from ultramed_rl.models.load import PolicyModel, RewardModel, is_packed, load_policy, load_reward
 
 # (index of the group, index of the answer within it, its number)
@@ -51,7 +49,7 @@ def score_groups(
     parts = list(split_groups(groups, budget))
     costs = [part.packed_tokens if packed else part.padded_tokens for _, _, part in parts]
     batches = token_budget_batches(costs, budget)
-    passes = most_of_ranks([len(batches)], device)[0] if in_step else len(batches)
+    passes = most_of_ranks(len(batches), device) if in_step else len(batches)
     for index in range(passes):
         members = [parts[i] for i in batches[index]] if index < len(batches) else []
         together = [part for _, _, part in members] or [AnswerGroup([0], [[0]])]
@@ -124,7 +122,7 @@ class Scorer(Worker):
 
     def _adopt(self, model: PolicyModel | RewardModel) -> None:
         model.eval().requires_grad_(False)
-        self.packed, self.vocab_size = is_packed(model.lm), decoder_config(model.lm.config).vocab_size
+        self.packed = is_packed(model.lm)
         if hasattr(self, "model"):  # the device needn't hold both
             del self.model
             if self.device != "cpu":
@@ -163,10 +161,7 @@ class ReferenceWorker(Scorer):
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """[A] summed logprobs."""
-        chunks = None
-        if self.shards > 1:
-            (chunks,) = agreed_chunks([len(batch.targets)], self.vocab_size, batch.targets.device)
-        return sum_by_answer(self.model(batch, chunks), batch)
+        return sum_by_answer(self.model(batch), batch)
 
 
 class RewardWorker(Scorer):

@@ -140,8 +140,9 @@ def training_bytes(
 ) -> dict[str, int]:
     """Bytes of one rank by kind, with ZeRO's partitioning (arXiv 1910.02054, section 3).
 
-    bfloat16: weights 2, gradients 2, and fp32 master, momentum and variance 12 bytes a parameter;
-    float32: 4, 4 and 8. Stage 1 divides the optimizer by the ranks, 2 the gradients too, 3 the weights too.
+    bfloat16: weights 2, gradients 4, and fp32 master, momentum and variance 12 bytes a parameter; float32: 4, 4 and 8.
+    Stage 1 divides the optimizer by the ranks, 2 the gradients too, 3 the weights too. Stage 2 has the gradients of a
+    micro-batch in the weights' type beside the sum.
 
     With LoRA (arXiv 2106.09685) the weights are frozen, and all else is of the adapters alone: one of rank r on a matrix
     of [m, n] has r (m + n) parameters. 4-bit weights leave embeddings and head whole.
@@ -169,7 +170,7 @@ def training_bytes(
     kept = layer + layers * tokens * width * size if training.gradient_checkpointing else layers * layer
     return {
         "weights": weights // split[0],
-        "gradients": trained * size // split[1],
+        "gradients": trained * (4 + size * (group.zero_stage == 2)) // split[1],
         "optimizer": 0 if group.offload_optimizer else optimizer,
         "activations": kept + _logit_bytes(shape, tokens, device),
     }

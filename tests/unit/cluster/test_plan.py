@@ -51,7 +51,7 @@ def test_parameter_counts_are_exact() -> None:
 
 @pytest.mark.parametrize(
     ("stage", "expected"),
-    [(0, (2, 2, 12)), (1, (2, 2, 12 / 8)), (2, (2, 2 / 8, 12 / 8)), (3, (2 / 8, 2 / 8, 12 / 8))],
+    [(0, (2, 4, 12)), (1, (2, 4, 12 / 8)), (2, (2, 6 / 8, 12 / 8)), (3, (2 / 8, 4 / 8, 12 / 8))],
 )
 def test_zero_divides_what_its_stage_says(stage: int, expected: tuple[float, float, float]) -> None:
     model, training = Model(path="8b", precision="bfloat16"), Training(micro_batch_tokens=2048)
@@ -96,7 +96,7 @@ def test_presets_fit_their_nodes(path: Path) -> None:
 
 
 def test_too_little_memory_shows_the_arithmetic_and_the_fix() -> None:
-    with pytest.raises(PlanError, match=r"policy: .*15\.0 \+ .*15\.0 \+ .*89\.7 .*zero_stage"):
+    with pytest.raises(PlanError, match=r"policy: .*15\.0 \+ .*29\.9 \+ .*89\.7 .*zero_stage"):
         make_plan(gpu_run(cluster__policy={"ranks": 8, "zero_stage": 0}))
 
 
