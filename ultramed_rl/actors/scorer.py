@@ -20,6 +20,7 @@ from ultramed_rl.actors.deepspeed_setup import (
 from ultramed_rl.actors.work import WorkBatch, Worker, WorkResult
 from ultramed_rl.learning.batching import token_budget_batches
 from ultramed_rl.learning.packing import AnswerGroup, PackedBatch, pack_groups, sum_by_answer
+from ultramed_rl.models.files import decoder_config
 from ultramed_rl.models.load import PolicyModel, RewardModel, is_packed, load_policy, load_reward
 
 # (index of the group, index of the answer within it, its number)
@@ -122,7 +123,7 @@ class Scorer(Worker):
 
     def _adopt(self, model: PolicyModel | RewardModel) -> None:
         model.eval().requires_grad_(False)
-        self.packed = is_packed(model.lm)
+        self.packed, self.vocab_size = is_packed(model.lm), decoder_config(model.lm.config).vocab_size
         if hasattr(self, "model"):  # the device needn't hold both
             del self.model
             if self.device != "cpu":

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from ultramed_rl.cluster.memory import (
+    CONTEXT_BYTES,
     GIB,
     PROCESS_BYTES,
     WEIGHT_BYTES,
@@ -24,7 +25,7 @@ from ultramed_rl.config import (
     RewardBenchConfig,
     SamplingConfig,
 )
-from ultramed_rl.config.cluster import Devices
+from ultramed_rl.config.cluster import Devices, ReplicaGroup, TrainerGroup
 from ultramed_rl.config.models import Architecture, ModelSettings, resolve_precision
 from ultramed_rl.config.rewards import Reward
 from ultramed_rl.config.run import RunConfig
@@ -57,7 +58,8 @@ class Member:
 @dataclass(frozen=True)
 class RolePlan:
     """A role's processes, the devices of each, the bytes on one of them by kind, and what to change if they are too many;
-    planned, also where each process is."""
+    planned, also where each process is. On CUDA also the bytes that a process always has in host memory, and the kinds
+    that it takes there while other roles have its devices."""
 
     role: str
     processes: int
@@ -65,20 +67,28 @@ class RolePlan:
     bytes_per_device: dict[str, int]
     fix: str
     members: tuple[Member, ...] = ()
+    host_bytes: int = 0
+    moved: tuple[str, ...] = ("weights", "optimizer")
 
     @property
     def total_bytes(self) -> int:
         return sum(self.bytes_per_device.values())
 
+    def waiting_bytes(self, layout: str) -> int:
+        """Of one process in host memory, while it has no device if it ever has none."""
+        moved = sum(self.bytes_per_device.get(kind, 0) for kind in self.moved) * self.width
+        return PROCESS_BYTES + self.host_bytes + (moved if layout == "colocated" else 0)
+
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that is to be reserved, and the fullest device against its limit."""
+    """Everything that is to be reserved, the fullest device against its limit, and on CUDA the fullest node's memory."""
 
     cluster: Devices
     layout: str
     roles: tuple[RolePlan, ...]
     peak_bytes: int
+    host_bytes: int = 0
 
     @property
     def limit_bytes(self) -> int:
@@ -146,19 +156,17 @@ def _online_roles(config: RunConfig) -> Iterator[RolePlan]:
     if config.pairs.include_reference_answer:
         answers, length = answers + 1, config.policy.max_length - config.prompts.max_prompt_tokens
     longest = config.prompts.max_prompt_tokens + (answers if config.objective.listwise else 2) * length
-    sizes = transit | training_bytes(
-        policy, config.policy, cluster.policy, config.training, cluster.device, longest
-    )
+    sizes = training_bytes(policy, config.policy, cluster.policy, config.training, cluster.device, longest)
     fix = (
         "raise cluster.policy.zero_stage or cluster.policy.ranks, set cluster.policy.offload_optimizer, "
         "or lower training.micro_batch_tokens, prompts.max_prompt_tokens or sampling.max_new_tokens"
     )
-    yield RolePlan("policy", cluster.policy.ranks, 1, sizes, fix)
+    yield _trainer("policy", cluster.policy, sizes, fix, transit)
     if needs_reference(config):
         tokens = config.reference.micro_batch_tokens
         fix = "set cluster.reference.shard=true or lower reference.micro_batch_tokens"
         sizes = forward_bytes(policy, precision, tokens, cluster.reference, cluster.device, head=True)
-        yield RolePlan("reference", cluster.reference.replicas, 1, sizes, fix)
+        yield _replicas("reference", cluster.reference, sizes, fix)
     yield from _rewards(config, policy)
 
 
@@ -172,7 +180,7 @@ def plan_training(config: StageConfig) -> Plan:
         "raise cluster.trainer.zero_stage or cluster.trainer.ranks, set cluster.trainer.offload_optimizer, or "
         "lower training.micro_batch_tokens or model.max_length"
     )
-    return lay_out(config.cluster, "alone", [RolePlan("trainer", trainer.ranks, 1, sizes, fix)])
+    return lay_out(config.cluster, "alone", [_trainer("trainer", trainer, sizes, fix, {})])
 
 
 def plan_sampling(config: ContrastsConfig | EvaluateConfig | EngineConfig) -> Plan:
@@ -204,6 +212,26 @@ def _shape(path: str, settings: ModelSettings, key: str, path_key: str | None = 
     shape = resolve_architecture(path, settings.architecture, key, path_key)
     check_length(settings.max_length, shape.max_position_embeddings, f"{key}.max_length", path)
     return shape
+
+
+def _trainer(
+    role: str,
+    group: TrainerGroup,
+    sizes: tuple[dict[str, int], dict[str, int]],
+    fix: str,
+    transit: dict[str, int],
+) -> RolePlan:
+    own, host = sizes
+    # Of gradients only stage 3's buffer is there between steps.
+    moved = ("weights", "optimizer", *(["gradients"] if group.zero_stage == 3 else []))
+    return RolePlan(role, group.ranks, 1, transit | own, fix, host_bytes=sum(host.values()), moved=moved)
+
+
+def _replicas(role: str, group: ReplicaGroup, sizes: dict[str, int], fix: str) -> RolePlan:
+    if not group.shard:
+        return RolePlan(role, group.replicas, 1, sizes, fix)
+    # Sharded weights stream from host memory.
+    return RolePlan(role, group.replicas, 1, sizes, fix, host_bytes=sizes["weights"], moved=())
 
 
 def _rollout(config: SamplingConfig, policy: Architecture, transit: dict[str, int]) -> RolePlan:
@@ -240,7 +268,7 @@ def _rewards(
             model = resolve_architecture(path, reward.architecture, section)
             check_length(read, model.max_position_embeddings, length, path)
         sizes = forward_bytes(model, precision, reward.micro_batch_tokens, group, device, head=False)
-        yield RolePlan(role, group.replicas, 1, sizes, fix)
+        yield _replicas(role, group, sizes, fix)
 
 
 # -- devices and bytes -------------------------------------------------------------------------------------
@@ -255,9 +283,17 @@ def lay_out(cluster: Devices, layout: str, demands: Iterable[RolePlan]) -> Plan:
         if layout == "disaggregated":
             for member in roles[-1].members:
                 taken[member.slots[0].node] += demand.width
-    plan = Plan(cluster, layout, tuple(roles), _peak_bytes(cluster, layout, roles))
+    host: Counter[int] = Counter()
+    if cluster.device == "cuda":
+        for role in roles:
+            for member in role.members:
+                host[member.slots[0].node] += role.waiting_bytes(layout)
+    fullest = max(host, key=host.__getitem__, default=0)
+    plan = Plan(cluster, layout, tuple(roles), _peak_bytes(cluster, layout, roles), host[fullest])
     if plan.peak_bytes > plan.limit_bytes:
         raise PlanError(_too_little(plan))
+    if cluster.host_memory_gib is not None and plan.host_bytes > cluster.host_memory_gib * GIB:
+        raise PlanError(_too_little_on_host(plan, fullest))
     return plan
 
 
@@ -288,8 +324,13 @@ def _peak_bytes(cluster: Devices, layout: str, roles: list[RolePlan]) -> int:
         return max(_together(cluster, phase) for phase in phases)
     if cluster.device == "cpu":
         return _together(cluster, roles)
-    # Colocated: one role is awake at a time, the others are in host memory. Disaggregated: one role a GPU.
-    return max(role.total_bytes for role in roles)
+    # Colocated: one role is awake at a time, and of the others only what CUDA holds for a process. Disaggregated: one
+    # role a GPU.
+    held: dict[Slot, list[int]] = defaultdict(list)
+    for role in roles:
+        for slot in (slot for member in role.members for slot in member.slots):
+            held[slot].append(role.total_bytes)
+    return max(max(sizes) + len(sizes) * CONTEXT_BYTES for sizes in held.values())
 
 
 def _together(cluster: Devices, roles: list[RolePlan]) -> int:
@@ -300,7 +341,7 @@ def _together(cluster: Devices, roles: list[RolePlan]) -> int:
             if cluster.device == "cpu":
                 held[member.slots[0].node] += role.total_bytes * len(member.slots) + PROCESS_BYTES
             else:
-                held.update(dict.fromkeys(member.slots, role.total_bytes))
+                held.update(dict.fromkeys(member.slots, role.total_bytes + CONTEXT_BYTES))
     return max(held.values(), default=0)
 
 
@@ -308,10 +349,24 @@ def _too_little(plan: Plan) -> str:
     worst = max(plan.roles, key=lambda role: role.total_bytes)
     parts = " + ".join(f"{kind} {size / GIB:.1f}" for kind, size in worst.bytes_per_device.items())
     cpu = plan.cluster.device == "cpu"
-    all_of_node = f"all processes of a node {plan.peak_bytes / GIB:.1f}; the largest, " if cpu else ""
+    whole = "all processes of a node" if cpu else "a GPU with the contexts of its processes"
+    all_of_it = f"{whole} {plan.peak_bytes / GIB:.1f}; the largest, "
     return (
         f"cluster.device_memory_gib={plan.cluster.device_memory_gib:g} per {'node' if cpu else 'GPU'}: too little for "
-        f"{all_of_node}{worst.role}: {parts} = {worst.total_bytes / GIB:.1f} GiB; {worst.fix}"
+        f"{all_of_it}{worst.role}: {parts} = {worst.total_bytes / GIB:.1f} GiB; {worst.fix}"
+    )
+
+
+def _too_little_on_host(plan: Plan, node: int) -> str:
+    parts = []
+    for role in plan.roles:
+        count = sum(member.slots[0].node == node for member in role.members)
+        if count:
+            parts.append(f"{role.role} {count} x {role.waiting_bytes(plan.layout) / GIB:.1f}")
+    return (
+        f"cluster.host_memory_gib={plan.cluster.host_memory_gib:g} per node: too little for what processes keep in host "
+        f"memory: {' + '.join(parts)} = {plan.host_bytes / GIB:.1f} GiB; use cluster.layout=disaggregated, fewer or sharded "
+        "replicas, engines with tensor_parallel, or LoRA"
     )
 
 
@@ -340,4 +395,8 @@ def render_plan(plan: Plan) -> str:
         console.print(table)
     where = "node" if cluster.device == "cpu" else "GPU"
     share = plan.peak_bytes / plan.limit_bytes
-    return f"{capture.get()}fullest {where}: {plan.peak_bytes / GIB:.1f} of {plan.limit_bytes / GIB:.1f} GiB ({share:.0%})"
+    host = f"; host memory of the fullest node: {plan.host_bytes / GIB:.0f} GiB" if plan.host_bytes else ""
+    return (
+        f"{capture.get()}fullest {where}: {plan.peak_bytes / GIB:.1f} of {plan.limit_bytes / GIB:.1f} GiB "
+        f"({share:.0%}){host}"
+    )
