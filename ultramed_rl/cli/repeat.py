@@ -84,7 +84,8 @@ def _state(config: RunConfig) -> State:
 
 def _show(configs: Sequence[RunConfig]) -> None:
     """What would be done with each run, and the plan that they share. Starts nothing."""
-    from ultramed_rl.cluster.plan import make_plan, render_plan
+    from ultramed_rl.cluster.layout import render_plan
+    from ultramed_rl.cluster.plan import make_plan
 
     with checking():
         plan = make_plan(configs[0])

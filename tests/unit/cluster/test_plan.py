@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tiny import tiny_run
+from ultramed_rl.cluster.layout import PlanError, render_plan
 from ultramed_rl.cluster.memory import (
     KNOWN,
     PROCESS_BYTES,
@@ -18,7 +19,7 @@ from ultramed_rl.cluster.memory import (
     resolve_architecture,
     training_bytes,
 )
-from ultramed_rl.cluster.plan import PlanError, make_plan, needs_reference, render_plan
+from ultramed_rl.cluster.plan import make_plan, needs_reference
 from ultramed_rl.config import AnyConfig, load_any, parse_config
 from ultramed_rl.config.cluster import TrainerGroup
 from ultramed_rl.config.models import Model, native_bfloat16
