@@ -94,12 +94,12 @@ def _online_roles(config: RunConfig) -> Iterator[RolePlan]:
     if config.pairs.include_reference_answer:
         answers, length = answers + 1, config.policy.max_length - config.prompts.max_prompt_tokens
     longest = config.prompts.max_prompt_tokens + (answers if config.objective.listwise else 2) * length
-    sizes = training_bytes(policy, config.policy, cluster.policy, config.training, cluster.device, longest)
+    trained = training_bytes(policy, config.policy, cluster.policy, config.training, cluster.device, longest)
     fix = (
         "raise cluster.policy.zero_stage or cluster.policy.ranks, set cluster.policy.offload_optimizer, "
         "or lower training.micro_batch_tokens, prompts.max_prompt_tokens or sampling.max_new_tokens"
     )
-    yield _trainer("policy", cluster.policy, sizes, fix, transit)
+    yield _trainer("policy", cluster.policy, trained, fix, transit)
     if needs_reference(config):
         tokens = config.reference.micro_batch_tokens
         fix = "set cluster.reference.shard=true or lower reference.micro_batch_tokens"
