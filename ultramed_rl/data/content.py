@@ -13,17 +13,18 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from os.path import commonprefix
 from pathlib import Path
 from typing import NamedTuple
 
 _TOKEN = re.compile(
-    r"\d+(?:[.,]\d+)*|\.\d+|\b[ai]-(?!\w)|[^\W\d_]+(?:'[^\W\d_]+)?|[<>≤≥%+]|(?<![\w)])-(?=\.?\d)|[,/]|[.;:?!\n]+"
+    r"\d+(?:[.,]\d+)*|\.\d+|\b[aivx]-(?!\w)|[^\W\d_]+(?:'[^\W\d_]+)?|[<>≤≥%+]|(?<![\w)])-(?=\.?\d)|[,/]|[.;:?!\n]+"
 )
 _BREAK = re.compile(r"[.;:?!\n]+$")
 # Where "a" and "i" are a name, and neither article nor pronoun; a hyphen after them says so further on.
 _NAMED = re.compile(
     r"\b(hepatitis|h(?:a?)emophilia|vitamin|type|group|class|factor|grade|stage|phase|influenza|protein|schedule|ig)[\s-]+"
-    r"([ai])\b(?![-'])",
+    r"([aivx])\b(?![-'])",
     re.IGNORECASE,
 )
 _CAPITAL = re.compile(r"(?<=[a-z] )A(?=[\s?.,;:]|$)")  # "does A cause B"
@@ -38,6 +39,7 @@ _KEYS = {
 }
 _MOST_FORMS = 0.5  # words in one text alone, to the words of the shorter, that may be forms of others
 _CACHED = 1 << 16  # words
+_PREFIXES = {"a", "an", "in", "no"}  # "a typical" isn't "atypical"
 _LONGEST_RUN = 5  # words that may be written as one, or by their first letters
 
 _LISTS = defaultdict[str, list[list[str]]](list)
@@ -50,9 +52,28 @@ _LINKS, _MARKS, _WEAK, _EMPTY, _ENDINGS = (
 )
 _EMPTY |= _LINKS | _MARKS | _WEAK
 _ENDINGS.add("")
-_SAME = {form: word for word, *forms in _LISTS["="] for form in forms}
+_SAME = {form: word for word, *forms in _LISTS["="] for form in forms if "_" not in form}
 _FORMS = {word: forms for word, *forms in _LISTS["="]}
-_TWINS = [set(words) for words in _LISTS["twins"]]
+_PHRASES = {
+    form.replace("_", " "): word.replace("_", " ")
+    for word, *forms in _LISTS["="]
+    for form in forms
+    if "_" in form + word
+}
+_PHRASE = re.compile(rf"\b(?:{'|'.join(_PHRASES)})\b", re.IGNORECASE)
+# Words that carry nothing, and others that are read as one, of which a slip is told, by their first letter.
+_LISTED = defaultdict[str, list[str]](list)
+for _word in sorted(_EMPTY | {form for form, word in _SAME.items() if len(form) > 5 and not word.isdigit()}):
+    if len(_word) > 3:
+        _LISTED[_word[0]].append(_word)
+_TWINS = [set(pair.split("/")) for words in _LISTS["twins"] for pair in words]
+# Sentences that greet, thank or say that a question is coming.
+_POLITE = re.compile(
+    r"(?:(?<=[.?!:\n])|^)\s*(?:(?:thank you|thanks(?! to)|(?:kind|best) regards)[^.?!:\n]*|i have an? (?:\w+ )?question"
+    r"|you are an?\b[^.?!:\n]*\b(?:assistant|expert)|(?:please )?(?:answer|choose|select|pick|mark)\b[^.?!:\n]*"
+    r"\b(?:question|option|answer|letter))\s*(?:[.?!:]|$)|\b(?:please|pls) help(?: me)?\b",
+    re.IGNORECASE,
+)
 
 
 class Content(NamedTuple):
@@ -76,7 +97,7 @@ def read_tokens(text: str) -> list[str]:
 
 def read_content(text: str) -> Content:
     """Names, numbers, signs and negations of a text, in one spelling; grammar and what any question says are left out."""
-    tokens = read_tokens(text)
+    tokens = read_tokens(_PHRASE.sub(lambda match: _PHRASES[match[0].casefold()], _POLITE.sub("", text)))
     words, roles, weak, plain = list[str](), list[str](), list[str](), list[str]()
     role = ""
     for place, token in enumerate(tokens):
@@ -85,7 +106,7 @@ def read_content(text: str) -> Content:
             continue
         following = tokens[place + 1] if place + 1 < len(tokens) else ""
         word = _spell(token)
-        if (word == "one" and following.rstrip("s") in _UNITS) or word == "i-":
+        if word == "one" and following.rstrip("s") in _UNITS:
             word = "1"
         elif word == "when" and following not in _ASKED:
             word = "at"  # no question
@@ -113,8 +134,11 @@ def _spell(token: str) -> str:
         return (number.rstrip("0").rstrip(".") if number.count(".") == 1 else number).lstrip("0") or "0"
     word = "not" if token.endswith("n't") else token.removesuffix("'s")
     word = _SAME.get(word, word)
-    if word in _EMPTY:
+    if word in _EMPTY or word in _FORMS:
         return word
+    slip = next((form for form in _LISTED[word[0]] if _is_slip(word, form)), "")
+    if slip:
+        return _SAME.get(slip, slip)
     for long, short in (("ae", "e"), ("oe", "e"), ("ou", "o"), ("z", "s"), ("sulph", "sulf")):
         word = word.replace(long, short)
     return word
@@ -124,21 +148,30 @@ def _one_word(a: str, b: str) -> bool:
     """Whether two words are forms of one: by their endings, or by a slip of the hand."""
     if a[0] != b[0] or {a, b} in _TWINS:
         return False
-    shared = next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    left, right = (word[shared:].removeprefix(word[shared - 1]) for word in (a, b))  # "blot", "blotting"
-    if {left, right} <= _ENDINGS and shared >= (3 if {left, right} <= {"", "s", "d"} else 4):
-        return True
-    if min(len(a), len(b)) < 5 or abs(len(a) - len(b)) > 1 or not (a + b).isalpha():
+    shared = len(commonprefix((a, b)))
+    ends = {word[shared:].removeprefix(word[shared - 1]) for word in (a, b)}  # "blot", "blotting"
+    formed = ends <= _ENDINGS and ends != {"", "is"}  # "digital", "digitalis"
+    return (formed and shared >= (3 if ends <= {"", "s", "d"} else 4)) or _is_slip(a, b)
+
+
+def _is_slip(a: str, b: str) -> bool:
+    """Whether two words that begin alike are one but for a letter left out, added, doubled or beside the right one, a
+    vowel, or two letters exchanged."""
+    shorter = min(len(a), len(b))
+    if shorter < 4 or abs(len(a) - len(b)) > 1 or {a, b} in _TWINS:
         return False
+    shared = len(commonprefix((a, b)))
     left, right = a[shared:], b[shared:]
-    while left and right and left[-1] == right[-1]:
-        left, right = left[:-1], right[:-1]
+    same = len(commonprefix((left[::-1], right[::-1])))
+    left, right = left[: len(left) - same], right[: len(right) - same]
+    if left + right == a[shared - 1] or (len(left) == 2 and left == right[::-1]):
+        return True
     if len(left) == len(right) == 1:
         (x, y), (other_x, other_y) = _KEYS.get(left, (0, 9)), _KEYS.get(right, (99, 9))
         near = abs(x - other_x) <= 1 and abs(y - other_y) <= 1
-        vowels = shared > 2 and all(_VOWEL_SLIP.match(word, shared) for word in (a, b))
-        return len(a) > 5 and (near or vowels)
-    return len(left) + len(right) == 1 or (len(left) == 2 and left == right[::-1])
+        vowels = shared > (2 if shorter < 9 or a[2:5] == "cro" else 0)  # microcytic, macrocytic
+        return shorter > 5 and (near or (vowels and all(_VOWEL_SLIP.match(word, shared) for word in (a, b))))
+    return shorter > 4 and len(left) + len(right) == 1
 
 
 def left_over(a: Content, b: Content) -> tuple[list[str], list[str], dict[str, str]]:
@@ -148,16 +181,16 @@ def left_over(a: Content, b: Content) -> tuple[list[str], list[str], dict[str, s
     """
     ours, theirs = Counter(a.words), Counter(b.words)
     only_a, only_b = list((ours - theirs).elements()), list((theirs - ours).elements())
-    again, forms = _forms_of(only_a, theirs), _forms_of(only_b, ours)
-    only_a = [word for word in only_a if word not in again and not _is_empty_slip(word)]
-    only_b = [word for word in only_b if word not in forms and not _is_empty_slip(word)]
-    if max(len(only_a), len(only_b)) <= _LONGEST_RUN:
+    if max(len(only_a), len(only_b)) <= 2 * _LONGEST_RUN:
         for short, long, plain in ((only_a, only_b, b.plain), (only_b, only_a, a.plain)):
             for word in short[:]:
                 run = _run_for(word, plain, long)
                 if run:
                     short.remove(word)
                     long[:] = [part for part in long if part not in run]
+    again, forms = _forms_of(only_a, theirs), _forms_of(only_b, ours)
+    only_a = [word for word in only_a if word not in again]
+    only_b = [word for word in only_b if word not in forms]
     return only_a, only_b, forms
 
 
@@ -178,23 +211,17 @@ def _forms_of(only: Sequence[str], words: Iterable[str]) -> dict[str, str]:
     return forms
 
 
-@lru_cache(maxsize=_CACHED)
-def _is_empty_slip(word: str) -> bool:
-    """Whether a word is a slip of one that carries nothing ("docter")."""
-    return len(word) > 3 and any(
-        len(empty) > 4 and _one_word(word, empty.replace("ou", "o")) for empty in _EMPTY
-    )
-
-
 def _run_for(word: str, plain: Sequence[str], only: Sequence[str]) -> list[str]:
     """Of words in a row that `word` joins or abbreviates, those that are in `only`."""
     for size in range(2, _LONGEST_RUN + 1):
         for first in range(len(plain) - size + 1):
             run = plain[first : first + size]
-            if run[0] in _EMPTY:
-                continue
-            joined = "".join(run) == word
-            if joined or (all(part in only for part in run) and "".join(part[0] for part in run) == word):
+            if ("".join(run) == word and run[0] not in _PREFIXES) or (
+                "".join(part[0] for part in run) == word
+                and all(part in only or part in _EMPTY for part in run[1:])
+                and run[0] in only
+                and run[-1] in only
+            ):
                 return list(run)
     return []
 

@@ -167,7 +167,7 @@ def same_question(a: Stem, b: Stem) -> bool:
         if twin is None:
             return False
         theirs.remove(twin)
-    return not known or same_content(read_content(a.answer), read_content(b.answer))
+    return not known or same_content(read_content(a.answer), read_content(b.answer), 1)
 
 
 def shared_content(a: Stem, b: Stem) -> float:
