@@ -52,13 +52,10 @@ _LINKS, _MARKS, _WEAK, _EMPTY, _ENDINGS = (
 )
 _EMPTY |= _LINKS | _MARKS | _WEAK
 _ENDINGS.add("")
-_SAME = {form: word for word, *forms in _LISTS["="] for form in forms if "_" not in form}
+_SAME = {form: word for word, *forms in _LISTS["="] for form in forms}
 _FORMS = {word: forms for word, *forms in _LISTS["="]}
 _PHRASES = {
-    form.replace("_", " "): word.replace("_", " ")
-    for word, *forms in _LISTS["="]
-    for form in forms
-    if "_" in form + word
+    form.replace("_", " "): word.replace("_", " ") for form, word in _SAME.items() if {*"_/"} & {*form}
 }
 _PHRASE = re.compile(rf"\b(?:{'|'.join(_PHRASES)})\b", re.IGNORECASE)
 # Words that carry nothing, and others that are read as one, of which a slip is told, by their first letter.
@@ -69,7 +66,7 @@ for _word in sorted(_EMPTY | {form for form, word in _SAME.items() if len(form) 
 _TWINS = [set(pair.split("/")) for words in _LISTS["twins"] for pair in words]
 # Sentences that greet, thank or say that a question is coming.
 _POLITE = re.compile(
-    r"(?:(?<=[.?!:\n])|^)\s*(?:(?:thank you|thanks(?! to)|(?:kind|best) regards)[^.?!:\n]*|i have an? (?:\w+ )?question"
+    r"(?:(?<=[.?!:,\n])|^)\s*(?:(?:thank you|thanks(?! to)|(?:kind|best) regards)[^.?!:\n]*|i have an? (?:\w+ )?question"
     r"|you are an?\b[^.?!:\n]*\b(?:assistant|expert)|(?:please )?(?:answer|choose|select|pick|mark)\b[^.?!:\n]*"
     r"\b(?:question|option|answer|letter))\s*(?:[.?!:]|$)|\b(?:please|pls) help(?: me)?\b",
     re.IGNORECASE,
@@ -139,9 +136,17 @@ def _spell(token: str) -> str:
     slip = next((form for form in _LISTED[word[0]] if _is_slip(word, form)), "")
     if slip:
         return _SAME.get(slip, slip)
-    for long, short in (("ae", "e"), ("oe", "e"), ("ou", "o"), ("z", "s"), ("sulph", "sulf")):
-        word = word.replace(long, short)
-    return word
+    plain = word
+    for long, short in (
+        ("ae", "e"),
+        ("oe", "e"),
+        ("our", "or"),
+        ("mould", "mold"),
+        ("z", "s"),
+        ("sulph", "sulf"),
+    ):
+        plain = plain.replace(long, short)
+    return word if plain in _EMPTY else plain
 
 
 def _one_word(a: str, b: str) -> bool:
@@ -213,7 +218,7 @@ def _forms_of(only: Sequence[str], words: Iterable[str]) -> dict[str, str]:
 
 def _run_for(word: str, plain: Sequence[str], only: Sequence[str]) -> list[str]:
     """Of words in a row that `word` joins or abbreviates, those that are in `only`."""
-    for size in range(2, _LONGEST_RUN + 1):
+    for size in range(2, _LONGEST_RUN + 1) if word.isalpha() else ():
         for first in range(len(plain) - size + 1):
             run = plain[first : first + size]
             if ("".join(run) == word and run[0] not in _PREFIXES) or (
