@@ -231,8 +231,8 @@ def _run_for(word: str, plain: Sequence[str], only: Sequence[str]) -> list[str]:
     return []
 
 
-def same_content(a: Content, b: Content, spare: int | None = None) -> bool:
-    """Of so many words of the one, the other may have one more."""
+def same_content(a: Content, b: Content, spare: int | None = None, *, places: bool = True) -> bool:
+    """Of so many words of the one, the other may have one more; words have their places unless these are left out."""
     if not (a.words and b.words):
         return a.plain == b.plain
     if len(set(a.words) ^ set(b.words)) > _MOST_FORMS * min(len(a.words), len(b.words)) + 2 * _LONGEST_RUN:
@@ -246,6 +246,8 @@ def same_content(a: Content, b: Content, spare: int | None = None) -> bool:
         or any(map(is_telling, more))
     ):
         return False
+    if not places:
+        return True
     # Words that have each other's role have changed places: "does A cause B", "does B cause A". One said twice has many.
     ours, theirs = _roles(a, {}), _roles(b, forms)
     moved = {(ours[word], theirs[word]) for word in ours.keys() & theirs.keys() if ours[word] != theirs[word]}

@@ -151,12 +151,13 @@ def same_question(a: Stem, b: Stem) -> bool:
 
     Inflection, one slip in a word, spelling, words of grammar and asking, saying twice, order, names and order of options
     don't count; numbers, signs, letters, negations, names and who does what to whom do. Where options and answer are
-    the same, one text may have up to a sixth more words than the other.
+    the same, one text may have up to a third more words than the other, at other places.
     """
     if len(a.choices) != len(b.choices):
         return False
-    known = a.answer and b.answer
-    if not same_content(a.content, b.content, 6 if a.choices and known else None):
+    known = bool(a.answer and b.answer)
+    told = known and bool(a.choices)
+    if not same_content(a.content, b.content, 3 if told else None, places=not told):
         return False
     few = min(len(set(a.content.words)), len(set(b.content.words))) <= _FEW
     if few and not a.choices and not same_weak(a.content, b.content):
@@ -173,17 +174,19 @@ def same_question(a: Stem, b: Stem) -> bool:
 def shared_content(a: Stem, b: Stem) -> float:
     """The part of the content of two texts that is in both, 0 to 1: of the shorter one, as a cut text is the question still.
 
-    Short texts are another question by one word: 0 where each says what the other doesn't, or one has a number, sign, letter
-    or negation more; else the part of the longer one.
+    Short texts are another question by one word: 0 where each says what the other doesn't, or one has a number, sign,
+    letter or negation more, or more than half as many words more.
     """
     if not (a.content.words and b.content.words):
         return 0.0
     only = left_over(a.content, b.content)[:2]
     sizes = [len(set(stem.content.words)) for stem in (a, b)]
-    shares = [1.0 - len(set(more)) / size for more, size in zip(only, sizes, strict=True)]
-    if min(sizes) >= _TELLING_CONTENT:
-        return max(shares)
-    return 0.0 if all(only) or any(map(is_telling, [*only[0], *only[1]])) else min(shares)
+    more = [*only[0], *only[1]]
+    if min(sizes) < _TELLING_CONTENT and (
+        all(only) or any(map(is_telling, more)) or 3 * len(more) > min(sizes)
+    ):
+        return 0.0
+    return max(1.0 - len(set(own)) / size for own, size in zip(only, sizes, strict=True))
 
 
 def content_marks(*contents: Content) -> list[str]:
