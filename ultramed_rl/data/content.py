@@ -13,7 +13,6 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from os.path import commonprefix
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +26,9 @@ _NAMED = re.compile(
     r"([aivx])\b(?![-'])",
     re.IGNORECASE,
 )
+_ACCENTS = re.compile("[\u0300-\u036f]")
 _CAPITAL = re.compile(r"(?<=[a-z] )A(?=[\s?.,;:]|$)")  # "does A cause B"
+_ENDING = re.compile(r"(?<=...)(?:ies|es|ed|ing|ment|ation|ion|ly|al|s|e|y)$")
 _UNITS = {"day", "week", "month", "year", "hour", "minute", "dose", "tablet", "third", "half", "pack"}
 _AUXILIARIES = "is are was were do does did should can could will would may must to not"
 _ASKED = set(_AUXILIARIES.split())  # after a "when" that asks
@@ -88,7 +89,7 @@ def read_tokens(text: str) -> list[str]:
     folded = _CAPITAL.sub("A-", unicodedata.normalize("NFKC", text).replace("’", "'"))
     folded = _NAMED.sub(r"\1 \2-", folded).casefold()
     if not folded.isascii():
-        folded = "".join(c for c in unicodedata.normalize("NFKD", folded) if not unicodedata.combining(c))
+        folded = _ACCENTS.sub("", unicodedata.normalize("NFKD", folded))
     return _TOKEN.findall(folded)
 
 
@@ -153,10 +154,15 @@ def _one_word(a: str, b: str) -> bool:
     """Whether two words are forms of one: by their endings, or by a slip of the hand."""
     if a[0] != b[0] or {a, b} in _TWINS:
         return False
-    shared = len(commonprefix((a, b)))
+    shared = _shared(a, b)
     ends = {word[shared:].removeprefix(word[shared - 1]) for word in (a, b)}  # "blot", "blotting"
     formed = ends <= _ENDINGS and ends != {"", "is"}  # "digital", "digitalis"
     return (formed and shared >= (3 if ends <= {"", "s", "d"} else 4)) or _is_slip(a, b)
+
+
+def _shared(a: str, b: str) -> int:
+    """How many letters two words begin with alike."""
+    return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _is_slip(a: str, b: str) -> bool:
@@ -165,9 +171,9 @@ def _is_slip(a: str, b: str) -> bool:
     shorter = min(len(a), len(b))
     if shorter < 4 or abs(len(a) - len(b)) > 1 or {a, b} in _TWINS:
         return False
-    shared = len(commonprefix((a, b)))
+    shared = _shared(a, b)
     left, right = a[shared:], b[shared:]
-    same = len(commonprefix((left[::-1], right[::-1])))
+    same = _shared(left[::-1], right[::-1])
     left, right = left[: len(left) - same], right[: len(right) - same]
     if left + right == a[shared - 1] or (len(left) == 2 and left == right[::-1]):
         return True
@@ -273,3 +279,9 @@ def same_weak(a: Content, b: Content) -> bool:
 def is_telling(word: str) -> bool:
     """Whether one such word makes another question of any: a number, a sign, a letter, a negation."""
     return len(word) == 1 or not word.isalpha() or word == "not"
+
+
+@lru_cache(maxsize=_CACHED)
+def word_marks(word: str) -> tuple[str, ...]:
+    """A word's beginning and its end, of which a slip or another form leaves one."""
+    return tuple({word[:4]: 0, _ENDING.sub("", word)[-4:]: 0})

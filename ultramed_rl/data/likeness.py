@@ -18,13 +18,20 @@ from string import ascii_uppercase
 
 import numpy as np
 
-from ultramed_rl.data.content import Content, is_telling, left_over, read_content, same_content, same_weak
+from ultramed_rl.data.content import (
+    Content,
+    is_telling,
+    left_over,
+    read_content,
+    same_content,
+    same_weak,
+    word_marks,
+)
 from ultramed_rl.data.vignettes import last_run
 
 Embed = Callable[[Sequence[str]], np.ndarray]  # texts to float32 unit vectors [n, d]
 TELLING_WORDS = 13  # so many equal words in a row are no chance (GPT-3, arXiv 2005.14165, appendix C)
 _OPTION = re.compile(r"[\s*>-]*\(?([A-Z])\s*[.):]\s*(\S.*)")
-_ENDING = re.compile(r"(?<=...)(?:ies|es|ed|ing|ment|ation|ion|ly|al|s|e|y)$")
 _FEW = 2  # words of content, beside which what is asked of them counts
 _TELLING_CONTENT = 8  # words of content that don't come together by chance
 _OTHER_MARK = re.compile(r"([\s*>-]*\(?)([a-z]|\d\d?)(?=\s*[.):]\s*\S)")
@@ -190,10 +197,8 @@ def shared_content(a: Stem, b: Stem) -> float:
 
 
 def content_marks(*contents: Content) -> list[str]:
-    """Parts of words of content, by which texts are looked up that may ask the same: a word's beginning and its end, of
-    which a slip or another form leaves one."""
-    words = [word for content in contents for word in content.words]
-    return [part for word in words for part in {word[:4], _ENDING.sub("", word)[-4:]}]
+    """Parts of words of content, by which texts are looked up that may ask the same."""
+    return [mark for content in contents for word in content.words for mark in word_marks(word)]
 
 
 def check_unit_vectors(vectors: np.ndarray, texts: int) -> np.ndarray:
