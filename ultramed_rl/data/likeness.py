@@ -98,7 +98,8 @@ def read_stem(text: str, answer: str | None = None) -> Stem:
     run = last_run(list(map(_with_letter, lines)), _OPTION, over="blank", least=2)
     options = run.texts
     before, after = "\n".join(lines[: run.start]), "\n".join(lines[run.end :])
-    if not options or len(read_words(after)) >= len(read_words(before)):
+    asks_two = len(options) == 2 and "1" in lines[run.start][:4]  # "which states 1) ..., 2) ...?"
+    if not options or asks_two or len(read_words(after)) >= len(read_words(before)):
         before, options = text, ()
     stem = _LABEL.sub("", before).strip()
     answer = (answer or "").strip()
