@@ -19,7 +19,7 @@ from typing import NamedTuple
 _TOKEN = re.compile(
     r"\d+(?:[.,]\d+)*|\.\d+|\b[aivx]-(?!\w)|[^\W\d_]+(?:'[^\W\d_]+)?|[<>≤≥%+]|(?<![\w)])-(?=\.?\d)|[,/]|[.;:?!\n]+"
 )
-_BREAK = re.compile(r"[.;:?!\n]+$")
+_BREAKS = ".;:?!\n"
 # Where "a" and "i" are a name, and neither article nor pronoun; a hyphen after them says so further on.
 _NAMED = re.compile(
     r"\b(hepatitis|h(?:a?)emophilia|vitamin|type|group|class|factor|grade|stage|phase|influenza|protein|schedule|ig)[\s-]+"
@@ -65,6 +65,17 @@ for _word in sorted(_EMPTY | {form for form, word in _SAME.items() if len(form) 
     if len(_word) > 3:
         _LISTED[_word[0]].append(_word)
 _TWINS = [set(pair.split("/")) for words in _LISTS["twins"] for pair in words]
+_COURTESY = (
+    "thank",
+    "regards",
+    "question",
+    "assistant",
+    "expert",
+    "option",
+    "answer",
+    "letter",
+    "help",
+)  # told fast
 # Sentences that greet, thank or say that a question is coming.
 _POLITE = re.compile(
     r"(?:(?<=[.?!:,\n])|^)\s*(?:(?:thank you|thanks(?! to)|(?:kind|best) regards)[^.?!:\n]*|i have an? (?:\w+ )?question"
@@ -95,11 +106,16 @@ def read_tokens(text: str) -> list[str]:
 
 def read_content(text: str) -> Content:
     """Names, numbers, signs and negations of a text, in one spelling; grammar and what any question says are left out."""
-    tokens = read_tokens(_PHRASE.sub(lambda match: _PHRASES[match[0].casefold()], _POLITE.sub("", text)))
+    low = text.casefold()
+    if any(part in low for part in _COURTESY):
+        text = _POLITE.sub("", text)
+    if any(part in low for part in _PHRASES):
+        text = _PHRASE.sub(lambda match: _PHRASES[match[0].casefold()], text)
+    tokens = read_tokens(text)
     words, roles, weak, plain = list[str](), list[str](), list[str](), list[str]()
     role = ""
     for place, token in enumerate(tokens):
-        if _BREAK.match(token):
+        if token[-1] in _BREAKS:
             role = ""
             continue
         following = tokens[place + 1] if place + 1 < len(tokens) else ""
