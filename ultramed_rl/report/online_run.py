@@ -48,6 +48,7 @@ _PHASES = {
     "reference_model": "average the reference",
     "evaluation": "evaluate",
     "judges": "judge",
+    "length": "what length pays",
     "reward_model": "train the reward model",
     "prompts": "choose prompts",
 }
@@ -94,6 +95,11 @@ class LengthCheck:
     last: float
     growth: float
     correlation: float
+
+    @property
+    def pays(self) -> bool:
+        """Whether the reward pays for length, either way."""
+        return abs(self.correlation) >= self.CORRELATION
 
     @property
     def flagged(self) -> bool:
@@ -303,6 +309,23 @@ def read_online_run(files: RunReader) -> OnlineRun:
         held_out = read_answers(folder / "evaluation.parquet")
         policies.append(Policy(f"policy {index + 1}", folder, held_out, index + 1))
     return OnlineRun(files, rounds, policies)
+
+
+def reward_difference(first: OnlineRun, other: OnlineRun) -> str:
+    """Why two runs' rewards are not on one scale; empty where they are."""
+    one, two = _reward_identity(first), _reward_identity(other)
+    differing = [key for key in sorted(one.keys() | two.keys()) if one.get(key) != two.get(key)]
+    return f"they differ in {', '.join(differing)}" if differing else ""
+
+
+def _reward_identity(run: OnlineRun) -> dict[str, Any]:
+    """What makes the reward: the digest of a model that the run trained, else what its config names; and a fitted slope."""
+    made = run.files.manifests("initial")
+    slope = {"the slope of length": made["length"]["metrics"]["slope"]} if "length" in made else {}
+    if (trained := made.get("reward_model")) is not None:
+        return {"the trained reward model's digest": trained["digest"]} | slope
+    section, costs = run.files.setting("reward", {}), ("micro_batch_tokens", "precision")
+    return {f"reward.{key}": value for key, value in section.items() if key not in costs} | slope
 
 
 def phase_times(files: RunReader, folder: str | Path) -> dict[str, float]:

@@ -220,6 +220,24 @@ def test_length_is_flagged_only_where_it_moved_the_way_that_pays(
     assert report(folder).callouts[-1][0] == ("warning" if flagged else "plain")
 
 
+def test_a_reward_that_pays_for_length_is_a_reason_for_caution(tmp_path: Path) -> None:
+    """Lengths of held-out answers stay, and samples score as they are long; a slope of the run's is told."""
+    plan = Plan(tokens=lambda r, p, s: 20 + s, reward=lambda r, p, s: 1.0 * s)
+    folder = make_run(tmp_path, plan, reward={"train": {}})
+    model = {"name": "reward_model", "digest": "d", "seconds": 1.0}
+    (folder / "initial" / "reward_model.json").write_text(
+        json.dumps({**model, "metrics": {"accuracy": 0.75, "length_accuracy": 0.625}})
+    )
+    commit = folder / "rounds" / "001" / "commit.json"
+    made = json.loads(commit.read_text())
+    made["metrics"]["reward_length_slope"] = -0.125
+    commit.write_text(json.dumps(made))
+    page = report(folder)
+    cautions = next(said for tone, said in page.callouts if tone == "warning")
+    assert "+1.00" in cautions and "75.0%" in cautions and "62.5%" in cautions
+    assert "-0.125" in page.text
+
+
 def test_correlation_is_within_prompts(tmp_path: Path) -> None:
     # Within prompt 0 tokens 1, 3 and rewards 0, 2: products 2, squares 2 and 2. Prompt 1: tokens 11, 13, rewards 9, 7:
     # products -2, squares 2 and 2. Together 0 / 4, though all four rise together.
