@@ -80,11 +80,12 @@ def shipped(path: Path) -> list[AnyConfig]:
 
 
 def expected_roles(config: Any) -> set[str]:
-    """For a config with at most one reward model."""
+    """For a config with at most one reward model, and one that judges."""
     if config.type == "data":
         return {"rollout"} if config.engines else set()
     if config.type == "online":
         own = {"policy", "rollout", *(["reference"] if needs_reference(config) else [])}
+        own |= {"judge"} if config.evaluation.models else set()
     else:
         own = {"rollout"} if config.type in ("contrasts", "evaluate") else {"trainer"}
     if config.type == "reward_bench":
