@@ -88,7 +88,8 @@ def _state(config: RunConfig) -> State:
 def _show(configs: Sequence[RunConfig], states: Sequence[State], document: Document) -> None:
     """What would be done with each run, and the plan that they share; of the first new one what it names is looked at, and the
     data opened. Starts nothing."""
-    from ultramed_rl.cluster.plan import make_plan, render_plan
+    from ultramed_rl.cluster.layout import render_plan
+    from ultramed_rl.cluster.plan import make_plan
     from ultramed_rl.recipes.inputs import check_data, check_inputs
     from ultramed_rl.recipes.run import check_runnable
 
