@@ -18,6 +18,7 @@ from ultramed_rl.store.run_reader import RunReader
 Metrics = Mapping[str, float]
 Outcome = Literal["rose", "rose by its reward alone", "over-optimised", "nothing moved", "fell"]
 REWARD = "reward"
+RULES = ("rule", "answer", "length")  # types of judges that say by exact rules what they say
 LENGTH_CHANGE = 0.2  # from which share on answers have grown or shrunk much
 TOKEN_KL = 0.5  # nats a token from which on a policy has left its reference: its tokens are 1.6 times as likely to it
 
@@ -79,9 +80,7 @@ class Verdict:
     round: int  # counted from 0: the policy is the one that it trained
     reward: Change
     judges: Mapping[str, Change]
-    since: Mapping[
-        str, int
-    ]  # of judges that have fallen: the round from which on they have at every evaluation
+    since: Mapping[str, int]  # of judges that have fallen: the first of the evaluations in a row that say so
     kinds: Mapping[str, str]  # the judges' types
     agreement: Mapping[str, float]  # of judges with the reward within prompts, where it is known
     length: tuple[float, float]  # mean tokens of the starting policy's held-out answers, and of this one's
@@ -162,9 +161,6 @@ class Verdict:
             "kl_per_token": self.token_kl,
             "flags": self.flags,
         }
-
-
-RULES = ("rule", "answer", "length")  # types of judges that say by exact rules what they say
 
 
 def give_verdict(
