@@ -36,6 +36,7 @@ from ultramed_rl.config.limits import (
     Unique,
     Variable,
     WebAddress,
+    Words,
 )
 from ultramed_rl.config.models import Architecture, Precision
 from ultramed_rl.config.rounds import Optimization
@@ -94,23 +95,37 @@ class LengthTerm(_Term):
             yield from order_rules(self, "low", "high")
 
 
-class FormatTerm(_Term):
-    """`passed` where the answer keeps every rule that is set, `failed` where it breaks one.
+class FormRules(Section):
+    """Exact rules of an answer's text, kept all or not. The patterns are Python's, searched for anywhere in the text."""
 
-    The patterns are Python's, searched for anywhere in the text.
-    """
+    must_match: Pattern | None = key(None, "a pattern that must be found")
+    must_not_match: Pattern | None = key(None, "a pattern that must not be found")
+    mentions: Pattern | None = key(
+        None,
+        "a pattern for words of the prompt's last message: the answer must hold one that it finds, whatever the case; "
+        "prompts without any keep the rule",
+    )
+    min_words: Words | None = key(None, "fewest words")
+    max_words: Words | None = key(None, "most words")
+    min_sentences: Words | None = key(None, "fewest whole sentences")
+    max_sentences: Words | None = key(None, "most sentences; one that stops without its sign breaks the rule")
+    ended: bool = key(False, "the answer must have ended by itself, not been cut off")
+
+    def problems(self) -> Iterator[str]:
+        if all(getattr(self, name) in (None, False) for name in FormRules.model_fields):
+            yield f"no rule; set one of {', '.join(FormRules.model_fields)}"
+        for low, high in (("min_words", "max_words"), ("min_sentences", "max_sentences")):
+            if None not in (getattr(self, low), getattr(self, high)):
+                yield from order_rules(self, low, high)
+
+
+class FormatTerm(FormRules, _Term):
+    """`passed` where the answer keeps every rule that is set, `failed` where it breaks one."""
 
     type: Literal["format"] = "format"
     name: TermName = "format"
-    must_match: Pattern | None = key(None, "a pattern that must be found")
-    must_not_match: Pattern | None = key(None, "a pattern that must not be found")
-    ended: bool = key(False, "the answer must have ended by itself, not been cut off")
     passed: Points = key(0.0, "score where every rule is kept")
     failed: Points = key(-1.0, "score where one is broken")
-
-    def problems(self) -> Iterator[str]:
-        if self.must_match is None and self.must_not_match is None and not self.ended:
-            yield "no rule; set must_match, must_not_match or ended"
 
 
 class HttpTerm(_Term):

@@ -7,7 +7,7 @@ from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from itertools import zip_longest
+from itertools import combinations, zip_longest
 from pathlib import Path
 from statistics import fmean
 
@@ -161,11 +161,15 @@ def token_rates(metrics: Mapping[str, float], seconds: Mapping[str, float]) -> d
 
 def prompt_means(scored: Iterable[ScoredCompletion]) -> dict[str, float]:
     """Mean of the finite rewards of each prompt's completions; NaN for a prompt without any."""
+    return means_by_prompt((item.completion.prompt_id, item.reward) for item in scored)
+
+
+def means_by_prompt(values: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """The mean of each prompt's finite values; NaN for a prompt without any."""
     by_prompt: dict[str, list[float]] = {}
-    for item in scored:
-        finite = [item.reward] if math.isfinite(item.reward) else []
-        by_prompt.setdefault(item.completion.prompt_id, []).extend(finite)
-    return {prompt: fmean(rewards) if rewards else math.nan for prompt, rewards in by_prompt.items()}
+    for prompt, value in values:
+        by_prompt.setdefault(prompt, []).extend([value] if math.isfinite(value) else [])
+    return {prompt: fmean(finite) if finite else math.nan for prompt, finite in by_prompt.items()}
 
 
 def compare(
@@ -175,7 +179,52 @@ def compare(
 
     Prompts without a finite reward on both sides cannot be compared; `reward_non_finite` counts such rewards.
     """
+    first, second = _comparable(before, after)
+    return paired_bootstrap(first, second, resamples, seed), win_rate(first, second)
+
+
+def change_metrics(
+    before: Mapping[str, float], after: Mapping[str, float], resamples: int, seed: int
+) -> dict[str, float]:
+    """`compare` as metrics, with the number of prompts compared; nothing of a measure that has no finite value in common."""
+    prompts = len(_comparable(before, after)[0])
+    if not prompts:
+        return {}
+    change, wins = compare(before, after, resamples, seed)
+    bounds = {"change": change.mean, "change_low": change.low, "change_high": change.high}
+    return {**bounds, "win_rate": wins, "prompts": float(prompts)}
+
+
+def judge_metrics(
+    name: str, before: Mapping[str, float], after: Mapping[str, float], resamples: int, seed: int
+) -> dict[str, float]:
+    """A judge's mean by prompt or item and its change from the start, under its name."""
+    found = change_metrics(before, after, resamples, seed)
+    if found:
+        found["mean"] = fmean(value for value in after.values() if math.isfinite(value))
+    return {f"judge_{name}_{key}": value for key, value in found.items()}
+
+
+def _comparable(before: Mapping[str, float], after: Mapping[str, float]) -> tuple[list[float], list[float]]:
     assert before.keys() == after.keys(), "evaluations of different prompts"
     prompts = sorted(p for p in before if math.isfinite(before[p]) and math.isfinite(after[p]))
-    first, second = [before[p] for p in prompts], [after[p] for p in prompts]
-    return paired_bootstrap(first, second, resamples, seed), win_rate(first, second)
+    return [before[p] for p in prompts], [after[p] for p in prompts]
+
+
+def agreement(scores: Iterable[Iterable[tuple[float, float]]]) -> float:
+    """Of all pairs of answers to the same prompt the share that two measures order alike.
+
+    Args:
+        scores: of each prompt its answers' (reward, judge's score).
+
+    Pairs that the reward or anyone's missing number does not order are left out; a tie of the judge counts a half, so that
+    1/2 is what chance gives. NaN without a pair.
+    """
+    alike = pairs = 0.0
+    for answers in scores:
+        known = [answer for answer in answers if all(map(math.isfinite, answer))]
+        for (reward, score), (other, others) in combinations(known, 2):
+            if reward != other:
+                pairs += 1
+                alike += 0.5 if score == others else (score > others) == (reward > other)
+    return alike / pairs if pairs else math.nan

@@ -32,7 +32,7 @@ from ultramed_rl.store.cards import model_card, write_card, write_policy_card
 from ultramed_rl.tracking import Progress, Tracker, render_rounds, verdict, watched
 from ultramed_rl.workers.online import OnlineWorkers
 from ultramed_rl.workers.sampling import sample_contrasts
-from ultramed_rl.workers.scorers import Scorers
+from ultramed_rl.workers.scorers import Judges, Scorers
 
 Metrics = dict[str, float]
 
@@ -75,13 +75,15 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult:
             return conclude(store, list(RunReader(store.path).rounds), progress)
         # Not for a finished run: they ask for secrets.
         scorers = Scorers(config.reward, tokenizer)
+        judging = len(config.evaluation.judges) > len(config.evaluation.benchmarks)
+        judges = Judges(config.evaluation, tokenizer) if judging else None
         benchmarks = (
             BenchmarkRounds(config, config.benchmarks, tokenizer, progress) if config.benchmarks else None
         )
         with Tracker(store, config) as tracker:
             if benchmarks is not None:
                 benchmarks.warn(store.path, pool)
-            workers = OnlineWorkers(config, tokenizer, scorers, progress.say)
+            workers = OnlineWorkers(config, tokenizer, scorers, progress.say, judges)
             try:
                 return _run_rounds(config, store, workers, pool, tracker, progress, benchmarks)
             finally:
