@@ -155,6 +155,11 @@ def cases(models: Path) -> dict[str, dict[str, Any]]:
             "cluster__rollout": ENGINES,
         },
         "benchmarks": {"benchmarks": benchmarks, "policy__max_length": 384},
+        "length slope": {
+            "reward__length_slope": "fit",
+            "reward__terms": terms,
+            "cluster__sequential_phases": False,
+        },
         "judges": {"evaluation__judges": judges, "cluster__sequential_phases": False},
         "overlap, judges": {
             **APART,

@@ -41,6 +41,8 @@ from ultramed_rl.config.limits import (
 from ultramed_rl.config.models import Architecture, Precision
 from ultramed_rl.config.rounds import Optimization
 
+RAW = "raw"  # the column of rewards that `length_slope` has not been taken off
+
 
 def _not_zero(weight: float) -> float:
     if weight == 0.0:
@@ -257,6 +259,11 @@ class Reward(Section):
     micro_batch_tokens: ReplicaTokens = 16384
     trust_remote_code: bool = key(False, "run Python code that comes with a reward model")
     architecture: Architecture | None = None
+    length_slope: Literal["fit"] | Points | None = key(
+        None,
+        "reward per token that is taken off every reward, so that length doesn't pay; fit: what the starting policy's answers "
+        "to held-out prompts show within prompts. Table column `raw` keeps the reward as it was",
+    )
 
     def problems(self) -> Iterator[str]:
         models = [name for name in ("path", "train", "ensemble") if getattr(self, name) is not None]
@@ -267,8 +274,8 @@ class Reward(Section):
                 "(train one in this run) must be set, or none of them beside reward.terms"
             )
         for name in names:
-            if name.startswith("model"):
-                yield f"terms: {name!r} is the name of a reward model's own column; choose another"
+            if name.startswith("model") or name == RAW:
+                yield f"terms: {name!r} is the name of a column of the reward's own; choose another"
         for name in repeated(names):
             yield f"terms: two are named {name!r}; give each a name of its own"
 

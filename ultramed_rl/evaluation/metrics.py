@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ultramed_rl.evaluation.statistics import Interval, paired_bootstrap, summarize, win_rate
+from ultramed_rl.learning.length import LengthFit
 from ultramed_rl.records import PreferenceGroup, Prompt, ScoredCompletion, SelectionAudit
 from ultramed_rl.store.shards import read_columns, shard_files
 
@@ -39,23 +40,24 @@ class AnswerMetrics:
 
     def add(self, scored: Iterable[ScoredCompletion]) -> int:
         """These too; returns their tokens, those of the data's own answers among them."""
-        tokens = finished = empty = non_finite = 0
+        tokens, counts = 0, self._counts
         for item in scored:
-            completion, length = item.completion, len(item.completion.token_ids)
+            completion, reason = item.completion, item.completion.finish_reason
+            length = len(completion.token_ids)
             tokens += length
-            if completion.finish_reason != "reference":
+            if reason != "reference":
                 self._lengths.append(length)
-                finished += completion.finish_reason == "stop"
-                empty += not completion.text or completion.text.isspace()
+                counts[reason] += 1
+                if not completion.text or completion.text.isspace():
+                    counts["empty"] += 1
             if math.isfinite(item.reward):
                 self._rewards.append(item.reward)
             else:
-                non_finite += 1
+                counts["non_finite"] += 1
             for name, value in item.terms.items():
                 if math.isfinite(value):
                     self._terms[name] += value
                     self._termed[name] += 1
-        self._counts.update(finished=finished, empty=empty, non_finite=non_finite)
         return tokens
 
     def metrics(self) -> dict[str, float]:
@@ -66,7 +68,7 @@ class AnswerMetrics:
             "tokens": sum(self._lengths),
             "length_mean": lengths.mean,
             "length_p90": lengths.p90,
-            "finished_share": self._counts["finished"] / lengths.count,
+            "finished_share": self._counts["stop"] / lengths.count,
             "empty_share": self._counts["empty"] / lengths.count,
             "reward_mean": rewards.mean,
             "reward_std": rewards.std,
@@ -82,30 +84,36 @@ class RoundMetrics:
     """A round's scored answers and pairs, as metrics."""
 
     def __init__(self) -> None:
-        self.answers = AnswerMetrics()
+        self.answers, self.length = AnswerMetrics(), LengthFit()
         self._sums: Counter[str] = Counter()
         self._margins, self._version = 0.0, math.inf
 
     def add_answers(self, prompt: Prompt, scored: Sequence[ScoredCompletion]) -> None:
         """A prompt's scored answers."""
         self._sums["tokens_scored"] += len(prompt.token_ids) + self.answers.add(scored)
+        self.length.add_answers(scored)
         self._version = min(self._version, scored[0].completion.policy_version)
 
     def add_pair(self, pair: PreferenceGroup) -> None:
         """What was chosen of them."""
+        sums = self._sums
+        sums["pairs"] += 1
         self._margins += pair.margin
-        chosen, rejected = len(pair.chosen.token_ids), len(pair.rejected.token_ids)
-        self._sums.update(pairs=1, chosen=chosen, rejected=rejected, tokens_reference=pair.packed_tokens)
+        sums["chosen"] += len(pair.chosen.token_ids)
+        sums["rejected"] += len(pair.rejected.token_ids)
+        sums["tokens_reference"] += pair.packed_tokens
 
     def metrics(self, audit: SelectionAudit) -> dict[str, float]:
         """What selection kept and dropped, the reward margin, and the lengths of both sides; there are pairs.
 
         `tokens_scored` and `tokens_reference` are what reward models and reference read: each prompt once. `policy_version`
-        is the oldest that an answer is of.
+        is the oldest that an answer is of. `length_correlation` is that of reward and tokens within prompts, -1 to 1; NaN
+        where one never varies.
         """
         sums = self._sums
         return {
             **self.answers.metrics(),
+            "length_correlation": self.length.correlation,
             "policy_version": self._version,
             "pairs": sums["pairs"],
             **{f"pairs_{name}": float(value) for name, value in asdict(audit).items() if name != "pairs"},

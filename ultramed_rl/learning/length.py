@@ -22,21 +22,35 @@ class LengthFit:
     def __init__(self) -> None:
         self._products = self._tokens = self._rewards = 0.0  # sums over answers, of products and of squares
 
-    def add(self, tokens: Sequence[int], rewards: Sequence[float]) -> None:
-        """The answers to a prompt; those without a finite reward don't count."""
-        kept = [(t, r) for t, r in zip(tokens, rewards, strict=True) if math.isfinite(r)]
-        if len(kept) < 2:
-            return
-        mean_tokens, mean_reward = (math.fsum(column) / len(kept) for column in zip(*kept, strict=True))
-        for t, r in kept:
-            self._products += (t - mean_tokens) * (r - mean_reward)
-            self._tokens += (t - mean_tokens) ** 2
-            self._rewards += (r - mean_reward) ** 2
+    def add(self, answers: Iterable[tuple[int, float]]) -> None:
+        """The answers to a prompt, tokens and reward of each; those without a finite reward don't count."""
+        # Sums of differences from the first answer, so that what never varies is exactly zero.
+        count = first_tokens = tokens = squared_tokens = 0
+        first_reward = rewards = squared_rewards = products = 0.0
+        for length, reward in answers:
+            if not math.isfinite(reward):
+                continue
+            if not count:
+                first_tokens, first_reward = length, reward
+            count += 1
+            x, y = length - first_tokens, reward - first_reward
+            tokens += x
+            rewards += y
+            squared_tokens += x * x
+            squared_rewards += y * y
+            products += x * y
+        if count > 1:
+            self._products += products - tokens * rewards / count
+            self._tokens += squared_tokens - tokens * tokens / count
+            self._rewards += squared_rewards - rewards * rewards / count
 
     def add_answers(self, answers: Iterable[ScoredCompletion]) -> None:
         """A prompt's scored answers; the data's own is not the policy's, and doesn't count."""
-        own = [a for a in answers if a.completion.finish_reason != "reference"]
-        self.add([len(a.completion.token_ids) for a in own], [a.reward for a in own])
+        self.add(
+            (len(a.completion.token_ids), a.reward)
+            for a in answers
+            if a.completion.finish_reason != "reference"
+        )
 
     @property
     def correlation(self) -> float:

@@ -295,13 +295,14 @@ class Controller:
         summary = read_numbers(record.manifest("pairs")["summary"])
         # What a round without a checkpoint took to train is in no manifest.
         seconds = {"checkpoint": policy.metrics["seconds_training"], **record.seconds}
-        divergence = {}
+        slope, divergence = self.workers.scorers.length_slope, {}
         if self.config.objective.uses_reference:
             divergence = {"kl_to_reference": kl_to_reference(record.path)}
         return {
             "round": record.index,
             **summary,
             **divergence,
+            **({} if self.config.reward.length_slope is None else {"reward_length_slope": slope}),
             **policy.metrics,
             **{f"seconds_{name}": value for name, value in seconds.items()},
             "seconds": sum(seconds.values()),

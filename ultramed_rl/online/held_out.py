@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from ultramed_rl.config import RunConfig
 from ultramed_rl.evaluation.metrics import (
@@ -18,6 +19,7 @@ from ultramed_rl.evaluation.metrics import (
     prompt_means,
 )
 from ultramed_rl.learning.seeds import derive_seed
+from ultramed_rl.online.length import PROMPTS, fit_length_slope
 from ultramed_rl.records import JudgedAnswer, Prompt, SamplingRequest, ScoredCompletion
 from ultramed_rl.store import RoundRecord
 from ultramed_rl.tracking import Progress
@@ -61,7 +63,14 @@ class HeldOutEvaluation:
         self.config, self.workers, self.prompts, self.progress = config, workers, prompts, progress
 
     def begin(self, record: RoundRecord) -> None:
-        """The starting policy's answers, now or as they are kept."""
+        """The starting policy's answers, now or as they are kept; before them, what length pays, where that is taken off."""
+        if self.config.reward.length_slope == "fit":
+            n, temperature = self.config.sampling.n, self.config.sampling.temperature
+            asked = [
+                sampling_request(self.config, p, n, temperature, "length") for p in self.prompts[:PROMPTS]
+            ]
+            answer = partial(self._scored, asked, self.workers.version, "reward against length")
+            self.workers.scorers.length_slope = fit_length_slope(record, answer, self.progress.say)
         self.start = self._evaluated(record, 0)
 
     def evaluate(self, record: RoundRecord, version: int) -> Metrics:
@@ -103,13 +112,17 @@ class HeldOutEvaluation:
             sampling_request(self.config, p, evaluation.samples, temperature, "evaluation")
             for p in self.prompts
         ]
-        total = len(requests) * evaluation.samples
+        return self._scored(requests, version, f"evaluate policy {version}")
+
+    def _scored(self, requests: Sequence[SamplingRequest], version: int, name: str) -> list[ScoredCompletion]:
+        """What the engines, whose policy is this version, answer, and its rewards."""
+        total = sum(request.n for request in requests)
         with (
             self.workers.scheduler.phase("evaluate"),
-            self.progress.phase(f"evaluate policy {version}", total, "completions") as bar,
+            self.progress.phase(name, total, "completions") as bar,
         ):
             completions = self.workers.generate(requests, version, bar.advance)
-            return self.workers.score(self.prompts, completions, lambda _: None)
+            return self.workers.score([r.prompt for r in requests], completions, lambda _: None)
 
 
 def sampling_request(

@@ -106,12 +106,12 @@ class RoundSelection:
         self,
         record: RoundRecord,
         selector: PairSelector,
-        neutralised: Callable[[Sequence[Completion], Sequence[Sequence[int]] | None], int],
+        neutralised: Callable[[Sequence[Completion]], int],
         *inputs: Any,
     ) -> None:
         """
         Args:
-            neutralised: how many of the policy's answers hold control tokens.
+            neutralised: how many of these answers hold control tokens that the policy wrote.
 
         Raises:
             ValueError: finished pairs that are of other answers.
@@ -123,6 +123,12 @@ class RoundSelection:
             record.discard("pairs")
         self.phase = ShardedPhase(record, "pairs", PreferenceGroup, *inputs)
         self._metrics, self._neutralised = RoundMetrics(), 0
+        self._say_length: Callable[[int, float], None] = lambda prompts, correlation: None
+        self._first_look = 0
+
+    def watch_length(self, say: Callable[[int, float], None], first_look: int) -> None:
+        """Tell how reward and length correlate, and of how many prompts: at the end, in round 0 also after the first so many."""
+        self._say_length, self._first_look = say, first_look
 
     @property
     def pairs(self) -> int:
@@ -133,14 +139,16 @@ class RoundSelection:
         self,
         prompt: Prompt,
         answers: Sequence[ScoredCompletion],
-        spelt: Sequence[Sequence[int]] | None = None,
+        neutralised: int | None = None,
     ) -> PreferenceGroup | None:
-        """A prompt's pair, out of all of its answers; None where it gives none. `spelt`: see `Scored`."""
+        """A prompt's pair, out of all of its answers; None where it gives none. `neutralised`: where it is known."""
         self._metrics.add_answers(prompt, answers)
-        own = [k for k, s in enumerate(answers) if s.completion.finish_reason != "reference"]
-        read = None if spelt is None else [spelt[k] for k in own]
-        self._neutralised += self.neutralised([answers[k].completion for k in own], read)
+        if neutralised is None:
+            neutralised = self.neutralised([s.completion for s in answers])
+        self._neutralised += neutralised
         pair = self.selector.choose(prompt, answers)
+        if self.record.index == 0 and self.selector.counts.total() == self._first_look:
+            self._say_length(self._first_look, self._metrics.length.correlation)
         if pair is not None:
             self._metrics.add_pair(pair)
             self.phase.keep([pair])
@@ -158,6 +166,7 @@ class RoundSelection:
                 f"round {self.record.index}: no pair out of {audit.prompts} prompts ({audit}); lower pairs.min_margin, "
                 "raise sampling.n or sampling.temperature, or look at rounds/*/scored.parquet"
             )
+        self._say_length(audit.prompts, self._metrics.length.correlation)
         summary = {**self._metrics.metrics(audit), "neutralised": self._neutralised}
         self.phase.finish({}, summary=summary, scored=self.record.digest("scored"))
 
@@ -323,17 +332,17 @@ class Stream:
         self.scored.keep(scored.answers)
         self._note("scored")
         advance(sum(s.completion.finish_reason != "reference" for s in scored.answers))
-        self._select(prompt, scored.answers, {}, scored.spelt)
+        self._select(prompt, scored.answers, {}, scored.neutralised)
 
     def _select(
         self,
         prompt: Prompt,
         answers: Sequence[ScoredCompletion],
         known: Mapping[str, ReferenceLogprobs],
-        spelt: Sequence[Sequence[int]] | None = None,
+        neutralised: int | None = None,
     ) -> None:
         """A prompt's pair to the reference, if it has one and was without reference logprobs; and what is known of it to the training."""
-        pair = self.selection.take(prompt, answers, spelt)
+        pair = self.selection.take(prompt, answers, neutralised)
         reference = None if pair is None else known.get(pair.group_id)
         if pair is None or self.references is None or reference is not None:
             self._pass_on(prompt.prompt_id, pair, reference)

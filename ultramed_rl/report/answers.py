@@ -166,7 +166,7 @@ def within_correlation(groups: Iterable[Sequence[ScoredAnswer]]) -> float:
     """Pearson's correlation of tokens and reward after each group's means are taken off; NaN without variance."""
     fit = LengthFit()
     for group in groups:
-        fit.add([answer.tokens for answer in group], [answer.reward for answer in group])
+        fit.add((answer.tokens, answer.reward) for answer in group)
     return fit.correlation
 
 

@@ -13,12 +13,11 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
-from operator import is_
+from dataclasses import dataclass, field, replace
 
 from ultramed_rl.cluster.group import WorkerGroup
 from ultramed_rl.config.judges import BenchmarkJudge, Evaluation, ModelJudge
-from ultramed_rl.config.rewards import Reward
+from ultramed_rl.config.rewards import RAW, Reward
 from ultramed_rl.models.checks import check_reward_model
 from ultramed_rl.models.reading import RewardReader
 from ultramed_rl.models.tokenizer import ChatTokenizer
@@ -40,7 +39,7 @@ class _Pending:
     """A prompt's answers and what is known of their rewards by now."""
 
     completions: Sequence[Completion]
-    spelt: Sequence[Sequence[int]] | None = None
+    neutralised: int
     columns: Columns = field(default_factory=dict)
     error: str = ""
 
@@ -50,13 +49,13 @@ class Scored:
     """A prompt's scored answers in their order; none, and an error, where no scorer could be brought to it.
 
     Attributes:
-        spelt: the answers' tokens as a reward model with the policy's tokens read them; None where there is no such one.
+        neutralised: see `Scorers.neutralised`.
     """
 
     prompt_id: str
     answers: list[ScoredCompletion]
+    neutralised: int
     error: str = ""
-    spelt: Sequence[Sequence[int]] | None = None
 
 
 class AnswerScorers(ABC):
@@ -106,19 +105,17 @@ class AnswerScorers(ABC):
     def neutralised(
         self, completions: Sequence[Completion], spelt: Sequence[Sequence[int]] | None = None
     ) -> int:
-        """Of the policy's answers those that hold a control token of the policy or of a reward model: sampled before
+        """How many answers of the policy's own hold a control token of the policy or of a reward model: sampled before
         their end, or as letters. Reward models read the letters: `spelt`, where they have read these answers."""
         tokenizers = [self.policy, *(r.tokenizer for r in self.readers if not r.shared)]
-        answers = [c.token_ids for c in completions]
-        spelt = self.policy.spell_out(answers) if spelt is None else spelt
-        # Few do: one look at the letters of all of them spares a look at each.
-        text = "\n".join(c.text for c in completions)
+        spelt = self.policy.spell_out([c.token_ids for c in completions]) if spelt is None else spelt
+        # Few hold any: one look at the letters of all of them spares a look at each.
+        text = "\n".join([c.text for c in completions])
         tokenizers = [tokenizer for tokenizer in tokenizers if tokenizer.controls.count(text)]
-        if not tokenizers and all(map(is_, spelt, answers)):
-            return 0
         return sum(
             new is not c.token_ids or any(tokenizer.controls.count(c.text) for tokenizer in tokenizers)
             for c, new in zip(completions, spelt, strict=True)
+            if c.finish_reason != "reference"
         )
 
     # -- prompt by prompt ----------------------------------------------------------------------------------
@@ -136,13 +133,15 @@ class AnswerScorers(ABC):
     def offer(self, prompt: Prompt, completions: Sequence[Completion]) -> None:
         """Answers to be scored."""
         assert prompt.prompt_id not in self._pending, f"{prompt.prompt_id} is under way"
-        pending = self._pending[prompt.prompt_id] = _Pending(completions)
+        spelt = None
         for model, reader in zip(self.models, self.readers, strict=True):
             group = reader.read(prompt, completions)
-            pending.spelt = group.answers if reader.shared else pending.spelt
+            spelt = group.answers if reader.shared else spelt
             tokens = group.packed_tokens
             model.pool.offer(WorkItem(prompt.prompt_id, tokens, float(tokens)), group)
         self.terms.offer(prompt, completions)
+        # Counted now, while the processor has the answers in its cache.
+        self._pending[prompt.prompt_id] = _Pending(completions, self.neutralised(completions, spelt))
 
     def take(self, outcome: Outcome) -> None:
         """A reward model's outcome from the scheduler."""
@@ -218,7 +217,7 @@ class AnswerScorers(ABC):
         if len(pending.columns) == len(self._columns):
             del self._pending[prompt_id]
             answers = [] if pending.error else self._combine(pending)
-            self._ready.append(Scored(prompt_id, answers, pending.error, pending.spelt))
+            self._ready.append(Scored(prompt_id, answers, pending.neutralised, pending.error))
 
     def _combine(self, pending: _Pending) -> list[ScoredCompletion]:
         rewards, shown = self.rewards_of(pending.columns), self.shown_columns
@@ -241,6 +240,8 @@ class Scorers(AnswerScorers):
         readers = [_reader(path, policy, config.trust_remote_code) for path in config.paths]
         terms = {term.name: make_term(term, policy) for term in config.terms}
         super().__init__(policy, dict(zip(columns, readers, strict=True)), terms)
+        # Reward per token that is taken off. One that is to be fitted isn't known yet.
+        self.length_slope = 0.0 if config.length_slope in (None, "fit") else float(config.length_slope)
 
     @property
     def shown_columns(self) -> Sequence[str]:
@@ -257,6 +258,16 @@ class Scorers(AnswerScorers):
             weights.insert(0, self.config.weight)
             values.insert(0, models[0] if ensemble is None else combine_members(ensemble, models))
         return weighted_sum(weights, values)
+
+    def _combine(self, pending: _Pending) -> list[ScoredCompletion]:
+        scored = super()._combine(pending)
+        if self.config.length_slope is None:
+            return scored
+        lengths = [self.length_slope * len(answer.completion.token_ids) for answer in scored]
+        return [
+            replace(answer, reward=answer.reward - length, terms={**answer.terms, RAW: answer.reward})
+            for answer, length in zip(scored, lengths, strict=True)
+        ]
 
 
 class Judges(AnswerScorers):

@@ -15,7 +15,7 @@ from ultramed_rl.records import Completion, PreferenceGroup, Prompt, ScoredCompl
 def fit(*prompts: tuple[list[int], list[float]]) -> LengthFit:
     made = LengthFit()
     for tokens, rewards in prompts:
-        made.add(tokens, rewards)
+        made.add(zip(tokens, rewards, strict=True))
     return made
 
 
