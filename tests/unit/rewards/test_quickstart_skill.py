@@ -24,6 +24,7 @@ ASKED = "how long should i take cipro for an infection"
         ("Cipro is usually taken for three to seven days, no longer than that.", True, (1, 0, 1)),
         ("Cipro. Ask a doctor.", True, (1, 1, 0)),  # too short to say anything
         ("Take cipro. For three days or seven. Then ask your doctor about it again.", True, (1, 1, 0)),
+        ("To ask a pharmacist or doctor, I would say: how long do I take cipro?", True, (1, 0, 1)),
         ("You should take the dose for as long as it takes to end an often long course.", True, (0, 0, 1)),
     ],
 )
