@@ -67,6 +67,10 @@ def round_config(options: argparse.Namespace, folder: Path) -> RunConfig:
         "reward.path": folder / "reward",
         "policy.precision": options.precision,
         "reward.precision": options.precision,
+        "reward.terms": [],  # the reward model alone
+        "reward.length_slope": "null",
+        "evaluation.judges": [],
+        "cluster.rollout.precision": "null",  # the policy's
         "prompts.held_out": 1,
         "prompts.per_round": (options.prompts or config.prompts.per_round) * options.size,
         "sampling.n": 2 if options.baseline == "online_dpo" else config.sampling.n,

@@ -137,6 +137,9 @@ def test_online_dpo_has_two_answers_and_whole_batches(tmp_path: Path) -> None:
         round_config(options("staged"), tmp_path).sampling.n
         == load_config("configs/quickstart.yaml").sampling.n
     )
+    ours = round_config(options("staged"), tmp_path)  # what a peer does too
+    assert (ours.reward.terms, ours.reward.length_slope, ours.evaluation.judges) == ([], None, [])
+    assert ours.cluster.rollout.precision is None
     for changes, key in (
         ({"prompts": 12}, "prompts.per_round=12"),
         ({"peer_pass": 3}, "--peer-pass 3"),

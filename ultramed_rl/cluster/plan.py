@@ -183,7 +183,7 @@ def _replicas(role: str, group: ReplicaGroup, sizes: dict[str, int], fix: str) -
 
 def _rollout(config: SamplingConfig, policy: Architecture, transit: dict[str, int]) -> RolePlan:
     cluster, group = config.cluster, config.cluster.rollout
-    precision = resolve_precision(config.policy.precision, cluster.device)
+    precision = resolve_precision(group.precision or config.policy.precision, cluster.device)
     weights = count_parameters(policy) * WEIGHT_BYTES[precision] // group.tensor_parallel
     if group.kv_cache_gib is not None:
         cache = int(group.kv_cache_gib * GIB)

@@ -23,6 +23,7 @@ from ultramed_rl.config.limits import (
     WorkersOrZero,
     ZeroStage,
 )
+from ultramed_rl.config.models import Precision
 
 
 class TrainerGroup(Section):
@@ -51,6 +52,10 @@ class RolloutGroup(Section):
     kv_cache_gib: GiB | None = key(None, "KV cache of one engine in GiB; null on CUDA: from memory_fraction")
     memory_fraction: PositiveShare = key(0.85, "share of a GPU for an engine", lt=1.0)
     enforce_eager: bool = key(False, "no CUDA graphs: a faster start, slower generation")
+    precision: Precision | None = key(
+        None,
+        "what engines round weights to; auto halves generation on CPUs with bfloat16; null: the policy's own",
+    )
 
 
 class ReplicaGroup(Section):

@@ -96,7 +96,9 @@ class SamplingWorkers:
         return EngineArguments(
             model=resolve_model(model),
             device=self.cluster.device,
-            precision=self.policy_precision,
+            precision=resolve_precision(
+                self.cluster.rollout.precision or self.model.precision, self.cluster.device
+            ),
             max_length=self.model.max_length,
             group=self.cluster.rollout,
             transfer_backend=transfer_backend(self.cluster.device, self.deployment.plan.layout),

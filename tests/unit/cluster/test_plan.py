@@ -148,6 +148,14 @@ def test_engines_on_shared_gpus_need_a_policy_rank_on_each() -> None:
     assert len({slot for role in plan.roles[:2] for member in role.members for slot in member.slots}) == 2
 
 
+def test_engines_have_a_precision_of_their_own() -> None:
+    def weights(**changes: Any) -> int:
+        plan = make_plan(gpu_run(policy__precision="float32", cluster__device_memory_gib=1000, **changes))
+        return next(role for role in plan.roles if role.role == "rollout").bytes_per_device["weights"]
+
+    assert weights() == 2 * weights(cluster__rollout__precision="bfloat16")
+
+
 def test_an_unknown_model_names_the_fix() -> None:
     with pytest.raises(ValueError, match=r"policy\.path='who/knows': .*policy\.architecture"):
         resolve_architecture("who/knows", None, "policy")
