@@ -32,7 +32,10 @@ class TrainerGroup(Section):
     zero_stage: ZeroStage = key(
         2, "DeepSpeed's ZeRO: 0 nothing is partitioned, 1 optimizer states, 2 gradients too, 3 weights too"
     )
-    offload_optimizer: bool = key(False, "keep the optimizer's states and step in CPU memory")
+    offload_optimizer: bool = key(
+        False,
+        "keep the optimizer's states and step in CPU memory; at stage 2 in bfloat16 micro-batches then add up in bfloat16",
+    )
 
     def problems(self) -> Iterator[str]:
         if self.offload_optimizer and self.zero_stage == 0:
@@ -80,6 +83,7 @@ class Devices(Section):
     devices_per_node: NodeDevices = key(8, "GPUs, or on CPU the slots that share a node's cores")
     cpus_per_node: NodeDevices | None = key(None, "null: what Ray finds")
     device_memory_gib: GiB = key(80.0, "per GPU; on CPU per node")
+    host_memory_gib: GiB | None = key(None, "of a node with GPUs; null: `plan` counts it and refuses nothing")
     address: Address | None = key(None, "Ray address; null: RAY_ADDRESS or a local cluster")
     start_timeout_s: Seconds = key(900.0, "seconds to wait until the cluster has what the run needs")
     faults: Faults = Faults()
