@@ -150,11 +150,11 @@ def _too_little(plan: Plan) -> str:
     worst = max(plan.roles, key=lambda role: role.total_bytes)
     parts = " + ".join(f"{kind} {size / GIB:.1f}" for kind, size in worst.bytes_per_device.items())
     cpu = plan.cluster.device == "cpu"
-    whole = "all processes of a node" if cpu else "a GPU with the contexts of its processes"
-    all_of_it = f"{whole} {plan.peak_bytes / GIB:.1f}; the largest, "
+    everything = "all processes of a node" if cpu else "a GPU's processes and their CUDA contexts"
     return (
         f"cluster.device_memory_gib={plan.cluster.device_memory_gib:g} per {'node' if cpu else 'GPU'}: too little for "
-        f"{all_of_it}{worst.role}: {parts} = {worst.total_bytes / GIB:.1f} GiB; {worst.fix}"
+        f"{everything}, {plan.peak_bytes / GIB:.1f} GiB; the largest is {worst.role}: {parts} = "
+        f"{worst.total_bytes / GIB:.1f} GiB; {worst.fix}"
     )
 
 

@@ -42,15 +42,14 @@ def run_values(run: OnlineRun) -> dict[str, list[float]]:
 
     `net_wins` is 1 for a prompt whose reward is higher than at the start, -1 for one whose is lower.
     """
-    first, final = run.policies[0], (run.files.json("verdict.json") or {}).get("round", len(run.rounds) - 1)
-    last = run.policies[final + 1]
+    first, last = run.policies[0], run.policy
     values: dict[str, list[float]] = {"reward_change": _changes(first.rewards, last.rewards)}
     values["net_wins"] = [2 * won - 1 for won in won_prompts(first.rewards, last.rewards).values()]
     values["tokens_change"] = _changes(_tokens(first), _tokens(last))
     before, after = _judged(first), _judged(last)
     for judge in before.keys() & after.keys():
         values[f"judge_{judge}_change"] = _changes(before[judge], after[judge])
-    metrics = run.rounds[final].metrics if run.rounds else {}
+    metrics = run.rounds[last.version - 1].metrics if last.version else {}
     scalars = {name: [value] for name, value in metrics.items() if _SCALARS.fullmatch(name)}
     return {name: of for name, of in (scalars | values).items() if of and all(map(math.isfinite, of))}
 
