@@ -76,8 +76,8 @@ def read_turns(row: Row, column: str, text_role: str | None = None) -> list[Mess
 
 def unlearnt_turns(row: Row, column: str) -> frozenset[int]:
     """The places of those turns that the data keeps from being learnt, by `weight: 0`, `train: false` and their like."""
-    turns = enumerate(_listed(row, column, None))
-    return frozenset(place for place, turn in turns if isinstance(turn, dict) and not _is_learnt(turn))
+    turns = enumerate(_listed(row, column, None))  # read before, so each is a dict
+    return frozenset(place for place, turn in turns if len(turn) > 2 and not _is_learnt(turn))
 
 
 def _is_learnt(turn: Row) -> bool:
@@ -132,8 +132,8 @@ def _transcript(text: str) -> list[Message]:
 def _message(turn: Any) -> Message:
     if not isinstance(turn, dict):
         raise Misfit(f"a turn is a {type(turn).__name__}, not role and content", name="turn")
-    role = turn.get("role", turn.get("from"))
-    content = turn.get("content", turn.get("value"))
+    role = turn["role"] if "role" in turn else turn.get("from")
+    content = turn["content"] if "content" in turn else turn.get("value")
     named = ROLES.get(role.casefold()) if isinstance(role, str) else None
     if named is not None and isinstance(content, list):
         content = "".join(map(_part, content))
@@ -145,10 +145,9 @@ def _message(turn: Any) -> Message:
             f"it needs text, and a role out of {', '.join(ROLES)}",
             name="turn",
         )
-    if not content.strip():
+    if not (text := content.strip()):
         raise Misfit(f"a turn of role {role!r} is empty", name="empty")
-    check_text(content, f"a turn of role {role!r}", name="turn")
-    return Message(role=named, content=check_plain(content.strip()))
+    return {"role": named, "content": check_plain(check_text(text, f"a turn of role '{role}'", name="turn"))}
 
 
 def _part(part: Any) -> str:
@@ -225,7 +224,9 @@ class NotedRow(dict[str, Any]):
     """A row that notes which of its columns are read."""
 
     def __init__(self, row: Row, ignored: Sequence[str] = ()) -> None:
-        super().__init__((name, value) for name, value in row.items() if name not in ignored)
+        super().__init__(row)
+        for name in ignored:
+            self.pop(name, None)
         self.read: set[str] = set()
         self._names = tuple(self)
 
@@ -240,8 +241,10 @@ class NotedRow(dict[str, Any]):
     def find(self, columns: str) -> str | None:
         """The row's own name of the first of these columns that it has something in."""
         # A source's rows have the same columns: which of them are meant is looked up once.
-        meant = _meant(self._names, columns)
-        return next((name for name in meant if dict.get(self, name) is not None), None)
+        for name in _meant(self._names, columns):
+            if dict.get(self, name) is not None:
+                return name
+        return None
 
     @property
     def unread(self) -> list[str]:
@@ -295,8 +298,8 @@ class FittingRows:
                 notes.examples.setdefault(misfit.name, f"{place}: {misfit}")
                 columns = columns or shorten(", ".join(row), 200)
                 continue
-            if self.ignored is not None:
-                notes.unread.update(noted.unread)
+            if self.ignored is not None and (unread := noted.unread):
+                notes.unread.update(unread)
             if parsed is not None:
                 yield parsed
         rows, misfits, first = notes.rows, notes.misfits.total(), next(iter(notes.examples.values()), "")

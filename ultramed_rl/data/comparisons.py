@@ -60,12 +60,9 @@ def read_drafts(row: NotedRow) -> list[Draft]:
     Raises:
         Misfit: no known form, or one with something amiss.
     """
-    columns = f"its columns {', '.join(row)}"
-    nothing = f"no preferences in {columns}; they are under chosen and rejected, under answers or completions, or under completion and label"
+    nothing = "no preferences in {}; they are under chosen and rejected, under answers or completions, or under completion and label"
     if row.find(QUESTIONS) and row.find(ANSWERS):
-        nothing = (
-            f"one answer alone in {columns}; it needs a label, or others to compare with in the same row"
-        )
+        nothing = "one answer alone in {}; it needs a label, or others to compare with in the same row"
     drafts = match_form(row, _PREFERENCES, nothing)
     drafts = drafts if isinstance(drafts, list) else [drafts]
     return [_completed(row, draft) for draft in drafts]
@@ -73,7 +70,7 @@ def read_drafts(row: NotedRow) -> list[Draft]:
 
 def read_benched(row: NotedRow) -> Draft:
     """A benchmark's row: its verdict decides, and no score beside that; the wanted answers come first. Raises Misfit."""
-    nothing = f"no pair in its columns {', '.join(row)}; its sides are under chosen and rejected"
+    nothing = "no pair in {}; its sides are under chosen and rejected"
     return _completed(row, match_form(row, _BENCHES, nothing))
 
 

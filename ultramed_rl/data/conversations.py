@@ -40,20 +40,20 @@ def read_conversations(
         label = row.find(LABELS)
         if label is not None and row[label] in (False, 0):
             raise Misfit(f"column {label!r}: an unwanted answer, of which only kto learns", name="label")
-        if len(chat.unlearnt) == sum(turn["role"] == "assistant" for turn in chat.turns):
+        if chat.unlearnt and len(chat.unlearnt) == len([t for t in chat.turns if t["role"] == "assistant"]):
             raise Misfit("its data keeps all of its answers from being learnt", name="weight")
         key = conversation_key(chat.turns, chat.unlearnt)
-        if int(key, 16) in contents:
+        if (content := int(key, 16)) in contents:
             counts["duplicate"] += 1
             return None
         name = row_id(row, ("id", "prompt_id", "message_tree_id")) or key
-        if seeded_number(name) in ids:
+        if (number := seeded_number(name)) in ids:
             raise Misfit(f"id {name!r:.60} has another content before", name="id")
         kind = Conversation.kind
         if isinstance(row.get("type"), str) and row["type"]:
             kind = check_text(row["type"], "its type", name="id")
-        contents.add(int(key, 16))
-        ids.add(seeded_number(name))
+        contents.add(content)
+        ids.add(number)
         return Conversation(name, tuple(chat.turns), kind, chat.unlearnt)
 
     fix = "clean the file, or raise max_misfit_share"

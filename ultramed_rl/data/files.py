@@ -15,6 +15,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -70,11 +71,14 @@ def _read_json(path: Path) -> Iterator[Row]:
     """Rows by lines or out of one document: the first line tells."""
     is_lines = file_form(path)[0] == ".jsonl"
     with _open(path) as file:
-        lines = enumerate(iter(lambda: file.readline(_LONGEST_LINE + 1), b""), start=1)
-        filled = ((f"{path}, line {number}", line) for number, line in lines if line.strip())
+        lines = enumerate(iter(partial(file.readline, _LONGEST_LINE + 1), b""), start=1)
+        filled = ((number, line) for number, line in lines if not line.isspace())
         first = list(islice(filled, 2))
-        if not (first and _is_document(*first[0], alone=len(first) == 1, is_lines=is_lines)):
-            for place, line in chain(first, filled):
+        is_alone = len(first) == 1
+        if not (first and _is_document(first[0][1], f"{path}, line {first[0][0]}", is_alone, is_lines)):
+            name = str(path)
+            for number, line in chain(first, filled):
+                place = f"{name}, line {number}"
                 if len(line) > _LONGEST_LINE:
                     raise SourceError(f"{place}: over {_LONGEST_LINE:,} bytes; a line is one row of texts")
                 yield _row(_parse_json(line, place), place)
@@ -85,7 +89,7 @@ def _read_json(path: Path) -> Iterator[Row]:
         yield _row(row, f"{path}, row {number}")
 
 
-def _is_document(place: str, line: bytes, *, alone: bool, is_lines: bool) -> bool:
+def _is_document(line: bytes, place: str, is_alone: bool, is_lines: bool) -> bool:
     """Whether a file's first line, perhaps its only one, begins a document: it ends too early for a row, or is all
     there is."""
     if len(line) > _LONGEST_LINE:
@@ -97,7 +101,7 @@ def _is_document(place: str, line: bytes, *, alone: bool, is_lines: bool) -> boo
         return error.pos >= len(text)
     except (ValueError, RecursionError):
         return False
-    return alone and not (is_lines and (isinstance(value, dict) or _is_chat(value)))
+    return is_alone and not (is_lines and (isinstance(value, dict) or _is_chat(value)))
 
 
 def _rows_in(document: Any, path: Path) -> list[Any]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from ultramed_rl.data.chats import (
+    ROLES,
     Misfit,
     NotedRow,
     check_order,
@@ -54,12 +55,13 @@ class RowForm(NamedTuple):
 
 
 def match_form(row: NotedRow, forms: Sequence[RowForm], nothing: str) -> Any:
-    """What the first form whose columns the row has reads of it. Raises Misfit, with `nothing`, where it has none's."""
+    """What the first form whose columns the row has reads of it. Raises Misfit, with `nothing` of its columns, where it has
+    none's."""
     for form in forms:
         names = [row.find(columns) for columns in form.columns]
         if None not in names:
             return form.read(row, *names)
-    raise Misfit(nothing)
+    raise Misfit(nothing.format(f"its columns {', '.join(row)}"))
 
 
 # -- chats and questions -----------------------------------------------------------------------------------
@@ -67,9 +69,10 @@ def match_form(row: NotedRow, forms: Sequence[RowForm], nothing: str) -> Any:
 
 def read_chat(row: NotedRow, column: str | None = None) -> Chat:
     """The row's chat, in whichever form it is, or that of a column. Raises Misfit."""
-    nothing = f"no chat in its columns {', '.join(row)}; one is under messages, conversations, or prompt and completion"
+    nothing = "no chat in {}; one is under messages, conversations, or prompt and completion"
     chat = match_form(row, _CHATS, nothing) if column is None else _read_whole(row, column)
-    return replace(chat, turns=complete_prompt(row, chat.turns))
+    turns = complete_prompt(row, chat.turns)
+    return chat if turns is chat.turns else replace(chat, turns=turns)
 
 
 def read_question(row: NotedRow, column: str) -> list[Message]:
@@ -85,15 +88,13 @@ def read_question(row: NotedRow, column: str) -> list[Message]:
 
 def _read_whole(row: NotedRow, column: str) -> Chat:
     turns = read_turns(row, column)
-    answers = {place for place, turn in enumerate(turns) if turn["role"] == "assistant"}
-    if str(row.get("mask") or "user").casefold() not in (
-        "user",
-        "human",
-    ):  # NeMo's: whose turns aren't learnt
+    mask = row.get("mask")  # NeMo's: whose turns aren't learnt
+    if mask and ROLES.get(str(mask).casefold()) != "user":
         raise Misfit(
-            f"column 'mask' holds {row['mask']!r:.40}; only the assistant's turns are learnt", name="weight"
+            f"column 'mask' holds {mask!r:.40}; only the assistant's turns are learnt", name="weight"
         )
-    return Chat(turns, unlearnt_turns(row, column) & answers)
+    unlearnt = unlearnt_turns(row, column)
+    return Chat(turns, frozenset(place for place in unlearnt if turns[place]["role"] == "assistant"))
 
 
 def _read_answered(row: NotedRow, question: str, answer: str) -> Chat:
