@@ -17,6 +17,7 @@ from ultramed_rl.data.sources import read_placed_rows
 from ultramed_rl.records import Message
 
 T = TypeVar("T")
+Placed = Iterator[tuple[str, Row]]  # rows, each after where it stands
 MISFITS_ALLOWED = 0.05  # share of a source's rows; above it the source is misread rather than dirty
 LONGEST_TEXT = 1_000_000  # characters of one text in a row: tokenizers take seconds for more, then minutes
 _NAMES = {
@@ -276,8 +277,11 @@ class FittingRows:
     ignored: Sequence[str] | None = None  # columns that aren't looked at; None: nobody is told of unread ones
     notes: SourceNotes = field(default_factory=SourceNotes)
 
-    def parse(self, parse: Callable[[NotedRow], T | None]) -> Iterator[T]:
-        """What `parse` makes of each row, in file order. It raises Misfit, and gives None to leave a row out.
+    def parse(
+        self, parse: Callable[[NotedRow], T | None], gather: Callable[[Placed], Placed] = iter
+    ) -> Iterator[T]:
+        """What `parse` makes of each row, in file order. It raises Misfit, and gives None to leave a row out. `gather`
+        makes one row of several (see `gathered`), which then count as one.
 
         Raises:
             ValueError: an unreadable source; at its end, more misfits than allowed, or nothing else.
@@ -285,7 +289,7 @@ class FittingRows:
         self.counts.update(rows=0, misfit=0)
         notes, columns = self.notes, ""
         missing: set[str | None] = set()
-        for place, row in read_placed_rows(self.uri, self.limit):
+        for place, row in gather(read_placed_rows(self.uri, self.limit)):
             notes.rows += 1
             self.counts["rows"] += 1
             noted = NotedRow(row, self.ignored or ())

@@ -17,7 +17,9 @@ from ultramed_rl.data.forms import (
     RowForm,
     complete_prompt,
     match_form,
+    read_orphan,
     read_path,
+    read_replies,
     with_input,
 )
 from ultramed_rl.data.sources import Row
@@ -296,12 +298,12 @@ def _read_tree(row: NotedRow, *_: str) -> list[Draft]:
 def _asked_nodes(path: list[Row], node: Row) -> Iterator[tuple[list[Row], Row]]:
     path = [*path, node]
     yield path, node
-    for reply in node.get("replies") or []:
+    for reply in read_replies(node):
         yield from _asked_nodes(path, reply)
 
 
 def _read_replies(path: list[Row], node: Row) -> Iterator[Draft]:
-    replies = [r for r in node.get("replies") or [] if r.get("rank") is not None]
+    replies = [reply for reply in read_replies(node) if reply.get("rank") is not None]
     if node.get("role") == "prompter" and len(replies) > 1:
         scores = [0.0 - _number(reply["rank"]) for reply in replies]
         yield _draft(read_path(path), [("text", reply.get("text")) for reply in replies], scores=scores)
@@ -312,6 +314,7 @@ _LISTED = RowForm(("answers completions",), _read_ranked)
 _NUMBERED = RowForm(("response_1", "response_2", "scores"), _read_numbered)
 _PREFERENCES = (
     RowForm(("message_tree_id", "prompt"), _read_tree),
+    RowForm(("message_tree_id", "parent_id", "text"), read_orphan),
     _LISTED,
     RowForm((_CHOSEN, _REJECTED), _read_scored_sides),
     *_PAIRS,

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from ultramed_rl.config.stages import ConversationSource
 from ultramed_rl.data.chats import FittingRows, Misfit, NotedRow, SourceNotes, check_order, check_text
 from ultramed_rl.data.forms import LABELS, read_chat
+from ultramed_rl.data.gathered import gather_messages
 from ultramed_rl.data.identity import content_key, row_id
 from ultramed_rl.learning.seeds import seeded_number
 from ultramed_rl.records import Conversation, Message
@@ -62,7 +63,7 @@ def read_conversations(
     rows = FittingRows(
         *limits, "hold no conversation", fix, counts, quiet, source.ignore, notes or SourceNotes()
     )
-    yield from rows.parse(parse)
+    yield from rows.parse(parse, gather_messages)
 
 
 def conversation_key(messages: Sequence[Message], unlearnt: Collection[int]) -> str:

@@ -122,9 +122,24 @@ def _read_best_path(row: NotedRow, *_: str) -> Chat:
     while node:
         path.append(node)
         node = min(
-            node.get("replies") or [{}], key=lambda r: math.inf if r.get("rank") is None else r["rank"]
+            read_replies(node), key=lambda r: math.inf if r.get("rank") is None else r["rank"], default={}
         )
     return Chat(read_path(path[: len(path) // 2 * 2]))
+
+
+def read_replies(node: Row) -> list[Row]:
+    """The replies to a message of a tree, without those that were deleted or failed their review."""
+    replies = node.get("replies") or []
+    return [r for r in replies if not r.get("deleted") and r.get("review_result") is not False]
+
+
+def read_orphan(row: NotedRow, *_: str) -> None:
+    """A message of a tree that its tree couldn't be made of."""
+    raise Misfit(
+        f"a message whose parent {row['parent_id']!r:.40} isn't among the rows of its tree that follow one another; sort "
+        "the file by message_tree_id",
+        name="parent",
+    )
 
 
 def read_path(path: Sequence[Row]) -> list[Message]:
@@ -137,6 +152,7 @@ _CHATS = (
     RowForm((TURNS,), _read_whole),
     RowForm(VIGNETTE_COLUMNS, _read_vignette),
     RowForm(("message_tree_id", "prompt"), _read_best_path),
+    RowForm(("message_tree_id", "parent_id", "text"), read_orphan),
     RowForm((QUESTIONS, ANSWERS), _read_answered),
 )
 

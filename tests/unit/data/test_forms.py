@@ -36,9 +36,9 @@ def short(text: str) -> str:
     )
 
 
-def chats(tokenizer: ChatTokenizer, directory: Path, row: Row, **options: Any) -> str:
-    """The row's chat, its learnt parts in brackets and $ for an end that is learnt."""
-    data = ConversationData.model_validate({"sources": [source(directory, row, **options)]})
+def chats(tokenizer: ChatTokenizer, directory: Path, *rows: Row, **options: Any) -> str:
+    """The rows' one chat, its learnt parts in brackets and $ for an end that is learnt."""
+    data = ConversationData.model_validate({"sources": [source(directory, *rows, **options)]})
     (sample,) = PreparedConversations(data, tokenizer, 10_000, 0).training()
     shown = ""
     for wanted, pairs in groupby(
@@ -49,9 +49,9 @@ def chats(tokenizer: ChatTokenizer, directory: Path, row: Row, **options: Any) -
     return short(shown)
 
 
-def preferences(tokenizer: ChatTokenizer, directory: Path, row: Row, **options: Any) -> list[str]:
+def preferences(tokenizer: ChatTokenizer, directory: Path, *rows: Row, **options: Any) -> list[str]:
     """Prompt and answers of each group, best first, with its scores and how many are wanted."""
-    data = PreferenceData.model_validate({"sources": [source(directory, row, **options)]})
+    data = PreferenceData.model_validate({"sources": [source(directory, *rows, **options)]})
     decode = tokenizer.backend.decode
     return [
         " | ".join(
@@ -252,6 +252,66 @@ PREFERENCES: dict[str, tuple[Row, list[str]]] = {
 def test_a_preference_in_every_form(tmp_path: Path, tokenizer: ChatTokenizer, form: str) -> None:
     row, shown = PREFERENCES[form]
     assert preferences(tokenizer, tmp_path, row) == shown
+
+
+def message(name: str, parent: str | None, text: str, rank: int | None = None, **more: Any) -> Row:
+    """A message of OASST's flat lists."""
+    role = "prompter" if len(name) % 2 else "assistant"
+    row = {"message_id": name, "parent_id": parent, "text": text, "role": role, "rank": rank, "lang": "en"}
+    return {"message_tree_id": "t", "deleted": False, "review_result": True, **row, **more}
+
+
+MESSAGES = [
+    message("t", None, "A"),
+    message("t1", "t", "C", 1),
+    message("t2", "t", "B", 0),
+    message("t21", "t2", "D"),
+    message("t211", "t21", "E", 0),
+    message("t212", "t21", "F", 1),
+    message("t3", "t", "spam", -1, review_result=False),
+    message("t4", "t", "gone", -2, deleted=True),
+]
+
+
+def test_flat_messages_are_their_trees(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+    expected = ["u:A a: | B$ | C$ [0.0, -1.0] 1", "u:A a:B u:D a: | E$ | F$ [0.0, -1.0] 1"]
+    for rows in (MESSAGES, MESSAGES[::-1]):
+        assert preferences(tokenizer, tmp_path, *rows) == expected
+        assert chats(tokenizer, tmp_path, *rows) == "u:A a:[B$] u:D a:[E$]"
+    rows = [{**row, "message_tree_id": tree} for tree in ("s", "t") for row in MESSAGES]
+    config = {"sources": [{"type": "messages", **source(tmp_path, *rows)}], "held_out": 1}
+    counts = load_prompts(Prompts.model_validate(config), lambda _: []).counts
+    assert (counts["rows"], counts["duplicate"], counts["misfit"]) == (2, 1, 0)
+
+
+def test_messages_apart_from_their_tree_are_refused(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+    rows = [*MESSAGES[1:], {**MESSAGES[0], "message_tree_id": "s", "message_id": "s"}, MESSAGES[0]]
+    for read in (chats, preferences):
+        with pytest.raises(ValueError, match=r"4 parent\b.*'t'.*message_tree_id"):
+            read(tokenizer, tmp_path, *rows)
+
+
+def rated(prompt: str, response: str, helpfulness: float) -> Row:
+    scores = {"correctness": 4, "coherence": 4, "complexity": 2, "verbosity": 2}
+    return {"prompt": prompt, "response": response, "helpfulness": helpfulness, **scores}
+
+
+def test_rated_answers_that_follow_one_another_make_a_comparison(
+    tmp_path: Path, tokenizer: ChatTokenizer
+) -> None:
+    rows = [
+        rated("A", "C", 1),
+        rated("A", "B", 4),
+        rated("D", "E", 3),
+        rated("D", "F", 0),
+        rated("D", "G", 2),
+    ]
+    expected = ["u:A a: | B$ | C$ [4.0, 1.0] 1", "u:D a: | E$ | G$ | F$ [3.0, 2.0, 0.0] 1"]
+    assert preferences(tokenizer, tmp_path, *rows) == expected
+    with pytest.raises(ValueError, match=r"2 of 3 .*\(1 answers, 1 tie\b"):
+        preferences(
+            tokenizer, tmp_path, *rows[:2], rated("H", "I", 1), rated("J", "K", 2), rated("J", "L", 2)
+        )
 
 
 BENCHES: dict[str, tuple[Row, tuple[str, ...], int, str]] = {
