@@ -9,10 +9,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 from ultramed_rl.config.base import shorten
-from ultramed_rl.data.files import Row, SourceError
+from ultramed_rl.data.files import Row, SourceError, file_form
 from ultramed_rl.data.sources import read_placed_rows
 from ultramed_rl.records import Message
 
@@ -29,6 +30,8 @@ ROLES = {name: role for role, names in _NAMES.items() for name in names.split()}
 # What a turn may hold beside its text that nobody here can learn or show.
 _HELD = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "images", "audio")
 _WEIGHTS = ("weight", "loss_weight", "train", "training", "trainable", "loss")  # 0 or false: not to be learnt
+_YES, _NO = ("true", "1", "1.0", "yes", "t", "y"), ("false", "0", "0.0", "no", "f", "n")
+_FLAGS = {**dict.fromkeys(_YES, True), **dict.fromkeys(_NO, False)}
 # How the chats of one family or another begin once a template has rendered them.
 _RENDERED = re.compile(
     r"\s*(<s>|<bos>|<\|begin_of_text\|>|<\|endoftext\|>|<｜begin▁of▁sentence｜>|<BOS_TOKEN>)?\s*"
@@ -83,12 +86,16 @@ def unlearnt_turns(row: Row, column: str) -> frozenset[int]:
 
 def _is_learnt(turn: Row) -> bool:
     values = [turn[name] for name in _WEIGHTS if turn.get(name) is not None]
-    for value in values:
-        if value not in (0, 1):
-            raise Misfit(
-                f"a turn has weight {value!r:.40}; 0 and 1 are the ones that are read", name="weight"
-            )
-    return all(values)
+    flags = [*map(as_flag, values)]
+    if None in flags:
+        value = values[flags.index(None)]
+        raise Misfit(f"a turn has weight {value!r:.40}; 0 and 1 are the ones that are read", name="weight")
+    return all(flags)
+
+
+def as_flag(value: Any) -> bool | None:
+    """Yes or no as JSON, tables of texts and numbers say it; None for any other value."""
+    return _FLAGS.get(str(value).strip().casefold())
 
 
 def _listed(row: Row, column: str, text_role: str | None) -> list[Any]:
@@ -307,15 +314,17 @@ class FittingRows:
             if parsed is not None:
                 yield parsed
         rows, misfits, first = notes.rows, notes.misfits.total(), next(iter(notes.examples.values()), "")
+        is_table = file_form(Path(self.uri))[0] in (".csv", ".tsv")
+        fix = f"{self.fix}; a table's first line names its columns" if is_table else self.fix
         if misfits == rows and len(missing) == 1 and None not in missing:
             raise SourceError(
-                f"source {self.uri!r}: no row has a column {missing.pop()!r}; its columns are {columns}: {self.fix}"
+                f"source {self.uri!r}: no row has a column {missing.pop()!r}; its columns are {columns}: {fix}"
             )
         if misfits and (misfits == rows or misfits > self.allowed * rows):
             named = ", ".join(f"{count} {name}" for name, count in notes.misfits.items())
             raise SourceError(
                 f"source {self.uri!r}: {misfits} of {rows} rows {self.unfit} ({named}; {first}); "
-                f"at most {100 * self.allowed:.3g}% may, and not all: {self.fix}"
+                f"at most {100 * self.allowed:.3g}% may, and not all: {fix}"
             )
         if misfits and not self.quiet:
             logger.warning("source %s: skipped %d of %d rows (%s)", self.uri, misfits, rows, first)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from ultramed_rl.data.chats import Misfit, NotedRow, read_turns
+from ultramed_rl.data.chats import Misfit, NotedRow, as_flag, read_turns
 from ultramed_rl.data.forms import (
     ANSWERS,
     LABELS,
@@ -190,11 +190,16 @@ def _by_words(value: Any) -> float:
 
 
 _PAIRS = (
-    RowForm(("output_1", "output_2", "preference"), _compared({1: 1.0, 2: -1.0}.__getitem__)),
+    RowForm(("output_1", "output_2", "preference"), _compared(lambda value: {1: 1.0, 2: -1.0}[float(value)])),
     RowForm(("response_1", "response_2", "preference_strength"), _compared(lambda value: -float(value))),
     RowForm(("response1", "response2", "overall_preference"), _compared(lambda value: -float(value))),
-    RowForm(("human_ref_a", "human_ref_b", "labels"), _compared({1: 1.0, 0: -1.0}.__getitem__)),
-    RowForm(("response_0", "response_1", "better_response_id"), _compared({0: 1.0, 1: -1.0}.__getitem__)),
+    RowForm(
+        ("human_ref_a", "human_ref_b", "labels"), _compared(lambda value: {1: 1.0, 0: -1.0}[float(value)])
+    ),
+    RowForm(
+        ("response_0", "response_1", "better_response_id"),
+        _compared(lambda value: {0: 1.0, 1: -1.0}[float(value)]),
+    ),
     RowForm(("response_a", "response_b", "label winner"), _compared(_by_words)),
     RowForm(("response_1", "response_2", "winner"), _compared(_by_words)),
     RowForm(("conversation_a", "conversation_b", "winner"), _compared(_by_words)),
@@ -280,10 +285,10 @@ def _read_numbered(row: NotedRow, *_: str) -> Draft:
 def _read_labelled(row: NotedRow, *names: str) -> Draft:
     """One answer, wanted or not, in a column or at the end of a chat."""
     *_, answer, label = names
-    if row[label] not in (True, False):  # 1 and 0 are these too
+    wanted = as_flag(row[label])
+    if wanted is None:
         raise Misfit(f"column {label!r} holds {row[label]!r:.40}, not true or false", name="score")
     prompt = _asked(row) if len(names) > 2 else []
-    wanted = bool(row[label])
     return _draft(prompt, [(answer, row[answer])], scores=[float(wanted)], desirable=int(wanted))
 
 

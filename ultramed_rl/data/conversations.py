@@ -6,7 +6,15 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 
 from ultramed_rl.config.stages import ConversationSource
-from ultramed_rl.data.chats import FittingRows, Misfit, NotedRow, SourceNotes, check_order, check_text
+from ultramed_rl.data.chats import (
+    FittingRows,
+    Misfit,
+    NotedRow,
+    SourceNotes,
+    as_flag,
+    check_order,
+    check_text,
+)
 from ultramed_rl.data.forms import LABELS, read_chat
 from ultramed_rl.data.gathered import gather_messages
 from ultramed_rl.data.identity import content_key, row_id
@@ -39,7 +47,9 @@ def read_conversations(
         chat = read_chat(row, source.column)
         check_order(chat.turns, "assistant")
         label = row.find(LABELS)
-        if label is not None and row[label] in (False, 0):
+        if (
+            label is not None and as_flag(dict.get(row, label)) is False
+        ):  # another value is of a class, and not read
             raise Misfit(f"column {label!r}: an unwanted answer, of which only kto learns", name="label")
         if chat.unlearnt and len(chat.unlearnt) == len([t for t in chat.turns if t["role"] == "assistant"]):
             raise Misfit("its data keeps all of its answers from being learnt", name="weight")

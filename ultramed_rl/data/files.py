@@ -177,7 +177,7 @@ def _read_csv(path: Path) -> Iterator[Row]:
             columns = next(cells, [])
             if len({*columns}) < len(columns):
                 raise SourceError(
-                    f"{path}: two of its columns {', '.join(columns)} have one name; rename one"
+                    f"{path}: two of its columns {', '.join(columns)} have one name; rename one, or write a header where there is none"
                 )
             for row in cells:
                 if row and len(row) != len(columns):

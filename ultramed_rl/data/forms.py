@@ -17,6 +17,7 @@ from ultramed_rl.data.chats import (
     ROLES,
     Misfit,
     NotedRow,
+    as_flag,
     check_order,
     check_text,
     read_column,
@@ -130,7 +131,9 @@ def _read_best_path(row: NotedRow, *_: str) -> Chat:
 def read_replies(node: Row) -> list[Row]:
     """The replies to a message of a tree, without those that were deleted or failed their review."""
     replies = node.get("replies") or []
-    return [r for r in replies if not r.get("deleted") and r.get("review_result") is not False]
+    return [
+        r for r in replies if not as_flag(r.get("deleted")) and as_flag(r.get("review_result")) is not False
+    ]
 
 
 def read_orphan(row: NotedRow, *_: str) -> None:

@@ -479,3 +479,59 @@ def test_chats_that_would_be_learnt_wrong_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=rf"\(1 {name}; row 1: .*{words}"):
         chats(tokenizer, tmp_path, row)
+
+
+# -- tables of texts ---------------------------------------------------------------------------------------
+
+YES, NO = ("True", "true", "1", "1.0", "yes", "TRUE "), ("False", "false", "0", "0.0", "No", "FALSE")
+
+
+def table(directory: Path, text: str) -> Row:
+    path = directory / "rows.csv"
+    path.write_text(text)
+    return {"uri": str(path)}
+
+
+@pytest.mark.parametrize(("word", "wanted"), [*((word, 1) for word in YES), *((word, 0) for word in NO)])
+def test_labels_of_a_table_are_yes_or_no(
+    tmp_path: Path, tokenizer: ChatTokenizer, word: str, wanted: int
+) -> None:
+    rows = table(tmp_path, f"prompt,completion,label\nA,B,{word}\n")
+    data = PreferenceData.model_validate({"sources": [rows]})
+    (group,) = PreparedPreferences(data, tokenizer, 99, 0).training()
+    assert (group.rewards, group.desirable) == ((float(wanted),), wanted)
+    learnt = lambda: PreparedConversations(
+        ConversationData.model_validate({"sources": [rows]}), tokenizer, 99, 0
+    )
+    if wanted:
+        assert len(list(learnt().training())) == 1
+    else:
+        with pytest.raises(ValueError, match=r"\(1 label\b"):
+            learnt()
+
+
+@pytest.mark.parametrize("word", ["perhaps", "2", "-1", "TrueFalse"])
+def test_a_label_that_is_neither_is_a_class(
+    tmp_path: Path, tokenizer: ChatTokenizer, caplog: pytest.LogCaptureFixture, word: str
+) -> None:
+    rows = table(tmp_path, f"prompt,completion,label\nA,B,{word}\n")
+    with pytest.raises(ValueError, match=rf"\(1 score; .*'label'.*{word}"):
+        PreparedPreferences(PreferenceData.model_validate({"sources": [rows]}), tokenizer, 99, 0)
+    with caplog.at_level(logging.WARNING):
+        PreparedConversations(ConversationData.model_validate({"sources": [rows]}), tokenizer, 99, 0)
+    assert "label (1 rows)" in caplog.text
+
+
+def test_verdicts_of_a_table_are_numbers(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+    rows = table(tmp_path, "instruction,output_1,output_2,preference\nA,C,B,2\n")
+    (group,) = PreparedPreferences(
+        PreferenceData.model_validate({"sources": [rows]}), tokenizer, 99, 0
+    ).training()
+    assert [answer.text for answer in group.completions] == ["B", "C"]
+
+
+def test_a_table_without_a_header_is_told_how_to_get_one(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+    rows = table(tmp_path, "Which?,a,b,c,d,A\nWho?,e,f,g,h,B\n")
+    for read, data in ((PreparedPreferences, PreferenceData), (PreparedConversations, ConversationData)):
+        with pytest.raises(ValueError, match="Which.*first line"):
+            read(data.model_validate({"sources": [rows]}), tokenizer, 99, 0)  # type: ignore[operator]
