@@ -52,22 +52,22 @@ def rows_of(count: int) -> Iterator[dict[str, object]]:
 
 
 def expected(count: int) -> tuple[list[dict[str, object]], list[tuple[str, str]]]:
-    """Rows and dead letters of records 0 to count - 1, from the rules as written above alone."""
+    """Rows and failures of records 0 to count - 1, from the rules as written above alone."""
     rows: list[dict[str, object]] = []
-    letters: list[tuple[str, str]] = []
+    failures: list[tuple[str, str]] = []
     for n in range(count):
         if n % 5 == 1:
             rows.append({"id": f"r{n}", "n": n})
         elif n % 5 and n % 13 == 12:
-            letters.append((f"r{n}", "unanswered"))
+            failures.append((f"r{n}", "unanswered"))
         elif n % 5 and n % 11 == 3:
-            letters.append((f"r{n}", "KeyError"))
+            failures.append((f"r{n}", "KeyError"))
         elif n % 5 and n % 17 == 2:
-            letters.append((f"r{n}", "no_json"))
+            failures.append((f"r{n}", "no_json"))
         elif n % 5:
             asked = [f"{n} first", f"{n} after 1", f"{n} after 2"][: n % 5 - 1]
             rows += [{"n": n, "text": f"re {text}"} for text in asked]
-    return rows, letters
+    return rows, failures
 
 
 @dataclass
@@ -155,5 +155,5 @@ def run(folder: Path, generator: Generator, count: int, workers: int, part: int 
 
 def found(folder: Path) -> tuple[list[dict[str, object]], list[tuple[str, str]]]:
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
-    letters = [json.loads(line) for line in (folder / "dead_letters.jsonl").read_text().splitlines()]
-    return rows, [(letter["key"], letter["reason"]) for letter in letters]
+    failures = [json.loads(line) for line in (folder / "failures.jsonl").read_text().splitlines()]
+    return rows, [(failure["key"], failure["reason"]) for failure in failures]

@@ -74,7 +74,8 @@ class PairSelector:
         if not spoken:
             return "too_few"
         chosen = max(spoken, key=_REWARD)  # the first of equals: the lowest sample
-        others = [c for c in finite if _text(c) != _text(chosen)]
+        text = _text(chosen)
+        others = [c for c in finite if _text(c) != text]
         lower = [c for c in others if c.reward < chosen.reward]
         if not lower:
             return "tied" if others else "identical"

@@ -192,7 +192,7 @@ class RoundRollout:
                 prompt = under_way.pop(scored.prompt_id)
                 if self.acceptance.accept_scored(scored):
                     self.scored.keep(scored.answers)
-                    self.selection.take(prompt, scored.answers, scored.spelt)
+                    self.selection.take(prompt, scored.answers, scored.neutralised)
                     bar.advance(len(scored.answers))
 
     # -- shared --------------------------------------------------------------------------------------------

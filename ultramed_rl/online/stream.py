@@ -106,12 +106,12 @@ class RoundSelection:
         self,
         record: RoundRecord,
         selector: PairSelector,
-        neutralised: Callable[[Sequence[Completion], Sequence[Sequence[int]] | None], int],
+        neutralised: Callable[[Sequence[Completion]], int],
         *inputs: Any,
     ) -> None:
         """
         Args:
-            neutralised: how many of the policy's answers hold control tokens.
+            neutralised: how many of these answers hold control tokens that the policy wrote.
 
         Raises:
             ValueError: finished pairs that are of other answers.
@@ -133,13 +133,13 @@ class RoundSelection:
         self,
         prompt: Prompt,
         answers: Sequence[ScoredCompletion],
-        spelt: Sequence[Sequence[int]] | None = None,
+        neutralised: int | None = None,
     ) -> PreferenceGroup | None:
-        """A prompt's pair, out of all of its answers; None where it gives none. `spelt`: see `Scored`."""
+        """A prompt's pair, out of all of its answers; None where it gives none. `neutralised`: where it is known."""
         self._metrics.add_answers(prompt, answers)
-        own = [k for k, s in enumerate(answers) if s.completion.finish_reason != "reference"]
-        read = None if spelt is None else [spelt[k] for k in own]
-        self._neutralised += self.neutralised([answers[k].completion for k in own], read)
+        if neutralised is None:
+            neutralised = self.neutralised([s.completion for s in answers])
+        self._neutralised += neutralised
         pair = self.selector.choose(prompt, answers)
         if pair is not None:
             self._metrics.add_pair(pair)
@@ -323,17 +323,17 @@ class Stream:
         self.scored.keep(scored.answers)
         self._note("scored")
         advance(sum(s.completion.finish_reason != "reference" for s in scored.answers))
-        self._select(prompt, scored.answers, {}, scored.spelt)
+        self._select(prompt, scored.answers, {}, scored.neutralised)
 
     def _select(
         self,
         prompt: Prompt,
         answers: Sequence[ScoredCompletion],
         known: Mapping[str, ReferenceLogprobs],
-        spelt: Sequence[Sequence[int]] | None = None,
+        neutralised: int | None = None,
     ) -> None:
         """A prompt's pair to the reference, if it has one and was without reference logprobs; and what is known of it to the training."""
-        pair = self.selection.take(prompt, answers, spelt)
+        pair = self.selection.take(prompt, answers, neutralised)
         reference = None if pair is None else known.get(pair.group_id)
         if pair is None or self.references is None or reference is not None:
             self._pass_on(prompt.prompt_id, pair, reference)

@@ -2,7 +2,7 @@
 
 FOLDER/
   log.sqlite                       a row for each record by its place in the input, and the digest of the stage's inputs
-  rows.jsonl  dead_letters.jsonl   written by `finish`, in the order of the input
+  rows.jsonl  failures.jsonl   written by `finish`, in the order of the input
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, Literal, Self
 from ultramed_rl.store.atomic import explain_full_disk, json_line, remove_leftovers, write_whole
 from ultramed_rl.store.digests import digest_inputs, key_number
 
-Status = Literal["keep", "drop", "dead"]
+Status = Literal["keep", "drop", "failed"]
 FILE = "log.sqlite"
 COMMIT_RECORDS, COMMIT_S = 500, 20.0  # a commit after so many records, or when the oldest has waited so long
 # Of one that failed and is to be done again, status is "retry" until it is.
@@ -36,7 +36,7 @@ status = excluded.status, reason = excluded.reason, rows = excluded.rows, lines 
 @dataclass(frozen=True)
 class Entry:
     """What became of a record. `number` is its key's; `lines` holds the JSON lines that it became, `rows` of them, or its
-    dead letter."""
+    failure."""
 
     place: int
     number: int
@@ -57,10 +57,10 @@ def dropped(place: int, key: str, reason: str) -> Entry:
     return Entry(place, _number(key), "drop", _printable(reason))
 
 
-def dead(place: int, key: str, reason: str, detail: str, row: Mapping[str, Any]) -> Entry:
+def failed(place: int, key: str, reason: str, detail: str, row: Mapping[str, Any]) -> Entry:
     """A record that could not be done, with the row that it came from; what JSON has not is written as text."""
-    letter = {"key": key, "reason": reason, "detail": detail, "row": dict(row)}
-    return Entry(place, _number(key), "dead", _printable(reason), lines=json_line(letter, default=str))
+    failure = {"key": key, "reason": reason, "detail": detail, "row": dict(row)}
+    return Entry(place, _number(key), "failed", _printable(reason), lines=json_line(failure, default=str))
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,12 @@ class Tally:
     kept: int = 0
     rows: int = 0
     drops: dict[str, int] = field(default_factory=dict)
-    dead_letters: dict[str, int] = field(default_factory=dict)
+    failures: dict[str, int] = field(default_factory=dict)
 
     @property
     def done(self) -> int:
         """Records that have a status."""
-        return self.kept + sum(self.drops.values()) + sum(self.dead_letters.values())
+        return self.kept + sum(self.drops.values()) + sum(self.failures.values())
 
 
 class KeyIndex:
@@ -107,14 +107,14 @@ class RecordLog:
         folder: Path,
         inputs: Sequence[Any] = (),
         *,
-        retry_dead: bool = False,
+        retry_failed: bool = False,
         batch: int = COMMIT_RECORDS,
     ) -> None:
         """Begin in `folder`, or take up what is there.
 
         Args:
             inputs: what the results depend on, as for `ArtifactFolder.phase`.
-            retry_dead: failed records count as not done. Until one is done again its failure is kept.
+            retry_failed: failed records count as not done. Until one is done again its failure is kept.
             batch: records of a commit, the most.
 
         Raises:
@@ -122,7 +122,7 @@ class RecordLog:
             RuntimeError: the disk is full.
         """
         self.folder, self._batch = folder, batch
-        self.rows_path, self.dead_letters_path = folder / "rows.jsonl", folder / "dead_letters.jsonl"
+        self.rows_path, self.failures_path = folder / "rows.jsonl", folder / "failures.jsonl"
         self._waiting, self._since, self._expected = 0, 0.0, -1
         self._counts: Counter[tuple[str, str]] = Counter()  # records by status and reason
         self._rows = 0
@@ -130,7 +130,7 @@ class RecordLog:
         self._database = sqlite3.connect(folder / FILE, timeout=0.0, check_same_thread=False)  # as above
         try:
             with self._explained():
-                self._take_up(digest_inputs(inputs), retry_dead)
+                self._take_up(digest_inputs(inputs), retry_failed)
         except BaseException:
             self._database.close()
             raise
@@ -143,11 +143,11 @@ class RecordLog:
     @property
     def tally(self) -> Tally:
         """All records so far, of earlier runs too."""
-        drops, letters = (
+        drops, failures = (
             {reason: count for (status, reason), count in sorted(self._counts.items()) if status == wanted}
-            for wanted in ("drop", "dead")
+            for wanted in ("drop", "failed")
         )
-        return Tally(self._counts["keep", ""], self._rows, drops, letters)
+        return Tally(self._counts["keep", ""], self._rows, drops, failures)
 
     def holds(self, place: int, key: str) -> bool:
         """Whether the record at this place of the input, from 0, is done.
@@ -220,8 +220,8 @@ class RecordLog:
                 f"{self.folder}: not all records are done ({missing} open); run the stage again to go on"
             )
         self.flush()
-        for path, dead in ((self.rows_path, False), (self.dead_letters_path, True)):
-            write_whole(path, partial(self._write_lines, dead))
+        for path, failed in ((self.rows_path, False), (self.failures_path, True)):
+            write_whole(path, partial(self._write_lines, failed))
         return self.rows_path
 
     def close(self) -> None:
@@ -237,7 +237,7 @@ class RecordLog:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _take_up(self, digest: str, retry_dead: bool) -> None:
+    def _take_up(self, digest: str, retry_failed: bool) -> None:
         # Locked from the first write to the end of the process, however that comes. No WAL: the folder may be on a
         # file system that several machines share.
         self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
@@ -251,7 +251,7 @@ class RecordLog:
                 f"{self.folder}: holds results of other inputs ({before[:12]}, now {digest[:12]}); "
                 "delete the folder to begin anew"
             )
-        to_do = ("retry", "dead") if retry_dead else ("dead", "retry")
+        to_do = ("retry", "failed") if retry_failed else ("failed", "retry")
         self._database.execute("UPDATE done SET status = ? WHERE status = ?", to_do)
         self._database.commit()
         (expected,) = self._database.execute("SELECT MAX(records) FROM expected").fetchone()
@@ -276,10 +276,10 @@ class RecordLog:
                 f"{file}: not what was written ({error}); put it back, or delete it to have its records done again"
             ) from error
 
-    def _write_lines(self, dead: bool, path: Path) -> None:
-        query = "SELECT lines FROM done WHERE (status = 'dead') = ? ORDER BY place"
+    def _write_lines(self, failed: bool, path: Path) -> None:
+        query = "SELECT lines FROM done WHERE (status = 'failed') = ? ORDER BY place"
         with path.open("wb") as file:
-            file.writelines(lines for (lines,) in self._database.execute(query, (dead,)))
+            file.writelines(lines for (lines,) in self._database.execute(query, (failed,)))
 
 
 def _number(key: str) -> int:

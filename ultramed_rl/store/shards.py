@@ -33,6 +33,7 @@ from ultramed_rl.store.tables import (
 T = TypeVar("T")
 SHARD_RECORDS = 4000
 SHARD_SECONDS = 20.0
+_TABLE_RECORDS = 128
 _NEEDED = ("group_id", "prompt_id", "prompt_token_ids", "completions.list.element.token_ids")
 # Files whose records are kept by those who read one after the other: few pairs are far from their place.
 _OPEN_FILES = 4
@@ -86,6 +87,8 @@ class ShardedPhase(Generic[T]):
         self.finished = folder.finished(name)
         self.after: ShardedPhase[Any] | None = None  # whose records are in files before those made of them
         self._waiting: list[T] = []
+        self._tables: list[pa.Table] = []  # of those before them
+        self._rows = 0  # in these tables
         self._writer: ThreadPoolExecutor | None = None
         self._written: Future[None] | None = None
         self._since = time.monotonic()
@@ -106,7 +109,10 @@ class ShardedPhase(Generic[T]):
     def keep(self, records: Sequence[T]) -> None:
         """The records of one key; they are in a file soon."""
         self._waiting += records
-        if len(self._waiting) >= SHARD_RECORDS or time.monotonic() - self._since > SHARD_SECONDS:
+        if len(self._waiting) >= _TABLE_RECORDS:
+            self._convert()
+        rows = self._rows + len(self._waiting)
+        if rows >= SHARD_RECORDS or time.monotonic() - self._since > SHARD_SECONDS:
             self._write()
 
     @contextmanager
@@ -132,20 +138,27 @@ class ShardedPhase(Generic[T]):
         self._write()
         self._settle()
 
+    def _convert(self) -> None:
+        """Make a table of what waits, while the processor has it in its cache; the thread that writes it needs no Python."""
+        if self._waiting:
+            self._tables.append(table_of_records(self._waiting, self.kind))
+            self._rows += len(self._waiting)
+            self._waiting = []
+
     def _write(self) -> None:
         self._settle()  # one at a time: a slow disk holds its caller back
-        if self._waiting:
+        self._convert()
+        if self._tables:
             if self.after is not None:
                 self.after.flush()
-            # A table already, so that the thread needs no Python.
-            table = table_of_records(self._waiting, self.kind)
             self._number += 1
             file = self._parts / f"{self._number:06d}.parquet"
+            write = partial(write_table, pa.concat_tables(self._tables))
             if self._writer is None:
-                write_whole(file, partial(write_table, table))
+                write_whole(file, write)
             else:
-                self._written = self._writer.submit(write_whole, file, partial(write_table, table))
-        self._waiting, self._since = [], time.monotonic()
+                self._written = self._writer.submit(write_whole, file, write)
+        self._tables, self._rows, self._since = [], 0, time.monotonic()
 
     def _settle(self) -> None:
         written, self._written = self._written, None

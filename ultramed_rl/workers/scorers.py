@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from operator import is_
 
 from ultramed_rl.cluster.group import WorkerGroup
 from ultramed_rl.config.rewards import Reward
@@ -37,7 +36,7 @@ class _Pending:
     """A prompt's answers and what is known of their rewards by now."""
 
     completions: Sequence[Completion]
-    spelt: Sequence[Sequence[int]] | None = None
+    neutralised: int
     columns: Columns = field(default_factory=dict)
     error: str = ""
 
@@ -47,13 +46,13 @@ class Scored:
     """A prompt's scored answers in their order; none, and an error, where no scorer could be brought to it.
 
     Attributes:
-        spelt: the answers' tokens as a reward model with the policy's tokens read them; None where there is no such one.
+        neutralised: see `Scorers.neutralised`.
     """
 
     prompt_id: str
     answers: list[ScoredCompletion]
+    neutralised: int
     error: str = ""
-    spelt: Sequence[Sequence[int]] | None = None
 
 
 class Scorers:
@@ -96,19 +95,14 @@ class Scorers:
     def neutralised(
         self, completions: Sequence[Completion], spelt: Sequence[Sequence[int]] | None = None
     ) -> int:
-        """Of the policy's answers those that hold a control token of the policy or of a reward model: sampled before
+        """How many answers of the policy's own hold a control token of the policy or of a reward model: sampled before
         their end, or as letters. Reward models read the letters: `spelt`, where they have read these answers."""
         tokenizers = [self.policy, *(r.tokenizer for r in self.readers if not r.shared)]
-        answers = [c.token_ids for c in completions]
-        spelt = self.policy.spell_out(answers) if spelt is None else spelt
-        # Few do: one look at the letters of all of them spares a look at each.
-        text = "\n".join(c.text for c in completions)
-        tokenizers = [tokenizer for tokenizer in tokenizers if tokenizer.controls.count(text)]
-        if not tokenizers and all(map(is_, spelt, answers)):
-            return 0
+        spelt = self.policy.spell_out([c.token_ids for c in completions]) if spelt is None else spelt
         return sum(
             new is not c.token_ids or any(tokenizer.controls.count(c.text) for tokenizer in tokenizers)
             for c, new in zip(completions, spelt, strict=True)
+            if c.finish_reason != "reference"
         )
 
     # -- prompt by prompt ----------------------------------------------------------------------------------
@@ -126,13 +120,15 @@ class Scorers:
     def offer(self, prompt: Prompt, completions: Sequence[Completion]) -> None:
         """Answers to be scored."""
         assert prompt.prompt_id not in self._pending, f"{prompt.prompt_id} is under way"
-        pending = self._pending[prompt.prompt_id] = _Pending(completions)
+        spelt = None
         for model, reader in zip(self.models, self.readers, strict=True):
             group = reader.read(prompt, completions)
-            pending.spelt = group.answers if reader.shared else pending.spelt
+            spelt = group.answers if reader.shared else spelt
             tokens = group.packed_tokens
             model.pool.offer(WorkItem(prompt.prompt_id, tokens, float(tokens)), group)
         self.terms.offer(prompt, completions)
+        # Counted now, while the processor has the answers in its cache.
+        self._pending[prompt.prompt_id] = _Pending(completions, self.neutralised(completions, spelt))
 
     def take(self, outcome: Outcome) -> None:
         """A reward model's outcome from the scheduler."""
@@ -208,7 +204,7 @@ class Scorers:
         if len(pending.columns) == len(self._columns):
             del self._pending[prompt_id]
             answers = [] if pending.error else self._combine(pending)
-            self._ready.append(Scored(prompt_id, answers, pending.error, pending.spelt))
+            self._ready.append(Scored(prompt_id, answers, pending.neutralised, pending.error))
 
     def _combine(self, pending: _Pending) -> list[ScoredCompletion]:
         models = [pending.columns[name] for name in self._model_columns]

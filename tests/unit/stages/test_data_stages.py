@@ -117,7 +117,7 @@ def test_a_budget_stops_a_stage_in_one_line_and_a_larger_one_goes_on(tmp_path: P
     assert len(read(folder / "rows.jsonl")) == 14
 
 
-def test_dead_letters_are_done_again_where_that_is_asked_for(tmp_path: Path) -> None:
+def test_failures_are_done_again_where_that_is_asked_for(tmp_path: Path) -> None:
     source = write(tmp_path / "in.jsonl", [record(n) for n in range(10)])
     settings = stage(tmp_path, "score", source, SCORE, max_failed_share=0.3)
     broken = {"on": True}
@@ -130,10 +130,10 @@ def test_dead_letters_are_done_again_where_that_is_asked_for(tmp_path: Path) -> 
     with fake_api(rule) as (url, _):
         settings["generators"] = endpoint(url)
         folder = make(settings)
-        assert [row["key"] for row in read(folder / "dead_letters.jsonl")] == ["Set,9"]
+        assert [row["key"] for row in read(folder / "failures.jsonl")] == ["Set,9"]
         broken["on"] = False
         folder = make(settings, retry_failed=True)
-    assert read(folder / "dead_letters.jsonl") == []
+    assert read(folder / "failures.jsonl") == []
     assert read(folder / "rows.jsonl")[-1]["id"] == "Set,9"
 
 
@@ -144,13 +144,13 @@ def test_a_stage_that_mostly_fails_ends_as_failed_and_keeps_what_it_has(tmp_path
         settings["generators"] = endpoint(url)
         with pytest.raises(
             RuntimeError,
-            match=r"score: 10 of 10 .*max_failed_share=0\.2; .*dead_letters\.jsonl.* --retry-failed.* --resume",
+            match=r"score: 10 of 10 .*max_failed_share=0\.2; .*failures\.jsonl.* --retry-failed.* --resume",
         ):
             make(settings)
         asked_before = len(api.bodies)
         folder = make({**settings, "max_failed_share": 1.0}, resume=True)
         assert len(api.bodies) == asked_before, "records that are done were asked for again"
-    assert len(read(folder / "dead_letters.jsonl")) == 10
+    assert len(read(folder / "failures.jsonl")) == 10
 
 
 STARTER = (
@@ -178,7 +178,7 @@ def test_kill_9_in_the_middle_loses_and_doubles_nothing(tmp_path: Path) -> None:
         whole = make(stage(tmp_path / "whole", "score", source, SCORE, generators=endpoint(url)))
     assert codes == [-signal.SIGKILL] * 3 + [0]
     folder = tmp_path / "killed" / "score" / "records"
-    for name in ("rows.jsonl", "dead_letters.jsonl"):
+    for name in ("rows.jsonl", "failures.jsonl"):
         assert (folder / name).read_bytes() == (whole / name).read_bytes()
     assert len(api.seen) == 60
     assert sum(api.seen.values()) <= 120 + 3 * 4, "answers that were kept were asked for again"

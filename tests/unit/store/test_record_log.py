@@ -16,17 +16,17 @@ from hypothesis import strategies as st
 from ultramed_rl.data.sources import read_rows
 from ultramed_rl.store import record_log
 from ultramed_rl.store.digests import key_number
-from ultramed_rl.store.record_log import FILE, Entry, KeyIndex, RecordLog, Tally, dead, dropped, kept
+from ultramed_rl.store.record_log import FILE, Entry, KeyIndex, RecordLog, Tally, dropped, failed, kept
 
 
 def entry(place: int) -> Entry:
-    """Record `place`'s fate: kept as none, one or two rows; dropped for one of two reasons; or dead."""
+    """What becomes of record `place`: kept as none, one or two rows; dropped for one of two reasons; or failed."""
     key, kind = f"k{place}", place % 6
     if kind < 3:
         return kept(place, key, [{"id": key, "n": n} for n in range(kind)])
     if kind < 5:
         return dropped(place, key, "easy" if kind == 3 else "short")
-    return dead(place, key, "unanswered", "status 500", {"id": key})
+    return failed(place, key, "unanswered", "status 500", {"id": key})
 
 
 def fill(log: RecordLog, places: list[int]) -> None:
@@ -45,7 +45,7 @@ def die(log: RecordLog) -> None:
 
 
 def final_files(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in ("rows.jsonl", "dead_letters.jsonl")}
+    return {name: (folder / name).read_bytes() for name in ("rows.jsonl", "failures.jsonl")}
 
 
 def test_final_files_hold_the_records_in_input_order_and_their_counts(tmp_path: Path) -> None:
@@ -55,8 +55,8 @@ def test_final_files_hold_the_records_in_input_order_and_their_counts(tmp_path: 
         path = log.finish()
     assert path.read_text() == '{"id": "k1", "n": 0}\n{"id": "k2", "n": 0}\n{"id": "k2", "n": 1}\n'
     assert list(read_rows(str(path))) == lines(path)
-    letter = {"key": "k5", "reason": "unanswered", "detail": "status 500", "row": {"id": "k5"}}
-    assert lines(tmp_path / "dead_letters.jsonl") == [letter]
+    failure = {"key": "k5", "reason": "unanswered", "detail": "status 500", "row": {"id": "k5"}}
+    assert lines(tmp_path / "failures.jsonl") == [failure]
     assert log.tally == Tally(3, 3, {"easy": 1, "short": 1}, {"unanswered": 1})
 
 
@@ -102,24 +102,24 @@ def test_records_are_committed_by_count_and_by_age(tmp_path: Path, monkeypatch: 
     assert found == {"count": 3, "age": 4}
 
 
-def test_dead_letters_are_done_again_only_on_demand_and_replaced_by_what_they_become(tmp_path: Path) -> None:
+def test_failures_are_done_again_only_on_demand_and_replaced_by_what_they_become(tmp_path: Path) -> None:
     with RecordLog(tmp_path) as log:
         fill(log, list(range(12)))
         log.expect(12)
         log.finish()
     with RecordLog(tmp_path) as log:
         assert log.holds(5, "k5") and log.finished
-    with RecordLog(tmp_path, retry_dead=True) as log:
+    with RecordLog(tmp_path, retry_failed=True) as log:
         assert [p for p in range(12) if not log.holds(p, f"k{p}")] == [5, 11]
         log.add(kept(5, "k5", [{"id": "k5", "n": 7}]))
-    with RecordLog(tmp_path, retry_dead=True) as log:
+    with RecordLog(tmp_path, retry_failed=True) as log:
         assert not log.finished
-    with RecordLog(tmp_path) as log:  # the letter that was not retried still counts
+    with RecordLog(tmp_path) as log:  # the failure that was not retried still counts
         assert log.tally == Tally(7, 7, {"easy": 2, "short": 2}, {"unanswered": 1})
         log.expect(12)
         log.finish()
     assert [row["id"] for row in lines(tmp_path / "rows.jsonl")] == ["k1", "k2", "k2", "k5", "k7", "k8", "k8"]
-    assert [letter["key"] for letter in lines(tmp_path / "dead_letters.jsonl")] == ["k11"]
+    assert [failure["key"] for failure in lines(tmp_path / "failures.jsonl")] == ["k11"]
 
 
 def test_a_finished_log_knows_that_it_is_and_writes_the_same_files_again(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_finished_log_knows_that_it_is_and_writes_the_same_files_again(tmp_pat
 def test_a_kill_while_the_final_files_are_written_leaves_no_half_of_one(
     tmp_path: Path, renamed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rows and the dead letters take their names in turn."""
+    """The rows and the failures take their names in turn."""
     with RecordLog(tmp_path / "whole") as log:
         fill(log, list(range(6)))
         log.expect(6)
@@ -265,14 +265,14 @@ def test_what_text_files_cannot_hold_is_written_so_that_json_readers_can(tmp_pat
     row = {"half": "\ud83d", "line": "a\u2028b\n", "none": float("nan"), "é": "ü"}
     with RecordLog(tmp_path) as log:
         log.add(kept(0, "\ud800", [row, {"é": "ü"}]))
-        log.add(dead(1, "b", "bad \udfff", "", {"image": b"\x00", "when": {1}}))
+        log.add(failed(1, "b", "bad \udfff", "", {"image": b"\x00", "when": {1}}))
         log.expect(2)
         log.finish()
     first, second = lines(tmp_path / "rows.jsonl")
     assert first == {**row, "none": None}
     assert second == {"é": "ü"} and "ü".encode() in (tmp_path / "rows.jsonl").read_bytes()
-    [letter] = lines(tmp_path / "dead_letters.jsonl")
-    assert letter["row"] == {"image": "b'\\x00'", "when": "{1}"}
+    [failure] = lines(tmp_path / "failures.jsonl")
+    assert failure["row"] == {"image": "b'\\x00'", "when": "{1}"}
     with pytest.raises(TypeError, match=r"\bbytes\b"):
         kept(0, "a", [{"image": b"\x00"}])
 

@@ -69,10 +69,10 @@ def test_every_chat_is_answered_once_and_the_same_however_many_are_asked_at_once
     ray, alone = SimulatedRay(WORKERS), SimulatedRay(WORKERS)
     result = carry(model, tmp_path / "some", ray, workers)
     assert not result.stopped and result.tally.done == RECORDS and result.tally.kept > RECORDS / 2
-    assert result.tally.dead_letters.keys() <= {"unanswered_empty", "unanswered_truncated"}
+    assert result.tally.failures.keys() <= {"unanswered_empty", "unanswered_truncated"}
     assert set(asked(ray).values()) == {1} and asked(ray).total() == result.usage.replies
     carry(model, tmp_path / "alone", alone, 1)
-    for name in ("rows.jsonl", "dead_letters.jsonl"):
+    for name in ("rows.jsonl", "failures.jsonl"):
         assert (tmp_path / "some" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
     assert workers == 1 or ray.time < alone.time
 

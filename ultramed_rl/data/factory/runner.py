@@ -16,7 +16,7 @@ from ultramed_rl.data.factory.step import Ask, Drop, End, Fail, Generator, Keep,
 from ultramed_rl.http.generator import BudgetSpent
 from ultramed_rl.http.session import running
 from ultramed_rl.records import ChatReply, ChatRequest
-from ultramed_rl.store.record_log import Entry, KeyIndex, RecordLog, Tally, dead, dropped, kept
+from ultramed_rl.store.record_log import Entry, KeyIndex, RecordLog, Tally, dropped, failed, kept
 
 BROKEN_AFTER = 20
 UNANSWERED = "unanswered"
@@ -135,7 +135,7 @@ class _StepRun:
             self._add_raised(place, key, row, error)
         elif first != place:
             detail = f"record {place + 1} of the input has the key of record {first + 1}"
-            self._add(dead(place, key, DUPLICATE_KEY, detail, row))
+            self._add(failed(place, key, DUPLICATE_KEY, detail, row))
         else:
             await self._converse(place, key, row)
 
@@ -165,7 +165,7 @@ class _StepRun:
             if reply.error:  # counted by its own name, where it begins with one, and by none of its words
                 name = reply.error.partition(":")[0]
                 reason = f"{UNANSWERED}_{name}" if name.isidentifier() else UNANSWERED
-                self._add(dead(place, key, reason, reply.error, row))
+                self._add(failed(place, key, reason, reply.error, row))
                 return
 
     def _add(self, entry: Entry) -> None:
@@ -173,7 +173,7 @@ class _StepRun:
         self.advance(1)
 
     def _add_raised(self, place: int, key: str, row: Row, error: Exception) -> None:
-        entry = dead(place, key, type(error).__name__, str(error), row)
+        entry = failed(place, key, type(error).__name__, str(error), row)
         self.works |= any(other.reason != entry.reason for other in self.raised)
         self.raised.append(entry)
         if self.works:
@@ -196,5 +196,5 @@ def _entry(place: int, key: str, row: Row, end: End) -> Entry:
         case Drop(reason):
             return dropped(place, key, reason)
         case Fail(reason, detail):
-            return dead(place, key, reason, detail, row)
+            return failed(place, key, reason, detail, row)
     raise TypeError(f"a step awaits `ask` alone and ends in Keep, Drop or Fail, not in {end!r}")

@@ -159,10 +159,10 @@ def make_step(work: DataWork) -> Step:
 
 
 def carry_step(work: DataWork, step: Step) -> Counter[str]:
-    """Every record through a step that asks at most one model -> rows.jsonl and dead_letters.jsonl; counts."""
+    """Every record through a step that asks at most one model -> rows.jsonl and failures.jsonl; counts."""
     name = next(iter(work.config.generators), "")
-    log = _carry(work, step, name, work.scratch / "ledger")  # the folder of older runs too
-    for path in (log.rows_path, log.dead_letters_path):
+    log = _carry(work, step, name, work.scratch / "log")
+    for path in (log.rows_path, log.failures_path):
         _put(path, work.output / path.name)
     return _counts(log.tally)
 
@@ -175,7 +175,7 @@ def carry_candidates(work: DataWork) -> Counter[str]:
         assert isinstance(step, Candidates)
         log = _carry(work, CandidateStep(step, name), name, work.scratch / name)
         answers[name] = read_made_rows(str(log.rows_path))
-        _put(log.dead_letters_path, work.output / f"dead_letters-{name}.jsonl")
+        _put(log.failures_path, work.output / f"failures-{name}.jsonl")
         counts.update({f"{name}_{key}": count for key, count in _counts(log.tally).items()})
     gathered = gather_candidates(read_input(work.config), answers, counts)
     write_lines(work.output / "rows.jsonl", map(dict, gathered))
@@ -189,7 +189,7 @@ def _carry(work: DataWork, step: Step, name: str, folder: Path) -> RecordLog:
         RuntimeError: the generator's budget is used up, or too many records failed.
     """
     config = work.config
-    with RecordLog(folder, work.identity, retry_dead=work.retry_failed) as log:
+    with RecordLog(folder, work.identity, retry_failed=work.retry_failed) as log:
         # What is finished needs no engine: only its rows are read, to see that they are the same.
         asked = "" if log.finished and not work.retry_failed else name
         phase = f"{config.step.type} by {name}" if name else config.step.type
@@ -235,12 +235,12 @@ def _workers(config: DataConfig, name: str) -> int:
 def _check_failed(config: DataConfig, log: RecordLog) -> None:
     """Raises RuntimeError where more records failed than is allowed."""
     tally = log.tally
-    failed = sum(tally.dead_letters.values())
+    failed = sum(tally.failures.values())
     if tally.done and failed / tally.done > config.max_failed_share:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in tally.dead_letters.items())
+        reasons = ", ".join(f"{count} {reason}" for reason, count in tally.failures.items())
         raise RuntimeError(
             f"{config.run.name}: {failed} of {tally.done} records failed ({reasons}), over max_failed_share="
-            f"{config.max_failed_share:g}; see {log.dead_letters_path}, then go on with --retry-failed, or "
+            f"{config.max_failed_share:g}; see {log.failures_path}, then go on with --retry-failed, or "
             "raise it and --resume"
         )
 
@@ -248,7 +248,7 @@ def _check_failed(config: DataConfig, log: RecordLog) -> None:
 def _counts(tally: Tally) -> Counter[str]:
     counts = Counter({"records": tally.done, "kept": tally.kept, "rows": tally.rows})
     counts.update({f"dropped_{reason}": count for reason, count in tally.drops.items()})
-    counts.update({f"failed_{reason}": count for reason, count in tally.dead_letters.items()})
+    counts.update({f"failed_{reason}": count for reason, count in tally.failures.items()})
     return counts
 
 

@@ -91,8 +91,8 @@ def test_unanswered_requests_are_counted_by_the_errors_name_never_by_its_words(
     with RecordLog(tmp_path) as log:
         result = run_step(NumberedStep(), rows_of(3), Wrong(), log)
         log.finish()
-    assert result.tally.dead_letters == {reason: 1}
-    assert json.loads((tmp_path / "dead_letters.jsonl").read_text())["detail"] == error
+    assert result.tally.failures == {reason: 1}
+    assert json.loads((tmp_path / "failures.jsonl").read_text())["detail"] == error
 
 
 @pytest.mark.parametrize("kind", sorted(GENERATORS))
@@ -137,7 +137,7 @@ def test_the_second_record_of_a_key_is_a_dead_letter_in_a_resumed_run_too(tmp_pa
     with RecordLog(tmp_path) as log:
         log.expect(5)
         log.finish()
-    letters = [json.loads(line) for line in (tmp_path / "dead_letters.jsonl").read_text().splitlines()]
+    letters = [json.loads(line) for line in (tmp_path / "failures.jsonl").read_text().splitlines()]
     assert [(letter["key"], letter["reason"]) for letter in letters] == [
         ("a", "duplicate_key"),
         ("b", "duplicate_key"),
@@ -159,7 +159,7 @@ class Fragile:
         return Keep(({"n": row["n"]},))
 
 
-def test_a_step_that_raises_on_everything_stops_with_one_line_and_leaves_no_dead_letters(
+def test_a_step_that_raises_on_everything_stops_with_one_line_and_leaves_no_failures(
     tmp_path: Path,
 ) -> None:
     with (
@@ -181,14 +181,14 @@ def test_a_step_that_raises_on_some_records_goes_on_and_keeps_their_letters(
         result = run_step(Fragile(first, last), rows_of(count), None, log)
         log.finish()
     raised = len(range(first, min(last + 1, count)))
-    assert result.tally.dead_letters == {"KeyError": raised} and result.tally.kept == count - raised
+    assert result.tally.failures == {"KeyError": raised} and result.tally.kept == count - raised
 
 
 def test_a_resumed_run_goes_through_a_bad_stretch_since_the_step_has_worked(tmp_path: Path) -> None:
     for count in (5, 60):
         with RecordLog(tmp_path) as log:
             result = run_step(Fragile(5, 40), rows_of(count), None, log)
-    assert not result.stopped and result.tally.dead_letters == {"KeyError": 36}
+    assert not result.stopped and result.tally.failures == {"KeyError": 36}
 
 
 class Odd:
@@ -208,12 +208,12 @@ class Odd:
         return self.ends[row["id"]]  # type: ignore[return-value]
 
 
-def test_ends_and_names_that_are_none_are_dead_letters_and_no_crash(tmp_path: Path) -> None:
+def test_ends_and_names_that_are_none_are_failures_and_no_crash(tmp_path: Path) -> None:
     rows = [{"id": name} for name in Odd.ends] + [{"id": "half \ud800"}, {}]
     with RecordLog(tmp_path) as log:
         result = run_step(Odd(), rows, None, log)
     assert not result.stopped and result.tally.kept == 1
-    assert result.tally.dead_letters == {"KeyError": 1, "Misfit": 1, "TypeError": 3, "ValueError": 1}
+    assert result.tally.failures == {"KeyError": 1, "Misfit": 1, "TypeError": 3, "ValueError": 1}
 
 
 def test_usage_adds_up_what_the_replies_say(tmp_path: Path) -> None:
@@ -332,7 +332,7 @@ def test_kill_9_anywhere_and_again_gives_the_same_bytes_as_one_unbroken_run(tmp_
     # The first kills fall into the first part; the others into replies, later parts and the final files.
     codes = run_killed(tmp_path / "broken", 3, 30, *(drawn.randrange(20, 150) for _ in range(12)), 0)
     assert codes.count(-signal.SIGKILL) >= 4 and codes[-1] == 0
-    for name in ("rows.jsonl", "dead_letters.jsonl"):
+    for name in ("rows.jsonl", "failures.jsonl"):
         assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert not list((tmp_path / "broken").glob("**/.tmp-*"))
 
