@@ -30,6 +30,7 @@ ROLES = {name: role for role, names in _NAMES.items() for name in names.split()}
 # What a turn may hold beside its text that nobody here can learn or show.
 _HELD = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "images", "audio")
 _WEIGHTS = ("weight", "loss_weight", "train", "training", "trainable", "loss")  # 0 or false: not to be learnt
+_READ = ("role", "from", "content", "value", *_WEIGHTS)
 _YES, _NO = ("true", "1", "1.0", "yes", "t", "y"), ("false", "0", "0.0", "no", "f", "n")
 _FLAGS = {**dict.fromkeys(_YES, True), **dict.fromkeys(_NO, False)}
 # How the chats of one family or another begin once a template has rendered them.
@@ -75,12 +76,22 @@ def read_turns(row: Row, column: str, text_role: str | None = None) -> list[Mess
         Misfit: no such column, not a list of turns, a role that is none of ROLES (as a tool's), a turn without text or
             with more than text, or one that is a chat that a template has rendered.
     """
-    return [_message(turn) for turn in _listed(row, column, text_role)]
+    turns = _listed(row, column, text_role)
+    messages = [_message(turn) for turn in turns]
+    for turn in turns:
+        if len(turn) > 2 and isinstance(row, NotedRow):
+            row.beside.update(f"{column}.{name}" for name in _unread_of(turn))
+    return messages
 
 
-def unlearnt_turns(row: Row, column: str) -> frozenset[int]:
+def _unread_of(turn: Row) -> list[str]:
+    """What a turn holds beside what is read of it."""
+    return [name for name, value in turn.items() if name not in _READ and value not in (None, "", [])]
+
+
+def unlearnt_turns(row: Row, column: str, text_role: str | None = None) -> frozenset[int]:
     """The places of those turns that the data keeps from being learnt, by `weight: 0`, `train: false` and their like."""
-    turns = enumerate(_listed(row, column, None))  # read before, so each is a dict
+    turns = enumerate(_listed(row, column, text_role))  # read before, so each is a dict
     return frozenset(place for place, turn in turns if len(turn) > 2 and not _is_learnt(turn))
 
 
@@ -140,8 +151,10 @@ def _transcript(text: str) -> list[Message]:
 def _message(turn: Any) -> Message:
     if not isinstance(turn, dict):
         raise Misfit(f"a turn is a {type(turn).__name__}, not role and content", name="turn")
-    role = turn["role"] if "role" in turn else turn.get("from")
-    content = turn["content"] if "content" in turn else turn.get("value")
+    if (role := turn.get("role")) is None:  # a table has null under the names of other rows
+        role = turn.get("from")
+    if (content := turn.get("content")) is None:
+        content = turn.get("value")
     named = ROLES.get(role.casefold()) if isinstance(role, str) else None
     if named is not None and isinstance(content, list):
         content = "".join(map(_part, content))
@@ -236,6 +249,7 @@ class NotedRow(dict[str, Any]):
         for name in ignored:
             self.pop(name, None)
         self.read: set[str] = set()
+        self.beside: set[str] = set()  # what its turns hold that isn't read
         self._names = tuple(self)
 
     def __getitem__(self, name: str) -> Any:
@@ -256,8 +270,9 @@ class NotedRow(dict[str, Any]):
 
     @property
     def unread(self) -> list[str]:
-        """The columns that hold something and were not read."""
-        return [name for name, value in self.items() if name not in self.read and value not in (None, "", [])]
+        """The columns, and names in turns, that hold something and were not read."""
+        names = [n for n, value in self.items() if n not in self.read and value not in (None, "", [])]
+        return [*names, *self.beside] if self.beside else names
 
 
 @dataclass

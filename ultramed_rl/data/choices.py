@@ -36,6 +36,8 @@ _ORDERS = (ascii_uppercase, ascii_lowercase, _NUMBERS, _NUMBERS[1:])
 CSV_RESIDUE = re.compile(r'\n"\s*$')
 _LINE = re.compile(r"([A-Z])\.(?: (.*)|$)")
 _LABEL = re.compile(r"\(?(\w+)(?:[.):](?: (.*))?)?")  # B, (B), B. and "B. its text"
+_QUOTES = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")
+_OWN = re.compile(r"\s*\(?([A-Za-z])[.):]\s+(.+)", re.DOTALL)
 _NUMBER = re.compile(r"(\d{1,9})(?:\.0)?")
 
 
@@ -67,9 +69,11 @@ def read_options(value: Any) -> Options:
     elif isinstance(value, Mapping):
         pairs = [(label, text) for label, text in value.items() if text is not None]
     elif isinstance(value, list) and value and all(isinstance(option, Mapping) for option in value):
-        pairs = [(_first(option, _LABELS), _first(option, _TEXTS)) for option in value]
+        labels = [_first(option, _LABELS) for option in value]
+        labels = [*ascii_uppercase[: len(value)]] if {*labels} == {None} else labels
+        pairs = [*zip_longest(labels, (_first(option, _TEXTS) for option in value))]
     elif isinstance(value, list | tuple):
-        pairs = [*zip_longest(ascii_uppercase[: len(value)], value)]
+        pairs = _own_labels(value) or [*zip_longest(ascii_uppercase[: len(value)], value)]
     else:
         raise Misfit(f"options are a {type(value).__name__}, not texts by label or in order")
     if len(pairs) < 2:
@@ -85,6 +89,17 @@ def read_options(value: Any) -> Options:
         if {*ends} == {*labels}:
             return Options(tuple(ends[label] for label in labels), labels)
     raise Misfit(f"options {[*texts]!r:.60}, not A, B, ... nor 1, 2, ...", name="option_gap")
+
+
+def _own_labels(texts: Sequence[Any]) -> list[tuple[str, str]]:
+    """The options of a list in which each text begins with its letter: "A. ...", "(b) ...", in any order; else none."""
+    matches = [_OWN.fullmatch(text) if isinstance(text, str) else None for text in texts]
+    pairs = [(match[1], match[2]) for match in matches if match]
+    letters = "".join(sorted(label for label, _ in pairs))
+    is_whole = len(pairs) == len(texts) and letters in (
+        o[: len(texts)] for o in (ascii_uppercase, ascii_lowercase)
+    )
+    return pairs if is_whole else []
 
 
 def _first(option: Mapping[str, Any], names: Sequence[str]) -> Any:
@@ -259,7 +274,7 @@ def _named(key: Any, options: Options) -> dict[Reading, int]:
     match = _LABEL.fullmatch(said if number is None else str(number))
     if match and match[1] in labels and (not match[2] or match[2] == texts[labels.index(match[1])]):
         named["label"] = labels.index(match[1])
-    if isinstance(key, str) and texts.count(said) == 1:
+    if texts.count(said) == 1:
         named["text"] = texts.index(said)
     if number is not None:
         named |= {first: number - first for first in (0, 1) if 0 <= number - first < size}
@@ -267,4 +282,4 @@ def _named(key: Any, options: Options) -> dict[Reading, int]:
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.split()).casefold()
+    return " ".join(text.translate(_QUOTES).split()).casefold().removesuffix(".")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from ultramed_rl.data.chats import Misfit, NotedRow, as_flag, read_turns
+from ultramed_rl.data.chats import Misfit, NotedRow, as_flag, read_turns, unlearnt_turns
 from ultramed_rl.data.forms import (
     ANSWERS,
     LABELS,
@@ -102,6 +102,8 @@ def _answer(prompt: list[Message], value: Any, name: str) -> tuple[list[Message]
     turns = read_turns({name: value}, name, "assistant")
     if not turns or turns[-1]["role"] != "assistant":
         raise Misfit(f"column {name!r} doesn't end with an assistant's turn", name="order")
+    if not isinstance(value, str) and len(turns) - 1 in unlearnt_turns({name: value}, name, "assistant"):
+        raise Misfit(f"column {name!r} ends with a turn that its data keeps from being learnt", name="weight")
     before = turns[:-1]
     return prompt if prompt[len(prompt) - len(before) :] == before else before, turns[-1]["content"]
 
@@ -179,6 +181,7 @@ def _compared(read: Callable[[Any], float]) -> Callable[[NotedRow, str, str, str
             lead = read(row[verdict])
         except (KeyError, TypeError, ValueError):
             raise Misfit(f"column {verdict!r} holds {row[verdict]!r:.40}, no verdict", name="score") from None
+        lead = _number(lead)
         names = (first, second) if lead >= 0 else (second, first)
         return replace(_read_sides(row, *names), scores=[abs(lead), 0.0])
 

@@ -25,6 +25,8 @@ from ultramed_rl.config.base import Problems
 Row = dict[str, Any]
 PACKED = (".gz", ".zst")
 DOCUMENTS = (".md", ".txt")
+# pandas writes NaN for what isn't there.
+_load_json = json.JSONDecoder(parse_constant=lambda name: None if name == "NaN" else float(name)).decode
 _LONGEST_LINE = 2**26  # bytes: whatever is longer has lost its ends of lines
 
 
@@ -96,7 +98,7 @@ def _is_document(line: bytes, place: str, is_alone: bool, is_lines: bool) -> boo
         return not is_lines
     text = _decode(line, place).rstrip()
     try:
-        value = json.loads(text)
+        value = _load_json(text)
     except json.JSONDecodeError as error:
         return error.pos >= len(text)
     except (ValueError, RecursionError):
@@ -139,7 +141,7 @@ def _is_chat(value: Any) -> bool:
 def _parse_json(content: bytes, place: str) -> Any:
     text = _decode(content, place)
     try:
-        return json.loads(text)
+        return _load_json(text)
     except json.JSONDecodeError as error:
         inside = f" (its line {error.lineno})" if error.lineno > 1 else ""
         raise SourceError(
@@ -195,7 +197,7 @@ def _read_csv(path: Path) -> Iterator[Row]:
 
 def _read_arrow(path: Path) -> Iterator[Row]:
     """Parquet; or Arrow IPC in either form: `datasets` caches streams, most other tools write files."""
-    from pyarrow import ArrowException, ArrowInvalid, BufferReader, ipc, memory_map, parquet
+    from pyarrow import ArrowException, ArrowInvalid, BufferReader, RecordBatch, ipc, memory_map, parquet
 
     form = "parquet" if file_form(path)[0] == ".parquet" else "Arrow IPC"
     packed = path.suffix in PACKED  # tables are read from their ends, so all of it is unpacked
@@ -211,9 +213,17 @@ def _read_arrow(path: Path) -> Iterator[Row]:
                     source.seek(0)
                     batches = iter(ipc.open_stream(source))
             for batch in batches:
-                yield from batch.to_pylist()
+                columns = [_without_nan(column) for column in batch.columns]
+                yield from RecordBatch.from_arrays(columns, batch.schema.names).to_pylist()
     except (ArrowException, OSError, UnicodeDecodeError) as error:
         raise SourceError(f"{path}: not readable as {form} ({first_line(error)}); write it again") from error
+
+
+def _without_nan(column: Any) -> Any:
+    """A column of a table, with nothing in the place of NaN."""
+    from pyarrow import compute, types
+
+    return compute.if_else(compute.is_nan(column), None, column) if types.is_floating(column.type) else column
 
 
 _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {

@@ -36,7 +36,8 @@ LABELS = "label kto_tag"
 _SYSTEM = "system system_prompt system_message"
 # What can only be part of a prompt: a misfit where it isn't read, unless the prompt has its text already.
 _PROMPT_ALONE = (
-    f"{_SYSTEM} history input context tools functions documents options choices image images videos audios"
+    f"{_SYSTEM} history question query input context tools functions documents options choices image images videos audios "
+    "b opa option_a option_1 option1 choice_a"  # of a question's options one is enough
 )
 
 

@@ -19,6 +19,7 @@ from ultramed_rl.data.chats import (
     Misfit,
     NotedRow,
     SourceNotes,
+    check_order,
     check_plain,
     check_text,
     read_column,
@@ -122,6 +123,7 @@ def _draft(source: PromptSource, row: NotedRow) -> _Draft | str:
             answers.insert(0, messages.pop()["content"])
         if not messages or messages[-1]["role"] != "user":
             raise Misfit("no turn of role 'user' before the answer")
+        check_order(messages, "user")
         return messages, "\n\n".join(answers) or None
     if isinstance(source, QuestionSource):
         messages, answer = read_question(row, source.column), None

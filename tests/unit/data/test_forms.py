@@ -417,6 +417,32 @@ def test_other_columns_are_named_once(
     assert line.endswith(": model (1 rows)")
 
 
+def test_what_turns_hold_beside_their_text_is_named(
+    tmp_path: Path, tokenizer: ChatTokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        chats(
+            tokenizer,
+            tmp_path,
+            {"messages": [turn("user", "A", lang="en", name=None), turn("assistant", "B", weight=1)]},
+        )
+    assert caplog.text.strip().endswith(": messages.lang (1 rows)")
+
+
+def test_what_is_missing_may_be_null_or_nan(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+    """As tables of several kinds of rows have it, and as pandas writes it."""
+    nan = float("nan")
+    mixed = {"role": None, "content": None}
+    shown = [{**said("human", "A"), **mixed}, {**said("gpt", "B"), **mixed}]
+    for row in (
+        {"messages": shown, "system": nan, "history": nan, "id": nan},
+        {"messages": nan, "instruction": "A", "input": nan, "output": "B"},
+    ):
+        assert chats(tokenizer, tmp_path, row) == "u:A a:[B$]"
+    row = {**PAIR, "chosen_score": nan, "rejected_score": nan, "system": nan}
+    assert preferences(tokenizer, tmp_path, row) == ["u:A a: | B$ | C$ [1.0, 0.0] 1"]
+
+
 # -- refusals ----------------------------------------------------------------------------------------------
 
 
@@ -433,6 +459,17 @@ def test_other_columns_are_named_once(
         ),
         ({"prompt": "A", "answers": ["B", "C"], "scores": [1, 2], "ranks": [1, 2]}, "score", "contradict"),
         ({"prompt": "A", "response_1": "B", "response_2": "C", "preference_strength": 0}, "tie", "0"),
+        (
+            {"prompt": "A", "response_1": "B", "response_2": "C", "preference_strength": "nan"},
+            "non_finite",
+            "nan",
+        ),
+        ({**PAIR, "chosen": [turn("assistant", "B", weight=0)]}, "weight", "'chosen'"),
+        (
+            {"messages": [turn("user", "A"), turn("assistant", "B", train=False)], "label": True},
+            "weight",
+            "'messages'",
+        ),
         (
             {"prompt": "A", "response_1": "B", "response_2": "C", "winner": "left"},
             "score",
@@ -466,6 +503,9 @@ def test_preferences_that_would_be_read_wrong_are_refused(
         ({"messages": [turn("user", "A"), turn("assistant", "B", weight=0)]}, "weight", "all"),
         ({"messages": [turn("user", "A"), turn("assistant", "B", loss_weight=0)]}, "weight", "all"),
         ({"messages": [turn("user", "A"), turn("assistant", "B", weight=0.5)]}, "weight", "0.5"),
+        ({"question": "A", "answer": "B", "B": "x", "A": "y"}, "unread", "'B'"),
+        ({"question": "A", "answer": "opb", "opa": "x", "opb": "y"}, "unread", "'opa'"),
+        ({"instruction": "A", "context": "T", "question": "Q", "answer": "B"}, "unread", "'question'"),
         ({**CHAT, "mask": "Assistant"}, "weight", "'mask'.*'Assistant'"),
         ({"messages": [turn("user", "A"), turn("assistant", "B", reasoning_content="Hm")]}, "part", "reasoning"),
         ({"messages": [turn("user", "A"), turn("assistant", "B", tool_calls=[{}])]}, "part", "tool_calls"),
