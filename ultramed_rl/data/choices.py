@@ -37,7 +37,7 @@ CSV_RESIDUE = re.compile(r'\n"\s*$')
 _LINE = re.compile(r"([A-Z])\.(?: (.*)|$)")
 _LABEL = re.compile(r"\(?(\w+)(?:[.):](?: (.*))?)?")  # B, (B), B. and "B. its text"
 _QUOTES = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")
-_OWN = re.compile(r"\s*\(?([A-Za-z])[.):]\s+(.+)", re.DOTALL)
+_OWN = re.compile(r"\s*\(?([A-Za-z])[.):]\s+(?=\S)")
 _NUMBER = re.compile(r"(\d{1,9})(?:\.0)?")
 
 
@@ -52,6 +52,11 @@ class Options:
     def lettered(self) -> dict[str, str]:
         """The texts by letter: A, B, C, ..."""
         return dict(zip(ascii_uppercase, self.texts, strict=False))
+
+    @property
+    def bare(self) -> tuple[str, ...]:
+        """The texts without letters of their own at their beginning."""
+        return tuple(_OWN.sub("", text) for text in self.texts) if _own_letters(self.texts) else self.texts
 
 
 def read_options(value: Any) -> Options:
@@ -73,7 +78,9 @@ def read_options(value: Any) -> Options:
         labels = [*ascii_uppercase[: len(value)]] if {*labels} == {None} else labels
         pairs = [*zip_longest(labels, (_first(option, _TEXTS) for option in value))]
     elif isinstance(value, list | tuple):
-        pairs = _own_labels(value) or [*zip_longest(ascii_uppercase[: len(value)], value)]
+        if (own := _own_letters(value)) != tuple(sorted(own)):
+            raise Misfit(f"options begin with {', '.join(own)}, which is out of order", name="option_gap")
+        pairs = [*zip_longest(ascii_uppercase[: len(value)], value)]
     else:
         raise Misfit(f"options are a {type(value).__name__}, not texts by label or in order")
     if len(pairs) < 2:
@@ -91,15 +98,13 @@ def read_options(value: Any) -> Options:
     raise Misfit(f"options {[*texts]!r:.60}, not A, B, ... nor 1, 2, ...", name="option_gap")
 
 
-def _own_labels(texts: Sequence[Any]) -> list[tuple[str, str]]:
-    """The options of a list in which each text begins with its letter: "A. ...", "(b) ...", in any order; else none."""
-    matches = [_OWN.fullmatch(text) if isinstance(text, str) else None for text in texts]
-    pairs = [(match[1], match[2]) for match in matches if match]
-    letters = "".join(sorted(label for label, _ in pairs))
-    is_whole = len(pairs) == len(texts) and letters in (
-        o[: len(texts)] for o in (ascii_uppercase, ascii_lowercase)
-    )
-    return pairs if is_whole else []
+def _own_letters(texts: Sequence[Any]) -> tuple[str, ...]:
+    """The letters that a list's texts begin with, "A. ..." or "(b) ...", where they are those of its places in any order;
+    else none."""
+    matches = [_OWN.match(text) if isinstance(text, str) else None for text in texts]
+    letters = tuple(match[1] for match in matches if match)
+    orders = (ascii_uppercase[: len(texts)], ascii_lowercase[: len(texts)])
+    return letters if "".join(sorted(letters)) in orders else ()
 
 
 def _first(option: Mapping[str, Any], names: Sequence[str]) -> Any:
@@ -270,10 +275,12 @@ def _named(key: Any, options: Options) -> dict[Reading, int]:
     named: dict[Reading, int] = {}
     size, number = len(options.texts), _number(key)
     said = _plain(CSV_RESIDUE.sub("", key) if isinstance(key, str) else str(number))
-    texts, labels = [*map(_plain, options.texts)], [*map(_plain, options.labels[:size])]
+    texts, labels = [*map(_plain, options.bare)], [*map(_plain, options.labels[:size])]
     match = _LABEL.fullmatch(said if number is None else str(number))
-    if match and match[1] in labels and (not match[2] or match[2] == texts[labels.index(match[1])]):
-        named["label"] = labels.index(match[1])
+    if match and match[1] in labels:
+        place = labels.index(match[1])
+        if match[2] in (None, "", texts[place], _plain(options.texts[place])):
+            named["label"] = place
     if texts.count(said) == 1:
         named["text"] = texts.index(said)
     if number is not None:
