@@ -37,10 +37,15 @@ _FLAGS = {**dict.fromkeys(_YES, True), **dict.fromkeys(_NO, False)}
 _RENDERED = re.compile(
     r"\s*(<s>|<bos>|<\|begin_of_text\|>|<\|endoftext\|>|<｜begin▁of▁sentence｜>|<BOS_TOKEN>)?\s*"
     r"(<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|<\|turn>|<\|START_OF_TURN_TOKEN\|>|<\|start\|>|\[INST\]"
-    r"|<\|(system|user|assistant|prompter)\|>|<｜(User|Assistant)｜>|<extra_id_[01]>|### ?(Instruction|Human|User):"
-    r"|Below is an instruction that describes a task|(Human|User|USER) ?:(?=.*\s(Assistant|ASSISTANT|AI) ?:))",
+    r"|<\|(?i:system|user|assistant|prompter)\|>|<｜(User|Assistant)｜>|<extra_id_[01]>|### ?(Instruction|Human|User):"
+    r"|Below is an instruction that describes a task"
+    r"|(?i:(?P<cue><?(GPT4 Correct )?)(human|user)>? ?:(?=.*\s(?P=cue)(assistant|ai|bot)>? ?:)))",
     re.DOTALL,
 )
+# And how they end where an answer is to follow; a dialogue that is told ends otherwise.
+_SPEAKER = re.compile(r"(?:^|\s)(?:human|user|patient|client|### ?instruction|q) ?:", re.IGNORECASE)
+_AWAITS = re.compile(r"\s(?:assistant|ai|bot|doctor|### ?response|a) ?:\Z", re.IGNORECASE)
+_NO_WIDTH = "\u200b\u2060\ufeff"
 _PICTURE = re.compile(r"<image>|<\|image(_pad)?\|>|<\|vision_start\|>")
 # hh-rlhf's turns; HelpSteer2's, whose first one has no header.
 _TRANSCRIPTS = (
@@ -166,7 +171,7 @@ def _message(turn: Any) -> Message:
             f"it needs text, and a role out of {', '.join(ROLES)}",
             name="turn",
         )
-    if not (text := content.strip()):
+    if not (text := content.strip().strip(_NO_WIDTH)):
         raise Misfit(f"a turn of role {role!r} is empty", name="empty")
     return {"role": named, "content": check_plain(check_text(text, f"a turn of role '{role}'", name="turn"))}
 
@@ -201,6 +206,9 @@ def check_order(messages: Sequence[Message], last: str) -> None:
 def check_plain(text: str) -> str:
     """The text. Raises Misfit where it is a chat that was rendered, which a template would render again, or stands for
     a picture."""
+    if text.endswith(":") and (awaits := _AWAITS.search(text[-20:])) and (first := _SPEAKER.search(text)):
+        said = f"{first[0].strip()} ... {awaits[0].strip()}"
+        raise Misfit(f"a text is a chat that was rendered before, {said!r}; give its turns", name="rendered")
     if rendered := _RENDERED.match(text):
         raise Misfit(
             f"a text begins with {rendered[0].strip()!r:.40}: it is a chat that was rendered before; give its turns",

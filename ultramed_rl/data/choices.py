@@ -69,6 +69,12 @@ def read_options(value: Any) -> Options:
     """
     if isinstance(value, str):
         value = _parse(value)
+    if (
+        isinstance(value, list)
+        and value
+        and all(isinstance(pair, tuple) and len(pair) == 2 for pair in value)
+    ):
+        value = dict(value)  # a table's map
     if isinstance(value, Mapping) and isinstance(value.get("label"), list):
         pairs = [*zip_longest(value["label"], value.get("text") or ())]
     elif isinstance(value, Mapping):

@@ -34,6 +34,8 @@ QUESTIONS = "instruction prompt question query input"
 ANSWERS = "completion output response answer"
 LABELS = "label kto_tag"
 _SYSTEM = "system system_prompt system_message"
+# How tables and data sets write that there is no input, no system message.
+_NOTHING = ("", "[]", "{}", "nan", "none", "null", "n/a", "<noinput>", "no input")
 # What can only be part of a prompt: a misfit where it isn't read, unless the prompt has its text already.
 _PROMPT_ALONE = (
     f"{_SYSTEM} history question query input context tools functions documents options choices image images videos audios "
@@ -90,10 +92,11 @@ def read_question(row: NotedRow, column: str) -> list[Message]:
 
 def _read_whole(row: NotedRow, column: str) -> Chat:
     turns = read_turns(row, column)
-    mask = row.get("mask")  # NeMo's: whose turns aren't learnt
-    if mask and ROLES.get(str(mask).casefold()) != "user":
+    name = row.find("mask loss_mask weights loss_weights")  # NeMo's mask says whose turns aren't learnt
+    if name is not None and row[name] and ROLES.get(str(row[name]).casefold()) != "user":
         raise Misfit(
-            f"column 'mask' holds {mask!r:.40}; only the assistant's turns are learnt", name="weight"
+            f"column {name!r} holds {row[name]!r:.40}; the assistant's turns are learnt, and a turn's own weight is read",
+            name="weight",
         )
     unlearnt = unlearnt_turns(row, column)
     return Chat(turns, frozenset(place for place in unlearnt if turns[place]["role"] == "assistant"))
@@ -167,7 +170,7 @@ _CHATS = (
 def with_input(row: NotedRow, turns: list[Message], question: str) -> list[Message]:
     """An instruction with its input, as alpaca has it, or its context, as Dolly has it, a paragraph below."""
     name = row.find("input context") if question.casefold() == "instruction" else None
-    if name is None or not isinstance(row[name], str) or not row[name].strip():
+    if name is None or not isinstance(row[name], str) or row[name].strip().casefold() in _NOTHING:
         return turns
     (more,) = read_turns(row, name, "user")
     *before, last = turns
@@ -210,4 +213,4 @@ def _is_told(value: Any, told: Sequence[str]) -> bool:
     if isinstance(value, list | tuple):
         return all(_is_told(one, told) for one in value)
     text = "" if value is None else str(value).strip()
-    return text in ("", "[]", "{}") or any(text in one for one in told)
+    return text.casefold() in _NOTHING or any(text in one for one in told)

@@ -429,6 +429,20 @@ def test_what_turns_hold_beside_their_text_is_named(
     assert caplog.text.strip().endswith(": messages.lang (1 rows)")
 
 
+@pytest.mark.parametrize("text", ["Patient: A\nDoctor: B", "A\nAnswer:", "Which of these:", "The user: A"])
+def test_dialogues_that_are_told_are_texts(tmp_path: Path, tokenizer: ChatTokenizer, text: str) -> None:
+    shown = chats(tokenizer, tmp_path, {"prompt": text, "completion": "B"})
+    assert shown == f"u:{text} a:[B$]".replace("\n", "/")
+
+
+@pytest.mark.parametrize("text", ["nan", "None", "NULL", "<noinput>", " "])
+def test_an_input_of_a_table_may_say_that_there_is_none(
+    tmp_path: Path, tokenizer: ChatTokenizer, text: str
+) -> None:
+    row = {"instruction": "A", "input": text, "output": "B", "system": text}
+    assert chats(tokenizer, tmp_path, row) == "u:A a:[B$]"
+
+
 def test_what_is_missing_may_be_null_or_nan(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
     """As tables of several kinds of rows have it, and as pandas writes it."""
     nan = float("nan")
@@ -507,6 +521,16 @@ def test_preferences_that_would_be_read_wrong_are_refused(
         ({"question": "A", "answer": "opb", "opa": "x", "opb": "y"}, "unread", "'opa'"),
         ({"instruction": "A", "context": "T", "question": "Q", "answer": "B"}, "unread", "'question'"),
         ({**CHAT, "mask": "Assistant"}, "weight", "'mask'.*'Assistant'"),
+        ({**CHAT, "weights": [0, 1]}, "weight", "'weights'"),
+        ({**CHAT, "loss_mask": [0, 1]}, "weight", "'loss_mask'"),
+        ({"prompt": "A", "completion": "\u200b"}, "empty", "'assistant'"),
+        ({"prompt": "Q: A\n\nA:", "completion": "B"}, "rendered", "Q:"),
+        ({"prompt": "Patient: A\nDoctor:", "completion": "B"}, "rendered", "Patient:"),
+        ({"prompt": "<human>: A\n<bot>:", "completion": "B"}, "rendered", "<human>:"),
+        ({"prompt": "HUMAN: A\nASSISTANT: B\nHUMAN: C", "completion": "D"}, "rendered", "HUMAN:"),
+        ({"prompt": "GPT4 Correct User: A<|end_of_turn|>GPT4 Correct Assistant:", "completion": "B"}, "rendered", "User:"),
+        ({"prompt": "A chat of a user with an assistant. USER: A ASSISTANT:", "completion": "B"}, "rendered", "USER:"),
+        ({"prompt": "<|User|>A<|Assistant|>", "completion": "B"}, "rendered", "User"),
         ({"messages": [turn("user", "A"), turn("assistant", "B", reasoning_content="Hm")]}, "part", "reasoning"),
         ({"messages": [turn("user", "A"), turn("assistant", "B", tool_calls=[{}])]}, "part", "tool_calls"),
         ({"messages": [turn("user", "A"), turn("observation", "B"), turn("assistant", "C")]}, "turn", "observation"),

@@ -65,7 +65,7 @@ _CHOOSE = re.compile(
 )
 _CONCLUDED = re.compile(
     r"\b(?i:so|thus|hence|therefore|leaving|leaves|left with|elimination|(?:must|should|has to|(?:can|could) only) be|it's|it is"
-    r"|correction|in (?:conclusion|summary|short))\b"
+    r"|correction|in (?:conclusion|summary|short)|no(?=,))\b"
     r"[,:]? (?i:(?:only|us with|me with|just|it's|it is|it must be) )?"
     rf"(?=(?:{_MARK}[A-Z][)\]\"]*|(?i:yes|no|maybe))(?: it is)?[.!]?(?:\n|\s?$))"
 )
