@@ -66,7 +66,7 @@ def clean(size: int, folder: Path, search: Decontaminator, workers: int) -> dict
     computed = time.process_time()
     removing = timed(seconds, "decontaminate", lambda: mapped(search, parts / "removed"))
     config = Deduplicate()
-    keys = timed(seconds, "keys", lambda: mapped(DuplicateKeys(config, HashedEmbedder()), parts / "keys"))
+    keys = timed(seconds, "keys", lambda: mapped(DuplicateKeys(config), parts / "keys"))
     found = timed(seconds, "duplicates", lambda: find_duplicates([read_part(part) for part in keys], config))
     ranked = timed(seconds, "pairs", lambda: mapped(rank_pairs, parts / "pairs"))
     computed = time.process_time() - computed

@@ -65,11 +65,12 @@ class Writer:
         return stem + "\n\n" + "\n".join(f"{letter}. {self.say(3)}" for letter in "ABCD")
 
     def alter(self, text: str) -> str:
-        """A word or two of the first line changed."""
+        """A slip in one or two words of the first line."""
         head, *rest = text.split("\n")
         words = head.split(" ")
-        for _ in range(1 + (len(words) > 60)):
-            words[self._rng.randrange(len(words))] = "indeed"
+        long = [place for place, word in enumerate(words) if len(word) > 6 and word.isalpha()]
+        for place in self._rng.sample(long, min(len(long), 1 + (len(words) > 60))):
+            words[place] = words[place][:3] + words[place][4] + words[place][3] + words[place][5:]
         return "\n".join([" ".join(words), *rest])
 
 

@@ -123,6 +123,15 @@ class ScoredCompletion:
 
 
 @dataclass(frozen=True)
+class JudgedAnswer:
+    """What judges say of a held-out answer, by their names; NaN where one has nothing to say."""
+
+    prompt_id: str
+    sample: int
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True)
 class PreferenceGroup:
     """Answers of one prompt, the preferred ones first, with the rewards that decided it.
 

@@ -377,7 +377,7 @@ def test_a_reward_model_learns_to_rank(ranked: StageResult) -> None:
     first, last = rows_of(ranked.directory, "evaluation_index")
     assert ranked.metrics["samples"] == 16 and ranked.metrics["steps"] == 12
     assert last["loss"] < first["loss"] and last["accuracy"] > 0.8
-    for name in ("accuracy", "accuracy_exam", "accuracy_notes"):
+    for name in ("accuracy", "accuracy_exam", "accuracy_notes", "length_accuracy", "length_accuracy_exam"):
         assert ranked.metrics[f"held_out_{name}"] == last[name]
         assert ranked.metrics[f"start_held_out_{name}"] == first[name]
     # Of each four prompts one has a tie: 3 + 3 + 3 + 2 pairs in either category.

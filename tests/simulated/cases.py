@@ -62,6 +62,12 @@ def cases(models: Path) -> dict[str, dict[str, Any]]:
         "contamination": None,
         "every": 2,
     }
+    judges = [
+        {"type": "reward_model", "path": str(models / "reward-2"), "precision": "float32"},
+        {"type": "rule", "name": "vowel", "must_match": "[aeiou]"},
+        {"type": "length", "free": 8},
+    ]
+    medqa = {"type": "benchmark", "name": "medqa", "task": "medqa", "protocol": "greedy"}
     own = {"learning_rate": 1e-3, "batch_size": 4, "epochs": 1}
     return {
         "dpo": {},
@@ -149,6 +155,30 @@ def cases(models: Path) -> dict[str, dict[str, Any]]:
             "cluster__rollout": ENGINES,
         },
         "benchmarks": {"benchmarks": benchmarks, "policy__max_length": 384},
+        "length slope": {
+            "reward__length_slope": "fit",
+            "reward__terms": terms,
+            "cluster__sequential_phases": False,
+        },
+        "judges": {"evaluation__judges": judges, "cluster__sequential_phases": False},
+        "overlap, judges": {
+            **APART,
+            "cluster__devices_per_node": 8,
+            "run__overlap": 1,
+            "run__rounds": 4,
+            "prompts__per_round": 4,
+            "evaluation__every": 2,
+            "evaluation__samples": 2,
+            "evaluation__judges": judges,
+        },
+        "benchmark judge, rare checkpoints": {
+            "benchmarks": {**benchmarks, "protocols": protocols[:2]},
+            "policy__max_length": 384,
+            "run__rounds": 3,
+            "checkpoint": {"every": 2},
+            "evaluation__every": 2,
+            "evaluation__judges": [medqa],
+        },
         "own reward model": {"reward": {"train": own, **scored}},
     }
 

@@ -13,6 +13,7 @@ import pytest
 from tests.simulated.weights import read_weights
 from ultramed_rl.records import (
     Completion,
+    JudgedAnswer,
     OptionLogprobs,
     PreferenceGroup,
     Prompt,
@@ -29,6 +30,7 @@ _KINDS: dict[str, type] = {
     "pairs": PreferenceGroup,
     "reference": ReferenceLogprobs,
     "evaluation": ScoredCompletion,
+    "judges": JudgedAnswer,
     "benchmark-likelihood": OptionLogprobs,
     "benchmark-greedy": Completion,
     "benchmark-self_consistency": Completion,

@@ -100,7 +100,7 @@ def plan(**changes: Any) -> Provoke:
 
 CONFIGS: list[Wording] = [
     ("unknown key", config(run__sed=1),
-     "my.yaml: run.sed: unknown key; did you mean 'seed'? (allowed: name, directory, scratch, publish_every_s, seed, rounds, overlap, keep_checkpoints)"),
+     "my.yaml: run.sed: unknown key; did you mean 'seed'? (allowed: name, directory, scratch, publish_every_s, seed, rounds, overlap, keep_checkpoints, keep, keep_by, stop)"),
     ("key of another objective", config(objective={"type": "kto_pair", "label_smoothing": 0.1}),
      "my.yaml: objective.label_smoothing: unknown key (allowed: type, beta)"),
     ("wrong choice", config(pairs__rejected="wrst"),

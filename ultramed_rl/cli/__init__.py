@@ -9,6 +9,7 @@ import sys
 
 # Each of these adds its commands; --help shows them in this order.
 from ultramed_rl.cli import runs  # isort: skip
+from ultramed_rl.cli import repeat  # isort: skip
 from ultramed_rl.cli import evaluations  # isort: skip
 from ultramed_rl.cli import reading  # isort: skip
 from ultramed_rl.cli import jobs  # isort: skip
@@ -16,7 +17,7 @@ from ultramed_rl.cli import doctor  # isort: skip
 from ultramed_rl.cli.program import app
 from ultramed_rl.tracking.heartbeat import take_sigterm
 
-__all__ = ["app", "doctor", "evaluations", "jobs", "main", "reading", "runs"]
+__all__ = ["app", "doctor", "evaluations", "jobs", "main", "reading", "repeat", "runs"]
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ultramed_rl.cluster.memory import (
@@ -25,6 +25,7 @@ from ultramed_rl.config import (
     SamplingConfig,
 )
 from ultramed_rl.config.cluster import Devices
+from ultramed_rl.config.judges import ModelJudge
 from ultramed_rl.config.models import Architecture, ModelSettings, resolve_precision
 from ultramed_rl.config.rewards import Reward
 from ultramed_rl.config.run import RunConfig
@@ -112,6 +113,11 @@ def reward_roles(reward: Reward) -> list[str]:
     return ["reward" if k == 0 else f"reward-{k + 1}" for k in range(len(reward.paths))]
 
 
+def judge_roles(judges: Sequence[ModelJudge]) -> list[str]:
+    """judge, judge-2, judge-3, ...: a role for each judge that is a reward model."""
+    return ["judge" if k == 0 else f"judge-{k + 1}" for k in range(len(judges))]
+
+
 # -- kinds of runs -----------------------------------------------------------------------------------------
 
 
@@ -160,6 +166,15 @@ def _online_roles(config: RunConfig) -> Iterator[RolePlan]:
         sizes = forward_bytes(policy, precision, tokens, cluster.reference, cluster.device, head=True)
         yield RolePlan("reference", cluster.reference.replicas, 1, sizes, fix)
     yield from _rewards(config, policy)
+    judges, group = config.evaluation.models, cluster.judge
+    for role, judge in zip(judge_roles(judges), judges, strict=True):
+        section = f"evaluation.judges, {judge.name}"
+        model = resolve_architecture(judge.path, judge.architecture, section)
+        check_length(config.policy.max_length, model.max_position_embeddings, "policy.max_length", judge.path)
+        fix = f"set cluster.judge.shard=true or lower micro_batch_tokens of {section}"
+        precision = resolve_precision(judge.precision, cluster.device)
+        sizes = forward_bytes(model, precision, judge.micro_batch_tokens, group, cluster.device, head=False)
+        yield RolePlan(role, group.replicas, 1, sizes, fix)
 
 
 def plan_training(config: StageConfig) -> Plan:

@@ -51,7 +51,7 @@ class RolloutGroup(Section):
 
 
 class ReplicaGroup(Section):
-    """Reference or reward replicas, each a whole model on one device; or, sharded, one model over all."""
+    """Reference, reward or judge replicas, each a whole model on one device; or, sharded, one model over all."""
 
     replicas: Processes = key(1, "copies of the model, one device each")
     shard: bool = key(False, "split the weights over the replicas (ZeRO-3), for large models")
@@ -109,6 +109,7 @@ class Cluster(Devices):
     rollout: RolloutGroup = RolloutGroup()
     reference: ReplicaGroup = ReplicaGroup()
     reward: ReplicaGroup = ReplicaGroup()
+    judge: ReplicaGroup = ReplicaGroup()
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()

@@ -25,7 +25,7 @@ DEEPEST = 32
 _LONGEST_NUMBER = 40
 _LONGEST_NAME, _LONGEST_KEY = 160, 120
 _OPEN = object()
-# Keys whose null says something, since their default is another value.
+# Keys whose null says something, since their default is another value; the last two are former ones, and refused.
 NULL_SAYS = ("benchmarks.contamination", "contamination.embedder", "step.cosine", "step.jaccard")
 _WORDS: dict[str, bool | None] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL")),

@@ -104,7 +104,9 @@ class Report(Section):
     judged: Address | None = key(None, "rows that feedback or rules wrote; null: none")
     originals: dict[Label, CountOrZero] = key({}, "by set, how many rows there were before all filtering")
     embedder: Embedder = HASHED
-    points: Count = key(5000, "records on the map, a seeded sample")
+    points: Count = key(
+        2000, "records on the map, a seeded sample; the map's time grows with them, the rest with the rows"
+    )
     clusters: Few | None = key(None, "null: by the number of points")
     seed: SmallSeed = key(0, "of the map's sample and its clusters")
 
@@ -134,20 +136,13 @@ class Columns(Section):
 
 
 class Deduplicate(Section):
-    """Drop instructions that repeat another: the same words, nearly the same words, or a near vector."""
+    """Drop instructions that repeat another: the same words, or others that ask the same and have the same answer."""
 
     type: Literal["deduplicate"] = "deduplicate"
     columns: Columns = Columns()
     keep: Literal["first", "longest", "best"] = key("first", "of alike rows; best: by `score_column`")
     score_column: Column = key("difficulty", "for keep=best: the column of a number")
-    words: Annotated[Words, Field(ge=1, le=32)] = key(3, "words of a shingle")
-    jaccard: PositiveShare | None = key(
-        0.8, "shared part of two rows' shingles from which they are alike; null: off"
-    )
-    cosine: Annotated[PositiveShare, Field(gt=0.5)] | None = key(
-        0.975, "cosine of two rows' vectors from which they are alike; null: off"
-    )
-    embedder: Embedder = HASHED
+    near: bool = key(True, "also those whose words differ in nothing of content; false: the same words alone")
 
 
 class Decontaminate(Section):
@@ -162,6 +157,9 @@ class Decontaminate(Section):
     length: Share = key(0.20, "difference of lengths up to which near ones count, of the longer", lt=1.0)
     least_words: Annotated[Words, Field(ge=1)] = key(5, "shorter questions are compared word by word alone")
     ngram: Annotated[Words, Field(ge=4, le=64)] = key(13, "words in a row that tell a question")
+    content: PositiveShare = key(
+        0.85, "part of two questions' words of content from which they are near, of the shorter one"
+    )
     overlap: PositiveShare = key(0.5, "part of a test item's n-grams from which a row holds the item")
     embedder: Embedder = HASHED
 

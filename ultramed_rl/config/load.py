@@ -21,12 +21,16 @@ from ultramed_rl.kinds import KINDS
 
 SamplingConfig = RunConfig | ContrastsConfig | EvaluateConfig | EngineConfig
 Config = TypeVar("Config", bound=Section, default=RunConfig)
-# Keys of older versions, and what they are called now.
-_RENAMED = {
-    "cluster.barriers": "cluster.sequential_phases",
-    "cluster.faults.fewer": "cluster.faults.allow_fewer_workers",
-    "cluster.faults.set_aside_share": "cluster.faults.max_failed_prompt_share",
-    "training.early": "training.overlap_training",
+# Keys of older versions, and what became of them.
+_FORMER = {
+    "cluster.barriers": "called cluster.sequential_phases now",
+    "cluster.faults.fewer": "called cluster.faults.allow_fewer_workers now",
+    "cluster.faults.set_aside_share": "called cluster.faults.max_failed_prompt_share now",
+    "training.early": "called training.overlap_training now",
+    **dict.fromkeys(
+        ("step.cosine", "step.jaccard", "step.words"), "replaced by step.near (true or false) now"
+    ),
+    "step.embedder": "which this step reads no more: remove it",
 }
 
 
@@ -45,8 +49,8 @@ def _explain(problem: Any, data: dict[str, Any], kind: type[Section]) -> Iterato
     key, section = _locate(kind, location, data, fault)
     value, context = problem.get("input"), problem.get("ctx", {})
     if fault == "extra_forbidden":
-        allowed, now = list(section.model_fields) if section else [], _RENAMED.get(key)
-        meant = guess(location[-1], allowed) if now is None else f", called {now} now"
+        allowed, now = list(section.model_fields) if section else [], _FORMER.get(key)
+        meant = guess(location[-1], allowed) if now is None else f", {now}"
         yield f"{key}: unknown key{meant} (allowed: {', '.join(allowed)})"
     elif fault == SECRET:
         yield f"{key}{context['place']}: {problem['msg']}"

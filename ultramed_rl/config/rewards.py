@@ -36,9 +36,12 @@ from ultramed_rl.config.limits import (
     Unique,
     Variable,
     WebAddress,
+    Words,
 )
 from ultramed_rl.config.models import Architecture, Precision
 from ultramed_rl.config.rounds import Optimization
+
+RAW = "raw"  # the column of rewards that `length_slope` has not been taken off
 
 
 def _not_zero(weight: float) -> float:
@@ -94,23 +97,37 @@ class LengthTerm(_Term):
             yield from order_rules(self, "low", "high")
 
 
-class FormatTerm(_Term):
-    """`passed` where the answer keeps every rule that is set, `failed` where it breaks one.
+class FormRules(Section):
+    """Exact rules of an answer's text, kept all or not. The patterns are Python's, searched for anywhere in the text."""
 
-    The patterns are Python's, searched for anywhere in the text.
-    """
+    must_match: Pattern | None = key(None, "a pattern that must be found")
+    must_not_match: Pattern | None = key(None, "a pattern that must not be found")
+    mentions: Pattern | None = key(
+        None,
+        "a pattern for words of the prompt's last message: the answer must hold one that it finds, whatever the case; "
+        "prompts without any keep the rule",
+    )
+    min_words: Words | None = key(None, "fewest words")
+    max_words: Words | None = key(None, "most words")
+    min_sentences: Words | None = key(None, "fewest whole sentences")
+    max_sentences: Words | None = key(None, "most sentences; one that stops without its sign breaks the rule")
+    ended: bool = key(False, "the answer must have ended by itself, not been cut off")
+
+    def problems(self) -> Iterator[str]:
+        if all(getattr(self, name) in (None, False) for name in FormRules.model_fields):
+            yield f"no rule; set one of {', '.join(FormRules.model_fields)}"
+        for low, high in (("min_words", "max_words"), ("min_sentences", "max_sentences")):
+            if None not in (getattr(self, low), getattr(self, high)):
+                yield from order_rules(self, low, high)
+
+
+class FormatTerm(FormRules, _Term):
+    """`passed` where the answer keeps every rule that is set, `failed` where it breaks one."""
 
     type: Literal["format"] = "format"
     name: TermName = "format"
-    must_match: Pattern | None = key(None, "a pattern that must be found")
-    must_not_match: Pattern | None = key(None, "a pattern that must not be found")
-    ended: bool = key(False, "the answer must have ended by itself, not been cut off")
     passed: Points = key(0.0, "score where every rule is kept")
     failed: Points = key(-1.0, "score where one is broken")
-
-    def problems(self) -> Iterator[str]:
-        if self.must_match is None and self.must_not_match is None and not self.ended:
-            yield "no rule; set must_match, must_not_match or ended"
 
 
 class HttpTerm(_Term):
@@ -199,6 +216,17 @@ class ContrastSampling(Section):
     calm_temperature: Temperature = key(0.3, "temperature of the answers preferred")
     wild_temperature: PositiveTemperature = key(1.3, "temperature of the incoherent ones")
     max_new_tokens: Tokens = key(64, "longest answer")
+    calm_answers: Annotated[Samples, Field(le=16)] = key(
+        2,
+        "calm answers per prompt; more make more contrasts of equal length, since one answer is cut to another's",
+    )
+
+    def problems(self) -> Iterator[str]:
+        if self.calm_answers > 1 and self.calm_temperature == 0.0:
+            yield (
+                f"calm_answers={self.calm_answers}: at calm_temperature=0 they are all alike; raise the temperature or set "
+                "calm_answers=1"
+            )
 
 
 class Contrast(ContrastSampling):
@@ -231,6 +259,11 @@ class Reward(Section):
     micro_batch_tokens: ReplicaTokens = 16384
     trust_remote_code: bool = key(False, "run Python code that comes with a reward model")
     architecture: Architecture | None = None
+    length_slope: Literal["fit"] | Points | None = key(
+        None,
+        "reward per token that is taken off every reward, so that length doesn't pay; fit: what the starting policy's answers "
+        "to held-out prompts show within prompts. Table column `raw` keeps the reward as it was",
+    )
 
     def problems(self) -> Iterator[str]:
         models = [name for name in ("path", "train", "ensemble") if getattr(self, name) is not None]
@@ -241,8 +274,8 @@ class Reward(Section):
                 "(train one in this run) must be set, or none of them beside reward.terms"
             )
         for name in names:
-            if name.startswith("model"):
-                yield f"terms: {name!r} is the name of a reward model's own column; choose another"
+            if name.startswith("model") or name == RAW:
+                yield f"terms: {name!r} is the name of a column of the reward's own; choose another"
         for name in repeated(names):
             yield f"terms: two are named {name!r}; give each a name of its own"
 

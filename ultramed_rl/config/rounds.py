@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ultramed_rl.config.base import Section, key, sample_rules
+from ultramed_rl.config.base import Section, key
 from ultramed_rl.config.limits import (
     Address,
     BatchSize,
@@ -20,10 +20,8 @@ from ultramed_rl.config.limits import (
     LearningRate,
     PositiveShare,
     PositiveTemperature,
-    Resamples,
     Samples,
     Share,
-    Temperature,
     Text,
     Tokens,
     TooLong,
@@ -134,18 +132,6 @@ class Checkpoints(Section):
         1,
         "after every so many rounds, and after the last; what is lost goes back to the last one and trains on the kept pairs",
     )
-
-
-class Evaluation(Section):
-    """Held-out evaluation of the starting policy and after rounds, with the same prompts and seeds each time."""
-
-    every: Few = key(1, "after every so many rounds, and after the last")
-    samples: Samples = key(1, "completions per held-out prompt")
-    temperature: Temperature | None = key(None, "null: that of sampling")
-    bootstrap: Resamples = key(2000, "paired bootstrap resamples")
-
-    def problems(self) -> Iterator[str]:
-        yield from sample_rules(self.samples, self.temperature)
 
 
 class Optimization(Section):

@@ -13,16 +13,17 @@ from pydantic import Field
 from ultramed_rl.config.base import Section, key
 from ultramed_rl.config.benchmarks import RoundBenchmarks, room_rules
 from ultramed_rl.config.cluster import Cluster, SamplingCluster
-from ultramed_rl.config.limits import Address, Few, FewOrZero, Label, Name, Seconds, Seed, Tag
+from ultramed_rl.config.judges import REWARD, Evaluation, Likeness, benchmark_rules
+from ultramed_rl.config.limits import Address, Few, FewOrZero, Label, Name, Seconds, Seed, Tag, TermName
 from ultramed_rl.config.models import LoRA, Model, ModelSettings, Reference
 from ultramed_rl.config.objectives import Objective
 from ultramed_rl.config.rewards import Reward
 from ultramed_rl.config.rounds import (
     Checkpoints,
-    Evaluation,
     Optimization,
     PairRule,
     Prompts,
+    QuestionSource,
     Sampling,
     Training,
 )
@@ -82,7 +83,27 @@ class Run(RunName):
         "1: a round's answers are sampled from the weights before the last round's training, while that goes "
         "on (one policy behind); engines and policy wait for each other once a round",
     )
-    keep_checkpoints: Few | None = key(None, "null: keep every round's")
+    keep_checkpoints: Few | None = key(
+        None,
+        "checkpoints of the last so many rounds, and the best one's where keep is best; null: every round's",
+    )
+    keep: Literal["best", "last"] = key(
+        "last",
+        "whose policy is the run's: the last round's, or that of the evaluated round that keep_by rates highest",
+    )
+    keep_by: TermName | None = key(None, "for keep=best: the name of one of evaluation.judges, or reward")
+    stop: Few | None = key(
+        None,
+        "end the run when the same judge has fallen, by its interval, in so many evaluated rounds in a row; null: never",
+    )
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if (self.keep == "best") != (self.keep_by is not None):
+            yield (
+                f"keep_by={self.keep_by}: goes with run.keep=best and is needed there, say run.keep_by=reward; here "
+                f"run.keep={self.keep}"
+            )
 
 
 class Tracking(Section):
@@ -135,7 +156,44 @@ class RunConfig(AnyConfig):
         yield from self._reference_and_lora_rules()
         yield from quantize_rules("policy", self.policy.lora, "policy", self.cluster.policy.zero_stage)
         yield from self._overlap_rules()
+        yield from self._judge_rules()
         yield from device_rules(self.cluster)
+
+    def _judge_rules(self) -> Iterator[str]:
+        """What ends a run early, or chooses its policy, goes by judges that there are and rounds whose policy is kept."""
+        yield from benchmark_rules(self.evaluation, self.benchmarks)
+        without = [
+            s for s in self.prompts.sources if isinstance(s, QuestionSource) and s.answer_column is None
+        ]
+        if len(without) == len(self.prompts.sources):
+            for judge in self.evaluation.judges:
+                if isinstance(judge, Likeness) and judge.to == "reference":
+                    yield (
+                        f"evaluation.judges: {judge.name!r} has to=reference, and no prompt has a reference answer; name its "
+                        "column in prompts.sources (answer_column), or use to=question"
+                    )
+        paths = [path for path in self.reward.paths if path is not None]
+        for judge in self.evaluation.models:
+            if judge.path in paths:
+                yield (
+                    f"evaluation.judges: {judge.name!r} has path={judge.path!r}, which is the reward's own: it would agree with "
+                    "itself; name another model, best of another family"
+                )
+        names, run = [judge.name for judge in self.evaluation.judges], self.run
+        if run.keep_by not in (None, REWARD, *names):
+            yield f"run.keep_by={run.keep_by!r}: must be one of {', '.join([REWARD, *names])}; name one of evaluation.judges"
+        if run.stop is not None and not names:
+            yield f"run.stop={run.stop}: no judge can fall; add one to evaluation.judges, or set run.stop=null"
+        chosen = [
+            f"run.{name}={getattr(run, name)}"
+            for name in ("keep", "stop")
+            if getattr(run, name) not in ("last", None)
+        ]
+        if chosen and self.evaluation.every % self.checkpoint.every:
+            yield (
+                f"checkpoint.every={self.checkpoint.every}: {' and '.join(chosen)} may take the policy of any evaluated round "
+                f"(evaluation.every={self.evaluation.every}); use checkpoint.every=1, or a divisor of evaluation.every"
+            )
 
     def _objective_rules(self) -> Iterator[str]:
         objective = self.objective

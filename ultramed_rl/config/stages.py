@@ -229,6 +229,10 @@ class EvaluateConfig(AnyConfig):
             if self.prompts is not None:
                 yield "reward: required where prompts are set; name what scores their answers"
             return
+        if self.reward.length_slope == "fit":
+            yield (
+                "reward.length_slope='fit': an online run fits it; give the number that one has found (initial/length.json)"
+            )
         if self.reward.train is not None:
             yield "reward.train: an evaluation trains nothing; name a trained model in reward.path"
         if self.prompts is None and "self_consistency" not in self._protocols:

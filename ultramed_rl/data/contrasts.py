@@ -4,26 +4,38 @@ A small policy can't be asked which of two answers is medically right: at 135M p
 and a reward model of the same size wouldn't learn it from a few hundred pairs. What it can both judge and
 improve is whether an answer is coherent, whether it comes to an end, and whether it is about the question:
 
-    coherent   an answer sampled at low temperature        over  one sampled at high temperature
-    complete   an answer that ended by itself              over  its own first 30-80 %, cut off
-    on_topic   an answer                                   over  the answer to another prompt
-    correct    a vignette's right final answer             over  the same sentence with a wrong letter
+    coherent   an answer sampled at low temperature     over  one sampled at high temperature
+    complete   an answer, or its first sentences        over  the beginning of a longer answer to the same prompt, cut off
+    on_topic   an answer                                over  the answer to another prompt
+    correct    a vignette's right final answer          over  the same sentence with a wrong letter
 
 Each pair differs in one respect, so held-out accuracy by kind says what the reward model has learnt; expect
-`correct` near one half. All is pure and seeded by prompt: the same answers give the same pairs.
+`correct` near one half. Length is no such respect: a policy would soon learn that it pays. So
+
+    coherent   both ended with as many tokens, or both are cut to those of the shorter
+    complete   the cut one has as many tokens as the whole one
+    on_topic   prompts are matched two by two by their answers' lengths, and each loses to the other
+    correct    the wrong letter whose sentence is nearest in length
+
+and of pairs that are still of different length as many have the longer side chosen as rejected (`balance_lengths`).
+All is pure and seeded by prompt: the same answers give the same pairs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ultramed_rl.data.vignettes import answer_sentence, read_letter, read_options
 from ultramed_rl.learning.seeds import seeded_number
 from ultramed_rl.records import Completion, Message, PreferenceGroup, Prompt
+from ultramed_rl.token_ids import TokenIds
 
+_FEWEST = 4  # tokens in which coherence shows
 KINDS = ("coherent", "complete", "on_topic", "correct")
-CUT_LOW, CUT_HIGH = 0.3, 0.8  # share of the tokens that a cut answer keeps
+# A mark after three letters or a bracket and before a space: neither "2.5" nor "e.g." nor "Dr." nor the "1." of a list ends one.
+_SENTENCE_END = re.compile(r"(?<=[^\W\d]{3}|[^\W\d]{2}[)\"'’”])[.!?][\"')’”]?(?=\s|$)")
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,44 @@ class Texts:
     encode: Callable[[Sequence[Message], str], list[int]]  # an answer to a chat, with its end of turn
     decode: Callable[[Sequence[int]], str]
     end_token: int
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """A sampled answer without its end of turn."""
+
+    completion: Completion
+    body: Sequence[int]
+    texts: Texts
+
+    @classmethod
+    def of(cls, completion: Completion, texts: Texts) -> _Answer:
+        ids = completion.token_ids
+        return cls(completion, ids[:-1] if ids and ids[-1] == texts.end_token else ids, texts)
+
+    @property
+    def finished(self) -> bool:
+        return self.completion.finish_reason == "stop" and bool(self.completion.text.strip())
+
+    def cut(self, tokens: int) -> Completion:
+        """So many tokens of it, without an end."""
+        return self._part(self.body[:tokens], "length")
+
+    def ended(self, tokens: int) -> Completion:
+        """So many tokens of it, and an end after them."""
+        whole = self.finished and tokens == len(self.body)
+        return self.completion if whole else self._part((*self.body[:tokens], self.texts.end_token), "stop")
+
+    def sentence_ends(self) -> list[int]:
+        """How many tokens its beginnings have that end with a sentence, shortest first; of a finished answer itself too."""
+        ends = {found.end() for found in _SENTENCE_END.finditer(self.texts.decode(self.body))}
+        counts = range(1, len(self.body) + 1)
+        found = [n for n in counts if len(self.texts.decode(self.body[:n]).rstrip()) in ends]
+        return sorted({*found, len(self.body)}) if self.finished else found
+
+    def _part(self, tokens: Sequence[int], reason: str) -> Completion:
+        text = self.texts.decode([t for t in tokens if t != self.texts.end_token])
+        return replace(self.completion, text=text, token_ids=TokenIds(tokens), finish_reason=reason)
 
 
 def build_contrasts(
@@ -45,35 +95,47 @@ def build_contrasts(
 ) -> list[PreferenceGroup]:
     """All contrasts, prompt by prompt in the order of KINDS, as pairs whose prompt carries the kind.
 
-    `calm` and `wild` hold one completion per prompt, at low and high temperature. Only calm answers that
-    stopped by themselves and aren't empty are preferred. Identical or repeated pairs are left out.
+    `calm` and `wild` hold one completion or more of each prompt, at low and high temperature. An answer that was cut off is
+    never preferred to one that ended. Identical pairs are left out.
 
     Raises:
-        ValueError: a prompt without its two answers, or no calm answer that can be preferred.
+        ValueError: a prompt without calm or wild answers, or no calm answer that ended.
     """
     ids = [prompt.prompt_id for prompt in prompts]
-    calm_by_id, wild_by_id = (_by_prompt(ids, calm, "calm"), _by_prompt(ids, wild, "wild"))
-    finished = {i: c for i, c in calm_by_id.items() if c.finish_reason == "stop" and c.text.strip()}
-    if not finished:
+    calm_by_id, wild_by_id = (
+        _by_prompt(ids, answers, name, texts) for answers, name in ((calm, "calm"), (wild, "wild"))
+    )
+    if not any(answer.finished for answers in calm_by_id.values() for answer in answers):
         raise ValueError(
-            f"contrasts: none of {len(ids)} calm answers ended by itself; raise reward.train.data."
+            f"contrasts: none of {len(calm)} calm answers ended by itself; raise reward.train.data."
             "max_new_tokens, or ask for shorter answers in prompts.suffix"
         )
-    # Every prompt's stranger is the next in a seeded circle, so nobody meets itself unless it is alone.
-    circle = sorted(finished, key=lambda i: seeded_number(seed, "on_topic", i))
-    strangers = dict(zip(circle, circle[1:] + circle[:1], strict=True))
-    # Messages are dicts, so a Prompt has no hash; its id stands for it.
-    unique: dict[tuple[object, ...], PreferenceGroup] = {}
+    strangers, pairs = _strangers(calm_by_id, seed), list[PreferenceGroup]()
     for prompt in prompts:
-        answer = finished.get(prompt.prompt_id)
-        pairs = list(_correct(prompt, texts, seed))
-        if answer is not None:
-            stranger = finished[strangers[prompt.prompt_id]]
-            pairs = [*_of_answer(prompt, answer, wild_by_id[prompt.prompt_id], stranger, texts, seed), *pairs]
-        for pair in pairs:
-            if pair.chosen.token_ids != pair.rejected.token_ids:
-                unique[prompt.prompt_id, pair.chosen.token_ids, pair.rejected.token_ids] = pair
-    return list(unique.values())
+        name = prompt.prompt_id
+        sides = [
+            ("coherent", _coherent(calm_by_id[name], wild_by_id[name])),
+            ("complete", _complete(calm_by_id[name])),
+            ("on_topic", strangers.get(name)),
+            ("correct", _correct(prompt, texts, seed)),
+        ]
+        pairs += [_contrast(prompt, *both, kind) for kind, both in sides if both is not None]
+    distinct = [p for p in pairs if p.chosen.text.strip() != p.rejected.text.strip()]
+    kept = {
+        p.group_id for kind in KINDS for p in balance_lengths([p for p in distinct if p.prompt.kind == kind])
+    }
+    return [pair for pair in distinct if pair.group_id in kept]
+
+
+def balance_lengths(pairs: Sequence[PreferenceGroup]) -> list[PreferenceGroup]:
+    """Without as many pairs as keep length from telling which side is chosen: those of equal length stay, and of the others
+    as many whose chosen side is the longer as the shorter, those nearest in length."""
+    gaps = [len(p.chosen.token_ids) - len(p.rejected.token_ids) for p in pairs]
+    places = sorted(range(len(pairs)), key=lambda i: abs(gaps[i]))
+    longer, shorter = [i for i in places if gaps[i] > 0], [i for i in places if gaps[i] < 0]
+    count = min(len(longer), len(shorter))
+    left_out = {*longer[count:], *shorter[count:]}
+    return [pair for i, pair in enumerate(pairs) if i not in left_out]
 
 
 def split_contrasts(
@@ -99,46 +161,88 @@ def split_contrasts(
     return training, [c for c in contrasts if c.prompt.prompt_id in chosen]
 
 
-def _by_prompt(ids: Sequence[str], completions: Sequence[Completion], name: str) -> dict[str, Completion]:
-    by_id = {c.prompt_id: c for c in completions}
-    if len(completions) != len(ids) or by_id.keys() != set(ids):
+def _by_prompt(
+    ids: Sequence[str], completions: Sequence[Completion], name: str, texts: Texts
+) -> dict[str, list[_Answer]]:
+    by_id: dict[str, list[_Answer]] = {i: [] for i in ids}
+    for completion in completions:
+        by_id.setdefault(completion.prompt_id, []).append(_Answer.of(completion, texts))
+    if len(by_id) != len(ids) or not all(by_id.values()):
+        given = sum(map(bool, by_id.values()))
         raise ValueError(
-            f"contrasts: {len(completions)} {name} answers of {len(by_id)} prompts for {len(ids)} prompts; "
-            "give each prompt exactly one"
+            f"contrasts: {len(completions)} {name} answers of {given} prompts for {len(ids)} prompts; "
+            "give each prompt one at least"
         )
-    return {i: by_id[i] for i in ids}
+    return by_id
 
 
-def _of_answer(
-    prompt: Prompt, answer: Completion, wild: Completion, stranger: Completion, texts: Texts, seed: int
-) -> Iterator[PreferenceGroup]:
-    """The contrasts with a calm answer as the better one."""
-    if wild.token_ids and wild.text.strip() != answer.text.strip():
-        yield _contrast(prompt, answer, wild, "coherent")
-    ended = answer.token_ids[-1] == texts.end_token
-    body = answer.token_ids[:-1] if ended else answer.token_ids
-    if len(body) >= 2:
-        share = CUT_LOW + (CUT_HIGH - CUT_LOW) * seeded_number(seed, "complete", prompt.prompt_id) / 2**64
-        part = body[: min(max(round(share * len(body)), 1), len(body) - 1)]
-        cut = replace(answer, text=texts.decode(part), token_ids=part, finish_reason="length")
-        yield _contrast(prompt, answer, cut, "complete")
-    if stranger.text.strip() != answer.text.strip():
-        yield _contrast(prompt, answer, stranger, "on_topic")
+_Sides = tuple[Completion, Completion]  # the better one first
 
 
-def _correct(prompt: Prompt, texts: Texts, seed: int) -> Iterator[PreferenceGroup]:
+def _coherent(calm: Sequence[_Answer], wild: Sequence[_Answer]) -> _Sides | None:
+    """Two answers that ended with equally many tokens; else the two with most to compare, cut to the shorter one."""
+    both = [(c, w) for c in calm for w in wild if c.completion.text.strip()]
+    for c, w in both:
+        if c.finished and w.finished and len(c.body) == len(w.body):
+            return c.completion, w.completion
+    cuts = [(min(len(c.body), len(w.body)), c, w) for c, w in both]
+    tokens, c, w = max(cuts, key=lambda cut: cut[0], default=(0, calm[0], wild[0]))
+    return (c.cut(tokens), w.cut(tokens)) if tokens >= _FEWEST else None
+
+
+def _complete(calm: Sequence[_Answer]) -> _Sides | None:
+    """Whole sentences with their end, and equally many tokens of an answer that goes on; the longest that there are."""
+    ends = [(answer, answer.sentence_ends()) for answer in calm]
+    # The end of turn is a token too: the other one has a token more of its text.
+    fitting = [
+        (n, whole, other)
+        for whole, of_whole in ends
+        for other, of_other in ends
+        for n in of_whole
+        if n - 1 not in of_whole  # as where a line ends after the sentence
+        and n + 1 <= len(other.body)
+        and n + 1 not in of_other
+    ]
+    for n, whole, other in sorted(fitting, key=lambda found: -found[0]):
+        sides = whole.ended(n), other.cut(n + 1)
+        if len({side.text.strip() for side in sides}) == 2:
+            return sides
+    return None
+
+
+def _strangers(calm: Mapping[str, Sequence[_Answer]], seed: int) -> dict[str, _Sides]:
+    """Each prompt's first finished answer over that of another prompt: the nearest in length two and two, so that all that
+    one side has more the other has more elsewhere. One may be left over."""
+    own = {name: next((a.completion for a in answers if a.finished), None) for name, answers in calm.items()}
+    finished = {name: answer for name, answer in own.items() if answer is not None}
+    order = sorted(finished, key=lambda n: (len(finished[n].token_ids), seeded_number(seed, "on_topic", n)))
+    sides: dict[str, _Sides] = {}
+    while order:
+        name = order.pop(0)
+        text = finished[name].text.strip()
+        other = next((n for n in order if finished[n].text.strip() != text), None)
+        if other is not None:
+            order.remove(other)
+            sides[name], sides[other] = (finished[name], finished[other]), (finished[other], finished[name])
+    return sides
+
+
+def _correct(prompt: Prompt, texts: Texts, seed: int) -> _Sides | None:
     letter = read_letter(prompt.answer) if prompt.kind == "vignette" and prompt.answer else None
     options = read_options(prompt.messages[-1]["content"])
     wrong = [other for other in options if other != letter]
-    if letter in options and wrong:
-        other = wrong[seeded_number(seed, "correct", prompt.prompt_id) % len(wrong)]
-        sentences = [answer_sentence(options, one) for one in (letter, other)]
-        encoded = [tuple(texts.encode(prompt.messages, text)) for text in sentences]
-        right, wrong_one = (
-            Completion(prompt.prompt_id, 0, text, ids, "reference", 0.0, 0)
-            for text, ids in zip(sentences, encoded, strict=True)
-        )
-        yield _contrast(prompt, right, wrong_one, "correct")
+    if letter not in options or not wrong:
+        return None
+
+    def says(option: str) -> Completion:
+        text = answer_sentence(options, option)
+        ids = TokenIds(texts.encode(prompt.messages, text))
+        return Completion(prompt.prompt_id, 0, text, ids, "reference", 0.0, 0)
+
+    right = says(letter)
+    first = seeded_number(seed, "correct", prompt.prompt_id) % len(wrong)
+    others = [says(option) for option in wrong[first:] + wrong[:first]]
+    return right, min(others, key=lambda other: abs(len(other.token_ids) - len(right.token_ids)))
 
 
 def _contrast(prompt: Prompt, chosen: Completion, rejected: Completion, kind: str) -> PreferenceGroup:

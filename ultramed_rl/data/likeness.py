@@ -1,6 +1,10 @@
-"""What a question asks, by the structure of its text, and when two are alike: by their words, or nearly so.
+"""What a question asks, by the structure of its text, and when two ask the same: one rule for training data and evaluations.
 
-One rule for training data and for evaluations.
+text --> stem | options --> words without signs: the key of equal texts
+                        --> words that carry content, each with its role --> what is in one text and not in the other
+
+Two texts are near by what no word list knows, and differ by what carries content: a number, a negation, a name, a
+letter. So a near pair is a candidate alone, and the same question if nothing of content is left over.
 """
 
 from __future__ import annotations
@@ -10,14 +14,20 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from string import ascii_uppercase
 
 import numpy as np
 
+from ultramed_rl.data.content import Content, is_telling, left_over, read_content, same_content, same_weak
 from ultramed_rl.data.vignettes import last_run
 
 Embed = Callable[[Sequence[str]], np.ndarray]  # texts to float32 unit vectors [n, d]
 TELLING_WORDS = 13  # so many equal words in a row are no chance (GPT-3, arXiv 2005.14165, appendix C)
 _OPTION = re.compile(r"[\s*>-]*\(?([A-Z])\s*[.):]\s*(\S.*)")
+_ENDING = re.compile(r"(?<=...)(?:ies|es|ed|ing|ment|ation|ion|ly|al|s|e|y)$")
+_FEW = 2  # words of content, beside which what is asked of them counts
+_TELLING_CONTENT = 8  # words of content that don't come together by chance
+_OTHER_MARK = re.compile(r"([\s*>-]*\(?)([a-z]|\d\d?)(?=\s*[.):]\s*\S)")
 _LABEL = re.compile(
     r"^[ \t]*(?:question|context|abstract|passage|options|choices|answer)[ \t]*(?:\(?\d+\)?)?[ \t]*:",
     re.IGNORECASE | re.MULTILINE,
@@ -43,32 +53,62 @@ def read_words(text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Stem:
-    """What a text asks: the text without labels and options, its words in plain form, its options in such."""
+    """What a text asks: the text without labels and options, its words in plain form, the options' texts."""
 
     text: str
     words: tuple[str, ...]
-    options: frozenset[str]
+    choices: tuple[str, ...]
+    answer: str = ""  # the text of the right option, or a short answer; empty where unknown
 
     @cached_property
     def key(self) -> str:
         """The words as one text."""
         return " ".join(self.words)
 
+    @cached_property
+    def options(self) -> frozenset[str]:
+        """The options in plain form."""
+        return frozenset(" ".join(read_words(option)) for option in self.choices)
 
-def read_stem(text: str) -> Stem:
+    @cached_property
+    def content(self) -> Content:
+        """What the stem says."""
+        return read_content(self.text)
+
+    @cached_property
+    def option_contents(self) -> tuple[Content, ...]:
+        """What each option says."""
+        return tuple(map(read_content, self.choices))
+
+
+def read_stem(text: str, answer: str | None = None) -> Stem:
     """The stem of a question.
 
-    Its last run of lines A., B., ... are the options. What comes after them, if it is shorter than what comes
+    Its last run of lines A., B., ... (a, 1) are the options. What comes after them, if it is shorter than what comes
     before, asks for the form of the answer and goes too; context before the question stays.
     """
     lines = text.splitlines()
-    run = last_run(lines, _OPTION, over="blank", least=2)
+    run = last_run(list(map(_with_letter, lines)), _OPTION, over="blank", least=2)
     options = run.texts
     before, after = "\n".join(lines[: run.start]), "\n".join(lines[run.end :])
     if not options or len(read_words(after)) >= len(read_words(before)):
         before, options = text, ()
     stem = _LABEL.sub("", before).strip()
-    return Stem(stem, read_words(stem), frozenset(" ".join(read_words(option)) for option in options))
+    answer = (answer or "").strip()
+    if len(answer) == 1 and answer in ascii_uppercase[: len(options)]:
+        answer = options[ascii_uppercase.index(answer)]
+    return Stem(stem, read_words(stem), tuple(options), answer)
+
+
+def _with_letter(line: str) -> str:
+    """A line "b) ..." or "2. ..." with a capital letter for its mark."""
+    match = _OTHER_MARK.match(line)
+    if (
+        not match
+        or not 0 <= (place := int(match[2]) - 1 if match[2].isdigit() else ord(match[2]) - ord("a")) < 26
+    ):
+        return line
+    return f"{match[1]}{ascii_uppercase[place]}{line[match.end() :]}"
 
 
 @dataclass(frozen=True)
@@ -99,10 +139,58 @@ def equal_keys(prompt: Stem) -> Iterator[str]:
                 yield " ".join(words)
 
 
-def same_question(item: Stem, prompt: Stem) -> bool:
-    """Whether a likeness counts: a short stem says too little where both have options and none in common."""
+def options_meet(item: Stem, prompt: Stem) -> bool:
+    """Whether a likeness of words counts: a short stem says too little where both have options and none in common."""
     telling = len(item.words) >= TELLING_WORDS or not (item.options and prompt.options)
     return telling or bool(item.options & prompt.options)
+
+
+def same_question(a: Stem, b: Stem) -> bool:
+    """Whether two texts ask the same: they differ in nothing that carries content, offer the same options, and have the
+    same answer where both are known.
+
+    Inflection, one slip in a word, spelling, words of grammar and asking, saying twice, order, names and order of options
+    don't count; numbers, signs, letters, negations, names and who does what to whom do. Where options and answer are
+    the same, one text may have up to a sixth more words than the other.
+    """
+    if len(a.choices) != len(b.choices):
+        return False
+    known = a.answer and b.answer
+    if not same_content(a.content, b.content, 6 if a.choices and known else None):
+        return False
+    few = min(len(set(a.content.words)), len(set(b.content.words))) <= _FEW
+    if few and not a.choices and not same_weak(a.content, b.content):
+        return False
+    theirs = list(b.option_contents)
+    for choice in a.option_contents:
+        twin = next((other for other in theirs if same_content(choice, other, 1)), None)
+        if twin is None:
+            return False
+        theirs.remove(twin)
+    return not known or same_content(read_content(a.answer), read_content(b.answer))
+
+
+def shared_content(a: Stem, b: Stem) -> float:
+    """The part of the content of two texts that is in both, 0 to 1: of the shorter one, as a cut text is the question still.
+
+    Short texts are another question by one word: 0 where each says what the other doesn't, or one has a number, sign, letter
+    or negation more; else the part of the longer one.
+    """
+    if not (a.content.words and b.content.words):
+        return 0.0
+    only = left_over(a.content, b.content)[:2]
+    sizes = [len(set(stem.content.words)) for stem in (a, b)]
+    shares = [1.0 - len(set(more)) / size for more, size in zip(only, sizes, strict=True)]
+    if min(sizes) >= _TELLING_CONTENT:
+        return max(shares)
+    return 0.0 if all(only) or any(map(is_telling, [*only[0], *only[1]])) else min(shares)
+
+
+def content_marks(*contents: Content) -> list[str]:
+    """Parts of words of content, by which texts are looked up that may ask the same: a word's beginning and its end, of
+    which a slip or another form leaves one."""
+    words = [word for content in contents for word in content.words]
+    return [part for word in words for part in {word[:4], _ENDING.sub("", word)[-4:]}]
 
 
 def check_unit_vectors(vectors: np.ndarray, texts: int) -> np.ndarray:

@@ -28,8 +28,8 @@ from ultramed_rl.data.likeness import (
     Stem,
     check_unit_vectors,
     equal_keys,
+    options_meet,
     read_stem,
-    same_question,
 )
 from ultramed_rl.data.sources import read_rows
 from ultramed_rl.evaluation.items import Item
@@ -274,7 +274,7 @@ class _Search:
                 item = self._items[place].words
                 if words[start : start + len(item)] == item:
                     places.add(place)
-        return {place for place in places if same_question(self._items[place], prompt)}
+        return {place for place in places if options_meet(self._items[place], prompt)}
 
     def _keep(self, place: int, prompt: TrainedPrompt, kind: Kind, distance: float) -> None:
         before = self._best.get((place, prompt.role))
@@ -298,7 +298,7 @@ class _Search:
         vectors = self._vectors([stems[number].text for number in rows])
         lengths = np.array([len(stems[number].key) for number in rows])
         for row, place, distance in self._near.pairs(vectors, lengths):
-            if same_question(self._items[place], stems[rows[row]]):
+            if options_meet(self._items[place], stems[rows[row]]):
                 self._keep(place, prompts[rows[row]], "near", distance)
 
     def _vectors(self, texts: list[str]) -> np.ndarray:

@@ -7,7 +7,7 @@ from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from itertools import zip_longest
+from itertools import combinations, zip_longest
 from pathlib import Path
 from statistics import fmean
 
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ultramed_rl.evaluation.statistics import Interval, paired_bootstrap, summarize, win_rate
+from ultramed_rl.learning.length import LengthFit
 from ultramed_rl.records import PreferenceGroup, Prompt, ScoredCompletion, SelectionAudit
 from ultramed_rl.store.shards import read_columns, shard_files
 
@@ -39,23 +40,24 @@ class AnswerMetrics:
 
     def add(self, scored: Iterable[ScoredCompletion]) -> int:
         """These too; returns their tokens, those of the data's own answers among them."""
-        tokens = finished = empty = non_finite = 0
+        tokens, counts = 0, self._counts
         for item in scored:
-            completion, length = item.completion, len(item.completion.token_ids)
+            completion, reason = item.completion, item.completion.finish_reason
+            length = len(completion.token_ids)
             tokens += length
-            if completion.finish_reason != "reference":
+            if reason != "reference":
                 self._lengths.append(length)
-                finished += completion.finish_reason == "stop"
-                empty += not completion.text or completion.text.isspace()
+                counts[reason] += 1
+                if not completion.text or completion.text.isspace():
+                    counts["empty"] += 1
             if math.isfinite(item.reward):
                 self._rewards.append(item.reward)
             else:
-                non_finite += 1
+                counts["non_finite"] += 1
             for name, value in item.terms.items():
                 if math.isfinite(value):
                     self._terms[name] += value
                     self._termed[name] += 1
-        self._counts.update(finished=finished, empty=empty, non_finite=non_finite)
         return tokens
 
     def metrics(self) -> dict[str, float]:
@@ -66,7 +68,7 @@ class AnswerMetrics:
             "tokens": sum(self._lengths),
             "length_mean": lengths.mean,
             "length_p90": lengths.p90,
-            "finished_share": self._counts["finished"] / lengths.count,
+            "finished_share": self._counts["stop"] / lengths.count,
             "empty_share": self._counts["empty"] / lengths.count,
             "reward_mean": rewards.mean,
             "reward_std": rewards.std,
@@ -82,30 +84,36 @@ class RoundMetrics:
     """A round's scored answers and pairs, as metrics."""
 
     def __init__(self) -> None:
-        self.answers = AnswerMetrics()
+        self.answers, self.length = AnswerMetrics(), LengthFit()
         self._sums: Counter[str] = Counter()
         self._margins, self._version = 0.0, math.inf
 
     def add_answers(self, prompt: Prompt, scored: Sequence[ScoredCompletion]) -> None:
         """A prompt's scored answers."""
         self._sums["tokens_scored"] += len(prompt.token_ids) + self.answers.add(scored)
+        self.length.add_answers(scored)
         self._version = min(self._version, scored[0].completion.policy_version)
 
     def add_pair(self, pair: PreferenceGroup) -> None:
         """What was chosen of them."""
+        sums = self._sums
+        sums["pairs"] += 1
         self._margins += pair.margin
-        chosen, rejected = len(pair.chosen.token_ids), len(pair.rejected.token_ids)
-        self._sums.update(pairs=1, chosen=chosen, rejected=rejected, tokens_reference=pair.packed_tokens)
+        sums["chosen"] += len(pair.chosen.token_ids)
+        sums["rejected"] += len(pair.rejected.token_ids)
+        sums["tokens_reference"] += pair.packed_tokens
 
     def metrics(self, audit: SelectionAudit) -> dict[str, float]:
         """What selection kept and dropped, the reward margin, and the lengths of both sides; there are pairs.
 
         `tokens_scored` and `tokens_reference` are what reward models and reference read: each prompt once. `policy_version`
-        is the oldest that an answer is of.
+        is the oldest that an answer is of. `length_correlation` is that of reward and tokens within prompts, -1 to 1; NaN
+        where one never varies.
         """
         sums = self._sums
         return {
             **self.answers.metrics(),
+            "length_correlation": self.length.correlation,
             "policy_version": self._version,
             "pairs": sums["pairs"],
             **{f"pairs_{name}": float(value) for name, value in asdict(audit).items() if name != "pairs"},
@@ -161,11 +169,15 @@ def token_rates(metrics: Mapping[str, float], seconds: Mapping[str, float]) -> d
 
 def prompt_means(scored: Iterable[ScoredCompletion]) -> dict[str, float]:
     """Mean of the finite rewards of each prompt's completions; NaN for a prompt without any."""
+    return means_by_prompt((item.completion.prompt_id, item.reward) for item in scored)
+
+
+def means_by_prompt(values: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """The mean of each prompt's finite values; NaN for a prompt without any."""
     by_prompt: dict[str, list[float]] = {}
-    for item in scored:
-        finite = [item.reward] if math.isfinite(item.reward) else []
-        by_prompt.setdefault(item.completion.prompt_id, []).extend(finite)
-    return {prompt: fmean(rewards) if rewards else math.nan for prompt, rewards in by_prompt.items()}
+    for prompt, value in values:
+        by_prompt.setdefault(prompt, []).extend([value] if math.isfinite(value) else [])
+    return {prompt: fmean(finite) if finite else math.nan for prompt, finite in by_prompt.items()}
 
 
 def compare(
@@ -175,7 +187,52 @@ def compare(
 
     Prompts without a finite reward on both sides cannot be compared; `reward_non_finite` counts such rewards.
     """
+    first, second = _comparable(before, after)
+    return paired_bootstrap(first, second, resamples, seed), win_rate(first, second)
+
+
+def change_metrics(
+    before: Mapping[str, float], after: Mapping[str, float], resamples: int, seed: int
+) -> dict[str, float]:
+    """`compare` as metrics, with the number of prompts compared; nothing of a measure that has no finite value in common."""
+    prompts = len(_comparable(before, after)[0])
+    if not prompts:
+        return {}
+    change, wins = compare(before, after, resamples, seed)
+    bounds = {"change": change.mean, "change_low": change.low, "change_high": change.high}
+    return {**bounds, "win_rate": wins, "prompts": float(prompts)}
+
+
+def judge_metrics(
+    name: str, before: Mapping[str, float], after: Mapping[str, float], resamples: int, seed: int
+) -> dict[str, float]:
+    """A judge's mean by prompt or item and its change from the start, under its name."""
+    found = change_metrics(before, after, resamples, seed)
+    if found:
+        found["mean"] = fmean(value for value in after.values() if math.isfinite(value))
+    return {f"judge_{name}_{key}": value for key, value in found.items()}
+
+
+def _comparable(before: Mapping[str, float], after: Mapping[str, float]) -> tuple[list[float], list[float]]:
     assert before.keys() == after.keys(), "evaluations of different prompts"
     prompts = sorted(p for p in before if math.isfinite(before[p]) and math.isfinite(after[p]))
-    first, second = [before[p] for p in prompts], [after[p] for p in prompts]
-    return paired_bootstrap(first, second, resamples, seed), win_rate(first, second)
+    return [before[p] for p in prompts], [after[p] for p in prompts]
+
+
+def agreement(scores: Iterable[Iterable[tuple[float, float]]]) -> float:
+    """Of all pairs of answers to the same prompt the share that two measures order alike.
+
+    Args:
+        scores: of each prompt its answers' (reward, judge's score).
+
+    Pairs that the reward or anyone's missing number does not order are left out; a tie of the judge counts a half, so that
+    1/2 is what chance gives. NaN without a pair.
+    """
+    alike = pairs = 0.0
+    for answers in scores:
+        known = [answer for answer in answers if all(map(math.isfinite, answer))]
+        for (reward, score), (other, others) in combinations(known, 2):
+            if reward != other:
+                pairs += 1
+                alike += 0.5 if score == others else (score > others) == (reward > other)
+    return alike / pairs if pairs else math.nan

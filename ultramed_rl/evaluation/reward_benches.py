@@ -147,6 +147,19 @@ def score_group(group: PreferenceGroup, rewards: Sequence[float]) -> ScoredPair:
     )
 
 
+def length_alone(pairs: Sequence[PreferenceGroup]) -> dict[str, float]:
+    """The share that length alone gets right of each subset and in each average, as the benchmark counts: by the better of two
+    rules, the longer answer and the shorter one."""
+    found: dict[str, float] = {}
+    for sign in (1.0, -1.0):
+        judged = [score_group(pair, [sign * len(a.token_ids) for a in pair.completions]) for pair in pairs]
+        subsets = score_subsets(judged, {})
+        shares = {s.subset: s.right / s.pairs for s in subsets}
+        shares |= {average.name: average.accuracy for average in average_subsets(subsets, judged)}
+        found = {name: max(share, found.get(name, 0.0)) for name, share in shares.items()}
+    return found
+
+
 def known_subset(name: str) -> str:
     """A benchmark's own spelling of its subset; any other name as it is."""
     return _BY_FOLDED.get(name.casefold(), name)

@@ -64,13 +64,61 @@ def paired_bootstrap(before: Sequence[float], after: Sequence[float], resamples:
     if resamples < 1:
         raise ValueError(f"resamples={resamples}: must be at least 1")
     old, new = _paired(before, after)
-    differences = new - old
-    dice, items = np.random.default_rng(seed), len(differences)
+    means = _resampled_means(new - old, resamples, np.random.default_rng(seed))
+    return _percentiles(float((new - old).mean()), means)
+
+
+def seeds_bootstrap(
+    runs: Sequence[Sequence[float]],
+    resamples: int,
+    seed: int,
+    *,
+    less: Sequence[Sequence[float]] | None = None,
+) -> Interval:
+    """The mean over runs of one config that differ in their seed, each run's own mean counting alike, with a percentile interval
+    of the hierarchical bootstrap (Davison and Hinkley 1997, section 3.8): runs are drawn, then within each drawn one its items.
+
+    One run's interval over items says how much these items tell of this run. It is blind to training's own chance, which this
+    one holds too. Few runs make it too narrow: by a factor of about sqrt(1 - 1/n), 0.82 at three, 0.71 at two.
+
+    Args:
+        runs: of each its items, as the reward's change by prompt; their number may differ, and be one.
+        less: other runs, whose mean is taken off: the difference of two configs.
+
+    Raises:
+        ValueError: fewer than two runs, one without items, or a number that isn't finite.
+    """
+    if resamples < 1:
+        raise ValueError(f"resamples={resamples}: must be at least 1")
+    dice, mean, draws = np.random.default_rng(seed), 0.0, np.zeros(resamples)
+    for sign, of in ((1.0, runs), (-1.0, less or ())):
+        if len(of) < 2 and (sign > 0 or less is not None):
+            raise ValueError(
+                f"{len(of)} runs: says nothing of what another seed would give; needs two at least"
+            )
+        drawn = dice.integers(max(1, len(of)), size=(resamples, len(of)))
+        for place, values in enumerate(map(_finite, of)):
+            if not len(values):
+                raise ValueError(f"run {place}: 0 items, needs at least one")
+            means = np.zeros(drawn.shape)
+            means[drawn == place] = _resampled_means(values, int((drawn == place).sum()), dice)
+            draws += sign * means.sum(axis=1) / len(of)
+            mean += sign * float(values.mean()) / len(of)
+    return _percentiles(mean, draws)
+
+
+def _resampled_means(values: np.ndarray, resamples: int, dice: np.random.Generator) -> np.ndarray:
+    """The means of so many samples of the values with replacement, each as large as they are."""
+    items = len(values)
     together = max(1, _DRAWS // items)  # resamples: of many items, all draws would be gigabytes
     sizes = [min(together, resamples - done) for done in range(0, resamples, together)]
-    means = [differences[dice.integers(items, size=(size, items))].mean(axis=1) for size in sizes]
-    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
-    return Interval(float(differences.mean()), float(low), float(high))
+    means = [values[dice.integers(items, size=(size, items))].mean(axis=1) for size in sizes]
+    return np.concatenate(means) if means else np.zeros(0)
+
+
+def _percentiles(mean: float, draws: np.ndarray) -> Interval:
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return Interval(mean, float(low), float(high))
 
 
 def wilson_interval(right: float, total: int) -> Interval:

@@ -63,7 +63,7 @@ def _broken_rules(group: PreferenceGroup, vocab_size: int, max_length: int) -> I
             yield f"equal answers {i}={j}"
     if len(prompt) >= max_length:
         yield f"prompt fills max_length={max_length}"
-    elif any(len(prompt) + len(a) > max_length for a in answers):
+    elif len(prompt) + max(map(len, answers), default=0) > max_length:
         yield f"prompt + answer exceed max_length={max_length}"
     if _are_outside((prompt, *answers), vocab_size):
         yield f"token id outside the vocabulary of {vocab_size}"

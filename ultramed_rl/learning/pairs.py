@@ -16,7 +16,8 @@ from ultramed_rl.learning.seeds import seeded_number
 from ultramed_rl.records import PreferenceGroup, Prompt, ScoredCompletion, SelectionAudit
 
 RULES = ("worst", "random", "near_low")
-_REWARD = attrgetter("reward")
+_REWARD, _SAMPLE = attrgetter("reward"), attrgetter("completion.sample")
+_NAME = attrgetter("completion.prompt_id", "completion.sample")
 
 
 class PairSelector:
@@ -58,10 +59,10 @@ class PairSelector:
 
     def choose(self, prompt: Prompt, scored: Sequence[ScoredCompletion]) -> PreferenceGroup | None:
         """The pair of a prompt, of which all answers are there; None where it gives none."""
-        names = [(answer.completion.prompt_id, answer.completion.sample) for answer in scored]
-        assert {name for name, _ in names} == {prompt.prompt_id}, f"answers {names} of {prompt.prompt_id}"
-        assert len(names) == len(set(names)), f"an answer was given twice: {names}"
-        pair = self._pair(prompt, sorted(scored, key=lambda answer: answer.completion.sample))
+        asked = {answer.completion.prompt_id for answer in scored}
+        assert asked == {prompt.prompt_id}, f"answers {[*map(_NAME, scored)]} of {prompt.prompt_id}"
+        assert len(set(map(_SAMPLE, scored))) == len(scored), f"given twice: one of {[*map(_NAME, scored)]}"
+        pair = self._pair(prompt, sorted(scored, key=_SAMPLE))
         self.counts[pair if isinstance(pair, str) else "pairs"] += 1
         return None if isinstance(pair, str) else pair
 

@@ -49,11 +49,16 @@ def check_models(config: AnyConfig, *, local: bool = False) -> None:
 
 
 def online_models(config: RunConfig) -> Iterator[NamedModel]:
-    """Of an online run: what is trained, and what scores."""
+    """Of an online run: what is trained, what scores, and what judges."""
     yield "policy.path", config.policy.path, partial(check_policy_model, config.policy, "policy")
     if config.reward.train is not None:
         yield "policy.path", config.policy.path, _reward_check(config.policy, "policy", trained=False)
     yield from _scoring_models(config.reward, config.policy.max_length)
+    length = ("policy.max_length", config.policy.max_length)
+    for judge in config.evaluation.models:
+        trust = judge.trust_remote_code
+        look = partial(check_reward_model, judge.path, trained=True, trust_remote_code=trust, length=length)
+        yield f"evaluation.judges, {judge.name}", judge.path, look
 
 
 def trained_models(config: SftConfig | PreferenceConfig) -> Iterator[NamedModel]:

@@ -10,6 +10,7 @@ from ultramed_rl.config import RunConfig
 from ultramed_rl.config.benchmarks import RoundBenchmarks
 from ultramed_rl.data.prompts import PromptPool
 from ultramed_rl.evaluation.contamination import TrainedPrompt, check_contamination
+from ultramed_rl.evaluation.metrics import judge_metrics
 from ultramed_rl.evaluation.report import (
     PolicyReport,
     compare_reports,
@@ -44,7 +45,25 @@ class BenchmarkRounds:
             benchmarks, self.suite, config.run.seed, config.policy.max_length, progress
         )
         self.policy = self.runner.prepare("policy", config.policy.path, tokenizer)
+        self._check_judges()
         self.first: PolicyReport | None = None
+
+    def _check_judges(self) -> None:
+        """Raises ValueError for a judge whose task its protocol does not ask, or which a judge of statements reads."""
+        runner = self.runner
+        choices = [question for question in runner.chat_questions if question.task.form != "statements"]
+        asked = {
+            "likelihood": runner.likelihood_questions,
+            "greedy": choices,
+            "self_consistency": runner.voted_questions,
+        }
+        for judge in self.config.evaluation.benchmarks:
+            protocol = judge.protocol or self.benchmarks.protocols[0].type
+            if judge.task not in {question.task.name for question in asked[protocol]}:
+                raise ValueError(
+                    f"evaluation.judges: {judge.name!r} has task={judge.task!r}, which protocol={protocol} gives no score of its "
+                    "own; name another protocol of benchmarks.protocols, or another task"
+                )
 
     def warn(self, folder: Path, pool: PromptPool) -> None:
         """Say before anything is trained which questions the run trains on, and keep it."""
@@ -74,7 +93,9 @@ class BenchmarkRounds:
             self.first = report
         metrics |= self._compare(report, version)
         self._keep(folder.path / "benchmarks", report)
-        return {f"bench_{name}": value for name, value in metrics.items()}
+        return {f"bench_{name}": value for name, value in metrics.items()} | (
+            self._judged(report) if version else {}
+        )
 
     @property
     def _suffix(self) -> str:
@@ -91,6 +112,20 @@ class BenchmarkRounds:
             name = f"{comparison.task}_{comparison.protocol}"
             metrics |= {f"{name}_change": comparison.change}
             metrics |= {} if comparison.p_value is None else {f"{name}_p": comparison.p_value}
+        return metrics
+
+    def _judged(self, report: PolicyReport) -> Metrics:
+        """What the benchmarks that are judges say, against version 0."""
+        assert self.first is not None
+        metrics: Metrics = {}
+        for judge in self.config.evaluation.benchmarks:
+            asked = judge.task, judge.protocol or self.benchmarks.protocols[0].type
+            before, after = (
+                {o.question.question_id: o.right for o in one.outcomes[asked] if o.question.place == 0}
+                for one in (self.first, report)
+            )
+            how = self.config.evaluation.bootstrap, self.config.run.seed
+            metrics |= judge_metrics(judge.name, before, after, *how)
         return metrics
 
     def _judge(self, place: AnswerPlace) -> Metrics:

@@ -19,15 +19,16 @@ from pathlib import Path
 
 from ultramed_rl.config import RunConfig
 from ultramed_rl.data.prompts import PromptPool, prompts_for_round
-from ultramed_rl.evaluation.metrics import AnswerMetrics, compare, kl_to_reference, prompt_means, token_rates
+from ultramed_rl.evaluation.metrics import kl_to_reference, token_rates
 from ultramed_rl.learning.pairs import PairSelector
 from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.online.benchmarks import BenchmarkRounds
+from ultramed_rl.online.held_out import HeldOutEvaluation, sampling_request
 from ultramed_rl.online.rollout import RoundRollout
 from ultramed_rl.online.stream import RoundSpec
 from ultramed_rl.online.training import RoundTraining
 from ultramed_rl.online.watcher import RunWatcher
-from ultramed_rl.records import Completion, Prompt, SamplingRequest, ScoredCompletion
+from ultramed_rl.records import Completion, Prompt
 from ultramed_rl.store import RoundRecord, RunDirectory, RunReader
 from ultramed_rl.store.artifacts import read_numbers
 from ultramed_rl.store.cards import write_pairs_card, write_policy_card
@@ -71,6 +72,8 @@ class Controller:
         self.config, self.store, self.workers, self.pool = config, store, workers, pool
         self.tracker, self.watcher, self.benchmarks = tracker, watcher, benchmarks
         self.progress = watcher.progress
+        self.held_out = HeldOutEvaluation(config, workers, pool.held_out, watcher.progress)
+        self.judges = {judge.name: judge.type for judge in config.evaluation.judges}
         self.version = 0
         self.policy_steps = 0  # of the rounds before this one
         self._asked: list[Asked] = []  # by round
@@ -82,9 +85,7 @@ class Controller:
         self.workers.catch_up = self.catch_up
         if self.workers.version < self.version:  # no checkpoint holds what the last rounds learnt
             self.workers.with_policy_restart(lambda: self.workers.sync(self.version))
-        self.baseline = prompt_means(
-            self.store.initial.phase("evaluation", self.evaluate, 0, kind=ScoredCompletion)
-        )
+        self.held_out.begin(self.store.initial)
         if self.benchmarks is not None:
             self.benchmarks.evaluate(self.store.initial, 0, self.workers)
         rows: list[Metrics] = list(RunReader(self.store.path).rounds)
@@ -112,7 +113,9 @@ class Controller:
         held_out: Metrics = {}
         if self.ends(record.index, self.config.evaluation.every):
             with self.watcher.phase("evaluate", record.index):
-                held_out = self.workers.with_policy_restart(lambda: self.compare_with_start(record))
+                held_out = self.workers.with_policy_restart(
+                    lambda: self.held_out.evaluate(record, self.version)
+                )
         benchmarked: Metrics = {}
         if (benchmarks := self.benchmarks) is not None and self.ends(
             record.index, benchmarks.benchmarks.every
@@ -199,7 +202,9 @@ class Controller:
         if self.config.objective.uses_reference:
             reference = {"initial": 0}.get(self.config.reference.update, version)
         return RoundSpec(
-            request=lambda prompt: self._request(prompt, sampling.n, sampling.temperature, index),
+            request=lambda prompt: sampling_request(
+                self.config, prompt, sampling.n, sampling.temperature, index
+            ),
             extra=self._extra,
             selector=lambda: self._selector(index),
             version=version,
@@ -284,49 +289,20 @@ class Controller:
             self.workers.load_reference(policy.saved)
         return {"sync_seconds": sync["seconds"], "sync_bytes": sync["bytes"]}
 
-    def evaluate(self, version: int) -> list[ScoredCompletion]:
-        """Held-out prompts with the same seeds every time, so that versions are compared in pairs."""
-        evaluation = self.config.evaluation
-        temperature = evaluation.temperature
-        temperature = self.config.sampling.temperature if temperature is None else temperature
-        requests = [
-            self._request(p, evaluation.samples, temperature, "evaluation") for p in self.pool.held_out
-        ]
-        total = len(requests) * evaluation.samples
-        with (
-            self.workers.scheduler.phase("evaluate"),
-            self.progress.phase(f"evaluate policy {version}", total, "completions") as bar,
-        ):
-            completions = self.workers.generate(requests, version, bar.advance)
-            return self.workers.score(self.pool.held_out, completions, lambda _: None)
-
     # -- helpers -------------------------------------------------------------------------------------------
-
-    def compare_with_start(self, record: RoundRecord) -> Metrics:
-        """The held-out prompts' answers, and their rewards against those of the starting policy."""
-        evaluation = record.phase("evaluation", self.evaluate, self.version, kind=ScoredCompletion)
-        change, wins = compare(
-            self.baseline, prompt_means(evaluation), self.config.evaluation.bootstrap, self.config.run.seed
-        )
-        return {
-            **{f"eval_{k}": v for k, v in AnswerMetrics(evaluation).metrics().items()},
-            "eval_change": change.mean,
-            "eval_change_low": change.low,
-            "eval_change_high": change.high,
-            "eval_win_rate": wins,
-        }
 
     def round_metrics(self, record: RoundRecord, policy: TrainedPolicy) -> Metrics:
         summary = read_numbers(record.manifest("pairs")["summary"])
         # What a round without a checkpoint took to train is in no manifest.
         seconds = {"checkpoint": policy.metrics["seconds_training"], **record.seconds}
-        divergence = {}
+        slope, divergence = self.workers.scorers.length_slope, {}
         if self.config.objective.uses_reference:
             divergence = {"kl_to_reference": kl_to_reference(record.path)}
         return {
             "round": record.index,
             **summary,
             **divergence,
+            **({} if self.config.reward.length_slope is None else {"reward_length_slope": slope}),
             **policy.metrics,
             **{f"seconds_{name}": value for name, value in seconds.items()},
             "seconds": sum(seconds.values()),
@@ -351,17 +327,6 @@ class Controller:
             return {}
 
         return compute
-
-    def _request(self, prompt: Prompt, n: int, temperature: float, occasion: object) -> SamplingRequest:
-        sampling = self.config.sampling
-        return SamplingRequest(
-            prompt=prompt,
-            n=n,
-            temperature=temperature,
-            top_p=sampling.top_p,
-            max_new_tokens=sampling.max_new_tokens,
-            seed=derive_seed(self.config.run.seed, occasion, prompt.prompt_id),
-        )
 
     def _extra(self, prompt: Prompt) -> Completion | None:
         """UltraMedical scores the data's own answer beside the policy's; one that exceeds the context is left out."""

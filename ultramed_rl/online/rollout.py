@@ -17,6 +17,7 @@ from itertools import groupby, islice
 
 from ultramed_rl.cluster.plan import needs_reference
 from ultramed_rl.config import RunConfig
+from ultramed_rl.online.length import length_warning, length_words
 from ultramed_rl.online.stream import (
     Acceptance,
     PromptLookup,
@@ -73,6 +74,7 @@ class RoundRollout:
         self.selection = RoundSelection(
             self.record, self.spec.selector(), self.workers.scorers.neutralised, *self._inputs
         )
+        self.selection.watch_length(self._say_length, min(64, self.config.training.batch_size))
         if not self.scored.finished and self.config.cluster.runs_phases_in_turn:
             self._in_turn()
         elif not self.scored.finished:
@@ -194,6 +196,12 @@ class RoundRollout:
                     self.scored.keep(scored.answers)
                     self.selection.take(prompt, scored.answers, scored.neutralised)
                     bar.advance(len(scored.answers))
+
+    def _say_length(self, prompts: int, correlation: float) -> None:
+        """Before a step is taken, and at the end of the round's answers."""
+        warning = length_warning(correlation, self.config.reward.length_slope is not None)
+        words = f"{length_words(correlation)} ({prompts} prompts)"
+        self.progress.say(f"round {self.record.index}: {words}{warning}")
 
     # -- shared --------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ A run without a reward model trains its own first, on contrasts out of the polic
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from ultramed_rl.config import RunConfig
 from ultramed_rl.config.stages import BradleyTerry
 from ultramed_rl.data.contrasts import split_contrasts
 from ultramed_rl.data.prompts import PromptPool, check_rounds, prepare_pool
+from ultramed_rl.learning.length import length_accuracies
 from ultramed_rl.models.checks import check_models
 from ultramed_rl.models.tokenizer import chat_tokenizer
 from ultramed_rl.online.benchmarks import BenchmarkRounds
@@ -30,7 +32,7 @@ from ultramed_rl.store.cards import model_card, write_card, write_policy_card
 from ultramed_rl.tracking import Progress, Tracker, render_rounds, verdict, watched
 from ultramed_rl.workers.online import OnlineWorkers
 from ultramed_rl.workers.sampling import sample_contrasts
-from ultramed_rl.workers.scorers import Scorers
+from ultramed_rl.workers.scorers import Judges, Scorers
 
 Metrics = dict[str, float]
 
@@ -73,13 +75,15 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult:
             return conclude(store, list(RunReader(store.path).rounds), progress)
         # Not for a finished run: they ask for secrets.
         scorers = Scorers(config.reward, tokenizer)
+        judging = len(config.evaluation.judges) > len(config.evaluation.benchmarks)
+        judges = Judges(config.evaluation, tokenizer) if judging else None
         benchmarks = (
             BenchmarkRounds(config, config.benchmarks, tokenizer, progress) if config.benchmarks else None
         )
         with Tracker(store, config) as tracker:
             if benchmarks is not None:
                 benchmarks.warn(store.path, pool)
-            workers = OnlineWorkers(config, tokenizer, scorers, progress.say)
+            workers = OnlineWorkers(config, tokenizer, scorers, progress.say, judges)
             try:
                 return _run_rounds(config, store, workers, pool, tracker, progress, benchmarks)
             finally:
@@ -163,10 +167,14 @@ def prepare_reward_models(
         return metrics
 
     path, metrics = store.initial.phase_directory("reward_model", compute)
-    kinds = ", ".join(
-        f"{k.removeprefix('accuracy_')} {v:.2f}" for k, v in metrics.items() if k.startswith("accuracy_")
+    accuracies = {k: v for k, v in metrics.items() if k.startswith("accuracy")}
+    kinds = [
+        f"{k.removeprefix('accuracy_')} {v:.2f} ({metrics.get(f'length_{k}', math.nan):.2f})"
+        for k, v in accuracies.items()
+    ]
+    progress.say(
+        f"reward model: held-out accuracy, and in brackets what length alone would get: {', '.join(kinds)}"
     )
-    progress.say(f"reward model: held-out accuracy {metrics['accuracy']:.2f} ({kinds})")
     return [str(path)]
 
 
@@ -196,6 +204,7 @@ def train_reward_model(
         "loss_last": steps[-1]["loss"],
         "training_accuracy": fmean(s["accuracy"] for s in steps[len(steps) // 2 :]),
         **{name: value for name, value in judged.items() if name.startswith("accuracy")},
+        **length_accuracies(held_out),
     }
 
 

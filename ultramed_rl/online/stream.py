@@ -123,6 +123,12 @@ class RoundSelection:
             record.discard("pairs")
         self.phase = ShardedPhase(record, "pairs", PreferenceGroup, *inputs)
         self._metrics, self._neutralised = RoundMetrics(), 0
+        self._say_length: Callable[[int, float], None] = lambda prompts, correlation: None
+        self._first_look = 0
+
+    def watch_length(self, say: Callable[[int, float], None], first_look: int) -> None:
+        """Tell how reward and length correlate, and of how many prompts: at the end, in round 0 also after the first so many."""
+        self._say_length, self._first_look = say, first_look
 
     @property
     def pairs(self) -> int:
@@ -141,6 +147,8 @@ class RoundSelection:
             neutralised = self.neutralised([s.completion for s in answers])
         self._neutralised += neutralised
         pair = self.selector.choose(prompt, answers)
+        if self.record.index == 0 and self.selector.counts.total() == self._first_look:
+            self._say_length(self._first_look, self._metrics.length.correlation)
         if pair is not None:
             self._metrics.add_pair(pair)
             self.phase.keep([pair])
@@ -158,6 +166,7 @@ class RoundSelection:
                 f"round {self.record.index}: no pair out of {audit.prompts} prompts ({audit}); lower pairs.min_margin, "
                 "raise sampling.n or sampling.temperature, or look at rounds/*/scored.parquet"
             )
+        self._say_length(audit.prompts, self._metrics.length.correlation)
         summary = {**self._metrics.metrics(audit), "neutralised": self._neutralised}
         self.phase.finish({}, summary=summary, scored=self.record.digest("scored"))
 

@@ -75,7 +75,7 @@ def _check_text(key: str, name: str, text: str) -> None:
         from ultramed_rl.models.rendering import read_template
 
         read_template(text, key)
-    elif name == "template" and ".terms." in f".{key}":
+    elif name == "template" and key.startswith(("reward.terms.", "evaluation.judges.")):
         from ultramed_rl.rewards.judge import judge_template
 
         judge_template(text, key)

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from ultramed_rl.config.factory_steps import Answer as AnswerStep
 from ultramed_rl.evaluation.statistics import Interval, paired_bootstrap, wilson_interval
+from ultramed_rl.learning.length import LengthFit
 from ultramed_rl.store.shards import shard_files
 from ultramed_rl.store.tables import told_of
 
@@ -163,17 +164,10 @@ def by_prompt(answers: Iterable[ScoredAnswer]) -> list[list[ScoredAnswer]]:
 
 def within_correlation(groups: Iterable[Sequence[ScoredAnswer]]) -> float:
     """Pearson's correlation of tokens and reward after each group's means are taken off; NaN without variance."""
-    products = squares_of_tokens = squares_of_rewards = 0.0
+    fit = LengthFit()
     for group in groups:
-        scored = [answer for answer in group if answer.scored]
-        tokens, reward = mean(a.tokens for a in scored), mean(a.reward for a in scored)
-        for answer in scored:
-            products += (answer.tokens - tokens) * (answer.reward - reward)
-            squares_of_tokens += (answer.tokens - tokens) ** 2
-            squares_of_rewards += (answer.reward - reward) ** 2
-    if squares_of_tokens <= 1e-12 or squares_of_rewards <= 1e-12:
-        return math.nan
-    return products / math.sqrt(squares_of_tokens * squares_of_rewards)
+        fit.add((answer.tokens, answer.reward) for answer in group)
+    return fit.correlation
 
 
 def compare_prompts(

@@ -15,9 +15,10 @@ from ultramed_rl.report.answers import RESAMPLES, Change, compare_prompts, won_p
 from ultramed_rl.report.build import FOOTER, HTML, TOOLS, write_page
 from ultramed_rl.report.contents import ABSENT, Scores, environment_rows, flatten, numbers_of, shown
 from ultramed_rl.report.online_run import OnlineRun, Policy, phase_times, read_online_run
+from ultramed_rl.report.seeds import Measure, group_by_config, seed_columns, seed_differences, seed_measures
 from ultramed_rl.store.run_reader import Metrics, RunReader, read_rows
 from ultramed_rl.tracking.page import page_html
-from ultramed_rl.tracking.tables import spoken
+from ultramed_rl.tracking.tables import Columns, spoken
 
 _MOST_FIGURES = 60
 
@@ -61,12 +62,13 @@ def reward_difference(first: OnlineRun, other: OnlineRun) -> str:
 
 
 def _reward_identity(run: OnlineRun) -> dict[str, Any]:
-    """What makes the reward: the digest of a model that the run trained, else what its config names."""
-    trained = run.files.manifests("initial").get("reward_model")
-    if trained is not None:
-        return {"the trained reward model's digest": trained["digest"]}
+    """What makes the reward: the digest of a model that the run trained, else what its config names; and a fitted slope."""
+    made = run.files.manifests("initial")
+    slope = {"the slope of length": made["length"]["metrics"]["slope"]} if "length" in made else {}
+    if (trained := made.get("reward_model")) is not None:
+        return {"the trained reward model's digest": trained["digest"]} | slope
     section, costs = run.files.setting("reward", {}), ("micro_batch_tokens", "precision")
-    return {f"reward.{key}": value for key, value in section.items() if key not in costs}
+    return {f"reward.{key}": value for key, value in section.items() if key not in costs} | slope
 
 
 def compare_benchmarks(
@@ -138,6 +140,25 @@ def write_comparison(run_dirs: Sequence[Path], output: Path) -> Path:
 
 
 @dataclass(frozen=True)
+class SeedGroup:
+    """A config's runs at several seeds, and what they say together."""
+
+    runs: Sequence[OnlineRun]
+    measures: Sequence[Measure]
+    differences: Mapping[str, Interval]  # by measure, from the first group's
+    why_not: str  # the reward's difference says nothing; empty where it does
+
+    @property
+    def label(self) -> str:
+        return ", ".join(run.name for run in self.runs)
+
+    @property
+    def columns(self) -> Columns:
+        """Of the table of its measures."""
+        return seed_columns(self.runs)
+
+
+@dataclass(frozen=True)
 class RunComparison:
     """What the page shows of runs; `online` are the same read back, where they are online runs."""
 
@@ -152,6 +173,20 @@ class RunComparison:
     def pairs(self) -> list[RunPair]:
         """Each further online run against the first."""
         return [compare_runs(self.online[0], other) for other in self.online[1:]]
+
+    @property
+    def seeds(self) -> list[SeedGroup]:
+        """The configs of which several runs are given, that differ in their seed; each against the first of them."""
+        groups = [group for group in group_by_config(self.online) if len(group) > 1]
+        return [
+            SeedGroup(
+                group,
+                seed_measures(group),
+                seed_differences(groups[0], group) if number else {},
+                reward_difference(groups[0][0], group[0]) if number else "",
+            )
+            for number, group in enumerate(groups)
+        ]
 
     @property
     def summary(self) -> list[dict[str, Any]]:

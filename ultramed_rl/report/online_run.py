@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ultramed_rl.evaluation.statistics import Interval
+from ultramed_rl.learning.length import PAYS
 from ultramed_rl.report.answers import (
     RESAMPLES,
     Change,
@@ -83,7 +84,7 @@ class LengthCheck:
     not known. `correlation` of reward and length within prompts, -1 to 1; NaN where one of them never varies."""
 
     GROWTH: ClassVar = 0.2  # from which on lengths have moved
-    CORRELATION: ClassVar = 0.3  # from which on the reward pays for length
+    CORRELATION: ClassVar = PAYS
 
     first: float
     last: float

@@ -4,6 +4,8 @@ r"""Scorers of the loop: terms over the same prompts and completions, summed by 
     completions  --> http.py   a reward server            --+--> term.py --> one reward a completion
                  --> judge.py  a language model's grade   --/
 
+Judges of held-out answers are of the same form, and are not summed; likeness.py is one of them alone.
+
 `server.py` is the other end of `http.py`: this project's reward model behind OpenRLHF's protocol. To add a
 term: its file here, its section in `ultramed_rl.config.rewards`, its line in `TERMS`.
 """
@@ -13,10 +15,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ultramed_rl.config.judges import Likeness, RuleCheck
 from ultramed_rl.config.rewards import RewardTerm
 from ultramed_rl.records import Completion, Prompt
 from ultramed_rl.rewards.http import RewardClient
 from ultramed_rl.rewards.judge import Judge
+from ultramed_rl.rewards.likeness import AnswerLikeness
 from ultramed_rl.rewards.rules import AnswerLength, AnswerMatch, FormatRules
 from ultramed_rl.rewards.term import Term, combine_members, weighted_sum
 
@@ -29,10 +33,12 @@ TERMS: Mapping[str, Callable[[Any, Any], Term]] = {
     "format": lambda config, _: FormatRules(config),
     "http": RewardClient,
     "judge": lambda config, _: Judge(config),
+    "rule": lambda config, _: FormatRules(config),
+    "likeness": lambda config, _: AnswerLikeness(config),
 }
 
 
-def make_term(config: RewardTerm, tokenizer: Any = None) -> Term:
+def make_term(config: RewardTerm | RuleCheck | Likeness, tokenizer: Any = None) -> Term:
     """The scorer that a config section describes; an http term without a tokenizer of its own needs the policy's. Opens no
     connection. Raises ValueError: a secret's environment variable isn't set, or a template or tokenizer cannot be used."""
     return TERMS[config.type](config, tokenizer)

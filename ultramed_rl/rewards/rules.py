@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from ultramed_rl.config.judges import RuleCheck
 from ultramed_rl.config.rewards import AnswerTerm, FormatTerm, LengthTerm
 from ultramed_rl.data.vignettes import read_options
 from ultramed_rl.evaluation.reading.choice import read_letter
@@ -15,6 +16,11 @@ from ultramed_rl.records import Completion, Prompt
 from ultramed_rl.rewards.term import with_prompts
 
 logger = logging.getLogger(__name__)
+_WORD = re.compile(r"\S*\w\S*")
+_SENTENCE_END = re.compile(
+    r"(?<!\b[a-z]\.)(?<!\b\d\.)(?<!\bDr\.)(?<!\bMr\.)(?<!\bMrs\.)(?<!\bvs\.)(?<=[.!?…])[\"'”’)\]*]*\s+(?![a-z])|\n+"
+)
+_WHOLE = re.compile(r"[.!?…][\"'”’)\]*]*$")
 
 
 class AnswerMatch:
@@ -92,16 +98,46 @@ class AnswerLength:
 class FormatRules:
     """All rules kept, or not."""
 
-    def __init__(self, config: FormatTerm) -> None:
+    def __init__(self, config: FormatTerm | RuleCheck) -> None:
         self.config = config
-        self.wanted = None if config.must_match is None else re.compile(config.must_match)
-        self.unwanted = None if config.must_not_match is None else re.compile(config.must_not_match)
+        names = ("must_match", "must_not_match", "mentions")
+        self.wanted, self.unwanted, self.named = (
+            None if (pattern := getattr(config, name)) is None else re.compile(pattern) for name in names
+        )
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
         """`passed` or `failed` for each completion."""
-        return [self.config.failed if self._breaks_one(c) else self.config.passed for c in completions]
+        config = self.config
+        kept = (all(self._rules(*pair)) for pair in with_prompts(prompts, completions))
+        return [config.passed if passed else config.failed for passed in kept]
 
-    def _breaks_one(self, completion: Completion) -> bool:
-        cut = self.config.ended and completion.finish_reason == "length"
-        lacks = self.wanted is not None and not self.wanted.search(completion.text)
-        return cut or lacks or (self.unwanted is not None and bool(self.unwanted.search(completion.text)))
+    def _rules(self, prompt: Prompt, completion: Completion) -> Iterator[bool]:
+        """Whether each rule that is set is kept."""
+        config, text = self.config, completion.text
+        yield not config.ended or completion.finish_reason != "length"
+        yield self.wanted is None or bool(self.wanted.search(text))
+        yield self.unwanted is None or not self.unwanted.search(text)
+        if self.named is not None:
+            yield mentions_one(text, self.named.findall(prompt.messages[-1]["content"]))
+        yield _within(config.min_words, len(_WORD.findall(text)), config.max_words)
+        if config.min_sentences is not None or config.max_sentences is not None:
+            sentences = split_sentences(text)
+            yield all(map(_WHOLE.search, sentences))
+            yield _within(config.min_sentences, len(sentences), config.max_sentences)
+
+
+def mentions_one(text: str, names: Sequence[str | tuple[str, ...]]) -> bool:
+    """Whether a text has one of these words, whatever the case; where a pattern has groups, what the first ones found."""
+    words = [name if isinstance(name, str) else next(filter(None, name), "") for name in names]
+    found = "|".join(re.escape(word) for word in words if word)
+    return not found or bool(re.search(rf"(?<!\w)(?:{found})(?!\w)", text, re.IGNORECASE))
+
+
+def split_sentences(text: str) -> list[str]:
+    """A text's sentences and lines, those that hold a word. A sign before a small letter ends none, nor does one after an
+    abbreviation or a list's number."""
+    return [part for part in map(str.strip, _SENTENCE_END.split(text)) if _WORD.search(part)]
+
+
+def _within(low: int | None, count: int, high: int | None) -> bool:
+    return (low is None or count >= low) and (high is None or count <= high)

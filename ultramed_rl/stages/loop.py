@@ -6,6 +6,7 @@ import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ultramed_rl.config.objectives import KTO, Objective
 from ultramed_rl.config.stages import PreferenceConfig, RewardConfig, SftConfig, StageConfig
 from ultramed_rl.learning.batching import count_steps
 from ultramed_rl.learning.checks import check_references
+from ultramed_rl.learning.length import length_accuracies
 from ultramed_rl.learning.preference_data import read_reference, reference_answers
 from ultramed_rl.records import PreferenceGroup, ReferenceLogprobs
 from ultramed_rl.scheduling.pool import RanksLost
@@ -170,7 +172,7 @@ class StageLoop:
 
         The start counts: a training that never gets below its loss ends with the weights it began with.
         """
-        metrics = self.workers.evaluate()
+        metrics = self.workers.evaluate() | self.length_alone
         self.tracker.log(metrics, step=place.step, kind="evaluation")
         loss = metrics["loss"]
         if not math.isfinite(loss):
@@ -189,6 +191,13 @@ class StageLoop:
 
             self.store.save("best", place.step, write)
         return replace(place, best_loss=loss, best_step=place.step, waited=0)
+
+    @cached_property
+    def length_alone(self) -> Metrics:
+        """What length alone would get of a reward model's held-out pairs, beside what it gets."""
+        if not isinstance(self.config, RewardConfig) or self.held_out is None:
+            return {}
+        return length_accuracies(self.held_out)
 
     def save(self, place: Place) -> None:
         """Write a state from which a killed stage goes on at exactly this place."""

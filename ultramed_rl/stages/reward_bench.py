@@ -18,6 +18,7 @@ from ultramed_rl.evaluation.reward_benches import (
     SubsetScore,
     average_subsets,
     known_subset,
+    length_alone,
     score_group,
     score_subsets,
     wrong_pairs,
@@ -75,25 +76,35 @@ def bench_reward(config: RewardBenchConfig, *, resume: bool = False) -> RewardBe
         pairs = {pair.prompt.prompt_id: pair for pair in bench.pairs}
         failures = (_failure(pair, pairs[pair.pair_id]) for pair in wrong_pairs(scored))  # worst first
         write_lines(store.path / "failures.jsonl", failures)
-        averages = {a.name: {"accuracy": a.accuracy, "missing": list(a.missing)} for a in result.averages}
+        alone = length_alone(bench.pairs)
+        averages = {
+            a.name: {"accuracy": a.accuracy, "length_accuracy": alone[a.name], "missing": list(a.missing)}
+            for a in result.averages
+        }
+        figures = {s.subset: s.figures for s in subsets}
+        for subset in figures.keys() & alone.keys():
+            figures[subset]["length_accuracy"] = alone[subset]
         report = {
             "model": config.model.path,
             "data": config.data.uri,
             "pairs": len(bench.pairs),
             "rows": bench.rows,
-            "subsets": {s.subset: s.figures | {"right": s.right, "pairs": s.pairs} for s in subsets},
+            "subsets": {s.subset: figures[s.subset] | {"right": s.right, "pairs": s.pairs} for s in subsets},
             "averages": averages,
         }
         write_json(store.path / "reward_bench.json", report)
         if not finished:
             with Tracker(store, config) as tracker:
-                tracker.log(_metrics(result), step=0, kind="evaluation")
-        rows: list[dict[str, Any]] = [{"name": s.subset, "pairs": s.pairs, **s.figures} for s in subsets]
+                lengths = {f"length_accuracy_{name}": share for name, share in alone.items()}
+                tracker.log(_metrics(result) | lengths, step=0, kind="evaluation")
+        rows: list[dict[str, Any]] = [
+            {"name": s.subset, "pairs": s.pairs, **figures[s.subset]} for s in subsets
+        ]
         for average in result.averages:
             missing = average.missing
             shown = ", ".join(missing) if len(missing) <= _NAMES_SHOWN else f"{len(missing)} of its parts"
-            rows.append({"name": average.name, "accuracy": average.accuracy})
-            rows[-1] |= {"missing": shown} if missing else {}
+            rows.append({"name": average.name, **averages[average.name]})
+            rows[-1]["missing"] = shown if missing else None
         progress.say(render_subsets(rows))
         return result
 

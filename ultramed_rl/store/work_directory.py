@@ -56,7 +56,7 @@ _HARMLESS = (
 )
 # A reward server or judge may have moved: its address never told what answers there, so that another address tells no more
 # than the same one. A judge's model, which decides, is named beside it.
-_SERVICE = re.compile(r"reward\.terms\.\d+\.|benchmarks\.judge\.")
+_SERVICE = re.compile(r"(reward\.terms|evaluation\.judges)\.\d+\.|benchmarks\.judge\.")
 _WHERE = {"url", "base_url", "token_env", "api_key_env", "timeout_s", "retries", "concurrency", "batch_size"}
 _ENDPOINT_LIMITS = Endpoint.model_fields.keys() - DECIDES
 
@@ -147,9 +147,7 @@ class WorkDirectory:
             raise ValueError(
                 f"{shown}: holds a run already; go on with it by --resume, or choose another run.name"
             )
-        lines = config_difference(before, self.config)
-        changed = [line for line in lines if not _is_harmless(line.partition(":")[0])]
-        if changed:
+        if changed := changed_settings(before, self.config):
             raise ValueError(
                 f"{shown}: was started with another config ({'; '.join(changed)}); "
                 "undo the change or choose another run.name"
@@ -371,6 +369,12 @@ class RunDirectory(WorkDirectory):
 
 def _step_name(step: int) -> str:
     return f"step-{step:09d}"
+
+
+def changed_settings(before: AnyConfig, now: AnyConfig) -> list[str]:
+    """The keys, `key: before -> now`, in which two configs differ and of which it matters for what a run computes."""
+    lines = config_difference(before, now)
+    return [line for line in lines if not _is_harmless(line.partition(":")[0])]
 
 
 def _is_harmless(key: str) -> bool:

@@ -40,6 +40,7 @@ _SUBSETS: Columns = [
     ("subset", "{name}"),
     ("accuracy", "{accuracy:.2%}"),
     ("95 %", "[{low:.1%}, {high:.1%}]"),
+    ("by length", "{length_accuracy:.1%}"),
     ("pairs", "{pairs:.0f}"),
     ("ties", "{ties:.0f}"),
     ("not finite", "{non_finite:.0f}"),

@@ -9,10 +9,11 @@ from typing import Any
 from ultramed_rl.actors.scorer import RewardWorker, Scorer
 from ultramed_rl.cluster.connection import Placement, connect
 from ultramed_rl.cluster.group import WorkerGroup, ask
-from ultramed_rl.cluster.plan import Member, make_plan, reward_roles
+from ultramed_rl.cluster.plan import Member, judge_roles, make_plan, reward_roles
 from ultramed_rl.cluster.transport import RayScheduler, WorkerSet
 from ultramed_rl.config import RewardBenchConfig, SamplingConfig
 from ultramed_rl.config.cluster import ReplicaGroup
+from ultramed_rl.config.judges import ModelJudge
 from ultramed_rl.config.models import resolve_precision
 from ultramed_rl.config.rewards import Reward
 from ultramed_rl.config.stages import StageConfig
@@ -92,10 +93,19 @@ class Deployment:
         self, reward: Reward, group: ReplicaGroup, paths: Sequence[str]
     ) -> list[Replicas]:
         """Start the replicas of each reward model with the weights at these paths, in the order of the config's."""
-        precision = resolve_precision(reward.precision, self.cluster.device)
+        roles = zip(reward_roles(reward), paths, strict=True)
+        return [self._launch_reward_model(role, path, reward, group) for role, path in roles]
 
-        def launch(role: str, path: str) -> Replicas:
-            tokens, load = reward.micro_batch_tokens, (RewardWorker.load, path, reward.trust_remote_code)
-            return self.launch_replicas(role, RewardWorker, group, precision, tokens, lambda: load)
+    def launch_judges(self, judges: Sequence[ModelJudge], group: ReplicaGroup) -> list[Replicas]:
+        """Start the replicas of each judge that is a reward model."""
+        roles = zip(judge_roles(judges), judges, strict=True)
+        return [self._launch_reward_model(role, judge.path, judge, group) for role, judge in roles]
 
-        return [launch(role, path) for role, path in zip(reward_roles(reward), paths, strict=True)]
+    def _launch_reward_model(
+        self, role: str, path: str, config: Reward | ModelJudge, group: ReplicaGroup
+    ) -> Replicas:
+        precision = resolve_precision(config.precision, self.cluster.device)
+        load = (RewardWorker.load, path, config.trust_remote_code)
+        return self.launch_replicas(
+            role, RewardWorker, group, precision, config.micro_batch_tokens, lambda: load
+        )

@@ -22,13 +22,20 @@ from ultramed_rl.learning.checks import check_groups
 from ultramed_rl.learning.packing import AnswerGroup
 from ultramed_rl.learning.preference_data import read_reference, reference_answers
 from ultramed_rl.models.tokenizer import ChatTokenizer
-from ultramed_rl.records import Completion, PreferenceGroup, Prompt, ReferenceLogprobs, ScoredCompletion
+from ultramed_rl.records import (
+    Completion,
+    JudgedAnswer,
+    PreferenceGroup,
+    Prompt,
+    ReferenceLogprobs,
+    ScoredCompletion,
+)
 from ultramed_rl.scheduling.dispatch import WorkItem
 from ultramed_rl.scheduling.pool import Outcome, Pool, PoolRules, RanksLost
 from ultramed_rl.workers.deployment import WAVES
 from ultramed_rl.workers.policy import PolicyRanks, TrainingRanks, WeightSync
 from ultramed_rl.workers.sampling import Advance, SamplingWorkers
-from ultramed_rl.workers.scorers import Scorers
+from ultramed_rl.workers.scorers import Judges, Scorers
 
 Result = TypeVar("Result")
 
@@ -56,9 +63,11 @@ class OnlineWorkers(SamplingWorkers):
         tokenizer: ChatTokenizer,
         scorers: Scorers,
         say: Callable[[str], None] = lambda text: None,
+        judges: Judges | None = None,
     ) -> None:
-        """`say` is told when the policy is started again."""
+        """`say` is told when the policy is started again; `judges` score held-out answers, where there are any."""
         self.config, self.scorers, self.tokenizer, self.say = config, scorers, tokenizer, say
+        self.judges = judges
         policy = resolve_architecture(config.policy.path, config.policy.architecture, "policy")
         self.vocab_size = policy.vocab_size
         self.reference_path = ""  # what a replaced reference loads
@@ -96,6 +105,9 @@ class OnlineWorkers(SamplingWorkers):
         self.scorers.models = self.deployment.launch_reward_models(
             config.reward, config.cluster.reward, rewards
         )
+        if self.judges is not None:
+            self.judges.models = self.deployment.launch_judges(config.evaluation.models, config.cluster.judge)
+            replicas += self.judges.models
         self.policy.finish_load(loads, policy, version)
         for started in [*self.scorers.models, *replicas]:
             self.scheduler.wait_for_start(started.pool, started.loads, self._model_s)
@@ -174,6 +186,14 @@ class OnlineWorkers(SamplingWorkers):
     ) -> list[ScoredCompletion]:
         """The reward of each completion, in order. A non-finite reward is kept; selection quarantines it."""
         return self.scorers.score(prompts, completions, advance, self.scheduler)
+
+    def judge(
+        self, prompts: Sequence[Prompt], completions: Sequence[Completion], advance: Advance
+    ) -> list[JudgedAnswer]:
+        """What each judge says of each completion, in order."""
+        assert self.judges is not None, "there is nobody to judge"
+        scored = self.judges.score(prompts, completions, advance, self.scheduler)
+        return [JudgedAnswer(s.completion.prompt_id, s.completion.sample, s.terms) for s in scored]
 
     @contextmanager
     def reference_on_device(self) -> Iterator[None]:
@@ -294,7 +314,8 @@ class OnlineWorkers(SamplingWorkers):
     def groups(self) -> dict[str, WorkerGroup]:
         """The groups that have started, by role."""
         own = {role: getattr(self, role) for role in ("policy", "reference") if hasattr(self, role)}
-        return super().groups | own | {group.role: group for group in self.scorers.groups}
+        scorers = [self.scorers, *([] if self.judges is None else [self.judges])]
+        return super().groups | own | {group.role: group for one in scorers for group in one.groups}
 
 
 class ReferenceScorer:

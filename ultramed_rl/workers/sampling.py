@@ -174,12 +174,13 @@ def sample_contrasts(
     """Pairs out of the answers of policy 0, sampled calmly and wildly. The same seed gives the same ones."""
     chosen = prompts[-data.prompts :]  # the end of the pool: rounds draw from all of it, seeded
     answers: dict[str, list[Completion]] = {}
-    for name, temperature in (("calm", data.calm_temperature), ("wild", data.wild_temperature)):
+    kinds = (("calm", data.calm_answers, data.calm_temperature), ("wild", 1, data.wild_temperature))
+    for name, n, temperature in kinds:
         requests = [
-            SamplingRequest(p, 1, temperature, 1.0, data.max_new_tokens, derive_seed(seed, name, p.prompt_id))
+            SamplingRequest(p, n, temperature, 1.0, data.max_new_tokens, derive_seed(seed, name, p.prompt_id))
             for p in chosen
         ]
-        with progress.phase(f"sample {name} answers", len(requests), "completions") as bar:
+        with progress.phase(f"sample {name} answers", n * len(requests), "completions") as bar:
             answers[name] = workers.generate(requests, 0, bar.advance)
 
     def encode(messages: Sequence[Message], answer: str) -> list[int]:

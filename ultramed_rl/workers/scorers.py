@@ -7,14 +7,17 @@ offer(prompt, answers) -+                                                 +--> r
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ultramed_rl.cluster.group import WorkerGroup
-from ultramed_rl.config.rewards import Reward
+from ultramed_rl.config.judges import BenchmarkJudge, Evaluation, ModelJudge
+from ultramed_rl.config.rewards import RAW, Reward
 from ultramed_rl.models.checks import check_reward_model
 from ultramed_rl.models.reading import RewardReader
 from ultramed_rl.models.tokenizer import ChatTokenizer
@@ -55,29 +58,36 @@ class Scored:
     error: str = ""
 
 
-class Scorers:
-    """The scorers of one run. Terms are made at once, so that a missing secret shows before anything starts;
+class AnswerScorers(ABC):
+    """Several scorers over the same answers. Terms are made before, so that a missing secret shows before anything starts;
     the reward models are added when they have started.
 
     Prompts are offered with their answers, outcomes of the scheduler are handed back, and `ready` has what is
     complete: every model's numbers and every term's.
-
-    Raises:
-        ValueError: a reward model that cannot be read, or a term that cannot be made.
     """
 
-    def __init__(self, config: Reward, policy: ChatTokenizer) -> None:
-        self.config = config
+    def __init__(
+        self, policy: ChatTokenizer, readers: Mapping[str, RewardReader], terms: Mapping[str, Term]
+    ) -> None:
+        """`readers` of the reward models and `terms`, by their columns."""
         self.policy = policy
-        self.readers = [_reader(config, path, policy) for path in config.paths]
-        self.terms = TermScorer({term.name: make_term(term, policy) for term in config.terms})
+        self.readers = list(readers.values())
+        self.terms = TermScorer(terms)
         self.models: list[Replicas] = []
-        count = len(config.paths)
         # Columns in the order of models and terms, whoever comes first.
-        self._model_columns = ["model"] if count == 1 else [f"model_{k}" for k in range(1, count + 1)]
-        self._columns = [*self._model_columns, *self.terms.terms]
+        self._model_columns = list(readers)
+        self._columns = [*readers, *terms]
         self._pending: dict[str, _Pending] = {}
         self._ready: list[Scored] = []
+
+    @property
+    @abstractmethod
+    def shown_columns(self) -> Sequence[str]:
+        """The scorers whose numbers are kept beside the reward."""
+
+    @abstractmethod
+    def rewards_of(self, columns: Columns) -> list[float]:
+        """The rewards of a prompt's answers from each scorer's numbers of them."""
 
     @property
     def groups(self) -> list[WorkerGroup]:
@@ -99,6 +109,9 @@ class Scorers:
         their end, or as letters. Reward models read the letters: `spelt`, where they have read these answers."""
         tokenizers = [self.policy, *(r.tokenizer for r in self.readers if not r.shared)]
         spelt = self.policy.spell_out([c.token_ids for c in completions]) if spelt is None else spelt
+        # Few hold any: one look at the letters of all of them spares a look at each.
+        text = "\n".join([c.text for c in completions])
+        tokenizers = [tokenizer for tokenizer in tokenizers if tokenizer.controls.count(text)]
         return sum(
             new is not c.token_ids or any(tokenizer.controls.count(c.text) for tokenizer in tokenizers)
             for c, new in zip(completions, spelt, strict=True)
@@ -207,27 +220,84 @@ class Scorers:
             self._ready.append(Scored(prompt_id, answers, pending.neutralised, pending.error))
 
     def _combine(self, pending: _Pending) -> list[ScoredCompletion]:
-        models = [pending.columns[name] for name in self._model_columns]
-        weights = [term.weight for term in self.config.terms]
-        values = [pending.columns[term.name] for term in self.config.terms]
-        if models:
-            ensemble = self.config.ensemble
-            weights.insert(0, self.config.weight)
-            values.insert(0, models[0] if ensemble is None else combine_members(ensemble, models))
-        shown = self._columns if len(self._columns) > 1 else []
-        rewards = weighted_sum(weights, values)
+        rewards, shown = self.rewards_of(pending.columns), self.shown_columns
         return [
             ScoredCompletion(completion, reward, {name: pending.columns[name][i] for name in shown})
             for i, (completion, reward) in enumerate(zip(pending.completions, rewards, strict=True))
         ]
 
 
-def _reader(config: Reward, path: str | None, policy: ChatTokenizer) -> RewardReader:
+class Scorers(AnswerScorers):
+    """What gives a run's answers their reward.
+
+    Raises:
+        ValueError: a reward model that cannot be read, or a term that cannot be made.
+    """
+
+    def __init__(self, config: Reward, policy: ChatTokenizer) -> None:
+        self.config, count = config, len(config.paths)
+        columns = ["model"] if count == 1 else [f"model_{k}" for k in range(1, count + 1)]
+        readers = [_reader(path, policy, config.trust_remote_code) for path in config.paths]
+        terms = {term.name: make_term(term, policy) for term in config.terms}
+        super().__init__(policy, dict(zip(columns, readers, strict=True)), terms)
+        # Reward per token that is taken off. One that is to be fitted isn't known yet.
+        self.length_slope = 0.0 if config.length_slope in (None, "fit") else float(config.length_slope)
+
+    @property
+    def shown_columns(self) -> Sequence[str]:
+        """What is kept beside the reward: nothing where it is one scorer's."""
+        return self._columns if len(self._columns) > 1 else ()
+
+    def rewards_of(self, columns: Columns) -> list[float]:
+        """The models' reward and each term's, summed by weight."""
+        models = [columns[name] for name in self._model_columns]
+        weights = [term.weight for term in self.config.terms]
+        values = [columns[term.name] for term in self.config.terms]
+        if models:
+            ensemble = self.config.ensemble
+            weights.insert(0, self.config.weight)
+            values.insert(0, models[0] if ensemble is None else combine_members(ensemble, models))
+        return weighted_sum(weights, values)
+
+    def _combine(self, pending: _Pending) -> list[ScoredCompletion]:
+        scored = super()._combine(pending)
+        if self.config.length_slope is None:
+            return scored
+        lengths = [self.length_slope * len(answer.completion.token_ids) for answer in scored]
+        return [
+            replace(answer, reward=answer.reward - length, terms={**answer.terms, RAW: answer.reward})
+            for answer, length in zip(scored, lengths, strict=True)
+        ]
+
+
+class Judges(AnswerScorers):
+    """Who judges a run's held-out answers, beside its benchmarks. They give no reward.
+
+    Raises:
+        ValueError: a model that cannot be read, or a judge that cannot be made.
+    """
+
+    def __init__(self, config: Evaluation, policy: ChatTokenizer) -> None:
+        readers = {j.name: _reader(j.path, policy, j.trust_remote_code) for j in config.models}
+        others = [j for j in config.judges if not isinstance(j, ModelJudge | BenchmarkJudge)]
+        super().__init__(policy, readers, {judge.name: make_term(judge, policy) for judge in others})
+
+    @property
+    def shown_columns(self) -> Sequence[str]:
+        """Every judge."""
+        return self._columns
+
+    def rewards_of(self, columns: Columns) -> list[float]:
+        """None."""
+        return [math.nan] * max(map(len, columns.values()))
+
+
+def _reader(path: str | None, policy: ChatTokenizer, trust_remote_code: bool) -> RewardReader:
     """How a reward model is read; one that the run trains itself has the policy's tokens."""
     if path is None:
         return RewardReader(policy)
-    check_reward_model(path, trained=True, trust_remote_code=config.trust_remote_code)
-    return RewardReader.of(path, policy, trust_remote_code=config.trust_remote_code)
+    check_reward_model(path, trained=True, trust_remote_code=trust_remote_code)
+    return RewardReader.of(path, policy, trust_remote_code=trust_remote_code)
 
 
 class TermScorer:

@@ -15,12 +15,14 @@ from tests.tiny import tiny_run
 from ultramed_rl.cli import app
 from ultramed_rl.config import (
     ConfigError,
+    EvaluateConfig,
     config_difference,
     dump_config,
     load_any,
     load_config,
     parse_config,
 )
+from ultramed_rl.config.factory import DataConfig
 from ultramed_rl.config.objectives import Objective
 from ultramed_rl.config.recipe import load_recipe, stage_config
 
@@ -62,6 +64,7 @@ def test_every_shipped_config_parses_and_survives_a_dump(path: Path) -> None:
         ({"objective__type": "dop"}, r"objective\.type='dop': .*'dpo'"),
         ({"policy__max_length": 100}, r"prompts\.max_prompt_tokens=96: .*sampling\.max_new_tokens=16\b.*100"),
         ({"reward__path": None}, r"reward: .*\breward\.path\b"),
+        ({"reward__terms": [{"type": "length", "free": 1, "name": "raw"}]}, r"reward\.terms: 'raw'"),
         ({"cluster__rollout__kv_cache_gib": None}, r"cluster\.rollout\.kv_cache_gib=null: "),
         ({"cluster__policy__offload_optimizer": True}, r"cluster\.policy\.offload_optimizer=true\b"),
     ],
@@ -241,3 +244,35 @@ def test_null_takes_a_key_away_on_the_command_line(tmp_path: Path) -> None:
 def test_a_key_that_was_renamed_is_refused_with_its_new_name(tmp_path: Path, old: str, new: str) -> None:
     (line,) = problems(tiny_run(tmp_path, **{old.replace(".", "__"): True}))
     assert old in line and new in line
+
+
+def test_the_slope_of_length_is_a_number_or_to_be_fitted(tmp_path: Path) -> None:
+    for value in ("fit", -0.25, 0, None):
+        assert parse_config(tiny_run(tmp_path, reward__length_slope=value)).reward.length_slope == value
+    for wrong in ("fitted", True, float("inf")):
+        (line,) = {p.split("=")[0] for p in problems(tiny_run(tmp_path, reward__length_slope=wrong))}
+        assert line == "my.yaml: reward.length_slope"
+    evaluation = {
+        "type": "evaluate",
+        "run": {"name": "e"},
+        "policies": {"a": "/a", "b": "/b"},
+        "prompts": {"sources": [{"type": "question", "uri": "q.jsonl"}]},
+        "reward": {"path": "/reward", "length_slope": 0.5},
+    }
+    assert parse_config(evaluation, kind=EvaluateConfig).reward is not None
+    with pytest.raises(ConfigError, match=r"reward\.length_slope='fit'"):
+        parse_config(
+            {**evaluation, "reward": {"path": "/reward", "length_slope": "fit"}}, kind=EvaluateConfig
+        )
+
+
+@pytest.mark.parametrize(
+    ("old", "cure"),
+    [("cosine", "step.near"), ("jaccard", "step.near"), ("words", "step.near"), ("embedder", "remove")],
+)
+def test_a_former_key_of_deduplicate_is_refused_with_its_cure(old: str, cure: str) -> None:
+    data = {"run": {"name": "x"}, "input": ["https://x/a"], "step": {"type": "deduplicate", old: None}}
+    with pytest.raises(ConfigError) as caught:
+        parse_config(data, kind=DataConfig)
+    (line,) = caught.value.problems
+    assert f"step.{old}" in line and cure in line

@@ -14,6 +14,7 @@ from ultramed_rl.evaluation.statistics import (
     Summary,
     mcnemar,
     paired_bootstrap,
+    seeds_bootstrap,
     summarize,
     wilson_interval,
     win_rate,
@@ -52,6 +53,63 @@ def test_the_seed_decides() -> None:
     after = before[::-1]
     assert paired_bootstrap(before, after, 300, 5) == paired_bootstrap(before, after, 300, 5)
     assert paired_bootstrap(before, after, 300, 5) != paired_bootstrap(before, after, 300, 6)
+
+
+def test_two_runs_by_hand() -> None:
+    """Runs of mean 1 and 3, items all alike: two drawn runs have a mean of 1, 2 or 3, the tails with chance 1/4."""
+    assert seeds_bootstrap([[1.0, 1.0], [3.0, 3.0, 3.0]], 4000, seed=3) == Interval(2.0, 1.0, 3.0)
+    # One number a run: the bootstrap over runs alone. All alike: no width.
+    assert seeds_bootstrap([[0.0], [1.0]], 4000, seed=3) == Interval(0.5, 0.0, 1.0)
+    assert seeds_bootstrap([[0.5, 0.5]] * 3, 100, seed=0) == Interval(0.5, 0.5, 0.5)
+
+
+def test_runs_that_differ_in_nothing_have_their_items_interval() -> None:
+    """Four runs of 100 items, half 1 and half -1: 1.96 / sqrt(400), and what drawing runs adds: of equal runs, nothing."""
+    interval = seeds_bootstrap([[1.0, -1.0] * 50] * 4, 4000, seed=1)
+    assert interval.mean == 0.0
+    assert (interval.low, interval.high) == pytest.approx((-0.098, 0.098), abs=0.008)
+
+
+def test_runs_that_differ_widen_the_interval_of_their_items() -> None:
+    """Run means 0.2 to 0.8 in nine runs, each of 1,000 items that hardly vary: what is left is the deviation of a mean of nine,
+    sqrt(0.0375 / 9) = 0.0645, however many items there are."""
+    runs = [[0.2 + 0.075 * run + (0.01 if item % 2 else -0.01) for item in range(1000)] for run in range(9)]
+    interval = seeds_bootstrap(runs, 4000, seed=2)
+    assert interval.mean == pytest.approx(0.5)
+    assert (interval.low, interval.high) == pytest.approx((0.5 - 0.1265, 0.5 + 0.1265), abs=0.015)
+    pooled = [value for run in runs for value in run]
+    assert paired_bootstrap([0.0] * len(pooled), pooled, 1000, 0).high < 0.51, "as if the runs were one"
+
+
+def test_two_configs_differ_by_what_their_runs_do() -> None:
+    """Means 1 and 3 against 0: 2 on average, the tails as those of the first."""
+    found = seeds_bootstrap([[1.0], [3.0]], 4000, 3, less=[[0.0, 0.0], [0.0]])
+    assert found == Interval(2.0, 1.0, 3.0)
+    same = [[1.0, 2.0], [4.0]]
+    assert seeds_bootstrap(same, 500, 3, less=same).mean == 0.0
+
+
+@pytest.mark.parametrize("runs", [[], [[1.0, 2.0]], [[1.0], []], [[1.0], [math.nan]]])
+def test_one_run_cannot_tell(runs: list[list[float]]) -> None:
+    with pytest.raises(ValueError, match="^1 |^0 |run 1: 0"):
+        seeds_bootstrap(runs, 100, 0)
+    if len(runs) < 2:
+        with pytest.raises(ValueError, match=f"^{len(runs)} "):
+            seeds_bootstrap([[1.0], [2.0]], 100, 0, less=runs)
+
+
+RUNS = st.lists(st.lists(st.integers(-1000, 1000).map(float), min_size=1, max_size=9), min_size=2, max_size=5)
+
+
+@given(RUNS, st.integers(-1000, 1000))
+def test_intervals_over_seeds_move_with_their_values(runs: list[list[float]], shift: int) -> None:
+    found = seeds_bootstrap(runs, 50, 0)
+    means = [sum(run) / len(run) for run in runs]
+    assert found.mean == pytest.approx(sum(means) / len(means), abs=1e-9)
+    every = [value for run in runs for value in run]
+    assert min(every) - 1e-9 <= found.low <= found.high <= max(every) + 1e-9
+    moved = seeds_bootstrap([[value + shift for value in run] for run in runs], 50, 0)
+    assert (moved.low - shift, moved.high - shift) == pytest.approx((found.low, found.high), abs=1e-6)
 
 
 def test_wins_by_hand() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from tests.simulated.ray import Call
 from tests.simulated.run import FAULTS, Ended, Simulation
 from tests.simulated.trainers import SimulatedTrainer
 from ultramed_rl.config import ConfigError
+from ultramed_rl.learning.length import LengthFit
 from ultramed_rl.online import run as online_run
-from ultramed_rl.records import Completion, SamplingRequest
+from ultramed_rl.records import Completion, SamplingRequest, ScoredCompletion
 from ultramed_rl.report.build import write_report
 from ultramed_rl.scheduling.pool import LostWorkers
+from ultramed_rl.store.tables import read_records
 
 N = 4
 
@@ -252,3 +255,66 @@ def test_prompts_that_give_no_pair_are_replaced(known: Cases, name: str) -> None
     rounds = [outcome.folders[f"{index:03d}"] for index in range(config.run.rounds)]
     assert any(config.prompts.per_round < found["asked"] < len(found["prompts"]) for found in rounds)
     assert any(len(found["pairs"]) == config.prompts.per_round < found["asked"] for found in rounds)
+
+
+def test_the_slope_of_length_is_taken_off_every_reward_and_the_raw_one_kept(known: Cases) -> None:
+    outcome, _ = known.unbroken("length slope")
+    initial = known.path / "length slope" / "tiny" / "initial"
+    found = json.loads((initial / "length.json").read_text())["metrics"]
+    probe = read_records(ScoredCompletion, initial / "length" / "scored.parquet")
+    fit, left = LengthFit(), LengthFit()
+    for start in range(0, len(probe), N):
+        answers = probe[start : start + N]
+        fit.add_answers(answers)
+        tokens = [len(s.completion.token_ids) for s in answers]
+        left.add((n, s.reward - found["slope"] * n) for s, n in zip(answers, tokens, strict=True))
+    held_out = {s.completion.prompt_id for s in outcome.folders["initial"]["evaluation"]}
+    assert {s.completion.prompt_id for s in probe} == held_out and found["answers"] == N * len(held_out)
+    assert (fit.slope, fit.correlation) == (found["slope"], found["correlation"]) and abs(fit.slope) > 0.001
+    assert left.correlation == pytest.approx(0.0, abs=1e-9)
+    parts = [outcome.folders["initial"]["evaluation"], outcome.of(0, "scored"), outcome.of(1, "evaluation")]
+    for scored in parts:
+        for s in scored:
+            assert s.reward == s.terms["raw"] - found["slope"] * len(s.completion.token_ids)
+            assert s.terms["raw"] == pytest.approx(s.terms["model"] + 0.01 * s.terms["length"])
+    metrics = outcome.of(0, "metrics")
+    assert metrics["reward_length_slope"] == pytest.approx(found["slope"])
+    own = LengthFit()
+    for prompt in outcome.of(0, "prompts"):
+        own.add_answers([s for s in outcome.of(0, "scored") if s.completion.prompt_id == prompt.prompt_id])
+    assert metrics["length_correlation"] == pytest.approx(own.correlation)
+
+
+def test_a_number_is_taken_off_without_a_look(known: Cases, tmp_path: Path) -> None:
+    simulation = known.at("dpo", tmp_path).but(changes={"reward__length_slope": -0.5})
+    simulation.run()
+    assert not (tmp_path / "tiny" / "initial" / "length.json").exists()
+    for s in simulation.outcome().of(0, "scored"):
+        assert s.reward == s.terms["raw"] + 0.5 * len(s.completion.token_ids)
+
+
+def test_a_slope_that_is_gone_cannot_be_fitted_on_another_policy(known: Cases, tmp_path: Path) -> None:
+    known.unbroken("length slope")
+    simulation = known.at("length slope", tmp_path)
+    shutil.copytree(known.path / "length slope" / "tiny", tmp_path / "tiny")
+    for file in ("length.json", "evaluation.json"):
+        (tmp_path / "tiny" / "initial" / file).unlink()
+    (tmp_path / "tiny" / "rounds" / "001" / "commit.json").unlink()
+    with pytest.raises(ValueError, match=r"initial/length\.json: "):
+        simulation.run(resume=True)
+
+
+def test_what_length_pays_is_said_before_anything_is_learnt(
+    known: Cases, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A reward that is the length: in the first look, before the first step, and in each round."""
+    terms = [{"type": "length", "free": 0, "weight": -1.0}]
+    early = known.at("early", tmp_path)
+    simulation = early.but(changes={**early.changes, "reward": {"terms": terms}})
+    simulation.run()
+    lines = capsys.readouterr().out.splitlines()
+    said = [line for line in lines if "+1.00" in line]
+    first = next(line for line in lines if line.startswith("round 0 train"))
+    assert lines.index(said[0]) < lines.index(first) and "round 0" in said[0] and "0.3" in said[0]
+    assert any("round 1" in line for line in said) and all("reward.length_slope" in line for line in said)
+    assert simulation.outcome().of(1, "metrics")["length_correlation"] == pytest.approx(1.0)

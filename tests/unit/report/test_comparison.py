@@ -77,6 +77,38 @@ def test_each_runs_own_reward_model_is_known_by_its_digest(tmp_path: Path) -> No
     assert reward_difference(a, b) == "" and "digest" in reward_difference(a, c)
 
 
+def test_rewards_with_other_slopes_of_length_are_not_compared(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, run__name=name, reward__length_slope="fit") for name in ("a", "b", "c")]
+    for folder, slope in zip(runs, (0.5, 0.5, 0.25), strict=True):
+        manifest = {"name": "length", "digest": "d", "seconds": 1.0, "metrics": {"slope": slope}}
+        (folder / "initial" / "length.json").write_text(json.dumps(manifest))
+    a, b, c = map(read, runs)
+    assert reward_difference(a, b) == "" and "slope" in reward_difference(a, c)
+
+
+def test_seeds_of_one_config_are_taken_together(tmp_path: Path) -> None:
+    """Two configs at two seeds each: rewards rise by 2 and 4, and by 5 and 7."""
+    runs = [
+        make_run(
+            tmp_path,
+            Plan(held_out_reward=lambda v, p, s, gain=gain: v * gain),  # type: ignore[misc]
+            run__name=f"{name}-{seed}",
+            run__seed=seed,
+            objective=objective,
+        )
+        for name, objective, gains in (
+            ("dpo", {"type": "dpo"}, {1: 1.0, 2: 2.0}),
+            ("kto", {"type": "kto_pair"}, {1: 2.5, 2: 3.5}),
+        )
+        for seed, gain in gains.items()
+    ]
+    page = page_of(runs, tmp_path / "page.html")
+    for text in ("dpo-1, dpo-2", "seed 2", "+3.000", "+2.000 to +4.000", "kto-1, kto-2", "+6.000"):
+        assert text in page.text, text
+    assert "+3.000 (+1.000 to +5.000) *" in page.text, "their difference"
+    assert "dpo-1, kto-2" not in page_of([runs[0], runs[3]], tmp_path / "page.html").text
+
+
 def benchmark(folder: Path, accuracy: float, wrong: list[int], items: int = 20) -> Path:
     place = folder / "rounds" / "001" / "benchmarks"
     (place / "failures").mkdir(parents=True)

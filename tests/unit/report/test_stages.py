@@ -44,6 +44,7 @@ def trained(root: Path, name: str, last: float) -> Path:
         "held_out_loss": last,
         "held_out_accuracy": 0.75,
         "start_held_out_accuracy": 0.5,
+        "held_out_length_accuracy": 0.625,
     }
     ArtifactFolder(folder).phase_directory("data", lambda _: {"rows": 12.0, "too_long": 2.0})
     ArtifactFolder(folder).phase_directory("model", lambda _: {"samples": 10.0, "steps": 3.0, **held_out})
@@ -53,7 +54,9 @@ def trained(root: Path, name: str, last: float) -> Path:
 def test_a_training_stage_is_judged_by_its_held_out_loss(tmp_path: Path) -> None:
     page = page_of(trained(tmp_path, "good", 0.4))
     ((tone, verdict),) = page.callouts
-    assert tone == "good" and re.search(r"\b0\.700 .*\b0\.400 (?s:.*)\b50\.0% .*\b75\.0% ", verdict)
+    assert tone == "good" and re.search(
+        r"\b0\.700 .*\b0\.400 (?s:.*)\b50\.0% .*\b75\.0% (?s:.*)\b62\.5%", verdict
+    )
     assert "95%" not in verdict and "too long" in page.text and "1 min 05 s" in page.text
     ((tone, verdict),) = page_of(trained(tmp_path, "bad", 0.9)).callouts
     assert tone == "bad" and re.search(r"\b0\.700 .*\b0\.900 ", verdict)
@@ -97,6 +100,7 @@ def test_a_reward_benchmark_shows_subsets_with_intervals(tmp_path: Path) -> None
             "high": 0.95,
             "pairs": 4,
             "ties": 1,
+            "length_accuracy": 0.625,
             "non_finite": 0,
             "too_long": 0,
         },
@@ -106,12 +110,12 @@ def test_a_reward_benchmark_shows_subsets_with_intervals(tmp_path: Path) -> None
         "model": "<b>m</b>",
         "pairs": 4,
         "subsets": subsets,
-        "averages": {"Medical": {"accuracy": 0.75, "missing": ["Human"]}},
+        "averages": {"Medical": {"accuracy": 0.75, "length_accuracy": 0.55, "missing": ["Human"]}},
     }
     page = page_of(stage(tmp_path, "reward_bench", reward_bench=bench))
     ((_, verdict),) = page.callouts
-    assert re.search(r"\b4 .*<b>m</b>(?s:.*)\bMedical: 75\.0%, .*\b1\b", verdict)
-    assert "75.0% (30% to 95%)" in page.text
+    assert re.search(r"\b4 .*<b>m</b>(?s:.*)\bMedical: 75\.0%.* 55\.0%, .*\b1\b", verdict)
+    assert "75.0% (30% to 95%)" in page.text and "62.5%" in page.text
 
 
 def test_a_data_stage_shows_its_counts(tmp_path: Path) -> None:

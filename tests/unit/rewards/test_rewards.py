@@ -199,7 +199,7 @@ def test_order_of_completions_and_prompts_is_free(
             r"low=1 high=2 falloff=1(\.0)? free=3: ",
         ),
         ({"type": "length", "low": 3, "high": 2, "falloff": 1}, r"low=3: .*high=2"),
-        ({"type": "format"}, "rule; .*must_match, must_not_match .*ended"),
+        ({"type": "format"}, "rule; .*must_match, .*ended"),
         ({"type": "format", "must_match": "("}, r"must_match\n.*'\('"),
         ({"type": "http", "url": "localhost:5000"}, r"url\n.*'localhost:5000'"),
         ({"type": "http", "url": "http://u:secret@host/get_reward"}, r"url\n[^=]*\[type"),
@@ -249,7 +249,7 @@ def test_terms_come_back_from_their_dump() -> None:
         {"type": "http", "url": "http://h/get_reward"},
         {"type": "judge", "model": "m", "base_url": "http://h/v1"},
     ]
-    assert {s["type"] for s in sections} == set(TERMS)
+    assert {s["type"] for s in sections} == set(TERMS) - {"rule", "likeness"}, "which judge alone"
     for section in sections:
         config = TypeAdapter(RewardTerm).validate_python(section)
         assert TypeAdapter(RewardTerm).validate_python(config.model_dump(mode="json")) == config

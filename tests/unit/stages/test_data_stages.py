@@ -256,11 +256,7 @@ def test_repeated_rows_are_removed_with_what_they_repeat(tmp_path: Path, limit: 
     questions = ["Which vaccine is given at birth to protect an infant from hepatitis B infection?"] * 2
     rows = [record(n) for n in range(6)] + [record(6 + n, text) for n, text in enumerate(questions)]
     source = write(tmp_path / "in.jsonl", [*rows, record(8)])
-    folder = make(
-        stage(
-            tmp_path, "dedup", source, {"type": "deduplicate", "jaccard": None, "cosine": None}, limit=limit
-        )
-    )
+    folder = make(stage(tmp_path, "dedup", source, {"type": "deduplicate", "near": False}, limit=limit))
     assert [row["id"] for row in read(folder / "rows.jsonl")] == [
         f"Set,{n}" for n in (0, 1, 2, 3, 4, 5, 6, 8)
     ]

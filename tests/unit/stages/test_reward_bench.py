@@ -34,6 +34,7 @@ from ultramed_rl.evaluation.reward_benches import (
     SubsetAverage,
     average_subsets,
     known_subset,
+    length_alone,
     score_group,
     score_subsets,
     wrong_pairs,
@@ -140,6 +141,26 @@ def test_ties_without_both_rows_of_a_question_have_no_score() -> None:
     rows.append(benched("2", "Math", [3.0], [1.0, 0.0, 2.0]))
     (average,) = average_subsets(score_subsets(rows, {}), rows)
     assert (average.name, average.accuracy) == (GENERAL_2, 1.0) and "Ties" in average.missing
+
+
+def test_length_alone_is_judged_as_the_model_is() -> None:
+    """The longer one wins 1 of 2 in Easy and 0 of 2 in Hard; of four answers the wanted one must be the only longest."""
+
+    def pair(name: str, subset: str, *tokens: int) -> PreferenceGroup:
+        answers = tuple(Completion(name, i, "", (1,) * n, "stop", 0.0, 0) for i, n in enumerate(tokens))
+        return PreferenceGroup(
+            Prompt(name, USER, (1,), kind=subset), answers, (1.0, *[0.0] * (len(tokens) - 1))
+        )
+
+    pairs = [
+        pair("a", "Easy", 5, 3),
+        pair("b", "Easy", 3, 5),
+        pair("c", "Hard", 2, 4),
+        pair("d", "Hard", 4, 4),
+    ]
+    # By the shorter one: 1.5 of 2 in Hard, so 0.625 on average.
+    assert length_alone(pairs) == {"Easy": 0.5, "Hard": 0.75, MEDICAL: 0.625}
+    assert length_alone([pair("a", "mine", 9, 1, 9, 2)])["mine"] == 0.5
 
 
 def test_a_half_count_has_wilsons_interval() -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from ultramed_rl.config import parse_config
-from ultramed_rl.config.stages import SftConfig
+from ultramed_rl.config.stages import RewardConfig, SftConfig
+from ultramed_rl.records import Completion, PreferenceGroup, Prompt
 from ultramed_rl.stages.loop import StageLoop
 from ultramed_rl.store import StageDirectory
 from ultramed_rl.tracking import Progress
@@ -19,7 +20,7 @@ from ultramed_rl.tracking import Progress
 class Ranks:
     """Ranks whose gradient is not finite at some steps, and which stop as real ones do."""
 
-    def __init__(self, config: SftConfig, bad: set[int]) -> None:
+    def __init__(self, config: SftConfig | RewardConfig, bad: set[int]) -> None:
         self.most, self.bad, self.skipped = config.training.max_skipped_steps, bad, 0
 
     def train(self, schedule: Any, start: int, stop: int) -> Iterator[dict[str, float]]:
@@ -37,6 +38,9 @@ class Ranks:
                 "seconds": 1.0,
                 "mfu": 0.5,
             }
+
+    def evaluate(self) -> dict[str, float]:
+        return {"loss": 0.5, "accuracy": 0.75}
 
     def save_state(self, directory: Path) -> None:
         (directory / "state").write_text("s")
@@ -102,3 +106,35 @@ def test_skipped_steps_count_on_after_a_kill(
     else:
         with pytest.raises(RuntimeError, match="4 skipped"):
             go_on(True, None)
+
+
+def test_a_reward_models_accuracy_stands_beside_that_of_length_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ultramed_rl.stages.loop.write_stage_card", lambda *_: None)
+    data = {
+        "type": "reward",
+        "run": {"name": "r", "directory": str(tmp_path)},
+        "model": {"path": "m", "max_length": 128},
+        "data": {"sources": [{"uri": "x"}], "evaluation_sources": [{"uri": "y"}]},
+        "training": {"learning_rate": 1e-5, "batch_size": 1},
+    }
+    config = parse_config(data, kind=RewardConfig)
+    prompt = Prompt("p", ({"role": "user", "content": "?"},), (1,))
+    pairs = [
+        PreferenceGroup(
+            prompt,
+            tuple(Completion("p", k, "", (1,) * n, "stop", 0.0, 0) for k, n in enumerate(sizes)),
+            (1.0, 0.0),
+        )
+        for sizes in ((2, 5), (3, 4), (9, 8))
+    ]
+    with StageDirectory.open(config, False) as store:
+        ranks: Any = Ranks(config, set())
+        log: Any = Log(store)
+        _, figures = StageLoop(config, store, ranks, (pairs, pairs), log, Progress()).run()
+    for name in ("start_held_out", "held_out"):
+        assert figures[f"{name}_accuracy"] == 0.75
+        assert figures[f"{name}_length_accuracy"] == pytest.approx(2 / 3), (
+            "the shorter one, of two pairs of three"
+        )

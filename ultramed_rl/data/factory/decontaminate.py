@@ -1,12 +1,13 @@
 """Instructions that stand in a benchmark: as the same words, with many of an item's word runs, or nearly so.
 
-item --> stem --> key, 13-grams, vector --+
-                                          +--> exact | ngram | near, with the item and the distance
-row  --> stem --> key, 13-grams, vector --+
+item --> stem --> key, 13-grams, vector, content --------+
+                                                        +--> exact | ngram | near, with the item and the distance
+row  --> stem --> key, 13-grams, vector, content --------+
 
-The near rule is the paper's (arXiv 2406.03949): squared L2 distance of unit vectors at most 0.05 and lengths that
-differ by at most 20 %. The paper looks at each row's one nearest item, which may fail by its length where another
-item passes; here every item within the distance is looked at. Options are found by what they look like and never by
+Near is the paper's rule (arXiv 2406.03949): squared L2 distance of unit vectors at most 0.05 and lengths that differ by
+at most 20 %; and as much of the content in common, which a paraphrase or a cut leaves and a vector may not show. Short
+texts that differ by a number, a name or a negation are not near. The paper looks at each row's one nearest item, which
+may fail by its length where another item passes; here every item within the distance is looked at. Options are found by what they look like and never by
 counting lines, so an open question keeps its words; a text without words is in no benchmark.
 """
 
@@ -19,24 +20,29 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+from scipy.sparse import csr_array
 
 from ultramed_rl.config.factory import Decontaminate
 from ultramed_rl.data.factory.columns import named_instruction
-from ultramed_rl.data.factory.hashing import hash_words, ngrams
+from ultramed_rl.data.factory.hashing import Hashes, hash_words, ngrams
 from ultramed_rl.data.likeness import (
     Embed,
     NearRule,
     Stem,
     check_unit_vectors,
+    content_marks,
     equal_keys,
+    options_meet,
     read_stem,
-    same_question,
+    shared_content,
 )
 
 Rule = Literal["exact", "ngram", "near"]
 FindHits = Callable[[Sequence[Stem]], Iterator[tuple[int, float, int]]]
 _TEXTS = ("record_id", "rule", "benchmark", "item_id")
 _SCHEMA = pa.schema({**dict.fromkeys(_TEXTS, pa.string()), "distance": pa.float64()})
+_FEW, _SOME, _MOST = 16, 0.4, 0.6  # of few marks, and of more, what a cut, other forms and slips leave
+_LONGER = 3  # times as many marks as the shorter text's that a text may have
 _ROWS = 256  # compared with items together
 _MARGIN = 1e-3  # by which float32 distances of unit vectors may be wrong, many times over
 
@@ -54,7 +60,8 @@ class BenchmarkItem:
 class Contaminated:
     """A row to remove, the first rule that says so, and the item that it is alike to.
 
-    `distance` is 0 (exact), 1 - the shared part of the item's n-grams (ngram), or squared L2 (near).
+    `distance` is 0 (exact), 1 - the shared part of the item's n-grams (ngram), or squared L2 or 1 - the shared part of
+    the content, whichever is less (near).
     """
 
     record_id: str
@@ -87,12 +94,8 @@ class Decontaminator:
         self._by_key: dict[str, list[int]] = defaultdict(list)
         for place, stem in enumerate(self._stems):
             self._by_key[stem.key].append(place)
-        # The items' n-grams in ascending order, each once an item; the item of each, and how many each item has.
-        grams = [np.unique(own) for own in self._ngrams(self._stems)]
-        self._gram_counts = np.array([len(own) for own in grams])
-        values, places = np.concatenate(grams), np.repeat(np.arange(len(grams)), self._gram_counts)
-        order = np.argsort(values, kind="stable")
-        self._grams, self._gram_items = values[order], places[order]
+        self._grams = _Held(self._ngrams(self._stems))
+        self._marks = _Held(self._read_marks(self._stems))
         long = [place for place, stem in enumerate(self._stems) if len(stem.words) >= self._rule.words]
         lengths = np.array([len(self._stems[place].key) for place in long])
         vectors = self._vectors([self._stems[place] for place in long])
@@ -132,21 +135,15 @@ class Decontaminator:
     def _find_exact(self, stems: Sequence[Stem]) -> Iterator[tuple[int, float, int]]:
         for row, stem in enumerate(stems):
             for item in {item for key in equal_keys(stem) for item in self._by_key.get(key, ())}:
-                if same_question(self._stems[item], stem):
+                if options_meet(self._stems[item], stem):
                     yield row, 0.0, item
 
     def _find_ngrams(self, stems: Sequence[Stem]) -> Iterator[tuple[int, float, int]]:
-        for row, grams in enumerate(self._ngrams(stems)):
-            own = np.unique(grams)  # a row that says an n-gram twice holds it once
-            first, last = (np.searchsorted(self._grams, own, side) for side in ("left", "right"))
-            shared = [self._gram_items[a:b] for a, b in zip(first, last, strict=True) if a < b]
-            if shared:
-                items, counts = np.unique(np.concatenate(shared), return_counts=True)
-                for item, share in zip(
-                    items.tolist(), (counts / self._gram_counts[items]).tolist(), strict=True
-                ):
-                    if share >= self._config.overlap:
-                        yield row, 1.0 - share, item
+        for rows, items, shared, _ in self._grams.shared(self._ngrams(stems)):
+            shares = shared / self._grams.sizes[items]
+            enough = shares >= self._config.overlap
+            gaps = (1.0 - shares[enough]).tolist()
+            yield from zip(rows[enough].tolist(), gaps, items[enough].tolist(), strict=True)
 
     def _find_near(self, stems: Sequence[Stem]) -> Iterator[tuple[int, float, int]]:
         rows = [
@@ -157,18 +154,67 @@ class Decontaminator:
         lengths = np.array([len(stems[row].key) for row in rows])
         vectors = self._vectors([stems[row] for row in rows])
         for place, item, distance in self._near.pairs(vectors, lengths):
-            if same_question(self._stems[item], stems[rows[place]]):
+            row = stems[rows[place]]
+            if options_meet(self._stems[item], row) and shared_content(self._stems[item], row):
                 yield rows[place], distance, item
+        for near, items, shared, sizes in self._marks.shared(self._read_marks(stems)):
+            fewer, more = (
+                np.minimum(sizes, self._marks.sizes[items]),
+                np.maximum(sizes, self._marks.sizes[items]),
+            )
+            alike = shared >= np.where(fewer > _FEW, _MOST, _SOME) * fewer
+            alike &= more <= _LONGER * fewer  # a few of an item's words stand in many a long text
+            for number, item in zip(near[alike].tolist(), items[alike].tolist(), strict=True):
+                share = shared_content(self._stems[item], stems[number])
+                told = share == 1.0 or options_meet(self._stems[item], stems[number])
+                if told and share >= self._config.content:
+                    yield number, round(1.0 - share, 6), item
+
+    def _read_marks(self, stems: Sequence[Stem]) -> list[np.ndarray]:
+        """The hashed marks of each stem's content, each once."""
+        marks = hash_words([" ".join(content_marks(stem.content)) for stem in stems])
+        return _each_once(marks)
 
     def _ngrams(self, stems: Sequence[Stem]) -> list[np.ndarray]:
-        """The hashed n-grams of each stem, in order."""
+        """The hashed n-grams of each stem, each once: a row that says one twice holds it once."""
         grams = ngrams(hash_words([stem.key for stem in stems]), self._config.ngram)
-        return np.split(grams.values, grams.starts[1:-1]) if stems else []
+        return _each_once(grams)
 
     def _vectors(self, stems: Sequence[Stem]) -> np.ndarray:
         if not stems:
             return np.zeros((0, 1), dtype=np.float32)
         return check_unit_vectors(self._embed([stem.text for stem in stems]), len(stems))
+
+
+def _each_once(hashes: Hashes) -> list[np.ndarray]:
+    """Each text's numbers without repeats; `np.unique` takes milliseconds for the shortest list."""
+    parts = np.split(hashes.values, hashes.starts[1:-1]) if len(hashes.counts) else []
+    return [np.array([*dict.fromkeys(own.tolist())], dtype=np.uint64) for own in parts]
+
+
+class _Held:
+    """The numbers that items hold, each once an item, and how many of them rows hold."""
+
+    def __init__(self, items: Sequence[np.ndarray]) -> None:
+        self.sizes = np.array([len(own) for own in items])
+        self._known = np.unique(np.concatenate([np.zeros(1, dtype=np.uint64), *items]))
+        self._items = self._matrix(items).T.tocsr()
+
+    def _matrix(self, texts: Sequence[np.ndarray]) -> csr_array:
+        """[texts, known numbers], 1 where a text holds a number."""
+        numbers, rows = np.concatenate(texts), np.repeat(np.arange(len(texts)), [len(own) for own in texts])
+        columns = np.minimum(np.searchsorted(self._known, numbers), len(self._known) - 1)
+        known = self._known[columns] == numbers
+        columns = columns[known]
+        ones = np.ones(len(columns), dtype=np.int32)
+        return csr_array((ones, (rows[known], columns)), shape=(len(texts), len(self._known)))
+
+    def shared(self, texts: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, ...]]:
+        """By blocks of rows: row, item, how many numbers both hold, where there are any, and how many the row has."""
+        for first in range(0, len(texts), _ROWS):
+            counts = (self._matrix(texts[first : first + _ROWS]) @ self._items).tocoo()
+            rows, sizes = counts.row + first, np.array([len(own) for own in texts])
+            yield rows, counts.col, counts.data, sizes[rows]
 
 
 class NearItems:

@@ -1,19 +1,17 @@
 """Texts as numbers, by array operations over whole blocks: hashed words, n-grams, vectors without a model, signatures.
 
-texts --> bytes --> a 64-bit number for every word --> n-grams --> shingles --> MinHash bands
-                                                              --> signed counts in 512 numbers: vectors --> sign bands
+texts --> bytes --> a 64-bit number for every word --> n-grams --> signed counts in 512 numbers: vectors
+                                                   --> sets --> MinHash bands
 
-Signatures are many hashes that two texts share with a probability p, their likeness; they share a band of r hashes
-with p ** r, so comparing those that share any band finds the alike and few others. None of the constants are drawn:
-all is the same in every process, and however texts are put into blocks.
+Sets that share a part p of their values share a band of 5 hashes with p ** 5, and any of 25 bands with 99 % where p is
+0.7: comparing those that share any finds the alike and few others. None of the constants are drawn: all is the same
+in every process, and however texts are put into blocks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from math import acos, pi
 
 import numpy as np
 
@@ -24,10 +22,9 @@ _BASE, _STEP = 0x9E3779B97F4A7C15, np.uint64(0xD6E8FEB86659FD93)
 _LONGEST = 64  # bytes of a word after which the powers repeat
 _POWERS = np.array([pow(_BASE, 1 + i, 2**64) for i in range(_LONGEST)], dtype=np.uint64)
 _ROWS = 256  # texts that become vectors together
-WORD_HASHES, SIGN_HASHES = 128, 1536
-_RECALL = 0.99
-_SCALE = 4096  # vectors as whole numbers: their sums are exact in float32, whatever the block
-_GRAMS = 1 << 16  # shingles hashed together, so that they stay in the processor's cache
+_CELLS = 3  # numbers of a vector that a word or pair is counted in, so that no two are counted in the same
+BANDS, BAND_HASHES = 25, 5
+_GRAMS = 1 << 16  # values hashed together, so that they stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -82,16 +79,14 @@ def hash_words(texts: Sequence[str], *, plain: bool = True) -> Hashes:
     return Hashes(values, np.searchsorted(first, edges))
 
 
-def ngrams(words: Hashes, size: int, *, short: bool = False) -> Hashes:
-    """Every run of `size` words of each text as one number, in order. A shorter text has none, or with `short` one: all
-    of its words. A text without words has none."""
-    runs = np.maximum(words.counts - size + 1, (words.counts > 0) & short)
-    grams = Hashes.by_count(np.repeat(np.minimum(words.counts, size), runs), runs)
-    lengths, values = grams.values, grams.values.astype(np.uint64)
+def ngrams(words: Hashes, size: int) -> Hashes:
+    """Every run of `size` words of each text as one number, in order. A shorter text has none."""
+    runs = np.maximum(words.counts - size + 1, 0)
+    grams = Hashes.by_count(np.full(runs.sum(), size, dtype=np.uint64), runs)
+    values = grams.values
     heads = np.arange(len(values)) + np.repeat(words.starts[:-1] - grams.starts[:-1], runs)
     for offset in range(size):
-        following = values * _STEP + words.values[np.minimum(heads + offset, len(words.values) - 1)]
-        values = np.where(offset < lengths, following, values)
+        values = values * _STEP + words.values[heads + offset]
     return Hashes(mix(values), grams.starts)
 
 
@@ -115,11 +110,12 @@ class HashedEmbedder:
     def _embed(self, texts: Sequence[str]) -> np.ndarray:
         words = hash_words([text.casefold() for text in texts], plain=False)
         cells, signs = [], []
-        for size in (1, 2):
-            grams = ngrams(words, size)
-            column = (grams.values >> np.uint64(1)) % np.uint64(self.width)
-            cells.append(grams.rows * self.width + column.astype(np.int64))
-            signs.append(1.0 - 2.0 * (grams.values & np.uint64(1)))
+        for grams in (ngrams(words, 1), ngrams(words, 2)):
+            for cell in range(_CELLS):
+                values = mix(grams.values + np.uint64(cell))
+                column = (values >> np.uint64(1)) % np.uint64(self.width)
+                cells.append(grams.rows * self.width + column.astype(np.int64))
+                signs.append(1.0 - 2.0 * (values & np.uint64(1)))
         total = len(texts) * self.width
         counts = np.bincount(np.concatenate(cells), np.concatenate(signs), total).reshape(-1, self.width)
         damped = np.sign(counts) * np.log1p(np.abs(counts))
@@ -128,94 +124,26 @@ class HashedEmbedder:
         return unit
 
 
-# -- signatures: MinHash for words, signs for vectors --------------------------------------------------
+# -- signatures: MinHash ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Bands:
-    """`hashes` hashes cut into bands such that texts exactly at the threshold share one with 99 %.
+def minhash_keys(sets: Hashes) -> np.ndarray:
+    """-> uint64 [n, `BANDS`], a number for every band of `BAND_HASHES` MinHashes; 0 for texts with an empty set.
 
-    `agreement` is the probability that one hash is the same for two texts at the threshold.
+    A hash is the same for two sets with the probability of their Jaccard similarity (Broder 1997); it is the high half of
+    a x + b, which is enough for values that are mixed already.
     """
-
-    hashes: int
-    agreement: float
-
-    @cached_property
-    def rows(self) -> int:
-        """Hashes of a band: as many as that recall allows, for they keep unlike texts apart."""
-        recall = {
-            r: 1.0 - (1.0 - self.agreement**r) ** (self.hashes // r)
-            for r in range(1, min(64, self.hashes) + 1)
-        }
-        return max((r for r, share in recall.items() if share >= _RECALL), default=1)
-
-    @property
-    def count(self) -> int:
-        """How many bands."""
-        return self.hashes // self.rows
-
-
-def word_bands(jaccard: float) -> Bands:
-    """MinHash: a hash is the same for two sets with the probability of their Jaccard similarity (Broder 1997)."""
-    return Bands(WORD_HASHES, jaccard)
-
-
-def sign_bands(cosine: float) -> Bands:
-    """Signs of projections: the same with 1 - angle / pi (Charikar 2002, section 3)."""
-    return Bands(SIGN_HASHES, 1.0 - acos(cosine) / pi)
-
-
-def minhash_keys(shingles: Hashes, bands: Bands) -> np.ndarray:
-    """-> uint64 [n, bands], a number for every band of MinHashes; 0 for texts without shingles.
-
-    Each hash is the high half of a x + b, which is enough for values that are mixed already.
-    """
-    keys = np.zeros((len(shingles.counts), bands.count), dtype=np.uint64)
-    factors, shifts = _constants(2, bands.count * bands.rows)
-    rows = np.flatnonzero(shingles.counts)
-    per_pass = max(1, int(_GRAMS // max(1.0, shingles.counts[rows].mean() if len(rows) else 1.0)))
+    keys = np.zeros((len(sets.counts), BANDS), dtype=np.uint64)
+    factors, shifts = mix(
+        np.arange(1, 2 * BANDS * BAND_HASHES + 1, dtype=np.uint64) * np.uint64(_BASE)
+    ).reshape(2, -1)
+    rows = np.flatnonzero(sets.counts)
+    per_pass = max(1, int(_GRAMS // max(1.0, sets.counts[rows].mean() if len(rows) else 1.0)))
     for chosen in (rows[first : first + per_pass] for first in range(0, len(rows), per_pass)):
-        low, high = shingles.starts[chosen[0]], shingles.starts[chosen[-1] + 1]
-        values, starts = shingles.values[low:high], shingles.starts[chosen] - low
+        low, high = sets.starts[chosen[0]], sets.starts[chosen[-1] + 1]
+        values, starts = sets.values[low:high], sets.starts[chosen] - low
         for place, (factor, shift) in enumerate(zip(factors | np.uint64(1), shifts, strict=True)):
             smallest = np.minimum.reduceat((values * factor + shift) >> np.uint64(32), starts)
-            band = place // bands.rows
+            band = place // BAND_HASHES
             keys[chosen, band] = mix(keys[chosen, band] * np.uint64(31) + smallest + np.uint64(1))
     return keys
-
-
-def quantize(vectors: np.ndarray) -> np.ndarray:
-    """Unit vectors float32 [n, d] -> int16 [n, d], 4,096 for 1."""
-    return np.rint(vectors * _SCALE).astype(np.int16)
-
-
-def sign_hashes(quantized: np.ndarray) -> np.ndarray:
-    """int16 [n, d] -> the signs of 1,536 projections, packed: uint8 [n, 192]."""
-    projected = quantized.astype(np.float32) @ _projections(quantized.shape[1])
-    return np.packbits(projected > 0, axis=1)
-
-
-def sign_keys(packed: np.ndarray, bands: Bands, band: int) -> np.ndarray:
-    """One band of the signs as uint64 [n]."""
-    first = band * bands.rows
-    last = first + bands.rows
-    bits = np.unpackbits(packed[:, first // 8 : -(-last // 8)], axis=1)[:, first % 8 :][:, : bands.rows]
-    padded = np.zeros((len(packed), 64), dtype=np.uint8)
-    padded[:, 64 - bands.rows :] = bits
-    return np.packbits(padded, axis=1).view(">u8").astype(np.uint64).ravel()
-
-
-@lru_cache(maxsize=4)
-def _constants(kinds: int, count: int) -> np.ndarray:
-    return mix(np.arange(1, kinds * count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)).reshape(
-        kinds, count
-    )
-
-
-@lru_cache(maxsize=2)
-def _projections(width: int) -> np.ndarray:
-    """[d, 1536] of -1 and 1."""
-    numbers = _constants(1, width * SIGN_HASHES // 64)
-    bits = np.unpackbits(np.ascontiguousarray(numbers.ravel()).astype("<u8").view(np.uint8))
-    return (2.0 * bits.reshape(width, SIGN_HASHES) - 1.0).astype(np.float32)

@@ -47,6 +47,7 @@ from ultramed_rl.tracking.heartbeat import keep_sigterm
 
 SPLITS = ("train", "dev", "test")
 ROWS = 2048  # of a block
+_TOLD = 5000  # rows of a report after which it says how far it is
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -156,8 +157,19 @@ def write_report(work: DataWork) -> Counter[str]:
     config, step = work.config, work.config.step
     assert isinstance(step, Report)
     judged = step.judged
+
+    def told() -> Iterator[Row]:
+        number = 0
+        for number, row in enumerate(read_input(config), start=1):
+            if number % _TOLD == 0:
+                work.progress.say(f"{number:,} rows read")
+            yield row
+        work.progress.say(
+            f"all {number:,} rows read; once they are counted, a sample of {step.points:,} is mapped"
+        )
+
     build_report(
-        lambda: read_input(config),
+        told,
         work.output,
         open_embedder(step.embedder),
         None if judged is None else lambda: read_made_rows(judged),
@@ -201,7 +213,7 @@ def remove_repeated(work: DataWork) -> Counter[str]:
     step = work.config.step
     assert isinstance(step, Deduplicate)
     files = _input_files(work)
-    parts = _map(work, files, DuplicateKeys(step, open_embedder(step.embedder)), "keys")
+    parts = _map(work, files, DuplicateKeys(step), "keys")
     repeated = find_duplicates([read_part(part) for part in parts], step)
     removed = {one.record_id: {**vars(one), "reason": one.rule} for one in repeated}
     return _split(work, files, step.columns, removed)

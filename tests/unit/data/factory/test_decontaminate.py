@@ -89,7 +89,9 @@ def test_most_of_medqas_training_part_survives(search: Decontaminator, vignettes
     found = search.search([str(i) for i in range(len(vignettes))], vignettes)
     # Two vignettes share over half of their 13-grams with a test item. Any one shared 13-gram (GPT-3's rule) would
     # remove a third of all: vignettes have set phrases.
-    assert Counter(one.rule for one in found) == {"ngram": 2} and len(vignettes) == 924
+    # Few more tell a test item's story in other words, which people who read them would call the same.
+    counts = Counter(one.rule for one in found)
+    assert counts["ngram"] == 2 and counts["near"] <= 6 and counts["exact"] == 0 and len(vignettes) == 924
 
 
 def test_one_shared_13gram_is_no_contamination_unless_the_config_says_so() -> None:

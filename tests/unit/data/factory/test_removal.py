@@ -29,8 +29,8 @@ def test_what_deduplicate_and_decontaminate_find_is_met_in_the_rows_they_searche
     again = {"name": "copy", "text": "WHAT is gout"}
     rows = [*ROWS, again]
     duplicates = find_duplicates(
-        [DuplicateKeys(Deduplicate(columns=COLUMNS, cosine=None), HashedEmbedder())(rows)],
-        Deduplicate(columns=COLUMNS, cosine=None),
+        [DuplicateKeys(Deduplicate(columns=COLUMNS))(rows)],
+        Deduplicate(columns=COLUMNS),
     )
     removals = {one.record_id: one for one in duplicates}
     removed = [(row["name"], one.kept_id) for row, one in split_removed(rows, COLUMNS, removals) if one]

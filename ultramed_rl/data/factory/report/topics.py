@@ -56,7 +56,7 @@ def map_topics(
     embed: Embed,
     *,
     seed: int,
-    most: int = 5000,
+    most: int = 2000,
     clusters: int | None = None,
 ) -> TopicMap:
     """The map of a seeded uniform sample of (id, set, text), in one pass; memory holds the sample alone.
@@ -80,7 +80,7 @@ def map_topics(
         raise ValueError(
             f"embed gave shape {given.shape} for {len(points)} texts; give one finite vector a text"
         )
-    vectors = _components(given, seed)
+    vectors = _components(given)
     members = _cluster(vectors, clusters or cluster_count(len(points)), seed)
     labels = label_clusters([point.text for point in points], members)
     return TopicMap(points, seen, _place(vectors, seed), members, labels)
@@ -106,14 +106,15 @@ def cluster_count(texts: int) -> int:
     return max(1, min(MOST_CLUSTERS, round(sqrt(texts) / 2)))
 
 
-def _components(vectors: np.ndarray, seed: int) -> np.ndarray:
+def _components(vectors: np.ndarray) -> np.ndarray:
     """[n, d] -> [n, at most 50] principal components; equal vectors are at 0."""
     from sklearn.decomposition import PCA
 
     if len(np.unique(vectors.round(_SAME), axis=0)) == 1:
         return np.zeros((len(vectors), 2))
     width = min(_COMPONENTS, *vectors.shape)
-    plane: np.ndarray = PCA(width, random_state=seed).fit_transform(vectors)
+    solver = "covariance_eigh" if len(vectors) > vectors.shape[1] else "full"  # both exact; the default draws
+    plane: np.ndarray = PCA(width, svd_solver=solver).fit_transform(vectors)
     return plane if width > 1 else np.pad(plane, ((0, 0), (0, 1)))
 
 

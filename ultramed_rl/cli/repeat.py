@@ -1,0 +1,137 @@
+"""The command that runs one config at several seeds and reports them together."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from ultramed_rl.cli.program import WRONG, ConfigOrOverrides, DryRun, carrying_out, checking, command, fail
+from ultramed_rl.cli.runs import Invocation, check_kind, what_happens
+from ultramed_rl.tracking.console import say, tell, tell_result
+
+if TYPE_CHECKING:
+    from ultramed_rl.config import RunConfig
+
+State = Literal["new", "begun", "finished"]
+
+
+@command("repeat")
+def repeat_command(
+    arguments: ConfigOrOverrides = None,
+    seeds: Annotated[list[str] | None, typer.Option("--seeds", help="whole numbers, as in 42 43 44")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="the JSON file; by default NAME-seeds.json beside the runs")
+    ] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Run an online config once for each seed, each as a run NAME-seedSEED, and report each measure with an interval over seeds
+    and prompts. Runs that were begun go on, finished ones are read: the same command goes on after an interruption.
+
+    Example: ultramed-rl repeat configs/quickstart.yaml --seeds 42 43 44 run.rounds=2
+    """
+    given = arguments or []
+    # An option takes one word: the other seeds arrive as arguments.
+    wanted = [*(seeds or []), *(word for word in given if word.isdigit())]
+    config_path, *overrides = [word for word in given if not word.isdigit()] or [""]
+    if not config_path or "=" in config_path:
+        fail("repeat: needs a config, as in repeat configs/quickstart.yaml --seeds 42 43 44", WRONG)
+    if not wanted or len(set(wanted)) < len(wanted) or not all(seed.isdigit() for seed in wanted):
+        shown = " ".join(wanted) or "none"
+        fail(f"--seeds {shown}: must be whole numbers, each once, as in --seeds 42 43 44", WRONG)
+    with checking():
+        configs = [_config(config_path, overrides, seed) for seed in wanted]
+        states = [_state(config) for config in configs]
+    if dry_run:
+        return _show(configs)
+    again = shlex.join(["ultramed-rl", "repeat", config_path, "--seeds", *wanted, *overrides])
+    _run(configs, states, output, again)
+
+
+def _config(config_path: str, overrides: Sequence[str], seed: str) -> RunConfig:
+    """The config's run of this seed."""
+    name = check_kind(Invocation(config_path, overrides).read(), "online").run.name
+    named = [*overrides, f"run.name={name}-seed{seed}", f"run.seed={seed}"]
+    config: RunConfig = check_kind(Invocation(config_path, named).read(), "online")
+    return config
+
+
+def _place(config: RunConfig) -> str:
+    return config.run.url or str(config.run.folder)
+
+
+def _state(config: RunConfig) -> State:
+    """How far the run is. Raises ValueError: one of another config is there."""
+    from ultramed_rl.config import load_any
+    from ultramed_rl.store import RunReader
+    from ultramed_rl.store.remote import at_hand
+    from ultramed_rl.store.work_directory import changed_settings
+
+    with at_hand(_place(config), words=True, empty=True) as folder:
+        if not (folder / "config.yaml").is_file():
+            return "new"
+        if changed := changed_settings(load_any(folder / "config.yaml"), config):
+            raise ValueError(
+                f"{_place(config)}: was started with another config ({'; '.join(changed)}); undo the change or choose another "
+                "run.name"
+            )
+        return "finished" if RunReader(folder).finished else "begun"
+
+
+def _show(configs: Sequence[RunConfig]) -> None:
+    """What would be done with each run, and the plan that they share. Starts nothing."""
+    from ultramed_rl.cluster.plan import make_plan, render_plan
+
+    with checking():
+        plan = make_plan(configs[0])
+    for config in configs:
+        does = what_happens(_place(config), True)
+        tell("plan", name=config.run.name, seed=config.run.seed, directory=_place(config), does=does)
+        say(f"{config.run.name} in {_place(config)}: {does}")
+    say(f"{render_plan(plan)}\n\nnothing was started")
+    tell_result(True, exit_code=0, dry_run=True)
+
+
+def _run(configs: Sequence[RunConfig], states: Sequence[State], output: Path | None, again: str) -> None:
+    """Those that aren't finished, in turn; then the report of all."""
+    from ultramed_rl.recipes.inputs import check_inputs
+    from ultramed_rl.recipes.run import check_runnable, run_config
+
+    with checking():
+        for config, state in zip(configs, states, strict=True):
+            if state != "finished":
+                check_runnable(config)
+            if state == "new":
+                check_inputs(config)
+    with carrying_out(again) as result:
+        for config, state in zip(configs, states, strict=True):
+            say(f"-- {config.run.name}: {'finished, read' if state == 'finished' else _place(config)}")
+            if state != "finished":
+                run_config(config, state == "begun")
+        beside = Path(configs[0].run.directory) if configs[0].run.url is None else Path()
+        name = configs[0].run.name.rpartition("-seed")[0]
+        result["output"] = str(_report(configs, output or beside / f"{name}-seeds.json"))
+
+
+def _report(configs: Sequence[RunConfig], output: Path) -> Path:
+    """Print the table and write its numbers."""
+    from ultramed_rl.report.online_run import read_online_run
+    from ultramed_rl.report.seeds import render_seeds, seed_measures, seeds_to_json
+    from ultramed_rl.store import RunReader
+    from ultramed_rl.store.atomic import write_json
+    from ultramed_rl.store.remote import at_hand
+
+    with ExitStack() as open_runs:
+        folders = [open_runs.enter_context(at_hand(_place(config))) for config in configs]
+        runs = [read_online_run(RunReader.of(folder)) for folder in folders]
+        measures = seed_measures(runs)
+        found = seeds_to_json(runs, measures)
+    tell("seeds", **found)
+    say(render_seeds(runs, measures))
+    write_json(output, found)
+    say(f"seeds: {output}")
+    return output

