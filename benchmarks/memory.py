@@ -19,8 +19,9 @@ from pathlib import Path
 
 from scoring import make_reward_model
 
+from ultramed_rl.cluster.layout import Plan
 from ultramed_rl.cluster.memory import PROCESS_BYTES
-from ultramed_rl.cluster.plan import Plan, make_plan
+from ultramed_rl.cluster.plan import make_plan
 from ultramed_rl.config import RunConfig, dump_config, load_config
 
 GIB = 2**30

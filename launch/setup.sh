@@ -1,21 +1,24 @@
 #!/usr/bin/env bash
 # Makes .venv with everything pinned, and the package itself. Does nothing when all is in place.
-#   launch/setup.sh [--dev]      --dev adds what tests and benchmarks need
+#   launch/setup.sh [--dev] [--flash-attn]
+#   --dev adds what tests and benchmarks need; --flash-attn builds what engine=openrlhf needs on CUDA
 #   ULTRAMED_RL_PROFILE=cpu|cuda overrides what nvidia-smi says
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-dev=""
+dev="" flash=""
 for argument in "$@"; do
   case "$argument" in
     --dev) dev=dev ;;
-    *) echo "setup.sh: unknown argument '$argument'; the only one is --dev" >&2; exit 2 ;;
+    --flash-attn) flash=flash-attn ;;
+    *) echo "setup.sh: unknown argument '$argument'; there are --dev and --flash-attn" >&2; exit 2 ;;
   esac
 done
 
 profile=${ULTRAMED_RL_PROFILE:-}
 if [ -z "$profile" ]; then
-  if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU; then profile=cuda; else profile=cpu; fi
+  # No `| grep -q`: it would end before nvidia-smi has written its last line, and pipefail calls that a failure.
+  if [[ $(nvidia-smi -L 2>/dev/null) == *GPU* ]]; then profile=cuda; else profile=cpu; fi
 fi
 case "$profile" in cpu | cuda) ;; *) echo "setup.sh: ULTRAMED_RL_PROFILE='$profile': must be cpu or cuda" >&2; exit 2 ;; esac
 
@@ -23,7 +26,7 @@ case "$profile" in cpu | cuda) ;; *) echo "setup.sh: ULTRAMED_RL_PROFILE='$profi
 digest=$(cat "launch/locks/$profile.txt" launch/locks/dev.txt pyproject.toml launch/setup.sh | sha256sum | cut -d' ' -f1)
 stamp=.venv/.ultramed_rl-setup
 have=$(cat "$stamp" 2>/dev/null || true)
-if [ "$have" = "$profile dev $digest" ] || { [ -z "$dev" ] && [ "$have" = "$profile  $digest" ]; }; then
+if [[ $have == "$profile $digest"* && ( -z $dev || $have == *" dev"* ) && ( -z $flash || $have == *" flash-attn"* ) ]]; then
   exit 0
 fi
 
@@ -69,14 +72,15 @@ if [ "$profile" = cpu ]; then
 else
   say "installing $(grep -c == launch/locks/cuda.txt) pinned packages for CUDA"
   quiet pip install --no-deps -r <(grep -v '^flash-attn==' launch/locks/cuda.txt)
-  say "building flash-attn against the installed torch"
-  quiet pip install --no-deps --no-build-isolation -r <(grep '^flash-attn==' launch/locks/cuda.txt) ||
-    say "flash-attn could not be built (it wants nvcc, a C++ compiler and Python's headers); only engine=openrlhf needs it"
+fi
+if [[ $profile = cuda && -n $flash ]]; then
+  say "building flash-attn against the installed torch; it wants nvcc, a C++ compiler and Python's headers"
+  quiet pip install --no-deps --no-build-isolation -r <(grep '^flash-attn==' launch/locks/cuda.txt)
 fi
 if [ -n "$dev" ]; then
   say "installing $(grep -c == launch/locks/dev.txt) packages for tests and benchmarks"
   quiet pip install --no-deps -r launch/locks/dev.txt
 fi
 quiet pip install --no-deps --no-build-isolation -e .
-echo "$profile $dev $digest" >"$stamp"
+echo "$profile $digest $dev $flash" >"$stamp"
 say "done"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.tiny import tiny_run
 from ultramed_rl.config import RunConfig, parse_config
-from ultramed_rl.evaluation.metrics import RoundMetrics, compare, kl_to_reference, prompt_means
+from ultramed_rl.evaluation.metrics import RoundMetrics, change_metrics, kl_to_reference, prompt_means
 from ultramed_rl.learning.pairs import PairSelector
 from ultramed_rl.records import Completion, PreferenceGroup, Prompt, ReferenceLogprobs, ScoredCompletion
 from ultramed_rl.store import RoundRecord, RunDirectory
@@ -33,6 +33,7 @@ class Plan:
     text: Callable[[int, int, int], str] = lambda r, p, s: f"answer {s} of round {r} to prompt {p}"
     prompt: Callable[[int, int], str] = lambda r, p: f"What helps against disease {p} in round {r}?"
     finish: str = "stop"
+    judged: Callable[[int], dict[str, float]] = lambda index: {}  # a round's metrics of judges
 
 
 def make_run(root: Path, plan: Plan | None = None, **changes: object) -> Path:
@@ -86,13 +87,13 @@ def _make_round(
     record.phase("reference", lambda: references, kind=ReferenceLogprobs)
     record.phase_directory("checkpoint", lambda folder: {"policy_steps": 1})
     after = record.phase("evaluation", lambda: _held_out(plan, index + 1), kind=ScoredCompletion)
-    change, wins = compare(prompt_means(start), prompt_means(after), 200, config.run.seed)
+    change = change_metrics(prompt_means(start), prompt_means(after), 200, config.run.seed)
     metrics = {
         "round": float(index),
         **numbers.metrics(selector.audit),
         "kl_to_reference": kl_to_reference(record.path),
-        "eval_change": change.mean,
-        "eval_win_rate": wins,
+        **{f"eval_{name}": value for name, value in change.items()},
+        **plan.judged(index),
         "seconds": 10.0,
         "tokens_per_second_completions": 100.0,
         "mfu": 0.4,

@@ -6,11 +6,13 @@ command line reads it without loading a config class or torch.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
+VERDICT = "verdict.json"  # of a run in rounds
 Made = Literal["a model", "a file", "a comparison", "a folder of files"]
 
 
@@ -41,11 +43,15 @@ class StageKind:
         return Path(self.output).with_suffix(".json").name
 
     def output_of(self, config: Any) -> Path:
-        """Where the output of a config's run is; of one in rounds, the last round's."""
+        """Where the output of a config's run is; of one in rounds, that of the round which its verdict names, else of the
+        last."""
         folder: Path = config.run.folder.absolute()
-        if self.in_rounds:
-            folder = folder / "rounds" / f"{config.run.rounds - 1:03d}"
-        return folder / self.output
+        if not self.in_rounds:
+            return folder / self.output
+        verdict = folder / VERDICT
+        if verdict.is_file():
+            return folder / str(json.loads(verdict.read_text(encoding="utf-8"))["checkpoint"])
+        return folder / "rounds" / f"{config.run.rounds - 1:03d}" / self.output
 
 
 def load(name: str) -> Any:

@@ -12,7 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from ultramed_rl.cli import program, runs
-from ultramed_rl.cluster.plan import Plan
+from ultramed_rl.cluster.layout import Plan
 from ultramed_rl.config.cluster import Devices
 from ultramed_rl.config.recipe import load_recipe
 from ultramed_rl.config.reference import render_reference

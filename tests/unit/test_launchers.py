@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import time
@@ -314,6 +316,44 @@ def test_slurm_asks_for_the_nodes_of_the_config_that_it_names() -> None:
     assert "sbatch launch/slurm.sh configs/llama3-70b-4node.yaml run.directory=/shared/runs" in text
     named = re.findall(r"configs/[\w./-]+\.yaml", text)
     assert named and all((ROOT / name).is_file() for name in named)
+
+
+@pytest.mark.parametrize(
+    ("smi", "profile"),
+    [
+        ("for i in {1..9999}; do echo GPU $i: NVIDIA H100; done", "cuda"),
+        ("echo No devices; exit 9", "cpu"),
+        (None, "cpu"),
+    ],
+)
+def test_set_up_takes_the_packages_of_the_device_and_only_those_not_there(
+    tmp_path: Path, smi: str | None, profile: str
+) -> None:
+    """All that nvidia-smi says is read, however long. Its stamp says what is there already."""
+    names = ["launch/setup.sh", "pyproject.toml", *(f"launch/locks/{n}.txt" for n in ("cpu", "cuda", "dev"))]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    (tmp_path / "bin").mkdir()
+    for tool in ("bash", "cat", "cut", "dirname", "sha256sum"):
+        (tmp_path / "bin" / tool).symlink_to(shutil.which(tool) or tool)
+    if smi:
+        (tmp_path / "bin" / "nvidia-smi").write_text(f"#!{shutil.which('bash')}\n{smi}\n")
+        (tmp_path / "bin" / "nvidia-smi").chmod(0o755)
+    read = [f"launch/locks/{profile}.txt", "launch/locks/dev.txt", "pyproject.toml", "launch/setup.sh"]
+    digest = hashlib.sha256(b"".join((tmp_path / name).read_bytes() for name in read)).hexdigest()
+
+    def set_up(there: str, *arguments: str) -> int:
+        """0 where nothing is missing, 1 where it would go on and finds no Python."""
+        (tmp_path / ".venv").mkdir(exist_ok=True)
+        (tmp_path / ".venv" / ".ultramed_rl-setup").write_text(f"{profile} {digest} {there}\n")
+        command = ["bash", str(tmp_path / "launch" / "setup.sh"), *arguments]
+        return subprocess.run(command, env={"PATH": str(tmp_path / "bin")}, capture_output=True).returncode
+
+    assert set_up(" ") == set_up("dev ") == set_up("dev ", "--dev") == 0
+    assert set_up("dev flash-attn", "--dev", "--flash-attn") == 0
+    assert set_up(" ", "--dev") == set_up("dev ", "--flash-attn") == 1
+    assert set_up(" ", "--anything") == 2
 
 
 @pytest.mark.parametrize("script", sorted(LAUNCH.glob("*.sh")), ids=lambda p: p.name)

@@ -29,7 +29,6 @@ from typer.testing import CliRunner
 
 from tests import staged
 from tests.fake_api import Said, answer_all, fake_api
-from tests.report_run import Plan, make_run
 from tests.rounds import finish_round
 from tests.tiny import make_model, make_questions, make_tokenizer, tiny_config, tiny_run
 from tests.unit.rewards import test_http as servers
@@ -58,13 +57,13 @@ from ultramed_rl.models.load import load_policy
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.online.stream import Acceptance
 from ultramed_rl.records import ChatRequest, Completion, PreferenceGroup, Prompt
-from ultramed_rl.report import write_report
 from ultramed_rl.scheduling.dispatch import WorkItem
 from ultramed_rl.scheduling.pool import Outcome, Pool, PoolRules
 from ultramed_rl.store import RoundRecord, RunDirectory
 from ultramed_rl.store.record_log import RecordLog
 from ultramed_rl.store.remote import RemoteCopy
 from ultramed_rl.store.remote_folder import WRITER, Lease, RemoteFolder
+from ultramed_rl.tracking.verdict import give_verdict
 
 Provoke = Callable[[Path], object]
 Wording = tuple[str, Provoke, str]
@@ -694,20 +693,18 @@ def under_way(root: Path) -> object:
     return status.render_status(status.read_status(store.path)).splitlines()[0]
 
 
-def verdict(change: float, low: float, high: float) -> Provoke:
+def verdict(change: float, low: float, high: float, **judges: float) -> Provoke:
     figures = {"eval_change": change, "eval_change_low": low, "eval_change_high": high}
-    return lambda root: tracking.verdict({**tracking.ROW, **figures})
-
-
-def reported(change: Callable[[int], float]) -> Provoke:
-    """The verdict of two rounds' report; the reward's change of each round by prompt."""
-    plan = Plan(held_out_reward=lambda version, prompt, sample: version * change(prompt))
-
-    def said(root: Path) -> str:
-        page = write_report(make_run(root, plan)).read_text(encoding="utf-8")
-        return " ".join(re.findall(r'(?s)<p class="say">(.*?)</p>', page)[0].split())
-
-    return said
+    for name, middle in judges.items():
+        shifts = (
+            ("mean", 0.0),
+            ("change", 0.0),
+            ("change_low", -0.01),
+            ("change_high", 0.01),
+            ("win_rate", 0.4 - middle),
+        )
+        figures |= {f"judge_{name}_{key}": middle + shift for key, shift in shifts}
+    return lambda root: str(give_verdict([{**tracking.ROW, **figures}], dict.fromkeys(judges, "rule")))
 
 
 def stalled(finished: float | None = None) -> Provoke:
@@ -731,15 +728,25 @@ def held_back(root: Path) -> object:
 
 SAID: list[Wording] = [
     ("status", under_way, "tiny (online): running, round 2 of 3, 4 min 10 s so far, about 3 min 10 s left"),
-    ("rose", verdict(0.2, 0.1, 0.4),
-     "The held-out reward rose: +0.200 against the starting policy (95 % interval +0.100 to +0.400, wins 48%)."),
+    ("rose, and nobody judged", verdict(0.2, 0.1, 0.4),
+     "The held-out reward rose by itself: +0.200 against the starting policy (95 % interval +0.100 to +0.400, wins 48%). "
+     "No judge was asked (evaluation.judges=[])."),
+    ("rose", verdict(0.2, 0.1, 0.4, skill=0.3),
+     "The held-out reward rose: +0.200 against the starting policy (95 % interval +0.100 to +0.400, wins 48%). "
+     "skill rose: +0.300 (95 % interval +0.290 to +0.310, wins 40%)."),
+    ("rose, and one judge of two", verdict(0.2, 0.1, 0.4, near=0.0, skill=0.3),
+     "The held-out reward rose: +0.200 against the starting policy (95 % interval +0.100 to +0.400, wins 48%). "
+     "skill rose: +0.300 (95 % interval +0.290 to +0.310, wins 40%). "
+     "near did not move measurably: +0.000 (95 % interval -0.010 to +0.010, wins 40%)."),
+    ("over-optimised", verdict(0.2, 0.1, 0.4, near=-0.1),
+     "Rose by its own reward, fell by near since round 0: the held-out reward changed by +0.200 against the starting policy "
+     "(95 % interval +0.100 to +0.400, wins 48%). near fell: -0.100 (95 % interval -0.110 to -0.090, wins 40%)."),
     ("unclear", verdict(0.2, -0.1, 0.4),
-     "The held-out reward did not move measurably: +0.200 against the starting policy (95 % interval -0.100 to +0.400, wins 48%)."),
-    ("fell", verdict(-0.2, -0.4, -0.1),
-     "The held-out reward fell: -0.200 against the starting policy (95 % interval -0.400 to -0.100, wins 48%)."),
-    ("rose, in the report", reported(lambda p: 0.1), "The held-out reward rose by 0.20 after 2 rounds."),
-    ("unclear, in the report", reported(lambda p: 1.0 if p % 2 else -0.9), "The held-out reward did not move measurably after 2 rounds."),
-    ("fell, in the report", reported(lambda p: -0.1), "The held-out reward fell by 0.20 after 2 rounds."),
+     "The held-out reward did not move measurably: +0.200 against the starting policy (95 % interval -0.100 to +0.400, wins 48%). "
+     "No judge was asked (evaluation.judges=[])."),
+    ("fell", verdict(-0.2, -0.4, -0.1, near=-0.1),
+     "The held-out reward fell and answers fell by near since round 0: -0.200 against the starting policy (95 % interval -0.400 to "
+     "-0.100, wins 48%). near fell: -0.100 (95 % interval -0.110 to -0.090, wins 40%)."),
     ("stall", stalled(),
      "nothing has finished for 60 s: rollout 4 of 4 busy, 0 of 100 queued, 48 under way, last one 60 s ago; reward 0 of 2 busy, 0 of 635 queued, 0 under way, last one 65 s ago"),
     ("end of a stall", stalled(finished=90.0), "goes on again after 90 s"),

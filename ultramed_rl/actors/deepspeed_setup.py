@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,6 @@ from torch import nn
 
 from ultramed_rl.config.cluster import TrainerGroup
 from ultramed_rl.config.rounds import Optimization
-from ultramed_rl.learning.costs import head_chunks
 
 
 @dataclass(frozen=True)
@@ -57,18 +55,11 @@ def join_ranks(rank: int, world_size: int, address: str, port: int, device: str)
     deepspeed.init_distributed(dist_backend=backend, rank=rank, world_size=world_size, verbose=False)
 
 
-def most_of_ranks(counts: Sequence[int], device: torch.device | str) -> list[int]:
-    """The largest of each count among ranks that must do things equally often. Collective."""
-    most = torch.tensor(counts, device=device)
+def most_of_ranks(count: int, device: torch.device | str) -> int:
+    """The largest count among ranks that must do something equally often. Collective."""
+    most = torch.tensor(count, device=device)
     torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
-    largest: list[int] = most.tolist()
-    return largest
-
-
-def agreed_chunks(targets: Sequence[int], vocab_size: int, device: torch.device) -> list[int]:
-    """In how many parts ranks that share a head's weights apply it in each of their next passes, whatever number of
-    tokens they predict in it. Collective."""
-    return most_of_ranks([head_chunks(count, vocab_size, device.type) for count in targets], device)
+    return int(most)
 
 
 def deepspeed_config(spec: EngineSpec) -> dict[str, Any]:
@@ -79,7 +70,10 @@ def deepspeed_config(spec: EngineSpec) -> dict[str, Any]:
         zero["stage3_param_persistence_threshold"] = 10_000
     if spec.group.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    # Of gradients that are partitioned; with it stage 1 would have another optimizer. See `Engine` for the other stages.
+    summed_in = {"grad_accum_dtype": "fp32"} if spec.group.zero_stage >= 2 else {}
     return {
+        "data_types": summed_in,
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": spec.training.max_grad_norm,
@@ -111,6 +105,20 @@ def inference_config(precision: str) -> dict[str, Any]:
         "bf16": {"enabled": precision == "bfloat16"},
         "steps_per_print": 10**9,
     }
+
+
+def build_host_adam() -> None:
+    """Compile DeepSpeed's Adam for the host, or load it where that was done. Raises ValueError: this machine cannot."""
+    from deepspeed.ops.op_builder import CPUAdamBuilder
+
+    try:
+        CPUAdamBuilder().load(verbose=False)
+    except Exception as error:  # the builder's own, a compiler's, or of a path that is None
+        raise ValueError(
+            f"offload_optimizer=true: DeepSpeed cannot compile its Adam for the host ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}); install a C++ compiler, ninja and the toolkit of CUDA {torch.version.cuda} and "
+            "set CUDA_HOME, or with one of another 13.x set DS_SKIP_CUDA_CHECK=1; or set offload_optimizer=false"
+        ) from None
 
 
 def shard_for_inference(module: nn.Module, precision: str) -> nn.Module:

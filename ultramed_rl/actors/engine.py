@@ -21,8 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from ultramed_rl.actors.deepspeed_setup import EngineSpec, agreed_chunks, deepspeed_config
-from ultramed_rl.learning.packing import PackedBatch
+from ultramed_rl.actors.deepspeed_setup import EngineSpec, deepspeed_config
 from ultramed_rl.models.load import ADAPTER_FOLDER, PolicyModel, RewardModel, save_model
 from ultramed_rl.models.lora import (
     adapter_parameters,
@@ -52,8 +51,11 @@ class Engine:
 
     def __init__(self, module: PolicyModel | RewardModel, spec: EngineSpec) -> None:
         import deepspeed
+        from deepspeed.utils import set_z3_leaf_module
 
         self.spec = spec
+        if (head := module.lm.get_output_embeddings()) is not None:
+            set_z3_leaf_module(head, True)  # it is called once a pass, and with it its adapters are gathered
         if spec.training.gradient_checkpointing:
             module.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         trainable = [p for p in module.parameters() if p.requires_grad]
@@ -68,24 +70,16 @@ class Engine:
         self.backend, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=deepspeed_config(spec)
         )
+        if spec.group.zero_stage < 2:
+            for parameter in trainable:
+                parameter.grad_dtype = torch.float32
         self.module: PolicyModel | RewardModel = self.backend.module
         self.device = torch.device(spec.device)
         self.skipped_steps = 0
         self._begun: torch.Tensor | None = None  # of the masters, when the round began
+        self._forget_moments()  # DeepSpeed's stage 0 has taken an empty step to make them, in bfloat16
 
-    # -- forward and step ----------------------------------------------------------------------------------
-
-    def head_chunks(self, targets: Sequence[int], vocab_size: int) -> Sequence[int | None]:
-        """In how many parts the head is applied in each of the next passes, which predict so many tokens; asked once for
-        many, as each agreement waits for the device. None where every rank has a whole head. Collective under ZeRO-3."""
-        if self.spec.group.zero_stage != 3:
-            return [None] * len(targets)
-        return agreed_chunks(targets, vocab_size, self.device)
-
-    def logprobs(self, batch: PackedBatch, chunks: int | None) -> torch.Tensor:
-        """[N] logprobs of a packed batch's answer tokens; `chunks` of `head_chunks`. Collective under ZeRO-3."""
-        logprobs: torch.Tensor = self.backend(batch, chunks)
-        return logprobs
+    # -- step ----------------------------------------------------------------------------------------------
 
     def step(
         self,
@@ -119,6 +113,7 @@ class Engine:
             self.backend.set_gradient_accumulation_boundary(index == micro_batches - 1)
             # Replaced, not left out: other ranks wait in this backward pass. DeepSpeed averages gradients over ranks.
             self.backend.backward(torch.where(finite, loss, torch.zeros_like(loss)) * ranks)
+            self._keep_in_float32()
         own = torch.cat([sums.values, torch.stack([broken, self._own_square()])])
         *totals, non_finite, square = self.total(
             own
@@ -132,6 +127,13 @@ class Engine:
             group["lr"] = 0.0 if math.isnan(norm) else rate
         self.backend.step()
         return norm, dict(zip(sums.names, totals, strict=True))
+
+    def _keep_in_float32(self) -> None:
+        """Stages 0, 1 and 3 add up micro-batches in float32 by themselves; bfloat16 would lose what is below 2^-8 of the sum.
+        Stage 2 adds them to the first one's gradients in these gradients' type."""
+        for kept in getattr(self.backend.optimizer, "all_grad_tensors", {}).values():
+            if kept is not None:
+                kept[:] = [gradient.float() for gradient in kept]
 
     def _own_square(self) -> torch.Tensor:
         """This rank's part of the squared gradient norm, float64, on the device."""
@@ -218,8 +220,10 @@ class Engine:
         """Begin a round, if `fresh` with Adam's moments anew. bfloat16's masters go on: steps too small for it add up."""
         self.skipped_steps = 0
         self._begun = sample_of(masters) if (masters := self.masters()) else None
-        if not fresh:
-            return
+        if fresh:
+            self._forget_moments()
+
+    def _forget_moments(self) -> None:
         optimizer = self.backend.optimizer
         for state in getattr(optimizer, "optimizer", optimizer).state.values():
             for name, value in state.items():

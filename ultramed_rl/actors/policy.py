@@ -159,8 +159,7 @@ class PolicyWorker(TrainWorker):
         Collective under ZeRO-3."""
 
         def logprobs(packed: PackedBatch) -> torch.Tensor:
-            (chunks,) = self.engine.head_chunks([len(packed.targets)], self.shape.vocab)
-            return sum_by_answer(self.engine.logprobs(packed, chunks), packed)
+            return sum_by_answer(self.engine.backend(packed), packed)
 
         with adapters_off(self.engine.module.lm):
             how = {"in_step": self.engine.spec.group.zero_stage == 3, "packed": self._packed}

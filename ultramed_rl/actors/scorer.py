@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from ultramed_rl.actors.deepspeed_setup import (
-    agreed_chunks,
     inference_config,
     join_ranks,
     loading_context,
@@ -51,7 +50,7 @@ def score_groups(
     parts = list(split_groups(groups, budget))
     costs = [part.packed_tokens if packed else part.padded_tokens for _, _, part in parts]
     batches = token_budget_batches(costs, budget)
-    passes = most_of_ranks([len(batches)], device)[0] if in_step else len(batches)
+    passes = most_of_ranks(len(batches), device) if in_step else len(batches)
     for index in range(passes):
         members = [parts[i] for i in batches[index]] if index < len(batches) else []
         together = [part for _, _, part in members] or [AnswerGroup([0], [[0]])]
@@ -163,10 +162,7 @@ class ReferenceWorker(Scorer):
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """[A] summed logprobs."""
-        chunks = None
-        if self.shards > 1:
-            (chunks,) = agreed_chunks([len(batch.targets)], self.vocab_size, batch.targets.device)
-        return sum_by_answer(self.model(batch, chunks), batch)
+        return sum_by_answer(self.model(batch), batch)
 
 
 class RewardWorker(Scorer):

@@ -94,12 +94,10 @@ class ImitationTask:
         self, batch: Sequence[int], micro_batches: Sequence[MicroBatch], sums: Sums, first: bool
     ) -> Iterator[torch.Tensor]:
         units = sum(self.targets[i] for i in batch)
-        targets = [sum(self.targets[i] for i in micro.indices) for micro in micro_batches]
-        chunks = self.engine.head_chunks(targets, self.shape.vocab)
-        for micro, parts in zip(micro_batches, chunks, strict=True):
+        for micro in micro_batches:
             chats = [self.chats[i] for i in micro.indices]
             packed = pack_sequences([(c.token_ids, c.learned) for c in chats], self.engine.device)
-            loss = -self.engine.logprobs(packed, parts).sum()
+            loss = -self.engine.backend(packed).sum()
             if micro.filler:
                 yield loss * 0.0
                 continue
@@ -218,11 +216,9 @@ class PreferenceTask:
         self, micro_batches: Sequence[MicroBatch], pick: Callable[[int], AnswerGroup]
     ) -> Iterator[tuple[MicroBatch, PackedBatch, torch.Tensor]]:
         """Each micro-batch, packed, with the [A] logprobs of the answers that `pick` gives of its groups."""
-        targets = [sum(len(a) for i in micro.indices for a in pick(i).answers) for micro in micro_batches]
-        chunks = self.engine.head_chunks(targets, self.shape.vocab)
-        for micro, parts in zip(micro_batches, chunks, strict=True):
+        for micro in micro_batches:
             packed = pack_groups([pick(i) for i in micro.indices], self.engine.device)
-            yield micro, packed, sum_by_answer(self.engine.logprobs(packed, parts), packed)
+            yield micro, packed, sum_by_answer(self.engine.backend(packed), packed)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from torch import nn
 
 from ultramed_rl.actors.deepspeed_setup import (
     EngineSpec,
+    build_host_adam,
     deepspeed_config,
     join_ranks,
     loading_context,
@@ -79,6 +80,8 @@ class TrainWorker(Worker):
         """Join the other ranks, load, and wrap in DeepSpeed. Collective."""
         self.device = spec.device
         join_ranks(self.rank, self.world_size, *address, spec.device)
+        if spec.group.offload_optimizer:
+            build_host_adam()  # which may fail: before a model is loaded
         torch.manual_seed(self.seed)
         self._zero3 = loading_context(deepspeed_config(spec))
         module = load()

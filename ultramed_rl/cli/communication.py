@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -150,24 +151,32 @@ def add_up(backend: str, rank: int, ranks: int, meeting: str) -> None:
 def check_engines(names: Sequence[str] = ("vllm", "deepspeed", "flash-attn")) -> Iterator[Finding]:
     """Import what computes: a compiled part fails first where torch or the machine isn't the one it was built for.
 
-    flash-attn is looked for on CUDA alone: OpenRLHF's engine needs it, our own takes torch's.
+    flash-attn is looked at where it is installed: OpenRLHF's engine needs it, our own takes torch's.
     """
     extra = "cuda" if cuda_devices() else "cpu"
     fixes = {
         "vllm": f"pip install 'ultramed_rl[{extra}]' with launch/locks/{extra}.txt, as launch/setup.sh does",
         "deepspeed": "install the pinned version; where it looks for nvcc, set CUDA_HOME, or DS_ACCELERATOR=cpu without "
         "a GPU",
-        "flash-attn": "pip install flash-attn==2.8.3 --no-build-isolation; only engine=openrlhf needs it",
+        "flash-attn": "launch/setup.sh --flash-attn builds it again; only engine=openrlhf needs it",
     }
     for name in names:
-        if name == "flash-attn" and extra == "cpu":
+        module = name.replace("-", "_")
+        if name == "flash-attn" and find_spec(module) is None:
             continue
-        module = name.replace("flash-attn", "flash_attn")
         compiled = "from vllm import LLM; " if name == "vllm" else ""
         code = f"import {module}; {compiled}print({module}.__version__)"
         outcome = run_python(code, VLLM_LOGGING_LEVEL="ERROR", VLLM_NO_USAGE_STATS="1")
         said = f"{outcome.said} loads" if outcome.worked else f"doesn't load: {outcome.said}"
         yield judge(name, outcome.worked, said, fixes[name], "warn" if name == "flash-attn" else "fail")
+
+
+def check_host_adam() -> Iterator[Finding]:
+    """Whether the Adam that `offload_optimizer` needs compiles here; a minute, where it hasn't yet."""
+    call = "from ultramed_rl.actors.deepspeed_setup import build_host_adam; build_host_adam(); print('compiles and loads')"
+    outcome = run_python(call)
+    fix = "do as the line says, or set offload_optimizer=false"
+    yield judge("host_adam", outcome.worked, f"DeepSpeed's Adam for the host: {outcome.said}", fix)
 
 
 # -- ray and ports -----------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import netrc
 import os
+import re
 import shutil
 import sys
 from collections import Counter
@@ -27,6 +28,7 @@ from ultramed_rl.tracking.tracker import INSTALL
 
 _PACKAGE = "ultramed_rl"
 _FAIL_GIB, _WARN_GIB = 2.0, 20.0
+_OLDEST_DRIVER = 580  # of CUDA 13, with which the pinned torch comes
 _DRIVER = "install the NVIDIA driver and a CUDA build of torch (launch/setup.sh chooses it), or set cluster.device=cpu"
 
 
@@ -82,9 +84,11 @@ def examine(config_path: str | None = None) -> Iterator[Finding]:
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
         "python": check_python,
         "packages": check_packages,
+        "driver": check_driver,
         "devices": lambda: check_devices(device, elsewhere=bool(address)),
         "all_reduce": communication.check_all_reduce,
         "engines": communication.check_engines,
+        "host_adam": lambda: communication.check_host_adam() if _offloads(cluster) else iter(()),
         "ray": lambda: communication.check_ray(address),
         "ports": communication.check_machine_ports,
         "disk": lambda: check_disk(config.run.folder.parent if config else Path("runs")),
@@ -105,6 +109,12 @@ def examine(config_path: str | None = None) -> Iterator[Finding]:
         yield Finding("config", "fail", first + more, f"edit {config_path}: `ultramed-rl plan` says the same")
     elif config is not None:
         yield Finding("config", "ok", f"{config_path}: valid, and its plan fits")
+
+
+def _offloads(cluster: object) -> bool:
+    """Whether any of a config's trainers keeps its optimizer on the host."""
+    groups = vars(cluster).values() if cluster is not None else ()
+    return any(getattr(group, "offload_optimizer", False) for group in groups)
 
 
 # -- python, packages, devices ------------------------------------------------------------------------------
@@ -172,6 +182,15 @@ def check_devices(wanted: str | None, elsewhere: bool) -> Iterator[Finding]:
         yield Finding("devices", "warn", f"{said}, but there is an NVIDIA device file", _DRIVER)
     else:
         yield Finding("devices", "ok", said)
+
+
+def check_driver(file: str = "/proc/driver/nvidia/version") -> Iterator[Finding]:
+    """The NVIDIA driver against the oldest that the pinned CUDA takes; nothing where there is none."""
+    if Path(file).is_file() and (found := re.search(r"\b(\d{3,})\.[\d.]+", Path(file).read_text())):
+        text = f"NVIDIA {found[0]}; CUDA 13 needs {_OLDEST_DRIVER} or newer"
+        yield judge(
+            "driver", int(found[1]) >= _OLDEST_DRIVER, text, "install a newer NVIDIA driver on the host"
+        )
 
 
 # -- disk, hub, model, tracking ----------------------------------------------------------------------------

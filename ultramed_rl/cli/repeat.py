@@ -16,6 +16,7 @@ from ultramed_rl.tracking.console import say, tell, tell_result
 
 if TYPE_CHECKING:
     from ultramed_rl.config import RunConfig
+    from ultramed_rl.config.document import Document
 
 State = Literal["new", "begun", "finished"]
 
@@ -36,28 +37,30 @@ def repeat_command(
     """
     given = arguments or []
     # An option takes one word: the other seeds arrive as arguments.
-    wanted = [*(seeds or []), *(word for word in given if word.isdigit())]
-    config_path, *overrides = [word for word in given if not word.isdigit()] or [""]
+    words = [*(seeds or []), *filter(_is_number, given)]
+    config_path, *overrides = [word for word in given if not _is_number(word)] or [""]
     if not config_path or "=" in config_path:
         fail("repeat: needs a config, as in repeat configs/quickstart.yaml --seeds 42 43 44", WRONG)
-    if not wanted or len(set(wanted)) < len(wanted) or not all(seed.isdigit() for seed in wanted):
-        shown = " ".join(wanted) or "none"
+    wanted = [int(word) for word in words if _is_number(word)]
+    if not wanted or len(set(wanted)) < len(words):
+        shown = " ".join(words) or "none"
         fail(f"--seeds {shown}: must be whole numbers, each once, as in --seeds 42 43 44", WRONG)
+    document = Invocation(config_path, overrides).read()
+    name = check_kind(document, "online").run.name
+    configs: list[RunConfig] = []
+    for seed in wanted:
+        named = [*overrides, f"run.name={name}-seed{seed}", f"run.seed={seed}"]
+        configs.append(check_kind(Invocation(config_path, named).read(), "online"))
     with checking():
-        configs = [_config(config_path, overrides, seed) for seed in wanted]
         states = [_state(config) for config in configs]
     if dry_run:
-        return _show(configs)
-    again = shlex.join(["ultramed-rl", "repeat", config_path, "--seeds", *wanted, *overrides])
-    _run(configs, states, output, again)
+        return _show(configs, states, document)
+    again = shlex.join(["ultramed-rl", "repeat", config_path, "--seeds", *map(str, wanted), *overrides])
+    _run(configs, states, document, output, again)
 
 
-def _config(config_path: str, overrides: Sequence[str], seed: str) -> RunConfig:
-    """The config's run of this seed."""
-    name = check_kind(Invocation(config_path, overrides).read(), "online").run.name
-    named = [*overrides, f"run.name={name}-seed{seed}", f"run.seed={seed}"]
-    config: RunConfig = check_kind(Invocation(config_path, named).read(), "online")
-    return config
+def _is_number(word: str) -> bool:
+    return word.isascii() and word.isdigit()
 
 
 def _place(config: RunConfig) -> str:
@@ -82,12 +85,20 @@ def _state(config: RunConfig) -> State:
         return "finished" if RunReader(folder).finished else "begun"
 
 
-def _show(configs: Sequence[RunConfig]) -> None:
-    """What would be done with each run, and the plan that they share. Starts nothing."""
-    from ultramed_rl.cluster.plan import make_plan, render_plan
+def _show(configs: Sequence[RunConfig], states: Sequence[State], document: Document) -> None:
+    """What would be done with each run, and the plan that they share; of the first new one what it names is looked at, and the
+    data opened. Starts nothing."""
+    from ultramed_rl.cluster.layout import render_plan
+    from ultramed_rl.cluster.plan import make_plan
+    from ultramed_rl.recipes.inputs import check_data, check_inputs
+    from ultramed_rl.recipes.run import check_runnable
 
-    with checking():
+    with checking(document):
+        check_runnable(configs[0])
         plan = make_plan(configs[0])
+        for config in [c for c, state in zip(configs, states, strict=True) if state == "new"][:1]:
+            check_inputs(config)
+            check_data(config)
     for config in configs:
         does = what_happens(_place(config), True)
         tell("plan", name=config.run.name, seed=config.run.seed, directory=_place(config), does=does)
@@ -96,12 +107,14 @@ def _show(configs: Sequence[RunConfig]) -> None:
     tell_result(True, exit_code=0, dry_run=True)
 
 
-def _run(configs: Sequence[RunConfig], states: Sequence[State], output: Path | None, again: str) -> None:
+def _run(
+    configs: Sequence[RunConfig], states: Sequence[State], document: Document, output: Path | None, again: str
+) -> None:
     """Those that aren't finished, in turn; then the report of all."""
     from ultramed_rl.recipes.inputs import check_inputs
     from ultramed_rl.recipes.run import check_runnable, run_config
 
-    with checking():
+    with checking(document):
         for config, state in zip(configs, states, strict=True):
             if state != "finished":
                 check_runnable(config)

@@ -128,7 +128,8 @@ def plan_command(config_path: ConfigPath, overrides: Overrides = None) -> None:
 
     Example: ultramed-rl plan configs/llama3-70b-4node.yaml cluster.policy.zero_stage=2
     """
-    from ultramed_rl.cluster.plan import make_plan, render_plan
+    from ultramed_rl.cluster.layout import render_plan
+    from ultramed_rl.cluster.plan import make_plan
     from ultramed_rl.config.recipe import check_config
     from ultramed_rl.recipes.run import of_stage, stages_of
 
@@ -221,7 +222,8 @@ def run_checked(config: Any, invocation: Invocation, document: Document, name: s
 def _show(config: Any, goes_on: bool) -> None:
     """What would be done, stage by stage: where, from where on, on which devices. Nothing is started or written. Exits with
     code 1 where a directory is in the way; raises ValueError where what is named isn't there, or prompts don't last."""
-    from ultramed_rl.cluster.plan import make_plan, render_plan
+    from ultramed_rl.cluster.layout import render_plan
+    from ultramed_rl.cluster.plan import make_plan
     from ultramed_rl.config.recipe import stage_inputs
     from ultramed_rl.recipes.inputs import check_data, check_inputs
     from ultramed_rl.recipes.run import of_stage, stages_of

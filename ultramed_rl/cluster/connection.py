@@ -27,7 +27,7 @@ from ray._private import parameter
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from ultramed_rl.cluster.plan import Member, Plan
+from ultramed_rl.cluster.layout import Member, Plan
 from ultramed_rl.config.cluster import Devices
 from ultramed_rl.tracking.console import say
 from ultramed_rl.tracking.heartbeat import failed_since, note_link

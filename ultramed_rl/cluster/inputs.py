@@ -71,6 +71,10 @@ def describe_model(name: str) -> str:
     """A model's folder, its hub id's commit, or a template's file; empty where this machine cannot tell."""
     if name.startswith(OFFLINE_PREFIX):
         name = resolve_model(name)
+    elif name.startswith("package://"):
+        from ultramed_rl.models.embedding import resolve_package
+
+        name = resolve_package(name)
     path = Path(name).expanduser()
     if path.is_file():
         return digest_file(path)

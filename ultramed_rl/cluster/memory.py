@@ -23,6 +23,10 @@ from ultramed_rl.models.files import (
 GIB = 2**30
 # A process that has imported torch, transformers and DeepSpeed or vLLM, before any weight: measured on CPU.
 PROCESS_BYTES = int(0.9 * GIB)
+# What a process holds on a GPU before any weight: CUDA's context and NCCL's buffers. An estimate.
+CONTEXT_BYTES = GIB
+# DeepSpeed's defaults, in numbers: gradients that ranks reduce at once, and weights that stage 3 has whole at once.
+_REDUCED, _WHOLE = 500_000_000, 1_000_000_000
 WEIGHT_BYTES = {"bfloat16": 2, "float32": 4}
 _QUANTIZED_BYTES = 0.57  # of a 4-bit weight with its scales
 
@@ -38,6 +42,10 @@ _LLAMA3_8B = Architecture(
 _LLAMA31_8B = _LLAMA3_8B.model_copy(update={"max_position_embeddings": 131072})
 _LARGE = dict(hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64)
 _LLAMA3_70B = _LLAMA3_8B.model_copy(update=_LARGE)
+_QWEN3_8B = _LLAMA3_8B.model_copy(
+    update=dict(intermediate_size=12288, num_hidden_layers=36, head_dim=128, vocab_size=151936)
+    | {"max_position_embeddings": 40960}
+)
 _SMALL = dict(
     hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, head_dim=64
 )
@@ -54,6 +62,8 @@ KNOWN = {
     "sfairXC/FsfairX-LLaMA3-RM-v0.1": _LLAMA3_8B,
     "meta-llama/Meta-Llama-3-70B-Instruct": _LLAMA3_70B,
     "TsinghuaC3I/Llama-3-70B-UltraMedical": _LLAMA3_70B,
+    "Qwen/Qwen3-8B": _QWEN3_8B,
+    "Skywork/Skywork-Reward-V2-Qwen3-8B": _QWEN3_8B,
     "HuggingFaceTB/SmolLM2-135M-Instruct": _SMOLLM2_135M,
     "offline://smollm2-135m-instruct": _SMOLLM2_135M,
 }
@@ -137,11 +147,12 @@ def count_parameters(shape: Architecture) -> int:
 
 def training_bytes(
     shape: Architecture, model: Model, group: TrainerGroup, training: Optimization, device: str, longest: int
-) -> dict[str, int]:
-    """Bytes of one rank by kind, with ZeRO's partitioning (arXiv 1910.02054, section 3).
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Bytes of one rank by kind, with ZeRO's partitioning (arXiv 1910.02054, section 3): on its device, and in host memory.
 
-    bfloat16: weights 2, gradients 2, and fp32 master, momentum and variance 12 bytes a parameter;
-    float32: 4, 4 and 8. Stage 1 divides the optimizer by the ranks, 2 the gradients too, 3 the weights too.
+    bfloat16: weights 2, gradients 4, and fp32 master, momentum and variance 12 bytes a parameter; float32: 4, 4 and 8.
+    Stage 1 divides the optimizer by the ranks, 2 the gradients too, 3 the weights too. Stage 2 has the gradients of a
+    micro-batch in the weights' type beside the sum.
 
     With LoRA (arXiv 2106.09685) the weights are frozen, and all else is of the adapters alone: one of rank r on a matrix
     of [m, n] has r (m + n) parameters. 4-bit weights leave embeddings and head whole.
@@ -161,18 +172,29 @@ def training_bytes(
         frozen = int((count - outside) * (_QUANTIZED_BYTES if model.lora.quantize else size))
         weights = frozen + (outside + trained) * size
     split = [group.ranks if group.zero_stage >= stage else 1 for stage in (3, 2, 1)]
-    optimizer = trained * (12 if precision == "bfloat16" else 8) // split[2]
+    gradients = trained * (4 + size * (group.zero_stage == 2)) // split[1]
+    optimizer, host = trained * (12 if precision == "bfloat16" else 8) // split[2], {}
+    if (
+        group.offload_optimizer
+    ):  # with float32 weights and gradients of its own; stage 3 adds gradients up there
+        host = {"optimizer": trained * 16 // split[2]}
+        optimizer = 0
+        if group.zero_stage == 3:
+            host["gradients"], gradients = gradients, 0
     # With checkpointing one [tokens, width] input a layer is kept and one layer is live at a time; a live layer holds
     # about 10 widths and 4 MLP widths a token: a little generous.
     tokens, layers = max(training.micro_batch_tokens, longest), shape.num_hidden_layers
     layer = tokens * (10 * width + 4 * shape.intermediate_size) * size
     kept = layer + layers * tokens * width * size if training.gradient_checkpointing else layers * layer
-    return {
+    own = {
         "weights": weights // split[0],
-        "gradients": trained * size // split[1],
-        "optimizer": 0 if group.offload_optimizer else optimizer,
+        "gradients": gradients,
+        "optimizer": optimizer,
         "activations": kept + _logit_bytes(shape, tokens, device),
     }
+    if device == "cuda" and group.zero_stage:
+        own["buffers"] = (_REDUCED + (min(count, _WHOLE) if group.zero_stage == 3 else 0)) * size
+    return own, host
 
 
 def forward_bytes(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
 
+from ultramed_rl.cluster.layout import Plan, PlanError, RolePlan, lay_out
 from ultramed_rl.cluster.memory import (
     GIB,
-    PROCESS_BYTES,
     WEIGHT_BYTES,
     count_parameters,
     forward_bytes,
@@ -24,7 +22,7 @@ from ultramed_rl.config import (
     RewardBenchConfig,
     SamplingConfig,
 )
-from ultramed_rl.config.cluster import Devices
+from ultramed_rl.config.cluster import ReplicaGroup, TrainerGroup
 from ultramed_rl.config.judges import ModelJudge
 from ultramed_rl.config.models import Architecture, ModelSettings, resolve_precision
 from ultramed_rl.config.rewards import Reward
@@ -32,62 +30,6 @@ from ultramed_rl.config.run import RunConfig
 from ultramed_rl.config.stages import SftConfig, StageConfig
 from ultramed_rl.kinds import KINDS, load
 from ultramed_rl.models.files import check_length
-
-
-class PlanError(ValueError):
-    """A plan that the nodes cannot hold: the arithmetic and the fix, in one line."""
-
-
-@dataclass(frozen=True, order=True)
-class Slot:
-    """One device: a GPU, or on CPU a share of a node's cores."""
-
-    node: int
-    index: int
-
-
-@dataclass(frozen=True)
-class Member:
-    """One process of a role. A tensor-parallel engine has several slots, all on one node."""
-
-    role: str
-    rank: int
-    slots: tuple[Slot, ...]
-
-
-@dataclass(frozen=True)
-class RolePlan:
-    """A role's processes, the devices of each, the bytes on one of them by kind, and what to change if they are too many;
-    planned, also where each process is."""
-
-    role: str
-    processes: int
-    width: int
-    bytes_per_device: dict[str, int]
-    fix: str
-    members: tuple[Member, ...] = ()
-
-    @property
-    def total_bytes(self) -> int:
-        return sum(self.bytes_per_device.values())
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything that is to be reserved, and the fullest device against its limit."""
-
-    cluster: Devices
-    layout: str
-    roles: tuple[RolePlan, ...]
-    peak_bytes: int
-
-    @property
-    def limit_bytes(self) -> int:
-        return int(self.cluster.device_memory_gib * GIB)
-
-    def members(self, role: str) -> tuple[Member, ...]:
-        """A role's processes."""
-        return next(planned.members for planned in self.roles if planned.role == role)
 
 
 def make_plan(config: AnyConfig | EngineConfig) -> Plan:
@@ -152,19 +94,17 @@ def _online_roles(config: RunConfig) -> Iterator[RolePlan]:
     if config.pairs.include_reference_answer:
         answers, length = answers + 1, config.policy.max_length - config.prompts.max_prompt_tokens
     longest = config.prompts.max_prompt_tokens + (answers if config.objective.listwise else 2) * length
-    sizes = transit | training_bytes(
-        policy, config.policy, cluster.policy, config.training, cluster.device, longest
-    )
+    trained = training_bytes(policy, config.policy, cluster.policy, config.training, cluster.device, longest)
     fix = (
         "raise cluster.policy.zero_stage or cluster.policy.ranks, set cluster.policy.offload_optimizer, "
         "or lower training.micro_batch_tokens, prompts.max_prompt_tokens or sampling.max_new_tokens"
     )
-    yield RolePlan("policy", cluster.policy.ranks, 1, sizes, fix)
+    yield _trainer("policy", cluster.policy, trained, fix, transit)
     if needs_reference(config):
         tokens = config.reference.micro_batch_tokens
         fix = "set cluster.reference.shard=true or lower reference.micro_batch_tokens"
         sizes = forward_bytes(policy, precision, tokens, cluster.reference, cluster.device, head=True)
-        yield RolePlan("reference", cluster.reference.replicas, 1, sizes, fix)
+        yield _replicas("reference", cluster.reference, sizes, fix)
     yield from _rewards(config, policy)
     judges, group = config.evaluation.models, cluster.judge
     for role, judge in zip(judge_roles(judges), judges, strict=True):
@@ -174,7 +114,7 @@ def _online_roles(config: RunConfig) -> Iterator[RolePlan]:
         fix = f"set cluster.judge.shard=true or lower micro_batch_tokens of {section}"
         precision = resolve_precision(judge.precision, cluster.device)
         sizes = forward_bytes(model, precision, judge.micro_batch_tokens, group, cluster.device, head=False)
-        yield RolePlan(role, group.replicas, 1, sizes, fix)
+        yield _replicas(role, group, sizes, fix)
 
 
 def plan_training(config: StageConfig) -> Plan:
@@ -187,7 +127,7 @@ def plan_training(config: StageConfig) -> Plan:
         "raise cluster.trainer.zero_stage or cluster.trainer.ranks, set cluster.trainer.offload_optimizer, or "
         "lower training.micro_batch_tokens or model.max_length"
     )
-    return lay_out(config.cluster, "alone", [RolePlan("trainer", trainer.ranks, 1, sizes, fix)])
+    return lay_out(config.cluster, "alone", [_trainer("trainer", trainer, sizes, fix, {})])
 
 
 def plan_sampling(config: ContrastsConfig | EvaluateConfig | EngineConfig) -> Plan:
@@ -219,6 +159,26 @@ def _shape(path: str, settings: ModelSettings, key: str, path_key: str | None = 
     shape = resolve_architecture(path, settings.architecture, key, path_key)
     check_length(settings.max_length, shape.max_position_embeddings, f"{key}.max_length", path)
     return shape
+
+
+def _trainer(
+    role: str,
+    group: TrainerGroup,
+    sizes: tuple[dict[str, int], dict[str, int]],
+    fix: str,
+    transit: dict[str, int],
+) -> RolePlan:
+    own, host = sizes
+    # Of gradients only stage 3's buffer is there between steps.
+    moved = ("weights", "optimizer", *(["gradients"] if group.zero_stage == 3 else []))
+    return RolePlan(role, group.ranks, 1, transit | own, fix, host_bytes=sum(host.values()), moved=moved)
+
+
+def _replicas(role: str, group: ReplicaGroup, sizes: dict[str, int], fix: str) -> RolePlan:
+    if not group.shard:
+        return RolePlan(role, group.replicas, 1, sizes, fix)
+    # Sharded weights stream from host memory.
+    return RolePlan(role, group.replicas, 1, sizes, fix, host_bytes=sizes["weights"], moved=())
 
 
 def _rollout(config: SamplingConfig, policy: Architecture, transit: dict[str, int]) -> RolePlan:
@@ -255,104 +215,4 @@ def _rewards(
             model = resolve_architecture(path, reward.architecture, section)
             check_length(read, model.max_position_embeddings, length, path)
         sizes = forward_bytes(model, precision, reward.micro_batch_tokens, group, device, head=False)
-        yield RolePlan(role, group.replicas, 1, sizes, fix)
-
-
-# -- devices and bytes -------------------------------------------------------------------------------------
-
-
-def lay_out(cluster: Devices, layout: str, demands: Iterable[RolePlan]) -> Plan:
-    """Give every role its slots, in order. Raises `PlanError` where devices or bytes don't suffice."""
-    taken = [0] * cluster.nodes  # by node: its slots are taken from the first on
-    roles = []
-    for demand in demands:
-        roles.append(replace(demand, members=tuple(_members(demand, taken, cluster, layout))))
-        if layout == "disaggregated":
-            for member in roles[-1].members:
-                taken[member.slots[0].node] += demand.width
-    plan = Plan(cluster, layout, tuple(roles), _peak_bytes(cluster, layout, roles))
-    if plan.peak_bytes > plan.limit_bytes:
-        raise PlanError(_too_little(plan))
-    return plan
-
-
-def _members(demand: RolePlan, taken: list[int], cluster: Devices, layout: str) -> list[Member]:
-    """Fill the free slots node by node; a member's slots never straddle nodes."""
-    role, count, width = demand.role, demand.processes, demand.width
-    most = cluster.devices_per_node
-    if count > sum((most - used) // width for used in taken):
-        free, total = sum(most - used for used in taken), cluster.nodes * most
-        layout = "colocated roles share them" if layout == "colocated" else "roles before it took the rest"
-        raise PlanError(
-            f"cluster.{role}: {count} processes x {width} devices = {count * width}, but {free} of "
-            f"{cluster.nodes} x {most} = {total} devices are free ({layout}); "
-            f"lower its number, raise cluster.nodes, or use cluster.layout=colocated"
-        )
-    members: list[Member] = []
-    for node, used in enumerate(taken):
-        for start in range(used, min(most - width + 1, used + (count - len(members)) * width), width):
-            slots = tuple(Slot(node, index) for index in range(start, start + width))
-            members.append(Member(role, len(members), slots))
-    return members
-
-
-def _peak_bytes(cluster: Devices, layout: str, roles: list[RolePlan]) -> int:
-    """The fullest device. On CPU a node's memory holds all of its processes, awake or not."""
-    if layout == "in turn":
-        phases = [[role for role in roles if (role.role == "rollout") == first] for first in (True, False)]
-        return max(_together(cluster, phase) for phase in phases)
-    if cluster.device == "cpu":
-        return _together(cluster, roles)
-    # Colocated: one role is awake at a time, the others are in host memory. Disaggregated: one role a GPU.
-    return max(role.total_bytes for role in roles)
-
-
-def _together(cluster: Devices, roles: list[RolePlan]) -> int:
-    """The fullest device, or on CPU node, with all of these roles on it at once."""
-    held: Counter[Slot | int] = Counter()
-    for role in roles:
-        for member in role.members:
-            if cluster.device == "cpu":
-                held[member.slots[0].node] += role.total_bytes * len(member.slots) + PROCESS_BYTES
-            else:
-                held.update(dict.fromkeys(member.slots, role.total_bytes))
-    return max(held.values(), default=0)
-
-
-def _too_little(plan: Plan) -> str:
-    worst = max(plan.roles, key=lambda role: role.total_bytes)
-    parts = " + ".join(f"{kind} {size / GIB:.1f}" for kind, size in worst.bytes_per_device.items())
-    cpu = plan.cluster.device == "cpu"
-    all_of_node = f"all processes of a node {plan.peak_bytes / GIB:.1f}; the largest, " if cpu else ""
-    return (
-        f"cluster.device_memory_gib={plan.cluster.device_memory_gib:g} per {'node' if cpu else 'GPU'}: too little for "
-        f"{all_of_node}{worst.role}: {parts} = {worst.total_bytes / GIB:.1f} GiB; {worst.fix}"
-    )
-
-
-def render_plan(plan: Plan) -> str:
-    """The plan as a table."""
-    from rich.console import Console
-    from rich.table import Table
-
-    cluster = plan.cluster
-    devices = f"{cluster.nodes} node(s) x {cluster.devices_per_node} {cluster.device} device(s)"
-    table = Table(title=f"{plan.layout} on {devices}")
-    for heading in ("role", "processes", "devices each", "bundles by node", "GiB per device", "total"):
-        table.add_column(heading)
-    for role in plan.roles:
-        nodes = Counter(slot.node for member in role.members for slot in member.slots)
-        table.add_row(
-            role.role,
-            str(role.processes),
-            str(role.width),
-            ", ".join(f"{node}: {count}" for node, count in nodes.items()),
-            ", ".join(f"{kind} {size / GIB:.2f}" for kind, size in role.bytes_per_device.items()),
-            f"{role.total_bytes / GIB:.2f}",
-        )
-    console = Console(width=110, color_system=None)
-    with console.capture() as capture:
-        console.print(table)
-    where = "node" if cluster.device == "cpu" else "GPU"
-    share = plan.peak_bytes / plan.limit_bytes
-    return f"{capture.get()}fullest {where}: {plan.peak_bytes / GIB:.1f} of {plan.limit_bytes / GIB:.1f} GiB ({share:.0%})"
+        yield _replicas(role, group, sizes, fix)

@@ -80,6 +80,7 @@ class Devices(Section):
     devices_per_node: NodeDevices = key(8, "GPUs, or on CPU the slots that share a node's cores")
     cpus_per_node: NodeDevices | None = key(None, "null: what Ray finds")
     device_memory_gib: GiB = key(80.0, "per GPU; on CPU per node")
+    host_memory_gib: GiB | None = key(None, "of a node with GPUs; null: `plan` counts it and refuses nothing")
     address: Address | None = key(None, "Ray address; null: RAY_ADDRESS or a local cluster")
     start_timeout_s: Seconds = key(900.0, "seconds to wait until the cluster has what the run needs")
     faults: Faults = Faults()

@@ -15,7 +15,7 @@ from ultramed_rl.config.models import Architecture, Precision
 from ultramed_rl.config.rewards import AnswerTerm, FormRules, HttpTerm, JudgeTerm, LengthTerm
 
 REWARD = "reward"  # the reward's own name beside those of judges
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 class RuleCheck(FormRules):
@@ -88,7 +88,7 @@ class Evaluation(Section):
         for place, judge in enumerate(self.judges):
             if not _NAME.fullmatch(judge.name) or judge.name == REWARD:
                 yield (
-                    f"judges.{place}.name={judge.name!r}: stands in the names of metrics; use letters, digits, _ . and -, and "
+                    f"judges.{place}.name={judge.name!r}: stands in the names of metrics; use letters, digits, _ and -, and "
                     f"not {REWARD!r}"
                 )
             if getattr(judge, "weight", 1.0) != 1.0:

@@ -17,16 +17,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 _TOKEN = re.compile(
-    r"\d+(?:[.,]\d+)*|\.\d+|\b[ai]-(?!\w)|[^\W\d_]+(?:'[^\W\d_]+)?|[<>≤≥%+]|(?<![\w)])-(?=\.?\d)|[,/]|[.;:?!\n]+"
+    r"\d+(?:[.,]\d+)*|\.\d+|\b[aivx]-(?!\w)|[^\W\d_]+(?:'[^\W\d_]+)?|[<>≤≥%+]|(?<![\w)])-(?=\.?\d)|[,/]|[.;:?!\n]+"
 )
-_BREAK = re.compile(r"[.;:?!\n]+$")
+_BREAKS = ".;:?!\n"
 # Where "a" and "i" are a name, and neither article nor pronoun; a hyphen after them says so further on.
 _NAMED = re.compile(
     r"\b(hepatitis|h(?:a?)emophilia|vitamin|type|group|class|factor|grade|stage|phase|influenza|protein|schedule|ig)[\s-]+"
-    r"([ai])\b(?![-'])",
+    r"([aivx])\b(?![-'])",
     re.IGNORECASE,
 )
+_ACCENTS = re.compile("[\u0300-\u036f]")
 _CAPITAL = re.compile(r"(?<=[a-z] )A(?=[\s?.,;:]|$)")  # "does A cause B"
+_ENDING = re.compile(r"(?<=...)(?:ies|es|ed|ing|ment|ation|ion|ly|al|s|e|y)$")
 _UNITS = {"day", "week", "month", "year", "hour", "minute", "dose", "tablet", "third", "half", "pack"}
 _AUXILIARIES = "is are was were do does did should can could will would may must to not"
 _ASKED = set(_AUXILIARIES.split())  # after a "when" that asks
@@ -38,6 +40,7 @@ _KEYS = {
 }
 _MOST_FORMS = 0.5  # words in one text alone, to the words of the shorter, that may be forms of others
 _CACHED = 1 << 16  # words
+_PREFIXES = {"a", "an", "in", "no"}  # "a typical" isn't "atypical"
 _LONGEST_RUN = 5  # words that may be written as one, or by their first letters
 
 _LISTS = defaultdict[str, list[list[str]]](list)
@@ -52,7 +55,34 @@ _EMPTY |= _LINKS | _MARKS | _WEAK
 _ENDINGS.add("")
 _SAME = {form: word for word, *forms in _LISTS["="] for form in forms}
 _FORMS = {word: forms for word, *forms in _LISTS["="]}
-_TWINS = [set(words) for words in _LISTS["twins"]]
+_PHRASES = {
+    form.replace("_", " "): word.replace("_", " ") for form, word in _SAME.items() if {*"_/"} & {*form}
+}
+_PHRASE = re.compile(rf"\b(?:{'|'.join(_PHRASES)})\b", re.IGNORECASE)
+# Words that carry nothing, and others that are read as one, of which a slip is told, by their first letter.
+_LISTED = defaultdict[str, list[str]](list)
+for _word in sorted(_EMPTY | {form for form, word in _SAME.items() if len(form) > 5 and not word.isdigit()}):
+    if len(_word) > 3:
+        _LISTED[_word[0]].append(_word)
+_TWINS = [set(pair.split("/")) for words in _LISTS["twins"] for pair in words]
+_COURTESY = (
+    "thank",
+    "regards",
+    "question",
+    "assistant",
+    "expert",
+    "option",
+    "answer",
+    "letter",
+    "help",
+)  # told fast
+# Sentences that greet, thank or say that a question is coming.
+_POLITE = re.compile(
+    r"(?:(?<=[.?!:,\n])|^)\s*(?:(?:thank you|thanks(?! to)|(?:kind|best) regards)[^.?!:\n]*|i have an? (?:\w+ )?question"
+    r"|you are an?\b[^.?!:\n]*\b(?:assistant|expert)|(?:please )?(?:answer|choose|select|pick|mark)\b[^.?!:\n]*"
+    r"\b(?:question|option|answer|letter))\s*(?:[.?!:]|$)|\b(?:please|pls) help(?: me)?\b",
+    re.IGNORECASE,
+)
 
 
 class Content(NamedTuple):
@@ -70,22 +100,27 @@ def read_tokens(text: str) -> list[str]:
     folded = _CAPITAL.sub("A-", unicodedata.normalize("NFKC", text).replace("’", "'"))
     folded = _NAMED.sub(r"\1 \2-", folded).casefold()
     if not folded.isascii():
-        folded = "".join(c for c in unicodedata.normalize("NFKD", folded) if not unicodedata.combining(c))
+        folded = _ACCENTS.sub("", unicodedata.normalize("NFKD", folded))
     return _TOKEN.findall(folded)
 
 
 def read_content(text: str) -> Content:
     """Names, numbers, signs and negations of a text, in one spelling; grammar and what any question says are left out."""
+    low = text.casefold()
+    if any(part in low for part in _COURTESY):
+        text = _POLITE.sub("", text)
+    if any(part in low for part in _PHRASES):
+        text = _PHRASE.sub(lambda match: _PHRASES[match[0].casefold()], text)
     tokens = read_tokens(text)
     words, roles, weak, plain = list[str](), list[str](), list[str](), list[str]()
     role = ""
     for place, token in enumerate(tokens):
-        if _BREAK.match(token):
+        if token[-1] in _BREAKS:
             role = ""
             continue
         following = tokens[place + 1] if place + 1 < len(tokens) else ""
         word = _spell(token)
-        if (word == "one" and following.rstrip("s") in _UNITS) or word == "i-":
+        if word == "one" and following.rstrip("s") in _UNITS:
             word = "1"
         elif word == "when" and following not in _ASKED:
             word = "at"  # no question
@@ -113,32 +148,57 @@ def _spell(token: str) -> str:
         return (number.rstrip("0").rstrip(".") if number.count(".") == 1 else number).lstrip("0") or "0"
     word = "not" if token.endswith("n't") else token.removesuffix("'s")
     word = _SAME.get(word, word)
-    if word in _EMPTY:
+    if word in _EMPTY or word in _FORMS:
         return word
-    for long, short in (("ae", "e"), ("oe", "e"), ("ou", "o"), ("z", "s"), ("sulph", "sulf")):
-        word = word.replace(long, short)
-    return word
+    slip = next((form for form in _LISTED[word[0]] if _is_slip(word, form)), "")
+    if slip:
+        return _SAME.get(slip, slip)
+    plain = word
+    for long, short in (
+        ("ae", "e"),
+        ("oe", "e"),
+        ("our", "or"),
+        ("mould", "mold"),
+        ("z", "s"),
+        ("sulph", "sulf"),
+    ):
+        plain = plain.replace(long, short)
+    return word if plain in _EMPTY else plain
 
 
 def _one_word(a: str, b: str) -> bool:
     """Whether two words are forms of one: by their endings, or by a slip of the hand."""
     if a[0] != b[0] or {a, b} in _TWINS:
         return False
-    shared = next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    left, right = (word[shared:].removeprefix(word[shared - 1]) for word in (a, b))  # "blot", "blotting"
-    if {left, right} <= _ENDINGS and shared >= (3 if {left, right} <= {"", "s", "d"} else 4):
-        return True
-    if min(len(a), len(b)) < 5 or abs(len(a) - len(b)) > 1 or not (a + b).isalpha():
+    shared = _shared(a, b)
+    ends = {word[shared:].removeprefix(word[shared - 1]) for word in (a, b)}  # "blot", "blotting"
+    formed = ends <= _ENDINGS and ends != {"", "is"}  # "digital", "digitalis"
+    return (formed and shared >= (3 if ends <= {"", "s", "d"} else 4)) or _is_slip(a, b)
+
+
+def _shared(a: str, b: str) -> int:
+    """How many letters two words begin with alike."""
+    return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _is_slip(a: str, b: str) -> bool:
+    """Whether two words that begin alike are one but for a letter left out, added, doubled or beside the right one, a
+    vowel, or two letters exchanged."""
+    shorter = min(len(a), len(b))
+    if shorter < 4 or abs(len(a) - len(b)) > 1 or {a, b} in _TWINS:
         return False
+    shared = _shared(a, b)
     left, right = a[shared:], b[shared:]
-    while left and right and left[-1] == right[-1]:
-        left, right = left[:-1], right[:-1]
+    same = _shared(left[::-1], right[::-1])
+    left, right = left[: len(left) - same], right[: len(right) - same]
+    if left + right == a[shared - 1] or (len(left) == 2 and left == right[::-1]):
+        return True
     if len(left) == len(right) == 1:
         (x, y), (other_x, other_y) = _KEYS.get(left, (0, 9)), _KEYS.get(right, (99, 9))
         near = abs(x - other_x) <= 1 and abs(y - other_y) <= 1
-        vowels = shared > 2 and all(_VOWEL_SLIP.match(word, shared) for word in (a, b))
-        return len(a) > 5 and (near or vowels)
-    return len(left) + len(right) == 1 or (len(left) == 2 and left == right[::-1])
+        vowels = shared > (2 if shorter < 9 or a[2:5] == "cro" else 0)  # microcytic, macrocytic
+        return shorter > 5 and (near or (vowels and all(_VOWEL_SLIP.match(word, shared) for word in (a, b))))
+    return shorter > 4 and len(left) + len(right) == 1
 
 
 def left_over(a: Content, b: Content) -> tuple[list[str], list[str], dict[str, str]]:
@@ -148,16 +208,16 @@ def left_over(a: Content, b: Content) -> tuple[list[str], list[str], dict[str, s
     """
     ours, theirs = Counter(a.words), Counter(b.words)
     only_a, only_b = list((ours - theirs).elements()), list((theirs - ours).elements())
-    again, forms = _forms_of(only_a, theirs), _forms_of(only_b, ours)
-    only_a = [word for word in only_a if word not in again and not _is_empty_slip(word)]
-    only_b = [word for word in only_b if word not in forms and not _is_empty_slip(word)]
-    if max(len(only_a), len(only_b)) <= _LONGEST_RUN:
+    if max(len(only_a), len(only_b)) <= 2 * _LONGEST_RUN:
         for short, long, plain in ((only_a, only_b, b.plain), (only_b, only_a, a.plain)):
             for word in short[:]:
                 run = _run_for(word, plain, long)
                 if run:
                     short.remove(word)
                     long[:] = [part for part in long if part not in run]
+    again, forms = _forms_of(only_a, theirs), _forms_of(only_b, ours)
+    only_a = [word for word in only_a if word not in again]
+    only_b = [word for word in only_b if word not in forms]
     return only_a, only_b, forms
 
 
@@ -178,29 +238,23 @@ def _forms_of(only: Sequence[str], words: Iterable[str]) -> dict[str, str]:
     return forms
 
 
-@lru_cache(maxsize=_CACHED)
-def _is_empty_slip(word: str) -> bool:
-    """Whether a word is a slip of one that carries nothing ("docter")."""
-    return len(word) > 3 and any(
-        len(empty) > 4 and _one_word(word, empty.replace("ou", "o")) for empty in _EMPTY
-    )
-
-
 def _run_for(word: str, plain: Sequence[str], only: Sequence[str]) -> list[str]:
     """Of words in a row that `word` joins or abbreviates, those that are in `only`."""
-    for size in range(2, _LONGEST_RUN + 1):
+    for size in range(2, _LONGEST_RUN + 1) if word.isalpha() else ():
         for first in range(len(plain) - size + 1):
             run = plain[first : first + size]
-            if run[0] in _EMPTY:
-                continue
-            joined = "".join(run) == word
-            if joined or (all(part in only for part in run) and "".join(part[0] for part in run) == word):
+            if ("".join(run) == word and run[0] not in _PREFIXES) or (
+                "".join(part[0] for part in run) == word
+                and all(part in only or part in _EMPTY for part in run[1:])
+                and run[0] in only
+                and run[-1] in only
+            ):
                 return list(run)
     return []
 
 
-def same_content(a: Content, b: Content, spare: int | None = None) -> bool:
-    """Of so many words of the one, the other may have one more."""
+def same_content(a: Content, b: Content, spare: int | None = None, *, places: bool = True) -> bool:
+    """Of so many words of the one, the other may have one more; words have their places unless these are left out."""
     if not (a.words and b.words):
         return a.plain == b.plain
     if len(set(a.words) ^ set(b.words)) > _MOST_FORMS * min(len(a.words), len(b.words)) + 2 * _LONGEST_RUN:
@@ -214,6 +268,8 @@ def same_content(a: Content, b: Content, spare: int | None = None) -> bool:
         or any(map(is_telling, more))
     ):
         return False
+    if not places:
+        return True
     # Words that have each other's role have changed places: "does A cause B", "does B cause A". One said twice has many.
     ours, theirs = _roles(a, {}), _roles(b, forms)
     moved = {(ours[word], theirs[word]) for word in ours.keys() & theirs.keys() if ours[word] != theirs[word]}
@@ -239,3 +295,9 @@ def same_weak(a: Content, b: Content) -> bool:
 def is_telling(word: str) -> bool:
     """Whether one such word makes another question of any: a number, a sign, a letter, a negation."""
     return len(word) == 1 or not word.isalpha() or word == "not"
+
+
+@lru_cache(maxsize=_CACHED)
+def word_marks(word: str) -> tuple[str, ...]:
+    """A word's beginning and its end, of which a slip or another form leaves one."""
+    return tuple({word[:4]: 0, _ENDING.sub("", word)[-4:]: 0})

@@ -24,6 +24,7 @@ All is pure and seeded by prompt: the same answers give the same pairs.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -75,10 +76,17 @@ class _Answer:
 
     def sentence_ends(self) -> list[int]:
         """How many tokens its beginnings have that end with a sentence, shortest first; of a finished answer itself too."""
-        ends = {found.end() for found in _SENTENCE_END.finditer(self.texts.decode(self.body))}
-        counts = range(1, len(self.body) + 1)
-        found = [n for n in counts if len(self.texts.decode(self.body[:n]).rstrip()) in ends]
-        return sorted({*found, len(self.body)}) if self.finished else found
+        found = {len(self.body)} if self.finished else set()
+        places = range(len(self.body) + 1)
+        for sentence in _SENTENCE_END.finditer(self.texts.decode(self.body)):
+            first = bisect_left(places, sentence.end(), key=self._characters)
+            # Perhaps with line ends after it.
+            after = bisect_right(places, sentence.end(), key=self._characters)
+            found |= set(places[first:after])
+        return sorted(found)
+
+    def _characters(self, tokens: int) -> int:
+        return len(self.texts.decode(self.body[:tokens]).rstrip())
 
     def _part(self, tokens: Sequence[int], reason: str) -> Completion:
         text = self.texts.decode([t for t in tokens if t != self.texts.end_token])

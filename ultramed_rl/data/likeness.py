@@ -18,13 +18,20 @@ from string import ascii_uppercase
 
 import numpy as np
 
-from ultramed_rl.data.content import Content, is_telling, left_over, read_content, same_content, same_weak
+from ultramed_rl.data.content import (
+    Content,
+    is_telling,
+    left_over,
+    read_content,
+    same_content,
+    same_weak,
+    word_marks,
+)
 from ultramed_rl.data.vignettes import last_run
 
 Embed = Callable[[Sequence[str]], np.ndarray]  # texts to float32 unit vectors [n, d]
 TELLING_WORDS = 13  # so many equal words in a row are no chance (GPT-3, arXiv 2005.14165, appendix C)
 _OPTION = re.compile(r"[\s*>-]*\(?([A-Z])\s*[.):]\s*(\S.*)")
-_ENDING = re.compile(r"(?<=...)(?:ies|es|ed|ing|ment|ation|ion|ly|al|s|e|y)$")
 _FEW = 2  # words of content, beside which what is asked of them counts
 _TELLING_CONTENT = 8  # words of content that don't come together by chance
 _OTHER_MARK = re.compile(r"([\s*>-]*\(?)([a-z]|\d\d?)(?=\s*[.):]\s*\S)")
@@ -91,7 +98,8 @@ def read_stem(text: str, answer: str | None = None) -> Stem:
     run = last_run(list(map(_with_letter, lines)), _OPTION, over="blank", least=2)
     options = run.texts
     before, after = "\n".join(lines[: run.start]), "\n".join(lines[run.end :])
-    if not options or len(read_words(after)) >= len(read_words(before)):
+    asks_two = len(options) == 2 and "1" in lines[run.start][:4]  # "which states 1) ..., 2) ...?"
+    if not options or asks_two or len(read_words(after)) >= len(read_words(before)):
         before, options = text, ()
     stem = _LABEL.sub("", before).strip()
     answer = (answer or "").strip()
@@ -151,12 +159,13 @@ def same_question(a: Stem, b: Stem) -> bool:
 
     Inflection, one slip in a word, spelling, words of grammar and asking, saying twice, order, names and order of options
     don't count; numbers, signs, letters, negations, names and who does what to whom do. Where options and answer are
-    the same, one text may have up to a sixth more words than the other.
+    the same, one text may have up to a third more words than the other, at other places.
     """
     if len(a.choices) != len(b.choices):
         return False
-    known = a.answer and b.answer
-    if not same_content(a.content, b.content, 6 if a.choices and known else None):
+    known = bool(a.answer and b.answer)
+    told = known and bool(a.choices)
+    if not same_content(a.content, b.content, 3 if told else None, places=not told):
         return False
     few = min(len(set(a.content.words)), len(set(b.content.words))) <= _FEW
     if few and not a.choices and not same_weak(a.content, b.content):
@@ -167,30 +176,30 @@ def same_question(a: Stem, b: Stem) -> bool:
         if twin is None:
             return False
         theirs.remove(twin)
-    return not known or same_content(read_content(a.answer), read_content(b.answer))
+    return not known or same_content(read_content(a.answer), read_content(b.answer), 1)
 
 
 def shared_content(a: Stem, b: Stem) -> float:
     """The part of the content of two texts that is in both, 0 to 1: of the shorter one, as a cut text is the question still.
 
-    Short texts are another question by one word: 0 where each says what the other doesn't, or one has a number, sign, letter
-    or negation more; else the part of the longer one.
+    Short texts are another question by one word: 0 where each says what the other doesn't, or one has a number, sign,
+    letter or negation more, or more than half as many words more.
     """
     if not (a.content.words and b.content.words):
         return 0.0
     only = left_over(a.content, b.content)[:2]
     sizes = [len(set(stem.content.words)) for stem in (a, b)]
-    shares = [1.0 - len(set(more)) / size for more, size in zip(only, sizes, strict=True)]
-    if min(sizes) >= _TELLING_CONTENT:
-        return max(shares)
-    return 0.0 if all(only) or any(map(is_telling, [*only[0], *only[1]])) else min(shares)
+    more = [*only[0], *only[1]]
+    if min(sizes) < _TELLING_CONTENT and (
+        all(only) or any(map(is_telling, more)) or 3 * len(more) > min(sizes)
+    ):
+        return 0.0
+    return max(1.0 - len(set(own)) / size for own, size in zip(only, sizes, strict=True))
 
 
 def content_marks(*contents: Content) -> list[str]:
-    """Parts of words of content, by which texts are looked up that may ask the same: a word's beginning and its end, of
-    which a slip or another form leaves one."""
-    words = [word for content in contents for word in content.words]
-    return [part for word in words for part in {word[:4], _ENDING.sub("", word)[-4:]}]
+    """Parts of words of content, by which texts are looked up that may ask the same."""
+    return [mark for content in contents for word in content.words for mark in word_marks(word)]
 
 
 def check_unit_vectors(vectors: np.ndarray, texts: int) -> np.ndarray:

@@ -41,22 +41,38 @@ class PolicyModel(nn.Module):
     def __init__(self, causal_lm: nn.Module) -> None:
         super().__init__()
         self.lm: Any = causal_lm
+        self.vocab_size: int = decoder_config(self.lm.config).vocab_size
+        if is_packed(causal_lm):
+            _let_head_take_targets(self.lm.get_output_embeddings(), self.vocab_size)
 
-    def forward(self, batch: PackedBatch, chunks: int | None = None) -> torch.Tensor:
-        """-> [N] fp32 logprobs of the batch's answer tokens, answer after answer.
-
-        `chunks`: in how many parts the head is applied; ranks that share its weights agree on one number.
-        """
-        vocab_size = decoder_config(self.lm.config).vocab_size
+    def forward(self, batch: PackedBatch) -> torch.Tensor:
+        """-> [N] fp32 logprobs of the batch's answer tokens, answer after answer."""
         if is_packed(self.lm):
             hidden, predictors, _ = _decode(self.lm.get_decoder(), batch)
-            head = self.lm.get_output_embeddings()
-            return token_logprobs(hidden[predictors], batch.targets, head, vocab_size, chunks)
+            logprobs: torch.Tensor = self.lm.get_output_embeddings()(hidden[predictors], batch.targets)
+            return logprobs
         # Another model's head may scale or cap its logits: its own forward knows, at the price of all logits.
         rows = unpack_rows(batch)
         output = self.lm(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False)
         logits = output.logits.flatten(0, 1)[rows.predictors]
-        return token_logprobs(logits, batch.targets, lambda chosen: chosen, vocab_size)
+        return token_logprobs(logits, batch.targets, lambda chosen: chosen, self.vocab_size)
+
+
+def _let_head_take_targets(head: Any, vocab_size: int) -> None:
+    """Called with targets besides hidden states, a head gives their logprobs instead of logits.
+
+    All parts of `token_logprobs` are then within one call. ZeRO-3 gathers a module's weights for each of its calls, which
+    must be the same on all ranks, and as many as in the pass before, or it forgets what to fetch ahead.
+    """
+    logits = head.forward
+
+    def forward(hidden: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
+        if targets is None:
+            plain: torch.Tensor = logits(hidden)
+            return plain
+        return token_logprobs(hidden, targets, logits, vocab_size)
+
+    head.forward = forward
 
 
 class RewardModel(nn.Module):

@@ -36,10 +36,17 @@ from ultramed_rl.store.shards import RecordFiles
 from ultramed_rl.store.work_directory import Asked
 from ultramed_rl.token_ids import TokenIds
 from ultramed_rl.tracking import Tracker
+from ultramed_rl.tracking.verdict import fallen_for, give_verdict, kept_round, write_verdict
 from ultramed_rl.workers.online import OnlineWorkers
 
 Metrics = dict[str, float]
 _SURVIVES = 0.5  # least share of a round's update that should show in bfloat16
+
+
+def prune(store: RunDirectory) -> None:
+    """Delete checkpoints that run.keep_checkpoints does not keep."""
+    if (keep := store.config.run.keep_checkpoints) is not None:
+        store.prune_checkpoints(keep, kept_round(RunReader(store.path)))
 
 
 @dataclass(frozen=True)
@@ -94,12 +101,16 @@ class Controller:
             first = self.store.round(self.version)
             self.compute_references(self.roll_out(first, self.prompts(first)))
         for index in range(self.version, self.config.run.rounds):
-            rows.append(self.run_round(self.store.round(index)))
+            rows.append(self.run_round(self.store.round(index), rows))
             on_round(rows[-1])
+            if "eval_change" in rows[-1]:
+                self.tell_verdict(rows)
+            if "stopped" in rows[-1]:
+                break
         return rows
 
-    def run_round(self, record: RoundRecord) -> Metrics:
-        """One round. Phases that a killed run finished are read back, not computed again."""
+    def run_round(self, record: RoundRecord, before: Sequence[Metrics]) -> Metrics:
+        """One round, after those with these metrics. Phases that a killed run finished are read back, not computed again."""
         if not self.config.run.overlap:
             prompts = self.prompts(record)
             training = self.training(record, prompts)
@@ -129,13 +140,33 @@ class Controller:
         metrics |= {f"utilisation_{role}": share for role, share in shares.items()}
         set_aside = float(len(record.manifest("scored")["set_aside"]))
         metrics |= {"set_aside": set_aside, "restarts": self.restarts()}
+        metrics |= self.judge_run([*before, metrics]) if held_out else {}
         # Logged first: a kill between the two logs the round again on resume, after its line was discarded.
         self.tracker.log(metrics, step=record.index, kind="round")
         write_pairs_card(self.store, record, metrics)
         record.commit(metrics)
-        if self.config.run.keep_checkpoints is not None:
-            self.store.prune_checkpoints(self.config.run.keep_checkpoints)
+        prune(self.store)
         return metrics
+
+    def judge_run(self, rounds: Sequence[Metrics]) -> Metrics:
+        """Whether the reward rose where a judge fell in the last of these rounds; and `stopped`, where that ends the run."""
+        verdict, stop = give_verdict(rounds, self.judges), self.config.run.stop
+        metrics = {"over_optimised": float(verdict is not None and verdict.outcome == "over-optimised")}
+        if stop is not None and (judge := fallen_for(rounds, self.judges, stop)) is not None:
+            self.progress.say(
+                f"run.stop={stop}: {judge} has fallen in {stop} evaluated rounds; this round is the last"
+            )
+            metrics["stopped"] = 1.0
+        return metrics
+
+    def tell_verdict(self, rounds: Sequence[Metrics]) -> None:
+        """Keep how the run stands; tell those who track it, and everybody at once where the reward rose and a judge fell."""
+        write_verdict(RunReader(self.store.path))
+        now = give_verdict(rounds, self.judges)
+        if now is not None:
+            self.tracker.judge(now)
+            if now.outcome == "over-optimised":
+                self.progress.say(str(now))
 
     def ends(self, index: int, every: int) -> bool:
         """Whether a round is the last of so many, or of the run."""

@@ -23,13 +23,14 @@ from ultramed_rl.learning.length import length_accuracies
 from ultramed_rl.models.checks import check_models
 from ultramed_rl.models.tokenizer import chat_tokenizer
 from ultramed_rl.online.benchmarks import BenchmarkRounds
-from ultramed_rl.online.controller import Controller
+from ultramed_rl.online.controller import Controller, prune
 from ultramed_rl.online.watcher import RunWatcher
 from ultramed_rl.records import Checkpoint, PreferenceGroup
 from ultramed_rl.scheduling.pool import RanksLost
 from ultramed_rl.store import RunDirectory, RunReader
 from ultramed_rl.store.cards import model_card, write_card, write_policy_card
-from ultramed_rl.tracking import Progress, Tracker, render_rounds, verdict, watched
+from ultramed_rl.tracking import Progress, Tracker, render_rounds, watched
+from ultramed_rl.tracking.verdict import Verdict, kept_round, write_verdict
 from ultramed_rl.workers.online import OnlineWorkers
 from ultramed_rl.workers.sampling import sample_contrasts
 from ultramed_rl.workers.scorers import Judges, Scorers
@@ -39,12 +40,12 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run came to: its directory, the last checkpoint, each round's metrics, a verdict in words."""
+    """What a run came to: its directory, its policy, each round's metrics, and the verdict, which as text is a paragraph."""
 
     directory: Path
     checkpoint: Checkpoint
     rounds: list[Metrics]
-    verdict: str
+    verdict: Verdict
 
 
 def run(config: RunConfig, *, resume: bool = False) -> RunResult:
@@ -67,11 +68,8 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult:
         store.verify_committed()
         committed = store.committed_rounds()
         store.discard_metrics_after(committed)
-        if (
-            config.run.keep_checkpoints is not None
-        ):  # a kill may have come before those of its last round went
-            store.prune_checkpoints(config.run.keep_checkpoints)
-        if committed == config.run.rounds:  # nothing is started
+        prune(store)  # a kill may have come before those of its last round went
+        if RunReader(store.path).finished:  # nothing is started
             return conclude(store, list(RunReader(store.path).rounds), progress)
         # Not for a finished run: they ask for secrets.
         scorers = Scorers(config.reward, tokenizer)
@@ -134,13 +132,22 @@ def _run_rounds(
 
 def conclude(store: RunDirectory, rounds: list[Metrics], progress: Progress) -> RunResult:
     """Say what the rounds came to."""
-    last = store.round(len(rounds) - 1)
-    checkpoint = Checkpoint(str(last.path / "checkpoint"), len(rounds), {})
-    write_policy_card(store, last, store.path, last.metrics("checkpoint"), rounds=rounds)
-    words = verdict(rounds[-1])
-    progress.say("\n".join(["", render_rounds(rounds), words, f"policy: {checkpoint.path}"]))
+    run = RunReader(store.path)
+    kept, verdict = store.round(kept_round(run)), write_verdict(run)
+    assert verdict is not None, "the last round is evaluated"
+    checkpoint = Checkpoint(str(kept.path / "checkpoint"), kept.index + 1, {})
+    write_policy_card(
+        store, kept, store.path, kept.metrics("checkpoint"), rounds=rounds, verdict=verdict.to_json()
+    )
+    words = "\n".join(verdict.sentences)
+    best = (
+        f" (of round {kept.index}, run.keep_by={store.config.run.keep_by})"
+        if store.config.run.keep == "best"
+        else ""
+    )
+    progress.say("\n".join(["", render_rounds(rounds), words, f"policy: {checkpoint.path}{best}"]))
     write_own_report(store.path, progress)
-    return RunResult(store.path, checkpoint, rounds, words)
+    return RunResult(store.path, checkpoint, rounds, verdict)
 
 
 def write_own_report(run_dir: Path, progress: Progress) -> None:

@@ -14,7 +14,7 @@ from ultramed_rl.evaluation.statistics import Interval, McNemar, mcnemar, paired
 from ultramed_rl.report.answers import RESAMPLES, Change, compare_prompts, won_prompts
 from ultramed_rl.report.build import FOOTER, HTML, TOOLS, write_page
 from ultramed_rl.report.contents import ABSENT, Scores, environment_rows, flatten, numbers_of, shown
-from ultramed_rl.report.online_run import OnlineRun, Policy, phase_times, read_online_run
+from ultramed_rl.report.online_run import OnlineRun, Policy, phase_times, read_online_run, reward_difference
 from ultramed_rl.report.seeds import Measure, group_by_config, seed_columns, seed_differences, seed_measures
 from ultramed_rl.store.run_reader import Metrics, RunReader, read_rows
 from ultramed_rl.tracking.page import page_html
@@ -52,23 +52,6 @@ def compare_runs(first: OnlineRun, other: OnlineRun) -> RunPair:
     if prompts:
         wins = paired_bootstrap([before[p] for p in prompts], [after[p] for p in prompts], RESAMPLES, seed)
     return RunPair(other.name, shared, change, why_not, wins)
-
-
-def reward_difference(first: OnlineRun, other: OnlineRun) -> str:
-    """Why two runs' rewards are not on one scale; empty where they are."""
-    one, two = _reward_identity(first), _reward_identity(other)
-    differing = [key for key in sorted(one.keys() | two.keys()) if one.get(key) != two.get(key)]
-    return f"they differ in {', '.join(differing)}" if differing else ""
-
-
-def _reward_identity(run: OnlineRun) -> dict[str, Any]:
-    """What makes the reward: the digest of a model that the run trained, else what its config names; and a fitted slope."""
-    made = run.files.manifests("initial")
-    slope = {"the slope of length": made["length"]["metrics"]["slope"]} if "length" in made else {}
-    if (trained := made.get("reward_model")) is not None:
-        return {"the trained reward model's digest": trained["digest"]} | slope
-    section, costs = run.files.setting("reward", {}), ("micro_batch_tokens", "precision")
-    return {f"reward.{key}": value for key, value in section.items() if key not in costs} | slope
 
 
 def compare_benchmarks(

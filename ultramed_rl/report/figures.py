@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from ultramed_rl.evaluation.statistics import Interval
 from ultramed_rl.tracking.page import figure_text
@@ -87,6 +88,18 @@ def intervals(
     if at is not None:
         figure.add_hline(y=at, line={"width": 1, "dash": "dot"})
     return dressed(figure, x, y, height)
+
+
+def panels(
+    series: Mapping[str, Iterable[tuple[str | float, Interval]]], x: str = "", y: str = "", height: int = 260
+) -> go.Figure:
+    """`intervals` of each series in a panel of its own, side by side, with a rule at 0: their units differ."""
+    figure = make_subplots(1, max(1, len(series)), subplot_titles=[_label(name) for name in series])
+    for column, (name, points) in enumerate(series.items(), start=1):
+        figure.add_traces(intervals({name: points}, y).data, 1, column)
+    figure.add_hline(y=0.0, line={"width": 1, "dash": "dot"})
+    figure = dressed(figure, x, y, height).update_layout(margin_t=34)
+    return figure.update_xaxes(title_text=x or None)
 
 
 def shares(series: Mapping[str, Mapping[str, Interval]], y: str, height: int = 340) -> go.Figure:

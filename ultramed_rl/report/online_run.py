@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,6 +27,7 @@ from ultramed_rl.report.answers import (
 )
 from ultramed_rl.store.artifacts import read_json
 from ultramed_rl.store.run_reader import Metrics, RunReader
+from ultramed_rl.tracking import verdict
 from ultramed_rl.tracking.tables import spoken
 
 REASONS = {  # why a prompt gave no pair
@@ -36,6 +38,7 @@ REASONS = {  # why a prompt gave no pair
     "non_finite": "rewards not finite",
     "too_few": "fewer than two answers",
 }
+_NONE = Interval(0.0, 0.0, 0.0)
 _PHASES = {
     "completions": "generate",
     "scored": "score",
@@ -44,6 +47,8 @@ _PHASES = {
     "checkpoint": "train and save",
     "reference_model": "average the reference",
     "evaluation": "evaluate",
+    "judges": "judge",
+    "length": "what length pays",
     "reward_model": "train the reward model",
     "prompts": "choose prompts",
 }
@@ -90,6 +95,11 @@ class LengthCheck:
     last: float
     growth: float
     correlation: float
+
+    @property
+    def pays(self) -> bool:
+        """Whether the reward pays for length, either way."""
+        return abs(self.correlation) >= self.CORRELATION
 
     @property
     def flagged(self) -> bool:
@@ -179,7 +189,7 @@ class OnlineRun:
     @property
     def gains(self) -> list[tuple[str, Interval]]:
         """The reward's change of every policy from the first."""
-        return [("start", Interval(0.0, 0.0, 0.0)), *((name, c.reward) for name, c in self.changes.items())]
+        return [("start", _NONE), *((name, c.reward) for name, c in self.changes.items())]
 
     @property
     def wins(self) -> dict[str, Interval]:
@@ -227,10 +237,54 @@ class OnlineRun:
         """The newest policy that sat the benchmarks."""
         return next((policy for policy in reversed(self.policies) if policy.benchmarks), None)
 
+    @cached_property
+    def verdict(self) -> verdict.Verdict | None:
+        """As verdict.json has it."""
+        return verdict.run_verdict(self.files)
+
+    @property
+    def policy(self) -> Policy:
+        """The run's own: the last one, or the one that run.keep=best keeps."""
+        return self.policies[verdict.kept_round(self.files) + 1]
+
     @property
     def change(self) -> Change | None:
-        """The last policy against the first."""
-        return self.changes.get(self.policies[-1].label)
+        """The run's policy against the first."""
+        return self.changes.get(self.policy.label)
+
+    @property
+    def judges(self) -> list[str]:
+        """The judges that have said something, by their names."""
+        return [
+            name
+            for name in verdict.judges_of(self.files)
+            if any(verdict.Change.of(one.metrics, name) for one in self.rounds)
+        ]
+
+    @property
+    def judged(self) -> dict[str, list[tuple[str | float, Interval]]]:
+        """The change of the reward and of each judge from the start, by policy."""
+        return {name: [("start", _NONE), *self._changes_of(name)] for name in (verdict.REWARD, *self.judges)}
+
+    @property
+    def judged_by_kl(self) -> dict[str, list[tuple[str | float, Interval]]]:
+        """The same over the KL of those policies that have sampled, by which it is estimated."""
+        kl = {
+            self.policies[int(self.rounds[i].metrics.get("policy_version", i))].label: value
+            for i, value in self.divergence.items()
+        }
+        return {
+            name: sorted(
+                ((kl[str(label)], change) for label, change in points if label in kl), key=itemgetter(0)
+            )
+            for name, points in self.judged.items()
+        }
+
+    def _changes_of(self, name: str) -> list[tuple[str | float, Interval]]:
+        found = (
+            (self.policies[one.index + 1].label, verdict.Change.of(one.metrics, name)) for one in self.rounds
+        )
+        return [(label, Interval(c.change, c.low, c.high)) for label, c in found if c is not None]
 
     @cached_property
     def length(self) -> LengthCheck:
@@ -255,6 +309,23 @@ def read_online_run(files: RunReader) -> OnlineRun:
         held_out = read_answers(folder / "evaluation.parquet")
         policies.append(Policy(f"policy {index + 1}", folder, held_out, index + 1))
     return OnlineRun(files, rounds, policies)
+
+
+def reward_difference(first: OnlineRun, other: OnlineRun) -> str:
+    """Why two runs' rewards are not on one scale; empty where they are."""
+    one, two = _reward_identity(first), _reward_identity(other)
+    differing = [key for key in sorted(one.keys() | two.keys()) if one.get(key) != two.get(key)]
+    return f"they differ in {', '.join(differing)}" if differing else ""
+
+
+def _reward_identity(run: OnlineRun) -> dict[str, Any]:
+    """What makes the reward: the digest of a model that the run trained, else what its config names; and a fitted slope."""
+    made = run.files.manifests("initial")
+    slope = {"the slope of length": made["length"]["metrics"]["slope"]} if "length" in made else {}
+    if (trained := made.get("reward_model")) is not None:
+        return {"the trained reward model's digest": trained["digest"]} | slope
+    section, costs = run.files.setting("reward", {}), ("micro_batch_tokens", "precision")
+    return {f"reward.{key}": value for key, value in section.items() if key not in costs} | slope
 
 
 def phase_times(files: RunReader, folder: str | Path) -> dict[str, float]:

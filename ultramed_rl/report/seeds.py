@@ -1,5 +1,5 @@
-"""Runs of one config that differ in their seed, taken together: each measure of their last policy against their start, with an
-interval over seeds and prompts. One seed's interval says nothing of training's own chance."""
+"""Runs of one config that differ in their seed, taken together: each measure of the policies that they end with against their
+start, with an interval over seeds and prompts. One seed's interval says nothing of training's own chance."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ultramed_rl.evaluation.statistics import Interval, seeds_bootstrap
 from ultramed_rl.records import JudgedAnswer
 from ultramed_rl.report.answers import RESAMPLES, by_prompt, mean, won_prompts
 from ultramed_rl.report.contents import flatten
-from ultramed_rl.report.online_run import OnlineRun, Policy
+from ultramed_rl.report.online_run import OnlineRun, Policy, reward_difference
 from ultramed_rl.store.tables import read_records
 from ultramed_rl.tracking.tables import Columns, render_table
 
@@ -42,14 +42,15 @@ def run_values(run: OnlineRun) -> dict[str, list[float]]:
 
     `net_wins` is 1 for a prompt whose reward is higher than at the start, -1 for one whose is lower.
     """
-    first, last = run.policies[0], run.policies[-1]
+    first, final = run.policies[0], (run.files.json("verdict.json") or {}).get("round", len(run.rounds) - 1)
+    last = run.policies[final + 1]
     values: dict[str, list[float]] = {"reward_change": _changes(first.rewards, last.rewards)}
     values["net_wins"] = [2 * won - 1 for won in won_prompts(first.rewards, last.rewards).values()]
     values["tokens_change"] = _changes(_tokens(first), _tokens(last))
     before, after = _judged(first), _judged(last)
     for judge in before.keys() & after.keys():
         values[f"judge_{judge}_change"] = _changes(before[judge], after[judge])
-    metrics = run.rounds[-1].metrics if run.rounds else {}
+    metrics = run.rounds[final].metrics if run.rounds else {}
     scalars = {name: [value] for name, value in metrics.items() if _SCALARS.fullmatch(name)}
     return {name: of for name, of in (scalars | values).items() if of and all(map(math.isfinite, of))}
 
@@ -99,6 +100,8 @@ def seed_columns(runs: Sequence[OnlineRun]) -> Columns:
 def render_seeds(runs: Sequence[OnlineRun], measures: Sequence[Measure]) -> str:
     """The table as plain text, and what it can't tell."""
     lines = [render_table(seed_columns(runs), measures)]
+    if why := own_rewards(runs):
+        lines.append(f"reward change: by each run's own reward ({why}); net wins have one scale for all")
     if len(runs) < 2:
         lines.append("1 seed: what another one would give can't be told; give two or more")
     return "\n".join(lines)
@@ -124,7 +127,12 @@ def seeds_to_json(runs: Sequence[OnlineRun], measures: Sequence[Measure]) -> dic
         }
         for one in measures
     }
-    return {"runs": described, "measures": numbers}
+    return {"runs": described, "measures": numbers, "own_rewards": bool(own_rewards(runs))}
+
+
+def own_rewards(runs: Sequence[OnlineRun]) -> str:
+    """In what the runs' rewards differ, as where each trains its own reward model; empty where they are the same."""
+    return next((why for other in runs[1:] if (why := reward_difference(runs[0], other))), "")
 
 
 def _names(values: Sequence[Values]) -> list[str]:

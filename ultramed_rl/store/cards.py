@@ -91,12 +91,17 @@ def write_policy_card(
     *,
     role: Role = "policy",
     rounds: Sequence[Mapping[str, float]] | None = None,
+    verdict: Mapping[str, Any] | None = None,
 ) -> None:
-    """The card of an online round's policy or reference. With `rounds` the run's own, which knows how they were evaluated."""
+    """The card of an online round's policy or reference. With `rounds` and a `verdict` the run's own, which knows how they
+    were evaluated."""
     pairs = Input("pairs of the round", "pairs.parquet", record.digest("pairs"))
     made = [*_begun_with(store, record.index), pairs]
     rounds = RunReader(store.path).rounds[: record.index] if rounds is None else rounds
-    write_card(folder, model_card(store.config, metrics, made, role=role, index=record.index, rounds=rounds))
+    text = model_card(
+        store.config, metrics, made, role=role, index=record.index, rounds=rounds, verdict=verdict
+    )
+    write_card(folder, text)
 
 
 def write_pairs_card(store: RunDirectory, record: RoundRecord, metrics: Mapping[str, float]) -> None:
@@ -128,13 +133,15 @@ def model_card(
     role: Role = "policy",
     index: int | None = None,
     rounds: Sequence[Mapping[str, float]] = (),
+    verdict: Mapping[str, Any] | None = None,
 ) -> str:
     """A checkpoint's README.md: Hugging Face front matter, then what made it, from what, and for what it is.
 
     Args:
         metrics: of the training that made it, and of its held-out data.
         made: what the run itself made, that went in.
-        role, index, rounds: of an online run: which of its models, of which round, and metrics of evaluated rounds.
+        role, index, rounds, verdict: of an online run: which of its models, of which round, metrics of evaluated rounds, and
+            what verdict.json says of this one.
     """
     scores = (own_reward := role == "reward_model") or isinstance(config, RewardConfig)
     base = config.policy.path if isinstance(config, RunConfig) else config.model.path
@@ -165,6 +172,7 @@ def model_card(
         role=role,
         index=index,
         rounds=rounds,
+        verdict=verdict,
         base=base,
         objective="bradley_terry" if own_reward else objective,
         scores=scores,

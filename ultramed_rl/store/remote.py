@@ -10,6 +10,7 @@ was at one instant.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ultramed_rl.config import AnyConfig
+from ultramed_rl.kinds import VERDICT
 from ultramed_rl.store.artifacts import read_json
 from ultramed_rl.store.atomic import remove, write_json
 from ultramed_rl.store.remote_folder import TEMPORARY, WRITER, Lease, LostLease, RemoteFolder
@@ -37,7 +39,7 @@ _LAST_PASSES = 5
 _REFRESH_S, _LOOKS = 5.0, 3
 _REPLIES = "work/replies.jsonl"  # of a data stage: what it paid for
 # Files that change while they are looked at, and that no other file counts on.
-_LOOSE = re.compile(rf"[^/]+\.(jsonl|log|html|md)|status\.json|{_REPLIES}|(wandb|tensorboard)/.*")
+_LOOSE = re.compile(rf"[^/]+\.(jsonl|log|html|md)|(status|verdict)\.json|{_REPLIES}|(wandb|tensorboard)/.*")
 _WEIGHTS = re.compile(r"rounds/(\d+)/(?:checkpoint|reference_model)/")
 _COMMIT = re.compile(r"rounds/(\d+)/commit\.json")
 # For readers. Weights, states to go on from, samples as tokens, and what trackers and steps keep for themselves.
@@ -104,13 +106,21 @@ def version_of(path: Path) -> Version | None:
     return None
 
 
-def needless_files(names: Iterable[str]) -> set[str]:
-    """Weights of the rounds before the last checkpoint of a committed one, from which policy and reference go on."""
+def needless_files(names: Iterable[str], best: str = "") -> set[str]:
+    """Weights of the rounds before the last checkpoint of a committed one, from which policy and reference go on; not those of
+    the `best` checkpoint, which is to be the run's."""
     names = set(names)
     committed = {int(match[1]) for name in names if (match := _COMMIT.fullmatch(name))}
     done = next(index for index in range(len(committed) + 1) if index not in committed)
     saved = [index for index in range(done) if f"rounds/{index:03d}/checkpoint.json" in names]
-    return {name for name in names if saved and (match := _WEIGHTS.match(name)) and int(match[1]) < saved[-1]}
+    return {
+        name
+        for name in names
+        if saved
+        and (match := _WEIGHTS.match(name))
+        and int(match[1]) < saved[-1]
+        and not (best and name.startswith(f"{best}/"))
+    }
 
 
 def fetch_files(remote: RemoteFolder, index: Index, folder: Path, wanted: Collection[str]) -> None:
@@ -208,7 +218,10 @@ class RemoteCopy:
         was: what it fetched has the versions of the index.
         """
         at_url = self.index.files
-        absent = {n for n in needless_files(at_url) if version_of(self.folder / n) != at_url[n].version}
+        verdict = self.remote.read(at_url[VERDICT].key) if VERDICT in at_url else None
+        best = str(json.loads(verdict or b"{}").get("checkpoint", ""))
+        needless = needless_files(at_url, best)
+        absent = {n for n in needless if version_of(self.folder / n) != at_url[n].version}
         fetch_files(self.remote, self.index, self.folder, at_url.keys() - absent)
         for name in absent:
             (self.folder / name).parent.mkdir(parents=True, exist_ok=True)

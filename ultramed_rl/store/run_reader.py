@@ -105,10 +105,11 @@ class RunReader:
 
     @property
     def finished(self) -> bool:
-        """Whether all rounds are committed, or a stage came to its end: an evaluation whose judge failed left an error."""
+        """Whether all rounds are committed, or the last one ended the run (run.stop); or a stage came to its end: an evaluation whose judge failed left an error."""
         kind = KINDS[self.type]
         if kind.in_rounds:
-            return len(self.rounds) == self.setting("run.rounds")
+            stopped = bool(self.rounds) and self.rounds[-1].get("stopped", 0.0) > 0
+            return stopped or len(self.rounds) == self.setting("run.rounds")
         result = read_whole(self.path / kind.manifest)
         return result is not None and "error" not in result
 

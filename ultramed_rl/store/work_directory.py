@@ -343,11 +343,11 @@ class RunDirectory(WorkDirectory):
         """The newest of the first `rounds` rounds that ended with a checkpoint."""
         return next((index for index in reversed(range(rounds)) if self._has_checkpoint(index)), None)
 
-    def prune_checkpoints(self, keep: int) -> None:
-        """Keep the last `keep` checkpoints of committed rounds only."""
+    def prune_checkpoints(self, keep: int, best: int | None = None) -> None:
+        """Keep the last `keep` checkpoints of committed rounds only, and that of round `best`, if any."""
         saved = [index for index in range(self.committed_rounds()) if self._has_checkpoint(index)]
         for index in saved[:-keep]:
-            for name in ("checkpoint", "reference_model"):
+            for name in ("reference_model", *(["checkpoint"] if index != best else [])):
                 self.round(index).prune(name)
 
     def _has_checkpoint(self, index: int) -> bool:

@@ -2,7 +2,7 @@
 
 from ultramed_rl.tracking.console import Progress
 from ultramed_rl.tracking.heartbeat import watched
-from ultramed_rl.tracking.tables import render_rounds, verdict
+from ultramed_rl.tracking.tables import render_rounds
 from ultramed_rl.tracking.tracker import Tracker
 
-__all__ = ["Progress", "Tracker", "render_rounds", "verdict", "watched"]
+__all__ = ["Progress", "Tracker", "render_rounds", "watched"]

@@ -19,6 +19,7 @@ from ultramed_rl.tracking.heartbeat import STATUS, is_alive
 from ultramed_rl.tracking.tables import duration, render_rounds, render_table, spoken
 from ultramed_rl.tracking.timeline import TIMELINE
 from ultramed_rl.tracking.utilisation import recent_utilisation
+from ultramed_rl.tracking.verdict import run_verdict
 
 State = Literal["waiting", "running", "finished", "failed", "interrupted", "stopped"]
 _TAIL_BYTES = 2**18
@@ -105,6 +106,7 @@ class Status:
     waits: tuple[str, ...] = ()  # who waits for whom
     # Of each role in the phase at hand, in [0, 1].
     utilisation: Mapping[str, float] = field(default_factory=dict)
+    verdict: str = ""  # how an online run stands by its reward and its judges
     stages: tuple[Status, ...] = ()  # of a recipe
 
     @property
@@ -186,6 +188,7 @@ def _run_status(directory: Path) -> Status:
         metrics=last,
         waits=tuple(heart.get("waits", ())) if state == "running" else (),
         utilisation=recent_utilisation(directory / TIMELINE, heart["started"]) if work else {},
+        verdict=str(run_verdict(run) or "") if in_rounds else "",
         **_of_driver(directory, heart, state),
     )
 
@@ -264,6 +267,7 @@ def render_status(status: Status) -> str:
     tables = [render_table(_STAGES, status.stages)] if status.stages else []
     if status.rounds:
         tables.append(render_rounds([dict(row) for row in status.rounds]))
+    tables += [status.verdict] if status.verdict else []
     last = [
         f"  {name if name == 'result' else 'last ' + name}: {_figures(row)}"
         for name, row in status.metrics.items()

@@ -4,6 +4,7 @@ a row's cell, so that a new column is one line; the tables of rounds, policies a
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from string import Formatter
 from typing import Any
@@ -28,6 +29,7 @@ ROUNDS: Columns = [
     ("sync s", "{sync_seconds:.1f}"),
     ("s", "{seconds:.0f}"),
 ]
+_JUDGED = re.compile(r"judge_(.+)_change")
 _POLICIES: Columns = [
     ("policy", "{name}"),
     ("reward", "{reward_mean:.2f}"),
@@ -50,8 +52,14 @@ _SUBSETS: Columns = [
 
 
 def render_rounds(rows: Sequence[Metrics]) -> str:
-    """Rounds as a table of plain text. `reward` is of the round's samples, the next columns are held out."""
-    return render_table(ROUNDS, rows)
+    """Rounds as a table of plain text. `reward` is of the round's samples, the next columns are held out; of judges the
+    95 % interval of the change from the start."""
+    names = [match[1] for row in rows for key in row if (match := _JUDGED.fullmatch(key))]
+    judges = [
+        (name, f"[{{judge_{name}_change_low:+.2f}}, {{judge_{name}_change_high:+.2f}}]")
+        for name in dict.fromkeys(names)
+    ]
+    return render_table([*ROUNDS[:-2], *judges, *ROUNDS[-2:]], rows)
 
 
 def render_comparison(policies: Mapping[str, Metrics]) -> str:
@@ -151,15 +159,3 @@ def duration(seconds: float) -> str:
 def spoken(name: str) -> str:
     """A metric's name as words."""
     return name.replace("_", " ")
-
-
-def verdict(last: Metrics) -> str:
-    """What the last round's held-out evaluation says, honest about its uncertainty."""
-    change, low, high = last["eval_change"], last["eval_change_low"], last["eval_change_high"]
-    interval = f"95 % interval {low:+.3f} to {high:+.3f}, wins {last['eval_win_rate']:.0%}"
-    detail = f"{change:+.3f} against the starting policy ({interval})"
-    if low > 0:
-        return f"The held-out reward rose: {detail}."
-    if high < 0:
-        return f"The held-out reward fell: {detail}."
-    return f"The held-out reward did not move measurably: {detail}."

@@ -21,6 +21,7 @@ from ultramed_rl.tracking.round_files import AnswerSample, Made, made_by_stage, 
 if TYPE_CHECKING:  # the command line tells of progress before it knows of configs
     from ultramed_rl.config.run import RunName, Tracking
     from ultramed_rl.store.work_directory import WorkDirectory
+    from ultramed_rl.tracking.verdict import Verdict
 
 Kind = Literal["step", "round", "evaluation", "data"]
 Mode = Literal["online", "offline"]
@@ -59,6 +60,7 @@ class Backend(Protocol):
     def log(self, kind: Kind, step: int, metrics: Mapping[str, float]) -> None: ...
     def show(self, samples: Sequence[AnswerSample], step: int) -> None: ...
     def keep(self, made: Sequence[Made]) -> None: ...
+    def judge(self, verdict: Verdict) -> None: ...
     def finish(self, failed: bool) -> None: ...
 
 
@@ -107,6 +109,12 @@ class Tracker:
                 made = partial(made_in_round, folder, step, self._start)
                 self._attempt(backend, "show samples", partial(self._show, backend, folder, step), _SHOWN)
                 self._attempt(backend, "keep artifacts", partial(self._keep, backend, made), _SHOWN)
+
+    def judge(self, verdict: Verdict) -> None:
+        """Tell how the run stands by reward and judges; where the reward rose and a judge fell, as an alert."""
+        tell("verdict", **verdict.to_json())
+        for backend in self._backends:
+            self._attempt(backend, "tell the verdict", partial(backend.judge, verdict))
 
     def _show(self, backend: Backend, folder: Path, index: int) -> None:
         prompts = self.config.tracking.sample_prompts
@@ -222,6 +230,13 @@ class WandbRun:
                     artifact.add_reference(uri, name=item.path.name, checksum=False)
                 self.run.log_artifact(artifact, aliases=[f"version-{item.version}", item.digest[:12]])
 
+    def judge(self, verdict: Verdict) -> None:
+        self.run.summary.update({"verdict": verdict.outcome, "verdict_words": str(verdict)})
+        if verdict.outcome == "over-optimised":
+            self.run.alert(
+                title=f"{self.config.run.name}: {verdict.outcome}", text=str(verdict), level="WARN"
+            )
+
     @contextmanager
     def _staging(self) -> Iterator[None]:
         """Files of artifacts wait within the run's directory, where an offline run needs them, not in a home."""
@@ -274,6 +289,9 @@ class TensorboardEvents:
             lineage = {"digest": item.digest, "path": str(item.path), "parents": dict(item.parents)}
             text = _verbatim(json.dumps(lineage, indent=1))
             self.writer.add_text(f"lineage/{item.name}", text, item.version)
+
+    def judge(self, verdict: Verdict) -> None:
+        self.writer.add_text("verdict", _verbatim(str(verdict)), verdict.round)
 
     def finish(self, failed: bool) -> None:
         if self.writer is not None:

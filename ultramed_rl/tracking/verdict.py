@@ -1,4 +1,4 @@
-"""What a run came to: its reward and its judges against the starting policy, from the metrics of its rounds. Pure.
+"""What a run came to: its reward and its judges against the starting policy, from the metrics of its rounds.
 
 A reward that is optimised rises whether or not answers get better (Gao et al., arXiv 2210.10760). So it alone says little:
 judges that never made a pair have to rise with it.
@@ -11,10 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
+from ultramed_rl.kinds import VERDICT
+from ultramed_rl.store.atomic import write_json
+from ultramed_rl.store.run_reader import RunReader
+
 Metrics = Mapping[str, float]
 Outcome = Literal["rose", "rose by its reward alone", "over-optimised", "nothing moved", "fell"]
-FILE = "verdict.json"
 REWARD = "reward"
+RULES = ("rule", "answer", "length")  # types of judges that say by exact rules what they say
 LENGTH_CHANGE = 0.2  # from which share on answers have grown or shrunk much
 TOKEN_KL = 0.5  # nats a token from which on a policy has left its reference: its tokens are 1.6 times as likely to it
 
@@ -76,9 +80,7 @@ class Verdict:
     round: int  # counted from 0: the policy is the one that it trained
     reward: Change
     judges: Mapping[str, Change]
-    since: Mapping[
-        str, int
-    ]  # of judges that have fallen: the round from which on they have at every evaluation
+    since: Mapping[str, int]  # of judges that have fallen: the first of the evaluations in a row that say so
     kinds: Mapping[str, str]  # the judges' types
     agreement: Mapping[str, float]  # of judges with the reward within prompts, where it is known
     length: tuple[float, float]  # mean tokens of the starting policy's held-out answers, and of this one's
@@ -106,22 +108,29 @@ class Verdict:
         if self.outcome == "over-optimised":
             return f"Rose by its own reward, fell by {self._fallen}: the held-out reward changed by {detail}."
         moved = ("did not move measurably", "rose", "fell")[self.reward.sign]
-        fell = f" and fell by {self._fallen}" if self.outcome == "fell" and self.since else ""
+        fell = f" and answers fell by {self._fallen}" if self.outcome == "fell" and self.since else ""
         alone = " by itself" if self.outcome == "rose by its reward alone" and not self._with(1) else ""
         return f"The held-out reward {moved}{alone}{fell}: {detail}."
 
     @property
     def notes(self) -> list[str]:
-        """What the judges say, and the flags, a sentence each."""
+        """What the judges say, a sentence each."""
+        if not self.judges:
+            return ["No judge was asked (evaluation.judges=[])."]
         moves = ((1, "rose"), (0, "did not move measurably"), (-1, "fell"))
-        notes = [
-            f"{name} {words}: {self.judges[name]}." for sign, words in moves for name in self._with(sign)
+        return [f"{name} {words}: {self.judges[name]}." for sign, words in moves for name in self._with(sign)]
+
+    @property
+    def sentences(self) -> list[str]:
+        """All of it, a sentence each."""
+        return [
+            self.headline,
+            *self.notes,
+            *(f"{words[0].upper()}{words[1:]}." for words in self.flags.values()),
         ]
-        notes += [f"{words[0].upper()}{words[1:]}." for words in self.flags.values()]
-        return notes if self.judges else [*notes, "No judge was asked (evaluation.judges=[])."]
 
     def __str__(self) -> str:
-        return " ".join([self.headline, *self.notes])
+        return " ".join(self.sentences)
 
     def _with(self, sign: int) -> list[str]:
         return [name for name, judge in self.judges.items() if judge.sign == sign]
@@ -152,9 +161,6 @@ class Verdict:
             "kl_per_token": self.token_kl,
             "flags": self.flags,
         }
-
-
-RULES = ("rule", "answer", "length")  # types of judges that say by exact rules what they say
 
 
 def give_verdict(
@@ -202,6 +208,34 @@ def _fallen_since(rows: Sequence[Metrics], name: str) -> int | None:
             break
         since = int(row["round"])
     return since
+
+
+def run_verdict(run: RunReader) -> Verdict | None:
+    """The verdict on the policy that is a run's, by its files: of an unfinished run on the one that is so far."""
+    rounds = [row for row in run.rounds if "round" in row]
+    at = kept_round(run) if run.setting("run.keep") == "best" else None
+    return give_verdict(rounds, judges_of(run), at)
+
+
+def judges_of(run: RunReader) -> dict[str, str]:
+    """The judges of a run's config, and their types."""
+    return {judge["name"]: judge["type"] for judge in run.setting("evaluation.judges", ())}
+
+
+def kept_round(run: RunReader) -> int:
+    """The round whose policy is the run's, so far."""
+    best = best_round(run.rounds, run.setting("run.keep_by")) if run.setting("run.keep") == "best" else None
+    return len(run.rounds) - 1 if best is None else best
+
+
+def write_verdict(run: RunReader) -> Verdict | None:
+    """verdict.json in the run's folder, where there is a verdict; returns it."""
+    verdict = run_verdict(run)
+    if verdict is not None:
+        checkpoint = run.round_path(kept_round(run)).relative_to(run.path) / "checkpoint"
+        content = {**verdict.to_json(), "checkpoint": checkpoint.as_posix(), "finished": run.finished}
+        write_json(run.path / VERDICT, content)
+    return verdict
 
 
 def fallen_for(rounds: Sequence[Metrics], judges: Iterable[str], count: int) -> str | None:

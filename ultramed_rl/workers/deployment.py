@@ -9,7 +9,8 @@ from typing import Any
 from ultramed_rl.actors.scorer import RewardWorker, Scorer
 from ultramed_rl.cluster.connection import Placement, connect
 from ultramed_rl.cluster.group import WorkerGroup, ask
-from ultramed_rl.cluster.plan import Member, judge_roles, make_plan, reward_roles
+from ultramed_rl.cluster.layout import Member
+from ultramed_rl.cluster.plan import judge_roles, make_plan, reward_roles
 from ultramed_rl.cluster.transport import RayScheduler, WorkerSet
 from ultramed_rl.config import RewardBenchConfig, SamplingConfig
 from ultramed_rl.config.cluster import ReplicaGroup

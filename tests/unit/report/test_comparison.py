@@ -13,10 +13,9 @@ from tests.unit.report.test_run_report import KEY_ATTACK, Reader
 from ultramed_rl.report.comparison import (
     compare_benchmarks,
     compare_runs,
-    reward_difference,
     write_comparison,
 )
-from ultramed_rl.report.online_run import OnlineRun, read_online_run
+from ultramed_rl.report.online_run import OnlineRun, read_online_run, reward_difference
 from ultramed_rl.store import RunReader
 
 

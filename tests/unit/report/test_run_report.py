@@ -6,6 +6,7 @@ import json
 import math
 import random
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.report_run import Plan, make_run
+from ultramed_rl.evaluation.statistics import Interval
 from ultramed_rl.report.answers import within_correlation
 from ultramed_rl.report.build import MOST_BYTES, MOST_CHARACTERS, write_report
 from ultramed_rl.report.contents import ABSENT
@@ -82,20 +84,74 @@ def test_a_clear_gain_is_called_one_with_its_interval_and_wins(tmp_path: Path) -
     assert first.reward.mean == pytest.approx(1.35) and last.wins.mean == 1.0 and last.prompts == 8
     assert last.wins.low == pytest.approx(8 / (8 + 1.959964**2)), "Wilson's bound where all are won"
     (tone, verdict), (caution, doubts), *_ = report(folder).callouts
-    assert tone == "good" and re.search(r"\b2\.70 .*\b2\b(?s:.*)\+2\.70 .*95%.*\b8\b", verdict)
+    assert tone == "plain" and "evaluation.judges=[]" in verdict, "nobody has judged it"
+    assert re.search(r"\+2\.700 .*95 %(?s:.*)\b8\b", verdict)
     assert caution == "warning" and re.search(r"\b8\b", doubts), "so few prompts are a reason for doubt"
 
 
 def test_a_change_within_its_interval_is_not_called_a_gain(tmp_path: Path) -> None:
     noise = Plan(rounds=1, held_out_reward=lambda version, p, s: version * (1.0 if p % 2 else -0.9))
     tone, verdict = report(make_run(tmp_path, noise)).callouts[0]
-    assert tone == "plain" and re.search(r"95%.*\b8\b", verdict)
+    assert tone == "plain" and re.search(r"95 %(?s:.*)\b8\b", verdict)
 
 
 def test_a_loss_is_called_one(tmp_path: Path) -> None:
     worse = Plan(rounds=1, held_out_reward=lambda version, p, s: -version * (1.0 + 0.1 * p))
     tone, verdict = report(make_run(tmp_path, worse)).callouts[0]
     assert tone == "bad" and "1.35" in verdict
+
+
+JUDGES = [{"type": "likeness", "name": "near"}, {"type": "rule", "name": "skill", "ended": True}]
+
+
+def judged(near: float, skill: float) -> Callable[[int], dict[str, float]]:
+    """Both judges' changes after two rounds, a half after the first, with intervals of 0.02."""
+
+    def of_round(index: int) -> dict[str, float]:
+        found = {}
+        for name, whole in (("near", near), ("skill", skill)):
+            change = whole * (index + 1) / 2
+            parts = {
+                "mean": 0.5 + change,
+                "change": change,
+                "change_low": change - 0.01,
+                "change_high": change + 0.01,
+            }
+            parts |= {"win_rate": 0.5 + change, "prompts": 8.0, "agreement": 0.625}
+            found |= {f"judge_{name}_{key}": value for key, value in parts.items()}
+        return found
+
+    return of_round
+
+
+@pytest.mark.parametrize(
+    ("near", "tone", "outcome"), [(0.3, "good", "rose"), (-0.3, "bad", "over-optimised")]
+)
+def test_the_first_line_is_the_verdict_of_reward_and_judges(
+    tmp_path: Path, near: float, tone: str, outcome: str
+) -> None:
+    folder = make_run(tmp_path, Plan(judged=judged(near, 0.2)), evaluation__judges=JUDGES)
+    run, reader = read(folder), report(folder)
+    assert run.verdict is not None and run.verdict.outcome == outcome
+    (found, verdict), *_ = reader.callouts
+    assert found == tone and f"{near:+.3f}" in verdict and outcome in verdict
+    assert ("near since round 0" in verdict) == (near < 0)
+    assert run.judged["near"][0][1].mean == 0.0 and run.judged["near"][2] == (
+        "policy 2",
+        Interval(near, near - 0.01, near + 0.01),
+    )
+    # Policy 0 sampled in round 0, policy 1 in round 1: each pair's answers are a nat further from the reference.
+    assert [kl for kl, _ in run.judged_by_kl["near"]] == [0.0, 1.0]
+    assert [change.mean for _, change in run.judged_by_kl["near"]] == [0.0, near / 2]
+    assert "63%" in reader.text or "62%" in reader.text, "the agreement"
+
+
+def test_the_policy_that_is_kept_is_the_one_that_is_reported(tmp_path: Path) -> None:
+    changes = {"evaluation__judges": JUDGES, "run__keep": "best", "run__keep_by": "near"}
+    folder = make_run(tmp_path, Plan(judged=judged(-0.3, 0.2)), **changes)
+    run = read(folder)
+    assert run.policy.label == "policy 1" and run.verdict is not None and run.verdict.round == 0
+    assert run.change is not None and run.change.reward.mean == pytest.approx(1.35)
 
 
 def test_a_run_without_a_finished_round_has_a_report_that_says_so(tmp_path: Path) -> None:
@@ -162,6 +218,24 @@ def test_length_is_flagged_only_where_it_moved_the_way_that_pays(
     if not math.isnan(check.correlation):
         assert check.correlation == pytest.approx(slope), "within prompts, not between them"
     assert report(folder).callouts[-1][0] == ("warning" if flagged else "plain")
+
+
+def test_a_reward_that_pays_for_length_is_a_reason_for_caution(tmp_path: Path) -> None:
+    """Lengths of held-out answers stay, and samples score as they are long; a slope of the run's is told."""
+    plan = Plan(tokens=lambda r, p, s: 20 + s, reward=lambda r, p, s: 1.0 * s)
+    folder = make_run(tmp_path, plan, reward={"train": {}})
+    model = {"name": "reward_model", "digest": "d", "seconds": 1.0}
+    (folder / "initial" / "reward_model.json").write_text(
+        json.dumps({**model, "metrics": {"accuracy": 0.75, "length_accuracy": 0.625}})
+    )
+    commit = folder / "rounds" / "001" / "commit.json"
+    made = json.loads(commit.read_text())
+    made["metrics"]["reward_length_slope"] = -0.125
+    commit.write_text(json.dumps(made))
+    page = report(folder)
+    cautions = next(said for tone, said in page.callouts if tone == "warning")
+    assert "+1.00" in cautions and "75.0%" in cautions and "62.5%" in cautions
+    assert "-0.125" in page.text
 
 
 def test_correlation_is_within_prompts(tmp_path: Path) -> None:

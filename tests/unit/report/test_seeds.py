@@ -67,6 +67,23 @@ def test_each_measure_is_of_the_last_policy_against_its_start(tmp_path: Path) ->
     assert all(text in table for text in ("seed 1", "seed 3", "+2.300", "+4.300", "judge likeness change"))
 
 
+def test_a_run_that_ends_with_an_earlier_policy_is_measured_by_that(tmp_path: Path) -> None:
+    run = run_of(tmp_path, 1, 1.0)
+    (run.files.path / "verdict.json").write_text(json.dumps({"verdict": "rose", "round": 0}))
+    # After the first round: gain + 0.1 p.
+    assert seed_measures([run])[0].mean == pytest.approx(1.15)
+    assert seeds_to_json([run], [])["runs"][0]["verdict"] == "rose"
+
+
+def test_rewards_of_each_run_are_said_to_be_its_own(tmp_path: Path) -> None:
+    runs = [run_of(tmp_path, seed, 1.0) for seed in (1, 2)]
+    assert not seeds_to_json(runs, [])["own_rewards"] and "digest" not in render_seeds(runs, [])
+    for seed, run in enumerate(runs):
+        manifest = {"name": "reward_model", "digest": f"{seed}", "seconds": 1.0}
+        (run.files.path / "initial" / "reward_model.json").write_text(json.dumps(manifest))
+    assert seeds_to_json(runs, [])["own_rewards"] and "digest" in render_seeds(runs, [])
+
+
 def test_one_seed_has_no_interval(tmp_path: Path) -> None:
     runs = [run_of(tmp_path, 1, 1.0)]
     measures = seed_measures(runs)

@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 from tests.tiny import make_policy, make_reward
 from ultramed_rl.cli import app
 from ultramed_rl.cli.evaluations import option_overrides, run_name, split_arguments
-from ultramed_rl.cluster.plan import PlanError, make_plan
+from ultramed_rl.cluster.layout import PlanError
+from ultramed_rl.cluster.plan import make_plan
 from ultramed_rl.config import ConfigError, RewardBenchConfig, load_any, parse_config
 from ultramed_rl.config.recipe import load_recipe, stage_config
 from ultramed_rl.config.stages import BenchmarkPairs

@@ -344,3 +344,11 @@ def test_what_is_under_way_is_not_published(tmp_path: Path) -> None:
     assert copying.publish() and there() == {"work/replies.jsonl": b"replies.jsonl"}
     phase.finish({"scored": 1.0})
     assert copying.publish() and "rounds/000/scored.parquet/000000.parquet" in there()
+
+
+def test_the_best_rounds_checkpoint_is_pulled_as_the_last_one_is() -> None:
+    kinds = ("checkpoint", "reference_model")
+    weights = [f"rounds/{index:03d}/{kind}/model.safetensors" for index in range(3) for kind in kinds]
+    files = [f"rounds/{index:03d}/{name}.json" for index in range(3) for name in ("commit", "checkpoint")]
+    assert needless_files([*weights, *files]) == set(weights[:4])
+    assert needless_files([*weights, *files], "rounds/000/checkpoint") == set(weights[1:4])

@@ -18,8 +18,9 @@ from tests.tiny import tiny_run
 from tests.wandb_file import finished_file
 from ultramed_rl.config import RunConfig, parse_config
 from ultramed_rl.store import RunDirectory, RunReader
-from ultramed_rl.tracking import Progress, Tracker, console, render_rounds, verdict
+from ultramed_rl.tracking import Progress, Tracker, console, render_rounds
 from ultramed_rl.tracking.tracker import Backend
+from ultramed_rl.tracking.verdict import Verdict, give_verdict
 
 KEY = "0123456789abcdef" * 2 + "deadbeef"  # as long as a real one
 
@@ -38,6 +39,10 @@ class FakeRun:
     def __init__(self, failures: int = 0) -> None:
         self.failures, self.calls, self.logged = failures, 0, []  # type: ignore[var-annotated]
         self.finished: int | None = None
+        self.summary, self.alerts = {}, []  # type: ignore[var-annotated]
+
+    def alert(self, title: str, text: str, level: str) -> None:
+        self.alerts.append(text)
 
     def log(self, row: dict[str, Any]) -> None:
         self.calls += 1
@@ -154,6 +159,29 @@ def test_a_broken_wandb_is_one_warning(
     assert [row["step_index"] for row in rows_of(store)] == [0, 1, 2]
 
 
+def verdict_of(low: float, high: float, **judges: float) -> Verdict:
+    """After one round: the reward's interval, and the middle of each judge's."""
+    row = {"round": 0.0, "eval_change": (low + high) / 2, "eval_change_low": low, "eval_change_high": high}
+    for name, value in judges.items():
+        row |= {f"judge_{name}_{key}": value for key in ("change", "change_low", "change_high")}
+    verdict = give_verdict([row], dict.fromkeys(judges, "likeness"))
+    assert verdict is not None
+    return verdict
+
+
+def test_wandb_is_alerted_where_the_reward_rose_and_a_judge_fell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = FakeRun()
+    monkeypatch.setitem(sys.modules, "wandb", FakeWandb(run))
+    settings = config(tmp_path, "offline")
+    with RunDirectory.open(settings, resume=False) as store, Tracker(store, settings) as tracked:
+        tracked.judge(verdict_of(0.5, 1.0, near=0.1))
+        assert (run.summary["verdict"], run.alerts) == ("rose", [])
+        tracked.judge(verdict_of(0.5, 1.0, near=-0.1))
+    assert run.summary["verdict"] == "over-optimised" and len(run.alerts) == 1 and "near" in run.alerts[0]
+
+
 class Raising:
     """A backend whose every call fails, or all from one on."""
 
@@ -171,7 +199,7 @@ class Raising:
         return act
 
 
-@pytest.mark.parametrize("call", ["start", "log", "show", "keep", "finish"])
+@pytest.mark.parametrize("call", ["start", "log", "show", "keep", "judge", "finish"])
 def test_a_backend_that_raises_stops_no_training_and_warns_once(
     tmp_path: Path, call: str, recwarn: pytest.WarningsRecorder
 ) -> None:
@@ -184,6 +212,7 @@ def test_a_backend_that_raises_stops_no_training_and_warns_once(
             for index in range(2):
                 tracked.log({"loss": 0.5}, step=index, kind="step")
                 tracked.log({"reward_mean": 1.0}, step=0, kind="round")
+                tracked.judge(verdict_of(0.5, 1.0))
         kept = RunReader(store.path).metrics
     assert [(row.get("loss"), row.get("reward_mean")) for row in kept] == [(0.5, None), (None, 1.0)] * 2
     warned = [str(w.message) for w in recwarn if "nowhere" in str(w.message)]
@@ -280,11 +309,7 @@ def test_the_table_is_narrow_and_says_what_it_does_not_know() -> None:
     assert "0.693>-" in lines[1] and lines[1].split()[-2] == "-"
 
 
-def test_the_verdict_follows_the_interval() -> None:
-    moves = set()
-    for change, low, high in ((0.2, 0.1, 0.4), (0.2, -0.1, 0.4), (-0.2, -0.4, -0.1)):
-        text = verdict({**ROW, "eval_change": change, "eval_change_low": low, "eval_change_high": high})
-        move, _, numbers = text.partition(": ")
-        assert [float(n) for n in re.findall(r"[+-]\d\.\d{3}", numbers)] == [change, low, high]
-        moves.add(move)
-    assert len(moves) == 3, "above, around and below 0 are told apart"
+def test_judges_have_a_column_each_in_the_table() -> None:
+    judged = {"judge_skill_change": 0.3, "judge_skill_change_low": 0.125, "judge_skill_change_high": 0.5}
+    heading, first, second = render_rounds([ROW, {**ROW, **judged}]).splitlines()
+    assert heading.split().count("skill") == 1 and "[+0.12, +0.50]" in second and "[+0.12" not in first

@@ -73,6 +73,16 @@ def test_one_term_is_the_reward_itself(policy: ChatTokenizer) -> None:
     assert (scored.reward, scored.terms, told) == (-2.0, {}, 1)
 
 
+def test_a_slope_of_length_is_taken_off_and_the_raw_reward_kept(policy: ChatTokenizer) -> None:
+    answers = [completion("a", 0, "x", 9), completion("a", 1, "x", 3)]
+    free = {"type": "length", "free": 7}
+    scored, _ = score(policy, answers, terms=[free], length_slope=0.25)
+    assert [(s.reward, s.terms) for s in scored] == [(-4.25, {"raw": -2.0}), (-0.75, {"raw": 0.0})]
+    # One that is to be fitted isn't known yet.
+    scored, _ = score(policy, answers, terms=[{**free, "name": "free"}, LENGTH], length_slope="fit")
+    assert scored[0].reward == scored[0].terms["raw"] and [*scored[0].terms] == ["free", "length", "raw"]
+
+
 def test_no_answers_give_no_scores(policy: ChatTokenizer) -> None:
     assert score(policy, [], terms=[LENGTH]) == ([], 0)
 
