@@ -80,9 +80,9 @@ def read_options(value: Any) -> Options:
     elif isinstance(value, Mapping):
         pairs = [(label, text) for label, text in value.items() if text is not None]
     elif isinstance(value, list) and value and all(isinstance(option, Mapping) for option in value):
-        labels = [_first(option, _LABELS) for option in value]
-        labels = [*ascii_uppercase[: len(value)]] if {*labels} == {None} else labels
-        pairs = [*zip_longest(labels, (_first(option, _TEXTS) for option in value))]
+        named = [_first(option, _LABELS) for option in value]
+        named = [*ascii_uppercase[: len(value)]] if {*named} == {None} else named
+        pairs = [*zip_longest(named, (_first(option, _TEXTS) for option in value))]
     elif isinstance(value, list | tuple):
         if (own := _own_letters(value)) != tuple(sorted(own)):
             raise Misfit(f"options begin with {', '.join(own)}, which is out of order", name="option_gap")

@@ -193,15 +193,17 @@ def _by_words(value: Any) -> float:
 
 
 _PAIRS = (
-    RowForm(("output_1", "output_2", "preference"), _compared(lambda value: {1: 1.0, 2: -1.0}[float(value)])),
+    RowForm(
+        ("output_1", "output_2", "preference"), _compared(lambda value: {1.0: 1.0, 2.0: -1.0}[float(value)])
+    ),
     RowForm(("response_1", "response_2", "preference_strength"), _compared(lambda value: -float(value))),
     RowForm(("response1", "response2", "overall_preference"), _compared(lambda value: -float(value))),
     RowForm(
-        ("human_ref_a", "human_ref_b", "labels"), _compared(lambda value: {1: 1.0, 0: -1.0}[float(value)])
+        ("human_ref_a", "human_ref_b", "labels"), _compared(lambda value: {1.0: 1.0, 0.0: -1.0}[float(value)])
     ),
     RowForm(
         ("response_0", "response_1", "better_response_id"),
-        _compared(lambda value: {0: 1.0, 1: -1.0}[float(value)]),
+        _compared(lambda value: {0.0: 1.0, 1.0: -1.0}[float(value)]),
     ),
     RowForm(("response_a", "response_b", "label winner"), _compared(_by_words)),
     RowForm(("response_1", "response_2", "winner"), _compared(_by_words)),
