@@ -52,7 +52,7 @@ class MessagesSource(_Source):
     """Rows with a chat, in any of the forms of docs/recipe.md; asked up to its last user turn."""
 
     type: Literal["messages"] = "messages"
-    column: Column = key("messages", "where the chat is")
+    column: Column | None = key(None, "where the turns are; null: the columns tell")
 
 
 class VignetteSource(_Source):

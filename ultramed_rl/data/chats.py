@@ -9,14 +9,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 from ultramed_rl.config.base import shorten
-from ultramed_rl.data.files import Row, SourceError
+from ultramed_rl.data.files import Row, SourceError, file_form
 from ultramed_rl.data.sources import read_placed_rows
 from ultramed_rl.records import Message
 
 T = TypeVar("T")
+Placed = Iterator[tuple[str, Row]]  # rows, each after where it stands
 MISFITS_ALLOWED = 0.05  # share of a source's rows; above it the source is misread rather than dirty
 LONGEST_TEXT = 1_000_000  # characters of one text in a row: tokenizers take seconds for more, then minutes
 _NAMES = {
@@ -28,14 +30,22 @@ ROLES = {name: role for role, names in _NAMES.items() for name in names.split()}
 # What a turn may hold beside its text that nobody here can learn or show.
 _HELD = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "images", "audio")
 _WEIGHTS = ("weight", "loss_weight", "train", "training", "trainable", "loss")  # 0 or false: not to be learnt
+_READ = ("role", "from", "content", "value", *_WEIGHTS)
+_YES, _NO = ("true", "1", "1.0", "yes", "t", "y"), ("false", "0", "0.0", "no", "f", "n")
+_FLAGS = {**dict.fromkeys(_YES, True), **dict.fromkeys(_NO, False)}
 # How the chats of one family or another begin once a template has rendered them.
 _RENDERED = re.compile(
     r"\s*(<s>|<bos>|<\|begin_of_text\|>|<\|endoftext\|>|<｜begin▁of▁sentence｜>|<BOS_TOKEN>)?\s*"
     r"(<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|<\|turn>|<\|START_OF_TURN_TOKEN\|>|<\|start\|>|\[INST\]"
-    r"|<\|(system|user|assistant|prompter)\|>|<｜(User|Assistant)｜>|<extra_id_[01]>|### ?(Instruction|Human|User):"
-    r"|Below is an instruction that describes a task|(Human|User|USER) ?:(?=.*\s(Assistant|ASSISTANT|AI) ?:))",
+    r"|<\|(?i:system|user|assistant|prompter)\|>|<｜(User|Assistant)｜>|<extra_id_[01]>|### ?(Instruction|Human|User):"
+    r"|Below is an instruction that describes a task"
+    r"|(?i:(?P<cue><?(GPT4 Correct )?)(human|user)>? ?:(?=.*\s(?P=cue)(assistant|ai|bot)>? ?:)))",
     re.DOTALL,
 )
+# And how they end where an answer is to follow; a dialogue that is told ends otherwise.
+_SPEAKER = re.compile(r"(?:^|\s)(?:human|user|patient|client|### ?instruction|q) ?:", re.IGNORECASE)
+_AWAITS = re.compile(r"\s(?:assistant|ai|bot|doctor|### ?response|a) ?:\Z", re.IGNORECASE)
+_NO_WIDTH = "\u200b\u2060\ufeff"
 _PICTURE = re.compile(r"<image>|<\|image(_pad)?\|>|<\|vision_start\|>")
 # hh-rlhf's turns; HelpSteer2's, whose first one has no header.
 _TRANSCRIPTS = (
@@ -71,23 +81,37 @@ def read_turns(row: Row, column: str, text_role: str | None = None) -> list[Mess
         Misfit: no such column, not a list of turns, a role that is none of ROLES (as a tool's), a turn without text or
             with more than text, or one that is a chat that a template has rendered.
     """
-    return [_message(turn) for turn in _listed(row, column, text_role)]
+    turns = _listed(row, column, text_role)
+    messages = [_message(turn) for turn in turns]
+    for turn in turns:
+        if len(turn) > 2 and isinstance(row, NotedRow):
+            row.beside.update(f"{column}.{name}" for name in _unread_of(turn))
+    return messages
 
 
-def unlearnt_turns(row: Row, column: str) -> frozenset[int]:
+def _unread_of(turn: Row) -> list[str]:
+    """What a turn holds beside what is read of it."""
+    return [name for name, value in turn.items() if name not in _READ and value not in (None, "", [])]
+
+
+def unlearnt_turns(row: Row, column: str, text_role: str | None = None) -> frozenset[int]:
     """The places of those turns that the data keeps from being learnt, by `weight: 0`, `train: false` and their like."""
-    turns = enumerate(_listed(row, column, None))
-    return frozenset(place for place, turn in turns if isinstance(turn, dict) and not _is_learnt(turn))
+    turns = enumerate(_listed(row, column, text_role))  # read before, so each is a dict
+    return frozenset(place for place, turn in turns if len(turn) > 2 and not _is_learnt(turn))
 
 
 def _is_learnt(turn: Row) -> bool:
     values = [turn[name] for name in _WEIGHTS if turn.get(name) is not None]
-    for value in values:
-        if value not in (0, 1):
-            raise Misfit(
-                f"a turn has weight {value!r:.40}; 0 and 1 are the ones that are read", name="weight"
-            )
-    return all(values)
+    flags = [*map(as_flag, values)]
+    if None in flags:
+        value = values[flags.index(None)]
+        raise Misfit(f"a turn has weight {value!r:.40}; 0 and 1 are the ones that are read", name="weight")
+    return all(flags)
+
+
+def as_flag(value: Any) -> bool | None:
+    """Yes or no as JSON, tables of texts and numbers say it; None for any other value."""
+    return _FLAGS.get(str(value).strip().casefold())
 
 
 def _listed(row: Row, column: str, text_role: str | None) -> list[Any]:
@@ -132,8 +156,10 @@ def _transcript(text: str) -> list[Message]:
 def _message(turn: Any) -> Message:
     if not isinstance(turn, dict):
         raise Misfit(f"a turn is a {type(turn).__name__}, not role and content", name="turn")
-    role = turn.get("role", turn.get("from"))
-    content = turn.get("content", turn.get("value"))
+    if (role := turn.get("role")) is None:  # a table has null under the names of other rows
+        role = turn.get("from")
+    if (content := turn.get("content")) is None:
+        content = turn.get("value")
     named = ROLES.get(role.casefold()) if isinstance(role, str) else None
     if named is not None and isinstance(content, list):
         content = "".join(map(_part, content))
@@ -145,10 +171,9 @@ def _message(turn: Any) -> Message:
             f"it needs text, and a role out of {', '.join(ROLES)}",
             name="turn",
         )
-    if not content.strip():
+    if not (text := content.strip().strip(_NO_WIDTH)):
         raise Misfit(f"a turn of role {role!r} is empty", name="empty")
-    check_text(content, f"a turn of role {role!r}", name="turn")
-    return Message(role=named, content=check_plain(content.strip()))
+    return {"role": named, "content": check_plain(check_text(text, f"a turn of role '{role}'", name="turn"))}
 
 
 def _part(part: Any) -> str:
@@ -181,6 +206,9 @@ def check_order(messages: Sequence[Message], last: str) -> None:
 def check_plain(text: str) -> str:
     """The text. Raises Misfit where it is a chat that was rendered, which a template would render again, or stands for
     a picture."""
+    if text.endswith(":") and (awaits := _AWAITS.search(text[-20:])) and (first := _SPEAKER.search(text)):
+        said = f"{first[0].strip()} ... {awaits[0].strip()}"
+        raise Misfit(f"a text is a chat that was rendered before, {said!r}; give its turns", name="rendered")
     if rendered := _RENDERED.match(text):
         raise Misfit(
             f"a text begins with {rendered[0].strip()!r:.40}: it is a chat that was rendered before; give its turns",
@@ -225,8 +253,11 @@ class NotedRow(dict[str, Any]):
     """A row that notes which of its columns are read."""
 
     def __init__(self, row: Row, ignored: Sequence[str] = ()) -> None:
-        super().__init__((name, value) for name, value in row.items() if name not in ignored)
+        super().__init__(row)
+        for name in ignored:
+            self.pop(name, None)
         self.read: set[str] = set()
+        self.beside: set[str] = set()  # what its turns hold that isn't read
         self._names = tuple(self)
 
     def __getitem__(self, name: str) -> Any:
@@ -240,13 +271,16 @@ class NotedRow(dict[str, Any]):
     def find(self, columns: str) -> str | None:
         """The row's own name of the first of these columns that it has something in."""
         # A source's rows have the same columns: which of them are meant is looked up once.
-        meant = _meant(self._names, columns)
-        return next((name for name in meant if dict.get(self, name) is not None), None)
+        for name in _meant(self._names, columns):
+            if dict.get(self, name) is not None:
+                return name
+        return None
 
     @property
     def unread(self) -> list[str]:
-        """The columns that hold something and were not read."""
-        return [name for name, value in self.items() if name not in self.read and value not in (None, "", [])]
+        """The columns, and names in turns, that hold something and were not read."""
+        names = [n for n, value in self.items() if n not in self.read and value not in (None, "", [])]
+        return [*names, *self.beside] if self.beside else names
 
 
 @dataclass
@@ -273,8 +307,11 @@ class FittingRows:
     ignored: Sequence[str] | None = None  # columns that aren't looked at; None: nobody is told of unread ones
     notes: SourceNotes = field(default_factory=SourceNotes)
 
-    def parse(self, parse: Callable[[NotedRow], T | None]) -> Iterator[T]:
-        """What `parse` makes of each row, in file order. It raises Misfit, and gives None to leave a row out.
+    def parse(
+        self, parse: Callable[[NotedRow], T | None], gather: Callable[[Placed], Placed] = iter
+    ) -> Iterator[T]:
+        """What `parse` makes of each row, in file order. It raises Misfit, and gives None to leave a row out. `gather`
+        makes one row of several (see `gathered`), which then count as one.
 
         Raises:
             ValueError: an unreadable source; at its end, more misfits than allowed, or nothing else.
@@ -282,7 +319,7 @@ class FittingRows:
         self.counts.update(rows=0, misfit=0)
         notes, columns = self.notes, ""
         missing: set[str | None] = set()
-        for place, row in read_placed_rows(self.uri, self.limit):
+        for place, row in gather(read_placed_rows(self.uri, self.limit)):
             notes.rows += 1
             self.counts["rows"] += 1
             noted = NotedRow(row, self.ignored or ())
@@ -295,20 +332,22 @@ class FittingRows:
                 notes.examples.setdefault(misfit.name, f"{place}: {misfit}")
                 columns = columns or shorten(", ".join(row), 200)
                 continue
-            if self.ignored is not None:
-                notes.unread.update(noted.unread)
+            if self.ignored is not None and (unread := noted.unread):
+                notes.unread.update(unread)
             if parsed is not None:
                 yield parsed
         rows, misfits, first = notes.rows, notes.misfits.total(), next(iter(notes.examples.values()), "")
+        is_table = file_form(Path(self.uri))[0] in (".csv", ".tsv")
+        fix = f"{self.fix}; a table's first line names its columns" if is_table else self.fix
         if misfits == rows and len(missing) == 1 and None not in missing:
             raise SourceError(
-                f"source {self.uri!r}: no row has a column {missing.pop()!r}; its columns are {columns}: {self.fix}"
+                f"source {self.uri!r}: no row has a column {missing.pop()!r}; its columns are {columns}: {fix}"
             )
         if misfits and (misfits == rows or misfits > self.allowed * rows):
             named = ", ".join(f"{count} {name}" for name, count in notes.misfits.items())
             raise SourceError(
                 f"source {self.uri!r}: {misfits} of {rows} rows {self.unfit} ({named}; {first}); "
-                f"at most {100 * self.allowed:.3g}% may, and not all: {self.fix}"
+                f"at most {100 * self.allowed:.3g}% may, and not all: {fix}"
             )
         if misfits and not self.quiet:
             logger.warning("source %s: skipped %d of %d rows (%s)", self.uri, misfits, rows, first)

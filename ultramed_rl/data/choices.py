@@ -36,6 +36,8 @@ _ORDERS = (ascii_uppercase, ascii_lowercase, _NUMBERS, _NUMBERS[1:])
 CSV_RESIDUE = re.compile(r'\n"\s*$')
 _LINE = re.compile(r"([A-Z])\.(?: (.*)|$)")
 _LABEL = re.compile(r"\(?(\w+)(?:[.):](?: (.*))?)?")  # B, (B), B. and "B. its text"
+_QUOTES = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")
+_OWN = re.compile(r"\s*\(?([A-Za-z])[.):]\s+(?=\S)")
 _NUMBER = re.compile(r"(\d{1,9})(?:\.0)?")
 
 
@@ -51,6 +53,11 @@ class Options:
         """The texts by letter: A, B, C, ..."""
         return dict(zip(ascii_uppercase, self.texts, strict=False))
 
+    @property
+    def bare(self) -> tuple[str, ...]:
+        """The texts without letters of their own at their beginning."""
+        return tuple(_OWN.sub("", text) for text in self.texts) if _own_letters(self.texts) else self.texts
+
 
 def read_options(value: Any) -> Options:
     """The options in a list of texts; a mapping of labels to texts; a list of {letter, content}; lists under `label` and
@@ -62,13 +69,23 @@ def read_options(value: Any) -> Options:
     """
     if isinstance(value, str):
         value = _parse(value)
+    if (
+        isinstance(value, list)
+        and value
+        and all(isinstance(pair, tuple) and len(pair) == 2 for pair in value)
+    ):
+        value = dict(value)  # a table's map
     if isinstance(value, Mapping) and isinstance(value.get("label"), list):
         pairs = [*zip_longest(value["label"], value.get("text") or ())]
     elif isinstance(value, Mapping):
         pairs = [(label, text) for label, text in value.items() if text is not None]
     elif isinstance(value, list) and value and all(isinstance(option, Mapping) for option in value):
-        pairs = [(_first(option, _LABELS), _first(option, _TEXTS)) for option in value]
+        named = [_first(option, _LABELS) for option in value]
+        named = [*ascii_uppercase[: len(value)]] if {*named} == {None} else named
+        pairs = [*zip_longest(named, (_first(option, _TEXTS) for option in value))]
     elif isinstance(value, list | tuple):
+        if (own := _own_letters(value)) != tuple(sorted(own)):
+            raise Misfit(f"options begin with {', '.join(own)}, which is out of order", name="option_gap")
         pairs = [*zip_longest(ascii_uppercase[: len(value)], value)]
     else:
         raise Misfit(f"options are a {type(value).__name__}, not texts by label or in order")
@@ -85,6 +102,15 @@ def read_options(value: Any) -> Options:
         if {*ends} == {*labels}:
             return Options(tuple(ends[label] for label in labels), labels)
     raise Misfit(f"options {[*texts]!r:.60}, not A, B, ... nor 1, 2, ...", name="option_gap")
+
+
+def _own_letters(texts: Sequence[Any]) -> tuple[str, ...]:
+    """The letters that a list's texts begin with, "A. ..." or "(b) ...", where they are those of its places in any order;
+    else none."""
+    matches = [_OWN.match(text) if isinstance(text, str) else None for text in texts]
+    letters = tuple(match[1] for match in matches if match)
+    orders = (ascii_uppercase[: len(texts)], ascii_lowercase[: len(texts)])
+    return letters if "".join(sorted(letters)) in orders else ()
 
 
 def _first(option: Mapping[str, Any], names: Sequence[str]) -> Any:
@@ -255,11 +281,13 @@ def _named(key: Any, options: Options) -> dict[Reading, int]:
     named: dict[Reading, int] = {}
     size, number = len(options.texts), _number(key)
     said = _plain(CSV_RESIDUE.sub("", key) if isinstance(key, str) else str(number))
-    texts, labels = [*map(_plain, options.texts)], [*map(_plain, options.labels[:size])]
+    texts, labels = [*map(_plain, options.bare)], [*map(_plain, options.labels[:size])]
     match = _LABEL.fullmatch(said if number is None else str(number))
-    if match and match[1] in labels and (not match[2] or match[2] == texts[labels.index(match[1])]):
-        named["label"] = labels.index(match[1])
-    if isinstance(key, str) and texts.count(said) == 1:
+    if match and match[1] in labels:
+        place = labels.index(match[1])
+        if match[2] in (None, "", texts[place], _plain(options.texts[place])):
+            named["label"] = place
+    if texts.count(said) == 1:
         named["text"] = texts.index(said)
     if number is not None:
         named |= {first: number - first for first in (0, 1) if 0 <= number - first < size}
@@ -267,4 +295,4 @@ def _named(key: Any, options: Options) -> dict[Reading, int]:
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.split()).casefold()
+    return " ".join(text.translate(_QUOTES).split()).casefold().removesuffix(".")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from ultramed_rl.data.chats import Misfit, NotedRow, read_turns
+from ultramed_rl.data.chats import Misfit, NotedRow, as_flag, read_turns, unlearnt_turns
 from ultramed_rl.data.forms import (
     ANSWERS,
     LABELS,
@@ -17,7 +17,9 @@ from ultramed_rl.data.forms import (
     RowForm,
     complete_prompt,
     match_form,
+    read_orphan,
     read_path,
+    read_replies,
     with_input,
 )
 from ultramed_rl.data.sources import Row
@@ -60,12 +62,9 @@ def read_drafts(row: NotedRow) -> list[Draft]:
     Raises:
         Misfit: no known form, or one with something amiss.
     """
-    columns = f"its columns {', '.join(row)}"
-    nothing = f"no preferences in {columns}; they are under chosen and rejected, under answers or completions, or under completion and label"
+    nothing = "no preferences in {}; they are under chosen and rejected, under answers or completions, or under completion and label"
     if row.find(QUESTIONS) and row.find(ANSWERS):
-        nothing = (
-            f"one answer alone in {columns}; it needs a label, or others to compare with in the same row"
-        )
+        nothing = "one answer alone in {}; it needs a label, or others to compare with in the same row"
     drafts = match_form(row, _PREFERENCES, nothing)
     drafts = drafts if isinstance(drafts, list) else [drafts]
     return [_completed(row, draft) for draft in drafts]
@@ -73,7 +72,7 @@ def read_drafts(row: NotedRow) -> list[Draft]:
 
 def read_benched(row: NotedRow) -> Draft:
     """A benchmark's row: its verdict decides, and no score beside that; the wanted answers come first. Raises Misfit."""
-    nothing = f"no pair in its columns {', '.join(row)}; its sides are under chosen and rejected"
+    nothing = "no pair in {}; its sides are under chosen and rejected"
     return _completed(row, match_form(row, _BENCHES, nothing))
 
 
@@ -103,6 +102,8 @@ def _answer(prompt: list[Message], value: Any, name: str) -> tuple[list[Message]
     turns = read_turns({name: value}, name, "assistant")
     if not turns or turns[-1]["role"] != "assistant":
         raise Misfit(f"column {name!r} doesn't end with an assistant's turn", name="order")
+    if not isinstance(value, str) and len(turns) - 1 in unlearnt_turns({name: value}, name, "assistant"):
+        raise Misfit(f"column {name!r} ends with a turn that its data keeps from being learnt", name="weight")
     before = turns[:-1]
     return prompt if prompt[len(prompt) - len(before) :] == before else before, turns[-1]["content"]
 
@@ -180,6 +181,7 @@ def _compared(read: Callable[[Any], float]) -> Callable[[NotedRow, str, str, str
             lead = read(row[verdict])
         except (KeyError, TypeError, ValueError):
             raise Misfit(f"column {verdict!r} holds {row[verdict]!r:.40}, no verdict", name="score") from None
+        lead = _number(lead)
         names = (first, second) if lead >= 0 else (second, first)
         return replace(_read_sides(row, *names), scores=[abs(lead), 0.0])
 
@@ -191,11 +193,18 @@ def _by_words(value: Any) -> float:
 
 
 _PAIRS = (
-    RowForm(("output_1", "output_2", "preference"), _compared({1: 1.0, 2: -1.0}.__getitem__)),
+    RowForm(
+        ("output_1", "output_2", "preference"), _compared(lambda value: {1.0: 1.0, 2.0: -1.0}[float(value)])
+    ),
     RowForm(("response_1", "response_2", "preference_strength"), _compared(lambda value: -float(value))),
     RowForm(("response1", "response2", "overall_preference"), _compared(lambda value: -float(value))),
-    RowForm(("human_ref_a", "human_ref_b", "labels"), _compared({1: 1.0, 0: -1.0}.__getitem__)),
-    RowForm(("response_0", "response_1", "better_response_id"), _compared({0: 1.0, 1: -1.0}.__getitem__)),
+    RowForm(
+        ("human_ref_a", "human_ref_b", "labels"), _compared(lambda value: {1.0: 1.0, 0.0: -1.0}[float(value)])
+    ),
+    RowForm(
+        ("response_0", "response_1", "better_response_id"),
+        _compared(lambda value: {0.0: 1.0, 1.0: -1.0}[float(value)]),
+    ),
     RowForm(("response_a", "response_b", "label winner"), _compared(_by_words)),
     RowForm(("response_1", "response_2", "winner"), _compared(_by_words)),
     RowForm(("conversation_a", "conversation_b", "winner"), _compared(_by_words)),
@@ -281,10 +290,10 @@ def _read_numbered(row: NotedRow, *_: str) -> Draft:
 def _read_labelled(row: NotedRow, *names: str) -> Draft:
     """One answer, wanted or not, in a column or at the end of a chat."""
     *_, answer, label = names
-    if row[label] not in (True, False):  # 1 and 0 are these too
+    wanted = as_flag(row[label])
+    if wanted is None:
         raise Misfit(f"column {label!r} holds {row[label]!r:.40}, not true or false", name="score")
     prompt = _asked(row) if len(names) > 2 else []
-    wanted = bool(row[label])
     return _draft(prompt, [(answer, row[answer])], scores=[float(wanted)], desirable=int(wanted))
 
 
@@ -299,12 +308,12 @@ def _read_tree(row: NotedRow, *_: str) -> list[Draft]:
 def _asked_nodes(path: list[Row], node: Row) -> Iterator[tuple[list[Row], Row]]:
     path = [*path, node]
     yield path, node
-    for reply in node.get("replies") or []:
+    for reply in read_replies(node):
         yield from _asked_nodes(path, reply)
 
 
 def _read_replies(path: list[Row], node: Row) -> Iterator[Draft]:
-    replies = [r for r in node.get("replies") or [] if r.get("rank") is not None]
+    replies = [reply for reply in read_replies(node) if reply.get("rank") is not None]
     if node.get("role") == "prompter" and len(replies) > 1:
         scores = [0.0 - _number(reply["rank"]) for reply in replies]
         yield _draft(read_path(path), [("text", reply.get("text")) for reply in replies], scores=scores)
@@ -315,6 +324,7 @@ _LISTED = RowForm(("answers completions",), _read_ranked)
 _NUMBERED = RowForm(("response_1", "response_2", "scores"), _read_numbered)
 _PREFERENCES = (
     RowForm(("message_tree_id", "prompt"), _read_tree),
+    RowForm(("message_tree_id", "parent_id", "text"), read_orphan),
     _LISTED,
     RowForm((_CHOSEN, _REJECTED), _read_scored_sides),
     *_PAIRS,

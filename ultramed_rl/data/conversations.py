@@ -6,8 +6,17 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 
 from ultramed_rl.config.stages import ConversationSource
-from ultramed_rl.data.chats import FittingRows, Misfit, NotedRow, SourceNotes, check_order, check_text
+from ultramed_rl.data.chats import (
+    FittingRows,
+    Misfit,
+    NotedRow,
+    SourceNotes,
+    as_flag,
+    check_order,
+    check_text,
+)
 from ultramed_rl.data.forms import LABELS, read_chat
+from ultramed_rl.data.gathered import gather_messages
 from ultramed_rl.data.identity import content_key, row_id
 from ultramed_rl.learning.seeds import seeded_number
 from ultramed_rl.records import Conversation, Message
@@ -38,22 +47,24 @@ def read_conversations(
         chat = read_chat(row, source.column)
         check_order(chat.turns, "assistant")
         label = row.find(LABELS)
-        if label is not None and row[label] in (False, 0):
+        if (
+            label is not None and as_flag(dict.get(row, label)) is False
+        ):  # another value is of a class, and not read
             raise Misfit(f"column {label!r}: an unwanted answer, of which only kto learns", name="label")
-        if len(chat.unlearnt) == sum(turn["role"] == "assistant" for turn in chat.turns):
+        if chat.unlearnt and len(chat.unlearnt) == len([t for t in chat.turns if t["role"] == "assistant"]):
             raise Misfit("its data keeps all of its answers from being learnt", name="weight")
         key = conversation_key(chat.turns, chat.unlearnt)
-        if int(key, 16) in contents:
+        if (content := int(key, 16)) in contents:
             counts["duplicate"] += 1
             return None
         name = row_id(row, ("id", "prompt_id", "message_tree_id")) or key
-        if seeded_number(name) in ids:
+        if (number := seeded_number(name)) in ids:
             raise Misfit(f"id {name!r:.60} has another content before", name="id")
         kind = Conversation.kind
         if isinstance(row.get("type"), str) and row["type"]:
             kind = check_text(row["type"], "its type", name="id")
-        contents.add(int(key, 16))
-        ids.add(seeded_number(name))
+        contents.add(content)
+        ids.add(number)
         return Conversation(name, tuple(chat.turns), kind, chat.unlearnt)
 
     fix = "clean the file, or raise max_misfit_share"
@@ -62,7 +73,7 @@ def read_conversations(
     rows = FittingRows(
         *limits, "hold no conversation", fix, counts, quiet, source.ignore, notes or SourceNotes()
     )
-    yield from rows.parse(parse)
+    yield from rows.parse(parse, gather_messages)
 
 
 def conversation_key(messages: Sequence[Message], unlearnt: Collection[int]) -> str:

@@ -15,6 +15,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,6 +25,8 @@ from ultramed_rl.config.base import Problems
 Row = dict[str, Any]
 PACKED = (".gz", ".zst")
 DOCUMENTS = (".md", ".txt")
+# pandas writes NaN for what isn't there.
+_load_json = json.JSONDecoder(parse_constant=lambda name: None if name == "NaN" else float(name)).decode
 _LONGEST_LINE = 2**26  # bytes: whatever is longer has lost its ends of lines
 
 
@@ -70,11 +73,14 @@ def _read_json(path: Path) -> Iterator[Row]:
     """Rows by lines or out of one document: the first line tells."""
     is_lines = file_form(path)[0] == ".jsonl"
     with _open(path) as file:
-        lines = enumerate(iter(lambda: file.readline(_LONGEST_LINE + 1), b""), start=1)
-        filled = ((f"{path}, line {number}", line) for number, line in lines if line.strip())
+        lines = enumerate(iter(partial(file.readline, _LONGEST_LINE + 1), b""), start=1)
+        filled = ((number, line) for number, line in lines if not line.isspace())
         first = list(islice(filled, 2))
-        if not (first and _is_document(*first[0], alone=len(first) == 1, is_lines=is_lines)):
-            for place, line in chain(first, filled):
+        is_alone = len(first) == 1
+        if not (first and _is_document(first[0][1], f"{path}, line {first[0][0]}", is_alone, is_lines)):
+            name = str(path)
+            for number, line in chain(first, filled):
+                place = f"{name}, line {number}"
                 if len(line) > _LONGEST_LINE:
                     raise SourceError(f"{place}: over {_LONGEST_LINE:,} bytes; a line is one row of texts")
                 yield _row(_parse_json(line, place), place)
@@ -85,19 +91,19 @@ def _read_json(path: Path) -> Iterator[Row]:
         yield _row(row, f"{path}, row {number}")
 
 
-def _is_document(place: str, line: bytes, *, alone: bool, is_lines: bool) -> bool:
+def _is_document(line: bytes, place: str, is_alone: bool, is_lines: bool) -> bool:
     """Whether a file's first line, perhaps its only one, begins a document: it ends too early for a row, or is all
     there is."""
     if len(line) > _LONGEST_LINE:
         return not is_lines
     text = _decode(line, place).rstrip()
     try:
-        value = json.loads(text)
+        value = _load_json(text)
     except json.JSONDecodeError as error:
         return error.pos >= len(text)
     except (ValueError, RecursionError):
         return False
-    return alone and not (is_lines and (isinstance(value, dict) or _is_chat(value)))
+    return is_alone and not (is_lines and (isinstance(value, dict) or _is_chat(value)))
 
 
 def _rows_in(document: Any, path: Path) -> list[Any]:
@@ -135,7 +141,7 @@ def _is_chat(value: Any) -> bool:
 def _parse_json(content: bytes, place: str) -> Any:
     text = _decode(content, place)
     try:
-        return json.loads(text)
+        return _load_json(text)
     except json.JSONDecodeError as error:
         inside = f" (its line {error.lineno})" if error.lineno > 1 else ""
         raise SourceError(
@@ -173,7 +179,7 @@ def _read_csv(path: Path) -> Iterator[Row]:
             columns = next(cells, [])
             if len({*columns}) < len(columns):
                 raise SourceError(
-                    f"{path}: two of its columns {', '.join(columns)} have one name; rename one"
+                    f"{path}: two of its columns {', '.join(columns)} have one name; rename one, or write a header where there is none"
                 )
             for row in cells:
                 if row and len(row) != len(columns):
@@ -191,7 +197,7 @@ def _read_csv(path: Path) -> Iterator[Row]:
 
 def _read_arrow(path: Path) -> Iterator[Row]:
     """Parquet; or Arrow IPC in either form: `datasets` caches streams, most other tools write files."""
-    from pyarrow import ArrowException, ArrowInvalid, BufferReader, ipc, memory_map, parquet
+    from pyarrow import ArrowException, ArrowInvalid, BufferReader, RecordBatch, ipc, memory_map, parquet
 
     form = "parquet" if file_form(path)[0] == ".parquet" else "Arrow IPC"
     packed = path.suffix in PACKED  # tables are read from their ends, so all of it is unpacked
@@ -207,9 +213,17 @@ def _read_arrow(path: Path) -> Iterator[Row]:
                     source.seek(0)
                     batches = iter(ipc.open_stream(source))
             for batch in batches:
-                yield from batch.to_pylist()
+                columns = [_without_nan(column) for column in batch.columns]
+                yield from RecordBatch.from_arrays(columns, batch.schema.names).to_pylist()
     except (ArrowException, OSError, UnicodeDecodeError) as error:
         raise SourceError(f"{path}: not readable as {form} ({first_line(error)}); write it again") from error
+
+
+def _without_nan(column: Any) -> Any:
+    """A column of a table, with nothing in the place of NaN."""
+    from pyarrow import compute, types
+
+    return compute.if_else(compute.is_nan(column), None, column) if types.is_floating(column.type) else column
 
 
 _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {

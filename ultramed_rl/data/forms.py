@@ -14,8 +14,10 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from ultramed_rl.data.chats import (
+    ROLES,
     Misfit,
     NotedRow,
+    as_flag,
     check_order,
     check_text,
     read_column,
@@ -32,9 +34,12 @@ QUESTIONS = "instruction prompt question query input"
 ANSWERS = "completion output response answer"
 LABELS = "label kto_tag"
 _SYSTEM = "system system_prompt system_message"
+# How tables and data sets write that there is no input, no system message.
+_NOTHING = ("", "[]", "{}", "nan", "none", "null", "n/a", "<noinput>", "no input")
 # What can only be part of a prompt: a misfit where it isn't read, unless the prompt has its text already.
 _PROMPT_ALONE = (
-    f"{_SYSTEM} history input context tools functions documents options choices image images videos audios"
+    f"{_SYSTEM} history question query input context tools functions documents options choices image images videos audios "
+    "b opa option_a option_1 option1 choice_a"  # of a question's options one is enough
 )
 
 
@@ -54,12 +59,13 @@ class RowForm(NamedTuple):
 
 
 def match_form(row: NotedRow, forms: Sequence[RowForm], nothing: str) -> Any:
-    """What the first form whose columns the row has reads of it. Raises Misfit, with `nothing`, where it has none's."""
+    """What the first form whose columns the row has reads of it. Raises Misfit, with `nothing` of its columns, where it has
+    none's."""
     for form in forms:
         names = [row.find(columns) for columns in form.columns]
         if None not in names:
             return form.read(row, *names)
-    raise Misfit(nothing)
+    raise Misfit(nothing.format(f"its columns {', '.join(row)}"))
 
 
 # -- chats and questions -----------------------------------------------------------------------------------
@@ -67,9 +73,10 @@ def match_form(row: NotedRow, forms: Sequence[RowForm], nothing: str) -> Any:
 
 def read_chat(row: NotedRow, column: str | None = None) -> Chat:
     """The row's chat, in whichever form it is, or that of a column. Raises Misfit."""
-    nothing = f"no chat in its columns {', '.join(row)}; one is under messages, conversations, or prompt and completion"
+    nothing = "no chat in {}; one is under messages, conversations, or prompt and completion"
     chat = match_form(row, _CHATS, nothing) if column is None else _read_whole(row, column)
-    return replace(chat, turns=complete_prompt(row, chat.turns))
+    turns = complete_prompt(row, chat.turns)
+    return chat if turns is chat.turns else replace(chat, turns=turns)
 
 
 def read_question(row: NotedRow, column: str) -> list[Message]:
@@ -85,15 +92,14 @@ def read_question(row: NotedRow, column: str) -> list[Message]:
 
 def _read_whole(row: NotedRow, column: str) -> Chat:
     turns = read_turns(row, column)
-    answers = {place for place, turn in enumerate(turns) if turn["role"] == "assistant"}
-    if str(row.get("mask") or "user").casefold() not in (
-        "user",
-        "human",
-    ):  # NeMo's: whose turns aren't learnt
+    name = row.find("mask loss_mask weights loss_weights")  # NeMo's mask says whose turns aren't learnt
+    if name is not None and row[name] and ROLES.get(str(row[name]).casefold()) != "user":
         raise Misfit(
-            f"column 'mask' holds {row['mask']!r:.40}; only the assistant's turns are learnt", name="weight"
+            f"column {name!r} holds {row[name]!r:.40}; the assistant's turns are learnt, and a turn's own weight is read",
+            name="weight",
         )
-    return Chat(turns, unlearnt_turns(row, column) & answers)
+    unlearnt = unlearnt_turns(row, column)
+    return Chat(turns, frozenset(place for place in unlearnt if turns[place]["role"] == "assistant"))
 
 
 def _read_answered(row: NotedRow, question: str, answer: str) -> Chat:
@@ -121,9 +127,26 @@ def _read_best_path(row: NotedRow, *_: str) -> Chat:
     while node:
         path.append(node)
         node = min(
-            node.get("replies") or [{}], key=lambda r: math.inf if r.get("rank") is None else r["rank"]
+            read_replies(node), key=lambda r: math.inf if r.get("rank") is None else r["rank"], default={}
         )
     return Chat(read_path(path[: len(path) // 2 * 2]))
+
+
+def read_replies(node: Row) -> list[Row]:
+    """The replies to a message of a tree, without those that were deleted or failed their review."""
+    replies = node.get("replies") or []
+    return [
+        r for r in replies if not as_flag(r.get("deleted")) and as_flag(r.get("review_result")) is not False
+    ]
+
+
+def read_orphan(row: NotedRow, *_: str) -> None:
+    """A message of a tree that its tree couldn't be made of."""
+    raise Misfit(
+        f"a message whose parent {row['parent_id']!r:.40} isn't among the rows of its tree that follow one another; sort "
+        "the file by message_tree_id",
+        name="parent",
+    )
 
 
 def read_path(path: Sequence[Row]) -> list[Message]:
@@ -136,6 +159,7 @@ _CHATS = (
     RowForm((TURNS,), _read_whole),
     RowForm(VIGNETTE_COLUMNS, _read_vignette),
     RowForm(("message_tree_id", "prompt"), _read_best_path),
+    RowForm(("message_tree_id", "parent_id", "text"), read_orphan),
     RowForm((QUESTIONS, ANSWERS), _read_answered),
 )
 
@@ -146,7 +170,7 @@ _CHATS = (
 def with_input(row: NotedRow, turns: list[Message], question: str) -> list[Message]:
     """An instruction with its input, as alpaca has it, or its context, as Dolly has it, a paragraph below."""
     name = row.find("input context") if question.casefold() == "instruction" else None
-    if name is None or not isinstance(row[name], str) or not row[name].strip():
+    if name is None or not isinstance(row[name], str) or row[name].strip().casefold() in _NOTHING:
         return turns
     (more,) = read_turns(row, name, "user")
     *before, last = turns
@@ -189,4 +213,4 @@ def _is_told(value: Any, told: Sequence[str]) -> bool:
     if isinstance(value, list | tuple):
         return all(_is_told(one, told) for one in value)
     text = "" if value is None else str(value).strip()
-    return text in ("", "[]", "{}") or any(text in one for one in told)
+    return text.casefold() in _NOTHING or any(text in one for one in told)

@@ -19,8 +19,10 @@ _NUMBERS = 2**64  # how many values `seeded_number` has
 
 def content_key(messages: Sequence[Message], more: Sequence[object] = ()) -> str:
     """16 hexadecimal digits that stand for roles and texts, and for `more` where there is any."""
-    turns = [[m["role"], m["content"]] for m in messages]
-    return _digest(json.dumps([turns, *more] if more else turns))
+    turns = [
+        f"{m['role']} {len(m['content'])} {m['content']}" for m in messages
+    ]  # lengths tell where each ends
+    return _digest("\n".join([*turns, json.dumps(more)] if more else turns))
 
 
 def prompt_key(messages: Sequence[Message]) -> str:
@@ -39,8 +41,10 @@ def row_id(row: Row, columns: Sequence[str]) -> str:
     Raises:
         Misfit: an id that cannot be written.
     """
-    name = next((str(row[name]) for name in columns if row.get(name) not in (None, "")), "")
-    return check_text(name, "its id", name="id")
+    for name in columns:
+        if (own := row.get(name)) not in (None, ""):
+            return check_text(str(own), "its id", name="id")
+    return ""
 
 
 class UniqueIds:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from ultramed_rl.config.stages import BenchmarkPairs, PreferenceSource
 from ultramed_rl.data.chats import FittingRows, Misfit, NotedRow, SourceNotes, check_order, check_text
 from ultramed_rl.data.comparisons import Draft, cut_texts, read_benched, read_drafts
+from ultramed_rl.data.gathered import gather_answers
 from ultramed_rl.data.identity import UniqueIds, content_key, row_id
 from ultramed_rl.data.sources import Row
 from ultramed_rl.records import RankedAnswers
@@ -61,7 +62,7 @@ def read_preferences(
     rows = FittingRows(
         *limits, "hold no preference", fix, counts, quiet, source.ignore, notes or SourceNotes()
     )
-    for new in rows.parse(parse):
+    for new in rows.parse(parse, gather_answers):
         yield from new
 
 

@@ -19,11 +19,13 @@ from ultramed_rl.data.chats import (
     Misfit,
     NotedRow,
     SourceNotes,
+    check_order,
     check_plain,
     check_text,
     read_column,
 )
 from ultramed_rl.data.forms import read_chat, read_question
+from ultramed_rl.data.gathered import gather_messages
 from ultramed_rl.data.likeness import normalise_text
 from ultramed_rl.data.sources import Row
 from ultramed_rl.data.stage_data import Tokenizer
@@ -102,7 +104,7 @@ def read_prompt_rows(
     by_reason: Counter[str] = Counter()  # a pool counts misfits without their reasons
     limits = (source.uri, source.limit, MISFITS_ALLOWED)
     rows = FittingRows(*limits, unfit, fix, by_reason, quiet, source.ignore, notes or SourceNotes())
-    drafts: Iterator[_Draft | str] = rows.parse(partial(_draft, source))
+    drafts: Iterator[_Draft | str] = rows.parse(partial(_draft, source), gather_messages)
     for draft in drafts:
         if isinstance(draft, str):
             counts[f"vignette_{draft}"] += 1
@@ -120,7 +122,8 @@ def _draft(source: PromptSource, row: NotedRow) -> _Draft | str:
         while messages and messages[-1]["role"] == "assistant":
             answers.insert(0, messages.pop()["content"])
         if not messages or messages[-1]["role"] != "user":
-            raise Misfit(f"column {source.column!r} has no turn of role 'user' before the answer")
+            raise Misfit("no turn of role 'user' before the answer")
+        check_order(messages, "user")
         return messages, "\n\n".join(answers) or None
     if isinstance(source, QuestionSource):
         messages, answer = read_question(row, source.column), None

@@ -17,7 +17,7 @@ from pathlib import Path
 from ultramed_rl.config.document import why_unreadable
 from ultramed_rl.data.files import FORMS, PACKED, Row, SourceError, file_form, first_line, read_file
 
-_HUB = "hf://"
+HUB = "hf://"
 
 
 def read_rows(uri: str, limit: int | None = None) -> Iterator[Row]:
@@ -55,7 +55,7 @@ def read_placed_rows(uri: str, limit: int | None = None) -> Iterator[tuple[str, 
             or dataset, a broken line, no rows at all.
     """
     assert limit is None or limit > 0, limit
-    if uri.startswith(_HUB):
+    if uri.startswith(HUB):
         parts = [("", _read_hub(uri, streaming=limit is not None))]
     else:
         files, folder = local_files(uri), _fixed_folder(_local(uri))
@@ -84,7 +84,10 @@ def list_sources(uri: str) -> list[str]:
     Raises:
         ValueError: as `read_rows` does, for an address that names nothing.
     """
-    files = [] if uri.startswith(_HUB) else local_files(uri)
+    if uri.startswith(HUB):
+        _hub_parts(uri)
+        return [uri]
+    files = local_files(uri)
     return [str(file) for file in files] if len(files) > 1 else [uri]
 
 
@@ -160,22 +163,45 @@ def _fixed_folder(path: Path) -> Path:
 # -- the hub -----------------------------------------------------------------------------------------------
 
 
-def _read_hub(uri: str, *, streaming: bool) -> Iterator[Row]:
-    """A hub dataset's split; streamed when only a part is wanted, so that a sample costs no full download."""
-    match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:/([\w.-]+))?:([\w.-]+)", uri.removeprefix(_HUB))
+def _hub_parts(uri: str) -> tuple[str, str | None, str]:
+    """A hub address's repository, config and split."""
+    match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:/([\w.-]+))?:([\w.-]+)", uri.removeprefix(HUB))
     if match is None:
         raise SourceError(
             f"source {uri!r}: a hub source reads hf://owner/name:split or hf://owner/name/config:split"
         )
+    return match[1], match[2], match[3]
+
+
+def _read_hub(uri: str, *, streaming: bool) -> Iterator[Row]:
+    """A hub dataset's split; streamed when only a part is wanted, so that a sample costs no full download."""
+    repository, config, split = _hub_parts(uri)
 
     def rows() -> Iterator[Row]:
         from datasets import load_dataset
 
-        names = [name for name in match.group(1, 2) if name is not None]
+        names = [repository] if config is None else [repository, config]
         try:
-            yield from map(dict, load_dataset(*names, split=match[3], streaming=streaming))
+            yield from map(dict, load_dataset(*names, split=split, streaming=streaming))
         except (OSError, ValueError) as error:
             fix = "check name, split and network, or name a local file"
             raise SourceError(f"source {uri!r}: the hub gave no rows ({first_line(error)}); {fix}") from error
 
     return rows()
+
+
+def cached_rows(uri: str) -> str | None:
+    """The address of the files in which `datasets` keeps a hub source's split on this machine, its newest version; None
+    where there is none, or of several configs and none is named. Raises ValueError for no hub address."""
+    from datasets.config import HF_DATASETS_CACHE
+    from datasets.naming import camelcase_to_snakecase
+
+    repository, config, split = _hub_parts(uri)
+    owner, _, name = repository.partition("/")
+    name = camelcase_to_snakecase(name)
+    cache = Path(HF_DATASETS_CACHE, f"{owner}___{name}")
+    versions = {file.parent for file in cache.glob(f"{config or '*'}/*/*/{name}-{split}[.-]*arrow")}
+    if len({version.parent.parent for version in versions}) != 1:
+        return None
+    newest = max(versions, key=lambda version: version.stat().st_mtime)
+    return str(newest / f"{name}-{split}[.-]*arrow")

@@ -14,6 +14,7 @@ from ultramed_rl.config.recipe import REFERENCE, RecipeConfig
 from ultramed_rl.config.run import RunConfig
 from ultramed_rl.config.secrets import read_secret
 from ultramed_rl.config.stages import PreferenceConfig, RewardConfig, SftConfig
+from ultramed_rl.data.sources import HUB
 from ultramed_rl.recipes.run import stages_of
 from ultramed_rl.tracking.console import say
 
@@ -109,7 +110,7 @@ def check_data(config: AnyConfig) -> None:
         from ultramed_rl.evaluation.tasks import find_task
 
         task = find_task(choice.name)
-        if not any(uri.startswith((REFERENCE, "hf://")) for uri in find_uris(task, choice.uri)):
+        if not any(uri.startswith((REFERENCE, HUB)) for uri in find_uris(task, choice.uri)):
             load_items(task, choice.uri)
     prompts: Any = getattr(config, "prompts", None)
     if isinstance(config, SftConfig | RewardConfig | PreferenceConfig):
@@ -140,6 +141,6 @@ def _is_small(sources: Sequence[Any]) -> bool:
     from ultramed_rl.data.sources import local_files
 
     uris = [source.uri for source in sources]
-    if any(uri.startswith((REFERENCE, "hf://")) for uri in uris):
+    if any(uri.startswith((REFERENCE, HUB)) for uri in uris):
         return False
     return sum(file.stat().st_size for uri in uris for file in local_files(uri)) <= COUNTED_BYTES

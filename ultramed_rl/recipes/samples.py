@@ -21,6 +21,7 @@ from ultramed_rl.data.chats import SourceNotes
 from ultramed_rl.data.conversations import read_conversations
 from ultramed_rl.data.preferences import read_pairs, read_preferences
 from ultramed_rl.data.prompts import load_prompts, read_prompt_rows
+from ultramed_rl.data.sources import HUB, cached_rows
 from ultramed_rl.models.tokenizer import ChatTokenizer, chat_tokenizer
 from ultramed_rl.records import Message, PreferenceGroup, TokenizedChat
 from ultramed_rl.stages.reward_bench import prepare_bench
@@ -28,7 +29,6 @@ from ultramed_rl.stages.run import prepare_samples
 from ultramed_rl.tracking import Progress
 
 SAMPLED = 1000  # rows of each source that are read
-_HUB = "hf://"
 _LONGEST = 2000  # characters of a row as it stands in a file
 Part = tuple[str, bool]  # text, and whether it is learnt
 
@@ -50,9 +50,12 @@ class SourceView:
     notes: SourceNotes = field(default_factory=SourceNotes)
     samples: list[ShownSample] = field(default_factory=list)
     problem: str = ""
+    is_here: bool = True
 
     def describe(self) -> str:
         """Rows, misfits by reason with the first one's row, and the columns that nobody reads, in lines."""
+        if not self.is_here:
+            return f"{self.uri}: not in this machine's cache of data sets, so nothing of it is tried; ultramed-rl data show asks the hub"
         notes = self.notes
         lines = [f"{self.uri}: {notes.rows - notes.misfits.total()} of the first {notes.rows} rows fit"]
         lines += [f"  {count} {name}: {notes.examples[name]}" for name, count in notes.misfits.items()]
@@ -67,35 +70,38 @@ def view_sources(config: AnyConfig, shown: int, *, local: bool = False) -> Itera
 
     Args:
         shown: samples of each source that are tokenised.
-        local: only what is on this machine; where the model isn't, nothing is tokenised.
+        local: only what is on this machine, of the hub what is in its cache; where the model isn't, nothing is tokenised.
     """
-    elsewhere = (REFERENCE, _HUB) if local else REFERENCE
     if isinstance(config, DataConfig):
-        views = [(SourceView(uri), partial(_read_inputs, uri, config.limit)) for uri in config.input]
+        views = [(uri, partial(_read_inputs, config.limit)) for uri in config.input]
     else:
         sources, read, make = _readers(config, local)
-        views = [(SourceView(source.uri), partial(_read_source, source, read, make)) for source in sources]
-    for view, samples in views:
-        if not view.uri.startswith(elsewhere):
+        views = [(source.uri, partial(_read_source, source, read, make)) for source in sources]
+    for uri, samples in views:
+        if uri.startswith(REFERENCE):
+            continue
+        view = SourceView(uri)
+        try:
+            place = cached_rows(uri) if local and uri.startswith(HUB) else uri
+            view.is_here = place is not None
             chats.logger.disabled = True  # the notes have what it would say, more than once
-            try:
-                view.samples = list(islice(samples(view.notes), shown))
-            except ValueError as error:
-                view.problem = str(error)
-            finally:
-                chats.logger.disabled = False
-            yield view
+            view.samples = [] if place is None else list(islice(samples(place, view.notes), shown))
+        except ValueError as error:
+            view.problem = str(error)
+        finally:
+            chats.logger.disabled = False
+        yield view
 
 
-def _read_source(source: Any, read: Any, make: Any, notes: SourceNotes) -> Iterator[ShownSample]:
-    first = source.model_copy(update={"limit": min(source.limit or SAMPLED, SAMPLED)})
+def _read_source(source: Any, read: Any, make: Any, uri: str, notes: SourceNotes) -> Iterator[ShownSample]:
+    first = source.model_copy(update={"uri": uri, "limit": min(source.limit or SAMPLED, SAMPLED)})
     for _ in read(first, Counter(), quiet=True, notes=notes):
         pass
     if make is not None:
         yield from make(first)
 
 
-def _read_inputs(uri: str, limit: int | None, notes: SourceNotes) -> Iterator[ShownSample]:
+def _read_inputs(limit: int | None, uri: str, notes: SourceNotes) -> Iterator[ShownSample]:
     """The rows of a data stage's input, as they stand there."""
     from ultramed_rl.stages.data.rows import read_made_rows
 

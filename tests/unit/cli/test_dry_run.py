@@ -290,6 +290,31 @@ def test_every_kind_of_stage_opens_its_data(
     assert told in found.stderr
 
 
+def test_a_hub_source_is_read_out_of_its_cache_or_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from datasets import Dataset, config
+
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    path = policy_stage(tmp_path, "sft", CHATS)
+    hub = "data.sources=[{uri: hf://owner/MyChats:train}]"
+    found = CliRunner().invoke(app, ["sft", str(path), "--dry-run", hub])
+    assert found.exit_code == 0 and "hf://owner/MyChats:train: not in" in found.stdout
+    for version, rows in (
+        ("0.0.0/old", CHATS[:1]),
+        ("0.0.0/new", [*CHATS, {"prompt": "q", "completion": ""}]),
+    ):
+        saved = tmp_path / "saved"
+        Dataset.from_list(rows).save_to_disk(saved)
+        folder = tmp_path / "cache/owner___my_chats/default" / version
+        folder.mkdir(parents=True)
+        (saved / "data-00000-of-00001.arrow").rename(folder / "my_chats-train.arrow")
+        os.utime(folder, (len(rows), len(rows)))
+    said = refused(path, "sft", hub)
+    assert "1 of 4 rows" in said and "(1 empty" in said
+    assert "owner/name:split" in refused(path, "sft", "data.sources=[{uri: hf://owner/MyChats}]")
+
+
 # -- data show ---------------------------------------------------------------------------------------------
 
 

@@ -32,7 +32,12 @@ TEN = tuple(f"text {number}" for number in range(11))
         ([{"letter": "B", "content": "Liver"}, {"letter": "A", "content": "Heart"}], ("Heart", "Liver"), "AB"),  # MedXpertQA
         ([{"aid": 1, "atext": "Heart"}, {"aid": 2, "atext": "Liver"}], ("Heart", "Liver"), "12"),  # HEAD-QA
         ({"text": ["Heart", "Liver"], "label": ["A", "B"]}, ("Heart", "Liver"), "AB"),  # ARC
+        (["A. Heart", "B. Liver"], ("A. Heart", "B. Liver"), "AB"),  # as the data has them
+        (["B) Liver", "C) Heart"], ("B) Liver", "C) Heart"), "AB"),  # not their letters
+        (["A. Heart", "Liver"], ("A. Heart", "Liver"), "AB"),
+        ([{"text": "Heart"}, {"text": "Liver"}], ("Heart", "Liver"), "AB"),
         ("A. Heart\nB. Liver\nor so", ("Heart", "Liver\nor so"), "AB"),
+        ([("B", "Liver"), ("A", "Heart")], ("Heart", "Liver"), "AB"),  # of a table's map
         ('["Heart", "Liver"]', ("Heart", "Liver"), "AB"),
         ('{"A": "Heart", "B": "Liver"}', ("Heart", "Liver"), "AB"),
     ],
@@ -56,6 +61,8 @@ def test_options_are_read_in_their_order(value: Any, texts: tuple[str, ...], lab
         (list("abcdefghijklmnopqrstuvwxyz0"), "too_many_options"),
         (["x", 2], "column"),
         ([{"letter": "A"}, {"letter": "B"}], "column"),
+        ([{"letter": "A", "text": "x"}, {"text": "y"}], "option_gap"),
+        (["(b) Liver", "(a) Heart"], "option_gap"),
         ('["x", ', "column"),
         (7, "column"),
         (None, "column"),
@@ -158,6 +165,24 @@ def test_numbers_that_are_texts_of_options_are_no_places(tmp_path: Path) -> None
     assert read(tmp_path, rows) == [1, 1, 3]
 
 
+def test_keys_may_be_the_numbers_that_options_say(tmp_path: Path) -> None:
+    assert read(tmp_path, [(["3", "4", "5"], 4), (["3", "5", "4."], 4), (["4", "5", "3"], 5)]) == [1, 2, 1]
+
+
+@pytest.mark.parametrize("key", ["B", "b. Liver", "B. (b) Liver", "liver", 1])
+def test_options_may_begin_with_their_letters(tmp_path: Path, key: Any) -> None:
+    options = ["(a) Heart", "(b) Liver", "(c) Lung"]
+    assert read(tmp_path, [(options, key), (options, 0 if key == 1 else "A")]) == [1, 0]
+    assert read_options(options).bare == ("Heart", "Liver", "Lung")
+    assert read_options(["A. fumigatus", "C. albicans"]).bare == ("A. fumigatus", "C. albicans")
+
+
+def test_quotation_marks_are_of_any_kind(tmp_path: Path) -> None:
+    assert read(
+        tmp_path, [(["Crohn\u2019s", "\u201cA\u201d"], "Crohn's"), (["x", "Still's."], "Still\u2019s")]
+    ) == [0, 1]
+
+
 # -- words -------------------------------------------------------------------------------------------------
 
 
@@ -178,6 +203,7 @@ def test_numbers_that_are_texts_of_options_are_no_places(tmp_path: Path) -> None
         "liver ",
         ["Liver"],
         "LIVER",
+        "Liver.",
     ],
 )
 def test_letters_of_any_case_lists_of_one_and_texts_are_read(tmp_path: Path, key: Any) -> None:

@@ -100,7 +100,7 @@ def test_ids_are_the_rows_own_or_stand_for_the_content(tmp_path: Path) -> None:
     ]
     conversations, _ = read(tmp_path, rows)
     ids = [c.conversation_id for c in conversations]
-    content = b'[["user", "e"], ["assistant", "f"]]'
+    content = b"user 1 e\nassistant 1 f"
     assert ids == ["0", "p", hashlib.sha256(content).hexdigest()[:16]]
     moved, _ = read(tmp_path, [{"prompt": "e ", "completion": " f"}])
     assert moved[0].conversation_id == ids[2]

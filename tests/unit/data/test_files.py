@@ -98,6 +98,14 @@ def test_every_container_gives_the_same_rows_packed_or_not(tmp_path: Path, name:
     assert list(read_rows(str(path), limit=2)) == ROWS[:2]
 
 
+@pytest.mark.parametrize("name", ["lines.jsonl", "list.json", "table.parquet", "file.arrow"])
+def test_nan_is_nothing(tmp_path: Path, name: str) -> None:
+    """As pandas writes what isn't there."""
+    rows = [{"id": "a", "score": 1.5}, {"id": "b", "score": float("nan")}, {"id": "c", "score": float("inf")}]
+    path = write(tmp_path / name, FORMS[name](rows))
+    assert [row["score"] for row in read_rows(str(path))] == [1.5, None, float("inf")]
+
+
 def test_a_packed_document_is_its_text(tmp_path: Path) -> None:
     path = write(tmp_path / "one.md.gz", "# Größe\n".encode())
     assert list(read_rows(str(path))) == [{"path": "one.md.gz", "text": "# Größe\n"}]

@@ -36,9 +36,9 @@ def short(text: str) -> str:
     )
 
 
-def chats(tokenizer: ChatTokenizer, directory: Path, row: Row, **options: Any) -> str:
-    """The row's chat, its learnt parts in brackets and $ for an end that is learnt."""
-    data = ConversationData.model_validate({"sources": [source(directory, row, **options)]})
+def chats(tokenizer: ChatTokenizer, directory: Path, *rows: Row, **options: Any) -> str:
+    """The rows' one chat, its learnt parts in brackets and $ for an end that is learnt."""
+    data = ConversationData.model_validate({"sources": [source(directory, *rows, **options)]})
     (sample,) = PreparedConversations(data, tokenizer, 10_000, 0).training()
     shown = ""
     for wanted, pairs in groupby(
@@ -49,9 +49,9 @@ def chats(tokenizer: ChatTokenizer, directory: Path, row: Row, **options: Any) -
     return short(shown)
 
 
-def preferences(tokenizer: ChatTokenizer, directory: Path, row: Row, **options: Any) -> list[str]:
+def preferences(tokenizer: ChatTokenizer, directory: Path, *rows: Row, **options: Any) -> list[str]:
     """Prompt and answers of each group, best first, with its scores and how many are wanted."""
-    data = PreferenceData.model_validate({"sources": [source(directory, row, **options)]})
+    data = PreferenceData.model_validate({"sources": [source(directory, *rows, **options)]})
     decode = tokenizer.backend.decode
     return [
         " | ".join(
@@ -254,6 +254,66 @@ def test_a_preference_in_every_form(tmp_path: Path, tokenizer: ChatTokenizer, fo
     assert preferences(tokenizer, tmp_path, row) == shown
 
 
+def message(name: str, parent: str | None, text: str, rank: int | None = None, **more: Any) -> Row:
+    """A message of OASST's flat lists."""
+    role = "prompter" if len(name) % 2 else "assistant"
+    row = {"message_id": name, "parent_id": parent, "text": text, "role": role, "rank": rank, "lang": "en"}
+    return {"message_tree_id": "t", "deleted": False, "review_result": True, **row, **more}
+
+
+MESSAGES = [
+    message("t", None, "A"),
+    message("t1", "t", "C", 1),
+    message("t2", "t", "B", 0),
+    message("t21", "t2", "D"),
+    message("t211", "t21", "E", 0),
+    message("t212", "t21", "F", 1),
+    message("t3", "t", "spam", -1, review_result=False),
+    message("t4", "t", "gone", -2, deleted=True),
+]
+
+
+def test_flat_messages_are_their_trees(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+    expected = ["u:A a: | B$ | C$ [0.0, -1.0] 1", "u:A a:B u:D a: | E$ | F$ [0.0, -1.0] 1"]
+    for rows in (MESSAGES, MESSAGES[::-1]):
+        assert preferences(tokenizer, tmp_path, *rows) == expected
+        assert chats(tokenizer, tmp_path, *rows) == "u:A a:[B$] u:D a:[E$]"
+    rows = [{**row, "message_tree_id": tree} for tree in ("s", "t") for row in MESSAGES]
+    config = {"sources": [{"type": "messages", **source(tmp_path, *rows)}], "held_out": 1}
+    counts = load_prompts(Prompts.model_validate(config), lambda _: []).counts
+    assert (counts["rows"], counts["duplicate"], counts["misfit"]) == (2, 1, 0)
+
+
+def test_messages_apart_from_their_tree_are_refused(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+    rows = [*MESSAGES[1:], {**MESSAGES[0], "message_tree_id": "s", "message_id": "s"}, MESSAGES[0]]
+    for read in (chats, preferences):
+        with pytest.raises(ValueError, match=r"4 parent\b.*'t'.*message_tree_id"):
+            read(tokenizer, tmp_path, *rows)
+
+
+def rated(prompt: str, response: str, helpfulness: float) -> Row:
+    scores = {"correctness": 4, "coherence": 4, "complexity": 2, "verbosity": 2}
+    return {"prompt": prompt, "response": response, "helpfulness": helpfulness, **scores}
+
+
+def test_rated_answers_that_follow_one_another_make_a_comparison(
+    tmp_path: Path, tokenizer: ChatTokenizer
+) -> None:
+    rows = [
+        rated("A", "C", 1),
+        rated("A", "B", 4),
+        rated("D", "E", 3),
+        rated("D", "F", 0),
+        rated("D", "G", 2),
+    ]
+    expected = ["u:A a: | B$ | C$ [4.0, 1.0] 1", "u:D a: | E$ | G$ | F$ [3.0, 2.0, 0.0] 1"]
+    assert preferences(tokenizer, tmp_path, *rows) == expected
+    with pytest.raises(ValueError, match=r"2 of 3 .*\(1 answers, 1 tie\b"):
+        preferences(
+            tokenizer, tmp_path, *rows[:2], rated("H", "I", 1), rated("J", "K", 2), rated("J", "L", 2)
+        )
+
+
 BENCHES: dict[str, tuple[Row, tuple[str, ...], int, str]] = {
     "rewardbench": ({"prompt": "A", "chosen": "B", "rejected": "C", "subset": "hep-go"}, ("B", "C"), 1, "hep-go"),
     "rewardbench 2": (
@@ -357,6 +417,46 @@ def test_other_columns_are_named_once(
     assert line.endswith(": model (1 rows)")
 
 
+def test_what_turns_hold_beside_their_text_is_named(
+    tmp_path: Path, tokenizer: ChatTokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        chats(
+            tokenizer,
+            tmp_path,
+            {"messages": [turn("user", "A", lang="en", name=None), turn("assistant", "B", weight=1)]},
+        )
+    assert caplog.text.strip().endswith(": messages.lang (1 rows)")
+
+
+@pytest.mark.parametrize("text", ["Patient: A\nDoctor: B", "A\nAnswer:", "Which of these:", "The user: A"])
+def test_dialogues_that_are_told_are_texts(tmp_path: Path, tokenizer: ChatTokenizer, text: str) -> None:
+    shown = chats(tokenizer, tmp_path, {"prompt": text, "completion": "B"})
+    assert shown == f"u:{text} a:[B$]".replace("\n", "/")
+
+
+@pytest.mark.parametrize("text", ["nan", "None", "NULL", "<noinput>", " "])
+def test_an_input_of_a_table_may_say_that_there_is_none(
+    tmp_path: Path, tokenizer: ChatTokenizer, text: str
+) -> None:
+    row = {"instruction": "A", "input": text, "output": "B", "system": text}
+    assert chats(tokenizer, tmp_path, row) == "u:A a:[B$]"
+
+
+def test_what_is_missing_may_be_null_or_nan(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+    """As tables of several kinds of rows have it, and as pandas writes it."""
+    nan = float("nan")
+    mixed = {"role": None, "content": None}
+    shown = [{**said("human", "A"), **mixed}, {**said("gpt", "B"), **mixed}]
+    for row in (
+        {"messages": shown, "system": nan, "history": nan, "id": nan},
+        {"messages": nan, "instruction": "A", "input": nan, "output": "B"},
+    ):
+        assert chats(tokenizer, tmp_path, row) == "u:A a:[B$]"
+    row = {**PAIR, "chosen_score": nan, "rejected_score": nan, "system": nan}
+    assert preferences(tokenizer, tmp_path, row) == ["u:A a: | B$ | C$ [1.0, 0.0] 1"]
+
+
 # -- refusals ----------------------------------------------------------------------------------------------
 
 
@@ -373,6 +473,17 @@ def test_other_columns_are_named_once(
         ),
         ({"prompt": "A", "answers": ["B", "C"], "scores": [1, 2], "ranks": [1, 2]}, "score", "contradict"),
         ({"prompt": "A", "response_1": "B", "response_2": "C", "preference_strength": 0}, "tie", "0"),
+        (
+            {"prompt": "A", "response_1": "B", "response_2": "C", "preference_strength": "nan"},
+            "non_finite",
+            "nan",
+        ),
+        ({**PAIR, "chosen": [turn("assistant", "B", weight=0)]}, "weight", "'chosen'"),
+        (
+            {"messages": [turn("user", "A"), turn("assistant", "B", train=False)], "label": True},
+            "weight",
+            "'messages'",
+        ),
         (
             {"prompt": "A", "response_1": "B", "response_2": "C", "winner": "left"},
             "score",
@@ -406,7 +517,20 @@ def test_preferences_that_would_be_read_wrong_are_refused(
         ({"messages": [turn("user", "A"), turn("assistant", "B", weight=0)]}, "weight", "all"),
         ({"messages": [turn("user", "A"), turn("assistant", "B", loss_weight=0)]}, "weight", "all"),
         ({"messages": [turn("user", "A"), turn("assistant", "B", weight=0.5)]}, "weight", "0.5"),
+        ({"question": "A", "answer": "B", "B": "x", "A": "y"}, "unread", "'B'"),
+        ({"question": "A", "answer": "opb", "opa": "x", "opb": "y"}, "unread", "'opa'"),
+        ({"instruction": "A", "context": "T", "question": "Q", "answer": "B"}, "unread", "'question'"),
         ({**CHAT, "mask": "Assistant"}, "weight", "'mask'.*'Assistant'"),
+        ({**CHAT, "weights": [0, 1]}, "weight", "'weights'"),
+        ({**CHAT, "loss_mask": [0, 1]}, "weight", "'loss_mask'"),
+        ({"prompt": "A", "completion": "\u200b"}, "empty", "'assistant'"),
+        ({"prompt": "Q: A\n\nA:", "completion": "B"}, "rendered", "Q:"),
+        ({"prompt": "Patient: A\nDoctor:", "completion": "B"}, "rendered", "Patient:"),
+        ({"prompt": "<human>: A\n<bot>:", "completion": "B"}, "rendered", "<human>:"),
+        ({"prompt": "HUMAN: A\nASSISTANT: B\nHUMAN: C", "completion": "D"}, "rendered", "HUMAN:"),
+        ({"prompt": "GPT4 Correct User: A<|end_of_turn|>GPT4 Correct Assistant:", "completion": "B"}, "rendered", "User:"),
+        ({"prompt": "A chat of a user with an assistant. USER: A ASSISTANT:", "completion": "B"}, "rendered", "USER:"),
+        ({"prompt": "<|User|>A<|Assistant|>", "completion": "B"}, "rendered", "User"),
         ({"messages": [turn("user", "A"), turn("assistant", "B", reasoning_content="Hm")]}, "part", "reasoning"),
         ({"messages": [turn("user", "A"), turn("assistant", "B", tool_calls=[{}])]}, "part", "tool_calls"),
         ({"messages": [turn("user", "A"), turn("observation", "B"), turn("assistant", "C")]}, "turn", "observation"),
@@ -419,3 +543,59 @@ def test_chats_that_would_be_learnt_wrong_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=rf"\(1 {name}; row 1: .*{words}"):
         chats(tokenizer, tmp_path, row)
+
+
+# -- tables of texts ---------------------------------------------------------------------------------------
+
+YES, NO = ("True", "true", "1", "1.0", "yes", "TRUE "), ("False", "false", "0", "0.0", "No", "FALSE")
+
+
+def table(directory: Path, text: str) -> Row:
+    path = directory / "rows.csv"
+    path.write_text(text)
+    return {"uri": str(path)}
+
+
+@pytest.mark.parametrize(("word", "wanted"), [*((word, 1) for word in YES), *((word, 0) for word in NO)])
+def test_labels_of_a_table_are_yes_or_no(
+    tmp_path: Path, tokenizer: ChatTokenizer, word: str, wanted: int
+) -> None:
+    rows = table(tmp_path, f"prompt,completion,label\nA,B,{word}\n")
+    data = PreferenceData.model_validate({"sources": [rows]})
+    (group,) = PreparedPreferences(data, tokenizer, 99, 0).training()
+    assert (group.rewards, group.desirable) == ((float(wanted),), wanted)
+    learnt = lambda: PreparedConversations(
+        ConversationData.model_validate({"sources": [rows]}), tokenizer, 99, 0
+    )
+    if wanted:
+        assert len(list(learnt().training())) == 1
+    else:
+        with pytest.raises(ValueError, match=r"\(1 label\b"):
+            learnt()
+
+
+@pytest.mark.parametrize("word", ["perhaps", "2", "-1", "TrueFalse"])
+def test_a_label_that_is_neither_is_a_class(
+    tmp_path: Path, tokenizer: ChatTokenizer, caplog: pytest.LogCaptureFixture, word: str
+) -> None:
+    rows = table(tmp_path, f"prompt,completion,label\nA,B,{word}\n")
+    with pytest.raises(ValueError, match=rf"\(1 score; .*'label'.*{word}"):
+        PreparedPreferences(PreferenceData.model_validate({"sources": [rows]}), tokenizer, 99, 0)
+    with caplog.at_level(logging.WARNING):
+        PreparedConversations(ConversationData.model_validate({"sources": [rows]}), tokenizer, 99, 0)
+    assert "label (1 rows)" in caplog.text
+
+
+def test_verdicts_of_a_table_are_numbers(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+    rows = table(tmp_path, "instruction,output_1,output_2,preference\nA,C,B,2\n")
+    (group,) = PreparedPreferences(
+        PreferenceData.model_validate({"sources": [rows]}), tokenizer, 99, 0
+    ).training()
+    assert [answer.text for answer in group.completions] == ["B", "C"]
+
+
+def test_a_table_without_a_header_is_told_how_to_get_one(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+    rows = table(tmp_path, "Which?,a,b,c,d,A\nWho?,e,f,g,h,B\n")
+    for read, data in ((PreparedPreferences, PreferenceData), (PreparedConversations, ConversationData)):
+        with pytest.raises(ValueError, match="Which.*first line"):
+            read(data.model_validate({"sources": [rows]}), tokenizer, 99, 0)  # type: ignore[operator]

@@ -112,6 +112,7 @@ def test_chats_lose_their_last_answer(tmp_path: Path) -> None:
         {
             "conversations": [
                 {"from": "human", "value": "bye"},
+                {"from": "gpt", "value": "Bye."},
                 {"from": "human", "value": "And in children?"},
             ]
         },
@@ -123,6 +124,10 @@ def test_chats_lose_their_last_answer(tmp_path: Path) -> None:
     assert first.prompt_id != second.prompt_id  # the same last words in another chat
     with pytest.raises(ValueError, match="'doctor'"):
         load(tmp_path, [{"messages": [{"role": "doctor", "content": "x"}]}], {"type": "messages"})
+    for turns in (["human", "human"], ["gpt", "human"], ["human", "system", "human"]):
+        row = {"conversations": [{"from": role, "value": "x"} for role in turns]}
+        with pytest.raises(ValueError, match="1 order"):
+            load(tmp_path, [row], {"type": "messages"})
     with pytest.raises(ValueError, match="'messages'.*'user'"):
         load(tmp_path, [{"messages": [{"role": "assistant", "content": "x"}]}], {"type": "messages"})
 

@@ -25,9 +25,9 @@ from ultramed_rl.config.recipe import load_recipe, stage_config
 from ultramed_rl.config.stages import BenchmarkPairs
 from ultramed_rl.data.preferences import read_pairs
 from ultramed_rl.data.stage_data import fit_pairs
-from ultramed_rl.records import Completion, Message, PreferenceGroup, Prompt, RankedAnswers
-from ultramed_rl.stages.reward_bench import (
+from ultramed_rl.evaluation.reward_benches import (
     GENERAL,
+    GENERAL_2,
     MEDICAL,
     OTHERS,
     SECTIONS,
@@ -40,6 +40,7 @@ from ultramed_rl.stages.reward_bench import (
     score_subsets,
     wrong_pairs,
 )
+from ultramed_rl.records import Completion, Message, PreferenceGroup, Prompt, RankedAnswers
 from ultramed_rl.store.tables import write_records
 
 USER = (Message(role="user", content="Which?"),)
@@ -52,7 +53,7 @@ def scored(subset: str, *margins: float) -> list[ScoredPair]:
 
 
 def averages(pairs: list[ScoredPair]) -> dict[str, float]:
-    return {a.name: a.accuracy for a in average_subsets(score_subsets(pairs, {}))}
+    return {a.name: a.accuracy for a in average_subsets(score_subsets(pairs, {}), pairs)}
 
 
 def shares(subset: str, right: int, total: int) -> list[ScoredPair]:
@@ -75,6 +76,7 @@ def test_a_tie_counts_half_and_a_missing_number_never_counts() -> None:
         ([2.0, 1.0, 0.0, 2.5], 1, 0.0, (0, 3)),
         ([2.0, 2.0, 0.0, 2.0], 1, 1 / 3, (0, 1)),
         ([2.0, 4.0, 6.0, 1.0, 3.0, 5.0], 3, 6 / 9, (0, 5)),
+        ([2.0, 4.0, 6.0, 1.0, 4.0, 5.0], 3, 5 / 9, (0, 5)),  # RM-Bench: equal is wrong
         ([2.0, 4.0, 4.0], 2, 0.25, (0, 2)),
         ([2.0, math.nan, 0.0, 1.0], 1, 0.0, (0, 1)),
     ],
@@ -87,6 +89,59 @@ def test_a_row_of_several_answers_is_right_by_their_order(
     scored = score_group(group, rewards)
     assert scored.right == pytest.approx(right) and scored.places == places
     assert scored.finite == (not any(map(math.isnan, rewards)))
+
+
+def benched(name: str, subset: str, wanted: list[float], others: list[float]) -> ScoredPair:
+    answers = tuple(Completion(name, i, "", (i,), "stop", 0.0, 0) for i in range(len(wanted + others)))
+    prompt = Prompt(name, USER, (1,), kind=subset)
+    return score_group(PreferenceGroup(prompt, answers, (1.0,) * len(answers), len(wanted)), wanted + others)
+
+
+def test_rm_benchs_styles_are_means_over_domains() -> None:
+    rows = [
+        # Won, by wanted rows: 0 0 0, 1 0 0, 1 1 1; easy 3 of 3, normal 1 of 3, hard 0 of 3.
+        benched("1", "chat", [1.0, 2.0, 9.0], [1.0, 2.0, 3.0]),
+        # Safety is one domain: 1 1 1 thrice, and never; 0.5 of each.
+        benched("2", "safety-refuse", [5.0, 6.0, 7.0], [1.0, 2.0, 3.0]),
+        benched("3", "safety-response", [0.0, 0.0, 0.0], [1.0, 2.0, 3.0]),
+        # 1 1 0, 1 1 0, 1 1 1: easy 3 of 3, normal 3 of 3, hard 1 of 3.
+        benched("4", "math", [4.0, 4.0, 9.0], [1.0, 2.0, 4.0]),
+    ]
+    found = {a.name: a for a in average_subsets(score_subsets(rows, {}), rows)}
+    assert [*found] == ["RM-Bench easy", "RM-Bench normal", "RM-Bench hard", "RM-Bench"]
+    easy, normal, hard = (1 + 0.5 + 1) / 3, (1 / 3 + 0.5 + 1) / 3, (0 + 0.5 + 1 / 3) / 3
+    expected = [easy, normal, hard, (easy + normal + hard) / 3]
+    assert [a.accuracy for a in found.values()] == pytest.approx(expected)
+    assert found["RM-Bench"].missing == ("code",)
+    assert rows[0].right == pytest.approx(4 / 9)
+
+
+def test_ties_are_scored_by_their_formula() -> None:
+    rows = [
+        # Margins 2 and 3, spread 1: leads both, closeness tanh(2 / 1 - 1).
+        benched("ref:1", "Ties", [3.0], [1.0, 0.0]),
+        benched("tied:1", "Ties", [5.0, 4.0], [1.0, 0.0]),
+        # Margins -1 and 2, spread 1: leads but not hard, closeness tanh(-1 / 1 - 1).
+        benched("ref:2", "Ties", [0.0], [1.0]),
+        benched("tied:2", "Ties", [4.0, 3.0, 3.5], [1.0]),
+        # Margins 1 and 0: the tied row is inaccurate; no spread and no margin count as closeness 0.
+        benched("ref:3", "Ties", [2.0], [1.0]),
+        benched("tied:3", "Ties", [1.0, 1.0], [1.0]),
+        benched("ref:4", "Ties", [2.0], [1.0]),  # alone
+    ]
+    others = [benched("5", "Focus", [2.0], [1.0, 0.0, 2.0])]  # 1 / 2
+    found = {a.name: a for a in average_subsets(score_subsets(rows + others, {}), rows + others)}
+    ties = 0.3 * (2 / 3 + 3 / 4) + 0.2 * (2 / 3 + 1 / 3) + 0.01 * (math.tanh(1) + math.tanh(-2)) / 3
+    assert found["RewardBench 2 Ties"].accuracy == pytest.approx(ties)
+    assert found[GENERAL_2].accuracy == pytest.approx((ties + 0.5) / 2)
+    assert found[GENERAL_2].missing == ("Factuality", "Precise IF", "Math", "Safety") and OTHERS not in found
+
+
+def test_ties_without_both_rows_of_a_question_have_no_score() -> None:
+    rows = [benched("ref:1", "Ties", [3.0], [1.0, 0.0]), benched("x", "Ties", [3.0, 2.0], [1.0])]
+    rows.append(benched("2", "Math", [3.0], [1.0, 0.0, 2.0]))
+    (average,) = average_subsets(score_subsets(rows, {}), rows)
+    assert (average.name, average.accuracy) == (GENERAL_2, 1.0) and "Ties" in average.missing
 
 
 def test_length_alone_is_judged_as_the_model_is() -> None:
@@ -125,7 +180,7 @@ def test_medical_reward_bench_is_the_plain_mean_of_its_four() -> None:
     pairs = [pair for name, (right, total) in counts.items() for pair in shares(name, right, total)]
     scores = score_subsets(pairs, {})
     assert [round(100 * s.right / s.pairs, 2) for s in scores] == [94.12, 73.47, 77.30, 77.22]
-    (average,) = average_subsets(scores)
+    (average,) = average_subsets(scores, pairs)
     assert (average.name, round(100 * average.accuracy, 2), average.missing) == (MEDICAL, 80.53, ())
 
 
@@ -148,7 +203,7 @@ def test_the_sections_count_alike_whatever_their_sizes() -> None:
         *shares("math-prm", 1, 4),
         *shares("hep-go", 3, 4),
     ]
-    found = average_subsets(score_subsets(pairs, {}))
+    found = average_subsets(score_subsets(pairs, {}), pairs)
     assert [a.name for a in found] == ["Chat", "Chat Hard", "Safety", "Reasoning", GENERAL]
     assert [a.accuracy for a in found] == pytest.approx([0.75, 0.5, 0.9, 0.5, (0.75 + 0.5 + 0.9 + 0.5) / 4])
     assert found[3].missing == ("hep-cpp", "hep-java", "hep-js", "hep-python", "hep-rust")
@@ -156,7 +211,7 @@ def test_the_sections_count_alike_whatever_their_sizes() -> None:
 
 def test_absent_sections_and_subsets_are_named() -> None:
     pairs = shares("donotanswer", 1, 2) + shares("Easy", 1, 1)
-    by_name = {a.name: a for a in average_subsets(score_subsets(pairs, {"Hard": 4}))}
+    by_name = {a.name: a for a in average_subsets(score_subsets(pairs, {"Hard": 4}), pairs)}
     assert by_name[MEDICAL] == SubsetAverage(MEDICAL, 1.0, ("Hard", "Human", "Length"))
     assert by_name[GENERAL] == SubsetAverage(GENERAL, 0.5, ("Chat", "Chat Hard", "Reasoning"))
     scores = score_subsets(pairs, {"Hard": 4})

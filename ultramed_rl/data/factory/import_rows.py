@@ -103,7 +103,9 @@ def _read_instruction(config: Records, row: Row, keys: Keys) -> Instruction:
         while values[-1:] in ([None], [""]):  # a row of fewer options than others
             values.pop()
     options = read_options(values or read_column(dict(row), str(columns)))
-    lettered = {letter: " ".join(text.split()) for letter, text in options.lettered.items()}
+    lettered = {
+        letter: " ".join(text.split()) for letter, text in zip(options.lettered, options.bare, strict=True)
+    }
     if not all(lettered.values()):
         raise Misfit(f"an option of {[*lettered.values()]!r:.80} is empty", name="empty_option")
     if repeats := [text for text, times in Counter(lettered.values()).items() if times > 1]:

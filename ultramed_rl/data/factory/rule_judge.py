@@ -26,12 +26,15 @@ from ultramed_rl.learning.seeds import seeded_number
 LOW, HIGH = 1.0, 5.0
 NAME = "rules"
 _LETTERS = 4  # words of so many letters and more carry what a question is about
-_SENTENCE_END = re.compile(r"(?<=\w\w[.!?])\s+|(?<=[.!?])\s+(?=(?:The|It|I|So|Option)\b)|\n+")
+_SENTENCE_END = re.compile(
+    r"(?<=\w\w[.!?])\s+|(?<=[.!?])\s+(?=(?:The|It|I|So|Option)\b)|\n+"
+    r"|(?<=\w [A-Z][.!?])\s+(?=[A-Z])|(?<=\b[A-Z][.!?])\s+(?=[A-Z][.!?](?:\s|$))"
+)
 _LABEL = re.compile(r"\W*(?:option )?[A-Z][*)]*[.):]", re.IGNORECASE)  # opens a line that echoes an option
 # What two sentences may differ by and still be about the same: whether it holds, and of which option.
 _POLARITY = re.compile(
     r"\w|no|not|never|cannot|don|does|doesn|did|didn|isn|aren|wasn|true|false|correct|incorrect|yes|always|often|sometimes"
-    r"|rarely|may|might|can|could|will|would|should|must"
+    r"|rarely|maybe|perhaps|probably|surely|rather|or|may|might|can|could|will|would|should|must"
 )
 _SAME = 0.8  # of two sentences' different words, those in both
 
@@ -160,6 +163,7 @@ def find_fresh(sentences: Sequence[str]) -> list[bool]:
     for sentence in sentences:
         words = [word for word in read_words(sentence) if not _POLARITY.fullmatch(word)]
         about = frozenset(word.removesuffix("s") for word in words)
-        fresh.append(not any(about and len(about & one) >= _SAME * len(about | one) for one in before))
+        # Two of nothing else ("Yes.", then "No.") say the same too.
+        fresh.append(not any(len(about & one) >= _SAME * len(about | one) for one in before))
         before.append(about)
     return fresh

@@ -33,7 +33,7 @@ _LETTER = re.compile(r"(?P<letter>[A-Za-z])(?P<close>[)\]}\"'>]*)")
 _END = re.compile(
     r"\s*$| ?[.:](?!\w)|[.:](?=[A-Z][a-z]{2})|[,;!|\n]| ?- | ?= | ?[(\[]| ?/ ?[A-Z]\b|选项|项| &| (?:because|since"
     r"|as|given|due|for this|which|based|rather|instead|over|not|and|or|but|in this|it|this|the|so|here"
-    r"|remains|fits|matches|is left|oder|und|weil|ou|et|car|o|y|porque)\b| is (?:the |also )?(?:correct|right|best|most)\b"
+    r"|remains|fits|matches|is left|explains|accounts for|satisfies|meets|applies|oder|und|weil|ou|et|car|o|y|porque)\b| is (?:the |also )?(?:correct|right|best|most)\b"
 )
 _SMALL_END = re.compile(r"\s*$|[.:,;](?!\w)| (?:because|since)\b")
 _PRONOUN_END = re.compile(r"\s*$|[.:](?!\w)")

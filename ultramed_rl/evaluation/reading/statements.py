@@ -43,11 +43,11 @@ _MODAL = (
     rf"(?! {LACKING})|(?=(?:cannot|can't) be {LACKING})"
     r"|(?:is|was|are|remains|appears|seems|should|must|will|(?P<would>would)|(?:can|could) only|can be only"
     r"|(?:has|have|ought|needs|turns)(?= (?:to|got|out)\b))\b"
-    rf"(?:[ ,]+(?:{ADVERBS}|(?:to|be|have|going|got|out)\b))*,?)"
+    rf"(?:[ ,]+(?:{ADVERBS}|(?:to|be|have|going|got|out|appear|seem)\b))*,?)"
 )
 _NEGATED = rf"(?P<negated>not\b(?! (?:only|{LACKING})))?"
 _NOUN = re.compile(
-    r"(?<![A-Za-z])(?:(?P<answer>answers?|ans)|option|choice|selection|guess)"
+    r"(?<![A-Za-z])(?:(?P<answer>answers?|ans)|option|choice|selection|guess|(?:right|correct|best) one|one(?= (?:that|which)\b))"
     r"(?:[ _](?:choice|option|letter|idx|index|key|selection))?"
     r"(?:(?:,| -)? (?:to|for|of|among|in|from|given|based|considering) [^.\n:?!]{1,80}?(?:,| -)?"
     r"|(?P<clause> (?:that|which) [^.\n:?!,]{1,60}?)|,? (?:here|therefore|thus|then),?)?(?:\s?\([^()\n]{1,40}\))?"
@@ -59,19 +59,21 @@ _HEADING = re.compile(r"^[ #>-]*(?:(?:the|my|final|correct|best|right) )*answer[
 _CHOOSE = re.compile(
     r"(?:\b(?:I|we|We|[Ll]et me|[Ll]et's)(?:'d|'ll|'m| would| will| must| should| have to| am)?(?: also"
     r"| therefore| still| then)? |^|(?<=[.!?] )|\b(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore),? )(?i:choose"
-    r"|chose|choosing|picke?d?|picking|select(?:ed)?|go(?:ing)? with|opt for|settle on)\b:?",
+    r"|chose|choosing|picke?d?|picking|select(?:ed)?|go(?:ing)? with|opt for|settle on|lean(?:ing)? towards?|stand by"
+    r"|(?<=d )say)\b:?",
     re.MULTILINE,
 )
 _CONCLUDED = re.compile(
-    r"\b(?i:so|thus|hence|therefore|leaving|leaves|left with|elimination|(?:must|has to|(?:can|could) only) be|it's|it is"
-    r"|correction)\b"
+    r"\b(?i:so|thus|hence|therefore|leaving|leaves|left with|elimination|(?:must|should|has to|(?:can|could) only) be|it's|it is"
+    r"|correction|in (?:conclusion|summary|short)|no(?=,))\b"
     r"[,:]? (?i:(?:only|us with|me with|just|it's|it is|it must be) )?"
-    rf"(?=(?:{_MARK}[A-Z][)\]\"]*|(?i:yes|no|maybe))[.!]?(?:\n|\s?$))"
+    rf"(?=(?:{_MARK}[A-Z][)\]\"]*|(?i:yes|no|maybe))(?: it is)?[.!]?(?:\n|\s?$))"
 )
 # What these say stands against a doubt: "not A but C", "only C remains", "making C the only choice".
 _SURE = re.compile(
-    rf"\b[Nn]ot {_MARK}[A-Z][)\]\"]*,? (?:but|it's|it is)(?: rather)? (?={_MARK}[A-Z]\b)"
-    r"|\b[Oo]nly (?=(?:[Oo]ption |[Cc]hoice )?\(?[A-Z]\)? (?:remains|fits|is left|matches)\b)"
+    rf"(?:\b[Nn](?:ot|or)|n't|\bpas|\bnicht|\bno es) {_MARK}[A-Z][)\]\"]*,? (?:but|it's|it is|mais|sondern|sino)(?: rather)? (?={_MARK}[A-Z]\b)"
+    r"|(?<![Nn]ot )\b[Oo]nly (?=(?:[Oo]ption |[Cc]hoice )?\(?[A-Z]\)? (?:remains|fits|is (?:left|consistent|correct|right)|matches"
+    r"|explains|accounts for|satisfies|meets|applies)\b)"
     rf"|\b(?:making|leaving|makes) (?={_MARK}[A-Z]\b[^.\n]{{0,80}}? (?:as )?the (?:only|correct|best|right)\b)"
 )
 # Of a question for the exception; in any other, several are wrong, and "the wrong answer is B" is no answer.
@@ -124,7 +126,8 @@ _ALSO = re.compile(
 
 _BOX = re.compile(rf"{BOXED.pattern}|(?i:<(?:final_?)?answer>([^<]{{1,{LONGEST}}})</(?:final_?)?answer>)")
 _VERDICT = re.compile(
-    rf" (?:is|are|was|were)(?P<negated>n't| not)?(?: {ADVERBS})?(?: both)?(?: the| my)?"
+    rf" (?:is|are|was|were|(?P<would>would)|must|should|seems|appears)(?P<negated>n't| not)?(?: (?:to )?be)?(?: {ADVERBS})?"
+    r"(?: both)?(?: the| my)?"
     rf"(?P<odd> {_ODD_NOUN})?(?:(?(odd)|(?: (?:single|only|final|overall))*"
     r" (?:correct|right|best|answer|most (?:likely|appropriate|accurate|suitable))"
     r"(?P<noun> (?:possible )?(?:answer|choice|option))?(?: one| statement| diagnosis| fit)?))(?: too| as well)?"
@@ -196,7 +199,10 @@ def _verdicts(text: str) -> Iterator[Statement]:
         subject = clause if _LETTER_FIRST.match(clause) else sentence
         start = match.start() - len(subject)
         if (match["noun"] or _LETTER_FIRST.match(subject)) and not _is_doubted(text, start):
-            joins = _is_conditional(text, start) or bool(re.search(r"\b(?:also|too|as well)\b", match[0]))
+            conditional = _is_conditional(text, start)
+            if conditional and match["would"]:
+                continue
+            joins = conditional or bool(re.search(r"\b(?:also|too|as well)\b", match[0]))
             yield Statement(
                 start, subject, bool(match["negated"]), "odd" if match["odd"] else "verdict", joins
             )

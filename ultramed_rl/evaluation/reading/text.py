@@ -20,7 +20,8 @@ _PUNCTUATION = str.maketrans(
     | dict.fromkeys("“”„«»「」『』", '"')
     | dict.fromkeys("‐‑‒–−", "-")
     | dict.fromkeys("—―", " - ")
-    | {"。": ". ", "、": ",", "【": "[", "】": "]", "\x08": "\\b"}
+    | {"。": ". ", "、": ",", "【": "[", "】": "]", "\x08": "\\b", "→": "->"}
+    | dict.fromkeys("✅✓✔☑\ufe0f")
 )
 _FONT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathsf|mbox)\s*\{([^{}]*)\}")
 _MARKER = re.compile(r"<\|(?!im_start|start_header_id)[^|<>\n]{1,30}\|>|</?s>|<br ?/?>")

@@ -445,6 +445,9 @@ UNCLEAR = [
     "The answer is A. The answer is B. The answer is D. The answer is A. The answer is B. The answer is C.",
     "I would choose A.\nOption D is correct.\nThe best choice is A.\nBut B is the answer.\nSo, the answer is C.",
     "Rest helps.\nRest does not help.\nRest always helps.\nRest never helps.\nRest helps.\nThe answer is C.",
+    "Yes. No. Yes. Maybe. No. So, the answer is C.",
+    "A. B. D. A. B. C.",
+    "I choose A. No, B. Maybe D. Rather A. Surely B. Or C.",
     "Collagen needs it.\nCollagen does not need it.\n" * 3 + "So, the answer is C.",
 ]
 
