@@ -68,11 +68,11 @@ def test_each_measure_is_of_the_last_policy_against_its_start(tmp_path: Path) ->
 
 
 def test_a_run_that_ends_with_an_earlier_policy_is_measured_by_that(tmp_path: Path) -> None:
-    run = run_of(tmp_path, 1, 1.0)
-    (run.files.path / "verdict.json").write_text(json.dumps({"verdict": "rose", "round": 0}))
+    run = run_of(tmp_path, 1, -1.0, run__keep="best", run__keep_by="reward")
+    (run.files.path / "verdict.json").write_text(json.dumps({"verdict": "fell", "round": 0}))
     # After the first round: gain + 0.1 p.
-    assert seed_measures([run])[0].mean == pytest.approx(1.15)
-    assert seeds_to_json([run], [])["runs"][0]["verdict"] == "rose"
+    assert seed_measures([run])[0].mean == pytest.approx(-0.85)
+    assert seeds_to_json([run], [])["runs"][0]["verdict"] == "fell"
 
 
 def test_rewards_of_each_run_are_said_to_be_its_own(tmp_path: Path) -> None:
