@@ -152,6 +152,9 @@ The answer is D. Upward rotation is the correct movement.
 Answer: D. Upward rotation. Explanation: B. Oral zinc is used for diarrhoea.
 """,
     "contradiction": """
+I would say A. Or B.
+The answer is A. Or B.
+The answer is (A). Or (B)?
 The answer is B or D.
 The answer is both B and D.
 """,

@@ -68,6 +68,8 @@ _QUOTES = " \"'.,:"
 _PLACEHOLDERS = {"name", "none", "unknown", "notmentioned", "notgiven", "na", "idontknow", "cannotbedetermined"}  # fmt: skip
 _KEPT = re.compile(r"(?<=\d)[.,](?=\d)|[^\W_]|[+%<>=]")
 
+_OR = re.compile(r"(?<=\b[A-Z])([)\]]?)[.!?] Or (?=[(\[]?[A-Z]\b(?![\w'+-]))")  # "A. Or B." is one sentence
+
 
 def clean(text: str) -> str:
     """The text without thoughts, fonts and markers, in ASCII punctuation, single spaces, and no empty lines.
@@ -82,6 +84,7 @@ def clean(text: str) -> str:
     text = re.sub(r"(?<![-|])--+(?![-|>])", " - ", re.sub(r"\\[()\[\],;]|~", " ", text))
     text = re.sub(r"(?<![\\\w])boxed\{|\\fbox\{", r"\\boxed{", text)
     text = re.sub(r"[^\S\n]+", " ", "\n".join(text.splitlines()))
+    text = _OR.sub(r"\1 or ", text)
     return re.sub(r"^\* ", "- ", re.sub(r"\n\s+", "\n", text).strip(), flags=re.MULTILINE)
 
 
