@@ -30,7 +30,7 @@ from ultramed_rl.scheduling.pool import RanksLost
 from ultramed_rl.store import RunDirectory, RunReader
 from ultramed_rl.store.cards import model_card, write_card, write_policy_card
 from ultramed_rl.tracking import Progress, Tracker, render_rounds, watched
-from ultramed_rl.tracking.verdict import Verdict, kept_round, write_verdict
+from ultramed_rl.tracking.verdict import RunVerdict, kept_round, write_verdict
 from ultramed_rl.workers.online import OnlineWorkers
 from ultramed_rl.workers.sampling import sample_contrasts
 from ultramed_rl.workers.scorers import Judges, Scorers
@@ -45,7 +45,7 @@ class RunResult:
     directory: Path
     checkpoint: Checkpoint
     rounds: list[Metrics]
-    verdict: Verdict
+    verdict: RunVerdict
 
 
 def run(config: RunConfig, *, resume: bool = False) -> RunResult:

@@ -238,7 +238,7 @@ class OnlineRun:
         return next((policy for policy in reversed(self.policies) if policy.benchmarks), None)
 
     @cached_property
-    def verdict(self) -> verdict.Verdict | None:
+    def verdict(self) -> verdict.RunVerdict | None:
         """As verdict.json has it."""
         return verdict.run_verdict(self.files)
 
@@ -258,7 +258,7 @@ class OnlineRun:
         return [
             name
             for name in verdict.judges_of(self.files)
-            if any(verdict.Change.of(one.metrics, name) for one in self.rounds)
+            if any(verdict.MeasuredChange.of(one.metrics, name) for one in self.rounds)
         ]
 
     @property
@@ -282,7 +282,8 @@ class OnlineRun:
 
     def _changes_of(self, name: str) -> list[tuple[str | float, Interval]]:
         found = (
-            (self.policies[one.index + 1].label, verdict.Change.of(one.metrics, name)) for one in self.rounds
+            (self.policies[one.index + 1].label, verdict.MeasuredChange.of(one.metrics, name))
+            for one in self.rounds
         )
         return [(label, Interval(c.change, c.low, c.high)) for label, c in found if c is not None]
 

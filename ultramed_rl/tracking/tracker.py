@@ -21,7 +21,7 @@ from ultramed_rl.tracking.round_files import AnswerSample, Made, made_by_stage, 
 if TYPE_CHECKING:  # the command line tells of progress before it knows of configs
     from ultramed_rl.config.run import RunName, Tracking
     from ultramed_rl.store.work_directory import WorkDirectory
-    from ultramed_rl.tracking.verdict import Verdict
+    from ultramed_rl.tracking.verdict import RunVerdict
 
 Kind = Literal["step", "round", "evaluation", "data"]
 Mode = Literal["online", "offline"]
@@ -60,7 +60,7 @@ class Backend(Protocol):
     def log(self, kind: Kind, step: int, metrics: Mapping[str, float]) -> None: ...
     def show(self, samples: Sequence[AnswerSample], step: int) -> None: ...
     def keep(self, made: Sequence[Made]) -> None: ...
-    def judge(self, verdict: Verdict) -> None: ...
+    def judge(self, verdict: RunVerdict) -> None: ...
     def finish(self, failed: bool) -> None: ...
 
 
@@ -110,7 +110,7 @@ class Tracker:
                 self._attempt(backend, "show samples", partial(self._show, backend, folder, step), _SHOWN)
                 self._attempt(backend, "keep artifacts", partial(self._keep, backend, made), _SHOWN)
 
-    def judge(self, verdict: Verdict) -> None:
+    def judge(self, verdict: RunVerdict) -> None:
         """Tell how the run stands by reward and judges; where the reward rose and a judge fell, as an alert."""
         tell("verdict", **verdict.to_json())
         for backend in self._backends:
@@ -230,7 +230,7 @@ class WandbRun:
                     artifact.add_reference(uri, name=item.path.name, checksum=False)
                 self.run.log_artifact(artifact, aliases=[f"version-{item.version}", item.digest[:12]])
 
-    def judge(self, verdict: Verdict) -> None:
+    def judge(self, verdict: RunVerdict) -> None:
         self.run.summary.update({"verdict": verdict.outcome, "verdict_words": str(verdict)})
         if verdict.outcome == "over-optimised":
             self.run.alert(
@@ -290,7 +290,7 @@ class TensorboardEvents:
             text = _verbatim(json.dumps(lineage, indent=1))
             self.writer.add_text(f"lineage/{item.name}", text, item.version)
 
-    def judge(self, verdict: Verdict) -> None:
+    def judge(self, verdict: RunVerdict) -> None:
         self.writer.add_text("verdict", _verbatim(str(verdict)), verdict.round)
 
     def finish(self, failed: bool) -> None:

@@ -24,7 +24,7 @@ TOKEN_KL = 0.5  # nats a token from which on a policy has left its reference: it
 
 
 @dataclass(frozen=True)
-class Change:
+class MeasuredChange:
     """A measure's mean, and its change from the starting policy's with the paired 95 % interval, over `n` prompts or items."""
 
     mean: float
@@ -53,7 +53,7 @@ class Change:
         return f"{self.change:+.3f} (95 % interval {self.low:+.3f} to {self.high:+.3f}, wins {self.wins:.0%})"
 
 
-def decide(reward: Change, judges: Iterable[Change]) -> Outcome:
+def decide(reward: MeasuredChange, judges: Iterable[MeasuredChange]) -> Outcome:
     """The verdict, by intervals alone.
 
     over-optimised            the reward rose, a judge fell
@@ -73,13 +73,13 @@ def decide(reward: Change, judges: Iterable[Change]) -> Outcome:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RunVerdict:
     """A run's verdict after its last evaluated round, or after the one whose policy is kept."""
 
     outcome: Outcome
     round: int  # counted from 0: the policy is the one that it trained
-    reward: Change
-    judges: Mapping[str, Change]
+    reward: MeasuredChange
+    judges: Mapping[str, MeasuredChange]
     since: Mapping[str, int]  # of judges that have fallen: the first of the evaluations in a row that say so
     kinds: Mapping[str, str]  # the judges' types
     agreement: Mapping[str, float]  # of judges with the reward within prompts, where it is known
@@ -165,7 +165,7 @@ class Verdict:
 
 def give_verdict(
     rounds: Sequence[Metrics], judges: Mapping[str, str], at: int | None = None
-) -> Verdict | None:
+) -> RunVerdict | None:
     """The verdict of committed rounds' metrics.
 
     Args:
@@ -175,17 +175,17 @@ def give_verdict(
     Returns None where no such round was compared with the start.
     """
     rows = [row for row in rounds if at is None or row["round"] <= at]
-    compared = [row for row in rows if Change.of(row, REWARD) is not None]
+    compared = [row for row in rows if MeasuredChange.of(row, REWARD) is not None]
     if not compared or (at is not None and compared[-1]["round"] != at):
         return None
     last = compared[-1]
-    reward = Change.of(last, REWARD)
+    reward = MeasuredChange.of(last, REWARD)
     assert reward is not None
-    changes = {name: change for name in judges if (change := Change.of(last, name)) is not None}
+    changes = {name: change for name in judges if (change := MeasuredChange.of(last, name)) is not None}
     since = {name: index for name in changes if (index := _fallen_since(compared, name)) is not None}
     now = last.get("eval_length_mean", math.nan)
     kl = last.get("kl_to_reference", math.nan)
-    return Verdict(
+    return RunVerdict(
         decide(reward, changes.values()),
         int(last["round"]),
         reward,
@@ -203,14 +203,14 @@ def _fallen_since(rows: Sequence[Metrics], name: str) -> int | None:
     """The first of the last rounds in a row in which a judge had fallen; None where it has not in the last."""
     since = None
     for row in reversed(rows):
-        change = Change.of(row, name)
+        change = MeasuredChange.of(row, name)
         if change is None or change.sign >= 0:
             break
         since = int(row["round"])
     return since
 
 
-def run_verdict(run: RunReader) -> Verdict | None:
+def run_verdict(run: RunReader) -> RunVerdict | None:
     """The verdict on the policy that is a run's, by its files: of an unfinished run on the one that is so far."""
     rounds = [row for row in run.rounds if "round" in row]
     at = kept_round(run) if run.setting("run.keep") == "best" else None
@@ -228,7 +228,7 @@ def kept_round(run: RunReader) -> int:
     return len(run.rounds) - 1 if best is None else best
 
 
-def write_verdict(run: RunReader) -> Verdict | None:
+def write_verdict(run: RunReader) -> RunVerdict | None:
     """verdict.json in the run's folder, where there is a verdict; returns it."""
     verdict = run_verdict(run)
     if verdict is not None:
@@ -241,7 +241,7 @@ def write_verdict(run: RunReader) -> Verdict | None:
 def fallen_for(rounds: Sequence[Metrics], judges: Iterable[str], count: int) -> str | None:
     """A judge that has fallen in the last `count` evaluated rounds; None where there is none."""
     for name in judges:
-        changes = [change for row in rounds if (change := Change.of(row, name)) is not None]
+        changes = [change for row in rounds if (change := MeasuredChange.of(row, name)) is not None]
         if len(changes) >= count and all(change.sign < 0 for change in changes[-count:]):
             return name
     return None
@@ -250,6 +250,8 @@ def fallen_for(rounds: Sequence[Metrics], judges: Iterable[str], count: int) -> 
 def best_round(rounds: Sequence[Metrics], by: str) -> int | None:
     """The evaluated round whose policy the reward, or this judge, rates highest; of equal ones the first."""
     rated = [
-        (change.mean, -int(row["round"])) for row in rounds if (change := Change.of(row, by)) is not None
+        (change.mean, -int(row["round"]))
+        for row in rounds
+        if (change := MeasuredChange.of(row, by)) is not None
     ]
     return -max(rated)[1] if rated else None

@@ -20,7 +20,7 @@ from ultramed_rl.config import RunConfig, parse_config
 from ultramed_rl.store import RunDirectory, RunReader
 from ultramed_rl.tracking import Progress, Tracker, console, render_rounds
 from ultramed_rl.tracking.tracker import Backend
-from ultramed_rl.tracking.verdict import Verdict, give_verdict
+from ultramed_rl.tracking.verdict import RunVerdict, give_verdict
 
 KEY = "0123456789abcdef" * 2 + "deadbeef"  # as long as a real one
 
@@ -159,7 +159,7 @@ def test_a_broken_wandb_is_one_warning(
     assert [row["step_index"] for row in rows_of(store)] == [0, 1, 2]
 
 
-def verdict_of(low: float, high: float, **judges: float) -> Verdict:
+def verdict_of(low: float, high: float, **judges: float) -> RunVerdict:
     """After one round: the reward's interval, and the middle of each judge's."""
     row = {"round": 0.0, "eval_change": (low + high) / 2, "eval_change_low": low, "eval_change_high": high}
     for name, value in judges.items():

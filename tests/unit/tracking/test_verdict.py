@@ -16,7 +16,7 @@ from ultramed_rl.config import parse_config
 from ultramed_rl.kinds import KINDS
 from ultramed_rl.store import RunDirectory, RunReader
 from ultramed_rl.tracking.verdict import (
-    Change,
+    MeasuredChange,
     best_round,
     decide,
     fallen_for,
@@ -31,9 +31,9 @@ TYPES = {"near": "likeness", "skill": "rule"}
 Bounds = tuple[float, float]
 
 
-def change(bounds: Bounds, mean: float = 0.0) -> Change:
+def change(bounds: Bounds, mean: float = 0.0) -> MeasuredChange:
     low, high = bounds
-    return Change(mean, (low + high) / 2, low, high, 48, 0.5)
+    return MeasuredChange(mean, (low + high) / 2, low, high, 48, 0.5)
 
 
 def row(index: int, reward: Bounds = UP, **judges: Bounds) -> dict[str, float]:
