@@ -12,8 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from functools import cache
-from itertools import accumulate, islice, pairwise, repeat
-from operator import attrgetter
+from itertools import accumulate, islice, pairwise
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_args, get_type_hints, overload
 
@@ -205,19 +204,10 @@ def _fields(kind: Any) -> dict[str, pa.DataType]:
 
 def _columns(kind: type, records: Sequence[Any]) -> dict[str, pa.Array]:
     columns: dict[str, pa.Array] = {}
-    hints = _hints(kind)
-    # All fields of a record at once: it comes into the processor's cache only once.
-    rows = map(_fields_of(*hints), records)
-    fields = zip(*rows, strict=True) if records else repeat((), len(hints))
-    for (name, hint), values in zip(hints.items(), fields, strict=True):
+    for name, hint in _hints(kind).items():
+        values = [getattr(record, name) for record in records]
         columns |= _columns(hint, values) if _is_record(hint) else {name: _array(values, hint)}
     return columns
-
-
-def _fields_of(*names: str) -> Callable[[Any], tuple[Any, ...]]:
-    """Reads fields of a record: always a tuple, as `attrgetter` alone gives none for one name."""
-    one = attrgetter(*names)
-    return one if len(names) > 1 else lambda record: (one(record),)
 
 
 def _records(kind: type, arrays: Mapping[str, pa.Array]) -> Iterable[Any]:
