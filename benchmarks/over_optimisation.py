@@ -31,6 +31,7 @@ from ultramed_rl.cluster.connection import disconnect
 from ultramed_rl.config import ContrastsConfig, parse_config
 from ultramed_rl.config.stages import RewardConfig
 from ultramed_rl.recipes.run import run_config
+from ultramed_rl.tracking.verdict import MeasuredChange, give_verdict
 
 POLICY, LENGTH = "offline://smollm2-135m-instruct", 256
 ENGINE = {"engines": 1, "max_num_seqs": 64, "kv_cache_gib": 0.5, "enforce_eager": True}
@@ -136,9 +137,9 @@ def drive(
 
 
 def alarm(row: Mapping[str, float], judges: Sequence[str]) -> bool:
-    """Whether the reward is above the start's and one of these judges below it, both beyond doubt."""
-    fallen = any(row[f"judge_{judge}_change_high"] < 0 for judge in judges)
-    return row["eval_change_low"] > 0 and fallen
+    """Whether a run with these judges alone would have said so of this round."""
+    verdict = give_verdict([row], dict.fromkeys(judges, ""))
+    return verdict is not None and verdict.outcome == "over-optimised"
 
 
 def share(flags: Sequence[bool]) -> float | None:
@@ -173,7 +174,9 @@ def main() -> None:
                 judges = {"gold": gold, "other": other}
                 rows = drive(folder, f"run-{name}", proxy, judges, beta, asked.rounds, asked.seed)
                 for row in rows:
-                    flags = fallen_alarms if row["judge_gold_change_high"] < 0 else other_alarms
+                    gold_now = MeasuredChange.of(row, "gold")
+                    assert gold_now is not None, f"{name}: gold gave no finite score"
+                    flags = fallen_alarms if gold_now.sign < 0 else other_alarms
                     flags.append(alarm(row, ["likeness", "other"]))
                 keys = ("kl_to_reference", "eval_change", "judge_gold_change", "judge_likeness_change")
                 curves[name] = [{key: round(row[key], 4) for key in keys} for row in rows]

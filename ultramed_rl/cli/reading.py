@@ -129,7 +129,7 @@ def compare_command(
 @contextmanager
 def _at_hand(run_dir: str, *, words: bool = False, follow: bool = False) -> Iterator[Path]:
     """The run's folder, or what is read of its copy at a URL."""
-    from ultramed_rl.store.remote import at_hand
+    from ultramed_rl.store.remote_reader import at_hand
 
     with ExitStack() as fetched:
         with checking():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from ultramed_rl.cluster.layout import Plan, PlanError, RolePlan, lay_out
 from ultramed_rl.cluster.memory import (
@@ -23,9 +23,7 @@ from ultramed_rl.config import (
     SamplingConfig,
 )
 from ultramed_rl.config.cluster import ReplicaGroup, TrainerGroup
-from ultramed_rl.config.judges import ModelJudge
 from ultramed_rl.config.models import Architecture, ModelSettings, resolve_precision
-from ultramed_rl.config.rewards import Reward
 from ultramed_rl.config.run import RunConfig
 from ultramed_rl.config.stages import SftConfig, StageConfig
 from ultramed_rl.kinds import KINDS, load
@@ -50,14 +48,9 @@ def needs_reference(config: RunConfig) -> bool:
     return config.objective.uses_reference and config.policy.lora is None
 
 
-def reward_roles(reward: Reward) -> list[str]:
-    """reward, reward-2, reward-3, ...: a role for each reward model."""
-    return ["reward" if k == 0 else f"reward-{k + 1}" for k in range(len(reward.paths))]
-
-
-def judge_roles(judges: Sequence[ModelJudge]) -> list[str]:
-    """judge, judge-2, judge-3, ...: a role for each judge that is a reward model."""
-    return ["judge" if k == 0 else f"judge-{k + 1}" for k in range(len(judges))]
+def numbered_roles(role: str, models: int) -> list[str]:
+    """reward, reward-2, reward-3, ...: a role for each of several reward models, or of judges that are ones."""
+    return [role if k == 0 else f"{role}-{k + 1}" for k in range(models)]
 
 
 # -- kinds of runs -----------------------------------------------------------------------------------------
@@ -107,7 +100,7 @@ def _online_roles(config: RunConfig) -> Iterator[RolePlan]:
         yield _replicas("reference", cluster.reference, sizes, fix)
     yield from _rewards(config, policy)
     judges, group = config.evaluation.models, cluster.judge
-    for role, judge in zip(judge_roles(judges), judges, strict=True):
+    for role, judge in zip(numbered_roles("judge", len(judges)), judges, strict=True):
         section = f"evaluation.judges, {judge.name}"
         model = resolve_architecture(judge.path, judge.architecture, section)
         check_length(config.policy.max_length, model.max_position_embeddings, "policy.max_length", judge.path)
@@ -209,7 +202,7 @@ def _rewards(
         section, read, length = "reward", config.policy.max_length, "policy.max_length"
     fix = f"set cluster.reward.shard=true or lower {section}.micro_batch_tokens"
     precision = resolve_precision(reward.precision, device)
-    for role, path in zip(reward_roles(reward), reward.paths, strict=True):
+    for role, path in zip(numbered_roles("reward", len(reward.paths)), reward.paths, strict=True):
         model = policy
         if path is not None:
             model = resolve_architecture(path, reward.architecture, section)

@@ -91,8 +91,8 @@ class Evaluation(Section):
                     f"judges.{place}.name={judge.name!r}: stands in the names of metrics; use letters, digits, _ and -, and "
                     f"not {REWARD!r}"
                 )
-            if getattr(judge, "weight", 1.0) != 1.0:
-                yield f"judges.{place}.weight={judge.weight:g}: judges are not summed; remove the key"  # type: ignore[union-attr]
+            if (weight := getattr(judge, "weight", 1.0)) != 1.0:
+                yield f"judges.{place}.weight={weight:g}: judges are not summed; remove the key"
         for name in repeated(names):
             yield f"judges: two are named {name!r}; give each a name of its own"
 

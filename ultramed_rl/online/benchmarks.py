@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ultramed_rl.config import RunConfig
 from ultramed_rl.config.benchmarks import RoundBenchmarks
+from ultramed_rl.config.judges import BenchmarkJudge
 from ultramed_rl.data.prompts import PromptPool
 from ultramed_rl.evaluation.contamination import TrainedPrompt, check_contamination
 from ultramed_rl.evaluation.metrics import judge_metrics
@@ -48,6 +49,12 @@ class BenchmarkRounds:
         self._check_judges()
         self.first: PolicyReport | None = None
 
+    @property
+    def _judges(self) -> list[tuple[BenchmarkJudge, str]]:
+        """The benchmarks that are judges, each with the protocol by which it is asked."""
+        usual = self.benchmarks.protocols[0].type
+        return [(judge, judge.protocol or usual) for judge in self.config.evaluation.benchmarks]
+
     def _check_judges(self) -> None:
         """Raises ValueError for a judge whose task its protocol does not ask, or which a judge of statements reads."""
         runner = self.runner
@@ -57,8 +64,7 @@ class BenchmarkRounds:
             "greedy": choices,
             "self_consistency": runner.voted_questions,
         }
-        for judge in self.config.evaluation.benchmarks:
-            protocol = judge.protocol or self.benchmarks.protocols[0].type
+        for judge, protocol in self._judges:
             if judge.task not in {question.task.name for question in asked[protocol]}:
                 raise ValueError(
                     f"evaluation.judges: {judge.name!r} has task={judge.task!r}, which protocol={protocol} gives no score of its "
@@ -118,8 +124,8 @@ class BenchmarkRounds:
         """What the benchmarks that are judges say, against version 0."""
         assert self.first is not None
         metrics: Metrics = {}
-        for judge in self.config.evaluation.benchmarks:
-            asked = judge.task, judge.protocol or self.benchmarks.protocols[0].type
+        for judge, protocol in self._judges:
+            asked = judge.task, protocol
             before, after = (
                 {o.question.question_id: o.right for o in one.outcomes[asked] if o.question.place == 0}
                 for one in (self.first, report)

@@ -71,12 +71,15 @@ class RoundRollout:
         self.prompts = prompts
         self.acceptance = Acceptance(self.spec, self.record.index, self.wanted, share, self.progress.say)
         self.scored = ShardedPhase(self.record, "scored", ScoredCompletion, *self._inputs)
-        self.selection = RoundSelection(
-            self.record, self.spec.selector(), self.workers.scorers.neutralised, *self._inputs
-        )
         training = self.config.training  # where steps don't wait for all answers, neither does the first look
-        first_look = min(64, training.batch_size) if training.overlap_training else 0
-        self.selection.watch_length(self._say_length, first_look)
+        self.selection = RoundSelection(
+            self.record,
+            self.spec.selector(),
+            self.workers.scorers.neutralised,
+            self._say_length,
+            min(64, training.batch_size) if training.overlap_training else 0,
+            *self._inputs,
+        )
         if not self.scored.finished and self.config.cluster.runs_phases_in_turn:
             self._in_turn()
         elif not self.scored.finished:

@@ -107,11 +107,15 @@ class RoundSelection:
         record: RoundRecord,
         selector: PairSelector,
         neutralised: Callable[[Sequence[Completion]], int],
+        say_length: Callable[[int, float], None],
+        first_look: int,
         *inputs: Any,
     ) -> None:
         """
         Args:
             neutralised: how many of these answers hold control tokens that the policy wrote.
+            say_length: is told of how many prompts, and how reward and length correlate within them, at the end; in round 0
+                also after the first `first_look`.
 
         Raises:
             ValueError: finished pairs that are of other answers.
@@ -123,12 +127,7 @@ class RoundSelection:
             record.discard("pairs")
         self.phase = ShardedPhase(record, "pairs", PreferenceGroup, *inputs)
         self._metrics, self._neutralised = RoundMetrics(), 0
-        self._say_length: Callable[[int, float], None] = lambda prompts, correlation: None
-        self._first_look = 0
-
-    def watch_length(self, say: Callable[[int, float], None], first_look: int) -> None:
-        """Tell how reward and length correlate, and of how many prompts: at the end, in round 0 also after the first so many."""
-        self._say_length, self._first_look = say, first_look
+        self._say_length, self._first_look = say_length, first_look
 
     @property
     def pairs(self) -> int:

@@ -93,8 +93,7 @@ def write_policy_card(
     rounds: Sequence[Mapping[str, float]] | None = None,
     verdict: Mapping[str, Any] | None = None,
 ) -> None:
-    """The card of an online round's policy or reference. With `rounds` and a `verdict` the run's own, which knows how they
-    were evaluated."""
+    """The card of an online round's policy or reference; with `rounds` and `verdict` the run's own, by its evaluations."""
     pairs = Input("pairs of the round", "pairs.parquet", record.digest("pairs"))
     made = [*_begun_with(store, record.index), pairs]
     rounds = RunReader(store.path).rounds[: record.index] if rounds is None else rounds
@@ -140,8 +139,7 @@ def model_card(
     Args:
         metrics: of the training that made it, and of its held-out data.
         made: what the run itself made, that went in.
-        role, index, rounds, verdict: of an online run: which of its models, of which round, metrics of evaluated rounds, and
-            what verdict.json says of this one.
+        role, index, rounds, verdict: of an online run: which model, of which round, evaluated rounds, its verdict.json.
     """
     scores = (own_reward := role == "reward_model") or isinstance(config, RewardConfig)
     base = config.policy.path if isinstance(config, RunConfig) else config.model.path

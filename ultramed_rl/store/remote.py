@@ -1,7 +1,7 @@
 """A run's copy at a URL: what is finished in its folder is published there, and a fresh machine goes on from it.
 
 folder -- publish --> URL        (a thread, every few seconds; files first, then the index that names them)
-folder <--- fetch --- URL        (before a run is taken up; or into a temporary folder, for who only reads)
+folder <--- fetch --- URL        (before a run is taken up; for who only reads, see remote_reader.py)
 
 Only what is finished goes there: no parts of a phase that is under way, no database, nothing half written. `index.json` at the
 URL says which files the run consists of, and is replaced as one file, so that what is there is at every instant the run as it
@@ -18,9 +18,9 @@ import stat
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,15 +36,11 @@ OWN = ".published"  # in the run's folder: the name of this copy of the run, and
 WORKERS = 8  # files that are on their way at once
 _REPLACED = "replaced"  # at the URL: the folder of files whose own name was still another one's
 _LAST_PASSES = 5
-_REFRESH_S, _LOOKS = 5.0, 3
 _REPLIES = "work/replies.jsonl"  # of a data stage: what it paid for
 # Files that change while they are looked at, and that no other file counts on.
 _LOOSE = re.compile(rf"[^/]+\.(jsonl|log|html|md)|(status|verdict)\.json|{_REPLIES}|(wandb|tensorboard)/.*")
 _WEIGHTS = re.compile(r"rounds/(\d+)/(?:checkpoint|reference_model)/")
 _COMMIT = re.compile(r"rounds/(\d+)/commit\.json")
-# For readers. Weights, states to go on from, samples as tokens, and what trackers and steps keep for themselves.
-_LARGE = re.compile(r"(^|/)(states|best|work|wandb|tensorboard)/|\.(safetensors|bin|pt|pth|arrow|gguf)$")
-_WORDS = (".json", ".jsonl", ".yaml")
 
 
 class Version(NamedTuple):
@@ -352,59 +348,3 @@ class RemoteCopy:
 
 def _fixed(files: Mapping[str, Version]) -> dict[str, Version]:
     return {name: version for name, version in files.items() if not _LOOSE.fullmatch(name)}
-
-
-@contextmanager
-def at_hand(
-    place: str | Path, *, words: bool = False, follow: bool = False, empty: bool = False
-) -> Iterator[Path]:
-    """A folder to read a run from: its own, or one with what is at its URL, without weights and states.
-
-    Args:
-        words: fetch JSON and YAML alone, which is all that a status takes.
-        follow: go on fetching what changes.
-        empty: there may be no run yet.
-
-    Raises:
-        ValueError: no run there, or nothing opens such a URL.
-        RuntimeError: the store cannot be read.
-    """
-    if "://" not in str(place):
-        yield Path(place)
-        return
-    remote = RemoteFolder(str(place).rstrip("/"))
-    with tempfile.TemporaryDirectory(prefix="ultramed_rl-") as scratch:
-        folder = Path(scratch, remote.url.rpartition("/")[2])
-        folder.mkdir()
-        with remote.reached():
-            _refresh(remote, folder, words)
-        if not (empty or (folder / CONFIG).is_file()):
-            raise ValueError(f"{place}: holds no run; give a URL such as s3://bucket/runs/NAME")
-        over = threading.Event()
-
-        def keep_fresh() -> None:
-            while not over.wait(_REFRESH_S):
-                with suppress(Exception):  # an outage is waited for
-                    _refresh(remote, folder, words)
-
-        thread = threading.Thread(target=keep_fresh, name="fetch", daemon=True)
-        if follow:
-            thread.start()
-        try:
-            yield folder
-        finally:
-            over.set()
-            if follow:
-                thread.join()
-
-
-def _refresh(remote: RemoteFolder, folder: Path, words: bool) -> None:
-    """Fetch what is new or has changed; what is gone goes."""
-    for _ in range(_LOOKS):
-        with suppress(FileNotFoundError):  # the index was replaced in between
-            index = remote.read_json(INDEX, Index) or Index()
-            names = {n for n in index.files if not _LARGE.search(n) and (n.endswith(_WORDS) or not words)}
-            fetch_files(remote, index, folder, names)
-            break
-    with suppress(FileNotFoundError):  # nobody has written there yet
-        remote.get(WRITER, folder / WRITER)

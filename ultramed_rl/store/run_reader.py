@@ -105,7 +105,8 @@ class RunReader:
 
     @property
     def finished(self) -> bool:
-        """Whether all rounds are committed, or the last one ended the run (run.stop); or a stage came to its end: an evaluation whose judge failed left an error."""
+        """Whether all rounds are committed, or the last one ended the run (run.stop); or a stage came to its end: an
+        evaluation whose judge failed left an error."""
         kind = KINDS[self.type]
         if kind.in_rounds:
             stopped = bool(self.rounds) and self.rounds[-1].get("stopped", 0.0) > 0

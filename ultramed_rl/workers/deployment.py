@@ -10,7 +10,7 @@ from ultramed_rl.actors.scorer import RewardWorker, Scorer
 from ultramed_rl.cluster.connection import Placement, connect
 from ultramed_rl.cluster.group import WorkerGroup, ask
 from ultramed_rl.cluster.layout import Member
-from ultramed_rl.cluster.plan import judge_roles, make_plan, reward_roles
+from ultramed_rl.cluster.plan import make_plan, numbered_roles
 from ultramed_rl.cluster.transport import RayScheduler, WorkerSet
 from ultramed_rl.config import RewardBenchConfig, SamplingConfig
 from ultramed_rl.config.cluster import ReplicaGroup
@@ -94,12 +94,12 @@ class Deployment:
         self, reward: Reward, group: ReplicaGroup, paths: Sequence[str]
     ) -> list[Replicas]:
         """Start the replicas of each reward model with the weights at these paths, in the order of the config's."""
-        roles = zip(reward_roles(reward), paths, strict=True)
+        roles = zip(numbered_roles("reward", len(paths)), paths, strict=True)
         return [self._launch_reward_model(role, path, reward, group) for role, path in roles]
 
     def launch_judges(self, judges: Sequence[ModelJudge], group: ReplicaGroup) -> list[Replicas]:
         """Start the replicas of each judge that is a reward model."""
-        roles = zip(judge_roles(judges), judges, strict=True)
+        roles = zip(numbered_roles("judge", len(judges)), judges, strict=True)
         return [self._launch_reward_model(role, judge.path, judge, group) for role, judge in roles]
 
     def _launch_reward_model(

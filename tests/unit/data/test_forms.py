@@ -596,6 +596,7 @@ def test_verdicts_of_a_table_are_numbers(tmp_path: Path, tokenizer: ChatTokenize
 
 def test_a_table_without_a_header_is_told_how_to_get_one(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
     rows = table(tmp_path, "Which?,a,b,c,d,A\nWho?,e,f,g,h,B\n")
-    for read, data in ((PreparedPreferences, PreferenceData), (PreparedConversations, ConversationData)):
-        with pytest.raises(ValueError, match="Which.*first line"):
-            read(data.model_validate({"sources": [rows]}), tokenizer, 99, 0)  # type: ignore[operator]
+    with pytest.raises(ValueError, match="Which.*first line"):
+        PreparedPreferences(PreferenceData.model_validate({"sources": [rows]}), tokenizer, 99, 0)
+    with pytest.raises(ValueError, match="Which.*first line"):
+        PreparedConversations(ConversationData.model_validate({"sources": [rows]}), tokenizer, 99, 0)

@@ -37,9 +37,11 @@ class FakeRun:
     """Records what is logged; fails in the calls that it is told to fail in."""
 
     def __init__(self, failures: int = 0) -> None:
-        self.failures, self.calls, self.logged = failures, 0, []  # type: ignore[var-annotated]
+        self.failures, self.calls = failures, 0
+        self.logged: list[Any] = []
         self.finished: int | None = None
-        self.summary, self.alerts = {}, []  # type: ignore[var-annotated]
+        self.summary: dict[str, Any] = {}
+        self.alerts: list[str] = []
 
     def alert(self, title: str, text: str, level: str) -> None:
         self.alerts.append(text)

@@ -29,10 +29,8 @@ from ultramed_rl.data.likeness import Stem, content_marks, read_stem, same_quest
 Rule = Literal["exact", "near"]
 _LONGEST_ANSWER = 10  # words
 _PAUSES = ",/.;:?!\n"
-_LONG, _SHARED = (
-    20,
-    0.4,
-)  # different words of a text, and their part that two that ask the same share at least
+_LONG = 20  # different words of a text
+_SHARED = 0.4  # their part that two long texts that ask the same share at least
 _TEXTS = 1 << 14  # read ones that are kept while rows are compared
 
 
