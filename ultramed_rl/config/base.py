@@ -18,7 +18,10 @@ _KEPT = (
     "its address holds {part}, which config.yaml would keep; leave it out and let the environment have it: token_env "
     "and api_key_env name a variable, object stores read their own (AWS_SECRET_ACCESS_KEY)"
 )
-LONGEST_LINE = 400  # characters of one problem
+LONGEST_PROBLEM = (
+    440  # characters, without its file: how long a path is must not decide what of a fix is shown
+)
+LONGEST_LINE = LONGEST_PROBLEM + 200
 MOST_PROBLEMS = 20
 
 

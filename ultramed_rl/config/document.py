@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from ultramed_rl.config.base import LONGEST_LINE, ConfigError, shorten, show
+from ultramed_rl.config.base import LONGEST_PROBLEM, ConfigError, shorten, show
 
 MOST_CHARACTERS = 2**18
 MOST_VALUES = 10_000  # with what aliases repeat
@@ -251,7 +251,7 @@ class Document:
             where = f"line {line}" if line else ""
         end = f" ({where})" if where else ""
         problem = shorten(key, _LONGEST_KEY) + problem[len(key) :]
-        return shorten(f"{shorten(self.name, _LONGEST_NAME)}: {problem}", LONGEST_LINE - len(end)) + end
+        return f"{shorten(self.name, _LONGEST_NAME)}: {shorten(problem, LONGEST_PROBLEM)}{end}"
 
     def _line(self, key: str) -> int:
         """The line of a key, or of the nearest one above it; what a recipe's stage doesn't say itself, it shares."""

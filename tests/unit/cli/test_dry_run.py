@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from tests.tiny import make_policy, make_questions, make_reward, tiny_run
 from ultramed_rl.cli import app
+from ultramed_rl.config.base import LONGEST_LINE
 
 SHAPE = dict.fromkeys(
     ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "vocab_size"), 64
@@ -54,7 +55,7 @@ def refused(path: Path, command: str = "run", *arguments: str) -> str:
     found = CliRunner().invoke(app, [command, str(path), "--dry-run", *arguments])
     assert found.exit_code == 2, found.output
     line = found.stderr.splitlines()[-1]
-    assert len(line) <= 400 and line.startswith(f"{path}: ")
+    assert len(line) <= LONGEST_LINE and line.startswith(f"{path}: ")
     return line.removeprefix(f"{path}: ")
 
 
@@ -388,7 +389,7 @@ def test_a_run_that_goes_on_may_have_lost_what_it_read(tmp_path: Path) -> None:
 def test_a_models_config_that_is_none_is_told_with_its_key(
     tmp_path_factory: pytest.TempPathFactory, content: str
 ) -> None:
-    folder = tmp_path_factory.mktemp("m")  # short: a line has 400 characters, and the path stands twice in it
+    folder = tmp_path_factory.mktemp("m")  # short: a line has an end, and the path stands twice in it
     path = write(folder)
     (folder / "policy" / "config.json").write_text(content)
     said = refused(path)

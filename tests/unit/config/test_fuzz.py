@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ultramed_rl.cli.runs import plan_command
+from ultramed_rl.config.base import LONGEST_LINE
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -271,7 +272,7 @@ def test_no_mutation_gives_a_traceback_or_takes_long(tmp_path: Path) -> None:
         lines = told.splitlines()
         assert 1 <= len(lines) <= 21 and said == ""
         for line in lines:
-            assert len(line) <= 400 and line.isprintable(), line
+            assert len(line) <= LONGEST_LINE and line.isprintable(), line
             assert line.startswith((f"{path}: ", "and ", "override ")), line
         assert any(mutant.key in line or "(line " in line for line in lines), lines
 

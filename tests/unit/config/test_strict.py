@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from tests.tiny import tiny_run
 from ultramed_rl.cli import app
 from ultramed_rl.config import ConfigError, dump_config, load_any, load_config, parse_config
-from ultramed_rl.config.document import YamlProblem, read_yaml
+from ultramed_rl.config.base import LONGEST_LINE
+from ultramed_rl.config.document import Document, YamlProblem, read_yaml
 from ultramed_rl.config.recipe import load_recipe
 
 HERE = "PLACE-OF-THE-VALUE"
@@ -48,8 +49,17 @@ def problem(path: Path, *overrides: str) -> str:
     with pytest.raises(ConfigError) as caught:
         load_any(path, overrides)
     (line,) = caught.value.problems
-    assert len(line) <= 400 and line.isprintable()
+    assert len(line) <= LONGEST_LINE and line.isprintable()
     return line
+
+
+def test_how_long_a_path_is_decides_nothing_of_what_is_said() -> None:
+    problem = "cluster.device_memory_gib=10 per GPU: " + "too little; " * 33 + "raise it"
+    told = {
+        Document("/" + "folder/" * depth + "my.yaml", {}).tell(problem).split(": ", 1)[1]
+        for depth in (1, 20, 400)
+    }
+    assert told == {problem}
 
 
 # -- values ------------------------------------------------------------------------------------------------
@@ -145,7 +155,11 @@ def test_a_long_value_is_not_echoed(tmp_path: Path) -> None:
     for value in ("x" * 100_000, '"' + "\\n" * 50_000 + '"', "\U0001f600" * 25_000):
         path, line = write(tmp_path, "run.name", value)
         said = problem(path)
-        assert len(said) <= 400 and said.startswith(f"{path}: run.name=") and said.endswith(f"(line {line})")
+        assert (
+            len(said) <= LONGEST_LINE
+            and said.startswith(f"{path}: run.name=")
+            and said.endswith(f"(line {line})")
+        )
 
 
 def test_a_key_that_was_meant_to_be_named_is_not_echoed(tmp_path: Path) -> None:
