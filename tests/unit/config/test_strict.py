@@ -54,7 +54,7 @@ def problem(path: Path, *overrides: str) -> str:
 
 
 def test_how_long_a_path_is_decides_nothing_of_what_is_said() -> None:
-    problem = "cluster.device_memory_gib=10 per GPU: " + "too little; " * 33 + "raise it"
+    problem = "cluster.device_memory_gib=10 per GPU: " + "too little; " * 30 + "raise it"
     told = {
         Document("/" + "folder/" * depth + "my.yaml", {}).tell(problem).split(": ", 1)[1]
         for depth in (1, 20, 400)
