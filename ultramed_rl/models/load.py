@@ -43,7 +43,8 @@ class PolicyModel(nn.Module):
         self.lm: Any = causal_lm
         self.vocab_size: int = decoder_config(self.lm.config).vocab_size
         if is_packed(causal_lm):
-            _let_head_take_targets(self.lm.get_output_embeddings(), self.vocab_size)
+            cap = getattr(decoder_config(self.lm.config), "final_logit_softcapping", None)
+            _let_head_take_targets(self.lm.get_output_embeddings(), self.vocab_size, cap)
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """-> [N] fp32 logprobs of the batch's answer tokens, answer after answer."""
@@ -58,19 +59,23 @@ class PolicyModel(nn.Module):
         return token_logprobs(logits, batch.targets, lambda chosen: chosen, self.vocab_size)
 
 
-def _let_head_take_targets(head: Any, vocab_size: int) -> None:
-    """Called with targets besides hidden states, a head gives their logprobs instead of logits.
+def _let_head_take_targets(head: Any, vocab_size: int, cap: float | None) -> None:
+    """Called with targets besides hidden states, a head gives their logprobs instead of logits; of logits that are capped
+    where the model's are.
 
     All parts of `token_logprobs` are then within one call. ZeRO-3 gathers a module's weights for each of its calls, which
     must be the same on all ranks, and as many as in the pass before, or it forgets what to fetch ahead.
     """
     logits = head.forward
 
+    def capped(hidden: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(logits(hidden) / cap) * cap
+
     def forward(hidden: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
         if targets is None:
             plain: torch.Tensor = logits(hidden)
             return plain
-        return token_logprobs(hidden, targets, logits, vocab_size)
+        return token_logprobs(hidden, targets, capped if cap else logits, vocab_size)
 
     head.forward = forward
 
