@@ -108,6 +108,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 16,
         "first_k_dense_replace": 1,
     },
+    "gpt_oss": {
+        **_WIDTHS,
+        "head_dim": 8,
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    },
     "phimoe": {**_WIDTHS, "num_local_experts": 4, "num_experts_per_tok": 2},
     "gpt2": {
         "vocab_size": 259,

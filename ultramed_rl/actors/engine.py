@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ultramed_rl.actors.deepspeed_setup import EngineSpec, deepspeed_config
+from ultramed_rl.models.files import text_model
 from ultramed_rl.models.load import ADAPTER_FOLDER, PolicyModel, RewardModel, save_model
 from ultramed_rl.models.lora import (
     adapter_parameters,
@@ -56,8 +57,12 @@ class Engine:
         self.spec = spec
         if (head := module.lm.get_output_embeddings()) is not None:
             set_z3_leaf_module(head, True)  # it is called once a pass, and with it its adapters are gathered
-        if spec.training.gradient_checkpointing:
-            module.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        for block in module.lm.modules():
+            if hasattr(
+                block, "experts"
+            ):  # which of them are called, and in what order, is not the same on all ranks
+                set_z3_leaf_module(block, True)
+        checkpoint_layers(module.lm, spec.training.gradient_checkpointing)
         trainable = [p for p in module.parameters() if p.requires_grad]
         decay = spec.training.weight_decay
         constants: dict[str, Any] = {"lr": 0.0, "betas": (0.9, 0.95), "weight_decay": decay}
@@ -68,7 +73,7 @@ class Engine:
         else:
             optimizer = torch.optim.AdamW(trainable, fused=True, **constants)
         self.backend, *_ = deepspeed.initialize(
-            model=module, optimizer=optimizer, config=deepspeed_config(spec)
+            model=module, optimizer=optimizer, config=deepspeed_config(spec, module.lm)
         )
         if spec.group.zero_stage < 2:
             for parameter in trainable:
@@ -76,8 +81,29 @@ class Engine:
         self.module: PolicyModel | RewardModel = self.backend.module
         self.device = torch.device(spec.device)
         self.skipped_steps = 0
+        self._host_sums: list[
+            torch.Tensor
+        ] = []  # float32 gradients of this rank's part, see `_keep_in_float32`
         self._begun: torch.Tensor | None = None  # of the masters, when the round began
+        if spec.group.zero_stage == 3:
+            self._record_backward_too()
         self._forget_moments()  # DeepSpeed's stage 0 has taken an empty step to make them, in bfloat16
+
+    def _record_backward_too(self) -> None:
+        """ZeRO-3 records the calls of one pass, to fetch weights ahead in those after it, and forgets them where one has more.
+        A pass without gradients that was recorded (KTO's reference points, an evaluation before the first step) has no
+        backward half, so the next pass with gradients is recorded instead. One without them is then its first half."""
+        coordinator = self.backend.optimizer.parameter_offload.get_param_coordinator()
+        whole = False
+
+        def before(*_: Any) -> None:
+            nonlocal whole
+            if torch.is_grad_enabled() and not whole and not coordinator.is_invalid_trace():
+                coordinator._invalidate_trace()
+            if coordinator.is_invalid_trace():
+                whole = torch.is_grad_enabled()
+
+        self.module.register_forward_pre_hook(before, prepend=True)
 
     # -- step ----------------------------------------------------------------------------------------------
 
@@ -110,10 +136,13 @@ class Engine:
         for index, loss in enumerate(losses):
             finite = torch.isfinite(loss.detach())
             broken += ~finite
-            self.backend.set_gradient_accumulation_boundary(index == micro_batches - 1)
+            last = index == micro_batches - 1
+            if self._sums_on_host:  # to DeepSpeed each micro-batch is a step's only one
+                self.backend.optimizer.micro_step_id = -1
+            self.backend.set_gradient_accumulation_boundary(last or self._sums_on_host)
             # Replaced, not left out: other ranks wait in this backward pass. DeepSpeed averages gradients over ranks.
             self.backend.backward(torch.where(finite, loss, torch.zeros_like(loss)) * ranks)
-            self._keep_in_float32()
+            self._keep_in_float32(last)
         own = torch.cat([sums.values, torch.stack([broken, self._own_square()])])
         *totals, non_finite, square = self.total(
             own
@@ -128,9 +157,25 @@ class Engine:
         self.backend.step()
         return norm, dict(zip(sums.names, totals, strict=True))
 
-    def _keep_in_float32(self) -> None:
+    @property
+    def _sums_on_host(self) -> bool:
+        return self.spec.group.offload_optimizer and self.spec.group.zero_stage == 2
+
+    def _keep_in_float32(self, last: bool) -> None:
         """Stages 0, 1 and 3 add up micro-batches in float32 by themselves; bfloat16 would lose what is below 2^-8 of the sum.
-        Stage 2 adds them to the first one's gradients in these gradients' type."""
+        Stage 2 adds them to the first one's gradients in these gradients' type; with the optimizer on the host it would
+        round the sum to bfloat16 again and again, so each micro-batch's gradients are added to the others' here."""
+        if self._sums_on_host:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()  # DeepSpeed copies them to the host while backward goes on
+            gradients = self._gradients()
+            self._host_sums = self._host_sums or [torch.zeros_like(g) for g in gradients]
+            for kept, gradient in zip(self._host_sums, gradients, strict=True):
+                kept += gradient
+                gradient.copy_(kept if last else torch.zeros(()))
+                if last:
+                    kept.zero_()
+            return
         for kept in getattr(self.backend.optimizer, "all_grad_tensors", {}).values():
             if kept is not None:
                 kept[:] = [gradient.float() for gradient in kept]
@@ -355,6 +400,20 @@ class Engine:
             for name, value in state.items():
                 if torch.is_tensor(value) and value.dim():
                     state[name] = value.to(device)
+
+
+def checkpoint_layers(lm: Any, layers: bool | int | str) -> None:
+    """Compute the activations of a model's layers again in the backward pass: of all of them, none, or so many from the first
+    on. Their turn comes last, when what the others keep is gone: so the one that is whole at a time takes that room."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    if not layers:
+        return
+    lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if layers is not True and layers != "auto":
+        own = [m for m in text_model(lm).modules() if isinstance(m, GradientCheckpointingLayer)]
+        for layer in own[int(layers) :]:
+            layer.gradient_checkpointing = False
 
 
 def sample_of(masters: Sequence[torch.Tensor]) -> torch.Tensor:

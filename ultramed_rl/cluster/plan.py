@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from ultramed_rl.cluster.layout import Plan, PlanError, RolePlan, lay_out
 from ultramed_rl.cluster.memory import (
+    CONTEXT_BYTES,
     GIB,
     WEIGHT_BYTES,
     count_parameters,
     forward_bytes,
+    recomputed_layers,
     resolve_architecture,
     training_bytes,
 )
@@ -22,12 +24,16 @@ from ultramed_rl.config import (
     RewardBenchConfig,
     SamplingConfig,
 )
-from ultramed_rl.config.cluster import ReplicaGroup, TrainerGroup
+from ultramed_rl.config.cluster import Devices, ReplicaGroup, TrainerGroup
 from ultramed_rl.config.models import Architecture, ModelSettings, resolve_precision
+from ultramed_rl.config.rounds import Optimization
 from ultramed_rl.config.run import RunConfig
 from ultramed_rl.config.stages import SftConfig, StageConfig
 from ultramed_rl.kinds import KINDS, load
 from ultramed_rl.models.files import check_length
+
+FILLED = 0.92  # of a GPU, up to which activations are kept: the rest is for fragments and for what estimates leave out
+Sizes = tuple[dict[str, int], dict[str, int]]  # bytes by kind: on a device, and in host memory
 
 
 def make_plan(config: AnyConfig | EngineConfig) -> Plan:
@@ -87,12 +93,19 @@ def _online_roles(config: RunConfig) -> Iterator[RolePlan]:
     if config.pairs.include_reference_answer:
         answers, length = answers + 1, config.policy.max_length - config.prompts.max_prompt_tokens
     longest = config.prompts.max_prompt_tokens + (answers if config.objective.listwise else 2) * length
-    trained = training_bytes(policy, config.policy, cluster.policy, config.training, cluster.device, longest)
+
+    def sizes_of(training: Optimization) -> Sizes:
+        return training_bytes(policy, config.policy, cluster.policy, training, cluster.device, longest)
+
+    others = 1 + needs_reference(config) + len(config.reward.paths if config.reward else ())
+    processes = 1 + (others + len(config.evaluation.models) if cluster.layout == "colocated" else 0)
+    training = _settle(config.training, policy, cluster, processes, sizes_of)
     fix = (
         "raise cluster.policy.zero_stage or cluster.policy.ranks, set cluster.policy.offload_optimizer, "
         "or lower training.micro_batch_tokens, prompts.max_prompt_tokens or sampling.max_new_tokens"
     )
-    yield _trainer("policy", cluster.policy, trained, fix, transit)
+    again = recomputed_layers(training, policy.num_hidden_layers)
+    yield _trainer("policy", cluster.policy, sizes_of(training), fix, again, transit)
     if needs_reference(config):
         tokens = config.reference.micro_batch_tokens
         fix = "set cluster.reference.shard=true or lower reference.micro_batch_tokens"
@@ -115,12 +128,19 @@ def plan_training(config: StageConfig) -> Plan:
     shape, trainer = _shape(config.model.path, config.model, "model"), config.cluster.trainer
     # The largest sample, which goes through alone: a chat, or a prompt with at least two answers.
     longest = config.model.max_length * (1 if isinstance(config, SftConfig) else 2)
-    sizes = training_bytes(shape, config.model, trainer, config.training, config.cluster.device, longest)
+
+    def sizes_of(training: Optimization) -> Sizes:
+        return training_bytes(shape, config.model, trainer, training, config.cluster.device, longest)
+
+    training = _settle(config.training, shape, config.cluster, 1, sizes_of)
+    again = recomputed_layers(training, shape.num_hidden_layers)
     fix = (
         "raise cluster.trainer.zero_stage or cluster.trainer.ranks, set cluster.trainer.offload_optimizer, or "
         "lower training.micro_batch_tokens or model.max_length"
     )
-    return lay_out(config.cluster, "alone", [_trainer("trainer", trainer, sizes, fix, {})])
+    return lay_out(
+        config.cluster, "alone", [_trainer("trainer", trainer, sizes_of(training), fix, again, {})]
+    )
 
 
 def plan_sampling(config: ContrastsConfig | EvaluateConfig | EngineConfig) -> Plan:
@@ -154,17 +174,37 @@ def _shape(path: str, settings: ModelSettings, key: str, path_key: str | None = 
     return shape
 
 
+def _settle(
+    training: Optimization,
+    shape: Architecture,
+    cluster: Devices,
+    processes: int,
+    sizes_of: Callable[[Optimization], Sizes],
+) -> Optimization:
+    """`gradient_checkpointing: auto` as a number: so few layers that the rank still fits a GPU that so many processes share. Each
+    layer that is not computed again saves its share of a quarter of the step: four passes' worth of products become three."""
+    if training.gradient_checkpointing != "auto" or cluster.device == "cpu":
+        return training
+    room = FILLED * cluster.device_memory_gib * GIB - processes * CONTEXT_BYTES
+    choices = (
+        training.model_copy(update={"gradient_checkpointing": n}) for n in range(shape.num_hidden_layers)
+    )
+    return next((choice for choice in choices if sum(sizes_of(choice)[0].values()) <= room), training)
+
+
 def _trainer(
     role: str,
     group: TrainerGroup,
-    sizes: tuple[dict[str, int], dict[str, int]],
+    sizes: Sizes,
     fix: str,
+    recomputed: int,
     transit: dict[str, int],
 ) -> RolePlan:
     own, host = sizes
     # Of gradients only stage 3's buffer is there between steps.
     moved = ("weights", "optimizer", *(["gradients"] if group.zero_stage == 3 else []))
-    return RolePlan(role, group.ranks, 1, transit | own, fix, host_bytes=sum(host.values()), moved=moved)
+    kept = {"host_bytes": sum(host.values()), "moved": moved, "recomputed": recomputed}
+    return RolePlan(role, group.ranks, 1, transit | own, fix, **kept)
 
 
 def _replicas(role: str, group: ReplicaGroup, sizes: dict[str, int], fix: str) -> RolePlan:

@@ -33,10 +33,7 @@ class TrainerGroup(Section):
     zero_stage: ZeroStage = key(
         2, "DeepSpeed's ZeRO: 0 nothing is partitioned, 1 optimizer states, 2 gradients too, 3 weights too"
     )
-    offload_optimizer: bool = key(
-        False,
-        "keep the optimizer's states and step in CPU memory; at stage 2 in bfloat16 micro-batches then add up in bfloat16",
-    )
+    offload_optimizer: bool = key(False, "keep the optimizer's states and step in CPU memory")
 
     def problems(self) -> Iterator[str]:
         if self.offload_optimizer and self.zero_stage == 0:

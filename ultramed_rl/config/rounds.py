@@ -11,6 +11,7 @@ from ultramed_rl.config.base import Section, key
 from ultramed_rl.config.limits import (
     Address,
     BatchSize,
+    Checkpointing,
     Column,
     Count,
     CountOrZero,
@@ -146,7 +147,7 @@ class Optimization(Section):
     weight_decay: FactorOrZero = key(0.0, "of AdamW")
     max_grad_norm: Factor = key(1.0, "longer gradients are scaled down to this norm")
     max_skipped_steps: CountOrZero = key(3, "steps with a non-finite gradient that a round or stage may skip")
-    gradient_checkpointing: bool = key(True, "compute activations again in the backward pass, to save memory")
+    gradient_checkpointing: Checkpointing = "auto"
 
 
 class Training(Optimization):

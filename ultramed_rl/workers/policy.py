@@ -48,12 +48,17 @@ class TrainingRanks(WorkerGroup):
         spawn = deployment.placement.spawner(role, worker, lambda member: (member.rank, ranks, seed))
         super().__init__(role, spawn, ranks, takes_turns=deployment.turns, timeout_s=faults.hang_s)
         self.model_s, self._device = faults.start_s, deployment.cluster.device
+        self._recomputed = next(
+            planned.recomputed for planned in deployment.plan.roles if planned.role == role
+        )
         self._load: Callable[..., None] = worker.load
 
     def begin_load(
         self, model: Model, precision: str, group: TrainerGroup, training: Optimization, extra: object = None
     ) -> list[Any]:
         """Begin to load the model that training starts from; `extra` is the worker's own argument. Returns the references."""
+        if training.gradient_checkpointing == "auto":
+            training = training.model_copy(update={"gradient_checkpointing": self._recomputed})
         spec = EngineSpec(self._device, resolve_precision(precision, self._device), group, training)
         return self.start(self._load, model, spec, self.actors[0].rendezvous.remote(), extra)
 
