@@ -25,6 +25,9 @@ from ultramed_rl.config.limits import (
 )
 from ultramed_rl.config.models import Precision
 
+# Of workers' environment: what `Devices` says of `attention` and `kernels`.
+ATTENTION, KERNELS = "ULTRAMED_RL_ATTENTION", "ULTRAMED_RL_KERNELS"
+
 
 class TrainerGroup(Section):
     """The DeepSpeed ranks of whatever is trained."""
@@ -88,9 +91,20 @@ class Devices(Section):
     host_memory_gib: GiB | None = key(None, "of a node with GPUs; null: `plan` counts it and refuses nothing")
     address: Address | None = key(None, "Ray address; null: RAY_ADDRESS or a local cluster")
     start_timeout_s: Seconds = key(900.0, "seconds to wait until the cluster has what the run needs")
+    attention: Literal["torch", "flash_attn", "flash_attn_3"] = key(
+        "torch",
+        "what computes the attention of packed rows on GPUs: torch's own FlashAttention 2, the package flash-attn, or that of "
+        "FlashAttention 3, for Hopper",
+    )
+    kernels: Literal["torch", "liger"] = key(
+        "torch", "what computes norms, rotations and MLPs on GPUs; liger: fused, by the package liger-kernel"
+    )
     faults: Faults = Faults()
 
     def problems(self) -> Iterator[str]:
+        for name in ("attention", "kernels"):
+            if self.device == "cpu" and getattr(self, name) != "torch":
+                yield f"{name}={getattr(self, name)}: has no meaning on cluster.device=cpu; remove it"
         for name in type(self).model_fields:
             group = getattr(self, name)
             if isinstance(group, TrainerGroup) and group.offload_optimizer and self.device == "cpu":

@@ -1,12 +1,13 @@
 """What computes packed attention on a GPU in bfloat16: a varlen call of FlashAttention, or FlexAttention where scores are capped
-or a sink takes part of the weight.
+or a sink takes part of the weight; and fused kernels of the other parts of a layer.
 
-Which package has the varlen call is said by `cluster.attention`. Workers find it in the environment: transformers builds
-their models, and hands no argument of ours on. All of them get the same segments.
+Which packages have them is said by `cluster.attention` and `cluster.kernels`. Workers find it in the environment:
+transformers builds their models, and hands no argument of ours on. All attention gets the same segments.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -14,12 +15,59 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
+from ultramed_rl.config.cluster import ATTENTION, KERNELS
+
 if TYPE_CHECKING:
     from ultramed_rl.models.attention import SegmentLayout
 
-ATTENTION = "ULTRAMED_RL_ATTENTION"  # of the environment
+logger = logging.getLogger(__name__)
 # The packages of FlashAttention 2 (2.8) and, for Hopper, 3: the modules that have `flash_attn_varlen_func`.
 FLASH = {"flash_attn": "flash_attn", "flash_attn_3": "flash_attn_interface"}
+# Families whose norms, rotations and MLPs Liger Kernel's are, by their config. Its experts are not: theirs differ.
+LIGER = frozenset({"gemma", "gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3"})
+
+
+def check_kernels() -> None:
+    """Raise ValueError where a package that the config chose isn't there, before a model is loaded."""
+    attention, kernels = os.environ.get(ATTENTION, "torch"), os.environ.get(KERNELS, "torch")
+    chosen = [
+        ("attention", attention, FLASH.get(attention)),
+        ("kernels", kernels, {"liger": "liger_kernel"}.get(kernels)),
+    ]
+    for key, value, module in chosen:
+        try:
+            import_module(module or "torch")
+        except ImportError as error:
+            raise ValueError(
+                f"cluster.{key}={value}: Python finds no {module} ({error}); install it beside torch (docs/performance.md "
+                f"says how), or use cluster.{key}=torch"
+            ) from None
+
+
+def fuse_layers(decoder: Any) -> None:
+    """Where the config says so, Liger Kernel's RMSNorm, RoPE and gated MLP in the place of a decoder's own, with its weights.
+
+    Not its fused linear cross-entropy: ours has no [tokens, vocabulary] either, costs 1 % of a step, and calls the head's
+    module, in which ZeRO-3 and adapters have their hooks.
+    """
+    config = decoder.config
+    if os.environ.get(KERNELS) != "liger":
+        return
+    if config.model_type not in LIGER:
+        logger.warning("%s: layers are not fused: none of %s", config.model_type, ", ".join(sorted(LIGER)))
+        return
+    from liger_kernel.transformers import _apply_liger_kernel_to_instance
+
+    named = {getattr(config, name, None) for name in ("hidden_act", "hidden_activation")} - {None}
+    _apply_liger_kernel_to_instance(
+        model=decoder,
+        rope=True,
+        rms_norm=True,
+        swiglu=named <= {"silu", "swish"},
+        geglu=named <= {"gelu_pytorch_tanh"},
+        cross_entropy=False,
+        fused_linear_cross_entropy=False,
+    )
 
 
 def kernel_attention(

@@ -27,6 +27,7 @@ from ultramed_rl.models.checkpoint import (
     weight_files,
 )
 from ultramed_rl.models.files import decoder_config, head_width, text_model
+from ultramed_rl.models.kernels import check_kernels, fuse_layers
 from ultramed_rl.models.lora import attach_lora, load_adapter, quantization
 from ultramed_rl.models.reading import READ_AT
 
@@ -221,6 +222,7 @@ def _load(source: ModelSource, dtype: torch.dtype, quantizer: Any = None) -> Any
     """
     from transformers.integrations import is_deepspeed_zero3_enabled
 
+    check_kernels()
     files = weight_files(source)
     plain = expected_model(source, files, dtype)
     arguments = _attention(source)
@@ -251,6 +253,7 @@ def _load(source: ModelSource, dtype: torch.dtype, quantizer: Any = None) -> Any
             module.p = 0.0
         elif isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = 0.0
+    fuse_layers(model.get_decoder())
     return model
 
 

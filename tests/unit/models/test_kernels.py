@@ -13,9 +13,10 @@ import torch
 from torch.nn.attention.flex_attention import AuxOutput, AuxRequest, BlockMask, flex_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ultramed_rl.config.cluster import ATTENTION, KERNELS
 from ultramed_rl.learning.packing import AnswerGroup, pack_groups, pack_sequences
 from ultramed_rl.models.attention import SegmentLayout, segment_attention
-from ultramed_rl.models.kernels import ATTENTION, FLASH, kernel_attention
+from ultramed_rl.models.kernels import FLASH, LIGER, check_kernels, fuse_layers, kernel_attention
 
 SHARED = SegmentLayout(
     pack_groups([AnswerGroup([1] * 5, [[1] * 4, [1] * 7]), AnswerGroup([1], [[1, 1]])]).segments
@@ -209,3 +210,51 @@ def test_torchs_flex_attention_takes_the_mask_and_the_cap(window: int | None) ->
         torch.nn.Module(), query, key, value, None, scaling=0.3, sliding_window=window, segments=SHARED
     )
     torch.testing.assert_close(output.transpose(1, 2), wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(ATTENTION, "flash_attn"), (ATTENTION, "flash_attn_3"), (KERNELS, "liger")]
+)
+def test_a_package_that_is_not_there_is_named_before_a_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    key = "attention" if name == ATTENTION else "kernels"
+    with pytest.raises(ValueError, match=rf"cluster\.{key}={value}\b.*cluster\.{key}=torch"):
+        check_kernels()
+    monkeypatch.setenv(name, "torch")
+    check_kernels()
+
+
+@pytest.mark.parametrize(
+    ("kind", "activation", "fused"),
+    [
+        ("llama", {}, {"swiglu": True, "geglu": False}),
+        ("llama", {"hidden_act": "relu"}, {"swiglu": False, "geglu": False}),
+        ("gemma2", {}, {"swiglu": False, "geglu": True}),
+        ("gemma2", {"hidden_activation": "gelu"}, {"swiglu": False, "geglu": False}),
+        ("qwen3_moe", {}, None),
+        ("gpt2", {}, None),
+    ],
+)
+def test_liger_fuses_what_it_computes_alike(
+    monkeypatch: pytest.MonkeyPatch, kind: str, activation: dict[str, str], fused: dict[str, bool] | None
+) -> None:
+    from transformers import AutoConfig
+
+    decoder, found = ModuleType("decoder"), list[dict[str, Any]]()
+    vars(decoder)["config"] = AutoConfig.for_model(kind, **activation)
+    fake = ModuleType("liger_kernel.transformers")
+    vars(fake)["_apply_liger_kernel_to_instance"] = lambda model, **what: found.append(what)
+    monkeypatch.setitem(sys.modules, "liger_kernel", ModuleType("liger_kernel"))
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers", fake)
+    fuse_layers(decoder)
+    assert not found
+    monkeypatch.setenv(KERNELS, "liger")
+    fuse_layers(decoder)
+    never = {
+        "cross_entropy": False,
+        "fused_linear_cross_entropy": False,
+    }  # they would replace the model's forward
+    assert found == ([{"rope": True, "rms_norm": True, **never, **fused}] if fused else [])
+    assert (kind in LIGER) == (fused is not None)
