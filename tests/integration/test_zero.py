@@ -146,13 +146,13 @@ def build(
     precision: str,
     stage: int,
     *,
-    checkpointing: bool | int = False,
+    checkpointed: int = 0,
     lora: LoRA | None = None,
     offload_optimizer: bool = False,
 ) -> Engine:
     torch.manual_seed(0)
     training = Optimization(max_skipped_steps=0, max_grad_norm=1e6)
-    training = training.model_copy(update={"gradient_checkpointing": checkpointing})
+    training = training.model_copy(update={"checkpointed_layers": checkpointed})
     group = TrainerGroup(zero_stage=stage, offload_optimizer=offload_optimizer)
     spec = EngineSpec("cpu", precision, group, training)
     held = loading_context(deepspeed_config(spec))
@@ -189,9 +189,9 @@ MIXTURES = ["qwen3_moe", "mixtral", "deepseek_v3", "gpt_oss"]
 
 
 @pytest.mark.parametrize(
-    ("kind", "lora", "checkpointing"),
+    ("kind", "lora", "checkpointed"),
     [
-        *[("llama", lora, checkpointing) for lora in (None, HEAD) for checkpointing in (False, True, 1)],
+        *[("llama", lora, checkpointed) for lora in (None, HEAD) for checkpointed in (0, 1, 2)],
         *[(kind, None, 1) for kind in MIXTURES],
     ],
 )
@@ -201,14 +201,14 @@ def test_prefetching_goes_on_whatever_the_lengths(
     forgotten: list[int],
     kind: str,
     lora: LoRA | None,
-    checkpointing: bool | int,
+    checkpointed: int,
 ) -> None:
     """The order that was recorded is that of all passes: a head that is applied in parts is called as often whatever a pass
     predicts, and experts are gathered whichever of them are chosen. And the gradient is a whole model's."""
     path = str(make_model(tmp_path, kind, max_position_embeddings=2048))
     monkeypatch.setitem(LOGITS_AT_ONCE, "cpu", 1)  # 64 tokens a part
     plain = build(path, "float32", 0, lora=lora)
-    split = build(path, "float32", 3, lora=lora, checkpointing=checkpointing)
+    split = build(path, "float32", 3, lora=lora, checkpointed=checkpointed)
     assert is_packed(split.module.lm)
     for lengths in ([(40,), (150, 20)], [(200,), (3,)], [(70, 70), (100,)]):
         batches = [answers_of(*each) for each in lengths]

@@ -62,7 +62,8 @@ class Engine:
                 block, "experts"
             ):  # which of them are called, and in what order, is not the same on all ranks
                 set_z3_leaf_module(block, True)
-        checkpoint_layers(module.lm, spec.training.gradient_checkpointing)
+        if spec.training.gradient_checkpointing:
+            checkpoint_layers(module.lm, spec.training.checkpointed_layers)
         trainable = [p for p in module.parameters() if p.requires_grad]
         decay = spec.training.weight_decay
         constants: dict[str, Any] = {"lr": 0.0, "betas": (0.9, 0.95), "weight_decay": decay}
@@ -402,17 +403,15 @@ class Engine:
                     state[name] = value.to(device)
 
 
-def checkpoint_layers(lm: Any, layers: bool | int | str) -> None:
-    """Compute the activations of a model's layers again in the backward pass: of all of them, none, or so many from the first
-    on. Their turn comes last, when what the others keep is gone: so the one that is whole at a time takes that room."""
+def checkpoint_layers(lm: Any, count: int | None) -> None:
+    """Compute the activations of a model's layers again in the backward pass: of all of them, or so many from the first on.
+    Their turn comes last, when what the others keep is gone: so the one that is whole at a time takes that room."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    if not layers:
-        return
     lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if layers is not True and layers != "auto":
-        own = [m for m in text_model(lm).modules() if isinstance(m, GradientCheckpointingLayer)]
-        for layer in own[int(layers) :]:
+    if count is not None:
+        layers = [m for m in text_model(lm).modules() if isinstance(m, GradientCheckpointingLayer)]
+        for layer in layers[count:]:
             layer.gradient_checkpointing = False
 
 

@@ -201,9 +201,10 @@ def training_bytes(
 
 
 def recomputed_layers(training: Optimization, layers: int) -> int:
-    """How many of so many layers are computed again; `auto` that no plan has settled: all."""
-    given = training.gradient_checkpointing
-    return layers if given is True or given == "auto" else min(int(given), layers)
+    """How many of so many layers are computed again; all, where nobody has said how many."""
+    if not training.gradient_checkpointing:
+        return 0
+    return layers if training.checkpointed_layers is None else min(training.checkpointed_layers, layers)
 
 
 def forward_bytes(

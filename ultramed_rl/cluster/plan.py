@@ -181,14 +181,13 @@ def _settle(
     processes: int,
     sizes_of: Callable[[Optimization], Sizes],
 ) -> Optimization:
-    """`gradient_checkpointing: auto` as a number: so few layers that the rank still fits a GPU that so many processes share. Each
-    layer that is not computed again saves its share of a quarter of the step: four passes' worth of products become three."""
-    if training.gradient_checkpointing != "auto" or cluster.device == "cpu":
+    """`checkpointed_layers` where it isn't said: so few that the rank still fits a GPU that so many processes share. Each layer
+    that is not computed again saves its share of a quarter of the step: four passes' worth of products become three."""
+    given = training.checkpointed_layers is not None or not training.gradient_checkpointing
+    if given or cluster.device == "cpu":
         return training
     room = FILLED * cluster.device_memory_gib * GIB - processes * CONTEXT_BYTES
-    choices = (
-        training.model_copy(update={"gradient_checkpointing": n}) for n in range(shape.num_hidden_layers)
-    )
+    choices = (training.model_copy(update={"checkpointed_layers": n}) for n in range(shape.num_hidden_layers))
     return next((choice for choice in choices if sum(sizes_of(choice)[0].values()) <= room), training)
 
 

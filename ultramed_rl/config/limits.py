@@ -61,13 +61,6 @@ ReplicaTokens = Annotated[Tokens, Field(description="packed tokens per forward p
 TrainableLayers = Annotated[
     Few | None, Field(description="train only the last k decoder layers and the head; null: all")
 ]
-Checkpointing = Annotated[
-    bool | Literal["auto"] | Annotated[int, Field(ge=2, le=10_000)],
-    Field(
-        description="layers whose activations are computed again in the backward pass, to save memory: true: all; false: none; a "
-        "number: so many, from the first on; auto: as few as `plan` finds room for, on CPU all"
-    ),
-]
 TooLong = Annotated[
     Literal["refuse", "drop"],
     Field(description="what is over the longest length stops the run, or is dropped and counted"),

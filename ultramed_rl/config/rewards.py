@@ -242,7 +242,6 @@ class RewardTraining(Optimization):
     data: Contrast = Contrast()
     learning_rate: LearningRate = key(2e-5, "highest rate of the schedule")
     batch_size: BatchSize = key(16, "pairs per optimizer step, over all ranks")
-    # Not `auto`: the plan has no such step.
     gradient_checkpointing: bool = key(False, "recompute activations in the backward pass, to save memory")
     trainable_layers: TrainableLayers = None
 

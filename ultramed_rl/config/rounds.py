@@ -11,7 +11,6 @@ from ultramed_rl.config.base import Section, key
 from ultramed_rl.config.limits import (
     Address,
     BatchSize,
-    Checkpointing,
     Column,
     Count,
     CountOrZero,
@@ -147,7 +146,18 @@ class Optimization(Section):
     weight_decay: FactorOrZero = key(0.0, "of AdamW")
     max_grad_norm: Factor = key(1.0, "longer gradients are scaled down to this norm")
     max_skipped_steps: CountOrZero = key(3, "steps with a non-finite gradient that a round or stage may skip")
-    gradient_checkpointing: Checkpointing = "auto"
+    gradient_checkpointing: bool = key(True, "compute activations again in the backward pass, to save memory")
+    checkpointed_layers: Few | None = key(
+        None,
+        "layers of which gradient_checkpointing is, from the first on; null: as few as `plan` finds room for, on CPU all",
+    )
+
+    def problems(self) -> Iterator[str]:
+        if self.checkpointed_layers is not None and not self.gradient_checkpointing:
+            yield (
+                f"checkpointed_layers={self.checkpointed_layers}: with gradient_checkpointing=false none is computed again; "
+                "remove one of them"
+            )
 
 
 class Training(Optimization):

@@ -72,10 +72,11 @@ class SegmentLayout:
             def sees(_b: Any, _h: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
                 own = (key >= starts[query]) & (key <= query)
                 prefix = (key >= prefix_starts[query]) & (key < prefix_stops[query])
-                near = query + shifts[query] - key - shifts[key] < (window or len(shifts))
-                return (own | prefix) & near
+                if window is None:
+                    return own | prefix
+                return (own | prefix) & (query + shifts[query] - key - shifts[key] < window)
 
-            row = len(shifts)
+            row = len(of_token)
             self._cache[key] = create_block_mask(
                 sees, None, None, row, row, device=device, _compile=device.type == "cuda"
             )

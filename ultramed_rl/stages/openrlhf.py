@@ -242,7 +242,7 @@ def _training_flags(config: StageConfig) -> dict[str, Flag]:
     modules = lora.target_modules if lora and lora.target_modules != "all-linear" else None
     return {
         "model.model_name_or_path": str(Path(source).resolve()) if Path(source).is_dir() else source,
-        "model.gradient_checkpointing_enable": bool(training.gradient_checkpointing),  # all layers or none
+        "model.gradient_checkpointing_enable": training.gradient_checkpointing,
         "ds.param_dtype": "bf16",
         "ds.packing_samples": True,
         "ds.zero_stage": config.cluster.trainer.zero_stage,

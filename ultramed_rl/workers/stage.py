@@ -32,7 +32,7 @@ class StageWorkers(TrainingRanks):
 
     def load(self, extra: object = None) -> None:
         """Load the starting model on every rank; `extra` is the worker's own argument."""
-        model, training = self.config.model, self.config.training
+        model, training = self.config.model, self.settled(self.config.training)
         self.finish(self.begin_load(model, model.precision, self.config.cluster.trainer, training, extra))
 
     def train(self, place: TrainingPlace, start: int, stop: int) -> Iterator[Metrics]:

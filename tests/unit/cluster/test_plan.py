@@ -105,13 +105,13 @@ def test_presets_fit_their_nodes(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "tokens", "again"), [("auto", 8192, 2), ("auto", 16384, 18), (True, 8192, 32), (5, 8192, 5)]
+    ("given", "tokens", "again"), [(None, 8192, 2), (None, 16384, 18), (32, 8192, 32), (5, 8192, 5)]
 )
 def test_as_few_layers_are_computed_again_as_leave_room(given: Any, tokens: int, again: int) -> None:
     """Of 80 GiB 92 %, less 4 processes' contexts, are 74.73 GB. Stage 3 on 8 ranks takes 18 / 8 bytes a parameter, 18.07 GB; 2.92 in
     buffers of 5e8 + 2 x 218,112,000 + 525,336,576 numbers, and 1.07 of logits. A layer at 8,192 tokens keeps 8192 x (12 x
     4096 + 4 x 14336) x 2 = 1.745 GB, its input alone 0.067: 30 whole ones and 2 inputs fit into the 52.67 GB that are left."""
-    changes = {"training__gradient_checkpointing": given, "training__micro_batch_tokens": tokens}
+    changes = {"training__checkpointed_layers": given, "training__micro_batch_tokens": tokens}
     policy = make_plan(gpu_run(**changes)).roles[1]
     assert policy.role == "policy" and policy.recomputed == again
     inputs, whole = tokens * 4096 * 2, tokens * (12 * 4096 + 4 * 14336) * 2
