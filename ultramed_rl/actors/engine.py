@@ -173,8 +173,9 @@ class Engine:
             self._host_sums = self._host_sums or [torch.zeros_like(g) for g in gradients]
             for kept, gradient in zip(self._host_sums, gradients, strict=True):
                 kept += gradient
-                gradient.copy_(kept if last else torch.zeros(()))
+                gradient.zero_()
                 if last:
+                    gradient += kept
                     kept.zero_()
             return
         for kept in getattr(self.backend.optimizer, "all_grad_tensors", {}).values():

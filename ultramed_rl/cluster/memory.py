@@ -175,8 +175,8 @@ def training_bytes(
     optimizer, host = trained * (12 if precision == "bfloat16" else 8) // split[2], {}
     if (
         group.offload_optimizer
-    ):  # with float32 weights and gradients of its own; stage 3 adds gradients up there
-        host = {"optimizer": trained * 16 // split[2]}
+    ):  # with float32 weights and gradients of its own; stages 2 and 3 add gradients up there
+        host = {"optimizer": trained * (20 if group.zero_stage == 2 else 16) // split[2]}
         optimizer = 0
         if group.zero_stage == 3:
             host["gradients"], gradients = gradients, 0
