@@ -88,6 +88,13 @@ def deepspeed_config(spec: EngineSpec, lm: nn.Module | None = None) -> dict[str,
     }
 
 
+def forget_persistence(module: nn.Module) -> None:
+    """What `zero.Init` kept whole while it loaded, by a limit that is not the model's, would stay whole and never be updated:
+    the engine updates those that are below its own."""
+    for parameter in module.parameters():
+        parameter.ds_persist = False
+
+
 def limits_of(lm: Any) -> dict[str, int]:
     """What stage 3 gathers ahead and keeps of a model, which may be split already."""
     layers = next(m for m in text_model(lm).modules() if isinstance(m, nn.ModuleList))
@@ -140,6 +147,7 @@ def shard_for_inference(module: PolicyModel | RewardModel, precision: str) -> nn
     """Wrap a frozen module that was loaded under `loading_context`. Collective."""
     import deepspeed
 
+    forget_persistence(module)
     backend, *_ = deepspeed.initialize(model=module, config=inference_config(precision, module.lm))
     backend.eval()  # DeepSpeed's returns nothing
     return backend

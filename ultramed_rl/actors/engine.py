@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from ultramed_rl.actors.deepspeed_setup import EngineSpec, deepspeed_config
+from ultramed_rl.actors.deepspeed_setup import EngineSpec, deepspeed_config, forget_persistence
 from ultramed_rl.models.files import text_model
 from ultramed_rl.models.load import ADAPTER_FOLDER, PolicyModel, RewardModel, save_model
 from ultramed_rl.models.lora import (
@@ -73,6 +73,8 @@ class Engine:
             optimizer = DeepSpeedCPUAdam(trainable, adamw_mode=True, **constants)
         else:
             optimizer = torch.optim.AdamW(trainable, fused=True, **constants)
+        if spec.group.zero_stage == 3:
+            forget_persistence(module)
         self.backend, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=deepspeed_config(spec, module.lm)
         )
