@@ -233,12 +233,15 @@ def test_a_pass_without_gradients_costs_the_order_of_calls_once(
     assert [count for _, count in found] == [1] * 4
 
 
-def test_stage_3_has_the_models_own_limits(path: str) -> None:
+@pytest.mark.parametrize("lora", [None, LoRA(rank=16)], ids=["full", "lora"])
+def test_stage_3_has_the_models_own_limits(path: str, lora: LoRA | None) -> None:
     """Of 32 widths: a layer has 2 x 32 x 32 and 2 x 32 x 16 in its attention, 3 x 32 x 48 in its MLP and 2 norms; the head
     has 259 x 32."""
-    engine = build(path, "float32", 3)
+    engine = build(path, "float32", 3, lora=lora)
     layer, head = 2 * 1024 + 2 * 512 + 3 * 1536 + 64, 259 * 32
     zero = engine.backend._config.zero_config
+    if lora is not None:  # on q and o 2 x 16 x 64, on k and v 2 x 16 x 48, in the MLP 3 x 16 x 80
+        layer += 2 * 1024 + 2 * 768 + 3 * 1280
     assert zero.prefetch_bucket_size == layer and zero.max_reuse_distance == 2 * layer
     assert zero.max_live_parameters == 2 * layer + head and zero.param_persistence_threshold == 320
     kept = {name for name, weight in engine.module.named_parameters() if weight.ds_persist}

@@ -88,11 +88,15 @@ def deepspeed_config(spec: EngineSpec, lm: nn.Module | None = None) -> dict[str,
     }
 
 
-def forget_persistence(module: nn.Module) -> None:
-    """What `zero.Init` kept whole while it loaded, by a limit that is not the model's, would stay whole and never be updated:
-    the engine updates those that are below its own."""
-    for parameter in module.parameters():
-        parameter.ds_persist = False
+def settle_persistence(module: nn.Module, config: dict[str, Any]) -> None:
+    """What is never split is said by this config alone, before an engine takes the module. `zero.Init` had another limit
+    while it loaded; what is above the engine's and below that one would stay whole, and never be updated."""
+    from deepspeed.runtime.zero.partition_parameters import Init
+
+    if limit := config["zero_optimization"].get("stage3_param_persistence_threshold"):
+        Init.param_persistence_threshold = limit  # of adapters, which are split when the engine begins
+        for parameter in module.parameters():
+            parameter.ds_persist = False
 
 
 def limits_of(lm: Any) -> dict[str, int]:
@@ -147,7 +151,8 @@ def shard_for_inference(module: PolicyModel | RewardModel, precision: str) -> nn
     """Wrap a frozen module that was loaded under `loading_context`. Collective."""
     import deepspeed
 
-    forget_persistence(module)
-    backend, *_ = deepspeed.initialize(model=module, config=inference_config(precision, module.lm))
+    config = inference_config(precision, module.lm)
+    settle_persistence(module, config)
+    backend, *_ = deepspeed.initialize(model=module, config=config)
     backend.eval()  # DeepSpeed's returns nothing
     return backend

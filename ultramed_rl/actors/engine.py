@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from ultramed_rl.actors.deepspeed_setup import EngineSpec, deepspeed_config, forget_persistence
+from ultramed_rl.actors.deepspeed_setup import EngineSpec, deepspeed_config, settle_persistence
 from ultramed_rl.models.files import text_model
 from ultramed_rl.models.load import ADAPTER_FOLDER, PolicyModel, RewardModel, save_model
 from ultramed_rl.models.lora import (
@@ -57,11 +57,9 @@ class Engine:
         self.spec = spec
         if (head := module.lm.get_output_embeddings()) is not None:
             set_z3_leaf_module(head, True)  # it is called once a pass, and with it its adapters are gathered
-        for block in module.lm.modules():
-            if hasattr(
-                block, "experts"
-            ):  # which of them are called, and in what order, is not the same on all ranks
-                set_z3_leaf_module(block, True)
+        # Which experts are called, and in what order, is not the same on all ranks.
+        for block in (m for m in module.lm.modules() if hasattr(m, "experts")):
+            set_z3_leaf_module(block, True)
         if spec.training.gradient_checkpointing:
             checkpoint_layers(module.lm, spec.training.checkpointed_layers)
         trainable = [p for p in module.parameters() if p.requires_grad]
@@ -73,20 +71,16 @@ class Engine:
             optimizer = DeepSpeedCPUAdam(trainable, adamw_mode=True, **constants)
         else:
             optimizer = torch.optim.AdamW(trainable, fused=True, **constants)
-        if spec.group.zero_stage == 3:
-            forget_persistence(module)
-        self.backend, *_ = deepspeed.initialize(
-            model=module, optimizer=optimizer, config=deepspeed_config(spec, module.lm)
-        )
+        config = deepspeed_config(spec, module.lm)
+        settle_persistence(module, config)
+        self.backend, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
         if spec.group.zero_stage < 2:
             for parameter in trainable:
                 parameter.grad_dtype = torch.float32
         self.module: PolicyModel | RewardModel = self.backend.module
         self.device = torch.device(spec.device)
         self.skipped_steps = 0
-        self._host_sums: list[
-            torch.Tensor
-        ] = []  # float32 gradients of this rank's part, see `_keep_in_float32`
+        self._host_sums: list[torch.Tensor] = []  # of this rank's gradients, see `_keep_in_float32`
         self._begun: torch.Tensor | None = None  # of the masters, when the round began
         if spec.group.zero_stage == 3:
             self._record_backward_too()

@@ -44,15 +44,16 @@ def check_kernels() -> None:
             ) from None
 
 
-def fuse_layers(decoder: Any) -> None:
-    """Where the config says so, Liger Kernel's RMSNorm, RoPE and gated MLP in the place of a decoder's own, with its weights.
+def fuse_layers(lm: Any) -> None:
+    """Where the config says so, Liger Kernel's RMSNorm, RoPE and gated MLP in the place of a model's own, with its weights.
 
     Not its fused linear cross-entropy: ours has no [tokens, vocabulary] either, costs 1 % of a step, and calls the head's
     module, in which ZeRO-3 and adapters have their hooks.
     """
-    config = decoder.config
     if os.environ.get(KERNELS) != "liger":
         return
+    decoder = lm.get_decoder()
+    config = decoder.config
     if config.model_type not in LIGER:
         logger.warning("%s: layers are not fused: none of %s", config.model_type, ", ".join(sorted(LIGER)))
         return

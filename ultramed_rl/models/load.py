@@ -253,7 +253,7 @@ def _load(source: ModelSource, dtype: torch.dtype, quantizer: Any = None) -> Any
             module.p = 0.0
         elif isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = 0.0
-    fuse_layers(model.get_decoder())
+    fuse_layers(model)
     return model
 
 

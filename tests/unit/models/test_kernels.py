@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -243,15 +243,16 @@ def test_liger_fuses_what_it_computes_alike(
     from transformers import AutoConfig
 
     decoder, found = ModuleType("decoder"), list[dict[str, Any]]()
+    lm = SimpleNamespace(get_decoder=lambda: decoder)
     vars(decoder)["config"] = AutoConfig.for_model(kind, **activation)
     fake = ModuleType("liger_kernel.transformers")
     vars(fake)["_apply_liger_kernel_to_instance"] = lambda model, **what: found.append(what)
     monkeypatch.setitem(sys.modules, "liger_kernel", ModuleType("liger_kernel"))
     monkeypatch.setitem(sys.modules, "liger_kernel.transformers", fake)
-    fuse_layers(decoder)
+    fuse_layers(lm)
     assert not found
     monkeypatch.setenv(KERNELS, "liger")
-    fuse_layers(decoder)
+    fuse_layers(lm)
     never = {
         "cross_entropy": False,
         "fused_linear_cross_entropy": False,
