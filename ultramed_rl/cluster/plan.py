@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from ultramed_rl.cluster.layout import Plan, PlanError, RolePlan, lay_out
 from ultramed_rl.cluster.memory import (
@@ -202,8 +203,8 @@ def _trainer(
     own, host = sizes
     # Of gradients only stage 3's buffer is there between steps.
     moved = ("weights", "optimizer", *(["gradients"] if group.zero_stage == 3 else []))
-    kept = {"host_bytes": sum(host.values()), "moved": moved, "recomputed": recomputed}
-    return RolePlan(role, group.ranks, 1, transit | own, fix, **kept)
+    planned = RolePlan(role, group.ranks, 1, transit | own, fix, host_bytes=sum(host.values()), moved=moved)
+    return replace(planned, recomputed=recomputed)
 
 
 def _replicas(role: str, group: ReplicaGroup, sizes: dict[str, int], fix: str) -> RolePlan:

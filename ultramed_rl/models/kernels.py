@@ -57,10 +57,10 @@ def fuse_layers(lm: Any) -> None:
     if config.model_type not in LIGER:
         logger.warning("%s: layers are not fused: none of %s", config.model_type, ", ".join(sorted(LIGER)))
         return
-    from liger_kernel.transformers import _apply_liger_kernel_to_instance
+    apply: Any = import_module("liger_kernel.transformers")._apply_liger_kernel_to_instance
 
     named = {getattr(config, name, None) for name in ("hidden_act", "hidden_activation")} - {None}
-    _apply_liger_kernel_to_instance(
+    apply(
         model=decoder,
         rope=True,
         rms_norm=True,
