@@ -163,20 +163,29 @@ class Engine:
         Stage 2 adds them to the first one's gradients in these gradients' type; with the optimizer on the host it would
         round the sum to bfloat16 again and again, so each micro-batch's gradients are added to the others' here."""
         if self._sums_on_host:
-            if self.device.type == "cuda":
-                torch.cuda.synchronize()  # DeepSpeed copies them to the host while backward goes on
-            gradients = self._gradients()
-            self._host_sums = self._host_sums or [torch.zeros_like(g) for g in gradients]
-            for kept, gradient in zip(self._host_sums, gradients, strict=True):
-                kept += gradient
-                gradient.zero_()
-                if last:
-                    gradient += kept
-                    kept.zero_()
+            self._add_on_host(last)
             return
         for kept in getattr(self.backend.optimizer, "all_grad_tensors", {}).values():
             if kept is not None:
                 kept[:] = [gradient.float() for gradient in kept]
+
+    def _add_on_host(self, last: bool) -> None:
+        """Add a micro-batch's gradients to those before, and give DeepSpeed the sum with the `last`, and its norms."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()  # DeepSpeed copies them to the host while backward goes on
+        gradients, optimizer = self._gradients(), self.backend.optimizer
+        self._host_sums = self._host_sums or [torch.zeros_like(g) for g in gradients]
+        for kept, gradient in zip(self._host_sums, gradients, strict=True):
+            kept += gradient
+            gradient.zero_()
+            if last:
+                gradient += kept
+                kept.zero_()
+        if last:  # it clips by the norms that it took of the last micro-batch alone
+            for name in optimizer.norm_for_param_grads:
+                group, _, start, size = optimizer.grad_position[name]
+                part = optimizer.single_partition_of_fp32_groups[group].grad[start : start + size]
+                optimizer.norm_for_param_grads[name] = torch.linalg.vector_norm(part)
 
     def _own_square(self) -> torch.Tensor:
         """This rank's part of the squared gradient norm, float64, on the device."""
