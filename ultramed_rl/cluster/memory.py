@@ -183,7 +183,9 @@ def training_bytes(
             host["gradients"], gradients = gradients, 0
     # With checkpointing one [tokens, width] input a layer is kept and one layer is live at a time; a live layer holds
     # about 10 widths and 4 MLP widths a token: a little generous.
-    tokens, layers = max(training.micro_batch_tokens, longest), shape.num_hidden_layers
+    # A rank has its part of the tokens; in attention it has all of them in that part of the heads, which is as much.
+    tokens = -(-max(training.micro_batch_tokens, longest) // group.sequence_parallel)
+    layers = shape.num_hidden_layers
     layer = tokens * (10 * width + 4 * shape.intermediate_size) * size
     kept = layer + layers * tokens * width * size if training.gradient_checkpointing else layers * layer
     own = {
@@ -200,11 +202,13 @@ def training_bytes(
 def forward_bytes(
     shape: Architecture, precision: str, tokens: int, group: ReplicaGroup, device: str, *, head: bool
 ) -> dict[str, int]:
-    """A forward-only replica: weights, one live layer of a batch of so many tokens, and a chunk of logits if it has a head.
+    """A forward-only replica: weights, one live layer of a batch of so many tokens, or of its part of them, and a chunk of
+    logits if it has a head.
 
     Sharded, a rank holds its part of the weights and, for a moment, one whole layer.
     """
     size, shards = WEIGHT_BYTES[precision], group.replicas if group.shard else 1
+    tokens = -(-tokens // group.sequence_parallel)
     weights = count_parameters(shape) * size
     live = tokens * (6 * shape.hidden_size + 2 * shape.intermediate_size) * size
     if shards > 1:

@@ -89,15 +89,15 @@ def _online_roles(config: RunConfig) -> Iterator[RolePlan]:
     longest = config.prompts.max_prompt_tokens + (answers if config.objective.listwise else 2) * length
     trained = training_bytes(policy, config.policy, cluster.policy, config.training, cluster.device, longest)
     fix = (
-        "raise cluster.policy.zero_stage or cluster.policy.ranks, set cluster.policy.offload_optimizer, "
+        "raise zero_stage, ranks or sequence_parallel of cluster.policy, set cluster.policy.offload_optimizer, "
         "or lower training.micro_batch_tokens, prompts.max_prompt_tokens or sampling.max_new_tokens"
     )
-    yield _trainer("policy", cluster.policy, trained, fix, transit)
+    yield _trainer("policy", cluster.policy, policy, trained, fix, transit)
     if needs_reference(config):
         tokens = config.reference.micro_batch_tokens
         fix = "set cluster.reference.shard=true or lower reference.micro_batch_tokens"
         sizes = forward_bytes(policy, precision, tokens, cluster.reference, cluster.device, head=True)
-        yield _replicas("reference", cluster.reference, sizes, fix)
+        yield _replicas("reference", cluster.reference, policy, sizes, fix)
     yield from _rewards(config, policy)
     judges, group = config.evaluation.models, cluster.judge
     for role, judge in zip(numbered_roles("judge", len(judges)), judges, strict=True):
@@ -107,7 +107,7 @@ def _online_roles(config: RunConfig) -> Iterator[RolePlan]:
         fix = f"set cluster.judge.shard=true or lower micro_batch_tokens of {section}"
         precision = resolve_precision(judge.precision, cluster.device)
         sizes = forward_bytes(model, precision, judge.micro_batch_tokens, group, cluster.device, head=False)
-        yield _replicas(role, group, sizes, fix)
+        yield _replicas(role, group, model, sizes, fix)
 
 
 def plan_training(config: StageConfig) -> Plan:
@@ -117,10 +117,10 @@ def plan_training(config: StageConfig) -> Plan:
     longest = config.model.max_length * (1 if isinstance(config, SftConfig) else 2)
     sizes = training_bytes(shape, config.model, trainer, config.training, config.cluster.device, longest)
     fix = (
-        "raise cluster.trainer.zero_stage or cluster.trainer.ranks, set cluster.trainer.offload_optimizer, or "
+        "raise zero_stage, ranks or sequence_parallel of cluster.trainer, set cluster.trainer.offload_optimizer, or "
         "lower training.micro_batch_tokens or model.max_length"
     )
-    return lay_out(config.cluster, "alone", [_trainer("trainer", trainer, sizes, fix, {})])
+    return lay_out(config.cluster, "alone", [_trainer("trainer", trainer, shape, sizes, fix, {})])
 
 
 def plan_sampling(config: ContrastsConfig | EvaluateConfig | EngineConfig) -> Plan:
@@ -154,20 +154,35 @@ def _shape(path: str, settings: ModelSettings, key: str, path_key: str | None = 
     return shape
 
 
+def _check_heads(role: str, group: TrainerGroup | ReplicaGroup, shape: Architecture) -> None:
+    """Raise PlanError where processes that share a pass cannot share its attention."""
+    heads, sharing = shape.num_attention_heads, group.sequence_parallel
+    if heads % sharing:
+        raise PlanError(
+            f"cluster.{role}.sequence_parallel={sharing}: each attends with as many heads, and the model has {heads}; use "
+            f"a divisor of {heads}"
+        )
+
+
 def _trainer(
     role: str,
     group: TrainerGroup,
+    shape: Architecture,
     sizes: tuple[dict[str, int], dict[str, int]],
     fix: str,
     transit: dict[str, int],
 ) -> RolePlan:
+    _check_heads(role, group, shape)
     own, host = sizes
     # Of gradients only stage 3's buffer is there between steps.
     moved = ("weights", "optimizer", *(["gradients"] if group.zero_stage == 3 else []))
     return RolePlan(role, group.ranks, 1, transit | own, fix, host_bytes=sum(host.values()), moved=moved)
 
 
-def _replicas(role: str, group: ReplicaGroup, sizes: dict[str, int], fix: str) -> RolePlan:
+def _replicas(
+    role: str, group: ReplicaGroup, shape: Architecture, sizes: dict[str, int], fix: str
+) -> RolePlan:
+    _check_heads(role.partition("-")[0], group, shape)
     if not group.shard:
         return RolePlan(role, group.replicas, 1, sizes, fix)
     # Sharded weights stream from host memory.
@@ -208,4 +223,4 @@ def _rewards(
             model = resolve_architecture(path, reward.architecture, section)
             check_length(read, model.max_position_embeddings, length, path)
         sizes = forward_bytes(model, precision, reward.micro_batch_tokens, group, device, head=False)
-        yield _replicas(role, group, sizes, fix)
+        yield _replicas(role, group, model, sizes, fix)
