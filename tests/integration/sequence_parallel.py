@@ -170,12 +170,13 @@ def _in_order(passes: Any) -> list[float]:
 def run_rank(rank: int, root: str, port: int) -> None:
     """All cases at every number of ranks that share; the first rank writes what came of them."""
     torch.set_num_threads(1)
-    outcomes: dict[tuple[Case, int, int], Outcome] = {}
+    outcomes: dict[tuple[str, int, int], dict[str, Any]] = {}
     scores: dict[tuple[str, bool, int], list[float]] = {}
     for case, stages in CASES.items():
         for stage in stages:
             for sharing in (1, 2, 4):
-                outcomes[case, stage, sharing] = _train(rank, Path(root), case, stage, sharing, port)
+                found = _train(rank, Path(root), case, stage, sharing, port)
+                outcomes[str(case), stage, sharing] = vars(found)
     for kind, worker in (("llama", ReferenceWorker), ("reward", RewardWorker)):
         for shard in (False, True):
             for sharing in (2, 4):
@@ -184,11 +185,11 @@ def run_rank(rank: int, root: str, port: int) -> None:
                 scorer.join(("127.0.0.1", port))
                 scorer.load(f"{root}/{kind}")
                 own = scorer.score(ANSWERS[rank // sharing :: RANKS // sharing])
-                found = {
+                numbered = {
                     (rank // sharing + g * (RANKS // sharing), a): x for numbers in own for g, a, x in numbers
                 }
                 every: list[Any] = [None] * RANKS
-                torch.distributed.all_gather_object(every, found)
+                torch.distributed.all_gather_object(every, numbered)
                 together = {key: x for part in every for key, x in part.items()}
                 scores[kind, shard, sharing] = [together[key] for key in sorted(together)]
                 scorer._zero3 = None  # the next one may be whole
@@ -215,7 +216,9 @@ def _train(rank: int, root: Path, case: Case, stage: int, sharing: int, port: in
         if not outcome.gradients:
             for name, p in worker.engine.module.named_parameters():
                 if p.requires_grad:
-                    outcome.gradients[name] = safe_get_full_grad(p).float().cpu().clone()
+                    # Before stage 2 a rank's own are at hand too.
+                    added = p.get_full_hp_grad() if hasattr(p, "_hp_mapping") else safe_get_full_grad(p)
+                    outcome.gradients[name] = added.float().clone()
         take()
 
     backend.step = step
@@ -257,18 +260,18 @@ def tensors_apart(found: dict[str, torch.Tensor], expected: dict[str, torch.Tens
 def compare(root: Path) -> tuple[list[tuple[str, int, int, dict[str, float]]], dict[str, float]]:
     """Everything trained and scored in both ways: (case, stage, ranks that share, differences), and of replicas."""
     make_models(root)
-    plain = {case: train_plainly(root, case) for case in CASES}
+    plain = {str(case): train_plainly(root, case) for case in CASES}
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     torch.multiprocessing.spawn(run_rank, (str(root), port), nprocs=RANKS)
     outcomes, scores = torch.load(root / "outcomes.pt", weights_only=False)
     rows = []
-    for (case, stage, sharing), found in outcomes.items():
-        expected = plain[case]
+    for (case, stage, sharing), values in outcomes.items():
+        found, expected = Outcome(**values), plain[case]
         assert found.tokens == expected.tokens and len(found.losses) == len(expected.losses) == 2
         rows.append(
-            (str(case), stage, sharing, {
+            (case, stage, sharing, {
                 "logprob": farthest(found.logprobs, expected.logprobs) if expected.logprobs else 0.0,
                 "loss": farthest(found.losses, expected.losses),
                 "grad_norm": farthest(found.norms, expected.norms),

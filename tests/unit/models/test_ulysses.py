@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.gloo import on_ranks
-from tests.tiny import make_reward
+from tests.tiny import make_model, make_reward, tiny_run
 from tests.unit.models.test_attention import (
     GROUPS,
     PACKED,
@@ -22,8 +22,11 @@ from tests.unit.models.test_attention import (
     packed_gradients,
     save,
 )
+from ultramed_rl.config import parse_config
+from ultramed_rl.config.base import Problems
 from ultramed_rl.learning.packing import AnswerGroup, pack_groups, pack_sequences
 from ultramed_rl.models.attention import SegmentLayout, check_sharing, segment_attention
+from ultramed_rl.models.checks import check_models
 from ultramed_rl.models.load import load_policy, load_reward
 from ultramed_rl.models.ulysses import RowShare
 
@@ -80,9 +83,9 @@ def test_a_share_of_the_heads_sees_what_all_heads_see(
 ) -> None:
     """Also where key heads are fewer than ranks, or don't divide into shares."""
     torch.manual_seed(0)
-    batch = pack_groups(GROUPS)
-    tokens = batch.tokens  # 32, which 2 and 4 divide
-    assert tokens % 4 == 0
+    batch = pack_groups([GROUPS[0], GROUPS[2], AnswerGroup([5, 6, 7], [[8, 9]])])
+    tokens = batch.tokens
+    assert tokens == 32  # which 2 and 4 divide
     whole = [torch.randn(1, n, tokens, 8, dtype=precision) for n in (heads, keys, keys)]
     for x in whole:
         x.requires_grad_()
@@ -209,3 +212,18 @@ def test_a_model_of_its_own_code_is_padded_and_not_shared() -> None:
     check_sharing(make_config("llama", {}), 4, "mine")
     with pytest.raises(ValueError, match="sequence_parallel=4"):
         check_sharing(make_config("llama", {}), 4, "mine", packed=False)
+
+
+def test_a_run_whose_models_rows_cannot_be_shared_is_refused_before_it_starts(tmp_path: Path) -> None:
+    make_model(tmp_path / "policy", "mixtral")
+    make_model(tmp_path / "reward", "qwen3", classifier=True)
+    three = {"replicas": 3, "sequence_parallel": 3}
+    changes = {"policy__max_length": 64, "prompts__max_prompt_tokens": 32}
+    run = tiny_run(
+        tmp_path, **changes, cluster__policy={"ranks": 2, "sequence_parallel": 2}, cluster__reward=three
+    )
+    with pytest.raises(Problems) as refusal:
+        check_models(parse_config(run))
+    policy, reward = sorted(refusal.value.problems)
+    assert policy.startswith("cluster.policy.sequence_parallel=2: ") and "mixtral" in policy
+    assert reward.startswith("cluster.reward.sequence_parallel=3: ") and "4" in reward
