@@ -39,7 +39,7 @@ class TrainerGroup(Section):
     ranks: Processes = key(1, "processes, one device each")
     sequence_parallel: Processes = key(
         1,
-        "ranks that share a micro-batch (Ulysses): each has that part of its tokens, and that part of the heads in attention; "
+        "ranks that share a micro-batch (Ulysses), each with an equal part of its tokens, and in attention of the heads; "
         "ranks / sequence_parallel micro-batches go at once",
     )
     zero_stage: ZeroStage = key(
