@@ -5,7 +5,7 @@ Files are looked at where they are on this machine; whoever loads the model look
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from typing import Any
 from ultramed_rl.config import AnyConfig, ContrastsConfig, DataConfig, EvaluateConfig, RewardBenchConfig
 from ultramed_rl.config.base import Problems
 from ultramed_rl.config.cluster import ReplicaGroup, TrainerGroup
-from ultramed_rl.config.judges import ModelJudge
 from ultramed_rl.config.models import Model, ModelSettings
 from ultramed_rl.config.rewards import Reward
 from ultramed_rl.config.run import RunConfig
@@ -57,32 +56,35 @@ def online_models(config: RunConfig) -> Iterator[NamedModel]:
     if config.reward.train is not None:
         yield "policy.path", config.policy.path, _reward_check(config.policy, "policy", trained=False)
     yield from _scoring_models(config.reward, config.cluster.reward, config.policy.max_length)
-    cluster, own = config.cluster, [config.policy]
-    yield from _shared_models("policy", cluster.policy, own)
+    cluster, policy = config.cluster, (config.policy.path, config.policy.trust_remote_code)
+    yield from _shared_model("policy", cluster.policy, *policy)
     if config.objective.uses_reference and config.policy.lora is None:
-        yield from _shared_models("reference", cluster.reference, own)
-    yield from _shared_models("judge", cluster.judge, config.evaluation.models)
+        yield from _shared_model("reference", cluster.reference, *policy)
     length = ("policy.max_length", config.policy.max_length)
     for judge in config.evaluation.models:
         trust = judge.trust_remote_code
         look = partial(check_reward_model, judge.path, trained=True, trust_remote_code=trust, length=length)
         yield f"evaluation.judges, {judge.name}", judge.path, look
+        yield from _shared_model("judge", cluster.judge, judge.path, trust)
 
 
 def trained_models(config: SftConfig | PreferenceConfig) -> Iterator[NamedModel]:
     """Of a stage that trains a policy."""
     yield "model.path", config.model.path, partial(check_policy_model, config.model, "model")
-    yield from _shared_models("trainer", config.cluster.trainer, [config.model])
+    yield from _shared_model(
+        "trainer", config.cluster.trainer, config.model.path, config.model.trust_remote_code
+    )
 
 
 def reward_models(config: RewardConfig | RewardBenchConfig) -> Iterator[NamedModel]:
     """Of a stage that trains a reward model, or measures a trained one."""
     trained = isinstance(config, RewardBenchConfig)
     yield "model.path", config.model.path, _reward_check(config.model, "model", trained=trained)
+    model = (config.model.path, config.model.trust_remote_code)
     if isinstance(config, RewardBenchConfig):
-        yield from _shared_models("reward", config.cluster.reward, [config.model])
+        yield from _shared_model("reward", config.cluster.reward, *model)
     else:
-        yield from _shared_models("trainer", config.cluster.trainer, [config.model])
+        yield from _shared_model("trainer", config.cluster.trainer, *model)
 
 
 def sampled_models(config: ContrastsConfig) -> Iterator[NamedModel]:
@@ -110,18 +112,16 @@ def _scoring_models(reward: Reward, group: ReplicaGroup, max_length: int) -> Ite
     for path in filter(None, reward.paths):
         look = partial(check_reward_model, path, trained=True, trust_remote_code=trust, length=length)
         yield "reward.path" if path == reward.path else "reward.ensemble.paths", path, look
-        yield from _shared_models("reward", group, [reward.model_copy(update={"path": path})])
+        yield from _shared_model("reward", group, path, trust)
 
 
-def _shared_models(
-    role: str,
-    group: TrainerGroup | ReplicaGroup,
-    models: Sequence[Model | BenchedModel | ModelJudge | Reward],
+def _shared_model(
+    role: str, group: TrainerGroup | ReplicaGroup, path: str, trust_remote_code: bool
 ) -> Iterator[NamedModel]:
     """Of processes that share each pass: they must be able to."""
-    for model in models if group.sequence_parallel > 1 else []:
-        look = partial(_check_shared, role, group.sequence_parallel, model.path, model.trust_remote_code)
-        yield f"cluster.{role}.sequence_parallel", model.path, look
+    if group.sequence_parallel > 1:
+        look = partial(_check_shared, role, group.sequence_parallel, path, trust_remote_code)
+        yield f"cluster.{role}.sequence_parallel", path, look
 
 
 def _check_shared(role: str, ranks: int, path: str, trust_remote_code: bool) -> None:
