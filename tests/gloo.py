@@ -19,7 +19,7 @@ def on_ranks(count: int, work: Callable[[dist.ProcessGroup], Result]) -> list[Re
 
     def rank(number: int) -> Result:
         group = dist.ProcessGroup(store, number, count)
-        gloo = dist.ProcessGroupGloo(dist.PrefixStore("gloo", store), number, count, timedelta(seconds=20))
+        gloo = dist.ProcessGroupGloo(dist.PrefixStore("gloo", store), number, count, timedelta(seconds=120))
         group._register_backend(torch.device("cpu"), dist.ProcessGroup.BackendType.GLOO, gloo)
         group._set_default_backend(dist.ProcessGroup.BackendType.GLOO)
         return work(group)
