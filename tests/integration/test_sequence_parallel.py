@@ -15,8 +15,8 @@ def test_ranks_that_share_rows_learn_what_one_learns(tmp_path: Path) -> None:
     for case, stage, sharing, apart in rows:
         name = f"{case}, stage {stage}, {sharing} share"
         assert apart["flops"] == 0.0, name
-        assert max(apart["logprob"], apart["loss"], apart["grad_norm"]) < 1e-4, name
-        assert apart["gradient"] < 1e-4, name
-        # Adam divides by the gradient's size: where that is near zero, rounding decides a step's sign.
+        assert max(apart["logprob"], apart["gradient"]) < 1e-5, name
+        # After a step: Adam divides by the gradient's size, and where that is near zero, rounding decides a sign.
+        assert max(apart["loss"], apart["grad_norm"]) < 5e-4, name
         assert apart["weight"] < 1e-2, name
-    assert max(replicas.values()) < 1e-4
+    assert max(replicas.values()) < 1e-5
