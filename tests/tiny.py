@@ -85,6 +85,8 @@ _SEES: dict[str, Any] = {
 }
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": _WIDTHS,
+    "qwen2": _WIDTHS,
+    "qwen3": {**_WIDTHS, "head_dim": 8},
     "qwen3_moe": {
         **_WIDTHS,
         "head_dim": 8,

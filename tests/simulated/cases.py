@@ -81,9 +81,10 @@ def cases(models: Path) -> dict[str, dict[str, Any]]:
             "training__schedule_scope": "run",
             "cluster__policy": {"ranks": 2, "zero_stage": 1},
         },
-        "lora": {
+        "lora": {  # by ranks that share each pass
             "policy__lora": {"rank": 4},
             "objective": {"type": "nca"},
+            "cluster__policy": {"ranks": 2, "zero_stage": 2, "sequence_parallel": 2},
             "cluster__sequential_phases": False,
         },
         "nf4": {"policy__lora": {"rank": 4, "quantize": "nf4"}, "training__optimizer_state": "keep"},

@@ -59,6 +59,12 @@ def join_ranks(rank: int, world_size: int, address: str, port: int, device: str)
     deepspeed.init_distributed(dist_backend=backend, rank=rank, world_size=world_size, verbose=False)
 
 
+def sharing_ranks(count: int) -> torch.distributed.ProcessGroup | None:
+    """The ranks that share this one's micro-batches, itself among them: so many that follow each other, and with them are on
+    one node where that has a multiple. Collective."""
+    return torch.distributed.new_subgroups(count)[0] if count > 1 else None
+
+
 def most_of_ranks(count: int, device: torch.device | str) -> int:
     """The largest count among ranks that must do something equally often. Collective."""
     most = torch.tensor(count, device=device)

@@ -48,7 +48,11 @@ class NonFiniteError(RuntimeError):
 
 
 class Engine:
-    """One rank of a data-parallel training engine."""
+    """One rank of a training engine.
+
+    To DeepSpeed all ranks are data-parallel. Those that share a micro-batch have its loss alike, and by it different parts of
+    its gradient: added up over all ranks, gradients are those of one rank that computes everything.
+    """
 
     def __init__(self, module: PolicyModel | RewardModel, spec: EngineSpec) -> None:
         import deepspeed
@@ -140,7 +144,9 @@ class Engine:
             # Replaced, not left out: other ranks wait in this backward pass. DeepSpeed averages gradients over ranks.
             self.backend.backward(torch.where(finite, loss, torch.zeros_like(loss)) * ranks)
             self._keep_in_float32(last)
-        own = torch.cat([sums.values, torch.stack([broken, self._own_square()])])
+        # Of these the square alone isn't the same on ranks that share a micro-batch.
+        square = self._own_square() * self.spec.group.sequence_parallel
+        own = torch.cat([sums.values, torch.stack([broken, square])])
         *totals, non_finite, square = self.total(
             own
         ).tolist()  # all that a step waits for: ranks, then the device
@@ -224,10 +230,10 @@ class Engine:
             gradient.fill_(1e-12)
 
     def total(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum over ranks."""
+        """Sum over ranks; of those that share micro-batches, each of which has the same numbers, the mean counts."""
         summed = values.detach().clone().to(self.device)
         dist.all_reduce(summed)
-        return summed
+        return summed / self.spec.group.sequence_parallel
 
     # -- weights -------------------------------------------------------------------------------------------
 

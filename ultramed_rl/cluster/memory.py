@@ -183,7 +183,9 @@ def training_bytes(
     # A layer keeps for its backward pass about 12 widths and 4 MLP widths a token: 2 norms of 4 (they compute in float32),
     # queries, keys, values and what attention makes of them; gate, its activation, up and their product. Of a layer that is
     # computed again the input alone is kept. These are the first ones: when their turn comes, the others are gone.
-    tokens, layers = max(training.micro_batch_tokens, longest), shape.num_hidden_layers
+    # A rank has its part of the tokens; in attention it has all of them in that part of the heads, which is as much.
+    tokens = -(-max(training.micro_batch_tokens, longest) // group.sequence_parallel)
+    layers = shape.num_hidden_layers
     layer, again = (
         tokens * (12 * width + 4 * shape.intermediate_size) * size,
         recomputed_layers(training, layers),
@@ -210,11 +212,13 @@ def recomputed_layers(training: Optimization, layers: int) -> int:
 def forward_bytes(
     shape: Architecture, precision: str, tokens: int, group: ReplicaGroup, device: str, *, head: bool
 ) -> dict[str, int]:
-    """A forward-only replica: weights, one live layer of a batch of so many tokens, and a chunk of logits if it has a head.
+    """A forward-only replica: weights, one live layer of a batch of so many tokens, or of its part of them, and a chunk of
+    logits if it has a head.
 
     Sharded, a rank holds its part of the weights and those that are whole at once.
     """
     size, shards = WEIGHT_BYTES[precision], group.replicas if group.shard else 1
+    tokens = -(-tokens // group.sequence_parallel)
     weights = count_parameters(shape) * size
     live = tokens * (6 * shape.hidden_size + 2 * shape.intermediate_size) * size
     if shards > 1:

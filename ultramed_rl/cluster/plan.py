@@ -102,16 +102,16 @@ def _online_roles(config: RunConfig) -> Iterator[RolePlan]:
     processes = 1 + (others + len(config.evaluation.models) if cluster.layout == "colocated" else 0)
     training = _settle(config.training, policy, cluster, processes, sizes_of)
     fix = (
-        "raise cluster.policy.zero_stage or cluster.policy.ranks, set cluster.policy.offload_optimizer, "
+        "raise zero_stage, ranks or sequence_parallel of cluster.policy, set cluster.policy.offload_optimizer, "
         "or lower training.micro_batch_tokens, prompts.max_prompt_tokens or sampling.max_new_tokens"
     )
     again = recomputed_layers(training, policy.num_hidden_layers)
-    yield _trainer("policy", cluster.policy, sizes_of(training), fix, again, transit)
+    yield _trainer("policy", cluster.policy, policy, sizes_of(training), fix, again, transit)
     if needs_reference(config):
         tokens = config.reference.micro_batch_tokens
         fix = "set cluster.reference.shard=true or lower reference.micro_batch_tokens"
         sizes = forward_bytes(policy, precision, tokens, cluster.reference, cluster.device, head=True)
-        yield _replicas("reference", cluster.reference, sizes, fix)
+        yield _replicas("reference", cluster.reference, policy, sizes, fix)
     yield from _rewards(config, policy)
     judges, group = config.evaluation.models, cluster.judge
     for role, judge in zip(numbered_roles("judge", len(judges)), judges, strict=True):
@@ -121,7 +121,7 @@ def _online_roles(config: RunConfig) -> Iterator[RolePlan]:
         fix = f"set cluster.judge.shard=true or lower micro_batch_tokens of {section}"
         precision = resolve_precision(judge.precision, cluster.device)
         sizes = forward_bytes(model, precision, judge.micro_batch_tokens, group, cluster.device, head=False)
-        yield _replicas(role, group, sizes, fix)
+        yield _replicas(role, group, model, sizes, fix)
 
 
 def plan_training(config: StageConfig) -> Plan:
@@ -136,12 +136,11 @@ def plan_training(config: StageConfig) -> Plan:
     training = _settle(config.training, shape, config.cluster, 1, sizes_of)
     again = recomputed_layers(training, shape.num_hidden_layers)
     fix = (
-        "raise cluster.trainer.zero_stage or cluster.trainer.ranks, set cluster.trainer.offload_optimizer, or "
+        "raise zero_stage, ranks or sequence_parallel of cluster.trainer, set cluster.trainer.offload_optimizer, or "
         "lower training.micro_batch_tokens or model.max_length"
     )
-    return lay_out(
-        config.cluster, "alone", [_trainer("trainer", trainer, sizes_of(training), fix, again, {})]
-    )
+    sizes = sizes_of(training)
+    return lay_out(config.cluster, "alone", [_trainer("trainer", trainer, shape, sizes, fix, again, {})])
 
 
 def plan_sampling(config: ContrastsConfig | EvaluateConfig | EngineConfig) -> Plan:
@@ -192,14 +191,26 @@ def _settle(
     return next((choice for choice in choices if sum(sizes_of(choice)[0].values()) <= room), training)
 
 
+def _check_heads(role: str, group: TrainerGroup | ReplicaGroup, shape: Architecture) -> None:
+    """Raise PlanError where processes that share a pass cannot share its attention."""
+    heads, sharing = shape.num_attention_heads, group.sequence_parallel
+    if heads % sharing:
+        raise PlanError(
+            f"cluster.{role}.sequence_parallel={sharing}: each attends with as many heads, and the model has {heads}; use "
+            f"a divisor of {heads}"
+        )
+
+
 def _trainer(
     role: str,
     group: TrainerGroup,
+    shape: Architecture,
     sizes: Sizes,
     fix: str,
     recomputed: int,
     transit: dict[str, int],
 ) -> RolePlan:
+    _check_heads(role, group, shape)
     own, host = sizes
     # Of gradients only stage 3's buffer is there between steps.
     moved = ("weights", "optimizer", *(["gradients"] if group.zero_stage == 3 else []))
@@ -207,7 +218,10 @@ def _trainer(
     return replace(planned, recomputed=recomputed)
 
 
-def _replicas(role: str, group: ReplicaGroup, sizes: dict[str, int], fix: str) -> RolePlan:
+def _replicas(
+    role: str, group: ReplicaGroup, shape: Architecture, sizes: dict[str, int], fix: str
+) -> RolePlan:
+    _check_heads(role.partition("-")[0], group, shape)
     if not group.shard:
         return RolePlan(role, group.replicas, 1, sizes, fix)
     # Sharded weights stream from host memory.
@@ -248,4 +262,4 @@ def _rewards(
             model = resolve_architecture(path, reward.architecture, section)
             check_length(read, model.max_position_embeddings, length, path)
         sizes = forward_bytes(model, precision, reward.micro_batch_tokens, group, device, head=False)
-        yield _replicas(role, group, sizes, fix)
+        yield _replicas(role, group, model, sizes, fix)

@@ -29,16 +29,29 @@ from ultramed_rl.config.models import Precision
 ATTENTION, KERNELS = "ULTRAMED_RL_ATTENTION", "ULTRAMED_RL_KERNELS"
 
 
+def _sharing_rules(sharing: int, name: str, processes: int) -> Iterator[str]:
+    """The broken rule that each micro-batch has equally many processes, and all processes one."""
+    if processes % sharing:
+        rule = f"must divide {name}={processes}, for each micro-batch has so many"
+        yield f"sequence_parallel={sharing}: {rule}; use a divisor, or make {name} a multiple"
+
+
 class TrainerGroup(Section):
     """The DeepSpeed ranks of whatever is trained."""
 
-    ranks: Processes = key(1, "data-parallel processes, one device each")
+    ranks: Processes = key(1, "processes, one device each")
+    sequence_parallel: Processes = key(
+        1,
+        "ranks that share a micro-batch (Ulysses), each with an equal part of its tokens, and in attention of the heads; "
+        "ranks / sequence_parallel micro-batches go at once",
+    )
     zero_stage: ZeroStage = key(
         2, "DeepSpeed's ZeRO: 0 nothing is partitioned, 1 optimizer states, 2 gradients too, 3 weights too"
     )
     offload_optimizer: bool = key(False, "keep the optimizer's states and step in CPU memory")
 
     def problems(self) -> Iterator[str]:
+        yield from _sharing_rules(self.sequence_parallel, "ranks", self.ranks)
         if self.offload_optimizer and self.zero_stage == 0:
             yield "offload_optimizer=true: needs zero_stage >= 1"
 
@@ -63,6 +76,20 @@ class ReplicaGroup(Section):
 
     replicas: Processes = key(1, "copies of the model, one device each")
     shard: bool = key(False, "split the weights over the replicas (ZeRO-3), for large models")
+    sequence_parallel: Processes = key(1, "replicas that share a pass, as the policy's ranks do")
+
+    @property
+    def passes(self) -> int:
+        """That go at once."""
+        return self.replicas // self.sequence_parallel
+
+    @property
+    def in_lockstep(self) -> bool:
+        """Whether the replicas work together, and only together."""
+        return self.replicas > 1 and (self.shard or self.sequence_parallel > 1)
+
+    def problems(self) -> Iterator[str]:
+        yield from _sharing_rules(self.sequence_parallel, "replicas", self.replicas)
 
 
 class Faults(Section):

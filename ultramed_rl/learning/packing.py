@@ -94,6 +94,7 @@ class PackedBatch:
     last: torch.Tensor  # [A] place of each answer's last token
     lengths: torch.Tensor  # [A] targets of each answer
     answers: tuple[Segment, ...]  # the segment of each answer
+    places: Sequence[int]  # [N] `predictors` on the host
 
     @property
     def tokens(self) -> int:
@@ -176,6 +177,7 @@ class _Row:
             last=sent([segment.stop - 1 for segment, _ in self.answers]),
             lengths=sent(lengths),
             answers=tuple(segment for segment, _ in self.answers),
+            places=self.predictors,
         )
 
 

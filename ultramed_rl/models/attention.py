@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
 from ultramed_rl.learning.packing import Segment
 from ultramed_rl.models.kernels import kernel_attention
+from ultramed_rl.models.ulysses import gather_heads, share_heads
 
 SEGMENTS = "ultramed_segments"
 
@@ -24,9 +26,13 @@ SHORT = 256
 
 @dataclass(frozen=True)
 class SegmentLayout:
-    """A packed row's segments, and what kernels derive from them once for all layers."""
+    """A packed row's segments, and what kernels derive from them once for all layers.
+
+    `ranks`: those of which each has a part of the row's tokens; None: one has them all.
+    """
 
     segments: tuple[Segment, ...]
+    ranks: dist.ProcessGroup | None = None
     _cache: dict[Any, Any] = field(default_factory=dict)
 
     def mask(self, queries: int, keys: int, window: int | None, like: torch.Tensor) -> torch.Tensor | None:
@@ -109,13 +115,19 @@ def segment_attention(
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: query [1, H, T, D], key [1, K, T, D], value [1, K, T, V] -> [1, T, H, V].
 
+    Of ranks that share a row, T are a rank's own tokens. It attends with its share of the heads, from and to all tokens.
     `softcap`: scores s become softcap tanh(s / softcap) (Gemma 2). `s_aux` [H]: the score of a sink (GPT-OSS).
     """
     assert segments is not None, "segments=None: a model with segment attention needs a packed batch"
     assert dropout == 0.0, f"dropout={dropout}: it is switched off when a model is loaded"
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
-        return kernel_attention((query, key, value), segments, scaling, sliding_window, softcap, s_aux), None
-    return _by_segment((query, key, value), segments, scaling, sliding_window, softcap, s_aux), None
+    ranks = segments.ranks
+    if ranks is not None:
+        query, key, value = share_heads(query, key, value, ranks)
+        s_aux = None if s_aux is None else s_aux.chunk(ranks.size())[ranks.rank()]
+    fused = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
+    attend = kernel_attention if fused else _by_segment
+    output = attend((query, key, value), segments, scaling, sliding_window, softcap, s_aux)
+    return output if ranks is None else gather_heads(output, ranks), None
 
 
 def _by_segment(
@@ -206,6 +218,23 @@ def why_not_packed(config: Any) -> str | None:
     if config.model_type in PACKABLE:
         return None
     return f"{config.model_type} is not among the tested architectures ({', '.join(sorted(PACKABLE))})"
+
+
+def check_sharing(config: Any, ranks: int, name: str, *, packed: bool = True) -> None:
+    """Raise ValueError where so many ranks cannot share the rows of the model `name`, of this text decoder's config; it may
+    not be `packed` for other reasons than its config's."""
+    ropes = (scaling := getattr(config, "rope_parameters", None) or {}, *scaling.values())
+    kinds = {str(rope.get("rope_type")) for rope in ropes if isinstance(rope, dict)}
+    heads = config.num_attention_heads
+    if (reason := why_not_packed(config)) or not packed:
+        broken = f"{reason or 'its code is its own'}, so its answers are padded rows, which ranks don't share; use 1"
+    elif moving := {"dynamic", "longrope"} & kinds:
+        broken = f"its rotary frequencies ({', '.join(sorted(moving))}) follow the longest sequence, of which a rank sees a part; use 1"
+    elif heads % ranks:
+        broken = f"each rank attends with as many heads, and there are {heads}; use a divisor of {heads}"
+    else:
+        return
+    raise ValueError(f"sequence_parallel={ranks}: {name}: {broken}")
 
 
 def register_segment_attention() -> None:

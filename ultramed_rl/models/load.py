@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from ultramed_rl.config.models import LoRA
 from ultramed_rl.learning.costs import ModelShape
 from ultramed_rl.learning.logprobs import token_logprobs
 from ultramed_rl.learning.packing import PackedBatch, unpack_rows
-from ultramed_rl.models.attention import SEGMENTS, SegmentLayout, register_segment_attention, why_not_packed
+from ultramed_rl.models.attention import (
+    SEGMENTS,
+    SegmentLayout,
+    check_sharing,
+    register_segment_attention,
+    why_not_packed,
+)
 from ultramed_rl.models.checkpoint import (
     ModelSource,
     check_finite,
@@ -30,18 +38,60 @@ from ultramed_rl.models.files import decoder_config, head_width, text_model
 from ultramed_rl.models.kernels import check_kernels, fuse_layers
 from ultramed_rl.models.lora import attach_lora, load_adapter, quantization
 from ultramed_rl.models.reading import READ_AT
+from ultramed_rl.models.ulysses import RowShare
 
 logger = logging.getLogger(__name__)
 ADAPTER_FOLDER = "adapter"  # of a LoRA policy's checkpoint, beside the merged weights
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-class PolicyModel(nn.Module):
+class PackedModel(nn.Module):
+    """A transformers model over packed batches.
+
+    `ranks`: those that compute each batch together, the same on all of them; None: one alone does.
+    """
+
+    ranks: dist.ProcessGroup | None = None
+
+    def __init__(self, lm: nn.Module) -> None:
+        super().__init__()
+        self.lm: Any = lm
+
+    def share_rows(self, ranks: dist.ProcessGroup | None) -> None:
+        """From now on compute with these ranks, if there are any. Raises ValueError: this model's rows cannot be shared."""
+        if ranks is not None:
+            packed = is_packed(self.lm)
+            check_sharing(
+                decoder_config(self.lm.config), ranks.size(), repr(self.lm.name_or_path), packed=packed
+            )
+        self.ranks = ranks
+
+    def _predict_shared(
+        self,
+        batch: PackedBatch,
+        places: Sequence[int],
+        predict: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    ) -> torch.Tensor:
+        """What is predicted at these places of the row: a rank predicts for those in its own part, of their hidden states and
+        numbers."""
+        assert self.ranks is not None
+        share = RowShare.of(batch, self.ranks)
+        output = self.lm.get_decoder()(
+            input_ids=share.input_ids,
+            position_ids=share.position_ids,
+            use_cache=False,
+            segments=SegmentLayout(share.segments, share.ranks),
+        )
+        own, where = share.owned(places)
+        states = output.last_hidden_state[0].index_select(0, where)
+        return share.join(predict(states, own), own, len(places))
+
+
+class PolicyModel(PackedModel):
     """A causal language model that answers with the logprobs of packed answers instead of logits."""
 
     def __init__(self, causal_lm: nn.Module) -> None:
-        super().__init__()
-        self.lm: Any = causal_lm
+        super().__init__(causal_lm)
         self.vocab_size: int = decoder_config(self.lm.config).vocab_size
         if is_packed(causal_lm):
             cap = getattr(decoder_config(self.lm.config), "final_logit_softcapping", None)
@@ -49,6 +99,11 @@ class PolicyModel(nn.Module):
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """-> [N] fp32 logprobs of the batch's answer tokens, answer after answer."""
+        if self.ranks is not None:
+            head = self.lm.get_output_embeddings()
+            return self._predict_shared(
+                batch, batch.places, lambda states, own: head(states, batch.targets[own])
+            )
         if is_packed(self.lm):
             hidden, predictors, _ = _decode(self.lm.get_decoder(), batch)
             logprobs: torch.Tensor = self.lm.get_output_embeddings()(hidden[predictors], batch.targets)
@@ -81,17 +136,20 @@ def _let_head_take_targets(head: Any, vocab_size: int, cap: float | None) -> Non
     head.forward = forward
 
 
-class RewardModel(nn.Module):
+class RewardModel(PackedModel):
     """A one-label classifier read at each answer's last token, as transformers pools it."""
-
-    def __init__(self, classifier: nn.Module) -> None:
-        super().__init__()
-        self.lm: Any = classifier
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """-> [A] fp32 rewards of the batch's answers."""
+        if self.ranks is not None:
+            ends = [segment.stop - 1 for segment in batch.answers]
+            return self._predict_shared(batch, ends, lambda states, _: self._score(states))
         hidden, _, last = _decode(self.lm.get_decoder(), batch)
-        return self.lm.score(hidden[last]).squeeze(-1).float()
+        return self._score(hidden[last])
+
+    def _score(self, states: torch.Tensor) -> torch.Tensor:
+        rewards: torch.Tensor = self.lm.score(states).squeeze(-1).float()
+        return rewards
 
 
 def _decode(decoder: Any, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

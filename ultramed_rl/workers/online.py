@@ -160,11 +160,11 @@ class OnlineWorkers(SamplingWorkers):
         """What ranks that have loaded need before they work; `sync` connects them to the engines."""
         config = self.config
         if config.policy.lora is not None and config.objective.uses_reference:  # it is its own reference
-            budget = config.reference.micro_batch_tokens
+            budget, sharing = config.reference.micro_batch_tokens, config.cluster.policy.sequence_parallel
             self.policy.call(PolicyWorker.scores_within, budget)
-            room = WAVES * budget * self.policy.size
+            room = WAVES * budget * self.policy.size // sharing
             rules = PoolRules(config.cluster.faults, room, upstream=("reward",), ranks=True)
-            worker_set = WorkerSet(self.policy, lambda actors: [], lockstep=True)
+            worker_set = WorkerSet(self.policy, lambda actors: [], lockstep=True, sharing=sharing)
             self._open_references(self.scheduler.add("reference", worker_set, rules))
         if self.turns:
             self.policy.call(PolicyWorker.offload)

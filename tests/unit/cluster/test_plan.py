@@ -71,6 +71,41 @@ def test_zero_divides_what_its_stage_says(stage: int, expected: tuple[float, flo
     )
 
 
+def test_ranks_that_share_a_micro_batch_divide_its_activations() -> None:
+    """16,384 tokens of 4 ranks: a layer's input kept for each of 32 layers, one layer live, and a chunk of logits, which has
+    2^27 / 128,256 = 1,046 tokens either way."""
+    model, training = Model(path="8b", precision="bfloat16"), Training(micro_batch_tokens=16384)
+    sizes = {
+        k: training_bytes(
+            LLAMA_8B, model, TrainerGroup(ranks=8, zero_stage=3, sequence_parallel=k), training, "cuda", 4096
+        )[0]
+        for k in (1, 4)
+    }
+    logits = 2 * 1046 * 128256 * 4
+    layers = 16384 * 2 * (32 * 4096 + 10 * 4096 + 4 * 14336)
+    assert sizes[1]["activations"] == layers + logits
+    assert sizes[4]["activations"] == layers // 4 + logits
+    assert {k: v for k, v in sizes[1].items() if k != "activations"} == {
+        k: v for k, v in sizes[4].items() if k != "activations"
+    }
+
+
+@pytest.mark.parametrize(
+    ("key", "group"),
+    [
+        ("policy", {"ranks": 6, "zero_stage": 3, "sequence_parallel": 6}),
+        ("reference", {"replicas": 3, "sequence_parallel": 3}),
+        ("reward", {"replicas": 6, "shard": True, "sequence_parallel": 6}),
+    ],
+)
+def test_heads_that_ranks_cannot_share_are_refused(key: str, group: dict[str, Any]) -> None:
+    rollout = {"engines": 2, "tensor_parallel": 2}
+    with pytest.raises(
+        PlanError, match=rf"cluster\.{key}\.sequence_parallel={group['sequence_parallel']}: .*\b32\b"
+    ):
+        make_plan(gpu_run(**{f"cluster__{key}": group, "cluster__rollout": rollout}))
+
+
 def shipped(path: Path) -> list[AnyConfig]:
     """The runs that a file under configs/ describes: one, or a recipe's stages."""
     if yaml.safe_load(path.read_text()).get("type") != "recipe":
