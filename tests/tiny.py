@@ -108,6 +108,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 16,
         "first_k_dense_replace": 1,
     },
+    "granite": {**_WIDTHS, "logits_scaling": 4.0},  # is computed as padded rows
     "phimoe": {**_WIDTHS, "num_local_experts": 4, "num_experts_per_tok": 2},
     "gpt2": {
         "vocab_size": 259,

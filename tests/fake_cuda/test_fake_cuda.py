@@ -1,0 +1,48 @@
+"""What a training or scoring rank does on a GPU, on a fake one: it gets through, and waits for it where it must alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fake_cuda.device import why_not
+
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+
+# All that the host may wait for in a step: one read, of the losses, the metrics and the gradients' norm together.
+STEP = {"tolist actors/engine.py:Engine.step": 1}
+# What else the host waits for, with the reason.
+MORE: dict[str, dict[str, int]] = {}
+
+
+@cache
+def outcomes(group: str) -> dict[str, dict[str, Any]]:
+    """What became of a group's cases, in a process of its own: torch takes "cuda" for its accelerator there."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    command = [sys.executable, "-m", "tests.fake_cuda.steps", group]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = map(json.loads, done.stdout.splitlines())
+    return {one["case"]: one for one in found}
+
+
+@pytest.mark.parametrize("group", ["objectives", "packed", "padded", "others"])
+def test_a_step_runs_on_a_gpu_and_waits_for_it_once(group: str) -> None:
+    found = outcomes(group)
+    assert not {name: one["error"] for name, one in found.items() if one["error"]}
+    waits = {name: one["waits"] for name, one in found.items()}
+    assert waits == {name: STEP | MORE.get(name, {}) for name in found}
+
+
+def test_faults_are_found() -> None:
+    found = outcomes("faults")
+    for name, one in found.items():
+        assert one["error"] or one["waits"] != STEP, name
