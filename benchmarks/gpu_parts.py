@@ -103,8 +103,8 @@ def random_policy(shape: Shape, device: str, precision: str, lora: LoRA | None =
         lm = AutoModelForCausalLM.from_config(
             config, attn_implementation=SEGMENTS, dtype=getattr(torch, precision)
         )
-        if lora is not None:
-            attach_lora(lm, lora, "random")
+    if lora is not None:
+        attach_lora(lm, lora, "random")
     return PolicyModel(lm)
 
 

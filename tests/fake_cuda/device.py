@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 SOURCE = Path(__file__).with_name("device.cpp")
 
@@ -73,6 +74,7 @@ def fake_gpu(answers: dict[str, Callable[[int], Sequence[float]]]) -> Iterator[C
         answers: what a `tolist` in this function reads, given the number of values; ones where nothing is said.
     """
     import torch
+    import torch.nn.attention.varlen  # registers its kernel
     from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves, tree_map_only
@@ -80,6 +82,7 @@ def fake_gpu(answers: dict[str, Callable[[int], Sequence[float]]]) -> Iterator[C
     aten = torch.ops.aten
     waits: Counter[str] = Counter()
     mode = FakeTensorMode(allow_non_fake_inputs=False)
+    products = (aten.mm, aten.addmm, aten.bmm, aten.baddbmm, torch.ops.torch_attn._varlen_attn)
     shaped_by_values = (aten.nonzero, aten.masked_select, aten.bincount, aten._unique2, aten.unique_dim)
 
     def note(how: str) -> str:
@@ -106,6 +109,9 @@ def fake_gpu(answers: dict[str, Callable[[int], Sequence[float]]]) -> Iterator[C
             masks = args[1] if packet in (aten.index, aten.index_put, aten.index_put_) else ()
             if packet in shaped_by_values or any(m is not None and m.dtype == torch.bool for m in masks):
                 raise AssertionError(f"{function} in {_place()}: its size depends on values of the GPU")
+            if packet in products:  # torch's rules for fakes let a GPU's kernel multiply what it refuses
+                kinds = {x.dtype for x in args[:3] if isinstance(x, torch.Tensor)}
+                assert len(kinds) == 1, f"{function} of {kinds} in {_place()}"
             # What is copied comes from the host, and a GPU's kernel takes its scalars from there.
             allowed = lambda x: sent or x.dim() == 0
             faked = lambda x: mode.from_tensor(x) if allowed(x) and not isinstance(x, FakeTensor) else x
@@ -130,13 +136,14 @@ def fake_gpu(answers: dict[str, Callable[[int], Sequence[float]]]) -> Iterator[C
         values = answers.get(where, lambda count: [1.0] * count)(tensor.numel())
         return torch.tensor(values, dtype=torch.float64).reshape(tensor.shape).tolist()
 
-    saved = FakeTensor.tolist
-    FakeTensor.tolist = tolist  # type: ignore[method-assign,assignment]
-    try:
-        with mode, FakeGPU():
-            yield waits
-    finally:
-        FakeTensor.tolist = saved  # type: ignore[method-assign]
+    driver: dict[str, Any] = {
+        "get_device_capability": lambda *_: (9, 0),
+        "get_device_name": lambda *_: "NVIDIA H100 80GB HBM3",
+        "max_memory_allocated": lambda *_: 2**30,
+        "synchronize": lambda *_: note("synchronize"),
+    }
+    with patch.multiple(torch.cuda, **driver), patch.object(FakeTensor, "tolist", tolist), mode, FakeGPU():
+        yield waits
 
 
 def _place() -> str:

@@ -127,7 +127,7 @@ def imitate(kind: str = "llama", changes: Any = ()) -> Callable[[], None]:
 
     def work() -> None:
         worker = rank_of(PolicyWorker, module)
-        sizes = (30, 12, 10)
+        sizes = (30, 20, 19)
         chats = [TokenizedChat(f"c{n}", tuple(range(n)), (False,) * 5 + (True,) * (n - 5)) for n in sizes]
         worker.learn_chats(chats, chats)
         take_step(worker)
@@ -173,7 +173,7 @@ def score_own_base() -> Callable[[], None]:
 
 
 def check_gpu(lora: LoRA | None = None) -> Callable[[], None]:
-    """What launch/gpu_check.sh measures: three steps, and a scoring of one pass each time."""
+    """What launch/gpu_check.sh measures: three steps, after the product's own look at what the GPU can."""
     driver = {
         "synchronize": lambda *_: None,
         "get_device_name": lambda *_: "fake",
@@ -233,11 +233,11 @@ FAULTS: dict[str, Callable[[], Callable[[], None]]] = {
     "a copy to the host": lambda: with_hook(lambda module, args, out: out.sum().cpu() and None),
     "a blocking copy": lambda: with_hook(lambda module, args, out: out * torch.ones(32).to(out.device)),
     "a boolean mask": lambda: with_hook(lambda module, args, out: out + out[out > 0].sum()),
-    "float32 into the kernel": lambda: with_hook(lambda module, args, out: out.double()),
+    "another type into a kernel": lambda: with_hook(lambda module, args, out: out.double()),
     "no gradient": lambda: with_hook(lambda module, args, out: out.detach()),
 }
 
-GROUPS: dict[str, dict[str, Callable[[], Callable[[], None]]]] = {
+GROUPS: dict[str, dict[str, Callable[[], Callable[[], Any]]]] = {
     "objectives": {
         one.model_fields["type"].default: lambda one=one: prefer(one())
         for one in get_args(get_args(Objective)[0])
