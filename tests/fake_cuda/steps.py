@@ -1,4 +1,4 @@
-"""Each way to train or score on a fake GPU, in a process of its own: python -m tests.fake_cuda.steps GROUP
+"""Each way to train or score on a fake GPU, in a process of its own: python -m tests.fake_cuda.steps GROUP...
 
 Prints a line of JSON a case: its name, the error or null, and how often the host waited for the device and where.
 """
@@ -13,9 +13,11 @@ if __name__ == "__main__":
 import json
 import sys
 import tempfile
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 from unittest.mock import patch
@@ -45,11 +47,13 @@ from ultramed_rl.records import Completion, PreferenceGroup, Prompt, ReferenceLo
 TOTALS = {"actors/engine.py:Engine.step": lambda count: [1.0] * (count - 2) + [0.0, 1.0]}
 
 
-def checkpoint(kind: str, changes: dict[str, Any], *, classifier: bool = False) -> str:
-    """A random model on disk."""
+@cache
+def checkpoint(name: str, *, classifier: bool = False) -> str:
+    """A random model on disk, of a name in `PACKED` or `PADDED`."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     folder = tempfile.mkdtemp(dir=ROOT)
+    kind, changes, *_ = (PACKED | PADDED)[name]
     labels = {"num_labels": 1} if classifier else {}
     factory = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
     model = factory.from_config(make_config(kind, changes, **labels))
@@ -89,11 +93,11 @@ class CheckedBackend(PlainBackend):
 
 def rank_of(kind: type[TrainWorker], module: Any) -> Any:
     """The first of two ranks, which meets nobody: the group is fake too."""
-    worker = plain_rank(kind, device.move(module), "cuda", "bfloat16", checkpointing=True)
+    checkpointing = module.lm.supports_gradient_checkpointing
+    worker = plain_rank(kind, device.move(module), "cuda", "bfloat16", checkpointing=checkpointing)
     worker.world_size = 2
-    engine = worker.engine
-    engine.backend = CheckedBackend(module, 1.0)
-    worker.peak_flops = 1e12
+    worker.engine.backend = CheckedBackend(module, 1.0)
+    worker.peaks = {"mfu": 1e12}
     return worker
 
 
@@ -106,11 +110,14 @@ def take_step(worker: Any) -> None:
     assert metrics["samples"] == 3 and metrics["flops"] > 0
 
 
-def prefer(
-    objective: Any, kind: str = "llama", changes: Any = (), lora: LoRA | None = None
-) -> Callable[[], None]:
-    path = checkpoint(kind, dict(changes))
-    module = load_policy(path, "bfloat16", lora=lora)
+Work = Callable[[], Any]
+
+
+def prefer(objective: Any, name: str = "llama", lora: LoRA | None = None, hook: Any = None) -> Work:
+    """A step of the policy; `hook` does something more after its first layer's norm."""
+    module = load_policy(checkpoint(name), "bfloat16", lora=lora)
+    if hook is not None:
+        module.lm.model.layers[0].input_layernorm.register_forward_hook(hook)
 
     def work() -> None:
         worker = rank_of(PolicyWorker, module)
@@ -122,8 +129,9 @@ def prefer(
     return work
 
 
-def imitate(kind: str = "llama", changes: Any = ()) -> Callable[[], None]:
-    module = load_policy(checkpoint(kind, dict(changes)), "bfloat16")
+def imitate(name: str = "llama") -> Work:
+    """A step of fine-tuning."""
+    module = load_policy(checkpoint(name), "bfloat16")
 
     def work() -> None:
         worker = rank_of(PolicyWorker, module)
@@ -131,13 +139,13 @@ def imitate(kind: str = "llama", changes: Any = ()) -> Callable[[], None]:
         chats = [TokenizedChat(f"c{n}", tuple(range(n)), (False,) * 5 + (True,) * (n - 5)) for n in sizes]
         worker.learn_chats(chats, chats)
         take_step(worker)
-        list(worker.evaluate(40))
 
     return work
 
 
-def rank_answers(objective: Any, kind: str = "llama", changes: Any = ()) -> Callable[[], None]:
-    module = load_reward(checkpoint(kind, dict(changes), classifier=True), "bfloat16")
+def rank_answers(objective: Any, name: str = "llama") -> Work:
+    """A step of reward modelling."""
+    module = load_reward(checkpoint(name, classifier=True), "bfloat16")
 
     def work() -> None:
         worker = rank_of(RewardTrainWorker, module)
@@ -147,11 +155,11 @@ def rank_answers(objective: Any, kind: str = "llama", changes: Any = ()) -> Call
     return work
 
 
-def score(kind: type[Any], changes: Any = (), family: str = "llama") -> Callable[[], None]:
+def score(kind: type[Any]) -> Work:
     """A replica's numbers of all answers: as many passes as groups."""
     classifier = kind is RewardWorker
-    path = checkpoint(family, dict(changes), classifier=classifier)
-    module = (load_reward if classifier else load_policy)(path, "bfloat16")
+    load = load_reward if classifier else load_policy
+    module: Any = load(checkpoint("llama", classifier=classifier), "bfloat16")
 
     def work() -> None:
         worker = kind(0, "cuda", "bfloat16", 1)
@@ -162,8 +170,9 @@ def score(kind: type[Any], changes: Any = (), family: str = "llama") -> Callable
     return work
 
 
-def score_own_base() -> Callable[[], None]:
-    module = load_policy(checkpoint("llama", {}), "bfloat16", lora=LoRA(rank=4, alpha=8))
+def score_own_base() -> Work:
+    """The same by a policy whose adapters are off."""
+    module = load_policy(checkpoint("llama"), "bfloat16", lora=LoRA(rank=4, alpha=8))
 
     def work() -> None:
         worker = rank_of(PolicyWorker, module)
@@ -172,114 +181,85 @@ def score_own_base() -> Callable[[], None]:
     return work
 
 
-def check_gpu(lora: LoRA | None = None) -> Callable[[], None]:
-    """What launch/gpu_check.sh measures: three steps, after the product's own look at what the GPU can."""
-    driver = {
-        "synchronize": lambda *_: None,
-        "get_device_name": lambda *_: "fake",
-        "empty_cache": lambda: None,
-    }
-
-    def work() -> None:
-        with patch.multiple(torch.cuda, max_memory_allocated=lambda: 2**30, **driver):
-            assert train(TINY, "cuda", 0.0, lora=lora, most=3)["steps"] == 1
-
-    return work
-
-
 # -- faults ------------------------------------------------------------------------------------------------
 
 
-def with_hook(hook: Callable[..., Any]) -> Callable[[], None]:
-    """A step whose model does something more after its first layer's norm."""
-    module = load_policy(checkpoint("llama", {}), "bfloat16")
-    module.lm.model.layers[0].input_layernorm.register_forward_hook(hook)
-
-    def work() -> None:
-        worker = rank_of(PolicyWorker, module)
-        answers = groups(2)
-        references = [ReferenceLogprobs(g.group_id, (-9.0, -9.0)) for g in answers]
-        worker.learn_preferences(answers, references, DPO(), 64)
-        take_step(worker)
-
-    return work
-
-
-def without_argument(name: str) -> Callable[[], None]:
-    """A step whose attention leaves an argument out."""
+def without_gqa() -> Work:
+    """A step whose attention doesn't say that heads share keys."""
     from torch.nn.attention import varlen
 
     attention, step = varlen.varlen_attn, prefer(DPO())
 
+    def lacking(*arguments: Any, enable_gqa: bool, **named: Any) -> Any:
+        return attention(*arguments, **named)
+
     def work() -> None:
-        lacking = lambda *args, **kwargs: attention(*args, **{k: v for k, v in kwargs.items() if k != name})
         with patch.object(varlen, "varlen_attn", lacking):
             step()
 
     return work
 
 
-def beside(module: Any, arguments: Any, output: torch.Tensor) -> torch.Tensor:
+def beside(output: torch.Tensor) -> torch.Tensor:
     """What a module does that keeps a tensor which `.to` doesn't move."""
     with unset_fake_temporarily():
         kept = torch.ones(32)
     return output * kept
 
 
-FAULTS: dict[str, Callable[[], Callable[[], None]]] = {
-    "a CPU tensor in the model": lambda: with_hook(beside),
-    "no enable_gqa": lambda: without_argument("enable_gqa"),
-    "a value read": lambda: with_hook(lambda module, args, out: out * float(out.sum() > 0)),
-    "a copy to the host": lambda: with_hook(lambda module, args, out: out.sum().cpu() and None),
-    "a blocking copy": lambda: with_hook(lambda module, args, out: out * torch.ones(32).to(out.device)),
-    "a boolean mask": lambda: with_hook(lambda module, args, out: out + out[out > 0].sum()),
-    "another type into a kernel": lambda: with_hook(lambda module, args, out: out.double()),
-    "no gradient": lambda: with_hook(lambda module, args, out: out.detach()),
-}
+def faulty(hook: Callable[[torch.Tensor], Any]) -> Callable[[], Work]:
+    return lambda: prefer(DPO(), hook=lambda module, arguments, output: hook(output))
 
-GROUPS: dict[str, dict[str, Callable[[], Callable[[], Any]]]] = {
+
+ADAPTERS = LoRA(rank=4, alpha=8)
+GROUPS: dict[str, dict[str, Callable[[], Work]]] = {
     "objectives": {
         one.model_fields["type"].default: lambda one=one: prefer(one())
         for one in get_args(get_args(Objective)[0])
     },
-    "packed": {
-        name: lambda kind=kind, changes=changes: prefer(DPO(), kind, changes)
-        for name, (kind, changes) in PACKED.items()
-    },
-    "padded": {
-        name: lambda kind=kind, changes=changes: prefer(DPO(), kind, changes)
-        for name, (kind, changes, _) in PADDED.items()
-    },
+    "packed": {f"packed {name}": lambda name=name: prefer(DPO(), name) for name in PACKED},
+    "padded": {f"padded {name}": lambda name=name: prefer(DPO(), name) for name in PADDED},
     "others": {
-        "lora": lambda: prefer(DPO(), lora=LoRA(rank=4, alpha=8)),
+        "lora": lambda: prefer(DPO(), lora=ADAPTERS),
         "own base": score_own_base,
         "sft": imitate,
-        "sft padded": lambda: imitate("gemma2", PADDED["gemma2"][1]),
+        "sft padded": lambda: imitate("granite"),
         "reward": lambda: rank_answers(BradleyTerry(margin="score_difference", centering=0.01)),
         "reward log_exp": lambda: rank_answers(LogExp()),
-        "reward padded": lambda: rank_answers(BradleyTerry(), "gemma2", PADDED["gemma2"][1]),
+        "reward padded": lambda: rank_answers(BradleyTerry(), "gemma2"),
         "score reference": lambda: score(ReferenceWorker),
         "score reward": lambda: score(RewardWorker),
-        "gpu_check": check_gpu,
-        "gpu_check lora": lambda: check_gpu(LoRA(rank=2, alpha=4)),
+        # Three steps, after the product's own look at what the GPU can.
+        "gpu_check": lambda: lambda: train(TINY, "cuda", 0.0, most=3),
+        "gpu_check lora": lambda: lambda: train(TINY, "cuda", 0.0, lora=ADAPTERS, most=3),
     },
-    "faults": FAULTS,
+    "faults": {
+        "a CPU tensor in the model": faulty(beside),
+        "no enable_gqa": without_gqa,
+        "a value read": faulty(lambda output: output * float(output.sum() > 0)),
+        "a copy to the host": faulty(lambda output: output.sum().cpu() and None),
+        "a blocking copy": faulty(lambda output: output * torch.ones(32).to(output.device)),
+        "a boolean mask": faulty(lambda output: output + output[output > 0].sum()),
+        "another type into a kernel": faulty(lambda output: output.double()),
+        "no gradient": faulty(lambda output: output.detach()),
+    },
 }
 
 
-def outcomes(cases: dict[str, Callable[[], Callable[[], None]]]) -> Iterator[dict[str, Any]]:
+def outcomes(cases: dict[str, Callable[[], Work]]) -> Iterator[dict[str, Any]]:
     """What becomes of each."""
     for name, prepare in cases.items():
-        work = prepare()
         waits: Counter[str] = Counter()
         error = None
+        started = time.monotonic()
         try:
+            work = prepare()
             with device.fake_gpu(TOTALS) as waits:
                 work()
         except Exception as problem:
-            lines = traceback.format_exc().splitlines()
-            error = f"{type(problem).__name__}: {problem}\n" + "\n".join(lines[-14:])
-        yield {"case": name, "error": error, "waits": dict(waits)}
+            where = [f"{f.filename}:{f.lineno}" for f in traceback.extract_tb(problem.__traceback__)]
+            error = f"{type(problem).__name__}: {str(problem)[:500]} {' '.join(where[-6:])}"
+        yield {"case": name, "error": error, "waits": waits, "seconds": time.monotonic() - started}
 
 
 if __name__ == "__main__":
@@ -288,5 +268,6 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         ROOT = Path(folder)
         dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
-        for outcome in outcomes(GROUPS[sys.argv[1]]):
-            print(json.dumps(outcome), flush=True)
+        for group in sys.argv[1:]:
+            for outcome in outcomes(GROUPS[group]):
+                print(json.dumps(outcome), flush=True)
