@@ -66,9 +66,9 @@ def compare(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     register_segment_attention()
-    config = AutoConfig.for_model(kind, **{**WIDTHS, **changes})
 
     def made(attention: str, dtype: torch.dtype) -> Any:
+        config = AutoConfig.for_model(kind, **{**WIDTHS, **changes})
         # Not `.to(dtype)`: that would round rotary frequencies.
         return AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype).to(device)
 

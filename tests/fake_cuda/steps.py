@@ -218,7 +218,12 @@ GROUPS: dict[str, dict[str, Callable[[], Work]]] = {
         for one in get_args(get_args(Objective)[0])
     },
     "packed": {f"packed {name}": lambda name=name: prefer(DPO(), name) for name in PACKED},
-    "padded": {f"padded {name}": lambda name=name: prefer(DPO(), name) for name in PADDED},
+    # JetMoe reads from the GPU how many tokens each expert has; a part of Falcon's bias is made where no fake can follow.
+    "padded": {
+        f"padded {name}": lambda name=name: prefer(DPO(), name)
+        for name in PADDED
+        if name not in ("jetmoe", "falcon-alibi")
+    },
     "others": {
         "lora": lambda: prefer(DPO(), lora=ADAPTERS),
         "own base": score_own_base,
@@ -238,7 +243,7 @@ GROUPS: dict[str, dict[str, Callable[[], Work]]] = {
         "no enable_gqa": without_gqa,
         "a value read": faulty(lambda output: output * float(output.sum() > 0)),
         "a copy to the host": faulty(lambda output: output.sum().cpu() and None),
-        "a blocking copy": faulty(lambda output: output * torch.ones(32).to(output.device)),
+        "a blocking copy": faulty(lambda output: output * torch.ones(32).to(output)),
         "a boolean mask": faulty(lambda output: output + output[output > 0].sum()),
         "another type into a kernel": faulty(lambda output: output.double()),
         "no gradient": faulty(lambda output: output.detach()),

@@ -205,8 +205,9 @@ def test_every_layout_that_the_config_allows_takes_the_same_two_steps(workers: R
     for stage, precision, offload, lora, kind in product(
         range(4), ("float32", "bfloat16"), (False, True), (None, LoRA(rank=4, alpha=8)), paths
     ):
-        group = TrainerGroup(zero_stage=stage, offload_optimizer=offload)
-        if list(group.problems()):
+        try:
+            group = TrainerGroup(zero_stage=stage, offload_optimizer=offload)
+        except ValueError:
             refused.add((stage, offload))
             continue
         training = Optimization(gradient_checkpointing=False, max_skipped_steps=0)
