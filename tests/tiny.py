@@ -118,6 +118,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "num_local_experts": 4,
         "num_experts_per_tok": 2,
     },
+    "granite": {**_WIDTHS, "logits_scaling": 4.0},  # is computed as padded rows
     "phimoe": {**_WIDTHS, "num_local_experts": 4, "num_experts_per_tok": 2},
     "gpt2": {
         "vocab_size": 259,
