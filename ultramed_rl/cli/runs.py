@@ -128,6 +128,7 @@ def plan_command(config_path: ConfigPath, overrides: Overrides = None) -> None:
 
     Example: ultramed-rl plan configs/llama3-70b-4node.yaml cluster.policy.zero_stage=2
     """
+    from ultramed_rl.cluster.host_adam import host_adam_problem
     from ultramed_rl.cluster.layout import render_plan
     from ultramed_rl.cluster.plan import make_plan
     from ultramed_rl.config.recipe import check_config
@@ -142,6 +143,8 @@ def plan_command(config_path: ConfigPath, overrides: Overrides = None) -> None:
     for name, config, plan in plans:
         tell("plan", name=config.run.name, type=config.type, plan=asdict(plan))
         say(f"{name} ({config.type}):\n{render_plan(plan)}\n" if name else render_plan(plan))
+        if problem := host_adam_problem(plan.cluster):
+            say(f"warning: {problem}")
     tell_result(True, exit_code=0)
 
 
@@ -198,8 +201,9 @@ def run_checked(config: Any, invocation: Invocation, document: Document, name: s
 
     A run that goes on may need no more what it names.
     """
+    from ultramed_rl.cluster.host_adam import host_adam_problem
     from ultramed_rl.recipes.inputs import check_inputs
-    from ultramed_rl.recipes.run import check_runnable, run_config, run_recipe
+    from ultramed_rl.recipes.run import check_runnable, of_stage, run_config, run_recipe, stages_of
 
     goes_on = invocation.resume or invocation.retry_failed
     with checking(document):
@@ -207,6 +211,10 @@ def run_checked(config: Any, invocation: Invocation, document: Document, name: s
         if invocation.dry_run:
             _show(config, goes_on)
             return
+        for stage, one in stages_of(config):
+            with of_stage(stage):
+                if problem := host_adam_problem(one.cluster):
+                    raise ValueError(problem)
         if not goes_on:
             check_inputs(config)
     with carrying_out(invocation.again(name)) as result:
