@@ -16,6 +16,14 @@ KINDS = {"plain": "llama", "lora": "llama", "experts": "qwen3_moe"}
 
 def rank_of_two(rank: int, port: int, paths: dict[str, str], folder: str) -> None:
     """Each model's weights as this rank sees them, and how often ranks gathered."""
+    calls: list[Any] = []
+    gather = torch.distributed.all_gather_into_tensor
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        calls.append(arguments)
+        return gather(*arguments, **named)
+
+    torch.distributed.all_gather_into_tensor = counted  # before DeepSpeed takes it
     from ultramed_rl.actors import engine as engines
     from ultramed_rl.actors.deepspeed_setup import EngineSpec, deepspeed_config, join_ranks, loading_context
     from ultramed_rl.config.cluster import TrainerGroup
@@ -33,12 +41,6 @@ def rank_of_two(rank: int, port: int, paths: dict[str, str], folder: str) -> Non
         return config
 
     engines.deepspeed_config = split_all  # type: ignore[assignment]
-    gather, calls = torch.distributed.all_gather_into_tensor, []
-
-    def counted(*arguments: Any, **named: Any) -> Any:
-        calls.append(arguments)
-        return gather(*arguments, **named)
-
     found: dict[str, Any] = {}
     for name, path in paths.items():
         lora = LoRA(rank=2, target_modules=["q_proj", "o_proj"]) if name == "lora" else None
@@ -47,10 +49,8 @@ def rank_of_two(rank: int, port: int, paths: dict[str, str], folder: str) -> Non
         policy = load_policy(path, "float32", lora=lora)
         engine = engines.Engine(policy.train(), spec)
         del held
-        torch.distributed.all_gather_into_tensor = counted
         calls.clear()
         weights = {key: weight.clone() for key, weight in engine.weights()}
-        torch.distributed.all_gather_into_tensor = gather
         found[name] = (weights, len(calls), {p.ds_status.name for p in policy.parameters()})
     torch.save(found, f"{folder}/{rank}.pt")
 
