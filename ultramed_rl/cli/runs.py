@@ -213,7 +213,7 @@ def run_checked(config: Any, invocation: Invocation, document: Document, name: s
             return
         for stage, one in stages_of(config):
             with of_stage(stage):
-                if problem := host_adam_problem(one.cluster):
+                if problem := host_adam_problem(getattr(one, "cluster", None)):
                     raise ValueError(problem)
         if not goes_on:
             check_inputs(config)
