@@ -173,7 +173,7 @@ def check_engines(names: Sequence[str] = ("vllm", "deepspeed", "flash-attn")) ->
         yield judge(name, outcome.worked, said, fixes[name], "warn" if name == "flash-attn" else "fail")
 
 
-def check_host_adam(cluster: Devices) -> Iterator[Finding]:
+def check_host_adam(cluster: Devices | None) -> Iterator[Finding]:
     """Whether the Adam that `offload_optimizer` needs compiles here; a minute, where it hasn't yet and nothing lacks."""
     if problem := host_adam_problem(cluster):
         yield Finding("host_adam", "fail", problem, "do as the line says")

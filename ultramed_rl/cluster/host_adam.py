@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ultramed_rl.config.cluster import Devices, TrainerGroup
 
-_DRIVER = "/proc/driver/nvidia/version"
+_DRIVER, _USUAL = "/proc/driver/nvidia/version", "/usr/local/cuda"
 
 
 def host_adam_problem(cluster: Devices | None) -> str:
@@ -54,7 +54,7 @@ def find_missing(wanted: str) -> str:
             return f"{name} is not on the PATH"
     on_path = shutil.which("nvcc")
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    nvcc = Path(home or (Path(on_path).parents[1] if on_path else "/usr/local/cuda")) / "bin" / "nvcc"
+    nvcc = Path(home or (Path(on_path).parents[1] if on_path else _USUAL)) / "bin" / "nvcc"
     try:
         said = subprocess.run([nvcc, "-V"], capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):

@@ -123,9 +123,9 @@ class OnlineWorkers(SamplingWorkers):
         self.with_policy_restart(self._join_policy)
         if backend == ADAPTER:  # some layers' adapters vLLM refuses: now too, and not after a round
             self.with_policy_restart(lambda: self.sync(version))
-        for role, group in self.groups.items():
+        for role, others in self.groups.items():
             if role != "rollout":
-                group.follows = self.rollout
+                others.follows = self.rollout
 
     def with_policy_restart(self, work: Callable[[], Result]) -> Result:
         """Do what needs the policy, or engines that have its weights. When a rank of it is lost, all ranks start again from

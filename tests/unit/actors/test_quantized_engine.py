@@ -47,7 +47,7 @@ def test_each_sync_rounds_the_new_weights_in_place(monkeypatch: pytest.MonkeyPat
         found = layer.weight.float().t() * layer.weight_scale.reshape(32, 1)
         largest = weight.float().abs().amax(dim=1, keepdim=True)
         allowed = weight.float().abs() * 2**-4 + largest / 448 * 2**-10
-        assert ((found - weight.float()).abs() <= allowed).all()
+        assert ((found - weight.float()).abs() <= 1.001 * allowed).all()
         places.add(layer.weight.data_ptr())
     assert len(places) == 1, "CUDA graphs would read the old weights"
 

@@ -18,6 +18,7 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("CUDA_HOME", "CUDA_PATH", "CXX", "DS_SKIP_CUDA_CHECK", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(host_adam, "_USUAL", str(tmp_path / "cuda"))
     for name in ("c++", "ninja"):
         program(tmp_path / "bin" / name, "")
     return tmp_path
