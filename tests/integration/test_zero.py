@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.tiny import make_model
 from tests.unit.models.test_attention import PACKED, save
+from ultramed_rl.actors import host_memory
 from ultramed_rl.actors.deepspeed_setup import (
     EngineSpec,
     deepspeed_config,
@@ -296,12 +297,53 @@ def test_an_optimizer_that_is_on_the_host_stays_there(
     from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum as State
 
     monkeypatch.setattr("deepspeed.ops.adam.DeepSpeedCPUAdam", HostAdam)
+    monkeypatch.setattr(host_memory, "pinned_like", torch.empty_like)
     engine = build(path, "bfloat16", stage, offload_optimizer=True)
     assert step(engine, [answers_of(20), answers_of(9)]) > 0
     engine.device = torch.device("meta")
     engine.offload()
     gone = engine.backend.optimizer.offloaded_states
     assert State.lp_params in gone and not {State.hp_params, State.optim_states} & gone
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_policy_that_left_its_gpu_learns_on_as_one_that_stayed(
+    path: str, monkeypatch: pytest.MonkeyPatch, stage: int, precision: str
+) -> None:
+    """And takes host memory once, DeepSpeed's own and ours."""
+    from deepspeed.accelerator import get_accelerator
+
+    taken: list[int] = []
+
+    def pinned_like(tensor: torch.Tensor) -> torch.Tensor:
+        taken.append(tensor.nbytes)
+        return torch.empty_like(tensor)
+
+    def pin_memory(tensor: torch.Tensor, **_: Any) -> torch.Tensor:
+        taken.append(tensor.nbytes)
+        return tensor
+
+    restore = host_memory.HostMemory.restore
+    monkeypatch.setattr(host_memory, "pinned_like", pinned_like)
+    monkeypatch.setattr(get_accelerator(), "pin_memory", pin_memory)
+    monkeypatch.setattr(host_memory.HostMemory, "restore", lambda own, these, _: restore(own, these, "cpu"))
+    stayed, moved = build(path, precision, stage), build(path, precision, stage)
+    batches, turns = [answers_of(20, 5), answers_of(9)], []
+    for _ in range(4):
+        moved.device = torch.device("meta")
+        moved.offload()
+        moved.reload()
+        moved.device = torch.device("cpu")
+        turns.append(len(taken))
+        assert step(moved, batches) == step(stayed, batches)
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(moved.weights(), stayed.weights(), strict=True))
+    assert turns[1] == turns[3], "host memory was taken again"
+    parameters = sum(weight.numel() for _, weight in stayed.weights())
+    # Weights, two moments; masters but where nothing is split in float32; at stage 3 a buffer of gradients.
+    size, masters = (2 if precision == "bfloat16" else 4), (4 if stage or precision == "bfloat16" else 0)
+    held = size + 8 + masters + (4 if stage == 3 else 0)
+    assert sum(taken) == pytest.approx(parameters * held, rel=0.01)
 
 
 def test_a_machine_that_cannot_compile_the_hosts_adam_is_told_before_a_model_is_loaded(

@@ -11,7 +11,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ultramed_rl.actors.deepspeed_setup import EngineSpec, deepspeed_config, settle_persistence
+from ultramed_rl.actors.host_memory import HostMemory
 from ultramed_rl.models.files import text_model
 from ultramed_rl.models.load import ADAPTER_FOLDER, PolicyModel, RewardModel, save_model
 from ultramed_rl.models.lora import (
@@ -85,6 +86,7 @@ class Engine:
         self.device = torch.device(spec.device)
         self.skipped_steps = 0
         self._host_sums: list[torch.Tensor] = []  # of this rank's gradients, see `_keep_in_float32`
+        self._host = HostMemory()
         self._begun: torch.Tensor | None = None  # of the masters, when the round began
         if spec.group.zero_stage == 3:
             self._record_backward_too()
@@ -237,13 +239,23 @@ class Engine:
 
     # -- weights -------------------------------------------------------------------------------------------
 
-    def full(self, parameters: Sequence[nn.Parameter]) -> AbstractContextManager[Any]:
-        """Within it, ZeRO-3's partitioned parameters are whole on every rank."""
-        if self.spec.group.zero_stage != 3:
-            return nullcontext()
-        import deepspeed
+    @contextmanager
+    def full(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+        """Within it, ZeRO-3's partitioned parameters are whole on every rank: all of them by one gather, where DeepSpeed's
+        GatheredParameters takes one for each. Collective."""
+        split: list[Any] = []
+        if self.spec.group.zero_stage == 3:
+            from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 
-        return deepspeed.zero.GatheredParameters(list(parameters))
+            # Small ones are whole at all times.
+            split = [p for p in parameters if getattr(p, "ds_status", None) == ZeroParamStatus.NOT_AVAILABLE]
+        if split:
+            split[0].all_gather_coalesced(split).wait()
+        try:
+            yield
+        finally:
+            if split:
+                split[0].partition(param_list=split)
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """All that a checkpoint holds, whole, one at a time, under its Hugging Face name. Collective."""
@@ -252,6 +264,11 @@ class Engine:
     def weight_shapes(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
         """Name, type and whole shape of everything that `weights` yields, in its order."""
         return list(merged_shapes(self.module.lm))
+
+    def adapters(self) -> dict[str, torch.Tensor]:
+        """A LoRA model's adapters by peft's names, on the CPU. Collective."""
+        with self.full(adapter_parameters(self.module.lm)):
+            return adapter_state(self.module.lm)
 
     def save(self, directory: str, tokenizer: ChatTokenizer) -> None:
         """Write a Hugging Face checkpoint from rank 0; adapters beside the merged weights, which cannot be taken apart
@@ -266,8 +283,7 @@ class Engine:
         if main:
             save_model(self.module, tokenizer.backend, directory, state, tokenizer.end_id)
         if adapted:
-            with self.full(adapter_parameters(self.module.lm)):
-                adapters = adapter_state(self.module.lm)
+            adapters = self.adapters()
             if main:
                 save_adapter(self.module.lm, adapters, Path(directory) / ADAPTER_FOLDER)
         dist.barrier()
@@ -374,16 +390,14 @@ class Engine:
         """Move everything off the GPU while other roles have it. Nothing to do on CPU."""
         if self.device.type == "cpu":
             return
-        if self.spec.group.zero_stage == 3:
+        if self.spec.group.zero_stage > 0:
             from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum as State
 
-            # DeepSpeed moves masters and Adam's states of its own FusedAdam only; ours are moved below.
-            self.backend.offload_states(
-                include=[State.lp_params, State.lp_grads, State.contiguous_grad_buffer]
-            )
-        elif self.spec.group.zero_stage > 0:
-            self.backend.offload_states()
-        self._move_rest("cpu")
+            # At stage 3 DeepSpeed moves masters of its own FusedAdam only; those of ours are moved below.
+            own = State.contiguous_grad_buffer if self.spec.group.zero_stage == 3 else State.hp_params
+            self.backend.offload_states(include=[own, State.lp_params, State.lp_grads])
+        self._host.store(self._left())
+        self._move_gradients("cpu")
         torch.cuda.empty_cache()
 
     def reload(self) -> None:
@@ -391,28 +405,34 @@ class Engine:
         if self.device.type == "cpu":
             return
         if self.spec.group.zero_stage > 0:
+            optimizer = vars(self.backend.optimizer)
+            pinned = {name: kept for name, kept in optimizer.items() if name.endswith("_pin_buffers")}
             self.backend.reload_states()
-        self._move_rest(self.device)
+            optimizer.update(pinned)  # stages 1 and 2 give them up, and would lock others the next time
+        self._host.restore(self._left(), self.device)
+        self._move_gradients(self.device)
 
-    def _move_rest(self, device: torch.device | str) -> None:
-        """What DeepSpeed leaves: all of stage 0, frozen weights of stages 1 and 2, the optimizer of 0 and 3."""
-        if self.spec.group.zero_stage == 0:
-            self.module.to(device)
-        elif self.spec.group.zero_stage < 3:
-            frozen = (p for p in self.module.parameters() if not p.requires_grad)
-            for tensor in (*frozen, *self.module.buffers()):
-                tensor.data = tensor.data.to(device)
-        if self.spec.group.zero_stage in (1, 2) or self.spec.group.offload_optimizer:
-            return
+    def _left(self) -> list[torch.Tensor]:
+        """What DeepSpeed leaves on the GPU: all of stage 0, frozen weights of stages 1 and 2, masters of 3, Adam's moments."""
+        stage = self.spec.group.zero_stage
+        left: list[torch.Tensor] = []
+        if stage < 3:
+            left += [p for p in self.module.parameters() if stage == 0 or not p.requires_grad]
+            left += self.module.buffers()
+        if self.spec.group.offload_optimizer:
+            return left
         optimizer = self.backend.optimizer
-        masters = [*getattr(optimizer, "fp32_partitioned_groups_flat", ())]  # of stage 3
-        masters += [p for group in getattr(optimizer, "fp32_groups", ()) for p in group]  # of stage 0 in bf16
-        for master in masters:
-            master.data = master.data.to(device)
-        for state in getattr(optimizer, "optimizer", optimizer).state.values():
-            for name, value in state.items():
-                if torch.is_tensor(value) and value.dim():
-                    state[name] = value.to(device)
+        left += getattr(optimizer, "fp32_partitioned_groups_flat", ())  # of stage 3
+        # Of stage 0 in bfloat16.
+        left += [master for group in getattr(optimizer, "fp32_groups", ()) for master in group]
+        states = getattr(optimizer, "optimizer", optimizer).state.values()
+        return left + [v for state in states for v in state.values() if torch.is_tensor(v) and v.dim()]
+
+    def _move_gradients(self, device: torch.device | str) -> None:
+        """Those of stage 0, where a step leaves any."""
+        for parameter in self.module.parameters() if self.spec.group.zero_stage == 0 else ():
+            if parameter.grad is not None:
+                parameter.grad.data = parameter.grad.data.to(device)
 
 
 def checkpoint_layers(lm: Any, count: int | None) -> None:

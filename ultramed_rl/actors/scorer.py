@@ -18,6 +18,7 @@ from ultramed_rl.actors.deepspeed_setup import (
     shard_for_inference,
     sharing_ranks,
 )
+from ultramed_rl.actors.host_memory import HostMemory
 from ultramed_rl.actors.work import WorkBatch, Worker, WorkResult
 from ultramed_rl.config.cluster import ReplicaGroup
 from ultramed_rl.learning.batching import token_budget_batches
@@ -107,6 +108,7 @@ class Scorer(Worker):
     ) -> None:
         self.rank, self.device, self.precision, self.batch_tokens = rank, device, precision, batch_tokens
         self.group, self.shards = group, group.replicas if group.shard else 1
+        self._host, self._stored = HostMemory(), False
 
     def rendezvous(self) -> tuple[str, int]:
         """This replica's address, at which it listens from now on, for replicas in lockstep to meet."""
@@ -142,16 +144,22 @@ class Scorer(Worker):
             del self.model
             if self.device != "cpu":
                 torch.cuda.empty_cache()
+        self._stored = False
         self.model = model.to(self.device) if self.shards == 1 else shard_for_inference(model, self.precision)
 
     def offload(self) -> None:
         if self.device != "cpu" and self.shards == 1:
-            self.model.to("cpu")
+            self._host.store(self._tensors, changed=not self._stored)
+            self._stored = True
             torch.cuda.empty_cache()
 
     def reload(self) -> None:
-        if self.shards == 1:  # sharded weights stream from host memory and never lived on the GPU
-            self.model.to(self.device)
+        if self.device != "cpu" and self.shards == 1:  # sharded weights stream from host memory
+            self._host.restore(self._tensors, self.device)
+
+    @property
+    def _tensors(self) -> list[torch.Tensor]:
+        return [*self.model.parameters(), *self.model.buffers()]
 
 
 class ReferenceWorker(Scorer):

@@ -137,8 +137,7 @@ def count_parameters(shape: Architecture) -> int:
     head_dim = shape.head_dim or width // shape.num_attention_heads
     queries, keys = shape.num_attention_heads * head_dim, shape.num_key_value_heads * head_dim
     layer = width * (2 * queries + 2 * keys) + 3 * width * shape.intermediate_size + 2 * width
-    embeddings = shape.vocab_size * width * (1 if shape.tie_word_embeddings else 2)
-    return embeddings + shape.num_hidden_layers * layer + width
+    return _outside(shape) + shape.num_hidden_layers * layer + width
 
 
 # -- bytes on one device -----------------------------------------------------------------------------------
@@ -167,7 +166,7 @@ def training_bytes(
         queries, keys = shape.num_attention_heads * head_dim, shape.num_key_value_heads * head_dim
         sides = 2 * (width + queries) + 2 * (width + keys) + 3 * (width + shape.intermediate_size)
         trained = model.lora.rank * sides * shape.num_hidden_layers
-        outside = shape.vocab_size * width * (1 if shape.tie_word_embeddings else 2)
+        outside = _outside(shape)
         frozen = int((count - outside) * (_QUANTIZED_BYTES if model.lora.quantize else size))
         weights = frozen + (outside + trained) * size
     split = [group.ranks if group.zero_stage >= stage else 1 for stage in (3, 2, 1)]
@@ -229,10 +228,24 @@ def forward_bytes(
 
 def _whole_at_once(shape: Architecture) -> int:
     """Parameters that stage 3 has whole at once; see `zero3_limits`."""
-    head = shape.vocab_size * shape.hidden_size
-    body = count_parameters(shape) - head * (1 if shape.tie_word_embeddings else 2)
+    head, outside = shape.vocab_size * shape.hidden_size, _outside(shape)
+    body = count_parameters(shape) - outside
     limits = zero3_limits(body // shape.num_hidden_layers, head, shape.hidden_size)
     return min(count_parameters(shape), limits["stage3_max_live_parameters"])
+
+
+def engine_weight_bytes(shape: Architecture, precision: str, quantization: str | None) -> int:
+    """Of an engine. In 8 bits are the layers; embeddings and head are not."""
+    count, size = count_parameters(shape), WEIGHT_BYTES[precision]
+    if quantization is None:
+        return count * size
+    outside = _outside(shape)
+    return count - outside + outside * size
+
+
+def _outside(shape: Architecture) -> int:
+    """Parameters of embeddings and head."""
+    return shape.vocab_size * shape.hidden_size * (1 if shape.tie_word_embeddings else 2)
 
 
 def _logit_bytes(shape: Architecture, tokens: int, device: str) -> int:

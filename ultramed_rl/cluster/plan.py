@@ -11,6 +11,7 @@ from ultramed_rl.cluster.memory import (
     GIB,
     WEIGHT_BYTES,
     count_parameters,
+    engine_weight_bytes,
     forward_bytes,
     recomputed_layers,
     resolve_architecture,
@@ -88,7 +89,11 @@ def _online_roles(config: RunConfig) -> Iterator[RolePlan]:
     if cluster.device == "cpu":
         # Weights go from the policy to the engines through memory that both processes have mapped.
         transit["weights in transit"] = count_parameters(policy) * WEIGHT_BYTES[precision]
-    yield _rollout(config, policy, transit)
+    rollout = _rollout(config, policy, transit)
+    # Engines that get their weights from the policy on their GPU keep none while it has the GPU.
+    lora = config.policy.lora
+    keeps = config.reward.train is not None or (lora is not None and lora.sync == "adapter")
+    yield rollout if keeps else replace(rollout, moved=())
     # The largest group: its prompt once, and two answers, or all of a listwise objective.
     answers, length = config.sampling.n, config.sampling.max_new_tokens
     if config.pairs.include_reference_answer:
@@ -231,7 +236,7 @@ def _replicas(
 def _rollout(config: SamplingConfig, policy: Architecture, transit: dict[str, int]) -> RolePlan:
     cluster, group = config.cluster, config.cluster.rollout
     precision = resolve_precision(group.precision or config.policy.precision, cluster.device)
-    weights = count_parameters(policy) * WEIGHT_BYTES[precision] // group.tensor_parallel
+    weights = engine_weight_bytes(policy, precision, group.quantization) // group.tensor_parallel
     if group.kv_cache_gib is not None:
         cache = int(group.kv_cache_gib * GIB)
     else:

@@ -11,6 +11,7 @@ from ultramed_rl.config.base import Section, key
 from ultramed_rl.config.limits import (
     Address,
     BatchSize,
+    Factor,
     Few,
     FewOrZero,
     GiB,
@@ -69,6 +70,11 @@ class RolloutGroup(Section):
         None,
         "what engines round weights to; auto halves generation on CPUs with bfloat16; null: the policy's own",
     )
+    quantization: Literal["fp8"] | None = key(
+        None,
+        "fp8: vLLM rounds the linear layers' weights to 8 bits as it gets them, a scale for each output, and their inputs, a "
+        "scale for each token; needs a GPU of compute capability 8.9 or newer (Ada, Hopper, Blackwell)",
+    )
 
 
 class ReplicaGroup(Section):
@@ -105,6 +111,11 @@ class Faults(Section):
     )
     allow_fewer_workers: bool = key(True, "go on with fewer engines or replicas when one cannot be replaced")
     max_failed_prompt_share: Share = key(0.01, "of a round's prompts; above it the run stops; one may fail")
+    max_rollout_gap: Factor = key(
+        0.5,
+        "nats a token between an answer's logprob by its engine and by the policy, a mean over a round's first step; above it "
+        "the run stops",
+    )
 
 
 class Devices(Section):

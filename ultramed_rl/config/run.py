@@ -157,7 +157,7 @@ class RunConfig(AnyConfig):
         yield from quantize_rules("policy", self.policy.lora, "policy", self.cluster.policy.zero_stage)
         yield from self._overlap_rules()
         yield from self._judge_rules()
-        yield from device_rules(self.cluster)
+        yield from device_rules(self.cluster, self.policy.precision)
 
     def _judge_rules(self) -> Iterator[str]:
         """What ends a run early, or chooses its policy, goes by judges that there are and rounds whose policy is kept."""
@@ -290,7 +290,15 @@ def quantize_rules(name: str, lora: LoRA | None, group: str, zero_stage: int) ->
         )
 
 
-def device_rules(cluster: Cluster | SamplingCluster) -> Iterator[str]:
-    """Rules of engines on CPU."""
+def device_rules(cluster: Cluster | SamplingCluster, precision: str = "auto") -> Iterator[str]:
+    """Rules of engines on CPU, and of 8-bit ones; `precision` is the policy's."""
     if cluster.device == "cpu" and cluster.rollout.kv_cache_gib is None:
         yield "cluster.rollout.kv_cache_gib=null: must be set on cluster.device=cpu, say 1.0"
+    rollout = cluster.rollout
+    if rollout.quantization and cluster.device == "cpu":
+        yield f"cluster.rollout.quantization={rollout.quantization}: needs cluster.device=cuda; set it to null"
+    elif rollout.quantization and (rollout.precision or precision) == "float32":
+        yield (
+            f"cluster.rollout.quantization={rollout.quantization}: engines compute in float32, from which vLLM rounds none; "
+            "set cluster.rollout.precision=bfloat16"
+        )

@@ -172,7 +172,7 @@ class ContrastsConfig(AnyConfig):
     cluster: SamplingCluster = SamplingCluster()
 
     def problems(self) -> Iterator[str]:
-        yield from device_rules(self.cluster)
+        yield from device_rules(self.cluster, self.policy.precision)
         yield from length_rules(self.prompts, self.policy, self.contrasts.max_new_tokens, "contrasts")
 
 
@@ -205,7 +205,7 @@ class EvaluateConfig(AnyConfig):
 
     def problems(self) -> Iterator[str]:
         sampling, cluster = self.sampling, self.cluster
-        yield from device_rules(cluster)
+        yield from device_rules(cluster, self.policy.precision)
         yield from self._reward_rules()
         if self.prompts is not None:
             yield from length_rules(self.prompts, self.policy, sampling.max_new_tokens, "sampling")

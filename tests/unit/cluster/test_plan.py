@@ -162,15 +162,25 @@ def test_too_little_memory_shows_the_arithmetic_and_the_fix() -> None:
 
 def test_what_waits_in_host_memory_is_counted_and_refused_where_it_is_too_much() -> None:
     """Roles that take turns take along what they keep: weights 2 bytes a parameter, and the policy at stage 3 masters and
-    moments 12 and the gradients' buffer 4. Where each has its own GPUs, only what is kept on the host by their settings."""
+    moments 12 and the gradients' buffer 4. Engines keep weights where no policy brings them: before there is one, or of a
+    base model. Where each has its own GPUs, only what is kept on the host by their settings."""
     count = 8_030_261_248
-    held = 4 * 2 + (2 + 12 + 4) + 2 + 2  # engines of two GPUs, the policy's 8 ranks, reference, reward model
+    held = (2 + 12 + 4) + 2 + 2  # the policy's 8 ranks, reference, reward model
     plan = make_plan(gpu_run())
     assert plan.host_bytes == pytest.approx(held * count + (4 + 8 + 1 + 1) * PROCESS_BYTES, abs=100)
+    engines = 4 * 2  # of two GPUs each
+    own = {"train": {"learning_rate": 1e-5, "batch_size": 8}, "precision": "bfloat16"}
+    plan = make_plan(gpu_run(reward=own, reward__path=None))
+    assert plan.host_bytes == pytest.approx((held + engines) * count + 14 * PROCESS_BYTES, abs=100)
+    kept = {}
+    for sync in ("merged", "adapter"):
+        lora = {"policy__lora": {"sync": sync}, "cluster__policy__zero_stage": 2}
+        kept[sync] = make_plan(gpu_run(**lora)).host_bytes
+    assert kept["adapter"] - kept["merged"] == pytest.approx(engines * count, abs=100)
     with pytest.raises(
-        PlanError, match=r"host_memory_gib=200 .*rollout 4 x 15\.9 \+ policy 8 x 17\.7 .* = 237\.0 GiB"
+        PlanError, match=r"host_memory_gib=100 .*rollout 4 x 0\.9 \+ policy 8 x 17\.7 .* = 177\.1 GiB"
     ):
-        make_plan(gpu_run(cluster__host_memory_gib=200))
+        make_plan(gpu_run(cluster__host_memory_gib=100))
     apart = {
         "device": "cuda",
         "devices_per_node": 8,
@@ -205,6 +215,16 @@ def test_engines_have_a_precision_of_their_own() -> None:
         return next(role for role in plan.roles if role.role == "rollout").bytes_per_device["weights"]
 
     assert weights() == 2 * weights(cluster__rollout__precision="bfloat16")
+
+
+def test_8_bits_halve_the_layers_of_engines() -> None:
+    def weights(**changes: Any) -> int:
+        plan = make_plan(gpu_run(**changes))
+        return next(role for role in plan.roles if role.role == "rollout").bytes_per_device["weights"]
+
+    outside = 2 * 128256 * 4096  # embeddings and head, of two bytes each as before
+    assert weights() == 8_030_261_248  # half of two bytes each: an engine has two GPUs
+    assert weights(cluster__rollout__quantization="fp8") == (8_030_261_248 + outside) // 2
 
 
 def test_an_unknown_model_names_the_fix() -> None:

@@ -72,6 +72,19 @@ def test_every_shipped_config_parses_and_survives_a_dump(path: Path) -> None:
             {"cluster__reward": {"replicas": 3, "sequence_parallel": 2}},
             r"cluster\.reward\.sequence_parallel=2: .*\breplicas=3\b",
         ),
+        ({"cluster__rollout__quantization": "fp8"}, r"cluster\.rollout\.quantization=fp8: .*\bcuda\b"),
+        (
+            {"cluster__device": "cuda", "cluster__rollout__quantization": "fp8"},
+            r"cluster\.rollout\.quantization=fp8: .*\bfloat32\b.*cluster\.rollout\.precision=bfloat16",
+        ),
+        (
+            {"policy__lora": {"sync": "adapter", "quantize": "nf4"}},
+            r"policy\.lora\.sync=adapter: .*quantize=nf4",
+        ),
+        (
+            {"policy__lora": {"sync": "adapter", "rank": 600}},
+            r"policy\.lora\.sync=adapter: .*rank=600\b.*\b512\b",
+        ),
     ],
 )
 def test_each_mistake_is_one_line(tmp_path: Path, change: dict[str, Any], line: str) -> None:
