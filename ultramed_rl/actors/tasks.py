@@ -138,10 +138,10 @@ class PreferenceTask:
         data, objective = self.data, self.objective
         kl = self._reference_points(micro_batches, sums)
         units = sum(data.index.answers[i] for i in batch) if objective.unpaired else len(batch)
-        constants = objective.model_dump(exclude={"type"})
+        constants = objective.model_dump()
         for micro, packed, logprobs in self._passes(micro_batches, data.answers_of):
             answers = data.answers(micro.indices, logprobs)
-            losses = objective_losses(objective.type, answers, kl, constants)
+            losses = objective_losses(answers, kl, constants)
             if micro.filler:
                 yield losses.sum() * 0.0
                 continue

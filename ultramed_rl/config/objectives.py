@@ -52,6 +52,22 @@ class RobustDPO(_Objective):
     nll_weight: NLLWeight = 0.0
 
 
+class RDPO(_Objective):
+    """Length-regularised DPO (arXiv 2403.19159)."""
+
+    type: Literal["r_dpo"] = "r_dpo"
+    beta: Beta = 0.1
+    length_weight: Factor = key(0.01, "alpha, of each token that one answer has more than the other")
+
+
+class DPOP(_Objective):
+    """DPO-Positive (arXiv 2402.13228): a chosen answer that becomes less likely costs more."""
+
+    type: Literal["dpop"] = "dpop"
+    beta: Beta = 0.1
+    penalty: Factor = key(50.0, "lambda, of what the chosen answer lost against the reference")
+
+
 class IPO(_Objective):
     """IPO (arXiv 2310.12036)."""
 
@@ -67,6 +83,36 @@ class Hinge(_Objective):
     type: Literal["hinge"] = "hinge"
     beta: Beta = 0.1
     nll_weight: NLLWeight = 0.0
+
+
+class APOZero(_Objective):
+    """APO-zero (arXiv 2408.06266): chosen answers up, rejected ones down; for answers better than the policy's own."""
+
+    type: Literal["apo_zero"] = "apo_zero"
+    beta: Beta = 0.1
+
+
+class APODown(_Objective):
+    """APO-down (arXiv 2408.06266): both down, rejected ones further; for a policy better than the chosen answers."""
+
+    type: Literal["apo_down"] = "apo_down"
+    beta: Beta = 0.1
+
+
+class SPPOHard(_Objective):
+    """SPPO on pairs (arXiv 2405.00675): the chosen answer always wins."""
+
+    type: Literal["sppo_hard"] = "sppo_hard"
+    beta: Beta = key(0.001, "one over the paper's eta")
+
+
+class SPPO(_Objective):
+    """SPPO over n answers (arXiv 2405.00675), which win as often as their rewards say."""
+
+    listwise: ClassVar[bool] = True
+    type: Literal["sppo"] = "sppo"
+    beta: Beta = key(0.001, "one over the paper's eta")
+    reward_temperature: Factor = key(1.0, "one answer beats another by sigmoid(reward gap / this)")
 
 
 class KTO(_Objective):
@@ -145,7 +191,63 @@ class ORPO(_Objective):
     beta: Annotated[Factor, Field(description="the paper's lambda, weight of the odds ratio")] = 0.1
 
 
-Objective = Annotated[
-    DPO | RobustDPO | IPO | Hinge | KTO | KTOPair | NCAPair | NCA | InfoNCA | SimPO | ORPO,
-    Field(discriminator="type"),
-]
+class RAFT(_Objective):
+    """Rejection-sampled fine-tuning (arXiv 2304.06767): the NLL of the best answer, per token."""
+
+    uses_reference: ClassVar[bool] = False
+    beta: ClassVar[float] = 1.0  # of the margin that training shows
+    type: Literal["raft"] = "raft"
+
+
+_Summand = (
+    DPO
+    | RobustDPO
+    | RDPO
+    | DPOP
+    | IPO
+    | Hinge
+    | APOZero
+    | APODown
+    | SPPOHard
+    | SPPO
+    | NCAPair
+    | NCA
+    | InfoNCA
+    | SimPO
+    | ORPO
+    | RAFT
+)
+
+
+class Part(Section):
+    """A summand of a mixture."""
+
+    weight: Factor = key(1.0, "of its loss")
+    objective: Annotated[_Summand, Field(discriminator="type")] = Field(description="whose loss it is")
+
+
+class Mixture(Section):
+    """A weighted sum of objectives; metrics such as the implicit margin are those of the first."""
+
+    unpaired: ClassVar[bool] = False
+    kl: ClassVar[Literal["none", "batch", "mismatched"]] = "none"
+    type: Literal["mixture"] = "mixture"
+    parts: list[Part] = Field(min_length=2, max_length=8, description="what is summed")
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether any of them does."""
+        return any(part.objective.uses_reference for part in self.parts)
+
+    @property
+    def listwise(self) -> bool:
+        """Whether any of them is; the others then compare the first of n answers with the last."""
+        return any(part.objective.listwise for part in self.parts)
+
+    @property
+    def beta(self) -> float:
+        """The first one's."""
+        return self.parts[0].objective.beta
+
+
+Objective = Annotated[_Summand | KTO | KTOPair | Mixture, Field(discriminator="type")]

@@ -17,13 +17,16 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ultramed_rl.config.objectives import KTO, Objective
+from ultramed_rl.config.objectives import KTO, Mixture, Objective
 from ultramed_rl.learning.objectives import (
     OBJECTIVES,
     Answers,
+    apo_down_loss,
+    apo_zero_loss,
     bradley_terry_loss,
     chosen_nll,
     dpo_loss,
+    dpop_loss,
     hinge_loss,
     infonca_loss,
     ipo_loss,
@@ -35,9 +38,18 @@ from ultramed_rl.learning.objectives import (
     nca_pair_loss,
     objective_losses,
     orpo_loss,
+    r_dpo_loss,
+    raft_loss,
     robust_dpo_loss,
     simpo_loss,
+    sppo_hard_loss,
+    sppo_loss,
 )
+
+PARTS = [
+    {"weight": 1.0, "objective": {"type": "dpo", "beta": 0.1}},
+    {"weight": 0.2, "objective": {"type": "raft"}},
+]
 
 # Case -> (objective, constants): every objective in every form it has.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -46,9 +58,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "dpo-normalized": ("dpo", {"beta": 0.5, "label_smoothing": 0.1, "length_normalized": True}),
     "dpo-nll": ("dpo", {"beta": 0.1, "nll_weight": 0.5}),
     "robust_dpo": ("robust_dpo", {"beta": 0.1, "label_smoothing": 0.2}),
+    "r_dpo": ("r_dpo", {"beta": 0.1, "length_weight": 0.05}),
+    "dpop": ("dpop", {"beta": 0.1, "penalty": 5.0}),
     "ipo": ("ipo", {"beta": 0.1, "length_normalized": True}),
     "ipo-summed": ("ipo", {"beta": 0.1, "length_normalized": False}),
     "hinge": ("hinge", {"beta": 0.1}),
+    "apo_zero": ("apo_zero", {"beta": 0.1}),
+    "apo_down": ("apo_down", {"beta": 0.1}),
+    "sppo_hard": ("sppo_hard", {"beta": 0.1}),
+    "sppo": ("sppo", {"beta": 0.1, "reward_temperature": 2.0}),
     "kto": ("kto", {"beta": 0.1, "desirable_weight": 1.5, "undesirable_weight": 0.7}),
     "kto_pair": ("kto_pair", {"beta": 0.1}),
     "nca_pair": ("nca_pair", {"beta": 0.1}),
@@ -56,10 +74,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "infonca": ("infonca", {"beta": 0.1, "reward_temperature": 2.0}),
     "simpo": ("simpo", {"beta": 2.0, "gamma": 1.0, "label_smoothing": 0.1}),
     "orpo": ("orpo", {"beta": 0.1}),
+    "raft": ("raft", {}),
+    "mixture": ("mixture", {"parts": PARTS}),
 }
 COLUMNS = ("logprobs", "reference", "lengths", "rewards", "desirable")
 KL = {"kto": (0.3,), "kto_pair": (0.2, 0.5)}
 SECTIONS = {section.model_fields["type"].default: section for section in get_args(get_args(Objective)[0])}
+
+EXAMPLES = {
+    name: section(parts=PARTS) if name == "mixture" else section() for name, section in SECTIONS.items()
+}
 
 every_case = pytest.mark.parametrize("case", CASES)
 few_examples = settings(deadline=None, max_examples=40)
@@ -115,7 +139,7 @@ def triple() -> Answers:
 def losses_of(case: str, answers: Answers) -> torch.Tensor:
     name, constants = CASES[case]
     kl = tuple(torch.tensor(value, dtype=answers.logprobs.dtype) for value in KL.get(name, ()))
-    return objective_losses(name, answers, kl, constants)
+    return objective_losses(answers, kl, {"type": name, **constants})
 
 
 def gradient_of(loss: Callable[[Answers], torch.Tensor], answers: Answers) -> torch.Tensor:
@@ -269,6 +293,60 @@ def test_infonca_of_three_answers_by_hand() -> None:
     check(infonca_loss(triple(), beta=0.1, reward_temperature=2.0), expected)
 
 
+def test_r_dpo_by_hand() -> None:
+    # beta h + w (|chosen| - |rejected|) = 0.5 + 0.25 (4 - 2).
+    check(r_dpo_loss(pair(), beta=0.1, length_weight=0.25), softplus(-1.0))
+
+
+def test_dpop_by_hand() -> None:
+    # The chosen log-ratio is 2: nothing lost, as DPO. Of -2 and -7: h = 5, and 0.1 (5 - 3 * 2) = -0.1.
+    lost = answers_of(t(-8, -13), t(-6, -6))
+    check(dpop_loss(pair(), beta=0.1, penalty=3.0), softplus(-0.5))
+    check(dpop_loss(lost, beta=0.1, penalty=3.0), softplus(0.1))
+
+
+def test_apo_by_hand() -> None:
+    # beta r = 0.2 and -0.3.
+    check(apo_zero_loss(pair(), beta=0.1), sigmoid(-0.2) + sigmoid(-0.3))
+    check(apo_down_loss(pair(), beta=0.1), sigmoid(0.2) + sigmoid(-0.5))
+
+
+def test_sppo_of_a_pair_by_hand() -> None:
+    # Goals +-2.5 of log-ratios 2 and -3.
+    check(sppo_hard_loss(pair(), beta=0.2), 0.5**2 + 0.5**2)
+
+
+def test_sppo_of_three_answers_by_hand() -> None:
+    # Rewards 3, 1, 0 by temperature 2: gaps 1, 1.5 and 0.5; each answer draws with itself. Goals (P - 1/2) / 0.1.
+    one, two, three = sigmoid(1.0), sigmoid(1.5), sigmoid(0.5)
+    wins = [(0.5 + one + two) / 3, (0.5 + 1 - one + three) / 3, (0.5 + 1 - two + 1 - three) / 3]
+    expected = sum((r - (p - 0.5) / 0.1) ** 2 for r, p in zip([2, -1, -3], wins, strict=True)) / 3
+    check(sppo_loss(triple(), beta=0.1, reward_temperature=2.0), expected)
+
+
+def test_raft_imitates_the_best_answer_alone() -> None:
+    # 4 nats over 4 tokens.
+    check(raft_loss(pair()), 1.0)
+    assert gradient_of(raft_loss, pair()).tolist() == [-0.25, 0.0]
+
+
+def test_mixture_adds_weighted_losses() -> None:
+    # DPO's log(1 + e^-0.5), and 0.2 of an NLL of 1: RPO's loss.
+    mixed = objective_losses(pair(), (), {"type": "mixture", "parts": PARTS})
+    check(mixed, softplus(-0.5) + 0.2)
+    rpo = objective_losses(pair(), (), {"type": "dpo", "beta": 0.1, "nll_weight": 0.2})
+    assert torch.equal(mixed, rpo)
+
+
+def test_mixture_needs_what_any_of_its_parts_needs() -> None:
+    def mixed(*types: str) -> Mixture:
+        return Mixture.model_validate({"parts": [{"objective": {"type": name}} for name in types]})
+
+    assert mixed("raft", "dpo").uses_reference and not mixed("raft", "simpo").uses_reference
+    assert mixed("dpo", "sppo").listwise and not mixed("dpo", "raft").listwise
+    assert mixed("simpo", "dpo").beta == 2.0
+
+
 def test_simpo_by_hand() -> None:
     # beta (-1 + 4.5) - gamma = 0.4 * 3.5 - 0.5 = 0.9.
     check(simpo_loss(pair(), beta=0.4, gamma=0.5), softplus(-0.9))
@@ -316,7 +394,9 @@ def test_nll_term_adds_weight_times_the_chosens_nll_per_token(
     name: str, constants: dict[str, Any], plain: float, weight: float
 ) -> None:
     # The chosen answer has 4 nats over 4 tokens.
-    check(objective_losses(name, pair(), (), {**constants, "nll_weight": weight}), plain + weight * 1.0)
+    check(
+        objective_losses(pair(), (), {"type": name, **constants, "nll_weight": weight}), plain + weight * 1.0
+    )
 
 
 def test_bradley_terry_by_hand() -> None:
@@ -432,6 +512,10 @@ def trl_dpo_losses(
         ("hinge", 0.0, hinge_loss),
         ("ipo", 0.0, partial(ipo_loss, length_normalized=True)),
         ("nca_pair", 0.0, nca_pair_loss),
+        ("apo_zero", 0.0, apo_zero_loss),
+        ("apo_down", 0.0, apo_down_loss),
+        ("sppo_hard", 0.0, sppo_hard_loss),
+        ("sft", 0.0, lambda answers, beta: raft_loss(answers)),
     ],
 )
 def test_agrees_with_trls_dpo_trainer(
@@ -629,21 +713,21 @@ def test_kto_pair_gradient_does_not_pass_through_the_reference_points() -> None:
 @pytest.mark.parametrize("name", SECTIONS)
 def test_reference_matters_only_where_the_config_says_so(name: str) -> None:
     answers = random_answers(4, [3, 3])
-    constants = SECTIONS[name]().model_dump(exclude={"type"})
+    constants = EXAMPLES[name].model_dump()
     kl = tuple(t(*KL.get(name, ())))
     shifted = replace(answers, reference=answers.reference - t(1, 0, 0, 1, 0, 0))
-    before, after = (objective_losses(name, a, kl, constants) for a in (answers, shifted))
-    assert torch.equal(before, after) != SECTIONS[name].uses_reference
+    before, after = (objective_losses(a, kl, constants) for a in (answers, shifted))
+    assert torch.equal(before, after) != EXAMPLES[name].uses_reference
 
 
 @pytest.mark.parametrize("name", sorted(set(SECTIONS) - {"kto"}))
 def test_answers_between_first_and_last_matter_only_to_listwise_objectives(name: str) -> None:
     answers = random_answers(4, [3, 3])
-    constants = SECTIONS[name]().model_dump(exclude={"type"})
+    constants = EXAMPLES[name].model_dump()
     kl = tuple(t(*KL.get(name, ())))
     shifted = replace(answers, logprobs=answers.logprobs - t(0, 1, 0, 0, 1, 0))
-    before, after = (objective_losses(name, a, kl, constants) for a in (answers, shifted))
-    assert torch.equal(before, after) != SECTIONS[name].listwise
+    before, after = (objective_losses(a, kl, constants) for a in (answers, shifted))
+    assert torch.equal(before, after) != EXAMPLES[name].listwise
 
 
 # Rules that hold for every input.
@@ -729,6 +813,15 @@ def test_infonca_of_a_pair_with_a_hard_label_is_dpo(answers: Answers, beta: floa
 def test_nca_of_a_pair_with_a_hard_label_is_nca_pair(answers: Answers, beta: float) -> None:
     answers = replace(answers, rewards=t(*([1e6, -1e6] * answers.groups)))
     close(nca_loss(answers, beta=beta, reward_temperature=1.0), nca_pair_loss(answers, beta=beta))
+
+
+@few_examples
+@given(answers=pairs, beta=st.floats(0.01, 1))
+def test_sppo_of_a_sure_pair_is_half_the_hard_one_with_half_the_goal(answers: Answers, beta: float) -> None:
+    # The winner's P is (1/2 + 1) / 2 = 3/4 with itself among the two.
+    answers = replace(answers, rewards=t(*([1e6, -1e6] * answers.groups)))
+    soft = sppo_loss(answers, beta=beta, reward_temperature=1.0)
+    close(soft, sppo_hard_loss(answers, beta=2 * beta) / 2)
 
 
 @pytest.mark.parametrize("loss", [nca_loss, infonca_loss])
@@ -897,15 +990,15 @@ def test_every_objective_is_tested_here() -> None:
 
 @pytest.mark.parametrize("name", SECTIONS)
 def test_each_objective_runs_with_its_default_constants(name: str) -> None:
-    section = SECTIONS[name]
+    section = EXAMPLES[name]
     answers = random_answers(5, [3, 2, 3] if section.listwise else [2, 2, 2])
     count = {"none": 0, "batch": 2, "mismatched": 1}[section.kl]
     kl = tuple(torch.tensor(0.2, dtype=torch.float64) for _ in range(count))
-    constants = section().model_dump(exclude={"type"})
-    losses = objective_losses(name, answers, kl, constants)
+    constants = section.model_dump()
+    losses = objective_losses(answers, kl, constants)
     assert losses.shape == ((len(answers.logprobs),) if name == "kto" else (answers.groups,))
     assert losses.isfinite().all()
     # Training does something: a step against the gradient lowers the loss.
-    run = lambda a: objective_losses(name, a, kl, constants)
+    run = lambda a: objective_losses(a, kl, constants)
     moved = replace(answers, logprobs=answers.logprobs - 1e-3 * gradient_of(run, answers))
     assert run(moved).sum() < losses.sum()
