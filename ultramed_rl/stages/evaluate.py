@@ -17,7 +17,7 @@ from ultramed_rl.config import EvaluateConfig
 from ultramed_rl.data.prompts import PromptPool, load_prompts, split_pool
 from ultramed_rl.evaluation.contamination import Contamination, check_contamination, check_readable
 from ultramed_rl.evaluation.judging import StatementSummary
-from ultramed_rl.evaluation.metrics import AnswerMetrics, compare, prompt_means
+from ultramed_rl.evaluation.metrics import AnswerMetrics, change_metrics, prompt_means, tokens_by_prompt
 from ultramed_rl.evaluation.report import (
     PolicyReport,
     compare_reports,
@@ -328,10 +328,13 @@ class HeldOutPrompts:
 
     def compare(self) -> dict[str, Metrics]:
         """Each policy's rewards and lengths, and its change against the first with a paired interval."""
-        first = prompt_means(next(iter(self.scored.values())))
+        first = next(iter(self.scored.values()))
+        start, short = prompt_means(first), tokens_by_prompt(first)
         figures = {}
         for name, answers in self.scored.items():
-            change, wins = compare(first, prompt_means(answers), self.config.bootstrap, self.config.run.seed)
-            changes = {"change": change.mean, "change_low": change.low, "change_high": change.high}
-            figures[name] = AnswerMetrics(answers).metrics() | changes | {"win_rate": wins}
+            gaps = {prompt: tokens - short[prompt] for prompt, tokens in tokens_by_prompt(answers).items()}
+            how = self.config.bootstrap, self.config.run.seed, gaps
+            figures[name] = AnswerMetrics(answers).metrics() | change_metrics(
+                start, prompt_means(answers), *how
+            )
         return figures
