@@ -37,6 +37,7 @@ class EngineArguments:
     transfer_backend: str
     sleeps: bool
     trust_remote_code: bool = False
+    revision: str | None = None  # of a hub id
 
 
 class RolloutWorker(Worker):
@@ -63,6 +64,8 @@ class RolloutWorker(Worker):
         self.llm = LLM(
             model=arguments.model,
             tokenizer=arguments.model,
+            revision=arguments.revision,
+            tokenizer_revision=arguments.revision,
             dtype=arguments.precision,
             max_model_len=arguments.max_length,
             max_num_seqs=group.max_num_seqs,

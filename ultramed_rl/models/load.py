@@ -225,6 +225,7 @@ def _load(source: ModelSource, dtype: torch.dtype, quantizer: Any = None) -> Any
     model, info = source.factory.from_pretrained(
         source.path,
         config=source.config,
+        revision=source.revision,
         dtype=dtype,
         trust_remote_code=source.trust_remote_code,
         use_safetensors=True,

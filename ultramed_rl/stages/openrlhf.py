@@ -28,7 +28,7 @@ from ultramed_rl.config.objectives import DPO, IPO
 from ultramed_rl.config.stages import BradleyTerry, RewardConfig, SftConfig, StageConfig
 from ultramed_rl.data.stage_data import Prepared
 from ultramed_rl.models.checks import check_reward_model
-from ultramed_rl.models.files import resolve_model
+from ultramed_rl.models.files import resolve_model, split_revision
 from ultramed_rl.models.load import ADAPTER_FOLDER, load_policy, save_model, set_padding
 from ultramed_rl.models.lora import merged_weights
 from ultramed_rl.models.reading import READ_AT
@@ -154,7 +154,12 @@ def openrlhf_problems(config: Any) -> list[str]:
     }
     values = {key: reduce(getattr, key.split("."), config) for key, is_broken in broken.items() if is_broken}
     shown = {key: str(v).lower() if isinstance(v, bool) else repr(v) for key, v in values.items()}
-    return [f"{key}={shown[key]}: {_WHY[key].format(config=config)}, or use engine=native" for key in values]
+    found = [f"{key}={shown[key]}: {_WHY[key].format(config=config)}, or use engine=native" for key in values]
+    if split_revision(model.path)[1] is not None:
+        found.append(
+            f"model.path={model.path!r}: OpenRLHF takes no revision; give a folder, or use engine=native"
+        )
+    return found
 
 
 def _read_model(path: str, name: str) -> dict[str, object]:
