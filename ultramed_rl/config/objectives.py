@@ -5,6 +5,7 @@ The maths of each is in the file of the same name under `ultramed_rl.learning.ob
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -12,6 +13,7 @@ from pydantic import Field
 from ultramed_rl.config.base import Section, key
 from ultramed_rl.config.limits import Factor, FactorOrZero, Share
 
+Beside = Literal["none", "mismatched", "cut"]
 Beta = Annotated[Factor, Field(description="strength of the pull towards the reference")]
 _BALANCED = "null: in preference stages what makes both kinds weigh alike (arXiv 2402.01306, eq. 9), online 1"
 Flips = Annotated[Share, Field(lt=0.5, description="share of pairs believed to be the wrong way round")]
@@ -32,15 +34,31 @@ class _Objective(Section):
     unpaired: ClassVar[bool] = False
     kl: ClassVar[Literal["none", "batch", "mismatched"]] = "none"
 
+    @property
+    def beside(self) -> Beside:
+        """What the reference scores of a group beside its answers."""
+        return "mismatched" if self.kl == "mismatched" else "none"
+
 
 class DPO(_Objective):
-    """DPO (arXiv 2305.18290); with `label_smoothing` it is cDPO."""
+    """DPO (arXiv 2305.18290); with `label_smoothing` it is cDPO, with `ld_alpha` LD-DPO, with `policy_weighted` WPO."""
 
     type: Literal["dpo"] = "dpo"
     beta: Beta = 0.1
     label_smoothing: Flips = 0.0
     length_normalized: bool = key(False, "mean instead of summed log-ratios (Tulu 3, arXiv 2411.15124)")
+    ld_alpha: Share = key(
+        1.0, "what an answer's tokens beyond the shorter answer's length weigh (LD-DPO, arXiv 2409.06411)"
+    )
+    policy_weighted: bool = key(
+        False, "a pair weighs as much as the policy is likely to write its answers (WPO, arXiv 2406.11827)"
+    )
     nll_weight: NLLWeight = 0.0
+
+    @property
+    def beside(self) -> Beside:
+        """What the reference scores of a pair beside its answers."""
+        return "cut" if self.ld_alpha < 1 else "none"
 
 
 class RobustDPO(_Objective):
@@ -248,6 +266,20 @@ class Mixture(Section):
     def beta(self) -> float:
         """The first one's."""
         return self.parts[0].objective.beta
+
+    @property
+    def beside(self) -> Beside:
+        """What the reference scores of a group beside its answers."""
+        return "cut" if any(part.objective.beside == "cut" for part in self.parts) else "none"
+
+    @property
+    def policy_weighted(self) -> bool:
+        """Whether any of them weighs pairs by the policy."""
+        return any(getattr(part.objective, "policy_weighted", False) for part in self.parts)
+
+    def problems(self) -> Iterator[str]:
+        if self.listwise and self.beside == "cut":
+            yield "parts: ld_alpha compares the lengths of two answers, and another part takes all n; use ld_alpha=1"
 
 
 Objective = Annotated[_Summand | KTO | KTOPair | Mixture, Field(discriminator="type")]

@@ -9,7 +9,7 @@ import torch
 
 from ultramed_rl.learning.checks import check_references
 from ultramed_rl.learning.objectives import Answers
-from ultramed_rl.learning.packing import AnswerGroup
+from ultramed_rl.learning.packing import AnswerGroup, PackedBatch, sum_first
 from ultramed_rl.records import PreferenceGroup, ReferenceLogprobs
 
 
@@ -86,10 +86,29 @@ class PreferenceSet:
         reference_logprobs, tokens, scores, desirable = columns.to(logprobs.device, non_blocking=True)
         return Answers(logprobs, reference_logprobs, tokens, scores, desirable.bool(), tuple(sizes))
 
+    def shared_logratios(
+        self, indices: Sequence[int], logprobs: torch.Tensor, packed: PackedBatch
+    ) -> torch.Tensor:
+        """[A] log pi - log pi_ref of each answer's tokens up to the length of its group's shortest, of the [N] token logprobs
+        of these groups; of two answers at most one is longer."""
+        assert self.references is not None
+        counts, reference = list[int](), list[float]()
+        for i in indices:
+            lengths = [len(answer.token_ids) for answer in self.groups[i].completions]
+            known = self.references[i]
+            counts += [min(lengths)] * len(lengths)
+            for length, value in zip(lengths, known.logprobs, strict=True):
+                cut = value if length == min(lengths) else known.beside
+                assert cut is not None, "reference logprobs were made without the longer answer's beginning"
+                reference.append(cut)
+        return sum_first(logprobs, packed, counts) - torch.tensor(reference).to(
+            logprobs.device, non_blocking=True
+        )
+
     def mismatched_references(self, indices: Sequence[int], device: torch.device) -> torch.Tensor:
         """[len(indices)] reference logprobs of the mismatched answers."""
         assert self.references is not None
-        values = [self.references[i].mismatched for i in indices]
+        values = [self.references[i].beside for i in indices]
         assert None not in values, "reference logprobs were made without mismatched answers"
         return torch.tensor(values, dtype=torch.float32).to(device, non_blocking=True)
 
@@ -109,16 +128,22 @@ def mismatched_answer(groups: Sequence[PreferenceGroup], index: int, max_length:
 
 
 def reference_answers(
-    groups: Sequence[PreferenceGroup], index: int, mismatched: bool, max_length: int
+    groups: Sequence[PreferenceGroup], index: int, beside: str, max_length: int
 ) -> AnswerGroup:
-    """What the reference has to score of a group: its answers, and KTO's mismatched one after them."""
+    """What the reference has to score of a group: its answers, and after them KTO's `mismatched` one, or LD-DPO's: the longer
+    one `cut` as short as the other."""
     own = AnswerGroup.of(groups[index])
-    extra = [mismatched_answer(groups, index, max_length)] if mismatched else []
+    extra: list[Sequence[int]] = []
+    if beside == "mismatched":
+        extra = [mismatched_answer(groups, index, max_length)]
+    elif beside == "cut":
+        shortest = min(map(len, own.answers))
+        extra = [answer[:shortest] for answer in own.answers if len(answer) > shortest]
     return AnswerGroup(own.prompt, [*own.answers, *extra])
 
 
 def read_reference(group_id: str, answers: int, numbers: Sequence[float]) -> ReferenceLogprobs:
     """A group's logprobs out of what the reference said of `reference_answers`: as many as there are answers, then
-    perhaps the mismatched one's."""
-    mismatched = numbers[answers] if len(numbers) > answers else None
-    return ReferenceLogprobs(group_id, tuple(numbers[:answers]), mismatched)
+    perhaps that of one beside them."""
+    beside = numbers[answers] if len(numbers) > answers else None
+    return ReferenceLogprobs(group_id, tuple(numbers[:answers]), beside)

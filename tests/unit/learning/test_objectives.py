@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ultramed_rl.config.objectives import KTO, Mixture, Objective
+from ultramed_rl.config.objectives import DPO, KTO, Mixture, Objective
 from ultramed_rl.learning.objectives import (
     OBJECTIVES,
     Answers,
@@ -57,6 +57,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "dpo-smoothed": ("dpo", {"beta": 0.1, "label_smoothing": 0.2}),
     "dpo-normalized": ("dpo", {"beta": 0.5, "label_smoothing": 0.1, "length_normalized": True}),
     "dpo-nll": ("dpo", {"beta": 0.1, "nll_weight": 0.5}),
+    "dpo-ld": ("dpo", {"beta": 0.1, "ld_alpha": 0.4}),
+    "dpo-weighted": ("dpo", {"beta": 0.1, "policy_weighted": True, "nll_weight": 0.5}),
     "robust_dpo": ("robust_dpo", {"beta": 0.1, "label_smoothing": 0.2}),
     "r_dpo": ("r_dpo", {"beta": 0.1, "length_weight": 0.05}),
     "dpop": ("dpop", {"beta": 0.1, "penalty": 5.0}),
@@ -77,7 +79,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "raft": ("raft", {}),
     "mixture": ("mixture", {"parts": PARTS}),
 }
-COLUMNS = ("logprobs", "reference", "lengths", "rewards", "desirable")
+COLUMNS = ("logprobs", "reference", "lengths", "rewards", "desirable", "shared", "weights")
 KL = {"kto": (0.3,), "kto_pair": (0.2, 0.5)}
 SECTIONS = {section.model_fields["type"].default: section for section in get_args(get_args(Objective)[0])}
 
@@ -112,6 +114,8 @@ def answers_of(
         rewards=torch.zeros_like(reference) if rewards is None else rewards,
         desirable=first if desirable is None else desirable,
         sizes=tuple(sizes),
+        shared=torch.zeros_like(reference),
+        weights=torch.ones_like(reference),
     )
 
 
@@ -203,6 +207,24 @@ def test_dpo_length_normalized_with_label_smoothing_by_hand() -> None:
     # beta h = 0.3 * 2, mixed 0.9 to 0.1.
     losses = dpo_loss(pair(), beta=0.3, length_normalized=True, label_smoothing=0.1)
     check(losses, 0.9 * softplus(-0.6) + 0.1 * softplus(0.6))
+
+
+def test_ld_dpo_by_hand() -> None:
+    # Of log-ratios 2 and -3 the first 2 tokens have 1 and -3 (the rejected answer has no more): 1 + 0.4 * 1 + 3 = 4.4.
+    answers = replace(pair(), shared=t(1, -3))
+    check(dpo_loss(answers, beta=0.1, ld_alpha=0.4), softplus(-0.44))
+    check(dpo_loss(answers, beta=0.1, ld_alpha=0.0), softplus(-0.4))
+    check(dpo_loss(answers, beta=0.1, ld_alpha=1.0), softplus(-0.5))
+
+
+def test_wpo_weighs_a_pair_by_both_of_its_answers() -> None:
+    answers = replace(pair(), weights=t(0.5, 0.8))
+    constants = {"type": "dpo", "beta": 0.1, "policy_weighted": True}
+    check(objective_losses(answers, (), constants), 0.4 * softplus(-0.5))
+    # An NLL of 1 is added unweighed.
+    check(objective_losses(answers, (), {**constants, "nll_weight": 0.3}), 0.4 * softplus(-0.5) + 0.3)
+    part = {"weight": 2.0, "objective": constants}
+    check(objective_losses(answers, (), {"type": "mixture", "parts": [part]}), 0.8 * softplus(-0.5))
 
 
 def test_robust_dpo_by_hand() -> None:
@@ -345,6 +367,13 @@ def test_mixture_needs_what_any_of_its_parts_needs() -> None:
     assert mixed("raft", "dpo").uses_reference and not mixed("raft", "simpo").uses_reference
     assert mixed("dpo", "sppo").listwise and not mixed("dpo", "raft").listwise
     assert mixed("simpo", "dpo").beta == 2.0
+    whole = Mixture.model_validate({"parts": [{"objective": DPO()}, {"objective": {"type": "raft"}}]})
+    assert whole.beside == "none" and not whole.policy_weighted
+    own = DPO(ld_alpha=0.5, policy_weighted=True)
+    both = Mixture.model_validate({"parts": [{"objective": own}, {"objective": {"type": "raft"}}]})
+    assert both.beside == "cut" and both.policy_weighted
+    with pytest.raises(ValueError, match="ld_alpha"):
+        Mixture.model_validate({"parts": [{"objective": own}, {"objective": {"type": "sppo"}}]})
 
 
 def test_simpo_by_hand() -> None:
@@ -430,11 +459,13 @@ class ScoredModel:
 
     def __init__(self, table: torch.Tensor) -> None:
         self.table = table
+        self.collisions = table.flip(0) / 2  # likewise, log sum pi^2
 
     def __call__(self, input_ids: torch.Tensor, labels: torch.Tensor, **_: Any) -> SimpleNamespace:
         logprobs = self.table[input_ids[:, 1:]] * (labels[:, 1:] != -100)
         zeros = torch.zeros_like(logprobs)
-        return SimpleNamespace(log_probs=logprobs, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool())
+        found = {"log_probs": logprobs, "log_sum_sq_probs": self.collisions[input_ids[:, 1:]]}
+        return SimpleNamespace(**found, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool())
 
 
 def trl_class(module: str, name: str) -> Any:
@@ -477,16 +508,18 @@ def trl_dpo_losses(
     *,
     beta: float,
     label_smoothing: float = 0.0,
+    ld_alpha: float | None = None,
+    use_weighting: bool = False,
 ) -> torch.Tensor:
     """What `DPOTrainer._compute_loss` gives for each pair alone (it returns the batch's mean)."""
     trainer = trl_self(
-        ld_alpha=None,
+        ld_alpha=ld_alpha,
         f_divergence_type="reverse_kl",
         loss_types=[loss_type],
         loss_weights=[1.0],
         beta=beta,
         label_smoothing=label_smoothing,
-        use_weighting=False,
+        use_weighting=use_weighting,
         model=model,
     )
     compute = trl_class("trainer.dpo_trainer", "DPOTrainer")._compute_loss
@@ -524,6 +557,36 @@ def test_agrees_with_trls_dpo_trainer(
     model, inputs, answers = tokens_of(seed, 16)
     theirs = trl_dpo_losses(loss_type, model, inputs, answers, beta=beta, label_smoothing=label_smoothing)
     check_single_precision(ours(answers, beta=beta), theirs)
+
+
+@pytest.mark.parametrize("ld_alpha", [0.0, 0.4])
+def test_ld_dpo_agrees_with_trls_dpo_trainer(ld_alpha: float) -> None:
+    model, inputs, answers = tokens_of(3, 16)
+    shortest = answers.lengths.view(-1, 2).amin(1).repeat_interleave(2)
+    place = inputs["completion_mask"].cumsum(1)[:, 1:]
+    logprobs = model.table[inputs["input_ids"][:, 1:]]
+    shared = (logprobs * ((place > 0) & (place <= shortest[:, None])) * inputs["completion_mask"][:, 1:]).sum(
+        1
+    )
+    # The reference's sums, of the shared tokens and of the others, are the policy's and some noise.
+    random = torch.Generator().manual_seed(9)
+    noise = torch.where(answers.lengths > shortest, 2 * torch.randn(16, generator=random), 0.0)
+    reference_shared = answers.reference - answers.logprobs + shared - noise
+    rest = answers.reference - reference_shared
+    weighed = replace(answers, reference=reference_shared + ld_alpha * rest)
+    theirs = trl_dpo_losses("sigmoid", model, inputs, weighed, beta=0.1, ld_alpha=ld_alpha)
+    ours = replace(answers, shared=shared - reference_shared)
+    torch.testing.assert_close(dpo_loss(ours, beta=0.1, ld_alpha=ld_alpha), theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_wpo_agrees_with_trls_dpo_trainer() -> None:
+    model, inputs, answers = tokens_of(4, 16)
+    ids, mask = inputs["input_ids"][:, 1:], inputs["completion_mask"][:, 1:]
+    aligned = ((model.table[ids] - model.collisions[ids]) * mask).sum(1)
+    answers = replace(answers, weights=(aligned / answers.lengths).exp())
+    theirs = trl_dpo_losses("sigmoid", model, inputs, answers, beta=0.1, use_weighting=True)
+    ours = objective_losses(answers, (), {"type": "dpo", "beta": 0.1, "policy_weighted": True})
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("shift", [-3.0, 3.0], ids=["kl-clamped", "kl-positive"])

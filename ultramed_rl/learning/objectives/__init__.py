@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ultramed_rl.learning.objectives.answers import Answers, chosen_nll
+from ultramed_rl.learning.objectives.answers import Answers, chosen_nll, pair_weights
 from ultramed_rl.learning.objectives.apo import apo_down_loss, apo_zero_loss
 from ultramed_rl.learning.objectives.bradley_terry import bradley_terry_loss, log_exp_loss
 from ultramed_rl.learning.objectives.dpo import dpo_loss
@@ -28,6 +28,8 @@ from ultramed_rl.learning.objectives.simpo import simpo_loss
 from ultramed_rl.learning.objectives.sppo import sppo_hard_loss, sppo_loss
 
 __all__ = ["OBJECTIVES", "Answers", "bradley_terry_loss", "kl_estimate", "log_exp_loss", "objective_losses"]
+
+_AROUND = {"type", "nll_weight", "policy_weighted"}  # keys that are not of the loss itself
 
 
 def mixture_loss(answers: Answers, *, parts: Sequence[Mapping[str, Any]]) -> torch.Tensor:
@@ -62,13 +64,12 @@ OBJECTIVES: Mapping[str, Callable[..., torch.Tensor]] = {
 def objective_losses(
     answers: Answers, kl: tuple[torch.Tensor, ...], constants: Mapping[str, Any]
 ) -> torch.Tensor:
-    """[G] losses of the objective that `constants` names by its `type` and gives the keys of, or [A] for unpaired KTO, with
-    the NLL term where there is a `nll_weight`. `kl`: the scalars that KTO's variants compare with, else nothing."""
-    own = {
-        key: value
-        for key, value in constants.items()
-        if key not in ("type", "nll_weight") and value is not None
-    }
+    """[G] losses of the objective that `constants` names by its `type` and gives the keys of, or [A] for unpaired KTO. With
+    `policy_weighted` each is weighed; a `nll_weight` adds the NLL term. `kl`: the scalars that KTO's variants compare with,
+    else nothing."""
+    own = {key: value for key, value in constants.items() if key not in _AROUND and value is not None}
     losses = OBJECTIVES[constants["type"]](answers, *kl, **own)
+    if constants.get("policy_weighted"):
+        losses = pair_weights(answers) * losses
     weight = constants.get("nll_weight", 0.0)
     return losses + weight * chosen_nll(answers) if weight else losses
