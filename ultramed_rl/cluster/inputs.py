@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 
 # By the last key: values that are files unless they have a scheme; and those that may be a hub id or a name instead.
 FILE_KEYS = frozenset(
-    {"uri", "input", "sources", "exemplars_from", "judged", "labels", "template", "include_path"}
+    [
+        *("uri", "input", "sources", "exemplars_from", "judged", "labels", "template", "include_path"),
+        "difficulties",
+    ]
 )
 MODEL_KEYS = frozenset(
     {"path", "paths", "tokenizer", "embedder", "chat_template", "policies", "chat_templates"}

@@ -116,6 +116,7 @@ def test_more_than_a_twentieth_of_broken_rows_refuses_the_file_in_one_line(tmp_p
         ("medmcqa", {"question": "Q?"}, "opa"),
         ("mmlu_pro_health", {"question": "Q?"}, "category"),
         ("kqa", {"Question": "Q?"}, "Must_have"),
+        ("alpaca_eval", {"instruction": "Q?", "question": "Q?"}, "output"),
     ],
 )
 def test_a_file_of_another_kind_is_told_by_its_columns(
