@@ -148,7 +148,7 @@ class PreferenceTask:
                 continue
             self._count(packed, answers, losses, sums)
             if first:
-                _add_gaps([data.groups[i] for i in micro.indices], answers.logprobs, sums)
+                _add_gaps([data.group(i) for i in micro.indices], answers.logprobs, sums)
             yield losses.sum() / units
 
     def metrics(self, totals: Mapping[str, float]) -> dict[str, float]:
@@ -176,7 +176,7 @@ class PreferenceTask:
         forward = forward_flops(self.shape, packed, len(packed.targets))
         sides = {"chosen": answers.chosen(ratios), "rejected": answers.rejected(ratios)}
         counts: dict[str, int | torch.Tensor] = dict.fromkeys(sides, answers.groups)
-        if self.objective.unpaired:
+        if self.objective.unpaired or self.objective.chosen_only:
             kinds = {"chosen": answers.desirable, "rejected": ~answers.desirable}
             sides = {side: ratios * kind for side, kind in kinds.items()}
             counts = {side: kind.sum() for side, kind in kinds.items()}

@@ -26,12 +26,13 @@ class _Objective(Section):
     """What every objective tells the rest of the system about itself.
 
     `listwise` objectives take all answers of a prompt, the others a pair; `unpaired` ones count each answer
-    alone. `kl` says what KTO's reference point is estimated on: the batch's own or mismatched answers.
+    alone; `chosen_only` ones learn a pair's chosen answer, and the other isn't computed. `kl` says what KTO's reference point is estimated on: the batch's own or mismatched answers.
     """
 
     uses_reference: ClassVar[bool] = True
     listwise: ClassVar[bool] = False
     unpaired: ClassVar[bool] = False
+    chosen_only: ClassVar[bool] = False
     kl: ClassVar[Literal["none", "batch", "mismatched"]] = "none"
 
     @property
@@ -213,7 +214,8 @@ class RAFT(_Objective):
     """Rejection-sampled fine-tuning (arXiv 2304.06767): the NLL of the best answer, per token."""
 
     uses_reference: ClassVar[bool] = False
-    beta: ClassVar[float] = 1.0  # of the margin that training shows
+    chosen_only: ClassVar[bool] = True
+    beta: ClassVar[float] = 1.0  # of the margin that a mixture shows
     type: Literal["raft"] = "raft"
 
 
@@ -248,6 +250,7 @@ class Mixture(Section):
     """A weighted sum of objectives; metrics such as the implicit margin are those of the first."""
 
     unpaired: ClassVar[bool] = False
+    chosen_only: ClassVar[bool] = False
     kl: ClassVar[Literal["none", "batch", "mismatched"]] = "none"
     type: Literal["mixture"] = "mixture"
     parts: list[Part] = Field(min_length=2, max_length=8, description="what is summed")

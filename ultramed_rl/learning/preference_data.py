@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -26,7 +26,7 @@ class GroupIndex:
 class PreferenceSet:
     """Groups by index, with their reference logprobs; without these the objective has no reference.
 
-    Of the groups of other ranks only `index` is known.
+    Of the groups of other ranks only `index` is known. With `chosen_only` nothing but each group's first answer is computed.
     """
 
     def __init__(
@@ -35,8 +35,10 @@ class PreferenceSet:
         references: Mapping[int, ReferenceLogprobs] | Sequence[ReferenceLogprobs] | None,
         max_length: int,
         index: GroupIndex,
+        chosen_only: bool = False,
     ) -> None:
         self.groups, self.references, self.max_length, self.index = groups, references, max_length, index
+        self.chosen_only = chosen_only
 
     @classmethod
     def at_hand(
@@ -46,13 +48,15 @@ class PreferenceSet:
         max_length: int,
         *,
         packed: bool = True,
+        chosen_only: bool = False,
     ) -> PreferenceSet:
         """Of groups that are all here. Raises ValueError for references of others."""
         if references is not None:
             check_references(groups, references)
         answers = [AnswerGroup.of(group) for group in groups]
         counts, tokens = [len(a.answers) for a in answers], [a.cost(packed) for a in answers]
-        return cls(groups, references, max_length, GroupIndex([g.group_id for g in groups], counts, tokens))
+        index = GroupIndex([g.group_id for g in groups], counts, tokens)
+        return cls(groups, references, max_length, index, chosen_only)
 
     def extended(self, more: PreferenceSet) -> PreferenceSet:
         """With more groups after these; all are here."""
@@ -60,11 +64,19 @@ class PreferenceSet:
         references = None if self.references is None else [*self.references, *(more.references or ())]
         own, others = self.index, more.index
         index = GroupIndex(own.ids + others.ids, own.answers + others.answers, own.tokens + others.tokens)
-        return PreferenceSet([*self.groups, *more.groups], references, self.max_length, index)
+        groups = [*self.groups, *more.groups]
+        return PreferenceSet(groups, references, self.max_length, index, self.chosen_only)
+
+    def group(self, index: int) -> PreferenceGroup:
+        """A group, with the answers that are computed."""
+        group = self.groups[index]
+        if not self.chosen_only:
+            return group
+        return replace(group, completions=group.completions[:1], rewards=group.rewards[:1])
 
     def answers_of(self, index: int) -> AnswerGroup:
         """A group's token ids."""
-        return AnswerGroup.of(self.groups[index])
+        return AnswerGroup.of(self.group(index))
 
     def mismatched_of(self, index: int) -> AnswerGroup:
         """A group's prompt with another's answer, see `mismatched_answer`."""
@@ -73,7 +85,7 @@ class PreferenceSet:
 
     def answers(self, indices: Sequence[int], logprobs: torch.Tensor) -> Answers:
         """The policy's logprobs [A] of these groups' answers, with all that an objective asks for."""
-        groups = [self.groups[i] for i in indices]
+        groups = [self.group(i) for i in indices]
         sizes = [len(g.completions) for g in groups]
         reference = [0.0] * sum(sizes)
         if self.references is not None:

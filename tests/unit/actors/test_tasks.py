@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.tiny import make_policy, make_reward
 from ultramed_rl.actors.engine import Engine
 from ultramed_rl.actors.tasks import ImitationTask, PreferenceTask, RankingTask, Sums, Task
-from ultramed_rl.config.objectives import DPO, KTO
+from ultramed_rl.config.objectives import DPO, KTO, RAFT
 from ultramed_rl.config.stages import BradleyTerry, LogExp
 from ultramed_rl.learning.batching import MicroBatch, count_steps, epoch_batches
 from ultramed_rl.learning.objectives.bradley_terry import ranked_pairs
@@ -280,6 +280,19 @@ def test_shared_lengths_and_weights_are_those_of_plain_sequences(models: Path) -
     assert answers.shared.tolist() == pytest.approx(shared, abs=1e-3)
     (_,), metrics = run(task, MicroBatch((0, 1)))
     assert math.isfinite(metrics["loss"])
+
+
+def test_raft_computes_the_chosen_answers_alone(models: Path) -> None:
+    module = load_policy(str(models / "policy"), "float32")
+    pairs = [replace(g, completions=g.completions[:2], rewards=g.rewards[:2]) for g in GROUPS]
+    data = PreferenceSet.at_hand(pairs, None, 64, chosen_only=True)
+    task = PreferenceTask(engine_of(module), model_shape(module.lm), data, RAFT())
+    (loss,), metrics = run(task, MicroBatch((0, 1, 2)))
+    own = [logprobs_by_transformers(models / "policy", g)[0] / len(g.chosen.token_ids) for g in pairs]
+    assert loss == pytest.approx(-sum(own) / 3, abs=1e-4) == metrics["loss"]
+    assert metrics.keys() == {"loss", "chosen_logratio"}
+    ((_, packed, _),) = task._passes([MicroBatch((0, 1, 2))], data.answers_of)
+    assert len(packed.answers) == 3
 
 
 def test_the_longer_answer_is_cut_as_short_as_the_other() -> None:
