@@ -51,10 +51,12 @@ def controlled_wins(
     equal = features.copy()
     equal[:, 0] = 0.0
     if regularizer is not None:
-        more = [np.tanh(regularizer.gaps), np.zeros(len(regularizer.wins)), regularizer.difficulties]
-        features = np.concatenate([features, np.stack(more, 1)])
-        own = np.concatenate([own, regularizer.wins])
-        weights = np.concatenate([weights, np.full(len(regularizer.wins), regularizer.weight)])
+        assert difficulties is not None, "the published model has both, or neither"
+        gamed, hard = np.asarray(regularizer.gaps, float), np.asarray(regularizer.difficulties, float)
+        more = np.stack([np.tanh(gamed), np.zeros(len(gamed)), hard], 1)
+        # Before the policy's own, as there: what is in a part together follows from the order.
+        features, own = np.concatenate([more, features]), np.concatenate([regularizer.wins, own])
+        weights = np.concatenate([np.full(len(gamed), regularizer.weight), weights])
     strength = _best_strength(features, own, weights, folds) if folds else _STRENGTH
     return _chances(equal @ _fit(features, own, weights, strength))
 
