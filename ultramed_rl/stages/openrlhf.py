@@ -62,6 +62,8 @@ _WHY = {
     "objective.centering": "OpenRLHF's loss has no such term; use 0",
     "objective.type": "OpenRLHF has dpo and ipo; use one of them",
     "objective.length_normalized": "OpenRLHF's {config.objective.type} sums log-ratios; set it to false",
+    "objective.ld_alpha": "OpenRLHF has no LD-DPO; use 1.0",
+    "objective.policy_weighted": "OpenRLHF has no WPO; set it to false",
     "trainable_layers": "OpenRLHF trains all layers of a reward model; remove it",
     "data.held_out": "OpenRLHF's reward trainer would evaluate on 1 % of its own training data; set data.held_out or data.evaluation_sources",
 }
@@ -149,6 +151,8 @@ def openrlhf_problems(config: Any) -> list[str]:
         "objective.centering": ranks_rewards and getattr(objective, "centering", 0.0) > 0,
         "objective.type": prefers and not known,
         "objective.length_normalized": known and getattr(objective, "length_normalized", False),
+        "objective.ld_alpha": known and getattr(objective, "ld_alpha", 1.0) < 1,
+        "objective.policy_weighted": known and getattr(objective, "policy_weighted", False),
         "trainable_layers": getattr(config, "trainable_layers", None) is not None,
         "data.held_out": ranks_rewards and not data.held_out and not data.evaluation_sources,
     }
