@@ -303,7 +303,11 @@ def test_tracking_keeps_the_key_in_the_environment(
             {"objective": {"type": "dpo", "policy_weighted": True}},
             "objective.policy_weighted=true: ",
         ),
-        ("sft", {"model__path": "org/name@v1"}, "model.path='org/name@v1': "),
+        (
+            "sft",
+            {"model__path": "org/name@v1", "model__trust_remote_code": True},
+            "model.path='org/name@v1': ",
+        ),
         (
             "preference",
             {"objective": {"type": "dpo", "length_normalized": True}},
