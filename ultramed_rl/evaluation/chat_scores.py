@@ -85,7 +85,9 @@ def summarize_duels(
     won = {duel.item_id: duel.win for duel in duels}
     read = [duel for duel in duels if won[duel.item_id] is not None]
     if not read:
-        raise ValueError("alpaca_eval: no verdict could be read")
+        raise ValueError(
+            f"alpaca_eval: no verdict can be read of {len(duels)} duels; raise benchmarks.judge.max_tokens, or name another judge"
+        )
     wins = [value for duel in read if (value := won[duel.item_id]) is not None]
     strange = [duel.item_id for duel in read if difficulties is not None and duel.item_id not in difficulties]
     if strange:
@@ -113,7 +115,9 @@ def summarize_grades(
     """Of each chat the grades of both turns, None where there is none. Raises ValueError: a turn has no grade in any chat."""
     turns = [[pair[turn] for pair in grades if pair[turn] is not None] for turn in (0, 1)]
     if not all(turns):
-        raise ValueError("mt_bench: no grade could be read of one of the turns")
+        raise ValueError(
+            "mt_bench: no grade can be read of one of the turns; raise benchmarks.judge.max_tokens, or name another judge"
+        )
     means = [fmean(g for g in pair if g is not None) for pair in grades if any(g is not None for g in pair)]
     by_category = defaultdict[str, list[float]](list)
     for pair, category in zip(grades, categories, strict=True):

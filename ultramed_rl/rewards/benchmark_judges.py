@@ -14,15 +14,16 @@ from string import Template
 from typing import Any
 
 from ultramed_rl.config.benchmarks import Benchmarks
-from ultramed_rl.config.rewards import JudgeTerm, StatementJudge
+from ultramed_rl.config.rewards import JudgeTerm
 from ultramed_rl.data.sources import read_rows
 from ultramed_rl.data.templates import without_tags
 from ultramed_rl.evaluation.chat_scores import ChatGrades, Duel, WinRates, summarize_duels, summarize_grades
+from ultramed_rl.evaluation.items import JUDGED, Item
 from ultramed_rl.evaluation.judging import StatementSummary
 from ultramed_rl.evaluation.length_control import Regularizer
 from ultramed_rl.evaluation.runner import AnswerPlace, AskedPolicy, BenchmarkRunner
 from ultramed_rl.evaluation.suite import AskedTask
-from ultramed_rl.records import Completion
+from ultramed_rl.records import Completion, Prompt
 from ultramed_rl.rewards.judge import ApiClient, Judge
 from ultramed_rl.rewards.statements import StatementGrader, judge_statements
 from ultramed_rl.store.atomic import write_lines
@@ -41,12 +42,14 @@ class BenchmarkJudges:
 
     def __init__(self, suite: Sequence[AskedTask], config: Benchmarks) -> None:
         """Raises ValueError: the key's variable isn't set, a template cannot be used, or difficulties cannot be read."""
-        self.forms = {asked.task.form for asked in suite}
-        self.judge, self.statements = config.judge, None
-        if config.judge is not None and "statements" in self.forms:
-            self.statements = StatementGrader(config.judge)
-        choices = {choice.name: choice.difficulties for choice in config.tasks}
-        source = choices.get("alpaca_eval")
+        forms, judge = {asked.task.form for asked in suite} & JUDGED, config.judge
+        assert judge is not None or not forms, "a suite without its judge"
+        self.statements = StatementGrader(judge) if judge and "statements" in forms else None
+        self.referee = ApiClient(judge) if judge and "preference" in forms else None
+        self.grader = None
+        if judge and "chat" in forms:
+            self.grader = Judge(JudgeTerm(**judge.model_dump(exclude={"template"}), name="mt_bench"))
+        source = {choice.name: choice.difficulties for choice in config.tasks}.get("alpaca_eval")
         self.difficulties, self.gamed = (None, None) if source is None else read_difficulties(source)
 
     def read(
@@ -55,16 +58,14 @@ class BenchmarkJudges:
         """What the judge makes of a policy's answers, by the kind of verdict. Raises RuntimeError: the API cannot be reached or
         refuses. Raises ValueError: too little can be read."""
         found: dict[str, Judged] = {}
-        if self.judge is None or not policy.greedy:
-            return found
         if self.statements is not None:
             answered = runner.judged(policy, "statements")
             found["statements"] = judge_statements(self.statements, answered, place, progress, seed)
-        if "preference" in self.forms:
-            duels = judge_duels(self.judge, runner.judged(policy, "preference"), place, progress)
+        if self.referee is not None:
+            duels = judge_duels(self.referee, runner.judged(policy, "preference"), place, progress)
             found["alpaca_eval"] = summarize_duels(duels, self.difficulties, self.gamed, seed)
-        if "chat" in self.forms:
-            grades = judge_chats(self.judge, policy, runner, place, progress)
+        if self.grader is not None:
+            grades = judge_chats(self.grader, *runner.chats(policy), place, progress)
             categories = [item.subject for item, _ in runner.judged(policy, "chat")]
             found["mt_bench"] = summarize_grades(grades, categories, seed)
         return found
@@ -88,7 +89,7 @@ def read_difficulties(uri: str) -> tuple[dict[str, float], Regularizer]:
 
 
 def judge_duels(
-    config: StatementJudge, answered: Sequence[tuple[Any, Completion]], place: AnswerPlace, progress: Progress
+    judge: ApiClient, answered: Sequence[tuple[Item, Completion]], place: AnswerPlace, progress: Progress
 ) -> list[Duel]:
     """The judge's verdicts on a policy's answers beside the baseline's, each pair shown in both orders."""
     texts = [
@@ -99,14 +100,14 @@ def judge_duels(
 
     def compute() -> Iterable[Mapping[str, Any]]:
         with progress.phase("alpaca_eval's judge", len(prompts), "verdicts") as bar:
-            replies = ApiClient(config).ask_for(prompts, read_preference, bar.advance)
+            replies = judge.ask_for(prompts, read_preference, bar.advance)
         for (item, _), (question, own, other), first, second in zip(
             answered, texts, replies[::2], replies[1::2], strict=True
         ):
             row = {"item_id": item.item_id, "instruction": question, "answer": own, "baseline": other}
             yield row | {"verdicts": [first.value, second.value], "replies": [first.text, second.text]}
 
-    rows = _kept("alpaca_eval", place, compute, prompts, config.model)
+    rows = _kept("alpaca_eval", place, compute, prompts, judge.config.model)
     return [
         Duel(row["item_id"], *row["verdicts"], characters=len(row["answer"]), others=len(row["baseline"]))
         for row in rows
@@ -114,16 +115,14 @@ def judge_duels(
 
 
 def judge_chats(
-    config: StatementJudge,
-    policy: AskedPolicy,
-    runner: BenchmarkRunner,
+    judge: Judge,
+    prompts: Sequence[Prompt],
+    answers: Sequence[Completion],
     place: AnswerPlace,
     progress: Progress,
 ) -> list[tuple[float | None, float | None]]:
-    """The judge's grades of both turns of each chat, 1 to 10; the second turn is shown after the first, with its answer."""
-    items = [item for item, _ in runner.judged(policy, "chat")]
-    prompts, answers = runner.chats(policy)
-    judge = Judge(JudgeTerm(**config.model_dump(exclude={"template"}), name="mt_bench"))
+    """The judge's grades of both turns of each chat, 1 to 10. The first turns stand before the second ones, which are shown after the
+    first, with its answer."""
     low, high = judge.config.scale.low, judge.config.scale.high
 
     def compute() -> Iterable[Mapping[str, Any]]:
@@ -135,8 +134,9 @@ def judge_chats(
             yield {"messages": prompt.messages, "answer": answer.text, "grade": grade}
 
     asked = [judge.request(*pair) for pair in zip(prompts, answers, strict=True)]
-    grades = [row["grade"] for row in _kept("mt_bench", place, compute, asked, config.model)]
-    return list(zip(grades[: len(items)], grades[len(items) :], strict=True))
+    grades = [row["grade"] for row in _kept("mt_bench", place, compute, asked, judge.config.model)]
+    chats = len(grades) // 2
+    return list(zip(grades[:chats], grades[chats:], strict=True))
 
 
 def read_preference(reply: str) -> float | None:
