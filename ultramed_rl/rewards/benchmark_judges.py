@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -50,7 +50,10 @@ class BenchmarkJudges:
         if judge and "chat" in forms:
             self.grader = Judge(JudgeTerm(**judge.model_dump(exclude={"template"}), name="mt_bench"))
         source = {choice.name: choice.difficulties for choice in config.tasks}.get("alpaca_eval")
-        self.difficulties, self.gamed = (None, None) if source is None else read_difficulties(source)
+        self.difficulties: dict[str, float] | None = None
+        self.gamed: Regularizer | None = None
+        if source is not None:
+            self.difficulties, self.gamed = read_difficulties(source)
 
     def read(
         self, runner: BenchmarkRunner, policy: AskedPolicy, place: AnswerPlace, progress: Progress, seed: int
@@ -98,7 +101,7 @@ def judge_duels(
     ]
     prompts = [prompt for text in texts for prompt in (_duel(*text), _duel(text[0], text[2], text[1]))]
 
-    def compute() -> Iterable[Mapping[str, Any]]:
+    def compute() -> Iterable[dict[str, Any]]:
         with progress.phase("alpaca_eval's judge", len(prompts), "verdicts") as bar:
             replies = judge.ask_for(prompts, read_preference, bar.advance)
         for (item, _), (question, own, other), first, second in zip(
@@ -108,10 +111,7 @@ def judge_duels(
             yield row | {"verdicts": [first.value, second.value], "replies": [first.text, second.text]}
 
     rows = _kept("alpaca_eval", place, compute, prompts, judge.config.model)
-    return [
-        Duel(row["item_id"], *row["verdicts"], characters=len(row["answer"]), others=len(row["baseline"]))
-        for row in rows
-    ]
+    return [Duel(row["item_id"], *row["verdicts"], len(row["answer"]), len(row["baseline"])) for row in rows]
 
 
 def judge_chats(
@@ -125,7 +125,7 @@ def judge_chats(
     first, with its answer."""
     low, high = judge.config.scale.low, judge.config.scale.high
 
-    def compute() -> Iterable[Mapping[str, Any]]:
+    def compute() -> Iterable[dict[str, Any]]:
         with progress.phase("mt_bench's judge", len(prompts), "grades") as bar:
             shares = judge.score(prompts, answers)
             bar.advance(len(prompts))
@@ -153,7 +153,7 @@ def _duel(instruction: str, first: str, second: str) -> str:
 
 
 def _kept(
-    name: str, place: AnswerPlace, compute: Callable[[], Iterable[Mapping[str, Any]]], *inputs: Any
+    name: str, place: AnswerPlace, compute: Callable[[], Iterable[dict[str, Any]]], *inputs: Any
 ) -> list[dict[str, Any]]:
     """Rows that `compute` gives, or gave before of the same inputs."""
 
