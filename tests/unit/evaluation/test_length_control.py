@@ -71,3 +71,17 @@ def test_cross_validation_shrinks_what_lengths_do_not_explain() -> None:
 
 def test_one_item_has_no_deviation() -> None:
     assert 0.5 < controlled_wins([1.0], [7.0]).mean() <= 1.0
+
+
+@pytest.mark.parametrize(("with_gamed", "theirs"), [(False, 0.6148878770581412), (True, 0.6143534059195602)])
+def test_it_is_alpaca_evals_own_number(with_gamed: bool, theirs: float) -> None:
+    """What `fit_LogisticRegressionCV` of tatsu-lab/alpaca_eval, with its `length_controlled_noreg` and `length_controlled_v1`, gave
+    for these rows, on scikit-learn 1.9."""
+    random = np.random.default_rng(0)
+    difficulties, gaps = random.normal(size=200), random.normal(100, 400, size=200)
+    logits = 0.6 + 0.9 * np.tanh(gaps / gaps.std(ddof=1)) - 0.5 * difficulties
+    wins = 1 / (1 + np.exp(-logits + random.normal(size=200)))
+    hard, longer = random.normal(size=300), random.normal(size=300)
+    gamed = Regularizer(1 / (1 + np.exp(-1.2 * np.tanh(longer) - 0.2 * hard)), longer, hard)
+    found = controlled_wins(wins, gaps, difficulties, gamed if with_gamed else None, folds=5)
+    assert found.mean() == pytest.approx(theirs, abs=1e-6)
