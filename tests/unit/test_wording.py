@@ -113,7 +113,7 @@ CONFIGS: list[Wording] = [
     ("not positive", config(training__learning_rate=-1.0),
      "my.yaml: training.learning_rate=-1.0: input should be greater than 0"),
     ("unknown kind", config(objective__type="dop"),
-     "my.yaml: objective.type='dop': must be one of dpo, robust_dpo, ipo, hinge, kto, kto_pair, nca_pair, nca, infonca, simpo, orpo; did you mean 'dpo'?"),
+     "my.yaml: objective.type='dop': must be one of dpo, robust_dpo, r_dpo, dpop, ipo, hinge, apo_zero, apo_down, sppo_hard, sppo, nca_pair, nca, infonca, simpo, orpo, raft, kto, kto_pair, mixture; did you mean 'dpop'?"),
     ("secret in an address", config(run__directory="s3://key:hunter2@bucket/runs"),
      "my.yaml: run.directory: its address holds a password, which config.yaml would keep; leave it out and let the environment have it: token_env and api_key_env name a variable, object stores read their own (AWS_SECRET_ACCESS_KEY)"),
     ("kind missing", config(prompts__sources=[{"uri": "a.jsonl"}]),
@@ -266,7 +266,7 @@ DATA: list[Wording] = [
     ("template that fails", templated("{{ messages + 1 }}"),
      "model 'ROOT', chat_template='ROOT/mine.jinja': its chat template cannot render a chat of user, assistant (TypeError: can only concatenate list (not \"int\") to list); mend it, use another, or leave out what it refuses"),
     ("unknown benchmark", lambda root: find_task("medqua"),
-     "task 'medqua': no such benchmark; did you mean 'medqa'? Name one of medqa, medmcqa, pubmedqa, mmlu_medical, medxpertqa, mmlu_pro_health, bioasq_yesno, bioasq_factoid, bioasq_list, kqa"),
+     "task 'medqua': no such benchmark; did you mean 'medqa'? Name one of medqa, medmcqa, pubmedqa, mmlu_medical, medxpertqa, mmlu_pro_health, bioasq_yesno, bioasq_factoid, bioasq_list, kqa, alpaca_eval, mt_bench"),
 ]  # fmt: skip
 
 # -- models ------------------------------------------------------------------------------------------------

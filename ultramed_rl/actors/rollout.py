@@ -55,6 +55,7 @@ class EngineArguments:
     lora_rank: int = 0
     adapter: str | None = None
     trust_remote_code: bool = False
+    revision: str | None = None  # of a hub id
 
 
 class RolloutWorker(Worker):
@@ -87,6 +88,8 @@ class RolloutWorker(Worker):
         self.llm = LLM(
             model=arguments.model,
             tokenizer=arguments.model,
+            revision=arguments.revision,
+            tokenizer_revision=arguments.revision,
             dtype=arguments.precision,
             quantization=QUANTIZATIONS[group.quantization],
             max_model_len=arguments.max_length,

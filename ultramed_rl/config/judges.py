@@ -46,7 +46,7 @@ class ModelJudge(Section):
 
     type: Literal["reward_model"] = "reward_model"
     name: TermName = "reward_model"
-    path: Address = Field(description="a local directory or a hub id")
+    path: Address = Field(description="a local directory or a hub id, perhaps org/name@REVISION")
     precision: Precision = "auto"
     micro_batch_tokens: ReplicaTokens = 16384
     trust_remote_code: bool = key(False, "run Python code that comes with the model")

@@ -39,7 +39,9 @@ from ultramed_rl.config.run import AnyConfig, Tracking, device_rules, kl_rules, 
 class _StageSource(Section):
     """Rows behind a URI: hf://owner/name:split, package://name/path, or local files."""
 
-    uri: Address = Field(description="hf://owner/name:split, package://name/path, or local files")
+    uri: Address = Field(
+        description="hf://owner/name:split (pinned: owner/name@REVISION), package://name/path, or local files"
+    )
     weight: Factor = key(1.0, "how often its rows are used: 0.5 a seeded half, 2 each twice")
     limit: Count | None = key(None, "read at most so many rows")
     max_misfit_share: Share = key(0.05, "share of rows that may not fit")
@@ -255,14 +257,16 @@ class EvaluateConfig(AnyConfig):
 class BenchedModel(ModelSettings):
     """The reward model: a trained `num_labels=1` classifier. `max_length` is of a prompt with one answer."""
 
-    path: Address = Field(description="a local directory or a hub id")
+    path: Address = Field(description="a local directory or a hub id, perhaps org/name@REVISION")
     micro_batch_tokens: ReplicaTokens = 16384
 
 
 class BenchmarkPairs(Section):
     """Rows with wanted and unwanted answers behind a URI, in any of the forms of docs/recipe.md."""
 
-    uri: Address = Field(description="hf://owner/name:split, package://name/path, or local files")
+    uri: Address = Field(
+        description="hf://owner/name:split (pinned: owner/name@REVISION), package://name/path, or local files"
+    )
     subset_column: Column | None = key(None, "null: the first of subset, label_type, type and category")
     limit: Count | None = key(None, "read at most so many rows")
     max_misfit_share: Share = key(0.05, "share of rows that may not fit")

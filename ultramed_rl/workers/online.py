@@ -245,9 +245,9 @@ class OnlineWorkers(SamplingWorkers):
             ValueError: naming the groups that cannot be learnt from.
             RanksLost: a LoRA policy, which is its own reference, lost a rank.
         """
-        mismatched, length = self.config.objective.kl == "mismatched", self.config.policy.max_length
+        beside, length = self.config.objective.beside, self.config.policy.max_length
         source = (
-            (groups[index], reference_answers(groups, index, mismatched, length))
+            (groups[index], reference_answers(groups, index, beside, length))
             for index in range(len(groups))
             if groups[index].group_id not in known
         )
@@ -259,7 +259,10 @@ class OnlineWorkers(SamplingWorkers):
                 yield reference
 
     def _open_references(self, pool: Pool) -> None:
-        self.references = ReferenceScorer(pool, self.vocab_size, self.config.policy.max_length)
+        config = self.config
+        self.references = ReferenceScorer(
+            pool, self.vocab_size, config.policy.max_length, config.objective.beside
+        )
 
     # -- the next policy -----------------------------------------------------------------------------------
 
@@ -349,18 +352,19 @@ class OnlineWorkers(SamplingWorkers):
 class ReferenceScorer:
     """Whoever holds the reference's weights, behind offers and outcomes."""
 
-    def __init__(self, pool: Pool, vocab_size: int, max_length: int) -> None:
-        self.pool, self.vocab_size, self.max_length = pool, vocab_size, max_length
+    def __init__(self, pool: Pool, vocab_size: int, max_length: int, beside: str = "none") -> None:
+        self.pool, self.vocab_size, self.max_length, self.beside = pool, vocab_size, max_length, beside
         self._answers: dict[str, int] = {}  # of the groups under way
 
     def offer(self, group: PreferenceGroup, packed: AnswerGroup | None = None) -> None:
-        """A group whose answers need reference logprobs; `packed` has them, and perhaps KTO's mismatched one after them.
+        """A group whose answers need reference logprobs; `packed` has them and perhaps one beside them, which KTO takes of
+        other groups.
 
         Raises:
             ValueError: a group that cannot be learnt from.
         """
         check_groups([group], self.vocab_size, self.max_length)
-        packed = AnswerGroup.of(group) if packed is None else packed
+        packed = packed or reference_answers([group], 0, self.beside, self.max_length)
         self._answers[group.group_id] = len(group.completions)
         tokens = packed.packed_tokens
         self.pool.offer(WorkItem(group.group_id, tokens, float(tokens)), packed)
