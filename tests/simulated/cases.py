@@ -27,8 +27,12 @@ APART = {"cluster__layout": "disaggregated", "cluster__devices_per_node": 6, "cl
 
 
 def make_models(root: Path) -> Path:
-    """Two policies' and three reward models' folders, questions with answers, and a benchmark's items."""
+    """A policy's, a judge's and two reward models' folders, questions with answers, a benchmark's items, and what judges are
+    asked."""
     make_policy(root / "policy")
+    make_policy(root / "judge", seed=3)
+    make_policy(root / "judge-2", seed=4)
+    (root / "ask.txt").write_text("$question $answer")
     make_reward(root / "reward")
     make_reward(root / "reward-2", seed=5)
     rows = [{"question": f"Is drug {i} safe?", "answer": "Yes." if i % 3 else None} for i in range(QUESTIONS)]
@@ -68,6 +72,8 @@ def cases(models: Path) -> dict[str, dict[str, Any]]:
         {"type": "length", "free": 8},
     ]
     medqa = {"type": "benchmark", "name": "medqa", "task": "medqa", "protocol": "greedy"}
+    engine = {"path": str(models / "judge"), "precision": "float32", "max_num_seqs": 4, "kv_cache_gib": 0.1}
+    graded = {"type": "judge", "template": str(models / "ask.txt"), "max_tokens": 24}
     own = {"learning_rate": 1e-3, "batch_size": 4, "epochs": 1}
     return {
         "dpo": {},
@@ -178,6 +184,19 @@ def cases(models: Path) -> dict[str, dict[str, Any]]:
             "checkpoint": {"every": 2},
             "evaluation__every": 2,
             "evaluation__judges": [medqa],
+        },
+        "judge on engines": {
+            "reward": {"terms": [{**graded, "engine": engine}, *terms]},
+            "cluster__sequential_phases": False,
+        },
+        "judges on engines, in turn": {
+            "reward__terms": [{**graded, "engine": engine, "samples": 2, "temperature": 1.0}],
+            "evaluation__judges": [{**graded, "engine": {**engine, "path": str(models / "judge-2")}}],
+        },
+        "policy judges itself": {
+            "reward": {"terms": [{**graded, "engine": "policy"}]},
+            "policy__max_length": 256,
+            "cluster__sequential_phases": False,
         },
         "own reward model": {"reward": {"train": own, **scored}},
     }

@@ -4,6 +4,7 @@ r"""Scorers of the loop: terms over the same prompts and completions, summed by 
     completions  --> http.py   a reward server            --+--> term.py --> one reward a completion
                  --> judge.py  a language model's grade   --/
 
+`judge_client.py` asks language models, behind an API or on the run's own engines.
 Judges of held-out answers are of the same form, and are not summed; likeness.py is one of them alone.
 
 `server.py` is the other end of `http.py`: this project's reward model behind OpenRLHF's protocol. To add a

@@ -3,6 +3,7 @@
                         +--> each reward model's pool --> take(outcome) --+
 offer(prompt, answers) -+                                                 +--> ready(): what has all its numbers
                         +--> the terms' thread ---------------------------+
+                                 ^ what judges on engines are asked goes out with `ready` and comes back with `take`
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ from ultramed_rl.models.reading import RewardReader
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, Prompt, ScoredCompletion
 from ultramed_rl.rewards import Term, combine_members, make_term, score_terms, weighted_sum
+from ultramed_rl.rewards.judge_client import JudgeClient
 from ultramed_rl.scheduling.dispatch import WorkItem
 from ultramed_rl.scheduling.pool import Outcome
 from ultramed_rl.scheduling.scheduler import Scheduler, feed
 from ultramed_rl.workers.deployment import Replicas
+from ultramed_rl.workers.judges import EngineJudge
 
 Advance = Callable[[int], None]
 Columns = dict[str, list[float]]  # each scorer's numbers of a prompt's answers
@@ -74,6 +77,7 @@ class AnswerScorers(ABC):
         self.readers = list(readers.values())
         self.terms = TermScorer(terms)
         self.models: list[Replicas] = []
+        self.engine_judges: list[EngineJudge] = []
         # Columns in the order of models and terms, whoever comes first.
         self._model_columns = list(readers)
         self._columns = [*readers, *terms]
@@ -91,12 +95,21 @@ class AnswerScorers(ABC):
 
     @property
     def groups(self) -> list[WorkerGroup]:
-        """The reward models' actors."""
-        return [model.group for model in self.models]
+        """The actors of reward models and judges."""
+        return [one.group for one in (*self.models, *self.engine_judges)]
+
+    def judge_on(self, engines: Sequence[EngineJudge]) -> None:
+        """Let terms whose judge is on engines ask these, of which there may be others' too."""
+        clients = [getattr(term, "judge", None) for term in self.terms.terms.values()]
+        for judge in engines:
+            own = [c for c in clients if isinstance(c, JudgeClient) and c.engine == judge.engine]
+            if own:
+                judge.clients = own
+                self.engine_judges.append(judge)
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
-        """All reward models on their devices within."""
+        """All reward models and judges on their devices within."""
         with ExitStack() as stack:
             for group in self.groups:
                 stack.enter_context(group.on_device())
@@ -143,13 +156,21 @@ class AnswerScorers(ABC):
         # Counted now, while the processor has the answers in its cache.
         self._pending[prompt.prompt_id] = _Pending(completions, self.neutralised(completions, spelt))
 
+    def serves(self, outcome: Outcome) -> bool:
+        """Whether an outcome of the scheduler is a judge's reply, which its term has then."""
+        return any(judge.take(outcome) for judge in self.engine_judges)
+
     def take(self, outcome: Outcome) -> None:
-        """A reward model's outcome from the scheduler."""
+        """A reward model's or a judge's outcome from the scheduler."""
+        if self.serves(outcome):
+            return
         number = next(k for k, model in enumerate(self.models) if model.pool.role == outcome.role)
         self._note(outcome.key, {self._model_columns[number]: outcome.value}, outcome.error)
 
     def ready(self) -> list[Scored]:
-        """Prompts that have become complete since the last time."""
+        """Prompts that have become complete since the last time. Judges' engines get what terms ask them meanwhile."""
+        for judge in self.engine_judges:
+            judge.pump()
         for prompt_id, columns in self.terms.results():
             self._note(prompt_id, columns, "")
         ready, self._ready = self._ready, []
@@ -161,6 +182,8 @@ class AnswerScorers(ABC):
         if self.terms.busy:
             self.terms.stop()
             self.terms = TermScorer(self.terms.terms)
+        for judge in self.engine_judges:
+            judge.forget()
 
     @property
     def timeout(self) -> float:
