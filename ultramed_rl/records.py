@@ -142,6 +142,7 @@ class ScoredCompletion:
     completion: Completion
     reward: float
     terms: dict[str, float] = field(default_factory=dict)  # what it was made of, where it is more than one's
+    details: dict[str, float] = field(default_factory=dict)  # by name, what the terms themselves were made of
 
 
 @dataclass(frozen=True)

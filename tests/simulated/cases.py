@@ -33,6 +33,7 @@ def make_models(root: Path) -> Path:
     make_policy(root / "judge", seed=3)
     make_policy(root / "judge-2", seed=4)
     (root / "ask.txt").write_text("$question $answer")
+    (root / "pair.txt").write_text("pair|$question|$answer_a|$answer_b")
     make_reward(root / "reward")
     make_reward(root / "reward-2", seed=5)
     rows = [{"question": f"Is drug {i} safe?", "answer": "Yes." if i % 3 else None} for i in range(QUESTIONS)]
@@ -72,8 +73,9 @@ def cases(models: Path) -> dict[str, dict[str, Any]]:
         {"type": "length", "free": 8},
     ]
     medqa = {"type": "benchmark", "name": "medqa", "task": "medqa", "protocol": "greedy"}
-    engine = {"path": str(models / "judge"), "precision": "float32", "max_num_seqs": 4, "kv_cache_gib": 0.1}
+    engine = {"path": str(models / "judge"), "precision": "float32", "max_length": 512, "kv_cache_gib": 0.1}
     graded = {"type": "judge", "template": str(models / "ask.txt"), "max_tokens": 24}
+    compared = {"type": "pairwise", "template": str(models / "pair.txt"), "max_tokens": 24}
     own = {"learning_rate": 1e-3, "batch_size": 4, "epochs": 1}
     return {
         "dpo": {},
@@ -193,6 +195,15 @@ def cases(models: Path) -> dict[str, dict[str, Any]]:
             "reward__terms": [{**graded, "engine": engine, "samples": 2, "temperature": 1.0}],
             "evaluation__judges": [{**graded, "engine": {**engine, "path": str(models / "judge-2")}}],
         },
+        "pairwise": {
+            "reward": {"terms": [{**compared, "engine": engine}]},
+            "pairs": {"include_reference_answer": True},
+            "prompts__sources": [
+                {"type": "question", "uri": str(models / "questions.jsonl"), "answer_column": "answer"}
+            ],
+            "cluster__sequential_phases": False,
+        },
+        "knockout": {"reward": {"terms": [{**compared, "engine": engine, "tournament": "knockout"}]}},
         "policy judges itself": {
             "reward": {"terms": [{**graded, "engine": "policy"}]},
             "policy__max_length": 256,

@@ -89,8 +89,14 @@ class SimulatedEngine:
         return found
 
     def judge(self, request: str) -> str:
-        """What these weights say as a judge: a grade from 1 to 10."""
-        return f"Fine.\nGrade: {1 + seeded_number(self.weights, request) % 10}"
+        """What these weights say as a judge: a grade from 1 to 10; of `pair|question|a|b` who is better, or now and then
+        whoever stands first."""
+        if not request.startswith("pair|"):
+            return f"Fine.\nGrade: {1 + seeded_number(self.weights, request) % 10}"
+        _, question, *answers = request.split("|")
+        a, b = (seeded_number(self.weights, question, answer) % 7 for answer in answers)
+        biased = seeded_number(self.weights, *sorted(answers)) % 4 == 0
+        return f"Verdict: {'A' if biased or a > b else 'B' if b > a else 'tie'}"
 
     def score_options(self, request: OptionRequest) -> OptionLogprobs:
         """How likely these weights find each option."""

@@ -41,6 +41,8 @@ from ultramed_rl.config.models import Architecture, Precision
 from ultramed_rl.config.rounds import Optimization
 
 RAW = "raw"  # the column of rewards that `length_slope` has not been taken off
+# Ends of names of details of a comparing judge whose means a round reports, see `rewards/pairwise.py`.
+BIASES = ("_contradictory", "_first_wins", "_over_reference")
 
 
 def _not_zero(weight: float) -> float:
@@ -179,8 +181,24 @@ class JudgeTerm(_Term, JudgeModel):
             )
 
 
+class PairwiseTerm(_Term, JudgeModel):
+    """A prompt's answers compared two at a time by a language model, in both orders; contradictory orders are a tie. An
+    answer's score, 0 to 1, is what it won."""
+
+    type: Literal["pairwise"] = "pairwise"
+    name: TermName = "pairwise"
+    template: Address | None = key(
+        None, "a text file with $question, $answer_a, $answer_b and perhaps $reference; null: our own"
+    )
+    tournament: Literal["round_robin", "knockout"] = key(
+        "round_robin",
+        "of n answers: all n (n - 1) / 2 pairs, and the score is the mean of an answer's points; knockout: n - 1, and the score "
+        "is how far it came",
+    )
+
+
 RewardTerm = Annotated[
-    AnswerTerm | LengthTerm | FormatTerm | HttpTerm | JudgeTerm, Field(discriminator="type")
+    AnswerTerm | LengthTerm | FormatTerm | HttpTerm | JudgeTerm | PairwiseTerm, Field(discriminator="type")
 ]
 
 
@@ -274,6 +292,11 @@ class Reward(Section):
     def engines(self) -> dict[JudgeEngine, str]:
         """Those of terms that judge on engines of their own, and the terms' names."""
         return own_engines(self.terms)
+
+    @property
+    def compares(self) -> bool:
+        """Whether a term's scores are of answers against each other, and say nothing of one alone."""
+        return any(isinstance(term, PairwiseTerm) for term in self.terms)
 
     @property
     def asks_policy(self) -> bool:

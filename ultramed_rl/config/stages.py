@@ -234,6 +234,11 @@ class EvaluateConfig(AnyConfig):
             yield (
                 "reward.length_slope='fit': an online run fits it; give the number that one has found (initial/length.json)"
             )
+        if self.reward.compares and self.prompts is not None:
+            yield (
+                "reward.terms: pairwise compares a policy's answers with each other, so that policies cannot be compared by it; use "
+                "type judge"
+            )
         if self.reward.asks_policy:
             yield "reward.terms: engine=policy is of an online run; name a model to judge"
         if self.reward.train is not None:

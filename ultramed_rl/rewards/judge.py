@@ -142,7 +142,7 @@ def expected_grade(reply: JudgeReply, scale: Scale) -> float | None:
     outside the scale left out (G-Eval, arXiv 2303.16634); None where no whole grade of one digit can be read."""
     choices = reply.choices[-_PLACES:]
     text = "".join(choice.text for choice in choices)
-    grade = parse_grade(text, scale)
+    grade = parse_grade(text, scale) if reply.text else None  # nothing is said where a thought has no end
     if grade is None or grade % 1:
         return None
     match = _matches(text)[-1]

@@ -24,6 +24,7 @@ from ultramed_rl.records import ChatRequest, Message, TokenChoice
 
 T = TypeVar("T")
 _LIKELIEST = 20  # tokens of a place: the most that OpenAI's API gives
+GIVEN_UP = "the run gave up what this was asked for"
 _AGAIN = 0.7  # least temperature at which engines are asked again
 
 
@@ -60,9 +61,12 @@ class EngineRequests:
 
     def __init__(self) -> None:
         self._waiting: SimpleQueue[tuple[ChatRequest, Future[JudgeReply]]] = SimpleQueue()
+        self.closed = False  # nobody serves them any more
 
     async def reply(self, request: ChatRequest) -> JudgeReply:
         """What the engines answer. Raises NoReply: they cannot."""
+        if self.closed:
+            raise NoReply(GIVEN_UP)
         future: Future[JudgeReply] = Future()
         self._waiting.put((request, future))
         return await asyncio.wrap_future(future)
@@ -121,7 +125,7 @@ class JudgeClient:
         """
         results: list[T] = []
         with running(None if self.engine else self._client.close) as start:
-            ask = self._ask_engine if self.engine else self._api_ask()
+            ask = self._engine_ask() if self.engine else self._api_ask()
             for future in [start(piece(ask)) for piece in work]:
                 results.append(future.result())
                 if advance is not None:
@@ -172,15 +176,19 @@ class JudgeClient:
 
         return ask
 
-    async def _ask_engine(self, messages: Sequence[Message], draw: int = 0) -> JudgeReply:
-        # An engine that takes the likeliest tokens says the same again.
-        again = draw % (self.config.retries + 1) > 0
-        temperature = max(self.config.temperature, _AGAIN) if again else self.config.temperature
-        seed = derive_seed(draw, *(message["content"] for message in messages))
-        found = await self.requests.reply(
-            ChatRequest("", tuple(messages), self.config.max_tokens, temperature, seed=seed)
-        )
-        return JudgeReply(self.after_thought(found.text), found.choices)
+    def _engine_ask(self) -> Ask:
+        config, requests = self.config, self.requests
+
+        async def ask(messages: Sequence[Message], draw: int = 0) -> JudgeReply:
+            # An engine that takes the likeliest tokens says the same again.
+            again = draw % (config.retries + 1) > 0
+            temperature = max(config.temperature, _AGAIN) if again else config.temperature
+            seed = derive_seed(draw, *(message["content"] for message in messages))
+            request = ChatRequest("", tuple(messages), config.max_tokens, temperature, seed=seed)
+            found = await requests.reply(request)
+            return JudgeReply(self.after_thought(found.text), found.choices)
+
+        return ask
 
     def after_thought(self, text: str) -> str:
         """A reply without the judge's thought; nothing where the thought has no end."""

@@ -20,7 +20,14 @@ from ultramed_rl.config.models import resolve_precision
 from ultramed_rl.models.files import resolve_model
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import ChatRequest, Prompt, SamplingRequest, WeighedCompletion, WeighedRequest
-from ultramed_rl.rewards.judge_client import JudgeClient, JudgeReply, NoReply, settle
+from ultramed_rl.rewards.judge_client import (
+    GIVEN_UP,
+    EngineRequests,
+    JudgeClient,
+    JudgeReply,
+    NoReply,
+    settle,
+)
 from ultramed_rl.scheduling.dispatch import WorkItem
 from ultramed_rl.scheduling.pool import Outcome, Pool, PoolRules
 from ultramed_rl.token_ids import TokenIds
@@ -72,10 +79,14 @@ class EngineJudge:
         return True
 
     def forget(self) -> None:
-        """Who still awaits a reply gets none; the scheduler forgets its part itself."""
-        waiting = [future for client in self.clients for _, future in client.requests.take()]
-        for future in [*waiting, *(future for future, _ in self._asked.values())]:
-            settle(future, NoReply("given up"))
+        """Who still awaits a reply, or would ask on, gets none; the scheduler forgets its part itself."""
+        given_up = [future for future, _ in self._asked.values()]
+        for client in self.clients:
+            client.requests.closed = True
+            given_up += [future for _, future in client.requests.take()]
+            client.requests = EngineRequests()
+        for future in given_up:
+            settle(future, NoReply(GIVEN_UP))
         self._asked.clear()
 
     def _offer(self, client: JudgeClient, request: ChatRequest, future: Future[JudgeReply]) -> None:

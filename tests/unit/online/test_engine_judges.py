@@ -11,8 +11,11 @@ from tests.simulated.engine import SimulatedEngine
 from tests.simulated.outcome import check_same
 from tests.simulated.ray import Call
 from tests.simulated.weights import read_weights
+from ultramed_rl.data.prompts import prepare_pool
+from ultramed_rl.models.tokenizer import ChatTokenizer
+from ultramed_rl.tracking import Progress
 
-NAMES = ["judge on engines", "judges on engines, in turn", "policy judges itself"]
+NAMES = ["judge on engines", "judges on engines, in turn", "policy judges itself", "pairwise", "knockout"]
 
 
 def grade_of(weights: str, question: str, answer: str) -> float:
@@ -46,6 +49,56 @@ def test_the_policys_own_grades_follow_its_weights(known: Cases) -> None:
             )
     now = {s.completion.prompt_id: s for s in outcome.of(1, "evaluation")}
     assert len({s.reward for s in now.values()}) > 1
+
+
+def verdict_of(weights: str, question: str, first: str, second: str) -> float:
+    """The points of the first where both orders agree, else half."""
+    engine = SimulatedEngine(0)
+    engine.weights = weights
+    said = [engine.judge(f"pair|{question}|{a}|{b}") for a, b in ((first, second), (second, first))]
+    return {("A", "B"): 1.0, ("B", "A"): 0.0}.get(tuple(one.rpartition(" ")[2] for one in said), 0.5)
+
+
+def test_pairs_are_of_the_answers_that_won_and_lost(known: Cases) -> None:
+    outcome, _ = known.unbroken("pairwise")
+    judge = read_weights(known.models / "judge")
+    for index in range(2):
+        scored = outcome.of(index, "scored")
+        for prompt in outcome.of(index, "prompts"):
+            question = prompt.messages[-1]["content"]
+            own = [s for s in scored if s.completion.prompt_id == prompt.prompt_id]
+            for s in own:
+                others = [o for o in own if o.completion.text != s.completion.text]
+                texts = {o.completion.text for o in others}
+                points = [verdict_of(judge, question, s.completion.text, text) for text in texts]
+                assert s.reward == pytest.approx(sum(points) / len(points))
+        for pair in outcome.of(index, "pairs"):
+            own = [s for s in scored if s.completion.prompt_id == pair.prompt.prompt_id]
+            best = max(s.reward for s in own if s.completion.text)
+            assert pair.rewards == (best, min(s.reward for s in own))
+        metrics = outcome.of(index, "metrics")
+        assert 0 < metrics["bias_pairwise_contradictory"] < 1
+        assert (
+            0.5 < metrics["bias_pairwise_first_wins"] < 1
+            and 0 <= metrics["bias_pairwise_over_reference"] <= 1
+        )
+
+
+def test_held_out_answers_play_against_the_starting_policys(known: Cases) -> None:
+    outcome, _ = known.unbroken("pairwise")
+    judge = read_weights(known.models / "judge")
+    start = {s.completion.prompt_id: s for s in outcome.folders["initial"]["evaluation"]}
+    assert {s.reward for s in start.values()} == {0.5}
+    config = known.at("pairwise", known.path).config
+    pool = prepare_pool(config.prompts, ChatTokenizer(config.policy.path), config.run.seed, Progress())
+    questions = {prompt.prompt_id: prompt.messages[-1]["content"] for prompt in pool.held_out}
+    assert questions.keys() == start.keys()
+    for s in outcome.of(1, "evaluation"):
+        name, text = s.completion.prompt_id, s.completion.text
+        assert s.reward == verdict_of(judge, questions[name], text, start[name].completion.text)
+    metrics = outcome.of(1, "metrics")
+    mean = sum(s.reward for s in outcome.of(1, "evaluation")) / len(start)
+    assert metrics["eval_change"] == pytest.approx(mean - 0.5)
 
 
 @pytest.mark.parametrize("name", NAMES)
