@@ -73,9 +73,6 @@ def cases(models: Path) -> dict[str, dict[str, Any]]:
         {"type": "length", "free": 8},
     ]
     medqa = {"type": "benchmark", "name": "medqa", "task": "medqa", "protocol": "greedy"}
-    engine = {"path": str(models / "judge"), "precision": "float32", "max_length": 512, "kv_cache_gib": 0.1}
-    graded = {"type": "judge", "template": str(models / "ask.txt"), "max_tokens": 24}
-    compared = {"type": "pairwise", "template": str(models / "pair.txt"), "max_tokens": 24}
     own = {"learning_rate": 1e-3, "batch_size": 4, "epochs": 1}
     return {
         "dpo": {},
@@ -187,6 +184,18 @@ def cases(models: Path) -> dict[str, dict[str, Any]]:
             "evaluation__every": 2,
             "evaluation__judges": [medqa],
         },
+        "own reward model": {"reward": {"train": own, **scored}},
+    }
+
+
+def judge_cases(models: Path) -> dict[str, dict[str, Any]]:
+    """More of them, whose reward is a judge's on engines. What is asked of it together follows from real threads' time, so that
+    the numbers of calls do too, and nothing else."""
+    engine = {"path": str(models / "judge"), "precision": "float32", "max_length": 512, "kv_cache_gib": 0.1}
+    graded = {"type": "judge", "template": str(models / "ask.txt"), "max_tokens": 24}
+    terms = [{"type": "length", "free": 8, "weight": 0.01}]
+    compared = {"type": "pairwise", "template": str(models / "pair.txt"), "max_tokens": 24}
+    return {
         "judge on engines": {
             "reward": {"terms": [{**graded, "engine": engine}, *terms]},
             "cluster__sequential_phases": False,
@@ -209,7 +218,6 @@ def cases(models: Path) -> dict[str, dict[str, Any]]:
             "policy__max_length": 256,
             "cluster__sequential_phases": False,
         },
-        "own reward model": {"reward": {"train": own, **scored}},
     }
 
 
@@ -222,7 +230,7 @@ class Cases:
 
     def at(self, name: str, path: Path) -> Simulation:
         """A case to be run in this folder."""
-        return Simulation(self.models, path, cases(self.models)[name])
+        return Simulation(self.models, path, (cases(self.models) | judge_cases(self.models))[name])
 
     def unbroken(self, name: str) -> tuple[Outcome, Ended]:
         """What the case comes to, and how the run went."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.simulated.cases import Cases
+from tests.simulated.cases import Cases, check_run, judge_cases
 from tests.simulated.engine import SimulatedEngine
 from tests.simulated.outcome import check_same
 from tests.simulated.ray import Call
@@ -15,13 +15,19 @@ from ultramed_rl.data.prompts import prepare_pool
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.tracking import Progress
 
-NAMES = ["judge on engines", "judges on engines, in turn", "policy judges itself", "pairwise", "knockout"]
+NAMES = list(judge_cases(Path()))
 
 
 def grade_of(weights: str, question: str, answer: str) -> float:
     engine = SimulatedEngine(0)
     engine.weights = weights
     return (int(engine.judge(f"{question} {answer}").rpartition(" ")[2]) - 1) / 9
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_answers_references_and_weights_are_those_of_any_run(known: Cases, name: str) -> None:
+    outcome, _ = known.unbroken(name)
+    check_run(known.at(name, known.path / name), outcome)
 
 
 def test_each_answer_has_its_judges_grade(known: Cases) -> None:
@@ -112,17 +118,22 @@ def test_a_killed_run_comes_to_the_same(known: Cases, tmp_path: Path, name: str)
 
 
 @pytest.mark.parametrize("how", ["dies", "hangs", "raises"])
-def test_a_judges_engine_that_is_lost_is_replaced(known: Cases, tmp_path: Path, how: str) -> None:
-    expected, _ = known.unbroken("judge on engines")
+@pytest.mark.parametrize(
+    ("name", "role"), [("judge on engines", "judge_engine"), ("policy judges itself", "rollout")]
+)
+def test_an_engine_that_is_lost_is_replaced(
+    known: Cases, tmp_path: Path, name: str, role: str, how: str
+) -> None:
+    expected, _ = known.unbroken(name)
     struck: list[Call] = []
 
     def fate(call: Call) -> str:
-        if (call.role, call.method) != ("judge_engine", "work") or len(struck) >= 2 or call.number % 3 == 0:
+        if (call.role, call.method) != (role, "work") or len(struck) >= 2 or call.number % 3 == 0:
             return ""
         struck.append(call)
         return how
 
-    simulation = known.at("judge on engines", tmp_path).but(fate=fate)
+    simulation = known.at(name, tmp_path).but(fate=fate)
     simulation.run()
     assert len(struck) == 2
     check_same(simulation.outcome(), expected, how)
