@@ -176,7 +176,7 @@ class RolloutWorker(Worker):
                 return
 
     def _completions(self, request: SamplingRequest, output: Any) -> list[Completion]:
-        found = []
+        found: list[Completion] = []
         for answer in sorted(output.outputs, key=lambda a: a.index):
             fields: dict[str, Any] = {
                 "prompt_id": request.prompt.prompt_id,

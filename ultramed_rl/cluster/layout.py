@@ -49,6 +49,11 @@ class RolePlan:
     turns: tuple[str, ...] = ()
 
     @property
+    def awake_in(self) -> tuple[str, ...]:
+        """Its turns."""
+        return self.turns or (self.role,)
+
+    @property
     def total_bytes(self) -> int:
         return sum(self.bytes_per_device.values())
 
@@ -134,7 +139,7 @@ def _peak_bytes(cluster: Devices, layout: str, roles: list[RolePlan]) -> int:
     for role in roles:
         for slot in (slot for member in role.members for slot in member.slots):
             processes[slot] += 1
-            held[slot].update(dict.fromkeys(role.turns or (role.role,), role.total_bytes))
+            held[slot].update(dict.fromkeys(role.awake_in, role.total_bytes))
     return max(max(turns.values()) + processes[slot] * CONTEXT_BYTES for slot, turns in held.items())
 
 
@@ -151,13 +156,17 @@ def _together(cluster: Devices, roles: list[RolePlan]) -> int:
 
 
 def _too_little(plan: Plan) -> str:
-    worst = max(plan.roles, key=lambda role: role.total_bytes)
+    roles, words = list(plan.roles), ""
+    if plan.layout == "colocated" and plan.cluster.device == "cuda":  # those of the fullest turn
+        turns = sorted({turn for role in roles for turn in role.awake_in})
+        awake = [[role for role in roles if turn in role.awake_in] for turn in turns]
+        roles = max(awake, key=lambda together: sum(role.total_bytes for role in together))
+    if 1 < len(roles) < len(plan.roles):
+        sizes = [f"{role.role} {role.total_bytes / GIB:.1f}" for role in roles]
+        words = f" (awake at once: {' + '.join(sizes)})"
+    worst = max(roles, key=lambda role: role.total_bytes)
     parts = " + ".join(f"{kind} {size / GIB:.1f}" for kind, size in worst.bytes_per_device.items())
     cpu = plan.cluster.device == "cpu"
-    turns = {turn: [r for r in plan.roles if turn in r.turns] for role in plan.roles for turn in role.turns}
-    awake = max(turns.values(), key=lambda roles: sum(r.total_bytes for r in roles), default=[])
-    beside = [f"{role.role} {role.total_bytes / GIB:.1f}" for role in awake if len(awake) > 1]
-    words = f" (awake at once: {' + '.join(beside)})" if beside and plan.layout == "colocated" else ""
     everything = "all processes of a node" if cpu else "a GPU's processes and their CUDA contexts"
     return (
         f"cluster.device_memory_gib={plan.cluster.device_memory_gib:g} per {'node' if cpu else 'GPU'}: too little for "

@@ -22,7 +22,7 @@ from ultramed_rl.config.limits import (
 )
 from ultramed_rl.config.models import ModelSettings
 
-POLICY = "policy"  # in the place of an engine: the run's rollout engines
+POLICY: Literal["policy"] = "policy"  # in the place of an engine: the run's rollout engines
 
 
 class AskedModel(Section):
@@ -67,9 +67,9 @@ class JudgeModel(AskedModel):
     engine: Literal["policy"] | JudgeEngine | None = key(
         None, "engines of the run's own; policy: the rollout engines, so that the policy judges itself"
     )
-    thought: Annotated[list[Label], Field(min_length=2, max_length=2)] = key(
+    thought: list[Label] = key(
         ["<think>", "</think>"],
-        "what a judge that thinks writes before and after its thought, in which no verdict is read",
+        "what a judge that thinks writes before and after its thought, in which no verdict is read; [] for none",
     )
 
     def problems(self) -> Iterator[str]:
@@ -80,6 +80,8 @@ class JudgeModel(AskedModel):
                 f"model={self.model!r}, base_url={self.base_url!r} and {'an' if self.engine else 'no'} engine: set model and "
                 "base_url (an API), or engine alone (engines of the run's own)"
             )
+        if len(self.thought) not in (0, 2):
+            yield f"thought={self.thought}: needs two marks, before and after, or none"
         if isinstance(self.engine, JudgeEngine) and self.engine.max_length <= self.max_tokens:
             yield (
                 f"engine.max_length={self.engine.max_length}: leaves no room for a request beside max_tokens={self.max_tokens}; "

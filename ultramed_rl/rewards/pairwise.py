@@ -139,12 +139,12 @@ class PairwiseJudge:
         self, place: int, comparisons: Sequence[Comparison], own: Sequence[bool]
     ) -> Iterator[tuple[str, float]]:
         mine = [c for c in comparisons if place in (c.i, c.j)]
-        read = [c for c in mine if c.points is not None]
+        read = [(c, c.points) for c in mine if c.points is not None]
         if read:
-            yield f"{self.config.name}_contradictory", fmean(c.contradictory for c in read)
+            yield f"{self.config.name}_contradictory", fmean(c.contradictory for c, _ in read)
         if wins := [win for c in mine for win in c.first_wins]:
             yield f"{self.config.name}_first_wins", fmean(wins)
-        against = [c.points if c.i == place else 1.0 - c.points for c in read if own[c.i] != own[c.j]]
+        against = [p if c.i == place else 1.0 - p for c, p in read if own[c.i] != own[c.j]]
         if own[place] and against:
             yield f"{self.config.name}_over_reference", fmean(against)
 

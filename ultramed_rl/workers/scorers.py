@@ -99,7 +99,7 @@ class AnswerScorers(ABC):
     @property
     def groups(self) -> list[WorkerGroup]:
         """The actors of reward models and judges."""
-        return [one.group for one in (*self.models, *self.engine_judges)]
+        return [model.group for model in self.models] + [judge.group for judge in self.engine_judges]
 
     def judge_on(self, engines: Sequence[EngineJudge]) -> None:
         """Let terms whose judge is on engines ask these, of which there may be others' too."""

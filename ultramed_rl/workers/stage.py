@@ -108,8 +108,8 @@ class RewardWorkers:
 
     def stop(self) -> None:
         """End all actors and give the devices back."""
-        for one in (*self._models, *self._judges):
-            one.group.stop()
+        for group in [model.group for model in self._models] + [judge.group for judge in self._judges]:
+            group.stop()
         if self._deployment is not None:
             self._deployment.release()
 
