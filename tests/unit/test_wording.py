@@ -60,7 +60,6 @@ from ultramed_rl.records import ChatRequest, Completion, PreferenceGroup, Prompt
 from ultramed_rl.scheduling.dispatch import WorkItem
 from ultramed_rl.scheduling.pool import Outcome, Pool, PoolRules
 from ultramed_rl.store import RoundRecord, RunDirectory
-from ultramed_rl.store.record_log import RecordLog
 from ultramed_rl.store.remote import RemoteCopy
 from ultramed_rl.store.remote_folder import WRITER, Lease, RemoteFolder
 from ultramed_rl.tracking.verdict import give_verdict
@@ -354,11 +353,6 @@ def pruned(root: Path) -> object:
         return record.phase_directory("checkpoint", lambda folder: {})
 
 
-def other_rows(root: Path) -> object:
-    RecordLog(root / "work", ["one"]).close()
-    return RecordLog(root / "work", ["another"])
-
-
 STORE: list[Wording] = [
     ("run is there", again(resume=False),
      "ROOT/runs/tiny: holds a run already; go on with it by --resume, or choose another run.name"),
@@ -374,8 +368,6 @@ STORE: list[Wording] = [
      "ROOT/runs/tiny/rounds/000/prompts.parquet: made from other inputs (DIGEST, now DIGEST); put it back, or delete it and prompts.json beside it to compute it again"),
     ("pruned", pruned,
      "ROOT/runs/tiny/rounds/000/checkpoint: missing, was pruned (run.keep_checkpoints); put it back, or delete it and checkpoint.json beside it to compute it again"),
-    ("record log of other inputs", other_rows,
-     "ROOT/work: holds results of other inputs (DIGEST, now DIGEST); delete the folder to begin anew"),
 ]  # fmt: skip
 
 # -- the copy of a run at a URL ----------------------------------------------------------------------------
