@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from ultramed_rl.config.base import Section, key, repeated
+from ultramed_rl.config.judge_models import StatementJudge
 from ultramed_rl.config.limits import (
     Address,
     BatchSize,
@@ -24,7 +25,6 @@ from ultramed_rl.config.limits import (
     TopP,
     Unique,
 )
-from ultramed_rl.config.rewards import StatementJudge
 
 TaskName = Annotated[str, Field(max_length=200)]
 

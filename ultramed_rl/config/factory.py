@@ -255,7 +255,7 @@ class DataConfig(AnyConfig):
                 "step.exemplars=0"
             )
         if self.engines:
-            yield from device_rules(self.cluster)
+            yield from device_rules(self.cluster, "auto", {})
 
     @property
     def further_inputs(self) -> dict[str, str]:

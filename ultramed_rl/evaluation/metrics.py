@@ -14,6 +14,7 @@ from statistics import fmean
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ultramed_rl.config.rewards import BIASES
 from ultramed_rl.evaluation.length_control import controlled_wins
 from ultramed_rl.evaluation.statistics import paired_bootstrap, summarize, win_rate
 from ultramed_rl.learning.length import LengthFit
@@ -37,6 +38,9 @@ class AnswerMetrics:
         self._counts: Counter[str] = Counter()
         self._terms: defaultdict[str, float] = defaultdict(float)  # by scorer, the sum of its finite numbers
         self._termed: Counter[str] = Counter()  # by scorer, how many these are
+        self._biases: defaultdict[str, list[float]] = defaultdict(
+            lambda: [0.0, 0]
+        )  # the same of judges' biases
         self.add(scored)
 
     def add(self, scored: Iterable[ScoredCompletion]) -> int:
@@ -55,6 +59,10 @@ class AnswerMetrics:
                 self._rewards.append(item.reward)
             else:
                 counts["non_finite"] += 1
+            for name, value in item.details.items():
+                if name.endswith(BIASES):
+                    self._biases[name][0] += value
+                    self._biases[name][1] += 1
             for name, value in item.terms.items():
                 if math.isfinite(value):
                     self._terms[name] += value
@@ -62,7 +70,8 @@ class AnswerMetrics:
         return tokens
 
     def metrics(self) -> dict[str, float]:
-        """Mean, deviation and quantiles of the finite rewards; of several scorers, each one's mean."""
+        """Mean, deviation and quantiles of the finite rewards; of several scorers, each one's mean; of a judge that compares,
+        `bias_...`: the means over answers of what `PairwiseJudge` says of it."""
         lengths, rewards = summarize(self._lengths), summarize(self._rewards)
         return {
             "completions": lengths.count,
@@ -78,6 +87,7 @@ class AnswerMetrics:
             "reward_p90": rewards.p90,
             "reward_non_finite": self._counts["non_finite"],
             **{f"reward_{name}_mean": self._terms[name] / n for name, n in sorted(self._termed.items())},
+            **{f"bias_{name}": total / n for name, (total, n) in sorted(self._biases.items())},
         }
 
 

@@ -94,6 +94,7 @@ class PackedBatch:
     last: torch.Tensor  # [A] place of each answer's last token
     lengths: torch.Tensor  # [A] targets of each answer
     answers: tuple[Segment, ...]  # the segment of each answer
+    places: Sequence[int]  # [N] `predictors` on the host
     collisions: bool = False  # whether the policy gives log sum_v pi(v)^2 of each prediction, too
 
     @property
@@ -177,6 +178,7 @@ class _Row:
             last=sent([segment.stop - 1 for segment, _ in self.answers]),
             lengths=sent(lengths),
             answers=tuple(segment for segment, _ in self.answers),
+            places=self.predictors,
         )
 
 

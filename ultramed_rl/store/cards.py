@@ -47,7 +47,7 @@ _WEIGHTS = (
 )
 _SAMPLED = ("policy", "prompts", "contrasts", "sampling", "pairs", "reward")
 _FELL_OUT = re.compile(
-    r"failed_|dead_|unfit|misfit|wrong_key|too_few|missing_|dropped_|removed_|identical|near|tie|without|figure|note|table"
+    r"failed_|unfit|misfit|wrong_key|too_few|missing_|dropped_|removed_|identical|near|tie|without|figure|note|table"
     r"|.*_(failed_|dropped_)|pairs_(?!prompts$)"  # pairs_*: an online round's audit, why a prompt has no pair
 )
 _SPLITS = {"train.jsonl": "train", "dev.jsonl": "validation", "test.jsonl": "test"}

@@ -102,7 +102,7 @@ class SamplingWorkers:
             max_length=self.model.max_length,
             group=self.cluster.rollout,
             transfer_backend=transfer_backend(self.cluster.device, self.deployment.plan.layout),
-            sleeps=self.turns and self.cluster.device == "cuda",
+            sleep_level=int(self.turns and self.cluster.device == "cuda"),
             trust_remote_code=self.model.trust_remote_code,
             revision=split_revision(model)[1],
         )

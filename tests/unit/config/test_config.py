@@ -67,6 +67,24 @@ def test_every_shipped_config_parses_and_survives_a_dump(path: Path) -> None:
         ({"reward__terms": [{"type": "length", "free": 1, "name": "raw"}]}, r"reward\.terms: 'raw'"),
         ({"cluster__rollout__kv_cache_gib": None}, r"cluster\.rollout\.kv_cache_gib=null: "),
         ({"cluster__policy__offload_optimizer": True}, r"cluster\.policy\.offload_optimizer=true\b"),
+        ({"cluster__policy__sequence_parallel": 4}, r"cluster\.policy\.sequence_parallel=4: .*\branks=2\b"),
+        (
+            {"cluster__reward": {"replicas": 3, "sequence_parallel": 2}},
+            r"cluster\.reward\.sequence_parallel=2: .*\breplicas=3\b",
+        ),
+        ({"cluster__rollout__quantization": "fp8"}, r"cluster\.rollout\.quantization=fp8: .*\bcuda\b"),
+        (
+            {"cluster__device": "cuda", "cluster__rollout__quantization": "fp8"},
+            r"cluster\.rollout\.quantization=fp8: .*\bfloat32\b.*cluster\.rollout\.precision=bfloat16",
+        ),
+        (
+            {"policy__lora": {"sync": "adapter", "quantize": "nf4"}},
+            r"policy\.lora\.sync=adapter: .*quantize=nf4",
+        ),
+        (
+            {"policy__lora": {"sync": "adapter", "rank": 600}},
+            r"policy\.lora\.sync=adapter: .*rank=600\b.*\b512\b",
+        ),
     ],
 )
 def test_each_mistake_is_one_line(tmp_path: Path, change: dict[str, Any], line: str) -> None:
