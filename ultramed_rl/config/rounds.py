@@ -34,7 +34,9 @@ IGNORE = "columns that are passed over, though they may belong to the prompt"
 class _Source(Section):
     """What every source of prompts has."""
 
-    uri: Address = Field(description="hf://owner/name:split, package://name/path, or local files")
+    uri: Address = Field(
+        description="hf://owner/name:split (pinned: owner/name@REVISION), package://name/path, or local files"
+    )
     limit: Count | None = key(None, "read at most so many rows")
     ignore: list[Column] = key([], IGNORE)
     share: PositiveShare | None = key(None, "its part of every round's prompts; null: as it has of all")

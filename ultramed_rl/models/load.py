@@ -98,21 +98,23 @@ class PolicyModel(PackedModel):
             _let_head_take_targets(self.lm.get_output_embeddings(), self.vocab_size, cap)
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
-        """-> [N] fp32 logprobs of the batch's answer tokens, answer after answer."""
+        """-> [N] fp32 logprobs of the batch's answer tokens, answer after answer; [2, N] where it asks for `collisions`."""
         if self.ranks is not None:
             head = self.lm.get_output_embeddings()
             return self._predict_shared(
-                batch, batch.places, lambda states, own: head(states, batch.targets[own])
+                batch, batch.places, lambda states, own: head(states, batch.targets[own], batch.collisions)
             )
         if is_packed(self.lm):
             hidden, predictors, _ = _decode(self.lm.get_decoder(), batch)
-            logprobs: torch.Tensor = self.lm.get_output_embeddings()(hidden[predictors], batch.targets)
+            head = self.lm.get_output_embeddings()
+            logprobs: torch.Tensor = head(hidden[predictors], batch.targets, batch.collisions)
             return logprobs
         # Another model's head may scale or cap its logits: its own forward knows, at the price of all logits.
         rows = unpack_rows(batch)
         output = self.lm(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False)
         logits = output.logits.flatten(0, 1)[rows.predictors]
-        return token_logprobs(logits, batch.targets, lambda chosen: chosen, self.vocab_size)
+        same = lambda chosen: chosen
+        return token_logprobs(logits, batch.targets, same, self.vocab_size, collisions=batch.collisions)
 
 
 def _let_head_take_targets(head: Any, vocab_size: int, cap: float | None) -> None:
@@ -127,11 +129,13 @@ def _let_head_take_targets(head: Any, vocab_size: int, cap: float | None) -> Non
     def capped(hidden: torch.Tensor) -> torch.Tensor:
         return torch.tanh(logits(hidden) / cap) * cap
 
-    def forward(hidden: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        hidden: torch.Tensor, targets: torch.Tensor | None = None, collisions: bool = False
+    ) -> torch.Tensor:
         if targets is None:
             plain: torch.Tensor = logits(hidden)
             return plain
-        return token_logprobs(hidden, targets, capped if cap else logits, vocab_size)
+        return token_logprobs(hidden, targets, capped if cap else logits, vocab_size, collisions=collisions)
 
     head.forward = forward
 
@@ -290,6 +294,7 @@ def _load(source: ModelSource, dtype: torch.dtype, quantizer: Any = None) -> Any
     model, info = source.factory.from_pretrained(
         source.path,
         config=source.config,
+        revision=source.revision,
         dtype=dtype,
         trust_remote_code=source.trust_remote_code,
         use_safetensors=True,

@@ -58,10 +58,10 @@ class RowShare:
         return which, where
 
     def join(self, values: torch.Tensor, own: torch.Tensor, count: int) -> torch.Tensor:
-        """All `count` values of the row, of which this rank has `values` [n] at `own`; the gradient of these alone goes on."""
-        every = values.new_zeros(count).index_copy(0, own, values.detach())
+        """All `count` values of the row, of which this rank has `values` [..., n] at `own`; the gradient of these alone goes on."""
+        every = values.new_zeros(*values.shape[:-1], count).index_copy(-1, own, values.detach())
         dist.all_reduce(every, group=self.ranks)
-        return every.index_copy(0, own, values)
+        return every.index_copy(-1, own, values)
 
 
 def share_heads(

@@ -28,7 +28,7 @@ from ultramed_rl.config.objectives import DPO, IPO
 from ultramed_rl.config.stages import BradleyTerry, RewardConfig, SftConfig, StageConfig
 from ultramed_rl.data.stage_data import Prepared
 from ultramed_rl.models.checks import check_reward_model
-from ultramed_rl.models.files import resolve_model
+from ultramed_rl.models.files import resolve_model, split_revision
 from ultramed_rl.models.load import ADAPTER_FOLDER, load_policy, save_model, set_padding
 from ultramed_rl.models.lora import merged_weights
 from ultramed_rl.models.reading import READ_AT
@@ -63,6 +63,8 @@ _WHY = {
     "objective.centering": "OpenRLHF's loss has no such term; use 0",
     "objective.type": "OpenRLHF has dpo and ipo; use one of them",
     "objective.length_normalized": "OpenRLHF's {config.objective.type} sums log-ratios; set it to false",
+    "objective.ld_alpha": "OpenRLHF has no LD-DPO; use 1.0",
+    "objective.policy_weighted": "OpenRLHF has no WPO; set it to false",
     "trainable_layers": "OpenRLHF trains all layers of a reward model; remove it",
     "data.held_out": "OpenRLHF's reward trainer would evaluate on 1 % of its own training data; set data.held_out or data.evaluation_sources",
 }
@@ -151,12 +153,19 @@ def openrlhf_problems(config: Any) -> list[str]:
         "objective.centering": ranks_rewards and getattr(objective, "centering", 0.0) > 0,
         "objective.type": prefers and not known,
         "objective.length_normalized": known and getattr(objective, "length_normalized", False),
+        "objective.ld_alpha": known and getattr(objective, "ld_alpha", 1.0) < 1,
+        "objective.policy_weighted": known and getattr(objective, "policy_weighted", False),
         "trainable_layers": getattr(config, "trainable_layers", None) is not None,
         "data.held_out": ranks_rewards and not data.held_out and not data.evaluation_sources,
     }
     values = {key: reduce(getattr, key.split("."), config) for key, is_broken in broken.items() if is_broken}
     shown = {key: str(v).lower() if isinstance(v, bool) else repr(v) for key, v in values.items()}
-    return [f"{key}={shown[key]}: {_WHY[key].format(config=config)}, or use engine=native" for key in values]
+    found = [f"{key}={shown[key]}: {_WHY[key].format(config=config)}, or use engine=native" for key in values]
+    if split_revision(model.path)[1] is not None:
+        found.append(
+            f"model.path={model.path!r}: OpenRLHF takes no revision; give a folder, or use engine=native"
+        )
+    return found
 
 
 def _read_model(path: str, name: str) -> dict[str, object]:
