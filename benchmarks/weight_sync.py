@@ -6,8 +6,9 @@ A policy rank and a vLLM engine, each the product's own Ray actor, hold SmolLM2-
 each round. The peer copies as many bytes between two tensors that have been touched before, with one thread and with
 all (the faster counts), in turn with the syncs. On CPU both sides compute in float32 with all cores; an engine packs
 its linear layers and the output head on arrival, which is part of the sync. With `--device cuda` both actors share
-one GPU, the transfer is vLLM's own, and the peer is a copy within the GPU. `--lora merged` sends a LoRA policy's weights
-with the adapters in them, `--lora adapter` the adapters alone. The last line is JSON.
+one GPU, the transfer is vLLM's own, and the peer is a copy within the GPU; with `--layout disaggregated` each has its
+own and the weights go by NCCL. `--lora merged` sends a LoRA policy's weights with the adapters in them, `--lora adapter`
+the adapters alone. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -67,8 +68,8 @@ def start_actors(options: argparse.Namespace) -> WeightSync:
 
     device, precision = options.device, options.precision
     lora = None if options.lora is None else LoRA(sync=options.lora)
-    backend = transfer_backend(device, "colocated", lora)
-    actor_options = _options(device, options.threads)
+    backend = transfer_backend(device, options.layout, lora)
+    actor_options = _options(device, options.threads, options.layout)
     policy = ray.remote(PolicyWorker).options(**actor_options).remote(0, 1, 0)
     engine = ray.remote(RolloutWorker).options(**actor_options).remote(0)
     arguments = EngineArguments(
@@ -97,7 +98,7 @@ def start_actors(options: argparse.Namespace) -> WeightSync:
     return WeightSync(*groups, backend)
 
 
-def _options(device: str, threads: int) -> dict[str, Any]:
+def _options(device: str, threads: int, layout: str) -> dict[str, Any]:
     """Ray's options of an actor, with the environment that a run gives it."""
     environment = {
         "OMP_NUM_THREADS": str(threads),
@@ -108,7 +109,7 @@ def _options(device: str, threads: int) -> dict[str, Any]:
     }
     if device == "cpu":
         environment |= {"DS_ACCELERATOR": "cpu", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    gpus = 0.5 if device == "cuda" else 0
+    gpus = {"colocated": 0.5, "disaggregated": 1}[layout] if device == "cuda" else 0
     return {"num_cpus": 0, "num_gpus": gpus, "runtime_env": {"env_vars": environment}}
 
 
@@ -167,8 +168,9 @@ def main() -> None:
     )
     arguments.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     arguments.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
+    arguments.add_argument("--layout", choices=["colocated", "disaggregated"], default="colocated")
     arguments.add_argument("--lora", choices=["merged", "adapter"])
-    arguments.add_argument("--model", default=MODEL)
+    arguments.add_argument("--model", default=MODEL, help="a local directory, a hub id or offline://NAME")
     arguments.add_argument("--repeats", type=int, default=10, help="measured syncs")
     arguments.add_argument("--warm-up", type=int, default=2, help="syncs before them")
     arguments.add_argument("--threads", type=int, default=os.cpu_count(), help="of each side")

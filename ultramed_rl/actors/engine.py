@@ -21,8 +21,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from ultramed_rl.actors.deepspeed_setup import EngineSpec, deepspeed_config
+from ultramed_rl.actors.deepspeed_setup import EngineSpec, deepspeed_config, settle_persistence
 from ultramed_rl.actors.host_memory import HostMemory
+from ultramed_rl.models.files import text_model
 from ultramed_rl.models.load import ADAPTER_FOLDER, PolicyModel, RewardModel, save_model
 from ultramed_rl.models.lora import (
     adapter_parameters,
@@ -48,7 +49,11 @@ class NonFiniteError(RuntimeError):
 
 
 class Engine:
-    """One rank of a data-parallel training engine."""
+    """One rank of a training engine.
+
+    To DeepSpeed all ranks are data-parallel. Those that share a micro-batch have its loss alike, and by it different parts of
+    its gradient: added up over all ranks, gradients are those of one rank that computes everything.
+    """
 
     def __init__(self, module: PolicyModel | RewardModel, spec: EngineSpec) -> None:
         import deepspeed
@@ -57,8 +62,11 @@ class Engine:
         self.spec = spec
         if (head := module.lm.get_output_embeddings()) is not None:
             set_z3_leaf_module(head, True)  # it is called once a pass, and with it its adapters are gathered
+        # Which experts are called, and in what order, is not the same on all ranks.
+        for block in (m for m in module.lm.modules() if hasattr(m, "experts")):
+            set_z3_leaf_module(block, True)
         if spec.training.gradient_checkpointing:
-            module.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            checkpoint_layers(module.lm, spec.training.checkpointed_layers)
         trainable = [p for p in module.parameters() if p.requires_grad]
         decay = spec.training.weight_decay
         constants: dict[str, Any] = {"lr": 0.0, "betas": (0.9, 0.95), "weight_decay": decay}
@@ -68,18 +76,37 @@ class Engine:
             optimizer = DeepSpeedCPUAdam(trainable, adamw_mode=True, **constants)
         else:
             optimizer = torch.optim.AdamW(trainable, fused=True, **constants)
-        self.backend, *_ = deepspeed.initialize(
-            model=module, optimizer=optimizer, config=deepspeed_config(spec)
-        )
+        config = deepspeed_config(spec, module.lm)
+        settle_persistence(module, config)
+        self.backend, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
         if spec.group.zero_stage < 2:
             for parameter in trainable:
                 parameter.grad_dtype = torch.float32
         self.module: PolicyModel | RewardModel = self.backend.module
         self.device = torch.device(spec.device)
         self.skipped_steps = 0
+        self._host_sums: list[torch.Tensor] = []  # of this rank's gradients, see `_keep_in_float32`
         self._host = HostMemory()
         self._begun: torch.Tensor | None = None  # of the masters, when the round began
+        if spec.group.zero_stage == 3:
+            self._record_backward_too()
         self._forget_moments()  # DeepSpeed's stage 0 has taken an empty step to make them, in bfloat16
+
+    def _record_backward_too(self) -> None:
+        """ZeRO-3 records the calls of one pass, to fetch weights ahead in those after it, and forgets them where one has more.
+        A pass without gradients that was recorded (KTO's reference points, an evaluation before the first step) has no
+        backward half, so the next pass with gradients is recorded instead. One without them is then its first half."""
+        coordinator = self.backend.optimizer.parameter_offload.get_param_coordinator()
+        whole = False
+
+        def before(*_: Any) -> None:
+            nonlocal whole
+            if torch.is_grad_enabled() and not whole and not coordinator.is_invalid_trace():
+                coordinator._invalidate_trace()
+            if coordinator.is_invalid_trace():
+                whole = torch.is_grad_enabled()
+
+        self.module.register_forward_pre_hook(before, prepend=True)
 
     # -- step ----------------------------------------------------------------------------------------------
 
@@ -112,11 +139,16 @@ class Engine:
         for index, loss in enumerate(losses):
             finite = torch.isfinite(loss.detach())
             broken += ~finite
-            self.backend.set_gradient_accumulation_boundary(index == micro_batches - 1)
+            last = index == micro_batches - 1
+            if self._sums_on_host:  # to DeepSpeed each micro-batch is a step's only one
+                self.backend.optimizer.micro_step_id = -1
+            self.backend.set_gradient_accumulation_boundary(last or self._sums_on_host)
             # Replaced, not left out: other ranks wait in this backward pass. DeepSpeed averages gradients over ranks.
             self.backend.backward(torch.where(finite, loss, torch.zeros_like(loss)) * ranks)
-            self._keep_in_float32()
-        own = torch.cat([sums.values, torch.stack([broken, self._own_square()])])
+            self._keep_in_float32(last)
+        # Of these the square alone isn't the same on ranks that share a micro-batch.
+        square = self._own_square() * self.spec.group.sequence_parallel
+        own = torch.cat([sums.values, torch.stack([broken, square])])
         *totals, non_finite, square = self.total(
             own
         ).tolist()  # all that a step waits for: ranks, then the device
@@ -130,12 +162,38 @@ class Engine:
         self.backend.step()
         return norm, dict(zip(sums.names, totals, strict=True))
 
-    def _keep_in_float32(self) -> None:
+    @property
+    def _sums_on_host(self) -> bool:
+        return self.spec.group.offload_optimizer and self.spec.group.zero_stage == 2
+
+    def _keep_in_float32(self, last: bool) -> None:
         """Stages 0, 1 and 3 add up micro-batches in float32 by themselves; bfloat16 would lose what is below 2^-8 of the sum.
-        Stage 2 adds them to the first one's gradients in these gradients' type."""
+        Stage 2 adds them to the first one's gradients in these gradients' type; with the optimizer on the host it would
+        round the sum to bfloat16 again and again, so each micro-batch's gradients are added to the others' here."""
+        if self._sums_on_host:
+            self._add_on_host(last)
+            return
         for kept in getattr(self.backend.optimizer, "all_grad_tensors", {}).values():
             if kept is not None:
                 kept[:] = [gradient.float() for gradient in kept]
+
+    def _add_on_host(self, last: bool) -> None:
+        """Add a micro-batch's gradients to those before, and give DeepSpeed the sum with the `last`, and its norms."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()  # DeepSpeed copies them to the host while backward goes on
+        gradients, optimizer = self._gradients(), self.backend.optimizer
+        self._host_sums = self._host_sums or [torch.zeros_like(g) for g in gradients]
+        for kept, gradient in zip(self._host_sums, gradients, strict=True):
+            kept += gradient
+            gradient.zero_()
+            if last:
+                gradient += kept
+                kept.zero_()
+        if last:  # it clips by the norms that it took of the last micro-batch alone
+            for name in optimizer.norm_for_param_grads:
+                group, _, start, size = optimizer.grad_position[name]
+                part = optimizer.single_partition_of_fp32_groups[group].grad[start : start + size]
+                optimizer.norm_for_param_grads[name] = torch.linalg.vector_norm(part)
 
     def _own_square(self) -> torch.Tensor:
         """This rank's part of the squared gradient norm, float64, on the device."""
@@ -174,10 +232,10 @@ class Engine:
             gradient.fill_(1e-12)
 
     def total(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum over ranks."""
+        """Sum over ranks; of those that share micro-batches, each of which has the same numbers, the mean counts."""
         summed = values.detach().clone().to(self.device)
         dist.all_reduce(summed)
-        return summed
+        return summed / self.spec.group.sequence_parallel
 
     # -- weights -------------------------------------------------------------------------------------------
 
@@ -375,6 +433,18 @@ class Engine:
         for parameter in self.module.parameters() if self.spec.group.zero_stage == 0 else ():
             if parameter.grad is not None:
                 parameter.grad.data = parameter.grad.data.to(device)
+
+
+def checkpoint_layers(lm: Any, count: int | None) -> None:
+    """Compute the activations of a model's layers again in the backward pass: of all of them, or so many from the first on.
+    Their turn comes last, when what the others keep is gone: so the one that is whole at a time takes that room."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if count is not None:
+        layers = [m for m in text_model(lm).modules() if isinstance(m, GradientCheckpointingLayer)]
+        for layer in layers[count:]:
+            layer.gradient_checkpointing = False
 
 
 def sample_of(masters: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -21,13 +21,22 @@ from torch import nn
 from ultramed_rl.actors.seeded_sampling import sample_with_few_numbers
 from ultramed_rl.actors.weight_sync import ADAPTER, WeightBucket
 from ultramed_rl.actors.work import WorkBatch, Worker, WorkResult
-from ultramed_rl.config.cluster import RolloutGroup
+from ultramed_rl.config.cluster import EngineGroup
 from ultramed_rl.config.models import LORA_RANKS
 from ultramed_rl.models.lora import ADAPTER_FILE
-from ultramed_rl.records import Completion, OptionLogprobs, OptionRequest, SamplingRequest
+from ultramed_rl.records import (
+    Completion,
+    OptionLogprobs,
+    OptionRequest,
+    SamplingRequest,
+    TokenChoice,
+    WeighedCompletion,
+    WeighedRequest,
+)
 from ultramed_rl.token_ids import TokenIds
 
 _ALL = frozenset({"weights", "kv_cache"})  # vLLM's tags of what can sleep
+_LIKELIEST = 20  # tokens of a place that come with a weighed request: as many as vLLM gives by default
 # vLLM's names: here a scale for each output of a weight and for each token.
 QUANTIZATIONS = {None: None, "fp8": "fp8_per_channel"}
 _MOST_LOGPROBS = 128  # of one token, that vLLM gives for a request
@@ -36,7 +45,7 @@ Tokens = tuple[int, ...]
 
 @dataclass(frozen=True)
 class EngineArguments:
-    """What a rollout engine is started with.
+    """What an engine is started with.
 
     Attributes:
         sleep_level: vLLM's, of one that takes turns on its GPU: 1 takes the weights to host memory, 2 forgets them, and
@@ -49,12 +58,13 @@ class EngineArguments:
     device: str
     precision: str
     max_length: int
-    group: RolloutGroup
+    group: EngineGroup
     transfer_backend: str
     sleep_level: int = 0
     lora_rank: int = 0
     adapter: str | None = None
     trust_remote_code: bool = False
+    revision: str | None = None  # of a hub id
 
 
 class RolloutWorker(Worker):
@@ -81,12 +91,14 @@ class RolloutWorker(Worker):
             sample_with_few_numbers()
         elif group.quantization == "fp8" and (capability := torch.cuda.get_device_capability()) < (8, 9):
             raise ValueError(
-                f"cluster.rollout.quantization=fp8: needs a GPU of compute capability 8.9 or newer, and this one is of "
+                f"quantization=fp8: needs a GPU of compute capability 8.9 or newer, and this one is of "
                 f"{capability[0]}.{capability[1]}; set it to null"
             )
         self.llm = LLM(
             model=arguments.model,
             tokenizer=arguments.model,
+            revision=arguments.revision,
+            tokenizer_revision=arguments.revision,
             dtype=arguments.precision,
             quantization=QUANTIZATIONS[group.quantization],
             max_model_len=arguments.max_length,
@@ -178,7 +190,7 @@ class RolloutWorker(Worker):
                 "max_tokens": request.max_new_tokens,
                 "seed": request.seed,
                 "stop_token_ids": [self.stop_token],
-                "logprobs": 0,
+                "logprobs": _LIKELIEST if isinstance(request, WeighedRequest) else 0,
                 "output_kind": RequestOutputKind.FINAL_ONLY,
             }
             prompt = TokensPrompt(prompt_token_ids=list(request.prompt.token_ids))
@@ -207,18 +219,23 @@ class RolloutWorker(Worker):
                 return
 
     def _completions(self, request: SamplingRequest, output: Any) -> list[Completion]:
-        return [
-            Completion(
-                prompt_id=request.prompt.prompt_id,
-                sample=answer.index,
-                text=answer.text,
-                token_ids=TokenIds(answer.token_ids),
-                finish_reason=answer.finish_reason or "unknown",
-                logprob=float(answer.cumulative_logprob or 0.0),
-                policy_version=self.policy_version,
-            )
-            for answer in sorted(output.outputs, key=lambda a: a.index)
-        ]
+        found: list[Completion] = []
+        for answer in sorted(output.outputs, key=lambda a: a.index):
+            fields: dict[str, Any] = {
+                "prompt_id": request.prompt.prompt_id,
+                "sample": answer.index,
+                "text": answer.text,
+                "token_ids": TokenIds(answer.token_ids),
+                "finish_reason": answer.finish_reason or "unknown",
+                "logprob": float(answer.cumulative_logprob or 0.0),
+                "policy_version": self.policy_version,
+            }
+            if isinstance(request, WeighedRequest):
+                choices = token_choices(answer, self.stop_token)[-request.places :]
+                found.append(WeighedCompletion(**fields, choices=choices))
+            else:
+                found.append(Completion(**fields))
+        return found
 
     def init_weight_transfer(self, init_info: dict[str, Any]) -> None:
         """Open this end of the weights' way, while ranks open theirs in `meet_engines`."""
@@ -323,6 +340,17 @@ def unfilled(model: nn.Module) -> list[str]:
     ends = [[w[(place,) * w.dim()].float() for place in (0, -1)] for _, w in weights]
     gone = torch.stack([torch.stack(pair) for pair in ends]).isnan().all(dim=1).tolist()
     return [name for (name, _), is_gone in zip(weights, gone, strict=True) if is_gone]
+
+
+def token_choices(answer: Any, stop_token: int | None) -> tuple[TokenChoice, ...]:
+    """Of a vLLM output with logprobs each token and the likeliest in its place, without the end of turn."""
+    return tuple(
+        TokenChoice(
+            found[token].decoded_token or "", {(c.decoded_token or ""): c.logprob for c in found.values()}
+        )
+        for token, found in zip(answer.token_ids, answer.logprobs, strict=True)
+        if token != stop_token
+    )
 
 
 # -- options of a question ------------------------------------------------------------------------------

@@ -116,7 +116,9 @@ class ModelSettings(Section):
 class Model(ModelSettings):
     """The starting policy: a local directory, a hub id, or `offline://smollm2-135m-instruct`."""
 
-    path: Address = Field(description="a local directory, a hub id or offline://NAME")
+    path: Address = Field(
+        description="a local directory, a hub id (org/name, or pinned: org/name@REVISION) or offline://NAME"
+    )
     chat_template: Address | None = key(None, "chatml, llama3 or a Jinja file; null: the tokenizer's own")
     lora: LoRA | None = key(None, "null: all weights are trained; the reference is then a second model")
 

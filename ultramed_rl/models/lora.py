@@ -19,7 +19,7 @@ from torch import nn
 
 from ultramed_rl.config.models import LoRA
 from ultramed_rl.models.checkpoint import check_finite_files, kept_buffers
-from ultramed_rl.models.files import shown, stored_shapes, text_model
+from ultramed_rl.models.files import shown, split_revision, stored_shapes, text_model
 
 ADAPTER_FILE = "adapter_model.safetensors"
 _ADAPTER = "default"
@@ -36,6 +36,7 @@ def attach_lora(lm: Any, lora: LoRA, base: str) -> None:
 
     plain = sorted(merged_shapes(lm))
     uses = Counter(id(parameter) for _, parameter in lm.named_parameters(remove_duplicate=False))
+    name, revision = split_revision(base)
     targets = lora.target_modules if isinstance(lora.target_modules, str) else [*lora.target_modules]
     config = LoraConfig(
         r=lora.rank,
@@ -43,7 +44,8 @@ def attach_lora(lm: Any, lora: LoRA, base: str) -> None:
         target_modules=targets,
         exclude_modules=_unsuited(lm) if targets == "all-linear" else None,
         task_type="CAUSAL_LM",
-        base_model_name_or_path=base,
+        base_model_name_or_path=name,
+        revision=revision,
     )
     lm.requires_grad_(False)
     on_meta = next(lm.parameters()).is_meta

@@ -186,8 +186,7 @@ class Controller:
         """The next of the pool: the rounds before have answers and pairs, all of them."""
         seed, size = self.config.run.seed, self.config.prompts.per_round
         later = self.config.run.rounds - index - 1
-        results = self.config.prompts.unpaired_every is not None
-        self._asked += [self.store.round(i).asked(results) for i in range(len(self._asked), index)]
+        self._asked += [self.store.round(i).asked() for i in range(len(self._asked), index)]
         prompts = prompts_for_round(self.pool.training, self.config.prompts, self._asked, seed, later)
         if self.config.training.overlap_training:
             # Batches follow this order; sources stand one after the other.

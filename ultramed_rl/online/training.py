@@ -181,7 +181,7 @@ class RoundTraining:
             "loss_first": steps[0]["loss"],
             "loss_last": steps[-1]["loss"],
             "implicit_accuracy": fmean(s.get("accuracy", math.nan) for s in steps),
-            "implicit_margin": steps[-1]["implicit_margin"],
+            "implicit_margin": steps[-1].get("implicit_margin", math.nan),
             "grad_norm_max": max(
                 (s["grad_norm"] for s in steps if s["grad_norm"] == s["grad_norm"]), default=math.nan
             ),

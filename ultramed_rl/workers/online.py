@@ -19,6 +19,7 @@ from ultramed_rl.cluster.memory import resolve_architecture
 from ultramed_rl.cluster.plan import needs_reference
 from ultramed_rl.cluster.transport import WorkerSet
 from ultramed_rl.config import RunConfig
+from ultramed_rl.config.judge_models import POLICY
 from ultramed_rl.learning.checks import check_groups
 from ultramed_rl.learning.packing import AnswerGroup
 from ultramed_rl.learning.preference_data import read_reference, reference_answers
@@ -37,6 +38,7 @@ from ultramed_rl.records import (
 from ultramed_rl.scheduling.dispatch import WorkItem
 from ultramed_rl.scheduling.pool import Outcome, Pool, PoolRules, RanksLost
 from ultramed_rl.workers.deployment import WAVES
+from ultramed_rl.workers.judges import EngineJudge, launch_engine_judges
 from ultramed_rl.workers.policy import PolicyRanks, TrainingRanks, WeightSync
 from ultramed_rl.workers.sampling import Advance, SamplingWorkers
 from ultramed_rl.workers.scorers import Judges, Scorers
@@ -84,8 +86,14 @@ class OnlineWorkers(SamplingWorkers):
     # -- start, and start again ----------------------------------------------------------------------------
 
     def begin_rollout(self, model: str, version: int) -> None:
+        """Begin to start the engines; those of judges, which keep their weights, have started then."""
         self.version = version
         super().begin_rollout(model, version)
+        engines = launch_engine_judges(self.deployment, self.config.judge_engines.values())
+        length = self.config.policy.max_length
+        own = EngineJudge(POLICY, self.rollout, self.engines, self.tokenizer, length, self.check_weights)
+        for scorers in filter(None, (self.scorers, self.judges)):
+            scorers.judge_on([*engines, own])
 
     def start_learners(self, policy: str, version: int, reference: str, rewards: Sequence[str]) -> None:
         """Start policy, reference and reward models together, and connect the policy to the engines."""
@@ -173,11 +181,11 @@ class OnlineWorkers(SamplingWorkers):
         """What ranks that have loaded need before they work; `sync` connects them to the engines."""
         config = self.config
         if config.policy.lora is not None and config.objective.uses_reference:  # it is its own reference
-            budget = config.reference.micro_batch_tokens
+            budget, sharing = config.reference.micro_batch_tokens, config.cluster.policy.sequence_parallel
             self.policy.call(PolicyWorker.scores_within, budget)
-            room = WAVES * budget * self.policy.size
+            room = WAVES * budget * self.policy.size // sharing
             rules = PoolRules(config.cluster.faults, room, upstream=("reward",), ranks=True)
-            worker_set = WorkerSet(self.policy, lambda actors: [], lockstep=True)
+            worker_set = WorkerSet(self.policy, lambda actors: [], lockstep=True, sharing=sharing)
             self._open_references(self.scheduler.add("reference", worker_set, rules))
         if self.turns:
             self.policy.call(PolicyWorker.offload)
@@ -196,8 +204,9 @@ class OnlineWorkers(SamplingWorkers):
             begun = super().engine_arguments(policy.path)
             return replace(begun, transfer_backend=ADAPTER, lora_rank=policy.lora.rank, adapter=adapter)
         arguments = super().engine_arguments(model)
-        # A run that trains its reward model samples before there is a policy.
-        forgets = arguments.sleep_level and self.config.reward.train is None
+        # A run that trains its reward model samples before there is a policy; a policy that judges is asked after it slept.
+        reward = self.config.reward
+        forgets = arguments.sleep_level and reward.train is None and not reward.asks_policy
         return replace(arguments, sleep_level=2) if forgets else arguments
 
     def answer(self, requests: Iterable[SamplingRequest | OptionRequest]) -> Iterator[Outcome]:
@@ -245,9 +254,9 @@ class OnlineWorkers(SamplingWorkers):
             ValueError: naming the groups that cannot be learnt from.
             RanksLost: a LoRA policy, which is its own reference, lost a rank.
         """
-        mismatched, length = self.config.objective.kl == "mismatched", self.config.policy.max_length
+        beside, length = self.config.objective.beside, self.config.policy.max_length
         source = (
-            (groups[index], reference_answers(groups, index, mismatched, length))
+            (groups[index], reference_answers(groups, index, beside, length))
             for index in range(len(groups))
             if groups[index].group_id not in known
         )
@@ -259,7 +268,10 @@ class OnlineWorkers(SamplingWorkers):
                 yield reference
 
     def _open_references(self, pool: Pool) -> None:
-        self.references = ReferenceScorer(pool, self.vocab_size, self.config.policy.max_length)
+        config = self.config
+        self.references = ReferenceScorer(
+            pool, self.vocab_size, config.policy.max_length, config.objective.beside
+        )
 
     # -- the next policy -----------------------------------------------------------------------------------
 
@@ -349,18 +361,19 @@ class OnlineWorkers(SamplingWorkers):
 class ReferenceScorer:
     """Whoever holds the reference's weights, behind offers and outcomes."""
 
-    def __init__(self, pool: Pool, vocab_size: int, max_length: int) -> None:
-        self.pool, self.vocab_size, self.max_length = pool, vocab_size, max_length
+    def __init__(self, pool: Pool, vocab_size: int, max_length: int, beside: str = "none") -> None:
+        self.pool, self.vocab_size, self.max_length, self.beside = pool, vocab_size, max_length, beside
         self._answers: dict[str, int] = {}  # of the groups under way
 
     def offer(self, group: PreferenceGroup, packed: AnswerGroup | None = None) -> None:
-        """A group whose answers need reference logprobs; `packed` has them, and perhaps KTO's mismatched one after them.
+        """A group whose answers need reference logprobs; `packed` has them and perhaps one beside them, which KTO takes of
+        other groups.
 
         Raises:
             ValueError: a group that cannot be learnt from.
         """
         check_groups([group], self.vocab_size, self.max_length)
-        packed = AnswerGroup.of(group) if packed is None else packed
+        packed = packed or reference_answers([group], 0, self.beside, self.max_length)
         self._answers[group.group_id] = len(group.completions)
         tokens = packed.packed_tokens
         self.pool.offer(WorkItem(group.group_id, tokens, float(tokens)), packed)

@@ -71,6 +71,41 @@ def test_zero_divides_what_its_stage_says(stage: int, expected: tuple[float, flo
     )
 
 
+def test_ranks_that_share_a_micro_batch_divide_its_activations() -> None:
+    """16,384 tokens of 4 ranks: a layer's input kept for each of 32 layers, one layer live, and a chunk of logits, which has
+    2^27 / 128,256 = 1,046 tokens either way."""
+    model, training = Model(path="8b", precision="bfloat16"), Training(micro_batch_tokens=16384)
+    sizes = {
+        k: training_bytes(
+            LLAMA_8B, model, TrainerGroup(ranks=8, zero_stage=3, sequence_parallel=k), training, "cuda", 4096
+        )[0]
+        for k in (1, 4)
+    }
+    logits = 2 * 1046 * 128256 * 4
+    layers = 16384 * 2 * (32 * 4096 + 10 * 4096 + 4 * 14336)
+    assert sizes[1]["activations"] == layers + logits
+    assert sizes[4]["activations"] == layers // 4 + logits
+    assert {k: v for k, v in sizes[1].items() if k != "activations"} == {
+        k: v for k, v in sizes[4].items() if k != "activations"
+    }
+
+
+@pytest.mark.parametrize(
+    ("key", "group"),
+    [
+        ("policy", {"ranks": 6, "zero_stage": 3, "sequence_parallel": 6}),
+        ("reference", {"replicas": 3, "sequence_parallel": 3}),
+        ("reward", {"replicas": 6, "shard": True, "sequence_parallel": 6}),
+    ],
+)
+def test_heads_that_ranks_cannot_share_are_refused(key: str, group: dict[str, Any]) -> None:
+    rollout = {"engines": 2, "tensor_parallel": 2}
+    with pytest.raises(
+        PlanError, match=rf"cluster\.{key}\.sequence_parallel={group['sequence_parallel']}: .*\b32\b"
+    ):
+        make_plan(gpu_run(**{f"cluster__{key}": group, "cluster__rollout": rollout}))
+
+
 def shipped(path: Path) -> list[AnyConfig]:
     """The runs that a file under configs/ describes: one, or a recipe's stages."""
     if yaml.safe_load(path.read_text()).get("type") != "recipe":
@@ -102,6 +137,22 @@ def test_presets_fit_their_nodes(path: Path) -> None:
         roles = {role.role for role in plan.roles}
         assert roles == expected_roles(config)
         assert all(role in render_plan(plan) for role in roles)
+
+
+@pytest.mark.parametrize(
+    ("given", "tokens", "again"), [(None, 8192, 2), (None, 16384, 18), (32, 8192, 32), (5, 8192, 5)]
+)
+def test_as_few_layers_are_computed_again_as_leave_room(given: Any, tokens: int, again: int) -> None:
+    """Of 80 GiB 92 %, less 4 processes' contexts, are 74.73 GB. Stage 3 on 8 ranks takes 18 / 8 bytes a parameter, 18.07 GB; 2.92 in
+    buffers of 5e8 + 2 x 218,112,000 + 525,336,576 numbers, and 1.07 of logits. A layer at 8,192 tokens keeps 8192 x (12 x
+    4096 + 4 x 14336) x 2 = 1.745 GB, its input alone 0.067: 30 whole ones and 2 inputs fit into the 52.67 GB that are left."""
+    changes = {"training__checkpointed_layers": given, "training__micro_batch_tokens": tokens}
+    policy = make_plan(gpu_run(**changes)).roles[1]
+    assert policy.role == "policy" and policy.recomputed == again
+    inputs, whole = tokens * 4096 * 2, tokens * (12 * 4096 + 4 * 14336) * 2
+    logits = 2 * (2**27 // 128256) * 128256 * 4
+    kept = again * inputs + max(1, 32 - again) * whole
+    assert policy.bytes_per_device["activations"] == kept + logits
 
 
 def test_too_little_memory_shows_the_arithmetic_and_the_fix() -> None:
@@ -222,3 +273,44 @@ def test_native_bfloat16_reads_the_cpu_flags(tmp_path: Path) -> None:
     assert not native_bfloat16(str(file))
     file.write_text("flags: avx512f avx512_bf16\n")
     assert native_bfloat16(str(file))
+
+
+# -- judges on engines -------------------------------------------------------------------------------------
+
+JUDGE = {"type": "judge", "engine": {"path": "meta-llama/Meta-Llama-3-8B-Instruct", "precision": "bfloat16"}}
+
+
+def judged(**engine: Any) -> dict[str, Any]:
+    return {**JUDGE, "engine": {**JUDGE["engine"], **engine}}
+
+
+def test_a_judges_engines_are_a_role_beside_the_others_or_on_their_devices() -> None:
+    alone = {"reward": {"terms": [judged(), {**judged(), "name": "again"}]}}
+    colocated = make_plan(gpu_run(**alone))
+    (role,) = [role for role in colocated.roles if role.role.startswith("judge_engine")]
+    # 0.85 of the GPU: weights, and the cache what is left.
+    assert sum(role.bytes_per_device.values()) == pytest.approx(0.85 * 80 * 2**30, rel=1e-6)
+    assert [member.slots[0].index for member in role.members] == [0]
+    layout = {"cluster__layout": "disaggregated", "cluster__policy": {"ranks": 4, "zero_stage": 3}}
+    apart = make_plan(gpu_run(**alone, **layout, cluster__rollout={"engines": 2}))
+    slots = [slot.index for role in apart.roles for member in role.members for slot in member.slots]
+    assert sorted(slots) == list(range(len(slots))) and "judge_engine" in {r.role for r in apart.roles}
+
+
+def test_a_judge_beside_a_reward_model_is_added_up_and_refused() -> None:
+    """68 GiB of the engine, and 15 of the reward model's weights: on one GPU both are awake while answers are scored."""
+    both = {"reward__terms": [judged()]}
+    with pytest.raises(
+        PlanError, match=r"judge_engine.*68\.0.*reward \d+\.\d \+ judge_engine 68\.0.*engine\.kv_cache_gib"
+    ):
+        make_plan(gpu_run(**both))
+    make_plan(gpu_run(reward__terms=[judged(kv_cache_gib=20.0)]))
+    judges = {"evaluation__judges": [judged(path="HuggingFaceTB/SmolLM2-135M-Instruct")]}
+    make_plan(gpu_run(**judges))  # its turn is another
+
+
+def test_two_different_judges_are_two_roles() -> None:
+    small = judged(path="HuggingFaceTB/SmolLM2-135M-Instruct", kv_cache_gib=4.0)
+    terms = [judged(kv_cache_gib=20.0), {**small, "name": "small"}]
+    plan = make_plan(gpu_run(reward={"terms": terms}))
+    assert [r.role for r in plan.roles if "judge" in r.role] == ["judge_engine", "judge_engine-2"]
