@@ -10,6 +10,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from ultramed_rl.actors.weight_sync import WeightBucket
 from ultramed_rl.actors.work import WorkBatch, Worker, WorkResult
 from ultramed_rl.config.cluster import RolloutGroup
 from ultramed_rl.records import Completion, OptionLogprobs, OptionRequest, SamplingRequest
+from ultramed_rl.thoughts import Thinking
 from ultramed_rl.token_ids import TokenIds
 
 _ALL = frozenset({"weights", "kv_cache"})  # vLLM's tags of what can sleep
@@ -37,6 +39,7 @@ class EngineArguments:
     transfer_backend: str
     sleeps: bool
     trust_remote_code: bool = False
+    thinking: Thinking | None = None
 
 
 class RolloutWorker(Worker):
@@ -169,16 +172,24 @@ class RolloutWorker(Worker):
     def _completions(self, request: SamplingRequest, output: Any) -> list[Completion]:
         return [
             Completion(
-                prompt_id=request.prompt.prompt_id,
-                sample=answer.index,
-                text=answer.text,
-                token_ids=TokenIds(answer.token_ids),
-                finish_reason=answer.finish_reason or "unknown",
-                logprob=float(answer.cumulative_logprob or 0.0),
-                policy_version=self.policy_version,
+                request.prompt.prompt_id,
+                answer.index,
+                answer.text,
+                TokenIds(answer.token_ids),
+                answer.finish_reason or "unknown",
+                float(answer.cumulative_logprob or 0.0),
+                self.policy_version,
+                *self._split(answer),
             )
             for answer in sorted(output.outputs, key=lambda a: a.index)
         ]
+
+    def _split(self, answer: Any) -> tuple[int, int]:
+        """Tokens and characters of an answer's reasoning."""
+        if self.arguments.thinking is None:
+            return 0, 0
+        decode = partial(self.llm.get_tokenizer().decode, skip_special_tokens=True)
+        return self.arguments.thinking.split(answer.text, answer.token_ids, decode)
 
     def init_weight_transfer(self, init_info: dict[str, Any]) -> None:
         """Open this end of the weights' way, while ranks open theirs in `meet_engines`."""

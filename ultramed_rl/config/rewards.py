@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
@@ -12,11 +13,13 @@ from ultramed_rl.config.base import Section, key, order_rules, repeated, sample_
 from ultramed_rl.config.limits import (
     Address,
     BatchSize,
+    Column,
     Concurrency,
     Count,
     CountOrZero,
     Factor,
     FactorOrZero,
+    Few,
     KeyVariable,
     Label,
     LearningRate,
@@ -24,6 +27,7 @@ from ultramed_rl.config.limits import (
     Points,
     PositiveShare,
     PositiveTemperature,
+    Reads,
     ReplicaTokens,
     Retries,
     Samples,
@@ -41,6 +45,7 @@ from ultramed_rl.config.limits import (
 from ultramed_rl.config.models import Architecture, Precision
 from ultramed_rl.config.rounds import Optimization
 
+FUNCTION = re.compile(r"(?P<file>.+\.py):(?P<name>[^\W\d]\w*)")
 RAW = "raw"  # the column of rewards that `length_slope` has not been taken off
 
 
@@ -48,6 +53,14 @@ def _not_zero(weight: float) -> float:
     if weight == 0.0:
         raise PydanticCustomError("zero", "a term without weight does nothing; remove the term")
     return weight
+
+
+def _function_path(text: str) -> str:
+    if not FUNCTION.fullmatch(text):
+        raise PydanticCustomError(
+            "function", "no function in a file; write FILE.py:NAME, as my_reward.py:score"
+        )
+    return text
 
 
 Weight = Annotated[Points, AfterValidator(_not_zero)]
@@ -59,7 +72,13 @@ class _Term(Section):
     weight: Weight = key(1.0, "factor in the sum of all terms; may be negative, never 0")
 
 
-class AnswerTerm(_Term):
+class _Reading(_Term):
+    """A term that reads texts."""
+
+    reads: Reads = "answer"
+
+
+class AnswerTerm(_Reading):
     """Whether the final answer, a letter or a number, is that of the prompt's reference answer.
 
     A prompt without such a reference gives 0 to all its answers, so that the other terms decide there.
@@ -76,11 +95,12 @@ class AnswerTerm(_Term):
 
 
 class LengthTerm(_Term):
-    """The answer's tokens: 1 within [low, high], linearly down to 0 at `falloff` tokens outside; or, with
+    """Tokens of the answer, or of the thought before it: 1 within [low, high], linearly down to 0 at `falloff` tokens outside; or, with
     `free`, minus one for every token over it."""
 
     type: Literal["length"] = "length"
     name: TermName = "length"
+    of: Literal["answer", "thought", "all"] = key("answer", "whose tokens are counted")
     low: CountOrZero | None = key(None, "fewest tokens of the window")
     high: CountOrZero | None = key(None, "most tokens of the window")
     falloff: Count | None = key(None, "tokens outside the window at which the score is 0")
@@ -121,7 +141,7 @@ class FormRules(Section):
                 yield from order_rules(self, low, high)
 
 
-class FormatTerm(FormRules, _Term):
+class FormatTerm(FormRules, _Reading):
     """`passed` where the answer keeps every rule that is set, `failed` where it breaks one."""
 
     type: Literal["format"] = "format"
@@ -130,7 +150,7 @@ class FormatTerm(FormRules, _Term):
     failed: Points = key(-1.0, "score where one is broken")
 
 
-class HttpTerm(_Term):
+class HttpTerm(_Reading):
     """A reward server that speaks OpenRLHF's protocol, such as `ultramed-rl serve-reward`."""
 
     type: Literal["http"] = "http"
@@ -173,7 +193,7 @@ class StatementJudge(ApiModel):
     template: Address | None = key(None, "a text file with $question, $answer and $statement; null: our own")
 
 
-class JudgeTerm(_Term, ApiModel):
+class JudgeTerm(_Reading, ApiModel):
     """The grade of a language model behind an OpenAI-compatible API."""
 
     type: Literal["judge"] = "judge"
@@ -188,8 +208,47 @@ class JudgeTerm(_Term, ApiModel):
         yield from sample_rules(self.samples, self.temperature)
 
 
+class RubricJudge(ApiModel):
+    """Who says of each criterion of a rubric whether an answer meets it."""
+
+    template: Address | None = key(None, "a text file with $question, $answer and $criteria; null: our own")
+    together: Few = key(16, "criteria of an answer that are asked of in one request")
+    cache: Address | None = key(
+        None, "where verdicts are kept by digest, for other runs too; null: as long as the run goes on"
+    )
+
+
+class RubricTerm(_Reading, RubricJudge):
+    """Criteria with points that a prompt carries: points of those that its answer meets, over all positive ones."""
+
+    type: Literal["rubric"] = "rubric"
+    name: TermName = "rubric"
+    column: Column | None = key(
+        None,
+        "of prompts.sources.columns, the one with the criteria; null: rubric or rubrics, which are kept anyway",
+    )
+    clip: bool = key(True, "to 0 to 1; false: below 0 where faults weigh more than what is earned")
+
+
+class PythonTerm(_Reading):
+    """A function of your own, `def score(prompt, answers)`, plain or async: a number for each answer, or named numbers, of which
+    `reward` counts, or else their sum. It runs in processes of its own."""
+
+    type: Literal["python"] = "python"
+    name: TermName = "python"
+    path: Annotated[Address, AfterValidator(_function_path)] = Field(
+        description="a Python file and the function in it, as my_reward.py:score; relative to the working directory"
+    )
+    concurrency: Annotated[Concurrency, Field(le=64)] = key(
+        1, "prompts that are asked of at a time, each in a process"
+    )
+    timeout_s: Seconds = key(60.0, "seconds for one prompt's answers, and for the file to load")
+    retries: Retries = key(1, "where it raises or gives no numbers; after that the prompt is set aside")
+
+
 RewardTerm = Annotated[
-    AnswerTerm | LengthTerm | FormatTerm | HttpTerm | JudgeTerm, Field(discriminator="type")
+    AnswerTerm | LengthTerm | FormatTerm | HttpTerm | JudgeTerm | RubricTerm | PythonTerm,
+    Field(discriminator="type"),
 ]
 
 
@@ -256,6 +315,7 @@ class Reward(Section):
     weight: Factor = key(1.0, "of the reward model beside the terms")
     terms: list[RewardTerm] = key([], "rules, servers and judges that are added by weight, or score alone")
     precision: Precision = "auto"
+    reads: Reads = "answer"
     micro_batch_tokens: ReplicaTokens = 16384
     trust_remote_code: bool = key(False, "run Python code that comes with a reward model")
     architecture: Architecture | None = None

@@ -13,8 +13,11 @@ from typing import Any, Literal
 
 from ultramed_rl.data.chats import Misfit, check_text, read_column
 from ultramed_rl.data.choices import Keys, read_key, read_options, without_options
+from ultramed_rl.evaluation.rubrics import Criterion
+from ultramed_rl.records import Message
 
-Form = Literal["choice", "factoid", "list", "statements"]
+Form = Literal["choice", "factoid", "list", "statements", "rubric"]
+JUDGED = ("statements", "rubric")  # forms whose answers a language model reads
 Problem = Literal["", "none", "contradiction", "truncated"]
 INSTRUCTION = (
     'Think step by step, and end with the sentence "So, the answer is X.", where X is the letter of the '
@@ -35,6 +38,9 @@ class Item:
     expected: tuple[tuple[str, ...], ...] = ()  # names accepted for each entity that a factoid or list wants
     required: tuple[str, ...] = ()  # K-QA's statements that must be in an answer
     optional: tuple[str, ...] = ()  # those that may be
+    turns: tuple[Message, ...] = ()  # the chat that is asked instead of the question alone
+    criteria: tuple[Criterion, ...] = ()  # of a rubric
+    tags: tuple[str, ...] = ()  # what its figures are also reported by
 
     @property
     def lettered(self) -> dict[str, str]:

@@ -12,7 +12,7 @@ from operator import attrgetter
 from typing import Any, Protocol, TypeVar
 
 from ultramed_rl.config.benchmarks import Benchmarks
-from ultramed_rl.evaluation.items import Item
+from ultramed_rl.evaluation.items import JUDGED, Item
 from ultramed_rl.evaluation.report import PolicyReport, report_policy
 from ultramed_rl.evaluation.results import (
     GradedAnswer,
@@ -97,7 +97,8 @@ class BenchmarkRunner:
         # By protocol: options to weigh; everything, once; and what can be voted on, in the data's own order of options.
         self.chat_questions = [question for asked in suite for question in asked.questions]
         self.likelihood_questions = [q for q in self.chat_questions if q.task.continuations is not None]
-        self.voted_questions = [
+        self.voted_questions = [q for q in self.chat_questions if q.place == 0 and q.task.form not in JUDGED]
+        self.sampled_questions = [
             q for q in self.chat_questions if q.place == 0 and q.task.form != "statements"
         ]
 
@@ -125,7 +126,11 @@ class BenchmarkRunner:
             prompts = []
             for question in chats:
                 # A prompt doesn't hold the key: scorers that compare with a reference would make reranking an oracle.
-                messages = (*before, Message(role="user", content=question.task.ask(question.item)))
+                item = question.item
+                messages = (
+                    *before,
+                    *(item.turns or (Message(role="user", content=question.task.ask(item)),)),
+                )
                 tokens = TokenIds(tokenizer.encode_chat(messages))
                 prompts.append(Prompt(question.question_id, messages, tokens, kind=question.task.name))
             check_room(((p.kind, len(p.token_ids)) for p in prompts), self.max_length, answer)
@@ -154,7 +159,7 @@ class BenchmarkRunner:
             policy.greedy = answers_to("greedy", requests)
         if (sampled := self.protocols.get("self_consistency")) is not None:
             how = (sampled.samples, sampled.temperature, sampled.top_p, sampled.max_new_tokens)
-            voted = {q.question_id for q in self.voted_questions}
+            voted = {q.question_id for q in self.sampled_questions}
             requests = [
                 SamplingRequest(prompt, *how, derive_seed(self.seed, "benchmark", prompt.prompt_id))
                 for prompt in policy.prompts
@@ -218,13 +223,31 @@ class BenchmarkRunner:
             graded["likelihood"] = grade_likelihoods(self.likelihood_questions, policy.likelihoods)
         if policy.greedy:
             pairs = zip(self.chat_questions, policy.greedy, strict=True)
-            graded["greedy"] = grade_answers([p for p in pairs if p[0].task.form != "statements"])
+            graded["greedy"] = grade_answers([p for p in pairs if p[0].task.form not in JUDGED])
         if policy.samples:
             samples = self.protocols["self_consistency"].samples
-            groups = [policy.samples[i : i + samples] for i in range(0, len(policy.samples), samples)]
+            pairs = zip(self.sampled_questions, self._sampled(policy), strict=True)
+            groups = [answers for question, answers in pairs if question.task.form not in JUDGED]
             graded["self_consistency"] = grade_votes(self.voted_questions, groups)
             curves = sample_curves(self.voted_questions, groups, policy.rewards, self.seed)
         return report_policy(policy.name, self.suite, graded, samples, curves)
+
+    def _sampled(self, policy: AskedPolicy) -> list[Sequence[Completion]]:
+        samples = self.protocols["self_consistency"].samples if policy.samples else 1
+        return [policy.samples[i : i + samples] for i in range(0, len(policy.samples), samples)]
+
+    def rubrics(self, policy: AskedPolicy) -> dict[tuple[str, str], list[tuple[Item, Sequence[Completion]]]]:
+        """By task and protocol, the items whose answers a grader reads, with these."""
+        alone = [[answer] for answer in policy.greedy]
+        found: dict[tuple[str, str], list[tuple[Item, Sequence[Completion]]]] = {}
+        for protocol, questions, answers in (
+            ("greedy", self.chat_questions, alone),
+            ("self_consistency", self.sampled_questions, self._sampled(policy)),
+        ):
+            for question, own in zip(questions, answers, strict=True) if answers else ():
+                if question.task.form == "rubric":
+                    found.setdefault((question.task.name, protocol), []).append((question.item, own))
+        return found
 
     def statements(self, policy: AskedPolicy) -> list[tuple[Item, Completion]]:
         """The items whose answers a judge reads, with these."""

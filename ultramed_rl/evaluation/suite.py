@@ -99,6 +99,7 @@ def check_task(config: Benchmarks, choice: TaskChoice) -> Task:
     """
     task, protocols = find_task(choice.name), [protocol.type for protocol in config.protocols]
     judged = task.form == "statements"
+    judge = {"statements": ("judge", config.judge), "rubric": ("grader", config.grader)}.get(task.form)
     answering = {"greedy"} if judged else {"greedy", "self_consistency"}
     weighed = task.continuations is not None and "likelihood" in protocols
     if not weighed and answering.isdisjoint(protocols):
@@ -108,9 +109,9 @@ def check_task(config: Benchmarks, choice: TaskChoice) -> Task:
             "or leave the task out"
         )
     find_uris(task, choice.uri)
-    if judged and config.judge is None:
+    if judge is not None and judge[1] is None:
         raise ValueError(
-            f"task {task.name!r}: needs a judge; set benchmarks.judge (model and base_url of an OpenAI-compatible "
+            f"task {task.name!r}: needs a {judge[0]}; set benchmarks.{judge[0]} (model and base_url of an OpenAI-compatible "
             "API), or leave the task out"
         )
     return task

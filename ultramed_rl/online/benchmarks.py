@@ -11,11 +11,13 @@ from ultramed_rl.config.benchmarks import RoundBenchmarks
 from ultramed_rl.config.judges import BenchmarkJudge
 from ultramed_rl.data.prompts import PromptPool
 from ultramed_rl.evaluation.contamination import TrainedPrompt, check_contamination
+from ultramed_rl.evaluation.items import JUDGED
 from ultramed_rl.evaluation.metrics import judge_metrics
 from ultramed_rl.evaluation.report import (
     PolicyReport,
     compare_reports,
     render_reports,
+    render_rubrics,
     render_statements,
     write_failures,
 )
@@ -23,6 +25,7 @@ from ultramed_rl.evaluation.runner import AnswerPlace, BenchmarkRunner
 from ultramed_rl.evaluation.suite import load_suite
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, Prompt, ScoredCompletion
+from ultramed_rl.rewards.healthbench import grader_for, judge_rubrics, measure_grader
 from ultramed_rl.rewards.statements import StatementGrader, judge_statements
 from ultramed_rl.store import ArtifactFolder
 from ultramed_rl.store.atomic import write_json
@@ -42,6 +45,7 @@ class BenchmarkRounds:
         self.config, self.benchmarks, self.progress = config, benchmarks, progress
         self.suite = load_suite(benchmarks, config.run.seed)
         self.judge = StatementGrader.for_suite(self.suite, benchmarks.judge)
+        self.grader = grader_for(self.suite, benchmarks.grader)
         self.runner = BenchmarkRunner(
             benchmarks, self.suite, config.run.seed, config.policy.max_length, progress
         )
@@ -58,7 +62,7 @@ class BenchmarkRounds:
     def _check_judges(self) -> None:
         """Raises ValueError for a judge whose task its protocol does not ask, or which a judge of statements reads."""
         runner = self.runner
-        choices = [question for question in runner.chat_questions if question.task.form != "statements"]
+        choices = [question for question in runner.chat_questions if question.task.form not in JUDGED]
         asked = {
             "likelihood": runner.likelihood_questions,
             "greedy": choices,
@@ -94,7 +98,7 @@ class BenchmarkRounds:
             if self.policy.samples:
                 self.runner.reward(self.policy, place, score)
         report = self.runner.report(self.policy)
-        metrics = report.metrics | self._judge(place)
+        metrics = report.metrics | self._judge(place) | self._grade(place)
         if self.first is None:
             self.first = report
         metrics |= self._compare(report, version)
@@ -141,6 +145,19 @@ class BenchmarkRounds:
         summary = judge_statements(self.judge, answered, place, self.progress, self.config.run.seed)
         self.progress.say(render_statements({f"version {place.version}": summary}))
         return summary.metrics
+
+    def _grade(self, place: AnswerPlace) -> Metrics:
+        """By rubrics; with the starting policy also the grader itself."""
+        answered = self.runner.rubrics(self.policy)
+        if self.grader is None or self.benchmarks.grader is None or not answered:
+            return {}
+        found = judge_rubrics(self.grader, answered, place, self.progress, self.config.run.seed)
+        self.progress.say(render_rubrics({f"version {place.version}": found}))
+        metrics = {name: value for summary in found for name, value in summary.metrics.items()}
+        if not place.version:
+            agreement = measure_grader(self.grader, self.benchmarks.grader, place.folder, self.progress)
+            metrics |= agreement.metrics if agreement else {}
+        return metrics
 
     def _keep(self, folder: Path, report: PolicyReport) -> None:
         folder.mkdir(exist_ok=True)

@@ -39,6 +39,7 @@ class ScoredAnswer:
     sampled: bool  # the policy wrote it; not so of the data's own answer
     empty: bool
     refusal: bool  # it begins as a refusal does, by the data factory's default patterns
+    all_thought: bool = False  # it is reasoning that never ends, or after which nothing is said
 
     @property
     def key(self) -> Key:
@@ -73,9 +74,9 @@ class CountedAnswers:
 
     @cached_property
     def shares(self) -> dict[str, float]:
-        """`answers`: how many; their mean `tokens` and `reward`; and which share is a `refusal`, `empty`, `cut`, or `unscored`:
-        without a finite reward. NaN of none."""
-        names = ("tokens", "reward", "refusal", "empty", "cut")
+        """`answers`: how many; their mean `tokens` and `reward`; and which share is a `refusal`, `empty`, `cut`, `all_thought`,
+        or `unscored`: without a finite reward. NaN of none."""
+        names = ("tokens", "reward", "refusal", "empty", "cut", "all_thought")
         means = {name: mean(getattr(answer, name) for answer in self.answers) for name in names}
         unscored = mean(not answer.scored for answer in self.answers)
         return {"answers": len(self.answers), **means, "unscored": unscored}
@@ -112,14 +113,20 @@ def read_answers(path: Path) -> list[ScoredAnswer]:
     its files, so that about 50,000 are read."""
     answers = []
     columns = ["prompt_id", "sample", "text", "finish_reason", "reward"]
-    for batch in _batches(path, [*columns, "token_ids"], some=True):
+    for batch in _batches(path, [*columns, "token_ids", "answer_start"], some=True):
+        begun = "answer_start" in batch.schema.names  # older versions knew no thoughts
+        starts = batch.column("answer_start").to_pylist() if begun else [0] * len(batch)
         tokens = pc.list_value_length(batch.column("token_ids")).to_pylist()
-        rows = zip(tokens, *(batch.column(name).to_pylist() for name in columns), strict=True)
-        for count, prompt_id, sample, text, finish, reward in rows:
-            text, reward = text.strip(), math.nan if reward is None else reward
+        rows = zip(tokens, starts, *(batch.column(name).to_pylist() for name in columns), strict=True)
+        for count, start, prompt_id, sample, text, finish, reward in rows:
+            text, reward = text[start:].strip(), math.nan if reward is None else reward
             refusal = any(pattern.search(text[:200]) for pattern in _REFUSALS)
             ends = finish == "length", finish != "reference"
-            answers.append(ScoredAnswer(prompt_id, sample, count, reward, *ends, not text, refusal))
+            answers.append(
+                ScoredAnswer(
+                    prompt_id, sample, count, reward, *ends, not text, refusal, start > 0 and not text
+                )
+            )
     return answers
 
 

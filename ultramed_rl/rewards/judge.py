@@ -21,6 +21,7 @@ from ultramed_rl.http.client import Failure
 from ultramed_rl.http.session import running
 from ultramed_rl.records import ChatRequest, Completion, Message, Prompt
 from ultramed_rl.rewards.term import with_prompts
+from ultramed_rl.thoughts import after_thoughts
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -175,7 +176,7 @@ def parse_grade(reply: str, scale: Scale) -> float | None:
     A marked grade on the last line decides; else all marked grades must agree; else the reply, or its last
     line, must be the grade alone. Grades outside the scale, or out of another maximum, count as none.
     """
-    text = reply.rpartition("</think>")[2].strip()
+    text = after_thoughts(reply)
     lines = text.splitlines() or [""]
     marked = list(_MARKED.finditer(lines[-1])) or list(_MARKED.finditer(text))
     alone = [m for m in (_ALONE.fullmatch(text), _ALONE.fullmatch(lines[-1])) if m]

@@ -7,10 +7,12 @@ offer(prompt, answers) -+                                                 +--> r
 
 from __future__ import annotations
 
+import logging
 import math
 import queue
 import threading
 from abc import ABC, abstractmethod
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -28,8 +30,10 @@ from ultramed_rl.scheduling.pool import Outcome
 from ultramed_rl.scheduling.scheduler import Scheduler, feed
 from ultramed_rl.workers.deployment import Replicas
 
+logger = logging.getLogger(__name__)
 Advance = Callable[[int], None]
 Columns = dict[str, list[float]]  # each scorer's numbers of a prompt's answers
+_Result = tuple[str, Columns, list[dict[str, float]], str]
 _TOGETHER = 64  # prompts that a term is given at once at most; what concurrency it has is its own business
 _WAITING = 256
 
@@ -41,12 +45,14 @@ class _Pending:
     completions: Sequence[Completion]
     neutralised: int
     columns: Columns = field(default_factory=dict)
+    details: list[dict[str, float]] = field(default_factory=list)
     error: str = ""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A prompt's scored answers in their order; none, and an error, where no scorer could be brought to it.
+    """A prompt's scored answers in their order, and why it is to be set aside: no reward model could be brought to it, so that
+    there are none; or a term has no numbers for them.
 
     Attributes:
         neutralised: see `Scorers.neutralised`.
@@ -136,7 +142,7 @@ class AnswerScorers(ABC):
         spelt = None
         for model, reader in zip(self.models, self.readers, strict=True):
             group = reader.read(prompt, completions)
-            spelt = group.answers if reader.shared else spelt
+            spelt = group.answers if reader.takes_tokens(completions) else spelt
             tokens = group.packed_tokens
             model.pool.offer(WorkItem(prompt.prompt_id, tokens, float(tokens)), group)
         self.terms.offer(prompt, completions)
@@ -150,8 +156,9 @@ class AnswerScorers(ABC):
 
     def ready(self) -> list[Scored]:
         """Prompts that have become complete since the last time."""
-        for prompt_id, columns in self.terms.results():
-            self._note(prompt_id, columns, "")
+        for prompt_id, columns, details, error in self.terms.results():
+            self._pending[prompt_id].details = details
+            self._note(prompt_id, columns, error)
         ready, self._ready = self._ready, []
         return ready
 
@@ -190,8 +197,10 @@ class AnswerScorers(ABC):
         source = ((p, by_prompt[p.prompt_id]) for p in prompts if by_prompt[p.prompt_id])
         with self.on_device():
             for scored in self.stream(source, scheduler):
-                if scored.error:
+                if scored.error and not scored.answers:
                     raise RuntimeError(f"{scored.prompt_id}: its answers could not be scored: {scored.error}")
+                if scored.error:
+                    logger.warning("prompt %s has no reward: %s", scored.prompt_id, scored.error)
                 answers |= {(scored.prompt_id, s.completion.sample): s for s in scored.answers}
                 advance(len(scored.answers))
         return [answers[completion.prompt_id, completion.sample] for completion in completions]
@@ -216,13 +225,16 @@ class AnswerScorers(ABC):
         pending.error = pending.error or error
         if len(pending.columns) == len(self._columns):
             del self._pending[prompt_id]
-            answers = [] if pending.error else self._combine(pending)
+            answers = [] if None in pending.columns.values() else self._combine(pending)
             self._ready.append(Scored(prompt_id, answers, pending.neutralised, pending.error))
 
     def _combine(self, pending: _Pending) -> list[ScoredCompletion]:
         rewards, shown = self.rewards_of(pending.columns), self.shown_columns
+        details = pending.details or [{}] * len(rewards)
         return [
-            ScoredCompletion(completion, reward, {name: pending.columns[name][i] for name in shown})
+            ScoredCompletion(
+                completion, reward, {name: pending.columns[name][i] for name in shown}, details[i]
+            )
             for i, (completion, reward) in enumerate(zip(pending.completions, rewards, strict=True))
         ]
 
@@ -237,7 +249,7 @@ class Scorers(AnswerScorers):
     def __init__(self, config: Reward, policy: ChatTokenizer) -> None:
         self.config, count = config, len(config.paths)
         columns = ["model"] if count == 1 else [f"model_{k}" for k in range(1, count + 1)]
-        readers = [_reader(path, policy, config.trust_remote_code) for path in config.paths]
+        readers = [_reader(path, policy, config) for path in config.paths]
         terms = {term.name: make_term(term, policy) for term in config.terms}
         super().__init__(policy, dict(zip(columns, readers, strict=True)), terms)
         # Reward per token that is taken off. One that is to be fitted isn't known yet.
@@ -263,7 +275,7 @@ class Scorers(AnswerScorers):
         scored = super()._combine(pending)
         if self.config.length_slope is None:
             return scored
-        lengths = [self.length_slope * len(answer.completion.token_ids) for answer in scored]
+        lengths = [self.length_slope * answer.completion.answer_tokens for answer in scored]
         return [
             replace(answer, reward=answer.reward - length, terms={**answer.terms, RAW: answer.reward})
             for answer, length in zip(scored, lengths, strict=True)
@@ -278,7 +290,7 @@ class Judges(AnswerScorers):
     """
 
     def __init__(self, config: Evaluation, policy: ChatTokenizer) -> None:
-        readers = {j.name: _reader(j.path, policy, j.trust_remote_code) for j in config.models}
+        readers = {j.name: _reader(j.path, policy, j) for j in config.models}
         others = [j for j in config.judges if not isinstance(j, ModelJudge | BenchmarkJudge)]
         super().__init__(policy, readers, {judge.name: make_term(judge, policy) for judge in others})
 
@@ -292,12 +304,13 @@ class Judges(AnswerScorers):
         return [math.nan] * max(map(len, columns.values()))
 
 
-def _reader(path: str | None, policy: ChatTokenizer, trust_remote_code: bool) -> RewardReader:
+def _reader(path: str | None, policy: ChatTokenizer, config: Reward | ModelJudge) -> RewardReader:
     """How a reward model is read; one that the run trains itself has the policy's tokens."""
+    trust, thoughts = config.trust_remote_code, config.reads == "all"
     if path is None:
-        return RewardReader(policy)
-    check_reward_model(path, trained=True, trust_remote_code=trust_remote_code)
-    return RewardReader.of(path, policy, trust_remote_code=trust_remote_code)
+        return RewardReader(policy, thoughts=thoughts)
+    check_reward_model(path, trained=True, trust_remote_code=trust)
+    return RewardReader.of(path, policy, trust_remote_code=trust, thoughts=thoughts)
 
 
 class TermScorer:
@@ -307,7 +320,7 @@ class TermScorer:
     def __init__(self, terms: Mapping[str, Term]) -> None:
         self.terms = terms
         self._offers: queue.SimpleQueue[tuple[Prompt, Sequence[Completion]] | None] = queue.SimpleQueue()
-        self._results: queue.SimpleQueue[tuple[str, Columns] | BaseException] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[_Result | BaseException] = queue.SimpleQueue()
         self._open = 0
         self._thread: threading.Thread | None = None
 
@@ -331,8 +344,9 @@ class TermScorer:
             self._thread = threading.Thread(target=self._work, name="terms", daemon=True)
             self._thread.start()
 
-    def results(self) -> Iterator[tuple[str, Columns]]:
-        """Each finished prompt's numbers by term. Raises what a term raised."""
+    def results(self) -> Iterator[_Result]:
+        """Each finished prompt's numbers by term, what these were made of, and why it is to be set aside. Raises what a term
+        raised."""
         while not self._results.empty():
             result = self._results.get()
             if isinstance(result, BaseException):
@@ -362,9 +376,13 @@ class TermScorer:
 
     def _score(self, offers: Sequence[tuple[Prompt, Sequence[Completion]]]) -> None:
         answers = [completion for _, completions in offers for completion in completions]
-        columns = score_terms(self.terms, [prompt for prompt, _ in offers], answers)
+        said = score_terms(self.terms, [prompt for prompt, _ in offers], answers)
         start = 0
         for prompt, completions in offers:
-            stop = start + len(completions)
-            self._results.put((prompt.prompt_id, {n: values[start:stop] for n, values in columns.items()}))
-            start = stop
+            own = slice(start, start + len(completions))
+            columns = {name: scores.values[own] for name, scores in said.items()}
+            parts = zip(*(scores.details[own] for scores in said.values()), strict=True)
+            details = [dict(ChainMap(*part)) for part in parts]
+            errors = [error for scores in said.values() if (error := scores.errors.get(prompt.prompt_id))]
+            self._results.put((prompt.prompt_id, columns, details, "; ".join(errors)))
+            start = own.stop

@@ -31,7 +31,6 @@ from ultramed_rl.data.factory.step import (
     Form,
     Keep,
     Row,
-    after_thoughts,
     assistant,
     name_of,
     user,
@@ -39,6 +38,7 @@ from ultramed_rl.data.factory.step import (
 from ultramed_rl.data.likeness import Embed, Stem, check_unit_vectors, normalise_text, read_stem
 from ultramed_rl.data.vignettes import read_letter as closing_letter
 from ultramed_rl.records import Message
+from ultramed_rl.thoughts import after_thoughts
 
 ReadLetter = Callable[[str, Mapping[str, str]], str | None]
 FindExemplars = Callable[[Row], Sequence[tuple[str, str]]]

@@ -8,6 +8,11 @@ from types import MappingProxyType
 
 from ultramed_rl.evaluation.items import Task
 from ultramed_rl.evaluation.tasks.bioasq import BIOASQ_FACTOID, BIOASQ_LIST, BIOASQ_YESNO
+from ultramed_rl.evaluation.tasks.healthbench import (
+    HEALTHBENCH,
+    HEALTHBENCH_CONSENSUS,
+    HEALTHBENCH_HARD,
+)
 from ultramed_rl.evaluation.tasks.kqa import KQA
 from ultramed_rl.evaluation.tasks.medmcqa import MEDMCQA
 from ultramed_rl.evaluation.tasks.medqa import MEDQA
@@ -16,7 +21,7 @@ from ultramed_rl.evaluation.tasks.mmlu import MMLU_MEDICAL, MMLU_PRO_HEALTH
 from ultramed_rl.evaluation.tasks.pubmedqa import PUBMEDQA
 
 _CHOICES = (MEDQA, MEDMCQA, PUBMEDQA, MMLU_MEDICAL, MEDXPERTQA, MMLU_PRO_HEALTH, BIOASQ_YESNO)
-_OTHERS = (BIOASQ_FACTOID, BIOASQ_LIST, KQA)
+_OTHERS = (BIOASQ_FACTOID, BIOASQ_LIST, KQA, HEALTHBENCH, HEALTHBENCH_HARD, HEALTHBENCH_CONSENSUS)
 TASKS: Mapping[str, Task] = MappingProxyType({task.name: task for task in (*_CHOICES, *_OTHERS)})
 
 
