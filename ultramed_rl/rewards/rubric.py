@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,7 @@ class RubricGrader:
         self.template = rubric_template(config.template)
         self._store = ReplyStore(Path(config.cache).expanduser(), "", config.model) if config.cache else None
         self._known: dict[str, bool] = {}
-        self._said = [0, 0]  # how many criteria were not met, and met
+        self._said: Counter[bool | None] = Counter()  # verdicts so far; None for those that did not come
         self._doubted = False
 
     def grade(
@@ -70,7 +71,7 @@ class RubricGrader:
 
         Raises:
             RuntimeError: the judge cannot be reached or refuses.
-            ValueError: more than half of the criteria have no verdict.
+            ValueError: more than half of all criteria so far have no verdict.
         """
         digests = [[self._digest(one, c) for c in one.criteria] for one in asked]
         found: dict[str, bool] = {}
@@ -87,7 +88,7 @@ class RubricGrader:
                 rubric_prompt(one.messages, one.answer, [one.criteria[i] for i in part], self.template)
                 for one, _, part in parts
             ]
-            replies = self.judge.ask_for(prompts, read_verdicts, advance)
+            replies = self.judge.ask_for(prompts, read_verdicts, advance) if prompts else []
             for (_, names, part), reply in zip(parts, replies, strict=True):
                 for number, is_met in (reply.value or {}).items():
                     if 1 <= number <= len(part):
@@ -98,33 +99,29 @@ class RubricGrader:
         return verdicts
 
     def _check(self, asked: Sequence[AskedRubric], verdicts: Sequence[Verdicts]) -> None:
+        said = self._said
+        said.update(verdict for own in verdicts for verdict in own)
         missing = [
             criterion.text
-            for one, said in zip(asked, verdicts, strict=True)
-            for criterion, verdict in zip(one.criteria, said, strict=True)
+            for one, own in zip(asked, verdicts, strict=True)
+            for criterion, verdict in zip(one.criteria, own, strict=True)
             if verdict is None
         ]
-        flat = [verdict for said in verdicts for verdict in said]
-        share = f"{len(missing)} of {len(flat)} criteria have no verdict"
-        if 2 * len(missing) > len(flat):
-            raise ValueError(
-                f"judge {self.config.model!r}: {share}, as {missing[0][:100]!r}; raise max_tokens, lower together, or ask in "
-                "the template for a line '1: met' or '1: not met' for each"
-            )
         if missing:
-            logger.warning("rubric: %s, as %r", share, missing[0][:100])
-        for verdict in flat:
-            if verdict is not None:
-                self._said[verdict] += 1
-        total = sum(self._said)
-        if total >= _LEAST and not self._doubted and max(self._said) >= _ALIKE * total:
+            share = f"{said[None]} of {said.total()} criteria so far have no verdict"
+            if said.total() >= _LEAST and 2 * said[None] > said.total():
+                raise ValueError(
+                    f"judge {self.config.model!r}: {share}, as {missing[0][:100]!r}; raise max_tokens, lower together, or "
+                    "ask in the template for a line '1: met' or '1: not met' for each"
+                )
+            logger.warning("rubric: %s, as %r; their answers have no reward", share, missing[0][:100])
+        given, most = said[True] + said[False], max(said[True], said[False])
+        if given >= _LEAST and most >= _ALIKE * given and not self._doubted:
             self._doubted = True
+            words = "met" if said[True] == most else "not met"
             logger.warning(
                 "judge %s: %.0f%% of %d verdicts are alike (%s); it may not tell answers apart",
-                self.config.model,
-                100 * max(self._said) / total,
-                total,
-                "met" if self._said[1] > self._said[0] else "not met",
+                *(self.config.model, 100 * most / given, given, words),
             )
 
     # -- what is known -------------------------------------------------------------------------------------
@@ -201,7 +198,7 @@ class RubricReward:
 
         Raises:
             RuntimeError: the judge cannot be reached or refuses.
-            ValueError: more than half of the criteria have no verdict.
+            ValueError: more than half of all criteria so far have no verdict.
         """
         rubrics = {prompt.prompt_id: rubric_of(prompt, self.config.column) for prompt in prompts}
         pairs = with_prompts(prompts, completions)
