@@ -124,6 +124,28 @@ class Completion:
 
 
 @dataclass(frozen=True)
+class TokenChoice:
+    """A token of a reply as text, and the likeliest ones in its place: logprobs by text, in nats."""
+
+    text: str
+    logprobs: dict[str, float]
+
+
+@dataclass(frozen=True)
+class WeighedRequest(SamplingRequest):
+    """A request whose answers are to come with the likeliest tokens of their last `places`."""
+
+    places: int = 16
+
+
+@dataclass(frozen=True)
+class WeighedCompletion(Completion):
+    """An answer with the likeliest tokens of its last places, in their order, without its end of turn."""
+
+    choices: tuple[TokenChoice, ...] = ()
+
+
+@dataclass(frozen=True)
 class OptionRequest:
     """Options that may continue a context, all as token ids; neither is empty."""
 

@@ -17,25 +17,34 @@ import torch
 
 from ultramed_rl.actors.weight_sync import WeightBucket
 from ultramed_rl.actors.work import WorkBatch, Worker, WorkResult
-from ultramed_rl.config.cluster import RolloutGroup
-from ultramed_rl.records import Completion, OptionLogprobs, OptionRequest, SamplingRequest
+from ultramed_rl.config.cluster import EngineGroup
+from ultramed_rl.records import (
+    Completion,
+    OptionLogprobs,
+    OptionRequest,
+    SamplingRequest,
+    TokenChoice,
+    WeighedCompletion,
+    WeighedRequest,
+)
 from ultramed_rl.thoughts import Thinking
 from ultramed_rl.token_ids import TokenIds
 
 _ALL = frozenset({"weights", "kv_cache"})  # vLLM's tags of what can sleep
+_LIKELIEST = 20  # tokens of a place that come with a weighed request: as many as vLLM gives by default
 _MOST_LOGPROBS = 128  # of one token, that vLLM gives for a request
 Tokens = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class EngineArguments:
-    """What a rollout engine is started with."""
+    """What an engine is started with."""
 
     model: str
     device: str
     precision: str
     max_length: int
-    group: RolloutGroup
+    group: EngineGroup
     transfer_backend: str
     sleeps: bool
     trust_remote_code: bool = False
@@ -141,7 +150,7 @@ class RolloutWorker(Worker):
                 "max_tokens": request.max_new_tokens,
                 "seed": request.seed,
                 "stop_token_ids": [self.stop_token],
-                "logprobs": 0,
+                "logprobs": _LIKELIEST if isinstance(request, WeighedRequest) else 0,
                 "output_kind": RequestOutputKind.FINAL_ONLY,
             }
             prompt = TokensPrompt(prompt_token_ids=list(request.prompt.token_ids))
@@ -170,26 +179,32 @@ class RolloutWorker(Worker):
                 return
 
     def _completions(self, request: SamplingRequest, output: Any) -> list[Completion]:
-        return [
-            Completion(
-                request.prompt.prompt_id,
-                answer.index,
-                answer.text,
-                TokenIds(answer.token_ids),
-                answer.finish_reason or "unknown",
-                float(answer.cumulative_logprob or 0.0),
-                self.policy_version,
-                *self._split(answer),
-            )
-            for answer in sorted(output.outputs, key=lambda a: a.index)
-        ]
+        found: list[Completion] = []
+        for answer in sorted(output.outputs, key=lambda a: a.index):
+            fields: dict[str, Any] = {
+                "prompt_id": request.prompt.prompt_id,
+                "sample": answer.index,
+                "text": answer.text,
+                "token_ids": TokenIds(answer.token_ids),
+                "finish_reason": answer.finish_reason or "unknown",
+                "logprob": float(answer.cumulative_logprob or 0.0),
+                "policy_version": self.policy_version,
+                **self._split(answer),
+            }
+            if isinstance(request, WeighedRequest):
+                choices = token_choices(answer, self.stop_token)[-request.places :]
+                found.append(WeighedCompletion(**fields, choices=choices))
+            else:
+                found.append(Completion(**fields))
+        return found
 
-    def _split(self, answer: Any) -> tuple[int, int]:
-        """Tokens and characters of an answer's reasoning."""
+    def _split(self, answer: Any) -> dict[str, int]:
+        """Tokens and characters of an answer's reasoning, by a completion's fields."""
         if self.arguments.thinking is None:
-            return 0, 0
+            return {}
         decode = partial(self.llm.get_tokenizer().decode, skip_special_tokens=True)
-        return self.arguments.thinking.split(answer.text, answer.token_ids, decode)
+        tokens, start = self.arguments.thinking.split(answer.text, answer.token_ids, decode)
+        return {"thought_tokens": tokens, "answer_start": start}
 
     def init_weight_transfer(self, init_info: dict[str, Any]) -> None:
         """Open this end of the weights' way, while ranks open theirs in `meet_engines`."""
@@ -244,6 +259,17 @@ class RolloutWorker(Worker):
         if asleep:
             self.llm.wake_up(tags=sorted(asleep, reverse=True))
             self._asleep -= asleep
+
+
+def token_choices(answer: Any, stop_token: int | None) -> tuple[TokenChoice, ...]:
+    """Of a vLLM output with logprobs each token and the likeliest in its place, without the end of turn."""
+    return tuple(
+        TokenChoice(
+            found[token].decoded_token or "", {(c.decoded_token or ""): c.logprob for c in found.values()}
+        )
+        for token, found in zip(answer.token_ids, answer.logprobs, strict=True)
+        if token != stop_token
+    )
 
 
 # -- options of a question ------------------------------------------------------------------------------

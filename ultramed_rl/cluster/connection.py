@@ -305,7 +305,7 @@ class Placement:
                 options["num_cpus"] = 0
         else:
             environment |= {"DS_ACCELERATOR": "cpu", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-        if member.role == "rollout":
+        if member.role == "rollout" or member.role.startswith("judge_engine"):
             environment |= {
                 "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
                 "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from ultramed_rl.cluster.layout import Plan, PlanError, RolePlan, lay_out
 from ultramed_rl.cluster.memory import (
@@ -22,12 +23,14 @@ from ultramed_rl.config import (
     RewardBenchConfig,
     SamplingConfig,
 )
-from ultramed_rl.config.cluster import ReplicaGroup, TrainerGroup
+from ultramed_rl.config.cluster import Devices, EngineGroup, ReplicaGroup, TrainerGroup
 from ultramed_rl.config.models import Architecture, ModelSettings, resolve_precision
 from ultramed_rl.config.run import RunConfig
 from ultramed_rl.config.stages import SftConfig, StageConfig
 from ultramed_rl.kinds import KINDS, load
 from ultramed_rl.models.files import check_length
+
+SCORING, JUDGING = "scoring", "judging"  # turns: of whatever gives rewards, and of judges of held-out answers
 
 
 def make_plan(config: AnyConfig | EngineConfig) -> Plan:
@@ -107,7 +110,8 @@ def _online_roles(config: RunConfig) -> Iterator[RolePlan]:
         fix = f"set cluster.judge.shard=true or lower micro_batch_tokens of {section}"
         precision = resolve_precision(judge.precision, cluster.device)
         sizes = forward_bytes(model, precision, judge.micro_batch_tokens, group, cluster.device, head=False)
-        yield _replicas(role, group, sizes, fix)
+        yield replace(_replicas(role, group, sizes, fix), turns=(JUDGING,))
+    yield from _judge_engines(config)
 
 
 def plan_training(config: StageConfig) -> Plan:
@@ -132,7 +136,11 @@ def plan_sampling(config: ContrastsConfig | EvaluateConfig | EngineConfig) -> Pl
         _shape(path, config.policy, "policy", f"policies.{name}") for name, path in config.policies.items()
     ]
     policy = max(shapes, key=count_parameters)
-    return lay_out(config.cluster, "in turn", [_rollout(config, policy, {}), *_rewards(config, policy)])
+    return lay_out(
+        config.cluster,
+        "in turn",
+        [_rollout(config, policy, {}), *_rewards(config, policy), *_judge_engines(config)],
+    )
 
 
 def plan_scoring(config: RewardBenchConfig) -> Plan:
@@ -175,9 +183,30 @@ def _replicas(role: str, group: ReplicaGroup, sizes: dict[str, int], fix: str) -
 
 
 def _rollout(config: SamplingConfig, policy: Architecture, transit: dict[str, int]) -> RolePlan:
-    cluster, group = config.cluster, config.cluster.rollout
+    group, cluster = config.cluster.rollout, config.cluster
     precision = resolve_precision(group.precision or config.policy.precision, cluster.device)
-    weights = count_parameters(policy) * WEIGHT_BYTES[precision] // group.tensor_parallel
+    role = _engines("rollout", group, policy, precision, cluster, "cluster.rollout")
+    judges = isinstance(config, RunConfig) and config.reward.asks_policy
+    turns = ("rollout", SCORING) if judges else ()
+    return replace(role, bytes_per_device=role.bytes_per_device | transit, turns=turns)
+
+
+def _judge_engines(config: RunConfig | EvaluateConfig) -> Iterator[RolePlan]:
+    """One role for each judge that has engines of its own."""
+    found, cluster = config.judge_engines, config.cluster
+    for role, (key, engine) in zip(numbered_roles("judge_engine", len(found)), found.items(), strict=True):
+        section = f"{key}: engine"
+        shape = resolve_architecture(engine.path, engine.architecture, section)
+        check_length(engine.max_length, shape.max_position_embeddings, f"{section}.max_length", engine.path)
+        precision = resolve_precision(engine.precision, cluster.device)
+        planned = _engines(role, engine, shape, precision, cluster, section)
+        yield replace(planned, turns=(SCORING if key.startswith("reward") else JUDGING,))
+
+
+def _engines(
+    role: str, group: EngineGroup, model: Architecture, precision: str, cluster: Devices, section: str
+) -> RolePlan:
+    weights = count_parameters(model) * WEIGHT_BYTES[precision] // group.tensor_parallel
     if group.kv_cache_gib is not None:
         cache = int(group.kv_cache_gib * GIB)
     else:
@@ -185,8 +214,8 @@ def _rollout(config: SamplingConfig, policy: Architecture, transit: dict[str, in
     sizes = {"weights": weights, "kv cache": cache}
     if cluster.device == "cpu":
         sizes["packed weights"] = weights  # vLLM's matrices in oneDNN's own order, made beside the plain ones
-    fix = "raise cluster.rollout.tensor_parallel or lower cluster.rollout.kv_cache_gib"
-    return RolePlan("rollout", group.engines, group.tensor_parallel, sizes | transit, fix)
+    fix = f"raise {section}.tensor_parallel or lower {section}.kv_cache_gib"
+    return RolePlan(role, group.engines, group.tensor_parallel, sizes, fix)
 
 
 def _rewards(
@@ -208,4 +237,4 @@ def _rewards(
             model = resolve_architecture(path, reward.architecture, section)
             check_length(read, model.max_position_embeddings, length, path)
         sizes = forward_bytes(model, precision, reward.micro_batch_tokens, group, device, head=False)
-        yield _replicas(role, group, sizes, fix)
+        yield replace(_replicas(role, group, sizes, fix), turns=(SCORING,))

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from ultramed_rl.config.base import Section, key, repeated
+from ultramed_rl.config.judge_models import ApiModel, StatementJudge
 from ultramed_rl.config.limits import (
     Address,
     BatchSize,
@@ -24,7 +25,7 @@ from ultramed_rl.config.limits import (
     TopP,
     Unique,
 )
-from ultramed_rl.config.rewards import RubricJudge, StatementJudge
+from ultramed_rl.config.rewards import RubricAsking
 
 TaskName = Annotated[str, Field(max_length=200)]
 
@@ -118,7 +119,7 @@ class ContaminationCheck(Section):
     sources: list[Address] = key([], "URIs of further data that a policy has seen; its own runs are found")
 
 
-class Grader(RubricJudge):
+class Grader(RubricAsking, ApiModel):
     """Who grades HealthBench's answers by their rubrics, one criterion at a time as its authors do."""
 
     together: Few = key(1, "criteria of an answer that are asked of in one request")

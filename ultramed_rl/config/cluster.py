@@ -43,15 +43,20 @@ class TrainerGroup(Section):
             yield "offload_optimizer=true: needs zero_stage >= 1"
 
 
-class RolloutGroup(Section):
-    """The vLLM engines."""
+class EngineGroup(Section):
+    """vLLM engines of one model."""
 
-    engines: Processes = key(1, "vLLM engines, each a copy of the policy")
+    engines: Processes = key(1, "vLLM engines, each a copy of the model")
     tensor_parallel: Annotated[NodeDevices, Field(le=64)] = key(1, "GPUs that an engine's weights share")
     max_num_seqs: BatchSize = key(256, "sequences that an engine has under way at most")
     kv_cache_gib: GiB | None = key(None, "KV cache of one engine in GiB; null on CUDA: from memory_fraction")
     memory_fraction: PositiveShare = key(0.85, "share of a GPU for an engine", lt=1.0)
     enforce_eager: bool = key(False, "no CUDA graphs: a faster start, slower generation")
+
+
+class RolloutGroup(EngineGroup):
+    """The vLLM engines of the policy."""
+
     precision: Precision | None = key(
         None,
         "what engines round weights to; auto halves generation on CPUs with bfloat16; null: the policy's own",

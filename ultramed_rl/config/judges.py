@@ -10,6 +10,7 @@ from pydantic import Field
 
 from ultramed_rl.config.base import Section, key, repeated, sample_rules
 from ultramed_rl.config.benchmarks import RoundBenchmarks, TaskName
+from ultramed_rl.config.judge_models import POLICY, JudgeEngine, own_engines
 from ultramed_rl.config.limits import (
     Address,
     Few,
@@ -106,6 +107,11 @@ class Evaluation(Section):
         yield from sample_rules(self.samples, self.temperature)
         names = [judge.name for judge in self.judges]
         for place, judge in enumerate(self.judges):
+            if getattr(judge, "engine", None) == POLICY:
+                yield (
+                    f"judges.{place}.engine=policy: a judge that changes with the policy compares nothing with the start; name a "
+                    "model"
+                )
             if not _NAME.fullmatch(judge.name) or judge.name == REWARD:
                 yield (
                     f"judges.{place}.name={judge.name!r}: stands in the names of metrics; use letters, digits, _ and -, and "
@@ -120,6 +126,11 @@ class Evaluation(Section):
     def models(self) -> list[ModelJudge]:
         """The judges that are reward models."""
         return [judge for judge in self.judges if isinstance(judge, ModelJudge)]
+
+    @property
+    def engines(self) -> dict[JudgeEngine, str]:
+        """Those of judges on engines of their own, and the judges' names."""
+        return own_engines(self.judges)
 
     @property
     def benchmarks(self) -> list[BenchmarkJudge]:

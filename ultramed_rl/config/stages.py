@@ -10,6 +10,7 @@ from pydantic import Field
 from ultramed_rl.config.base import Section, key, sample_rules
 from ultramed_rl.config.benchmarks import Benchmarks, room_rules
 from ultramed_rl.config.cluster import SamplingCluster, ScoringCluster, StageCluster
+from ultramed_rl.config.judge_models import JudgeEngine
 from ultramed_rl.config.limits import (
     Address,
     Column,
@@ -205,7 +206,7 @@ class EvaluateConfig(AnyConfig):
 
     def problems(self) -> Iterator[str]:
         sampling, cluster = self.sampling, self.cluster
-        yield from device_rules(cluster)
+        yield from device_rules(cluster, self.judge_engines)
         yield from self._reward_rules()
         if self.prompts is not None:
             yield from length_rules(self.prompts, self.policy, sampling.max_new_tokens, "sampling")
@@ -233,10 +234,23 @@ class EvaluateConfig(AnyConfig):
             yield (
                 "reward.length_slope='fit': an online run fits it; give the number that one has found (initial/length.json)"
             )
+        if self.reward.compares and self.prompts is not None:
+            yield (
+                "reward.terms: pairwise compares a policy's answers with each other, so that policies cannot be compared by it; use "
+                "type judge"
+            )
+        if self.reward.asks_policy:
+            yield "reward.terms: engine=policy is of an online run; name a model to judge"
         if self.reward.train is not None:
             yield "reward.train: an evaluation trains nothing; name a trained model in reward.path"
         if self.prompts is None and "self_consistency" not in self._protocols:
             yield "reward: scores nothing; set prompts, or self_consistency among benchmarks.protocols, or remove it"
+
+    @property
+    def judge_engines(self) -> dict[str, JudgeEngine]:
+        """By the keys that name them, engines of judges."""
+        engines = {} if self.reward is None else self.reward.engines
+        return {f"reward.terms, {name}": engine for engine, name in engines.items()}
 
     @property
     def _protocols(self) -> set[str]:

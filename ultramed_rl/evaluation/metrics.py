@@ -14,6 +14,7 @@ from statistics import fmean
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ultramed_rl.config.rewards import BIASES
 from ultramed_rl.evaluation.statistics import Interval, paired_bootstrap, summarize, win_rate
 from ultramed_rl.learning.length import LengthFit
 from ultramed_rl.records import PreferenceGroup, Prompt, ScoredCompletion, SelectionAudit
@@ -36,6 +37,9 @@ class AnswerMetrics:
         self._counts: Counter[str] = Counter()
         self._terms: defaultdict[str, float] = defaultdict(float)  # by scorer, the sum of its finite numbers
         self._termed: Counter[str] = Counter()  # by scorer, how many these are
+        self._biases: defaultdict[str, list[float]] = defaultdict(
+            lambda: [0.0, 0]
+        )  # the same of judges' biases
         self.add(scored)
 
     def add(self, scored: Iterable[ScoredCompletion]) -> int:
@@ -58,6 +62,10 @@ class AnswerMetrics:
                 self._rewards.append(item.reward)
             else:
                 counts["non_finite"] += 1
+            for name, value in item.details.items():
+                if name.endswith(BIASES):
+                    self._biases[name][0] += value
+                    self._biases[name][1] += 1
             for name, value in item.terms.items():
                 if math.isfinite(value):
                     self._terms[name] += value
@@ -65,7 +73,8 @@ class AnswerMetrics:
         return tokens
 
     def metrics(self) -> dict[str, float]:
-        """Mean, deviation and quantiles of the finite rewards; of several scorers, each one's mean. Where answers reason,
+        """Mean, deviation and quantiles of the finite rewards; of several scorers, each one's mean; of a judge that compares,
+        `bias_...`: the means over answers of what `PairwiseJudge` says of it. Where answers reason,
         how many do, the tokens of that, and `all_thought_share`: those that say nothing after it, or never end it."""
         lengths, rewards, counts = summarize(self._lengths), summarize(self._rewards), self._counts
         thoughts = {
@@ -88,6 +97,7 @@ class AnswerMetrics:
             "reward_non_finite": self._counts["non_finite"],
             **(thoughts if counts["thoughts"] else {}),
             **{f"reward_{name}_mean": self._terms[name] / n for name, n in sorted(self._termed.items())},
+            **{f"bias_{name}": total / n for name, (total, n) in sorted(self._biases.items())},
         }
 
 

@@ -5,13 +5,14 @@ Files are looked at where they are on this machine; whoever loads the model look
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ultramed_rl.config import AnyConfig, ContrastsConfig, DataConfig, EvaluateConfig, RewardBenchConfig
 from ultramed_rl.config.base import Problems
+from ultramed_rl.config.judge_models import JudgeEngine
 from ultramed_rl.config.models import Model, ModelSettings
 from ultramed_rl.config.rewards import Reward
 from ultramed_rl.config.run import RunConfig
@@ -59,6 +60,7 @@ def online_models(config: RunConfig) -> Iterator[NamedModel]:
         trust = judge.trust_remote_code
         look = partial(check_reward_model, judge.path, trained=True, trust_remote_code=trust, length=length)
         yield f"evaluation.judges, {judge.name}", judge.path, look
+    yield from _judge_engines(config.judge_engines)
 
 
 def trained_models(config: SftConfig | PreferenceConfig) -> Iterator[NamedModel]:
@@ -83,6 +85,7 @@ def compared_models(config: EvaluateConfig) -> Iterator[NamedModel]:
         yield f"policies.{name}", path, partial(check_sampled_model, path, config.policy)
     if config.reward is not None:
         yield from _scoring_models(config.reward, config.policy.max_length)
+    yield from _judge_engines(config.judge_engines)
 
 
 def generator_models(config: DataConfig) -> Iterator[NamedModel]:
@@ -97,6 +100,12 @@ def _scoring_models(reward: Reward, max_length: int) -> Iterator[NamedModel]:
     for path in filter(None, reward.paths):
         look = partial(check_reward_model, path, trained=True, trust_remote_code=trust, length=length)
         yield "reward.path" if path == reward.path else "reward.ensemble.paths", path, look
+
+
+def _judge_engines(engines: Mapping[str, JudgeEngine]) -> Iterator[NamedModel]:
+    for key, engine in engines.items():
+        look = partial(check_sampled_model, engine.path, engine, f"{key}: engine.max_length")
+        yield f"{key}: engine.path", engine.path, look
 
 
 def _reward_check(model: Model | BenchedModel, section: str, *, trained: bool) -> Callable[[], None]:
@@ -117,11 +126,11 @@ def check_policy_model(model: Model, section: str) -> None:
             raise ValueError(f"{section}.{error}") from None
 
 
-def check_sampled_model(path: str, settings: ModelSettings) -> None:
+def check_sampled_model(path: str, settings: ModelSettings, length: str = "policy.max_length") -> None:
     """A model that engines alone load: they know more architectures, and weights that a quantizer has packed.
-    Raises ValueError: it isn't what its config says, or its positions don't reach `max_length`."""
+    Raises ValueError: it isn't what its config says, or its positions don't reach `max_length`, whose key is `length`."""
     source = policy_source(path, trust_remote_code=settings.trust_remote_code)
-    _check_reach(source, settings.max_length, "policy.max_length")
+    _check_reach(source, settings.max_length, length)
     if type(source.config) in source.factory._model_mapping:
         _check_files(source)
 

@@ -6,7 +6,7 @@ prompts --> engines --> reward --> evaluation.parquet --> judges --> judges.parq
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from ultramed_rl.config import RunConfig
@@ -20,7 +20,7 @@ from ultramed_rl.evaluation.metrics import (
 )
 from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.online.length import PROMPTS, fit_length_slope
-from ultramed_rl.records import JudgedAnswer, Prompt, SamplingRequest, ScoredCompletion
+from ultramed_rl.records import Completion, JudgedAnswer, Prompt, SamplingRequest, ScoredCompletion
 from ultramed_rl.store import RoundRecord
 from ultramed_rl.tracking import Progress
 from ultramed_rl.workers.online import OnlineWorkers
@@ -105,6 +105,7 @@ class HeldOutEvaluation:
         )
 
     def _answer(self, version: int) -> list[ScoredCompletion]:
+        """The policy's answers; where a judge compares, it sees the starting policy's beside them, of which its score is half."""
         evaluation = self.config.evaluation
         temperature = evaluation.temperature
         temperature = self.config.sampling.temperature if temperature is None else temperature
@@ -112,17 +113,23 @@ class HeldOutEvaluation:
             sampling_request(self.config, p, evaluation.samples, temperature, "evaluation")
             for p in self.prompts
         ]
-        return self._scored(requests, version, f"evaluate policy {version}")
+        compares = self.config.reward.compares and version > 0
+        first = [answer.completion for answer in self.start.answers] if compares else []
+        beside = [replace(one, sample=one.sample + evaluation.samples) for one in first]
+        return self._scored(requests, version, f"evaluate policy {version}", beside)
 
-    def _scored(self, requests: Sequence[SamplingRequest], version: int, name: str) -> list[ScoredCompletion]:
-        """What the engines, whose policy is this version, answer, and its rewards."""
+    def _scored(
+        self, requests: Sequence[SamplingRequest], version: int, name: str, beside: Sequence[Completion] = ()
+    ) -> list[ScoredCompletion]:
+        """What the engines, whose policy is this version, answer, and its rewards, with other answers `beside` them."""
         total = sum(request.n for request in requests)
         with (
             self.workers.scheduler.phase("evaluate"),
             self.progress.phase(name, total, "completions") as bar,
         ):
             completions = self.workers.generate(requests, version, bar.advance)
-            return self.workers.score([r.prompt for r in requests], completions, lambda _: None)
+            prompts = [request.prompt for request in requests]
+            return self.workers.score(prompts, [*completions, *beside], lambda _: None)[: len(completions)]
 
 
 def sampling_request(

@@ -102,6 +102,10 @@ def _check_template(mapping: Any, key: str, text: str) -> None:
         from ultramed_rl.evaluation.rubrics import rubric_template
 
         rubric_template(text, key)
+    elif kind == "pairwise":
+        from ultramed_rl.rewards.pairwise import pairwise_template
+
+        pairwise_template(text, key)
     elif kind == "judge" and "type" in section:
         from ultramed_rl.rewards.judge import judge_template
 

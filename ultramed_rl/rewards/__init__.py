@@ -6,6 +6,7 @@ r"""Scorers of the loop: terms over the same prompts and completions, summed by 
                  --> rubric.py  the criteria that are met --+
                  --> function.py  a function of your own  --/
 
+`judge_client.py` asks language models, behind an API or on the run's own engines.
 Judges of held-out answers are of the same form, and are not summed; likeness.py is one of them alone.
 
 `server.py` is the other end of `http.py`: this project's reward model behind OpenRLHF's protocol. To add a
@@ -24,6 +25,7 @@ from ultramed_rl.rewards.function import PythonFunction
 from ultramed_rl.rewards.http import RewardClient
 from ultramed_rl.rewards.judge import Judge
 from ultramed_rl.rewards.likeness import AnswerLikeness
+from ultramed_rl.rewards.pairwise import PairwiseJudge
 from ultramed_rl.rewards.rubric import RubricReward
 from ultramed_rl.rewards.rules import AnswerLength, AnswerMatch, FormatRules
 from ultramed_rl.rewards.term import Scores, Term, combine_members, weighted_sum
@@ -37,6 +39,7 @@ TERMS: Mapping[str, Callable[[Any, Any], Term]] = {
     "format": lambda config, _: FormatRules(config),
     "http": RewardClient,
     "judge": lambda config, _: Judge(config),
+    "pairwise": lambda config, _: PairwiseJudge(config),
     "rubric": lambda config, _: RubricReward(config),
     "python": lambda config, _: PythonFunction(config),
     "rule": lambda config, _: FormatRules(config),

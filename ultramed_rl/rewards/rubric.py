@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ultramed_rl.config.rewards import RewardTerm, RubricJudge, RubricTerm
+from ultramed_rl.config.benchmarks import Grader
+from ultramed_rl.config.judge_models import POLICY
+from ultramed_rl.config.rewards import RewardTerm, RubricTerm
 from ultramed_rl.config.rounds import RUBRIC_COLUMNS
 from ultramed_rl.evaluation.rubrics import (
     Criterion,
@@ -21,7 +23,7 @@ from ultramed_rl.evaluation.rubrics import (
 from ultramed_rl.http.generator import ReplyStore
 from ultramed_rl.http.session import ReplyRecord
 from ultramed_rl.records import Completion, Message, Prompt
-from ultramed_rl.rewards.judge import ApiClient
+from ultramed_rl.rewards.judge_client import JudgeClient
 from ultramed_rl.rewards.term import Scores, with_prompts
 from ultramed_rl.store.digests import digest_inputs
 
@@ -50,13 +52,16 @@ class RubricGrader:
     judge, template, question, answer and criterion isn't asked for again.
     """
 
-    def __init__(self, config: RubricJudge) -> None:
+    def __init__(self, config: RubricTerm | Grader) -> None:
         """Raises ValueError: the key's variable isn't set, or the template cannot be used. RuntimeError: the cache cannot be
         opened. Connects to nothing."""
         self.config = config
-        self.judge = ApiClient(config)
+        self.judge = JudgeClient(config)
+        self.name = config.shown if isinstance(config, RubricTerm) else config.model
+        # What a policy that judges itself has said, it may not say with other weights.
+        self._remembers = self.judge.engine != POLICY
         self.template = rubric_template(config.template)
-        self._store = ReplyStore(Path(config.cache).expanduser(), "", config.model) if config.cache else None
+        self._store = ReplyStore(Path(config.cache).expanduser(), "", self.name) if config.cache else None
         self._known: dict[str, bool] = {}
         self._said: Counter[bool | None] = Counter()  # verdicts so far; None for those that did not come
         self._doubted = False
@@ -88,7 +93,9 @@ class RubricGrader:
                 rubric_prompt(one.messages, one.answer, [one.criteria[i] for i in part], self.template)
                 for one, _, part in parts
             ]
-            replies = self.judge.ask_for(prompts, read_verdicts, advance) if prompts else []
+            replies = (
+                self.judge.ask_for(prompts, lambda said: read_verdicts(said.text), advance) if prompts else []
+            )
             for (_, names, part), reply in zip(parts, replies, strict=True):
                 for number, is_met in (reply.value or {}).items():
                     if 1 <= number <= len(part):
@@ -111,7 +118,7 @@ class RubricGrader:
             share = f"{said[None]} of {said.total()} criteria so far have no verdict"
             if said.total() >= _LEAST and 2 * said[None] > said.total():
                 raise ValueError(
-                    f"judge {self.config.model!r}: {share}, as {missing[0][:100]!r}; raise max_tokens, lower together, or "
+                    f"judge {self.name!r}: {share}, as {missing[0][:100]!r}; raise max_tokens, lower together, or "
                     "ask in the template for a line '1: met' or '1: not met' for each"
                 )
             logger.warning("rubric: %s, as %r; their answers have no reward", share, missing[0][:100])
@@ -121,22 +128,24 @@ class RubricGrader:
             words = "met" if said[True] == most else "not met"
             logger.warning(
                 "judge %s: %.0f%% of %d verdicts are alike (%s); it may not tell answers apart",
-                *(self.config.model, 100 * most / given, given, words),
+                *(self.name, 100 * most / given, given, words),
             )
 
     # -- what is known -------------------------------------------------------------------------------------
 
     def _digest(self, one: AskedRubric, criterion: Criterion) -> str:
         asked = [dict(message) for message in one.messages]
-        return digest_inputs([self.config.model, self.template.template, asked, one.answer, criterion.text])
+        return digest_inputs([self.name, self.template.template, asked, one.answer, criterion.text])
 
     def _find(self, digest: str) -> bool | None:
-        if self._store is None:
+        if self._store is None or not self._remembers:
             return self._known.get(digest)
         said = self._store.find(bytes.fromhex(digest))
         return None if said is None else said == "met"
 
     def _keep(self, digest: str, is_met: bool) -> None:
+        if not self._remembers:
+            return
         if self._store is not None:
             self._store.write(ReplyRecord(), bytes.fromhex(digest), "met" if is_met else "not met")
             return

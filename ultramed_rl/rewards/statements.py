@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Self
 
-from ultramed_rl.config.rewards import StatementJudge
+from ultramed_rl.config.judge_models import StatementJudge
 from ultramed_rl.evaluation.items import Item
 from ultramed_rl.evaluation.judging import (
     StatementScores,
@@ -23,7 +23,7 @@ from ultramed_rl.evaluation.judging import (
 from ultramed_rl.evaluation.runner import AnswerPlace
 from ultramed_rl.evaluation.suite import AskedTask
 from ultramed_rl.records import Completion
-from ultramed_rl.rewards.judge import ApiClient, Reply
+from ultramed_rl.rewards.judge_client import JudgeClient, Reply
 from ultramed_rl.store.atomic import write_lines
 from ultramed_rl.tracking import Progress
 
@@ -44,7 +44,7 @@ class StatementGrader:
     def __init__(self, config: StatementJudge) -> None:
         """Raises ValueError: the key's variable isn't set, or the template cannot be used. Connects to nothing."""
         self.config = config
-        self.api = ApiClient(config)
+        self.judge = JudgeClient(config)
         self.template = statement_template(config.template)
 
     def grade(
@@ -62,7 +62,9 @@ class StatementGrader:
         """
         pairs = list(zip(items, answers, strict=True))
         prompts = [text for pair in pairs for text in self.requests(*pair)]
-        replies: list[Reply[Verdict]] = self.api.ask_for(prompts, read_verdict, advance)
+        replies: list[Reply[Verdict]] = self.judge.ask_for(
+            prompts, lambda reply: read_verdict(reply.text), advance
+        )
         unread = [reply.text[-200:] for reply in replies if reply.value is None]
         share = f"{len(unread)} of {len(replies)} statements have no readable verdict"
         if 2 * len(unread) > len(replies):

@@ -18,6 +18,7 @@ from ultramed_rl.cluster.memory import resolve_architecture
 from ultramed_rl.cluster.plan import needs_reference
 from ultramed_rl.cluster.transport import WorkerSet
 from ultramed_rl.config import RunConfig
+from ultramed_rl.config.judge_models import POLICY
 from ultramed_rl.learning.checks import check_groups
 from ultramed_rl.learning.packing import AnswerGroup
 from ultramed_rl.learning.preference_data import read_reference, reference_answers
@@ -33,6 +34,7 @@ from ultramed_rl.records import (
 from ultramed_rl.scheduling.dispatch import WorkItem
 from ultramed_rl.scheduling.pool import Outcome, Pool, PoolRules, RanksLost
 from ultramed_rl.workers.deployment import WAVES
+from ultramed_rl.workers.judges import EngineJudge, launch_engine_judges
 from ultramed_rl.workers.policy import PolicyRanks, TrainingRanks, WeightSync
 from ultramed_rl.workers.sampling import Advance, SamplingWorkers
 from ultramed_rl.workers.scorers import Judges, Scorers
@@ -80,8 +82,14 @@ class OnlineWorkers(SamplingWorkers):
     # -- start, and start again ----------------------------------------------------------------------------
 
     def begin_rollout(self, model: str, version: int) -> None:
+        """Begin to start the engines; those of judges, which keep their weights, have started then."""
         self.version = version
         super().begin_rollout(model, version)
+        engines = launch_engine_judges(self.deployment, self.config.judge_engines.values())
+        length = self.config.policy.max_length
+        own = EngineJudge(POLICY, self.rollout, self.engines, self.tokenizer, length, self.check_weights)
+        for scorers in filter(None, (self.scorers, self.judges)):
+            scorers.judge_on([*engines, own])
 
     def start_learners(self, policy: str, version: int, reference: str, rewards: Sequence[str]) -> None:
         """Start policy, reference and reward models together, and connect the policy to the engines."""

@@ -3,6 +3,7 @@
                         +--> each reward model's pool --> take(outcome) --+
 offer(prompt, answers) -+                                                 +--> ready(): what has all its numbers
                         +--> the terms' thread ---------------------------+
+                                 ^ what judges on engines are asked goes out with `ready` and comes back with `take`
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ from ultramed_rl.models.reading import RewardReader
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, Prompt, ScoredCompletion
 from ultramed_rl.rewards import Term, combine_members, make_term, score_terms, weighted_sum
+from ultramed_rl.rewards.judge_client import JudgeClient
 from ultramed_rl.scheduling.dispatch import WorkItem
 from ultramed_rl.scheduling.pool import Outcome
 from ultramed_rl.scheduling.scheduler import Scheduler, feed
 from ultramed_rl.workers.deployment import Replicas
+from ultramed_rl.workers.judges import EngineJudge
 
 logger = logging.getLogger(__name__)
 Advance = Callable[[int], None]
@@ -80,6 +83,7 @@ class AnswerScorers(ABC):
         self.readers = list(readers.values())
         self.terms = TermScorer(terms)
         self.models: list[Replicas] = []
+        self.engine_judges: list[EngineJudge] = []
         # Columns in the order of models and terms, whoever comes first.
         self._model_columns = list(readers)
         self._columns = [*readers, *terms]
@@ -97,12 +101,21 @@ class AnswerScorers(ABC):
 
     @property
     def groups(self) -> list[WorkerGroup]:
-        """The reward models' actors."""
-        return [model.group for model in self.models]
+        """The actors of reward models and judges."""
+        return [model.group for model in self.models] + [judge.group for judge in self.engine_judges]
+
+    def judge_on(self, engines: Sequence[EngineJudge]) -> None:
+        """Let terms whose judge is on engines ask these, of which there may be others' too."""
+        clients = [getattr(term, "judge", None) for term in self.terms.terms.values()]
+        for judge in engines:
+            own = [c for c in clients if isinstance(c, JudgeClient) and c.engine == judge.engine]
+            if own:
+                judge.clients = own
+                self.engine_judges.append(judge)
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
-        """All reward models on their devices within."""
+        """All reward models and judges on their devices within."""
         with ExitStack() as stack:
             for group in self.groups:
                 stack.enter_context(group.on_device())
@@ -149,15 +162,24 @@ class AnswerScorers(ABC):
         # Counted now, while the processor has the answers in its cache.
         self._pending[prompt.prompt_id] = _Pending(completions, self.neutralised(completions, spelt))
 
+    def serves(self, outcome: Outcome) -> bool:
+        """Whether an outcome of the scheduler is a judge's reply, which its term has then."""
+        return any(judge.take(outcome) for judge in self.engine_judges)
+
     def take(self, outcome: Outcome) -> None:
-        """A reward model's outcome from the scheduler."""
+        """A reward model's or a judge's outcome from the scheduler."""
+        if self.serves(outcome):
+            return
         number = next(k for k, model in enumerate(self.models) if model.pool.role == outcome.role)
         self._note(outcome.key, {self._model_columns[number]: outcome.value}, outcome.error)
 
     def ready(self) -> list[Scored]:
-        """Prompts that have become complete since the last time."""
+        """Prompts that have become complete since the last time. Judges' engines get what terms ask them meanwhile."""
+        for judge in self.engine_judges:
+            judge.pump()
         for prompt_id, columns, details, error in self.terms.results():
-            self._pending[prompt_id].details = details
+            if prompt_id in self._pending:
+                self._pending[prompt_id].details = details
             self._note(prompt_id, columns, error)
         ready, self._ready = self._ready, []
         return ready
@@ -168,6 +190,8 @@ class AnswerScorers(ABC):
         if self.terms.busy:
             self.terms.stop()
             self.terms = TermScorer(self.terms.terms)
+        for judge in self.engine_judges:
+            judge.forget()
 
     @property
     def timeout(self) -> float:
@@ -195,7 +219,9 @@ class AnswerScorers(ABC):
             by_prompt[completion.prompt_id].append(completion)
         answers: dict[tuple[str, int], ScoredCompletion] = {}
         source = ((p, by_prompt[p.prompt_id]) for p in prompts if by_prompt[p.prompt_id])
-        with self.on_device():
+        with self.on_device(), ExitStack() as gave_up:
+            gave_up.callback(scheduler.forget)
+            gave_up.callback(self.forget)
             for scored in self.stream(source, scheduler):
                 if scored.error and not scored.answers:
                     raise RuntimeError(f"{scored.prompt_id}: its answers could not be scored: {scored.error}")
@@ -203,6 +229,7 @@ class AnswerScorers(ABC):
                     logger.warning("prompt %s has no reward: %s", scored.prompt_id, scored.error)
                 answers |= {(scored.prompt_id, s.completion.sample): s for s in scored.answers}
                 advance(len(scored.answers))
+            gave_up.pop_all()
         return [answers[completion.prompt_id, completion.sample] for completion in completions]
 
     def stream(

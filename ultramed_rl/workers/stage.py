@@ -16,6 +16,7 @@ from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, Prompt, ScoredCompletion
 from ultramed_rl.tracking import Progress
 from ultramed_rl.workers.deployment import Deployment, Replicas
+from ultramed_rl.workers.judges import EngineJudge, launch_engine_judges
 from ultramed_rl.workers.policy import TrainingRanks
 from ultramed_rl.workers.sampling import Advance, SamplingWorkers
 from ultramed_rl.workers.scorers import Scorers
@@ -75,12 +76,13 @@ class StageWorkers(TrainingRanks):
 
 
 class RewardWorkers:
-    """Starts a config's reward models, on devices of their own, with the first answers that they are to score."""
+    """Starts a config's reward models and judges, on devices of their own, with the first answers that they are to score."""
 
     def __init__(self, config: EvaluateConfig | RewardBenchConfig) -> None:
         self.config = config
         self._deployment: Deployment | None = None
         self._models: list[Replicas] = []
+        self._judges: list[EngineJudge] = []
 
     def score(
         self,
@@ -93,17 +95,21 @@ class RewardWorkers:
         cluster = self.config.cluster
         if self._deployment is None:
             self._deployment = Deployment(self.config)
+            if isinstance(self.config, EvaluateConfig):
+                engines = self.config.judge_engines.values()
+                self._judges = launch_engine_judges(self._deployment, engines)
             paths = [path for path in scorers.config.paths if path is not None]
             self._models = self._deployment.launch_reward_models(scorers.config, cluster.reward, paths)
             for model in self._models:
                 self._deployment.scheduler.wait_for_start(model.pool, model.loads, cluster.faults.start_s)
-        scorers.models = self._models
+        scorers.models, scorers.engine_judges = self._models, []
+        scorers.judge_on(self._judges)  # each policy's scorers have clients of their own
         return scorers.score(prompts, completions, advance, self._deployment.scheduler)
 
     def stop(self) -> None:
         """End all actors and give the devices back."""
-        for model in self._models:
-            model.group.stop()
+        for group in [model.group for model in self._models] + [judge.group for judge in self._judges]:
+            group.stop()
         if self._deployment is not None:
             self._deployment.release()
 

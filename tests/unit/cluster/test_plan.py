@@ -202,3 +202,44 @@ def test_native_bfloat16_reads_the_cpu_flags(tmp_path: Path) -> None:
     assert not native_bfloat16(str(file))
     file.write_text("flags: avx512f avx512_bf16\n")
     assert native_bfloat16(str(file))
+
+
+# -- judges on engines -------------------------------------------------------------------------------------
+
+JUDGE = {"type": "judge", "engine": {"path": "meta-llama/Meta-Llama-3-8B-Instruct", "precision": "bfloat16"}}
+
+
+def judged(**engine: Any) -> dict[str, Any]:
+    return {**JUDGE, "engine": {**JUDGE["engine"], **engine}}
+
+
+def test_a_judges_engines_are_a_role_beside_the_others_or_on_their_devices() -> None:
+    alone = {"reward": {"terms": [judged(), {**judged(), "name": "again"}]}}
+    colocated = make_plan(gpu_run(**alone))
+    (role,) = [role for role in colocated.roles if role.role.startswith("judge_engine")]
+    # 0.85 of the GPU: weights, and the cache what is left.
+    assert sum(role.bytes_per_device.values()) == pytest.approx(0.85 * 80 * 2**30, rel=1e-6)
+    assert [member.slots[0].index for member in role.members] == [0]
+    layout = {"cluster__layout": "disaggregated", "cluster__policy": {"ranks": 4, "zero_stage": 3}}
+    apart = make_plan(gpu_run(**alone, **layout, cluster__rollout={"engines": 2}))
+    slots = [slot.index for role in apart.roles for member in role.members for slot in member.slots]
+    assert sorted(slots) == list(range(len(slots))) and "judge_engine" in {r.role for r in apart.roles}
+
+
+def test_a_judge_beside_a_reward_model_is_added_up_and_refused() -> None:
+    """68 GiB of the engine, and 15 of the reward model's weights: on one GPU both are awake while answers are scored."""
+    both = {"reward__terms": [judged()]}
+    with pytest.raises(
+        PlanError, match=r"judge_engine.*68\.0.*reward \d+\.\d \+ judge_engine 68\.0.*engine\.kv_cache_gib"
+    ):
+        make_plan(gpu_run(**both))
+    make_plan(gpu_run(reward__terms=[judged(kv_cache_gib=20.0)]))
+    judges = {"evaluation__judges": [judged(path="HuggingFaceTB/SmolLM2-135M-Instruct")]}
+    make_plan(gpu_run(**judges))  # its turn is another
+
+
+def test_two_different_judges_are_two_roles() -> None:
+    small = judged(path="HuggingFaceTB/SmolLM2-135M-Instruct", kv_cache_gib=4.0)
+    terms = [judged(kv_cache_gib=20.0), {**small, "name": "small"}]
+    plan = make_plan(gpu_run(reward={"terms": terms}))
+    assert [r.role for r in plan.roles if "judge" in r.role] == ["judge_engine", "judge_engine-2"]

@@ -14,7 +14,8 @@ import pytest
 from tests.tiny import make_tokenizer, tiny_config
 from tests.unit.rewards.test_http import asked, chat, serving
 from ultramed_rl.config.benchmarks import Benchmarks, ContaminationCheck
-from ultramed_rl.config.rewards import AnswerTerm, StatementJudge
+from ultramed_rl.config.judge_models import StatementJudge
+from ultramed_rl.config.rewards import AnswerTerm
 from ultramed_rl.evaluation.contamination import check_readable
 from ultramed_rl.evaluation.runner import AnswerPlace, AskedPolicy, BenchmarkRunner
 from ultramed_rl.evaluation.suite import check_task, load_suite

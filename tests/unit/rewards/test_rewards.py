@@ -252,6 +252,7 @@ def test_terms_come_back_from_their_dump() -> None:
         {"type": "judge", "model": "m", "base_url": "http://h/v1"},
         {"type": "rubric", "model": "m", "base_url": "http://h/v1"},
         {"type": "python", "path": "my_reward.py:score"},
+        {"type": "pairwise", "engine": {"path": "judge"}},
     ]
     assert {s["type"] for s in sections} == set(TERMS) - {"rule", "likeness"}, "which judge alone"
     for section in sections:
