@@ -57,7 +57,7 @@ class SimulatedTrainer(PolicyWorker):
             "describe_weights",
         }
     )
-    peak_flops = 1e12
+    peaks = {"mfu": 1e12}
     ray: SimulatedRay
     base = weights = masters = optimizer = ""
     rounded = False  # whether weights are masters rounded to bfloat16

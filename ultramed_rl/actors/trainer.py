@@ -33,7 +33,7 @@ from ultramed_rl.learning.batching import (
     step_progress,
 )
 from ultramed_rl.learning.checks import check_groups
-from ultramed_rl.learning.costs import ModelShape
+from ultramed_rl.learning.costs import ModelShape, published_peak
 from ultramed_rl.models.load import PolicyModel, RewardModel, is_packed, load_reward, model_shape
 from ultramed_rl.models.tokenizer import ChatTokenizer, chat_tokenizer
 from ultramed_rl.records import PreferenceGroup
@@ -60,7 +60,7 @@ class TrainWorker(Worker):
     shape: ModelShape
     task: Task
     held_out: Task | None = None
-    peak_flops: float | None = None
+    peaks: dict[str, float] | None = None  # FLOP/s by the metric that is a share of it
 
     def __init__(self, rank: int, world_size: int, seed: int) -> None:
         self.rank, self.world_size, self.seed = rank, world_size, seed
@@ -106,8 +106,8 @@ class TrainWorker(Worker):
         Raises NonFiniteError: with the batch's ids; a non-finite loss never becomes a gradient, and a non-finite
         gradient never moves a weight.
         """
-        if self.peak_flops is None:
-            self.peak_flops = measure_peak(self.engine.device, self.engine.spec.precision)
+        if self.peaks is None:
+            self.peaks = peak_flops(self.engine.device, self.engine.spec.precision)
         batches, steps = plan_batches(len(self.task.lengths), training, place)
         for step in range(start, len(batches) if stop is None else stop):
             progress = step_progress(step, steps, place.index, place.rounds)
@@ -117,9 +117,10 @@ class TrainWorker(Worker):
             started = time.perf_counter()
             metrics = self._step(batches[step], training.micro_batch_tokens, rate, first=step == 0)
             seconds = time.perf_counter() - started
-            mfu = metrics["flops"] / (seconds * self.peak_flops * self.world_size)
+            own = metrics["flops"] / (seconds * self.world_size)
+            shares = {name: own / peak for name, peak in self.peaks.items()}
             head = {"step": step, "samples": len(batches[step]), "learning_rate": rate}
-            yield {**head, **metrics, "mfu": mfu, "seconds": seconds}
+            yield {**head, **metrics, **shares, "seconds": seconds}
 
     def _step(self, batch: Sequence[int], budget: int, rate: float, first: bool) -> dict[str, float]:
         micro_batches = self._shard(self.task.lengths, batch, budget)
@@ -220,12 +221,19 @@ def _freeze_below(module: RewardModel, layers: int) -> None:
         part.requires_grad_(True)
 
 
-def measure_peak(device: torch.device, precision: str) -> float:
-    """FLOP/s of a square matrix product in this precision on this process's cores or GPU, of which MFU is a share.
+def peak_flops(device: torch.device, precision: str) -> dict[str, float]:
+    """FLOP/s that metrics are shares of. `mfu_measured`: of a square matrix product in this precision on this process's
+    cores or GPU; it holds for shared cores and for power-capped GPUs. `mfu`: of the GPU as its maker says, or where that
+    isn't known or not of this precision the measured one."""
+    measured = _measure_peak(device, precision)
+    published = None
+    if device.type == "cuda" and precision == "bfloat16":
+        published = published_peak(torch.cuda.get_device_name(device))
+    return {"mfu": published or measured, "mfu_measured": measured}
 
-    Measured, not looked up, so that it holds for shared cores and for power-capped GPUs: the median of seven, after one
-    that isn't counted. About a second.
-    """
+
+def _measure_peak(device: torch.device, precision: str) -> float:
+    """The median of seven, after one that isn't counted. About a second."""
     size = _PEAK_SIZE[device.type]
     left = torch.randn(size, size, device=device, dtype=getattr(torch, precision))
     seconds = []

@@ -1,5 +1,5 @@
-"""What a pass costs: floating-point operations, for model FLOP utilisation (MFU), and logits at once. No torch, so that
-plans can count.
+"""What a pass costs: floating-point operations, for model FLOP utilisation (MFU), and logits at once; and what a GPU can. No
+torch, so that plans can count.
 
 Operations are the multiply-adds that the model needs: its matrices once per token, its head once per predicted token,
 attention once per visible (query, key) pair. Recomputation is not counted (arXiv 2204.02311, app. B).
@@ -7,6 +7,7 @@ attention once per visible (query, key) pair. Recomputation is not counted (arXi
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,23 @@ if TYPE_CHECKING:
 
 # fp32 logits that exist at once: large enough for full GEMM speed, small beside a model.
 LOGITS_AT_ONCE = {"cpu": 2**23, "cuda": 2**27}
+
+# TFLOP/s of dense bfloat16 products with float32 sums, by the makers' data sheets (halved where these count sparsity). The
+# first entry counts whose words are all in the name that the driver gives.
+_PUBLISHED = {
+    "GB300": 2500, "GB200": 2500, "B300": 2250, "B200": 2250, "GH200": 989, "H200 NVL": 835, "H200": 989, "H100 NVL": 835,
+    "H100 PCIe": 756, "H100": 989, "H800": 989, "H20": 148, "A100": 312, "A800": 312, "L40S": 362, "L40": 181, "L4": 121,
+    "A40": 150, "A30": 165, "A10G": 70, "A10": 125, "RTX 6000 Ada": 364, "RTX A6000": 155, "RTX 5090": 210,
+    "RTX 4090": 165, "RTX 3090": 71,
+}  # fmt: skip
+
+
+def published_peak(device_name: str) -> float | None:
+    """FLOP/s of a GPU in bfloat16 as its maker says, by which others' MFU is counted; None where it isn't known."""
+    words = set(re.findall(r"\w+", device_name))
+    if words & {"Laptop", "MIG"}:
+        return None
+    return next((1e12 * rate for name, rate in _PUBLISHED.items() if words >= set(name.split())), None)
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,7 @@ class RoundTraining:
             ),
             "seconds_training": seconds,
             "tokens_per_second_training": sum(s["tokens"] for s in steps) / worked,
-            "mfu": fmean(s["mfu"] for s in steps),
+            **{name: fmean(s[name] for s in steps) for name in ("mfu", "mfu_measured") if name in steps[0]},
             "rollout_gap": steps[0].get("rollout_gap", math.nan),
             "skipped_steps": sum(math.isnan(s["grad_norm"]) for s in steps),
         }

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from ultramed_rl.actors.policy import PolicyWorker
@@ -234,7 +235,7 @@ class StageLoop:
             "loss_first": losses[0]["loss"],
             "loss_last": losses[-1]["loss"],
             "tokens_per_second": sum(r["tokens"] for r in losses) / sum(r["seconds"] for r in losses),
-            "mfu": sum(r["mfu"] for r in losses) / len(losses),
+            **{name: fmean(r[name] for r in losses) for name in ("mfu", "mfu_measured") if name in losses[0]},
         }
         if self.held_out is not None:
             rows = RunReader(self.store.path).rows("evaluation")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.tiny import tiny_config
-from ultramed_rl.learning.costs import ModelShape, forward_flops, training_flops
+from ultramed_rl.learning.costs import ModelShape, forward_flops, published_peak, training_flops
 from ultramed_rl.learning.packing import AnswerGroup, pack_groups
 from ultramed_rl.models.load import model_shape
 
@@ -71,3 +71,27 @@ def test_partitioned_weights_count_whole() -> None:
         parameter.ds_numel = parameter.numel()
         parameter.data = torch.empty(0)
     assert model_shape(lm) == whole
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H100 NVL", 835),
+        ("NVIDIA H200", 989),
+        ("NVIDIA B200", 2250),
+        ("NVIDIA GB200", 2500),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA L4", 121),
+        ("NVIDIA A10", 125),
+        ("NVIDIA A10G", 70),
+        ("NVIDIA GeForce RTX 4090", 165),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("Tesla T4", None),
+    ],
+)
+def test_a_gpus_published_rate_is_of_dense_products(name: str, tflops: float | None) -> None:
+    assert published_peak(name) == (tflops and tflops * 1e12)
