@@ -58,6 +58,7 @@ CLUSTER = closed(
 SPEC = closed(
     (),
     activeDeadlineSeconds=COUNT,
+    preRunningDeadlineSeconds=COUNT,
     backoffLimit=COUNT,
     rayClusterSpec=CLUSTER,
     submitterPodTemplate=POD_TEMPLATE,
@@ -69,7 +70,7 @@ SPEC = closed(
     entrypoint=TEXT,
     runtimeEnvYAML=TEXT,
     jobId=TEXT,
-    submissionMode={"enum": ["K8sJobMode", "HTTPMode", "InteractiveMode"]},
+    submissionMode={"enum": ["K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"]},
     entrypointResources=TEXT,
     entrypointNumCpus=NUMBER,
     entrypointNumGpus=NUMBER,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shlex
 import signal
 import socket
 import subprocess
@@ -174,6 +175,21 @@ def test_a_long_job_is_followed_left_looked_at_and_stopped(head: Head) -> None:
     assert "Ray job long: stopped" in again.stderr
     absent = command("jobs", "stop", "nobody", "--address", head.http)
     assert absent.exit_code == 1 and "Ray job nobody: none of this id" in absent.stderr
+
+
+def test_a_ray_job_of_kuberay_whose_config_is_wrong_stops_itself(head: Head, tmp_path: Path) -> None:
+    """KubeRay makes a new cluster for a job that failed, and none for one that was stopped."""
+    spec = yaml.safe_load((Path(__file__).parents[2] / "launch" / "kuberay-rayjob.yaml").read_text())["spec"]
+    (tmp_path / "wrong.yaml").write_text("run: {rounds: none}\n")
+    line = spec["entrypoint"].replace("/shared/configs/llama3-70b-4node.yaml", str(tmp_path / "wrong.yaml"))
+    variables = {"PATH": f"{BIN}:{os.environ['PATH']}"}
+    server = JobServer(head.http)
+    assert server.submit(Submission(spec["jobId"], tuple(shlex.split(line)), "{}", {"env_vars": variables}))
+    deadline = time.monotonic() + 120
+    while (status := server.state(spec["jobId"]).status) in ("pending", "running"):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    assert status == "stopped"
 
 
 def test_the_token_comes_from_where_ray_looks_for_it(head: Head, tmp_path: Path) -> None:

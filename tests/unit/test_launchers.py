@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -161,13 +162,67 @@ def test_the_ray_job_has_the_nodes_of_its_config_and_the_locks_versions() -> Non
 
 def test_the_ray_job_runs_a_config_of_this_project_and_resumes() -> None:
     job = read("kuberay-rayjob.yaml")
-    program, command, config, *rest = shlex.split(job["spec"]["entrypoint"])
-    assert (program, command, rest) == ("ultramed-rl", "run", ["run.directory=/shared/runs", "--resume"])
-    inside = Path(config).relative_to("/opt/ultramed_rl")
+    shell, option, script = shlex.split(job["spec"]["entrypoint"])
+    program, command, config, *rest = shlex.split(script.split(";")[0])
+    assert (shell, option, program, command) == ("bash", "-c", "ultramed-rl", "run")
+    assert rest == ["run.directory=/shared/runs", "--resume"]
+    inside = Path(config).relative_to("/shared")  # on the volume, not in the image
     assert load_config(ROOT / inside, ["run.directory=/shared/runs"]).cluster == CONFIG.cluster
     variables = yaml.safe_load(job["spec"]["runtimeEnvYAML"])["env_vars"]
     assert all(isinstance(value, str) for value in variables.values())
     assert not any("KEY" in name for name in variables), "a secret would be on the dashboard"
+    assert job["spec"]["submissionMode"] == "HTTPMode", "a lost connection would end a healthy run"
+
+
+@pytest.mark.parametrize(("code", "stops"), [(0, False), (1, False), (2, True), (143, False)])
+def test_a_wrong_config_stops_the_job_and_any_other_failure_is_tried_again(
+    tmp_path: Path, code: int, stops: bool
+) -> None:
+    spec = read("kuberay-rayjob.yaml")["spec"]
+    for name, text in {
+        "ultramed-rl": f"exit {code}",
+        "ray": 'echo "$@" >"$LOG"',
+        "sleep": "exit 0",
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(tmp_path / "log")}
+    ended = subprocess.run(shlex.split(spec["entrypoint"]), env=environment)
+    assert ended.returncode == code and (tmp_path / "log").exists() == stops
+    if stops:
+        assert (tmp_path / "log").read_text() == f"job stop {spec['jobId']} --no-wait\n"
+
+
+def test_what_the_ray_job_needs_is_there_and_reaches_its_pods() -> None:
+    objects = list(yaml.safe_load_all((LAUNCH / "kuberay-setup.yaml").read_text()))
+    for each in objects:
+        kubernetes_validate.validate(each, KUBERNETES, strict=True)
+    claim, policy = objects
+    for group in groups(read("kuberay-rayjob.yaml")):
+        template = group["template"]
+        volumes = {volume["name"]: volume for volume in template["spec"]["volumes"]}
+        assert volumes["shared"]["persistentVolumeClaim"] == {"claimName": claim["metadata"]["name"]}
+        selector = policy["spec"]["podSelector"]["matchLabels"]
+        assert selector.items() <= template["metadata"]["labels"].items()
+        assert {"podSelector": {"matchLabels": selector}} in policy["spec"]["ingress"][0]["from"]
+
+
+# -- the image ---------------------------------------------------------------------------------------------
+
+
+def test_the_image_is_the_ray_jobs_and_gets_what_set_up_reads_and_no_more() -> None:
+    text = (LAUNCH / "Dockerfile").read_text()
+    (image,) = {g["template"]["spec"]["containers"][0]["image"] for g in groups(read("kuberay-rayjob.yaml"))}
+    assert f"docker build -f launch/Dockerfile -t {image} .\n" in text
+    ignored, *kept = (ROOT / ".dockerignore").read_text().split()
+    copied = [name for line in re.findall(r"^COPY (.*) \S+$", text, re.MULTILINE) for name in line.split()]
+    assert ignored == "*" and {f"!{name}" for name in copied} == set(kept) - {"**/__pycache__"}
+    assert all((ROOT / name).exists() for name in copied)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {"pyproject.toml", "launch", "ultramed_rl", project["readme"]} <= set(copied)
+    assert set(found_in(r"bash (launch/setup\.sh \S+)", text).split()) == {"launch/setup.sh", "${EXTRAS}"}
+    arguments = dict(re.findall(r"^ARG (\w+)=(\S*)$", text, re.MULTILINE))
+    assert arguments["PROFILE"] == "cuda" and locked("torch").startswith("2.") and ":13." in arguments["BASE"]
 
 
 # -- SLURM -------------------------------------------------------------------------------------------------

@@ -226,8 +226,8 @@ class BenchmarkRunner:
             graded["greedy"] = grade_answers([p for p in pairs if p[0].task.form not in JUDGED])
         if policy.samples:
             samples = self.protocols["self_consistency"].samples
-            pairs = zip(self.sampled_questions, self._sampled(policy), strict=True)
-            groups = [answers for question, answers in pairs if question.task.form not in JUDGED]
+            drawn = zip(self.sampled_questions, self._sampled(policy), strict=True)
+            groups = [answers for question, answers in drawn if question.task.form not in JUDGED]
             graded["self_consistency"] = grade_votes(self.voted_questions, groups)
             curves = sample_curves(self.voted_questions, groups, policy.rewards, self.seed)
         return report_policy(policy.name, self.suite, graded, samples, curves)

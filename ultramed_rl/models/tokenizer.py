@@ -150,9 +150,9 @@ class ChatTokenizer:
         if (
             self._opens
         ):  # earlier answers stand there as the template leaves them, often without their thoughts
-            asked, (written,) = self.encode_answers(messages[:-1], [messages[-1]["content"]])
+            asked, (answered,) = self.encode_answers(messages[:-1], [messages[-1]["content"]])
             last = len(messages) - 1 not in unlearnt
-            return asked + written, [False] * len(asked) + [last] * len(written)
+            return asked + answered, [False] * len(asked) + [last] * len(answered)
         hidden = self._hide(messages)
         text = self._render(hidden)
         borders, learnt = [], []

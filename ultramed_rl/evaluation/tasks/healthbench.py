@@ -23,7 +23,7 @@ def read_row(row: Row) -> Item:
     try:
         criteria = read_rubric(row.value("rubrics"))
     except ValueError as error:
-        raise Misfit(str(error), name="rubric", column="rubrics") from None
+        raise Misfit(str(error), name="rubric") from None
     tags = tuple(map(str, row.get("example_tags") or ()))
     question = turns[-1]["content"]
     return Item(row.first_id("prompt_id", "id"), question, turns=turns, criteria=criteria, tags=tags)
