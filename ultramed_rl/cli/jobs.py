@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from contextlib import chdir
@@ -23,7 +24,7 @@ from ultramed_rl.cli.program import (
     interruptible,
     one_line,
 )
-from ultramed_rl.cli.runs import Invocation, command_of
+from ultramed_rl.cli.runs import Invocation, command_of, show_plans
 from ultramed_rl.tracking.console import manner, say, tell, tell_result
 
 if TYPE_CHECKING:
@@ -34,6 +35,16 @@ Address = Annotated[
     typer.Option(
         envvar="RAY_API_SERVER_ADDRESS", help="the dashboard of the cluster, as in http://HEAD:8265"
     ),
+]
+Headers = Annotated[
+    str | None,
+    typer.Option(
+        envvar="RAY_JOB_HEADERS",
+        help='JSON of what a proxy before the dashboard wants with every request: {"Authorization": "Bearer ..."}',
+    ),
+]
+Verify = Annotated[
+    str, typer.Option(help="of https: true, false, or a file or folder with the certificates to trust")
 ]
 _COLUMNS = [("job", "{identity}"), ("status", "{status}"), ("time", "{time}"), ("command", "{command}")]
 
@@ -62,6 +73,8 @@ def submit_command(
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="follow the log until the job ends, or only send it")
     ] = True,
+    headers: Headers = None,
+    verify: Verify = "true",
     dry_run: DryRun = False,
 ) -> None:
     """Run a config of any type as a job of a Ray cluster; the same line starts a run and takes it up again.
@@ -74,7 +87,7 @@ def submit_command(
     from ultramed_rl.config import dump_config
 
     address = _address_of(address)
-    config = _read_for_cluster(Invocation(config_path, overrides or []), working_dir)
+    config = _read_for_cluster(Invocation(config_path, overrides or [], dry_run=dry_run), working_dir)
     with checking():
         variables = read_runtime_env(runtime_env, env or [], os.environ)
     words = command_line(config, CONFIG_FILE, resume)
@@ -84,7 +97,7 @@ def submit_command(
         say("nothing was sent")
         tell_result(True, exit_code=0, dry_run=True)
     else:
-        _send(submission, address, wait)
+        _send(submission, _server(address, headers, verify), wait)
 
 
 def _announce(submission: Submission, config: Any) -> None:
@@ -101,11 +114,9 @@ def _announce(submission: Submission, config: Any) -> None:
         say(f"the config reads {', '.join(unsent)}: the nodes must have them, or send them with --env NAME")
 
 
-def _send(submission: Submission, address: str, wait: bool) -> None:
-    from ultramed_rl.cluster.jobs import JobServer
-
+def _send(submission: Submission, server: JobServer, wait: bool) -> None:
+    address = server.address
     with checking():
-        server = JobServer(address)
         identity = server.submit(submission)
     tell("submitted", id=identity, address=address)
     say(f"submitted as Ray job {identity}")
@@ -127,21 +138,21 @@ def jobs_command(
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="logs: until the job ends; then 1 unless it succeeded")
     ] = False,
+    headers: Headers = None,
+    verify: Verify = "true",
 ) -> None:
     """List the jobs of a Ray cluster, or show, follow or stop one. Ctrl-C leaves a log, not the job.
 
     Example: ultramed-rl jobs logs llama3-70b-ultramedical-online --follow --address http://HEAD:8265
     """
-    from ultramed_rl.cluster.jobs import JobServer
-
     address = _address_of(address)
     if (job is None) != (action == "list"):
         wanted = "no JOB" if job else "the id of a JOB; see ultramed-rl jobs list"
         fail(f"jobs {action}: takes {wanted}", WRONG)
     if follow and action != "logs":
         fail(f"jobs {action}: --follow is for logs alone; use ultramed-rl jobs logs", WRONG)
+    server = _server(address, headers, verify)
     with checking():
-        server = JobServer(address)
         if job is None:
             _show_list(server)
         elif action == "logs" and not follow:
@@ -159,8 +170,9 @@ def jobs_command(
 
 
 def _read_for_cluster(invocation: Invocation, working_dir: Path | None) -> Any:
-    """The config or recipe, valid and planned, with paths that mean the same on the cluster; else exit with 2."""
-    from ultramed_rl.cluster.inputs import is_relative, path_problems
+    """The config or recipe, valid and planned, with paths that mean the same on the cluster; else exit with 2. A dry run shows
+    the plan."""
+    from ultramed_rl.cluster.inputs import path_problems
     from ultramed_rl.config.base import Problems
     from ultramed_rl.config.recipe import check_config
     from ultramed_rl.recipes.run import check_runnable
@@ -174,11 +186,8 @@ def _read_for_cluster(invocation: Invocation, working_dir: Path | None) -> Any:
             raise Problems(problems)
         with chdir(working_dir or Path()):
             check_runnable(config)
-    if is_relative(config.run.directory):
-        say(
-            f"run.directory={config.run.directory!r}: in the job's copy of {working_dir}, which goes when the job is "
-            "gone; a run that is to be kept needs an absolute path"
-        )
+            if invocation.dry_run:
+                show_plans(config)
     return config
 
 
@@ -192,6 +201,26 @@ def _address_of(text: str) -> str:
     if not text.startswith(("http://", "https://")):
         fail(f"--address {text}: must be the dashboard's, which takes jobs, as in http://HEAD:8265", WRONG)
     return text.rstrip("/")
+
+
+def _server(address: str, headers: str | None, verify: str) -> JobServer:
+    """The cluster that takes jobs there; exits with 2 where an option isn't readable. No header is shown."""
+    from ultramed_rl.cluster.jobs import JobServer
+
+    try:
+        sent = json.loads(headers or "{}")
+    except ValueError:
+        sent = None
+    if not isinstance(sent, dict) or not all(isinstance(value, str) for value in sent.values()):
+        fail('--headers: must be JSON of texts by name, as in {"Authorization": "Bearer ..."}', WRONG)
+    checked = {"true": True, "1": True, "false": False, "0": False}.get(verify.lower(), verify)
+    if isinstance(checked, str) and not Path(checked).exists():
+        fail(
+            f"--verify {verify}: must be true, false, or a file or folder of certificates; there is none",
+            WRONG,
+        )
+    with checking():
+        return JobServer(address, sent, checked)
 
 
 def _follow_to_end(server: JobServer, identity: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +27,8 @@ from ultramed_rl.tracking.console import say, say_marked, tell, tell_result
 
 if TYPE_CHECKING:
     from ultramed_rl.config.document import Document
+
+_IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # which Ray sets for what runs as a job, however it was submitted
 
 
 @dataclass(frozen=True)
@@ -128,21 +131,27 @@ def plan_command(config_path: ConfigPath, overrides: Overrides = None) -> None:
 
     Example: ultramed-rl plan configs/llama3-70b-4node.yaml cluster.policy.zero_stage=2
     """
-    from ultramed_rl.cluster.layout import render_plan
-    from ultramed_rl.cluster.plan import make_plan
     from ultramed_rl.config.recipe import check_config
-    from ultramed_rl.recipes.run import of_stage, stages_of
 
     document = Invocation(config_path, overrides or []).read()
-    plans = []
     with checking(document):
-        for name, config in stages_of(check_config(document)):
-            with of_stage(name):
-                plans.append((name, config, make_plan(config)))
-    for name, config, plan in plans:
-        tell("plan", name=config.run.name, type=config.type, plan=asdict(plan))
-        say(f"{name} ({config.type}):\n{render_plan(plan)}\n" if name else render_plan(plan))
+        show_plans(check_config(document))
     tell_result(True, exit_code=0)
+
+
+def show_plans(config: Any) -> None:
+    """The plan of a config, or of each stage of a recipe. Raises ValueError where one doesn't fit."""
+    from ultramed_rl.cluster.layout import render_plan
+    from ultramed_rl.cluster.plan import make_plan
+    from ultramed_rl.recipes.run import of_stage, stages_of
+
+    plans = []
+    for name, stage in stages_of(config):
+        with of_stage(name):
+            plans.append((name, stage, make_plan(stage)))
+    for name, stage, plan in plans:
+        tell("plan", name=stage.run.name, type=stage.type, plan=asdict(plan))
+        say(f"{name} ({stage.type}):\n{render_plan(plan)}\n" if name else render_plan(plan))
 
 
 def show_data(document: Document, rows: int) -> None:
@@ -198,11 +207,15 @@ def run_checked(config: Any, invocation: Invocation, document: Document, name: s
 
     A run that goes on may need no more what it names.
     """
+    from ultramed_rl.cluster.inputs import lost_with_job
+    from ultramed_rl.config.base import Problems
     from ultramed_rl.recipes.inputs import check_inputs
     from ultramed_rl.recipes.run import check_runnable, run_config, run_recipe
 
     goes_on = invocation.resume or invocation.retry_failed
     with checking(document):
+        if _IN_JOB in os.environ and (problems := lost_with_job(config.to_mapping()["run"])):
+            raise Problems(problems)
         check_runnable(config)
         if invocation.dry_run:
             _show(config, goes_on)

@@ -132,9 +132,12 @@ def path_problems(config: Mapping[str, Any], working_dir: Path | None) -> list[s
                 f"{key}={value!r}: not in --working-dir {working_dir}, from which the job reads it; give {_FIX}, or "
                 "the folder that holds it"
             )
-    if working_dir is not None:
-        return problems
-    run, lost = config["run"], "a relative path, which lies in the job's temporary folder and goes with it"
+    return problems + lost_with_job(config["run"])
+
+
+def lost_with_job(run: Mapping[str, Any]) -> list[str]:
+    """What of a config's section `run` would be kept in a job's temporary folder, and go with it: one line each."""
+    problems, lost = [], "a relative path, which lies in the job's temporary folder and goes with it"
     if is_relative(run["directory"]):
         problems.append(
             f"run.directory={run['directory']!r}: {lost}; give {_FIX}, as in run.directory=/shared/runs"

@@ -95,15 +95,25 @@ class JobState:
 class JobServer:
     """The jobs of one Ray cluster, behind its dashboard's address, whatever the environment says."""
 
-    def __init__(self, address: str) -> None:
-        """Raises RuntimeError: no Ray cluster takes jobs there, or it wants another token."""
+    def __init__(
+        self, address: str, headers: Mapping[str, str] | None = None, verify: bool | str = True
+    ) -> None:
+        """
+        Args:
+            headers: sent with every request, beside the cluster's token or, where they say `Authorization`, in its place.
+            verify: whether certificates of https are checked, or the file or folder of those that are trusted.
+
+        Raises:
+            RuntimeError: no Ray cluster takes jobs there, or it wants another token.
+        """
         self.address = address
         for name in _CHATTY:
             logging.getLogger(name).setLevel(logging.WARNING)
         try:
             # Without these headers Ray's client would send the token of a Ray of our own, which it has read in this process.
             with changed_environment(dict.fromkeys(_OVERRULING)):
-                self.client = JobSubmissionClient(address, headers={"Authorization": _authorization()})
+                sent = {"Authorization": _authorization(), **(headers or {})}
+                self.client = JobSubmissionClient(address, headers=sent, verify=verify)
         except AuthenticationError:
             raise RuntimeError(
                 f"--address={address!r}: this cluster asks for its token; give it as RAY_AUTH_TOKEN, or in a file as "

@@ -56,14 +56,6 @@ def _not_zero(weight: float) -> float:
     return weight
 
 
-def _function_path(text: str) -> str:
-    if not FUNCTION.fullmatch(text):
-        raise PydanticCustomError(
-            "function", "no function in a file; write FILE.py:NAME, as my_reward.py:score"
-        )
-    return text
-
-
 Weight = Annotated[Points, AfterValidator(_not_zero)]
 
 
@@ -245,7 +237,7 @@ class PythonTerm(_Reading):
 
     type: Literal["python"] = "python"
     name: TermName = "python"
-    path: Annotated[Address, AfterValidator(_function_path)] = Field(
+    path: Address = Field(
         description="a Python file and the function in it, as my_reward.py:score; relative to the working directory"
     )
     concurrency: Annotated[Concurrency, Field(le=64)] = key(
@@ -253,6 +245,10 @@ class PythonTerm(_Reading):
     )
     timeout_s: Seconds = key(60.0, "seconds for one prompt's answers")
     retries: Retries = key(1, "where it raises or gives no numbers; after that the prompt is set aside")
+
+    def problems(self) -> Iterator[str]:
+        if not FUNCTION.fullmatch(self.path):
+            yield f"path={self.path!r}: no function in a file; write FILE.py:NAME, as my_reward.py:score"
 
 
 RewardTerm = Annotated[

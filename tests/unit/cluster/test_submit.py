@@ -11,6 +11,7 @@ from typing import Any, get_args
 import pytest
 import yaml
 from pydantic import BaseModel
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from typer.testing import CliRunner
 
 from ultramed_rl.cli import app
@@ -167,9 +168,10 @@ def test_no_cluster_at_the_address_is_a_failure_with_the_option_to_mend() -> Non
 def test_a_dry_run_sends_nothing_and_says_what_would_be_run() -> None:
     found = submit(str(BIG), "run.directory=/shared", "--env", "NCCL_DEBUG=WARN", "--dry-run", "--json")
     told = [json.loads(line) for line in found.stdout.splitlines()]
-    assert found.exit_code == 0 and [event["event"] for event in told] == ["submission", "result"]
-    assert told[0]["command"] == ["ultramed-rl", "run", CONFIG_FILE, "--resume"]
-    assert told[0]["variables"] == ["NCCL_DEBUG"]
+    assert found.exit_code == 0 and [event["event"] for event in told] == ["plan", "submission", "result"]
+    assert told[0]["plan"]["peak_bytes"] > 0
+    assert told[1]["command"] == ["ultramed-rl", "run", CONFIG_FILE, "--resume"]
+    assert told[1]["variables"] == ["NCCL_DEBUG"]
 
 
 def test_no_resume_is_passed_on() -> None:
@@ -236,12 +238,79 @@ def test_the_scratch_of_a_run_behind_a_url_must_outlive_the_job() -> None:
 
 def test_with_a_working_dir_relative_paths_must_lead_into_it(folder: Path) -> None:
     def problems(uri: str) -> list[str]:
-        return path_problems({"run": {"directory": "runs"}, "data": {"uri": uri}}, folder)
+        return path_problems({"run": {"directory": "/shared"}, "data": {"uri": uri}}, folder)
 
     assert problems("rows.jsonl") == problems("*.jsonl") == problems("models/../rows.jsonl") == []
     for uri in ("absent.jsonl", "../rows.jsonl", "~/rows.jsonl", "none/*.jsonl"):
         (line,) = problems(uri)
         assert line.startswith(f"data.uri={uri!r}: ") and "--working-dir" in line
+
+
+def test_a_run_in_a_jobs_copy_of_the_folder_would_be_lost(folder: Path) -> None:
+    (line,) = path_problems({"run": {"directory": "runs"}}, folder)
+    assert line.startswith("run.directory='runs': ")
+
+
+@pytest.mark.parametrize(("directory", "code"), [("runs", 2), ("~/runs", 2), ("/shared/runs", 0)])
+def test_what_runs_as_a_job_refuses_to_keep_its_run_there_however_it_was_submitted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, directory: str, code: int
+) -> None:
+    file = tmp_path / "c.yaml"
+    turns, answers = (
+        [{"from": "human", "value": "What?"}],
+        [{"model": m, "text": f"It is {m}."} for m in "ab"],
+    )
+    row = {"id": "Set,0", "type": "Open-End", "conversations": turns, "candidates": answers}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    stage: dict[str, Any] = {
+        "type": "data",
+        "input": [str(tmp_path / "rows.jsonl")],
+        "step": {"type": "rules"},
+    }
+    file.write_text(yaml.safe_dump({**stage, "run": {"name": "a", "directory": directory}}))
+
+    def run() -> int:
+        return CliRunner().invoke(app, ["data", "rules", str(file), "--dry-run"]).exit_code
+
+    assert run() == 0
+    monkeypatch.setenv(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}")
+    assert run() == code
+
+
+# -- what stands before the dashboard ----------------------------------------------------------------------
+
+
+def test_headers_and_certificates_reach_rays_client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made: list[dict[str, Any]] = []
+
+    def client(address: str, **options: Any) -> Any:
+        made.append(options)
+        raise ConnectionError("nobody")
+
+    monkeypatch.setattr("ultramed_rl.cluster.jobs.JobSubmissionClient", client)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "t")
+    line = ["jobs", "list", "--address", "https://head:8265"]
+    for arguments, variables in (
+        ([], {}),
+        (["--headers", '{"Cookie": "c"}', "--verify", "false"], {}),
+        (["--verify", str(tmp_path)], {"RAY_JOB_HEADERS": '{"Authorization": "Basic x"}'}),
+    ):
+        assert CliRunner().invoke(app, [*line, *arguments], env=variables).exit_code == 1
+    token = {"Authorization": "Bearer t"}
+    assert made == [
+        {"headers": token, "verify": True},
+        {"headers": {**token, "Cookie": "c"}, "verify": False},
+        {"headers": {"Authorization": "Basic x"}, "verify": str(tmp_path)},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--headers", "Cookie: s3cr3t"), ("--headers", '{"a": 1}'), ("--verify", "/no/such")],
+)
+def test_headers_and_certificates_that_cannot_be_read_are_refused(option: str, value: str) -> None:
+    found = CliRunner().invoke(app, ["jobs", "list", "--address", "http://head:8265", option, value])
+    assert found.exit_code == 2 and found.output.startswith(option) and "s3cr3t" not in found.output
 
 
 def models_of(annotation: Any) -> Iterator[type[BaseModel]]:
