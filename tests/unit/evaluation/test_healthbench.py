@@ -192,6 +192,7 @@ def test_answers_are_graded_once_and_the_grader_is_measured(tmp_path: Path) -> N
         )
         prompts = [Prompt(f"healthbench_hard/q{i}/0", (Message(role="user", content="x"),)) for i in (1, 2)]
         policy = AskedPolicy("p", "/p", prompts=prompts, greedy=greedy, samples=samples)
+        assert runner.report(policy).results == ()
         place = AnswerPlace(ArtifactFolder(tmp_path / "run"), suffix="-p")
         grader = grader_for(suite, config.grader)
         assert grader is not None and isinstance(config.grader, Grader)
