@@ -96,10 +96,11 @@ class JudgeModel(AskedModel):
         return self.model or POLICY
 
 
-def own_engines(judges: Iterable[Any]) -> dict[JudgeEngine, str]:
-    """The engines that judges have besides the policy's, equal ones once, and the name of the first judge of each."""
-    found: dict[JudgeEngine, str] = {}
+def own_engines(judges: Iterable[Any]) -> dict[str, JudgeEngine]:
+    """The engines that judges have besides the policy's, equal ones once, by the name of the first judge of each."""
+    found: dict[str, JudgeEngine] = {}
     for judge in judges:
-        if isinstance(engine := getattr(judge, "engine", None), JudgeEngine):
-            found.setdefault(engine, judge.name)
+        engine = getattr(judge, "engine", None)
+        if isinstance(engine, JudgeEngine) and engine not in found.values():
+            found[judge.name] = engine
     return found

@@ -128,8 +128,8 @@ class Evaluation(Section):
         return [judge for judge in self.judges if isinstance(judge, ModelJudge)]
 
     @property
-    def engines(self) -> dict[JudgeEngine, str]:
-        """Those of judges on engines of their own, and the judges' names."""
+    def engines(self) -> dict[str, JudgeEngine]:
+        """Those of judges on engines of their own, by the judges' names."""
         return own_engines(self.judges)
 
     @property

@@ -345,8 +345,8 @@ class Reward(Section):
             yield f"terms: two are named {name!r}; give each a name of its own"
 
     @property
-    def engines(self) -> dict[JudgeEngine, str]:
-        """Those of terms that judge on engines of their own, and the terms' names."""
+    def engines(self) -> dict[str, JudgeEngine]:
+        """Those of terms that judge on engines of their own, by the terms' names."""
         return own_engines(self.terms)
 
     @property

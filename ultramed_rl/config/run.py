@@ -13,7 +13,7 @@ from pydantic import Field
 from ultramed_rl.config.base import Section, key
 from ultramed_rl.config.benchmarks import RoundBenchmarks, room_rules
 from ultramed_rl.config.cluster import Cluster, SamplingCluster
-from ultramed_rl.config.judge_models import JudgeEngine
+from ultramed_rl.config.judge_models import POLICY, JudgeEngine, JudgeModel
 from ultramed_rl.config.judges import REWARD, Evaluation, Likeness, benchmark_rules
 from ultramed_rl.config.limits import Address, Few, FewOrZero, Label, Name, Seconds, Seed, Tag, TermName
 from ultramed_rl.config.models import LoRA, Model, ModelSettings, Reference
@@ -164,7 +164,7 @@ class RunConfig(AnyConfig):
     def judge_engines(self) -> dict[str, JudgeEngine]:
         """By the keys that name them, engines of judges: each is a role of the run."""
         sections = {"reward.terms": self.reward.engines, "evaluation.judges": self.evaluation.engines}
-        return {f"{key}, {name}": e for key, found in sections.items() for e, name in found.items()}
+        return {f"{key}, {name}": e for key, found in sections.items() for name, e in found.items()}
 
     def _judge_rules(self) -> Iterator[str]:
         """What ends a run early, or chooses its policy, goes by judges that there are and rounds whose policy is kept."""
@@ -179,13 +179,18 @@ class RunConfig(AnyConfig):
                         f"evaluation.judges: {judge.name!r} has to=reference, and no prompt has a reference answer; name its "
                         "column in prompts.sources (answer_column), or use to=question"
                     )
-        paths = [*self.reward.paths, *(engine.path for engine in self.reward.engines)]
-        judges = [(judge.name, judge.path) for judge in self.evaluation.models]
-        for name, path in [
-            *judges,
-            *((name, engine.path) for engine, name in self.evaluation.engines.items()),
-        ]:
-            if path in paths:
+        for term in self.reward.terms:
+            if not isinstance(term, JudgeModel) or term.engine != POLICY:
+                continue
+            if self.policy.max_length <= term.max_tokens:
+                yield (
+                    f"policy.max_length={self.policy.max_length}: leaves no room for what the policy is asked as judge "
+                    f"{term.name!r} beside max_tokens={term.max_tokens}; raise it or lower max_tokens"
+                )
+        paths = [*self.reward.paths, *(engine.path for engine in self.reward.engines.values())]
+        judges: dict[str, Any] = {judge.name: judge for judge in self.evaluation.models}
+        for name, judge in (judges | self.evaluation.engines).items():
+            if (path := judge.path) in paths:
                 yield (
                     f"evaluation.judges: {name!r} has path={path!r}, which is the reward's own: it would agree with "
                     "itself; name another model, best of another family"

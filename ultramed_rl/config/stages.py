@@ -250,7 +250,7 @@ class EvaluateConfig(AnyConfig):
     def judge_engines(self) -> dict[str, JudgeEngine]:
         """By the keys that name them, engines of judges."""
         engines = {} if self.reward is None else self.reward.engines
-        return {f"reward.terms, {name}": engine for engine, name in engines.items()}
+        return {f"reward.terms, {name}": engine for name, engine in engines.items()}
 
     @property
     def _protocols(self) -> set[str]:

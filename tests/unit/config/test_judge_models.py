@@ -32,6 +32,7 @@ def term(**fields: Any) -> dict[str, Any]:
         (term(base_url="http://h/v1"), "base_url"),
         (term(engine="other"), "engine"),
         (term(engine={**ENGINE, "max_length": 256}), r"engine\.max_length=256.*max_tokens=256"),
+        (term(engine="policy"), r"policy\.max_length=128.*'judge'.*max_tokens=256"),
         (term(engine={"path": "/models/judge"}), r"reward\.terms, judge: engine\.kv_cache_gib=null"),
         (term(engine=ENGINE, grade="expected"), "grade=expected.*1 to 10"),
         (term(engine=ENGINE, grade="expected", scale={"low": 1.0, "high": 4.5}), "grade=expected.*4.5"),
@@ -53,7 +54,7 @@ def test_engines_are_named_once(tmp_path: Path) -> None:
     terms = [
         {"type": "judge", "engine": ENGINE},
         {"type": "pairwise", "engine": ENGINE},
-        {"type": "judge", "name": "own", "engine": "policy"},
+        {"type": "judge", "name": "own", "engine": "policy", "max_tokens": 64},
         {"type": "judge", "name": "api", **API},
         {"type": "judge", "name": "other", "engine": {**ENGINE, "engines": 2}},
     ]
