@@ -22,7 +22,7 @@ if [ "${1:-}" = --all ]; then chosen=(); shift; fi
 [ $# -eq 0 ] || exec .venv/bin/python -m pytest "$@"
 trap 'exit 130' INT  # pytest ends by itself then, and the next one would begin
 status=0
-.venv/bin/python -m pytest tests/unit tests/benchmarks -n 2 --dist worksteal --durations=5 || status=$?
+.venv/bin/python -m pytest tests/unit tests/benchmarks tests/fake_cuda tests/gpu -n 2 --dist worksteal --durations=5 || status=$?
 # Real processes spend more time waiting than computing: two files of tests at once.
 .venv/bin/python -m pytest tests/integration "${chosen[@]}" -n 2 --dist loadfile --durations=20 || status=$((status ? status : $?))
 exit "$status"

@@ -237,7 +237,8 @@ class ReferenceLogprobs:
 
     group_id: str
     logprobs: tuple[float, ...]
-    mismatched: float | None = None  # of KTO's mismatched answer, where the objective wants one
+    # Of one more answer, where the objective wants one: KTO's mismatched one, or LD-DPO's longer one, cut as short as the other.
+    beside: float | None = None
 
 
 @dataclass(frozen=True)

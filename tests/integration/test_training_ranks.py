@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from tests.learning import check_trained_alike, write_round
-from tests.tiny import make_tokenizer
+from tests.tiny import make_model, make_tokenizer
 from ultramed_rl.actors.deepspeed_setup import EngineSpec
 from ultramed_rl.actors.policy import PolicyWorker
 from ultramed_rl.actors.scorer import ReferenceWorker
@@ -62,12 +63,36 @@ class Layout:
     budget: int = 100_000
 
 
+class HostAdam(torch.optim.AdamW):
+    """In the place of DeepSpeed's own, which is compiled at its first use."""
+
+    def __init__(self, parameters: Any, adamw_mode: bool, **constants: Any) -> None:
+        super().__init__(parameters, **constants)
+
+
 class SmallChunks(PolicyWorker):
     """A policy rank whose head takes 64 tokens at a time, so that ranks differ in how many times they need it."""
 
     def load(self, *arguments: Any) -> None:
+        import deepspeed.ops.adam
+
+        from ultramed_rl.actors import trainer
+
         LOGITS_AT_ONCE["cpu"] = 1
+        deepspeed.ops.adam.DeepSpeedCPUAdam, trainer.build_host_adam = HostAdam, lambda: None
         super().load(*arguments)
+
+    def two_steps(self, cases: Sequence[tuple[Model, EngineSpec]], address: tuple[str, int]) -> list[Any]:
+        """Loss, gradient norm and tokens of each case's two steps, or the error."""
+        groups, references = make_groups()
+        training = Training(learning_rate=1e-3, batch_size=3, micro_batch_tokens=200, schedule="constant")
+        found: list[Any] = []
+        for model, spec in cases:
+            self.load(model, spec, address)
+            self.learn_preferences(groups, references, DPO(), 256)
+            steps = self.train(training, TrainingPlace(0, 1, 5))
+            found.append([[m[name] for name in ("loss", "grad_norm", "tokens")] for m in steps])
+        return found
 
 
 class Ranks:
@@ -171,6 +196,54 @@ def test_ranks_stages_and_packing_agree(workers: Ranks, tiny_root: Path, tmp_pat
             assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3), name
             assert ours["tokens"] == theirs["tokens"], name
         check_trained_alike(load_file(out / "model.safetensors"), expected, name)
+
+
+@pytest.mark.parametrize("kind", ["qwen3_moe", "mixtral", "deepseek_v3", "gpt_oss"])
+def test_split_experts_learn_as_whole_ones(workers: Ranks, tmp_path: Path, kind: str) -> None:
+    """Ranks whose tokens choose other experts stay in step."""
+    from safetensors.torch import load_file
+
+    policy = make_model(tmp_path / "policy", kind, max_position_embeddings=512)
+    folders, layouts = [tmp_path / "plain", tmp_path / "split"], [Layout(), Layout(2, 3, 160)]
+    plain, split = (
+        train(workers, policy, folder, DPO(), layout, make_groups())
+        for folder, layout in zip(folders, layouts, strict=True)
+    )
+    assert len(plain) == len(split) == 4
+    for ours, theirs in zip(split, plain, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
+    found, expected = (load_file(folder / "model.safetensors") for folder in reversed(folders))
+    check_trained_alike(found, expected, kind)
+
+
+def test_every_layout_that_the_config_allows_takes_the_same_two_steps(workers: Ranks, tmp_path: Path) -> None:
+    """ZeRO stage, precision, the optimizer on the host, adapters, packed or padded rows: each with each."""
+    paths = {kind: str(make_model(tmp_path / kind, kind)) for kind in ("llama", "granite")}
+    cases, refused = [], set()
+    for stage, precision, offload, lora, kind in product(
+        range(4), ("float32", "bfloat16"), (False, True), (None, LoRA(rank=4, alpha=8)), paths
+    ):
+        try:
+            group = TrainerGroup(zero_stage=stage, offload_optimizer=offload)
+        except ValueError:
+            refused.add((stage, offload))
+            continue
+        training = Optimization(gradient_checkpointing=False, max_skipped_steps=0)
+        cases.append((Model(path=paths[kind], lora=lora), EngineSpec("cpu", precision, group, training)))
+    assert refused == {(0, True)} and len(cases) == 2 * 2 * 2 * (4 + 3)
+    group, address = workers.of(2)
+    found, other = group.call(SmallChunks.two_steps, cases, address)
+    assert found == other, "ranks agree"
+    plain: dict[Any, Any] = {}
+    for (model, spec), steps in zip(cases, found, strict=True):
+        expected = plain.setdefault((model.path, model.lora is None, spec.precision), steps)  # of stage 0
+        near = 1e-4 if spec.precision == "float32" else 2e-2
+        assert len(steps) == 2 and steps[0][:2] != steps[1][:2], (model, spec)
+        for ours, theirs in zip(steps, expected, strict=True):
+            assert ours[0] == pytest.approx(theirs[0], rel=near), (model, spec)
+            assert ours[1] == pytest.approx(theirs[1], rel=10 * near), (model, spec)
+            assert ours[2] == theirs[2], (model, spec)
 
 
 def test_batches_that_come_one_after_the_other_are_learnt_as_at_once(

@@ -86,12 +86,14 @@ def cases(models: Path) -> dict[str, dict[str, Any]]:
             "training__schedule_scope": "run",
             "cluster__policy": {"ranks": 2, "zero_stage": 1},
         },
-        "lora": {
+        "lora": {  # by ranks that share each pass
             "policy__lora": {"rank": 4},
             "objective": {"type": "nca"},
+            "cluster__policy": {"ranks": 2, "zero_stage": 2, "sequence_parallel": 2},
             "cluster__sequential_phases": False,
         },
         "nf4": {"policy__lora": {"rank": 4, "quantize": "nf4"}, "training__optimizer_state": "keep"},
+        "lora, adapters alone": {"policy__lora": {"rank": 4, "sync": "adapter"}, "checkpoint": {"every": 2}},
         "bfloat16": {"policy__precision": "bfloat16", "cluster__sequential_phases": False},
         "early": {
             **APART,
@@ -146,10 +148,10 @@ def cases(models: Path) -> dict[str, dict[str, Any]]:
             "cluster__sequential_phases": False,
         },
         "refill in turn": {
-            "prompts__refill": 1.5,
+            "prompts__refill": 2.0,
             "pairs": SELECTIVE,
             "run__rounds": 3,
-            "prompts__per_round": 5,
+            "prompts__per_round": 4,
         },
         "rare checkpoints": {
             "checkpoint": {"every": 3},
@@ -183,6 +185,15 @@ def cases(models: Path) -> dict[str, dict[str, Any]]:
             "checkpoint": {"every": 2},
             "evaluation__every": 2,
             "evaluation__judges": [medqa],
+        },
+        "shared GPUs, refill": {
+            "cluster": {"device": "cuda", "devices_per_node": 2, "policy": {"ranks": 2}, "rollout": ENGINES},
+            "reference__update": "previous",
+            "prompts__refill": 1.5,
+            "pairs": SELECTIVE,
+            "run__rounds": 3,
+            "evaluation__every": 2,
+            "evaluation__judges": judges[1:],
         },
         "own reward model": {"reward": {"train": own, **scored}},
     }

@@ -59,7 +59,8 @@ class SimulatedEngine:
         self._under_way: dict[str, _UnderWay] = {}
 
     def start(self, arguments: Any, stop_token: int | None, version: int) -> Takes:
-        self.weights, self.policy_version = read_weights(arguments.model), version
+        self.weights, self.policy_version = read_weights(arguments.adapter or arguments.model), version
+        self.sleep_level = arguments.sleep_level
         if Path(arguments.model).name.startswith("judge"):
             self.role = "judge_engine"
         return Takes(5.0)
@@ -184,7 +185,8 @@ class SimulatedEngine:
         return self.policy_version
 
     def offload(self) -> None:
-        """Nothing is on a device."""
+        if self.sleep_level == 2:
+            self.weights, self.policy_version = "", -1
 
     def reload(self) -> None:
         """Nothing comes back."""

@@ -46,6 +46,7 @@ class RolePlan:
     members: tuple[Member, ...] = ()
     host_bytes: int = 0
     moved: tuple[str, ...] = ("weights", "optimizer")
+    recomputed: int | None = None  # layers of a model in training whose activations are computed again
     turns: tuple[str, ...] = ()
 
     @property
@@ -212,9 +213,14 @@ def render_plan(plan: Plan) -> str:
     with console.capture() as capture:
         console.print(table)
     where = "node" if cluster.device == "cpu" else "GPU"
+    again = [
+        f"{r.role}: layers computed again in the backward pass: {r.recomputed}"
+        for r in plan.roles
+        if r.recomputed
+    ]
     share = plan.peak_bytes / plan.limit_bytes
     host = f"; host memory of the fullest node: {plan.host_bytes / GIB:.0f} GiB" if plan.host_bytes else ""
     return (
         f"{capture.get()}fullest {where}: {plan.peak_bytes / GIB:.1f} of {plan.limit_bytes / GIB:.1f} GiB "
-        f"({share:.0%}){host}"
+        f"({share:.0%}){host}" + "".join(f"\n{line}" for line in again)
     )

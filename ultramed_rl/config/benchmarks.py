@@ -103,6 +103,10 @@ class TaskChoice(Section):
         "auto",
         "of keys that are places, the first option's; auto: the rows behind `uri` tell, or are refused",
     )
+    difficulties: Address | None = key(
+        None,
+        "of alpaca_eval: the file df_gamed.csv of its authors; null: its model of lengths without these terms",
+    )
 
 
 Task = Annotated[TaskChoice, _alone_under("name")]
@@ -138,7 +142,7 @@ class Benchmarks(Section):
     system: Text | None = key(None, "system message before every question")
     orders: Annotated[FewOrZero, Field(le=23)] = key(0, "further orders of options, to measure position bias")
     contamination: ContaminationCheck | None = key(ContaminationCheck(), "null: neither looked for nor told")
-    judge: StatementJudge | None = key(None, "reads K-QA's answers")
+    judge: StatementJudge | None = key(None, "reads the answers of kqa, alpaca_eval and mt_bench")
     grader: Grader | None = key(None, "says which criteria HealthBench's answers meet")
     general: General | None = key(None, "tasks that lm-evaluation-harness runs")
 

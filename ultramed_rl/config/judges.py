@@ -66,7 +66,7 @@ class ModelJudge(Section):
 
     type: Literal["reward_model"] = "reward_model"
     name: TermName = "reward_model"
-    path: Address = Field(description="a local directory or a hub id")
+    path: Address = Field(description="a local directory or a hub id, perhaps org/name@REVISION")
     precision: Precision = "auto"
     reads: Reads = "answer"
     micro_batch_tokens: ReplicaTokens = 16384

@@ -314,7 +314,9 @@ class Reward(Section):
     """What scores completions: a trained `num_labels=1` classifier (`path`), several of them (`ensemble`), or
     one trained in the same run (`train`); and `terms` that are added by weight, or stand alone."""
 
-    path: Address | None = key(None, "a trained reward model: a local directory or a hub id")
+    path: Address | None = key(
+        None, "a trained reward model: a local directory or a hub id, perhaps org/name@REVISION"
+    )
     train: RewardTraining | None = None
     ensemble: Ensemble | None = None
     weight: Factor = key(1.0, "of the reward model beside the terms")

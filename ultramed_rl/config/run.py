@@ -158,7 +158,7 @@ class RunConfig(AnyConfig):
         yield from quantize_rules("policy", self.policy.lora, "policy", self.cluster.policy.zero_stage)
         yield from self._overlap_rules()
         yield from self._judge_rules()
-        yield from device_rules(self.cluster, self.judge_engines)
+        yield from device_rules(self.cluster, self.policy.precision, self.judge_engines)
 
     @property
     def judge_engines(self) -> dict[str, JudgeEngine]:
@@ -307,10 +307,18 @@ def quantize_rules(name: str, lora: LoRA | None, group: str, zero_stage: int) ->
 
 
 def device_rules(
-    cluster: Cluster | SamplingCluster, judges: Mapping[str, JudgeEngine] | None = None
+    cluster: Cluster | SamplingCluster, precision: str, judges: Mapping[str, JudgeEngine]
 ) -> Iterator[str]:
-    """Rules of engines on CPU, those of judges by their keys."""
-    own = {f"{name}: engine": engine for name, engine in (judges or {}).items()}
-    for name, group in {"cluster.rollout": cluster.rollout, **own}.items():
+    """Rules of engines on CPU, and of 8-bit ones: the policy's, whose own `precision` this is, and judges' by their keys."""
+    groups = {"cluster.rollout": (cluster.rollout, cluster.rollout.precision or precision)}
+    groups |= {f"{name}: engine": (engine, engine.precision) for name, engine in judges.items()}
+    for name, (group, rounded) in groups.items():
         if cluster.device == "cpu" and group.kv_cache_gib is None:
             yield f"{name}.kv_cache_gib=null: must be set on cluster.device=cpu, say 1.0"
+        if group.quantization and cluster.device == "cpu":
+            yield f"{name}.quantization={group.quantization}: needs cluster.device=cuda; set it to null"
+        elif group.quantization and rounded == "float32":
+            yield (
+                f"{name}.quantization={group.quantization}: engines compute in float32, from which vLLM rounds none; "
+                f"set {name}.precision=bfloat16"
+            )

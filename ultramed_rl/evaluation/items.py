@@ -16,8 +16,9 @@ from ultramed_rl.data.choices import Keys, read_key, read_options, without_optio
 from ultramed_rl.evaluation.rubrics import Criterion
 from ultramed_rl.records import Message
 
-Form = Literal["choice", "factoid", "list", "statements", "rubric"]
-JUDGED = ("statements", "rubric")  # forms whose answers a language model reads
+Form = Literal["choice", "factoid", "list", "statements", "preference", "chat", "rubric"]
+READ_GREEDILY = {"statements", "preference", "chat"}  # forms whose greedy answers a judge reads
+JUDGED = READ_GREEDILY | {"rubric"}  # forms whose answers a language model reads
 Problem = Literal["", "none", "contradiction", "truncated"]
 INSTRUCTION = (
     'Think step by step, and end with the sentence "So, the answer is X.", where X is the letter of the '
@@ -41,6 +42,10 @@ class Item:
     turns: tuple[Message, ...] = ()  # the chat that is asked instead of the question alone
     criteria: tuple[Criterion, ...] = ()  # of a rubric
     tags: tuple[str, ...] = ()  # what its figures are also reported by
+    follow_up: str = ""  # MT-Bench's second turn, asked after the answer to the first
+    beside: tuple[
+        str, ...
+    ] = ()  # others' answers: AlpacaEval's baseline's, or MT-Bench's reference for each turn
 
     @property
     def lettered(self) -> dict[str, str]:
@@ -90,6 +95,7 @@ class Task:
     shuffles: bool = False  # the order of options carries no meaning, so that it may be changed
     columns: tuple[str, ...] = ()  # the subjects that count singly in the paper's average
     subject_files: bool = False  # each of several files is named after its rows' subject
+    numbered: bool = False  # an item without an id is called by its row's place, from 0
     drops_repeats: bool = False  # an item without a subject is dropped where it repeats an earlier one
     offline: str = ""  # where its rows are in an installed package
     # Of a file that holds more than the benchmark: the keys of its items by id, out of another file; None of any other.

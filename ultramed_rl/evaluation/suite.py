@@ -23,7 +23,7 @@ from ultramed_rl.data.choices import FirstPlace, Keys, settle_keys
 from ultramed_rl.data.files import file_form
 from ultramed_rl.data.likeness import normalise_text
 from ultramed_rl.data.sources import list_sources
-from ultramed_rl.evaluation.items import Item, Row, Task
+from ultramed_rl.evaluation.items import JUDGED, READ_GREEDILY, Item, Row, Task
 from ultramed_rl.evaluation.tasks import find_task
 from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.models.tokenizer import encode_continuations
@@ -98,8 +98,8 @@ def check_task(config: Benchmarks, choice: TaskChoice) -> Task:
         ValueError: there is none of that name, no protocol asks it, its data have no source, or its answers no judge.
     """
     task, protocols = find_task(choice.name), [protocol.type for protocol in config.protocols]
-    judged = task.form == "statements"
-    judge = {"statements": ("judge", config.judge), "rubric": ("grader", config.grader)}.get(task.form)
+    judged = task.form in READ_GREEDILY
+    judge = ("grader", config.grader) if task.form == "rubric" else ("judge", config.judge)
     answering = {"greedy"} if judged else {"greedy", "self_consistency"}
     weighed = task.continuations is not None and "likelihood" in protocols
     if not weighed and answering.isdisjoint(protocols):
@@ -109,7 +109,11 @@ def check_task(config: Benchmarks, choice: TaskChoice) -> Task:
             "or leave the task out"
         )
     find_uris(task, choice.uri)
-    if judge is not None and judge[1] is None:
+    if choice.difficulties is not None and task.form != "preference":
+        raise ValueError(
+            f"task {task.name!r}: difficulties={choice.difficulties!r} are alpaca_eval's; remove the key"
+        )
+    if task.form in JUDGED and judge[1] is None:
         raise ValueError(
             f"task {task.name!r}: needs a {judge[0]}; set benchmarks.{judge[0]} (model and base_url of an OpenAI-compatible "
             "API), or leave the task out"
@@ -255,7 +259,10 @@ def _read_items(task: Task, uris: Sequence[str], keys: Keys, counts: Counter[str
             counts["repeated"] += repeats
             counts["same_options"] += len(set(options)) < len(options)
             text = "\x1f".join((item.question, item.context, *item.options))
-            first = item.item_id or hashlib.sha256(text.encode()).hexdigest()[:16]
+            unnamed = (
+                str(own["rows"] - 1) if task.numbered else hashlib.sha256(text.encode()).hexdigest()[:16]
+            )
+            first = item.item_id or unnamed
             names = chain([first], (f"{first}-{number}" for number in count(2)))
             item_id = next(name for name in names if name not in taken)
             taken.add(item_id)

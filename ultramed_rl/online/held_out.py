@@ -17,6 +17,7 @@ from ultramed_rl.evaluation.metrics import (
     judge_metrics,
     means_by_prompt,
     prompt_means,
+    tokens_by_prompt,
 )
 from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.online.length import PROMPTS, fit_length_slope
@@ -76,7 +77,9 @@ class HeldOutEvaluation:
     def evaluate(self, record: RoundRecord, version: int) -> Metrics:
         """The answers of the policy that the engines hold, and what reward and judges say of them against the start."""
         now = self._evaluated(record, version)
-        how = self.config.evaluation.bootstrap, self.config.run.seed
+        short, long = tokens_by_prompt(self.start.answers), tokens_by_prompt(now.answers)
+        gaps = {prompt: long[prompt] - short[prompt] for prompt in long}
+        how = self.config.evaluation.bootstrap, self.config.run.seed, gaps
         answers, first = AnswerMetrics(now.answers).metrics(), AnswerMetrics(self.start.answers).metrics()
         answers["length_change"] = answers["length_mean"] / first["length_mean"] - 1
         answers |= change_metrics(prompt_means(self.start.answers), prompt_means(now.answers), *how)

@@ -21,7 +21,7 @@ from ultramed_rl.tracking.console import say
 
 COUNTED_BYTES = 32 * 2**20  # a pool of so much text is counted in a second or two
 _TRIED = 50  # samples of each source that a dry run tokenises
-_ROWS = {"uri", "input", "sources", "exemplars_from", "judged", "meta"}
+_ROWS = {"uri", "input", "sources", "exemplars_from", "judged", "difficulties", "meta"}
 _MODELS = {"path", "paths", "policies", "tokenizer"}
 
 

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Self
 
 from ultramed_rl.config.judge_models import StatementJudge
 from ultramed_rl.evaluation.items import Item
@@ -21,7 +20,6 @@ from ultramed_rl.evaluation.judging import (
     summarize_statements,
 )
 from ultramed_rl.evaluation.runner import AnswerPlace
-from ultramed_rl.evaluation.suite import AskedTask
 from ultramed_rl.records import Completion
 from ultramed_rl.rewards.judge_client import JudgeClient, Reply
 from ultramed_rl.store.atomic import write_lines
@@ -80,12 +78,6 @@ class StatementGrader:
             verdicts, texts = tuple(reply.value for reply in own), tuple(reply.text for reply in own)
             scores.append(StatementScores(item.item_id, verdicts[:count], verdicts[count:], texts))
         return scores
-
-    @classmethod
-    def for_suite(cls, suite: Sequence[AskedTask], config: StatementJudge | None) -> Self | None:
-        """Who reads the answers of tasks that need a judge. Raises ValueError where its key isn't set."""
-        needed = any(asked.task.form == "statements" for asked in suite)
-        return cls(config) if needed and config is not None else None
 
     def requests(self, item: Item, answer: str) -> list[str]:
         """What the judge is asked about one answer: a text for each statement, required ones first."""

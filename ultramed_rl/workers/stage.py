@@ -33,7 +33,7 @@ class StageWorkers(TrainingRanks):
 
     def load(self, extra: object = None) -> None:
         """Load the starting model on every rank; `extra` is the worker's own argument."""
-        model, training = self.config.model, self.config.training
+        model, training = self.config.model, self.settled(self.config.training)
         self.finish(self.begin_load(model, model.precision, self.config.cluster.trainer, training, extra))
 
     def train(self, place: TrainingPlace, start: int, stop: int) -> Iterator[Metrics]:
@@ -46,13 +46,19 @@ class StageWorkers(TrainingRanks):
 
     def score_start(self, groups: Sequence[AnswerGroup], advance: Advance) -> list[list[float]]:
         """Logprobs of all answers under the starting model, which must not have been trained yet; the groups are dealt to
-        the ranks in turn. `advance` is told of each pass's answers."""
-        count, budget = len(self), self.config.training.micro_batch_tokens
+        the ranks in turn, the same to ranks that share their passes. `advance` is told of each pass's answers."""
+        sharing, budget = (
+            self.config.cluster.trainer.sequence_parallel,
+            self.config.training.micro_batch_tokens,
+        )
+        count = len(self) // sharing
         values: list[list[float | None]] = [[None] * len(g.answers) for g in groups]
-        shards = [(groups[rank::count], budget) for rank in range(count)]
+        shards = [(groups[rank // sharing :: count], budget) for rank in range(len(self))]
         for rank, numbers in self.generate(PolicyWorker.score_base, shards).follow():
+            if rank % sharing:  # another rank has said the same
+                continue
             for group, answer, number in numbers:
-                values[rank + group * count][answer] = number
+                values[rank // sharing + group * count][answer] = number
             advance(len(numbers))
         assert all(v is not None for row in values for v in row), "an answer was not scored"
         return [[float(v) for v in row if v is not None] for row in values]

@@ -15,12 +15,11 @@ import torch
 import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.plain_rank import PlainBackend, plain_rank
 from tests.tiny import make_policy, make_reward
-from ultramed_rl.actors.deepspeed_setup import EngineSpec
 from ultramed_rl.actors.engine import Engine, NonFiniteError
 from ultramed_rl.actors.tasks import ImitationTask, PreferenceTask, RankingTask, Sums
 from ultramed_rl.actors.trainer import TrainWorker
-from ultramed_rl.config.cluster import TrainerGroup
 from ultramed_rl.config.objectives import DPO, KTO, NCA, ORPO, KTOPair
 from ultramed_rl.config.rounds import Optimization
 from ultramed_rl.config.stages import BradleyTerry
@@ -57,27 +56,14 @@ class Reads(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-class PlainBackend:
-    """What the engine uses of DeepSpeed, around the module of a single rank."""
+class Backend(PlainBackend):
+    """The optimizer's own reads aren't counted."""
 
-    def __init__(self, module: Any, reads: Reads) -> None:
-        self.module, self.reads = module, reads
-        self.optimizer = torch.optim.AdamW(module.parameters(), lr=0.0)
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self.module(*arguments)
-
-    def set_gradient_accumulation_boundary(self, last: bool) -> None:
-        pass
-
-    def backward(self, loss: torch.Tensor) -> None:
-        loss.backward()
+    reads: Reads
 
     def step(self) -> None:
-        """The optimizer's own reads aren't counted."""
         self.reads.paused = True
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        super().step()
         self.reads.paused = False
 
 
@@ -131,16 +117,10 @@ def worker_of(models: Path, name: str) -> Iterator[tuple[Any, Reads]]:
     module: Any = load_reward(str(models / "reward"), "float32") if name == "reward" else None
     module = module or load_policy(str(models / "policy"), "float32")
     reads = Reads()
-    worker = TrainWorker(0, 1, 0)
-    engine = worker.engine = Engine.__new__(Engine)
-    engine.spec = EngineSpec(
-        "cpu",
-        "float32",
-        TrainerGroup(zero_stage=0),
-        Optimization(gradient_checkpointing=False, max_skipped_steps=0),
-    )
-    engine.device, engine.skipped_steps, engine.module = torch.device("cpu"), 0, module
-    engine.backend = PlainBackend(module, reads)
+    worker = plain_rank(TrainWorker, module, "cpu", "float32")
+    engine = worker.engine
+    engine.backend = Backend(module, 1.0)
+    engine.backend.reads = reads
     worker.task = task_of(name, engine)
     tolist = torch.Tensor.tolist
 

@@ -212,7 +212,7 @@ def test_a_judge_is_asked_once_and_its_verdicts_can_be_read(
     named = {"model": "j", "base_url": "http://127.0.0.1:9/v1"}
     runner = runner_of(tasks, PROTOCOLS[1:2], judge=named)
     policy = runner.prepare("p", "p", tokenizer)
-    answered = runner.statements(ask(runner, policy, tmp_path / "run", Engines()))
+    answered = runner.judged(ask(runner, policy, tmp_path / "run", Engines()), "statements")
     cut = Completion(answered[1][1].prompt_id, 0, "Yes\u2028indeed", (1,), "length", 0.0, 0)
     answered[1] = (answered[1][0], cut)
     seen: list[str] = []
