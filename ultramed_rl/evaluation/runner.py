@@ -265,7 +265,7 @@ class BenchmarkRunner:
     def judged(self, policy: AskedPolicy, form: Form) -> list[tuple[Item, Completion]]:
         """The items of a form whose answers a judge reads, with these."""
         pairs = zip(self.chat_questions, policy.greedy, strict=True) if policy.greedy else ()
-        return [(q.item, answer) for q, answer in pairs if q.task.form == form]
+        return [(q.item, answer.without_thought()) for q, answer in pairs if q.task.form == form]
 
     def chats(self, policy: AskedPolicy) -> tuple[list[Prompt], list[Completion]]:
         """MT-Bench's chats with their answers, each with its reference where there is one: first turns, then second ones. A
@@ -275,11 +275,11 @@ class BenchmarkRunner:
         firsts = [row for row in rows if row[0].task.form == "chat"]
         for question, prompt, answer in firsts:
             prompts.append(replace(prompt, answer=(*question.item.beside, "")[0]))
-            answers.append(answer)
+            answers.append(answer.without_thought())
         for (question, *_), prompt, answer in zip(firsts, policy.second_prompts, policy.seconds, strict=True):
             name = f"{prompt.prompt_id}/second"
             prompts.append(replace(prompt, prompt_id=name, answer=(*question.item.beside, "", "")[1]))
-            answers.append(replace(answer, prompt_id=name))
+            answers.append(replace(answer.without_thought(), prompt_id=name))
         return prompts, answers
 
     def _second_prompts(self, policy: AskedPolicy) -> list[Prompt]:
@@ -288,7 +288,7 @@ class BenchmarkRunner:
         for question, prompt, answer in zip(self.chat_questions, policy.prompts, policy.greedy, strict=True):
             if question.item.follow_up:
                 assert policy.chat is not None
-                messages = _second_turn(prompt, answer.text, question.item)
+                messages = _second_turn(prompt, answer.answer, question.item)
                 tokens = TokenIds(policy.chat.encode_chat(messages))
                 found.append(replace(prompt, messages=messages, token_ids=tokens))
         return found
