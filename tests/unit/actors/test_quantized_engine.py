@@ -16,6 +16,7 @@ def test_each_sync_rounds_the_new_weights_in_place(monkeypatch: pytest.MonkeyPat
     float8's three binary places, 2^-4 of itself, or of half the smallest step, 2^-10 of its row's largest over 448."""
     from vllm.config import VllmConfig, set_current_vllm_config
     from vllm.config.quantization import _ONLINE_SHORTHANDS
+    from vllm.model_executor import parameter
     from vllm.model_executor.layers.linear import ReplicatedLinear
     from vllm.model_executor.layers.quantization.online import fp8
     from vllm.model_executor.layers.quantization.online.base import OnlineQuantizationConfig
@@ -23,6 +24,8 @@ def test_each_sync_rounds_the_new_weights_in_place(monkeypatch: pytest.MonkeyPat
 
     kernel = SimpleNamespace(process_weights_after_loading=lambda layer: None)
     monkeypatch.setattr(fp8, "init_fp8_linear_kernel", lambda **_: kernel)
+    monkeypatch.setattr(parameter, "get_tensor_model_parallel_rank", lambda: 0)
+    monkeypatch.setattr(parameter, "get_tensor_model_parallel_world_size", lambda: 1)
     chosen = OnlineQuantizationConfig(_ONLINE_SHORTHANDS[rollout.QUANTIZATIONS["fp8"] or ""])
     engine = VllmConfig()
     engine.model_config = SimpleNamespace(dtype=torch.bfloat16)  # type: ignore[assignment]
